@@ -1,0 +1,1 @@
+"""The node: one policy, its rollouts, its training and its place in a swarm."""

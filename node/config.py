@@ -1,0 +1,201 @@
+"""The configuration of a node: one tree, from a TOML file and `--set a.b=c`.
+
+Every key is checked: an unknown key, a wrong type or a value out of range is a
+`UserError` whose line names the key. Trainer options carry TRL's own names.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from node.errors import UserError
+
+
+class Section(BaseModel):
+    """A table of the configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class LoraConfig(Section):
+    """Low-rank adapters through `peft`; off unless `r` is positive."""
+
+    r: int = Field(0, ge=0, le=1024)
+    alpha: int = Field(16, ge=1)
+    target_modules: str = "all-linear"
+
+
+class PolicyConfig(Section):
+    """The model that this node trains."""
+
+    model: str = Field("builtin", description="'builtin', a folder, or a model id")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    lora: LoraConfig = LoraConfig()
+
+
+class VllmConfig(Section):
+    """The vLLM engine's child process."""
+
+    python: str = Field("", description="interpreter that has vLLM; empty: the node's own")
+    tensor_parallel_size: int = Field(1, ge=1)
+    gpu_memory_utilization: float = Field(0.4, gt=0, le=1)
+    kv_cache_gib: int = Field(1, ge=1, description="key-value cache on a CPU, in GiB")
+    max_model_len: int = Field(1024, ge=32)
+    enforce_eager: bool = True
+    start_timeout: float = Field(300.0, gt=0, description="seconds")
+    logprob_tolerance: float = Field(0.1, gt=0, description="mean absolute error a token after a weight update")
+
+
+class EngineConfig(Section):
+    """Who generates the rollouts, and how it samples."""
+
+    kind: Literal["hf", "vllm"] = "hf"
+    temperature: float = Field(1.0, gt=0, le=10)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_prompt_length: int = Field(256, ge=1, description="tokens; a longer question is skipped")
+    max_completion_length: int = Field(16, ge=1, description="tokens")
+    vllm: VllmConfig = VllmConfig()
+
+
+class TaskConfig(Section):
+    """One task that this node asks and can verify."""
+
+    name: str
+    weight: float = Field(1.0, gt=0, description="relative frequency of its questions")
+    options: dict[str, Any] = {}
+
+
+class SamplingConfig(Section):
+    """What a round generates and what it trains on (I and J of the paper)."""
+
+    local: int = Field(4, ge=0, description="own groups a round, I")
+    external: int = Field(4, ge=0, description="peers' groups a round, J")
+    completions: int = Field(8, ge=2, le=128, description="completions a question, L")
+    questions: int | None = Field(None, ge=1, description="questions a round; default: as many as local")
+    rule: Literal["paper", "uniform", "advantage", "freshest"] = "paper"
+    external_negatives: Literal["keep", "drop"] = "keep"
+    max_uses: int = Field(1, ge=1, description="how often one external group may be trained on")
+
+    @model_validator(mode="after")
+    def _some_groups(self) -> "SamplingConfig":
+        if self.local + self.external == 0:
+            raise ValueError("local and external cannot both be 0")
+        return self
+
+    @property
+    def questions_per_round(self) -> int:
+        """Questions that a round generates for."""
+        return self.questions if self.questions is not None else max(self.local, 1)
+
+
+class TrainerConfig(Section):
+    """The update, by TRL's option names."""
+
+    learning_rate: float = Field(5e-4, gt=0)
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.99, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo"] = "dapo"
+    epsilon: float = Field(0.2, gt=0)
+    epsilon_high: float = Field(0.28, gt=0)
+    beta: float = Field(0.0, ge=0, le=0, description="KL weight; only 0: no reference model is kept")
+    scale_rewards: Literal["none", "group"] = "none"
+    num_iterations: int = Field(1, ge=1, description="updates on each batch")
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    report_to: list[Literal["tensorboard", "wandb"]] = []
+    save_steps: int = Field(20, ge=1, description="rounds between checkpoints")
+    save_total_limit: int = Field(2, ge=1)
+
+
+class NetworkConfig(Section):
+    """How the node meets its peers."""
+
+    enabled: bool = True
+    listen: str = "tcp://127.0.0.1:0"
+    seeds: list[str] = Field([], description="addresses of nodes already in the swarm")
+    swarm: str = Field("", description="swarm id, 32 hex digits; empty: the isolated default")
+    share: Literal["all", "informative"] = "all"
+    max_peers: int = Field(64, ge=1)
+
+
+class PoolConfig(Section):
+    """Bounds of the pool of shared groups."""
+
+    max_age: float = Field(3600.0, gt=0, description="seconds")
+    max_groups: int = Field(4096, ge=1)
+    max_bytes: int = Field(64 << 20, ge=1 << 16)
+    max_peer_share: float = Field(0.5, gt=0, le=1, description="part of the pool that one peer may fill")
+
+
+class NodeConfig(Section):
+    """Everything that decides what a node does."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    rounds: int = Field(300, ge=1)
+    threads: int = Field(0, ge=0, description="CPU threads for tensors; 0: torch's choice")
+    policy: PolicyConfig = PolicyConfig()
+    engine: EngineConfig = EngineConfig()
+    tasks: list[TaskConfig] = Field([TaskConfig(name="builtin")], min_length=1)
+    sampling: SamplingConfig = SamplingConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    network: NetworkConfig = NetworkConfig()
+    pool: PoolConfig = PoolConfig()
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> NodeConfig:
+    """Read a TOML file (or the defaults) and apply `key.path=value` overrides in order."""
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = tomllib.loads(path.read_text())
+        except FileNotFoundError:
+            raise UserError(f"no configuration file {path}: check the path") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {path}: {error}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise UserError(f"{path} is not valid TOML: {error}") from None
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree)
+
+
+def parse_config(tree: dict[str, Any]) -> NodeConfig:
+    """Validate a configuration tree; `UserError` names the first bad key."""
+    try:
+        return NodeConfig.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "configuration"
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"unknown configuration key {where!r}: see `gossamer node --dry-run` for all keys") from None
+        raise UserError(f"configuration key {where!r}: {first['msg']} (got {first['input']!r})") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"--set wants KEY=VALUE such as sampling.local=4, got {override!r}")
+    table = tree
+    for part in parts[:-1]:
+        child = table.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override}: {part!r} is not a table")
+        table = child
+    table[parts[-1]] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,10 @@
+"""Errors that a person can act on.
+
+Anything a person got wrong (a key, a file, a port, a missing extra) is raised as
+`UserError`. The command line prints its one line and exits with status 2; every
+other exception is a defect and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """One clear line that says what is wrong and what to do about it."""
