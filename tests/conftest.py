@@ -1,0 +1,20 @@
+"""What every test shares: no hub, no telemetry, no display, few threads, and reproducible examples.
+
+The environment is set here, before any test module imports torch, matplotlib or transformers.
+"""
+
+import os
+
+from hypothesis import settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# In CI the examples are the same on every run; elsewhere hypothesis explores, and prints the
+# `@reproduce_failure` line that replays what it found.
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("local", deadline=None, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
