@@ -76,7 +76,7 @@ class SamplingConfig(Section):
     external: int = Field(4, ge=0, description="peers' groups a round, J")
     completions: int = Field(8, ge=2, le=128, description="completions a question, L")
     questions: int | None = Field(None, ge=1, description="questions a round; default: as many as local")
-    rule: Literal["paper", "uniform", "advantage", "freshest"] = "paper"
+    rule: Literal["paper", "uniform", "advantage", "freshest", "correct"] = "paper"
     external_negatives: Literal["keep", "drop"] = "keep"
     max_uses: int = Field(1, ge=1, description="how often one external group may be trained on")
 
@@ -139,7 +139,7 @@ class PoolConfig(Section):
 class NodeConfig(Section):
     """Everything that decides what a node does."""
 
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int | None = Field(None, ge=0, lt=2**63, description="default: drawn once and kept in the node's folder")
     rounds: int = Field(300, ge=1)
     threads: int = Field(0, ge=0, description="CPU threads for tensors; 0: torch's choice")
     policy: PolicyConfig = PolicyConfig()

@@ -1,0 +1,87 @@
+"""A node's folder: what is kept in it, who may use it, and how small files are written.
+
+    identity.key   the node's key (0600)          address       where peers dial it now
+    config.json    what it last ran               pool.sqlite   peers' verified groups
+    checkpoints/   model, optimiser, counters     metrics.jsonl one object a round
+    peers.json     whom it has met                log.jsonl     structured events
+
+One process at a time: the folder is locked while a node runs, and the lock dies with it.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from node.config import NodeConfig
+from node.errors import UserError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that a reader, or a crash, sees the old file or the new one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(aside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold it for this process; `UserError` when another node holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")
+    except OSError as error:
+        raise UserError(f"cannot use {folder} as a node's folder: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another node is running in {folder}: stop it, or choose another folder") from None
+        yield
+
+
+def resolve_seed(config: NodeConfig, folder: Path) -> int:
+    """Return the configured seed; without one, the folder's own, drawn at its first start.
+
+    The resolved configuration is kept in config.json, for people and for the next start.
+    """
+    path = folder / "config.json"
+    seed = config.seed
+    if seed is None and path.exists():
+        try:
+            seed = json.loads(path.read_text())["seed"]
+        except (ValueError, KeyError):
+            raise UserError(f"{path} is damaged: delete it, or set the seed with --seed") from None
+    if seed is None:
+        seed = secrets.randbits(63)
+    resolved = config.model_copy(update={"seed": seed})
+    write_atomically(path, resolved.model_dump_json(indent=1).encode())
+    return seed
+
+
+@contextmanager
+def full_disk_is_clear(folder: Path) -> Iterator[None]:
+    """Turn "no space left" from anywhere inside the block into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk that holds {folder} is full: free some space and start again") from error
+        raise

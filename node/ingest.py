@@ -1,0 +1,50 @@
+"""What a peer's group must pass before it enters the pool.
+
+Ground truth is regenerated, never received: the seed gives the question and the
+answer, and the text is scored here. A claimed question or reward that differs is a
+lie and costs its signer; a task that this node does not run is nobody's fault.
+"""
+
+from typing import NamedTuple
+
+from node.rollout import Group, GroupError, decode
+from node.tasks.load import TaskSet
+
+REWARD_TOLERANCE = 1e-6
+
+# Reasons that an honest peer can give: its groups are set aside at no cost to it.
+BLAMELESS = frozenset({"unknown_task", "unverifiable"})
+
+
+class Verified(NamedTuple):
+    """Either a usable group, or why there is none."""
+
+    group: Group | None
+    reason: str
+
+
+def check(body: bytes, tasks: TaskSet, max_completions: int) -> Verified:
+    """Decode and verify one group from a peer. Never raises: one bad item is one reason."""
+    try:
+        group = decode(body)
+        _verify(group, tasks, max_completions)
+    except GroupError as error:
+        return Verified(None, error.reason)
+    return Verified(group, "")
+
+
+def _verify(group: Group, tasks: TaskSet, max_completions: int) -> None:
+    task = tasks.get(group.task)
+    if task is None:
+        raise GroupError("unknown_task", group.task.name)
+    if not 2 <= len(group.completions) <= max_completions:
+        raise GroupError("group_size", str(len(group.completions)))
+    try:
+        item = task.make(group.seed)
+        rewards = [task.verify(item, completion.text) for completion in group.completions]
+    except Exception as error:  # a third party's task may raise anything; its failure is not the round's
+        raise GroupError("unverifiable", type(error).__name__) from error
+    if item.question != group.question:
+        raise GroupError("false_question")
+    if any(abs(own - claimed) > REWARD_TOLERANCE for own, claimed in zip(rewards, group.rewards, strict=True)):
+        raise GroupError("false_reward")

@@ -1,0 +1,161 @@
+"""The loop of a node: Algorithm 1 of "Sharing is Caring" (arXiv 2509.08721).
+
+    sample questions -> generate -> verify -> share -> draw own and external groups -> (update) -> repeat
+
+`rounds` is a generator. Each `yield` hands the trainer one round's samples, and the
+update happens there, inside TRL's training loop; when the generator is resumed the
+policy is one version newer. Nothing here waits for a peer. All randomness derives
+from the node's seed and the round's number, so a round that is done again after a
+crash asks the same questions and draws the same completions.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from node.config import NodeConfig
+from node.engines.base import Generated, RolloutEngine, SamplingParams
+from node.errors import UserError
+from node.metrics import MetricsLog
+from node.policy.load import Policy
+from node.pool import Pool
+from node.rollout import Completion, Group
+from node.sampling import RULES, SCALES, Sample, drop_negatives, external_samples, local_samples
+from node.sharing import Exchange
+from node.tasks.base import Item, Task, derive_seed
+from node.tasks.load import TaskSet
+
+Row = dict[str, Any]
+PROMPT_TRIES = 20  # questions looked at for each one asked, when many are too long for the policy
+
+
+@dataclass(slots=True)
+class Loop:
+    """What a round needs, and the metrics row of the round in progress."""
+
+    config: NodeConfig
+    seed: int
+    policy: Policy
+    engine: RolloutEngine
+    tasks: TaskSet
+    pool: Pool
+    exchange: Exchange
+    metrics: MetricsLog
+    row: Row = field(default_factory=dict)
+    _handed_over: float = 0.0
+
+    def rounds(self, first: int) -> Iterator[Sequence[Sample]]:
+        """Yield the samples of round `first` (counted from 0) and of each after it.
+
+        Args:
+            first: rounds already done, which is also the policy's version.
+        """
+        sampling = self.config.sampling
+        for version in range(first, self.config.rounds):
+            self.row = {"round": version + 1, "policy_version": version, "began": time.time()}
+            with self._timed("load"):
+                self.engine.load(version)
+            with self._timed("questions"):
+                questions = self._questions(version, sampling.questions_per_round)
+            with self._timed("generate"):
+                completions = self._generate(questions, version)
+            with self._timed("verify"):
+                own = [self._group(*question, made, version) for question, made in zip(questions, completions, strict=True)]
+            with self._timed("share"):
+                self.exchange.publish(own)
+                self.pool.add(self.exchange.receive(known=self.pool.__contains__), time.time())
+            with self._timed("draw"):
+                samples = self._draw(own, version)
+            self._describe(own, samples)
+            self._handed_over = time.perf_counter()
+            yield samples
+
+    def finish(self, round_number: int, logs: Mapping[str, float]) -> None:
+        """Complete the row of `round_number` with the trainer's `logs` and write it."""
+        self.row["time/train"] = time.perf_counter() - self._handed_over
+        self.row["time"] = time.time()
+        self.row["time/round"] = self.row["time"] - self.row["began"]
+        traffic = self.exchange.traffic()
+        self.row |= {
+            "swarm/peers": traffic.peers,
+            "swarm/pool": len(self.pool),
+            "swarm/bytes_sent": traffic.bytes_sent,
+            "swarm/bytes_received": traffic.bytes_received,
+            "swarm/rejected": dict(traffic.rejected),
+        }
+        self.metrics.append(self.row | {key: value for key, value in logs.items() if key not in self.row})
+
+    def prompt_ids(self, group: Group) -> list[int]:
+        """Return the prompt of `group`, whoever made it, rebuilt from its task and seed under this policy."""
+        task = self.tasks.get(group.task)
+        if task is None:
+            raise KeyError(group.task)
+        return self.policy.encode_prompt(task.make(group.seed))
+
+    def _questions(self, version: int, count: int) -> list[tuple[Task, int, Item, list[int]]]:
+        longest = self.config.engine.max_prompt_length
+        questions = []
+        for task, seed in self.tasks.sample(derive_seed(self.seed, "questions", version), count * PROMPT_TRIES):
+            item = task.make(seed)
+            prompt = self.policy.encode_prompt(item)
+            if len(prompt) <= longest:
+                questions.append((task, seed, item, prompt))
+            if len(questions) == count:
+                return questions
+        raise UserError(f"too many questions exceed engine.max_prompt_length={longest} tokens: raise it or ask other tasks")
+
+    def _generate(
+        self, questions: Sequence[tuple[Task, int, Item, list[int]]], version: int
+    ) -> list[list[Generated]]:
+        params = SamplingParams.from_config(self.config.engine)
+        prompts = [prompt for *_, prompt in questions]
+        seed = derive_seed(self.seed, "generate", version)
+        return self.engine.generate(prompts, self.config.sampling.completions, params, seed)
+
+    def _group(
+        self, task: Task, seed: int, item: Item, _: list[int], made: Sequence[Generated], version: int
+    ) -> Group:
+        completions = tuple(
+            Completion(one.text, one.finished, float(task.verify(item, one.text)), one.token_ids) for one in made
+        )
+        return Group(task.key, seed, item.question, completions, self.policy.name, version)
+
+    def _draw(self, own: Sequence[Group], version: int) -> list[Sample]:
+        sampling = self.config.sampling
+        scale = SCALES[self.config.trainer.scale_rewards]
+        rng = random.Random(derive_seed(self.seed, "draw", version))
+        local = local_samples(own, sampling.local, rng, scale)
+        if sampling.external == 0:
+            return local
+        candidates = self.pool.candidates(time.time(), sampling.max_uses)
+        picks = RULES[sampling.rule](candidates, sampling.external, rng, scale)
+        if sampling.external_negatives == "drop":
+            picks = drop_negatives(picks)
+        groups = self.pool.take([pick.id for pick in picks], version + 1)
+        self.row["groups_external"] = len(groups)
+        return local + external_samples(picks, groups)
+
+    def _describe(self, own: Sequence[Group], samples: Sequence[Sample]) -> None:
+        made = [completion for group in own for completion in group.completions]
+        rewards = [completion.reward for completion in made]
+        self.row.setdefault("groups_external", 0)
+        self.row |= {
+            "reward": statistics.fmean(rewards),
+            "reward_std": statistics.pstdev(rewards),
+            "groups_local": min(len(own), self.config.sampling.local),
+            "groups_informative": sum(len(set(group.rewards)) > 1 for group in own),
+            "generated": len(made),
+            "trained": sum(sample.advantage != 0 for sample in samples),
+            "completions/finished": statistics.fmean(completion.finished for completion in made),
+            "completions/mean_length": statistics.fmean(len(completion.token_ids or ()) for completion in made),
+        }
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.row[f"time/{step}"] = time.perf_counter() - began

@@ -1,0 +1,152 @@
+"""Put a node together from its configuration and folder, and run it to its last round.
+
+The network comes up first: peers may dial while the model still loads. A signal to
+stop (SIGTERM, SIGINT) ends the node after the round in progress, with a checkpoint.
+"""
+
+import hashlib
+import signal
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import structlog
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from node.checkpoint import latest_checkpoint
+from node.config import NodeConfig
+from node.engines.base import RolloutEngine
+from node.engines.hf import HfEngine
+from node.errors import UserError
+from node.folder import exclusive, full_disk_is_clear, resolve_seed, write_atomically
+from node.loop import Loop
+from node.metrics import MetricsLog
+from node.policy.load import Policy, load_policy
+from node.pool import Pool
+from node.sharing import Exchange, NetworkExchange, NoExchange
+from node.tasks.load import TaskSet, load_tasks
+from node.trainer import make_trainer
+from protocol.errors import ProtocolError
+from protocol.host import Host
+from protocol.identity import Identity
+from protocol.records import Address
+
+log = structlog.get_logger()
+
+DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]
+
+
+def run_node(config: NodeConfig, folder: Path) -> None:
+    """Run one node until its last round or a signal; start again from the newest checkpoint.
+
+    Raises:
+        UserError: the configuration, the folder or the machine needs a person.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(full_disk_is_clear(folder))
+        stack.enter_context(exclusive(folder))
+        stopping = stack.enter_context(_stop_signals())
+        seed = resolve_seed(config, folder)
+        tasks = load_tasks(config.tasks)
+        exchange = stack.enter_context(_exchange(config, folder, tasks))
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        policy = load_policy(config.policy)
+        pool = stack.enter_context(_pool(config, folder))
+        engine = _engine(config, folder, policy)
+        stack.callback(engine.close)
+        metrics = MetricsLog(folder / "metrics.jsonl")
+        loop = Loop(config, seed, policy, engine, tasks, pool, exchange, metrics)
+        trainer = make_trainer(policy, config, folder, loop.rounds, loop.prompt_ids, loop.finish)
+        trainer.add_callback(_StopCallback(stopping))
+        checkpoint = latest_checkpoint(folder / "checkpoints")
+        done = checkpoint.round if checkpoint else 0
+        pool.rewind(done)
+        metrics.rewind(done)
+        log.info("training", round=done, rounds=config.rounds, policy=policy.name)
+        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        log.info("finished", round=loop.row.get("round", done))
+
+
+@contextmanager
+def _exchange(config: NodeConfig, folder: Path, tasks: TaskSet) -> Iterator[Exchange]:
+    if not config.network.enabled:
+        yield NoExchange()
+        return
+    network = config.network
+    try:
+        swarm = bytes.fromhex(network.swarm) if network.swarm else DEFAULT_SWARM
+        if len(swarm) != 16:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"network.swarm wants 32 hex digits, got {network.swarm!r}") from None
+    try:
+        identity = Identity.load_or_generate(folder / "identity.key")
+        seeds = [Address.parse(text) for text in network.seeds]
+        host = Host(identity, swarm, network.listen or None, seeds, peers_file=folder / "peers.json")
+        address = host.start()
+    except ProtocolError as error:
+        raise UserError(str(error)) from error
+    try:
+        write_atomically(folder / "address", f"{address}\n".encode())
+        log.info("listening", node=identity.node_id, address=str(address))
+        yield NetworkExchange(
+            host,
+            tasks,
+            max_completions=4 * config.sampling.completions,
+            informative_only=network.share == "informative",
+        )
+    finally:
+        host.stop()
+
+
+@contextmanager
+def _pool(config: NodeConfig, folder: Path) -> Iterator[Pool]:
+    try:
+        with Pool(folder / "pool.sqlite", config.pool) as pool:
+            yield pool
+    except sqlite3.OperationalError as error:
+        raise UserError(f"cannot write {folder / 'pool.sqlite'}: {error}; free disk space or fix its permissions") from error
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"{folder / 'pool.sqlite'} is damaged ({error}): delete it; only shared rollouts are lost") from error
+
+
+def _engine(config: NodeConfig, folder: Path, policy: Policy) -> RolloutEngine:
+    if config.engine.kind == "hf":
+        return HfEngine(policy)
+    from node.engines.vllm import VllmEngine  # its child needs vLLM; a node that does not use it must not
+
+    return VllmEngine(policy, config.engine, folder)
+
+
+class _StopCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+    """Ends training after the step in which a signal came, with a checkpoint."""
+
+    def __init__(self, stopping: Callable[[], bool]) -> None:
+        self._stopping = stopping
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> TrainerControl:
+        if self._stopping():
+            control.should_training_stop = True
+            control.should_save = True
+        return control
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    received: list[int] = []
+
+    def remember(number: int, _: FrameType | None) -> None:
+        received.append(number)
+
+    previous = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,102 @@
+"""Between the loop and the network: groups out, verified groups in, never waiting.
+
+`Exchange` is all that the loop knows of its peers. `NetworkExchange` speaks through
+the protocol's host; `NoExchange` is a node alone, for which the loop is plain GRPO.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from node.ingest import BLAMELESS, check
+from node.pool import Shared
+from node.rollout import MAX_GROUP_BYTES, Group, encode
+from node.sampling import is_informative
+from node.tasks.load import TaskSet
+from protocol.host import Host, Verdict
+
+RECEIVE_LIMIT = 1024  # items looked at in one round; the rest wait in the host's bounded inbox
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Cumulative counts since the node started."""
+
+    peers: int
+    bytes_sent: int
+    bytes_received: int
+    rejected: Mapping[str, int]
+
+
+class Exchange(Protocol):
+    """How a round shares its groups and gets others'. No method waits."""
+
+    def publish(self, groups: Sequence[Group]) -> None:
+        """Offer this round's own groups to the swarm."""
+        ...
+
+    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+        """Return the verified groups that came since the last call; ids that are `known` are not verified again."""
+        ...
+
+    def traffic(self) -> Traffic: ...
+
+
+class NoExchange:
+    """A node alone."""
+
+    def publish(self, groups: Sequence[Group]) -> None:
+        """Drop the groups: nobody is there."""
+
+    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+        """Return nothing."""
+        return []
+
+    def traffic(self) -> Traffic:
+        """Return zeros."""
+        return Traffic(0, 0, 0, {})
+
+
+class NetworkExchange:
+    """Shares through a running `Host`, which relays, deduplicates and keeps its own counts."""
+
+    def __init__(self, host: Host, tasks: TaskSet, *, max_completions: int, informative_only: bool) -> None:
+        self._host = host
+        self._tasks = tasks
+        self._max_completions = max_completions
+        self._informative_only = informative_only
+        self._unsent: Counter[str] = Counter()
+
+    def publish(self, groups: Sequence[Group]) -> None:
+        """Hand the groups to the network thread; one too large for the wire is counted, not sent."""
+        for group in groups:
+            if self._informative_only and not is_informative(group.rewards):
+                continue
+            body = encode(group)
+            if len(body) > MAX_GROUP_BYTES:
+                self._unsent["own_oversized"] += 1
+                continue
+            self._host.publish(body)
+
+    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+        """Verify what the host has collected; a bad item costs its signer and nobody else."""
+        shared = []
+        for item in self._host.receive(RECEIVE_LIMIT):
+            if known(item.id):
+                continue
+            group, reason = check(item.body, self._tasks, self._max_completions)
+            if group is not None:
+                self._host.report(item.id, Verdict.ACCEPT, "")
+                shared.append(Shared(item.id, item.sender, time.time(), group))
+            else:
+                verdict = Verdict.IGNORE if reason in BLAMELESS else Verdict.REJECT
+                self._host.report(item.id, verdict, reason)
+        return shared
+
+    def traffic(self) -> Traffic:
+        """Return the host's counts."""
+        counters = self._host.counters()
+        rejected = Counter(counters.rejected) + self._unsent
+        return Traffic(counters.peers, counters.bytes_sent, counters.bytes_received, dict(rejected))
