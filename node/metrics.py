@@ -1,0 +1,123 @@
+"""A node's metrics: one JSON object a round, appended to `metrics.jsonl`.
+
+The writer is the node; readers (table, summary, report) look while it writes and
+after it was killed, so a reader stops at the last whole line, and the writer cuts a
+torn one off before it appends.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from node.folder import write_atomically
+
+Row = dict[str, Any]
+
+
+class MetricsLog:
+    """The writing end; one node owns the file. Raises `OSError` as the file system does."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        _cut_torn_line(path)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write `row` as one line and flush it; NaN and infinities become null."""
+        line = _encode(row)
+        with self._path.open("ab") as file:
+            file.write(line)
+
+    def rewind(self, round: int) -> None:
+        """Drop the rows after `round`, as a node does that resumes from its checkpoint."""
+        rows = read_metrics(self._path)
+        kept = [row for row in rows if row["round"] <= round]
+        if len(kept) < len(rows):
+            write_atomically(self._path, b"".join(_encode(row) for row in kept))
+
+
+class MetricsTail:
+    """The reading end of a live file: each `poll` reads only what is new.
+
+    After a rewind the file is another one and is read again from its start; a consumer
+    therefore takes a row of round r to replace everything it has from r on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._offset = 0
+
+    def poll(self) -> list[Row]:
+        """Return the rows since the last call; none while the file does not exist."""
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            return []
+        if self._file is None or os.fstat(self._file.fileno()).st_ino != found.st_ino or found.st_size < self._offset:
+            self.close()
+            self._file = self._path.open("rb")
+            self._offset = 0
+        self._file.seek(self._offset)
+        whole, newline, _ = self._file.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        return _decode(whole)
+
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Return the whole rows of `path`, which may be missing, growing or torn."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return _decode(data)
+
+
+def follow(history: list[Row], rows: Iterable[Row]) -> None:
+    """Append `rows` to `history`; a row of round r first drops those from r on."""
+    for row in rows:
+        while history and history[-1]["round"] >= row["round"]:
+            history.pop()
+        history.append(row)
+
+
+def _encode(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(_finite(row), allow_nan=False, separators=(",", ":")) + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _decode(data: bytes) -> list[Row]:
+    rows = []
+    for line in data.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # torn by a kill or a full disk
+            continue
+        if isinstance(row, dict) and isinstance(row.get("round"), int):
+            rows.append(row)
+    return rows
+
+
+def _cut_torn_line(path: Path) -> None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)

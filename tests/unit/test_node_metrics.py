@@ -1,0 +1,85 @@
+"""Metrics survive kills, rewinds and readers that look at the wrong moment."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+from node.metrics import MetricsLog, MetricsTail, follow, read_metrics
+
+
+def rows(count: int, first: int = 1) -> list[dict[str, object]]:
+    return [{"round": number, "reward": number / 10} for number in range(first, first + count)]
+
+
+def write(path: Path, count: int) -> MetricsLog:
+    log = MetricsLog(path)
+    for row in rows(count):
+        log.append(row)
+    return log
+
+
+def test_rows_come_back_in_order(tmp_path: Path) -> None:
+    write(tmp_path / "metrics.jsonl", 3)
+    assert read_metrics(tmp_path / "metrics.jsonl") == rows(3)
+
+
+def test_missing_file_has_no_rows(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    assert MetricsTail(tmp_path / "metrics.jsonl").poll() == []
+
+
+def test_every_torn_last_line_is_left_out_and_then_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 3)
+    whole = path.read_bytes()
+    second_line = whole.index(b"\n") + 1
+    for cut in range(second_line + 1, len(whole)):
+        path.write_bytes(whole[:cut])
+        kept = whole[:cut].count(b"\n")
+        assert [row["round"] for row in read_metrics(path)][:kept] == list(range(1, kept + 1))
+        MetricsLog(path).append({"round": kept + 1})
+        assert [row["round"] for row in read_metrics(path)] == list(range(1, kept + 2))
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    MetricsLog(path).append({"round": 1, "loss": float("nan"), "nested": {"x": float("inf")}})
+    assert json.loads(path.read_text()) == {"round": 1, "loss": None, "nested": {"x": None}}
+
+
+def test_rewind_drops_later_rows(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 5).rewind(2)
+    assert read_metrics(path) == rows(2)
+    assert [item.name for item in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_tail_reads_each_row_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = write(path, 2)
+    with closing(MetricsTail(path)) as tail:
+        assert tail.poll() == rows(2)
+        assert tail.poll() == []
+        log.append({"round": 3})
+        assert tail.poll() == [{"round": 3}]
+
+
+def test_tail_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"round":1}\n{"rou')
+    with closing(MetricsTail(path)) as tail:
+        assert tail.poll() == [{"round": 1}]
+        with path.open("ab") as file:
+            file.write(b'nd":2}\n')
+        assert tail.poll() == [{"round": 2}]
+
+
+def test_tail_and_history_follow_a_rewind(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log, history = write(path, 4), list[dict[str, object]]()
+    with closing(MetricsTail(path)) as tail:
+        follow(history, tail.poll())
+        log.rewind(2)
+        log.append({"round": 3, "reward": 0.9})
+        follow(history, tail.poll())
+    assert history == [*rows(2), {"round": 3, "reward": 0.9}]
