@@ -1,0 +1,76 @@
+# Every target makes .venv and installs what it needs by itself; all it takes is make, bash and Python 3.11 or newer.
+# pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, ...) apply: use them to take a CPU build of torch, say.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# Nothing here needs a model hub, a screen or anyone's telemetry.
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+export MPLBACKEND := Agg
+
+# The first interpreter that is new enough and can make a virtual environment; PYTHON=... goes first.
+FIND_PYTHON = for python in "$${PYTHON:-}" python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	then echo "$$python"; break; fi; done
+
+# pip says a great deal: show the large downloads and the last step, and let errors through.
+PIP_PROGRESS = awk '/Downloading .*[0-9] [MG]B/ { print "  downloading " $$2 " " $$3 " " $$4 } \
+	/^Installing collected/ { print "  unpacking " NF - 3 " packages" } { fflush() }'
+
+.PHONY: help demo test slow experiment lint format types contracts ci clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+
+demo: $(STAMP) ## a swarm of four nodes learns on this machine, at most 3 minutes on 2 cores
+	@$(BIN)/gossamer swarm examples/demo.toml -n 4 --out runs/demo
+
+test: $(STAMP) ## the tests, without the slow ones
+	@$(BIN)/pytest
+
+slow: $(STAMP) ## the slow tests: real models, real vLLM, minutes each
+	@$(BIN)/pytest -m slow
+
+experiment: $(STAMP) ## does sharing pay? the paper's four arms and a baseline; hours (ARGS=... is passed on)
+	@$(BIN)/python examples/experiment.py $(ARGS)
+
+lint: $(STAMP) ## ruff, its formatter in check mode, and hadolint on the Dockerfile
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/hadolint Dockerfile
+
+format: $(STAMP) ## let ruff rewrite what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: $(STAMP) ## mypy on the packages
+	@$(BIN)/mypy
+
+contracts: $(STAMP) ## the import contracts between the packages
+	@$(BIN)/lint-imports --no-logo
+
+ci: ## everything that CI runs
+	@.ci/run
+
+clean: ## remove .venv, caches and builds; runs/ stays
+	rm -rf .venv build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+# Touched last, so an interrupted install is simply done again; newer pyproject.toml, new install.
+$(STAMP): pyproject.toml
+	@python="$$($(FIND_PYTHON))"; \
+	if [ -z "$$python" ]; then \
+		echo "gossamer needs Python 3.11 or newer with its venv module: install one, or name it with PYTHON=/path/to/python" >&2; \
+		exit 1; \
+	fi; \
+	if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		"$$python" -m venv --clear .venv; \
+	fi
+	@echo "installing gossamer and what it needs into .venv (a few minutes the first time)"
+	@PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --progress-bar off --editable '.[dev]' | $(PIP_PROGRESS)
+	@touch $@
