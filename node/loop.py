@@ -64,7 +64,9 @@ class Loop:
             with self._timed("generate"):
                 completions = self._generate(questions, version)
             with self._timed("verify"):
-                own = [self._group(*question, made, version) for question, made in zip(questions, completions, strict=True)]
+                own = [
+                    self._group(*question, made, version) for question, made in zip(questions, completions, strict=True)
+                ]
             with self._timed("share"):
                 self.exchange.publish(own)
                 self.pool.add(self.exchange.receive(known=self.pool.__contains__), time.time())
@@ -106,19 +108,17 @@ class Loop:
                 questions.append((task, seed, item, prompt))
             if len(questions) == count:
                 return questions
-        raise UserError(f"too many questions exceed engine.max_prompt_length={longest} tokens: raise it or ask other tasks")
+        raise UserError(
+            f"too many questions exceed engine.max_prompt_length={longest} tokens: raise it or ask other tasks"
+        )
 
-    def _generate(
-        self, questions: Sequence[tuple[Task, int, Item, list[int]]], version: int
-    ) -> list[list[Generated]]:
+    def _generate(self, questions: Sequence[tuple[Task, int, Item, list[int]]], version: int) -> list[list[Generated]]:
         params = SamplingParams.from_config(self.config.engine)
         prompts = [prompt for *_, prompt in questions]
         seed = derive_seed(self.seed, "generate", version)
         return self.engine.generate(prompts, self.config.sampling.completions, params, seed)
 
-    def _group(
-        self, task: Task, seed: int, item: Item, _: list[int], made: Sequence[Generated], version: int
-    ) -> Group:
+    def _group(self, task: Task, seed: int, item: Item, _: list[int], made: Sequence[Generated], version: int) -> Group:
         completions = tuple(
             Completion(one.text, one.finished, float(task.verify(item, one.text)), one.token_ids) for one in made
         )

@@ -109,9 +109,13 @@ def _pool(config: NodeConfig, folder: Path) -> Iterator[Pool]:
         with Pool(folder / "pool.sqlite", config.pool) as pool:
             yield pool
     except sqlite3.OperationalError as error:
-        raise UserError(f"cannot write {folder / 'pool.sqlite'}: {error}; free disk space or fix its permissions") from error
+        raise UserError(
+            f"cannot write {folder / 'pool.sqlite'}: {error}; free disk space or fix its permissions"
+        ) from error
     except sqlite3.DatabaseError as error:
-        raise UserError(f"{folder / 'pool.sqlite'} is damaged ({error}): delete it; only shared rollouts are lost") from error
+        raise UserError(
+            f"{folder / 'pool.sqlite'} is damaged ({error}): delete it; only shared rollouts are lost"
+        ) from error
 
 
 def _engine(config: NodeConfig, folder: Path, policy: Policy) -> RolloutEngine:

@@ -1,0 +1,140 @@
+"""Sampling rules: which completions a round trains on, and with what advantage."""
+
+import math
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.rollout import Completion, Group
+from node.sampling import (
+    RULES,
+    Candidate,
+    Pick,
+    correct,
+    drop_negatives,
+    external_samples,
+    freshest,
+    local_samples,
+    mean_advantages,
+    paper,
+    scaled_advantages,
+    uniform,
+)
+from node.tasks.base import TaskKey
+
+rewards = st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=2, max_size=8).map(tuple)
+
+
+def candidate(number: int, rewards: tuple[float, ...], age: float = 0.0) -> Candidate:
+    return Candidate(number.to_bytes(4, "big"), "peer", age, rewards)
+
+
+def group(seed: int, rewards: tuple[float, ...]) -> Group:
+    made = tuple(Completion(f"{index}", True, reward) for index, reward in enumerate(rewards))
+    return Group(TaskKey("t", 1, "c"), seed, "q", made, "p", 0)
+
+
+pools = st.lists(rewards, max_size=12).map(lambda rows: [candidate(n, row, age=n) for n, row in enumerate(rows)])
+
+
+@given(rewards)
+def test_advantages_sum_to_zero_and_keep_the_order(rewards: tuple[float, ...]) -> None:
+    for scale in (mean_advantages, scaled_advantages):
+        advantages = scale(rewards)
+        assert math.isclose(sum(advantages), 0, abs_tol=1e-9)
+        assert sorted(range(len(rewards)), key=lambda i: (rewards[i], i)) == sorted(
+            range(len(rewards)), key=lambda i: (round(advantages[i], 9), i)
+        )
+
+
+def test_advantages_by_hand() -> None:
+    assert mean_advantages((1.0, 0.0, 0.0, 0.0)) == [0.75, -0.25, -0.25, -0.25]
+    assert scaled_advantages((1.0, 0.0)) == pytest.approx([0.5 / (0.5**0.5 + 1e-4), -0.5 / (0.5**0.5 + 1e-4)])
+    assert mean_advantages((1.0, 1.0)) == scaled_advantages((0.0, 0.0)) == [0.0, 0.0]
+
+
+@given(pools, st.integers(0, 12), st.sampled_from(sorted(RULES)), st.integers())
+def test_every_rule_draws_known_groups_once_and_no_more_than_asked(
+    pool: list[Candidate], count: int, rule: str, seed: int
+) -> None:
+    picks = RULES[rule](pool, count, random.Random(seed), mean_advantages)
+    ids = {pick.id for pick in picks}
+    assert len(ids) <= count
+    assert ids <= {one.id for one in pool}
+    assert len(set(picks)) == len(picks) == len({(pick.id, pick.index) for pick in picks})
+    assert picks == RULES[rule](pool, count, random.Random(seed), mean_advantages)
+
+
+@given(pools, st.integers(0, 12), st.integers())
+def test_the_papers_rule_takes_whole_informative_groups_with_the_groups_own_advantages(
+    pool: list[Candidate], count: int, seed: int
+) -> None:
+    picks = paper(pool, count, random.Random(seed), mean_advantages)
+    informative = {one.id: one for one in pool if len(set(one.rewards)) > 1}
+    drawn = {pick.id for pick in picks}
+    assert drawn <= informative.keys()
+    assert len(drawn) == min(count, len(informative))
+    for group_id in drawn:
+        mine = sorted((pick.index, pick.advantage) for pick in picks if pick.id == group_id)
+        assert mine == list(enumerate(mean_advantages(informative[group_id].rewards)))
+
+
+def test_the_papers_draw_is_uniform() -> None:
+    pool = [candidate(n, (0.0, 1.0)) for n in range(4)] + [candidate(9, (0.0, 0.0))]
+    rng = random.Random(5)
+    drawn = Counter(pick.id for _ in range(4000) for pick in paper(pool, 1, rng, mean_advantages))
+    assert len(drawn) == 4
+    assert all(abs(count - 2000) < 200 for count in drawn.values())  # two picks a group, 1,000 expected draws each
+
+
+def test_unfiltered_draws_groups_without_advantage_too() -> None:
+    pool = [candidate(1, (0.0, 0.0))]
+    assert [pick.advantage for pick in uniform(pool, 1, random.Random(0), mean_advantages)] == [0.0, 0.0]
+    assert paper(pool, 1, random.Random(0), mean_advantages) == []
+
+
+def test_advantage_weighted_prefers_the_larger_advantage() -> None:
+    pool = [candidate(1, (0.0, 1.0, 0.0, 1.0)), candidate(2, (0.0, 0.0, 0.0, 1.0))]  # summed |A|: 2 and 1.5
+    rng = random.Random(1)
+    drawn = Counter(RULES["advantage"](pool, 1, rng, mean_advantages)[0].id for _ in range(4000))
+    assert drawn[pool[0].id] / 4000 == pytest.approx(2 / 3.5, abs=0.03)
+
+
+def test_freshest_takes_the_youngest() -> None:
+    pool = [candidate(n, (0.0, 1.0), age=10 - n) for n in range(5)]
+    assert {pick.id for pick in freshest(pool, 2, random.Random(0), mean_advantages)} == {pool[3].id, pool[4].id}
+
+
+def test_correct_takes_one_right_answer_a_group() -> None:
+    pool = [candidate(1, (0.0, 1.0, 1.0)), candidate(2, (1.0, 1.0)), candidate(3, (0.0, 0.5))]
+    picks = correct(pool, 5, random.Random(0), mean_advantages)
+    assert len(picks) == 1
+    assert picks[0].id == pool[0].id and picks[0].index in (1, 2) and picks[0].advantage == 1.0
+
+
+@given(st.lists(st.builds(Pick, st.binary(min_size=1, max_size=2), st.integers(0, 5), st.floats(-2, 2))))
+def test_dropping_negatives_touches_nothing_else(picks: list[Pick]) -> None:
+    for before, after in zip(picks, drop_negatives(picks), strict=True):
+        assert after[:2] == before[:2]
+        assert after.advantage == (before.advantage if before.advantage > 0 else 0.0)
+
+
+def test_external_samples_carry_their_group() -> None:
+    made = group(1, (0.0, 1.0))
+    (sample,) = external_samples([Pick(b"a", 1, 0.5)], {b"a": made})
+    assert (sample.group, sample.index, sample.advantage, sample.external) == (made, 1, 0.5, True)
+
+
+@given(st.lists(rewards, min_size=1, max_size=8), st.integers(0, 8), st.integers())
+def test_local_groups_are_whole_and_informative_first(rows: list[tuple[float, ...]], count: int, seed: int) -> None:
+    own = [group(n, row) for n, row in enumerate(rows)]
+    samples = local_samples(own, count, random.Random(seed), mean_advantages)
+    taken = {sample.group.seed for sample in samples}
+    assert len(taken) == min(count, len(own))
+    assert len(samples) == sum(len(own[n].completions) for n in taken)
+    assert not any(sample.external for sample in samples)
+    informative = {n for n, row in enumerate(rows) if len(set(row)) > 1}
+    assert len(taken & informative) == min(count, len(informative))
