@@ -1,0 +1,144 @@
+"""Facts about the project itself that a change can break without any other test noticing."""
+
+import ast
+import importlib
+import importlib.metadata
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("node", "collectives", "protocol", "benchmarks")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+MAX_LINES = 400
+MAX_BUILTIN_BYTES = 5_000_000
+
+# Declared for what they do through another package, not imported by name.
+INDIRECT = {"accelerate": "device placement and mixed precision, through TRL"}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def text_files() -> Iterator[Path]:
+    folders = (*PACKAGES, "tests", "examples", "docs", ".ci")
+    nested = (path for folder in folders for path in (ROOT / folder).rglob("*"))
+    for path in (*ROOT.iterdir(), *nested):
+        readable = path.suffix in {"", ".py", ".toml", ".md", ".sh", ".j2", ".json", ".txt", ".cfg", ".ini"}
+        if path.is_file() and readable and path != Path(__file__).resolve():
+            yield path
+
+
+def modules() -> list[str]:
+    names = []
+    for path in sources(*PACKAGES):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return [name for name in names if not name.endswith("__main__")]
+
+
+def distribution_names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower() for requirement in requirements}
+
+
+def imported_roots(path: Path) -> set[str]:
+    roots = set()
+    for statement in ast.walk(ast.parse(path.read_text())):
+        if isinstance(statement, ast.Import):
+            roots.update(alias.name.partition(".")[0] for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom) and statement.module and statement.level == 0:
+            roots.add(statement.module.partition(".")[0])
+    return roots - set(sys.stdlib_module_names) - set(PACKAGES)
+
+
+def imported_distributions(*folders: str) -> set[str]:
+    by_root = importlib.metadata.packages_distributions()
+    roots = {root for path in sources(*folders) for root in imported_roots(path)}
+    return {name.lower().replace("_", "-") for root in roots for name in by_root.get(root, [root])}
+
+
+@pytest.mark.parametrize("name", modules())
+def test_every_module_imports(name: str) -> None:
+    importlib.import_module(name)
+
+
+def test_every_folder_of_code_is_a_package() -> None:
+    bare = {
+        str(path.parent.relative_to(ROOT)) for path in sources(*PACKAGES) if not (path.parent / "__init__.py").exists()
+    }
+    assert not bare, "import-linter and the wheel miss folders without __init__.py"
+
+
+def test_what_is_imported_is_declared() -> None:
+    extras = [item for name in ("vllm", "reasoning-gym") for item in PROJECT["optional-dependencies"][name]]
+    declared = distribution_names(PROJECT["dependencies"] + extras)
+    assert imported_distributions(*PACKAGES) <= declared
+
+
+def test_what_is_declared_is_used() -> None:
+    unused = distribution_names(PROJECT["dependencies"]) - imported_distributions(*PACKAGES)
+    assert unused == set(INDIRECT)
+
+
+def test_torch_is_a_range_and_no_local_build_is_named() -> None:
+    torch = next(item for item in PROJECT["dependencies"] if item.startswith("torch"))
+    assert "==" not in torch
+    assert not any("+cpu" in item for item in PROJECT["dependencies"])
+
+
+def test_the_installed_version_is_the_projects() -> None:
+    assert importlib.metadata.version("gossamer") == PROJECT["version"]
+
+
+def test_files_stay_readable() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in sources(*PACKAGES)
+        if (lines := len(path.read_text().splitlines())) > MAX_LINES
+    }
+    assert not long
+
+
+def test_the_builtin_policy_stays_small() -> None:
+    size = sum(
+        path.stat().st_size
+        for path in (ROOT / "node/policy/builtin").rglob("*")
+        if path.suffix in {".safetensors", ".json"}
+    )
+    assert 0 < size <= MAX_BUILTIN_BYTES
+
+
+def test_no_file_names_a_registry_or_a_folder_of_some_machine() -> None:
+    hosts = r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|registry\.npmjs|deb\.debian\.org"
+    pattern = re.compile(rf"{hosts}|(?<![\w.])/(?:work|root|opt/wheels)/|(?<![\w.])/(?:home|Users)/\w")
+    found = {
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in text_files()
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if pattern.search(line)
+    }
+    assert not found
+
+
+def test_no_test_is_skipped_or_marked_flaky() -> None:
+    pattern = re.compile(r"mark\.(skip|skipif|xfail|flaky)|pytest\.(skip|importorskip|xfail)\(")
+    here = Path(__file__).resolve()
+    assert not [path.name for path in sources("tests") if path != here and pattern.search(path.read_text())]
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("document", ["README.md", ".ci/run"])
+def test_the_make_targets_that_are_named_exist(document: str) -> None:
+    named = re.findall(
+        r"^(?:step .*)?\bmake (?:--no-print-directory )?([a-z]+)", (ROOT / document).read_text(), flags=re.MULTILINE
+    )
+    assert named
+    assert set(named) <= make_targets()
