@@ -24,11 +24,11 @@ from node.errors import UserError
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data` so that a reader, or a crash, sees the old file or the new one."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "wb") as file:
+    with aside.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)
+    aside.replace(path)
     sync_folder(path.parent)
 
 
@@ -46,7 +46,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Make `folder` and hold it for this process; `UserError` when another node holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")
+        lock = (folder / "lock").open("w")  # closed by the `with` below
     except OSError as error:
         raise UserError(f"cannot use {folder} as a node's folder: {error.strerror}") from None
     with lock:

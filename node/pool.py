@@ -89,7 +89,7 @@ class Pool:
             rows.append((item.id, item.peer, item.group.task.name, item.received, packed, body))
         evicted = self._over_bounds(now)
         if rows or evicted:
-            with _transaction(self._db):
+            with _Transaction(self._db):
                 self._db.executemany("INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?)", rows)
                 self._forget(evicted)
         return len(rows)
@@ -112,13 +112,13 @@ class Pool:
             groups[group_id] = decode(body)
             self._entries[group_id].uses += 1
         if unique:
-            with _transaction(self._db):
+            with _Transaction(self._db):
                 self._db.executemany("INSERT INTO uses VALUES (?, ?)", [(i, round_number) for i in unique])
         return groups
 
     def rewind(self, round_number: int) -> None:
         """Forget the uses made by rounds after `round_number`."""
-        with _transaction(self._db):
+        with _Transaction(self._db):
             self._db.execute("DELETE FROM uses WHERE round > ?", (round_number,))
         self._load()
 
@@ -163,7 +163,7 @@ class Pool:
         self._db.executemany("DELETE FROM uses WHERE id = ?", [(i,) for i in ids])
 
 
-class _transaction:
+class _Transaction:
     """BEGIN ... COMMIT, or ROLLBACK when the block raises."""
 
     def __init__(self, db: sqlite3.Connection) -> None:

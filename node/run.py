@@ -14,6 +14,10 @@ from types import FrameType
 
 import structlog
 import torch
+from protocol.errors import ProtocolError
+from protocol.host import Host
+from protocol.identity import Identity
+from protocol.records import Address
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from node.checkpoint import latest_checkpoint
@@ -29,10 +33,6 @@ from node.pool import Pool
 from node.sharing import Exchange, NetworkExchange, NoExchange
 from node.tasks.load import TaskSet, load_tasks
 from node.trainer import make_trainer
-from protocol.errors import ProtocolError
-from protocol.host import Host
-from protocol.identity import Identity
-from protocol.records import Address
 
 log = structlog.get_logger()
 

@@ -10,8 +10,7 @@ are dropped, and the rest are drawn uniformly without replacement.
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from node.rollout import Group
 
@@ -44,7 +43,8 @@ class Candidate:
         return is_informative(self.rewards)
 
 
-class Pick(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Pick:
     """A rule's choice: completion `index` of candidate `id`, trained with `advantage`."""
 
     id: bytes
@@ -135,7 +135,7 @@ RULES: Mapping[str, Rule] = {
 
 def drop_negatives(picks: Sequence[Pick]) -> list[Pick]:
     """Zero the negative advantages: peers' wrong answers neither teach nor push."""
-    return [pick._replace(advantage=max(pick.advantage, 0.0)) for pick in picks]
+    return [replace(pick, advantage=max(pick.advantage, 0.0)) for pick in picks]
 
 
 def external_samples(picks: Sequence[Pick], groups: Mapping[bytes, Group]) -> list[Sample]:
