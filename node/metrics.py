@@ -30,10 +30,10 @@ class MetricsLog:
         with self._path.open("ab") as file:
             file.write(line)
 
-    def rewind(self, round: int) -> None:
-        """Drop the rows after `round`, as a node does that resumes from its checkpoint."""
+    def rewind(self, round_number: int) -> None:
+        """Drop the rows after `round_number`, as a node does that resumes from its checkpoint."""
         rows = read_metrics(self._path)
-        kept = [row for row in rows if row["round"] <= round]
+        kept = [row for row in rows if row["round"] <= round_number]
         if len(kept) < len(rows):
             write_atomically(self._path, b"".join(_encode(row) for row in kept))
 
@@ -53,7 +53,7 @@ class MetricsTail:
     def poll(self) -> list[Row]:
         """Return the rows since the last call; none while the file does not exist."""
         try:
-            found = os.stat(self._path)
+            found = self._path.stat()
         except FileNotFoundError:
             return []
         if self._file is None or os.fstat(self._file.fileno()).st_ino != found.st_ino or found.st_size < self._offset:

@@ -1,0 +1,91 @@
+"""The summary's figures, from rows as nodes write them."""
+
+import json
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.summary import counted, summarise, summarise_node, write_summary
+
+KEYS = [
+    "rounds",
+    "reward_cumulative",
+    "reward_first",
+    "reward_last",
+    "groups_local",
+    "groups_external",
+    "rejected",
+    "bytes_sent",
+    "bytes_received",
+    "seconds",
+]
+
+
+def row(number: int, reward: float, **extra: object) -> dict[str, object]:
+    return {"round": number, "reward": reward, "began": 1000.0 + number, "time/round": 0.5, **extra}
+
+
+def test_first_and_last_are_means_over_a_tenth() -> None:
+    node = summarise_node([row(index, float(index)) for index in range(1, 31)])
+    assert list(node) == KEYS
+    assert (node["rounds"], node["reward_first"], node["reward_last"]) == (30, 2.0, 29.0)
+    assert (node["reward_cumulative"], node["seconds"]) == (465.0, 15.0)
+
+
+def test_a_short_run_uses_its_first_and_last_round() -> None:
+    node = summarise_node([row(1, 0.25), row(2, 0.75)])
+    assert (node["reward_first"], node["reward_last"]) == (0.25, 0.75)
+
+
+def test_swarm_is_the_mean_over_nodes_that_ran() -> None:
+    nodes = {"n0": [row(1, 0.1), row(2, 0.3)], "n1": [row(1, 0.1), row(2, 0.5)], "n2": []}
+    swarm = summarise(nodes, started=1000.0)["swarm"]
+    assert (swarm["reward_first"], swarm["reward_last"]) == (0.1, 0.4)
+    assert abs(swarm["ratio"] - 4.0) < 1e-9
+
+
+def test_a_run_that_begins_at_nothing_has_no_ratio() -> None:
+    assert summarise({"n0": [row(1, 0.0), row(2, 0.5)]}, started=0.0)["swarm"]["ratio"] is None
+    assert summarise({}, started=0.0)["swarm"]["ratio"] is None
+
+
+def test_first_round_is_measured_from_the_command_that_resumed() -> None:
+    rows = [row(1, 0.1), row(2, 0.2), row(3, 0.3)]
+    summary = summarise({"n0": rows, "n1": []}, started=1001.5)
+    assert summary["first_round_seconds"] == {"n0": 0.5, "n1": None}
+
+
+def test_rejects_and_bytes_survive_a_restart_of_their_counters() -> None:
+    rows = [
+        row(1, 0.0, **{"swarm/bytes_sent": 100, "swarm/rejected": {"malformed": 1}}),
+        row(2, 0.0, **{"swarm/bytes_sent": 250, "swarm/rejected": {"malformed": 3, "false_reward": 1}}),
+        row(3, 0.0, **{"swarm/bytes_sent": 40, "swarm/rejected": {"false_reward": 1}}),
+        row(4, 0.0, **{"swarm/bytes_sent": 90, "swarm/rejected": {"malformed": 2, "false_reward": 1}}),
+    ]
+    node = summarise_node(rows)
+    assert node["bytes_sent"] == 340
+    assert node["rejected"] == {"malformed": 5, "false_reward": 1}
+
+
+@given(st.lists(st.lists(st.integers(0, 1000), min_size=1), min_size=1))
+def test_a_counter_counts_every_step_of_every_life(lives: list[list[int]]) -> None:
+    seen: list[int] = []
+    expected = 0
+    for steps in lives:
+        value = 0
+        life = []
+        for step in steps:
+            value += step
+            life.append(value)
+        if seen and life[0] >= seen[-1]:
+            continue  # a restart that no reader of the counter alone can see
+        seen += life
+        expected += value
+    assert counted(seen) == expected
+
+
+def test_summary_is_plain_json(tmp_path: Path) -> None:
+    summary = summarise({"n0": [row(1, 0.1)]}, started=0.0)
+    write_summary(summary, tmp_path / "summary.json")
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
