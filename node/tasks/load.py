@@ -1,0 +1,94 @@
+"""From the `tasks` table of a configuration to the tasks a node asks and can verify.
+
+builtin                 all seven built-in families, sharing the weight
+builtin/NAME            one of them
+jsonl                   questions and answers from a file
+reasoning-gym/NAME      a data set of reasoning-gym (an extra)
+anything else           an entry point in the group `gossamer.tasks`, called with the options
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from itertools import accumulate
+
+from node.config import TaskConfig
+from node.errors import UserError
+from node.tasks.base import Task, TaskKey, derive_seed
+from node.tasks.families import FAMILIES
+from node.tasks.jsonl import load_jsonl
+from node.tasks.reasoning_gym import load_reasoning_gym
+
+ENTRY_POINTS = "gossamer.tasks"
+_SEEDS = 2**63
+
+
+class TaskSet:
+    """The tasks of a node, each with the relative frequency of its questions; immutable.
+
+    Raises `UserError` when the set is empty or holds one task twice.
+    """
+
+    def __init__(self, tasks: Sequence[tuple[Task, float]]) -> None:
+        if not tasks:
+            raise UserError("no tasks: list at least one under [[tasks]]")
+        self.tasks: tuple[Task, ...] = tuple(task for task, _ in tasks)
+        self._by_key: dict[TaskKey, Task] = {}
+        for task in self.tasks:
+            if task.key in self._by_key:
+                raise UserError(f"task {task.key.name!r} is listed twice with the same options: list it once")
+            self._by_key[task.key] = task
+        self._bounds = list(accumulate(weight for _, weight in tasks))
+
+    def get(self, key: TaskKey) -> Task | None:
+        """Return the task of exactly this name, version and configuration."""
+        return self._by_key.get(key)
+
+    def sample(self, seed: int, count: int) -> list[tuple[Task, int]]:
+        """Return `count` questions as (task, question seed), the same ones whenever `seed` is the same."""
+        return [(self._choose(derive_seed("task", seed, i)), derive_seed("question", seed, i)) for i in range(count)]
+
+    def _choose(self, draw: int) -> Task:
+        place = bisect_right(self._bounds, draw / _SEEDS * self._bounds[-1])
+        return self.tasks[min(place, len(self.tasks) - 1)]
+
+
+def load_tasks(configs: Sequence[TaskConfig]) -> TaskSet:
+    """Build the tasks that `configs` name.
+
+    Raises `UserError` for an unknown name, a bad option, a missing file or a missing extra.
+    """
+    return TaskSet([task for config in configs for task in _load(config)])
+
+
+def _load(config: TaskConfig) -> Iterator[tuple[Task, float]]:
+    group, _, name = config.name.partition("/")
+    if config.name == "builtin":
+        for family in FAMILIES.values():
+            yield family(**config.options), config.weight / len(FAMILIES)
+    elif group == "builtin" and name in FAMILIES:
+        yield FAMILIES[name](**config.options), config.weight
+    elif group == "reasoning-gym" and name:
+        yield load_reasoning_gym(name, config.options), config.weight
+    elif config.name == "jsonl":
+        yield load_jsonl(config.options), config.weight
+    else:
+        yield _load_entry_point(config), config.weight
+
+
+def _load_entry_point(config: TaskConfig) -> Task:
+    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if config.name not in found:
+        raise UserError(f"unknown task {config.name!r}: there are {', '.join(_names(found))}")
+    try:
+        factory = found[config.name].load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"task {config.name!r} cannot be loaded from {found[config.name].value}: {error}") from None
+    try:
+        return factory(dict(config.options))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"task {config.name!r} does not accept its options: {error}") from error
+
+
+def _names(found: Mapping[str, EntryPoint]) -> list[str]:
+    return ["builtin", *(f"builtin/{name}" for name in FAMILIES), "jsonl", "reasoning-gym/NAME", *sorted(found)]

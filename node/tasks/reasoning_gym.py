@@ -1,0 +1,185 @@
+"""Data sets of reasoning-gym as tasks: its questions and answers, our own scorers.
+
+reasoning-gym's `score_answer` is never called: several of them evaluate the completion
+or a field of the entry as code, and most pay partial credit. A completion here earns 1
+when the text in its last pair of answer tags is right, and 0 otherwise; what right
+means is one line of `SCORERS`. Only the data sets listed there can be asked.
+
+Two nodes agree on a group only if they run the same reasoning-gym: its version is part
+of the configuration hash.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field, fields
+from decimal import Context, Decimal, localcontext
+from functools import partial
+from importlib.metadata import version
+from io import StringIO
+from types import MappingProxyType
+from typing import Any
+
+from node.errors import UserError
+from node.tasks.answers import extract_answer, same_fraction, same_grid, same_number, same_output, same_text
+from node.tasks.base import Item, TaskKey, config_hash, derive_seed
+from node.tasks.propositions import find_conclusion, is_conclusion
+
+VERSION = 1
+DRAWS = 64
+
+SYSTEM = (
+    "Solve the problem step by step. Then write the final answer, and nothing else, between <answer> and </answer>, "
+    "in exactly the form that the problem asks for."
+)
+
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """How answers of one data set are judged.
+
+    `same` compares an answer with the ground truth; `truth` takes that from an entry,
+    `None` for one that no answer could satisfy (another is drawn). `defaults` replace
+    options of the data set, `refuse` says what is wrong with options that could make a
+    question never end, and `hint` is added to the instruction.
+    """
+
+    same: Callable[[str, str], bool]
+    truth: Callable[[Entry], str | None] = lambda entry: str(entry["answer"])
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    refuse: Callable[[Mapping[str, Any]], str | None] = lambda options: None
+    hint: str = ""
+
+
+def _logic_truth(entry: Entry) -> str | None:
+    """One conclusion, then the premises, a line each: the premises are what an answer is held to."""
+    premises = entry["metadata"]["premises"]
+    conclusion = find_conclusion(premises)
+    return None if conclusion is None else "\n".join([conclusion, *premises])
+
+
+def _same_conclusion(answer: str, truth: str) -> bool:
+    return is_conclusion(answer, truth.split("\n")[1:])
+
+
+def _decimal_truth(entry: Entry) -> str:
+    return f"{Decimal(entry['answer']):f}"
+
+
+def _refuse_arithmetic(options: Mapping[str, Any]) -> str | None:
+    # The data set finds divisors by trial up to the root of a product of max_terms - 1 numbers. With its own
+    # defaults (six terms of four digits) one seed in about a million takes hours, and a peer could send that seed.
+    terms, digits = options.get("max_terms", 6), options["max_digits"]
+    if terms > 6 or (terms - 1) * digits > 12:
+        return "max_terms must be at most 6 and (max_terms - 1) * max_digits at most 12, or a question may take hours"
+    return None
+
+
+def _refuse_bf(options: Mapping[str, Any]) -> str | None:
+    # At difficulty 3 the program's 8-bit counter can step over its target for ever.
+    return (
+        "difficulty must be 1 or 2: programs of difficulty 3 may never end"
+        if options.get("difficulty", 1) > 2
+        else None
+    )
+
+
+SCORERS: Mapping[str, Scorer] = MappingProxyType(
+    {
+        # The nine tasks of the SAPO paper.
+        "base_conversion": Scorer(same_text),
+        "basic_arithmetic": Scorer(same_number, defaults={"max_digits": 2}, refuse=_refuse_arithmetic),
+        "arc_1d": Scorer(same_grid),
+        "bf": Scorer(same_output, refuse=_refuse_bf),
+        "propositional_logic": Scorer(
+            _same_conclusion,
+            _logic_truth,
+            hint="Conclude something that needs more than one of the premises. Do not answer with a conjunction.",
+        ),
+        "fraction_simplification": Scorer(same_fraction),
+        # The data set rounds every step to 12 digits, so its last digits depend on the order of the steps: one answer
+        # in ten differs from the exact value there. Within a thousandth, the precision of its numbers, all agree.
+        "decimal_arithmetic": Scorer(partial(same_number, tolerance=Decimal("0.001")), _decimal_truth),
+        "calendar_arithmetic": Scorer(same_text),
+        "binary_matrix": Scorer(same_grid),
+        # Others with one right answer.
+        "caesar_cipher": Scorer(same_text),
+        "chain_sum": Scorer(same_number),
+        "count_bits": Scorer(same_number),
+        "course_schedule": Scorer(same_text),
+        "gcd": Scorer(same_number),
+        "isomorphic_strings": Scorer(same_text),
+        "largest_island": Scorer(same_number),
+        "lcm": Scorer(same_number),
+        "leg_counting": Scorer(same_number),
+        "letter_counting": Scorer(same_number),
+        "products": Scorer(same_number),
+        "ransom_note": Scorer(same_text),
+        "rotate_matrix": Scorer(same_grid),
+        "rotten_oranges": Scorer(same_number),
+        "spiral_matrix": Scorer(same_text),
+        "syllogism": Scorer(same_text),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GymTask:
+    """One data set under fixed options. A seed stands for the only item of a data set of size 1
+    made from a seed derived by hash: the data set's own item i shares its stream with seed + i.
+    """
+
+    key: TaskKey
+    scorer: Scorer
+    draw: Callable[[int], Entry]
+
+    def make(self, seed: int) -> Item:
+        """Return the item of `seed`; raise `RuntimeError` if `DRAWS` draws give none that can be answered."""
+        for attempt in range(DRAWS):
+            entry = self.draw(derive_seed(*self.key, seed, attempt))
+            answer = self.scorer.truth(entry)
+            if answer is not None:
+                system = f"{SYSTEM} {self.scorer.hint}" if self.scorer.hint else SYSTEM
+                return Item(entry["question"], answer, system)
+        raise RuntimeError(f"no question with an answer in {DRAWS} draws")
+
+    def verify(self, item: Item, text: str) -> float:
+        answer = extract_answer(text)
+        return float(answer is not None and self.scorer.same(answer, item.answer))
+
+
+def load_reasoning_gym(name: str, options: Mapping[str, Any]) -> GymTask:
+    """Return the data set `name` under `options`.
+
+    Raises `UserError` if reasoning-gym is missing, the data set has no scorer here, or it refuses the options.
+    """
+    scorer = SCORERS.get(name)
+    if scorer is None:
+        raise UserError(f"task 'reasoning-gym/{name}': no safe scorer for it; there are {', '.join(sorted(SCORERS))}")
+    try:
+        from reasoning_gym.factory import DATASETS, create_dataset
+    except ImportError:
+        raise UserError(f"task 'reasoning-gym/{name}': run pip install 'gossamer[reasoning-gym]'") from None
+    known = {option.name for option in fields(DATASETS[name][1])} - {"seed", "size"}
+    if unknown := options.keys() - known:
+        raise UserError(
+            f"task 'reasoning-gym/{name}' has no option {min(unknown)!r}: there are {', '.join(sorted(known))}"
+        )
+    chosen = {**scorer.defaults, **options}
+    try:
+        if refusal := scorer.refuse(chosen):
+            raise ValueError(refusal)
+        config = config_hash({"reasoning-gym": version("reasoning-gym"), "options": chosen})
+        draw = partial(_draw, partial(create_dataset, name, size=1, **chosen))
+        task = GymTask(TaskKey(f"reasoning-gym/{name}", VERSION, config), scorer, draw)
+        task.make(0)
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"task 'reasoning-gym/{name}' does not accept its options: {error}") from None
+    return task
+
+
+def _draw(create: Callable[..., Any], seed: int) -> Entry:
+    # One data set sets the precision of the thread's decimal context, another prints its progress.
+    with localcontext(Context()), redirect_stdout(StringIO()):
+        return create(seed=seed)[0]
