@@ -1,0 +1,56 @@
+"""MessagePack under limits: arrays, integers, text and bytes, and nothing else.
+
+A peer's bytes are unpacked with every length bounded beforehand. Maps, floats' NaN,
+extension types and time stamps have no use here and are refused.
+"""
+
+from typing import Any
+
+import msgpack
+
+from protocol.errors import PeerError
+
+UINT64_MAX = 2**64 - 1
+
+
+def pack(fields: list[Any]) -> bytes:
+    """Return the MessagePack form of an array of integers, text, bytes and arrays."""
+    return msgpack.packb(fields, use_bin_type=True)
+
+
+def unpack(
+    data: bytes, length: int, *, error: type[PeerError], max_bytes: int = 0, max_text: int = 0, max_array: int = 0
+) -> list[Any]:
+    """Return the array of exactly `length` elements in `data`.
+
+    `max_bytes`, `max_text` and `max_array` bound any byte string, text (in bytes) and inner
+    array. Raises `error` with the reason "malformed" for everything else, trailing bytes
+    included.
+    """
+    try:
+        fields = msgpack.unpackb(
+            data,
+            raw=False,
+            use_list=True,
+            strict_map_key=True,
+            max_bin_len=max_bytes,
+            max_str_len=max_text,
+            max_array_len=max(max_array, length),
+            max_map_len=0,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as cause:
+        raise error("malformed", type(cause).__name__) from None
+    if not isinstance(fields, list) or len(fields) != length:
+        raise error("malformed", "layout")
+    return fields
+
+
+def is_uint(value: object, limit: int = UINT64_MAX) -> bool:
+    """Tell whether `value` is an integer in [0, limit]; a boolean is not."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= limit
+
+
+def is_bytes(value: object, size: int) -> bool:
+    """Tell whether `value` is a byte string of exactly `size` bytes."""
+    return isinstance(value, bytes) and len(value) == size

@@ -1,0 +1,41 @@
+"""What can go wrong in the protocol, as types.
+
+Errors that a person can act on carry one clear line. Errors about a peer's bytes
+carry a `reason`, the short name under which they are counted.
+"""
+
+
+class ProtocolError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class IdentityError(ProtocolError):
+    """A key file that cannot be used; the message says what to do."""
+
+
+class BadAddress(ProtocolError):  # noqa: N818  # reads as what it is: a bad address
+    """An address or endpoint that cannot be parsed, bound or dialled."""
+
+
+class PortInUse(ProtocolError):  # noqa: N818
+    """Another process listens on the endpoint that was asked for."""
+
+
+class PeerError(ProtocolError):
+    """Bytes from a peer that break the protocol; `reason` is the name they are counted under."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+class EnvelopeError(PeerError):
+    """A frame that is no valid envelope: oversized, malformed or forged."""
+
+
+class RecordError(PeerError):
+    """A peer record that is malformed, forged, expired or someone else's."""
+
+
+class MessageError(PeerError):
+    """An authentic envelope whose body is not what its kind says."""

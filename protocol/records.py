@@ -1,0 +1,184 @@
+"""Where a node is: addresses, and the signed record that a node spreads about itself.
+
+    record = public key (32) | signature (64) | payload
+    payload = MessagePack [1, swarm id (16), CURVE key (32), [endpoint, ...], incarnation, agent, expiry in ms]
+
+An endpoint becomes a ZeroMQ connect string, so its grammar is checked here and is
+narrower than ZeroMQ's: TCP only, one host, one port, no source address, no wildcard.
+"""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from protocol.codec import is_bytes, is_uint, pack, unpack
+from protocol.envelope import HEADER_BYTES, SWARM_BYTES
+from protocol.errors import BadAddress, RecordError
+from protocol.identity import KEY_BYTES, Identity, NodeId, node_id, verify
+
+VERSION = 1
+MAX_RECORD_BYTES = 2048
+MAX_ENDPOINTS = 4
+MAX_ENDPOINT_BYTES = 280  # a host name has at most 253 characters
+MAX_AGENT_BYTES = 128
+# Long enough that a node which was away for a night still finds somebody in its peers file.
+RECORD_LIFE_S = 24 * 3600.0
+MAX_RECORD_LIFE_S = 7 * 24 * 3600.0
+_DOMAIN = b"gossamer/record/1\x00"
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?", re.IGNORECASE)
+_ENDPOINT = re.compile(r"tcp://(\[[0-9a-fA-F:.]{2,45}\]|[^\s/\[\]:;@?#]{1,253}):([0-9]{1,5})")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A TCP host and port; `host` is a name, an IPv4 or an IPv6 address without brackets."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str, *, bind: bool = False) -> "Endpoint":
+        """Read "tcp://HOST:PORT"; with `bind`, port 0 (any free port) and host "*" are allowed too.
+
+        Raises:
+            BadAddress: anything else.
+        """
+        match = _ENDPOINT.fullmatch(text) if len(text) <= MAX_ENDPOINT_BYTES else None
+        if match is None:
+            raise BadAddress(f"{text[:MAX_ENDPOINT_BYTES]!r} is no endpoint: write tcp://HOST:PORT")
+        host, port = match[1].strip("[]"), int(match[2])
+        if port > 65535 or (port == 0 and not bind):
+            raise BadAddress(f"{text!r}: the port must be between {0 if bind else 1} and 65535")
+        if not (_is_host(host, bracketed=match[1].startswith("[")) or (bind and host == "*")):
+            raise BadAddress(f"{text!r}: {host!r} is no host name or IP address")
+        return cls(host, port)
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether the host is a literal IPv6 address."""
+        return ":" in self.host
+
+    def __str__(self) -> str:
+        return f"tcp://[{self.host}]:{self.port}" if self.is_ipv6 else f"tcp://{self.host}:{self.port}"
+
+
+def _is_host(host: str, *, bracketed: bool) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return not bracketed and _NAME.fullmatch(host) is not None
+    return (address.version == 6) == bracketed
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a node listens and the CURVE key it proves there: what a person gives as a seed."""
+
+    endpoint: Endpoint
+    key: bytes
+
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """Read "tcp://HOST:PORT?key=HEX".
+
+        Raises:
+            BadAddress: the line says which part is wrong.
+        """
+        endpoint, separator, key = text.strip().partition("?key=")
+        if not separator:
+            raise BadAddress(f"{text!r} has no key: write tcp://HOST:PORT?key=HEX, as the other node prints it")
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", key):
+            raise BadAddress(f"{text!r}: the key must be 64 hex digits, as the other node prints it")
+        return cls(Endpoint.parse(endpoint), bytes.fromhex(key))
+
+    def __str__(self) -> str:
+        return f"{self.endpoint}?key={self.key.hex()}"
+
+
+@dataclass(frozen=True)
+class PeerRecord:
+    """What a node says of itself, signed; `encoded` holds the exact bytes to pass on.
+
+    `incarnation` grows with every start of the node, `expiry_ms` with every renewal. No
+    endpoint means that nobody can dial the node.
+    """
+
+    public_key: bytes
+    swarm: bytes
+    curve_key: bytes
+    endpoints: tuple[Endpoint, ...]
+    incarnation: int
+    agent: str
+    expiry_ms: int
+    encoded: bytes
+
+    @cached_property
+    def node_id(self) -> NodeId:
+        """The id of the node that signed."""
+        return node_id(self.public_key)
+
+    @property
+    def address(self) -> Address | None:
+        """Where to dial the node, if anybody can."""
+        return Address(self.endpoints[0], self.curve_key) if self.endpoints else None
+
+    def replaces(self, other: "PeerRecord") -> bool:
+        """Tell whether this record is newer than `other`, of the same node."""
+        return (self.incarnation, self.expiry_ms) > (other.incarnation, other.expiry_ms)
+
+
+def make_record(
+    identity: Identity, swarm: bytes, endpoints: tuple[Endpoint, ...], incarnation: int, agent: str, expiry_ms: int
+) -> PeerRecord:
+    """Sign a record about ourselves; `agent` is cut to what fits."""
+    agent = agent.encode(errors="replace")[:MAX_AGENT_BYTES].decode(errors="ignore")
+    names = [str(endpoint) for endpoint in endpoints]
+    payload = pack([VERSION, swarm, identity.curve_key, names, incarnation, agent, expiry_ms])
+    encoded = identity.public_key + identity.sign(_DOMAIN + payload) + payload
+    return PeerRecord(identity.public_key, swarm, identity.curve_key, endpoints, incarnation, agent, expiry_ms, encoded)
+
+
+def open_record(data: bytes, swarm: bytes, now_unix: float) -> PeerRecord:
+    """Verify and decode a record of a member of `swarm`.
+
+    Raises:
+        RecordError: reason "malformed", "forged", "wrong_swarm" or "stale" (expired, or beyond any honest expiry).
+    """
+    if not HEADER_BYTES < len(data) <= MAX_RECORD_BYTES:
+        raise RecordError("malformed", f"record of {len(data)} bytes")
+    public_key, signature, payload = data[:KEY_BYTES], data[KEY_BYTES:HEADER_BYTES], data[HEADER_BYTES:]
+    if not verify(public_key, signature, _DOMAIN + payload):
+        raise RecordError("forged", "record")
+    fields = unpack(
+        payload,
+        7,
+        error=RecordError,
+        max_bytes=max(KEY_BYTES, SWARM_BYTES),
+        max_text=max(MAX_ENDPOINT_BYTES, MAX_AGENT_BYTES),
+        max_array=MAX_ENDPOINTS,
+    )
+    version, record_swarm, curve_key, endpoints, incarnation, agent, expiry_ms = fields
+    if version != VERSION or not is_bytes(record_swarm, SWARM_BYTES) or not is_bytes(curve_key, KEY_BYTES):
+        raise RecordError("malformed", "record layout")
+    if not (is_uint(incarnation) and is_uint(expiry_ms) and isinstance(agent, str)):
+        raise RecordError("malformed", "record fields")
+    if len(agent.encode()) > MAX_AGENT_BYTES or not isinstance(endpoints, list) or len(endpoints) > MAX_ENDPOINTS:
+        raise RecordError("malformed", "record sizes")
+    if record_swarm != swarm:
+        raise RecordError("wrong_swarm", "record")
+    if not now_unix * 1000 < expiry_ms <= (now_unix + MAX_RECORD_LIFE_S) * 1000:
+        raise RecordError("stale", "record")
+    return PeerRecord(
+        public_key, swarm, curve_key, tuple(map(_endpoint, endpoints)), incarnation, agent, expiry_ms, data
+    )
+
+
+def _endpoint(value: object) -> Endpoint:
+    if not isinstance(value, str):
+        raise RecordError("malformed", "endpoint")
+    try:
+        return Endpoint.parse(value)
+    except BadAddress:
+        raise RecordError("malformed", "endpoint") from None
