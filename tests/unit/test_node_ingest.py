@@ -15,7 +15,7 @@ from node.tasks.load import TaskSet, load_tasks
 TASKS = load_tasks([TaskConfig(name="builtin")])
 
 
-def honest(seed: int = 7, texts: tuple[str, ...] = ("1", "x")) -> Group:
+def honest(seed: int = 7, texts: tuple[str, ...] = ("no", "x")) -> Group:
     task = TASKS.tasks[0]
     item = task.make(seed)
     made = tuple(Completion(text, True, task.verify(item, text)) for text in (item.answer, *texts))
