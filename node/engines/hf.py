@@ -1,0 +1,132 @@
+"""Rollouts by `transformers.generate`, with the very model that is being trained."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from node.engines.base import Generated, SamplingParams
+from node.policy.load import Policy
+
+
+class HfEngine:
+    """Generates in the trainer's process and shares its weights: a new version costs nothing.
+
+    On a CPU the completions are a function of (weights, prompts, n, sampling, seed). The
+    batch takes part in that: prompts are padded to the longest, and one stream of random
+    numbers serves all rows.
+
+    Args:
+        policy: the model, its tokenizer and its end-of-text tokens.
+        logprobs: also return the log-probability of each sampled token.
+        max_batch: most sequences in one call of `generate`; None puts all in one.
+    """
+
+    def __init__(self, policy: Policy, *, logprobs: bool = False, max_batch: int | None = None) -> None:
+        self._policy = policy
+        self._logprobs = logprobs
+        self._max_batch = max_batch
+
+    def load(self, version: int) -> None:
+        """Do nothing: the trainer's weights are this engine's."""
+
+    def close(self) -> None:
+        """Do nothing: the model belongs to the trainer."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
+    ) -> list[list[Generated]]:
+        """Return `n` completions for each prompt; see `RolloutEngine.generate`."""
+        rows = [prompt for prompt in prompts for _ in range(n)]
+        step = self._max_batch or max(len(rows), 1)
+        device = self._policy.model.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), _evaluating(self._policy):
+            torch.manual_seed(seed)
+            made = [one for at in range(0, len(rows), step) for one in self._batch(rows[at : at + step], sampling)]
+        return [made[at : at + n] for at in range(0, len(made), n)]
+
+    def _batch(self, rows: Sequence[Sequence[int]], sampling: SamplingParams) -> list[Generated]:
+        policy = self._policy
+        width = max(map(len, rows))
+        pad = policy.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=policy.model.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=policy.model.device)
+        recorder = _Recorder(sampling.temperature, width)
+        output = policy.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=_generation_config(policy, sampling),
+            logits_processor=LogitsProcessorList([recorder] if self._logprobs else []),
+        )
+        logprobs = recorder.finish(output) if self._logprobs else [None] * len(rows)
+        return [
+            _completion(policy, tokens, values)
+            for tokens, values in zip(output[:, width:].tolist(), logprobs, strict=True)
+        ]
+
+
+class _Recorder(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+    """Keeps the log-probability of each sampled token and changes nothing.
+
+    A processor sees the logits of the token about to be drawn, together with the tokens
+    drawn so far: the log-probabilities of one step are held until the next shows which
+    token it was. So memory stays at one step's (rows, vocabulary).
+    """
+
+    def __init__(self, temperature: float, width: int) -> None:
+        self._temperature = temperature
+        self._width = width
+        self._pending: torch.Tensor | None = None
+        self._columns: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._settle(input_ids)
+        self._pending = torch.log_softmax(scores.float() / self._temperature, dim=-1)
+        return scores
+
+    def finish(self, output: torch.Tensor) -> list[list[float]]:
+        """Return the log-probabilities of the completions in `output`, padding included."""
+        self._settle(output)
+        return torch.cat(self._columns, dim=1).tolist()
+
+    def _settle(self, ids: torch.Tensor) -> None:
+        if self._pending is not None:
+            column = self._width + len(self._columns)
+            self._columns.append(self._pending.gather(1, ids[:, column : column + 1]))
+            self._pending = None
+
+
+def _generation_config(policy: Policy, sampling: SamplingParams) -> GenerationConfig:
+    return GenerationConfig(
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=0,
+        max_new_tokens=sampling.max_completion_length,
+        eos_token_id=list(policy.eos_token_ids),
+        pad_token_id=policy.pad_token_id,
+        use_cache=True,
+    )
+
+
+def _completion(policy: Policy, tokens: list[int], logprobs: list[float] | None) -> Generated:
+    end = next((at for at, token in enumerate(tokens) if token in policy.eos_token_ids), None)
+    length = len(tokens) if end is None else end + 1
+    return Generated(
+        token_ids=tuple(tokens[:length]),
+        text=policy.decode(tokens[:length]),
+        finished=end is not None,
+        logprobs=None if logprobs is None else tuple(logprobs[:length]),
+    )
+
+
+@contextmanager
+def _evaluating(policy: Policy) -> Iterator[None]:
+    training = policy.model.training
+    policy.model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        policy.model.train(training)

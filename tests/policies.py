@@ -1,0 +1,55 @@
+"""Tiny random policies for tests: a Llama of a few thousand weights over printable ASCII."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from node.config import LoraConfig, PolicyConfig
+from node.policy.load import Policy, load_policy
+
+CHARACTERS = "".join(map(chr, range(32, 127)))
+
+
+def tiny_policy(folder: Path, seed: int = 0, width: int = 16, lora: int = 0, dtype: str = "float32") -> Policy:
+    """Write a random policy to `folder` and load it on the CPU."""
+    write_tiny_policy(folder, seed, width)
+    return load_policy(PolicyConfig(model=str(folder), device="cpu", dtype=dtype, lora=LoraConfig(r=lora)))
+
+
+def write_tiny_policy(folder: Path, seed: int = 0, width: int = 16) -> None:
+    """Save a random model with sharp enough logits that probabilities differ, and its tokenizer."""
+    tokenizer = character_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=width,
+                intermediate_size=2 * width,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=128,
+                tie_word_embeddings=True,
+                initializer_range=0.3,
+                attention_dropout=0.1,
+                pad_token_id=tokenizer.pad_token_id,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character, `<bos>` before a text."""
+    vocabulary = {token: at for at, token in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *CHARACTERS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
