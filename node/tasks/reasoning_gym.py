@@ -46,7 +46,7 @@ class Scorer:
     """
 
     same: Callable[[str, str], bool]
-    truth: Callable[[Entry], str | None] = lambda entry: str(entry["answer"])
+    truth: Callable[[Entry], str | None] = lambda entry: str(entry["answer"]).strip() or None
     defaults: Mapping[str, object] = field(default_factory=dict)
     refuse: Callable[[Mapping[str, Any]], str | None] = lambda options: None
     hint: str = ""
@@ -68,8 +68,8 @@ def _decimal_truth(entry: Entry) -> str:
 
 
 def _refuse_arithmetic(options: Mapping[str, Any]) -> str | None:
-    # The data set finds divisors by trial up to the root of a product of max_terms - 1 numbers. With its own
-    # defaults (six terms of four digits) one seed in about a million takes hours, and a peer could send that seed.
+    # The data set finds divisors by trial up to the root of a product of max_terms - 1 numbers: under its own
+    # defaults, six terms of four digits, up to 10**10 trials. Such seeds are rare, but a peer may look for one.
     terms, digits = options.get("max_terms", 6), options["max_digits"]
     if terms > 6 or (terms - 1) * digits > 12:
         return "max_terms must be at most 6 and (max_terms - 1) * max_digits at most 12, or a question may take hours"
@@ -77,18 +77,16 @@ def _refuse_arithmetic(options: Mapping[str, Any]) -> str | None:
 
 
 def _refuse_bf(options: Mapping[str, Any]) -> str | None:
-    # At difficulty 3 the program's 8-bit counter can step over its target for ever.
-    return (
-        "difficulty must be 1 or 2: programs of difficulty 3 may never end"
-        if options.get("difficulty", 1) > 2
-        else None
-    )
+    # At difficulty 3 one program in six counts past its target, wraps at 256 and does so again, for ever.
+    if options.get("difficulty", 1) > 2:
+        return "difficulty must be 1 or 2: programs of difficulty 3 may never end"
+    return None
 
 
 SCORERS: Mapping[str, Scorer] = MappingProxyType(
     {
         # The nine tasks of the SAPO paper.
-        "base_conversion": Scorer(same_text),
+        "base_conversion": Scorer(same_text, defaults={"min_value": 1}),  # it writes 0 as nothing in most bases
         "basic_arithmetic": Scorer(same_number, defaults={"max_digits": 2}, refuse=_refuse_arithmetic),
         "arc_1d": Scorer(same_grid),
         "bf": Scorer(same_output, refuse=_refuse_bf),
@@ -103,19 +101,18 @@ SCORERS: Mapping[str, Scorer] = MappingProxyType(
         "decimal_arithmetic": Scorer(partial(same_number, tolerance=Decimal("0.001")), _decimal_truth),
         "calendar_arithmetic": Scorer(same_text),
         "binary_matrix": Scorer(same_grid),
-        # Others with one right answer.
+        # Others with one right answer. What is not here has several, or a scorer of ours is yet to be written, or (as
+        # ransom_note and isomorphic_strings) it makes other questions of a seed in every process.
         "caesar_cipher": Scorer(same_text),
         "chain_sum": Scorer(same_number),
         "count_bits": Scorer(same_number),
         "course_schedule": Scorer(same_text),
         "gcd": Scorer(same_number),
-        "isomorphic_strings": Scorer(same_text),
         "largest_island": Scorer(same_number),
         "lcm": Scorer(same_number),
         "leg_counting": Scorer(same_number),
         "letter_counting": Scorer(same_number),
         "products": Scorer(same_number),
-        "ransom_note": Scorer(same_text),
         "rotate_matrix": Scorer(same_grid),
         "rotten_oranges": Scorer(same_number),
         "spiral_matrix": Scorer(same_text),
@@ -126,20 +123,21 @@ SCORERS: Mapping[str, Scorer] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class GymTask:
-    """One data set under fixed options. A seed stands for the only item of a data set of size 1
-    made from a seed derived by hash: the data set's own item i shares its stream with seed + i.
+    """One data set under fixed options.
+
+    A seed stands for the only item of a data set of size 1 that is made from a seed derived by
+    hash: item i of a larger one shares its random stream with item 0 of the seed i further on.
     """
 
     key: TaskKey
     scorer: Scorer
-    draw: Callable[[int], Entry]
+    draw: Callable[[int], Entry | None]
 
     def make(self, seed: int) -> Item:
         """Return the item of `seed`; raise `RuntimeError` if `DRAWS` draws give none that can be answered."""
         for attempt in range(DRAWS):
             entry = self.draw(derive_seed(*self.key, seed, attempt))
-            answer = self.scorer.truth(entry)
-            if answer is not None:
+            if entry is not None and (answer := self.scorer.truth(entry)) is not None:
                 system = f"{SYSTEM} {self.scorer.hint}" if self.scorer.hint else SYSTEM
                 return Item(entry["question"], answer, system)
         raise RuntimeError(f"no question with an answer in {DRAWS} draws")
@@ -179,7 +177,11 @@ def load_reasoning_gym(name: str, options: Mapping[str, Any]) -> GymTask:
     return task
 
 
-def _draw(create: Callable[..., Any], seed: int) -> Entry:
-    # One data set sets the precision of the thread's decimal context, another prints its progress.
+def _draw(create: Callable[..., Any], seed: int) -> Entry | None:
+    # One data set sets the precision of the thread's decimal context, another prints its progress, and a few of the
+    # expressions that they compose divide by zero.
     with localcontext(Context()), redirect_stdout(StringIO()):
-        return create(seed=seed)[0]
+        try:
+            return create(seed=seed)[0]
+        except ArithmeticError:
+            return None

@@ -1,0 +1,155 @@
+"""From configuration to tasks: names, options, weights, and errors that say what to do."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.config import TaskConfig
+from node.errors import UserError
+from node.tasks.base import TaskKey
+from node.tasks.families import FAMILIES
+from node.tasks.load import TaskSet, load_tasks
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = st.integers(0, 2**63 - 1)
+
+PLUGIN = """
+from node.tasks.base import Item, TaskKey
+
+class Riddle:
+    key = TaskKey("riddles", 1, "plain")
+    def make(self, seed):
+        return Item(str(seed), str(seed))
+    def verify(self, item, text):
+        return float(text == item.answer)
+
+def make(options):
+    if options:
+        raise ValueError("it has none")
+    return Riddle()
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install a third-party package with good and broken tasks, as far as the interpreter can tell."""
+    (tmp_path / "gossamer_riddles.py").write_text(PLUGIN)
+    info = tmp_path / "gossamer_riddles-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gossamer-riddles\nVersion: 1.0\n")
+    targets = {
+        "riddles": "gossamer_riddles:make",
+        "lost": "gossamer_riddles:nothing",
+        "missing": "no_such_module:make",
+        "builtin": "no_such_module:make",
+    }
+    points = "".join(f"{name} = {target}\n" for name, target in targets.items())
+    (info / "entry_points.txt").write_text(f"[gossamer.tasks]\n{points}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def _load(name: str, **options: object) -> TaskSet:
+    return load_tasks([TaskConfig(name=name, options=options)])
+
+
+def test_builtin_is_the_seven_families_at_equal_weight() -> None:
+    tasks = load_tasks([TaskConfig(name="builtin", options={"difficulty": 2})])
+    assert [task.key for task in tasks.tasks] == [FAMILIES[name](difficulty=2).key for name in FAMILIES]
+    drawn = Counter(task.key.name for task, _ in tasks.sample(3, 7000))
+    assert len(drawn) == 7 and all(850 < count < 1150 for count in drawn.values())
+
+
+def test_weights_are_relative_frequencies() -> None:
+    often = TaskConfig(name="builtin", weight=3)
+    seldom = TaskConfig(name="builtin/sums", weight=1, options={"difficulty": 9})
+    drawn = Counter(task.key.config for task, _ in load_tasks([often, seldom]).sample(0, 4000))
+    assert 900 < drawn[FAMILIES["sums"](difficulty=9).key.config] < 1100
+
+
+@given(SEEDS, st.integers(0, 20), st.integers(0, 20))
+def test_a_sample_is_a_function_of_its_seed(seed: int, few: int, more: int) -> None:
+    tasks = _load("builtin")
+    long, short = tasks.sample(seed, few + more), tasks.sample(seed, few)
+    assert [(task.key, question) for task, question in long[:few]] == [(task.key, question) for task, question in short]
+    assert all(0 <= question < 2**63 for _, question in long)
+    assert len({question for _, question in long} | {question for _, question in tasks.sample(seed ^ 1, few)}) == (
+        few + more + few
+    )
+
+
+def test_get_wants_the_exact_key() -> None:
+    tasks = _load("builtin/sums")
+    key = tasks.tasks[0].key
+    assert tasks.get(key) is tasks.tasks[0]
+    for other in (
+        key._replace(version=key.version + 1),
+        key._replace(config="0" * 16),
+        key._replace(name="builtin/bases"),
+        TaskKey("__import__('os').system('touch planted')", 1, key.config),
+    ):
+        assert tasks.get(other) is None
+
+
+def test_a_third_party_task_comes_from_its_entry_point(plugin: None) -> None:
+    tasks = _load("riddles")
+    (task,) = tasks.tasks
+    assert task.verify(task.make(5), "5") == 1.0
+    assert _load("builtin").tasks[0].key.name == "builtin/sums", "an entry point cannot take a name of ours"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "complaint"),
+    [
+        ("bultin", {}, "unknown task 'bultin': there are builtin, builtin/sums"),
+        ("builtin/", {}, "unknown task"),
+        ("builtin/summs", {}, "unknown task 'builtin/summs'"),
+        ("builtin/sums", {"dificulty": 2}, "'dificulty'"),
+        ("builtin/sums", {"difficulty": "hard"}, "difficulty"),
+        ("builtin", {"difficulty": 0}, "difficulty"),
+        ("jsonl/x", {}, "unknown task"),
+        ("jsonl", {}, "'path'"),
+        ("reasoning-gym", {}, "unknown task"),
+        ("reasoning-gym/", {}, "unknown task"),
+        ("reasoning-gym/n_queens", {}, "no safe scorer"),
+        ("reasoning-gym/__init__", {}, "no safe scorer"),
+        ("lost", {}, "cannot be loaded"),
+        ("missing", {}, "cannot be loaded"),
+        ("riddles", {"a": 1}, "does not accept its options: it has none"),
+        ("nobody", {}, "riddles"),
+    ],
+)
+def test_a_wrong_name_or_option_is_one_clear_line(
+    plugin: None, name: str, options: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        _load(name, **options)
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_set_is_neither_empty_nor_has_one_task_twice() -> None:
+    with pytest.raises(UserError, match="no tasks"):
+        TaskSet([])
+    with pytest.raises(UserError, match="'builtin/sums' is listed twice"):
+        load_tasks([TaskConfig(name="builtin"), TaskConfig(name="builtin/sums")])
+
+
+def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("reasoning_gym", "reasoning_gym.factory"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=r"pip install 'gossamer\[reasoning-gym\]'"):
+        _load("reasoning-gym/bf")
+
+
+def test_loading_tasks_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from node.config import TaskConfig; from node.tasks.load import load_tasks\n"
+        "load_tasks([TaskConfig(name='builtin')])\n"
+        "print(sorted({'reasoning_gym', 'torch', 'transformers', 'numpy', 'sympy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
