@@ -1,0 +1,51 @@
+"""How far a running node is, kept up to date from the rows it writes."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from node.metrics import Row
+from node.summary import number
+
+
+class Point(NamedTuple):
+    """What a display needs of one round, with running totals of the groups trained on."""
+
+    round: int
+    reward: float
+    local: int
+    external: int
+
+
+class Progress:
+    """Figures of one node; small, so that a long run does not fill the supervisor's memory."""
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+        self.points: list[Point] = []
+        self.last: Row = {}
+
+    @property
+    def round(self) -> int:
+        """The last finished round, 0 before the first."""
+        return self.points[-1].round if self.points else 0
+
+    def update(self, rows: Iterable[Row]) -> None:
+        """Take new rows; one of round r replaces what is known from r on (a node resumed there)."""
+        for row in rows:
+            while self.points and self.points[-1].round >= row["round"]:
+                self.points.pop()
+            local, external = self.points[-1][2:] if self.points else (0, 0)
+            self.points.append(
+                Point(
+                    row["round"],
+                    number(row, "reward"),
+                    local + int(number(row, "groups_local")),
+                    external + int(number(row, "groups_external")),
+                )
+            )
+            self.last = row
+
+    def reward(self, window: int = 20) -> float:
+        """Return the mean reward of the last `window` rounds, 0 before the first."""
+        recent = self.points[-window:]
+        return sum(point.reward for point in recent) / len(recent) if recent else 0.0

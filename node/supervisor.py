@@ -1,0 +1,210 @@
+"""Keeps the nodes of a local swarm running: starts, watches, restarts, stops them.
+
+The first node starts alone; each other starts as soon as a living node has written the
+address to dial. A node that dies is started again from its checkpoint, with living
+nodes as its seeds, until it has failed `MAX_FAILURES` times without finishing a round
+in between. The others never wait for it.
+
+    waiting -> starting -> running -> done
+                  ^           |-> stopped      (asked to)
+                  |           |-> failed       (bad configuration, or too many failures)
+                  '-- restarting
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+from node.child import EXIT_USER_ERROR, Started, Target, start_child
+from node.config import NodeConfig
+from node.metrics import MetricsTail
+from node.progress import Progress
+
+MAX_FAILURES = 4
+MAX_SEEDS = 3
+RESTART_DELAY = 1.0  # seconds, doubled with each failure in a row
+LOST = 255  # what multiprocessing reports when the fork server died, and its child perhaps lives on
+TICK = 0.25  # seconds between looks at the children; a death is noticed at once
+
+
+class State(StrEnum):
+    """Where a node is in its life; see the module's diagram."""
+
+    WAITING = "waiting"
+    STARTING = "starting"
+    RUNNING = "running"
+    RESTARTING = "restarting"
+    DONE = "done"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class Child:
+    """One node of the swarm, through all its processes."""
+
+    name: str
+    folder: Path
+    config: NodeConfig
+    progress: Progress
+    tail: MetricsTail
+    state: State = State.WAITING
+    error: str = ""
+    restarts: int = 0
+    failures: int = 0  # in a row, without a new round between them
+    started: Started | None = field(default=None, repr=False)
+    start_at: float = 0.0
+    best_round: int = 0
+
+    @classmethod
+    def create(cls, folder: Path, config: NodeConfig) -> "Child":
+        """Return a node that has not been started; its folder may hold an earlier run's state."""
+        return cls(folder.name, folder, config, Progress(config.rounds), MetricsTail(folder / "metrics.jsonl"))
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process of this node exists."""
+        return self.started is not None
+
+    @property
+    def address(self) -> str:
+        """Where the living node can be dialled; empty before its network is up."""
+        try:
+            return (self.folder / "address").read_text().strip() if self.alive else ""
+        except FileNotFoundError:
+            return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Supervisor:
+    """What `supervise` needs to start a node."""
+
+    context: ForkServerContext
+    target: Target
+    debug: bool = False
+    restart_delay: float = RESTART_DELAY
+
+
+def supervise(
+    supervisor: Supervisor,
+    children: Sequence[Child],
+    stops_asked: Callable[[], int],
+    show: Callable[[Sequence[Child]], None],
+) -> None:
+    """Run `children` to their ends.
+
+    Args:
+        supervisor: how a node is started.
+        children: the nodes, in the order of their starts.
+        stops_asked: how often a person has asked to stop. Once: each node finishes its
+            round and leaves a checkpoint. Twice: each is killed.
+        show: called about four times a second with the children.
+    """
+    obeyed = 0
+    try:
+        while True:
+            for child in children:
+                _look(child, supervisor.restart_delay, stopping=obeyed > 0)
+            _share_first_error(children)
+            if (asked := stops_asked()) > obeyed:
+                _stop(children, kill=asked > 1)
+                obeyed = asked
+            for child in children:
+                if _may_start(child, children):
+                    _start(supervisor, child, children)
+            show(children)
+            living = [child.started.process.sentinel for child in children if child.started]
+            if not living and not any(child.state in (State.WAITING, State.RESTARTING) for child in children):
+                return
+            wait(living, timeout=TICK) if living else time.sleep(TICK)
+    finally:
+        _stop(children, kill=True)
+        for child in children:
+            child.tail.close()
+
+
+def _look(child: Child, restart_delay: float, *, stopping: bool) -> None:
+    """Read the node's new rows, and take note if its process has ended."""
+    alive = child.started is not None and child.started.process.is_alive()
+    rows = child.tail.poll()  # after the look at the process, so that the rows of one that ended are complete
+    child.progress.update(rows)
+    if child.started is None:
+        return
+    if rows and child.state is State.STARTING:
+        child.state = State.RUNNING
+    if not alive:
+        code, reason = _collect(child.started)
+        child.started = None
+        _ended(child, code, reason, restart_delay, stopping=stopping)
+
+
+def _ended(child: Child, code: int, reason: str, restart_delay: float, *, stopping: bool) -> None:
+    progress = child.progress.round
+    if stopping or code == 0:
+        child.state = State.DONE if progress >= child.config.rounds else State.STOPPED
+        return
+    child.error = reason
+    child.failures = 1 if progress > child.best_round else child.failures + 1
+    child.best_round = max(progress, child.best_round)
+    if code == EXIT_USER_ERROR or child.failures >= MAX_FAILURES:
+        child.state = State.FAILED
+    else:
+        child.state = State.RESTARTING
+        child.start_at = time.monotonic() + restart_delay * 2 ** (child.failures - 1)
+
+
+def _collect(started: Started) -> tuple[int, str]:
+    started.process.join()
+    code = started.process.exitcode or 0
+    if code == LOST and started.process.pid:
+        with suppress(ProcessLookupError):
+            os.kill(started.process.pid, signal.SIGKILL)
+    reason = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+    with started.reason, suppress(EOFError):  # a killed process says nothing
+        reason = started.reason.recv()
+    return code, reason
+
+
+def _share_first_error(children: Sequence[Child]) -> None:
+    """A first node that cannot start because of its configuration speaks for all: none has begun."""
+    first = children[0]
+    if first.state is State.FAILED and all(child.state is State.WAITING for child in children[1:]):
+        for child in children[1:]:
+            child.state, child.error = State.FAILED, first.error
+
+
+def _may_start(child: Child, children: Sequence[Child]) -> bool:
+    if child.state not in (State.WAITING, State.RESTARTING) or time.monotonic() < child.start_at:
+        return False
+    others = [other for other in children if other.alive]
+    return not others or not child.config.network.enabled or any(other.address for other in others)
+
+
+def _start(supervisor: Supervisor, child: Child, children: Sequence[Child]) -> None:
+    addresses = [other.address for other in children if other is not child and other.address]
+    network = child.config.network
+    seeds = [*network.seeds, *addresses[:MAX_SEEDS]]
+    config = child.config.model_copy(update={"network": network.model_copy(update={"seeds": seeds})})
+    (child.folder / "address").unlink(missing_ok=True)  # of an earlier process, which nobody answers at now
+    if child.state is State.RESTARTING:
+        child.restarts += 1
+    child.started = start_child(supervisor.context, supervisor.target, config, child.folder, debug=supervisor.debug)
+    child.state = State.STARTING
+
+
+def _stop(children: Sequence[Child], *, kill: bool) -> None:
+    for child in children:
+        if child.started is not None:
+            if kill:
+                child.started.process.kill()
+            else:
+                child.started.process.terminate()
+        elif child.state in (State.WAITING, State.RESTARTING):
+            child.state = State.STOPPED
