@@ -1,0 +1,39 @@
+"""A mapping that remembers only the newest entries, so that no peer can make it grow."""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """Holds at most `capacity` entries; the one that was set longest ago is forgotten first."""
+
+    __slots__ = ("_capacity", "_entries")
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._entries: OrderedDict[K, V] = OrderedDict()
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: K) -> V | None:
+        """Return the entry, or None."""
+        return self._entries.get(key)
+
+    def set(self, key: K, value: V) -> None:
+        """Add or renew an entry."""
+        self._entries[key] = value
+        self._entries.move_to_end(key)
+        if len(self._entries) > self._capacity:
+            self._entries.popitem(last=False)
+
+    def pop(self, key: K) -> V | None:
+        """Forget an entry and return it, or None."""
+        return self._entries.pop(key, None)

@@ -1,0 +1,69 @@
+"""The items that a node holds for others: bounded in bytes and in age."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from protocol.clock import Instant
+from protocol.envelope import ItemId
+from protocol.gossip_events import Item
+
+# A holder stops offering an item before it is stale for a receiver whose clock is ahead.
+OFFER_AGE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    item: Item
+    since: float
+
+
+class Store:
+    """Items in the order they were added; the oldest go first when `capacity` bytes are exceeded."""
+
+    def __init__(self, capacity: int, max_age: float) -> None:
+        self._capacity = capacity
+        self._max_age = max_age * OFFER_AGE
+        self._held: OrderedDict[ItemId, _Held] = OrderedDict()
+        self.size = 0  # bytes
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, item: Item, now: Instant) -> None:
+        """Hold an item that is not held yet."""
+        self._held[item.id] = _Held(item, now.steady)
+        self.size += len(item.frame)
+        while self.size > self._capacity:
+            self._drop_oldest()
+
+    def get(self, item_id: ItemId) -> Item | None:
+        """Return the item if it is held."""
+        held = self._held.get(item_id)
+        return held.item if held else None
+
+    def pop(self, item_id: ItemId) -> None:
+        """Let go of an item, if it is held."""
+        held = self._held.pop(item_id, None)
+        if held is not None:
+            self.size -= len(held.item.frame)
+
+    def expire(self, now: Instant) -> None:
+        """Let go of what is too old. Items came roughly in the order of their stamps: stop at the first good one."""
+        while self._held:
+            oldest = next(iter(self._held.values()))
+            if oldest.item.time + self._max_age > now.unix:
+                return
+            self._drop_oldest()
+
+    def newest(self, count: int, since: float = float("-inf")) -> list[ItemId]:
+        """Return the ids of at most `count` newest items that were added at or after `since`, oldest first."""
+        ids: list[ItemId] = []
+        for item_id, held in reversed(self._held.items()):
+            if len(ids) == count or held.since < since:
+                break
+            ids.append(item_id)
+        return ids[::-1]
+
+    def _drop_oldest(self) -> None:
+        _, held = self._held.popitem(last=False)
+        self.size -= len(held.item.frame)
