@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -74,8 +76,9 @@ def load_policy(config: PolicyConfig) -> Policy:
     source = str(BUILTIN) if config.model == "builtin" else config.model
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
+        architecture = _without_dropout(AutoConfig.from_pretrained(source))
         model, loading = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, config.dtype), output_loading_info=True
+            source, config=architecture, dtype=getattr(torch, config.dtype), output_loading_info=True
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(_complaint(config.model, error)) from error
@@ -108,6 +111,18 @@ def _device(choice: str) -> str:
     if choice == "cuda" and not available:
         raise UserError("policy.device is 'cuda' but torch sees no GPU: use 'auto' or 'cpu', or install a CUDA build")
     return "cuda" if available and choice != "cpu" else "cpu"
+
+
+def _without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Set every dropout to 0: TRL's own option reaches layers, not the probabilities that attention keeps itself.
+
+    With it, the ratio of the first update would not be 1, nor a resumed run equal to an undisturbed one.
+    """
+    text = config.get_text_config()
+    for key, value in text.to_dict().items():
+        if "drop" in key and isinstance(value, float):
+            setattr(text, key, 0.0)
+    return config
 
 
 def _complaint(model: str, error: Exception) -> str:

@@ -1,0 +1,63 @@
+"""The loss of a round, once more, in plain PyTorch: what TRL at our seam must agree with.
+
+Written from the papers' formulas: GRPO (arXiv 2402.03300, eq. 3), DAPO (2503.14476, eq. 8),
+Dr. GRPO (2503.20783, section 3.2), CISPO (2506.13585, eq. 4). No batch, no padding, no
+micro-batches: one sequence at a time, then the aggregation over the whole round.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from node.batch import Row
+
+
+def completion_logps(model: torch.nn.Module, row: Row, temperature: float) -> torch.Tensor:
+    """Return the log-probability of each completion token of `row`, shape (tokens,)."""
+    ids = torch.tensor([[*row.prompt, *row.completion]])
+    logits = model(input_ids=ids).logits[0, len(row.prompt) - 1 : -1].float() / temperature
+    return logits.log_softmax(-1).gather(1, torch.tensor(row.completion)[:, None])[:, 0]
+
+
+def round_loss(
+    logps: Sequence[torch.Tensor],
+    old_logps: Sequence[torch.Tensor],
+    advantages: Sequence[float],
+    loss_type: str,
+    epsilon: float,
+    epsilon_high: float,
+    max_completion_length: int,
+) -> torch.Tensor:
+    """Return the loss of a round: one tensor of log-probabilities and one advantage a sequence."""
+    sums, lengths = [], []
+    for new, old, advantage in zip(logps, old_logps, advantages, strict=True):
+        ratio = (new - old).exp()
+        if loss_type == "cispo":
+            objective = ratio.clamp(max=epsilon_high).detach() * advantage * new
+        else:
+            objective = torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon_high) * advantage)
+        sums.append(-objective.sum())
+        lengths.append(len(new))
+    total = torch.stack(sums)
+    if loss_type == "grpo":
+        return (total / torch.tensor(lengths).clamp(min=1)).mean()
+    if loss_type == "dr_grpo":
+        return total.sum() / (len(lengths) * max_completion_length)
+    return total.sum() / sum(lengths)
+
+
+def clipped_fraction(
+    logps: Sequence[torch.Tensor],
+    old_logps: Sequence[torch.Tensor],
+    advantages: Sequence[float],
+    low: float,
+    high: float,
+) -> float:
+    """Return the part of the tokens with an advantage whose clipping takes their gradient away."""
+    clipped = tokens = 0
+    for new, old, advantage in zip(logps, old_logps, advantages, strict=True):
+        ratio = (new - old).exp()
+        beyond = ratio > 1 + high if advantage > 0 else ratio < 1 - low
+        clipped += int(beyond.sum()) if advantage else 0
+        tokens += len(new) if advantage else 0
+    return clipped / tokens

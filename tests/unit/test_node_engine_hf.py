@@ -1,0 +1,138 @@
+"""Rollouts by transformers: deterministic, with the configured sampling and nothing else."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from node.config import PolicyConfig
+from node.engines.base import Generated, SamplingParams
+from node.engines.hf import HfEngine
+from node.policy.load import Policy, load_policy
+from node.tasks.base import Item
+from tests.policies import tiny_policy, write_tiny_policy
+
+PARAMS = SamplingParams(temperature=1.0, top_p=1.0, max_completion_length=6)
+QUESTIONS = ["1+1=", "a somewhat longer question", "9"]
+
+
+@pytest.fixture
+def policy(tmp_path) -> Policy:
+    return tiny_policy(tmp_path)
+
+
+def prompts_of(policy: Policy) -> list[list[int]]:
+    return [policy.encode_prompt(Item(question, "")) for question in QUESTIONS]
+
+
+def flat(made: list[list[Generated]]) -> list[Generated]:
+    return [one for of_prompt in made for one in of_prompt]
+
+
+def test_completions_end_at_end_of_text_or_at_the_limit(policy):
+    made = HfEngine(policy).generate(prompts_of(policy), 16, PARAMS, seed=0)
+    assert [len(of_prompt) for of_prompt in made] == [16, 16, 16]
+    (eos,) = policy.eos_token_ids
+    for one in flat(made):
+        assert one.finished == (one.token_ids[-1] == eos)
+        assert eos not in one.token_ids[:-1]
+        assert one.finished or len(one.token_ids) == 6
+        assert one.text == policy.decode(one.token_ids)
+        assert one.logprobs is None
+    assert len({one.text for one in flat(made)}) > 30
+
+
+def test_the_seed_decides_and_no_global_random_state_is_touched(policy):
+    engine, prompts = HfEngine(policy), prompts_of(policy)
+    torch.manual_seed(11)
+    random.seed(11)
+    before = torch.random.get_rng_state(), random.getstate()
+    first = engine.generate(prompts, 4, PARAMS, seed=5)
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    torch.manual_seed(99)
+    assert engine.generate(prompts, 4, PARAMS, seed=5) == first
+    assert engine.generate(prompts, 4, PARAMS, seed=6) != first
+
+
+def test_the_weights_of_the_moment_are_used_without_gradients_and_the_mode_is_put_back(policy):
+    engine, prompts = HfEngine(policy), prompts_of(policy)
+    policy.model.train()
+    before = engine.generate(prompts, 4, PARAMS, seed=5)
+    assert policy.model.training
+    assert all(weight.grad is None for weight in policy.model.parameters())
+    with torch.no_grad():
+        policy.model.lm_head.weight.mul_(-1)
+    engine.load(1)
+    assert engine.generate(prompts, 4, PARAMS, seed=5) != before
+    policy.model.eval()
+    engine.generate(prompts, 1, PARAMS, seed=5)
+    assert not policy.model.training
+
+
+def test_small_batches_give_as_many_completions_in_the_same_order(policy):
+    engine = HfEngine(policy, max_batch=5, logprobs=True)
+    made = engine.generate(prompts_of(policy), 4, PARAMS, seed=5)
+    assert [len(of_prompt) for of_prompt in made] == [4, 4, 4]
+    for prompt, of_prompt in zip(prompts_of(policy), made, strict=True):
+        for one in of_prompt:
+            assert one.logprobs == pytest.approx(logprobs_of(policy, prompt, one.token_ids), abs=1e-4)
+
+
+def logprobs_of(
+    policy: Policy, prompt: list[int], completion: tuple[int, ...], temperature: float = 1.0
+) -> list[float]:
+    with torch.no_grad():
+        logits = policy.model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+    return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0].tolist()
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.5, 0.7)])
+def test_logprobs_are_those_of_the_scaled_distribution_whatever_top_p_cuts(policy, temperature, top_p):
+    prompts = prompts_of(policy)
+    made = HfEngine(policy, logprobs=True).generate(prompts, 4, SamplingParams(temperature, top_p, 6), seed=5)
+    for prompt, of_prompt in zip(prompts, made, strict=True):
+        for one in of_prompt:
+            expected = logprobs_of(policy, prompt, one.token_ids, temperature)
+            assert one.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_tokens_follow_the_models_distribution(policy):
+    """4,000 first tokens against the exact probabilities: nothing is cut, and padding on the left shifts nothing."""
+    short, long = prompts_of(policy)[:2]
+    one_token = SamplingParams(1.0, 1.0, 1)
+    made = HfEngine(policy).generate([short, long], 4000, one_token, seed=1)
+    with torch.no_grad():
+        exact = policy.model(input_ids=torch.tensor([short])).logits[0, -1].softmax(-1)
+    drawn = torch.bincount(torch.tensor([one.token_ids[0] for one in made[0]]), minlength=len(exact)) / 4000
+    assert (drawn - exact).abs().sum() / 2 < 0.06  # total variation; a top-k of 50 leaves far more
+
+
+def test_top_p_cuts_the_tail(policy):
+    (prompt,) = prompts_of(policy)[:1]
+    with torch.no_grad():
+        probabilities = policy.model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    ordered, tokens = probabilities.sort(descending=True)
+    nucleus = {*tokens[: int((ordered.cumsum(0) < 0.5).sum()) + 1].tolist()}
+    made = HfEngine(policy).generate([prompt], 500, SamplingParams(1.0, 0.5, 1), seed=1)
+    assert {one.token_ids[0] for one in made[0]} <= nucleus
+
+
+def test_what_the_model_ships_for_generation_changes_nothing_but_its_ends(tmp_path):
+    write_tiny_policy(tmp_path)
+    plain = load_policy(PolicyConfig(model=str(tmp_path), device="cpu"))
+    path = tmp_path / "generation_config.json"
+    shipped = {"top_k": 3, "temperature": 0.1, "repetition_penalty": 3.0, "min_p": 0.5, "suppress_tokens": [20, 21]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | shipped | {"do_sample": True}))
+    opinionated = load_policy(PolicyConfig(model=str(tmp_path), device="cpu"))
+    prompts = prompts_of(plain)
+    expected = HfEngine(plain).generate(prompts, 8, PARAMS, seed=2)
+    assert HfEngine(opinionated).generate(prompts, 8, PARAMS, seed=2) == expected
+
+    path.write_text(json.dumps({"eos_token_id": [2, 30]}))
+    two_ends = load_policy(PolicyConfig(model=str(tmp_path), device="cpu"))
+    assert two_ends.eos_token_ids == (2, 30)
+    made = flat(HfEngine(two_ends).generate(prompts, 64, PARAMS, seed=2))
+    assert {one.token_ids[-1] for one in made if one.finished} == {2, 30}
+    assert all(policy_end not in one.token_ids[:-1] for one in made for policy_end in (2, 30))

@@ -1,0 +1,138 @@
+"""Policies: text to tokens and back, end-of-text, hostile text, and clear errors."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from node.config import LoraConfig, PolicyConfig
+from node.errors import UserError
+from node.policy.load import Policy, load_policy
+from node.tasks.base import Item
+from tests.policies import CHARACTERS, tiny_policy, write_tiny_policy
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+
+
+@pytest.fixture
+def policy(tmp_path) -> Policy:
+    return tiny_policy(tmp_path)
+
+
+def test_text_survives_encoding_and_decoding(policy):
+    ids = policy.encode_completion(CHARACTERS, finished=True)
+    assert ids[-1] == policy.eos_token_ids[0]
+    assert policy.decode(ids) == CHARACTERS
+    assert policy.encode_completion(CHARACTERS, finished=False) == ids[:-1]
+    assert policy.encode_completion("", finished=False) == []
+    assert policy.encode_completion("", finished=True) == ids[-1:]
+
+
+def test_decoding_stops_at_the_first_end_of_text_and_shows_no_special_tokens(policy):
+    one, two = policy.encode_completion("12", finished=False)
+    assert policy.decode([one, policy.pad_token_id, two, policy.eos_token_ids[0], one]) == "12"
+
+
+def test_special_tokens_spelt_out_in_a_peers_text_are_only_letters(policy):
+    ids = policy.encode_completion("1<eos>2<bos><pad>", finished=False)
+    assert not {*ids} & {*policy.tokenizer.all_special_ids}
+    assert policy.decode(ids) == "1<eos>2<bos><pad>"
+
+
+def test_a_plain_tokenizer_is_asked_the_bare_question(policy):
+    ids = policy.encode_prompt(Item("1+1=", "", system="Be brief."))
+    assert ids == policy.tokenizer("1+1=")["input_ids"]
+    assert ids[0] == policy.tokenizer.bos_token_id
+
+
+def test_a_chat_tokenizer_is_asked_in_its_template(policy):
+    policy.tokenizer.chat_template = TEMPLATE
+    decode = policy.tokenizer.decode
+    assert decode(policy.encode_prompt(Item("1+1=", "", system="Brief."))) == "<system>Brief.<user>1+1=>"
+    assert decode(policy.encode_prompt(Item("1+1=", ""))) == "<user>1+1=>"
+
+
+def test_the_name_tells_the_kind_of_model_and_no_folder(policy):
+    assert policy.name == "llama-6.78k"
+
+
+def test_the_configured_type_is_used_and_no_dropout(tmp_path):
+    policy = tiny_policy(tmp_path, dtype="bfloat16")
+    assert policy.model.dtype == torch.bfloat16
+    assert policy.model.config.attention_dropout == 0
+
+
+def test_adapters_start_as_the_model_itself_and_the_same_everywhere(tmp_path):
+    plain = tiny_policy(tmp_path)
+    config = PolicyConfig(model=str(tmp_path), device="cpu", lora=LoraConfig(r=2))
+    torch.manual_seed(1)
+    one = load_policy(config)
+    state = torch.random.get_rng_state()
+    other = load_policy(config)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    ids = torch.tensor([plain.encode_prompt(Item("1+1=", ""))])
+    with torch.no_grad():
+        assert torch.equal(plain.model(input_ids=ids).logits, one.model(input_ids=ids).logits)
+    for (name, weight), again in zip(one.model.named_parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(weight, again)
+        assert weight.requires_grad == ("lora" in name)
+    assert one.name == plain.name
+
+
+def refused(path, match: str) -> None:
+    with pytest.raises(UserError, match=match) as raised:
+        load_policy(PolicyConfig(model=str(path), device="cpu"))
+    assert "\n" not in str(raised.value)
+    assert "policy.model" in str(raised.value)
+
+
+def test_what_is_no_model_is_one_clear_line(tmp_path):
+    refused("no/such/model", "no such folder here, and not to be had")
+    refused(tmp_path, "cannot load")
+    refused("../up", "no such folder")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
+def test_damaged_weights_are_one_clear_line(tmp_path, content):
+    write_tiny_policy(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    refused(tmp_path, "cannot load|lacks weights")
+
+
+def test_missing_weights_are_not_made_up(tmp_path):
+    write_tiny_policy(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    refused(tmp_path, r"lacks weights \(model.layers.1.mlp.up_proj.weight\)")
+
+
+def test_weights_of_another_shape_are_one_clear_line(tmp_path):
+    write_tiny_policy(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 64}))
+    refused(tmp_path, "cannot load|lacks weights")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", '{"model_type": "no-such"}', "{}", '{"model_type": "clip"}', '{"model_type": 3}']
+)
+def test_a_config_that_is_no_language_model_is_one_clear_line(tmp_path, text):
+    write_tiny_policy(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    refused(tmp_path, "cannot load")
+
+
+def test_a_tokenizer_without_end_of_text_is_refused(tmp_path):
+    write_tiny_policy(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "eos_token"}))
+    refused(tmp_path, "no end-of-text token")
+
+
+def test_a_gpu_that_is_not_there_is_one_clear_line(tmp_path, monkeypatch):
+    write_tiny_policy(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="no GPU"):
+        load_policy(PolicyConfig(model=str(tmp_path), device="cuda"))

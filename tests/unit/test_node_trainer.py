@@ -1,0 +1,259 @@
+"""The update at TRL's seam, against a loss written independently of it."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from node.batch import Row, make_batches, make_rows
+from node.engines.base import SamplingParams
+from node.engines.hf import HfEngine
+from node.errors import UserError
+from node.policy.load import Policy
+from node.rollout import Completion
+from node.sampling import Sample
+from node.tasks.base import Item
+from tests.grpo_oracle import clipped_fraction, completion_logps, round_loss
+from tests.policies import tiny_policy
+from tests.training import fixed_rounds, group, mixed_samples, node_config, prompt_encoder, trainer_of
+
+LOSS_TYPES = ["dapo", "grpo", "bnpo", "dr_grpo", "cispo"]
+Named = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def policy(tmp_path) -> Policy:
+    return tiny_policy(tmp_path / "policy")
+
+
+class Watch(TrainerCallback):
+    """Keeps the weights before each optimiser step and the gradients that it is taken with."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.weights: list[Named] = []
+        self.gradients: list[Named] = []
+
+    def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
+        named = [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
+        self.weights.append({name: weight.detach().clone() for name, weight in named})
+        self.gradients.append({name: weight.grad.clone() for name, weight in named if weight.grad is not None})
+
+
+def train(policy, config, folder, *rounds: Sequence[Sample]) -> tuple[Watch, list[dict[str, float]]]:
+    logged = []
+    trainer = trainer_of(policy, config, folder, fixed_rounds(*rounds), lambda _, logs: logged.append(dict(logs)))
+    watch = Watch(policy.model)
+    trainer.add_callback(watch)
+    trainer.train()
+    return watch, logged
+
+
+def rows_of(policy, config, samples) -> list[Row]:
+    return make_rows(samples, prompt_encoder(policy), policy.encode_completion, config.engine.max_completion_length)
+
+
+def oracle(policy, config, rows, weights: Named, old_weights: Named) -> tuple[float, Named, float]:
+    """Loss, gradients and clipped fraction of a round at `weights`, clipped against `old_weights`."""
+    model, temperature, options = policy.model, config.engine.temperature, config.trainer
+    model.load_state_dict(old_weights, strict=False)
+    with torch.no_grad():
+        old = [completion_logps(model, row, temperature) for row in rows]
+    model.load_state_dict(weights, strict=False)
+    model.zero_grad()
+    new = [completion_logps(model, row, temperature) for row in rows]
+    advantages = [row.advantage for row in rows]
+    longest = config.engine.max_completion_length
+    loss = round_loss(new, old, advantages, options.loss_type, options.epsilon, options.epsilon_high, longest)
+    loss.backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    return loss.item(), gradients, clipped_fraction(new, old, advantages, options.epsilon, options.epsilon_high)
+
+
+def assert_same(found: Named, expected: Named) -> None:
+    assert found.keys() == expected.keys()
+    scale = max(gradient.abs().max() for gradient in expected.values())
+    for name, gradient in expected.items():
+        error = (found[name] - gradient).abs().max() / scale
+        assert error < 2e-5, f"{name}: off by {error:.1e} of the largest gradient"
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_gradient_and_loss_are_the_oracles_however_the_round_is_split(policy, tmp_path, loss_type, parts):
+    config = node_config(rounds=1, loss_type=loss_type, gradient_accumulation_steps=parts, temperature=0.8)
+    samples = mixed_samples(policy)
+
+    watch, logged = train(policy, config, tmp_path, samples)
+
+    rows = rows_of(policy, config, samples)
+    assert sum(row.advantage == 0 for row in rows) == 3  # the oracle sees the rows that we leave out
+    loss, gradients, _ = oracle(policy, config, rows, watch.weights[0], watch.weights[0])
+    assert_same(watch.gradients[0], gradients)
+    assert logged[0]["loss"] == pytest.approx(loss, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_a_second_iteration_is_clipped_against_the_policy_before_the_first(policy, tmp_path, loss_type):
+    config = node_config(
+        rounds=1, loss_type=loss_type, num_iterations=2, gradient_accumulation_steps=2, learning_rate=0.02
+    )
+    samples = mixed_samples(policy)
+
+    watch, _ = train(policy, config, tmp_path, samples)
+
+    rows = rows_of(policy, config, samples)
+    _, first, none_clipped = oracle(policy, config, rows, watch.weights[0], watch.weights[0])
+    assert none_clipped == 0
+    assert_same(watch.gradients[0], first)
+    _, second, some_clipped = oracle(policy, config, rows, watch.weights[1], watch.weights[0])
+    assert 0.1 < some_clipped < 0.9
+    assert_same(watch.gradients[1], second)
+
+
+def test_one_iteration_logs_no_clipping_and_the_entropy_of_the_policy(policy, tmp_path):
+    config = node_config(rounds=1)
+    samples = [sample for sample in mixed_samples(policy) if sample.advantage != 0]
+    rows = rows_of(policy, config, samples)
+    entropies = []
+    with torch.no_grad():
+        for row in rows:
+            logits = policy.model(input_ids=torch.tensor([[*row.prompt, *row.completion]])).logits
+            logps = logits[0, len(row.prompt) - 1 : -1].log_softmax(-1)
+            entropies += (-(logps.exp() * logps).sum(-1)).tolist()
+
+    _, logged = train(policy, config, tmp_path, samples)
+
+    assert logged[0]["clip_ratio/region_mean"] == 0
+    assert logged[0]["entropy"] == pytest.approx(sum(entropies) / len(entropies), rel=1e-4)
+
+
+def test_what_stands_in_masked_places_does_not_matter(policy, tmp_path):
+    config = node_config(rounds=1)
+    trainer = trainer_of(policy, config, tmp_path, fixed_rounds())
+    trainer.current_gradient_accumulation_steps = 1
+    (batch,) = make_batches(rows_of(policy, config, mixed_samples(policy)), 1, "dapo", policy.pad_token_id)
+    assert not batch["completion_mask"].all()
+    policy.model.train()
+    loss = trainer.compute_loss(policy.model, batch)
+
+    scrawled = dict(batch)
+    for part in ("prompt", "completion"):
+        ids, mask = batch[f"{part}_ids"], batch[f"{part}_mask"]
+        scrawled[f"{part}_ids"] = torch.where(mask == 1, ids, torch.full_like(ids, policy.eos_token_ids[0]))
+
+    assert trainer.compute_loss(policy.model, scrawled).item() == pytest.approx(loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8)])
+def test_reencoded_text_has_the_logprobs_of_its_generation(policy, tmp_path, temperature, top_p):
+    config = node_config(rounds=1, temperature=temperature)
+    questions = ["1+2=", "a longer question", "7"]
+    prompts = [policy.encode_prompt(Item(question, "")) for question in questions]
+    made = HfEngine(policy, logprobs=True).generate(prompts, 16, SamplingParams(temperature, top_p, 8), seed=3)
+    special = {*policy.tokenizer.all_special_ids} - {*policy.eos_token_ids}  # a random policy draws them; text has none
+    kept = [
+        (question, one)
+        for question, of_prompt in zip(questions, made, strict=True)
+        for one in of_prompt
+        if not special & {*one.token_ids}
+    ]
+    assert len(kept) > 20
+    assert {one.finished for _, one in kept} == {True, False}
+    samples = [
+        Sample(group(question, Completion(one.text, one.finished, 0.0)), 0, 1.0, external=True)
+        for question, one in kept
+    ]
+    trainer = trainer_of(policy, config, tmp_path, fixed_rounds())
+
+    (batch,) = make_batches(rows_of(policy, config, samples), 1, "dapo", policy.pad_token_id)
+    logps = trainer._with_old_logps(batch)["old_per_token_logps"]
+
+    for row, (_, one) in enumerate(kept):
+        length = len(one.token_ids)
+        assert batch["completion_ids"][row, :length].tolist() == list(one.token_ids)
+        assert int(batch["completion_mask"][row].sum()) == length
+        assert logps[row, :length].tolist() == pytest.approx(one.logprobs, abs=1e-4)
+
+
+def test_the_loop_is_not_resumed_before_the_update_its_log_and_its_checkpoint(policy, tmp_path):
+    config = node_config(rounds=3, num_iterations=2, gradient_accumulation_steps=2, save_steps=1)
+    events = []
+
+    def rounds(done):
+        for number in range(done, config.rounds):
+            saved = sorted(path.name for path in (tmp_path / "checkpoints").glob("*"))
+            events.append(("draw", number + 1, trainer.state.global_step, saved[-1:]))
+            yield mixed_samples(policy, seed=number)
+
+    trainer = trainer_of(policy, config, tmp_path, rounds, lambda number, _: events.append(("updated", number)))
+    trainer.train()
+
+    assert events == [
+        ("draw", 1, 0, []),
+        ("updated", 1),
+        ("draw", 2, 2, ["checkpoint-1"]),
+        ("updated", 2),
+        ("draw", 3, 4, ["checkpoint-2"]),
+        ("updated", 3),
+    ]
+
+
+def test_a_round_without_samples_leaves_policy_and_optimiser_as_they_are(policy, tmp_path):
+    config = node_config(rounds=3, weight_decay=0.1)
+    nothing = [Sample(group("1", Completion("", False, 0.0)), 0, 1.0, external=True)]  # a text without tokens
+    states, seen = [], []
+
+    def on_update(number, _):
+        seen.append(number)
+        moments = [state["exp_avg"].clone() for state in trainer.optimizer.state.values()]
+        states.append([*(weight.detach().clone() for weight in policy.model.parameters()), *moments])
+
+    trainer = trainer_of(policy, config, tmp_path, fixed_rounds(mixed_samples(policy), [], nothing), on_update)
+    trainer.train()
+
+    assert seen == [1, 2, 3]
+    for later in states[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(states[0], later, strict=True))
+
+
+def test_a_round_without_advantages_is_a_step_with_zero_gradients(policy, tmp_path):
+    config = node_config(rounds=1)
+    samples = [Sample(sample.group, sample.index, 0.0, False) for sample in mixed_samples(policy)]
+
+    watch, logged = train(policy, config, tmp_path, samples)
+
+    assert all(not gradient.any() for gradient in watch.gradients[0].values())
+    assert logged[0]["loss"] == 0
+
+
+def test_dropout_is_off(policy, tmp_path):
+    """The tiny policy's attention has dropout: two passes in training mode agree only without it."""
+    trainer = trainer_of(policy, node_config(rounds=1), tmp_path, fixed_rounds())
+    policy.model.train()
+    (batch,) = make_batches(rows_of(policy, node_config(), mixed_samples(policy)), 1, "dapo", policy.pad_token_id)
+    one, other = (trainer._with_old_logps(batch)["old_per_token_logps"] for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_lora_trains_adapters_only_and_agrees_with_the_oracle(tmp_path):
+    policy = tiny_policy(tmp_path / "policy", lora=4)
+    base = {name: weight.clone() for name, weight in policy.model.state_dict().items() if "lora" not in name}
+    config = node_config(rounds=2, learning_rate=0.01)
+    samples = mixed_samples(policy)
+
+    watch, _ = train(policy, config, tmp_path, samples, samples)
+
+    trained = policy.model.state_dict()
+    assert all(torch.equal(trained[name], weight) for name, weight in base.items())
+    assert all("lora" in name for name in watch.gradients[0])
+    rows = rows_of(policy, config, samples)
+    _, gradients, _ = oracle(policy, config, rows, watch.weights[1], watch.weights[1])
+    assert_same(watch.gradients[1], gradients)
+
+
+def test_a_missing_reporting_package_is_a_clear_error(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    with pytest.raises(UserError, match=r"gossamer\[tensorboard\]"):
+        trainer_of(policy, node_config(report_to=["tensorboard"]), tmp_path, fixed_rounds())
