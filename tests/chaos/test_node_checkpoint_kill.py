@@ -1,0 +1,167 @@
+"""SIGKILL at chosen moments of training, and the run goes on with the very numbers it would have had."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from node.checkpoint import latest_checkpoint, list_checkpoints
+from tests.policies import tiny_policy
+from tests.training import node_config, playing_rounds, trainer_of
+
+ROUNDS = 6
+FORK = multiprocessing.get_context("fork")  # shares the seconds that importing torch and TRL takes
+
+
+def run(folder: Path, arm: Callable[[], None] = lambda: None) -> None:
+    """Train to the end from the newest checkpoint; generation depends on the weights, so nothing can hide."""
+    torch.set_num_threads(1)
+    policy = tiny_policy(folder.parent / "policy")
+    config = node_config(ROUNDS, num_iterations=2, gradient_accumulation_steps=2, learning_rate=0.01, save_steps=2)
+
+    def on_update(number: int, logs: dict[str, float]) -> None:
+        with (folder / "losses").open("a") as file:
+            file.write(json.dumps([number, logs["loss"].hex(), logs["grad_norm"].hex(), weights_hash(policy)]) + "\n")
+
+    trainer = trainer_of(policy, config, folder, playing_rounds(policy, config), on_update)
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    arm()
+    trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+
+
+def weights_hash(policy) -> str:
+    digest = hashlib.sha256()
+    for weight in policy.model.parameters():
+        digest.update(weight.detach().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def in_child(folder: Path, arm: Callable[[], None] = lambda: None) -> int:
+    folder.mkdir(exist_ok=True)
+    child = FORK.Process(target=run, args=(folder, arm))
+    child.start()
+    child.join(timeout=60)
+    if child.exitcode is None:
+        child.kill()
+        child.join()
+        raise AssertionError("training did not end")
+    return child.exitcode
+
+
+def die_at(target: str, call: int, *, after: bool = False) -> Callable[[], None]:
+    """Make the process kill itself at the `call`-th call of `target` ("module.name"), before it or after it."""
+
+    def arm() -> None:
+        owner_name, _, name = target.rpartition(".")
+        owner = resolve(owner_name)
+        original = getattr(owner, name)
+        calls = 0
+
+        def counting(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == call and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = original(*args, **kwargs)
+            if calls == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(owner, name, counting)
+
+    return arm
+
+
+def resolve(dotted: str):
+    import node.checkpoint
+    import node.engines.hf
+    import node.trainer
+
+    return {
+        "checkpoint": node.checkpoint,
+        "shutil": node.checkpoint.shutil,
+        "Path": node.checkpoint.Path,
+        "HfEngine": node.engines.hf.HfEngine,
+        "SwarmTrainer": node.trainer.SwarmTrainer,
+        "torch": torch,
+        "AdamW": torch.optim.AdamW,
+    }[dotted]
+
+
+def losses(folder: Path) -> dict[int, list[str]]:
+    """What each round logged; a round that was done twice must have logged the same twice."""
+    seen: dict[int, list[str]] = {}
+    for line in (folder / "losses").read_text().splitlines():
+        number, *values = json.loads(line)
+        assert seen.setdefault(number, values) == values, f"round {number} differs when it is done again"
+    return seen
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "state"
+    assert in_child(folder) == 0
+    return folder
+
+
+MOMENTS = {
+    "generating round 1": die_at("HfEngine.generate", 1),
+    "generating round 4": die_at("HfEngine.generate", 4),
+    "between the micro-batches of a step": die_at("SwarmTrainer.compute_loss", 4 * 3 + 2),
+    "between the iterations of a round": die_at("AdamW.step", 2 * 4 + 1, after=True),
+    "after the update of round 4, before its checkpoint": die_at("AdamW.step", 2 * 4, after=True),
+    "when the first checkpoint holds the model only": die_at("SwarmTrainer._save_optimizer_and_scheduler", 1),
+    "when the second checkpoint holds the model only": die_at("SwarmTrainer._save_optimizer_and_scheduler", 2),
+    "in the middle of writing the optimiser": die_at("torch.save", 6),
+    "when all is written and nothing is synced": die_at("checkpoint._sync_tree", 2),
+    "just before the rename": die_at("Path.rename", 2),
+    "just after the rename": die_at("Path.rename", 2, after=True),
+    "when an old checkpoint is set aside for deletion": die_at("Path.rename", 4, after=True),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path, undisturbed, moment):
+    state = tmp_path / "state"
+    assert in_child(state, MOMENTS[moment]) == -signal.SIGKILL
+    for one in list_checkpoints(state / "checkpoints"):
+        assert (one.path / "trainer_state.json").exists()  # written last: what is listed is complete
+
+    assert in_child(state) == 0
+
+    assert losses(state) == losses(undisturbed)
+    assert sorted(path.name for path in (state / "checkpoints").iterdir()) == ["checkpoint-4", "checkpoint-6"]
+    assert_same_checkpoint(state / "checkpoints/checkpoint-6", undisturbed / "checkpoints/checkpoint-6")
+
+
+def test_killed_again_and_again_it_still_arrives(tmp_path, undisturbed):
+    state = tmp_path / "state"
+    for moment in (
+        "when all is written and nothing is synced",
+        "generating round 4",
+        "between the iterations of a round",
+    ):
+        in_child(state, MOMENTS[moment])
+    assert in_child(state) == 0
+    assert losses(state) == losses(undisturbed)
+
+
+def assert_same_checkpoint(one: Path, other: Path) -> None:
+    weights, expected = (load_file(path / "model.safetensors") for path in (one, other))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    moments, expected = (torch.load(path / "optimizer.pt", weights_only=True)["state"] for path in (one, other))
+    for index, state in expected.items():
+        assert all(torch.equal(moments[index][key], value) for key, value in state.items())
+
+
+def test_a_finished_run_that_is_started_again_does_nothing(tmp_path, undisturbed):
+    before = (undisturbed / "losses").read_text()
+    assert in_child(undisturbed) == 0
+    assert (undisturbed / "losses").read_text() == before
