@@ -3,11 +3,13 @@
 import io
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from node.metrics import Row
 from node.summary import Summary, number
@@ -54,7 +56,7 @@ STYLE: dict[str, Any] = {
 
 def plot_reward(nodes: Nodes) -> str:
     """Draw reward over rounds, smoothed, a line for each node and a heavy one for their mean."""
-    with mpl.rc_context({**STYLE, "svg.hashsalt": "reward"}):
+    with _style("reward"):
         figure, axes = _figure(3.6)
         lines = {name: _reward_line(rows) for name, rows in nodes.items() if rows}
         named = len(lines) <= MAX_NAMED
@@ -72,7 +74,7 @@ def plot_reward(nodes: Nodes) -> str:
 
 def plot_groups(summaries: Mapping[str, Summary]) -> str:
     """Draw the groups that each node trained on: its own and its peers'."""
-    with mpl.rc_context({**STYLE, "svg.hashsalt": "groups"}):
+    with _style("groups"):
         own = [node["groups_local"] for node in summaries.values()]
         external = [node["groups_external"] for node in summaries.values()]
         parts = [("own", OWN, own), ("external", EXTERNAL, external)]
@@ -81,7 +83,7 @@ def plot_groups(summaries: Mapping[str, Summary]) -> str:
 
 def plot_time(nodes: Nodes) -> str:
     """Draw where the time of a node's mean round goes."""
-    with mpl.rc_context({**STYLE, "svg.hashsalt": "time"}):
+    with _style("time"):
         columns = [_time_split(rows) for rows in nodes.values()]
         labels = [(label, color) for label, color, _ in SPLIT] + [OTHER]
         parts = [(label, color, [column[i] for column in columns]) for i, (label, color) in enumerate(labels)]
@@ -90,7 +92,7 @@ def plot_time(nodes: Nodes) -> str:
 
 def plot_rejects(reasons: Mapping[str, int]) -> str:
     """Draw how many items were rejected, by reason, the most frequent on top."""
-    with mpl.rc_context({**STYLE, "svg.hashsalt": "rejects"}):
+    with _style("rejects"):
         ordered = sorted(reasons.items(), key=lambda item: item[1])
         figure, axes = _figure(0.7 + 0.34 * max(len(ordered), 2))
         bars = axes.barh([reason for reason, _ in ordered], [count for _, count in ordered], 0.6, color=WARNING)
@@ -98,8 +100,14 @@ def plot_rejects(reasons: Mapping[str, int]) -> str:
         axes.set(xlabel="items rejected, all nodes")
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.08, y=0.05)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return _svg(figure)
+
+
+def _style(salt: str) -> AbstractContextManager[None]:
+    """Return the report's style; `salt` keeps the ids of one plot apart from another's on the same page."""
+    style: Any = STYLE | {"svg.hashsalt": salt}
+    return mpl.rc_context(style)
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
