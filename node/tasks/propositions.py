@@ -5,8 +5,7 @@ statement that needs the premises *together*. It must
 
 - be a well-formed formula over the variables of the premises;
 - be true wherever all the premises are;
-- be false somewhere (no tautology);
-- not already follow from one premise alone (no premise repeated, reworded or weakened);
+- not already follow from one premise alone (no premise repeated, reworded or weakened, no tautology);
 - not be a conjunction, which would only list premises.
 
 Formulas are parsed and compared by truth table: nothing is evaluated as code. From
@@ -89,9 +88,8 @@ def find_conclusion(premises: Sequence[str]) -> str | None:
 def _follows(conclusion: Formula, variables: Sequence[str], premises: Sequence[int]) -> bool:
     table = _table(conclusion, variables)
     entailed = _all(premises, variables) & ~table == 0
-    tautology = table == _full(variables)
     alone = any(premise & ~table == 0 for premise in premises)
-    return entailed and not tautology and not alone and not _is_conjunction(conclusion)
+    return entailed and not alone and not _is_conjunction(conclusion)
 
 
 def _read(premises: Sequence[str]) -> tuple[list[str], list[int]]:

@@ -104,6 +104,12 @@ def test_an_expression_that_divides_by_zero_is_drawn_again(tasks: Mapping[str, G
         assert tasks["basic_arithmetic"].verify(item, f"<answer>{item.answer}</answer>") == 1.0
 
 
+def test_no_number_to_convert_is_missing(tasks: Mapping[str, GymTask]) -> None:
+    for seed in range(5000):  # one in a thousand would be 0, which the data set writes as nothing
+        item = tasks["base_conversion"].make(seed)
+        assert item.answer and "number  to" not in item.question
+
+
 def test_making_leaves_the_process_as_it_was(tasks: Mapping[str, GymTask], capsys: pytest.CaptureFixture[str]) -> None:
     state = random.getstate()
     with decimal.localcontext() as context:
