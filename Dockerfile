@@ -2,6 +2,7 @@
 #   GPU with vLLM:  docker build -t gossamer .
 #   CPU only:       docker build -t gossamer:cpu --build-arg VARIANT=cpu .
 #   run:            docker run --gpus all -v gossamer:/state -p 4001:4001 gossamer
+#   another config: docker run ... gossamer node CONFIG.toml --state /state --listen tcp://0.0.0.0:4001
 # pip's own settings are build arguments: give PIP_EXTRA_INDEX_URL to take a CPU build of torch.
 # Nothing secret goes into the image: the node makes its key in /state when it first starts.
 
@@ -61,4 +62,4 @@ EXPOSE 4001
 HEALTHCHECK --interval=60s --timeout=20s --start-period=30m --retries=3 \
     CMD ["python", "-m", "node.health", "/state", "--limit", "1800"]
 ENTRYPOINT ["tini", "--", "gossamer"]
-CMD ["node", "--help"]
+CMD ["node", "--state", "/state", "--listen", "tcp://0.0.0.0:4001"]
