@@ -63,11 +63,13 @@ def plot_reward(nodes: Nodes) -> str:
         for index, (name, line) in enumerate(lines.items()):
             label = name if named else f"each of {len(lines)} nodes" if index == 0 else None
             color, alpha = (PALETTE[index], 0.85) if named else (MUTED, 0.35)
-            axes.plot(*_thin(line), color=color, alpha=alpha, linewidth=1.2, label=label)
+            marker = "o" if len(line[0]) == 1 else None  # one point makes no line
+            axes.plot(*_thin(line), color=color, alpha=alpha, linewidth=1.2, marker=marker, label=label)
         if len(lines) > 1:
             axes.plot(*_thin(_mean_line(list(lines.values()))), color=INK, linewidth=2.6, label="swarm mean")
         axes.set(xlabel="round", ylabel="mean reward", ylim=(0, None))
         axes.margins(x=0.01)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), handlelength=1.4)
         return _svg(figure)
 

@@ -1,0 +1,52 @@
+"""The command's entry: its verbs, and how it ends when one of them fails."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from node.cli import bench, doctor, evaluate, identity, inspect, node, swarm
+from node.cli.explain import explain
+
+EXIT_DEFECT = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="gossamer",
+    help="A node for decentralised RL post-training: it learns from its own rollouts and from its peers'.\n\n"
+    "Each verb has its own --help with an example; start with `gossamer swarm -n 4`.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("swarm")(swarm.swarm)
+app.command("node")(node.node)
+app.command("eval")(evaluate.evaluate)
+app.add_typer(identity.app, name="identity")
+app.add_typer(bench.app, name="bench")
+app.command("inspect")(inspect.inspect)
+app.command("doctor")(doctor.doctor)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit: 0 done, 1 a defect or a failed node, 2 something to correct, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(run(given or ["--help"], debug="--debug" in given))
+
+
+def run(arguments: Sequence[str], *, debug: bool) -> int:
+    """Run the command and return its exit status; what a person can correct is one line on stderr."""
+    try:
+        return app(list(arguments), prog_name="gossamer", standalone_mode=False) or 0
+    except (typer.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001  # the edge of the program: every failure gets its exit status here
+        line = explain(error)
+        if debug or line is None:
+            traceback.print_exc()
+        if line is not None:
+            print(f"error: {line}", file=sys.stderr)
+        return EXIT_DEFECT if line is None else EXIT_USER_ERROR

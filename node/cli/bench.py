@@ -1,0 +1,44 @@
+"""`gossamer bench`: the benchmarks, one JSON object a line."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from node.cli.options import Debug
+from node.errors import UserError
+
+app = typer.Typer(help="Run a benchmark; results are JSON lines on stdout.", rich_markup_mode=None)
+
+
+@app.command("round")
+def bench_round(
+    model: Annotated[str, typer.Option(help="As policy.model.")] = "builtin",
+    questions: Annotated[int, typer.Option(min=1, help="Questions a round.")] = 4,
+    completions: Annotated[int, typer.Option(min=2, help="Completions a question.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds timed in each block.")] = 20,
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks of each side, taken in turns.")] = 6,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads for tensors.")] = 1,
+    debug: Debug = False,
+) -> None:
+    """Time a round against TRL's own trainer on the same work, and sharing on against off.
+
+    \b
+    Example:
+      gossamer bench round --blocks 6 > round.jsonl
+    """
+    try:
+        from benchmarks.round import run
+    except ModuleNotFoundError as error:
+        if error.name not in ("benchmarks", "benchmarks.round"):
+            raise
+        raise UserError("the benchmarks are not installed: run this from a checkout of gossamer") from None
+    for row in run(
+        model=model, questions=questions, completions=completions, rounds=rounds, blocks=blocks, threads=threads
+    ):
+        print(json.dumps(row), flush=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Run a benchmark; results are JSON lines on stdout."""

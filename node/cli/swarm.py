@@ -1,0 +1,92 @@
+"""`gossamer swarm`: N real nodes on this machine."""
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from node.cli.options import Config, Debug, DryRun, Rounds, Seed, Settings, command_began, read_config
+from node.cli.toml import to_toml
+
+if TYPE_CHECKING:
+    from node.swarm import Outcome, Plan
+
+Nodes = Annotated[int, typer.Option("-n", "--nodes", min=1, max=1024, help="Number of nodes.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Run folder; one that holds the same run goes on.  [default: runs/TIME]", show_default=False),
+]
+NoTable = Annotated[bool, typer.Option("--no-table", help="Print plain lines instead of the live table.")]
+
+
+def swarm(  # noqa: PLR0913  # one parameter for each option of the command
+    config: Config = None,
+    nodes: Nodes = 4,
+    rounds: Rounds = None,
+    out: Out = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    no_table: NoTable = False,
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> int:
+    """Run N nodes on this machine until their last round or Ctrl-C, and leave a report.
+
+    The first Ctrl-C lets every node finish its round and save a checkpoint; the
+    same command then goes on from there. The second kills them.
+
+    \b
+    Example:
+      gossamer swarm examples/demo.toml -n 8 --rounds 300 --out runs/a --set sampling.external=2 --seed 1
+    """
+    settled = read_config(config, settings, rounds=rounds, seed=seed)
+    if dry_run:
+        print(to_toml(settled), end="")
+        return 0
+
+    from rich.console import Console
+
+    from node.swarm import make_plan, run_swarm
+    from node.table import live_table, progress_lines
+
+    began = command_began()
+    plan = make_plan(out or _new_folder(), nodes, settled)
+    console = Console()
+    console.print(f"swarm of {nodes} nodes in {plan.out}", highlight=False, soft_wrap=True)
+    display = live_table if console.is_terminal and not no_table else progress_lines
+    with display(console) as show:
+        outcome = run_swarm(plan, show, started=began, debug=debug)
+    for line in closing_lines(plan, outcome):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return exit_status(outcome)
+
+
+def closing_lines(plan: "Plan", outcome: "Outcome") -> list[str]:
+    """Return what a person should know at the end: who failed, how far reward went, where the report is."""
+    from node.supervisor import State
+    from node.table import describe
+
+    lines = [describe(child) for child in outcome.children if child.state is State.FAILED]
+    swarm = outcome.summary["swarm"]
+    times = f" ({swarm['ratio']:.1f} times)" if swarm["ratio"] is not None else ""
+    if any(node["rounds"] for node in outcome.summary["nodes"].values()):
+        lines.append(
+            f"mean reward {swarm['reward_first']:.3f} in the first tenth, {swarm['reward_last']:.3f} in the last{times}"
+        )
+    if outcome.signal:
+        lines.append(f"stopped: the same command with --out {plan.out} goes on")
+    return [*lines, f"report: {plan.out / 'report.html'}"]
+
+
+def exit_status(outcome: "Outcome") -> int:
+    """Return 128 plus the signal that ended the run, 1 when a node failed for good, else 0."""
+    from node.supervisor import State
+
+    if outcome.signal:
+        return 128 + outcome.signal
+    return 1 if any(child.state is State.FAILED for child in outcome.children) else 0
+
+
+def _new_folder() -> Path:
+    return Path("runs") / datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
