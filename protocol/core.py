@@ -1,0 +1,244 @@
+"""One node's protocol, whole and without I/O: `handle(event, now) -> actions`.
+
+It joins the cores. Every frame takes the same path, cheapest check first:
+
+    who is it -> graylisted? -> within its allowance? -> bytes seen before? -> signature
+    -> swarm -> membership (control messages) or gossip (items)
+
+A control message counts only over a link whose proven holder signed it, in rising
+sequence. An item may come from any live peer, whoever signed it. The first failing check
+drops the frame, counts it by reason, and costs whoever is to blame.
+"""
+
+import hashlib
+import random
+
+from protocol.admission import Admission, subject_of
+from protocol.book import Book
+from protocol.clock import Instant
+from protocol.core_events import CoreAction, CoreEvent, Offer, Received, Report, SendFrame, Unsent, Verdict
+from protocol.envelope import Envelope, ItemId, Kind, item_id, open_frame, seal
+from protocol.errors import EnvelopeError, MessageError, PeerError
+from protocol.events import Dial, Expel, HangUp, MembershipAction, Message, PeerDown, PeerUp, Tell, Tick
+from protocol.gossip import Gossip
+from protocol.gossip_events import (
+    Announced,
+    Deliver,
+    Discard,
+    GossipAction,
+    Got,
+    Item,
+    NotSent,
+    Publish,
+    Pulled,
+    SendAnnounce,
+    SendItem,
+    SendPull,
+)
+from protocol.identity import Identity, NodeId, node_id
+from protocol.limits import REJECT_PENALTY, Limits
+from protocol.membership import TICK_S, Membership
+from protocol.messages import Announce, Pull
+from protocol.recent import Recent
+from protocol.records import Endpoint
+from protocol.transport import Arrived, Closed, Link, Opened, Refused
+
+MAX_REMEMBERED_FRAMES = 1 << 15
+MAX_LINKS = 1024  # whose last sequence number is remembered
+
+
+class Core:
+    """See the module's comment. Attributes are for reading."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        swarm: bytes,
+        endpoints: tuple[Endpoint, ...],
+        book: Book,
+        limits: Limits,
+        agent: str,
+        rng: random.Random,
+        now: Instant,
+    ) -> None:
+        self._identity = identity
+        self._swarm = swarm
+        self._limits = limits
+        self.membership = Membership(identity, swarm, endpoints, book, limits, agent, rng, now)
+        self.gossip = Gossip(identity.node_id, limits, rng, now)
+        self.admission = Admission(limits)
+        self._frames: Recent[bytes, ItemId] = Recent(MAX_REMEMBERED_FRAMES)
+        self._sequences: Recent[Link, int] = Recent(MAX_LINKS)
+        # In microseconds, so that a restarted node goes on above what it used before.
+        self._sequence = int(now.unix * 1e6)
+        self._members_ticked = self._items_ticked = now.steady - TICK_S  # the first tick is due at once
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        self.items_received = 0
+        self.items_sent = 0
+        self.duplicates = 0
+
+    def wait(self, now: Instant) -> float:
+        """Return how many seconds may pass before the next `Tick`."""
+        members = self._members_ticked + TICK_S
+        items = self._items_ticked + self.gossip.wait()
+        return max(0.0, min(members, items) - now.steady)
+
+    def note_sent(self, action: SendFrame) -> None:
+        """Count a frame that the transport took."""
+        self.bytes_sent += len(action.frame)
+        self.items_sent += action.is_item
+
+    def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:
+        """Advance by one event. Nothing that a peer sends raises: it is counted."""
+        match event:
+            case Arrived(link, frame):
+                return self._arrived(link, frame, now)
+            case Offer(body):
+                return self._offer(body, now)
+            case Opened() | Closed():
+                return self._members(self.membership.handle(event, now), now)
+            case Unsent(link, ids):
+                node = self.membership.live_node(link)
+                return self._items(self.gossip.handle(NotSent(node, ids), now), now) if node else []
+            case Report():
+                return self._report(event, now)
+            case Refused(reason, offender):
+                self.admission.offence(reason, self._subject(offender) if offender else None, now)
+                return []
+            case Tick():
+                return self._tick(now)
+
+    def _subject(self, link: Link) -> str:
+        return subject_of(link, self.membership.proven_node(link))
+
+    def _arrived(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
+        self.bytes_received += len(frame)
+        node = self.membership.live_node(link)
+        subject = self._subject(link)
+        if self.admission.is_refused(subject, now):
+            self.admission.offence("graylisted", None, now)
+            return self._members(self.membership.handle(Expel(node), now), now) if node else []
+        if not self.admission.may_send(link, len(frame), now):
+            self.admission.offence("flood", subject, now)
+            return []
+        # A digest is 20 times cheaper than a signature check, and only frames that passed one are remembered.
+        digest = hashlib.sha256(frame).digest()
+        known = self._frames.get(digest)
+        try:
+            if known is not None and node is not None:
+                self._repeated(node, known)
+                return []
+            envelope = open_frame(frame)
+            if envelope.swarm != self._swarm:
+                raise EnvelopeError("wrong_swarm")
+            if node is None and envelope.kind != Kind.HELLO:
+                raise MessageError("no_hello")
+            if envelope.kind == Kind.ITEM and node is not None:
+                return self._item(node, frame, digest, envelope, now)
+            return self._control(link, node, envelope, now)
+        except PeerError as error:
+            self.admission.offence(error.reason, subject, now)
+            return []
+
+    def _repeated(self, node: NodeId, known: ItemId) -> None:
+        if self.gossip.duplicate(node, known):
+            raise MessageError("replayed", "the same frame from the same peer")
+        self.duplicates += 1
+
+    def _item(self, node: NodeId, frame: bytes, digest: bytes, envelope: Envelope, now: Instant) -> list[CoreAction]:
+        self.membership.heard(node, now)
+        stamp = envelope.time_ms / 1000
+        if not -self._limits.max_clock_ahead_s <= now.unix - stamp <= self._limits.max_item_age_s:
+            raise MessageError("stale", "item")
+        signer = node_id(envelope.public_key)
+        if self.admission.is_refused(signer, now):
+            self.admission.offence("graylisted", None, now)
+            return []
+        item = Item(item_id(envelope.public_key, envelope.body), signer, stamp, frame)
+        self.duplicates += self.gossip.signer(item.id) is not None
+        self._frames.set(digest, item.id)
+        return self._items(self.gossip.handle(Got(node, item), now), now, envelope.body)
+
+    def _control(self, link: Link, node: NodeId | None, envelope: Envelope, now: Instant) -> list[CoreAction]:
+        sender = node_id(envelope.public_key)
+        if envelope.kind != Kind.HELLO:
+            if sender != node:
+                raise MessageError("impostor", "signed by another node than the link's")
+            if envelope.sequence <= (self._sequences.get(link) or 0):
+                raise MessageError("replayed", "sequence")
+        actions: list[CoreAction]
+        match envelope.kind:
+            case Kind.ANNOUNCE:
+                announced = Announced(sender, Announce.decode(envelope.body).items)
+                actions = self._items(self.gossip.handle(announced, now), now)
+            case Kind.PULL:
+                actions = self._items(self.gossip.handle(Pulled(sender, Pull.decode(envelope.body).ids), now), now)
+            case _:
+                message = Message(link, sender, envelope.kind, envelope.body)
+                actions = self._members(self.membership.handle(message, now), now)
+        self._sequences.set(link, envelope.sequence)
+        if self.membership.live_node(link) is not None:
+            self.membership.heard(sender, now)
+        return actions
+
+    def _offer(self, body: bytes, now: Instant) -> list[CoreAction]:
+        frame = self._seal(Kind.ITEM, body, now)
+        item = Item(item_id(self._identity.public_key, body), self._identity.node_id, now.unix, frame)
+        self._frames.set(hashlib.sha256(frame).digest(), item.id)
+        return self._items(self.gossip.handle(Publish(item), now), now)
+
+    def _report(self, report: Report, now: Instant) -> list[CoreAction]:
+        if report.verdict is Verdict.IGNORE:
+            self.admission.offence(report.reason, None, now)
+        elif report.verdict is Verdict.REJECT:
+            self.admission.offence(report.reason, self.gossip.signer(report.id), now, REJECT_PENALTY)
+            self.gossip.handle(Discard(report.id), now)
+        return []
+
+    def _tick(self, now: Instant) -> list[CoreAction]:
+        actions: list[CoreAction] = []
+        if now.steady >= self._members_ticked + TICK_S:
+            self._members_ticked = now.steady
+            actions += self._members(self.membership.handle(Tick(), now), now)
+        if now.steady >= self._items_ticked + self.gossip.wait():
+            self._items_ticked = now.steady
+            actions += self._items(self.gossip.handle(Tick(), now), now)
+        return actions
+
+    def _members(self, wanted: list[MembershipAction], now: Instant) -> list[CoreAction]:
+        actions: list[CoreAction] = []
+        for action in wanted:
+            match action:
+                case Tell(link, kind, body):
+                    actions.append(SendFrame(link, self._seal(kind, body, now)))
+                case Dial() | HangUp():
+                    actions.append(action)
+                case PeerUp() | PeerDown():
+                    actions += self._items(self.gossip.handle(action, now), now)
+        return actions
+
+    def _items(self, wanted: list[GossipAction], now: Instant, body: bytes = b"") -> list[CoreAction]:
+        """Carry out what gossip asks for; `body` is that of the item it was just given."""
+        actions: list[CoreAction] = []
+        for action in wanted:
+            if isinstance(action, Deliver):
+                self.items_received += 1
+                actions.append(Received(action.item.id, action.item.signer, body, action.item.time))
+                continue
+            link = self.membership.link_of(action.node)
+            if link is None:
+                continue
+            match action:
+                case SendItem(_, item, frame):
+                    actions.append(SendFrame(link, frame, (item,), is_item=True))
+                case SendAnnounce(_, items):
+                    frame = self._seal(Kind.ANNOUNCE, Announce(items).encode(), now)
+                    actions.append(SendFrame(link, frame, tuple(item for item, _ in items)))
+                case SendPull(_, ids):
+                    actions.append(SendFrame(link, self._seal(Kind.PULL, Pull(ids).encode(), now)))
+        return actions
+
+    def _seal(self, kind: Kind, body: bytes, now: Instant) -> bytes:
+        self._sequence += 1
+        return seal(self._identity, self._swarm, kind, self._sequence, int(now.unix * 1000), body)

@@ -1,0 +1,54 @@
+"""One step of a node on whatever clock and transport it is given: shared by the host and the simulator."""
+
+from collections.abc import Callable
+
+import structlog
+
+from protocol.clock import Instant
+from protocol.core import Core
+from protocol.core_events import CoreEvent, Received, SendFrame, Unsent
+from protocol.events import Dial, HangUp, Tick
+from protocol.transport import Transport
+
+log = structlog.get_logger()
+
+
+class Driver:
+    """Feeds events to a core and carries out what it asks for."""
+
+    def __init__(
+        self, core: Core, transport: Transport, clock: Callable[[], Instant], deliver: Callable[[Received], None]
+    ) -> None:
+        self._core = core
+        self._transport = transport
+        self._clock = clock
+        self._deliver = deliver
+
+    def step(self, timeout: float) -> None:
+        """Wait up to `timeout` seconds for the network, handle what came, and tick if it is time."""
+        for event in self._transport.poll(timeout):
+            self.feed(event)
+        if self._core.wait(self._clock()) <= 0:
+            self.feed(Tick())
+
+    def feed(self, event: CoreEvent) -> None:
+        """Handle one event. A defect that it runs into is logged and counted; the node goes on."""
+        now = self._clock()
+        try:
+            actions = self._core.handle(event, now)
+            for action in actions:
+                match action:
+                    case SendFrame(link, frame, ids):
+                        if self._transport.send(link, frame):
+                            self._core.note_sent(action)
+                        elif ids:
+                            self._core.handle(Unsent(link, ids), now)
+                    case Dial(address):
+                        self._transport.dial(address)
+                    case HangUp(link):
+                        self._transport.hang_up(link)
+                    case Received():
+                        self._deliver(action)
+        except Exception:  # one item must not end the only network thread, whatever is wrong with us
+            log.exception("internal error", event_type=type(event).__name__)
+            self._core.admission.offence("internal", None, now)

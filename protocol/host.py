@@ -1,0 +1,205 @@
+"""A node's place in a swarm: the one network thread, and the thread-safe way to it.
+
+The thread owns every socket and every core. The rest of the process hands it bodies and
+verdicts through one bounded mailbox and takes items from another; no method waits for the
+network.
+"""
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from protocol.book import Book
+from protocol.clock import read_clock
+from protocol.core import Core
+from protocol.core_events import Offer, Received, Report, Verdict
+from protocol.driver import Driver
+from protocol.envelope import MAX_BODY_BYTES, SWARM_BYTES, ItemId, item_id
+from protocol.identity import Identity
+from protocol.limits import Limits
+from protocol.mailbox import Mailbox
+from protocol.peers_file import load_peers, save_peers
+from protocol.records import Address, Endpoint
+from protocol.zmq_transport import ZmqTransport
+
+__all__ = ["Counters", "Host", "Received", "Verdict"]
+
+# Timers are met to this precision. It also bounds how often the thread can wake up for nothing.
+MIN_WAIT_S = 0.01
+SAVE_INTERVAL_S = 5.0
+COMMANDS_PER_STEP = 256
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Cumulative counts since the start, and the number of live `peers`."""
+
+    bytes_sent: int
+    bytes_received: int
+    items_sent: int
+    items_received: int
+    duplicates: int
+    peers: int
+    rejected: Mapping[str, int]
+
+
+class Host:
+    """A member of a swarm. Construct, `start`, then `publish` and `receive` from any thread, `stop`."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        swarm: bytes,
+        listen: str | None,
+        seeds: Sequence[Address],
+        limits: Limits | None = None,
+        agent: str = "",
+        peers_file: Path | None = None,
+    ) -> None:
+        """Prepare a host; nothing is opened yet.
+
+        `swarm` is the swarm's id (16 bytes): nodes with another id are strangers. `listen` is
+        "tcp://HOST:PORT" (port 0: any), or None for a node that nobody can dial. `agent` says
+        in a few words what runs here.
+
+        Raises:
+            BadAddress: `listen` is no endpoint.
+            ValueError: `swarm` has another length.
+        """
+        if len(swarm) != SWARM_BYTES:
+            raise ValueError(f"a swarm id has {SWARM_BYTES} bytes, got {len(swarm)}")
+        self._identity = identity
+        self._swarm = swarm
+        self._listen = None if listen is None else Endpoint.parse(listen, bind=True)
+        self._seeds = tuple(seeds)
+        self._limits = limits or Limits()
+        self._agent = agent
+        self._peers_file = peers_file
+        self._inbox: Mailbox[Received] = Mailbox(
+            self._limits.inbox_items, self._limits.inbox_bytes, lambda item: len(item.body)
+        )
+        self._commands: Mailbox[Offer | Report] = Mailbox(
+            self._limits.inbox_items, self._limits.inbox_bytes, _command_size
+        )
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._core: Core | None = None
+        self._transport: ZmqTransport | None = None
+
+    def start(self) -> Address | None:
+        """Bind, start the network thread, and return the address to dial; None for a node that does not listen.
+
+        Raises:
+            PortInUse: another process listens there.
+            BadAddress: this machine has no such address.
+        """
+        if self._thread is not None:
+            raise RuntimeError("a host is started once")
+        now = read_clock()
+        transport = ZmqTransport(self._identity, self._listen)
+        book = Book(self._seeds, self._limits.max_known_peers)
+        for record in load_peers(self._peers_file, self._swarm, now) if self._peers_file else []:
+            book.add(record)
+        endpoint = transport.endpoint
+        core = Core(
+            self._identity,
+            self._swarm,
+            (endpoint,) if endpoint else (),
+            book,
+            self._limits,
+            self._agent,
+            random.Random(),  # spreads load in time; no secret depends on it
+            now,
+        )
+        self._transport, self._core = transport, core
+        driver = Driver(core, transport, read_clock, self._inbox.put)
+        self._thread = threading.Thread(
+            target=self._run, args=(core, transport, driver), name="gossamer-network", daemon=True
+        )
+        self._thread.start()
+        return Address(endpoint, self._identity.curve_key) if endpoint else None
+
+    def publish(self, body: bytes) -> ItemId:
+        """Offer `body` to the swarm and return its id, which depends on nothing but our key and the body.
+
+        Raises:
+            ValueError: the body is larger than `MAX_BODY_BYTES`.
+        """
+        if len(body) > MAX_BODY_BYTES:
+            raise ValueError(f"an item has at most {MAX_BODY_BYTES} bytes, got {len(body)}")
+        self._command(Offer(body))
+        return item_id(self._identity.public_key, body)
+
+    def receive(self, limit: int) -> list[Received]:
+        """Return up to `limit` items that came since the last call, oldest first."""
+        return self._inbox.take(limit)
+
+    def report(self, id: ItemId, verdict: Verdict, reason: str) -> None:  # noqa: A002  # the domain's word
+        """Say what an item was worth. `reason` is what it is counted under unless it was accepted."""
+        if verdict is not Verdict.ACCEPT:
+            self._command(Report(id, verdict, reason))
+
+    def counters(self) -> Counters:
+        """Return a snapshot of the counts."""
+        core = self._core
+        if core is None:
+            return Counters(0, 0, 0, 0, 0, 0, {})
+        rejected = Counter(dict(core.admission.rejected))
+        rejected.update({"inbox_full": self._inbox.dropped, "outbox_full": self._commands.dropped})
+        return Counters(
+            bytes_sent=core.bytes_sent,
+            bytes_received=core.bytes_received,
+            items_sent=core.items_sent,
+            items_received=core.items_received,
+            duplicates=core.duplicates,
+            peers=len(core.membership.peers),
+            rejected={reason: count for reason, count in rejected.items() if count},
+        )
+
+    def stop(self) -> None:
+        """Leave: close every socket and end the thread. What is still queued is lost. Safe to call twice."""
+        self._stopping.set()
+        if self._transport is not None:
+            self._transport.wake()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _command(self, command: Offer | Report) -> None:
+        self._commands.put(command)
+        if self._transport is not None:
+            self._transport.wake()
+
+    def _run(self, core: Core, transport: ZmqTransport, driver: Driver) -> None:
+        saved, next_save = core.membership.book.revision, 0.0
+        try:
+            while not self._stopping.is_set():
+                now = read_clock()
+                driver.step(0 if len(self._commands) else max(MIN_WAIT_S, core.wait(now)))
+                for command in self._commands.take(COMMANDS_PER_STEP):
+                    driver.feed(command)
+                revision = core.membership.book.revision
+                if revision != saved and now.steady >= next_save:
+                    self._save(core)
+                    saved, next_save = revision, now.steady + SAVE_INTERVAL_S
+            self._save(core)
+        finally:
+            transport.close()
+
+    def _save(self, core: Core) -> None:
+        if self._peers_file is None:
+            return
+        try:
+            save_peers(self._peers_file, core.membership.book.records())
+        except OSError as error:  # the peers are still in memory; a node on a full disk has worse to report
+            log.warning("cannot save the peers file", path=str(self._peers_file), error=str(error))
+
+
+def _command_size(command: Offer | Report) -> int:
+    return len(command.body) if isinstance(command, Offer) else 0
