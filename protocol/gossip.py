@@ -10,7 +10,7 @@ Rules
     next tick to the live peers that are not known to have it.
  3. An announced item that we lack is pulled: at once when it is too large to be pushed,
     otherwise after `PULL_DELAY_S`, as the push is probably on its way. When a holder does not
-    deliver within `PULL_TIMEOUT_S`, the next one that announced the item is asked.
+    deliver in time, the next one that announced the item is asked.
  4. A peer that comes up is announced everything that is held, so a node that was away catches
     up. Now and then a random peer is announced what is newest, in case something was lost.
  5. What could not be sent (a full queue) is announced later: no peer can make us wait or

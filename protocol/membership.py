@@ -7,7 +7,7 @@ Links, by the CURVE key that the other end proved
     GREETED   we sent a hello and wait for theirs       -- their hello --> LIVE
     (none)    somebody dialled us                       -- their hello --> LIVE, we answer with ours
     LIVE      the peer's signed record is bound to the link's key
-  A dialled link that is not LIVE within `DIAL_TIMEOUT_S`, or closes, is one failure of its
+  An unanswered hello is repeated every `HELLO_RETRY_S`. A dialled link that is not LIVE within `DIAL_TIMEOUT_S`, or closes, is one failure of its
   contact, which is tried again after a growing pause.
 
 Rules
@@ -55,6 +55,7 @@ from protocol.records import RECORD_LIFE_S, Endpoint, PeerRecord, make_record, o
 from protocol.transport import Closed, Link, Opened
 
 DIAL_TIMEOUT_S = 10.0  # a TCP and a CURVE handshake and a hello, on a machine busy with loading models
+HELLO_RETRY_S = 2.0
 DIAL_YIELD_S = 1.0
 MAX_DIALS = 8  # attempts in progress at a time
 SPARE_GRACE_S = 2.0
@@ -71,6 +72,7 @@ MAX_PROVEN = 1024
 class _Attempt:
     contact: Contact
     deadline: float
+    greeted: float | None = None
 
 
 @dataclass(slots=True)
@@ -143,7 +145,7 @@ class Membership:
         """
         match event:
             case Opened(link):
-                return self._opened(link)
+                return self._opened(link, now)
             case Closed(link):
                 return self._closed(link, now)
             case Message(link, sender, Kind.HELLO, body):
@@ -161,9 +163,11 @@ class Membership:
                 return self._tick(now)
         return []
 
-    def _opened(self, link: Link) -> list[MembershipAction]:
-        if link not in self._attempts:
+    def _opened(self, link: Link, now: Instant) -> list[MembershipAction]:
+        attempt = self._attempts.get(link)
+        if attempt is None:
             return [HangUp(link)]
+        attempt.greeted = now.steady
         return [Tell(link, Kind.HELLO, self._own_hello())]
 
     def _own_hello(self) -> bytes:
@@ -286,13 +290,17 @@ class Membership:
         if self.record.expiry_ms / 1000 - now.unix < RECORD_LIFE_S / 2:
             self._renew(now, self.record.incarnation)
         self.book.expire(now)
-        return [*self._give_up(now), *self._check_peers(now), *self._exchange(now), *self._dial(now)]
+        return [*self._check_attempts(now), *self._check_peers(now), *self._exchange(now), *self._dial(now)]
 
-    def _give_up(self, now: Instant) -> list[MembershipAction]:
-        late = [link for link, attempt in self._attempts.items() if attempt.deadline <= now.steady]
-        for link in late:
-            self._attempts.pop(link).contact.failed(now, self._rng)
-        return [HangUp(link) for link in late]
+    def _check_attempts(self, now: Instant) -> list[MembershipAction]:
+        actions: list[MembershipAction] = []
+        for link, attempt in list(self._attempts.items()):
+            if attempt.deadline <= now.steady:
+                self._attempts.pop(link).contact.failed(now, self._rng)
+                actions.append(HangUp(link))
+            elif attempt.greeted is not None and attempt.greeted + HELLO_RETRY_S <= now.steady:
+                actions += self._opened(link, now)
+        return actions
 
     def _check_peers(self, now: Instant) -> list[MembershipAction]:
         actions: list[MembershipAction] = []

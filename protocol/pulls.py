@@ -9,9 +9,11 @@ from protocol.gossip_events import SendPull
 from protocol.identity import NodeId
 from protocol.messages import MAX_IDS
 
-PULL_TIMEOUT_S = 10.0
+# How long a holder may take for all it was asked for: a pause of its process, and a line of 4 Mbit/s.
+PULL_PATIENCE_S = 2.0
+PULL_BYTES_PER_SECOND = 512 << 10
 MAX_PULLS_PER_PEER = 64
-MAX_PULL_BYTES_PER_PEER = 4 << 20  # all of it arrives within the timeout at 4 Mbit/s
+MAX_PULL_BYTES_PER_PEER = 4 << 20  # a holder that says no more is found out within 10 s
 MAX_WANTS = 8192
 MAX_HOLDERS = 8  # remembered of one item; more are not needed to try
 
@@ -72,9 +74,11 @@ class Pulls:
             if want.asked is None and want.due <= now:
                 holder = min(want.holders, key=lambda node: self._loads[node].size)
                 if self._may_ask(holder, want.size):
-                    want.asked, want.due = holder, now + PULL_TIMEOUT_S
-                    self._loads[holder].pulls += 1
-                    self._loads[holder].size += want.size
+                    load = self._loads[holder]
+                    load.pulls += 1
+                    load.size += want.size
+                    want.asked = holder
+                    want.due = now + PULL_PATIENCE_S + load.size / PULL_BYTES_PER_SECOND
                     asks[holder].append(item_id)
         for node, ids in asks.items():
             for start in range(0, len(ids), MAX_IDS):
