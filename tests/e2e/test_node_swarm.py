@@ -1,0 +1,167 @@
+"""The supervisor with real processes: restarts, stops, and children that never outlive it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from node.config import NodeConfig
+from node.errors import UserError
+from node.metrics import read_metrics
+from node.supervisor import Child, State
+from node.swarm import Outcome, make_plan, run_swarm
+from tests.fakes import nodes
+from tests.waiting import wait_until
+
+LIMIT = 30.0
+
+
+def run(out: Path, count: int, rounds: int, target=nodes.quick, show=lambda children: None) -> Outcome:
+    plan = make_plan(out, count, NodeConfig(seed=1, rounds=rounds))
+    return run_swarm(plan, show, started=time.time(), target=target, preload=(), restart_delay=0.05)
+
+
+def rounds_of(out: Path, name: str) -> list[int]:
+    return [row["round"] for row in read_metrics(out / "nodes" / name / "metrics.jsonl")]
+
+
+def pid_of(out: Path, name: str) -> int:
+    path = out / "nodes" / name / "pid"
+    return int(path.read_text() or 0) if path.exists() else 0
+
+
+@contextmanager
+def supervisor(out: Path, count: int, rounds: int, kind: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "tests.fakes.run_swarm", str(out), str(count), str(rounds), kind]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_every_node_runs_to_its_end_and_leaves_the_run_folder(tmp_path: Path) -> None:
+    outcome = run(tmp_path / "run", 3, 20)
+    assert [child.state for child in outcome.children] == [State.DONE] * 3
+    assert [child.progress.round for child in outcome.children] == [20, 20, 20]
+    assert outcome.signal == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == outcome.summary
+    assert [node["rounds"] for node in outcome.summary["nodes"].values()] == [20, 20, 20]
+    assert all(0 < seconds < LIMIT for seconds in outcome.summary["first_round_seconds"].values())
+    assert "<svg" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_the_first_node_starts_alone_and_is_the_others_seed(tmp_path: Path) -> None:
+    run(tmp_path / "run", 3, 20)
+    folders = [tmp_path / "run" / "nodes" / f"n{index}" for index in range(3)]
+    first = (folders[0] / "address").read_text().strip()
+    assert (folders[0] / "seeds").read_text() == ""
+    for folder in folders[1:]:
+        assert (folder / "seeds").read_text().splitlines()[0] == first
+
+
+def test_a_killed_node_comes_back_with_a_living_seed_and_nobody_waits(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    killed: list[int] = []
+    others: list[int] = []
+
+    def kill_once(children: Sequence[Child]) -> None:
+        if not killed and children[0].progress.round >= 5 and all(child.progress.round for child in children):
+            killed.append(pid_of(out, "n0"))
+            os.kill(killed[0], signal.SIGKILL)
+        if killed and children[0].state is State.RESTARTING:
+            others.append(children[1].progress.round)
+
+    outcome = run(out, 3, 150, show=kill_once)
+    assert [child.state for child in outcome.children] == [State.DONE] * 3
+    assert [child.restarts for child in outcome.children] == [1, 0, 0]
+    assert outcome.children[0].error == "killed by SIGKILL"
+    assert rounds_of(out, "n0") == list(range(1, 151))
+    assert others and pid_of(out, "n0") != killed[0]
+    living = {(out / "nodes" / name / "address").read_text().strip() for name in ("n1", "n2")}
+    assert set((out / "nodes" / "n0" / "seeds").read_text().splitlines()) <= living
+    assert (out / "nodes" / "n0" / "seeds").read_text() != ""
+
+
+def test_a_node_that_fails_again_and_again_is_given_up_and_the_others_finish(tmp_path: Path) -> None:
+    outcome = run(tmp_path / "run", 3, 60, target=nodes.first_crashes)
+    assert [child.state for child in outcome.children] == [State.FAILED, State.DONE, State.DONE]
+    assert outcome.children[0].error == "RuntimeError: shape mismatch"
+    assert outcome.children[0].restarts == 3
+    log = (tmp_path / "run" / "nodes" / "n0" / "log.jsonl").read_text()
+    assert "shape mismatch" in json.loads(log.splitlines()[-1])["exception"]
+
+
+def test_an_error_of_the_configuration_is_one_line_and_starts_nobody_else(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown task 'riddles': choose one of sums") as caught:
+        run(tmp_path / "run", 4, 20, target=nodes.misconfigured)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "nodes" / "n1" / "log.jsonl").exists()
+
+
+def test_a_run_goes_on_as_the_same_swarm(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(out, 2, 20)
+    before = json.loads((out / "swarm.json").read_text())
+    for name in ("n0", "n1"):
+        metrics = out / "nodes" / name / "metrics.jsonl"
+        metrics.write_bytes(metrics.read_bytes()[:-700])
+    run(out, 2, 20)
+    assert json.loads((out / "swarm.json").read_text()) == before
+    assert rounds_of(out, "n0") == rounds_of(out, "n1") == list(range(1, 21))
+
+
+def test_one_stop_lets_each_node_end_its_round(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with supervisor(out, 2, 100_000, "quick") as process:
+        wait_until(lambda: len(rounds_of(out, "n1")) >= 3, LIMIT, "the second node's rounds")
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+        assert process.wait(LIMIT) == 130
+    assert all((out / "nodes" / name / "stopped").exists() for name in ("n0", "n1"))
+    assert json.loads((out / "summary.json").read_text())["nodes"]["n1"]["rounds"] >= 3
+
+
+def test_a_second_stop_kills(tmp_path: Path) -> None:
+    stuck = tmp_path / "stuck"
+    with supervisor(stuck, 1, 100_000, "stuck") as process:
+        wait_until(lambda: rounds_of(stuck, "n0"), LIMIT, "the stuck node's round")
+        process.send_signal(signal.SIGTERM)
+        wait_until((stuck / "nodes" / "n0" / "asked").exists, LIMIT, "the first request to stop")
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT) == 128 + signal.SIGTERM
+        assert not psutil.pid_exists(pid_of(stuck, "n0"))
+
+
+def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with supervisor(out, 2, 100_000, "stuck") as process:
+        wait_until(lambda: pid_of(out, "n0") and pid_of(out, "n1"), LIMIT, "two nodes")
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 3  # two nodes and their fork server
+        process.kill()
+        process.wait()
+        wait_until(lambda: not any(one.is_running() for one in family), LIMIT, "the children's end")
+
+
+def test_only_the_same_run_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(out, 1, 2)
+    make_plan(out, 1, NodeConfig(rounds=2))  # no seed given: the run's own
+    with pytest.raises(UserError, match=r"nodes, sampling\.local"):
+        make_plan(out, 2, NodeConfig(seed=1, rounds=2, sampling={"local": 1}))
+    (out / "swarm.json").write_text('{"swarm": ')
+    with pytest.raises(UserError, match="cannot be read"):
+        make_plan(out, 1, NodeConfig(seed=1, rounds=2))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="no run of a swarm"):
+        make_plan(tmp_path / "other", 1, NodeConfig())

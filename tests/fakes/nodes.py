@@ -1,0 +1,53 @@
+"""Node functions for the supervisor's tests: no model, but the files that a real node writes."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from node.config import NodeConfig
+from node.errors import UserError
+from node.metrics import MetricsLog, read_metrics
+from tests.fakes.rows import make_row
+
+ROUND = 0.02  # seconds
+
+
+def quick(config: NodeConfig, folder: Path) -> None:
+    """Go on after the last whole round; stop after the round in which SIGTERM comes."""
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
+    (folder / "pid").write_text(str(os.getpid()))
+    (folder / "seeds").write_text("\n".join(config.network.seeds))
+    (folder / "address").write_text(f"tcp://127.0.0.1:{1000 + int(folder.name[1:])}?key={os.getpid()}\n")
+    done = len(read_metrics(folder / "metrics.jsonl"))
+    log = MetricsLog(folder / "metrics.jsonl")
+    for number in range(done + 1, config.rounds + 1):
+        time.sleep(ROUND)
+        log.append(make_row(int(folder.name[1:]), number, time.time()))
+        if stopping:
+            (folder / "stopped").touch()
+            return
+
+
+def stuck(config: NodeConfig, folder: Path) -> None:
+    """Do one round, then take note of SIGTERM and do nothing about it."""
+    signal.signal(signal.SIGTERM, lambda *_: (folder / "asked").touch())
+    (folder / "pid").write_text(str(os.getpid()))
+    (folder / "address").write_text("tcp://127.0.0.1:1000\n")
+    MetricsLog(folder / "metrics.jsonl").append(make_row(0, 1, time.time()))
+    while True:
+        time.sleep(0.05)
+
+
+def misconfigured(config: NodeConfig, folder: Path) -> None:
+    """Find an error that a person has to correct."""
+    raise UserError("unknown task 'riddles': choose one of sums, fractions")
+
+
+def first_crashes(config: NodeConfig, folder: Path) -> None:
+    """n0 fails in its third round whenever it gets there; the others are well."""
+    if folder.name == "n0":
+        quick(config.model_copy(update={"rounds": 2}), folder)
+        raise RuntimeError("shape mismatch")
+    quick(config, folder)

@@ -1,0 +1,26 @@
+"""Run a swarm of fake nodes as a process of its own: `python -m tests.fakes.run_swarm OUT NODES ROUNDS KIND`."""
+
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from node.config import NodeConfig
+from node.swarm import make_plan, run_swarm
+from node.table import progress_lines
+from tests.fakes import nodes
+
+
+def main() -> int:
+    out, count, rounds, kind = sys.argv[1:]
+    plan = make_plan(Path(out), int(count), NodeConfig(seed=1, rounds=int(rounds)))
+    with progress_lines(Console(), every=0.5) as show:
+        outcome = run_swarm(
+            plan, show, started=time.time(), target=getattr(nodes, kind), preload=(), restart_delay=0.05
+        )
+    return 128 + outcome.signal if outcome.signal else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
