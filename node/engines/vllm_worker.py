@@ -1,0 +1,174 @@
+"""The process that holds vLLM: `python -P vllm_worker.py CHANNEL LIFE`, started by `node.engines.vllm_child`.
+
+It may run under another interpreter than the node, so it imports the standard library
+and vLLM, nothing else. It answers one request at a time on the socket CHANNEL, in frames
+of four bytes of length (big-endian) and that much JSON; the pipe LIFE ends when the node
+does. Its standard output and error are a log file, where vLLM may print what it likes.
+
+    {"call": "start", "model": folder, ...}             -> {"vllm": version, "device": "cpu" | "cuda" | ...}
+    {"call": "load", "folder": folder}                  -> {}
+    {"call": "score", "tokens": [id, ...]}              -> {"logprobs": [nats of the second, third, ... token]}
+    {"call": "generate", "prompts": [[id, ...], ...],   -> {"completions": per prompt, per completion,
+     "seeds": one a prompt, "n": ..., ...}                  [[id, ...], [nats, ...] or null]}
+
+There are no error replies: a worker that fails ends with a traceback in its log.
+"""
+
+import ctypes
+import importlib.util
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from typing import Any
+
+EXIT_NO_VLLM = 3
+HEADER = struct.Struct(">I")
+MAX_FRAME = 1 << 28  # bytes; a thousand completions of 8,192 tokens with their log-probabilities nearly fill it
+PR_SET_PDEATHSIG = 1
+
+Message = dict[str, Any]
+
+
+def send(channel: socket.socket, message: Message) -> None:
+    """Write one frame."""
+    data = json.dumps(message).encode()
+    channel.sendall(HEADER.pack(len(data)) + data)
+
+
+def receive(channel: socket.socket, deadline: float | None = None) -> Message:
+    """Read one frame, until `deadline` on the monotonic clock at most.
+
+    Raises:
+        EOFError: the other side is gone.
+        TimeoutError: the deadline has passed.
+        ValueError: what arrived is no frame of this protocol.
+    """
+    (size,) = HEADER.unpack(_read(channel, HEADER.size, deadline))
+    if size > MAX_FRAME:
+        raise ValueError(f"a frame of {size} bytes")
+    message = json.loads(_read(channel, size, deadline))
+    if not isinstance(message, dict):
+        raise ValueError("a frame that holds no message")
+    return message
+
+
+def _read(channel: socket.socket, size: int, deadline: float | None) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        if deadline is not None:
+            channel.settimeout(max(deadline - time.monotonic(), 1e-3))
+        chunk = channel.recv(min(size - len(data), 1 << 20))
+        if not chunk:
+            raise EOFError
+        data += chunk
+    return bytes(data)
+
+
+def main() -> None:
+    """Answer until the node closes the channel."""
+    channel, life = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    _die_with_node(channel, life)
+    if importlib.util.find_spec("vllm") is None:
+        sys.exit(EXIT_NO_VLLM)
+    engine = Engine(receive(channel))
+    send(channel, engine.describe())
+    calls = {"load": engine.load, "score": engine.score, "generate": engine.generate}
+    while True:
+        request = receive(channel)
+        send(channel, calls[request["call"]](request))
+
+
+def _die_with_node(channel: socket.socket, life: int) -> None:
+    """See to it that this process and its descendants end when the node does, by kill -9 even.
+
+    The kernel ends this process with its parent. A forked guard waits for the end of the
+    pipe `life`, which nobody writes to, and kills the group, so those that vLLM started too.
+    """
+    if sys.platform == "linux":  # elsewhere the guard does it alone
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.fork() == 0:
+        channel.close()  # the node must see the channel end when this process's parent ends
+        os.read(life, 1)
+        os.killpg(0, signal.SIGKILL)
+
+
+class Engine:
+    """vLLM's engine, in this very process, so that there is no third one to outlive anybody."""
+
+    def __init__(self, request: Message) -> None:
+        import vllm
+        from vllm.platforms import current_platform
+
+        self._vllm = vllm
+        self._device = current_platform.device_type
+        memory = (
+            {"kv_cache_memory_bytes": request["kv_cache_bytes"]}
+            if current_platform.is_cpu()
+            else {"gpu_memory_utilization": request["gpu_memory_utilization"]}
+        )
+        self._llm = vllm.LLM(
+            model=request["model"],
+            dtype=request["dtype"],
+            max_model_len=request["max_model_len"],
+            tensor_parallel_size=request["tensor_parallel_size"],
+            enforce_eager=request["enforce_eager"],
+            skip_tokenizer_init=True,  # token ids in, token ids out
+            generation_config="vllm",  # no sampling defaults out of the model's folder
+            logprobs_mode="processed_logprobs",  # after the temperature: what the trainer computes
+            enable_prefix_caching=True,
+            disable_log_stats=True,
+            **memory,
+        )
+
+    def describe(self) -> Message:
+        """Say what runs here."""
+        return {"vllm": self._vllm.__version__, "device": self._device}
+
+    def load(self, request: Message) -> Message:
+        """Replace the weights by those in a folder and forget what was computed with the old ones."""
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": request["folder"]})
+        self._llm.reset_prefix_cache()
+        return {}
+
+    def score(self, request: Message) -> Message:
+        """Return the log-probability of each of the given tokens after the first."""
+        tokens = request["tokens"]
+        params = self._vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        [output] = self._llm.generate([{"prompt_token_ids": tokens}], params, use_tqdm=False)
+        entries = output.prompt_logprobs[1:]
+        return {"logprobs": [entry[token].logprob for token, entry in zip(tokens[1:], entries, strict=True)]}
+
+    def generate(self, request: Message) -> Message:
+        """Sample `n` completions of every prompt in one batch."""
+        prompts = [{"prompt_token_ids": prompt} for prompt in request["prompts"]]
+        params = [
+            self._vllm.SamplingParams(
+                n=request["n"],
+                seed=seed,  # vLLM gives completion i the seed + i
+                temperature=request["temperature"],
+                top_p=request["top_p"],
+                max_tokens=request["max_tokens"],
+                stop_token_ids=request["stop"],
+                ignore_eos=True,  # the node names every token that ends a text
+                logprobs=0 if request["logprobs"] else None,  # of the sampled token alone
+                detokenize=False,
+            )
+            for seed in request["seeds"]
+        ]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        return {"completions": [[_completion(one) for one in output.outputs] for output in outputs]}
+
+
+def _completion(one: Any) -> list[Any]:
+    tokens = list(one.token_ids)
+    if one.logprobs is None:
+        return [tokens, None]
+    return [tokens, [entry[token].logprob for token, entry in zip(tokens, one.logprobs, strict=True)]]
+
+
+if __name__ == "__main__":  # vLLM's own processes import this file again
+    main()
