@@ -45,8 +45,10 @@ class VllmConfig(Section):
     gpu_memory_utilization: float = Field(0.4, gt=0, le=1)
     kv_cache_gib: int = Field(1, ge=1, description="key-value cache on a CPU, in GiB")
     max_model_len: int = Field(1024, ge=32)
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     enforce_eager: bool = True
     start_timeout: float = Field(300.0, gt=0, description="seconds")
+    call_timeout: float = Field(1800.0, gt=0, description="seconds that one batch or weight update may take")
     logprob_tolerance: float = Field(0.1, gt=0, description="mean absolute error a token after a weight update")
 
 
@@ -97,18 +99,20 @@ class TrainerConfig(Section):
 
     learning_rate: float = Field(5e-4, gt=0)
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0, description="rounds")
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.99, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo"] = "dapo"
+    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo"] = Field(
+        "dapo", description="each over the whole round, however it is split into micro-batches"
+    )
     epsilon: float = Field(0.2, gt=0)
-    epsilon_high: float = Field(0.28, gt=0)
+    epsilon_high: float = Field(0.28, gt=0, description="for 'cispo', as in TRL, the largest ratio itself: 5, say")
     beta: float = Field(0.0, ge=0, le=0, description="KL weight; only 0: no reference model is kept")
     scale_rewards: Literal["none", "group"] = "none"
     num_iterations: int = Field(1, ge=1, description="updates on each batch")
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches that a round is split into")
     gradient_checkpointing: bool = False
     bf16: bool = False
     report_to: list[Literal["tensorboard", "wandb"]] = []
@@ -176,7 +180,9 @@ def parse_config(tree: dict[str, Any]) -> NodeConfig:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "configuration"
         if first["type"] == "extra_forbidden":
-            raise UserError(f"unknown configuration key {where!r}: see `gossamer node --dry-run` for all keys") from None
+            raise UserError(
+                f"unknown configuration key {where!r}: see `gossamer node --dry-run` for all keys"
+            ) from None
         raise UserError(f"configuration key {where!r}: {first['msg']} (got {first['input']!r})") from None
 
 
