@@ -14,10 +14,6 @@ from types import FrameType
 
 import structlog
 import torch
-from protocol.errors import ProtocolError
-from protocol.host import Host
-from protocol.identity import Identity
-from protocol.records import Address
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from node.checkpoint import latest_checkpoint
@@ -33,6 +29,10 @@ from node.pool import Pool
 from node.sharing import Exchange, NetworkExchange, NoExchange
 from node.tasks.load import TaskSet, load_tasks
 from node.trainer import make_trainer
+from protocol.errors import ProtocolError
+from protocol.host import Host
+from protocol.identity import Identity
+from protocol.records import Address
 
 log = structlog.get_logger()
 
@@ -66,7 +66,7 @@ def run_node(config: NodeConfig, folder: Path) -> None:
         done = checkpoint.round if checkpoint else 0
         pool.rewind(done)
         metrics.rewind(done)
-        log.info("training", round=done, rounds=config.rounds, policy=policy.name)
+        log.info("training", round=done, rounds=config.rounds, policy=policy.name, pool=len(pool))
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         log.info("finished", round=loop.row.get("round", done))
 

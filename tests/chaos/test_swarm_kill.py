@@ -1,0 +1,114 @@
+"""A node of four dies by SIGKILL at a chosen moment: the others never pause, and it comes back as itself."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.child import run_real_node
+from node.config import NodeConfig
+from node.swarm import make_plan, run_swarm
+from tests.swarms import events_of, rows_of, small_config
+
+ROUNDS = 200  # enough that the others are still at work when the victim is back
+KILL_AT = 23  # not a round with a checkpoint: some work is lost and done again
+VICTIM = "n1"
+
+
+def die_in(owner: type, method: str, folder: Path, armed: Callable[..., bool]) -> None:
+    """Let the first call of `owner.method` for which `armed` holds end this process."""
+    original = getattr(owner, method)
+
+    def dying(self: Any, *arguments: Any, **options: Any) -> Any:
+        marker = folder / "killed"
+        if not marker.exists() and armed(self, *arguments):
+            marker.write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, *arguments, **options)
+
+    setattr(owner, method, dying)
+
+
+def past(folder: Path) -> Callable[..., bool]:
+    return lambda *_: len(rows_of(folder)) >= KILL_AT
+
+
+def dies_generating(config: NodeConfig, folder: Path) -> None:
+    if folder.name == VICTIM:
+        from transformers import LlamaForCausalLM
+
+        passes = iter(range(10**9))  # in the third token of a generation
+        die_in(
+            LlamaForCausalLM,
+            "forward",
+            folder,
+            lambda self, *_: not self.training and past(folder)() and next(passes) == 2,
+        )
+    run_real_node(config, folder)
+
+
+def dies_training(config: NodeConfig, folder: Path) -> None:
+    if folder.name == VICTIM:
+        from torch.optim import AdamW
+
+        die_in(AdamW, "step", folder, past(folder))
+    run_real_node(config, folder)
+
+
+def dies_checkpointing(config: NodeConfig, folder: Path) -> None:
+    if folder.name == VICTIM:
+        from node.trainer import SwarmTrainer
+
+        die_in(SwarmTrainer, "_save_rng_state", folder, past(folder))
+    run_real_node(config, folder)
+
+
+def dies_sharing(config: NodeConfig, folder: Path) -> None:
+    if folder.name == VICTIM:
+        from protocol.host import Host
+
+        calls = iter(range(10**9))  # some of the round's groups are out, some are not
+        die_in(Host, "publish", folder, lambda *_: past(folder)() and next(calls) == 2)
+    run_real_node(config, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("target", [dies_generating, dies_training, dies_checkpointing, dies_sharing])
+def test_the_others_never_pause_and_the_victim_returns_as_itself(
+    target: Callable[[NodeConfig, Path], None], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    plan = make_plan(out, 4, small_config(ROUNDS))
+    outcome = run_swarm(plan, lambda _: None, started=time.time(), target=target, preload=("node.run",))
+    victim = out / "nodes" / VICTIM
+    others = [out / "nodes" / name for name in ("n0", "n2", "n3")]
+
+    died = float((victim / "killed").read_text())
+    (child,) = [child for child in outcome.children if child.name == VICTIM]
+    assert child.restarts == 1
+    assert [child.state.value for child in outcome.children] == ["done"] * 4
+
+    starts = events_of(victim, "listening")
+    assert len(starts) == 2
+    assert starts[0]["node"] == starts[1]["node"]
+    resumed = events_of(victim, "training")[1]["round"]
+    assert resumed in (KILL_AT - KILL_AT % 5, KILL_AT - KILL_AT % 5 + 5)  # the newest whole checkpoint
+    assert events_of(victim, "training")[1]["pool"] > 0
+
+    rows = rows_of(victim)
+    assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1))
+    back = next(row for row in rows if row["began"] > died)
+    assert back["policy_version"] == resumed
+    for folder in others:
+        theirs = rows_of(folder)
+        assert [row["round"] for row in theirs] == list(range(1, ROUNDS + 1))
+        meanwhile = [row for row in theirs if died < row["time"] < back["began"]]
+        assert len(meanwhile) >= 3
+        usual = sorted(row["time/round"] for row in theirs)[len(theirs) // 2]
+        longest = max(row["time/round"] for row in meanwhile)
+        assert longest < max(20 * usual, 2.0), (usual, longest)
