@@ -61,9 +61,8 @@ def make_batches(rows: Sequence[Row], parts: int, loss_type: LossType, pad_token
     gradients of the parts add up to that of one batch of all `rows`. For `dapo` and
     `cispo` TRL divides by the whole round's tokens, `num_items_in_batch`, and nothing
     needs doing. For the others it averages within each micro-batch and then over their
-    number; since the loss is proportional to the advantages for advantages of one sign,
-    scaling them by (share of this part in the round) x `parts` turns that into the mean
-    over the round.
+    number. Every one of these losses scales with its advantages (by any positive factor), so
+    multiplying them by (this part's share of the round) x `parts` makes it the mean over the round.
 
     Args:
         rows: at least one, with at least one completion token between them.

@@ -108,7 +108,7 @@ def _full_disk_is_clear(aside: Path) -> Iterator[None]:
         if full:
             raise UserError(
                 f"the disk that holds {aside.parent} is full: free some space and start again; "
-                "the last complete checkpoint is intact"
+                "what was saved before is intact"
             ) from error
         raise
 

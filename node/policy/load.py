@@ -19,9 +19,8 @@ from transformers import (
 
 from node.config import LoraConfig, PolicyConfig
 from node.errors import UserError
+from node.policy.builtin import FOLDER
 from node.tasks.base import Item
-
-BUILTIN = Path(__file__).parent / "builtin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ def load_policy(config: PolicyConfig) -> Policy:
             transformers knows, its weights are incomplete, or there is no such device.
     """
     device = _device(config.device)
-    source = str(BUILTIN) if config.model == "builtin" else config.model
+    source = str(FOLDER) if config.model == "builtin" else config.model
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         architecture = _without_dropout(AutoConfig.from_pretrained(source))

@@ -1,0 +1,64 @@
+"""Our side of the comparisons: some rounds of a node, timed one by one."""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from node.config import NodeConfig
+from node.engines.hf import HfEngine
+from node.loop import Loop
+from node.metrics import MetricsLog
+from node.policy.load import Policy, load_policy
+from node.pool import Pool
+from node.sharing import Exchange
+from node.tasks.load import TaskSet
+from node.trainer import make_trainer
+
+SEED = 0
+
+
+@dataclass(slots=True)
+class Block:
+    """Some rounds in a row: seconds of each, and the texts that were trained on."""
+
+    seconds: list[float]
+    texts: list[str]
+
+
+def time_gossamer(config: NodeConfig, tasks: TaskSet, exchange: Exchange) -> Block:
+    """Run the node's loop and trainer; every round but the first is timed."""
+    with tempfile.TemporaryDirectory() as name, Pool(Path(name, "pool.sqlite"), config.pool) as pool:
+        folder = Path(name)
+        policy = load_policy(config.policy)
+        metrics = MetricsLog(folder / "metrics.jsonl")
+        engine = _Listening(policy)
+        loop = Loop(config, SEED, policy, engine, tasks, pool, exchange, metrics)
+        ends: list[float] = []
+
+        def on_update(number: int, logs: Any) -> None:
+            loop.finish(number, logs)
+            ends.append(time.perf_counter())
+
+        make_trainer(policy, config, folder, loop.rounds, loop.prompt_ids, on_update).train()
+    return Block(intervals(ends), engine.texts)
+
+
+def intervals(ends: list[float]) -> list[float]:
+    """Return the seconds between neighbours."""
+    return [later - earlier for earlier, later in pairwise(ends)]
+
+
+class _Listening(HfEngine):
+    """The hf engine, and what it said."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy)
+        self.texts: list[str] = []
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        made = super().generate(*args, **kwargs)
+        self.texts += [one.text for of_prompt in made for one in of_prompt]
+        return made

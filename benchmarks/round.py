@@ -1,0 +1,244 @@
+"""What a round costs: ours against TRL's own `GRPOTrainer`, and sharing on against off.
+
+    python -m benchmarks.round
+
+**Against TRL.** Both sides start from the same weights, ask the same questions, sample
+with the same seeds by `transformers.generate`, verify with the same task and take the same
+update; a row says which part of all completions came out equal (all, until rounding sets
+the two apart). Each round is timed from the end of one update's log to the end of the next.
+
+- ours: the node's loop with J = 0, alone: questions, generation, verification, draw, update, metrics row;
+- TRL: its ordinary path, `_generate_and_score_completions`, with a data set of the same
+  prompts in the same order, a reward function that verifies, and the same logging.
+
+What neither times: imports, loading, the first round of a block, checkpoints. Blocks
+alternate, so that a busy machine is busy for both. With `reward="dense"` every completion
+has a reward of its own and both train on all of them, like for like. With `"task"` the
+tasks' own sparse reward counts, and we leave the completions without advantage out of the
+forward pass, which TRL does not.
+
+**Sharing.** See `benchmarks.sharing`: a node among seven peers against the same node alone.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from benchmarks.block import SEED, Block, intervals, time_gossamer
+from benchmarks.sharing import time_sharing
+from node.config import NodeConfig, parse_config
+from node.policy.load import Policy, load_policy
+from node.sharing import NoExchange
+from node.tasks.base import Item, Task, TaskKey, derive_seed
+from node.tasks.load import TaskSet, load_tasks
+
+Reward = Literal["dense", "task"]
+Row = dict[str, Any]
+PEERS = 7
+
+
+def run(
+    *,
+    model: str = "builtin",
+    questions: int = 4,
+    completions: int = 8,
+    rounds: int = 20,
+    blocks: int = 6,
+    threads: int = 1,
+) -> Iterator[Row]:
+    """Yield a row for each side of each comparison, and last the ratios of their medians.
+
+    Args:
+        model: as in `policy.model`.
+        questions: a round.
+        completions: a question.
+        rounds: timed in each block.
+        blocks: of each side.
+        threads: of torch; set for the whole process.
+    """
+    torch.set_num_threads(threads)
+    config = _config(model, questions, completions, rounds + 1)
+    common = {"model": model, "questions": questions, "completions": completions, "threads": threads}
+    against_trl = {}
+    for reward in ("dense", "task"):
+        tasks = _tasks(config, reward)
+        ours, theirs = _in_turns(
+            blocks, partial(time_gossamer, config, tasks, NoExchange()), partial(time_trl, config, tasks)
+        )
+        parameters = common | {"reward": reward, "same_completions": _agreement(ours, theirs)}
+        yield _row("gossamer", ours, parameters)
+        yield _row("trl", theirs, parameters)
+        against_trl[f"reward={reward}"] = _median(ours) / _median(theirs)
+    tasks = load_tasks(config.tasks)
+    groups = []
+
+    def shared() -> Block:
+        block, verified = time_sharing(config, tasks, PEERS)
+        groups.append(verified / config.rounds)
+        return block
+
+    on, off = _in_turns(blocks, shared, partial(time_gossamer, config, tasks, NoExchange()))
+    yield _row("sharing on", on, common | {"peers": PEERS, "peers_groups_a_round": round(statistics.fmean(groups), 1)})
+    yield _row("sharing off", off, common | {"peers": 0, "peers_groups_a_round": 0})
+    yield {
+        "bench": "round",
+        "ratio": {"trl": against_trl, "sharing off": {f"peers={PEERS}": _median(on) / _median(off)}},
+    }
+
+
+def _in_turns(blocks: int, one: Callable[[], Block], other: Callable[[], Block]) -> tuple[list[Block], list[Block]]:
+    pairs = [(one(), other()) for _ in range(blocks)]
+    return [first for first, _ in pairs], [second for _, second in pairs]
+
+
+def _seconds(blocks: Sequence[Block]) -> list[float]:
+    return [second for block in blocks for second in block.seconds]
+
+
+def _median(blocks: Sequence[Block]) -> float:
+    return statistics.median(_seconds(blocks))
+
+
+def _row(impl: str, blocks: Sequence[Block], parameters: Row) -> Row:
+    return {"bench": "round", "impl": impl, **parameters, "median_s": _median(blocks), "runs": len(_seconds(blocks))}
+
+
+def _agreement(ours: Sequence[Block], theirs: Sequence[Block]) -> float:
+    pairs = [pair for one, other in zip(ours, theirs, strict=True) for pair in zip(one.texts, other.texts, strict=True)]
+    return round(statistics.fmean(one == other for one, other in pairs), 4)
+
+
+def time_trl(config: NodeConfig, tasks: TaskSet) -> Block:
+    """Run TRL's trainer on the same rounds; every round but the first is timed."""
+    policy = load_policy(config.policy)
+    asked = [
+        (task, task.make(seed))
+        for version in range(config.rounds)
+        for task, seed in tasks.sample(derive_seed(SEED, "questions", version), config.sampling.questions_per_round)
+    ]
+    texts: list[str] = []
+    clock = _Clock()
+
+    def reward(completions: list[Any], question: list[int], **_: Any) -> list[float]:
+        plain = [text if isinstance(text, str) else text[0]["content"] for text in completions]
+        texts.extend(plain)
+        return [asked[at][0].verify(asked[at][1], text) for at, text in zip(question, plain, strict=True)]
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(
+            model=policy.model,
+            reward_funcs=reward,
+            args=_trl_config(config, folder),
+            train_dataset=Dataset.from_dict(
+                {"prompt": [_prompt(policy, item) for _, item in asked], "question": list(range(len(asked)))}
+            ),
+            processing_class=policy.tokenizer,
+            callbacks=[clock],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return Block(intervals(clock.ends), texts)
+
+
+class _Clock(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+    """Seeds each round's generation as the node does, and notes when its log is written."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        torch.manual_seed(derive_seed(SEED, "generate", state.global_step))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        if "loss" in logs:
+            self.ends.append(time.perf_counter())
+
+
+class _Dense:
+    """A task that pays every text another reward, and verifies it first, for the time that takes."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    @property
+    def key(self) -> TaskKey:
+        return self._task.key
+
+    def make(self, seed: int) -> Item:
+        return self._task.make(seed)
+
+    def verify(self, item: Item, text: str) -> float:
+        self._task.verify(item, text)
+        return zlib.crc32(text.encode()) / 2**32
+
+
+def _tasks(config: NodeConfig, reward: Reward) -> TaskSet:
+    tasks = load_tasks(config.tasks)
+    return TaskSet([(_Dense(task), 1.0) for task in tasks.tasks]) if reward == "dense" else tasks
+
+
+def _config(model: str, questions: int, completions: int, rounds: int) -> NodeConfig:
+    return parse_config(
+        {
+            "seed": SEED,
+            "rounds": rounds,
+            "policy": {"model": model, "device": "cpu"},
+            "sampling": {"local": questions, "external": 0, "completions": completions},
+            "trainer": {"save_steps": rounds},
+        }
+    )
+
+
+def _trl_config(config: NodeConfig, folder: str) -> GRPOConfig:
+    trainer, sampling = config.trainer, config.sampling
+    return GRPOConfig(
+        output_dir=folder,
+        max_steps=config.rounds,
+        per_device_train_batch_size=sampling.questions_per_round * sampling.completions,
+        num_generations=sampling.completions,
+        shuffle_dataset=False,
+        seed=SEED,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=None,
+        learning_rate=trainer.learning_rate,
+        lr_scheduler_type=trainer.lr_scheduler_type,
+        adam_beta1=trainer.adam_beta1,
+        adam_beta2=trainer.adam_beta2,
+        weight_decay=trainer.weight_decay,
+        max_grad_norm=trainer.max_grad_norm,
+        loss_type=trainer.loss_type,
+        epsilon=trainer.epsilon,
+        epsilon_high=trainer.epsilon_high,
+        beta=trainer.beta,
+        scale_rewards=trainer.scale_rewards,
+        temperature=config.engine.temperature,
+        top_p=config.engine.top_p,
+        max_completion_length=config.engine.max_completion_length,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+
+
+def _prompt(policy: Policy, item: Item) -> Any:
+    if policy.tokenizer.chat_template is None:
+        return item.question
+    system = [{"role": "system", "content": item.system}] if item.system else []
+    return [*system, {"role": "user", "content": item.question}]
+
+
+if __name__ == "__main__":
+    for row in run():
+        print(json.dumps(row), flush=True)

@@ -1,0 +1,124 @@
+"""What sharing costs a round: the same rounds with a network and peers, and alone.
+
+Both sides train on their own groups only (J = 0), so what is timed is the taking part:
+signing, sending, receiving, checking signatures, regenerating questions, scoring, storing
+and relaying. The peers live in a child process and publish, at each end of a round here,
+what as many nodes of this size publish in one.
+"""
+
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import msgpack
+
+from benchmarks.block import Block, time_gossamer
+from node.config import NodeConfig
+from node.pool import Shared
+from node.rollout import Completion, Group, encode
+from node.sharing import NetworkExchange
+from node.tasks.base import Task, derive_seed
+from node.tasks.load import TaskSet
+from protocol.host import Host
+from protocol.identity import Identity
+from protocol.records import Address
+
+JOIN_TIMEOUT = 30.0  # seconds for the peers to start and link
+
+
+def time_sharing(config: NodeConfig, tasks: TaskSet, peers: int) -> tuple[Block, int]:
+    """Time rounds among `peers` peers; return them and how many of the peers' groups were verified.
+
+    Raises:
+        RuntimeError: the peers did not join, or a group of theirs was rejected.
+    """
+    swarm = secrets.token_bytes(16)
+    host = Host(Identity.generate(), swarm, "tcp://127.0.0.1:0", [])
+    address = host.start()
+    if address is None:
+        raise RuntimeError("a host that listens has an address")
+    try:
+        with _feeder(address, swarm, _bodies(config, tasks, peers)) as publish:
+            _wait_for_peers(host, peers)
+            exchange = _Fed(host, tasks, publish, config.sampling.completions)
+            block = time_gossamer(config, tasks, exchange)
+        rejected = host.counters().rejected
+    finally:
+        host.stop()
+    if rejected:
+        raise RuntimeError(f"groups were rejected, so this measures something else: {dict(rejected)}")
+    return block, exchange.verified
+
+
+class _Fed(NetworkExchange):
+    """The node's exchange, which lets the peers publish a round whenever it publishes its own."""
+
+    def __init__(self, host: Host, tasks: TaskSet, publish: Callable[[], None], completions: int) -> None:
+        super().__init__(host, tasks, max_completions=4 * completions, informative_only=False)
+        self._let_peers_publish = publish
+        self.verified = 0
+
+    def publish(self, groups: Sequence[Group]) -> None:
+        self._let_peers_publish()
+        super().publish(groups)
+
+    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+        shared = super().receive(known)
+        self.verified += len(shared)
+        return shared
+
+
+@contextmanager
+def _feeder(address: Address, swarm: bytes, bodies: list[list[list[bytes]]]) -> Iterator[Callable[[], None]]:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(msgpack.packb(bodies))
+        file.flush()
+        command = [sys.executable, "-m", "benchmarks.feeder", str(address), swarm.hex(), file.name]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
+            if child.stdin is None:
+                raise RuntimeError("the child's input was asked for")
+            pipe = child.stdin
+
+            def publish() -> None:
+                pipe.write(b"\n")
+                pipe.flush()
+
+            try:
+                yield publish
+            except BaseException:
+                child.kill()
+                raise
+
+
+def _wait_for_peers(host: Host, peers: int) -> None:
+    deadline = time.monotonic() + JOIN_TIMEOUT
+    while host.counters().peers < peers:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{host.counters().peers} of {peers} peers joined in {JOIN_TIMEOUT:g} s")
+        time.sleep(0.05)
+
+
+def _bodies(config: NodeConfig, tasks: TaskSet, peers: int) -> list[list[list[bytes]]]:
+    count = config.sampling.questions_per_round
+    return [
+        [
+            [
+                encode(_group(task, seed, config.sampling.completions))
+                for task, seed in tasks.sample(derive_seed("peer", peer, number), count)
+            ]
+            for number in range(config.rounds)
+        ]
+        for peer in range(peers)
+    ]
+
+
+def _group(task: Task, seed: int, completions: int) -> Group:
+    """A group as an honest peer would send it: one right answer, the others those of other questions."""
+    item = task.make(seed)
+    texts = [item.answer, *(task.make(derive_seed(seed, at)).answer for at in range(1, completions))]
+    made = tuple(Completion(text, True, task.verify(item, text)) for text in texts)
+    return Group(task.key, seed, item.question, made, "benchmark", 0)
