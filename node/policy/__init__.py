@@ -1,0 +1,1 @@
+"""The model that a node trains: loaded by `load.py`; the built-in one is in `builtin/`."""
