@@ -116,13 +116,13 @@ def supervise(
             if (asked := stops_asked()) > obeyed:
                 _stop(children, kill=asked > 1)
                 obeyed = asked
+            show(children)
+            if all(child.state in (State.DONE, State.STOPPED, State.FAILED) for child in children):
+                return
             for child in children:
                 if _may_start(child, children):
                     _start(supervisor, child, children)
-            show(children)
             living = [child.started.process.sentinel for child in children if child.started]
-            if not living and not any(child.state in (State.WAITING, State.RESTARTING) for child in children):
-                return
             wait(living, timeout=TICK) if living else time.sleep(TICK)
     finally:
         _stop(children, kill=True)

@@ -16,7 +16,7 @@ from node.supervisor import Child, State
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 TREND_WIDTH = 12
-WIDE = 104  # columns that the table needs with its trend
+WIDE = 92  # columns that the table needs with its trend
 REFRESH = 0.5  # seconds
 LINE_EVERY = 10.0  # seconds
 
@@ -64,11 +64,18 @@ def progress_lines(console: Console, every: float = LINE_EVERY) -> Iterator[Call
 
 def render(children: Sequence[Child], elapsed: float, width: int) -> Table:
     """Return the table of all nodes; the trend of rewards only where there is room for it."""
-    table = Table(title=line(children, elapsed), title_style="bold", title_justify="left", pad_edge=False)
+    table = Table(
+        title=line(children, elapsed),
+        title_style="bold",
+        title_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+        header_style="dim",
+    )
     wide = width >= WIDE
     for name in ("node", "round", "reward", *(["trend"] if wide else []), "own", "external", "peers", "sent"):
         table.add_column(name, justify="left" if name in ("node", "trend") else "right", no_wrap=True)
-    for name in ("received", "rejects"):
+    for name in ("got", "rejects"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for child in children:
@@ -87,7 +94,7 @@ def render(children: Sequence[Child], elapsed: float, width: int) -> Table:
             size(number(last, "swarm/bytes_sent")) if point else "",
             size(number(last, "swarm/bytes_received")) if point else "",
             str(rejects(progress)) if point else "",
-            f"[{style}]{state_text(child)}[/]",
+            f"[{style}]{child.state}{f' ↻{child.restarts}' if child.restarts else ''}[/]",
         )
     return table
 
@@ -108,26 +115,21 @@ def line(children: Sequence[Child], elapsed: float) -> str:
 
 def describe(child: Child) -> str:
     """Return what happened to a node that is not running."""
-    what = f"{child.name} {state_text(child)} at round {child.progress.round}"
+    again = f" ({child.restarts} restart{'s' if child.restarts > 1 else ''})" if child.restarts else ""
+    what = f"{child.name} {child.state}{again} at round {child.progress.round}"
     return f"{what}: {child.error} (see {child.folder / 'log.jsonl'})" if child.error else what
 
 
-def state_text(child: Child) -> str:
-    """Return the node's state, with how often it was started again."""
-    again = f" ({child.restarts} restart{'s' if child.restarts > 1 else ''})" if child.restarts else ""
-    return f"{child.state}{again}"
-
-
 def trend(progress: Progress, width: int = TREND_WIDTH) -> str:
-    """Return the rewards so far as `width` blocks, scaled from 0 to their highest."""
+    """Return the rewards so far as `width` blocks, scaled from 0 to their highest, at least to 0.1."""
     points = progress.points
     if not points:
         return ""
     count = min(width, len(points))
     edges = [index * len(points) // count for index in range(count + 1)]
     means = [statistics.fmean(p.reward for p in points[a:b]) for a, b in pairwise(edges)]
-    top = max(means)
-    levels = [min(int(mean / top * len(BLOCKS)), len(BLOCKS) - 1) if top > 0 else 0 for mean in means]
+    top = max(*means, 0.1)
+    levels = [min(int(mean / top * len(BLOCKS)), len(BLOCKS) - 1) for mean in means]
     return "".join(BLOCKS[max(level, 0)] for level in levels)
 
 

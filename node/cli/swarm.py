@@ -53,7 +53,6 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     began = command_began()
     plan = make_plan(out or _new_folder(), nodes, settled)
     console = Console()
-    console.print(f"swarm of {nodes} nodes in {plan.out}", highlight=False, soft_wrap=True)
     display = live_table if console.is_terminal and not no_table else progress_lines
     with display(console) as show:
         outcome = run_swarm(plan, show, started=began, debug=debug)

@@ -1,0 +1,167 @@
+"""The command line: one clear line for what a person got wrong, and nothing heavy before it is needed."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.cli.app import run
+from node.cli.explain import explain
+from node.cli.toml import to_toml
+from node.config import NodeConfig, TaskConfig, load_config
+from protocol.identity import Identity
+
+VERBS = [
+    "swarm",
+    "node",
+    "eval",
+    "inspect",
+    "doctor",
+    "identity show",
+    "identity export",
+    "identity import",
+    "bench round",
+]
+
+
+def fails(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run the command, which must end with status 2 and one line; return that line."""
+    assert run(list(arguments), debug=False) == 2
+    captured = capfd.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    assert captured.out == ""
+    return lines[0]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run([*verb.split(), "--help"], debug=False) == 0
+    assert f"Example:\n    gossamer {verb}" in capfd.readouterr().out.replace("(umask 077; ", "")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom node.cli.app import run\nrun(['swarm', '--help'], debug=False)\n"
+        "print({'torch', 'transformers', 'trl', 'matplotlib', 'zmq', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["swarm", "--set", "sampling.locl=4"], "unknown configuration key 'sampling.locl'"),
+        (["swarm", "--set", "sampling.local=many"], "configuration key 'sampling.local'"),
+        (["node", "--set", "sampling.local"], "--set wants KEY=VALUE"),
+        (["node", "--rounds", "0"], "configuration key 'rounds'"),
+        (["node", "missing.toml"], "no configuration file missing.toml: check the path"),
+        (["swarm", "-n", "0"], "-n"),
+        (["swarm", "-n", "four"], "-n"),
+        (["swarm", "--frobnicate"], "No such option"),
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["identity"], "Missing command"),
+        (["eval"], "Missing argument"),
+        (["eval", "builtin", "--set", "engine.top_p=2"], "configuration key 'engine.top_p'"),
+        (["inspect", "missing"], "no pool.sqlite"),
+        (["identity", "show", "--state", "missing"], "no key file missing/identity.key"),
+        (["identity", "import", "missing.pem"], "cannot read missing.pem"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert says in fails(capfd, *arguments)
+
+
+def test_bad_toml_names_file_and_place(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.toml").write_text("rounds = \n")
+    line = fails(capfd, "node", str(tmp_path / "bad.toml"))
+    assert "bad.toml is not valid TOML" in line
+    assert "line 1" in line
+
+
+def test_debug_shows_the_traceback_and_the_line(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["node", "missing.toml", "--debug"], debug=True) == 2
+    error = capfd.readouterr().err
+    assert "Traceback (most recent call last)" in error
+    assert error.splitlines()[-1].startswith("error: no configuration file")
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("node.cli.doctor.examine", broken)
+    assert run(["doctor"], debug=False) == 1
+    assert "ZeroDivisionError: division by zero" in capfd.readouterr().err
+
+
+def test_ctrl_c_is_no_error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("node.cli.doctor.examine", interrupted)
+    assert run(["doctor"], debug=False) == 130
+    assert capfd.readouterr().err == ""
+
+
+def test_a_key_that_others_can_read_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Identity.generate().save(tmp_path / "identity.key")
+    (tmp_path / "identity.key").chmod(0o644)
+    assert "chmod 600" in fails(capfd, "identity", "show", "--state", str(tmp_path))
+
+
+def test_an_identity_moves_but_is_never_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    identity = Identity.generate()
+    identity.save(tmp_path / "identity.key")
+    assert run(["identity", "export", "--state", str(tmp_path)], debug=False) == 0
+    (tmp_path / "key.pem").write_text(capfd.readouterr().out)
+    moved = str(tmp_path / "moved")
+    assert run(["identity", "import", str(tmp_path / "key.pem"), "--state", moved], debug=False) == 0
+    assert identity.node_id in capfd.readouterr().out
+    assert (tmp_path / "moved" / "identity.key").stat().st_mode & 0o777 == 0o600
+    assert "has a key already" in fails(capfd, "identity", "import", str(tmp_path / "key.pem"), "--state", moved)
+
+
+def test_a_full_disk_says_what_to_do() -> None:
+    line = explain(OSError(errno.ENOSPC, "No space left on device", "/data/run"))
+    assert line == "the disk is full at /data/run: free some space and start again"
+
+
+def test_a_folder_that_cannot_be_used_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot use" in fails(capfd, "swarm", "-n", "1", "--out", str(tmp_path / "file" / "run"))
+    assert "choose another --out" in fails(capfd, "swarm", "-n", "1", "--out", str(tmp_path / "file"))
+
+
+def test_dry_run_prints_what_would_run(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["node", "--set", "sampling.local=2", "--seed", "7", "--seed-peer", "a", "--seed-peer", "b"]
+    assert run([*arguments, "--listen", "tcp://0.0.0.0:4001", "--dry-run"], debug=False) == 0
+    (tmp_path / "printed.toml").write_text(capfd.readouterr().out)
+    config = load_config(tmp_path / "printed.toml")
+    assert (config.sampling.local, config.seed, config.network.seeds) == (2, 7, ["a", "b"])
+    assert config.network.listen == "tcp://0.0.0.0:4001"
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+plain = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | texts
+values = st.recursive(
+    plain.filter(lambda value: value is not None),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.lists(st.builds(TaskConfig, name=texts, options=st.dictionaries(texts, values, max_size=3)), min_size=1), texts
+)
+def test_printed_configuration_reads_as_itself(tmp_path_factory, tasks: list[TaskConfig], model: str) -> None:
+    config = NodeConfig(tasks=tasks, policy={"model": model})
+    path = tmp_path_factory.getbasetemp() / "printed.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    assert load_config(path) == config
