@@ -7,8 +7,9 @@ Links, by the CURVE key that the other end proved
     GREETED   we sent a hello and wait for theirs       -- their hello --> LIVE
     (none)    somebody dialled us                       -- their hello --> LIVE, we answer with ours
     LIVE      the peer's signed record is bound to the link's key
-  An unanswered hello is repeated every `HELLO_RETRY_S`. A dialled link that is not LIVE within `DIAL_TIMEOUT_S`, or closes, is one failure of its
-  contact, which is tried again after a growing pause.
+  An unanswered hello is repeated every `HELLO_RETRY_S`. A dialled link that closes, or is not
+  LIVE within `DIAL_TIMEOUT_S`, is one failure of its contact, which is tried again after a
+  growing pause.
 
 Rules
  1. A hello counts only if its record is signed by the hello's signer and names the very key
@@ -203,11 +204,10 @@ class Membership:
         if record.node_id != sender or record.curve_key != link.key:
             raise RecordError("impostor", "the record is another node's or names another key")
         attempt = self._attempts.get(link)
-        if link.dialled and attempt is None and self.link_of(sender) != link:
+        known = self._peers.get(sender)
+        if link.dialled and attempt is None and (known is None or link not in {known.link, known.spare}):
             return [HangUp(link)]  # an answer that came after its deadline
-        if sender == self._identity.node_id or (
-            sender not in self._peers and len(self._peers) >= self._limits.max_peers
-        ):
+        if sender == self._identity.node_id or (known is None and len(self._peers) >= self._limits.max_peers):
             return [HangUp(link), *self._closed(link, now)]
         self._attempts.pop(link, None)
         self._proven.set(link.key, sender)

@@ -1,0 +1,250 @@
+"""Envelope, records and messages: what is valid comes back, and nothing else raises but the typed error."""
+
+import json
+import re
+from pathlib import Path
+
+import msgpack
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from protocol.envelope import HEADER_BYTES, MAX_BODY_BYTES, MAX_FRAME_BYTES, Kind, item_id, open_frame, seal
+from protocol.errors import BadAddress, EnvelopeError, MessageError, RecordError
+from protocol.identity import Identity
+from protocol.messages import MAX_IDS, MAX_RECORDS, Announce, Hello, Peers, Ping, Pull
+from protocol.records import (
+    MAX_AGENT_BYTES,
+    MAX_RECORD_LIFE_S,
+    Address,
+    Endpoint,
+    make_record,
+    open_record,
+)
+
+ALICE = Identity(bytes(32))
+BOB = Identity(bytes([1]) * 32)
+SWARM = b"a swarm of tests"
+NOW = 1_700_000_000.0
+
+uint64 = st.integers(0, 2**64 - 1)
+ids = st.binary(min_size=32, max_size=32)
+# Valid MessagePack of every sort, the sorts that the protocol has no use for included.
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=12,
+)
+packed = values.map(msgpack.packb) | st.binary() | st.just(msgpack.packb(msgpack.ExtType(5, b"x")))
+
+
+@given(st.integers(0, 0xFFFF), uint64, uint64, st.binary(max_size=500))
+def test_an_envelope_comes_back_as_it_was_sealed(kind: int, sequence: int, time_ms: int, body: bytes) -> None:
+    envelope = open_frame(seal(ALICE, SWARM, kind, sequence, time_ms, body))
+    assert (envelope.kind, envelope.sequence, envelope.time_ms, envelope.body) == (kind, sequence, time_ms, body)
+    assert (envelope.public_key, envelope.swarm) == (ALICE.public_key, SWARM)
+
+
+def test_the_largest_body_fits_and_the_next_frame_does_not() -> None:
+    frame = seal(ALICE, SWARM, Kind.ITEM, 2**64 - 1, 2**64 - 1, bytes(MAX_BODY_BYTES))
+    assert len(open_frame(frame).body) == MAX_BODY_BYTES
+    with pytest.raises(EnvelopeError) as caught:
+        open_frame(bytes(MAX_FRAME_BYTES + 1))
+    assert caught.value.reason == "oversized"
+
+
+def test_a_body_over_the_limit_is_malformed_even_when_the_frame_fits() -> None:
+    frame = seal(ALICE, SWARM, 0, 0, 0, bytes(MAX_BODY_BYTES + 1))
+    assert len(frame) <= MAX_FRAME_BYTES
+    with pytest.raises(EnvelopeError) as caught:
+        open_frame(frame)
+    assert caught.value.reason == "malformed"
+
+
+@given(st.data())
+def test_one_changed_bit_anywhere_is_forged(data: st.DataObject) -> None:
+    frame = bytearray(seal(ALICE, SWARM, Kind.ITEM, 7, 8, b"body of the item"))
+    position = data.draw(st.integers(0, len(frame) * 8 - 1))
+    frame[position // 8] ^= 1 << position % 8
+    with pytest.raises(EnvelopeError) as caught:
+        open_frame(bytes(frame))
+    assert caught.value.reason == "forged"
+
+
+def test_a_signature_from_another_domain_is_forged() -> None:
+    payload = seal(ALICE, SWARM, Kind.ITEM, 1, 1, b"x")[HEADER_BYTES:]
+    with pytest.raises(EnvelopeError) as caught:
+        open_frame(ALICE.public_key + ALICE.sign(payload) + payload)
+    assert caught.value.reason == "forged"
+
+
+@given(st.binary(max_size=300))
+@example(b"")
+@example(bytes(HEADER_BYTES))
+def test_arbitrary_bytes_are_no_envelope(data: bytes) -> None:
+    with pytest.raises(EnvelopeError):
+        open_frame(data)
+
+
+def signed(domain: bytes, payload: bytes) -> bytes:
+    return ALICE.public_key + ALICE.sign(domain + payload) + payload
+
+
+@given(packed)
+@example(b"\x96" + b"\xdd\xff\xff\xff\xff" * 6)  # arrays that declare 2^32 elements
+@example(b"\x91" * 2000)  # nesting
+@example(b"\xc6\xff\xff\xff\xff")  # 4 GiB of bytes, declared
+def test_signed_nonsense_raises_only_the_typed_error(payload: bytes) -> None:
+    padded = payload + bytes(max(0, 24 - len(payload)))
+    for data in (payload, padded):
+        with pytest.raises(EnvelopeError) as caught:
+            open_frame(signed(b"gossamer/envelope/1\x00", data))
+        assert caught.value.reason == "malformed"
+    with pytest.raises(RecordError) as record_caught:
+        open_record(signed(b"gossamer/record/1\x00", payload), SWARM, NOW)
+    assert record_caught.value.reason == "malformed"
+
+
+@given(packed, st.sampled_from([Hello, Peers, Ping, Announce, Pull]))
+@example(msgpack.packb([b"x" * 31]), Pull)
+@example(msgpack.packb([b"x" * 32, [1, 2]]), Announce)
+@example(msgpack.packb([b"x" * 32, [-1]]), Announce)
+@example(msgpack.packb([b"x" * 32, [MAX_FRAME_BYTES + 1]]), Announce)
+@example(msgpack.packb([True]), Ping)
+def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
+    try:
+        decoded = message.decode(body)
+    except MessageError as error:
+        assert error.reason == "malformed"
+    else:
+        assert message.decode(decoded.encode()) == decoded
+
+
+@given(
+    st.builds(Hello, st.binary(max_size=2048))
+    | st.builds(Peers, st.lists(st.binary(max_size=300), max_size=MAX_RECORDS).map(tuple))
+    | st.builds(Ping, uint64)
+    | st.builds(Announce, st.lists(st.tuples(ids, st.integers(0, MAX_FRAME_BYTES)), max_size=20).map(tuple))
+    | st.builds(Pull, st.lists(ids, max_size=20).map(tuple))
+)
+def test_messages_come_back(message) -> None:
+    assert type(message).decode(message.encode()) == message
+
+
+def test_messages_beyond_their_bounds_are_refused() -> None:
+    for message in (Pull((bytes(32),) * (MAX_IDS + 1)), Announce(((bytes(32), 1),) * (MAX_IDS + 1))):
+        with pytest.raises(MessageError):
+            type(message).decode(message.encode())
+    with pytest.raises(MessageError):
+        Peers.decode(Peers((b"",) * (MAX_RECORDS + 1)).encode())
+    assert len(Pull.decode(Pull((bytes(32),) * MAX_IDS).encode()).ids) == MAX_IDS
+
+
+hosts = st.sampled_from(["127.0.0.1", "::1", "fe80::1:2", "localhost", "a-1.example.org", "10.0.0.255"])
+endpoints = st.builds(Endpoint, hosts, st.integers(1, 65535))
+
+
+@given(st.lists(endpoints, max_size=4).map(tuple), uint64, st.text(max_size=100), st.floats(1, MAX_RECORD_LIFE_S))
+def test_a_record_comes_back(endpoints: tuple[Endpoint, ...], incarnation: int, agent: str, life: float) -> None:
+    made = make_record(ALICE, SWARM, endpoints, incarnation, agent, int((NOW + life) * 1000))
+    assert open_record(made.encoded, SWARM, NOW) == made
+    assert made.node_id == ALICE.node_id
+    assert len(made.agent.encode()) <= MAX_AGENT_BYTES
+
+
+@pytest.mark.parametrize(
+    ("swarm", "expiry", "reason"),
+    [
+        (b"another swarm id", NOW + 60, "wrong_swarm"),
+        (SWARM, NOW, "stale"),
+        (SWARM, NOW + MAX_RECORD_LIFE_S + 1, "stale"),
+    ],
+)
+def test_a_record_that_does_not_hold_here_and_now_is_refused(swarm: bytes, expiry: float, reason: str) -> None:
+    record = make_record(ALICE, swarm, (), 1, "", int(expiry * 1000))
+    with pytest.raises(RecordError) as caught:
+        open_record(record.encoded, SWARM, NOW)
+    assert caught.value.reason == reason
+
+
+@given(st.integers(0, 8 * 200))
+def test_a_changed_record_is_forged(position: int) -> None:
+    data = bytearray(make_record(ALICE, SWARM, (Endpoint("a", 1),), 1, "agent", int(NOW * 1000) + 9999).encoded)
+    position %= len(data) * 8
+    data[position // 8] ^= 1 << position % 8
+    with pytest.raises(RecordError) as caught:
+        open_record(bytes(data), SWARM, NOW)
+    assert caught.value.reason == "forged"
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "ipc:///tmp/x",
+        "inproc://zeromq.zap.01",
+        "tcp://10.0.0.1:1;10.0.0.2:2",
+        "tcp://*:80",
+        "tcp://a:0",
+        "tcp://a:65536",
+        "tcp://:80",
+        "tcp://[::1:80",
+        "tcp://::1:80",
+        "tcp://a b:80",
+        "tcp://a:80/",
+        "tcp://a:80\n",
+        "tcp://-a:80",
+        "tcp://[127.0.0.1]:80",
+        "tcp://" + "a" * 300 + ":80",
+    ],
+)
+def test_endpoints_that_zeromq_would_take_otherwise_are_refused(endpoint: str) -> None:
+    with pytest.raises(BadAddress):
+        Endpoint.parse(endpoint)
+    record = make_record(ALICE, SWARM, (_Raw(endpoint),), 1, "", int(NOW * 1000) + 9999)  # type: ignore[arg-type]
+    with pytest.raises(RecordError):
+        open_record(record.encoded, SWARM, NOW)
+
+
+class _Raw(str):
+    """An endpoint as a hostile node would write it."""
+
+
+@given(endpoints)
+def test_endpoints_and_addresses_come_back(endpoint: Endpoint) -> None:
+    assert Endpoint.parse(str(endpoint)) == endpoint
+    address = Address(endpoint, ALICE.curve_key)
+    assert Address.parse(f" {address}\n") == address
+
+
+@given(st.text() | st.text().map("tcp://{}:80?key=".format))
+def test_arbitrary_text_is_no_address(text: str) -> None:
+    with pytest.raises(BadAddress):
+        Address.parse(text)
+
+
+def test_binding_allows_a_wildcard_and_any_port() -> None:
+    assert Endpoint.parse("tcp://*:0", bind=True) == Endpoint("*", 0)
+    with pytest.raises(BadAddress):
+        Endpoint.parse("tcp://*:70000", bind=True)
+
+
+def test_item_ids_depend_on_the_signer_and_the_body_only() -> None:
+    assert item_id(ALICE.public_key, b"x") == item_id(ALICE.public_key, b"x")
+    assert len({item_id(ALICE.public_key, b"x"), item_id(BOB.public_key, b"x"), item_id(ALICE.public_key, b"y")}) == 3
+
+
+def test_the_documented_vector_holds() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+    match = re.search(r"```json\n(.*?)```", page, re.DOTALL)
+    assert match is not None
+    vector = json.loads(match[1])
+    identity = Identity(bytes.fromhex(vector["seed"]))
+    frame = seal(
+        identity, bytes.fromhex(vector["swarm"]), vector["kind"], vector["sequence"], vector["time_ms"],
+        bytes.fromhex(vector["body"]),
+    )  # fmt: skip
+    assert identity.public_key.hex() == vector["public_key"]
+    assert identity.curve_key.hex() == vector["curve_key"]
+    assert identity.node_id == vector["node_id"]
+    assert frame.hex() == vector["frame"]
+    assert item_id(identity.public_key, bytes.fromhex(vector["body"])).hex() == vector["item_id"]

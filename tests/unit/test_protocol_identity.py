@@ -1,0 +1,105 @@
+
+import pytest
+import zmq
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+from zmq.utils import z85
+
+from protocol.errors import IdentityError
+from protocol.identity import Identity, node_id, verify
+
+SEED = bytes(range(32))
+
+
+def test_ids_and_curve_keys_follow_from_the_seed_alone() -> None:
+    one, two = Identity(SEED), Identity(SEED)
+    assert (one.node_id, one.curve_key, one.curve_secret) == (two.node_id, two.curve_key, two.curve_secret)
+    assert one.curve_key == z85.decode(zmq.curve_public(z85.encode(one.curve_secret)))
+    assert one.curve_secret != SEED
+    assert one.node_id == node_id(one.public_key) and len(one.node_id) == 32 and one.node_id.islower()
+    assert Identity.generate().node_id != Identity.generate().node_id
+
+
+def test_the_seed_is_not_printed() -> None:
+    assert SEED.hex() not in repr(Identity(SEED))
+    assert Identity(SEED).node_id in repr(Identity(SEED))
+
+
+@given(st.binary(max_size=200), st.integers(0, 63))
+def test_a_changed_signature_or_message_does_not_verify(message: bytes, position: int) -> None:
+    identity = Identity(SEED)
+    signature = bytearray(identity.sign(message))
+    assert verify(identity.public_key, bytes(signature), message)
+    assert not verify(identity.public_key, bytes(signature), message + b"\0")
+    signature[position] ^= 1
+    assert not verify(identity.public_key, bytes(signature), message)
+
+
+@given(st.binary(max_size=40), st.binary(max_size=70))
+def test_verify_never_raises(key: bytes, signature: bytes) -> None:
+    assert verify(key, signature, b"message") is False
+
+
+def test_save_and_load_and_export_keep_the_key(tmp_path) -> None:
+    path = tmp_path / "identity.key"
+    identity = Identity.load_or_generate(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert Identity.load_or_generate(path).node_id == identity.node_id
+    assert Identity.import_(identity.export()).node_id == identity.node_id
+    assert [file.name for file in tmp_path.iterdir()] == ["identity.key"]
+
+
+def test_saving_over_a_readable_file_makes_it_private(tmp_path) -> None:
+    path = tmp_path / "identity.key"
+    path.write_text("old")
+    path.chmod(0o644)
+    Identity(SEED).save(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644])
+def test_a_key_that_others_can_read_is_refused_with_the_remedy(tmp_path, mode: int) -> None:
+    path = tmp_path / "identity.key"
+    Identity(SEED).save(path)
+    path.chmod(mode)
+    with pytest.raises(IdentityError, match=f"chmod 600 {path}"):
+        Identity.load(path)
+
+
+def test_a_file_that_holds_no_key_is_named(tmp_path) -> None:
+    path = tmp_path / "identity.key"
+    with pytest.raises(IdentityError, match="no key file"):
+        Identity.load(path)
+    for content in (b"", b"not a key", b"\xff" * 64, b"x" * 10_000):
+        path.write_bytes(content)
+        path.chmod(0o600)
+        with pytest.raises(IdentityError, match=r"identity\.key"):
+            Identity.load(path)
+    with pytest.raises(IdentityError, match="cannot write"):
+        Identity(SEED).save(tmp_path / "nowhere" / "identity.key")
+
+
+@given(st.text(max_size=200))
+def test_import_raises_only_the_typed_error(text: str) -> None:
+    with pytest.raises(IdentityError):
+        Identity.import_(text)
+
+
+def test_another_type_of_key_is_refused() -> None:
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import (
+        BestAvailableEncryption,
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+    )
+
+    other = X25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    with pytest.raises(IdentityError, match="Ed25519"):
+        Identity.import_(other.decode())
+    locked = Ed25519PrivateKey.generate().private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+    )
+    with pytest.raises(IdentityError, match="unencrypted"):
+        Identity.import_(locked.decode())
