@@ -1,0 +1,245 @@
+"""The vLLM engine against a stand-in for vLLM (tests/fakes/vllm) in a real worker process."""
+
+import dataclasses
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.config import EngineConfig
+from node.engines import vllm_worker
+from node.engines.base import SamplingParams
+from node.engines.vllm import EngineError, VllmEngine, WeightMismatchError, policy_logprobs
+from node.engines.vllm_child import Child, ChildError
+from node.errors import UserError
+from tests.policies import tiny_policy
+from tests.waiting import wait_until
+
+FAKES = Path(__file__).parents[1] / "fakes"
+SAMPLING = SamplingParams(temperature=1.0, top_p=1.0, max_completion_length=12)
+
+
+@pytest.fixture
+def policy(tmp_path):
+    """A policy whose next token depends on nothing: the logits are the row sums of the output matrix."""
+    policy = tiny_policy(tmp_path / "policy")
+    config = policy.model.config
+    config.tie_word_embeddings = False
+    model = type(policy.model)(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.fill_(0 if re.search("o_proj|down_proj", name) else 1)
+        set_logits(model, seed=0)
+    return dataclasses.replace(policy, model=model)
+
+
+def set_logits(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(torch.randn(model.lm_head.weight.shape, generator=generator) / 2)
+
+
+@pytest.fixture
+def engine_of(policy, tmp_path, monkeypatch):
+    """Make an engine over the stand-in; `fault` is what its vLLM does wrong."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(FAKES))
+    engines = []
+
+    def make(fault="", logprobs=False, **settings):
+        monkeypatch.setenv("VLLM_FAKE", fault)
+        config = EngineConfig(
+            max_prompt_length=64,
+            max_completion_length=12,
+            vllm={"dtype": "float32", "start_timeout": 60, "call_timeout": 60} | settings,
+        )
+        engines.append(VllmEngine(policy, config, tmp_path, logprobs=logprobs))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def alive(pid):
+    """A dead process that its parent has not asked after yet counts as dead."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def worker_pid():
+    [pid] = [child.pid for child in psutil.Process().children() if "vllm_worker.py" in " ".join(child.cmdline())]
+    return pid
+
+
+def test_completions_are_grouped_by_prompt_distinct_and_a_function_of_the_seed(engine_of, policy):
+    engine = engine_of(logprobs=True)
+    engine.load(0)
+    prompts = [[1, 5, 6], [1, 7], [1, 7]]
+    groups = engine.generate(prompts, 4, SAMPLING, seed=3)
+    assert [len(group) for group in groups] == [4, 4, 4]
+    assert len({one.token_ids for group in groups for one in group}) > 9, "equal prompts too have streams of their own"
+    assert engine.generate(prompts, 4, SAMPLING, seed=3) == groups
+    assert engine.generate(prompts, 4, SAMPLING, seed=4) != groups
+    for one in groups[0]:
+        assert one.finished == (one.token_ids[-1] in policy.eos_token_ids)
+        assert one.text == policy.decode(one.token_ids)
+        assert list(one.logprobs) == pytest.approx(policy_logprobs(policy, [1, *one.token_ids]), abs=1e-4)
+
+
+def test_log_probabilities_are_left_out_where_top_p_would_change_what_they_mean(engine_of):
+    engine = engine_of(logprobs=True)
+    [[one, _]] = engine.generate([[1, 5]], 2, dataclasses.replace(SAMPLING, top_p=0.9), seed=0)
+    assert one.logprobs is None
+
+
+def test_a_completion_that_ends_is_finished(engine_of, policy):
+    with torch.no_grad():
+        policy.model.lm_head.weight[policy.eos_token_ids[0]] = 100.0
+    [[one, _]] = engine_of().generate([[1, 5]], 2, SAMPLING, seed=0)
+    assert (one.token_ids, one.text, one.finished) == ((policy.eos_token_ids[0],), "", True)
+
+
+def test_load_brings_the_trainers_new_weights_and_leaves_no_export(engine_of, policy, tmp_path):
+    engine = engine_of(logprobs=True)
+    for version in range(3):
+        set_logits(policy.model, seed=version)
+        engine.load(version)
+        [[one, _]] = engine.generate([[1, 5]], 2, SAMPLING, seed=version)
+        assert list(one.logprobs) == pytest.approx(policy_logprobs(policy, [1, *one.token_ids]), abs=1e-4)
+    assert list((tmp_path / "vllm-weights").iterdir()) == []
+    assert engine.restarts == 0
+
+
+def test_a_reload_that_leaves_old_weights_is_refused(engine_of, policy):
+    engine = engine_of("stale-head")
+    engine.load(0)
+    set_logits(policy.model, seed=1)
+    with pytest.raises(WeightMismatchError, match="version 1"):
+        engine.load(1)
+
+
+def test_exports_that_a_killed_node_left_are_removed(engine_of, tmp_path):
+    left = tmp_path / "vllm-weights" / "7-abc"
+    left.mkdir(parents=True)
+    engine_of()
+    assert not left.exists()
+
+
+def test_a_killed_child_is_replaced_by_one_with_the_same_weights(engine_of, policy):
+    engine = engine_of()
+    engine.load(0)
+    set_logits(policy.model, seed=1)
+    engine.load(1)
+    expected = engine.generate([[1, 5]], 2, SAMPLING, seed=0)
+    os.kill(worker_pid(), signal.SIGKILL)
+    assert engine.generate([[1, 5]], 2, SAMPLING, seed=0) == expected
+    assert engine.restarts == 1
+
+
+def test_a_child_that_dies_while_generating_is_replaced_and_asked_again(engine_of):
+    engine = engine_of("dies-once")
+    assert len(engine.generate([[1, 5]], 2, SAMPLING, seed=0)[0]) == 2
+    assert engine.restarts == 1
+
+
+def test_a_child_that_dies_again_is_an_error_that_quotes_its_log(engine_of):
+    engine = engine_of("dies")
+    with pytest.raises(EngineError, match=r"twice in a row: killed by SIGKILL.*memory.*vllm\.log.*out of luck"):
+        engine.generate([[1, 5]], 2, SAMPLING, seed=0)
+    assert engine.restarts == 1
+
+
+def test_a_child_that_falls_silent_is_killed(engine_of):
+    engine = engine_of("hangs", call_timeout=2)
+    with pytest.raises(EngineError, match="no answer to 'generate' in 2 s"):
+        engine.generate([[1, 5]], 2, SAMPLING, seed=0)
+    assert psutil.Process().children() == []
+
+
+def test_a_start_that_fails_quotes_the_log_and_is_not_tried_again(engine_of):
+    engine = engine_of("broken-start")
+    with pytest.raises(EngineError, match=r"did not start: exit status 1; .*RuntimeError: no room for the cache"):
+        engine.load(0)
+    assert engine.restarts == 0
+
+
+def test_an_interpreter_without_vllm_is_a_users_error(engine_of, tmp_path, monkeypatch):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    engine = engine_of(python=str(tmp_path / "bare/bin/python"))
+    monkeypatch.delenv("PYTHONPATH")
+    with pytest.raises(UserError, match=r"gossamer\[vllm\].*install_vllm_cpu"):
+        engine.load(0)
+
+
+def test_an_interpreter_that_is_not_there_is_a_users_error(engine_of):
+    with pytest.raises(UserError, match=r"engine\.vllm\.python='/nowhere/python'"):
+        engine_of(python="/nowhere/python").load(0)
+
+
+def test_lengths_beyond_the_models_are_a_users_error(engine_of):
+    with pytest.raises(UserError, match=r"76 tokens, but vLLM is given 64"):
+        engine_of(max_model_len=64)
+
+
+def test_everything_dies_with_a_node_that_is_killed(tmp_path, policy):
+    """The child, and what vLLM has started, end by themselves when nobody is left to end them."""
+    from node.engines.export import export_weights
+
+    (tmp_path / "weights").mkdir()
+    export_weights(policy.model, tmp_path / "weights", "float32")
+    node = f"""
+import sys, time
+from pathlib import Path
+from node.engines.vllm_child import Child
+child = Child([sys.executable, "-P", {vllm_worker.__file__!r}], {{}}, Path("log"))
+child.call(dict(call="start", model="weights", dtype="float32", max_model_len=64, tensor_parallel_size=1,
+                enforce_eager=True, kv_cache_bytes=1), 60)
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+    paths = os.pathsep.join([str(FAKES), str(FAKES.parents[1])])
+    environment = os.environ | {"PYTHONPATH": paths, "VLLM_FAKE": "helper"}
+    with subprocess.Popen(
+        [sys.executable, "-c", node], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        worker = int(process.stdout.readline())
+        [helper] = map(int, re.findall(r"helper (\d+)", (tmp_path / "log").read_text()))
+        assert alive(worker)
+        assert alive(helper)
+        process.kill()
+    wait_until(lambda: not alive(worker) and not alive(helper), timeout=10, what="both processes to end")
+
+
+@pytest.mark.parametrize(
+    ("reply", "complaint"),
+    [
+        (b"\xff\xff\xff\xff", "malformed"),
+        (b"\x00\x00\x00\x02[]", "malformed"),
+        (b"\x00\x00\x00\x02{]", "malformed"),
+        (b"\x00\x00\x00\x09{}", "exit status 0"),
+    ],
+    ids=["oversized", "no message", "no JSON", "cut short"],
+)
+def test_a_child_that_speaks_nonsense_is_dropped(tmp_path, reply, complaint):
+    program = f"import os, sys; os.read(int(sys.argv[1]), 4); os.write(int(sys.argv[1]), {reply!r})"
+    child = Child([sys.executable, "-c", program], {}, tmp_path / "log")
+    with pytest.raises(ChildError, match=complaint):
+        child.call({"call": "start"}, timeout=30)
+    assert not alive(child.pid)
+
+
+@given(st.dictionaries(st.text(), st.lists(st.floats(allow_nan=False) | st.integers())))
+def test_a_frame_comes_back_as_it_went(message):
+    left, right = socket.socketpair()
+    with left, right:
+        vllm_worker.send(left, message)
+        assert vllm_worker.receive(right) == message
