@@ -1,6 +1,7 @@
 """The weights of a model in training, written as a folder that another engine can load."""
 
 import copy
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ SHARD_BYTES = 256 << 20  # what is held in memory twice while a shard is written
 
 
 def export_weights(model: PreTrainedModel, folder: Path, dtype: str) -> None:
-    """Write `model` to the empty `folder`: config.json and safetensors shards of `dtype`.
+    """Write `model` to the empty `folder`: config.json, safetensors shards of `dtype` and their index.
 
     LoRA adapters are merged into what is written; the model itself is not touched.
     Embedding and output matrix are written apart even where the model ties them: vLLM
@@ -26,8 +27,12 @@ def export_weights(model: PreTrainedModel, folder: Path, dtype: str) -> None:
     config.tie_word_embeddings = False
     config.dtype = dtype
     config.save_pretrained(folder)
+    files: dict[str, str] = {}
     for number, shard in enumerate(_shards(merged_weights(model), getattr(torch, dtype))):
-        (folder / f"model-{number:05}.safetensors").write_bytes(save(shard, {"format": "pt"}))
+        file = f"model-{number:05}.safetensors"
+        (folder / file).write_bytes(save(shard, {"format": "pt"}))
+        files |= dict.fromkeys(shard, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
 
 
 def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
