@@ -1,0 +1,196 @@
+"""A real node process is sent everything a hostile peer can send: each kind is counted, none is trained on.
+
+An honest peer shares through all of it, and its groups are trained on.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from node.rollout import MAX_GROUP_BYTES, Completion, Group, encode
+from node.tasks.load import load_tasks
+from protocol.envelope import MAX_FRAME_BYTES, Kind, seal
+from protocol.host import Host
+from protocol.identity import Identity
+from protocol.messages import Hello
+from protocol.records import Address, make_record
+from protocol.transport import Link, Opened
+from protocol.zmq_transport import ZmqTransport
+from tests.e2e.test_node_resume import run_in_child
+from tests.swarms import rows_of, small_config
+from tests.waiting import wait_until
+
+SWARM = bytes(range(16))
+TASKS = load_tasks(small_config(1).tasks)
+
+
+def honest_group(seed: int) -> Group:
+    """One right and seven wrong answers."""
+    task = TASKS.tasks[seed % len(TASKS.tasks)]
+    item = task.make(seed)
+    right = Completion(item.answer, True, 1.0)
+    return Group(task.key, seed, item.question, (right, *[Completion("no", True, 0.0)] * 7), "p", 0)
+
+
+def false_reward(seed: int) -> bytes:
+    group = honest_group(seed)
+    return encode(replace(group, completions=(*group.completions[:-1], Completion("no", True, 1.0))))
+
+
+class Attacker:
+    """A member by its own valid record, which then sends frames of its choosing."""
+
+    def __init__(self, address: Address, swarm: bytes = SWARM) -> None:
+        self.identity = Identity.generate()
+        self.swarm = swarm
+        self.sequence = 0
+        self.link = Link(address.key, dialled=True)
+        self.transport = ZmqTransport(self.identity, None)
+        self.transport.dial(address)
+        wait_until(lambda: any(isinstance(event, Opened) for event in self.transport.poll(0.05)), 20, "the handshake")
+        record = make_record(self.identity, swarm, (), 1, "attacker", int((time.time() + 3600) * 1000))
+        self.send(self.frame(Kind.HELLO, Hello(record.encoded).encode()))
+
+    def frame(self, kind: int, body: bytes, at: float | None = None) -> bytes:
+        self.sequence += 1
+        return seal(self.identity, self.swarm, kind, self.sequence, int((at or time.time()) * 1000), body)
+
+    def send(self, frame: bytes) -> None:
+        assert self.transport.send(self.link, frame)
+        self.transport.poll(0.01)
+
+    def item(self, seed: int, at: float | None = None) -> bytes:
+        return self.frame(Kind.ITEM, encode(honest_group(seed)), at)
+
+
+def garbage(attacker: Attacker) -> None:
+    attacker.send(os.urandom(500))
+
+
+def truncated(attacker: Attacker) -> None:
+    attacker.send(attacker.item(901)[:60])
+
+
+def forged(attacker: Attacker) -> None:
+    frame = bytearray(attacker.item(902))
+    frame[-1] ^= 1
+    attacker.send(bytes(frame))
+
+
+def replayed(attacker: Attacker) -> None:
+    frame = attacker.frame(Kind.ITEM, false_reward(903))
+    attacker.send(frame)
+    attacker.send(frame)
+
+
+def stale(attacker: Attacker) -> None:
+    attacker.send(attacker.item(904, at=time.time() - 7200))
+
+
+def oversized(attacker: Attacker) -> None:
+    attacker.send(bytes(MAX_FRAME_BYTES + 1))
+
+
+def nonsense(attacker: Attacker) -> None:
+    attacker.send(attacker.frame(Kind.ITEM, b"\x93\x01\x02\x03"))
+
+
+def huge_group(attacker: Attacker) -> None:
+    group = honest_group(905)
+    made = [replace(one, text="x" * 60_000) for one in group.completions * 2]
+    body = encode(replace(group, completions=tuple(made)))
+    assert len(body) < MAX_GROUP_BYTES
+    attacker.send(attacker.frame(Kind.ITEM, encode(replace(group, completions=tuple(made * 4)))[:MAX_GROUP_BYTES]))
+
+
+def lying_about_the_reward(attacker: Attacker) -> None:
+    attacker.send(attacker.frame(Kind.ITEM, false_reward(906)))
+
+
+def lying_about_the_question(attacker: Attacker) -> None:
+    attacker.send(attacker.frame(Kind.ITEM, encode(replace(honest_group(907), question="1+1="))))
+
+
+def of_an_unknown_task(attacker: Attacker) -> None:
+    group = honest_group(908)
+    attacker.send(attacker.frame(Kind.ITEM, encode(replace(group, task=group.task._replace(name="none")))))
+
+
+def too_many_completions(attacker: Attacker) -> None:
+    group = honest_group(909)
+    attacker.send(attacker.frame(Kind.ITEM, encode(replace(group, completions=group.completions * 10))))
+
+
+ATTACKS: list[tuple[Callable[[Attacker], None], str]] = [
+    (garbage, "forged"),
+    (truncated, "malformed"),
+    (forged, "forged"),
+    (replayed, "replayed"),
+    (stale, "stale"),
+    (oversized, "oversized"),
+    (nonsense, "malformed"),
+    (huge_group, "malformed"),
+    (lying_about_the_reward, "false_reward"),
+    (lying_about_the_question, "false_question"),
+    (of_an_unknown_task, "unknown_task"),
+    (too_many_completions, "group_size"),
+]
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Path]:
+    """A node that has begun to train, in a process of its own."""
+    network = {"swarm": SWARM.hex(), "listen": "tcp://127.0.0.1:0"}
+    # Only what peers share is trained on, so a group that slipped through would be seen.
+    config = small_config(1_000_000, network=network, sampling={"local": 0, "external": 4, "questions": 1})
+    child = run_in_child(config, tmp_path)
+    try:
+        wait_until(lambda: rows_of(tmp_path), 60, "the first round")
+        yield tmp_path
+        assert child.is_alive()
+        os.kill(child.pid or 0, signal.SIGTERM)
+        child.join(30)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+
+
+def rejected(node: Path) -> dict[str, int]:
+    return rows_of(node)[-1]["swarm/rejected"]
+
+
+@pytest.mark.timeout(180)
+def test_each_attack_is_counted_and_nothing_of_it_is_trained_on(node: Path) -> None:
+    address = Address.parse((node / "address").read_text())
+    peer = Host(Identity.generate(), SWARM, None, [address])
+    peer.start()
+    try:
+        wait_until(lambda: peer.counters().peers, 20, "the honest peer's link")
+        honest = 0
+        for attack, reason in ATTACKS:
+            before = rejected(node).get(reason, 0)
+            attacker = Attacker(address)
+            try:
+                attack(attacker)
+                wait_until(lambda: rejected(node).get(reason, 0) > before, 20, f"{attack.__name__} as {reason}")  # noqa: B023
+            finally:
+                attacker.transport.close()
+            peer.publish(encode(honest_group(honest)))
+            honest += 1
+            wait_until(lambda: sum(row["groups_external"] for row in rows_of(node)) == honest, 20, "the honest group")  # noqa: B023
+        stranger = Attacker(address, swarm=bytes(16))
+        try:
+            wait_until(lambda: rejected(node).get("wrong_swarm", 0) > 0, 20, "the stranger")
+            stranger.send(stranger.item(910))
+        finally:
+            stranger.transport.close()
+        peer.publish(encode(honest_group(honest)))
+        wait_until(lambda: rows_of(node)[-1]["swarm/pool"] == honest + 1, 20, "the last honest group")
+        assert sum(row["groups_external"] for row in rows_of(node)) <= honest + 1
+    finally:
+        peer.stop()
