@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +19,15 @@ from node.tasks.load import TaskSet
 from node.trainer import make_trainer
 
 SEED = 0
+Stamp = tuple[float, float]
 
 
 @dataclass(slots=True)
 class Block:
-    """Some rounds in a row: seconds of each, and the texts that were trained on."""
+    """Some rounds in a row: seconds of each on the clock and of all the process's threads, and the texts made."""
 
     seconds: list[float]
+    cpu_seconds: list[float]
     texts: list[str]
 
 
@@ -36,19 +39,25 @@ def time_gossamer(config: NodeConfig, tasks: TaskSet, exchange: Exchange) -> Blo
         metrics = MetricsLog(folder / "metrics.jsonl")
         engine = _Listening(policy)
         loop = Loop(config, SEED, policy, engine, tasks, pool, exchange, metrics)
-        ends: list[float] = []
+        stamps: list[Stamp] = []
 
         def on_update(number: int, logs: Any) -> None:
             loop.finish(number, logs)
-            ends.append(time.perf_counter())
+            stamps.append(stamp())
 
         make_trainer(policy, config, folder, loop.rounds, loop.prompt_ids, on_update).train()
-    return Block(intervals(ends), engine.texts)
+    return block(stamps, engine.texts)
 
 
-def intervals(ends: list[float]) -> list[float]:
-    """Return the seconds between neighbours."""
-    return [later - earlier for earlier, later in pairwise(ends)]
+def stamp() -> Stamp:
+    """Return the clock's and the process's seconds now."""
+    return time.perf_counter(), time.process_time()
+
+
+def block(stamps: Sequence[Stamp], texts: list[str]) -> Block:
+    """Return the block whose rounds end at `stamps`; the first only starts the clock."""
+    pairs = list(pairwise(stamps))
+    return Block([later[0] - one[0] for one, later in pairs], [later[1] - one[1] for one, later in pairs], texts)
 
 
 class _Listening(HfEngine):

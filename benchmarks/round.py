@@ -17,13 +17,14 @@ has a reward of its own and both train on all of them, like for like. With `"tas
 tasks' own sparse reward counts, and we leave the completions without advantage out of the
 forward pass, which TRL does not.
 
-**Sharing.** See `benchmarks.sharing`: a node among seven peers against the same node alone.
+**Sharing.** See `benchmarks.sharing`: a node among seven peers against the same node alone. The
+peers run beside it and want a core for themselves; where there is none, they slow the node's
+clock, and `median_cpu_s`, the time of all threads of the node's process, is what it pays.
 """
 
 import json
 import statistics
 import tempfile
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -34,7 +35,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.block import SEED, Block, intervals, time_gossamer
+from benchmarks.block import SEED, Block, Stamp, block, stamp, time_gossamer
 from benchmarks.sharing import time_sharing
 from node.config import NodeConfig, parse_config
 from node.policy.load import Policy, load_policy
@@ -83,16 +84,22 @@ def run(
     groups = []
 
     def shared() -> Block:
-        block, verified = time_sharing(config, tasks, PEERS)
+        timed, verified = time_sharing(config, tasks, PEERS)
         groups.append(verified / config.rounds)
-        return block
+        return timed
 
     on, off = _in_turns(blocks, shared, partial(time_gossamer, config, tasks, NoExchange()))
     yield _row("sharing on", on, common | {"peers": PEERS, "peers_groups_a_round": round(statistics.fmean(groups), 1)})
     yield _row("sharing off", off, common | {"peers": 0, "peers_groups_a_round": 0})
     yield {
         "bench": "round",
-        "ratio": {"trl": against_trl, "sharing off": {f"peers={PEERS}": _median(on) / _median(off)}},
+        "ratio": {
+            "trl": against_trl,
+            "sharing off": {
+                f"peers={PEERS}": _median(on) / _median(off),
+                f"peers={PEERS} cpu": _median_cpu(on) / _median_cpu(off),
+            },
+        },
     }
 
 
@@ -101,16 +108,23 @@ def _in_turns(blocks: int, one: Callable[[], Block], other: Callable[[], Block])
     return [first for first, _ in pairs], [second for _, second in pairs]
 
 
-def _seconds(blocks: Sequence[Block]) -> list[float]:
-    return [second for block in blocks for second in block.seconds]
-
-
 def _median(blocks: Sequence[Block]) -> float:
-    return statistics.median(_seconds(blocks))
+    return statistics.median(second for one in blocks for second in one.seconds)
+
+
+def _median_cpu(blocks: Sequence[Block]) -> float:
+    return statistics.median(second for one in blocks for second in one.cpu_seconds)
 
 
 def _row(impl: str, blocks: Sequence[Block], parameters: Row) -> Row:
-    return {"bench": "round", "impl": impl, **parameters, "median_s": _median(blocks), "runs": len(_seconds(blocks))}
+    return {
+        "bench": "round",
+        "impl": impl,
+        **parameters,
+        "median_s": _median(blocks),
+        "median_cpu_s": _median_cpu(blocks),
+        "runs": sum(len(one.seconds) for one in blocks),
+    }
 
 
 def _agreement(ours: Sequence[Block], theirs: Sequence[Block]) -> float:
@@ -147,21 +161,21 @@ def time_trl(config: NodeConfig, tasks: TaskSet) -> Block:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return Block(intervals(clock.ends), texts)
+    return block(clock.stamps, texts)
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     """Seeds each round's generation as the node does, and notes when its log is written."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.stamps: list[Stamp] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         torch.manual_seed(derive_seed(SEED, "generate", state.global_step))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         if "loss" in logs:
-            self.ends.append(time.perf_counter())
+            self.stamps.append(stamp())
 
 
 class _Dense:

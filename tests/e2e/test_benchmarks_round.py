@@ -1,0 +1,24 @@
+"""The benchmark of a round: both sides do the same work, and the peers' groups really come."""
+
+import pytest
+import torch
+
+from benchmarks.round import run
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_both_sides_make_the_same_completions_and_the_last_row_has_the_ratios(threads):
+    *rows, last = run(rounds=3, blocks=1)
+
+    assert [row["impl"] for row in rows] == ["gossamer", "trl", "gossamer", "trl", "sharing on", "sharing off"]
+    assert all(row["bench"] == "round" and row["median_s"] > 0 and row["runs"] == 3 for row in rows)
+    assert [row["same_completions"] for row in rows[:4]] == [1, 1, 1, 1]
+    assert rows[4]["peers_groups_a_round"] > 0
+    assert last["ratio"]["trl"]["reward=dense"] == rows[0]["median_s"] / rows[1]["median_s"]
+    assert last["ratio"]["sharing off"]["peers=7"] == rows[4]["median_s"] / rows[5]["median_s"]
