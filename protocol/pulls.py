@@ -16,13 +16,14 @@ MAX_PULLS_PER_PEER = 64
 MAX_PULL_BYTES_PER_PEER = 4 << 20  # a holder that says no more is found out within 10 s
 MAX_WANTS = 8192
 MAX_HOLDERS = 8  # remembered of one item; more are not needed to try
+MAX_ASKS = 3  # of one holder for one item
 
 
 @dataclass(slots=True)
 class _Want:
     size: int
     due: float  # when to ask; once asked, when to stop waiting
-    holders: list[NodeId]
+    holders: dict[NodeId, int]  # and how often each was asked
     asked: NodeId | None = None
 
 
@@ -47,9 +48,9 @@ class Pulls:
         want = self._wants.get(item_id)
         if want is not None:
             if node not in want.holders and len(want.holders) < MAX_HOLDERS:
-                want.holders.append(node)
+                want.holders[node] = 0
         elif len(self._wants) < MAX_WANTS:  # beyond that, holders announce again what is newest
-            self._wants[item_id] = _Want(size, due, [node])
+            self._wants[item_id] = _Want(size, due, {node: 0})
 
     def arrived(self, item_id: ItemId) -> None:
         """The item came, from whomever."""
@@ -60,24 +61,30 @@ class Pulls:
     def lost(self, node: NodeId) -> None:
         """A holder is gone, and with it what it was asked for."""
         for item_id, want in list(self._wants.items()):
-            if node in want.holders:
-                self._strike(item_id, want, node)
+            if want.holders.pop(node, None) is not None:
+                if want.asked == node:
+                    self._take_back(want)
+                if not want.holders:
+                    del self._wants[item_id]
         self._loads.pop(node, None)
 
     def due(self, now: float) -> Iterator[SendPull]:
-        """Yield the pulls to send now; holders that did not deliver in time are struck off first."""
+        """Yield the pulls to send now; for what did not come in time, the holder that was asked least is next."""
         for item_id, want in list(self._wants.items()):
             if want.asked is not None and want.due <= now:
-                self._strike(item_id, want, want.asked)
+                self._take_back(want)
+                if min(want.holders.values()) >= MAX_ASKS:
+                    del self._wants[item_id]
         asks: defaultdict[NodeId, list[ItemId]] = defaultdict(list)
         for item_id, want in self._wants.items():
             if want.asked is None and want.due <= now:
-                holder = min(want.holders, key=lambda node: self._loads[node].size)
+                holder = min(want.holders, key=lambda node: (want.holders[node], self._loads[node].size))
                 if self._may_ask(holder, want.size):
                     load = self._loads[holder]
                     load.pulls += 1
                     load.size += want.size
                     want.asked = holder
+                    want.holders[holder] += 1
                     want.due = now + PULL_PATIENCE_S + load.size / PULL_BYTES_PER_SECOND
                     asks[holder].append(item_id)
         for node, ids in asks.items():
@@ -88,13 +95,9 @@ class Pulls:
         load = self._loads[node]
         return load.pulls < MAX_PULLS_PER_PEER and (load.pulls == 0 or load.size + size <= MAX_PULL_BYTES_PER_PEER)
 
-    def _strike(self, item_id: ItemId, want: _Want, node: NodeId) -> None:
-        if want.asked == node:
-            self._release(want)
-            want.asked, want.due = None, 0.0
-        want.holders.remove(node)
-        if not want.holders:
-            del self._wants[item_id]
+    def _take_back(self, want: _Want) -> None:
+        self._release(want)
+        want.asked, want.due = None, 0.0
 
     def _release(self, want: _Want) -> None:
         if want.asked is not None:

@@ -1,0 +1,158 @@
+"""Swarms of the real cores on a virtual clock and a network that delays, loses and kills."""
+
+import pytest
+
+from protocol.core_events import Verdict
+from protocol.memory_transport import Conditions
+from protocol.simulator import Simulation
+
+LARGE = bytes(200_000)
+
+
+def spread(simulation: Simulation, *sizes: int) -> dict[bytes, int]:
+    """Let every node publish one item of each size (bytes); return the ids and whose they are."""
+    return {
+        simulation.publish(name, f"{size} bytes of {name} at {simulation.network.now}".encode().ljust(size)): name
+        for size in sizes
+        for name in simulation.nodes
+    }
+
+
+def missing(simulation: Simulation, items: dict[bytes, int]) -> dict[int, int]:
+    """Count, for each node that lacks any, the others' items that it lacks."""
+    lacking = {
+        name: sum(signer != name and item not in node.ids for item, signer in items.items())
+        for name, node in simulation.nodes.items()
+    }
+    return {name: count for name, count in lacking.items() if count}
+
+
+def run_until_spread(simulation: Simulation, items: dict[bytes, int], seconds: int) -> None:
+    for _ in range(seconds):
+        simulation.run(1.0)
+        if not missing(simulation, items):
+            return
+    raise AssertionError(f"after {seconds} s some nodes still lack items: {missing(simulation, items)}")
+
+
+def test_thirty_nodes_from_one_seed_form_a_mesh_and_share_everything() -> None:
+    simulation = Simulation(seed=1)
+    simulation.start_many(30)
+    simulation.run(5.0)
+    assert {len(node.core.membership.peers) for node in simulation.nodes.values()} == {29}
+    run_until_spread(simulation, spread(simulation, 1000), 2)
+    assert not any(node.core.admission.rejected for node in simulation.nodes.values())
+
+
+def test_every_item_is_delivered_exactly_once_and_a_large_one_crosses_each_link_once() -> None:
+    simulation = Simulation(seed=2)
+    simulation.start_many(8)
+    simulation.run(5.0)
+    simulation.publish(0, LARGE)
+    simulation.run(60.0)
+    assert all(len(node.received) == 1 for name, node in simulation.nodes.items() if name)
+    assert sum(node.core.items_sent for node in simulation.nodes.values()) == 7
+    assert not any(node.core.duplicates for node in simulation.nodes.values())
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_tenth_of_all_frames_lost_delays_but_prevents_nothing(seed: int) -> None:
+    simulation = Simulation(seed, Conditions(loss=0.1))
+    simulation.start_many(12)
+    simulation.run(20.0)
+    run_until_spread(simulation, spread(simulation, 1000, 70_000), 60)
+
+
+def test_two_nodes_alone_recover_lost_pushes() -> None:
+    simulation = Simulation(3, Conditions(loss=0.1))
+    simulation.start_many(2)
+    simulation.run(30.0)
+    for number in range(20):
+        simulation.publish(0, b"item %d" % number)
+    simulation.run(1.0)
+    assert len(simulation.nodes[1].received) < 20
+    simulation.run(60.0)
+    assert len(simulation.nodes[1].received) == 20
+
+
+def test_a_killed_node_comes_back_at_a_new_port_without_a_seed_and_catches_up() -> None:
+    simulation = Simulation(seed=4)
+    simulation.start_many(8)
+    simulation.run(5.0)
+    known = simulation.kill(3)
+    missed = {simulation.publish(0, b"while you were away"), simulation.publish(1, LARGE)}
+    simulation.run(10.0)
+    back = simulation.start(3, known=known)
+    simulation.run(10.0)
+    assert missed <= back.ids
+    assert len(back.core.membership.peers) == 7
+    fresh = simulation.publish(3, b"here again")
+    simulation.run(1.0)
+    assert all(fresh in node.ids for name, node in simulation.nodes.items() if name != 3)
+
+
+def test_the_seed_may_die_once_the_others_have_met() -> None:
+    simulation = Simulation(seed=5)
+    simulation.start_many(6)
+    simulation.run(5.0)
+    simulation.kill(0)
+    simulation.run(5.0)
+    assert {len(node.core.membership.peers) for node in simulation.nodes.values()} == {5 - 1}
+    run_until_spread(simulation, spread(simulation, 1000), 2)
+
+
+def test_nodes_that_cannot_be_dialled_give_and_get() -> None:
+    simulation = Simulation(seed=6)
+    simulation.start_many(3)
+    for name in (3, 4):
+        simulation.start(name, dialable=False)
+    simulation.run(5.0)
+    assert len(simulation.nodes[3].core.membership.peers) == 3  # all but the other that cannot be dialled
+    run_until_spread(simulation, spread(simulation, 1000, 100_000), 10)
+
+
+def test_everybody_restarting_in_turn_leaves_a_whole_mesh() -> None:
+    simulation = Simulation(seed=7)
+    simulation.start_many(6)
+    simulation.run(5.0)
+    for name in range(6):
+        known = simulation.kill(name)
+        simulation.run(2.0)
+        simulation.start(name, known=known)
+        simulation.run(5.0)
+    simulation.run(60.0)
+    assert {len(node.core.membership.peers) for node in simulation.nodes.values()} == {5}
+    run_until_spread(simulation, spread(simulation, 1000), 2)
+
+
+def test_a_liar_ends_up_refused_by_those_it_lied_to() -> None:
+    simulation = Simulation(seed=8)
+    simulation.start_many(4)
+    simulation.run(5.0)
+    for number in range(25):
+        lie = simulation.publish(3, b"lie %d" % number)
+        simulation.run(0.5)
+        for name in range(3):
+            if lie in simulation.nodes[name].ids:
+                simulation.report(name, lie, Verdict.REJECT, "lie")
+    simulation.run(1.0)
+    for name in range(3):
+        rejected = simulation.nodes[name].core.admission.rejected
+        assert rejected["lie"] == 21 and rejected["graylisted"] > 0
+        assert simulation.nodes[3].identity.node_id not in simulation.nodes[name].core.membership.peers
+        assert len(simulation.nodes[name].core.membership.peers) == 2
+
+
+def test_the_same_seed_gives_the_same_trace_and_another_seed_another() -> None:
+    def trace(seed: int) -> str:
+        simulation = Simulation(seed, Conditions(loss=0.1))
+        simulation.start_many(5)
+        simulation.run(5.0)
+        spread(simulation, 1000)
+        known = simulation.kill(2)
+        simulation.run(5.0)
+        simulation.start(2, known=known)
+        simulation.run(10.0)
+        return simulation.trace_hash
+
+    assert trace(1) == trace(1) != trace(2)

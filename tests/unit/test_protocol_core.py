@@ -1,0 +1,261 @@
+"""Every frame's path through the core: what is counted, who pays, and what is not disturbed."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.book import Book
+from protocol.clock import Instant
+from protocol.core import Core
+from protocol.core_events import Offer, Received, Report, SendFrame, Verdict
+from protocol.driver import Driver
+from protocol.envelope import MAX_FRAME_BYTES, Kind, item_id, open_frame, seal
+from protocol.events import HangUp, Tick
+from protocol.identity import Identity
+from protocol.limits import Limits
+from protocol.memory_transport import Conditions, MemoryNetwork, MemoryTransport
+from protocol.messages import Hello, Ping
+from protocol.records import make_record
+from protocol.transport import Arrived, Link, Refused
+
+SWARM = b"a swarm of tests"
+UNIX = 1_700_000_000.0
+ME, PEER, OTHER = (Identity(bytes([n]) * 32) for n in range(3))
+LINK = Link(PEER.curve_key, dialled=False)
+OTHER_LINK = Link(OTHER.curve_key, dialled=False)
+
+
+def at(seconds: float) -> Instant:
+    return Instant(seconds, UNIX + seconds)
+
+
+class Talk:
+    """A core with one live peer, and that peer's voice."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.core = Core(ME, SWARM, (), Book((), 16), limits or Limits(), "", random.Random(1), at(0))
+        self.sequence = 0
+        self.greet(PEER, LINK)
+
+    def greet(self, identity: Identity, link: Link) -> None:
+        record = make_record(identity, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
+        self.say(Kind.HELLO, Hello(record.encoded).encode(), identity, link)
+        assert identity.node_id in self.core.membership.peers
+
+    def frame(
+        self, kind: int, body: bytes, identity: Identity = PEER, *, swarm: bytes = SWARM, age: float = 0
+    ) -> bytes:
+        self.sequence += 1
+        return seal(identity, swarm, kind, self.sequence, int((UNIX - age) * 1000), body)
+
+    def hear(self, frame: bytes, link: Link = LINK, now: float = 0.0) -> list:
+        return self.core.handle(Arrived(link, frame), at(now))
+
+    def say(self, kind: int, body: bytes, identity: Identity = PEER, link: Link = LINK) -> list:
+        return self.hear(self.frame(kind, body, identity), link)
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        return dict(self.core.admission.rejected)
+
+    @property
+    def score(self) -> float:
+        return self.core.admission._scores.score(PEER.node_id, 0.0)
+
+
+def received(actions: list) -> list[Received]:
+    return [action for action in actions if isinstance(action, Received)]
+
+
+def test_an_item_is_delivered_with_its_signers_name_whoever_brings_it() -> None:
+    talk = Talk()
+    frame = talk.frame(Kind.ITEM, b"body", OTHER, age=60)
+    (item,) = received(talk.hear(frame))
+    assert item == Received(item_id(OTHER.public_key, b"body"), OTHER.node_id, b"body", UNIX - 60)
+    assert talk.rejected == {} and talk.core.items_received == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "make"),
+    [
+        ("oversized", lambda talk: bytes(MAX_FRAME_BYTES + 1)),
+        ("malformed", lambda talk: b"garbage"),
+        ("malformed", lambda talk: talk.frame(Kind.ANNOUNCE, b"no announcement")),
+        ("malformed", lambda talk: talk.frame(Kind.HELLO, b"no hello")),
+        ("forged", lambda talk: talk.frame(Kind.ITEM, b"body")[:-1] + b"!"),
+        ("forged", lambda talk: talk.frame(Kind.ITEM, b"body")[:-1]),
+        ("forged", lambda talk: OTHER.public_key + talk.frame(Kind.ITEM, b"body")[32:]),
+        ("wrong_swarm", lambda talk: talk.frame(Kind.ITEM, b"body", swarm=b"another swarm id")),
+        ("impostor", lambda talk: talk.frame(Kind.PING, Ping(1).encode(), OTHER)),
+        ("stale", lambda talk: talk.frame(Kind.ITEM, b"body", age=3601)),
+        ("stale", lambda talk: talk.frame(Kind.ITEM, b"body", age=-601)),
+    ],
+)
+def test_what_breaks_the_protocol_is_counted_and_costs_whoever_sent_it(reason: str, make) -> None:
+    talk = Talk()
+    assert talk.hear(make(talk)) == []
+    assert talk.rejected == {reason: 1}
+    assert talk.score < 0
+    assert received(talk.say(Kind.ITEM, b"an honest item"))
+
+
+def test_the_same_control_frame_again_is_a_replay_and_out_of_order_too() -> None:
+    talk = Talk()
+    first, second = (talk.frame(Kind.PING, Ping(number).encode()) for number in range(2))
+    assert talk.hear(second) != []
+    assert talk.hear(second) == talk.hear(first) == []
+    assert talk.rejected == {"replayed": 2}
+
+
+def test_the_same_item_from_the_same_peer_is_a_replay_and_from_another_a_duplicate() -> None:
+    talk = Talk()
+    talk.greet(OTHER, OTHER_LINK)
+    frame = talk.frame(Kind.ITEM, b"body")
+    assert received(talk.hear(frame))
+    assert talk.hear(frame, OTHER_LINK) == []
+    assert (talk.core.duplicates, talk.rejected) == (1, {})
+    assert talk.hear(frame) == []
+    assert talk.rejected == {"replayed": 1}
+
+
+def test_a_body_that_its_signer_signs_again_is_not_delivered_again() -> None:
+    talk = Talk()
+    assert received(talk.say(Kind.ITEM, b"body"))
+    assert not received(talk.say(Kind.ITEM, b"body"))
+    assert (talk.core.duplicates, talk.rejected) == (1, {})
+
+
+def test_a_repeated_frame_costs_no_second_signature_check(monkeypatch) -> None:
+    talk = Talk()
+    talk.greet(OTHER, OTHER_LINK)
+    frame = talk.frame(Kind.ITEM, b"body")
+    talk.hear(frame)
+    monkeypatch.setattr("protocol.core.open_frame", lambda _: pytest.fail("opened again"))
+    talk.hear(frame, OTHER_LINK)
+    assert talk.core.duplicates == 1
+
+
+def test_a_forgery_does_not_keep_the_real_item_out() -> None:
+    talk = Talk()
+    frame = talk.frame(Kind.ITEM, b"body")
+    forged = frame[:40] + bytes([frame[40] ^ 1]) + frame[41:]
+    assert not received(talk.hear(forged))
+    assert received(talk.hear(frame))
+
+
+def test_a_stranger_gets_nothing_and_gives_nothing() -> None:
+    talk = Talk()
+    assert talk.hear(talk.frame(Kind.ITEM, b"body", OTHER), OTHER_LINK) == []
+    assert talk.hear(talk.frame(Kind.PING, Ping(1).encode(), OTHER), OTHER_LINK) == []
+    assert talk.rejected == {"no_hello": 2}
+    offered = talk.core.handle(Offer(b"mine"), at(0))
+    assert [action.link for action in offered] == [LINK]
+
+
+def test_an_unknown_kind_is_ignored() -> None:
+    talk = Talk()
+    assert talk.say(200, b"from a newer node") == []
+    assert talk.rejected == {}
+
+
+def test_only_a_rejected_item_costs_its_signer() -> None:
+    talk = Talk()
+    (item,) = received(talk.say(Kind.ITEM, b"body"))
+    talk.core.handle(Report(item.id, Verdict.ACCEPT, ""), at(0))
+    talk.core.handle(Report(item.id, Verdict.IGNORE, "unknown_task"), at(0))
+    assert talk.score == 0 and talk.rejected == {"unknown_task": 1}
+    talk.core.handle(Report(item.id, Verdict.REJECT, "lie"), at(0))
+    assert talk.score < 0 and talk.rejected == {"unknown_task": 1, "lie": 1}
+
+
+def test_a_liars_items_are_refused_from_everybody_and_a_relay_is_not_blamed() -> None:
+    talk = Talk()
+    for number in range(30):
+        for item in received(talk.say(Kind.ITEM, b"lie %d" % number, OTHER)):
+            talk.core.handle(Report(item.id, Verdict.REJECT, "lie"), at(0))
+    assert talk.rejected["lie"] == 21 and talk.rejected["graylisted"] == 9
+    assert talk.score == 0
+    assert received(talk.say(Kind.ITEM, b"the relay's own item"))
+
+
+def test_a_persistent_offender_is_dropped_refused_and_heard_again_after_a_while() -> None:
+    talk = Talk()
+    for _ in range(11):
+        talk.hear(b"garbage")
+    actions = talk.say(Kind.ITEM, b"body")
+    assert HangUp(LINK) in actions and not received(actions)
+    assert talk.core.membership.peers == []
+    record = make_record(PEER, SWARM, (), 1, "", int((UNIX + 36000) * 1000))
+    hello = talk.frame(Kind.HELLO, Hello(record.encoded).encode())
+    assert talk.hear(hello) == []
+    assert talk.rejected == {"malformed": 11, "graylisted": 2}
+    assert talk.hear(hello, now=3600.0) != []
+    assert talk.core.membership.peers == [PEER.node_id]
+
+
+def test_a_strangers_offences_are_held_against_its_key() -> None:
+    talk = Talk()
+    for _ in range(12):
+        talk.hear(b"garbage", OTHER_LINK)
+    assert talk.rejected == {"malformed": 11, "graylisted": 1}
+
+
+def test_a_flood_is_dropped_and_counted() -> None:
+    talk = Talk(Limits(messages_per_second=1.0, messages_burst=5.0))
+    for number in range(10):
+        talk.say(Kind.ITEM, b"item %d" % number)
+    assert talk.rejected == {"flood": 6}
+    assert received(talk.hear(talk.frame(Kind.ITEM, b"later"), now=5.0))
+
+
+def test_what_never_became_a_link_is_counted() -> None:
+    talk = Talk()
+    talk.core.handle(Refused("handshake"), at(0))
+    talk.core.handle(Refused("malformed", LINK), at(0))
+    assert talk.rejected == {"handshake": 1, "malformed": 1}
+
+
+def test_a_published_frame_is_signed_and_pushed_as_it_will_be_relayed() -> None:
+    talk = Talk()
+    (action,) = talk.core.handle(Offer(b"mine"), at(0))
+    assert isinstance(action, SendFrame) and action.is_item
+    envelope = open_frame(action.frame)
+    assert (envelope.public_key, envelope.body, envelope.kind) == (ME.public_key, b"mine", Kind.ITEM)
+    assert talk.core.handle(Offer(b"mine"), at(1)) == []
+
+
+def test_waiting_is_bounded_by_the_next_timer() -> None:
+    talk = Talk()
+    talk.core.handle(Tick(), at(1))
+    assert 0.4 < talk.core.wait(at(1)) <= 0.5
+    talk.core.handle(Offer(bytes(100_000)), at(1))
+    assert talk.core.wait(at(1)) == 0.0
+
+
+@given(st.lists(st.tuples(st.binary(max_size=300), st.integers(0, 9), st.booleans()), max_size=20))
+def test_no_bytes_raise_from_the_core(frames) -> None:
+    talk = Talk()
+    for body, kind, signed in frames:
+        talk.hear(talk.frame(kind, body) if signed else body)
+    talk.core.handle(Tick(), at(1))
+
+
+def test_a_defect_in_a_core_is_counted_and_the_driver_goes_on(monkeypatch) -> None:
+    talk = Talk()
+    network = MemoryNetwork(Conditions(), random.Random(1))
+    got: list[Received] = []
+    driver = Driver(talk.core, MemoryTransport(network, ME.curve_key, None), lambda: at(0), got.append)
+    bad, good = talk.frame(Kind.ITEM, b"bad"), talk.frame(Kind.ITEM, b"good")
+
+    def break_on_bad(frame: bytes):
+        if frame == bad:
+            raise ZeroDivisionError
+        return open_frame(frame)
+
+    monkeypatch.setattr("protocol.core.open_frame", break_on_bad)
+    driver.feed(Arrived(LINK, bad))
+    driver.feed(Arrived(LINK, good))
+    assert talk.rejected == {"internal": 1}
+    assert [item.body for item in got] == [b"good"]

@@ -1,0 +1,109 @@
+import threading
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.limits import REJECT_PENALTY, Allowance, Limits, ScoreBoard, TokenBucket
+from protocol.mailbox import Mailbox
+from protocol.recent import Recent
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 50)), max_size=50))
+def test_a_bucket_never_gives_more_than_its_burst_and_rate(takes: list[tuple[float, float]]) -> None:
+    bucket = TokenBucket(rate=5.0, burst=20.0, now=0.0)
+    now = given_out = 0.0
+    for pause, amount in takes:
+        now += pause
+        if bucket.take(amount, now):
+            given_out += amount
+        assert given_out <= 20.0 + 5.0 * now + 1e-6
+
+
+def test_a_clock_that_steps_back_gives_nothing_away() -> None:
+    bucket = TokenBucket(rate=5.0, burst=20.0, now=100.0)
+    assert bucket.take(20.0, 100.0)
+    assert not bucket.take(1.0, 50.0)
+
+
+def test_an_honest_swarms_traffic_over_one_link_is_never_throttled() -> None:
+    allowance = Allowance(Limits(), 0.0)
+    for second in range(600):
+        for _ in range(8 * 16):
+            assert allowance.take(10_000, float(second))  # the items of 8 nodes x 16 groups a second, relayed
+            assert allowance.take(17_000, float(second))  # and an announcement of the largest size for each
+
+
+def test_the_default_patience_for_lies_is_as_documented() -> None:
+    def refused_after(count: int, pause: float) -> bool:
+        board = ScoreBoard(Limits())
+        now = 0.0
+        for _ in range(count):
+            now += pause
+            board.penalise("liar", REJECT_PENALTY, now)
+        return board.is_refused("liar", now)
+
+    assert refused_after(21, 0.0) and not refused_after(20, 0.0)
+    assert refused_after(1000, 60 / 1.5) and not refused_after(1000, 60 / 1.3)
+
+
+def test_a_score_decays_by_half_and_an_offender_is_heard_again() -> None:
+    limits = Limits()
+    board = ScoreBoard(limits)
+    board.penalise("node", 2 * -limits.graylist_score, 0.0)
+    assert board.is_refused("node", 0.0)
+    assert board.score("node", limits.score_half_life_s) == limits.graylist_score
+    assert not board.is_refused("node", limits.score_half_life_s + 1)
+    assert board.score("somebody else", 0.0) == 0.0
+
+
+def test_the_score_board_is_bounded_and_forgets_the_mildest() -> None:
+    board = ScoreBoard(Limits(max_subjects=10))
+    board.penalise("worst", 1000.0, 0.0)
+    for number in range(100):
+        board.penalise(f"key {number}", 1.0, 0.0)
+    assert board.is_refused("worst", 0.0)
+    assert sum(board.score(f"key {number}", 0.0) < 0 for number in range(100)) == 9
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans())), st.integers(1, 5))
+def test_recent_keeps_the_newest(history: list[tuple[int, bool]], capacity: int) -> None:
+    recent: Recent[int, int] = Recent(capacity)
+    order: list[int] = []
+    for step, (key, add) in enumerate(history):
+        order = [known for known in order if known != key]
+        if add:
+            recent.set(key, step)
+            order = [*order, key][-capacity:]
+        else:
+            recent.pop(key)
+    assert len(recent) == len(order) and all(key in recent for key in order)
+
+
+@given(st.lists(st.binary(max_size=8), max_size=40), st.integers(1, 10), st.integers(1, 40))
+def test_a_mailbox_keeps_the_newest_within_both_bounds(items: list[bytes], max_items: int, max_bytes: int) -> None:
+    box: Mailbox[bytes] = Mailbox(max_items, max_bytes, len)
+    for item in items:
+        box.put(item)
+    kept = list(items)
+    while len(kept) > max_items or sum(map(len, kept)) > max_bytes:
+        kept.pop(0)
+    assert box.dropped == len(items) - len(kept)
+    assert box.take(len(items)) == kept
+    assert len(box) == 0
+
+
+def test_a_mailbox_loses_nothing_between_threads() -> None:
+    box: Mailbox[int] = Mailbox(100_000, 100_000, lambda _: 1)
+
+    def fill(start: int) -> None:
+        for number in range(start, start + 5000):
+            box.put(number)
+
+    threads = [threading.Thread(target=fill, args=(start,)) for start in (0, 5000)]
+    for thread in threads:
+        thread.start()
+    taken: list[int] = []
+    while any(thread.is_alive() for thread in threads):
+        taken += box.take(100)
+    taken += box.take(100_000)
+    assert sorted(taken) == list(range(10_000))
