@@ -26,6 +26,8 @@ from node.errors import UserError
 from node.logs import setup_logs
 
 HEAVY = ("node.run",)  # imports torch, transformers and trl with it
+# A thread does not survive a fork: keep OpenBLAS and Arrow (its allocator) from starting one while they are imported.
+NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
 
@@ -47,9 +49,13 @@ def start_server(preload: Sequence[str] = HEAVY) -> ForkServerContext:
     context.set_forkserver_preload(list(preload))
     resource_tracker.ensure_running()  # else the fork server starts it, which unblocks both signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    outside = dict(os.environ)
+    os.environ.update(NO_THREADS)
     try:
         forkserver.ensure_running()
     finally:
+        os.environ.clear()
+        os.environ.update(outside)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 

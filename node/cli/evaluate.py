@@ -118,14 +118,13 @@ def _print(report: "EvalReport") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("task", no_wrap=True)
     for name in ("questions", "accuracy", "95 % interval", "reward", "finished", "tokens"):
         table.add_column(name, justify="right", no_wrap=True)
     for score in report.tasks:
         table.add_row(*_cells(score))
     if len(report.tasks) > 1:
-        table.add_section()
         table.add_row(*_cells(report.overall))
     Console().print(table)
 

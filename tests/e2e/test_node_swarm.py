@@ -165,3 +165,8 @@ def test_only_the_same_run_goes_on(tmp_path: Path) -> None:
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(UserError, match="no run of a swarm"):
         make_plan(tmp_path / "other", 1, NodeConfig())
+
+
+def test_the_fork_server_has_the_libraries_and_no_thread_beside_its_own(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "tests.fakes.count_threads", str(tmp_path)], check=True, timeout=100)
+    assert (tmp_path / "threads").read_text() == "1 True"

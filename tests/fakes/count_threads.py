@@ -1,0 +1,19 @@
+"""Print how many threads the fork server of a real swarm has once it serves: `python -m tests.fakes.count_threads DIR`."""
+
+import sys
+from pathlib import Path
+
+import psutil
+
+from node.child import start_child, start_server
+from node.config import NodeConfig
+
+
+def note(config: NodeConfig, folder: Path) -> None:
+    """The node: write what its parent, the fork server, looks like, and whether torch is here already."""
+    (folder / "threads").write_text(f"{psutil.Process().parent().num_threads()} {'torch' in sys.modules}")
+
+
+if __name__ == "__main__":
+    child = start_child(start_server(), note, NodeConfig(), Path(sys.argv[1]))
+    child.process.join()
