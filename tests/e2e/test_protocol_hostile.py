@@ -1,0 +1,181 @@
+"""A live host under attack over real sockets, while an honest pair goes on."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from protocol.envelope import MAX_FRAME_BYTES, Kind
+from protocol.host import Host
+from protocol.identity import Identity
+from protocol.messages import Ping
+from protocol.records import Address
+from tests.protocol_raw import RawPeer, raw_peer
+from tests.waiting import wait_until
+
+SWARM = b"a swarm of tests"
+
+
+class Pair:
+    """Two honest hosts; `address` is where the first listens."""
+
+    def __init__(self) -> None:
+        self.victim = Host(Identity.generate(), SWARM, "tcp://127.0.0.1:0", [])
+        address = self.victim.start()
+        assert address is not None
+        self.address: Address = address
+        self.friend = Host(Identity.generate(), SWARM, "tcp://127.0.0.1:0", [address])
+        self.friend.start()
+        self.sent = 0
+
+    def go_on(self) -> None:
+        """Exchange one item each way."""
+        self.sent += 1
+        body = b"honest %d" % self.sent
+        for giver, taker in ((self.victim, self.friend), (self.friend, self.victim)):
+            giver.publish(body)
+            wait_until(lambda taker=taker: any(i.body == body for i in taker.receive(100)), 20, "an honest item")
+
+    def rejected(self, reason: str) -> int:
+        """How often the victim counted `reason`."""
+        return self.victim.counters().rejected.get(reason, 0)
+
+    def wait_for(self, reason: str, count: int = 1) -> None:
+        """Wait until the victim has counted `reason` so often."""
+        wait_until(lambda: self.rejected(reason) >= count, 20, f"{count} x {reason}")
+
+    @property
+    def peers(self) -> int:
+        """The victim's live peers."""
+        return self.victim.counters().peers
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made = Pair()
+    try:
+        made.go_on()
+        yield made
+        made.go_on()
+        assert made.victim.counters().rejected.get("internal", 0) == 0
+    finally:
+        made.victim.stop()
+        made.friend.stop()
+
+
+@contextmanager
+def admitted(pair: Pair) -> Iterator[RawPeer]:
+    """A raw peer that the victim has let in."""
+    with raw_peer(pair.address, SWARM) as peer:
+        peer.send(peer.hello())
+        assert peer.receive(10), "no answer to a good hello"
+        wait_until(lambda: pair.peers == 2, 20)
+        yield peer
+
+
+def flip(frame: bytes, position: int) -> bytes:
+    return frame[:position] + bytes([frame[position] ^ 1]) + frame[position + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("reason", "make"),
+    [
+        ("malformed", lambda peer: [b""]),
+        ("malformed", lambda peer: [os.urandom(50)]),
+        ("forged", lambda peer: [os.urandom(5000)]),
+        ("malformed", lambda peer: [peer.frame(Kind.ITEM, b"x"), b"a second part"]),
+        ("malformed", lambda peer: [peer.frame(Kind.PULL, os.urandom(33))]),
+        ("forged", lambda peer: [peer.frame(Kind.ITEM, b"truncated")[:-3]]),
+        ("forged", lambda peer: [flip(peer.frame(Kind.ITEM, b"stolen name"), 0)]),
+        ("forged", lambda peer: [flip(peer.frame(Kind.ITEM, b"altered"), 99)]),
+        ("oversized", lambda peer: [bytes(MAX_FRAME_BYTES + 1)]),
+        ("wrong_swarm", lambda peer: [peer.frame(Kind.ITEM, b"x", swarm=b"another swarm id")]),
+        ("stale", lambda peer: [peer.frame(Kind.ITEM, b"x", age=2 * 3600)]),
+        ("impostor", lambda peer: [peer.frame(Kind.PING, Ping(1).encode(), signer=Identity.generate())]),
+    ],
+)
+def test_each_kind_of_bad_frame_is_counted_by_its_reason(
+    pair: Pair, reason: str, make: Callable[[RawPeer], list[bytes]]
+) -> None:
+    with admitted(pair) as peer:
+        for count in range(1, 4):
+            peer.send(*make(peer))
+            pair.wait_for(reason, count)
+        pair.go_on()
+        assert pair.rejected(reason) == 3
+    assert [item.body for item in pair.victim.receive(100)] == []
+
+
+def test_a_replayed_item_is_delivered_once_and_counted(pair: Pair) -> None:
+    with admitted(pair) as peer:
+        frame = peer.frame(Kind.ITEM, b"once")
+        for _ in range(5):
+            peer.send(frame)
+        pair.wait_for("replayed", 4)
+        assert [item.body for item in pair.victim.receive(100)] == [b"once"]
+
+
+def test_a_persistent_offender_is_refused_and_its_score_survives_a_reconnect(pair: Pair) -> None:
+    with admitted(pair) as peer:
+        for _ in range(30):
+            peer.send(os.urandom(50))
+        pair.wait_for("graylisted")
+        wait_until(lambda: pair.peers == 1, 20, "the offender's exclusion")
+    before = pair.rejected("graylisted")
+    with raw_peer(pair.address, SWARM, peer.identity) as again:
+        again.send(again.hello())
+        pair.wait_for("graylisted", before + 1)
+        assert again.receive(0.5) is None
+    assert pair.peers == 1
+
+
+def test_a_client_without_curve_gets_nothing(pair: Pair) -> None:
+    with raw_peer(pair.address, SWARM, curve=False) as peer:
+        pair.wait_for("handshake")
+        pair.go_on()
+        assert peer.receive(0.5) is None
+    assert pair.peers == 1
+
+
+@pytest.mark.parametrize("with_hello_of", ["nobody", "another node"])
+def test_a_client_without_a_record_of_its_own_gets_nothing(pair: Pair, with_hello_of: str) -> None:
+    with raw_peer(pair.address, SWARM) as peer:
+        if with_hello_of == "another node":
+            peer.send(peer.hello(of=Identity.generate()))
+            pair.wait_for("impostor")
+        peer.send(peer.frame(Kind.ITEM, b"let me in"))
+        pair.wait_for("no_hello")
+        pair.go_on()
+        assert peer.receive(0.5) is None
+    assert pair.peers == 1
+    assert pair.victim.receive(100) == []
+
+
+def test_a_record_that_was_overheard_does_not_let_its_thief_in(pair: Pair) -> None:
+    owner, thief = Identity.generate(), Identity.generate()
+    with raw_peer(pair.address, SWARM, owner) as honest:
+        overheard = honest.hello()
+        honest.send(overheard)
+        assert honest.receive(10)
+    with raw_peer(pair.address, SWARM, thief) as peer:
+        peer.send(overheard)
+        pair.wait_for("impostor")
+        assert peer.receive(0.5) is None
+
+
+def test_garbage_on_the_bare_port_disturbs_nobody(pair: Pair) -> None:
+    endpoint = pair.address.endpoint
+    for garbage in (b"", b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096), b"\xff" * 64):
+        with socket.create_connection((endpoint.host, endpoint.port), timeout=5) as connection:
+            connection.sendall(garbage)
+    pair.go_on()
+    assert pair.peers == 1
+
+
+def test_a_frame_beyond_what_libzmq_takes_ends_its_connection_only(pair: Pair) -> None:
+    with admitted(pair) as peer:
+        peer.send(bytes(8 << 20))
+        pair.go_on()
+        assert pair.friend.counters().peers >= 1

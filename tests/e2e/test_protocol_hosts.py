@@ -1,0 +1,184 @@
+"""Hosts on real sockets: they meet, share, restart, and tell a person what is wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import BadAddress, PortInUse
+from protocol.host import Host, Received, Verdict
+from protocol.identity import Identity
+from protocol.limits import Limits
+from protocol.records import Address
+from tests.waiting import wait_until
+
+SWARM = b"a swarm of tests"
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def running(*seeds: Address, listen: str | None = "tcp://127.0.0.1:0", swarm: bytes = SWARM, **options):
+    """A started host and its address."""
+    host = Host(options.pop("identity", None) or Identity.generate(), swarm, listen, seeds, **options)
+    address = host.start()
+    try:
+        yield host, address
+    finally:
+        host.stop()
+
+
+@contextmanager
+def mesh(size: int) -> Iterator[list[Host]]:
+    """`size` hosts that know each other, from the first as the only seed."""
+    with ExitStack() as stack:
+        first, address = stack.enter_context(running())
+        hosts = [first] + [stack.enter_context(running(address))[0] for _ in range(size - 1)]
+        wait_until(lambda: all(host.counters().peers == size - 1 for host in hosts), 20, "the mesh")
+        yield hosts
+
+
+def collect(host: Host, count: int, timeout: float = 20) -> list[Received]:
+    """Wait for `count` items."""
+    items: list[Received] = []
+
+    def enough() -> bool:
+        items.extend(host.receive(1000))
+        return len(items) >= count
+
+    wait_until(enough, timeout, f"{count} items")
+    return items
+
+
+def test_two_hosts_exchange_items_of_every_size() -> None:
+    with mesh(2) as (one, two):
+        bodies = [b"", b"x", os.urandom(10_000), os.urandom(100_000), os.urandom(1 << 20)]
+        ids = [one.publish(body) for body in bodies]
+        items = collect(two, len(bodies))
+        assert {(item.id, item.body) for item in items} == set(zip(ids, bodies, strict=True))
+        assert len({item.sender for item in items}) == 1
+        assert all(abs(item.time - time.time()) < 30 for item in items)
+        assert one.receive(10) == []
+        assert one.counters().items_sent == two.counters().items_received == len(bodies)
+        assert two.counters().bytes_received > sum(map(len, bodies))
+        assert two.counters().rejected == {}
+
+
+def test_four_hosts_from_one_seed_all_get_everything_once() -> None:
+    with mesh(4) as hosts:
+        sent = {host.publish(os.urandom(size)) for host in hosts for size in (1000, 50_000, 150_000)}
+        for host in hosts:
+            got = [item.id for item in collect(host, 9)]
+            assert len(got) == len(set(got)) == 9 and set(got) < sent
+            assert host.counters().rejected == {}
+
+
+def test_a_host_without_a_listening_port_gives_and_gets() -> None:
+    with running() as (hub, address), running(address) as (other, _), running(address, listen=None) as (hidden, none):
+        assert none is None
+        wait_until(lambda: [h.counters().peers for h in (hub, other, hidden)] == [2, 2, 2], 20, "the mesh")
+        hidden.publish(b"from behind the wall")
+        hub.publish(b"to everybody")
+        assert {item.body for item in collect(other, 2)} == {b"from behind the wall", b"to everybody"}
+        assert collect(hidden, 1)[0].body == b"to everybody"
+
+
+def test_another_swarm_is_not_joined() -> None:
+    with running() as (host, address), running(address, swarm=b"another swarm id") as (stranger, _):
+        wait_until(lambda: host.counters().rejected.get("wrong_swarm"), 20, "the stranger's hello")
+        host.publish(b"ours")
+        stranger.publish(b"theirs")
+        with running(address) as (friend, _):
+            assert collect(friend, 1)[0].body == b"ours"
+            assert (host.counters().peers, stranger.counters().peers) == (1, 0)
+        assert stranger.receive(10) == host.receive(10) == []
+
+
+def test_verdicts_are_counted_by_reason() -> None:
+    with mesh(2) as (one, two):
+        for verdict, reason in ((Verdict.ACCEPT, ""), (Verdict.IGNORE, "unknown_task"), (Verdict.REJECT, "lie")):
+            one.publish(reason.encode())
+            (item,) = collect(two, 1)
+            two.report(item.id, verdict, reason)
+        wait_until(lambda: two.counters().rejected == {"unknown_task": 1, "lie": 1}, 20)
+
+
+def test_an_inbox_that_nobody_empties_is_bounded_and_counts_what_it_drops() -> None:
+    with running() as (one, address), running(address, limits=Limits(inbox_items=5)) as (two, _):
+        wait_until(lambda: two.counters().peers == 1, 20)
+        for number in range(12):
+            one.publish(b"%d" % number)
+        wait_until(lambda: two.counters().rejected.get("inbox_full") == 7, 20)
+        assert [item.body for item in two.receive(100)] == [b"7", b"8", b"9", b"10", b"11"]
+
+
+def test_a_port_in_use_and_a_bad_address_are_told_apart() -> None:
+    with running() as (_, address), pytest.raises(PortInUse, match="choose another port"):
+        Host(Identity.generate(), SWARM, str(address.endpoint), []).start()
+    for listen in ("tcp://203.0.113.7:0", "tcp://no-such-host.invalid:0", "127.0.0.1:0", "tcp://127.0.0.1"):
+        with pytest.raises(BadAddress):
+            Host(Identity.generate(), SWARM, listen, []).start()
+
+
+def test_a_wildcard_host_is_advertised_as_something_that_can_be_dialled() -> None:
+    with running(listen="tcp://*:0") as (host, address):
+        assert address.endpoint.host not in {"*", "0.0.0.0"}
+        with running(address) as (other, _):
+            wait_until(lambda: other.counters().peers == host.counters().peers == 1, 20)
+
+
+def test_hosts_meet_over_ipv6() -> None:
+    with running(listen="tcp://[::1]:0") as (host, address), running(address, listen="tcp://[::1]:0") as (other, _):
+        assert str(address).startswith("tcp://[::1]:")
+        wait_until(lambda: other.counters().peers == host.counters().peers == 1, 20)
+
+
+def test_stopping_is_prompt_and_may_be_repeated() -> None:
+    with running(Address.parse(f"tcp://127.0.0.1:9?key={'ab' * 32}")) as (host, _):
+        host.publish(b"to nobody")
+        began = time.monotonic()
+        host.stop()
+        host.stop()
+        assert time.monotonic() - began < 5
+
+
+def spawn(folder: Path, *seeds: Address) -> tuple[subprocess.Popen[bytes], Address]:
+    """Start `protocol_node.py` and wait until it listens."""
+    address = folder / "address"
+    address.unlink(missing_ok=True)
+    command = [sys.executable, str(ROOT / "tests" / "protocol_node.py"), str(folder), SWARM.hex()]
+    child = subprocess.Popen([*command, *map(str, seeds)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    wait_until(address.exists, 30, "the child's address")
+    return child, Address.parse(address.read_text())
+
+
+def ask(host: Host, question: str, timeout: float = 40) -> None:
+    """Publish a question and wait for the child's answer."""
+    host.publish(f"ask {question}".encode())
+    answer = f"answer {question}".encode()
+    wait_until(lambda: any(item.body == answer for item in host.receive(100)), timeout, f"the answer to {question!r}")
+
+
+def test_a_killed_node_comes_back_at_a_new_port_without_a_seed_and_hears_what_it_missed(tmp_path: Path) -> None:
+    with running() as (one, address), running(address) as (two, _):
+        child, first = spawn(tmp_path, address)
+        try:
+            ask(one, "before")
+            wait_until(lambda: one.counters().peers == two.counters().peers == 2, 20, "the child at both")
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            wait_until(lambda: one.counters().peers == two.counters().peers == 1, 60, "the child's absence")
+            two.publish(b"ask while away")
+            child, second = spawn(tmp_path)
+            assert second.key == first.key and second.endpoint != first.endpoint
+            wait_until(lambda: any(i.body == b"answer while away" for i in two.receive(100)), 40, "what it missed")
+            ask(one, "after")
+            assert one.counters().rejected == two.counters().rejected == {}
+        finally:
+            child.kill()
+            child.wait()

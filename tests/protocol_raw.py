@@ -1,0 +1,67 @@
+"""A peer that says whatever it is told to: raw ZeroMQ with CURVE, under no rule of the protocol."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import zmq
+from zmq.utils import z85
+
+from protocol.envelope import Kind, seal
+from protocol.identity import Identity
+from protocol.messages import Hello
+from protocol.records import Address, make_record
+
+
+class RawPeer:
+    """A DEALER that dialled `address` with the CURVE key of `identity`."""
+
+    def __init__(self, identity: Identity, address: Address, swarm: bytes, *, curve: bool = True) -> None:
+        self.identity = identity
+        self.swarm = swarm
+        self._sequence = int(time.time() * 1e6)
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.linger = 0
+        self._socket.sndtimeo = 5000
+        if curve:
+            self._socket.curve_publickey = z85.encode(identity.curve_key)
+            self._socket.curve_secretkey = z85.encode(identity.curve_secret)
+            self._socket.curve_serverkey = z85.encode(address.key)
+        self._socket.connect(str(address.endpoint))
+
+    def frame(
+        self, kind: int, body: bytes, *, signer: Identity | None = None, swarm: bytes | None = None, age: float = 0.0
+    ) -> bytes:
+        """Return a well-formed envelope."""
+        self._sequence += 1
+        time_ms = int((time.time() - age) * 1000)
+        return seal(signer or self.identity, swarm or self.swarm, kind, self._sequence, time_ms, body)
+
+    def hello(self, of: Identity | None = None) -> bytes:
+        """Return our hello, with the record of another node if `of` is given."""
+        expiry_ms = int((time.time() + 3600) * 1000)
+        record = make_record(of or self.identity, self.swarm, (), 1, "raw", expiry_ms)
+        return self.frame(Kind.HELLO, Hello(record.encoded).encode())
+
+    def send(self, *parts: bytes) -> None:
+        """Send one message."""
+        self._socket.send_multipart(parts)
+
+    def receive(self, timeout: float) -> bytes | None:
+        """Return the next frame, or None after `timeout` seconds."""
+        return self._socket.recv() if self._socket.poll(int(timeout * 1000)) else None
+
+    def close(self) -> None:
+        """Hang up."""
+        self._context.destroy(linger=0)
+
+
+@contextmanager
+def raw_peer(address: Address, swarm: bytes, identity: Identity | None = None, **options) -> Iterator[RawPeer]:
+    """Dial, and hang up at the end."""
+    peer = RawPeer(identity or Identity.generate(), address, swarm, **options)
+    try:
+        yield peer
+    finally:
+        peer.close()
