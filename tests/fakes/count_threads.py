@@ -1,4 +1,4 @@
-"""Print how many threads the fork server of a real swarm has once it serves: `python -m tests.fakes.count_threads DIR`."""
+"""Write how many threads a real swarm's fork server has: `python -m tests.fakes.count_threads DIR`."""
 
 import sys
 from pathlib import Path
