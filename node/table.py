@@ -50,8 +50,10 @@ def progress_lines(console: Console, every: float = LINE_EVERY) -> Iterator[Call
     def show(children: Sequence[Child]) -> None:
         nonlocal shown
         now = time.monotonic()
+        alive = any(child.alive for child in children)  # else the end is near, and says it
         for child in children:
-            news = describe(child) if child.state in (State.RESTARTING, State.FAILED) else ""
+            worse = child.state is State.RESTARTING or (child.state is State.FAILED and alive)
+            news = describe(child) if worse else ""
             if news and told.get(child.name) != news:
                 console.print(f"{clock(now - began)}  {news}", highlight=False, soft_wrap=True)
             told[child.name] = news

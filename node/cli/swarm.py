@@ -49,8 +49,10 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
 
     from node.swarm import make_plan, run_swarm
     from node.table import live_table, progress_lines
+    from node.tasks.load import load_tasks
 
     began = command_began()
+    load_tasks(settled.tasks)  # a wrong name shows here at once, not in N processes
     plan = make_plan(out or _new_folder(), nodes, settled)
     console = Console()
     display = live_table if console.is_terminal and not no_table else progress_lines

@@ -65,6 +65,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["swarm", "-n", "0"], "-n"),
         (["swarm", "-n", "four"], "-n"),
         (["swarm", "--frobnicate"], "No such option"),
+        (["swarm", "--set", 'tasks=[{name="riddles"}]'], "unknown task 'riddles'"),
         (["frobnicate"], "No such command 'frobnicate'"),
         (["identity"], "Missing command"),
         (["eval"], "Missing argument"),
