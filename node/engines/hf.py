@@ -126,7 +126,6 @@ def _evaluating(policy: Policy) -> Iterator[None]:
     training = policy.model.training
     policy.model.eval()
     try:
-        with torch.inference_mode():
-            yield
+        yield  # no inference mode: a model may keep tensors from here, and training could not use them
     finally:
         policy.model.train(training)

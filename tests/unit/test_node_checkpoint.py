@@ -26,11 +26,11 @@ def rounds_in(folder: Path) -> list[int]:
 
 def test_the_newest_is_found_by_number_and_the_oldest_go(tmp_path):
     for number in (8, 9, 10, 100):
-        save_checkpoint(tmp_path, number, writes(str(number)), keep=2)
-    assert rounds_in(tmp_path) == [10, 100]
+        save_checkpoint(tmp_path, number, writes(str(number)), keep=3)
+    assert rounds_in(tmp_path) == [9, 10, 100]
     assert latest_checkpoint(tmp_path) == Checkpoint(100, tmp_path / "checkpoint-100")
     assert (tmp_path / "checkpoint-100" / "deeper" / "state").read_text() == "100"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100", "checkpoint-9"]
 
 
 def test_there_is_none_before_the_first(tmp_path):

@@ -1,5 +1,6 @@
 """The update at TRL's seam, against a loss written independently of it."""
 
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -198,6 +199,24 @@ def test_the_loop_is_not_resumed_before_the_update_its_log_and_its_checkpoint(po
         ("draw", 3, 4, ["checkpoint-2"]),
         ("updated", 3),
     ]
+
+
+def test_a_stop_between_the_iterations_of_a_round_saves_nothing_of_it(policy, tmp_path):
+    config = node_config(rounds=3, num_iterations=2, save_steps=1)
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 3:
+                control.should_training_stop = control.should_save = True
+            return control
+
+    trainer = trainer_of(policy, config, tmp_path, fixed_rounds(*[mixed_samples(policy)] * 3))
+    trainer.add_callback(Stop())
+    trainer.train()
+
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-1"]
+    state = json.loads((tmp_path / "checkpoints/checkpoint-1/trainer_state.json").read_text())
+    assert state["global_step"] == 2
 
 
 def test_a_round_without_samples_leaves_policy_and_optimiser_as_they_are(policy, tmp_path):
