@@ -1,0 +1,51 @@
+"""The installed command, as a process: what a real node cannot start with is one line."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from protocol.identity import Identity
+
+
+def gossamer(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "from node.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=100)
+
+
+def errors(*arguments: str) -> list[str]:
+    """Return the error lines; the log's own lines carry a level, and are not counted."""
+    done = gossamer(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        (line,) = errors("node", "--state", str(tmp_path), "--listen", endpoint)
+    assert "in use" in line and "choose another port" in line
+
+
+def test_a_key_file_that_is_none_and_one_that_others_read(tmp_path: Path) -> None:
+    key = tmp_path / "identity.key"
+    key.touch(0o600)
+    key.write_text("no key\n")
+    (line,) = errors("node", "--state", str(tmp_path))
+    assert str(key) in line and "restore it" in line
+    Identity.generate().save(key)
+    key.chmod(0o640)
+    (line,) = errors("node", "--state", str(tmp_path))
+    assert f"chmod 600 {key}" in line
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    (line,) = errors("node", "--state", str(tmp_path / "state"), "--set", f"policy.model={tmp_path / 'none'}")
+    assert "policy.model" in line and "no such folder" in line
+
+
+def test_a_state_folder_that_cannot_be_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (line,) = errors("node", "--state", str(tmp_path / "file" / "state"))
+    assert "cannot use" in line

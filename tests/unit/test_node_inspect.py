@@ -1,0 +1,50 @@
+"""`gossamer inspect` on a pool as a node leaves it."""
+
+from pathlib import Path
+
+import pytest
+
+from node.cli.app import run
+from node.config import PoolConfig
+from node.pool import Pool, Shared
+from node.rollout import Completion, Group
+from node.tasks.base import TaskKey
+
+
+def fill(folder: Path) -> None:
+    with Pool(folder / "pool.sqlite", PoolConfig()) as pool:
+        for index, text in enumerate(["7", "8\x1b[2J\nfake line"]):
+            group = Group(
+                TaskKey("builtin/sums", 1, "c0ffee"), index, "3+4=", (Completion(text, True, 1.0 - index),), "llama", 5
+            )
+            pool.add([Shared(bytes([index]) * 32, f"peer{index}", 1000.0 + index, group)], now=1001.0)
+        pool.take([bytes(32)], 1)
+
+
+def test_overview_counts_by_task_and_peer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path)
+    assert run(["inspect", str(tmp_path)], debug=False) == 0
+    out = capfd.readouterr().out
+    assert out.startswith("2 groups, ") and ", 1 of them used\n" in out
+    assert "       2  builtin/sums\n" in out and "       1  peer0\n" in out
+    assert out.index("010101010101") < out.index("000000000000")  # the newest first
+
+
+def test_a_group_is_shown_with_its_text_made_harmless(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path)
+    assert run(["inspect", str(tmp_path), "--group", "01"], debug=False) == 0
+    out = capfd.readouterr().out
+    assert r"  reward 0  finished  8\x1b[2J\nfake line" in out.splitlines()
+
+
+@pytest.mark.parametrize(("start", "says"), [("ff", "0 groups"), ("xyz", "hexadecimal"), ("%", "hexadecimal")])
+def test_an_id_that_names_no_group(tmp_path: Path, capfd: pytest.CaptureFixture[str], start: str, says: str) -> None:
+    fill(tmp_path)
+    assert run(["inspect", str(tmp_path), "--group", start], debug=False) == 2
+    assert says in capfd.readouterr().err
+
+
+def test_a_damaged_pool_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pool.sqlite").write_bytes(b"not a database" * 100)
+    assert run(["inspect", str(tmp_path)], debug=False) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
