@@ -67,8 +67,8 @@ def plot_reward(nodes: Nodes) -> str:
             axes.plot(*_thin(line), color=color, alpha=alpha, linewidth=1.2, marker=marker, label=label)
         if len(lines) > 1:
             axes.plot(*_thin(_mean_line(list(lines.values()))), color=INK, linewidth=2.6, label="swarm mean")
-        axes.set(xlabel="round", ylabel="mean reward", ylim=(0, None))
-        axes.margins(x=0.01)
+        last = max(rounds[-1] for rounds, _ in lines.values())
+        axes.set(xlabel="round", ylabel="mean reward", xlim=(0, 1.01 * max(last, 10)), ylim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), handlelength=1.4)
         return _svg(figure)
