@@ -127,7 +127,10 @@ class NetworkConfig(Section):
     listen: str = "tcp://127.0.0.1:0"
     seeds: list[str] = Field([], description="addresses of nodes already in the swarm")
     swarm: str = Field("", description="swarm id, 32 hex digits; empty: the isolated default")
-    share: Literal["all", "informative"] = "all"
+    share: Literal["informative", "all"] = Field(
+        "informative",
+        description="'all' also sends groups whose rewards are all equal, of use to the rule 'uniform' only",
+    )
     max_peers: int = Field(64, ge=1)
 
 

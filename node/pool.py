@@ -11,6 +11,7 @@ through kill -9; a power cut may lose the last transactions, never the file.
 
 import array
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +42,8 @@ class Shared(NamedTuple):
 
 @dataclass(slots=True)
 class _Entry:
-    peer: str
-    received: float
+    candidate: Candidate
     size: int
-    rewards: tuple[float, ...]
     uses: int
 
 
@@ -57,7 +56,7 @@ class Pool:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.executescript(_SCHEMA)
-        self._entries: dict[bytes, _Entry] = {}
+        self._newest = 0.0
         self._load()
 
     def __enter__(self) -> Self:
@@ -84,23 +83,26 @@ class Pool:
                 continue
             body = encode(item.group)
             rewards = item.group.rewards
-            self._entries[item.id] = _Entry(item.peer, item.received, len(body), rewards, uses=0)
+            # A clock that was set back must not make the newest group the oldest.
+            self._newest = max(self._newest, item.received)
+            self._remember(Candidate(item.id, item.peer, self._newest, rewards), len(body), uses=0)
             packed = array.array("d", rewards).tobytes()
-            rows.append((item.id, item.peer, item.group.task.name, item.received, packed, body))
-        evicted = self._over_bounds(now)
+            rows.append((item.id, item.peer, item.group.task.name, self._newest, packed, body))
+        evicted = self._evict(now)
         if rows or evicted:
             with _Transaction(self._db):
                 self._db.executemany("INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?)", rows)
-                self._forget(evicted)
+                self._db.executemany("DELETE FROM groups WHERE id = ?", [(i,) for i in evicted])
+                self._db.executemany("DELETE FROM uses WHERE id = ?", [(i,) for i in evicted])
         return len(rows)
 
     def candidates(self, now: float, max_uses: int) -> list[Candidate]:
-        """Return what may be drawn: fresh groups used fewer than `max_uses` times, in the order of their ids."""
+        """Return what may be drawn: fresh groups used fewer than `max_uses` times, in the order of their coming."""
         oldest = now - self._bounds.max_age
         return [
-            Candidate(group_id, entry.peer, max(now - entry.received, 0.0), entry.rewards)
-            for group_id, entry in sorted(self._entries.items())
-            if entry.uses < max_uses and entry.received >= oldest
+            entry.candidate
+            for entry in self._entries.values()
+            if entry.uses < max_uses and entry.candidate.received >= oldest
         ]
 
     def take(self, ids: Sequence[bytes], round_number: int) -> dict[bytes, Group]:
@@ -123,44 +125,54 @@ class Pool:
         self._load()
 
     def _load(self) -> None:
-        counts = dict(self._db.execute("SELECT id, COUNT(*) FROM uses GROUP BY id"))
-        rows = self._db.execute("SELECT id, peer, received, length(body), rewards FROM groups")
-        self._entries = {
-            group_id: _Entry(peer, received, size, tuple(array.array("d", rewards)), counts.get(group_id, 0))
-            for group_id, peer, received, size, rewards in rows
-        }
+        self._entries: dict[bytes, _Entry] = {}  # oldest first
+        self._bytes = 0
+        self._peer_count: Counter[str] = Counter()
+        self._peer_bytes: Counter[str] = Counter()
+        uses = dict(self._db.execute("SELECT id, COUNT(*) FROM uses GROUP BY id"))
+        rows = self._db.execute("SELECT id, peer, received, rewards, length(body) FROM groups ORDER BY received, id")
+        for group_id, peer, received, rewards, size in rows:
+            self._newest = received
+            candidate = Candidate(group_id, peer, received, tuple(array.array("d", rewards)))
+            self._remember(candidate, size, uses.get(group_id, 0))
 
-    def _over_bounds(self, now: float) -> list[bytes]:
+    def _remember(self, candidate: Candidate, size: int, uses: int) -> None:
+        self._entries[candidate.id] = _Entry(candidate, size, uses)
+        self._bytes += size
+        self._peer_count[candidate.peer] += 1
+        self._peer_bytes[candidate.peer] += size
+
+    def _evict(self, now: float) -> list[bytes]:
         """Drop entries from memory until every bound holds, oldest first; return their ids."""
-        bounds = self._bounds
-        by_age = sorted(self._entries, key=lambda i: (self._entries[i].received, i), reverse=True)
-        kept_count, kept_bytes = 0, 0
-        peer_count: dict[str, int] = {}
-        peer_bytes: dict[str, int] = {}
         evicted = []
-        for group_id in by_age:
-            entry = self._entries[group_id]
-            count = peer_count.get(entry.peer, 0) + 1
-            size = peer_bytes.get(entry.peer, 0) + entry.size
-            fits = (
-                entry.received >= now - bounds.max_age
-                and kept_count < bounds.max_groups
-                and kept_bytes + entry.size <= bounds.max_bytes
-                and count <= max(bounds.max_groups * bounds.max_peer_share, 1)
-                and size <= bounds.max_bytes * bounds.max_peer_share
-            )
-            if fits:
-                kept_count, kept_bytes = kept_count + 1, kept_bytes + entry.size
-                peer_count[entry.peer], peer_bytes[entry.peer] = count, size
-            else:
-                evicted.append(group_id)
-        for group_id in evicted:
-            del self._entries[group_id]
+        for peer in [peer for peer in self._peer_count if self._fills_too_much(peer)]:
+            for group_id in [i for i, entry in self._entries.items() if entry.candidate.peer == peer]:
+                if not self._fills_too_much(peer):
+                    break
+                evicted.append(self._drop(group_id))
+        while self._entries and self._is_over(now):
+            evicted.append(self._drop(next(iter(self._entries))))
         return evicted
 
-    def _forget(self, ids: Sequence[bytes]) -> None:
-        self._db.executemany("DELETE FROM groups WHERE id = ?", [(i,) for i in ids])
-        self._db.executemany("DELETE FROM uses WHERE id = ?", [(i,) for i in ids])
+    def _fills_too_much(self, peer: str) -> bool:
+        part = self._bounds.max_peer_share
+        most = max(self._bounds.max_groups * part, 1)
+        return self._peer_count[peer] > most or self._peer_bytes[peer] > self._bounds.max_bytes * part
+
+    def _is_over(self, now: float) -> bool:
+        bounds = self._bounds
+        oldest = next(iter(self._entries.values())).candidate.received
+        return len(self._entries) > bounds.max_groups or self._bytes > bounds.max_bytes or oldest < now - bounds.max_age
+
+    def _drop(self, group_id: bytes) -> bytes:
+        entry = self._entries.pop(group_id)
+        peer = entry.candidate.peer
+        self._bytes -= entry.size
+        self._peer_count[peer] -= 1
+        self._peer_bytes[peer] -= entry.size
+        if not self._peer_count[peer]:
+            del self._peer_count[peer], self._peer_bytes[peer]
+        return group_id
 
 
 class _Transaction:

@@ -61,7 +61,7 @@ def run_node(config: NodeConfig, folder: Path) -> None:
         metrics = MetricsLog(folder / "metrics.jsonl")
         loop = Loop(config, seed, policy, engine, tasks, pool, exchange, metrics)
         trainer = make_trainer(policy, config, folder, loop.rounds, loop.prompt_ids, loop.finish)
-        trainer.add_callback(_StopCallback(stopping))
+        trainer.add_callback(_StopCallback(stopping, config.trainer.num_iterations))
         checkpoint = latest_checkpoint(folder / "checkpoints")
         done = checkpoint.round if checkpoint else 0
         pool.rewind(done)
@@ -127,15 +127,17 @@ def _engine(config: NodeConfig, folder: Path, policy: Policy) -> RolloutEngine:
 
 
 class _StopCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Ends training after the step in which a signal came, with a checkpoint."""
+    """Ends training after the round in which a signal came, with a checkpoint."""
 
-    def __init__(self, stopping: Callable[[], bool]) -> None:
+    def __init__(self, stopping: Callable[[], bool], steps_per_round: int) -> None:
         self._stopping = stopping
+        self._steps_per_round = steps_per_round
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> TrainerControl:
-        if self._stopping():
+        # Not between two iterations of a round: only a whole round is saved.
+        if self._stopping() and state.global_step % self._steps_per_round == 0:
             control.should_training_stop = True
             control.should_save = True
         return control

@@ -30,11 +30,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a rule may know of a peer's verified group: who signed it, its age in seconds, its rewards."""
+    """What a rule may know of a peer's verified group: who signed it, when it came (Unix seconds), its rewards."""
 
     id: bytes
     peer: str
-    age: float
+    received: float
     rewards: tuple[float, ...]
 
     @property
@@ -107,7 +107,7 @@ def advantage_weighted(candidates: Sequence[Candidate], count: int, rng: random.
 
 def freshest(candidates: Sequence[Candidate], count: int, rng: random.Random, scale: Scale) -> list[Pick]:
     """Take the youngest groups that carry any advantage."""
-    informative = sorted((c for c in candidates if c.informative), key=lambda c: (c.age, c.id))
+    informative = sorted((c for c in candidates if c.informative), key=lambda c: (-c.received, c.id))
     return _whole(informative[:count], scale)
 
 

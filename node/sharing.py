@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from protocol.host import Host, Verdict
-
 from node.ingest import BLAMELESS, check
 from node.pool import Shared
 from node.rollout import MAX_GROUP_BYTES, Group, encode
 from node.sampling import is_informative
 from node.tasks.load import TaskSet
+from protocol.host import Host, Verdict
 
 RECEIVE_LIMIT = 1024  # items looked at in one round; the rest wait in the host's bounded inbox
 

@@ -35,7 +35,7 @@ def test_a_group_is_kept_once_and_comes_back_whole(path: Path) -> None:
         assert pool.add([shared(1), shared(1), shared(2)], now=0) == 2
         assert pool.add([shared(2)], now=0) == 0
         (one, _) = pool.candidates(5.0, max_uses=1)
-        assert (one.peer, one.age, one.rewards) == ("a", 5.0, (1.0, 0.0))
+        assert (one.peer, one.received, one.rewards) == ("a", 0.0, (1.0, 0.0))
         assert pool.take([one.id, one.id], 1) == {one.id: shared(1).group}
 
 

@@ -28,8 +28,8 @@ from node.tasks.base import TaskKey
 rewards = st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=2, max_size=8).map(tuple)
 
 
-def candidate(number: int, rewards: tuple[float, ...], age: float = 0.0) -> Candidate:
-    return Candidate(number.to_bytes(4, "big"), "peer", age, rewards)
+def candidate(number: int, rewards: tuple[float, ...], received: float = 0.0) -> Candidate:
+    return Candidate(number.to_bytes(4, "big"), "peer", received, rewards)
 
 
 def group(seed: int, rewards: tuple[float, ...]) -> Group:
@@ -37,7 +37,7 @@ def group(seed: int, rewards: tuple[float, ...]) -> Group:
     return Group(TaskKey("t", 1, "c"), seed, "q", made, "p", 0)
 
 
-pools = st.lists(rewards, max_size=12).map(lambda rows: [candidate(n, row, age=n) for n, row in enumerate(rows)])
+pools = st.lists(rewards, max_size=12).map(lambda rows: [candidate(n, row, received=n) for n, row in enumerate(rows)])
 
 
 @given(rewards)
@@ -104,7 +104,7 @@ def test_advantage_weighted_prefers_the_larger_advantage() -> None:
 
 
 def test_freshest_takes_the_youngest() -> None:
-    pool = [candidate(n, (0.0, 1.0), age=10 - n) for n in range(5)]
+    pool = [candidate(n, (0.0, 1.0), received=n) for n in range(5)]
     assert {pick.id for pick in freshest(pool, 2, random.Random(0), mean_advantages)} == {pool[3].id, pool[4].id}
 
 
