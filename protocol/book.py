@@ -99,14 +99,11 @@ class Book:
         for node in [node for node, record in self._records.items() if record.expiry_ms <= now.unix * 1000]:
             self._forget(node)
 
-    def contacts_due(self, now: Instant) -> Iterator[tuple[NodeId | None, Contact]]:
-        """Yield what may be dialled now: seeds first (their node is not known), then records."""
-        for contact in self._seeds.values():
+    def contacts_due(self, now: Instant) -> Iterator[Contact]:
+        """Yield what may be dialled now, seeds first."""
+        for contact in (*self._seeds.values(), *self._contacts.values()):
             if contact.not_before <= now.steady:
-                yield None, contact
-        for node, contact in self._contacts.items():
-            if contact.not_before <= now.steady:
-                yield node, contact
+                yield contact
 
     def good_records(self, now: Instant) -> list[PeerRecord]:
         """Return the unexpired records of nodes that nobody failed to reach so far."""

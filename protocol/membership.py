@@ -24,7 +24,8 @@ Rules
  6. Anything heard keeps a peer alive. After `PING_INTERVAL_S` of silence it is pinged, after
     `PEER_TIMEOUT_S` it is dropped and dialled anew. If we were not run ourselves for a while,
     nobody is blamed for that time.
- 7. Peers tell each other records: on going live, and now and then to a random peer. A record
+ 7. Peers tell each other records: on going live, and now and then to a random peer. Live peers
+    that nobody can dial are told of every newcomer, as the newcomer cannot dial them. A record
     of ourselves that is newer than our own (our clock was set back) makes us raise our
     incarnation above it.
 """
@@ -232,7 +233,19 @@ class Membership:
         spare = known.spare if known else None
         until = known.spare_until if known else 0.0
         self._peers[node] = _Peer(record, link, now.steady, now.steady, spare, until)
-        return [*actions, PeerUp(node), Tell(link, Kind.PEERS, self._sample(now, node))]
+        actions += [PeerUp(node), Tell(link, Kind.PEERS, self._sample(now, node))]
+        return actions + (self._introduce(node, record) if known is None else [])
+
+    def _introduce(self, node: NodeId, record: PeerRecord) -> list[MembershipAction]:
+        """Tell of a newcomer those whom it cannot dial: they have to dial it."""
+        if not record.endpoints:
+            return []
+        body = Peers((record.encoded,)).encode()
+        return [
+            Tell(peer.link, Kind.PEERS, body)
+            for other, peer in self._peers.items()
+            if other != node and not peer.record.endpoints
+        ]
 
     def _pair_up(self, node: NodeId, peer: _Peer, link: Link, now: Instant) -> list[MembershipAction]:
         ours = self._identity.node_id < node
@@ -327,7 +340,7 @@ class Membership:
         actions: list[MembershipAction] = []
         busy = {peer.record.curve_key for peer in self._peers.values()} | {link.key for link in self._attempts}
         busy.add(self._identity.curve_key)
-        for _, contact in self.book.contacts_due(now):
+        for contact in self.book.contacts_due(now):
             if len(self._attempts) >= MAX_DIALS or len(self._peers) + len(self._attempts) >= self._limits.max_peers:
                 break
             if contact.key in busy:

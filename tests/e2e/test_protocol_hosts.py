@@ -172,7 +172,7 @@ def test_a_killed_node_comes_back_at_a_new_port_without_a_seed_and_hears_what_it
             wait_until(lambda: one.counters().peers == two.counters().peers == 2, 20, "the child at both")
             child.send_signal(signal.SIGKILL)
             child.wait()
-            wait_until(lambda: one.counters().peers == two.counters().peers == 1, 60, "the child's absence")
+            wait_until(lambda: one.counters().peers == two.counters().peers == 1, 20, "the child's absence")
             two.publish(b"ask while away")
             child, second = spawn(tmp_path)
             assert second.key == first.key and second.endpoint != first.endpoint

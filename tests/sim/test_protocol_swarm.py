@@ -108,6 +108,9 @@ def test_nodes_that_cannot_be_dialled_give_and_get() -> None:
         simulation.start(name, dialable=False)
     simulation.run(5.0)
     assert len(simulation.nodes[3].core.membership.peers) == 3  # all but the other that cannot be dialled
+    simulation.start(5)
+    simulation.run(5.0)
+    assert len(simulation.nodes[3].core.membership.peers) == 4  # told of the newcomer, which could not find it
     run_until_spread(simulation, spread(simulation, 1000, 100_000), 10)
 
 

@@ -16,7 +16,7 @@ from protocol.events import HangUp, Tick
 from protocol.identity import Identity
 from protocol.limits import Limits
 from protocol.memory_transport import Conditions, MemoryNetwork, MemoryTransport
-from protocol.messages import Hello, Ping
+from protocol.messages import Announce, Hello, Ping
 from protocol.records import make_record
 from protocol.transport import Arrived, Link, Refused
 
@@ -259,3 +259,21 @@ def test_a_defect_in_a_core_is_counted_and_the_driver_goes_on(monkeypatch) -> No
     driver.feed(Arrived(LINK, good))
     assert talk.rejected == {"internal": 1}
     assert [item.body for item in got] == [b"good"]
+
+
+def test_an_item_that_a_full_queue_refused_is_announced_later(monkeypatch) -> None:
+    talk = Talk()
+    network = MemoryNetwork(Conditions(), random.Random(1))
+    transport = MemoryTransport(network, ME.curve_key, None)
+    now = 0.0
+    sent: list[bytes] = []
+    driver = Driver(talk.core, transport, lambda: at(now), lambda _: None)
+    monkeypatch.setattr(transport, "send", lambda link, frame: now > 0 and (sent.append(frame) or True))
+    driver.feed(Offer(b"mine"))
+    assert talk.core.items_sent == talk.core.bytes_sent == 0
+    now = 5.0
+    driver.feed(Tick())
+    announcements = [frame for frame in sent if open_frame(frame).kind == Kind.ANNOUNCE]
+    assert [Announce.decode(open_frame(frame).body).items[0][0] for frame in announcements] == [
+        item_id(ME.public_key, b"mine")
+    ]

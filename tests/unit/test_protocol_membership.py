@@ -93,16 +93,16 @@ def test_a_hello_from_somebody_who_dialled_is_answered() -> None:
     assert core.handle(Tick(), at(1)) == []  # cannot be dialled, and need not be
 
 
-@pytest.mark.parametrize("claim", ["another's record", "another's key"])
-def test_a_record_that_is_not_the_links_own_gets_no_answer(claim: str) -> None:
+@pytest.mark.parametrize(
+    ("signer", "subject"),
+    [(HIGH, LOW), (LOW, LOW), (LOW, HIGH)],
+    ids=["another's record", "another's key", "another's signature"],
+)
+def test_a_record_that_is_not_the_links_own_gets_no_answer(signer: Identity, subject: Identity) -> None:
     core = machine()
-    link = Link(HIGH.curve_key, False)
-    message = {
-        "another's record": Message(link, HIGH.node_id, Kind.HELLO, Hello(record(LOW).encoded).encode()),
-        "another's key": Message(link, LOW.node_id, Kind.HELLO, Hello(record(LOW).encoded).encode()),
-    }[claim]
+    body = Hello(record(subject).encoded).encode()
     with pytest.raises(RecordError) as caught:
-        core.handle(message, at(0))
+        core.handle(Message(Link(HIGH.curve_key, False), signer.node_id, Kind.HELLO, body), at(0))
     assert caught.value.reason == "impostor"
     assert core.peers == []
 
