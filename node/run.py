@@ -9,6 +9,7 @@ import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
@@ -32,6 +33,7 @@ from node.trainer import make_trainer
 from protocol.errors import ProtocolError
 from protocol.host import Host
 from protocol.identity import Identity
+from protocol.limits import Limits
 from protocol.records import Address
 
 log = structlog.get_logger()
@@ -86,12 +88,14 @@ def _exchange(config: NodeConfig, folder: Path, tasks: TaskSet) -> Iterator[Exch
     try:
         identity = Identity.load_or_generate(folder / "identity.key")
         seeds = [Address.parse(text) for text in network.seeds]
-        host = Host(identity, swarm, network.listen or None, seeds, peers_file=folder / "peers.json")
+        limits = Limits(max_peers=network.max_peers)
+        host = Host(identity, swarm, network.listen or None, seeds, limits, _agent(), folder / "peers.json")
         address = host.start()
     except ProtocolError as error:
         raise UserError(str(error)) from error
     try:
-        write_atomically(folder / "address", f"{address}\n".encode())
+        if address is not None:
+            write_atomically(folder / "address", f"{address}\n".encode())
         log.info("listening", node=identity.node_id, address=str(address))
         yield NetworkExchange(
             host,
@@ -101,6 +105,10 @@ def _exchange(config: NodeConfig, folder: Path, tasks: TaskSet) -> Iterator[Exch
         )
     finally:
         host.stop()
+
+
+def _agent() -> str:
+    return f"gossamer/{version('gossamer')}"
 
 
 @contextmanager

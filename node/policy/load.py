@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from node.config import LoraConfig, PolicyConfig
 from node.errors import UserError
@@ -71,6 +72,7 @@ def load_policy(config: PolicyConfig) -> Policy:
         UserError: there is no such model, it is not a causal language model that
             transformers knows, its weights are incomplete, or there is no such device.
     """
+    disable_progress_bar()  # a bar a load and a checkpoint would drown a node's own output
     device = _device(config.device)
     source = str(FOLDER) if config.model == "builtin" else config.model
     try:
