@@ -139,7 +139,9 @@ def make_targets() -> set[str]:
 @pytest.mark.parametrize("document", ["README.md", ".ci/run"])
 def test_the_make_targets_that_are_named_exist(document: str) -> None:
     named = re.findall(
-        r"^(?:step \S+ |[ $]*)make (?:--no-print-directory )?([a-z]+)", (ROOT / document).read_text(), flags=re.MULTILINE
+        r"^(?:step \S+ |[ $]*)make (?:--no-print-directory )?([a-z]+)",
+        (ROOT / document).read_text(),
+        flags=re.MULTILINE,
     )
     assert named
     assert set(named) <= make_targets()
