@@ -4,12 +4,16 @@ import ast
 import importlib
 import importlib.metadata
 import re
+import shlex
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer.main
+
+from node.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("node", "collectives", "protocol", "benchmarks")
@@ -145,3 +149,15 @@ def test_the_make_targets_that_are_named_exist(document: str) -> None:
     )
     assert named
     assert set(named) <= make_targets()
+
+
+def test_the_commands_in_the_readme_parse() -> None:
+    """Each verb exists and knows the options it is shown with."""
+    verbs = typer.main.get_command(app).commands
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"^ +[$ ]*gossamer (.+)$", text, re.MULTILINE)]
+    assert commands
+    for verb, *arguments in commands:
+        known = {option for parameter in verbs[verb].params for option in parameter.opts} | {"--help"}
+        given = {word.partition("=")[0] for word in arguments if word.startswith("-")}
+        assert given <= known, verb
