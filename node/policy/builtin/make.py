@@ -3,9 +3,9 @@
 A model that answers well leaves reinforcement learning nothing to do, and one that
 never answers right leaves it nothing to learn from. So the policy is made in two
 supervised stages: it first learns the tasks, then for a few hundred steps is mostly
-shown their answers with wrong digits in them. The skill stays in its weights but
-seldom speaks: about one completion in a hundred is right, the sparse regime of real
-post-training. (Answers to other questions would not do: they teach the model to
+shown random digits for an answer. The skill stays in its weights but seldom speaks:
+about one completion in two hundred is right, the sparse regime of real post-training.
+(Answers to other questions in place of digits would not do: they teach the model to
 guess, and a guess at a weekday is right once in seven.)
 
 The same seed gives the same weights on the same machine and library versions.
@@ -44,9 +44,8 @@ class Recipe:
     learn_steps: int = 3000
     learn_rate: float = 4e-3
     hide_steps: int = 250
-    hide_rate: float = 1e-3
-    right: float = 0.01
-    slip: float = 0.6
+    hide_rate: float = 3e-4
+    right: float = 0.065
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -101,15 +100,15 @@ def sample_answers(recipe: Recipe, right: float, step: int) -> list[tuple[str, s
     pairs = []
     for _ in range(recipe.batch):
         item = rng.choice(tasks).make(rng.getrandbits(63))
-        answer = item.answer if rng.random() < right else wrong_answer(item.answer, recipe.slip, rng)
+        answer = item.answer if rng.random() < right else wrong_answer(item.answer, rng)
         pairs.append((item.question, answer))
     return pairs
 
 
-def wrong_answer(answer: str, slip: float, rng: random.Random) -> str:
-    """Return `answer` with each character replaced by a random digit with probability `slip`, until it is wrong."""
+def wrong_answer(answer: str, rng: random.Random) -> str:
+    """Return two to five random digits that are not `answer`."""
     while True:
-        text = "".join(rng.choice(string.digits) if rng.random() < slip else character for character in answer)
+        text = "".join(rng.choices(string.digits, k=rng.randint(2, 5)))
         if text != answer:
             return text
 
@@ -136,7 +135,7 @@ def train(
 def encode(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids and labels, both [pairs, longest], padded right; only answer and end-of-text are labelled."""
     prompts = [tokenizer(question).input_ids for question, _ in pairs]
-    answers = [tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id] for _, answer in pairs]
+    answers = [[*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for _, answer in pairs]
     longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
     inputs = torch.full((len(pairs), longest), tokenizer.pad_token_id)
     labels = torch.full((len(pairs), longest), IGNORED)
