@@ -7,6 +7,7 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -84,6 +85,9 @@ def test_vllm_generates_with_the_trainers_weights_of_the_moment(policy, tmp_path
             assert "<|im_end|>" not in one.text
         assert len({one.token_ids for group in groups for one in group}) == 8
         assert disagreement(policy, prompts, groups) < NOISE
+
+        large = engine.generate([[1] * 100] * 5, 10, replace(SAMPLING, max_completion_length=1), seed=1)
+        assert sum(map(len, large)) == 50, "more prompt tokens than vLLM takes in one step"
 
         disturb(policy, 0.05)
         assert disagreement(policy, prompts, groups) > 3 * NOISE, "old weights would show"
