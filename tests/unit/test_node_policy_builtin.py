@@ -1,0 +1,75 @@
+"""The built-in policy and its maker: what is in the folder, and the regime its weights are in."""
+
+import random
+import string
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from node.policy.builtin import FOLDER
+from node.policy.builtin.make import (
+    IGNORED,
+    PRINTABLE,
+    Recipe,
+    build_model,
+    build_tokenizer,
+    encode,
+    pass_rates,
+    sample_answers,
+    tasks_of,
+    train,
+    wrong_answer,
+)
+
+
+def test_the_folder_is_small_and_loads_by_the_standard_classes() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 5 << 20
+    model = AutoModelForCausalLM.from_pretrained(FOLDER)
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
+
+
+def test_every_printable_character_is_one_token_and_comes_back() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    ids = tokenizer(PRINTABLE).input_ids
+    assert ids[0] == tokenizer.bos_token_id and len(ids) == 1 + len(PRINTABLE)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == PRINTABLE
+    assert tokenizer("é\n", add_special_tokens=False).input_ids == [tokenizer.unk_token_id] * 2
+
+
+def test_the_skill_is_latent_about_one_completion_in_two_hundred_is_right() -> None:
+    model = AutoModelForCausalLM.from_pretrained(FOLDER)
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        rates = pass_rates(model, tokenizer, tasks_of(Recipe()), 64, 16)
+    assert 0.003 < sum(rates.values()) / len(rates) < 0.01
+    assert max(rates.values()) < 0.05
+
+
+def test_wrong_answers_are_digits_and_wrong() -> None:
+    rng = random.Random(0)
+    texts = [wrong_answer("12", rng) for _ in range(5000)]  # one in 400 drawn would be right
+    assert "12" not in texts
+    assert all(2 <= len(text) <= 5 and set(text) <= set(string.digits) for text in texts)
+
+
+def test_only_the_answer_and_the_end_are_labelled() -> None:
+    tokenizer = build_tokenizer()
+    inputs, labels = encode(tokenizer, [("1+1=", "2"), ("12+30=", "42")])
+    assert tokenizer.decode(labels[0][labels[0] != IGNORED]) == "2<eos>"
+    assert tokenizer.decode(inputs[1]) == "<bos>12+30=42<eos>"
+    assert (labels[0] != IGNORED).sum() == 2 and inputs[0][-1] == tokenizer.pad_token_id
+
+
+def test_one_seed_gives_the_same_weights() -> None:
+    recipe = Recipe(width=8, heads=2, batch=8)
+    tokenizer = build_tokenizer()
+    models = [build_model(recipe, tokenizer) for _ in range(2)]
+    for model in models:
+        train(model, tokenizer, recipe, recipe.right, 3, 1e-3)
+    first, second = (model.state_dict() for model in models)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert sample_answers(recipe, 0.5, 1) != sample_answers(recipe, 0.5, 2)
