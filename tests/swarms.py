@@ -31,7 +31,7 @@ def small_config(rounds: int, **tables: Any) -> NodeConfig:
 def gossamer(*arguments: str | Path) -> subprocess.Popen[str]:
     """Start the command line in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "node.cli", *map(str, arguments)],
+        [Path(sys.executable).with_name("gossamer"), *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         text=True,
