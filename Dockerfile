@@ -39,7 +39,7 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 WORKDIR /opt/gossamer
 # The dependencies first, in a layer that only a change of pyproject.toml makes anew.
-COPY pyproject.toml LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 # What is installed is this project, by its path; its ranges are in pyproject.toml.
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir ".[${EXTRAS}]"
