@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from node.config import NodeConfig, parse_config
 from node.metrics import read_metrics
@@ -60,3 +63,13 @@ def numbers(rows: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
     """What a round computed, without what the clock and the network say."""
     keys = ("round", "policy_version", "reward", "groups_local", "loss", "grad_norm", "entropy", "generated")
     return [tuple(row.get(key) for key in keys) for row in rows]
+
+
+def vllm_workers(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
+    """Those of `processes` that are a vLLM engine's child."""
+    found = set()
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # it ended while we looked
+            if any(part.endswith("vllm_worker.py") for part in process.cmdline()):
+                found.add(process)
+    return found

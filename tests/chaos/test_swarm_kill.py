@@ -83,7 +83,7 @@ def test_the_others_never_pause_and_the_victim_returns_as_itself(
     target: Callable[[NodeConfig, Path], None], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    plan = make_plan(out, 4, small_config(ROUNDS))
+    plan = make_plan(out, 4, small_config(ROUNDS, network={"share": "all"}))  # something to share in every round
     outcome = run_swarm(plan, lambda _: None, started=time.time(), target=target, preload=("node.run",))
     victim = out / "nodes" / VICTIM
     others = [out / "nodes" / name for name in ("n0", "n2", "n3")]

