@@ -31,7 +31,7 @@ help: ## list these targets
 install: $(STAMP) ## make .venv, with gossamer and what its tests need in it
 
 demo: $(STAMP) ## a swarm of four nodes learns on this machine, at most 3 minutes on 2 cores
-	@$(BIN)/gossamer swarm examples/demo.toml -n 4 --out runs/demo
+	@$(BIN)/gossamer swarm examples/demo.toml -n 4
 
 test: $(STAMP) ## the tests, without the slow ones
 	@$(BIN)/pytest
