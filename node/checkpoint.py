@@ -21,7 +21,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from node.errors import UserError
-from node.folder import sync_folder
+from protocol.files import sync_folder
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _ALMOST_NOTHING = 1 << 20  # bytes free; the last file's remains leave this little on a disk that filled up

@@ -1,4 +1,4 @@
-"""A node's folder: what is kept in it, who may use it, and how small files are written.
+"""A node's folder: what is kept in it, and who may use it.
 
     identity.key   the node's key (0600)          address       where peers dial it now
     config.json    what it last ran               pool.sqlite   peers' verified groups
@@ -11,7 +11,6 @@ One process at a time: the folder is locked while a node runs, and the lock dies
 import errno
 import fcntl
 import json
-import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,26 +18,7 @@ from pathlib import Path
 
 from node.config import NodeConfig
 from node.errors import UserError
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` so that a reader, or a crash, sees the old file or the new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from protocol.files import write_atomically
 
 
 @contextmanager

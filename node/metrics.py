@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from node.folder import write_atomically
+from protocol.files import write_atomically
 
 Row = dict[str, Any]
 

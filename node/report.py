@@ -14,10 +14,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from node.folder import write_atomically
 from node.metrics import Row, read_metrics
 from node.plots import plot_groups, plot_rejects, plot_reward, plot_time
 from node.summary import Summary, summarise_node, summarise_swarm
+from protocol.files import write_atomically
 
 
 def write_report(out: Path) -> Path:

@@ -22,7 +22,7 @@ from node.config import NodeConfig
 from node.engines.base import RolloutEngine
 from node.engines.hf import HfEngine
 from node.errors import UserError
-from node.folder import exclusive, full_disk_is_clear, resolve_seed, write_atomically
+from node.folder import exclusive, full_disk_is_clear, resolve_seed
 from node.loop import Loop
 from node.metrics import MetricsLog
 from node.policy.load import Policy, load_policy
@@ -31,6 +31,7 @@ from node.sharing import Exchange, NetworkExchange, NoExchange
 from node.tasks.load import TaskSet, load_tasks
 from node.trainer import make_trainer
 from protocol.errors import ProtocolError
+from protocol.files import write_atomically
 from protocol.host import Host
 from protocol.identity import Identity
 from protocol.limits import Limits

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from node.folder import write_atomically
 from node.metrics import Row
+from protocol.files import write_atomically
 
 Summary = dict[str, Any]
 

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 from node.child import HEAVY, Target, run_real_node, start_server
 from node.config import NodeConfig
 from node.errors import UserError
-from node.folder import write_atomically
 from node.metrics import read_metrics
 from node.report import write_report
 from node.summary import Summary, summarise, write_summary
 from node.supervisor import RESTART_DELAY, Child, State, Supervisor, supervise
 from node.tasks.base import derive_seed
+from protocol.files import write_atomically
 
 FORMAT = 1
 LOOPBACK = "tcp://127.0.0.1:0"
