@@ -26,7 +26,7 @@ import json
 import statistics
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -44,6 +44,7 @@ from node.tasks.base import Item, Task, TaskKey, derive_seed
 from node.tasks.load import TaskSet, load_tasks
 
 Reward = Literal["dense", "task"]
+Comparison = Literal["trl", "sharing", "both"]
 Row = dict[str, Any]
 PEERS = 7
 
@@ -56,6 +57,7 @@ def run(
     rounds: int = 20,
     blocks: int = 6,
     threads: int = 1,
+    compare: Comparison = "both",
 ) -> Iterator[Row]:
     """Yield a row for each side of each comparison, and last the ratios of their medians.
 
@@ -66,11 +68,21 @@ def run(
         rounds: timed in each block.
         blocks: of each side.
         threads: of torch; set for the whole process.
+        compare: which of the two comparisons to make.
     """
     torch.set_num_threads(threads)
     config = _config(model, questions, completions, rounds + 1)
     common = {"model": model, "questions": questions, "completions": completions, "threads": threads}
-    against_trl = {}
+    ratio: dict[str, dict[str, float]] = {}
+    if compare != "sharing":
+        ratio["trl"] = yield from _against_trl(config, common, blocks)
+    if compare != "trl":
+        ratio["sharing off"] = yield from _sharing(config, common, blocks)
+    yield {"bench": "round", "ratio": ratio}
+
+
+def _against_trl(config: NodeConfig, common: Row, blocks: int) -> Generator[Row, None, dict[str, float]]:
+    ratios = {}
     for reward in ("dense", "task"):
         tasks = _tasks(config, reward)
         ours, theirs = _in_turns(
@@ -79,7 +91,11 @@ def run(
         parameters = common | {"reward": reward, "same_completions": _agreement(ours, theirs)}
         yield _row("gossamer", ours, parameters)
         yield _row("trl", theirs, parameters)
-        against_trl[f"reward={reward}"] = _median(ours) / _median(theirs)
+        ratios[f"reward={reward}"] = _median(ours) / _median(theirs)
+    return ratios
+
+
+def _sharing(config: NodeConfig, common: Row, blocks: int) -> Generator[Row, None, dict[str, float]]:
     tasks = load_tasks(config.tasks)
     groups = []
 
@@ -91,15 +107,9 @@ def run(
     on, off = _in_turns(blocks, shared, partial(time_gossamer, config, tasks, NoExchange()))
     yield _row("sharing on", on, common | {"peers": PEERS, "peers_groups_a_round": round(statistics.fmean(groups), 1)})
     yield _row("sharing off", off, common | {"peers": 0, "peers_groups_a_round": 0})
-    yield {
-        "bench": "round",
-        "ratio": {
-            "trl": against_trl,
-            "sharing off": {
-                f"peers={PEERS}": _median(on) / _median(off),
-                f"peers={PEERS} cpu": _median_cpu(on) / _median_cpu(off),
-            },
-        },
+    return {
+        f"peers={PEERS}": _median(on) / _median(off),
+        f"peers={PEERS} cpu": _median_cpu(on) / _median_cpu(off),
     }
 
 

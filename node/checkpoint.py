@@ -21,6 +21,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from node.errors import UserError
+from node.folder import is_disk_full
 from protocol.files import sync_folder
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -103,7 +104,7 @@ def _full_disk_is_clear(aside: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        full = _disk_is_full(error, aside.parent)
+        full = _means_full_disk(error, aside.parent)
         shutil.rmtree(aside, ignore_errors=True)
         if full:
             raise UserError(
@@ -113,10 +114,10 @@ def _full_disk_is_clear(aside: Path) -> Iterator[None]:
         raise
 
 
-def _disk_is_full(error: BaseException, folder: Path) -> bool:
+def _means_full_disk(error: BaseException, folder: Path) -> bool:
     """Tell a full disk from other failures: safetensors wraps the error number in text, torch drops it."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return is_disk_full(error)
     if isinstance(error, SafetensorError):
         return f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error)
     return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < _ALMOST_NOTHING

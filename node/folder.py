@@ -62,6 +62,11 @@ def full_disk_is_clear(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise UserError(f"the disk that holds {folder} is full: free some space and start again") from error
         raise
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Tell "no space left" and "quota exceeded" from other failures."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

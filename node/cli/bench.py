@@ -1,12 +1,14 @@
 """`gossamer bench`: the benchmarks, one JSON object a line."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from node.cli.options import Debug
 from node.errors import UserError
+
+Compare = Literal["trl", "sharing", "both"]
 
 app = typer.Typer(help="Run a benchmark; results are JSON lines on stdout.", rich_markup_mode=None)
 
@@ -19,6 +21,7 @@ def bench_round(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds timed in each block.")] = 20,
     blocks: Annotated[int, typer.Option(min=1, help="Blocks of each side, taken in turns.")] = 6,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for tensors.")] = 1,
+    compare: Annotated[Compare, typer.Option(help="Which comparison to make.")] = "both",
     debug: Debug = False,
 ) -> None:
     """Time a round against TRL's own trainer on the same work, and sharing on against off.
@@ -26,6 +29,7 @@ def bench_round(
     \b
     Example:
       gossamer bench round --blocks 6 > round.jsonl
+      gossamer bench round --compare sharing --model runs/models/smollm2-135m-instruct --rounds 3 --blocks 3
     """
     try:
         from benchmarks.round import run
@@ -34,7 +38,13 @@ def bench_round(
             raise
         raise UserError("the benchmarks are not installed: run this from a checkout of gossamer") from None
     for row in run(
-        model=model, questions=questions, completions=completions, rounds=rounds, blocks=blocks, threads=threads
+        model=model,
+        questions=questions,
+        completions=completions,
+        rounds=rounds,
+        blocks=blocks,
+        threads=threads,
+        compare=compare,
     ):
         print(json.dumps(row), flush=True)
 

@@ -44,9 +44,10 @@ class TaskSet:
         """Return the task of exactly this name, version and configuration."""
         return self._by_key.get(key)
 
-    def sample(self, seed: int, count: int) -> list[tuple[Task, int]]:
-        """Return `count` questions as (task, question seed), the same ones whenever `seed` is the same."""
-        return [(self._choose(derive_seed("task", seed, i)), derive_seed("question", seed, i)) for i in range(count)]
+    def sample(self, seed: int, count: int) -> Iterator[tuple[Task, int]]:
+        """Yield `count` questions as (task, question seed), the same ones whenever `seed` is the same."""
+        for i in range(count):
+            yield self._choose(derive_seed("task", seed, i)), derive_seed("question", seed, i)
 
     def _choose(self, draw: int) -> Task:
         place = bisect_right(self._bounds, draw / _SEEDS * self._bounds[-1])

@@ -143,6 +143,7 @@ def test_a_bad_difficulty_is_refused(difficulty: object) -> None:
         FAMILIES["logic"](difficulty=difficulty)
 
 
-def test_an_unknown_option_is_named() -> None:
-    with pytest.raises(UserError, match="'builtin/sums' has no option 'hardness'"):
+@pytest.mark.parametrize("option", ["hardness", "name", "maker"])
+def test_an_unknown_option_is_named(option: str) -> None:
+    with pytest.raises(UserError, match=f"'builtin/sums' has no option '{option}'"):
         FAMILIES["sums"](hardness=2)

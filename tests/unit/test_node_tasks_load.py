@@ -74,7 +74,7 @@ def test_weights_are_relative_frequencies() -> None:
 @given(SEEDS, st.integers(0, 20), st.integers(0, 20))
 def test_a_sample_is_a_function_of_its_seed(seed: int, few: int, more: int) -> None:
     tasks = _load("builtin")
-    long, short = tasks.sample(seed, few + more), tasks.sample(seed, few)
+    long, short = list(tasks.sample(seed, few + more)), list(tasks.sample(seed, few))
     assert [(task.key, question) for task, question in long[:few]] == [(task.key, question) for task, question in short]
     assert all(0 <= question < 2**63 for _, question in long)
     assert len({question for _, question in long} | {question for _, question in tasks.sample(seed ^ 1, few)}) == (

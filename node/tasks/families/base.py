@@ -41,7 +41,7 @@ class Family:
         return float(text.strip() == item.answer)
 
 
-def build(name: str, maker: Maker, **options: object) -> Family:
+def build(name: str, maker: Maker, /, **options: object) -> Family:
     """Return the family under its options; raise `UserError` for an unknown or bad one."""
     difficulty = options.pop("difficulty", 1)
     if options:
