@@ -146,4 +146,4 @@ def test_a_bad_difficulty_is_refused(difficulty: object) -> None:
 @pytest.mark.parametrize("option", ["hardness", "name", "maker"])
 def test_an_unknown_option_is_named(option: str) -> None:
     with pytest.raises(UserError, match=f"'builtin/sums' has no option '{option}'"):
-        FAMILIES["sums"](hardness=2)
+        FAMILIES["sums"](**{option: 2})
