@@ -11,6 +11,8 @@ import msgpack
 from protocol.errors import PeerError
 
 UINT64_MAX = 2**64 - 1
+MAX_NEWER_FIELDS = 8  # that a newer minor version may append to any array; what they say is ignored here
+MAX_NEWER_BYTES = 64  # of a string or byte string in one of them, where no larger one is allowed anyway
 
 
 def pack(fields: list[Any]) -> bytes:
@@ -21,11 +23,11 @@ def pack(fields: list[Any]) -> bytes:
 def unpack(
     data: bytes, length: int, *, error: type[PeerError], max_bytes: int = 0, max_text: int = 0, max_array: int = 0
 ) -> list[Any]:
-    """Return the array of exactly `length` elements in `data`.
+    """Return the first `length` elements of the array in `data`.
 
     `max_bytes`, `max_text` and `max_array` bound any byte string, text (in bytes) and inner
-    array. Raises `error` with the reason "malformed" for everything else, trailing bytes
-    included.
+    array; each is at least `MAX_NEWER_BYTES` or `MAX_NEWER_FIELDS`, so that a newer version may
+    append elements, which are dropped. Raises `error` with the reason "malformed" for everything else, trailing bytes included.
     """
     try:
         fields = msgpack.unpackb(
@@ -33,17 +35,17 @@ def unpack(
             raw=False,
             use_list=True,
             strict_map_key=True,
-            max_bin_len=max_bytes,
-            max_str_len=max_text,
-            max_array_len=max(max_array, length),
+            max_bin_len=max(max_bytes, MAX_NEWER_BYTES),
+            max_str_len=max(max_text, MAX_NEWER_BYTES),
+            max_array_len=max(max_array, length + MAX_NEWER_FIELDS),
             max_map_len=0,
             max_ext_len=0,
         )
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as cause:
         raise error("malformed", type(cause).__name__) from None
-    if not isinstance(fields, list) or len(fields) != length:
+    if not isinstance(fields, list) or not length <= len(fields) <= length + MAX_NEWER_FIELDS:
         raise error("malformed", "layout")
-    return fields
+    return fields[:length]
 
 
 def is_uint(value: object, limit: int = UINT64_MAX) -> bool:

@@ -27,20 +27,23 @@ from protocol.gossip_events import (
     Discard,
     GossipAction,
     Got,
+    Interested,
     Item,
     NotSent,
     Publish,
     Pulled,
     SendAnnounce,
+    SendInterest,
     SendItem,
     SendPull,
+    Subscribe,
 )
-from protocol.identity import Identity, NodeId, node_id
-from protocol.limits import REJECT_PENALTY, Limits
+from protocol.identity import NodeId, node_id
+from protocol.limits import REJECT_PENALTY
 from protocol.membership import TICK_S, Membership
-from protocol.messages import Announce, Pull
+from protocol.messages import TOPIC_BYTES, Announce, Interest, Manifest, Pull
 from protocol.recent import Recent
-from protocol.records import Endpoint
+from protocol.setup import Setup
 from protocol.transport import Arrived, Closed, Link, Opened, Refused
 
 MAX_REMEMBERED_FRAMES = 1 << 15
@@ -52,21 +55,18 @@ class Core:
 
     def __init__(
         self,
-        identity: Identity,
-        swarm: bytes,
-        endpoints: tuple[Endpoint, ...],
+        setup: Setup,
         book: Book,
-        limits: Limits,
-        agent: str,
         rng: random.Random,
         now: Instant,
     ) -> None:
-        self._identity = identity
-        self._swarm = swarm
-        self._limits = limits
-        self.membership = Membership(identity, swarm, endpoints, book, limits, agent, rng, now)
-        self.gossip = Gossip(identity.node_id, limits, rng, now)
-        self.admission = Admission(limits)
+        self._identity = setup.identity
+        self._swarm = setup.swarm
+        self._limits = setup.limits
+        self.membership = Membership(setup, book, rng, now)
+        self.gossip = Gossip(setup.identity.node_id, setup, rng, now)
+        self.admission = Admission(setup.limits)
+        self.manifest = setup.manifest  # empty until a peer sent it
         self._frames: Recent[bytes, ItemId] = Recent(MAX_REMEMBERED_FRAMES)
         self._sequences: Recent[Link, int] = Recent(MAX_LINKS)
         # In microseconds, so that a restarted node goes on above what it used before.
@@ -94,8 +94,10 @@ class Core:
         match event:
             case Arrived(link, frame):
                 return self._arrived(link, frame, now)
-            case Offer(body):
-                return self._offer(body, now)
+            case Offer(body, topic):
+                return self._offer(topic + body, now)
+            case Subscribe():
+                return self._items(self.gossip.handle(event, now), now)
             case Opened() | Closed():
                 return self._members(self.membership.handle(event, now), now)
             case Unsent(link, ids):
@@ -129,7 +131,7 @@ class Core:
             if known is not None and node is not None:
                 self._repeated(node, known)
                 return []
-            envelope = open_frame(frame)
+            envelope = open_frame(frame, self._identity.verify)
             if envelope.swarm != self._swarm:
                 raise EnvelopeError("wrong_swarm")
             if node is None and envelope.kind != Kind.HELLO:
@@ -155,10 +157,13 @@ class Core:
         if self.admission.is_refused(signer, now):
             self.admission.offence("graylisted", None, now)
             return []
-        item = Item(item_id(envelope.public_key, envelope.body), signer, stamp, frame)
+        if len(envelope.body) < TOPIC_BYTES:
+            raise MessageError("malformed", "item")
+        topic = envelope.body[:TOPIC_BYTES]
+        item = Item(item_id(envelope.public_key, envelope.body), signer, stamp, topic, frame)
         self.duplicates += self.gossip.signer(item.id) is not None
         self._frames.set(digest, item.id)
-        return self._items(self.gossip.handle(Got(node, item), now), now, envelope.body)
+        return self._items(self.gossip.handle(Got(node, item), now), now, envelope.body[TOPIC_BYTES:])
 
     def _control(self, link: Link, node: NodeId | None, envelope: Envelope, now: Instant) -> list[CoreAction]:
         sender = node_id(envelope.public_key)
@@ -174,6 +179,14 @@ class Core:
                 actions = self._items(self.gossip.handle(announced, now), now)
             case Kind.PULL:
                 actions = self._items(self.gossip.handle(Pulled(sender, Pull.decode(envelope.body).ids), now), now)
+            case Kind.INTEREST:
+                interested = Interested(sender, Interest.decode(envelope.body))
+                actions = self._items(self.gossip.handle(interested, now), now)
+            case Kind.ASK_MANIFEST:
+                actions = self._answer_manifest(link, now)
+            case Kind.MANIFEST:
+                self._take_manifest(Manifest.decode(envelope.body).encoded)
+                actions = []
             case _:
                 message = Message(link, sender, envelope.kind, envelope.body)
                 actions = self._members(self.membership.handle(message, now), now)
@@ -182,9 +195,26 @@ class Core:
             self.membership.heard(sender, now)
         return actions
 
+    def _ask_manifest(self, node: NodeId, now: Instant) -> list[CoreAction]:
+        link = self.membership.link_of(node)
+        return [] if link is None else [SendFrame(link, self._seal(Kind.ASK_MANIFEST, b"", now))]
+
+    def _answer_manifest(self, link: Link, now: Instant) -> list[CoreAction]:
+        if not self.manifest:
+            return []
+        return [SendFrame(link, self._seal(Kind.MANIFEST, Manifest(self.manifest).encode(), now))]
+
+    def _take_manifest(self, encoded: bytes) -> None:
+        if self.manifest != b"":
+            return  # there is none, or we have it
+        if hashlib.sha256(encoded).digest()[: len(self._swarm)] != self._swarm:
+            raise MessageError("false_manifest", "its hash is not the swarm's id")
+        self.manifest = encoded
+
     def _offer(self, body: bytes, now: Instant) -> list[CoreAction]:
         frame = self._seal(Kind.ITEM, body, now)
-        item = Item(item_id(self._identity.public_key, body), self._identity.node_id, now.unix, frame)
+        own = self._identity
+        item = Item(item_id(own.public_key, body), own.node_id, now.unix, body[:TOPIC_BYTES], frame)
         self._frames.set(hashlib.sha256(frame).digest(), item.id)
         return self._items(self.gossip.handle(Publish(item), now), now)
 
@@ -216,6 +246,8 @@ class Core:
                     actions.append(action)
                 case PeerUp() | PeerDown():
                     actions += self._items(self.gossip.handle(action, now), now)
+                    if isinstance(action, PeerUp) and self.manifest == b"":
+                        actions += self._ask_manifest(action.node, now)
         return actions
 
     def _items(self, wanted: list[GossipAction], now: Instant, body: bytes = b"") -> list[CoreAction]:
@@ -224,17 +256,20 @@ class Core:
         for action in wanted:
             if isinstance(action, Deliver):
                 self.items_received += 1
-                actions.append(Received(action.item.id, action.item.signer, body, action.item.time))
+                item = action.item
+                actions.append(Received(item.id, item.signer, body, item.time, item.topic))
                 continue
             link = self.membership.link_of(action.node)
             if link is None:
                 continue
             match action:
-                case SendItem(_, item, frame):
-                    actions.append(SendFrame(link, frame, (item,), is_item=True))
+                case SendItem(_, id_, frame):
+                    actions.append(SendFrame(link, frame, (id_,), is_item=True))
                 case SendAnnounce(_, items):
                     frame = self._seal(Kind.ANNOUNCE, Announce(items).encode(), now)
-                    actions.append(SendFrame(link, frame, tuple(item for item, _ in items)))
+                    actions.append(SendFrame(link, frame, tuple(entry.id for entry in items)))
+                case SendInterest(_, interest):
+                    actions.append(SendFrame(link, self._seal(Kind.INTEREST, interest.encode(), now)))
                 case SendPull(_, ids):
                     actions.append(SendFrame(link, self._seal(Kind.PULL, Pull(ids).encode(), now)))
         return actions

@@ -5,6 +5,7 @@ from enum import Enum
 
 from protocol.envelope import ItemId
 from protocol.events import Dial, HangUp, Tick
+from protocol.gossip_events import Subscribe
 from protocol.identity import NodeId
 from protocol.transport import Link, NetworkEvent
 
@@ -19,19 +20,21 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """An item for the node: its id, who signed it, its body, and the unix time (s) its signer gave."""
+    """An item for the node: its id, who signed it, its body and topic, and the unix time (s) its signer gave."""
 
     id: ItemId
     sender: NodeId
     body: bytes
     time: float
+    topic: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The node publishes a body."""
+    """The node publishes a body under a topic (8 bytes)."""
 
     body: bytes
+    topic: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,5 +64,5 @@ class SendFrame:
     is_item: bool = False
 
 
-CoreEvent = NetworkEvent | Offer | Report | Unsent | Tick
+CoreEvent = NetworkEvent | Offer | Subscribe | Report | Unsent | Tick
 CoreAction = Dial | HangUp | SendFrame | Received

@@ -40,10 +40,11 @@ from protocol.gossip_events import (
     SendItem,
 )
 from protocol.identity import NodeId
-from protocol.limits import Limits, TokenBucket
-from protocol.messages import MAX_IDS
+from protocol.limits import TokenBucket
+from protocol.messages import MAX_IDS, Entry
 from protocol.pulls import Pulls
 from protocol.recent import Recent
+from protocol.setup import Setup
 from protocol.store import Store
 
 # Below this a push costs less than the announcement and the pull that it saves cost in time: at
@@ -70,9 +71,9 @@ class _Peer:
 class Gossip:
     """See the module's comment."""
 
-    def __init__(self, own: NodeId, limits: Limits, rng: random.Random, now: Instant) -> None:
+    def __init__(self, own: NodeId, setup: Setup, rng: random.Random, now: Instant) -> None:
         self._own = own
-        self._limits = limits
+        self._limits = limits = setup.limits
         self._rng = rng
         self._peers: dict[NodeId, _Peer] = {}
         self._seen: Recent[ItemId, NodeId] = Recent(SEEN_ITEMS)
@@ -164,18 +165,18 @@ class Gossip:
                 self._urgent = True
         return actions
 
-    def _announced(self, node: NodeId, items: tuple[tuple[ItemId, int], ...], now: Instant) -> list[GossipAction]:
+    def _announced(self, node: NodeId, items: tuple[Entry, ...], now: Instant) -> list[GossipAction]:
         peer = self._peers.get(node)
         if peer is None:
             return []
-        for item_id, size in items:
+        for item_id, size, _ in items:
             if item_id not in peer.known:
                 peer.known.set(item_id, False)
             peer.pending.pop(item_id, None)
             if item_id not in self._seen:
                 delay = PULL_DELAY_S if size <= PUSH_BYTES else 0.0
                 self._pulls.offered(node, item_id, size, now.steady + delay)
-        return [*self._pulls.due(now.steady)] if any(size > PUSH_BYTES for _, size in items) else []
+        return [*self._pulls.due(now.steady)] if any(entry.size > PUSH_BYTES for entry in items) else []
 
     def _pulled(self, node: NodeId, ids: tuple[ItemId, ...], now: Instant) -> list[GossipAction]:
         peer = self._peers.get(node)
@@ -214,9 +215,9 @@ class Gossip:
         return actions
 
     def _announce(self, node: NodeId, ids: list[ItemId]) -> list[GossipAction]:
-        held = [(item.id, len(item.frame)) for item in map(self._store.get, ids) if item is not None]
+        held = [item.entry for item in map(self._store.get, ids) if item is not None]
         peer = self._peers[node]
-        for item_id, _ in held:
-            if item_id not in peer.known:
-                peer.known.set(item_id, False)
+        for entry in held:
+            if entry.id not in peer.known:
+                peer.known.set(entry.id, False)
         return [SendAnnounce(node, tuple(held[i : i + MAX_IDS])) for i in range(0, len(held), MAX_IDS)]

@@ -5,16 +5,23 @@ from dataclasses import dataclass
 from protocol.envelope import ItemId
 from protocol.events import PeerDown, PeerUp, Tick
 from protocol.identity import NodeId
+from protocol.messages import Entry, Interest
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A verified item: who signed it, the unix time they gave, and its frame."""
+    """A verified item: who signed it, the unix time they gave, its topic, and its frame."""
 
     id: ItemId
     signer: NodeId
     time: float
+    topic: bytes
     frame: bytes
+
+    @property
+    def entry(self) -> Entry:
+        """What is announced of the item."""
+        return Entry(self.id, len(self.frame), self.topic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +41,26 @@ class Got:
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """A peer says what it holds: ids and frame sizes."""
+    """A peer says what it holds."""
 
     node: NodeId
-    items: tuple[tuple[ItemId, int], ...]
+    items: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Interested:
+    """A peer says what it wants to be offered."""
+
+    node: NodeId
+    interest: Interest
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """The node wants items of these topics (8 bytes each; None: all), `demand` of them a second at most."""
+
+    topics: frozenset[bytes] | None
+    demand: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +107,15 @@ class SendAnnounce:
     """Tell a peer what we hold."""
 
     node: NodeId
-    items: tuple[tuple[ItemId, int], ...]
+    items: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendInterest:
+    """Tell a peer what we want to be offered."""
+
+    node: NodeId
+    interest: Interest
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,5 +126,5 @@ class SendPull:
     ids: tuple[ItemId, ...]
 
 
-GossipEvent = PeerUp | PeerDown | Publish | Got | Announced | Pulled | NotSent | Discard | Tick
-GossipAction = Deliver | SendItem | SendAnnounce | SendPull
+GossipEvent = PeerUp | PeerDown | Publish | Got | Announced | Interested | Pulled | Subscribe | NotSent | Discard | Tick
+GossipAction = Deliver | SendItem | SendAnnounce | SendInterest | SendPull

@@ -9,7 +9,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -19,12 +19,17 @@ from protocol.clock import read_clock
 from protocol.core import Core
 from protocol.core_events import Offer, Received, Report, Verdict
 from protocol.driver import Driver
-from protocol.envelope import MAX_BODY_BYTES, SWARM_BYTES, ItemId, item_id
+from protocol.envelope import SWARM_BYTES, ItemId, item_id
+from protocol.gossip_events import Subscribe
 from protocol.identity import Identity
 from protocol.limits import Limits
 from protocol.mailbox import Mailbox
+from protocol.messages import NO_TOPIC, TOPIC_BYTES
 from protocol.peers_file import load_peers, save_peers
+from protocol.record_reader import RecordReader
 from protocol.records import Address, Endpoint
+from protocol.setup import Admits, Setup, admit_everybody
+from protocol.timing import LAN, Timing
 from protocol.zmq_transport import ZmqTransport
 
 __all__ = ["Counters", "Host", "Received", "Verdict"]
@@ -33,6 +38,10 @@ __all__ = ["Counters", "Host", "Received", "Verdict"]
 MIN_WAIT_S = 0.01
 SAVE_INTERVAL_S = 5.0
 COMMANDS_PER_STEP = 256
+
+MAX_ITEM_BYTES = 1 << 20
+
+Command = Offer | Subscribe | Report
 
 log = structlog.get_logger()
 
@@ -53,7 +62,7 @@ class Counters:
 class Host:
     """A member of a swarm. Construct, `start`, then `publish` and `receive` from any thread, `stop`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what a node is takes this many words, and most have a default
         self,
         identity: Identity,
         swarm: bytes,
@@ -62,12 +71,17 @@ class Host:
         limits: Limits | None = None,
         agent: str = "",
         peers_file: Path | None = None,
+        *,
+        timing: Timing = LAN,
+        grant: bytes = b"",
+        manifest: bytes | None = None,
+        admits: Admits = admit_everybody,
     ) -> None:
         """Prepare a host; nothing is opened yet.
 
         `swarm` is the swarm's id (16 bytes): nodes with another id are strangers. `listen` is
         "tcp://HOST:PORT" (port 0: any), or None for a node that nobody can dial. `agent` says
-        in a few words what runs here.
+        in a few words what runs here. `grant`, `manifest` and `admits` are those of a `Setup`.
 
         Raises:
             BadAddress: `listen` is no endpoint.
@@ -75,19 +89,17 @@ class Host:
         """
         if len(swarm) != SWARM_BYTES:
             raise ValueError(f"a swarm id has {SWARM_BYTES} bytes, got {len(swarm)}")
-        self._identity = identity
-        self._swarm = swarm
+        self._setup = Setup(
+            identity, swarm, (), limits or Limits(), timing, agent, grant, manifest, admits, RecordReader()
+        )
         self._listen = None if listen is None else Endpoint.parse(listen, bind=True)
         self._seeds = tuple(seeds)
-        self._limits = limits or Limits()
-        self._agent = agent
+        self._limits = self._setup.limits
         self._peers_file = peers_file
         self._inbox: Mailbox[Received] = Mailbox(
             self._limits.inbox_items, self._limits.inbox_bytes, lambda item: len(item.body)
         )
-        self._commands: Mailbox[Offer | Report] = Mailbox(
-            self._limits.inbox_items, self._limits.inbox_bytes, _command_size
-        )
+        self._commands: Mailbox[Command] = Mailbox(self._limits.inbox_items, self._limits.inbox_bytes, _command_size)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._core: Core | None = None
@@ -103,39 +115,43 @@ class Host:
         if self._thread is not None:
             raise RuntimeError("a host is started once")
         now = read_clock()
-        transport = ZmqTransport(self._identity, self._listen)
+        setup = self._setup
+        transport = ZmqTransport(setup.identity, self._listen)
         book = Book(self._seeds, self._limits.max_known_peers)
-        for record in load_peers(self._peers_file, self._swarm, now) if self._peers_file else []:
+        for record in load_peers(self._peers_file, setup.swarm, now) if self._peers_file else []:
             book.add(record)
         endpoint = transport.endpoint
-        core = Core(
-            self._identity,
-            self._swarm,
-            (endpoint,) if endpoint else (),
-            book,
-            self._limits,
-            self._agent,
-            random.Random(),  # spreads load in time; no secret depends on it
-            now,
-        )
+        rng = random.Random()  # spreads load in time; no secret depends on it
+        core = Core(replace(setup, endpoints=(endpoint,) if endpoint else ()), book, rng, now)
         self._transport, self._core = transport, core
         driver = Driver(core, transport, read_clock, self._inbox.put)
         self._thread = threading.Thread(
             target=self._run, args=(core, transport, driver), name="gossamer-network", daemon=True
         )
         self._thread.start()
-        return Address(endpoint, self._identity.curve_key) if endpoint else None
+        return Address(endpoint, setup.identity.curve_key) if endpoint else None
 
-    def publish(self, body: bytes) -> ItemId:
-        """Offer `body` to the swarm and return its id, which depends on nothing but our key and the body.
+    @property
+    def manifest(self) -> bytes:
+        """The swarm's manifest, empty while no peer has sent it."""
+        return (self._core.manifest if self._core else self._setup.manifest) or b""
+
+    def publish(self, body: bytes, topic: bytes = NO_TOPIC) -> ItemId:
+        """Offer `body` to the swarm and return its id, which depends on nothing but our key, the topic and the body.
 
         Raises:
-            ValueError: the body is larger than `MAX_BODY_BYTES`.
+            ValueError: the body is larger than `MAX_ITEM_BYTES`, or the topic has not `TOPIC_BYTES`.
         """
-        if len(body) > MAX_BODY_BYTES:
-            raise ValueError(f"an item has at most {MAX_BODY_BYTES} bytes, got {len(body)}")
-        self._command(Offer(body))
-        return item_id(self._identity.public_key, body)
+        if len(body) > MAX_ITEM_BYTES:
+            raise ValueError(f"an item has at most {MAX_ITEM_BYTES} bytes, got {len(body)}")
+        if len(topic) != TOPIC_BYTES:
+            raise ValueError(f"a topic has {TOPIC_BYTES} bytes, got {len(topic)}")
+        self._command(Offer(body, topic))
+        return item_id(self._setup.identity.public_key, topic + body)
+
+    def subscribe(self, topics: frozenset[bytes] | None, demand: float) -> None:
+        """Ask for items of these topics only (8 bytes each; None: all), `demand` of them a second at most."""
+        self._command(Subscribe(topics, demand))
 
     def receive(self, limit: int) -> list[Received]:
         """Return up to `limit` items that came since the last call, oldest first."""
@@ -171,7 +187,7 @@ class Host:
         if self._thread is not None:
             self._thread.join()
 
-    def _command(self, command: Offer | Report) -> None:
+    def _command(self, command: Command) -> None:
         self._commands.put(command)
         if self._transport is not None:
             self._transport.wake()
@@ -201,5 +217,5 @@ class Host:
             log.warning("cannot save the peers file", path=str(self._peers_file), error=str(error))
 
 
-def _command_size(command: Offer | Report) -> int:
+def _command_size(command: Command) -> int:
     return len(command.body) if isinstance(command, Offer) else 0

@@ -49,11 +49,11 @@ from protocol.events import (
     Tell,
     Tick,
 )
-from protocol.identity import KEY_BYTES, Identity, NodeId, node_id
-from protocol.limits import Limits
+from protocol.identity import KEY_BYTES, NodeId, node_id
 from protocol.messages import MAX_RECORDS, Hello, Peers, Ping
 from protocol.recent import Recent
-from protocol.records import RECORD_LIFE_S, Endpoint, PeerRecord, make_record, open_record
+from protocol.records import RECORD_LIFE_S, REFUTATION_BITS, PeerRecord, make_record
+from protocol.setup import Setup
 from protocol.transport import Closed, Link, Opened
 
 DIAL_TIMEOUT_S = 10.0  # a TCP and a CURVE handshake and a hello, on a machine busy with loading models
@@ -92,23 +92,19 @@ class Membership:
 
     def __init__(
         self,
-        identity: Identity,
-        swarm: bytes,
-        endpoints: tuple[Endpoint, ...],
+        setup: Setup,
         book: Book,
-        limits: Limits,
-        agent: str,
         rng: random.Random,
         now: Instant,
     ) -> None:
-        self._identity = identity
-        self._swarm = swarm
-        self._limits = limits
+        self._setup = setup
+        self._identity = setup.identity
+        self._swarm = setup.swarm
+        self._limits = setup.limits
         self._rng = rng
         self.book = book
-        self.record = make_record(
-            identity, swarm, endpoints, int(now.unix * 1000), agent, int((now.unix + RECORD_LIFE_S) * 1000)
-        )
+        self._endpoints = setup.endpoints
+        self._renew(now, int(now.unix * 1000) << REFUTATION_BITS)
         self._attempts: dict[Link, _Attempt] = {}
         self._peers: dict[NodeId, _Peer] = {}
         self._proven: Recent[bytes, NodeId] = Recent(MAX_PROVEN)
@@ -201,7 +197,7 @@ class Membership:
         return [*(HangUp(link) for link in links), PeerDown(node)]
 
     def _hello(self, link: Link, sender: NodeId, hello: Hello, now: Instant) -> list[MembershipAction]:
-        record = open_record(hello.record, self._swarm, now.unix)
+        record = self._read(hello.record, now)
         if record.node_id != sender or record.curve_key != link.key:
             raise RecordError("impostor", "the record is another node's or names another key")
         attempt = self._attempts.get(link)
@@ -263,7 +259,7 @@ class Membership:
             known = self.record if author == self._identity.node_id else self.book.get(author)
             if known is not None and known.encoded == encoded:
                 continue  # nothing new, and a signature that need not be checked again
-            record = open_record(encoded, self._swarm, now.unix)
+            record = self._read(encoded, now)
             if record.node_id == self._identity.node_id:
                 if record.replaces(self.record):
                     self._renew(now, max(self.record.incarnation, record.incarnation + 1))
@@ -273,9 +269,18 @@ class Membership:
         return self._dial(now)
 
     def _renew(self, now: Instant, incarnation: int) -> None:
+        setup = self._setup
         expiry_ms = int((now.unix + RECORD_LIFE_S) * 1000)
-        old = self.record
-        self.record = make_record(self._identity, self._swarm, old.endpoints, incarnation, old.agent, expiry_ms)
+        self.record = make_record(
+            setup.identity, setup.swarm, self._endpoints, incarnation, setup.agent, expiry_ms, setup.grant
+        )
+
+    def _read(self, encoded: bytes, now: Instant) -> PeerRecord:
+        record = self._setup.reader.open(encoded, self._swarm, now.unix, self._identity.verify)
+        reason = self._setup.admits(record, now)
+        if reason:
+            raise RecordError(reason, "record")
+        return record
 
     def _sample(self, now: Instant, reader: NodeId) -> bytes:
         """Return the body of a peer exchange: our own record, the live peers', and others that may be good."""

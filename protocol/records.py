@@ -1,7 +1,10 @@
 """Where a node is: addresses, and the signed record that a node spreads about itself.
 
     record = public key (32) | signature (64) | payload
-    payload = MessagePack [1, swarm id (16), CURVE key (32), [endpoint, ...], incarnation, agent, expiry in ms]
+    payload = MessagePack [1, swarm id (16), CURVE key (32), [endpoint, ...], incarnation, agent, expiry in ms, grant]
+
+The incarnation is the time of the node's start in ms, times 2^16, plus the number of times
+that it had to refute its death since (SWIM, section 4.2): a larger start is a restart.
 
 An endpoint becomes a ZeroMQ connect string, so its grammar is checked here and is
 narrower than ZeroMQ's: TCP only, one host, one port, no source address, no wildcard.
@@ -15,13 +18,15 @@ from functools import cached_property
 from protocol.codec import is_bytes, is_uint, pack, unpack
 from protocol.envelope import HEADER_BYTES, SWARM_BYTES
 from protocol.errors import BadAddress, RecordError
-from protocol.identity import KEY_BYTES, Identity, NodeId, node_id, verify
+from protocol.identity import KEY_BYTES, Identity, NodeId, Verify, node_id, verify
 
 VERSION = 1
 MAX_RECORD_BYTES = 2048
 MAX_ENDPOINTS = 4
 MAX_ENDPOINT_BYTES = 280  # a host name has at most 253 characters
 MAX_AGENT_BYTES = 128
+MAX_GRANT_BYTES = 512
+REFUTATION_BITS = 16
 # Long enough that a node which was away for a night still finds somebody in its peers file.
 RECORD_LIFE_S = 24 * 3600.0
 MAX_RECORD_LIFE_S = 7 * 24 * 3600.0
@@ -101,8 +106,9 @@ class Address:
 class PeerRecord:
     """What a node says of itself, signed; `encoded` holds the exact bytes to pass on.
 
-    `incarnation` grows with every start of the node, `expiry_ms` with every renewal. No
-    endpoint means that nobody can dial the node.
+    `incarnation` grows with every start of the node and every refutation, `expiry_ms` with
+    every renewal. No endpoint means that nobody can dial the node. `grant` is what admits it
+    to a swarm that is not open.
     """
 
     public_key: bytes
@@ -112,6 +118,7 @@ class PeerRecord:
     incarnation: int
     agent: str
     expiry_ms: int
+    grant: bytes
     encoded: bytes
 
     @cached_property
@@ -124,23 +131,36 @@ class PeerRecord:
         """Where to dial the node, if anybody can."""
         return Address(self.endpoints[0], self.curve_key) if self.endpoints else None
 
+    @property
+    def started(self) -> int:
+        """When the node started (Unix ms): two records of one process have the same."""
+        return self.incarnation >> REFUTATION_BITS
+
     def replaces(self, other: "PeerRecord") -> bool:
         """Tell whether this record is newer than `other`, of the same node."""
         return (self.incarnation, self.expiry_ms) > (other.incarnation, other.expiry_ms)
 
 
 def make_record(
-    identity: Identity, swarm: bytes, endpoints: tuple[Endpoint, ...], incarnation: int, agent: str, expiry_ms: int
+    identity: Identity,
+    swarm: bytes,
+    endpoints: tuple[Endpoint, ...],
+    incarnation: int,
+    agent: str,
+    expiry_ms: int,
+    grant: bytes = b"",
 ) -> PeerRecord:
     """Sign a record about ourselves; `agent` is cut to what fits."""
     agent = agent.encode(errors="replace")[:MAX_AGENT_BYTES].decode(errors="ignore")
     names = [str(endpoint) for endpoint in endpoints]
-    payload = pack([VERSION, swarm, identity.curve_key, names, incarnation, agent, expiry_ms])
+    payload = pack([VERSION, swarm, identity.curve_key, names, incarnation, agent, expiry_ms, grant])
     encoded = identity.public_key + identity.sign(_DOMAIN + payload) + payload
-    return PeerRecord(identity.public_key, swarm, identity.curve_key, endpoints, incarnation, agent, expiry_ms, encoded)
+    return PeerRecord(
+        identity.public_key, swarm, identity.curve_key, endpoints, incarnation, agent, expiry_ms, grant, encoded
+    )
 
 
-def open_record(data: bytes, swarm: bytes, now_unix: float) -> PeerRecord:
+def open_record(data: bytes, swarm: bytes, now_unix: float, check: Verify = verify) -> PeerRecord:
     """Verify and decode a record of a member of `swarm`.
 
     Raises:
@@ -149,30 +169,38 @@ def open_record(data: bytes, swarm: bytes, now_unix: float) -> PeerRecord:
     if not HEADER_BYTES < len(data) <= MAX_RECORD_BYTES:
         raise RecordError("malformed", f"record of {len(data)} bytes")
     public_key, signature, payload = data[:KEY_BYTES], data[KEY_BYTES:HEADER_BYTES], data[HEADER_BYTES:]
-    if not verify(public_key, signature, _DOMAIN + payload):
+    if not check(public_key, signature, _DOMAIN + payload):
         raise RecordError("forged", "record")
     fields = unpack(
         payload,
-        7,
+        8,
         error=RecordError,
-        max_bytes=max(KEY_BYTES, SWARM_BYTES),
+        max_bytes=MAX_GRANT_BYTES,
         max_text=max(MAX_ENDPOINT_BYTES, MAX_AGENT_BYTES),
         max_array=MAX_ENDPOINTS,
     )
-    version, record_swarm, curve_key, endpoints, incarnation, agent, expiry_ms = fields
+    version, record_swarm, curve_key, endpoints, incarnation, agent, expiry_ms, grant = fields
     if version != VERSION or not is_bytes(record_swarm, SWARM_BYTES) or not is_bytes(curve_key, KEY_BYTES):
         raise RecordError("malformed", "record layout")
     if not (is_uint(incarnation) and is_uint(expiry_ms) and isinstance(agent, str)):
         raise RecordError("malformed", "record fields")
-    if len(agent.encode()) > MAX_AGENT_BYTES or not isinstance(endpoints, list) or len(endpoints) > MAX_ENDPOINTS:
+    if not isinstance(grant, bytes) or not isinstance(endpoints, list):
+        raise RecordError("malformed", "record fields")
+    if len(agent.encode()) > MAX_AGENT_BYTES or len(endpoints) > MAX_ENDPOINTS:
         raise RecordError("malformed", "record sizes")
     if record_swarm != swarm:
         raise RecordError("wrong_swarm", "record")
-    if not now_unix * 1000 < expiry_ms <= (now_unix + MAX_RECORD_LIFE_S) * 1000:
-        raise RecordError("stale", "record")
-    return PeerRecord(
-        public_key, swarm, curve_key, tuple(map(_endpoint, endpoints)), incarnation, agent, expiry_ms, data
+    record = PeerRecord(
+        public_key, swarm, curve_key, tuple(map(_endpoint, endpoints)), incarnation, agent, expiry_ms, grant, data
     )
+    check_expiry(record, now_unix)
+    return record
+
+
+def check_expiry(record: PeerRecord, now_unix: float) -> None:
+    """Raise `RecordError` ("stale") for a record that is expired, or beyond any honest expiry."""
+    if not now_unix * 1000 < record.expiry_ms <= (now_unix + MAX_RECORD_LIFE_S) * 1000:
+        raise RecordError("stale", "record")
 
 
 def _endpoint(value: object) -> Endpoint:

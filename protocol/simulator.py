@@ -20,7 +20,9 @@ from protocol.envelope import ItemId, item_id
 from protocol.identity import Identity
 from protocol.limits import Limits
 from protocol.memory_transport import Conditions, MemoryNetwork, MemoryTransport
+from protocol.messages import NO_TOPIC
 from protocol.records import Address, Endpoint, PeerRecord
+from protocol.setup import Setup
 
 SWARM = b"simulated swarm!"
 EPOCH = 1_700_000_000.0  # the unix time at which every simulation begins
@@ -80,16 +82,8 @@ class Simulation:
         for record in known:
             book.add(record)
         transport = MemoryTransport(self.network, identity.curve_key, str(endpoint) if endpoint else None)
-        core = Core(
-            identity,
-            SWARM,
-            (endpoint,) if endpoint else (),
-            book,
-            self._limits,
-            "simulated",
-            random.Random(self._rng.getrandbits(64)),
-            self.clock(),
-        )
+        setup = Setup(identity, SWARM, (endpoint,) if endpoint else (), self._limits, agent="simulated")
+        core = Core(setup, book, random.Random(self._rng.getrandbits(64)), self.clock())
         received: list[Received] = []
         driver = Driver(core, transport, self.clock, received.append)
         address = Address(endpoint, identity.curve_key) if endpoint else None
@@ -111,8 +105,8 @@ class Simulation:
     def publish(self, name: int, body: bytes) -> ItemId:
         """Let a node publish."""
         node = self.nodes[name]
-        self._feed(node, Offer(body))
-        return item_id(node.identity.public_key, body)
+        self._feed(node, Offer(body, NO_TOPIC))
+        return item_id(node.identity.public_key, NO_TOPIC + body)
 
     def report(self, name: int, item: ItemId, verdict: Verdict, reason: str) -> None:
         """Let a node judge an item."""

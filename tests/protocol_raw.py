@@ -9,7 +9,7 @@ from zmq.utils import z85
 
 from protocol.envelope import Kind, seal
 from protocol.identity import Identity
-from protocol.messages import Hello
+from protocol.messages import NO_TOPIC, Hello
 from protocol.records import Address, make_record
 
 
@@ -35,6 +35,7 @@ class RawPeer:
     ) -> bytes:
         """Return a well-formed envelope."""
         self._sequence += 1
+        body = NO_TOPIC + body if kind == Kind.ITEM else body
         time_ms = int((time.time() - age) * 1000)
         return seal(signer or self.identity, swarm or self.swarm, kind, self._sequence, time_ms, body)
 

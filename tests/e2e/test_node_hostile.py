@@ -17,7 +17,7 @@ from node.tasks.load import load_tasks
 from protocol.envelope import MAX_FRAME_BYTES, Kind, seal
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.messages import Hello
+from protocol.messages import NO_TOPIC, Hello
 from protocol.records import Address, make_record
 from protocol.transport import Link, Opened
 from protocol.zmq_transport import ZmqTransport
@@ -58,6 +58,7 @@ class Attacker:
 
     def frame(self, kind: int, body: bytes, at: float | None = None) -> bytes:
         self.sequence += 1
+        body = NO_TOPIC + body if kind == Kind.ITEM else body
         return seal(self.identity, self.swarm, kind, self.sequence, int((at or time.time()) * 1000), body)
 
     def send(self, frame: bytes) -> None:

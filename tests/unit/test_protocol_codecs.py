@@ -9,10 +9,32 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from protocol.envelope import HEADER_BYTES, MAX_BODY_BYTES, MAX_FRAME_BYTES, Kind, item_id, open_frame, seal
+from protocol.envelope import HEADER_BYTES, MAJOR, MAX_BODY_BYTES, MAX_FRAME_BYTES, Kind, item_id, open_frame, seal
 from protocol.errors import BadAddress, EnvelopeError, MessageError, RecordError
-from protocol.identity import Identity
-from protocol.messages import MAX_IDS, MAX_RECORDS, Announce, Hello, Peers, Ping, Pull
+from protocol.identity import Identity, id_of_bytes
+from protocol.messages import (
+    MAX_IDS,
+    MAX_NEWS,
+    MAX_RECORDS,
+    MAX_SHARD_BITS,
+    MAX_TOPICS,
+    Announce,
+    Digest,
+    Entry,
+    Goodbye,
+    Hello,
+    Interest,
+    Manifest,
+    News,
+    Peers,
+    Ping,
+    Probe,
+    Probed,
+    Pull,
+    Reach,
+    Rumour,
+    Status,
+)
 from protocol.records import (
     MAX_AGENT_BYTES,
     MAX_RECORD_LIFE_S,
@@ -29,12 +51,16 @@ NOW = 1_700_000_000.0
 
 uint64 = st.integers(0, 2**64 - 1)
 ids = st.binary(min_size=32, max_size=32)
+eight = st.binary(min_size=8, max_size=8)
+entries = st.builds(Entry, ids, st.integers(0, MAX_FRAME_BYTES), eight)
+nodes = st.binary(min_size=20, max_size=20).map(id_of_bytes)
 # Valid MessagePack of every sort, the sorts that the protocol has no use for included.
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=12,
 )
+BODIES = [Hello, Peers, Ping, Probe, Probed, News, Goodbye, Digest, Announce, Interest, Manifest, Pull]
 packed = values.map(msgpack.packb) | st.binary() | st.just(msgpack.packb(msgpack.ExtType(5, b"x")))
 
 
@@ -105,11 +131,19 @@ def test_signed_nonsense_raises_only_the_typed_error(payload: bytes) -> None:
     assert record_caught.value.reason == "malformed"
 
 
-@given(packed, st.sampled_from([Hello, Peers, Ping, Announce, Pull]))
+@given(packed, st.sampled_from(BODIES))
 @example(msgpack.packb([b"x" * 31]), Pull)
-@example(msgpack.packb([b"x" * 32, [1, 2]]), Announce)
-@example(msgpack.packb([b"x" * 32, [-1]]), Announce)
-@example(msgpack.packb([b"x" * 32, [MAX_FRAME_BYTES + 1]]), Announce)
+@example(msgpack.packb([b"x" * 32, [1, 2], b"t" * 8]), Announce)
+@example(msgpack.packb([b"x" * 32, [1], b"t" * 7]), Announce)
+@example(msgpack.packb([b"x" * 32, [-1], b"t" * 8]), Announce)
+@example(msgpack.packb([b"x" * 32, [MAX_FRAME_BYTES + 1], b"t" * 8]), Announce)
+@example(msgpack.packb([1, b"x" * 19]), Probe)
+@example(msgpack.packb([1, 3]), Probed)
+@example(msgpack.packb([[[b"x" * 20, 1, 9]]]), News)
+@example(msgpack.packb([[[b"x" * 20, 1]]]), News)
+@example(msgpack.packb(["no such name!"]), Goodbye)
+@example(msgpack.packb([b"x" * 17]), Digest)
+@example(msgpack.packb([2, b"", 0]), Interest)
 @example(msgpack.packb([True]), Ping)
 def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
     try:
@@ -124,15 +158,37 @@ def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
     st.builds(Hello, st.binary(max_size=2048))
     | st.builds(Peers, st.lists(st.binary(max_size=300), max_size=MAX_RECORDS).map(tuple))
     | st.builds(Ping, uint64)
-    | st.builds(Announce, st.lists(st.tuples(ids, st.integers(0, MAX_FRAME_BYTES)), max_size=20).map(tuple))
+    | st.builds(Announce, st.lists(entries, max_size=20).map(tuple))
+    | st.builds(Probe, uint64, nodes)
+    | st.builds(Probed, uint64, st.sampled_from(Reach))
+    | st.builds(News, st.lists(st.builds(Rumour, nodes, uint64, st.sampled_from(Status)), max_size=MAX_NEWS).map(tuple))
+    | st.builds(Goodbye, st.sampled_from(["full", "not_admitted"]))
+    | st.builds(Digest, st.lists(st.tuples(eight, eight), max_size=20).map(tuple))
+    | st.builds(Interest, st.none() | st.lists(eight, max_size=MAX_TOPICS).map(tuple), st.integers(0, MAX_SHARD_BITS))
+    | st.builds(Manifest, st.binary(max_size=300))
     | st.builds(Pull, st.lists(ids, max_size=20).map(tuple))
 )
 def test_messages_come_back(message) -> None:
     assert type(message).decode(message.encode()) == message
 
 
+def test_fields_that_a_newer_minor_version_appended_are_skipped() -> None:
+    assert Ping.decode(msgpack.packb([7, "new", [b"field"]])) == Ping(7)
+    with pytest.raises(MessageError):
+        Ping.decode(msgpack.packb([7] * 20))
+    payload = msgpack.packb([MAJOR << 8 | 9, SWARM, Kind.ITEM, 1, 1, b"x", "new"])
+    assert open_frame(signed(b"gossamer/envelope/1\x00", payload)).body == b"x"
+
+
+def test_another_major_version_is_told_apart_from_nonsense() -> None:
+    payload = msgpack.packb([(MAJOR + 1) << 8, SWARM, Kind.ITEM, 1, 1, b"x"])
+    with pytest.raises(EnvelopeError) as caught:
+        open_frame(signed(b"gossamer/envelope/1\x00", payload))
+    assert caught.value.reason == "other_version"
+
+
 def test_messages_beyond_their_bounds_are_refused() -> None:
-    for message in (Pull((bytes(32),) * (MAX_IDS + 1)), Announce(((bytes(32), 1),) * (MAX_IDS + 1))):
+    for message in (Pull((bytes(32),) * (MAX_IDS + 1)), Announce((Entry(bytes(32), 1),) * (MAX_IDS + 1))):
         with pytest.raises(MessageError):
             type(message).decode(message.encode())
     with pytest.raises(MessageError):

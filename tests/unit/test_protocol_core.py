@@ -13,11 +13,12 @@ from protocol.core_events import Offer, Received, Report, SendFrame, Verdict
 from protocol.driver import Driver
 from protocol.envelope import MAX_FRAME_BYTES, Kind, item_id, open_frame, seal
 from protocol.events import HangUp, Tick
-from protocol.identity import Identity
+from protocol.identity import Identity, Verify
 from protocol.limits import Limits
 from protocol.memory_transport import Conditions, MemoryNetwork, MemoryTransport
-from protocol.messages import Announce, Hello, Ping
+from protocol.messages import NO_TOPIC, Announce, Hello, Ping
 from protocol.records import make_record
+from protocol.setup import Setup
 from protocol.transport import Arrived, Link, Refused
 
 SWARM = b"a swarm of tests"
@@ -35,7 +36,7 @@ class Talk:
     """A core with one live peer, and that peer's voice."""
 
     def __init__(self, limits: Limits | None = None) -> None:
-        self.core = Core(ME, SWARM, (), Book((), 16), limits or Limits(), "", random.Random(1), at(0))
+        self.core = Core(Setup(ME, SWARM, limits=limits or Limits()), Book((), 16), random.Random(1), at(0))
         self.sequence = 0
         self.greet(PEER, LINK)
 
@@ -48,6 +49,7 @@ class Talk:
         self, kind: int, body: bytes, identity: Identity = PEER, *, swarm: bytes = SWARM, age: float = 0
     ) -> bytes:
         self.sequence += 1
+        body = NO_TOPIC + body if kind == Kind.ITEM else body
         return seal(identity, swarm, kind, self.sequence, int((UNIX - age) * 1000), body)
 
     def hear(self, frame: bytes, link: Link = LINK, now: float = 0.0) -> list:
@@ -73,7 +75,7 @@ def test_an_item_is_delivered_with_its_signers_name_whoever_brings_it() -> None:
     talk = Talk()
     frame = talk.frame(Kind.ITEM, b"body", OTHER, age=60)
     (item,) = received(talk.hear(frame))
-    assert item == Received(item_id(OTHER.public_key, b"body"), OTHER.node_id, b"body", UNIX - 60)
+    assert item == Received(item_id(OTHER.public_key, NO_TOPIC + b"body"), OTHER.node_id, b"body", UNIX - 60, NO_TOPIC)
     assert talk.rejected == {} and talk.core.items_received == 1
 
 
@@ -132,7 +134,7 @@ def test_a_repeated_frame_costs_no_second_signature_check(monkeypatch) -> None:
     talk.greet(OTHER, OTHER_LINK)
     frame = talk.frame(Kind.ITEM, b"body")
     talk.hear(frame)
-    monkeypatch.setattr("protocol.core.open_frame", lambda _: pytest.fail("opened again"))
+    monkeypatch.setattr("protocol.core.open_frame", lambda *_: pytest.fail("opened again"))
     talk.hear(frame, OTHER_LINK)
     assert talk.core.duplicates == 1
 
@@ -150,7 +152,7 @@ def test_a_stranger_gets_nothing_and_gives_nothing() -> None:
     assert talk.hear(talk.frame(Kind.ITEM, b"body", OTHER), OTHER_LINK) == []
     assert talk.hear(talk.frame(Kind.PING, Ping(1).encode(), OTHER), OTHER_LINK) == []
     assert talk.rejected == {"no_hello": 2}
-    offered = talk.core.handle(Offer(b"mine"), at(0))
+    offered = talk.core.handle(Offer(b"mine", NO_TOPIC), at(0))
     assert [action.link for action in offered] == [LINK]
 
 
@@ -219,18 +221,18 @@ def test_what_never_became_a_link_is_counted() -> None:
 
 def test_a_published_frame_is_signed_and_pushed_as_it_will_be_relayed() -> None:
     talk = Talk()
-    (action,) = talk.core.handle(Offer(b"mine"), at(0))
+    (action,) = talk.core.handle(Offer(b"mine", NO_TOPIC), at(0))
     assert isinstance(action, SendFrame) and action.is_item
     envelope = open_frame(action.frame)
-    assert (envelope.public_key, envelope.body, envelope.kind) == (ME.public_key, b"mine", Kind.ITEM)
-    assert talk.core.handle(Offer(b"mine"), at(1)) == []
+    assert (envelope.public_key, envelope.body, envelope.kind) == (ME.public_key, NO_TOPIC + b"mine", Kind.ITEM)
+    assert talk.core.handle(Offer(b"mine", NO_TOPIC), at(1)) == []
 
 
 def test_waiting_is_bounded_by_the_next_timer() -> None:
     talk = Talk()
     talk.core.handle(Tick(), at(1))
     assert 0.4 < talk.core.wait(at(1)) <= 0.5
-    talk.core.handle(Offer(bytes(100_000)), at(1))
+    talk.core.handle(Offer(bytes(100_000), NO_TOPIC), at(1))
     assert talk.core.wait(at(1)) == 0.0
 
 
@@ -249,10 +251,10 @@ def test_a_defect_in_a_core_is_counted_and_the_driver_goes_on(monkeypatch) -> No
     driver = Driver(talk.core, MemoryTransport(network, ME.curve_key, None), lambda: at(0), got.append)
     bad, good = talk.frame(Kind.ITEM, b"bad"), talk.frame(Kind.ITEM, b"good")
 
-    def break_on_bad(frame: bytes):
+    def break_on_bad(frame: bytes, check: Verify):
         if frame == bad:
             raise ZeroDivisionError
-        return open_frame(frame)
+        return open_frame(frame, check)
 
     monkeypatch.setattr("protocol.core.open_frame", break_on_bad)
     driver.feed(Arrived(LINK, bad))
@@ -269,11 +271,11 @@ def test_an_item_that_a_full_queue_refused_is_announced_later(monkeypatch) -> No
     sent: list[bytes] = []
     driver = Driver(talk.core, transport, lambda: at(now), lambda _: None)
     monkeypatch.setattr(transport, "send", lambda link, frame: now > 0 and (sent.append(frame) or True))
-    driver.feed(Offer(b"mine"))
+    driver.feed(Offer(b"mine", NO_TOPIC))
     assert talk.core.items_sent == talk.core.bytes_sent == 0
     now = 5.0
     driver.feed(Tick())
     announcements = [frame for frame in sent if open_frame(frame).kind == Kind.ANNOUNCE]
     assert [Announce.decode(open_frame(frame).body).items[0][0] for frame in announcements] == [
-        item_id(ME.public_key, b"mine")
+        item_id(ME.public_key, NO_TOPIC + b"mine")
     ]

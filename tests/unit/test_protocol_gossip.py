@@ -23,12 +23,15 @@ from protocol.gossip_events import (
     SendItem,
     SendPull,
 )
-from protocol.identity import NodeId
+from protocol.identity import Identity, NodeId
 from protocol.limits import Limits
+from protocol.messages import NO_TOPIC, Entry
 from protocol.pulls import MAX_HOLDERS, MAX_PULLS_PER_PEER, MAX_WANTS, PULL_PATIENCE_S, Pulls
+from protocol.setup import Setup
 
 UNIX = 1_700_000_000.0
 ME, A, B, C = map(NodeId, ("me", "a", "b", "c"))
+OWNER = Identity(bytes(32))
 
 
 def at(seconds: float) -> Instant:
@@ -40,11 +43,11 @@ def name(number: int) -> ItemId:
 
 
 def item(number: int, size: int = 100, signer: NodeId = A, time: float = UNIX) -> Item:
-    return Item(name(number), signer, time, bytes(size))
+    return Item(name(number), signer, time, NO_TOPIC, bytes(size))
 
 
 def machine(*peers: NodeId, limits: Limits | None = None) -> Gossip:
-    core = Gossip(ME, limits or Limits(), random.Random(1), at(0))
+    core = Gossip(ME, Setup(OWNER, b"a swarm of tests", limits=limits or Limits()), random.Random(1), at(0))
     for peer in peers:
         core.handle(PeerUp(peer), at(0))
     core.handle(Tick(), at(0))
@@ -52,7 +55,7 @@ def machine(*peers: NodeId, limits: Limits | None = None) -> Gossip:
 
 
 def announced(actions) -> dict[NodeId, list[ItemId]]:
-    return {a.node: [item_id for item_id, _ in a.items] for a in actions if isinstance(a, SendAnnounce)}
+    return {a.node: [entry.id for entry in a.items] for a in actions if isinstance(a, SendAnnounce)}
 
 
 def pulled(actions) -> dict[NodeId, tuple[ItemId, ...]]:
@@ -77,7 +80,7 @@ def test_a_large_item_is_announced_without_delay_and_sent_when_asked_for() -> No
 
 def test_a_new_item_is_delivered_once_and_announced_to_those_not_known_to_have_it() -> None:
     core = machine(A, B, C)
-    core.handle(Announced(B, ((name(1), 100),)), at(1))
+    core.handle(Announced(B, (Entry(name(1), 100),)), at(1))
     assert core.handle(Got(A, item(1)), at(1)) == [Deliver(item(1))]
     assert core.handle(Got(C, item(1)), at(1)) == []
     assert core.wait() == TICK_S
@@ -99,7 +102,7 @@ def test_bytes_that_one_peer_sends_twice_are_a_replay_and_from_two_peers_are_not
 
 def test_a_missed_push_is_pulled_after_a_delay_from_whoever_announced() -> None:
     core = machine(A, B)
-    assert core.handle(Announced(B, ((name(1), 100),)), at(1)) == []
+    assert core.handle(Announced(B, (Entry(name(1), 100),)), at(1)) == []
     assert pulled(core.handle(Tick(), at(1 + PULL_DELAY_S - 0.01))) == {}
     assert pulled(core.handle(Tick(), at(1 + PULL_DELAY_S))) == {B: (name(1),)}
     core.handle(Got(B, item(1)), at(2))
@@ -108,22 +111,22 @@ def test_a_missed_push_is_pulled_after_a_delay_from_whoever_announced() -> None:
 
 def test_a_push_that_was_only_late_saves_the_pull() -> None:
     core = machine(A, B)
-    core.handle(Announced(B, ((name(1), 100),)), at(1))
+    core.handle(Announced(B, (Entry(name(1), 100),)), at(1))
     core.handle(Got(A, item(1)), at(1.2))
     assert pulled(core.handle(Tick(), at(1 + PULL_DELAY_S))) == {}
 
 
 def test_a_large_item_is_asked_for_at_once_and_of_one_holder_only() -> None:
     core = machine(A, B)
-    assert core.handle(Announced(A, ((name(1), 100_000),)), at(1)) == [SendPull(A, (name(1),))]
-    assert core.handle(Announced(B, ((name(1), 100_000),)), at(1)) == []
+    assert core.handle(Announced(A, (Entry(name(1), 100_000),)), at(1)) == [SendPull(A, (name(1),))]
+    assert core.handle(Announced(B, (Entry(name(1), 100_000),)), at(1)) == []
 
 
 def test_another_holder_is_asked_when_the_first_stalls_or_leaves() -> None:
     for leave in (False, True):
         core = machine(A, B)
-        core.handle(Announced(A, ((name(1), 100_000),)), at(1))
-        core.handle(Announced(B, ((name(1), 100_000),)), at(1))
+        core.handle(Announced(A, (Entry(name(1), 100_000),)), at(1))
+        core.handle(Announced(B, (Entry(name(1), 100_000),)), at(1))
         if leave:
             core.handle(PeerDown(A), at(2))
             assert pulled(core.handle(Tick(), at(2))) == {B: (name(1),)}

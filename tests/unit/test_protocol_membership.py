@@ -26,6 +26,7 @@ from protocol.membership import (
 )
 from protocol.messages import Hello, Peers, Ping
 from protocol.records import Address, Endpoint, PeerRecord, make_record
+from protocol.setup import Setup
 from protocol.transport import Closed, Link, Opened
 
 SWARM = b"a swarm of tests"
@@ -52,7 +53,8 @@ def address(identity: Identity) -> Address:
 def machine(*seeds: Identity, limits: Limits | None = None) -> Membership:
     limits = limits or Limits()
     book = Book(tuple(map(address, seeds)), limits.max_known_peers)
-    return Membership(ME, SWARM, (Endpoint("me", 1),), book, limits, "me", random.Random(1), at(0))
+    setup = Setup(ME, SWARM, (Endpoint("me", 1),), limits, agent="me")
+    return Membership(setup, book, random.Random(1), at(0))
 
 
 def hello(identity: Identity, *, dialled: bool, incarnation: int = 1, dialable: bool = True) -> Message:
