@@ -39,3 +39,23 @@ class RecordError(PeerError):
 
 class MessageError(PeerError):
     """An authentic envelope whose body is not what its kind says."""
+
+
+class ManifestError(PeerError):
+    """Bytes that are no valid manifest of a swarm."""
+
+
+class GrantError(PeerError):
+    """Bytes that let nobody into a swarm."""
+
+
+class InviteError(ProtocolError):
+    """An invite that cannot be read; the message says which part is wrong."""
+
+
+class JoinError(ProtocolError):
+    """A swarm that an invite does not open; the message says why, `reason` is what a seed answered, or ""."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -1,0 +1,110 @@
+"""The invite's line: what was written is read back, and a damaged one is refused with one clear line."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.errors import InviteError
+from protocol.grants import make_pass
+from protocol.identity import Identity
+from protocol.invite import MAX_INVITE_CHARS, MAX_SEEDS, Invite, make_shared_invite
+from protocol.manifest import ManifestTask, Policy, make_manifest
+from protocol.records import Address, Endpoint
+
+FOUNDER, GUEST = Identity(bytes(32)), Identity(bytes([1]) * 32)
+CLUB = make_manifest(FOUNDER, "club", 1, Policy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])
+HOSTS = ["127.0.0.1", "::1", "2001:db8::7", "node-1.example.org", "localhost"]
+SEED = Address(Endpoint("192.0.2.7", 4001), bytes(range(32)))
+
+keys = st.binary(min_size=32, max_size=32)
+seeds = st.builds(Address, st.builds(Endpoint, st.sampled_from(HOSTS), st.integers(1, 65535)), keys)
+grants = st.one_of(
+    st.none(),
+    st.integers(0, 2**63).map(lambda expiry: make_pass(FOUNDER, CLUB.swarm, GUEST.node_id, expiry)),
+    st.builds(make_shared_invite, st.just(FOUNDER), st.just(CLUB), st.integers(1, 4096), st.integers(0, 2**63)),
+)
+invites = st.builds(
+    Invite,
+    st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True),
+    keys,
+    st.lists(seeds, min_size=1, max_size=MAX_SEEDS, unique=True).map(tuple),
+    grants,
+)
+
+
+@given(invites)
+def test_an_invite_is_read_as_it_was_written(invite: Invite) -> None:
+    text = str(invite)
+    assert Invite.parse(f"  {text}\n") == invite
+    assert len(text) <= MAX_INVITE_CHARS
+    assert not set(text) & set(" \t\n'\"$&;|<>()*?#~`\\{}!")
+
+
+@given(invites, st.data())
+def test_a_line_that_was_cut_short_is_never_read_as_another_invite(invite: Invite, data: st.DataObject) -> None:
+    text = str(invite)
+    cut = text[: data.draw(st.integers(0, len(text) - 1))]
+    try:
+        read = Invite.parse(cut)
+    except InviteError:
+        return
+    # What may be missing is whole: a grant, seeds at the end, or digits of the last seed's port.
+    assert (read.name, read.manifest) == (invite.name, invite.manifest)
+    assert read.grant in (None, invite.grant)
+
+
+@given(
+    st.text(max_size=200),
+    st.sampled_from(["", "gossamer://", "gossamer://club/", str(Invite("a", bytes(32), (SEED,))) + "/"]),
+)
+def test_any_other_text_gives_one_line(text: str, start: str) -> None:
+    try:
+        Invite.parse(start + text)
+    except InviteError as error:
+        assert len(str(error).splitlines()) == 1
+
+
+LINE = str(Invite("club", bytes(32), (SEED,)))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "begins with gossamer://"),
+        ("https://club", "begins with gossamer://"),
+        ("gossamer://club", "not complete"),
+        (LINE.replace("club", "../up"), "name"),
+        (LINE.replace("club", "cl ub"), "name"),
+        (LINE.replace("AAAA", "AA", 1), "damaged"),
+        (LINE.replace("AAAA", "AA+A", 1), "damaged"),
+        (LINE.replace("@192", "192"), "no key"),
+        (LINE.replace(":4001", ":0"), "port must be"),
+        (LINE.replace("192.0.2.7", "192.0.2.999.;x"), "no endpoint"),
+        (LINE.replace("192.0.2.7:4001", "*:4001"), "no host name"),
+        (LINE + "," + LINE.rpartition("/")[2], "twice"),
+        (LINE + "/", "damaged"),
+        (LINE + "/AAAA", "grant"),
+        (LINE + "/a/b", "not complete"),
+        (LINE + "A" * MAX_INVITE_CHARS, "at most"),
+    ],
+)
+def test_what_is_wrong_is_said(text: str, says: str) -> None:
+    with pytest.raises(InviteError, match=says):
+        Invite.parse(text)
+
+
+def test_a_ticket_is_no_invite() -> None:
+    ticket = make_shared_invite(FOUNDER, CLUB, 3, 9).ticket(CLUB.swarm, 0, GUEST.public_key)
+    with pytest.raises(InviteError, match="grant"):
+        Invite.parse(str(Invite("club", CLUB.hash, (SEED,), ticket)))  # type: ignore[arg-type]
+
+
+def test_the_swarm_is_that_of_the_manifest() -> None:
+    assert Invite("club", CLUB.hash, (SEED,)).swarm == CLUB.swarm
+
+
+def test_numbers_are_tried_in_a_random_order() -> None:
+    invite = make_shared_invite(FOUNDER, CLUB, 50, 9)
+    assert invite.numbers(random.Random(1)) != invite.numbers(random.Random(2))
