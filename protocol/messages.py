@@ -27,6 +27,8 @@ ID_BYTES = 32
 TOPIC_BYTES = 8
 NO_TOPIC = bytes(TOPIC_BYTES)
 SUMMARY_BYTES = 8  # of a node id, and of a record, in a digest
+HINT_BYTES = 4  # of a signer's node id: 10,000 signers share one with a chance of 1 in 100
+NO_HINT = bytes(HINT_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +214,16 @@ class Digest:
 
 
 class Entry(NamedTuple):
-    """An item that somebody holds: its id, the size of its frame in bytes, and its topic (8 bytes)."""
+    """An item that somebody holds: its id, the size of its frame in bytes, and its topic (8 bytes).
+
+    `signer` is the beginning of its signer's node id. Nothing proves it before the item is
+    there: it decides when and in which turn to ask, never what to believe.
+    """
 
     id: ItemId
     size: int
     topic: bytes = NO_TOPIC
+    signer: bytes = NO_HINT
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,18 +234,21 @@ class Announce:
 
     def encode(self) -> bytes:
         """Return the body's bytes."""
-        ids, sizes, topics = ([*column] for column in zip(*self.items, strict=True)) if self.items else ([], [], [])
-        return pack([b"".join(ids), sizes, b"".join(topics)])
+        columns = [[*column] for column in zip(*self.items, strict=True)] if self.items else [[], [], [], []]
+        ids, sizes, topics, signers = columns
+        return pack([b"".join(ids), sizes, b"".join(topics), b"".join(signers)])
 
     @classmethod
     def decode(cls, body: bytes) -> "Announce":
         """Read a body."""
-        ids, sizes, topics = unpack(body, 3, error=MessageError, max_bytes=ID_BYTES * MAX_IDS, max_array=MAX_IDS)
-        _check(isinstance(ids, bytes) and isinstance(sizes, list) and isinstance(topics, bytes))
-        _check(len(sizes) <= MAX_IDS and len(ids) == ID_BYTES * len(sizes) and len(topics) == TOPIC_BYTES * len(sizes))
+        fields = unpack(body, 4, error=MessageError, max_bytes=ID_BYTES * MAX_IDS, max_array=MAX_IDS)
+        ids, sizes, topics, signers = fields
+        _check(isinstance(sizes, list) and len(sizes) <= MAX_IDS)
         _check(all(is_uint(size, MAX_FRAME_BYTES) for size in sizes))
-        columns = zip(_split(ids, ID_BYTES), sizes, _split(topics, TOPIC_BYTES), strict=True)
-        return cls(tuple(Entry(ItemId(item), size, topic) for item, size, topic in columns))
+        for joined, width in ((ids, ID_BYTES), (topics, TOPIC_BYTES), (signers, HINT_BYTES)):
+            _check(is_bytes(joined, width * len(sizes)))
+        columns = zip(_split(ids, ID_BYTES), sizes, _split(topics, TOPIC_BYTES), _split(signers, HINT_BYTES), strict=True)
+        return cls(tuple(Entry(ItemId(item), size, topic, signer) for item, size, topic, signer in columns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,24 +273,27 @@ class Pull:
 class Interest:
     """What the sender wants to be offered.
 
-    `topics` is None for every topic. Of all signers it wants those whose shard (a hash of the
-    node id) begins with the `bits` first bits of its own.
+    `topics` is None for every topic. Of what others signed than the receiver itself, it wants
+    the signers whose shard begins with the `bits` first bits of its own (see
+    `protocol.interest`). With `announce_only` nothing is to be sent that it did not ask for.
     """
 
     topics: tuple[bytes, ...] | None
     bits: int = 0
+    announce_only: bool = False
 
     def encode(self) -> bytes:
         """Return the body's bytes."""
-        return pack([int(self.topics is None), b"".join(self.topics or ()), self.bits])
+        return pack([int(self.topics is None), b"".join(self.topics or ()), self.bits, int(self.announce_only)])
 
     @classmethod
     def decode(cls, body: bytes) -> "Interest":
         """Read a body."""
-        everything, topics, bits = unpack(body, 3, error=MessageError, max_bytes=TOPIC_BYTES * MAX_TOPICS)
-        _check(is_uint(everything, 1) and is_uint(bits, MAX_SHARD_BITS))
+        fields = unpack(body, 4, error=MessageError, max_bytes=TOPIC_BYTES * MAX_TOPICS)
+        everything, topics, bits, announce_only = fields
+        _check(is_uint(everything, 1) and is_uint(bits, MAX_SHARD_BITS) and is_uint(announce_only, 1))
         _check(isinstance(topics, bytes) and len(topics) % TOPIC_BYTES == 0)
-        return cls(None if everything else tuple(_split(topics, TOPIC_BYTES)), bits)
+        return cls(None if everything else tuple(_split(topics, TOPIC_BYTES)), bits, announce_only > 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ NOW = 1_700_000_000.0
 uint64 = st.integers(0, 2**64 - 1)
 ids = st.binary(min_size=32, max_size=32)
 eight = st.binary(min_size=8, max_size=8)
-entries = st.builds(Entry, ids, st.integers(0, MAX_FRAME_BYTES), eight)
+entries = st.builds(Entry, ids, st.integers(0, MAX_FRAME_BYTES), eight, st.binary(min_size=4, max_size=4))
 nodes = st.binary(min_size=20, max_size=20).map(id_of_bytes)
 # Valid MessagePack of every sort, the sorts that the protocol has no use for included.
 values = st.recursive(
@@ -133,17 +133,19 @@ def test_signed_nonsense_raises_only_the_typed_error(payload: bytes) -> None:
 
 @given(packed, st.sampled_from(BODIES))
 @example(msgpack.packb([b"x" * 31]), Pull)
-@example(msgpack.packb([b"x" * 32, [1, 2], b"t" * 8]), Announce)
-@example(msgpack.packb([b"x" * 32, [1], b"t" * 7]), Announce)
-@example(msgpack.packb([b"x" * 32, [-1], b"t" * 8]), Announce)
-@example(msgpack.packb([b"x" * 32, [MAX_FRAME_BYTES + 1], b"t" * 8]), Announce)
+@example(msgpack.packb([b"x" * 32, [1, 2], b"t" * 8, b"s" * 4]), Announce)
+@example(msgpack.packb([b"x" * 32, [1], b"t" * 7, b"s" * 4]), Announce)
+@example(msgpack.packb([b"x" * 32, [-1], b"t" * 8, b"s" * 4]), Announce)
+@example(msgpack.packb([b"x" * 32, [MAX_FRAME_BYTES + 1], b"t" * 8, b"s" * 4]), Announce)
 @example(msgpack.packb([1, b"x" * 19]), Probe)
 @example(msgpack.packb([1, 3]), Probed)
 @example(msgpack.packb([[[b"x" * 20, 1, 9]]]), News)
 @example(msgpack.packb([[[b"x" * 20, 1]]]), News)
 @example(msgpack.packb(["no such name!"]), Goodbye)
 @example(msgpack.packb([b"x" * 17]), Digest)
-@example(msgpack.packb([2, b"", 0]), Interest)
+@example(msgpack.packb([b"x" * 32, [1], b"t" * 8, b"s" * 3]), Announce)
+@example(msgpack.packb([2, b"", 0, 0]), Interest)
+@example(msgpack.packb([1, b"", 0, 2]), Interest)
 @example(msgpack.packb([True]), Ping)
 def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
     try:
@@ -164,7 +166,12 @@ def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
     | st.builds(News, st.lists(st.builds(Rumour, nodes, uint64, st.sampled_from(Status)), max_size=MAX_NEWS).map(tuple))
     | st.builds(Goodbye, st.sampled_from(["full", "not_admitted"]))
     | st.builds(Digest, st.lists(st.tuples(eight, eight), max_size=20).map(tuple))
-    | st.builds(Interest, st.none() | st.lists(eight, max_size=MAX_TOPICS).map(tuple), st.integers(0, MAX_SHARD_BITS))
+    | st.builds(
+        Interest,
+        st.none() | st.lists(eight, max_size=MAX_TOPICS).map(tuple),
+        st.integers(0, MAX_SHARD_BITS),
+        st.booleans(),
+    )
     | st.builds(Manifest, st.binary(max_size=300))
     | st.builds(Pull, st.lists(ids, max_size=20).map(tuple))
 )
