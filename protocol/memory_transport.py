@@ -1,12 +1,26 @@
-"""A network in memory under a virtual clock: delays, losses and dead nodes, all from one random source."""
+"""A network in memory under a virtual clock, with every fault that a scenario needs, from one random source.
+
+What is true of TCP and ZeroMQ is true here, as far as a core can tell:
+- Frames on a connection arrive in order or not at all. Both ends learn that it closed, also
+  when a process is killed. Whoever redials replaces the older connection at the other end.
+- Across a cut, and to a machine that vanished, nothing passes and nothing says so. Heartbeats
+  find out: a connection with one dead direction closes at both ends after `HEARTBEAT_S`.
+- A paused process takes nothing. Its queues fill up to `QUEUE_FRAMES` a connection, then
+  `send` returns False. A stopped one (SIGSTOP) also stops answering heartbeats; one whose
+  interpreter is blocked does not, since ZeroMQ's own thread answers them.
+"""
 
 import heapq
 import random
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from protocol.records import Address
 from protocol.transport import Arrived, Closed, Link, NetworkEvent, Opened
+
+HEARTBEAT_S = 15.0  # as the ZeroMQ transport's time-out
+QUEUE_FRAMES = 128  # as the ZeroMQ transport's high-water mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,123 +29,237 @@ class Conditions:
 
     TCP loses nothing on a live connection. Loss stands for everything that makes a frame
     vanish without the link closing: full queues, stalled processes, overloaded hosts.
+    Nodes are spread over `regions` in turn; between two regions a frame takes `far_delay` longer.
     """
 
     min_delay: float = 0.005
     max_delay: float = 0.05
     loss: float = 0.0
+    regions: int = 1
+    far_delay: float = 0.0
+
+    @property
+    def longest_delay(self) -> float:
+        """The most that a frame takes, in seconds."""
+        return self.max_delay + (self.far_delay if self.regions > 1 else 0.0)
 
 
-@dataclass(order=True, slots=True)
-class _Pending:
-    at: float
-    order: int
-    key: bytes = field(compare=False)
-    event: NetworkEvent = field(compare=False)
+@dataclass(slots=True, eq=False)
+class _End:
+    """One end of a connection, as its owner sees it."""
+
+    owner: "MemoryTransport"
+    link: Link
+    other: "_End | None" = None
+    last: float = 0.0  # when the newest event reaches this end
+    shut: bool = False
+    waiting: int = 0  # frames that a paused owner has not read
+
+
+@dataclass(slots=True)
+class Cut:
+    """Frames from side i to side j vanish if (i, j) is in `ways`; a key that is not in `sides` is on side 0."""
+
+    sides: Mapping[bytes, int]
+    ways: frozenset[tuple[int, int]]
+
+    def stops(self, sender: bytes, receiver: bytes) -> bool:
+        """Tell whether what `sender` sends to `receiver` vanishes."""
+        return (self.sides.get(sender, 0), self.sides.get(receiver, 0)) in self.ways
 
 
 class MemoryNetwork:
-    """Carries events between `MemoryTransport`s; `now` is the virtual time in seconds."""
+    """Carries events between `MemoryTransport`s; `now` is the virtual time in seconds.
 
-    def __init__(self, conditions: Conditions, rng: random.Random) -> None:
+    `watch` is called with every frame that a node hands over, before it is lost or delayed.
+    """
+
+    def __init__(self, conditions: Conditions, rng: random.Random, watch: Callable[[bytes], None]) -> None:
         self.conditions = conditions
         self.now = 0.0
         self._rng = rng
+        self._watch = watch
         self._transports: dict[bytes, MemoryTransport] = {}
-        self._listening: dict[str, bytes] = {}
-        self._pending: list[_Pending] = []
+        self._listening: dict[str, MemoryTransport] = {}
+        self._attached = 0
         self._order = 0
-        self._last: dict[tuple[bytes, Link], float] = {}
+        self._pending: list[tuple[float, int, _End, NetworkEvent]] = []
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._cut: Cut | None = None
 
-    def attach(self, transport: "MemoryTransport") -> None:
-        """Plug a node in."""
+    def attach(self, transport: "MemoryTransport") -> int:
+        """Plug a node in and return its region."""
         self._transports[transport.key] = transport
         if transport.listen is not None:
-            self._listening[transport.listen] = transport.key
+            self._listening[transport.listen] = transport
+        self._attached += 1
+        return self._attached % self.conditions.regions
 
-    def detach(self, transport: "MemoryTransport") -> None:
-        """Pull a node's plug: its peers see their links close."""
-        del self._transports[transport.key]
-        if transport.listen is not None:
+    def detach(self, transport: "MemoryTransport", *, refuses: bool) -> None:
+        """Pull a node's plug; whoever dials it is refused, or gets no answer at all."""
+        if self._transports.get(transport.key) is transport:
+            del self._transports[transport.key]
+        if refuses and transport.listen is not None:
             del self._listening[transport.listen]
 
-    def find(self, address: Address) -> bool:
-        """Tell whether the holder of the address's key listens there."""
-        return self._listening.get(str(address.endpoint)) == address.key
+    def find(self, address: Address) -> "MemoryTransport | None":
+        """Return the holder of the address's key if it listens there (or did so, when it vanished)."""
+        transport = self._listening.get(str(address.endpoint))
+        return transport if transport is not None and transport.key == address.key else None
 
-    def post(self, key: bytes, event: NetworkEvent, *, lossy: bool = False) -> None:
-        """Let `event` reach the holder of `key` after a while; frames of one link keep their order."""
-        if lossy and self._rng.random() < self.conditions.loss:
+    def split(self, cut: Cut) -> None:
+        """Begin a partition: connections across it close once their heartbeats time out."""
+        self._cut = cut
+        self.after(HEARTBEAT_S, lambda: self._close_across(cut))
+
+    def heal(self) -> None:
+        """End the partition."""
+        self._cut = None
+
+    def _close_across(self, cut: Cut) -> None:
+        if self._cut is not cut:
             return
-        at = self.now + self._rng.uniform(self.conditions.min_delay, self.conditions.max_delay)
-        if isinstance(event, Arrived | Closed):
-            lane = (key, event.link)
-            at = max(at, self._last.get(lane, 0.0))
-            self._last[lane] = at
+        for transport in list(self._transports.values()):
+            transport.close_links(lambda end: self.severed(end.owner.key, end.link.key))
+
+    def stops(self, sender: bytes, receiver: bytes) -> bool:
+        """Tell whether what `sender` sends to `receiver` vanishes just now."""
+        return self._cut is not None and self._cut.stops(sender, receiver)
+
+    def severed(self, one: bytes, other: bytes) -> bool:
+        """Tell whether two nodes are cut off from each other, one way or both."""
+        return self._cut is not None and (self._cut.stops(one, other) or self._cut.stops(other, one))
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        """Do something later."""
         self._order += 1
-        heapq.heappush(self._pending, _Pending(at, self._order, key, event))
+        heapq.heappush(self._timers, (self.now + seconds, self._order, action))
+
+    def carry(self, end: _End, frame: Arrived) -> None:
+        """Let a frame reach `end` after a while, or get lost."""
+        self._watch(frame.frame)
+        conditions = self.conditions
+        if conditions.loss and self._rng.random() < conditions.loss:
+            return
+        if self._cut is not None and self._cut.stops(end.link.key, end.owner.key):
+            return
+        self.post(end, frame)
+
+    def post(self, end: _End, event: NetworkEvent) -> None:
+        """Let `event` reach `end` after a while; events at one end keep their order."""
+        conditions = self.conditions
+        delay = conditions.min_delay + (conditions.max_delay - conditions.min_delay) * self._rng.random()
+        if end.other is not None and end.other.owner.region != end.owner.region:
+            delay += conditions.far_delay
+        end.last = at = max(self.now + delay, end.last)
+        self._order += 1
+        heapq.heappush(self._pending, (at, self._order, end, event))
 
     def next_time(self) -> float:
-        """Return when the next event arrives, infinity if nothing is on its way."""
-        return self._pending[0].at if self._pending else float("inf")
+        """Return when the next thing happens, infinity if nothing is on its way."""
+        at = self._pending[0][0] if self._pending else float("inf")
+        return min(at, self._timers[0][0]) if self._timers else at
 
     def deliver_due(self) -> list["MemoryTransport"]:
-        """Hand over what is due by `now`; return the transports that got something, in order."""
+        """Hand over what is due by `now`; return the transports whose nodes have something to read, in order."""
+        while self._timers and self._timers[0][0] <= self.now:
+            heapq.heappop(self._timers)[2]()
         reached: dict[bytes, MemoryTransport] = {}
-        while self._pending and self._pending[0].at <= self.now:
-            pending = heapq.heappop(self._pending)
-            transport = self._transports.get(pending.key)
-            if transport is not None:
-                transport.take(pending.event)
-                reached[pending.key] = transport
+        while self._pending and self._pending[0][0] <= self.now:
+            _, _, end, event = heapq.heappop(self._pending)
+            if end.owner.take(end, event):
+                reached[end.owner.key] = end.owner
         return list(reached.values())
 
 
+@dataclass(eq=False)
 class MemoryTransport:
     """Implements `Transport` for one node on a `MemoryNetwork`."""
 
-    def __init__(self, network: MemoryNetwork, key: bytes, listen: str | None) -> None:
-        self._network = network
-        self.key = key
-        self.listen = listen
-        self._links: set[Link] = set()
-        self._events: deque[NetworkEvent] = deque()
-        network.attach(self)
+    network: MemoryNetwork
+    key: bytes
+    listen: str | None
+    paused: bool = False
+    closed: bool = False
+    region: int = 0
+    _ends: dict[Link, _End] = field(default_factory=dict)
+    _events: deque[NetworkEvent] = field(default_factory=deque)
+    _pauses: int = 0
+
+    def __post_init__(self) -> None:
+        self.region = self.network.attach(self)
+
+    @property
+    def links(self) -> int:
+        """How many connections there are, those included whose handshake is not done."""
+        return len(self._ends)
 
     def dial(self, address: Address) -> None:
         """See `Transport.dial`."""
         link = Link(address.key, dialled=True)
-        if link in self._links:
+        if link in self._ends:
             return
-        if not self._network.find(address):
-            self._network.post(self.key, Closed(link))
-            return
-        self._links.add(link)
-        self._network.post(self.key, Opened(link))
+        end = self._ends[link] = _End(self, link)
+        listener = self.network.find(address)
+        if listener is None:
+            self.network.post(end, Closed(link))
+        elif not (listener.paused or listener.closed or self.network.severed(self.key, listener.key)):
+            end.other = listener.accept(end)
+            self.network.post(end, Opened(link))
+
+    def accept(self, dialler: _End) -> _End:
+        """Make our end of a connection that somebody dialled; it replaces an older one from the same key."""
+        link = Link(dialler.owner.key, dialled=False)
+        old = self._ends.get(link)
+        if old is not None:
+            old.shut = True
+        end = self._ends[link] = _End(self, link, dialler)
+        return end
 
     def hang_up(self, link: Link) -> None:
         """See `Transport.hang_up`."""
-        if link in self._links:
-            self._links.discard(link)
-            self._network.post(link.key, Closed(Link(self.key, not link.dialled)))
+        end = self._ends.pop(link, None)
+        if end is not None:
+            end.shut = True
+            self._tell_closed(end)
+
+    def _tell_closed(self, end: _End) -> None:
+        other = end.other
+        if other is None or other.shut:
+            return
+        if self.network.stops(self.key, other.owner.key):
+            self.network.after(HEARTBEAT_S, lambda: self.network.post(other, Closed(other.link)))
+        else:
+            self.network.post(other, Closed(other.link))
+
+    def close_links(self, which: Callable[[_End], bool]) -> None:
+        """Let those of our links close at this end, as their heartbeats timed out."""
+        for end in self._ends.values():
+            if which(end):
+                self.network.post(end, Closed(end.link))
 
     def send(self, link: Link, frame: bytes) -> bool:
         """See `Transport.send`."""
-        if link not in self._links:
+        end = self._ends.get(link)
+        if end is None or end.other is None:
             return False
-        self._network.post(link.key, Arrived(Link(self.key, not link.dialled), frame), lossy=True)
+        other = end.other
+        if other.owner.paused:
+            if other.waiting >= QUEUE_FRAMES:
+                return False
+            other.waiting += 1
+        self.network.carry(other, Arrived(other.link, frame))
         return True
 
-    def take(self, event: NetworkEvent) -> None:
-        """Receive an event from the network."""
-        match event:
-            case Arrived(link, _) if not link.dialled:
-                self._links.add(link)
-            case Arrived(link, _) if link not in self._links:
-                return
-            case Closed(link):
-                self._links.discard(link)
+    def take(self, end: _End, event: NetworkEvent) -> bool:
+        """Receive an event at one of our ends; True if there is something to read now."""
+        if end.shut or self.closed:
+            return False
+        if isinstance(event, Closed):
+            end.shut = True
+            self._ends.pop(end.link, None)
         self._events.append(event)
+        return not self.paused
 
     def poll(self, timeout: float) -> list[NetworkEvent]:
         """See `Transport.poll`; the simulator, not this call, lets time pass."""
@@ -142,8 +270,39 @@ class MemoryTransport:
     def wake(self) -> None:
         """See `Transport.wake`: nobody waits."""
 
+    def pause(self, *, heartbeats: bool) -> None:
+        """Stop reading. Without `heartbeats` (SIGSTOP), all connections close once these time out."""
+        self.paused = True
+        self._pauses += 1
+        pause = self._pauses
+        if not heartbeats:
+            self.network.after(HEARTBEAT_S, lambda: self._heartbeats_fail(pause))
+
+    def _heartbeats_fail(self, pause: int) -> None:
+        if self.paused and self._pauses == pause:
+            self._lose_everybody()
+
+    def _lose_everybody(self) -> None:
+        for end in self._ends.values():
+            if end.other is not None:
+                self.network.post(end.other, Closed(end.other.link))
+            self.network.post(end, Closed(end.link))
+
+    def resume(self) -> None:
+        """Go on reading, with everything that came meanwhile."""
+        self.paused = False
+        for end in self._ends.values():
+            end.waiting = 0
+
     def close(self) -> None:
         """See `Transport.close`: what a process that is killed leaves to its peers."""
-        for link in sorted(self._links, key=lambda link: (link.key, link.dialled)):
+        for link in list(self._ends):
             self.hang_up(link)
-        self._network.detach(self)
+        self.closed = True
+        self.network.detach(self, refuses=True)
+
+    def vanish(self) -> None:
+        """Be gone without a word, as a machine without power: peers find out by heartbeats."""
+        self.closed = True
+        self.network.after(HEARTBEAT_S, self._lose_everybody)
+        self.network.detach(self, refuses=False)

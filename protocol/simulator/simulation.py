@@ -1,0 +1,213 @@
+"""Many nodes in one process on a virtual clock.
+
+    simulation = Simulation(seed=1)
+    names = simulation.start_many(30)
+    simulation.run(10.0)
+
+The same seed gives the same trace to the byte; `trace_hash` tells whether it did.
+"""
+
+import hashlib
+import heapq
+import random
+import struct
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from protocol.book import Book
+from protocol.clock import Instant
+from protocol.core import Core
+from protocol.core_events import Offer, Received, Report, Verdict
+from protocol.driver import Driver
+from protocol.envelope import HEADER_BYTES, ItemId, item_id
+from protocol.identity import KEY_BYTES, Identity
+from protocol.limits import Limits
+from protocol.memory_transport import Conditions, MemoryNetwork, MemoryTransport
+from protocol.messages import NO_TOPIC
+from protocol.record_reader import RecordReader
+from protocol.records import Address, Endpoint, PeerRecord
+from protocol.setup import Setup
+from protocol.timing import LAN, Timing
+
+SWARM = b"simulated swarm!"
+EPOCH = 1_700_000_000.0  # the unix time at which every simulation begins
+MIN_WAIT_S = 0.001  # a driver that asks for less would stop the clock
+# One reader serves all nodes, so that a record exists once however many know it. Enough for
+# ten thousand nodes with some refutations, renewals and restarts each.
+SHARED_RECORDS = 1 << 16
+
+# Where a frame has its kind: behind its header, an array header, the version, and the swarm with its length.
+KIND_AT = HEADER_BYTES + 1 + 3 + 2 + len(SWARM)
+
+MakeCore = Callable[[Setup, Book, random.Random, Instant], Core]
+
+
+@dataclass(eq=False)
+class SimulatedNode:
+    """One node, as long as it lives: what the host would keep, without threads."""
+
+    name: int
+    identity: Identity
+    core: Core
+    driver: Driver
+    transport: MemoryTransport
+    address: Address | None
+    received: list[Received] = field(default_factory=list)
+    due: float = 0.0
+
+    @property
+    def ids(self) -> set[ItemId]:
+        """The ids of all items that were delivered."""
+        return {item.id for item in self.received}
+
+
+class Simulation:
+    """A swarm under a seed. Nodes are numbered from 0; node 0 is everybody's seed.
+
+    `identity` makes a key from 32 bytes; `SimulatedIdentity` is 50 times as fast as the real one.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        conditions: Conditions | None = None,
+        limits: Limits | None = None,
+        *,
+        timing: Timing = LAN,
+        identity: Callable[[bytes], Identity] = Identity,
+    ) -> None:
+        self._rng = random.Random(seed)
+        self._make_identity = identity
+        self._reader = RecordReader(SHARED_RECORDS)
+        self.timing = timing
+        self.limits = limits or Limits()
+        self.network = MemoryNetwork(conditions or Conditions(), random.Random(self._rng.getrandbits(64)), self._sent)
+        self.frames_sent: Counter[int] = Counter()  # by the envelope's kind
+        self.bytes_sent: Counter[int] = Counter()
+        self.nodes: dict[int, SimulatedNode] = {}
+        self.seeds: tuple[Address, ...] = ()
+        self._by_key: dict[bytes, SimulatedNode] = {}
+        self._timers: list[tuple[float, int, SimulatedNode]] = []
+        self._starts = 0
+        self._order = 0
+        self._trace = hashlib.sha256()
+
+    @property
+    def trace_hash(self) -> str:
+        """A digest of everything so far: who ran when, every frame that was sent, every delivery."""
+        return self._trace.hexdigest()
+
+    def clock(self, skew: float = 0.0) -> Instant:
+        """Return the virtual time on both clocks, for a node whose unix clock is `skew` seconds ahead."""
+        return Instant(self.network.now, EPOCH + self.network.now + skew)
+
+    def start(
+        self,
+        name: int,
+        *,
+        dialable: bool = True,
+        known: tuple[PeerRecord, ...] = (),
+        skew: float = 0.0,
+        core: MakeCore = Core,
+    ) -> SimulatedNode:
+        """Start a node, or restart one that was killed: the same key at a new port.
+
+        `known` is what its peers file would hold; a node with such records gets no seed.
+        `skew` is how far its unix clock is ahead, in seconds; `core` makes another core than
+        an honest one.
+        """
+        self._starts += 1
+        identity = self._make_identity(hashlib.sha256(b"simulated node %d" % name).digest())
+        endpoint = Endpoint(f"node{name}.invalid", self._starts) if dialable else None
+        book = Book(() if known else self.seeds, self.limits.max_known_peers)
+        for record in known:
+            book.add(record)
+        transport = MemoryTransport(self.network, identity.curve_key, str(endpoint) if endpoint else None)
+        endpoints = (endpoint,) if endpoint else ()
+        setup = Setup(identity, SWARM, endpoints, self.limits, self.timing, "simulated", reader=self._reader)
+        made = core(setup, book, random.Random(self._rng.getrandbits(64)), self.clock(skew))
+        received: list[Received] = []
+        driver = Driver(made, transport, lambda: self.clock(skew), received.append)
+        address = Address(endpoint, identity.curve_key) if endpoint else None
+        self.seeds = self.seeds or ((address,) if address else ())
+        node = SimulatedNode(name, identity, made, driver, transport, address, received)
+        self.nodes[name] = self._by_key[transport.key] = node
+        self._schedule(node, self.network.now)
+        return node
+
+    def start_many(self, count: int) -> list[SimulatedNode]:
+        """Start nodes 0 to count - 1."""
+        return [self.start(name) for name in range(count)]
+
+    def kill(self, name: int, *, silently: bool = False) -> tuple[PeerRecord, ...]:
+        """End a node as SIGKILL does, or `silently` as a power cut does; return what its peers file would hold."""
+        node = self.nodes.pop(name)
+        del self._by_key[node.transport.key]
+        if silently:
+            node.transport.vanish()
+        else:
+            node.transport.close()
+        return tuple(node.core.membership.book.records())
+
+    def pause(self, name: int, *, heartbeats: bool = False) -> None:
+        """Stop a node as SIGSTOP does; with `heartbeats`, as a call that holds the interpreter does."""
+        self.nodes[name].transport.pause(heartbeats=heartbeats)
+
+    def resume(self, name: int) -> None:
+        """Let a paused node go on: it reads what came meanwhile, and its clocks have jumped."""
+        node = self.nodes[name]
+        node.transport.resume()
+        self._schedule(node, self.network.now)
+
+    def publish(self, name: int, body: bytes) -> ItemId:
+        """Let a node publish."""
+        node = self.nodes[name]
+        self._feed(node, Offer(body, NO_TOPIC))
+        return item_id(node.identity.public_key, NO_TOPIC + body)
+
+    def report(self, name: int, item: ItemId, verdict: Verdict, reason: str) -> None:
+        """Let a node judge an item."""
+        self._feed(self.nodes[name], Report(item, verdict, reason))
+
+    def run(self, seconds: float) -> None:
+        """Let `seconds` of virtual time pass."""
+        network, timers = self.network, self._timers
+        until = network.now + seconds
+        while True:
+            at = min(timers[0][0], network.next_time()) if timers else network.next_time()
+            if at > until:
+                network.now = until
+                return
+            network.now = max(network.now, at)
+            for transport in network.deliver_due():
+                self._step(self._by_key[transport.key])
+            while timers and timers[0][0] <= network.now:
+                due, _, node = heapq.heappop(timers)
+                if due == node.due and not (node.transport.closed or node.transport.paused):
+                    self._step(node)
+
+    def _feed(self, node: SimulatedNode, event: Offer | Report) -> None:
+        node.driver.feed(event)
+        self._schedule(node, self.network.now)
+
+    def _schedule(self, node: SimulatedNode, due: float) -> None:
+        if due != node.due or due <= self.network.now:
+            node.due = due
+            self._order += 1
+            heapq.heappush(self._timers, (due, self._order, node))
+
+    def _step(self, node: SimulatedNode) -> None:
+        trace, now = self._trace, self.network.now
+        trace.update(struct.pack("<dI", now, node.name))
+        before = len(node.received)
+        node.driver.step(0.0)
+        self._schedule(node, now + max(MIN_WAIT_S, node.core.wait(self.clock())))
+        for item in node.received[before:]:
+            trace.update(item.id)
+
+    def _sent(self, frame: bytes) -> None:
+        self._trace.update(frame[KEY_BYTES:HEADER_BYTES])  # the signature stands for all that it covers
+        kind = frame[KIND_AT] if len(frame) > KIND_AT else 0
+        self.frames_sent[kind] += 1
+        self.bytes_sent[kind] += len(frame)
