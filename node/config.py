@@ -4,6 +4,7 @@ Every key is checked: an unknown key, a wrong type or a value out of range is a
 `UserError` whose line names the key. Trainer options carry TRL's own names.
 """
 
+import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,7 +132,18 @@ class NetworkConfig(Section):
         "informative",
         description="'all' also sends groups whose rewards are all equal, of use to the rule 'uniform' only",
     )
-    max_peers: int = Field(64, ge=1)
+    max_peers: int = Field(12, ge=1)
+    timing: Literal["auto", "local", "lan", "wan"] = Field(
+        "auto", description="how patient with peers; 'auto': 'local' for a node that listens on loopback, else 'wan'"
+    )
+
+
+class ObserveConfig(Section):
+    """The node's own HTTP server, for `gossamer status` and Prometheus: /status and /metrics, on loopback."""
+
+    enabled: bool = True
+    host: str = Field("127.0.0.1", description="anybody who can connect here can read the counters")
+    port: int = Field(0, ge=0, le=65535, description="0: any free one; observe.json in the node's folder names it")
 
 
 class PoolConfig(Section):
@@ -155,21 +167,25 @@ class NodeConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     trainer: TrainerConfig = TrainerConfig()
     network: NetworkConfig = NetworkConfig()
+    observe: ObserveConfig = ObserveConfig()
     pool: PoolConfig = PoolConfig()
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> NodeConfig:
-    """Read a TOML file (or the defaults) and apply `key.path=value` overrides in order."""
+    """Read a TOML file, a node's config.json or the defaults, and apply `key.path=value` overrides in order."""
     tree: dict[str, Any] = {}
     if path is not None:
         try:
-            tree = tomllib.loads(path.read_text())
+            text = path.read_text()
+            tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         except FileNotFoundError:
             raise UserError(f"no configuration file {path}: check the path") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {path}: {error}") from None
         except tomllib.TOMLDecodeError as error:
             raise UserError(f"{path} is not valid TOML: {error}") from None
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UserError(f"{path} is not valid JSON: {error}") from None
     for override in overrides:
         _apply(tree, override)
     return parse_config(tree)

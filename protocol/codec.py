@@ -27,7 +27,8 @@ def unpack(
 
     `max_bytes`, `max_text` and `max_array` bound any byte string, text (in bytes) and inner
     array; each is at least `MAX_NEWER_BYTES` or `MAX_NEWER_FIELDS`, so that a newer version may
-    append elements, which are dropped. Raises `error` with the reason "malformed" for everything else, trailing bytes included.
+    append elements, which are dropped. Raises `error` with the reason "malformed" for everything
+    else, trailing bytes included.
     """
     try:
         fields = msgpack.unpackb(

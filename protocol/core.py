@@ -40,7 +40,7 @@ from protocol.gossip_events import (
 )
 from protocol.identity import NodeId, node_id
 from protocol.limits import REJECT_PENALTY
-from protocol.membership import TICK_S, Membership
+from protocol.membership import BEFORE_HELLO, TICK_S, Membership
 from protocol.messages import TOPIC_BYTES, Announce, Interest, Manifest, Pull
 from protocol.recent import Recent
 from protocol.setup import Setup
@@ -134,7 +134,7 @@ class Core:
             envelope = open_frame(frame, self._identity.verify)
             if envelope.swarm != self._swarm:
                 raise EnvelopeError("wrong_swarm")
-            if node is None and envelope.kind != Kind.HELLO:
+            if node is None and envelope.kind not in (BEFORE_HELLO if link.dialled else {Kind.HELLO}):
                 raise MessageError("no_hello")
             if envelope.kind == Kind.ITEM and node is not None:
                 return self._item(node, frame, digest, envelope, now)
@@ -149,25 +149,25 @@ class Core:
         self.duplicates += 1
 
     def _item(self, node: NodeId, frame: bytes, digest: bytes, envelope: Envelope, now: Instant) -> list[CoreAction]:
-        self.membership.heard(node, now)
+        actions = self._members(self.membership.heard(node, now), now)
         stamp = envelope.time_ms / 1000
         if not -self._limits.max_clock_ahead_s <= now.unix - stamp <= self._limits.max_item_age_s:
             raise MessageError("stale", "item")
         signer = node_id(envelope.public_key)
         if self.admission.is_refused(signer, now):
             self.admission.offence("graylisted", None, now)
-            return []
+            return actions
         if len(envelope.body) < TOPIC_BYTES:
             raise MessageError("malformed", "item")
         topic = envelope.body[:TOPIC_BYTES]
         item = Item(item_id(envelope.public_key, envelope.body), signer, stamp, topic, frame)
         self.duplicates += self.gossip.signer(item.id) is not None
         self._frames.set(digest, item.id)
-        return self._items(self.gossip.handle(Got(node, item), now), now, envelope.body[TOPIC_BYTES:])
+        return actions + self._items(self.gossip.handle(Got(node, item), now), now, envelope.body[TOPIC_BYTES:])
 
     def _control(self, link: Link, node: NodeId | None, envelope: Envelope, now: Instant) -> list[CoreAction]:
         sender = node_id(envelope.public_key)
-        if envelope.kind != Kind.HELLO:
+        if node is not None and envelope.kind != Kind.HELLO:
             if sender != node:
                 raise MessageError("impostor", "signed by another node than the link's")
             if envelope.sequence <= (self._sequences.get(link) or 0):
@@ -191,8 +191,8 @@ class Core:
                 message = Message(link, sender, envelope.kind, envelope.body)
                 actions = self._members(self.membership.handle(message, now), now)
         self._sequences.set(link, envelope.sequence)
-        if self.membership.live_node(link) is not None:
-            self.membership.heard(sender, now)
+        if self.membership.live_node(link) == sender:
+            actions += self._members(self.membership.heard(sender, now), now)
         return actions
 
     def _ask_manifest(self, node: NodeId, now: Instant) -> list[CoreAction]:

@@ -21,9 +21,10 @@ from protocol.core_events import Offer, Received, Report, Verdict
 from protocol.driver import Driver
 from protocol.envelope import SWARM_BYTES, ItemId, item_id
 from protocol.gossip_events import Subscribe
-from protocol.identity import Identity
+from protocol.identity import Identity, NodeId
 from protocol.limits import Limits
 from protocol.mailbox import Mailbox
+from protocol.membership import Membership
 from protocol.messages import NO_TOPIC, TOPIC_BYTES
 from protocol.peers_file import load_peers, save_peers
 from protocol.record_reader import RecordReader
@@ -32,11 +33,12 @@ from protocol.setup import Admits, Setup, admit_everybody
 from protocol.timing import LAN, Timing
 from protocol.zmq_transport import ZmqTransport
 
-__all__ = ["Counters", "Host", "Received", "Verdict"]
+__all__ = ["Counters", "Host", "PeerInfo", "Received", "Verdict"]
 
 # Timers are met to this precision. It also bounds how often the thread can wake up for nothing.
 MIN_WAIT_S = 0.01
 SAVE_INTERVAL_S = 5.0
+DESCRIBE_INTERVAL_S = 0.5
 COMMANDS_PER_STEP = 256
 
 MAX_ITEM_BYTES = 1 << 20
@@ -47,8 +49,19 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
+class PeerInfo:
+    """A live peer: `state` is the detector's word for it, `rtt_s` its last round trip, if one was measured."""
+
+    node_id: NodeId
+    endpoint: str
+    agent: str
+    state: str
+    rtt_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Counters:
-    """Cumulative counts since the start, and the number of live `peers`."""
+    """Cumulative counts since the start; how many peers are live (`peers`) and known (`known`) now."""
 
     bytes_sent: int
     bytes_received: int
@@ -56,6 +69,7 @@ class Counters:
     items_received: int
     duplicates: int
     peers: int
+    known: int
     rejected: Mapping[str, int]
 
 
@@ -103,6 +117,7 @@ class Host:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._core: Core | None = None
+        self._peers: list[PeerInfo] = []
         self._transport: ZmqTransport | None = None
 
     def start(self) -> Address | None:
@@ -166,7 +181,7 @@ class Host:
         """Return a snapshot of the counts."""
         core = self._core
         if core is None:
-            return Counters(0, 0, 0, 0, 0, 0, {})
+            return Counters(0, 0, 0, 0, 0, 0, 0, {})
         rejected = Counter(dict(core.admission.rejected))
         rejected.update({"inbox_full": self._inbox.dropped, "outbox_full": self._commands.dropped})
         return Counters(
@@ -176,8 +191,18 @@ class Host:
             items_received=core.items_received,
             duplicates=core.duplicates,
             peers=len(core.membership.peers),
+            known=len(core.membership.book),
             rejected={reason: count for reason, count in rejected.items() if count},
         )
+
+    @property
+    def refusal(self) -> str:
+        """Why a peer that we dialled did not admit us, in a word; empty if none refused."""
+        return self._core.membership.refusal if self._core else ""
+
+    def peers(self) -> list[PeerInfo]:
+        """Return the live peers, as of at most `DESCRIBE_INTERVAL_S` ago."""
+        return list(self._peers)
 
     def stop(self) -> None:
         """Leave: close every socket and end the thread. What is still queued is lost. Safe to call twice."""
@@ -193,13 +218,16 @@ class Host:
             self._transport.wake()
 
     def _run(self, core: Core, transport: ZmqTransport, driver: Driver) -> None:
-        saved, next_save = core.membership.book.revision, 0.0
+        saved, next_save, next_description = core.membership.book.revision, 0.0, 0.0
         try:
             while not self._stopping.is_set():
                 now = read_clock()
                 driver.step(0 if len(self._commands) else max(MIN_WAIT_S, core.wait(now)))
                 for command in self._commands.take(COMMANDS_PER_STEP):
                     driver.feed(command)
+                if now.steady >= next_description:
+                    self._peers = describe_peers(core.membership)
+                    next_description = now.steady + DESCRIBE_INTERVAL_S
                 revision = core.membership.book.revision
                 if revision != saved and now.steady >= next_save:
                     self._save(core)
@@ -215,6 +243,21 @@ class Host:
             save_peers(self._peers_file, core.membership.book.records())
         except OSError as error:  # the peers are still in memory; a node on a full disk has worse to report
             log.warning("cannot save the peers file", path=str(self._peers_file), error=str(error))
+
+
+def describe_peers(membership: Membership) -> list[PeerInfo]:
+    """Return what there is to say about each live peer."""
+    return [
+        PeerInfo(
+            node,
+            str(record.endpoints[0]) if record.endpoints else "",
+            record.agent,
+            membership.state(node).name.lower(),
+            membership.rtt(node),
+        )
+        for node in membership.peers
+        for record in [membership.live_record(node)]
+    ]
 
 
 def _command_size(command: Command) -> int:

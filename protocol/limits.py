@@ -14,8 +14,10 @@ MIB = 1 << 20
 class Limits:
     """The bounds of a node; every one of them is a bound on memory, bandwidth or patience."""
 
-    max_peers: int = 64  # live links
-    max_known_peers: int = 256  # records in the book
+    # Live links. A random overlay of degree 8 stays whole when 30 % of its nodes die at once, and has a diameter
+    # of about log(n)/log(7): 5 at 10,000. A third more is room for those who dial us.
+    max_peers: int = 12
+    max_known_peers: int = 512  # records in the book: a full directory up to that size, a random sample beyond
 
     inbox_items: int = 4096  # received and not yet fetched by the node
     inbox_bytes: int = 64 * MIB
@@ -27,6 +29,22 @@ class Limits:
     messages_burst: float = 16000.0
     bytes_per_second: float = 64.0 * MIB
     bytes_burst: float = 512.0 * MIB
+
+    # TCP connections, inbound: a live link each, and strangers that ask, probe or leave. One costs
+    # two file descriptors and about 50 kB in libzmq. A prefix may have a quarter of them: 64 nodes
+    # on one machine, or in one building behind one address, each with a link and its replacement.
+    max_connections: int = 512
+    max_prefix_connections: int = 128
+    # A CURVE handshake costs about half a millisecond of CPU: 32 a second are under 2 % of a core.
+    # The burst lets those 64 nodes start at once and dial again a few times.
+    prefix_handshakes_per_second: float = 32.0
+    prefix_handshakes_burst: float = 512.0
+    # Four peers of one prefix, each at its own full allowance.
+    prefix_bytes_per_second: float = 256.0 * MIB
+    prefix_bytes_burst: float = 2048.0 * MIB
+    # Received and not yet read, over all connections: twice what 12 links bring at the most of 8 MiB
+    # each that we asked them for. The socket queues are bounded in messages only.
+    max_backlog_bytes: int = 192 * MIB
 
     max_item_age_s: float = 3600.0  # older items are of no use to an on-policy learner
     max_clock_ahead_s: float = 600.0  # tolerates clocks off by minutes

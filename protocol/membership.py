@@ -1,42 +1,42 @@
 """Who is here. A pure state machine: `handle(event, now) -> actions`.
 
-A node keeps one link to each peer it knows, up to `max_peers`: a mesh of tens.
-
-Links, by the CURVE key that the other end proved
-    DIALLED   we dialled and wait for the transport     -- Opened -->      GREETED, we send our hello
-    GREETED   we sent a hello and wait for theirs       -- their hello --> LIVE
-    (none)    somebody dialled us                       -- their hello --> LIVE, we answer with ours
-    LIVE      the peer's signed record is bound to the link's key
-  An unanswered hello is repeated every `HELLO_RETRY_S`. A dialled link that closes, or is not
-  LIVE within `DIAL_TIMEOUT_S`, is one failure of its contact, which is tried again after a
-  growing pause.
+A node has few links, whatever the size of the swarm: HyParView's active view (Leitao 2007),
+with `protocol.book` as the passive view, `protocol.links` for the life of a link and
+`protocol.detector` for whether the other end still answers.
 
 Rules
- 1. A hello counts only if its record is signed by the hello's signer and names the very key
-    that the link proved. Anything else is the sender's offence and gets no answer.
+ 1. A hello counts only if its record is signed by the hello's signer, names the very key that
+    the link proved, and is admitted to the swarm. Anything else gets no answer but a goodbye.
  2. Who answers: a hello is answered if and only if it came over a link that the peer dialled.
- 3. One link a pair. When both dialled, the one dialled by the smaller node id is used for
-    sending. The other stays open `SPARE_GRACE_S` for what is still on the way in it; then
-    whoever dialled it hangs up. If the used link closes meanwhile, the spare takes over.
- 4. Two ends that hear of each other would both dial, so the larger id waits `DIAL_YIELD_S`.
- 5. A hello with another incarnation is a restarted peer: it goes down and comes up again
-    with its new record and link.
- 6. Anything heard keeps a peer alive. After `PING_INTERVAL_S` of silence it is pinged, after
-    `PEER_TIMEOUT_S` it is dropped and dialled anew. If we were not run ourselves for a while,
-    nobody is blamed for that time.
- 7. Peers tell each other records: on going live, and now and then to a random peer. Live peers
-    that nobody can dial are told of every newcomer, as the newcomer cannot dial them. A record
-    of ourselves that is newer than our own (our clock was set back) makes us raise our
-    incarnation above it.
+    An unanswered hello is repeated every `HELLO_RETRY_S`.
+ 3. We dial random contacts while there are too few links (`Links.wanted`); the seeds when we
+    have no peer or nobody else to dial. Two ends that hear of each other would both dial, so
+    the larger id waits `DIAL_YIELD_S`.
+ 4. Where there is no room, the caller gets records of others and a goodbye. If it is alone, a
+    random peer that dialled us makes room for it, once in `EVICT_INTERVAL_S`.
+ 5. Now and then a link that we chose is replaced by a random other, so the overlay stays random
+    and whoever was surrounded by hostile peers finds others.
+ 6. Records: peers exchange them on going live and every `exchange_interval` with a random
+    peer: while the book is not full by digest, so that everybody comes to know everybody (512
+    at most), else a random sample. A record that is new is passed on to a few at once, and to
+    live peers that nobody can dial, as the newcomer cannot dial them.
+ 7. A suspicion is told to all peers. Whoever has a link to the suspect tells it too; the suspect
+    raises its incarnation and shows its new record, which clears it wherever it comes (SWIM's
+    refutation). A death is told on by those to whom it is news. A rumour of a node that we
+    hear ourselves is told to that node only.
+ 8. A hello of a process that started at another time is a restarted peer: it goes down and
+    comes up again. A record of ourselves that is newer than our own (our clock was set back)
+    makes us raise our incarnation above it.
 """
 
 import random
-from dataclasses import dataclass
 
-from protocol.book import Book, Contact
+from protocol.book import Book
 from protocol.clock import Instant
+from protocol.detector import Cut, Dead, Detector, DetectorAction, SendPing, SendProbe, SendProbed, State, Suspect
+from protocol.directory import Directory
 from protocol.envelope import Kind
-from protocol.errors import RecordError
+from protocol.errors import MessageError, RecordError
 from protocol.events import (
     Dial,
     Expel,
@@ -49,96 +49,89 @@ from protocol.events import (
     Tell,
     Tick,
 )
-from protocol.identity import KEY_BYTES, NodeId, node_id
-from protocol.messages import MAX_RECORDS, Hello, Peers, Ping
-from protocol.recent import Recent
-from protocol.records import RECORD_LIFE_S, REFUTATION_BITS, PeerRecord, make_record
+from protocol.identity import NodeId
+from protocol.links import HELLO_RETRY_S, Links
+from protocol.messages import Digest, Goodbye, Hello, News, Peers, Ping, Probe, Probed, Rumour, Status
+from protocol.records import PeerRecord
 from protocol.setup import Setup
 from protocol.transport import Closed, Link, Opened
 
-DIAL_TIMEOUT_S = 10.0  # a TCP and a CURVE handshake and a hello, on a machine busy with loading models
-HELLO_RETRY_S = 2.0
 DIAL_YIELD_S = 1.0
-MAX_DIALS = 8  # attempts in progress at a time
-SPARE_GRACE_S = 2.0
-PING_INTERVAL_S = 5.0
-# Six pings unanswered. A node that loads a model can hold its interpreter for seconds on end;
-# dropping it costs a new handshake, keeping a dead one costs next to nothing.
-PEER_TIMEOUT_S = 6 * PING_INTERVAL_S
-EXCHANGE_INTERVAL_S = 30.0
+EVICT_INTERVAL_S = 1.0
 TICK_S = 0.5
-MAX_PROVEN = 1024
-
-
-@dataclass(slots=True)
-class _Attempt:
-    contact: Contact
-    deadline: float
-    greeted: float | None = None
-
-
-@dataclass(slots=True)
-class _Peer:
-    record: PeerRecord
-    link: Link
-    heard: float
-    pinged: float
-    spare: Link | None = None
-    spare_until: float = 0.0
+BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE})  # what a peer may say that does not take us in
+NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
+FANOUT = 3  # peers that a new record is passed on to at once; digests bring it to the others
 
 
 class Membership:
     """See the module's comment. `book` may be filled before the first event with what was saved."""
 
-    def __init__(
-        self,
-        setup: Setup,
-        book: Book,
-        rng: random.Random,
-        now: Instant,
-    ) -> None:
+    def __init__(self, setup: Setup, book: Book, rng: random.Random, now: Instant) -> None:
         self._setup = setup
-        self._identity = setup.identity
-        self._swarm = setup.swarm
-        self._limits = setup.limits
+        self._own = setup.identity.node_id
         self._rng = rng
+        self._links = Links(self._own, setup.limits.max_peers)
+        self._detector = Detector(setup.timing, rng)
         self.book = book
-        self._endpoints = setup.endpoints
-        self._renew(now, int(now.unix * 1000) << REFUTATION_BITS)
-        self._attempts: dict[Link, _Attempt] = {}
-        self._peers: dict[NodeId, _Peer] = {}
-        self._proven: Recent[bytes, NodeId] = Recent(MAX_PROVEN)
+        self.directory = Directory(setup, book, rng, now)
         self._ticked = now.steady
-        self._next_exchange = now.steady + EXCHANGE_INTERVAL_S
+        self._next_exchange = now.steady + setup.timing.exchange_interval * rng.uniform(0.25, 1.0)
+        self._next_rotation = now.steady + setup.timing.rotate_interval * rng.uniform(0.5, 1.0)
+        self._next_eviction = now.steady
+        self._next_refutation = now.steady
+        self.deaths = 0  # peers dropped for silence
+        self.refusal = ""  # why somebody last did not admit us
+
+    @property
+    def record(self) -> PeerRecord:
+        """Our own newest record."""
+        return self.directory.record
 
     @property
     def peers(self) -> list[NodeId]:
         """The live peers, in the order they came."""
-        return list(self._peers)
+        return list(self._links.peers)
+
+    @property
+    def suspects(self) -> list[NodeId]:
+        """The live peers that do not answer."""
+        return self._detector.suspects
+
+    def live_record(self, node: NodeId) -> PeerRecord:
+        """Return the record of a live peer."""
+        return self._links.peers[node].record
+
+    def state(self, node: NodeId) -> State:
+        """Return what the detector thinks of a live peer."""
+        return self._detector.state(node)
+
+    def rtt(self, node: NodeId) -> float | None:
+        """Return a live peer's last round trip in seconds, if one was measured."""
+        return self._detector.rtt(node)
 
     def link_of(self, node: NodeId) -> Link | None:
         """Return the link to send to a live peer on."""
-        peer = self._peers.get(node)
+        peer = self._links.peers.get(node)
         return peer.link if peer else None
 
     def live_node(self, link: Link) -> NodeId | None:
-        """Return the live peer that holds the link's key: what it sends on either link of the pair is good."""
-        node = self._proven.get(link.key)
-        return node if node in self._peers else None
+        """Return the live peer that holds the link's key."""
+        return self._links.live_node(link)
 
     def proven_node(self, link: Link) -> NodeId | None:
         """Return who once bound the link's key to its id by a signed record, live or not."""
-        return self._proven.get(link.key)
+        return self._links.proven_node(link)
 
-    def heard(self, node: NodeId, now: Instant) -> None:
+    def heard(self, node: NodeId, now: Instant) -> list[MembershipAction]:
         """Note that a live peer said something."""
-        self._peers[node].heard = now.steady
+        return self._carry_out(self._detector.heard(node, now.steady), now)
 
     def handle(self, event: MembershipEvent, now: Instant) -> list[MembershipAction]:
         """Advance by one event.
 
         Raises:
-            RecordError: a hello is not what rule 1 asks for; nothing has changed.
+            RecordError: a record is not what rule 1 asks for.
             MessageError: a body is malformed; nothing has changed.
         """
         match event:
@@ -146,211 +139,311 @@ class Membership:
                 return self._opened(link, now)
             case Closed(link):
                 return self._closed(link, now)
-            case Message(link, sender, Kind.HELLO, body):
-                return self._hello(link, sender, Hello.decode(body), now)
-            case Message(_, _, Kind.PEERS, body):
-                return self._learn(Peers.decode(body), now)
-            case Message(link, _, Kind.PING, body):
-                return [Tell(link, Kind.PONG, Ping.decode(body).encode())]
-            case Message(_, _, Kind.PONG, body):
-                Ping.decode(body)  # that it came is all it says
-                return []
+            case Message():
+                return self._message(event, now)
             case Expel(node):
-                return self._expel(node, now)
+                return self._drop(node) if node in self._links.peers else []
             case Tick():
                 return self._tick(now)
+
+    def _message(self, message: Message, now: Instant) -> list[MembershipAction]:
+        link, sender, body = message.link, message.sender, message.body
+        if sender not in self._links.peers and message.kind not in BEFORE_HELLO:
+            return []
+        match message.kind:
+            case Kind.HELLO:
+                return self._hello(link, sender, Hello.decode(body), now)
+            case Kind.PEERS:
+                return self._learn(sender, Peers.decode(body), now)
+            case Kind.GOODBYE:
+                return self._goodbye(link, Goodbye.decode(body), now)
+            case Kind.PING:
+                return [Tell(link, Kind.PONG, Ping.decode(body).encode())]
+            case Kind.PONG:
+                self._detector.pong(sender, Ping.decode(body).token, now.steady)
+            case Kind.PROBE:
+                probe = Probe.decode(body)
+                return self._carry_out(self._detector.errand(sender, probe.token, probe.node, now.steady), now)
+            case Kind.PROBED:
+                probed = Probed.decode(body)
+                return self._carry_out(self._detector.probed(probed.token, probed.reach, sender, now.steady), now)
+            case Kind.NEWS:
+                news = News.decode(body)
+                return self._news(sender, news, now)
+            case Kind.DIGEST:
+                return self._digest(link, sender, Digest.decode(body), now)
         return []
 
+    # Links
+
     def _opened(self, link: Link, now: Instant) -> list[MembershipAction]:
-        attempt = self._attempts.get(link)
+        attempt = self._links.attempts.get(link)
         if attempt is None:
             return [HangUp(link)]
         attempt.greeted = now.steady
-        return [Tell(link, Kind.HELLO, self._own_hello())]
-
-    def _own_hello(self) -> bytes:
-        return Hello(self.record.encoded).encode()
+        return [Tell(link, Kind.HELLO, Hello(self.record.encoded, needy=not self._links.peers).encode())]
 
     def _closed(self, link: Link, now: Instant) -> list[MembershipAction]:
-        attempt = self._attempts.pop(link, None)
-        if attempt is not None:
-            attempt.contact.failed(now, self._rng)
-        node = self.live_node(link)
-        if node is None:
-            return []
-        peer = self._peers[node]
-        if peer.spare == link:
-            peer.spare = None
-        elif peer.link == link and peer.spare is not None:
-            peer.link, peer.spare = peer.spare, None
-            return [PeerUp(node)]
-        elif peer.link == link:
-            return self._lose(node, now)
-        return []
-
-    def _lose(self, node: NodeId, now: Instant) -> list[MembershipAction]:
-        peer = self._peers.pop(node)
-        contact = self.book.contact(node)
-        if contact is not None:
-            contact.failed(now, self._rng)
-        links = [peer.link] if peer.spare is None else [peer.link, peer.spare]
-        return [*(HangUp(link) for link in links), PeerDown(node)]
+        lost = self._links.closed(link)
+        if lost.attempt is not None:
+            lost.attempt.contact.failed(now, self._rng)
+        if lost.switched is not None:
+            return [PeerUp(lost.switched)]
+        return self._lose(lost.peer, now) if lost.peer is not None else []
 
     def _hello(self, link: Link, sender: NodeId, hello: Hello, now: Instant) -> list[MembershipAction]:
-        record = self._read(hello.record, now)
+        record = self.directory.read(hello.record, now)
         if record.node_id != sender or record.curve_key != link.key:
             raise RecordError("impostor", "the record is another node's or names another key")
-        attempt = self._attempts.get(link)
-        known = self._peers.get(sender)
-        if link.dialled and attempt is None and (known is None or link not in {known.link, known.spare}):
-            return [HangUp(link)]  # an answer that came after its deadline
-        if sender == self._identity.node_id or (known is None and len(self._peers) >= self._limits.max_peers):
+        if sender == self._own or not self._links.expects(link):
             return [HangUp(link), *self._closed(link, now)]
-        self._attempts.pop(link, None)
-        self._proven.set(link.key, sender)
-        self.book.add(record)
+        refusal = self._setup.admits(record, now)
+        if refusal:
+            return self._refuse(link, refusal, now)
         actions: list[MembershipAction] = []
+        known = self._links.peers.get(sender)
+        if known is not None and known.record.started != record.started:
+            actions += [action for action in self._lose(sender, now) if action != HangUp(link)]
+            known = None
+        if known is None and not link.dialled and not self._links.has_room:
+            evicted = self._make_room(now) if hello.needy else None
+            if evicted is None:
+                self.book.add(record)  # so that the next ones who come are told of it
+                self.book.trim(self._links.peers, self._rng)
+                others = Tell(link, Kind.PEERS, self.directory.sample(sender))
+                return [*actions, others, *self._refuse(link, "full", now)]
+            actions += evicted
+        self.book.add(record)
+        self.book.trim(self._links.peers, self._rng)
         if not link.dialled:
-            actions.append(Tell(link, Kind.HELLO, self._own_hello()))
-        actions += self._admit(sender, record, link, now)
+            actions.append(Tell(link, Kind.HELLO, Hello(self.record.encoded).encode()))
+        attempt = self._links.attempts.get(link)
+        if self._links.settle(sender, record, link, now.steady):
+            self._detector.up(sender, now.steady)
+            actions += [PeerUp(sender), Tell(link, Kind.PEERS, self.directory.sample(sender))]
+        if known is None:
+            actions += self._introduce(record)
         for contact in (attempt.contact if attempt else None, self.book.contact(sender)):
             if contact is not None:
                 contact.met()
         return actions
 
-    def _admit(self, node: NodeId, record: PeerRecord, link: Link, now: Instant) -> list[MembershipAction]:
-        actions: list[MembershipAction] = []
-        known = self._peers.get(node)
-        if known is not None and known.record.incarnation != record.incarnation:
-            actions += [action for action in self._lose(node, now) if action != HangUp(link)]
-            known = None
-        if known is not None and known.link != link:
-            return actions + self._pair_up(node, known, link, now)
-        spare = known.spare if known else None
-        until = known.spare_until if known else 0.0
-        self._peers[node] = _Peer(record, link, now.steady, now.steady, spare, until)
-        actions += [PeerUp(node), Tell(link, Kind.PEERS, self._sample(now, node))]
-        return actions + (self._introduce(node, record) if known is None else [])
+    def _refuse(self, link: Link, reason: str, now: Instant) -> list[MembershipAction]:
+        """Say why the link is of no use, and close it once that has arrived."""
+        attempt = self._links.attempts.pop(link, None)
+        if attempt is not None:
+            attempt.contact.busy(now, self._rng)
+        self._links.part(link, now.steady)
+        return [Tell(link, Kind.GOODBYE, Goodbye(reason).encode())]
 
-    def _introduce(self, node: NodeId, record: PeerRecord) -> list[MembershipAction]:
+    def _make_room(self, now: Instant) -> list[MembershipAction] | None:
+        node = self._links.evictable(self._rng) if now.steady >= self._next_eviction else None
+        if node is None:
+            return None
+        self._next_eviction = now.steady + EVICT_INTERVAL_S
+        return self._leave(node, "evicted", now)
+
+    def _leave(self, node: NodeId, reason: str, now: Instant) -> list[MembershipAction]:
+        """End a good link with a goodbye, and with records of others to turn to."""
+        sample = self.directory.sample(node)
+        contact = self.book.contact(node)
+        if contact is not None:
+            contact.busy(now, self._rng)
+        self._detector.down(node)
+        actions: list[MembershipAction] = []
+        for link in self._links.drop(node):
+            actions += [Tell(link, Kind.PEERS, sample), *self._refuse(link, reason, now)]
+        return [*actions, PeerDown(node)]
+
+    def _goodbye(self, link: Link, goodbye: Goodbye, now: Instant) -> list[MembershipAction]:
+        attempt = self._links.attempts.pop(link, None)
+        node = self._links.live_node(link)
+        if attempt is not None:
+            if goodbye.reason not in NO_ROOM:
+                self.refusal = goodbye.reason
+            attempt.contact.busy(now, self._rng)
+        if node is not None:
+            contact = self.book.contact(node)
+            actions = self._drop(node)
+            if contact is not None:
+                contact.busy(now, self._rng)
+            return [*actions, *self._dial(now)]
+        return [HangUp(link), *self._dial(now)]
+
+    def _lose(self, node: NodeId, now: Instant) -> list[MembershipAction]:
+        contact = self.book.contact(node)
+        if contact is not None:
+            contact.failed(now, self._rng)
+        return self._drop(node)
+
+    def _drop(self, node: NodeId) -> list[MembershipAction]:
+        self._detector.down(node)
+        return [*(HangUp(link) for link in self._links.drop(node)), PeerDown(node)]
+
+    # Records
+
+    def _learn(self, sender: NodeId, peers: Peers, now: Instant) -> list[MembershipAction]:
+        teller = self._links.peers.get(sender)
+        fresh: list[PeerRecord] = []
+        for encoded in peers.records:
+            if self.directory.knows(encoded):
+                continue
+            if teller is not None and not teller.told.take(1, now.steady):
+                raise MessageError("too_many_records")
+            record = self.directory.read(encoded, now)
+            if record.node_id == self._own:
+                self.directory.outbid(record, now)
+            elif not self._setup.admits(record, now):
+                first = self._own < record.node_id
+                if self.book.add(record, sender, now.steady + (0.0 if first else DIAL_YIELD_S)):
+                    fresh.append(record)
+        actions: list[MembershipAction] = []
+        for record in fresh:
+            live = self._links.peers.get(record.node_id)
+            if live is not None and record.replaces(live.record):
+                live.record = record
+                actions += self._carry_out(self._detector.vouched(record.node_id, now.steady), now)
+        actions += self._pass_on(fresh, sender)
+        self.book.trim(self._links.peers, self._rng)
+        return [*actions, *self._dial(now)]
+
+    def _pass_on(self, fresh: list[PeerRecord], teller: NodeId) -> list[MembershipAction]:
+        """Tell a few peers what is new to us, as long as the swarm fits in a book."""
+        if not fresh or len(self.book) >= self.book.capacity:
+            return []
+        others = [node for node in self._links.peers if node != teller]
+        body = Peers(tuple(record.encoded for record in fresh)).encode()
+        chosen = self._rng.sample(others, min(FANOUT, len(others)))
+        return [Tell(self._links.peers[node].link, Kind.PEERS, body) for node in chosen]
+
+    def _introduce(self, record: PeerRecord) -> list[MembershipAction]:
         """Tell of a newcomer those whom it cannot dial: they have to dial it."""
         if not record.endpoints:
             return []
         body = Peers((record.encoded,)).encode()
         return [
             Tell(peer.link, Kind.PEERS, body)
-            for other, peer in self._peers.items()
-            if other != node and not peer.record.endpoints
+            for node, peer in self._links.peers.items()
+            if node != record.node_id and not peer.record.endpoints
         ]
 
-    def _pair_up(self, node: NodeId, peer: _Peer, link: Link, now: Instant) -> list[MembershipAction]:
-        ours = self._identity.node_id < node
-        if link.dialled == ours:
-            peer.link, peer.spare = link, peer.link
-        else:
-            peer.spare = link
-        peer.spare_until = now.steady + SPARE_GRACE_S
-        peer.heard = now.steady
+    def _digest(self, link: Link, sender: NodeId, digest: Digest, now: Instant) -> list[MembershipAction]:
+        peer = self._links.peers[sender]
+        if now.steady < peer.digested + self._setup.timing.exchange_interval / 8:
+            raise MessageError("too_many_digests")
+        peer.digested = now.steady
+        return [Tell(link, Kind.PEERS, body) for body in self.directory.lacking(digest, sender)]
+
+    # Rumours
+
+    def _news(self, sender: NodeId, news: News, now: Instant) -> list[MembershipAction]:
+        if not self._links.peers[sender].rumours.take(len(news.rumours), now.steady):
+            raise MessageError("too_many_rumours")
+        return [action for rumour in news.rumours for action in self._rumour(sender, rumour, now)]
+
+    def _rumour(self, sender: NodeId, rumour: Rumour, now: Instant) -> list[MembershipAction]:
+        node, incarnation, status = rumour
+        if node == self._own:
+            return self._refute(incarnation, now)
+        peer = self._links.peers.get(node)
+        if peer is not None:
+            if incarnation != peer.record.incarnation:
+                newer = Peers((peer.record.encoded,)).encode()
+                return [Tell(self._links.peers[sender].link, Kind.PEERS, newer)]
+            self._detector.confirmed(node, sender)
+            return [Tell(peer.link, Kind.NEWS, News((rumour,)).encode())]
+        if status is Status.DEAD and self.book.bury(node, incarnation):
+            return self._tell_all(Kind.NEWS, News((rumour,)).encode(), but=sender)
         return []
 
-    def _learn(self, peers: Peers, now: Instant) -> list[MembershipAction]:
-        for encoded in peers.records:
-            author = node_id(encoded[:KEY_BYTES])
-            known = self.record if author == self._identity.node_id else self.book.get(author)
-            if known is not None and known.encoded == encoded:
-                continue  # nothing new, and a signature that need not be checked again
-            record = self._read(encoded, now)
-            if record.node_id == self._identity.node_id:
-                if record.replaces(self.record):
-                    self._renew(now, max(self.record.incarnation, record.incarnation + 1))
-                continue
-            first = self._identity.node_id < record.node_id
-            self.book.add(record, not_before=now.steady + (0.0 if first else DIAL_YIELD_S))
-        return self._dial(now)
+    def _refute(self, incarnation: int, now: Instant) -> list[MembershipAction]:
+        if incarnation != self.record.incarnation:
+            return []  # refuted already, or invented
+        if now.steady < self._next_refutation:
+            return []  # whoever goes on suspecting us finds us by its probes
+        self._next_refutation = now.steady + self._setup.timing.probe_timeout
+        self._detector.suspected_ourselves()
+        self.directory.renew(now, incarnation + 1)
+        return self._tell_all(Kind.PEERS, Peers((self.record.encoded,)).encode())
 
-    def _renew(self, now: Instant, incarnation: int) -> None:
-        setup = self._setup
-        expiry_ms = int((now.unix + RECORD_LIFE_S) * 1000)
-        self.record = make_record(
-            setup.identity, setup.swarm, self._endpoints, incarnation, setup.agent, expiry_ms, setup.grant
-        )
+    def _tell_all(self, kind: Kind, body: bytes, but: NodeId | None = None) -> list[MembershipAction]:
+        return [Tell(peer.link, kind, body) for node, peer in self._links.peers.items() if node != but]
 
-    def _read(self, encoded: bytes, now: Instant) -> PeerRecord:
-        record = self._setup.reader.open(encoded, self._swarm, now.unix, self._identity.verify)
-        reason = self._setup.admits(record, now)
-        if reason:
-            raise RecordError(reason, "record")
-        return record
+    def _carry_out(self, wanted: list[DetectorAction], now: Instant) -> list[MembershipAction]:
+        actions: list[MembershipAction] = []
+        for action in wanted:
+            match action:
+                case SendPing(node, token):
+                    actions.append(Tell(self._links.peers[node].link, Kind.PING, Ping(token).encode()))
+                case SendProbe(helper, token, node):
+                    actions.append(Tell(self._links.peers[helper].link, Kind.PROBE, Probe(token, node).encode()))
+                case SendProbed(asker, token, reach):
+                    actions.append(Tell(self._links.peers[asker].link, Kind.PROBED, Probed(token, reach).encode()))
+                case Suspect(node):
+                    rumour = Rumour(node, self._links.peers[node].record.incarnation, Status.SUSPECT)
+                    actions += self._tell_all(Kind.NEWS, News((rumour,)).encode())
+                case Dead(node):
+                    self.deaths += 1
+                    incarnation = self._links.peers[node].record.incarnation
+                    self.book.bury(node, incarnation)
+                    actions += self._lose(node, now)
+                    actions += self._tell_all(Kind.NEWS, News((Rumour(node, incarnation, Status.DEAD),)).encode())
+                case Cut(node):
+                    actions += self._lose(node, now)
+        return actions
 
-    def _sample(self, now: Instant, reader: NodeId) -> bytes:
-        """Return the body of a peer exchange: our own record, the live peers', and others that may be good."""
-        live: list[PeerRecord] = []
-        others: list[PeerRecord] = []
-        for record in self.book.good_records(now):
-            if record.node_id != reader:
-                (live if record.node_id in self._peers else others).append(record)
-        self._rng.shuffle(live)
-        self._rng.shuffle(others)
-        chosen = [self.record, *live, *others][:MAX_RECORDS]
-        return Peers(tuple(record.encoded for record in chosen)).encode()
-
-    def _expel(self, node: NodeId, now: Instant) -> list[MembershipAction]:
-        return self._lose(node, now) if node in self._peers else []
+    # Time
 
     def _tick(self, now: Instant) -> list[MembershipAction]:
         asleep = now.steady - self._ticked - 2 * TICK_S
         self._ticked = now.steady
         if asleep > 0:
-            for peer in self._peers.values():
-                peer.heard = min(now.steady, peer.heard + asleep)
-            for attempt in self._attempts.values():
-                attempt.deadline += asleep
-        if self.record.expiry_ms / 1000 - now.unix < RECORD_LIFE_S / 2:
-            self._renew(now, self.record.incarnation)
-        self.book.expire(now)
-        return [*self._check_attempts(now), *self._check_peers(now), *self._exchange(now), *self._dial(now)]
-
-    def _check_attempts(self, now: Instant) -> list[MembershipAction]:
-        actions: list[MembershipAction] = []
-        for link, attempt in list(self._attempts.items()):
-            if attempt.deadline <= now.steady:
-                self._attempts.pop(link).contact.failed(now, self._rng)
-                actions.append(HangUp(link))
-            elif attempt.greeted is not None and attempt.greeted + HELLO_RETRY_S <= now.steady:
+            self._detector.resume(asleep, now.steady)
+            self._links.resume(asleep)
+        self.directory.tick(now)
+        actions: list[MembershipAction] = [HangUp(link) for link in self._links.due(now.steady)]
+        for link, attempt in self._links.late(now.steady):
+            attempt.contact.failed(now, self._rng)
+            actions.append(HangUp(link))
+        for link, attempt in list(self._links.attempts.items()):
+            if attempt.greeted is not None and attempt.greeted + HELLO_RETRY_S <= now.steady:
                 actions += self._opened(link, now)
-        return actions
-
-    def _check_peers(self, now: Instant) -> list[MembershipAction]:
-        actions: list[MembershipAction] = []
-        for node, peer in list(self._peers.items()):
-            silent = now.steady - peer.heard
-            if peer.spare is not None and peer.spare_until <= now.steady:
-                actions.append(HangUp(peer.spare))
-                peer.spare = None
-            if silent >= PEER_TIMEOUT_S:
-                actions += self._lose(node, now)
-            elif silent >= PING_INTERVAL_S and now.steady - peer.pinged >= PING_INTERVAL_S:
-                peer.pinged = now.steady
-                actions.append(Tell(peer.link, Kind.PING, Ping(self._rng.getrandbits(32)).encode()))
-        return actions
+        actions += self._carry_out(self._detector.tick(now.steady), now)
+        return [*actions, *self._exchange(now), *self._rotate(now), *self._dial(now)]
 
     def _exchange(self, now: Instant) -> list[MembershipAction]:
-        if not self._peers or now.steady < self._next_exchange:
+        if not self._links.peers or now.steady < self._next_exchange:
             return []
-        self._next_exchange = now.steady + EXCHANGE_INTERVAL_S * self._rng.uniform(0.75, 1.25)
-        node = self._rng.choice(list(self._peers))
-        return [Tell(self._peers[node].link, Kind.PEERS, self._sample(now, node))]
+        self._next_exchange = now.steady + self._setup.timing.exchange_interval * self._rng.uniform(0.75, 1.25)
+        node = self._rng.choice(list(self._links.peers))
+        link = self._links.peers[node].link
+        if len(self.book) < self.book.capacity:
+            return [Tell(link, Kind.DIGEST, self.directory.digest().encode())]
+        return [Tell(link, Kind.PEERS, self.directory.sample(node))]
+
+    def _rotate(self, now: Instant) -> list[MembershipAction]:
+        if now.steady < self._next_rotation:
+            return []
+        self._next_rotation = now.steady + self._setup.timing.rotate_interval * self._rng.uniform(0.75, 1.25)
+        chosen = [node for node, peer in self._links.peers.items() if peer.link.dialled]
+        busy = self._links.busy_keys() | {self._setup.identity.curve_key}
+        if not chosen or not self.book.has_prospect(now, busy) or len(self._links.peers) < self._links.target:
+            return []
+        return self._leave(self._rng.choice(chosen), "rotated", now)
 
     def _dial(self, now: Instant) -> list[MembershipAction]:
+        wanted = self._links.wanted
+        if wanted == 0:
+            return []
         actions: list[MembershipAction] = []
-        busy = {peer.record.curve_key for peer in self._peers.values()} | {link.key for link in self._attempts}
-        busy.add(self._identity.curve_key)
-        for contact in self.book.contacts_due(now):
-            if len(self._attempts) >= MAX_DIALS or len(self._peers) + len(self._attempts) >= self._limits.max_peers:
+        busy = self._links.busy_keys() | {self._setup.identity.curve_key}
+        contacts = self.book.contacts_due(now, self._rng)
+        seeds = self.book.seeds_due(now)
+        for contact in [*contacts, *seeds] if self._links.peers else [*seeds, *contacts]:
+            if len(actions) == wanted:
                 break
-            if contact.key in busy:
-                continue
-            busy.add(contact.key)
-            self._attempts[Link(contact.key, dialled=True)] = _Attempt(contact, now.steady + DIAL_TIMEOUT_S)
-            actions.append(Dial(contact.address))
+            if contact.key not in busy:
+                busy.add(contact.key)
+                self._links.dial(contact, now.steady)
+                actions.append(Dial(contact.address))
         return actions

@@ -10,6 +10,7 @@ An endpoint becomes a ZeroMQ connect string, so its grammar is checked here and 
 narrower than ZeroMQ's: TCP only, one host, one port, no source address, no wildcard.
 """
 
+import hashlib
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -125,6 +126,11 @@ class PeerRecord:
     def node_id(self) -> NodeId:
         """The id of the node that signed."""
         return node_id(self.public_key)
+
+    @cached_property
+    def summary(self) -> tuple[bytes, bytes]:
+        """What stands for the record in a digest: 8 bytes of the node id, 8 that change with the record."""
+        return hashlib.sha256(self.public_key).digest()[:8], hashlib.sha256(self.encoded).digest()[:8]
 
     @property
     def address(self) -> Address | None:

@@ -14,19 +14,12 @@ from protocol.errors import PeerError, RecordError
 from protocol.events import Dial, Expel, HangUp, Message, PeerDown, PeerUp, Tell, Tick
 from protocol.identity import Identity
 from protocol.limits import Limits
-from protocol.membership import (
-    DIAL_TIMEOUT_S,
-    DIAL_YIELD_S,
-    MAX_DIALS,
-    PEER_TIMEOUT_S,
-    PING_INTERVAL_S,
-    SPARE_GRACE_S,
-    TICK_S,
-    Membership,
-)
-from protocol.messages import Hello, Peers, Ping
-from protocol.records import Address, Endpoint, PeerRecord, make_record
+from protocol.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS
+from protocol.membership import DIAL_YIELD_S, EVICT_INTERVAL_S, TICK_S, Membership
+from protocol.messages import Digest, Goodbye, Hello, News, Peers, Ping, Probe, Probed, Reach, Rumour, Status
+from protocol.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, make_record
 from protocol.setup import Setup
+from protocol.timing import LAN
 from protocol.transport import Closed, Link, Opened
 
 SWARM = b"a swarm of tests"
@@ -39,8 +32,11 @@ def at(seconds: float) -> Instant:
     return Instant(seconds, UNIX + seconds)
 
 
-def record(identity: Identity, incarnation: int = 1, *, dialable: bool = True, swarm: bytes = SWARM) -> PeerRecord:
-    endpoints = (Endpoint(identity.node_id, 1000 + incarnation),) if dialable else ()
+def record(
+    identity: Identity, start: int = 1, *, refutations: int = 0, dialable: bool = True, swarm: bytes = SWARM
+) -> PeerRecord:
+    endpoints = (Endpoint(identity.node_id, 1000 + start),) if dialable else ()
+    incarnation = (start << REFUTATION_BITS) + refutations
     return make_record(identity, swarm, endpoints, incarnation, "test", int((UNIX + 3600) * 1000))
 
 
@@ -57,9 +53,9 @@ def machine(*seeds: Identity, limits: Limits | None = None) -> Membership:
     return Membership(setup, book, random.Random(1), at(0))
 
 
-def hello(identity: Identity, *, dialled: bool, incarnation: int = 1, dialable: bool = True) -> Message:
+def hello(identity: Identity, *, dialled: bool, start: int = 1, dialable: bool = True, needy: bool = False) -> Message:
     link = Link(identity.curve_key, dialled)
-    body = Hello(record(identity, incarnation, dialable=dialable).encoded).encode()
+    body = Hello(record(identity, start, dialable=dialable).encoded, needy).encode()
     return Message(link, identity.node_id, Kind.HELLO, body)
 
 
@@ -120,8 +116,8 @@ def test_of_two_links_the_one_dialled_by_the_smaller_id_is_kept(
     core.handle(hello(other, dialled=first_dialled), at(0))
     assert PeerDown(other.node_id) not in core.handle(hello(other, dialled=not first_dialled), at(0))
     assert core.link_of(other.node_id) == Link(other.curve_key, keep_dialled)
-    early = core.handle(Tick(), at(SPARE_GRACE_S - 0.1))
-    late = core.handle(Tick(), at(SPARE_GRACE_S))
+    early = core.handle(Tick(), at(GRACE_S - 0.1))
+    late = core.handle(Tick(), at(GRACE_S))
     spare = Link(other.curve_key, not keep_dialled)
     assert HangUp(spare) not in early and HangUp(spare) in late
     assert core.peers == [other.node_id]
@@ -140,7 +136,7 @@ def test_when_the_used_link_breaks_the_spare_takes_over() -> None:
 def test_a_restarted_peer_goes_down_and_up_with_its_new_record() -> None:
     core = machine()
     join(core, HIGH)
-    actions = core.handle(hello(HIGH, dialled=False, incarnation=2), at(1))
+    actions = core.handle(hello(HIGH, dialled=False, start=2), at(1))
     assert actions.index(PeerDown(HIGH.node_id)) < actions.index(PeerUp(HIGH.node_id))
     assert HangUp(Link(HIGH.curve_key, False)) not in actions
     known = core.book.get(HIGH.node_id)
@@ -195,17 +191,25 @@ def run(core: Membership, start: float, end: float) -> list:
     return actions
 
 
-def test_a_silent_peer_is_pinged_then_dropped_and_a_talking_one_is_neither() -> None:
+def test_a_silent_peer_is_pinged_suspected_and_dropped_in_time() -> None:
     core = machine()
     join(core, HIGH)
     link = Link(HIGH.curve_key, False)
-    assert not told(run(core, 0, PING_INTERVAL_S - 1), Kind.PING)
-    assert told(run(core, PING_INTERVAL_S - 1, PING_INTERVAL_S + 1), Kind.PING) == [link]
-    core.heard(HIGH.node_id, at(PING_INTERVAL_S + 1))
-    actions = run(core, PING_INTERVAL_S + 1, PEER_TIMEOUT_S + 1)
-    assert PeerDown(HIGH.node_id) not in actions
-    assert PeerDown(HIGH.node_id) in run(core, PEER_TIMEOUT_S + 1, PEER_TIMEOUT_S + PING_INTERVAL_S + 2)
-    assert core.peers == []
+    assert not told(run(core, 0, LAN.probe_interval - 1), Kind.PING)
+    assert told(run(core, LAN.probe_interval - 1, LAN.probe_interval + 0.5), Kind.PING) == [link]
+    actions = run(core, LAN.probe_interval + 0.5, LAN.death_bound - 2)
+    assert core.suspects == [HIGH.node_id] and PeerDown(HIGH.node_id) not in actions
+    assert PeerDown(HIGH.node_id) in run(core, LAN.death_bound - 2, LAN.death_bound + 2 * TICK_S)
+    assert core.peers == [] and core.deaths == 1
+
+
+def test_a_suspect_that_says_anything_is_cleared() -> None:
+    core = machine()
+    join(core, HIGH)
+    run(core, 0, LAN.death_bound - 5)
+    core.heard(HIGH.node_id, at(LAN.death_bound - 5))
+    assert core.suspects == []
+    assert PeerDown(HIGH.node_id) not in run(core, LAN.death_bound - 5, 2 * LAN.death_bound - 10)
 
 
 def test_nobody_is_blamed_for_the_time_we_were_not_run() -> None:
@@ -213,7 +217,189 @@ def test_nobody_is_blamed_for_the_time_we_were_not_run() -> None:
     join(core, HIGH)
     run(core, 0, 1)
     assert PeerDown(HIGH.node_id) not in core.handle(Tick(), at(3600))
-    assert PeerDown(HIGH.node_id) in run(core, 3600, 3600 + PEER_TIMEOUT_S + 1)
+    assert PeerDown(HIGH.node_id) in run(core, 3600, 3600 + LAN.death_bound + 1)
+
+
+def news(sender: Identity, subject: Identity, status: Status, incarnation: int = 1 << REFUTATION_BITS) -> Message:
+    body = News((Rumour(subject.node_id, incarnation, status),)).encode()
+    return Message(Link(sender.curve_key, False), sender.node_id, Kind.NEWS, body)
+
+
+def bodies(actions, kind: Kind) -> list[bytes]:
+    return [action.body for action in actions if isinstance(action, Tell) and action.kind == kind]
+
+
+def test_a_suspicion_is_told_to_the_others_and_helpers_are_asked_first() -> None:
+    core = machine()
+    join(core, HIGH)
+    join(core, LOW)
+    now, actions = 0.0, []
+    while HIGH.node_id not in core.suspects:
+        now += TICK_S
+        core.heard(LOW.node_id, at(now))
+        actions += core.handle(Tick(), at(now))
+    asked = [Probe.decode(body) for body in bodies(actions, Kind.PROBE)]
+    assert [probe.node for probe in asked] == [HIGH.node_id] and told(actions, Kind.PROBE)[0].key == LOW.curve_key
+    assert (
+        Rumour(HIGH.node_id, 1 << REFUTATION_BITS, Status.SUSPECT) in News.decode(bodies(actions, Kind.NEWS)[0]).rumours
+    )
+    answer = Message(Link(LOW.curve_key, False), LOW.node_id, Kind.PROBED, Probed(asked[0].token, Reach.ALIVE).encode())
+    core.handle(answer, at(now))
+    assert core.suspects == []
+
+
+def test_a_rumour_about_ourselves_is_refuted_once_by_a_larger_incarnation() -> None:
+    core = machine()
+    join(core, HIGH)
+    before = core.record.incarnation
+    actions = core.handle(news(HIGH, ME, Status.SUSPECT, before), at(1))
+    assert core.record.incarnation == before + 1 and core.record.started == before >> REFUTATION_BITS
+    assert bodies(actions, Kind.PEERS) == [Peers((core.record.encoded,)).encode()]
+    assert core.handle(news(HIGH, ME, Status.DEAD, before), at(60)) == []  # stale
+    assert core.handle(news(HIGH, ME, Status.DEAD, 2**64 - 1), at(60)) == []  # invented
+
+
+def test_a_rumour_about_a_peer_that_we_hear_is_told_to_that_peer_only() -> None:
+    core = machine()
+    for identity in (HIGH, LOW, OTHERS[0]):
+        join(core, identity)
+    actions = core.handle(news(HIGH, LOW, Status.DEAD), at(1))
+    assert [link.key for link in told(actions, Kind.NEWS)] == [LOW.curve_key]
+    assert LOW.node_id in core.peers
+
+
+def test_a_death_is_told_on_by_those_to_whom_it_is_news_and_does_not_remove_the_record() -> None:
+    core = machine()
+    join(core, HIGH)
+    join(core, LOW)
+    core.handle(peers(HIGH, record(OTHERS[0])), at(0))
+    actions = core.handle(news(HIGH, OTHERS[0], Status.DEAD), at(1))
+    assert [link.key for link in told(actions, Kind.NEWS)] == [LOW.curve_key]
+    assert core.handle(news(LOW, OTHERS[0], Status.DEAD), at(1)) == []
+    assert core.handle(news(LOW, OTHERS[1], Status.DEAD), at(1)) == []  # never heard of it
+    assert OTHERS[0].node_id in core.book and core.book.is_dead(OTHERS[0].node_id)
+    core.handle(peers(LOW, record(OTHERS[0], refutations=1)), at(2))
+    assert not core.book.is_dead(OTHERS[0].node_id)
+
+
+def test_a_newer_record_of_a_suspect_clears_it() -> None:
+    core = machine()
+    join(core, HIGH)
+    join(core, LOW)
+    now = 0.0
+    while HIGH.node_id not in core.suspects:
+        now += TICK_S
+        core.heard(LOW.node_id, at(now))
+        core.handle(Tick(), at(now))
+    core.handle(peers(LOW, record(HIGH, refutations=1)), at(now))
+    assert core.suspects == [] and core.live_record(HIGH.node_id).incarnation == (1 << REFUTATION_BITS) + 1
+
+
+def test_without_room_a_caller_is_sent_on_and_a_lonely_one_displaces_somebody_who_dialled() -> None:
+    core = machine(limits=Limits(max_peers=3))
+    join(core, LOW)
+    join(core, HIGH)
+    refused = core.handle(hello(OTHERS[0], dialled=False), at(0))
+    link = Link(OTHERS[0].curve_key, False)
+    assert told(refused, Kind.PEERS) == told(refused, Kind.GOODBYE) == [link] and not told(refused, Kind.HELLO)
+    known = Peers.decode(bodies(refused, Kind.PEERS)[0]).records
+    assert {record(LOW).encoded, record(HIGH).encoded} <= set(known)
+    taken = core.handle(hello(OTHERS[1], dialled=False, needy=True), at(1))
+    assert PeerUp(OTHERS[1].node_id) in taken
+    (gone,) = [action.node for action in taken if isinstance(action, PeerDown)]
+    assert gone in {LOW.node_id, HIGH.node_id} and len(core.peers) == 2
+    assert PeerUp(OTHERS[2].node_id) not in core.handle(hello(OTHERS[2], dialled=False, needy=True), at(1))
+    again = core.handle(hello(OTHERS[2], dialled=False, needy=True), at(1 + EVICT_INTERVAL_S))
+    assert PeerUp(OTHERS[2].node_id) in again
+
+
+def test_links_that_we_chose_are_never_displaced() -> None:
+    core = machine(HIGH, limits=Limits(max_peers=3))
+    core.handle(Tick(), at(0))
+    core.handle(Opened(Link(HIGH.curve_key, True)), at(0))
+    core.handle(hello(HIGH, dialled=True), at(0))
+    for number, identity in enumerate(OTHERS[:20]):
+        core.handle(hello(identity, dialled=False, needy=True), at(2.0 * number))
+    assert HIGH.node_id in core.peers and len(core.peers) == 3
+
+
+def test_a_goodbye_frees_the_link_is_no_failure_and_its_records_are_tried() -> None:
+    core = machine(HIGH)
+    link = Link(HIGH.curve_key, True)
+    core.handle(Tick(), at(0))
+    core.handle(Opened(link), at(0))
+    body = Peers((record(OTHERS[0]).encoded,)).encode()
+    actions = core.handle(Message(link, HIGH.node_id, Kind.PEERS, body), at(0))
+    actions += core.handle(Message(link, HIGH.node_id, Kind.GOODBYE, Goodbye("full").encode()), at(0))
+    assert HangUp(link) in actions and core.refusal == ""
+    dialled = actions + run(core, 0, DIAL_YIELD_S)
+    assert OTHERS[0].curve_key in {action.address.key for action in dialled if isinstance(action, Dial)}
+
+
+def test_a_refusal_for_other_reasons_is_remembered_for_the_person() -> None:
+    core = machine(HIGH)
+    link = Link(HIGH.curve_key, True)
+    core.handle(Tick(), at(0))
+    core.handle(Opened(link), at(0))
+    core.handle(Message(link, HIGH.node_id, Kind.GOODBYE, Goodbye("not_admitted").encode()), at(0))
+    assert core.refusal == "not_admitted"
+
+
+def test_who_is_not_admitted_is_told_why_and_never_becomes_a_peer() -> None:
+    setup = Setup(ME, SWARM, admits=lambda record, now: "" if record.node_id == HIGH.node_id else "not_admitted")
+    core = Membership(setup, Book((), 16), random.Random(1), at(0))
+    actions = core.handle(hello(LOW, dialled=False), at(0))
+    assert Goodbye.decode(bodies(actions, Kind.GOODBYE)[0]).reason == "not_admitted" and core.peers == []
+    join(core, HIGH)
+    core.handle(peers(HIGH, record(LOW)), at(0))
+    assert LOW.node_id not in core.book
+    assert HangUp(Link(LOW.curve_key, False)) in run(core, 0, GRACE_S + TICK_S)
+
+
+def test_now_and_then_a_chosen_link_is_replaced_by_another() -> None:
+    core = machine(*OTHERS[:8])
+    for identity in OTHERS[:8]:
+        core.handle(Tick(), at(0))
+        core.handle(Opened(Link(identity.curve_key, True)), at(0))
+        core.handle(hello(identity, dialled=True), at(0))
+    core.handle(peers(OTHERS[0], *map(record, OTHERS[8:12])), at(0))
+    now, actions = 0.0, []
+    while now < 2 * LAN.rotate_interval:
+        now += TICK_S
+        for node in core.peers:
+            core.heard(node, at(now))
+        actions += core.handle(Tick(), at(now))
+    assert "rotated" in {Goodbye.decode(body).reason for body in bodies(actions, Kind.GOODBYE)}
+    assert {action.address.key for action in actions if isinstance(action, Dial)} & {i.curve_key for i in OTHERS[8:12]}
+
+
+def test_a_digest_is_answered_with_what_it_lacks_and_not_too_often() -> None:
+    core = machine()
+    join(core, HIGH)
+    core.handle(peers(HIGH, record(OTHERS[0]), record(OTHERS[1])), at(0))
+    digest = Digest((record(OTHERS[0]).summary, core.record.summary)).encode()
+    message = Message(Link(HIGH.curve_key, False), HIGH.node_id, Kind.DIGEST, digest)
+    (body,) = bodies(core.handle(message, at(1)), Kind.PEERS)
+    assert Peers.decode(body).records == (record(OTHERS[1]).encoded,)
+    with pytest.raises(PeerError):
+        core.handle(message, at(1.1))
+
+
+def test_one_peer_cannot_push_out_of_the_book_what_others_told() -> None:
+    core = machine(limits=Limits(max_known_peers=8))
+    join(core, LOW)
+    join(core, HIGH)
+    core.handle(peers(LOW, record(OTHERS[0]), record(OTHERS[1])), at(0))
+    core.handle(peers(HIGH, *map(record, OTHERS[2:])), at(0))
+    assert {OTHERS[0].node_id, OTHERS[1].node_id, LOW.node_id, HIGH.node_id} <= {r.node_id for r in core.book.records()}
+
+
+def test_a_peer_may_tell_only_so_many_records() -> None:
+    core = machine()
+    join(core, HIGH)
+    with pytest.raises(PeerError, match="too_many_records"):
+        for start in range(1, 100):
+            core.handle(peers(HIGH, *(record(identity, start) for identity in OTHERS)), at(0))
 
 
 def test_a_ping_is_answered_with_its_token() -> None:
@@ -228,7 +414,7 @@ def test_links_are_bounded() -> None:
     core = machine(limits=Limits(max_peers=3))
     for identity in OTHERS[:10]:
         core.handle(hello(identity, dialled=False), at(0))
-    assert len(core.peers) == 3
+    assert len(core.peers) == 2  # a third is kept for links of our own choice
     refused = core.handle(hello(OTHERS[11], dialled=False), at(0))
     assert told(refused, Kind.HELLO) == []
     core = machine(*OTHERS)
@@ -271,9 +457,7 @@ links = st.builds(lambda identity, dialled: Link(identity.curve_key, dialled), i
 events = st.one_of(
     links.map(Opened),
     links.map(Closed),
-    st.builds(
-        lambda i, dialled, n: hello(i, dialled=dialled, incarnation=n), identities, st.booleans(), st.integers(1, 3)
-    ),
+    st.builds(lambda i, dialled, n: hello(i, dialled=dialled, start=n), identities, st.booleans(), st.integers(1, 3)),
     st.builds(lambda i, j, n: peers(i, record(j, n)), identities, identities, st.integers(1, 3)),
     st.builds(lambda i: Expel(i.node_id), identities),
     st.builds(

@@ -1,0 +1,82 @@
+"""Records about the members: our own, reading others', and what to tell of them."""
+
+import random
+from collections.abc import Iterator
+
+from protocol.book import Book
+from protocol.clock import Instant
+from protocol.identity import KEY_BYTES, NodeId, node_id
+from protocol.messages import MAX_DIGEST, MAX_RECORDS, Digest, Peers
+from protocol.records import RECORD_LIFE_S, REFUTATION_BITS, PeerRecord, make_record
+from protocol.setup import Setup
+
+MAX_ANSWERS = 4  # messages of MAX_RECORDS in answer to one digest: half of the largest directory
+
+
+class Directory:
+    """Our own record, and the book as others are told of it."""
+
+    def __init__(self, setup: Setup, book: Book, rng: random.Random, now: Instant) -> None:
+        self._setup = setup
+        self._book = book
+        self._rng = rng
+        self.record = self._make(now, int(now.unix * 1000) << REFUTATION_BITS)
+
+    def _make(self, now: Instant, incarnation: int) -> PeerRecord:
+        setup = self._setup
+        expiry_ms = int((now.unix + RECORD_LIFE_S) * 1000)
+        return make_record(
+            setup.identity, setup.swarm, setup.endpoints, incarnation, setup.agent, expiry_ms, setup.grant
+        )
+
+    def renew(self, now: Instant, incarnation: int) -> None:
+        """Sign a new record of ourselves."""
+        self.record = self._make(now, incarnation)
+
+    def outbid(self, record: PeerRecord, now: Instant) -> None:
+        """Take note of a record of ourselves: ours must be the newer one."""
+        if record.replaces(self.record):
+            self.renew(now, max(self.record.incarnation, record.incarnation + 1))
+
+    def tick(self, now: Instant) -> None:
+        """Renew our record in good time, and let go of expired ones."""
+        if self.record.expiry_ms / 1000 - now.unix < RECORD_LIFE_S / 2:
+            self.renew(now, self.record.incarnation)
+        self._book.expire(now)
+
+    def knows(self, encoded: bytes) -> bool:
+        """Tell whether these bytes are the newest record of their author: no signature need be checked again."""
+        author = node_id(encoded[:KEY_BYTES])
+        known = self.record if author == self._setup.identity.node_id else self._book.get(author)
+        return known is not None and known.encoded == encoded
+
+    def read(self, encoded: bytes, now: Instant) -> PeerRecord:
+        """Verify a record of this swarm.
+
+        Raises:
+            RecordError: as `open_record`.
+        """
+        setup = self._setup
+        return setup.reader.open(encoded, setup.swarm, now.unix, setup.identity.verify)
+
+    def sample(self, reader: NodeId) -> bytes:
+        """Return the body of a peer exchange: our own record and a random sample of the good ones."""
+        good = [record for record in self._book.good_records() if record.node_id != reader]
+        chosen = self._rng.sample(good, min(MAX_RECORDS - 1, len(good)))
+        return Peers((self.record.encoded, *(record.encoded for record in chosen))).encode()
+
+    def digest(self) -> Digest:
+        """Return what we know, in short."""
+        known = [self.record, *self._book.good_records()][:MAX_DIGEST]
+        return Digest(tuple(record.summary for record in known))
+
+    def lacking(self, digest: Digest, reader: NodeId) -> Iterator[bytes]:
+        """Yield the bodies of peer exchanges with what is not in a peer's digest."""
+        theirs = dict(digest.entries)
+        lacking = [
+            record.encoded
+            for record in (self.record, *self._book.good_records())
+            if record.node_id != reader and theirs.get(record.summary[0]) != record.summary[1]
+        ][: MAX_ANSWERS * MAX_RECORDS]
+        for start in range(0, len(lacking), MAX_RECORDS):
+            yield Peers(tuple(lacking[start : start + MAX_RECORDS])).encode()
