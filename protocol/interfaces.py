@@ -7,16 +7,17 @@ from protocol.errors import BadAddress
 
 
 def bindable_host(host: str) -> str:
-    """Return what libzmq can bind to: it takes addresses, not names.
+    """Return what libzmq can bind to: it takes addresses, not names. Of a name with both, the IPv4 address.
 
     Raises:
         BadAddress: the name does not resolve.
     """
-    if host == "*" or _is_address(host):
+    if host == "*" or is_address(host):
         return host
     try:
-        return str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
-    except OSError:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        return str(min(found, key=lambda answer: answer[0] != socket.AF_INET)[4][0])
+    except (OSError, UnicodeError):
         raise BadAddress(f"cannot listen on {host!r}: no such host; give an address of this machine") from None
 
 
@@ -33,7 +34,8 @@ def advertised_host(host: str) -> str:
             return "::1" if family == socket.AF_INET6 else "127.0.0.1"
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Tell a literal IPv4 or IPv6 address from a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

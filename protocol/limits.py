@@ -67,6 +67,9 @@ PENALTIES = {
     "replayed": 0.2,
     "flood": 0.02,
     "stale": 0.1,
+    # Eight items announced, asked for and never delivered while the peer talked on, at a lie each: three
+    # times within ten minutes get it refused. An honest node whose line is full for once pays for one.
+    "broken_promise": 8.0,
 }
 REJECT_PENALTY = 1.0
 

@@ -1,0 +1,105 @@
+"""Carries out what `Connections` decides: measures the TCP connections below ZeroMQ's sockets, and ends them."""
+
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+
+from protocol.connections import Connections, Cut
+from protocol.limits import Limits
+from protocol.prefixes import prefix_of
+from protocol.tcp import TcpView
+from protocol.transport import Closed, Link, NetworkEvent, Refused
+
+
+class TcpWatch:
+    """Every TCP connection that we accepted or dialled, by file descriptor; what is refused goes to `events`."""
+
+    def __init__(self, limits: Limits, events: deque[NetworkEvent]) -> None:
+        self._connections = Connections(limits)
+        self._views: dict[int, TcpView] = {}
+        self._events = events
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def accepted(self, number: int, now: float) -> None:
+        """A connection came in."""
+        if (view := self._look(number)) is not None:
+            self._carry_out(self._connections.accepted(number, prefix_of(view.peer), now))
+
+    def connected(self, number: int, link: Link) -> None:
+        """A connection that we dialled is there, before its handshake."""
+        if self._look(number) is not None:
+            self._connections.connected(number, link)
+
+    def gone(self, number: int, failure: str | None) -> None:
+        """A connection ended; `failure` is what to count if its handshake failed, None if it did not."""
+        view = self._views.pop(number, None)
+        if view is None:
+            return
+        connection = self._connections.gone(number)
+        if connection is not None and not connection.cut:
+            reason = failure
+            if reason is None and view.was_ended_by_us():
+                reason = "framing"
+            if reason:
+                self._events.append(Refused(reason, connection.link))
+        view.close()
+
+    def forget(self, number: int) -> None:
+        """A connection that we dialled is none of ours any more."""
+        self._connections.forget(number)
+        if (view := self._views.pop(number, None)) is not None:
+            view.close()
+
+    def took(self, number: int, link: Link, parts: Iterable[int]) -> bool:
+        """Account for a whole message; return whether it is wanted."""
+        wanted, cuts = self._connections.took(number, link, parts)
+        self._carry_out(cuts)
+        return wanted
+
+    def answered(self, link: Link) -> None:
+        """A frame was sent over the link."""
+        self._connections.answered(link)
+
+    def hang_up(self, link: Link) -> None:
+        """End the link's connection."""
+        self._carry_out(self._connections.hung_up(link))
+
+    def measure(self) -> None:
+        """Begin a review: measure every connection."""
+        self._connections.begin()
+        for number in list(self._connections.numbers()):
+            measured = self._views[number].measure()
+            if measured is not None:
+                self._connections.measure(number, measured.received, measured.unread)
+
+    def drained(self, link: Link | None) -> None:
+        """The socket of a dialled link, or of all inbound ones, was read until it was empty."""
+        self._connections.drained(link)
+
+    def review(self, now: float) -> None:
+        """End a review: cut what breaks the rules."""
+        review = self._connections.review(now)
+        self._carry_out(review.cuts)
+        self._events.extend(Closed(link) for link in review.closed)
+
+    def close(self) -> None:
+        """Give every descriptor back."""
+        for view in self._views.values():
+            view.close()
+        self._views.clear()
+
+    def _look(self, number: int) -> TcpView | None:
+        self.forget(number)
+        with suppress(OSError):  # gone before we looked
+            view = self._views[number] = TcpView(number)
+            return view
+        return None
+
+    def _carry_out(self, cuts: list[Cut]) -> None:
+        for cut in cuts:
+            if cut.number in self._views:
+                self._views[cut.number].shut_down()
+            if cut.reason:
+                self._events.append(Refused(cut.reason, cut.link))
