@@ -25,7 +25,7 @@ from node.policy.load import Policy
 from node.pool import Pool
 from node.rollout import Completion, Group
 from node.sampling import RULES, SCALES, Sample, drop_negatives, external_samples, local_samples
-from node.sharing import Exchange
+from node.sharing import Exchange, traffic_row
 from node.tasks.base import Item, Task, derive_seed
 from node.tasks.load import TaskSet
 
@@ -81,14 +81,7 @@ class Loop:
         self.row["time/train"] = time.perf_counter() - self._handed_over
         self.row["time"] = time.time()
         self.row["time/round"] = self.row["time"] - self.row["began"]
-        traffic = self.exchange.traffic()
-        self.row |= {
-            "swarm/peers": traffic.peers,
-            "swarm/pool": len(self.pool),
-            "swarm/bytes_sent": traffic.bytes_sent,
-            "swarm/bytes_received": traffic.bytes_received,
-            "swarm/rejected": dict(traffic.rejected),
-        }
+        self.row |= {"swarm/pool": len(self.pool), **traffic_row(self.exchange.traffic())}
         self.metrics.append(self.row | {key: value for key, value in logs.items() if key not in self.row})
 
     def prompt_ids(self, group: Group) -> list[int]:

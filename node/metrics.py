@@ -18,10 +18,15 @@ Row = dict[str, Any]
 
 
 class MetricsLog:
-    """The writing end; one node owns the file. Raises `OSError` as the file system does."""
+    """The writing end; one node owns the file. Raises `OSError` as the file system does.
 
-    def __init__(self, path: Path) -> None:
+    A file that grows above `max_bytes` is renamed to metrics.old.jsonl, in place of an older one.
+    """
+
+    def __init__(self, path: Path, max_bytes: int | None = None) -> None:
         self._path = path
+        self._max_bytes = max_bytes
+        self.last: Mapping[str, Any] = {}  # the newest row
         _cut_torn_line(path)
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -29,11 +34,16 @@ class MetricsLog:
         line = _encode(row)
         with self._path.open("ab") as file:
             file.write(line)
+            size = file.tell()
+        if self._max_bytes is not None and size > self._max_bytes:
+            self._path.replace(self._path.with_suffix(f".old{self._path.suffix}"))
+        self.last = dict(row)
 
     def rewind(self, round_number: int) -> None:
         """Drop the rows after `round_number`, as a node does that resumes from its checkpoint."""
         rows = read_metrics(self._path)
         kept = [row for row in rows if row["round"] <= round_number]
+        self.last = kept[-1] if kept else {}
         if len(kept) < len(rows):
             write_atomically(self._path, b"".join(_encode(row) for row in kept))
 

@@ -4,12 +4,10 @@ The network comes up first: peers may dial while the model still loads. A signal
 stop (SIGTERM, SIGINT) ends the node after the round in progress, with a checkpoint.
 """
 
-import hashlib
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
@@ -24,26 +22,23 @@ from node.engines.hf import HfEngine
 from node.errors import UserError
 from node.folder import exclusive, full_disk_is_clear, resolve_seed
 from node.loop import Loop
+from node.manifest import check_tasks
 from node.metrics import MetricsLog
+from node.network import Network, open_network
+from node.observe import describe, observe
 from node.policy.load import Policy, load_policy
 from node.pool import Pool
 from node.sharing import Exchange, NetworkExchange, NoExchange
 from node.tasks.load import TaskSet, load_tasks
 from node.trainer import make_trainer
-from protocol.errors import ProtocolError
-from protocol.files import write_atomically
-from protocol.host import Host
-from protocol.identity import Identity
-from protocol.limits import Limits
-from protocol.records import Address
 
 log = structlog.get_logger()
 
-DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]
 
-
-def run_node(config: NodeConfig, folder: Path) -> None:
+def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], None] = lambda network: None) -> None:
     """Run one node until its last round or a signal; start again from the newest checkpoint.
+
+    `listening` is called once, when the node can be dialled; training begins after it.
 
     Raises:
         UserError: the configuration, the folder or the machine needs a person.
@@ -54,14 +49,14 @@ def run_node(config: NodeConfig, folder: Path) -> None:
         stopping = stack.enter_context(_stop_signals())
         seed = resolve_seed(config, folder)
         tasks = load_tasks(config.tasks)
-        exchange = stack.enter_context(_exchange(config, folder, tasks))
+        metrics = MetricsLog(folder / "metrics.jsonl")
+        exchange = stack.enter_context(_exchange(config, folder, tasks, metrics, listening))
         if config.threads:
             torch.set_num_threads(config.threads)
         policy = load_policy(config.policy)
         pool = stack.enter_context(_pool(config, folder))
         engine = _engine(config, folder, policy)
         stack.callback(engine.close)
-        metrics = MetricsLog(folder / "metrics.jsonl")
         loop = Loop(config, seed, policy, engine, tasks, pool, exchange, metrics)
         trainer = make_trainer(policy, config, folder, loop.rounds, loop.prompt_ids, loop.finish)
         trainer.add_callback(_StopCallback(stopping, config.trainer.num_iterations))
@@ -75,41 +70,24 @@ def run_node(config: NodeConfig, folder: Path) -> None:
 
 
 @contextmanager
-def _exchange(config: NodeConfig, folder: Path, tasks: TaskSet) -> Iterator[Exchange]:
+def _exchange(
+    config: NodeConfig, folder: Path, tasks: TaskSet, metrics: MetricsLog, listening: Callable[[Network], None]
+) -> Iterator[Exchange]:
     if not config.network.enabled:
         yield NoExchange()
         return
-    network = config.network
-    try:
-        swarm = bytes.fromhex(network.swarm) if network.swarm else DEFAULT_SWARM
-        if len(swarm) != 16:
-            raise ValueError
-    except ValueError:
-        raise UserError(f"network.swarm wants 32 hex digits, got {network.swarm!r}") from None
-    try:
-        identity = Identity.load_or_generate(folder / "identity.key")
-        seeds = [Address.parse(text) for text in network.seeds]
-        limits = Limits(max_peers=network.max_peers)
-        host = Host(identity, swarm, network.listen or None, seeds, limits, _agent(), folder / "peers.json")
-        address = host.start()
-    except ProtocolError as error:
-        raise UserError(str(error)) from error
-    try:
-        if address is not None:
-            write_atomically(folder / "address", f"{address}\n".encode())
-        log.info("listening", node=identity.node_id, address=str(address))
-        yield NetworkExchange(
-            host,
-            tasks,
-            max_completions=4 * config.sampling.completions,
-            informative_only=network.share == "informative",
-        )
-    finally:
-        host.stop()
-
-
-def _agent() -> str:
-    return f"gossamer/{version('gossamer')}"
+    with open_network(config, folder) as network:
+        manifest = network.manifest
+        if manifest is not None:
+            check_tasks(manifest, tasks)
+        with observe(config.observe, folder, lambda: describe(network, metrics.last, config.rounds)):
+            listening(network)
+            yield NetworkExchange(
+                network.host,
+                tasks,
+                max_completions=manifest.limits.max_completions if manifest else 4 * config.sampling.completions,
+                informative_only=config.network.share == "informative",
+            )
 
 
 @contextmanager

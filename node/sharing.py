@@ -6,8 +6,8 @@ the protocol's host; `NoExchange` is a node alone, for which the loop is plain G
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from node.ingest import BLAMELESS, check
@@ -15,19 +15,9 @@ from node.pool import Shared
 from node.rollout import MAX_GROUP_BYTES, Group, encode
 from node.sampling import is_informative
 from node.tasks.load import TaskSet
-from protocol.host import Host, Verdict
+from protocol.host import Counters, Host, Verdict
 
 RECEIVE_LIMIT = 1024  # items looked at in one round; the rest wait in the host's bounded inbox
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """Cumulative counts since the node started."""
-
-    peers: int
-    bytes_sent: int
-    bytes_received: int
-    rejected: Mapping[str, int]
 
 
 class Exchange(Protocol):
@@ -41,7 +31,7 @@ class Exchange(Protocol):
         """Return the verified groups that came since the last call; ids that are `known` are not verified again."""
         ...
 
-    def traffic(self) -> Traffic: ...
+    def traffic(self) -> Counters: ...
 
 
 class NoExchange:
@@ -54,9 +44,9 @@ class NoExchange:
         """Return nothing."""
         return []
 
-    def traffic(self) -> Traffic:
+    def traffic(self) -> Counters:
         """Return zeros."""
-        return Traffic(0, 0, 0, {})
+        return Counters(0, 0, 0, 0, 0, 0, 0, {})
 
 
 class NetworkExchange:
@@ -95,8 +85,21 @@ class NetworkExchange:
                 self._host.report(item.id, verdict, reason)
         return shared
 
-    def traffic(self) -> Traffic:
+    def traffic(self) -> Counters:
         """Return the host's counts."""
         counters = self._host.counters()
-        rejected = Counter(counters.rejected) + self._unsent
-        return Traffic(counters.peers, counters.bytes_sent, counters.bytes_received, dict(rejected))
+        return replace(counters, rejected=dict(Counter(counters.rejected) + self._unsent))
+
+
+def traffic_row(traffic: Counters) -> dict[str, object]:
+    """Return the counts under the names that they have in a row of metrics."""
+    return {
+        "swarm/peers": traffic.peers,
+        "swarm/known": traffic.known,
+        "swarm/bytes_sent": traffic.bytes_sent,
+        "swarm/bytes_received": traffic.bytes_received,
+        "swarm/items_sent": traffic.items_sent,
+        "swarm/items_received": traffic.items_received,
+        "swarm/duplicates": traffic.duplicates,
+        "swarm/rejected": dict(traffic.rejected),
+    }

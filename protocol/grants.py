@@ -29,6 +29,7 @@ from protocol.manifest import Policy, SwarmManifest
 from protocol.recent import Recent
 from protocol.records import MAX_GRANT_BYTES, PeerRecord
 
+REFUSALS = frozenset({"not_admitted", "invite_used", "invite_expired"})  # what a `Gatekeeper` answers
 MAX_USES = 4096
 MAX_CHECKED = 4096  # grants whose signatures were found good, about 300 bytes each
 MAX_NUMBERS = 1 << 16  # used numbers that are remembered: sixteen of the largest invites
@@ -162,10 +163,7 @@ class Gatekeeper:
         self._holders: Recent[tuple[bytes, int], NodeId] = Recent(MAX_NUMBERS)
 
     def admits(self, record: PeerRecord, now: Instant) -> str:
-        """Return "" or why the node of the verified `record` is kept out.
-
-        The reasons: "not_admitted", "invite_expired" (a pass too), "invite_used".
-        """
+        """Return "" or which of `REFUSALS` keeps the node of the verified `record` out."""
         if self._manifest.policy is Policy.OPEN or record.public_key == self._manifest.founder_key:
             return ""
         if record.node_id in self._manifest.allowed:

@@ -182,7 +182,7 @@ class Host:
         core = self._core
         if core is None:
             return Counters(0, 0, 0, 0, 0, 0, 0, {})
-        rejected = Counter(dict(core.admission.rejected))
+        rejected = Counter(dict(core.admission.rejected)) + Counter(dict(core.membership.refused))
         rejected.update({"inbox_full": self._inbox.dropped, "outbox_full": self._commands.dropped})
         return Counters(
             bytes_sent=core.bytes_sent,

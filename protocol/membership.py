@@ -30,6 +30,7 @@ Rules
 """
 
 import random
+from collections import Counter
 
 from protocol.book import Book
 from protocol.clock import Instant
@@ -82,6 +83,7 @@ class Membership:
         self._next_refutation = now.steady
         self.deaths = 0  # peers dropped for silence
         self.refusal = ""  # why somebody last did not admit us
+        self.refused: Counter[str] = Counter()  # whom we did not admit, by reason
 
     @property
     def record(self) -> PeerRecord:
@@ -199,6 +201,7 @@ class Membership:
             return [HangUp(link), *self._closed(link, now)]
         refusal = self._setup.admits(record, now)
         if refusal:
+            self.refused[refusal] += 1
             return self._refuse(link, refusal, now)
         actions: list[MembershipAction] = []
         known = self._links.peers.get(sender)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
-from node.cli import bench, doctor, evaluate, identity, inspect, node, swarm
+from node.cli import bench, doctor, evaluate, found, identity, inspect, invite, join, node, status, swarm
 from node.cli.explain import explain
 
 EXIT_DEFECT = 1
@@ -24,6 +24,10 @@ app = typer.Typer(
 )
 app.command("swarm")(swarm.swarm)
 app.command("node")(node.node)
+app.command("found")(found.found)
+app.command("invite")(invite.invite)
+app.command("join")(join.join)
+app.command("status")(status.status)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(identity.app, name="identity")
 app.add_typer(bench.app, name="bench")

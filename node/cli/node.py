@@ -1,24 +1,39 @@
 """`gossamer node`: one node."""
 
-import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from node.cli.options import Config, Debug, DryRun, Rounds, Seed, Settings, read_config
+from node.cli.options import (
+    Config,
+    Debug,
+    DryRun,
+    Folder,
+    Listen,
+    Rounds,
+    Seed,
+    Settings,
+    read_config,
+    resumed,
+    with_network,
+)
+from node.cli.running import run
 from node.cli.toml import to_toml
 
-Folder = Annotated[Path, typer.Option("--folder", "--state", help="The node's state folder: key, pool, checkpoints.")]
-Listen = Annotated[
-    str | None,
-    typer.Option(metavar="ENDPOINT", help="Where peers may dial, e.g. tcp://0.0.0.0:4001.", show_default=False),
-]
 SeedPeers = Annotated[
     list[str] | None,
     typer.Option(
         "--seed-peer", metavar="ADDRESS", help="A node to meet the swarm by: what its `address` file holds; repeatable."
     ),
+]
+SeedOnly = Annotated[
+    bool,
+    typer.Option("--seed-only", help="Introduce peers, relay and serve the manifest; load no model, train nothing."),
+]
+Join = Annotated[
+    str | None,
+    typer.Option(metavar="INVITE", help="Join this swarm first, as `gossamer join` does.", show_default=False),
 ]
 
 
@@ -27,6 +42,8 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     folder: Folder = Path("node-state"),
     listen: Listen = None,
     seed_peer: SeedPeers = None,
+    join: Join = None,
+    seed_only: SeedOnly = False,
     rounds: Rounds = None,
     settings: Settings = None,
     seed: Seed = None,
@@ -35,14 +52,16 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
 ) -> int:
     """Run one node until its last round or Ctrl-C; started again, it goes on from its checkpoint.
 
+    A node that founded or joined a swarm needs no CONFIG to be started again.
+
     \b
     Example:
       gossamer node --state n0 --listen tcp://0.0.0.0:4001
       gossamer node --state n1 --seed-peer "$(cat n0/address)" --set trainer.learning_rate=1e-4
+      gossamer node --state relay --join "$INVITE" --seed-only --listen tcp://0.0.0.0:4002
     """
-    settled = read_config(config, settings, rounds=rounds, seed=seed)
-    changes = {"seeds": [*settled.network.seeds, *(seed_peer or [])], **({"listen": listen} if listen else {})}
-    settled = settled.model_copy(update={"network": settled.network.model_copy(update=changes)})
+    settled = read_config(resumed(config, folder), settings, rounds=rounds, seed=seed)
+    settled = with_network(settled, listen=listen, seeds=seed_peer or [])
     if dry_run:
         print(to_toml(settled), end="")
         return 0
@@ -50,8 +69,9 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     from node.logs import setup_logs
 
     setup_logs(folder, debug=debug)
-    from node.run import run_node  # after the logs: its libraries log while they load
+    if join is not None:
+        from node import founding
+        from protocol.invite import Invite
 
-    with contextlib.suppress(KeyboardInterrupt):  # while it still starts; later the node ends its round first
-        run_node(settled, folder)
-    return 0
+        settled = founding.join(Invite.parse(join), settled, folder, tasks=not seed_only)
+    return run(settled, folder, seed_only=seed_only)

@@ -10,6 +10,13 @@ import typer
 
 from node.config import NodeConfig, load_config
 
+Folder = Annotated[
+    Path, typer.Option("--out", "--state", help="The node's state folder: key, manifest, pool, checkpoints.")
+]
+Listen = Annotated[
+    str | None,
+    typer.Option(metavar="ENDPOINT", help="Where peers may dial, e.g. tcp://0.0.0.0:4001.", show_default=False),
+]
 Config = Annotated[Path | None, typer.Argument(help="TOML file; without one, the defaults.", show_default=False)]
 Settings = Annotated[
     list[str] | None,
@@ -28,6 +35,19 @@ def read_config(
     named = {"rounds": rounds, "seed": seed}
     extra = [f"{key}={value}" for key, value in named.items() if value is not None]
     return load_config(path, [*(settings or []), *extra])
+
+
+def resumed(path: Path | None, folder: Path) -> Path | None:
+    """Return `path`; without one, what the node in `folder` last ran, if it is in a swarm with a manifest."""
+    last = folder / "config.json"
+    return last if path is None and last.exists() and (folder / "manifest.bin").exists() else path
+
+
+def with_network(config: NodeConfig, *, listen: str | None = None, seeds: Sequence[str] = ()) -> NodeConfig:
+    """Return `config` with what the options say of the network."""
+    network = config.network
+    changes = {"seeds": list(dict.fromkeys([*network.seeds, *seeds])), "listen": listen or network.listen}
+    return config.model_copy(update={"network": network.model_copy(update=changes)})
 
 
 def command_began() -> float:

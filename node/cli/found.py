@@ -1,0 +1,90 @@
+"""`gossamer found`: the first node of a new swarm."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from node.cli.options import Config, Debug, Folder, Listen, Rounds, Seed, Settings, read_config, with_network
+from node.cli.running import run
+from node.config import NodeConfig, TaskConfig
+
+if TYPE_CHECKING:
+    from node.network import Network
+
+
+class Policy(StrEnum):
+    """The manifest's policies, by their names; spelt out here to keep the protocol out of --help."""
+
+    OPEN = "open"
+    ALLOWLIST = "allowlist"
+
+
+Name = Annotated[str, typer.Argument(help="The swarm's name: letters, digits, '.', '_' and '-'.", show_default=False)]
+Who = Annotated[Policy, typer.Option("--policy", help="Who may join: everybody, or those who are listed or invited.")]
+Allow = Annotated[
+    list[str] | None, typer.Option("--allow", metavar="NODE_ID", help="Admit this node without an invite; repeatable.")
+]
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="The swarm's tasks; default: those of CONFIG. Options come from CONFIG.",
+        show_default=False,
+    ),
+]
+NoStart = Annotated[bool, typer.Option("--no-start", help="Only write the manifest and the configuration.")]
+
+
+def found(  # noqa: PLR0913  # one parameter for each option of the command
+    name: Name,
+    config: Config = None,
+    folder: Folder = Path("node-state"),
+    policy: Who = Policy.OPEN,
+    allow: Allow = None,
+    tasks: Tasks = None,
+    listen: Listen = None,
+    rounds: Rounds = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    no_start: NoStart = False,
+    debug: Debug = False,
+) -> int:
+    """Found a swarm: sign its manifest, print an invite, and start its first node.
+
+    The manifest holds the tasks with their versions, the limits and who may join; it never changes.
+    `gossamer node --state DIR` starts the node again.
+
+    \b
+    Example:
+      gossamer found riddles --tasks builtin --listen tcp://0.0.0.0:4001 --out n0
+    """
+    settled = with_network(read_config(config, settings, rounds=rounds, seed=seed), listen=listen)
+    if tasks is not None:
+        settled = _with_tasks(settled, tasks)
+
+    from node import founding
+    from node.logs import setup_logs
+    from protocol import manifest
+
+    allowed = [founding.parse_node_id(text) for text in allow or []]
+    founding.found(settled, folder, name, manifest.Policy(policy), allowed)
+    founding.save_config(settled, folder)
+    if no_start:
+        print(
+            f"swarm {name} is founded: start it with `gossamer node --state {folder}`, then `gossamer invite {folder}`"
+        )
+        return 0
+    setup_logs(folder, debug=debug)
+
+    def listening(network: "Network") -> None:
+        print(founding.make_invite(folder, []), flush=True)
+
+    return run(settled, folder, listening=listening)
+
+
+def _with_tasks(config: NodeConfig, names: str) -> NodeConfig:
+    listed = {task.name: task for task in config.tasks}
+    chosen = [listed.get(name, TaskConfig(name=name)) for name in (part.strip() for part in names.split(","))]
+    return config.model_copy(update={"tasks": chosen})

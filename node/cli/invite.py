@@ -1,0 +1,68 @@
+"""`gossamer invite`: the line with which others join."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from node.cli.options import Debug
+from node.errors import UserError
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The state folder of a node in the swarm.")]
+Seeds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--seed", metavar="ADDRESS", help="Whom to dial, tcp://HOST:PORT?key=HEX; default: this node. Repeatable."
+    ),
+]
+For = Annotated[
+    str | None, typer.Option("--for", metavar="NODE_ID", help="Admit this node (founder only).", show_default=False)
+]
+Uses = Annotated[int | None, typer.Option(help="Admit this many nodes (founder only).", show_default=False)]
+Expires = Annotated[str, typer.Option(metavar="TIME", help="How long --for or --uses admit: 30m, 12h, 7d.")]
+
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+MAX_LIFETIME_S = 3660 * 86400
+
+
+def invite(
+    folder: Folder,
+    seed: Seeds = None,
+    node_id: For = None,
+    uses: Uses = None,
+    expires: Expires = "7d",
+    debug: Debug = False,
+) -> None:
+    """Print an invite to the swarm of a node: its address, those of peers it knows, the manifest's hash.
+
+    In a swarm with an allowlist the founder adds who may enter: one node by its id, or whoever
+    has the line, a number of times. The right ends at its expiry, for those inside as well.
+
+    \b
+    Example:
+      gossamer invite n0
+      gossamer invite n0 --uses 20 --expires 30d
+    """
+    if node_id is not None and uses is not None:
+        raise UserError("an invite is for one node or for a number of uses: give --for or --uses")
+    lifetime = _lifetime(expires)
+
+    from node import founding
+    from protocol.records import Address
+
+    seeds = [Address.parse(text) for text in seed or []]
+    if node_id is not None:
+        print(founding.make_invite(folder, seeds, founding.pass_for(folder, founding.parse_node_id(node_id), lifetime)))
+    elif uses is not None:
+        print(founding.make_invite(folder, seeds, founding.shared_invite(folder, uses, lifetime)))
+    else:
+        print(founding.make_invite(folder, seeds))
+
+
+def _lifetime(text: str) -> float:
+    match = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
+    seconds = int(match[1]) * SECONDS[match[2]] if match else 0
+    if not 0 < seconds <= MAX_LIFETIME_S:
+        raise UserError(f"--expires wants a time such as 30m, 12h or 7d, at most ten years, got {text!r}")
+    return float(seconds)

@@ -1,0 +1,49 @@
+"""`gossamer join`: a node in somebody's swarm, from one line."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from node.cli.options import Config, Debug, Folder, Listen, Rounds, Seed, Settings, read_config, resumed, with_network
+from node.cli.running import run
+
+Uri = Annotated[str, typer.Argument(metavar="INVITE", help="What `gossamer invite` printed: gossamer://...")]
+NoStart = Annotated[bool, typer.Option("--no-start", help="Fetch and verify all, keep it, and stop.")]
+
+
+def join(  # noqa: PLR0913  # one parameter for each option of the command
+    invite: Uri,
+    config: Config = None,
+    folder: Folder = Path("node-state"),
+    listen: Listen = None,
+    rounds: Rounds = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    no_start: NoStart = False,
+    debug: Debug = False,
+) -> int:
+    """Join a swarm: fetch and verify its manifest, find peers, train on its tasks with a model of your own.
+
+    CONFIG says which model, and everything else but the tasks. Given again with the same folder,
+    the node goes on from its checkpoint.
+
+    \b
+    Example:
+      gossamer join "$INVITE" --out n1 --set policy.model=my-model
+    """
+    from protocol.invite import Invite
+
+    parsed = Invite.parse(invite)
+    settled = read_config(resumed(config, folder), settings, rounds=rounds, seed=seed)
+    settled = with_network(settled, listen=listen)
+
+    from node import founding
+    from node.logs import setup_logs
+
+    setup_logs(folder, debug=debug)
+    settled = founding.join(parsed, settled, folder)
+    if no_start:
+        founding.save_config(settled, folder)
+        return 0
+    return run(settled, folder)

@@ -1,0 +1,138 @@
+"""A node's place in its swarm, put together from its configuration and its folder.
+
+Trainers, relays and joiners all meet the network here. A folder with a manifest belongs to
+that swarm; without one, `network.swarm` says which swarm the node is in. Nothing here needs torch.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+from node.config import NetworkConfig, NodeConfig
+from node.errors import UserError
+from node.manifest import load_grant, load_manifest
+from protocol.errors import PortInUse, ProtocolError
+from protocol.files import write_atomically
+from protocol.grants import Gatekeeper
+from protocol.host import Host
+from protocol.identity import Identity
+from protocol.limits import Limits
+from protocol.manifest import SwarmManifest
+from protocol.records import Address, Endpoint
+from protocol.setup import admit_everybody
+from protocol.timing import PRESETS, Timing
+
+DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]
+
+log = structlog.get_logger()
+
+
+class Network(NamedTuple):
+    """A running host, who it is, the manifest of its swarm if that has one, and where it is dialled, if it can be."""
+
+    host: Host
+    identity: Identity
+    swarm: bytes
+    manifest: SwarmManifest | None
+    address: Address | None
+
+
+@contextmanager
+def open_network(config: NodeConfig, folder: Path) -> Iterator[Network]:
+    """Run a host for as long as the block lasts; its address is written to `folder`/address.
+
+    Raises:
+        UserError: the key, the manifest, a seed or the endpoint to listen on is of no use.
+    """
+    manifest = load_manifest(folder)
+    swarm = _swarm(config.network, manifest)
+    try:
+        identity = Identity.load_or_generate(folder / "identity.key")
+        host, address = _start(config, folder, identity, swarm, manifest)
+    except ProtocolError as error:
+        raise UserError(str(error)) from error
+    try:
+        if address is not None:
+            write_atomically(folder / "address", f"{address}\n".encode())
+        log.info("listening", node=identity.node_id, address=str(address), swarm=swarm.hex())
+        yield Network(host, identity, swarm, manifest, address)
+    finally:
+        host.stop()
+
+
+def agent() -> str:
+    """Return what a node says it runs."""
+    return f"gossamer/{version('gossamer')}"
+
+
+def _swarm(network: NetworkConfig, manifest: SwarmManifest | None) -> bytes:
+    try:
+        configured = bytes.fromhex(network.swarm)
+        if len(configured) not in (0, 16):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"network.swarm wants 32 hex digits, got {network.swarm!r}") from None
+    if manifest is None:
+        return configured or DEFAULT_SWARM
+    if configured not in (b"", manifest.swarm):
+        raise UserError(f"network.swarm is not that of {manifest.name!r}, to which the folder belongs: leave it out")
+    return manifest.swarm
+
+
+def _start(
+    config: NodeConfig, folder: Path, identity: Identity, swarm: bytes, manifest: SwarmManifest | None
+) -> tuple[Host, Address | None]:
+    network = config.network
+    seeds = [Address.parse(text) for text in network.seeds]
+    limits = Limits(max_peers=network.max_peers)
+    if manifest is not None:
+        limits = Limits(max_peers=network.max_peers, max_item_age_s=float(manifest.limits.max_item_age_s))
+
+    def start(listen: str | None) -> tuple[Host, Address | None]:
+        host = Host(
+            identity,
+            swarm,
+            listen,
+            seeds,
+            limits,
+            agent(),
+            folder / "peers.json",
+            timing=timing_of(network),
+            grant=load_grant(folder),
+            manifest=manifest.encoded if manifest else None,
+            admits=Gatekeeper(manifest).admits if manifest else admit_everybody,
+        )
+        return host, host.start()
+
+    again = _last_endpoint(network, folder) if manifest else None
+    if again is not None:
+        try:
+            return start(str(again))
+        except PortInUse:
+            log.info("port of the last start is taken", endpoint=str(again))
+    return start(network.listen or None)
+
+
+def _last_endpoint(network: NetworkConfig, folder: Path) -> Endpoint | None:
+    """Where "any port" ended up at the last start: invites that were given out name it."""
+    asked = Endpoint.parse(network.listen, bind=True) if network.listen else None
+    if asked is None or asked.port != 0:
+        return None
+    try:
+        port = Address.parse((folder / "address").read_text()).endpoint.port
+    except (OSError, ProtocolError):
+        return None
+    return Endpoint(asked.host, port)
+
+
+def timing_of(network: NetworkConfig) -> Timing:
+    """Return the configured preset; "auto" takes a node that listens on loopback only to have its peers there."""
+    if network.timing != "auto":
+        return PRESETS[network.timing]
+    loopback = ("tcp://127.", "tcp://localhost:", "tcp://[::1]:")
+    return PRESETS["local" if network.listen.startswith(loopback) else "wan"]

@@ -1,0 +1,73 @@
+"""A node that trains nothing: it introduces peers, relays what they share and serves the manifest.
+
+It loads no model and does not import torch. It checks signatures, sizes and rates as every node
+does, but not what is in a group: that is for those who train on it.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import structlog
+
+from node.config import NodeConfig
+from node.errors import UserError
+from node.folder import exclusive, full_disk_is_clear, resolve_seed
+from node.metrics import MetricsLog
+from node.network import Network, open_network
+from node.observe import describe, observe
+from node.sharing import traffic_row
+from protocol.host import Host
+
+METRICS_INTERVAL_S = 10.0
+DRAIN_INTERVAL_S = 0.5  # the host's inbox, which nobody here reads, holds 4096 groups
+DRAIN = 4096
+MAX_METRICS_BYTES = 16 << 20  # a month or two; one older file of the same size is kept beside it
+
+STOPS = {signal.SIGTERM, signal.SIGINT}
+
+log = structlog.get_logger()
+
+
+def run_relay(config: NodeConfig, folder: Path, listening: Callable[[Network], None] = lambda network: None) -> None:
+    """Relay until SIGTERM or SIGINT; `listening` is called once, when the node can be dialled.
+
+    Raises:
+        UserError: the configuration, the folder or the machine needs a person.
+    """
+    if not config.network.enabled:
+        raise UserError("a node that only relays needs its network: set network.enabled=true")
+    with ExitStack() as stack:
+        stack.enter_context(full_disk_is_clear(folder))
+        stack.enter_context(exclusive(folder))
+        stack.enter_context(_stops_wait())
+        resolve_seed(config, folder)
+        network = stack.enter_context(open_network(config, folder))
+        stack.enter_context(observe(config.observe, folder, lambda: describe(network, {}, None)))
+        listening(network)
+        metrics = MetricsLog(folder / "metrics.jsonl", MAX_METRICS_BYTES)
+        due = time.monotonic() + METRICS_INTERVAL_S
+        while signal.sigtimedwait(STOPS, DRAIN_INTERVAL_S) is None:
+            network.host.receive(DRAIN)
+            if time.monotonic() >= due:
+                due += METRICS_INTERVAL_S
+                metrics.append(_row(network.host))
+        metrics.append(_row(network.host))
+        log.info("finished")
+
+
+def _row(host: Host) -> dict[str, object]:
+    """Return the same counts as a round's row has; a row without "round" is no round to those who read them."""
+    return {"time": time.time(), **traffic_row(host.counters())}
+
+
+@contextmanager
+def _stops_wait() -> Iterator[None]:
+    """Keep signals to stop waiting until they are asked for; the threads that start now inherit this."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)

@@ -1,0 +1,218 @@
+"""Found, invite, join over real sockets: who gets in, through whom peers meet, and how they find back."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from node import founding
+from node.cli.status import ask
+from node.config import NodeConfig
+from node.errors import UserError
+from node.manifest import load_manifest
+from node.network import Network, open_network
+from protocol.errors import JoinError
+from protocol.grants import make_pass
+from protocol.identity import Identity
+from protocol.invite import Invite
+from protocol.manifest import Policy
+from protocol.records import Address
+from tests.swarms import gossamer, small_config
+from tests.waiting import wait_until
+
+NOWHERE = ""  # a node that nobody can dial
+LOOPBACK = "tcp://127.0.0.1:0"
+DAY = 86400.0
+
+
+def config(listen: str = NOWHERE) -> NodeConfig:
+    return small_config(1, network={"listen": listen}, tasks=[{"name": "builtin/sums"}])
+
+
+@contextmanager
+def relay(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A seed-only node in a process of its own; it is asked to stop at the end of the block."""
+    process = gossamer("node", "--state", folder, "--seed-only")
+    try:
+        wait_until(lambda: (folder / "observe.json").exists() or process.poll() is not None, 30)
+        assert process.poll() is None, process.communicate()[1]
+        yield process
+    finally:
+        process.terminate()
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode in (0, -9), errors
+
+
+def found(folder: Path, policy: Policy = Policy.OPEN, *, allowed: tuple[Identity, ...] = ()) -> Path:
+    settled = config(LOOPBACK)
+    founding.found(settled, folder, "club", policy, [identity.node_id for identity in allowed])
+    founding.save_config(settled, folder)
+    return folder
+
+
+def key_of(folder: Path) -> Identity:
+    folder.mkdir(exist_ok=True)
+    return Identity.load_or_generate(folder / "identity.key")
+
+
+def join(folder: Path, invite: Invite, listen: str = NOWHERE) -> NodeConfig:
+    return founding.join(Invite.parse(str(invite)), config(listen), folder, tasks=False)
+
+
+def received(network: Network, body: bytes) -> Callable[[], bool]:
+    return lambda: any(item.body == body for item in network.host.receive(100))
+
+
+def test_an_allowlist_admits_the_listed_the_invited_and_nobody_else(tmp_path: Path) -> None:
+    listed = key_of(tmp_path / "listed")
+    club = found(tmp_path / "club", Policy.ALLOWLIST, allowed=(listed,))
+    guest = key_of(tmp_path / "guest")
+    with relay(club):
+        plain = founding.make_invite(club, [])
+
+        def refused(name: str, invite: Invite, says: str) -> None:
+            with pytest.raises(JoinError, match=says) as caught:
+                join(tmp_path / name, invite)
+            assert key_of(tmp_path / name).node_id in str(caught.value)
+            assert load_manifest(tmp_path / name) is None
+
+        refused("stranger", plain, "does not admit")
+        assert join(tmp_path / "listed", plain).network.seeds == [str(plain.seeds[0])]
+
+        own_pass = founding.make_invite(club, [], founding.pass_for(club, guest.node_id, DAY))
+        refused("stranger", own_pass, "does not admit")
+        refused("guest", founding.make_invite(club, [], founding.pass_for(club, guest.node_id, -1.0)), "has expired")
+        forged = make_pass(guest, plain.swarm, guest.node_id, int((time.time() + DAY) * 1000))
+        refused("guest", founding.make_invite(club, [], forged), "does not admit")
+        join(tmp_path / "guest", own_pass)
+
+        two = founding.make_invite(club, [], founding.shared_invite(club, 2, DAY))
+        join(tmp_path / "first", two)
+        join(tmp_path / "second", two)
+        refused("third", two, "used up")
+        refused("third", founding.make_invite(club, [], founding.shared_invite(club, 2, -1.0)), "has expired")
+        join(tmp_path / "first", two)  # again, without a number more
+
+        # What got in shares what is published, and the one who was refused cannot speak at all.
+        with ExitStack() as stack:
+            networks = [
+                stack.enter_context(
+                    open_network(join(tmp_path / name, two if name == "first" else own_pass), tmp_path / name)
+                )
+                for name in ("first", "guest")
+            ]
+            wait_until(lambda: all(network.host.counters().peers for network in networks), 20)
+            networks[0].host.publish(b"from the first")
+            wait_until(received(networks[1], b"from the first"), 20)
+        state = ask(club)
+        assert state["rejected"]["not_admitted"] >= 2
+        assert state["rejected"]["invite_used"] >= 2
+        assert state["rejected"]["invite_expired"] >= 2
+
+
+def test_a_relay_alone_bridges_two_nodes_that_nobody_can_dial(tmp_path: Path) -> None:
+    club = found(tmp_path / "club")
+    with relay(club), ExitStack() as stack:
+        invite = founding.make_invite(club, [])
+        left, right = (
+            stack.enter_context(open_network(join(tmp_path / name, invite), tmp_path / name)) for name in "lr"
+        )
+        wait_until(lambda: left.host.counters().peers and right.host.counters().peers, 20)
+        small, large = b"small" * 100, random.Random(1).randbytes(300_000)
+        left.host.publish(small)
+        wait_until(received(right, small), 20)
+        right.host.publish(large)
+        wait_until(received(left, large), 20)
+        wait_until(lambda: [peer.node_id for peer in left.host.peers()] == [key_of(club).node_id], 5)
+        wait_until(lambda: ask(club)["counters"]["items_received"] == 2, 20)
+        state = ask(club)
+    assert (state["rounds"], state["counters"]["live_peers"]) == (None, 2)
+    row = json.loads((club / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["swarm/items_received"] == 2
+    assert "round" not in row
+
+
+def test_a_node_comes_back_through_its_peers_when_its_seed_is_gone(tmp_path: Path) -> None:
+    club = found(tmp_path / "club")
+    with ExitStack() as stack:
+        with relay(club) as process:
+            invite = founding.make_invite(club, [])
+            friend = stack.enter_context(open_network(join(tmp_path / "friend", invite, LOOPBACK), tmp_path / "friend"))
+            settled = join(tmp_path / "own", invite, LOOPBACK)
+            with open_network(settled, tmp_path / "own") as own:
+                wait_until(lambda: own.host.counters().peers == friend.host.counters().peers == 2, 20)
+            process.kill()
+        assert settled.network.seeds == [str(invite.seeds[0])]
+        again = stack.enter_context(open_network(join(tmp_path / "own", invite, LOOPBACK), tmp_path / "own"))
+        wait_until(lambda: again.host.counters().peers == 1, 20)
+        again.host.publish(b"back again")
+        wait_until(received(friend, b"back again"), 20)
+
+
+def test_a_node_started_again_listens_where_its_invites_say(tmp_path: Path) -> None:
+    club = found(tmp_path / "club")
+    addresses = []
+    for _ in range(2):
+        with open_network(config(LOOPBACK), club) as network:
+            addresses.append(network.address)
+    assert addresses[0] == addresses[1]
+    founding.found(config(LOOPBACK), tmp_path / "other", "other", Policy.OPEN, [])
+    (tmp_path / "other" / "address").write_text(str(addresses[0]))
+    with open_network(config(LOOPBACK), club), open_network(config(LOOPBACK), tmp_path / "other") as other:
+        assert other.address != addresses[0]
+
+
+def test_a_manifest_from_a_false_seed_and_a_seed_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    club, other = found(tmp_path / "club"), found(tmp_path / "other")
+    monkeypatch.setattr(founding, "FETCH_TIMEOUT_S", 2.0)
+    with relay(other):
+        address = Address.parse((other / "address").read_text())
+        manifest = load_manifest(club)
+        assert manifest is not None
+        with pytest.raises(JoinError, match="no seed of the invite answered within 2 s"):
+            join(tmp_path / "own", Invite("club", manifest.hash, (address,)))
+    with pytest.raises(JoinError, match="ask for a newer invite"):
+        join(tmp_path / "own", Invite("other", load_manifest(other).hash, (address,)))  # type: ignore[union-attr]
+
+
+def test_a_folder_belongs_to_one_swarm(tmp_path: Path) -> None:
+    club, other = found(tmp_path / "club"), found(tmp_path / "other")
+    with pytest.raises(UserError, match="belongs to swarm 'club' already"):
+        found(club)
+    with pytest.raises(UserError, match="nobody could dial this node"):
+        founding.make_invite(other, [])
+    invite = founding.make_invite(other, [Address.parse(f"tcp://192.0.2.1:4001?key={'ab' * 32}")])
+    with pytest.raises(UserError, match="belongs to another swarm, 'club'"):
+        join(club, invite)
+    with pytest.raises(UserError, match="is open: an invite needs neither"):
+        founding.shared_invite(club, 3, DAY)
+
+
+def test_only_the_founder_signs(tmp_path: Path) -> None:
+    club = found(tmp_path / "club", Policy.ALLOWLIST)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "manifest.bin").write_bytes((club / "manifest.bin").read_bytes())
+    key_of(tmp_path / "copy")
+    with pytest.raises(UserError, match="only the founder of swarm 'club'"):
+        founding.shared_invite(tmp_path / "copy", 3, DAY)
+
+
+def test_a_relay_does_not_import_torch(tmp_path: Path) -> None:
+    club = found(tmp_path / "club")
+    code = (
+        "import sys; from node.cli.app import run; status = run(sys.argv[1:], debug=False)\n"
+        "print(status, sorted({'torch', 'transformers', 'trl', 'numpy'} & set(sys.modules)))"
+    )
+    arguments = [sys.executable, "-c", code, "node", "--state", str(club), "--seed-only"]
+    process = subprocess.Popen(arguments, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until(lambda: (club / "observe.json").exists() or process.poll() is not None, 30)
+    process.terminate()
+    output, errors = process.communicate(timeout=20)
+    assert output.splitlines() == ["0 []"], errors
+    assert not (club / "observe.json").exists()
