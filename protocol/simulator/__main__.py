@@ -1,0 +1,95 @@
+"""`python -m protocol.simulator`: a swarm through a scenario, checked.
+
+What goes to standard output is the same to the byte for the same arguments; how far it is
+and what it costs goes to standard error. Exit status 1: an invariant does not hold.
+"""
+
+import argparse
+import resource
+import sys
+import time
+
+from protocol.envelope import Kind
+from protocol.memory_transport import Conditions
+from protocol.simulator.invariants import judge
+from protocol.simulator.scenarios import SCENARIOS
+from protocol.simulator.trial import Plan, Trial
+from protocol.timing import PRESETS
+
+# What the presets are meant for. `wan` has four regions that are 100 ms apart.
+CONDITIONS = {
+    "local": Conditions(min_delay=0.001, max_delay=0.01),
+    "lan": Conditions(min_delay=0.002, max_delay=0.02),
+    "wan": Conditions(min_delay=0.005, max_delay=0.05, regions=4, far_delay=0.1),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    options = _parse(arguments)
+    if options.list:
+        for name, scenario in SCENARIOS.items():
+            print(f"{name:17} {scenario.what}")
+        return 0
+    scenario = SCENARIOS[options.scenario]
+    plan = scenario.adapt(
+        Plan(
+            nodes=options.nodes,
+            seed=options.seed,
+            faults_s=60.0 * options.minutes,
+            timing=PRESETS[options.timing],
+            conditions=CONDITIONS[options.timing],
+            publishers=options.publishers,
+        )
+    )
+    print(f"{options.scenario}: {scenario.what}")
+    print(f"{plan.nodes} nodes, {plan.faults_s:.0f} s of it, {options.timing} timing, seed {plan.seed}", flush=True)
+    trial = Trial(plan, _progress)
+    failed = 0
+    for check in judge(trial, scenario):
+        failed += not check.holds
+        print(check, flush=True)
+    sent = trial.simulation.frames_sent
+    print("sent: " + ", ".join(f"{sent[kind]} {kind.name.lower()}" for kind in Kind if sent[kind]))
+    print("refused: " + (", ".join(f"{count} {reason}" for reason, count in trial.rejected().items()) or "nothing"))
+    print(f"trace {trial.simulation.trace_hash} at t = {trial.simulation.network.now:.2f} s")
+    if failed:
+        print(
+            f"{failed} invariants do not hold; once more: python -m protocol.simulator --nodes {options.nodes}"
+            f" --seed {options.seed} --scenario {options.scenario} --minutes {options.minutes}"
+            f" --timing {options.timing} --publishers {options.publishers}"
+        )
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    _progress(f"{usage.ru_utime + usage.ru_stime:.1f} s of CPU, {usage.ru_maxrss / 1024:.0f} MiB")
+    return 1 if failed else 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m protocol.simulator",
+        description="Put a simulated swarm through a scenario and check what must hold.",
+        epilog="example: python -m protocol.simulator --nodes 1000 --seed 7 --scenario kill",
+    )
+    parser.add_argument("--nodes", type=_count, default=1000, help="how many (default 1000)")
+    parser.add_argument("--seed", type=int, default=1, help="what all chance is drawn from (default 1)")
+    parser.add_argument("--scenario", choices=SCENARIOS, default="steady", help="what happens (default steady)")
+    parser.add_argument("--minutes", type=float, default=1.0, help="how long it happens, in virtual time (default 1)")
+    parser.add_argument("--timing", choices=PRESETS, default="lan", help="preset and network (default lan)")
+    parser.add_argument("--publishers", type=_count, default=50, help="how many publish afterwards (default 50)")
+    parser.add_argument("--list", action="store_true", help="list the scenarios and exit")
+    return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return count
+
+
+def _progress(text: str) -> None:
+    print(f"  [{time.process_time():6.1f} s of CPU] {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

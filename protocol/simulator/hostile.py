@@ -1,0 +1,167 @@
+"""Hostile nodes: real cores that misbehave in one way each, or a scripted voice in a core's place."""
+
+import random
+from dataclasses import dataclass, field
+
+from protocol.book import Book
+from protocol.clock import Instant
+from protocol.core import Core
+from protocol.core_events import CoreAction, CoreEvent, SendFrame
+from protocol.envelope import ItemId, Kind, open_frame
+from protocol.events import Dial, Tick
+from protocol.messages import ID_BYTES, MAX_RECORDS, NO_TOPIC, Announce, Entry, Hello, News, Peers, Ping, Rumour, Status
+from protocol.records import RECORD_LIFE_S, Address, Endpoint, make_record
+from protocol.setup import Setup
+from protocol.simulator.identity import SimulatedIdentity
+from protocol.transport import Arrived, Closed, Link, Opened
+
+LIE_INTERVAL_S = 1.0
+FLOOD_FRAMES = 60  # to each peer at each tick, twice a second: above the allowance of the simulated nodes
+SYBILS = 512  # invented nodes: twice a book
+
+
+class Dropper(Core):
+    """Takes part in everything and passes on nothing: no item, no announcement."""
+
+    def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:
+        """As an honest core, less what it should relay."""
+        actions = super().handle(event, now)
+        return [action for action in actions if not (isinstance(action, SendFrame) and action.ids)]
+
+
+class _Speaker(Core):
+    """A core that says something of its own to every peer, now and then."""
+
+    interval = LIE_INTERVAL_S
+
+    def __init__(self, setup: Setup, book: Book, rng: random.Random, now: Instant) -> None:
+        super().__init__(setup, book, rng, now)
+        self._wiles = rng
+        self._spoke = now.steady
+
+    def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:
+        """As an honest core, and then some."""
+        actions = super().handle(event, now)
+        if isinstance(event, Tick) and now.steady >= self._spoke + self.interval:
+            self._spoke = now.steady
+            for node in self.membership.peers:
+                link = self.membership.link_of(node)
+                if link is not None:
+                    actions += [SendFrame(link, frame) for frame in self._say(now)]
+        return actions
+
+    def _say(self, now: Instant) -> list[bytes]:
+        raise NotImplementedError
+
+
+class FalseAnnouncer(_Speaker):
+    """Announces items that do not exist."""
+
+    def _say(self, now: Instant) -> list[bytes]:
+        entry = Entry(ItemId(self._wiles.randbytes(ID_BYTES)), 1000, NO_TOPIC)
+        return [self._seal(Kind.ANNOUNCE, Announce((entry,)).encode(), now)]
+
+
+class Forger(_Speaker):
+    """Sends items in the name of a peer, whose key it does not have."""
+
+    def _say(self, now: Instant) -> list[bytes]:
+        frame = self._seal(Kind.ITEM, NO_TOPIC + self._wiles.randbytes(100), now)
+        victim = self._wiles.choice(self.membership.book.records() or [self.membership.record])
+        return [victim.public_key + frame[len(victim.public_key) :]]
+
+
+class Gravedigger(_Speaker):
+    """Says of living nodes that they are dead."""
+
+    def _say(self, now: Instant) -> list[bytes]:
+        records = self.membership.book.records()
+        chosen = self._wiles.sample(records, min(8, len(records)))
+        rumours = tuple(Rumour(record.node_id, record.incarnation, Status.DEAD) for record in chosen)
+        return [self._seal(Kind.NEWS, News(rumours).encode(), now)]
+
+
+class Flooder(_Speaker):
+    """Sends far more than its share."""
+
+    interval = 0.0
+
+    def _say(self, now: Instant) -> list[bytes]:
+        return [self._seal(Kind.PING, Ping(token).encode(), now) for token in range(FLOOD_FRAMES)]
+
+
+@dataclass(eq=False)
+class Attack:
+    """What the eclipsers share: whom they surround, and the records that they fill its book with."""
+
+    victim: Address | None = None
+    records: list[bytes] = field(default_factory=list)
+
+    def invent(self, setup: Setup, now: Instant) -> None:
+        """Make up nodes at addresses where nobody listens."""
+        expiry_ms = int((now.unix + RECORD_LIFE_S) * 1000)
+        for number in range(SYBILS):
+            identity = SimulatedIdentity(b"sybil %27d" % number)
+            endpoints = (Endpoint(f"sybil{number}.invalid", 1),)
+            record = make_record(identity, setup.swarm, endpoints, int(now.unix * 1000) << 16, "", expiry_ms)
+            self.records.append(record.encoded)
+
+
+class Eclipser(Core):
+    """A voice, not a node: it keeps a link to the victim, tells it of accomplices only, and passes on nothing.
+
+    It greets whoever dials it, answers pings, and leaves everything else unanswered.
+    """
+
+    def __init__(self, attack: Attack, setup: Setup, book: Book, rng: random.Random, now: Instant) -> None:
+        super().__init__(setup, book, rng, now)
+        self._attack = attack
+        self._wiles = rng
+        self._spoke = now.steady
+        self._greeted: dict[Link, None] = {}
+        if not attack.records:
+            attack.invent(setup, now)
+        attack.records.append(self.membership.record.encoded)
+
+    def wait(self, now: Instant) -> float:
+        """Return when it wants to speak next."""
+        return max(0.0, self._spoke + LIE_INTERVAL_S - now.steady)
+
+    def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:
+        """Play the part."""
+        match event:
+            case Opened(link):
+                return [self._hello(link, now)]
+            case Closed(link):
+                self._greeted.pop(link, None)
+            case Arrived(link, frame):
+                return self._answer(link, frame, now)
+            case Tick():
+                return self._press(now)
+        return []
+
+    def _hello(self, link: Link, now: Instant) -> SendFrame:
+        body = Hello(self.membership.record.encoded, needy=True).encode()
+        return SendFrame(link, self._seal(Kind.HELLO, body, now))
+
+    def _answer(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
+        envelope = open_frame(frame, SimulatedIdentity.verify)
+        if envelope.kind == Kind.HELLO:
+            self._greeted[link] = None
+            return [] if link.dialled else [self._hello(link, now)]
+        if envelope.kind == Kind.PING:
+            return [SendFrame(link, self._seal(Kind.PONG, envelope.body, now))]
+        return []
+
+    def _press(self, now: Instant) -> list[CoreAction]:
+        self._spoke = now.steady
+        chosen = self._wiles.sample(self._attack.records, MAX_RECORDS)
+        body = Peers(tuple(chosen)).encode()
+        actions: list[CoreAction] = []
+        victim = self._attack.victim
+        if victim is not None:
+            actions.append(Dial(victim))  # dialling twice is dialling once
+            actions += [
+                SendFrame(link, self._seal(Kind.PEERS, body, now)) for link in self._greeted if link.key == victim.key
+            ]
+        return actions

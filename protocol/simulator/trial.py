@@ -1,0 +1,220 @@
+"""One swarm on trial: it settles, suffers, and is measured. Everything here is a function of the plan.
+
+It settles: nodes start from one seed and find each other. Then comes what the scenario does,
+while some items are published. Afterwards a sample of nodes publish one item each at the same
+moment: who gets them, and when?
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from protocol.core import Core
+from protocol.envelope import ItemId, Kind
+from protocol.identity import NodeId
+from protocol.limits import Limits
+from protocol.memory_transport import Conditions
+from protocol.simulator.hostile import Attack, Dropper, Eclipser, FalseAnnouncer, Flooder, Forger, Gravedigger
+from protocol.simulator.identity import SimulatedIdentity
+from protocol.simulator.overlay import Graph, mutual
+from protocol.simulator.simulation import MakeCore, SimulatedNode, Simulation
+from protocol.timing import LOCAL, Timing
+
+# Far below the default, so that a flood is cheap to simulate; an honest node sends a few messages a second.
+LIMITS = replace(Limits(), max_peers=12, messages_per_second=50.0, messages_burst=500.0)
+SMALL_BYTES, LARGE_BYTES = 1_000, 100_000
+LARGE_EVERY = 10  # of the fresh items one in ten is large enough to be announced and pulled
+STEP_S = 0.25  # the precision to which times are measured
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to simulate: sizes, and how the network is; `faults_s` is the scenario's part in virtual seconds."""
+
+    nodes: int
+    seed: int
+    faults_s: float
+    timing: Timing = LOCAL
+    conditions: Conditions = field(default_factory=Conditions)
+    limits: Limits = LIMITS
+    publishers: int = 50
+    items_during_faults: int = 10
+    hostile: float = 0.0  # share of nodes
+    skew_s: float = 0.0  # the most that a clock is off
+    first: int | None = None  # how many nodes the settled swarm has, if not all
+
+
+@dataclass(slots=True)
+class Extremes:
+    """The most that any honest node ever had."""
+
+    peers: int = 0
+    connections: int = 0
+    records: int = 0
+
+
+@dataclass(slots=True)
+class Usage:
+    """What was sent so far beside items, and how many nodes lived for how long."""
+
+    frames: int = 0
+    bytes: int = 0
+    node_seconds: float = 0.0
+
+
+class Trial:
+    """The swarm and what is known of it; `progress` is told now and then how far it is."""
+
+    def __init__(self, plan: Plan, progress: Callable[[str], None]) -> None:
+        self.plan = plan
+        self.rng = random.Random(plan.seed)
+        self.simulation = Simulation(
+            plan.seed, plan.conditions, plan.limits, timing=plan.timing, identity=SimulatedIdentity
+        )
+        self.hostile: dict[int, MakeCore] = {}
+        self.victim: int | None = None
+        self.attack = Attack()
+        self.dead: dict[NodeId, float] = {}  # killed for good, and when
+        self.extremes = Extremes()
+        self.usage = Usage()
+        self.deaths_declared = 0  # by nodes that are gone or restarted since
+        self.published: dict[ItemId, int] = {}  # during the faults, and by whom
+        self._next_item = float("inf")
+        self._progress = progress
+        self._assign_hostile()
+
+    def _assign_hostile(self) -> None:
+        plan = self.plan
+        names = self.rng.sample(range(1, plan.nodes), int(plan.hostile * plan.nodes))
+        kinds: list[MakeCore] = [Dropper, FalseAnnouncer, Forger, Gravedigger, Flooder, partial(Eclipser, self.attack)]
+        self.hostile = {name: kinds[place % len(kinds)] for place, name in enumerate(names)}
+        if names:
+            self.victim = max(name for name in range(plan.nodes) if name not in self.hostile)
+
+    @property
+    def honest(self) -> Iterator[SimulatedNode]:
+        """The honest nodes that live."""
+        return (node for name, node in self.simulation.nodes.items() if name not in self.hostile)
+
+    @property
+    def healthy(self) -> list[int]:
+        """Names of the honest nodes that live and are not paused."""
+        return [node.name for node in self.honest if not node.transport.paused]
+
+    def graph(self) -> Graph:
+        """Return the overlay of live links among honest nodes."""
+        names = {node.identity.node_id: node.name for node in self.honest}
+        return mutual(
+            {node.name: [names[peer] for peer in node.core.membership.peers if peer in names] for node in self.honest}
+        )
+
+    def choose(self, share: float) -> list[int]:
+        """Choose a share of the healthy nodes, never the seed."""
+        names = [name for name in self.healthy if name]
+        return self.rng.sample(names, int(share * len(names)))
+
+    def start(self, name: int) -> None:
+        """Start a node as the plan has it: honest or hostile, with a clock that may be off."""
+        skew = self.rng.uniform(-1.0, 1.0) * self.plan.skew_s
+        self.simulation.start(name, skew=skew, core=self.hostile.get(name, Core))
+
+    def kill(self, name: int, *, silently: bool = False) -> None:
+        """Kill a node for good."""
+        node = self.simulation.nodes[name]
+        self.deaths_declared += node.core.membership.deaths
+        self.dead[node.identity.node_id] = self.simulation.network.now
+        self.simulation.kill(name, silently=silently)
+
+    def settle(self, seconds: float) -> None:
+        """Start the swarm and let it find itself."""
+        first = self.plan.nodes if self.plan.first is None else self.plan.first
+        for name in range(first):
+            if name != self.victim:
+                self.start(name)
+        self.pass_time(seconds)
+
+    def begin_faults(self) -> None:
+        """From now on items are published now and then."""
+        if self.plan.items_during_faults:
+            self._next_item = self.simulation.network.now
+
+    def end_faults(self) -> None:
+        """Publish no more."""
+        self._next_item = float("inf")
+
+    def pass_time(self, seconds: float, until: Callable[[], bool] | None = None) -> float | None:
+        """Let time pass, watching; end early when `until` says so. Return after how long, None if never."""
+        network = self.simulation.network
+        start = network.now
+        while network.now < start + seconds - 1e-9:
+            if until is not None and until():
+                return network.now - start
+            second = int(network.now)
+            self.simulation.run(min(STEP_S, start + seconds - network.now))
+            if int(network.now) != second:
+                self._observe()
+        return network.now - start if until is None or until() else None
+
+    def _observe(self) -> None:
+        now = self.simulation.network.now
+        extremes, usage = self.extremes, self.usage
+        for node in self.honest:
+            membership = node.core.membership
+            extremes.peers = max(extremes.peers, len(membership.peers))
+            extremes.connections = max(extremes.connections, node.transport.links)
+            extremes.records = max(extremes.records, len(membership.book))
+        usage.node_seconds += len(self.simulation.nodes)
+        usage.frames = self.simulation.frames_sent.total() - self.simulation.frames_sent[Kind.ITEM]
+        usage.bytes = self.simulation.bytes_sent.total() - self.simulation.bytes_sent[Kind.ITEM]
+        if now >= self._next_item:
+            self._next_item += self.plan.faults_s / self.plan.items_during_faults
+            self._publish_one(now)
+        if int(now) % 10 == 0:
+            links = sum(len(node.core.membership.peers) for node in self.honest)
+            alive = sum(1 for _ in self.honest)
+            self._progress(f"t = {now:4.0f} s  {alive} honest nodes, {links / max(1, alive):.1f} live links each")
+
+    def _publish_one(self, now: float) -> None:
+        name = self.rng.choice(self.healthy)
+        item = self.simulation.publish(name, f"{now:.0f} s, node {name}".encode().ljust(SMALL_BYTES))
+        self.published[item] = name
+
+    def publish_fresh(self) -> dict[ItemId, int]:
+        """Let a sample of nodes publish one item each; return the items, and whose they are."""
+        healthy = self.healthy
+        names = self.rng.sample(healthy, min(self.plan.publishers, len(healthy)))
+        return {
+            self.simulation.publish(
+                name, f"fresh of {name}".encode().ljust(SMALL_BYTES if place % LARGE_EVERY else LARGE_BYTES)
+            ): name
+            for place, name in enumerate(names)
+        }
+
+    def lacking(self, items: dict[ItemId, int]) -> int:
+        """Count the pairs of an honest live node and an item of another that it did not get."""
+        return sum(
+            sum(item not in ids for item, signer in items.items() if signer != node.name)
+            for node in self.honest
+            for ids in (node.ids,)
+        )
+
+    def ghosts(self) -> int:
+        """Count the dead that honest live nodes still have in view or suspect."""
+        return sum(
+            node_id in self.dead
+            for node in self.honest
+            for node_id in (*node.core.membership.peers, *node.core.membership.suspects)
+        )
+
+    def declared_dead(self) -> int:
+        """Count the peers that honest nodes declared dead because they were silent."""
+        return self.deaths_declared + sum(node.core.membership.deaths for node in self.honest)
+
+    def rejected(self) -> dict[str, int]:
+        """Return what honest nodes refused, by reason."""
+        total: dict[str, int] = {}
+        for node in self.honest:
+            for reason, count in node.core.admission.rejected.items():
+                total[reason] = total.get(reason, 0) + count
+        return dict(sorted(total.items()))
