@@ -170,12 +170,12 @@ def test_a_node_started_again_listens_where_its_invites_say(tmp_path: Path) -> N
 
 def test_a_manifest_from_a_false_seed_and_a_seed_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     club, other = found(tmp_path / "club"), found(tmp_path / "other")
-    monkeypatch.setattr(founding, "FETCH_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(founding, "FETCH_TIMEOUT_S", 1.0)
     with relay(other):
         address = Address.parse((other / "address").read_text())
         manifest = load_manifest(club)
         assert manifest is not None
-        with pytest.raises(JoinError, match="no seed of the invite answered within 2 s"):
+        with pytest.raises(JoinError, match="no seed of the invite answered within 1 s"):
             join(tmp_path / "own", Invite("club", manifest.hash, (address,)))
     with pytest.raises(JoinError, match="ask for a newer invite"):
         join(tmp_path / "own", Invite("other", load_manifest(other).hash, (address,)))  # type: ignore[union-attr]

@@ -1,8 +1,10 @@
 """The command line: one clear line for what a person got wrong, and nothing heavy before it is needed."""
 
 import errno
+import hashlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,17 @@ from node.cli.app import run
 from node.cli.explain import explain
 from node.cli.toml import to_toml
 from node.config import NodeConfig, TaskConfig, load_config
+from protocol.grants import Pass
 from protocol.identity import Identity
+from protocol.invite import Invite, SharedInvite
 
 VERBS = [
     "swarm",
     "node",
+    "found",
+    "invite",
+    "join",
+    "status",
     "eval",
     "inspect",
     "doctor",
@@ -73,10 +81,79 @@ def test_help_imports_nothing_heavy() -> None:
         (["inspect", "missing"], "no pool.sqlite"),
         (["identity", "show", "--state", "missing"], "no key file missing/identity.key"),
         (["identity", "import", "missing.pem"], "cannot read missing.pem"),
+        (["status", "missing"], "no node is running in missing: start one with `gossamer node --state missing`"),
+        (["invite", "missing"], "missing belongs to no swarm"),
+        (["invite", "missing", "--for", "a", "--uses", "2"], "give --for or --uses"),
+        (["invite", "missing", "--expires", "soon"], "--expires wants a time such as 30m"),
+        (["invite", "missing", "--seed", "tcp://192.0.2.7:1"], "has no key"),
+        (["invite", "missing", "--uses", "0"], "missing belongs to no swarm"),
+        (["join", "https://example.org"], "an invite begins with gossamer://"),
+        (["join", "gossamer://club"], "not complete"),
+        (["found"], "Missing argument"),
+        (["found", "club", "--policy", "closed"], "--policy"),
+        (["found", "club", "--allow", "someone"], "'someone' is no node id"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert says in fails(capfd, *arguments)
+
+
+def found(folder: Path, *arguments: str) -> list[str]:
+    return ["found", "club", "--tasks", "builtin/sums", "--out", str(folder), "--no-start", *arguments]
+
+
+def test_a_swarm_is_founded_once_and_its_folder_runs_without_more_options(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    club = tmp_path / "club"
+    assert run(found(club, "--listen", "tcp://0.0.0.0:4001", "--rounds", "9"), debug=False) == 0
+    assert f"gossamer node --state {club}" in capfd.readouterr().out
+    assert "belongs to swarm 'club' already" in fails(capfd, *found(club))
+    assert run(["node", "--state", str(club), "--dry-run"], debug=False) == 0
+    (tmp_path / "printed.toml").write_text(capfd.readouterr().out)
+    config = load_config(tmp_path / "printed.toml")
+    assert (config.rounds, config.network.listen) == (9, "tcp://0.0.0.0:4001")
+    assert [task.name for task in config.tasks] == ["builtin/sums"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--allow", Identity(bytes(32)).node_id], "an open swarm admits everybody"),
+        (["--tasks", "riddles"], "unknown task 'riddles'"),
+        (["--tasks", "builtin,builtin/sums"], "a task twice"),
+        (["--tasks", ""], "unknown task ''"),
+    ],
+)
+def test_what_makes_no_swarm(
+    arguments: list[str], says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert says in fails(capfd, *found(tmp_path / "club"), *arguments)
+    assert not (tmp_path / "club" / "manifest.bin").exists()
+    assert "check the name" in fails(capfd, "found", "a name", "--out", str(tmp_path / "other"), "--no-start")
+
+
+def test_an_invite_is_printed_with_the_seeds_and_the_right_that_were_asked_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    club, guest = tmp_path / "club", Identity(bytes([1]) * 32)
+    assert run(found(club, "--policy", "allowlist"), debug=False) == 0
+    seed = f"tcp://[2001:db8::7]:4001?key={'ab' * 32}"
+    capfd.readouterr()
+    invites = []
+    for right in ([], ["--for", guest.node_id], ["--uses", "3", "--expires", "2h"]):
+        assert run(["invite", str(club), "--seed", seed, *right], debug=False) == 0
+        invites.append(Invite.parse(capfd.readouterr().out))
+    plain, single, shared = invites
+    assert [str(address) for address in plain.seeds] == [seed]
+    assert plain.manifest == hashlib.sha256((club / "manifest.bin").read_bytes()).digest()
+    assert plain.grant is None
+    assert isinstance(single.grant, Pass)
+    assert isinstance(shared.grant, SharedInvite)
+    assert shared.grant.certificate.uses == 3
+    assert 7000 < shared.grant.certificate.expiry_ms / 1000 - time.time() <= 7200
+    assert "1 to 4096 uses, not 0" in fails(capfd, "invite", str(club), "--seed", seed, "--uses", "0")
+    assert "nobody could dial this node" in fails(capfd, "invite", str(club))
 
 
 def test_bad_toml_names_file_and_place(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
