@@ -23,6 +23,7 @@ from protocol.events import Dial, Expel, HangUp, MembershipAction, Message, Peer
 from protocol.gossip import Gossip
 from protocol.gossip_events import (
     Announced,
+    Blame,
     Deliver,
     Discard,
     GossipAction,
@@ -135,6 +136,8 @@ class Core:
             if envelope.swarm != self._swarm:
                 raise EnvelopeError("wrong_swarm")
             if node is None and envelope.kind not in (BEFORE_HELLO if link.dialled else {Kind.HELLO}):
+                if self.membership.is_parting(link):
+                    return []
                 raise MessageError("no_hello")
             if envelope.kind == Kind.ITEM and node is not None:
                 return self._item(node, frame, digest, envelope, now)
@@ -258,6 +261,9 @@ class Core:
                 self.items_received += 1
                 item = action.item
                 actions.append(Received(item.id, item.signer, body, item.time, item.topic))
+                continue
+            if isinstance(action, Blame):
+                self.admission.offence(action.reason, action.node, now)
                 continue
             link = self.membership.link_of(action.node)
             if link is None:

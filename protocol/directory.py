@@ -10,6 +10,7 @@ from protocol.messages import MAX_DIGEST, MAX_RECORDS, Digest, Peers
 from protocol.records import RECORD_LIFE_S, REFUTATION_BITS, PeerRecord, make_record
 from protocol.setup import Setup
 
+EXPIRY_INTERVAL_S = 60.0
 MAX_ANSWERS = 4  # messages of MAX_RECORDS in answer to one digest: half of the largest directory
 
 
@@ -20,6 +21,7 @@ class Directory:
         self._setup = setup
         self._book = book
         self._rng = rng
+        self._next_expiry = now.steady
         self.record = self._make(now, int(now.unix * 1000) << REFUTATION_BITS)
 
     def _make(self, now: Instant, incarnation: int) -> PeerRecord:
@@ -42,7 +44,9 @@ class Directory:
         """Renew our record in good time, and let go of expired ones."""
         if self.record.expiry_ms / 1000 - now.unix < RECORD_LIFE_S / 2:
             self.renew(now, self.record.incarnation)
-        self._book.expire(now)
+        if now.steady >= self._next_expiry:
+            self._next_expiry = now.steady + EXPIRY_INTERVAL_S
+            self._book.expire(now)
 
     def knows(self, encoded: bytes) -> bool:
         """Tell whether these bytes are the newest record of their author: no signature need be checked again."""

@@ -1,4 +1,4 @@
-"""Who is linked with us: dialling, greeting, and one link a pair. Data and rules, no messages.
+"""Who is linked with us: dialling, greeting, and one link a pair. Data and rules.
 
 Links, by the CURVE key that the other end proved
     DIALLED   we dialled and wait for the transport     -- Opened -->      GREETED, we send our hello
@@ -20,6 +20,8 @@ import random
 from dataclasses import dataclass
 
 from protocol.book import Contact
+from protocol.envelope import Kind
+from protocol.events import MembershipAction, Tell
 from protocol.identity import NodeId
 from protocol.limits import TokenBucket
 from protocol.recent import Recent
@@ -150,6 +152,10 @@ class Links:
         known.spare_until = now + GRACE_S
         return False
 
+    def is_parting(self, link: Link) -> bool:
+        """Tell whether a goodbye was said: what still comes is nobody's fault."""
+        return link in self._parting
+
     def closed(self, link: Link) -> Lost:
         """The transport lost a link."""
         self._parting.pop(link, None)
@@ -187,6 +193,10 @@ class Links:
                 over.append(peer.spare)
                 peer.spare = None
         return over
+
+    def tell_all(self, kind: Kind, body: bytes, but: NodeId | None = None) -> list[MembershipAction]:
+        """Return the messages that tell every live peer but one."""
+        return [Tell(peer.link, kind, body) for node, peer in self.peers.items() if node != but]
 
     def late(self, now: float) -> list[tuple[Link, Attempt]]:
         """Return and forget the attempts whose time is over."""

@@ -1,8 +1,9 @@
 """Who is here. A pure state machine: `handle(event, now) -> actions`.
 
 A node has few links, whatever the size of the swarm: HyParView's active view (Leitao 2007),
-with `protocol.book` as the passive view, `protocol.links` for the life of a link and
-`protocol.detector` for whether the other end still answers.
+with `protocol.book` as the passive view. The life of a link is in `protocol.links`, whether its
+other end still answers in `protocol.detector`, how records and rumours travel in
+`protocol.exchange` and `protocol.rumours`; each states its rules.
 
 Rules
  1. A hello counts only if its record is signed by the hello's signer, names the very key that
@@ -16,15 +17,7 @@ Rules
     random peer that dialled us makes room for it, once in `EVICT_INTERVAL_S`.
  5. Now and then a link that we chose is replaced by a random other, so the overlay stays random
     and whoever was surrounded by hostile peers finds others.
- 6. Records: peers exchange them on going live and every `exchange_interval` with a random
-    peer: while the book is not full by digest, so that everybody comes to know everybody (512
-    at most), else a random sample. A record that is new is passed on to a few at once, and to
-    live peers that nobody can dial, as the newcomer cannot dial them.
- 7. A suspicion is told to all peers. Whoever has a link to the suspect tells it too; the suspect
-    raises its incarnation and shows its new record, which clears it wherever it comes (SWIM's
-    refutation). A death is told on by those to whom it is news. A rumour of a node that we
-    hear ourselves is told to that node only.
- 8. A hello of a process that started at another time is a restarted peer: it goes down and
+ 6. A hello of a process that started at another time is a restarted peer: it goes down and
     comes up again. A record of ourselves that is newer than our own (our clock was set back)
     makes us raise our incarnation above it.
 """
@@ -37,7 +30,7 @@ from protocol.clock import Instant
 from protocol.detector import Cut, Dead, Detector, DetectorAction, SendPing, SendProbe, SendProbed, State, Suspect
 from protocol.directory import Directory
 from protocol.envelope import Kind
-from protocol.errors import MessageError, RecordError
+from protocol.errors import RecordError
 from protocol.events import (
     Dial,
     Expel,
@@ -50,19 +43,19 @@ from protocol.events import (
     Tell,
     Tick,
 )
+from protocol.exchange import Exchange
 from protocol.identity import NodeId
 from protocol.links import HELLO_RETRY_S, Links
 from protocol.messages import Digest, Goodbye, Hello, News, Peers, Ping, Probe, Probed, Rumour, Status
 from protocol.records import PeerRecord
+from protocol.rumours import Rumours
 from protocol.setup import Setup
 from protocol.transport import Closed, Link, Opened
 
-DIAL_YIELD_S = 1.0
 EVICT_INTERVAL_S = 1.0
 TICK_S = 0.5
 BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE})  # what a peer may say that does not take us in
 NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
-FANOUT = 3  # peers that a new record is passed on to at once; digests bring it to the others
 
 
 class Membership:
@@ -77,10 +70,11 @@ class Membership:
         self.book = book
         self.directory = Directory(setup, book, rng, now)
         self._ticked = now.steady
-        self._next_exchange = now.steady + setup.timing.exchange_interval * rng.uniform(0.25, 1.0)
+        self._exchange = Exchange(setup, book, self.directory, self._links, rng, now)
+        self._rumours = Rumours(setup, book, self.directory, self._links, self._detector, now)
         self._next_rotation = now.steady + setup.timing.rotate_interval * rng.uniform(0.5, 1.0)
+        self._next_review = now.steady
         self._next_eviction = now.steady
-        self._next_refutation = now.steady
         self.deaths = 0  # peers dropped for silence
         self.refusal = ""  # why somebody last did not admit us
         self.refused: Counter[str] = Counter()  # whom we did not admit, by reason
@@ -124,6 +118,10 @@ class Membership:
     def proven_node(self, link: Link) -> NodeId | None:
         """Return who once bound the link's key to its id by a signed record, live or not."""
         return self._links.proven_node(link)
+
+    def is_parting(self, link: Link) -> bool:
+        """Tell whether the link is about to be closed with a goodbye: what still comes is nobody's fault."""
+        return self._links.is_parting(link)
 
     def heard(self, node: NodeId, now: Instant) -> list[MembershipAction]:
         """Note that a live peer said something."""
@@ -170,10 +168,9 @@ class Membership:
                 probed = Probed.decode(body)
                 return self._carry_out(self._detector.probed(probed.token, probed.reach, sender, now.steady), now)
             case Kind.NEWS:
-                news = News.decode(body)
-                return self._news(sender, news, now)
+                return self._rumours.take(sender, News.decode(body), now)
             case Kind.DIGEST:
-                return self._digest(link, sender, Digest.decode(body), now)
+                return self._exchange.answer(sender, Digest.decode(body), now)
         return []
 
     # Links
@@ -225,7 +222,7 @@ class Membership:
             self._detector.up(sender, now.steady)
             actions += [PeerUp(sender), Tell(link, Kind.PEERS, self.directory.sample(sender))]
         if known is None:
-            actions += self._introduce(record)
+            actions += self._exchange.introduce(record)
         for contact in (attempt.contact if attempt else None, self.book.contact(sender)):
             if contact is not None:
                 contact.met()
@@ -283,94 +280,17 @@ class Membership:
         self._detector.down(node)
         return [*(HangUp(link) for link in self._links.drop(node)), PeerDown(node)]
 
-    # Records
+    # Records and rumours
 
     def _learn(self, sender: NodeId, peers: Peers, now: Instant) -> list[MembershipAction]:
-        teller = self._links.peers.get(sender)
-        fresh: list[PeerRecord] = []
-        for encoded in peers.records:
-            if self.directory.knows(encoded):
-                continue
-            if teller is not None and not teller.told.take(1, now.steady):
-                raise MessageError("too_many_records")
-            record = self.directory.read(encoded, now)
-            if record.node_id == self._own:
-                self.directory.outbid(record, now)
-            elif not self._setup.admits(record, now):
-                first = self._own < record.node_id
-                if self.book.add(record, sender, now.steady + (0.0 if first else DIAL_YIELD_S)):
-                    fresh.append(record)
+        fresh = self._exchange.learn(sender, peers, now)
         actions: list[MembershipAction] = []
         for record in fresh:
             live = self._links.peers.get(record.node_id)
             if live is not None and record.replaces(live.record):
                 live.record = record
                 actions += self._carry_out(self._detector.vouched(record.node_id, now.steady), now)
-        actions += self._pass_on(fresh, sender)
-        self.book.trim(self._links.peers, self._rng)
-        return [*actions, *self._dial(now)]
-
-    def _pass_on(self, fresh: list[PeerRecord], teller: NodeId) -> list[MembershipAction]:
-        """Tell a few peers what is new to us, as long as the swarm fits in a book."""
-        if not fresh or len(self.book) >= self.book.capacity:
-            return []
-        others = [node for node in self._links.peers if node != teller]
-        body = Peers(tuple(record.encoded for record in fresh)).encode()
-        chosen = self._rng.sample(others, min(FANOUT, len(others)))
-        return [Tell(self._links.peers[node].link, Kind.PEERS, body) for node in chosen]
-
-    def _introduce(self, record: PeerRecord) -> list[MembershipAction]:
-        """Tell of a newcomer those whom it cannot dial: they have to dial it."""
-        if not record.endpoints:
-            return []
-        body = Peers((record.encoded,)).encode()
-        return [
-            Tell(peer.link, Kind.PEERS, body)
-            for node, peer in self._links.peers.items()
-            if node != record.node_id and not peer.record.endpoints
-        ]
-
-    def _digest(self, link: Link, sender: NodeId, digest: Digest, now: Instant) -> list[MembershipAction]:
-        peer = self._links.peers[sender]
-        if now.steady < peer.digested + self._setup.timing.exchange_interval / 8:
-            raise MessageError("too_many_digests")
-        peer.digested = now.steady
-        return [Tell(link, Kind.PEERS, body) for body in self.directory.lacking(digest, sender)]
-
-    # Rumours
-
-    def _news(self, sender: NodeId, news: News, now: Instant) -> list[MembershipAction]:
-        if not self._links.peers[sender].rumours.take(len(news.rumours), now.steady):
-            raise MessageError("too_many_rumours")
-        return [action for rumour in news.rumours for action in self._rumour(sender, rumour, now)]
-
-    def _rumour(self, sender: NodeId, rumour: Rumour, now: Instant) -> list[MembershipAction]:
-        node, incarnation, status = rumour
-        if node == self._own:
-            return self._refute(incarnation, now)
-        peer = self._links.peers.get(node)
-        if peer is not None:
-            if incarnation != peer.record.incarnation:
-                newer = Peers((peer.record.encoded,)).encode()
-                return [Tell(self._links.peers[sender].link, Kind.PEERS, newer)]
-            self._detector.confirmed(node, sender)
-            return [Tell(peer.link, Kind.NEWS, News((rumour,)).encode())]
-        if status is Status.DEAD and self.book.bury(node, incarnation):
-            return self._tell_all(Kind.NEWS, News((rumour,)).encode(), but=sender)
-        return []
-
-    def _refute(self, incarnation: int, now: Instant) -> list[MembershipAction]:
-        if incarnation != self.record.incarnation:
-            return []  # refuted already, or invented
-        if now.steady < self._next_refutation:
-            return []  # whoever goes on suspecting us finds us by its probes
-        self._next_refutation = now.steady + self._setup.timing.probe_timeout
-        self._detector.suspected_ourselves()
-        self.directory.renew(now, incarnation + 1)
-        return self._tell_all(Kind.PEERS, Peers((self.record.encoded,)).encode())
-
-    def _tell_all(self, kind: Kind, body: bytes, but: NodeId | None = None) -> list[MembershipAction]:
-        return [Tell(peer.link, kind, body) for node, peer in self._links.peers.items() if node != but]
+        return [*actions, *self._exchange.pass_on(fresh, sender), *self._dial(now)]
 
     def _carry_out(self, wanted: list[DetectorAction], now: Instant) -> list[MembershipAction]:
         actions: list[MembershipAction] = []
@@ -384,13 +304,13 @@ class Membership:
                     actions.append(Tell(self._links.peers[asker].link, Kind.PROBED, Probed(token, reach).encode()))
                 case Suspect(node):
                     rumour = Rumour(node, self._links.peers[node].record.incarnation, Status.SUSPECT)
-                    actions += self._tell_all(Kind.NEWS, News((rumour,)).encode())
+                    actions += self._links.tell_all(Kind.NEWS, News((rumour,)).encode())
                 case Dead(node):
                     self.deaths += 1
                     incarnation = self._links.peers[node].record.incarnation
                     self.book.bury(node, incarnation)
                     actions += self._lose(node, now)
-                    actions += self._tell_all(Kind.NEWS, News((Rumour(node, incarnation, Status.DEAD),)).encode())
+                    actions += self._links.tell_all(Kind.NEWS, News((Rumour(node, incarnation, Status.DEAD),)).encode())
                 case Cut(node):
                     actions += self._lose(node, now)
         return actions
@@ -412,17 +332,21 @@ class Membership:
             if attempt.greeted is not None and attempt.greeted + HELLO_RETRY_S <= now.steady:
                 actions += self._opened(link, now)
         actions += self._carry_out(self._detector.tick(now.steady), now)
-        return [*actions, *self._exchange(now), *self._rotate(now), *self._dial(now)]
+        actions += self._dismiss(now)
+        return [*actions, *self._exchange.tick(now), *self._rotate(now), *self._dial(now)]
 
-    def _exchange(self, now: Instant) -> list[MembershipAction]:
-        if not self._links.peers or now.steady < self._next_exchange:
+    def _dismiss(self, now: Instant) -> list[MembershipAction]:
+        """Part from live peers that are admitted no more: a grant's end is its holder's."""
+        if now.steady < self._next_review:
             return []
-        self._next_exchange = now.steady + self._setup.timing.exchange_interval * self._rng.uniform(0.75, 1.25)
-        node = self._rng.choice(list(self._links.peers))
-        link = self._links.peers[node].link
-        if len(self.book) < self.book.capacity:
-            return [Tell(link, Kind.DIGEST, self.directory.digest().encode())]
-        return [Tell(link, Kind.PEERS, self.directory.sample(node))]
+        self._next_review = now.steady + self._setup.timing.exchange_interval
+        actions: list[MembershipAction] = []
+        for node, peer in list(self._links.peers.items()):
+            reason = self._setup.admits(peer.record, now)
+            if reason:
+                self.refused[reason] += 1
+                actions += self._leave(node, reason, now)
+        return actions
 
     def _rotate(self, now: Instant) -> list[MembershipAction]:
         if now.steady < self._next_rotation:

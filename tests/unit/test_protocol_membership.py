@@ -12,10 +12,11 @@ from protocol.clock import Instant
 from protocol.envelope import Kind
 from protocol.errors import PeerError, RecordError
 from protocol.events import Dial, Expel, HangUp, Message, PeerDown, PeerUp, Tell, Tick
+from protocol.exchange import DIAL_YIELD_S
 from protocol.identity import Identity
 from protocol.limits import Limits
 from protocol.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS
-from protocol.membership import DIAL_YIELD_S, EVICT_INTERVAL_S, TICK_S, Membership
+from protocol.membership import EVICT_INTERVAL_S, TICK_S, Membership
 from protocol.messages import Digest, Goodbye, Hello, News, Peers, Ping, Probe, Probed, Reach, Rumour, Status
 from protocol.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, make_record
 from protocol.setup import Setup
@@ -354,6 +355,17 @@ def test_who_is_not_admitted_is_told_why_and_never_becomes_a_peer() -> None:
     core.handle(peers(HIGH, record(LOW)), at(0))
     assert LOW.node_id not in core.book
     assert HangUp(Link(LOW.curve_key, False)) in run(core, 0, GRACE_S + TICK_S)
+
+
+def test_who_is_admitted_no_more_is_told_why_and_parted_from() -> None:
+    setup = Setup(ME, SWARM, admits=lambda record, now: "" if now.steady < 100 else "invite_expired")
+    core = Membership(setup, Book((), 10), random.Random(1), at(0))
+    join(core, LOW)
+    actions = core.handle(Tick(), at(100))
+    assert PeerDown(LOW.node_id) in actions
+    (farewell,) = [action for action in actions if isinstance(action, Tell) and action.kind == Kind.GOODBYE]
+    assert Goodbye.decode(farewell.body).reason == "invite_expired"
+    assert core.refused == {"invite_expired": 1}
 
 
 def test_now_and_then_a_chosen_link_is_replaced_by_another() -> None:

@@ -1,0 +1,222 @@
+"""The failure detector, driven by hand: whom it probes, suspects and declares dead, and when."""
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.detector import (
+    CONFIRMATIONS,
+    MAX_ERRANDS,
+    MAX_HEALTH,
+    MAX_INDIRECT,
+    Cut,
+    Dead,
+    Detector,
+    SendPing,
+    SendProbe,
+    SendProbed,
+    State,
+    Suspect,
+)
+from protocol.identity import NodeId
+from protocol.messages import Reach
+from protocol.timing import LAN
+
+A, B, C, D, E = map(NodeId, "abcde")
+STEP = 0.25
+
+
+def machine(*peers: NodeId) -> Detector:
+    detector = Detector(LAN, random.Random(1))
+    for peer in peers:
+        detector.up(peer, 0.0)
+    return detector
+
+
+def run(detector: Detector, start: float, end: float, *talking: NodeId) -> list:
+    """Tick from `start` to `end`, with something heard from `talking` before each tick."""
+    actions, now = [], start
+    while now < end:
+        for node in talking:
+            actions += detector.heard(node, now)
+        actions += detector.tick(now)
+        now += STEP
+    return actions
+
+
+def of(kind: type, actions: list) -> list:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def time_of_death(detector: Detector, *talking: NodeId, confirmers: tuple[NodeId, ...] = ()) -> float:
+    now = 0.0
+    while now < 1000:
+        for node in talking:
+            detector.heard(node, now)
+        actions = detector.tick(now)
+        for by in confirmers:
+            detector.confirmed(A, by)
+        if Dead(A) in actions:
+            return now
+        now += STEP
+    raise AssertionError("never")
+
+
+def test_a_silent_peer_is_pinged_probed_suspected_and_dead_within_the_documented_bound() -> None:
+    detector = machine(A, B, C)
+    actions = run(detector, 0, LAN.death_bound + 1, B, C)
+    kinds = [type(action) for action in actions]
+    assert kinds.index(SendPing) < kinds.index(SendProbe) < kinds.index(Suspect) < kinds.index(Dead)
+    assert {probe.node for probe in of(SendProbe, actions)} == {A}
+    # With no nack of its helpers the detector blames itself too, and is more patient: they answer here.
+    detector = machine(A)
+    assert time_of_death(detector) <= LAN.death_bound + STEP
+
+
+def test_confirmations_shorten_a_suspicion_to_its_minimum_and_no_further() -> None:
+    times = [
+        time_of_death(machine(A), confirmers=tuple(NodeId(f"x{i}") for i in range(count)))
+        for count in range(CONFIRMATIONS + 3)
+    ]
+    assert times == sorted(times, reverse=True) and times[0] > times[1] > times[CONFIRMATIONS]
+    least = LAN.probe_interval + 2 * LAN.probe_timeout + LAN.suspicion_min
+    assert least <= times[-1] == times[CONFIRMATIONS] <= least + 3 * STEP
+
+
+def test_one_confirmer_counts_once_however_often_it_confirms() -> None:
+    assert time_of_death(machine(A), confirmers=(B, B, B)) == time_of_death(machine(A), confirmers=(B,))
+
+
+def test_a_confirmation_has_no_weight_while_we_hear_the_peer() -> None:
+    detector = machine(A)
+    for by in (B, C, D):
+        detector.confirmed(A, by)
+    assert time_of_death(detector) == time_of_death(machine(A))
+
+
+def test_a_pause_shorter_than_the_suspicion_does_not_kill() -> None:
+    detector = machine(A, B)
+    actions = run(detector, 0, 20, B)
+    assert Suspect(A) in actions
+    assert detector.heard(A, 20) == [] and detector.state(A) is State.WELL
+    assert Dead(A) not in run(detector, 20, 60, A, B)
+
+
+def test_when_only_helpers_reach_a_peer_its_link_is_cut_and_it_is_not_called_dead() -> None:
+    detector = machine(A, B)
+    actions, now = [], 0.0
+    while now < 100 and not of(Cut, actions):
+        detector.heard(B, now)
+        for action in detector.tick(now):
+            actions.append(action)
+            if isinstance(action, SendProbe):
+                actions += detector.probed(action.token, Reach.ALIVE, B, now)
+        now += STEP
+    assert of(Cut, actions) == [Cut(A)] and not of(Dead, actions) and not of(Suspect, actions)
+    assert len(of(SendProbe, actions)) == MAX_INDIRECT
+
+
+def test_silent_helpers_make_us_patient_and_answered_probes_make_us_quick_again() -> None:
+    detector = machine(A, B, C, D)
+    run(detector, 0, 12, B, C, D)
+    assert detector.health > 0
+    for _ in range(MAX_HEALTH + 2):
+        detector.suspected_ourselves()
+    assert detector.health == MAX_HEALTH
+    now = 12.0
+    for _ in range(MAX_HEALTH):
+        run(detector, now, now + LAN.probe_interval + 2 * STEP, B, C, D)
+        now += LAN.probe_interval + 2 * STEP
+        detector.heard(A, now)
+    assert detector.health < MAX_HEALTH
+
+
+def test_an_errand_says_alive_silent_or_unlinked() -> None:
+    detector = machine(A, B)
+    assert detector.errand(B, 1, C, 0.0) == [SendProbed(B, 1, Reach.UNLINKED)]
+    assert detector.errand(B, 2, A, 0.5) == [SendProbed(B, 2, Reach.ALIVE)]
+    (ping,) = detector.errand(B, 3, A, 5.0)
+    assert isinstance(ping, SendPing) and ping.node == A
+    assert detector.heard(A, 5.1) == [SendProbed(B, 3, Reach.ALIVE)]
+    detector.errand(B, 4, A, 9.0)
+    assert SendProbed(B, 4, Reach.SILENT) in detector.tick(9.0 + LAN.probe_timeout)
+
+
+def test_errands_are_bounded() -> None:
+    detector = machine(A, B)
+    made = [detector.errand(B, token, A, 5.0) for token in range(MAX_ERRANDS + 5)]
+    assert [bool(actions) for actions in made] == [True] * MAX_ERRANDS + [False] * 5
+
+
+def test_time_in_which_we_were_not_run_is_nobodys_silence() -> None:
+    detector = machine(A)
+    run(detector, 0, 1, A)
+    detector.resume(3600.0, 3601.0)
+    assert detector.tick(3601.0) == []
+
+
+def test_the_round_trip_is_that_of_the_last_ping() -> None:
+    detector = machine(A)
+    (ping,) = of(SendPing, run(detector, 0, LAN.probe_interval + STEP))
+    assert detector.rtt(A) is None
+    detector.pong(A, ping.token + 1, LAN.probe_interval + 0.04)
+    assert detector.rtt(A) is None
+    detector.pong(A, ping.token, LAN.probe_interval + 0.04)
+    assert abs((detector.rtt(A) or 0) - 0.04) < 1e-6
+
+
+nodes = st.sampled_from([A, B, C, D])
+calls = st.one_of(
+    st.tuples(st.sampled_from(["up", "heard", "vouched"]), nodes),
+    st.tuples(st.just("down"), nodes),
+    st.tuples(st.just("errand"), nodes, nodes),
+    st.tuples(st.just("probed"), nodes, st.sampled_from(Reach)),
+    st.tuples(st.just("confirmed"), nodes, nodes),
+    st.tuples(st.just("tick")),
+)
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), calls), max_size=80))
+def test_whatever_happens_it_asks_for_live_peers_only_and_kills_none_that_was_just_heard(history) -> None:
+    detector = machine()
+    live: set[NodeId] = set()
+    heard: dict[NodeId, float] = {}
+    token, now = 0, 0.0
+    for pause, (name, *rest) in history:
+        now += pause
+        actions: list = []
+        match name:
+            case "up":
+                detector.up(rest[0], now)
+                live.add(rest[0])
+                heard[rest[0]] = now
+            case "down":
+                detector.down(rest[0])
+                live.discard(rest[0])
+            case "heard":
+                actions = detector.heard(rest[0], now)
+                heard[rest[0]] = now
+            case "vouched":
+                actions = detector.vouched(rest[0], now)
+            case "errand" if rest[0] in live:
+                actions = detector.errand(rest[0], token, rest[1], now)
+            case "probed":
+                actions = detector.probed(token, rest[1], rest[0], now)
+            case "confirmed":
+                detector.confirmed(*rest)
+            case "tick":
+                actions = detector.tick(now)
+        for action in actions:
+            match action:
+                case SendPing(node, token):
+                    assert node in live
+                case SendProbe(helper, token, node):
+                    assert helper in live and node in live and helper != node
+                case SendProbed(asker):
+                    assert asker in live
+                case Dead(node):
+                    assert now - heard[node] >= LAN.suspicion_min
+                    detector.down(node)
+                    live.discard(node)
+        assert set(detector.suspects) <= live
