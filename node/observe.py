@@ -52,6 +52,7 @@ def describe(network: Network, row: Row, rounds: int | None) -> Tree:
         "round": row.get("round"),
         "rounds": rounds,
         "reward": row.get("reward"),
+        "refusal": network.host.refusal or None,
         "peers": [
             {
                 "node": peer.node_id,

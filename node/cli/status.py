@@ -82,7 +82,7 @@ def render(tree: Tree) -> "list[RenderableType]":
         ("address", (tree["address"] or "none: it dials, nobody dials it").partition("?")[0]),
         ("round", progress),
         ("reward", "-" if tree["reward"] is None else f"{tree['reward']:.3f}"),
-        ("peers", f"{counters['live_peers']} live, {counters['known_peers']} known"),
+        ("peers", f"{counters['live_peers']} live, {counters['known_peers']} known{_alone(tree)}"),
         ("sent", f"{size(counters['bytes_sent'])}, {counters['items_sent']} groups"),
         ("got", f"{size(counters['bytes_received'])}, {counters['items_received']} groups"),
         ("again", f"{counters['duplicates']} groups that it had already"),
@@ -103,6 +103,11 @@ def render(tree: Tree) -> "list[RenderableType]":
     if tree["rejected"]:
         parts += [Text(""), refused]
     return parts
+
+
+def _alone(tree: Tree) -> str:
+    """Say why nobody is there, if somebody gave a reason."""
+    return f"; they do not admit this node: {tree['refusal']}" if tree["refusal"] and not tree["peers"] else ""
 
 
 def _plain(text: str) -> str:

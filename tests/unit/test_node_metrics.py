@@ -83,3 +83,23 @@ def test_tail_and_history_follow_a_rewind(tmp_path: Path) -> None:
         log.append({"round": 3, "reward": 0.9})
         follow(history, tail.poll())
     assert history == [*rows(2), {"round": 3, "reward": 0.9}]
+
+
+def test_a_file_with_a_bound_is_put_aside_once_it_is_above_it(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", max_bytes=100)
+    for number in range(1, 60):
+        log.append({"round": number})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "metrics.old.jsonl"]
+    assert all(path.stat().st_size < 120 for path in tmp_path.iterdir())
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1] == log.last == {"round": 59}
+
+
+def test_the_newest_row_is_remembered_over_a_rewind(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    assert log.last == {}
+    for number in range(1, 6):
+        log.append({"round": number})
+    log.rewind(3)
+    assert log.last == {"round": 3}
+    log.rewind(0)
+    assert log.last == {}

@@ -24,7 +24,7 @@ from protocol.records import Address
 IDENTITY = Identity(bytes(32))
 HOSTILE = PeerInfo(NodeId("a" * 32), "tcp://192.0.2.1:4001", "[red]\x1b[2J\r\nagent", "alive", 0.0123)
 COUNTERS = Counters(1000, 2000, 3, 4, 5, 1, 9, {"forged": 2, "stale": 1})
-HOST = SimpleNamespace(counters=lambda: COUNTERS, peers=lambda: [HOSTILE])
+HOST = SimpleNamespace(counters=lambda: COUNTERS, peers=lambda: [HOSTILE], refusal="")
 ADDRESS = Address.parse(f"tcp://127.0.0.1:4001?key={'ab' * 32}")
 NETWORK = Network(HOST, IDENTITY, bytes(16), None, ADDRESS)  # type: ignore[arg-type]
 
@@ -139,3 +139,9 @@ def test_what_a_peer_calls_itself_does_not_reach_the_terminal_raw() -> None:
     assert "[red]?[2J??agent" in text
     assert "7 of 10" in text and "forged" in text and "12.3 ms" in text
     assert "\x1b" not in text
+
+
+def test_a_node_that_nobody_admits_says_why() -> None:
+    console = Console(record=True, width=200, file=StringIO())
+    console.print(*render(state() | {"peers": [], "refusal": "invite_expired"}), sep="\n")
+    assert "do not admit this node: invite_expired" in console.export_text()
