@@ -4,42 +4,52 @@ An item is a signed envelope that is passed on as the bytes its signer made. Its
 hash of the signer's key and the body.
 
 Rules
- 1. Whoever publishes an item of at most `PUSH_BYTES` sends it to every live peer, and
-    announces the id of a larger one instead, so that a large item crosses a link once.
+ 1. Whoever publishes an item of at most `PUSH_BYTES` sends it to every live peer that is
+    interested and did not ask for announcements only, and announces any other item, so that a
+    large item crosses a link once.
  2. Whoever gets an item for the first time delivers it, holds it, and announces its id at the
-    next tick to the live peers that are not known to have it.
- 3. An announced item that we lack is pulled: at once when it is too large to be pushed,
-    otherwise after `PULL_DELAY_S`, as the push is probably on its way. When a holder does not
-    deliver in time, the next one that announced the item is asked.
- 4. A peer that comes up is announced everything that is held, so a node that was away catches
-    up. Now and then a random peer is announced what is newest, in case something was lost.
+    next tick to the interested live peers that are not known to have it.
+ 3. An announced item that we want and lack is pulled (see `protocol.pulls`), as far as our
+    demand goes (see `protocol.interest`): at once, unless it is small and its signer is a live
+    peer of ours, whose push is probably on its way: then after `pull_delay`.
+ 4. A peer that comes up is told our interest and announced what we hold, so a node that was
+    away catches up: the newest at once, the rest in batches that leave out what it has got
+    meanwhile. Now and then a random peer is announced what is newest, in case something was lost.
  5. What could not be sent (a full queue) is announced later: no peer can make us wait or
     grow.
  6. A peer is known to have what it sent, announced or was sent. Bytes that a peer sends twice
     are a replay; an item that two peers send is an ordinary duplicate.
+ 7. An item of a topic that we did not ask for is neither delivered nor held.
 """
 
 import random
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable
 
 from protocol.clock import Instant
 from protocol.envelope import ItemId
 from protocol.events import PeerDown, PeerUp, Tick
 from protocol.gossip_events import (
     Announced,
+    Blame,
     Deliver,
     Discard,
     GossipAction,
     GossipEvent,
     Got,
+    Interested,
     Item,
     NotSent,
     Publish,
     Pulled,
     SendAnnounce,
+    SendInterest,
     SendItem,
+    Subscribe,
 )
+from protocol.gossip_peer import KNOWN_ITEMS, MAX_PENDING, Peer
 from protocol.identity import NodeId
+from protocol.interest import Appetite, Filter, hint
 from protocol.limits import TokenBucket
 from protocol.messages import MAX_IDS, Entry
 from protocol.pulls import Pulls
@@ -50,22 +60,11 @@ from protocol.store import Store
 # Below this a push costs less than the announcement and the pull that it saves cost in time: at
 # 64 KiB a transfer takes about one round trip on a line of 10 Mbit/s and 50 ms.
 PUSH_BYTES = 64 << 10
-TICK_S = 0.1  # how long announcements wait for company
-PULL_DELAY_S = 0.5
 SEEN_ITEMS = 1 << 17  # at 32 items a second, the hour after which items are stale anyway
-KNOWN_ITEMS = 4096  # remembered for each peer
-MAX_PENDING = 8192  # ids that wait to be announced to one peer
-SYNC_INTERVAL_S = 15.0
-SYNC_WINDOW_S = 4 * SYNC_INTERVAL_S
+FIRST_IDS = 64  # announced at once to a peer that comes up: about 3 kB, whatever it turns out to want
+CATCH_UP_S = 2.0  # between its further batches of `MAX_IDS`: 12 kB a second, and what it pulls strikes out the next
 RETRY_S = 1.0  # after a full queue
-
-
-@dataclass(slots=True)
-class _Peer:
-    known: Recent[ItemId, bool]  # True: it sent us the item itself
-    serving: TokenBucket
-    pending: dict[ItemId, None] = field(default_factory=dict)
-    quiet_until: float = 0.0
+SYNC_WINDOW = 4.0  # sync intervals
 
 
 class Gossip:
@@ -73,13 +72,17 @@ class Gossip:
 
     def __init__(self, own: NodeId, setup: Setup, rng: random.Random, now: Instant) -> None:
         self._own = own
+        self._hint = hint(own)
         self._limits = limits = setup.limits
+        self._timing = setup.timing
         self._rng = rng
-        self._peers: dict[NodeId, _Peer] = {}
+        self._peers: dict[NodeId, Peer] = {}
+        self._neighbours: Counter[bytes] = Counter()  # hints of the live peers
         self._seen: Recent[ItemId, NodeId] = Recent(SEEN_ITEMS)
         self._store = Store(limits.held_bytes, limits.max_item_age_s)
-        self._pulls = Pulls()
-        self._next_sync = now.steady + SYNC_INTERVAL_S
+        self._pulls = Pulls(setup.timing, rng)
+        self._appetite = Appetite(own, now)
+        self._next_sync = now.steady + setup.timing.sync_interval
         self._urgent = False
 
     def signer(self, item: ItemId) -> NodeId | None:
@@ -88,10 +91,16 @@ class Gossip:
 
     def wait(self) -> float:
         """Return after how many seconds the next tick is of use, at the latest."""
+        timing = self._timing
         if self._urgent:
             return 0.0
-        busy = self._pulls or any(peer.pending for peer in self._peers.values())
-        return TICK_S if busy else SYNC_INTERVAL_S
+        if self._pulls.delayed or any(peer.pending for peer in self._peers.values()):
+            return timing.announce_interval
+        if len(self._pulls):
+            return timing.pull_patience / 4
+        if any(peer.backlog for peer in self._peers.values()):
+            return CATCH_UP_S / 4
+        return timing.sync_interval
 
     def duplicate(self, node: NodeId, item: ItemId) -> bool:
         """Note that `node` sent bytes that were accepted before; True if it had sent this item itself (a replay)."""
@@ -100,10 +109,10 @@ class Gossip:
             return False
         replayed = peer.known.get(item) is True
         peer.known.set(item, True)
-        self._pulls.arrived(item)
+        self._pulls.arrived(item, node)
         return replayed
 
-    def handle(self, event: GossipEvent, now: Instant) -> list[GossipAction]:
+    def handle(self, event: GossipEvent, now: Instant) -> list[GossipAction]:  # noqa: C901  # one arm for each event
         """Advance by one event."""
         match event:
             case Got(node, item):
@@ -115,10 +124,14 @@ class Gossip:
             case Pulled(node, ids):
                 return self._pulled(node, ids, now)
             case PeerUp(node):
-                self._up(node, now)
+                return self._up(node, now)
             case PeerDown(node):
-                self._peers.pop(node, None)
-                self._pulls.lost(node)
+                self._down(node)
+            case Interested(node, interest):
+                if node in self._peers:
+                    self._peers[node].wants = Filter.of(node, interest)
+            case Subscribe(topics, demand):
+                return self._tell_interest(self._peers) if self._appetite.subscribe(topics, demand, now) else []
             case NotSent(node, ids):
                 self._not_sent(node, ids, now)
             case Discard(item_id):
@@ -127,56 +140,84 @@ class Gossip:
                 return self._tick(now)
         return []
 
-    def _up(self, node: NodeId, now: Instant) -> None:
+    def _up(self, node: NodeId, now: Instant) -> list[GossipAction]:
+        self._down(node)
         serving = TokenBucket(self._limits.bytes_per_second, self._limits.bytes_burst, now.steady)
-        peer = self._peers[node] = _Peer(Recent(KNOWN_ITEMS), serving)
-        self._pulls.lost(node)
         self._store.expire(now)
-        peer.pending.update(dict.fromkeys(self._store.newest(MAX_PENDING)))
+        held = self._store.newest(MAX_PENDING)
+        # Two nodes that meet again hold much the same: of the two, whose batch is later leaves out the other's.
+        due = now.steady + CATCH_UP_S * self._rng.random()
+        peer = Peer(Filter(hint(node)), Recent(KNOWN_ITEMS), serving, held[:-FIRST_IDS], due)
+        peer.remind(held[-FIRST_IDS:])
+        self._peers[node] = peer
+        self._neighbours[hint(node)] += 1
+        return self._tell_interest([node]) if self._appetite.told else []
+
+    def _down(self, node: NodeId) -> None:
+        if self._peers.pop(node, None) is not None:
+            self._neighbours -= Counter([hint(node)])
+        self._appetite.refund(self._pulls.lost(node))
+
+    def _tell_interest(self, nodes: Iterable[NodeId]) -> list[GossipAction]:
+        return [SendInterest(node, self._appetite.filter.interest) for node in nodes]
 
     def _got(self, node: NodeId, item: Item, now: Instant) -> list[GossipAction]:
         peer = self._peers.get(node)
         if peer is not None:
             peer.known.set(item.id, True)
-        self._pulls.arrived(item.id)
+        asked = self._pulls.arrived(item.id, node, now.steady)
         if item.id in self._seen:
             return []
-        self._accept(item, now)
-        for other in self._peers.values():
-            if item.id not in other.known:
-                other.pending[item.id] = None
+        if not asked:
+            self._appetite.offered(now)
+            self._appetite.spend(1)
+        self._seen.set(item.id, item.signer)
+        if not self._appetite.filter.covers_topic(item.topic):
+            return [Blame(node, "unwanted")]
+        self._hold(item, now)
         return [Deliver(item)] if item.signer != self._own else []  # our own came back: we were restarted
 
-    def _accept(self, item: Item, now: Instant) -> None:
-        self._seen.set(item.id, item.signer)
+    def _hold(self, item: Item, now: Instant) -> None:
         self._store.add(item, now)
+        for peer in self._peers.values():
+            if item.id not in peer.known and peer.wants.covers_topic(item.topic):
+                peer.remind([item.id])
 
     def _publish(self, item: Item, now: Instant) -> list[GossipAction]:
         if item.id in self._seen:
             return []
-        self._accept(item, now)
+        self._seen.set(item.id, item.signer)
+        small = len(item.frame) <= PUSH_BYTES
         actions: list[GossipAction] = []
         for node, peer in self._peers.items():
-            if len(item.frame) <= PUSH_BYTES:
+            if small and not peer.wants.announce_only and peer.wants.covers_topic(item.topic):
                 peer.known.set(item.id, False)
                 actions.append(SendItem(node, item.id, item.frame))
-            else:
-                peer.pending[item.id] = None
-                self._urgent = True
+        self._hold(item, now)
+        self._urgent = self._urgent or len(actions) < len(self._peers)
         return actions
 
     def _announced(self, node: NodeId, items: tuple[Entry, ...], now: Instant) -> list[GossipAction]:
         peer = self._peers.get(node)
         if peer is None:
             return []
-        for item_id, size, _ in items:
-            if item_id not in peer.known:
-                peer.known.set(item_id, False)
-            peer.pending.pop(item_id, None)
-            if item_id not in self._seen:
-                delay = PULL_DELAY_S if size <= PUSH_BYTES else 0.0
-                self._pulls.offered(node, item_id, size, now.steady + delay)
-        return [*self._pulls.due(now.steady)] if any(entry.size > PUSH_BYTES for entry in items) else []
+        holder = hint(node)
+        wants = self._appetite.filter
+        for entry in items:
+            peer.told(entry.id)
+            peer.pending.pop(entry.id, None)
+            if entry.id in self._seen or not wants.covers(entry.topic, entry.signer, holder, now.unix):
+                continue
+            pushed = entry.size <= PUSH_BYTES and not wants.announce_only and entry.signer in self._neighbours
+            delay = self._timing.pull_delay if pushed and entry.signer != holder else 0.0
+            if self._pulls.offered(node, entry, now.steady, delay):
+                self._appetite.offered(now)
+        return self._ask(now)
+
+    def _ask(self, now: Instant) -> list[GossipAction]:
+        pulls = [*self._pulls.due(now.steady, self._appetite.level(now))]
+        self._appetite.spend(sum(len(pull.ids) for pull in pulls))
+        return [*pulls]
 
     def _pulled(self, node: NodeId, ids: tuple[ItemId, ...], now: Instant) -> list[GossipAction]:
         peer = self._peers.get(node)
@@ -186,7 +227,7 @@ class Gossip:
         for item_id in ids:
             item = self._store.get(item_id)
             if item is not None and peer.serving.take(len(item.frame), now.steady):
-                peer.known.set(item_id, peer.known.get(item_id) is True)
+                peer.told(item_id)
                 actions.append(SendItem(node, item_id, item.frame))
         return actions
 
@@ -196,28 +237,49 @@ class Gossip:
             peer.quiet_until = now.steady + RETRY_S
             for item_id in ids:
                 peer.known.pop(item_id)
-                peer.pending[item_id] = None
+            peer.remind(ids)
 
     def _tick(self, now: Instant) -> list[GossipAction]:
         self._urgent = False
         self._store.expire(now)
-        actions: list[GossipAction] = [*self._pulls.due(now.steady)]
+        failed, liars = self._pulls.check(now.steady)
+        self._appetite.refund(failed)
+        actions: list[GossipAction] = [Blame(node, "broken_promise") for node in liars]
+        actions += self._ask(now)
+        if self._appetite.adjust(len(self._peers), now):
+            actions += self._tell_interest(self._peers)
         if now.steady >= self._next_sync and self._peers:
-            self._next_sync = now.steady + SYNC_INTERVAL_S * self._rng.uniform(0.75, 1.25)
-            node = self._rng.choice(list(self._peers))
-            newest = self._store.newest(MAX_IDS, since=now.steady - SYNC_WINDOW_S)
-            actions += self._announce(node, newest)
+            self._next_sync = now.steady + self._timing.sync_interval * self._rng.uniform(0.75, 1.25)
+            actions += self._synchronise(self._rng.choice(list(self._peers)), now)
         for node, peer in self._peers.items():
-            if peer.pending and now.steady >= peer.quiet_until:
-                ids = [item_id for item_id in peer.pending if item_id not in peer.known][-MAX_PENDING:]
+            if now.steady >= peer.quiet_until:
+                actions += self._announce(node, [item_id for item_id in peer.pending if item_id not in peer.known], now)
                 peer.pending.clear()
-                actions += self._announce(node, ids)
+                actions += self._catch_up(node, peer, now)
         return actions
 
-    def _announce(self, node: NodeId, ids: list[ItemId]) -> list[GossipAction]:
-        held = [item.entry for item in map(self._store.get, ids) if item is not None]
+    def _synchronise(self, node: NodeId, now: Instant) -> list[GossipAction]:
+        window = SYNC_WINDOW * self._timing.sync_interval
+        newest = self._store.newest(MAX_IDS, since=now.steady - window)
+        known = self._peers[node].known
+        return self._announce(node, [item_id for item_id in newest if known.get(item_id) is not True], now)
+
+    def _catch_up(self, node: NodeId, peer: Peer, now: Instant) -> list[GossipAction]:
+        if not peer.backlog or now.steady < peer.backlog_due:
+            return []
+        peer.backlog_due = now.steady + CATCH_UP_S
+        batch: list[ItemId] = []
+        while peer.backlog and len(batch) < MAX_IDS:
+            item_id = peer.backlog.pop()
+            if item_id not in peer.known:
+                batch.append(item_id)
+        return self._announce(node, batch, now)
+
+    def _announce(self, node: NodeId, ids: list[ItemId], now: Instant) -> list[GossipAction]:
+        """Announce those that are still held and that the peer is interested in."""
         peer = self._peers[node]
-        for entry in held:
-            if entry.id not in peer.known:
-                peer.known.set(entry.id, False)
-        return [SendAnnounce(node, tuple(held[i : i + MAX_IDS])) for i in range(0, len(held), MAX_IDS)]
+        held = [item.entry for item in map(self._store.get, ids) if item is not None]
+        told = [entry for entry in held if peer.wants.covers(entry.topic, entry.signer, self._hint, now.unix)]
+        for entry in told:
+            peer.told(entry.id)
+        return [SendAnnounce(node, tuple(told[i : i + MAX_IDS])) for i in range(0, len(told), MAX_IDS)]

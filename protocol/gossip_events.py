@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from protocol.envelope import ItemId
 from protocol.events import PeerDown, PeerUp, Tick
 from protocol.identity import NodeId
+from protocol.interest import hint
 from protocol.messages import Entry, Interest
 
 
@@ -21,7 +22,7 @@ class Item:
     @property
     def entry(self) -> Entry:
         """What is announced of the item."""
-        return Entry(self.id, len(self.frame), self.topic)
+        return Entry(self.id, len(self.frame), self.topic, hint(self.signer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,5 +127,13 @@ class SendPull:
     ids: tuple[ItemId, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """A peer did what has a price (see `limits.PENALTIES`), or only a name to be counted by."""
+
+    node: NodeId
+    reason: str
+
+
 GossipEvent = PeerUp | PeerDown | Publish | Got | Announced | Interested | Pulled | Subscribe | NotSent | Discard | Tick
-GossipAction = Deliver | SendItem | SendAnnounce | SendInterest | SendPull
+GossipAction = Deliver | SendItem | SendAnnounce | SendInterest | SendPull | Blame

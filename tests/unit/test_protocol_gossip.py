@@ -1,7 +1,9 @@
 """The gossip machine, driven by hand: who is pushed, told and asked what, and when."""
 
 import hashlib
+import math
 import random
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,28 +11,36 @@ from hypothesis import strategies as st
 from protocol.clock import Instant
 from protocol.envelope import ItemId
 from protocol.events import PeerDown, PeerUp, Tick
-from protocol.gossip import PULL_DELAY_S, PUSH_BYTES, RETRY_S, SYNC_INTERVAL_S, TICK_S, Gossip
+from protocol.gossip import CATCH_UP_S, FIRST_IDS, PUSH_BYTES, RETRY_S, Gossip
 from protocol.gossip_events import (
     Announced,
+    Blame,
     Deliver,
     Discard,
     Got,
+    Interested,
     Item,
     NotSent,
     Publish,
     Pulled,
     SendAnnounce,
+    SendInterest,
     SendItem,
     SendPull,
+    Subscribe,
 )
-from protocol.identity import Identity, NodeId
+from protocol.gossip_peer import KNOWN_ITEMS, MAX_PENDING
+from protocol.identity import Identity, NodeId, id_of_bytes
+from protocol.interest import hint, same_shard
 from protocol.limits import Limits
-from protocol.messages import NO_TOPIC, Entry
-from protocol.pulls import MAX_HOLDERS, MAX_PULLS_PER_PEER, MAX_WANTS, PULL_PATIENCE_S, Pulls
+from protocol.messages import MAX_IDS, NO_TOPIC, Entry, Interest
+from protocol.pulls import MAX_BROKEN, MAX_WANTS, PROMISE_PATIENCE
 from protocol.setup import Setup
+from protocol.timing import LAN
 
 UNIX = 1_700_000_000.0
-ME, A, B, C = map(NodeId, ("me", "a", "b", "c"))
+ME, A, B, C, FAR = (id_of_bytes(letter * 20) for letter in (b"m", b"a", b"b", b"c", b"f"))
+TOPIC, OTHER = b"a topic!", b"another!"
 OWNER = Identity(bytes(32))
 
 
@@ -42,8 +52,12 @@ def name(number: int) -> ItemId:
     return ItemId(hashlib.sha256(b"%d" % number).digest())
 
 
-def item(number: int, size: int = 100, signer: NodeId = A, time: float = UNIX) -> Item:
-    return Item(name(number), signer, time, NO_TOPIC, bytes(size))
+def item(number: int, size: int = 100, signer: NodeId = A, time: float = UNIX, topic: bytes = NO_TOPIC) -> Item:
+    return Item(name(number), signer, time, topic, bytes(size))
+
+
+def entry(number: int, size: int = 100, signer: NodeId = FAR, topic: bytes = NO_TOPIC) -> Entry:
+    return item(number, size, signer, topic=topic).entry
 
 
 def machine(*peers: NodeId, limits: Limits | None = None) -> Gossip:
@@ -80,14 +94,14 @@ def test_a_large_item_is_announced_without_delay_and_sent_when_asked_for() -> No
 
 def test_a_new_item_is_delivered_once_and_announced_to_those_not_known_to_have_it() -> None:
     core = machine(A, B, C)
-    core.handle(Announced(B, (Entry(name(1), 100),)), at(1))
+    core.handle(Announced(B, (entry(1, signer=A),)), at(1))
     assert core.handle(Got(A, item(1)), at(1)) == [Deliver(item(1))]
     assert core.handle(Got(C, item(1)), at(1)) == []
-    assert core.wait() == TICK_S
-    assert announced(core.handle(Tick(), at(1 + TICK_S))) == {}
+    assert core.wait() == LAN.announce_interval
+    assert announced(core.handle(Tick(), at(1 + LAN.announce_interval))) == {}
     core.handle(Got(A, item(2)), at(2))
     core.handle(Got(A, item(3)), at(2))
-    actions = core.handle(Tick(), at(2 + TICK_S))
+    actions = core.handle(Tick(), at(2 + LAN.announce_interval))
     assert announced(actions) == {B: [name(2), name(3)], C: [name(2), name(3)]}
     assert announced(core.handle(Tick(), at(3))) == {}
 
@@ -102,37 +116,45 @@ def test_bytes_that_one_peer_sends_twice_are_a_replay_and_from_two_peers_are_not
 
 def test_a_missed_push_is_pulled_after_a_delay_from_whoever_announced() -> None:
     core = machine(A, B)
-    assert core.handle(Announced(B, (Entry(name(1), 100),)), at(1)) == []
-    assert pulled(core.handle(Tick(), at(1 + PULL_DELAY_S - 0.01))) == {}
-    assert pulled(core.handle(Tick(), at(1 + PULL_DELAY_S))) == {B: (name(1),)}
+    assert core.handle(Announced(B, (entry(1, signer=A),)), at(1)) == []
+    assert pulled(core.handle(Tick(), at(1 + LAN.pull_delay - 0.01))) == {}
+    assert pulled(core.handle(Tick(), at(1 + LAN.pull_delay))) == {B: (name(1),)}
     core.handle(Got(B, item(1)), at(2))
     assert pulled(core.handle(Tick(), at(60))) == {}
 
 
 def test_a_push_that_was_only_late_saves_the_pull() -> None:
     core = machine(A, B)
-    core.handle(Announced(B, (Entry(name(1), 100),)), at(1))
+    core.handle(Announced(B, (entry(1, signer=A),)), at(1))
     core.handle(Got(A, item(1)), at(1.2))
-    assert pulled(core.handle(Tick(), at(1 + PULL_DELAY_S))) == {}
+    assert pulled(core.handle(Tick(), at(1 + LAN.pull_delay))) == {}
 
 
 def test_a_large_item_is_asked_for_at_once_and_of_one_holder_only() -> None:
     core = machine(A, B)
-    assert core.handle(Announced(A, (Entry(name(1), 100_000),)), at(1)) == [SendPull(A, (name(1),))]
-    assert core.handle(Announced(B, (Entry(name(1), 100_000),)), at(1)) == []
+    assert core.handle(Announced(A, (entry(1, 100_000),)), at(1)) == [SendPull(A, (name(1),))]
+    assert core.handle(Announced(B, (entry(1, 100_000),)), at(1)) == []
+
+
+def test_a_small_item_whose_signer_is_no_peer_has_no_push_to_wait_for() -> None:
+    core = machine(A, B)
+    assert pulled(core.handle(Announced(B, (entry(1, signer=FAR),)), at(1))) == {B: (name(1),)}
+    assert pulled(core.handle(Announced(B, (entry(2, signer=B),)), at(1))) == {B: (name(2),)}
+    core.handle(PeerDown(A), at(2))
+    assert pulled(core.handle(Announced(B, (entry(3, signer=A),)), at(2))) == {B: (name(3),)}
 
 
 def test_another_holder_is_asked_when_the_first_stalls_or_leaves() -> None:
     for leave in (False, True):
         core = machine(A, B)
-        core.handle(Announced(A, (Entry(name(1), 100_000),)), at(1))
-        core.handle(Announced(B, (Entry(name(1), 100_000),)), at(1))
+        core.handle(Announced(A, (entry(1, 100_000),)), at(1))
+        core.handle(Announced(B, (entry(1, 100_000),)), at(1))
         if leave:
             core.handle(PeerDown(A), at(2))
             assert pulled(core.handle(Tick(), at(2))) == {B: (name(1),)}
         else:
-            assert pulled(core.handle(Tick(), at(1 + PULL_PATIENCE_S))) == {}
-            assert pulled(core.handle(Tick(), at(2 + PULL_PATIENCE_S))) == {B: (name(1),)}
+            assert pulled(core.handle(Tick(), at(1 + LAN.pull_patience))) == {}
+            assert pulled(core.handle(Tick(), at(2 + LAN.pull_patience))) == {B: (name(1),)}
 
 
 def test_a_peer_that_comes_up_is_told_what_is_held_and_fresh() -> None:
@@ -150,7 +172,7 @@ def test_what_could_not_be_sent_is_announced_later() -> None:
     core = machine(A, B)
     core.handle(Publish(item(1, signer=ME)), at(1))
     core.handle(NotSent(A, (name(1),)), at(1))
-    assert announced(core.handle(Tick(), at(1 + TICK_S))) == {}
+    assert announced(core.handle(Tick(), at(1 + LAN.announce_interval))) == {}
     assert announced(core.handle(Tick(), at(1 + RETRY_S))) == {A: [name(1)]}
 
 
@@ -158,7 +180,7 @@ def test_the_newest_items_are_announced_now_and_then_in_case_something_was_lost(
     core = machine(A)
     core.handle(Publish(item(1, signer=ME)), at(1))
     seen = {}
-    for second in range(2, int(2 * SYNC_INTERVAL_S)):
+    for second in range(2, int(2 * LAN.sync_interval)):
         seen |= announced(core.handle(Tick(), at(second)))
     assert seen == {A: [name(1)]}
 
@@ -195,49 +217,170 @@ def test_serving_pulls_is_bounded() -> None:
     assert core.handle(Pulled(B, (name(1),)), at(2.1)) != []
 
 
-@given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.just("offered"), st.sampled_from("abcdefghijkl"), st.integers(0, 300), st.integers(1, 10**6)),
-            st.tuples(st.just("arrived"), st.just(""), st.integers(0, 300), st.just(0)),
-            st.tuples(st.just("lost"), st.sampled_from("abcdefghijkl"), st.just(0), st.just(0)),
-            st.tuples(st.just("due"), st.just(""), st.integers(0, 20), st.just(0)),
-        ),
-        max_size=80,
+def test_interest_is_told_to_every_peer_now_and_to_come() -> None:
+    core = machine(A)
+    assert core.handle(PeerUp(B), at(1)) == []  # nothing to tell yet: peers offer everything
+    wish = Interest((TOPIC,))
+    subscription = Subscribe(frozenset([TOPIC]), math.inf)
+    assert core.handle(subscription, at(2)) == [SendInterest(A, wish), SendInterest(B, wish)]
+    assert core.handle(subscription, at(3)) == []
+    assert core.handle(PeerUp(C), at(4)) == [SendInterest(C, wish)]
+
+
+def test_only_interested_peers_are_pushed_to_and_told() -> None:
+    core = machine(A, B, C)
+    core.handle(Interested(B, Interest((TOPIC,))), at(1))
+    core.handle(Interested(C, Interest(())), at(1))
+    assert [a.node for a in core.handle(Publish(item(1, signer=ME, topic=TOPIC)), at(1))] == [A, B]
+    assert [a.node for a in core.handle(Publish(item(2, signer=ME, topic=OTHER)), at(1))] == [A]
+    core.handle(Publish(item(3, PUSH_BYTES + 1, signer=ME, topic=OTHER)), at(1))
+    core.handle(Got(A, item(4, topic=TOPIC)), at(1))
+    assert announced(core.handle(Tick(), at(2))) == {A: [name(3)], B: [name(4)]}
+
+
+def test_a_peer_that_wants_announcements_only_is_not_pushed_to() -> None:
+    core = machine(A)
+    core.handle(Interested(A, Interest(None, announce_only=True)), at(1))
+    assert core.handle(Publish(item(1, signer=ME)), at(1)) == []
+    assert core.wait() == 0.0
+    assert announced(core.handle(Tick(), at(1))) == {A: [name(1)]}
+
+
+def test_a_peer_is_told_of_its_shard_and_of_what_we_signed_ourselves() -> None:
+    core = machine(A, B)
+    core.handle(Interested(B, Interest(None, bits=1)), at(1))
+    near, far = (
+        next(s for s in map(signer_of, range(99)) if same_shard(hint(s), hint(B), 1, UNIX) is same)
+        for same in (True, False)
     )
+    core.handle(Got(A, item(1, signer=near)), at(1))
+    core.handle(Got(A, item(2, signer=far)), at(1))
+    core.handle(Publish(item(3, PUSH_BYTES + 1, signer=ME)), at(1))
+    assert announced(core.handle(Tick(), at(2)))[B] == [name(1), name(3)]
+
+
+def signer_of(number: int) -> NodeId:
+    return id_of_bytes(number.to_bytes(20, "little"))
+
+
+def test_what_we_did_not_ask_for_is_neither_pulled_nor_delivered_nor_held() -> None:
+    core = machine(A, B)
+    core.handle(Subscribe(frozenset([TOPIC]), math.inf), at(1))
+    actions = core.handle(Announced(A, (entry(1, topic=OTHER), entry(2, topic=TOPIC))), at(1))
+    assert pulled(actions) == {A: (name(2),)}
+    assert core.handle(Got(A, item(3, topic=OTHER)), at(1)) == [Blame(A, "unwanted")]
+    assert core.handle(Got(A, item(4, topic=TOPIC)), at(1)) == [Deliver(item(4, topic=TOPIC))]
+    assert core.handle(Pulled(B, (name(3),)), at(2)) == []
+
+
+def test_a_node_pulls_what_it_demands_and_no_more() -> None:
+    core = machine(A)
+    core.handle(Subscribe(None, 2.0), at(0))
+    taken = 0
+    for second in range(30):
+        entries = tuple(entry(100 * second + number, signer=signer_of(number)) for number in range(50))
+        for action in core.handle(Announced(A, entries), at(second)) + core.handle(Tick(), at(second)):
+            if isinstance(action, SendPull):
+                taken += len(action.ids)
+                for item_id in action.ids:
+                    core.handle(Got(A, replace(item(0, signer=FAR), id=item_id)), at(second))
+    assert taken == 10 + 2 * 29
+
+
+def test_pushes_count_against_the_demand_and_are_declined_above_it() -> None:
+    core = machine(A)
+    core.handle(Subscribe(None, 2.0), at(0))
+    told = []
+    for second in range(60):
+        for number in range(5):
+            core.handle(Got(A, item(10 * second + number)), at(second))
+        told += [a for a in core.handle(Tick(), at(second)) if isinstance(a, SendInterest)]
+    assert told == [SendInterest(A, Interest(None, announce_only=True))]
+    assert pulled(core.handle(Announced(A, (entry(1000),)), at(60))) == {}
+
+
+def test_a_pull_that_failed_does_not_use_up_the_demand() -> None:
+    core = machine(A)
+    core.handle(Subscribe(None, 0.01), at(0))
+    core.handle(Announced(A, tuple(entry(number) for number in range(4))), at(0))
+    assert pulled(core.handle(Announced(A, (entry(5),)), at(1))) == {}
+    assert len(pulled(core.handle(Tick(), at(3)))[A]) == 4
+
+
+def test_who_announces_and_never_delivers_is_blamed() -> None:
+    core = machine(A)
+    blames = []
+    for second in range(int(PROMISE_PATIENCE * LAN.pull_patience) + 2):
+        entries = tuple(entry(100 * second + number) for number in range(MAX_BROKEN))
+        core.handle(Announced(A, entries), at(second))
+        blames += [a for a in core.handle(Tick(), at(second)) if isinstance(a, Blame)]
+    assert blames == [Blame(A, "broken_promise")] * len(blames) and blames
+
+
+def test_a_newcomer_is_told_the_newest_at_once_and_the_rest_in_batches_but_for_what_it_has() -> None:
+    core = machine(A)
+    for number in range(1500):
+        core.handle(Got(A, item(number)), at(1))
+    core.handle(PeerUp(B), at(2))
+    first = announced(core.handle(Tick(), at(2)))[B]
+    assert first == [name(number) for number in range(1500 - FIRST_IDS, 1500)]
+    core.handle(Announced(B, tuple(entry(number, signer=A) for number in range(500))), at(2))
+    batches = [announced(core.handle(Tick(), at(2 + tenth / 10))).get(B) for tenth in range(1, 100)]
+    batches = [batch for batch in batches if batch]
+    assert [len(batch) for batch in batches] == [MAX_IDS, 1000 - FIRST_IDS - MAX_IDS]
+    assert sorted(sum(batches, first)) == sorted(name(number) for number in range(500, 1500))
+    assert core.wait() > CATCH_UP_S / 4
+
+
+def test_a_newcomer_that_is_told_while_its_queue_is_full_is_told_later() -> None:
+    core = machine()
+    core.handle(Publish(item(1, signer=ME)), at(0))
+    core.handle(PeerUp(B), at(1))
+    assert announced(core.handle(Tick(), at(1))) == {B: [name(1)]}
+    core.handle(NotSent(B, (name(1),)), at(1))
+    assert announced(core.handle(Tick(), at(1 + RETRY_S))) == {B: [name(1)]}
+
+
+PEERS = st.sampled_from([A, B, C])
+NUMBERS = st.integers(0, 40)
+ENTRIES = st.lists(st.builds(entry, NUMBERS, st.sampled_from([100, 100_000]), st.sampled_from([A, B, FAR])), max_size=8)
+EVENTS = st.one_of(
+    st.builds(PeerUp, PEERS),
+    st.builds(PeerDown, PEERS),
+    st.builds(Publish, st.builds(item, NUMBERS, st.sampled_from([100, 100_000]), st.just(ME))),
+    st.builds(Got, PEERS, st.builds(item, NUMBERS, st.sampled_from([100, 100_000]), st.sampled_from([A, B, FAR]))),
+    st.builds(Announced, PEERS, ENTRIES.map(tuple)),
+    st.builds(Pulled, PEERS, st.lists(NUMBERS.map(name), max_size=4).map(tuple)),
+    st.builds(NotSent, PEERS, st.lists(NUMBERS.map(name), max_size=4).map(tuple)),
+    st.builds(Discard, NUMBERS.map(name)),
+    st.builds(Interested, PEERS, st.builds(Interest, st.none() | st.just((TOPIC,)), st.integers(0, 16), st.booleans())),
+    st.builds(Subscribe, st.none() | st.just(frozenset([TOPIC])), st.sampled_from([0.0, 0.5, 5.0, math.inf])),
+    st.just(Tick()),
 )
-def test_pulls_in_flight_never_exceed_their_bounds(history) -> None:
-    pulls = Pulls()
+
+
+@given(st.lists(st.tuples(EVENTS, st.floats(0, 3)), max_size=60))
+def test_no_history_delivers_twice_talks_to_strangers_or_grows_beyond_bounds(history) -> None:
+    core = machine(limits=Limits(held_bytes=300_000))
+    up: set[NodeId] = set()
+    delivered: set[ItemId] = set()
     now = 0.0
-    asked: dict[ItemId, tuple[str, float]] = {}
-    for what, node, number, size in history:
-        match what:
-            case "offered":
-                pulls.offered(NodeId(node), name(number), size, now)
-            case "arrived":
-                pulls.arrived(name(number))
-                asked.pop(name(number), None)
-            case "lost":
-                pulls.lost(NodeId(node))
-                asked = {i: (holder, since) for i, (holder, since) in asked.items() if holder != node}
-            case "due":
-                now += number
-                asked = {i: (holder, since) for i, (holder, since) in asked.items() if since + 60 > now}
-                for pull in pulls.due(now):
-                    assert not any(asked.get(i, ("", -60.0))[1] + PULL_PATIENCE_S > now for i in pull.ids)
-                    asked |= dict.fromkeys(pull.ids, (pull.node, now))
-                    assert len(pull.ids) <= MAX_PULLS_PER_PEER
-        assert len(pulls) <= MAX_WANTS
-
-
-def test_wants_and_holders_are_bounded() -> None:
-    pulls = Pulls()
-    for number in range(MAX_WANTS + 10):
-        pulls.offered(A, name(number), 1, 0.0)
-    assert len(pulls) == MAX_WANTS
-    for number in range(100):
-        pulls.offered(NodeId(str(number)), name(1), 1, 0.0)
-    asked = set()
-    for second in range(0, 1000, 10):
-        asked |= {pull.node for pull in pulls.due(float(second)) if name(1) in pull.ids}
-    assert len(asked) <= MAX_HOLDERS
+    for event, pause in history:
+        now += pause
+        match event:
+            case PeerUp(node):
+                up.add(node)
+            case PeerDown(node):
+                up.discard(node)
+        for action in core.handle(event, at(now)):
+            if isinstance(action, Deliver):
+                assert action.item.id not in delivered
+                delivered.add(action.item.id)
+            elif not isinstance(action, Blame):
+                assert action.node in up
+        assert core.wait() >= 0
+        assert core._store.size <= 300_000
+        assert len(core._pulls) <= MAX_WANTS
+        for peer in core._peers.values():
+            assert len(peer.pending) <= MAX_PENDING and len(peer.backlog) <= MAX_PENDING
+            assert len(peer.known) <= KNOWN_ITEMS

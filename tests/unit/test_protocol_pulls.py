@@ -1,0 +1,274 @@
+"""Which items are pulled, of whom, in which order, and who is blamed when they do not come."""
+
+import hashlib
+import random
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.envelope import ItemId
+from protocol.identity import NodeId
+from protocol.messages import NO_TOPIC, Entry
+from protocol.pulls import (
+    FIRST_WINDOW,
+    MAX_ASKS,
+    MAX_BROKEN,
+    MAX_HOLDERS,
+    MAX_OFFERS,
+    MAX_PULL_BYTES_PER_PEER,
+    MAX_WANTS,
+    MAX_WINDOW,
+    PROMISE_PATIENCE,
+    WANT_LIFE_S,
+    Pulls,
+)
+from protocol.timing import LAN
+
+A, B = NodeId("a"), NodeId("b")
+PATIENCE = LAN.pull_patience
+EVERYTHING = float("inf")
+
+
+def name(number: int) -> ItemId:
+    return ItemId(hashlib.sha256(b"%d" % number).digest())
+
+
+def entry(number: int, size: int = 100, signer: int = 0) -> Entry:
+    return Entry(name(number), size, NO_TOPIC, signer.to_bytes(4, "big"))
+
+
+def machine() -> Pulls:
+    return Pulls(LAN, random.Random(1))
+
+
+def due(pulls: Pulls, now: float, allowance: float = EVERYTHING) -> dict[NodeId, list[ItemId]]:
+    return {pull.node: list(pull.ids) for pull in pulls.due(now, allowance)}
+
+
+def asked(pulls: Pulls, now: float, allowance: float = EVERYTHING) -> int:
+    return sum(map(len, due(pulls, now, allowance).values()))
+
+
+def test_no_more_than_the_allowance_is_asked_for() -> None:
+    pulls = machine()
+    for number in range(20):
+        pulls.offered(A, entry(number), 0.0)
+    assert asked(pulls, 0.0, 0.9) == 0
+    assert asked(pulls, 0.0, 3.5) == 3
+    assert asked(pulls, 0.0) == 17
+
+
+def test_signers_take_turns_whatever_they_publish() -> None:
+    counts: Counter[bool] = Counter()
+    for seed in range(20):
+        pulls = Pulls(LAN, random.Random(seed))
+        for number in range(500):
+            pulls.offered(A, entry(number, signer=1), 0.0)
+        for number in range(500, 510):
+            pulls.offered(A, entry(number, signer=number), 0.0)
+        rare = {name(number) for number in range(500, 510)}
+        counts.update(item in rare for item in due(pulls, 0.0, 11)[A])
+    assert counts == {True: 200, False: 20}
+
+
+def test_two_nodes_that_cannot_take_everything_take_different_things() -> None:
+    chosen = []
+    for seed in (1, 2):
+        pulls = Pulls(LAN, random.Random(seed))
+        for number in range(200):
+            pulls.offered(A, entry(number), 0.0)
+        chosen.append(set(due(pulls, 0.0, 20)[A]))
+    assert len(chosen[0] & chosen[1]) < 10
+
+
+def test_the_rest_is_forgotten_after_a_while() -> None:
+    pulls = machine()
+    pulls.offered(A, entry(1), 0.0)
+    assert pulls.check(WANT_LIFE_S - 0.1) == (0, [])
+    assert len(pulls) == 1
+    assert pulls.check(WANT_LIFE_S) == (0, [])
+    assert len(pulls) == 0
+
+
+def test_a_window_grows_with_what_is_delivered_and_halves_when_the_holder_stalls() -> None:
+    pulls = machine()
+    for number in range(1000):
+        pulls.offered(A, entry(number), 0.0)
+    first = due(pulls, 0.0)[A]
+    assert len(first) == FIRST_WINDOW
+    for item in first:
+        assert pulls.arrived(item, A, 0.1) is True
+    assert asked(pulls, 0.1) == MAX_WINDOW
+    assert pulls.check(0.1 + PATIENCE + 0.01) == (MAX_WINDOW, [])
+    assert asked(pulls, 0.1 + PATIENCE + 0.01) == MAX_WINDOW // 2
+
+
+def test_a_holder_that_goes_on_delivering_does_not_stall() -> None:
+    pulls = machine()
+    for number in range(10):
+        pulls.offered(A, entry(number), 0.0)
+        pulls.offered(B, entry(number), 0.0)
+    first = due(pulls, 0.0)
+    for second, item in enumerate(first[A]):
+        pulls.arrived(item, A, second + 1.0)
+        failed, _ = pulls.check(second + 1.0)
+        assert failed == (len(first[B]) if second + 1 == 3 else 0)
+
+
+def test_an_item_that_stalls_while_others_flow_is_asked_of_another_in_the_end() -> None:
+    pulls = machine()
+    pulls.offered(A, entry(0), 0.0)
+    assert due(pulls, 0.0) == {A: [name(0)]}
+    pulls.offered(B, entry(0), 0.0)
+    for tenth in range(1, 150):
+        pulls.offered(A, entry(tenth), tenth / 10)
+        due(pulls, tenth / 10)
+        pulls.arrived(name(tenth), A, tenth / 10)
+        if pulls.check(tenth / 10)[0]:
+            break
+    assert PROMISE_PATIENCE * PATIENCE <= tenth / 10 < PROMISE_PATIENCE * PATIENCE + 0.2
+    assert due(pulls, tenth / 10) == {B: [name(0)]}
+
+
+def test_one_that_owes_us_something_is_asked_last() -> None:
+    pulls = machine()
+    pulls.offered(A, entry(1), 0.0)
+    due(pulls, 0.0)
+    assert pulls.check(PATIENCE + 0.1)[0] == 1
+    pulls.offered(A, entry(2), 3.0)
+    pulls.offered(B, entry(2, 100), 3.0)
+    assert due(pulls, 3.0)[B] == [name(2)]
+
+
+def liar(*, talks: bool, delivers: int = 0) -> list[float]:
+    """Offer items that never come, but for `delivers` in each 10; return when the holder is blamed."""
+    pulls = machine()
+    blamed = []
+    for tenth in range(600):
+        now = tenth / 10
+        if talks or tenth == 0:
+            for number in range(10):
+                pulls.offered(A, entry(10 * tenth + number), now)
+        for item in [i for ids in due(pulls, now).values() for i in ids]:
+            if item[0] % 10 < delivers:
+                pulls.arrived(item, A, now)
+        blamed += [now for _ in pulls.check(now)[1]]
+    return blamed
+
+
+def test_a_holder_that_announces_and_never_delivers_is_blamed() -> None:
+    blamed = liar(talks=True)
+    assert PROMISE_PATIENCE * PATIENCE <= blamed[0] < PROMISE_PATIENCE * PATIENCE + 1
+    assert len(blamed) >= 3
+
+
+def test_a_holder_that_fell_silent_is_not_blamed() -> None:
+    assert liar(talks=False) == []
+
+
+def test_a_holder_that_keeps_most_promises_is_not_blamed() -> None:
+    assert liar(talks=True, delivers=8) == []
+
+
+def test_one_slow_reply_is_not_blamed_and_a_late_one_is_a_kept_promise() -> None:
+    pulls = machine()
+    for number in range(MAX_BROKEN):
+        pulls.offered(A, entry(number), 0.0)
+    items = due(pulls, 0.0)[A]
+    pulls.check(PATIENCE + 0.1)
+    pulls.offered(A, entry(1000), 4.0)
+    for item in items:
+        pulls.arrived(item, A, 5.0)
+    assert pulls.check(PROMISE_PATIENCE * PATIENCE + 1)[1] == []
+
+
+def test_what_is_announced_again_was_not_sent() -> None:
+    pulls = machine()
+    pulls.offered(A, entry(1), 0.0)
+    assert asked(pulls, 0.0) == 1
+    pulls.offered(A, entry(1), 0.5)
+    assert asked(pulls, 0.5) == 0
+    pulls.offered(A, entry(1), 1.0)
+    assert asked(pulls, 1.0) == 1
+
+
+def test_one_holder_cannot_fill_the_table() -> None:
+    pulls = machine()
+    for number in range(3 * MAX_WANTS):
+        pulls.offered(A, entry(number), 0.0)
+    assert len(pulls) == MAX_OFFERS
+    pulls.offered(B, entry(10**6), 0.0)
+    assert len(pulls) == MAX_OFFERS + 1
+
+
+def test_wants_and_holders_are_bounded() -> None:
+    pulls = machine()
+    for number in range(MAX_WANTS + 10):
+        pulls.offered(NodeId(str(number % 10)), entry(number), 0.0)
+    assert len(pulls) == MAX_WANTS
+    for number in range(100):
+        pulls.offered(NodeId(str(number)), entry(-1, signer=1), 0.0)
+    holders = set()
+    for tenth in range(0, 590, 10):
+        holders |= {node for node, ids in due(pulls, tenth / 10).items() if name(-1) in ids}
+        pulls.check(tenth / 10)
+    assert 1 < len(holders) <= MAX_HOLDERS
+
+
+NODES = [NodeId(letter) for letter in "abcdefghijkl"]
+histories = st.lists(
+    st.one_of(
+        st.tuples(st.just("offered"), st.sampled_from(NODES), st.integers(0, 300), st.integers(1, 10**6)),
+        st.tuples(st.just("arrived"), st.sampled_from(NODES), st.integers(0, 300), st.just(0)),
+        st.tuples(st.just("lost"), st.sampled_from(NODES), st.just(0), st.just(0)),
+        st.tuples(st.just("check"), st.just(""), st.integers(0, 20), st.just(0)),
+        st.tuples(st.just("due"), st.just(""), st.integers(0, 3), st.integers(0, 200)),
+    ),
+    max_size=80,
+)
+
+
+@given(histories)
+def test_pulls_in_flight_never_exceed_their_bounds_and_no_item_is_asked_of_two(history) -> None:
+    pulls = machine()
+    now = 0.0
+    flying: dict[ItemId, tuple[NodeId, float, int]] = {}
+    sizes: dict[ItemId, int] = {}
+    asks: Counter[tuple[ItemId, NodeId]] = Counter()
+    for what, node, number, amount in history:
+        match what:
+            case "offered":
+                size = sizes.setdefault(name(number), amount)
+                if pulls.offered(node, entry(number, size, number % 7), now, 0.2 if amount % 2 else 0.0):
+                    asks = Counter({key: count for key, count in asks.items() if key[0] != name(number)})
+                if flying.get(name(number), ("", 0.0))[0] == node and now >= flying[name(number)][1] + PATIENCE / 2:
+                    del flying[name(number)]
+            case "arrived":
+                assert pulls.arrived(name(number), node, now) == (name(number) in flying)
+                flying.pop(name(number), None)
+            case "lost":
+                gone = [item for item, (holder, *_) in flying.items() if holder == node]
+                assert pulls.lost(node) == len(gone)
+                for item in gone:
+                    del flying[item]
+            case "check":
+                now += number
+                failed, _ = pulls.check(now)
+                assert failed <= len(flying)
+                for item in list(flying):  # whatever is still flying is young
+                    if item not in pulls._asked:
+                        del flying[item]
+            case "due":
+                now += number / 10
+                for pull in pulls.due(now, amount):
+                    for item in pull.ids:
+                        assert item not in flying
+                        flying[item] = (pull.node, now, sizes[item])
+                        asks[item, pull.node] += 1
+        for node in {holder for holder, *_ in flying.values()}:
+            loads = [size for holder, _, size in flying.values() if holder == node]
+            assert len(loads) <= MAX_WINDOW
+            assert len(loads) == 1 or sum(loads) <= MAX_PULL_BYTES_PER_PEER
+    assert len(pulls) <= MAX_WANTS
+    assert max(asks.values(), default=0) <= 2 * MAX_ASKS  # an announcement that is repeated earns one more
