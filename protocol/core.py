@@ -90,6 +90,10 @@ class Core:
         self.bytes_sent += len(action.frame)
         self.items_sent += action.is_item
 
+    def refuses(self, key: bytes, now: Instant) -> bool:
+        """Tell whether the holder of a CURVE key is graylisted, under its node id if it ever proved one."""
+        return self.admission.is_refused(self._subject(Link(key, dialled=False)), now)
+
     def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:
         """Advance by one event. Nothing that a peer sends raises: it is counted."""
         match event:

@@ -131,7 +131,7 @@ class Host:
             raise RuntimeError("a host is started once")
         now = read_clock()
         setup = self._setup
-        transport = ZmqTransport(setup.identity, self._listen)
+        transport = ZmqTransport(setup.identity, self._listen, setup.limits, self._refuses)
         book = Book(self._seeds, self._limits.max_known_peers)
         for record in load_peers(self._peers_file, setup.swarm, now) if self._peers_file else []:
             book.add(record)
@@ -211,6 +211,10 @@ class Host:
             self._transport.wake()
         if self._thread is not None:
             self._thread.join()
+
+    def _refuses(self, key: bytes) -> bool:
+        """Tell whether the holder of a CURVE key may not even connect. Called by the network thread."""
+        return self._core is not None and self._core.refuses(key, read_clock())
 
     def _command(self, command: Command) -> None:
         self._commands.put(command)

@@ -246,7 +246,7 @@ def test_no_bytes_raise_from_the_core(frames) -> None:
 
 def test_a_defect_in_a_core_is_counted_and_the_driver_goes_on(monkeypatch) -> None:
     talk = Talk()
-    network = MemoryNetwork(Conditions(), random.Random(1))
+    network = MemoryNetwork(Conditions(), random.Random(1), lambda _: None)
     got: list[Received] = []
     driver = Driver(talk.core, MemoryTransport(network, ME.curve_key, None), lambda: at(0), got.append)
     bad, good = talk.frame(Kind.ITEM, b"bad"), talk.frame(Kind.ITEM, b"good")
@@ -265,7 +265,7 @@ def test_a_defect_in_a_core_is_counted_and_the_driver_goes_on(monkeypatch) -> No
 
 def test_an_item_that_a_full_queue_refused_is_announced_later(monkeypatch) -> None:
     talk = Talk()
-    network = MemoryNetwork(Conditions(), random.Random(1))
+    network = MemoryNetwork(Conditions(), random.Random(1), lambda _: None)
     transport = MemoryTransport(network, ME.curve_key, None)
     now = 0.0
     sent: list[bytes] = []
