@@ -120,8 +120,7 @@ def _adopt(task: ManifestTask, own: Sequence[TaskConfig]) -> TaskConfig:
             f"the swarm's task {task.name!r} needs a file of yours: list the task under [[tasks]] of your CONFIG "
             f"with the option {', '.join(sorted(private))}"
         )
-    shared = {key: value for key, value in options.items() if key not in private}  # no founder chooses our files
-    return TaskConfig(name=task.name, weight=mine.weight, options=shared | local)
+    return TaskConfig(name=task.name, weight=mine.weight, options=options | local)  # no founder chooses our files
 
 
 def _check_key(task: ManifestTask, built: TaskSet) -> None:

@@ -90,8 +90,11 @@ def test_a_file_of_questions_stays_at_home_and_must_be_the_same(tmp_path: Path) 
 def test_no_founder_chooses_a_file_on_another_machine(tmp_path: Path) -> None:
     theirs = riddles(tmp_path / "theirs.jsonl")
     (task,) = describe_tasks([theirs])
+    swarm = manifest([task._replace(options=json.dumps(theirs.options))])
     with pytest.raises(UserError, match="needs a file of yours"):
-        adopt_tasks(manifest([task._replace(options=json.dumps(theirs.options))]), [])
+        adopt_tasks(swarm, [])
+    mine = riddles(tmp_path / "mine.jsonl")
+    assert adopt_tasks(swarm, [mine]) == [mine]
 
 
 def test_a_task_that_the_swarm_does_not_have_is_refused() -> None:

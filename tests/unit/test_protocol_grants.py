@@ -87,6 +87,12 @@ def test_what_the_founder_did_not_sign_for_this_swarm_admits_nobody(grant: bytes
     assert answer(GUEST, grant) == "not_admitted"
 
 
+def test_a_grant_that_was_found_good_for_one_key_is_not_good_for_another() -> None:
+    keeper = Gatekeeper(CLUB)
+    for grant in (make_pass(FOUNDER, CLUB.swarm, GUEST.node_id, LATER_MS).encode(), ticket(shared(), 0, GUEST)):
+        assert [keeper.admits(record(node, grant), NOW) for node in (GUEST, STRANGER)] == ["", "not_admitted"]
+
+
 def test_an_invite_admits_one_node_a_number_the_first_that_is_seen() -> None:
     invite, keeper = shared(uses=2), Gatekeeper(CLUB)
     nodes = [Identity(bytes([n]) * 32) for n in (10, 11, 12)]

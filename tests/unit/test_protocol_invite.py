@@ -79,6 +79,7 @@ LINE = str(Invite("club", bytes(32), (SEED,)))
         (LINE.replace("club", "cl ub"), "name"),
         (LINE.replace("AAAA", "AA", 1), "damaged"),
         (LINE.replace("AAAA", "AA+A", 1), "damaged"),
+        (LINE.replace("AAA/", "AAB/", 1), "damaged"),  # the same 32 bytes with other spare bits
         (LINE.replace("@192", "192"), "no key"),
         (LINE.replace(":4001", ":0"), "port must be"),
         (LINE.replace("192.0.2.7", "192.0.2.999.;x"), "no endpoint"),
