@@ -14,21 +14,35 @@ from protocol.records import Address, make_record
 
 
 class RawPeer:
-    """A DEALER that dialled `address` with the CURVE key of `identity`."""
+    """A DEALER that dialled `address` with the CURVE key of `identity`, from the IP address `source` if one is given.
 
-    def __init__(self, identity: Identity, address: Address, swarm: bytes, *, curve: bool = True) -> None:
+    It does not dial again by itself. `context` is shared by peers that are many.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        address: Address,
+        swarm: bytes,
+        *,
+        curve: bool = True,
+        source: str = "",
+        context: zmq.Context | None = None,
+    ) -> None:
         self.identity = identity
         self.swarm = swarm
         self._sequence = int(time.time() * 1e6)
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
+        self._own_context = None if context else zmq.Context()
+        self._socket = (context or self._own_context).socket(zmq.DEALER)
         self._socket.linger = 0
         self._socket.sndtimeo = 5000
+        self._socket.reconnect_ivl = -1
         if curve:
             self._socket.curve_publickey = z85.encode(identity.curve_key)
             self._socket.curve_secretkey = z85.encode(identity.curve_secret)
             self._socket.curve_serverkey = z85.encode(address.key)
-        self._socket.connect(str(address.endpoint))
+        target = str(address.endpoint)
+        self._socket.connect(target.replace("tcp://", f"tcp://{source}:0;") if source else target)
 
     def frame(
         self, kind: int, body: bytes, *, signer: Identity | None = None, swarm: bytes | None = None, age: float = 0.0
@@ -49,13 +63,23 @@ class RawPeer:
         """Send one message."""
         self._socket.send_multipart(parts)
 
+    def try_send(self, *parts: bytes) -> bool:
+        """Send one message, or return False at once if nobody takes it."""
+        try:
+            self._socket.send_multipart(parts, zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        return True
+
     def receive(self, timeout: float) -> bytes | None:
         """Return the next frame, or None after `timeout` seconds."""
         return self._socket.recv() if self._socket.poll(int(timeout * 1000)) else None
 
     def close(self) -> None:
         """Hang up."""
-        self._context.destroy(linger=0)
+        self._socket.close()
+        if self._own_context is not None:
+            self._own_context.destroy(linger=0)
 
 
 @contextmanager

@@ -133,7 +133,7 @@ def test_a_persistent_offender_is_refused_and_its_score_survives_a_reconnect(pai
 
 def test_a_client_without_curve_gets_nothing(pair: Pair) -> None:
     with raw_peer(pair.address, SWARM, curve=False) as peer:
-        pair.wait_for("handshake")
+        pair.wait_for("handshake_malformed")
         pair.go_on()
         assert peer.receive(0.5) is None
     assert pair.peers == 1
@@ -177,5 +177,6 @@ def test_garbage_on_the_bare_port_disturbs_nobody(pair: Pair) -> None:
 def test_a_frame_beyond_what_libzmq_takes_ends_its_connection_only(pair: Pair) -> None:
     with admitted(pair) as peer:
         peer.send(bytes(8 << 20))
+        pair.wait_for("framing")
         pair.go_on()
         assert pair.friend.counters().peers >= 1

@@ -1,0 +1,225 @@
+"""The ZeroMQ transport by itself: names, both families, endings, and hostile nodes that we dialled."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import pytest
+import zmq
+from zmq.utils import z85
+
+from protocol.identity import Identity
+from protocol.limits import Limits
+from protocol.records import Address, Endpoint
+from protocol.transport import Arrived, Closed, Link, NetworkEvent, Opened, Refused
+from protocol.zmq_transport import ZmqTransport
+from tests.waiting import wait_until
+from tests.withholding import Withholding
+
+
+class Node:
+    """A transport with its identity and everything that happened."""
+
+    def __init__(self, listen: str | None = "tcp://127.0.0.1:0", **options) -> None:
+        self.identity = Identity.generate()
+        endpoint = None if listen is None else Endpoint.parse(listen, bind=True)
+        self.transport = ZmqTransport(self.identity, endpoint, **options)
+        self.seen: list[NetworkEvent] = []
+
+    def address(self, host: str | None = None) -> Address:
+        endpoint = self.transport.endpoint
+        assert endpoint is not None
+        return Address(Endpoint(host or endpoint.host, endpoint.port), self.identity.curve_key)
+
+    def wait_for(self, what: type, *others: "Node", **fields: object) -> NetworkEvent:
+        """Poll, and the others too, until an event with these fields was seen."""
+
+        def seen() -> NetworkEvent | None:
+            for node in (self, *others):
+                node.seen += node.transport.poll(0.01)
+            match = (e for e in self.seen if isinstance(e, what) and all(getattr(e, f) == v for f, v in fields.items()))
+            return next(match, None)
+
+        return wait_until(seen, 20, f"{what.__name__} {fields} among {self.seen[-5:]}")
+
+
+@contextmanager
+def nodes(*made: Node) -> Iterator[tuple[Node, ...]]:
+    try:
+        yield made
+    finally:
+        for node in made:
+            node.transport.close()
+
+
+def meet(server: Node, client: Node, host: str | None = None) -> tuple[Link, Link]:
+    """Let the client dial; return the server's link to the client and the client's to the server."""
+    there = Link(server.identity.curve_key, dialled=True)
+    here = Link(client.identity.curve_key, dialled=False)
+    server.seen.clear()
+    client.seen.clear()
+    client.transport.dial(server.address(host))
+    client.wait_for(Opened, server, link=there)
+    assert client.transport.send(there, b"hello")
+    server.wait_for(Arrived, client, link=here, frame=b"hello")
+    assert server.transport.send(here, b"welcome")
+    client.wait_for(Arrived, server, link=there, frame=b"welcome")
+    return here, there
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, name: str, *addresses: str) -> None:
+    def look_up(host: str, port: int | None, *args: object, **options: object) -> list:
+        assert host == name
+        return [
+            (socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+            for address in addresses
+        ]
+
+    monkeypatch.setattr("socket.getaddrinfo", look_up)
+
+
+@pytest.mark.parametrize(
+    ("listen", "addresses"),
+    [
+        ("tcp://127.0.0.1:0", ["127.0.0.1"]),
+        ("tcp://[::1]:0", ["::1"]),
+        ("tcp://127.0.0.1:0", ["::1", "127.0.0.1"]),  # nobody listens on the first
+        ("tcp://[::1]:0", ["127.0.0.1", "::1"]),
+        ("tcp://127.0.0.1:0", ["::1", "127.0.0.2", "127.0.0.1"]),
+    ],
+)
+def test_a_name_is_dialled_at_whichever_of_its_addresses_answers(
+    monkeypatch: pytest.MonkeyPatch, listen: str, addresses: list[str]
+) -> None:
+    resolve_to(monkeypatch, "box.example", *addresses)
+    with nodes(Node(listen), Node(None)) as (server, client):
+        meet(server, client, "box.example")
+
+
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["::1"], ["::1", "127.0.0.1"]])
+def test_a_listener_on_a_name(monkeypatch: pytest.MonkeyPatch, addresses: list[str]) -> None:
+    resolve_to(monkeypatch, "box.example", *addresses)
+    with nodes(Node("tcp://box.example:0"), Node(None)) as (server, client):
+        assert server.address().endpoint.host == "box.example"
+        meet(server, client)
+
+
+def test_a_listener_on_every_address_of_both_families() -> None:
+    with nodes(Node("tcp://[::]:0"), Node(None), Node(None)) as (server, four, six):
+        meet(server, four, "127.0.0.1")
+        meet(server, six, "::1")
+
+
+def test_a_name_that_is_none_closes_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve_to(monkeypatch, "nowhere.example")
+    with nodes(Node(None)) as (client,):
+        link = Link(bytes(32), dialled=True)
+        client.transport.dial(Address(Endpoint("nowhere.example", 5), link.key))
+        client.wait_for(Closed, link=link)
+
+
+def test_hanging_up_on_who_dialled_us_ends_the_connection() -> None:
+    with nodes(Node(), Node(None)) as (server, client):
+        here, there = meet(server, client)
+        server.transport.hang_up(here)
+        client.wait_for(Closed, server, link=there)
+        assert not server.transport.send(here, b"more")
+        meet(server, client)
+
+
+def test_the_end_of_an_inbound_link_is_noticed_without_sending() -> None:
+    with nodes(Node(), Node(None)) as (server, client):
+        here, there = meet(server, client)
+        client.transport.send(there, b"last words")
+        client.transport.poll(0)
+        wait_until(lambda: server.wait_for(Arrived, client, frame=b"last words"), 5)
+        client.transport.hang_up(there)
+        server.wait_for(Closed, link=here)
+
+
+def test_a_graylisted_key_is_refused_in_the_handshake() -> None:
+    refused: set[bytes] = set()
+    with nodes(Node(refuses=refused.__contains__), Node(None)) as (server, client):
+        here, there = meet(server, client)
+        refused.add(client.identity.curve_key)
+        server.transport.hang_up(here)
+        client.wait_for(Closed, server, link=there)
+        client.seen.clear()
+        client.transport.dial(server.address())
+        client.wait_for(Closed, server, link=there)
+        server.wait_for(Refused, reason="graylisted")
+        assert not any(isinstance(event, Opened) for event in client.seen)
+
+
+def test_handshakes_over_the_rate_of_a_prefix_get_nowhere() -> None:
+    limits = Limits(prefix_handshakes_burst=3, prefix_handshakes_per_second=0)
+    with nodes(Node(limits=limits), Node(None), Node(None)) as (server, first, second):
+        meet(server, first)
+        second.transport.dial(server.address())
+        for _ in range(3):
+            socket.create_connection((server.address().endpoint.host, server.address().endpoint.port)).close()
+        server.wait_for(Refused, second, first, reason="handshake_flood")
+        assert first.transport.send(Link(server.identity.curve_key, dialled=True), b"still here")
+        server.wait_for(Arrived, first, frame=b"still here")
+
+
+@pytest.mark.slow  # the deadline itself takes ten seconds
+def test_who_proves_a_key_and_says_nothing_valid_is_cut() -> None:
+    with nodes(Node(), Node(None), Node(None)) as (server, guest, mute):
+        meet(server, guest)
+        link = Link(server.identity.curve_key, dialled=True)
+        mute.transport.dial(server.address())
+        mute.wait_for(Opened, server, guest)
+        mute.transport.send(link, b"not a hello")
+        server.wait_for(Refused, guest, mute, reason="no_hello", link=Link(mute.identity.curve_key, dialled=False))
+        mute.wait_for(Closed, server, guest, link=link)
+        assert not any(isinstance(event, Closed) for event in guest.seen)
+
+
+def hostile_listener(identity: Identity) -> tuple[zmq.Socket, Address]:
+    context: zmq.Context = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    router.linger = 0
+    router.curve_server = True
+    router.curve_publickey = z85.encode(identity.curve_key)
+    router.curve_secretkey = z85.encode(identity.curve_secret)
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+    return router, Address(Endpoint("127.0.0.1", port), identity.curve_key)
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "reason"), [(100_000, 400, "endless_message"), (5 << 20, 1, "framing"), (10, 3, "malformed")]
+)
+def test_a_node_that_we_dialled_is_measured_too(size: int, count: int, reason: str) -> None:
+    identity = Identity.generate()
+    router, address = hostile_listener(identity)
+    relay = Withholding(address, size * (count - 1), of_target=True)
+    relay.allow(10_000)
+    try:
+        with nodes(Node(None)) as (client,):
+            link = Link(identity.curve_key, dialled=True)
+            client.transport.dial(relay.address if reason == "endless_message" else address)
+            client.wait_for(Opened)
+            client.transport.send(link, b"hello")
+            assert router.poll(10_000)
+            who, _ = router.recv_multipart()
+            router.send_multipart([who, *[bytes(size)] * count])
+            client.wait_for(Refused, reason=reason, link=link)
+            if reason != "malformed":
+                client.wait_for(Closed, link=link)
+    finally:
+        router.context.destroy(linger=0)
+
+
+def test_descriptors_are_given_back() -> None:
+    with nodes(Node()) as (server,):
+        before = psutil.Process().num_fds()
+        for _ in range(5):
+            with nodes(Node(None), Node(None)) as (one, two):
+                meet(server, one)
+                here, _ = meet(server, two)
+                server.transport.hang_up(here)
+            server.wait_for(Closed)
+            server.seen.clear()
+        wait_until(lambda: server.transport.poll(0.01) or psutil.Process().num_fds() <= before, 20, "descriptors")

@@ -1,0 +1,241 @@
+"""A child process for the tests that attacks a node in the ways of a hostile stranger, at a rate that it is told.
+
+python -m tests.protocol_attacks ADDRESS SWARM_HEX
+
+It reads lines on its standard input: "NAME" begins the attack of that name, "go" and "stop"
+let it act or hold still, and it keeps its connections meanwhile. An attack is a generator:
+each step between two `yield`s is one act, and `RATES` says how many there are a second. An
+attacker that was thrown out comes back with a new key.
+"""
+
+import os
+import select
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import zmq
+
+from protocol.envelope import Kind
+from protocol.identity import Identity
+from protocol.messages import Announce, Entry, Peers, Ping
+from protocol.records import Address, make_record
+from tests.protocol_raw import RawPeer
+from tests.withholding import Withholding
+
+Steps = Iterator[None]
+CURVE_GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
+Attack = Callable[["Target"], Steps]
+
+
+class Target:
+    """Whom to attack."""
+
+    def __init__(self, address: Address, swarm: bytes) -> None:
+        self.address = address
+        self.swarm = swarm
+        self.context = zmq.Context()
+        self.context.set(zmq.MAX_SOCKETS, 4096)
+
+    def stranger(self, identity: Identity | None = None, address: Address | None = None, source: str = "") -> RawPeer:
+        """Dial, and say nothing."""
+        identity = identity or Identity.generate()
+        return RawPeer(identity, address or self.address, self.swarm, source=source, context=self.context)
+
+    def peer(self, address: Address | None = None) -> RawPeer:
+        """Dial, say a good hello, and wait until it is answered."""
+        while True:
+            peer = self.stranger(address=address)
+            peer.send(peer.hello())
+            if peer.receive(3):
+                return peer
+            peer.close()
+
+    def tcp(self) -> socket.socket:
+        """Open a bare TCP connection."""
+        return socket.create_connection((self.address.endpoint.host, self.address.endpoint.port), timeout=5)
+
+
+def repeat(make: Callable[[RawPeer], list[bytes]]) -> Attack:
+    """Say what `make` returns, again and again."""
+
+    def attack(target: Target) -> Steps:
+        peer = target.peer()
+        while True:
+            while peer.receive(0):
+                pass
+            if not peer.try_send(*make(peer)):
+                peer.close()
+                peer = target.peer()
+            yield
+
+    return attack
+
+
+def flip(frame: bytes, position: int) -> bytes:
+    return frame[:position] + bytes([frame[position] ^ 1]) + frame[position + 1 :]
+
+
+def replay(target: Target) -> Steps:
+    kept: dict[bytes, bytes] = {}
+    return repeat(lambda peer: [kept.setdefault(peer.identity.public_key, peer.frame(Kind.ITEM, b"again"))])(target)
+
+
+def false_record(peer: RawPeer) -> list[bytes]:
+    record = make_record(Identity.generate(), peer.swarm, (), 1, "false", int((time.time() + 3600) * 1000))
+    return [peer.frame(Kind.PEERS, Peers((flip(record.encoded, 40),)).encode())]
+
+
+def promise(peer: RawPeer) -> list[bytes]:
+    entries = tuple(Entry(os.urandom(32), 10_000) for _ in range(32))
+    return [peer.frame(Kind.ANNOUNCE, Announce(entries).encode())]
+
+
+def one_key_from_many_addresses(target: Target) -> Steps:
+    identity, kept = Identity.generate(), []
+    while True:
+        for host in range(2, 250):
+            kept.append(target.stranger(identity, source=f"127.0.0.{host}"))
+            kept[-1].send(kept[-1].hello())
+            while len(kept) > 20:
+                kept.pop(0).close()
+            yield
+
+
+def many_keys_from_one_address(target: Target) -> Steps:
+    kept: list[RawPeer] = []
+    while True:
+        kept.append(target.stranger())
+        while len(kept) > 200:
+            kept.pop(0).close()
+        yield
+
+
+def endless_message(target: Target) -> Steps:
+    """Parts without end: libzmq sends a message only when it has all of it, so a relay holds the last part back."""
+    while True:
+        relay = Withholding(target.address, 60 << 20)
+        peer = target.peer(relay.address)
+        peer.send(*[bytes(100_000)] * 640)
+        while not relay.cut:
+            relay.allow(8)
+            yield
+        peer.close()
+
+
+def huge_frame(target: Target) -> Steps:
+    while True:
+        peer = target.peer()
+        peer.send(bytes(5 << 20))
+        while peer.try_send(b"x"):
+            yield
+        peer.close()
+
+
+def huge_length_before_curve(target: Target) -> Steps:
+    kept: list[socket.socket] = []
+    while True:
+        connection = target.tcp()
+        connection.sendall(CURVE_GREETING + b"\x06" + struct.pack(">Q", 1 << 62) + bytes(1000))
+        kept.append(connection)
+        while len(kept) > 20:
+            kept.pop(0).close()
+        yield
+
+
+def deep_nesting(peer: RawPeer) -> list[bytes]:
+    return [peer.frame(Kind.PEERS, b"\x91" * 500_000)]
+
+
+def nested_envelope(peer: RawPeer) -> list[bytes]:
+    payload = b"\x91" * 500_000
+    signature = peer.identity.sign(b"gossamer/envelope/1\x00" + payload)
+    return [peer.identity.public_key + signature + payload]
+
+
+def slow_loris(target: Target) -> Steps:
+    """Greet with one byte every two seconds, over 40 connections."""
+    kept: list[tuple[socket.socket, Iterator[int]]] = []
+    while True:
+        connection, rest = kept.pop(0) if len(kept) >= 40 else (target.tcp(), iter(CURVE_GREETING))
+        try:
+            connection.sendall(bytes([next(rest)]))
+            kept.append((connection, rest))
+        except OSError:
+            connection.close()
+        yield
+
+
+def curve_probe(target: Target) -> Steps:
+    """Prove a key and say nothing, or say much without a hello."""
+    kept: list[RawPeer] = []
+    while True:
+        kept.append(target.stranger())
+        if len(kept) % 2:
+            kept[-1].send(kept[-1].frame(Kind.ITEM, b"let me in"))
+        while len(kept) > 60:
+            kept.pop(0).close()
+        yield
+
+
+def flood(target: Target) -> Steps:
+    peer = target.peer()
+    while True:
+        for token in range(100):
+            if not peer.try_send(peer.frame(Kind.PING, Ping(token).encode())):
+                peer.close()
+                peer = target.peer()
+        while peer.receive(0):
+            pass
+        yield
+
+
+# Acts a second, enough to do harm without a defence: what is tested is the defence and not this machine's CPU.
+ATTACKS: dict[str, tuple[Attack, float]] = {
+    "replay": (replay, 50),
+    "stale time stamps": (repeat(lambda peer: [peer.frame(Kind.ITEM, os.urandom(8), age=7200)]), 50),
+    "forged signatures": (repeat(lambda peer: [flip(peer.frame(Kind.ITEM, os.urandom(8)), 40)]), 50),
+    "stolen ids": (
+        repeat(lambda peer: [peer.frame(Kind.PING, Ping(1).encode(), signer=Identity.generate())]),
+        50,
+    ),
+    "false records": (repeat(false_record), 50),
+    "promises broken": (repeat(promise), 10),
+    "one key, many addresses": (one_key_from_many_addresses, 20),
+    "many keys, one address": (many_keys_from_one_address, 100),
+    "endless multipart": (endless_message, 50),
+    "huge frames": (huge_frame, 10),
+    "huge lengths before CURVE": (huge_length_before_curve, 20),
+    "deep nesting": (repeat(deep_nesting), 20),
+    "nested envelope": (repeat(nested_envelope), 20),
+    "slow-loris handshakes": (slow_loris, 20),
+    "CURVE probing": (curve_probe, 20),
+    "flood": (flood, 30),
+}
+
+
+def main() -> None:
+    target = Target(Address.parse(sys.argv[1]), bytes.fromhex(sys.argv[2]))
+    steps: Steps = iter(())
+    interval, going, due = 1.0, False, 0.0
+    print("ready", flush=True)
+    while True:
+        wait = max(0.0, due - time.monotonic()) if going else None
+        if select.select([sys.stdin], [], [], wait)[0]:
+            line = os.read(0, 1000).decode()
+            if not line:
+                return
+            for word in line.splitlines():
+                if word in ATTACKS:
+                    attack, rate = ATTACKS[word]
+                    steps, interval = attack(target), 1 / rate
+                going = word != "stop"
+        elif going:
+            due = max(due + interval, time.monotonic() - interval)
+            next(steps)
+
+
+if __name__ == "__main__":
+    main()
