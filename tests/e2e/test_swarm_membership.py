@@ -15,7 +15,7 @@ from node import founding
 from node.cli.status import ask
 from node.config import NodeConfig
 from node.errors import UserError
-from node.manifest import load_manifest
+from node.manifest import load_grant, load_manifest
 from node.network import Network, open_network
 from protocol.errors import JoinError
 from protocol.grants import make_pass
@@ -91,13 +91,18 @@ def test_an_allowlist_admits_the_listed_the_invited_and_nobody_else(tmp_path: Pa
         forged = make_pass(guest, plain.swarm, guest.node_id, int((time.time() + DAY) * 1000))
         refused("guest", founding.make_invite(club, [], forged), "does not admit")
         join(tmp_path / "guest", own_pass)
+        longer = founding.pass_for(club, guest.node_id, 2 * DAY)
+        join(tmp_path / "guest", founding.make_invite(club, [], longer))
+        assert load_grant(tmp_path / "guest") == longer.encode()
 
         two = founding.make_invite(club, [], founding.shared_invite(club, 2, DAY))
         join(tmp_path / "first", two)
         join(tmp_path / "second", two)
         refused("third", two, "used up")
         refused("third", founding.make_invite(club, [], founding.shared_invite(club, 2, -1.0)), "has expired")
-        join(tmp_path / "first", two)  # again, without a number more
+        first = load_grant(tmp_path / "first")
+        join(tmp_path / "first", two)
+        assert load_grant(tmp_path / "first") == first  # again, without a number more
 
         # What got in shares what is published, and the one who was refused cannot speak at all.
         with ExitStack() as stack:

@@ -1,16 +1,19 @@
 """The invite's line: what was written is read back, and a damaged one is refused with one clear line."""
 
+import json
 import random
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import InviteError
-from protocol.grants import make_pass
+from protocol.grants import make_certificate, make_pass
 from protocol.identity import Identity
-from protocol.invite import MAX_INVITE_CHARS, MAX_SEEDS, Invite, make_shared_invite
-from protocol.manifest import ManifestTask, Policy, make_manifest
+from protocol.invite import MAX_INVITE_CHARS, MAX_SEEDS, Invite, SharedInvite, make_shared_invite
+from protocol.manifest import ManifestLimits, ManifestTask, Policy, make_manifest
 from protocol.records import Address, Endpoint
 
 FOUNDER, GUEST = Identity(bytes(32)), Identity(bytes([1]) * 32)
@@ -109,3 +112,30 @@ def test_the_swarm_is_that_of_the_manifest() -> None:
 def test_numbers_are_tried_in_a_random_order() -> None:
     invite = make_shared_invite(FOUNDER, CLUB, 50, 9)
     assert invite.numbers(random.Random(1)) != invite.numbers(random.Random(2))
+
+
+def test_the_documented_vector_holds() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "swarms.md").read_text()
+    match = re.search(r"```json\n(.*?)```", page, re.DOTALL)
+    assert match is not None
+    vector = json.loads(match[1])
+    founder, joiner = (Identity(bytes.fromhex(vector[name])) for name in ("founder_seed", "joiner_seed"))
+    manifest = make_manifest(
+        founder,
+        vector["name"],
+        vector["created_ms"],
+        Policy(vector["policy"]),
+        [ManifestTask(*vector["task"])],
+        vector["allowed"],
+        ManifestLimits(*vector["limits"]),
+    )
+    assert manifest.encoded.hex() == vector["manifest"]
+    assert (manifest.hash.hex(), manifest.swarm.hex()) == (vector["manifest_hash"], vector["swarm"])
+    assert make_pass(founder, manifest.swarm, joiner.node_id, vector["expiry_ms"]).encode().hex() == vector["pass"]
+    secret = bytes.fromhex(vector["invite_seed"])
+    key = Identity(secret).public_key
+    certificate = make_certificate(founder, manifest.swarm, key, vector["uses"], vector["expiry_ms"])
+    shared = SharedInvite(secret, certificate)
+    assert shared.ticket(manifest.swarm, vector["number"], joiner.public_key).encode().hex() == vector["ticket"]
+    seed = Address.parse(vector["seed_address"])
+    assert str(Invite(vector["name"], manifest.hash, (seed,), shared)) == vector["invite"]
