@@ -2,7 +2,7 @@
 
     python -m benchmarks.feeder ADDRESS SWARM FILE
 
-`FILE` is a MessagePack list: for each peer, for each round, the bodies it publishes. Every
+`FILE` is a MessagePack list: for each peer, for each round, the topics and bodies it publishes. Every
 line on standard input is one round. The end of input is the end.
 """
 
@@ -26,8 +26,8 @@ def main(address: str, swarm: str, file: str) -> None:
         host.start()
     for number, _ in enumerate(sys.stdin):
         for host, rounds in zip(hosts, peers, strict=True):
-            for body in rounds[number]:
-                host.publish(body)
+            for topic, body in rounds[number]:
+                host.publish(body, topic)
     for host in hosts:
         host.stop()
 

@@ -18,6 +18,7 @@ import msgpack
 
 from benchmarks.block import Block, time_gossamer
 from node.config import NodeConfig
+from node.demand import topic_of
 from node.pool import Shared
 from node.rollout import Completion, Group, encode
 from node.sharing import NetworkExchange
@@ -27,6 +28,8 @@ from protocol.host import Host
 from protocol.identity import Identity
 from protocol.records import Address
 
+EVERYTHING = 1_000_000
+Bodies = list[list[list[tuple[bytes, bytes]]]]  # (topic, body) of each item of each round of each peer
 JOIN_TIMEOUT = 30.0  # seconds for the peers to start and link
 
 
@@ -58,7 +61,8 @@ class _Fed(NetworkExchange):
     """The node's exchange, which lets the peers publish a round whenever it publishes its own."""
 
     def __init__(self, host: Host, tasks: TaskSet, publish: Callable[[], None], completions: int) -> None:
-        super().__init__(host, tasks, max_completions=4 * completions, informative_only=False)
+        # `EVERYTHING` a round: the node is to take all that its peers publish.
+        super().__init__(host, tasks, max_completions=4 * completions, informative_only=False, external=EVERYTHING)
         self._let_peers_publish = publish
         self.verified = 0
 
@@ -73,7 +77,7 @@ class _Fed(NetworkExchange):
 
 
 @contextmanager
-def _feeder(address: Address, swarm: bytes, bodies: list[list[list[bytes]]]) -> Iterator[Callable[[], None]]:
+def _feeder(address: Address, swarm: bytes, bodies: Bodies) -> Iterator[Callable[[], None]]:
     with tempfile.NamedTemporaryFile() as file:
         file.write(msgpack.packb(bodies))
         file.flush()
@@ -102,12 +106,12 @@ def _wait_for_peers(host: Host, peers: int) -> None:
         time.sleep(0.05)
 
 
-def _bodies(config: NodeConfig, tasks: TaskSet, peers: int) -> list[list[list[bytes]]]:
+def _bodies(config: NodeConfig, tasks: TaskSet, peers: int) -> Bodies:
     count = config.sampling.questions_per_round
     return [
         [
             [
-                encode(_group(task, seed, config.sampling.completions))
+                (topic_of(task.key), encode(_group(task, seed, config.sampling.completions)))
                 for task, seed in tasks.sample(derive_seed("peer", peer, number), count)
             ]
             for number in range(config.rounds)

@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from node.config import NodeConfig
+from node.demand import SEED_DEMAND
 from node.errors import UserError
 from node.folder import exclusive, full_disk_is_clear, resolve_seed
 from node.metrics import MetricsLog
@@ -46,6 +47,7 @@ def run_relay(config: NodeConfig, folder: Path, listening: Callable[[Network], N
         resolve_seed(config, folder)
         network = stack.enter_context(open_network(config, folder))
         stack.enter_context(observe(config.observe, folder, lambda: describe(network, {}, None)))
+        network.host.subscribe(None, SEED_DEMAND)
         listening(network)
         metrics = MetricsLog(folder / "metrics.jsonl", MAX_METRICS_BYTES)
         due = time.monotonic() + METRICS_INTERVAL_S

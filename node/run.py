@@ -87,6 +87,7 @@ def _exchange(
                 tasks,
                 max_completions=manifest.limits.max_completions if manifest else 4 * config.sampling.completions,
                 informative_only=config.network.share == "informative",
+                external=config.sampling.external,
             )
 
 

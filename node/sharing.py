@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from node.demand import Demand, topic_of
 from node.ingest import BLAMELESS, check
 from node.pool import Shared
 from node.rollout import MAX_GROUP_BYTES, Group, encode
@@ -52,15 +53,23 @@ class NoExchange:
 class NetworkExchange:
     """Shares through a running `Host`, which relays, deduplicates and keeps its own counts."""
 
-    def __init__(self, host: Host, tasks: TaskSet, *, max_completions: int, informative_only: bool) -> None:
+    def __init__(
+        self, host: Host, tasks: TaskSet, *, max_completions: int, informative_only: bool, external: int
+    ) -> None:
+        """Share over `host`; ask it for the tasks' groups, as many as a node uses that draws `external` a round."""
         self._host = host
         self._tasks = tasks
         self._max_completions = max_completions
         self._informative_only = informative_only
         self._unsent: Counter[str] = Counter()
+        self._demand = Demand(external)
+        self._topics = frozenset(topic_of(task.key) for task in tasks.tasks)
+        host.subscribe(self._topics, self._demand.told)
 
     def publish(self, groups: Sequence[Group]) -> None:
-        """Hand the groups to the network thread; one too large for the wire is counted, not sent."""
+        """Hand the round's groups to the network thread; one too large for the wire is counted, not sent."""
+        if self._demand.next_round(time.monotonic()):
+            self._host.subscribe(self._topics, self._demand.told)
         for group in groups:
             if self._informative_only and not is_informative(group.rewards):
                 continue
@@ -68,7 +77,7 @@ class NetworkExchange:
             if len(body) > MAX_GROUP_BYTES:
                 self._unsent["own_oversized"] += 1
                 continue
-            self._host.publish(body)
+            self._host.publish(body, topic_of(group.task))
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         """Verify what the host has collected; a bad item costs its signer and nobody else."""
@@ -77,6 +86,8 @@ class NetworkExchange:
             if known(item.id):
                 continue
             group, reason = check(item.body, self._tasks, self._max_completions)
+            if self._mislabelled(item.topic, group, reason):
+                group, reason = None, "false_topic"
             if group is not None:
                 self._host.report(item.id, Verdict.ACCEPT, "")
                 shared.append(Shared(item.id, item.sender, time.time(), group))
@@ -84,6 +95,12 @@ class NetworkExchange:
                 verdict = Verdict.IGNORE if reason in BLAMELESS else Verdict.REJECT
                 self._host.report(item.id, verdict, reason)
         return shared
+
+    def _mislabelled(self, topic: bytes, group: Group | None, reason: str) -> bool:
+        """Tell whether a group of one task, or of none that is ours, came under the topic of another of our tasks."""
+        if topic not in self._topics:
+            return False
+        return reason == "unknown_task" if group is None else topic != topic_of(group.task)
 
     def traffic(self) -> Counters:
         """Return the host's counts."""

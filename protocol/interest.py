@@ -30,7 +30,7 @@ from functools import lru_cache
 
 from protocol.clock import Instant
 from protocol.identity import NodeId, id_bytes
-from protocol.messages import HINT_BYTES, MAX_SHARD_BITS, MAX_TOPICS, Interest
+from protocol.messages import HINT_BYTES, MAX_SHARD_BITS, MAX_TOPICS, NO_TOPIC, Interest
 
 RESHUFFLE_S = 3600.0  # the age at which items are stale: a signer out of reach in one hour is in reach in another
 MEMORY_S = 60.0  # of the measured supply: several rounds of most nodes, as rounds come in bursts
@@ -78,8 +78,8 @@ class Filter:
         return Interest(None if self.topics is None else tuple(sorted(self.topics)), self.bits, self.announce_only)
 
     def covers_topic(self, topic: bytes) -> bool:
-        """Tell whether items of the topic are wanted at all."""
-        return self.topics is None or topic in self.topics
+        """Tell whether items of the topic are wanted at all; one without a topic is for everybody."""
+        return self.topics is None or topic == NO_TOPIC or topic in self.topics
 
     def covers(self, topic: bytes, signer: bytes, holder: bytes, unix: float) -> bool:
         """Tell whether the reader wants to hear from `holder` of an item of `signer` (hints, both)."""

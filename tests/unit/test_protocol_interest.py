@@ -22,7 +22,7 @@ from protocol.interest import (
     same_shard,
     shard,
 )
-from protocol.messages import MAX_TOPICS, Interest
+from protocol.messages import MAX_TOPICS, NO_TOPIC, Interest
 
 UNIX = 1_700_000_000.0
 ME = id_of_bytes(b"m" * 20)
@@ -69,6 +69,7 @@ def test_a_filter_covers_its_topics_and_what_the_holder_signed_itself() -> None:
     wants = Filter.of(ME, Interest((b"t" * 8,), bits=1))
     assert wants.covers(b"t" * 8, near, b"hold", UNIX)
     assert not wants.covers(b"u" * 8, near, b"hold", UNIX)
+    assert wants.covers(NO_TOPIC, near, b"hold", UNIX)
     assert not wants.covers(b"t" * 8, far, b"hold", UNIX)
     assert wants.covers(b"t" * 8, far, far, UNIX)
     assert Filter(own).covers(b"u" * 8, far, b"hold", UNIX)
