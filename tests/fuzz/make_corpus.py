@@ -1,0 +1,82 @@
+"""Write the corpus: a good input for every target, from which the fuzzer departs.  python -m tests.fuzz.make_corpus"""
+
+from pathlib import Path
+
+from node.rollout import Completion, Group, encode
+from node.tasks.base import TaskKey
+from protocol.envelope import ItemId, Kind, seal
+from protocol.grants import make_certificate, make_pass, make_ticket
+from protocol.identity import Identity
+from protocol.invite import Invite
+from protocol.manifest import ManifestTask, Policy, make_manifest
+from protocol.messages import (
+    Announce,
+    Digest,
+    Entry,
+    Goodbye,
+    Hello,
+    Interest,
+    Manifest,
+    News,
+    Peers,
+    Ping,
+    Probe,
+    Probed,
+    Pull,
+    Reach,
+    Rumour,
+    Status,
+)
+from protocol.records import Address, Endpoint, make_record
+from tests.fuzz.targets import SWARM, TARGETS, UNIX
+
+ME = Identity(bytes(32))
+OTHER = Identity(bytes([1]) * 32)
+
+
+def inputs() -> list[bytes]:
+    """Return a good input for each target, in the order of `TARGETS`."""
+    record = make_record(ME, SWARM, (Endpoint("example.org", 7700),), 1 << 16, "fuzz", int((UNIX + 60) * 1000))
+    item = ItemId(bytes(range(32)))
+    task = ManifestTask("builtin/sums", 1, "0123456789abcdef", "{}")
+    manifest = make_manifest(ME, "fuzz", int(UNIX * 1000), Policy.ALLOWLIST, [task], [OTHER.node_id])
+    certificate = make_certificate(ME, SWARM, OTHER.public_key, 5, int(UNIX * 1000))
+    completions = (Completion("7", True, 1.0), Completion("8", False, 0.0))
+    seed = Address(Endpoint("10.0.0.1", 7700), ME.curve_key)
+    return [
+        seal(ME, SWARM, Kind.ITEM, 1, int(UNIX * 1000), bytes(8) + b"body"),
+        record.encoded,
+        Hello(record.encoded, needy=True).encode(),
+        Peers((record.encoded,)).encode(),
+        Ping(7).encode(),
+        Probe(7, OTHER.node_id).encode(),
+        Probed(7, Reach.SILENT).encode(),
+        News((Rumour(OTHER.node_id, 1 << 16, Status.DEAD),)).encode(),
+        Goodbye("full").encode(),
+        Digest((record.summary,)).encode(),
+        Announce((Entry(item, 1000),)).encode(),
+        Interest((bytes(8),), 2, announce_only=True).encode(),
+        Manifest(manifest.encoded).encode(),
+        Pull((item,)).encode(),
+        manifest.encoded,
+        make_pass(ME, SWARM, OTHER.node_id, int(UNIX * 1000)).encode(),
+        str(Invite(manifest.name, manifest.hash, (seed,))).encode(),
+        str(seed).encode(),
+        encode(Group(TaskKey("builtin/sums", 1, "00"), 1, "3+4=", completions, "llama", 1)),
+        bytes([Kind.NEWS]) + News((Rumour(OTHER.node_id, 1 << 16, Status.SUSPECT),)).encode(),
+        # Further ones: another form of the same, which the first does not lead to.
+        make_ticket(certificate, OTHER, SWARM, 3, ME.public_key).encode(),
+    ]
+
+
+def main() -> None:
+    """Write each input, its target's number first."""
+    folder = Path(__file__).parent / "corpus"
+    folder.mkdir(exist_ok=True)
+    for number, data in enumerate(inputs()):
+        target = number if number < len(TARGETS) else 15
+        (folder / f"{number:02}").write_bytes(bytes([target]) + data)
+
+
+if __name__ == "__main__":
+    main()
