@@ -9,11 +9,12 @@ import structlog
 
 from node.config import NodeConfig, TaskConfig
 from node.errors import UserError
+from node.folder import exclusive, resolve_seed
 from node.manifest import adopt_tasks, describe_tasks, load_grant, load_manifest, save_grant, save_manifest
+from node.network import is_loopback
 from protocol.clock import read_clock
 from protocol.errors import GrantError, JoinError, ManifestError
 from protocol.fetch import fetch_manifest
-from protocol.files import write_atomically
 from protocol.grants import Pass, Ticket, make_pass, open_grant
 from protocol.identity import Identity, NodeId, id_bytes
 from protocol.invite import Invite, SharedInvite, make_shared_invite
@@ -29,36 +30,32 @@ log = structlog.get_logger()
 
 
 def found(config: NodeConfig, folder: Path, name: str, policy: Policy, allowed: Sequence[NodeId]) -> SwarmManifest:
-    """Make `folder` the first node of a new swarm with the configuration's tasks.
+    """Make `folder` the first node of a new swarm with the configuration's tasks; it runs `config` from now on.
 
     Raises:
         UserError: the folder belongs to a swarm already, or what was asked for fits no manifest.
         IdentityError: the folder's key cannot be used.
     """
-    if (known := load_manifest(folder)) is not None:
-        raise UserError(
-            f"{folder} belongs to swarm {known.name!r} already: run `gossamer node --state {folder}`, "
-            "or choose another --out"
-        )
     if allowed and policy is Policy.OPEN:
         raise UserError("an open swarm admits everybody: leave out --allow, or use --policy allowlist")
     limits = ManifestLimits(
         max_completions=4 * config.sampling.completions, max_item_age_s=max(1, int(config.pool.max_age))
     )
     tasks = describe_tasks(config.tasks)
-    folder.mkdir(parents=True, exist_ok=True)
-    identity = Identity.load_or_generate(folder / "identity.key")
-    try:
-        manifest = make_manifest(identity, name, int(time.time() * 1000), policy, tasks, allowed, limits)
-    except ManifestError as error:
-        raise UserError(f"this makes no manifest ({error}): check the name and the tasks' options") from None
-    save_manifest(folder, manifest)
-    return manifest
-
-
-def save_config(config: NodeConfig, folder: Path) -> None:
-    """Write what the node in `folder` runs when it is started without another configuration."""
-    write_atomically(folder / "config.json", config.model_dump_json(indent=1).encode())
+    with exclusive(folder):
+        if (known := load_manifest(folder)) is not None:
+            raise UserError(
+                f"{folder} belongs to swarm {known.name!r} already: run `gossamer node --state {folder}`, "
+                "or choose another --out"
+            )
+        identity = Identity.load_or_generate(folder / "identity.key")
+        try:
+            manifest = make_manifest(identity, name, int(time.time() * 1000), policy, tasks, allowed, limits)
+        except ManifestError as error:
+            raise UserError(f"this makes no manifest ({error}): check the name and the tasks' options") from None
+        resolve_seed(config, folder)
+        save_manifest(folder, manifest)  # last, so that a folder with a manifest has all that it needs
+        return manifest
 
 
 def parse_node_id(text: str) -> NodeId:
@@ -84,6 +81,11 @@ def make_invite(folder: Path, seeds: Sequence[Address], grant: Pass | SharedInvi
     return Invite(manifest.name, manifest.hash, tuple(known)[: max(MAX_INVITE_SEEDS, len(seeds))], grant)
 
 
+def works_elsewhere(invite: Invite) -> bool:
+    """Tell whether another machine could reach a seed: not all are on loopback."""
+    return not all(is_loopback(seed.endpoint) for seed in invite.seeds)
+
+
 def pass_for(folder: Path, node: NodeId, lifetime_s: float) -> Pass:
     """Return a pass for `node`, signed by the founder, whose folder this must be."""
     manifest, founder = _founder_of(folder)
@@ -106,7 +108,9 @@ def _expiry(lifetime_s: float) -> int:
 def _manifest_of(folder: Path) -> SwarmManifest:
     manifest = load_manifest(folder)
     if manifest is None:
-        raise UserError(f"{folder} belongs to no swarm: found one with `gossamer found NAME --out {folder}`")
+        raise UserError(
+            f"{folder} belongs to no swarm: found one with `gossamer found`, or join one with `gossamer join`"
+        )
     return manifest
 
 
@@ -146,18 +150,20 @@ def join(invite: Invite, config: NodeConfig, folder: Path, *, tasks: bool = True
         JoinError: no seed answered, or this node is not admitted.
         IdentityError: the folder's key cannot be used.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    identity = Identity.load_or_generate(folder / "identity.key")
-    manifest = load_manifest(folder)
-    if manifest is not None and manifest.hash != invite.manifest:
-        raise UserError(f"{folder} belongs to another swarm, {manifest.name!r}: choose another --out")
-    if manifest is None or _needs_grant(invite, folder):
-        manifest, grant = _fetch(identity, invite)
-        save_grant(folder, grant)
-    adopted = adopt_tasks(manifest, config.tasks) if tasks else config.tasks
-    save_manifest(folder, manifest)  # last, so that a folder with a manifest has all that it needs
+    with exclusive(folder):  # a second host with this key would take the first one's place
+        identity = Identity.load_or_generate(folder / "identity.key")
+        manifest = load_manifest(folder)
+        if manifest is not None and manifest.hash != invite.manifest:
+            raise UserError(f"{folder} belongs to another swarm, {manifest.name!r}: choose another --out")
+        if manifest is None or _needs_grant(invite, folder):
+            manifest, grant = _fetch(identity, invite)
+            save_grant(folder, grant)
+        adopted = adopt_tasks(manifest, config.tasks) if tasks else config.tasks
+        settled = _joined(config, invite, adopted)
+        resolve_seed(settled, folder)
+        save_manifest(folder, manifest)
     log.info("joined", swarm=manifest.name, founder=manifest.founder, policy=str(manifest.policy))
-    return _joined(config, invite, adopted)
+    return settled
 
 
 def _joined(config: NodeConfig, invite: Invite, tasks: Sequence[TaskConfig]) -> NodeConfig:
@@ -181,6 +187,7 @@ def _needs_grant(invite: Invite, folder: Path) -> bool:
 
 def _fetch(identity: Identity, invite: Invite) -> tuple[SwarmManifest, bytes]:
     """Return the manifest, and the grant with which it was given."""
+    log.info("asking for the manifest", swarm=invite.name, seeds=[str(seed.endpoint) for seed in invite.seeds])
     refused: JoinError | None = None
     for grant in _grants(identity, invite):
         try:
@@ -204,7 +211,7 @@ def _grants(identity: Identity, invite: Invite) -> Sequence[bytes]:
 
 
 def _explained(error: JoinError, identity: Identity, invite: Invite) -> JoinError:
-    ask = f"ask its founder for `gossamer invite --for {identity.node_id}`"
+    ask = f"ask its founder to run `gossamer invite DIR --for {identity.node_id}`"
     lines = {
         "not_admitted": f"swarm {invite.name!r} does not admit node {identity.node_id}: {ask}",
         "invite_used": f"this invite to swarm {invite.name!r} is used up: {ask}",

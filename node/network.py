@@ -134,5 +134,10 @@ def timing_of(network: NetworkConfig) -> Timing:
     """Return the configured preset; "auto" takes a node that listens on loopback only to have its peers there."""
     if network.timing != "auto":
         return PRESETS[network.timing]
-    loopback = ("tcp://127.", "tcp://localhost:", "tcp://[::1]:")
-    return PRESETS["local" if network.listen.startswith(loopback) else "wan"]
+    listen = Endpoint.parse(network.listen, bind=True) if network.listen else None
+    return PRESETS["local" if listen is not None and is_loopback(listen) else "wan"]
+
+
+def is_loopback(endpoint: Endpoint) -> bool:
+    """Tell whether only this machine can dial the endpoint."""
+    return endpoint.host in ("localhost", "::1") or endpoint.host.startswith("127.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from node.cli.options import Config, Debug, Folder, Listen, Rounds, Seed, Settings, read_config, with_network
-from node.cli.running import run
+from node.cli.running import print_invite, run
 from node.config import NodeConfig, TaskConfig
 
 if TYPE_CHECKING:
@@ -70,7 +70,6 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
 
     allowed = [founding.parse_node_id(text) for text in allow or []]
     founding.found(settled, folder, name, manifest.Policy(policy), allowed)
-    founding.save_config(settled, folder)
     if no_start:
         print(
             f"swarm {name} is founded: start it with `gossamer node --state {folder}`, then `gossamer invite {folder}`"
@@ -79,7 +78,7 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
     setup_logs(folder, debug=debug)
 
     def listening(network: "Network") -> None:
-        print(founding.make_invite(folder, []), flush=True)
+        print_invite(founding.make_invite(folder, []))
 
     return run(settled, folder, listening=listening)
 

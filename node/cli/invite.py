@@ -2,12 +2,17 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from node.cli.options import Debug
+from node.cli.running import print_invite
 from node.errors import UserError
+
+if TYPE_CHECKING:
+    from protocol.grants import Pass
+    from protocol.invite import SharedInvite
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The state folder of a node in the swarm.")]
 Seeds = Annotated[
@@ -52,12 +57,12 @@ def invite(
     from protocol.records import Address
 
     seeds = [Address.parse(text) for text in seed or []]
+    grant: Pass | SharedInvite | None = None
     if node_id is not None:
-        print(founding.make_invite(folder, seeds, founding.pass_for(folder, founding.parse_node_id(node_id), lifetime)))
+        grant = founding.pass_for(folder, founding.parse_node_id(node_id), lifetime)
     elif uses is not None:
-        print(founding.make_invite(folder, seeds, founding.shared_invite(folder, uses, lifetime)))
-    else:
-        print(founding.make_invite(folder, seeds))
+        grant = founding.shared_invite(folder, uses, lifetime)
+    print_invite(founding.make_invite(folder, seeds, grant))
 
 
 def _lifetime(text: str) -> float:

@@ -43,7 +43,4 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
 
     setup_logs(folder, debug=debug)
     settled = founding.join(parsed, settled, folder)
-    if no_start:
-        founding.save_config(settled, folder)
-        return 0
-    return run(settled, folder)
+    return 0 if no_start else run(settled, folder)

@@ -1,6 +1,7 @@
 """How the verbs that start a node start it: logs first, then whatever it needs, then the node to its end."""
 
 import contextlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from node.config import NodeConfig
 
 if TYPE_CHECKING:
     from node.network import Network
+    from protocol.invite import Invite
 
 
 def run(
@@ -32,3 +34,14 @@ def run(
 
             run_node(config, folder, listening)
     return 0
+
+
+def print_invite(invite: "Invite") -> None:
+    """Print the line, alone on stdout, and on stderr what should be known about it."""
+    from node.founding import works_elsewhere
+
+    print(invite, flush=True)
+    if not works_elsewhere(invite):
+        print(
+            "note: only this machine can use it; a node with --listen tcp://0.0.0.0:PORT serves others", file=sys.stderr
+        )

@@ -99,7 +99,9 @@ def render(tree: Tree) -> "list[RenderableType]":
     refused = Table("refused for", "times", box=None, header_style="dim", padding=(0, 2, 0, 0))
     for reason, count in sorted(tree["rejected"].items()):
         refused.add_row(Text(_plain(reason)), str(count))
-    parts: list[RenderableType] = [head, Text(""), peers]
+    parts: list[RenderableType] = [head]
+    if tree["peers"]:
+        parts += [Text(""), peers]
     if tree["rejected"]:
         parts += [Text(""), refused]
     return parts

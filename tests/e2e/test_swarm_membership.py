@@ -50,9 +50,7 @@ def relay(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def found(folder: Path, policy: Policy = Policy.OPEN, *, allowed: tuple[Identity, ...] = ()) -> Path:
-    settled = config(LOOPBACK)
-    founding.found(settled, folder, "club", policy, [identity.node_id for identity in allowed])
-    founding.save_config(settled, folder)
+    founding.found(config(LOOPBACK), folder, "club", policy, [identity.node_id for identity in allowed])
     return folder
 
 
@@ -125,6 +123,9 @@ def test_a_relay_alone_bridges_two_nodes_that_nobody_can_dial(tmp_path: Path) ->
     club = found(tmp_path / "club")
     with relay(club), ExitStack() as stack:
         invite = founding.make_invite(club, [])
+        assert not founding.works_elsewhere(invite)
+        with pytest.raises(UserError, match="another node is running"):
+            join(club, invite)  # two hosts with one key would push each other out
         left, right = (
             stack.enter_context(open_network(join(tmp_path / name, invite), tmp_path / name)) for name in "lr"
         )
