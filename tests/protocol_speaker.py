@@ -1,0 +1,36 @@
+"""A child process for the tests: one host that publishes "NAME n" twice a second and writes down what it hears.
+
+python -m tests.protocol_speaker FOLDER SWARM_HEX NAME LISTEN [SEED_ADDRESS ...]
+
+FOLDER/address has where it listens, FOLDER/heard one line for each item, FOLDER/rejected its
+counters of what it refused. LISTEN is an endpoint, or "-" for none.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from protocol.files import write_atomically
+from protocol.host import Host
+from protocol.identity import Identity
+from protocol.records import Address
+
+INTERVAL_S = 0.5
+
+if __name__ == "__main__":
+    folder, swarm, name, listen = Path(sys.argv[1]), bytes.fromhex(sys.argv[2]), sys.argv[3], sys.argv[4]
+    seeds = [Address.parse(text) for text in sys.argv[5:]]
+    host = Host(Identity.load_or_generate(folder / "identity.key"), swarm, None if listen == "-" else listen, seeds)
+    write_atomically(folder / "address", str(host.start()).encode())
+    said = 0
+    with (folder / "heard").open("a", buffering=1) as heard:
+        while True:
+            said += 1
+            host.publish(f"{name} {said}".encode() + bytes(10_000))
+            end = time.monotonic() + INTERVAL_S
+            while time.monotonic() < end:
+                for item in host.receive(100):
+                    heard.write(item.body.rstrip(b"\0").decode() + "\n")
+                time.sleep(0.01)
+            write_atomically(folder / "rejected", json.dumps(dict(host.counters().rejected)).encode())
