@@ -7,7 +7,7 @@ lie and costs its signer; a task that this node does not run is nobody's fault.
 
 from typing import NamedTuple
 
-from node.rollout import Group, GroupError, decode
+from node.rollout import MAX_GROUP_BYTES, Group, GroupError, decode
 from node.tasks.load import TaskSet
 
 REWARD_TOLERANCE = 1e-6
@@ -23,9 +23,11 @@ class Verified(NamedTuple):
     reason: str
 
 
-def check(body: bytes, tasks: TaskSet, max_completions: int) -> Verified:
+def check(body: bytes, tasks: TaskSet, max_completions: int, max_bytes: int = MAX_GROUP_BYTES) -> Verified:
     """Decode and verify one group from a peer. Never raises: one bad item is one reason."""
     try:
+        if len(body) > max_bytes:
+            raise GroupError("oversized", f"{len(body)} bytes")
         group = decode(body)
         _verify(group, tasks, max_completions)
     except GroupError as error:

@@ -138,8 +138,13 @@ def _check_key(task: ManifestTask, built: TaskSet) -> None:
     )
 
 
-def check_tasks(manifest: SwarmManifest, tasks: TaskSet) -> None:
-    """Raise `UserError` when `tasks` has one that is not the swarm's: no peer could verify its groups."""
+def check_rules(manifest: SwarmManifest, tasks: TaskSet, completions: int) -> None:
+    """Raise `UserError` when no peer would take what the node makes: another task, or too many completions a group."""
+    if completions > manifest.limits.max_completions:
+        raise UserError(
+            f"sampling.completions={completions} is more than swarm {manifest.name!r} allows in a group: "
+            f"set it to at most {manifest.limits.max_completions}"
+        )
     known = {TaskKey(*task[:3]) for task in manifest.tasks}
     for task in tasks.tasks:
         if task.key not in known:

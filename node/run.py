@@ -22,7 +22,7 @@ from node.engines.hf import HfEngine
 from node.errors import UserError
 from node.folder import exclusive, full_disk_is_clear, resolve_seed
 from node.loop import Loop
-from node.manifest import check_tasks
+from node.manifest import check_rules
 from node.metrics import MetricsLog
 from node.network import Network, open_network
 from node.observe import describe, observe
@@ -31,6 +31,7 @@ from node.pool import Pool
 from node.sharing import Exchange, NetworkExchange, NoExchange
 from node.tasks.load import TaskSet, load_tasks
 from node.trainer import make_trainer
+from protocol.manifest import ManifestLimits
 
 log = structlog.get_logger()
 
@@ -77,15 +78,17 @@ def _exchange(
         yield NoExchange()
         return
     with open_network(config, folder) as network:
-        manifest = network.manifest
-        if manifest is not None:
-            check_tasks(manifest, tasks)
+        limits = ManifestLimits(max_completions=4 * config.sampling.completions)
+        if network.manifest is not None:
+            check_rules(network.manifest, tasks, config.sampling.completions)
+            limits = network.manifest.limits
         with observe(config.observe, folder, lambda: describe(network, metrics.last, config.rounds)):
             listening(network)
             yield NetworkExchange(
                 network.host,
                 tasks,
-                max_completions=manifest.limits.max_completions if manifest else 4 * config.sampling.completions,
+                max_completions=limits.max_completions,
+                max_bytes=limits.max_group_bytes,
                 informative_only=config.network.share == "informative",
                 external=config.sampling.external,
             )

@@ -54,12 +54,20 @@ class NetworkExchange:
     """Shares through a running `Host`, which relays, deduplicates and keeps its own counts."""
 
     def __init__(
-        self, host: Host, tasks: TaskSet, *, max_completions: int, informative_only: bool, external: int
+        self,
+        host: Host,
+        tasks: TaskSet,
+        *,
+        max_completions: int,
+        informative_only: bool,
+        external: int,
+        max_bytes: int = MAX_GROUP_BYTES,
     ) -> None:
         """Share over `host`; ask it for the tasks' groups, as many as a node uses that draws `external` a round."""
         self._host = host
         self._tasks = tasks
         self._max_completions = max_completions
+        self._max_bytes = max_bytes
         self._informative_only = informative_only
         self._unsent: Counter[str] = Counter()
         self._demand = Demand(external)
@@ -67,14 +75,14 @@ class NetworkExchange:
         host.subscribe(self._topics, self._demand.told)
 
     def publish(self, groups: Sequence[Group]) -> None:
-        """Hand the round's groups to the network thread; one too large for the wire is counted, not sent."""
+        """Hand the round's groups to the network thread; one that is too large is counted, not sent."""
         if self._demand.next_round(time.monotonic()):
             self._host.subscribe(self._topics, self._demand.told)
         for group in groups:
             if self._informative_only and not is_informative(group.rewards):
                 continue
             body = encode(group)
-            if len(body) > MAX_GROUP_BYTES:
+            if len(body) > self._max_bytes:
                 self._unsent["own_oversized"] += 1
                 continue
             self._host.publish(body, topic_of(group.task))
@@ -85,7 +93,7 @@ class NetworkExchange:
         for item in self._host.receive(RECEIVE_LIMIT):
             if known(item.id):
                 continue
-            group, reason = check(item.body, self._tasks, self._max_completions)
+            group, reason = check(item.body, self._tasks, self._max_completions, self._max_bytes)
             if self._mislabelled(item.topic, group, reason):
                 group, reason = None, "false_topic"
             if group is not None:

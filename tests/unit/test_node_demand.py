@@ -117,3 +117,13 @@ def test_an_unknown_task_under_one_of_our_topics_is_a_lie_and_under_another_is_n
     ]
     assert exchange.receive(lambda _: False) == []
     assert host.reports == [(Verdict.REJECT, "false_topic"), (Verdict.IGNORE, "unknown_task")]
+
+
+def test_the_swarms_limit_on_a_groups_size_holds_both_ways() -> None:
+    host, size = _Host(), len(encode(group()))
+    exchange = NetworkExchange(host, TASKS, max_completions=8, informative_only=True, external=4, max_bytes=size - 1)
+    exchange.publish([group()])
+    assert (host.published, exchange._unsent) == ([], {"own_oversized": 1})
+    host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(group()), 0.0, topic_of(ONE.key))]
+    assert exchange.receive(lambda _: False) == []
+    assert host.reports == [(Verdict.REJECT, "oversized")]

@@ -9,7 +9,7 @@ from node.config import TaskConfig
 from node.errors import UserError
 from node.manifest import (
     adopt_tasks,
-    check_tasks,
+    check_rules,
     describe_tasks,
     load_grant,
     load_manifest,
@@ -100,9 +100,15 @@ def test_no_founder_chooses_a_file_on_another_machine(tmp_path: Path) -> None:
 def test_a_task_that_the_swarm_does_not_have_is_refused() -> None:
     tasks = load_tasks([TaskConfig(name="builtin/sums"), TaskConfig(name="builtin/logic")])
     swarm = manifest(describe_tasks([TaskConfig(name="builtin/sums")]))
-    check_tasks(swarm, load_tasks([TaskConfig(name="builtin/sums")]))
+    check_rules(swarm, load_tasks([TaskConfig(name="builtin/sums")]), 128)
     with pytest.raises(UserError, match=r"'builtin/logic'.* is none of swarm 's'"):
-        check_tasks(swarm, tasks)
+        check_rules(swarm, tasks, 8)
+
+
+def test_larger_groups_than_the_swarm_allows_are_refused() -> None:
+    swarm = manifest(describe_tasks([TaskConfig(name="builtin/sums")]))
+    with pytest.raises(UserError, match="set it to at most 128"):
+        check_rules(swarm, load_tasks([TaskConfig(name="builtin/sums")]), 129)
 
 
 def test_what_a_folder_keeps(tmp_path: Path) -> None:
