@@ -45,8 +45,8 @@ def time_sharing(config: NodeConfig, tasks: TaskSet, peers: int) -> tuple[Block,
     if address is None:
         raise RuntimeError("a host that listens has an address")
     try:
-        with _feeder(address, swarm, _bodies(config, tasks, peers)) as publish:
-            _wait_for_peers(host, peers)
+        with feeder(address, swarm, _bodies(config, tasks, peers)) as publish:
+            wait_for_peers(host, peers)
             exchange = _Fed(host, tasks, publish, config.sampling.completions)
             block = time_gossamer(config, tasks, exchange)
         rejected = host.counters().rejected
@@ -77,7 +77,8 @@ class _Fed(NetworkExchange):
 
 
 @contextmanager
-def _feeder(address: Address, swarm: bytes, bodies: Bodies) -> Iterator[Callable[[], None]]:
+def feeder(address: Address, swarm: bytes, bodies: Bodies) -> Iterator[Callable[[], None]]:
+    """Run peers in a child process; each call of what is yielded lets all of them publish a round."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(msgpack.packb(bodies))
         file.flush()
@@ -98,7 +99,8 @@ def _feeder(address: Address, swarm: bytes, bodies: Bodies) -> Iterator[Callable
                 raise
 
 
-def _wait_for_peers(host: Host, peers: int) -> None:
+def wait_for_peers(host: Host, peers: int) -> None:
+    """Wait until `host` has `peers` peers; raises `RuntimeError` after `JOIN_TIMEOUT`."""
     deadline = time.monotonic() + JOIN_TIMEOUT
     while host.counters().peers < peers:
         if time.monotonic() > deadline:

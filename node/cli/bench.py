@@ -1,7 +1,9 @@
 """`gossamer bench`: the benchmarks, one JSON object a line."""
 
 import json
-from typing import Annotated, Literal
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -31,13 +33,7 @@ def bench_round(
       gossamer bench round --blocks 6 > round.jsonl
       gossamer bench round --compare sharing --model runs/models/smollm2-135m-instruct --rounds 3 --blocks 3
     """
-    try:
-        from benchmarks.round import run
-    except ModuleNotFoundError as error:
-        if error.name not in ("benchmarks", "benchmarks.round"):
-            raise
-        raise UserError("the benchmarks are not installed: run this from a checkout of gossamer") from None
-    for row in run(
+    for row in _benchmark("round").run(
         model=model,
         questions=questions,
         completions=completions,
@@ -47,6 +43,67 @@ def bench_round(
         compare=compare,
     ):
         print(json.dumps(row), flush=True)
+
+
+@app.command("gossip")
+def bench_gossip(  # noqa: PLR0913  # one option each
+    nodes: Annotated[str, typer.Option(help="Numbers of nodes, separated by commas.")] = "8,16,64",
+    kib: Annotated[str, typer.Option(help="Sizes of a rollout in KiB, separated by commas.")] = "10,100,1000",
+    runs: Annotated[int, typer.Option(min=1, help="Rounds of each kind; the two sides take turns.")] = 5,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds after which a round has failed.")] = 30.0,
+    against: Annotated[Literal["none", "hivemind"], typer.Option(help="Measure another network as well.")] = "none",
+    hivemind_python: Annotated[
+        str, typer.Option(help="An interpreter that has hivemind, in a virtual environment of its own.")
+    ] = ".venv-hivemind/bin/python",
+    ingest: Annotated[bool, typer.Option(help="Also measure how many groups a second one core verifies.")] = True,
+    json_lines: Annotated[bool, typer.Option("--json", help="JSON lines; there is no other output.")] = True,
+    debug: Debug = False,
+) -> None:
+    """Time until everybody holds everybody's rollout, bytes sent for each byte delivered, and CPU.
+
+    Nodes are real hosts on loopback, several in a process where there are more than eight.
+
+    \b
+    For --against hivemind, which wants other versions of our dependencies:
+      python3 -m venv .venv-hivemind && .venv-hivemind/bin/pip install hivemind==1.1.12
+
+    \b
+    Example:
+      gossamer bench gossip --nodes 8,16 --kib 10,100 > gossip.jsonl
+      gossamer bench gossip --nodes 8,16,64 --kib 10,100,1000 --against hivemind --json
+    """
+    if against == "hivemind" and not Path(hivemind_python).is_file():
+        raise UserError(
+            f"there is no {hivemind_python}: make it as `gossamer bench gossip --help` says, or name another"
+        )
+    for row in _benchmark("gossip").run(
+        nodes=_numbers("--nodes", nodes, 2),
+        kib=_numbers("--kib", kib, 1),
+        runs=runs,
+        timeout=timeout,
+        hivemind_python=hivemind_python if against == "hivemind" else "",
+        with_ingest=ingest,
+    ):
+        print(json.dumps(row), flush=True)
+
+
+def _numbers(option: str, text: str, least: int) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < least:
+        raise UserError(f"{option} wants whole numbers of at least {least}, separated by commas; got {text!r}")
+    return numbers
+
+
+def _benchmark(name: str) -> Any:
+    try:
+        return import_module(f"benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        if error.name not in ("benchmarks", f"benchmarks.{name}"):
+            raise
+        raise UserError("the benchmarks are not installed: run this from a checkout of gossamer") from None
 
 
 @app.callback()

@@ -1,0 +1,76 @@
+"""What the peers of `bench gossip` are told, a JSON object a line, whichever network they speak.
+
+Only the standard library: the peers of another network run under an interpreter of their own.
+
+    {"start": {"nodes": 2, "seeds": [...]}}                      -> {"addresses": [...]}
+    {"peers": {}}                                                -> {"peers": fewest of any node}
+    {"round": {"number", "size", "nodes", "at", "timeout"}}      -> {"seconds": [... or null], "held": [...]}
+    {"sent": {}}                                                 -> {"sent": bytes so far, or null}
+
+A round: at the unix time `at` each node publishes `size` bytes; then it is watched until it
+holds what all `nodes` published, its own included. `seconds` are counted from `at`.
+"""
+
+import json
+import sys
+import time
+from typing import Any, Protocol
+
+POLL_S = 0.001
+
+
+class Peers(Protocol):
+    """Some nodes in this process."""
+
+    def start(self, nodes: int, seeds: list[str]) -> list[str]:
+        """Start nodes that join by `seeds` (or each other) and return how each is joined."""
+        ...
+
+    def peers(self) -> int:
+        """Return the number of peers of the node that has the fewest."""
+        ...
+
+    def publish(self, number: int, size: int) -> None:
+        """Let each node publish `size` bytes in round `number`."""
+        ...
+
+    def held(self, number: int) -> list[int]:
+        """Return how many nodes' items of the round each node holds."""
+        ...
+
+    def sent(self) -> int | None:
+        """Return the bytes that all nodes sent so far, if that is known."""
+        ...
+
+    def stop(self) -> None: ...
+
+
+def serve(peers: Peers) -> None:
+    """Answer commands until the end of input."""
+    for line in sys.stdin:
+        ((command, options),) = json.loads(line).items()
+        print(json.dumps(_answer(peers, command, options)), flush=True)
+    peers.stop()
+
+
+def _answer(peers: Peers, command: str, options: dict[str, Any]) -> dict[str, Any]:
+    if command == "start":
+        return {"addresses": peers.start(**options)}
+    if command == "round":
+        return _round(peers, **options)
+    return {command: getattr(peers, {"peers": "peers", "sent": "sent"}[command])()}
+
+
+def _round(peers: Peers, number: int, size: int, nodes: int, at: float, timeout: float) -> dict[str, Any]:
+    time.sleep(max(0.0, at - time.time()))
+    peers.publish(number, size)
+    held = peers.held(number)
+    seconds: list[float | None] = [None] * len(held)
+    while None in seconds and time.time() < at + timeout:
+        held = peers.held(number)
+        now = time.time() - at
+        for node, count in enumerate(held):
+            if count >= nodes and seconds[node] is None:
+                seconds[node] = now
+        time.sleep(POLL_S)
+    return {"seconds": seconds, "held": held}

@@ -1,0 +1,134 @@
+"""How fast, and at what cost, everybody's rollout reaches everybody: ours, and hivemind's DHT.
+
+    python -m benchmarks.gossip
+
+Each node publishes one body of random bytes at the same moment; the time is that until the
+last node holds everybody's. Nodes are real: sockets, encryption and signatures of each side as
+it ships, on loopback, spread over at most `MAX_PROCESSES` processes of ours, the same number on
+both sides (hivemind adds one process and one daemon a node). Both swarms stay up, and rounds
+alternate, so that a busy machine is busy for both.
+
+**hivemind's DHT as rl-swarm uses it**: a round is a key, each peer stores its rollout under a
+subkey, and asks for the key again and again until all subkeys are there. hivemind 1.1.12 wants
+an interpreter of its own:
+
+    python3 -m venv .venv-hivemind && .venv-hivemind/bin/pip install hivemind==1.1.12
+    gossamer bench gossip --against hivemind --hivemind-python .venv-hivemind/bin/python
+
+`sent_per_delivered` is all that left the nodes' transports, control messages included, over
+the bytes of the bodies that were delivered to others. `cpu_s` is of all processes of a side and
+includes half a second after the round. The rows of part "ingest" are of `benchmarks.ingest`.
+"""
+
+import json
+import os
+import secrets
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from benchmarks import ingest
+from benchmarks.crowd import Crowd, CrowdError, Round
+
+Row = dict[str, Any]
+
+MAX_PROCESSES = 8
+# A node of an overlay of degree 8 that still lacks two links takes part as it will with them.
+ENOUGH_PEERS = 6
+START_TIMEOUT_S = 120.0
+MAX_FAILURES = 2  # rounds of one kind in a row, after which the rest of that kind is not tried
+
+
+def run(
+    *,
+    nodes: Sequence[int] = (8, 16, 64),
+    kib: Sequence[int] = (10, 100, 1000),
+    runs: int = 5,
+    timeout: float = 30.0,
+    hivemind_python: str = "",
+    with_ingest: bool = True,
+) -> Iterator[Row]:
+    """Yield a row for each side and each pair of `nodes` and `kib`, and last the ratios of their medians.
+
+    Args:
+        nodes: numbers of nodes in a swarm.
+        kib: sizes of a body, in KiB.
+        runs: rounds of each kind.
+        timeout: seconds after which a round has failed.
+        hivemind_python: an interpreter that has hivemind; empty: ours alone.
+        with_ingest: whether to measure verification as well.
+    """
+    ratios: dict[str, float | None] = {}
+    for count in nodes:
+        with ExitStack() as stack:
+            crowds: dict[str, Crowd] = {}
+            for impl, command in _commands(hivemind_python).items():
+                try:
+                    crowds[impl] = stack.enter_context(_crowd(command, count))
+                except CrowdError as error:
+                    yield {"bench": "gossip", "impl": impl, "nodes": count, "median_s": None, "error": str(error)}
+            for size in kib:
+                rounds = _in_turns(crowds, size << 10, runs, timeout)
+                rows = {impl: _row(impl, count, size, done) for impl, done in rounds.items()}
+                yield from rows.values()
+                ours, theirs = (rows.get(impl, {}).get("median_s") for impl in ("gossamer", "hivemind"))
+                ratios[f"nodes={count} kib={size}"] = ours / theirs if ours and theirs else None
+    if with_ingest:
+        yield from ingest.run(runs)
+    yield {"bench": "gossip", "ratio": {"hivemind": ratios} if hivemind_python else {}}
+
+
+def _commands(hivemind_python: str) -> dict[str, list[str]]:
+    commands = {"gossamer": [sys.executable, "-m", "benchmarks.gossip_peers", secrets.token_hex(16)]}
+    if hivemind_python:
+        commands["hivemind"] = [hivemind_python, "-m", "benchmarks.hivemind_peers"]
+    return commands
+
+
+def _crowd(command: list[str], nodes: int) -> Crowd:
+    crowd = Crowd(command, nodes, min(nodes, MAX_PROCESSES), START_TIMEOUT_S)
+    try:
+        crowd.join(min(nodes - 1, ENOUGH_PEERS), START_TIMEOUT_S)
+    except BaseException:
+        crowd.stop()
+        raise
+    return crowd
+
+
+def _in_turns(crowds: dict[str, Crowd], size: int, runs: int, timeout: float) -> dict[str, list[Round]]:
+    done: dict[str, list[Round]] = {impl: [] for impl in crowds}
+    for _ in range(runs):
+        for impl, crowd in crowds.items():
+            failed = [one.seconds is None for one in done[impl][-MAX_FAILURES:]]
+            if len(failed) < MAX_FAILURES or not all(failed):
+                done[impl].append(crowd.round(size, timeout))
+    return done
+
+
+def _row(impl: str, nodes: int, kib: int, rounds: Sequence[Round]) -> Row:
+    took = [one.seconds for one in rounds if one.seconds is not None]
+    delivered = nodes * (nodes - 1) * (kib << 10)
+    sent = [one.sent / delivered for one in rounds if one.sent is not None]
+    error = next((one.error for one in rounds if one.error), "")
+    return {
+        "bench": "gossip",
+        "impl": impl,
+        "nodes": nodes,
+        "processes": min(nodes, MAX_PROCESSES),
+        "kib": kib,
+        "median_s": statistics.median(took) if len(took) > len(rounds) / 2 else None,
+        "slowest_s": max(took, default=None),
+        "sent_per_delivered": round(statistics.median(sent), 3) if sent else None,
+        "cpu_s": round(statistics.median(one.cpu_s for one in rounds), 3),
+        "runs": len(rounds),
+        "failed": len(rounds) - len(took),
+        "held": round(min(one.held for one in rounds) / nodes**2, 3),
+        "load": round(os.getloadavg()[0], 2),
+    } | ({"error": error} if error else {})
+
+
+if __name__ == "__main__":
+    for row in run():
+        print(json.dumps(row), flush=True)

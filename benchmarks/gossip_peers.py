@@ -1,0 +1,66 @@
+"""Hosts of ours in a child process of `bench gossip`; see `benchmarks.child` for what they are told.
+
+python -m benchmarks.gossip_peers SWARM_HEX
+"""
+
+import os
+import sys
+from collections import Counter
+
+from benchmarks.child import serve
+from protocol.host import Host
+from protocol.identity import Identity
+from protocol.records import Address
+from protocol.timing import LOCAL
+
+NUMBER_BYTES = 8
+RECEIVE_LIMIT = 4096
+
+
+class Hosts:
+    """Implements `child.Peers` with `Host`."""
+
+    def __init__(self, swarm: bytes) -> None:
+        self._swarm = swarm
+        self._hosts: list[Host] = []
+        self._held: list[Counter[int]] = []
+
+    def start(self, nodes: int, seeds: list[str]) -> list[str]:
+        """See `Peers.start`."""
+        addresses: list[str] = []
+        for _ in range(nodes):
+            known = [Address.parse(text) for text in seeds or addresses[:1]]
+            host = Host(Identity.generate(), self._swarm, "tcp://127.0.0.1:0", known, timing=LOCAL)
+            addresses.append(str(host.start()))
+            self._hosts.append(host)
+            self._held.append(Counter())
+        return addresses
+
+    def peers(self) -> int:
+        """See `Peers.peers`."""
+        return min(host.counters().peers for host in self._hosts)
+
+    def publish(self, number: int, size: int) -> None:
+        """See `Peers.publish`."""
+        for host, held in zip(self._hosts, self._held, strict=True):
+            host.publish(number.to_bytes(NUMBER_BYTES, "big") + os.urandom(size - NUMBER_BYTES))
+            held[number] += 1
+
+    def held(self, number: int) -> list[int]:
+        """See `Peers.held`."""
+        for host, held in zip(self._hosts, self._held, strict=True):
+            held.update(int.from_bytes(item.body[:NUMBER_BYTES], "big") for item in host.receive(RECEIVE_LIMIT))
+        return [held[number] for held in self._held]
+
+    def sent(self) -> int:
+        """See `Peers.sent`."""
+        return sum(host.counters().bytes_sent for host in self._hosts)
+
+    def stop(self) -> None:
+        """See `Peers.stop`."""
+        for host in self._hosts:
+            host.stop()
+
+
+if __name__ == "__main__":
+    serve(Hosts(bytes.fromhex(sys.argv[1])))

@@ -1,0 +1,122 @@
+"""How many shared groups of 10 kB one core verifies: from a frame, and from a socket, to a group to train on.
+
+- `frames`: a node's protocol core is handed signed frames: allowance, replay check, signature, layout,
+  gossip; then the body is decoded, its question rebuilt and each completion scored, as a round does it.
+- `sockets`: the same work behind a real host, with CURVE and the transport; peers in a child process publish.
+
+Both count the seconds of CPU that this process spent, so that a busy machine does not matter, and both
+run on one thread at a time: groups a second of CPU are groups a second on one core.
+"""
+
+import os
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.sharing import feeder, wait_for_peers
+from node.demand import topic_of
+from node.ingest import check
+from node.rollout import Completion, Group, encode
+from node.tasks.base import Task, TaskKey, derive_seed
+from node.tasks.families import FAMILIES
+from node.tasks.load import TaskSet
+from protocol.book import Book
+from protocol.clock import Instant, read_clock
+from protocol.core import Core
+from protocol.core_events import Received
+from protocol.envelope import Kind, seal
+from protocol.host import Host
+from protocol.identity import Identity
+from protocol.messages import Hello
+from protocol.records import make_record
+from protocol.setup import Setup
+from protocol.transport import Arrived, Link
+
+GROUPS = 2000
+COMPLETIONS = 8
+BODY_BYTES = 10_000
+BURST = 50  # groups that the peer publishes at a time: below what a link queues
+SWARM = b"ingest benchmark"
+TIMEOUT_S = 60.0
+
+
+def run(runs: int) -> Iterator[dict[str, Any]]:
+    """Yield a row for each of the two paths; `median_s` is CPU seconds a group."""
+    tasks = TaskSet([(family(), 1.0) for family in FAMILIES.values()])
+    bodies = [_body(task, seed) for task, seed in tasks.sample(derive_seed("ingest"), GROUPS)]
+    for path, measure in (("frames", _frames), ("sockets", _sockets)):
+        seconds = [measure(tasks, bodies) / GROUPS for _ in range(runs)]
+        median = statistics.median(seconds)
+        yield {
+            "bench": "gossip",
+            "impl": "gossamer",
+            "part": "ingest",
+            "path": path,
+            "bytes": round(statistics.fmean(len(body) for _, body in bodies)),
+            "median_s": median,
+            "groups_per_cpu_s": round(1 / median),
+            "runs": runs,
+        }
+
+
+def _frames(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
+    now = read_clock()
+    core, link, signer = _core_with_a_peer(now)
+    stamp = int(now.unix * 1000)
+    frames = [seal(signer, SWARM, Kind.ITEM, n + 2, stamp, topic + body) for n, (topic, body) in enumerate(bodies)]
+    began = time.process_time()
+    verified = 0
+    for frame in frames:
+        for action in core.handle(Arrived(link, frame), now):
+            verified += isinstance(action, Received) and check(action.body, tasks, COMPLETIONS).group is not None
+    took = time.process_time() - began
+    if verified != len(bodies):
+        raise RuntimeError(f"{verified} of {len(bodies)} groups were verified: {dict(core.admission.rejected)}")
+    return took
+
+
+def _core_with_a_peer(now: Instant) -> tuple[Core, Link, Identity]:
+    setup = Setup(Identity.generate(), SWARM)
+    core = Core(setup, Book((), setup.limits.max_known_peers), random.Random(0), now)
+    peer = Identity.generate()
+    record = make_record(peer, SWARM, (), 1, "benchmark", int((now.unix + 3600) * 1000))
+    link = Link(peer.curve_key, dialled=False)
+    hello = seal(peer, SWARM, Kind.HELLO, 1, int(now.unix * 1000), Hello(record.encoded).encode())
+    core.handle(Arrived(link, hello), now)
+    return core, link, peer
+
+
+def _sockets(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
+    host = Host(Identity.generate(), SWARM, "tcp://127.0.0.1:0", [])
+    address = host.start()
+    if address is None:
+        raise RuntimeError("a host that listens has an address")
+    bursts = [bodies[start : start + BURST] for start in range(0, len(bodies), BURST)]
+    try:
+        with feeder(address, SWARM, [bursts]) as publish:
+            wait_for_peers(host, 1)
+            began, deadline = time.process_time(), time.monotonic() + TIMEOUT_S
+            verified = published = 0
+            while verified < len(bodies):
+                if verified == published:
+                    publish()
+                    published = min(len(bodies), published + BURST)
+                verified += sum(check(item.body, tasks, COMPLETIONS).group is not None for item in host.receive(BURST))
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"{verified} of {len(bodies)} groups came in {TIMEOUT_S:g} s")
+                time.sleep(0.001)
+            return time.process_time() - began
+    finally:
+        host.stop()
+
+
+def _body(task: Task, seed: int) -> tuple[bytes, bytes]:
+    """One group of `BODY_BYTES` under its topic: one right answer, the others of the length that a model rambles."""
+    item = task.make(seed)
+    ramble = os.urandom(BODY_BYTES // COMPLETIONS // 2).hex()
+    texts = [item.answer, *(f"{ramble[number:]} {number}" for number in range(1, COMPLETIONS))]
+    made = tuple(Completion(text, True, float(task.verify(item, text))) for text in texts)
+    key: TaskKey = task.key
+    return topic_of(key), encode(Group(key, seed, item.question, made, "benchmark", 0))
