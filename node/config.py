@@ -126,6 +126,9 @@ class NetworkConfig(Section):
 
     enabled: bool = True
     listen: str = "tcp://127.0.0.1:0"
+    advertise: list[str] = Field(
+        [], description="endpoints to tell peers instead of where it listens, for a port that is forwarded"
+    )
     seeds: list[str] = Field([], description="addresses of nodes already in the swarm")
     swarm: str = Field("", description="swarm id, 32 hex digits; empty: the isolated default")
     share: Literal["informative", "all"] = Field(

@@ -105,6 +105,7 @@ def _start(
             timing=timing_of(network),
             grant=load_grant(folder),
             manifest=manifest.encoded if manifest else None,
+            advertise=network.advertise,
             admits=Gatekeeper(manifest).admits if manifest else admit_everybody,
         )
         return host, host.start()

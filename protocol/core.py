@@ -19,7 +19,7 @@ from protocol.clock import Instant
 from protocol.core_events import CoreAction, CoreEvent, Offer, Received, Report, SendFrame, Unsent, Verdict
 from protocol.envelope import Envelope, ItemId, Kind, item_id, open_frame, seal
 from protocol.errors import EnvelopeError, MessageError, PeerError
-from protocol.events import Dial, Expel, HangUp, MembershipAction, Message, PeerDown, PeerUp, Tell, Tick
+from protocol.events import Dial, Expel, HangUp, MembershipAction, Message, Moved, PeerDown, PeerUp, Tell, Tick
 from protocol.gossip import Gossip
 from protocol.gossip_events import (
     Announced,
@@ -103,7 +103,7 @@ class Core:
                 return self._offer(topic + body, now)
             case Subscribe():
                 return self._items(self.gossip.handle(event, now), now)
-            case Opened() | Closed():
+            case Opened() | Closed() | Moved():
                 return self._members(self.membership.handle(event, now), now)
             case Unsent(link, ids):
                 node = self.membership.live_node(link)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from protocol.envelope import ItemId
-from protocol.events import Dial, HangUp, Tick
+from protocol.events import Dial, HangUp, Moved, Tick
 from protocol.gossip_events import Subscribe
 from protocol.identity import NodeId
 from protocol.transport import Link, NetworkEvent
@@ -64,5 +64,5 @@ class SendFrame:
     is_item: bool = False
 
 
-CoreEvent = NetworkEvent | Offer | Subscribe | Report | Unsent | Tick
+CoreEvent = NetworkEvent | Moved | Offer | Subscribe | Report | Unsent | Tick
 CoreAction = Dial | HangUp | SendFrame | Received

@@ -7,7 +7,7 @@ from protocol.book import Book
 from protocol.clock import Instant
 from protocol.identity import KEY_BYTES, NodeId, node_id
 from protocol.messages import MAX_DIGEST, MAX_RECORDS, Digest, Peers
-from protocol.records import RECORD_LIFE_S, REFUTATION_BITS, PeerRecord, make_record
+from protocol.records import RECORD_LIFE_S, REFUTATION_BITS, Endpoint, PeerRecord, make_record
 from protocol.setup import Setup
 
 EXPIRY_INTERVAL_S = 60.0
@@ -21,6 +21,7 @@ class Directory:
         self._setup = setup
         self._book = book
         self._rng = rng
+        self._endpoints = setup.endpoints
         self._next_expiry = now.steady
         self.record = self._make(now, int(now.unix * 1000) << REFUTATION_BITS)
 
@@ -28,12 +29,17 @@ class Directory:
         setup = self._setup
         expiry_ms = int((now.unix + RECORD_LIFE_S) * 1000)
         return make_record(
-            setup.identity, setup.swarm, setup.endpoints, incarnation, setup.agent, expiry_ms, setup.grant
+            setup.identity, setup.swarm, self._endpoints, incarnation, setup.agent, expiry_ms, setup.grant
         )
 
     def renew(self, now: Instant, incarnation: int) -> None:
         """Sign a new record of ourselves."""
         self.record = self._make(now, incarnation)
+
+    def move(self, endpoints: tuple[Endpoint, ...], now: Instant) -> None:
+        """Say from now on that we can be dialled there."""
+        self._endpoints = endpoints
+        self.renew(now, self.record.incarnation + 1)
 
     def outbid(self, record: PeerRecord, now: Instant) -> None:
         """Take note of a record of ourselves: ours must be the newer one."""

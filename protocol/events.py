@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from protocol.envelope import Kind
 from protocol.identity import NodeId
-from protocol.records import Address
+from protocol.records import Address, Endpoint
 from protocol.transport import Closed, Link, Opened
 
 
@@ -23,6 +23,13 @@ class Expel:
     """The node is no longer welcome: drop it and do not dial it for a while."""
 
     node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """We can be dialled somewhere else now."""
+
+    endpoints: tuple[Endpoint, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,5 +74,5 @@ class PeerDown:
     node: NodeId
 
 
-MembershipEvent = Opened | Closed | Message | Expel | Tick
+MembershipEvent = Opened | Closed | Message | Expel | Moved | Tick
 MembershipAction = Dial | HangUp | Tell | PeerUp | PeerDown

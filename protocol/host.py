@@ -20,8 +20,10 @@ from protocol.core import Core
 from protocol.core_events import Offer, Received, Report, Verdict
 from protocol.driver import Driver
 from protocol.envelope import SWARM_BYTES, ItemId, item_id
+from protocol.events import Moved
 from protocol.gossip_events import Subscribe
 from protocol.identity import Identity, NodeId
+from protocol.interfaces import advertised_host
 from protocol.limits import Limits
 from protocol.mailbox import Mailbox
 from protocol.membership import Membership
@@ -39,6 +41,7 @@ __all__ = ["Counters", "Host", "PeerInfo", "Received", "Verdict"]
 MIN_WAIT_S = 0.01
 SAVE_INTERVAL_S = 5.0
 DESCRIBE_INTERVAL_S = 0.5
+ADDRESS_INTERVAL_S = 10.0  # a laptop that changed networks says so this soon; looking sends nothing
 COMMANDS_PER_STEP = 256
 
 MAX_ITEM_BYTES = 1 << 20
@@ -90,11 +93,13 @@ class Host:
         grant: bytes = b"",
         manifest: bytes | None = None,
         admits: Admits = admit_everybody,
+        advertise: Sequence[str] = (),
     ) -> None:
         """Prepare a host; nothing is opened yet.
 
         `swarm` is the swarm's id (16 bytes): nodes with another id are strangers. `listen` is
-        "tcp://HOST:PORT" (port 0: any), or None for a node that nobody can dial. `agent` says
+        "tcp://HOST:PORT" (port 0: any), or None for a node that nobody can dial; `advertise` are the
+        endpoints to tell peers instead, for a node behind a port that is forwarded. `agent` says
         in a few words what runs here. `grant`, `manifest` and `admits` are those of a `Setup`.
 
         Raises:
@@ -107,6 +112,7 @@ class Host:
             identity, swarm, (), limits or Limits(), timing, agent, grant, manifest, admits, RecordReader()
         )
         self._listen = None if listen is None else Endpoint.parse(listen, bind=True)
+        self._advertise = tuple(Endpoint.parse(text) for text in advertise)
         self._seeds = tuple(seeds)
         self._limits = self._setup.limits
         self._peers_file = peers_file
@@ -135,16 +141,16 @@ class Host:
         book = Book(self._seeds, self._limits.max_known_peers)
         for record in load_peers(self._peers_file, setup.swarm, now) if self._peers_file else []:
             book.add(record)
-        endpoint = transport.endpoint
+        endpoints = self._endpoints(transport)
         rng = random.Random()  # spreads load in time; no secret depends on it
-        core = Core(replace(setup, endpoints=(endpoint,) if endpoint else ()), book, rng, now)
+        core = Core(replace(setup, endpoints=endpoints), book, rng, now)
         self._transport, self._core = transport, core
         driver = Driver(core, transport, read_clock, self._inbox.put)
         self._thread = threading.Thread(
             target=self._run, args=(core, transport, driver), name="gossamer-network", daemon=True
         )
         self._thread.start()
-        return Address(endpoint, setup.identity.curve_key) if endpoint else None
+        return Address(endpoints[0], setup.identity.curve_key) if endpoints else None
 
     @property
     def manifest(self) -> bytes:
@@ -212,6 +218,12 @@ class Host:
         if self._thread is not None:
             self._thread.join()
 
+    def _endpoints(self, transport: ZmqTransport) -> tuple[Endpoint, ...]:
+        """Return where we can be dialled as of now: a wildcard means whatever address this machine has."""
+        if self._listen is None or transport.endpoint is None:
+            return ()
+        return self._advertise or (Endpoint(advertised_host(self._listen.host), transport.endpoint.port),)
+
     def _refuses(self, key: bytes) -> bool:
         """Tell whether the holder of a CURVE key may not even connect. Called by the network thread."""
         return self._core is not None and self._core.refuses(key, read_clock())
@@ -223,6 +235,7 @@ class Host:
 
     def _run(self, core: Core, transport: ZmqTransport, driver: Driver) -> None:
         saved, next_save, next_description = core.membership.book.revision, 0.0, 0.0
+        endpoints, next_look = core.membership.record.endpoints, 0.0
         try:
             while not self._stopping.is_set():
                 now = read_clock()
@@ -232,6 +245,11 @@ class Host:
                 if now.steady >= next_description:
                     self._peers = describe_peers(core.membership)
                     next_description = now.steady + DESCRIBE_INTERVAL_S
+                if now.steady >= next_look:
+                    next_look = now.steady + ADDRESS_INTERVAL_S
+                    if (found := self._endpoints(transport)) != endpoints:
+                        endpoints = found
+                        driver.feed(Moved(found))
                 revision = core.membership.book.revision
                 if revision != saved and now.steady >= next_save:
                     self._save(core)

@@ -38,6 +38,7 @@ from protocol.events import (
     MembershipAction,
     MembershipEvent,
     Message,
+    Moved,
     PeerDown,
     PeerUp,
     Tell,
@@ -143,6 +144,9 @@ class Membership:
                 return self._message(event, now)
             case Expel(node):
                 return self._drop(node) if node in self._links.peers else []
+            case Moved(endpoints):
+                self.directory.move(endpoints, now)
+                return self._links.tell_all(Kind.PEERS, Peers((self.record.encoded,)).encode())
             case Tick():
                 return self._tick(now)
 

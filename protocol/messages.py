@@ -247,7 +247,9 @@ class Announce:
         _check(all(is_uint(size, MAX_FRAME_BYTES) for size in sizes))
         for joined, width in ((ids, ID_BYTES), (topics, TOPIC_BYTES), (signers, HINT_BYTES)):
             _check(is_bytes(joined, width * len(sizes)))
-        columns = zip(_split(ids, ID_BYTES), sizes, _split(topics, TOPIC_BYTES), _split(signers, HINT_BYTES), strict=True)
+        columns = zip(
+            _split(ids, ID_BYTES), sizes, _split(topics, TOPIC_BYTES), _split(signers, HINT_BYTES), strict=True
+        )
         return cls(tuple(Entry(ItemId(item), size, topic, signer) for item, size, topic, signer in columns))
 
 

@@ -2,57 +2,18 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from protocol.errors import BadAddress, PortInUse
-from protocol.host import Host, Received, Verdict
+from protocol.host import Host, Verdict
 from protocol.identity import Identity
 from protocol.limits import Limits
 from protocol.records import Address
+from tests.protocol_hosts import SWARM, ask, collect, mesh, running, spawn
 from tests.waiting import wait_until
-
-SWARM = b"a swarm of tests"
-ROOT = Path(__file__).parents[2]
-
-
-@contextmanager
-def running(*seeds: Address, listen: str | None = "tcp://127.0.0.1:0", swarm: bytes = SWARM, **options):
-    """A started host and its address."""
-    host = Host(options.pop("identity", None) or Identity.generate(), swarm, listen, seeds, **options)
-    address = host.start()
-    try:
-        yield host, address
-    finally:
-        host.stop()
-
-
-@contextmanager
-def mesh(size: int) -> Iterator[list[Host]]:
-    """`size` hosts that know each other, from the first as the only seed."""
-    with ExitStack() as stack:
-        first, address = stack.enter_context(running())
-        hosts = [first] + [stack.enter_context(running(address))[0] for _ in range(size - 1)]
-        wait_until(lambda: all(host.counters().peers == size - 1 for host in hosts), 20, "the mesh")
-        yield hosts
-
-
-def collect(host: Host, count: int, timeout: float = 20) -> list[Received]:
-    """Wait for `count` items."""
-    items: list[Received] = []
-
-    def enough() -> bool:
-        items.extend(host.receive(1000))
-        return len(items) >= count
-
-    wait_until(enough, timeout, f"{count} items")
-    return items
 
 
 def test_two_hosts_exchange_items_of_every_size() -> None:
@@ -132,6 +93,19 @@ def test_a_wildcard_host_is_advertised_as_something_that_can_be_dialled() -> Non
             wait_until(lambda: other.counters().peers == host.counters().peers == 1, 20)
 
 
+def test_a_node_behind_a_forwarded_port_tells_peers_the_outer_one() -> None:
+    with running(advertise=["tcp://gossamer.example.org:7700"]) as (_, address):
+        assert str(address.endpoint) == "tcp://gossamer.example.org:7700"
+
+
+def test_a_machine_that_changes_its_address_tells_its_peers(monkeypatch) -> None:
+    monkeypatch.setattr("protocol.host.ADDRESS_INTERVAL_S", 0.1)
+    with running() as (one, address), running(address) as (two, _):
+        wait_until(lambda: one.counters().peers == two.counters().peers == 1, 20, "both to meet")
+        monkeypatch.setattr("protocol.host.advertised_host", lambda _: "moved.example.org")
+        wait_until(lambda: any("moved" in peer.endpoint for peer in two.peers()), 20, "the new address at the other")
+
+
 def test_hosts_meet_over_ipv6() -> None:
     with running(listen="tcp://[::1]:0") as (host, address), running(address, listen="tcp://[::1]:0") as (other, _):
         assert str(address).startswith("tcp://[::1]:")
@@ -145,23 +119,6 @@ def test_stopping_is_prompt_and_may_be_repeated() -> None:
         host.stop()
         host.stop()
         assert time.monotonic() - began < 5
-
-
-def spawn(folder: Path, *seeds: Address) -> tuple[subprocess.Popen[bytes], Address]:
-    """Start `protocol_node.py` and wait until it listens."""
-    address = folder / "address"
-    address.unlink(missing_ok=True)
-    command = [sys.executable, str(ROOT / "tests" / "protocol_node.py"), str(folder), SWARM.hex()]
-    child = subprocess.Popen([*command, *map(str, seeds)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    wait_until(address.exists, 30, "the child's address")
-    return child, Address.parse(address.read_text())
-
-
-def ask(host: Host, question: str, timeout: float = 40) -> None:
-    """Publish a question and wait for the child's answer."""
-    host.publish(f"ask {question}".encode())
-    answer = f"answer {question}".encode()
-    wait_until(lambda: any(item.body == answer for item in host.receive(100)), timeout, f"the answer to {question!r}")
 
 
 def test_a_killed_node_comes_back_at_a_new_port_without_a_seed_and_hears_what_it_missed(tmp_path: Path) -> None:

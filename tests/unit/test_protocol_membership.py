@@ -11,7 +11,7 @@ from protocol.book import LAST_RETRY_S, Book
 from protocol.clock import Instant
 from protocol.envelope import Kind
 from protocol.errors import PeerError, RecordError
-from protocol.events import Dial, Expel, HangUp, Message, PeerDown, PeerUp, Tell, Tick
+from protocol.events import Dial, Expel, HangUp, Message, Moved, PeerDown, PeerUp, Tell, Tick
 from protocol.exchange import DIAL_YIELD_S
 from protocol.identity import Identity
 from protocol.limits import Limits
@@ -455,6 +455,16 @@ def test_our_record_is_renewed_before_it_expires() -> None:
     for hours in range(0, 100, 6):
         core.handle(Tick(), at(hours * 3600.0))
         assert core.record.expiry_ms / 1000 > UNIX + hours * 3600 + 6 * 3600
+
+
+def test_a_node_that_moved_tells_its_peers_at_once_and_is_not_taken_for_restarted() -> None:
+    core = machine()
+    join(core, HIGH)
+    before = core.record
+    actions = core.handle(Moved((Endpoint("elsewhere", 5),)), at(1))
+    assert bodies(actions, Kind.PEERS) == [Peers((core.record.encoded,)).encode()]
+    assert core.record.endpoints == (Endpoint("elsewhere", 5),)
+    assert core.record.replaces(before) and core.record.started == before.started
 
 
 def test_an_expelled_peer_is_gone_at_once() -> None:

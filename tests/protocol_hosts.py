@@ -1,0 +1,66 @@
+"""Hosts on real sockets for the tests: in this process, and in a child that can be killed or stopped."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from protocol.host import Host, Received
+from protocol.identity import Identity
+from protocol.records import Address
+from tests.waiting import wait_until
+
+SWARM = b"a swarm of tests"
+ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def running(*seeds: Address, listen: str | None = "tcp://127.0.0.1:0", swarm: bytes = SWARM, **options):
+    """A started host and its address."""
+    host = Host(options.pop("identity", None) or Identity.generate(), swarm, listen, seeds, **options)
+    address = host.start()
+    try:
+        yield host, address
+    finally:
+        host.stop()
+
+
+@contextmanager
+def mesh(size: int) -> Iterator[list[Host]]:
+    """`size` hosts that know each other, from the first as the only seed."""
+    with ExitStack() as stack:
+        first, address = stack.enter_context(running())
+        hosts = [first] + [stack.enter_context(running(address))[0] for _ in range(size - 1)]
+        wait_until(lambda: all(host.counters().peers == size - 1 for host in hosts), 20, "the mesh")
+        yield hosts
+
+
+def collect(host: Host, count: int, timeout: float = 20) -> list[Received]:
+    """Wait for `count` items."""
+    items: list[Received] = []
+
+    def enough() -> bool:
+        items.extend(host.receive(1000))
+        return len(items) >= count
+
+    wait_until(enough, timeout, f"{count} items")
+    return items
+
+
+def spawn(folder: Path, *seeds: Address) -> tuple[subprocess.Popen[bytes], Address]:
+    """Start `protocol_node.py` and wait until it listens."""
+    address = folder / "address"
+    address.unlink(missing_ok=True)
+    command = [sys.executable, str(ROOT / "tests" / "protocol_node.py"), str(folder), SWARM.hex()]
+    child = subprocess.Popen([*command, *map(str, seeds)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    wait_until(address.exists, 30, "the child's address")
+    return child, Address.parse(address.read_text())
+
+
+def ask(host: Host, question: str, timeout: float = 40) -> None:
+    """Publish a question and wait for the child's answer."""
+    host.publish(f"ask {question}".encode())
+    answer = f"answer {question}".encode()
+    wait_until(lambda: any(item.body == answer for item in host.receive(100)), timeout, f"the answer to {question!r}")
