@@ -14,6 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 
 from protocol.clock import Instant
 from protocol.identity import NodeId
@@ -134,13 +135,13 @@ class Book:
         if excess <= 0:
             return
         kept = set(live)
-        told = Counter(entry.source for entry in self._entries.values())
-        rank = {
-            node: (entry.is_good, -told[entry.source], rng.random())
+        told = Counter([entry.source for entry in self._entries.values()])
+        rank = sorted(
+            (entry.is_good, -told[entry.source], rng.random(), node)
             for node, entry in self._entries.items()
             if node not in kept
-        }
-        for node in sorted(rank, key=rank.__getitem__)[:excess]:
+        )
+        for *_, node in rank[:excess]:
             del self._entries[node]
 
     def expire(self, now: Instant) -> None:
@@ -160,7 +161,7 @@ class Book:
             for entry in self._entries.values()
             if entry.contact is not None and entry.contact.not_before <= now.steady
         ]
-        return [contact for *_, contact in sorted(due, key=lambda one: one[:2])]
+        return [contact for *_, contact in sorted(due, key=itemgetter(0, 1))]
 
     def has_prospect(self, now: Instant, busy: set[bytes]) -> bool:
         """Tell whether somebody who may well answer can be dialled, under a key that is not `busy`."""
@@ -184,5 +185,4 @@ class Book:
 def _contact_of(record: PeerRecord, not_before: float) -> Contact | None:
     if not record.endpoints:
         return None
-    addresses = tuple(Address(endpoint, record.curve_key) for endpoint in record.endpoints)
-    return Contact(addresses, not_before=not_before)
+    return Contact(record.addresses, not_before=not_before)

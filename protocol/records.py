@@ -132,10 +132,15 @@ class PeerRecord:
         """What stands for the record in a digest: 8 bytes of the node id, 8 that change with the record."""
         return hashlib.sha256(self.public_key).digest()[:8], hashlib.sha256(self.encoded).digest()[:8]
 
+    @cached_property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where to dial the node."""
+        return tuple(Address(endpoint, self.curve_key) for endpoint in self.endpoints)
+
     @property
     def address(self) -> Address | None:
         """Where to dial the node, if anybody can."""
-        return Address(self.endpoints[0], self.curve_key) if self.endpoints else None
+        return self.addresses[0] if self.addresses else None
 
     @property
     def started(self) -> int:

@@ -8,12 +8,15 @@ import argparse
 import resource
 import sys
 import time
+from dataclasses import replace
+
+import structlog
 
 from protocol.envelope import Kind
 from protocol.memory_transport import Conditions
 from protocol.simulator.invariants import judge
 from protocol.simulator.scenarios import SCENARIOS
-from protocol.simulator.trial import Plan, Trial
+from protocol.simulator.trial import LIMITS, Plan, Trial
 from protocol.timing import PRESETS
 
 # What the presets are meant for. `wan` has four regions that are 100 ms apart.
@@ -31,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name, scenario in SCENARIOS.items():
             print(f"{name:17} {scenario.what}")
         return 0
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     scenario = SCENARIOS[options.scenario]
     plan = scenario.adapt(
         Plan(
@@ -39,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             faults_s=60.0 * options.minutes,
             timing=PRESETS[options.timing],
             conditions=CONDITIONS[options.timing],
+            limits=replace(LIMITS, max_known_peers=options.book),
             publishers=options.publishers,
         )
     )
@@ -58,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{failed} invariants do not hold; once more: python -m protocol.simulator --nodes {options.nodes}"
             f" --seed {options.seed} --scenario {options.scenario} --minutes {options.minutes}"
             f" --timing {options.timing} --publishers {options.publishers}"
+            f" --book {options.book}"
         )
     usage = resource.getrusage(resource.RUSAGE_SELF)
     _progress(f"{usage.ru_utime + usage.ru_stime:.1f} s of CPU, {usage.ru_maxrss / 1024:.0f} MiB")
@@ -76,6 +82,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1.0, help="how long it happens, in virtual time (default 1)")
     parser.add_argument("--timing", choices=PRESETS, default="lan", help="preset and network (default lan)")
     parser.add_argument("--publishers", type=_count, default=50, help="how many publish afterwards (default 50)")
+    parser.add_argument("--book", type=_count, default=512, help="how many records a node keeps (default 512)")
     parser.add_argument("--list", action="store_true", help="list the scenarios and exit")
     return parser.parse_args(arguments)
 

@@ -8,6 +8,7 @@ from protocol.clock import Instant
 from protocol.core import Core
 from protocol.core_events import CoreAction, CoreEvent, SendFrame
 from protocol.envelope import ItemId, Kind, open_frame
+from protocol.errors import EnvelopeError
 from protocol.events import Dial, Tick
 from protocol.messages import ID_BYTES, MAX_RECORDS, NO_TOPIC, Announce, Entry, Hello, News, Peers, Ping, Rumour, Status
 from protocol.records import RECORD_LIFE_S, Address, Endpoint, make_record
@@ -16,7 +17,7 @@ from protocol.simulator.identity import SimulatedIdentity
 from protocol.transport import Arrived, Closed, Link, Opened
 
 LIE_INTERVAL_S = 1.0
-FLOOD_FRAMES = 60  # to each peer at each tick, twice a second: above the allowance of the simulated nodes
+FLOOD_FRAMES = 30  # to each peer at each tick, twice a second: above the allowance of the simulated nodes
 SYBILS = 512  # invented nodes: twice a book
 
 
@@ -145,7 +146,10 @@ class Eclipser(Core):
         return SendFrame(link, self._seal(Kind.HELLO, body, now))
 
     def _answer(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
-        envelope = open_frame(frame, SimulatedIdentity.verify)
+        try:
+            envelope = open_frame(frame, SimulatedIdentity.verify)
+        except EnvelopeError:
+            return []  # another villain's
         if envelope.kind == Kind.HELLO:
             self._greeted[link] = None
             return [] if link.dialled else [self._hello(link, now)]

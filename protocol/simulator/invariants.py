@@ -7,7 +7,7 @@ from protocol.memory_transport import Conditions
 from protocol.simulator.overlay import farthest, unreached
 from protocol.simulator.scenarios import Scenario
 from protocol.simulator.simulation import MIN_WAIT_S
-from protocol.simulator.trial import Plan, Trial
+from protocol.simulator.trial import Trial
 from protocol.timing import Timing
 
 SETTLE_S = 30.0  # from the seed to a settled overlay
@@ -55,13 +55,15 @@ def judge(trial: Trial, scenario: Scenario) -> Iterator[Check]:
     trial.end_faults()
 
     since = trial.simulation.network.now
-    trial.pass_time(patience, lambda: trial.ghosts() == 0)
-    longest = max((trial.simulation.network.now - at for at in trial.dead.values()), default=0.0)
-    yield Check(
-        trial.ghosts() == 0 and longest <= patience,
-        f"the dead ({len(trial.dead)}) are gone from every view {longest:.1f} s after the kill"
-        f" (bound {patience:.0f} s = 3 x death bound), {trial.ghosts()} left",
-    )
+    killed = min(trial.dead.values(), default=since)
+    trial.pass_time(killed + patience - since, lambda: trial.ghosts() == 0)
+    if trial.dead:
+        yield Check(
+            trial.ghosts() == 0,
+            f"the {len(trial.dead)} dead are gone from every view"
+            f" {trial.last_ghost - min(trial.dead.values()):.0f} s after the kill"
+            f" (bound {patience:.0f} s = 3 x death bound), {trial.ghosts()} are not",
+        )
     trial.pass_time(patience - (trial.simulation.network.now - since), lambda: unreached(trial.graph()) == 0)
     graph = trial.graph()
     yield Check(
@@ -140,8 +142,3 @@ def _victim(trial: Trial) -> Iterator[Check]:
         len(links) > 0,
         f"the eclipsed node {trial.victim} has {len(links)} honest peers of {len(peers)}",
     )
-
-
-def adapted(scenario: Scenario, plan: Plan) -> Plan:
-    """Return the plan as the scenario wants it."""
-    return scenario.adapt(plan)

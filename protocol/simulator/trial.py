@@ -22,9 +22,10 @@ from protocol.simulator.simulation import MakeCore, SimulatedNode, Simulation
 from protocol.timing import LOCAL, Timing
 
 # Far below the default, so that a flood is cheap to simulate; an honest node sends a few messages a second.
-LIMITS = replace(Limits(), max_peers=12, messages_per_second=50.0, messages_burst=500.0)
+LIMITS = replace(Limits(), max_peers=12, messages_per_second=20.0, messages_burst=200.0)
 SMALL_BYTES, LARGE_BYTES = 1_000, 100_000
 LARGE_EVERY = 10  # of the fresh items one in ten is large enough to be announced and pulled
+START_S = 10.0  # in which the nodes of a swarm that is to settle start
 STEP_S = 0.25  # the precision to which times are measured
 
 
@@ -78,6 +79,7 @@ class Trial:
         self.dead: dict[NodeId, float] = {}  # killed for good, and when
         self.extremes = Extremes()
         self.usage = Usage()
+        self.last_ghost = 0.0  # when a dead node was last seen in a view
         self.deaths_declared = 0  # by nodes that are gone or restarted since
         self.published: dict[ItemId, int] = {}  # during the faults, and by whom
         self._next_item = float("inf")
@@ -129,10 +131,13 @@ class Trial:
     def settle(self, seconds: float) -> None:
         """Start the swarm and let it find itself."""
         first = self.plan.nodes if self.plan.first is None else self.plan.first
-        for name in range(first):
-            if name != self.victim:
+        names = [name for name in range(first) if name != self.victim]
+        steps = int(START_S / STEP_S)
+        for step in range(steps):
+            for name in names[step * len(names) // steps : (step + 1) * len(names) // steps]:
                 self.start(name)
-        self.pass_time(seconds)
+            self.pass_time(STEP_S)
+        self.pass_time(seconds - START_S)
 
     def begin_faults(self) -> None:
         """From now on items are published now and then."""
@@ -164,6 +169,8 @@ class Trial:
             extremes.peers = max(extremes.peers, len(membership.peers))
             extremes.connections = max(extremes.connections, node.transport.links)
             extremes.records = max(extremes.records, len(membership.book))
+        if self.dead and self.ghosts():
+            self.last_ghost = now
         usage.node_seconds += len(self.simulation.nodes)
         usage.frames = self.simulation.frames_sent.total() - self.simulation.frames_sent[Kind.ITEM]
         usage.bytes = self.simulation.bytes_sent.total() - self.simulation.bytes_sent[Kind.ITEM]
