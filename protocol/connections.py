@@ -13,7 +13,8 @@ difference is what libzmq holds. The rules, in the order of a connection's life:
       hello gets an answer                                    -> "no_hello"
     the socket was read until it was empty, and libzmq still
       holds more than one frame of this connection            -> "endless_message"
-    a prefix is over its rate of bytes: its heaviest          -> "prefix_flood"
+    a prefix is over its rate of messages or bytes: its
+      heaviest connection                                     -> "prefix_flood"
     all together hold too much: the heaviest                  -> "backlog"
 
 The driver measures every connection (`measure`), then reads the sockets (`took`, `drained`),
@@ -79,8 +80,9 @@ class Connection:
     unread: int = 0  # of those, not yet taken by libzmq
     delivered: int = 0  # in whole messages, as wire bytes
     growth: int = 0  # received between the last two measurements
+    messages: int = 0  # that came since the last review
     age: float = 0.0
-    heard: bool = False  # a message came since the last review
+    heard: bool = False  # a message came since what libzmq holds was last found small
     drained: bool = False  # its socket was empty once since the last measurement
     cut: bool = False
     gone: bool = False
@@ -140,6 +142,7 @@ class Connections:
             return True, []  # the last words of a connection whose number was given to another
         connection.delivered += sum(map(wire_bytes, parts))
         connection.heard = True
+        connection.messages += 1
         if connection.cut:
             return False, []
         if connection.link is not None:
@@ -241,19 +244,20 @@ class Connections:
             result.closed.append(connection.link)
 
     def _judge_prefixes(self, now: float) -> list[Cut]:
-        heaviest: dict[str, Connection] = {}
-        growth: Counter[str] = Counter()
+        crowds: dict[str, list[Connection]] = {}
         for connection in self._table.values():
             if connection.prefix and not (connection.cut or connection.gone):
-                growth[connection.prefix] += connection.growth
-                worst = heaviest.setdefault(connection.prefix, connection)
-                if connection.growth > worst.growth:
-                    heaviest[connection.prefix] = connection
-        return [
-            self._cut(heaviest[prefix], "prefix_flood")
-            for prefix, size in growth.items()
-            if not self._prefixes.may_send(prefix, size, now)
-        ]
+                crowds.setdefault(connection.prefix, []).append(connection)
+        cuts = []
+        for prefix, crowd in crowds.items():
+            messages, size = sum(c.messages for c in crowd), sum(c.growth for c in crowd)
+            if not self._prefixes.may_send(prefix, messages, size, now):
+                # Of what the whole prefix sent, the larger share of either.
+                heaviest = max(crowd, key=lambda c: max(c.messages / max(1, messages), c.growth / max(1, size)))
+                cuts.append(self._cut(heaviest, "prefix_flood"))
+            for connection in crowd:
+                connection.messages = 0
+        return cuts
 
     def _judge_backlog(self) -> list[Cut]:
         still = [c for c in self._table.values() if not (c.cut or c.gone)]

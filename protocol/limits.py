@@ -39,7 +39,9 @@ class Limits:
     # The burst lets those 64 nodes start at once and dial again a few times.
     prefix_handshakes_per_second: float = 32.0
     prefix_handshakes_burst: float = 512.0
-    # Four peers of one prefix, each at its own full allowance.
+    # Four peers of one prefix, each at its own full allowance: a new key is a new peer, and costs nothing.
+    prefix_messages_per_second: float = 8000.0
+    prefix_messages_burst: float = 64000.0
     prefix_bytes_per_second: float = 256.0 * MIB
     prefix_bytes_burst: float = 2048.0 * MIB
     # Received and not yet read, over all connections: twice what 12 links bring at the most of 8 MiB

@@ -1,4 +1,4 @@
-"""What one network may cost us, whoever speaks from it: rates of handshakes and of bytes, by address prefix.
+"""What one network may cost us, whoever speaks from it: rates of handshakes, messages and bytes, by address prefix.
 
 Keys cost nothing, addresses do: a /24 of IPv4, or the /56 that an IPv6 customer commonly
 gets (RFC 6177), is about the smallest thing that one attacker rents. An address inside a
@@ -36,6 +36,7 @@ class Prefixes:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._handshakes: Recent[str, TokenBucket] = Recent(MAX_PREFIXES)
+        self._messages: Recent[str, TokenBucket] = Recent(MAX_PREFIXES)
         self._bytes: Recent[str, TokenBucket] = Recent(MAX_PREFIXES)
 
     def may_connect(self, prefix: str, now: float) -> bool:
@@ -45,10 +46,14 @@ class Prefixes:
             self._handshakes, prefix, limits.prefix_handshakes_per_second, limits.prefix_handshakes_burst, 1, now
         )
 
-    def may_send(self, prefix: str, size: int, now: float) -> bool:
-        """Account for `size` bytes from the prefix; False: that is too much."""
+    def may_send(self, prefix: str, messages: int, size: int, now: float) -> bool:
+        """Account for `messages` messages and `size` bytes from the prefix; False: that is too much."""
         limits = self._limits
-        return self._take(self._bytes, prefix, limits.prefix_bytes_per_second, limits.prefix_bytes_burst, size, now)
+        few = self._take(
+            self._messages, prefix, limits.prefix_messages_per_second, limits.prefix_messages_burst, messages, now
+        )
+        small = self._take(self._bytes, prefix, limits.prefix_bytes_per_second, limits.prefix_bytes_burst, size, now)
+        return few and small
 
     def _take(
         self, table: Recent[str, TokenBucket], prefix: str, rate: float, burst: float, amount: float, now: float

@@ -212,7 +212,7 @@ ATTACKS: dict[str, tuple[Attack, float]] = {
     "nested envelope": (repeat(nested_envelope), 20),
     "slow-loris handshakes": (slow_loris, 20),
     "CURVE probing": (curve_probe, 20),
-    "flood": (flood, 30),
+    "flood": (flood, 20),
 }
 
 

@@ -55,8 +55,9 @@ class Arena:
     """An honest pair, and an attacker in a process of its own."""
 
     def __init__(self) -> None:
-        # Less than a peer may send by default, so that a flood of it costs this machine less.
-        limits = Limits(messages_per_second=1000, messages_burst=1000)
+        # Half as much again as the honest pair needs, so that a flood over it costs the attacker, a process
+        # on the same two cores, not too much.
+        limits = Limits(messages_per_second=300, messages_burst=300)
         self.victim = Host(Identity.generate(), SWARM, "tcp://127.0.0.1:0", [], limits)
         address = self.victim.start()
         assert address is not None
@@ -111,11 +112,14 @@ class Arena:
 
 @pytest.fixture(scope="module")
 def arena() -> Iterator[Arena]:
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(0.0005)  # both hosts and the test are threads of this process; elsewhere they are not
     made = Arena()
     try:
         yield made
     finally:
         made.close()
+        sys.setswitchinterval(usual)
 
 
 # Three promises are broken before anybody is refused for it; a handshake has five seconds.

@@ -157,9 +157,11 @@ def test_handshakes_over_the_rate_of_a_prefix_get_nowhere() -> None:
     with nodes(Node(limits=limits), Node(None), Node(None)) as (server, first, second):
         meet(server, first)
         second.transport.dial(server.address())
-        for _ in range(3):
-            socket.create_connection((server.address().endpoint.host, server.address().endpoint.port)).close()
+        endpoint = server.address().endpoint
+        kept = [socket.create_connection((endpoint.host, endpoint.port)) for _ in range(3)]
         server.wait_for(Refused, second, first, reason="handshake_flood")
+        for connection in kept:
+            connection.close()
         assert first.transport.send(Link(server.identity.curve_key, dialled=True), b"still here")
         server.wait_for(Arrived, first, frame=b"still here")
 

@@ -144,6 +144,20 @@ def test_the_heaviest_of_a_prefix_pays_for_a_flood_of_it() -> None:
     assert review.cuts == [Cut(2, "prefix_flood", inbound(2))]
 
 
+def test_many_small_messages_of_a_prefix_are_a_flood_too() -> None:
+    table = Table(prefix_messages_burst=100.0, prefix_messages_per_second=1.0)
+    for number in (1, 2):
+        table.admit(number, inbound(number))
+    table.look()
+    for _ in range(90):
+        table.took(1, inbound(1), [10])
+    assert table.look().cuts == []
+    for number, count in ((1, 10), (2, 60)):
+        for _ in range(count):
+            table.took(number, inbound(number), [10])
+    assert table.look().cuts == [Cut(2, "prefix_flood", inbound(2))]
+
+
 def test_the_heaviest_pays_when_all_together_hold_too_much() -> None:
     table = Table(max_backlog_bytes=10 * MIB)
     for number in range(4):
