@@ -35,4 +35,4 @@ class NotEnoughPeers(CollectiveError):  # noqa: N818
 
 
 class Evicted(CollectiveError):  # noqa: N818
-    """The others went on without this member; a verdict that it waited for is unknown to it. Connect again, and sync."""
+    """The others went on without this member, and what they decided is unknown to it. Connect again, and sync."""
