@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any, Protocol
 
-POLL_S = 0.001
+POLL_S = 0.002
 
 
 class Peers(Protocol):

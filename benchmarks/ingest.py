@@ -115,7 +115,7 @@ def _sockets(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
 def _body(task: Task, seed: int) -> tuple[bytes, bytes]:
     """One group of `BODY_BYTES` under its topic: one right answer, the others of the length that a model rambles."""
     item = task.make(seed)
-    ramble = os.urandom(BODY_BYTES // COMPLETIONS // 2).hex()
+    ramble = os.urandom(BODY_BYTES // (COMPLETIONS - 1) // 2).hex()
     texts = [item.answer, *(f"{ramble[number:]} {number}" for number in range(1, COMPLETIONS))]
     made = tuple(Completion(text, True, float(task.verify(item, text))) for text in texts)
     key: TaskKey = task.key

@@ -7,8 +7,9 @@ Rules
  1. Whoever publishes an item of at most `PUSH_BYTES` sends it to every live peer that is
     interested and did not ask for announcements only, and announces any other item, so that a
     large item crosses a link once.
- 2. Whoever gets an item for the first time delivers it, holds it, and announces its id at the
-    next tick to the interested live peers that are not known to have it.
+ 2. Whoever gets an item for the first time delivers it, holds it, and announces its id to the
+    interested live peers that are not known to have it: once nothing new has come for
+    `announce_interval`, or `MAX_HOLD` times that after the first, so that a burst is announced once.
  3. An announced item that we want and lack is pulled (see `protocol.pulls`), as far as our
     demand goes (see `protocol.interest`): at once, unless it is small and its signer is a live
     peer of ours, whose push is probably on its way: then after `pull_delay`.
@@ -26,6 +27,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 
+from protocol.announce_timer import AnnounceTimer
 from protocol.clock import Instant
 from protocol.envelope import ItemId
 from protocol.events import PeerDown, PeerUp, Tick
@@ -83,24 +85,24 @@ class Gossip:
         self._pulls = Pulls(setup.timing, rng)
         self._appetite = Appetite(own, now)
         self._next_sync = now.steady + setup.timing.sync_interval
-        self._urgent = False
+        self._ticked = now.steady
+        self._timer = AnnounceTimer(setup.timing.announce_interval)
 
     def signer(self, item: ItemId) -> NodeId | None:
         """Return who signed an item that was accepted, if that is still remembered."""
         return self._seen.get(item)
 
     def wait(self) -> float:
-        """Return after how many seconds the next tick is of use, at the latest."""
+        """Return how many seconds after the last tick the next one is of use."""
         timing = self._timing
-        if self._urgent:
-            return 0.0
-        if self._pulls.delayed or any(peer.pending for peer in self._peers.values()):
-            return timing.announce_interval
+        wait = max(0.0, self._timer.due - self._ticked)
+        if self._pulls.delayed:
+            return min(wait, timing.announce_interval)
         if len(self._pulls):
-            return timing.pull_patience / 4
+            return min(wait, timing.pull_patience / 4)
         if any(peer.backlog for peer in self._peers.values()):
-            return CATCH_UP_S / 4
-        return timing.sync_interval
+            return min(wait, CATCH_UP_S / 4)
+        return min(wait, timing.sync_interval)
 
     def duplicate(self, node: NodeId, item: ItemId) -> bool:
         """Note that `node` sent bytes that were accepted before; True if it had sent this item itself (a replay)."""
@@ -148,7 +150,9 @@ class Gossip:
         # Two nodes that meet again hold much the same: of the two, whose batch is later leaves out the other's.
         due = now.steady + CATCH_UP_S * self._rng.random()
         peer = Peer(Filter(hint(node)), Recent(KNOWN_ITEMS), serving, held[:-FIRST_IDS], due)
-        peer.remind(held[-FIRST_IDS:])
+        if held:
+            peer.remind(held[-FIRST_IDS:])
+            self._timer.by(now.steady)
         self._peers[node] = peer
         self._neighbours[hint(node)] += 1
         return self._tell_interest([node]) if self._appetite.told else []
@@ -182,6 +186,7 @@ class Gossip:
         for peer in self._peers.values():
             if item.id not in peer.known and peer.wants.covers_topic(item.topic):
                 peer.remind([item.id])
+                self._timer.news(now.steady)
 
     def _publish(self, item: Item, now: Instant) -> list[GossipAction]:
         if item.id in self._seen:
@@ -194,7 +199,8 @@ class Gossip:
                 peer.known.set(item.id, False)
                 actions.append(SendItem(node, item.id, item.frame))
         self._hold(item, now)
-        self._urgent = self._urgent or len(actions) < len(self._peers)
+        if len(actions) < len(self._peers):
+            self._timer.by(now.steady)
         return actions
 
     def _announced(self, node: NodeId, items: tuple[Entry, ...], now: Instant) -> list[GossipAction]:
@@ -238,9 +244,10 @@ class Gossip:
             for item_id in ids:
                 peer.known.pop(item_id)
             peer.remind(ids)
+            self._timer.by(peer.quiet_until)
 
     def _tick(self, now: Instant) -> list[GossipAction]:
-        self._urgent = False
+        self._ticked = now.steady
         self._store.expire(now)
         failed, liars = self._pulls.check(now.steady)
         self._appetite.refund(failed)
@@ -251,11 +258,18 @@ class Gossip:
         if now.steady >= self._next_sync and self._peers:
             self._next_sync = now.steady + self._timing.sync_interval * self._rng.uniform(0.75, 1.25)
             actions += self._synchronise(self._rng.choice(list(self._peers)), now)
+        flush = now.steady >= self._timer.due
+        if flush:
+            self._timer.clear()
         for node, peer in self._peers.items():
-            if now.steady >= peer.quiet_until:
+            if now.steady < peer.quiet_until:
+                if peer.pending:
+                    self._timer.by(peer.quiet_until)
+                continue
+            if flush:
                 actions += self._announce(node, [item_id for item_id in peer.pending if item_id not in peer.known], now)
                 peer.pending.clear()
-                actions += self._catch_up(node, peer, now)
+            actions += self._catch_up(node, peer, now)
         return actions
 
     def _synchronise(self, node: NodeId, now: Instant) -> list[GossipAction]:

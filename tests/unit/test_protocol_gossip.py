@@ -5,9 +5,11 @@ import math
 import random
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.announce_timer import MAX_HOLD
 from protocol.clock import Instant
 from protocol.envelope import ItemId
 from protocol.events import PeerDown, PeerUp, Tick
@@ -68,6 +70,11 @@ def machine(*peers: NodeId, limits: Limits | None = None) -> Gossip:
     return core
 
 
+def due(core: Gossip) -> float:
+    """When the next tick is due; the last one was at 0."""
+    return core.wait()
+
+
 def announced(actions) -> dict[NodeId, list[ItemId]]:
     return {a.node: [entry.id for entry in a.items] for a in actions if isinstance(a, SendAnnounce)}
 
@@ -87,7 +94,7 @@ def test_a_large_item_is_announced_without_delay_and_sent_when_asked_for() -> No
     core = machine(A, B)
     large = item(1, PUSH_BYTES + 1, signer=ME)
     assert core.handle(Publish(large), at(1)) == []
-    assert core.wait() == 0.0
+    assert due(core) == 1
     assert announced(core.handle(Tick(), at(1))) == {A: [large.id], B: [large.id]}
     assert core.handle(Pulled(A, (large.id, name(9))), at(1)) == [SendItem(A, large.id, large.frame)]
 
@@ -97,13 +104,34 @@ def test_a_new_item_is_delivered_once_and_announced_to_those_not_known_to_have_i
     core.handle(Announced(B, (entry(1, signer=A),)), at(1))
     assert core.handle(Got(A, item(1)), at(1)) == [Deliver(item(1))]
     assert core.handle(Got(C, item(1)), at(1)) == []
-    assert core.wait() == LAN.announce_interval
+    assert due(core) == 1 + LAN.announce_interval
     assert announced(core.handle(Tick(), at(1 + LAN.announce_interval))) == {}
     core.handle(Got(A, item(2)), at(2))
     core.handle(Got(A, item(3)), at(2))
     actions = core.handle(Tick(), at(2 + LAN.announce_interval))
     assert announced(actions) == {B: [name(2), name(3)], C: [name(2), name(3)]}
     assert announced(core.handle(Tick(), at(3))) == {}
+
+
+def test_a_burst_is_announced_once_and_an_endless_one_now_and_then() -> None:
+    core = machine(A, B)
+    interval = LAN.announce_interval
+    told = []
+    for number in range(200):
+        now = 1 + number * interval / 10
+        core.handle(Got(A, item(number)), at(now))
+        told += [(now, len(ids)) for ids in announced(core.handle(Tick(), at(now))).values()]
+    assert len(told) == int(20 / MAX_HOLD) - 1
+    assert told[0][0] - 1 == pytest.approx(MAX_HOLD * interval)
+    assert sum(count for _, count in told) > 150
+    assert due(core) <= now + interval
+
+
+def test_a_peer_whose_queue_is_full_does_not_hold_up_the_others() -> None:
+    core = machine(A, B, C)
+    core.handle(NotSent(B, (name(9),)), at(1))
+    core.handle(Got(A, item(1)), at(1))
+    assert announced(core.handle(Tick(), at(1 + LAN.announce_interval))) == {C: [name(1)]}
 
 
 def test_bytes_that_one_peer_sends_twice_are_a_replay_and_from_two_peers_are_not() -> None:
@@ -242,7 +270,7 @@ def test_a_peer_that_wants_announcements_only_is_not_pushed_to() -> None:
     core = machine(A)
     core.handle(Interested(A, Interest(None, announce_only=True)), at(1))
     assert core.handle(Publish(item(1, signer=ME)), at(1)) == []
-    assert core.wait() == 0.0
+    assert due(core) == 1
     assert announced(core.handle(Tick(), at(1))) == {A: [name(1)]}
 
 
