@@ -103,7 +103,7 @@ class Review:
 
 
 class Connections:
-    """See the module's comment. A connection's `number` is its file descriptor. `now` is steady, in seconds."""
+    """See the module's comment. A connection's `number` is never given twice. `now` is steady, in seconds."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -118,7 +118,6 @@ class Connections:
 
     def accepted(self, number: int, prefix: str, now: float) -> list[Cut]:
         """Somebody connected to us; return what is to be cut for it."""
-        self.forget(number)
         new = self._table[number] = Connection(number, prefix)
         self._open[prefix] += 1
         if not self._prefixes.may_connect(prefix, now):
@@ -131,7 +130,6 @@ class Connections:
 
     def connected(self, number: int, link: Link) -> None:
         """We are connected to a node that we dialled."""
-        self.forget(number)
         self._table[number] = self._current[link] = Connection(number, "", link, answered=True)
         self._open[""] += 1
 
@@ -139,7 +137,7 @@ class Connections:
         """A whole message came, of these part sizes. Return whether it is wanted, and what to cut for it."""
         connection = self._table.get(number)
         if connection is None or (connection.link is not None and connection.link != link):
-            return True, []  # the last words of a connection whose number was given to another
+            return True, []  # the last words of another connection that had the same file descriptor
         connection.delivered += sum(map(wire_bytes, parts))
         connection.heard = True
         connection.messages += 1
@@ -164,11 +162,9 @@ class Connections:
         connection = self._current.get(link)
         return [] if connection is None or connection.cut or connection.gone else [self._cut(connection, "")]
 
-    def gone(self, number: int) -> Connection | None:
+    def gone(self, number: int) -> Connection:
         """A connection ended; return what was known of it."""
-        connection = self._table.get(number)
-        if connection is None:
-            return None
+        connection = self._table[number]
         self._close(connection)
         connection.gone = True
         if connection.link is None:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable
-from contextlib import suppress
+from itertools import count
 
 from protocol.connections import Connections, Cut
 from protocol.limits import Limits
@@ -12,33 +12,42 @@ from protocol.transport import Closed, Link, NetworkEvent, Refused
 
 
 class TcpWatch:
-    """Every TCP connection that we accepted or dialled, by file descriptor; what is refused goes to `events`."""
+    """Every TCP connection that we accepted or dialled; what is refused goes to `events`.
+
+    libzmq names them by file descriptor, and descriptors are given again. `Connections` knows
+    them by a number of ours that is not.
+    """
 
     def __init__(self, limits: Limits, events: deque[NetworkEvent]) -> None:
         self._connections = Connections(limits)
-        self._views: dict[int, TcpView] = {}
+        self._views: dict[int, TcpView] = {}  # of those not yet gone, by number
+        self._numbers: dict[int, int] = {}  # of the last connection that had the descriptor
+        self._count = count()
         self._events = events
 
     def __len__(self) -> int:
         return len(self._views)
 
-    def accepted(self, number: int, now: float) -> None:
+    def accepted(self, descriptor: int, now: float) -> None:
         """A connection came in."""
-        if (view := self._look(number)) is not None:
-            self._carry_out(self._connections.accepted(number, prefix_of(view.peer), now))
+        if (number := self._look(descriptor)) is not None:
+            self._carry_out(self._connections.accepted(number, prefix_of(self._views[number].peer), now))
 
-    def connected(self, number: int, link: Link) -> None:
+    def connected(self, descriptor: int, link: Link) -> None:
         """A connection that we dialled is there, before its handshake."""
-        if self._look(number) is not None:
+        if (number := self._look(descriptor)) is not None:
             self._connections.connected(number, link)
 
-    def gone(self, number: int, failure: str | None) -> None:
+    def gone(self, descriptor: int, failure: str | None) -> None:
         """A connection ended; `failure` is what to count if its handshake failed, None if it did not."""
+        number = self._numbers.get(descriptor, -1)
         view = self._views.pop(number, None)
         if view is None:
+            if failure:  # it was gone before we looked
+                self._events.append(Refused(failure))
             return
         connection = self._connections.gone(number)
-        if connection is not None and not connection.cut:
+        if not connection.cut:
             reason = failure
             if reason is None and view.was_ended_by_us():
                 reason = "framing"
@@ -46,15 +55,16 @@ class TcpWatch:
                 self._events.append(Refused(reason, connection.link))
         view.close()
 
-    def forget(self, number: int) -> None:
+    def forget(self, descriptor: int) -> None:
         """A connection that we dialled is none of ours any more."""
+        number = self._numbers.get(descriptor, -1)
         self._connections.forget(number)
         if (view := self._views.pop(number, None)) is not None:
             view.close()
 
-    def took(self, number: int, link: Link, parts: Iterable[int]) -> bool:
+    def took(self, descriptor: int, link: Link, parts: Iterable[int]) -> bool:
         """Account for a whole message; return whether it is wanted."""
-        wanted, cuts = self._connections.took(number, link, parts)
+        wanted, cuts = self._connections.took(self._numbers.get(descriptor, -1), link, parts)
         self._carry_out(cuts)
         return wanted
 
@@ -90,12 +100,15 @@ class TcpWatch:
             view.close()
         self._views.clear()
 
-    def _look(self, number: int) -> TcpView | None:
-        self.forget(number)
-        with suppress(OSError):  # gone before we looked
-            view = self._views[number] = TcpView(number)
-            return view
-        return None
+    def _look(self, descriptor: int) -> int | None:
+        self._numbers.pop(descriptor, None)
+        try:
+            view = TcpView(descriptor)
+        except OSError:  # gone before we looked
+            return None
+        number = self._numbers[descriptor] = next(self._count)
+        self._views[number] = view
+        return number
 
     def _carry_out(self, cuts: list[Cut]) -> None:
         for cut in cuts:

@@ -1,5 +1,6 @@
 """The ZeroMQ transport by itself: names, both families, endings, and hostile nodes that we dialled."""
 
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from protocol.identity import Identity
 from protocol.limits import Limits
 from protocol.records import Address, Endpoint
 from protocol.transport import Arrived, Closed, Link, NetworkEvent, Opened, Refused
+from protocol.zmq_sockets import MAX_DESCRIPTORS
 from protocol.zmq_transport import ZmqTransport
 from tests.waiting import wait_until
 from tests.withholding import Withholding
@@ -225,3 +227,22 @@ def test_descriptors_are_given_back() -> None:
             server.wait_for(Closed)
             server.seen.clear()
         wait_until(lambda: server.transport.poll(0.01) or psutil.Process().num_fds() <= before, 20, "descriptors")
+
+
+def test_without_measurements_links_work_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocol.tcp._LINUX", False)
+    with nodes(Node(), Node(None)) as (server, client):
+        here, there = meet(server, client)
+        client.transport.hang_up(there)
+        server.wait_for(Closed, link=here)
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+        with nodes(Node(None)):
+            raised, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            assert raised == (MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
