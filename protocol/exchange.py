@@ -18,6 +18,7 @@ from protocol.envelope import Kind
 from protocol.errors import MessageError
 from protocol.events import MembershipAction, Tell
 from protocol.identity import NodeId
+from protocol.limits import TokenBucket
 from protocol.links import Links
 from protocol.messages import Digest, Peers
 from protocol.records import PeerRecord
@@ -29,6 +30,10 @@ DIAL_YIELD_S = 1.0
 # directory three times over; digests take their time.
 FANOUT = 3
 SMALL_BOOK = 64
+# So often, that is for a full small book at once and then for a restart every other second: whoever makes others renew
+# their records by slandering them cannot make everybody talk of it.
+PASSED_PER_SECOND = 0.5
+PASSED_BURST = 4.0 * SMALL_BOOK
 # A digest that comes sooner after the last than this part of an exchange_interval is not answered.
 LEAST_PAUSE = 1 / 8
 
@@ -47,6 +52,7 @@ class Exchange:
         self._links = links
         self._rng = rng
         self._next = now.steady + self._interval * rng.uniform(0.25, 1.0)
+        self._passed = TokenBucket(PASSED_PER_SECOND, PASSED_BURST, now.steady)
 
     def learn(self, sender: NodeId, peers: Peers, now: Instant) -> list[PeerRecord]:
         """Take in what a peer tells; return the records that are new.
@@ -72,9 +78,9 @@ class Exchange:
         self._book.trim(self._links.peers, self._rng)
         return fresh
 
-    def pass_on(self, fresh: list[PeerRecord], teller: NodeId) -> list[MembershipAction]:
+    def pass_on(self, fresh: list[PeerRecord], teller: NodeId, now: Instant) -> list[MembershipAction]:
         """Rule 2."""
-        if not fresh or len(self._book) > SMALL_BOOK:
+        if not fresh or len(self._book) > SMALL_BOOK or not self._passed.take(1, now.steady):
             return []
         others = [node for node in self._links.peers if node != teller]
         body = Peers(tuple(record.encoded for record in fresh)).encode()

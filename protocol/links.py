@@ -50,6 +50,7 @@ class Attempt:
     contact: Contact
     deadline: float
     greeted: float | None = None
+    told: bool = False  # whether it sent records, which it may once before its hello
 
 
 @dataclass(slots=True)
@@ -62,7 +63,9 @@ class Peer:
     rumours: TokenBucket  # and rumours
     spare: Link | None = None
     spare_until: float = 0.0
+    met: float = 0.0  # when its last hello came
     digested: float = float("-inf")  # when we last answered its digest
+    warned: float = float("-inf")  # when we last told it what is said of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +114,13 @@ class Links:
         return came < self._max_peers - self.reserve and len(self.peers) + len(self.attempts) < self._max_peers
 
     def evictable(self, rng: random.Random) -> NodeId | None:
-        """Return a random peer among those who dialled us."""
+        """Return a random peer of the younger half of those who dialled us.
+
+        Keys cost nothing: were the older ones not safe, many callers who say that they are alone
+        would replace every honest peer.
+        """
         came = [node for node, peer in self.peers.items() if not peer.link.dialled]
-        return rng.choice(came) if came else None
+        return rng.choice(came[len(came) // 2 :]) if came else None
 
     def busy_keys(self) -> set[bytes]:
         """Return the CURVE keys that need no dialling."""
@@ -140,9 +147,9 @@ class Links:
         if known is None:
             told = TokenBucket(RECORDS_PER_SECOND, RECORDS_BURST, now)
             rumours = TokenBucket(RUMOURS_PER_SECOND, RUMOURS_BURST, now)
-            self.peers[node] = Peer(record, link, told, rumours)
+            self.peers[node] = Peer(record, link, told, rumours, met=now)
             return True
-        known.record = record
+        known.record, known.met = record, now
         if known.link == link:
             return True
         if link.dialled == (self._own < node):

@@ -30,7 +30,7 @@ from protocol.clock import Instant
 from protocol.detector import Cut, Dead, Detector, DetectorAction, SendPing, SendProbe, SendProbed, State, Suspect
 from protocol.directory import Directory
 from protocol.envelope import Kind
-from protocol.errors import RecordError
+from protocol.errors import MessageError, RecordError
 from protocol.events import (
     Dial,
     Expel,
@@ -54,6 +54,8 @@ from protocol.setup import Setup
 from protocol.transport import Closed, Link, Opened
 
 EVICT_INTERVAL_S = 1.0
+# A hello makes us tell a peer all over again whom we know and what we hold: twice as often as it has to be repeated.
+LEAST_HELLO_PAUSE_S = HELLO_RETRY_S / 2
 TICK_S = 0.5
 BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE})  # what a peer may say that does not take us in
 NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
@@ -158,7 +160,7 @@ class Membership:
             case Kind.HELLO:
                 return self._hello(link, sender, Hello.decode(body), now)
             case Kind.PEERS:
-                return self._learn(sender, Peers.decode(body), now)
+                return self._hear_of(link, sender, Peers.decode(body), now)
             case Kind.GOODBYE:
                 return self._goodbye(link, Goodbye.decode(body), now)
             case Kind.PING:
@@ -209,25 +211,31 @@ class Membership:
         if known is not None and known.record.started != record.started:
             actions += [action for action in self._lose(sender, now) if action != HangUp(link)]
             known = None
+        if known is not None and known.link == link and now.steady < known.met + LEAST_HELLO_PAUSE_S:
+            raise MessageError("too_many_hellos")
+        self.book.add(record)
+        self.book.trim(self._links.peers, self._rng)
         if known is None and not link.dialled and not self._links.has_room:
             evicted = self._make_room(now) if hello.needy else None
             if evicted is None:
-                self.book.add(record)  # so that the next ones who come are told of it
-                self.book.trim(self._links.peers, self._rng)
                 others = Tell(link, Kind.PEERS, self.directory.sample(sender))
                 return [*actions, others, *self._refuse(link, "full", now)]
             actions += evicted
-        self.book.add(record)
-        self.book.trim(self._links.peers, self._rng)
+        return [*actions, *self._welcome(link, record, now)]
+
+    def _welcome(self, link: Link, record: PeerRecord, now: Instant) -> list[MembershipAction]:
+        node = record.node_id
+        actions: list[MembershipAction] = []
         if not link.dialled:
             actions.append(Tell(link, Kind.HELLO, Hello(self.record.encoded).encode()))
+        is_new = node not in self._links.peers
         attempt = self._links.attempts.get(link)
-        if self._links.settle(sender, record, link, now.steady):
-            self._detector.up(sender, now.steady)
-            actions += [PeerUp(sender), Tell(link, Kind.PEERS, self.directory.sample(sender))]
-        if known is None:
+        if self._links.settle(node, record, link, now.steady):
+            self._detector.up(node, now.steady)
+            actions += [PeerUp(node), Tell(link, Kind.PEERS, self.directory.sample(node))]
+        if is_new:
             actions += self._exchange.introduce(record)
-        for contact in (attempt.contact if attempt else None, self.book.contact(sender)):
+        for contact in (attempt.contact if attempt else None, self.book.contact(node)):
             if contact is not None:
                 contact.met()
         return actions
@@ -286,6 +294,14 @@ class Membership:
 
     # Records and rumours
 
+    def _hear_of(self, link: Link, sender: NodeId, peers: Peers, now: Instant) -> list[MembershipAction]:
+        if sender not in self._links.peers:
+            attempt = self._links.attempts.get(link)
+            if attempt is None or attempt.told:
+                raise MessageError("too_many_records")
+            attempt.told = True
+        return self._learn(sender, peers, now)
+
     def _learn(self, sender: NodeId, peers: Peers, now: Instant) -> list[MembershipAction]:
         fresh = self._exchange.learn(sender, peers, now)
         actions: list[MembershipAction] = []
@@ -294,7 +310,7 @@ class Membership:
             if live is not None and record.replaces(live.record):
                 live.record = record
                 actions += self._carry_out(self._detector.vouched(record.node_id, now.steady), now)
-        return [*actions, *self._exchange.pass_on(fresh, sender), *self._dial(now)]
+        return [*actions, *self._exchange.pass_on(fresh, sender, now), *self._dial(now)]
 
     def _carry_out(self, wanted: list[DetectorAction], now: Instant) -> list[MembershipAction]:
         actions: list[MembershipAction] = []

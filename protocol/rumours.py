@@ -8,7 +8,9 @@ Rules
     comes. It does so once for each incarnation, and not for one that it never had.
  4. A death is told on by those to whom it is news: who knew the node and has no link to it.
  5. A rumour removes nobody. It makes others dial the subject, and speak of it, last.
- 6. A peer may tell only so many rumours.
+ 6. A peer may tell only so many rumours. What a liar makes others say is bounded too: a node
+    tells on few deaths, and warns or defends a subject no more than twice in `suspicion_min`, in
+    which nobody can be declared dead.
 """
 
 from protocol.book import Book
@@ -19,9 +21,15 @@ from protocol.envelope import Kind
 from protocol.errors import MessageError
 from protocol.events import MembershipAction, Tell
 from protocol.identity import NodeId
+from protocol.limits import TokenBucket
 from protocol.links import Links
 from protocol.messages import News, Peers, Rumour, Status
 from protocol.setup import Setup
+
+# Deaths that a node tells on. At 11 other links this is one message a second, whatever is said; 32 dead at once are
+# news to everybody, and of more it is enough that those who dial them find out.
+RETOLD_PER_SECOND = 0.1
+RETOLD_BURST = 32.0
 
 
 class Rumours:
@@ -36,6 +44,8 @@ class Rumours:
         self._links = links
         self._detector = detector
         self._next_refutation = now.steady
+        self._pause = setup.timing.suspicion_min / 2
+        self._retold = TokenBucket(RETOLD_PER_SECOND, RETOLD_BURST, now.steady)
 
     def take(self, sender: NodeId, news: News, now: Instant) -> list[MembershipAction]:
         """Act on what a live peer says.
@@ -57,8 +67,11 @@ class Rumours:
                 newer = Peers((peer.record.encoded,)).encode()
                 return [Tell(self._links.peers[sender].link, Kind.PEERS, newer)]
             self._detector.confirmed(node, sender)
+            if now.steady < peer.warned + self._pause:
+                return []
+            peer.warned = now.steady
             return [Tell(peer.link, Kind.NEWS, News((rumour,)).encode())]
-        if status is Status.DEAD and self._book.bury(node, incarnation):
+        if status is Status.DEAD and self._book.bury(node, incarnation) and self._retold.take(1, now.steady):
             return self._links.tell_all(Kind.NEWS, News((rumour,)).encode(), but=sender)
         return []
 
@@ -67,7 +80,7 @@ class Rumours:
             return []
         if now.steady < self._next_refutation:
             return []  # whoever goes on suspecting us finds us by its probes
-        self._next_refutation = now.steady + self._setup.timing.probe_timeout
+        self._next_refutation = now.steady + self._pause
         self._detector.suspected_ourselves()
         self._directory.renew(now, incarnation + 1)
         return self._links.tell_all(Kind.PEERS, Peers((self._directory.record.encoded,)).encode())
