@@ -337,6 +337,25 @@ def test_a_goodbye_frees_the_link_is_no_failure_and_its_records_are_tried() -> N
     assert OTHERS[0].curve_key in {action.address.key for action in dialled if isinstance(action, Dial)}
 
 
+def test_who_has_no_room_may_tell_its_records_once() -> None:
+    core = machine(HIGH)
+    link = Link(HIGH.curve_key, True)
+    core.handle(Tick(), at(0))
+    core.handle(Opened(link), at(0))
+    message = Message(link, HIGH.node_id, Kind.PEERS, Peers((record(OTHERS[0]).encoded,)).encode())
+    core.handle(message, at(0))
+    with pytest.raises(PeerError, match="too_many_records"):
+        core.handle(message, at(0))
+
+
+def test_a_peer_that_greets_again_and_again_is_not_told_everything_each_time() -> None:
+    core = machine()
+    join(core, HIGH)
+    with pytest.raises(PeerError, match="too_many_hellos"):
+        core.handle(hello(HIGH, dialled=False), at(0.1))
+    assert PeerUp(HIGH.node_id) in core.handle(hello(HIGH, dialled=False), at(2))
+
+
 def test_a_refusal_for_other_reasons_is_remembered_for_the_person() -> None:
     core = machine(HIGH)
     link = Link(HIGH.curve_key, True)
