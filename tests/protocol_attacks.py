@@ -105,9 +105,12 @@ def one_key_from_many_addresses(target: Target) -> Steps:
 
 
 def many_keys_from_one_address(target: Target) -> Steps:
+    """Half of them with a good record, asking for room as a node does that has no other peer."""
     kept: list[RawPeer] = []
     while True:
         kept.append(target.stranger())
+        if len(kept) % 2:
+            kept[-1].send(kept[-1].hello(needy=True))
         while len(kept) > 200:
             kept.pop(0).close()
         yield
@@ -149,10 +152,13 @@ def deep_nesting(peer: RawPeer) -> list[bytes]:
     return [peer.frame(Kind.PEERS, b"\x91" * 500_000)]
 
 
-def nested_envelope(peer: RawPeer) -> list[bytes]:
-    payload = b"\x91" * 500_000
-    signature = peer.identity.sign(b"gossamer/envelope/1\x00" + payload)
-    return [peer.identity.public_key + signature + payload]
+def signed(payload: bytes) -> Attack:
+    """Say the payload of an envelope under a good signature."""
+
+    def make(peer: RawPeer) -> list[bytes]:
+        return [peer.identity.public_key + peer.identity.sign(b"gossamer/envelope/1\x00" + payload) + payload]
+
+    return repeat(make)
 
 
 def slow_loris(target: Target) -> Steps:
@@ -209,10 +215,14 @@ ATTACKS: dict[str, tuple[Attack, float]] = {
     "huge frames": (huge_frame, 10),
     "huge lengths before CURVE": (huge_length_before_curve, 20),
     "deep nesting": (repeat(deep_nesting), 20),
-    "nested envelope": (repeat(nested_envelope), 20),
+    "nested envelope": (signed(b"\x91" * 500_000), 20),
+    "huge lengths in MessagePack": (
+        signed(b"\x96" + b"\xdd\xff\xff\xff\xff" + b"\xc6\xff\xff\xff\xff" + bytes(50)),
+        20,
+    ),
     "slow-loris handshakes": (slow_loris, 20),
     "CURVE probing": (curve_probe, 20),
-    "flood": (flood, 20),
+    "flood": (flood, 10),
 }
 
 
