@@ -23,6 +23,7 @@ Rules
  7. An item of a topic that we did not ask for is neither delivered nor held.
 """
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable
@@ -49,12 +50,12 @@ from protocol.gossip_events import (
     SendItem,
     Subscribe,
 )
-from protocol.gossip_peer import KNOWN_ITEMS, MAX_PENDING, Peer
+from protocol.gossip_peer import KNOWN_ITEMS, MAX_PENDING, Knows, Peer
 from protocol.identity import NodeId
 from protocol.interest import Appetite, Filter, hint
 from protocol.limits import TokenBucket
 from protocol.messages import MAX_IDS, Entry
-from protocol.pulls import Pulls
+from protocol.pulls import WANT_LIFE_S, Pulls
 from protocol.recent import Recent
 from protocol.setup import Setup
 from protocol.store import Store
@@ -109,8 +110,8 @@ class Gossip:
         peer = self._peers.get(node)
         if peer is None:
             return False
-        replayed = peer.known.get(item) is True
-        peer.known.set(item, True)
+        replayed = peer.known.get(item) is Knows.SENT
+        peer.note(item, Knows.SENT)
         self._pulls.arrived(item, node)
         return replayed
 
@@ -168,7 +169,7 @@ class Gossip:
     def _got(self, node: NodeId, item: Item, now: Instant) -> list[GossipAction]:
         peer = self._peers.get(node)
         if peer is not None:
-            peer.known.set(item.id, True)
+            peer.note(item.id, Knows.SENT)
         asked = self._pulls.arrived(item.id, node, now.steady)
         if item.id in self._seen:
             return []
@@ -182,7 +183,7 @@ class Gossip:
         return [Deliver(item)] if item.signer != self._own else []  # our own came back: we were restarted
 
     def _hold(self, item: Item, now: Instant) -> None:
-        self._store.add(item, now)
+        self._store.add(item, now, spare=lambda item_id: all(peer.has(item_id) for peer in self._peers.values()))
         for peer in self._peers.values():
             if item.id not in peer.known and peer.wants.covers_topic(item.topic):
                 peer.remind([item.id])
@@ -196,7 +197,7 @@ class Gossip:
         actions: list[GossipAction] = []
         for node, peer in self._peers.items():
             if small and not peer.wants.announce_only and peer.wants.covers_topic(item.topic):
-                peer.known.set(item.id, False)
+                peer.note(item.id, Knows.HAS)
                 actions.append(SendItem(node, item.id, item.frame))
         self._hold(item, now)
         if len(actions) < len(self._peers):
@@ -210,7 +211,7 @@ class Gossip:
         holder = hint(node)
         wants = self._appetite.filter
         for entry in items:
-            peer.told(entry.id)
+            peer.note(entry.id, Knows.HAS)
             peer.pending.pop(entry.id, None)
             if entry.id in self._seen or not wants.covers(entry.topic, entry.signer, holder, now.unix):
                 continue
@@ -233,7 +234,7 @@ class Gossip:
         for item_id in ids:
             item = self._store.get(item_id)
             if item is not None and peer.serving.take(len(item.frame), now.steady):
-                peer.told(item_id)
+                peer.note(item_id, Knows.HAS)
                 actions.append(SendItem(node, item_id, item.frame))
         return actions
 
@@ -249,7 +250,7 @@ class Gossip:
     def _tick(self, now: Instant) -> list[GossipAction]:
         self._ticked = now.steady
         self._store.expire(now)
-        failed, liars = self._pulls.check(now.steady)
+        failed, liars = self._pulls.check(now.steady, WANT_LIFE_S if self._appetite.bounded else math.inf)
         self._appetite.refund(failed)
         actions: list[GossipAction] = [Blame(node, "broken_promise") for node in liars]
         actions += self._ask(now)
@@ -276,7 +277,7 @@ class Gossip:
         window = SYNC_WINDOW * self._timing.sync_interval
         newest = self._store.newest(MAX_IDS, since=now.steady - window)
         known = self._peers[node].known
-        return self._announce(node, [item_id for item_id in newest if known.get(item_id) is not True], now)
+        return self._announce(node, [item_id for item_id in newest if known.get(item_id) is not Knows.SENT], now)
 
     def _catch_up(self, node: NodeId, peer: Peer, now: Instant) -> list[GossipAction]:
         if not peer.backlog or now.steady < peer.backlog_due:
@@ -295,5 +296,5 @@ class Gossip:
         held = [item.entry for item in map(self._store.get, ids) if item is not None]
         told = [entry for entry in held if peer.wants.covers(entry.topic, entry.signer, self._hint, now.unix)]
         for entry in told:
-            peer.told(entry.id)
+            peer.note(entry.id, Knows.TOLD)
         return [SendAnnounce(node, tuple(told[i : i + MAX_IDS])) for i in range(0, len(told), MAX_IDS)]

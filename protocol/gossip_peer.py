@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from protocol.envelope import ItemId
 from protocol.interest import Filter
@@ -12,12 +13,20 @@ KNOWN_ITEMS = 4096  # remembered for each peer
 MAX_PENDING = 8192  # ids that wait to be announced to one peer
 
 
+class Knows(IntEnum):
+    """What a peer knows of an item, as far as we can tell."""
+
+    TOLD = 0  # we announced it
+    HAS = 1  # it announced it, or we sent it
+    SENT = 2  # it sent it to us
+
+
 @dataclass(slots=True)
 class Peer:
     """A live peer: what it wants, what it knows, and what it is still to be told."""
 
     wants: Filter
-    known: Recent[ItemId, bool]  # True: it sent us the item itself
+    known: Recent[ItemId, Knows]
     serving: TokenBucket
     backlog: list[ItemId]  # what it may have missed, the newest last
     backlog_due: float
@@ -30,7 +39,12 @@ class Peer:
         while len(self.pending) > MAX_PENDING:
             del self.pending[next(iter(self.pending))]
 
-    def told(self, item_id: ItemId) -> None:
-        """Note that the peer has the item or is about to know of it."""
-        if item_id not in self.known:
-            self.known.set(item_id, False)
+    def note(self, item_id: ItemId, knows: Knows) -> None:
+        """Note what the peer knows of an item, unless we know of more."""
+        before = self.known.get(item_id)
+        if before is None or before < knows:
+            self.known.set(item_id, knows)
+
+    def has(self, item_id: ItemId) -> bool:
+        """Tell whether the peer surely has the item."""
+        return self.known.get(item_id) in (Knows.HAS, Knows.SENT)

@@ -131,13 +131,18 @@ class Appetite:
         self.told = True
         return news
 
+    @property
+    def bounded(self) -> bool:
+        """Whether there can be more than is wanted."""
+        return not math.isinf(self._demand)
+
     def offered(self, now: Instant) -> None:
         """Note one item that is on offer and was not before."""
         self._supply.add(now.steady)
 
     def level(self, now: Instant) -> float:
         """Return how many items may be taken now."""
-        if not math.isinf(self._demand):
+        if self.bounded:
             elapsed = max(0.0, now.steady - self._filled)
             self._level = min(self._burst, self._level + elapsed * self._demand)
         self._filled = now.steady
@@ -145,7 +150,7 @@ class Appetite:
 
     def spend(self, count: int) -> None:
         """Count items that were asked for or that came unasked; these may run into debt."""
-        self._level = max(-self._burst, self._level - count) if not math.isinf(self._demand) else math.inf
+        self._level = max(-self._burst, self._level - count) if self.bounded else math.inf
 
     def refund(self, count: int) -> None:
         """Take back what was spent on items that did not come."""

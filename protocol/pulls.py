@@ -136,11 +136,14 @@ class Pulls:
         del self._holders[node]
         return pulls
 
-    def check(self, now: float) -> tuple[int, list[NodeId]]:
-        """Give up what stalls and what is too old; return how many pulls failed, and who broke its promises."""
+    def check(self, now: float, life: float = WANT_LIFE_S) -> tuple[int, list[NodeId]]:
+        """Give up what stalls and what is wanted for `life` seconds.
+
+        Returns how many pulls failed, and who broke its promises.
+        """
         while self._wants:
             oldest = next(iter(self._wants.values()))
-            if oldest.since + WANT_LIFE_S > now:
+            if oldest.since + life > now:
                 break
             self._forget(oldest)
         stalled: defaultdict[NodeId, int] = defaultdict(int)

@@ -1,7 +1,9 @@
 """The items that a node holds for others: bounded in bytes and in age."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 from protocol.clock import Instant
 from protocol.envelope import ItemId
@@ -9,6 +11,7 @@ from protocol.gossip_events import Item
 
 # A holder stops offering an item before it is stale for a receiver whose clock is ahead.
 OFFER_AGE = 0.8
+LOOKED_AT = 64  # of the oldest items, for one that nobody near needs any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,10 @@ class _Held:
 
 
 class Store:
-    """Items in the order they were added; the oldest go first when `capacity` bytes are exceeded."""
+    """Items in the order they were added.
+
+    When `capacity` bytes are exceeded, of the oldest items one that can be spared goes first, or the oldest.
+    """
 
     def __init__(self, capacity: int, max_age: float) -> None:
         self._capacity = capacity
@@ -29,12 +35,13 @@ class Store:
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, item: Item, now: Instant) -> None:
-        """Hold an item that is not held yet."""
+    def add(self, item: Item, now: Instant, spare: Callable[[ItemId], bool] = lambda _: True) -> None:
+        """Hold an item that is not held yet; `spare` tells of a held one whether all who are near have it."""
         self._held[item.id] = _Held(item, now.steady)
         self.size += len(item.frame)
         while self.size > self._capacity:
-            self._drop_oldest()
+            spared = next(filter(spare, islice(self._held, LOOKED_AT)), None)
+            self.pop(next(iter(self._held)) if spared is None else spared)
 
     def get(self, item_id: ItemId) -> Item | None:
         """Return the item if it is held."""

@@ -237,6 +237,17 @@ def test_held_items_are_bounded_in_bytes() -> None:
     assert announced(core.handle(Tick(), at(2)))[B] == [name(number) for number in range(40, 50)]
 
 
+def test_what_a_peer_still_lacks_is_held_longer_than_what_all_have() -> None:
+    core = machine(A, B, limits=Limits(held_bytes=1000))
+    for number in range(10):
+        core.handle(Got(A, item(number)), at(1))
+    core.handle(Announced(B, tuple(entry(number) for number in range(3, 10))), at(1))
+    for number in range(10, 14):
+        core.handle(Got(A, item(number)), at(1))
+    held = [number for number in range(14) if core.handle(Pulled(B, (name(number),)), at(2))]
+    assert held == [0, 1, 2, 7, 8, 9, 10, 11, 12, 13]
+
+
 def test_serving_pulls_is_bounded() -> None:
     core = machine(A, B, limits=Limits(bytes_per_second=100.0, bytes_burst=250.0))
     core.handle(Got(A, item(1)), at(1))
@@ -325,6 +336,16 @@ def test_pushes_count_against_the_demand_and_are_declined_above_it() -> None:
         told += [a for a in core.handle(Tick(), at(second)) if isinstance(a, SendInterest)]
     assert told == [SendInterest(A, Interest(None, announce_only=True))]
     assert pulled(core.handle(Announced(A, (entry(1000),)), at(60))) == {}
+
+
+def test_without_a_bound_on_the_demand_nothing_that_is_wanted_is_given_up() -> None:
+    for demand, still in ((math.inf, True), (0.001, False)):
+        core = machine(A)
+        core.handle(Subscribe(None, demand), at(0))
+        core.handle(Announced(A, tuple(entry(number, 1 << 20) for number in range(20))), at(0))
+        for second in range(100):
+            core.handle(Tick(), at(second))
+        assert bool(len(core._pulls)) is still
 
 
 def test_a_pull_that_failed_does_not_use_up_the_demand() -> None:
