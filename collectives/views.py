@@ -1,0 +1,100 @@
+"""Who is in the group, and how that, its operations and its changes are named.
+
+A view is a fixed set of members. Its `mark`, 8 random bytes drawn by whoever made it, tells it
+from the view of the same epoch on the other side of a partition; whatever is said in a view
+carries the mark, so nothing said in one is ever taken for something said in another.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from protocol.identity import NodeId
+
+MARK_BYTES = 8
+SESSION_BYTES = 8
+MAX_MEMBERS = 256  # a START carries a share from each: 256 x 64 KiB is what one message may be
+ADMIT_TAG = 2**64 - 1  # the tag under which members let newcomers in; a caller's own are below 2**63
+NOWHERE = bytes(MARK_BYTES)  # the mark of those who are in no view
+
+
+class Member(NamedTuple):
+    """One who is in a view or asks to be: where it is dialled ("" if it cannot be), and which run of it this is.
+
+    `session` (8 random bytes a process) tells a restarted process, which has forgotten all it
+    promised, from the one that was let in.
+    """
+
+    id: NodeId
+    address: str
+    session: bytes
+
+
+class Ballot(NamedTuple):
+    """An attempt to agree on the next view; the greater one counts."""
+
+    round: int
+    proposer: str  # a node id; "" below all
+
+    def above(self, proposer: NodeId) -> "Ballot":
+        """Return `proposer`'s ballot that is greater than this one."""
+        return Ballot(self.round + 1, proposer)
+
+
+NO_BALLOT = Ballot(0, "")
+
+
+class OpId(NamedTuple):
+    """An operation: the view it is carried out in, by mark and epoch, and the count of its tag's operations there."""
+
+    mark: bytes
+    epoch: int
+    tag: int
+    n: int
+
+
+@dataclass(frozen=True)
+class View:
+    """The members of `group` (its hash) in `epoch`, sorted by id; the first is the coordinator."""
+
+    group: bytes
+    epoch: int
+    mark: bytes
+    roster: tuple[Member, ...]
+
+    @classmethod
+    def of(cls, group: bytes, epoch: int, mark: bytes, roster: Iterable[Member]) -> "View":
+        """Return the view of `roster`, in any order."""
+        return cls(group, epoch, mark, tuple(sorted(roster)))
+
+    @cached_property
+    def members(self) -> tuple[NodeId, ...]:
+        """The ids of all, sorted."""
+        return tuple(member.id for member in self.roster)
+
+    @cached_property
+    def ids(self) -> frozenset[NodeId]:
+        """The ids of all, for look-ups."""
+        return frozenset(self.members)
+
+    @cached_property
+    def addresses(self) -> dict[NodeId, str]:
+        """Where each member is dialled; "" for one that cannot be."""
+        return {member.id: member.address for member in self.roster}
+
+    @cached_property
+    def sessions(self) -> dict[NodeId, bytes]:
+        """Which run of each member is meant."""
+        return {member.id: member.session for member in self.roster}
+
+    @property
+    def coordinator(self) -> NodeId:
+        """The member that the others' messages about operations go through."""
+        return self.members[0]
+
+
+def outranks(one: Iterable[NodeId], other: Iterable[NodeId]) -> bool:
+    """Tell whether the side `one` of a split group goes on when they meet: the larger, else the one with the least id."""
+    mine, theirs = sorted(one), sorted(other)
+    return (-len(mine), mine) < (-len(theirs), theirs)
