@@ -46,10 +46,16 @@ def catch_up_bound(timing: Timing) -> float:
 
 
 def judge(trial: Trial, scenario: Scenario) -> Iterator[Check]:
-    """Put the swarm through the scenario and yield each check as it is made."""
+    """Let a swarm settle, put it through the scenario, and yield each check as it is made."""
+    trial.settle(SETTLE_S)
+    trial.forget_usage()
+    yield from suffer(trial, scenario)
+
+
+def suffer(trial: Trial, scenario: Scenario) -> Iterator[Check]:
+    """Put a swarm that has settled through the scenario and yield each check as it is made."""
     plan, timing = trial.plan, trial.plan.timing
     patience = 3 * timing.death_bound
-    trial.settle(SETTLE_S)
     trial.begin_faults()
     scenario.faults(trial, plan.faults_s)
     trial.end_faults()
@@ -126,7 +132,7 @@ def _bounds(trial: Trial, scenario: Scenario) -> Iterator[Check]:
     if trial.hostile:
         yield from _victim(trial)
         return  # what hostile nodes send is no measure of the protocol's cost
-    frames, size = usage.frames / usage.node_seconds, usage.bytes / usage.node_seconds
+    frames, size = trial.sent()
     yield Check(
         frames <= MAX_FRAMES_PER_SECOND and size <= MAX_BYTES_PER_SECOND,
         f"a node sends {frames:.2f} messages and {size:.0f} bytes a second beside items"

@@ -6,6 +6,7 @@ moment: who gets them, and when?
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -57,10 +58,10 @@ class Extremes:
 
 @dataclass(slots=True)
 class Usage:
-    """What was sent so far beside items, and how many nodes lived for how long."""
+    """What had been sent, by kind, when the count began, and how many seconds nodes have lived since."""
 
-    frames: int = 0
-    bytes: int = 0
+    frames: Counter[int] = field(default_factory=Counter)
+    bytes: Counter[int] = field(default_factory=Counter)
     node_seconds: float = 0.0
 
 
@@ -139,6 +140,18 @@ class Trial:
             self.pass_time(STEP_S)
         self.pass_time(seconds - START_S)
 
+    def forget_usage(self) -> None:
+        """Count what is sent from now on, not what it cost to find each other."""
+        simulation = self.simulation
+        self.usage = Usage(Counter(simulation.frames_sent), Counter(simulation.bytes_sent))
+
+    def sent(self) -> tuple[float, float]:
+        """Return the frames and the bytes that a node sent a second, beside items."""
+        simulation, usage = self.simulation, self.usage
+        frames, size = simulation.frames_sent - usage.frames, simulation.bytes_sent - usage.bytes
+        seconds = max(1.0, usage.node_seconds)
+        return (frames.total() - frames[Kind.ITEM]) / seconds, (size.total() - size[Kind.ITEM]) / seconds
+
     def begin_faults(self) -> None:
         """From now on items are published now and then."""
         if self.plan.items_during_faults:
@@ -172,8 +185,6 @@ class Trial:
         if self.dead and self.ghosts():
             self.last_ghost = now
         usage.node_seconds += len(self.simulation.nodes)
-        usage.frames = self.simulation.frames_sent.total() - self.simulation.frames_sent[Kind.ITEM]
-        usage.bytes = self.simulation.bytes_sent.total() - self.simulation.bytes_sent[Kind.ITEM]
         if now >= self._next_item:
             self._next_item += self.plan.faults_s / self.plan.items_during_faults
             self._publish_one(now)
@@ -191,12 +202,12 @@ class Trial:
         """Let a sample of nodes publish one item each; return the items, and whose they are."""
         healthy = self.healthy
         names = self.rng.sample(healthy, min(self.plan.publishers, len(healthy)))
-        return {
-            self.simulation.publish(
-                name, f"fresh of {name}".encode().ljust(SMALL_BYTES if place % LARGE_EVERY else LARGE_BYTES)
-            ): name
-            for place, name in enumerate(names)
-        }
+        items: dict[ItemId, int] = {}
+        for place, name in enumerate(names):
+            text = f"fresh of {name} at {self.simulation.network.now:.2f} s"
+            size = SMALL_BYTES if place % LARGE_EVERY else LARGE_BYTES
+            items[self.simulation.publish(name, text.encode().ljust(size))] = name
+        return items
 
     def lacking(self, items: dict[ItemId, int]) -> int:
         """Count the pairs of an honest live node and an item of another that it did not get."""

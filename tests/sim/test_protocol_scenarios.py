@@ -1,0 +1,107 @@
+"""What can happen to a swarm, and what must hold nevertheless: the simulator's scenarios at affordable sizes."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from protocol.envelope import Kind
+from protocol.memory_transport import Conditions
+from protocol.simulator.__main__ import main
+from protocol.simulator.hostile import Gravedigger
+from protocol.simulator.invariants import judge, suffer
+from protocol.simulator.scenarios import SCENARIOS
+from protocol.simulator.trial import LIMITS, Plan, Trial
+from protocol.timing import LOCAL, WAN
+
+ROOT = Path(__file__).parents[2]
+
+
+def failures(scenario: str, plan: Plan) -> list[str]:
+    """Put a swarm through a scenario; return the invariants that do not hold."""
+    chosen = SCENARIOS[scenario]
+    return [str(check) for check in judge(Trial(chosen.adapt(plan), print), chosen) if not check.holds]
+
+
+def test_a_thousand_nodes_and_then_seven_hundred() -> None:
+    # A small book keeps it affordable: every node fills its own when it joins.
+    plan = Plan(
+        nodes=1000,
+        seed=1,
+        faults_s=5.0,
+        timing=WAN,
+        limits=replace(LIMITS, max_known_peers=96),
+        publishers=20,
+        items_during_faults=2,
+    )
+    trial = Trial(plan, print)
+    checks = [*judge(trial, SCENARIOS["steady"]), *suffer(trial, SCENARIOS["kill"])]
+    assert [str(check) for check in checks if not check.holds] == []
+    assert len(trial.simulation.nodes) == 701
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("scenario", sorted(set(SCENARIOS) - {"hostile"}))
+def test_sixty_nodes(scenario: str, seed: int) -> None:
+    assert failures(scenario, Plan(nodes=60, seed=seed, faults_s=30.0)) == []
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_fifth_of_sixty_nodes_is_hostile(seed: int) -> None:
+    assert failures("hostile", Plan(nodes=60, seed=seed, faults_s=20.0)) == []
+
+
+def test_the_same_seed_prints_the_same_in_other_processes_with_other_hash_seeds() -> None:
+    def run(hash_seed: str, seed: str) -> str:
+        arguments = ["--nodes", "40", "--seed", seed, "--scenario", "hostile", "--minutes", "0.1", "--timing", "local"]
+        return subprocess.run(
+            [sys.executable, "-m", "protocol.simulator", *arguments],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": hash_seed},
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=100,
+        ).stdout
+
+    first, second, other = run("1", "7"), run("2", "7"), run("1", "8")
+    assert re.search(r"^trace [0-9a-f]{64}", first, re.MULTILINE)
+    assert first == second != other
+
+
+def test_a_liar_about_deaths_cannot_make_a_swarm_talk_of_nothing_else() -> None:
+    trial = Trial(Plan(nodes=60, seed=1, faults_s=0.0), print)
+    trial.hostile = {5: Gravedigger}
+    trial.settle(20.0)
+    sent = trial.simulation.frames_sent
+    before = sent[Kind.NEWS]
+    trial.pass_time(30.0)
+    assert sent[Kind.NEWS] - before < 5 * 60 * 30
+    assert trial.declared_dead() == 0
+
+
+def test_the_command_fails_and_says_how_to_do_it_again_when_an_invariant_does_not_hold(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("protocol.simulator.invariants.MAX_FRAMES_PER_SECOND", 0.0)
+    assert main(["--nodes", "8", "--seed", "5", "--minutes", "0.1", "--timing", "lan"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL  a node sends" in out
+    assert "python -m protocol.simulator --nodes 8 --seed 5 --scenario steady --minutes 0.1 --timing lan" in out
+
+
+def test_the_command_lists_its_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(SCENARIOS)
+
+
+def test_a_swarm_that_stays_cut_in_two_is_found_out() -> None:
+    """The checks themselves: a partition that never heals must fail them."""
+    plan = Plan(nodes=30, seed=1, faults_s=20.0, timing=LOCAL, conditions=Conditions())
+    trial = Trial(plan, print)
+    trial.simulation.network.heal = lambda: None  # type: ignore[method-assign]
+    failed = [str(check) for check in judge(trial, SCENARIOS["partition"]) if not check.holds]
+    assert any("overlay" in line for line in failed) and any("fresh items" in line for line in failed)
