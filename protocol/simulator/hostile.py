@@ -11,7 +11,7 @@ from protocol.envelope import ItemId, Kind, open_frame
 from protocol.errors import EnvelopeError
 from protocol.events import Dial, Tick
 from protocol.messages import ID_BYTES, MAX_RECORDS, NO_TOPIC, Announce, Entry, Hello, News, Peers, Ping, Rumour, Status
-from protocol.records import RECORD_LIFE_S, Address, Endpoint, make_record
+from protocol.records import RECORD_LIFE_S, Address, Endpoint, PeerRecord, make_record
 from protocol.setup import Setup
 from protocol.simulator.identity import SimulatedIdentity
 from protocol.transport import Arrived, Closed, Link, Opened
@@ -96,7 +96,7 @@ class Attack:
     """What the eclipsers share: whom they surround, and the records that they fill its book with."""
 
     victim: Address | None = None
-    records: list[bytes] = field(default_factory=list)
+    records: list[PeerRecord] = field(default_factory=list)
 
     def invent(self, setup: Setup, now: Instant) -> None:
         """Make up nodes at addresses where nobody listens."""
@@ -105,7 +105,7 @@ class Attack:
             identity = SimulatedIdentity(b"sybil %27d" % number)
             endpoints = (Endpoint(f"sybil{number}.invalid", 1),)
             record = make_record(identity, setup.swarm, endpoints, int(now.unix * 1000) << 16, "", expiry_ms)
-            self.records.append(record.encoded)
+            self.records.append(record)
 
 
 class Eclipser(Core):
@@ -122,7 +122,7 @@ class Eclipser(Core):
         self._greeted: dict[Link, None] = {}
         if not attack.records:
             attack.invent(setup, now)
-        attack.records.append(self.membership.record.encoded)
+        attack.records.append(self.membership.record)
 
     def wait(self, now: Instant) -> float:
         """Return when it wants to speak next."""
@@ -160,7 +160,7 @@ class Eclipser(Core):
     def _press(self, now: Instant) -> list[CoreAction]:
         self._spoke = now.steady
         chosen = self._wiles.sample(self._attack.records, MAX_RECORDS)
-        body = Peers(tuple(chosen)).encode()
+        body = Peers(tuple(record.encoded for record in chosen)).encode()
         actions: list[CoreAction] = []
         victim = self._attack.victim
         if victim is not None:

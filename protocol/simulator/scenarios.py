@@ -76,10 +76,11 @@ def _pauses(trial: Trial, seconds: float) -> None:
 
 
 def _hostile(trial: Trial, seconds: float) -> None:
-    """The hostile are there from the start; their victim joins in their midst."""
+    """The hostile are there from the start. Their victim joins in their midst, with a peers file that they filled."""
     if trial.victim is not None:
-        trial.start(trial.victim)
-        trial.attack.victim = trial.simulation.nodes[trial.victim].address
+        simulation = trial.simulation
+        known = tuple(trial.attack.records[-trial.plan.limits.max_known_peers :])
+        trial.attack.victim = simulation.start(trial.victim, known=known, seeds=simulation.seeds).address
     trial.pass_time(seconds)
 
 

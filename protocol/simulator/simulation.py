@@ -108,19 +108,22 @@ class Simulation:
         *,
         dialable: bool = True,
         known: tuple[PeerRecord, ...] = (),
+        seeds: tuple[Address, ...] | None = None,
         skew: float = 0.0,
         core: MakeCore = Core,
     ) -> SimulatedNode:
         """Start a node, or restart one that was killed: the same key at a new port.
 
-        `known` is what its peers file would hold; a node with such records gets no seed.
-        `skew` is how far its unix clock is ahead, in seconds; `core` makes another core than
-        an honest one.
+        `known` is what its peers file would hold; a node with such records gets no seed, unless
+        `seeds` are given. `skew` is how far its unix clock is ahead, in seconds; `core` makes
+        another core than an honest one.
         """
         self._starts += 1
         identity = self._make_identity(hashlib.sha256(b"simulated node %d" % name).digest())
         endpoint = Endpoint(f"node{name}.invalid", self._starts) if dialable else None
-        book = Book(() if known else self.seeds, self.limits.max_known_peers)
+        if seeds is None:
+            seeds = () if known else self.seeds
+        book = Book(seeds, self.limits.max_known_peers)
         for record in known:
             book.add(record)
         transport = MemoryTransport(self.network, identity.curve_key, str(endpoint) if endpoint else None)

@@ -90,7 +90,8 @@ class Trial:
     def _assign_hostile(self) -> None:
         plan = self.plan
         names = self.rng.sample(range(1, plan.nodes), int(plan.hostile * plan.nodes))
-        kinds: list[MakeCore] = [Dropper, FalseAnnouncer, Forger, Gravedigger, Flooder, partial(Eclipser, self.attack)]
+        eclipser = partial(Eclipser, self.attack)
+        kinds: list[MakeCore] = [Dropper, FalseAnnouncer, Forger, Gravedigger, Flooder, *(3 * [eclipser])]
         self.hostile = {name: kinds[place % len(kinds)] for place, name in enumerate(names)}
         if names:
             self.victim = max(name for name in range(plan.nodes) if name not in self.hostile)

@@ -1,0 +1,139 @@
+"""The network in memory: what it does to frames and connections, and when it says so."""
+
+import random
+
+from protocol.memory_transport import HEARTBEAT_S, QUEUE_FRAMES, Conditions, Cut, MemoryNetwork, MemoryTransport
+from protocol.records import Address, Endpoint
+from protocol.transport import Arrived, Closed, Link, Opened
+
+A, B = b"A" * 32, b"B" * 32
+TO_B, FROM_A = Link(B, dialled=True), Link(A, dialled=False)
+SLOW = 0.1  # more than any frame takes
+
+
+class Pair:
+    """Node A, which dialled B."""
+
+    def __init__(self, conditions: Conditions | None = None) -> None:
+        self.seen: list[bytes] = []
+        self.network = MemoryNetwork(conditions or Conditions(), random.Random(1), self.seen.append)
+        self.a = MemoryTransport(self.network, A, None)
+        self.b = MemoryTransport(self.network, B, "tcp://b.invalid:1")
+        self.address = Address(Endpoint("b.invalid", 1), B)
+        self.a.dial(self.address)
+        self.pass_time(SLOW)
+        assert self.a.poll(0) == [Opened(TO_B)]
+
+    def pass_time(self, seconds: float) -> None:
+        until = self.network.now + seconds
+        while self.network.next_time() <= until:
+            self.network.now = self.network.next_time()
+            self.network.deliver_due()
+        self.network.now = until
+
+
+def test_frames_keep_their_order_and_a_hang_up_comes_after_them() -> None:
+    pair = Pair()
+    frames = [b"%d" % number for number in range(50)]
+    assert all(pair.a.send(TO_B, frame) for frame in frames)
+    pair.a.hang_up(TO_B)
+    assert not pair.a.send(TO_B, b"too late")
+    pair.pass_time(SLOW)
+    assert pair.b.poll(0) == [*(Arrived(FROM_A, frame) for frame in frames), Closed(FROM_A)]
+    assert pair.seen == frames
+
+
+def test_what_was_on_its_way_to_a_closed_connection_is_lost() -> None:
+    pair = Pair()
+    pair.a.send(TO_B, b"hello")
+    pair.b.hang_up(FROM_A)
+    pair.pass_time(SLOW)
+    assert pair.b.poll(0) == [] and pair.a.poll(0) == [Closed(TO_B)]
+
+
+def test_a_cut_stops_one_way_and_heartbeats_close_both_ends() -> None:
+    pair = Pair()
+    pair.network.split(Cut({A: 1}, frozenset({(1, 0)})))
+    assert pair.a.send(TO_B, b"vanishes") and pair.b.send(FROM_A, b"arrives")
+    pair.pass_time(HEARTBEAT_S - 1)
+    assert pair.b.poll(0) == [] and pair.a.poll(0) == [Arrived(TO_B, b"arrives")]
+    pair.pass_time(1 + SLOW)
+    assert pair.b.poll(0) == [Closed(FROM_A)] and pair.a.poll(0) == [Closed(TO_B)]
+    pair.a.dial(pair.address)
+    pair.pass_time(HEARTBEAT_S)
+    assert pair.a.poll(0) == []
+    pair.a.hang_up(TO_B)
+    pair.network.heal()
+    pair.a.dial(pair.address)
+    pair.pass_time(SLOW)
+    assert pair.a.poll(0) == [Opened(TO_B)]
+
+
+def test_a_cut_that_heals_in_time_closes_nothing() -> None:
+    pair = Pair()
+    pair.network.split(Cut({A: 1}, frozenset({(1, 0), (0, 1)})))
+    pair.pass_time(HEARTBEAT_S - 1)
+    pair.network.heal()
+    pair.pass_time(HEARTBEAT_S)
+    assert pair.a.poll(0) == [] and pair.b.poll(0) == []
+
+
+def test_a_paused_node_takes_a_queue_full_and_reads_it_when_it_goes_on() -> None:
+    pair = Pair()
+    pair.b.pause(heartbeats=True)
+    sent = [pair.a.send(TO_B, b"frame") for _ in range(QUEUE_FRAMES + 1)]
+    assert sent == [True] * QUEUE_FRAMES + [False]
+    pair.pass_time(2 * HEARTBEAT_S)
+    assert pair.a.poll(0) == []
+    pair.b.resume()
+    assert pair.b.poll(0) == [Arrived(FROM_A, b"frame")] * QUEUE_FRAMES
+    assert pair.a.send(TO_B, b"again")
+
+
+def test_a_stopped_process_loses_its_connections_to_heartbeats() -> None:
+    pair = Pair()
+    pair.b.pause(heartbeats=False)
+    pair.pass_time(HEARTBEAT_S + SLOW)
+    assert pair.a.poll(0) == [Closed(TO_B)]
+    pair.b.resume()
+    assert pair.b.poll(0) == [Closed(FROM_A)]
+
+
+def test_a_killed_node_is_missed_at_once_and_a_vanished_one_by_heartbeats() -> None:
+    killed, vanished = Pair(), Pair()
+    killed.b.close()
+    vanished.b.vanish()
+    for pair in (killed, vanished):
+        pair.pass_time(SLOW)
+    assert killed.a.poll(0) == [Closed(TO_B)] and vanished.a.poll(0) == []
+    assert vanished.a.send(TO_B, b"into the void")
+    vanished.pass_time(HEARTBEAT_S + SLOW)
+    assert vanished.a.poll(0) == [Closed(TO_B)]
+    for pair in (killed, vanished):
+        pair.a.dial(pair.address)
+        pair.pass_time(HEARTBEAT_S)
+    assert killed.a.poll(0) == [Closed(TO_B)] and vanished.a.poll(0) == []  # refused, and no answer
+
+
+def test_who_comes_back_replaces_its_older_connection() -> None:
+    pair = Pair()
+    pair.a.vanish()
+    again = MemoryTransport(pair.network, A, None)
+    again.dial(pair.address)
+    pair.pass_time(SLOW)
+    again.send(TO_B, b"here again")
+    pair.pass_time(2 * HEARTBEAT_S)
+    assert pair.b.poll(0) == [Arrived(FROM_A, b"here again")] and pair.b.links == 1
+
+
+def test_another_region_is_farther_away() -> None:
+    pair = Pair(Conditions(0.01, 0.02, regions=1, far_delay=1.0))
+    pair.a.send(TO_B, b"near")
+    pair.pass_time(0.02)
+    assert pair.b.poll(0) == [Arrived(FROM_A, b"near")]
+    pair.b.region = 1
+    pair.a.send(TO_B, b"far")
+    pair.pass_time(1.0)
+    assert pair.b.poll(0) == []
+    pair.pass_time(0.02)
+    assert pair.b.poll(0) == [Arrived(FROM_A, b"far")]
