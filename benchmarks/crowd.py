@@ -45,6 +45,7 @@ class Crowd:
             CrowdError: they did not start within `timeout` seconds.
         """
         self.nodes = nodes
+        self.is_dead = False
         self._number = 0
         shares = [nodes // processes + (place < nodes % processes) for place in range(processes)]
         self._children = [_spawn(command) for _ in shares]
@@ -81,6 +82,7 @@ class Crowd:
         try:
             return self._round(size, timeout)
         except CrowdError as error:
+            self.is_dead = True
             return Round(None, None, 0.0, 0, str(error))
 
     def _round(self, size: int, timeout: float) -> Round:
@@ -131,7 +133,8 @@ class Crowd:
             return [one.result(max(0.0, deadline - time.monotonic())) for one in asked]
         except TimeoutError:
             for child in children:  # their threads wait for a line that may never come
-                child.kill()
+                for process in _family(child):
+                    process.kill()
             raise CrowdError(f"no answer within {timeout:g} s") from None
 
 

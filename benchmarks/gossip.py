@@ -48,7 +48,7 @@ def run(
     runs: int = 5,
     timeout: float = 30.0,
     hivemind_python: str = "",
-    with_ingest: bool = True,
+    ingest_groups: int = 2000,
 ) -> Iterator[Row]:
     """Yield a row for each side and each pair of `nodes` and `kib`, and last the ratios of their medians.
 
@@ -58,26 +58,33 @@ def run(
         runs: rounds of each kind.
         timeout: seconds after which a round has failed.
         hivemind_python: an interpreter that has hivemind; empty: ours alone.
-        with_ingest: whether to measure verification as well.
+        ingest_groups: groups verified in each run of part "ingest"; 0: without that part.
     """
     ratios: dict[str, float | None] = {}
     for count in nodes:
         with ExitStack() as stack:
             crowds: dict[str, Crowd] = {}
-            for impl, command in _commands(hivemind_python).items():
-                try:
-                    crowds[impl] = stack.enter_context(_crowd(command, count))
-                except CrowdError as error:
-                    yield {"bench": "gossip", "impl": impl, "nodes": count, "median_s": None, "error": str(error)}
             for size in kib:
+                for impl, command in _commands(hivemind_python).items():
+                    if impl in crowds and not crowds[impl].is_dead:
+                        continue  # a side that a larger size has killed starts anew
+                    try:
+                        crowds[impl] = stack.enter_context(_crowd(command, count))
+                    except CrowdError as error:
+                        crowds.pop(impl, None)
+                        yield _absent(impl, count, size, error)
                 rounds = _in_turns(crowds, size << 10, runs, timeout)
                 rows = {impl: _row(impl, count, size, done) for impl, done in rounds.items()}
                 yield from rows.values()
                 ours, theirs = (rows.get(impl, {}).get("median_s") for impl in ("gossamer", "hivemind"))
                 ratios[f"nodes={count} kib={size}"] = ours / theirs if ours and theirs else None
-    if with_ingest:
-        yield from ingest.run(runs)
+    if ingest_groups:
+        yield from ingest.run(runs, ingest_groups)
     yield {"bench": "gossip", "ratio": {"hivemind": ratios} if hivemind_python else {}}
+
+
+def _absent(impl: str, nodes: int, kib: int, error: CrowdError) -> Row:
+    return {"bench": "gossip", "impl": impl, "nodes": nodes, "kib": kib, "median_s": None, "error": str(error)}
 
 
 def _commands(hivemind_python: str) -> dict[str, list[str]]:

@@ -34,7 +34,6 @@ from protocol.records import make_record
 from protocol.setup import Setup
 from protocol.transport import Arrived, Link
 
-GROUPS = 2000
 COMPLETIONS = 8
 BODY_BYTES = 10_000
 BURST = 50  # groups that the peer publishes at a time: below what a link queues
@@ -42,12 +41,12 @@ SWARM = b"ingest benchmark"
 TIMEOUT_S = 60.0
 
 
-def run(runs: int) -> Iterator[dict[str, Any]]:
-    """Yield a row for each of the two paths; `median_s` is CPU seconds a group."""
+def run(runs: int, groups: int) -> Iterator[dict[str, Any]]:
+    """Yield a row for each of the two paths, of `runs` times `groups`; `median_s` is CPU seconds a group."""
     tasks = TaskSet([(family(), 1.0) for family in FAMILIES.values()])
-    bodies = [_body(task, seed) for task, seed in tasks.sample(derive_seed("ingest"), GROUPS)]
+    bodies = [_body(task, seed) for task, seed in tasks.sample(derive_seed("ingest"), groups)]
     for path, measure in (("frames", _frames), ("sockets", _sockets)):
-        seconds = [measure(tasks, bodies) / GROUPS for _ in range(runs)]
+        seconds = [measure(tasks, bodies) / groups for _ in range(runs)]
         median = statistics.median(seconds)
         yield {
             "bench": "gossip",

@@ -82,7 +82,7 @@ def bench_gossip(  # noqa: PLR0913  # one option each
         runs=runs,
         timeout=timeout,
         hivemind_python=hivemind_python if against == "hivemind" else "",
-        with_ingest=ingest,
+        ingest_groups=2000 if ingest else 0,
     ):
         print(json.dumps(row), flush=True)
 

@@ -1,0 +1,43 @@
+"""The benchmark of gossip: real hosts hold everything, a dead side is a row and not a crash, bad options are told."""
+
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.gossip import run
+from node.cli.bench import app
+from node.errors import UserError
+
+
+def test_everybody_holds_everything_at_little_more_than_its_own_bytes() -> None:
+    small, large, *ingest, last = run(nodes=(4,), kib=(10, 100), runs=1, ingest_groups=200)
+    for row in (small, large):
+        assert (row["impl"], row["failed"], row["held"], row["processes"]) == ("gossamer", 0, 1.0, 4)
+        assert row["median_s"] > 0 and row["cpu_s"] >= 0
+    assert large["sent_per_delivered"] <= 1.5
+    assert [row["path"] for row in ingest] == ["frames", "sockets"]
+    assert all(row["bytes"] >= 10_000 and row["groups_per_cpu_s"] > 0 for row in ingest)
+    assert last == {"bench": "gossip", "ratio": {}}
+
+
+def test_a_side_that_does_not_start_is_a_row_and_the_other_is_measured() -> None:
+    absent, ours, last = run(nodes=(2,), kib=(10,), runs=1, hivemind_python=sys.executable, ingest_groups=0)
+    assert absent["impl"] == "hivemind" and "ended" in absent["error"]  # this interpreter has no hivemind
+    assert ours["impl"] == "gossamer" and ours["failed"] == 0
+    assert last["ratio"] == {"hivemind": {"nodes=2 kib=10": None}}
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (["--nodes", "8,x"], "--nodes"),
+        (["--nodes", "1"], "at least 2"),
+        (["--kib", "0"], "--kib"),
+        (["--against", "hivemind", "--hivemind-python", "/nowhere/python"], "--help"),
+    ],
+)
+def test_bad_options_are_one_clear_line(options: list[str], hint: str) -> None:
+    result = CliRunner().invoke(app, ["gossip", *options])
+    assert isinstance(result.exception, UserError)
+    assert hint in str(result.exception)
