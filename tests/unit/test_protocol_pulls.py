@@ -136,9 +136,11 @@ def test_one_that_owes_us_something_is_asked_last() -> None:
     pulls.offered(A, entry(1), 0.0)
     due(pulls, 0.0)
     assert pulls.check(PATIENCE + 0.1)[0] == 1
+    pulls.offered(B, entry(3, 10_000), 3.0)
+    assert due(pulls, 3.0)[B] == [name(3)]  # busier than the other, which was asked for its first item again
     pulls.offered(A, entry(2), 3.0)
-    pulls.offered(B, entry(2, 100), 3.0)
-    assert due(pulls, 3.0)[B] == [name(2)]
+    pulls.offered(B, entry(2), 3.0)
+    assert due(pulls, 3.0) == {B: [name(2)]}
 
 
 def liar(*, talks: bool, delivers: int = 0) -> list[float]:
