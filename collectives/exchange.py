@@ -1,0 +1,193 @@
+"""The data plane of one member: the streams to every other one, and the attempts that they carry.
+
+Every link has one outbox and all of its streams take pieces from it, so a slow stream takes fewer.
+A piece that comes is looked up by its operation. One that is not known yet gets an `Inbox`, since it
+is about to start here too; those are bounded, and ended operations are remembered to drop their rest.
+"""
+
+import socket
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field
+
+from collectives.attempt import Inbox, SocketPort
+from collectives.errors import Aborted
+from collectives.handshake import Peer
+from collectives.sendqueue import Outgoing, SendQueue
+from collectives.stream import Stream
+from collectives.views import OpId
+from collectives.wire import PIECE_BYTES, SPREAD_BYTES, Kind, Piece, cut, operation_key
+from protocol.identity import NodeId
+
+MAX_UNKNOWN = 64  # operations that others started and we did not yet
+MAX_ENDED = 4096  # operations whose late pieces are told from those of unknown ones
+MAX_STREAMS = 256  # of one link, both ends' together
+PATIENCE_S = 10.0  # how long a stream waits for somebody to expect what it carries
+_JOIN_S = 1.0
+
+
+@dataclass(slots=True)
+class _Lane:
+    """All that is between us and one member."""
+
+    outbox: SendQueue = field(default_factory=SendQueue)
+    streams: dict[Stream, bool] = field(default_factory=dict)  # -> did we dial it?
+
+
+class Exchange:
+    """Thread-safe. `on_change` is called when a stream ended."""
+
+    def __init__(self, own: NodeId, on_change: Callable[[], None]) -> None:
+        self._own = own
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._lanes: dict[NodeId, _Lane] = {}
+        self._ports: dict[bytes, tuple[Inbox, frozenset[NodeId]]] = {}
+        self._unknown: OrderedDict[bytes, Inbox] = OrderedDict()
+        self._ended: OrderedDict[bytes, None] = OrderedDict()
+        self._closed = False
+        self.broken: Counter[str] = Counter()
+
+    # --- attempts ------------------------------------------------------------------------------
+
+    def open(self, op: OpId, members: Set[NodeId], deadline: float) -> SocketPort:
+        """Return the port of an operation that starts; `deadline` is on the monotonic clock. Close it afterwards."""
+        key = operation_key(op)
+        with self._lock:
+            inbox = self._unknown.pop(key, None) or Inbox()
+            self._ports[key] = inbox, frozenset(members)
+        return SocketPort(self._own, key, inbox, deadline, self._post)
+
+    def close_port(self, port: SocketPort, reason: str = "the operation is over") -> None:
+        """Forget an attempt: what still comes for it is dropped."""
+        with self._lock:
+            self._ports.pop(port.key, None)
+            self._remember(port.key)
+        port.cancel(reason)
+
+    def _remember(self, key: bytes) -> None:
+        self._ended[key] = None
+        while len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
+
+    def _post(self, to: NodeId, port: SocketPort, kind: Kind, slot: int, payload: memoryview) -> None:
+        with self._lock:
+            lane = self._lanes.get(to)
+            largest = PIECE_BYTES if lane is None or len(lane.streams) <= 1 else SPREAD_BYTES
+        if lane is None:
+            port.inbox.lost(to, f"there is no connection with member {to}: call it again")
+            return
+        pieces = cut(slot, payload.nbytes, largest)
+        port.queued(len(pieces))
+        lane.outbox.put(
+            [Outgoing(port, kind, piece, payload[piece.offset : piece.offset + piece.length]) for piece in pieces]
+        )
+
+    # --- what streams bring --------------------------------------------------------------------
+
+    def place(self, source: NodeId, key: bytes, piece: Piece) -> memoryview | None:
+        """See `stream.Arrivals`."""
+        inbox = self._inbox(source, key)
+        return None if inbox is None else inbox.place(source, piece, PATIENCE_S)
+
+    def arrived(self, source: NodeId, key: bytes, piece: Piece, where: memoryview) -> None:
+        """See `stream.Arrivals`."""
+        inbox = self._inbox(source, key)
+        if inbox is not None:
+            inbox.arrived(source, piece, where)
+
+    def told(self, source: NodeId, key: bytes, kind: Kind, slot: int, text: bytes) -> None:
+        """See `stream.Arrivals`."""
+        inbox = self._inbox(source, key)
+        if inbox is None:
+            return
+        if kind is Kind.REQUEST:
+            inbox.asked(source, slot, text)
+        else:
+            inbox.refused(source, slot)
+
+    def _inbox(self, source: NodeId, key: bytes) -> Inbox | None:
+        with self._lock:
+            known = self._ports.get(key)
+            if known is not None:
+                inbox, members = known
+                return inbox if source in members else None
+            if key in self._ended or self._closed:
+                return None
+            if key not in self._unknown:
+                self._unknown[key] = Inbox()
+                if len(self._unknown) > MAX_UNKNOWN:
+                    dropped, inbox = self._unknown.popitem(last=False)
+                    inbox.end(Aborted("too much came for operations that were never started here"))
+                    self._remember(dropped)
+            return self._unknown[key]
+
+    # --- streams -------------------------------------------------------------------------------
+
+    def link(self, member: NodeId) -> None:
+        """There is a way to `member`: what is sent to it may wait for a stream."""
+        with self._lock:
+            if not self._closed:
+                self._lanes.setdefault(member, _Lane())
+
+    def add_stream(self, peer: Peer, sock: socket.socket, dialled: bool) -> None:
+        """Take over a proven data connection with a linked member."""
+        with self._lock:
+            lane = self._lanes.get(peer.member)
+            if lane is None or len(lane.streams) >= MAX_STREAMS:
+                sock.close()
+                return
+            stream = Stream(peer, sock, lane.outbox, self, self._on_end)
+            lane.streams[stream] = dialled
+        stream.start()
+
+    def open_streams(self, member: NodeId) -> Set[int]:
+        """Return the numbers of the streams to `member` that we dialled and that are alive."""
+        with self._lock:
+            lane = self._lanes.get(member)
+            return {stream.number for stream, dialled in lane.streams.items() if dialled} if lane else set()
+
+    def drop(self, member: NodeId, reason: str) -> None:
+        """Close all streams to a member, until it is linked again; attempts that wait for it are told."""
+        with self._lock:
+            lane = self._lanes.pop(member, None)
+            waiting = self._concerned(member)
+        for inbox in waiting:
+            inbox.lost(member, reason)
+        if lane is not None:
+            lane.outbox.close()
+            for stream in list(lane.streams):
+                stream.close()
+
+    def close(self) -> None:
+        """End every attempt and every stream, and wait a moment for their threads."""
+        with self._lock:
+            self._closed = True
+            members = list(self._lanes)
+            streams = [stream for lane in self._lanes.values() for stream in lane.streams]
+            inboxes = [inbox for inbox, _ in self._ports.values()] + list(self._unknown.values())
+            self._unknown.clear()
+        for inbox in inboxes:
+            inbox.end(Aborted("this member leaves the group"))
+        for member in members:
+            self.drop(member, "this member leaves the group")
+        for stream in streams:
+            stream.join(_JOIN_S)
+
+    def _on_end(self, stream: Stream, reason: str) -> None:
+        """A stream's thread says that it is over: what was on it is lost."""
+        text = f"the connection with member {stream.member} broke ({reason}): call it again"
+        with self._lock:
+            self.broken[reason] += 1
+            lane = self._lanes.get(stream.member)
+            current = lane is not None and lane.streams.pop(stream, None) is not None
+            waiting = self._concerned(stream.member)
+        if current:
+            for inbox in waiting:
+                inbox.lost(stream.member, text)
+            self._on_change()
+
+    def _concerned(self, member: NodeId) -> list[Inbox]:
+        known = [inbox for inbox, members in self._ports.values() if member in members]
+        return known + list(self._unknown.values())
