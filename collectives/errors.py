@@ -36,3 +36,7 @@ class NotEnoughPeers(CollectiveError):  # noqa: N818
 
 class Evicted(CollectiveError):  # noqa: N818
     """The others went on without this member, and what they decided is unknown to it. Connect again, and sync."""
+
+
+class BadArgument(CollectiveError, ValueError):  # noqa: N818
+    """This member's own arguments cannot be used; nothing was sent. The text says what can."""

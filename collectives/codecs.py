@@ -1,0 +1,271 @@
+"""How float values travel in fewer bytes: one encoding of fixed size for each run of values.
+
+A run is cut into blocks of 256 values, so that one large value costs precision near it only.
+With M the greatest magnitude of a block's finite values and R their range (greatest - least):
+
+    codec             what travels for a block               |decoded - value| is at most
+    FLOAT16           int16 exponent, 256 float16            2^-11 |value| + 2^-39 M
+    BFLOAT16          int16 exponent, 256 bfloat16           2^-8 |value| + 2^-133 M
+    INT8              scale, 256 int8                        M / 254       (M / 252 beside NaN or infinity)
+    UINT8_MINMAX      scale, least, 256 uint8                R / 510       (R / 504)
+    UINT8_ZERO_POINT  scale, zero point, 256 uint8           R / 510       (R / 504), the range made to hold 0
+
+and for the arithmetic itself 2^-20 M more; where M is subnormal, a step of the subnormals for each
+code. Scales are float32, and float64 for float64 values. The 16-bit codecs first divide by a power
+of two, the exponent: what was finite does not overflow, and small gradients are not lost.
+
+**NaN and infinity pass.** Each is a value of float16 and bfloat16. An 8-bit block that holds any
+has a negative scale, and three of its codes stand for NaN, +inf and -inf; the finite values beside
+them keep their bound.
+
+**Bit parity**: a result is encoded once, by the member that reduced it, and that member takes what
+the others will decode. Decoding is one product and at most one sum a value, each rounded by
+itself, so it gives the same bits on every machine.
+
+Integers travel as they are, whatever the codec, and so do 16-bit floats under the 16-bit codecs.
+"""
+
+from typing import Protocol
+
+import torch
+
+from collectives.types import Codec
+
+BLOCK = 256  # a float32 scale adds 1.6 % to as many codes; a row of weights is seldom shorter
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+class Coder(Protocol):
+    """One codec for one type. Values are 1-D tensors of the work type, float32 or float64."""
+
+    def size(self, count: int) -> int:
+        """Return the bytes that `count` values take."""
+
+    def encode(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the encoding, as uint8."""
+
+    def decode(self, data: torch.Tensor, into: torch.Tensor) -> None:
+        """Fill `into` with the values of an encoding of as many."""
+
+
+def coder_for(codec: Codec, dtype: torch.dtype) -> Coder | None:
+    """Return how values of `dtype` are encoded, None where they travel as they are."""
+    if codec is Codec.NONE or not dtype.is_floating_point:
+        return None
+    if codec in (Codec.FLOAT16, Codec.BFLOAT16):
+        return None if dtype in _HALVES else _Half(torch.float16 if codec is Codec.FLOAT16 else torch.bfloat16)
+    scale = torch.float64 if dtype is torch.float64 else torch.float32
+    return {Codec.INT8: _Int8, Codec.UINT8_MINMAX: _MinMax, Codec.UINT8_ZERO_POINT: _ZeroPoint}[codec](scale)
+
+
+def _blocks(count: int) -> int:
+    return -(-count // BLOCK)
+
+
+def _rows(values: torch.Tensor) -> torch.Tensor:
+    """Return the values as rows of a block each; a last one too short is filled up with its last value."""
+    short = -values.numel() % BLOCK
+    return (torch.cat((values, values[-1:].expand(short))) if short else values).view(-1, BLOCK)
+
+
+def _powers_of_two(exponents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return 2 to the (normal) exponents, by putting them where the format has them (IEEE 754)."""
+    if dtype is torch.float64:
+        return ((exponents.to(torch.int64) + 1023) << 52).view(dtype)
+    return ((exponents.to(torch.int32) + 127) << 23).view(dtype)
+
+
+class _Half:
+    """An int16 exponent for each block; then the values, divided by two to it, in a type of 16 bits."""
+
+    def __init__(self, half: torch.dtype) -> None:
+        self._half = half
+        # The greatest of a float16 block becomes 2^14 to 2^15: far from both ends. Any would do for bfloat16.
+        self._top, self._below_top = (15, 32752.0) if half is torch.float16 else (2, 3.984375)
+
+    def size(self, count: int) -> int:
+        return 2 * _blocks(count) + 2 * count
+
+    def encode(self, values: torch.Tensor) -> torch.Tensor:
+        data = torch.empty(self.size(values.numel()), dtype=torch.uint8)
+        if not values.numel():
+            return data
+        rows = _rows(values)
+        greatest = rows.abs().amax(1)
+        if not bool(greatest.isfinite().all()):
+            greatest = torch.where(rows.isfinite(), rows, 0).abs_().amax(1)
+        least = -1022 if values.dtype is torch.float64 else -126  # so that both factors are normal numbers
+        exponents = (torch.frexp(greatest).exponent - self._top).clamp_(min=least)
+        scaled = rows * _powers_of_two(-exponents, values.dtype)[:, None]
+        if bool((greatest > 0.99 * torch.finfo(values.dtype).max).any()):
+            # Rounding up would give the next power of two, which the type of the values does not have.
+            limit = torch.where(scaled.isfinite(), self._below_top, torch.inf)
+            scaled = torch.where(scaled.isnan(), scaled, scaled.clamp(-limit, limit))
+        head = 2 * len(rows)
+        data[:head].view(torch.int16).copy_(exponents)
+        data[head:].view(self._half).copy_(scaled.view(-1)[: values.numel()])
+        return data
+
+    def decode(self, data: torch.Tensor, into: torch.Tensor) -> None:
+        if not into.numel():
+            return
+        head = 2 * _blocks(into.numel())
+        factors = _powers_of_two(data[:head].view(torch.int16), into.dtype)
+        into.copy_(data[head:].view(self._half))
+        whole = into.numel() // BLOCK
+        into[: whole * BLOCK].view(-1, BLOCK).mul_(factors[:whole, None])
+        into[whole * BLOCK :].mul_(factors[-1])
+
+
+class _Eight:
+    """A scale for each block, for some codecs an offset too; then a code of 8 bits a value."""
+
+    codes = torch.uint8
+    levels, levels_beside_specials = 255, 252  # the greatest code of a finite value
+    nan, plus, minus = 253, 254, 255
+    offset_bytes = 0
+
+    def __init__(self, scale: torch.dtype) -> None:
+        self._scale = scale
+        self._scale_bytes = torch.finfo(scale).bits // 8
+
+    def size(self, count: int) -> int:
+        return (self._scale_bytes + self.offset_bytes) * _blocks(count) + count
+
+    def encode(self, values: torch.Tensor) -> torch.Tensor:
+        count = values.numel()
+        data = torch.empty(self.size(count), dtype=torch.uint8)
+        if not count:
+            return data
+        rows = _rows(values)
+        least, greatest = rows.amin(1), rows.amax(1)
+        given, finite, specials = rows, None, None
+        levels = torch.full_like(least, self.levels)
+        if not bool((least.isfinite() & greatest.isfinite()).all()):
+            finite = rows.isfinite()
+            specials = ~finite.all(1)
+            least = torch.where(finite, rows, torch.inf).amin(1)
+            least.masked_fill_(least.isinf(), 0.0)  # no finite value at all
+            rows = torch.where(finite, rows, least[:, None])
+            greatest = rows.amax(1)
+            levels.masked_fill_(specials, self.levels_beside_specials)
+        scale, offset, codes = self._quantise(rows, least, greatest, levels)
+        if finite is not None and specials is not None:
+            codes = torch.where(finite, codes, self._special_codes(given))
+            scale = torch.where(specials, -scale.abs(), scale.abs())
+        scales, offsets, all_codes = self._parts(data, count)
+        scales.copy_(scale)
+        if offset is not None:
+            offsets.copy_(offset)
+        all_codes.copy_(codes.view(-1)[:count])
+        return data
+
+    def decode(self, data: torch.Tensor, into: torch.Tensor) -> None:
+        count = into.numel()
+        if not count:
+            return
+        scales, offsets, codes = self._parts(data, count)
+        rows = into.view(-1, BLOCK) if count % BLOCK == 0 else into.new_empty((_blocks(count), BLOCK))
+        rows.view(-1)[:count] = codes
+        rows.view(-1)[count:] = 0
+        scale = scales.to(into.dtype)
+        marked = scale.signbit()
+        special = rows[marked] if bool(marked.any()) else None
+        self._spread(rows, scale.abs_(), offsets)
+        if special is not None:
+            for code, value in ((self.nan, torch.nan), (self.plus, torch.inf), (self.minus, -torch.inf)):
+                rows[marked] = torch.where(special == code, value, rows[marked])
+        if count % BLOCK:
+            into.copy_(rows.view(-1)[:count])
+
+    def _parts(self, data: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        blocks = _blocks(count)
+        first = blocks * self._scale_bytes
+        second = first + blocks * self.offset_bytes
+        offset = torch.uint8 if self.offset_bytes == 1 else self._scale
+        return data[:first].view(self._scale), data[first:second].view(offset), data[second:].view(self.codes)
+
+    def _special_codes(self, rows: torch.Tensor) -> torch.Tensor:
+        codes = torch.where(rows > 0, float(self.plus), float(self.minus))
+        return codes.masked_fill_(rows.isnan(), float(self.nan)).to(rows.dtype)
+
+    def _quantise(
+        self, rows: torch.Tensor, least: torch.Tensor, greatest: torch.Tensor, levels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Return scales, offsets, and integral codes of finite values."""
+        raise NotImplementedError
+
+    def _spread(self, rows: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> None:
+        """Turn codes into values, in place; no finite one may become infinite."""
+        raise NotImplementedError
+
+
+def _divisor(scale: torch.Tensor) -> torch.Tensor:
+    return torch.where(scale == 0, 1, scale)[:, None]  # a block of nothing, or of next to nothing
+
+
+def _keep_finite(rows: torch.Tensor, *extremes: torch.Tensor) -> None:
+    """Undo what rounding the scale up may do at the very end of the type's range."""
+    if not all(bool(extreme.isfinite().all()) for extreme in extremes):
+        end = torch.finfo(rows.dtype).max
+        rows.clamp_(-end, end)
+
+
+class _Int8(_Eight):
+    codes = torch.int8
+    levels, levels_beside_specials = 127, 126
+    nan, plus, minus = -128, 127, -127
+
+    def _quantise(
+        self, rows: torch.Tensor, least: torch.Tensor, greatest: torch.Tensor, levels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        scale = torch.maximum(-least, greatest) / levels
+        codes = (rows / _divisor(scale)).round_()
+        return scale, None, codes.clamp_(-levels[:, None], levels[:, None])
+
+    def _spread(self, rows: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> None:
+        rows.mul_(scale[:, None])
+        _keep_finite(rows, scale * self.levels)
+
+
+class _MinMax(_Eight):
+    def __init__(self, scale: torch.dtype) -> None:
+        super().__init__(scale)
+        self.offset_bytes = self._scale_bytes
+
+    def _quantise(
+        self, rows: torch.Tensor, least: torch.Tensor, greatest: torch.Tensor, levels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        scale = greatest / levels - least / levels
+        if bool((greatest - least).isfinite().all()):
+            codes = (rows - least[:, None]).div_(_divisor(scale))
+        else:  # the range itself is beyond the type
+            codes = (rows / 2 - least[:, None] / 2).div_(_divisor(scale) / 2)
+        return scale, least, codes.round_().clamp_(torch.zeros_like(levels)[:, None], levels[:, None])
+
+    def _spread(self, rows: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> None:
+        least = offset.to(rows.dtype)
+        if bool((scale * self.levels).isfinite().all()):
+            rows.mul_(scale[:, None]).add_(least[:, None])
+        else:  # the range itself is beyond the type
+            rows.mul_(scale[:, None] / 2).add_(least[:, None] / 2).mul_(2)
+        _keep_finite(rows, (scale * (self.levels / 2) + least / 2) * 2)
+
+
+class _ZeroPoint(_Eight):
+    offset_bytes = 1
+
+    def _quantise(
+        self, rows: torch.Tensor, least: torch.Tensor, greatest: torch.Tensor, levels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        least, greatest = least.clamp(max=0), greatest.clamp(min=0)
+        scale = greatest / levels - least / levels
+        divisor = _divisor(scale)
+        zero = (-least[:, None] / divisor).round_().clamp_(torch.zeros_like(levels)[:, None], levels[:, None])
+        codes = (rows / divisor).round_().add_(zero)
+        return scale, zero[:, 0], codes.clamp_(torch.zeros_like(levels)[:, None], levels[:, None])
+
+    def _spread(self, rows: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> None:
+        zero = offset.to(rows.dtype)
+        rows.sub_(zero[:, None]).mul_(scale[:, None])
+        _keep_finite(rows, zero * scale, (self.levels - zero) * scale)

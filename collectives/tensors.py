@@ -1,0 +1,115 @@
+"""Tensors and arrays as collectives see them: one dimension, contiguous, on the CPU.
+
+`flatten` gives what a member contributes. Where it can it is a view of the caller's memory, and
+nobody writes to it; what was reduced is scratch, and `publish` copies it back when the operation
+has committed. So an operation that is called off has touched nothing.
+
+A CUDA tensor is staged through pinned memory, the only kind that the device copies to at full
+speed. NumPy has no bfloat16 and torch no strings, dates, structures or foreign byte order: what
+either side lacks is refused here, before anything is sent.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from collectives.errors import BadArgument
+
+TensorLike: TypeAlias = torch.Tensor | np.ndarray[Any, Any]
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*FLOATS, *SIGNED, *UNSIGNED)}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def dtype_name(x: TensorLike) -> str:
+    """Return the name of the element type, the same for a tensor and an array: "float32", say.
+
+    Raises:
+        BadArgument: `x` is neither, or of a type that cannot be reduced.
+    """
+    if isinstance(x, torch.Tensor):
+        name = _NAMES.get(x.dtype)
+        if name is None or x.layout is not torch.strided or x.is_meta:
+            raise _refused(f"a {x.layout} tensor of {x.dtype} on {x.device}")
+        return name
+    if isinstance(x, np.ndarray):
+        if x.dtype.name not in DTYPES or not x.dtype.isnative:
+            raise _refused(f"an array of {x.dtype!r}")
+        return x.dtype.name
+    raise _refused(f"a {type(x).__name__}")
+
+
+def _refused(what: str) -> BadArgument:
+    return BadArgument(
+        f"cannot reduce {what}: give a dense torch.Tensor or numpy.ndarray of one of {', '.join(DTYPES)}, "
+        "in this machine's byte order"
+    )
+
+
+def flatten(x: TensorLike) -> torch.Tensor:
+    """Return the values of `x` in row-major order, 1-D, contiguous, on the CPU; read it only.
+
+    It shares the memory of a contiguous `x` on the CPU, and else is a copy.
+
+    Raises:
+        BadArgument: as `dtype_name`.
+    """
+    dtype_name(x)
+    if isinstance(x, torch.Tensor):
+        flat = x.detach().reshape(-1)
+        if flat.is_cuda:
+            staged = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+            return staged.copy_(flat)  # waits for the device
+        # A tensor's lazy negation is not in its memory yet.
+        return flat.cpu().contiguous().resolve_neg()
+    rows = np.ascontiguousarray(x).reshape(-1)
+    # torch has no read-only tensors, and warns.
+    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+
+
+def check_target(x: TensorLike, out: TensorLike | None) -> TensorLike:
+    """Return where the result of reducing `x` goes: `out`, or `x` itself.
+
+    Raises:
+        BadArgument: it cannot hold the result, or cannot be written.
+    """
+    target = x if out is None else out
+    if dtype_name(target) != dtype_name(x) or tuple(target.shape) != tuple(x.shape):
+        raise BadArgument(
+            f"out is {dtype_name(target)} of shape {tuple(target.shape)}, the result {dtype_name(x)} "
+            f"of shape {tuple(x.shape)}: give an out like the input"
+        )
+    if isinstance(target, np.ndarray):
+        writable = target.flags.writeable
+    else:
+        # Elements that share memory, as expand() makes them, cannot hold different results.
+        writable = all(stride != 0 or size < 2 for stride, size in zip(target.stride(), target.shape, strict=True))
+    if not writable:
+        raise BadArgument("the buffer cannot be written (read-only, or expanded): give a writable out=")
+    return target
+
+
+def publish(result: torch.Tensor, target: TensorLike) -> None:
+    """Copy a flat result of the same type into `target`, of any layout and device."""
+    if isinstance(target, torch.Tensor):
+        with torch.no_grad():
+            target.copy_(result.view(target.shape))
+    else:
+        np.copyto(target, result.numpy().reshape(target.shape))
+
+
+def fresh(like: TensorLike, shape: Sequence[int]) -> TensorLike:
+    """Return a new buffer of the kind, type and device of `like`, of `shape`, not filled."""
+    if isinstance(like, torch.Tensor):
+        return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
+    return np.empty(tuple(shape), dtype=like.dtype)
+
+
+def memory(flat: torch.Tensor) -> memoryview:
+    """Return the bytes of a contiguous 1-D CPU tensor, without a copy."""
+    return flat.view(torch.uint8).numpy().data
