@@ -1,13 +1,15 @@
 """What can happen to a swarm. Each scenario is a few lines that say what it does while its time lasts."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from protocol.memory_transport import Cut
+from protocol.records import PeerRecord
 from protocol.simulator.trial import Plan, Trial
 
 PAUSE_S = 30.0
-RESTART_S = 2.0  # how long a node that is restarted is away
+RESTART_S = 2  # how long a node that is restarted is away
 CROWD = 20  # one node in so many is there before the crowd
 
 
@@ -29,20 +31,16 @@ def _kill(trial: Trial, seconds: float) -> None:
 
 
 def _rolling_restarts(trial: Trial, seconds: float) -> None:
-    simulation = trial.simulation
+    """Every second some are killed, and those come back, with their peers files, that were killed `RESTART_S` ago."""
     names = trial.choose(1.0)
-    batches = max(1, int((seconds - RESTART_S) / 1.0))
-    away: dict[int, tuple[float, int]] = {}
-    books = {}
-    for batch in range(batches + int(RESTART_S)):
-        for name in names[batch::batches] if batch < batches else []:
-            trial.deaths_declared += simulation.nodes[name].core.membership.deaths
-            books[name] = simulation.kill(name)
-            away[name] = (simulation.network.now + RESTART_S, name)
+    batches = max(1, int(seconds) - RESTART_S)
+    away: deque[dict[int, tuple[PeerRecord, ...]]] = deque()
+    for batch in range(batches + RESTART_S):
+        away.append({name: trial.stop(name) for name in names[batch::batches]} if batch < batches else {})
+        if batch >= RESTART_S:
+            for name, known in away.popleft().items():
+                trial.start(name, known)
         trial.pass_time(1.0)
-        for name in [name for name, (back, _) in away.items() if back <= simulation.network.now]:
-            del away[name]
-            simulation.start(name, known=books.pop(name))
 
 
 def _loss(trial: Trial, seconds: float) -> None:

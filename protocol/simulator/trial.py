@@ -16,6 +16,7 @@ from protocol.envelope import ItemId, Kind
 from protocol.identity import NodeId
 from protocol.limits import Limits
 from protocol.memory_transport import Conditions
+from protocol.records import PeerRecord
 from protocol.simulator.hostile import Attack, Dropper, Eclipser, FalseAnnouncer, Flooder, Forger, Gravedigger
 from protocol.simulator.identity import SimulatedIdentity
 from protocol.simulator.overlay import Graph, mutual
@@ -118,17 +119,20 @@ class Trial:
         names = [name for name in self.healthy if name]
         return self.rng.sample(names, int(share * len(names)))
 
-    def start(self, name: int) -> None:
-        """Start a node as the plan has it: honest or hostile, with a clock that may be off."""
+    def start(self, name: int, known: tuple[PeerRecord, ...] = ()) -> None:
+        """Start a node as the plan has it: honest or hostile, with a clock that may be off, `known` in its file."""
         skew = self.rng.uniform(-1.0, 1.0) * self.plan.skew_s
-        self.simulation.start(name, skew=skew, core=self.hostile.get(name, Core))
+        self.simulation.start(name, known=known, skew=skew, core=self.hostile.get(name, Core))
+
+    def stop(self, name: int, *, silently: bool = False) -> tuple[PeerRecord, ...]:
+        """Kill a node, for now; return what its peers file holds."""
+        self.deaths_declared += self.simulation.nodes[name].core.membership.deaths
+        return self.simulation.kill(name, silently=silently)
 
     def kill(self, name: int, *, silently: bool = False) -> None:
         """Kill a node for good."""
-        node = self.simulation.nodes[name]
-        self.deaths_declared += node.core.membership.deaths
-        self.dead[node.identity.node_id] = self.simulation.network.now
-        self.simulation.kill(name, silently=silently)
+        self.dead[self.simulation.nodes[name].identity.node_id] = self.simulation.network.now
+        self.stop(name, silently=silently)
 
     def settle(self, seconds: float) -> None:
         """Start the swarm and let it find itself."""
