@@ -63,6 +63,7 @@ class _Holder:
     spoke: float = float("-inf")
     owed: dict[ItemId, float] = field(default_factory=dict)  # stalled items, and when they were asked for
     broken: int = 0
+    blameless_until: float = float("-inf")  # one bad moment is blamed once, however much was asked for in it
 
 
 class Pulls:
@@ -215,12 +216,14 @@ class Pulls:
         return silent or now >= want.asked_at + PROMISE_PATIENCE * patience
 
     def _blame(self, holder: _Holder, now: float) -> bool:
-        overdue = [i for i, asked_at in holder.owed.items() if asked_at + PROMISE_PATIENCE * self._patience <= now]
+        period = PROMISE_PATIENCE * self._patience
+        overdue = [item_id for item_id, asked_at in holder.owed.items() if asked_at + period <= now]
         for item_id in overdue:
             holder.broken += holder.spoke > holder.owed.pop(item_id)
-        if holder.broken < MAX_BROKEN:
+        if holder.broken < MAX_BROKEN or now < holder.blameless_until:
             return False
         holder.broken = 0
+        holder.blameless_until = now + period
         return True
 
     def _make_room(self) -> None:

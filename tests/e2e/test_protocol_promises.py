@@ -1,0 +1,59 @@
+"""A peer that announces and never delivers, against a live node: it is refused, and honest peers do not notice."""
+
+import hashlib
+import time
+from dataclasses import replace
+
+from protocol.envelope import ItemId, Kind
+from protocol.host import Host
+from protocol.identity import Identity
+from protocol.messages import Announce, Entry
+from protocol.timing import LOCAL
+from tests.protocol_raw import RawPeer
+from tests.waiting import wait_until
+
+SWARM = b"a swarm of tests"
+HASTY = replace(LOCAL, pull_patience=0.2)  # promises are due in a second, not in ten
+
+
+def promises(batch: int) -> bytes:
+    """An announcement of ten items that nobody has."""
+    names = (hashlib.sha256(b"%d %d" % (batch, number)).digest() for number in range(10))
+    return Announce(tuple(Entry(ItemId(name), 1000) for name in names)).encode()
+
+
+def test_promises_that_are_broken_get_a_peer_refused_while_an_honest_one_is_heard() -> None:
+    host = Host(Identity.generate(), SWARM, "tcp://127.0.0.1:0", [], timing=HASTY)
+    address = host.start()
+    honest = Host(Identity.generate(), SWARM, None, [address], timing=HASTY)
+    honest.start()
+    liar = RawPeer(Identity.generate(), address, SWARM)
+    published, heard, batch = 0, 0, 0
+    try:
+        wait_until(lambda: host.counters().peers == 1, 20, "the honest peer")
+        liar.send(liar.hello())
+        wait_until(lambda: host.counters().peers == 2, 20, "the liar")
+        deadline = time.monotonic() + 40
+        while not host.counters().rejected.get("graylisted"):
+            assert time.monotonic() < deadline, host.counters()
+            liar.try_send(liar.frame(Kind.ANNOUNCE, promises(batch)))
+            batch += 1
+            honest.publish(b"%d" % published)
+            published += 1
+            heard += len(host.receive(100))
+            while liar.receive(0.1):
+                pass
+        wait_until(lambda: host.counters().peers == 1, 20, "the liar's absence")
+
+        def all_heard() -> bool:
+            nonlocal heard
+            heard += len(host.receive(100))
+            return heard == published
+
+        wait_until(all_heard, 20, "what the honest peer said")
+        assert host.counters().rejected["broken_promise"] >= 2
+        assert honest.counters().rejected == {}
+    finally:
+        liar.close()
+        honest.stop()
+        host.stop()
