@@ -1,7 +1,6 @@
 """What members say to one another about views and operations: typed, and bounded before it is parsed.
 
-A message is [kind, fields...] in MessagePack. `decode` raises `MessageError("malformed")` for
-whatever it does not expect. None is signed: the link that it comes on says who speaks.
+None is signed: the link that it comes on says who speaks. `message_codec` is their form as bytes.
 
     Beat       I live, in this view; whom I miss; which newcomers I reach
     Apply      let me in                            (outside -> any member, each heartbeat)
@@ -32,7 +31,7 @@ MAX_ENTRIES = 4096  # operations of one view in a report: those open, and the la
 MAX_LEDGERS = 4  # views whose operations a report tells about
 MAX_FIELDS = 16  # of a digest
 MAX_TEXT_BYTES = 256
-MAX_ADDRESS_BYTES = 256
+MAX_ADDRESS_BYTES = 320
 MAX_PENDING = 64  # newcomers that are kept waiting
 MAX_MESSAGE_BYTES = 256 * (MAX_SHARE_BYTES + 64)  # a Start of `views.MAX_MEMBERS`
 
@@ -74,10 +73,11 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """The sender is in no view and asks to be let in."""
+    """The sender is in no view and asks to be let in; `epoch` is that of the last view it was in, or 0."""
 
     address: str
     session: bytes
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,19 +149,24 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Propose:
-    """Leave your view; `members` shall make the next one."""
+    """Leave your view; `members` shall make the next one. `epoch` is that of the proposer's view."""
 
     ballot: Ballot
+    epoch: int
     members: tuple[NodeId, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """How far the operations of one view got at one of its members, which takes no further part in it."""
+    """How far the operations of one view got at one of its members, which takes no further part in it.
+
+    `whole` is False where ended operations were forgotten: then one that is not listed says nothing.
+    """
 
     mark: bytes
     members: tuple[NodeId, ...]
     entries: tuple[tuple[OpId, Stage], ...]
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,20 +209,5 @@ class Goodbye:
     """The sender is gone for good."""
 
 
-Message = (
-    Beat
-    | Apply
-    | Sight
-    | Pending
-    | Initiate
-    | Start
-    | Done
-    | Commit
-    | Ack
-    | Abort
-    | Propose
-    | Report
-    | Decide
-    | Welcome
-    | Goodbye
-)
+OperationMessage = Initiate | Start | Done | Commit | Ack | Abort
+Message = OperationMessage | Beat | Apply | Sight | Pending | Propose | Report | Decide | Welcome | Goodbye

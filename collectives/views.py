@@ -95,6 +95,6 @@ class View:
 
 
 def outranks(one: Iterable[NodeId], other: Iterable[NodeId]) -> bool:
-    """Tell whether the side `one` of a split group goes on when they meet: the larger, else the one with the least id."""
+    """Tell whether the side `one` of a split group goes on when two meet: the larger, or that with the least id."""
     mine, theirs = sorted(one), sorted(other)
     return (-len(mine), mine) < (-len(theirs), theirs)
