@@ -54,7 +54,6 @@ from protocol.identity import NodeId
 
 MAX_HELD = 256  # messages from views yet to come
 MAX_CONTACTS = 256  # nodes that were in a view with this one, or whom a seed spoke of
-OperationMessage = messages.Initiate | messages.Start | messages.Done | messages.Commit | messages.Ack | messages.Abort
 
 
 class Agreement:

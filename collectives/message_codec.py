@@ -5,6 +5,7 @@ integers of a digest may have a sign. Fields that a newer minor version appends 
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NoReturn, TypeVar
 
 from collectives.messages import (
@@ -172,7 +173,7 @@ def _view(fields: Fields) -> View:
     group, epoch, mark = fields.bytes(MAX_GROUP_BYTES), fields.uint(), fields.sized(MARK_BYTES)
     roster = fields.each(MAX_MEMBERS, _member)
     ids = [line.id for line in roster]
-    if not ids or any(one >= other for one, other in zip(ids, ids[1:], strict=False)):
+    if not ids or any(one >= other for one, other in pairwise(ids)):
         _refuse("view")
     return View(group, epoch, mark, roster)
 
