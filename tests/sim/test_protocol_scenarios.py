@@ -4,10 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
 
 from protocol.envelope import Kind
 from protocol.memory_transport import Conditions
@@ -19,6 +21,12 @@ from protocol.simulator.trial import LIMITS, Plan, Trial
 from protocol.timing import LOCAL, WAN
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()  # the command logs to the standard error of its own test
 
 
 def failures(scenario: str, plan: Plan) -> list[str]:
