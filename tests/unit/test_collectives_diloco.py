@@ -1,5 +1,7 @@
 """DiLoCo on a group in one process: the outer step, both modes, newcomers, failures, checkpoints."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -69,12 +71,11 @@ def test_one_inner_step_and_a_plain_outer_one_are_data_parallel_training():
     targets = {name: torch.randn(20, 1) for name in "abc"}
     hall = Hall("a", "b", "c")
 
-    def model():
-        torch.manual_seed(1)
-        return torch.nn.Linear(4, 1)
+    together = torch.nn.Linear(4, 1)
+    models = {name: copy.deepcopy(together) for name in "abc"}
 
     def train(name):
-        net = model()
+        net = models[name]
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         diloco = DiLoCo(FakeCommunicator(hall, name), net, optimizer, inner_steps=1, outer_lr=1.0, momentum=0.0)
         for at in range(20):
@@ -85,7 +86,6 @@ def test_one_inner_step_and_a_plain_outer_one_are_data_parallel_training():
         return flat_copy(list(net.parameters()))
 
     trained = run({name: lambda name=name: train(name) for name in "abc"})
-    together = model()
     optimizer = torch.optim.SGD(together.parameters(), lr=0.1)
     for at in range(20):
         optimizer.zero_grad()
