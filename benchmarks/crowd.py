@@ -4,6 +4,7 @@ import json
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -102,7 +103,8 @@ class Crowd:
         """End all processes and what they started."""
         for child in self._children:
             if child.stdin is not None:
-                child.stdin.close()
+                with suppress(BrokenPipeError):  # what was written last was for one that has ended
+                    child.stdin.close()
         families = [process for child in self._children for process in _family(child)]
         _, alive = psutil.wait_procs(families, STOP_S)
         for process in alive:

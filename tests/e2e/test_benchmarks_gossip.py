@@ -5,6 +5,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.crowd import Crowd
 from benchmarks.gossip import run
 from node.cli.bench import app
 from node.errors import UserError
@@ -26,6 +27,16 @@ def test_a_side_that_does_not_start_is_a_row_and_the_other_is_measured() -> None
     assert absent["impl"] == "hivemind" and "ended" in absent["error"]  # this interpreter has no hivemind
     assert ours["impl"] == "gossamer" and ours["failed"] == 0
     assert last["ratio"] == {"hivemind": {"nodes=2 kib=10": None}}
+
+
+def test_a_crowd_that_lost_a_process_says_so_and_stops() -> None:
+    with Crowd([sys.executable, "-m", "benchmarks.gossip_peers", "00" * 16], 2, 2, 60) as crowd:
+        crowd.join(1, 60)
+        assert crowd.round(10_000, 20).held == 4
+        crowd._children[1].kill()
+        crowd._children[1].wait()
+        assert "ended" in crowd.round(10_000, 20).error
+        assert crowd.is_dead
 
 
 @pytest.mark.parametrize(
