@@ -1,5 +1,30 @@
-"""What a group of nodes computes together: all-reduce, shared state, DiLoCo.
+"""What a group of nodes computes together: all-reduce, shared state, DiLoCo. No master; any member may fail.
 
-The home of the interface; no operation is published yet. It will stand on
-`protocol` and serve `node`, and imports nothing from `node`.
+    from collectives import Communicator
+
+    with Communicator.connect(group="run-1", seeds=["tcp://10.0.0.1:7700"], listen="tcp://0.0.0.0:0") as comm:
+        result = comm.all_reduce(gradient)  # in place: the mean of all members' gradients
+
+It stands on `protocol` and serves `node`, and imports nothing from `node`.
 """
+
+from collectives.communicator import Communicator
+from collectives.diloco import DiLoCo
+from collectives.errors import Aborted, CollectiveError, DeadlineExceeded, Evicted, Mismatch, NotEnoughPeers
+from collectives.state import SharedState
+from collectives.types import Codec, Op, SyncStrategy
+
+__all__ = [
+    "Aborted",
+    "Codec",
+    "CollectiveError",
+    "Communicator",
+    "DeadlineExceeded",
+    "DiLoCo",
+    "Evicted",
+    "Mismatch",
+    "NotEnoughPeers",
+    "Op",
+    "SharedState",
+    "SyncStrategy",
+]

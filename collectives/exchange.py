@@ -8,7 +8,7 @@ is about to start here too; those are bounded, and ended operations are remember
 import socket
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Set
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 from collectives.attempt import Inbox, SocketPort
@@ -36,11 +36,10 @@ class _Lane:
 
 
 class Exchange:
-    """Thread-safe. `on_change` is called when a stream ended."""
+    """Thread-safe."""
 
-    def __init__(self, own: NodeId, on_change: Callable[[], None]) -> None:
+    def __init__(self, own: NodeId) -> None:
         self._own = own
-        self._on_change = on_change
         self._lock = threading.Lock()
         self._lanes: dict[NodeId, _Lane] = {}
         self._ports: dict[bytes, tuple[Inbox, frozenset[NodeId]]] = {}
@@ -186,7 +185,6 @@ class Exchange:
         if current:
             for inbox in waiting:
                 inbox.lost(stream.member, text)
-            self._on_change()
 
     def _concerned(self, member: NodeId) -> list[Inbox]:
         known = [inbox for inbox, members in self._ports.values() if member in members]

@@ -144,7 +144,7 @@ class Mesh:
     def want(self, address: Address) -> None:
         """See to it that whoever listens at `address` becomes linked."""
         now = time.monotonic()
-        if address.member is not None and (address.member in self._links or address.member == self._own):
+        if self._reached(address):
             return
         known = self._wanted.get(address)
         if known is not None:
@@ -152,6 +152,20 @@ class Mesh:
             return
         first = now + (_YIELD_S if address.member is not None and self._own > address.member else 0.0)
         self._wanted[address] = _Wanted(first, now + WANT_S)
+
+    def _reached(self, address: Address) -> bool:
+        if address.member is not None:
+            return address.member in self._links or address.member == self._own
+        return str(address) == self.address or any(
+            link.address == str(address) or any(address == channel.wanted for channel in link.channels)
+            for link in self._links.values()
+        )
+
+    def drop(self, member: NodeId, reason: str) -> None:
+        """Hang up on a member; whoever wants it again may dial it again."""
+        link = self._links.get(member)
+        for connection in list(link.channels) if link is not None else []:
+            self._end(connection, reason)
 
     def send(self, member: NodeId, body: bytes) -> bool:
         """Send a frame to a linked member; False: it is not linked, or not any more."""
@@ -191,15 +205,35 @@ class Mesh:
         self._events.clear()
         return events
 
-    def close(self) -> None:
-        """Hang up on everybody, after one last try to send what waits."""
+    def close(self, linger: float = 0.5) -> None:
+        """Hang up on everybody; what was said last is given `linger` seconds to be read.
+
+        A socket closed over unread bytes resets the connection, which may destroy what we sent. So say
+        that we are done, and read until the others are too.
+        """
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        open_until = time.monotonic() + linger
         for connection in list(self._connections.values()):
-            with suppress(PeerError):
+            try:
                 connection.channel.write()
+                connection.channel.socket.shutdown(socket.SHUT_WR)
+            except (PeerError, OSError):
+                self._end(connection, "closed")
+                continue
+            self._selector.modify(connection.channel.socket, selectors.EVENT_READ, connection.channel)
+        while self._connections and (left := open_until - time.monotonic()) > 0:
+            for key, _ in self._selector.select(left):
+                if key.data in self._connections:
+                    try:
+                        key.data.read()
+                    except PeerError:
+                        self._end(self._connections[key.data], "closed")
+        for connection in list(self._connections.values()):
             connection.channel.close()
         self._connections.clear()
         self._selector.close()
-        for sock in (self._listener, self._wake_in, self._wake_out):
+        for sock in (self._wake_in, self._wake_out):
             sock.close()
 
     # --- one connection ------------------------------------------------------------------------
@@ -395,7 +429,7 @@ class Mesh:
         for address, state in list(self._wanted.items()):
             if state.trying or state.next_try > now:
                 continue
-            if state.until <= now or address.member in self._links:
+            if state.until <= now or self._reached(address):
                 del self._wanted[address]
                 continue
             state.trying = True

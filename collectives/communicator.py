@@ -1,0 +1,406 @@
+"""`Communicator`: a member of a group, as its owner uses it.
+
+    comm = Communicator.connect(group="run-1", seeds=["tcp://10.0.0.1:7700"], listen="tcp://0.0.0.0:0")
+    while training:
+        if comm.pending():
+            comm.admit()
+        comm.all_reduce(gradient)
+    comm.leave()
+
+Blocking calls run on the caller's thread; the control thread and the streams' threads do the rest.
+"""
+
+import os
+import random
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+from collectives.address import Address
+from collectives.agreement import Agreement
+from collectives.agreement_events import ADMIT, Begin, Verdict
+from collectives.bandwidth import Estimates
+from collectives.call import Call, Committed, InDoubt, error_of, finish_call
+from collectives.control import Control, Observer, Standing
+from collectives.errors import Aborted, BadArgument, DeadlineExceeded, Evicted
+from collectives.exchange import Exchange
+from collectives.feedback import Feedback
+from collectives.handles import Handle, Pool
+from collectives.handshake import SESSION_BYTES, Party, group_hash
+from collectives.jobs import AgreeTopology, AllGather, AllReduce, Barrier, Broadcast, Job, Known, Measure, Sync
+from collectives.mesh import Mesh
+from collectives.probing import probe
+from collectives.state import SharedState
+from collectives.tensors import TensorLike
+from collectives.timing import LAN, Timing
+from collectives.types import Codec, Op, Partition, ReduceResult, SyncResult, SyncStrategy
+from collectives.views import ADMIT_TAG, View
+from protocol.identity import Identity, NodeId
+
+T = TypeVar("T")
+
+MAX_TAG = 2**32 - 1  # a caller's own; above are those of calls that have no tag
+MAX_STREAMS = 128
+_MANY, _SYNC, _BARRIER, _TOPOLOGY = 2**40, 2**33, 2**33 + 1, 2**33 + 2
+
+
+class Communicator:
+    """One member of a group that reduces, gathers and shares state. Thread-safe; use `connect` to make one."""
+
+    def __init__(self, control: Control, identity: Identity, address: str) -> None:
+        """Wrap a control thread that runs. `connect` does that."""
+        self._control = control
+        self._address = address
+        self._node_id = identity.node_id
+        self._known = Known()
+        self._estimates = Estimates()
+        self._pool = Pool()
+        # Also when it is only forgotten, or the program ends: no thread and no socket stays behind.
+        self._finalizer = weakref.finalize(self, control.stop, True)
+
+    @classmethod
+    def connect(  # noqa: PLR0913  # keywords that outside code relies on
+        cls,
+        group: str,
+        seeds: Iterable[str] = (),
+        listen: str = "tcp://127.0.0.1:0",
+        *,
+        identity: Identity | None = None,
+        encrypt: bool = True,
+        streams: int = 1,
+        timeout: float = 30.0,
+        partition: Partition | str = Partition.CONTINUE,
+        timing: Timing = LAN,
+        observer: Observer | None = None,
+    ) -> "Communicator":
+        """Found a group, or join one: then wait until its members let this one in, with `admit`.
+
+        Args:
+            group: its name; members of other groups are refused.
+            seeds: addresses of any members, `tcp://HOST:PORT`, each with `?id=NODEID` where that is known;
+                none found the group.
+            listen: where others dial this one; port 0 takes a free one.
+            identity: the key that this member is known by; a new one each time if None.
+            encrypt: AES-256-GCM on every connection; all members must want the same. Who a member is gets
+                proven either way.
+            streams: data connections to each member; more for long fat links.
+            timeout: seconds to wait at most to be let in.
+            partition: what the two sides of a split group do: "continue", or "majority" (less than half waits).
+            timing: how patient members are with each other; the same at all of them.
+            observer: told of every event and action of the agreement, on the control thread.
+
+        Raises:
+            BadAddress, BadArgument: what was given cannot be used.
+            DeadlineExceeded: no seed answered, or nobody let this one in, in time.
+        """
+        if not 1 <= streams <= MAX_STREAMS:
+            raise BadArgument(f"streams = {streams}: give 1 to {MAX_STREAMS}")
+        addresses = [str(Address.parse(seed)) for seed in seeds]
+        listening = Address.parse(listen)
+        policy = Partition(partition)
+        identity = identity or Identity.generate()
+        group_id = group_hash(group)
+        exchange = Exchange(identity.node_id)
+        party = Party(identity, group_id, os.urandom(SESSION_BYTES), encrypt)
+        mesh = Mesh(party, listening, streams, exchange.add_stream, exchange.open_streams)
+        agreement = Agreement(
+            identity.node_id,
+            mesh.address,
+            group_id,
+            random.SystemRandom(),
+            time.monotonic(),
+            seeds=addresses,
+            timing=timing,
+            partition=policy,
+        )
+        control = Control(agreement, mesh, exchange, timing, observer)
+        control.start()
+        comm = cls(control, identity, mesh.address)
+        try:
+            comm._wait_inside(timeout)
+        except BaseException:
+            comm.leave()
+            raise
+        return comm
+
+    def _wait_inside(self, timeout: float) -> None:
+        control = self._control
+        with control.changed:
+            if control.changed.wait_for(lambda: control.standing.view is not None, timeout):
+                return
+        found = control.linked()
+        if found:
+            raise DeadlineExceeded(f"{found} members know of this one, but none called admit() in {timeout:g} s")
+        said = ", ".join(f"{reason} ({count})" for reason, count in control.refused().items())
+        raise DeadlineExceeded(
+            f"no seed answered in {timeout:g} s: check the addresses, the group's name and `encrypt`"
+            + (f"; connections ended with: {said}" if said else "")
+        )
+
+    # --- who is here ---------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        """What others dial: `tcp://HOST:PORT`."""
+        return self._address
+
+    @property
+    def node_id(self) -> NodeId:
+        """This member's id."""
+        return self._node_id
+
+    @property
+    def members(self) -> tuple[NodeId, ...]:
+        """The ids of all members, sorted, this one's included; empty while outside of the group."""
+        view = self._standing.view
+        return view.members if view is not None else ()
+
+    @property
+    def world_size(self) -> int:
+        """How many members there are; 0 while outside of the group."""
+        return len(self.members)
+
+    @property
+    def epoch(self) -> int:
+        """The number of the group's current view; 0 while outside of the group."""
+        view = self._standing.view
+        return view.epoch if view is not None else 0
+
+    def pending(self) -> bool:
+        """Tell whether anybody waits to be admitted; asks nobody, so ask as often as you like."""
+        return self._standing.pending
+
+    @property
+    def _standing(self) -> Standing:
+        return self._control.standing
+
+    def __repr__(self) -> str:
+        return f"Communicator({self._node_id} at {self._address}, {self.world_size} members, epoch {self.epoch})"
+
+    # --- changing who is here ------------------------------------------------------------------
+
+    def admit(self, timeout: float = 30.0) -> None:
+        """Let those who wait in; every member must call it. A member that was left out waits to be let in again.
+
+        Raises:
+            Aborted, DeadlineExceeded, NotEnoughPeers, Evicted: nobody was let in.
+        """
+        call = self._begin(ADMIT_TAG, ADMIT, (), b"", timeout)
+        finished = call.wait_finish(call.deadline + self._control.timing.settling)
+        if finished.verdict is not Verdict.COMMIT:
+            raise error_of(finished)
+
+    def leave(self) -> None:
+        """Leave the group and close everything; the others go on. Calls in flight end with `Evicted`."""
+        self._finalizer()
+
+    def __enter__(self) -> "Communicator":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave()
+
+    # --- operations ----------------------------------------------------------------------------
+
+    def all_reduce(
+        self,
+        x: TensorLike,
+        op: Op = Op.AVG,
+        out: TensorLike | None = None,
+        weight: float = 1.0,
+        codec: Codec = Codec.NONE,
+        tag: int = 0,
+        timeout: float = 30.0,
+        feedback: Feedback | None = None,
+    ) -> ReduceResult:
+        """Combine all members' `x`, with the same bits at every member.
+
+        Args:
+            x: a torch tensor or a NumPy array, any shape and layout, CPU or CUDA; overwritten if `out` is None.
+            op: how; AVG weighs each member by its `weight`, which may be 0.
+            out: where the result goes, of x's shape and type.
+            weight: this member's, for AVG.
+            codec: how values travel.
+            tag: tells operations in flight apart; one call a tag at a time.
+            timeout: seconds until it is called off.
+            feedback: keeps what a lossy codec loses, for this tensor's next call.
+
+        Raises:
+            BadArgument: nothing was sent.
+            Mismatch: another member called it with other arguments.
+            Aborted, DeadlineExceeded, NotEnoughPeers, Evicted: the buffer is as it was.
+        """
+        return self._reducing(x, op, out, weight, codec, _own_tag(tag), timeout, feedback)()
+
+    def all_reduce_async(
+        self,
+        x: TensorLike,
+        op: Op = Op.AVG,
+        out: TensorLike | None = None,
+        weight: float = 1.0,
+        codec: Codec = Codec.NONE,
+        tag: int = 0,
+        timeout: float = 30.0,
+        feedback: Feedback | None = None,
+    ) -> Handle[ReduceResult]:
+        """Start `all_reduce` and return at once. Leave `x` and `out` alone until the handle's `wait` returns."""
+        return self._pool.start(
+            lambda: self._reducing(x, op, out, weight, codec, _own_tag(tag), timeout, feedback), timeout
+        )
+
+    def all_reduce_many(
+        self,
+        tensors: Sequence[TensorLike],
+        op: Op = Op.AVG,
+        weight: float = 1.0,
+        codec: Codec = Codec.NONE,
+        in_flight: int = 4,
+        retry: bool = True,
+        timeout: float = 30.0,
+    ) -> list[ReduceResult]:
+        """Reduce each tensor in place, several at a time; every member must give as many, in the same order.
+
+        With `retry` a tensor whose reduction was called off because a member failed is reduced again with
+        those who are left, until all are done; a member that is left alone has only its own values to combine.
+
+        Raises:
+            BadArgument, Mismatch, DeadlineExceeded, NotEnoughPeers, Evicted: tensors before it may be reduced.
+            Aborted: only without `retry`.
+        """
+        if in_flight < 1:
+            raise BadArgument(f"in_flight = {in_flight}: give at least 1")
+        results: list[ReduceResult] = []
+        handles: dict[int, Handle[ReduceResult]] = {}
+
+        def start(index: int) -> None:
+            handles[index] = self._pool.start(
+                lambda: self._reducing(tensors[index], op, None, weight, codec, _MANY + index, timeout, None), timeout
+            )
+
+        try:
+            for index in range(len(tensors)):
+                for ahead in range(index, min(index + in_flight, len(tensors))):
+                    if ahead not in handles:
+                        start(ahead)
+                while len(results) == index:
+                    try:
+                        results.append(handles[index].wait())
+                    except (Aborted, InDoubt):
+                        if not retry:
+                            raise
+                        start(index)
+        finally:
+            for index in range(len(results), len(tensors)):
+                if index in handles:
+                    handles[index].settle()
+        return results
+
+    def all_gather(self, x: TensorLike, tag: int = 0, timeout: float = 30.0) -> ReduceResult:
+        """Return everybody's `x` (of one type and size) in a new buffer, `contributors` along its first dimension.
+
+        Raises: as `all_reduce`.
+        """
+        return self._run(_own_tag(tag), AllGather(self._known, x), timeout)()
+
+    def broadcast(self, x: TensorLike, root: NodeId, tag: int = 0, timeout: float = 30.0) -> ReduceResult:
+        """Fill everybody's `x` (of one type and size) with the root's.
+
+        Raises: as `all_reduce`; `BadArgument` if `root` is no member.
+        """
+        return self._run(_own_tag(tag), Broadcast(self._known, x, root), timeout)()
+
+    def barrier(self, timeout: float = 30.0) -> ReduceResult:
+        """Return when every member has called it; the result's `value` is None. Raises: as `all_reduce`."""
+        return self._run(_BARRIER, Barrier(), timeout)()
+
+    def optimize_topology(self, timeout: float = 60.0) -> tuple[NodeId, ...]:
+        """Measure all links, agree on them, and return the tour that rings follow from now on. All must call it.
+
+        Raises: as `all_reduce`; what was agreed before stays.
+        """
+        until = time.monotonic() + timeout
+        measure = Measure(lambda port, order: probe(port, order, self._estimates))
+        self._run(_TOPOLOGY, measure, timeout)()
+        row = self._estimates.row(self.members)
+        return self._run(_TOPOLOGY, AgreeTopology(self._known, row), max(0.0, until - time.monotonic()))().value.tour
+
+    def sync_state(
+        self,
+        state: SharedState,
+        strategy: SyncStrategy = SyncStrategy.ENFORCE_POPULAR,
+        timeout: float = 60.0,
+    ) -> SyncResult:
+        """Bring `state` to the one that holds; every member must call it. Tensors are replaced whole, on commit only.
+
+        Raises:
+            BadArgument: nothing was sent.
+            Mismatch: states that cannot go together.
+            Aborted, DeadlineExceeded, NotEnoughPeers, Evicted: the state is as it was; what arrived is kept
+                for the next call.
+        """
+        done = self._run(_SYNC, Sync(state, strategy), timeout)()
+        outcome = done.value
+        return SyncResult(
+            outcome.revision,
+            outcome.bytes_sent,
+            outcome.bytes_received,
+            outcome.source,
+            done.contributors,
+            done.seconds,
+        )
+
+    # --- how an operation runs -----------------------------------------------------------------
+
+    def _reducing(
+        self,
+        x: TensorLike,
+        op: Op,
+        out: TensorLike | None,
+        weight: float,
+        codec: Codec,
+        tag: int,
+        timeout: float,
+        feedback: Feedback | None,
+    ) -> Callable[[], ReduceResult]:
+        job = AllReduce(self._known, self.world_size, x, op=op, out=out, weight=weight, codec=codec, feedback=feedback)
+        return self._run(tag, job, timeout)
+
+    def _run(self, tag: int, job: Job[Any], timeout: float) -> Callable[[], ReduceResult]:
+        """Begin an operation here and now; what is returned carries it out, on any thread."""
+        began = time.perf_counter()
+        call = self._begin(tag, job.kind, job.digest, job.share, timeout)
+
+        def carry_out() -> ReduceResult:
+            done: Committed[Any] = finish_call(self._control, call, self._control.timing.settling, job.perform)
+            return ReduceResult(
+                job.publish(done.outcome),
+                done.finished.contributors,
+                done.finished.op.epoch,
+                done.bytes_sent + job.inline[0],
+                done.bytes_received + job.inline[1],
+                time.perf_counter() - began,
+            )
+
+        return carry_out
+
+    def _begin(
+        self, tag: int, kind: str, digest: tuple[tuple[str, int | str], ...], share: bytes, timeout: float
+    ) -> Call:
+        if self._standing.closed or not self._finalizer.alive:
+            raise Evicted("this member has left the group: connect again")
+        if timeout <= 0:
+            raise DeadlineExceeded(f"timeout = {timeout:g} s leaves no time: allow more")
+        return self._control.begin(Begin(tag, kind, timeout, digest, share))
+
+
+def _own_tag(tag: int) -> int:
+    if not 0 <= tag <= MAX_TAG:
+        raise BadArgument(f"tag = {tag}: give an integer in [0, {MAX_TAG}]")
+    return tag
+
+
+__all__ = ["Communicator", "View"]

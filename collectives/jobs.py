@@ -1,0 +1,267 @@
+"""What each operation says before it starts, does while it runs, and publishes when it counted.
+
+    digest   must be equal at all members: a difference is a `Mismatch`
+    share    this member's own few bytes, which all get when it starts
+    perform  the work, on scratch; the same result at every member
+    publish  on commit only: the result into the caller's buffer
+
+Arguments are checked when a job is made, before anything is sent.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from collectives import allreduce, gather, small
+from collectives.agreement_events import Start
+from collectives.allreduce import Topology
+from collectives.choice import goes_inline
+from collectives.errors import Aborted, BadArgument
+from collectives.feedback import Feedback
+from collectives.kernels import check_weight
+from collectives.messages import Digest
+from collectives.port import Port
+from collectives.reduction import Scratch, describe
+from collectives.state import SharedState, share_of
+from collectives.tensors import TensorLike, check_target, dtype_name, flatten, fresh, publish
+from collectives.transfer import SyncOutcome, sync
+from collectives.types import Codec, Op, SyncStrategy
+from protocol.identity import NodeId
+
+_HEAD = struct.Struct(">d8s")  # of an all-reduce's share: the weight, and which topology this member knows
+T = TypeVar("T")
+
+
+class Job(Protocol[T]):
+    """One operation, as its caller asked for it."""
+
+    @property
+    def kind(self) -> str:
+        """The operation's name, the same at all members."""
+
+    @property
+    def digest(self) -> Digest:
+        """Fields that must be equal at all members."""
+
+    @property
+    def share(self) -> bytes:
+        """What this member tells all others."""
+
+    @property
+    def inline(self) -> tuple[int, int]:
+        """Payload bytes that this member sent and received as shares, when it has been performed."""
+
+    def perform(self, start: Start, port: Port) -> T:
+        """Do the work, on scratch."""
+
+    def publish(self, outcome: T) -> Any:
+        """It counted: put the result where it belongs, and return it."""
+
+
+@dataclass
+class Known:
+    """What a communicator keeps for its operations. `topology` is replaced whole."""
+
+    topology: Topology = field(default_factory=Topology)
+    mark: bytes = bytes(8)  # tells one agreed topology from another
+    scratch: Scratch = field(default_factory=Scratch)
+
+
+class AllReduce:
+    """All members' values combined."""
+
+    kind = "all_reduce"
+
+    def __init__(
+        self,
+        known: Known,
+        members: int,
+        x: TensorLike,
+        *,
+        op: Op,
+        out: TensorLike | None,
+        weight: float,
+        codec: Codec,
+        feedback: Feedback | None = None,
+    ) -> None:
+        """`members` is how many there are now, as far as is known. Raises `BadArgument`."""
+        self._known = known
+        self._op, self._codec, self._feedback = op, codec, feedback
+        self._target = check_target(x, out)
+        self._flat = flatten(x)
+        self.inline = (0, 0)
+        self._pooled = False
+        self.digest: Digest = (
+            ("dtype", dtype_name(x)),
+            ("count", self._flat.numel()),
+            ("op", op.value),
+            ("codec", codec.value),
+        )
+        head = _HEAD.pack(check_weight(weight), known.mark)
+        inline = feedback is None and goes_inline(len(head) + self._flat.nbytes, members)
+        self.share = head + small.pack(self._flat) if inline else head
+
+    def perform(self, start: Start, port: Port) -> torch.Tensor:
+        """Reduce, by way of the shares if everybody put its values there."""
+        shares = start.shares
+        if any(len(share) < _HEAD.size for share in shares.values()):
+            raise Aborted("a member's share is too short: every member must run the same version")
+        heads = {member: _HEAD.unpack_from(share) for member, share in shares.items()}
+        weights = {member: check_weight(weight) for member, (weight, _) in heads.items()}
+        job = describe(start.view.members, self._flat.dtype, self._op, weights, self._codec)
+        if all(len(share) == _HEAD.size + self._flat.nbytes for share in shares.values()):
+            values = {member: share[_HEAD.size :] for member, share in shares.items()}
+            self.inline = self._flat.nbytes, self._flat.nbytes * (len(values) - 1)
+            return small.all_reduce(job, self._flat.numel(), values)
+        self._pooled = True
+        agreed = {mark for _, mark in heads.values()} == {self._known.mark}
+        topology = self._known.topology if agreed else None
+        return allreduce.reduce(port, job, self._flat, self._known.scratch, topology=topology, feedback=self._feedback)
+
+    def publish(self, outcome: torch.Tensor) -> TensorLike:
+        """Fill the caller's buffer."""
+        publish(outcome, self._target)
+        if self._feedback is not None:
+            self._feedback.commit()
+        if self._pooled:
+            self._known.scratch.give(outcome)
+        return self._target
+
+
+class AllGather:
+    """Everybody's values, in the members' order."""
+
+    kind = "all_gather"
+    share = b""
+    inline = (0, 0)
+
+    def __init__(self, known: Known, x: TensorLike) -> None:
+        self._known, self._x = known, x
+        self._flat = flatten(x)
+        self._members = 1
+        self.digest: Digest = (("dtype", dtype_name(x)), ("count", self._flat.numel()))
+
+    def perform(self, start: Start, port: Port) -> torch.Tensor:
+        """Exchange."""
+        self._members = len(start.view.members)
+        return gather.all_gather(port, start.view.members, self._flat, self._known.scratch)
+
+    def publish(self, outcome: torch.Tensor) -> TensorLike:
+        """Return a new buffer, with the members along a new first dimension."""
+        result = fresh(self._x, (self._members, *self._x.shape))
+        publish(outcome, result)
+        self._known.scratch.give(outcome)
+        return result
+
+
+class Broadcast:
+    """The root's values at everybody."""
+
+    kind = "broadcast"
+    share = b""
+    inline = (0, 0)
+
+    def __init__(self, known: Known, x: TensorLike, root: NodeId) -> None:
+        self._known, self._root = known, root
+        self._target = check_target(x, None)
+        self._flat = flatten(x)
+        self.digest: Digest = (("dtype", dtype_name(x)), ("count", self._flat.numel()), ("root", root))
+
+    def perform(self, start: Start, port: Port) -> torch.Tensor:
+        """Send, or receive. Raises `BadArgument` at every member if the root is none of them."""
+        if self._root not in start.view.ids:
+            raise BadArgument(f"root {self._root} is no member: give one of {', '.join(start.view.members)}")
+        return gather.broadcast(port, start.view.members, self._flat, self._root, self._known.scratch)
+
+    def publish(self, outcome: torch.Tensor) -> TensorLike:
+        """Fill the caller's buffer."""
+        publish(outcome, self._target)
+        self._known.scratch.give(outcome)
+        return self._target
+
+
+class Barrier:
+    """Nothing but the agreement."""
+
+    kind = "barrier"
+    digest: Digest = ()
+    share = b""
+    inline = (0, 0)
+
+    def perform(self, start: Start, port: Port) -> None:
+        """Everybody called it: that is all."""
+
+    def publish(self, outcome: None) -> None:
+        """Nothing to publish."""
+
+
+class Sync:
+    """Shared state brought to the one that holds."""
+
+    kind = "sync_state"
+    digest: Digest = ()
+    inline = (0, 0)
+
+    def __init__(self, state: SharedState, strategy: SyncStrategy) -> None:
+        self._state, self._strategy = state, strategy
+        self.share = share_of(state, strategy)
+
+    def perform(self, start: Start, port: Port) -> SyncOutcome:
+        """Fetch what differs; serve what others lack."""
+        return sync(port, port.own, start.shares, self._state, self._strategy)
+
+    def publish(self, outcome: SyncOutcome) -> SyncOutcome:
+        """Swap what was fetched into the caller's tensors."""
+        outcome.publish()
+        return outcome
+
+
+class Measure:
+    """This member's links to all others, probed in turn."""
+
+    kind = "measure"
+    digest: Digest = ()
+    share = b""
+    inline = (0, 0)
+
+    def __init__(self, probe: Callable[[Port, tuple[NodeId, ...]], None]) -> None:
+        self._probe = probe
+
+    def perform(self, start: Start, port: Port) -> None:
+        """Probe."""
+        self._probe(port, start.view.members)
+
+    def publish(self, outcome: None) -> None:
+        """What was measured is this member's own."""
+
+
+class AgreeTopology:
+    """Everybody's measurements, and the tour that follows from them."""
+
+    kind = "topology"
+    digest: Digest = ()
+    inline = (0, 0)
+
+    def __init__(self, known: Known, row: bytes) -> None:
+        self._known = known
+        self.share = row
+
+    def perform(self, start: Start, port: Port) -> tuple[Topology, bytes]:
+        """Compute the same tour at every member."""
+        import hashlib
+
+        from collectives.bandwidth import matrix
+        from collectives.topology import tour
+
+        links = matrix(start.view.members, start.shares)
+        found = Topology(tour(start.view.members, links), links)
+        mark = hashlib.sha256(b"".join(start.shares[member] for member in start.view.members)).digest()[:8]
+        return found, mark
+
+    def publish(self, outcome: tuple[Topology, bytes]) -> Topology:
+        """Use it from now on."""
+        self._known.topology, self._known.mark = outcome
+        return outcome[0]
