@@ -13,35 +13,15 @@ What is true of TCP and ZeroMQ is true here, as far as a core can tell:
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from protocol.conditions import Conditions, Cut
 from protocol.records import Address
 from protocol.transport import Arrived, Closed, Link, NetworkEvent, Opened
 
 HEARTBEAT_S = 15.0  # as the ZeroMQ transport's time-out
 QUEUE_FRAMES = 128  # as the ZeroMQ transport's high-water mark
-
-
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """What the network does to frames: one-way delay bounds in seconds, and the share that is lost.
-
-    TCP loses nothing on a live connection. Loss stands for everything that makes a frame
-    vanish without the link closing: full queues, stalled processes, overloaded hosts.
-    Nodes are spread over `regions` in turn; between two regions a frame takes `far_delay` longer.
-    """
-
-    min_delay: float = 0.005
-    max_delay: float = 0.05
-    loss: float = 0.0
-    regions: int = 1
-    far_delay: float = 0.0
-
-    @property
-    def longest_delay(self) -> float:
-        """The most that a frame takes, in seconds."""
-        return self.max_delay + (self.far_delay if self.regions > 1 else 0.0)
 
 
 @dataclass(slots=True, eq=False)
@@ -54,18 +34,6 @@ class _End:
     last: float = 0.0  # when the newest event reaches this end
     shut: bool = False
     waiting: int = 0  # frames that a paused owner has not read
-
-
-@dataclass(slots=True)
-class Cut:
-    """Frames from side i to side j vanish if (i, j) is in `ways`; a key that is not in `sides` is on side 0."""
-
-    sides: Mapping[bytes, int]
-    ways: frozenset[tuple[int, int]]
-
-    def stops(self, sender: bytes, receiver: bytes) -> bool:
-        """Tell whether what `sender` sends to `receiver` vanishes."""
-        return (self.sides.get(sender, 0), self.sides.get(receiver, 0)) in self.ways
 
 
 class MemoryNetwork:
@@ -184,7 +152,7 @@ class MemoryTransport:
     region: int = 0
     _ends: dict[Link, _End] = field(default_factory=dict)
     _events: deque[NetworkEvent] = field(default_factory=deque)
-    _pauses: int = 0
+    _silences: int = 0  # that ended
 
     def __post_init__(self) -> None:
         self.region = self.network.attach(self)
@@ -273,17 +241,15 @@ class MemoryTransport:
     def pause(self, *, heartbeats: bool) -> None:
         """Stop reading. Without `heartbeats` (SIGSTOP), all connections close once these time out."""
         self.paused = True
-        self._pauses += 1
-        pause = self._pauses
         if not heartbeats:
-            self.network.after(HEARTBEAT_S, lambda: self._heartbeats_fail(pause))
+            self._fall_silent()
 
-    def _heartbeats_fail(self, pause: int) -> None:
-        if self.paused and self._pauses == pause:
-            self._lose_everybody()
+    def _fall_silent(self) -> None:
+        silence = self._silences
+        self.network.after(HEARTBEAT_S, lambda: self._lose_everybody(silence))
 
-    def _lose_everybody(self) -> None:
-        for end in self._ends.values():
+    def _lose_everybody(self, silence: int) -> None:
+        for end in self._ends.values() if silence == self._silences else ():
             if end.other is not None:
                 self.network.post(end.other, Closed(end.other.link))
             self.network.post(end, Closed(end.link))
@@ -291,6 +257,7 @@ class MemoryTransport:
     def resume(self) -> None:
         """Go on reading, with everything that came meanwhile."""
         self.paused = False
+        self._silences += 1
         for end in self._ends.values():
             end.waiting = 0
 
@@ -304,5 +271,5 @@ class MemoryTransport:
     def vanish(self) -> None:
         """Be gone without a word, as a machine without power: peers find out by heartbeats."""
         self.closed = True
-        self.network.after(HEARTBEAT_S, self._lose_everybody)
+        self._fall_silent()
         self.network.detach(self, refuses=False)

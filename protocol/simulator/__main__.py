@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import structlog
 
+from protocol.conditions import Conditions
 from protocol.envelope import Kind
-from protocol.memory_transport import Conditions
 from protocol.simulator.invariants import judge
 from protocol.simulator.scenarios import SCENARIOS
 from protocol.simulator.trial import LIMITS, Plan, Trial
@@ -79,7 +79,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--nodes", type=_count, default=1000, help="how many (default 1000)")
     parser.add_argument("--seed", type=int, default=1, help="what all chance is drawn from (default 1)")
     parser.add_argument("--scenario", choices=SCENARIOS, default="steady", help="what happens (default steady)")
-    parser.add_argument("--minutes", type=float, default=1.0, help="how long it happens, in virtual time (default 1)")
+    parser.add_argument("--minutes", type=_minutes, default=1.0, help="how long, in virtual time (default 1)")
     parser.add_argument("--timing", choices=PRESETS, default="lan", help="preset and network (default lan)")
     parser.add_argument("--publishers", type=_count, default=50, help="how many publish afterwards (default 50)")
     parser.add_argument("--book", type=_count, default=512, help="how many records a node keeps (default 512)")
@@ -92,6 +92,13 @@ def _count(text: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return count
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes <= 24 * 60:
+        raise argparse.ArgumentTypeError("must be more than 0, and a day at most")
+    return minutes
 
 
 def _progress(text: str) -> None:

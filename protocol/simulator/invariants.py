@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from protocol.memory_transport import Conditions
+from protocol.conditions import Conditions
 from protocol.simulator.overlay import farthest, unreached
 from protocol.simulator.scenarios import Scenario
 from protocol.simulator.simulation import MIN_WAIT_S

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from protocol.memory_transport import Cut
+from protocol.conditions import Cut
 from protocol.records import PeerRecord
 from protocol.simulator.trial import Plan, Trial
 

@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 
 from protocol.book import Book
 from protocol.clock import Instant
+from protocol.conditions import Conditions
 from protocol.core import Core
 from protocol.core_events import Offer, Received, Report, Verdict
 from protocol.driver import Driver
 from protocol.envelope import HEADER_BYTES, ItemId, item_id
 from protocol.identity import KEY_BYTES, Identity
 from protocol.limits import Limits
-from protocol.memory_transport import Conditions, MemoryNetwork, MemoryTransport
+from protocol.memory_transport import MemoryNetwork, MemoryTransport
 from protocol.messages import NO_TOPIC
 from protocol.record_reader import RecordReader
 from protocol.records import Address, Endpoint, PeerRecord

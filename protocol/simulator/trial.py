@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from protocol.conditions import Conditions
 from protocol.core import Core
 from protocol.envelope import ItemId, Kind
 from protocol.identity import NodeId
 from protocol.limits import Limits
-from protocol.memory_transport import Conditions
 from protocol.records import PeerRecord
 from protocol.simulator.hostile import Attack, Dropper, Eclipser, FalseAnnouncer, Flooder, Forger, Gravedigger
 from protocol.simulator.identity import SimulatedIdentity

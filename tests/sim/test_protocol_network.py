@@ -2,7 +2,8 @@
 
 import random
 
-from protocol.memory_transport import HEARTBEAT_S, QUEUE_FRAMES, Conditions, Cut, MemoryNetwork, MemoryTransport
+from protocol.conditions import Conditions, Cut
+from protocol.memory_transport import HEARTBEAT_S, QUEUE_FRAMES, MemoryNetwork, MemoryTransport
 from protocol.records import Address, Endpoint
 from protocol.transport import Arrived, Closed, Link, Opened
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import structlog
 
+from protocol.conditions import Conditions
 from protocol.envelope import Kind
-from protocol.memory_transport import Conditions
 from protocol.simulator.__main__ import main
 from protocol.simulator.hostile import Gravedigger
 from protocol.simulator.invariants import judge, suffer

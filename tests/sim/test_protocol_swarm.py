@@ -2,8 +2,8 @@
 
 import pytest
 
+from protocol.conditions import Conditions
 from protocol.core_events import Verdict
-from protocol.memory_transport import Conditions
 from protocol.simulator import Simulation
 
 LARGE = bytes(200_000)

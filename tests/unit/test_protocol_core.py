@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from protocol.book import Book
 from protocol.clock import Instant
+from protocol.conditions import Conditions
 from protocol.core import Core
 from protocol.core_events import Offer, Received, Report, SendFrame, Verdict
 from protocol.driver import Driver
@@ -15,7 +16,7 @@ from protocol.envelope import MAX_FRAME_BYTES, Kind, item_id, open_frame, seal
 from protocol.events import HangUp, Tick
 from protocol.identity import Identity, Verify
 from protocol.limits import Limits
-from protocol.memory_transport import Conditions, MemoryNetwork, MemoryTransport
+from protocol.memory_transport import MemoryNetwork, MemoryTransport
 from protocol.messages import NO_TOPIC, Announce, Hello, Ping
 from protocol.records import make_record
 from protocol.setup import Setup
