@@ -5,7 +5,8 @@
     momentum  = mu * momentum + g
     outer     = outer - lr * (g + mu * momentum)             (Nesterov, as torch.optim.SGD has it)
 
-One round is: let newcomers in, synchronise, reduce, step. It is done again from its beginning
+One round is: let newcomers in, synchronise, reduce, step. A member's first round begins with the
+synchronisation, which is where those are who let it in. A round is done again from its beginning
 whenever the group calls one of these off, so all members are back at the same place whatever
 happened; the synchronisation brings everybody to the same outer state (late joiners, those that
 come back, one that missed a step). A member whose state was replaced contributes nothing to that
@@ -37,7 +38,7 @@ class Group(Protocol):
     """What a round needs of a `Communicator`."""
 
     def admit(self, timeout: float = ...) -> Any:
-        """Let newcomers in; a newcomer waits to be let in."""
+        """Let newcomers in; a member that was left out waits to be let in again."""
 
     def sync_state(self, state: SharedState, strategy: SyncStrategy = ..., timeout: float = ...) -> SyncResult:
         """Bring every member to the state that holds."""
@@ -120,12 +121,16 @@ class OuterRounds:
         group: a `Communicator`, or what behaves like one.
         outer: the outer parameters to begin with, 1-D on the CPU; the members' may differ, and are made equal.
         settings: how to step.
+        stopped: once set, a round that is called off is not tried again.
     """
 
-    def __init__(self, group: Group, outer: torch.Tensor, settings: Outer) -> None:
+    def __init__(
+        self, group: Group, outer: torch.Tensor, settings: Outer, stopped: threading.Event | None = None
+    ) -> None:
         self._group = group
         self._settings = settings
-        self._stopped = threading.Event()
+        self._stopped = stopped or threading.Event()
+        self._fresh = True  # let in by a round of the others, which goes on with its synchronisation
         self._feedback = Feedback() if settings.error_feedback else None
         self.outer = outer.clone()
         self.momentum = torch.zeros_like(outer)
@@ -135,10 +140,6 @@ class OuterRounds:
     def revision(self) -> int:
         """Outer steps that the group has taken."""
         return self.state.revision
-
-    def stop(self) -> None:
-        """Let a round that is under way on another thread end with an error instead of being tried again."""
-        self._stopped.set()
 
     def run(self, gradient: torch.Tensor | None, weight: float = 1.0) -> OuterStep:
         """Take part in one round.
@@ -176,7 +177,9 @@ class OuterRounds:
 
     def _attempt(self, gradient: torch.Tensor, progress: "_Progress") -> tuple[NodeId, ...]:
         settings = self._settings
-        self._group.admit(timeout=settings.timeout)
+        if not self._fresh:
+            self._group.admit(timeout=settings.timeout)
+        self._fresh = False
         synced = self._group.sync_state(self.state, SyncStrategy.ENFORCE_POPULAR, timeout=settings.timeout)
         progress.add(synced)
         if synced.bytes_received:

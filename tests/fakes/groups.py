@@ -76,6 +76,12 @@ class FakeCommunicator:
         self.name = name
         self.weights: list[float] = []
 
+    @classmethod
+    def connect(cls, hall: Hall, name: str) -> "FakeCommunicator":
+        """Wait until the members let this one in."""
+        hall.meet(name, "admit")
+        return cls(hall, name)
+
     def admit(self, timeout: float = 0) -> None:
         self.hall.meet(self.name, "admit")
 

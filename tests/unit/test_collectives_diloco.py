@@ -161,9 +161,9 @@ def test_alone_it_trains_on(mode):
     assert worker.value == (-8.0 if mode == "sync" else pytest.approx(-8.0))
 
 
-@pytest.mark.parametrize("abort", [{4}, {5}, {6}, {7}, {4, 5, 9}])
+@pytest.mark.parametrize("abort", [{3}, {4}, {5}, {6}, {3, 4, 8}])
 def test_a_round_that_is_called_off_is_done_again_with_the_same_result(abort):
-    """The meetings of the second round are 4 to 7: admit, sync, its commit, reduce."""
+    """The meetings of the second round are 3 to 6: admit, sync, its commit, reduce."""
     values = []
     for aborted in (set(), abort):
         hall = Hall("a", "b", abort=aborted)
@@ -210,6 +210,7 @@ def test_a_late_joiner_ends_with_the_same_bits_and_contributes_nothing_at_first(
         return go
 
     def joiner():
+        FakeCommunicator.connect(hall, "c")
         workers["c"] = Worker(hall, "c", start=9.0, **options)
         step = workers["c"].diloco.join()
         for _ in range(6 - step.revision):
