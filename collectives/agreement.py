@@ -254,8 +254,8 @@ class Agreement:
             case messages.Welcome():
                 if view is None and message.session == self._session and self._mine(message.view):
                     self._insider_heard = now
+                    self._operations.admitted(message.view)
                     self._enter(message.view, now)
-                    self._operations.admitted()
             case messages.Apply() if view is not None:
                 self._admission.applied(member, message, view, now)
             case messages.Pending() if view is not None and member in view.ids:
@@ -382,8 +382,9 @@ class Agreement:
 
     def _found(self, now: float) -> None:
         roster = (Member(self.own, self._address, self._session),)
-        self._enter(View.of(self._group, self._epoch + 1, self._rng.randbytes(MARK_BYTES), roster), now)
-        self._operations.admitted()
+        view = View.of(self._group, self._epoch + 1, self._rng.randbytes(MARK_BYTES), roster)
+        self._operations.admitted(view)
+        self._enter(view, now)
 
     def _decided(self, decision: messages.Decide | None, now: float) -> None:
         if decision is not None:

@@ -7,7 +7,8 @@
 - One that has waits for Commit or Abort, or for what a view change makes of it. When neither comes
   long after its deadline, it ends in doubt; what is heard of it later is kept for others who ask,
   and never published here.
-- The last operation of each tag is remembered to its next start, which proves that everybody saw it end.
+- What became of an operation is remembered until its tag's next start, which proves that everybody saw
+  it end. Of those that never started only the last is: nobody else can have got far with it either.
 - Once `closed`, none of the view's messages count, and none are sent.
 """
 
@@ -45,7 +46,7 @@ class Operations:
         self.view: View | None = None
         self.closed = True
         self.open: dict[int, Call] = {}
-        self._ended: dict[int, tuple[OpId, Stage]] = {}  # the last of each tag
+        self._ended: dict[int, dict[OpId, Stage]] = {}  # by tag: at most one that had started, and the last
         self._next: dict[int, int] = {}
         self._whole = True
         self._past: deque[Ledger] = deque(maxlen=MAX_LEDGERS - 1)
@@ -113,9 +114,9 @@ class Operations:
         if call is not None:
             self._end(call, Stage.COMMITTED, Verdict.COMMIT)
             return True
-        ended = self._ended.get(op.tag)
-        if ended is not None and ended[0] == op and ended[1] < Stage.COMMITTED:  # it ended in doubt
-            self._ended[op.tag] = (op, Stage.COMMITTED)
+        ended = self._ended.get(op.tag, {})
+        if ended.get(op, Stage.ABORTED) < Stage.COMMITTED:  # it ended in doubt
+            ended[op] = Stage.COMMITTED
         return False
 
     def abort(self, message: Abort) -> None:
@@ -167,11 +168,11 @@ class Operations:
         for call in [call for call in self.open.values() if admissions or call.begin.kind != ADMIT]:
             self._end(call, Stage.ABORTED, Verdict.EVICTED, reason)
 
-    def admitted(self) -> None:
-        """End the call of a newcomer that waited to be let in."""
-        call = self.open.get(ADMIT_TAG)
+    def admitted(self, view: View) -> None:
+        """End the call of one that waited outside to be let in, and now is in `view`."""
+        call = self.open.pop(ADMIT_TAG, None)
         if call is not None:
-            self._end(call, Stage.COMMITTED, Verdict.COMMIT)
+            self._out.do(Finished(call.op, Verdict.COMMIT, view.members))
 
     # --- within ---
 
@@ -208,15 +209,16 @@ class Operations:
     ) -> None:
         del self.open[call.op.tag]
         if self.view is not None:
-            self._ended.pop(call.op.tag, None)
-            self._ended[call.op.tag] = (call.op, stage)
-            if len(self._ended) > MAX_ENTRIES - MAX_OPEN:
+            before = self._ended.pop(call.op.tag, {})
+            kept = {op: known for op, known in before.items() if known is not Stage.ABORTED}
+            self._ended[call.op.tag] = {**kept, call.op: stage}
+            if len(self._ended) > (MAX_ENTRIES - MAX_OPEN) // 2:
                 self._ended.pop(next(iter(self._ended)))
                 self._whole = False
         contributors = self.view.members if self.view is not None and verdict is Verdict.COMMIT else ()
         self._out.do(Finished(call.op, verdict, contributors, reason, mismatch))
 
     def _ledger(self, view: View) -> Ledger:
-        entries = list(self._ended.values())
+        entries = [entry for ended in self._ended.values() for entry in ended.items()]
         entries += [(call.op, call.stage) for call in self.open.values() if call.op.mark == view.mark]
         return Ledger(view.mark, view.members, tuple(entries), self._whole)
