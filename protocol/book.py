@@ -14,7 +14,6 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from operator import itemgetter
 
 from protocol.clock import Instant
 from protocol.identity import NodeId
@@ -154,14 +153,16 @@ class Book:
         """Return the seeds that may be dialled now."""
         return [seed for seed in self._seeds if seed.not_before <= now.steady]
 
-    def contacts_due(self, now: Instant, rng: random.Random) -> list[Contact]:
-        """Return what else may be dialled now, in random order, the living before the dead."""
-        due = [
-            (entry.dead, rng.random(), entry.contact)
-            for entry in self._entries.values()
-            if entry.contact is not None and entry.contact.not_before <= now.steady
-        ]
-        return [contact for *_, contact in sorted(due, key=itemgetter(0, 1))]
+    def contacts_due(self, now: Instant, rng: random.Random, limit: int | None = None) -> list[Contact]:
+        """Return what else may be dialled now, at most `limit`, in random order, the living before the dead."""
+        living: list[Contact] = []
+        dead: list[Contact] = []
+        for entry in self._entries.values():
+            if entry.contact is not None and entry.contact.not_before <= now.steady:
+                (dead if entry.dead else living).append(entry.contact)
+        limit = len(self) if limit is None else limit
+        chosen = rng.sample(living, min(limit, len(living)))
+        return chosen + rng.sample(dead, min(limit - len(chosen), len(dead)))
 
     def has_prospect(self, now: Instant, busy: set[bytes]) -> bool:
         """Tell whether somebody who may well answer can be dialled, under a key that is not `busy`."""

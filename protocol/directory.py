@@ -71,9 +71,10 @@ class Directory:
 
     def sample(self, reader: NodeId) -> bytes:
         """Return the body of a peer exchange: our own record and a random sample of the good ones."""
-        good = [record for record in self._book.good_records() if record.node_id != reader]
-        chosen = self._rng.sample(good, min(MAX_RECORDS - 1, len(good)))
-        return Peers((self.record.encoded, *(record.encoded for record in chosen))).encode()
+        good = self._book.good_records()
+        chosen = self._rng.sample(good, min(MAX_RECORDS, len(good)))
+        others = [record.encoded for record in chosen if record.node_id != reader]
+        return Peers((self.record.encoded, *others[: MAX_RECORDS - 1])).encode()
 
     def digest(self) -> Digest:
         """Return what we know, in short."""

@@ -52,7 +52,7 @@ def id_of_bytes(data: bytes) -> NodeId:
     return NodeId(base64.b32encode(data).decode().lower())
 
 
-@lru_cache(maxsize=4096)  # asked for every frame
+@lru_cache(maxsize=1 << 14)  # asked for every frame and record; a simulated swarm has ten thousand keys
 def node_id(public_key: bytes) -> NodeId:
     """Return the id of the node that holds the Ed25519 `public_key` (32 bytes)."""
     return id_of_bytes(hashlib.sha256(public_key).digest()[:NODE_ID_BYTES])

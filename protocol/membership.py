@@ -384,7 +384,7 @@ class Membership:
             return []
         actions: list[MembershipAction] = []
         busy = self._links.busy_keys() | {self._setup.identity.curve_key}
-        contacts = self.book.contacts_due(now, self._rng)
+        contacts = self.book.contacts_due(now, self._rng, wanted + len(busy))
         seeds = self.book.seeds_due(now)
         for contact in [*contacts, *seeds] if self._links.peers else [*seeds, *contacts]:
             if len(actions) == wanted:
