@@ -372,8 +372,7 @@ class Agreement:
                 for other in theirs.ids & view.ids
                 if theirs.epoch >= view.epoch or theirs.sessions[other] != view.sessions[other]
             }
-        side = view.ids - self._presence.missing(view, now)
-        if outranks(theirs.ids, side):
+        if outranks(theirs.ids, view.ids - self._presence.gone):
             self._yield(view, theirs, now)
         elif now - self._sighted.get(member, float("-inf")) >= self._timing.heartbeat:
             self._show(member, view, now)

@@ -155,6 +155,8 @@ class Operations:
         self._past.append(self._ledger(self.view))
         self.view, self.closed = None, True
         self._ended, self._next, self._whole = {}, {}, True
+        for call in self.open.values():
+            call.op = self._name(call.op.tag)
 
     def enter(self, view: View) -> None:
         """Go on in `view` with the calls that are open."""
