@@ -1,0 +1,300 @@
+"""One schedule, from the founding of the group on: faults strike, then stop, and the group must recover.
+
+What must hold throughout is checked by the members' owners. At the end all live nodes must be in
+one view, every call must have ended, and one more operation of all must commit with all in it.
+"""
+
+from random import Random
+from typing import Any
+
+from collectives.agreement import Agreement
+from collectives.agreement_events import (
+    Action,
+    Event,
+    Finished,
+    Greet,
+    Heard,
+    Install,
+    Leave,
+    Linked,
+    OutOfGroup,
+    Send,
+    Start,
+    Tick,
+    Unlinked,
+    Verdict,
+)
+from collectives.message_codec import decode, encode
+from collectives.simulator.network import Network
+from collectives.simulator.owner import TAGS, History, Owner, expect
+from collectives.simulator.schedule import FAULT_SECONDS, Fault, Schedule
+from collectives.timing import LAN
+from collectives.types import Partition
+from collectives.views import ADMIT_TAG
+from protocol.identity import NODE_ID_BYTES, id_of_bytes
+
+TICK = LAN.heartbeat / 2
+NEWCOMERS = 2  # nodes that a schedule may start while it runs
+PATIENCE = 60.0  # within this after the last fault the group has recovered
+LAST_TAG = 9
+IDS = tuple(id_of_bytes(bytes([7 * number + 1]) * NODE_ID_BYTES) for number in range(34))
+NUMBERS = {node: number for number, node in enumerate(IDS)}
+
+
+class Node:
+    """One process."""
+
+    def __init__(self, number: int, core: Agreement, owner: Owner) -> None:
+        self.number = number
+        self.core = core
+        self.owner = owner
+        self.alive = True
+        self.paused = False
+        self.paused_at = 0.0
+        self.waiting: list[Event] = []  # while it is paused
+
+
+class Trial:
+    """One schedule under way."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.rng = Random(f"trial {schedule.seed}")
+        self.network = Network(self.rng, 0.0, self._deliver, self._linked, self._unlinked)
+        self.history = History()
+        self.nodes: dict[int, Node] = {}
+        self.faulty = False
+        self.busy = True
+        self.delivered = 0
+        self.struck: list[str] = []
+        self._restarting = 0
+        self._seen: dict[type, int] = {}
+        self._armed = {(fault.moment, fault.n): fault for fault in schedule.faults if fault.moment is not None}
+
+    def run(self) -> None:
+        """Run it; raises `Violated` where something does not hold."""
+        schedule, network = self.schedule, self.network
+        for number in range(schedule.members):
+            self._boot(number)
+        self._until(self._formed, "the group did not form")
+        network.disorder = schedule.disorder
+        self.faulty = True
+        formed = network.now
+        for fault in schedule.faults:
+            if fault.moment is None:
+                network.at(formed + fault.when, self._strike, fault, self.rng.randrange(schedule.members))
+        network.run(formed + FAULT_SECONDS)
+        self.faulty = False
+        self._until(lambda: not self._restarting, "never")
+        network.disorder = 0.0
+        network.heal()
+        for node in list(self.nodes.values()):
+            self._resume(node)
+        self._until(self._recovered, "the group did not recover")
+        self.busy = False
+        for node in self._live():
+            node.owner.busy = False
+        self._until(self._idle, "calls did not end")
+        self._last_operation()
+
+    # --- what must come to hold ---
+
+    def _live(self) -> list[Node]:
+        return [node for node in self.nodes.values() if node.alive]
+
+    def _formed(self) -> bool:
+        views = [node.core.view for node in self.nodes.values()]
+        return all(view is not None and len(view.members) == len(self.nodes) for view in views)
+
+    def _able(self) -> bool:
+        """Tell whether enough members are left to go on."""
+        views = [node.core.view for node in self._live()]
+        newest = max((view for view in views if view is not None), key=lambda view: view.epoch, default=None)
+        live = {IDS[node.number] for node in self._live() if node.core.view is not None}
+        majority = newest is not None and 2 * len(newest.ids & live) > len(newest.ids)
+        return bool(live) and (self.schedule.partition is Partition.CONTINUE or majority)
+
+    def _recovered(self) -> bool:
+        live = self._live()
+        marks = {node.core.view.mark if node.core.view is not None else b"" for node in live}
+        one = len(marks) == 1 and b"" not in marks and not any(node.core.fenced for node in live)
+        members = {IDS[node.number] for node in live}
+        return not self._able() or (one and live[0].core.view is not None and live[0].core.view.ids == members)
+
+    def _idle(self) -> bool:
+        """Tell whether no call is outstanding, but to let in who waits, which may have to wait for more members."""
+        return not any(node.owner.outstanding.keys() - {ADMIT_TAG} for node in self._live())
+
+    def _until(self, holds: Any, otherwise: str) -> None:
+        limit = self.network.now + PATIENCE
+        while not holds():
+            expect(self.network.now < limit, otherwise)
+            self.network.run(self.network.now + LAN.heartbeat)
+
+    def _last_operation(self) -> None:
+        """Call one of all members; again if it was disturbed by what is left of the faults."""
+        limit = self.network.now + PATIENCE
+        tag = LAST_TAG
+        while self._able():
+            expect(self.network.now < limit, "no operation of all members commits")
+            self._until(self._recovered, "the group did not recover")
+            live = self._live()
+            tag += 1
+            for node in live:
+                node.owner.careful = True
+                self._feed(node, node.owner.begin(tag, 10.0, self.network.now))
+            self._until(self._idle, "the last operation did not end")
+            ended = [known for op, known in self.history.verdicts.items() if op.tag == tag]
+            if [set(known.values()) for known in ended] == [{Verdict.COMMIT}] and len(ended[0]) == len(live):
+                return
+
+    # --- processes ---
+
+    def _boot(self, number: int) -> None:
+        rng = Random(f"node {self.schedule.seed} {number} {self.network.now}")
+        seeds = [str(other) for other in self.nodes if other != number and self.nodes[other].alive]
+        core = Agreement(
+            IDS[number],
+            str(number),
+            b"the simulated group",
+            rng,
+            self.network.now,
+            seeds=seeds,
+            partition=self.schedule.partition,
+        )
+        node = self.nodes[number] = Node(number, core, Owner(IDS[number], rng, self.history, busy=self.busy))
+        self._tick(node)
+
+    def _tick(self, node: Node) -> None:
+        if not node.alive:
+            return
+        self._feed(node, Tick())
+        if not node.paused:
+            node.owner.check(self.network.now)
+            self._call(node)
+        self.network.at(self.network.now + TICK, self._tick, node)
+
+    def _call(self, node: Node) -> None:
+        owner, view = node.owner, node.core.view
+        if view is not None and node.core.pending and ADMIT_TAG not in owner.outstanding:
+            self._feed(node, owner.begin(ADMIT_TAG, 5.0, self.network.now))
+        formed = len(self.nodes) >= self.schedule.members and (self.faulty or self._seen)
+        for tag in TAGS if owner.busy and view is not None and formed else ():
+            if tag not in owner.outstanding and self.rng.random() < 0.5:
+                self._feed(node, owner.begin(tag, self.rng.choice((1.0, 3.0, 3.0)), self.network.now))
+
+    def _feed(self, node: Node, event: Event) -> None:
+        if not node.alive:
+            return
+        if node.paused:
+            if not isinstance(event, Tick):
+                node.waiting.append(event)
+            return
+        for action in node.core.handle(event, self.network.now):
+            self._act(node, action)
+
+    def _act(self, node: Node, action: Action) -> None:
+        match action:
+            case Send(member, message):
+                self._send(node, NUMBERS[member], message)
+            case Greet(_, address):
+                other = self.nodes.get(int(address))
+                if other is not None and other.alive and not other.paused:
+                    self.network.connect(node.number, other.number)
+            case Start():
+                done = node.owner.start(action)
+                self.network.at(self.network.now + self.rng.uniform(0.0, 0.2), self._feed, node, done)
+            case Finished():
+                node.owner.finished(action)
+            case Install():
+                node.owner.install(action)
+            case OutOfGroup():
+                node.owner.outside(action)
+
+    # --- the network's side ---
+
+    def _send(self, node: Node, to: int, message: Any) -> None:
+        if self.schedule.encoded:
+            message = decode(encode(message))
+        self.network.send(node.number, to, message)
+        if self.faulty:
+            kind = type(message)
+            seen = self._seen[kind] = self._seen.get(kind, 0) + 1
+            fault = self._armed.get((kind, seen))
+            if fault is not None:
+                self.network.at(self.network.now, self._strike, fault, node.number if fault.at_sender else to)
+
+    def _deliver(self, source: int, to: int, message: Any) -> None:
+        self.delivered += 1
+        self._feed(self.nodes[to], Heard(IDS[source], message))
+
+    def _linked(self, end: int, far: int) -> None:
+        self._feed(self.nodes[end], Linked(IDS[far], str(far)))
+
+    def _unlinked(self, end: int, far: int) -> None:
+        self._feed(self.nodes[end], Unlinked(IDS[far]))
+
+    # --- faults ---
+
+    def _strike(self, fault: Fault, number: int) -> None:
+        node, network = self.nodes[number], self.network
+        if not self.faulty or not node.alive:
+            return
+        self.struck.append(f"{network.now:.3f} {fault.kind} {number} for {fault.lasts}")
+        others = [other.number for other in self._live() if other is not node]
+        match fault.kind:
+            case "crash" | "power" | "leave" | "restart":
+                self._end(node, fault)
+            case "pause":
+                node.paused, node.paused_at = True, network.now
+                network.at(network.now + fault.lasts, self._resume, node)
+            case "cut" if others:
+                network.cut(number, self.rng.choice(others))
+            case "isolate" | "split" | "oneway":
+                side = {number} if fault.kind != "split" else {n for n in self.nodes if self.rng.random() < 0.5}
+                self._part(side, fault)
+            case "join":
+                if len(self.nodes) < self.schedule.members + NEWCOMERS:
+                    self._boot(len(self.nodes))
+
+    def _end(self, node: Node, fault: Fault) -> None:
+        if len(self._live()) <= 1:
+            return
+        if fault.kind == "leave":
+            self._feed(node, Leave())
+        node.alive = False
+        self.network.vanish(node.number, range(len(self.nodes)), silently=fault.kind == "power")
+        if fault.kind == "restart":
+            self._restarting += 1
+            self.network.at(self.network.now + fault.lasts, self._restart, node.number)
+
+    def _restart(self, number: int) -> None:
+        self._restarting -= 1
+        self._boot(number)
+
+    def _resume(self, node: Node) -> None:
+        if node.alive and node.paused:
+            node.paused = False
+            node.owner.due = {tag: due + self.network.now - node.paused_at for tag, due in node.owner.due.items()}
+            waiting, node.waiting = node.waiting, []
+            for event in waiting:
+                self._feed(node, event)
+
+    def _part(self, side: set[int], fault: Fault) -> None:
+        """Hold up what goes between two sides, or one way only; links close while it lasts, or survive it."""
+        network = self.network
+        for one in side:
+            for other in self.nodes.keys() - side:
+                network.block(one, other)
+                if fault.kind != "oneway":
+                    network.block(other, one)
+                if self.rng.random() < 0.5:
+                    network.at(network.now + self.rng.uniform(0.0, fault.lasts), network.cut, one, other)
+        network.at(network.now + fault.lasts, network.heal)
+
+
+def run(seed: int, members: int) -> Trial:
+    """Run the schedule of a seed and return the trial; raises `Violated`."""
+    trial = Trial(Schedule.draw(seed, members))
+    trial.run()
+    return trial
