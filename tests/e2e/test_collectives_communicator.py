@@ -1,0 +1,328 @@
+"""Communicators over real sockets: founding, joining, every operation, every error."""
+
+import gc
+import socket
+import threading
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from collectives import (
+    Aborted,
+    Codec,
+    Communicator,
+    DeadlineExceeded,
+    Evicted,
+    Mismatch,
+    NotEnoughPeers,
+    Op,
+    SharedState,
+    SyncStrategy,
+)
+from collectives.address import BadAddress
+from collectives.errors import BadArgument
+from protocol.identity import Identity
+from tests.groups import group, join, together
+from tests.waiting import wait_until
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int16, torch.int64]
+
+
+@pytest.fixture(scope="module")
+def three():
+    with group(3) as comms:
+        yield comms
+
+
+def test_a_founder_is_a_group_of_one_and_its_operations_are_its_own():
+    with Communicator.connect("test") as comm:
+        assert (comm.world_size, comm.members, comm.epoch) == (1, (comm.node_id,), 1)
+        assert not comm.pending()
+        for count in (3, 1 << 18):
+            x = torch.arange(count, dtype=torch.float32)
+            result = comm.all_reduce(x)
+            assert result.value is x and torch.equal(x, torch.arange(count, dtype=torch.float32))
+            assert result.contributors == (comm.node_id,)
+        assert comm.barrier().contributors == (comm.node_id,)
+        assert comm.all_gather(np.ones(2)).value.shape == (1, 2)
+
+
+def test_members_agree_on_who_they_are(three):
+    assert len({comm.members for comm in three}) == 1 and len({comm.epoch for comm in three}) == 1
+    assert three[0].members == tuple(sorted(comm.node_id for comm in three))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("count", [0, 1, 1000, 300_000])
+def test_all_reduce_of_every_size(three, dtype, count):
+    inputs = [(torch.arange(count) % 50 + 7 * i).to(dtype) for i in range(3)]
+    expected = (sum(x.double() for x in inputs)).to(dtype)
+    results = together(*(lambda c=c, x=x: c.all_reduce(x, op=Op.SUM) for c, x in zip(three, inputs, strict=True)))
+    for result, x in zip(results, inputs, strict=True):
+        assert result.value is x and torch.equal(x, expected)
+        assert result.contributors == three[0].members and result.epoch == three[0].epoch
+        assert (result.bytes_sent > 0) is (count > 0)
+
+
+def test_weights_out_and_layouts(three):
+    inputs = [np.full((4, 6), float(i + 1))[:, ::2] for i in range(3)]
+    outs = [np.zeros((4, 3)) for _ in range(3)]
+    results = together(
+        *(lambda i=i: three[i].all_reduce(inputs[i], out=outs[i], weight=[2, 0, 1][i]) for i in range(3))
+    )
+    for i in range(3):
+        assert results[i].value is outs[i] and np.allclose(outs[i], 5 / 3) and (inputs[i] == i + 1).all()
+
+
+@pytest.mark.parametrize("codec", [codec for codec in Codec if codec is not Codec.NONE])
+def test_a_codec_gives_all_the_same_bits(three, codec):
+    inputs = [torch.linspace(-1, i + 1, 100_000) for i in range(3)]
+    expected = sum(inputs) / 3
+    results = together(*(lambda c=c, x=x: c.all_reduce(x, codec=codec) for c, x in zip(three, inputs, strict=True)))
+    assert torch.equal(results[0].value, results[1].value) and torch.equal(results[0].value, results[2].value)
+    assert torch.allclose(results[0].value, expected, atol=0.03)
+    assert results[0].bytes_sent < 3 * 100_000
+
+
+def test_many_operations_in_flight_are_told_apart_by_tag(three):
+    def act(comm, i):
+        inputs = {tag: torch.full((20_000 * (tag % 3 + 1),), float(tag + i)) for tag in range(8)}
+        order = list(inputs) if i else list(inputs)[::-1]
+        handles = {tag: comm.all_reduce_async(inputs[tag], op=Op.SUM, tag=tag) for tag in order}
+        return {tag: handle.wait(30).value.unique().tolist() for tag, handle in handles.items()}
+
+    results = together(*(lambda c=c, i=i: act(c, i) for i, c in enumerate(three)))
+    assert results == [{tag: [3.0 * tag + 3] for tag in range(8)}] * 3
+
+
+def test_one_call_a_tag_at_a_time(three):
+    handle = three[0].all_reduce_async(torch.ones(3), tag=5, timeout=20)
+    assert not handle.done()
+    with pytest.raises(DeadlineExceeded, match="goes on"):
+        handle.wait(0.01)
+    with pytest.raises(Exception, match="tag 5"):
+        three[0].all_reduce(torch.ones(3), tag=5)
+    together(*(lambda c=c: c.all_reduce(torch.ones(3), tag=5) for c in three[1:]))
+    assert handle.wait(10).value.tolist() == [1, 1, 1] and handle.done()
+
+
+def test_many_at_once_come_back_in_order(three):
+    lists = [[torch.full((size,), float(i)) for size in (1, 50_000, 3, 70_000, 2)] for i in range(3)]
+    results = together(*(lambda c=c, x=x: c.all_reduce_many(x, in_flight=2) for c, x in zip(three, lists, strict=True)))
+    for one, tensors in zip(results, lists, strict=True):
+        assert [result.value is x for result, x in zip(one, tensors, strict=True)] == [True] * 5
+        assert all((x == 1).all() for x in tensors)
+
+
+def test_gather_broadcast_and_barrier(three):
+    gathered = together(*(lambda c=c, i=i: c.all_gather(torch.full((2, 50_000), i)) for i, c in enumerate(three)))
+    for result in gathered:
+        assert result.value.shape == (3, 2, 50_000)
+        by_member = dict(zip(result.contributors, result.value, strict=True))
+        assert all((by_member[comm.node_id] == i).all() for i, comm in enumerate(three))
+    root = three[1].node_id
+    tensors = [torch.full((200_000,), float(i)) for i in range(3)]
+    together(*(lambda c=c, x=x: c.broadcast(x, root) for c, x in zip(three, tensors, strict=True)))
+    assert all((x == 1).all() for x in tensors)
+    assert all(result.value is None for result in together(*(comm.barrier for comm in three)))
+    errors = together(*(lambda c=c: c.broadcast(torch.ones(1), "a" * 32) for c in three))
+    assert all(isinstance(error, BadArgument) for error in errors)
+
+
+def test_the_measured_topology_is_the_same_at_all_and_is_used(three):
+    tours = together(*(comm.optimize_topology for comm in three))
+    assert tours[0] == tours[1] == tours[2] and sorted(tours[0]) == sorted(three[0].members)
+    inputs = [torch.ones(300_000) for _ in three]
+    together(*(lambda c=c, x=x: c.all_reduce(x, op=Op.SUM) for c, x in zip(three, inputs, strict=True)))
+    assert all((x == 3).all() for x in inputs)
+
+
+def test_shared_state_comes_to_whoever_lacks_it(three):
+    states = [SharedState({"w": torch.full((500_000,), float(i == 2))}, revision=0) for i in range(3)]
+    results = together(*(lambda c=c, s=s: c.sync_state(s) for c, s in zip(three, states, strict=True)))
+    assert [result.bytes_received for result in results] == [0, 0, 2_000_000]
+    assert results[2].source in {three[0].node_id, three[1].node_id}
+    assert all((state.tensors["w"] == 0).all() for state in states)
+    again = together(
+        *(lambda c=c, s=s: c.sync_state(s, SyncStrategy.ENFORCE_POPULAR) for c, s in zip(three, states, strict=True))
+    )
+    assert [result.bytes_received for result in again] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("field", "odd"),
+    [
+        ("count", lambda c: c.all_reduce(torch.ones(4))),
+        ("dtype", lambda c: c.all_reduce(torch.ones(3, dtype=torch.float64))),
+        ("op", lambda c: c.all_reduce(torch.ones(3), op=Op.MAX)),
+        ("codec", lambda c: c.all_reduce(torch.ones(3), codec=Codec.INT8)),
+        ("kind", lambda c: c.all_gather(torch.ones(3))),
+    ],
+)
+def test_a_mismatch_names_the_member_and_the_field(three, field, odd):
+    x = torch.ones(3)
+    first, second, third = together(
+        lambda: three[0].all_reduce(x), lambda: odd(three[1]), lambda: three[2].all_reduce(torch.ones(3))
+    )
+    for error in (first, second, third):
+        assert isinstance(error, Mismatch) and error.field == field
+        assert error.member in three[0].members and error.member in str(error) and field in str(error)
+    assert x.tolist() == [1, 1, 1]
+    assert all(not isinstance(r, Exception) for r in together(*(comm.barrier for comm in three)))
+
+
+def test_a_call_that_others_make_too_late_ends_at_its_deadline_for_all(three):
+    x = torch.ones(100_000)
+    with pytest.raises(DeadlineExceeded):
+        three[0].all_reduce(x, timeout=0.5)
+    assert (x == 1).all()
+    # It was one operation, and it has one verdict: who comes late is told at once, and nobody is a call ahead.
+    late = together(*(lambda c=c: c.all_reduce(torch.ones(100_000)) for c in three[1:]))
+    assert all(isinstance(error, DeadlineExceeded) for error in late)
+    results = together(*(lambda c=c: c.all_reduce(torch.ones(3), op=Op.SUM) for c in three))
+    assert [result.value.tolist() for result in results] == [[3, 3, 3]] * 3
+
+
+def test_bad_arguments_are_refused_before_anything_is_sent(three):
+    comm = three[0]
+    for call in (
+        lambda: comm.all_reduce([1, 2]),
+        lambda: comm.all_reduce(torch.ones(2, dtype=torch.bool)),
+        lambda: comm.all_reduce(torch.ones(2), out=torch.ones(3)),
+        lambda: comm.all_reduce(torch.ones(2), weight=float("nan")),
+        lambda: comm.all_reduce(torch.ones(2), tag=-1),
+        lambda: comm.all_reduce_many([torch.ones(1)], in_flight=0),
+    ):
+        with pytest.raises(BadArgument):
+            call()
+    with pytest.raises(DeadlineExceeded):
+        comm.barrier(timeout=0)
+
+
+def test_all_weights_zero_is_told_to_all(three):
+    errors = together(*(lambda c=c: c.all_reduce(torch.ones(3), weight=0.0) for c in three))
+    assert all(isinstance(error, BadArgument) for error in errors)
+
+
+@pytest.mark.parametrize("encrypt", [True, False])
+@pytest.mark.parametrize("streams", [1, 4])
+def test_every_kind_of_link_carries_every_byte(encrypt, streams):
+    with group(2, encrypt=encrypt, streams=streams) as comms:
+        inputs = [torch.randint(0, 1 << 30, (3_000_001,), dtype=torch.int64) for _ in comms]
+        expected = inputs[0] + inputs[1]
+        together(*(lambda c=c, x=x: c.all_reduce(x, op=Op.SUM) for c, x in zip(comms, inputs, strict=True)))
+        assert torch.equal(inputs[0], expected) and torch.equal(inputs[1], expected)
+
+
+@pytest.mark.parametrize("host", ["[::1]", "localhost"])
+def test_ipv6_and_host_names(host):
+    with group(2, listen=f"tcp://{host}:0") as comms:
+        assert host in comms[0].address
+        results = together(*(lambda c=c: c.all_reduce(torch.ones(100_000), op=Op.SUM) for c in comms))
+        assert all((result.value == 2).all() for result in results)
+
+
+def test_a_seed_may_say_who_must_answer():
+    with Communicator.connect("test") as founder:
+        wrong = Identity.generate().node_id
+        with pytest.raises(DeadlineExceeded, match="other_id"):
+            Communicator.connect("test", seeds=[f"{founder.address}?id={wrong}"], timeout=1)
+        right = f"{founder.address}?id={founder.node_id}"
+        with Communicator.connect("test", seeds=[right], timeout=10) as second:
+            assert second.world_size == 2
+
+
+@pytest.mark.parametrize("options", [{"group": "another"}, {"group": "test", "encrypt": False}])
+def test_who_does_not_fit_is_not_let_in(options):
+    with Communicator.connect("test") as founder:
+        with pytest.raises(DeadlineExceeded, match="no seed answered"):
+            Communicator.connect(seeds=[founder.address], timeout=1, **options)
+        assert founder.world_size == 1 and not founder.pending()
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "tcp://", "tcp://h:x", "tcp://h:1/p", "udp://h:1", "tcp://h:1?id=x"]
+)
+def test_addresses_that_are_none(address):
+    with pytest.raises(BadAddress):
+        Communicator.connect("test", seeds=[address])
+
+
+def test_a_port_that_is_taken_is_said_so():
+    with Communicator.connect("test") as comm, pytest.raises(BadAddress, match="cannot listen"):
+        Communicator.connect("test", listen=comm.address)
+
+
+def test_strangers_on_the_port_change_nothing():
+    with Communicator.connect("test") as comm:
+        host, port = comm.address.removeprefix("tcp://").split(":")
+        strangers = [socket.create_connection((host, int(port))) for _ in range(20)]
+        for i, stranger in enumerate(strangers):
+            stranger.sendall([b"GET / HTTP/1.1\r\n\r\n", b"GSMC" + bytes(108), b"", b"\xff" * 10_000][i % 4])
+        with Communicator.connect("test", seeds=[comm.address], timeout=10) as second:
+            assert second.world_size == 2
+        for stranger in strangers:
+            stranger.close()
+
+
+def test_a_member_that_leaves_is_missed_at_once_and_its_calls_end():
+    with group(3) as comms:
+        handle = comms[2].all_reduce_async(torch.ones(3))
+        comms[2].leave()
+        with pytest.raises(Evicted):
+            handle.wait(5)
+        with pytest.raises(Evicted):
+            comms[2].all_reduce(torch.ones(3))
+        comms[2].leave()  # twice is as good as once
+        results = together(*(lambda c=c: c.all_reduce(torch.ones(3), op=Op.SUM, tag=1) for c in comms[:2]))
+        assert [result.value.tolist() for result in results] == [[2, 2, 2]] * 2
+        assert comms[0].world_size == comms[1].world_size == 2
+
+
+def test_a_reduction_under_way_when_a_member_leaves_is_called_off_and_retried():
+    with group(3) as comms:
+        inputs = [torch.full((50_000,), float(i)) for i in range(3)]
+        first = [comm.all_reduce_async(x, op=Op.SUM, timeout=20) for comm, x in zip(comms[:2], inputs, strict=False)]
+        many = [
+            lambda c=c, i=i: c.all_reduce_many([torch.full((9,), float(i))], op=Op.SUM) for i, c in enumerate(comms[:2])
+        ]
+        comms[2].leave()
+        assert [result[0].value.tolist() for result in together(*many)] == [[1.0] * 9] * 2
+        # Calls that had not started go on among those who are left.
+        assert all((handle.wait(10).value == 1).all() for handle in first)
+
+
+def test_the_majority_policy_stops_a_minority():
+    with group(3, partition="majority") as comms:
+        comms[1].leave()
+        comms[2].leave()
+        x = torch.ones(3)
+        with pytest.raises((NotEnoughPeers, Aborted)):
+            while True:
+                comms[0].all_reduce(x, timeout=3)
+                assert comms[0].world_size > 1  # it may leave in two steps, never alone
+        assert x.tolist() == [1, 1, 1]
+
+
+def resources():
+    gc.collect()
+    return threading.active_count(), psutil.Process().num_fds()
+
+
+@pytest.mark.parametrize("times", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_nothing_stays_behind_of_members_that_come_and_go(times):
+    with Communicator.connect("test") as founder:
+        with join([founder]) as second:
+            together(*(lambda c=c: c.all_reduce(torch.ones(100_000)) for c in (founder, second)))
+        wait_until(lambda: founder.world_size == 1, 10, "the second to be gone")
+        before = resources()
+        for i in range(times):
+            second = join([founder])
+            if i % 2:
+                second.leave()
+            del second  # also when it is only forgotten
+            gc.collect()
+            wait_until(lambda: founder.world_size == 1, 10, "the view without it")
+        wait_until(lambda: resources() <= before, 10, "threads and sockets to be given back")
