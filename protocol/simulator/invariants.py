@@ -10,7 +10,7 @@ from protocol.simulator.simulation import MIN_WAIT_S
 from protocol.simulator.trial import Trial
 from protocol.timing import Timing
 
-SETTLE_S = 30.0  # from the seed to a settled overlay
+SETTLE_S = 20.0  # from the seed to a settled overlay
 DEATHS_PER_NODE_HOUR = 1 / 1000
 MAX_FRAMES_PER_SECOND = 20.0  # that a node sends beside items, on average
 MAX_BYTES_PER_SECOND = 20_000.0
@@ -133,10 +133,15 @@ def _bounds(trial: Trial, scenario: Scenario) -> Iterator[Check]:
         yield from _victim(trial)
         return  # what hostile nodes send is no measure of the protocol's cost
     frames, size = trial.sent()
+    usual = scenario.undisturbed and trial.plan.first is None  # to come back and to join cost more, and end
     yield Check(
-        frames <= MAX_FRAMES_PER_SECOND and size <= MAX_BYTES_PER_SECOND,
+        not usual or (frames <= MAX_FRAMES_PER_SECOND and size <= MAX_BYTES_PER_SECOND),
         f"a node sends {frames:.2f} messages and {size:.0f} bytes a second beside items"
-        f" (bounds {MAX_FRAMES_PER_SECOND:.0f} and {MAX_BYTES_PER_SECOND:.0f})",
+        + (
+            f" (bounds {MAX_FRAMES_PER_SECOND:.0f} and {MAX_BYTES_PER_SECOND:.0f})"
+            if usual
+            else " (no bound meanwhile)"
+        ),
     )
 
 
