@@ -1,6 +1,7 @@
 """Where the parts of the agreement core put what they ask for, while one event is handled."""
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from collectives.agreement_events import Action, Send
@@ -26,6 +27,10 @@ class Outbox:
         else:
             self.spoken_to[member] = self.now
             self.actions.append(Send(member, message))
+
+    def forget(self, but: Collection[NodeId]) -> None:
+        """Forget when others than these were spoken to."""
+        self.spoken_to = {member: at for member, at in self.spoken_to.items() if member in but}
 
     def do(self, action: Action) -> None:
         """Ask the owner or its driver for something."""
