@@ -15,12 +15,13 @@ import random
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, TypeVar
 
 from collectives.address import Address
 from collectives.agreement import Agreement
-from collectives.agreement_events import ADMIT, Begin, Verdict
+from collectives.agreement_events import ADMIT, Begin, Start, Verdict
 from collectives.bandwidth import Estimates
 from collectives.call import Call, Committed, InDoubt, error_of, finish_call
 from collectives.control import Control, Observer, Standing
@@ -31,6 +32,7 @@ from collectives.handles import Handle, Pool
 from collectives.handshake import SESSION_BYTES, Party, group_hash
 from collectives.jobs import AgreeTopology, AllGather, AllReduce, Barrier, Broadcast, Job, Known, Measure, Sync
 from collectives.mesh import Mesh
+from collectives.port import Port
 from collectives.probing import probe
 from collectives.state import SharedState
 from collectives.tensors import TensorLike
@@ -43,7 +45,20 @@ T = TypeVar("T")
 
 MAX_TAG = 2**32 - 1  # a caller's own; above are those of calls that have no tag
 MAX_STREAMS = 128
+PENDING_S = 2.0  # how long after an operation its answer stands: the next step's, of members that are a bit late
 _MANY, _SYNC, _BARRIER, _TOPOLOGY = 2**40, 2**33, 2**33 + 1, 2**33 + 2
+
+
+_FLAGS = {False: b"\0", True: b"\1"}  # before each share: does its sender know of anybody who waits?
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """What the last operation that counted said of who waits, the same at all members of its view."""
+
+    mark: bytes = b""
+    pending: bool = False
+    since: float = float("-inf")
 
 
 class Communicator:
@@ -57,6 +72,7 @@ class Communicator:
         self._known = Known()
         self._estimates = Estimates()
         self._pool = Pool()
+        self._agreed_pending = _Pending()
         # Also when it is only forgotten, or the program ends: no thread and no socket stays behind.
         self._finalizer = weakref.finalize(self, control.stop, True)
 
@@ -169,7 +185,15 @@ class Communicator:
         return view.epoch if view is not None else 0
 
     def pending(self) -> bool:
-        """Tell whether anybody waits to be admitted; asks nobody, so ask as often as you like."""
+        """Tell whether anybody waits to be admitted; asks nobody, so ask as often as you like.
+
+        Right after an operation every member gets the same answer, so that all admit, or none. One that
+        has done nothing for `PENDING_S` is told what is known now.
+        """
+        agreed = self._agreed_pending
+        view = self._standing.view
+        if view is not None and agreed.mark == view.mark and time.monotonic() - agreed.since < PENDING_S:
+            return agreed.pending
         return self._standing.pending
 
     @property
@@ -372,10 +396,16 @@ class Communicator:
     def _run(self, tag: int, job: Job[Any], timeout: float) -> Callable[[], ReduceResult]:
         """Begin an operation here and now; what is returned carries it out, on any thread."""
         began = time.perf_counter()
-        call = self._begin(tag, job.kind, job.digest, job.share, timeout)
+        call = self._begin(tag, job.kind, job.digest, _FLAGS[self._standing.pending] + job.share, timeout)
+        seen: list[_Pending] = []
+
+        def perform(start: Start, port: Port) -> Any:
+            seen.append(_Pending(start.view.mark, any(s[:1] == _FLAGS[True] for s in start.shares.values())))
+            return job.perform(replace(start, shares={name: s[1:] for name, s in start.shares.items()}), port)
 
         def carry_out() -> ReduceResult:
-            done: Committed[Any] = finish_call(self._control, call, self._control.timing.settling, job.perform)
+            done: Committed[Any] = finish_call(self._control, call, self._control.timing.settling, perform)
+            self._agreed_pending = replace(seen[-1], since=time.monotonic())
             return ReduceResult(
                 job.publish(done.outcome),
                 done.finished.contributors,

@@ -32,6 +32,7 @@ from collectives.types import Codec, Op, SyncStrategy
 from protocol.identity import NodeId
 
 _HEAD = struct.Struct(">d8s")  # of an all-reduce's share: the weight, and which topology this member knows
+FLAG_BYTES = 1  # that the communicator puts before every share
 T = TypeVar("T")
 
 
@@ -101,7 +102,9 @@ class AllReduce:
             ("codec", codec.value),
         )
         head = _HEAD.pack(check_weight(weight), known.mark)
-        inline = feedback is None and goes_inline(len(head) + self._flat.nbytes, members)
+        inline = feedback is None and goes_inline(
+            1 + len(head) + self._flat.nbytes, members
+        )  # 1: a flag of the communicator's
         self.share = head + small.pack(self._flat) if inline else head
 
     def perform(self, start: Start, port: Port) -> torch.Tensor:
