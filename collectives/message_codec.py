@@ -47,6 +47,8 @@ from protocol.identity import NODE_ID_BYTES, NodeId, id_bytes, id_of_bytes
 MAX_GROUP_BYTES = 64
 MAX_RULINGS = MAX_LEDGERS * (MAX_ENTRIES + MAX_OPEN)
 MAX_OTHER_BYTES = 1 << 20  # of any message but a Start: a report on 4 x 4,096 operations has about 0.7 MB
+MAX_COUNT = 2**62  # of an epoch, a round or an operation: one more than any of them can still be sent
+MAX_APPLIED_EPOCH = 2**48  # a stranger cannot use the epochs up
 _START = 5
 
 T = TypeVar("T")
@@ -170,7 +172,7 @@ def _put_member(line: Member) -> list[Any]:
 
 
 def _view(fields: Fields) -> View:
-    group, epoch, mark = fields.bytes(MAX_GROUP_BYTES), fields.uint(), fields.sized(MARK_BYTES)
+    group, epoch, mark = fields.bytes(MAX_GROUP_BYTES), fields.uint(MAX_COUNT), fields.sized(MARK_BYTES)
     roster = fields.each(MAX_MEMBERS, _member)
     ids = [line.id for line in roster]
     if not ids or any(one >= other for one, other in pairwise(ids)):
@@ -183,11 +185,11 @@ def _put_view(view: View) -> list[Any]:
 
 
 def _ballot(fields: Fields) -> Ballot:
-    return Ballot(fields.uint(), fields.node())
+    return Ballot(fields.uint(MAX_COUNT), fields.node())
 
 
 def _op(fields: Fields) -> OpId:
-    return OpId(fields.sized(MARK_BYTES), fields.uint(), fields.uint(), fields.uint())
+    return OpId(fields.sized(MARK_BYTES), fields.uint(MAX_COUNT), fields.uint(), fields.uint(MAX_COUNT))
 
 
 def _entry(fields: Fields) -> tuple[OpId, Stage]:
@@ -220,7 +222,7 @@ Reader = Callable[[Fields], Message]
 
 
 def _beat(fields: Fields) -> Beat:
-    mark, epoch, number = fields.sized(MARK_BYTES), fields.uint(), fields.uint()
+    mark, epoch, number = fields.sized(MARK_BYTES), fields.uint(MAX_COUNT), fields.uint(MAX_COUNT)
     missing = fields.flat(MAX_MEMBERS, Fields.node)
     return Beat(mark, epoch, number, missing, fields.flat(MAX_PENDING, Fields.node), fields.flag())
 
@@ -239,7 +241,7 @@ def _abort(fields: Fields) -> Abort:
 
 
 def _propose(fields: Fields) -> Propose:
-    return Propose(fields.within(_ballot), fields.uint(), fields.flat(MAX_MEMBERS, Fields.node))
+    return Propose(fields.within(_ballot), fields.uint(MAX_COUNT), fields.flat(MAX_MEMBERS, Fields.node))
 
 
 def _report(fields: Fields) -> Report:
@@ -295,7 +297,7 @@ _WRITERS: dict[type[Message], tuple[int, Callable[[Any], list[Any]]]] = {
 }
 _READERS: dict[int, Reader] = {
     1: _beat,
-    2: lambda f: Apply(f.text(MAX_ADDRESS_BYTES), f.sized(SESSION_BYTES), f.uint()),
+    2: lambda f: Apply(f.text(MAX_ADDRESS_BYTES), f.sized(SESSION_BYTES), f.uint(MAX_APPLIED_EPOCH)),
     3: lambda f: Sight(f.within(_view)),
     4: _initiate,
     _START: _start,

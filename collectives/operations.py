@@ -17,7 +17,17 @@ from dataclasses import dataclass
 
 from collectives import messages
 from collectives.agreement_events import ADMIT, Begin, Done, Finished, Start, Verdict
-from collectives.messages import MAX_ENTRIES, MAX_LEDGERS, MAX_OPEN, MAX_SHARE_BYTES, Abort, Ledger, Stage
+from collectives.messages import (
+    MAX_ENTRIES,
+    MAX_FIELDS,
+    MAX_LEDGERS,
+    MAX_OPEN,
+    MAX_SHARE_BYTES,
+    MAX_TEXT_BYTES,
+    Abort,
+    Ledger,
+    Stage,
+)
 from collectives.outbox import Outbox
 from collectives.recovery import stage_of
 from collectives.timing import Timing
@@ -63,6 +73,10 @@ class Operations:
             raise ValueError(f"{MAX_OPEN} operations are outstanding: wait for some")
         if len(event.share) > MAX_SHARE_BYTES:
             raise ValueError(f"a share has at most {MAX_SHARE_BYTES} bytes, this one {len(event.share)}")
+        if len(event.digest) > MAX_FIELDS or any(
+            len(str(part).encode()) > MAX_TEXT_BYTES for pair in event.digest for part in pair
+        ):
+            raise ValueError(f"a digest has at most {MAX_FIELDS} fields, each of at most {MAX_TEXT_BYTES} bytes")
         call = Call(self._name(event.tag), event, now + event.deadline)
         self.open[event.tag] = call
         self._initiate(call)

@@ -1,0 +1,57 @@
+"""The agreement core under crashes, pauses, loss, reordering, duplication and partitions, seed by seed.
+
+Each trial checks throughout: never two verdicts for one operation, the same contributors and shares
+everywhere, rising epochs, one end for each call and in time, nothing lost that had not started; and
+at the end: one view of all who live, newcomers let in, and an operation of all that commits. A
+failing seed is run again with `python -m collectives.simulator --schedules 1 --seed SEED`.
+"""
+
+import pytest
+
+from collectives.simulator.owner import Violated
+from collectives.simulator.schedule import KINDS, MOMENTS, Schedule
+from collectives.simulator.trial import Trial
+
+BATCHES = 8  # so that a failure shows early, and workers could share them
+
+
+def run(seeds: range, members: int) -> list[Trial]:
+    trials = []
+    for seed in seeds:
+        trial = Trial(Schedule.draw(seed, members))
+        try:
+            trial.run()
+        except Violated as violation:
+            pytest.fail(f"seed {seed}, members {members}: {violation}; {'; '.join(trial.struck)}")
+        trials.append(trial)
+    return trials
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_two_thousand_schedules(batch: int) -> None:
+    size = 2000 // BATCHES
+    trials = run(range(batch * size, (batch + 1) * size), members=4)
+    assert sum(trial.history.committed for trial in trials) > 20 * size
+    assert sum(trial.history.aborted for trial in trials) > size
+    assert sum(trial.history.doubtful for trial in trials) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("members", [3, 4, 6, 8])
+def test_twenty_thousand_schedules(members: int) -> None:
+    run(range(members * 100_000, members * 100_000 + 5000), members)
+
+
+def test_the_schedules_strike_everywhere() -> None:
+    schedules = [Schedule.draw(seed, 4) for seed in range(2000)]
+    struck = {(fault.kind, fault.moment) for schedule in schedules for fault in schedule.faults}
+    assert struck == {(kind, moment) for kind in KINDS for moment in (*MOMENTS, None)}
+    assert any(schedule.disorder for schedule in schedules)
+    assert any(schedule.encoded for schedule in schedules)
+
+
+def test_a_seed_is_always_the_same_trial() -> None:
+    one, other = run(range(7, 8), members=4) + run(range(7, 8), members=4)
+    assert one.struck == other.struck
+    assert one.history.verdicts == other.history.verdicts

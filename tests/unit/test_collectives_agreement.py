@@ -1,0 +1,376 @@
+"""The agreement core, scenario by scenario, and against events and messages in any order."""
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collectives import messages
+from collectives.agreement import Agreement
+from collectives.agreement_events import (
+    ADMIT,
+    Begin,
+    Done,
+    Event,
+    Heard,
+    Leave,
+    Linked,
+    OutOfGroup,
+    Send,
+    Start,
+    Tick,
+    Unlinked,
+)
+from collectives.message_codec import decode, encode
+from collectives.messages import MAX_OPEN, Stage
+from collectives.timing import LAN
+from collectives.types import Partition
+from collectives.view_change import compatible
+from collectives.views import ADMIT_TAG, Ballot, Member, OpId, View, outranks
+from tests.agreements import IDS, Group
+
+ALL = (0, 1, 2)
+
+
+def group_of_three(partition: Partition = Partition.CONTINUE) -> Group:
+    group = Group(3, partition)
+    assert group.views() == [(3, ALL)]
+    return group
+
+
+# --- operations ---
+
+
+def test_everybody_is_handed_all_shares_and_commits_with_the_same_contributors() -> None:
+    group = group_of_three()
+    for number in ALL:
+        group.call(number, share=b"%d" % number)
+    group.run(1.0)
+    starts = [action for number in ALL for action in group.actions[number] if isinstance(action, Start)]
+    assert [start.shares for start in starts] == [{IDS[0]: b"0", IDS[1]: b"1", IDS[2]: b"2"}] * 3
+    assert group.verdicts() == {0: ["commit"], 1: ["commit"], 2: ["commit"]}
+    contributors = {ended.contributors for number in ALL for ended in group.finished[number] if ended.op.tag == 0}
+    assert contributors == {IDS[:3]}
+
+
+def test_one_that_fails_aborts_it_for_all_and_the_next_one_commits() -> None:
+    group = group_of_three()
+    group.obedient = False
+    for number in ALL:
+        group.call(number)
+    group.run(0.2)
+    (start,) = [action for action in group.actions[1] if isinstance(action, Start)]
+    group.feed(0, Done(start.op))
+    group.feed(1, Done(start.op, ok=False, reason="the ring broke"))
+    group.run(0.2)
+    assert group.verdicts() == {0: ["abort"], 1: ["abort"], 2: ["abort"]}
+    group.obedient = True
+    for number in ALL:
+        group.call(number)
+    group.run(0.5)
+    assert group.verdicts() == {number: ["abort", "commit"] for number in ALL}
+
+
+@pytest.mark.parametrize("odd", ALL)
+def test_a_mismatch_names_the_member_and_the_field_to_everybody(odd: int) -> None:
+    group = group_of_three()
+    for number in ALL:
+        group.call(number, count=7 if number == odd else 3)
+    group.run(0.5)
+    for number in ALL:
+        (ended,) = [ended for ended in group.finished[number] if ended.op.tag == 0]
+        assert ended.verdict.value == "mismatch"
+        assert ended.mismatch is not None
+        assert ended.mismatch.field == "count"
+        if number == odd:
+            assert ended.mismatch.member != IDS[odd]
+            assert (ended.mismatch.theirs, ended.mismatch.ours) == (3, 7)
+        else:
+            assert ended.mismatch.member == IDS[odd]
+            assert (ended.mismatch.theirs, ended.mismatch.ours) == (7, 3)
+
+
+def test_a_call_that_some_never_make_ends_at_its_deadline_for_all_who_made_it_and_later_for_the_rest() -> None:
+    group = group_of_three()
+    group.call(0, deadline=5.0)
+    group.call(1, deadline=1.0)
+    group.run(2.0)
+    assert group.verdicts() == {0: ["deadline"], 1: ["deadline"], 2: []}
+    assert IDS[2] in group.finished[0][-1].reason
+    group.call(2, deadline=5.0)
+    group.run(0.5)
+    assert group.verdicts()[2] == ["deadline"]
+    for number in ALL:
+        group.call(number)
+    group.run(0.5)
+    assert group.verdicts() == {number: ["deadline", "commit"] for number in ALL}
+
+
+def test_tags_do_not_disturb_one_another() -> None:
+    group = group_of_three()
+    for number in ALL:
+        group.call(number, tag=1 + number % 2)
+        group.call(number, tag=7)
+    group.run(0.5)
+    assert group.verdicts(tag=7) == {number: ["commit"] for number in ALL}
+    assert group.verdicts(tag=1) == {number: [] for number in ALL}
+
+
+def test_what_the_owner_may_not_call_is_refused() -> None:
+    core = Agreement(IDS[0], "", b"group", Random(1), 0.0)
+    with pytest.raises(ValueError, match="share"):
+        core.handle(Begin(0, "x", 1.0, share=bytes(65537)), 0.0)
+    with pytest.raises(ValueError, match="digest"):
+        core.handle(Begin(0, "x", 1.0, (("field", "v" * 300),)), 0.0)
+    with pytest.raises(ValueError, match="go together"):
+        core.handle(Begin(0, ADMIT, 1.0), 0.0)
+
+
+def test_a_tag_has_one_call_outstanding_and_a_member_a_bounded_number() -> None:
+    group = group_of_three()
+    group.call(0)
+    with pytest.raises(ValueError, match="tag 0 is outstanding"):
+        group.call(0)
+    for tag in range(1, MAX_OPEN):
+        group.call(0, tag=tag)
+    with pytest.raises(ValueError, match="are outstanding"):
+        group.call(0, tag=MAX_OPEN)
+
+
+# --- failures ---
+
+
+@pytest.mark.parametrize("victim", ALL)
+@pytest.mark.parametrize("silently", [False, True])
+def test_the_next_operation_commits_within_five_seconds_of_a_death(victim: int, silently: bool) -> None:
+    group = group_of_three()
+    rest = [number for number in ALL if number != victim]
+    group.stop(victim, silently=silently)
+    for number in rest:
+        group.call(number)
+    group.run(5.0)
+    assert group.views() == [(4, tuple(rest))]
+    assert {number: group.verdicts()[number] for number in rest} == {number: ["commit"] for number in rest}
+
+
+@pytest.mark.parametrize("victim", ALL)
+def test_an_operation_under_way_is_aborted_when_a_member_dies(victim: int) -> None:
+    group = group_of_three()
+    group.obedient = False
+    for number in ALL:
+        group.call(number)
+    group.run(0.2)
+    group.stop(victim)
+    group.run(3.0)
+    assert all(group.verdicts()[number] == ["abort"] for number in ALL if number != victim)
+
+
+def test_a_stopped_member_learns_that_it_is_out_and_is_let_in_again() -> None:
+    group = group_of_three()
+    group.stopped.add(2)
+    group.run(4.0)
+    assert group.views() == [(4, (0, 1))]
+    group.stopped.clear()
+    group._tick(2, group.cores[2])
+    group.run(2.0)
+    assert any(isinstance(action, OutOfGroup) for action in group.actions[2])
+    assert group.cores[0].pending
+    group.admit()
+    assert group.views() == [(5, ALL)]
+
+
+def test_halves_go_on_apart_and_the_lesser_one_comes_back_to_the_other() -> None:
+    group = Group(4)
+    for one, other in ((0, 2), (0, 3), (1, 2), (1, 3)):
+        group.network.block(one, other)
+        group.network.block(other, one)
+    group.run(5.0)
+    assert group.views() == [(4, (0, 1)), (4, (2, 3))]
+    group.network.heal()
+    group.run(5.0)
+    group.admit()
+    assert group.views() == [(5, (0, 1, 2, 3))]
+
+
+def test_under_majority_half_of_a_group_waits_until_the_other_half_is_back() -> None:
+    group = Group(4, Partition.MAJORITY)
+    for one, other in ((0, 2), (0, 3), (1, 2), (1, 3)):
+        group.network.block(one, other)
+        group.network.block(other, one)
+    group.run(3.0)
+    group.call(0, deadline=1.0)
+    group.run(2.0)
+    assert group.verdicts()[0] == ["minority"]
+    assert [view for view in group.views() if view[0] > 3] == []
+    group.network.heal()
+    group.run(8.0)
+    (view,) = group.views()
+    assert view[1] == (0, 1, 2, 3)
+
+
+def test_two_that_miss_each_other_are_not_in_one_view() -> None:
+    group = group_of_three()
+    group.network.block(1, 2)
+    group.network.block(2, 1)
+    group.network.cut(1, 2)
+    group.run(6.0)
+    assert group.cores[0].view is not None
+    assert len(group.cores[0].view.members) == 2
+
+
+def test_who_is_missed_most_is_dropped() -> None:
+    one, two, three, four = IDS[:4]
+    assert compatible(one, {one: (), two: (four,), three: (four,), four: (three,)}) == [one, two, three]
+    assert compatible(one, {one: (), two: (three,), three: ()}) == [one, two]
+    assert compatible(two, {two: (), three: (two,)}) == [two]
+
+
+def test_of_two_sides_the_larger_goes_on_else_that_with_the_least_id() -> None:
+    assert outranks(IDS[1:3], IDS[:1])
+    assert outranks(IDS[:2], IDS[2:4])
+    assert not outranks(IDS[2:4], IDS[:2])
+
+
+# --- coming and going ---
+
+
+def test_a_lone_founder_lets_the_first_in_by_itself() -> None:
+    assert Group(2).views() == [(2, (0, 1))]
+
+
+def test_newcomers_wait_until_all_members_admit() -> None:
+    group = group_of_three()
+    group.boot(3)
+    group.boot(4)
+    group.run(3.0)
+    assert group.views() == [(0, ()), (3, ALL)]
+    assert all(group.cores[number].pending for number in ALL)
+    group.admit()
+    assert group.views() == [(4, (0, 1, 2, 3, 4))]
+    assert not any(group.cores[number].pending for number in range(5))
+
+
+def test_an_admission_with_nobody_waiting_changes_nothing() -> None:
+    group = group_of_three()
+    group.admit()
+    assert group.views() == [(3, ALL)]
+    assert group.verdicts(tag=ADMIT_TAG)[1][-1] == "commit"
+
+
+def test_a_newcomer_that_died_is_not_let_in() -> None:
+    group = group_of_three()
+    group.boot(3)
+    group.run(1.0)
+    group.stop(3)
+    group.admit()
+    assert [view[1] for view in group.views()] == [ALL]
+
+
+def test_an_admission_waits_for_what_is_under_way() -> None:
+    group = group_of_three()
+    group.obedient = False
+    for number in ALL:
+        group.call(number)
+    group.boot(3)
+    group.run(1.0)
+    group.admit()
+    assert group.views() == [(0, ()), (3, ALL)]
+    for number in ALL:
+        (start,) = [action for action in group.actions[number] if isinstance(action, Start)]
+        group.feed(number, Done(start.op))
+    group.run(1.0)
+    assert group.views() == [(4, (0, 1, 2, 3))]
+    assert group.verdicts()[0] == ["commit"]
+
+
+def test_one_that_leaves_is_not_waited_for() -> None:
+    group = group_of_three()
+    group.call(1)
+    group.feed(0, Leave())
+    group.stopped.add(0)
+    group.call(2)
+    group.run(0.5)
+    assert group.views() == [(4, (1, 2))]
+    assert group.verdicts()[1] == ["commit"]
+
+
+def test_outside_every_call_but_admission_ends_at_once() -> None:
+    group = group_of_three()
+    group.boot(3)
+    group.call(3)
+    assert group.verdicts()[3] == ["evicted"]
+    group.feed(3, Begin(ADMIT_TAG, ADMIT, 30.0))
+    group.run(2.0)
+    assert group.verdicts(tag=ADMIT_TAG)[3] == []
+    group.admit()
+    assert group.verdicts(tag=ADMIT_TAG)[3] == ["commit"]
+
+
+# --- anything at all ---
+
+MARKS = (b"the mark", b"another!", bytes(8))
+small = st.integers(0, 3)
+nodes = st.sampled_from(IDS[:4])
+marks = st.sampled_from(MARKS)
+some = st.lists(nodes, max_size=4).map(tuple)
+rosters = st.lists(
+    st.builds(Member, nodes, st.just("1"), marks), min_size=1, max_size=3, unique_by=lambda line: line.id
+)
+views = st.builds(View.of, st.just(b"group"), small, marks, rosters)
+ops = st.builds(OpId, marks, small, st.sampled_from((0, 1, ADMIT_TAG)), small)
+ballots = st.builds(Ballot, small, nodes)
+entries = st.lists(st.tuples(ops, st.sampled_from(Stage)), max_size=2).map(tuple)
+ledgers = st.builds(messages.Ledger, marks, st.lists(nodes, min_size=1, max_size=3).map(tuple), entries, st.booleans())
+rulings = st.builds(messages.Ruling, ops, st.sampled_from(Stage))
+any_message = st.one_of(
+    st.builds(messages.Beat, marks, small, small, some, some, st.booleans()),
+    st.builds(messages.Apply, st.just("1"), marks, small),
+    st.builds(messages.Sight, views),
+    st.builds(messages.Pending, rosters.map(tuple)),
+    st.builds(messages.Initiate, ops, st.sampled_from(("reduce", ADMIT)), st.just(()), st.just(b"")),
+    st.builds(messages.Start, ops, st.lists(st.just(b""), max_size=3).map(tuple)),
+    st.builds(messages.Done, ops, st.booleans(), st.booleans()),
+    st.builds(messages.Commit, ops, st.none() | views),
+    st.builds(messages.Ack, ops),
+    st.builds(messages.Abort, ops, st.booleans(), st.just("")),
+    st.builds(messages.Propose, ballots, small, some),
+    st.builds(messages.Report, ballots, views, some, st.lists(ledgers, max_size=2).map(tuple)),
+    st.builds(messages.Decide, ballots, views, st.lists(rulings, max_size=2).map(tuple)),
+    st.builds(messages.Welcome, marks, views),
+    st.just(messages.Goodbye()),
+)
+any_event = st.one_of(
+    st.builds(Heard, nodes, any_message),
+    st.builds(Linked, nodes, st.just("1")),
+    st.builds(Unlinked, nodes),
+    st.builds(Done, ops, st.booleans()),
+    st.just(Tick()),
+)
+
+
+def in_view(event: Event, view: View | None) -> Event:
+    """Let what is about operations of "the mark" be about those of the view that holds, or it would never count."""
+    if view is None or not isinstance(event, Heard) or not isinstance(event.message, messages.OperationMessage):
+        return event
+    return Heard(event.member, decode(encode(event.message).replace(b"the mark", view.mark)))
+
+
+@given(st.lists(st.tuples(any_event, st.sampled_from((0.0, 0.1, 2.0))), max_size=40), st.booleans(), st.booleans())
+def test_no_events_in_any_order_raise(events: list[tuple[Event, float]], formed: bool, fresh: bool) -> None:
+    group = Group(2)
+    core = group.cores[1] if formed else Agreement(IDS[1], "1", b"group", Random(1), 0.0, seeds=["0"] if fresh else [])
+    now = group.network.now
+    for tag in (0, 1):
+        core.handle(Begin(tag, "reduce", 1.0), now)
+    core.handle(Begin(ADMIT_TAG, ADMIT, 1.0), now)
+    for event, lapse in events:
+        now += lapse
+        for action in core.handle(in_view(event, core.view), now):
+            if isinstance(action, Send):
+                assert decode(encode(action.message)) == action.message
+    for _ in range(40):  # every call ends
+        now += LAN.heartbeat
+        core.handle(Tick(), now)
+    core.handle(Leave(), now)
+    assert core.handle(Tick(), now) == []
