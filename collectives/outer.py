@@ -43,7 +43,17 @@ class Group(Protocol):
     def sync_state(self, state: SharedState, strategy: SyncStrategy = ..., timeout: float = ...) -> SyncResult:
         """Bring every member to the state that holds."""
 
-    def all_reduce(self, x: torch.Tensor, op: Op = ..., **options: Any) -> ReduceResult:
+    def all_reduce(  # as that of `Communicator`
+        self,
+        x: torch.Tensor,
+        op: Op = ...,
+        out: torch.Tensor | None = ...,
+        weight: float = ...,
+        codec: Codec = ...,
+        tag: int = ...,
+        timeout: float = ...,
+        feedback: Feedback | None = ...,
+    ) -> ReduceResult:
         """Reduce `x` among the members."""
 
 
@@ -184,12 +194,16 @@ class OuterRounds:
         progress.add(synced)
         if synced.bytes_received:
             progress.joined, progress.weight = True, 0.0
-        options: dict[str, Any] = {"weight": progress.weight, "codec": settings.codec, "tag": settings.tag}
-        if self._feedback is not None:
-            options["feedback"] = self._feedback
         try:
             mean = self._group.all_reduce(
-                gradient, Op.AVG, out=torch.empty_like(gradient), timeout=settings.timeout, **options
+                gradient,
+                Op.AVG,
+                out=torch.empty_like(gradient),
+                weight=progress.weight,
+                codec=settings.codec,
+                tag=settings.tag,
+                timeout=settings.timeout,
+                feedback=self._feedback,
             )
         except BadArgument:
             if progress.weight:

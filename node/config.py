@@ -141,6 +141,20 @@ class NetworkConfig(Section):
     )
 
 
+class WeightsConfig(Section):
+    """Averaging weights with peers that train the same architecture, in the background."""
+
+    mode: Literal["off", "average", "diloco", "async-diloco"] = "off"
+    every: int = Field(20, ge=1, description="rounds between two exchanges, H")
+    listen: str = Field("tcp://127.0.0.1:0", description="where the group's members dial this node")
+    seeds: list[str] = Field([], description="what `weights_address` of any member says; none: found the group")
+    outer_lr: float = Field(0.7, gt=0, description="of the outer step; 'average' takes 1, without momentum")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    codec: Literal["none", "float16", "bfloat16", "int8", "uint8-minmax", "uint8-zero-point"] = "none"
+    streams: int = Field(1, ge=1, le=128, description="data connections to each member")
+    encrypt: bool = Field(True, description="the same at all members")
+
+
 class ObserveConfig(Section):
     """The node's own HTTP server, for `gossamer status` and Prometheus: /status and /metrics, on loopback."""
 
@@ -170,6 +184,7 @@ class NodeConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     trainer: TrainerConfig = TrainerConfig()
     network: NetworkConfig = NetworkConfig()
+    weights: WeightsConfig = WeightsConfig()
     observe: ObserveConfig = ObserveConfig()
     pool: PoolConfig = PoolConfig()
 

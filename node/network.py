@@ -65,6 +65,11 @@ def open_network(config: NodeConfig, folder: Path) -> Iterator[Network]:
         host.stop()
 
 
+def swarm_id(config: NodeConfig, folder: Path) -> bytes:
+    """Return the id of the swarm that a node with this configuration and folder is in; raises `UserError`."""
+    return _swarm(config.network, load_manifest(folder))
+
+
 def agent() -> str:
     """Return what a node says it runs."""
     return f"gossamer/{version('gossamer')}"

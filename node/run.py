@@ -6,7 +6,7 @@ stop (SIGTERM, SIGINT) ends the node after the round in progress, with a checkpo
 
 import signal
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -28,9 +28,11 @@ from node.network import Network, open_network
 from node.observe import describe, observe
 from node.policy.load import Policy, load_policy
 from node.pool import Pool
+from node.sampling import Sample
 from node.sharing import Exchange, NetworkExchange, NoExchange
 from node.tasks.load import TaskSet, load_tasks
 from node.trainer import make_trainer
+from node.weights import exchange_weights
 from protocol.manifest import ManifestLimits
 
 log = structlog.get_logger()
@@ -59,9 +61,19 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         engine = _engine(config, folder, policy)
         stack.callback(engine.close)
         loop = Loop(config, seed, policy, engine, tasks, pool, exchange, metrics)
-        trainer = make_trainer(policy, config, folder, loop.rounds, loop.prompt_ids, loop.finish)
-        trainer.add_callback(_StopCallback(stopping, config.trainer.num_iterations))
         checkpoint = latest_checkpoint(folder / "checkpoints")
+        weights = stack.enter_context(exchange_weights(config, folder, policy, checkpoint))
+
+        def rounds(done: int) -> Iterator[Sequence[Sample]]:
+            weights.begin()  # the trainer has loaded its checkpoint by now
+            yield from loop.rounds(done)
+
+        def finish(number: int, logs: Mapping[str, float]) -> None:
+            loop.row |= weights.after_round(number)
+            loop.finish(number, logs)
+
+        trainer = make_trainer(policy, config, folder, rounds, loop.prompt_ids, finish, weights.write)
+        trainer.add_callback(_StopCallback(stopping, config.trainer.num_iterations))
         done = checkpoint.round if checkpoint else 0
         pool.rewind(done)
         metrics.rewind(done)

@@ -81,7 +81,8 @@ def make_plan(out: Path, nodes: int, config: NodeConfig) -> Plan:
 def node_config(plan: Plan, index: int, cores: int) -> NodeConfig:
     """Return the configuration of node `index`: a seed of its own, its part of the cores, loopback only."""
     network = plan.config.network.model_copy(update={"listen": LOOPBACK, "swarm": plan.swarm})
-    changes: dict[str, Any] = {"seed": derive_seed(plan.seed, "node", index), "network": network}
+    weights = plan.config.weights.model_copy(update={"listen": LOOPBACK})
+    changes: dict[str, Any] = {"seed": derive_seed(plan.seed, "node", index), "network": network, "weights": weights}
     if plan.config.threads == 0:
         changes["threads"] = max(1, cores // plan.nodes)
     return plan.config.model_copy(update=changes)

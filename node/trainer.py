@@ -54,6 +54,7 @@ class SwarmTrainer(GRPOTrainer):
         keep: int,
         rounds: Callable[[int], Iterator[list[Row]]],
         on_update: OnUpdate,
+        also_save: Callable[[Path], None],
     ) -> None:
         super().__init__(
             model=policy.model,
@@ -67,6 +68,7 @@ class SwarmTrainer(GRPOTrainer):
         self._checkpoints = checkpoints
         self._keep = keep
         self._rounds = rounds
+        self._also_save = also_save
         self.round_is_empty = False
 
     @property
@@ -118,6 +120,7 @@ class SwarmTrainer(GRPOTrainer):
         self._save_optimizer_and_scheduler(path)
         self._save_scaler(path)
         self._save_rng_state(path)
+        self._also_save(folder)
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
 
@@ -169,6 +172,7 @@ def make_trainer(
     rounds: Rounds,
     prompt_ids: Callable[[Group], list[int]],
     on_update: OnUpdate,
+    also_save: Callable[[Path], None] = lambda folder: None,
 ) -> SwarmTrainer:
     """Make the trainer of a node whose state is in `folder`; its `train()` drives the node's loop.
 
@@ -180,6 +184,7 @@ def make_trainer(
         prompt_ids: a group's prompt under this policy.
         on_update: called once a round, after its last optimiser step and before a checkpoint of
             it, with the rounds done so far and TRL's metrics.
+        also_save: adds what else belongs to a checkpoint to its folder.
 
     Raises:
         UserError: `report_to` names a package that is not installed.
@@ -194,7 +199,9 @@ def make_trainer(
 
     args = _trl_config(config, policy.model.device.type, folder)
     try:
-        return SwarmTrainer(policy, args, checkpoints, config.trainer.save_total_limit, rounds_of_rows, on_update)
+        return SwarmTrainer(
+            policy, args, checkpoints, config.trainer.save_total_limit, rounds_of_rows, on_update, also_save
+        )
     except (ImportError, RuntimeError) as error:
         if "requires" in str(error) and config.trainer.report_to:
             extras = ",".join(config.trainer.report_to)

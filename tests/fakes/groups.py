@@ -42,7 +42,7 @@ class Hall:
         """As a member that is killed: a call that others wait in is called off."""
         with self._changed:
             self.members.discard(name)
-            self._end({name: Aborted(f"{name} died") for name in self._waiting if name in self.members})
+            self._end({other: Aborted(f"{name} is gone") for other in self._waiting if other in (name, *self.members)})
 
     def waits(self, name: str) -> bool:
         with self._changed:
