@@ -1,9 +1,10 @@
 """`gossamer bench`: the benchmarks, one JSON object a line."""
 
 import json
-from importlib import import_module
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,7 +34,9 @@ def bench_round(
       gossamer bench round --blocks 6 > round.jsonl
       gossamer bench round --compare sharing --model runs/models/smollm2-135m-instruct --rounds 3 --blocks 3
     """
-    for row in _benchmark("round").run(
+    with _checkout():
+        from benchmarks.round import run
+    for row in run(
         model=model,
         questions=questions,
         completions=completions,
@@ -76,7 +79,9 @@ def bench_gossip(  # noqa: PLR0913  # one option each
         raise UserError(
             f"there is no {hivemind_python}: make it as `gossamer bench gossip --help` says, or name another"
         )
-    for row in _benchmark("gossip").run(
+    with _checkout():
+        from benchmarks.gossip import run
+    for row in run(
         nodes=_numbers("--nodes", nodes, 2),
         kib=_numbers("--kib", kib, 1),
         runs=runs,
@@ -97,11 +102,13 @@ def _numbers(option: str, text: str, least: int) -> list[int]:
     return numbers
 
 
-def _benchmark(name: str) -> Any:
+@contextmanager
+def _checkout() -> Iterator[None]:
+    """Say what is wrong where the benchmarks are not installed."""
     try:
-        return import_module(f"benchmarks.{name}")
+        yield
     except ModuleNotFoundError as error:
-        if error.name not in ("benchmarks", f"benchmarks.{name}"):
+        if not (error.name or "").startswith("benchmarks"):
             raise
         raise UserError("the benchmarks are not installed: run this from a checkout of gossamer") from None
 
