@@ -35,6 +35,10 @@ def setup_logs(folder: Path | None = None, *, stderr: bool = True, debug: bool =
         )
         handlers.append(stream)
     logging.basicConfig(handlers=handlers, level=logging.WARNING, force=True)
+    # It keeps its messages to itself, on a handler of its own, from the moment it is imported.
+    transformers = logging.getLogger("transformers")
+    transformers.handlers.clear()
+    transformers.propagate = True
     for name in OURS:
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
     structlog.configure(
