@@ -171,7 +171,7 @@ class _Eight:
         scale = scales.to(into.dtype)
         marked = scale.signbit()
         special = rows[marked] if bool(marked.any()) else None
-        self._spread(rows, scale.abs_(), offsets)
+        self._spread(rows, scale.abs(), offsets)  # not in place: these are the bytes that others get
         if special is not None:
             for code, value in ((self.nan, torch.nan), (self.plus, torch.inf), (self.minus, -torch.inf)):
                 rows[marked] = torch.where(special == code, value, rows[marked])

@@ -10,8 +10,8 @@ same bits. Values are 1-D contiguous CPU tensors, and accumulate in `work_dtype`
     integers               AVG                   float64      once, towards zero
 
 AVG is sum(weight * x) / sum(weight). A member of weight 0 does not count at all: its values,
-NaN included, are not looked at. Weights are scaled by the greatest, so that equal weights cost
-nothing and large ones (numbers of tokens) do not overflow. An AVG of 64-bit integers is exact
+NaN included, are not looked at. Weights are scaled first, so that equal ones are 1 and cost nothing,
+and large ones (numbers of tokens) do not overflow. An AVG of 64-bit integers is exact
 while the sum stays within 2^53. MIN and MAX of a NaN is NaN.
 
 NumPy computes where it has the type, because it has every unsigned type, stays on the thread
@@ -67,17 +67,19 @@ def check_weight(weight: float) -> float:
 
 
 def scaled_weights(order: Sequence[NodeId], weights: Mapping[NodeId, float], op: Op) -> dict[NodeId, float]:
-    """Return each member's weight over the greatest: 1 for all where `op` is not AVG.
+    """Return each member's weight in a unit that suits all: 1 for all where `op` is not AVG.
 
     Raises:
         BadArgument: all weights are 0, so there is no mean. Everybody knows all weights and raises.
     """
     if op is not Op.AVG:
         return dict.fromkeys(order, 1.0)
-    greatest = max(weights[member] for member in order)
-    if greatest == 0:
+    counted = {weights[member] for member in order if weights[member]}
+    if not counted:
         raise BadArgument("every member gave weight 0, so there is no mean: let one give more")
-    return {member: weights[member] / greatest for member in order}
+    # A power of two, so that scaling itself rounds nothing.
+    unit = counted.pop() if len(counted) == 1 else 2.0 ** math.frexp(max(counted))[1]
+    return {member: weights[member] / unit for member in order}
 
 
 def start(values: torch.Tensor, weight: float, into: torch.Tensor) -> None:

@@ -1,0 +1,291 @@
+"""Direct exchange, ring and small messages: one value, the same bits everywhere, within bounds of float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collectives import direct, reduction, ring, small
+from collectives.allreduce import Topology, reduce
+from collectives.choice import Link
+from collectives.errors import Aborted, BadArgument
+from collectives.feedback import Feedback
+from collectives.reduction import Scratch, cut, describe
+from collectives.tensors import DTYPES
+from collectives.types import Codec, Op
+from tests.collectives_ports import Network, members, together
+
+SMALL_CHUNK = 2048
+STEP = {Codec.NONE: 0.0, Codec.FLOAT16: 2.0**-10, Codec.BFLOAT16: 2.0**-7} | dict.fromkeys(
+    (Codec.INT8, Codec.UINT8_MINMAX, Codec.UINT8_ZERO_POINT), 1 / 126
+)
+EPSILON = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-22, torch.float64: 2.0**-50}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Several chunks in little data."""
+    monkeypatch.setattr(reduction, "CHUNK_BYTES", SMALL_CHUNK)
+
+
+def given_values(count: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(count, generator=generator, dtype=torch.float64) + 0.5
+    if dtype.is_floating_point:
+        signs = torch.randint(0, 2, (count,), generator=generator) * 2 - 1
+        return (values * signs).to(dtype)
+    return (values * 20).to(dtype)
+
+
+def expected(op: Op, given: list[torch.Tensor], weights: list[float]) -> torch.Tensor:
+    stack = torch.stack([values.double() for values in given])
+    weight = torch.tensor(weights, dtype=torch.float64)[:, None]
+    return {
+        Op.SUM: lambda: stack.sum(0),
+        Op.AVG: lambda: (stack * weight).sum(0) / weight.sum(),
+        Op.PROD: lambda: stack.prod(0),
+        Op.MIN: lambda: stack.amin(0),
+        Op.MAX: lambda: stack.amax(0),
+    }[op]()
+
+
+def run(algorithm, given, op, codec=Codec.NONE, weights=None, seed=0, queue=0):
+    order = members(len(given))
+    weights = weights or [1.0] * len(given)
+    job = describe(order, given[0].dtype, op, dict(zip(order, weights, strict=True)), codec)
+    if algorithm is small:
+        shares = {member: small.pack(values) for member, values in zip(order, given, strict=True)}
+        return [small.all_reduce(job, given[0].numel(), shares) for _ in order]
+    return together(order, lambda port, i: algorithm.all_reduce(port, job, given[i], Scratch()), seed=seed, queue=queue)
+
+
+def assert_alike(results: list[torch.Tensor]) -> None:
+    for result in results:
+        assert torch.equal(result.view(torch.uint8), results[0].view(torch.uint8)), "members have different bits"
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    algorithm=st.sampled_from((direct, ring, small)),
+    world=st.integers(1, 5),
+    count=st.sampled_from((0, 1, 2, 255, 256, 257, 1023, 3001)),
+    dtype=st.sampled_from(list(DTYPES.values())),
+    op=st.sampled_from(Op),
+    codec=st.sampled_from(Codec),
+    seed=st.integers(0, 2**16),
+    queue=st.sampled_from((0, 1, 2)),
+    data=st.data(),
+)
+def test_any_reduction_is_that_of_float64_and_the_same_everywhere(
+    algorithm, world, count, dtype, op, codec, seed, queue, data
+):
+    given = [given_values(count, dtype, seed + i) for i in range(world)]
+    weights = data.draw(st.lists(st.sampled_from((0.0, 0.5, 1.0, 3.0)), min_size=world, max_size=world).filter(any))
+    results = run(algorithm, given, op, codec, weights, seed, queue)
+    assert_alike(results)
+    assert results[0].dtype is dtype
+    exact = expected(op, given, weights)
+    if dtype.is_floating_point:
+        largest = max((float(values.double().abs().max()) for values in given if count), default=0.0)
+        # PROD multiplies the values' errors by the other members' values.
+        scale = largest**world if op is Op.PROD else largest * world
+        bound = scale * (EPSILON[dtype] * world + STEP[codec] * 2 * world)
+        assert not count or float((results[0].double() - exact).abs().max()) <= bound
+    else:
+        bits = dtype.itemsize * 8
+        whole = exact.trunc() if op is Op.AVG else exact
+        wrapped = [int(value) % 2**bits for value in whole.tolist()]
+        assert [value % 2**bits for value in results[0].tolist()] == wrapped
+
+
+@pytest.mark.parametrize("algorithm", [direct, ring, small])
+def test_integers_wrap_around_and_64_bits_stay_exact(algorithm):
+    given = [torch.tensor([2**63 - 1, -(2**63), 5, 2**53 + 1], dtype=torch.int64)] * 3
+    assert run(algorithm, given, Op.MAX)[0].tolist() == given[0].tolist()
+    assert run(algorithm, given, Op.SUM)[0].tolist()[0] == 2**63 - 3
+    assert run(algorithm, given, Op.AVG)[0].tolist()[0] > 2**63 - 2**11, "must not go past the end"
+
+
+@pytest.mark.parametrize("algorithm", [direct, ring, small])
+@pytest.mark.parametrize("codec", Codec)
+def test_nan_and_infinity_pass(algorithm, codec):
+    given = [torch.ones(600) * (i + 1) for i in range(3)]
+    given[1][5], given[2][300], given[0][599] = torch.nan, torch.inf, -torch.inf
+    for op in (Op.SUM, Op.AVG, Op.MIN, Op.MAX):
+        result = run(algorithm, given, op, codec)[0]
+        assert result[5].isnan()
+        assert not result[6].isnan()
+        if op in (Op.SUM, Op.AVG):
+            assert result[300] == torch.inf
+            assert result[599] == -torch.inf
+
+
+@pytest.mark.parametrize("algorithm", [direct, ring, small])
+def test_a_member_of_weight_zero_does_not_count_even_with_nan(algorithm):
+    given = [torch.full((300,), value) for value in (1.0, torch.nan, 3.0)]
+    for weights, mean in (([1.0, 0.0, 1.0], 2.0), ([1.0, 0.0, 3.0], 2.5), ([0.0, 0.0, 7.0], 3.0)):
+        results = run(algorithm, given, Op.AVG, weights=weights)
+        assert_alike(results)
+        assert results[0].tolist() == [mean] * 300
+
+
+def test_no_weight_at_all_is_an_error_that_says_so():
+    with pytest.raises(BadArgument, match="weight 0"):
+        describe(members(2), torch.float32, Op.AVG, dict.fromkeys(members(2), 0.0), Codec.NONE)
+
+
+def test_sixteen_bit_floats_are_rounded_once():
+    # 2048 + 1 is 2048 in float16, whichever way it is rounded: a sum that rounds at each step stays there.
+    given = [torch.tensor([2048.0], dtype=torch.float16)] + [torch.tensor([1.0], dtype=torch.float16)] * 4
+    for algorithm in (direct, ring, small):
+        assert run(algorithm, given, Op.SUM)[0].tolist() == [2052.0]
+
+
+def test_large_values_of_sixteen_bits_have_a_mean():
+    given = [torch.tensor([60000.0], dtype=torch.float16)] * 4
+    for algorithm in (direct, ring, small):
+        assert run(algorithm, given, Op.AVG)[0].tolist() == [60000.0]
+
+
+def test_the_values_given_are_not_written_to():
+    given = [given_values(3001, torch.float32, i) for i in range(3)]
+    copies = [values.clone() for values in given]
+    for algorithm in (direct, ring):
+        run(algorithm, given, Op.AVG, Codec.INT8, [1.0, 2.0, 0.5])
+    assert all(torch.equal(one, other) for one, other in zip(given, copies, strict=True))
+
+
+def test_a_cancelled_port_ends_everybody():
+    order = members(3)
+    job = describe(order, torch.float32, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
+
+    def work(port, i):
+        if i == 1:
+            port.cancel("member1 is gone")
+        direct.all_reduce(port, job, torch.ones(5000), Scratch())
+
+    with pytest.raises(Aborted, match="member1 is gone"):
+        together(order, work)
+
+
+def test_slices_follow_the_capacity():
+    assert cut(2560, [1.0, 3.0]) == [(0, 512), (512, 2560)]  # in whole blocks
+    assert cut(100, [1, 1, 1])[-1][1] == 100
+    assert cut(0, [1, 1]) == [(0, 0), (0, 0)]
+    spans = cut(100_000, [0.0, 5.0, 1.0])
+    assert spans[0] == (0, 0)
+    assert [end for _, end in spans[:-1]] == [first for first, _ in spans[1:]]
+
+
+def test_unequal_slices_reduce_the_same():
+    order = members(3)
+    given = [given_values(5003, torch.float32, i) for i in range(3)]
+    job = describe(order, torch.float32, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
+    results = together(
+        order, lambda port, i: direct.all_reduce(port, job, given[i], Scratch(), capacity=[1.0, 0.0, 9.0])
+    )
+    assert_alike(results)
+    assert torch.equal(results[0], given[0] + given[1] + given[2])
+
+
+@pytest.mark.parametrize("algorithm", [direct, ring])
+def test_each_byte_is_sent_once(algorithm):
+    order = members(4)
+    job = describe(order, torch.float32, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
+    count = 4 * 256 * 16
+
+    def work(port, i):
+        algorithm.all_reduce(port, job, torch.ones(count), Scratch())
+        return port.bytes_sent, port.bytes_received
+
+    assert together(order, work) == [(2 * 3 * count, 2 * 3 * count)] * 4  # 2 (n - 1) / n of 4 bytes a value
+
+
+def test_the_links_choose_the_algorithm_and_the_bits_agree():
+    order = members(4)
+    given = [given_values(40_000, torch.float32, i) for i in range(4)]
+    job = describe(order, torch.float32, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
+    # A circle of fast links in an order of its own; the rest is slow.
+    tour = (order[0], order[2], order[1], order[3])
+    edges = set(zip(tour, [*tour[1:], tour[0]], strict=True))
+    links = {(a, b): Link(1e9 if (a, b) in edges else 1e6, 1e-4) for a in order for b in order if a != b}
+
+    def work(port, i):
+        return reduce(port, job, given[i], Scratch(), topology=Topology(tour, links)), port.bytes_sent
+
+    results = [result for result, _ in together(order, work)]
+    assert_alike(results)
+    by_ring = together(order, lambda port, i: ring.all_reduce(port, job, given[i], Scratch(), tour=tour))
+    assert torch.equal(results[0], by_ring[0])
+
+
+@pytest.mark.parametrize("algorithm", [direct, ring])
+@pytest.mark.parametrize("codec", [Codec.INT8, Codec.UINT8_ZERO_POINT])
+@pytest.mark.parametrize("op", [Op.SUM, Op.AVG])
+def test_with_feedback_errors_do_not_pile_up(algorithm, codec, op):
+    order, rounds = members(3), 30
+    weights = dict(zip(order, (1.0, 2.0, 0.5), strict=True))
+    job = describe(order, torch.float32, op, weights, codec)
+    given = [given_values(777, torch.float32, i) for i in range(3)]
+    exact = expected(op, given, list(weights.values()))
+
+    def total_error(with_feedback: bool) -> float:
+        kept = [Feedback() for _ in order]
+
+        def work(port, i):
+            feedback = kept[i] if with_feedback else None
+            values = feedback.start(given[i], op, torch.float32) if feedback else given[i]
+            result = algorithm.all_reduce(port, job, values, Scratch(), feedback=feedback)
+            if feedback:
+                feedback.commit()
+            return result.double()
+
+        total = sum(together(order, work)[0] for _ in range(rounds))
+        return float((total / rounds - exact).abs().max())
+
+    assert total_error(True) < total_error(False) / 5
+
+
+def test_feedback_of_an_aborted_call_stays_as_it_was():
+    feedback = Feedback()
+    feedback.start(torch.ones(4), Op.SUM, torch.float32)
+    feedback.lost(0, torch.tensor([1.0, torch.nan, torch.inf, 2.0]), torch.tensor([0.5, torch.nan, torch.inf, 2.0]))
+    feedback.commit()
+    assert feedback.residual.tolist() == [0.5, 0.0, 0.0, 0.0]
+    feedback.start(torch.ones(4), Op.SUM, torch.float32)
+    feedback.lost(0, torch.ones(4), torch.zeros(4))
+    feedback.abort()
+    feedback.commit()
+    assert feedback.residual.tolist() == [0.5, 0.0, 0.0, 0.0]
+    with pytest.raises(BadArgument, match="each tensor"):
+        feedback.start(torch.ones(5), Op.SUM, torch.float32)
+    with pytest.raises(BadArgument, match="SUM and AVG"):
+        feedback.start(torch.ones(4), Op.MAX, torch.float32)
+
+
+def test_a_share_of_another_length_is_refused():
+    order = members(2)
+    job = describe(order, torch.float32, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
+    with pytest.raises(Aborted, match="member1"):
+        small.all_reduce(job, 2, {order[0]: bytes(8), order[1]: bytes(4)})
+
+
+def test_scratch_is_taken_again_and_bounded():
+    scratch = Scratch(limit=10_000)
+    first = scratch.take(1000, torch.float32)
+    where = first.data_ptr()
+    scratch.give(first)
+    again = scratch.take(900, torch.float32)
+    assert again.data_ptr() == where
+    assert scratch.take(900, torch.float32).data_ptr() != where
+    scratch.give(again)
+    scratch.give(torch.empty(2000))
+    assert scratch.take(900, torch.float32).data_ptr() != where, "the older one went when the bound was passed"
+
+
+def test_the_network_of_these_tests_tells_a_slot_used_twice():
+    network = Network()
+    one, other = members(2)
+    network.send(one, other, 1, memoryview(b"x"))
+    with pytest.raises(AssertionError, match="twice"):
+        network.send(one, other, 1, memoryview(b"x"))
