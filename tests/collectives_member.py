@@ -1,0 +1,213 @@
+"""A member of a group as a process, for tests that kill it. It answers over a pipe and does what it is told.
+
+Members are forked from a server that has everything imported, so one starts in well under a second.
+
+The parent sends a command, a tuple of a name and arguments; the child's answer is ("ok", result) or
+("error", type, text). ("holding", state) comes unasked when the child has reached the state that
+`hold` named: there it stays, until it is killed. Nothing of this is in the product: the child wraps
+the jobs and the observer of its own process.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+
+import numpy as np
+
+from collectives import CollectiveError, Communicator, Op, SharedState
+from collectives import jobs as jobs_of
+from collectives.agreement_events import Begin, Heard, Send
+from collectives.messages import Commit
+
+STATES = ("idle", "initiate", "reduce", "reduced", "commit", "transfer", "admission")
+WORKERS = multiprocessing.get_context("forkserver")
+WORKERS.set_forkserver_preload(["tests.collectives_member"])
+
+
+def vector(member, step, count):
+    """What a member contributes: integers, so that any order of adding gives the same bits."""
+    seed = int.from_bytes(hashlib.sha256(f"{member}/{step}".encode()).digest()[:8], "big")
+    return np.random.default_rng(seed).integers(-1000, 1000, count).astype(np.float64)
+
+
+def digest(x):
+    return hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()
+
+
+class _Holder:
+    """Stops this process, thread by thread, where the parent wants to meet it."""
+
+    def __init__(self, pipe):
+        self.pipe = pipe
+        self.state = ""
+        self.sent = 0
+
+    def stop(self, state):
+        """Say so, and never go on."""
+        if self.state == state:
+            self.state = "reached"
+            self.pipe.send(("holding", state))
+            while True:
+                signal.pause() if threading.current_thread() is threading.main_thread() else time.sleep(3600)
+
+    def observe(self, what):
+        """On the control thread, before an event is handled or an action carried out."""
+        match what:
+            case Begin(kind="all_reduce"):
+                self.stop("initiate")
+            case Heard(_, Commit(_, view)):
+                self.stop("commit" if view is None else "admission")
+            case Send(_, Commit(_, view)):
+                self.sent += 1
+                if self.sent % 2 == 0:  # a coordinator that told one of several
+                    self.stop("commit" if view is None else "admission")
+            case _:
+                pass
+
+
+class _HoldingPort:
+    """A port whose third wait is where the process stops."""
+
+    def __init__(self, port, holder, state):
+        self._port, self._holder, self._state, self._waits = port, holder, state, 0
+
+    def __getattr__(self, name):
+        return getattr(self._port, name)
+
+    def wait(self, ticket):
+        self._waits += 1
+        if self._waits == 3:
+            self._holder.stop(self._state)
+        self._port.wait(ticket)
+
+    def serve(self, handler):
+        def answer(source, question):
+            self._waits += 1
+            if self._waits == 3:
+                self._holder.stop(self._state)
+            return handler(source, question)
+
+        self._port.serve(answer)
+
+
+def _wrap(holder):
+    reduce, sync = jobs_of.AllReduce.perform, jobs_of.Sync.perform
+
+    def hold_reduce(self, start, port):
+        result = reduce(self, start, _HoldingPort(port, holder, "reduce"))
+        holder.stop("reduced")
+        return result
+
+    jobs_of.AllReduce.perform = hold_reduce
+    jobs_of.Sync.perform = lambda self, start, port: sync(self, start, _HoldingPort(port, holder, "transfer"))
+
+
+def run(pipe):
+    """The child's main loop."""
+    holder = _Holder(pipe)
+    _wrap(holder)
+    comm = None
+    while True:
+        try:
+            command, *arguments = pipe.recv()
+        except EOFError:
+            os._exit(0)
+        try:
+            if command == "connect":
+                seeds, options = arguments
+                comm = Communicator.connect("chaos", seeds, observer=holder.observe, **options)
+                result = comm.address, comm.node_id
+            elif command == "hold":
+                (holder.state,) = arguments
+                result = None
+                if holder.state == "idle":
+                    pipe.send(("ok", None))
+                    holder.stop("idle")
+            else:
+                result = _ACTIONS[command](comm, *arguments)
+            pipe.send(("ok", result))
+        except CollectiveError as error:
+            pipe.send(("error", type(error).__name__, str(error)))
+
+
+def _reduce(comm, step, count, timeout):
+    """Reduce in place; say who contributed, the result's hash, and whether an aborted buffer is as it was."""
+    x = vector(comm.node_id, step, count)
+    before = digest(x)
+    try:
+        result = comm.all_reduce(x, op=Op.SUM, timeout=timeout)
+    except CollectiveError as error:
+        return type(error).__name__, digest(x) == before, str(error)
+    return "commit", result.contributors, digest(x)
+
+
+def _sync(comm, fill, count, timeout):
+    state = SharedState({"w": np.full(count, float(fill))}, revision=0)
+    before = digest(state.tensors["w"])
+    try:
+        result = comm.sync_state(state, timeout=timeout)
+    except CollectiveError as error:
+        return type(error).__name__, digest(state.tensors["w"]) == before, str(error)
+    return "commit", result.contributors, digest(state.tensors["w"])
+
+
+def _admit(comm, timeout):
+    try:
+        comm.admit(timeout=timeout)
+    except CollectiveError as error:
+        return type(error).__name__
+    return "commit"
+
+
+_ACTIONS = {
+    "reduce": _reduce,
+    "sync": _sync,
+    "admit": _admit,
+    "members": lambda comm: comm.members,
+    "pending": lambda comm: comm.pending(),
+    "leave": lambda comm: comm.leave(),
+}
+
+
+class Member:
+    """The parent's end of a child."""
+
+    def __init__(self):
+        self.pipe, theirs = WORKERS.Pipe()
+        self.process = WORKERS.Process(target=run, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.address = self.node_id = ""
+
+    def connect(self, seeds=(), **options):
+        self.address, self.node_id = self.ask("connect", list(seeds), options)
+
+    def tell(self, command, *arguments):
+        self.pipe.send((command, *arguments))
+
+    def hear(self, timeout=40):
+        """Return the child's next message."""
+        assert self.pipe.poll(timeout), f"{self.node_id} says nothing"
+        return self.pipe.recv()
+
+    def answer(self, timeout=40):
+        kind, *rest = self.hear(timeout)
+        assert kind == "ok", rest
+        return rest[0]
+
+    def ask(self, command, *arguments):
+        self.tell(command, *arguments)
+        return self.answer()
+
+    def signal(self, number):
+        os.kill(self.process.pid, number)
+
+    def end(self):
+        with suppress(OSError):
+            self.process.kill()
+        self.process.join(10)
+        self.pipe.close()
