@@ -15,7 +15,7 @@ import random
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -31,6 +31,8 @@ from collectives.feedback import Feedback
 from collectives.handles import Handle, Pool
 from collectives.handshake import SESSION_BYTES, Party, group_hash
 from collectives.jobs import AgreeTopology, AllGather, AllReduce, Barrier, Broadcast, Job, Known, Measure, Sync
+from collectives.joining import FLAGS, Pending, wait_inside
+from collectives.many import wait_for_all
 from collectives.mesh import Mesh
 from collectives.port import Port
 from collectives.probing import probe
@@ -49,18 +51,6 @@ PENDING_S = 2.0  # how long after an operation its answer stands: the next step'
 _MANY, _SYNC, _BARRIER, _TOPOLOGY = 2**40, 2**33, 2**33 + 1, 2**33 + 2
 
 
-_FLAGS = {False: b"\0", True: b"\1"}  # before each share: does its sender know of anybody who waits?
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """What the last operation that counted said of who waits, the same at all members of its view."""
-
-    mark: bytes = b""
-    pending: bool = False
-    since: float = float("-inf")
-
-
 class Communicator:
     """One member of a group that reduces, gathers and shares state. Thread-safe; use `connect` to make one."""
 
@@ -72,7 +62,7 @@ class Communicator:
         self._known = Known()
         self._estimates = Estimates()
         self._pool = Pool()
-        self._agreed_pending = _Pending()
+        self._agreed_pending = Pending()
         # Also when it is only forgotten, or the program ends: no thread and no socket stays behind.
         self._finalizer = weakref.finalize(self, control.stop, True)
 
@@ -135,25 +125,11 @@ class Communicator:
         control.start()
         comm = cls(control, identity, mesh.address)
         try:
-            comm._wait_inside(timeout)
+            wait_inside(comm._control, timeout)
         except BaseException:
             comm.leave()
             raise
         return comm
-
-    def _wait_inside(self, timeout: float) -> None:
-        control = self._control
-        with control.changed:
-            if control.changed.wait_for(lambda: control.standing.view is not None, timeout):
-                return
-        found = control.linked()
-        if found:
-            raise DeadlineExceeded(f"{found} members know of this one, but none called admit() in {timeout:g} s")
-        said = ", ".join(f"{reason} ({count})" for reason, count in control.refused().items())
-        raise DeadlineExceeded(
-            f"no seed answered in {timeout:g} s: check the addresses, the group's name and `encrypt`"
-            + (f"; connections ended with: {said}" if said else "")
-        )
 
     # --- who is here ---------------------------------------------------------------------------
 
@@ -297,31 +273,13 @@ class Communicator:
         """
         if in_flight < 1:
             raise BadArgument(f"in_flight = {in_flight}: give at least 1")
-        results: list[ReduceResult] = []
-        handles: dict[int, Handle[ReduceResult]] = {}
 
-        def start(index: int) -> None:
-            handles[index] = self._pool.start(
+        def start(index: int) -> Handle[ReduceResult]:
+            return self._pool.start(
                 lambda: self._reducing(tensors[index], op, None, weight, codec, _MANY + index, timeout, None), timeout
             )
 
-        try:
-            for index in range(len(tensors)):
-                for ahead in range(index, min(index + in_flight, len(tensors))):
-                    if ahead not in handles:
-                        start(ahead)
-                while len(results) == index:
-                    try:
-                        results.append(handles[index].wait())
-                    except (Aborted, InDoubt):
-                        if not retry:
-                            raise
-                        start(index)
-        finally:
-            for index in range(len(results), len(tensors)):
-                if index in handles:
-                    handles[index].settle()
-        return results
+        return wait_for_all(start, len(tensors), in_flight, (Aborted, InDoubt) if retry else ())
 
     def all_gather(self, x: TensorLike, tag: int = 0, timeout: float = 30.0) -> ReduceResult:
         """Return everybody's `x` (of one type and size) in a new buffer, `contributors` along its first dimension.
@@ -396,11 +354,11 @@ class Communicator:
     def _run(self, tag: int, job: Job[Any], timeout: float) -> Callable[[], ReduceResult]:
         """Begin an operation here and now; what is returned carries it out, on any thread."""
         began = time.perf_counter()
-        call = self._begin(tag, job.kind, job.digest, _FLAGS[self._standing.pending] + job.share, timeout)
-        seen: list[_Pending] = []
+        call = self._begin(tag, job.kind, job.digest, FLAGS[self._standing.pending] + job.share, timeout)
+        seen: list[Pending] = []
 
         def perform(start: Start, port: Port) -> Any:
-            seen.append(_Pending(start.view.mark, any(s[:1] == _FLAGS[True] for s in start.shares.values())))
+            seen.append(Pending(start.view.mark, any(s[:1] == FLAGS[True] for s in start.shares.values())))
             return job.perform(replace(start, shares={name: s[1:] for name, s in start.shares.items()}), port)
 
         def carry_out() -> ReduceResult:

@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 
 from collectives.errors import BadArgument
-from collectives.outer import Group, Outer, OuterRounds, OuterStep, flat_copy, trained, write_back
+from collectives.outer import AT_ONCE, ONE_LATE, Group, Outer, OuterRounds, OuterStep, flat_copy, trained, write_back
 from collectives.types import Codec
 
 Mode = Literal["sync", "async"]
@@ -40,7 +40,8 @@ class DiLoCo:
         parameters: a module, of which those that require a gradient are trained, or tensors.
         optimizer: the inner optimiser, any of `torch.optim`; its state is part of `state_dict`.
         inner_steps: H, the inner steps between two outer ones.
-        outer_lr, momentum: of the outer Nesterov step; the paper's values by default.
+        outer_lr, momentum: of the outer Nesterov step. By default the paper's 0.7 and 0.9 in "sync" mode;
+            0.4 and 0.5 in "async", where those of the paper are not stable (see `outer.ONE_LATE`).
         mode: "sync" or "async", the same at all members.
         codec: how pseudo-gradients travel.
         error_feedback: add what a lossy codec lost of one pseudo-gradient to the next.
@@ -60,8 +61,8 @@ class DiLoCo:
         optimizer: torch.optim.Optimizer | None = None,
         *,
         inner_steps: int = 100,
-        outer_lr: float = 0.7,
-        momentum: float = 0.9,
+        outer_lr: float | None = None,
+        momentum: float | None = None,
         mode: Mode = "sync",
         codec: Codec = Codec.NONE,
         error_feedback: bool = False,
@@ -77,7 +78,10 @@ class DiLoCo:
         self._inner_steps = inner_steps
         self._mode = mode
         self._weight = weight
-        settings = Outer(outer_lr, momentum, codec, error_feedback, timeout, patience, tag)
+        usual = AT_ONCE if mode == "sync" else ONE_LATE
+        lr = usual[0] if outer_lr is None else outer_lr
+        mu = usual[1] if momentum is None else momentum
+        settings = Outer(lr, mu, codec, error_feedback, timeout, patience, tag)
         self._start = flat_copy(self._parameters)
         self._rounds = OuterRounds(group, self._start, settings)
         self._inner = 0

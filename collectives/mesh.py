@@ -21,6 +21,9 @@ from typing import Any
 from collectives.address import MAX_ADDRESS_BYTES, Address, BadAddress, listen
 from collectives.channel import Channel
 from collectives.handshake import Handshake, HandshakeError, Party, Peer, Purpose
+from collectives.mesh_events import Arrived, Linked, MeshEvent, Unlinked
+from collectives.sockets import connecting, numeric
+from collectives.wanted import PAUSE_S, Wanted
 from protocol.codec import pack, unpack
 from protocol.errors import PeerError
 from protocol.identity import NodeId
@@ -31,47 +34,12 @@ HANDSHAKE_S = 5.0  # a connection that is not proven by then is closed: several 
 MAX_UNPROVEN = 64  # inbound connections that may be in their handshakes; more are closed at once
 MAX_CHANNELS = 4  # of one link: each end's own, and one that is about to break
 WANT_S = 60.0
-_PAUSE_S, _MAX_PAUSE_S = 0.1, 3.0  # between tries: doubled up to the second
 _YIELD_S = 0.3  # the greater id lets the smaller dial first: most pairs then have one connection, not two
 _STREAM_PAUSE_S = 0.25  # between looks whether streams are missing
 
 
-@dataclass(frozen=True, slots=True)
-class Linked:
-    """There is a way to `member`, which says that it listens at `address`."""
-
-    member: NodeId
-    address: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unlinked:
-    """The last connection to `member` broke, or its process is another now."""
-
-    member: NodeId
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A frame from `member`."""
-
-    member: NodeId
-    body: bytes
-
-
-MeshEvent = Linked | Unlinked | Arrived
-
-
 class MeshError(PeerError):
     """A proven peer broke the rules."""
-
-
-@dataclass(slots=True)
-class _Wanted:
-    next_try: float
-    until: float
-    tries: int = 0
-    trying: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -131,7 +99,7 @@ class Mesh:
         self._selector.register(self._wake_in, selectors.EVENT_READ)
         self._connections: dict[Channel, _Connection] = {}
         self._links: dict[NodeId, _Link] = {}
-        self._wanted: dict[Address, _Wanted] = {}
+        self._wanted: dict[Address, Wanted] = {}
         self._resolver = Resolver(self.wake)
         self._events: deque[MeshEvent] = deque()
         self._look_at_streams = 0.0
@@ -151,7 +119,7 @@ class Mesh:
             known.until = now + WANT_S
             return
         first = now + (_YIELD_S if address.member is not None and self._own > address.member else 0.0)
-        self._wanted[address] = _Wanted(first, now + WANT_S)
+        self._wanted[address] = Wanted(first, now + WANT_S)
 
     def _reached(self, address: Address) -> bool:
         if address.member is not None:
@@ -363,48 +331,26 @@ class Mesh:
         if connection.others:
             self._dial(connection.wanted, connection.others)
         elif (wanted := self._wanted.get(connection.wanted)) is not None:
-            self._pause(wanted)
-
-    @staticmethod
-    def _pause(wanted: _Wanted) -> None:
-        wanted.trying = False
-        wanted.tries += 1
-        wanted.next_try = time.monotonic() + min(_PAUSE_S * 2 ** min(wanted.tries, 10), _MAX_PAUSE_S)
+            wanted.pause(time.monotonic())
 
     def _dial(self, wanted: Address, found: list[Any]) -> None:
         """Dial the first of a name's addresses that a socket can be made for, keeping the others."""
         while found:
             family, where = found[0]
             found = found[1:]
-            sock = self._connecting(family, where)
+            sock = connecting(family, where)
             if sock is not None:
                 handshake = Handshake(self._party, initiator=True, expected=wanted.member)
                 self._begin(sock, handshake, wanted=wanted, others=found, where=(family, where))
                 return
         if wanted in self._wanted:
-            self._pause(self._wanted[wanted])
-
-    @staticmethod
-    def _connecting(family: Any, where: Any) -> socket.socket | None:
-        try:
-            sock = socket.socket(family, socket.SOCK_STREAM)
-        except OSError:
-            return None
-        sock.setblocking(False)
-        try:
-            sock.connect(where)
-        except BlockingIOError:
-            pass
-        except OSError:
-            sock.close()
-            return None
-        return sock
+            self._wanted[wanted].pause(time.monotonic())
 
     def _dial_streams(self, member: NodeId, link: _Link) -> None:
         for stream in range(self._streams):
             if stream in link.dialling or stream in self._open_streams(member):
                 continue
-            sock = self._connecting(*link.dialled)
+            sock = connecting(*link.dialled)
             if sock is None:
                 return
             link.dialling.add(stream)
@@ -425,7 +371,7 @@ class Mesh:
             self._end(connection, "slow_handshake")
         for wanted, endpoints in self._resolver.take():
             if isinstance(wanted, Address) and wanted in self._wanted:
-                self._dial(wanted, [_numeric(endpoint) for endpoint in endpoints])
+                self._dial(wanted, [numeric(endpoint) for endpoint in endpoints])
         for address, state in list(self._wanted.items()):
             if state.trying or state.next_try > now:
                 continue
@@ -434,10 +380,10 @@ class Mesh:
                 continue
             state.trying = True
             try:
-                found = [_numeric(Endpoint(address.host, address.port))]
+                found = [numeric(Endpoint(address.host, address.port))]
             except OSError:  # a name: ask for its addresses elsewhere
                 state.trying = self._resolver.ask(address, Endpoint(address.host, address.port))
-                state.next_try = now + _PAUSE_S
+                state.next_try = now + PAUSE_S
                 continue
             self._dial(address, found)
         if now >= self._look_at_streams + _STREAM_PAUSE_S:
@@ -445,12 +391,6 @@ class Mesh:
             for member, link in self._links.items():
                 if link.dialled is not None:
                     self._dial_streams(member, link)
-
-
-def _numeric(endpoint: Endpoint) -> tuple[Any, Any]:
-    """Return family and socket address of a numeric host. Raises `OSError` for a name."""
-    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    return found[0][0], found[0][4]
 
 
 __all__ = ["Arrived", "HandshakeError", "Linked", "Mesh", "MeshEvent", "Unlinked"]
