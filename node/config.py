@@ -148,8 +148,15 @@ class WeightsConfig(Section):
     every: int = Field(20, ge=1, description="rounds between two exchanges, H")
     listen: str = Field("tcp://127.0.0.1:0", description="where the group's members dial this node")
     seeds: list[str] = Field([], description="what `weights_address` of any member says; none: found the group")
-    outer_lr: float = Field(0.7, gt=0, description="of the outer step; 'average' takes 1, without momentum")
-    momentum: float = Field(0.9, ge=0, lt=1)
+    outer_lr: float | None = Field(
+        None, gt=0, description="of the outer step; default: 0.7 for 'diloco', 0.4 one step late; 'average' takes 1"
+    )
+    momentum: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="of the outer step; default: 0.9 for 'diloco', 0.5 one step late; 'average' has none",
+    )
     codec: Literal["none", "float16", "bfloat16", "int8", "uint8-minmax", "uint8-zero-point"] = "none"
     streams: int = Field(1, ge=1, le=128, description="data connections to each member")
     encrypt: bool = Field(True, description="the same at all members")

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from collectives import Codec, CollectiveError
 from collectives.errors import BadArgument, Mismatch
-from collectives.outer import Group, Outer, OuterRounds, OuterStep, flat_copy, trained, write_back
+from collectives.outer import AT_ONCE, ONE_LATE, Group, Outer, OuterRounds, OuterStep, flat_copy, trained, write_back
 from node.config import WeightsConfig
 from node.errors import UserError
 from node.policy.load import Policy
@@ -203,5 +203,10 @@ class WeightExchange:
 
 def outer_of(config: WeightsConfig) -> Outer:
     """Return how the group of this mode steps."""
-    lr, momentum = (1.0, 0.0) if config.mode == "average" else (config.outer_lr, config.momentum)
+    if config.mode == "average":
+        lr, momentum = 1.0, 0.0
+    else:
+        lr, momentum = AT_ONCE if config.mode == "diloco" else ONE_LATE
+        lr = lr if config.outer_lr is None else config.outer_lr
+        momentum = momentum if config.momentum is None else config.momentum
     return Outer(lr, momentum, Codec(config.codec), timeout=CALL_TIMEOUT, patience=math.inf)

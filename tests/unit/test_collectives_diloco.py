@@ -121,7 +121,7 @@ def test_sync_follows_the_reference_and_ends_in_the_same_bits():
 
 def test_async_follows_its_delayed_sequence():
     hall = Hall("a", "b")
-    workers = crew(hall, inner_steps=2, mode="async")
+    workers = crew(hall, inner_steps=2, mode="async", outer_lr=0.7, momentum=0.9)
     pace = {"a": [1, 2, 3, 4, 5], "b": [3, 4, 5, 6, 7]}  # phase by phase
     seen = {name: [] for name in workers}
 
@@ -149,6 +149,17 @@ def test_async_follows_its_delayed_sequence():
         assert workers[name].value == pytest.approx(final[4], rel=1e-6)
         assert last[name].revision == 5
     assert same_bits(workers["a"].diloco.outer, workers["b"].diloco.outer)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("part", [0.2, 0.5, 1.0])
+def test_the_usual_outer_steps_converge_however_far_an_inner_phase_goes(mode, part):
+    """Each inner phase goes `part` of the way to 0, from 1."""
+    worker = Worker(Hall("a"), "a", start=1.0, inner_steps=1, mode=mode)
+    for _ in range(60):
+        worker.inner(part * worker.value)
+    worker.diloco.finish()
+    assert abs(worker.value) < 0.01
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
