@@ -102,6 +102,27 @@ def _numbers(option: str, text: str, least: int) -> list[int]:
     return numbers
 
 
+@app.command("allreduce")
+def bench_allreduce(
+    ranks: Annotated[str, typer.Option(help="Numbers of processes, separated by commas.")] = "2,4,8",
+    mib: Annotated[str, typer.Option(help="Sizes of the vector in MiB, separated by commas.")] = "4,64,256",
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each kind; the two sides take turns.")] = 7,
+    encrypt: Annotated[bool, typer.Option(help="Encrypt our side.")] = False,
+    json_lines: Annotated[bool, typer.Option("--json", help="JSON lines; there is no other output.")] = True,
+    debug: Debug = False,
+) -> None:
+    """Time a sum over processes on this machine against torch.distributed's gloo, in the same processes.
+
+    \b
+    Example:
+      gossamer bench allreduce --ranks 2,4 --mib 64 > allreduce.jsonl
+    """
+    with _checkout():
+        from benchmarks.allreduce import run
+    for row in run(ranks=_numbers("--ranks", ranks, 2), mib=_numbers("--mib", mib, 1), runs=runs, encrypt=encrypt):
+        print(json.dumps(row), flush=True)
+
+
 @contextmanager
 def _checkout() -> Iterator[None]:
     """Say what is wrong where the benchmarks are not installed."""
