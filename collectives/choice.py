@@ -11,8 +11,8 @@ two others would take by the links as they were last measured, agreed in `optimi
               send and receive / their fastest link; plus 2 delays of the slowest link
     ring      2 (n - 1) / n * size / slowest edge of the tour, plus 2 (n - 1) delays of its slowest edge
 
-Where nothing was measured, direct: on one machine and on one LAN it is never slower (figures in
-docs/collectives.md), and it has n - 2 fewer delays in each half.
+Where nothing was measured, direct: by these formulas it is never slower where all links are alike,
+and it has n - 2 fewer delays in each half.
 """
 
 from collections.abc import Mapping, Sequence
