@@ -38,6 +38,10 @@ class Hearing:
         presence, view = self._standing.presence, self._standing.view
         if member in presence.linked or (view is not None and member in view.ids):
             presence.heard[member] = now
+        if isinstance(message, messages.Apply) and member in presence.linked:
+            presence.outside.add(member)
+        else:
+            presence.outside.discard(member)
         if isinstance(message, OperationMessage):
             self.operation(member, message, now)
         elif isinstance(message, messages.Propose | messages.Report | messages.Decide):

@@ -26,6 +26,7 @@ class Presence:
     heard: dict[NodeId, float] = field(default_factory=dict)
     cut: dict[NodeId, float] = field(default_factory=dict)  # members of the view without a link, and since when
     gone: set[NodeId] = field(default_factory=set)
+    outside: set[NodeId] = field(default_factory=set)  # linked nodes that last said that they are in no view
     torn: set[NodeId] = field(default_factory=set)  # links that closed in this view
     astray: dict[NodeId, float] = field(default_factory=dict)  # members that speak from another view, and since when
     complaints: dict[NodeId, frozenset[NodeId]] = field(default_factory=dict)  # whom each member misses
@@ -58,6 +59,7 @@ class Presence:
     def unlink(self, member: NodeId, view: View | None, now: float) -> None:
         """A link closed."""
         self.linked.pop(member, None)
+        self.outside.discard(member)
         if view is None or member not in view.ids:
             self.heard.pop(member, None)
             return

@@ -56,12 +56,14 @@ class ViewChange:
         self.fenced = False
         self.minority = False  # everybody who can be reached reported, and they are too few
         self._proposal: Proposal | None = None
+        self._invited: set[NodeId] = set()  # members of a later view, each of whom was asked once: some never answer
         self._needed_since: float | None = None
 
     def enter(self) -> None:
         """A view was installed."""
         self.fenced = self.minority = False
         self._proposal = None
+        self._invited = set()
         self._needed_since = None
 
     def tick(self, view: View, ledgers: Callable[[], tuple[Ledger, ...]], now: float) -> Decide | None:
@@ -143,11 +145,12 @@ class ViewChange:
         newest = max((report.view for report in reports.values()), key=lambda view: (view.epoch, view.mark))
         more = {
             member
-            for member in newest.ids - proposal.members
-            if member in self._presence.linked and member not in self._presence.gone
-        } - self._presence.missing(newest, now)
+            for member in newest.ids - proposal.members - self._invited
+            if member in self._presence.linked and member not in self._presence.outside
+        }
         own = reports[self._own]
         if more and newest.mark != own.view.mark:
+            self._invited |= more
             return self._propose(own.view, lambda: own.ledgers, now, proposal.members | more)
         members = compatible(self._own, {member: report.missing for member, report in reports.items()})
         self.minority = self._partition is Partition.MAJORITY and 2 * len(members) <= len(newest.members)

@@ -43,6 +43,17 @@ def test_twenty_thousand_schedules(members: int) -> None:
     run(range(members * 100_000, members * 100_000 + 5000), members)
 
 
+@pytest.mark.parametrize(
+    ("seed", "members"),
+    [
+        (142, 4),  # an operation that one member had published was forgotten after two more calls of its tag
+        (502968, 7),  # members of a later view were started anew: asked again and again, they never reported
+    ],
+)
+def test_schedules_that_once_failed(seed: int, members: int) -> None:
+    run(range(seed, seed + 1), members)
+
+
 def test_the_schedules_strike_everywhere() -> None:
     schedules = [Schedule.draw(seed, 4) for seed in range(2000)]
     struck = {(fault.kind, fault.moment) for schedule in schedules for fault in schedule.faults}
