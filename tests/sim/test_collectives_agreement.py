@@ -36,13 +36,6 @@ def test_two_thousand_schedules(batch: int) -> None:
     assert sum(trial.history.doubtful for trial in trials) > 0
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("members", [3, 4, 6, 8])
-def test_twenty_thousand_schedules(members: int) -> None:
-    run(range(members * 100_000, members * 100_000 + 5000), members)
-
-
 @pytest.mark.parametrize(
     ("seed", "members"),
     [
