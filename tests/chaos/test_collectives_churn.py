@@ -77,6 +77,7 @@ class Churn:
             member.tell(kind, self.step, COUNT, 3.0)
         if lose and len(acting) > LEAST:
             victim = self.rng.choice(acting)
+            time.sleep(self.rng.uniform(0.0, 0.03))  # somewhere within the operation
             victim.signal(signal.SIGKILL)
             acting.remove(victim)
             self.inside.remove(victim)
