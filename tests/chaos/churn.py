@@ -1,6 +1,6 @@
 """Members join, leave and are killed at random while the others reduce: no wrong value, no divergence, no stall.
 
-30 s with the slow tests; GOSSAMER_CHURN_S=600 for longer. The seed is printed with what fails.
+On demand: pytest -m slow tests/chaos/churn.py; 30 s, GOSSAMER_CHURN_S=600 for longer. The seed is printed with what fails.
 """
 
 import os
