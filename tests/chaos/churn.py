@@ -1,6 +1,7 @@
 """Members join, leave and are killed at random while the others reduce: no wrong value, no divergence, no stall.
 
-On demand: pytest -m slow tests/chaos/churn.py; 30 s, GOSSAMER_CHURN_S=600 for longer. The seed is printed with what fails.
+On demand: pytest -m slow tests/chaos/churn.py; 30 s, GOSSAMER_CHURN_S=600 for longer. The seed is printed
+with what fails.
 """
 
 import os
