@@ -3,6 +3,7 @@
 Also what the algorithms share: how a tensor is cut, scratch memory, and the residual of lossy codecs.
 """
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -85,22 +86,25 @@ class Scratch:
     """Large buffers kept from one call to the next: fresh memory costs a page fault every 4 KiB.
 
     At most `limit` bytes are kept. A buffer of a cancelled operation must not be given back: a
-    thread may still write to it.
+    thread may still write to it. Thread-safe: operations in flight share one.
     """
 
     limit: int = 1 << 30
     _kept: list[torch.Tensor] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, count: int, dtype: torch.dtype) -> torch.Tensor:
         """Return a 1-D tensor that nobody else has, not filled."""
         size = count * dtype.itemsize
-        fitting = [i for i, kept in enumerate(self._kept) if size <= kept.numel() <= 2 * size]
-        data = self._kept.pop(fitting[-1]) if fitting else torch.empty(size, dtype=torch.uint8)
+        with self._lock:
+            fitting = [i for i, kept in enumerate(self._kept) if size <= kept.numel() <= 2 * size]
+            data = self._kept.pop(fitting[-1]) if fitting else torch.empty(size, dtype=torch.uint8)
         return data[:size].view(dtype)
 
     def give(self, buffer: torch.Tensor) -> None:
         """Keep a buffer for later, that nobody uses any more."""
         data = torch.empty(0, dtype=torch.uint8).set_(buffer.untyped_storage())
-        self._kept.append(data)
-        while sum(kept.numel() for kept in self._kept) > self.limit:
-            del self._kept[0]
+        with self._lock:
+            self._kept.append(data)
+            while sum(kept.numel() for kept in self._kept) > self.limit:
+                del self._kept[0]
