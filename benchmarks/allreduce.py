@@ -1,143 +1,193 @@
-"""All-reduce between processes on this machine: ours against torch.distributed's gloo, in the same run.
+"""How long an all-reduce takes: ours, gloo's and PCCL's, in turns on one machine.
 
-    gossamer bench allreduce --ranks 2,4 --mib 4,64
+    python -m benchmarks.allreduce
 
-The same processes hold a `Communicator` and a gloo group and use them in turns, so that a busy
-machine is busy for both. Each sums one float32 vector, and checks the sum. A run's time is that of
-the slowest rank; rows hold the median of the runs, the first of each kind left out.
+Ranks are processes. One round: every rank has its values ready, all start at the same moment, and
+the time is that until the last one has the sum in its buffer; what it has is then checked. Rounds of
+all implementations alternate, so that a busy machine is busy for each. Ours and gloo share processes.
+
+    gossamer             encrypt=False, what the others do
+    gossamer-encrypted   the default
+    gloo                 torch.distributed, on loopback
+    pccl                 pypccl 1.0.0 under an interpreter of its own, where it can be loaded:
+                         it wants Python 3.12 and NVIDIA's libcuda.so.1, even for host memory
+
+Two more parts, on request. `link`: two ranks in network namespaces (Linux, root), each sending through a
+token bucket (tbf) of 200 Mbit/s; int8 against float32. `delay`: two ranks through a proxy that delays
+either way by 50 ms and holds no more of a connection's bytes than a TCP window would; 8 streams against 1.
 """
 
-import multiprocessing
-import socket
+import json
+import os
 import statistics
-import time
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
-from collectives import Communicator, Op
+from benchmarks.ranks import Ranks, RanksError
+from benchmarks.slow_links import delayed, shaped
 
 Row = dict[str, Any]
-WAIT_S = 60.0  # for another process to answer
-GROUP = "benchmark"
-POLL_S = 0.02
+
+LINK_MIB, LINK_MBIT = 32, 200.0
+DELAY_MIB, DELAY_S, WINDOW_BYTES = 16, 0.05, 256 << 10
+STREAMS = (1, 8)
+TIMEOUT_S = 120.0
 
 
-class Rank:
-    """One process, and the way to it."""
+def run(
+    *,
+    ranks: Sequence[int] = (2, 4, 8),
+    mib: Sequence[int] = (4, 64, 256),
+    runs: int = 7,
+    against: Sequence[str] = ("gloo",),
+    encrypted: bool = False,
+    pccl_python: str = "",
+    link: bool = False,
+    delay: bool = False,
+) -> Iterator[Row]:
+    """Yield a row for each implementation, number of ranks and size, and last the ratios of their medians.
 
-    def __init__(self, number: int, ranks: int, gloo_port: int, *, encrypt: bool) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, child = context.Pipe()
-        self._process = context.Process(target=_serve, args=(child, number, ranks, gloo_port, encrypt), daemon=True)
-        self._process.start()
-
-    def tell(self, *command: Any) -> None:
-        """Send a command."""
-        self.pipe.send(command)
-
-    def answer(self) -> Any:
-        """Wait for what came of it.
-
-        Raises:
-            RuntimeError: nothing came.
-        """
-        if not self.pipe.poll(WAIT_S):
-            raise RuntimeError(f"a rank did not answer within {WAIT_S:g} s")
-        return self.pipe.recv()
-
-    def ask(self, *command: Any) -> Any:
-        """Send a command and wait."""
-        self.tell(*command)
-        return self.answer()
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.terminate()
-        self._process.join()
-        self.pipe.close()
-
-
-def run(*, ranks: Sequence[int], mib: Sequence[int], runs: int = 7, encrypt: bool = False) -> Iterator[Row]:
-    """Yield a row for each side, number of ranks and size, and last the ratios of their medians."""
-    ratio = {}
+    Args:
+        ranks: numbers of processes.
+        mib: sizes of the tensor (float32) in MiB.
+        runs: rounds of each; one more comes before them and does not count.
+        against: "gloo", "pccl", or both.
+        encrypted: whether to measure our encrypted connections too.
+        pccl_python: an interpreter that has pypccl; empty: this one.
+        link: measure codecs on a slow link.
+        delay: measure streams on a long one.
+    """
+    ratios: dict[str, dict[str, float]] = {}
     for count in ranks:
+        impls = ["gossamer", *(["gossamer-encrypted"] if encrypted else []), *(["gloo"] if "gloo" in against else [])]
         with ExitStack() as stack:
-            members = _group(stack, count, encrypt)
+            sides = dict.fromkeys(impls, _ours(stack, count, impls))
+            if "pccl" in against:
+                try:
+                    sides["pccl"] = _pccl(stack, count, pccl_python or sys.executable)
+                except RanksError as error:
+                    yield {"bench": "allreduce", "impl": "pccl", "ranks": count, "median_s": None, "error": str(error)}
             for size in mib:
-                seconds: dict[str, list[float]] = {"gossamer": [], "gloo": []}
-                for turn in range(runs + 1):
-                    for side, times in seconds.items():
-                        for member in members:
-                            member.tell(side, size << 20)
-                        slowest = max(member.answer() for member in members)
-                        if turn:
-                            times.append(slowest)
-                common = {"bench": "allreduce", "ranks": count, "mib": size, "encrypt": encrypt}
-                for side, times in seconds.items():
-                    yield {**common, "impl": side, "median_s": statistics.median(times), "runs": len(times)}
-                ours, theirs = (statistics.median(seconds[side]) for side in ("gossamer", "gloo"))
-                ratio[f"ranks={count} mib={size}"] = ours / theirs
-    yield {"bench": "allreduce", "ratio": {"gloo": ratio}}
+                medians = {}
+                for row in _in_turns(sides, count, size, runs):
+                    medians[row["impl"]] = row["median_s"]
+                    yield row
+                for name, ours, theirs in (
+                    *((impl, "gossamer", impl) for impl in ("gloo", "pccl")),
+                    ("encrypted", "gossamer-encrypted", "gossamer"),
+                ):
+                    if ours in medians and theirs in medians:
+                        ratios.setdefault(name, {})[f"ranks={count} mib={size}"] = medians[ours] / medians[theirs]
+    if link:
+        yield from _link(runs, ratios)
+    if delay:
+        yield from _delay(runs, ratios)
+    yield {"bench": "allreduce", "ratio": ratios}
 
 
-def _group(stack: ExitStack, count: int, encrypt: bool) -> list[Rank]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    members = [Rank(number, count, port, encrypt=encrypt) for number in range(count)]
-    for member in members:
-        stack.callback(member.close)
-    address = members[0].ask("connect", [])
-    for number, member in enumerate(members[1:], 1):
-        inside = members[:number]
-        member.tell("connect", [address])
-        if number > 1:
-            while not all([one.ask("pending") for one in inside]):  # noqa: C419  # each has to be asked
-                time.sleep(POLL_S)
-            for one in inside:
-                one.tell("admit")
-            for one in inside:
-                one.answer()
-        member.answer()
-    return members
+def _ours(stack: ExitStack, count: int, impls: Sequence[str]) -> Ranks:
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    groups = {impl: {"encrypt": impl != "gossamer", "streams": 1} for impl in impls if impl != "gloo"}
+    ranks = stack.enter_context(Ranks([[sys.executable, "-m", "benchmarks.allreduce_rank"]] * count))
+    for name, options in groups.items():
+        ranks.found(name, options, TIMEOUT_S)
+    if "gloo" in impls:
+        ranks.tell("gloo", {"store": str(Path(folder) / "store"), "ranks": count}, TIMEOUT_S)
+    return ranks
 
 
-def _serve(pipe: Connection, number: int, ranks: int, gloo_port: int, encrypt: bool) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{gloo_port}", rank=number, world_size=ranks)
-    comm: Communicator | None = None
-    while True:
-        command, *arguments = pipe.recv()
-        if command == "connect":
-            comm = Communicator.connect(
-                group=GROUP, seeds=arguments[0], listen="tcp://127.0.0.1:0", encrypt=encrypt, timeout=WAIT_S
+def _pccl(stack: ExitStack, count: int, python: str) -> Ranks:
+    ranks = stack.enter_context(Ranks([[python, "-m", "benchmarks.pccl_rank"]] * count))
+    problem = next((answer["problem"] for answer in ranks.tell("load", {}, TIMEOUT_S) if answer["problem"]), "")
+    if problem:
+        raise RanksError(f"pypccl cannot be loaded by {python}: {problem}")
+    port = ranks.ask(0, "master", {}, TIMEOUT_S)["port"]
+    ranks.tell("join", {"port": port, "ranks": count}, TIMEOUT_S)
+    return ranks
+
+
+def _in_turns(sides: dict[str, Ranks], count: int, size: int, runs: int) -> Iterator[Row]:
+    took: dict[str, list[float]] = {impl: [] for impl in sides}
+    for side in dict.fromkeys(sides.values()):
+        side.tell("prepare", {"mib": size, "ranks": count}, TIMEOUT_S)
+    for number in range(runs + 1):
+        for impl, side in sides.items():
+            seconds = side.round(impl, "none", TIMEOUT_S)
+            if number:
+                took[impl].append(seconds)
+    for impl, seconds_of in took.items():
+        yield _row(impl, seconds_of, ranks=count, mib=size)
+
+
+def _link(runs: int, ratios: dict[str, dict[str, float]]) -> Iterator[Row]:
+    """Yield rows of float32 and int8 on a slow link."""
+    with shaped(2, LINK_MBIT) as spaces, ExitStack() as stack:
+        commands = [[*space.command, sys.executable, "-m", "benchmarks.allreduce_rank"] for space in spaces]
+        ranks = stack.enter_context(Ranks(commands))
+        listens = [f"tcp://{space.address}:0" for space in spaces]
+        ranks.found("gossamer", {"encrypt": True, "streams": 1}, TIMEOUT_S, listens=listens)
+        ranks.tell("prepare", {"mib": LINK_MIB, "ranks": 2}, TIMEOUT_S)
+        medians = {}
+        took: dict[str, list[float]] = {"none": [], "int8": []}
+        for number in range(runs + 1):
+            for codec, seconds in took.items():
+                one = ranks.round("gossamer", codec, TIMEOUT_S)
+                if number:
+                    seconds.append(one)
+        for codec, seconds in took.items():
+            row = _row("gossamer", seconds, ranks=2, mib=LINK_MIB, mbit=LINK_MBIT, codec=codec)
+            medians[codec] = row["median_s"]
+            yield row
+    ratios["int8"] = {f"ranks=2 mib={LINK_MIB} mbit={LINK_MBIT:g}": medians["int8"] / medians["none"]}
+
+
+def _delay(runs: int, ratios: dict[str, dict[str, float]]) -> Iterator[Row]:
+    """Yield rows of one stream and of several through proxies that delay."""
+    with ExitStack() as stack:
+        ranks = stack.enter_context(Ranks([[sys.executable, "-m", "benchmarks.allreduce_rank"]] * 2))
+        took: dict[int, list[float]] = {}
+        for streams in STREAMS:
+            fronts = stack.enter_context(delayed(2, DELAY_S, WINDOW_BYTES))
+            ranks.found(
+                f"streams={streams}",
+                {"encrypt": True, "streams": streams},
+                TIMEOUT_S,
+                listens=[f"tcp://127.0.0.1:{front.target}" for front in fronts],
+                advertised=[f"tcp://127.0.0.1:{front.port}" for front in fronts],
             )
-            pipe.send(comm.address)
-        elif comm is None:
-            raise RuntimeError("connect first")
-        elif command == "pending":
-            pipe.send(comm.pending())
-        elif command == "admit":
-            comm.admit(timeout=WAIT_S)
-            pipe.send(None)
-        else:
-            pipe.send(_sum(comm if command == "gossamer" else None, number, ranks, arguments[0]))
+            took[streams] = []
+        ranks.tell("prepare", {"mib": DELAY_MIB, "ranks": 2}, TIMEOUT_S)
+        for number in range(runs + 1):
+            for streams, seconds in took.items():
+                one = ranks.round(f"streams={streams}", "none", TIMEOUT_S)
+                if number:
+                    seconds.append(one)
+        medians = {}
+        for streams, seconds in took.items():
+            row = _row("gossamer", seconds, ranks=2, mib=DELAY_MIB, delay_s=DELAY_S, streams=streams)
+            medians[streams] = row["median_s"]
+            yield row
+    fewest, most = STREAMS
+    ratios["streams"] = {f"ranks=2 mib={DELAY_MIB} delay_s={DELAY_S} streams={most}": medians[most] / medians[fewest]}
 
 
-def _sum(comm: Communicator | None, number: int, ranks: int, size: int) -> float:
-    vector = torch.full((size // 4,), float(number + 1))
-    dist.barrier()
-    began = time.perf_counter()
-    if comm is not None:
-        comm.all_reduce(vector, op=Op.SUM, timeout=WAIT_S)
-    else:
-        dist.all_reduce(vector)
-    seconds = time.perf_counter() - began
-    if not bool((vector == ranks * (ranks + 1) / 2).all()):
-        raise RuntimeError("the sum is wrong")
-    return seconds
+def _row(impl: str, seconds: Sequence[float], **parameters: Any) -> Row:
+    return {
+        "bench": "allreduce",
+        "impl": impl,
+        **parameters,
+        "median_s": statistics.median(seconds),
+        "fastest_s": min(seconds),
+        "slowest_s": max(seconds),
+        "runs": len(seconds),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+if __name__ == "__main__":
+    for row in run():
+        print(json.dumps(row), flush=True)

@@ -103,23 +103,46 @@ def _numbers(option: str, text: str, least: int) -> list[int]:
 
 
 @app.command("allreduce")
-def bench_allreduce(
+def bench_allreduce(  # noqa: PLR0913  # one option each
     ranks: Annotated[str, typer.Option(help="Numbers of processes, separated by commas.")] = "2,4,8",
-    mib: Annotated[str, typer.Option(help="Sizes of the vector in MiB, separated by commas.")] = "4,64,256",
-    runs: Annotated[int, typer.Option(min=1, help="Runs of each kind; the two sides take turns.")] = 7,
-    encrypt: Annotated[bool, typer.Option(help="Encrypt our side.")] = False,
+    mib: Annotated[str, typer.Option(help="Sizes of the float32 vector in MiB, separated by commas.")] = "4,64,256",
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each kind; all sides take turns.")] = 7,
+    against: Annotated[str, typer.Option(help="gloo, pccl, both with a comma between, or none.")] = "gloo",
+    encrypt: Annotated[bool, typer.Option(help="Also measure our encrypted connections.")] = False,
+    pccl_python: Annotated[
+        str, typer.Option(help="An interpreter (Python 3.12) that has pypccl; if empty, this one.")
+    ] = "",
+    link: Annotated[bool, typer.Option(help="Also int8 against float32 at 200 Mbit/s, in namespaces (root).")] = False,
+    delay: Annotated[bool, typer.Option(help="Also 8 streams against 1 with 50 ms of delay.")] = False,
     json_lines: Annotated[bool, typer.Option("--json", help="JSON lines; there is no other output.")] = True,
     debug: Debug = False,
 ) -> None:
-    """Time a sum over processes on this machine against torch.distributed's gloo, in the same processes.
+    """Time a sum over processes on this machine: ours, torch.distributed's gloo, and PCCL, in turns.
+
+    \b
+    pypccl wants Python 3.12 and NVIDIA's libcuda.so.1; where it cannot be loaded a row says so:
+      python3.12 -m venv .venv-pccl && .venv-pccl/bin/pip install pypccl==1.0.0 numpy cffi
 
     \b
     Example:
       gossamer bench allreduce --ranks 2,4 --mib 64 > allreduce.jsonl
+      gossamer bench allreduce --against gloo,pccl --pccl-python .venv-pccl/bin/python --encrypt --link --delay
     """
+    others = [] if against == "none" else against.split(",")
+    if not set(others) <= {"gloo", "pccl"}:
+        raise UserError(f"--against wants gloo, pccl, gloo,pccl or none; got {against!r}")
     with _checkout():
         from benchmarks.allreduce import run
-    for row in run(ranks=_numbers("--ranks", ranks, 2), mib=_numbers("--mib", mib, 1), runs=runs, encrypt=encrypt):
+    for row in run(
+        ranks=_numbers("--ranks", ranks, 2),
+        mib=_numbers("--mib", mib, 1),
+        runs=runs,
+        against=others,
+        encrypted=encrypt,
+        pccl_python=pccl_python,
+        link=link,
+        delay=delay,
+    ):
         print(json.dumps(row), flush=True)
 
 

@@ -1,0 +1,95 @@
+"""A rank that has our collectives and torch's gloo."""
+
+import socket
+import time
+from typing import Any
+
+import torch
+import torch.distributed
+
+import collectives.address
+import collectives.mesh
+from benchmarks.rank_commands import PERIOD, serve
+from collectives import Codec, Communicator, Op
+from collectives.address import Address
+
+TIMEOUT_S = 60.0
+POLL_S = 0.02
+TOLERANCE = {"none": 0.0, "int8": 0.02}  # of the greatest sum: two roundings to 1/127 of it, each half a step
+
+
+class Rank:
+    """See `rank_commands`."""
+
+    def __init__(self) -> None:
+        self._groups: dict[str, Communicator] = {}
+        self._values = self._buffer = torch.empty(0)
+        self._ranks = 1
+
+    def found(
+        self, name: str, seeds: list[str], listen: str, advertised: str, encrypt: bool, streams: int
+    ) -> dict[str, Any]:
+        """Found a group, or join one. `advertised` is a proxy in front of `listen`."""
+        if advertised:
+            _advertise(advertised)
+        group = Communicator.connect(
+            group=name, seeds=seeds, listen=listen, encrypt=encrypt, streams=streams, timeout=TIMEOUT_S
+        )
+        self._groups[name] = group
+        return {"address": group.address}
+
+    def let_in(self, name: str) -> dict[str, Any]:
+        """Wait until somebody wants to be let in, and do that."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not self._groups[name].pending():
+            if time.monotonic() > deadline:
+                raise TimeoutError("nobody came")
+            time.sleep(POLL_S)
+        self._groups[name].admit(timeout=TIMEOUT_S)
+        return {}
+
+    def gloo(self, store: str, ranks: int, rank: int) -> dict[str, Any]:
+        """Join gloo's group."""
+        torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+        return {}
+
+    def prepare(self, mib: int, ranks: int, rank: int) -> dict[str, Any]:
+        """Make the values."""
+        self._ranks = ranks
+        self._values = (torch.arange(mib << 18) % PERIOD).float().mul_(rank + 1)
+        self._buffer = torch.empty_like(self._values)
+        return {}
+
+    def refill(self, rank: int) -> dict[str, Any]:
+        """Put this rank's values in the buffer."""
+        self._buffer.copy_(self._values)
+        return {}
+
+    def reduce(self, impl: str, codec: str) -> None:
+        """Sum up, in place."""
+        if impl == "gloo":
+            torch.distributed.all_reduce(self._buffer)
+        else:
+            self._groups[impl].all_reduce(self._buffer, op=Op.SUM, codec=Codec(codec), timeout=TIMEOUT_S)
+
+    def is_right(self, codec: str) -> bool:
+        """Compare with the sum that is known beforehand."""
+        factor = self._ranks * (self._ranks + 1) / 2
+        wanted = (torch.arange(len(self._buffer)) % PERIOD).float().mul_(factor)
+        error = float((self._buffer - wanted).abs_().max())
+        return error <= TOLERANCE[codec] * factor * PERIOD
+
+
+def _advertise(front: str) -> None:
+    """Let the next communicator tell others to dial a proxy: there is no such option, nobody else needs one."""
+    real = collectives.address.listen
+
+    def listen(address: Address) -> tuple[socket.socket, Address]:
+        return real(address)[0], Address.parse(front)
+
+    collectives.mesh.listen = listen  # type: ignore[attr-defined]  # the name that it calls
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # as torchrun does: ranks share the processors
+    serve(Rank())
