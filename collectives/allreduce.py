@@ -56,7 +56,8 @@ def reduce(
         values = feedback.start(flat, job.op, job.work)
     collected = feedback if counts else None
     tour = topology.ring_of(job.order)
-    if choose(job.order, tour, flat.nbytes, topology.links) == "ring":
+    is_exact = job.coder is None and job.work is job.dtype
+    if choose(job.order, tour, flat.nbytes, topology.links, is_exact=is_exact) == "ring":
         return ring.all_reduce(port, job, values, scratch, tour=tour, feedback=collected)
     capacity = capacities(job.order, topology.links)
     return direct.all_reduce(port, job, values, scratch, capacity=capacity, feedback=collected)

@@ -25,7 +25,7 @@ MAX_BUILTIN_BYTES = 5_000_000
 INDIRECT = {"accelerate": "device placement and mixed precision, through TRL"}
 
 # Run by another interpreter, in an environment that has what they compare us with.
-FOREIGN = {"benchmarks/hivemind_peers.py": "hivemind"}
+FOREIGN = {"benchmarks/hivemind_peers.py": "hivemind", "benchmarks/pccl_rank.py": "pccl"}
 
 
 def sources(*folders: str) -> list[Path]:
