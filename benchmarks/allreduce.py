@@ -33,7 +33,7 @@ from benchmarks.slow_links import delayed, shaped
 Row = dict[str, Any]
 
 LINK_MIB, LINK_MBIT = 32, 200.0
-DELAY_MIB, DELAY_S, WINDOW_BYTES = 16, 0.05, 256 << 10
+DELAY_MIB, DELAY_S, WINDOW_BYTES = 32, 0.05, 256 << 10
 STREAMS = (1, 8)
 TIMEOUT_S = 120.0
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 BURST_BYTES = 32 << 10  # of a token bucket: 1.3 ms at 200 Mbit/s, so that bursts do not pass for bandwidth
 READ_BYTES = 32 << 10  # of a proxy at a time
+SEGMENT_BYTES = 1400  # what fits an Ethernet frame
 QUEUE_MS = 50  # what waits longer than this is dropped, as in a router
 
 
@@ -86,9 +87,8 @@ def delayed(count: int, delay: float, window: int) -> Iterator[list[Front]]:
     async def serve() -> None:
         for front in fronts:
             proxy = _Proxy(front.target, delay, window)
-            # Small buffers, or the kernel would hold more than the window does.
             listener = socket.create_server(("127.0.0.1", front.port))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READ_BYTES)
+            _make_narrow(listener)
             await asyncio.start_server(proxy.accept, sock=listener, limit=READ_BYTES)
         ready.set()
 
@@ -118,9 +118,18 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _make_narrow(sock: socket.socket) -> None:
+    """Keep the kernel from holding more than the window does.
+
+    Linux gives a sender room for 20 segments at least, and a segment on loopback has 64 KiB.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READ_BYTES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT_BYTES)
+
+
 def _connected(port: int) -> socket.socket:
     sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READ_BYTES)
+    _make_narrow(sock)
     sock.connect(("127.0.0.1", port))  # on loopback: at once, or refused
     sock.setblocking(False)
     return sock

@@ -8,11 +8,12 @@ Two steps however many members, each byte sent once on the shortest way, and one
 16-bit floats; it needs a link between any two members. In the ring every value waits for n - 1
 others in turn, but a member talks to two others only.
 
-**Bounded memory without deadlock.** A member sends chunk k of all slices, then reduces chunk
-k - LAG of its own. Of contributions it has room for WINDOW chunks, so those of chunk k have a
-place once chunk k - WINDOW is reduced, at step k - WINDOW + LAG. As 0 <= LAG < WINDOW, a member
-at step k waits only for others to reach earlier steps (contributions to chunk k - LAG, room for
-chunk k): the one that is least far never waits for ever. Results always have their place.
+**Bounded memory without deadlock.** A member reduces its next chunk r when all contributions to it are
+here. Until then it sends, chunk s of all slices in turn, but at most `window` chunks ahead of r; then
+it waits. It has room for contributions to chunks r to r + window - 1, results always have their place.
+Let m be a member whose r is least. Whoever owes it chunk r is not waiting to reduce, since it would first
+have sent r (its own r is no less, and it sends at least one ahead); and not waiting to send s <= r,
+since every receiver has room for that. So m's chunk comes, and some r grows.
 """
 
 from collections.abc import Sequence
@@ -26,8 +27,10 @@ from collectives.reduction import Reduction, Scratch, Span, chunks, cut
 from collectives.tensors import memory
 from protocol.identity import NodeId
 
-LAG = 2  # chunks on their way while one is reduced
-WINDOW = 4
+# Contributions that a member has room for. Long links need it: 64 MiB is 5 Gbit/s over 100 ms. At least
+# four chunks, so that one is reduced while others come, also among many members.
+WINDOW_BYTES = 64 << 20
+MIN_WINDOW = 4
 
 
 def all_reduce(
@@ -77,7 +80,13 @@ class _Exchange:
         ]
         self._weight = job.weights[port.own]
         self._givers = [member for member in job.order if member != port.own and job.weights[member]]
-        self._rooms = [self._room(slot) for slot in range(min(WINDOW, len(self._own)))] if self._givers else []
+        held = max(1, len(self._givers)) * job.chunk * job.dtype.itemsize
+        self._window = max(MIN_WINDOW, WINDOW_BYTES // held)
+        self._scratch = scratch
+        # Rounded up, for rooms hold numbers of up to eight bytes.
+        self._room_bytes = -(-self._size(self._own[0]) // 64) * 64 if self._own else 0
+        self._rooms = min(self._window, len(self._own)) if self._givers else 0
+        self._held = scratch.take(self._rooms * len(self._givers) * self._room_bytes, torch.uint8)
         self._coming: dict[tuple[NodeId, int], Ticket] = {}
         self._encoded: dict[tuple[NodeId, int], torch.Tensor] = {}
 
@@ -85,35 +94,39 @@ class _Exchange:
         for member, spans in self._others:
             for k, span in enumerate(spans):
                 self._expect_result(member, k, span)
-        for k in range(len(self._rooms)):
+        for k in range(self._rooms):
             self._expect_values(k)
         steps = max((len(spans) for _, spans in self._others), default=0)
-        for k in range(max(steps, len(self._own)) + LAG):
-            for member, spans in self._others:
-                if k < len(spans) and self._weight:
-                    self._send_values(member, k, spans[k])
-            if 0 <= k - LAG < len(self._own):
-                self._reduce(k - LAG)
-                if k - LAG + len(self._rooms) < len(self._own):
-                    self._expect_values(k - LAG + len(self._rooms))
+        sent = reduced = 0
+        while sent < steps or reduced < len(self._own):
+            all_reduced = reduced == len(self._own)
+            may_send = sent < steps and (all_reduced or sent - reduced < self._window)
+            if all_reduced or (may_send and not self._is_here(reduced)):
+                self._send_all(sent)
+                sent += 1
+            else:
+                self._reduce(reduced)
+                if self._rooms and reduced + self._rooms < len(self._own):
+                    self._expect_values(reduced + self._rooms)
+                reduced += 1
         for k in range(steps):
             for member, spans in self._others:
                 if k < len(spans):
                     self._take_result(member, k, spans[k])
         self._port.flush()
+        self._scratch.give(self._held)
         return self._result
 
-    def _room(self, slot: int) -> dict[NodeId, torch.Tensor]:
-        first, end = self._own[slot]
-        coder = self._job.coder
-        kind = self._job.dtype if coder is None else torch.uint8
-        size = end - first if coder is None else coder.size(end - first)
-        return {giver: torch.empty(size, dtype=kind) for giver in self._givers}
+    def _size(self, span: Span) -> int:
+        """Return the bytes that the values of a span travel in."""
+        count, coder = span[1] - span[0], self._job.coder
+        return count * self._job.dtype.itemsize if coder is None else coder.size(count)
 
     def _place(self, giver: NodeId, k: int) -> torch.Tensor:
-        count = self._own[k][1] - self._own[k][0]
-        coder = self._job.coder
-        return self._rooms[k % len(self._rooms)][giver][: count if coder is None else coder.size(count)]
+        """Return the bytes that `giver`'s contribution to own chunk k goes to."""
+        room = (k % self._rooms) * len(self._givers) + self._givers.index(giver)
+        first = room * self._room_bytes
+        return self._held[first : first + self._size(self._own[k])]
 
     def _expect_values(self, k: int) -> None:
         for giver in self._givers:
@@ -125,6 +138,14 @@ class _Exchange:
         if coder is not None:
             into = self._encoded[owner, k] = torch.empty(coder.size(span[1] - span[0]), dtype=torch.uint8)
         self._coming[owner, 2 * k + 1] = self._port.expect(owner, 2 * k + 1, memory(into))
+
+    def _is_here(self, k: int) -> bool:
+        return all(self._coming[giver, 2 * k].done() for giver in self._givers)
+
+    def _send_all(self, k: int) -> None:
+        for member, spans in self._others:
+            if k < len(spans) and self._weight:
+                self._send_values(member, k, spans[k])
 
     def _send_values(self, to: NodeId, k: int, span: Span) -> None:
         values, coder = self._values[slice(*span)], self._job.coder
@@ -181,7 +202,7 @@ class _Exchange:
             self._port.wait(ticket)
         data = self._place(member, k)
         if self._job.coder is None:
-            return data
+            return data.view(self._job.dtype)
         values = torch.empty(own.numel(), dtype=self._job.work)
         self._job.coder.decode(data, values)
         return values

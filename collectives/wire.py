@@ -21,7 +21,7 @@ KEY_BYTES = 16
 # A piece is what one stream sends before it turns to another payload. Large enough that the cost of a
 # header and of two threads' turns (about 50 us) is small beside it, small enough to spread over streams.
 PIECE_BYTES = 4 << 20
-SPREAD_BYTES = 1 << 20
+SPREAD_BYTES = 256 << 10  # of several streams: a window of theirs, so that all are done at about the same time
 RECORD_BYTES = 256 << 10  # sealed and opened while it is in the processor's cache
 MAX_PAYLOAD_BYTES = 1 << 40
 
