@@ -58,7 +58,7 @@ class Rank:
         """Make the values."""
         self._ranks = ranks
         self._values = torch.empty(mib << 18)
-        for part in self._values.split(len(PATTERN)):
+        for part in _parts(self._values):
             torch.mul(PATTERN[: len(part)], rank + 1, out=part)
         self._buffer = torch.empty_like(self._values)
         return {}
@@ -78,9 +78,13 @@ class Rank:
     def is_right(self, codec: str) -> bool:
         """Compare with the sum that is known beforehand."""
         factor = self._ranks * (self._ranks + 1) / 2
-        parts = self._buffer.split(len(PATTERN))  # eight ranks of 256 MiB have no memory for all at once
+        parts = _parts(self._buffer)  # eight ranks of 256 MiB have no memory for all at once
         error = max(float((part - PATTERN[: len(part)] * factor).abs_().max()) for part in parts)
         return error <= TOLERANCE[codec] * factor * PERIOD
+
+
+def _parts(vector: torch.Tensor) -> list[torch.Tensor]:
+    return [vector[at : at + len(PATTERN)] for at in range(0, len(vector), len(PATTERN))]
 
 
 def _advertise(front: str) -> None:
