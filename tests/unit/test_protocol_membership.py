@@ -221,6 +221,15 @@ def test_nobody_is_blamed_for_the_time_we_were_not_run() -> None:
     assert PeerDown(HIGH.node_id) in run(core, 3600, 3600 + LAN.death_bound + 1)
 
 
+def test_an_endpoint_that_is_our_own_is_not_dialled_but_the_next_one_of_its_record_is() -> None:
+    core = machine()
+    join(core, LOW)
+    endpoints = (Endpoint("me", 1), Endpoint("elsewhere", 1))
+    twin = make_record(HIGH, SWARM, endpoints, 1 << REFUTATION_BITS, "test", int((UNIX + 3600) * 1000))
+    actions = core.handle(peers(LOW, twin), at(0)) + run(core, TICK_S, 5)
+    assert [action.address.endpoint.host for action in actions if isinstance(action, Dial)] == ["elsewhere"]
+
+
 def news(sender: Identity, subject: Identity, status: Status, incarnation: int = 1 << REFUTATION_BITS) -> Message:
     body = News((Rumour(subject.node_id, incarnation, status),)).encode()
     return Message(Link(sender.curve_key, False), sender.node_id, Kind.NEWS, body)
