@@ -395,7 +395,7 @@ class Membership:
             busy.add(contact.key)
             if contact.address.endpoint in self.record.endpoints:
                 contact.failed(now, self._rng)  # the next of its endpoints may be another
-                continue
-            self._links.dial(contact, now.steady)
-            actions.append(Dial(contact.address))
+            else:
+                self._links.dial(contact, now.steady)
+                actions.append(Dial(contact.address))
         return actions
