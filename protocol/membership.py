@@ -12,8 +12,8 @@ Rules
     An unanswered hello is repeated every `HELLO_RETRY_S`.
  3. We dial random contacts while there are too few links (`Links.wanted`); the seeds when we
     have no peer or nobody else to dial. Two ends that hear of each other would both dial, so
-    the larger id waits `DIAL_YIELD_S`. An endpoint that is our own is not dialled: whoever else
-    claims it has the same private address in another network, and we would reach ourselves.
+    the larger id waits `DIAL_YIELD_S`. Nobody is dialled at an endpoint of our own: who has the
+    same private address is in another network.
  4. Where there is no room, the caller gets records of others and a goodbye. If it is alone, a
     random peer that dialled us makes room for it, once in `EVICT_INTERVAL_S`.
  5. Now and then a link that we chose is replaced by a random other, so the overlay stays random
@@ -390,12 +390,10 @@ class Membership:
         for contact in [*contacts, *seeds] if self._links.peers else [*seeds, *contacts]:
             if len(actions) == wanted:
                 break
-            if contact.key in busy:
-                continue
-            busy.add(contact.key)
             if contact.address.endpoint in self.record.endpoints:
                 contact.failed(now, self._rng)  # the next of its endpoints may be another
-            else:
+            elif contact.key not in busy:
+                busy.add(contact.key)
                 self._links.dial(contact, now.steady)
                 actions.append(Dial(contact.address))
         return actions
