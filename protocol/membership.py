@@ -390,9 +390,11 @@ class Membership:
         for contact in [*contacts, *seeds] if self._links.peers else [*seeds, *contacts]:
             if len(actions) == wanted:
                 break
+            if contact.key in busy:
+                continue
             if contact.address.endpoint in self.record.endpoints:
                 contact.failed(now, self._rng)  # the next of its endpoints may be another
-            elif contact.key not in busy:
+            else:
                 busy.add(contact.key)
                 self._links.dial(contact, now.steady)
                 actions.append(Dial(contact.address))
