@@ -10,10 +10,9 @@ Rules
     the link proved, and is admitted to the swarm. Anything else gets no answer but a goodbye.
  2. Who answers: a hello is answered if and only if it came over a link that the peer dialled.
     An unanswered hello is repeated every `HELLO_RETRY_S`.
- 3. We dial random contacts while there are too few links (`Links.wanted`); the seeds when we
-    have no peer or nobody else to dial. Two ends that hear of each other would both dial, so
-    the larger id waits `DIAL_YIELD_S`. Nobody is dialled at an endpoint of our own: who has the
-    same private address is in another network.
+ 3. We dial random contacts while there are too few links (`Links.wanted`), the seeds when we have
+    no peer or nobody else to dial; nobody at an endpoint of our own, as private ones occur twice.
+    Two ends that hear of each other would both dial, so the larger id waits `DIAL_YIELD_S`.
  4. Where there is no room, the caller gets records of others and a goodbye. If it is alone, a
     random peer that dialled us makes room for it, once in `EVICT_INTERVAL_S`.
  5. Now and then a link that we chose is replaced by a random other, so the overlay stays random
