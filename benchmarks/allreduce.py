@@ -6,8 +6,9 @@ Ranks are processes. One round: every rank has its values ready, all start at th
 the time is that until the last one has the sum in its buffer; what it has is then checked. Rounds of
 all implementations alternate, so that a busy machine is busy for each. Ours and gloo share processes.
 
-    gossamer             encrypt=False, what the others do
-    gossamer-encrypted   the default
+    gossamer             encrypt=False, what the others do; ranks of one machine use Unix sockets
+    gossamer-tcp         the same over TCP, as between machines
+    gossamer-encrypted   the default, over Unix sockets
     gloo                 torch.distributed, on loopback
     pccl                 pypccl 1.0.0 under an interpreter of its own, where it can be loaded:
                          it wants Python 3.12 and NVIDIA's libcuda.so.1, even for host memory
@@ -63,7 +64,8 @@ def run(
     """
     ratios: dict[str, dict[str, float]] = {}
     for count in ranks:
-        impls = ["gossamer", *(["gossamer-encrypted"] if encrypted else []), *(["gloo"] if "gloo" in against else [])]
+        impls = ["gossamer", "gossamer-tcp"]
+        impls += [*(["gossamer-encrypted"] if encrypted else []), *(["gloo"] if "gloo" in against else [])]
         with ExitStack() as stack:
             sides = dict.fromkeys(impls, _ours(stack, count, impls))
             if "pccl" in against:
@@ -78,6 +80,7 @@ def run(
                     yield row
                 for name, ours, theirs in (
                     *((impl, "gossamer", impl) for impl in ("gloo", "pccl")),
+                    *((f"{impl}, tcp", "gossamer-tcp", impl) for impl in ("gloo", "pccl")),
                     ("encrypted", "gossamer-encrypted", "gossamer"),
                 ):
                     if ours in medians and theirs in medians:
@@ -91,7 +94,11 @@ def run(
 
 def _ours(stack: ExitStack, count: int, impls: Sequence[str]) -> Ranks:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
-    groups = {impl: {"encrypt": impl != "gossamer", "streams": 1} for impl in impls if impl != "gloo"}
+    groups = {
+        impl: {"encrypt": impl == "gossamer-encrypted", "streams": 1, "local": impl != "gossamer-tcp"}
+        for impl in impls
+        if impl != "gloo"
+    }
     ranks = stack.enter_context(Ranks([[sys.executable, "-m", "benchmarks.allreduce_rank"]] * count))
     for name, options in groups.items():
         ranks.found(name, options, TIMEOUT_S)
@@ -129,7 +136,7 @@ def _link(runs: int, ratios: dict[str, dict[str, float]]) -> Iterator[Row]:
         commands = [[*space.command, sys.executable, "-m", "benchmarks.allreduce_rank"] for space in spaces]
         ranks = stack.enter_context(Ranks(commands))
         listens = [f"tcp://{space.address}:0" for space in spaces]
-        ranks.found("gossamer", {"encrypt": True, "streams": 1}, TIMEOUT_S, listens=listens)
+        ranks.found("gossamer", {"encrypt": True, "streams": 1, "local": False}, TIMEOUT_S, listens=listens)
         ranks.tell("prepare", {"mib": LINK_MIB, "ranks": 2}, TIMEOUT_S)
         medians = {}
         took: dict[str, list[float]] = {"none": [], "int8": []}
@@ -154,7 +161,7 @@ def _delay(runs: int, ratios: dict[str, dict[str, float]]) -> Iterator[Row]:
             fronts = stack.enter_context(delayed(2, DELAY_S, WINDOW_BYTES))
             ranks.found(
                 f"streams={streams}",
-                {"encrypt": True, "streams": streams},
+                {"encrypt": True, "streams": streams, "local": False},
                 TIMEOUT_S,
                 listens=[f"tcp://127.0.0.1:{front.target}" for front in fronts],
                 advertised=[f"tcp://127.0.0.1:{front.port}" for front in fronts],

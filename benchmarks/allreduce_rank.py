@@ -2,13 +2,15 @@
 
 import socket
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed
 
 import collectives.address
-import collectives.mesh
 from benchmarks.rank_commands import PERIOD, serve
 from collectives import Codec, Communicator, Op
 from collectives.address import Address
@@ -28,14 +30,17 @@ class Rank:
         self._ranks = 1
 
     def found(
-        self, name: str, seeds: list[str], listen: str, advertised: str, encrypt: bool, streams: int
+        self, name: str, seeds: list[str], listen: str, advertised: str, encrypt: bool, streams: int, local: bool
     ) -> dict[str, Any]:
-        """Found a group, or join one. `advertised` is a proxy in front of `listen`."""
-        if advertised:
-            _advertise(advertised)
-        group = Communicator.connect(
-            group=name, seeds=seeds, listen=listen, encrypt=encrypt, streams=streams, timeout=TIMEOUT_S
-        )
+        """Found a group, or join one. `advertised` is a proxy in front of `listen`; `local`: also on a Unix socket."""
+        with ExitStack() as stack:
+            if advertised:
+                stack.enter_context(patch("collectives.mesh.listen", _advertising(advertised)))
+            if not local:
+                stack.enter_context(patch("collectives.local.listen", lambda _: None))
+            group = Communicator.connect(
+                group=name, seeds=seeds, listen=listen, encrypt=encrypt, streams=streams, timeout=TIMEOUT_S
+            )
         self._groups[name] = group
         return {"address": group.address}
 
@@ -87,14 +92,9 @@ def _parts(vector: torch.Tensor) -> list[torch.Tensor]:
     return [vector[at : at + len(PATTERN)] for at in range(0, len(vector), len(PATTERN))]
 
 
-def _advertise(front: str) -> None:
-    """Let the next communicator tell others to dial a proxy: there is no such option, nobody else needs one."""
-    real = collectives.address.listen
-
-    def listen(address: Address) -> tuple[socket.socket, Address]:
-        return real(address)[0], Address.parse(front)
-
-    collectives.mesh.listen = listen  # type: ignore[attr-defined]  # the name that it calls
+def _advertising(front: str) -> Callable[[Address], tuple[socket.socket, Address]]:
+    """Return a `listen` that lets others dial a proxy: there is no such option, nobody else needs one."""
+    return lambda address: (collectives.address.listen(address)[0], Address.parse(front))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 Driven by one thread, through `poll`. A link is to one member's one process (its session), and is there
 while any control connection with it is: both ends may dial, and one that can be dialled is enough. The
-end that dialled a control connection dials the link's data streams too, as that direction works; each
-of these, once proven, is handed to `on_stream` with its socket and belongs to the mesh no longer.
+end that dialled a control connection dials the link's data streams too, as that direction works, or the
+member's Unix socket where both are on one machine; each of these, once proven, is handed to `on_stream`
+with its socket and belongs to the mesh no longer.
 
 Who is wanted is tried again with growing pauses, all addresses of its name in turn, until it is linked
 or `WANT_S` have passed: whoever wanted it then may want it again.
@@ -15,14 +16,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Set
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
+from collectives import local
 from collectives.address import MAX_ADDRESS_BYTES, Address, BadAddress, listen
 from collectives.channel import Channel
 from collectives.handshake import Handshake, HandshakeError, Party, Peer, Purpose
+from collectives.mesh_connections import Connection, Link
 from collectives.mesh_events import Arrived, Linked, MeshEvent, Unlinked
-from collectives.sockets import connecting, numeric
+from collectives.sockets import connecting, numeric, prepare
 from collectives.wanted import PAUSE_S, Wanted
 from protocol.codec import pack, unpack
 from protocol.errors import PeerError
@@ -40,31 +42,6 @@ _STREAM_PAUSE_S = 0.25  # between looks whether streams are missing
 
 class MeshError(PeerError):
     """A proven peer broke the rules."""
-
-
-@dataclass(slots=True, eq=False)
-class _Connection:
-    channel: Channel
-    proven_by: float
-    wanted: Address | None = None  # what was dialled; None of inbound ones
-    others: list[Any] = field(default_factory=list)  # further addresses of the same name
-    where: Any = None  # the (family, socket address) dialled
-    stream_of: NodeId | None = None  # of an own data connection
-    stream: int = 0
-    introduced: bool = False
-
-    @property
-    def inbound(self) -> bool:
-        return self.wanted is None and self.stream_of is None
-
-
-@dataclass(slots=True)
-class _Link:
-    session: bytes
-    address: str
-    channels: list[_Connection]
-    dialled: Any = None
-    dialling: set[int] = field(default_factory=set)  # streams whose handshakes are under way
 
 
 class Mesh:
@@ -88,17 +65,19 @@ class Mesh:
         self._streams = streams
         self._on_stream = on_stream
         self._open_streams = open_streams
-        self._listener, where = listen(listening)
+        listener, where = listen(listening)
         self.address = str(where)
+        self._listeners = [sock for sock in (listener, local.listen(party.session)) if sock is not None]
         self.refused: Counter[str] = Counter()
         self._selector = selectors.DefaultSelector()
         self._wake_in, self._wake_out = socket.socketpair()
         for sock in (self._wake_in, self._wake_out):
             sock.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ)
+        for listener in self._listeners:
+            self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(self._wake_in, selectors.EVENT_READ)
-        self._connections: dict[Channel, _Connection] = {}
-        self._links: dict[NodeId, _Link] = {}
+        self._connections: dict[Channel, Connection] = {}
+        self._links: dict[NodeId, Link] = {}
         self._wanted: dict[Address, Wanted] = {}
         self._resolver = Resolver(self.wake)
         self._events: deque[MeshEvent] = deque()
@@ -160,8 +139,8 @@ class Mesh:
         if self._events:
             timeout = 0.0
         for key, mask in self._selector.select(max(0.0, min(timeout, self._next_timer(now) - now))):
-            if key.fileobj is self._listener:
-                self._accept()
+            if key.fileobj in self._listeners:
+                self._accept(key.fileobj)
             elif key.fileobj is self._wake_in:
                 with suppress(BlockingIOError):
                     while self._wake_in.recv(4096):
@@ -179,8 +158,9 @@ class Mesh:
         A socket closed over unread bytes resets the connection, which may destroy what we sent. So say
         that we are done, and read until the others are too.
         """
-        self._selector.unregister(self._listener)
-        self._listener.close()
+        for listener in self._listeners:
+            self._selector.unregister(listener)
+            listener.close()
         open_until = time.monotonic() + linger
         for connection in list(self._connections.values()):
             try:
@@ -206,10 +186,10 @@ class Mesh:
 
     # --- one connection ------------------------------------------------------------------------
 
-    def _accept(self) -> None:
+    def _accept(self, listener: Any) -> None:
         for _ in range(MAX_UNPROVEN):
             try:
-                sock, _where = self._listener.accept()
+                sock, _where = listener.accept()
             except OSError:  # none waits, it is gone again, or we have no descriptor left for it
                 return
             if sum(1 for c in self._connections.values() if c.inbound and not c.introduced) >= MAX_UNPROVEN:
@@ -220,19 +200,18 @@ class Mesh:
             self._begin(sock, Handshake(self._party, initiator=False))
 
     def _begin(self, sock: socket.socket, handshake: Handshake, **facts: Any) -> None:
-        with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = _Connection(Channel(sock, handshake), time.monotonic() + HANDSHAKE_S, **facts)
+        prepare(sock)
+        connection = Connection(Channel(sock, handshake), time.monotonic() + HANDSHAKE_S, **facts)
         self._connections[connection.channel] = connection
         self._selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE, connection.channel)
 
-    def _watch(self, connection: _Connection) -> None:
+    def _watch(self, connection: Connection) -> None:
         channel = connection.channel
         mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.wants_to_write else 0)
         if self._selector.get_key(channel.socket).events != mask:
             self._selector.modify(channel.socket, mask, channel)
 
-    def _work(self, connection: _Connection, mask: int) -> None:
+    def _work(self, connection: Connection, mask: int) -> None:
         channel = connection.channel
         try:
             if mask & selectors.EVENT_WRITE:
@@ -250,7 +229,7 @@ class Mesh:
         if channel in self._connections:
             self._watch(connection)
 
-    def _prove(self, connection: _Connection, peer: Peer) -> None:
+    def _prove(self, connection: Connection, peer: Peer) -> None:
         """The handshake is over: a control connection introduces itself, a data connection leaves us."""
         if peer.purpose is Purpose.CONTROL:
             connection.channel.send(pack([self.address]))
@@ -264,7 +243,7 @@ class Mesh:
         self._on_stream(peer, connection.channel.socket, connection.stream_of is not None)
         link.dialling.discard(connection.stream)
 
-    def _take(self, connection: _Connection, frame: bytes) -> None:
+    def _take(self, connection: Connection, frame: bytes) -> None:
         peer = connection.channel.peer
         assert peer is not None
         if connection.introduced:
@@ -280,14 +259,14 @@ class Mesh:
         connection.introduced = True
         self._link(connection, peer, str(Address(address.host, address.port)))
 
-    def _link(self, connection: _Connection, peer: Peer, address: str) -> None:
+    def _link(self, connection: Connection, peer: Peer, address: str) -> None:
         link = self._links.get(peer.member)
         if link is not None and link.session != peer.session:
             for old in list(link.channels):
                 self._end(old, "new_session")
             link = None
         if link is None:
-            link = self._links[peer.member] = _Link(peer.session, address, [])
+            link = self._links[peer.member] = Link(peer.session, address, [])
             self._events.append(Linked(peer.member, address))
         if len(link.channels) >= MAX_CHANNELS:
             raise MeshError("too_many_connections")
@@ -298,11 +277,11 @@ class Mesh:
         for wanted in [a for a in self._wanted if a.member == peer.member or a == connection.wanted]:
             del self._wanted[wanted]
 
-    def _forget(self, connection: _Connection) -> None:
+    def _forget(self, connection: Connection) -> None:
         del self._connections[connection.channel]
         self._selector.unregister(connection.channel.socket)
 
-    def _end(self, connection: _Connection, reason: str) -> None:
+    def _end(self, connection: Connection, reason: str) -> None:
         """Hang up, and see what follows from it."""
         if connection.channel not in self._connections:
             return
@@ -313,6 +292,7 @@ class Mesh:
             link = self._links.get(connection.stream_of)
             if link is not None:
                 link.dialling.discard(connection.stream)
+                link.is_local = False  # if that was it, it is of no use
         elif connection.introduced and connection.channel.peer is not None:
             member = connection.channel.peer.member
             link = self._links.get(member)
@@ -326,7 +306,7 @@ class Mesh:
 
     # --- dialling ------------------------------------------------------------------------------
 
-    def _try_later(self, connection: _Connection) -> None:
+    def _try_later(self, connection: Connection) -> None:
         assert connection.wanted is not None
         if connection.others:
             self._dial(connection.wanted, connection.others)
@@ -346,11 +326,13 @@ class Mesh:
         if wanted in self._wanted:
             self._wanted[wanted].pause(time.monotonic())
 
-    def _dial_streams(self, member: NodeId, link: _Link) -> None:
+    def _dial_streams(self, member: NodeId, link: Link) -> None:
         for stream in range(self._streams):
             if stream in link.dialling or stream in self._open_streams(member):
                 continue
-            sock = connecting(*link.dialled)
+            sock = connecting(socket.AF_UNIX, local.name(link.session)) if link.is_local else None
+            link.is_local = sock is not None
+            sock = sock or connecting(*link.dialled)
             if sock is None:
                 return
             link.dialling.add(stream)

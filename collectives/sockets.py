@@ -1,9 +1,12 @@
-"""Dialling without waiting."""
+"""Dialling without waiting, and what every socket is set to."""
 
 import socket
+from contextlib import suppress
 from typing import Any
 
 from protocol.records import Endpoint
+
+UNIX_BUFFER_BYTES = 1 << 20  # the kernel counts what the reader has yet to take as the sender's
 
 
 def connecting(family: Any, where: Any) -> socket.socket | None:
@@ -21,6 +24,15 @@ def connecting(family: Any, where: Any) -> socket.socket | None:
         sock.close()
         return None
     return sock
+
+
+def prepare(sock: socket.socket) -> None:
+    """Set a connected or connecting socket's options."""
+    with suppress(OSError):
+        if sock.family == socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER_BYTES)
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def numeric(endpoint: Endpoint) -> tuple[Any, Any]:
