@@ -37,7 +37,7 @@ def text_files() -> Iterator[Path]:
     nested = (path for folder in folders for path in (ROOT / folder).rglob("*"))
     for path in (*ROOT.iterdir(), *nested):
         readable = path.suffix in {"", ".py", ".toml", ".md", ".sh", ".j2", ".json", ".txt", ".cfg", ".ini"}
-        if path.is_file() and readable and path != Path(__file__).resolve():
+        if path.is_file() and readable and path.name != ".git" and path != Path(__file__).resolve():
             yield path
 
 
