@@ -40,7 +40,7 @@ from collectives.state import SharedState
 from collectives.tensors import TensorLike
 from collectives.timing import LAN, Timing
 from collectives.types import Codec, Op, Partition, ReduceResult, SyncResult, SyncStrategy
-from collectives.views import ADMIT_TAG, View
+from collectives.views import ADMIT_TAG
 from protocol.identity import Identity, NodeId
 
 T = TypeVar("T")
@@ -180,6 +180,13 @@ class Communicator:
         return f"Communicator({self._node_id} at {self._address}, {self.world_size} members, epoch {self.epoch})"
 
     # --- changing who is here ------------------------------------------------------------------
+
+    def meet(self, addresses: Iterable[str]) -> None:
+        """Dial others, without waiting: two groups of one name that meet become one, as after a split that heals.
+
+        Members of the one that yields have their calls end with `Evicted`. Raises `BadAddress`, and dials nobody.
+        """
+        self._control.meet([Address.parse(address) for address in addresses])
 
     def admit(self, timeout: float = 30.0) -> None:
         """Let those who wait in; every member must call it. A member that was left out waits to be let in again.
@@ -389,6 +396,3 @@ def _own_tag(tag: int) -> int:
     if not 0 <= tag <= MAX_TAG:
         raise BadArgument(f"tag = {tag}: give an integer in [0, {MAX_TAG}]")
     return tag
-
-
-__all__ = ["Communicator", "View"]

@@ -11,7 +11,7 @@ never runs a caller's code and never waits for one.
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import structlog
@@ -77,6 +77,7 @@ class Control:
         self._mesh = mesh
         self._observer = observer
         self._mailbox: deque[tuple[Event, Call | None]] = deque()
+        self._to_meet: deque[Address] = deque()
         self._calls: dict[int, Call] = {}
         self._over: deque[tuple[Call, Finished]] = deque()
         self._stopping = False
@@ -96,6 +97,11 @@ class Control:
     def done(self, event: Done) -> None:
         """Tell the core how carrying out an operation went."""
         self._post(event, None)
+
+    def meet(self, addresses: Iterable[Address]) -> None:
+        """See to it that whoever listens at these becomes linked."""
+        self._to_meet.extend(addresses)
+        self._mesh.wake()
 
     def linked(self) -> int:
         """Return how many nodes of the group there is a link with."""
@@ -145,6 +151,8 @@ class Control:
             call.fail("this member has left the group: connect again")
 
     def _read_mailbox(self) -> None:
+        while self._to_meet:
+            self._mesh.want(self._to_meet.popleft())
         while self._mailbox:
             event, call = self._mailbox.popleft()
             if call is not None and isinstance(event, Begin):

@@ -146,8 +146,12 @@ class WeightsConfig(Section):
 
     mode: Literal["off", "average", "diloco", "async-diloco"] = "off"
     every: int = Field(20, ge=1, description="rounds between two exchanges, H")
-    listen: str = Field("tcp://127.0.0.1:0", description="where the group's members dial this node")
-    seeds: list[str] = Field([], description="what `weights_address` of any member says; none: found the group")
+    listen: str = Field(
+        "", description="where the group's members dial this node; empty: network.listen's host, any port"
+    )
+    seeds: list[str] = Field(
+        [], description="what `weights_address` of a member says, where the swarm's records do not"
+    )
     outer_lr: float | None = Field(
         None, gt=0, description="of the outer step; default: 0.7 for 'diloco', 0.4 one step late; 'average' takes 1"
     )

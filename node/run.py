@@ -33,6 +33,7 @@ from node.sharing import Exchange, NetworkExchange, NoExchange
 from node.tasks.load import TaskSet, load_tasks
 from node.trainer import make_trainer
 from node.weights import exchange_weights
+from protocol.host import Host
 from protocol.manifest import ManifestLimits
 
 log = structlog.get_logger()
@@ -53,7 +54,7 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         seed = resolve_seed(config, folder)
         tasks = load_tasks(config.tasks)
         metrics = MetricsLog(folder / "metrics.jsonl")
-        exchange = stack.enter_context(_exchange(config, folder, tasks, metrics, listening))
+        exchange, directory = stack.enter_context(_exchange(config, folder, tasks, metrics, listening))
         if config.threads:
             torch.set_num_threads(config.threads)
         policy = load_policy(config.policy)
@@ -62,7 +63,7 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         stack.callback(engine.close)
         loop = Loop(config, seed, policy, engine, tasks, pool, exchange, metrics)
         checkpoint = latest_checkpoint(folder / "checkpoints")
-        weights = stack.enter_context(exchange_weights(config, folder, policy, checkpoint))
+        weights = stack.enter_context(exchange_weights(config, folder, policy, checkpoint, directory))
 
         def rounds(done: int) -> Iterator[Sequence[Sample]]:
             weights.begin()  # the trainer has loaded its checkpoint by now
@@ -85,9 +86,9 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
 @contextmanager
 def _exchange(
     config: NodeConfig, folder: Path, tasks: TaskSet, metrics: MetricsLog, listening: Callable[[Network], None]
-) -> Iterator[Exchange]:
+) -> Iterator[tuple[Exchange, Host | None]]:
     if not config.network.enabled:
-        yield NoExchange()
+        yield NoExchange(), None
         return
     with open_network(config, folder) as network:
         limits = ManifestLimits(max_completions=4 * config.sampling.completions)
@@ -96,7 +97,7 @@ def _exchange(
             limits = network.manifest.limits
         with observe(config.observe, folder, lambda: describe(network, metrics.last, config.rounds)):
             listening(network)
-            yield NetworkExchange(
+            exchange = NetworkExchange(
                 network.host,
                 tasks,
                 max_completions=limits.max_completions,
@@ -104,6 +105,7 @@ def _exchange(
                 informative_only=config.network.share == "informative",
                 external=config.sampling.external,
             )
+            yield exchange, network.host
 
 
 @contextmanager

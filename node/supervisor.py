@@ -76,16 +76,8 @@ class Child:
     @property
     def address(self) -> str:
         """Where the living node can be dialled; empty before its network is up."""
-        return self._said("address")
-
-    @property
-    def weights_address(self) -> str:
-        """Where the living node's group for weights can be reached; empty before the node is in it."""
-        return self._said("weights_address")
-
-    def _said(self, name: str) -> str:
         try:
-            return (self.folder / name).read_text().strip() if self.alive else ""
+            return (self.folder / "address").read_text().strip() if self.alive else ""
         except FileNotFoundError:
             return ""
 
@@ -192,26 +184,15 @@ def _may_start(child: Child, children: Sequence[Child]) -> bool:
     if child.state not in (State.WAITING, State.RESTARTING) or time.monotonic() < child.start_at:
         return False
     others = [other for other in children if other.alive]
-    reachable = not child.config.network.enabled or any(other.address for other in others)
-    # One that knew no member of the group for weights would found another.
-    in_group = child.config.weights.mode == "off" or any(other.weights_address for other in others)
-    return not others or (reachable and in_group)
+    return not others or not child.config.network.enabled or any(other.address for other in others)
 
 
 def _start(supervisor: Supervisor, child: Child, children: Sequence[Child]) -> None:
     addresses = [other.address for other in children if other is not child and other.address]
     network = child.config.network
     seeds = [*network.seeds, *addresses[:MAX_SEEDS]]
-    members = [other.weights_address for other in children if other is not child and other.weights_address]
-    weights = child.config.weights
-    config = child.config.model_copy(
-        update={
-            "network": network.model_copy(update={"seeds": seeds}),
-            "weights": weights.model_copy(update={"seeds": [*weights.seeds, *members[:MAX_SEEDS]]}),
-        }
-    )
-    for name in ("address", "weights_address"):
-        (child.folder / name).unlink(missing_ok=True)  # of an earlier process, which nobody answers at now
+    config = child.config.model_copy(update={"network": network.model_copy(update={"seeds": seeds})})
+    (child.folder / "address").unlink(missing_ok=True)  # of an earlier process, which nobody answers at now
     if child.state is State.RESTARTING:
         child.restarts += 1
     child.started = start_child(supervisor.context, supervisor.target, config, child.folder, debug=supervisor.debug)

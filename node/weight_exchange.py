@@ -15,7 +15,7 @@ What the modes are and who is in a group is in `weights.py`.
 import math
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -48,6 +48,9 @@ class Member(Group, Protocol):
     def address(self) -> str:
         """Where others dial this member."""
 
+    def meet(self, addresses: Iterable[str]) -> None:
+        """Dial others of the group that are not members yet, without waiting."""
+
     def leave(self) -> None:
         """Leave the group; calls under way end with an error."""
 
@@ -73,13 +76,22 @@ class WeightExchange:
         policy: whose trained parameters are exchanged, in place.
         connect: reaches the group, or raises `CollectiveError`; called on the exchange's own thread.
         address: the file to write the member's address to.
+        find: tells where else members of the group may be; asked before each exchange.
     """
 
-    def __init__(self, config: WeightsConfig, policy: Policy, connect: Connect, address: Path) -> None:
+    def __init__(
+        self,
+        config: WeightsConfig,
+        policy: Policy,
+        connect: Connect,
+        address: Path,
+        find: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
         self._config = config
         self._parameters = trained(policy.model)
         self._connect = connect
         self._address = address
+        self._find = find
         self._base = flat_copy(self._parameters)
         self._momentum = torch.zeros_like(self._base)
         self._revision = 0
@@ -192,6 +204,7 @@ class WeightExchange:
         rounds.load_state_dict({"outer": self._base, "momentum": self._momentum, "revision": self._revision})
         joining = True  # the first round is to be brought up to date: it contributes nothing
         while (given := self._jobs.get()) is not None and not self._stopping.is_set():
+            member.meet(self._find())
             start = rounds.outer.clone()
             step = rounds.run(None if joining else start - given)
             log.info("weights exchanged", revision=step.revision, members=len(step.contributors), seconds=step.seconds)

@@ -7,7 +7,7 @@ from protocol.book import Book
 from protocol.clock import Instant
 from protocol.identity import KEY_BYTES, NodeId, node_id
 from protocol.messages import MAX_DIGEST, MAX_RECORDS, Digest, Peers
-from protocol.records import RECORD_LIFE_S, REFUTATION_BITS, Endpoint, PeerRecord, make_record
+from protocol.records import RECORD_LIFE_S, REFUTATION_BITS, Endpoint, PeerRecord, Service, make_record
 from protocol.setup import Setup
 
 EXPIRY_INTERVAL_S = 60.0
@@ -22,6 +22,7 @@ class Directory:
         self._book = book
         self._rng = rng
         self._endpoints = setup.endpoints
+        self._services: tuple[Service, ...] = ()
         self._next_expiry = now.steady
         self.record = self._make(now, int(now.unix * 1000) << REFUTATION_BITS)
 
@@ -29,16 +30,23 @@ class Directory:
         setup = self._setup
         expiry_ms = int((now.unix + RECORD_LIFE_S) * 1000)
         return make_record(
-            setup.identity, setup.swarm, self._endpoints, incarnation, setup.agent, expiry_ms, setup.grant
+            setup.identity,
+            setup.swarm,
+            self._endpoints,
+            incarnation,
+            setup.agent,
+            expiry_ms,
+            setup.grant,
+            self._services,
         )
 
     def renew(self, now: Instant, incarnation: int) -> None:
         """Sign a new record of ourselves."""
         self.record = self._make(now, incarnation)
 
-    def move(self, endpoints: tuple[Endpoint, ...], now: Instant) -> None:
-        """Say from now on that we can be dialled there."""
-        self._endpoints = endpoints
+    def move(self, endpoints: tuple[Endpoint, ...], services: tuple[Service, ...], now: Instant) -> None:
+        """Say from now on that we can be dialled there, and these services."""
+        self._endpoints, self._services = endpoints, services
         self.renew(now, self.record.incarnation + 1)
 
     def outbid(self, record: PeerRecord, now: Instant) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from protocol.envelope import Kind
 from protocol.identity import NodeId
-from protocol.records import Address, Endpoint
+from protocol.records import Address, Endpoint, Service
 from protocol.transport import Closed, Link, Opened
 
 
@@ -27,9 +27,10 @@ class Expel:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """We can be dialled somewhere else now."""
+    """Where we and what else we run can be dialled is different now."""
 
     endpoints: tuple[Endpoint, ...]
+    services: tuple[Service, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from protocol.membership import Membership
 from protocol.messages import NO_TOPIC, TOPIC_BYTES
 from protocol.peers_file import load_peers, save_peers
 from protocol.record_reader import RecordReader
-from protocol.records import Address, Endpoint
+from protocol.records import MAX_SERVICES, Address, Endpoint, Service
 from protocol.setup import Admits, Setup, admit_everybody
 from protocol.timing import LAN, Timing
 from protocol.zmq_transport import ZmqTransport
@@ -124,6 +124,8 @@ class Host:
         self._thread: threading.Thread | None = None
         self._core: Core | None = None
         self._peers: list[PeerInfo] = []
+        self._services: tuple[Service, ...] = ()
+        self._offers: list[tuple[NodeId, Service]] = []
         self._transport: ZmqTransport | None = None
 
     def start(self) -> Address | None:
@@ -210,6 +212,19 @@ class Host:
         """Return the live peers, as of at most `DESCRIBE_INTERVAL_S` ago."""
         return list(self._peers)
 
+    def serve(self, *services: Service) -> None:
+        """Let the swarm know what else runs here, instead of what was said before; at most `MAX_SERVICES`."""
+        self._services = services[:MAX_SERVICES]
+        if self._transport is not None:
+            self._transport.wake()
+
+    def offers(self, name: str) -> list[tuple[NodeId, Endpoint]]:
+        """Return who else of the swarm runs the service of this name, and where, as far as is known here.
+
+        A node's own word: whoever answers there has yet to prove that it is that node.
+        """
+        return [(node, service.endpoint) for node, service in self._offers if service.name == name]
+
     def stop(self) -> None:
         """Leave: close every socket and end the thread. What is still queued is lost. Safe to call twice."""
         self._stopping.set()
@@ -235,7 +250,7 @@ class Host:
 
     def _run(self, core: Core, transport: ZmqTransport, driver: Driver) -> None:
         saved, next_save, next_description = core.membership.book.revision, 0.0, 0.0
-        endpoints, next_look = core.membership.record.endpoints, 0.0
+        endpoints, services, next_look = core.membership.record.endpoints, core.membership.record.services, 0.0
         try:
             while not self._stopping.is_set():
                 now = read_clock()
@@ -244,12 +259,18 @@ class Host:
                     driver.feed(command)
                 if now.steady >= next_description:
                     self._peers = describe_peers(core.membership)
+                    self._offers = [
+                        (record.node_id, service)
+                        for record in core.membership.book.good_records()
+                        for service in record.services
+                    ]
                     next_description = now.steady + DESCRIBE_INTERVAL_S
-                if now.steady >= next_look:
+                if now.steady >= next_look or self._services != services:
                     next_look = now.steady + ADDRESS_INTERVAL_S
-                    if (found := self._endpoints(transport)) != endpoints:
-                        endpoints = found
-                        driver.feed(Moved(found))
+                    found = self._endpoints(transport), self._services
+                    if found != (endpoints, services):
+                        endpoints, services = found
+                        driver.feed(Moved(endpoints, services))
                 revision = core.membership.book.revision
                 if revision != saved and now.steady >= next_save:
                     self._save(core)

@@ -146,8 +146,8 @@ class Membership:
                 return self._message(event, now)
             case Expel(node):
                 return self._drop(node) if node in self._links.peers else []
-            case Moved(endpoints):
-                self.directory.move(endpoints, now)
+            case Moved(endpoints, services):
+                self.directory.move(endpoints, services, now)
                 return self._links.tell_all(Kind.PEERS, Peers((self.record.encoded,)).encode())
             case Tick():
                 return self._tick(now)

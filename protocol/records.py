@@ -1,7 +1,8 @@
 """Where a node is: addresses, and the signed record that a node spreads about itself.
 
     record = public key (32) | signature (64) | payload
-    payload = MessagePack [1, swarm id (16), CURVE key (32), [endpoint, ...], incarnation, agent, expiry in ms, grant]
+    payload = MessagePack [1, swarm id (16), CURVE key (32), [endpoint, ...], incarnation, agent, expiry in ms, grant,
+                           [[service's name, endpoint], ...]]
 
 The incarnation is the time of the node's start in ms, times 2^16, plus the number of times
 that it had to refute its death since (SWIM, section 4.2): a larger start is a restart.
@@ -22,17 +23,20 @@ from protocol.errors import BadAddress, RecordError
 from protocol.identity import KEY_BYTES, Identity, NodeId, Verify, node_id, verify
 
 VERSION = 1
-MAX_RECORD_BYTES = 2048
+MAX_RECORD_BYTES = 2688  # all of the following at their largest
 MAX_ENDPOINTS = 4
 MAX_ENDPOINT_BYTES = 280  # a host name has at most 253 characters
 MAX_AGENT_BYTES = 128
 MAX_GRANT_BYTES = 512
+MAX_SERVICES = 2
+MAX_SERVICE_BYTES = 48  # of a name
 REFUTATION_BITS = 16
 # Long enough that a node which was away for a night still finds somebody in its peers file.
 RECORD_LIFE_S = 24 * 3600.0
 MAX_RECORD_LIFE_S = 7 * 24 * 3600.0
 _DOMAIN = b"gossamer/record/1\x00"
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_SERVICE = re.compile(rf"[a-z0-9._/-]{{1,{MAX_SERVICE_BYTES}}}")
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?", re.IGNORECASE)
 _ENDPOINT = re.compile(r"tcp://(\[[0-9a-fA-F:.]{2,45}\]|[^\s/\[\]:;@?#]{1,253}):([0-9]{1,5})")
 
@@ -103,13 +107,30 @@ class Address:
         return f"{self.endpoint}?key={self.key.hex()}"
 
 
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Something else that a node runs, for peers who know it by `name`, and where it is reached."""
+
+    name: str
+    endpoint: Endpoint
+
+    def __post_init__(self) -> None:
+        """Check the name.
+
+        Raises:
+            ValueError: it is not 1 to 48 of a-z, 0-9, ".", "_", "/" and "-".
+        """
+        if not _SERVICE.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} is no service's name: 1 to {MAX_SERVICE_BYTES} of a-z 0-9 . _ / -")
+
+
 @dataclass(frozen=True)
 class PeerRecord:
     """What a node says of itself, signed; `encoded` holds the exact bytes to pass on.
 
     `incarnation` grows with every start of the node and every refutation, `expiry_ms` with
     every renewal. No endpoint means that nobody can dial the node. `grant` is what admits it
-    to a swarm that is not open.
+    to a swarm that is not open. `services` are what else it runs.
     """
 
     public_key: bytes
@@ -120,6 +141,7 @@ class PeerRecord:
     agent: str
     expiry_ms: int
     grant: bytes
+    services: tuple[Service, ...]
     encoded: bytes
 
     @cached_property
@@ -160,14 +182,26 @@ def make_record(
     agent: str,
     expiry_ms: int,
     grant: bytes = b"",
+    services: tuple[Service, ...] = (),
 ) -> PeerRecord:
-    """Sign a record about ourselves; `agent` is cut to what fits."""
+    """Sign a record about ourselves; `agent` is cut to what fits, and so is the list of services."""
+    services = services[:MAX_SERVICES]
     agent = agent.encode(errors="replace")[:MAX_AGENT_BYTES].decode(errors="ignore")
     names = [str(endpoint) for endpoint in endpoints]
-    payload = pack([VERSION, swarm, identity.curve_key, names, incarnation, agent, expiry_ms, grant])
+    others = [[service.name, str(service.endpoint)] for service in services]
+    payload = pack([VERSION, swarm, identity.curve_key, names, incarnation, agent, expiry_ms, grant, others])
     encoded = identity.public_key + identity.sign(_DOMAIN + payload) + payload
     return PeerRecord(
-        identity.public_key, swarm, identity.curve_key, endpoints, incarnation, agent, expiry_ms, grant, encoded
+        identity.public_key,
+        swarm,
+        identity.curve_key,
+        endpoints,
+        incarnation,
+        agent,
+        expiry_ms,
+        grant,
+        services,
+        encoded,
     )
 
 
@@ -184,25 +218,34 @@ def open_record(data: bytes, swarm: bytes, now_unix: float, check: Verify = veri
         raise RecordError("forged", "record")
     fields = unpack(
         payload,
-        8,
+        9,
         error=RecordError,
         max_bytes=MAX_GRANT_BYTES,
         max_text=max(MAX_ENDPOINT_BYTES, MAX_AGENT_BYTES),
         max_array=MAX_ENDPOINTS,
     )
-    version, record_swarm, curve_key, endpoints, incarnation, agent, expiry_ms, grant = fields
+    version, record_swarm, curve_key, endpoints, incarnation, agent, expiry_ms, grant, services = fields
     if version != VERSION or not is_bytes(record_swarm, SWARM_BYTES) or not is_bytes(curve_key, KEY_BYTES):
         raise RecordError("malformed", "record layout")
     if not (is_uint(incarnation) and is_uint(expiry_ms) and isinstance(agent, str)):
         raise RecordError("malformed", "record fields")
-    if not isinstance(grant, bytes) or not isinstance(endpoints, list):
+    if not (isinstance(grant, bytes) and isinstance(endpoints, list) and isinstance(services, list)):
         raise RecordError("malformed", "record fields")
-    if len(agent.encode()) > MAX_AGENT_BYTES or len(endpoints) > MAX_ENDPOINTS:
+    if len(agent.encode()) > MAX_AGENT_BYTES or len(endpoints) > MAX_ENDPOINTS or len(services) > MAX_SERVICES:
         raise RecordError("malformed", "record sizes")
     if record_swarm != swarm:
         raise RecordError("wrong_swarm", "record")
     record = PeerRecord(
-        public_key, swarm, curve_key, tuple(map(_endpoint, endpoints)), incarnation, agent, expiry_ms, grant, data
+        public_key,
+        swarm,
+        curve_key,
+        tuple(map(_endpoint, endpoints)),
+        incarnation,
+        agent,
+        expiry_ms,
+        grant,
+        tuple(map(_service, services)),
+        data,
     )
     check_expiry(record, now_unix)
     return record
@@ -221,3 +264,12 @@ def _endpoint(value: object) -> Endpoint:
         return Endpoint.parse(value)
     except BadAddress:
         raise RecordError("malformed", "endpoint") from None
+
+
+def _service(value: object) -> Service:
+    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
+        raise RecordError("malformed", "service")
+    try:
+        return Service(value[0], _endpoint(value[1]))
+    except ValueError:
+        raise RecordError("malformed", "service") from None

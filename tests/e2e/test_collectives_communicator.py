@@ -294,6 +294,21 @@ def test_a_reduction_under_way_when_a_member_leaves_is_called_off_and_retried():
         assert all((handle.wait(10).value == 1).all() for handle in first)
 
 
+def test_groups_of_one_name_that_meet_become_one():
+    with group(2) as comms, Communicator.connect("test") as alone, Communicator.connect("other") as stranger:
+        together(*(lambda c=c: c.all_reduce(torch.ones(3)) for c in comms))
+        alone.meet([f"{comms[0].address}?id={comms[0].node_id}", stranger.address, "tcp://127.0.0.1:9"])
+        wait_until(lambda: all(comm.pending() for comm in comms), 20, "the smaller group to ask to be let in")
+        assert alone.world_size == 0
+        assert together(*(comm.admit for comm in comms)) == [None] * 2
+        wait_until(lambda: alone.world_size == 3, 20, "it to be in")
+        results = together(*(lambda c=c: c.all_reduce(torch.ones(3), op=Op.SUM) for c in (*comms, alone)))
+        assert [result.value.tolist() for result in results] == [[3, 3, 3]] * 3
+        assert stranger.world_size == 1
+        with pytest.raises(BadAddress):
+            alone.meet(["nowhere"])
+
+
 def test_the_majority_policy_stops_a_minority():
     with group(3, partition="majority") as comms:
         comms[1].leave()

@@ -82,6 +82,9 @@ class FakeCommunicator:
         hall.meet(name, "admit")
         return cls(hall, name)
 
+    def meet(self, addresses) -> None:
+        self.met = [*addresses]
+
     def admit(self, timeout: float = 0) -> None:
         self.hall.meet(self.name, "admit")
 

@@ -27,7 +27,7 @@ from protocol.messages import (
     Rumour,
     Status,
 )
-from protocol.records import Address, Endpoint, make_record
+from protocol.records import Address, Endpoint, Service, make_record
 from tests.fuzz.targets import SWARM, TARGETS, UNIX
 
 ME = Identity(bytes(32))
@@ -36,7 +36,9 @@ OTHER = Identity(bytes([1]) * 32)
 
 def inputs() -> list[bytes]:
     """Return a good input for each target, in the order of `TARGETS`."""
-    record = make_record(ME, SWARM, (Endpoint("example.org", 7700),), 1 << 16, "fuzz", int((UNIX + 60) * 1000))
+    endpoint = Endpoint("example.org", 7700)
+    services = (Service("weights/0123", endpoint),)
+    record = make_record(ME, SWARM, (endpoint,), 1 << 16, "fuzz", int((UNIX + 60) * 1000), services=services)
     item = ItemId(bytes(range(32)))
     task = ManifestTask("builtin/sums", 1, "0123456789abcdef", "{}")
     manifest = make_manifest(ME, "fuzz", int(UNIX * 1000), Policy.ALLOWLIST, [task], [OTHER.node_id])

@@ -10,8 +10,10 @@ from collectives.errors import Aborted
 from collectives.outer import flat_copy
 from node.config import WeightsConfig, parse_config
 from node.errors import UserError
+from node.network import swarm_id
 from node.weight_exchange import STATE_FILE, WeightExchange
 from node.weights import ADDRESS_FILE, OwnWeights, exchange_weights, group_name
+from protocol.records import Endpoint, Service
 from tests.fakes.groups import FakeCommunicator, Hall
 from tests.policies import tiny_policy
 from tests.waiting import wait_until
@@ -245,6 +247,53 @@ def test_a_group_is_a_swarm_an_architecture_and_a_way_of_stepping(policy, tmp_pa
     ]
     assert len(set(names)) == len(names)
     assert group_name(WeightsConfig(mode="diloco", every=7, seeds=["tcp://x:1"]), same, policy) == names[0]
+
+
+class Board:
+    """A swarm's directory."""
+
+    def __init__(self, *nodes: str) -> None:
+        self.served: dict[str, Endpoint] = {}
+        self.nodes = nodes
+
+    def serve(self, *services: Service) -> None:
+        self.served = {service.name: service.endpoint for service in services}
+
+    def offers(self, name: str) -> list[tuple[str, Endpoint]]:
+        return [(node, Endpoint("127.0.0.1", 9)) for node in self.nodes]
+
+
+@pytest.mark.parametrize(
+    ("network", "listen", "told"),
+    [
+        ({"listen": "tcp://127.0.0.1:0"}, "", True),
+        ({"listen": "tcp://0.0.0.0:4001"}, "tcp://127.0.0.1:0", False),  # nobody there could dial it
+        ({"listen": ""}, "", False),
+    ],
+    ids=["a swarm on this machine", "loopback in a public swarm", "a node that nobody can dial"],
+)
+def test_the_swarm_is_told_where_the_group_is_if_it_can_be_dialled(policy, tmp_path, network, listen, told):
+    config = parse_config({"weights": {"mode": "average", "listen": listen}, "network": network})
+    board = Board()
+    with exchange_weights(config, tmp_path, policy, None, board) as weights:
+        weights.begin()
+        wait_until((tmp_path / ADDRESS_FILE).exists, LIMIT)
+        address = (tmp_path / ADDRESS_FILE).read_text().strip()
+        name = group_name(config.weights, swarm_id(config, tmp_path), policy).removeprefix("gossamer/")
+        assert board.served == ({name: Endpoint.parse(address)} if told else {})
+
+
+def test_members_that_the_swarm_tells_of_are_dialled_before_each_exchange(make):
+    a = make(Hall("a"), "a")
+    a.exchange._find = lambda: ["tcp://10.0.0.1:7"]
+    a.exchange.begin()
+    a.idle_round()
+    assert a.member.met == ["tcp://10.0.0.1:7"]
+    a.exchange._find = lambda: ["tcp://10.0.0.2:7"]
+    a.round(1.0)
+    a.round(1.0)
+    a.idle_round()
+    assert a.member.met == ["tcp://10.0.0.2:7"]
 
 
 def test_off_means_off(policy, tmp_path):

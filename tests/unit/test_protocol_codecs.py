@@ -37,9 +37,15 @@ from protocol.messages import (
 )
 from protocol.records import (
     MAX_AGENT_BYTES,
+    MAX_ENDPOINTS,
+    MAX_GRANT_BYTES,
+    MAX_RECORD_BYTES,
     MAX_RECORD_LIFE_S,
+    MAX_SERVICE_BYTES,
+    MAX_SERVICES,
     Address,
     Endpoint,
+    Service,
     make_record,
     open_record,
 )
@@ -207,10 +213,22 @@ hosts = st.sampled_from(["127.0.0.1", "::1", "fe80::1:2", "localhost", "a-1.exam
 endpoints = st.builds(Endpoint, hosts, st.integers(1, 65535))
 
 
-@given(st.lists(endpoints, max_size=4).map(tuple), uint64, st.text(max_size=100), st.floats(1, MAX_RECORD_LIFE_S))
-def test_a_record_comes_back(endpoints: tuple[Endpoint, ...], incarnation: int, agent: str, life: float) -> None:
-    made = make_record(ALICE, SWARM, endpoints, incarnation, agent, int((NOW + life) * 1000))
+services = st.builds(Service, st.from_regex(r"[a-z0-9._/-]{1,48}", fullmatch=True), endpoints)
+
+
+@given(
+    st.lists(endpoints, max_size=4).map(tuple),
+    uint64,
+    st.text(max_size=100),
+    st.floats(1, MAX_RECORD_LIFE_S),
+    st.lists(services, max_size=MAX_SERVICES).map(tuple),
+)
+def test_a_record_comes_back(
+    endpoints: tuple[Endpoint, ...], incarnation: int, agent: str, life: float, services: tuple[Service, ...]
+) -> None:
+    made = make_record(ALICE, SWARM, endpoints, incarnation, agent, int((NOW + life) * 1000), b"", services)
     assert open_record(made.encoded, SWARM, NOW) == made
+    assert made.services == services
     assert made.node_id == ALICE.node_id
     assert len(made.agent.encode()) <= MAX_AGENT_BYTES
 
@@ -228,6 +246,40 @@ def test_a_record_that_does_not_hold_here_and_now_is_refused(swarm: bytes, expir
     with pytest.raises(RecordError) as caught:
         open_record(record.encoded, SWARM, NOW)
     assert caught.value.reason == reason
+
+
+LARGEST_HOST = ".".join(["a" * 63] * 3 + ["b" * 61])
+
+
+def test_a_record_with_everything_at_its_largest_fits() -> None:
+    endpoint = Endpoint(LARGEST_HOST, 65535)
+    other = (Service("s" * MAX_SERVICE_BYTES, endpoint),) * MAX_SERVICES
+    made = make_record(
+        ALICE,
+        SWARM,
+        (endpoint,) * MAX_ENDPOINTS,
+        2**64 - 1,
+        "x" * 999,
+        int(NOW * 1000) + 9999,
+        b"g" * MAX_GRANT_BYTES,
+        other,
+    )
+    assert len(made.encoded) <= MAX_RECORD_BYTES
+    assert open_record(made.encoded, SWARM, NOW) == made
+
+
+@pytest.mark.parametrize(
+    "service",
+    [["", "tcp://a:1"], ["A", "tcp://a:1"], ["a b", "tcp://a:1"], ["x" * 49, "tcp://a:1"], ["a", "udp://a:1"],
+     ["a", "tcp://a:0"], ["a"], ["a", "tcp://a:1", 1], "a", 7, [b"a", "tcp://a:1"], ["a", b"tcp://a:1"]],
+)  # fmt: skip
+def test_a_record_with_a_service_that_is_none_is_malformed(service: object) -> None:
+    good = ["a", "tcp://a:1"]
+    for services in ([service], [good, service], service, [good] * (MAX_SERVICES + 1)):
+        payload = msgpack.packb([1, SWARM, ALICE.curve_key, [], 1, "", int(NOW * 1000) + 9999, b"", services])
+        with pytest.raises(RecordError) as caught:
+            open_record(signed(b"gossamer/record/1\x00", payload), SWARM, NOW)
+        assert caught.value.reason == "malformed"
 
 
 @given(st.integers(0, 8 * 200))

@@ -18,7 +18,7 @@ from protocol.limits import Limits
 from protocol.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS
 from protocol.membership import EVICT_INTERVAL_S, TICK_S, Membership
 from protocol.messages import Digest, Goodbye, Hello, News, Peers, Ping, Probe, Probed, Reach, Rumour, Status
-from protocol.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, make_record
+from protocol.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, Service, make_record
 from protocol.setup import Setup
 from protocol.timing import LAN
 from protocol.transport import Closed, Link, Opened
@@ -491,7 +491,11 @@ def test_a_node_that_moved_tells_its_peers_at_once_and_is_not_taken_for_restarte
     before = core.record
     actions = core.handle(Moved((Endpoint("elsewhere", 5),)), at(1))
     assert bodies(actions, Kind.PEERS) == [Peers((core.record.encoded,)).encode()]
-    assert core.record.endpoints == (Endpoint("elsewhere", 5),)
+    assert core.record.endpoints == (Endpoint("elsewhere", 5),) and core.record.services == ()
+    served = (Service("weights/1", Endpoint("elsewhere", 6)),)
+    core.handle(Moved((Endpoint("elsewhere", 5),), served), at(2))
+    core.handle(Tick(), at(100_000))  # also when it is renewed
+    assert core.record.services == served
     assert core.record.replaces(before) and core.record.started == before.started
 
 
