@@ -89,6 +89,16 @@ class Gossip:
         self._ticked = now.steady
         self._timer = AnnounceTimer(setup.timing.announce_interval)
 
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes of items it holds for others."""
+        return self._store.size
+
+    @property
+    def wanted(self) -> int:
+        """How many items were announced that it lacks and may ask for."""
+        return len(self._pulls)
+
     def signer(self, item: ItemId) -> NodeId | None:
         """Return who signed an item that was accepted, if that is still remembered."""
         return self._seen.get(item)

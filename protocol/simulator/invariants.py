@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from protocol.conditions import Conditions
+from protocol.pulls import MAX_WANTS
 from protocol.simulator.overlay import farthest, unreached
 from protocol.simulator.scenarios import Scenario
 from protocol.simulator.simulation import MIN_WAIT_S
@@ -118,6 +119,11 @@ def _bounds(trial: Trial, scenario: Scenario) -> Iterator[Check]:
     yield Check(
         extremes.records <= limits.max_known_peers,
         f"never more than {extremes.records} records in a book (bound {limits.max_known_peers})",
+    )
+    yield Check(
+        extremes.held <= limits.held_bytes and extremes.wanted <= MAX_WANTS,
+        f"never more than {extremes.held} bytes of items held and {extremes.wanted} wanted"
+        f" (bounds {limits.held_bytes} and {MAX_WANTS})",
     )
     hours = usage.node_seconds / 3600
     deaths = trial.declared_dead()

@@ -55,6 +55,8 @@ class Extremes:
     peers: int = 0
     connections: int = 0
     records: int = 0
+    held: int = 0  # bytes of items
+    wanted: int = 0
 
 
 @dataclass(slots=True)
@@ -187,6 +189,8 @@ class Trial:
             extremes.peers = max(extremes.peers, len(membership.peers))
             extremes.connections = max(extremes.connections, node.transport.links)
             extremes.records = max(extremes.records, len(membership.book))
+            extremes.held = max(extremes.held, node.core.gossip.held_bytes)
+            extremes.wanted = max(extremes.wanted, node.core.gossip.wanted)
         if self.dead and self.ghosts():
             self.last_ghost = now
         usage.node_seconds += len(self.simulation.nodes)
