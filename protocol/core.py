@@ -40,7 +40,7 @@ from protocol.gossip_events import (
     Subscribe,
 )
 from protocol.identity import NodeId, node_id
-from protocol.limits import REJECT_PENALTY
+from protocol.limits import REJECT_PENALTY, TokenBucket
 from protocol.membership import BEFORE_HELLO, TICK_S, Membership
 from protocol.messages import TOPIC_BYTES, Announce, Interest, Manifest, Pull
 from protocol.recent import Recent
@@ -49,6 +49,8 @@ from protocol.transport import Arrived, Closed, Link, Opened, Refused
 
 MAX_REMEMBERED_FRAMES = 1 << 15
 MAX_LINKS = 1024  # whose last sequence number is remembered
+# A manifest has up to 64 KiB. Whoever lacks it asks once each time that a peer comes up.
+MANIFEST_ASK_S, MANIFEST_ASKS = 10.0, 4
 
 
 class Core:
@@ -70,6 +72,7 @@ class Core:
         self.manifest = setup.manifest  # empty until a peer sent it
         self._frames: Recent[bytes, ItemId] = Recent(MAX_REMEMBERED_FRAMES)
         self._sequences: Recent[Link, int] = Recent(MAX_LINKS)
+        self._manifest_asks: Recent[bytes, TokenBucket] = Recent(MAX_LINKS)
         # In microseconds, so that a restarted node goes on above what it used before.
         self._sequence = int(now.unix * 1e6)
         self._members_ticked = self._items_ticked = now.steady - TICK_S  # the first tick is due at once
@@ -158,9 +161,12 @@ class Core:
     def _item(self, node: NodeId, frame: bytes, digest: bytes, envelope: Envelope, now: Instant) -> list[CoreAction]:
         actions = self._members(self.membership.heard(node, now), now)
         stamp = envelope.time_ms / 1000
-        if not -self._limits.max_clock_ahead_s <= now.unix - stamp <= self._limits.max_item_age_s:
-            raise MessageError("stale", "item")
         signer = node_id(envelope.public_key)
+        if not -self._limits.max_clock_ahead_s <= now.unix - stamp <= self._limits.max_item_age_s:
+            # The stamp is its signer's. Whoever passed it on kept a promise, and its clock may differ from ours.
+            self.gossip.duplicate(node, item_id(envelope.public_key, envelope.body))
+            self.admission.offence("stale", node if node == signer else None, now)
+            return actions
         if self.admission.is_refused(signer, now):
             self.admission.offence("graylisted", None, now)
             return actions
@@ -169,8 +175,10 @@ class Core:
         topic = envelope.body[:TOPIC_BYTES]
         item = Item(item_id(envelope.public_key, envelope.body), signer, stamp, topic, frame)
         self.duplicates += self.gossip.signer(item.id) is not None
-        self._frames.set(digest, item.id)
-        return actions + self._items(self.gossip.handle(Got(node, item), now), now, envelope.body[TOPIC_BYTES:])
+        actions += self._items(self.gossip.handle(Got(node, item), now), now, envelope.body[TOPIC_BYTES:])
+        if self.gossip.signer(item.id) is not None:  # what was not taken may be asked for later
+            self._frames.set(digest, item.id)
+        return actions
 
     def _control(self, link: Link, node: NodeId | None, envelope: Envelope, now: Instant) -> list[CoreAction]:
         sender = node_id(envelope.public_key)
@@ -209,6 +217,10 @@ class Core:
     def _answer_manifest(self, link: Link, now: Instant) -> list[CoreAction]:
         if not self.manifest:
             return []
+        asks = self._manifest_asks.get(link.key) or TokenBucket(1 / MANIFEST_ASK_S, MANIFEST_ASKS, now.steady)
+        self._manifest_asks.set(link.key, asks)
+        if not asks.take(1, now.steady):
+            raise MessageError("too_many_asks", "for the manifest")
         return [SendFrame(link, self._seal(Kind.MANIFEST, Manifest(self.manifest).encode(), now))]
 
     def _take_manifest(self, encoded: bytes) -> None:

@@ -20,7 +20,11 @@ Rules
     grow.
  6. A peer is known to have what it sent, announced or was sent. Bytes that a peer sends twice
     are a replay; an item that two peers send is an ordinary duplicate.
- 7. An item of a topic that we did not ask for is neither delivered nor held.
+ 7. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed
+    beyond our demand, or long after we asked for announcements only.
+ 8. A promise is kept. An item found bad is announced to nobody any more, but whoever was told of
+    it may have it, and judges for itself: that costs its signer, not whoever passed it on. An item
+    that will soon be stale is not announced.
 """
 
 import math
@@ -144,11 +148,11 @@ class Gossip:
                 if node in self._peers:
                     self._peers[node].wants = Filter.of(node, interest)
             case Subscribe(topics, demand):
-                return self._tell_interest(self._peers) if self._appetite.subscribe(topics, demand, now) else []
+                return self._tell_interest(self._peers, now) if self._appetite.subscribe(topics, demand, now) else []
             case NotSent(node, ids):
                 self._not_sent(node, ids, now)
             case Discard(item_id):
-                self._store.pop(item_id)
+                self._store.withdraw(item_id)
             case Tick():
                 return self._tick(now)
         return []
@@ -166,14 +170,16 @@ class Gossip:
             self._timer.by(now.steady)
         self._peers[node] = peer
         self._neighbours[hint(node)] += 1
-        return self._tell_interest([node]) if self._appetite.told else []
+        return self._tell_interest([node], now) if self._appetite.told else []
 
     def _down(self, node: NodeId) -> None:
         if self._peers.pop(node, None) is not None:
             self._neighbours -= Counter([hint(node)])
         self._appetite.refund(self._pulls.lost(node))
 
-    def _tell_interest(self, nodes: Iterable[NodeId]) -> list[GossipAction]:
+    def _tell_interest(self, nodes: Iterable[NodeId], now: Instant) -> list[GossipAction]:
+        for node in nodes:
+            self._peers[node].tell(self._appetite.filter.announce_only, now.steady)
         return [SendInterest(node, self._appetite.filter.interest) for node in nodes]
 
     def _got(self, node: NodeId, item: Item, now: Instant) -> list[GossipAction]:
@@ -183,12 +189,15 @@ class Gossip:
         asked = self._pulls.arrived(item.id, node, now.steady)
         if item.id in self._seen:
             return []
-        if not asked:
-            self._appetite.offered(now)
-            self._appetite.spend(1)
-        self._seen.set(item.id, item.signer)
         if not self._appetite.filter.covers_topic(item.topic):
             return [Blame(node, "unwanted")]
+        if not asked:
+            self._appetite.offered(now)
+            if peer is not None and peer.should_know(now.steady):
+                return [Blame(node, "unasked")]
+            if not self._appetite.take_push(now):
+                return [Blame(node, "over_demand")]
+        self._seen.set(item.id, item.signer)
         self._hold(item, now)
         return [Deliver(item)] if item.signer != self._own else []  # our own came back: we were restarted
 
@@ -241,11 +250,18 @@ class Gossip:
         if peer is None:
             return []
         actions: list[GossipAction] = []
+        later: list[ItemId] = []
         for item_id in ids:
-            item = self._store.get(item_id)
-            if item is not None and peer.serving.take(len(item.frame), now.steady):
+            item = self._store.get(item_id) if item_id in peer.known else self._store.offered(item_id, now)
+            if item is None:
+                continue
+            if peer.serving.take(len(item.frame), now.steady):
                 peer.note(item_id, Knows.HAS)
                 actions.append(SendItem(node, item_id, item.frame))
+            else:
+                later.append(item_id)
+        if later:
+            self._not_sent(node, tuple(later), now)
         return actions
 
     def _not_sent(self, node: NodeId, ids: tuple[ItemId, ...], now: Instant) -> None:
@@ -265,7 +281,7 @@ class Gossip:
         actions: list[GossipAction] = [Blame(node, "broken_promise") for node in liars]
         actions += self._ask(now)
         if self._appetite.adjust(len(self._peers), now):
-            actions += self._tell_interest(self._peers)
+            actions += self._tell_interest(self._peers, now)
         if now.steady >= self._next_sync and self._peers:
             self._next_sync = now.steady + self._timing.sync_interval * self._rng.uniform(0.75, 1.25)
             actions += self._synchronise(self._rng.choice(list(self._peers)), now)
@@ -303,7 +319,8 @@ class Gossip:
     def _announce(self, node: NodeId, ids: list[ItemId], now: Instant) -> list[GossipAction]:
         """Announce those that are still held and that the peer is interested in."""
         peer = self._peers[node]
-        held = [item.entry for item in map(self._store.get, ids) if item is not None]
+        found = (self._store.offered(item_id, now) for item_id in ids)
+        held = [item.entry for item in found if item is not None]
         told = [entry for entry in held if peer.wants.covers(entry.topic, entry.signer, self._hint, now.unix)]
         for entry in told:
             peer.note(entry.id, Knows.TOLD)

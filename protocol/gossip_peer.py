@@ -11,6 +11,7 @@ from protocol.recent import Recent
 
 KNOWN_ITEMS = 4096  # remembered for each peer
 MAX_PENDING = 8192  # ids that wait to be announced to one peer
+PUSH_GRACE_S = 10.0  # after we asked a peer to announce only: what it had pushed by then is here
 
 
 class Knows(IntEnum):
@@ -32,6 +33,15 @@ class Peer:
     backlog_due: float
     pending: dict[ItemId, None] = field(default_factory=dict)
     quiet_until: float = 0.0
+    declined: float = float("inf")  # when it was asked to announce only
+
+    def tell(self, announce_only: bool, now: float) -> None:
+        """Note that it is told our interest."""
+        self.declined = min(self.declined, now) if announce_only else float("inf")
+
+    def should_know(self, now: float) -> bool:
+        """Tell whether a push from it is an offence by now."""
+        return now >= self.declined + PUSH_GRACE_S
 
     def remind(self, ids: Iterable[ItemId]) -> None:
         """Let ids be announced at the next tick; beyond the bound the oldest are dropped."""

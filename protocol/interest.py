@@ -9,8 +9,10 @@ Rules
     after a while, and that is nobody's offence. Peers announce what they hold, so a node that
     has k links to others of the same demand hears of k x demand ids a second at most, however
     large the swarm.
- 3. A small item that its signer pushes counts as well. While more is on offer than the demand,
-    the node asks its peers to announce only.
+ 3. A small item that its signer pushes counts as well, but takes only what pulls leave over: whoever
+    pushes must not be able to starve a node of what it asks for. What is pushed beyond that is
+    dropped; any holder may announce it yet. While more is on offer than the demand, the node asks its
+    peers to announce only.
  4. Shards. While more than twice the demand is on offer for about a minute, the node halves
     what it is told of: it asks for those signers only whose shard (16 bits of a hash of the
     signer and the hour) begins with one bit more of its own. Below half the demand it asks for
@@ -37,6 +39,7 @@ MEMORY_S = 60.0  # of the measured supply: several rounds of most nodes, as roun
 ADJUST_S = 60.0  # between two changes of the shard: until the last one shows in the supply
 BURST_S = 5.0  # of demand at once: a publisher's round comes in one burst
 MIN_BURST = 4.0  # items, where the demand is below one a second
+RESERVE = 0.25  # of the burst, which pushes leave to pulls
 MIN_SHARD_PEERS = 2  # the mean degree above which most of a random graph hangs together
 
 
@@ -149,8 +152,15 @@ class Appetite:
         return self._level
 
     def spend(self, count: int) -> None:
-        """Count items that were asked for or that came unasked; these may run into debt."""
-        self._level = max(-self._burst, self._level - count) if self.bounded else math.inf
+        """Count items that were asked for."""
+        self._level -= count
+
+    def take_push(self, now: Instant) -> bool:
+        """Count an item that came unasked; False: it is more than pulls leave over."""
+        if self.level(now) - 1 < RESERVE * self._burst:
+            return False
+        self._level -= 1
+        return True
 
     def refund(self, count: int) -> None:
         """Take back what was spent on items that did not come."""

@@ -70,6 +70,10 @@ PENALTIES = {
     "replayed": 0.2,
     "flood": 0.02,
     "stale": 0.1,
+    # Items of topics that it was told we do not want, or pushed long after we asked for announcements: some
+    # may be on the way when we say so.
+    "unwanted": 0.05,
+    "unasked": 0.05,
     # Eight items announced, asked for and never delivered while the peer talked on, at a lie each: three
     # times within ten minutes get it refused. An honest node whose line is full for once pays for one.
     "broken_promise": 8.0,

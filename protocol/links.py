@@ -185,10 +185,12 @@ class Links:
         peer = self.peers.pop(node)
         return [peer.link] if peer.spare is None else [peer.link, peer.spare]
 
-    def part(self, link: Link, now: float) -> None:
-        """Close the link a little later."""
-        if len(self._parting) < MAX_PARTING:
-            self._parting[link] = now + GRACE_S
+    def part(self, link: Link, now: float) -> bool:
+        """Close the link a little later; False: too many are about to be closed, so close it now."""
+        if len(self._parting) >= MAX_PARTING:
+            return False
+        self._parting[link] = now + GRACE_S
+        return True
 
     def due(self, now: float) -> list[Link]:
         """Return the links to hang up now: partings and spares whose time is over."""

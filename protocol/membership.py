@@ -245,8 +245,8 @@ class Membership:
         attempt = self._links.attempts.pop(link, None)
         if attempt is not None:
             attempt.contact.busy(now, self._rng)
-        self._links.part(link, now.steady)
-        return [Tell(link, Kind.GOODBYE, Goodbye(reason).encode())]
+        goodbye = Tell(link, Kind.GOODBYE, Goodbye(reason).encode())
+        return [goodbye] if self._links.part(link, now.steady) else [goodbye, HangUp(link)]
 
     def _make_room(self, now: Instant) -> list[MembershipAction] | None:
         node = self._links.evictable(self._rng) if now.steady >= self._next_eviction else None

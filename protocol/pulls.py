@@ -5,26 +5,28 @@ Rules
     grows by one with what it delivers and halves when it stalls, as TCP's does: a slow line is
     asked for little, a liar for next to nothing.
  2. A holder stalls when it delivered nothing at all for `pull_patience` and the time that the
-    item takes on a slow line. The holder asked least is next, those that owe us something last.
+    item takes on a slow line, or when it announces again what it was asked for: it could not send
+    it. The holder asked least is next, those that owe us something last.
  3. Which items are asked for first is drawn by lot among the signers, and then among the
     signer's items: nobody is starved by whoever publishes most, and two nodes that cannot take
     everything take different things.
  4. An announcement is a promise. A holder that was asked, did not deliver within
     `PROMISE_PATIENCE` times the patience, and has gone on announcing since, broke it. One that
     broke `MAX_BROKEN` more than it kept is blamed; one slow reply, or a process that is
-    blocked and says nothing, is not.
+    blocked and says nothing, is not. Hanging up pays no debt: it stands for who comes back.
 """
 
 import random
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 
 from protocol.envelope import ItemId
 from protocol.gossip_events import SendPull
 from protocol.identity import NodeId
 from protocol.messages import MAX_IDS, Entry
+from protocol.recent import Recent
 from protocol.timing import Timing
 
 PULL_BYTES_PER_SECOND = 512 << 10  # a line of 4 Mbit/s
@@ -36,6 +38,7 @@ MAX_OFFERS = 2048  # wanted items of one holder: four can fill the table, one ca
 MAX_HOLDERS = 8  # remembered of one item; more are not needed to try
 MAX_ASKS = 3  # of one holder for one item
 WANT_LIFE_S = 60.0  # a round of most nodes: what demand did not reach by then, fresher items replace
+MAX_DEPARTED = 256  # holders that left in debt
 MAX_LOOKS = 256  # wants looked at each time: bounds the work where all holders are busy
 LOOKS_EACH = 4  # for each item that may be asked for, some of whose holders are busy
 # While bytes flow, a stalled item may wait this many times the patience, and a promise this long in all.
@@ -64,6 +67,14 @@ class _Holder:
     owed: dict[ItemId, float] = field(default_factory=dict)  # stalled items, and when they were asked for
     broken: int = 0
     blameless_until: float = float("-inf")  # one bad moment is blamed once, however much was asked for in it
+    narrowed: float = float("-inf")  # when the window was last halved
+
+    def leave(self) -> bool:
+        """Keep only what it owes, enough for one blame; True if there is anything."""
+        self.offers, self.pulls, self.size = {}, 0, 0
+        self.owed = dict(islice(self.owed.items(), MAX_BROKEN))
+        self.broken = min(self.broken, MAX_BROKEN)
+        return bool(self.owed) or self.broken > 0
 
 
 class Pulls:
@@ -76,7 +87,9 @@ class Pulls:
         self._delayed: dict[ItemId, float] = {}  # all by the same delay: the first is due first
         self._waiting: dict[bytes, dict[ItemId, None]] = {}  # by signer
         self._asked: dict[ItemId, None] = {}
-        self._holders: defaultdict[NodeId, _Holder] = defaultdict(_Holder)
+        self._holders: dict[NodeId, _Holder] = {}
+        self._departed: Recent[NodeId, _Holder] = Recent(MAX_DEPARTED)
+        self._failed = 0  # pulls since the last check
 
     def __len__(self) -> int:
         return len(self._wants)
@@ -93,7 +106,9 @@ class Pulls:
 
     def offered(self, node: NodeId, entry: Entry, now: float, delay: float = 0.0) -> bool:
         """Note that `node` holds an item that we lack, to be asked for after `delay`; True if nobody held it before."""
-        holder = self._holders[node]
+        holder = self._holders.get(node)
+        if holder is None:
+            holder = self._holders[node] = self._departed.pop(node) or _Holder()
         holder.spoke = now
         want = self._wants.get(entry.id)
         new = want is None
@@ -104,8 +119,8 @@ class Pulls:
                 self._delayed[entry.id] = now + delay
             else:
                 self._wait(want)
-        elif want.asked == node and now >= want.asked_at + self._patience / 2:
-            self._take_back(want)  # it says again that it has it: it could not send it
+        elif want.asked == node and now >= want.asked_at + self._patience / 2 and not self._stall(want, now):
+            return False
         if node not in want.holders and len(want.holders) < MAX_HOLDERS:
             want.holders[node] = 0
             holder.offers[entry.id] = None
@@ -114,11 +129,12 @@ class Pulls:
         return new
 
     def arrived(self, item_id: ItemId, node: NodeId, now: float = float("-inf")) -> bool:
-        """The item came from `node`; True if it was asked for, of whomever."""
+        """The item came from `node`; True if it was asked for, of whomever, be it some time ago."""
         want = self._wants.get(item_id)
         asked = want is not None and want.asked is not None
         holder = self._holders.get(node)
         if holder is not None and (holder.owed.pop(item_id, None) is not None or (want and want.asked == node)):
+            asked = True
             holder.window = min(MAX_WINDOW, holder.window + 1)
             holder.broken = max(-MAX_CREDIT, holder.broken - 1)
             holder.delivered = max(holder.delivered, now)
@@ -135,6 +151,8 @@ class Pulls:
         for item_id in list(holder.offers):
             self._withdraw(node, item_id)
         del self._holders[node]
+        if holder.leave():
+            self._departed.set(node, holder)
         return pulls
 
     def check(self, now: float, life: float = WANT_LIFE_S) -> tuple[int, list[NodeId]]:
@@ -147,18 +165,12 @@ class Pulls:
             if oldest.since + life > now:
                 break
             self._forget(oldest)
-        stalled: defaultdict[NodeId, int] = defaultdict(int)
         for item_id in list(self._asked):
             want = self._wants[item_id]
             if want.asked is not None and self._stalls(want, self._holders[want.asked], now):
-                stalled[want.asked] += 1
-                self._holders[want.asked].owed[item_id] = want.asked_at
-                self._take_back(want)
-                if min(want.holders.values()) >= MAX_ASKS:
-                    self._forget(want)
-        for node in stalled:
-            self._holders[node].window = max(1.0, self._holders[node].window / 2)
-        return sum(stalled.values()), [node for node, holder in self._holders.items() if self._blame(holder, now)]
+                self._stall(want, now)
+        failed, self._failed = self._failed, 0
+        return failed, [node for node, holder in self._holders.items() if self._blame(holder, now)]
 
     def due(self, now: float, allowance: float) -> Iterator[SendPull]:
         """Yield the pulls to send now, of at most `allowance` items in all."""
@@ -214,6 +226,20 @@ class Pulls:
         patience = self._patience + want.entry.size / PULL_BYTES_PER_SECOND
         silent = now >= max(want.asked_at, holder.delivered) + patience
         return silent or now >= want.asked_at + PROMISE_PATIENCE * patience
+
+    def _stall(self, want: _Want, now: float) -> bool:
+        """Hold it against who was asked that it did not deliver; False: nobody is left to ask."""
+        assert want.asked is not None
+        holder = self._holders[want.asked]
+        holder.owed.setdefault(want.entry.id, want.asked_at)
+        if now > holder.narrowed:
+            holder.window, holder.narrowed = max(1.0, holder.window / 2), now
+        self._failed += 1
+        self._take_back(want)
+        if min(want.holders.values()) >= MAX_ASKS:
+            self._forget(want)
+            return False
+        return True
 
     def _blame(self, holder: _Holder, now: float) -> bool:
         period = PROMISE_PATIENCE * self._patience

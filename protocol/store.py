@@ -14,10 +14,11 @@ OFFER_AGE = 0.8
 LOOKED_AT = 64  # of the oldest items, for one that nobody near needs any more
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Held:
     item: Item
     since: float
+    withdrawn: bool = False
 
 
 class Store:
@@ -47,6 +48,16 @@ class Store:
         """Return the item if it is held."""
         held = self._held.get(item_id)
         return held.item if held else None
+
+    def offered(self, item_id: ItemId, now: Instant) -> Item | None:
+        """Return the item if it is held and may be announced: it was not withdrawn, and is not stale soon."""
+        held = self._held.get(item_id)
+        return held.item if held and not held.withdrawn and held.item.time + self._max_age > now.unix else None
+
+    def withdraw(self, item_id: ItemId) -> None:
+        """Offer the item to nobody any more, if it is held."""
+        if (held := self._held.get(item_id)) is not None:
+            held.withdrawn = True
 
     def pop(self, item_id: ItemId) -> None:
         """Let go of an item, if it is held."""

@@ -14,14 +14,15 @@ from protocol.transport import Closed, Link, NetworkEvent, Refused
 class TcpWatch:
     """Every TCP connection that we accepted or dialled; what is refused goes to `events`.
 
-    libzmq names them by file descriptor, and descriptors are given again. `Connections` knows
-    them by a number of ours that is not.
+    libzmq names them by file descriptor, and descriptors are given again. We know them by a number
+    that is not. What libzmq says of inbound connections comes in order, so for these the last one with
+    a descriptor is meant (`inbound`); of a dialled one it says so elsewhere, so its number is kept there.
     """
 
     def __init__(self, limits: Limits, events: deque[NetworkEvent]) -> None:
         self._connections = Connections(limits)
         self._views: dict[int, TcpView] = {}  # of those not yet gone, by number
-        self._numbers: dict[int, int] = {}  # of the last connection that had the descriptor
+        self._inbound: dict[int, int] = {}  # by descriptor
         self._count = count()
         self._events = events
 
@@ -30,17 +31,25 @@ class TcpWatch:
 
     def accepted(self, descriptor: int, now: float) -> None:
         """A connection came in."""
+        self._inbound.pop(descriptor, None)
         if (number := self._look(descriptor)) is not None:
+            self._inbound[descriptor] = number
             self._carry_out(self._connections.accepted(number, prefix_of(self._views[number].peer), now))
 
-    def connected(self, descriptor: int, link: Link) -> None:
-        """A connection that we dialled is there, before its handshake."""
-        if (number := self._look(descriptor)) is not None:
-            self._connections.connected(number, link)
+    def inbound(self, descriptor: int) -> int:
+        """Return the number of the last inbound connection with this descriptor, -1 if it was gone at once."""
+        return self._inbound.get(descriptor, -1)
 
-    def gone(self, descriptor: int, failure: str | None) -> None:
+    def connected(self, descriptor: int, link: Link) -> int:
+        """A connection that we dialled is there, before its handshake; return its number, -1 if it is gone already."""
+        number = self._look(descriptor)
+        if number is None:
+            return -1
+        self._connections.connected(number, link)
+        return number
+
+    def gone(self, number: int, failure: str | None) -> None:
         """A connection ended; `failure` is what to count if its handshake failed, None if it did not."""
-        number = self._numbers.get(descriptor, -1)
         view = self._views.pop(number, None)
         if view is None:
             if failure:  # it was gone before we looked
@@ -55,16 +64,15 @@ class TcpWatch:
                 self._events.append(Refused(reason, connection.link))
         view.close()
 
-    def forget(self, descriptor: int) -> None:
+    def forget(self, number: int) -> None:
         """A connection that we dialled is none of ours any more."""
-        number = self._numbers.get(descriptor, -1)
         self._connections.forget(number)
         if (view := self._views.pop(number, None)) is not None:
             view.close()
 
-    def took(self, descriptor: int, link: Link, parts: Iterable[int]) -> bool:
+    def took(self, number: int, link: Link, parts: Iterable[int]) -> bool:
         """Account for a whole message; return whether it is wanted."""
-        wanted, cuts = self._connections.took(self._numbers.get(descriptor, -1), link, parts)
+        wanted, cuts = self._connections.took(number, link, parts)
         self._carry_out(cuts)
         return wanted
 
@@ -101,12 +109,11 @@ class TcpWatch:
         self._views.clear()
 
     def _look(self, descriptor: int) -> int | None:
-        self._numbers.pop(descriptor, None)
         try:
             view = TcpView(descriptor)
         except OSError:  # gone before we looked
             return None
-        number = self._numbers[descriptor] = next(self._count)
+        number = next(self._count)
         self._views[number] = view
         return number
 

@@ -124,7 +124,10 @@ class DialledLinks:
         with suppress(zmq.ZMQError):  # libzmq gave it up by itself
             dialled.socket.disconnect(str(dialled.addresses[0]))
         dialled.addresses.rotate(-1)
-        dialled.socket.connect(str(dialled.addresses[0]))
+        try:
+            dialled.socket.connect(str(dialled.addresses[0]))
+        except zmq.ZMQError:
+            self._drop(dialled)
 
     def _ready(self, dialled: _Dialled) -> None:
         self._take_frames(dialled, min(SOCKET_BUDGET, POLL_BUDGET - len(self._events)))
@@ -150,15 +153,15 @@ class DialledLinks:
                 return
             match change["event"]:
                 case zmq.EVENT_CONNECTED:
-                    dialled.number = change["value"]
-                    self._watch.connected(dialled.number, dialled.link)
+                    dialled.number = self._watch.connected(change["value"], dialled.link)
                 case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self._events.append(Opened(dialled.link))
                 case zmq.EVENT_CLOSED:
                     self._try_next(dialled)
                 case zmq.EVENT_DISCONNECTED:
                     self._take_frames(dialled, RECEIVE_QUEUE_MESSAGES)  # what came before the break is still good
-                    self._watch.gone(change["value"], None)
+                    if dialled.number is not None:
+                        self._watch.gone(dialled.number, None)
                     self._drop(dialled)
                 case _:  # whoever listens there does not hold the key
                     self._drop(dialled)

@@ -102,7 +102,7 @@ class Inbound:
                     self._watch.accepted(change["value"], time.monotonic())
                 case zmq.EVENT_DISCONNECTED:
                     # libzmq reports a failed handshake, and then, with nothing in between, the end of its connection.
-                    self._watch.gone(change["value"], self._failure)
+                    self._watch.gone(self._watch.inbound(change["value"]), self._failure)
                     self._failure = None
                 case failed:
                     self._failure = _FAILURES[failed]
@@ -130,7 +130,7 @@ class Inbound:
     def _take(self, routing_id: bytes, part: zmq.Frame) -> None:
         link = self._link(str(part.get("User-Id")))
         sizes = [len(part), *self._rest()] if part.more else [len(part)]
-        if not self._watch.took(part.get(zmq.SRCFD), link, sizes):
+        if not self._watch.took(self._watch.inbound(int(part.get(zmq.SRCFD))), link, sizes):
             return
         self._routes.set(link, routing_id)
         self._events.append(Arrived(link, part.bytes) if len(sizes) == 1 else Refused("malformed", link))

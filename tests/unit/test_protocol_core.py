@@ -9,15 +9,17 @@ from hypothesis import strategies as st
 from protocol.book import Book
 from protocol.clock import Instant
 from protocol.conditions import Conditions
-from protocol.core import Core
+from protocol.core import MANIFEST_ASK_S, MANIFEST_ASKS, Core
 from protocol.core_events import Offer, Received, Report, SendFrame, Verdict
 from protocol.driver import Driver
 from protocol.envelope import MAX_FRAME_BYTES, Kind, item_id, open_frame, seal
 from protocol.events import HangUp, Tick
+from protocol.gossip_events import Subscribe
 from protocol.identity import Identity, Verify
+from protocol.interest import hint
 from protocol.limits import Limits
 from protocol.memory_transport import MemoryNetwork, MemoryTransport
-from protocol.messages import NO_TOPIC, Announce, Hello, Ping
+from protocol.messages import NO_TOPIC, Announce, Entry, Hello, Ping
 from protocol.records import make_record
 from protocol.setup import Setup
 from protocol.transport import Arrived, Link, Refused
@@ -66,6 +68,11 @@ class Talk:
     @property
     def score(self) -> float:
         return self.core.admission._scores.score(PEER.node_id, 0.0)
+
+
+def pulls(actions: list) -> list[SendFrame]:
+    frames = [action for action in actions if isinstance(action, SendFrame)]
+    return [action for action in frames if open_frame(action.frame).kind == Kind.PULL]
 
 
 def received(actions: list) -> list[Received]:
@@ -181,6 +188,47 @@ def test_a_liars_items_are_refused_from_everybody_and_a_relay_is_not_blamed() ->
     assert talk.rejected["lie"] == 21 and talk.rejected["graylisted"] == 9
     assert talk.score == 0
     assert received(talk.say(Kind.ITEM, b"the relay's own item"))
+
+
+def test_a_stale_item_costs_its_signer_and_not_whoever_passes_it_on() -> None:
+    talk = Talk()
+    stale = talk.frame(Kind.ITEM, b"old", OTHER, age=Limits().max_item_age_s + 1)
+    item = item_id(OTHER.public_key, NO_TOPIC + b"old")
+    announcement = Announce((Entry(item, len(stale), NO_TOPIC, hint(OTHER.node_id)),)).encode()
+    assert pulls(talk.say(Kind.ANNOUNCE, announcement))
+    assert not received(talk.hear(stale))
+    for second in range(1, 60):  # nor is it a promise that was broken
+        talk.core.handle(Tick(), at(second))
+        talk.core.membership.heard(PEER.node_id, at(second))
+    assert talk.rejected == {"stale": 1} and talk.score == 0
+    assert not received(talk.hear(talk.frame(Kind.ITEM, b"own", age=Limits().max_item_age_s + 1)))
+    assert talk.rejected == {"stale": 2} and talk.score < 0
+
+
+def test_an_item_that_was_pushed_in_vain_is_taken_when_it_is_asked_for() -> None:
+    talk = Talk()
+    talk.greet(OTHER, OTHER_LINK)
+    talk.core.handle(Subscribe(None, 0.0), at(0))
+    frame = talk.frame(Kind.ITEM, b"body", OTHER)
+    assert not received(talk.hear(frame, OTHER_LINK))
+    talk.core.handle(Subscribe(None, 5.0), at(0))
+    item = item_id(OTHER.public_key, NO_TOPIC + b"body")
+    announcement = Announce((Entry(item, len(frame), NO_TOPIC, hint(OTHER.node_id)),)).encode()
+    actions = talk.say(Kind.ANNOUNCE, announcement)
+    actions += talk.core.handle(Tick(), at(5))
+    assert pulls(actions)
+    assert received(talk.hear(frame, now=5.0))
+    assert talk.rejected == {"over_demand": 1}
+
+
+def test_the_manifest_is_not_sent_as_often_as_somebody_asks() -> None:
+    setup = Setup(ME, SWARM, manifest=b"m" * 1000)
+    talk = Talk()
+    talk.core = Core(setup, Book((), 16), random.Random(1), at(0))
+    talk.greet(PEER, LINK)
+    sent = [len(talk.say(Kind.ASK_MANIFEST, b"")) for _ in range(100)]
+    assert sum(sent) == MANIFEST_ASKS and talk.rejected == {"too_many_asks": 100 - MANIFEST_ASKS}
+    assert talk.hear(talk.frame(Kind.ASK_MANIFEST, b""), now=MANIFEST_ASK_S) != []
 
 
 def test_a_persistent_offender_is_dropped_refused_and_heard_again_after_a_while() -> None:

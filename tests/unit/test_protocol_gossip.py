@@ -31,7 +31,7 @@ from protocol.gossip_events import (
     SendPull,
     Subscribe,
 )
-from protocol.gossip_peer import KNOWN_ITEMS, MAX_PENDING
+from protocol.gossip_peer import KNOWN_ITEMS, MAX_PENDING, PUSH_GRACE_S
 from protocol.identity import Identity, NodeId, id_of_bytes
 from protocol.interest import hint, same_shard
 from protocol.limits import Limits
@@ -227,6 +227,18 @@ def test_a_worthless_item_is_not_passed_on() -> None:
     assert announced(core.handle(Tick(), at(2))) == {}
     assert core.handle(Pulled(B, (name(1),)), at(2)) == []
     assert core.handle(Got(B, item(1)), at(2)) == []
+    core.handle(PeerUp(C), at(3))
+    assert announced(core.handle(Tick(), at(3))) == {}
+
+
+def test_an_item_found_bad_is_still_given_to_whoever_was_told_of_it_and_to_nobody_else() -> None:
+    core = machine(A, B)
+    core.handle(Got(A, item(1)), at(1))
+    assert announced(core.handle(Tick(), at(2))) == {B: [name(1)]}
+    core.handle(PeerUp(C), at(2))
+    core.handle(Discard(name(1)), at(2))
+    assert core.handle(Pulled(B, (name(1),)), at(2)) == [SendItem(B, name(1), item(1).frame)]
+    assert core.handle(Pulled(C, (name(1),)), at(2)) == []
 
 
 def test_held_items_are_bounded_in_bytes() -> None:
@@ -254,6 +266,16 @@ def test_serving_pulls_is_bounded() -> None:
     asks = [core.handle(Pulled(B, (name(1),)), at(1)) for _ in range(5)]
     assert [bool(actions) for actions in asks] == [True, True, False, False, False]
     assert core.handle(Pulled(B, (name(1),)), at(2.1)) != []
+
+
+def test_what_is_not_served_for_its_size_is_announced_again_later() -> None:
+    core = machine(A, B, limits=Limits(bytes_per_second=100.0, bytes_burst=150.0))
+    for number in (1, 2):
+        core.handle(Got(A, item(number)), at(1))
+    assert announced(core.handle(Tick(), at(2))) == {B: [name(1), name(2)]}
+    assert core.handle(Pulled(B, (name(1), name(2))), at(2)) == [SendItem(B, name(1), item(1).frame)]
+    assert announced(core.handle(Tick(), at(2 + RETRY_S))) == {B: [name(2)]}
+    assert core.handle(Pulled(B, (name(2),)), at(2 + RETRY_S)) == [SendItem(B, name(2), item(2).frame)]
 
 
 def test_interest_is_told_to_every_peer_now_and_to_come() -> None:
@@ -335,7 +357,60 @@ def test_pushes_count_against_the_demand_and_are_declined_above_it() -> None:
             core.handle(Got(A, item(10 * second + number)), at(second))
         told += [a for a in core.handle(Tick(), at(second)) if isinstance(a, SendInterest)]
     assert told == [SendInterest(A, Interest(None, announce_only=True))]
-    assert pulled(core.handle(Announced(A, (entry(1000),)), at(60))) == {}
+
+
+@pytest.mark.parametrize("pushes", [0, 1, 20], ids="{} a second".format)
+def test_whoever_pushes_does_not_starve_a_node_of_what_it_pulls(pushes: int) -> None:
+    core = machine(A, B)
+    core.handle(Subscribe(None, 2.0), at(0))
+    asked = 0
+    for second in range(120):
+        for number in range(pushes):
+            core.handle(Got(B, item(10**6 + 100 * second + number, signer=B)), at(second))
+        entries = tuple(entry(1000 * second + number, signer=signer_of(number)) for number in range(3))
+        for action in core.handle(Announced(A, entries), at(second)) + core.handle(Tick(), at(second)):
+            for item_id in action.ids if isinstance(action, SendPull) else ():
+                asked += 1
+                core.handle(Got(A, replace(item(0, signer=FAR), id=item_id)), at(second))
+    assert asked >= 0.95 * 2 * 120
+
+
+def test_what_is_pushed_beyond_the_demand_is_counted_and_can_be_pulled_later() -> None:
+    core = machine(A, B)
+    core.handle(Subscribe(None, 1.0), at(0))
+    pushed = [core.handle(Got(A, item(number)), at(0)) for number in range(10)]
+    assert pushed[0] == [Deliver(item(0))] and pushed[9] == [Blame(A, "over_demand")]
+    assert pulled(core.handle(Announced(B, (entry(9),)), at(60))) == {B: (name(9),)}
+    assert core.handle(Got(B, item(9)), at(60)) == [Deliver(item(9))]
+
+
+def test_a_push_long_after_we_asked_for_announcements_only_is_an_offence() -> None:
+    core = machine(A)
+    core.handle(Subscribe(None, 0.0), at(0))  # nothing: announce only
+    assert core.handle(Got(A, item(1)), at(PUSH_GRACE_S - 1)) == [Blame(A, "over_demand")]
+    assert core.handle(Got(A, item(2)), at(PUSH_GRACE_S)) == [Blame(A, "unasked")]
+    core.handle(Subscribe(None, 5.0), at(PUSH_GRACE_S))
+    core.handle(Tick(), at(400))  # what is on offer is less than that again
+    assert core.handle(Got(A, item(3)), at(500)) == [Deliver(item(3))]
+
+
+def test_an_item_that_was_asked_for_and_comes_late_is_no_push() -> None:
+    core = machine(A, B)
+    core.handle(Subscribe(None, 1.0), at(0))
+    core.handle(Announced(A, (entry(1),)), at(1))
+    core.handle(Tick(), at(1 + LAN.pull_patience + 0.1))  # stalled, and asked for again
+    core.handle(Subscribe(None, 0.0), at(4))
+    assert core.handle(Got(A, item(1)), at(5)) == [Deliver(item(1))]
+
+
+def test_an_item_that_is_stale_soon_is_delivered_and_not_announced() -> None:
+    core = machine(A, B)
+    old = 0.9 * Limits().max_item_age_s
+    for number, age in ((1, 0.0), (2, old)):
+        assert core.handle(Got(A, item(number, time=UNIX - age)), at(1)) != []
+    assert announced(core.handle(Tick(), at(2))) == {B: [name(1)]}
+    core.handle(PeerUp(C), at(3))
+    assert announced(core.handle(Tick(), at(3)))[C] == [name(1)]
 
 
 def test_without_a_bound_on_the_demand_nothing_that_is_wanted_is_given_up() -> None:

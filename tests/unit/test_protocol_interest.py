@@ -12,8 +12,8 @@ from protocol.identity import id_of_bytes
 from protocol.interest import (
     ADJUST_S,
     BURST_S,
-    MIN_BURST,
     MIN_SHARD_PEERS,
+    RESERVE,
     RESHUFFLE_S,
     Appetite,
     Filter,
@@ -98,14 +98,17 @@ def test_demand_is_kept_on_average_with_a_burst() -> None:
     assert int(appetite.level(at(99))) == 7
 
 
-def test_what_comes_unasked_runs_into_debt_but_not_without_end() -> None:
+def test_what_comes_unasked_takes_what_pulls_leave_over() -> None:
     appetite = Appetite(ME, at(0))
-    appetite.subscribe(None, 0.1, at(0))
-    appetite.spend(10_000)
-    assert appetite.level(at(0)) == -MIN_BURST
-    assert appetite.level(at(60)) == pytest.approx(2)
+    assert all(appetite.take_push(at(0)) for _ in range(1000))
+    appetite.subscribe(None, 10.0, at(0))
+    burst = BURST_S * 10
+    assert sum(appetite.take_push(at(0)) for _ in range(1000)) == math.floor(burst * (1 - RESERVE))
+    assert appetite.level(at(0)) >= RESERVE * burst
+    appetite.spend(int(appetite.level(at(0))))
+    assert not appetite.take_push(at(1)) and appetite.take_push(at(2))
     appetite.subscribe(None, 0.0, at(60))
-    assert appetite.level(at(1000)) == 0
+    assert appetite.level(at(1000)) == 0 and not appetite.take_push(at(1000))
 
 
 def test_pushes_are_declined_above_the_demand_and_welcome_again_below_half_of_it() -> None:

@@ -15,7 +15,7 @@ from protocol.events import Dial, Expel, HangUp, Message, Moved, PeerDown, PeerU
 from protocol.exchange import DIAL_YIELD_S
 from protocol.identity import Identity
 from protocol.limits import Limits
-from protocol.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS
+from protocol.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS, MAX_PARTING
 from protocol.membership import EVICT_INTERVAL_S, TICK_S, Membership
 from protocol.messages import Digest, Goodbye, Hello, News, Peers, Ping, Probe, Probed, Reach, Rumour, Status
 from protocol.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, Service, make_record
@@ -497,6 +497,18 @@ def test_a_node_that_moved_tells_its_peers_at_once_and_is_not_taken_for_restarte
     core.handle(Tick(), at(100_000))  # also when it is renewed
     assert core.record.services == served
     assert core.record.replaces(before) and core.record.started == before.started
+
+
+def test_however_many_are_refused_at_once_every_link_is_closed() -> None:
+    core = machine()
+    links = [Link(bytes([number // 256, number % 256]) * 16, False) for number in range(MAX_PARTING + 50)]
+    closed = set()
+    for link in links:
+        actions = core._refuse(link, "full", at(1))
+        assert told(actions, Kind.GOODBYE) == [link]
+        closed |= {action.link for action in actions if isinstance(action, HangUp)}
+    closed |= {action.link for action in core.handle(Tick(), at(1 + GRACE_S)) if isinstance(action, HangUp)}
+    assert closed == set(links)
 
 
 def test_an_expelled_peer_is_gone_at_once() -> None:

@@ -185,14 +185,47 @@ def test_one_slow_reply_is_not_blamed_and_a_late_one_is_a_kept_promise() -> None
     assert pulls.check(PROMISE_PATIENCE * PATIENCE + 1)[1] == []
 
 
-def test_what_is_announced_again_was_not_sent() -> None:
+def test_what_is_announced_again_was_not_sent_and_is_asked_for_again_a_few_times() -> None:
     pulls = machine()
     pulls.offered(A, entry(1), 0.0)
     assert asked(pulls, 0.0) == 1
     pulls.offered(A, entry(1), 0.5)
-    assert asked(pulls, 0.5) == 0
-    pulls.offered(A, entry(1), 1.0)
-    assert asked(pulls, 1.0) == 1
+    assert asked(pulls, 0.5) == 0  # it crossed our question
+    for ask in range(1, MAX_ASKS):
+        pulls.offered(A, entry(1), ask * PATIENCE)
+        assert asked(pulls, ask * PATIENCE) == 1
+    assert pulls.check(MAX_ASKS * PATIENCE - 0.1) == (MAX_ASKS - 1, [])
+    assert pulls.offered(A, entry(1), MAX_ASKS * PATIENCE) is False
+    assert len(pulls) == 0
+
+
+def test_a_liar_gains_nothing_by_announcing_the_same_again() -> None:
+    pulls = machine()
+    blamed, wasted, now = [], 0, 0.0
+    while now < 120:
+        for number in range(64):
+            pulls.offered(A, entry(number), now)
+        wasted += asked(pulls, now)
+        blamed += [now for _ in pulls.check(now)[1]]
+        now += 0.6 * PATIENCE
+    assert PROMISE_PATIENCE * PATIENCE <= blamed[0] < PROMISE_PATIENCE * PATIENCE + 2
+    assert len(blamed) >= 9  # in two minutes
+    assert wasted < 4 * 120 / PATIENCE  # its window is next to nothing
+
+
+def test_hanging_up_pays_no_debt() -> None:
+    pulls = machine()
+    for number in range(2 * MAX_BROKEN):
+        pulls.offered(A, entry(number), 0.0)
+    assert asked(pulls, 0.0) == 2 * MAX_BROKEN
+    pulls.check(PATIENCE + 0.1)
+    assert pulls.lost(A) == 0
+    assert pulls.check(100.0) == (0, [])  # while it is away it says nothing
+    pulls.offered(A, entry(1000), 101.0)
+    assert pulls.check(101.0)[1] == [A]
+    pulls.lost(A)
+    pulls.offered(A, entry(2000), 300.0)
+    assert pulls.check(300.0)[1] == []  # once for one incident
 
 
 def test_one_holder_cannot_fill_the_table() -> None:

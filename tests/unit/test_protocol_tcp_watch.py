@@ -1,0 +1,50 @@
+"""Connections below ZeroMQ: a descriptor that is given again does not confuse one connection with another."""
+
+import os
+import socket
+from collections import deque
+
+from protocol.limits import Limits
+from protocol.tcp_watch import TcpWatch
+from protocol.transport import Link
+
+DIALLED, CAME = Link(b"d" * 32, dialled=True), Link(b"c" * 32, dialled=False)
+
+
+def connection(server: socket.socket) -> tuple[socket.socket, socket.socket]:
+    far = socket.create_connection(server.getsockname())
+    return far, server.accept()[0]
+
+
+def review(watch: TcpWatch, now: float) -> None:
+    watch.measure()
+    watch.drained(None)
+    watch.review(now)
+
+
+def test_the_end_of_a_dialled_connection_is_not_that_of_an_inbound_one_with_its_descriptor() -> None:
+    events: deque = deque()
+    watch = TcpWatch(Limits(), events)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        far, mine = connection(server)
+        descriptor = mine.fileno()
+        number = watch.connected(descriptor, DIALLED)
+        mine.close()  # as libzmq does; what its monitor says of that is read later
+        far.close()
+        far, mine = connection(server)
+        if mine.fileno() != descriptor:
+            os.dup2(mine.fileno(), descriptor)
+        watch.accepted(descriptor, 1.0)
+        assert watch.took(watch.inbound(descriptor), CAME, [100])
+        watch.gone(number, None)
+        watch.forget(number)
+        for second in (2.0, 3.0):
+            review(watch, second)
+        assert len(watch) == 1 and not events
+        far.close()
+        watch.gone(watch.inbound(descriptor), None)
+        for second in (4.0, 5.0):
+            review(watch, second)
+        assert len(watch) == 0
+        mine.close()
+        watch.close()
