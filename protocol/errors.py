@@ -21,6 +21,10 @@ class PortInUse(ProtocolError):  # noqa: N818
     """Another process listens on the endpoint that was asked for."""
 
 
+class NetworkFailed(ProtocolError):  # noqa: N818
+    """The network thread ran into what it cannot go on from: this host is of no more use."""
+
+
 class PeerError(ProtocolError):
     """Bytes from a peer that break the protocol; `reason` is the name they are counted under."""
 

@@ -20,6 +20,7 @@ from protocol.core import Core
 from protocol.core_events import Offer, Received, Report, Verdict
 from protocol.driver import Driver
 from protocol.envelope import SWARM_BYTES, ItemId, item_id
+from protocol.errors import NetworkFailed
 from protocol.events import Moved
 from protocol.gossip_events import Subscribe
 from protocol.identity import Identity, NodeId
@@ -121,6 +122,7 @@ class Host:
         )
         self._commands: Mailbox[Command] = Mailbox(self._limits.inbox_items, self._limits.inbox_bytes, _command_size)
         self._stopping = threading.Event()
+        self._failure: Exception | None = None
         self._thread: threading.Thread | None = None
         self._core: Core | None = None
         self._peers: list[PeerInfo] = []
@@ -164,7 +166,9 @@ class Host:
 
         Raises:
             ValueError: the body is larger than `MAX_ITEM_BYTES`, or the topic has not `TOPIC_BYTES`.
+            NetworkFailed: as `check`.
         """
+        self.check()
         if len(body) > MAX_ITEM_BYTES:
             raise ValueError(f"an item has at most {MAX_ITEM_BYTES} bytes, got {len(body)}")
         if len(topic) != TOPIC_BYTES:
@@ -177,8 +181,18 @@ class Host:
         self._command(Subscribe(topics, demand))
 
     def receive(self, limit: int) -> list[Received]:
-        """Return up to `limit` items that came since the last call, oldest first."""
+        """Return up to `limit` items that came since the last call, oldest first. Raises as `check`."""
+        self.check()
         return self._inbox.take(limit)
+
+    def check(self) -> None:
+        """Do nothing while the network thread is well.
+
+        Raises:
+            NetworkFailed: it ended, for a reason that the log has in full.
+        """
+        if self._failure is not None:
+            raise NetworkFailed(f"the network failed ({self._failure}): start the node again") from self._failure
 
     def report(self, id: ItemId, verdict: Verdict, reason: str) -> None:  # noqa: A002  # the domain's word
         """Say what an item was worth. `reason` is what it is counted under unless it was accepted."""
@@ -276,6 +290,9 @@ class Host:
                     self._save(core)
                     saved, next_save = revision, now.steady + SAVE_INTERVAL_S
             self._save(core)
+        except Exception as error:
+            log.exception("the network failed")
+            self._failure = error
         finally:
             transport.close()
 

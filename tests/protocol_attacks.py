@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import zmq
 
-from protocol.envelope import Kind
+from protocol.envelope import ItemId, Kind
 from protocol.identity import Identity
 from protocol.messages import Announce, Entry, Peers, Ping
 from protocol.records import Address, make_record
@@ -91,6 +91,9 @@ def false_record(peer: RawPeer) -> list[bytes]:
 def promise(peer: RawPeer) -> list[bytes]:
     entries = tuple(Entry(os.urandom(32), 10_000) for _ in range(32))
     return [peer.frame(Kind.ANNOUNCE, Announce(entries).encode())]
+
+
+REPEATED = Announce(tuple(Entry(ItemId(bytes([number]) * 32), 10_000) for number in range(32))).encode()
 
 
 def one_key_from_many_addresses(target: Target) -> Steps:
@@ -209,6 +212,7 @@ ATTACKS: dict[str, tuple[Attack, float]] = {
     ),
     "false records": (repeat(false_record), 50),
     "promises broken": (repeat(promise), 10),
+    "promises broken and repeated": (repeat(lambda peer: [peer.frame(Kind.ANNOUNCE, REPEATED)]), 10),
     "one key, many addresses": (one_key_from_many_addresses, 20),
     "many keys, one address": (many_keys_from_one_address, 100),
     "endless multipart": (endless_message, 50),

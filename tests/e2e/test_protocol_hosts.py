@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import BadAddress, PortInUse
+from protocol.errors import BadAddress, NetworkFailed, PortInUse
 from protocol.host import Host, Verdict
 from protocol.identity import Identity
 from protocol.limits import Limits
@@ -139,3 +139,23 @@ def test_a_killed_node_comes_back_at_a_new_port_without_a_seed_and_hears_what_it
         finally:
             child.kill()
             child.wait()
+
+
+def test_a_host_whose_network_failed_says_so_instead_of_going_on_in_silence() -> None:
+    def broken(timeout: float) -> list:
+        raise OSError("no more descriptors")
+
+    with running() as (host, _):
+        host.receive(1)
+        host._transport.poll = broken
+
+        def failed() -> bool:
+            try:
+                host.receive(1)
+            except NetworkFailed as error:
+                return "no more descriptors" in str(error)
+            return False
+
+        wait_until(failed, 20, "the host to fail")
+        with pytest.raises(NetworkFailed):
+            host.publish(b"body")

@@ -1,6 +1,7 @@
 """A peer that announces and never delivers, against a live node: it is refused, and honest peers do not notice."""
 
 import hashlib
+import os
 import time
 from dataclasses import replace
 
@@ -20,6 +21,36 @@ def promises(batch: int) -> bytes:
     """An announcement of ten items that nobody has."""
     names = (hashlib.sha256(b"%d %d" % (batch, number)).digest() for number in range(10))
     return Announce(tuple(Entry(ItemId(name), 1000) for name in names)).encode()
+
+
+def test_a_peer_that_pushes_what_nobody_asked_for_does_not_keep_others_items_away() -> None:
+    host = Host(Identity.generate(), SWARM, "tcp://127.0.0.1:0", [], timing=LOCAL)
+    address = host.start()
+    host.subscribe(None, 4.0)
+    honest = Host(Identity.generate(), SWARM, None, [address], timing=LOCAL)
+    honest.start()
+    pusher = RawPeer(Identity.generate(), address, SWARM)
+    sizes: list[int] = []
+
+    def push(count: int = 20) -> None:
+        for _ in range(count):
+            pusher.try_send(pusher.frame(Kind.ITEM, os.urandom(16)))
+        while pusher.receive(0):
+            pass
+        sizes.extend(len(item.body) for item in host.receive(1000))
+
+    try:
+        pusher.send(pusher.hello())
+        wait_until(lambda: host.counters().peers == 2, 20, "both")
+        wait_until(lambda: push() or host.counters().rejected.get("over_demand"), 20, "the demand to be used up")
+        for _ in range(10):
+            honest.publish(os.urandom(100_000))
+        wait_until(lambda: push() or sum(size == 100_000 for size in sizes) == 10, 40, "the honest peer's items")
+        assert honest.counters().rejected == {}
+    finally:
+        pusher.close()
+        honest.stop()
+        host.stop()
 
 
 def test_promises_that_are_broken_get_a_peer_refused_while_an_honest_one_is_heard() -> None:
