@@ -7,6 +7,11 @@ Sides of a split group that meet show each other their views (Sight); the one th
 the other goes out of the group as a whole, and its nodes apply to be let in again. So does a
 member that was left out while it was stopped: those that show it a later view without it count as
 gone from its own, and against what is left of that the later view is the larger.
+
+Under `MAJORITY` only one side goes on, and epochs rise along it, so the later view outranks the
+other, whatever their sizes. A node that misses half of its view, or more, cannot go on from it, and
+speaks for no side: it shows its view to nobody, and goes out for any other. Otherwise what is left
+of an old view could outrank those who went on, and both would wait for ever.
 """
 
 from collections import Counter, deque
@@ -16,7 +21,7 @@ from collectives.agreement_events import Drop
 from collectives.messages import OperationMessage
 from collectives.standing import Standing
 from collectives.timing import Timing
-from collectives.views import NOWHERE, View, outranks
+from collectives.views import NOWHERE, View
 from protocol.identity import NodeId
 
 MAX_HELD = 256  # messages from views yet to come
@@ -61,9 +66,10 @@ class Hearing:
         return True
 
     def show(self, member: NodeId, now: float, pause: float = 0.0) -> None:
-        """Let a node that is not in the view see it, unless it did within `pause`."""
+        """Let a node that is not in the view see it, unless it did within `pause` or this one cannot go on from it."""
         view = self._standing.view
-        if view is not None and now - self._sighted.get(member, float("-inf")) >= pause:
+        due = now - self._sighted.get(member, float("-inf")) >= pause
+        if view is not None and due and self._standing.viable(view, now):
             self._sighted[member] = now
             self._standing.out.send(member, messages.Sight(view))
 
@@ -205,7 +211,7 @@ class Hearing:
                 return  # it has yet to enter this view
             later = theirs.epoch >= view.epoch
             gone |= {m for m in theirs.ids & view.ids if later or theirs.sessions[m] != view.sessions[m]}
-        if outranks(theirs.ids, view.ids - gone):
+        if standing.outranked(view, theirs, now):
             standing.yield_to(theirs)
         else:
             self.show(member, now, self._timing.heartbeat)

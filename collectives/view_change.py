@@ -120,6 +120,10 @@ class ViewChange:
         """Tell whether a decision binds this member."""
         return self.fenced and message.ballot == self.promised and self._own in message.view.ids
 
+    def suffices(self, members: int, before: View) -> bool:
+        """Tell whether so many members of the view `before` may make the next one."""
+        return self._partition is Partition.CONTINUE or 2 * members > len(before.members)
+
     # --- within ---
 
     def _electorate(self, view: View, missing: frozenset[NodeId]) -> frozenset[NodeId]:
@@ -153,7 +157,7 @@ class ViewChange:
             self._invited |= more
             return self._propose(own.view, lambda: own.ledgers, now, proposal.members | more)
         members = compatible(self._own, {member: report.missing for member, report in reports.items()})
-        self.minority = self._partition is Partition.MAJORITY and 2 * len(members) <= len(newest.members)
+        self.minority = not self.suffices(len(members), newest)
         if self.minority:
             return None
         roster = self._roster(members, reports)

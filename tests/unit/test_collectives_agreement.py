@@ -171,8 +171,7 @@ def test_a_stopped_member_learns_that_it_is_out_and_is_let_in_again() -> None:
     group.stopped.add(2)
     group.run(4.0)
     assert group.views() == [(4, (0, 1))]
-    group.stopped.clear()
-    group._tick(2, group.cores[2])
+    wake(group, 2)
     group.run(2.0)
     assert any(isinstance(action, OutOfGroup) for action in group.actions[2])
     assert group.cores[0].pending
@@ -207,6 +206,64 @@ def test_under_majority_half_of_a_group_waits_until_the_other_half_is_back() -> 
     group.run(8.0)
     (view,) = group.views()
     assert view[1] == (0, 1, 2, 3)
+
+
+def majority_that_goes_on_without(stopped: int) -> Group:
+    group = Group(4, Partition.MAJORITY)
+    group.stopped.add(stopped)
+    group.run(4.0)
+    assert group.views() == [(4, (0, 2, 3))]
+    group.stop(0)
+    group.run(3.0)
+    assert group.views() == [(5, (2, 3))]
+    return group
+
+
+def wake(group: Group, number: int) -> None:
+    group.stopped.discard(number)
+    group._tick(number, group.cores[number])
+
+
+def test_under_majority_what_is_left_of_an_old_view_does_not_outrank_those_who_went_on() -> None:
+    group = majority_that_goes_on_without(1)
+    wake(group, 1)  # half of its view went on without it: with the dead member, which has the least id, it is the other
+    group.run(4.0)
+    assert group.cores[1].view is None
+    group.admit()
+    assert group.views() == [(6, (1, 2, 3))]
+
+
+def test_under_majority_nobody_goes_out_for_a_view_that_nobody_can_go_on_from() -> None:
+    group = majority_that_goes_on_without(1)
+    for number in (4, 5):
+        group.boot(number)
+    group.run(2.0)
+    group.admit()
+    for number in (2, 3):
+        group.stop(number)
+        group.run(4.0)
+    assert group.views() == [(8, (4, 5))]
+    wake(group, 1)
+    group.network.connect(1, 4)  # they have never met, and the view that 1 is still in is larger than theirs
+    group.run(4.0)
+    assert group.views() == [(0, ()), (8, (4, 5))]
+    group.admit()
+    assert group.views() == [(9, (1, 4, 5))]
+
+
+def test_under_majority_one_that_cannot_go_on_shows_its_view_to_nobody_and_goes_out_for_any_other() -> None:
+    group = group_of_three(Partition.MAJORITY)
+    for number in (1, 2):
+        group.stop(number)
+    group.run(3.0)
+    assert group.views() == [(3, ALL)]
+    group.feed(0, Linked(IDS[5], ""))
+    group.run(3.0)
+    assert not any(isinstance(action, Send) and action.member == IDS[5] for action in group.actions[0])
+    theirs = View.of(b"group", 1, b"the mark", [Member(IDS[5], "", b"session!")])
+    group.feed(0, Heard(IDS[5], messages.Sight(theirs)))
+    assert isinstance(group.actions[0][-2], OutOfGroup)
+    assert isinstance(group.actions[0][-1].message, messages.Apply)
 
 
 def test_two_that_miss_each_other_are_not_in_one_view() -> None:
