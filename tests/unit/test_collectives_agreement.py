@@ -341,6 +341,43 @@ def test_an_admission_waits_for_what_is_under_way() -> None:
     assert group.verdicts()[0] == ["commit"]
 
 
+@pytest.mark.parametrize("admitting", [(0,), (1,), (0, 1), (1, 2)])
+def test_an_admission_and_another_call_that_wait_for_each_other_are_both_called_off_soon(admitting) -> None:
+    group = group_of_three()
+    rest = [number for number in ALL if number not in admitting]
+    for number in admitting:
+        group.feed(number, Begin(ADMIT_TAG, ADMIT, 30.0))
+    for number in rest:
+        group.call(number, deadline=30.0)
+    group.run(1.0)
+    assert not any(group.verdicts().values())
+    group.run(1.0)
+    assert group.verdicts() == {number: ["abort"] if number in rest else [] for number in ALL}
+    ended = [group.finished[number][-1] for number in ALL]
+    assert [number for number in ALL if ended[number].op.tag == ADMIT_TAG] == list(admitting)
+    assert all("all must make the same calls" in finished.reason for finished in ended)
+    group.boot(3)
+    group.run(1.0)
+    group.admit()  # whoever has not called the one that was called off is not a call behind
+    assert group.views() == [(4, (0, 1, 2, 3))]
+
+
+def test_an_admission_waits_for_those_who_may_yet_call_it() -> None:
+    group = group_of_three()
+    group.feed(0, Begin(ADMIT_TAG, ADMIT, 30.0))
+    group.call(1, deadline=30.0)
+    group.run(5.0)  # the third may call either
+    assert not any(group.verdicts().values())
+    group.call(0, deadline=30.0)
+    group.call(2, deadline=30.0)
+    group.run(1.0)
+    assert group.verdicts() == {number: ["commit"] for number in ALL}
+    for number in (1, 2):
+        group.feed(number, Begin(ADMIT_TAG, ADMIT, 30.0))
+    group.run(1.0)
+    assert [group.verdicts(tag=ADMIT_TAG)[number][-1] for number in ALL] == ["commit"] * 3
+
+
 def test_one_that_leaves_is_not_waited_for() -> None:
     group = group_of_three()
     group.call(1)
