@@ -166,6 +166,7 @@ class Agreement:
             self._standing.apply(member)
         elif member in self.view.ids:
             self._out.send(member, self._standing.beat(self.view, now))
+            self._standing.operations.linked(member)
         else:
             self._hearing.show(member, now)
 

@@ -3,6 +3,8 @@
     CALLED -> STARTED -> DONE -> COMMITTED        ABORTED from any of the first three
                (coordinator: DONE -> HOLDS -> COMMITTED)
 
+- A call is told to the coordinator when it is made, and again when a link with the coordinator comes up:
+  newcomers are in one view before they reach each other, and what is said without a link is lost.
 - A call that has not said Done may be ended as aborted at any time: without that Done nobody commits.
 - One that has waits for Commit or Abort, or for what a view change makes of it. When neither comes
   long after its deadline, it ends in doubt; what is heard of it later is kept for others who ask,
@@ -107,6 +109,13 @@ class Operations:
                 self._tell(messages.Done(call.op, ok=False, late=True, reason="its deadline passed"))
 
     # --- the coordinator ---
+
+    def linked(self, member: NodeId) -> None:
+        """A link with `member` came up."""
+        if self.view is not None and member == self.view.coordinator:
+            for call in self.open.values():
+                if call.stage is Stage.CALLED:
+                    self._initiate(call)
 
     def start(self, message: messages.Start) -> None:
         """Everybody called it."""

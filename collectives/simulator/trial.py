@@ -38,7 +38,7 @@ TICK = LAN.heartbeat / 2
 NEWCOMERS = 2  # nodes that a schedule may start while it runs
 PATIENCE = 60.0  # within this after the last fault the group has recovered
 LAST_TAG = 9
-SINGLE_DEADLINE = 4.0  # of a call that may have to be called off, because others wait in another one
+SINGLE_DEADLINE = 5.0  # of a call that may have to be called off, because others wait in another one
 IDS = tuple(id_of_bytes(bytes([7 * number + 1]) * NODE_ID_BYTES) for number in range(34))
 NUMBERS = {node: number for number, node in enumerate(IDS)}
 
@@ -70,6 +70,7 @@ class Trial:
         self.delivered = 0
         self.struck: list[str] = []
         self._restarting = 0
+        self._dialling = Random(f"dialling of trial {schedule.seed}")
         self._seen: dict[type, int] = {}
         self._armed = {(fault.moment, fault.n): fault for fault in schedule.faults if fault.moment is not None}
 
@@ -136,14 +137,16 @@ class Trial:
             self.network.run(self.network.now + LAN.heartbeat)
 
     def _disagree(self) -> None:
-        """Let members call what they please, with nothing wrong, and expect no call to wait for its deadline."""
-        self.network.run(
-            self.network.now + 2 * SINGLE_DEADLINE
-        )  # calls from before may still end late, and others with them
+        """Let members call what they please while two more come, and expect no call to wait for its deadline."""
+        self.network.run(self.network.now + 2 * SINGLE_DEADLINE)  # calls from before may end late, and others with them
+        if not self._able():
+            return
+        for number in range(len(self.nodes), len(self.nodes) + 2):
+            self._boot(number)
         live = self._live()
         for node in live:
-            node.owner.prompt = self._able()
-        self.network.run(self.network.now + 2 * SINGLE_DEADLINE)
+            node.owner.prompt = True
+        self.network.run(self.network.now + 3 * SINGLE_DEADLINE)
         for node in live:
             node.owner.prompt, node.owner.in_time = False, {}
 
@@ -226,9 +229,11 @@ class Trial:
             case Send(member, message):
                 self._send(node, NUMBERS[member], message)
             case Greet(_, address):
-                other = self.nodes.get(int(address))
-                if other is not None and other.alive and not other.paused:
-                    self.network.connect(node.number, other.number)
+                if self.schedule.dialling:
+                    due = self.network.now + self._dialling.uniform(0.0, self.schedule.dialling)
+                    self.network.at(due, self._connect, node, int(address))
+                else:
+                    self._connect(node, int(address))
             case Start():
                 done = node.owner.start(action)
                 self.network.at(self.network.now + self.rng.uniform(0.0, 0.2), self._feed, node, done)
@@ -238,6 +243,11 @@ class Trial:
                 node.owner.install(action)
             case OutOfGroup():
                 node.owner.outside(action)
+
+    def _connect(self, node: Node, number: int) -> None:
+        other = self.nodes.get(number)
+        if node.alive and other is not None and other.alive and not other.paused:
+            self.network.connect(node.number, other.number)
 
     # --- the network's side ---
 

@@ -259,7 +259,9 @@ def test_under_majority_one_that_cannot_go_on_shows_its_view_to_nobody_and_goes_
     assert group.views() == [(3, ALL)]
     group.feed(0, Linked(IDS[5], ""))
     group.run(3.0)
-    assert not any(isinstance(action, Send) and action.member == IDS[5] for action in group.actions[0])
+    said = [action.message for action in group.actions[0] if isinstance(action, Send) and action.member == IDS[5]]
+    assert said
+    assert all(isinstance(message, messages.Beat) for message in said)
     theirs = View.of(b"group", 1, b"the mark", [Member(IDS[5], "", b"session!")])
     group.feed(0, Heard(IDS[5], messages.Sight(theirs)))
     assert isinstance(group.actions[0][-2], OutOfGroup)
@@ -294,6 +296,24 @@ def test_of_two_sides_the_larger_goes_on_else_that_with_the_least_id() -> None:
 
 def test_a_lone_founder_lets_the_first_in_by_itself() -> None:
     assert Group(2).views() == [(2, (0, 1))]
+
+
+def test_what_a_member_called_before_it_reached_its_coordinator_is_not_lost() -> None:
+    group = Group(0)
+    group.network.block(0, 1)
+    group.network.block(1, 0)
+    for number in (2, 0, 1):  # the founder lets two in that have yet to reach each other, and one of them coordinates
+        group.boot(number)
+    group.run(0.5)
+    assert group.views() == [(2, ALL)]
+    for number in ALL:
+        group.call(number)
+    group.run(0.2)
+    assert not any(group.verdicts().values())
+    group.network.heal()
+    group.run(1.5)
+    assert group.views() == [(2, ALL)]
+    assert group.verdicts() == {number: ["commit"] for number in ALL}
 
 
 def test_newcomers_wait_until_all_members_admit() -> None:
