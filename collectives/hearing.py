@@ -10,8 +10,9 @@ gone from its own, and against what is left of that the later view is the larger
 
 Under `MAJORITY` only one side goes on, and epochs rise along it, so the later view outranks the
 other, whatever their sizes. A node that misses half of its view, or more, cannot go on from it, and
-speaks for no side: it shows its view to nobody, and goes out for any other. Otherwise what is left
-of an old view could outrank those who went on, and both would wait for ever.
+speaks for no side: instead of its view it shows that it lives, goes out for any other view, and
+takes part in the ballot of anybody who counts on it, for that may be a side that can go on with it.
+Otherwise what is left of an old view could outrank those who went on, and both would wait for ever.
 """
 
 from collections import Counter, deque
@@ -66,12 +67,12 @@ class Hearing:
         return True
 
     def show(self, member: NodeId, now: float, pause: float = 0.0) -> None:
-        """Let a node that is not in the view see it, unless it did within `pause` or this one cannot go on from it."""
+        """Let a node that is not in the view see it, unless it did within `pause`."""
         view = self._standing.view
-        due = now - self._sighted.get(member, float("-inf")) >= pause
-        if view is not None and due and self._standing.viable(view, now):
+        if view is not None and now - self._sighted.get(member, float("-inf")) >= pause:
             self._sighted[member] = now
-            self._standing.out.send(member, messages.Sight(view))
+            viable = self._standing.viable(view, now)
+            self._standing.out.send(member, messages.Sight(view) if viable else self._standing.beat(view, now))
 
     def unlinked(self, member: NodeId) -> None:
         """Forget what a node was shown."""
@@ -145,12 +146,16 @@ class Hearing:
         standing, view = self._standing, self._standing.view
         if view is None or message.ballot.proposer != member:
             self._refuse("other ballot")
-        elif (member not in view.ids and message.epoch <= view.epoch) or member in standing.presence.gone:
+        elif self._behind(member, message, view) and standing.viable(view, now):
             self.show(member, now)
         elif standing.change.proposed(member, message, view, standing.operations.ledgers, now):
             standing.operations.closed = True
         else:
             standing.out.send(member, standing.beat(view, now))
+
+    def _behind(self, member: NodeId, message: messages.Propose, view: View) -> bool:
+        """Tell whether `member` proposes to go on from a view that this one's side has left behind."""
+        return (member not in view.ids and message.epoch <= view.epoch) or member in self._standing.presence.gone
 
     # --- what nodes say of themselves ---
 

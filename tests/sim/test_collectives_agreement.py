@@ -41,6 +41,8 @@ def test_two_thousand_schedules(batch: int) -> None:
     [
         (142, 4),  # an operation that one member had published was forgotten after two more calls of its tag
         (403557, 4),  # one left behind by a majority, whose view had lost another member, never went out for it
+        (3008603, 4),  # two views that shared a member, neither of which could go on without it, ignored each other
+        (3354, 4),  # the same; their ballots outbid each other at the same pace for ever
         (502968, 7),  # members of a later view were started anew: asked again and again, they never reported
     ],
 )
