@@ -194,7 +194,7 @@ class Agreement:
         rumoured = {name: line.address for name, (line, _) in standing.admission.rumoured.items()}
         self._greet(view.addresses | rumoured, 2 * self._timing.heartbeat, now)
         self._greet(standing.contacts, 2 * self._timing.timeout, now)
-        for member in self._presence.linked.keys() - view.ids - standing.admission.applicants.keys():
+        for member in sorted(self._presence.linked.keys() - view.ids - standing.admission.applicants.keys()):
             self._hearing.show(member, now, self._timing.timeout)
 
     def _tick_outside(self, now: float) -> None:

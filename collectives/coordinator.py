@@ -151,7 +151,7 @@ class Coordinator:
                 abort = Abort(op, reason=reason)
                 uninvolved = self._view.ids - self._gatherings[op].calls.keys() if op.tag == ADMIT_TAG else ()
                 self._abort(op, abort)
-                for member in uninvolved:
+                for member in sorted(uninvolved):
                     self._out.send(member, abort)
 
     def _start(self, op: OpId, gathering: Gathering) -> None:

@@ -102,7 +102,7 @@ class Standing:
         self.contacts = {name: address for name, address in self.contacts.items() if name not in view.ids}
         self.out.do(Install(view))
         self.coordinator = self._coordinate(view) if view.coordinator == self.own else None
-        for member in view.ids - before.ids if before is not None else ():
+        for member in sorted(view.ids - before.ids) if before is not None else ():
             self.out.send(member, messages.Welcome(view.sessions[member], view))
         self.operations.enter(view)
 
