@@ -11,9 +11,10 @@
     standing      how a node goes from one view to the next, in and out
     hearing       which messages count
 
-A call is named by its tag and by how many calls of that tag were made in its view before it. What
-was called and not started when the view ends is called again in the next one. Where nobody is
-found in any view for long, a node that was once in the group goes on alone.
+A call is named by its tag and by how many calls of that tag were made in its view before it (or an
+admission called off before it was made: see coordinator). What was called and not started when the view
+ends is called again in the next one. Where nobody is found in any view for long, a node that was once
+in the group goes on alone.
 
 Peers are known by their keys and are members because members let them in: all this guards against
 crashes, pauses, loss, and messages that are nonsense, not against a member that lies.
