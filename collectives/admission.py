@@ -1,13 +1,13 @@
 """Letting newcomers in.
 
-A node outside sends Apply to every member it has a link with, each heartbeat. Members answer with
-their view, so that it can link with all, and tell the coordinator, which tells all, so that either
-end dials. When every member has called ADMIT the coordinator waits, at most a timeout, until all
-reach all who wait; the commit of that operation carries the view with those whom everybody
-reaches, and everybody who enters that view welcomes them. One whose welcome is lost goes on
-applying, with the same session, and is welcomed again by whoever hears it; one that was started
-anew, or was out of the group meanwhile, applies with another session, and is not mistaken for
-the member that it was.
+A node outside sends Apply to every member it has a link with, each heartbeat. Members answer with their
+view, so that it can link with all, and tell the coordinator, which tells all, so that either end dials.
+When every member has called ADMIT the coordinator waits, at most a timeout, until all reach all who
+wait; the commit of that operation carries the view with those whom everybody reaches (they need not
+reach each other yet: see operations), and everybody who enters that view welcomes them. One whose
+welcome is lost goes on applying, with the same session, and is welcomed again by whoever hears it; one
+that was started anew, or was out of the group meanwhile, applies with another session, and is not
+mistaken for the member that it was.
 
 A founder that is still alone lets in whoever waits by itself while it has no call outstanding.
 """

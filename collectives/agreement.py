@@ -11,9 +11,10 @@
     standing      how a node goes from one view to the next, in and out
     hearing       which messages count
 
-A call is named by its tag and by how many calls of that tag were made in its view before it. What
-was called and not started when the view ends is called again in the next one. Where nobody is
-found in any view for long, a node that was once in the group goes on alone.
+A call is named by its tag and by how many calls of that tag were made in its view before it (or an
+admission called off before it was made: see coordinator). What was called and not started when the view
+ends is called again in the next one. Where nobody is found in any view for long, a node that was once
+in the group goes on alone.
 
 Peers are known by their keys and are members because members let them in: all this guards against
 crashes, pauses, loss, and messages that are nonsense, not against a member that lies.
@@ -166,6 +167,7 @@ class Agreement:
             self._standing.apply(member)
         elif member in self.view.ids:
             self._out.send(member, self._standing.beat(self.view, now))
+            self._standing.operations.linked(member)
         else:
             self._hearing.show(member, now)
 
@@ -193,7 +195,7 @@ class Agreement:
         rumoured = {name: line.address for name, (line, _) in standing.admission.rumoured.items()}
         self._greet(view.addresses | rumoured, 2 * self._timing.heartbeat, now)
         self._greet(standing.contacts, 2 * self._timing.timeout, now)
-        for member in self._presence.linked.keys() - view.ids - standing.admission.applicants.keys():
+        for member in sorted(self._presence.linked.keys() - view.ids - standing.admission.applicants.keys()):
             self._hearing.show(member, now, self._timing.timeout)
 
     def _tick_outside(self, now: float) -> None:

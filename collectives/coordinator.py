@@ -6,10 +6,16 @@
 Until Commit is sent, any Done that says no is an Abort to all who called, and to those who call
 later: the n-th operation of a tag has one verdict, whenever a member comes to it. Admission waits
 for the operations under way, and those which everybody has called by then wait for it.
+
+Where some members ask for an admission, and all the others wait in operations that some of those
+have not called, neither can start. Members that make the same calls in the same order never come
+to that, those that do so on several threads pass through it; so after some patience with nothing
+under way all these operations are aborted. The admission is then over for those, too, who have not
+called it: their next call of it is the next admission, so that all can meet there.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from collectives.messages import MAX_OPEN, Abort, Ack, Commit, Digest, Done, Initiate, Mismatched, Start
@@ -44,11 +50,13 @@ class Coordinator:
         ready: Callable[[float], bool],
         admit: Callable[[], View | None],
         holds: Callable[[OpId], None],
+        patience: float,
     ) -> None:
         """Begin with nothing gathered.
 
         `ready(since)` tells whether the newcomers can be let in, given since when everybody asks
         for it; `admit()` returns the view with them, or None; `holds(op)` is told before Commit is sent.
+        Calls that wait for each other may do so for `patience` (s).
         """
         self._own = own
         self._view = view
@@ -56,6 +64,8 @@ class Coordinator:
         self._ready = ready
         self._admit = admit
         self._holds = holds
+        self._patience = patience
+        self._tangled_since: float | None = None
         self._gatherings: dict[OpId, Gathering] = {}
         self._settled: dict[int, int] = {}  # by tag: operations before this one have a verdict
         self._last_abort: dict[int, tuple[int, Abort]] = {}  # by tag: from this one on all settled are aborted
@@ -105,7 +115,8 @@ class Coordinator:
             self.advance(now)
 
     def advance(self, now: float) -> None:
-        """Start what everybody called and nothing holds up."""
+        """Start what everybody called and nothing holds up; call off what can start no more."""
+        self._untangle(now)
         ready = []
         for op, gathering in self._gatherings.items():
             if not gathering.started and len(gathering.calls) == len(self._view.members):
@@ -130,6 +141,18 @@ class Coordinator:
         if op.n >= settled + MAX_AHEAD or mine >= 2 * MAX_OPEN:
             return None
         return self._gatherings.setdefault(op, Gathering())
+
+    def _untangle(self, now: float) -> None:
+        tangle = tangled(self._view.ids, self._gatherings)
+        if not tangle or self._tangled_since is None:
+            self._tangled_since = now if tangle else None
+        elif now - self._tangled_since >= self._patience:
+            for op, reason in tangle.items():
+                abort = Abort(op, reason=reason)
+                uninvolved = self._view.ids - self._gatherings[op].calls.keys() if op.tag == ADMIT_TAG else ()
+                self._abort(op, abort)
+                for member in sorted(uninvolved):
+                    self._out.send(member, abort)
 
     def _start(self, op: OpId, gathering: Gathering) -> None:
         mismatch = odd_one_out({member: gathering.calls[member] for member in self._view.members})
@@ -175,6 +198,24 @@ class Coordinator:
             return Mismatched(mismatch.member, mismatch.field, mismatch.theirs, own)
         another = next(name for name in self._view.members if name != member)
         return Mismatched(another, mismatch.field, mismatch.ours, mismatch.theirs)
+
+
+def tangled(members: frozenset[NodeId], gatherings: Mapping[OpId, Gathering]) -> dict[OpId, str]:
+    """Return the operations that keep each other from starting for ever, an admission among them, and why."""
+    admissions = {op: gathering.calls.keys() for op, gathering in gatherings.items() if op.tag == ADMIT_TAG}
+    if not admissions or any(gathering.started for gathering in gatherings.values()):
+        return {}
+    admitting = frozenset().union(*admissions.values())
+    others = members - admitting
+    stuck = {
+        op: gathering.calls.keys()
+        for op, gathering in gatherings.items()
+        if op.tag != ADMIT_TAG and others & gathering.calls.keys() and admitting - gathering.calls.keys()
+    }
+    if not admitting or not others or not others <= frozenset().union(*stuck.values()):
+        return {}
+    reason = f"{min(admitting)} waits in admit() and {min(others)} in another call: all must make the same calls"
+    return dict.fromkeys((*admissions, *stuck), reason)
 
 
 def odd_one_out(calls: dict[NodeId, Initiate]) -> Mismatched | None:

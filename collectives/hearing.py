@@ -7,6 +7,12 @@ Sides of a split group that meet show each other their views (Sight); the one th
 the other goes out of the group as a whole, and its nodes apply to be let in again. So does a
 member that was left out while it was stopped: those that show it a later view without it count as
 gone from its own, and against what is left of that the later view is the larger.
+
+Under `MAJORITY` only one side goes on, and epochs rise along it, so the later view outranks the
+other, whatever their sizes. A node that misses half of its view, or more, cannot go on from it, and
+speaks for no side: instead of its view it shows that it lives, goes out for any other view, and
+takes part in the ballot of anybody who counts on it, for that may be a side that can go on with it.
+Otherwise what is left of an old view could outrank those who went on, and both would wait for ever.
 """
 
 from collections import Counter, deque
@@ -16,7 +22,7 @@ from collectives.agreement_events import Drop
 from collectives.messages import OperationMessage
 from collectives.standing import Standing
 from collectives.timing import Timing
-from collectives.views import NOWHERE, View, outranks
+from collectives.views import NOWHERE, View
 from protocol.identity import NodeId
 
 MAX_HELD = 256  # messages from views yet to come
@@ -65,7 +71,8 @@ class Hearing:
         view = self._standing.view
         if view is not None and now - self._sighted.get(member, float("-inf")) >= pause:
             self._sighted[member] = now
-            self._standing.out.send(member, messages.Sight(view))
+            viable = self._standing.viable(view, now)
+            self._standing.out.send(member, messages.Sight(view) if viable else self._standing.beat(view, now))
 
     def unlinked(self, member: NodeId) -> None:
         """Forget what a node was shown."""
@@ -139,12 +146,16 @@ class Hearing:
         standing, view = self._standing, self._standing.view
         if view is None or message.ballot.proposer != member:
             self._refuse("other ballot")
-        elif (member not in view.ids and message.epoch <= view.epoch) or member in standing.presence.gone:
+        elif self._behind(member, message, view) and standing.viable(view, now):
             self.show(member, now)
         elif standing.change.proposed(member, message, view, standing.operations.ledgers, now):
             standing.operations.closed = True
         else:
             standing.out.send(member, standing.beat(view, now))
+
+    def _behind(self, member: NodeId, message: messages.Propose, view: View) -> bool:
+        """Tell whether `member` proposes to go on from a view that this one's side has left behind."""
+        return (member not in view.ids and message.epoch <= view.epoch) or member in self._standing.presence.gone
 
     # --- what nodes say of themselves ---
 
@@ -205,7 +216,7 @@ class Hearing:
                 return  # it has yet to enter this view
             later = theirs.epoch >= view.epoch
             gone |= {m for m in theirs.ids & view.ids if later or theirs.sessions[m] != view.sessions[m]}
-        if outranks(theirs.ids, view.ids - gone):
+        if standing.outranked(view, theirs, now):
             standing.yield_to(theirs)
         else:
             self.show(member, now, self._timing.heartbeat)

@@ -3,10 +3,14 @@
     CALLED -> STARTED -> DONE -> COMMITTED        ABORTED from any of the first three
                (coordinator: DONE -> HOLDS -> COMMITTED)
 
+- A call is told to the coordinator when it is made, and again when a link with the coordinator comes up:
+  newcomers are in one view before they reach each other, and what is said without a link is lost.
 - A call that has not said Done may be ended as aborted at any time: without that Done nobody commits.
 - One that has waits for Commit or Abort, or for what a view change makes of it. When neither comes
   long after its deadline, it ends in doubt; what is heard of it later is kept for others who ask,
   and never published here.
+- One that was called off before it was called here is over here as well: the next call of its tag is
+  a later operation. Nobody committed it, for this member has not said Done to it and never will.
 - What became of an operation is remembered until its tag's next start, which proves that everybody saw
   it end. Of those that never started only the last is: nobody else can have got far with it either.
 - Once `closed`, none of the view's messages count, and none are sent.
@@ -106,6 +110,13 @@ class Operations:
 
     # --- the coordinator ---
 
+    def linked(self, member: NodeId) -> None:
+        """A link with `member` came up."""
+        if self.view is not None and member == self.view.coordinator:
+            for call in self.open.values():
+                if call.stage is Stage.CALLED:
+                    self._initiate(call)
+
     def start(self, message: messages.Start) -> None:
         """Everybody called it."""
         call = self._of(message.op)
@@ -135,8 +146,10 @@ class Operations:
 
     def abort(self, message: Abort) -> None:
         """It is called off."""
-        call = self._of(message.op)
-        if call is not None:
+        op, call = message.op, self._of(message.op)
+        if call is None:  # it ended here, or was not called: then the next call is a later one
+            self._next[op.tag] = max(self._next.get(op.tag, 0), op.n + 1)
+        else:
             verdict = Verdict.DEADLINE if message.late else Verdict.ABORT
             if message.mismatch is not None:
                 verdict = Verdict.MISMATCH

@@ -19,7 +19,7 @@ from collectives.recovery import alone
 from collectives.timing import Timing
 from collectives.types import Partition
 from collectives.view_change import ViewChange
-from collectives.views import MARK_BYTES, SESSION_BYTES, Member, OpId, View
+from collectives.views import MARK_BYTES, SESSION_BYTES, Member, OpId, View, outranks
 from protocol.identity import NodeId
 
 MAX_CONTACTS = 256  # nodes that were in a view with this one, or whom a seed spoke of
@@ -41,6 +41,7 @@ class Standing:
         self.contacts: dict[NodeId, str] = {}  # where those are dialled who are in no view with this node
         self.epoch = 0  # the greatest that this node was in
         self._line = own
+        self._policy = policy
         self._group = group
         self._rng = rng
 
@@ -52,6 +53,18 @@ class Standing:
     def concerns(self, view: View, member: NodeId | None = None) -> bool:
         """Tell whether a view is one of this group, with `member` (by default this node) in it."""
         return view.group == self._group and (member or self.own) in view.ids
+
+    def viable(self, view: View, now: float) -> bool:
+        """Tell whether this node, with those that it does not miss, may go on from its `view`."""
+        return self.change.suffices(len(view.ids - self.presence.missing(view, now)), view)
+
+    def outranked(self, view: View, theirs: View, now: float) -> bool:
+        """Tell whether the side with the view `theirs` goes on, rather than that with this node's."""
+        larger = outranks(theirs.ids, view.ids - self.presence.gone)
+        if self._policy is Partition.CONTINUE:
+            return larger
+        later = theirs.epoch > view.epoch or (theirs.epoch == view.epoch and larger)
+        return later or not self.viable(view, now)
 
     # --- in ---
 
@@ -89,7 +102,7 @@ class Standing:
         self.contacts = {name: address for name, address in self.contacts.items() if name not in view.ids}
         self.out.do(Install(view))
         self.coordinator = self._coordinate(view) if view.coordinator == self.own else None
-        for member in view.ids - before.ids if before is not None else ():
+        for member in sorted(view.ids - before.ids) if before is not None else ():
             self.out.send(member, messages.Welcome(view.sessions[member], view))
         self.operations.enter(view)
 
@@ -101,6 +114,7 @@ class Standing:
             ready=lambda since: self.admission.ready(view, since, self.out.now),
             admit=lambda: self.admission.view_with(view, self.out.now),
             holds=self.operations.holds,
+            patience=self.presence.timing.timeout,
         )
 
     # --- out ---

@@ -10,7 +10,8 @@ Whoever is fenced and hears no decision proposes a greater ballot after a while,
 than those before it. A proposer goes on without those who do not report. Members that miss each
 other cannot be in one view: those with most such pairs are left out. A report from a later view
 than the proposer's brings in the members of that one. Under `MAJORITY` a view needs more than
-half of the members of the one before it; without them everybody stays fenced, and tries again.
+half of the members of the one before it; without them everybody stays fenced, and proposes again
+once it can reach so many: until then its ballots would only outbid those of others.
 
 Safety does not depend on any of this choosing well: see `recovery`. Epochs rise because a new one
 is above all that were reported.
@@ -84,7 +85,10 @@ class ViewChange:
             rank = present.index(self._own) + (1 if self.fenced else 0)
             if now - self._needed_since < rank * self._timing.patience:
                 return None
-        return self._propose(view, ledgers, now, self._electorate(view, missing))
+        electorate = self._electorate(view, missing)
+        if self.minority and not self.suffices(len(electorate), view):
+            return None
+        return self._propose(view, ledgers, now, electorate)
 
     def round_seen(self, number: int) -> None:
         """Somebody has promised a ballot of this round: one's own next one must be above it."""
@@ -120,6 +124,10 @@ class ViewChange:
         """Tell whether a decision binds this member."""
         return self.fenced and message.ballot == self.promised and self._own in message.view.ids
 
+    def suffices(self, members: int, before: View) -> bool:
+        """Tell whether so many members of the view `before` may make the next one."""
+        return self._partition is Partition.CONTINUE or 2 * members > len(before.members)
+
     # --- within ---
 
     def _electorate(self, view: View, missing: frozenset[NodeId]) -> frozenset[NodeId]:
@@ -153,7 +161,7 @@ class ViewChange:
             self._invited |= more
             return self._propose(own.view, lambda: own.ledgers, now, proposal.members | more)
         members = compatible(self._own, {member: report.missing for member, report in reports.items()})
-        self.minority = self._partition is Partition.MAJORITY and 2 * len(members) <= len(newest.members)
+        self.minority = not self.suffices(len(members), newest)
         if self.minority:
             return None
         roster = self._roster(members, reports)

@@ -1,5 +1,6 @@
 """A few agreement cores on a simulated network that loses nothing, for tests that tell what happens step by step."""
 
+from collections import Counter
 from random import Random
 from typing import Any
 
@@ -38,6 +39,7 @@ class Group:
         self.cores: dict[int, Agreement] = {}
         self.finished: dict[int, list[Finished]] = {}
         self.actions: dict[int, list[Action]] = {}
+        self.begun: Counter[int] = Counter()
         self.stopped: set[int] = set()
         self.obedient = True  # carry out at once what is started
         for number in range(size):
@@ -69,17 +71,21 @@ class Group:
     def feed(self, number: int, event: Event) -> None:
         if number in self.stopped:
             return
+        self.begun[number] += isinstance(event, Begin)
         for action in self.cores[number].handle(event, self.network.now):
             self.actions[number].append(action)
-            match action:
-                case Send(member, message):
-                    self.network.send(number, IDS.index(member), message)
-                case Greet(_, address) if int(address) in self.cores and int(address) not in self.stopped:
-                    self.network.connect(number, int(address))
-                case Finished():
-                    self.finished[number].append(action)
-                case Start(op) if self.obedient:
-                    self.network.at(self.network.now + 0.01, self.feed, number, Done(op))
+            self.act(number, action)
+
+    def act(self, number: int, action: Action) -> None:
+        match action:
+            case Send(member, message):
+                self.network.send(number, IDS.index(member), message)
+            case Greet(_, address) if int(address) in self.cores and int(address) not in self.stopped:
+                self.network.connect(number, int(address))
+            case Finished():
+                self.finished[number].append(action)
+            case Start(op) if self.obedient:
+                self.network.at(self.network.now + 0.01, self.feed, number, Done(op))
 
     def run(self, seconds: float) -> None:
         self.network.run(self.network.now + seconds)

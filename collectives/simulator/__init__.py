@@ -4,6 +4,7 @@
     owner        a program at each member that calls operations and carries them out
     schedule     what goes wrong and when, drawn from a seed
     trial        one schedule from the founding to the end, with what must hold throughout
+    sweep        many of them, on several processes
 
 `python -m collectives.simulator --schedules 2000 --seed 1 --members 4`
 """

@@ -68,9 +68,11 @@ class Owner:
     history: History
     busy: bool = True
     careful: bool = False  # never odd, never unable
+    prompt: bool = False  # no call may wait until its deadline from now on
     calls: int = 0
     outstanding: dict[int, Begin] = field(default_factory=dict)
     due: dict[int, float] = field(default_factory=dict)  # by when each outstanding call must have ended
+    in_time: dict[int, float] = field(default_factory=dict)  # before when each must, of those begun while prompt
     started: dict[int, OpId] = field(default_factory=dict)
     view: View | None = None
     epoch: int = 0
@@ -79,6 +81,8 @@ class Owner:
         """Call an operation."""
         self.calls += 1
         self.due[tag] = now + deadline + LAN.settling + LAN.heartbeat
+        if self.prompt:
+            self.in_time[tag] = now + deadline - LAN.heartbeat
         field_value = 1 + (not self.careful and self.rng.random() < ODD)
         share = b"%d" % self.calls
         kind = ADMIT if tag == ADMIT_TAG else "reduce"
@@ -90,6 +94,8 @@ class Owner:
         """Every call ends in time, whatever happens."""
         for tag in self.outstanding:
             expect(now <= self.due[tag], f"the call under tag {tag} at {self.own} did not end")
+            late = now >= self.in_time.get(tag, float("inf"))
+            expect(not late, f"the call under tag {tag} at {self.own} waited until its deadline")
 
     def start(self, start: Start) -> Done:
         """Carry an operation out; return what to say about it, later."""
@@ -105,6 +111,7 @@ class Owner:
         """Take a verdict: there is exactly one for each call."""
         expect(finished.op.tag in self.outstanding, f"{finished.op} ended, and nobody waits for it")
         del self.outstanding[finished.op.tag]
+        self.in_time.pop(finished.op.tag, None)
         self.history.finished(self.own, finished)
         if finished.verdict is Verdict.COMMIT and finished.op.tag != ADMIT_TAG:
             expect(self.started.get(finished.op.tag) == finished.op, f"{finished.op} committed and never started")

@@ -50,6 +50,8 @@ class Schedule:
     partition: Partition
     disorder: float
     encoded: bool  # messages go through their bytes
+    dialling: float  # how long it may take until a link is there (s)
+    single: bool  # each member makes one call at a time, to admit or to reduce, as it pleases
     faults: tuple[Fault, ...]
 
     @classmethod
@@ -63,6 +65,8 @@ class Schedule:
             rng.choice((Partition.CONTINUE, Partition.CONTINUE, Partition.CONTINUE, Partition.MAJORITY)),
             rng.choice((0.0, 0.0, 0.0, 0.05, 0.3)),
             rng.random() < 0.05,
+            Random(f"dialling {seed}").choice((0.0, 0.0, 0.4)),
+            Random(f"single {seed}").random() < 0.1,
             faults,
         )
 

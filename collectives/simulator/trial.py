@@ -2,6 +2,7 @@
 
 What must hold throughout is checked by the members' owners. At the end all live nodes must be in
 one view, every call must have ended, and one more operation of all must commit with all in it.
+Members that make one call at a time, each as it pleases, must not wait for each other either.
 """
 
 from random import Random
@@ -37,6 +38,7 @@ TICK = LAN.heartbeat / 2
 NEWCOMERS = 2  # nodes that a schedule may start while it runs
 PATIENCE = 60.0  # within this after the last fault the group has recovered
 LAST_TAG = 9
+SINGLE_DEADLINE = 5.0  # of a call that may have to be called off, because others wait in another one
 IDS = tuple(id_of_bytes(bytes([7 * number + 1]) * NODE_ID_BYTES) for number in range(34))
 NUMBERS = {node: number for number, node in enumerate(IDS)}
 
@@ -68,6 +70,7 @@ class Trial:
         self.delivered = 0
         self.struck: list[str] = []
         self._restarting = 0
+        self._dialling = Random(f"dialling of trial {schedule.seed}")
         self._seen: dict[type, int] = {}
         self._armed = {(fault.moment, fault.n): fault for fault in schedule.faults if fault.moment is not None}
 
@@ -91,6 +94,8 @@ class Trial:
         for node in list(self.nodes.values()):
             self._resume(node)
         self._until(self._recovered, "the group did not recover")
+        if schedule.single:
+            self._disagree()
         self.busy = False
         for node in self._live():
             node.owner.busy = False
@@ -130,6 +135,20 @@ class Trial:
         while not holds():
             expect(self.network.now < limit, otherwise)
             self.network.run(self.network.now + LAN.heartbeat)
+
+    def _disagree(self) -> None:
+        """Let members call what they please while two more come, and expect no call to wait for its deadline."""
+        self.network.run(self.network.now + 2 * SINGLE_DEADLINE)  # calls from before may end late, and others with them
+        if not self._able():
+            return
+        for number in range(len(self.nodes), len(self.nodes) + 2):
+            self._boot(number)
+        live = self._live()
+        for node in live:
+            node.owner.prompt = True
+        self.network.run(self.network.now + 3 * SINGLE_DEADLINE)
+        for node in live:
+            node.owner.prompt, node.owner.in_time = False, {}
 
     def _last_operation(self) -> None:
         """Call one of all members; again if it was disturbed by what is left of the faults."""
@@ -176,12 +195,24 @@ class Trial:
 
     def _call(self, node: Node) -> None:
         owner, view = node.owner, node.core.view
+        if self.schedule.single and self._seen:
+            self._call_one(node)
+            return
         if view is not None and node.core.pending and ADMIT_TAG not in owner.outstanding:
             self._feed(node, owner.begin(ADMIT_TAG, 5.0, self.network.now))
         formed = len(self.nodes) >= self.schedule.members and (self.faulty or self._seen)
         for tag in TAGS if owner.busy and view is not None and formed else ():
             if tag not in owner.outstanding and self.rng.random() < 0.5:
                 self._feed(node, owner.begin(tag, self.rng.choice((1.0, 3.0, 3.0)), self.network.now))
+
+    def _call_one(self, node: Node) -> None:
+        owner = node.owner
+        if node.core.view is None or owner.outstanding or self.rng.random() < 0.5:
+            return
+        if self.rng.random() < (0.5 if node.core.pending else 0.1 * owner.busy):
+            self._feed(node, owner.begin(ADMIT_TAG, SINGLE_DEADLINE, self.network.now))
+        elif owner.busy:
+            self._feed(node, owner.begin(TAGS[0], SINGLE_DEADLINE, self.network.now))
 
     def _feed(self, node: Node, event: Event) -> None:
         if not node.alive:
@@ -198,9 +229,11 @@ class Trial:
             case Send(member, message):
                 self._send(node, NUMBERS[member], message)
             case Greet(_, address):
-                other = self.nodes.get(int(address))
-                if other is not None and other.alive and not other.paused:
-                    self.network.connect(node.number, other.number)
+                if self.schedule.dialling:
+                    due = self.network.now + self._dialling.uniform(0.0, self.schedule.dialling)
+                    self.network.at(due, self._connect, node, int(address))
+                else:
+                    self._connect(node, int(address))
             case Start():
                 done = node.owner.start(action)
                 self.network.at(self.network.now + self.rng.uniform(0.0, 0.2), self._feed, node, done)
@@ -210,6 +243,11 @@ class Trial:
                 node.owner.install(action)
             case OutOfGroup():
                 node.owner.outside(action)
+
+    def _connect(self, node: Node, number: int) -> None:
+        other = self.nodes.get(number)
+        if node.alive and other is not None and other.alive and not other.paused:
+            self.network.connect(node.number, other.number)
 
     # --- the network's side ---
 

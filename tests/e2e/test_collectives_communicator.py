@@ -3,6 +3,7 @@
 import gc
 import socket
 import threading
+import time
 
 import numpy as np
 import psutil
@@ -307,6 +308,38 @@ def test_groups_of_one_name_that_meet_become_one():
         assert stranger.world_size == 1
         with pytest.raises(BadAddress):
             alone.meet(["nowhere"])
+
+
+def test_members_that_do_nothing_but_admit_let_all_newcomers_in():
+    size, comms = 8, [Communicator.connect("test")]
+
+    def admit(comm):
+        while comm.world_size < size:
+            comm.admit(timeout=60)
+
+    def come():
+        comm = Communicator.connect("test", seeds=[comms[0].address], timeout=60)
+        comms.append(comm)
+        admit(comm)
+
+    try:
+        began = time.monotonic()
+        assert together(lambda: admit(comms[0]), *[come] * (size - 1)) == [None] * size
+        assert time.monotonic() - began < 30  # no call had to wait for its deadline
+        assert {comm.world_size for comm in comms} == {size}
+    finally:
+        for comm in comms:
+            comm.leave()
+
+
+def test_an_admission_and_a_reduction_that_wait_for_each_other_are_called_off():
+    with group(3) as comms:
+        calls = [comms[0].admit, *(lambda c=c: c.all_reduce(torch.ones(3)) for c in comms[1:])]
+        began = time.monotonic()
+        errors = together(*calls)
+        assert time.monotonic() - began < 15  # half of what they allow
+        assert all(isinstance(error, Aborted) and "all must make the same calls" in str(error) for error in errors)
+        assert together(*(comm.admit for comm in comms)) == [None] * 3
 
 
 def test_the_majority_policy_stops_a_minority():

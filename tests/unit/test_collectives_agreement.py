@@ -171,8 +171,7 @@ def test_a_stopped_member_learns_that_it_is_out_and_is_let_in_again() -> None:
     group.stopped.add(2)
     group.run(4.0)
     assert group.views() == [(4, (0, 1))]
-    group.stopped.clear()
-    group._tick(2, group.cores[2])
+    wake(group, 2)
     group.run(2.0)
     assert any(isinstance(action, OutOfGroup) for action in group.actions[2])
     assert group.cores[0].pending
@@ -209,6 +208,66 @@ def test_under_majority_half_of_a_group_waits_until_the_other_half_is_back() -> 
     assert view[1] == (0, 1, 2, 3)
 
 
+def majority_that_goes_on_without(stopped: int) -> Group:
+    group = Group(4, Partition.MAJORITY)
+    group.stopped.add(stopped)
+    group.run(4.0)
+    assert group.views() == [(4, (0, 2, 3))]
+    group.stop(0)
+    group.run(3.0)
+    assert group.views() == [(5, (2, 3))]
+    return group
+
+
+def wake(group: Group, number: int) -> None:
+    group.stopped.discard(number)
+    group._tick(number, group.cores[number])
+
+
+def test_under_majority_what_is_left_of_an_old_view_does_not_outrank_those_who_went_on() -> None:
+    group = majority_that_goes_on_without(1)
+    wake(group, 1)  # half of its view went on without it: with the dead member, which has the least id, it is the other
+    group.run(4.0)
+    assert group.cores[1].view is None
+    group.admit()
+    assert group.views() == [(6, (1, 2, 3))]
+
+
+def test_under_majority_nobody_goes_out_for_a_view_that_nobody_can_go_on_from() -> None:
+    group = majority_that_goes_on_without(1)
+    for number in (4, 5):
+        group.boot(number)
+    group.run(2.0)
+    group.admit()
+    for number in (2, 3):
+        group.stop(number)
+        group.run(4.0)
+    assert group.views() == [(8, (4, 5))]
+    wake(group, 1)
+    group.network.connect(1, 4)  # they have never met, and the view that 1 is still in is larger than theirs
+    group.run(4.0)
+    assert group.views() == [(0, ()), (8, (4, 5))]
+    group.admit()
+    assert group.views() == [(9, (1, 4, 5))]
+
+
+def test_under_majority_one_that_cannot_go_on_shows_its_view_to_nobody_and_goes_out_for_any_other() -> None:
+    group = group_of_three(Partition.MAJORITY)
+    for number in (1, 2):
+        group.stop(number)
+    group.run(3.0)
+    assert group.views() == [(3, ALL)]
+    group.feed(0, Linked(IDS[5], ""))
+    group.run(3.0)
+    said = [action.message for action in group.actions[0] if isinstance(action, Send) and action.member == IDS[5]]
+    assert said
+    assert all(isinstance(message, messages.Beat) for message in said)
+    theirs = View.of(b"group", 1, b"the mark", [Member(IDS[5], "", b"session!")])
+    group.feed(0, Heard(IDS[5], messages.Sight(theirs)))
+    assert isinstance(group.actions[0][-2], OutOfGroup)
+    assert isinstance(group.actions[0][-1].message, messages.Apply)
+
+
 def test_two_that_miss_each_other_are_not_in_one_view() -> None:
     group = group_of_three()
     group.network.block(1, 2)
@@ -237,6 +296,24 @@ def test_of_two_sides_the_larger_goes_on_else_that_with_the_least_id() -> None:
 
 def test_a_lone_founder_lets_the_first_in_by_itself() -> None:
     assert Group(2).views() == [(2, (0, 1))]
+
+
+def test_what_a_member_called_before_it_reached_its_coordinator_is_not_lost() -> None:
+    group = Group(0)
+    group.network.block(0, 1)
+    group.network.block(1, 0)
+    for number in (2, 0, 1):  # the founder lets two in that have yet to reach each other, and one of them coordinates
+        group.boot(number)
+    group.run(0.5)
+    assert group.views() == [(2, ALL)]
+    for number in ALL:
+        group.call(number)
+    group.run(0.2)
+    assert not any(group.verdicts().values())
+    group.network.heal()
+    group.run(1.5)
+    assert group.views() == [(2, ALL)]
+    assert group.verdicts() == {number: ["commit"] for number in ALL}
 
 
 def test_newcomers_wait_until_all_members_admit() -> None:
@@ -282,6 +359,43 @@ def test_an_admission_waits_for_what_is_under_way() -> None:
     group.run(1.0)
     assert group.views() == [(4, (0, 1, 2, 3))]
     assert group.verdicts()[0] == ["commit"]
+
+
+@pytest.mark.parametrize("admitting", [(0,), (1,), (0, 1), (1, 2)])
+def test_an_admission_and_another_call_that_wait_for_each_other_are_both_called_off_soon(admitting) -> None:
+    group = group_of_three()
+    rest = [number for number in ALL if number not in admitting]
+    for number in admitting:
+        group.feed(number, Begin(ADMIT_TAG, ADMIT, 30.0))
+    for number in rest:
+        group.call(number, deadline=30.0)
+    group.run(1.0)
+    assert not any(group.verdicts().values())
+    group.run(1.0)
+    assert group.verdicts() == {number: ["abort"] if number in rest else [] for number in ALL}
+    ended = [group.finished[number][-1] for number in ALL]
+    assert [number for number in ALL if ended[number].op.tag == ADMIT_TAG] == list(admitting)
+    assert all("all must make the same calls" in finished.reason for finished in ended)
+    group.boot(3)
+    group.run(1.0)
+    group.admit()  # whoever has not called the one that was called off is not a call behind
+    assert group.views() == [(4, (0, 1, 2, 3))]
+
+
+def test_an_admission_waits_for_those_who_may_yet_call_it() -> None:
+    group = group_of_three()
+    group.feed(0, Begin(ADMIT_TAG, ADMIT, 30.0))
+    group.call(1, deadline=30.0)
+    group.run(5.0)  # the third may call either
+    assert not any(group.verdicts().values())
+    group.call(0, deadline=30.0)
+    group.call(2, deadline=30.0)
+    group.run(1.0)
+    assert group.verdicts() == {number: ["commit"] for number in ALL}
+    for number in (1, 2):
+        group.feed(number, Begin(ADMIT_TAG, ADMIT, 30.0))
+    group.run(1.0)
+    assert [group.verdicts(tag=ADMIT_TAG)[number][-1] for number in ALL] == ["commit"] * 3
 
 
 def test_one_that_leaves_is_not_waited_for() -> None:
