@@ -18,6 +18,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -27,6 +28,7 @@ from collectives import jobs as jobs_of
 from collectives.agreement_events import Begin, Heard, Send
 from collectives.messages import Commit
 
+CLONE_NEWNET = 0x40000000
 STATE_COUNT = 300_000  # 2.4 MB: three chunks
 STATES = ("idle", "initiate", "reduce", "reduced", "commit", "transfer", "admission")
 WORKERS = multiprocessing.get_context("forkserver")
@@ -39,9 +41,9 @@ def vector(member, step, count):
     return np.random.default_rng(seed).integers(-1000, 1000, count).astype(np.float64)
 
 
-def state_at(revision):
-    """What the shared state of `_mix` is at a revision, whoever made it."""
-    return vector("state", revision, STATE_COUNT)
+def state_at(revision, history="state"):
+    """What the shared state of `_mix` is at a revision of one history, whoever made it."""
+    return vector(history, revision, STATE_COUNT)
 
 
 def digest(x):
@@ -133,6 +135,8 @@ def run(pipe):
                 comm = Communicator.connect("chaos", seeds, observer=holder.observe, **options)
                 state = SharedState({"w": vector(comm.node_id, "state", STATE_COUNT) if seeds else state_at(0)})
                 result = comm.address, comm.node_id
+            elif command == "enter":
+                result = _enter(*arguments)
             elif command == "mix":
                 result = _mix(comm, state, *arguments)
             elif command == "hold":
@@ -146,6 +150,13 @@ def run(pipe):
             pipe.send(("ok", result))
         except CollectiveError as error:
             pipe.send(("error", type(error).__name__, str(error)))
+
+
+def _enter(namespace):
+    """Go into a network namespace, with every thread that is started from now on."""
+    with Path("/var/run/netns", namespace).open() as file:
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
 
 
 def _reduce(comm, step, count, timeout):
@@ -163,10 +174,10 @@ def _outcome(call, x):
     return "commit", facts, digest(x)
 
 
-def _mix(comm, state, step, counts, timeout, advances, leaves_after):
+def _mix(comm, state, step, counts, timeout, history="state", leaves_after=None):
     """Synchronise `state` while vectors of `counts` elements are reduced; say what came of each, as `_reduce` does.
 
-    `advances`: take the state one revision on, if that committed. `leaves_after` seconds from now it leaves.
+    If that committed the state goes one revision on, in `history`, unless that is "". After `leaves_after` s it leaves.
     """
     if leaves_after is not None:
         threading.Timer(leaves_after, comm.leave).start()
@@ -178,9 +189,9 @@ def _mix(comm, state, step, counts, timeout, advances, leaves_after):
     ]
     with ThreadPoolExecutor(len(calls)) as pool:
         answers = list(pool.map(_outcome, calls, [state.tensors["w"], *vectors]))
-    if advances and answers[0][0] == "commit":
+    if history and answers[0][0] == "commit":
         state.revision += 1
-        state.tensors["w"][:] = state_at(state.revision)
+        state.tensors["w"][:] = state_at(state.revision, history)
     return answers
 
 

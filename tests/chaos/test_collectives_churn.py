@@ -100,7 +100,7 @@ class Churn:
         )  # does not advance its state: has to fetch it the next time
         for member in acting:
             leaving = when if leaves and member is victim else None
-            member.tell("mix", self.step, COUNTS, TIMEOUT_S, member is not lagging, leaving)
+            member.tell("mix", self.step, COUNTS, TIMEOUT_S, "" if member is lagging else "state", leaving)
         if victim is not None and not leaves:
             time.sleep(when)  # the moment of a fault, not a wait
             acting.remove(victim)
