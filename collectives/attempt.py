@@ -50,6 +50,7 @@ class Inbox:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.ended: Aborted | None = None
+        self.deadline: float | None = None  # on the monotonic clock; None: it has not started here
         self.bytes_received = 0
         self.requests: SimpleQueue[tuple[NodeId, int, bytes] | None] = SimpleQueue()
         self._tickets: dict[_Name, Ticket] = {}
@@ -63,10 +64,11 @@ class Inbox:
     def place(self, source: NodeId, piece: Piece, patience: float) -> memoryview | None:
         """Return where to receive a piece of a payload, or None: nobody will ever want it.
 
-        Blocks, up to `patience` seconds, when it is not expected yet and too much is held already.
+        Blocks when it is not expected yet and too much is held already: up to the attempt's deadline, however
+        long its owner takes to expect it, or `patience` seconds while it has not started here.
         """
         name = (source, piece.slot)
-        until = time.monotonic() + patience
+        began = time.monotonic()
         with self.changed:
             while self.ended is None:
                 ticket = self._tickets.get(name)
@@ -77,8 +79,13 @@ class Inbox:
                     self._held_bytes += piece.length
                     self._held_pieces += 1
                     return memoryview(buffer)
-                if not self.changed.wait(until - time.monotonic()):
-                    self._end(Aborted("payloads came that nobody expected: call it again"))
+                left = (began + patience if self.deadline is None else self.deadline) - time.monotonic()
+                if left > 0:
+                    self.changed.wait(left)
+                elif self.deadline is None:
+                    self._end(Aborted("payloads came for an operation that did not start here: call it again"))
+                else:
+                    break
         return None
 
     def _within(self, ticket: Ticket, piece: Piece) -> memoryview | None:
@@ -142,6 +149,12 @@ class Inbox:
             self.changed.notify_all()
 
     # --- the algorithm's side ------------------------------------------------------------------
+
+    def start(self, deadline: float) -> None:
+        """It has started here: what comes is expected soon, or has no use after `deadline`."""
+        with self.changed:
+            self.deadline = deadline
+            self.changed.notify_all()
 
     def expect(self, source: NodeId, slot: int, into: memoryview) -> Ticket:
         """See `Port.expect`."""

@@ -213,11 +213,14 @@ class Control:
                 call = self._calls.pop(op.tag)
                 if call.port is not None:
                     self.exchange.close_port(call.port, action.reason or "the operation is over")
+                else:
+                    self.exchange.forget(op)
                 self._over.append((call, action))
             case Install(view):
                 self._leave_behind(view)
                 self._stand(replace(self.standing, view=view, outside=""))
             case OutOfGroup(reason):
+                self.exchange.begin_view()
                 self._stand(replace(self.standing, view=None, outside=reason))
             case Greet(member, address):
                 self._greet(member, address)
@@ -225,7 +228,8 @@ class Control:
                 self._mesh.drop(member, reason)
 
     def _leave_behind(self, view: View) -> None:
-        """A member that is in the view no more may be stopped: nothing shall wait in its streams."""
+        """Drop what came for the view before. Who is out of it may be stopped: nothing waits in its streams."""
+        self.exchange.begin_view()
         before = self.standing.view
         for member in before.ids - view.ids if before is not None else ():
             self.exchange.drop(member, f"member {member} was left out of the group")

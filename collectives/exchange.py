@@ -23,8 +23,11 @@ from protocol.identity import NodeId
 MAX_UNKNOWN = 64  # operations that others started and we did not yet
 MAX_ENDED = 4096  # operations whose late pieces are told from those of unknown ones
 MAX_STREAMS = 256  # of one link, both ends' together
-PATIENCE_S = 10.0  # how long a stream waits for somebody to expect what it carries
+# How long a stream waits for an operation to start here. Everybody has called it, and what says so is on its way
+# over another connection; a member that is told nothing for so long is out of the group.
+PATIENCE_S = 60.0
 _JOIN_S = 1.0
+_TOO_MUCH = "too much came for operations that had not started here: call it again, with fewer in flight"
 
 
 @dataclass(slots=True)
@@ -56,6 +59,10 @@ class Exchange:
         with self._lock:
             inbox = self._unknown.pop(key, None) or Inbox()
             self._ports[key] = inbox, frozenset(members)
+            dropped = key in self._ended
+        inbox.start(deadline)
+        if dropped:
+            inbox.end(Aborted(_TOO_MUCH))
         return SocketPort(self._own, key, inbox, deadline, self._post)
 
     def close_port(self, port: SocketPort, reason: str = "the operation is over") -> None:
@@ -64,6 +71,25 @@ class Exchange:
             self._ports.pop(port.key, None)
             self._remember(port.key)
         port.cancel(reason)
+
+    def forget(self, op: OpId) -> None:
+        """Drop what came, and what will come, for an operation that ended before it started here."""
+        key = operation_key(op)
+        with self._lock:
+            self._remember(key)
+            inbox = self._unknown.pop(key, None)
+        if inbox is not None:
+            inbox.end(Aborted("it ended before it started here"))
+
+    def begin_view(self) -> None:
+        """Drop what came for operations that did not start here: they were of a view before this one."""
+        with self._lock:
+            late = list(self._unknown.items())
+            self._unknown.clear()
+            for key, _ in late:
+                self._remember(key)
+        for _, inbox in late:
+            inbox.end(Aborted("the group changed before it started here"))
 
     def _remember(self, key: bytes) -> None:
         self._ended[key] = None
@@ -118,7 +144,7 @@ class Exchange:
                 self._unknown[key] = Inbox()
                 if len(self._unknown) > MAX_UNKNOWN:
                     dropped, inbox = self._unknown.popitem(last=False)
-                    inbox.end(Aborted("too much came for operations that were never started here"))
+                    inbox.end(Aborted(_TOO_MUCH))
                     self._remember(dropped)
             return self._unknown[key]
 

@@ -8,21 +8,28 @@ The parent sends a command, a tuple of a name and arguments; the child's answer 
 the jobs and the observer of its own process.
 """
 
+import ctypes
+import gc
 import hashlib
 import multiprocessing
 import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
+import psutil
 
 from collectives import CollectiveError, Communicator, Op, SharedState
 from collectives import jobs as jobs_of
 from collectives.agreement_events import Begin, Heard, Send
 from collectives.messages import Commit
 
+CLONE_NEWNET = 0x40000000
+STATE_COUNT = 300_000  # 2.4 MB: three chunks
 STATES = ("idle", "initiate", "reduce", "reduced", "commit", "transfer", "admission")
 WORKERS = multiprocessing.get_context("forkserver")
 WORKERS.set_forkserver_preload(["tests.collectives_member"])
@@ -32,6 +39,11 @@ def vector(member, step, count):
     """What a member contributes: integers, so that any order of adding gives the same bits."""
     seed = int.from_bytes(hashlib.sha256(f"{member}/{step}".encode()).digest()[:8], "big")
     return np.random.default_rng(seed).integers(-1000, 1000, count).astype(np.float64)
+
+
+def state_at(revision, history="state"):
+    """What the shared state of `_mix` is at a revision of one history, whoever made it."""
+    return vector(history, revision, STATE_COUNT)
 
 
 def digest(x):
@@ -108,9 +120,10 @@ def _wrap(holder):
 
 def run(pipe):
     """The child's main loop."""
+    _let_memory_go()
     holder = _Holder(pipe)
     _wrap(holder)
-    comm = None
+    comm = state = None
     while True:
         try:
             command, *arguments = pipe.recv()
@@ -120,7 +133,12 @@ def run(pipe):
             if command == "connect":
                 seeds, options = arguments
                 comm = Communicator.connect("chaos", seeds, observer=holder.observe, **options)
+                state = SharedState({"w": vector(comm.node_id, "state", STATE_COUNT) if seeds else state_at(0)})
                 result = comm.address, comm.node_id
+            elif command == "enter":
+                result = _enter(*arguments)
+            elif command == "mix":
+                result = _mix(comm, state, *arguments)
             elif command == "hold":
                 (holder.state,) = arguments
                 result = None
@@ -134,15 +152,47 @@ def run(pipe):
             pipe.send(("error", type(error).__name__, str(error)))
 
 
+def _enter(namespace):
+    """Go into a network namespace, with every thread that is started from now on."""
+    with Path("/var/run/netns", namespace).open() as file:
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
+
+
 def _reduce(comm, step, count, timeout):
     """Reduce in place; say who contributed, the result's hash, and whether an aborted buffer is as it was."""
     x = vector(comm.node_id, step, count)
+    return _outcome(lambda: comm.all_reduce(x, op=Op.SUM, timeout=timeout).contributors, x)
+
+
+def _outcome(call, x):
     before = digest(x)
     try:
-        result = comm.all_reduce(x, op=Op.SUM, timeout=timeout)
+        facts = call()
     except CollectiveError as error:
         return type(error).__name__, digest(x) == before, str(error)
-    return "commit", result.contributors, digest(x)
+    return "commit", facts, digest(x)
+
+
+def _mix(comm, state, step, counts, timeout, history="state", leaves_after=None):
+    """Synchronise `state` while vectors of `counts` elements are reduced; say what came of each, as `_reduce` does.
+
+    If that committed the state goes one revision on, in `history`, unless that is "". After `leaves_after` s it leaves.
+    """
+    if leaves_after is not None:
+        threading.Timer(leaves_after, comm.leave).start()
+    vectors = [vector(comm.node_id, f"{step}/{tag}", count) for tag, count in enumerate(counts)]
+    calls = [lambda: comm.sync_state(state, timeout=timeout).revision]
+    calls += [
+        lambda tag=tag, x=x: comm.all_reduce(x, op=Op.SUM, tag=tag, timeout=timeout).contributors
+        for tag, x in enumerate(vectors)
+    ]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        answers = list(pool.map(_outcome, calls, [state.tensors["w"], *vectors]))
+    if history and answers[0][0] == "commit":
+        state.revision += 1
+        state.tensors["w"][:] = state_at(state.revision, history)
+    return answers
 
 
 def _sync(comm, fill, count, timeout):
@@ -153,6 +203,19 @@ def _sync(comm, fill, count, timeout):
     except CollectiveError as error:
         return type(error).__name__, digest(state.tensors["w"]) == before, str(error)
     return "commit", result.contributors, digest(state.tensors["w"])
+
+
+def _let_memory_go():
+    """Let glibc give large blocks back when they are freed, and keep one heap for all threads, not 8 a processor."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 128 << 10)  # M_MMAP_THRESHOLD: fixed from now on
+    libc.mallopt(-8, 1)  # M_ARENA_MAX
+
+
+def _memory(comm):
+    """Return the bytes that this process uses."""
+    gc.collect()
+    return psutil.Process().memory_info().rss
 
 
 def _admit(comm, timeout):
@@ -167,6 +230,7 @@ _ACTIONS = {
     "reduce": _reduce,
     "sync": _sync,
     "admit": _admit,
+    "memory": _memory,
     "members": lambda comm: comm.members,
     "pending": lambda comm: comm.pending(),
     "leave": lambda comm: comm.leave(),

@@ -24,11 +24,13 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Namespace:
-    """A namespace by name, and its addresses."""
+    """A namespace by name, its addresses, and where its wire ends."""
 
     name: str
     ipv4: str
     ipv6: str
+    hub: str = ""
+    port: str = ""
 
     def command(self, *words: str) -> list[str]:
         """Return `words` as a command that runs inside."""
@@ -87,7 +89,7 @@ def wired(*hosts: str) -> Iterator[list[Namespace]]:
         _ip(f"-n {hub} link set bridge up")
         made = []
         for number, host in enumerate(hosts, 1):
-            space = Namespace(f"{prefix}-{host}", f"10.77.0.{number}", f"fd77::{number}")
+            space = Namespace(f"{prefix}-{host}", f"10.77.0.{number}", f"fd77::{number}", hub, f"port{number}")
             _ip(f"-n {hub} link add port{number} type veth peer name wire netns {space.name}")
             _ip(f"-n {hub} link set port{number} master bridge up")
             _ip(f"-n {space.name} address add {space.ipv4}/24 dev wire")
@@ -96,6 +98,22 @@ def wired(*hosts: str) -> Iterator[list[Namespace]]:
             _ip(f"-n {space.name} link set wire up")
             made.append(space)
         yield made
+
+
+@contextmanager
+def cut_off(*spaces: Namespace) -> Iterator[None]:
+    """For as long as the block lasts these reach each other and nobody else. No end is told: packets are lost."""
+    hub = spaces[0].hub
+    _ip(f"-n {hub} link add island type bridge")
+    _ip(f"-n {hub} link set island up")
+    for space in spaces:
+        _ip(f"-n {hub} link set {space.port} master island")
+    try:
+        yield
+    finally:
+        for space in spaces:
+            _ip(f"-n {hub} link set {space.port} master bridge")
+        _ip(f"-n {hub} link delete island")
 
 
 @contextmanager

@@ -1,0 +1,34 @@
+"""A member that is stopped until the others have gone on without it, and then runs again, comes back as it should."""
+
+import signal
+
+import psutil
+import pytest
+
+from tests.collectives_group import COUNTS, PATIENCE_S, commit, let_in, members_in
+from tests.collectives_member import digest, state_at
+from tests.waiting import wait_until
+
+
+@pytest.mark.parametrize("who", ["coordinator", "member"])
+def test_a_member_that_was_stopped_finds_itself_left_out_comes_back_and_has_what_the_others_have(who):
+    with members_in([None] * 3) as members:
+        commit(members, "together")
+        ids = sorted(member.node_id for member in members)
+        victim = next(member for member in members if member.node_id == ids[0 if who == "coordinator" else 1])
+        others = [member for member in members if member is not victim]
+        process = psutil.Process(victim.process.pid)
+        idle = process.num_threads()
+        victim.tell("mix", "never", COUNTS, PATIENCE_S, "victim")
+        wait_until(lambda: process.num_threads() > idle + len(COUNTS), PATIENCE_S, "the calls to be under way")
+        victim.signal(signal.SIGSTOP)
+        for step in range(3):
+            revision, _ = commit(others, f"without {step}", "others")
+        victim.signal(signal.SIGCONT)
+
+        # Its calls end, although nobody else knows of them any more; nothing that it holds has changed.
+        assert {answer[:2] for answer in victim.answer()} <= {("Evicted", True), ("InDoubt", True)}
+        wait_until(lambda: victim.ask("members") == (), PATIENCE_S, "the stopped member to know that it is out")
+        let_in(others, victim)
+        assert commit(members, "again") == (revision + 1, digest(state_at(revision + 1, "others")))
+        assert {member.ask("members") for member in members} == {tuple(ids)}

@@ -1,0 +1,156 @@
+"""What streams bring for operations that have not started, are over, or are late; and whose memory it goes to."""
+
+import threading
+import time
+import types
+
+import pytest
+import torch
+
+from collectives import Codec, Op, direct, gather, ring
+from collectives.attempt import MAX_HELD_BYTES, Inbox
+from collectives.errors import Aborted
+from collectives.exchange import MAX_UNKNOWN, PATIENCE_S, Exchange
+from collectives.reduction import Scratch, describe
+from collectives.views import OpId
+from collectives.wire import PIECE_BYTES, Piece, operation_key
+from protocol.identity import NodeId
+from tests.waiting import wait_until
+
+A, B = NodeId("a"), NodeId("b")
+ORDER = (A, B)
+COUNT = 1 << 20
+OP = OpId(b"12345678", 1, 0, 0)
+
+
+def fill(exchange, op=OP):
+    """Bring as much for `op` as is held, and return a piece that is too much."""
+    pieces = [Piece(slot, 0, PIECE_BYTES, PIECE_BYTES) for slot in range(MAX_HELD_BYTES // PIECE_BYTES + 1)]
+    for piece in pieces[:-1]:
+        exchange.arrived(B, operation_key(op), piece, exchange.place(B, operation_key(op), piece))
+    return pieces[-1]
+
+
+class Meanwhile(threading.Condition):
+    """What happens while somebody waits."""
+
+    def __init__(self, event):
+        super().__init__()
+        self.event = event
+
+    def wait(self, timeout=None):
+        self.event()
+        return False
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = types.SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("collectives.attempt.time", clock)
+    return clock
+
+
+def test_a_stream_waits_for_a_member_that_stands_still_as_long_as_the_operation_has_time(clock):
+    exchange = Exchange(A)
+    port = exchange.open(OP, {A, B}, clock.now + 300)
+    piece = fill(exchange)
+    into = memoryview(bytearray(PIECE_BYTES))
+
+    def stand_still():
+        clock.now += 200
+        port.expect(B, piece.slot, into)
+
+    port.inbox.changed = Meanwhile(stand_still)
+    assert exchange.place(B, port.key, piece).obj is into.obj
+    assert port.inbox.ended is None
+
+
+def test_nothing_waits_for_an_operation_that_is_out_of_time(clock):
+    exchange = Exchange(A)
+    port = exchange.open(OP, {A, B}, clock.now + 30)
+    piece = fill(exchange)
+    port.inbox.changed = Meanwhile(lambda: setattr(clock, "now", clock.now + 31))
+    assert exchange.place(B, port.key, piece) is None
+
+
+def test_a_stream_waits_a_bounded_time_for_an_operation_that_does_not_start(clock, monkeypatch):
+    waits = []
+
+    def pass_time():
+        waits.append(clock.now)
+        clock.now += PATIENCE_S
+
+    monkeypatch.setattr("collectives.exchange.Inbox", lambda: inbox)
+    inbox = Inbox()
+    exchange = Exchange(A)
+    piece = fill(exchange)
+    inbox.changed = Meanwhile(pass_time)
+    assert exchange.place(B, operation_key(OP), piece) is None
+    assert len(waits) == 1 and isinstance(inbox.ended, Aborted)
+
+
+@pytest.mark.parametrize("end", [lambda exchange: exchange.begin_view(), lambda exchange: exchange.forget(OP)])
+def test_what_came_for_an_operation_that_will_not_start_is_dropped_and_its_stream_goes_on(end):
+    exchange = Exchange(A)
+    piece = fill(exchange)
+    found = []
+    reader = threading.Thread(target=lambda: found.append(exchange.place(B, operation_key(OP), piece)), daemon=True)
+    reader.start()
+    end(exchange)
+    reader.join(10)
+    assert found == [None]
+    assert exchange.place(B, operation_key(OP), piece) is None  # and what comes later has no place either
+
+
+def test_an_operation_whose_payloads_were_dropped_does_not_wait_for_them():
+    exchange = Exchange(A)
+    piece = Piece(0, 0, 1, 1)
+    for n in range(MAX_UNKNOWN + 1):
+        exchange.place(B, operation_key(OP._replace(n=n)), piece)
+    port = exchange.open(OP, {A, B}, time.monotonic() + 60)
+    with pytest.raises(Aborted, match="in flight"):
+        port.wait(port.expect(B, 0, memoryview(bytearray(1))))
+
+
+def job():
+    return describe(ORDER, torch.float32, Op.SUM, dict.fromkeys(ORDER, 1.0), Codec.NONE)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        lambda port, values, scratch: direct.all_reduce(port, job(), values, scratch),
+        lambda port, values, scratch: ring.all_reduce(port, job(), values, scratch),
+        lambda port, values, scratch: gather.all_gather(port, ORDER, values, scratch),
+        lambda port, values, scratch: gather.broadcast(port, ORDER, values, B, scratch),
+    ],
+    ids=["direct", "ring", "all_gather", "broadcast"],
+)
+def test_no_later_operation_gets_memory_that_a_stream_may_still_write_to(algorithm):
+    """A reader that was given a place before the attempt ended fills it after: nobody else may have that memory."""
+    exchange, scratch = Exchange(A), Scratch()
+    exchange.link(B)
+    port = exchange.open(OP, {A, B}, time.monotonic() + 60)
+    expected, raised = [], []
+    expect = port.expect
+    port.expect = lambda source, slot, into: (expected.append((slot, into)), expect(source, slot, into))[1]
+
+    def run():
+        try:
+            algorithm(port, torch.zeros(COUNT), scratch)
+        except Aborted as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    slot, into = wait_until(lambda: expected and expected[0], 10, "the algorithm to expect something")
+    length = min(into.nbytes, PIECE_BYTES)
+    where = exchange.place(B, port.key, Piece(slot, 0, into.nbytes, length))
+    exchange.close_port(port)
+    thread.join(10)
+    assert raised
+
+    later = [scratch.take(COUNT * factor, torch.float32).zero_() for factor in (1, 2)]
+    later.append(scratch.take(32 * 2**20, torch.uint8).zero_())
+    where[:] = b"\xff" * length
+    assert all(not buffer.any() for buffer in later)
