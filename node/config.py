@@ -59,7 +59,9 @@ class EngineConfig(Section):
     kind: Literal["hf", "vllm"] = "hf"
     temperature: float = Field(1.0, gt=0, le=10)
     top_p: float = Field(1.0, gt=0, le=1)
-    max_prompt_length: int = Field(256, ge=1, description="tokens; a longer question is skipped")
+    max_prompt_length: int = Field(
+        256, ge=1, description="tokens; a longer question is skipped, and one that leaves no room for the completion"
+    )
     max_completion_length: int = Field(16, ge=1, description="tokens")
     vllm: VllmConfig = VllmConfig()
 
