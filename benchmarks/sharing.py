@@ -116,7 +116,7 @@ def _bodies(config: NodeConfig, tasks: TaskSet, peers: int) -> Bodies:
                 (topic_of(task.key), encode(_group(task, seed, config.sampling.completions)))
                 for task, seed in tasks.sample(derive_seed("peer", peer, number), count)
             ]
-            for number in range(config.rounds)
+            for number in range(config.last_round)
         ]
         for peer in range(peers)
     ]

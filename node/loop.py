@@ -72,7 +72,7 @@ class Loop:
             first: rounds already done, which is also the policy's version.
         """
         sampling = self.config.sampling
-        for version in range(first, self.config.rounds):
+        for version in range(first, self.config.last_round):
             self.row = {"round": version + 1, "policy_version": version, "began": time.time()}
             with self._timed("load"):
                 self.engine.load(version)
