@@ -101,7 +101,7 @@ def _sharing(config: NodeConfig, common: Row, blocks: int) -> Generator[Row, Non
 
     def shared() -> Block:
         timed, verified = time_sharing(config, tasks, PEERS)
-        groups.append(verified / config.rounds)
+        groups.append(verified / config.last_round)
         return timed
 
     on, off = _in_turns(blocks, shared, partial(time_gossamer, config, tasks, NoExchange()))
@@ -147,7 +147,7 @@ def time_trl(config: NodeConfig, tasks: TaskSet) -> Block:
     policy = load_policy(config.policy)
     asked = [
         (task, task.make(seed))
-        for version in range(config.rounds)
+        for version in range(config.last_round)
         for task, seed in tasks.sample(derive_seed(SEED, "questions", version), config.sampling.questions_per_round)
     ]
     texts: list[str] = []
@@ -227,7 +227,7 @@ def _trl_config(config: NodeConfig, folder: str) -> GRPOConfig:
     trainer, sampling = config.trainer, config.sampling
     return GRPOConfig(
         output_dir=folder,
-        max_steps=config.rounds,
+        max_steps=config.last_round,
         per_device_train_batch_size=sampling.questions_per_round * sampling.completions,
         num_generations=sampling.completions,
         shuffle_dataset=False,

@@ -22,7 +22,7 @@ from node.demand import topic_of
 from node.pool import Shared
 from node.rollout import Completion, Group, encode
 from node.sharing import NetworkExchange
-from node.tasks.base import Task, derive_seed
+from node.tasks.base import Item, Task, derive_seed
 from node.tasks.load import TaskSet
 from protocol.host import Host
 from protocol.identity import Identity
@@ -70,8 +70,8 @@ class _Fed(NetworkExchange):
         self._let_peers_publish()
         super().publish(groups)
 
-    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
-        shared = super().receive(known)
+    def receive(self, known: Callable[[bytes], bool], fits: Callable[[Item], bool]) -> list[Shared]:
+        shared = super().receive(known, fits)
         self.verified += len(shared)
         return shared
 
@@ -116,7 +116,7 @@ def _bodies(config: NodeConfig, tasks: TaskSet, peers: int) -> Bodies:
                 (topic_of(task.key), encode(_group(task, seed, config.sampling.completions)))
                 for task, seed in tasks.sample(derive_seed("peer", peer, number), count)
             ]
-            for number in range(config.rounds)
+            for number in range(config.last_round)
         ]
         for peer in range(peers)
     ]

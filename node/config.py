@@ -6,13 +6,16 @@ Every key is checked: an unknown key, a wrong type or a value out of range is a
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from node.errors import UserError
+
+ENDLESS = 2**40  # rounds: at 20 ms each, seven centuries
+DECAYING = ("linear", "cosine")  # learning rates that come down to 0 at the last round
 
 
 class Section(BaseModel):
@@ -59,7 +62,9 @@ class EngineConfig(Section):
     kind: Literal["hf", "vllm"] = "hf"
     temperature: float = Field(1.0, gt=0, le=10)
     top_p: float = Field(1.0, gt=0, le=1)
-    max_prompt_length: int = Field(256, ge=1, description="tokens; a longer question is skipped")
+    max_prompt_length: int = Field(
+        256, ge=1, description="tokens; a longer question is skipped, and one that leaves no room for the completion"
+    )
     max_completion_length: int = Field(16, ge=1, description="tokens")
     vllm: VllmConfig = VllmConfig()
 
@@ -187,7 +192,7 @@ class NodeConfig(Section):
     """Everything that decides what a node does."""
 
     seed: int | None = Field(None, ge=0, lt=2**63, description="default: drawn once and kept in the node's folder")
-    rounds: int = Field(300, ge=1)
+    rounds: int | None = Field(None, ge=1, description="default: until it is stopped; `gossamer swarm`: 300")
     threads: int = Field(0, ge=0, description="CPU threads for tensors; 0: torch's choice")
     policy: PolicyConfig = PolicyConfig()
     engine: EngineConfig = EngineConfig()
@@ -199,9 +204,28 @@ class NodeConfig(Section):
     observe: ObserveConfig = ObserveConfig()
     pool: PoolConfig = PoolConfig()
 
+    @property
+    def last_round(self) -> int:
+        """The round after which the node ends; one that no node reaches where `rounds` is not set."""
+        return ENDLESS if self.rounds is None else self.rounds
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> NodeConfig:
-    """Read a TOML file, a node's config.json or the defaults, and apply `key.path=value` overrides in order."""
+    @model_validator(mode="after")
+    def _decay_has_an_end(self) -> "NodeConfig":
+        if self.rounds is None and self.trainer.lr_scheduler_type in DECAYING:
+            raise ValueError(
+                f"trainer.lr_scheduler_type={self.trainer.lr_scheduler_type!r} comes down to 0 at the last round: "
+                "set rounds, or choose a constant one"
+            )
+        return self
+
+
+def load_config(
+    path: Path | None, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None
+) -> NodeConfig:
+    """Read a TOML file or a node's config.json, and apply `key.path=value` overrides in order.
+
+    `defaults` are what top-level keys mean that neither sets, where that is not the node's own default.
+    """
     tree: dict[str, Any] = {}
     if path is not None:
         try:
@@ -217,7 +241,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> NodeConfig:
             raise UserError(f"{path} is not valid JSON: {error}") from None
     for override in overrides:
         _apply(tree, override)
-    return parse_config(tree)
+    return parse_config({**(defaults or {}), **tree})
 
 
 def parse_config(tree: dict[str, Any]) -> NodeConfig:
@@ -226,12 +250,15 @@ def parse_config(tree: dict[str, Any]) -> NodeConfig:
         return NodeConfig.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "configuration"
+        where = ".".join(str(part) for part in first["loc"])
+        what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             raise UserError(
                 f"unknown configuration key {where!r}: see `gossamer node --dry-run` for all keys"
             ) from None
-        raise UserError(f"configuration key {where!r}: {first['msg']} (got {first['input']!r})") from None
+        if not where:
+            raise UserError(f"configuration: {what}") from None
+        raise UserError(f"configuration key {where!r}: {what} (got {first['input']!r})") from None
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

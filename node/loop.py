@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from node.config import NodeConfig
+from node.config import EngineConfig, NodeConfig
 from node.engines.base import Generated, RolloutEngine, SamplingParams
 from node.errors import UserError
 from node.metrics import MetricsLog
@@ -31,6 +31,23 @@ from node.tasks.load import TaskSet
 
 Row = dict[str, Any]
 PROMPT_TRIES = 20  # questions looked at for each one asked, when many are too long for the policy
+
+
+def longest_prompt(engine: EngineConfig, policy: Policy) -> int:
+    """Return how many tokens a prompt may have, so that the longest completion still has positions after it.
+
+    Raises:
+        UserError: the completions leave no room for a question.
+    """
+    if policy.positions is None:
+        return engine.max_prompt_length
+    room = policy.positions - engine.max_completion_length
+    if room < 1:
+        raise UserError(
+            f"engine.max_completion_length={engine.max_completion_length} leaves no room for a question: "
+            f"the policy has {policy.positions} positions"
+        )
+    return min(engine.max_prompt_length, room)
 
 
 @dataclass(slots=True)
@@ -55,7 +72,7 @@ class Loop:
             first: rounds already done, which is also the policy's version.
         """
         sampling = self.config.sampling
-        for version in range(first, self.config.rounds):
+        for version in range(first, self.config.last_round):
             self.row = {"round": version + 1, "policy_version": version, "began": time.time()}
             with self._timed("load"):
                 self.engine.load(version)
@@ -69,7 +86,7 @@ class Loop:
                 ]
             with self._timed("share"):
                 self.exchange.publish(own)
-                self.pool.add(self.exchange.receive(known=self.pool.__contains__), time.time())
+                self.pool.add(self.exchange.receive(self.pool.__contains__, self._fits), time.time())
             with self._timed("draw"):
                 samples = self._draw(own, version)
             self._describe(own, samples)
@@ -91,8 +108,16 @@ class Loop:
             raise KeyError(group.task)
         return self.policy.encode_prompt(task.make(group.seed))
 
+    def _fits(self, item: Item) -> bool:
+        return len(self.policy.encode_prompt(item)) <= longest_prompt(self.config.engine, self.policy)
+
+    def _is_usable(self, group: Group) -> bool:
+        """Tell whether a group that was verified, maybe under other tasks or for another policy, is of use now."""
+        task = self.tasks.get(group.task)
+        return task is not None and self._fits(task.make(group.seed))
+
     def _questions(self, version: int, count: int) -> list[tuple[Task, int, Item, list[int]]]:
-        longest = self.config.engine.max_prompt_length
+        longest = longest_prompt(self.config.engine, self.policy)
         questions = []
         for task, seed in self.tasks.sample(derive_seed(self.seed, "questions", version), count * PROMPT_TRIES):
             item = task.make(seed)
@@ -102,7 +127,8 @@ class Loop:
             if len(questions) == count:
                 return questions
         raise UserError(
-            f"too many questions exceed engine.max_prompt_length={longest} tokens: raise it or ask other tasks"
+            f"too many questions exceed {longest} tokens: raise engine.max_prompt_length if the policy has room, "
+            "or ask other tasks"
         )
 
     def _generate(self, questions: Sequence[tuple[Task, int, Item, list[int]]], version: int) -> list[list[Generated]]:
@@ -128,14 +154,16 @@ class Loop:
         picks = RULES[sampling.rule](candidates, sampling.external, rng, scale)
         if sampling.external_negatives == "drop":
             picks = drop_negatives(picks)
-        groups = self.pool.take([pick.id for pick in picks], version + 1)
-        self.row["groups_external"] = len(groups)
-        return local + external_samples(picks, groups)
+        taken = self.pool.take([pick.id for pick in picks], version + 1)
+        groups = {key: group for key, group in taken.items() if self._is_usable(group)}
+        self.row |= {"groups_external": len(groups), "groups_unusable": len(taken) - len(groups)}
+        return local + external_samples([pick for pick in picks if pick.id in groups], groups)
 
     def _describe(self, own: Sequence[Group], samples: Sequence[Sample]) -> None:
         made = [completion for group in own for completion in group.completions]
         rewards = [completion.reward for completion in made]
         self.row.setdefault("groups_external", 0)
+        self.row.setdefault("groups_unusable", 0)
         self.row |= {
             "reward": statistics.fmean(rewards),
             "reward_std": statistics.pstdev(rewards),

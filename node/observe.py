@@ -33,13 +33,14 @@ Row = Mapping[str, Any]
 Tree = dict[str, Any]
 
 
-def describe(network: Network, row: Row, rounds: int | None) -> Tree:
+def describe(network: Network, row: Row, rounds: int | None, *, trains: bool = True) -> Tree:
     """Return the node's state as JSON values.
 
     Args:
         network: the running network.
         row: the newest finished round's metrics; empty before the first, and on a node that does not train.
-        rounds: how many rounds the node will train for, None if it does not train.
+        rounds: how many rounds the node will train for, None if until it is stopped.
+        trains: whether it does; else it relays only.
     """
     counters = network.host.counters()
     manifest = network.manifest
@@ -51,6 +52,7 @@ def describe(network: Network, row: Row, rounds: int | None) -> Tree:
         "address": str(network.address) if network.address else None,
         "round": row.get("round"),
         "rounds": rounds,
+        "trains": trains,
         "reward": row.get("reward"),
         "refusal": network.host.refusal or None,
         "peers": [

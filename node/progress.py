@@ -19,7 +19,8 @@ class Point(NamedTuple):
 class Progress:
     """Figures of one node; small, so that a long run does not fill the supervisor's memory."""
 
-    def __init__(self, rounds: int) -> None:
+    def __init__(self, rounds: int | None) -> None:
+        """Start before the first of `rounds` rounds; None for a node without a last one."""
         self.rounds = rounds
         self.points: list[Point] = []
         self.last: Row = {}

@@ -46,7 +46,7 @@ def run_relay(config: NodeConfig, folder: Path, listening: Callable[[Network], N
         stack.enter_context(_stops_wait())
         resolve_seed(config, folder)
         network = stack.enter_context(open_network(config, folder))
-        stack.enter_context(observe(config.observe, folder, lambda: describe(network, {}, None)))
+        stack.enter_context(observe(config.observe, folder, lambda: describe(network, {}, None, trains=False)))
         network.host.subscribe(None, SEED_DEMAND)
         listening(network)
         metrics = MetricsLog(folder / "metrics.jsonl", MAX_METRICS_BYTES)

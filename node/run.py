@@ -1,4 +1,4 @@
-"""Put a node together from its configuration and folder, and run it to its last round.
+"""Put a node together from its configuration and folder, and run it until it is stopped or its last round is done.
 
 The network comes up first: peers may dial while the model still loads. A signal to
 stop (SIGTERM, SIGINT) ends the node after the round in progress, with a checkpoint.
@@ -36,11 +36,13 @@ from node.weights import exchange_weights
 from protocol.host import Host
 from protocol.manifest import ManifestLimits
 
+MAX_METRICS_BYTES = 64 << 20  # of a node without a last round, some 60000 rounds; one older file is kept beside it
+
 log = structlog.get_logger()
 
 
 def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], None] = lambda network: None) -> None:
-    """Run one node until its last round or a signal; start again from the newest checkpoint.
+    """Run one node until a signal or its last round, if it has one; start again from the newest checkpoint.
 
     `listening` is called once, when the node can be dialled; training begins after it.
 
@@ -53,7 +55,7 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         stopping = stack.enter_context(_stop_signals())
         seed = resolve_seed(config, folder)
         tasks = load_tasks(config.tasks)
-        metrics = MetricsLog(folder / "metrics.jsonl")
+        metrics = MetricsLog(folder / "metrics.jsonl", MAX_METRICS_BYTES if config.rounds is None else None)
         exchange, directory = stack.enter_context(_exchange(config, folder, tasks, metrics, listening))
         if config.threads:
             torch.set_num_threads(config.threads)

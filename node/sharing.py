@@ -15,6 +15,7 @@ from node.ingest import BLAMELESS, check
 from node.pool import Shared
 from node.rollout import MAX_GROUP_BYTES, Group, encode
 from node.sampling import is_informative
+from node.tasks.base import Item
 from node.tasks.load import TaskSet
 from protocol.host import Counters, Host, Verdict
 
@@ -28,8 +29,11 @@ class Exchange(Protocol):
         """Offer this round's own groups to the swarm."""
         ...
 
-    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
-        """Return the verified groups that came since the last call; ids that are `known` are not verified again."""
+    def receive(self, known: Callable[[bytes], bool], fits: Callable[[Item], bool]) -> list[Shared]:
+        """Return the verified groups that came since the last call.
+
+        Ids that are `known` are not verified again; a group whose question the policy has no room for is left out.
+        """
         ...
 
     def traffic(self) -> Counters: ...
@@ -41,7 +45,7 @@ class NoExchange:
     def publish(self, groups: Sequence[Group]) -> None:
         """Drop the groups: nobody is there."""
 
-    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+    def receive(self, known: Callable[[bytes], bool], fits: Callable[[Item], bool]) -> list[Shared]:
         """Return nothing."""
         return []
 
@@ -87,13 +91,13 @@ class NetworkExchange:
                 continue
             self._host.publish(body, topic_of(group.task))
 
-    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+    def receive(self, known: Callable[[bytes], bool], fits: Callable[[Item], bool]) -> list[Shared]:
         """Verify what the host has collected; a bad item costs its signer and nobody else."""
         shared = []
         for item in self._host.receive(RECEIVE_LIMIT):
             if known(item.id):
                 continue
-            group, reason = check(item.body, self._tasks, self._max_completions, self._max_bytes)
+            group, reason = check(item.body, self._tasks, self._max_completions, self._max_bytes, fits)
             if self._mislabelled(item.topic, group, reason):
                 group, reason = None, "false_topic"
             if group is not None:

@@ -148,7 +148,7 @@ def _look(child: Child, restart_delay: float, *, stopping: bool) -> None:
 def _ended(child: Child, code: int, reason: str, restart_delay: float, *, stopping: bool) -> None:
     progress = child.progress.round
     if stopping or code == 0:
-        child.state = State.DONE if progress >= child.config.rounds else State.STOPPED
+        child.state = State.DONE if progress >= child.config.last_round else State.STOPPED
         return
     child.error = reason
     child.failures = 1 if progress > child.best_round else child.failures + 1

@@ -87,7 +87,7 @@ def render(children: Sequence[Child], elapsed: float, width: int) -> Table:
         style = STYLES.get(child.state, "dim")
         table.add_row(
             child.name,
-            f"{progress.round}/{progress.rounds}",
+            f"{progress.round}/{progress.rounds}" if progress.rounds else str(progress.round),
             f"{progress.reward():.3f}" if point else "",
             *([trend(progress)] if wide else []),
             str(point.local) if point else "",
@@ -108,9 +108,11 @@ def line(children: Sequence[Child], elapsed: float) -> str:
     local = sum(child.progress.points[-1].local for child in children if child.progress.points)
     external = sum(child.progress.points[-1].external for child in children if child.progress.points)
     reward = f"{statistics.fmean(rewards):.3f}" if rewards else "-"
+    last = children[0].progress.rounds
+    end = f" of {last}" if last else ""
     return (
         f"{clock(elapsed)}  {sum(child.alive for child in children)} of {len(children)} nodes up, "
-        f"round {min(rounds)} to {max(rounds)} of {children[0].progress.rounds}, reward {reward}, "
+        f"round {min(rounds)} to {max(rounds)}{end}, reward {reward}, "
         f"groups {local} own {external} external, {sum(rejects(child.progress) for child in children)} rejected"
     )
 

@@ -213,7 +213,7 @@ def _trl_config(config: NodeConfig, device: str, folder: Path) -> GRPOConfig:
     trainer = config.trainer
     return GRPOConfig(
         output_dir=str(folder),
-        max_steps=config.rounds * trainer.num_iterations,
+        max_steps=config.last_round * trainer.num_iterations,
         seed=(config.seed or 0) % 2**32,
         use_cpu=device == "cpu",
         # The update.

@@ -17,7 +17,7 @@ from node.trainer import SwarmTrainer, make_trainer
 KEY = TaskKey("test", 1, "0")
 
 
-def node_config(rounds: int = 2, longest: int = 8, temperature: float = 1.0, **trainer: Any) -> NodeConfig:
+def node_config(rounds: int | None = 2, longest: int = 8, temperature: float = 1.0, **trainer: Any) -> NodeConfig:
     """A node whose trainer has these options and never clips the gradient's norm unless told to."""
     return parse_config(
         {
@@ -66,7 +66,7 @@ def playing_rounds(policy: Policy, config: NodeConfig) -> Callable[[int], Iterat
     params = SamplingParams.from_config(config.engine)
 
     def rounds(done: int) -> Iterator[list[Sample]]:
-        for version in range(done, config.rounds):
+        for version in range(done, config.last_round):
             questions = [f"{version}+{number}=" for number in range(2)]
             prompts = [policy.encode_prompt(Item(question, "")) for question in questions]
             samples = []

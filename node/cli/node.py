@@ -50,7 +50,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     dry_run: DryRun = False,
     debug: Debug = False,
 ) -> int:
-    """Run one node until its last round or Ctrl-C; started again, it goes on from its checkpoint.
+    """Run one node until Ctrl-C, or its last round if it has one; started again, it goes on from its checkpoint.
 
     A node that founded or joined a swarm needs no CONFIG to be started again.
 

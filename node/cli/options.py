@@ -1,9 +1,9 @@
 """Options that several verbs share, and how they change a configuration."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import psutil
 import typer
@@ -22,19 +22,29 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. sampling.local=4; may be repeated."),
 ]
-Rounds = Annotated[int | None, typer.Option(help="Rounds to train for.", show_default=False)]
+Rounds = Annotated[
+    int | None, typer.Option(help="Rounds to train for.  [default: until it is stopped]", show_default=False)
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)]
 Debug = Annotated[bool, typer.Option("--debug", help="Log more, and show tracebacks.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resulting configuration as TOML, and stop.")]
 
 
 def read_config(
-    path: Path | None, settings: Sequence[str] | None, *, rounds: int | None = None, seed: int | None = None
+    path: Path | None,
+    settings: Sequence[str] | None,
+    *,
+    rounds: int | None = None,
+    seed: int | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> NodeConfig:
-    """Return the configuration in `path` with what the command line changes; `UserError` names a bad key."""
+    """Return the configuration in `path` with what the command line changes; `UserError` names a bad key.
+
+    `defaults` are the verb's own, for keys that neither sets.
+    """
     named = {"rounds": rounds, "seed": seed}
     extra = [f"{key}={value}" for key, value in named.items() if value is not None]
-    return load_config(path, [*(settings or []), *extra])
+    return load_config(path, [*(settings or []), *extra], defaults)
 
 
 def resumed(path: Path | None, folder: Path) -> Path | None:

@@ -20,7 +20,7 @@ def run(
     seed_only: bool = False,
     listening: Callable[["Network"], None] = lambda network: None,
 ) -> int:
-    """Run the node in `folder` until its last round, Ctrl-C or SIGTERM; return the exit status.
+    """Run the node in `folder` until Ctrl-C, SIGTERM or its last round; return the exit status.
 
     The caller has set the logs up: the libraries of a node that trains log while they load.
     """

@@ -75,7 +75,8 @@ def render(tree: Tree) -> "list[RenderableType]":
 
     swarm, counters = tree["swarm"], tree["counters"]
     head = Table.grid(padding=(0, 2))
-    progress = "relays only" if tree["rounds"] is None else f"{tree['round'] or 0} of {tree['rounds']}"
+    end = "" if tree["rounds"] is None else f" of {tree['rounds']}"
+    progress = f"{tree['round'] or 0}{end}" if tree["trains"] else "relays only"
     for name, value in (
         ("swarm", f"{swarm['name'] or 'without a manifest'} ({tree['policy'] or swarm['id']})"),
         ("node", tree["node"]),

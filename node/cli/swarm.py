@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Config, Debug, DryRun, Rounds, Seed, Settings, command_began, read_config
+from node.cli.options import Config, Debug, DryRun, Seed, Settings, command_began, read_config
 from node.cli.toml import to_toml
 
 if TYPE_CHECKING:
     from node.swarm import Outcome, Plan
 
 Nodes = Annotated[int, typer.Option("-n", "--nodes", min=1, max=1024, help="Number of nodes.")]
+DEFAULTS = {"rounds": 300}  # a run ends, and leaves its report
+
+Rounds = Annotated[
+    int | None,
+    typer.Option(help=f"Rounds to train for.  [default: CONFIG's, or {DEFAULTS['rounds']}]", show_default=False),
+]
 Out = Annotated[
     Path | None,
     typer.Option(help="Run folder; one that holds the same run goes on.  [default: runs/TIME]", show_default=False),
@@ -40,7 +46,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     Example:
       gossamer swarm examples/demo.toml -n 8 --rounds 300 --out runs/a --set sampling.external=2 --seed 1
     """
-    settled = read_config(config, settings, rounds=rounds, seed=seed)
+    settled = read_config(config, settings, rounds=rounds, seed=seed, defaults=DEFAULTS)
     if dry_run:
         print(to_toml(settled), end="")
         return 0

@@ -38,6 +38,11 @@ class Policy:
     eos_token_ids: tuple[int, ...]
 
     @property
+    def positions(self) -> int | None:
+        """How many tokens a sequence may have; None for an architecture that sets no bound."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
     def pad_token_id(self) -> int:
         """What fills the unused places of a batch; always masked."""
         return self.tokenizer.pad_token_id
@@ -45,10 +50,14 @@ class Policy:
     def encode_prompt(self, item: Item) -> list[int]:
         """Return the tokens that ask `item`: a chat where the tokenizer has a template, else the bare question."""
         if self.tokenizer.chat_template is None:
-            return list(self.tokenizer(item.question)["input_ids"])
+            return list(self.tokenizer(item.question, verbose=False)["input_ids"])  # too long a text is no event
         messages = [{"role": "system", "content": item.system}] if item.system else []
         messages.append({"role": "user", "content": item.question})
-        return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        return list(
+            self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=False, tokenizer_kwargs={"verbose": False}
+            )
+        )
 
     def encode_completion(self, text: str, finished: bool) -> list[int]:
         """Return the tokens of a completion, with end-of-text only where it really `finished`.
@@ -56,7 +65,8 @@ class Policy:
         A special token spelt out in `text` is encoded letter by letter: a peer's text must
         not be able to end, or begin, a turn.
         """
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        ids = encoded["input_ids"]
         return [*ids, self.eos_token_ids[0]] if finished else list(ids)
 
     def decode(self, ids: Sequence[int]) -> str:

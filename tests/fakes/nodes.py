@@ -22,7 +22,7 @@ def quick(config: NodeConfig, folder: Path) -> None:
     (folder / "address").write_text(f"tcp://127.0.0.1:{1000 + int(folder.name[1:])}?key={os.getpid()}\n")
     done = len(read_metrics(folder / "metrics.jsonl"))
     log = MetricsLog(folder / "metrics.jsonl")
-    for number in range(done + 1, config.rounds + 1):
+    for number in range(done + 1, config.last_round + 1):
         time.sleep(ROUND)
         log.append(make_row(int(folder.name[1:]), number, time.time()))
         if stopping:

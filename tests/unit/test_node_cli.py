@@ -69,6 +69,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["swarm", "--set", "sampling.local=many"], "configuration key 'sampling.local'"),
         (["node", "--set", "sampling.local"], "--set wants KEY=VALUE"),
         (["node", "--rounds", "0"], "configuration key 'rounds'"),
+        (["node", "--set", "trainer.lr_scheduler_type=cosine"], "comes down to 0 at the last round: set rounds"),
         (["node", "missing.toml"], "no configuration file missing.toml: check the path"),
         (["swarm", "-n", "0"], "-n"),
         (["swarm", "-n", "four"], "-n"),
@@ -224,6 +225,39 @@ def test_dry_run_prints_what_would_run(capfd: pytest.CaptureFixture[str], tmp_pa
     config = load_config(tmp_path / "printed.toml")
     assert (config.sampling.local, config.seed, config.network.seeds) == (2, 7, ["a", "b"])
     assert config.network.listen == "tcp://0.0.0.0:4001"
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "rounds"),
+    [
+        ("node", [], None),
+        ("node", ["--rounds", "7"], 7),
+        ("node", ["--set", "rounds=7", "--set", "trainer.lr_scheduler_type=cosine"], 7),
+        ("swarm", [], 300),
+        ("swarm", ["--set", "trainer.lr_scheduler_type=linear"], 300),
+        ("swarm", ["--rounds", "7"], 7),
+        ("swarm", ["seven.toml"], 7),
+        ("node", ["seven.toml"], 7),
+    ],
+)
+def test_a_node_trains_until_it_is_stopped_and_a_run_of_a_swarm_ends(
+    verb: str,
+    arguments: list[str],
+    rounds: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("seven.toml").write_text("rounds = 7\n")
+    assert run([verb, *arguments, "--dry-run"], debug=False) == 0
+    Path("printed.toml").write_text(capfd.readouterr().out)
+    assert load_config(Path("printed.toml")).rounds == rounds
+
+
+def test_a_founder_trains_until_it_is_stopped(tmp_path: Path) -> None:
+    assert run(found(tmp_path), debug=False) == 0
+    assert load_config(tmp_path / "config.json").rounds is None
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

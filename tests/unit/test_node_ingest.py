@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.config import TaskConfig
-from node.ingest import check
+from node.ingest import BLAMELESS, check
 from node.rollout import MAX_GROUP_BYTES, Completion, Group, encode
 from node.tasks.base import Item, TaskKey
 from node.tasks.load import TaskSet, load_tasks
@@ -72,3 +72,16 @@ class Raising:
 def test_a_scorer_that_raises_costs_one_item() -> None:
     group = Group(Raising.key, 1, "q", (Completion("a", True, 0.0), Completion("b", True, 0.0)), "p", 0)
     assert check(encode(group), TaskSet([(Raising(), 1.0)]), 8) == (None, "unverifiable")
+
+
+def test_a_question_that_the_policy_has_no_room_for_is_nobodys_fault_and_no_cover_for_a_lie() -> None:
+    assert check(encode(honest()), TASKS, 8, fits=lambda _: False) == (None, "prompt_too_long")
+    assert check(encode(lie(honest(), 1, 1.0)), TASKS, 8, fits=lambda _: False) == (None, "false_reward")
+    assert "prompt_too_long" in BLAMELESS
+
+
+def test_a_question_that_cannot_be_encoded_costs_one_item() -> None:
+    def fails(item: Item) -> bool:
+        raise ValueError(item.question)
+
+    assert check(encode(honest()), TASKS, 8, fits=fails) == (None, "unverifiable")

@@ -29,8 +29,8 @@ ADDRESS = Address.parse(f"tcp://127.0.0.1:4001?key={'ab' * 32}")
 NETWORK = Network(HOST, IDENTITY, bytes(16), None, ADDRESS)  # type: ignore[arg-type]
 
 
-def state(rounds: int | None = 10) -> dict:
-    return describe(NETWORK, {"round": 7, "reward": 0.25} if rounds else {}, rounds)
+def state(rounds: int | None = 10, trains: bool = True) -> dict:
+    return describe(NETWORK, {"round": 7, "reward": 0.25} if trains else {}, rounds, trains=trains)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_prometheus_reads_the_same_numbers(folder: Path) -> None:
 
 
 def test_a_relay_has_no_round(tmp_path: Path) -> None:
-    with observe(ObserveConfig(), tmp_path, lambda: state(None)):
+    with observe(ObserveConfig(), tmp_path, lambda: state(None, trains=False)):
         assert "gossamer_round" not in get(tmp_path, "/metrics")[1]
         assert ask(tmp_path)["round"] is None
 
@@ -139,6 +139,18 @@ def test_what_a_peer_calls_itself_does_not_reach_the_terminal_raw() -> None:
     assert "[red]?[2J??agent" in text
     assert "7 of 10" in text and "forged" in text and "12.3 ms" in text
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [(state(10), "7 of 10"), (state(None), "7"), (state(None, trains=False), "relays only")],
+    ids=["to an end", "until it is stopped", "a relay"],
+)
+def test_progress_is_told_as_far_as_there_is_any(tree: dict, says: str) -> None:
+    console = Console(record=True, width=200, file=StringIO())
+    console.print(*render(tree), sep="\n")
+    (line,) = [line for line in console.export_text().splitlines() if line.startswith("round ")]
+    assert line.removeprefix("round").strip() == says
 
 
 def test_a_node_that_nobody_admits_says_why() -> None:

@@ -119,6 +119,15 @@ def test_line_tells_the_swarm() -> None:
     assert text.endswith("6 rejected")
 
 
+def test_a_swarm_without_a_last_round_is_told_without_one() -> None:
+    endless = child("n0", 10)
+    endless.progress.rounds = None
+    assert "of 1 nodes up, round 10 to 10, reward " in line([endless], 1.0)
+    console = Console(record=True, width=200, file=io.StringIO())
+    console.print(render([endless], 1.0, 200))
+    assert "10/" not in console.export_text()
+
+
 def test_progress_follows_a_node_that_goes_back() -> None:
     progress = Progress(300)
     progress.update(make_row(0, number) for number in range(1, 11))

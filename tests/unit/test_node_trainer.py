@@ -219,6 +219,29 @@ def test_a_stop_between_the_iterations_of_a_round_saves_nothing_of_it(policy, tm
     assert state["global_step"] == 2
 
 
+def test_without_a_last_round_it_trains_until_it_is_stopped_and_goes_on_from_there(policy, tmp_path):
+    config = node_config(rounds=None, save_steps=2)
+    seen = []
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = control.should_save = len(seen) % 3 == 2
+            return control
+
+    def run(checkpoint=None):
+        rounds = fixed_rounds(*[mixed_samples(policy, seed=number) for number in range(9)])
+        trainer = trainer_of(policy, config, tmp_path, rounds, lambda number, logs: seen.append((number, logs)))
+        trainer.add_callback(Stop())
+        trainer.train(resume_from_checkpoint=checkpoint)
+
+    run()
+    run(str(tmp_path / "checkpoints/checkpoint-3"))
+
+    assert [number for number, _ in seen] == [1, 2, 3, 4, 5, 6]
+    assert {logs["learning_rate"] for _, logs in seen} == {config.trainer.learning_rate}
+    assert (tmp_path / "checkpoints/checkpoint-6").is_dir()
+
+
 def test_a_round_without_samples_leaves_policy_and_optimiser_as_they_are(policy, tmp_path):
     config = node_config(rounds=3, weight_decay=0.1)
     nothing = [Sample(group("1", Completion("", False, 0.0)), 0, 1.0, external=True)]  # a text without tokens

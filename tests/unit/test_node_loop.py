@@ -1,0 +1,124 @@
+"""A round of the loop: what a peer sent never makes a sequence that the policy has no positions for."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from node.batch import make_rows
+from node.config import NodeConfig, TaskConfig, parse_config
+from node.engines.hf import HfEngine
+from node.errors import UserError
+from node.ingest import check
+from node.loop import Loop, longest_prompt
+from node.metrics import MetricsLog
+from node.policy.load import Policy
+from node.pool import Pool, Shared
+from node.rollout import Completion, Group, encode
+from node.sampling import Sample
+from node.sharing import NoExchange
+from node.tasks.base import Item, Task
+from node.tasks.load import TaskSet, load_tasks
+from node.trainer import make_trainer
+from tests.policies import tiny_policy
+
+POSITIONS = 128  # of the tiny policy
+LONGEST = 16
+SHORT, LONG = "1+1=", "1" * 60_000
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Policy:
+    return tiny_policy(tmp_path / "policy")
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> TaskSet:
+    """A file of two questions: one of four characters, one that is far too long for the policy."""
+    rows = [{"question": SHORT, "answer": "2"}, {"question": LONG, "answer": "2"}]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_tasks([TaskConfig(name="jsonl", options={"path": str(tmp_path / "questions.jsonl")})])
+
+
+def node_config(**engine: int) -> NodeConfig:
+    return parse_config(
+        {
+            "rounds": 2,
+            "engine": {"max_completion_length": LONGEST, **engine},
+            "sampling": {"local": 1, "external": 4, "completions": 2},
+        }
+    )
+
+
+def group_of(task: Task, question: str, padding: str = "") -> Group:
+    seed = next(seed for seed in range(100) if task.make(seed).question == question)
+    texts = ("2", "3" + padding)
+    made = tuple(Completion(text, True, task.verify(task.make(seed), text)) for text in texts)
+    return Group(task.key, seed, question, made, "peer", 0)
+
+
+class Peer(NoExchange):
+    """Hands over these groups once, verified as from a peer, and keeps the reasons of those that were not taken."""
+
+    def __init__(self, tasks: TaskSet, *groups: Group) -> None:
+        self.tasks, self.groups = tasks, groups
+        self.reasons: list[str] = []
+
+    def receive(self, known: Callable[[bytes], bool], fits: Callable[[Item], bool]) -> list[Shared]:
+        found = [check(encode(group), self.tasks, 8, fits=fits) for group in self.groups]
+        self.groups = ()
+        self.reasons += [one.reason for one in found if one.group is None]
+        return [share(one.group, number) for number, one in enumerate(found) if one.group is not None]
+
+
+def share(group: Group, number: int) -> Shared:
+    return Shared(number.to_bytes(32, "big"), "peer", time.time(), group)
+
+
+def train(policy: Policy, tasks: TaskSet, folder: Path, peer: Peer, *before: Group) -> tuple[list[dict], list[bytes]]:
+    """Run two rounds over a pool that holds the groups of `before`; return the metrics and what is in the pool then."""
+    config = node_config()
+    metrics = MetricsLog(folder / "metrics.jsonl")
+    with Pool(folder / "pool.sqlite", config.pool) as pool:
+        pool.add([share(group, 100 + number) for number, group in enumerate(before)], time.time())
+        loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, peer, metrics)
+        make_trainer(policy, config, folder, loop.rounds, loop.prompt_ids, loop.finish).train()
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return rows, [one.id for one in pool.candidates(time.time(), max_uses=9)]
+
+
+def test_a_question_without_room_in_the_policy_never_enters_the_pool(
+    policy: Policy, tasks: TaskSet, tmp_path: Path
+) -> None:
+    (task,) = tasks.tasks
+    peer = Peer(tasks, group_of(task, LONG), group_of(task, SHORT))
+    rows, held = train(policy, tasks, tmp_path, peer)
+    assert peer.reasons == ["prompt_too_long"]
+    assert held == [(1).to_bytes(32, "big")]
+    assert [row["groups_external"] for row in rows] == [1, 0]
+
+
+def test_one_that_is_in_the_pool_already_is_dropped_and_counted(policy: Policy, tasks: TaskSet, tmp_path: Path) -> None:
+    (task,) = tasks.tasks
+    gone = replace(group_of(task, SHORT), task=task.key._replace(config="0" * 16))  # the node ran another task then
+    rows, _ = train(policy, tasks, tmp_path, Peer(tasks), group_of(task, LONG), group_of(task, SHORT), gone)
+    assert [(row["groups_external"], row["groups_unusable"]) for row in rows] == [(1, 2), (0, 0)]
+
+
+def test_a_peers_completion_is_cut_to_what_the_policy_has_positions_for(policy: Policy, tasks: TaskSet) -> None:
+    (task,) = tasks.tasks
+    one = group_of(task, SHORT, padding="3" * 10_000)
+    samples = [Sample(one, at, 1.0, external=True) for at in range(2)]
+    longest = longest_prompt(node_config().engine, policy)
+    rows = make_rows(samples, lambda _: [1] * longest, policy.encode_completion, LONGEST)
+    assert max(len(row.prompt) + len(row.completion) for row in rows) == POSITIONS
+
+
+def test_a_prompt_has_the_room_that_the_longest_completion_leaves(policy: Policy) -> None:
+    assert longest_prompt(node_config().engine, policy) == POSITIONS - LONGEST
+    assert longest_prompt(node_config(max_prompt_length=20).engine, policy) == 20
+    with pytest.raises(UserError, match="max_completion_length=128 leaves no room"):
+        longest_prompt(node_config(max_completion_length=POSITIONS).engine, policy)
