@@ -4,6 +4,7 @@ import gc
 import socket
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import psutil
@@ -315,7 +316,8 @@ def test_members_that_do_nothing_but_admit_let_all_newcomers_in():
 
     def admit(comm):
         while comm.world_size < size:
-            comm.admit(timeout=60)
+            with suppress(Aborted):  # a member that had no turn on a busy machine for long is left out, and comes back
+                comm.admit(timeout=60)
 
     def come():
         comm = Communicator.connect("test", seeds=[comms[0].address], timeout=60)
