@@ -13,9 +13,10 @@ all implementations alternate, so that a busy machine is busy for each. Ours and
     pccl                 pypccl 1.0.0 under an interpreter of its own, where it can be loaded:
                          it wants Python 3.12 and NVIDIA's libcuda.so.1, even for host memory
 
-Two more parts, on request. `link`: two ranks in network namespaces (Linux, root), each sending through a
+Three more parts, on request. `link`: two ranks in network namespaces (Linux, root), each sending through a
 token bucket (tbf) of 200 Mbit/s; int8 against float32. `delay`: two ranks through a proxy that delays
 either way by 50 ms and holds no more of a connection's bytes than a TCP window would; 8 streams against 1.
+`diloco`: training in namespaces as those of `link`, with an outer step in the background against none (`diloco.py`).
 """
 
 import json
@@ -28,6 +29,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks import diloco
 from benchmarks.ranks import Ranks, RanksError
 from benchmarks.slow_links import delayed, shaped
 
@@ -39,7 +41,7 @@ STREAMS = (1, 8)
 TIMEOUT_S = 120.0
 
 
-def run(
+def run(  # noqa: PLR0913  # one option each
     *,
     ranks: Sequence[int] = (2, 4, 8),
     mib: Sequence[int] = (4, 64, 256),
@@ -49,6 +51,7 @@ def run(
     pccl_python: str = "",
     link: bool = False,
     delay: bool = False,
+    outer: bool = False,
 ) -> Iterator[Row]:
     """Yield a row for each implementation, number of ranks and size, and last the ratios of their medians.
 
@@ -61,6 +64,7 @@ def run(
         pccl_python: an interpreter that has pypccl; empty: this one.
         link: measure codecs on a slow link.
         delay: measure streams on a long one.
+        outer: measure outer steps of DiLoCo on a slow one.
     """
     ratios: dict[str, dict[str, float]] = {}
     for count in ranks:
@@ -89,6 +93,8 @@ def run(
         yield from _link(runs, ratios)
     if delay:
         yield from _delay(runs, ratios)
+    if outer:
+        yield from _outer(runs, ratios)
     yield {"bench": "allreduce", "ratio": ratios}
 
 
@@ -180,6 +186,18 @@ def _delay(runs: int, ratios: dict[str, dict[str, float]]) -> Iterator[Row]:
             yield row
     fewest, most = STREAMS
     ratios["streams"] = {f"ranks=2 mib={DELAY_MIB} delay_s={DELAY_S} streams={most}": medians[most] / medians[fewest]}
+
+
+def _outer(runs: int, ratios: dict[str, dict[str, float]]) -> Iterator[Row]:
+    """Yield rows of inner phases alone, and with outer steps, on a slow link."""
+    mib, found = diloco.measure(runs, LINK_MBIT)
+    medians = {}
+    for mode, phases in found.items():
+        row = _row("gossamer", phases.seconds, **diloco.parameters_of(mib, LINK_MBIT, mode, phases))
+        medians[mode] = row["median_s"]
+        yield row
+    where = f"ranks={diloco.RANKS} mib={mib:.0f} mbit={LINK_MBIT:g} inner_s={medians['none']:.1f}"
+    ratios["async-diloco"] = {where: medians["async"] / medians["none"]}
 
 
 def _row(impl: str, seconds: Sequence[float], **parameters: Any) -> Row:

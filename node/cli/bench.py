@@ -114,6 +114,9 @@ def bench_allreduce(  # noqa: PLR0913  # one option each
     ] = "",
     link: Annotated[bool, typer.Option(help="Also int8 against float32 at 200 Mbit/s, in namespaces (root).")] = False,
     delay: Annotated[bool, typer.Option(help="Also 8 streams against 1 with 50 ms of delay.")] = False,
+    diloco: Annotated[
+        bool, typer.Option(help="Also outer steps of DiLoCo against none at 200 Mbit/s, in namespaces (root).")
+    ] = False,
     json_lines: Annotated[bool, typer.Option("--json", help="JSON lines; there is no other output.")] = True,
     debug: Debug = False,
 ) -> None:
@@ -127,6 +130,7 @@ def bench_allreduce(  # noqa: PLR0913  # one option each
     Example:
       gossamer bench allreduce --ranks 2,4 --mib 64 > allreduce.jsonl
       gossamer bench allreduce --against gloo,pccl --pccl-python .venv-pccl/bin/python --encrypt --link --delay
+      gossamer bench allreduce --ranks 2 --mib 32 --against none --diloco
     """
     others = [] if against == "none" else against.split(",")
     if not set(others) <= {"gloo", "pccl"}:
@@ -142,6 +146,7 @@ def bench_allreduce(  # noqa: PLR0913  # one option each
         pccl_python=pccl_python,
         link=link,
         delay=delay,
+        outer=diloco,
     ):
         print(json.dumps(row), flush=True)
 

@@ -1,6 +1,12 @@
 """The benchmark of an all-reduce: both sides give the right sum, and the last row has the ratios."""
 
+import pytest
+
+from benchmarks import allreduce, diloco
 from benchmarks.allreduce import run
+from tests.namespaces import why_impossible
+
+OBSTACLE = why_impossible()
 
 
 def test_both_sides_add_up_and_the_last_row_has_the_ratios():
@@ -10,3 +16,17 @@ def test_both_sides_add_up_and_the_last_row_has_the_ratios():
     assert all(row["median_s"] > 0 and row["runs"] == 2 and row["ranks"] == 3 for row in rows)
     assert last["ratio"]["gloo"]["ranks=3 mib=1"] == rows[0]["median_s"] / rows[2]["median_s"]
     assert last["ratio"]["gloo, tcp"]["ranks=3 mib=1"] == rows[1]["median_s"] / rows[2]["median_s"]
+
+
+@pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE)
+def test_outer_steps_on_a_slow_link_are_measured_against_none(monkeypatch):
+    monkeypatch.setattr(allreduce, "LINK_MBIT", 1000.0)
+    monkeypatch.setattr(diloco, "WIDTH", 64)
+    monkeypatch.setattr(diloco, "INNER_STEPS", 2)
+
+    *rows, last = run(ranks=[], runs=2, against=[], outer=True)
+
+    assert [row["mode"] for row in rows] == ["none", "async"]
+    assert all(row["median_s"] > 0 and row["cpu_s"] > 0 and row["runs"] == 2 for row in rows)
+    assert rows[1]["round_s"] > 0 and "round_s" not in rows[0]
+    assert list(last["ratio"]["async-diloco"].values()) == [rows[1]["median_s"] / rows[0]["median_s"]]
