@@ -10,8 +10,8 @@ for the operations under way, and those which everybody has called by then wait 
 Where some members ask for an admission, and all the others wait in operations that some of those
 have not called, neither can start. Members that make the same calls in the same order never come
 to that, those that do so on several threads pass through it; so after some patience with nothing
-under way all these operations are aborted. The admission is then over for those, too, who have not
-called it: their next call of it is the next admission, so that all can meet there.
+under way all these operations are aborted. They are then over for those, too, who have not called
+them: each one's next call of a tag is the next operation of it, so that all can meet there.
 """
 
 from collections import Counter
@@ -149,7 +149,7 @@ class Coordinator:
         elif now - self._tangled_since >= self._patience:
             for op, reason in tangle.items():
                 abort = Abort(op, reason=reason)
-                uninvolved = self._view.ids - self._gatherings[op].calls.keys() if op.tag == ADMIT_TAG else ()
+                uninvolved = self._view.ids - self._gatherings[op].calls.keys()
                 self._abort(op, abort)
                 for member in sorted(uninvolved):
                     self._out.send(member, abort)
