@@ -239,6 +239,8 @@ def load_config(
             raise UserError(f"{path} is not valid TOML: {error}") from None
         except (json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} is no configuration: it holds {tree!r:.20}, not a table")
     for override in overrides:
         _apply(tree, override)
     return parse_config({**(defaults or {}), **tree})

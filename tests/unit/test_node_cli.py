@@ -18,7 +18,11 @@ from node.config import NodeConfig, TaskConfig, load_config
 from protocol.grants import Pass
 from protocol.identity import Identity
 from protocol.invite import Invite, SharedInvite
+from protocol.records import Address
 
+EXAMPLE_INVITE = str(
+    Invite("club", bytes(32), (Address.parse(f"tcp://192.0.2.7:4001?key={Identity(bytes(32)).curve_key.hex()}"),), None)
+)
 VERBS = [
     "swarm",
     "node",
@@ -180,6 +184,17 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capfd: py
     assert "ZeroDivisionError: division by zero" in capfd.readouterr().err
 
 
+def test_an_end_of_file_somewhere_inside_is_a_defect_and_no_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def truncated(*_: object) -> None:
+        raise EOFError("Ran out of input")
+
+    monkeypatch.setattr("node.cli.doctor.examine", truncated)
+    assert run(["doctor"], debug=False) == 1
+    assert "EOFError: Ran out of input" in capfd.readouterr().err
+
+
 def test_ctrl_c_is_no_error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -216,6 +231,32 @@ def test_a_folder_that_cannot_be_used_is_one_line(tmp_path: Path, capfd: pytest.
     (tmp_path / "file").touch()
     assert "cannot use" in fails(capfd, "swarm", "-n", "1", "--out", str(tmp_path / "file" / "run"))
     assert "choose another --out" in fails(capfd, "swarm", "-n", "1", "--out", str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("verb", [["node"], ["join", EXAMPLE_INVITE]])
+def test_a_state_folder_that_is_a_file_is_one_line(
+    verb: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    line = fails(capfd, *verb, "--state", str(tmp_path / "file"))
+    assert str(tmp_path / "file") in line and "choose another path" in line
+
+
+@pytest.mark.parametrize("text", ["[]", '"x"', "7", "{", '{"seed": "x"}', '{"seed": -1}', "{}"])
+def test_a_damaged_config_of_a_folder_is_one_line(text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(text)
+    assert "config.json is damaged: delete it" in fails(capfd, "found", "club", "--out", str(tmp_path), "--no-start")
+
+
+@pytest.mark.parametrize("text", ["[]", '"x"', "7"])
+def test_a_configuration_that_is_no_table_is_one_line(
+    text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(found(tmp_path), debug=False) == 0
+    capfd.readouterr()
+    (tmp_path / "config.json").write_text(text)
+    line = fails(capfd, "node", "--state", str(tmp_path), "--set", "rounds=1", "--dry-run")
+    assert "config.json is no configuration" in line
 
 
 def test_dry_run_prints_what_would_run(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
