@@ -23,6 +23,7 @@ from protocol.records import Address
 EXAMPLE_INVITE = str(
     Invite("club", bytes(32), (Address.parse(f"tcp://192.0.2.7:4001?key={Identity(bytes(32)).curve_key.hex()}"),), None)
 )
+SEED, OTHER = (f"tcp://192.0.2.{number}:4001?key={'ab' * 32}" for number in (7, 8))
 VERBS = [
     "swarm",
     "node",
@@ -161,6 +162,28 @@ def test_an_invite_is_printed_with_the_seeds_and_the_right_that_were_asked_for(
     assert "nobody could dial this node" in fails(capfd, "invite", str(club))
 
 
+BAD_NETWORK = [
+    (["--set", 'network.advertise=["foo"]'], "'network.advertise.0': 'foo'"),
+    (["--set", 'network.seeds=["tcp://192.0.2.7:1"]'], "has no key: write tcp://HOST:PORT?key=HEX"),
+    (["--set", "network.listen=foo"], "'network.listen': 'foo'"),
+    (["--set", "network.swarm=beef"], "'network.swarm': a swarm's id has 32 hex digits (got 'beef')"),
+    (["--listen", "tcp://nowhere"], "'network.listen': 'tcp://nowhere'"),
+    (["--seed-peer", "tcp://192.0.2.7:1"], "has no key"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), BAD_NETWORK)
+def test_a_bad_endpoint_is_refused_before_it_is_kept(
+    arguments: list[str], says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(found(tmp_path), debug=False) == 0
+    before = (tmp_path / "config.json").read_bytes()
+    capfd.readouterr()
+    assert says in fails(capfd, "node", "--state", str(tmp_path), *arguments)
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert run(["node", "--state", str(tmp_path), "--dry-run"], debug=False) == 0
+
+
 def test_bad_toml_names_file_and_place(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.toml").write_text("rounds = \n")
     line = fails(capfd, "node", str(tmp_path / "bad.toml"))
@@ -260,11 +283,11 @@ def test_a_configuration_that_is_no_table_is_one_line(
 
 
 def test_dry_run_prints_what_would_run(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = ["node", "--set", "sampling.local=2", "--seed", "7", "--seed-peer", "a", "--seed-peer", "b"]
+    arguments = ["node", "--set", "sampling.local=2", "--seed", "7", "--seed-peer", SEED, "--seed-peer", OTHER]
     assert run([*arguments, "--listen", "tcp://0.0.0.0:4001", "--dry-run"], debug=False) == 0
     (tmp_path / "printed.toml").write_text(capfd.readouterr().out)
     config = load_config(tmp_path / "printed.toml")
-    assert (config.sampling.local, config.seed, config.network.seeds) == (2, 7, ["a", "b"])
+    assert (config.sampling.local, config.seed, config.network.seeds) == (2, 7, [SEED, OTHER])
     assert config.network.listen == "tcp://0.0.0.0:4001"
 
 
