@@ -57,6 +57,7 @@ class SwarmTrainer(GRPOTrainer):
         rounds: Callable[[int], Iterator[list[Row]]],
         on_update: OnUpdate,
         also_save: Callable[[Path], None],
+        also_log: Callable[[], Mapping[str, float]],
     ) -> None:
         super().__init__(
             model=policy.model,
@@ -71,6 +72,7 @@ class SwarmTrainer(GRPOTrainer):
         self._keep = keep
         self._rounds = rounds
         self._also_save = also_save
+        self._also_log = also_log
         self.round_is_empty = False
 
     @property
@@ -110,6 +112,10 @@ class SwarmTrainer(GRPOTrainer):
                 batch["completion_ids"].size(1),
             )
         return batch | {"old_per_token_logps": logps}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a round with what the loop knows of it, for whoever `report_to` names; other logs as they are."""
+        super().log(logs | dict(self._also_log()) if "loss" in logs else logs, start_time)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         if self.state.global_step % self.args.num_iterations:
@@ -203,6 +209,7 @@ def make_trainer(
     prompt_ids: Callable[[Group], list[int]],
     on_update: OnUpdate,
     also_save: Callable[[Path], None] = lambda folder: None,
+    also_log: Callable[[], Mapping[str, float]] = dict,
 ) -> SwarmTrainer:
     """Make the trainer of a node whose state is in `folder`; its `train()` drives the node's loop.
 
@@ -215,6 +222,7 @@ def make_trainer(
         on_update: called once a round, after its last optimiser step and before a checkpoint of
             it, with the rounds done so far and TRL's metrics.
         also_save: adds what else belongs to a checkpoint to its folder.
+        also_log: returns what to log of the round beside TRL's metrics.
 
     Raises:
         UserError: `report_to` names a package that is not installed.
@@ -230,7 +238,7 @@ def make_trainer(
     args = _trl_config(config, policy.model.device.type, folder)
     try:
         return SwarmTrainer(
-            policy, args, checkpoints, config.trainer.save_total_limit, rounds_of_rows, on_update, also_save
+            policy, args, checkpoints, config.trainer.save_total_limit, rounds_of_rows, on_update, also_save, also_log
         )
     except (ImportError, RuntimeError) as error:
         if "requires" in str(error) and config.trainer.report_to:
