@@ -3,6 +3,10 @@
 #   CPU only:       docker build -t gossamer:cpu --build-arg VARIANT=cpu .
 #   run:            docker run --gpus all -v gossamer:/state -p 4001:4001 gossamer
 #   another config: docker run ... gossamer node CONFIG.toml --state /state --listen tcp://0.0.0.0:4001
+# It trains until it is stopped. Peers are told the container's own address, which nobody outside the machine can
+# dial; tell them the machine's instead, or run with --network host:
+#   docker run ... gossamer node --state /state --listen tcp://0.0.0.0:4001 \
+#       --set 'network.advertise=["tcp://HOST:4001"]'
 # pip's own settings are build arguments: give PIP_EXTRA_INDEX_URL to take a CPU build of torch.
 # Nothing secret goes into the image: the node makes its key in /state when it first starts.
 

@@ -5,12 +5,13 @@ Every key is checked: an unknown key, a wrong type or a value out of range is a
 """
 
 import json
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from node.errors import UserError
 
@@ -126,23 +127,61 @@ class TrainerConfig(Section):
     save_total_limit: int = Field(2, ge=1)
 
 
+def _endpoint_to_bind(text: str) -> str:
+    return _parsed(text, lambda records: records.Endpoint.parse(text, bind=True)) if text else text
+
+
+def _endpoint(text: str) -> str:
+    return _parsed(text, lambda records: records.Endpoint.parse(text))
+
+
+def _address(text: str) -> str:
+    return _parsed(text, lambda records: records.Address.parse(text))
+
+
+def _parsed(text: str, parse: Callable[[Any], object]) -> str:
+    from protocol import records  # here: what prints help or a default need not import zmq
+    from protocol.errors import BadAddress
+
+    try:
+        parse(records)
+    except BadAddress as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+def _swarm_id(text: str) -> str:
+    if not re.fullmatch("([0-9a-fA-F]{32})?", text):
+        raise ValueError("a swarm's id has 32 hex digits")
+    return text
+
+
 class NetworkConfig(Section):
     """How the node meets its peers."""
 
     enabled: bool = True
-    listen: str = "tcp://127.0.0.1:0"
-    advertise: list[str] = Field(
+    listen: Annotated[str, AfterValidator(_endpoint_to_bind)] = Field(
+        "tcp://127.0.0.1:0",
+        validate_default=False,
+        description="on loopback only this machine can dial it, and a node with seeds elsewhere listens nowhere",
+    )
+    advertise: list[Annotated[str, AfterValidator(_endpoint)]] = Field(
         [], description="endpoints to tell peers instead of where it listens, for a port that is forwarded"
     )
-    seeds: list[str] = Field([], description="addresses of nodes already in the swarm")
-    swarm: str = Field("", description="swarm id, 32 hex digits; empty: the isolated default")
+    seeds: list[Annotated[str, AfterValidator(_address)]] = Field(
+        [], description="addresses of nodes already in the swarm"
+    )
+    swarm: Annotated[str, AfterValidator(_swarm_id)] = Field(
+        "", description="swarm id, 32 hex digits; empty: the isolated default"
+    )
     share: Literal["informative", "all"] = Field(
         "informative",
         description="'all' also sends groups whose rewards are all equal, of use to the rule 'uniform' only",
     )
     max_peers: int = Field(12, ge=1)
     timing: Literal["auto", "local", "lan", "wan"] = Field(
-        "auto", description="how patient with peers; 'auto': 'local' for a node that listens on loopback, else 'wan'"
+        "auto",
+        description="how patient with peers; 'auto': 'local' for a node that listens on loopback only, else 'wan'",
     )
 
 
@@ -239,6 +278,8 @@ def load_config(
             raise UserError(f"{path} is not valid TOML: {error}") from None
         except (json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} is no configuration: it holds {tree!r:.20}, not a table")
     for override in overrides:
         _apply(tree, override)
     return parse_config({**(defaults or {}), **tree})

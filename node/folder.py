@@ -20,6 +20,8 @@ from node.config import NodeConfig
 from node.errors import UserError
 from protocol.files import write_atomically
 
+CONFIG_FILE = "config.json"
+
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
@@ -38,22 +40,28 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def resolve_seed(config: NodeConfig, folder: Path) -> int:
-    """Return the configured seed; without one, the folder's own, drawn at its first start.
+    """Return the configured seed; without one, that of the folder's last start; without that, a new one.
 
-    The resolved configuration is kept in config.json, for people and for the next start.
+    Raises:
+        UserError: the folder's config.json cannot be read.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG_FILE
     seed = config.seed
     if seed is None and path.exists():
         try:
-            seed = json.loads(path.read_text())["seed"]
-        except (ValueError, KeyError):
+            seed = NodeConfig(seed=json.loads(path.read_text())["seed"]).seed  # the rest may be of another release
+        except (ValueError, KeyError, TypeError):
             raise UserError(f"{path} is damaged: delete it, or set the seed with --seed") from None
-    if seed is None:
-        seed = secrets.randbits(63)
-    resolved = config.model_copy(update={"seed": seed})
-    write_atomically(path, resolved.model_dump_json(indent=1).encode())
-    return seed
+    return secrets.randbits(63) if seed is None else seed
+
+
+def keep_config(config: NodeConfig, seed: int, folder: Path) -> None:
+    """Keep what a node runs in config.json, for people and for the next start.
+
+    To be called when nothing in the configuration can turn out wrong any more: the next start would fail as well.
+    """
+    kept = config.model_copy(update={"seed": seed})
+    write_atomically(folder / CONFIG_FILE, kept.model_dump_json(indent=1).encode())
 
 
 @contextmanager

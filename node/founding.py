@@ -9,7 +9,7 @@ import structlog
 
 from node.config import NodeConfig, TaskConfig
 from node.errors import UserError
-from node.folder import exclusive, resolve_seed
+from node.folder import exclusive, keep_config, resolve_seed
 from node.manifest import adopt_tasks, describe_tasks, load_grant, load_manifest, save_grant, save_manifest
 from node.network import is_loopback
 from protocol.clock import read_clock
@@ -53,7 +53,7 @@ def found(config: NodeConfig, folder: Path, name: str, policy: Policy, allowed: 
             manifest = make_manifest(identity, name, int(time.time() * 1000), policy, tasks, allowed, limits)
         except ManifestError as error:
             raise UserError(f"this makes no manifest ({error}): check the name and the tasks' options") from None
-        resolve_seed(config, folder)
+        keep_config(config, resolve_seed(config, folder), folder)
         save_manifest(folder, manifest)  # last, so that a folder with a manifest has all that it needs
         return manifest
 
@@ -160,7 +160,7 @@ def join(invite: Invite, config: NodeConfig, folder: Path, *, tasks: bool = True
             save_grant(folder, grant)
         adopted = adopt_tasks(manifest, config.tasks) if tasks else config.tasks
         settled = _joined(config, invite, adopted)
-        resolve_seed(settled, folder)
+        keep_config(settled, resolve_seed(settled, folder), folder)
         save_manifest(folder, manifest)
     log.info("joined", swarm=manifest.name, founder=manifest.founder, policy=str(manifest.policy))
     return settled

@@ -93,6 +93,10 @@ class Loop:
             self._handed_over = time.perf_counter()
             yield samples
 
+    def figures(self) -> dict[str, float]:
+        """Return the numbers of the round in progress, as far as they are known."""
+        return {key: value for key, value in self.row.items() if isinstance(value, int | float) and key != "began"}
+
     def finish(self, round_number: int, logs: Mapping[str, float]) -> None:
         """Complete the row of `round_number` with the trainer's `logs` and write it."""
         self.row["time/train"] = time.perf_counter() - self._handed_over

@@ -27,6 +27,7 @@ from protocol.records import Address, Endpoint
 from protocol.setup import admit_everybody
 from protocol.timing import PRESETS, Timing
 
+HOW_TO_BE_DIALLED = "start it with --listen tcp://0.0.0.0:4001, or another port"
 DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]
 
 log = structlog.get_logger()
@@ -59,7 +60,10 @@ def open_network(config: NodeConfig, folder: Path) -> Iterator[Network]:
     try:
         if address is not None:
             write_atomically(folder / "address", f"{address}\n".encode())
-        log.info("listening", node=identity.node_id, address=str(address), swarm=swarm.hex())
+            log.info("listening", node=identity.node_id, address=str(address), swarm=swarm.hex())
+        else:
+            (folder / "address").unlink(missing_ok=True)  # of an earlier start
+            log.info("dialling only", node=identity.node_id, swarm=swarm.hex(), to_be_dialled=HOW_TO_BE_DIALLED)
         yield Network(host, identity, swarm, manifest, address)
     finally:
         host.stop()
@@ -76,12 +80,7 @@ def agent() -> str:
 
 
 def _swarm(network: NetworkConfig, manifest: SwarmManifest | None) -> bytes:
-    try:
-        configured = bytes.fromhex(network.swarm)
-        if len(configured) not in (0, 16):
-            raise ValueError
-    except ValueError:
-        raise UserError(f"network.swarm wants 32 hex digits, got {network.swarm!r}") from None
+    configured = bytes.fromhex(network.swarm)
     if manifest is None:
         return configured or DEFAULT_SWARM
     if configured not in (b"", manifest.swarm):
@@ -121,12 +120,13 @@ def _start(
             return start(str(again))
         except PortInUse:
             log.info("port of the last start is taken", endpoint=str(again))
-    return start(network.listen or None)
+    listen = listens_at(network)
+    return start(None if listen is None else str(listen))
 
 
 def _last_endpoint(network: NetworkConfig, folder: Path) -> Endpoint | None:
     """Where "any port" ended up at the last start: invites that were given out name it."""
-    asked = Endpoint.parse(network.listen, bind=True) if network.listen else None
+    asked = listens_at(network)
     if asked is None or asked.port != 0:
         return None
     try:
@@ -136,12 +136,25 @@ def _last_endpoint(network: NetworkConfig, folder: Path) -> Endpoint | None:
     return Endpoint(asked.host, port)
 
 
+def listens_at(network: NetworkConfig) -> Endpoint | None:
+    """Return where a node listens; None for one that nobody could dial.
+
+    That is one which listens on loopback, by default or by choice, and has a seed on another machine: its peers
+    are there, and an endpoint on loopback, told to them, would be each peer's own machine.
+    """
+    if not network.listen:
+        return None
+    listen = Endpoint.parse(network.listen, bind=True)
+    away = any(not is_loopback(Address.parse(seed).endpoint) for seed in network.seeds)
+    return None if is_loopback(listen) and away and not network.advertise else listen
+
+
 def timing_of(network: NetworkConfig) -> Timing:
     """Return the configured preset; "auto" takes a node that listens on loopback only to have its peers there."""
     if network.timing != "auto":
         return PRESETS[network.timing]
-    listen = Endpoint.parse(network.listen, bind=True) if network.listen else None
-    return PRESETS["local" if listen is not None and is_loopback(listen) else "wan"]
+    listen = listens_at(network)
+    return PRESETS["local" if listen is not None and is_loopback(listen) and not network.advertise else "wan"]
 
 
 def is_loopback(endpoint: Endpoint) -> bool:

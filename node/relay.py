@@ -15,7 +15,7 @@ import structlog
 from node.config import NodeConfig
 from node.demand import SEED_DEMAND
 from node.errors import UserError
-from node.folder import exclusive, full_disk_is_clear, resolve_seed
+from node.folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
 from node.metrics import MetricsLog
 from node.network import Network, open_network
 from node.observe import describe, observe
@@ -44,9 +44,10 @@ def run_relay(config: NodeConfig, folder: Path, listening: Callable[[Network], N
         stack.enter_context(full_disk_is_clear(folder))
         stack.enter_context(exclusive(folder))
         stack.enter_context(_stops_wait())
-        resolve_seed(config, folder)
+        seed = resolve_seed(config, folder)
         network = stack.enter_context(open_network(config, folder))
         stack.enter_context(observe(config.observe, folder, lambda: describe(network, {}, None, trains=False)))
+        keep_config(config, seed, folder)
         network.host.subscribe(None, SEED_DEMAND)
         listening(network)
         metrics = MetricsLog(folder / "metrics.jsonl", MAX_METRICS_BYTES)

@@ -15,12 +15,12 @@ import structlog
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from node.checkpoint import latest_checkpoint
+from node.checkpoint import whole_checkpoint
 from node.config import NodeConfig
 from node.engines.base import RolloutEngine
 from node.engines.hf import HfEngine
 from node.errors import UserError
-from node.folder import exclusive, full_disk_is_clear, resolve_seed
+from node.folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
 from node.loop import Loop
 from node.manifest import check_rules
 from node.metrics import MetricsLog
@@ -64,22 +64,26 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         engine = _engine(config, folder, policy)
         stack.callback(engine.close)
         loop = Loop(config, seed, policy, engine, tasks, pool, exchange, metrics)
-        checkpoint = latest_checkpoint(folder / "checkpoints")
+        checkpoint = whole_checkpoint(folder / "checkpoints")
         weights = stack.enter_context(exchange_weights(config, folder, policy, checkpoint, directory))
 
         def rounds(done: int) -> Iterator[Sequence[Sample]]:
-            weights.begin()  # the trainer has loaded its checkpoint by now
+            keep_config(config, seed, folder)  # everything has started, and the trainer has loaded its checkpoint
+            weights.begin()
             yield from loop.rounds(done)
 
         def finish(number: int, logs: Mapping[str, float]) -> None:
             loop.row |= weights.after_round(number)
             loop.finish(number, logs)
 
-        trainer = make_trainer(policy, config, folder, rounds, loop.prompt_ids, finish, weights.write)
+        trainer = make_trainer(policy, config, folder, rounds, loop.prompt_ids, finish, weights.write, loop.figures)
         trainer.add_callback(_StopCallback(stopping, config.trainer.num_iterations))
         done = checkpoint.round if checkpoint else 0
         pool.rewind(done)
         metrics.rewind(done)
+        if done >= config.last_round:
+            log.info("all rounds are done", round=done, rounds=config.rounds, more="start it with a larger --rounds")
+            return
         log.info("training", round=done, rounds=config.rounds, policy=policy.name, pool=len(pool))
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         log.info("finished", round=loop.row.get("round", done))

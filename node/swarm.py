@@ -80,7 +80,8 @@ def make_plan(out: Path, nodes: int, config: NodeConfig) -> Plan:
 
 def node_config(plan: Plan, index: int, cores: int) -> NodeConfig:
     """Return the configuration of node `index`: a seed of its own, its part of the cores, loopback only."""
-    network = plan.config.network.model_copy(update={"listen": LOOPBACK, "swarm": plan.swarm})
+    alone = {"listen": LOOPBACK, "advertise": [], "seeds": [], "swarm": plan.swarm}
+    network = plan.config.network.model_copy(update=alone)
     weights = plan.config.weights.model_copy(update={"listen": LOOPBACK})
     changes: dict[str, Any] = {"seed": derive_seed(plan.seed, "node", index), "network": network, "weights": weights}
     if plan.config.threads == 0:

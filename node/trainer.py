@@ -8,8 +8,8 @@ callbacks) is theirs, untouched:
     get_train_dataloader   hands out the micro-batches of each round of the loop
     _prepare_inputs        moves a micro-batch to its device, as transformers itself does
 
-and a third for safety: `_save_checkpoint` writes the same files as theirs, but atomically
-and without a model card.
+and some at the edges: `_save_checkpoint` writes the same files as theirs, but atomically
+and without a model card, and what reads them says in one line what will not do.
 
 The data loader is not prepared by accelerate, which would fetch one batch ahead: the loop
 is resumed only when the update of its last round, its log and its checkpoint are done.
@@ -17,11 +17,13 @@ One round is `num_iterations` optimiser steps of `gradient_accumulation_steps` m
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOConfig, GRPOTrainer
@@ -55,6 +57,7 @@ class SwarmTrainer(GRPOTrainer):
         rounds: Callable[[int], Iterator[list[Row]]],
         on_update: OnUpdate,
         also_save: Callable[[Path], None],
+        also_log: Callable[[], Mapping[str, float]],
     ) -> None:
         super().__init__(
             model=policy.model,
@@ -69,6 +72,7 @@ class SwarmTrainer(GRPOTrainer):
         self._keep = keep
         self._rounds = rounds
         self._also_save = also_save
+        self._also_log = also_log
         self.round_is_empty = False
 
     @property
@@ -109,10 +113,29 @@ class SwarmTrainer(GRPOTrainer):
             )
         return batch | {"old_per_token_logps": logps}
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a round with what the loop knows of it, for whoever `report_to` names; other logs as they are."""
+        super().log(logs | dict(self._also_log()) if "loss" in logs else logs, start_time)
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         if self.state.global_step % self.args.num_iterations:
             return  # between two iterations of a round; it is done again from its beginning
         save_checkpoint(self._checkpoints, self.rounds_done, self._write_state, self._keep)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        with _must_fit(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _must_fit(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A weight that is tied to another is not in the file, and not missing either."""
+        for name in getattr(self.model, "all_tied_weights_keys", {}):
+            if name in load_result.missing_keys:
+                load_result.missing_keys.remove(name)
+        super()._issue_warnings_after_load(load_result)
 
     def _write_state(self, folder: Path) -> None:
         path = str(folder)
@@ -122,6 +145,19 @@ class SwarmTrainer(GRPOTrainer):
         self._save_rng_state(path)
         self._also_save(folder)
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+
+@contextmanager
+def _must_fit(checkpoint: str | None) -> Iterator[None]:
+    """Say in one line that a checkpoint, though whole, cannot be loaded."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"cannot go on from {checkpoint} ({reason}): it is damaged or of another model; "
+            "set policy.model as it was, delete this checkpoint, or use another --state"
+        ) from error
 
 
 def _unused_reward(**_: object) -> list[float]:
@@ -173,6 +209,7 @@ def make_trainer(
     prompt_ids: Callable[[Group], list[int]],
     on_update: OnUpdate,
     also_save: Callable[[Path], None] = lambda folder: None,
+    also_log: Callable[[], Mapping[str, float]] = dict,
 ) -> SwarmTrainer:
     """Make the trainer of a node whose state is in `folder`; its `train()` drives the node's loop.
 
@@ -185,6 +222,7 @@ def make_trainer(
         on_update: called once a round, after its last optimiser step and before a checkpoint of
             it, with the rounds done so far and TRL's metrics.
         also_save: adds what else belongs to a checkpoint to its folder.
+        also_log: returns what to log of the round beside TRL's metrics.
 
     Raises:
         UserError: `report_to` names a package that is not installed.
@@ -200,7 +238,7 @@ def make_trainer(
     args = _trl_config(config, policy.model.device.type, folder)
     try:
         return SwarmTrainer(
-            policy, args, checkpoints, config.trainer.save_total_limit, rounds_of_rows, on_update, also_save
+            policy, args, checkpoints, config.trainer.save_total_limit, rounds_of_rows, on_update, also_save, also_log
         )
     except (ImportError, RuntimeError) as error:
         if "requires" in str(error) and config.trainer.report_to:

@@ -24,7 +24,7 @@ from collectives.outer import trained
 from node.checkpoint import Checkpoint
 from node.config import NetworkConfig, NodeConfig, WeightsConfig
 from node.errors import UserError
-from node.network import is_loopback, swarm_id
+from node.network import is_loopback, listens_at, swarm_id
 from node.policy.load import Policy
 from node.weight_exchange import WeightExchange, outer_of
 from protocol.errors import ProtocolError
@@ -144,10 +144,10 @@ def exchange_weights(
 
 def _listen(network: NetworkConfig) -> str:
     """Where members dial a node that does not say: on the host where its peers do, at any port."""
-    if not network.listen:
-        return "tcp://127.0.0.1:0"
-    return str(replace(Endpoint.parse(network.listen, bind=True), port=0))
+    listen = listens_at(network)
+    return "tcp://127.0.0.1:0" if listen is None else str(replace(listen, port=0))
 
 
 def _is_on_loopback(network: NetworkConfig) -> bool:
-    return bool(network.listen) and is_loopback(Endpoint.parse(network.listen, bind=True))
+    listen = listens_at(network)
+    return listen is not None and is_loopback(listen)

@@ -17,7 +17,7 @@ from node.metrics import read_metrics
 ROOT = Path(__file__).parents[1]
 
 
-def small_config(rounds: int, **tables: Any) -> NodeConfig:
+def small_config(rounds: int | None, **tables: Any) -> NodeConfig:
     """A node on the built-in policy with small groups and frequent checkpoints."""
     tree: dict[str, Any] = {
         "seed": 1,
@@ -31,7 +31,7 @@ def small_config(rounds: int, **tables: Any) -> NodeConfig:
     return parse_config(tree)
 
 
-def gossamer(*arguments: str | Path) -> subprocess.Popen[str]:
+def gossamer(*arguments: str | int | Path) -> subprocess.Popen[str]:
     """Start the command line in a process group of its own."""
     return subprocess.Popen(
         [Path(sys.executable).with_name("gossamer"), *map(str, arguments)],

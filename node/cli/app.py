@@ -45,7 +45,10 @@ def run(arguments: Sequence[str], *, debug: bool) -> int:
     """Run the command and return its exit status; what a person can correct is one line on stderr."""
     try:
         return app(list(arguments), prog_name="gossamer", standalone_mode=False) or 0
-    except (typer.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # typer takes any for the end of a person's input; here none is read
+            traceback.print_exception(error.__cause__)
+            return EXIT_DEFECT
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001  # the edge of the program: every failure gets its exit status here
         line = explain(error)

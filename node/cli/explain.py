@@ -23,7 +23,14 @@ def _explain_os_error(error: OSError) -> str | None:
     where = f" {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full{' at' + where if where else ''}: free some space and start again"
-    if error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+    if error.filename and error.errno in (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EEXIST,
+    ):
         return f"cannot use{where}: {error.strerror}: choose another path, or change its permissions"
     return None
 

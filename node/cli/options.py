@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from node.config import NodeConfig, load_config
+from node.config import NodeConfig, load_config, parse_config
 
 Folder = Annotated[
     Path, typer.Option("--out", "--state", help="The node's state folder: key, manifest, pool, checkpoints.")
@@ -54,10 +54,11 @@ def resumed(path: Path | None, folder: Path) -> Path | None:
 
 
 def with_network(config: NodeConfig, *, listen: str | None = None, seeds: Sequence[str] = ()) -> NodeConfig:
-    """Return `config` with what the options say of the network."""
+    """Return `config` with what the options say of the network; `UserError` for an endpoint or a seed that is none."""
     network = config.network
     changes = {"seeds": list(dict.fromkeys([*network.seeds, *seeds])), "listen": listen or network.listen}
-    return config.model_copy(update={"network": network.model_copy(update=changes)})
+    checked = parse_config({"network": network.model_dump() | changes}).network
+    return config.model_copy(update={"network": checked})
 
 
 def command_began() -> float:

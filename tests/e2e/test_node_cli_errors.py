@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from protocol.identity import Identity
+from tests.policies import write_tiny_policy
 
 
 def gossamer(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -49,3 +50,27 @@ def test_a_state_folder_that_cannot_be_one(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (line,) = errors("node", "--state", str(tmp_path / "file" / "state"))
     assert "cannot use" in line
+
+
+ALONE = ["--set", "network.enabled=false", "--set", "threads=1"]
+
+
+def test_a_node_without_a_checkpoint_that_can_be_read(tmp_path: Path) -> None:
+    damaged = tmp_path / "checkpoints" / "checkpoint-5"
+    damaged.mkdir(parents=True)
+    (damaged / "optimizer.pt").touch()
+    (line,) = errors("node", "--state", str(tmp_path), *ALONE)
+    assert str(tmp_path / "checkpoints") in line and "restore one" in line
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    write_tiny_policy(tmp_path / "one", width=16)
+    write_tiny_policy(tmp_path / "other", width=32)
+    done = gossamer("node", "--state", str(state), "--rounds", "1", *ALONE, "--set", f"policy.model={tmp_path / 'one'}")
+    assert done.returncode == 0, done.stderr
+    before = (state / "config.json").read_bytes()
+    (line,) = errors("node", "--state", str(state), *ALONE, "--set", f"policy.model={tmp_path / 'other'}")
+    assert "checkpoint-1" in line and "another model" in line
+    assert (state / "config.json").read_bytes() == before

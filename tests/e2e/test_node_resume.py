@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from node.checkpoint import Checkpoint, whole_checkpoint
 from node.config import NodeConfig
 from node.run import run_node
 from tests.swarms import numbers, rows_of, small_config
@@ -59,4 +60,28 @@ def test_a_node_asked_to_stop_leaves_a_checkpoint_of_its_last_round(undisturbed:
     assert (tmp_path / "checkpoints" / f"checkpoint-{done}").is_dir()
     again = run_in_child(config, tmp_path)
     again.join(60)
+    assert numbers(rows_of(tmp_path)) == undisturbed
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "trainer_state.json"])
+def test_a_damaged_checkpoint_costs_the_rounds_since_the_one_before(
+    undisturbed: list[tuple], name: str, tmp_path: Path
+) -> None:
+    config = small_config(ROUNDS, **ALONE)
+    child = run_in_child(config, tmp_path)
+    child.join(60)
+    (tmp_path / "checkpoints" / f"checkpoint-{ROUNDS}" / name).write_bytes(b"")
+    again = run_in_child(config, tmp_path)
+    again.join(60)
+    assert again.exitcode == 0
+    assert numbers(rows_of(tmp_path)) == undisturbed
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-20", "checkpoint-24"]
+    assert whole_checkpoint(tmp_path / "checkpoints") == Checkpoint(ROUNDS, tmp_path / "checkpoints/checkpoint-24")
+
+
+def test_a_node_whose_rounds_are_done_says_so_and_changes_nothing(undisturbed: list[tuple], tmp_path: Path) -> None:
+    for _ in range(2):
+        child = run_in_child(small_config(ROUNDS, **ALONE), tmp_path)
+        child.join(60)
+        assert child.exitcode == 0
     assert numbers(rows_of(tmp_path)) == undisturbed

@@ -7,8 +7,18 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from node.checkpoint import Checkpoint, latest_checkpoint, list_checkpoints, remove_leftovers, save_checkpoint
+from node.checkpoint import (
+    Checkpoint,
+    find_damage,
+    latest_checkpoint,
+    list_checkpoints,
+    remove_leftovers,
+    save_checkpoint,
+    whole_checkpoint,
+)
 from node.errors import UserError
+from tests.policies import tiny_policy
+from tests.training import fixed_rounds, mixed_samples, node_config, trainer_of
 
 
 def writes(text: str):
@@ -94,3 +104,60 @@ def test_another_failure_is_not_dressed_up_and_leaves_nothing(tmp_path):
     with pytest.raises(PermissionError):
         save_checkpoint(tmp_path, 2, fails, keep=1)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """Checkpoints of rounds 1 to 3 as the trainer writes them."""
+    policy = tiny_policy(tmp_path / "policy")
+    config = node_config(rounds=3, save_steps=1, save_total_limit=3)
+    trainer_of(policy, config, tmp_path, fixed_rounds(*[mixed_samples(policy)] * 3)).train()
+    return tmp_path / "checkpoints"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+DAMAGE = [
+    *((name, Path.unlink) for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")),
+    *((name, empty) for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")),
+    *((name, cut) for name in ("model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json")),
+    ("trainer_state.json", Path.unlink),
+    ("trainer_state.json", lambda path: path.write_text("[]")),
+    ("optimizer.pt", lambda path: path.write_text("text")),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_for_the_newest_that_is_whole(three, name, damage):
+    assert [find_damage(one.path) for one in list_checkpoints(three)] == ["", "", ""]
+    damage(three / "checkpoint-3" / name)
+    assert name in find_damage(three / "checkpoint-3")
+    assert whole_checkpoint(three) == Checkpoint(2, three / "checkpoint-2")
+
+
+def test_all_damaged_is_one_line_that_names_folder_and_damage(three):
+    for number in (1, 2, 3):
+        empty(three / f"checkpoint-{number}" / "optimizer.pt")
+    with pytest.raises(UserError, match=r"checkpoint-3: optimizer.pt cannot be read.*begin at round 0") as caught:
+        whole_checkpoint(three)
+    assert str(three) in str(caught.value)
+    assert whole_checkpoint(three / "absent") is None
+
+
+def test_what_a_damaged_one_left_behind_goes_with_the_next_that_is_saved(tmp_path):
+    for number in (1, 2, 3):
+        save_checkpoint(tmp_path, number, writes(str(number)), keep=3)
+    save_checkpoint(tmp_path, 2, writes("again, as 3 is damaged"), keep=1)
+    assert rounds_in(tmp_path) == [2]
+
+
+def test_adapters_are_weights_too(tmp_path):
+    policy = tiny_policy(tmp_path / "policy", lora=4)
+    trainer_of(policy, node_config(rounds=1, save_steps=1), tmp_path, fixed_rounds(mixed_samples(policy))).train()
+    assert find_damage(tmp_path / "checkpoints" / "checkpoint-1") == ""

@@ -18,7 +18,12 @@ from node.config import NodeConfig, TaskConfig, load_config
 from protocol.grants import Pass
 from protocol.identity import Identity
 from protocol.invite import Invite, SharedInvite
+from protocol.records import Address
 
+EXAMPLE_INVITE = str(
+    Invite("club", bytes(32), (Address.parse(f"tcp://192.0.2.7:4001?key={Identity(bytes(32)).curve_key.hex()}"),), None)
+)
+SEED, OTHER = (f"tcp://192.0.2.{number}:4001?key={'ab' * 32}" for number in (7, 8))
 VERBS = [
     "swarm",
     "node",
@@ -157,6 +162,28 @@ def test_an_invite_is_printed_with_the_seeds_and_the_right_that_were_asked_for(
     assert "nobody could dial this node" in fails(capfd, "invite", str(club))
 
 
+BAD_NETWORK = [
+    (["--set", 'network.advertise=["foo"]'], "'network.advertise.0': 'foo'"),
+    (["--set", 'network.seeds=["tcp://192.0.2.7:1"]'], "has no key: write tcp://HOST:PORT?key=HEX"),
+    (["--set", "network.listen=foo"], "'network.listen': 'foo'"),
+    (["--set", "network.swarm=beef"], "'network.swarm': a swarm's id has 32 hex digits (got 'beef')"),
+    (["--listen", "tcp://nowhere"], "'network.listen': 'tcp://nowhere'"),
+    (["--seed-peer", "tcp://192.0.2.7:1"], "has no key"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), BAD_NETWORK)
+def test_a_bad_endpoint_is_refused_before_it_is_kept(
+    arguments: list[str], says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(found(tmp_path), debug=False) == 0
+    before = (tmp_path / "config.json").read_bytes()
+    capfd.readouterr()
+    assert says in fails(capfd, "node", "--state", str(tmp_path), *arguments)
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert run(["node", "--state", str(tmp_path), "--dry-run"], debug=False) == 0
+
+
 def test_bad_toml_names_file_and_place(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.toml").write_text("rounds = \n")
     line = fails(capfd, "node", str(tmp_path / "bad.toml"))
@@ -178,6 +205,17 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capfd: py
     monkeypatch.setattr("node.cli.doctor.examine", broken)
     assert run(["doctor"], debug=False) == 1
     assert "ZeroDivisionError: division by zero" in capfd.readouterr().err
+
+
+def test_an_end_of_file_somewhere_inside_is_a_defect_and_no_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def truncated(*_: object) -> None:
+        raise EOFError("Ran out of input")
+
+    monkeypatch.setattr("node.cli.doctor.examine", truncated)
+    assert run(["doctor"], debug=False) == 1
+    assert "EOFError: Ran out of input" in capfd.readouterr().err
 
 
 def test_ctrl_c_is_no_error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -218,12 +256,38 @@ def test_a_folder_that_cannot_be_used_is_one_line(tmp_path: Path, capfd: pytest.
     assert "choose another --out" in fails(capfd, "swarm", "-n", "1", "--out", str(tmp_path / "file"))
 
 
+@pytest.mark.parametrize("verb", [["node"], ["join", EXAMPLE_INVITE]])
+def test_a_state_folder_that_is_a_file_is_one_line(
+    verb: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    line = fails(capfd, *verb, "--state", str(tmp_path / "file"))
+    assert str(tmp_path / "file") in line and "choose another path" in line
+
+
+@pytest.mark.parametrize("text", ["[]", '"x"', "7", "{", '{"seed": "x"}', '{"seed": -1}', "{}"])
+def test_a_damaged_config_of_a_folder_is_one_line(text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(text)
+    assert "config.json is damaged: delete it" in fails(capfd, "found", "club", "--out", str(tmp_path), "--no-start")
+
+
+@pytest.mark.parametrize("text", ["[]", '"x"', "7"])
+def test_a_configuration_that_is_no_table_is_one_line(
+    text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(found(tmp_path), debug=False) == 0
+    capfd.readouterr()
+    (tmp_path / "config.json").write_text(text)
+    line = fails(capfd, "node", "--state", str(tmp_path), "--set", "rounds=1", "--dry-run")
+    assert "config.json is no configuration" in line
+
+
 def test_dry_run_prints_what_would_run(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = ["node", "--set", "sampling.local=2", "--seed", "7", "--seed-peer", "a", "--seed-peer", "b"]
+    arguments = ["node", "--set", "sampling.local=2", "--seed", "7", "--seed-peer", SEED, "--seed-peer", OTHER]
     assert run([*arguments, "--listen", "tcp://0.0.0.0:4001", "--dry-run"], debug=False) == 0
     (tmp_path / "printed.toml").write_text(capfd.readouterr().out)
     config = load_config(tmp_path / "printed.toml")
-    assert (config.sampling.local, config.seed, config.network.seeds) == (2, 7, ["a", "b"])
+    assert (config.sampling.local, config.seed, config.network.seeds) == (2, 7, [SEED, OTHER])
     assert config.network.listen == "tcp://0.0.0.0:4001"
 
 
