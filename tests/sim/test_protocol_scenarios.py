@@ -21,6 +21,7 @@ from protocol.simulator.trial import LIMITS, Plan, Trial
 from protocol.timing import LOCAL, WAN
 
 ROOT = Path(__file__).parents[2]
+SEEDS = [1, pytest.param(2, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(autouse=True)
@@ -53,13 +54,13 @@ def test_a_thousand_nodes_and_then_seven_hundred() -> None:
     assert len(trial.simulation.nodes) == 701
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("scenario", sorted(set(SCENARIOS) - {"hostile"}))
 def test_sixty_nodes(scenario: str, seed: int) -> None:
     assert failures(scenario, Plan(nodes=60, seed=seed, faults_s=20.0)) == []
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_fifth_of_sixty_nodes_is_hostile(seed: int) -> None:
     assert failures("hostile", Plan(nodes=60, seed=seed, faults_s=20.0)) == []
 
