@@ -51,7 +51,8 @@ class Schedule:
     disorder: float
     encoded: bool  # messages go through their bytes
     dialling: float  # how long it may take until a link is there (s)
-    single: bool  # each member makes one call at a time, to admit or to reduce, as it pleases
+    single: bool  # each member makes one call at a time: to admit if anybody waits, or now and then, else to reduce
+    loops: bool  # of those: to admit and to reduce in turn, from the beginning after each failure
     faults: tuple[Fault, ...]
 
     @classmethod
@@ -67,6 +68,7 @@ class Schedule:
             rng.random() < 0.05,
             Random(f"dialling {seed}").choice((0.0, 0.0, 0.4)),
             Random(f"single {seed}").random() < 0.1,
+            Random(f"loops {seed}").random() < 0.5,
             faults,
         )
 

@@ -2,7 +2,7 @@
 
 What must hold throughout is checked by the members' owners. At the end all live nodes must be in
 one view, every call must have ended, and one more operation of all must commit with all in it.
-Members that make one call at a time, each as it pleases, must not wait for each other either.
+Members that make one call at a time, each as it pleases or in a loop, must not wait for each other either.
 """
 
 from random import Random
@@ -54,6 +54,7 @@ class Node:
         self.paused = False
         self.paused_at = 0.0
         self.waiting: list[Event] = []  # while it is paused
+        self.admits_next = False  # in a loop
 
 
 class Trial:
@@ -137,18 +138,25 @@ class Trial:
             self.network.run(self.network.now + LAN.heartbeat)
 
     def _disagree(self) -> None:
-        """Let members call what they please while two more come, and expect no call to wait for its deadline."""
+        """Let members call what they please while two more come, and expect no call to wait for its deadline.
+
+        Those in a loop are left alone, in the view that they are in, and must come to reduce there.
+        """
         self.network.run(self.network.now + 2 * SINGLE_DEADLINE)  # calls from before may end late, and others with them
         if not self._able():
             return
-        for number in range(len(self.nodes), len(self.nodes) + 2):
+        for number in range(len(self.nodes), len(self.nodes) + 2 * (not self.schedule.loops)):
             self._boot(number)
+        before = set(self.history.verdicts)
         live = self._live()
         for node in live:
             node.owner.prompt = True
         self.network.run(self.network.now + 3 * SINGLE_DEADLINE)
         for node in live:
             node.owner.prompt, node.owner.in_time = False, {}
+        if self.schedule.loops:
+            new = {op: known for op, known in self.history.verdicts.items() if op.tag == TAGS[0] and op not in before}
+            expect(any(Verdict.COMMIT in known.values() for known in new.values()), "members in a loop never reduce")
 
     def _last_operation(self) -> None:
         """Call one of all members; again if it was disturbed by what is left of the faults."""
@@ -209,7 +217,11 @@ class Trial:
         owner = node.owner
         if node.core.view is None or owner.outstanding or self.rng.random() < 0.5:
             return
-        if self.rng.random() < (0.5 if node.core.pending else 0.1 * owner.busy):
+        if not owner.busy or not self.schedule.loops:
+            admits = node.core.pending or self.rng.random() < 0.1 * owner.busy
+        else:
+            admits = node.admits_next
+        if admits:
             self._feed(node, owner.begin(ADMIT_TAG, SINGLE_DEADLINE, self.network.now))
         elif owner.busy:
             self._feed(node, owner.begin(TAGS[0], SINGLE_DEADLINE, self.network.now))
@@ -239,6 +251,8 @@ class Trial:
                 self.network.at(self.network.now + self.rng.uniform(0.0, 0.2), self._feed, node, done)
             case Finished():
                 node.owner.finished(action)
+                # A loop admits, reduces, and begins again, also when either was called off.
+                node.admits_next = action.op.tag != ADMIT_TAG or action.verdict is not Verdict.COMMIT
             case Install():
                 node.owner.install(action)
             case OutOfGroup():
