@@ -11,12 +11,12 @@ from typing import Any
 from node.config import NodeConfig
 from node.engines.hf import HfEngine
 from node.loop import Loop
-from node.metrics import MetricsLog
-from node.policy.load import Policy, load_policy
-from node.pool import Pool
-from node.sharing import Exchange
-from node.tasks.load import TaskSet
-from node.trainer import make_trainer
+from node.policy import Policy, load_policy
+from node.rollouts.replay_buffer import ReplayBuffer
+from node.rollouts.sharing import Exchange
+from node.tasks import TaskSet
+from node.telemetry.metrics import MetricsLog
+from node.training.trainer import make_trainer
 
 SEED = 0
 Stamp = tuple[float, float]
@@ -33,7 +33,7 @@ class Block:
 
 def time_gossamer(config: NodeConfig, tasks: TaskSet, exchange: Exchange) -> Block:
     """Run the node's loop and trainer; every round but the first is timed."""
-    with tempfile.TemporaryDirectory() as name, Pool(Path(name, "pool.sqlite"), config.pool) as pool:
+    with tempfile.TemporaryDirectory() as name, ReplayBuffer(Path(name, "pool.sqlite"), config.pool) as pool:
         folder = Path(name)
         policy = load_policy(config.policy)
         metrics = MetricsLog(folder / "metrics.jsonl")

@@ -16,12 +16,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.sharing import feeder, wait_for_peers
-from node.demand import topic_of
-from node.ingest import check
-from node.rollout import Completion, Group, encode
-from node.tasks.base import Task, TaskKey, derive_seed
-from node.tasks.families import FAMILIES
-from node.tasks.load import TaskSet
+from node.rollouts.group import Completion, Group, encode
+from node.rollouts.ingest import check
+from node.rollouts.sharing import topic_of
+from node.tasks import Task, TaskKey, TaskSet, derive_seed
+from node.tasks.builtin import FAMILIES
 from protocol.book import Book
 from protocol.clock import Instant, read_clock
 from protocol.core import Core

@@ -38,10 +38,9 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks.block import SEED, Block, Stamp, block, stamp, time_gossamer
 from benchmarks.sharing import time_sharing
 from node.config import NodeConfig, parse_config
-from node.policy.load import Policy, load_policy
-from node.sharing import NoExchange
-from node.tasks.base import Item, Task, TaskKey, derive_seed
-from node.tasks.load import TaskSet, load_tasks
+from node.policy import Policy, load_policy
+from node.rollouts.sharing import NoExchange
+from node.tasks import Item, Task, TaskKey, TaskSet, derive_seed, load_tasks
 
 Reward = Literal["dense", "task"]
 Comparison = Literal["trl", "sharing", "both"]

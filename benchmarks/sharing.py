@@ -18,12 +18,10 @@ import msgpack
 
 from benchmarks.block import Block, time_gossamer
 from node.config import NodeConfig
-from node.demand import topic_of
-from node.pool import Shared
-from node.rollout import Completion, Group, encode
-from node.sharing import NetworkExchange
-from node.tasks.base import Item, Task, derive_seed
-from node.tasks.load import TaskSet
+from node.rollouts.group import Completion, Group, encode
+from node.rollouts.replay_buffer import Shared
+from node.rollouts.sharing import NetworkExchange, topic_of
+from node.tasks import Item, Task, TaskSet, derive_seed
 from protocol.host import Host
 from protocol.identity import Identity
 from protocol.records import Address

@@ -85,7 +85,7 @@ class SamplingConfig(Section):
     external: int = Field(4, ge=0, description="peers' groups a round, J")
     completions: int = Field(8, ge=2, le=128, description="completions a question, L")
     questions: int | None = Field(None, ge=1, description="questions a round; default: as many as local")
-    rule: Literal["paper", "uniform", "advantage", "freshest", "correct"] = "paper"
+    rule: Literal["sapo", "uniform", "advantage", "freshest", "correct"] = "sapo"
     external_negatives: Literal["keep", "drop"] = "keep"
     max_uses: int = Field(1, ge=1, description="how often one external group may be trained on")
 

@@ -18,16 +18,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from node.config import EngineConfig, NodeConfig
-from node.engines.base import Generated, RolloutEngine, SamplingParams
+from node.engines import Generated, RolloutEngine, SamplingParams
 from node.errors import UserError
-from node.metrics import MetricsLog
-from node.policy.load import Policy
-from node.pool import Pool
-from node.rollout import Completion, Group
-from node.sampling import RULES, SCALES, Sample, drop_negatives, external_samples, local_samples
-from node.sharing import Exchange, traffic_row
-from node.tasks.base import Item, Task, derive_seed
-from node.tasks.load import TaskSet
+from node.policy import Policy
+from node.rollouts.group import Completion, Group
+from node.rollouts.replay_buffer import ReplayBuffer
+from node.rollouts.sampling import RULES, SCALES, Sample, drop_negatives, external_samples, local_samples
+from node.rollouts.sharing import Exchange, traffic_row
+from node.tasks import Item, Task, TaskSet, derive_seed
+from node.telemetry.metrics import MetricsLog
 
 Row = dict[str, Any]
 PROMPT_TRIES = 20  # questions looked at for each one asked, when many are too long for the policy
@@ -59,7 +58,7 @@ class Loop:
     policy: Policy
     engine: RolloutEngine
     tasks: TaskSet
-    pool: Pool
+    pool: ReplayBuffer
     exchange: Exchange
     metrics: MetricsLog
     row: Row = field(default_factory=dict)

@@ -13,13 +13,12 @@ from pathlib import Path
 import structlog
 
 from node.config import NodeConfig
-from node.demand import SEED_DEMAND
 from node.errors import UserError
-from node.folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
-from node.metrics import MetricsLog
-from node.network import Network, open_network
-from node.observe import describe, observe
-from node.sharing import traffic_row
+from node.peering import Network, open_network
+from node.rollouts.sharing import SEED_DEMAND, traffic_row
+from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
+from node.telemetry.metrics import MetricsLog
+from node.telemetry.status_server import describe, observe
 from protocol.host import Host
 
 METRICS_INTERVAL_S = 10.0

@@ -4,35 +4,33 @@ The network comes up first: peers may dial while the model still loads. A signal
 stop (SIGTERM, SIGINT) ends the node after the round in progress, with a checkpoint.
 """
 
-import signal
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 
 import structlog
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from node.checkpoint import whole_checkpoint
 from node.config import NodeConfig
-from node.engines.base import RolloutEngine
-from node.engines.hf import HfEngine
+from node.engines import make_engine
 from node.errors import UserError
-from node.folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
+from node.founding import check_rules
 from node.loop import Loop
-from node.manifest import check_rules
-from node.metrics import MetricsLog
-from node.network import Network, open_network
-from node.observe import describe, observe
-from node.policy.load import Policy, load_policy
-from node.pool import Pool
-from node.sampling import Sample
-from node.sharing import Exchange, NetworkExchange, NoExchange
-from node.tasks.load import TaskSet, load_tasks
-from node.trainer import make_trainer
-from node.weights import exchange_weights
+from node.peering import Network, open_network
+from node.policy import load_policy
+from node.rollouts.replay_buffer import ReplayBuffer
+from node.rollouts.sampling import Sample
+from node.rollouts.sharing import Exchange, NetworkExchange, NoExchange
+from node.signals import stop_signals
+from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
+from node.tasks import TaskSet, load_tasks
+from node.telemetry.metrics import MetricsLog
+from node.telemetry.status_server import describe, observe
+from node.training.averaging import exchange_weights
+from node.training.checkpoint import whole_checkpoint
+from node.training.trainer import make_trainer
 from protocol.host import Host
 from protocol.manifest import ManifestLimits
 
@@ -52,7 +50,7 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
     with ExitStack() as stack:
         stack.enter_context(full_disk_is_clear(folder))
         stack.enter_context(exclusive(folder))
-        stopping = stack.enter_context(_stop_signals())
+        stopping = stack.enter_context(stop_signals())
         seed = resolve_seed(config, folder)
         tasks = load_tasks(config.tasks)
         metrics = MetricsLog(folder / "metrics.jsonl", MAX_METRICS_BYTES if config.rounds is None else None)
@@ -61,7 +59,7 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
             torch.set_num_threads(config.threads)
         policy = load_policy(config.policy)
         pool = stack.enter_context(_pool(config, folder))
-        engine = _engine(config, folder, policy)
+        engine = make_engine(config.engine, policy, folder)
         stack.callback(engine.close)
         loop = Loop(config, seed, policy, engine, tasks, pool, exchange, metrics)
         checkpoint = whole_checkpoint(folder / "checkpoints")
@@ -77,7 +75,7 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
             loop.finish(number, logs)
 
         trainer = make_trainer(policy, config, folder, rounds, loop.prompt_ids, finish, weights.write, loop.figures)
-        trainer.add_callback(_StopCallback(stopping, config.trainer.num_iterations))
+        trainer.add_callback(_StopCallback(lambda: bool(stopping), config.trainer.num_iterations))
         done = checkpoint.round if checkpoint else 0
         pool.rewind(done)
         metrics.rewind(done)
@@ -115,9 +113,9 @@ def _exchange(
 
 
 @contextmanager
-def _pool(config: NodeConfig, folder: Path) -> Iterator[Pool]:
+def _pool(config: NodeConfig, folder: Path) -> Iterator[ReplayBuffer]:
     try:
-        with Pool(folder / "pool.sqlite", config.pool) as pool:
+        with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
             yield pool
     except sqlite3.OperationalError as error:
         raise UserError(
@@ -127,14 +125,6 @@ def _pool(config: NodeConfig, folder: Path) -> Iterator[Pool]:
         raise UserError(
             f"{folder / 'pool.sqlite'} is damaged ({error}): delete it; only shared rollouts are lost"
         ) from error
-
-
-def _engine(config: NodeConfig, folder: Path, policy: Policy) -> RolloutEngine:
-    if config.engine.kind == "hf":
-        return HfEngine(policy)
-    from node.engines.vllm import VllmEngine  # its child needs vLLM; a node that does not use it must not
-
-    return VllmEngine(policy, config.engine, folder)
 
 
 class _StopCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
@@ -152,18 +142,3 @@ class _StopCallback(TrainerCallback):  # type: ignore[misc]  # transformers is u
             control.should_training_stop = True
             control.should_save = True
         return control
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    received: list[int] = []
-
-    def remember(number: int, _: FrameType | None) -> None:
-        received.append(number)
-
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -9,29 +9,129 @@ in between. The others never wait for it.
                   ^           |-> stopped      (asked to)
                   |           |-> failed       (bad configuration, or too many failures)
                   '-- restarting
+
+One supervised node process: how it is started, and what it does before the node runs.
+
+Children are forked from a server that has imported the heavy libraries once, so N
+nodes share the cost in time and in memory. The server is started with SIGINT and
+SIGTERM blocked, and its children inherit that: a Ctrl-C in the terminal, which reaches
+the whole process group, is the supervisor's alone to hear, and it asks its children to
+stop by SIGTERM, which each unblocks for itself.
 """
 
+import multiprocessing
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerContext
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import NamedTuple
 
-from node.child import EXIT_USER_ERROR, Started, Target, start_child
+import structlog
+
 from node.config import NodeConfig
-from node.metrics import MetricsTail
-from node.progress import Progress
+from node.errors import UserError
+from node.telemetry.logs import setup_logs
+from node.telemetry.metrics import MetricsTail, Progress
 
 MAX_FAILURES = 4
 MAX_SEEDS = 3
 RESTART_DELAY = 1.0  # seconds, doubled with each failure in a row
 LOST = 255  # what multiprocessing reports when the fork server died, and its child perhaps lives on
 TICK = 0.25  # seconds between looks at the children; a death is noticed at once
+HEAVY = ("node.run",)  # imports torch, transformers and trl with it
+# A thread does not survive a fork: keep OpenBLAS and Arrow (its allocator) from starting one while they are imported.
+NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+EXIT_DEFECT = 1
+EXIT_USER_ERROR = 2
+
+Target = Callable[[NodeConfig, Path], None]
+
+log = structlog.get_logger()
+
+
+class Started(NamedTuple):
+    """A child process, and the pipe on which it says why it ends, if it can."""
+
+    process: ForkServerProcess
+    reason: Connection
+
+
+def start_server(preload: Sequence[str] = HEAVY) -> ForkServerContext:
+    """Start the fork server, which begins to import `preload` at once, and return its context."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    resource_tracker.ensure_running()  # else the fork server starts it, which unblocks both signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    outside = dict(os.environ)
+    os.environ.update(NO_THREADS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(outside)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+def start_child(
+    context: ForkServerContext, target: Target, config: NodeConfig, folder: Path, *, debug: bool = False
+) -> Started:
+    """Start one node process on `folder`; `target` must be picklable by reference."""
+    reading, writing = context.Pipe(duplex=False)
+    process = context.Process(target=_main, args=(target, config, folder, debug, writing), name=folder.name)
+    process.start()
+    writing.close()
+    return Started(process, reading)
+
+
+def run_real_node(config: NodeConfig, folder: Path) -> None:
+    """The target of a real swarm: run a node; its libraries are imported in the child alone."""
+    from node.run import run_node
+
+    run_node(config, folder)
+
+
+def _main(target: Target, config: NodeConfig, folder: Path, debug: bool, reason: Connection) -> None:
+    threading.Thread(target=_die_with_supervisor, name="supervisor-watch", daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    _redirect_output(folder / "output.log")
+    setup_logs(folder, stderr=False, debug=debug)
+    try:
+        target(config, folder)
+    except UserError as error:
+        log.exception("stopped")
+        reason.send(str(error))
+        sys.exit(EXIT_USER_ERROR)
+    except Exception as error:  # whatever it was, the supervisor decides what comes next
+        log.exception("failed")
+        reason.send(f"{type(error).__name__}: {error}")
+        sys.exit(EXIT_DEFECT)
+
+
+def _die_with_supervisor() -> None:
+    """Wait for the supervisor's end of the pipe to close, as it does even on kill -9, and end at once."""
+    supervisor = multiprocessing.parent_process()
+    assert supervisor is not None
+    wait([supervisor.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _redirect_output(path: Path) -> None:
+    """Send what libraries print to a file, so that N nodes do not write over the live table."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 class State(StrEnum):
@@ -47,7 +147,7 @@ class State(StrEnum):
 
 
 @dataclass(slots=True)
-class Child:
+class NodeProcess:
     """One node of the swarm, through all its processes."""
 
     name: str
@@ -64,7 +164,7 @@ class Child:
     best_round: int = 0
 
     @classmethod
-    def create(cls, folder: Path, config: NodeConfig) -> "Child":
+    def create(cls, folder: Path, config: NodeConfig) -> "NodeProcess":
         """Return a node that has not been started; its folder may hold an earlier run's state."""
         return cls(folder.name, folder, config, Progress(config.rounds), MetricsTail(folder / "metrics.jsonl"))
 
@@ -94,9 +194,9 @@ class Supervisor:
 
 def supervise(
     supervisor: Supervisor,
-    children: Sequence[Child],
+    children: Sequence[NodeProcess],
     stops_asked: Callable[[], int],
-    show: Callable[[Sequence[Child]], None],
+    show: Callable[[Sequence[NodeProcess]], None],
 ) -> None:
     """Run `children` to their ends.
 
@@ -130,7 +230,7 @@ def supervise(
             child.tail.close()
 
 
-def _look(child: Child, restart_delay: float, *, stopping: bool) -> None:
+def _look(child: NodeProcess, restart_delay: float, *, stopping: bool) -> None:
     """Read the node's new rows, and take note if its process has ended."""
     alive = child.started is not None and child.started.process.is_alive()
     rows = child.tail.poll()  # after the look at the process, so that the rows of one that ended are complete
@@ -145,7 +245,7 @@ def _look(child: Child, restart_delay: float, *, stopping: bool) -> None:
         _ended(child, code, reason, restart_delay, stopping=stopping)
 
 
-def _ended(child: Child, code: int, reason: str, restart_delay: float, *, stopping: bool) -> None:
+def _ended(child: NodeProcess, code: int, reason: str, restart_delay: float, *, stopping: bool) -> None:
     progress = child.progress.round
     if stopping or code == 0:
         child.state = State.DONE if progress >= child.config.last_round else State.STOPPED
@@ -172,7 +272,7 @@ def _collect(started: Started) -> tuple[int, str]:
     return code, reason
 
 
-def _share_first_error(children: Sequence[Child]) -> None:
+def _share_first_error(children: Sequence[NodeProcess]) -> None:
     """A first node that cannot start because of its configuration speaks for all: none has begun."""
     first = children[0]
     if first.state is State.FAILED and all(child.state is State.WAITING for child in children[1:]):
@@ -180,14 +280,14 @@ def _share_first_error(children: Sequence[Child]) -> None:
             child.state, child.error = State.FAILED, first.error
 
 
-def _may_start(child: Child, children: Sequence[Child]) -> bool:
+def _may_start(child: NodeProcess, children: Sequence[NodeProcess]) -> bool:
     if child.state not in (State.WAITING, State.RESTARTING) or time.monotonic() < child.start_at:
         return False
     others = [other for other in children if other.alive]
     return not others or not child.config.network.enabled or any(other.address for other in others)
 
 
-def _start(supervisor: Supervisor, child: Child, children: Sequence[Child]) -> None:
+def _start(supervisor: Supervisor, child: NodeProcess, children: Sequence[NodeProcess]) -> None:
     addresses = [other.address for other in children if other is not child and other.address]
     network = child.config.network
     seeds = [*network.seeds, *addresses[:MAX_SEEDS]]
@@ -199,7 +299,7 @@ def _start(supervisor: Supervisor, child: Child, children: Sequence[Child]) -> N
     child.state = State.STARTING
 
 
-def _stop(children: Sequence[Child], *, kill: bool) -> None:
+def _stop(children: Sequence[NodeProcess], *, kill: bool) -> None:
     for child in children:
         if child.started is not None:
             if kill:

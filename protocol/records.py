@@ -70,6 +70,11 @@ class Endpoint:
         """Whether the host is a literal IPv6 address."""
         return ":" in self.host
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can dial it."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
     def __str__(self) -> str:
         return f"tcp://[{self.host}]:{self.port}" if self.is_ipv6 else f"tcp://{self.host}:{self.port}"
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from node.batch import Row
+from node.training.batch import Row
 
 
 def completion_logps(model: torch.nn.Module, row: Row, temperature: float) -> torch.Tensor:

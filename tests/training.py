@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from node.config import NodeConfig, parse_config
-from node.engines.base import SamplingParams
+from node.engines import SamplingParams
 from node.engines.hf import HfEngine
-from node.policy.load import Policy
-from node.rollout import Completion, Group
-from node.sampling import Sample
-from node.tasks.base import Item, TaskKey
-from node.trainer import SwarmTrainer, make_trainer
+from node.policy import Policy
+from node.rollouts.group import Completion, Group
+from node.rollouts.sampling import Sample
+from node.tasks import Item, TaskKey
+from node.training.trainer import SwarmTrainer, make_trainer
 
 KEY = TaskKey("test", 1, "0")
 

@@ -11,7 +11,7 @@ from node.errors import UserError
 
 if TYPE_CHECKING:
     from node.config import NodeConfig
-    from node.evaluate import EvalReport, Score
+    from node.training.evaluation import EvalReport, Score
 
 Target = Annotated[
     str, typer.Argument(metavar="MODEL", help="A checkpoint, a node's folder (its newest checkpoint), or a model.")
@@ -45,12 +45,12 @@ def evaluate(  # one parameter for each option of the command
     """
     config = _config(model, tasks, settings)
 
-    from node.engines.base import SamplingParams
+    from node.engines import SamplingParams
     from node.engines.hf import HfEngine
-    from node.evaluate import evaluate as run_evaluation
-    from node.logs import setup_logs
-    from node.policy.load import load_policy
-    from node.tasks.load import load_tasks
+    from node.policy import load_policy
+    from node.tasks import load_tasks
+    from node.telemetry.logs import setup_logs
+    from node.training.evaluation import evaluate as run_evaluation
 
     setup_logs(debug=debug)
     asked = load_tasks(config.tasks)
@@ -83,7 +83,7 @@ def _find(model: str) -> tuple[str, Path | None]:
     """Return the model to load and, where there is one, the folder of the node that trained it."""
     path = Path(model)
     if (path / "checkpoints").is_dir():
-        from node.checkpoint import latest_checkpoint
+        from node.training.checkpoint import latest_checkpoint
 
         checkpoint = latest_checkpoint(path / "checkpoints")
         if checkpoint is None:

@@ -11,7 +11,7 @@ from node.cli.running import print_invite, run
 from node.config import NodeConfig, TaskConfig
 
 if TYPE_CHECKING:
-    from node.network import Network
+    from node.peering import Network
 
 
 class Policy(StrEnum):
@@ -65,7 +65,7 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
         settled = _with_tasks(settled, tasks)
 
     from node import founding
-    from node.logs import setup_logs
+    from node.telemetry.logs import setup_logs
     from protocol import manifest
 
     allowed = [founding.parse_node_id(text) for text in allow or []]

@@ -59,7 +59,7 @@ def _overview(db: sqlite3.Connection, last: int, now: float) -> list[str]:
 
 
 def _one(db: sqlite3.Connection, start: str) -> list[str]:
-    from node.rollout import GroupError, decode
+    from node.rollouts.group import GroupError, decode
 
     if not all(digit in "0123456789abcdef" for digit in start.lower()):
         raise UserError(f"a group's id is hexadecimal, got {start!r}: `gossamer inspect FOLDER` lists some")

@@ -39,7 +39,7 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     settled = with_network(settled, listen=listen)
 
     from node import founding
-    from node.logs import setup_logs
+    from node.telemetry.logs import setup_logs
 
     setup_logs(folder, debug=debug)
     settled = founding.join(parsed, settled, folder)

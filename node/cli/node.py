@@ -16,10 +16,10 @@ from node.cli.options import (
     Settings,
     read_config,
     resumed,
+    to_toml,
     with_network,
 )
 from node.cli.running import run
-from node.cli.toml import to_toml
 
 SeedPeers = Annotated[
     list[str] | None,
@@ -66,7 +66,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         print(to_toml(settled), end="")
         return 0
 
-    from node.logs import setup_logs
+    from node.telemetry.logs import setup_logs
 
     setup_logs(folder, debug=debug)
     if join is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from node.config import NodeConfig
 
 if TYPE_CHECKING:
-    from node.network import Network
+    from node.peering import Network
     from protocol.invite import Invite
 
 

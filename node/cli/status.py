@@ -71,7 +71,7 @@ def render(tree: Tree) -> "list[RenderableType]":
     from rich.table import Table
     from rich.text import Text
 
-    from node.table import size
+    from node.telemetry.live_table import size
 
     swarm, counters = tree["swarm"], tree["counters"]
     head = Table.grid(padding=(0, 2))

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Config, Debug, DryRun, Seed, Settings, command_began, read_config
-from node.cli.toml import to_toml
+from node.cli.options import Config, Debug, DryRun, Seed, Settings, command_began, read_config, to_toml
 
 if TYPE_CHECKING:
-    from node.swarm import Outcome, Plan
+    from node.local_swarm import Outcome, Plan
 
 Nodes = Annotated[int, typer.Option("-n", "--nodes", min=1, max=1024, help="Number of nodes.")]
 DEFAULTS = {"rounds": 300}  # a run ends, and leaves its report
@@ -53,9 +52,9 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
 
     from rich.console import Console
 
-    from node.swarm import make_plan, run_swarm
-    from node.table import live_table, progress_lines
-    from node.tasks.load import load_tasks
+    from node.local_swarm import make_plan, run_swarm
+    from node.tasks import load_tasks
+    from node.telemetry.live_table import live_table, progress_lines
 
     began = command_began()
     load_tasks(settled.tasks)  # a wrong name shows here at once, not in N processes
@@ -72,7 +71,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
 def closing_lines(plan: "Plan", outcome: "Outcome") -> list[str]:
     """Return what a person should know at the end: who failed, how far reward went, where the report is."""
     from node.supervisor import State
-    from node.table import describe
+    from node.telemetry.live_table import describe
 
     lines = [describe(child) for child in outcome.children if child.state is State.FAILED]
     swarm = outcome.summary["swarm"]

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from node.engines.base import Generated, SamplingParams
-from node.policy.load import Policy
+from node.engines import Generated, SamplingParams
+from node.policy import Policy
 
 
 class HfEngine:
@@ -20,13 +20,11 @@ class HfEngine:
     Args:
         policy: the model, its tokenizer and its end-of-text tokens.
         logprobs: also return the log-probability of each sampled token.
-        max_batch: most sequences in one call of `generate`; None puts all in one.
     """
 
-    def __init__(self, policy: Policy, *, logprobs: bool = False, max_batch: int | None = None) -> None:
+    def __init__(self, policy: Policy, *, logprobs: bool = False) -> None:
         self._policy = policy
         self._logprobs = logprobs
-        self._max_batch = max_batch
 
     def load(self, version: int) -> None:
         """Do nothing: the trainer's weights are this engine's."""
@@ -39,11 +37,10 @@ class HfEngine:
     ) -> list[list[Generated]]:
         """Return `n` completions for each prompt; see `RolloutEngine.generate`."""
         rows = [prompt for prompt in prompts for _ in range(n)]
-        step = self._max_batch or max(len(rows), 1)
         device = self._policy.model.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []), _evaluating(self._policy):
             torch.manual_seed(seed)
-            made = [one for at in range(0, len(rows), step) for one in self._batch(rows[at : at + step], sampling)]
+            made = self._batch(rows, sampling) if rows else []
         return [made[at : at + n] for at in range(0, len(made), n)]
 
     def _batch(self, rows: Sequence[Sequence[int]], sampling: SamplingParams) -> list[Generated]:

@@ -19,13 +19,13 @@ import structlog
 import torch
 
 from node.config import EngineConfig
-from node.engines.base import Generated, SamplingParams
-from node.engines.export import export_weights
+from node.engines import Generated, SamplingParams
 from node.engines.vllm_child import Child, ChildError
 from node.engines.vllm_worker import EXIT_NO_VLLM, Message
 from node.errors import UserError
-from node.policy.load import Policy
-from node.tasks.base import derive_seed
+from node.policy import Policy
+from node.policy.export import export_weights
+from node.tasks import derive_seed
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 PROBE = (

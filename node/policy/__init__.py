@@ -1,1 +1,172 @@
-"""The model that a node trains: loaded by `load.py`; the built-in one is in `builtin/`."""
+"""The policy: a causal language model with its tokenizer, and how text becomes its tokens.
+
+builtin/        the policy that ships with the node; `make_builtin` made it
+export          its weights as an ordinary model folder
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from node.config import LoraConfig, PolicyConfig
+from node.errors import UserError
+from node.tasks import Item
+
+BUILTIN = Path(__file__).with_name("builtin")
+"""The policy that ships with the node: a tiny Llama-style model over characters, as `transformers` saves it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A model being trained.
+
+    `name` says what it is ("llama-24k": architecture and parameters) and travels in groups;
+    it tells nothing about folders or accounts.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens a sequence may have; None for an architecture that sets no bound."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills the unused places of a batch; always masked."""
+        return self.tokenizer.pad_token_id
+
+    def encode_prompt(self, item: Item) -> list[int]:
+        """Return the tokens that ask `item`: a chat where the tokenizer has a template, else the bare question."""
+        if self.tokenizer.chat_template is None:
+            return list(self.tokenizer(item.question, verbose=False)["input_ids"])  # too long a text is no event
+        messages = [{"role": "system", "content": item.system}] if item.system else []
+        messages.append({"role": "user", "content": item.question})
+        return list(
+            self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=False, tokenizer_kwargs={"verbose": False}
+            )
+        )
+
+    def encode_completion(self, text: str, finished: bool) -> list[int]:
+        """Return the tokens of a completion, with end-of-text only where it really `finished`.
+
+        A special token spelt out in `text` is encoded letter by letter: a peer's text must
+        not be able to end, or begin, a turn.
+        """
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        ids = encoded["input_ids"]
+        return [*ids, self.eos_token_ids[0]] if finished else list(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids` up to the first end-of-text, without special tokens."""
+        end = next((at for at, token in enumerate(ids) if token in self.eos_token_ids), len(ids))
+        return self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def load_policy(config: PolicyConfig) -> Policy:
+    """Load a policy and place it on its device, ready to be trained and evaluated.
+
+    Raises:
+        UserError: there is no such model, it is not a causal language model that
+            transformers knows, its weights are incomplete, or there is no such device.
+    """
+    disable_progress_bar()  # a bar a load and a checkpoint would drown a node's own output
+    device = _device(config.device)
+    source = str(BUILTIN) if config.model == "builtin" else config.model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        architecture = _without_dropout(AutoConfig.from_pretrained(source))
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source, config=architecture, dtype=getattr(torch, config.dtype), output_loading_info=True
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise UserError(_complaint(config.model, error)) from error
+    if loading["missing_keys"]:
+        some = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise UserError(
+            f"policy.model {config.model!r} lacks weights ({some}): it is damaged or no causal language model"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of policy.model {config.model!r} has no end-of-text token: choose another model"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    name = f"{model.config.model_type}-{_short(model.num_parameters())}"
+    eos = _end_tokens(tokenizer.eos_token_id, model.generation_config.eos_token_id)
+    # Sampling is decided by the engine's configuration alone: `generate` fills every option that it
+    # is not given from here, and published models set penalties and cut-offs.
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=list(eos), pad_token_id=tokenizer.pad_token_id
+    )
+    if config.lora.r > 0:
+        model = _with_adapters(model, config.lora)
+    return Policy(model.to(device), tokenizer, name, eos)
+
+
+def _device(choice: str) -> str:
+    available = torch.cuda.is_available()
+    if choice == "cuda" and not available:
+        raise UserError("policy.device is 'cuda' but torch sees no GPU: use 'auto' or 'cpu', or install a CUDA build")
+    return "cuda" if available and choice != "cpu" else "cpu"
+
+
+def _without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Set every dropout to 0: TRL's own option reaches layers, not the probabilities that attention keeps itself.
+
+    With it, the ratio of the first update would not be 1, nor a resumed run equal to an undisturbed one.
+    """
+    text = config.get_text_config()
+    for key, value in text.to_dict().items():
+        if "drop" in key and isinstance(value, float):
+            setattr(text, key, 0.0)
+    return config
+
+
+def _complaint(model: str, error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if Path(model).exists():
+        return f"cannot load policy.model {model!r}: {reason}"
+    return f"cannot load policy.model {model!r}: no such folder here, and not to be had from the model hub ({reason})"
+
+
+def _short(count: int) -> str:
+    for unit, size in (("b", 10**9), ("m", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def _end_tokens(first: int, declared: int | list[int] | None) -> tuple[int, ...]:
+    others = [declared] if isinstance(declared, int) else (declared or [])
+    return tuple(dict.fromkeys([first, *others]))
+
+
+def _with_adapters(model: PreTrainedModel, lora: LoraConfig) -> Any:
+    import peft
+
+    adapters = peft.LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # every node begins with the same adapters, and so does a node that starts again
+        return peft.get_peft_model(model, adapters)

@@ -1,1 +1,163 @@
-"""Tasks: what is asked, and how an answer is judged without running it."""
+"""Tasks: what is asked, and how an answer is judged without running it.
+
+A task is a pure function from a seed to a question, and a verifier. It is named by `TaskKey`: two
+nodes with equal keys make the same item from the same seed and give the same reward to the same
+text, so a receiver can rebuild what a peer claims to have been asked instead of believing it.
+
+    answers          reading and comparing answers that a model wrote
+    builtin          seven small families, in the standard library only
+    jsonl            questions and answers from a file
+    reasoning_gym    data sets of reasoning-gym, with scorers of our own
+
+`load_tasks` goes from the `tasks` table of a configuration to the tasks themselves:
+
+    builtin                 all seven built-in families, sharing the weight
+    builtin/NAME            one of them
+    jsonl                   questions and answers from a file
+    reasoning-gym/NAME      a data set of reasoning-gym (an extra)
+    anything else           an entry point in the group `gossamer.tasks`, called with the options
+
+To add a kind of task: write its file with a `load_...` that returns a `Task`, and a line in `_load`.
+"""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from itertools import accumulate
+from typing import NamedTuple, Protocol
+
+from node.config import TaskConfig
+from node.errors import UserError
+
+
+class TaskKey(NamedTuple):
+    """Identity of a task: its name, the version of its code, the hash of its configuration."""
+
+    name: str
+    version: int
+    config: str
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question.
+
+    `question` is what the policy is asked and `system` an optional instruction before
+    it (used by chat policies). `answer` is the ground truth, private to the verifier.
+    """
+
+    question: str
+    answer: str
+    system: str = ""
+
+
+class Task(Protocol):
+    """A family of questions with a verifier. Both methods are pure and deterministic."""
+
+    @property
+    def key(self) -> TaskKey: ...
+
+    def make(self, seed: int) -> Item:
+        """Return the item that `seed` (0 <= seed < 2**63) stands for."""
+        ...
+
+    def verify(self, item: Item, text: str) -> float:
+        """Return the reward of `text` in [0, 1]. Never executes or evaluates the text."""
+        ...
+
+
+def config_hash(config: Mapping[str, object]) -> str:
+    """Return 16 hex digits that name a task's configuration (canonical JSON, SHA-256)."""
+    canonical = json.dumps(dict(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def derive_seed(*parts: object) -> int:
+    """Return a 63-bit seed from `parts` by hash, so that neighbours give unrelated streams."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+ENTRY_POINTS = "gossamer.tasks"
+_SEEDS = 2**63
+
+
+class TaskSet:
+    """The tasks of a node, each with the relative frequency of its questions; immutable.
+
+    Raises `UserError` when the set is empty or holds one task twice.
+    """
+
+    def __init__(self, tasks: Sequence[tuple[Task, float]]) -> None:
+        if not tasks:
+            raise UserError("no tasks: list at least one under [[tasks]]")
+        self.tasks: tuple[Task, ...] = tuple(task for task, _ in tasks)
+        self._by_key: dict[TaskKey, Task] = {}
+        for task in self.tasks:
+            if task.key in self._by_key:
+                raise UserError(f"task {task.key.name!r} is listed twice with the same options: list it once")
+            self._by_key[task.key] = task
+        self._bounds = list(accumulate(weight for _, weight in tasks))
+
+    def get(self, key: TaskKey) -> Task | None:
+        """Return the task of exactly this name, version and configuration."""
+        return self._by_key.get(key)
+
+    def sample(self, seed: int, count: int) -> Iterator[tuple[Task, int]]:
+        """Yield `count` questions as (task, question seed), the same ones whenever `seed` is the same."""
+        for i in range(count):
+            yield self._choose(derive_seed("task", seed, i)), derive_seed("question", seed, i)
+
+    def _choose(self, draw: int) -> Task:
+        place = bisect_right(self._bounds, draw / _SEEDS * self._bounds[-1])
+        return self.tasks[min(place, len(self.tasks) - 1)]
+
+
+def load_tasks(configs: Sequence[TaskConfig]) -> TaskSet:
+    """Build the tasks that `configs` name.
+
+    Raises `UserError` for an unknown name, a bad option, a missing file or a missing extra.
+    """
+    return TaskSet([task for config in configs for task in _load(config)])
+
+
+def _load(config: TaskConfig) -> Iterator[tuple[Task, float]]:
+    from node.tasks.builtin import FAMILIES
+    from node.tasks.jsonl import load_jsonl
+    from node.tasks.reasoning_gym import load_reasoning_gym
+
+    group, _, name = config.name.partition("/")
+    if config.name == "builtin":
+        for family in FAMILIES.values():
+            yield family(**config.options), config.weight / len(FAMILIES)
+    elif group == "builtin" and name in FAMILIES:
+        yield FAMILIES[name](**config.options), config.weight
+    elif group == "reasoning-gym" and name:
+        yield load_reasoning_gym(name, config.options), config.weight
+    elif config.name == "jsonl":
+        yield load_jsonl(config.options), config.weight
+    else:
+        yield _load_entry_point(config), config.weight
+
+
+def _load_entry_point(config: TaskConfig) -> Task:
+    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if config.name not in found:
+        raise UserError(f"unknown task {config.name!r}: there are {', '.join(_names(found))}")
+    try:
+        factory = found[config.name].load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"task {config.name!r} cannot be loaded from {found[config.name].value}: {error}") from None
+    try:
+        return factory(dict(config.options))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"task {config.name!r} does not accept its options: {error}") from error
+
+
+def _names(found: Mapping[str, EntryPoint]) -> list[str]:
+    from node.tasks.builtin import FAMILIES
+
+    return ["builtin", *(f"builtin/{name}" for name in FAMILIES), "jsonl", "reasoning-gym/NAME", *sorted(found)]

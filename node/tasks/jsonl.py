@@ -21,9 +21,9 @@ from pydantic import Field, ValidationError
 
 from node.config import Section
 from node.errors import UserError
-from node.rollout import MAX_TEXT_BYTES
+from node.rollouts.group import MAX_TEXT_BYTES
+from node.tasks import Item, TaskKey, config_hash, derive_seed
 from node.tasks.answers import MAX_ANSWER, MAX_TEXT, extract_answer, same_number, same_text
-from node.tasks.base import Item, TaskKey, config_hash, derive_seed
 
 NAME = "jsonl"
 VERSION = 1

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from node.checkpoint import latest_checkpoint, list_checkpoints
+from node.training.checkpoint import latest_checkpoint, list_checkpoints
 from tests.policies import tiny_policy
 from tests.training import node_config, playing_rounds, trainer_of
 
@@ -80,16 +80,16 @@ def die_at(target: str, call: int, *, after: bool = False) -> Callable[[], None]
 
 
 def resolve(dotted: str):
-    import node.checkpoint
     import node.engines.hf
-    import node.trainer
+    import node.training.checkpoint
+    import node.training.trainer
 
     return {
-        "checkpoint": node.checkpoint,
-        "shutil": node.checkpoint.shutil,
-        "Path": node.checkpoint.Path,
+        "checkpoint": node.training.checkpoint,
+        "shutil": node.training.checkpoint.shutil,
+        "Path": node.training.checkpoint.Path,
         "HfEngine": node.engines.hf.HfEngine,
-        "SwarmTrainer": node.trainer.SwarmTrainer,
+        "SwarmTrainer": node.training.trainer.SwarmTrainer,
         "torch": torch,
         "AdamW": torch.optim.AdamW,
     }[dotted]

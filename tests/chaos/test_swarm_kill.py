@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from node.child import run_real_node
 from node.config import NodeConfig
-from node.supervisor import Child
-from node.swarm import make_plan, run_swarm
+from node.local_swarm import make_plan, run_swarm
+from node.supervisor import NodeProcess, run_real_node
 from tests.swarms import events_of, rows_of, small_config
 from tests.waiting import wait_until
 
@@ -57,10 +56,10 @@ def run_node_later(config: NodeConfig, folder: Path) -> None:
     run_real_node(config, folder)
 
 
-def stop_when_the_victim_is_past_its_death() -> Callable[[Sequence[Child]], None]:
+def stop_when_the_victim_is_past_its_death() -> Callable[[Sequence[NodeProcess]], None]:
     asked: list[int] = []
 
-    def look(children: Sequence[Child]) -> None:
+    def look(children: Sequence[NodeProcess]) -> None:
         (victim,) = [child for child in children if child.name == VICTIM]
         if not asked and victim.restarts and victim.progress.round >= STOP_AT:
             asked.append(victim.progress.round)
@@ -93,7 +92,7 @@ def dies_training(config: NodeConfig, folder: Path) -> None:
 
 def dies_checkpointing(config: NodeConfig, folder: Path) -> None:
     if folder.name == VICTIM:
-        from node.trainer import SwarmTrainer
+        from node.training.trainer import SwarmTrainer
 
         die_in(SwarmTrainer, "_save_rng_state", folder, past(folder))
     run_node_later(config, folder)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from node.rollout import MAX_GROUP_BYTES, Completion, Group, encode
-from node.tasks.load import load_tasks
+from node.rollouts.group import MAX_GROUP_BYTES, Completion, Group, encode
+from node.tasks import load_tasks
 from protocol.envelope import MAX_FRAME_BYTES, Kind, seal
 from protocol.host import Host
 from protocol.identity import Identity

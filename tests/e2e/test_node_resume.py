@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from node.checkpoint import Checkpoint, whole_checkpoint
 from node.config import NodeConfig
 from node.run import run_node
+from node.training.checkpoint import Checkpoint, whole_checkpoint
 from tests.swarms import numbers, rows_of, small_config
 from tests.waiting import wait_until
 

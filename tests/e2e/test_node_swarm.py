@@ -15,9 +15,9 @@ import pytest
 
 from node.config import NodeConfig
 from node.errors import UserError
-from node.metrics import read_metrics
-from node.supervisor import Child, State
-from node.swarm import Outcome, make_plan, run_swarm
+from node.local_swarm import Outcome, make_plan, run_swarm
+from node.supervisor import NodeProcess, State
+from node.telemetry.metrics import read_metrics
 from tests.fakes import nodes
 from tests.waiting import wait_until
 
@@ -73,7 +73,7 @@ def test_a_killed_node_comes_back_with_a_living_seed_and_nobody_waits(tmp_path: 
     killed: list[int] = []
     others: list[int] = []
 
-    def kill_once(children: Sequence[Child]) -> None:
+    def kill_once(children: Sequence[NodeProcess]) -> None:
         if not killed and children[0].progress.round >= 5 and all(child.progress.round for child in children):
             killed.append(pid_of(out, "n0"))
             os.kill(killed[0], signal.SIGKILL)

@@ -16,13 +16,12 @@ import pytest
 import torch
 
 from node.config import EngineConfig, PolicyConfig
+from node.engines import SamplingParams, vllm_worker
 from node.engines import vllm as engine_module
-from node.engines import vllm_worker
-from node.engines.base import SamplingParams
-from node.engines.export import export_weights
 from node.engines.vllm import VllmEngine, WeightMismatchError, policy_logprobs
-from node.policy.load import load_policy
-from node.tasks.base import Item
+from node.policy import load_policy
+from node.policy.export import export_weights
+from node.tasks import Item
 from tests.swarms import vllm_workers
 from tests.waiting import wait_until
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from node.manifest import load_manifest
+from node.founding import load_manifest
 from protocol.identity import Identity
 from tests.swarms import events_of, gossamer, rows_of
 from tests.waiting import wait_until

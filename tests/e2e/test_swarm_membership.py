@@ -15,8 +15,8 @@ from node import founding
 from node.cli.status import ask
 from node.config import NodeConfig
 from node.errors import UserError
-from node.manifest import load_grant, load_manifest
-from node.network import Network, open_network
+from node.founding import load_grant, load_manifest
+from node.peering import Network, open_network
 from protocol.errors import JoinError
 from protocol.grants import make_pass
 from protocol.identity import Identity

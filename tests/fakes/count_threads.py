@@ -5,8 +5,8 @@ from pathlib import Path
 
 import psutil
 
-from node.child import start_child, start_server
 from node.config import NodeConfig
+from node.supervisor import start_child, start_server
 
 
 def note(config: NodeConfig, folder: Path) -> None:

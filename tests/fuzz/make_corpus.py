@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from node.rollout import Completion, Group, encode
-from node.tasks.base import TaskKey
+from node.rollouts.group import Completion, Group, encode
+from node.tasks import TaskKey
 from protocol.envelope import ItemId, Kind, seal
 from protocol.grants import make_certificate, make_pass, make_ticket
 from protocol.identity import Identity

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["protocol", "node.rollout"]):
+with atheris.instrument_imports(include=["protocol", "node.rollouts.group"]):
     from tests.fuzz.targets import try_one
 
 CORPUS = Path(__file__).parent / "corpus"

@@ -7,8 +7,8 @@ that the parsers behind them are reached; `tests/unit` shows that nothing is par
 import random
 from collections.abc import Callable
 
-from node.rollout import GroupError
-from node.rollout import decode as decode_group
+from node.rollouts.group import GroupError
+from node.rollouts.group import decode as decode_group
 from protocol.book import Book
 from protocol.clock import Instant
 from protocol.core import Core

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.batch import Row, make_batches, make_rows
-from node.rollout import Completion
-from node.sampling import Sample
+from node.rollouts.group import Completion
+from node.rollouts.sampling import Sample
+from node.training.batch import Row, make_batches, make_rows
 from tests.training import group
 
 EOS, PAD = 2, 0

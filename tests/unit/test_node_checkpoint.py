@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from node.checkpoint import (
+from node.errors import UserError
+from node.training.checkpoint import (
     Checkpoint,
     find_damage,
     latest_checkpoint,
@@ -16,7 +17,6 @@ from node.checkpoint import (
     save_checkpoint,
     whole_checkpoint,
 )
-from node.errors import UserError
 from tests.policies import tiny_policy
 from tests.training import fixed_rounds, mixed_samples, node_config, trainer_of
 
@@ -91,7 +91,7 @@ def test_torch_drops_the_error_number_so_the_disk_is_asked(tmp_path, monkeypatch
     with pytest.raises(RuntimeError):
         save_checkpoint(tmp_path, 2, fails, keep=1)
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
-    monkeypatch.setattr("node.checkpoint.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("node.training.checkpoint.shutil.disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="full"):
         save_checkpoint(tmp_path, 2, fails, keep=1)
 

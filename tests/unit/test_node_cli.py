@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.cli.app import run
-from node.cli.explain import explain
-from node.cli.toml import to_toml
+from node.cli.app import explain, run
+from node.cli.options import to_toml
 from node.config import NodeConfig, TaskConfig, load_config
 from protocol.grants import Pass
 from protocol.identity import Identity

@@ -5,8 +5,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from node.engines import export
-from node.engines.export import export_weights
+from node.policy import export
+from node.policy.export import export_weights
 from tests.policies import tiny_policy
 
 IDS = torch.tensor([[1, 20, 30, 40, 50]])

@@ -18,10 +18,9 @@ import pytest
 
 from node.config import TaskConfig
 from node.errors import UserError
-from node.ingest import BLAMELESS, check
-from node.rollout import MAX_TEXT_BYTES, Completion, Group, encode
-from node.tasks.base import Item, TaskKey
-from node.tasks.load import TaskSet, load_tasks
+from node.rollouts.group import MAX_TEXT_BYTES, Completion, Group, encode
+from node.rollouts.ingest import BLAMELESS, check
+from node.tasks import Item, TaskKey, TaskSet, load_tasks
 from node.tasks.reasoning_gym import SCORERS
 
 

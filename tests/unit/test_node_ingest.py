@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.config import TaskConfig
-from node.ingest import BLAMELESS, check
-from node.rollout import MAX_GROUP_BYTES, Completion, Group, encode
-from node.tasks.base import Item, TaskKey
-from node.tasks.load import TaskSet, load_tasks
+from node.rollouts.group import MAX_GROUP_BYTES, Completion, Group, encode
+from node.rollouts.ingest import BLAMELESS, check
+from node.tasks import Item, TaskKey, TaskSet, load_tasks
 
 TASKS = load_tasks([TaskConfig(name="builtin")])
 

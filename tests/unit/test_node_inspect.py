@@ -6,13 +6,13 @@ import pytest
 
 from node.cli.app import run
 from node.config import PoolConfig
-from node.pool import Pool, Shared
-from node.rollout import Completion, Group
-from node.tasks.base import TaskKey
+from node.rollouts.group import Completion, Group
+from node.rollouts.replay_buffer import ReplayBuffer, Shared
+from node.tasks import TaskKey
 
 
 def fill(folder: Path) -> None:
-    with Pool(folder / "pool.sqlite", PoolConfig()) as pool:
+    with ReplayBuffer(folder / "pool.sqlite", PoolConfig()) as pool:
         for index, text in enumerate(["7", "8\x1b[2J\nfake line"]):
             group = Group(
                 TaskKey("builtin/sums", 1, "c0ffee"), index, "3+4=", (Completion(text, True, 1.0 - index),), "llama", 5

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from node.logs import setup_logs
+from node.telemetry.logs import setup_logs
 
 
 @pytest.fixture(autouse=True)

@@ -8,21 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from node.batch import make_rows
 from node.config import NodeConfig, TaskConfig, parse_config
 from node.engines.hf import HfEngine
 from node.errors import UserError
-from node.ingest import check
 from node.loop import Loop, longest_prompt
-from node.metrics import MetricsLog
-from node.policy.load import Policy
-from node.pool import Pool, Shared
-from node.rollout import Completion, Group, encode
-from node.sampling import Sample
-from node.sharing import NoExchange
-from node.tasks.base import Item, Task
-from node.tasks.load import TaskSet, load_tasks
-from node.trainer import make_trainer
+from node.policy import Policy
+from node.rollouts.group import Completion, Group, encode
+from node.rollouts.ingest import check
+from node.rollouts.replay_buffer import ReplayBuffer, Shared
+from node.rollouts.sampling import Sample
+from node.rollouts.sharing import NoExchange
+from node.tasks import Item, Task, TaskSet, load_tasks
+from node.telemetry.metrics import MetricsLog
+from node.training.batch import make_rows
+from node.training.trainer import make_trainer
 from tests.policies import tiny_policy
 
 POSITIONS = 128  # of the tiny policy
@@ -82,7 +81,7 @@ def train(policy: Policy, tasks: TaskSet, folder: Path, peer: Peer, *before: Gro
     """Run two rounds over a pool that holds the groups of `before`; return the metrics and what is in the pool then."""
     config = node_config()
     metrics = MetricsLog(folder / "metrics.jsonl")
-    with Pool(folder / "pool.sqlite", config.pool) as pool:
+    with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
         pool.add([share(group, 100 + number) for number, group in enumerate(before)], time.time())
         loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, peer, metrics)
         make_trainer(policy, config, folder, loop.rounds, loop.prompt_ids, loop.finish).train()

@@ -4,7 +4,7 @@ import json
 from contextlib import closing
 from pathlib import Path
 
-from node.metrics import MetricsLog, MetricsTail, follow, read_metrics
+from node.telemetry.metrics import MetricsLog, MetricsTail, Progress, read_metrics
 
 
 def rows(count: int, first: int = 1) -> list[dict[str, object]]:
@@ -74,15 +74,17 @@ def test_tail_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
         assert tail.poll() == [{"round": 2}]
 
 
-def test_tail_and_history_follow_a_rewind(tmp_path: Path) -> None:
+def test_tail_and_progress_follow_a_rewind(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    log, history = write(path, 4), list[dict[str, object]]()
+    log, progress = write(path, 4), Progress(4)
     with closing(MetricsTail(path)) as tail:
-        follow(history, tail.poll())
+        progress.update(tail.poll())
+        assert [point.round for point in progress.points] == [1, 2, 3, 4]
         log.rewind(2)
         log.append({"round": 3, "reward": 0.9})
-        follow(history, tail.poll())
-    assert history == [*rows(2), {"round": 3, "reward": 0.9}]
+        progress.update(tail.poll())
+    assert [point.round for point in progress.points] == [1, 2, 3]
+    assert progress.last == {"round": 3, "reward": 0.9}
 
 
 def test_a_file_with_a_bound_is_put_aside_once_it_is_above_it(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from node.config import LoraConfig, PolicyConfig
 from node.errors import UserError
-from node.policy.load import Policy, load_policy
-from node.tasks.base import Item
+from node.policy import Policy, load_policy
+from node.tasks import Item
 from tests.policies import CHARACTERS, tiny_policy, write_tiny_policy
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"

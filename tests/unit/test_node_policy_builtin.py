@@ -6,8 +6,8 @@ import string
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from node.policy.builtin import FOLDER
-from node.policy.builtin.make import (
+from node.policy import BUILTIN
+from node.policy.make_builtin import (
     IGNORED,
     PRINTABLE,
     Recipe,
@@ -23,16 +23,16 @@ from node.policy.builtin.make import (
 
 
 def test_the_folder_is_small_and_loads_by_the_standard_classes() -> None:
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 5 << 20
-    model = AutoModelForCausalLM.from_pretrained(FOLDER)
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    assert sum(path.stat().st_size for path in BUILTIN.iterdir()) < 5 << 20
+    model = AutoModelForCausalLM.from_pretrained(BUILTIN)
+    tokenizer = AutoTokenizer.from_pretrained(BUILTIN)
     assert model.config.vocab_size == len(tokenizer)
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
 
 
 def test_every_printable_character_is_one_token_and_comes_back() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    tokenizer = AutoTokenizer.from_pretrained(BUILTIN)
     ids = tokenizer(PRINTABLE).input_ids
     assert ids[0] == tokenizer.bos_token_id and len(ids) == 1 + len(PRINTABLE)
     assert tokenizer.decode(ids, skip_special_tokens=True) == PRINTABLE
@@ -40,8 +40,8 @@ def test_every_printable_character_is_one_token_and_comes_back() -> None:
 
 
 def test_the_skill_is_latent_about_one_completion_in_two_hundred_is_right() -> None:
-    model = AutoModelForCausalLM.from_pretrained(FOLDER)
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    model = AutoModelForCausalLM.from_pretrained(BUILTIN)
+    tokenizer = AutoTokenizer.from_pretrained(BUILTIN)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         rates = pass_rates(model, tokenizer, tasks_of(Recipe()), 64, 16)

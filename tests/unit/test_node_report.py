@@ -9,11 +9,10 @@ import pytest
 from rich.console import Console
 
 from node.config import NodeConfig
-from node.metrics import MetricsLog
-from node.progress import Progress
-from node.report import render_report, write_report
-from node.supervisor import Child, State
-from node.table import clock, line, render, size, trend
+from node.supervisor import NodeProcess, State
+from node.telemetry.live_table import clock, line, render, size, trend
+from node.telemetry.metrics import MetricsLog, Progress
+from node.telemetry.report import render_report, write_report
 from tests.fakes.rows import make_row
 
 
@@ -91,8 +90,8 @@ def test_names_and_settings_are_escaped(tmp_path: Path) -> None:
     assert "policy.model" in page
 
 
-def child(name: str, rounds: int, state: State = State.RUNNING) -> Child:
-    made = Child.create(Path("run") / "nodes" / name, NodeConfig(rounds=300))
+def child(name: str, rounds: int, state: State = State.RUNNING) -> NodeProcess:
+    made = NodeProcess.create(Path("run") / "nodes" / name, NodeConfig(rounds=300))
     made.progress.update(make_row(int(name[1:]), number) for number in range(1, rounds + 1))
     made.state = state
     return made

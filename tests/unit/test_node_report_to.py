@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tensorboardX.proto import event_pb2
 
-from node.trainer import make_trainer
+from node.training.trainer import make_trainer
 from tests.policies import tiny_policy
 from tests.training import fixed_rounds, mixed_samples, node_config, prompt_encoder
 

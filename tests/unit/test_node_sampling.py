@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.rollout import Completion, Group
-from node.sampling import (
+from node.rollouts.group import Completion, Group
+from node.rollouts.sampling import (
     RULES,
     Candidate,
     Pick,
@@ -19,11 +19,11 @@ from node.sampling import (
     freshest,
     local_samples,
     mean_advantages,
-    paper,
+    sapo,
     scaled_advantages,
     uniform,
 )
-from node.tasks.base import TaskKey
+from node.tasks import TaskKey
 
 rewards = st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=2, max_size=8).map(tuple)
 
@@ -72,7 +72,7 @@ def test_every_rule_draws_known_groups_once_and_no_more_than_asked(
 def test_the_papers_rule_takes_whole_informative_groups_with_the_groups_own_advantages(
     pool: list[Candidate], count: int, seed: int
 ) -> None:
-    picks = paper(pool, count, random.Random(seed), mean_advantages)
+    picks = sapo(pool, count, random.Random(seed), mean_advantages)
     informative = {one.id: one for one in pool if len(set(one.rewards)) > 1}
     drawn = {pick.id for pick in picks}
     assert drawn <= informative.keys()
@@ -85,7 +85,7 @@ def test_the_papers_rule_takes_whole_informative_groups_with_the_groups_own_adva
 def test_the_papers_draw_is_uniform() -> None:
     pool = [candidate(n, (0.0, 1.0)) for n in range(4)] + [candidate(9, (0.0, 0.0))]
     rng = random.Random(5)
-    drawn = Counter(pick.id for _ in range(4000) for pick in paper(pool, 1, rng, mean_advantages))
+    drawn = Counter(pick.id for _ in range(4000) for pick in sapo(pool, 1, rng, mean_advantages))
     assert len(drawn) == 4
     assert all(abs(count - 2000) < 200 for count in drawn.values())  # two picks a group, 1,000 expected draws each
 
@@ -93,7 +93,7 @@ def test_the_papers_draw_is_uniform() -> None:
 def test_unfiltered_draws_groups_without_advantage_too() -> None:
     pool = [candidate(1, (0.0, 0.0))]
     assert [pick.advantage for pick in uniform(pool, 1, random.Random(0), mean_advantages)] == [0.0, 0.0]
-    assert paper(pool, 1, random.Random(0), mean_advantages) == []
+    assert sapo(pool, 1, random.Random(0), mean_advantages) == []
 
 
 def test_advantage_weighted_prefers_the_larger_advantage() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.summary import counted, summarise, summarise_node, write_summary
+from node.telemetry.summary import counted, summarise, summarise_node, write_summary
 
 KEYS = [
     "rounds",

@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 
 from node.config import TaskConfig
 from node.errors import UserError
-from node.tasks.base import TaskKey
-from node.tasks.families import FAMILIES
-from node.tasks.load import TaskSet, load_tasks
+from node.tasks import TaskKey, TaskSet, load_tasks
+from node.tasks.builtin import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = st.integers(0, 2**63 - 1)
 
 PLUGIN = """
-from node.tasks.base import Item, TaskKey
+from node.tasks import Item, TaskKey
 
 class Riddle:
     key = TaskKey("riddles", 1, "plain")
@@ -147,7 +146,7 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 
 def test_loading_tasks_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from node.config import TaskConfig; from node.tasks.load import load_tasks\n"
+        "import sys; from node.config import TaskConfig; from node.tasks import load_tasks\n"
         "load_tasks([TaskConfig(name='builtin')])\n"
         "print(sorted({'reasoning_gym', 'torch', 'transformers', 'numpy', 'sympy'} & set(sys.modules)))"
     )

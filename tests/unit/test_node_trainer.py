@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from node.batch import Row, make_batches, make_rows
-from node.engines.base import SamplingParams
+from node.engines import SamplingParams
 from node.engines.hf import HfEngine
 from node.errors import UserError
-from node.policy.load import Policy
-from node.rollout import Completion
-from node.sampling import Sample
-from node.tasks.base import Item
+from node.policy import Policy
+from node.rollouts.group import Completion
+from node.rollouts.sampling import Sample
+from node.tasks import Item
+from node.training.batch import Row, make_batches, make_rows
 from tests.grpo_oracle import clipped_fraction, completion_logps, round_loss
 from tests.policies import tiny_policy
 from tests.training import fixed_rounds, group, mixed_samples, node_config, prompt_encoder, trainer_of

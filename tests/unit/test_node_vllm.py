@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.config import EngineConfig
-from node.engines import vllm_worker
-from node.engines.base import SamplingParams
+from node.engines import SamplingParams, vllm_worker
 from node.engines.vllm import EngineError, VllmEngine, WeightMismatchError, policy_logprobs
 from node.engines.vllm_child import Child, ChildError
 from node.errors import UserError
@@ -197,7 +196,7 @@ def test_lengths_beyond_the_models_are_a_users_error(engine_of):
 
 def test_everything_dies_with_a_node_that_is_killed(tmp_path, policy):
     """The child, and what vLLM has started, end by themselves when nobody is left to end them."""
-    from node.engines.export import export_weights
+    from node.policy.export import export_weights
 
     (tmp_path / "weights").mkdir()
     export_weights(policy.model, tmp_path / "weights", "float32")

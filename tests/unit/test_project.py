@@ -18,7 +18,6 @@ from node.cli.app import app
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("node", "collectives", "protocol", "benchmarks")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-MAX_LINES = 400
 MAX_BUILTIN_BYTES = 5_000_000
 
 # Declared for what they do through another package, not imported by name.
@@ -103,15 +102,6 @@ def test_torch_is_a_range_and_no_local_build_is_named() -> None:
 
 def test_the_installed_version_is_the_projects() -> None:
     assert importlib.metadata.version("gossamer") == PROJECT["version"]
-
-
-def test_files_stay_readable() -> None:
-    long = {
-        str(path.relative_to(ROOT)): lines
-        for path in sources(*PACKAGES)
-        if (lines := len(path.read_text().splitlines())) > MAX_LINES
-    }
-    assert not long
 
 
 def test_the_builtin_policy_stays_small() -> None:

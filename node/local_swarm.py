@@ -1,0 +1,164 @@
+"""A swarm on this machine: N real node processes on loopback, in one run folder.
+
+    swarm.json    what runs: the swarm's id, the number of nodes, the seed, the configuration
+    summary.json  what came of it            report.html   the same as plots
+    nodes/<name>  the nodes' state folders
+
+The swarm's id is drawn at random for each run, so that nodes of different runs never
+talk to each other; it is kept, so that a run that goes on is the same swarm.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from node.config import NodeConfig
+from node.errors import UserError
+from node.signals import stop_signals
+from node.supervisor import (
+    HEAVY,
+    RESTART_DELAY,
+    NodeProcess,
+    State,
+    Supervisor,
+    Target,
+    run_real_node,
+    start_server,
+    supervise,
+)
+from node.tasks import derive_seed
+from node.telemetry.metrics import read_metrics
+from node.telemetry.report import write_report
+from node.telemetry.summary import Summary, summarise, write_summary
+from protocol.files import write_atomically
+
+FORMAT = 1
+LOOPBACK = "tcp://127.0.0.1:0"
+
+Show = Callable[[Sequence[NodeProcess]], None]
+
+
+class Plan(NamedTuple):
+    """A run: what swarm.json says, and where it is."""
+
+    out: Path
+    swarm: str
+    nodes: int
+    seed: int
+    config: NodeConfig
+
+
+class Outcome(NamedTuple):
+    """How a run ended: its summary, the nodes as they were left, the signal that ended it or 0."""
+
+    summary: Summary
+    children: Sequence[NodeProcess]
+    signal: int
+
+
+def make_plan(out: Path, nodes: int, config: NodeConfig) -> Plan:
+    """Return the run of `config` in `out`: the one that is there already, or a new one.
+
+    Nothing is written. Raises `UserError` when `out` holds something else.
+    """
+    record = out / "swarm.json"
+    if not record.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} exists and is no run of a swarm: choose another --out")
+        seed = config.seed if config.seed is not None else secrets.randbits(31)
+        return Plan(out, secrets.token_hex(16), nodes, seed, config.model_copy(update={"seed": seed}))
+    try:
+        found = json.loads(record.read_text())
+        swarm, seed = str(found["swarm"]), int(found["seed"])
+        before = {"nodes": found["nodes"], **found["config"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{record} cannot be read: choose another --out") from None
+    resumed = config.model_copy(update={"seed": seed if config.seed is None else config.seed})
+    now = {"nodes": nodes, **resumed.model_dump(mode="json")}
+    if changed := _changed(before, now):
+        raise UserError(
+            f"{out} holds a run with other settings ({', '.join(changed)}): repeat them, or choose another --out"
+        )
+    return Plan(out, swarm, nodes, seed, resumed)
+
+
+def node_config(plan: Plan, index: int, cores: int) -> NodeConfig:
+    """Return the configuration of node `index`: a seed of its own, its part of the cores, loopback only."""
+    alone = {"listen": LOOPBACK, "advertise": [], "seeds": [], "swarm": plan.swarm}
+    network = plan.config.network.model_copy(update=alone)
+    weights = plan.config.weights.model_copy(update={"listen": LOOPBACK})
+    changes: dict[str, Any] = {"seed": derive_seed(plan.seed, "node", index), "network": network, "weights": weights}
+    if plan.config.threads == 0:
+        changes["threads"] = max(1, cores // plan.nodes)
+    return plan.config.model_copy(update=changes)
+
+
+def run_swarm(
+    plan: Plan,
+    show: Show,
+    *,
+    started: float,
+    debug: bool = False,
+    target: Target = run_real_node,
+    preload: Sequence[str] = HEAVY,
+    restart_delay: float = RESTART_DELAY,
+) -> Outcome:
+    """Run `plan` to its end, or until SIGINT or SIGTERM; leave summary and report.
+
+    Args:
+        plan: from `make_plan`.
+        show: called a few times a second with the nodes, to display them.
+        started: when the command was given, Unix seconds.
+        debug: log debug events too.
+        target: what a node process runs.
+        preload: modules that the fork server imports once for all nodes.
+        restart_delay: seconds before the first restart of a node that died.
+    """
+    with stop_signals() as received:
+        context = start_server(preload)
+        cores = len(os.sched_getaffinity(0))
+        children = []
+        for index in range(plan.nodes):
+            folder = plan.out / "nodes" / f"n{index}"
+            folder.mkdir(parents=True, exist_ok=True)
+            children.append(NodeProcess.create(folder, node_config(plan, index, cores)))
+        _write_record(plan)
+        supervise(Supervisor(context, target, debug, restart_delay), children, lambda: len(received), show)
+        _raise_common_error(children)
+        summary = summarise({child.name: read_metrics(child.folder / "metrics.jsonl") for child in children}, started)
+        write_summary(summary, plan.out / "summary.json")
+        write_report(plan.out)
+        return Outcome(summary, children, received[0] if received else 0)
+
+
+def _write_record(plan: Plan) -> None:
+    record = {
+        "format": FORMAT,
+        "swarm": plan.swarm,
+        "nodes": plan.nodes,
+        "seed": plan.seed,
+        "config": plan.config.model_dump(mode="json"),
+    }
+    write_atomically(plan.out / "swarm.json", (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted keys whose values differ, in the order of `now`."""
+    changed = []
+    for key in dict.fromkeys([*now, *before]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed += _changed(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changed.append(prefix + key)
+    return changed
+
+
+def _raise_common_error(children: Sequence[NodeProcess]) -> None:
+    """When no node ever ran a round and all give one reason, that reason is what the person needs."""
+    reasons = {child.error for child in children}
+    if len(reasons) == 1 and all(child.state is State.FAILED and not child.progress.points for child in children):
+        raise UserError(f"no node could start: {reasons.pop()} (see {children[0].folder / 'log.jsonl'})")

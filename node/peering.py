@@ -1,0 +1,157 @@
+"""A node's place in its swarm, put together from its configuration and its folder.
+
+Trainers, relays and joiners all meet the network here. A folder with a manifest belongs to
+that swarm; without one, `network.swarm` says which swarm the node is in. Nothing here needs torch.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+from node.config import NetworkConfig, NodeConfig
+from node.errors import UserError
+from node.founding import load_grant, load_manifest
+from protocol.errors import PortInUse, ProtocolError
+from protocol.files import write_atomically
+from protocol.grants import Gatekeeper
+from protocol.host import Host
+from protocol.identity import Identity
+from protocol.limits import Limits
+from protocol.manifest import SwarmManifest
+from protocol.records import Address, Endpoint
+from protocol.setup import admit_everybody
+from protocol.timing import PRESETS, Timing
+
+HOW_TO_BE_DIALLED = "start it with --listen tcp://0.0.0.0:4001, or another port"
+DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]
+
+log = structlog.get_logger()
+
+
+class Network(NamedTuple):
+    """A running host, who it is, the manifest of its swarm if that has one, and where it is dialled, if it can be."""
+
+    host: Host
+    identity: Identity
+    swarm: bytes
+    manifest: SwarmManifest | None
+    address: Address | None
+
+
+@contextmanager
+def open_network(config: NodeConfig, folder: Path) -> Iterator[Network]:
+    """Run a host for as long as the block lasts; its address is written to `folder`/address.
+
+    Raises:
+        UserError: the key, the manifest, a seed or the endpoint to listen on is of no use.
+    """
+    manifest = load_manifest(folder)
+    swarm = _swarm(config.network, manifest)
+    try:
+        identity = Identity.load_or_generate(folder / "identity.key")
+        host, address = _start(config, folder, identity, swarm, manifest)
+    except ProtocolError as error:
+        raise UserError(str(error)) from error
+    try:
+        if address is not None:
+            write_atomically(folder / "address", f"{address}\n".encode())
+            log.info("listening", node=identity.node_id, address=str(address), swarm=swarm.hex())
+        else:
+            (folder / "address").unlink(missing_ok=True)  # of an earlier start
+            log.info("dialling only", node=identity.node_id, swarm=swarm.hex(), to_be_dialled=HOW_TO_BE_DIALLED)
+        yield Network(host, identity, swarm, manifest, address)
+    finally:
+        host.stop()
+
+
+def swarm_id(config: NodeConfig, folder: Path) -> bytes:
+    """Return the id of the swarm that a node with this configuration and folder is in; raises `UserError`."""
+    return _swarm(config.network, load_manifest(folder))
+
+
+def agent() -> str:
+    """Return what a node says it runs."""
+    return f"gossamer/{version('gossamer')}"
+
+
+def _swarm(network: NetworkConfig, manifest: SwarmManifest | None) -> bytes:
+    configured = bytes.fromhex(network.swarm)
+    if manifest is None:
+        return configured or DEFAULT_SWARM
+    if configured not in (b"", manifest.swarm):
+        raise UserError(f"network.swarm is not that of {manifest.name!r}, to which the folder belongs: leave it out")
+    return manifest.swarm
+
+
+def _start(
+    config: NodeConfig, folder: Path, identity: Identity, swarm: bytes, manifest: SwarmManifest | None
+) -> tuple[Host, Address | None]:
+    network = config.network
+    seeds = [Address.parse(text) for text in network.seeds]
+    limits = Limits(max_peers=network.max_peers)
+    if manifest is not None:
+        limits = Limits(max_peers=network.max_peers, max_item_age_s=float(manifest.limits.max_item_age_s))
+
+    def start(listen: str | None) -> tuple[Host, Address | None]:
+        host = Host(
+            identity,
+            swarm,
+            listen,
+            seeds,
+            limits,
+            agent(),
+            folder / "peers.json",
+            timing=timing_of(network),
+            grant=load_grant(folder),
+            manifest=manifest.encoded if manifest else None,
+            advertise=network.advertise,
+            admits=Gatekeeper(manifest).admits if manifest else admit_everybody,
+        )
+        return host, host.start()
+
+    again = _last_endpoint(network, folder) if manifest else None
+    if again is not None:
+        try:
+            return start(str(again))
+        except PortInUse:
+            log.info("port of the last start is taken", endpoint=str(again))
+    listen = listens_at(network)
+    return start(None if listen is None else str(listen))
+
+
+def _last_endpoint(network: NetworkConfig, folder: Path) -> Endpoint | None:
+    """Where "any port" ended up at the last start: invites that were given out name it."""
+    asked = listens_at(network)
+    if asked is None or asked.port != 0:
+        return None
+    try:
+        port = Address.parse((folder / "address").read_text()).endpoint.port
+    except (OSError, ProtocolError):
+        return None
+    return Endpoint(asked.host, port)
+
+
+def listens_at(network: NetworkConfig) -> Endpoint | None:
+    """Return where a node listens; None for one that nobody could dial.
+
+    That is one which listens on loopback, by default or by choice, and has a seed on another machine: its peers
+    are there, and an endpoint on loopback, told to them, would be each peer's own machine.
+    """
+    if not network.listen:
+        return None
+    listen = Endpoint.parse(network.listen, bind=True)
+    away = any(not Address.parse(seed).endpoint.is_loopback for seed in network.seeds)
+    return None if listen.is_loopback and away and not network.advertise else listen
+
+
+def timing_of(network: NetworkConfig) -> Timing:
+    """Return the configured preset; "auto" takes a node that listens on loopback only to have its peers there."""
+    if network.timing != "auto":
+        return PRESETS[network.timing]
+    listen = listens_at(network)
+    return PRESETS["local" if listen is not None and listen.is_loopback and not network.advertise else "wan"]

@@ -1,0 +1,205 @@
+"""Make the built-in policy: `python -m node.policy.make_builtin [--out FOLDER]`.
+
+A model that answers well leaves reinforcement learning nothing to do, and one that
+never answers right leaves it nothing to learn from. So the policy is made in two
+supervised stages: it first learns the tasks, then for a few hundred steps is mostly
+shown random digits for an answer. The skill stays in its weights but seldom speaks:
+about one completion in two hundred is right, the sparse regime of real post-training.
+(Answers to other questions in place of digits would not do: they teach the model to
+guess, and a guess at a weekday is right once in seven.)
+
+The same seed gives the same weights on the same machine and library versions.
+"""
+
+import argparse
+import random
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from node.policy import BUILTIN
+from node.tasks import Task, derive_seed
+from node.tasks.builtin import FAMILIES
+
+PRINTABLE = "".join(map(chr, range(32, 127)))
+PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained and how; the defaults made the policy in this folder."""
+
+    seed: int = 0
+    width: int = 32
+    layers: int = 2
+    heads: int = 4
+    difficulty: int = 1
+    batch: int = 256
+    learn_steps: int = 3000
+    learn_rate: float = 4e-3
+    hide_steps: int = 250
+    hide_rate: float = 3e-4
+    right: float = 0.065
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the tokenizer: one token a printable ASCII character; a text starts with `<bos>`."""
+    vocabulary = {token: index for index, token in enumerate([PAD, BOS, EOS, UNKNOWN, *PRINTABLE])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
+    )
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        model_max_length=128,
+    )
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Return an untrained model of the recipe's shape (about 24 k parameters at width 32, 88 k at 64)."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.width,
+        intermediate_size=2 * recipe.width,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        max_position_embeddings=tokenizer.model_max_length,
+        tie_word_embeddings=True,
+        initializer_range=recipe.width**-0.5,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def tasks_of(recipe: Recipe) -> list[Task]:
+    """Return every built-in family at the recipe's difficulty."""
+    return [family(difficulty=recipe.difficulty) for family in FAMILIES.values()]
+
+
+def sample_answers(recipe: Recipe, right: float, step: int) -> list[tuple[str, str]]:
+    """Return a batch of questions with answers, of which about a fraction `right` are right."""
+    rng = random.Random(derive_seed("builtin policy", recipe.seed, right, step))
+    tasks = tasks_of(recipe)
+    pairs = []
+    for _ in range(recipe.batch):
+        item = rng.choice(tasks).make(rng.getrandbits(63))
+        answer = item.answer if rng.random() < right else wrong_answer(item.answer, rng)
+        pairs.append((item.question, answer))
+    return pairs
+
+
+def wrong_answer(answer: str, rng: random.Random) -> str:
+    """Return two to five random digits that are not `answer`."""
+    while True:
+        text = "".join(rng.choices(string.digits, k=rng.randint(2, 5)))
+        if text != answer:
+            return text
+
+
+def train(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, right: float, steps: int, rate: float
+) -> None:
+    """Train in place on `steps` batches of answers (and end-of-text), `right` of them right, the rate falling to 0."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    model.train()
+    for step in range(steps):
+        inputs, labels = encode(tokenizer, sample_answers(recipe, right, step))
+        loss = model(input_ids=inputs, attention_mask=inputs != tokenizer.pad_token_id, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 500 == 0 or step == steps - 1:
+            print(f"  step {step:5d}  loss {loss.item():.3f}", flush=True)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and labels, both [pairs, longest], padded right; only answer and end-of-text are labelled."""
+    prompts = [tokenizer(question).input_ids for question, _ in pairs]
+    answers = [[*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for _, answer in pairs]
+    longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+    inputs = torch.full((len(pairs), longest), tokenizer.pad_token_id)
+    labels = torch.full((len(pairs), longest), IGNORED)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        end = len(prompt) + len(answer)
+        inputs[row, :end] = torch.tensor(prompt + answer)
+        labels[row, len(prompt) : end] = torch.tensor(answer)
+    return inputs, labels
+
+
+@torch.no_grad()
+def pass_rates(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tasks: Sequence[Task], questions: int, completions: int
+) -> dict[str, float]:
+    """Return by task the part of completions sampled at temperature 1 that is right."""
+    model.eval()
+    rates = {}
+    for task in tasks:
+        items = [task.make(derive_seed("pass rate", seed)) for seed in range(questions)]
+        batch = tokenizer([item.question for item in items], return_tensors="pt", padding=True)
+        ids = model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=12,
+            num_return_sequences=completions,
+        )
+        texts = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        rewards = [task.verify(items[index // completions], text) for index, text in enumerate(texts)]
+        rates[task.key.name] = sum(rewards) / len(rewards)
+    return rates
+
+
+def make(recipe: Recipe, folder: Path) -> None:
+    """Train the policy of `recipe`, save it in `folder` and print its pass rates."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    tokenizer = build_tokenizer()
+    model = build_model(recipe, tokenizer)
+    print(f"{sum(parameter.numel() for parameter in model.parameters())} parameters; learning the tasks")
+    train(model, tokenizer, recipe, 1.0, recipe.learn_steps, recipe.learn_rate)
+    _report(pass_rates(model, tokenizer, tasks_of(recipe), 128, 4))
+    print("hiding the skill")
+    train(model, tokenizer, recipe, recipe.right, recipe.hide_steps, recipe.hide_rate)
+    _report(pass_rates(model, tokenizer, tasks_of(recipe), 256, 16))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _report(rates: dict[str, float]) -> None:
+    for name, rate in rates.items():
+        print(f"  {name:20} {rate:8.2%}")
+    print(f"  {'mean':20} {sum(rates.values()) / len(rates):8.2%}", flush=True)
+
+
+def main() -> None:
+    """Parse the command line and make the policy."""
+    parser = argparse.ArgumentParser(prog="python -m node.policy.make_builtin", description="Make the built-in policy.")
+    parser.add_argument("--out", type=Path, default=BUILTIN, help="folder to write (default: the package's own)")
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    arguments = parser.parse_args()
+    make(replace(Recipe(), seed=arguments.seed), arguments.out)
+
+
+if __name__ == "__main__":
+    main()

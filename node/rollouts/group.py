@@ -1,0 +1,126 @@
+"""A rollout: one question, the whole group of its completions, and their rewards.
+
+Groups travel as text, because peers may run other models, and carry the seed of
+their question rather than its answer: the receiver rebuilds both. The wire form is
+a MessagePack array with a fixed layout:
+
+    [1, task name, task version, task config hash, seed, question,
+     [[text, finished, reward], ...], policy name, policy version]
+
+`decode` bounds every size before it looks at a value and raises `GroupError` with a
+reason fit for a counter.
+"""
+
+import math
+from dataclasses import dataclass
+
+import msgpack
+
+from node.tasks import TaskKey
+
+FORMAT = 1
+MAX_GROUP_BYTES = 1 << 20
+MAX_COMPLETIONS = 128
+MAX_TEXT_BYTES = 64 << 10
+MAX_NAME_BYTES = 256
+
+
+class GroupError(ValueError):
+    """A group that cannot be used; `reason` is a short counter name."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One completion: its text, whether it ended by itself, and its reward.
+
+    `token_ids` are the generator's own tokens, end-of-text included when `finished`.
+    They never leave the node: a peer's completion has none and is re-encoded.
+    """
+
+    text: str
+    finished: bool
+    reward: float
+    token_ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A question's completions, as made by one policy version."""
+
+    task: TaskKey
+    seed: int
+    question: str
+    completions: tuple[Completion, ...]
+    policy: str
+    policy_version: int
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        """The rewards in the completions' order."""
+        return tuple(completion.reward for completion in self.completions)
+
+
+def encode(group: Group) -> bytes:
+    """Return the wire form of `group`; equal groups give equal bytes."""
+    completions = [[c.text, c.finished, float(c.reward)] for c in group.completions]
+    fields = [FORMAT, *group.task, group.seed, group.question, completions, group.policy, group.policy_version]
+    return msgpack.packb(fields)
+
+
+def decode(data: bytes) -> Group:
+    """Return the group in `data`; raise `GroupError` for anything else."""
+    if len(data) > MAX_GROUP_BYTES:
+        raise GroupError("oversized", f"{len(data)} bytes")
+    try:
+        fields = msgpack.unpackb(
+            data,
+            max_str_len=MAX_TEXT_BYTES,
+            max_array_len=MAX_COMPLETIONS,
+            max_map_len=0,
+            max_bin_len=0,
+            max_ext_len=0,
+            strict_map_key=True,
+        )
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise GroupError("malformed", type(error).__name__) from None
+    if not isinstance(fields, list) or len(fields) != 9 or fields[0] != FORMAT:
+        raise GroupError("malformed", "layout")
+    _, name, version, config, seed, question, completions, policy, policy_version = fields
+    _check(_is_name(name) and _is_name(config) and _is_name(policy), "names")
+    _check(_is_count(version) and _is_count(seed) and _is_count(policy_version), "integers")
+    _check(isinstance(question, str), "question")
+    _check(isinstance(completions, list) and len(completions) > 0, "completions")
+    return Group(
+        task=TaskKey(name, version, config),
+        seed=seed,
+        question=question,
+        completions=tuple(_decode_completion(fields) for fields in completions),
+        policy=policy,
+        policy_version=policy_version,
+    )
+
+
+def _decode_completion(fields: object) -> Completion:
+    _check(isinstance(fields, list) and len(fields) == 3, "completion")
+    assert isinstance(fields, list)
+    text, finished, reward = fields
+    _check(isinstance(text, str) and isinstance(finished, bool), "completion")
+    _check(isinstance(reward, float) and math.isfinite(reward), "reward")
+    return Completion(text, finished, reward)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value.encode(errors="replace")) <= MAX_NAME_BYTES
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _check(condition: bool, what: str) -> None:
+    if not condition:
+        raise GroupError("malformed", what)

@@ -1,0 +1,66 @@
+"""What a peer's group must pass before it enters the pool.
+
+Ground truth is regenerated, never received: the seed gives the question and the
+answer, and the text is scored here. A claimed question or reward that differs is a
+lie and costs its signer; a task that this node does not run is nobody's fault, nor is
+a question that its policy has no room for.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from node.rollouts.group import MAX_GROUP_BYTES, Group, GroupError, decode
+from node.tasks import Item, TaskSet
+
+REWARD_TOLERANCE = 1e-6
+
+# Reasons that an honest peer can give: its groups are set aside at no cost to it.
+BLAMELESS = frozenset({"unknown_task", "unverifiable", "prompt_too_long"})
+
+
+class Verified(NamedTuple):
+    """Either a usable group, or why there is none."""
+
+    group: Group | None
+    reason: str
+
+
+def check(
+    body: bytes,
+    tasks: TaskSet,
+    max_completions: int,
+    max_bytes: int = MAX_GROUP_BYTES,
+    fits: Callable[[Item], bool] = lambda item: True,
+) -> Verified:
+    """Decode and verify one group from a peer. Never raises: one bad item is one reason.
+
+    `fits` tells whether the local policy has room for a question.
+    """
+    try:
+        if len(body) > max_bytes:
+            raise GroupError("oversized", f"{len(body)} bytes")
+        group = decode(body)
+        _verify(group, tasks, max_completions, fits)
+    except GroupError as error:
+        return Verified(None, error.reason)
+    return Verified(group, "")
+
+
+def _verify(group: Group, tasks: TaskSet, max_completions: int, fits: Callable[[Item], bool]) -> None:
+    task = tasks.get(group.task)
+    if task is None:
+        raise GroupError("unknown_task", group.task.name)
+    if not 2 <= len(group.completions) <= max_completions:
+        raise GroupError("group_size", str(len(group.completions)))
+    try:
+        item = task.make(group.seed)
+        rewards = [task.verify(item, completion.text) for completion in group.completions]
+        has_room = fits(item)
+    except Exception as error:  # a third party's task may raise anything; its failure is not the round's
+        raise GroupError("unverifiable", type(error).__name__) from error
+    if item.question != group.question:
+        raise GroupError("false_question")
+    if any(abs(own - claimed) > REWARD_TOLERANCE for own, claimed in zip(rewards, group.rewards, strict=True)):
+        raise GroupError("false_reward")
+    if not has_room:
+        raise GroupError("prompt_too_long")

@@ -1,0 +1,184 @@
+"""Between the loop and the network: groups out, verified groups in, never waiting.
+
+`Exchange` is all that the loop knows of its peers. `NetworkExchange` speaks through
+the protocol's host; `NoExchange` is a node alone, for which the loop is plain GRPO.
+
+What a node asks the swarm for: its tasks' topics, and as many groups a second as it can use.
+
+The demand is what the sampler draws, times `OVERSAMPLING`, over the measured seconds a round.
+A node that trains on nobody's groups still takes `RELAY_DEMAND`: what it takes it passes on,
+and a link that ends at a node which carries nothing is lost to its neighbours.
+"""
+
+import hashlib
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from node.rollouts.group import MAX_GROUP_BYTES, Group, encode
+from node.rollouts.ingest import BLAMELESS, check
+from node.rollouts.replay_buffer import Shared
+from node.rollouts.sampling import is_informative
+from node.tasks import Item, TaskKey, TaskSet
+from protocol.host import Counters, Host, Verdict
+from protocol.messages import TOPIC_BYTES
+
+RECEIVE_LIMIT = 1024  # items looked at in one round; the rest wait in the host's bounded inbox
+
+
+class Exchange(Protocol):
+    """How a round shares its groups and gets others'. No method waits."""
+
+    def publish(self, groups: Sequence[Group]) -> None:
+        """Offer this round's own groups to the swarm."""
+        ...
+
+    def receive(self, known: Callable[[bytes], bool], fits: Callable[[Item], bool]) -> list[Shared]:
+        """Return the verified groups that came since the last call.
+
+        Ids that are `known` are not verified again; a group whose question the policy has no room for is left out.
+        """
+        ...
+
+    def traffic(self) -> Counters: ...
+
+
+class NoExchange:
+    """A node alone."""
+
+    def publish(self, groups: Sequence[Group]) -> None:
+        """Drop the groups: nobody is there."""
+
+    def receive(self, known: Callable[[bytes], bool], fits: Callable[[Item], bool]) -> list[Shared]:
+        """Return nothing."""
+        return []
+
+    def traffic(self) -> Counters:
+        """Return zeros."""
+        return Counters(0, 0, 0, 0, 0, 0, 0, {})
+
+
+class NetworkExchange:
+    """Shares through a running `Host`, which relays, deduplicates and keeps its own counts."""
+
+    def __init__(
+        self,
+        host: Host,
+        tasks: TaskSet,
+        *,
+        max_completions: int,
+        informative_only: bool,
+        external: int,
+        max_bytes: int = MAX_GROUP_BYTES,
+    ) -> None:
+        """Share over `host`; ask it for the tasks' groups, as many as a node uses that draws `external` a round."""
+        self._host = host
+        self._tasks = tasks
+        self._max_completions = max_completions
+        self._max_bytes = max_bytes
+        self._informative_only = informative_only
+        self._unsent: Counter[str] = Counter()
+        self._demand = Demand(external)
+        self._topics = frozenset(topic_of(task.key) for task in tasks.tasks)
+        host.subscribe(self._topics, self._demand.told)
+
+    def publish(self, groups: Sequence[Group]) -> None:
+        """Hand the round's groups to the network thread; one that is too large is counted, not sent."""
+        if self._demand.next_round(time.monotonic()):
+            self._host.subscribe(self._topics, self._demand.told)
+        for group in groups:
+            if self._informative_only and not is_informative(group.rewards):
+                continue
+            body = encode(group)
+            if len(body) > self._max_bytes:
+                self._unsent["own_oversized"] += 1
+                continue
+            self._host.publish(body, topic_of(group.task))
+
+    def receive(self, known: Callable[[bytes], bool], fits: Callable[[Item], bool]) -> list[Shared]:
+        """Verify what the host has collected; a bad item costs its signer and nobody else."""
+        shared = []
+        for item in self._host.receive(RECEIVE_LIMIT):
+            if known(item.id):
+                continue
+            group, reason = check(item.body, self._tasks, self._max_completions, self._max_bytes, fits)
+            if self._mislabelled(item.topic, group, reason):
+                group, reason = None, "false_topic"
+            if group is not None:
+                self._host.report(item.id, Verdict.ACCEPT, "")
+                shared.append(Shared(item.id, item.sender, time.time(), group))
+            else:
+                verdict = Verdict.IGNORE if reason in BLAMELESS else Verdict.REJECT
+                self._host.report(item.id, verdict, reason)
+        return shared
+
+    def _mislabelled(self, topic: bytes, group: Group | None, reason: str) -> bool:
+        """Tell whether a group of one task, or of none that is ours, came under the topic of another of our tasks."""
+        if topic not in self._topics:
+            return False
+        return reason == "unknown_task" if group is None else topic != topic_of(group.task)
+
+    def traffic(self) -> Counters:
+        """Return the host's counts."""
+        counters = self._host.counters()
+        return replace(counters, rejected=dict(Counter(counters.rejected) + self._unsent))
+
+
+def traffic_row(traffic: Counters) -> dict[str, object]:
+    """Return the counts under the names that they have in a row of metrics."""
+    return {
+        "swarm/peers": traffic.peers,
+        "swarm/known": traffic.known,
+        "swarm/bytes_sent": traffic.bytes_sent,
+        "swarm/bytes_received": traffic.bytes_received,
+        "swarm/items_sent": traffic.items_sent,
+        "swarm/items_received": traffic.items_received,
+        "swarm/duplicates": traffic.duplicates,
+        "swarm/rejected": dict(traffic.rejected),
+    }
+
+
+# Of what comes, some is without advantage, some drawn before it is read and some too old when its
+# turn comes, and a rule that ranks groups wants a choice. Twice this is what seven peers of our own
+# kind make, so in a swarm of up to nine such nodes everybody still gets everything.
+OVERSAMPLING = 8.0
+RELAY_DEMAND = 2.0  # items a second: about 20 kB a second of an ordinary node's line
+SEED_DEMAND = 32.0  # of a node that only relays: as much as it remembers for an hour (`gossip.SEEN_ITEMS`)
+FIRST_ROUNDS = 3  # measured before anything is declined: the first are slow, and a guess could starve the node
+WEIGHT = 0.2  # of the latest round in the average
+TELL_RATIO = 2.0  # a change by less is not worth a message to every peer
+
+
+def topic_of(key: TaskKey) -> bytes:
+    """Return the topic (8 bytes) under which groups of the task are shared: of a SHA-256 over its key."""
+    text = "\x1f".join((key.name, str(key.version), key.config))
+    return hashlib.sha256(text.encode()).digest()[:TOPIC_BYTES]
+
+
+class Demand:
+    """Groups a second that a node with `external` groups a round can use; unbounded until it is measured."""
+
+    def __init__(self, external: int) -> None:
+        self._external = external
+        self._rounds = 0
+        self._began: float | None = None
+        self._seconds = 0.0
+        self.told = math.inf if external else RELAY_DEMAND
+
+    def next_round(self, now: float) -> bool:
+        """Note that a round begins at `now` (s, steady); True if `told` has become another number."""
+        if self._began is not None:
+            took = now - self._began
+            self._seconds = took if self._rounds == 0 else self._seconds + WEIGHT * (took - self._seconds)
+            self._rounds += 1
+        self._began = now
+        if self._rounds < FIRST_ROUNDS or self._external == 0:
+            return False
+        demand = max(RELAY_DEMAND, OVERSAMPLING * self._external / max(self._seconds, 1e-3))
+        if self.told / TELL_RATIO <= demand <= self.told * TELL_RATIO:
+            return False
+        self.told = demand
+        return True

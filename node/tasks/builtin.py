@@ -1,0 +1,196 @@
+"""The seven built-in task families, in the standard library only.
+
+A family is one function from a random stream and a difficulty to a question and its only right
+answer; `Family` turns it into a `Task`. To add one: write its function, and name it in `FAMILIES`.
+
+    sums        whole numbers                         12+7=         19
+    bases       a number written in another base      13 base 3=    111
+    fractions   in lowest terms                       6/8=          3/4
+    decimals    sums and differences of decimals      1.2+0.9=      2.1
+    matrices    steps from each cell to the nearest 0 011/111=      012/123
+    weekdays    some days on or back                  Mon+3=        Thu
+    logic       truth tables of two variables         p&~q=         0010
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from types import MappingProxyType
+
+from node.errors import UserError
+from node.tasks import Item, Task, TaskKey, config_hash, derive_seed
+
+Maker = Callable[[random.Random, int], tuple[str, str]]
+
+VERSION = 1
+MAX_DIFFICULTY = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A built-in task: 1 for exactly the right answer, white space around it aside, and 0 for anything else.
+
+    `difficulty` is 1 to 10 and makes numbers larger, matrices wider or formulas longer.
+    """
+
+    name: str
+    maker: Maker
+    difficulty: int = 1
+
+    @property
+    def key(self) -> TaskKey:
+        return TaskKey(self.name, VERSION, config_hash({"difficulty": self.difficulty}))
+
+    def make(self, seed: int) -> Item:
+        rng = random.Random(derive_seed(self.name, VERSION, self.difficulty, seed))
+        question, answer = self.maker(rng, self.difficulty)
+        return Item(question, answer)
+
+    def verify(self, item: Item, text: str) -> float:
+        return float(text.strip() == item.answer)
+
+
+def build(name: str, maker: Maker, /, **options: object) -> Family:
+    """Return the family under its options; raise `UserError` for an unknown or bad one."""
+    difficulty = options.pop("difficulty", 1)
+    if options:
+        raise UserError(f"task {name!r} has no option {min(options)!r}: its only option is difficulty")
+    if isinstance(difficulty, bool) or not isinstance(difficulty, int) or not 1 <= difficulty <= MAX_DIFFICULTY:
+        raise UserError(
+            f"task {name!r}: difficulty must be a whole number from 1 to {MAX_DIFFICULTY}, got {difficulty!r}"
+        )
+    return Family(name, maker, difficulty)
+
+
+def sums(rng: random.Random, difficulty: int) -> tuple[str, str]:
+    """Return a sum or a difference of two numbers below 10 * 2**difficulty."""
+    limit = 10 * 2**difficulty
+    left, right = rng.randrange(limit), rng.randrange(limit)
+    if rng.random() < 0.5:
+        return f"{left}+{right}=", str(left + right)
+    return f"{left}-{right}=", str(left - right)
+
+
+BASES = (2, 3, 4, 8)
+
+
+def bases(rng: random.Random, difficulty: int) -> tuple[str, str]:
+    """Return a number below 16 * 2**difficulty to be written in base 2, 3, 4 or 8."""
+    number, base = rng.randrange(16 * 2**difficulty), rng.choice(BASES)
+    return f"{number} base {base}=", to_base(number, base)
+
+
+def to_base(number: int, base: int) -> str:
+    """Return the digits of `number` >= 0 in `base` 2 to 10."""
+    digits = ""
+    while number >= base:
+        number, digit = divmod(number, base)
+        digits = str(digit) + digits
+    return str(number) + digits
+
+
+def fractions(rng: random.Random, difficulty: int) -> tuple[str, str]:
+    """Return a fraction whose terms share a factor of 2 to 1 + 4 * difficulty."""
+    limit = 5 * difficulty + 4
+    factor = rng.randint(2, 4 * difficulty + 1)
+    upper, lower = rng.randint(1, limit) * factor, rng.randint(1, limit) * factor
+    return f"{upper}/{lower}=", str(Fraction(upper, lower))
+
+
+def decimals(rng: random.Random, difficulty: int) -> tuple[str, str]:
+    """Return a sum or a difference of two numbers with one decimal, below 2**difficulty."""
+    limit = 10 * 2**difficulty
+    left, right = rng.randrange(limit), rng.randrange(limit)
+    if rng.random() < 0.5:
+        return f"{_tenths(left)}+{_tenths(right)}=", _tenths(left + right)
+    return f"{_tenths(left)}-{_tenths(right)}=", _tenths(left - right)
+
+
+def _tenths(count: int) -> str:
+    sign = "-" if count < 0 else ""
+    return f"{sign}{abs(count) // 10}.{abs(count) % 10}"
+
+
+ROWS = 2
+ONES = 0.75  # with as many zeros as ones, most answers would merely repeat the question
+
+
+def matrices(rng: random.Random, difficulty: int) -> tuple[str, str]:
+    """Return a binary matrix of 2 rows and 2 + difficulty columns that holds at least one 0, and each cell's distance.
+
+    A step goes up, down, left or right.
+    """
+    columns = 2 + difficulty
+    cells = [[int(rng.random() < ONES) for _ in range(columns)] for _ in range(ROWS)]
+    cells[rng.randrange(ROWS)][rng.randrange(columns)] = 0
+    return f"{_write(cells)}=", _write(distances(cells))
+
+
+def distances(cells: list[list[int]]) -> list[list[int]]:
+    """Return each cell's city-block distance to the nearest 0 (one at least exists)."""
+    zeros = [(row, column) for row, line in enumerate(cells) for column, cell in enumerate(line) if cell == 0]
+    return [
+        [min(abs(row - y) + abs(column - x) for y, x in zeros) for column in range(len(line))]
+        for row, line in enumerate(cells)
+    ]
+
+
+def _write(cells: list[list[int]]) -> str:
+    return "/".join("".join(map(str, line)) for line in cells)
+
+
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+
+
+def weekdays(rng: random.Random, difficulty: int) -> tuple[str, str]:
+    """Return a weekday and 1 to 10 * difficulty days to add or to take away."""
+    day, days = rng.randrange(len(DAYS)), rng.randint(1, 10 * difficulty)
+    sign = rng.choice((1, -1))
+    return f"{DAYS[day]}{'+' if sign > 0 else '-'}{days}=", DAYS[(day + sign * days) % len(DAYS)]
+
+
+ASSIGNMENTS = ((False, False), (False, True), (True, False), (True, True))
+OPERATORS: Mapping[str, Callable[[bool, bool], bool]] = {
+    "&": lambda left, right: left and right,
+    "|": lambda left, right: left or right,
+    "^": lambda left, right: left != right,
+    ">": lambda left, right: not left or right,
+}
+
+
+def logic(rng: random.Random, difficulty: int) -> tuple[str, str]:
+    """Return a formula of `difficulty` operators, grouped from the left, and its values at pq = 00, 01, 10, 11.
+
+    `~` is not, `&` and, `|` or, `^` exclusive or, `>` implies.
+    """
+    text, values = _literal(rng)
+    for depth in range(difficulty):
+        operator = rng.choice(tuple(OPERATORS))
+        right_text, right_values = _literal(rng)
+        left_text = f"({text})" if depth else text
+        text = f"{left_text}{operator}{right_text}"
+        values = [OPERATORS[operator](left, right) for left, right in zip(values, right_values, strict=True)]
+    return f"{text}=", "".join("1" if value else "0" for value in values)
+
+
+def _literal(rng: random.Random) -> tuple[str, list[bool]]:
+    """Return a variable, negated or not, and its values over `ASSIGNMENTS`."""
+    variable, negated = rng.randrange(2), rng.random() < 0.5
+    values = [assignment[variable] != negated for assignment in ASSIGNMENTS]
+    return f"{'~' if negated else ''}{'pq'[variable]}", values
+
+
+FAMILIES: Mapping[str, Callable[..., Task]] = MappingProxyType(
+    {
+        "sums": partial(build, "builtin/sums", sums),
+        "bases": partial(build, "builtin/bases", bases),
+        "fractions": partial(build, "builtin/fractions", fractions),
+        "decimals": partial(build, "builtin/decimals", decimals),
+        "matrices": partial(build, "builtin/matrices", matrices),
+        "weekdays": partial(build, "builtin/weekdays", weekdays),
+        "logic": partial(build, "builtin/logic", logic),
+    }
+)
+"""Family name to constructor; each takes `difficulty` (1 to 10, default 1) and nothing else."""

@@ -1,0 +1,158 @@
+"""What a running swarm looks like: a live table in a terminal, a line now and then elsewhere."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from node.supervisor import NodeProcess, State
+from node.telemetry.metrics import Progress, number
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+TREND_WIDTH = 12
+WIDE = 92  # columns that the table needs with its trend
+REFRESH = 0.5  # seconds
+LINE_EVERY = 10.0  # seconds
+
+STYLES = {State.RUNNING: "green", State.DONE: "bold green", State.FAILED: "bold red", State.RESTARTING: "yellow"}
+
+
+@contextmanager
+def live_table(console: Console) -> Iterator[Callable[[Sequence[NodeProcess]], None]]:
+    """Yield what shows the children: a table that refreshes in place."""
+    began = time.monotonic()
+    shown = 0.0
+    with Live(console=console, auto_refresh=False) as live:
+
+        def show(children: Sequence[NodeProcess]) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            if now - shown >= REFRESH or not any(child.alive for child in children):
+                live.update(render(children, now - began, console.width), refresh=True)
+                shown = now
+
+        yield show
+
+
+@contextmanager
+def progress_lines(console: Console, every: float = LINE_EVERY) -> Iterator[Callable[[Sequence[NodeProcess]], None]]:
+    """Yield what shows the children: a plain line every few seconds, and one when a state changes for the worse."""
+    began = time.monotonic()
+    shown = -every
+    told: dict[str, str] = {}
+
+    def show(children: Sequence[NodeProcess]) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        alive = any(child.alive for child in children)  # else the end is near, and says it
+        for child in children:
+            worse = child.state is State.RESTARTING or (child.state is State.FAILED and alive)
+            news = describe(child) if worse else ""
+            if news and told.get(child.name) != news:
+                console.print(f"{clock(now - began)}  {news}", highlight=False, soft_wrap=True)
+            told[child.name] = news
+        if now - shown >= every:
+            console.print(line(children, now - began), highlight=False, soft_wrap=True)
+            shown = now
+
+    yield show
+
+
+def render(children: Sequence[NodeProcess], elapsed: float, width: int) -> Table:
+    """Return the table of all nodes; the trend of rewards only where there is room for it."""
+    table = Table(
+        title=line(children, elapsed),
+        title_style="bold",
+        title_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+        header_style="dim",
+    )
+    wide = width >= WIDE
+    for name in ("node", "round", "reward", *(["trend"] if wide else []), "own", "external", "peers", "sent"):
+        table.add_column(name, justify="left" if name in ("node", "trend") else "right", no_wrap=True)
+    for name in ("got", "rejects"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for child in children:
+        progress = child.progress
+        last = progress.last
+        point = progress.points[-1] if progress.points else None
+        style = STYLES.get(child.state, "dim")
+        table.add_row(
+            child.name,
+            f"{progress.round}/{progress.rounds}" if progress.rounds else str(progress.round),
+            f"{progress.reward():.3f}" if point else "",
+            *([trend(progress)] if wide else []),
+            str(point.local) if point else "",
+            str(point.external) if point else "",
+            f"{number(last, 'swarm/peers'):.0f}" if point else "",
+            size(number(last, "swarm/bytes_sent")) if point else "",
+            size(number(last, "swarm/bytes_received")) if point else "",
+            str(rejects(progress)) if point else "",
+            f"[{style}]{child.state}{f' ↻{child.restarts}' if child.restarts else ''}[/]",
+        )
+    return table
+
+
+def line(children: Sequence[NodeProcess], elapsed: float) -> str:
+    """Return the swarm in one line."""
+    rounds = [child.progress.round for child in children]
+    rewards = [child.progress.reward() for child in children if child.progress.points]
+    local = sum(child.progress.points[-1].local for child in children if child.progress.points)
+    external = sum(child.progress.points[-1].external for child in children if child.progress.points)
+    reward = f"{statistics.fmean(rewards):.3f}" if rewards else "-"
+    last = children[0].progress.rounds
+    end = f" of {last}" if last else ""
+    return (
+        f"{clock(elapsed)}  {sum(child.alive for child in children)} of {len(children)} nodes up, "
+        f"round {min(rounds)} to {max(rounds)}{end}, reward {reward}, "
+        f"groups {local} own {external} external, {sum(rejects(child.progress) for child in children)} rejected"
+    )
+
+
+def describe(child: NodeProcess) -> str:
+    """Return what happened to a node that is not running."""
+    again = f" ({child.restarts} restart{'s' if child.restarts > 1 else ''})" if child.restarts else ""
+    what = f"{child.name} {child.state}{again} at round {child.progress.round}"
+    return f"{what}: {child.error} (see {child.folder / 'log.jsonl'})" if child.error else what
+
+
+def trend(progress: Progress, width: int = TREND_WIDTH) -> str:
+    """Return the rewards so far as `width` blocks, scaled from 0 to their highest, at least to 0.1."""
+    points = progress.points
+    if not points:
+        return ""
+    count = min(width, len(points))
+    edges = [index * len(points) // count for index in range(count + 1)]
+    means = [statistics.fmean(p.reward for p in points[a:b]) for a, b in pairwise(edges)]
+    top = max(*means, 0.1)
+    levels = [min(int(mean / top * len(BLOCKS)), len(BLOCKS) - 1) for mean in means]
+    return "".join(BLOCKS[max(level, 0)] for level in levels)
+
+
+def rejects(progress: Progress) -> int:
+    """Return how many items the node's present process rejected, over all reasons."""
+    reasons = progress.last.get("swarm/rejected")
+    return int(sum(number(reasons, reason) for reason in reasons)) if isinstance(reasons, dict) else 0
+
+
+def clock(seconds: float) -> str:
+    """Return minutes:seconds, with hours in front when there are any."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes with a unit, to three digits or so."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,178 @@
+"""A node's metrics: one JSON object a round, appended to `metrics.jsonl`.
+
+The writer is the node; readers (table, summary, report) look while it writes and
+after it was killed, so a reader stops at the last whole line, and the writer cuts a
+torn one off before it appends.
+
+How far a running node is, kept up to date from the rows it writes.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from protocol.files import write_atomically
+
+Row = dict[str, Any]
+
+
+class MetricsLog:
+    """The writing end; one node owns the file. Raises `OSError` as the file system does.
+
+    A file that grows above `max_bytes` is renamed to metrics.old.jsonl, in place of an older one.
+    """
+
+    def __init__(self, path: Path, max_bytes: int | None = None) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self.last: Mapping[str, Any] = {}  # the newest row
+        _cut_torn_line(path)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write `row` as one line and flush it; NaN and infinities become null."""
+        line = _encode(row)
+        with self._path.open("ab") as file:
+            file.write(line)
+            size = file.tell()
+        if self._max_bytes is not None and size > self._max_bytes:
+            self._path.replace(self._path.with_suffix(f".old{self._path.suffix}"))
+        self.last = dict(row)
+
+    def rewind(self, round_number: int) -> None:
+        """Drop the rows after `round_number`, as a node does that resumes from its checkpoint."""
+        rows = read_metrics(self._path)
+        kept = [row for row in rows if row["round"] <= round_number]
+        self.last = kept[-1] if kept else {}
+        if len(kept) < len(rows):
+            write_atomically(self._path, b"".join(_encode(row) for row in kept))
+
+
+class MetricsTail:
+    """The reading end of a live file: each `poll` reads only what is new.
+
+    After a rewind the file is another one and is read again from its start; a consumer
+    therefore takes a row of round r to replace everything it has from r on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._offset = 0
+
+    def poll(self) -> list[Row]:
+        """Return the rows since the last call; none while the file does not exist."""
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return []
+        if self._file is None or os.fstat(self._file.fileno()).st_ino != found.st_ino or found.st_size < self._offset:
+            self.close()
+            self._file = self._path.open("rb")
+            self._offset = 0
+        self._file.seek(self._offset)
+        whole, newline, _ = self._file.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        return _decode(whole)
+
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Return the whole rows of `path`, which may be missing, growing or torn."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return _decode(data)
+
+
+def _encode(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(_finite(row), allow_nan=False, separators=(",", ":")) + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _decode(data: bytes) -> list[Row]:
+    rows = []
+    for line in data.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # torn by a kill or a full disk
+            continue
+        if isinstance(row, dict) and isinstance(row.get("round"), int):
+            rows.append(row)
+    return rows
+
+
+def _cut_torn_line(path: Path) -> None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
+
+
+def number(row: Row, key: str) -> float:
+    """Return `row[key]` as a number; 0 when it is missing or null."""
+    value = row.get(key)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+class Point(NamedTuple):
+    """What a display needs of one round, with running totals of the groups trained on."""
+
+    round: int
+    reward: float
+    local: int
+    external: int
+
+
+class Progress:
+    """Figures of one node; small, so that a long run does not fill the supervisor's memory."""
+
+    def __init__(self, rounds: int | None) -> None:
+        """Start before the first of `rounds` rounds; None for a node without a last one."""
+        self.rounds = rounds
+        self.points: list[Point] = []
+        self.last: Row = {}
+
+    @property
+    def round(self) -> int:
+        """The last finished round, 0 before the first."""
+        return self.points[-1].round if self.points else 0
+
+    def update(self, rows: Iterable[Row]) -> None:
+        """Take new rows; one of round r replaces what is known from r on (a node resumed there)."""
+        for row in rows:
+            while self.points and self.points[-1].round >= row["round"]:
+                self.points.pop()
+            local, external = self.points[-1][2:] if self.points else (0, 0)
+            self.points.append(
+                Point(
+                    row["round"],
+                    number(row, "reward"),
+                    local + int(number(row, "groups_local")),
+                    external + int(number(row, "groups_external")),
+                )
+            )
+            self.last = row
+
+    def reward(self, window: int = 20) -> float:
+        """Return the mean reward of the last `window` rounds, 0 before the first."""
+        recent = self.points[-window:]
+        return sum(point.reward for point in recent) / len(recent) if recent else 0.0

@@ -1,0 +1,181 @@
+"""The report's plots: from metrics rows to SVG text, drawn without pyplot's global state."""
+
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from node.telemetry.metrics import Row, number
+from node.telemetry.summary import Summary
+
+Nodes = Mapping[str, Sequence[Row]]
+Line = tuple[list[int], list[float]]  # rounds, rewards
+
+INK = "#1f2430"
+MUTED = "#667085"
+GRID = "#e4e7ec"
+OWN = "#3b6fb6"
+EXTERNAL = "#e08a2c"
+WARNING = "#b5473c"
+# Eight hues that stay apart for most colour-blind readers (after Okabe and Ito, the yellow darkened).
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b0559a", "#56b4e9", "#c9a100", "#7a5195", "#8c6d46")
+SPLIT = (  # label, colour, the metrics it sums
+    ("generating", "#3b6fb6", ("time/generate",)),
+    ("verifying", "#8fb3dd", ("time/verify", "time/questions")),
+    ("sharing", "#e08a2c", ("time/share", "time/draw")),
+    ("training", "#4a9d7c", ("time/train",)),
+)
+OTHER = ("other", "#c4c9d2")
+
+WIDTH = 8.6  # inches
+MAX_POINTS = 240  # of a line
+MAX_NAMED = len(PALETTE)  # nodes that get a colour and a name of their own
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",  # text stays text: small, sharp, searchable
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "legend.frameon": False,
+}
+
+
+def plot_reward(nodes: Nodes) -> str:
+    """Draw reward over rounds, smoothed, a line for each node and a heavy one for their mean."""
+    with _style("reward"):
+        figure, axes = _figure(3.6)
+        lines = {name: _reward_line(rows) for name, rows in nodes.items() if rows}
+        named = len(lines) <= MAX_NAMED
+        for index, (name, line) in enumerate(lines.items()):
+            label = name if named else f"each of {len(lines)} nodes" if index == 0 else None
+            color, alpha = (PALETTE[index], 0.85) if named else (MUTED, 0.35)
+            marker = "o" if len(line[0]) == 1 else None  # one point makes no line
+            axes.plot(*_thin(line), color=color, alpha=alpha, linewidth=1.2, marker=marker, label=label)
+        if len(lines) > 1:
+            axes.plot(*_thin(_mean_line(list(lines.values()))), color=INK, linewidth=2.6, label="swarm mean")
+        last = max(rounds[-1] for rounds, _ in lines.values())
+        axes.set(xlabel="round", ylabel="mean reward", xlim=(0, 1.01 * max(last, 10)), ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), handlelength=1.4)
+        return _svg(figure)
+
+
+def plot_groups(summaries: Mapping[str, Summary]) -> str:
+    """Draw the groups that each node trained on: its own and its peers'."""
+    with _style("groups"):
+        own = [node["groups_local"] for node in summaries.values()]
+        external = [node["groups_external"] for node in summaries.values()]
+        parts = [("own", OWN, own), ("external", EXTERNAL, external)]
+        return _stacked_bars(list(summaries), parts, "groups trained on")
+
+
+def plot_time(nodes: Nodes) -> str:
+    """Draw where the time of a node's mean round goes."""
+    with _style("time"):
+        columns = [_time_split(rows) for rows in nodes.values()]
+        labels = [(label, color) for label, color, _ in SPLIT] + [OTHER]
+        parts = [(label, color, [column[i] for column in columns]) for i, (label, color) in enumerate(labels)]
+        return _stacked_bars(list(nodes), parts, "seconds a round")
+
+
+def plot_rejects(reasons: Mapping[str, int]) -> str:
+    """Draw how many items were rejected, by reason, the most frequent on top."""
+    with _style("rejects"):
+        ordered = sorted(reasons.items(), key=lambda item: item[1])
+        figure, axes = _figure(0.7 + 0.34 * max(len(ordered), 2))
+        bars = axes.barh([reason for reason, _ in ordered], [count for _, count in ordered], 0.6, color=WARNING)
+        axes.bar_label(bars, padding=4, color=INK)
+        axes.set(xlabel="items rejected, all nodes")
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.08, y=0.05)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _svg(figure)
+
+
+def _style(salt: str) -> AbstractContextManager[None]:
+    """Return the report's style; `salt` keeps the ids of one plot apart from another's on the same page."""
+    style: Any = STYLE | {"svg.hashsalt": salt}
+    return mpl.rc_context(style)
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _reward_line(rows: Sequence[Row]) -> Line:
+    rewards = [number(row, "reward") for row in rows]
+    return [row["round"] for row in rows], _smooth(rewards, max(len(rewards) // 25, 1))
+
+
+def _thin(line: Line) -> Line:
+    """Return at most about `MAX_POINTS` points of a line, its last among them."""
+    rounds, rewards = line
+    step = max(-(-len(rounds) // MAX_POINTS), 1)
+    picked = sorted({*range(0, len(rounds), step), len(rounds) - 1})
+    return [rounds[i] for i in picked], [rewards[i] for i in picked]
+
+
+def _smooth(values: Sequence[float], window: int) -> list[float]:
+    """Return the mean over `window` values on either side of each, fewer at the ends."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    edges = [(max(i - window, 0), min(i + window + 1, len(values))) for i in range(len(values))]
+    return [(sums[b] - sums[a]) / (b - a) for a, b in edges]
+
+
+def _mean_line(lines: Sequence[Line]) -> Line:
+    """Return the mean over nodes, of the rounds that at least half of them have done."""
+    at: dict[int, list[float]] = {}
+    for rounds, rewards in lines:
+        for round_number, reward in zip(rounds, rewards, strict=True):
+            at.setdefault(round_number, []).append(reward)
+    rounds = [round_number for round_number in sorted(at) if 2 * len(at[round_number]) >= len(lines)]
+    return rounds, [statistics.fmean(at[round_number]) for round_number in rounds]
+
+
+def _time_split(rows: Sequence[Row]) -> list[float]:
+    """Return mean seconds a round for each part of `SPLIT`, and for the rest of the round."""
+    if not rows:
+        return [0.0] * (len(SPLIT) + 1)
+    parts = [statistics.fmean(sum(number(row, key) for key in keys) for row in rows) for _, _, keys in SPLIT]
+    whole = statistics.fmean(number(row, "time/round") for row in rows)
+    return [*parts, max(whole - sum(parts), 0.0)]
+
+
+def _stacked_bars(names: Sequence[str], parts: Sequence[tuple[str, str, Sequence[float]]], ylabel: str) -> str:
+    figure, axes = _figure(2.9)
+    below = [0.0] * len(names)
+    for label, color, values in parts:
+        axes.bar(range(len(names)), values, 0.62, bottom=below, color=color, label=label)
+        below = [low + value for low, value in zip(below, values, strict=True)]
+    step = -(-len(names) // 16)  # more names than this would run into each other
+    shown = range(0, len(names), step)
+    axes.set_xticks(list(shown), [names[i] for i in shown])
+    axes.set_xlim(-0.6, max(len(names), 4) - 0.4)
+    axes.set(ylabel=ylabel)
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), handlelength=1.0, reverse=True)
+    return _svg(figure)

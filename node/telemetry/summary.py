@@ -1,0 +1,94 @@
+"""What came of a run: `summary.json`, computed from the nodes' metrics alone.
+
+    {"nodes": {"n0": {"rounds": ..., "reward_cumulative": ..., ...}, ...},
+     "swarm": {"reward_first": ..., "reward_last": ..., "reward_cumulative": ..., "ratio": ...},
+     "first_round_seconds": {"n0": ...}}
+
+The swarm's figures are means over its nodes.
+"""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from node.telemetry.metrics import Row, number
+from protocol.files import write_atomically
+
+Summary = dict[str, Any]
+
+
+def summarise(nodes: Mapping[str, Sequence[Row]], started: float) -> Summary:
+    """Return the summary of a run.
+
+    Args:
+        nodes: each node's metrics rows, in the order of their rounds.
+        started: when the command was given, Unix seconds.
+    """
+    each = {name: summarise_node(rows) for name, rows in nodes.items()}
+    return {
+        "nodes": each,
+        "swarm": summarise_swarm(list(each.values())),
+        "first_round_seconds": {name: _first_round_seconds(rows, started) for name, rows in nodes.items()},
+    }
+
+
+def summarise_node(rows: Sequence[Row]) -> Summary:
+    """Return one node's figures; `seconds` is the time its rounds took, without pauses between runs."""
+    rewards = [number(row, "reward") for row in rows]
+    tenth = max(len(rewards) // 10, 1)
+    return {
+        "rounds": len(rows),
+        "reward_cumulative": sum(rewards),
+        "reward_first": _mean(rewards[:tenth]),
+        "reward_last": _mean(rewards[-tenth:]),
+        "groups_local": int(sum(number(row, "groups_local") for row in rows)),
+        "groups_external": int(sum(number(row, "groups_external") for row in rows)),
+        "rejected": _rejected(rows),
+        "bytes_sent": int(counted(number(row, "swarm/bytes_sent") for row in rows)),
+        "bytes_received": int(counted(number(row, "swarm/bytes_received") for row in rows)),
+        "seconds": sum(number(row, "time/round") for row in rows),
+    }
+
+
+def summarise_swarm(nodes: Sequence[Summary]) -> Summary:
+    """Return the means over nodes that have a round, and `ratio` = last over first (None when first is 0)."""
+    trained = [node for node in nodes if node["rounds"] > 0]
+    first = _mean([node["reward_first"] for node in trained])
+    last = _mean([node["reward_last"] for node in trained])
+    return {
+        "reward_first": first,
+        "reward_last": last,
+        "reward_cumulative": _mean([node["reward_cumulative"] for node in trained]),
+        "ratio": last / first if first > 0 else None,
+    }
+
+
+def counted(values: Iterable[float]) -> float:
+    """Return how far a counter went that starts again from 0 whenever its process does."""
+    total, before = 0.0, 0.0
+    for value in values:
+        total += value - before if value >= before else value
+        before = value
+    return total
+
+
+def write_summary(summary: Summary, path: Path) -> None:
+    """Write the summary whole or not at all."""
+    write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
+
+
+def _rejected(rows: Sequence[Row]) -> dict[str, int]:
+    counters = [row["swarm/rejected"] for row in rows if isinstance(row.get("swarm/rejected"), dict)]
+    reasons = sorted({reason for counter in counters for reason in counter})
+    return {reason: int(counted(number(counter, reason) for counter in counters)) for reason in reasons}
+
+
+def _first_round_seconds(rows: Sequence[Row], started: float) -> float | None:
+    since = [number(row, "began") - started for row in rows]
+    return next((seconds for seconds in since if seconds >= 0), None)  # earlier rounds belong to an earlier run
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else 0.0

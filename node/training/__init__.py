@@ -1,0 +1,8 @@
+"""Training: from weighted completions to the next version of the policy.
+
+trainer         TRL's GRPOTrainer on rounds of our own
+batch           from samples to tensors
+checkpoint      folders that are whole or absent
+averaging       exchanging weights with peers of the same architecture
+evaluation      scoring a policy on questions that training never asks
+"""

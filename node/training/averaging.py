@@ -1,0 +1,367 @@
+"""A node's group for weights: which one it is, and how the node comes to take part.
+
+    average        the mean of the members' weights: outer learning rate 1, no momentum
+    diloco         an outer Nesterov step on their mean change (arXiv 2311.08105), taken up once it is there
+    async-diloco   the same, taken up at the next exchange: a delay that does not depend on the network
+
+A group is nodes of one swarm with one architecture, the same trained parameters and the same way of
+stepping; its name is a hash of these. Each says in its peer record under that name where it can be
+reached, and dials those who say so. A node founds the group by itself, and groups that meet become
+one. `weights.seeds` is for members that the swarm's records do not tell of: what a running node writes
+to `weights_address` in its folder.
+
+Averaging weights with peers of the same architecture, in the background of a node.
+
+Once in `weights.every` rounds the trainer's thread leaves a copy of the weights for this module's
+thread, which takes part in one round of the group (`collectives.outer`) and leaves the result.
+The trainer never waits: it takes a result up at the end of a round in which there is one, and
+skips an exchange while the one before is not over. What the node has learnt meanwhile stays:
+
+    weights = result + (weights now - weights in the copy)
+
+and counts in the next exchange, whose pseudo-gradient is measured from `result`.
+
+What the modes are and who is in a group is in `weights.py`.
+"""
+
+import hashlib
+import json
+import math
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from collectives import Codec, CollectiveError, Communicator
+from collectives.errors import BadArgument, Mismatch
+from collectives.outer import AT_ONCE, ONE_LATE, Group, Outer, OuterRounds, OuterStep, flat_copy, trained, write_back
+from node.config import NetworkConfig, NodeConfig, WeightsConfig
+from node.errors import UserError
+from node.peering import listens_at, swarm_id
+from node.policy import Policy
+from node.training.checkpoint import Checkpoint
+from protocol.errors import ProtocolError
+from protocol.files import write_atomically
+from protocol.identity import Identity, NodeId
+from protocol.records import Endpoint, Service
+
+ADDRESS_FILE = "weights_address"
+JOIN_TIMEOUT = 120.0  # seconds to wait to be let in, before asking anew: members do so once in `every` rounds
+
+
+class Directory(Protocol):
+    """What members of a swarm know of each other: a `protocol.host.Host`."""
+
+    def serve(self, *services: Service) -> None:
+        """Say what runs here."""
+
+    def offers(self, name: str) -> list[tuple[NodeId, Endpoint]]:
+        """Return who else runs the service of this name."""
+
+
+class Weights(Protocol):
+    """What a node does with its weights besides training them; nothing here waits for the network."""
+
+    def begin(self) -> None:
+        """Training begins, from the weights as they are now."""
+
+    def after_round(self, number: int) -> Mapping[str, object]:
+        """Round `number` is trained: return what to log."""
+
+    def write(self, folder: Path) -> None:
+        """Add to a checkpoint."""
+
+
+class OwnWeights:
+    """Weights that are the node's own."""
+
+    def begin(self) -> None:
+        """Nothing to do."""
+
+    def after_round(self, number: int) -> Mapping[str, object]:
+        """Nothing to log."""
+        return {}
+
+    def write(self, folder: Path) -> None:
+        """Nothing to add."""
+
+
+def group_name(config: WeightsConfig, swarm: bytes, policy: Policy) -> str:
+    """Return the name of the group of all nodes that this one can average weights with."""
+    settings = outer_of(config)
+    shapes = [list(one.shape) for one in trained(policy.model)]
+    what = [swarm.hex(), policy.name, shapes, config.mode, settings.lr, settings.momentum, config.codec]
+    return f"gossamer/weights/{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}"
+
+
+@contextmanager
+def exchange_weights(
+    config: NodeConfig,
+    folder: Path,
+    policy: Policy,
+    checkpoint: Checkpoint | None,
+    directory: Directory | None = None,
+) -> Iterator[Weights]:
+    """Take part in the group for as long as the block lasts, as `config.weights` says.
+
+    Args:
+        config: of the node.
+        folder: the node's; its key is who it is in the group.
+        policy: loaded, not yet trained.
+        checkpoint: what training goes on from.
+        directory: of the swarm, if the node is in one.
+
+    Raises:
+        UserError: the configuration or the checkpoint is of no use.
+    """
+    weights = config.weights
+    if weights.mode == "off":
+        yield OwnWeights()
+        return
+    try:
+        identity = Identity.load_or_generate(folder / "identity.key")
+    except ProtocolError as error:
+        raise UserError(str(error)) from error
+    group = group_name(weights, swarm_id(config, folder), policy)
+
+    service = group.removeprefix("gossamer/")
+
+    def connect() -> Communicator:
+        member = Communicator.connect(
+            group,
+            weights.seeds,
+            weights.listen or _listen(config.network),
+            identity=identity,
+            encrypt=weights.encrypt,
+            streams=weights.streams,
+            timeout=JOIN_TIMEOUT,
+        )
+        endpoint = Endpoint.parse(member.address)
+        if directory is not None and (not endpoint.is_loopback or _is_on_loopback(config.network)):
+            directory.serve(Service(service, endpoint))
+        return member
+
+    def find() -> list[str]:
+        found = directory.offers(service) if directory is not None else []
+        return [f"{endpoint}?id={node}" for node, endpoint in found if node != identity.node_id]
+
+    address = folder / ADDRESS_FILE
+    address.unlink(missing_ok=True)  # of an earlier process
+    exchange = WeightExchange(weights, policy, connect, address, find)
+    if checkpoint is not None:
+        exchange.resume(checkpoint.path)
+    try:
+        yield exchange
+    finally:
+        exchange.close()
+
+
+def _listen(network: NetworkConfig) -> str:
+    """Where members dial a node that does not say: on the host where its peers do, at any port."""
+    listen = listens_at(network)
+    return "tcp://127.0.0.1:0" if listen is None else str(replace(listen, port=0))
+
+
+def _is_on_loopback(network: NetworkConfig) -> bool:
+    listen = listens_at(network)
+    return listen is not None and listen.is_loopback
+
+
+STATE_FILE = "weights.safetensors"  # in a checkpoint
+CALL_TIMEOUT = 60.0  # seconds for one collective call; a round that times out is simply begun again
+FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between attempts to reach the group, doubling
+CLOSE_TIMEOUT = 10.0  # seconds
+
+log = structlog.get_logger()
+
+
+class Member(Group, Protocol):
+    """A membership in a group: a `Communicator`."""
+
+    @property
+    def address(self) -> str:
+        """Where others dial this member."""
+
+    def meet(self, addresses: Iterable[str]) -> None:
+        """Dial others of the group that are not members yet, without waiting."""
+
+    def leave(self) -> None:
+        """Leave the group; calls under way end with an error."""
+
+
+Connect = Callable[[], Member]
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What a round of the group left, and the weights since which learning does not yet count in it."""
+
+    since: torch.Tensor
+    outer: torch.Tensor
+    momentum: torch.Tensor
+    step: OuterStep
+
+
+class WeightExchange:
+    """One node's part in its group. All methods are for the trainer's thread, and none waits for the network.
+
+    Args:
+        config: the `weights` table; its mode is not "off".
+        policy: whose trained parameters are exchanged, in place.
+        connect: reaches the group, or raises `CollectiveError`; called on the exchange's own thread.
+        address: the file to write the member's address to.
+        find: tells where else members of the group may be; asked before each exchange.
+    """
+
+    def __init__(
+        self,
+        config: WeightsConfig,
+        policy: Policy,
+        connect: Connect,
+        address: Path,
+        find: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
+        self._config = config
+        self._parameters = trained(policy.model)
+        self._connect = connect
+        self._address = address
+        self._find = find
+        self._base = flat_copy(self._parameters)
+        self._momentum = torch.zeros_like(self._base)
+        self._revision = 0
+        self._jobs: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()  # weights; None: leave
+        self._results: queue.SimpleQueue[_Result] = queue.SimpleQueue()
+        self._busy = False
+        self._stopping = threading.Event()
+        self._member: Member | None = None
+        self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
+
+    def begin(self) -> None:
+        """Reach the group, and be given its weights if it has trained already."""
+        self._busy = True
+        self._jobs.put(flat_copy(self._parameters))
+        self._thread.start()
+
+    def close(self) -> None:
+        """Leave the group; an exchange that is under way is given up."""
+        self._stopping.set()
+        self._jobs.put(None)
+        if self._member is not None:  # else it may be waiting to be let in, and nobody would notice its end
+            self._member.leave()
+            self._thread.join(CLOSE_TIMEOUT)
+
+    def after_round(self, number: int) -> dict[str, object]:
+        """Take up a result if there is one to take up, begin an exchange if it is time; return what to log."""
+        due = number % self._config.every == 0
+        row: dict[str, object] = {}
+        if due or self._config.mode != "async-diloco":
+            row = self._take_up()
+        if due and not self._busy and self._thread.is_alive():
+            self._busy = True
+            self._jobs.put(flat_copy(self._parameters))
+        return row
+
+    def _take_up(self) -> dict[str, object]:
+        try:
+            result = self._results.get_nowait()
+        except queue.Empty:
+            return {}
+        self._busy = False
+        learnt = flat_copy(self._parameters) - result.since
+        write_back(result.outer + learnt, self._parameters)
+        self._base, self._momentum, self._revision = result.outer, result.momentum, result.step.revision
+        return {
+            "weights/revision": result.step.revision,
+            "weights/members": len(result.step.contributors),
+            "weights/joined": result.step.joined,
+            "weights/seconds": result.step.seconds,
+            "weights/bytes_sent": result.step.bytes_sent,
+            "weights/bytes_received": result.step.bytes_received,
+        }
+
+    # --- checkpoints ---
+
+    def write(self, folder: Path) -> None:
+        """Add this node's state to a checkpoint. What is under way is not part of it: the group decides it."""
+        state = {"outer": self._base, "momentum": self._momentum, "revision": torch.tensor(self._revision)}
+        save_file(state, folder / STATE_FILE)
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint, before `start`; one without this state is as good as a first start.
+
+        Raises:
+            UserError: the file is of another model or damaged.
+        """
+        path = folder / STATE_FILE
+        if not path.exists():
+            return
+        try:
+            state = load_file(path)
+            if state["outer"].shape != self._base.shape:
+                raise ValueError("it is of another model")
+            self._base, self._momentum, self._revision = state["outer"], state["momentum"], int(state["revision"])
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise UserError(f"cannot read {path}: {error}; delete it to have the group's weights instead") from error
+
+    # --- the exchange's own thread ---
+
+    def _run(self) -> None:
+        try:
+            self._member = self._reach()
+            if self._member is not None:
+                self._exchange(self._member)
+        except CollectiveError as error:
+            if not self._stopping.is_set():
+                log.error("weights are no longer exchanged", reason=str(error))  # noqa: TRY400  # the text says it all
+        except Exception:
+            log.exception("weights are no longer exchanged")  # a defect here must not end the node
+        finally:
+            if self._member is not None:
+                self._member.leave()
+
+    def _reach(self) -> Member | None:
+        delay = FIRST_RETRY
+        while not self._stopping.is_set():
+            try:
+                return self._connect()
+            except (BadArgument, Mismatch):
+                raise
+            except CollectiveError as error:
+                log.info("group of weights not reached", reason=str(error), again_in_s=delay)
+            self._stopping.wait(delay)
+            delay = min(2 * delay, LAST_RETRY)
+        return None
+
+    def _exchange(self, member: Member) -> None:
+        write_atomically(self._address, f"{member.address}\n".encode())
+        rounds = OuterRounds(member, self._base, outer_of(self._config), self._stopping)
+        rounds.load_state_dict({"outer": self._base, "momentum": self._momentum, "revision": self._revision})
+        joining = True  # the first round is to be brought up to date: it contributes nothing
+        while (given := self._jobs.get()) is not None and not self._stopping.is_set():
+            member.meet(self._find())
+            start = rounds.outer.clone()
+            step = rounds.run(None if joining else start - given)
+            log.info("weights exchanged", revision=step.revision, members=len(step.contributors), seconds=step.seconds)
+            # What was learnt since `start` counts the next time, unless the group's state replaced it.
+            since = start if joining and not step.joined else given
+            joining = False
+            self._results.put(_Result(since, rounds.outer.clone(), rounds.momentum.clone(), step))
+
+
+def outer_of(config: WeightsConfig) -> Outer:
+    """Return how the group of this mode steps."""
+    if config.mode == "average":
+        lr, momentum = 1.0, 0.0
+    else:
+        lr, momentum = AT_ONCE if config.mode == "diloco" else ONE_LATE
+        lr = lr if config.outer_lr is None else config.outer_lr
+        momentum = momentum if config.momentum is None else config.momentum
+    return Outer(lr, momentum, Codec(config.codec), timeout=CALL_TIMEOUT, patience=math.inf)

@@ -1,0 +1,190 @@
+"""Checkpoint folders that are whole or absent, whenever the process or the machine dies.
+
+    checkpoints/checkpoint-<round>     complete: model, optimiser, schedule, random states, counters
+    checkpoints/.writing-<round>       being written; of no use to anyone after a crash
+    checkpoints/.deleting-<round>      being removed; likewise
+
+A folder is written aside, every file and folder in it is fsynced, and then it is renamed:
+the rename is the commit, so a folder of the first kind is complete by construction. An old
+one is renamed before it is deleted, so that half of it is never taken for the whole.
+
+What a disk, a copy or a person did to a folder afterwards is looked for before a node goes on
+from it: a damaged one is passed over for the newest that is whole.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from safetensors import SafetensorError, safe_open
+
+from node.errors import UserError
+from node.state_folder import is_disk_full
+from protocol.files import sync_folder
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+_NEEDED = ("*model*.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
+_ALMOST_NOTHING = 1 << 20  # bytes free; the last file's remains leave this little on a disk that filled up
+
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint, taken when `round` rounds were done."""
+
+    round: int
+    path: Path
+
+
+def list_checkpoints(folder: Path) -> list[Checkpoint]:
+    """Return the complete checkpoints in `folder`, oldest first; none when it does not exist."""
+    if not folder.is_dir():
+        return []
+    found = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return sorted((Checkpoint(int(match[1]), path) for match, path in found if match), key=lambda one: one.round)
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the newest complete checkpoint in `folder`, or None."""
+    return max(list_checkpoints(folder), key=lambda one: one.round, default=None)
+
+
+def whole_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the newest checkpoint in `folder` that is whole, None where there is none at all; warn of damaged ones.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged.
+    """
+    damage = []
+    for checkpoint in reversed(list_checkpoints(folder)):
+        found = find_damage(checkpoint.path)
+        if not found:
+            return checkpoint
+        log.warning("checkpoint is damaged", path=str(checkpoint.path), damage=found)
+        damage.append(f"{checkpoint.path.name}: {found}")
+    if damage:
+        raise UserError(
+            f"no checkpoint in {folder} can be read ({'; '.join(damage)}): "
+            "restore one from a copy, or delete the folder to begin at round 0"
+        )
+    return None
+
+
+def find_damage(path: Path) -> str:
+    """Return what is wrong with the checkpoint in `path`, empty if it can be read.
+
+    Looks for missing, empty, cut and garbled files without reading the tensors, which may be many gigabytes.
+    """
+    for pattern in _NEEDED:
+        if not any(path.glob(pattern)):
+            return f"{pattern.replace('*', '')} is missing"
+    for file in sorted(path.iterdir()):
+        try:
+            _look_into(file)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
+            return f"{file.name} cannot be read ({str(error) or type(error).__name__})"
+    return ""
+
+
+def _look_into(file: Path) -> None:
+    """Raise one of several errors where `file` is not what its name says."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt"):  # its header says how long the file is
+            pass
+    elif file.suffix in (".pt", ".pth"):
+        with zipfile.ZipFile(file) as archive:  # its directory is at the end
+            for name in archive.namelist():
+                if name.endswith(".pkl"):
+                    archive.read(name)
+    elif file.name == "trainer_state.json":
+        int(json.loads(file.read_text())["global_step"])
+    elif file.name.endswith(".safetensors.index.json"):
+        for part in set(json.loads(file.read_text())["weight_map"].values()):
+            (file.parent / part).stat()
+
+
+def save_checkpoint(folder: Path, round_number: int, write: Callable[[Path], None], keep: int) -> Checkpoint:
+    """Let `write` fill a new folder, commit it as that of `round_number`, and keep the newest `keep`.
+
+    One that already carries this number is replaced: the same round, done again after a restart. Those with
+    larger numbers are damaged, or the node would have gone on from there, and are deleted.
+
+    Raises:
+        UserError: the disk is full. What was there before is as it was.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".writing-{round_number}"
+    final = folder / f"checkpoint-{round_number}"
+    shutil.rmtree(aside, ignore_errors=True)
+    with _full_disk_is_clear(aside):
+        aside.mkdir()
+        write(aside)
+        _sync_tree(aside)
+    _discard(final)
+    aside.rename(final)
+    sync_folder(folder)
+    kept = [one for one in list_checkpoints(folder) if one.round <= round_number][-keep:]
+    for other in list_checkpoints(folder):
+        if other not in kept:
+            _discard(other.path)
+    return Checkpoint(round_number, final)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a crash left half written or half deleted. For the process that owns `folder` only."""
+    for pattern in (".writing-*", ".deleting-*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _discard(path: Path) -> None:
+    match = _NAME.fullmatch(path.name)
+    if match is None or not path.exists():
+        return
+    doomed = path.with_name(f".deleting-{match[1]}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sync_tree(root: Path) -> None:
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            with Path(folder, name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(folder))
+
+
+@contextmanager
+def _full_disk_is_clear(aside: Path) -> Iterator[None]:
+    """Leave nothing of a failed write behind, and name a full disk as the reason where it is one."""
+    try:
+        yield
+    except BaseException as error:
+        full = _means_full_disk(error, aside.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+        if full:
+            raise UserError(
+                f"the disk that holds {aside.parent} is full: free some space and start again; "
+                "what was saved before is intact"
+            ) from error
+        raise
+
+
+def _means_full_disk(error: BaseException, folder: Path) -> bool:
+    """Tell a full disk from other failures: safetensors wraps the error number in text, torch drops it."""
+    if isinstance(error, OSError):
+        return is_disk_full(error)
+    if isinstance(error, SafetensorError):
+        return f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error)
+    return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < _ALMOST_NOTHING

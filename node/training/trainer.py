@@ -1,0 +1,289 @@
+"""The update: TRL's `GRPOTrainer`, used at its public `compute_loss` with batches of our own.
+
+TRL would generate and score inside its `_prepare_inputs`. Here the node's loop does that,
+so two methods are overridden and the rest of TRL's and transformers' training (loss,
+gradient accumulation, clipping, optimiser, schedule, precision, devices, logging,
+callbacks) is theirs, untouched:
+
+    get_train_dataloader   hands out the micro-batches of each round of the loop
+    _prepare_inputs        moves a micro-batch to its device, as transformers itself does
+
+and some at the edges: `_save_checkpoint` writes the same files as theirs, but atomically
+and without a model card, and what reads them says in one line what will not do.
+
+The data loader is not prepared by accelerate, which would fetch one batch ahead: the loop
+is resumed only when the update of its last round, its log and its checkpoint are done.
+One round is `num_iterations` optimiser steps of `gradient_accumulation_steps` micro-batches.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from trl import GRPOConfig, GRPOTrainer
+
+from node.config import NodeConfig
+from node.errors import UserError
+from node.policy import Policy
+from node.rollouts.group import Group
+from node.rollouts.sampling import Sample
+from node.training.batch import Batch, Row, make_batches, make_rows
+from node.training.checkpoint import remove_leftovers, save_checkpoint
+
+Rounds = Callable[[int], Iterator[Sequence[Sample]]]
+OnUpdate = Callable[[int, Mapping[str, float]], None]
+
+
+class SwarmTrainer(GRPOTrainer):
+    """TRL's update on rounds of weighted completions; made by `make_trainer`.
+
+    A round without a single token to train on leaves weights and optimiser exactly as they
+    are (its gradients are dropped before the optimiser's step) and counts as a round. One
+    whose advantages are all zero is a step with zero gradients, as in TRL.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        args: GRPOConfig,
+        checkpoints: Path,
+        keep: int,
+        rounds: Callable[[int], Iterator[list[Row]]],
+        on_update: OnUpdate,
+        also_save: Callable[[Path], None],
+        also_log: Callable[[], Mapping[str, float]],
+    ) -> None:
+        super().__init__(
+            model=policy.model,
+            reward_funcs=_unused_reward,
+            args=args,
+            train_dataset=Dataset.from_dict({"prompt": [""]}),  # TRL wants one; nothing reads it
+            processing_class=policy.tokenizer,
+            callbacks=[_RoundCallback(self, on_update)],
+        )
+        self.remove_callback(PrinterCallback)
+        self._checkpoints = checkpoints
+        self._keep = keep
+        self._rounds = rounds
+        self._also_save = also_save
+        self._also_log = also_log
+        self.round_is_empty = False
+
+    @property
+    def rounds_done(self) -> int:
+        """Rounds whose last optimiser step is done."""
+        return self.state.global_step // self.args.num_iterations
+
+    def get_train_dataloader(self) -> Any:
+        """Return an iterable over micro-batches, without a length; it starts where the trainer's state is."""
+        return _MicroBatches(self)
+
+    def _prepare_inputs(self, generation_batch: Batch) -> Batch:
+        return Trainer._prepare_inputs(self, generation_batch)
+
+    def micro_batches(self) -> Iterator[Batch]:
+        """Yield every micro-batch of each optimiser step from the next round on."""
+        args = self.args
+        for rows in self._rounds(self.rounds_done):
+            self.round_is_empty = not any(row.completion for row in rows)
+            if self.round_is_empty:
+                end = self._tokenizer.eos_token_id
+                rows = [Row([end], [end], 0.0)]
+            batches = make_batches(rows, args.gradient_accumulation_steps, args.loss_type, self._tokenizer.pad_token_id)
+            if args.num_iterations > 1:
+                batches = [self._with_old_logps(batch) for batch in batches]
+            for _ in range(args.num_iterations):
+                yield from batches
+
+    def _with_old_logps(self, batch: Batch) -> Batch:
+        """Fix the policy that later iterations are clipped against: the one before the round's first step."""
+        batch = self._prepare_inputs(batch)
+        with torch.no_grad():
+            logps, _, _ = self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+                torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+                batch["completion_ids"].size(1),
+            )
+        return batch | {"old_per_token_logps": logps}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a round with what the loop knows of it, for whoever `report_to` names; other logs as they are."""
+        super().log(logs | dict(self._also_log()) if "loss" in logs else logs, start_time)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
+        if self.state.global_step % self.args.num_iterations:
+            return  # between two iterations of a round; it is done again from its beginning
+        save_checkpoint(self._checkpoints, self.rounds_done, self._write_state, self._keep)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        with _must_fit(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _must_fit(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A weight that is tied to another is not in the file, and not missing either."""
+        for name in getattr(self.model, "all_tied_weights_keys", {}):
+            if name in load_result.missing_keys:
+                load_result.missing_keys.remove(name)
+        super()._issue_warnings_after_load(load_result)
+
+    def _write_state(self, folder: Path) -> None:
+        path = str(folder)
+        self.save_model(path, _internal_call=True)
+        self._save_optimizer_and_scheduler(path)
+        self._save_scaler(path)
+        self._save_rng_state(path)
+        self._also_save(folder)
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+
+@contextmanager
+def _must_fit(checkpoint: str | None) -> Iterator[None]:
+    """Say in one line that a checkpoint, though whole, cannot be loaded."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"cannot go on from {checkpoint} ({reason}): it is damaged or of another model; "
+            "set policy.model as it was, delete this checkpoint, or use another --state"
+        ) from error
+
+
+def _unused_reward(**_: object) -> list[float]:
+    raise NotImplementedError("rewards are the loop's: TRL wants a function, and does not call it here")
+
+
+class _MicroBatches:
+    """What transformers iterates over. The start is looked up late: it resumes after asking for this object."""
+
+    def __init__(self, trainer: SwarmTrainer) -> None:
+        self._trainer = trainer
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._trainer.micro_batches()
+
+
+class _RoundCallback(TrainerCallback):
+    """Reports each round when it is logged, which is before it is saved, and keeps empty rounds from training."""
+
+    def __init__(self, trainer: SwarmTrainer, on_update: OnUpdate) -> None:
+        self._trainer = trainer
+        self._on_update = on_update
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        if self._trainer.round_is_empty:
+            self._trainer.optimizer.zero_grad(set_to_none=True)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: object,
+    ) -> None:
+        if "loss" not in logs:
+            return  # the summary at the end of training
+        state.log_history.clear()  # the node keeps its metrics itself; here they would grow every checkpoint
+        self._on_update(self._trainer.rounds_done, logs)
+
+
+def make_trainer(
+    policy: Policy,
+    config: NodeConfig,
+    folder: Path,
+    rounds: Rounds,
+    prompt_ids: Callable[[Group], list[int]],
+    on_update: OnUpdate,
+    also_save: Callable[[Path], None] = lambda folder: None,
+    also_log: Callable[[], Mapping[str, float]] = dict,
+) -> SwarmTrainer:
+    """Make the trainer of a node whose state is in `folder`; its `train()` drives the node's loop.
+
+    Args:
+        policy: trained in place.
+        config: of the node.
+        folder: checkpoints go to `checkpoints/` in it, TensorBoard's files to `runs/`.
+        rounds: the loop: given the rounds already done, yields each further round's samples.
+        prompt_ids: a group's prompt under this policy.
+        on_update: called once a round, after its last optimiser step and before a checkpoint of
+            it, with the rounds done so far and TRL's metrics.
+        also_save: adds what else belongs to a checkpoint to its folder.
+        also_log: returns what to log of the round beside TRL's metrics.
+
+    Raises:
+        UserError: `report_to` names a package that is not installed.
+    """
+    checkpoints = folder / "checkpoints"
+    remove_leftovers(checkpoints)
+    longest = config.engine.max_completion_length
+
+    def rounds_of_rows(done: int) -> Iterator[list[Row]]:
+        for samples in rounds(done):
+            yield make_rows(samples, prompt_ids, policy.encode_completion, longest)
+
+    args = _trl_config(config, policy.model.device.type, folder)
+    try:
+        return SwarmTrainer(
+            policy, args, checkpoints, config.trainer.save_total_limit, rounds_of_rows, on_update, also_save, also_log
+        )
+    except (ImportError, RuntimeError) as error:
+        if "requires" in str(error) and config.trainer.report_to:
+            extras = ",".join(config.trainer.report_to)
+            raise UserError(f"trainer.report_to: {error}; install it with pip install 'gossamer[{extras}]'") from error
+        raise
+
+
+def _trl_config(config: NodeConfig, device: str, folder: Path) -> GRPOConfig:
+    trainer = config.trainer
+    return GRPOConfig(
+        output_dir=str(folder),
+        max_steps=config.last_round * trainer.num_iterations,
+        seed=(config.seed or 0) % 2**32,
+        use_cpu=device == "cpu",
+        # The update.
+        learning_rate=trainer.learning_rate,
+        lr_scheduler_type=trainer.lr_scheduler_type,
+        warmup_steps=trainer.warmup_steps * trainer.num_iterations,
+        adam_beta1=trainer.adam_beta1,
+        adam_beta2=trainer.adam_beta2,
+        weight_decay=trainer.weight_decay,
+        max_grad_norm=trainer.max_grad_norm,
+        loss_type=trainer.loss_type,
+        epsilon=trainer.epsilon,
+        epsilon_high=trainer.epsilon_high,
+        beta=trainer.beta,
+        num_iterations=trainer.num_iterations,
+        gradient_accumulation_steps=trainer.gradient_accumulation_steps,
+        steps_per_generation=trainer.gradient_accumulation_steps,
+        gradient_checkpointing=trainer.gradient_checkpointing or None,  # False, too, makes newer transformers warn
+        bf16=trainer.bf16,
+        disable_dropout=True,
+        temperature=config.engine.temperature,
+        max_completion_length=config.engine.max_completion_length,
+        # TRL checks that these agree; batches of our own have the size they have.
+        num_generations=config.sampling.completions,
+        per_device_train_batch_size=config.sampling.completions,
+        # What is written, and when.
+        logging_steps=trainer.num_iterations,
+        save_steps=trainer.save_steps * trainer.num_iterations,
+        report_to=list(trainer.report_to) or "none",
+        disable_tqdm=True,
+        # The loop finds its own place when it resumes.
+        ignore_data_skip=True,
+        # A loss that is not finite must be seen in the metrics, and looking for one costs a synchronisation a step.
+        logging_nan_inf_filter=False,
+    )

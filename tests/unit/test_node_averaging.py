@@ -1,0 +1,314 @@
+"""Averaging weights in the background of a node: what is taken up and when, checkpoints, who is in a group."""
+
+import threading
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from collectives.errors import Aborted
+from collectives.outer import flat_copy
+from node.config import WeightsConfig, parse_config
+from node.errors import UserError
+from node.peering import swarm_id
+from node.training.averaging import ADDRESS_FILE, STATE_FILE, OwnWeights, WeightExchange, exchange_weights, group_name
+from protocol.records import Endpoint, Service
+from tests.fakes.groups import FakeCommunicator, Hall
+from tests.policies import tiny_policy
+from tests.waiting import wait_until
+
+LIMIT = 20.0
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return tiny_policy(tmp_path_factory.mktemp("policy"))
+
+
+class Member(FakeCommunicator):
+    address = "tcp://127.0.0.1:1"
+    left = False
+
+    def leave(self) -> None:
+        self.left = True
+        self.hall.leave(self.name)
+
+
+class Node:
+    """A node whose rounds each add a number of its own to all weights."""
+
+    def __init__(self, folder, policy, hall: Hall, name: str, start: float = 0.0, **config) -> None:
+        self.model = torch.nn.Linear(3, 1)
+        self.policy = type("Policy", (), {"model": self.model, "name": policy.name})
+        self.set(start)
+        self.member = Member(hall, name)
+        self.exchange = WeightExchange(
+            WeightsConfig(**{"mode": "average", "every": 2} | config), self.policy, lambda: self.member, folder / name
+        )
+        self.number = 0
+
+    def set(self, value: float) -> None:
+        with torch.no_grad():
+            for one in self.model.parameters():
+                one.fill_(value)
+
+    def round(self, learnt: float) -> dict:
+        with torch.no_grad():
+            for one in self.model.parameters():
+                one.add_(learnt)
+        self.number += 1
+        return dict(self.exchange.after_round(self.number))
+
+    def idle_round(self) -> dict:
+        """Train nothing in a round that is no time for an exchange, until a result is taken up."""
+        return wait_until(lambda: self.exchange.after_round(1), LIMIT, "a result")
+
+    @property
+    def value(self) -> float:
+        flat = flat_copy(list(self.model.parameters()))
+        assert (flat == flat[0]).all()
+        return flat[0].item()
+
+
+@pytest.fixture
+def make(tmp_path, policy):
+    nodes = []
+
+    def one(hall, name, **options):
+        nodes.append(Node(tmp_path, policy, hall, name, **options))
+        return nodes[-1]
+
+    yield one
+    for node in nodes:
+        node.exchange.close()
+
+
+def test_the_mean_is_taken_up_and_what_was_learnt_meanwhile_stays(make):
+    hall = Hall("a", "b")
+    a, b = make(hall, "a", start=1.0), make(hall, "b", start=1.0)
+    for node in (a, b):
+        node.exchange.begin()
+    a.idle_round()
+    b.idle_round()
+    assert (a.value, b.value) == (1.0, 1.0)
+    assert a.round(1.0) == {}
+    assert a.round(1.0) == {}  # an exchange begins with 3.0, and waits for b
+    a.round(0.5)  # learnt meanwhile
+    assert a.value == 3.5
+    b.round(3.0)
+    b.round(3.0)  # and b's with 7.0
+    row = a.idle_round()
+    assert (row["weights/revision"], row["weights/members"], row["weights/joined"]) == (1, 2, False)
+    assert a.value == 5.5
+    b.idle_round()
+    assert b.value == 5.0
+    a.round(0.5)  # the exchange that begins here says 6.0: all since the mean of 5.0 counts
+    b.round(0.0)
+    b.round(0.0)
+    a.idle_round()
+    b.idle_round()
+    assert (a.value, b.value) == (5.5, 5.5)
+
+
+def test_no_round_waits_and_an_exchange_that_is_not_over_is_left_alone(make):
+    hall = Hall("a", "b")  # b never comes
+    a = make(hall, "a")
+    a.exchange.begin()
+    assert [a.round(1.0) for _ in range(20)] == [{}] * 20
+    assert a.value == 20.0
+
+
+def test_async_takes_a_result_up_at_the_next_exchange_only(make):
+    a = make(Hall("a"), "a", mode="async-diloco", outer_lr=1.0, momentum=0.0)
+    a.exchange.begin()
+    wait_until(lambda: not a.exchange._results.empty(), LIMIT)
+    assert a.round(1.0) == {}
+    assert a.round(1.0)["weights/revision"] == 0
+    wait_until(lambda: not a.exchange._results.empty(), LIMIT)
+    assert a.round(1.0) == {}
+    assert a.round(1.0)["weights/revision"] == 1
+    assert a.value == 4.0
+
+
+def test_a_newcomer_takes_the_groups_weights_and_keeps_what_it_learns_from_then_on(make):
+    hall = Hall("a")
+    a = make(hall, "a", start=1.0)
+    a.exchange.begin()
+    a.idle_round()
+    a.round(0.5)
+    a.round(0.5)
+    a.idle_round()
+    c = make(hall, "c", start=9.0)
+    entered = threading.Event()
+
+    def connect():
+        entered.set()
+        hall.meet("c", "admit")
+        return c.member
+
+    c.exchange._connect = connect
+    c.exchange.begin()
+    assert entered.wait(LIMIT)
+    wait_until(lambda: hall.waits("c"), LIMIT)
+    c.round(0.25)  # meanwhile
+    a.round(0.5)
+    a.round(0.5)
+    a.idle_round()
+    row = c.idle_round()
+    assert row["weights/joined"] is True
+    assert a.value == 3.0
+    assert c.value == 3.25
+
+
+def test_a_group_that_is_not_reached_is_tried_again(make, monkeypatch):
+    monkeypatch.setattr("node.training.averaging.FIRST_RETRY", 0.01)
+    a = make(Hall("a"), "a")
+    tries = []
+
+    def connect():
+        tries.append(1)
+        if len(tries) < 3:
+            raise Aborted("nobody answered")
+        return a.member
+
+    a.exchange._connect = connect
+    a.exchange.begin()
+    a.idle_round()
+    assert len(tries) == 3
+
+
+def test_what_cannot_be_mended_ends_the_exchange_and_not_the_node(make):
+    a = make(Hall("a"), "a")
+    a.member.admit = a.member.sync_state = None  # a defect
+    a.exchange.begin()
+    wait_until(lambda: a.member.left, LIMIT, "the end of the exchange")
+    assert [a.round(1.0) for _ in range(4)] == [{}] * 4
+
+
+def test_close_leaves_the_group_and_ends_the_thread(make, tmp_path):
+    a = make(Hall("a", "b"), "a")
+    a.exchange.begin()
+    wait_until(lambda: a.member.hall.waits("a"), LIMIT)
+    assert (tmp_path / "a").read_text() == "tcp://127.0.0.1:1\n"
+    a.exchange.close()
+    assert a.member.left
+    assert not a.exchange._thread.is_alive()
+
+
+def test_what_was_not_exchanged_before_a_restart_counts_after_it(make, tmp_path):
+    a = make(Hall("a"), "a", mode="diloco", outer_lr=0.5, momentum=0.5)
+    a.exchange.begin()
+    a.idle_round()
+    a.round(1.0)
+    a.round(1.0)
+    a.idle_round()
+    a.round(1.0)  # since the last exchange, and in the checkpoint's weights
+    a.exchange.write(tmp_path)
+    expected = a.value
+
+    again = make(Hall("b"), "b", mode="diloco", outer_lr=0.5, momentum=0.5)
+    again.exchange.resume(tmp_path)
+    again.set(expected)
+    again.exchange.begin()
+    again.idle_round()
+    assert again.value == expected
+    for node in (a, again):
+        node.number = 3
+        node.round(1.0)
+        node.idle_round()
+    assert again.value == a.value
+    assert again.exchange._revision == a.exchange._revision == 2
+
+
+def test_a_checkpoint_without_this_state_is_a_first_start_and_a_damaged_one_is_named(make, tmp_path):
+    a = make(Hall("a"), "a")
+    a.exchange.resume(tmp_path)
+    (tmp_path / STATE_FILE).write_bytes(b"not a state")
+    with pytest.raises(UserError, match=STATE_FILE):
+        a.exchange.resume(tmp_path)
+    save_file({"outer": torch.zeros(2), "momentum": torch.zeros(2)}, tmp_path / STATE_FILE)
+    with pytest.raises(UserError, match="another model"):
+        a.exchange.resume(tmp_path)
+
+
+def test_a_group_is_a_swarm_an_architecture_and_a_way_of_stepping(policy, tmp_path):
+    wider = tiny_policy(tmp_path / "wider", width=32)
+    adapters = tiny_policy(tmp_path / "adapters", lora=2)
+    same, other = bytes(16), bytes([1] * 16)
+    names = [
+        group_name(WeightsConfig(mode="diloco"), same, policy),
+        group_name(WeightsConfig(mode="diloco"), other, policy),
+        group_name(WeightsConfig(mode="async-diloco"), same, policy),
+        group_name(WeightsConfig(mode="diloco", outer_lr=0.5), same, policy),
+        group_name(WeightsConfig(mode="diloco", codec="int8"), same, policy),
+        group_name(WeightsConfig(mode="diloco"), same, wider),
+        group_name(WeightsConfig(mode="diloco"), same, adapters),
+    ]
+    assert len(set(names)) == len(names)
+    assert group_name(WeightsConfig(mode="diloco", every=7, seeds=["tcp://x:1"]), same, policy) == names[0]
+
+
+class Board:
+    """A swarm's directory."""
+
+    def __init__(self, *nodes: str) -> None:
+        self.served: dict[str, Endpoint] = {}
+        self.nodes = nodes
+
+    def serve(self, *services: Service) -> None:
+        self.served = {service.name: service.endpoint for service in services}
+
+    def offers(self, name: str) -> list[tuple[str, Endpoint]]:
+        return [(node, Endpoint("127.0.0.1", 9)) for node in self.nodes]
+
+
+@pytest.mark.parametrize(
+    ("network", "listen", "told"),
+    [
+        ({"listen": "tcp://127.0.0.1:0"}, "", True),
+        ({"listen": "tcp://0.0.0.0:4001"}, "tcp://127.0.0.1:0", False),  # nobody there could dial it
+        ({"listen": ""}, "", False),
+    ],
+    ids=["a swarm on this machine", "loopback in a public swarm", "a node that nobody can dial"],
+)
+def test_the_swarm_is_told_where_the_group_is_if_it_can_be_dialled(policy, tmp_path, network, listen, told):
+    config = parse_config({"weights": {"mode": "average", "listen": listen}, "network": network})
+    board = Board()
+    with exchange_weights(config, tmp_path, policy, None, board) as weights:
+        weights.begin()
+        wait_until((tmp_path / ADDRESS_FILE).exists, LIMIT)
+        address = (tmp_path / ADDRESS_FILE).read_text().strip()
+        name = group_name(config.weights, swarm_id(config, tmp_path), policy).removeprefix("gossamer/")
+        assert board.served == ({name: Endpoint.parse(address)} if told else {})
+
+
+def test_members_that_the_swarm_tells_of_are_dialled_before_each_exchange(make):
+    a = make(Hall("a"), "a")
+    a.exchange._find = lambda: ["tcp://10.0.0.1:7"]
+    a.exchange.begin()
+    a.idle_round()
+    assert a.member.met == ["tcp://10.0.0.1:7"]
+    a.exchange._find = lambda: ["tcp://10.0.0.2:7"]
+    a.round(1.0)
+    a.round(1.0)
+    a.idle_round()
+    assert a.member.met == ["tcp://10.0.0.2:7"]
+
+
+def test_off_means_off(policy, tmp_path):
+    with exchange_weights(parse_config({}), tmp_path, policy, None) as weights:
+        assert isinstance(weights, OwnWeights)
+        weights.begin()
+        assert weights.after_round(20) == {}
+        weights.write(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_real_group_of_one(policy, tmp_path):
+    config = parse_config({"weights": {"mode": "diloco", "every": 1}})
+    with exchange_weights(config, tmp_path, policy, None) as weights:
+        weights.begin()
+        wait_until((tmp_path / ADDRESS_FILE).exists, LIMIT)
+        row = wait_until(lambda: weights.after_round(1), LIMIT)
+        assert (row["weights/revision"], row["weights/members"]) == (0, 1)
+        assert wait_until(lambda: weights.after_round(1), LIMIT)["weights/revision"] == 1

@@ -1,0 +1,129 @@
+"""Evaluation: held-out questions, honest intervals, and the estimate of pass@k."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.config import TaskConfig
+from node.engines import Generated, SamplingParams
+from node.policy import Policy
+from node.tasks import Item, TaskSet, load_tasks
+from node.training.evaluation import BATCH, evaluate, held_out, pass_at_k, wilson_interval
+
+SAMPLING = SamplingParams(temperature=1.0, top_p=1.0, max_completion_length=8)
+SUMS = [TaskConfig(name="builtin/sums"), TaskConfig(name="builtin/logic", weight=9)]
+
+
+def _policy() -> Policy:
+    """A policy only as far as evaluation needs one: questions become their code points."""
+    return cast(Policy, SimpleNamespace(encode_prompt=lambda item: [ord(character) for character in item.question]))
+
+
+@dataclass
+class _Oracle:
+    """An engine that answers the first `solved` of each question's completions right, and only in `known` questions."""
+
+    answers: dict[str, str]
+    solved: int
+    calls: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
+    ) -> list[list[Generated]]:
+        self.calls.append((len(prompts), n, seed))
+        texts = [self.answers.get("".join(map(chr, prompt)), "?") for prompt in prompts]
+        return [[self._answer(text if i < self.solved else "?", i) for i in range(n)] for text in texts]
+
+    def _answer(self, text: str, index: int) -> Generated:
+        return Generated(tuple(range(index + 1)), text, finished=index == 0)
+
+    def load(self, version: int) -> None:
+        raise AssertionError("evaluation changes no weights")
+
+    def close(self) -> None:
+        raise AssertionError("the engine is the caller's")
+
+
+@pytest.fixture
+def tasks() -> TaskSet:
+    return load_tasks(SUMS)
+
+
+def _answers(tasks: TaskSet, seed: int, count: int) -> dict[str, str]:
+    items: list[Item] = [item for task in tasks.tasks for item in held_out(task, seed, count)]
+    return {item.question: item.answer for item in items}
+
+
+def test_a_report_counts_what_was_answered(tasks: TaskSet) -> None:
+    sums, logic = tasks.tasks
+    known = {item.question: item.answer for item in held_out(sums, 5, 100)}
+    known = {question: answer for question, answer in known.items() if question not in _questions(logic, 5, 100)}
+    engine = _Oracle(known, solved=1)
+    report = evaluate(_policy(), engine, tasks, count=100, seed=5, sampling=SAMPLING, completions=4)
+    first, second = report.tasks
+    assert (first.task, second.task, report.overall.task) == ("builtin/sums", "builtin/logic", "all")
+    assert (first.questions, first.completions, report.overall.questions) == (100, 4, 200)
+    assert (first.accuracy, second.accuracy, report.overall.accuracy) == (0.25, 0.0, 0.125)
+    assert first.pass_at == pytest.approx({1: 0.25, 2: 0.5, 4: 1.0})
+    assert (first.finished, first.mean_length, first.reward) == (0.25, 2.5, 0.25)
+    assert first.low < 0.25 < first.high and (first.low, first.high) == wilson_interval(25, 100)
+    assert json.loads(json.dumps(report.as_dict()))["tasks"][0]["pass_at"]["4"] == 1.0
+
+
+def _questions(task: object, seed: int, count: int) -> set[str]:
+    return {item.question for item in held_out(task, seed, count)}
+
+
+def test_questions_go_to_the_engine_in_batches_and_each_with_its_own_seed(tasks: TaskSet) -> None:
+    engine = _Oracle({}, solved=0)
+    evaluate(_policy(), engine, tasks, count=BATCH + 6, seed=0, sampling=SAMPLING, completions=2)
+    assert [(prompts, n) for prompts, n, _ in engine.calls] == [(BATCH, 2), (6, 2)] * 2
+    assert len({seed for _, _, seed in engine.calls}) == 4
+
+
+def test_the_same_seed_asks_the_same_and_another_seed_others(tasks: TaskSet) -> None:
+    engines = [_Oracle(_answers(tasks, 3, 20), solved=1) for _ in range(3)]
+    reports = [
+        evaluate(_policy(), engine, tasks, count=20, seed=seed, sampling=SAMPLING)
+        for engine, seed in zip(engines, (3, 3, 4), strict=True)
+    ]
+    assert reports[0] == reports[1] and engines[0].calls == engines[1].calls
+    assert reports[0].overall.accuracy == 1.0 and reports[2].overall.accuracy < 1.0
+
+
+def test_training_cannot_draw_a_held_out_seed() -> None:
+    """With room for every seed to differ, no question of training is one of evaluation."""
+    (task,) = load_tasks([TaskConfig(name="builtin/sums", options={"difficulty": 10})]).tasks
+    tasks = TaskSet([(task, 1.0)])
+    trained = {task.make(seed).question for start in range(40) for _, seed in tasks.sample(start, 50)}
+    asked = {item.question for seed in range(40) for item in held_out(task, seed, 50)}
+    assert len(trained) > 1990 and len(asked) > 1990 and not trained & asked
+
+
+@pytest.mark.parametrize(("count", "completions"), [(0, 1), (1, 0), (-1, 1)])
+def test_nothing_to_ask_is_refused(tasks: TaskSet, count: int, completions: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        evaluate(_policy(), _Oracle({}, 0), tasks, count=count, seed=0, sampling=SAMPLING, completions=completions)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_intervals_as_tabulated(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-4)
+
+
+@given(st.integers(1, 10), st.data())
+def test_pass_at_k_is_the_share_of_draws_with_a_right_one(completions: int, data: st.DataObject) -> None:
+    solved, k = data.draw(st.integers(0, completions)), data.draw(st.integers(1, completions))
+    outcomes = [True] * solved + [False] * (completions - solved)
+    draws = [any(draw) for draw in combinations(outcomes, k)]
+    assert pass_at_k(solved, completions, k) == pytest.approx(sum(draws) / len(draws))

@@ -1,0 +1,128 @@
+"""A swarm's tasks on this machine: described by the founder, built and checked by who joins."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from node.config import TaskConfig
+from node.errors import UserError
+from node.founding import (
+    adopt_tasks,
+    check_rules,
+    describe_tasks,
+    load_grant,
+    load_manifest,
+    save_grant,
+    save_manifest,
+)
+from node.tasks import load_tasks
+from node.tasks.builtin import FAMILIES
+from protocol.identity import Identity
+from protocol.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
+
+FOUNDER = Identity(bytes(32))
+
+
+def manifest(tasks: list[ManifestTask]) -> SwarmManifest:
+    return make_manifest(FOUNDER, "s", 1, Policy.OPEN, tasks)
+
+
+def sums(**changes: object) -> ManifestTask:
+    (task,) = describe_tasks([TaskConfig(name="builtin/sums", options={"difficulty": 2})])
+    return task._replace(**changes)
+
+
+def riddles(path: Path, answer: str = "4") -> TaskConfig:
+    path.write_text(json.dumps({"question": "2 and 2?", "answer": answer}) + "\n")
+    return TaskConfig(name="jsonl", weight=3.0, options={"path": str(path)})
+
+
+def test_a_group_of_tasks_is_described_one_by_one() -> None:
+    described = describe_tasks([TaskConfig(name="builtin", options={"difficulty": 3})])
+    assert [task.name for task in described] == [f"builtin/{name}" for name in FAMILIES]
+    assert {task.options for task in described} == {'{"difficulty":3}'}
+    adopted = load_tasks(adopt_tasks(manifest(described), [TaskConfig(name="builtin")]))
+    assert [task.key for task in adopted.tasks] == [(task.name, task.version, task.config) for task in described]
+
+
+def test_a_joiner_keeps_its_weights_and_takes_the_swarms_options() -> None:
+    own = [TaskConfig(name="builtin/sums", weight=5.0, options={"difficulty": 9})]
+    (adopted,) = adopt_tasks(manifest([sums()]), own)
+    assert adopted == TaskConfig(name="builtin/sums", weight=5.0, options={"difficulty": 2})
+
+
+def test_a_reasoning_gym_task_is_built_from_the_manifest() -> None:
+    described = describe_tasks([TaskConfig(name="reasoning-gym/gcd", options={"max_numbers": 3})])
+    (adopted,) = adopt_tasks(manifest(described), [])
+    assert adopted.options == {"max_numbers": 3}
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        (sums(version=7), "'builtin/sums' has version 7 in the swarm and 1 here"),
+        (sums(config="00ff"), r"'builtin/sums' version 1 has another configuration here \([0-9a-f]{16}\) .* \(00ff\)"),
+        (sums(options='{"difficulty":3}'), "another configuration"),
+        (sums(options='{"speed":3}'), "'builtin/sums' has no option 'speed'"),
+        (sums(options="[1]"), "options that cannot be read"),
+        (sums(options="{" * 1000), "options that cannot be read"),
+        (sums(name="riddles"), "unknown task 'riddles'"),
+        (sums(name="reasoning-gym/none"), "no safe scorer"),
+    ],
+)
+def test_a_task_that_is_another_here_is_named(task: ManifestTask, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        adopt_tasks(manifest([task]), [])
+
+
+def test_a_file_of_questions_stays_at_home_and_must_be_the_same(tmp_path: Path) -> None:
+    theirs, mine = riddles(tmp_path / "theirs.jsonl"), riddles(tmp_path / "mine.jsonl")
+    described = describe_tasks([theirs])
+    assert described[0].options == "{}"
+    assert adopt_tasks(manifest(described), [mine]) == [mine]
+    with pytest.raises(UserError, match="needs a file of yours"):
+        adopt_tasks(manifest(described), [])
+    with pytest.raises(UserError, match="another configuration"):
+        adopt_tasks(manifest(described), [riddles(tmp_path / "other.jsonl", answer="5")])
+
+
+def test_no_founder_chooses_a_file_on_another_machine(tmp_path: Path) -> None:
+    theirs = riddles(tmp_path / "theirs.jsonl")
+    (task,) = describe_tasks([theirs])
+    swarm = manifest([task._replace(options=json.dumps(theirs.options))])
+    with pytest.raises(UserError, match="needs a file of yours"):
+        adopt_tasks(swarm, [])
+    mine = riddles(tmp_path / "mine.jsonl")
+    assert adopt_tasks(swarm, [mine]) == [mine]
+
+
+def test_a_task_that_the_swarm_does_not_have_is_refused() -> None:
+    tasks = load_tasks([TaskConfig(name="builtin/sums"), TaskConfig(name="builtin/logic")])
+    swarm = manifest(describe_tasks([TaskConfig(name="builtin/sums")]))
+    check_rules(swarm, load_tasks([TaskConfig(name="builtin/sums")]), 128)
+    with pytest.raises(UserError, match=r"'builtin/logic'.* is none of swarm 's'"):
+        check_rules(swarm, tasks, 8)
+
+
+def test_larger_groups_than_the_swarm_allows_are_refused() -> None:
+    swarm = manifest(describe_tasks([TaskConfig(name="builtin/sums")]))
+    with pytest.raises(UserError, match="set it to at most 128"):
+        check_rules(swarm, load_tasks([TaskConfig(name="builtin/sums")]), 129)
+
+
+def test_what_a_folder_keeps(tmp_path: Path) -> None:
+    assert load_manifest(tmp_path) is None
+    assert load_grant(tmp_path) == b""
+    save_manifest(tmp_path, manifest([sums()]))
+    save_grant(tmp_path, b"grant")
+    save_grant(tmp_path, b"")
+    assert load_manifest(tmp_path) == manifest([sums()])
+    assert load_grant(tmp_path) == b"grant"
+
+
+@pytest.mark.parametrize("damage", [b"", b"x", bytes(100), bytes(1 << 20)])
+def test_a_damaged_manifest_is_one_clear_line(damage: bytes, tmp_path: Path) -> None:
+    (tmp_path / "manifest.bin").write_bytes(damage)
+    with pytest.raises(UserError, match=r"manifest\.bin is damaged .*: delete it and join the swarm again"):
+        load_manifest(tmp_path)

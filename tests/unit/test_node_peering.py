@@ -1,0 +1,69 @@
+"""Where a node listens, what it tells its peers of it, and how patient it is with them."""
+
+from pathlib import Path
+
+import pytest
+
+from node.config import NetworkConfig, parse_config
+from node.local_swarm import LOOPBACK, Plan, node_config
+from node.peering import listens_at, open_network, timing_of
+from protocol.identity import Identity
+from protocol.records import Address
+from protocol.timing import LAN, LOCAL, WAN
+
+KEY = Identity(bytes(32)).curve_key.hex()
+HERE = f"tcp://127.0.0.1:4001?key={KEY}"
+NAMED = f"tcp://localhost:4001?key={KEY}"
+AWAY = f"tcp://192.0.2.7:4001?key={KEY}"
+ANY = "tcp://0.0.0.0:4001"
+FORWARDED = "tcp://198.51.100.1:4001"
+
+
+@pytest.mark.parametrize(
+    ("network", "listens", "timing"),
+    [
+        ({}, LOOPBACK, LOCAL),
+        ({"seeds": [HERE, NAMED]}, LOOPBACK, LOCAL),
+        ({"seeds": [AWAY]}, None, WAN),
+        ({"seeds": [HERE, AWAY]}, None, WAN),
+        ({"seeds": [AWAY], "listen": "tcp://127.0.0.1:4001"}, None, WAN),
+        ({"seeds": [AWAY], "listen": ANY}, ANY, WAN),
+        ({"seeds": [HERE], "listen": ANY}, ANY, WAN),
+        ({"seeds": [AWAY], "advertise": [FORWARDED]}, LOOPBACK, WAN),
+        ({"listen": ""}, None, WAN),
+        ({"seeds": [AWAY], "timing": "lan"}, None, LAN),
+    ],
+)
+def test_a_node_with_seeds_elsewhere_tells_nobody_of_its_loopback(network: dict, listens: str | None, timing) -> None:
+    config = NetworkConfig(**network)
+    found = listens_at(config)
+    assert (None if found is None else str(found)) == listens
+    assert timing_of(config) is timing
+
+
+def opened(folder: Path, *seeds: str) -> list[str]:
+    """Open and close the network of a node with these seeds; return the endpoints that it told of."""
+    config = parse_config({"network": {"seeds": list(seeds)}})
+    with open_network(config, folder) as network:
+        record = network.host._core.membership.record  # type: ignore[union-attr]
+        assert (network.address is None) == (record.endpoints == ())
+        return [str(endpoint) for endpoint in record.endpoints]
+
+
+def test_it_runs_as_a_node_that_nobody_dials_and_says_how_it_could_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (endpoint,) = opened(tmp_path, HERE)
+    assert endpoint.startswith("tcp://127.0.0.1:")
+    assert Address.parse((tmp_path / "address").read_text()).endpoint.is_loopback
+    assert opened(tmp_path, AWAY) == []
+    assert not (tmp_path / "address").exists()  # nobody answers at the one of the first start
+    assert "--listen tcp://0.0.0.0:4001" in caplog.text + "".join(capfd.readouterr())
+
+
+def test_a_swarm_on_this_machine_listens_on_loopback_whatever_it_is_given(tmp_path: Path) -> None:
+    given = parse_config({"network": {"seeds": [AWAY], "listen": ANY, "advertise": [FORWARDED]}})
+    network = node_config(Plan(tmp_path, "ab" * 16, 2, 1, given), 0, 2).network
+    assert str(listens_at(network)) == LOOPBACK
+    assert timing_of(network) is LOCAL
+    assert network.seeds == []

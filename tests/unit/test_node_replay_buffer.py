@@ -1,0 +1,116 @@
+"""The pool: bounded by every bound, durable through a kill, forgetful when rewound."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from node.config import PoolConfig
+from node.rollouts.group import Completion, Group, encode
+from node.rollouts.replay_buffer import ReplayBuffer, Shared
+from node.tasks import TaskKey
+
+
+def shared(number: int, peer: str = "a", received: float = 0.0, size: int = 10) -> Shared:
+    made = (Completion("x" * size, True, 1.0), Completion("", False, 0.0))
+    return Shared(number.to_bytes(32, "big"), peer, received, Group(TaskKey("t", 1, "c"), number, "q", made, "p", 0))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "pool.sqlite"
+
+
+def ids(pool: ReplayBuffer, now: float = 0.0, max_uses: int = 1) -> set[int]:
+    return {int.from_bytes(one.id, "big") for one in pool.candidates(now, max_uses)}
+
+
+def test_a_group_is_kept_once_and_comes_back_whole(path: Path) -> None:
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        assert pool.add([shared(1), shared(1), shared(2)], now=0) == 2
+        assert pool.add([shared(2)], now=0) == 0
+        (one, _) = pool.candidates(5.0, max_uses=1)
+        assert (one.peer, one.received, one.rewards) == ("a", 0.0, (1.0, 0.0))
+        assert pool.take([one.id, one.id], 1) == {one.id: shared(1).group}
+
+
+def test_a_used_group_is_not_drawn_again_until_its_uses_allow(path: Path) -> None:
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        pool.add([shared(1), shared(2)], now=0)
+        pool.take([shared(1).id], 1)
+        assert ids(pool) == {2}
+        assert ids(pool, max_uses=2) == {1, 2}
+
+
+def test_rewinding_forgets_only_later_rounds(path: Path) -> None:
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        pool.add([shared(1), shared(2)], now=0)
+        pool.take([shared(1).id], 3)
+        pool.take([shared(2).id], 4)
+        pool.rewind(3)
+        assert ids(pool) == {2}
+
+
+def test_old_groups_are_neither_drawn_nor_kept(path: Path) -> None:
+    with ReplayBuffer(path, PoolConfig(max_age=10)) as pool:
+        pool.add([shared(1, received=0), shared(2, received=8)], now=8)
+        assert ids(pool, now=11) == {2}
+        pool.add([], now=11)
+        assert len(pool) == 1
+
+
+def test_one_peer_cannot_fill_the_pool(path: Path) -> None:
+    bounds = PoolConfig(max_groups=10, max_peer_share=0.5)
+    with ReplayBuffer(path, bounds) as pool:
+        pool.add([shared(n, "honest", received=n) for n in range(3)], now=0)
+        pool.add([shared(100 + n, "flood", received=100 + n) for n in range(50)], now=0)
+        assert ids(pool) == {0, 1, 2} | {145, 146, 147, 148, 149}
+
+
+items = st.lists(
+    st.tuples(st.integers(0, 40), st.sampled_from("abc"), st.integers(0, 100), st.integers(0, 20_000)), max_size=40
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(items, min_size=1, max_size=3), st.integers(1, 12))
+def test_every_bound_holds_on_disk_and_in_memory(batches: list[list[tuple[int, str, int, int]]], most: int) -> None:
+    bounds = PoolConfig(max_groups=most, max_bytes=1 << 16, max_age=60, max_peer_share=0.5)
+    path = Path(":memory:")
+    with ReplayBuffer(path, bounds) as pool:
+        for batch in batches:
+            pool.add([shared(n, peer, received, size) for n, peer, received, size in batch], now=100)
+            rows = list(pool._db.execute("SELECT id, peer, length(body), received FROM groups"))
+            assert len(rows) == len(pool) <= most
+            assert sum(size for _, _, size, _ in rows) <= bounds.max_bytes
+            assert all(received >= 40 for *_, received in rows)
+            for peer in "abc":
+                mine = [size for _, one, size, _ in rows if one == peer]
+                assert len(mine) <= max(most * 0.5, 1) and sum(mine) <= bounds.max_bytes * 0.5
+
+
+def test_what_was_added_survives_kill_9(path: Path) -> None:
+    script = f"""
+import os, signal
+from pathlib import Path
+from node.config import PoolConfig
+from node.rollouts.replay_buffer import ReplayBuffer
+from tests.unit.test_node_replay_buffer import shared
+pool = ReplayBuffer(Path({str(path)!r}), PoolConfig())
+pool.add([shared(n) for n in range(5)], now=0)
+pool.take([shared(3).id], 7)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    root = Path(__file__).parents[2]
+    ended = subprocess.run([sys.executable, "-c", script], cwd=root, timeout=60, env=os.environ, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        assert ids(pool) == {0, 1, 2, 4}
+        pool.rewind(6)
+        assert ids(pool) == {0, 1, 2, 3, 4}
+        assert len(encode(pool.take([shared(4).id], 1)[shared(4).id])) > 0

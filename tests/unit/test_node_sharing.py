@@ -1,0 +1,135 @@
+"""What a node asks for: its topics, and as much as its sampler uses; and what it makes of a false label."""
+
+import math
+
+import pytest
+
+from node.rollouts.group import Completion, Group, encode
+from node.rollouts.sharing import FIRST_ROUNDS, OVERSAMPLING, RELAY_DEMAND, Demand, NetworkExchange, topic_of
+from node.tasks import TaskKey, TaskSet
+from node.tasks.builtin import FAMILIES
+from protocol.host import Received, Verdict
+from protocol.identity import id_of_bytes
+from protocol.messages import NO_TOPIC, TOPIC_BYTES
+
+TASKS = TaskSet([(FAMILIES[name](), 1.0) for name in sorted(FAMILIES)[:2]])
+ONE, OTHER = TASKS.tasks
+
+
+def told(demand: Demand, seconds: float, rounds: int, start: float = 0.0) -> list[float]:
+    return [demand.told for number in range(rounds) if demand.next_round(start + number * seconds)]
+
+
+def test_everything_is_wanted_until_some_rounds_were_measured() -> None:
+    demand = Demand(4)
+    assert demand.told == math.inf
+    assert told(demand, 0.5, FIRST_ROUNDS) == []
+    assert told(demand, 0.5, 10, start=0.5 * FIRST_ROUNDS) == [OVERSAMPLING * 4 / 0.5]
+
+
+def test_peers_are_told_again_only_when_the_pace_has_changed_by_two() -> None:
+    demand = Demand(4)
+    told(demand, 1.0, 20)
+    assert told(demand, 1.6, 20, start=20) == []
+    (later,) = told(demand, 2.7, 40, start=53)
+    assert OVERSAMPLING * 4 / 2.8 < later <= OVERSAMPLING * 4 / 2
+
+
+def test_a_node_that_uses_nothing_or_is_slow_still_relays() -> None:
+    nothing = Demand(0)
+    assert nothing.told == RELAY_DEMAND
+    assert told(nothing, 0.1, 20) == []
+    assert told(Demand(1), 3600.0, 20) == [RELAY_DEMAND]
+
+
+def test_a_topic_names_a_task_with_its_version_and_config() -> None:
+    keys = [TaskKey("sums", 1, "aa"), TaskKey("sums", 2, "aa"), TaskKey("sums", 1, "ab"), TaskKey("sum", 1, "saa")]
+    assert len({topic_of(key) for key in keys}) == 4
+    assert {len(topic_of(key)) for key in keys} == {TOPIC_BYTES}
+
+
+class _Host:
+    """What `NetworkExchange` uses of a host."""
+
+    def __init__(self) -> None:
+        self.subscribed: list[tuple[frozenset[bytes], float]] = []
+        self.published: list[tuple[bytes, bytes]] = []
+        self.reports: list[tuple[Verdict, str]] = []
+        self.inbox: list[Received] = []
+
+    def subscribe(self, topics, demand) -> None:
+        self.subscribed.append((topics, demand))
+
+    def publish(self, body, topic) -> None:
+        self.published.append((topic, body))
+
+    def receive(self, limit) -> list[Received]:
+        taken, self.inbox = self.inbox[:limit], self.inbox[limit:]
+        return taken
+
+    def report(self, _, verdict, reason) -> None:
+        self.reports.append((verdict, reason))
+
+
+def group(task=ONE) -> Group:
+    item = task.make(1)
+    texts = (item.answer, "no answer")
+    made = tuple(Completion(text, True, float(task.verify(item, text)), None) for text in texts)
+    return Group(task.key, 1, item.question, made, "tests", 0)
+
+
+def test_a_group_is_shared_under_its_tasks_topic() -> None:
+    host = _Host()
+    exchange = NetworkExchange(host, TASKS, max_completions=8, informative_only=True, external=4)
+    exchange.publish([group(ONE), group(OTHER)])
+    assert [topic for topic, _ in host.published] == [topic_of(ONE.key), topic_of(OTHER.key)]
+    assert host.subscribed == [(frozenset([topic_of(ONE.key), topic_of(OTHER.key)]), math.inf)]
+
+
+@pytest.mark.parametrize(
+    ("topic", "of", "report"),
+    [
+        (topic_of(ONE.key), group(ONE), (Verdict.ACCEPT, "")),
+        (NO_TOPIC, group(ONE), (Verdict.ACCEPT, "")),
+        (topic_of(OTHER.key), group(ONE), (Verdict.REJECT, "false_topic")),
+    ],
+    ids=["true", "none", "false"],
+)
+def test_a_false_label_costs_its_signer(topic: bytes, of: Group, report: tuple[Verdict, str]) -> None:
+    host = _Host()
+    exchange = NetworkExchange(host, TASKS, max_completions=8, informative_only=True, external=4)
+    host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(of), 0.0, topic)]
+    shared = exchange.receive(lambda _: False, lambda _: True)
+    assert host.reports == [report]
+    assert len(shared) == (report[0] is Verdict.ACCEPT)
+
+
+def test_an_unknown_task_under_one_of_our_topics_is_a_lie_and_under_another_is_not() -> None:
+    unknown = group()
+    unknown = Group(TaskKey("riddles", 1, "aa"), 1, unknown.question, unknown.completions, "tests", 0)
+    host = _Host()
+    exchange = NetworkExchange(host, TASKS, max_completions=8, informative_only=True, external=4)
+    host.inbox = [
+        Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(unknown), 0.0, topic)
+        for topic in (topic_of(ONE.key), NO_TOPIC)
+    ]
+    assert exchange.receive(lambda _: False, lambda _: True) == []
+    assert host.reports == [(Verdict.REJECT, "false_topic"), (Verdict.IGNORE, "unknown_task")]
+
+
+def test_the_swarms_limit_on_a_groups_size_holds_both_ways() -> None:
+    host, size = _Host(), len(encode(group()))
+    exchange = NetworkExchange(host, TASKS, max_completions=8, informative_only=True, external=4, max_bytes=size - 1)
+    exchange.publish([group()])
+    assert (host.published, exchange._unsent) == ([], {"own_oversized": 1})
+    host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(group()), 0.0, topic_of(ONE.key))]
+    assert exchange.receive(lambda _: False, lambda _: True) == []
+    assert host.reports == [(Verdict.REJECT, "oversized")]
+
+
+def test_a_group_without_room_here_is_counted_and_costs_its_signer_nothing() -> None:
+    host = _Host()
+    exchange = NetworkExchange(host, TASKS, max_completions=8, informative_only=True, external=4)
+    host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(group()), 0.0, topic_of(ONE.key))]
+    assert exchange.receive(lambda _: False, lambda _: False) == []
+    assert host.reports == [(Verdict.IGNORE, "prompt_too_long")]

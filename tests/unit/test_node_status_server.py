@@ -1,0 +1,159 @@
+"""What a node says over HTTP, and what `gossamer status` makes of it."""
+
+import json
+import socket
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+
+from node.cli.status import ask, render
+from node.config import ObserveConfig
+from node.errors import UserError
+from node.peering import Network
+from node.telemetry.status_server import describe, observe
+from protocol.host import Counters, PeerInfo
+from protocol.identity import Identity, NodeId
+from protocol.records import Address
+
+IDENTITY = Identity(bytes(32))
+HOSTILE = PeerInfo(NodeId("a" * 32), "tcp://192.0.2.1:4001", "[red]\x1b[2J\r\nagent", "alive", 0.0123)
+COUNTERS = Counters(1000, 2000, 3, 4, 5, 1, 9, {"forged": 2, "stale": 1})
+HOST = SimpleNamespace(counters=lambda: COUNTERS, peers=lambda: [HOSTILE], refusal="")
+ADDRESS = Address.parse(f"tcp://127.0.0.1:4001?key={'ab' * 32}")
+NETWORK = Network(HOST, IDENTITY, bytes(16), None, ADDRESS)  # type: ignore[arg-type]
+
+
+def state(rounds: int | None = 10, trains: bool = True) -> dict:
+    return describe(NETWORK, {"round": 7, "reward": 0.25} if trains else {}, rounds, trains=trains)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    with observe(ObserveConfig(), tmp_path, state):
+        yield tmp_path
+
+
+def get(folder: Path, path: str, method: str = "GET") -> tuple[int, str]:
+    connection = HTTPConnection("127.0.0.1", json.loads((folder / "observe.json").read_text())["port"], timeout=5)
+    connection.request(method, path)
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+def test_status_holds_progress_peers_and_every_counter(folder: Path) -> None:
+    tree = ask(folder)
+    assert (tree["node"], tree["round"], tree["rounds"], tree["reward"]) == (IDENTITY.node_id, 7, 10, 0.25)
+    assert tree["counters"] == {
+        "live_peers": 1,
+        "known_peers": 9,
+        "bytes_sent": 1000,
+        "bytes_received": 2000,
+        "items_sent": 3,
+        "items_received": 4,
+        "duplicates": 5,
+    }
+    assert tree["rejected"] == {"forged": 2, "stale": 1}
+    assert tree["peers"][0]["rtt_s"] == 0.0123
+
+
+def test_prometheus_reads_the_same_numbers(folder: Path) -> None:
+    status, text = get(folder, "/metrics")
+    samples = {
+        (sample.name, sample.labels.get("reason")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert status == 200
+    assert samples["gossamer_rejected_total", "forged"] == 2
+    assert samples["gossamer_bytes_sent_total", None] == 1000
+    assert samples["gossamer_duplicates_total", None] == 5
+    assert (samples["gossamer_peers", None], samples["gossamer_known_peers", None]) == (1, 9)
+    assert (samples["gossamer_round", None], samples["gossamer_reward", None]) == (7, 0.25)
+
+
+def test_a_relay_has_no_round(tmp_path: Path) -> None:
+    with observe(ObserveConfig(), tmp_path, lambda: state(None, trains=False)):
+        assert "gossamer_round" not in get(tmp_path, "/metrics")[1]
+        assert ask(tmp_path)["round"] is None
+
+
+def test_nothing_else_is_answered_and_nothing_is_taken_in(folder: Path) -> None:
+    assert get(folder, "/")[0] == get(folder, "/status/../x")[0] == 404
+    assert get(folder, "/status", "POST")[0] == get(folder, "/metrics", "DELETE")[0] == 405
+
+
+def test_a_client_that_says_nothing_or_nonsense_does_not_stop_it(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    port = json.loads((folder / "observe.json").read_text())["port"]
+    for data in (b"", b"\x00" * 100_000, b"GET /status HTTP/1.1\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(data)
+    assert ask(folder)["round"] == 7
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_file_goes_with_the_server_and_the_port_is_free_again(tmp_path: Path) -> None:
+    with observe(ObserveConfig(), tmp_path, state):
+        place = json.loads((tmp_path / "observe.json").read_text())
+        with (
+            pytest.raises(UserError, match="set observe"),
+            observe(ObserveConfig(port=place["port"]), tmp_path, state),
+        ):
+            raise AssertionError("two servers on one port")
+    assert not (tmp_path / "observe.json").exists()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", place["port"]))
+
+
+def test_it_can_be_left_out(tmp_path: Path) -> None:
+    with observe(ObserveConfig(enabled=False), tmp_path, state), pytest.raises(UserError, match="no node is running"):
+        ask(tmp_path)
+
+
+def test_a_node_that_was_killed_is_not_running(folder: Path, tmp_path: Path) -> None:
+    place = json.loads((folder / "observe.json").read_text())
+    (folder / "observe.json").write_text(json.dumps(place | {"pid": place["pid"] + 1}))
+    with pytest.raises(UserError, match="no node is running"):
+        ask(folder)  # its port is another node's by now
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = server.getsockname()[1]
+    (folder / "observe.json").write_text(json.dumps(place | {"port": free}))
+    with pytest.raises(UserError, match="no node is running"):
+        ask(folder)
+    (folder / "observe.json").write_text("[]")
+    with pytest.raises(UserError, match="cannot be read"):
+        ask(folder)
+
+
+def test_what_a_peer_calls_itself_does_not_reach_the_terminal_raw() -> None:
+    console = Console(record=True, width=200, file=StringIO())
+    console.print(*render(state()), sep="\n")
+    text = console.export_text()
+    assert "[red]?[2J??agent" in text
+    assert "7 of 10" in text and "forged" in text and "12.3 ms" in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [(state(10), "7 of 10"), (state(None), "7"), (state(None, trains=False), "relays only")],
+    ids=["to an end", "until it is stopped", "a relay"],
+)
+def test_progress_is_told_as_far_as_there_is_any(tree: dict, says: str) -> None:
+    console = Console(record=True, width=200, file=StringIO())
+    console.print(*render(tree), sep="\n")
+    (line,) = [line for line in console.export_text().splitlines() if line.startswith("round ")]
+    assert line.removeprefix("round").strip() == says
+
+
+def test_a_node_that_nobody_admits_says_why() -> None:
+    console = Console(record=True, width=200, file=StringIO())
+    console.print(*render(state() | {"peers": [], "refusal": "invite_expired"}), sep="\n")
+    assert "do not admit this node: invite_expired" in console.export_text()

@@ -1,0 +1,149 @@
+"""The built-in families: pure, verifiable by an independent calculation, and safe to configure badly."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.errors import UserError
+from node.tasks.builtin import FAMILIES
+
+SEEDS = st.integers(0, 2**63 - 1)
+DIFFICULTIES = st.integers(1, 10)
+NAMES = st.sampled_from(sorted(FAMILIES))
+
+
+def test_the_seven_families_have_distinct_keys() -> None:
+    keys = {FAMILIES[name](difficulty=difficulty).key for name in FAMILIES for difficulty in (1, 2)}
+    assert len(keys) == 14
+    assert FAMILIES["sums"]().key == FAMILIES["sums"](difficulty=1).key
+
+
+@given(NAMES, DIFFICULTIES, SEEDS)
+def test_make_is_a_function_of_the_seed_and_its_answer_alone_passes(name: str, difficulty: int, seed: int) -> None:
+    task = FAMILIES[name](difficulty=difficulty)
+    item = task.make(seed)
+    assert item == FAMILIES[name](difficulty=difficulty).make(seed)
+    assert item.question.isascii() and item.question.isprintable() and item.question.endswith("=")
+    assert item.answer == item.answer.strip() != ""
+    assert task.verify(item, item.answer) == task.verify(item, f" {item.answer}\n") == 1.0
+    for wrong in ("", item.answer + "0", item.answer[:-1], item.question + item.answer, f"{item.answer} {item.answer}"):
+        assert task.verify(item, wrong) == 0.0
+
+
+@given(NAMES, SEEDS)
+def test_the_easiest_questions_are_short(name: str, seed: int) -> None:
+    item = FAMILIES[name]().make(seed)
+    assert len(item.question) <= 12
+    assert len(item.answer) <= 8
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_neighbouring_seeds_and_difficulties_are_unrelated(name: str) -> None:
+    task, harder = FAMILIES[name](), FAMILIES[name](difficulty=2)
+    assert len({task.make(seed).question for seed in range(200)}) > 25
+    assert len({harder.make(seed).question for seed in range(200)}) > 60
+
+
+def _split(question: str) -> tuple[str, str, str]:
+    """Split `LEFT+RIGHT=` or `LEFT-RIGHT=`; operands of the families carry no sign."""
+    for sign in "+-":
+        if sign in question:
+            left, right = question.rstrip("=").split(sign)
+            return left, sign, right
+    raise AssertionError(question)
+
+
+@given(DIFFICULTIES, SEEDS)
+def test_sums(difficulty: int, seed: int) -> None:
+    item = FAMILIES["sums"](difficulty=difficulty).make(seed)
+    left, sign, right = _split(item.question)
+    assert int(item.answer) - int(left) == int(f"{sign}{right}")
+    assert str(int(item.answer)) == item.answer
+
+
+@given(DIFFICULTIES, SEEDS)
+def test_decimals(difficulty: int, seed: int) -> None:
+    item = FAMILIES["decimals"](difficulty=difficulty).make(seed)
+    left, sign, right = _split(item.question)
+    assert Fraction(item.answer) - Fraction(left) == Fraction(f"{sign}{right}")
+    assert item.answer != "-0.0" and item.answer[-2] == "."
+
+
+@given(DIFFICULTIES, SEEDS)
+def test_bases(difficulty: int, seed: int) -> None:
+    item = FAMILIES["bases"](difficulty=difficulty).make(seed)
+    number, base = item.question.rstrip("=").split(" base ")
+    assert int(item.answer, int(base)) == int(number)
+    assert item.answer == "0" or not item.answer.startswith("0")
+
+
+@given(DIFFICULTIES, SEEDS)
+def test_fractions(difficulty: int, seed: int) -> None:
+    item = FAMILIES["fractions"](difficulty=difficulty).make(seed)
+    upper, lower = map(int, item.question.rstrip("=").split("/"))
+    parts = [int(part) for part in item.answer.split("/")]
+    assert Fraction(*parts) == Fraction(upper, lower)
+    assert len(item.answer) < len(f"{upper}/{lower}") or parts[0] < upper
+    assert len(parts) == 1 or parts[1] > 1
+
+
+@given(DIFFICULTIES, SEEDS)
+def test_matrices_grow_by_one_step_from_the_zeros(difficulty: int, seed: int) -> None:
+    item = FAMILIES["matrices"](difficulty=difficulty).make(seed)
+    cells = [list(map(int, line)) for line in item.question.rstrip("=").split("/")]
+    steps = [list(map(int, line)) for line in item.answer.split("/")]
+    for row, line in enumerate(steps):
+        for column, step in enumerate(line):
+            around = [steps[1 - row][column]] + [line[x] for x in (column - 1, column + 1) if 0 <= x < len(line)]
+            assert step == (0 if cells[row][column] == 0 else 1 + min(around))
+    assert len(steps) == 2 and len(steps[0]) == 2 + difficulty
+
+
+@given(DIFFICULTIES, SEEDS)
+def test_weekdays(difficulty: int, seed: int) -> None:
+    item = FAMILIES["weekdays"](difficulty=difficulty).make(seed)
+    days = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
+    start, sign, count = _split(item.question)
+    walk = days if sign == "+" else days[::-1]
+    position = walk.index(start)
+    for _ in range(int(count)):
+        position = (position + 1) % 7
+    assert item.answer == walk[position]
+
+
+@given(DIFFICULTIES, SEEDS)
+def test_logic(difficulty: int, seed: int) -> None:
+    item = FAMILIES["logic"](difficulty=difficulty).make(seed)
+    formula = item.question.rstrip("=")
+    assert sum(formula.count(sign) for sign in "&|^>") == difficulty
+    assert item.answer == "".join(str(int(_truth(formula, p, q))) for p in (0, 1) for q in (0, 1))
+
+
+def _truth(formula: str, p: int, q: int) -> bool:
+    """Evaluate from the right: the last operator outside brackets splits the formula."""
+    depth = 0
+    for place in range(len(formula) - 1, -1, -1):
+        sign = formula[place]
+        depth += (sign == ")") - (sign == "(")
+        if depth == 0 and sign in "&|^>":
+            left, right = _truth(formula[:place], p, q), _truth(formula[place + 1 :], p, q)
+            return {"&": left and right, "|": left or right, "^": left ^ right, ">": right or not left}[sign]
+    if formula.startswith("("):
+        return _truth(formula[1:-1], p, q)
+    if formula.startswith("~"):
+        return not _truth(formula[1:], p, q)
+    return bool({"p": p, "q": q}[formula])
+
+
+@pytest.mark.parametrize("difficulty", [0, 11, -1, 1.0, "1", True, None])
+def test_a_bad_difficulty_is_refused(difficulty: object) -> None:
+    with pytest.raises(UserError, match="difficulty must be a whole number from 1 to 10"):
+        FAMILIES["logic"](difficulty=difficulty)
+
+
+@pytest.mark.parametrize("option", ["hardness", "name", "maker"])
+def test_an_unknown_option_is_named(option: str) -> None:
+    with pytest.raises(UserError, match=f"'builtin/sums' has no option '{option}'"):
+        FAMILIES["sums"](**{option: 2})
