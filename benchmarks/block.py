@@ -45,7 +45,7 @@ def time_gossamer(config: NodeConfig, tasks: TaskSet, exchange: Exchange) -> Blo
             loop.finish(number, logs)
             stamps.append(stamp())
 
-        make_trainer(policy, config, folder, loop.rounds, loop.prompt_ids, on_update).train()
+        make_trainer(policy, config, folder, loop.rounds, on_update).train()
     return block(stamps, engine.texts)
 
 

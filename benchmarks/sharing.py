@@ -19,9 +19,10 @@ import msgpack
 from benchmarks.block import Block, time_gossamer
 from node.config import NodeConfig
 from node.rollouts.group import Completion, Group, encode
+from node.rollouts.ingest import EncodePrompt
 from node.rollouts.replay_buffer import Shared
 from node.rollouts.sharing import NetworkExchange, topic_of
-from node.tasks import Item, Task, TaskSet, derive_seed
+from node.tasks import Task, TaskSet, derive_seed
 from protocol.host import Host
 from protocol.identity import Identity
 from protocol.records import Address
@@ -68,8 +69,8 @@ class _Fed(NetworkExchange):
         self._let_peers_publish()
         super().publish(groups)
 
-    def receive(self, known: Callable[[bytes], bool], fits: Callable[[Item], bool]) -> list[Shared]:
-        shared = super().receive(known, fits)
+    def receive(self, known: Callable[[bytes], bool], encode_prompt: EncodePrompt) -> list[Shared]:
+        shared = super().receive(known, encode_prompt)
         self.verified += len(shared)
         return shared
 

@@ -21,11 +21,19 @@ from node.config import EngineConfig, NodeConfig
 from node.engines import Generated, RolloutEngine, SamplingParams
 from node.errors import UserError
 from node.policy import Policy
-from node.rollouts.group import Completion, Group
+from node.rollouts.group import Completion, EncodedGroup, Group, Question
 from node.rollouts.replay_buffer import ReplayBuffer
-from node.rollouts.sampling import RULES, SCALES, Sample, drop_negatives, external_samples, local_samples
+from node.rollouts.sampling import (
+    RULES,
+    SCALES,
+    Sample,
+    drop_negatives,
+    external_samples,
+    is_informative,
+    local_samples,
+)
 from node.rollouts.sharing import Exchange, traffic_row
-from node.tasks import Item, Task, TaskSet, derive_seed
+from node.tasks import Item, TaskSet, derive_seed
 from node.telemetry.metrics import MetricsLog
 
 Row = dict[str, Any]
@@ -81,11 +89,12 @@ class Loop:
                 completions = self._generate(questions, version)
             with self._timed("verify"):
                 own = [
-                    self._group(*question, made, version) for question, made in zip(questions, completions, strict=True)
+                    self._verified(question, made, version)
+                    for question, made in zip(questions, completions, strict=True)
                 ]
             with self._timed("share"):
-                self.exchange.publish(own)
-                self.pool.add(self.exchange.receive(self.pool.__contains__, self._fits), time.time())
+                self.exchange.publish([one.group for one in own])
+                self.pool.add(self.exchange.receive(self.pool.__contains__, self._encode_prompt), time.time())
             with self._timed("draw"):
                 samples = self._draw(own, version)
             self._describe(own, samples)
@@ -104,49 +113,49 @@ class Loop:
         self.row |= {"swarm/pool": len(self.pool), **traffic_row(self.exchange.traffic())}
         self.metrics.append(self.row | {key: value for key, value in logs.items() if key not in self.row})
 
-    def prompt_ids(self, group: Group) -> list[int]:
-        """Return the prompt of `group`, whoever made it, rebuilt from its task and seed under this policy."""
-        task = self.tasks.get(group.task)
-        if task is None:
-            raise KeyError(group.task)
-        return self.policy.encode_prompt(task.make(group.seed))
+    def _encode_prompt(self, item: Item) -> list[int] | None:
+        prompt = self.policy.encode_prompt(item)
+        return prompt if len(prompt) <= longest_prompt(self.config.engine, self.policy) else None
 
-    def _fits(self, item: Item) -> bool:
-        return len(self.policy.encode_prompt(item)) <= longest_prompt(self.config.engine, self.policy)
-
-    def _is_usable(self, group: Group) -> bool:
-        """Tell whether a group that was verified, maybe under other tasks or for another policy, is of use now."""
-        task = self.tasks.get(group.task)
-        return task is not None and self._fits(task.make(group.seed))
-
-    def _questions(self, version: int, count: int) -> list[tuple[Task, int, Item, list[int]]]:
-        longest = longest_prompt(self.config.engine, self.policy)
+    def _questions(self, version: int, count: int) -> list[Question]:
         questions = []
         for task, seed in self.tasks.sample(derive_seed(self.seed, "questions", version), count * PROMPT_TRIES):
             item = task.make(seed)
-            prompt = self.policy.encode_prompt(item)
-            if len(prompt) <= longest:
-                questions.append((task, seed, item, prompt))
+            prompt = self._encode_prompt(item)
+            if prompt is not None:
+                questions.append(Question(task, seed, item, prompt))
             if len(questions) == count:
                 return questions
         raise UserError(
-            f"too many questions exceed {longest} tokens: raise engine.max_prompt_length if the policy has room, "
-            "or ask other tasks"
+            f"too many questions exceed {longest_prompt(self.config.engine, self.policy)} tokens: "
+            "raise engine.max_prompt_length if the policy has room, or ask other tasks"
         )
 
-    def _generate(self, questions: Sequence[tuple[Task, int, Item, list[int]]], version: int) -> list[list[Generated]]:
+    def _generate(self, questions: Sequence[Question], version: int) -> list[list[Generated]]:
         params = SamplingParams.from_config(self.config.engine)
-        prompts = [prompt for *_, prompt in questions]
+        prompts = [question.prompt for question in questions]
         seed = derive_seed(self.seed, "generate", version)
         return self.engine.generate(prompts, self.config.sampling.completions, params, seed)
 
-    def _group(self, task: Task, seed: int, item: Item, _: list[int], made: Sequence[Generated], version: int) -> Group:
-        completions = tuple(
-            Completion(one.text, one.finished, float(task.verify(item, one.text)), one.token_ids) for one in made
-        )
-        return Group(task.key, seed, item.question, completions, self.policy.name, version)
+    def _verified(self, question: Question, made: Sequence[Generated], version: int) -> EncodedGroup:
+        task, seed, item, prompt = question
+        completions = tuple(Completion(one.text, one.finished, float(task.verify(item, one.text))) for one in made)
+        group = Group(task.key, seed, item.question, completions, self.policy.name, version)
+        logprobs = [one.logprobs for one in made if one.logprobs is not None]
+        return EncodedGroup(group, prompt, [one.token_ids for one in made], logprobs or None)
 
-    def _draw(self, own: Sequence[Group], version: int) -> list[Sample]:
+    def _rebuilt(self, group: Group) -> EncodedGroup | None:
+        """Encode a group that was verified, maybe under other tasks or for another policy; None if of no use now."""
+        task = self.tasks.get(group.task)
+        prompt = self._encode_prompt(task.make(group.seed)) if task is not None else None
+        if prompt is None:
+            return None
+        # With the end of a text that is cut goes its end-of-text token: it is not trained to stop there.
+        longest = self.config.engine.max_completion_length
+        encode = self.policy.encode_completion
+        return EncodedGroup(group, prompt, [encode(one.text, one.finished)[:longest] for one in group.completions])
+
+    def _draw(self, own: Sequence[EncodedGroup], version: int) -> list[Sample]:
         sampling = self.config.sampling
         scale = SCALES[self.config.trainer.scale_rewards]
         rng = random.Random(derive_seed(self.seed, "draw", version))
@@ -158,12 +167,13 @@ class Loop:
         if sampling.external_negatives == "drop":
             picks = drop_negatives(picks)
         taken = self.pool.take([pick.id for pick in picks], version + 1)
-        groups = {key: group for key, group in taken.items() if self._is_usable(group)}
+        rebuilt = {key: self._rebuilt(group) for key, group in taken.items()}
+        groups = {key: group for key, group in rebuilt.items() if group is not None}
         self.row |= {"groups_external": len(groups), "groups_unusable": len(taken) - len(groups)}
         return local + external_samples([pick for pick in picks if pick.id in groups], groups)
 
-    def _describe(self, own: Sequence[Group], samples: Sequence[Sample]) -> None:
-        made = [completion for group in own for completion in group.completions]
+    def _describe(self, own: Sequence[EncodedGroup], samples: Sequence[Sample]) -> None:
+        made = [completion for one in own for completion in one.group.completions]
         rewards = [completion.reward for completion in made]
         self.row.setdefault("groups_external", 0)
         self.row.setdefault("groups_unusable", 0)
@@ -171,11 +181,11 @@ class Loop:
             "reward": statistics.fmean(rewards),
             "reward_std": statistics.pstdev(rewards),
             "groups_local": min(len(own), self.config.sampling.local),
-            "groups_informative": sum(len(set(group.rewards)) > 1 for group in own),
+            "groups_informative": sum(is_informative(one.group.rewards) for one in own),
             "generated": len(made),
             "trained": sum(sample.advantage != 0 for sample in samples),
             "completions/finished": statistics.fmean(completion.finished for completion in made),
-            "completions/mean_length": statistics.fmean(len(completion.token_ids or ()) for completion in made),
+            "completions/mean_length": statistics.fmean(len(ids) for one in own for ids in one.completions),
         }
 
     @contextmanager

@@ -74,7 +74,7 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
             loop.row |= weights.after_round(number)
             loop.finish(number, logs)
 
-        trainer = make_trainer(policy, config, folder, rounds, loop.prompt_ids, finish, weights.write, loop.figures)
+        trainer = make_trainer(policy, config, folder, rounds, finish, weights.write, loop.figures)
         trainer.add_callback(_StopCallback(lambda: bool(stopping), config.trainer.num_iterations))
         done = checkpoint.round if checkpoint else 0
         pool.rewind(done)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import torch
 
-from node.training.batch import Row
+from node.rollouts.sampling import Sample
 
 
-def completion_logps(model: torch.nn.Module, row: Row, temperature: float) -> torch.Tensor:
+def completion_logps(model: torch.nn.Module, row: Sample, temperature: float) -> torch.Tensor:
     """Return the log-probability of each completion token of `row`, shape (tokens,)."""
     ids = torch.tensor([[*row.prompt, *row.completion]])
     logits = model(input_ids=ids).logits[0, len(row.prompt) - 1 : -1].float() / temperature

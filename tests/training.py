@@ -9,12 +9,9 @@ from node.config import NodeConfig, parse_config
 from node.engines import SamplingParams
 from node.engines.hf import HfEngine
 from node.policy import Policy
-from node.rollouts.group import Completion, Group
 from node.rollouts.sampling import Sample
-from node.tasks import Item, TaskKey
+from node.tasks import Item
 from node.training.trainer import SwarmTrainer, make_trainer
-
-KEY = TaskKey("test", 1, "0")
 
 
 def node_config(rounds: int | None = 2, longest: int = 8, temperature: float = 1.0, **trainer: Any) -> NodeConfig:
@@ -29,10 +26,6 @@ def node_config(rounds: int | None = 2, longest: int = 8, temperature: float = 1
     )
 
 
-def group(question: str, *completions: Completion) -> Group:
-    return Group(KEY, 0, question, completions, "test", 0)
-
-
 def mixed_samples(policy: Policy, seed: int = 0, groups: int = 3) -> list[Sample]:
     """Own and external groups of uneven lengths, with a zero advantage in each."""
     rng = random.Random(seed)
@@ -42,17 +35,12 @@ def mixed_samples(policy: Policy, seed: int = 0, groups: int = 3) -> list[Sample
         completions = []
         for _ in range(4):
             text = "".join(rng.choices("0123456789+-ab", k=rng.randint(1, 7)))
-            finished = rng.random() < 0.5
-            ids = None if external else tuple(policy.encode_completion(text, finished))
-            completions.append(Completion(text, finished, 0.0, ids))
-        one = group("".join(rng.choices("0123456789", k=rng.randint(1, 6))), *completions)
-        for index, advantage in enumerate([rng.uniform(0.2, 1), -rng.uniform(0.2, 1), 0.0, rng.uniform(-1, 1)]):
-            samples.append(Sample(one, index, advantage, external))
+            completions.append(policy.encode_completion(text, finished=rng.random() < 0.5))
+        prompt = policy.encode_prompt(Item("".join(rng.choices("0123456789", k=rng.randint(1, 6))), ""))
+        advantages = [rng.uniform(0.2, 1), -rng.uniform(0.2, 1), 0.0, rng.uniform(-1, 1)]
+        for completion, advantage in zip(completions, advantages, strict=True):
+            samples.append(Sample(prompt, completion, advantage, external))
     return samples
-
-
-def prompt_encoder(policy: Policy) -> Callable[[Group], list[int]]:
-    return lambda of: policy.encode_prompt(Item(of.question, ""))
 
 
 def fixed_rounds(*rounds: Sequence[Sample]) -> Callable[[int], Iterator[Sequence[Sample]]]:
@@ -70,15 +58,12 @@ def playing_rounds(policy: Policy, config: NodeConfig) -> Callable[[int], Iterat
             questions = [f"{version}+{number}=" for number in range(2)]
             prompts = [policy.encode_prompt(Item(question, "")) for question in questions]
             samples = []
-            for question, made in zip(questions, engine.generate(prompts, 4, params, version), strict=True):
+            for prompt, made in zip(prompts, engine.generate(prompts, 4, params, version), strict=True):
                 rewards = [sum(map(str.isdigit, one.text)) / 8 for one in made]
-                completions = [
-                    Completion(one.text, one.finished, reward, one.token_ids)
-                    for one, reward in zip(made, rewards, strict=True)
-                ]
-                one_group = group(question, *completions)
                 mean = sum(rewards) / len(rewards)
-                samples += [Sample(one_group, at, reward - mean, False) for at, reward in enumerate(rewards)]
+                samples += [
+                    Sample(prompt, one.token_ids, reward - mean) for one, reward in zip(made, rewards, strict=True)
+                ]
             yield samples
 
     return rounds
@@ -91,4 +76,4 @@ def trainer_of(
     rounds: Callable[[int], Iterator[Sequence[Sample]]],
     on_update: Callable[[int, Any], None] = lambda round_number, logs: None,
 ) -> SwarmTrainer:
-    return make_trainer(policy, config, folder, rounds, prompt_encoder(policy), on_update)
+    return make_trainer(policy, config, folder, rounds, on_update)

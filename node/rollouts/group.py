@@ -12,11 +12,13 @@ reason fit for a counter.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgpack
 
-from node.tasks import TaskKey
+from node.tasks import Item, Task, TaskKey
 
 FORMAT = 1
 MAX_GROUP_BYTES = 1 << 20
@@ -35,16 +37,11 @@ class GroupError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One completion: its text, whether it ended by itself, and its reward.
-
-    `token_ids` are the generator's own tokens, end-of-text included when `finished`.
-    They never leave the node: a peer's completion has none and is re-encoded.
-    """
+    """One completion: its text, whether it ended by itself, and its reward."""
 
     text: str
     finished: bool
     reward: float
-    token_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +59,30 @@ class Group:
     def rewards(self) -> tuple[float, ...]:
         """The rewards in the completions' order."""
         return tuple(completion.reward for completion in self.completions)
+
+
+class Question(NamedTuple):
+    """One question as the local policy is asked it: `item` is `task.make(seed)`, `prompt` its tokens."""
+
+    task: Task
+    seed: int
+    item: Item
+    prompt: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedGroup:
+    """A group under the local policy's tokenizer, whoever made it. Tokens never leave the node.
+
+    `completions` holds the tokens of each of the group's completions, end-of-text included where it finished:
+    those that were sampled, or a peer's text encoded. `logprobs` are the sampler's, where the engine gives them:
+    nats of each of these tokens, for each completion.
+    """
+
+    group: Group
+    prompt: Sequence[int]
+    completions: Sequence[Sequence[int]]
+    logprobs: Sequence[Sequence[float]] | None = None
 
 
 def encode(group: Group) -> bytes:

@@ -6,7 +6,7 @@ lie and costs its signer; a task that this node does not run is nobody's fault, 
 a question that its policy has no room for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from node.rollouts.group import MAX_GROUP_BYTES, Group, GroupError, decode
@@ -16,6 +16,9 @@ REWARD_TOLERANCE = 1e-6
 
 # Reasons that an honest peer can give: its groups are set aside at no cost to it.
 BLAMELESS = frozenset({"unknown_task", "unverifiable", "prompt_too_long"})
+
+EncodePrompt = Callable[[Item], Sequence[int] | None]
+"""Returns the tokens that ask an item, or None where the local policy has no room for them."""
 
 
 class Verified(NamedTuple):
@@ -30,23 +33,20 @@ def check(
     tasks: TaskSet,
     max_completions: int,
     max_bytes: int = MAX_GROUP_BYTES,
-    fits: Callable[[Item], bool] = lambda item: True,
+    encode_prompt: EncodePrompt = lambda item: (),
 ) -> Verified:
-    """Decode and verify one group from a peer. Never raises: one bad item is one reason.
-
-    `fits` tells whether the local policy has room for a question.
-    """
+    """Decode and verify one group from a peer. Never raises: one bad item is one reason."""
     try:
         if len(body) > max_bytes:
             raise GroupError("oversized", f"{len(body)} bytes")
         group = decode(body)
-        _verify(group, tasks, max_completions, fits)
+        _verify(group, tasks, max_completions, encode_prompt)
     except GroupError as error:
         return Verified(None, error.reason)
     return Verified(group, "")
 
 
-def _verify(group: Group, tasks: TaskSet, max_completions: int, fits: Callable[[Item], bool]) -> None:
+def _verify(group: Group, tasks: TaskSet, max_completions: int, encode_prompt: EncodePrompt) -> None:
     task = tasks.get(group.task)
     if task is None:
         raise GroupError("unknown_task", group.task.name)
@@ -55,12 +55,12 @@ def _verify(group: Group, tasks: TaskSet, max_completions: int, fits: Callable[[
     try:
         item = task.make(group.seed)
         rewards = [task.verify(item, completion.text) for completion in group.completions]
-        has_room = fits(item)
+        prompt = encode_prompt(item)
     except Exception as error:  # a third party's task may raise anything; its failure is not the round's
         raise GroupError("unverifiable", type(error).__name__) from error
     if item.question != group.question:
         raise GroupError("false_question")
     if any(abs(own - claimed) > REWARD_TOLERANCE for own, claimed in zip(rewards, group.rewards, strict=True)):
         raise GroupError("false_reward")
-    if not has_room:
+    if prompt is None:
         raise GroupError("prompt_too_long")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from node.config import PoolConfig
-from node.rollouts.group import Group, decode, encode
+from node.rollouts.group import Group, decode
 from node.rollouts.sampling import Candidate
 
 _SCHEMA = """
@@ -32,12 +32,13 @@ CREATE INDEX IF NOT EXISTS uses_by_round ON uses (round);
 
 
 class Shared(NamedTuple):
-    """A verified group from a peer: its content id, who signed it, when it came (Unix seconds)."""
+    """A verified group: its content id, who signed it, when it came (Unix seconds), and the bytes it came as."""
 
     id: bytes
     peer: str
     received: float
     group: Group
+    body: bytes
 
 
 @dataclass(slots=True)
@@ -81,13 +82,12 @@ class ReplayBuffer:
         for item in shared:
             if item.id in self._entries:
                 continue
-            body = encode(item.group)
             rewards = item.group.rewards
             # A clock that was set back must not make the newest group the oldest.
             self._newest = max(self._newest, item.received)
-            self._remember(Candidate(item.id, item.peer, self._newest, rewards), len(body), uses=0)
+            self._remember(Candidate(item.id, item.peer, self._newest, rewards), len(item.body), uses=0)
             packed = array.array("d", rewards).tobytes()
-            rows.append((item.id, item.peer, item.group.task.name, self._newest, packed, body))
+            rows.append((item.id, item.peer, item.group.task.name, self._newest, packed, item.body))
         evicted = self._evict(now)
         if rows or evicted:
             with _Transaction(self._db):

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from node.rollouts.group import Group
+from node.rollouts.group import EncodedGroup
 
 _EPSILON = 1e-4  # TRL's guard against a zero deviation in group scaling
 _FLAT = 1e-9  # rewards closer than this are equal: the group carries no gradient
@@ -20,12 +20,16 @@ _FLAT = 1e-9  # rewards closer than this are equal: the group carries no gradien
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion to train on: `group.completions[index]`, weighted by `advantage`."""
+    """One completion to train on: its tokens after those of its prompt, weighted by `advantage`.
 
-    group: Group
-    index: int
+    `logprobs` are the sampler's, in nats, one for each token of `completion`, where it gave them.
+    """
+
+    prompt: Sequence[int]
+    completion: Sequence[int]
     advantage: float
-    external: bool
+    external: bool = False
+    logprobs: Sequence[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,20 +142,25 @@ def drop_negatives(picks: Sequence[Pick]) -> list[Pick]:
     return [replace(pick, advantage=max(pick.advantage, 0.0)) for pick in picks]
 
 
-def external_samples(picks: Sequence[Pick], groups: Mapping[bytes, Group]) -> list[Sample]:
-    """Attach the picked groups' text."""
-    return [Sample(groups[pick.id], pick.index, pick.advantage, external=True) for pick in picks]
+def external_samples(picks: Sequence[Pick], groups: Mapping[bytes, EncodedGroup]) -> list[Sample]:
+    """Attach the picked completions' tokens."""
+    return [_sample(groups[pick.id], pick.index, pick.advantage, external=True) for pick in picks]
 
 
-def local_samples(groups: Sequence[Group], count: int, rng: random.Random, scale: Scale) -> list[Sample]:
+def local_samples(own: Sequence[EncodedGroup], count: int, rng: random.Random, scale: Scale) -> list[Sample]:
     """Take `count` of this round's own groups, whole; those with an advantage first when there are more."""
-    ranked = rng.sample(groups, len(groups))
-    ranked.sort(key=lambda group: not is_informative(group.rewards))
+    ranked = rng.sample(own, len(own))
+    ranked.sort(key=lambda one: not is_informative(one.group.rewards))
     return [
-        Sample(group, index, advantage, external=False)
-        for group in ranked[:count]
-        for index, advantage in enumerate(scale(group.rewards))
+        _sample(one, index, advantage, external=False)
+        for one in ranked[:count]
+        for index, advantage in enumerate(scale(one.group.rewards))
     ]
+
+
+def _sample(one: EncodedGroup, index: int, advantage: float, external: bool) -> Sample:
+    logprobs = one.logprobs[index] if one.logprobs is not None else None
+    return Sample(one.prompt, one.completions[index], advantage, external, logprobs)
 
 
 def _whole(candidates: Sequence[Candidate], scale: Scale) -> list[Pick]:

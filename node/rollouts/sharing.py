@@ -19,10 +19,10 @@ from dataclasses import replace
 from typing import Protocol
 
 from node.rollouts.group import MAX_GROUP_BYTES, Group, encode
-from node.rollouts.ingest import BLAMELESS, check
+from node.rollouts.ingest import BLAMELESS, EncodePrompt, check
 from node.rollouts.replay_buffer import Shared
 from node.rollouts.sampling import is_informative
-from node.tasks import Item, TaskKey, TaskSet
+from node.tasks import TaskKey, TaskSet
 from protocol.host import Counters, Host, Verdict
 from protocol.messages import TOPIC_BYTES
 
@@ -36,10 +36,11 @@ class Exchange(Protocol):
         """Offer this round's own groups to the swarm."""
         ...
 
-    def receive(self, known: Callable[[bytes], bool], fits: Callable[[Item], bool]) -> list[Shared]:
+    def receive(self, known: Callable[[bytes], bool], encode_prompt: EncodePrompt) -> list[Shared]:
         """Return the verified groups that came since the last call.
 
-        Ids that are `known` are not verified again; a group whose question the policy has no room for is left out.
+        Ids that are `known` are not verified again; a group whose question has no tokens for
+        `encode_prompt` is left out.
         """
         ...
 
@@ -52,7 +53,7 @@ class NoExchange:
     def publish(self, groups: Sequence[Group]) -> None:
         """Drop the groups: nobody is there."""
 
-    def receive(self, known: Callable[[bytes], bool], fits: Callable[[Item], bool]) -> list[Shared]:
+    def receive(self, known: Callable[[bytes], bool], encode_prompt: EncodePrompt) -> list[Shared]:
         """Return nothing."""
         return []
 
@@ -98,18 +99,18 @@ class NetworkExchange:
                 continue
             self._host.publish(body, topic_of(group.task))
 
-    def receive(self, known: Callable[[bytes], bool], fits: Callable[[Item], bool]) -> list[Shared]:
+    def receive(self, known: Callable[[bytes], bool], encode_prompt: EncodePrompt) -> list[Shared]:
         """Verify what the host has collected; a bad item costs its signer and nobody else."""
         shared = []
         for item in self._host.receive(RECEIVE_LIMIT):
             if known(item.id):
                 continue
-            group, reason = check(item.body, self._tasks, self._max_completions, self._max_bytes, fits)
+            group, reason = check(item.body, self._tasks, self._max_completions, self._max_bytes, encode_prompt)
             if self._mislabelled(item.topic, group, reason):
                 group, reason = None, "false_topic"
             if group is not None:
                 self._host.report(item.id, Verdict.ACCEPT, "")
-                shared.append(Shared(item.id, item.sender, time.time(), group))
+                shared.append(Shared(item.id, item.sender, time.time(), group, item.body))
             else:
                 verdict = Verdict.IGNORE if reason in BLAMELESS else Verdict.REJECT
                 self._host.report(item.id, verdict, reason)

@@ -1,60 +1,26 @@
 """From a round's samples to the tensors of TRL's loss. Pure: no model, no randomness, no device.
 
-Each sample becomes a row: prompt tokens, completion tokens, one advantage. Prompts are
-padded on the left and completions on the right, so that no padding falls inside a
-sequence. A completion of our own keeps the tokens it was sampled with; a peer's text is
-encoded under the local policy.
+Each sample becomes a row. Prompts are padded on the left and completions on the right, so
+that no padding falls inside a sequence.
 
 A row whose advantage is zero adds nothing to the gradient (there is no KL term), so it
 is counted in the loss's denominator but not sent through the model. The entropy and
 clipping that TRL logs are therefore means over the rows that do train.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import groupby, pairwise
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
 
-from node.rollouts.group import Completion, Group
 from node.rollouts.sampling import Sample
 
 LossType = Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo"]
 Batch = dict[str, torch.Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One sequence to train on."""
-
-    prompt: Sequence[int]
-    completion: Sequence[int]
-    advantage: float
-
-
-def make_rows(
-    samples: Sequence[Sample],
-    prompt_ids: Callable[[Group], list[int]],
-    encode_completion: Callable[[str, bool], list[int]],
-    max_completion_length: int,
-) -> list[Row]:
-    """Return a row for each sample, in order.
-
-    A completion longer than `max_completion_length` tokens is cut, and with its end goes
-    its end-of-text token: what was cut is not trained to stop there.
-    """
-    rows = []
-    for _, members in groupby(samples, key=lambda sample: id(sample.group)):
-        of_group = list(members)
-        prompt = prompt_ids(of_group[0].group)
-        for sample in of_group:
-            tokens = _tokens(sample.group.completions[sample.index], encode_completion)
-            rows.append(Row(prompt, tokens[:max_completion_length], sample.advantage))
-    return rows
-
-
-def make_batches(rows: Sequence[Row], parts: int, loss_type: LossType, pad_token_id: int) -> list[Batch]:
+def make_batches(rows: Sequence[Sample], parts: int, loss_type: LossType, pad_token_id: int) -> list[Batch]:
     """Return a round's `parts` micro-batches for `GRPOTrainer.compute_loss`.
 
     However the rows are split, and whether or not zero-advantage rows are left out, the
@@ -88,28 +54,22 @@ def make_batches(rows: Sequence[Row], parts: int, loss_type: LossType, pad_token
     return batches
 
 
-def _tokens(completion: Completion, encode: Callable[[str, bool], list[int]]) -> Sequence[int]:
-    if completion.token_ids is not None:
-        return completion.token_ids
-    return encode(completion.text, completion.finished)
-
-
-def _worth_training(rows: Sequence[Row]) -> list[Row]:
+def _worth_training(rows: Sequence[Sample]) -> list[Sample]:
     """Rows with a gradient; when there is none, one without, since a step needs a batch."""
     filled = [row for row in rows if row.completion]
     return [row for row in filled if row.advantage != 0] or filled[:1]
 
 
-def _split(rows: list[Row], parts: int) -> list[list[Row]]:
+def _split(rows: list[Sample], parts: int) -> list[list[Sample]]:
     """Split into `parts` runs of rows whose sizes differ by one at most, padded by rows of no weight."""
-    idle = Row(rows[0].prompt, rows[0].completion[:1], 0.0)
+    idle = Sample(rows[0].prompt, rows[0].completion[:1], 0.0)
     rows = rows + [idle] * (parts - len(rows))
     size, longer = divmod(len(rows), parts)
     ends = [size * part + min(part, longer) for part in range(parts + 1)]
     return [rows[start:end] for start, end in pairwise(ends)]
 
 
-def _tensors(rows: Sequence[Row], scale: float, tokens: int, pad: int) -> Batch:
+def _tensors(rows: Sequence[Sample], scale: float, tokens: int, pad: int) -> Batch:
     prompt_width = max(len(row.prompt) for row in rows)
     completion_width = max(len(row.completion) for row in rows)
     prompts = [(prompt_width - len(row.prompt), row.prompt) for row in rows]

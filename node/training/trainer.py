@@ -31,9 +31,8 @@ from trl import GRPOConfig, GRPOTrainer
 from node.config import NodeConfig
 from node.errors import UserError
 from node.policy import Policy
-from node.rollouts.group import Group
 from node.rollouts.sampling import Sample
-from node.training.batch import Batch, Row, make_batches, make_rows
+from node.training.batch import Batch, make_batches
 from node.training.checkpoint import remove_leftovers, save_checkpoint
 
 Rounds = Callable[[int], Iterator[Sequence[Sample]]]
@@ -54,7 +53,7 @@ class SwarmTrainer(GRPOTrainer):
         args: GRPOConfig,
         checkpoints: Path,
         keep: int,
-        rounds: Callable[[int], Iterator[list[Row]]],
+        rounds: Rounds,
         on_update: OnUpdate,
         also_save: Callable[[Path], None],
         also_log: Callable[[], Mapping[str, float]],
@@ -94,7 +93,7 @@ class SwarmTrainer(GRPOTrainer):
             self.round_is_empty = not any(row.completion for row in rows)
             if self.round_is_empty:
                 end = self._tokenizer.eos_token_id
-                rows = [Row([end], [end], 0.0)]
+                rows = [Sample([end], [end], 0.0)]
             batches = make_batches(rows, args.gradient_accumulation_steps, args.loss_type, self._tokenizer.pad_token_id)
             if args.num_iterations > 1:
                 batches = [self._with_old_logps(batch) for batch in batches]
@@ -206,7 +205,6 @@ def make_trainer(
     config: NodeConfig,
     folder: Path,
     rounds: Rounds,
-    prompt_ids: Callable[[Group], list[int]],
     on_update: OnUpdate,
     also_save: Callable[[Path], None] = lambda folder: None,
     also_log: Callable[[], Mapping[str, float]] = dict,
@@ -218,7 +216,6 @@ def make_trainer(
         config: of the node.
         folder: checkpoints go to `checkpoints/` in it, TensorBoard's files to `runs/`.
         rounds: the loop: given the rounds already done, yields each further round's samples.
-        prompt_ids: a group's prompt under this policy.
         on_update: called once a round, after its last optimiser step and before a checkpoint of
             it, with the rounds done so far and TRL's metrics.
         also_save: adds what else belongs to a checkpoint to its folder.
@@ -229,16 +226,10 @@ def make_trainer(
     """
     checkpoints = folder / "checkpoints"
     remove_leftovers(checkpoints)
-    longest = config.engine.max_completion_length
-
-    def rounds_of_rows(done: int) -> Iterator[list[Row]]:
-        for samples in rounds(done):
-            yield make_rows(samples, prompt_ids, policy.encode_completion, longest)
-
     args = _trl_config(config, policy.model.device.type, folder)
     try:
         return SwarmTrainer(
-            policy, args, checkpoints, config.trainer.save_total_limit, rounds_of_rows, on_update, also_save, also_log
+            policy, args, checkpoints, config.trainer.save_total_limit, rounds, on_update, also_save, also_log
         )
     except (ImportError, RuntimeError) as error:
         if "requires" in str(error) and config.trainer.report_to:

@@ -1,62 +1,18 @@
-"""From samples to tensors: padding, end-of-text, truncation, counting, splitting."""
+"""From samples to tensors: padding, counting, splitting."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.rollouts.group import Completion
 from node.rollouts.sampling import Sample
-from node.training.batch import Row, make_batches, make_rows
-from tests.training import group
+from node.training.batch import make_batches
 
-EOS, PAD = 2, 0
-
-
-def encode(text: str, finished: bool) -> list[int]:
-    return [ord(letter) for letter in text] + [EOS] * finished
-
-
-def rows_of(*completions: Completion, longest: int = 8) -> list[Row]:
-    one = group("question", *completions)
-    samples = [Sample(one, index, 1.0, external=False) for index in range(len(completions))]
-    return make_rows(samples, lambda _: [1], encode, longest)
-
-
-def test_own_completions_keep_their_tokens_and_others_are_encoded():
-    own, other = rows_of(Completion("ab", True, 0.0, (7, 7, EOS)), Completion("ab", True, 0.0))
-    assert own.completion == (7, 7, EOS)
-    assert other.completion == [97, 98, EOS]
-
-
-def test_end_of_text_is_there_only_where_a_completion_finished():
-    finished, unfinished = rows_of(Completion("ab", True, 0.0), Completion("ab", False, 0.0))
-    assert finished.completion == [97, 98, EOS]
-    assert unfinished.completion == [97, 98]
-
-
-@pytest.mark.parametrize("ids", [None, (97, 98, 99, EOS)])
-def test_a_completion_that_is_cut_is_not_finished(ids):
-    (row,) = rows_of(Completion("abc", True, 0.0, ids), longest=3)
-    assert list(row.completion) == [97, 98, 99]
-
-
-def test_each_group_gets_its_own_prompt_and_it_is_made_once():
-    asked = []
-
-    def prompt_ids(of):
-        asked.append(of.question)
-        return encode(of.question, False)
-
-    first, second = (group(name, Completion("x", True, 0.0), Completion("y", True, 0.0)) for name in "ab")
-    samples = [Sample(one, index, 1.0, external=False) for one in (first, second) for index in range(2)]
-    rows = make_rows(samples, prompt_ids, encode, 8)
-    assert [row.prompt for row in rows] == [[97], [97], [98], [98]]
-    assert asked == ["a", "b"]
+PAD = 0
 
 
 def test_prompts_are_padded_left_and_completions_right():
-    rows = [Row([5, 6, 7], [8], 0.5), Row([9], [10, 11, 12], -0.25)]
+    rows = [Sample([5, 6, 7], [8], 0.5), Sample([9], [10, 11, 12], -0.25)]
     (batch,) = make_batches(rows, 1, "dapo", PAD)
     assert batch["prompt_ids"].tolist() == [[5, 6, 7], [PAD, PAD, 9]]
     assert batch["prompt_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
@@ -67,21 +23,21 @@ def test_prompts_are_padded_left_and_completions_right():
 
 
 def test_rows_without_advantage_are_counted_and_left_out():
-    rows = [Row([1], [5, 6], 0.0), Row([1], [7], 1.0), Row([1], [8, 9, 10], 0.0)]
+    rows = [Sample([1], [5, 6], 0.0), Sample([1], [7], 1.0), Sample([1], [8, 9, 10], 0.0)]
     (batch,) = make_batches(rows, 1, "dapo", PAD)
     assert batch["completion_ids"].tolist() == [[7]]
     assert batch["num_items_in_batch"].item() == 6
 
 
 def test_one_row_is_kept_when_none_has_an_advantage():
-    (batch,) = make_batches([Row([1], [], 0.0), Row([1], [5, 6], 0.0)], 1, "dapo", PAD)
+    (batch,) = make_batches([Sample([1], [], 0.0), Sample([1], [5, 6], 0.0)], 1, "dapo", PAD)
     assert batch["completion_ids"].tolist() == [[5, 6]]
     assert batch["advantages"].tolist() == [0.0]
 
 
 rows_strategy = st.lists(
     st.builds(
-        Row,
+        Sample,
         prompt=st.lists(st.integers(3, 20), min_size=1, max_size=5),
         completion=st.lists(st.integers(3, 20), max_size=6),
         advantage=st.sampled_from([0.0, 0.5, -0.5, 1.0]),
@@ -134,7 +90,7 @@ def test_scaled_advantages_turn_means_over_parts_into_the_mean_over_the_round(ro
 
 
 def test_tensors_have_the_types_that_the_loss_expects():
-    (batch,) = make_batches([Row([1], [5], 1)], 1, "dapo", PAD)
+    (batch,) = make_batches([Sample([1], [5], 1)], 1, "dapo", PAD)
     types = {key: tensor.dtype for key, tensor in batch.items()}
     assert types.pop("advantages") == types.pop("num_items_in_batch") == torch.float32
     assert set(types.values()) == {torch.int64}

@@ -37,19 +37,6 @@ def test_what_is_encoded_is_decoded(group: Group) -> None:
     assert decode(encode(group)) == group
 
 
-@given(groups)
-def test_token_ids_never_travel(group: Group) -> None:
-    with_ids = Group(
-        group.task,
-        group.seed,
-        group.question,
-        tuple(Completion(c.text, c.finished, c.reward, (1, 2, 3)) for c in group.completions),
-        group.policy,
-        group.policy_version,
-    )
-    assert encode(with_ids) == encode(group)
-
-
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_are_a_group_error(data: bytes) -> None:
     with pytest.raises(GroupError):

@@ -74,13 +74,13 @@ def test_a_scorer_that_raises_costs_one_item() -> None:
 
 
 def test_a_question_that_the_policy_has_no_room_for_is_nobodys_fault_and_no_cover_for_a_lie() -> None:
-    assert check(encode(honest()), TASKS, 8, fits=lambda _: False) == (None, "prompt_too_long")
-    assert check(encode(lie(honest(), 1, 1.0)), TASKS, 8, fits=lambda _: False) == (None, "false_reward")
+    assert check(encode(honest()), TASKS, 8, encode_prompt=lambda _: None) == (None, "prompt_too_long")
+    assert check(encode(lie(honest(), 1, 1.0)), TASKS, 8, encode_prompt=lambda _: None) == (None, "false_reward")
     assert "prompt_too_long" in BLAMELESS
 
 
 def test_a_question_that_cannot_be_encoded_costs_one_item() -> None:
-    def fails(item: Item) -> bool:
+    def fails(item: Item) -> list[int]:
         raise ValueError(item.question)
 
-    assert check(encode(honest()), TASKS, 8, fits=fails) == (None, "unverifiable")
+    assert check(encode(honest()), TASKS, 8, encode_prompt=fails) == (None, "unverifiable")

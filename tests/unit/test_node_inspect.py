@@ -6,7 +6,7 @@ import pytest
 
 from node.cli.app import run
 from node.config import PoolConfig
-from node.rollouts.group import Completion, Group
+from node.rollouts.group import Completion, Group, encode
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.tasks import TaskKey
 
@@ -17,7 +17,7 @@ def fill(folder: Path) -> None:
             group = Group(
                 TaskKey("builtin/sums", 1, "c0ffee"), index, "3+4=", (Completion(text, True, 1.0 - index),), "llama", 5
             )
-            pool.add([Shared(bytes([index]) * 32, f"peer{index}", 1000.0 + index, group)], now=1001.0)
+            pool.add([Shared(bytes([index]) * 32, f"peer{index}", 1000.0 + index, group, encode(group))], now=1001.0)
         pool.take([bytes(32)], 1)
 
 

@@ -5,22 +5,23 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from node.config import NodeConfig, TaskConfig, parse_config
+from node.engines import Generated
 from node.engines.hf import HfEngine
 from node.errors import UserError
 from node.loop import Loop, longest_prompt
 from node.policy import Policy
 from node.rollouts.group import Completion, Group, encode
-from node.rollouts.ingest import check
+from node.rollouts.ingest import EncodePrompt, check
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.sampling import Sample
 from node.rollouts.sharing import NoExchange
 from node.tasks import Item, Task, TaskSet, load_tasks
 from node.telemetry.metrics import MetricsLog
-from node.training.batch import make_rows
 from node.training.trainer import make_trainer
 from tests.policies import tiny_policy
 
@@ -66,15 +67,15 @@ class Peer(NoExchange):
         self.tasks, self.groups = tasks, groups
         self.reasons: list[str] = []
 
-    def receive(self, known: Callable[[bytes], bool], fits: Callable[[Item], bool]) -> list[Shared]:
-        found = [check(encode(group), self.tasks, 8, fits=fits) for group in self.groups]
+    def receive(self, known: Callable[[bytes], bool], encode_prompt: EncodePrompt) -> list[Shared]:
+        found = [check(encode(group), self.tasks, 8, encode_prompt=encode_prompt) for group in self.groups]
         self.groups = ()
         self.reasons += [one.reason for one in found if one.group is None]
         return [share(one.group, number) for number, one in enumerate(found) if one.group is not None]
 
 
 def share(group: Group, number: int) -> Shared:
-    return Shared(number.to_bytes(32, "big"), "peer", time.time(), group)
+    return Shared(number.to_bytes(32, "big"), "peer", time.time(), group, encode(group))
 
 
 def train(policy: Policy, tasks: TaskSet, folder: Path, peer: Peer, *before: Group) -> tuple[list[dict], list[bytes]]:
@@ -84,7 +85,7 @@ def train(policy: Policy, tasks: TaskSet, folder: Path, peer: Peer, *before: Gro
     with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
         pool.add([share(group, 100 + number) for number, group in enumerate(before)], time.time())
         loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, peer, metrics)
-        make_trainer(policy, config, folder, loop.rounds, loop.prompt_ids, loop.finish).train()
+        make_trainer(policy, config, folder, loop.rounds, loop.finish).train()
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         return rows, [one.id for one in pool.candidates(time.time(), max_uses=9)]
 
@@ -107,13 +108,50 @@ def test_one_that_is_in_the_pool_already_is_dropped_and_counted(policy: Policy, 
     assert [(row["groups_external"], row["groups_unusable"]) for row in rows] == [(1, 2), (0, 0)]
 
 
-def test_a_peers_completion_is_cut_to_what_the_policy_has_positions_for(policy: Policy, tasks: TaskSet) -> None:
+def first_round(policy: Policy, tasks: TaskSet, folder: Path, exchange: NoExchange, engine: HfEngine) -> list[Sample]:
+    config = node_config()
+    with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
+        loop = Loop(config, 0, policy, engine, tasks, pool, exchange, MetricsLog(folder / "metrics.jsonl"))
+        return list(next(loop.rounds(0)))
+
+
+def test_a_peers_completion_is_cut_and_is_not_finished_then(policy: Policy, tasks: TaskSet, tmp_path: Path) -> None:
     (task,) = tasks.tasks
-    one = group_of(task, SHORT, padding="3" * 10_000)
-    samples = [Sample(one, at, 1.0, external=True) for at in range(2)]
-    longest = longest_prompt(node_config().engine, policy)
-    rows = make_rows(samples, lambda _: [1] * longest, policy.encode_completion, LONGEST)
-    assert max(len(row.prompt) + len(row.completion) for row in rows) == POSITIONS
+    peer = Peer(tasks, group_of(task, SHORT, padding="3" * 10_000))
+    samples = first_round(policy, tasks, tmp_path, peer, HfEngine(policy))
+    short, long = (list(one.completion) for one in samples if one.external)
+    assert short == policy.encode_completion("2", finished=True)
+    assert long == policy.encode_completion("3" * LONGEST, finished=False)
+
+
+def test_own_samples_are_the_tokens_that_were_sampled(policy: Policy, tasks: TaskSet, tmp_path: Path) -> None:
+    made: list[Generated] = []
+
+    class Recorder(HfEngine):
+        def generate(self, *args: Any) -> list[list[Generated]]:
+            groups = super().generate(*args)
+            made.extend(one for group in groups for one in group)
+            return groups
+
+    samples = first_round(policy, tasks, tmp_path, NoExchange(), Recorder(policy, logprobs=True))
+    assert [(one.completion, one.logprobs) for one in samples] == [(one.token_ids, one.logprobs) for one in made]
+    assert {tuple(one.prompt) for one in samples} == {tuple(policy.encode_prompt(Item(SHORT, "2")))}
+
+
+def test_a_question_is_made_once_for_an_own_group_and_twice_for_a_peers(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = load_tasks([TaskConfig(name="builtin/sums")])
+    (task,) = tasks.tasks
+    item = task.make(0)
+    answers = (Completion(item.answer, True, 1.0), Completion("no", True, 0.0))
+    peer = Peer(tasks, Group(task.key, 0, item.question, answers, "peer", 0))
+    made: list[int] = []
+    make = type(task).make
+    monkeypatch.setattr(type(task), "make", lambda self, seed: made.append(seed) or make(self, seed))
+    samples = first_round(policy, tasks, tmp_path, peer, HfEngine(policy))
+    assert [one.external for one in samples] == [False, False, True, True]
+    assert len(made) == 3 and made[1:] == [0, 0]
 
 
 def test_a_prompt_has_the_room_that_the_longest_completion_leaves(policy: Policy) -> None:

@@ -18,7 +18,8 @@ from node.tasks import TaskKey
 
 def shared(number: int, peer: str = "a", received: float = 0.0, size: int = 10) -> Shared:
     made = (Completion("x" * size, True, 1.0), Completion("", False, 0.0))
-    return Shared(number.to_bytes(32, "big"), peer, received, Group(TaskKey("t", 1, "c"), number, "q", made, "p", 0))
+    group = Group(TaskKey("t", 1, "c"), number, "q", made, "p", 0)
+    return Shared(number.to_bytes(32, "big"), peer, received, group, encode(group))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from tensorboardX.proto import event_pb2
 
 from node.training.trainer import make_trainer
 from tests.policies import tiny_policy
-from tests.training import fixed_rounds, mixed_samples, node_config, prompt_encoder
+from tests.training import fixed_rounds, mixed_samples, node_config
 
 
 def test_tensorboard_gets_the_rewards_of_each_round(tmp_path: Path) -> None:
@@ -19,7 +19,6 @@ def test_tensorboard_gets_the_rewards_of_each_round(tmp_path: Path) -> None:
         config,
         tmp_path / "node",
         fixed_rounds(*[mixed_samples(policy)] * 3),
-        prompt_encoder(policy),
         lambda number, logs: None,
         also_log=lambda: {"reward": rewards[trainer.rounds_done]},
     )

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.rollouts.group import Completion, Group
+from node.rollouts.group import Completion, EncodedGroup, Group
 from node.rollouts.sampling import (
     RULES,
     Candidate,
     Pick,
+    Sample,
     correct,
     drop_negatives,
     external_samples,
@@ -32,9 +33,12 @@ def candidate(number: int, rewards: tuple[float, ...], received: float = 0.0) ->
     return Candidate(number.to_bytes(4, "big"), "peer", received, rewards)
 
 
-def group(seed: int, rewards: tuple[float, ...]) -> Group:
+def group(seed: int, rewards: tuple[float, ...]) -> EncodedGroup:
+    """Its prompt is its seed, and the tokens of each completion say which one it is."""
     made = tuple(Completion(f"{index}", True, reward) for index, reward in enumerate(rewards))
-    return Group(TaskKey("t", 1, "c"), seed, "q", made, "p", 0)
+    return EncodedGroup(
+        Group(TaskKey("t", 1, "c"), seed, "q", made, "p", 0), [seed], [[index] for index in range(len(rewards))]
+    )
 
 
 pools = st.lists(rewards, max_size=12).map(lambda rows: [candidate(n, row, received=n) for n, row in enumerate(rows)])
@@ -125,14 +129,14 @@ def test_dropping_negatives_touches_nothing_else(picks: list[Pick]) -> None:
 def test_external_samples_carry_their_group() -> None:
     made = group(1, (0.0, 1.0))
     (sample,) = external_samples([Pick(b"a", 1, 0.5)], {b"a": made})
-    assert (sample.group, sample.index, sample.advantage, sample.external) == (made, 1, 0.5, True)
+    assert sample == Sample([1], [1], 0.5, external=True)
 
 
 @given(st.lists(rewards, min_size=1, max_size=8), st.integers(0, 8), st.integers())
 def test_local_groups_are_whole_and_informative_first(rows: list[tuple[float, ...]], count: int, seed: int) -> None:
     own = [group(n, row) for n, row in enumerate(rows)]
     samples = local_samples(own, count, random.Random(seed), mean_advantages)
-    taken = {sample.group.seed for sample in samples}
+    taken = {sample.prompt[0] for sample in samples}
     assert len(taken) == min(count, len(own))
     assert len(samples) == sum(len(own[n].completions) for n in taken)
     assert not any(sample.external for sample in samples)

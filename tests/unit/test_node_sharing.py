@@ -74,7 +74,7 @@ class _Host:
 def group(task=ONE) -> Group:
     item = task.make(1)
     texts = (item.answer, "no answer")
-    made = tuple(Completion(text, True, float(task.verify(item, text)), None) for text in texts)
+    made = tuple(Completion(text, True, float(task.verify(item, text))) for text in texts)
     return Group(task.key, 1, item.question, made, "tests", 0)
 
 
@@ -99,7 +99,7 @@ def test_a_false_label_costs_its_signer(topic: bytes, of: Group, report: tuple[V
     host = _Host()
     exchange = NetworkExchange(host, TASKS, max_completions=8, informative_only=True, external=4)
     host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(of), 0.0, topic)]
-    shared = exchange.receive(lambda _: False, lambda _: True)
+    shared = exchange.receive(lambda _: False, lambda _: [1])
     assert host.reports == [report]
     assert len(shared) == (report[0] is Verdict.ACCEPT)
 
@@ -113,7 +113,7 @@ def test_an_unknown_task_under_one_of_our_topics_is_a_lie_and_under_another_is_n
         Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(unknown), 0.0, topic)
         for topic in (topic_of(ONE.key), NO_TOPIC)
     ]
-    assert exchange.receive(lambda _: False, lambda _: True) == []
+    assert exchange.receive(lambda _: False, lambda _: [1]) == []
     assert host.reports == [(Verdict.REJECT, "false_topic"), (Verdict.IGNORE, "unknown_task")]
 
 
@@ -123,7 +123,7 @@ def test_the_swarms_limit_on_a_groups_size_holds_both_ways() -> None:
     exchange.publish([group()])
     assert (host.published, exchange._unsent) == ([], {"own_oversized": 1})
     host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(group()), 0.0, topic_of(ONE.key))]
-    assert exchange.receive(lambda _: False, lambda _: True) == []
+    assert exchange.receive(lambda _: False, lambda _: [1]) == []
     assert host.reports == [(Verdict.REJECT, "oversized")]
 
 
@@ -131,5 +131,5 @@ def test_a_group_without_room_here_is_counted_and_costs_its_signer_nothing() -> 
     host = _Host()
     exchange = NetworkExchange(host, TASKS, max_completions=8, informative_only=True, external=4)
     host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(group()), 0.0, topic_of(ONE.key))]
-    assert exchange.receive(lambda _: False, lambda _: False) == []
+    assert exchange.receive(lambda _: False, lambda _: None) == []
     assert host.reports == [(Verdict.IGNORE, "prompt_too_long")]

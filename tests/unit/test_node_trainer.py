@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,13 +12,12 @@ from node.engines import SamplingParams
 from node.engines.hf import HfEngine
 from node.errors import UserError
 from node.policy import Policy
-from node.rollouts.group import Completion
 from node.rollouts.sampling import Sample
 from node.tasks import Item
-from node.training.batch import Row, make_batches, make_rows
+from node.training.batch import make_batches
 from tests.grpo_oracle import clipped_fraction, completion_logps, round_loss
 from tests.policies import tiny_policy
-from tests.training import fixed_rounds, group, mixed_samples, node_config, prompt_encoder, trainer_of
+from tests.training import fixed_rounds, mixed_samples, node_config, trainer_of
 
 LOSS_TYPES = ["dapo", "grpo", "bnpo", "dr_grpo", "cispo"]
 Named = dict[str, torch.Tensor]
@@ -49,10 +49,6 @@ def train(policy, config, folder, *rounds: Sequence[Sample]) -> tuple[Watch, lis
     trainer.add_callback(watch)
     trainer.train()
     return watch, logged
-
-
-def rows_of(policy, config, samples) -> list[Row]:
-    return make_rows(samples, prompt_encoder(policy), policy.encode_completion, config.engine.max_completion_length)
 
 
 def oracle(policy, config, rows, weights: Named, old_weights: Named) -> tuple[float, Named, float]:
@@ -88,7 +84,7 @@ def test_gradient_and_loss_are_the_oracles_however_the_round_is_split(policy, tm
 
     watch, logged = train(policy, config, tmp_path, samples)
 
-    rows = rows_of(policy, config, samples)
+    rows = samples
     assert sum(row.advantage == 0 for row in rows) == 3  # the oracle sees the rows that we leave out
     loss, gradients, _ = oracle(policy, config, rows, watch.weights[0], watch.weights[0])
     assert_same(watch.gradients[0], gradients)
@@ -104,7 +100,7 @@ def test_a_second_iteration_is_clipped_against_the_policy_before_the_first(polic
 
     watch, _ = train(policy, config, tmp_path, samples)
 
-    rows = rows_of(policy, config, samples)
+    rows = samples
     _, first, none_clipped = oracle(policy, config, rows, watch.weights[0], watch.weights[0])
     assert none_clipped == 0
     assert_same(watch.gradients[0], first)
@@ -116,7 +112,7 @@ def test_a_second_iteration_is_clipped_against_the_policy_before_the_first(polic
 def test_one_iteration_logs_no_clipping_and_the_entropy_of_the_policy(policy, tmp_path):
     config = node_config(rounds=1)
     samples = [sample for sample in mixed_samples(policy) if sample.advantage != 0]
-    rows = rows_of(policy, config, samples)
+    rows = samples
     entropies = []
     with torch.no_grad():
         for row in rows:
@@ -134,7 +130,7 @@ def test_what_stands_in_masked_places_does_not_matter(policy, tmp_path):
     config = node_config(rounds=1)
     trainer = trainer_of(policy, config, tmp_path, fixed_rounds())
     trainer.current_gradient_accumulation_steps = 1
-    (batch,) = make_batches(rows_of(policy, config, mixed_samples(policy)), 1, "dapo", policy.pad_token_id)
+    (batch,) = make_batches(mixed_samples(policy), 1, "dapo", policy.pad_token_id)
     assert not batch["completion_mask"].all()
     policy.model.train()
     loss = trainer.compute_loss(policy.model, batch)
@@ -155,20 +151,17 @@ def test_reencoded_text_has_the_logprobs_of_its_generation(policy, tmp_path, tem
     made = HfEngine(policy, logprobs=True).generate(prompts, 16, SamplingParams(temperature, top_p, 8), seed=3)
     special = {*policy.tokenizer.all_special_ids} - {*policy.eos_token_ids}  # a random policy draws them; text has none
     kept = [
-        (question, one)
-        for question, of_prompt in zip(questions, made, strict=True)
+        (prompt, one)
+        for prompt, of_prompt in zip(prompts, made, strict=True)
         for one in of_prompt
         if not special & {*one.token_ids}
     ]
     assert len(kept) > 20
     assert {one.finished for _, one in kept} == {True, False}
-    samples = [
-        Sample(group(question, Completion(one.text, one.finished, 0.0)), 0, 1.0, external=True)
-        for question, one in kept
-    ]
+    samples = [Sample(prompt, policy.encode_completion(one.text, one.finished), 1.0) for prompt, one in kept]
     trainer = trainer_of(policy, config, tmp_path, fixed_rounds())
 
-    (batch,) = make_batches(rows_of(policy, config, samples), 1, "dapo", policy.pad_token_id)
+    (batch,) = make_batches(samples, 1, "dapo", policy.pad_token_id)
     logps = trainer._with_old_logps(batch)["old_per_token_logps"]
 
     for row, (_, one) in enumerate(kept):
@@ -247,7 +240,7 @@ def test_without_a_last_round_it_trains_until_it_is_stopped_and_goes_on_from_the
 
 def test_a_round_without_samples_leaves_policy_and_optimiser_as_they_are(policy, tmp_path):
     config = node_config(rounds=3, weight_decay=0.1)
-    nothing = [Sample(group("1", Completion("", False, 0.0)), 0, 1.0, external=True)]  # a text without tokens
+    nothing = [Sample([5], [], 1.0)]  # a text without tokens
     states, seen = [], []
 
     def on_update(number, _):
@@ -265,7 +258,7 @@ def test_a_round_without_samples_leaves_policy_and_optimiser_as_they_are(policy,
 
 def test_a_round_without_advantages_is_a_step_with_zero_gradients(policy, tmp_path):
     config = node_config(rounds=1)
-    samples = [Sample(sample.group, sample.index, 0.0, False) for sample in mixed_samples(policy)]
+    samples = [replace(sample, advantage=0.0) for sample in mixed_samples(policy)]
 
     watch, logged = train(policy, config, tmp_path, samples)
 
@@ -277,7 +270,7 @@ def test_dropout_is_off(policy, tmp_path):
     """The tiny policy's attention has dropout: two passes in training mode agree only without it."""
     trainer = trainer_of(policy, node_config(rounds=1), tmp_path, fixed_rounds())
     policy.model.train()
-    (batch,) = make_batches(rows_of(policy, node_config(), mixed_samples(policy)), 1, "dapo", policy.pad_token_id)
+    (batch,) = make_batches(mixed_samples(policy), 1, "dapo", policy.pad_token_id)
     one, other = (trainer._with_old_logps(batch)["old_per_token_logps"] for _ in range(2))
     assert torch.equal(one, other)
 
@@ -293,7 +286,7 @@ def test_lora_trains_adapters_only_and_agrees_with_the_oracle(tmp_path):
     trained = policy.model.state_dict()
     assert all(torch.equal(trained[name], weight) for name, weight in base.items())
     assert all("lora" in name for name in watch.gradients[0])
-    rows = rows_of(policy, config, samples)
+    rows = samples
     _, gradients, _ = oracle(policy, config, rows, watch.weights[1], watch.weights[1])
     assert_same(watch.gradients[1], gradients)
 
