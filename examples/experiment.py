@@ -1,10 +1,11 @@
-"""Does sharing pay? The paper's four arms and two baselines of equal generation, on real node processes.
+"""Does sharing pay? The paper's four arms, two baselines of equal generation and one of replay, on real processes.
 
-    python examples/experiment.py                  8 nodes, 300 rounds, 3 seeds, 6 arms
+    python examples/experiment.py                  8 nodes, 300 rounds, 5 seeds, 7 arms
     python examples/experiment.py --arms 8/0 4/4 --seeds 1 --rounds 50
 
 An arm I/J trains each round on I own and J external groups; "4/4 q8" makes 8 questions a
-round, as many completions as 8/0, and "4/0" makes as many as 4/4. Runs are done one at a
+round, as many completions as 8/0, "4/0" makes as many as 4/4, and "4/4 self" replays its own earlier groups
+where 4/4 trains on its peers'. Runs are done one at a
 time; one that is complete is not done again, one that was cut off goes on. The results go
 to docs/results/: a table, a CSV file and a plot.
 """
@@ -34,6 +35,7 @@ class Arm:
     external: int
     questions: int
     note: str
+    source: str = "peers"
 
 
 ARMS = {
@@ -43,6 +45,7 @@ ARMS = {
     "2/6": Arm(2, 6, 2, ""),
     "4/0": Arm(4, 0, 4, "alone, as many completions as 4/4"),
     "4/4 q8": Arm(4, 4, 8, "as many completions as 8/0"),
+    "4/4 self": Arm(4, 4, 4, "own past groups, no network", source="self"),
 }
 
 
@@ -74,7 +77,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare arms of own and external groups.")
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=3, choices=range(1, 11), metavar="1..10")
+    parser.add_argument("--seeds", type=int, default=5, choices=range(1, 11), metavar="1..10")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "experiment", help="run folders")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results")
@@ -90,11 +93,18 @@ def _is_complete(folder: Path, options: argparse.Namespace) -> bool:
 
 
 def _run(arm: Arm, seed: int, folder: Path, options: argparse.Namespace) -> int:
-    settings = {"local": arm.local, "external": arm.external, "questions": arm.questions}
+    settings = {
+        "sampling.local": arm.local,
+        "sampling.external": arm.external,
+        "sampling.questions": arm.questions,
+        "sampling.source": arm.source,
+    }
+    if arm.source == "self":
+        settings["network.enabled"] = "false"
     command = [sys.executable, "-c", "import sys; from node.cli import main; sys.exit(main())", "swarm", str(CONFIG)]
     command += ["-n", str(options.nodes), "--rounds", str(options.rounds), "--seed", str(seed), "--out", str(folder)]
     for key, value in settings.items():
-        command += ["--set", f"sampling.{key}={value}"]
+        command += ["--set", f"{key}={value}"]
     return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
 
 

@@ -83,11 +83,16 @@ class SamplingConfig(Section):
 
     local: int = Field(4, ge=0, description="own groups a round, I")
     external: int = Field(4, ge=0, description="peers' groups a round, J")
+    source: Literal["peers", "self"] = Field(
+        "peers",
+        description="whose groups the external ones are; 'self': this node's own of earlier rounds, the control that "
+        "tells what peers are worth from what replay is worth",
+    )
     completions: int = Field(8, ge=2, le=128, description="completions a question, L")
     questions: int | None = Field(None, ge=1, description="questions a round; default: as many as local")
     rule: Literal["sapo", "uniform", "advantage", "freshest", "correct"] = "sapo"
     external_negatives: Literal["keep", "drop"] = "keep"
-    max_uses: int = Field(1, ge=1, description="how often one external group may be trained on")
+    max_uses: int = Field(1, ge=1, description="how often an external question may be trained on")
 
     @model_validator(mode="after")
     def _some_groups(self) -> "SamplingConfig":

@@ -22,7 +22,7 @@ from node.engines import Generated, RolloutEngine, SamplingParams
 from node.errors import UserError
 from node.policy import Policy
 from node.rollouts.group import Completion, EncodedGroup, Group, Question
-from node.rollouts.replay_buffer import ReplayBuffer
+from node.rollouts.replay_buffer import ReplayBuffer, Shared, own_shared
 from node.rollouts.sampling import (
     RULES,
     SCALES,
@@ -94,7 +94,11 @@ class Loop:
                 ]
             with self._timed("share"):
                 self.exchange.publish([one.group for one in own])
-                self.pool.add(self.exchange.receive(self.pool.__contains__, self._encode_prompt), time.time())
+                received = self.exchange.receive(self.pool.__contains__, self._encode_prompt)
+                if sampling.source == "self":
+                    self.pool.add(self._own_shared(own), time.time(), first_round=version + 2)
+                else:
+                    self.pool.add(received, time.time(), first_round=version + 1)
             with self._timed("draw"):
                 samples = self._draw(own, version)
             self._describe(own, samples)
@@ -144,6 +148,14 @@ class Loop:
         logprobs = [one.logprobs for one in made if one.logprobs is not None]
         return EncodedGroup(group, prompt, [one.token_ids for one in made], logprobs or None)
 
+    def _own_shared(self, own: Sequence[EncodedGroup]) -> list[Shared]:
+        """Return what peers get of these groups, as a peer gets it."""
+        return [
+            own_shared(one.group, time.time())
+            for one in own
+            if self.config.network.share == "all" or is_informative(one.group.rewards)
+        ]
+
     def _rebuilt(self, group: Group) -> EncodedGroup | None:
         """Encode a group that was verified, maybe under other tasks or for another policy; None if of no use now."""
         task = self.tasks.get(group.task)
@@ -162,7 +174,7 @@ class Loop:
         local = local_samples(own, sampling.local, rng, scale)
         if sampling.external == 0:
             return local
-        candidates = self.pool.candidates(time.time(), sampling.max_uses)
+        candidates = self.pool.candidates(time.time(), version + 1, sampling.max_uses)
         picks = RULES[sampling.rule](candidates, sampling.external, rng, scale)
         if sampling.external_negatives == "drop":
             picks = drop_negatives(picks)

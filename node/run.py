@@ -107,7 +107,7 @@ def _exchange(
                 max_completions=limits.max_completions,
                 max_bytes=limits.max_group_bytes,
                 informative_only=config.network.share == "informative",
-                external=config.sampling.external,
+                external=config.sampling.external if config.sampling.source == "peers" else 0,
             )
             yield exchange, network.host
 

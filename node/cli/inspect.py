@@ -44,10 +44,10 @@ def inspect(folder: Place, group: GroupId = None, last: Last = 5, debug: Debug =
 
 def _overview(db: sqlite3.Connection, last: int, now: float) -> list[str]:
     rows = db.execute("SELECT id, peer, task, received, length(body) FROM groups ORDER BY received DESC").fetchall()
-    uses = dict(db.execute("SELECT id, COUNT(*) FROM uses GROUP BY id"))
+    (used,) = db.execute("SELECT COUNT(*) FROM groups WHERE question IN (SELECT question FROM uses)").fetchone()
     size = sum(row[4] for row in rows)
     return [
-        f"{len(rows)} groups, {size} bytes, {len(uses)} of them used",
+        f"{len(rows)} groups, {size} bytes, {used} of them used",
         *_counts("by task", (row[2] for row in rows)),
         *_counts("by peer", (row[1] for row in rows)),
         *(["newest"] if rows and last else []),

@@ -1,15 +1,23 @@
-"""The pool: peers' verified groups, on disk, bounded by age, count and bytes.
+"""The replay buffer: verified groups, on disk, bounded by age, count and bytes.
 
 Bodies live in SQLite; what a sampling rule looks at (who, when, which rewards) is
-also kept in memory, so that a draw reads only the bodies it takes. Uses are recorded
-with the round that made them: a node that resumes from an older checkpoint forgets
+also kept in memory, so that a draw reads only the bodies it takes.
+
+**Uses belong to a question**, not to a group: whoever sends a question again, with other
+completions or under another name, gains no further use of it, and of several groups of
+one question the first to come is the one that may be drawn. A use is remembered for as
+many uses as the buffer holds groups, whether its group is still here or not.
+
+**Rounds that are done again** draw the same: a group has the first round that may draw
+it, a use the round that made it, and a node that goes on from an older checkpoint forgets
 the uses of the rounds it will do again.
 
-One thread owns a pool. WAL with NORMAL synchronisation keeps the file consistent
+One thread owns a buffer. WAL with NORMAL synchronisation keeps the file consistent
 through kill -9; a power cut may lose the last transactions, never the file.
 """
 
 import array
+import hashlib
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,17 +26,19 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from node.config import PoolConfig
-from node.rollouts.group import Group, decode
+from node.rollouts.group import Group, decode, encode
 from node.rollouts.sampling import Candidate
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS groups (
-    id BLOB PRIMARY KEY, peer TEXT NOT NULL, task TEXT NOT NULL, received REAL NOT NULL,
-    rewards BLOB NOT NULL, body BLOB NOT NULL
+    id BLOB PRIMARY KEY, peer TEXT NOT NULL, task TEXT NOT NULL, question BLOB NOT NULL, received REAL NOT NULL,
+    first_round INTEGER NOT NULL, rewards BLOB NOT NULL, body BLOB NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS uses (id BLOB NOT NULL, round INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS uses (number INTEGER PRIMARY KEY, question BLOB NOT NULL, round INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS uses_by_round ON uses (round);
 """
+OWN = "self"  # who signed this node's own groups: no peer's id
+_FORMAT = 2  # of the tables: a file of another is emptied
 
 
 class Shared(NamedTuple):
@@ -41,21 +51,29 @@ class Shared(NamedTuple):
     body: bytes
 
 
+def own_shared(group: Group, now: float) -> Shared:
+    """Return a group of this node's own as if it had come from a peer at `now` (Unix seconds)."""
+    body = encode(group)
+    return Shared(hashlib.sha256(body).digest(), OWN, now, group, body)
+
+
 @dataclass(slots=True)
 class _Entry:
     candidate: Candidate
     size: int
-    uses: int
 
 
 class ReplayBuffer:
-    """Open or make the pool at `path`; a context manager that closes it."""
+    """Open or make the buffer at `path`; a context manager that closes it."""
 
     def __init__(self, path: Path, bounds: PoolConfig) -> None:
         self._bounds = bounds
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
+        if self._db.execute("PRAGMA user_version").fetchone() != (_FORMAT,):
+            self._db.executescript("DROP TABLE IF EXISTS groups; DROP TABLE IF EXISTS uses")
+            self._db.execute(f"PRAGMA user_version = {_FORMAT}")
         self._db.executescript(_SCHEMA)
         self._newest = 0.0
         self._load()
@@ -73,49 +91,64 @@ class ReplayBuffer:
         return group_id in self._entries
 
     def close(self) -> None:
-        """Close the file; the pool is unusable afterwards."""
+        """Close the file; the buffer is unusable afterwards."""
         self._db.close()
 
-    def add(self, shared: Iterable[Shared], now: float) -> int:
-        """Store groups not seen before, then restore the bounds; return how many were new."""
+    def add(self, shared: Iterable[Shared], now: float, first_round: int) -> int:
+        """Store groups not seen before, then restore the bounds; return how many were new.
+
+        Args:
+            shared: verified.
+            now: Unix seconds.
+            first_round: the first round that may draw them.
+        """
         rows = []
-        for item in shared:
+        for item in sorted(shared, key=lambda one: (one.received, one.id)):  # the order they have when read again
             if item.id in self._entries:
                 continue
-            rewards = item.group.rewards
+            group = item.group
             # A clock that was set back must not make the newest group the oldest.
             self._newest = max(self._newest, item.received)
-            self._remember(Candidate(item.id, item.peer, self._newest, rewards), len(item.body), uses=0)
-            packed = array.array("d", rewards).tobytes()
-            rows.append((item.id, item.peer, item.group.task.name, self._newest, packed, item.body))
+            question = question_id(group)
+            candidate = Candidate(item.id, item.peer, question, self._newest, first_round, group.rewards)
+            self._remember(candidate, len(item.body))
+            packed = array.array("d", group.rewards).tobytes()
+            rows.append((item.id, item.peer, group.task.name, question, self._newest, first_round, packed, item.body))
         evicted = self._evict(now)
         if rows or evicted:
             with _Transaction(self._db):
-                self._db.executemany("INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?)", rows)
+                self._db.executemany("INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
                 self._db.executemany("DELETE FROM groups WHERE id = ?", [(i,) for i in evicted])
-                self._db.executemany("DELETE FROM uses WHERE id = ?", [(i,) for i in evicted])
         return len(rows)
 
-    def candidates(self, now: float, max_uses: int) -> list[Candidate]:
-        """Return what may be drawn: fresh groups used fewer than `max_uses` times, in the order of their coming."""
+    def candidates(self, now: float, round_number: int, max_uses: int) -> list[Candidate]:
+        """Return what `round_number` may draw, in the order of their coming: at most one group of a question.
+
+        Left out are groups over `max_age`, those that later rounds may draw first, and those whose question was
+        used `max_uses` times.
+        """
         oldest = now - self._bounds.max_age
-        return [
-            entry.candidate
-            for entry in self._entries.values()
-            if entry.uses < max_uses and entry.candidate.received >= oldest
-        ]
+        first: dict[bytes, Candidate] = {}
+        for entry in self._entries.values():
+            one = entry.candidate
+            if one.received >= oldest and one.first_round <= round_number and self._uses[one.question] < max_uses:
+                first.setdefault(one.question, one)
+        return list(first.values())
 
     def take(self, ids: Sequence[bytes], round_number: int) -> dict[bytes, Group]:
-        """Return the groups with these ids and record that `round_number` used them."""
+        """Return the groups with these ids and record that `round_number` used their questions."""
         unique = list(dict.fromkeys(ids))
-        groups = {}
+        groups, uses = {}, []
         for group_id in unique:
             (body,) = self._db.execute("SELECT body FROM groups WHERE id = ?", (group_id,)).fetchone()
             groups[group_id] = decode(body)
-            self._entries[group_id].uses += 1
-        if unique:
+            question = self._entries[group_id].candidate.question
+            self._uses[question] += 1
+            uses.append((question, round_number))
+        if uses:
             with _Transaction(self._db):
-                self._db.executemany("INSERT INTO uses VALUES (?, ?)", [(i, round_number) for i in unique])
+                self._db.executemany("INSERT INTO uses (question, round) VALUES (?, ?)", uses)
+            self._forget_uses()
         return groups
 
     def rewind(self, round_number: int) -> None:
@@ -124,20 +157,32 @@ class ReplayBuffer:
             self._db.execute("DELETE FROM uses WHERE round > ?", (round_number,))
         self._load()
 
+    def _forget_uses(self) -> None:
+        """Keep the newest uses, as many as groups may be here: what a use keeps from being drawn is mostly gone."""
+        old = self._db.execute(
+            "SELECT number, question FROM uses WHERE number <= (SELECT MAX(number) FROM uses) - ?",
+            (self._bounds.max_groups,),
+        ).fetchall()
+        self._uses.subtract(question for _, question in old)
+        self._uses += Counter()  # without the zeros
+        self._db.executemany("DELETE FROM uses WHERE number = ?", [(number,) for number, _ in old])
+
     def _load(self) -> None:
         self._entries: dict[bytes, _Entry] = {}  # oldest first
         self._bytes = 0
         self._peer_count: Counter[str] = Counter()
         self._peer_bytes: Counter[str] = Counter()
-        uses = dict(self._db.execute("SELECT id, COUNT(*) FROM uses GROUP BY id"))
-        rows = self._db.execute("SELECT id, peer, received, rewards, length(body) FROM groups ORDER BY received, id")
-        for group_id, peer, received, rewards, size in rows:
+        self._uses = Counter(question for (question,) in self._db.execute("SELECT question FROM uses"))
+        rows = self._db.execute(
+            "SELECT id, peer, question, received, first_round, rewards, length(body) FROM groups ORDER BY received, id"
+        )
+        for group_id, peer, question, received, first_round, rewards, size in rows:
             self._newest = received
-            candidate = Candidate(group_id, peer, received, tuple(array.array("d", rewards)))
-            self._remember(candidate, size, uses.get(group_id, 0))
+            unpacked = tuple(array.array("d", rewards))
+            self._remember(Candidate(group_id, peer, question, received, first_round, unpacked), size)
 
-    def _remember(self, candidate: Candidate, size: int, uses: int) -> None:
-        self._entries[candidate.id] = _Entry(candidate, size, uses)
+    def _remember(self, candidate: Candidate, size: int) -> None:
+        self._entries[candidate.id] = _Entry(candidate, size)
         self._bytes += size
         self._peer_count[candidate.peer] += 1
         self._peer_bytes[candidate.peer] += size
@@ -173,6 +218,12 @@ class ReplayBuffer:
         if not self._peer_count[peer]:
             del self._peer_count[peer], self._peer_bytes[peer]
         return group_id
+
+
+def question_id(group: Group) -> bytes:
+    """Return 16 bytes that name the question of `group`, whoever answers it: of a SHA-256 over task and seed."""
+    text = "\x1f".join(map(str, (*group.task, group.seed)))
+    return hashlib.sha256(text.encode()).digest()[:16]
 
 
 class _Transaction:

@@ -34,11 +34,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a rule may know of a peer's verified group: who signed it, when it came (Unix seconds), its rewards."""
+    """What a rule may know of a peer's verified group.
+
+    Who signed it, which question it answers, when it came (Unix seconds), the first round that may draw it, its
+    rewards.
+    """
 
     id: bytes
     peer: str
+    question: bytes
     received: float
+    first_round: int
     rewards: tuple[float, ...]
 
     @property

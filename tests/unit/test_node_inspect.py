@@ -17,7 +17,11 @@ def fill(folder: Path) -> None:
             group = Group(
                 TaskKey("builtin/sums", 1, "c0ffee"), index, "3+4=", (Completion(text, True, 1.0 - index),), "llama", 5
             )
-            pool.add([Shared(bytes([index]) * 32, f"peer{index}", 1000.0 + index, group, encode(group))], now=1001.0)
+            pool.add(
+                [Shared(bytes([index]) * 32, f"peer{index}", 1000.0 + index, group, encode(group))],
+                now=1001.0,
+                first_round=1,
+            )
         pool.take([bytes(32)], 1)
 
 

@@ -20,7 +20,7 @@ from node.rollouts.ingest import EncodePrompt, check
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.sampling import Sample
 from node.rollouts.sharing import NoExchange
-from node.tasks import Item, Task, TaskSet, load_tasks
+from node.tasks import Item, Task, TaskKey, TaskSet, load_tasks
 from node.telemetry.metrics import MetricsLog
 from node.training.trainer import make_trainer
 from tests.policies import tiny_policy
@@ -83,11 +83,11 @@ def train(policy: Policy, tasks: TaskSet, folder: Path, peer: Peer, *before: Gro
     config = node_config()
     metrics = MetricsLog(folder / "metrics.jsonl")
     with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
-        pool.add([share(group, 100 + number) for number, group in enumerate(before)], time.time())
+        pool.add([share(group, 100 + number) for number, group in enumerate(before)], time.time(), 1)
         loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, peer, metrics)
         make_trainer(policy, config, folder, loop.rounds, loop.finish).train()
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return rows, [one.id for one in pool.candidates(time.time(), max_uses=9)]
+        return rows, [one.id for one in pool.candidates(time.time(), 2, max_uses=9)]
 
 
 def test_a_question_without_room_in_the_policy_never_enters_the_pool(
@@ -152,6 +152,57 @@ def test_a_question_is_made_once_for_an_own_group_and_twice_for_a_peers(
     samples = first_round(policy, tasks, tmp_path, peer, HfEngine(policy))
     assert [one.external for one in samples] == [False, False, True, True]
     assert len(made) == 3 and made[1:] == [0, 0]
+
+
+class Guess:
+    """A task that a random policy solves now and then: any text with an even number of characters."""
+
+    key = TaskKey("guess", 1, "c")
+
+    def make(self, seed: int) -> Item:
+        return Item(f"{seed % 10**6}", "")
+
+    def verify(self, item: Item, text: str) -> float:
+        return float(len(text) % 2 == 0)
+
+
+def replaying(policy: Policy, folder: Path, done: int, most: int) -> list[list[Sample]]:
+    """Rounds `done` + 1 to `most` of a node that replays its own groups and does not train."""
+    config = parse_config(
+        {
+            "rounds": most,
+            "engine": {"max_completion_length": 6},
+            "sampling": {"local": 3, "external": 2, "completions": 4, "source": "self"},
+        }
+    )
+    tasks = TaskSet([(Guess(), 1.0)])
+    with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
+        pool.rewind(done)
+        metrics = MetricsLog(folder / "metrics.jsonl")
+        loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, NoExchange(), metrics)
+        return [list(samples) for samples in loop.rounds(done)]
+
+
+def prompts(samples: list[Sample], external: bool) -> set[tuple[int, ...]]:
+    return {tuple(one.prompt) for one in samples if one.external == external}
+
+
+def test_self_replay_draws_the_nodes_own_groups_of_earlier_rounds_once_each(policy: Policy, tmp_path: Path) -> None:
+    rounds = replaying(policy, tmp_path, done=0, most=6)
+    assert prompts(rounds[0], external=True) == set()
+    assert len(prompts(rounds[5], external=True)) == 2
+    drawn: set[tuple[int, ...]] = set()
+    earlier: set[tuple[int, ...]] = set()
+    for samples in rounds:
+        again = prompts(samples, external=True)
+        assert again <= earlier and not again & drawn
+        earlier |= prompts(samples, external=False)
+        drawn |= again
+
+
+def test_self_replay_draws_the_same_when_rounds_are_done_again(policy: Policy, tmp_path: Path) -> None:
+    rounds = replaying(policy, tmp_path, done=0, most=6)
+    assert replaying(policy, tmp_path, done=2, most=6) == rounds[2:]
 
 
 def test_a_prompt_has_the_room_that_the_longest_completion_leaves(policy: Policy) -> None:

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,13 +15,13 @@ from hypothesis import strategies as st
 
 from node.config import PoolConfig
 from node.rollouts.group import Completion, Group, encode
-from node.rollouts.replay_buffer import ReplayBuffer, Shared
+from node.rollouts.replay_buffer import ReplayBuffer, Shared, question_id
 from node.tasks import TaskKey
 
 
-def shared(number: int, peer: str = "a", received: float = 0.0, size: int = 10) -> Shared:
+def shared(number: int, peer: str = "a", received: float = 0.0, size: int = 10, seed: int | None = None) -> Shared:
     made = (Completion("x" * size, True, 1.0), Completion("", False, 0.0))
-    group = Group(TaskKey("t", 1, "c"), number, "q", made, "p", 0)
+    group = Group(TaskKey("t", 1, "c"), number if seed is None else seed, "q", made, "p", 0)
     return Shared(number.to_bytes(32, "big"), peer, received, group, encode(group))
 
 
@@ -27,30 +30,91 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "pool.sqlite"
 
 
-def ids(pool: ReplayBuffer, now: float = 0.0, max_uses: int = 1) -> set[int]:
-    return {int.from_bytes(one.id, "big") for one in pool.candidates(now, max_uses)}
+def ids(pool: ReplayBuffer, now: float = 0.0, max_uses: int = 1, round_number: int = 1) -> set[int]:
+    return {int.from_bytes(one.id, "big") for one in pool.candidates(now, round_number, max_uses)}
 
 
 def test_a_group_is_kept_once_and_comes_back_whole(path: Path) -> None:
     with ReplayBuffer(path, PoolConfig()) as pool:
-        assert pool.add([shared(1), shared(1), shared(2)], now=0) == 2
-        assert pool.add([shared(2)], now=0) == 0
-        (one, _) = pool.candidates(5.0, max_uses=1)
+        assert pool.add([shared(1), shared(1), shared(2)], now=0, first_round=1) == 2
+        assert pool.add([shared(2)], now=0, first_round=1) == 0
+        (one, _) = pool.candidates(5.0, 1, max_uses=1)
         assert (one.peer, one.received, one.rewards) == ("a", 0.0, (1.0, 0.0))
         assert pool.take([one.id, one.id], 1) == {one.id: shared(1).group}
 
 
 def test_a_used_group_is_not_drawn_again_until_its_uses_allow(path: Path) -> None:
     with ReplayBuffer(path, PoolConfig()) as pool:
-        pool.add([shared(1), shared(2)], now=0)
+        pool.add([shared(1), shared(2)], now=0, first_round=1)
         pool.take([shared(1).id], 1)
         assert ids(pool) == {2}
         assert ids(pool, max_uses=2) == {1, 2}
 
 
+def test_a_question_sent_again_under_other_ids_and_names_gains_no_further_use(path: Path) -> None:
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        pool.add([shared(1, "a", 0.0, seed=7), shared(2, "b", 1.0, seed=7), shared(3, seed=8)], 1, 1)
+        assert ids(pool) == {1, 3}  # of one question, the first to come
+        pool.take([shared(1).id], 1)
+        pool.add([shared(4, "c", 2.0, size=20, seed=7)], now=2, first_round=2)
+        assert ids(pool, round_number=2) == {3}
+        assert ids(pool, round_number=2, max_uses=2) == {1, 3}
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        assert ids(pool, round_number=2) == {3}
+
+
+def test_a_question_stays_used_when_its_group_is_gone(path: Path) -> None:
+    bounds = PoolConfig(max_groups=3, max_age=10)
+    with ReplayBuffer(path, bounds) as pool:
+        pool.add([shared(1, seed=7)], now=0, first_round=1)
+        pool.take([shared(1).id], 1)
+        pool.add([shared(2, received=20, seed=7)], now=20, first_round=1)
+        assert (len(pool), ids(pool, now=20)) == (1, set())
+
+
+@given(st.lists(st.integers(0, 20), max_size=60), st.integers(1, 10))
+def test_as_many_uses_are_remembered_as_groups_may_be_here(seeds: list[int], most: int) -> None:
+    with ReplayBuffer(Path(":memory:"), PoolConfig(max_groups=most, max_peer_share=1)) as pool:
+        for number, seed in enumerate(seeds):
+            pool.add([shared(number, received=number, seed=seed)], now=0, first_round=1)
+            pool.take([shared(number).id], number)
+            assert pool._uses == Counter(question_id(shared(0, seed=one).group) for one in seeds[: number + 1][-most:])
+
+
+def test_a_group_waits_for_its_first_round(path: Path) -> None:
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        pool.add([shared(1)], now=0, first_round=3)
+        pool.add([shared(2)], now=0, first_round=2)
+        assert ids(pool, round_number=1) == set()
+        assert ids(pool, round_number=2) == {2}
+        pool.rewind(1)
+        assert ids(pool, round_number=2) == {2}
+        assert ids(pool, round_number=3) == {1, 2}
+
+
+def test_groups_of_one_moment_have_the_same_order_when_they_are_read_again(path: Path) -> None:
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        pool.add([shared(number) for number in (3, 1, 2)], now=0, first_round=1)
+        before = pool.candidates(0, 1, max_uses=1)
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        assert pool.candidates(0, 1, max_uses=1) == before
+
+
+def test_a_file_of_another_format_is_emptied(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE groups (id BLOB PRIMARY KEY, body BLOB)")
+        db.execute("INSERT INTO groups VALUES (x'00', x'00')")
+        db.commit()
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        assert len(pool) == 0
+        assert pool.add([shared(1)], now=0, first_round=1) == 1
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        assert len(pool) == 1
+
+
 def test_rewinding_forgets_only_later_rounds(path: Path) -> None:
     with ReplayBuffer(path, PoolConfig()) as pool:
-        pool.add([shared(1), shared(2)], now=0)
+        pool.add([shared(1), shared(2)], now=0, first_round=1)
         pool.take([shared(1).id], 3)
         pool.take([shared(2).id], 4)
         pool.rewind(3)
@@ -59,17 +123,17 @@ def test_rewinding_forgets_only_later_rounds(path: Path) -> None:
 
 def test_old_groups_are_neither_drawn_nor_kept(path: Path) -> None:
     with ReplayBuffer(path, PoolConfig(max_age=10)) as pool:
-        pool.add([shared(1, received=0), shared(2, received=8)], now=8)
+        pool.add([shared(1, received=0), shared(2, received=8)], now=8, first_round=1)
         assert ids(pool, now=11) == {2}
-        pool.add([], now=11)
+        pool.add([], now=11, first_round=1)
         assert len(pool) == 1
 
 
 def test_one_peer_cannot_fill_the_pool(path: Path) -> None:
     bounds = PoolConfig(max_groups=10, max_peer_share=0.5)
     with ReplayBuffer(path, bounds) as pool:
-        pool.add([shared(n, "honest", received=n) for n in range(3)], now=0)
-        pool.add([shared(100 + n, "flood", received=100 + n) for n in range(50)], now=0)
+        pool.add([shared(n, "honest", received=n) for n in range(3)], now=0, first_round=1)
+        pool.add([shared(100 + n, "flood", received=100 + n) for n in range(50)], now=0, first_round=1)
         assert ids(pool) == {0, 1, 2} | {145, 146, 147, 148, 149}
 
 
@@ -85,7 +149,7 @@ def test_every_bound_holds_on_disk_and_in_memory(batches: list[list[tuple[int, s
     path = Path(":memory:")
     with ReplayBuffer(path, bounds) as pool:
         for batch in batches:
-            pool.add([shared(n, peer, received, size) for n, peer, received, size in batch], now=100)
+            pool.add([shared(n, peer, received, size) for n, peer, received, size in batch], now=100, first_round=1)
             rows = list(pool._db.execute("SELECT id, peer, length(body), received FROM groups"))
             assert len(rows) == len(pool) <= most
             assert sum(size for _, _, size, _ in rows) <= bounds.max_bytes
@@ -103,7 +167,7 @@ from node.config import PoolConfig
 from node.rollouts.replay_buffer import ReplayBuffer
 from tests.unit.test_node_replay_buffer import shared
 pool = ReplayBuffer(Path({str(path)!r}), PoolConfig())
-pool.add([shared(n) for n in range(5)], now=0)
+pool.add([shared(n) for n in range(5)], now=0, first_round=1)
 pool.take([shared(3).id], 7)
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -30,7 +30,7 @@ rewards = st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=2, max_size=8).ma
 
 
 def candidate(number: int, rewards: tuple[float, ...], received: float = 0.0) -> Candidate:
-    return Candidate(number.to_bytes(4, "big"), "peer", received, rewards)
+    return Candidate(number.to_bytes(4, "big"), "peer", number.to_bytes(4, "big"), received, 1, rewards)
 
 
 def group(seed: int, rewards: tuple[float, ...]) -> EncodedGroup:
