@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from node.errors import UserError
 
 ENDLESS = 2**40  # rounds: at 20 ms each, seven centuries
+AnswerMode = Literal["tags", "boxed", "last_number", "first_line", "whole"]
 DECAYING = ("linear", "cosine")  # learning rates that come down to 0 at the last round
 
 
@@ -23,6 +24,13 @@ class Section(BaseModel):
     """A table of the configuration; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def option_complaint(error: ValidationError, section: type[Section]) -> str:
+    """Return one line on the first bad option of a table that another part reads by `section`."""
+    first = error.errors()[0]
+    option = ".".join(str(part) for part in first["loc"])
+    return f"option {option!r}: {first['msg']}; its options are {', '.join(section.model_fields)}"
 
 
 class LoraConfig(Section):
@@ -37,6 +45,9 @@ class PolicyConfig(Section):
     """The model that this node trains."""
 
     model: str = Field("builtin", description="'builtin', a folder, or a model id")
+    prompt: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="by the model's chat template, or plain text; 'auto': the template where there is one"
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     lora: LoraConfig = LoraConfig()
@@ -75,7 +86,17 @@ class TaskConfig(Section):
 
     name: str
     weight: float = Field(1.0, gt=0, description="relative frequency of its questions")
+    examples: int = Field(0, ge=0, le=16, description="solved questions of the same kind before each question")
+    answer: AnswerMode | None = Field(None, description="where a completion's answer is; default: the task's own way")
+    instruction: str | None = Field(
+        None, max_length=1024, description="what the model is told before the question; default: the task's own"
+    )
     options: dict[str, Any] = {}
+
+    @property
+    def prompting(self) -> dict[str, Any]:
+        """What is set of how the task is asked and read, whatever its kind."""
+        return self.model_dump(include={"examples", "answer", "instruction"}, exclude_defaults=True)
 
 
 class SamplingConfig(Section):

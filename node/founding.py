@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from pydantic import ValidationError
 
 from node.config import NodeConfig, TaskConfig
 from node.errors import UserError
@@ -233,6 +234,7 @@ MANIFEST_FILE = "manifest.bin"
 GRANT_FILE = "grant.bin"
 # Options that say where something is on this machine; they are no part of a task's configuration hash.
 PRIVATE_OPTIONS = {"jsonl": frozenset({"path"})}
+PROMPTING = "prompting"  # among a manifest's options: how the task is asked and read, whatever its kind
 
 
 def load_manifest(folder: Path) -> SwarmManifest | None:
@@ -282,6 +284,10 @@ def describe_tasks(configs: Sequence[TaskConfig]) -> list[ManifestTask]:
             name = _name_to_build_by(config, task)
             hidden = PRIVATE_OPTIONS.get(name, frozenset())
             options = {key: value for key, value in config.options.items() if key not in hidden}
+            if PROMPTING in options:
+                raise UserError(f"task {name!r}: an option of a swarm's task cannot be called {PROMPTING!r}")
+            if config.prompting:
+                options[PROMPTING] = config.prompting
             described.append(ManifestTask(name, task.key.version, task.key.config, _canonical(name, options)))
     return described
 
@@ -319,18 +325,25 @@ def _adopt(task: ManifestTask, own: Sequence[TaskConfig]) -> TaskConfig:
     except (ValueError, RecursionError):
         options = None
     if not isinstance(options, dict):
-        raise UserError(
-            f"the swarm's task {task.name!r} has options that cannot be read: its founder must found it anew"
-        )
+        raise _unreadable(task)
     private = PRIVATE_OPTIONS.get(task.name, frozenset())
     mine = next((config for config in own if config.name == task.name), TaskConfig(name=task.name))
+    prompting = options.pop(PROMPTING, {})
     local = {key: value for key, value in mine.options.items() if key in private}
     if private - local.keys():
         raise UserError(
             f"the swarm's task {task.name!r} needs a file of yours: list the task under [[tasks]] of your CONFIG "
             f"with the option {', '.join(sorted(private))}"
         )
-    return TaskConfig(name=task.name, weight=mine.weight, options=options | local)  # no founder chooses our files
+    chosen = options | local  # no founder chooses our files
+    try:
+        return TaskConfig.model_validate({"name": task.name, "weight": mine.weight, **prompting, "options": chosen})
+    except (TypeError, ValidationError):
+        raise _unreadable(task) from None
+
+
+def _unreadable(task: ManifestTask) -> UserError:
+    return UserError(f"the swarm's task {task.name!r} has options that cannot be read: its founder must found it anew")
 
 
 def _check_key(task: ManifestTask, built: TaskSet) -> None:

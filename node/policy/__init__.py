@@ -1,15 +1,17 @@
 """The policy: a causal language model with its tokenizer, and how text becomes its tokens.
 
 builtin/        the policy that ships with the node; `make_builtin` made it
+prompt          a question as the turns of a chat, or as plain text
 export          its weights as an ordinary model folder
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -24,6 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from node.config import LoraConfig, PolicyConfig
 from node.errors import UserError
+from node.policy.prompt import chat_turns, plain_text
 from node.tasks import Item
 
 BUILTIN = Path(__file__).with_name("builtin")
@@ -35,13 +38,14 @@ class Policy:
     """A model being trained.
 
     `name` says what it is ("llama-24k": architecture and parameters) and travels in groups;
-    it tells nothing about folders or accounts.
+    it tells nothing about folders or accounts. `prompt` is the style of its prompts, as configured.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     eos_token_ids: tuple[int, ...]
+    prompt: Literal["auto", "chat", "plain"] = "auto"
 
     @property
     def positions(self) -> int | None:
@@ -54,16 +58,33 @@ class Policy:
         return self.tokenizer.pad_token_id
 
     def encode_prompt(self, item: Item) -> list[int]:
-        """Return the tokens that ask `item`: a chat where the tokenizer has a template, else the bare question."""
-        if self.tokenizer.chat_template is None:
-            return list(self.tokenizer(item.question, verbose=False)["input_ids"])  # too long a text is no event
-        messages = [{"role": "system", "content": item.system}] if item.system else []
-        messages.append({"role": "user", "content": item.question})
-        return list(
-            self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=False, tokenizer_kwargs={"verbose": False}
-            )
-        )
+        """Return the tokens that ask `item`: a chat by the template, or plain text; see `node.policy.prompt`.
+
+        Raises `UserError` where the template refuses the turns.
+        """
+        if not self._chats:
+            return list(self.tokenizer(plain_text(item), verbose=False)["input_ids"])  # too long a text is no event
+        return list(self.tokenizer(self._chat(item), add_special_tokens=False, verbose=False)["input_ids"])
+
+    @property
+    def _chats(self) -> bool:
+        return self.prompt == "chat" or (self.prompt == "auto" and self.tokenizer.chat_template is not None)
+
+    def _chat(self, item: Item) -> str:
+        text = self._render(chat_turns(item, system_role=True))
+        if (
+            text is None or item.system.strip() not in text
+        ):  # the template refuses the system's role, or drops its words
+            text = self._render(chat_turns(item, system_role=False))
+        if text is None:
+            raise UserError("the chat template of policy.model refuses these turns: set policy.prompt to 'plain'")
+        return text
+
+    def _render(self, turns: Sequence[Mapping[str, str]]) -> str | None:
+        try:
+            return self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        except TemplateError:
+            return None
 
     def encode_completion(self, text: str, finished: bool) -> list[int]:
         """Return the tokens of a completion, with end-of-text only where it really `finished`.
@@ -108,6 +129,10 @@ def load_policy(config: PolicyConfig) -> Policy:
         raise UserError(
             f"the tokenizer of policy.model {config.model!r} has no end-of-text token: choose another model"
         )
+    if config.prompt == "chat" and tokenizer.chat_template is None:
+        raise UserError(
+            f"the tokenizer of policy.model {config.model!r} has no chat template: set policy.prompt to 'plain'"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -120,7 +145,7 @@ def load_policy(config: PolicyConfig) -> Policy:
     )
     if config.lora.r > 0:
         model = _with_adapters(model, config.lora)
-    return Policy(model.to(device), tokenizer, name, eos)
+    return Policy(model.to(device), tokenizer, name, eos, config.prompt)
 
 
 def _device(choice: str) -> str:

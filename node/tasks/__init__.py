@@ -5,7 +5,8 @@ nodes with equal keys make the same item from the same seed and give the same re
 text, so a receiver can rebuild what a peer claims to have been asked instead of believing it.
 
     answers          reading and comparing answers that a model wrote
-    builtin          seven small families, in the standard library only
+    prompting        around any task: solved examples, an instruction, where its answer is read
+    builtin          seven small families and natural arithmetic, in the standard library only
     jsonl            questions and answers from a file
     reasoning_gym    data sets of reasoning-gym, with scorers of our own
 
@@ -13,6 +14,7 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
 
     builtin                 all seven built-in families, sharing the weight
     builtin/NAME            one of them
+    builtin/arithmetic      `What is 3 + 4?`, for models that know words
     jsonl                   questions and answers from a file
     reasoning-gym/NAME      a data set of reasoning-gym (an extra)
     anything else           an entry point in the group `gossamer.tasks`, called with the options
@@ -45,17 +47,25 @@ class TaskKey(NamedTuple):
 class Item:
     """One question.
 
-    `question` is what the policy is asked and `system` an optional instruction before
-    it (used by chat policies). `answer` is the ground truth, private to the verifier.
+    `question` is what the policy is asked, `system` an optional instruction before it, and
+    `examples` are solved questions to show before it, each with its answer as a completion
+    should give it. `answer` is the ground truth, private to the verifier; `solution` is a right
+    answer where `answer` is not one itself.
     """
 
     question: str
     answer: str
     system: str = ""
+    examples: tuple[tuple[str, str], ...] = ()
+    solution: str = ""
 
 
 class Task(Protocol):
-    """A family of questions with a verifier. Both methods are pure and deterministic."""
+    """A family of questions with a verifier. Both methods are pure and deterministic.
+
+    A task whose `verify` looks for the answer in a certain form says so in an attribute `answer_mode`, one of
+    the modes of `node.tasks.answers`; without it, the bare answer must be right.
+    """
 
     @property
     def key(self) -> TaskKey: ...
@@ -121,11 +131,13 @@ def load_tasks(configs: Sequence[TaskConfig]) -> TaskSet:
 
     Raises `UserError` for an unknown name, a bad option, a missing file or a missing extra.
     """
-    return TaskSet([task for config in configs for task in _load(config)])
+    from node.tasks.prompting import prompted
+
+    return TaskSet([(prompted(task, config), weight) for config in configs for task, weight in _load(config)])
 
 
 def _load(config: TaskConfig) -> Iterator[tuple[Task, float]]:
-    from node.tasks.builtin import FAMILIES
+    from node.tasks.builtin import FAMILIES, load_arithmetic
     from node.tasks.jsonl import load_jsonl
     from node.tasks.reasoning_gym import load_reasoning_gym
 
@@ -135,6 +147,8 @@ def _load(config: TaskConfig) -> Iterator[tuple[Task, float]]:
             yield family(**config.options), config.weight / len(FAMILIES)
     elif group == "builtin" and name in FAMILIES:
         yield FAMILIES[name](**config.options), config.weight
+    elif config.name == "builtin/arithmetic":
+        yield load_arithmetic(config.options), config.weight
     elif group == "reasoning-gym" and name:
         yield load_reasoning_gym(name, config.options), config.weight
     elif config.name == "jsonl":
@@ -160,4 +174,5 @@ def _load_entry_point(config: TaskConfig) -> Task:
 def _names(found: Mapping[str, EntryPoint]) -> list[str]:
     from node.tasks.builtin import FAMILIES
 
-    return ["builtin", *(f"builtin/{name}" for name in FAMILIES), "jsonl", "reasoning-gym/NAME", *sorted(found)]
+    builtin = ["builtin", *(f"builtin/{name}" for name in FAMILIES), "builtin/arithmetic"]
+    return [*builtin, "jsonl", "reasoning-gym/NAME", *sorted(found)]

@@ -1,4 +1,4 @@
-"""The seven built-in task families, in the standard library only.
+"""The seven built-in task families and natural arithmetic, in the standard library only.
 
 A family is one function from a random stream and a difficulty to a question and its only right
 answer; `Family` turns it into a `Task`. To add one: write its function, and name it in `FAMILIES`.
@@ -10,6 +10,11 @@ answer; `Family` turns it into a `Task`. To add one: write its function, and nam
     matrices    steps from each cell to the nearest 0 011/111=      012/123
     weekdays    some days on or back                  Mon+3=        Thu
     logic       truth tables of two variables         p&~q=         0010
+
+They are for policies that know characters, and `builtin` stands for all seven. Arithmetic is apart from them, with
+options of its own: its questions are for models that know words.
+
+    arithmetic  two whole numbers                     What is 3 * 4?    12
 """
 
 import random
@@ -19,8 +24,12 @@ from fractions import Fraction
 from functools import partial
 from types import MappingProxyType
 
+from pydantic import Field, ValidationError
+
+from node.config import Section, option_complaint
 from node.errors import UserError
 from node.tasks import Item, Task, TaskKey, config_hash, derive_seed
+from node.tasks.answers import same_number
 
 Maker = Callable[[random.Random, int], tuple[str, str]]
 
@@ -180,6 +189,46 @@ def _literal(rng: random.Random) -> tuple[str, list[bool]]:
     variable, negated = rng.randrange(2), rng.random() < 0.5
     values = [assignment[variable] != negated for assignment in ASSIGNMENTS]
     return f"{'~' if negated else ''}{'pq'[variable]}", values
+
+
+class ArithmeticOptions(Section):
+    """The options of `builtin/arithmetic`."""
+
+    digits: int = Field(1, ge=1, le=9)
+    operations: str = Field("+-*", pattern=r"^[+*-]{1,3}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """A sum, a difference or a product of two numbers of `digits` digits; 1 for the right number, and 0 otherwise."""
+
+    digits: int
+    operations: str
+
+    @property
+    def key(self) -> TaskKey:
+        config = config_hash({"digits": self.digits, "operations": self.operations})
+        return TaskKey("builtin/arithmetic", VERSION, config)
+
+    def make(self, seed: int) -> Item:
+        rng = random.Random(derive_seed(*self.key, seed))
+        low = 10 ** (self.digits - 1) if self.digits > 1 else 0
+        left, right = rng.randrange(low, 10**self.digits), rng.randrange(low, 10**self.digits)
+        operation = rng.choice(self.operations)
+        answer = {"+": left + right, "-": left - right, "*": left * right}[operation]
+        return Item(f"What is {left} {operation} {right}?", str(answer))
+
+    def verify(self, item: Item, text: str) -> float:
+        return float(same_number(text, item.answer))
+
+
+def load_arithmetic(options: Mapping[str, object]) -> Arithmetic:
+    """Return the task under `digits` (1 to 9, default 1) and `operations` (out of `+-*`, default all three)."""
+    try:
+        parsed = ArithmeticOptions.model_validate(dict(options))
+    except ValidationError as error:
+        raise UserError(f"task 'builtin/arithmetic': {option_complaint(error, ArithmeticOptions)}") from None
+    return Arithmetic(parsed.digits, "".join(sorted(set(parsed.operations))))
 
 
 FAMILIES: Mapping[str, Callable[..., Task]] = MappingProxyType(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from node.config import Section
+from node.config import Section, option_complaint
 from node.errors import UserError
 from node.rollouts.group import MAX_TEXT_BYTES
 from node.tasks import Item, TaskKey, config_hash, derive_seed
@@ -65,9 +65,7 @@ def load_jsonl(options: Mapping[str, object]) -> Jsonl:
     try:
         parsed = JsonlOptions.model_validate(dict(options))
     except ValidationError as error:
-        first = error.errors()[0]
-        option = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"task 'jsonl': option {option!r}: {first['msg']}; its options are {_options()}") from None
+        raise UserError(f"task 'jsonl': {option_complaint(error, JsonlOptions)}") from None
     try:
         if parsed.path.stat().st_size > MAX_FILE_BYTES:
             raise UserError(f"task 'jsonl': {parsed.path} is larger than {MAX_FILE_BYTES >> 20} MiB: split it")
@@ -113,7 +111,3 @@ def _text(row: dict[str, object], field: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"task 'jsonl': {where} has no text or number in its field {field!r}")
     return value
-
-
-def _options() -> str:
-    return ", ".join(JsonlOptions.model_fields)

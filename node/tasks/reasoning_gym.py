@@ -33,19 +33,23 @@ from importlib.metadata import version
 from io import StringIO
 from itertools import product
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from node.config import AnswerMode
 from node.errors import UserError
 from node.tasks import Item, TaskKey, config_hash, derive_seed
-from node.tasks.answers import extract_answer, same_fraction, same_grid, same_number, same_output, same_text
+from node.tasks.answers import (
+    INSTRUCTIONS,
+    extract_answer,
+    same_fraction,
+    same_grid,
+    same_number,
+    same_output,
+    same_text,
+)
 
 VERSION = 1
 DRAWS = 64
-
-SYSTEM = (
-    "Solve the problem step by step. Then write the final answer, and nothing else, between <answer> and </answer>, "
-    "in exactly the form that the problem asks for."
-)
 
 Entry = Mapping[str, Any]
 
@@ -57,7 +61,8 @@ class Scorer:
     `same` compares an answer with the ground truth; `truth` takes that from an entry,
     `None` for one that no answer could satisfy (another is drawn). `defaults` replace
     options of the data set, `refuse` says what is wrong with options that could make a
-    question never end, and `hint` is added to the instruction.
+    question never end, `hint` is added to the instruction, and `solution` makes a right answer of a
+    ground truth that is not one itself.
     """
 
     same: Callable[[str, str], bool]
@@ -65,6 +70,7 @@ class Scorer:
     defaults: Mapping[str, object] = field(default_factory=dict)
     refuse: Callable[[Mapping[str, Any]], str | None] = lambda options: None
     hint: str = ""
+    solution: Callable[[str], str] = lambda truth: ""
 
 
 def _logic_truth(entry: Entry) -> str | None:
@@ -109,6 +115,7 @@ SCORERS: Mapping[str, Scorer] = MappingProxyType(
             _same_conclusion,
             _logic_truth,
             hint="Conclude something that needs more than one of the premises. Do not answer with a conjunction.",
+            solution=lambda truth: truth.split("\n")[0],
         ),
         "fraction_simplification": Scorer(same_fraction),
         # The data set rounds every step to 12 digits, so its last digits depend on the order of the steps: one answer
@@ -144,6 +151,8 @@ class GymTask:
     hash: item i of a larger one shares its random stream with item 0 of the seed i further on.
     """
 
+    answer_mode: ClassVar[AnswerMode] = "tags"
+
     key: TaskKey
     scorer: Scorer
     draw: Callable[[int], Entry | None]
@@ -153,8 +162,10 @@ class GymTask:
         for attempt in range(DRAWS):
             entry = self.draw(derive_seed(*self.key, seed, attempt))
             if entry is not None and (answer := self.scorer.truth(entry)) is not None:
-                system = f"{SYSTEM} {self.scorer.hint}" if self.scorer.hint else SYSTEM
-                return Item(entry["question"], answer, system)
+                system = INSTRUCTIONS[self.answer_mode]
+                if self.scorer.hint:
+                    system = f"{system} {self.scorer.hint}"
+                return Item(entry["question"], answer, system, solution=self.scorer.solution(answer))
         raise RuntimeError(f"no question with an answer in {DRAWS} draws")
 
     def verify(self, item: Item, text: str) -> float:

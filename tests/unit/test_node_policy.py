@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from node.config import LoraConfig, PolicyConfig
 from node.errors import UserError
 from node.policy import Policy, load_policy
+from node.policy.prompt import plain_text
 from node.tasks import Item
 from tests.policies import CHARACTERS, tiny_policy, write_tiny_policy
 
@@ -40,10 +41,30 @@ def test_special_tokens_spelt_out_in_a_peers_text_are_only_letters(policy):
     assert policy.decode(ids) == "1<eos>2<bos><pad>"
 
 
+EXAMPLES = (("2+3=", "5"), ("4-1=", "3"))
+
+
 def test_a_plain_tokenizer_is_asked_the_bare_question(policy):
-    ids = policy.encode_prompt(Item("1+1=", "", system="Be brief."))
+    ids = policy.encode_prompt(Item("1+1=", ""))
     assert ids == policy.tokenizer("1+1=")["input_ids"]
     assert ids[0] == policy.tokenizer.bos_token_id
+
+
+def test_plain_text_shows_the_instruction_and_the_examples_before_the_question(policy):
+    def asked(*args, **kwargs) -> str:
+        return policy.tokenizer.decode(policy.encode_prompt(Item(*args, **kwargs)), skip_special_tokens=True)
+
+    assert asked("1+1=", "", system="Be brief.") == "Be brief.\n\n1+1=".replace("\n", "")  # it knows no line breaks
+    assert plain_text(Item("1+1=", "", system="Be brief.")) == "Be brief.\n\n1+1="
+    assert plain_text(Item("1+1=", "", examples=EXAMPLES)) == "2+3=5\n4-1=3\n1+1="
+    assert plain_text(Item("1 + 1 =", "", examples=(("2 + 3 =", "5"),))) == "2 + 3 = 5\n1 + 1 ="
+    assert (
+        plain_text(Item("Who?", "", "Hm.", EXAMPLES[:1]))
+        == "Hm.\n\nQuestion: 2+3=\nAnswer: 5\n\nQuestion: Who?\nAnswer:"
+    )
+    assert plain_text(Item("Flip", "", examples=(("Grid", "0 1\n1 0"),))) == (
+        "Question: Grid\nAnswer:\n0 1\n1 0\n\nQuestion: Flip\nAnswer:"
+    )
 
 
 def test_a_chat_tokenizer_is_asked_in_its_template(policy):
@@ -51,6 +72,44 @@ def test_a_chat_tokenizer_is_asked_in_its_template(policy):
     decode = policy.tokenizer.decode
     assert decode(policy.encode_prompt(Item("1+1=", "", system="Brief."))) == "<system>Brief.<user>1+1=>"
     assert decode(policy.encode_prompt(Item("1+1=", ""))) == "<user>1+1=>"
+    assert decode(policy.encode_prompt(Item("1+1=", "", "Brief.", EXAMPLES[:1]))) == (
+        "<system>Brief.<user>2+3=<assistant>5<user>1+1=>"
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE,
+        TEMPLATE.replace("<{{ m.role }}>", "{% if m.role == 'system' %}{% continue %}{% endif %}<{{ m.role }}>"),
+    ],
+    ids=["refuses", "drops"],
+)
+def test_without_a_system_role_the_instruction_opens_the_first_user_turn(policy, template):
+    policy.tokenizer.chat_template = template
+    text = policy._chat(Item("1+1=", "", "Brief.", EXAMPLES[:1]))
+    assert text == "<user>Brief.\n\n2+3=<assistant>5<user>1+1=>"
+    assert policy._chat(Item("1+1=", "", "Brief.")) == "<user>Brief.\n\n1+1=>"
+    assert policy._chat(Item("1+1=", "")) == "<user>1+1=>"
+
+
+def test_a_template_that_refuses_every_turn_is_one_clear_line(policy):
+    policy.tokenizer.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(UserError, match=r"policy\.prompt to 'plain'"):
+        policy.encode_prompt(Item("1+1=", ""))
+
+
+def test_the_prompt_style_can_be_chosen(tmp_path):
+    write_tiny_policy(tmp_path)
+    with pytest.raises(UserError, match="no chat template"):
+        load_policy(PolicyConfig(model=str(tmp_path), device="cpu", prompt="chat"))
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    item = Item("1+1=", "")
+    asked = {
+        style: load_policy(PolicyConfig(model=str(tmp_path), device="cpu", prompt=style)).encode_prompt(item)
+        for style in ("auto", "chat", "plain")
+    }
+    assert asked["auto"] == asked["chat"] != asked["plain"] == tiny_policy(tmp_path / "plain").encode_prompt(item)
 
 
 def test_the_name_tells_the_kind_of_model_and_no_folder(policy):

@@ -1,5 +1,6 @@
 """The built-in families: pure, verifiable by an independent calculation, and safe to configure badly."""
 
+import re
 from fractions import Fraction
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.errors import UserError
-from node.tasks.builtin import FAMILIES
+from node.tasks.builtin import FAMILIES, load_arithmetic
 
 SEEDS = st.integers(0, 2**63 - 1)
 DIFFICULTIES = st.integers(1, 10)
@@ -147,3 +148,32 @@ def test_a_bad_difficulty_is_refused(difficulty: object) -> None:
 def test_an_unknown_option_is_named(option: str) -> None:
     with pytest.raises(UserError, match=f"'builtin/sums' has no option '{option}'"):
         FAMILIES["sums"](**{option: 2})
+
+
+@given(SEEDS, st.integers(1, 9), st.sampled_from(["+", "-*", "+-", "*-+"]))
+def test_arithmetic_asks_in_words_and_takes_only_the_right_number(seed: int, digits: int, operations: str) -> None:
+    task = load_arithmetic({"digits": digits, "operations": operations})
+    item = task.make(seed)
+    asked = re.fullmatch(r"What is (\d+) ([-+*]) (\d+)\?", item.question)
+    assert asked is not None and len(asked[1]) == len(asked[3]) == digits and asked[2] in operations
+    left, right = int(asked[1]), int(asked[3])
+    result = {"+": left + right, "-": left - right, "*": left * right}[asked[2]]
+    assert task.verify(item, f" {result}") == task.verify(item, f"{result}.0") == 1.0
+    for wrong in ("", str(result + 1), f"it is {result}", f"{result} {result}", f"{left} {asked[2]} {right}"):
+        assert task.verify(item, wrong) == 0.0
+
+
+def test_arithmetic_is_apart_from_the_seven_and_its_options_make_its_key() -> None:
+    assert "arithmetic" not in FAMILIES
+    assert load_arithmetic({}).key == load_arithmetic({"digits": 1, "operations": "*-+"}).key
+    assert load_arithmetic({}).key != load_arithmetic({"operations": "+"}).key
+    assert load_arithmetic({}).key != load_arithmetic({"digits": 2}).key
+
+
+@pytest.mark.parametrize(
+    "options", [{"digits": 0}, {"digits": 10}, {"digits": "a"}, {"operations": ""}, {"operations": "+/"}, {"level": 1}]
+)
+def test_a_bad_option_of_arithmetic_is_one_clear_line(options: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=rf"'builtin/arithmetic': option '{next(iter(options))}'") as caught:
+        load_arithmetic(options)
+    assert "\n" not in str(caught.value)

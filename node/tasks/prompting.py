@@ -1,0 +1,93 @@
+"""Around any task: solved examples before the question, an instruction, and where the answer is read.
+
+The examples of a question are questions of the same task whose seeds are derived by hash from its own,
+so a receiver rebuilds them as it rebuilds the question. How they are laid out, as turns of a chat or as
+plain text, is the policy's matter (`node.policy.prompt`).
+
+What is set here is part of the configuration hash; a task for which nothing is set stays as it is.
+"""
+
+from dataclasses import dataclass, replace
+
+from node.config import AnswerMode, TaskConfig
+from node.errors import UserError
+from node.tasks import Item, Task, TaskKey, config_hash, derive_seed
+from node.tasks.answers import INSTRUCTIONS, READERS, show
+
+VERSION = 1
+DRAWS = 8  # seeds tried for each example: one may repeat a question that is there already
+TRIALS = 4  # questions on which a task is tried when it is loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """A task with `count` examples before each question, read by `mode`, under `instruction` if that is not None."""
+
+    base: Task
+    key: TaskKey
+    count: int
+    mode: AnswerMode | None
+    instruction: str | None
+
+    @property
+    def answer_mode(self) -> AnswerMode:
+        """The form in which `verify` looks for an answer."""
+        return self.mode or _own_mode(self.base)
+
+    def make(self, seed: int) -> Item:
+        """Return the item of `seed`; it has fewer examples where the task hardly has other questions."""
+        item = self.base.make(seed)
+        shown: dict[str, str] = {}
+        for attempt in range(self.count * DRAWS):
+            if len(shown) == self.count:
+                break
+            example = self.base.make(derive_seed("example", *self.key, seed, attempt))
+            if example.question != item.question:
+                shown.setdefault(example.question, show(solution(example), self.answer_mode))
+        return replace(item, system=self._system(item), examples=tuple(shown.items()))
+
+    def verify(self, item: Item, text: str) -> float:
+        if self.mode is None:
+            return self.base.verify(item, text)
+        answer = READERS[self.mode](text)
+        return 0.0 if answer is None else self.base.verify(item, show(answer, _own_mode(self.base)))
+
+    def _system(self, item: Item) -> str:
+        if self.instruction is not None:
+            return self.instruction
+        # A task that tells the form of its own mode tells that of the chosen one.
+        return item.system.replace(INSTRUCTIONS[_own_mode(self.base)], INSTRUCTIONS[self.answer_mode])
+
+
+def prompted(task: Task, config: TaskConfig) -> Task:
+    """Return `task` as `config` wants it asked and read.
+
+    Raises `UserError` if its own right answers earn nothing when read so, or it has too few questions for the examples.
+    """
+    if not config.prompting:
+        return task
+    key = task.key._replace(config=config_hash({"prompting": VERSION, "task": task.key.config, **config.prompting}))
+    wrapped = Prompted(task, key, config.examples, config.answer, config.instruction)
+    for trial in range(TRIALS):
+        _check(wrapped, wrapped.make(derive_seed("trial", *key, trial)))
+    return wrapped
+
+
+def solution(item: Item) -> str:
+    """Return a right answer to `item`, bare; empty where the task has none to show."""
+    return item.solution or item.answer
+
+
+def _check(task: Prompted, item: Item) -> None:
+    name = task.key.name
+    if len(item.examples) < task.count:
+        raise UserError(f"task {name!r} has too few different questions for {task.count} examples: set fewer")
+    if not solution(item):
+        if task.count:
+            raise UserError(f"task {name!r} shows no answers to its questions: leave out examples")
+    elif task.mode is not None and task.verify(item, show(solution(item), task.mode)) != 1.0:
+        raise UserError(f"task {name!r} has answers that answer={task.mode!r} does not read: choose another")
+
+
+def _own_mode(task: Task) -> AnswerMode:
+    return getattr(task, "answer_mode", "whole")

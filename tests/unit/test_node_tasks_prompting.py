@@ -1,0 +1,253 @@
+"""Examples, instructions and answer modes: one mechanism around every kind of task."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.config import TaskConfig
+from node.errors import UserError
+from node.founding import adopt_tasks, describe_tasks
+from node.tasks import Item, Task, TaskKey, load_tasks
+from node.tasks.answers import INSTRUCTIONS, MAX_TEXT, READERS, show
+from node.tasks.builtin import FAMILIES
+from node.tasks.prompting import prompted
+from node.tasks.reasoning_gym import SCORERS
+from protocol.identity import Identity
+from protocol.manifest import Policy, make_manifest
+
+SEEDS = st.integers(0, 2**63 - 1)
+MODES = tuple(READERS)
+
+
+def _one(name: str, **settings: object) -> Task:
+    (task,) = load_tasks([TaskConfig(name=name, **settings)]).tasks
+    return task
+
+
+@pytest.fixture
+def kinds(tmp_path: Path) -> dict[str, dict[str, object]]:
+    """A configuration of every kind of task whose answers are numbers."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"question": f"{n} and {n}?", "answer": 2 * n}) + "\n" for n in range(50)))
+    return {
+        "builtin/sums": {},
+        "builtin/arithmetic": {"digits": 2, "operations": "+-"},
+        "jsonl": {"path": str(rows)},
+        "reasoning-gym/chain_sum": {},
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_reads_every_kind_of_task(kinds: dict[str, dict[str, object]], mode: str) -> None:
+    for name, options in kinds.items():
+        task = _one(name, answer=mode, examples=2, options=options)
+        for seed in range(20):
+            item = task.make(seed)
+            right = show(item.answer, mode)
+            assert task.verify(item, right) == task.verify(item, f" {right} ") == 1.0, (name, right)
+            assert task.verify(item, show(f"1{item.answer}", mode)) == 0.0
+            assert task.verify(item, "") == task.verify(item, "9" * (MAX_TEXT + 1)) == 0.0
+            for question, answer in item.examples:
+                assert task.verify(Item(question, ""), answer) == 0.0  # shown is the form, the truth is the verifier's
+                assert READERS[mode](answer) is not None
+
+
+def test_a_task_for_which_nothing_is_set_stays_as_it_is(kinds: dict[str, dict[str, object]]) -> None:
+    assert _one("builtin/sums") == FAMILIES["sums"]()
+    for name, options in kinds.items():
+        task, again = _one(name, options=options), _one(name, options=options, examples=0, answer=None)
+        assert task.key == again.key and task.make(3) == again.make(3)
+
+
+@given(SEEDS, st.integers(1, 16))
+def test_examples_are_solved_questions_of_the_same_kind_and_never_the_question(seed: int, count: int) -> None:
+    base, task = FAMILIES["weekdays"](), _one("builtin/weekdays", examples=count)
+    item = task.make(seed)
+    assert item == task.make(seed)
+    assert item.question == base.make(seed).question and item.answer == base.make(seed).answer
+    questions = [question for question, _ in item.examples]
+    assert len(set(questions)) == len(questions) == count and item.question not in questions
+    days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+    for question, answer in item.examples:
+        step = int(question[3:-1])
+        assert answer == days[(days.index(question[:3]) + step) % 7]
+
+
+def test_neighbours_have_other_examples() -> None:
+    task = _one("builtin/arithmetic", examples=3, options={"digits": 4})
+    shown = [example for seed in range(200) for example in task.make(seed).examples]
+    assert len(set(shown)) > 590
+
+
+def test_what_is_set_is_part_of_the_key() -> None:
+    settings: list[dict[str, object]] = [
+        {},
+        {"examples": 1},
+        {"examples": 2},
+        {"answer": "whole"},
+        {"answer": "boxed"},
+        {"instruction": ""},
+        {"instruction": "Think."},
+        {"examples": 1, "answer": "whole"},
+    ]
+    keys = {_one("builtin/sums", **one).key for one in settings}
+    assert len(keys) == len(settings)
+    assert {key.name for key in keys} == {"builtin/sums"}
+
+
+def test_an_instruction_replaces_the_tasks_own() -> None:
+    assert _one("reasoning-gym/gcd", instruction="Think.").make(1).system == "Think."
+    assert _one("reasoning-gym/gcd", instruction="").make(1).system == ""
+    assert _one("builtin/sums", instruction="Think.").make(1).system == "Think."
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_task_that_tells_its_form_tells_the_chosen_one(mode: str) -> None:
+    item = _one("reasoning-gym/gcd", answer=mode).make(1)
+    assert item.system == INSTRUCTIONS[mode]
+    assert _one("builtin/sums", answer=mode).make(1).system == ""
+
+
+def test_a_hint_stays_with_the_chosen_form() -> None:
+    own, boxed = _one("reasoning-gym/propositional_logic"), _one("reasoning-gym/propositional_logic", answer="boxed")
+    hint = own.make(1).system.removeprefix(INSTRUCTIONS["tags"])
+    assert "Conclude something" in hint
+    assert boxed.make(1).system == INSTRUCTIONS["boxed"] + hint
+
+
+@pytest.mark.parametrize("name", sorted(SCORERS))
+def test_every_data_set_has_examples_that_its_own_scorer_takes(name: str) -> None:
+    task = _one(f"reasoning-gym/{name}", examples=1)
+    for seed in range(5):
+        (example,) = task.make(seed).examples
+        asked = next(item for item in _bases(task, seed) if item.question == example[0])
+        assert task.verify(asked, example[1]) == 1.0
+
+
+def _bases(task: Task, seed: int) -> list[Item]:
+    from node.tasks import derive_seed
+
+    return [task.base.make(derive_seed("example", *task.key, seed, attempt)) for attempt in range(8)]
+
+
+@dataclass(frozen=True)
+class Custom:
+    """A third party's task: `count` questions, of which `answers` shows the answer or not."""
+
+    count: int
+    answers: bool = True
+
+    @property
+    def key(self) -> TaskKey:
+        return TaskKey("custom", 1, "00")
+
+    def make(self, seed: int) -> Item:
+        return Item(f"Which is number {seed % self.count}?", f"number {seed % self.count}" if self.answers else "")
+
+    def verify(self, item: Item, text: str) -> float:
+        return float(text.split() == item.question[9:-1].split())
+
+
+def test_a_third_partys_task_is_given_the_bare_answer() -> None:
+    task = prompted(Custom(50), TaskConfig(name="custom", answer="boxed", examples=1))
+    item = task.make(3)
+    assert task.verify(item, "I say \\boxed{number 3}.") == 1.0
+    assert task.verify(item, "number 3") == 0.0
+    assert item.examples[0][1].startswith("\\boxed{number ")
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "complaint"),
+    [
+        (Custom(3), {"examples": 3}, "too few different questions for 3 examples"),
+        (Custom(50, answers=False), {"examples": 1}, "shows no answers to its questions"),
+        (Custom(50), {"answer": "last_number"}, "answers that answer='last_number' does not read"),
+        (FAMILIES["weekdays"](), {"answer": "last_number"}, "answers that answer='last_number' does not read"),
+        (_one("reasoning-gym/rotate_matrix"), {"answer": "first_line"}, "answers that answer='first_line' does not"),
+    ],
+)
+def test_settings_that_do_not_fit_a_task_are_one_clear_line(task: Task, settings: dict, complaint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        prompted(task, TaskConfig(name=task.key.name, **settings))
+    assert complaint in str(caught.value) and "\n" not in str(caught.value) and repr(task.key.name) in str(caught.value)
+
+
+def test_as_many_examples_as_there_are_other_questions_can_be_shown() -> None:
+    task = prompted(Custom(2), TaskConfig(name="custom", examples=1))
+    assert all(len(task.make(seed).examples) <= 1 for seed in range(500))
+
+
+def test_a_joiner_asks_and_reads_as_the_founder_does() -> None:
+    own = TaskConfig(
+        name="builtin", examples=2, answer="boxed", instruction="Think, please.", options={"difficulty": 2}
+    )
+    described = describe_tasks([own])
+    manifest = make_manifest(Identity(bytes(32)), "s", 1, Policy.OPEN, described)
+    adopted = load_tasks(adopt_tasks(manifest, [TaskConfig(name="builtin/sums", examples=9, answer="whole")]))
+    theirs = load_tasks([own])
+    assert [task.key for task in adopted.tasks] == [task.key for task in theirs.tasks]
+    for mine, other in zip(adopted.tasks, theirs.tasks, strict=True):
+        assert mine.make(5) == other.make(5)
+
+
+@pytest.mark.parametrize(
+    "prompting", [3, [], {"examples": 99}, {"examples": -1}, {"answer": "eval"}, {"weight": 0}, {"x": 1}, {"name": 5}]
+)
+def test_a_manifest_with_settings_that_cannot_be_is_refused(prompting: object) -> None:
+    (task,) = describe_tasks([TaskConfig(name="builtin/sums")])
+    hostile = task._replace(options=json.dumps({"prompting": prompting}))
+    with pytest.raises(UserError, match="options that cannot be read"):
+        adopt_tasks(make_manifest(Identity(bytes(32)), "s", 1, Policy.OPEN, [hostile]), [])
+
+
+@pytest.mark.parametrize(
+    ("mode", "text", "answer"),
+    [
+        ("boxed", r"so \boxed{7}", "7"),
+        ("boxed", r"\boxed{1} no \boxed{ \frac{3}{4} } yes", r"\frac{3}{4}"),
+        ("boxed", r"\boxed{1} and \boxed{2", "1"),
+        ("boxed", r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        ("boxed", r"}}\boxed {5}}", "5"),
+        ("boxed", r"\boxed{\boxed{8}}", "8"),
+        ("boxed", r"boxed{7}", None),
+        ("boxed", "7", None),
+        ("last_number", "12 + 7 = 19.", "19"),
+        ("last_number", "3-8=-5", "-5"),
+        ("last_number", "13 - 8", "8"),
+        ("last_number", "5-3", "3"),
+        ("last_number", "about +1,234,567.50 in all", "1234567.50"),
+        ("last_number", "1, 2,3", "3"),
+        ("last_number", " 7", "7"),
+        ("last_number", "none", None),
+        ("first_line", " 7\nQuestion: What is 3 + 4?\nAnswer: 8", "7"),
+        ("first_line", "\n\n  7  \n8", "7"),
+        ("first_line", " \n ", None),
+        ("whole", " 7\n8 ", "7\n8"),
+    ],
+)
+def test_where_the_modes_look(mode: str, text: str, answer: str | None) -> None:
+    assert READERS[mode](text) == answer
+
+
+@given(st.sampled_from(MODES), st.text(st.characters(codec="utf-8") | st.sampled_from("\\boxed{}<answer>/0123,.-+ \n")))
+def test_no_text_breaks_a_reader(mode: str, text: str) -> None:
+    answer = READERS[mode](text)
+    assert answer is None or (answer == answer.strip() and len(answer) <= len(text))
+
+
+HOSTILE = ("\\boxed{", "{", "}", "1,", "123,", "1,234", "9", "<answer>", "</answer>", "\\", " ", "-", ".", "1.", "\n")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_readers_take_linear_time(mode: str) -> None:
+    started = time.process_time()
+    for piece in HOSTILE:
+        for tail in ("", "x", "}" * 1000):
+            READERS[mode]((piece * MAX_TEXT)[: MAX_TEXT - len(tail)] + tail)
+            assert READERS[mode](piece * MAX_TEXT + "}" * MAX_TEXT) is None
+    assert time.process_time() - started < 5.0
