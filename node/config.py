@@ -244,6 +244,21 @@ class ObserveConfig(Section):
     port: int = Field(0, ge=0, le=65535, description="0: any free one; observe.json in the node's folder names it")
 
 
+class EvalConfig(Section):
+    """Scoring the policy, while it trains, on questions that training never asks; `evaluations.jsonl` keeps it."""
+
+    every: int = Field(
+        0, ge=0, description="rounds between two evaluations, with one before the first and one after the last; 0: none"
+    )
+    ends: bool = Field(False, description="evaluate before the first round and after the last, whatever `every` is")
+    count: int = Field(32, ge=1, description="questions of each task")
+    completions: int = Field(
+        8, ge=0, le=128, description="sampled answers to each question, for pass@k, beside the greedy one; 0: none"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="chooses the questions; the same at all nodes of a swarm")
+    tasks: list[TaskConfig] = Field([], description="whose questions; default: the node's tasks")
+
+
 class PoolConfig(Section):
     """Bounds of the pool of shared groups."""
 
@@ -268,6 +283,7 @@ class NodeConfig(Section):
     weights: WeightsConfig = WeightsConfig()
     observe: ObserveConfig = ObserveConfig()
     pool: PoolConfig = PoolConfig()
+    eval: EvalConfig = EvalConfig()
 
     @property
     def last_round(self) -> int:

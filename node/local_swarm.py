@@ -30,6 +30,7 @@ from node.supervisor import (
     supervise,
 )
 from node.tasks import derive_seed
+from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import read_metrics
 from node.telemetry.report import write_report
 from node.telemetry.summary import Summary, summarise, write_summary
@@ -128,7 +129,9 @@ def run_swarm(
         _write_record(plan)
         supervise(Supervisor(context, target, debug, restart_delay), children, lambda: len(received), show)
         _raise_common_error(children)
-        summary = summarise({child.name: read_metrics(child.folder / "metrics.jsonl") for child in children}, started)
+        rows = {child.name: read_metrics(child.folder / "metrics.jsonl") for child in children}
+        evaluated = {child.name: read_metrics(child.folder / EVALUATIONS_FILE) for child in children}
+        summary = summarise(rows, evaluated, started)
         write_summary(summary, plan.out / "summary.json")
         write_report(plan.out)
         return Outcome(summary, children, received[0] if received else 0)

@@ -111,7 +111,7 @@ class Loop:
 
     def finish(self, round_number: int, logs: Mapping[str, float]) -> None:
         """Complete the row of `round_number` with the trainer's `logs` and write it."""
-        self.row["time/train"] = time.perf_counter() - self._handed_over
+        self.row["time/train"] = time.perf_counter() - self._handed_over - self.row.get("time/eval", 0.0)
         self.row["time"] = time.time()
         self.row["time/round"] = self.row["time"] - self.row["began"]
         self.row |= {"swarm/pool": len(self.pool), **traffic_row(self.exchange.traffic())}
@@ -195,7 +195,9 @@ class Loop:
             "groups_local": min(len(own), self.config.sampling.local),
             "groups_informative": sum(is_informative(one.group.rewards) for one in own),
             "generated": len(made),
+            "tokens_generated": sum(len(ids) for one in own for ids in one.completions),
             "trained": sum(sample.advantage != 0 for sample in samples),
+            "tokens_trained": sum(len(sample.completion) for sample in samples if sample.advantage != 0),
             "completions/finished": statistics.fmean(completion.finished for completion in made),
             "completions/mean_length": statistics.fmean(len(ids) for one in own for ids in one.completions),
         }

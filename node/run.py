@@ -5,7 +5,7 @@ stop (SIGTERM, SIGINT) ends the node after the round in progress, with a checkpo
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -14,10 +14,10 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from node.config import NodeConfig
-from node.engines import make_engine
+from node.engines import SamplingParams, make_engine
 from node.errors import UserError
 from node.founding import check_rules
-from node.loop import Loop
+from node.loop import Loop, longest_prompt
 from node.peering import Network, open_network
 from node.policy import load_policy
 from node.rollouts.replay_buffer import ReplayBuffer
@@ -26,15 +26,18 @@ from node.rollouts.sharing import Exchange, NetworkExchange, NoExchange
 from node.signals import stop_signals
 from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
 from node.tasks import TaskSet, load_tasks
+from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.status_server import describe, observe
 from node.training.averaging import exchange_weights
 from node.training.checkpoint import whole_checkpoint
+from node.training.evaluation import Evaluations
 from node.training.trainer import make_trainer
 from protocol.host import Host
 from protocol.manifest import ManifestLimits
 
 MAX_METRICS_BYTES = 64 << 20  # of a node without a last round, some 60000 rounds; one older file is kept beside it
+MAX_EVALUATIONS_BYTES = 8 << 20  # likewise; some thousands
 
 log = structlog.get_logger()
 
@@ -64,21 +67,35 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         loop = Loop(config, seed, policy, engine, tasks, pool, exchange, metrics)
         checkpoint = whole_checkpoint(folder / "checkpoints")
         weights = stack.enter_context(exchange_weights(config, folder, policy, checkpoint, directory))
+        scores = MetricsLog(folder / EVALUATIONS_FILE, MAX_EVALUATIONS_BYTES if config.rounds is None else None)
+        evaluations = Evaluations(
+            config.eval,
+            SamplingParams.from_config(config.engine),
+            policy,
+            engine,
+            load_tasks(config.eval.tasks) if config.eval.tasks else tasks,
+            longest_prompt(config.engine, policy),
+            scores,
+        )
 
         def rounds(done: int) -> Iterator[Sequence[Sample]]:
             keep_config(config, seed, folder)  # everything has started, and the trainer has loaded its checkpoint
             weights.begin()
+            evaluations.after_round(done, config.last_round)
             yield from loop.rounds(done)
 
-        def finish(number: int, logs: Mapping[str, float]) -> None:
+        def after_update(number: int) -> dict[str, float]:
             loop.row |= weights.after_round(number)
-            loop.finish(number, logs)
+            if not stopping:  # a node that is to end does it soon, and evaluates when it goes on from here
+                loop.row |= evaluations.after_round(number, config.last_round)
+            return loop.figures()
 
-        trainer = make_trainer(policy, config, folder, rounds, finish, weights.write, loop.figures)
+        trainer = make_trainer(policy, config, folder, rounds, loop.finish, weights.write, after_update)
         trainer.add_callback(_StopCallback(lambda: bool(stopping), config.trainer.num_iterations))
         done = checkpoint.round if checkpoint else 0
         pool.rewind(done)
         metrics.rewind(done)
+        scores.rewind(done)
         if done >= config.last_round:
             log.info("all rounds are done", round=done, rounds=config.rounds, more="start it with a larger --rounds")
             return

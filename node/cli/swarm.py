@@ -10,6 +10,7 @@ from node.cli.options import Config, Debug, DryRun, Seed, Settings, command_bega
 
 if TYPE_CHECKING:
     from node.local_swarm import Outcome, Plan
+    from node.telemetry.summary import Summary
 
 Nodes = Annotated[int, typer.Option("-n", "--nodes", min=1, max=1024, help="Number of nodes.")]
 DEFAULTS = {"rounds": 300}  # a run ends, and leaves its report
@@ -80,9 +81,27 @@ def closing_lines(plan: "Plan", outcome: "Outcome") -> list[str]:
         lines.append(
             f"mean reward {swarm['reward_first']:.3f} in the first tenth, {swarm['reward_last']:.3f} in the last{times}"
         )
+    lines += evaluation_lines(swarm)
     if outcome.signal:
         lines.append(f"stopped: the same command with --out {plan.out} goes on")
     return [*lines, f"report: {plan.out / 'report.html'}"]
+
+
+def evaluation_lines(swarm: "Summary") -> list[str]:
+    """Return how the swarm answered held-out questions before and after, with intervals at 95 %; none if not asked."""
+    lines = []
+    for name, title in (("accuracy", "greedy accuracy"), ("pass8", "pass@8")):
+        first, last = (_rate(swarm, f"{name}_{when}") for when in ("first", "last"))
+        if first:
+            lines.append(f"held-out {title} {first} before{f', {last} after' if last else ''}")
+    return lines
+
+
+def _rate(swarm: "Summary", key: str) -> str:
+    if swarm[key] is None:
+        return ""
+    low, high = swarm[f"{key}_interval"]
+    return f"{swarm[key]:.3f} ({low:.3f} to {high:.3f})"
 
 
 def exit_status(outcome: "Outcome") -> int:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are drawn: softmax of logits over `temperature`, then the nucleus of mass `top_p`; no top-k."""
+    """How tokens are drawn: softmax of logits over `temperature`, then the nucleus of mass `top_p`; no top-k.
+
+    Temperature 0 takes the likeliest token, always (greedy).
+    """
 
     temperature: float
     top_p: float

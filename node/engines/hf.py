@@ -95,11 +95,10 @@ class _Recorder(LogitsProcessor):  # type: ignore[misc]  # transformers is untyp
 
 
 def _generation_config(policy: Policy, sampling: SamplingParams) -> GenerationConfig:
+    drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     return GenerationConfig(
-        do_sample=True,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=0,
+        do_sample=sampling.temperature > 0,
+        **(drawn if sampling.temperature > 0 else {}),
         max_new_tokens=sampling.max_completion_length,
         eos_token_id=list(policy.eos_token_ids),
         pad_token_id=policy.pad_token_id,

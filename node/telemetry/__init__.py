@@ -1,6 +1,7 @@
 """Telemetry: what a node and a run of nodes tell of themselves.
 
 metrics         one JSON object a round, and how far a node is
+evaluations     what a policy scored on held-out questions as it trained
 logs            structured events
 status_server   a running node over HTTP
 live_table      a running swarm in a terminal

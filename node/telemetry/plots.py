@@ -30,6 +30,7 @@ SPLIT = (  # label, colour, the metrics it sums
     ("verifying", "#8fb3dd", ("time/verify", "time/questions")),
     ("sharing", "#e08a2c", ("time/share", "time/draw")),
     ("training", "#4a9d7c", ("time/train",)),
+    ("evaluating", "#9a7fc0", ("time/eval",)),
 )
 OTHER = ("other", "#c4c9d2")
 

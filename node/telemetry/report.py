@@ -14,9 +14,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import Row, read_metrics
 from node.telemetry.plots import plot_groups, plot_rejects, plot_reward, plot_time
-from node.telemetry.summary import Summary, summarise_node, summarise_swarm
+from node.telemetry.summary import Summary, summarise_nodes, summarise_swarm
 from protocol.files import write_atomically
 
 
@@ -24,19 +25,24 @@ def write_report(out: Path) -> Path:
     """Write the report of the run in `out` and return its path."""
     path = out / "report.html"
     nodes = {folder.name: read_metrics(folder / "metrics.jsonl") for folder in _node_folders(out)}
-    write_atomically(path, render_report(out.resolve().name, nodes, _read_object(out / "swarm.json")).encode())
+    evaluated = {folder.name: read_metrics(folder / EVALUATIONS_FILE) for folder in _node_folders(out)}
+    page = render_report(out.resolve().name, nodes, evaluated, _read_object(out / "swarm.json"))
+    write_atomically(path, page.encode())
     return path
 
 
-def render_report(title: str, nodes: Mapping[str, Sequence[Row]], run: Mapping[str, Any]) -> str:
+def render_report(
+    title: str, nodes: Mapping[str, Sequence[Row]], evaluated: Mapping[str, Sequence[Row]], run: Mapping[str, Any]
+) -> str:
     """Return the page.
 
     Args:
         title: the run's name.
         nodes: each node's metrics rows.
+        evaluated: each node's evaluation rows.
         run: what swarm.json holds, or nothing.
     """
-    summaries = {name: summarise_node(rows) for name, rows in nodes.items()}
+    summaries = summarise_nodes(nodes, evaluated)
     rejected = _total_rejected(summaries.values())
     started = any(nodes.values())
     config = run.get("config")
@@ -49,7 +55,7 @@ def render_report(title: str, nodes: Mapping[str, Sequence[Row]], run: Mapping[s
     return page.render(
         title=title,
         run=run,
-        swarm=summarise_swarm(list(summaries.values())),
+        swarm=summarise_swarm(list(summaries.values()), list(evaluated.values())),
         nodes=summaries,
         rejected=rejected,
         reward_plot=Markup(plot_reward(nodes)) if started else "",

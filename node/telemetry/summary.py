@@ -1,10 +1,13 @@
 """What came of a run: `summary.json`, computed from the nodes' metrics alone.
 
-    {"nodes": {"n0": {"rounds": ..., "reward_cumulative": ..., ...}, ...},
-     "swarm": {"reward_first": ..., "reward_last": ..., "reward_cumulative": ..., "ratio": ...},
+    {"nodes": {"n0": {"rounds": ..., "reward_cumulative": ..., "accuracy_first": ..., ...}, ...},
+     "swarm": {"reward_first": ..., "reward_last": ..., "reward_cumulative": ..., "ratio": ...,
+               "tokens_generated": ..., "tokens_trained": ...,
+               "accuracy_first": ..., "accuracy_first_interval": [low, high], "pass8_first": ..., ...},
      "first_round_seconds": {"n0": ...}}
 
-The swarm's figures are means over its nodes.
+The swarm's figures are means over its nodes, tokens sums. `accuracy_...` (greedy) and `pass8_...` are of held-out
+questions, each with an interval at 95 %, see `evaluations`; they are null where nothing was evaluated.
 """
 
 import json
@@ -13,28 +16,38 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from node.telemetry.evaluations import first_and_last
 from node.telemetry.metrics import Row, number
 from protocol.files import write_atomically
 
 Summary = dict[str, Any]
 
 
-def summarise(nodes: Mapping[str, Sequence[Row]], started: float) -> Summary:
+Evaluated = Mapping[str, Sequence[Row]]  # each node's evaluation rows
+
+
+def summarise(nodes: Mapping[str, Sequence[Row]], evaluated: Evaluated, started: float) -> Summary:
     """Return the summary of a run.
 
     Args:
         nodes: each node's metrics rows, in the order of their rounds.
+        evaluated: each node's evaluation rows, likewise; a node may be missing.
         started: when the command was given, Unix seconds.
     """
-    each = {name: summarise_node(rows) for name, rows in nodes.items()}
+    each = summarise_nodes(nodes, evaluated)
     return {
         "nodes": each,
-        "swarm": summarise_swarm(list(each.values())),
+        "swarm": summarise_swarm(list(each.values()), list(evaluated.values())),
         "first_round_seconds": {name: _first_round_seconds(rows, started) for name, rows in nodes.items()},
     }
 
 
-def summarise_node(rows: Sequence[Row]) -> Summary:
+def summarise_nodes(nodes: Mapping[str, Sequence[Row]], evaluated: Evaluated) -> dict[str, Summary]:
+    """Return each node's figures."""
+    return {name: summarise_node(rows, evaluated.get(name, ())) for name, rows in nodes.items()}
+
+
+def summarise_node(rows: Sequence[Row], evaluated: Sequence[Row] = ()) -> Summary:
     """Return one node's figures; `seconds` is the time its rounds took, without pauses between runs."""
     rewards = [number(row, "reward") for row in rows]
     tenth = max(len(rewards) // 10, 1)
@@ -49,11 +62,17 @@ def summarise_node(rows: Sequence[Row]) -> Summary:
         "bytes_sent": int(counted(number(row, "swarm/bytes_sent") for row in rows)),
         "bytes_received": int(counted(number(row, "swarm/bytes_received") for row in rows)),
         "seconds": sum(number(row, "time/round") for row in rows),
+        "tokens_generated": int(sum(number(row, "tokens_generated") for row in rows)),
+        "tokens_trained": int(sum(number(row, "tokens_trained") for row in rows)),
+        **first_and_last([evaluated]),
     }
 
 
-def summarise_swarm(nodes: Sequence[Summary]) -> Summary:
-    """Return the means over nodes that have a round, and `ratio` = last over first (None when first is 0)."""
+def summarise_swarm(nodes: Sequence[Summary], evaluated: Sequence[Sequence[Row]]) -> Summary:
+    """Return the means over nodes that have a round, and `ratio` = last over first (None when first is 0).
+
+    `evaluated` holds the evaluation rows of each node that has some.
+    """
     trained = [node for node in nodes if node["rounds"] > 0]
     first = _mean([node["reward_first"] for node in trained])
     last = _mean([node["reward_last"] for node in trained])
@@ -62,6 +81,9 @@ def summarise_swarm(nodes: Sequence[Summary]) -> Summary:
         "reward_last": last,
         "reward_cumulative": _mean([node["reward_cumulative"] for node in trained]),
         "ratio": last / first if first > 0 else None,
+        "tokens_generated": sum(node["tokens_generated"] for node in nodes),
+        "tokens_trained": sum(node["tokens_trained"] for node in nodes),
+        **first_and_last(evaluated),
     }
 
 

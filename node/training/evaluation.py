@@ -1,22 +1,33 @@
-"""Scoring a policy on questions that training never asks.
+"""Scoring a policy on questions that training never asks: once (`evaluate`), and while it trains (`Evaluations`).
 
 The questions' seeds are derived by hash under a label of their own, so no training seed
 can give them; a task with few distinct questions may still repeat one. Every task is
-asked equally often, whatever its weight in training.
+asked equally often, whatever its weight in training. Nothing here draws from a random
+state that training uses, so a run has the same numbers with and without evaluations.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from math import comb, sqrt
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from math import comb
 from typing import Any
 
+import structlog
+
+from node.config import EvalConfig
 from node.engines import RolloutEngine, SamplingParams
+from node.errors import UserError
 from node.policy import Policy
 from node.tasks import Item, Task, TaskSet, derive_seed
+from node.telemetry.evaluations import PASS, wilson_interval
+from node.telemetry.metrics import MetricsLog, Row
 
-Z_95 = 1.959964
-BATCH = 64
+ROWS = 128  # completions generated at a time: more would be faster on a GPU only, and each has its own key-value cache
 SOLVED = 1.0 - 1e-6
+TRIES = 20  # questions looked at for each one asked, when many are too long for the policy
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,97 @@ class _Outcome:
     lengths: tuple[int, ...]
 
 
+class Evaluations:
+    """Evaluates a policy while it trains, whenever the configuration says, and keeps the rows in `evaluations.jsonl`.
+
+    Args:
+        config: when, how many questions and how many completions.
+        sampling: of pass@k; accuracy is of the likeliest tokens.
+        policy: being trained.
+        engine: given the policy's weights before each evaluation.
+        tasks: whose questions are asked.
+        longest: tokens that a prompt may have.
+        rows: the file, rewound to the round that the node goes on from.
+    """
+
+    def __init__(
+        self,
+        config: EvalConfig,
+        sampling: SamplingParams,
+        policy: Policy,
+        engine: RolloutEngine,
+        tasks: TaskSet,
+        longest: int,
+        rows: MetricsLog,
+    ) -> None:
+        self._config = config
+        self._sampling = sampling
+        self._policy = policy
+        self._engine = engine
+        self._tasks = tasks
+        self._longest = longest
+        self._rows = rows
+
+    def after_round(self, done: int, last: int) -> dict[str, float]:
+        """Evaluate if it is time to, `done` of `last` rounds being done; return figures for the round's metrics."""
+        if not is_due(self._config, done, last) or self._rows.last.get("round") == done:
+            return {}
+        began = time.perf_counter()
+        self._engine.load(done)
+        row = self._evaluate() | {"round": done, "time": time.time(), "seconds": time.perf_counter() - began}
+        self._rows.append(row)
+        figures = {f"eval/{key}": row[key] for key in ("accuracy", "reward", "pass@1", PASS) if key in row}
+        log.info("evaluated", round=done, seconds=row["seconds"], **figures)
+        return figures | {"time/eval": row["seconds"]}
+
+    def _evaluate(self) -> Row:
+        greedy = self._ask(replace(self._sampling, temperature=0.0, top_p=1.0), 1)
+        sampled = self._ask(self._sampling, self._config.completions) if self._config.completions else None
+        return evaluation_row(greedy, sampled)
+
+    def _ask(self, sampling: SamplingParams, completions: int) -> EvalReport:
+        return evaluate(
+            self._policy,
+            self._engine,
+            self._tasks,
+            count=self._config.count,
+            seed=self._config.seed,
+            sampling=sampling,
+            completions=completions,
+            longest=self._longest,
+        )
+
+
+def is_due(config: EvalConfig, done: int, last: int) -> bool:
+    """Tell whether to evaluate when `done` of `last` rounds are done."""
+    if done in (0, last):
+        return config.ends or config.every > 0
+    return config.every > 0 and done % config.every == 0
+
+
+def evaluation_row(greedy: EvalReport, sampled: EvalReport | None) -> Row:
+    """Return two reports on the same questions as a row of `evaluations.jsonl`, without when and how long."""
+    overall = greedy.overall
+    row: Row = {
+        "questions": overall.questions,
+        "completions": sampled.overall.completions if sampled else 0,
+        "accuracy": overall.accuracy,
+        "accuracy_low": overall.low,
+        "accuracy_high": overall.high,
+        "reward": overall.reward,
+        "finished": overall.finished,
+        "mean_length": overall.mean_length,
+        "tasks": {one.task: {"questions": one.questions, "accuracy": one.accuracy} for one in greedy.tasks},
+    }
+    if sampled is not None:
+        for k, rate in sampled.overall.pass_at.items():
+            low, high = wilson_interval(rate * overall.questions, overall.questions)
+            row |= {f"pass@{k}": rate, f"pass@{k}_low": low, f"pass@{k}_high": high}
+        for one in sampled.tasks:
+            row["tasks"][one.task] |= {f"pass@{k}": rate for k, rate in one.pass_at.items()}
+    return row
+
+
 def evaluate(
     policy: Policy,
     engine: RolloutEngine,
@@ -72,34 +174,43 @@ def evaluate(
     seed: int,
     sampling: SamplingParams,
     completions: int = 1,
+    longest: int | None = None,
 ) -> EvalReport:
     """Ask `count` held-out questions of each task, `completions` times each, and score the answers.
 
     The same arguments give the same questions and, on an engine that is deterministic,
-    the same report. Raises `ValueError` unless `count` and `completions` are positive.
+    the same report. Questions of more than `longest` tokens are passed over, as in training.
+    Raises `ValueError` unless `count` and `completions` are positive, and `UserError` where
+    hardly any question is short enough.
     """
     if count < 1 or completions < 1:
         raise ValueError("count and completions must be at least 1")
+
+    def fits(item: Item) -> bool:
+        return longest is None or len(policy.encode_prompt(item)) <= longest
+
     answered = [
-        list(_ask(policy, engine, task, held_out(task, seed, count), seed, sampling, completions))
+        list(_ask(policy, engine, task, held_out(task, seed, count, fits), seed, sampling, completions))
         for task in tasks.tasks
     ]
     scores = tuple(_score(task.key.name, one) for task, one in zip(tasks.tasks, answered, strict=True))
     return EvalReport(seed, scores, _score("all", [outcome for one in answered for outcome in one]))
 
 
-def held_out(task: Task, seed: int, count: int) -> list[Item]:
-    """Return the questions that evaluation `seed` asks of `task`."""
-    return [task.make(derive_seed("eval", seed, *task.key, index)) for index in range(count)]
+def held_out(task: Task, seed: int, count: int, fits: Callable[[Item], bool] = lambda item: True) -> list[Item]:
+    """Return the questions that evaluation `seed` asks of `task`: the first `count` that fit.
 
-
-def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
-    """Return the 95 % interval of a rate from `successes` in `trials` (Wilson, 1927)."""
-    rate = successes / trials
-    square = Z_95**2 / trials
-    centre = (rate + square / 2) / (1 + square)
-    margin = sqrt(square * (rate * (1 - rate) + square / 4)) / (1 + square)
-    return max(0.0, centre - margin), min(1.0, centre + margin)
+    Raises:
+        UserError: hardly any does.
+    """
+    tried = (task.make(derive_seed("eval", seed, *task.key, index)) for index in range(count * TRIES))
+    found = list(islice(filter(fits, tried), count))
+    if len(found) < count:
+        raise UserError(
+            f"too many questions of {task.key.name} are too long to be asked: raise engine.max_prompt_length "
+            "if the policy has room, or set eval.tasks"
+        )
+    return found
 
 
 def pass_at_k(solved: int, completions: int, k: int) -> float:
@@ -116,8 +227,9 @@ def _ask(
     sampling: SamplingParams,
     completions: int,
 ) -> Iterator[_Outcome]:
-    for start in range(0, len(items), BATCH):
-        batch = items[start : start + BATCH]
+    size = max(ROWS // completions, 1)
+    for start in range(0, len(items), size):
+        batch = items[start : start + size]
         prompts = [policy.encode_prompt(item) for item in batch]
         draw = derive_seed("eval-sampling", seed, *task.key, start)
         for item, answers in zip(batch, engine.generate(prompts, completions, sampling, draw), strict=True):

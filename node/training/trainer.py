@@ -56,7 +56,7 @@ class SwarmTrainer(GRPOTrainer):
         rounds: Rounds,
         on_update: OnUpdate,
         also_save: Callable[[Path], None],
-        also_log: Callable[[], Mapping[str, float]],
+        also_log: Callable[[int], Mapping[str, float]],
     ) -> None:
         super().__init__(
             model=policy.model,
@@ -114,7 +114,7 @@ class SwarmTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a round with what the loop knows of it, for whoever `report_to` names; other logs as they are."""
-        super().log(logs | dict(self._also_log()) if "loss" in logs else logs, start_time)
+        super().log(logs | dict(self._also_log(self.rounds_done)) if "loss" in logs else logs, start_time)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         if self.state.global_step % self.args.num_iterations:
@@ -207,7 +207,7 @@ def make_trainer(
     rounds: Rounds,
     on_update: OnUpdate,
     also_save: Callable[[Path], None] = lambda folder: None,
-    also_log: Callable[[], Mapping[str, float]] = dict,
+    also_log: Callable[[int], Mapping[str, float]] = lambda done: {},
 ) -> SwarmTrainer:
     """Make the trainer of a node whose state is in `folder`; its `train()` drives the node's loop.
 
@@ -219,7 +219,8 @@ def make_trainer(
         on_update: called once a round, after its last optimiser step and before a checkpoint of
             it, with the rounds done so far and TRL's metrics.
         also_save: adds what else belongs to a checkpoint to its folder.
-        also_log: returns what to log of the round beside TRL's metrics.
+        also_log: called once a round, before `on_update`, with the rounds done so far; returns what
+            to log of the round beside TRL's metrics.
 
     Raises:
         UserError: `report_to` names a package that is not installed.

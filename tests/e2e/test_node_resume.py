@@ -9,6 +9,7 @@ import pytest
 
 from node.config import NodeConfig
 from node.run import run_node
+from node.telemetry.metrics import read_metrics
 from node.training.checkpoint import Checkpoint, whole_checkpoint
 from tests.swarms import numbers, rows_of, small_config
 from tests.waiting import wait_until
@@ -47,6 +48,26 @@ def test_a_killed_node_goes_on_with_the_same_numbers(undisturbed: list[tuple], k
     assert again.exitcode == 0
     assert numbers(rows_of(tmp_path)) == undisturbed
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_node_that_evaluates_has_the_same_numbers_and_evaluates_each_round_once(
+    undisturbed: list[tuple], tmp_path: Path
+) -> None:
+    config = small_config(ROUNDS, **ALONE, eval={"every": 7, "count": 4, "completions": 2})
+    child = run_in_child(config, tmp_path)
+    wait_until(lambda: len(rows_of(tmp_path)) >= 9, 60)
+    os.kill(child.pid or 0, signal.SIGKILL)
+    child.join(10)
+    again = run_in_child(config, tmp_path)
+    again.join(60)
+    assert again.exitcode == 0
+    assert numbers(rows_of(tmp_path)) == undisturbed
+    evaluated = read_metrics(tmp_path / "evaluations.jsonl")
+    assert [row["round"] for row in evaluated] == [0, 7, 14, 21, ROUNDS]
+    assert {row["round"]: row["eval/accuracy"] for row in rows_of(tmp_path) if "eval/accuracy" in row} == {
+        row["round"]: row["accuracy"] for row in evaluated[1:]
+    }
+    assert all(row["tokens_trained"] <= row["tokens_generated"] for row in rows_of(tmp_path))
 
 
 def test_a_node_asked_to_stop_leaves_a_checkpoint_of_its_last_round(undisturbed: list[tuple], tmp_path: Path) -> None:

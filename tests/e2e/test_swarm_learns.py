@@ -24,4 +24,6 @@ def test_the_demo_learns_and_every_node_trains_on_others_groups(tmp_path: Path) 
     assert swarm["reward_last"] >= 3 * swarm["reward_first"] > 0, swarm
     assert all(node["groups_external"] > 0 for node in nodes.values()), nodes
     assert f"mean reward {swarm['reward_first']:.3f} in the first tenth" in output
+    assert swarm["accuracy_last_interval"][0] > swarm["accuracy_first_interval"][1], swarm
+    assert f"{swarm['accuracy_last']:.3f} (" in output and "held-out pass@8" in output
     assert (out / "report.html").stat().st_size > 0

@@ -56,6 +56,20 @@ def test_the_seed_decides_and_no_global_random_state_is_touched(policy):
     assert engine.generate(prompts, 4, PARAMS, seed=6) != first
 
 
+def test_temperature_0_takes_the_likeliest_token_each_time(policy):
+    greedy = SamplingParams(temperature=0.0, top_p=1.0, max_completion_length=6)
+    prompts = prompts_of(policy)
+    made = HfEngine(policy).generate(prompts, 2, greedy, seed=1)
+    assert made == HfEngine(policy).generate(prompts, 2, greedy, seed=2)
+    for prompt, (one, other) in zip(prompts, made, strict=True):
+        ids = list(prompt)
+        for token in one.token_ids:
+            with torch.inference_mode():
+                assert token == policy.model.eval()(input_ids=torch.tensor([ids])).logits[0, -1].argmax()
+            ids.append(token)
+        assert one == other
+
+
 def test_the_weights_of_the_moment_are_used_without_gradients_and_the_mode_is_put_back(policy):
     engine, prompts = HfEngine(policy), prompts_of(policy)
     policy.model.train()

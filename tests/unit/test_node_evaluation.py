@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -11,11 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.config import TaskConfig
+from node.config import EvalConfig, TaskConfig
 from node.engines import Generated, SamplingParams
+from node.errors import UserError
 from node.policy import Policy
 from node.tasks import Item, TaskSet, load_tasks
-from node.training.evaluation import BATCH, evaluate, held_out, pass_at_k, wilson_interval
+from node.telemetry.evaluations import first_and_last, wilson_interval
+from node.telemetry.metrics import MetricsLog, Row, read_metrics
+from node.training.evaluation import ROWS, Evaluations, evaluate, held_out, is_due, pass_at_k
 
 SAMPLING = SamplingParams(temperature=1.0, top_p=1.0, max_completion_length=8)
 SUMS = [TaskConfig(name="builtin/sums"), TaskConfig(name="builtin/logic", weight=9)]
@@ -33,11 +37,14 @@ class _Oracle:
     answers: dict[str, str]
     solved: int
     calls: list[tuple[int, int, int]] = field(default_factory=list)
+    temperatures: list[float] = field(default_factory=list)
+    loaded: list[int] = field(default_factory=list)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
     ) -> list[list[Generated]]:
         self.calls.append((len(prompts), n, seed))
+        self.temperatures.append(sampling.temperature)
         texts = [self.answers.get("".join(map(chr, prompt)), "?") for prompt in prompts]
         return [[self._answer(text if i < self.solved else "?", i) for i in range(n)] for text in texts]
 
@@ -45,7 +52,7 @@ class _Oracle:
         return Generated(tuple(range(index + 1)), text, finished=index == 0)
 
     def load(self, version: int) -> None:
-        raise AssertionError("evaluation changes no weights")
+        self.loaded.append(version)
 
     def close(self) -> None:
         raise AssertionError("the engine is the caller's")
@@ -83,8 +90,8 @@ def _questions(task: object, seed: int, count: int) -> set[str]:
 
 def test_questions_go_to_the_engine_in_batches_and_each_with_its_own_seed(tasks: TaskSet) -> None:
     engine = _Oracle({}, solved=0)
-    evaluate(_policy(), engine, tasks, count=BATCH + 6, seed=0, sampling=SAMPLING, completions=2)
-    assert [(prompts, n) for prompts, n, _ in engine.calls] == [(BATCH, 2), (6, 2)] * 2
+    evaluate(_policy(), engine, tasks, count=ROWS // 2 + 6, seed=0, sampling=SAMPLING, completions=2)
+    assert [(prompts, n) for prompts, n, _ in engine.calls] == [(ROWS // 2, 2), (6, 2)] * 2
     assert len({seed for _, _, seed in engine.calls}) == 4
 
 
@@ -111,6 +118,87 @@ def test_training_cannot_draw_a_held_out_seed() -> None:
 def test_nothing_to_ask_is_refused(tasks: TaskSet, count: int, completions: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         evaluate(_policy(), _Oracle({}, 0), tasks, count=count, seed=0, sampling=SAMPLING, completions=completions)
+
+
+def test_questions_that_are_too_long_are_passed_over_and_others_asked_instead(tasks: TaskSet) -> None:
+    lengths = sorted(len(question) for question in _questions(tasks.tasks[0], 0, 40))
+    longest = lengths[len(lengths) // 2]
+    engine = _Oracle(_answers(tasks, 0, 200), solved=1)
+    first = TaskSet([(tasks.tasks[0], 1.0)])
+    report = evaluate(_policy(), engine, first, count=40, seed=0, sampling=SAMPLING, longest=longest)
+    assert (report.overall.questions, report.overall.accuracy) == (40, 1.0)
+    with pytest.raises(UserError, match="builtin/sums are too long"):
+        evaluate(_policy(), engine, first, count=40, seed=0, sampling=SAMPLING, longest=1)
+
+
+def _evaluations(engine: _Oracle, tasks: TaskSet, rows: MetricsLog, **config: int) -> Evaluations:
+    return Evaluations(EvalConfig(count=10, seed=3, **config), SAMPLING, _policy(), engine, tasks, 1000, rows)
+
+
+@pytest.mark.parametrize(
+    ("config", "rounds"),
+    [
+        (EvalConfig(), []),
+        (EvalConfig(ends=True), [0, 10]),
+        (EvalConfig(every=4), [0, 4, 8, 10]),
+        (EvalConfig(every=5, ends=True), [0, 5, 10]),
+    ],
+)
+def test_it_is_time_at_both_ends_and_every_so_often(config: EvalConfig, rounds: list[int]) -> None:
+    assert [done for done in range(11) if is_due(config, done, 10)] == rounds
+
+
+def test_a_row_holds_greedy_accuracy_and_sampled_pass_at_k_of_the_weights_of_that_round(
+    tasks: TaskSet, tmp_path: Path
+) -> None:
+    engine = _Oracle(_answers(tasks, 3, 10), solved=1)
+    evaluations = _evaluations(engine, tasks, MetricsLog(tmp_path / "rows.jsonl"), every=5, completions=8)
+    assert evaluations.after_round(4, 10) == {} and engine.calls == []
+    figures = evaluations.after_round(5, 10)
+    assert (figures["eval/accuracy"], figures["eval/pass@1"], figures["eval/pass@8"]) == (1.0, 0.125, 1.0)
+    assert figures["time/eval"] >= 0 and engine.loaded == [5]
+    assert [(n, temperature) for (_, n, _), temperature in zip(engine.calls, engine.temperatures, strict=True)] == [
+        (1, 0.0),
+        (1, 0.0),
+        (8, 1.0),
+        (8, 1.0),
+    ]
+    (row,) = read_metrics(tmp_path / "rows.jsonl")
+    assert (row["round"], row["questions"], row["completions"]) == (5, 20, 8)
+    assert (row["accuracy_low"], row["accuracy_high"]) == wilson_interval(20, 20)
+    assert (row["pass@1_low"], row["pass@1_high"]) == wilson_interval(2.5, 20)
+    assert row["tasks"]["builtin/sums"] == pytest.approx(
+        {"questions": 10, "accuracy": 1.0, "pass@1": 0.125, "pass@2": 0.25, "pass@4": 0.5, "pass@8": 1.0}
+    )
+
+
+def test_a_round_that_was_evaluated_is_not_evaluated_again_by_a_node_that_goes_on_from_it(
+    tasks: TaskSet, tmp_path: Path
+) -> None:
+    engine = _Oracle({}, solved=0)
+    evaluations = _evaluations(engine, tasks, MetricsLog(tmp_path / "rows.jsonl"), every=2, completions=0)
+    for done in (0, 2, 4):
+        assert evaluations.after_round(done, 9)
+    again = MetricsLog(tmp_path / "rows.jsonl")
+    again.rewind(2)
+    evaluations = _evaluations(engine, tasks, again, every=2, completions=0)
+    assert [done for done in (2, 3, 4) if evaluations.after_round(done, 9)] == [4]
+    rows = read_metrics(tmp_path / "rows.jsonl")
+    assert [row["round"] for row in rows] == [0, 2, 4]
+    assert not any(key.startswith("pass@") for key in rows[0])
+
+
+def test_a_swarms_figures_are_means_over_nodes_and_count_a_question_once() -> None:
+    def row(accuracy: float, **others: float) -> Row:
+        return {"round": 0, "questions": 100, "accuracy": accuracy, **others}
+
+    one, two = [row(0.1), row(0.5, **{"pass@8": 0.7})], [row(0.2), row(0.9, **{"pass@8": 0.8})]
+    figures = first_and_last([one, two, [], [row(0.3)]])
+    assert figures["accuracy_first"] == pytest.approx(0.2) and figures["accuracy_last"] == pytest.approx(0.7)
+    assert figures["accuracy_last_interval"] == pytest.approx(wilson_interval(70, 100))
+    assert (figures["pass8_first"], figures["pass8_first_interval"]) == (None, None)
+    assert figures["pass8_last"] == pytest.approx(0.75)
+    assert first_and_last([[row(0.3)]])["accuracy_last"] is None
 
 
 @pytest.mark.parametrize(

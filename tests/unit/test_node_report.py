@@ -61,13 +61,13 @@ def test_nodes_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 
 def test_a_run_without_rejects_says_so() -> None:
-    page = render_report("run", {"n0": [make_row(0, 1), make_row(0, 2)]}, {})
+    page = render_report("run", {"n0": [make_row(0, 1), make_row(0, 2)]}, {}, {})
     assert "No node rejected anything" in page
     assert page.count("<svg") == 3
 
 
 def test_rejects_are_named(tmp_path: Path) -> None:
-    page = render_report("run", {"n1": [make_row(1, number) for number in range(1, 61)]}, {})
+    page = render_report("run", {"n1": [make_row(1, number) for number in range(1, 61)]}, {}, {})
     assert "unknown_task" in page and "false_reward" in page
 
 
@@ -85,7 +85,7 @@ def test_a_young_or_damaged_run_still_has_a_report(tmp_path: Path) -> None:
 
 def test_names_and_settings_are_escaped(tmp_path: Path) -> None:
     run = {"seed": 1, "swarm": "ab", "config": {"policy": {"model": "<script>alert(1)</script>"}}}
-    page = render_report("<b>run</b>", {"n0": [make_row(0, 1)]}, run)
+    page = render_report("<b>run</b>", {"n0": [make_row(0, 1)]}, {}, run)
     assert "<script" not in page and "<b>run" not in page
     assert "policy.model" in page
 

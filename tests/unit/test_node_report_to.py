@@ -20,7 +20,7 @@ def test_tensorboard_gets_the_rewards_of_each_round(tmp_path: Path) -> None:
         tmp_path / "node",
         fixed_rounds(*[mixed_samples(policy)] * 3),
         lambda number, logs: None,
-        also_log=lambda: {"reward": rewards[trainer.rounds_done]},
+        also_log=lambda done: {"reward": rewards[done]},
     )
     trainer.train()
     (file,) = (tmp_path / "node").rglob("events.out.tfevents.*")

@@ -6,6 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.cli.swarm import evaluation_lines
 from node.telemetry.summary import counted, summarise, summarise_node, write_summary
 
 KEYS = [
@@ -19,6 +20,16 @@ KEYS = [
     "bytes_sent",
     "bytes_received",
     "seconds",
+    "tokens_generated",
+    "tokens_trained",
+    "accuracy_first",
+    "accuracy_first_interval",
+    "accuracy_last",
+    "accuracy_last_interval",
+    "pass8_first",
+    "pass8_first_interval",
+    "pass8_last",
+    "pass8_last_interval",
 ]
 
 
@@ -40,19 +51,29 @@ def test_a_short_run_uses_its_first_and_last_round() -> None:
 
 def test_swarm_is_the_mean_over_nodes_that_ran() -> None:
     nodes = {"n0": [row(1, 0.1), row(2, 0.3)], "n1": [row(1, 0.1), row(2, 0.5)], "n2": []}
-    swarm = summarise(nodes, started=1000.0)["swarm"]
+    swarm = summarise(nodes, {}, started=1000.0)["swarm"]
     assert (swarm["reward_first"], swarm["reward_last"]) == (0.1, 0.4)
     assert abs(swarm["ratio"] - 4.0) < 1e-9
 
 
+def test_tokens_are_summed_and_evaluations_belong_to_their_node() -> None:
+    nodes = {name: [row(1, 0.1, tokens_generated=30, tokens_trained=20)] * 2 for name in ("n0", "n1")}
+    evaluated = {"n0": [{"round": 0, "questions": 50, "accuracy": 0.1}, {"round": 2, "questions": 50, "accuracy": 0.5}]}
+    summary = summarise(nodes, evaluated, started=0.0)
+    assert (summary["nodes"]["n1"]["tokens_generated"], summary["nodes"]["n1"]["tokens_trained"]) == (60, 40)
+    assert (summary["swarm"]["tokens_generated"], summary["swarm"]["tokens_trained"]) == (120, 80)
+    assert [summary["nodes"][name]["accuracy_last"] for name in nodes] == [0.5, None]
+    assert (summary["swarm"]["accuracy_first"], summary["swarm"]["accuracy_last"]) == (0.1, 0.5)
+
+
 def test_a_run_that_begins_at_nothing_has_no_ratio() -> None:
-    assert summarise({"n0": [row(1, 0.0), row(2, 0.5)]}, started=0.0)["swarm"]["ratio"] is None
-    assert summarise({}, started=0.0)["swarm"]["ratio"] is None
+    assert summarise({"n0": [row(1, 0.0), row(2, 0.5)]}, {}, started=0.0)["swarm"]["ratio"] is None
+    assert summarise({}, {}, started=0.0)["swarm"]["ratio"] is None
 
 
 def test_first_round_is_measured_from_the_command_that_resumed() -> None:
     rows = [row(1, 0.1), row(2, 0.2), row(3, 0.3)]
-    summary = summarise({"n0": rows, "n1": []}, started=1001.5)
+    summary = summarise({"n0": rows, "n1": []}, {}, started=1001.5)
     assert summary["first_round_seconds"] == {"n0": 0.5, "n1": None}
 
 
@@ -86,6 +107,18 @@ def test_a_counter_counts_every_step_of_every_life(lives: list[list[int]]) -> No
 
 
 def test_summary_is_plain_json(tmp_path: Path) -> None:
-    summary = summarise({"n0": [row(1, 0.1)]}, started=0.0)
+    summary = summarise({"n0": [row(1, 0.1)]}, {}, started=0.0)
     write_summary(summary, tmp_path / "summary.json")
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_the_last_lines_of_a_run_tell_held_out_accuracy_before_and_after() -> None:
+    before, after = ({"round": 0, "questions": 100, "accuracy": rate, "pass@8": 2 * rate} for rate in (0.1, 0.5))
+    swarm = summarise({"n0": [row(1, 0.1)]}, {"n0": [before, after]}, started=0.0)["swarm"]
+    assert evaluation_lines(swarm) == [
+        "held-out greedy accuracy 0.100 (0.055 to 0.174) before, 0.500 (0.404 to 0.596) after",
+        "held-out pass@8 0.200 (0.133 to 0.289) before, 1.000 (0.963 to 1.000) after",
+    ]
+    only_before = summarise({}, {"n0": [before | {"pass@8": None}]}, started=0.0)["swarm"]
+    assert evaluation_lines(only_before) == ["held-out greedy accuracy 0.100 (0.055 to 0.174) before"]
+    assert evaluation_lines(summarise({}, {}, started=0.0)["swarm"]) == []

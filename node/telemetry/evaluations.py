@@ -1,0 +1,59 @@
+"""What a policy scored on held-out questions: the rows of `evaluations.jsonl`, and what a run makes of them.
+
+    {"round": rounds done, "time": ..., "seconds": ..., "questions": ..., "completions": ...,
+     "accuracy": ..., "accuracy_low": ..., "accuracy_high": ...,    greedy, temperature 0
+     "reward": ..., "finished": ..., "mean_length": ...,            greedy
+     "pass@1": ..., ..., "pass@8": ..., "pass@8_low": ..., "pass@8_high": ...,    sampled
+     "tasks": {"builtin/sums": {"questions": ..., "accuracy": ..., "pass@8": ...}, ...}}
+
+Intervals are at 95 % and count questions alone. A question's result lies between 0 and 1
+whether it is one answer, an estimate of pass@k or a mean over nodes that were asked the same
+question, and no such quantity varies more than one answer does: Wilson's interval is exact
+enough for the first and on the wide side for the others, however alike the nodes are.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from typing import Any
+
+from node.telemetry.metrics import Row
+
+EVALUATIONS_FILE = "evaluations.jsonl"
+PASS = "pass@8"  # the one that summaries speak of
+Z_95 = 1.959964
+Interval = tuple[float, float]
+
+
+def wilson_interval(successes: float, trials: int) -> Interval:
+    """Return the 95 % interval of a rate from `successes` in `trials` (Wilson, 1927)."""
+    rate = successes / trials
+    square = Z_95**2 / trials
+    centre = (rate + square / 2) / (1 + square)
+    margin = sqrt(square * (rate * (1 - rate) + square / 4)) / (1 + square)
+    return max(0.0, centre - margin), min(1.0, centre + margin)
+
+
+def first_and_last(nodes: Sequence[Sequence[Row]]) -> dict[str, Any]:
+    """Return `accuracy_first`, `pass8_first`, ..., `pass8_last_interval`: means over the nodes' evaluation rows.
+
+    None where nothing was measured; a node's only evaluation is its first, not its last.
+    """
+    firsts = [rows[0] for rows in nodes if rows]
+    lasts = [rows[-1] for rows in nodes if len(rows) > 1]
+    figures: dict[str, Any] = {}
+    for name, key in (("accuracy", "accuracy"), ("pass8", PASS)):
+        for when, rows in (("first", firsts), ("last", lasts)):
+            mean, interval = mean_over_nodes(rows, key)
+            figures |= {f"{name}_{when}": mean, f"{name}_{when}_interval": interval}
+    return figures
+
+
+def mean_over_nodes(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[float | None, Interval | None]:
+    """Return the mean of `key` over one row of each node, all on the same questions, and its interval."""
+    measured = [row for row in rows if isinstance(row.get(key), int | float) and row.get("questions")]
+    if not measured:
+        return None, None
+    mean = statistics.fmean(row[key] for row in measured)
+    questions = min(int(row["questions"]) for row in measured)
+    return mean, wilson_interval(mean * questions, questions)
