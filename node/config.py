@@ -99,6 +99,11 @@ class TaskConfig(Section):
         return self.model_dump(include={"examples", "answer", "instruction"}, exclude_defaults=True)
 
 
+def is_file_task(name: str) -> bool:
+    """Tell whether a task of this name may have an option `path`, a file on this machine."""
+    return name.partition("/")[0] in ("dataset", "file")
+
+
 class SamplingConfig(Section):
     """What a round generates and what it trains on (I and J of the paper)."""
 
@@ -305,6 +310,8 @@ def load_config(
 ) -> NodeConfig:
     """Read a TOML file or a node's config.json, and apply `key.path=value` overrides in order.
 
+    The path of a task's file is relative to the TOML file that names it.
+
     `defaults` are what top-level keys mean that neither sets, where that is not the node's own default.
     """
     tree: dict[str, Any] = {}
@@ -322,9 +329,21 @@ def load_config(
             raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} is no configuration: it holds {tree!r:.20}, not a table")
+    if path is not None:
+        _anchor_files(tree, path.parent)
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
+    _anchor_files(tree, Path())
     return parse_config({**(defaults or {}), **tree})
+
+
+def _anchor_files(tree: Mapping[str, Any], folder: Path) -> None:
+    """Make the paths of tasks' files absolute; relative ones are relative to `folder`."""
+    tasks = tree.get("tasks")
+    for task in tasks if isinstance(tasks, list) else []:
+        options = task.get("options") if isinstance(task, dict) else None
+        if isinstance(options, dict) and isinstance(options.get("path"), str) and is_file_task(str(task.get("name"))):
+            options["path"] = str((folder / options["path"]).absolute())
 
 
 def parse_config(tree: dict[str, Any]) -> NodeConfig:
@@ -344,16 +363,17 @@ def parse_config(tree: dict[str, Any]) -> NodeConfig:
         raise UserError(f"configuration key {where!r}: {what} (got {first['input']!r})") from None
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str, flag: str = "--set") -> None:
+    """Change `tree` by `key.path=value`, given as `flag`; `UserError` for what is no such thing."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise UserError(f"--set wants KEY=VALUE such as sampling.local=4, got {override!r}")
+        raise UserError(f"{flag} wants KEY=VALUE such as sampling.local=4, got {override!r}")
     table = tree
     for part in parts[:-1]:
         child = table.setdefault(part, {})
         if not isinstance(child, dict):
-            raise UserError(f"--set {override}: {part!r} is not a table")
+            raise UserError(f"{flag} {override}: {part!r} is not a table")
         table = child
     table[parts[-1]] = _parse_value(text.strip())
 

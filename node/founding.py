@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from node.config import NodeConfig, TaskConfig
+from node.config import NodeConfig, TaskConfig, is_file_task
 from node.errors import UserError
 from node.state_folder import exclusive, keep_config, resolve_seed
 from node.tasks import Task, TaskKey, TaskSet, load_tasks
@@ -232,8 +232,6 @@ def _explained(error: JoinError, identity: Identity, invite: Invite) -> JoinErro
 
 MANIFEST_FILE = "manifest.bin"
 GRANT_FILE = "grant.bin"
-# Options that say where something is on this machine; they are no part of a task's configuration hash.
-PRIVATE_OPTIONS = {"jsonl": frozenset({"path"})}
 PROMPTING = "prompting"  # among a manifest's options: how the task is asked and read, whatever its kind
 
 
@@ -282,8 +280,9 @@ def describe_tasks(configs: Sequence[TaskConfig]) -> list[ManifestTask]:
     for config in configs:
         for task in load_tasks([config]).tasks:
             name = _name_to_build_by(config, task)
-            hidden = PRIVATE_OPTIONS.get(name, frozenset())
-            options = {key: value for key, value in config.options.items() if key not in hidden}
+            options = dict(config.options)
+            if is_file_task(name):
+                options.pop("path", None)  # where a file is on this machine concerns nobody else
             if PROMPTING in options:
                 raise UserError(f"task {name!r}: an option of a swarm's task cannot be called {PROMPTING!r}")
             if config.prompting:
@@ -313,41 +312,61 @@ def adopt_tasks(manifest: SwarmManifest, own: Sequence[TaskConfig]) -> list[Task
     files are; all else comes from the manifest. `UserError` names the task that this machine
     cannot build, or builds differently, and the version that differs.
     """
-    adopted = [_adopt(task, own) for task in manifest.tasks]
-    for task, config in zip(manifest.tasks, adopted, strict=True):
-        _check_key(task, load_tasks([config]))
-    return adopted
+    return [_adopt(task, own) for task in manifest.tasks]
 
 
 def _adopt(task: ManifestTask, own: Sequence[TaskConfig]) -> TaskConfig:
+    """Return the first configuration that builds this very task: with the options of each own one, or without any."""
+    named = [config for config in own if config.name == task.name]
+    if is_file_task(task.name) and (files := [config for config in named if "path" in config.options]):
+        named = files
+    elif is_file_task(task.name) and "hub" not in _options(task):
+        raise UserError(
+            f"the swarm's task {task.name!r} needs a file of yours: list the task under [[tasks]] of your CONFIG "
+            "with the option path"
+        )
+    candidates = [_merged(task, mine) for mine in named or [TaskConfig(name=task.name)]]
+    for config in candidates[:-1]:
+        if _is_same(task, load_tasks([config])):
+            return config
+    _check_key(task, load_tasks(candidates[-1:]))
+    return candidates[-1]
+
+
+def _merged(task: ManifestTask, mine: TaskConfig) -> TaskConfig:
+    options = _options(task)
+    prompting = options.pop(PROMPTING, {})
+    if is_file_task(task.name):
+        options.pop("path", None)  # no founder chooses our files
+        if "path" in mine.options:  # and what is in ours, and in which columns, is for us to say
+            options.pop("hub", None)
+            options |= mine.options
+    try:
+        return TaskConfig.model_validate({"name": task.name, "weight": mine.weight, **prompting, "options": options})
+    except (TypeError, ValidationError):
+        raise _unreadable(task) from None
+
+
+def _options(task: ManifestTask) -> dict[str, Any]:
     try:
         options = json.loads(task.options)
     except (ValueError, RecursionError):
         options = None
     if not isinstance(options, dict):
         raise _unreadable(task)
-    private = PRIVATE_OPTIONS.get(task.name, frozenset())
-    mine = next((config for config in own if config.name == task.name), TaskConfig(name=task.name))
-    prompting = options.pop(PROMPTING, {})
-    local = {key: value for key, value in mine.options.items() if key in private}
-    if private - local.keys():
-        raise UserError(
-            f"the swarm's task {task.name!r} needs a file of yours: list the task under [[tasks]] of your CONFIG "
-            f"with the option {', '.join(sorted(private))}"
-        )
-    chosen = options | local  # no founder chooses our files
-    try:
-        return TaskConfig.model_validate({"name": task.name, "weight": mine.weight, **prompting, "options": chosen})
-    except (TypeError, ValidationError):
-        raise _unreadable(task) from None
+    return options
 
 
 def _unreadable(task: ManifestTask) -> UserError:
     return UserError(f"the swarm's task {task.name!r} has options that cannot be read: its founder must found it anew")
 
 
+def _is_same(task: ManifestTask, built: TaskSet) -> bool:
+    return built.get(TaskKey(task.name, task.version, task.config)) is not None
+
+
 def _check_key(task: ManifestTask, built: TaskSet) -> None:
-    if built.get(TaskKey(task.name, task.version, task.config)) is not None:
+    if _is_same(task, built):
         return
     here = built.tasks[0].key
     if here.version != task.version:

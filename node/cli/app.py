@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from node.cli import bench, doctor, evaluate, found, identity, inspect, invite, join, node, status, swarm
+from node.cli import bench, doctor, evaluate, found, identity, inspect, invite, join, node, status, swarm, tasks
 from node.errors import UserError
 from protocol.errors import ProtocolError
 
@@ -35,6 +35,7 @@ app.command("join")(join.join)
 app.command("status")(status.status)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(identity.app, name="identity")
+app.add_typer(tasks.app, name="tasks")
 app.add_typer(bench.app, name="bench")
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Config, Debug, Folder, Listen, Rounds, Seed, Settings, read_config, with_network
+from node.cli.options import (
+    Config,
+    Debug,
+    Folder,
+    Listen,
+    Rounds,
+    Seed,
+    Settings,
+    read_config,
+    task_config,
+    with_network,
+)
 from node.cli.running import print_invite, run
 from node.config import NodeConfig, TaskConfig
 
@@ -85,5 +96,8 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
 
 def _with_tasks(config: NodeConfig, names: str) -> NodeConfig:
     listed = {task.name: task for task in config.tasks}
-    chosen = [listed.get(name, TaskConfig(name=name)) for name in (part.strip() for part in names.split(","))]
+    chosen = [
+        listed.get(name) or TaskConfig.model_validate(task_config(name))
+        for name in (part.strip() for part in names.split(","))
+    ]
     return config.model_copy(update={"tasks": chosen})

@@ -14,10 +14,13 @@ from node.cli.options import (
     Rounds,
     Seed,
     Settings,
+    Tasks,
+    check_tasks,
     read_config,
     resumed,
     to_toml,
     with_network,
+    with_tasks,
 )
 from node.cli.running import run
 
@@ -44,6 +47,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     seed_peer: SeedPeers = None,
     join: Join = None,
     seed_only: SeedOnly = False,
+    task: Tasks = None,
     rounds: Rounds = None,
     settings: Settings = None,
     seed: Seed = None,
@@ -57,12 +61,14 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     \b
     Example:
       gossamer node --state n0 --listen tcp://0.0.0.0:4001
+      gossamer node --state n0 --task ./riddles.py
       gossamer node --state n1 --seed-peer "$(cat n0/address)" --set trainer.learning_rate=1e-4
       gossamer node --state relay --join "$INVITE" --seed-only --listen tcp://0.0.0.0:4002
     """
     settled = read_config(resumed(config, folder), settings, rounds=rounds, seed=seed)
-    settled = with_network(settled, listen=listen, seeds=seed_peer or [])
+    settled = with_tasks(with_network(settled, listen=listen, seeds=seed_peer or []), task)
     if dry_run:
+        check_tasks(settled)
         print(to_toml(settled), end="")
         return 0
 

@@ -4,6 +4,7 @@ A configuration as TOML, every key with its meaning: what `--dry-run` prints.
 """
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import psutil
 import typer
 from pydantic import BaseModel
 
-from node.config import NodeConfig, load_config, parse_config
+from node.config import NodeConfig, apply_override, load_config, parse_config
 
 Folder = Annotated[
     Path, typer.Option("--out", "--state", help="The node's state folder: key, manifest, pool, checkpoints.")
@@ -31,6 +32,12 @@ Rounds = Annotated[
     int | None, typer.Option(help="Rounds to train for.  [default: until it is stopped]", show_default=False)
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task", metavar="TASK", help="A task by name, or a .py, .jsonl, .csv or .parquet file; may be repeated."
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Log more, and show tracebacks.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resulting configuration as TOML, and stop.")]
 
@@ -50,6 +57,34 @@ def read_config(
     named = {"rounds": rounds, "seed": seed}
     extra = [f"{key}={value}" for key, value in named.items() if value is not None]
     return load_config(path, [*(settings or []), *extra], defaults)
+
+
+def task_config(task: str, options: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the `[[tasks]]` table of a task by name, or of a Python file or a data set by its path."""
+    path = Path(task)
+    table: dict[str, Any] = {"name": task, "options": {}}
+    if path.suffix in (".py", ".jsonl", ".csv", ".parquet"):
+        kind = "file" if path.suffix == ".py" else "dataset"
+        label = re.sub("[^A-Za-z0-9_.-]", "_", path.stem)
+        table = {"name": f"{kind}/{label}", "options": {"path": str(path.absolute())}}
+    for option in options:
+        apply_override(table["options"], option, "--option")
+    return table
+
+
+def with_tasks(config: NodeConfig, tasks: Sequence[str] | None) -> NodeConfig:
+    """Return `config` with the tasks of the command line, where it names any, in place of its own."""
+    if tasks:
+        changed = parse_config({"tasks": [task_config(task) for task in tasks]}).tasks
+        config = config.model_copy(update={"tasks": changed})
+    return config
+
+
+def check_tasks(config: NodeConfig) -> None:
+    """Raise `UserError` for a task that cannot be loaded here."""
+    from node.tasks import load_tasks
+
+    load_tasks(config.tasks)
 
 
 def resumed(path: Path | None, folder: Path) -> Path | None:

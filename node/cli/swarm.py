@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Config, Debug, DryRun, Seed, Settings, command_began, read_config, to_toml
+from node.cli.options import (
+    Config,
+    Debug,
+    DryRun,
+    Seed,
+    Settings,
+    Tasks,
+    check_tasks,
+    command_began,
+    read_config,
+    to_toml,
+    with_tasks,
+)
 
 if TYPE_CHECKING:
     from node.local_swarm import Outcome, Plan
@@ -31,6 +43,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     nodes: Nodes = 4,
     rounds: Rounds = None,
     out: Out = None,
+    task: Tasks = None,
     settings: Settings = None,
     seed: Seed = None,
     no_table: NoTable = False,
@@ -46,7 +59,8 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     Example:
       gossamer swarm examples/demo.toml -n 8 --rounds 300 --out runs/a --set sampling.external=2 --seed 1
     """
-    settled = read_config(config, settings, rounds=rounds, seed=seed, defaults=DEFAULTS)
+    settled = with_tasks(read_config(config, settings, rounds=rounds, seed=seed, defaults=DEFAULTS), task)
+    check_tasks(settled)  # a wrong name shows here at once, not in N processes
     if dry_run:
         print(to_toml(settled), end="")
         return 0
@@ -54,11 +68,9 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     from rich.console import Console
 
     from node.local_swarm import make_plan, run_swarm
-    from node.tasks import load_tasks
     from node.telemetry.live_table import live_table, progress_lines
 
     began = command_began()
-    load_tasks(settled.tasks)  # a wrong name shows here at once, not in N processes
     plan = make_plan(out or _new_folder(), nodes, settled)
     console = Console()
     display = live_table if console.is_terminal and not no_table else progress_lines

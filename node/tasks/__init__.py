@@ -7,15 +7,18 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     answers          reading and comparing answers that a model wrote
     prompting        around any task: solved examples, an instruction, where its answer is read
     builtin          seven small families and natural arithmetic, in the standard library only
-    jsonl            questions and answers from a file
+    dataset          questions and answers from a file, or from a set on the hub
     reasoning_gym    data sets of reasoning-gym, with scorers of our own
+    third_party      a Python file of yours, and entry points of installed packages
+    check            what `gossamer tasks check` tries
 
 `load_tasks` goes from the `tasks` table of a configuration to the tasks themselves:
 
     builtin                 all seven built-in families, sharing the weight
     builtin/NAME            one of them
     builtin/arithmetic      `What is 3 + 4?`, for models that know words
-    jsonl                   questions and answers from a file
+    dataset, dataset/LABEL  questions and answers from a file, or from a set on the hub
+    file, file/LABEL        a Python file of yours
     reasoning-gym/NAME      a data set of reasoning-gym (an extra)
     anything else           an entry point in the group `gossamer.tasks`, called with the options
 
@@ -27,7 +30,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
@@ -91,7 +94,6 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-ENTRY_POINTS = "gossamer.tasks"
 _SEEDS = 2**63
 
 
@@ -137,9 +139,7 @@ def load_tasks(configs: Sequence[TaskConfig]) -> TaskSet:
 
 
 def _load(config: TaskConfig) -> Iterator[tuple[Task, float]]:
-    from node.tasks.builtin import FAMILIES, load_arithmetic
-    from node.tasks.jsonl import load_jsonl
-    from node.tasks.reasoning_gym import load_reasoning_gym
+    from node.tasks.builtin import FAMILIES
 
     group, _, name = config.name.partition("/")
     if config.name == "builtin":
@@ -147,32 +147,30 @@ def _load(config: TaskConfig) -> Iterator[tuple[Task, float]]:
             yield family(**config.options), config.weight / len(FAMILIES)
     elif group == "builtin" and name in FAMILIES:
         yield FAMILIES[name](**config.options), config.weight
-    elif config.name == "builtin/arithmetic":
-        yield load_arithmetic(config.options), config.weight
-    elif group == "reasoning-gym" and name:
-        yield load_reasoning_gym(name, config.options), config.weight
-    elif config.name == "jsonl":
-        yield load_jsonl(config.options), config.weight
     else:
-        yield _load_entry_point(config), config.weight
+        yield _load_one(config, group, name), config.weight
 
 
-def _load_entry_point(config: TaskConfig) -> Task:
-    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if config.name not in found:
-        raise UserError(f"unknown task {config.name!r}: there are {', '.join(_names(found))}")
-    try:
-        factory = found[config.name].load()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"task {config.name!r} cannot be loaded from {found[config.name].value}: {error}") from None
-    try:
-        return factory(dict(config.options))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"task {config.name!r} does not accept its options: {error}") from error
+def _load_one(config: TaskConfig, group: str, name: str) -> Task:
+    from node.tasks import builtin, dataset, reasoning_gym, third_party
+
+    if config.name == "builtin/arithmetic":
+        return builtin.load_arithmetic(config.options)
+    if group == "reasoning-gym" and name:
+        return reasoning_gym.load_reasoning_gym(name, config.options)
+    if group == dataset.KIND:
+        return dataset.load_dataset(config.name, config.options)
+    if group == third_party.KIND:
+        return third_party.load_file(config.name, config.options)
+    return third_party.load_entry_point(config)
 
 
-def _names(found: Mapping[str, EntryPoint]) -> list[str]:
+def task_names() -> list[str]:
+    """Return the names of all kinds of task that there are here, entry points included."""
     from node.tasks.builtin import FAMILIES
+    from node.tasks.reasoning_gym import SCORERS
+    from node.tasks.third_party import installed
 
     builtin = ["builtin", *(f"builtin/{name}" for name in FAMILIES), "builtin/arithmetic"]
-    return [*builtin, "jsonl", "reasoning-gym/NAME", *sorted(found)]
+    gym = [f"reasoning-gym/{name}" for name in sorted(SCORERS)] if find_spec("reasoning_gym") else []
+    return [*builtin, "dataset", "file", *gym, *sorted(installed())]

@@ -32,7 +32,7 @@ class Prompted:
     @property
     def answer_mode(self) -> AnswerMode:
         """The form in which `verify` looks for an answer."""
-        return self.mode or _own_mode(self.base)
+        return self.mode or own_mode(self.base)
 
     def make(self, seed: int) -> Item:
         """Return the item of `seed`; it has fewer examples where the task hardly has other questions."""
@@ -50,13 +50,13 @@ class Prompted:
         if self.mode is None:
             return self.base.verify(item, text)
         answer = READERS[self.mode](text)
-        return 0.0 if answer is None else self.base.verify(item, show(answer, _own_mode(self.base)))
+        return 0.0 if answer is None else self.base.verify(item, show(answer, own_mode(self.base)))
 
     def _system(self, item: Item) -> str:
         if self.instruction is not None:
             return self.instruction
         # A task that tells the form of its own mode tells that of the chosen one.
-        return item.system.replace(INSTRUCTIONS[_own_mode(self.base)], INSTRUCTIONS[self.answer_mode])
+        return item.system.replace(INSTRUCTIONS[own_mode(self.base)], INSTRUCTIONS[self.answer_mode])
 
 
 def prompted(task: Task, config: TaskConfig) -> Task:
@@ -89,5 +89,6 @@ def _check(task: Prompted, item: Item) -> None:
         raise UserError(f"task {name!r} has answers that answer={task.mode!r} does not read: choose another")
 
 
-def _own_mode(task: Task) -> AnswerMode:
+def own_mode(task: Task) -> AnswerMode:
+    """Return the form in which the task's `verify` looks for an answer."""
     return getattr(task, "answer_mode", "whole")

@@ -35,7 +35,7 @@ def sums(**changes: object) -> ManifestTask:
 
 def riddles(path: Path, answer: str = "4") -> TaskConfig:
     path.write_text(json.dumps({"question": "2 and 2?", "answer": answer}) + "\n")
-    return TaskConfig(name="jsonl", weight=3.0, options={"path": str(path)})
+    return TaskConfig(name="dataset", weight=3.0, options={"path": str(path)})
 
 
 def test_a_group_of_tasks_is_described_one_by_one() -> None:

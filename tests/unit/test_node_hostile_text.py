@@ -87,7 +87,7 @@ def every_task(tmp_path_factory: pytest.TempPathFactory) -> TaskSet:
     path = tmp_path_factory.mktemp("data") / "questions.jsonl"
     path.write_text('{"question": "2 + 2?", "answer": 4}\n{"question": "Capital of Peru?", "answer": "Lima"}\n')
     gym = [TaskConfig(name=f"reasoning-gym/{name}") for name in SCORERS]
-    return load_tasks([TaskConfig(name="builtin"), TaskConfig(name="jsonl", options={"path": str(path)}), *gym])
+    return load_tasks([TaskConfig(name="builtin"), TaskConfig(name="dataset", options={"path": str(path)}), *gym])
 
 
 def _wrapped(payload: str, answer: str) -> list[str]:
@@ -148,7 +148,7 @@ def test_a_question_of_a_file_is_only_text(tmp_path: Path) -> None:
     path = tmp_path / "hostile.jsonl"
     rows = [payload for payload in PAYLOADS if payload.strip()]
     path.write_text("".join(json.dumps({"question": text, "answer": text}) + "\n" for text in rows))
-    (task,) = load_tasks([TaskConfig(name="jsonl", options={"path": str(path)})]).tasks
+    (task,) = load_tasks([TaskConfig(name="dataset", options={"path": str(path)})]).tasks
     assert {task.make(seed).question for seed in range(600)} == set(rows)
     for seed in range(50):
         assert task.verify(task.make(seed), "no") == 0.0
@@ -178,7 +178,7 @@ def test_no_name_or_option_is_run(payload: str) -> None:
     for name in (payload, f"builtin/{payload}", f"reasoning-gym/{payload}"):
         with pytest.raises(UserError):
             load_tasks([TaskConfig(name=name)])
-    for name in ("builtin", "builtin/sums", "jsonl", "reasoning-gym/gcd"):
+    for name in ("builtin", "builtin/sums", "dataset", "reasoning-gym/gcd"):
         with pytest.raises(UserError):
             load_tasks([TaskConfig(name=name, options={payload: payload})])
     with pytest.raises(UserError):

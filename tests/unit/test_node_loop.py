@@ -40,7 +40,7 @@ def tasks(tmp_path: Path) -> TaskSet:
     """A file of two questions: one of four characters, one that is far too long for the policy."""
     rows = [{"question": SHORT, "answer": "2"}, {"question": LONG, "answer": "2"}]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load_tasks([TaskConfig(name="jsonl", options={"path": str(tmp_path / "questions.jsonl")})])
+    return load_tasks([TaskConfig(name="dataset", options={"path": str(tmp_path / "questions.jsonl")})])
 
 
 def node_config(**engine: int) -> NodeConfig:

@@ -104,14 +104,14 @@ def test_a_third_party_task_comes_from_its_entry_point(plugin: None) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "complaint"),
     [
-        ("bultin", {}, "unknown task 'bultin': there are builtin, builtin/sums"),
+        ("bultin", {}, "unknown task 'bultin': did you mean 'builtin'"),
         ("builtin/", {}, "unknown task"),
-        ("builtin/summs", {}, "unknown task 'builtin/summs'"),
+        ("builtin/summs", {}, "unknown task 'builtin/summs': did you mean 'builtin/sums'"),
         ("builtin/sums", {"dificulty": 2}, "'dificulty'"),
         ("builtin/sums", {"difficulty": "hard"}, "difficulty"),
         ("builtin", {"difficulty": 0}, "difficulty"),
-        ("jsonl/x", {}, "unknown task"),
-        ("jsonl", {}, "'path'"),
+        ("dataset", {}, "'path'"),
+        ("file", {}, "'path'"),
         ("reasoning-gym", {}, "unknown task"),
         ("reasoning-gym/", {}, "unknown task"),
         ("reasoning-gym/n_queens", {}, "no safe scorer"),
@@ -119,7 +119,8 @@ def test_a_third_party_task_comes_from_its_entry_point(plugin: None) -> None:
         ("lost", {}, "cannot be loaded"),
         ("missing", {}, "cannot be loaded"),
         ("riddles", {"a": 1}, "does not accept its options: it has none"),
-        ("nobody", {}, "riddles"),
+        ("nobody", {}, "`gossamer tasks list` prints those that there are"),
+        ("ridles", {}, "did you mean 'riddles'"),
     ],
 )
 def test_a_wrong_name_or_option_is_one_clear_line(

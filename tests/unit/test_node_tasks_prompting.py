@@ -37,7 +37,7 @@ def kinds(tmp_path: Path) -> dict[str, dict[str, object]]:
     return {
         "builtin/sums": {},
         "builtin/arithmetic": {"digits": 2, "operations": "+-"},
-        "jsonl": {"path": str(rows)},
+        "dataset": {"path": str(rows)},
         "reasoning-gym/chain_sum": {},
     }
 

@@ -1,0 +1,85 @@
+"""What `gossamer tasks check` tries on a task before anybody trains on it.
+
+`python -m node.tasks.check` is its other process: it reads a task's configuration as JSON from its standard
+input and prints what the task makes of some seeds, as a digest.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from node.config import TaskConfig
+from node.tasks import Item, Task, derive_seed, load_tasks
+from node.tasks.answers import MAX_TEXT, show
+from node.tasks.prompting import own_mode, solution
+
+SEEDS = 64
+HASH_SEEDS = ("1", "2")
+OTHER_PROCESS_S = 120.0
+RUBBISH = ("", " ", "7", "rubbish", "<answer></answer>", "\\boxed{", "é½ﷺ🂡\u202e\x00", "9" * 1000, "x" * (MAX_TEXT + 1))
+
+
+class Finding(NamedTuple):
+    """One thing that was tried: whether it holds, and a line that says it."""
+
+    holds: bool
+    line: str
+
+
+def check(config: TaskConfig, task: Task) -> Iterator[Finding]:
+    """Try `task`, one of those that `config` names. Raises what the task raises, and `UserError` for a bad reward."""
+    seeds = [derive_seed("check", *task.key, index) for index in range(SEEDS)]
+    began = time.perf_counter()
+    items = [task.make(seed) for seed in seeds]
+    took = (time.perf_counter() - began) / SEEDS
+    yield Finding(True, f"{SEEDS} questions, {len({item.question for item in items})} of them different")
+    yield Finding(took < 1.0, f"a question takes {took * 1e3:.2g} ms")
+    yield Finding(items == [task.make(seed) for seed in seeds], "the same seeds give the same questions again")
+    same = all(digest_elsewhere(config, hash_seed) == digest([config]) for hash_seed in HASH_SEEDS)
+    yield Finding(same, f"and in other processes, with PYTHONHASHSEED {' and '.join(HASH_SEEDS)}")
+    yield _right_answers(task, items)
+    rewards = [task.verify(items[0], text) for text in RUBBISH]
+    fine = all(0 <= reward < 1 for reward in rewards)
+    yield Finding(fine, f"rubbish earns {max(rewards):g} at most")
+
+
+def digest(configs: list[TaskConfig]) -> str:
+    """Return a hash over the keys of the tasks and what they make of some seeds."""
+    made = [
+        (*task.key, *(task.make(derive_seed("check", *task.key, index)) for index in range(SEEDS)))
+        for task in load_tasks(configs).tasks
+    ]
+    return hashlib.sha256(repr(made).encode(errors="backslashreplace")).hexdigest()
+
+
+def digest_elsewhere(config: TaskConfig, hash_seed: str) -> str:
+    """Return `digest` of `config` as another process computes it; empty if it fails."""
+    environment = {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-m", "node.tasks.check"],
+        input=config.model_dump_json(),
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=OTHER_PROCESS_S,
+        check=False,
+    )
+    return done.stdout.strip()
+
+
+def _right_answers(task: Task, items: list[Item]) -> Finding:
+    solved = [item for item in items if solution(item)]
+    if not solved:
+        return Finding(True, "its questions come without an answer: only its own verify can tell what is right")
+    wrong = [item for item in solved if task.verify(item, show(solution(item), own_mode(task))) != 1.0]
+    if wrong:
+        return Finding(False, f"the answer {solution(wrong[0])!r} to {wrong[0].question!r} does not earn 1")
+    return Finding(True, "the right answers earn 1")
+
+
+if __name__ == "__main__":
+    print(digest([TaskConfig.model_validate_json(sys.stdin.read())]))  # noqa: T201  # its answer

@@ -1,0 +1,178 @@
+"""A task from a data set of questions and answers: a file here, or a set on the Hugging Face hub.
+
+    [[tasks]]
+    name = "dataset/riddles"    # or "dataset": what follows the stroke is a name of yours
+    [tasks.options]
+    path = "riddles.jsonl"      # JSON lines, .csv or .parquet; relative to the file that says so
+    # hub = "openai/gsm8k"      # instead of path; with subset = "main" and split = "train"
+    question = "question"       # the column that holds the question; `a.b` for a field within one
+    answer = "answer"           # likewise; text or a number
+    answer_after = ""           # take what follows the last of these: "####" for GSM8K
+    system = ""                 # an instruction before every question
+
+The configuration hash covers the questions and answers in their order, and neither path nor format: nodes
+that hold the same rows can verify each other's groups. The path stays at home.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from node.config import Section, option_complaint
+from node.errors import UserError
+from node.rollouts.group import MAX_TEXT_BYTES
+from node.tasks import Item, TaskKey, config_hash, derive_seed
+from node.tasks.answers import MAX_ANSWER, MAX_TEXT, extract_answer, same_number, same_text
+
+KIND = "dataset"
+VERSION = 1
+MAX_BYTES = 256 << 20  # of questions and answers, which are held in memory
+MAX_ROWS = 2_000_000
+FORMATS = {".jsonl": "", ".csv": "csv", ".parquet": "parquet"}  # ending to the name that `datasets` has for it
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+class DatasetOptions(Section):
+    """The options of the task."""
+
+    path: Path | None = None
+    hub: str = ""
+    subset: str = ""
+    split: str = "train"
+    question: str = Field("question", min_length=1)
+    answer: str = Field("answer", min_length=1)
+    answer_after: str = ""
+    system: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Questions from a data set: a seed stands for one row of it.
+
+    A completion earns 1 when the answer in its last pair of answer tags, or all of it
+    if it has none, is the right one: the same words, or the same number.
+    """
+
+    key: TaskKey
+    items: tuple[Item, ...]
+
+    def make(self, seed: int) -> Item:
+        return self.items[derive_seed(KIND, VERSION, seed) % len(self.items)]
+
+    def verify(self, item: Item, text: str) -> float:
+        answer = extract_answer(text)
+        if answer is None:
+            answer = text if len(text) <= MAX_TEXT else ""
+        return float(same_text(answer, item.answer) or same_number(answer, item.answer))
+
+
+def load_dataset(name: str, options: Mapping[str, object]) -> Dataset:
+    """Read the data set that `options` name as task `name`; raise `UserError` for a bad option, file or row."""
+    try:
+        parsed = DatasetOptions.model_validate(dict(options))
+    except ValidationError as error:
+        raise UserError(f"task {name!r}: {option_complaint(error, DatasetOptions)}") from None
+    items: list[Item] = []
+    digest, size = hashlib.sha256(), 0
+    for row, where in _rows(name, parsed):
+        item = _item(name, row, parsed, where)
+        line = json.dumps([item.question, item.answer]).encode()
+        digest.update(line + b"\n")
+        size += len(line)
+        if size > MAX_BYTES or len(items) >= MAX_ROWS:
+            raise UserError(f"task {name!r}: more than {MAX_BYTES >> 20} MiB or {MAX_ROWS} rows: take a part of it")
+        items.append(item)
+    if not items:
+        raise UserError(f"task {name!r}: {parsed.path or parsed.hub} holds no questions")
+    config = config_hash({"rows": digest.hexdigest(), "system": parsed.system})
+    return Dataset(TaskKey(name, VERSION, config), tuple(items))
+
+
+def _rows(name: str, options: DatasetOptions) -> Iterator[tuple[object, str]]:
+    """Yield each row, with a name for it that helps to find it."""
+    if (options.path is None) == (not options.hub):
+        raise UserError(f"task {name!r}: set either the option 'path' or the option 'hub'")
+    if options.path is None:
+        yield from _hub_rows(name, options)
+    elif options.path.suffix not in FORMATS:
+        raise UserError(f"task {name!r}: {options.path} is of no known kind: it must end in {', '.join(FORMATS)}")
+    elif options.path.suffix == ".jsonl":
+        yield from _lines(name, options.path)
+    else:
+        try:
+            options.path.open("rb").close()  # what `datasets` says of a missing file is no line for a person
+        except OSError as error:
+            raise UserError(f"task {name!r}: cannot read {options.path}: {error.strerror}") from None
+        kind = FORMATS[options.path.suffix]
+        yield from _streamed(name, str(options.path), kind, data_files=str(options.path), split="train")
+
+
+def _lines(name: str, path: Path) -> Iterator[tuple[object, str]]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield _parse(name, line, f"{path}:{number}"), f"{path}:{number}"
+    except OSError as error:
+        raise UserError(f"task {name!r}: cannot read {path}: {error.strerror}") from None
+
+
+def _parse(name: str, line: bytes, where: str) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        raise UserError(f"task {name!r}: {where} is not a JSON object") from None
+
+
+def _hub_rows(name: str, options: DatasetOptions) -> Iterator[tuple[object, str]]:
+    # `datasets` takes a folder of that name, where there is one, for the set: no founder chooses our files.
+    if not _HUB.fullmatch(options.hub) or Path(options.hub).exists():
+        raise UserError(f"task {name!r}: hub={options.hub!r} is no OWNER/NAME on the hub: use path for what is here")
+    yield from _streamed(name, options.hub, options.hub, name=options.subset or None, split=options.split)
+
+
+def _streamed(task: str, source: str, *arguments: str, **options: str | None) -> Iterator[tuple[object, str]]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(*arguments, **options, streaming=True)
+        for number, row in enumerate(rows, 1):
+            yield row, f"{source}, row {number}"
+    except (OSError, ValueError, RuntimeError) as error:  # those of datasets, pyarrow and the hub's client are such
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"task {task!r}: cannot read {source}: {reason}") from None
+
+
+def _item(name: str, row: object, options: DatasetOptions, where: str) -> Item:
+    if not isinstance(row, dict):
+        raise UserError(f"task {name!r}: {where} is not a JSON object")
+    question = _text(name, row, options.question, where)
+    answer = _text(name, row, options.answer, where)
+    if options.answer_after:
+        _, marker, answer = answer.rpartition(options.answer_after)
+        if not marker or not answer.strip():
+            raise UserError(f"task {name!r}: {where} has nothing after {options.answer_after!r} in {options.answer!r}")
+        answer = answer.strip()
+    if len(question.encode(errors="replace")) > MAX_TEXT_BYTES:
+        raise UserError(f"task {name!r}: {where}: the question is longer than {MAX_TEXT_BYTES >> 10} KiB")
+    if len(answer) > MAX_ANSWER:
+        raise UserError(f"task {name!r}: {where}: the answer is longer than {MAX_ANSWER} characters")
+    return Item(question, answer, options.system)
+
+
+def _text(name: str, row: dict[str, Any], column: str, where: str) -> str:
+    value: object = row
+    for part in [column] if column in row else column.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        columns = ", ".join(list(map(str, row))[:8])
+        raise UserError(f"task {name!r}: {where} has no text or number in {column!r}; its columns are {columns}")
+    return value

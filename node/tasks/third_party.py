@@ -1,0 +1,246 @@
+"""Tasks of other people: a Python file of yours, or an entry point of a package that is installed.
+
+    [[tasks]]
+    name = "file/riddles"       # or "file": what follows the stroke is a name of yours
+    options = { path = "riddles.py" }
+
+The file has `make(seed) -> Item`, and `verify(item, text) -> float` where an exact match is not enough. Its bytes
+are part of the configuration hash; its path stays at home.
+
+A package declares an entry point in the group `gossamer.tasks`: a function from the task's options to a `Task`.
+
+Their code runs in this process and is trusted as this program is; what it returns is checked, and what it raises
+is said in one line that names the task.
+"""
+
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.abc import InspectLoader
+from importlib.metadata import EntryPoint, entry_points
+from math import nan
+from numbers import Real
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from node.config import AnswerMode, Section, TaskConfig, option_complaint
+from node.errors import UserError
+from node.rollouts.group import MAX_TEXT_BYTES
+from node.tasks import Item, Task, TaskKey, config_hash, derive_seed, task_names
+from node.tasks.answers import READERS, same_output
+
+KIND = "file"
+VERSION = 1
+ENTRY_POINTS = "gossamer.tasks"
+MAX_FILE_BYTES = 1 << 20
+QUOTED = 60  # characters of a text in an error
+
+TEMPLATE = '''"""A task: `gossamer tasks check ./FILE` tries it, and `gossamer node --task ./FILE` trains on it."""
+
+import random
+
+from node.tasks import Item
+
+
+def make(seed: int) -> Item:
+    """Return the question that `seed` stands for: the same one in every process, whenever it is asked."""
+    rng = random.Random(seed)
+    word = "".join(rng.choice("abcdefgh") for _ in range(rng.randint(3, 5)))
+    return Item(question=f"Write the word {word} backwards.", answer=word[::-1])
+
+
+def verify(item: Item, text: str) -> float:
+    """Return the reward of a completion, from 0 to 1. Anybody may have written `text`: never evaluate it.
+
+    Without this function, the completion has to be the answer, white space around it aside.
+    """
+    return float(text.strip().lower() == item.answer)
+'''
+
+
+class TaskError(UserError):
+    """A task of somebody else raised an exception or returned what no task returns; the line names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThirdPartyTask:
+    """A task that is not ours: what it makes and pays is checked. Raises `TaskError`, which names it."""
+
+    base: Task
+    key: TaskKey
+
+    @property
+    def answer_mode(self) -> AnswerMode:
+        """The form in which `verify` looks for an answer."""
+        return getattr(self.base, "answer_mode", "whole")
+
+    def make(self, seed: int) -> Item:
+        try:
+            item: object = self.base.make(seed)
+        except Exception as error:  # noqa: BLE001  # it may raise anything
+            self._failed(f"make({seed})", error)
+        if not isinstance(item, Item):
+            self._complain(f"make({seed}) returned {_kind(item)}, not a node.tasks.Item")
+        texts: tuple[object, ...] = (item.question, item.answer, item.system, item.solution)
+        if not all(isinstance(text, str) for text in texts):
+            self._complain(f"make({seed}): question, answer, system and solution of an Item are texts")
+        if not item.question.strip() or len(item.question.encode(errors="replace")) > MAX_TEXT_BYTES:
+            self._complain(f"make({seed}): a question has 1 to {MAX_TEXT_BYTES} bytes, this one {len(item.question)}")
+        return item
+
+    def verify(self, item: Item, text: str) -> float:
+        try:
+            reward: object = self.base.verify(item, text)
+        except Exception as error:  # noqa: BLE001  # it may raise anything
+            self._failed(f"verify of {text[:QUOTED]!r}", error)
+        number = float(reward) if isinstance(reward, Real) else nan
+        if not 0 <= number <= 1:
+            shown = repr(reward)[:QUOTED] if isinstance(reward, Real) else _kind(reward)
+            self._complain(f"verify of {text[:QUOTED]!r} returned {shown}: a reward is a number from 0 to 1")
+        return number
+
+    def _failed(self, doing: str, error: Exception) -> NoReturn:
+        raise TaskError(f"task {self.key.name!r}: {doing} {_raised(error)}") from error
+
+    def _complain(self, what: str) -> NoReturn:
+        raise TaskError(f"task {self.key.name!r}: {what}")
+
+
+def checked(name: str, task: object) -> ThirdPartyTask:
+    """Return `task`, which calls itself `name`, so that every use is checked; `TaskError` if it is no task."""
+    missing = [part for part in ("key", "make", "verify") if not hasattr(task, part)]
+    if missing:
+        raise TaskError(f"task {name!r}: its factory returned {_kind(task)} without {missing[0]!r}: return a Task")
+    key: Any = task.key  # type: ignore[attr-defined]
+    if not isinstance(key, TaskKey) or list(map(type, key)) != [str, int, str]:
+        raise TaskError(f"task {name!r}: its key is {_kind(key)}: return node.tasks.TaskKey(name, version, config)")
+    if key.name != name:
+        raise TaskError(f"task {name!r} calls itself {key.name!r} in its key: a task goes by one name")
+    if getattr(task, "answer_mode", "whole") not in READERS:
+        raise TaskError(f"task {name!r}: its answer_mode is none of {', '.join(READERS)}")
+    wrapped = ThirdPartyTask(task, key)  # type: ignore[arg-type]
+    wrapped.verify(wrapped.make(derive_seed("trial", *key)), "")
+    return wrapped
+
+
+class FileOptions(Section):
+    """The options of a file task."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class FileTask:
+    """A task whose two functions come from a file."""
+
+    key: TaskKey
+    maker: Callable[[int], Item]
+    verifier: Callable[[Item, str], float]
+    answer_mode: AnswerMode = "whole"
+
+    def make(self, seed: int) -> Item:
+        return self.maker(seed)
+
+    def verify(self, item: Item, text: str) -> float:
+        return self.verifier(item, text)
+
+
+def load_file(name: str, options: Mapping[str, object]) -> ThirdPartyTask:
+    """Return the task `name` of the file that `options` name; `UserError` for a bad option or file."""
+    try:
+        path = FileOptions.model_validate(dict(options)).path
+    except ValidationError as error:
+        raise UserError(f"task {name!r}: {option_complaint(error, FileOptions)}") from None
+    try:
+        with path.open("rb") as file:
+            source = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"task {name!r}: cannot read {path}: {error.strerror}") from None
+    if len(source) > MAX_FILE_BYTES:
+        raise UserError(f"task {name!r}: {path} is larger than {MAX_FILE_BYTES >> 20} MiB")
+    digest = hashlib.sha256(source).hexdigest()
+    module = _run(name, path, source, digest)
+    if not callable(getattr(module, "make", None)):
+        raise TaskError(f"task {name!r}: {path} has no function make(seed): see `gossamer tasks template`")
+    verifier = getattr(module, "verify", _exact)
+    mode: Any = getattr(module, "answer_mode", "whole")
+    key = TaskKey(name, VERSION, config_hash({"sha256": digest}))
+    return checked(name, FileTask(key, module.make, verifier, mode))
+
+
+def _exact(item: Item, text: str) -> float:
+    return float(same_output(text, item.answer))
+
+
+class _Source(InspectLoader):
+    """Loads a module from the very bytes that were hashed."""
+
+    def __init__(self, source: bytes, path: Path) -> None:
+        self._source, self._path = source, path
+
+    def get_source(self, fullname: str) -> str:
+        return self._source.decode()
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self._source, str(self._path))
+
+
+def _run(name: str, path: Path, source: bytes, digest: str) -> ModuleType:
+    module_name = f"gossamer_task_{digest[:16]}"
+    spec = importlib.util.spec_from_loader(module_name, _Source(source, path), origin=str(path))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # data classes and pickles look for the module of their class there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it may raise anything
+        del sys.modules[module_name]
+        raise TaskError(f"task {name!r}: {path} {_raised(error)}") from error
+    return module
+
+
+def load_entry_point(config: TaskConfig) -> ThirdPartyTask:
+    """Return the task that an installed package provides under `config.name`; `UserError` where none does."""
+    found = installed()
+    if config.name not in found:
+        near = get_close_matches(config.name, task_names(), 1)
+        hint = f"did you mean {near[0]!r}" if near else "`gossamer tasks list` prints those that there are"
+        raise UserError(f"unknown task {config.name!r}: {hint}; if a package provides it, install that package here")
+    point = found[config.name]
+    try:
+        factory = point.load()
+    except Exception as error:  # noqa: BLE001  # importing a package may raise anything
+        raise TaskError(f"task {config.name!r} cannot be loaded from {point.value}: {error}") from None
+    try:
+        task = factory(dict(config.options))
+    except (TypeError, ValueError) as error:
+        raise TaskError(f"task {config.name!r} does not accept its options: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # it may raise anything
+        raise TaskError(f"task {config.name!r}: {point.value} {_raised(error)}") from error
+    return checked(config.name, task)
+
+
+def installed() -> dict[str, EntryPoint]:
+    """Return the entry points of installed packages, by the task's name."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def _raised(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    if isinstance(error, SyntaxError):
+        where = f" (line {error.lineno})"
+    return f"raised {type(error).__name__}: {error}{where}"
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
