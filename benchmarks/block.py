@@ -35,7 +35,7 @@ def time_gossamer(config: NodeConfig, tasks: TaskSet, exchange: Exchange) -> Blo
     """Run the node's loop and trainer; every round but the first is timed."""
     with tempfile.TemporaryDirectory() as name, ReplayBuffer(Path(name, "pool.sqlite"), config.pool) as pool:
         folder = Path(name)
-        policy = load_policy(config.policy)
+        policy = load_policy(config.policy, config.trainer.bf16)
         metrics = MetricsLog(folder / "metrics.jsonl")
         engine = _Listening(policy)
         loop = Loop(config, SEED, policy, engine, tasks, pool, exchange, metrics)

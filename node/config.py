@@ -150,9 +150,16 @@ class TrainerConfig(Section):
     beta: float = Field(0.0, ge=0, le=0, description="KL weight; only 0: no reference model is kept")
     scale_rewards: Literal["none", "group"] = "none"
     num_iterations: int = Field(1, ge=1, description="updates on each batch")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches that a round is split into")
+    tokens_per_batch: int = Field(
+        4096,
+        ge=1,
+        description="tokens, padding included, that go through the model at once: a round is split so, to bound memory",
+    )
     gradient_checkpointing: bool = False
-    bf16: bool = False
+    bf16: bool | Literal["auto"] = Field(
+        "auto",
+        description="products in bfloat16, weights as they are; 'auto': over 10 million weights, if the machine has it",
+    )
     report_to: list[Literal["tensorboard", "wandb"]] = []
     save_steps: int = Field(20, ge=1, description="rounds between checkpoints")
     save_total_limit: int = Field(2, ge=1)

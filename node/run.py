@@ -60,7 +60,7 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         exchange, directory = stack.enter_context(_exchange(config, folder, tasks, metrics, listening))
         if config.threads:
             torch.set_num_threads(config.threads)
-        policy = load_policy(config.policy)
+        policy = load_policy(config.policy, config.trainer.bf16)
         pool = stack.enter_context(_pool(config, folder))
         engine = make_engine(config.engine, policy, folder)
         stack.callback(engine.close)

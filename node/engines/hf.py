@@ -4,10 +4,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from node.engines import Generated, SamplingParams
-from node.policy import Policy
+from node.policy import LARGE, Policy
+
+_REPEATABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 class HfEngine:
@@ -38,12 +41,13 @@ class HfEngine:
         """Return `n` completions for each prompt; see `RolloutEngine.generate`."""
         rows = [prompt for prompt in prompts for _ in range(n)]
         device = self._policy.model.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), _evaluating(self._policy):
+        fork = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with fork, _evaluating(self._policy), self._policy.autocast():  # one context: weights are converted once
             torch.manual_seed(seed)
-            made = self._batch(rows, sampling) if rows else []
+            made = self._batch(rows, n, sampling) if rows else []
         return [made[at : at + n] for at in range(0, len(made), n)]
 
-    def _batch(self, rows: Sequence[Sequence[int]], sampling: SamplingParams) -> list[Generated]:
+    def _batch(self, rows: Sequence[Sequence[int]], n: int, sampling: SamplingParams) -> list[Generated]:
         policy = self._policy
         width = max(map(len, rows))
         pad = policy.pad_token_id
@@ -55,12 +59,37 @@ class HfEngine:
             attention_mask=mask,
             generation_config=_generation_config(policy, sampling),
             logits_processor=LogitsProcessorList([recorder] if self._logprobs else []),
+            **self._prefilled(ids[::n], mask[::n], n),
         )
         logprobs = recorder.finish(output) if self._logprobs else [None] * len(rows)
         return [
             _completion(policy, tokens, values)
             for tokens, values in zip(output[:, width:].tolist(), logprobs, strict=True)
         ]
+
+    @torch.no_grad()
+    def _prefilled(self, ids: torch.Tensor, mask: torch.Tensor, n: int) -> dict[str, Cache]:
+        """Return the cache of all but the last token of each prompt, computed once and repeated `n` times.
+
+        Nothing for a small model, which saves no time by it, and for an architecture that keeps
+        more than keys and values.
+        """
+        model, known = self._policy.model, ids.size(1) - 1
+        if n == 1 or known == 0 or model.num_parameters() <= LARGE:
+            return {}
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        output = model(
+            input_ids=ids[:, :known],
+            attention_mask=mask[:, :known],
+            position_ids=positions[:, :known],
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = output.get("past_key_values")
+        if not isinstance(cache, DynamicCache) or any(type(layer) not in _REPEATABLE for layer in cache.layers):
+            return {}
+        cache.batch_repeat_interleave(n)
+        return {"cache": cache}
 
 
 class _Recorder(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped

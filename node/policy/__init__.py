@@ -32,6 +32,8 @@ from node.tasks import Item
 BUILTIN = Path(__file__).with_name("builtin")
 """The policy that ships with the node: a tiny Llama-style model over characters, as `transformers` saves it."""
 
+LARGE = 10_000_000  # weights; below, a round is mostly overhead, and neither bfloat16 nor shared prompts save time
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -39,6 +41,7 @@ class Policy:
 
     `name` says what it is ("llama-24k": architecture and parameters) and travels in groups;
     it tells nothing about folders or accounts. `prompt` is the style of its prompts, as configured.
+    `bf16`: training and generation compute products in bfloat16, with the weights as they are.
     """
 
     model: PreTrainedModel
@@ -46,6 +49,11 @@ class Policy:
     name: str
     eos_token_ids: tuple[int, ...]
     prompt: Literal["auto", "chat", "plain"] = "auto"
+    bf16: bool = False
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which this policy computes: products in bfloat16 where `bf16` says so."""
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16)
 
     @property
     def positions(self) -> int | None:
@@ -102,8 +110,12 @@ class Policy:
         return self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def load_policy(config: PolicyConfig) -> Policy:
+def load_policy(config: PolicyConfig, bf16: bool | Literal["auto"] = "auto") -> Policy:
     """Load a policy and place it on its device, ready to be trained and evaluated.
+
+    Args:
+        config: of the policy.
+        bf16: as `trainer.bf16`.
 
     Raises:
         UserError: there is no such model, it is not a causal language model that
@@ -145,7 +157,21 @@ def load_policy(config: PolicyConfig) -> Policy:
     )
     if config.lora.r > 0:
         model = _with_adapters(model, config.lora)
-    return Policy(model.to(device), tokenizer, name, eos, config.prompt)
+    model = model.to(device)
+    return Policy(model, tokenizer, name, eos, config.prompt, gains_by_bf16(model) if bf16 == "auto" else bf16)
+
+
+def gains_by_bf16(model: Any) -> bool:
+    """Tell whether products in bfloat16 save time: the model is large, and the machine has instructions for them.
+
+    Weights that are bfloat16 themselves need no conversion.
+    """
+    if model.num_parameters() <= LARGE or model.dtype != torch.float32:
+        return False
+    if model.device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _device(choice: str) -> str:

@@ -8,33 +8,36 @@ is counted in the loss's denominator but not sent through the model. The entropy
 clipping that TRL logs are therefore means over the rows that do train.
 """
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 
 from node.rollouts.sampling import Sample
+from node.training.shared_prefix import blocks_of, side_by_side
 
 LossType = Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo"]
 Batch = dict[str, torch.Tensor]
 
 
-def make_batches(rows: Sequence[Sample], parts: int, loss_type: LossType, pad_token_id: int) -> list[Batch]:
-    """Return a round's `parts` micro-batches for `GRPOTrainer.compute_loss`.
+def make_batches(
+    rows: Sequence[Sample], budget: int, loss_type: LossType, pad_token_id: int, shared_prefixes: bool = False
+) -> list[Batch]:
+    """Return a round's micro-batches for `GRPOTrainer.compute_loss`.
 
     However the rows are split, and whether or not zero-advantage rows are left out, the
     gradients of the parts add up to that of one batch of all `rows`. For `dapo` and
     `cispo` TRL divides by the whole round's tokens, `num_items_in_batch`, and nothing
-    needs doing. For the others it averages within each micro-batch and then over their
-    number. Every one of these losses scales with its advantages (by any positive factor), so
-    multiplying them by (this part's share of the round) x `parts` makes it the mean over the round.
+    needs doing. For the others it averages within each micro-batch. Every one of these losses
+    scales with its advantages (by any positive factor), so multiplying them by this part's
+    share of the round makes the sum over the parts the mean over the round.
 
     Args:
         rows: at least one, with at least one completion token between them.
-        parts: gradient accumulation steps; every part gets at least one row.
+        budget: tokens that go through the model at once, padding included; a single row may have more.
         loss_type: decides the scaling above.
         pad_token_id: fills unused, masked places.
+        shared_prefixes: a prompt is computed once for all its rows in a micro-batch (`shared_prefix`).
 
     Returns:
         Dicts of `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, C),
@@ -42,15 +45,15 @@ def make_batches(rows: Sequence[Sample], parts: int, loss_type: LossType, pad_to
     """
     tokens = sum(len(row.completion) for row in rows)
     batches = []
-    for part in _split(_worth_training(rows), parts):
+    for part in _split(_worth_training(rows), budget, _laid_out_tokens if shared_prefixes else _padded_tokens):
         share = {
-            "dapo": 1 / parts,
-            "cispo": 1 / parts,
+            "dapo": 1.0,
+            "cispo": 1.0,
             "grpo": len(part) / len(rows),
             "dr_grpo": len(part) / len(rows),
             "bnpo": sum(len(row.completion) for row in part) / tokens,
         }[loss_type]
-        batches.append(_tensors(part, share * parts, tokens, pad_token_id))
+        batches.append(_tensors(part, share, tokens, pad_token_id))
     return batches
 
 
@@ -60,13 +63,24 @@ def _worth_training(rows: Sequence[Sample]) -> list[Sample]:
     return [row for row in filled if row.advantage != 0] or filled[:1]
 
 
-def _split(rows: list[Sample], parts: int) -> list[list[Sample]]:
-    """Split into `parts` runs of rows whose sizes differ by one at most, padded by rows of no weight."""
-    idle = Sample(rows[0].prompt, rows[0].completion[:1], 0.0)
-    rows = rows + [idle] * (parts - len(rows))
-    size, longer = divmod(len(rows), parts)
-    ends = [size * part + min(part, longer) for part in range(parts + 1)]
-    return [rows[start:end] for start, end in pairwise(ends)]
+def _split(rows: Sequence[Sample], budget: int, cost: Callable[[Sequence[Sample]], int]) -> list[list[Sample]]:
+    """Split into runs of rows, each as long as its cost allows."""
+    parts: list[list[Sample]] = []
+    for row in rows:
+        if parts and cost([*parts[-1], row]) <= budget:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return parts
+
+
+def _padded_tokens(rows: Sequence[Sample]) -> int:
+    return len(rows) * (max(len(row.prompt) for row in rows) + max(len(row.completion) for row in rows))
+
+
+def _laid_out_tokens(rows: Sequence[Sample]) -> int:
+    layout = side_by_side(blocks_of([tuple(row.prompt) for row in rows], [len(row.completion) for row in rows]))
+    return len(layout) * max(block.length for line in layout for block in line)
 
 
 def _tensors(rows: Sequence[Sample], scale: float, tokens: int, pad: int) -> Batch:

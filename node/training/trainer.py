@@ -1,26 +1,29 @@
 """The update: TRL's `GRPOTrainer`, used at its public `compute_loss` with batches of our own.
 
 TRL would generate and score inside its `_prepare_inputs`. Here the node's loop does that,
-so two methods are overridden and the rest of TRL's and transformers' training (loss,
-gradient accumulation, clipping, optimiser, schedule, precision, devices, logging,
-callbacks) is theirs, untouched:
+so four methods are overridden and the rest of TRL's and transformers' training (loss,
+clipping, optimiser, schedule, precision, devices, logging, callbacks) is theirs, untouched:
 
-    get_train_dataloader   hands out the micro-batches of each round of the loop
+    get_train_dataloader   hands out the micro-batches of each optimiser step
+    training_step          adds their gradients up: as many as the round's tokens need
     _prepare_inputs        moves a micro-batch to its device, as transformers itself does
+    _get_per_token_logps_and_entropies   computes a group's prompt once (`shared_prefix`)
 
 and some at the edges: `_save_checkpoint` writes the same files as theirs, but atomically
 and without a model card, and what reads them says in one line what will not do.
 
 The data loader is not prepared by accelerate, which would fetch one batch ahead: the loop
 is resumed only when the update of its last round, its log and its checkpoint are done.
-One round is `num_iterations` optimiser steps of `gradient_accumulation_steps` micro-batches.
+One round is `num_iterations` optimiser steps.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError
@@ -28,12 +31,21 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOConfig, GRPOTrainer
 
-from node.config import NodeConfig
+from node.config import NodeConfig, TrainerConfig
 from node.errors import UserError
-from node.policy import Policy
+from node.policy import LARGE, Policy
 from node.rollouts.sampling import Sample
 from node.training.batch import Batch, make_batches
 from node.training.checkpoint import remove_leftovers, save_checkpoint
+from node.training.shared_prefix import (
+    attention_window,
+    disagreement,
+    lay_out,
+    logps_and_entropies,
+    takes_our_mask,
+)
+
+log = structlog.get_logger()
 
 Rounds = Callable[[int], Iterator[Sequence[Sample]]]
 OnUpdate = Callable[[int, Mapping[str, float]], None]
@@ -52,7 +64,7 @@ class SwarmTrainer(GRPOTrainer):
         policy: Policy,
         args: GRPOConfig,
         checkpoints: Path,
-        keep: int,
+        config: TrainerConfig,
         rounds: Rounds,
         on_update: OnUpdate,
         also_save: Callable[[Path], None],
@@ -68,11 +80,13 @@ class SwarmTrainer(GRPOTrainer):
         )
         self.remove_callback(PrinterCallback)
         self._checkpoints = checkpoints
-        self._keep = keep
+        self._config = config
         self._rounds = rounds
         self._also_save = also_save
         self._also_log = also_log
         self.round_is_empty = False
+        self._window = attention_window(policy.model.config)
+        self._shares_prefixes = self._choose_pass()
 
     @property
     def rounds_done(self) -> int:
@@ -80,37 +94,104 @@ class SwarmTrainer(GRPOTrainer):
         return self.state.global_step // self.args.num_iterations
 
     def get_train_dataloader(self) -> Any:
-        """Return an iterable over micro-batches, without a length; it starts where the trainer's state is."""
+        """Return an iterable over steps' micro-batches, without a length; it starts where the trainer's state is."""
         return _MicroBatches(self)
 
     def _prepare_inputs(self, generation_batch: Batch) -> Batch:
         return Trainer._prepare_inputs(self, generation_batch)
 
-    def micro_batches(self) -> Iterator[Batch]:
-        """Yield every micro-batch of each optimiser step from the next round on."""
+    def training_step(
+        self, model: torch.nn.Module, inputs: Sequence[Batch], num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Add up the gradients of a step's micro-batches and return the sum of their losses."""
+        losses = [super(SwarmTrainer, self).training_step(model, batch, num_items_in_batch) for batch in inputs]
+        return torch.stack(losses).sum()
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        **others: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        if not self._shares_prefixes or others.get("compute_aux_loss") or attention_mask.sum(1).max() > self._window:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, **others
+            )
+        completions = input_ids[:, -logits_to_keep:]
+        layout = lay_out(
+            input_ids[:, :-logits_to_keep],
+            attention_mask[:, :-logits_to_keep],
+            completions,
+            attention_mask[:, -logits_to_keep:],
+        )
+        unwrapped = self.accelerator.unwrap_model(model)
+        eager = unwrapped.config._attn_implementation == "eager"
+        with self.accelerator.autocast():
+            logps, entropies = logps_and_entropies(
+                model, unwrapped.get_output_embeddings(), layout, completions, self.temperature, eager
+            )
+        return logps, entropies, None
+
+    def _choose_pass(self) -> bool:
+        """Tell whether prompts are shared: in a large model, and where TRL's pass is wrong about padding."""
+
+        def logps(batch: Batch, shared: bool) -> torch.Tensor:
+            self._shares_prefixes = shared
+            return self._logps(batch)
+
+        plain, shared = partial(logps, shared=False), partial(logps, shared=True)
+        precision = torch.bfloat16 if self.args.bf16 or self.model.dtype == torch.bfloat16 else torch.float32
+        large = self.model.num_parameters() > LARGE
+        padding = "" if large else disagreement(self.model, plain, plain, precision)
+        if not large and not padding:
+            return False
+        if takes_our_mask(self.model):
+            reason = disagreement(self.model, plain, shared, precision)
+        else:
+            reason = f"its attention, {self.model.config._attn_implementation}, takes no mask of ours"
+        if reason:
+            padding = padding or disagreement(self.model, plain, plain, precision)
+            log.info("a prompt is computed once for each completion", reason=reason)
+        if reason and padding:
+            log.warning("padding before a prompt changes what the model computes", how=padding)
+        return not reason
+
+    def _logps(self, batch: Batch) -> torch.Tensor:
+        logps, _, _ = self._get_per_token_logps_and_entropies(
+            self.model,
+            torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+            torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+            batch["completion_ids"].size(1),
+        )
+        return logps
+
+    def micro_batches(self) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of each optimiser step from the next round on."""
         args = self.args
         for rows in self._rounds(self.rounds_done):
             self.round_is_empty = not any(row.completion for row in rows)
             if self.round_is_empty:
                 end = self._tokenizer.eos_token_id
                 rows = [Sample([end], [end], 0.0)]
-            batches = make_batches(rows, args.gradient_accumulation_steps, args.loss_type, self._tokenizer.pad_token_id)
+            batches = make_batches(
+                rows,
+                self._config.tokens_per_batch,
+                args.loss_type,
+                self._tokenizer.pad_token_id,
+                self._shares_prefixes,
+            )
             if args.num_iterations > 1:
                 batches = [self._with_old_logps(batch) for batch in batches]
             for _ in range(args.num_iterations):
-                yield from batches
+                yield batches
 
     def _with_old_logps(self, batch: Batch) -> Batch:
         """Fix the policy that later iterations are clipped against: the one before the round's first step."""
         batch = self._prepare_inputs(batch)
         with torch.no_grad():
-            logps, _, _ = self._get_per_token_logps_and_entropies(
-                self.model,
-                torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
-                torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
-                batch["completion_ids"].size(1),
-            )
-        return batch | {"old_per_token_logps": logps}
+            return batch | {"old_per_token_logps": self._logps(batch)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a round with what the loop knows of it, for whoever `report_to` names; other logs as they are."""
@@ -119,7 +200,7 @@ class SwarmTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         if self.state.global_step % self.args.num_iterations:
             return  # between two iterations of a round; it is done again from its beginning
-        save_checkpoint(self._checkpoints, self.rounds_done, self._write_state, self._keep)
+        save_checkpoint(self._checkpoints, self.rounds_done, self._write_state, self._config.save_total_limit)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         with _must_fit(resume_from_checkpoint):
@@ -164,12 +245,15 @@ def _unused_reward(**_: object) -> list[float]:
 
 
 class _MicroBatches:
-    """What transformers iterates over. The start is looked up late: it resumes after asking for this object."""
+    """What transformers iterates over, a step's micro-batches at a time.
+
+    The start is looked up late: it resumes after asking for this object.
+    """
 
     def __init__(self, trainer: SwarmTrainer) -> None:
         self._trainer = trainer
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[list[Batch]]:
         return self._trainer.micro_batches()
 
 
@@ -227,11 +311,9 @@ def make_trainer(
     """
     checkpoints = folder / "checkpoints"
     remove_leftovers(checkpoints)
-    args = _trl_config(config, policy.model.device.type, folder)
+    args = _trl_config(config, policy, folder)
     try:
-        return SwarmTrainer(
-            policy, args, checkpoints, config.trainer.save_total_limit, rounds, on_update, also_save, also_log
-        )
+        return SwarmTrainer(policy, args, checkpoints, config.trainer, rounds, on_update, also_save, also_log)
     except (ImportError, RuntimeError) as error:
         if "requires" in str(error) and config.trainer.report_to:
             extras = ",".join(config.trainer.report_to)
@@ -239,13 +321,13 @@ def make_trainer(
         raise
 
 
-def _trl_config(config: NodeConfig, device: str, folder: Path) -> GRPOConfig:
+def _trl_config(config: NodeConfig, policy: Policy, folder: Path) -> GRPOConfig:
     trainer = config.trainer
     return GRPOConfig(
         output_dir=str(folder),
         max_steps=config.last_round * trainer.num_iterations,
         seed=(config.seed or 0) % 2**32,
-        use_cpu=device == "cpu",
+        use_cpu=policy.model.device.type == "cpu",
         # The update.
         learning_rate=trainer.learning_rate,
         lr_scheduler_type=trainer.lr_scheduler_type,
@@ -259,10 +341,10 @@ def _trl_config(config: NodeConfig, device: str, folder: Path) -> GRPOConfig:
         epsilon_high=trainer.epsilon_high,
         beta=trainer.beta,
         num_iterations=trainer.num_iterations,
-        gradient_accumulation_steps=trainer.gradient_accumulation_steps,
-        steps_per_generation=trainer.gradient_accumulation_steps,
+        gradient_accumulation_steps=1,  # a step's micro-batches are added up in `training_step`
+        steps_per_generation=1,
         gradient_checkpointing=trainer.gradient_checkpointing or None,  # False, too, makes newer transformers warn
-        bf16=trainer.bf16,
+        bf16=policy.bf16,
         disable_dropout=True,
         temperature=config.engine.temperature,
         max_completion_length=config.engine.max_completion_length,

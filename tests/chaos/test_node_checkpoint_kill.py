@@ -24,7 +24,7 @@ def run(folder: Path, arm: Callable[[], None] = lambda: None) -> None:
     """Train to the end from the newest checkpoint; generation depends on the weights, so nothing can hide."""
     torch.set_num_threads(1)
     policy = tiny_policy(folder.parent / "policy")
-    config = node_config(ROUNDS, num_iterations=2, gradient_accumulation_steps=2, learning_rate=0.01, save_steps=2)
+    config = node_config(ROUNDS, num_iterations=2, tokens_per_batch=60, learning_rate=0.01, save_steps=2)
 
     def on_update(number: int, logs: dict[str, float]) -> None:
         with (folder / "losses").open("a") as file:

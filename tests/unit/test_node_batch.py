@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 
 from node.rollouts.sampling import Sample
 from node.training.batch import make_batches
+from node.training.shared_prefix import lay_out
 
 PAD = 0
 
 
 def test_prompts_are_padded_left_and_completions_right():
     rows = [Sample([5, 6, 7], [8], 0.5), Sample([9], [10, 11, 12], -0.25)]
-    (batch,) = make_batches(rows, 1, "dapo", PAD)
+    (batch,) = make_batches(rows, 100, "dapo", PAD)
     assert batch["prompt_ids"].tolist() == [[5, 6, 7], [PAD, PAD, 9]]
     assert batch["prompt_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert batch["completion_ids"].tolist() == [[8, PAD, PAD], [10, 11, 12]]
@@ -24,13 +25,13 @@ def test_prompts_are_padded_left_and_completions_right():
 
 def test_rows_without_advantage_are_counted_and_left_out():
     rows = [Sample([1], [5, 6], 0.0), Sample([1], [7], 1.0), Sample([1], [8, 9, 10], 0.0)]
-    (batch,) = make_batches(rows, 1, "dapo", PAD)
+    (batch,) = make_batches(rows, 100, "dapo", PAD)
     assert batch["completion_ids"].tolist() == [[7]]
     assert batch["num_items_in_batch"].item() == 6
 
 
 def test_one_row_is_kept_when_none_has_an_advantage():
-    (batch,) = make_batches([Sample([1], [], 0.0), Sample([1], [5, 6], 0.0)], 1, "dapo", PAD)
+    (batch,) = make_batches([Sample([1], [], 0.0), Sample([1], [5, 6], 0.0)], 100, "dapo", PAD)
     assert batch["completion_ids"].tolist() == [[5, 6]]
     assert batch["advantages"].tolist() == [0.0]
 
@@ -47,15 +48,20 @@ rows_strategy = st.lists(
 ).filter(lambda rows: any(row.completion for row in rows))
 
 
-@given(rows_strategy, st.integers(1, 6), st.sampled_from(["dapo", "grpo", "bnpo", "dr_grpo", "cispo"]))
-def test_every_part_is_filled_evenly_and_every_row_with_a_gradient_is_in_one(rows, parts, loss_type):
-    batches = make_batches(rows, parts, loss_type, PAD)
+@given(
+    rows_strategy,
+    st.integers(1, 60),
+    st.sampled_from(["dapo", "grpo", "bnpo", "dr_grpo", "cispo"]),
+    st.booleans(),
+)
+def test_no_part_exceeds_the_budget_and_every_row_with_a_gradient_is_in_one(rows, budget, loss_type, shared):
+    batches = make_batches(rows, budget, loss_type, PAD, shared)
 
-    sizes = [len(batch["advantages"]) for batch in batches]
-    assert len(batches) == parts
-    assert min(sizes) >= 1
-    assert max(sizes) - min(sizes) <= 1
-    assert all(batch["completion_mask"].sum(1).min() >= 1 for batch in batches)
+    for batch in batches:
+        parts = [batch[key] for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")]
+        layout = lay_out(*parts).ids if shared else torch.cat([parts[0], parts[2]], dim=1)
+        assert layout.numel() <= budget or len(batch["advantages"]) == 1
+        assert parts[3].sum(1).min() >= 1
     assert {batch["num_items_in_batch"].item() for batch in batches} == {sum(len(row.completion) for row in rows)}
     trained = [
         (prompt[mask == 1].tolist(), completion[kept == 1].tolist())
@@ -69,20 +75,20 @@ def test_every_part_is_filled_evenly_and_every_row_with_a_gradient_is_in_one(row
     assert trained == [(row.prompt, row.completion) for row in rows if row.advantage and row.completion]
 
 
-@given(rows_strategy, st.integers(1, 6))
-def test_scaled_advantages_turn_means_over_parts_into_the_mean_over_the_round(rows, parts):
-    """Checked on the weight of each token, where TRL's averages over a part and over parts are written out."""
+@given(rows_strategy, st.integers(1, 60))
+def test_scaled_advantages_turn_means_over_parts_into_the_mean_over_the_round(rows, budget):
+    """Checked on the weight of each token, where TRL's averages over a part are written out."""
     total = sum(abs(row.advantage) * len(row.completion) for row in rows)
     lengths = sum(len(row.completion) for row in rows)
     by_token = by_row = by_sequence = 0.0
-    for batch in make_batches(rows, parts, "bnpo", PAD):
+    for batch in make_batches(rows, budget, "bnpo", PAD):
         weights = batch["advantages"].abs()[:, None] * batch["completion_mask"]
-        by_token += float(weights.sum() / batch["completion_mask"].sum() / parts)
-    for batch in make_batches(rows, parts, "dr_grpo", PAD):
+        by_token += float(weights.sum() / batch["completion_mask"].sum())
+    for batch in make_batches(rows, budget, "dr_grpo", PAD):
         weights = batch["advantages"].abs()[:, None] * batch["completion_mask"]
-        by_row += float(weights.sum() / len(weights) / parts)
-    for batch in make_batches(rows, parts, "grpo", PAD):
-        by_sequence += float(batch["advantages"].abs().mean() / parts)
+        by_row += float(weights.sum() / len(weights))
+    for batch in make_batches(rows, budget, "grpo", PAD):
+        by_sequence += float(batch["advantages"].abs().mean())
     assert by_token == pytest.approx(total / lengths, abs=1e-6)
     assert by_row == pytest.approx(total / len(rows), abs=1e-6)
     with_tokens = [abs(row.advantage) for row in rows if row.completion]
@@ -90,7 +96,7 @@ def test_scaled_advantages_turn_means_over_parts_into_the_mean_over_the_round(ro
 
 
 def test_tensors_have_the_types_that_the_loss_expects():
-    (batch,) = make_batches([Sample([1], [5], 1)], 1, "dapo", PAD)
+    (batch,) = make_batches([Sample([1], [5], 1)], 100, "dapo", PAD)
     types = {key: tensor.dtype for key, tensor in batch.items()}
     assert types.pop("advantages") == types.pop("num_items_in_batch") == torch.float32
     assert set(types.values()) == {torch.int64}

@@ -5,12 +5,14 @@ import random
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from node.config import PolicyConfig
 from node.engines import Generated, SamplingParams
 from node.engines.hf import HfEngine
 from node.policy import Policy, load_policy
 from node.tasks import Item
+from tests.architectures import OTHERS, SHARING, policy_of
 from tests.policies import tiny_policy, write_tiny_policy
 
 PARAMS = SamplingParams(temperature=1.0, top_p=1.0, max_completion_length=6)
@@ -141,3 +143,16 @@ def test_what_the_model_ships_for_generation_changes_nothing_but_its_ends(tmp_pa
     made = flat(HfEngine(two_ends).generate(prompts, 64, PARAMS, seed=2))
     assert {one.token_ids[-1] for one in made if one.finished} == {2, 30}
     assert all(policy_end not in one.token_ids[:-1] for one in made for policy_end in (2, 30))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mamba"])
+def test_a_prompt_that_is_computed_once_is_answered_as_one_that_is_computed_for_each(name, tmp_path, monkeypatch):
+    policy = policy_of((SHARING | OTHERS)[name], tmp_path)
+    prompts = [*prompts_of(policy), [5]]
+    expected = HfEngine(policy).generate(prompts, 8, PARAMS, seed=5)
+    monkeypatch.setattr("node.engines.hf.LARGE", 0)
+    repeated = []
+    repeat = DynamicCache.batch_repeat_interleave
+    monkeypatch.setattr(DynamicCache, "batch_repeat_interleave", lambda *args: (repeated.append(args), repeat(*args)))
+    assert HfEngine(policy).generate(prompts, 8, PARAMS, seed=5) == expected
+    assert len(repeated) == (name != "mamba")

@@ -77,9 +77,9 @@ def assert_same(found: Named, expected: Named) -> None:
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-@pytest.mark.parametrize("parts", [1, 2, 4])
-def test_gradient_and_loss_are_the_oracles_however_the_round_is_split(policy, tmp_path, loss_type, parts):
-    config = node_config(rounds=1, loss_type=loss_type, gradient_accumulation_steps=parts, temperature=0.8)
+@pytest.mark.parametrize("budget", [4096, 60, 1])
+def test_gradient_and_loss_are_the_oracles_however_the_round_is_split(policy, tmp_path, loss_type, budget):
+    config = node_config(rounds=1, loss_type=loss_type, tokens_per_batch=budget, temperature=0.8)
     samples = mixed_samples(policy)
 
     watch, logged = train(policy, config, tmp_path, samples)
@@ -93,9 +93,7 @@ def test_gradient_and_loss_are_the_oracles_however_the_round_is_split(policy, tm
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_a_second_iteration_is_clipped_against_the_policy_before_the_first(policy, tmp_path, loss_type):
-    config = node_config(
-        rounds=1, loss_type=loss_type, num_iterations=2, gradient_accumulation_steps=2, learning_rate=0.02
-    )
+    config = node_config(rounds=1, loss_type=loss_type, num_iterations=2, tokens_per_batch=60, learning_rate=0.02)
     samples = mixed_samples(policy)
 
     watch, _ = train(policy, config, tmp_path, samples)
@@ -130,7 +128,7 @@ def test_what_stands_in_masked_places_does_not_matter(policy, tmp_path):
     config = node_config(rounds=1)
     trainer = trainer_of(policy, config, tmp_path, fixed_rounds())
     trainer.current_gradient_accumulation_steps = 1
-    (batch,) = make_batches(mixed_samples(policy), 1, "dapo", policy.pad_token_id)
+    (batch,) = make_batches(mixed_samples(policy), 4096, "dapo", policy.pad_token_id)
     assert not batch["completion_mask"].all()
     policy.model.train()
     loss = trainer.compute_loss(policy.model, batch)
@@ -161,7 +159,7 @@ def test_reencoded_text_has_the_logprobs_of_its_generation(policy, tmp_path, tem
     samples = [Sample(prompt, policy.encode_completion(one.text, one.finished), 1.0) for prompt, one in kept]
     trainer = trainer_of(policy, config, tmp_path, fixed_rounds())
 
-    (batch,) = make_batches(samples, 1, "dapo", policy.pad_token_id)
+    (batch,) = make_batches(samples, 4096, "dapo", policy.pad_token_id)
     logps = trainer._with_old_logps(batch)["old_per_token_logps"]
 
     for row, (_, one) in enumerate(kept):
@@ -172,7 +170,7 @@ def test_reencoded_text_has_the_logprobs_of_its_generation(policy, tmp_path, tem
 
 
 def test_the_loop_is_not_resumed_before_the_update_its_log_and_its_checkpoint(policy, tmp_path):
-    config = node_config(rounds=3, num_iterations=2, gradient_accumulation_steps=2, save_steps=1)
+    config = node_config(rounds=3, num_iterations=2, tokens_per_batch=60, save_steps=1)
     events = []
 
     def rounds(done):
@@ -270,7 +268,7 @@ def test_dropout_is_off(policy, tmp_path):
     """The tiny policy's attention has dropout: two passes in training mode agree only without it."""
     trainer = trainer_of(policy, node_config(rounds=1), tmp_path, fixed_rounds())
     policy.model.train()
-    (batch,) = make_batches(mixed_samples(policy), 1, "dapo", policy.pad_token_id)
+    (batch,) = make_batches(mixed_samples(policy), 4096, "dapo", policy.pad_token_id)
     one, other = (trainer._with_old_logps(batch)["old_per_token_logps"] for _ in range(2))
     assert torch.equal(one, other)
 
