@@ -15,7 +15,8 @@ What neither times: imports, loading, the first round of a block, checkpoints. B
 alternate, so that a busy machine is busy for both. With `reward="dense"` every completion
 has a reward of its own and both train on all of them, like for like. With `"task"` the
 tasks' own sparse reward counts, and we leave the completions without advantage out of the
-forward pass, which TRL does not.
+forward pass, which TRL does not. Where products are in bfloat16 (a large model, on a machine that
+has them) they are so on both sides, and rounding sets the completions apart sooner.
 
 **Sharing.** See `benchmarks.sharing`: a node among seven peers against the same node alone. The
 peers run beside it and want a core for themselves; where there is none, they slow the node's
@@ -39,6 +40,7 @@ from benchmarks.block import SEED, Block, Stamp, block, stamp, time_gossamer
 from benchmarks.sharing import time_sharing
 from node.config import NodeConfig, parse_config
 from node.policy import Policy, load_policy
+from node.policy.prompt import chat_turns, plain_text
 from node.rollouts.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, TaskSet, derive_seed, load_tasks
 
@@ -57,6 +59,7 @@ def run(
     blocks: int = 6,
     threads: int = 1,
     compare: Comparison = "both",
+    examples: int = 0,
 ) -> Iterator[Row]:
     """Yield a row for each side of each comparison, and last the ratios of their medians.
 
@@ -68,10 +71,17 @@ def run(
         blocks: of each side.
         threads: of torch; set for the whole process.
         compare: which of the two comparisons to make.
+        examples: solved ones before each question, which is then arithmetic, in plain text.
     """
     torch.set_num_threads(threads)
-    config = _config(model, questions, completions, rounds + 1)
-    common = {"model": model, "questions": questions, "completions": completions, "threads": threads}
+    config = _config(model, questions, completions, rounds + 1, examples)
+    common = {
+        "model": model,
+        "questions": questions,
+        "completions": completions,
+        "examples": examples,
+        "threads": threads,
+    }
     ratio: dict[str, dict[str, float]] = {}
     if compare != "sharing":
         ratio["trl"] = yield from _against_trl(config, common, blocks)
@@ -143,7 +153,7 @@ def _agreement(ours: Sequence[Block], theirs: Sequence[Block]) -> float:
 
 def time_trl(config: NodeConfig, tasks: TaskSet) -> Block:
     """Run TRL's trainer on the same rounds; every round but the first is timed."""
-    policy = load_policy(config.policy)
+    policy = load_policy(config.policy, config.trainer.bf16)
     asked = [
         (task, task.make(seed))
         for version in range(config.last_round)
@@ -161,7 +171,7 @@ def time_trl(config: NodeConfig, tasks: TaskSet) -> Block:
         trainer = GRPOTrainer(
             model=policy.model,
             reward_funcs=reward,
-            args=_trl_config(config, folder),
+            args=_trl_config(config, folder, policy.bf16),
             train_dataset=Dataset.from_dict(
                 {"prompt": [_prompt(policy, item) for _, item in asked], "question": list(range(len(asked)))}
             ),
@@ -210,19 +220,24 @@ def _tasks(config: NodeConfig, reward: Reward) -> TaskSet:
     return TaskSet([(_Dense(task), 1.0) for task in tasks.tasks]) if reward == "dense" else tasks
 
 
-def _config(model: str, questions: int, completions: int, rounds: int) -> NodeConfig:
+def _config(model: str, questions: int, completions: int, rounds: int, examples: int) -> NodeConfig:
+    shown: Row = {
+        "policy": {"model": model, "device": "cpu", "prompt": "plain"},
+        "engine": {"max_completion_length": 12},
+        "tasks": [{"name": "builtin/arithmetic", "examples": examples, "answer": "first_line"}],
+    }
     return parse_config(
         {
             "seed": SEED,
             "rounds": rounds,
-            "policy": {"model": model, "device": "cpu"},
+            **(shown if examples else {"policy": {"model": model, "device": "cpu"}}),
             "sampling": {"local": questions, "external": 0, "completions": completions},
             "trainer": {"save_steps": rounds},
         }
     )
 
 
-def _trl_config(config: NodeConfig, folder: str) -> GRPOConfig:
+def _trl_config(config: NodeConfig, folder: str, bf16: bool) -> GRPOConfig:
     trainer, sampling = config.trainer, config.sampling
     return GRPOConfig(
         output_dir=folder,
@@ -232,7 +247,7 @@ def _trl_config(config: NodeConfig, folder: str) -> GRPOConfig:
         shuffle_dataset=False,
         seed=SEED,
         use_cpu=True,
-        bf16=False,
+        bf16=bf16,
         gradient_checkpointing=None,
         learning_rate=trainer.learning_rate,
         lr_scheduler_type=trainer.lr_scheduler_type,
@@ -256,10 +271,9 @@ def _trl_config(config: NodeConfig, folder: str) -> GRPOConfig:
 
 
 def _prompt(policy: Policy, item: Item) -> Any:
-    if policy.tokenizer.chat_template is None:
-        return item.question
-    system = [{"role": "system", "content": item.system}] if item.system else []
-    return [*system, {"role": "user", "content": item.question}]
+    if policy.prompt == "plain" or policy.tokenizer.chat_template is None:
+        return plain_text(item)
+    return chat_turns(item, system_role=True)
 
 
 if __name__ == "__main__":

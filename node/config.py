@@ -303,6 +303,16 @@ class NodeConfig(Section):
         return ENDLESS if self.rounds is None else self.rounds
 
     @model_validator(mode="after")
+    def _steps_reach_the_weights(self) -> "NodeConfig":
+        if self.policy.dtype == "bfloat16" and self.policy.lora.r == 0:
+            raise ValueError(
+                "policy.dtype='bfloat16' rounds away what a small learning rate adds to a weight: leave it at "
+                "'float32' (trainer.bf16 computes in bfloat16 all the same), or set policy.lora.r, whose adapters "
+                "are float32"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _decay_has_an_end(self) -> "NodeConfig":
         if self.rounds is None and self.trainer.lr_scheduler_type in DECAYING:
             raise ValueError(

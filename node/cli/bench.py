@@ -17,7 +17,7 @@ app = typer.Typer(help="Run a benchmark; results are JSON lines on stdout.", ric
 
 
 @app.command("round")
-def bench_round(
+def bench_round(  # noqa: PLR0913  # one option each
     model: Annotated[str, typer.Option(help="As policy.model.")] = "builtin",
     questions: Annotated[int, typer.Option(min=1, help="Questions a round.")] = 4,
     completions: Annotated[int, typer.Option(min=2, help="Completions a question.")] = 8,
@@ -25,6 +25,7 @@ def bench_round(
     blocks: Annotated[int, typer.Option(min=1, help="Blocks of each side, taken in turns.")] = 6,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for tensors.")] = 1,
     compare: Annotated[Compare, typer.Option(help="Which comparison to make.")] = "both",
+    examples: Annotated[int, typer.Option(min=0, help="Solved examples before each question, for real models.")] = 0,
     debug: Debug = False,
 ) -> None:
     """Time a round against TRL's own trainer on the same work, and sharing on against off.
@@ -32,6 +33,7 @@ def bench_round(
     \b
     Example:
       gossamer bench round --blocks 6 > round.jsonl
+      gossamer bench round --compare trl --model runs/models/smollm2-135m-instruct --examples 3 --rounds 3 --blocks 2
       gossamer bench round --compare sharing --model runs/models/smollm2-135m-instruct --rounds 3 --blocks 3
     """
     with _checkout():
@@ -44,6 +46,7 @@ def bench_round(
         blocks=blocks,
         threads=threads,
         compare=compare,
+        examples=examples,
     ):
         print(json.dumps(row), flush=True)
 

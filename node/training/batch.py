@@ -33,7 +33,7 @@ def make_batches(
     share of the round makes the sum over the parts the mean over the round.
 
     Args:
-        rows: at least one, with at least one completion token between them.
+        rows: those without an advantage count in the means.
         budget: tokens that go through the model at once, padding included; a single row may have more.
         loss_type: decides the scaling above.
         pad_token_id: fills unused, masked places.
@@ -41,11 +41,13 @@ def make_batches(
 
     Returns:
         Dicts of `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, C),
-        all int64, `advantages` (B,) float32 and `num_items_in_batch`, a float32 scalar.
+        all int64, `advantages` (B,) float32 and `num_items_in_batch`, a float32 scalar; none where
+        no row has both a token and an advantage.
     """
     tokens = sum(len(row.completion) for row in rows)
     batches = []
-    for part in _split(_worth_training(rows), budget, _laid_out_tokens if shared_prefixes else _padded_tokens):
+    worth_training = [row for row in rows if row.completion and row.advantage != 0]
+    for part in _split(worth_training, budget, _laid_out_tokens if shared_prefixes else _padded_tokens):
         share = {
             "dapo": 1.0,
             "cispo": 1.0,
@@ -55,12 +57,6 @@ def make_batches(
         }[loss_type]
         batches.append(_tensors(part, share, tokens, pad_token_id))
     return batches
-
-
-def _worth_training(rows: Sequence[Sample]) -> list[Sample]:
-    """Rows with a gradient; when there is none, one without, since a step needs a batch."""
-    filled = [row for row in rows if row.completion]
-    return [row for row in filled if row.advantage != 0] or filled[:1]
 
 
 def _split(rows: Sequence[Sample], budget: int, cost: Callable[[Sequence[Sample]], int]) -> list[list[Sample]]:

@@ -54,9 +54,8 @@ OnUpdate = Callable[[int, Mapping[str, float]], None]
 class SwarmTrainer(GRPOTrainer):
     """TRL's update on rounds of weighted completions; made by `make_trainer`.
 
-    A round without a single token to train on leaves weights and optimiser exactly as they
-    are (its gradients are dropped before the optimiser's step) and counts as a round. One
-    whose advantages are all zero is a step with zero gradients, as in TRL.
+    A round without a row that has an advantage has no micro-batches, so no gradients: weights,
+    optimiser and learning rate stay exactly as they are, and it counts as a round.
     """
 
     def __init__(
@@ -84,7 +83,6 @@ class SwarmTrainer(GRPOTrainer):
         self._rounds = rounds
         self._also_save = also_save
         self._also_log = also_log
-        self.round_is_empty = False
         self._window = attention_window(policy.model.config)
         self._shares_prefixes = self._choose_pass()
 
@@ -103,9 +101,19 @@ class SwarmTrainer(GRPOTrainer):
     def training_step(
         self, model: torch.nn.Module, inputs: Sequence[Batch], num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Add up the gradients of a step's micro-batches and return the sum of their losses."""
-        losses = [super(SwarmTrainer, self).training_step(model, batch, num_items_in_batch) for batch in inputs]
-        return torch.stack(losses).sum()
+        """Add up the gradients of a step's micro-batches, if there are any, and return the sum of their losses."""
+        loss = torch.zeros((), device=self.args.device)
+        for batch in inputs:
+            loss += super().training_step(model, batch, num_items_in_batch)
+        return loss
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Make transformers' schedule, which stands still at a step without gradients."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        scheduler.__class__ = _OnlyWithGradients
+        return scheduler
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -171,10 +179,6 @@ class SwarmTrainer(GRPOTrainer):
         """Yield the micro-batches of each optimiser step from the next round on."""
         args = self.args
         for rows in self._rounds(self.rounds_done):
-            self.round_is_empty = not any(row.completion for row in rows)
-            if self.round_is_empty:
-                end = self._tokenizer.eos_token_id
-                rows = [Sample([end], [end], 0.0)]
             batches = make_batches(
                 rows,
                 self._config.tokens_per_batch,
@@ -257,18 +261,20 @@ class _MicroBatches:
         return self._trainer.micro_batches()
 
 
+class _OnlyWithGradients(torch.optim.lr_scheduler.LambdaLR):
+    """A learning rate that advances with the weights: not in a step that leaves them, for want of gradients."""
+
+    def step(self, epoch: int | None = None) -> None:
+        if any(weight.grad is not None for group in self.optimizer.param_groups for weight in group["params"]):
+            super().step(epoch)
+
+
 class _RoundCallback(TrainerCallback):
-    """Reports each round when it is logged, which is before it is saved, and keeps empty rounds from training."""
+    """Reports each round when it is logged, which is before it is saved."""
 
     def __init__(self, trainer: SwarmTrainer, on_update: OnUpdate) -> None:
         self._trainer = trainer
         self._on_update = on_update
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        if self._trainer.round_is_empty:
-            self._trainer.optimizer.zero_grad(set_to_none=True)
 
     def on_log(
         self,

@@ -30,10 +30,8 @@ def test_rows_without_advantage_are_counted_and_left_out():
     assert batch["num_items_in_batch"].item() == 6
 
 
-def test_one_row_is_kept_when_none_has_an_advantage():
-    (batch,) = make_batches([Sample([1], [], 0.0), Sample([1], [5, 6], 0.0)], 100, "dapo", PAD)
-    assert batch["completion_ids"].tolist() == [[5, 6]]
-    assert batch["advantages"].tolist() == [0.0]
+def test_nothing_is_left_when_no_row_has_an_advantage():
+    assert make_batches([Sample([1], [], 1.0), Sample([1], [5, 6], 0.0)], 100, "dapo", PAD) == []
 
 
 rows_strategy = st.lists(
@@ -62,7 +60,7 @@ def test_no_part_exceeds_the_budget_and_every_row_with_a_gradient_is_in_one(rows
         layout = lay_out(*parts).ids if shared else torch.cat([parts[0], parts[2]], dim=1)
         assert layout.numel() <= budget or len(batch["advantages"]) == 1
         assert parts[3].sum(1).min() >= 1
-    assert {batch["num_items_in_batch"].item() for batch in batches} == {sum(len(row.completion) for row in rows)}
+    assert {batch["num_items_in_batch"].item() for batch in batches} <= {sum(len(row.completion) for row in rows)}
     trained = [
         (prompt[mask == 1].tolist(), completion[kept == 1].tolist())
         for batch in batches

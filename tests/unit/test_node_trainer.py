@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from node.config import parse_config
 from node.engines import SamplingParams
 from node.engines.hf import HfEngine
 from node.errors import UserError
@@ -236,32 +237,61 @@ def test_without_a_last_round_it_trains_until_it_is_stopped_and_goes_on_from_the
     assert (tmp_path / "checkpoints/checkpoint-6").is_dir()
 
 
-def test_a_round_without_samples_leaves_policy_and_optimiser_as_they_are(policy, tmp_path):
-    config = node_config(rounds=3, weight_decay=0.1)
-    nothing = [Sample([5], [], 1.0)]  # a text without tokens
-    states, seen = [], []
+def frozen(state):
+    """Return the same with the bytes of each tensor."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().numpy().tobytes()
+    if isinstance(state, dict):
+        return {key: frozen(value) for key, value in state.items()}
+    return [frozen(value) for value in state] if isinstance(state, list | tuple) else state
 
-    def on_update(number, _):
-        seen.append(number)
-        moments = [state["exp_avg"].clone() for state in trainer.optimizer.state.values()]
-        states.append([*(weight.detach().clone() for weight in policy.model.parameters()), *moments])
 
-    trainer = trainer_of(policy, config, tmp_path, fixed_rounds(mixed_samples(policy), [], nothing), on_update)
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_a_round_without_signal_leaves_weights_optimiser_and_schedule_and_counts(policy, tmp_path, iterations):
+    """Once it has begun, Adam's momentum would go on moving the weights, and decay and schedule with it."""
+    config = node_config(
+        rounds=5, weight_decay=0.1, lr_scheduler_type="linear", num_iterations=iterations, save_steps=1
+    )
+    some = mixed_samples(policy)
+    silent = [replace(sample, advantage=0.0) for sample in some]
+    without_tokens = [Sample([5], [], 1.0)]
+    states, logged = [], []
+
+    def on_update(number, logs):
+        logged.append((number, logs["loss"], logs["learning_rate"]))
+        weights = {name: weight.clone() for name, weight in policy.model.state_dict().items()}
+        states.append(frozen([weights, trainer.optimizer.state_dict(), trainer.lr_scheduler.state_dict()]))
+
+    trainer = trainer_of(policy, config, tmp_path, fixed_rounds(some, silent, [], without_tokens, some), on_update)
     trainer.train()
 
-    assert seen == [1, 2, 3]
-    for later in states[1:]:
-        assert all(torch.equal(one, other) for one, other in zip(states[0], later, strict=True))
+    assert [number for number, _, _ in logged] == [1, 2, 3, 4, 5]
+    assert states[0] == states[1] == states[2] == states[3] != states[4]
+    assert [loss for _, loss, _ in logged[1:4]] == [0, 0, 0]
+    rates = [rate for _, _, rate in logged]
+    assert rates[0] > rates[1] == rates[2] == rates[3]
+    assert rates[4] == pytest.approx(rates[3] - (0 if iterations == 1 else config.trainer.learning_rate / 10))
+    assert (tmp_path / "checkpoints/checkpoint-5").is_dir()
 
 
-def test_a_round_without_advantages_is_a_step_with_zero_gradients(policy, tmp_path):
-    config = node_config(rounds=1)
-    samples = [replace(sample, advantage=0.0) for sample in mixed_samples(policy)]
+@pytest.mark.parametrize(("lora", "dtype"), [(0, "float32"), (4, "float32"), (4, "bfloat16")])
+def test_a_small_rate_moves_every_weight_by_what_adam_intends(tmp_path, lora, dtype):
+    """Adam's first step is the learning rate in each coordinate that has a gradient."""
+    policy = tiny_policy(tmp_path / "policy", lora=lora, dtype=dtype)
+    trained = {name: weight for name, weight in policy.model.named_parameters() if weight.requires_grad}
+    before = {name: weight.detach().clone() for name, weight in trained.items()}
 
-    watch, logged = train(policy, config, tmp_path, samples)
+    watch, _ = train(policy, node_config(rounds=1, learning_rate=1e-6), tmp_path, mixed_samples(policy))
 
-    assert all(not gradient.any() for gradient in watch.gradients[0].values())
-    assert logged[0]["loss"] == 0
+    moved = torch.cat([(weight.detach() - before[name]).flatten().double() for name, weight in trained.items()])
+    intended = torch.cat([1e-6 * gradient.sign().flatten().double() for gradient in watch.gradients[0].values()])
+    assert float(moved.norm() / intended.norm()) == pytest.approx(1, abs=0.05)
+
+
+def test_weights_that_such_a_step_would_not_reach_are_refused():
+    with pytest.raises(UserError, match=r"policy\.dtype='bfloat16' rounds away"):
+        parse_config({"policy": {"dtype": "bfloat16"}})
+    parse_config({"policy": {"dtype": "bfloat16", "lora": {"r": 4}}})
 
 
 def test_dropout_is_off(policy, tmp_path):
