@@ -132,6 +132,15 @@ class SamplingConfig(Section):
         return self.questions if self.questions is not None else max(self.local, 1)
 
 
+_WITHOUT_ADVANTAGE = "it pulls at completions without an advantage too, and a round without signal is no step"
+_LEFT_OUT = {
+    "gradient_accumulation_steps": "tokens_per_batch splits a round",
+    "entropy_coef": _WITHOUT_ADVANTAGE,
+    "use_adaptive_entropy": _WITHOUT_ADVANTAGE,
+    "top_entropy_quantile": "its quantile is of a micro-batch, and gradients must not depend on how a round is split",
+}
+
+
 class TrainerConfig(Section):
     """The update, by TRL's option names."""
 
@@ -142,13 +151,26 @@ class TrainerConfig(Section):
     adam_beta2: float = Field(0.99, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo"] = Field(
-        "dapo", description="each over the whole round, however it is split into micro-batches"
+    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"] = Field(
+        "dapo",
+        description="each over the whole round, however it is split into micro-batches; 'sapo' is Soft Adaptive "
+        "Policy Optimization, not the sharing of rollouts; 'luspo' wants importance_sampling_level='sequence'",
+    )
+    importance_sampling_level: Literal["token", "sequence"] = Field(
+        "token", description="of the ratio that is clipped; 'sequence' is GSPO, whose epsilons are some 3e-4"
+    )
+    mask_truncated_completions: bool = Field(
+        False, description="do not train on completions that reached the limit without an end-of-text"
     )
     epsilon: float = Field(0.2, gt=0)
     epsilon_high: float = Field(0.28, gt=0, description="for 'cispo', as in TRL, the largest ratio itself: 5, say")
     beta: float = Field(0.0, ge=0, le=0, description="KL weight; only 0: no reference model is kept")
     scale_rewards: Literal["none", "group"] = "none"
+    vllm_importance_sampling_correction: bool = Field(
+        True,
+        description="weight tokens that vLLM sampled by the trainer's probability over vLLM's: their rounding differs",
+    )
+    vllm_importance_sampling_clip_max: float = Field(2.0, ge=1, description="the largest such weight")
     num_iterations: int = Field(1, ge=1, description="updates on each batch")
     tokens_per_batch: int = Field(
         4096,
@@ -163,6 +185,20 @@ class TrainerConfig(Section):
     report_to: list[Literal["tensorboard", "wandb"]] = []
     save_steps: int = Field(20, ge=1, description="rounds between checkpoints")
     save_total_limit: int = Field(2, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _left_out(cls, tree: Any) -> Any:
+        for name in sorted(_LEFT_OUT.keys() & (tree if isinstance(tree, dict) else {})):
+            raise ValueError(f"{name} of TRL is left out: {_LEFT_OUT[name]}")
+        return tree
+
+    @model_validator(mode="after")
+    def _level_of_the_loss(self) -> "TrainerConfig":
+        wanted = {"luspo": "sequence", "vespo": "token"}.get(self.loss_type, self.importance_sampling_level)
+        if self.importance_sampling_level != wanted:
+            raise ValueError(f"loss_type={self.loss_type!r} wants importance_sampling_level={wanted!r}")
+        return self
 
 
 def _endpoint_to_bind(text: str) -> str:
@@ -309,6 +345,16 @@ class NodeConfig(Section):
                 "policy.dtype='bfloat16' rounds away what a small learning rate adds to a weight: leave it at "
                 "'float32' (trainer.bf16 computes in bfloat16 all the same), or set policy.lora.r, whose adapters "
                 "are float32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ratio_is_of_one_distribution(self) -> "NodeConfig":
+        corrected = self.engine.kind == "vllm" and self.trainer.vllm_importance_sampling_correction
+        if corrected and self.engine.top_p < 1:
+            raise ValueError(
+                f"engine.top_p={self.engine.top_p} cuts the distribution that vLLM's probabilities are of: leave it at "
+                "1, or set trainer.vllm_importance_sampling_correction=false"
             )
         return self
 

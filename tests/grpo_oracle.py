@@ -1,7 +1,8 @@
 """The loss of a round, once more, in plain PyTorch: what TRL at our seam must agree with.
 
 Written from the papers' formulas: GRPO (arXiv 2402.03300, eq. 3), DAPO (2503.14476, eq. 8),
-Dr. GRPO (2503.20783, section 3.2), CISPO (2506.13585, eq. 4). No batch, no padding, no
+Dr. GRPO (2503.20783, section 3.2), CISPO (2506.13585, eq. 4), GSPO (2507.18071, eq. 7), Soft Adaptive
+Policy Optimization (2511.20347), LUSPO (2602.05261), VESPO (2602.10693). No batch, no padding, no
 micro-batches: one sequence at a time, then the aggregation over the whole round.
 """
 
@@ -22,25 +23,37 @@ def completion_logps(model: torch.nn.Module, row: Sample, temperature: float) ->
 def round_loss(
     logps: Sequence[torch.Tensor],
     old_logps: Sequence[torch.Tensor],
-    advantages: Sequence[float],
+    advantages: Sequence[float | torch.Tensor],
     loss_type: str,
     epsilon: float,
     epsilon_high: float,
     max_completion_length: int,
+    level: str = "token",
 ) -> torch.Tensor:
-    """Return the loss of a round: one tensor of log-probabilities and one advantage a sequence."""
+    """Return the loss of a round: one tensor of log-probabilities and one advantage, or one a token, a sequence."""
     sums, lengths = [], []
-    for new, old, advantage in zip(logps, old_logps, advantages, strict=True):
-        ratio = (new - old).exp()
+    for new, old, given in zip(logps, old_logps, advantages, strict=True):
+        advantage = torch.as_tensor(given).expand(len(new))
+        log_ratio = new - old
+        ratio = (log_ratio.sum() / max(len(new), 1)).exp() if level == "sequence" else log_ratio.exp()
         if loss_type == "cispo":
             objective = ratio.clamp(max=epsilon_high).detach() * advantage * new
+        elif loss_type == "sapo":
+            temperature = torch.where(advantage > 0, 1.0, 1.05)
+            objective = 4 / temperature * torch.sigmoid(temperature * (ratio - 1)) * advantage
+        elif loss_type == "vespo":
+            k, rate = torch.where(advantage >= 0, 2.0, 3.0), torch.where(advantage >= 0, 3.0, 2.0)
+            weight = log_ratio.sum().exp().detach()
+            objective = weight**k * (rate * (1 - weight)).exp() * advantage * new
         else:
             objective = torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon_high) * advantage)
         sums.append(-objective.sum())
         lengths.append(len(new))
     total = torch.stack(sums)
-    if loss_type == "grpo":
+    if loss_type in ("grpo", "sapo"):
         return (total / torch.tensor(lengths).clamp(min=1)).mean()
+    if loss_type == "luspo":
+        return total.mean()
     if loss_type == "dr_grpo":
         return total.sum() / (len(lengths) * max_completion_length)
     return total.sum() / sum(lengths)

@@ -55,8 +55,6 @@ class VllmEngine:
         policy: whose weights are taken, and whose tokenizer reads the completions.
         config: the engine's part of the configuration.
         folder: the node's; the child's log is kept in it, and a version's weights while they are loaded.
-        logprobs: also return the log-probability of each sampled token (only while `top_p` is 1:
-            vLLM gives those of the nucleus, which is another quantity than the trainer's).
         worker: the child's program.
 
     Attributes:
@@ -66,14 +64,11 @@ class VllmEngine:
         UserError: the configured lengths exceed the model's.
     """
 
-    def __init__(
-        self, policy: Policy, config: EngineConfig, folder: Path, *, logprobs: bool = False, worker: Path = WORKER
-    ) -> None:
+    def __init__(self, policy: Policy, config: EngineConfig, folder: Path, *, worker: Path = WORKER) -> None:
         self.restarts = 0
         self._policy = policy
         self._settings = config.vllm
         self._max_model_len = _model_length(policy, config)
-        self._logprobs = logprobs
         self._worker = worker
         self._log = folder / "vllm.log"
         self._log.unlink(missing_ok=True)
@@ -102,7 +97,7 @@ class VllmEngine:
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_completion_length,
             "stop": list(self._policy.eos_token_ids),
-            "logprobs": self._logprobs and sampling.top_p == 1,
+            "logprobs": sampling.top_p == 1,  # else vLLM's are of the nucleus: another quantity than the trainer's
         }
         reply = self._with_child(lambda child: child.call(request, self._settings.call_timeout))
         return [[self._read(*one) for one in group] for group in reply["completions"]]

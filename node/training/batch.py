@@ -8,6 +8,7 @@ is counted in the loss's denominator but not sent through the model. The entropy
 clipping that TRL logs are therefore means over the rows that do train.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -16,7 +17,7 @@ import torch
 from node.rollouts.sampling import Sample
 from node.training.shared_prefix import blocks_of, side_by_side
 
-LossType = Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo"]
+LossType = Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
 Batch = dict[str, torch.Tensor]
 
 
@@ -26,8 +27,8 @@ def make_batches(
     """Return a round's micro-batches for `GRPOTrainer.compute_loss`.
 
     However the rows are split, and whether or not zero-advantage rows are left out, the
-    gradients of the parts add up to that of one batch of all `rows`. For `dapo` and
-    `cispo` TRL divides by the whole round's tokens, `num_items_in_batch`, and nothing
+    gradients of the parts add up to that of one batch of all `rows`. For `dapo`, `cispo`
+    and `vespo` TRL divides by the whole round's tokens, `num_items_in_batch`, and nothing
     needs doing. For the others it averages within each micro-batch. Every one of these losses
     scales with its advantages (by any positive factor), so multiplying them by this part's
     share of the round makes the sum over the parts the mean over the round.
@@ -42,7 +43,8 @@ def make_batches(
     Returns:
         Dicts of `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, C),
         all int64, `advantages` (B,) float32 and `num_items_in_batch`, a float32 scalar; none where
-        no row has both a token and an advantage.
+        no row has both a token and an advantage. Where samplers gave log-probabilities there are also
+        `sampling_per_token_logps` (B, C) float32, NaN where there is none.
     """
     tokens = sum(len(row.completion) for row in rows)
     batches = []
@@ -51,8 +53,11 @@ def make_batches(
         share = {
             "dapo": 1.0,
             "cispo": 1.0,
+            "vespo": 1.0,
             "grpo": len(part) / len(rows),
             "dr_grpo": len(part) / len(rows),
+            "sapo": len(part) / len(rows),
+            "luspo": len(part) / len(rows),
             "bnpo": sum(len(row.completion) for row in part) / tokens,
         }[loss_type]
         batches.append(_tensors(part, share, tokens, pad_token_id))
@@ -84,7 +89,7 @@ def _tensors(rows: Sequence[Sample], scale: float, tokens: int, pad: int) -> Bat
     completion_width = max(len(row.completion) for row in rows)
     prompts = [(prompt_width - len(row.prompt), row.prompt) for row in rows]
     completions = [(completion_width - len(row.completion), row.completion) for row in rows]
-    return {
+    batch = {
         "prompt_ids": torch.tensor([[pad] * gap + list(ids) for gap, ids in prompts]),
         "prompt_mask": torch.tensor([[0] * gap + [1] * len(ids) for gap, ids in prompts]),
         "completion_ids": torch.tensor([list(ids) + [pad] * gap for gap, ids in completions]),
@@ -92,3 +97,7 @@ def _tensors(rows: Sequence[Sample], scale: float, tokens: int, pad: int) -> Bat
         "advantages": torch.tensor([row.advantage * scale for row in rows]),
         "num_items_in_batch": torch.tensor(float(tokens)),
     }
+    if any(row.logprobs is not None for row in rows):
+        values = [[*(row.logprobs or ()), *[math.nan] * completion_width][:completion_width] for row in rows]
+        batch["sampling_per_token_logps"] = torch.tensor(values)
+    return batch

@@ -19,6 +19,7 @@ One round is `num_iterations` optimiser steps.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ class SwarmTrainer(GRPOTrainer):
         self.remove_callback(PrinterCallback)
         self._checkpoints = checkpoints
         self._config = config
+        self._eos_token_ids = policy.eos_token_ids
         self._rounds = rounds
         self._also_save = also_save
         self._also_log = also_log
@@ -179,6 +181,8 @@ class SwarmTrainer(GRPOTrainer):
         """Yield the micro-batches of each optimiser step from the next round on."""
         args = self.args
         for rows in self._rounds(self.rounds_done):
+            if self._config.mask_truncated_completions:
+                rows = [row if self._ended(row) else replace(row, completion=()) for row in rows]
             batches = make_batches(
                 rows,
                 self._config.tokens_per_batch,
@@ -186,8 +190,13 @@ class SwarmTrainer(GRPOTrainer):
                 self._tokenizer.pad_token_id,
                 self._shares_prefixes,
             )
-            if args.num_iterations > 1:
-                batches = [self._with_old_logps(batch) for batch in batches]
+            corrects = self._config.vllm_importance_sampling_correction
+            for at, batch in enumerate(batches):
+                samplers = batch.pop("sampling_per_token_logps", None)
+                if args.num_iterations > 1 or (corrects and samplers is not None):
+                    batches[at] = self._with_old_logps(batch)
+                if corrects and samplers is not None:
+                    batches[at] = self._corrected(batches[at], samplers)
             for _ in range(args.num_iterations):
                 yield batches
 
@@ -196,6 +205,34 @@ class SwarmTrainer(GRPOTrainer):
         batch = self._prepare_inputs(batch)
         with torch.no_grad():
             return batch | {"old_per_token_logps": self._logps(batch)}
+
+    def _ended(self, row: Sample) -> bool:
+        return bool(row.completion) and row.completion[-1] in self._eos_token_ids
+
+    def _corrected(self, batch: Batch, samplers: torch.Tensor) -> Batch:
+        """Weight each token by how much likelier it was to the trainer than to its sampler, up to a bound.
+
+        Truncated importance sampling: tokens are of the sampler's distribution, which differs from
+        the trainer's by rounding alone, and the gradient is to be of the trainer's. TRL has it only
+        for a vLLM that it runs itself. A token without its sampler's log-probability (NaN) keeps weight 1.
+        """
+        mask, old = batch["completion_mask"], batch["old_per_token_logps"]
+        samplers = samplers.to(old.device)
+        differences = torch.where((mask == 1) & ~samplers.isnan(), old - samplers, 0.0)
+        ratios = differences.exp()
+        known = ratios[(mask == 1) & ~samplers.isnan()]
+        for name, value in {
+            "sampling_logp_difference/mean": differences.abs().sum() / max(len(known), 1),
+            "sampling_logp_difference/max": differences.abs().max(),
+            "importance_sampling_ratio/min": known.min() if len(known) else ratios.new_ones(()),
+            "importance_sampling_ratio/mean": known.mean() if len(known) else ratios.new_ones(()),
+            "importance_sampling_ratio/max": known.max() if len(known) else ratios.new_ones(()),
+        }.items():
+            self._metrics["train"][f"sampling/{name}"].append(value.item())
+        weights = ratios.clamp(max=self._config.vllm_importance_sampling_clip_max)
+        if self.loss_type == "vespo":  # weighs whole sequences, and takes these into its weight
+            return batch | {"importance_sampling_ratio": weights}
+        return batch | {"advantages": batch["advantages"][:, None] * weights}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a round with what the loop knows of it, for whoever `report_to` names; other logs as they are."""
@@ -343,6 +380,7 @@ def _trl_config(config: NodeConfig, policy: Policy, folder: Path) -> GRPOConfig:
         weight_decay=trainer.weight_decay,
         max_grad_norm=trainer.max_grad_norm,
         loss_type=trainer.loss_type,
+        importance_sampling_level=trainer.importance_sampling_level,
         epsilon=trainer.epsilon,
         epsilon_high=trainer.epsilon_high,
         beta=trainer.beta,

@@ -74,7 +74,7 @@ def disagreement(policy, prompts, groups):
 
 def test_vllm_generates_with_the_trainers_weights_of_the_moment(policy, tmp_path):
     prompts = [policy.encode_prompt(Item(question, "")) for question in ("What is 2 + 2?", "Say yes and nothing else.")]
-    engine = VllmEngine(policy, CONFIG, tmp_path, logprobs=True)
+    engine = VllmEngine(policy, CONFIG, tmp_path)
     try:
         engine.load(0)
         groups = engine.generate(prompts, 4, SAMPLING, seed=1)

@@ -1,6 +1,8 @@
 """The update at TRL's seam, against a loss written independently of it."""
 
 import json
+import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,7 +22,8 @@ from tests.grpo_oracle import clipped_fraction, completion_logps, round_loss
 from tests.policies import tiny_policy
 from tests.training import fixed_rounds, mixed_samples, node_config, trainer_of
 
-LOSS_TYPES = ["dapo", "grpo", "bnpo", "dr_grpo", "cispo"]
+CLIPPED = [(loss_type, "token") for loss_type in ("dapo", "grpo", "bnpo", "dr_grpo", "cispo")]
+LOSSES = [*CLIPPED, ("sapo", "token"), ("vespo", "token"), ("luspo", "sequence"), ("grpo", "sequence")]
 Named = dict[str, torch.Tensor]
 
 
@@ -62,8 +65,15 @@ def oracle(policy, config, rows, weights: Named, old_weights: Named) -> tuple[fl
     model.zero_grad()
     new = [completion_logps(model, row, temperature) for row in rows]
     advantages = [row.advantage for row in rows]
-    longest = config.engine.max_completion_length
-    loss = round_loss(new, old, advantages, options.loss_type, options.epsilon, options.epsilon_high, longest)
+    longest, level = config.engine.max_completion_length, options.importance_sampling_level
+    cap = options.vllm_importance_sampling_clip_max
+    weighted = [
+        row.advantage
+        if row.logprobs is None
+        else row.advantage * (one - torch.tensor(row.logprobs)).exp().clamp(max=cap)
+        for row, one in zip(rows, old, strict=True)
+    ]
+    loss = round_loss(new, old, weighted, options.loss_type, options.epsilon, options.epsilon_high, longest, level)
     loss.backward()
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
     return loss.item(), gradients, clipped_fraction(new, old, advantages, options.epsilon, options.epsilon_high)
@@ -77,10 +87,12 @@ def assert_same(found: Named, expected: Named) -> None:
         assert error < 2e-5, f"{name}: off by {error:.1e} of the largest gradient"
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize(("loss_type", "level"), LOSSES)
 @pytest.mark.parametrize("budget", [4096, 60, 1])
-def test_gradient_and_loss_are_the_oracles_however_the_round_is_split(policy, tmp_path, loss_type, budget):
-    config = node_config(rounds=1, loss_type=loss_type, tokens_per_batch=budget, temperature=0.8)
+def test_gradient_and_loss_are_the_oracles_however_the_round_is_split(policy, tmp_path, loss_type, level, budget):
+    config = node_config(
+        rounds=1, loss_type=loss_type, importance_sampling_level=level, tokens_per_batch=budget, temperature=0.8
+    )
     samples = mixed_samples(policy)
 
     watch, logged = train(policy, config, tmp_path, samples)
@@ -92,20 +104,105 @@ def test_gradient_and_loss_are_the_oracles_however_the_round_is_split(policy, tm
     assert logged[0]["loss"] == pytest.approx(loss, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_a_second_iteration_is_clipped_against_the_policy_before_the_first(policy, tmp_path, loss_type):
-    config = node_config(rounds=1, loss_type=loss_type, num_iterations=2, tokens_per_batch=60, learning_rate=0.02)
+@pytest.mark.parametrize(("loss_type", "level"), LOSSES)
+def test_a_second_iteration_is_clipped_against_the_policy_before_the_first(policy, tmp_path, loss_type, level):
+    config = node_config(
+        rounds=1,
+        loss_type=loss_type,
+        importance_sampling_level=level,
+        num_iterations=2,
+        tokens_per_batch=60,
+        learning_rate=0.02,
+    )
     samples = mixed_samples(policy)
 
     watch, _ = train(policy, config, tmp_path, samples)
 
-    rows = samples
-    _, first, none_clipped = oracle(policy, config, rows, watch.weights[0], watch.weights[0])
+    _, first, none_clipped = oracle(policy, config, samples, watch.weights[0], watch.weights[0])
     assert none_clipped == 0
     assert_same(watch.gradients[0], first)
-    _, second, some_clipped = oracle(policy, config, rows, watch.weights[1], watch.weights[0])
+    _, second, some_clipped = oracle(policy, config, samples, watch.weights[1], watch.weights[0])
     assert 0.1 < some_clipped < 0.9
     assert_same(watch.gradients[1], second)
+
+
+def sampled_elsewhere(policy: Policy) -> list[Sample]:
+    """Rows whose sampler was off by up to a nat a token, and those of peers, of whom nothing is known."""
+    rng = random.Random(1)
+    rows = []
+    for row in mixed_samples(policy):
+        with torch.no_grad():
+            exact = completion_logps(policy.model, row, 1.0).tolist()
+        rows.append(row if row.external else replace(row, logprobs=[one + rng.uniform(-1.2, 1.2) for one in exact]))
+    return rows
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "cispo", "sapo"])
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_tokens_are_weighted_by_the_trainers_probability_over_the_samplers_up_to_a_bound(
+    policy, tmp_path, loss_type, iterations
+):
+    config = node_config(
+        rounds=1, loss_type=loss_type, num_iterations=iterations, tokens_per_batch=60, learning_rate=0.02
+    )
+    rows = sampled_elsewhere(policy)
+    assert {row.logprobs is None for row in rows} == {True, False}
+
+    watch, logged = train(policy, config, tmp_path, rows)
+
+    for at in range(iterations):
+        _, gradients, _ = oracle(policy, config, rows, watch.weights[at], watch.weights[0])
+        assert_same(watch.gradients[at], gradients)
+    _, plain, _ = oracle(policy, config, [replace(row, logprobs=None) for row in rows], *[watch.weights[0]] * 2)
+    with pytest.raises(AssertionError):
+        assert_same(watch.gradients[0], plain)
+    assert 0.2 < logged[0]["sampling/sampling_logp_difference/mean"] < 1
+    assert 2 < logged[0]["sampling/importance_sampling_ratio/max"] < 3.4
+    assert 0.3 < logged[0]["sampling/importance_sampling_ratio/min"] < 1
+
+
+def test_without_the_correction_the_samplers_probabilities_do_not_matter(policy, tmp_path):
+    config = node_config(rounds=1, vllm_importance_sampling_correction=False)
+    rows = sampled_elsewhere(policy)
+    watch, logged = train(policy, config, tmp_path, rows)
+    unweighted = [replace(row, logprobs=None) for row in rows]
+    _, gradients, _ = oracle(policy, config, unweighted, watch.weights[0], watch.weights[0])
+    assert_same(watch.gradients[0], gradients)
+    assert not [key for key in logged[0] if key.startswith("sampling/")]
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
+def test_a_truncated_completion_is_masked_and_its_row_counts(policy, tmp_path, loss_type):
+    config = node_config(rounds=1, loss_type=loss_type, mask_truncated_completions=True, tokens_per_batch=60)
+    rows = mixed_samples(policy)
+    masked = [row if row.completion[-1] in policy.eos_token_ids else replace(row, completion=[]) for row in rows]
+    assert 3 < sum(not row.completion for row in masked) < len(rows) - 3
+
+    watch, _ = train(policy, config, tmp_path, rows)
+
+    _, gradients, _ = oracle(policy, config, masked, watch.weights[0], watch.weights[0])
+    assert_same(watch.gradients[0], gradients)
+
+
+@pytest.mark.parametrize(
+    ("tree", "complaint"),
+    [
+        ({"trainer": {"entropy_coef": 0.1}}, "'trainer': entropy_coef of TRL is left out: it pulls at completions"),
+        ({"trainer": {"use_adaptive_entropy": True}}, "a round without signal is no step"),
+        ({"trainer": {"top_entropy_quantile": 0.2}}, "must not depend on how a round is split"),
+        ({"trainer": {"gradient_accumulation_steps": 2}}, "tokens_per_batch splits a round"),
+        ({"trainer": {"loss_type": "luspo"}}, "loss_type='luspo' wants importance_sampling_level='sequence'"),
+        ({"engine": {"kind": "vllm", "top_p": 0.9}}, "top_p=0.9 cuts the distribution"),
+    ],
+)
+def test_what_would_not_do_as_it_says_is_refused_in_a_line(tree, complaint):
+    with pytest.raises(UserError, match=re.escape(complaint)):
+        parse_config(tree)
+
+
+def test_top_p_is_no_trouble_without_the_ratio():
+    parse_config({"engine": {"kind": "vllm", "top_p": 0.9}, "trainer": {"vllm_importance_sampling_correction": False}})
+    parse_config({"engine": {"kind": "hf", "top_p": 0.9}})
 
 
 def test_one_iteration_logs_no_clipping_and_the_entropy_of_the_policy(policy, tmp_path):

@@ -54,14 +54,14 @@ def engine_of(policy, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(FAKES))
     engines = []
 
-    def make(fault="", logprobs=False, **settings):
+    def make(fault="", **settings):
         monkeypatch.setenv("VLLM_FAKE", fault)
         config = EngineConfig(
             max_prompt_length=64,
             max_completion_length=12,
             vllm={"dtype": "float32", "start_timeout": 60, "call_timeout": 60} | settings,
         )
-        engines.append(VllmEngine(policy, config, tmp_path, logprobs=logprobs))
+        engines.append(VllmEngine(policy, config, tmp_path))
         return engines[-1]
 
     yield make
@@ -85,7 +85,7 @@ def worker_pid():
 
 
 def test_completions_are_grouped_by_prompt_distinct_and_a_function_of_the_seed(engine_of, policy):
-    engine = engine_of(logprobs=True)
+    engine = engine_of()
     engine.load(0)
     prompts = [[1, 5, 6], [1, 7], [1, 7]]
     groups = engine.generate(prompts, 4, SAMPLING, seed=3)
@@ -100,7 +100,7 @@ def test_completions_are_grouped_by_prompt_distinct_and_a_function_of_the_seed(e
 
 
 def test_log_probabilities_are_left_out_where_top_p_would_change_what_they_mean(engine_of):
-    engine = engine_of(logprobs=True)
+    engine = engine_of()
     [[one, _]] = engine.generate([[1, 5]], 2, dataclasses.replace(SAMPLING, top_p=0.9), seed=0)
     assert one.logprobs is None
 
@@ -113,7 +113,7 @@ def test_a_completion_that_ends_is_finished(engine_of, policy):
 
 
 def test_load_brings_the_trainers_new_weights_and_leaves_no_export(engine_of, policy, tmp_path):
-    engine = engine_of(logprobs=True)
+    engine = engine_of()
     for version in range(3):
         set_logits(policy.model, seed=version)
         engine.load(version)
