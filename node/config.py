@@ -292,6 +292,14 @@ class ObserveConfig(Section):
     port: int = Field(0, ge=0, le=65535, description="0: any free one; observe.json in the node's folder names it")
 
 
+class RolloutLogConfig(Section):
+    """What is kept of each round's rollouts to be looked at: the best and the worst completion of some groups."""
+
+    own: int = Field(2, ge=0, le=128, description="own groups a round")
+    external: int = Field(1, ge=0, le=128, description="peers' groups a round")
+    max_bytes: int = Field(8 << 20, ge=1 << 16, description="of rollouts.jsonl; one older file is kept beside it")
+
+
 class EvalConfig(Section):
     """Scoring the policy, while it trains, on questions that training never asks; `evaluations.jsonl` keeps it."""
 
@@ -332,6 +340,7 @@ class NodeConfig(Section):
     observe: ObserveConfig = ObserveConfig()
     pool: PoolConfig = PoolConfig()
     eval: EvalConfig = EvalConfig()
+    rollout_log: RolloutLogConfig = RolloutLogConfig()
 
     @property
     def last_round(self) -> int:

@@ -12,7 +12,7 @@ crash asks the same questions and draws the same completions.
 import random
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +35,7 @@ from node.rollouts.sampling import (
 from node.rollouts.sharing import Exchange, traffic_row
 from node.tasks import Item, TaskSet, derive_seed
 from node.telemetry.metrics import MetricsLog
+from node.telemetry.rollout_log import Drawn, external_rows, own_rows
 
 Row = dict[str, Any]
 PROMPT_TRIES = 20  # questions looked at for each one asked, when many are too long for the policy
@@ -69,6 +70,7 @@ class Loop:
     pool: ReplayBuffer
     exchange: Exchange
     metrics: MetricsLog
+    record: Callable[[Sequence[Row]], None] = lambda rows: None  # takes what is kept of a round's rollouts
     row: Row = field(default_factory=dict)
     _handed_over: float = 0.0
 
@@ -100,8 +102,9 @@ class Loop:
                 else:
                     self.pool.add(received, time.time(), first_round=version + 1)
             with self._timed("draw"):
-                samples = self._draw(own, version)
+                samples, drawn = self._draw(own, version)
             self._describe(own, samples)
+            self._record(own, drawn)
             self._handed_over = time.perf_counter()
             yield samples
 
@@ -167,14 +170,15 @@ class Loop:
         encode = self.policy.encode_completion
         return EncodedGroup(group, prompt, [encode(one.text, one.finished)[:longest] for one in group.completions])
 
-    def _draw(self, own: Sequence[EncodedGroup], version: int) -> list[Sample]:
+    def _draw(self, own: Sequence[EncodedGroup], version: int) -> tuple[list[Sample], list[Drawn]]:
         sampling = self.config.sampling
         scale = SCALES[self.config.trainer.scale_rewards]
         rng = random.Random(derive_seed(self.seed, "draw", version))
         local = local_samples(own, sampling.local, rng, scale)
         if sampling.external == 0:
-            return local
-        candidates = self.pool.candidates(time.time(), version + 1, sampling.max_uses)
+            return local, []
+        now = time.time()
+        candidates = self.pool.candidates(now, version + 1, sampling.max_uses)
         picks = RULES[sampling.rule](candidates, sampling.external, rng, scale)
         if sampling.external_negatives == "drop":
             picks = drop_negatives(picks)
@@ -182,7 +186,14 @@ class Loop:
         rebuilt = {key: self._rebuilt(group) for key, group in taken.items()}
         groups = {key: group for key, group in rebuilt.items() if group is not None}
         self.row |= {"groups_external": len(groups), "groups_unusable": len(taken) - len(groups)}
-        return local + external_samples([pick for pick in picks if pick.id in groups], groups)
+        came = {one.id: one for one in candidates if one.id in groups}
+        drawn = [Drawn(came[key].peer, now - came[key].received, one.group) for key, one in groups.items()]
+        return local + external_samples([pick for pick in picks if pick.id in groups], groups), drawn
+
+    def _record(self, own: Sequence[EncodedGroup], drawn: Sequence[Drawn]) -> None:
+        bounds, number = self.config.rollout_log, self.row["round"]
+        rows = own_rows(number, [one.group for one in own[: bounds.own]])
+        self.record(rows + external_rows(number, drawn[: bounds.external]))
 
     def _describe(self, own: Sequence[EncodedGroup], samples: Sequence[Sample]) -> None:
         made = [completion for one in own for completion in one.group.completions]
@@ -191,6 +202,7 @@ class Loop:
         self.row.setdefault("groups_unusable", 0)
         self.row |= {
             "reward": statistics.fmean(rewards),
+            **_rewards_by_task(own),
             "reward_std": statistics.pstdev(rewards),
             "groups_local": min(len(own), self.config.sampling.local),
             "groups_informative": sum(is_informative(one.group.rewards) for one in own),
@@ -207,3 +219,11 @@ class Loop:
         began = time.perf_counter()
         yield
         self.row[f"time/{step}"] = time.perf_counter() - began
+
+
+def _rewards_by_task(own: Sequence[EncodedGroup]) -> Row:
+    """Return the mean reward of each task that was asked, by a name as TRL's for a reward function."""
+    rewards: dict[str, list[float]] = {}
+    for one in own:
+        rewards.setdefault(one.group.task.name, []).extend(one.group.rewards)
+    return {f"rewards/{task}/mean": statistics.fmean(values) for task, values in rewards.items()}

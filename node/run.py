@@ -28,6 +28,7 @@ from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolv
 from node.tasks import TaskSet, load_tasks
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import MetricsLog
+from node.telemetry.rollout_log import ROLLOUTS_FILE
 from node.telemetry.status_server import describe, observe
 from node.training.averaging import exchange_weights
 from node.training.checkpoint import whole_checkpoint
@@ -64,7 +65,10 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         pool = stack.enter_context(_pool(config, folder))
         engine = make_engine(config.engine, policy, folder)
         stack.callback(engine.close)
-        loop = Loop(config, seed, policy, engine, tasks, pool, exchange, metrics)
+        rollouts = MetricsLog(folder / ROLLOUTS_FILE, config.rollout_log.max_bytes)
+        loop = Loop(
+            config, seed, policy, engine, tasks, pool, exchange, metrics, record=lambda rows: rollouts.append(*rows)
+        )
         checkpoint = whole_checkpoint(folder / "checkpoints")
         weights = stack.enter_context(exchange_weights(config, folder, policy, checkpoint, directory))
         scores = MetricsLog(folder / EVALUATIONS_FILE, MAX_EVALUATIONS_BYTES if config.rounds is None else None)
@@ -96,6 +100,7 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         pool.rewind(done)
         metrics.rewind(done)
         scores.rewind(done)
+        rollouts.rewind(done)
         if done >= config.last_round:
             log.info("all rounds are done", round=done, rounds=config.rounds, more="start it with a larger --rounds")
             return

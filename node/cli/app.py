@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from node.cli import bench, doctor, evaluate, found, identity, inspect, invite, join, node, status, swarm, tasks
+from node.cli import bench, doctor, evaluate, found, identity, inspect, invite, join, node, report, status, swarm, tasks
 from node.errors import UserError
 from protocol.errors import ProtocolError
 
@@ -33,6 +33,7 @@ app.command("found")(found.found)
 app.command("invite")(invite.invite)
 app.command("join")(join.join)
 app.command("status")(status.status)
+app.command("report")(report.report)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(identity.app, name="identity")
 app.add_typer(tasks.app, name="tasks")

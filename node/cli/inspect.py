@@ -1,8 +1,9 @@
-"""`gossamer inspect`: what a node's pool holds."""
+"""`gossamer inspect`: what a node's pool holds, and what its model says."""
 
 import sqlite3
 import time
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,18 +11,27 @@ import typer
 
 from node.cli.options import Debug
 from node.errors import UserError
+from node.telemetry.metrics import MetricsTail, number, read_with_older
+from node.telemetry.rollout_log import OWN, ROLLOUTS_FILE, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from node.telemetry.metrics import Row
 
 Place = Annotated[Path, typer.Argument(metavar="FOLDER", help="A node's state folder.")]
 GroupId = Annotated[str | None, typer.Option("--group", metavar="ID", help="Show this group; the id's start will do.")]
 Last = Annotated[int, typer.Option(min=0, help="How many of the newest groups to list.")]
+Own = Annotated[bool, typer.Option("--own", help="Show what the node's own model said, of some questions a round.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Go on showing rollouts, own and peers', as the node trains.")]
 ID_DIGITS = 12
+POLL = 0.3  # seconds
 
 
-def inspect(folder: Place, group: GroupId = None, last: Last = 5, debug: Debug = False) -> None:
-    """Look at the groups that a node got from its peers: how many by task and by peer, or one of them.
+def inspect(
+    folder: Place, group: GroupId = None, own: Own = False, watch: Watch = False, last: Last = 5, debug: Debug = False
+) -> None:
+    """Look at the groups that a node got from its peers, at one of them, or at what its own model says.
 
     Texts are quoted: a peer's words cannot act on your terminal. The node may be running.
 
@@ -29,7 +39,13 @@ def inspect(folder: Place, group: GroupId = None, last: Last = 5, debug: Debug =
     Example:
       gossamer inspect runs/a/nodes/n0
       gossamer inspect runs/a/nodes/n0 --group 3f9a
+      gossamer inspect runs/a/nodes/n0 --own --last 20
+      gossamer inspect runs/a/nodes/n0 --watch
     """
+    if own or watch:
+        for line in _rollouts(folder, own, watch, last):
+            print(line, flush=watch)
+        return
     path = folder / "pool.sqlite"
     if not path.exists():
         raise UserError(f"{folder} has no pool.sqlite: name a node's state folder, e.g. runs/a/nodes/n0")
@@ -40,6 +56,49 @@ def inspect(folder: Place, group: GroupId = None, last: Last = 5, debug: Debug =
         raise UserError(f"cannot read {path}: {error}") from None
     for line in lines:
         print(line)
+
+
+def _rollouts(folder: Path, own: bool, watch: bool, last: int) -> "Iterator[str]":
+    """Yield lines about the `last` newest groups in rollouts.jsonl, and with `watch` about each that is added."""
+    path = folder / ROLLOUTS_FILE
+    if not path.exists() and not (watch and folder.is_dir()):
+        raise UserError(f"{folder} has no {ROLLOUTS_FILE}: name the state folder of a node that has trained a round")
+
+    def groups(rows: "Iterable[Row]") -> "list[list[Row]]":
+        shown = (row for row in rows if row.get("whose") == OWN or not own)
+        return [list(group) for _, group in groupby(shown, key=_group_key)]
+
+    if not watch:
+        for group in groups(read_with_older(path))[-last:] if last else []:
+            yield from _group_lines(group)
+        return
+    tail = MetricsTail(path)
+    for group in groups(tail.poll())[-last:] if last else []:
+        yield from _group_lines(group)
+    while True:
+        for group in groups(tail.poll()):
+            yield from _group_lines(group)
+        time.sleep(POLL)
+
+
+def _group_key(row: "Row") -> tuple[object, ...]:
+    return row["round"], row.get("whose"), row.get("task"), row.get("seed")
+
+
+def _group_lines(rows: "Sequence[Row]") -> list[str]:
+    first = rows[0]
+    whose = str(first.get("whose"))
+    age = "" if whose == OWN else f", {number(first, 'age'):.0f} s old"
+    return [
+        f"round {first['round']}  {quoted(str(first.get('task')))}  {quoted(whose)}{age}",
+        f"  question  {quoted(str(first.get('question')))}",
+        *(completion_line(number(row, "reward"), bool(row.get("finished")), str(row.get("text"))) for row in rows),
+    ]
+
+
+def completion_line(reward: float, finished: bool, text: str) -> str:
+    """Return a completion in one line: its reward, how it ended, its text, quoted."""
+    return f"  reward {reward:g}  {'finished' if finished else 'cut off '}  {quoted(text)}"
 
 
 def _overview(db: sqlite3.Connection, last: int, now: float) -> list[str]:
@@ -81,16 +140,8 @@ def _one(db: sqlite3.Connection, start: str) -> list[str]:
         f"task      {quoted(group.task.name)} version {group.task.version}, config {quoted(group.task.config)}",
         f"seed      {group.seed}",
         f"question  {quoted(group.question)}",
-        *(
-            f"  reward {one.reward:g}  {'finished' if one.finished else 'cut off '}  {quoted(one.text)}"
-            for one in group.completions
-        ),
+        *(completion_line(one.reward, one.finished, one.text) for one in group.completions),
     ]
-
-
-def quoted(text: str) -> str:
-    """Return a peer's text with every character outside printable ASCII escaped."""
-    return ascii(text)[1:-1]
 
 
 def _counts(title: str, values: "Iterable[str]") -> list[str]:

@@ -2,6 +2,7 @@
 
 metrics         one JSON object a round, and how far a node is
 evaluations     what a policy scored on held-out questions as it trained
+rollout_log     what the model says: a few rollouts of each round
 logs            structured events
 status_server   a running node over HTTP
 live_table      a running swarm in a terminal

@@ -15,9 +15,9 @@ enough for the first and on the wide side for the others, however alike the node
 import statistics
 from collections.abc import Mapping, Sequence
 from math import sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
-from node.telemetry.metrics import Row
+from node.telemetry.metrics import Row, number
 
 EVALUATIONS_FILE = "evaluations.jsonl"
 PASS = "pass@8"  # the one that summaries speak of
@@ -57,3 +57,34 @@ def mean_over_nodes(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[float 
     mean = statistics.fmean(row[key] for row in measured)
     questions = min(int(row["questions"]) for row in measured)
     return mean, wilson_interval(mean * questions, questions)
+
+
+class Point(NamedTuple):
+    """A swarm's evaluation after `round` rounds: tokens that its nodes generated until then, mean rate, interval."""
+
+    round: int
+    tokens: int
+    rate: float
+    low: float
+    high: float
+
+
+def evaluation_curve(nodes: Sequence[tuple[Sequence[Row], Sequence[Row]]], key: str) -> list[Point]:
+    """Return the mean of `key` at each evaluation that at least half of the nodes have done.
+
+    Args:
+        nodes: each node's metrics rows and evaluation rows.
+        key: of an evaluation row, "accuracy", say.
+    """
+    at: dict[int, list[Row]] = {}
+    for _, evaluated in nodes:
+        for row in evaluated:
+            at.setdefault(row["round"], []).append(row)
+    curve = []
+    for done, rows in sorted(at.items()):
+        rate, interval = mean_over_nodes(rows, key)
+        if rate is not None and interval is not None and 2 * len(rows) >= len(nodes):
+            before = [row for metrics, _ in nodes for row in metrics if row["round"] <= done]
+            tokens = int(sum(number(row, "tokens_generated") for row in before))
+            curve.append(Point(done, tokens, rate, *interval))
+    return curve

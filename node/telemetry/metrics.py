@@ -20,9 +20,10 @@ Row = dict[str, Any]
 
 
 class MetricsLog:
-    """The writing end; one node owns the file. Raises `OSError` as the file system does.
+    """The writing end of such a file, or of another with rows of rounds; one node owns it.
 
-    A file that grows above `max_bytes` is renamed to metrics.old.jsonl, in place of an older one.
+    Raises `OSError` as the file system does. A file that grows above `max_bytes` is renamed
+    (metrics.old.jsonl), in place of an older one.
     """
 
     def __init__(self, path: Path, max_bytes: int | None = None) -> None:
@@ -31,15 +32,16 @@ class MetricsLog:
         self.last: Mapping[str, Any] = {}  # the newest row
         _cut_torn_line(path)
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Write `row` as one line and flush it; NaN and infinities become null."""
-        line = _encode(row)
+    def append(self, *rows: Mapping[str, Any]) -> None:
+        """Write each of `rows` as one line and flush them; NaN and infinities become null."""
+        if not rows:
+            return
         with self._path.open("ab") as file:
-            file.write(line)
+            file.write(b"".join(map(_encode, rows)))
             size = file.tell()
         if self._max_bytes is not None and size > self._max_bytes:
-            self._path.replace(self._path.with_suffix(f".old{self._path.suffix}"))
-        self.last = dict(row)
+            self._path.replace(_older(self._path))
+        self.last = dict(rows[-1])
 
     def rewind(self, round_number: int) -> None:
         """Drop the rows after `round_number`, as a node does that resumes from its checkpoint."""
@@ -91,6 +93,15 @@ def read_metrics(path: Path) -> list[Row]:
     except FileNotFoundError:
         return []
     return _decode(data)
+
+
+def read_with_older(path: Path) -> list[Row]:
+    """Return the whole rows of `path` and, before them, those of the file that it took the place of."""
+    return read_metrics(_older(path)) + read_metrics(path)
+
+
+def _older(path: Path) -> Path:
+    return path.with_suffix(f".old{path.suffix}")
 
 
 def _encode(row: Mapping[str, Any]) -> bytes:

@@ -1,7 +1,9 @@
 """The report's plots: from metrics rows to SVG text, drawn without pyplot's global state."""
 
 import io
+import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -9,8 +11,9 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from node.telemetry.evaluations import Point
 from node.telemetry.metrics import Row, number
 from node.telemetry.summary import Summary
 
@@ -33,6 +36,16 @@ SPLIT = (  # label, colour, the metrics it sums
     ("evaluating", "#9a7fc0", ("time/eval",)),
 )
 OTHER = ("other", "#c4c9d2")
+
+SIGNALS = (  # what is plotted of a round beside its reward, where a node measures it
+    ("entropy", "entropy, nats a token"),
+    ("completions/mean_length", "tokens a completion"),
+    ("completions/finished", "share of completions finished"),
+    ("groups_informative", "informative own groups"),
+    ("groups_external", "external groups"),
+    ("grad_norm", "gradient norm"),
+)
+TASK_KEY = re.compile("rewards/.+/mean")
 
 WIDTH = 8.6  # inches
 MAX_POINTS = 240  # of a line
@@ -71,7 +84,75 @@ def plot_reward(nodes: Nodes) -> str:
         last = max(rounds[-1] for rounds, _ in lines.values())
         axes.set(xlabel="round", ylabel="mean reward", xlim=(0, 1.01 * max(last, 10)), ylim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), handlelength=1.4)
+        _legend(axes)
+        return _svg(figure)
+
+
+def plot_evaluations(curves: Mapping[str, Sequence[Point]]) -> str:
+    """Draw the swarm's rates on held-out questions over rounds, each with its interval as a band."""
+    with _style("evaluations"):
+        figure, axes = _figure(3.2)
+        for index, (label, curve) in enumerate(curves.items()):
+            _band(axes, [point.round for point in curve], curve, PALETTE[index], label)
+        last = max(point.round for curve in curves.values() for point in curve)
+        axes.set(
+            xlabel="rounds done", ylabel="share of held-out questions", ylim=(0, 1), xlim=(0, 1.01 * max(last, 10))
+        )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(axes)
+        return _svg(figure)
+
+
+def plot_comparison(curves: Mapping[str, Sequence[Point]]) -> str:
+    """Draw greedy accuracy over generated tokens, a line with its band for each of some runs."""
+    with _style("comparison"):
+        figure, axes = _figure(3.2)
+        for index, (label, curve) in enumerate(curves.items()):
+            _band(axes, [point.tokens for point in curve], curve, PALETTE[index], label)
+        axes.set(xlabel="tokens generated, all nodes together", ylabel="held-out accuracy", ylim=(0, 1), xlim=(0, None))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        _legend(axes)
+        return _svg(figure)
+
+
+def plot_tasks(nodes: Nodes) -> str:
+    """Draw reward over rounds by task, mean over nodes, smoothed; those that are asked most."""
+    with _style("tasks"):
+        lines = {task: _task_line(nodes, task) for task in tasks_asked(nodes)[:MAX_NAMED]}
+        figure, axes = _figure(3.2)
+        for index, (task, line) in enumerate(lines.items()):
+            marker = "o" if len(line[0]) == 1 else None
+            axes.plot(*_thin(line), color=PALETTE[index], linewidth=1.4, marker=marker, label=_plain(task))
+        last = max(rounds[-1] for rounds, _ in lines.values())
+        axes.set(xlabel="round", ylabel="mean reward", xlim=(0, 1.01 * max(last, 10)), ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(axes)
+        return _svg(figure)
+
+
+def tasks_asked(nodes: Nodes) -> list[str]:
+    """Return the names of the tasks that were asked, most often asked first."""
+    found = Counter(key for rows in nodes.values() for row in rows for key in row if TASK_KEY.fullmatch(key))
+    return [key[len("rewards/") : -len("/mean")] for key, _ in found.most_common()]
+
+
+def plot_signals(nodes: Nodes) -> str:
+    """Draw small plots, side by side, of what tells whether training is healthy: means over nodes, smoothed."""
+    signals = [(key, label) for key, label in SIGNALS if any(key in row for rows in nodes.values() for row in rows)]
+    with _style("signals"):
+        columns = 3
+        lines = -(-len(signals) // columns)
+        figure = Figure(figsize=(WIDTH, 0.4 + 1.75 * lines), layout="constrained")
+        for place, (key, label) in enumerate(signals):
+            axes = figure.add_subplot(lines, columns, place + 1)
+            found = [_key_line(rows, key) for rows in nodes.values()]
+            rounds, values = _mean_line([line for line in found if line[0]])
+            axes.plot(*_thin((rounds, values)), color=OWN, linewidth=1.4, marker="o" if len(rounds) == 1 else None)
+            axes.set_title(label, fontsize=9, loc="left", color=INK)
+            axes.set_ylim(min(0, *values), 1.1 * max(values) or 1)
+            axes.tick_params(labelsize=8)
+            axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(3))
         return _svg(figure)
 
 
@@ -118,16 +199,50 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def _legend(axes: Axes) -> None:
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), handlelength=1.4)
+
+
+def _band(axes: Axes, at: Sequence[int], curve: Sequence[Point], color: str, label: str) -> None:
+    low, high = [point.low for point in curve], [point.high for point in curve]
+    axes.fill_between(at, low, high, color=color, alpha=0.16, linewidth=0)
+    axes.plot(at, [point.rate for point in curve], color=color, linewidth=1.8, marker="o", markersize=4, label=label)
+
+
 def _svg(figure: Figure) -> str:
+    """Return the figure with the page's own colours for ink and grid, which differ between light and dark."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
+    for color, name in ((INK, "--ink"), (MUTED, "--muted"), (GRID, "--grid")):
+        text = text.replace(color, f"var({name}, {color})")
     return text[text.index("<svg") :]
 
 
+def _plain(text: str) -> str:
+    """Return a name without what matplotlib would read as mathematics."""
+    return text.replace("$", r"\$")
+
+
 def _reward_line(rows: Sequence[Row]) -> Line:
-    rewards = [number(row, "reward") for row in rows]
-    return [row["round"] for row in rows], _smooth(rewards, max(len(rewards) // 25, 1))
+    return _key_line(rows, "reward")
+
+
+def _key_line(rows: Sequence[Row], key: str) -> Line:
+    """Return one figure of a node over its rounds, smoothed; rounds without it are left out."""
+    having = [row for row in rows if isinstance(row.get(key), int | float)]
+    return [row["round"] for row in having], _smooth([row[key] for row in having], max(len(having) // 25, 1))
+
+
+def _task_line(nodes: Nodes, task: str) -> Line:
+    """Return a task's mean reward over nodes: smoothed as a whole, since a node asks it in some rounds only."""
+    at: dict[int, list[float]] = {}
+    for rows in nodes.values():
+        for row in rows:
+            if isinstance(row.get(f"rewards/{task}/mean"), int | float):
+                at.setdefault(row["round"], []).append(row[f"rewards/{task}/mean"])
+    means = [statistics.fmean(at[number]) for number in sorted(at)]
+    return sorted(at), _smooth(means, max(len(means) // 25, 1))
 
 
 def _thin(line: Line) -> Line:

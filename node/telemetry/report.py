@@ -9,42 +9,80 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics import Row, read_metrics
-from node.telemetry.plots import plot_groups, plot_rejects, plot_reward, plot_time
+from node.telemetry import plots
+from node.telemetry.evaluations import EVALUATIONS_FILE, PASS, evaluation_curve
+from node.telemetry.metrics import Row, number, read_metrics, read_with_older
+from node.telemetry.rollout_log import OWN, ROLLOUTS_FILE
 from node.telemetry.summary import Summary, summarise_nodes, summarise_swarm
 from protocol.files import write_atomically
 
+ALONE = "alone"  # in a run's folder: a run of one node without peers to compare it with
+MAX_TASKS = 8  # of which samples are shown
+SAMPLES = 2  # early ones of each task, and as many late ones
+SOLVED = 1.0 - 1e-6
 
-def write_report(out: Path) -> Path:
-    """Write the report of the run in `out` and return its path."""
+
+class NodeFiles(NamedTuple):
+    """What a node left: its rows of metrics, evaluations and rollouts."""
+
+    metrics: Sequence[Row]
+    evaluations: Sequence[Row] = ()
+    rollouts: Sequence[Row] = ()
+
+
+class Sample(NamedTuple):
+    """What a node's model said to one question: the best and the worst of its completions."""
+
+    node: str
+    round: int
+    question: str
+    completions: Sequence[Mapping[str, Any]]
+
+
+def write_report(out: Path, alone: Path | None = None) -> Path:
+    """Write the report of the run in `out` and return its path.
+
+    `alone` is the folder of the run to compare it with; where it is not given, the folder `alone` in `out`.
+    """
+    control = alone or out / ALONE
+    page = render_report(out.resolve().name, read_nodes(out), _read_object(out / "swarm.json"), read_nodes(control))
     path = out / "report.html"
-    nodes = {folder.name: read_metrics(folder / "metrics.jsonl") for folder in _node_folders(out)}
-    evaluated = {folder.name: read_metrics(folder / EVALUATIONS_FILE) for folder in _node_folders(out)}
-    page = render_report(out.resolve().name, nodes, evaluated, _read_object(out / "swarm.json"))
     write_atomically(path, page.encode())
     return path
 
 
+def read_nodes(out: Path) -> dict[str, NodeFiles]:
+    """Return what the nodes of the run in `out` left, n2 before n10."""
+    return {
+        folder.name: NodeFiles(
+            read_metrics(folder / "metrics.jsonl"),
+            read_metrics(folder / EVALUATIONS_FILE),
+            read_with_older(folder / ROLLOUTS_FILE),
+        )
+        for folder in _node_folders(out)
+    }
+
+
 def render_report(
-    title: str, nodes: Mapping[str, Sequence[Row]], evaluated: Mapping[str, Sequence[Row]], run: Mapping[str, Any]
+    title: str, nodes: Mapping[str, NodeFiles], run: Mapping[str, Any], alone: Mapping[str, NodeFiles] | None = None
 ) -> str:
     """Return the page.
 
     Args:
         title: the run's name.
-        nodes: each node's metrics rows.
-        evaluated: each node's evaluation rows.
+        nodes: what each node left.
         run: what swarm.json holds, or nothing.
+        alone: the same of a run to compare this one with, if there is one.
     """
-    summaries = summarise_nodes(nodes, evaluated)
+    metrics = {name: node.metrics for name, node in nodes.items()}
+    summaries, swarm = _summaries(nodes)
     rejected = _total_rejected(summaries.values())
-    started = any(nodes.values())
+    started = any(metrics.values())
     config = run.get("config")
     # The page escapes everything but the plots, which are SVG of our own making.
     page = Environment(
@@ -55,15 +93,73 @@ def render_report(
     return page.render(
         title=title,
         run=run,
-        swarm=summarise_swarm(list(summaries.values()), list(evaluated.values())),
+        swarm=swarm,
         nodes=summaries,
         rejected=rejected,
-        reward_plot=Markup(plot_reward(nodes)) if started else "",
-        groups_plot=Markup(plot_groups(summaries)) if started else "",
-        rejects_plot=Markup(plot_rejects(rejected)) if rejected else "",
-        time_plot=Markup(plot_time(nodes)) if started else "",
+        reward_plot=Markup(plots.plot_reward(metrics)) if started else "",
+        evaluation_plot=_evaluation_plot(nodes),
+        comparison_plot=_comparison_plot(nodes, alone or {}),
+        compared=_compared(swarm, alone or {}),
+        tasks_plot=Markup(plots.plot_tasks(metrics)) if plots.tasks_asked(metrics) else "",
+        samples=pick_samples(nodes),
+        signals_plot=Markup(plots.plot_signals(metrics)) if started else "",
+        groups_plot=Markup(plots.plot_groups(summaries)) if started else "",
+        rejects_plot=Markup(plots.plot_rejects(rejected)) if rejected else "",
+        time_plot=Markup(plots.plot_time(metrics)) if started else "",
         settings=_flat(config) if isinstance(config, dict) else [],
     )
+
+
+def pick_samples(nodes: Mapping[str, NodeFiles]) -> dict[str, tuple[list[Sample], list[Sample]]]:
+    """Return the earliest and the latest own groups of each task that any node kept; of the tasks kept most often."""
+    found: dict[str, list[Sample]] = {}
+    for node, files in nodes.items():
+        groups: dict[tuple[Any, ...], list[Row]] = {}
+        for row in files.rollouts:
+            if row.get("whose") == OWN:
+                groups.setdefault((row["round"], str(row.get("task")), row.get("seed")), []).append(row)
+        for (round_number, task, _), rows in groups.items():
+            found.setdefault(task, []).append(Sample(node, round_number, str(rows[0].get("question")), _shown(rows)))
+    often = sorted(found, key=lambda task: -len(found[task]))[:MAX_TASKS]
+    ordered = {task: sorted(found[task], key=lambda one: one.round) for task in sorted(often)}
+    return {task: (samples[:SAMPLES], samples[SAMPLES:][-SAMPLES:]) for task, samples in ordered.items()}
+
+
+def _shown(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [
+        {
+            "text": str(row.get("text")),
+            "reward": number(row, "reward"),
+            "right": number(row, "reward") >= SOLVED,
+            "finished": bool(row.get("finished")),
+        }
+        for row in rows
+    ]
+
+
+def _summaries(nodes: Mapping[str, NodeFiles]) -> tuple[dict[str, Summary], Summary]:
+    evaluated = {name: node.evaluations for name, node in nodes.items()}
+    each = summarise_nodes({name: node.metrics for name, node in nodes.items()}, evaluated)
+    return each, summarise_swarm(list(each.values()), list(evaluated.values()))
+
+
+def _evaluation_plot(nodes: Mapping[str, NodeFiles]) -> str:
+    files = [(node.metrics, node.evaluations) for node in nodes.values()]
+    curves = {label: evaluation_curve(files, key) for label, key in (("greedy", "accuracy"), (PASS, PASS))}
+    curves = {label: curve for label, curve in curves.items() if curve}
+    return Markup(plots.plot_evaluations(curves)) if curves else ""
+
+
+def _comparison_plot(nodes: Mapping[str, NodeFiles], alone: Mapping[str, NodeFiles]) -> str:
+    curves = {
+        label: evaluation_curve([(node.metrics, node.evaluations) for node in run.values()], "accuracy")
+        for label, run in (("this run", nodes), (ALONE, alone))
+    }
+    return Markup(plots.plot_comparison(curves)) if all(curves.values()) else ""
+
+
+def _compared(swarm: Summary, alone: Mapping[str, NodeFiles]) -> dict[str, Summary]:
+    return {"this run": swarm, ALONE: _summaries(alone)[1]} if alone else {}
 
 
 def _total_rejected(summaries: Iterable[Summary]) -> dict[str, int]:

@@ -10,6 +10,7 @@ import pytest
 from node.config import NodeConfig
 from node.run import run_node
 from node.telemetry.metrics import read_metrics
+from node.telemetry.rollout_log import ROLLOUTS_FILE
 from node.training.checkpoint import Checkpoint, whole_checkpoint
 from tests.swarms import numbers, rows_of, small_config
 from tests.waiting import wait_until
@@ -67,6 +68,9 @@ def test_a_node_that_evaluates_has_the_same_numbers_and_evaluates_each_round_onc
     assert {row["round"]: row["eval/accuracy"] for row in rows_of(tmp_path) if "eval/accuracy" in row} == {
         row["round"]: row["accuracy"] for row in evaluated[1:]
     }
+    shown = [(row["round"], row["seed"], row["text"], row["reward"]) for row in read_metrics(tmp_path / ROLLOUTS_FILE)]
+    assert [number for number, *_ in shown] == sorted(number for number, *_ in shown)
+    assert len(set(shown)) == len(shown) and {number for number, *_ in shown} == set(range(1, ROUNDS + 1))
     assert all(row["tokens_trained"] <= row["tokens_generated"] for row in rows_of(tmp_path))
 
 

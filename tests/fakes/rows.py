@@ -19,6 +19,8 @@ def make_row(node: int, number: int, began: float = 1_800_000_000.0) -> dict[str
         "groups_local": 4,
         "groups_external": min(4, number - 1),
         "generated": 32,
+        "tokens_generated": 120,
+        "tokens_trained": 100,
         "loss": rng.gauss(0, 0.01),
         "swarm/peers": 3,
         "swarm/pool": 12 * number,

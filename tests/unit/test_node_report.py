@@ -8,11 +8,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from node.cli.app import run
 from node.config import NodeConfig
+from node.rollouts.group import Completion, Group
 from node.supervisor import NodeProcess, State
+from node.tasks import TaskKey
+from node.telemetry.evaluations import EVALUATIONS_FILE, evaluation_curve
 from node.telemetry.live_table import clock, line, render, size, trend
 from node.telemetry.metrics import MetricsLog, Progress
-from node.telemetry.report import render_report, write_report
+from node.telemetry.plots import GRID, INK, MUTED
+from node.telemetry.report import NodeFiles, pick_samples, read_nodes, render_report, write_report
+from node.telemetry.rollout_log import ROLLOUTS_FILE, own_rows
 from tests.fakes.rows import make_row
 
 
@@ -20,9 +26,26 @@ def fill(out: Path, nodes: int, rounds: int) -> None:
     for node in range(nodes):
         folder = out / "nodes" / f"n{node}"
         folder.mkdir(parents=True)
-        log = MetricsLog(folder / "metrics.jsonl")
-        for number in range(1, rounds + 1):
-            log.append(make_row(node, number))
+        MetricsLog(folder / "metrics.jsonl").append(*(make_row(node, number) for number in range(1, rounds + 1)))
+
+
+def fill_evaluations(out: Path, accuracy: float) -> None:
+    """Both ends of a run's evaluations, at each of its nodes."""
+    for folder in (out / "nodes").iterdir():
+        rows = [
+            {"round": done, "questions": 40, "accuracy": rate, "pass@8": rate}
+            for done, rate in ((0, 0.1), (30, accuracy))
+        ]
+        MetricsLog(folder / EVALUATIONS_FILE).append(*rows)
+
+
+def fill_rollouts(out: Path, *texts: str) -> None:
+    """One own group a round, all of one task, of these completions in turn; only the last one is right."""
+    for folder in (out / "nodes").iterdir():
+        key = TaskKey("builtin/sums", 1, "c0ffee")
+        for number, text in enumerate(texts, 1):
+            made = (Completion(text, True, float(number == len(texts))),)
+            MetricsLog(folder / ROLLOUTS_FILE).append(*own_rows(number, [Group(key, 1, "3+4=", made, "llama", 5)]))
 
 
 class Links(HTMLParser):
@@ -48,7 +71,7 @@ def test_report_stands_alone_and_shows_each_node(tmp_path: Path, nodes: int, rou
     links.feed(page)
     assert links.found == []
     assert "@import" not in page and not re.search(r"url\((?!#)", page)
-    assert page.count("<svg") == (4 if nodes > 1 else 3)  # a node alone rejects nothing
+    assert page.count("<svg") == (5 if nodes > 1 else 4)  # a node alone rejects nothing
     for node in range(nodes):
         assert f"<td>n{node}</td><td>{rounds}</td>" in page
     assert len(page) < 500_000
@@ -61,13 +84,13 @@ def test_nodes_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 
 def test_a_run_without_rejects_says_so() -> None:
-    page = render_report("run", {"n0": [make_row(0, 1), make_row(0, 2)]}, {}, {})
+    page = render_report("run", {"n0": NodeFiles([make_row(0, 1), make_row(0, 2)])}, {})
     assert "No node rejected anything" in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
 
 
 def test_rejects_are_named(tmp_path: Path) -> None:
-    page = render_report("run", {"n1": [make_row(1, number) for number in range(1, 61)]}, {}, {})
+    page = render_report("run", {"n1": NodeFiles([make_row(1, number) for number in range(1, 61)])}, {})
     assert "unknown_task" in page and "false_reward" in page
 
 
@@ -84,10 +107,67 @@ def test_a_young_or_damaged_run_still_has_a_report(tmp_path: Path) -> None:
 
 
 def test_names_and_settings_are_escaped(tmp_path: Path) -> None:
-    run = {"seed": 1, "swarm": "ab", "config": {"policy": {"model": "<script>alert(1)</script>"}}}
-    page = render_report("<b>run</b>", {"n0": [make_row(0, 1)]}, {}, run)
-    assert "<script" not in page and "<b>run" not in page
-    assert "policy.model" in page
+    settings = {"seed": 1, "swarm": "ab", "config": {"policy": {"model": "<script>alert(1)</script>"}}}
+    row = make_row(0, 1) | {"rewards/<b>$x^2$</b>/mean": 0.5}
+    page = render_report("<b>run</b>", {"n0": NodeFiles([row])}, settings)
+    assert "<script" not in page and "<b>run" not in page and "<b>$x" not in page
+    assert "policy.model" in page and "$x^2$" in page
+
+
+def test_what_the_model_said_is_shown_early_and_late_marked_and_escaped(tmp_path: Path) -> None:
+    fill(tmp_path, 1, 5)
+    assert "early and late" not in write_report(tmp_path).read_text()
+    fill_rollouts(tmp_path, "<img src=x onerror=alert(1)>", "second", "in between", "fourth", "the last")
+    page = write_report(tmp_path).read_text()
+    assert "<img" not in page and "&lt;img src=x onerror=alert(1)&gt;" in page
+    assert "second" in page and "in between" not in page
+    assert page.index("<b>wrong</b> second") < page.index("<b>wrong</b> fourth") < page.index("<b>right</b> the last")
+
+
+def test_samples_are_the_first_and_the_last_of_each_task(tmp_path: Path) -> None:
+    fill(tmp_path, 2, 5)
+    fill_rollouts(tmp_path, *"abcdefg")
+    ((task, (early, late)),) = pick_samples(read_nodes(tmp_path)).items()
+    assert task == "builtin/sums"
+    assert [one.completions[0]["text"] for one in early] == ["a", "a"] and {one.node for one in early} == {"n0", "n1"}
+    assert [one.completions[0]["text"] for one in late] == ["g", "g"]
+    assert all(one.completions[0]["right"] for one in late) and not any(one.completions[0]["right"] for one in early)
+
+
+def test_evaluations_and_a_run_alone_are_drawn_and_compared(tmp_path: Path) -> None:
+    fill(tmp_path, 2, 30)
+    before = write_report(tmp_path).read_text()
+    assert "Held-out questions" not in before and "one node alone" not in before
+    fill_evaluations(tmp_path, 0.75)
+    fill(tmp_path / "alone", 1, 60)
+    fill_evaluations(tmp_path / "alone", 0.5)
+    page = write_report(tmp_path).read_text()
+    assert "0.10 &rarr; 0.75" in page and page.count("<svg") == before.count("<svg") + 2
+    assert "0.750 <small>(0.598 to 0.858)</small>" in page and "0.500 <small>(0.352 to 0.648)</small>" in page
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-control"
+    fill(elsewhere, 1, 60)
+    fill_evaluations(elsewhere, 0.625)
+    assert run(["report", str(tmp_path), "--alone", str(elsewhere)], debug=False) == 0
+    assert "0.625 <small>(" in (tmp_path / "report.html").read_text()
+
+
+def test_a_curve_counts_all_tokens_generated_until_then() -> None:
+    metrics = [{"round": number, "tokens_generated": 100} for number in range(1, 11)]
+    evaluated = [{"round": done, "questions": 20, "accuracy": done / 10} for done in (0, 4, 10)]
+    ahead, behind = (metrics, evaluated), (metrics[:5], evaluated[:2])
+    curve = evaluation_curve([ahead, behind], "accuracy")
+    assert [(point.round, point.tokens, point.rate) for point in curve] == [(0, 0, 0.0), (4, 800, 0.4), (10, 1500, 1.0)]
+    assert all(point.low <= point.rate <= point.high for point in curve)
+    assert [point.round for point in evaluation_curve([ahead, behind, behind], "accuracy")] == [0, 4]
+
+
+def test_colours_of_the_page_are_the_plots_too(tmp_path: Path) -> None:
+    fill(tmp_path, 1, 5)
+    page = write_report(tmp_path).read_text()
+    assert "prefers-color-scheme: dark" in page
+    plots = page[page.index("<svg") :]
+    for color in (INK, MUTED, GRID):
+        assert plots.count(color) == plots.count(f", {color})"), "a colour that does not follow the page"
 
 
 def child(name: str, rounds: int, state: State = State.RUNNING) -> NodeProcess:

@@ -1,0 +1,68 @@
+"""What the model says: a few rollouts of each round, in `rollouts.jsonl`, one object a completion.
+
+    {"round": ..., "whose": "own" or the peer that sent it, "age": seconds since it came,
+     "policy": ..., "policy_version": ..., "task": ..., "seed": ...,
+     "question": ..., "text": ..., "reward": ..., "finished": ...}
+
+Of a group the best and the worst completion are kept, or one where all are alike. Texts may be
+a peer's and mean anything: they are cut to a length, the file holds nothing outside ASCII, and
+who shows them quotes them (`quoted`) or escapes them for the page that they go into.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from node.rollouts.group import Group
+from node.telemetry.metrics import Row
+
+ROLLOUTS_FILE = "rollouts.jsonl"
+OWN = "own"
+MAX_TEXT = 2000  # characters of a question or a completion that are kept: what a person looks at
+
+
+class Drawn(NamedTuple):
+    """A peer's group that a round trains on: who sent it, and seconds since it came."""
+
+    peer: str
+    age: float
+    group: Group
+
+
+def own_rows(number: int, groups: Sequence[Group]) -> list[Row]:
+    """Return the rows of some of round `number`'s own groups."""
+    return [row for group in groups for row in _rows(number, OWN, 0.0, group)]
+
+
+def external_rows(number: int, drawn: Iterable[Drawn]) -> list[Row]:
+    """Return the rows of some of the peers' groups that round `number` trains on."""
+    return [row for one in drawn for row in _rows(number, one.peer, one.age, one.group)]
+
+
+def quoted(text: str) -> str:
+    """Return a text with every character outside printable ASCII escaped: nothing in it acts on a terminal."""
+    return ascii(text)[1:-1]
+
+
+def _rows(number: int, whose: str, age: float, group: Group) -> list[Row]:
+    ranked = sorted(group.completions, key=lambda one: -one.reward)
+    kept = ranked[:1] if ranked[0].reward == ranked[-1].reward else [ranked[0], ranked[-1]]
+    return [
+        {
+            "round": number,
+            "whose": whose,
+            "age": age,
+            "policy": group.policy,
+            "policy_version": group.policy_version,
+            "task": group.task.name,
+            "seed": group.seed,
+            "question": _cut(group.question),
+            "text": _cut(one.text),
+            "reward": one.reward,
+            "finished": one.finished,
+        }
+        for one in kept
+    ]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
