@@ -10,7 +10,22 @@ from collections.abc import Sequence
 
 import typer
 
-from node.cli import bench, doctor, evaluate, found, identity, inspect, invite, join, node, report, status, swarm, tasks
+from node.cli import (
+    bench,
+    doctor,
+    evaluate,
+    export,
+    found,
+    identity,
+    inspect,
+    invite,
+    join,
+    node,
+    report,
+    status,
+    swarm,
+    tasks,
+)
 from node.errors import UserError
 from protocol.errors import ProtocolError
 
@@ -35,6 +50,7 @@ app.command("join")(join.join)
 app.command("status")(status.status)
 app.command("report")(report.report)
 app.command("eval")(evaluate.evaluate)
+app.command("export")(export.export)
 app.add_typer(identity.app, name="identity")
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(bench.app, name="bench")

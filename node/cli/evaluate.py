@@ -1,132 +1,137 @@
 """`gossamer eval`: score a policy on questions that training never asks."""
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Debug, Settings, read_config
-from node.errors import UserError
+from node.cli.inspect import completion_line
+from node.cli.options import Debug, Settings
+from node.cli.trained import Target, find_trained
+from node.telemetry.rollout_log import quoted
 
 if TYPE_CHECKING:
-    from node.config import NodeConfig
-    from node.training.evaluation import EvalReport, Score
+    from node.training.evaluation import EvalReport, Outcome, Score
 
-Target = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A checkpoint, a node's folder (its newest checkpoint), or a model.")
-]
 Tasks = Annotated[
     list[str] | None,
     typer.Option("--tasks", metavar="NAME", help="A task, e.g. builtin/sums; repeatable.  [default: the node's]"),
 ]
 Count = Annotated[int, typer.Option(min=1, help="Questions for each task.")]
-Completions = Annotated[int, typer.Option(min=1, help="Completions for each question.")]
-Seed = Annotated[int, typer.Option(min=0, help="Chooses the questions.")]
+Greedy = Annotated[bool, typer.Option("--greedy", help="Only the likeliest answer to each question; none sampled.")]
+SAMPLED = 8
+WIDE = 160  # columns where it is not a terminal that shows the table
+Completions = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help=f"Answers to sample for each question, for pass@k.  [default: {SAMPLED}]", show_default=False
+    ),
+]
+Show = Annotated[int, typer.Option(min=0, metavar="N", help="Print N of the questions, what was answered and rewards.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Chooses the questions.  [default: the node's eval.seed]", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-def evaluate(  # one parameter for each option of the command
+def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
     model: Target,
     tasks: Tasks = None,
     count: Count = 100,
-    completions: Completions = 1,
-    seed: Seed = 0,
+    greedy: Greedy = False,
+    completions: Completions = None,
+    show: Show = 0,
+    seed: Seed = None,
     settings: Settings = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Score a policy: accuracy by task with its 95 % interval, and mean reward.
+    """Score a policy on held-out questions: greedy accuracy and sampled pass@k by task, with 95 % intervals.
 
     \b
     Example:
-      gossamer eval runs/a/nodes/n0 --count 200
-      gossamer eval builtin --tasks builtin/sums --tasks builtin/weekdays --json
+      gossamer eval runs/a/nodes/n0 --count 200 --show 5
+      gossamer eval builtin --tasks builtin/sums --tasks builtin/weekdays --greedy --json
     """
-    config = _config(model, tasks, settings)
+    trained = find_trained(model, settings, tasks)
+    config = trained.config
 
     from node.engines import SamplingParams
     from node.engines.hf import HfEngine
+    from node.loop import longest_prompt
     from node.policy import load_policy
     from node.tasks import load_tasks
     from node.telemetry.logs import setup_logs
-    from node.training.evaluation import evaluate as run_evaluation
+    from node.training.evaluation import answer, score
 
     setup_logs(debug=debug)
-    asked = load_tasks(config.tasks)
-    policy = load_policy(config.policy)
+    asked = load_tasks(config.tasks if tasks else config.eval.tasks or config.tasks)
+    policy = load_policy(config.policy, config.trainer.bf16, trained.adapters)
     sampling = SamplingParams.from_config(config.engine)
-    report = run_evaluation(
-        policy, HfEngine(policy), asked, count=count, seed=seed, sampling=sampling, completions=completions
-    )
+    kinds = {"greedy": (replace(sampling, temperature=0.0, top_p=1.0), 1)}
+    if sampled := (0 if greedy else SAMPLED) if completions is None else completions:
+        kinds["sampled"] = (sampling, sampled)
+    questions = config.eval.seed if seed is None else seed
+    answers = {
+        kind: answer(
+            policy,
+            HfEngine(policy),
+            asked,
+            count=count,
+            seed=questions,
+            sampling=params,
+            completions=each,
+            longest=longest_prompt(config.engine, policy),
+        )
+        for kind, (params, each) in kinds.items()
+    }
+    reports = {kind: score(questions, given) for kind, given in answers.items()}
     if as_json:
-        print(json.dumps({"model": config.policy.model, **report.as_dict()}))
-    else:
-        _print(report)
+        print(json.dumps({"model": model} | {kind: report.as_dict() for kind, report in reports.items()}))
+        return
+    for line in _shown(answers, show):
+        print(line)
+    _print(reports)
 
 
-def _config(model: str, tasks: list[str] | None, settings: list[str] | None) -> "NodeConfig":
-    """Return the configuration that belongs to the model, with what the command line changes."""
-    from node.config import parse_config
-
-    weights, folder = _find(model)
-    tree = read_config(None, settings).model_dump(exclude_unset=True)
-    if folder is not None:
-        tree = _merge(_recorded(folder), tree)
-    tree["policy"] = {**tree.get("policy", {}), "model": weights}
-    if tasks:
-        tree["tasks"] = [{"name": name} for name in tasks]
-    return parse_config(tree)
-
-
-def _find(model: str) -> tuple[str, Path | None]:
-    """Return the model to load and, where there is one, the folder of the node that trained it."""
-    path = Path(model)
-    if (path / "checkpoints").is_dir():
-        from node.training.checkpoint import latest_checkpoint
-
-        checkpoint = latest_checkpoint(path / "checkpoints")
-        if checkpoint is None:
-            raise UserError(f"{path} has no complete checkpoint yet: wait for its first, or lower trainer.save_steps")
-        return str(checkpoint.path), path
-    if path.parent.name == "checkpoints" and path.is_dir():
-        return str(path), path.parent.parent
-    if (path / "nodes").is_dir():
-        raise UserError(f"{path} is the folder of a run: name one of its nodes, e.g. {path / 'nodes' / 'n0'}")
-    return model, None
+def _shown(answers: "dict[str, dict[str, list[Outcome]]]", count: int) -> Iterator[str]:
+    """Yield lines about `count` questions, as many of each task as of another, with each kind of answers."""
+    places = [
+        (task, index)
+        for index in range(max(len(outcomes) for outcomes in answers["greedy"].values()))
+        for task in answers["greedy"]
+    ]
+    for task, index in places[:count]:
+        first = answers["greedy"][task][index]
+        yield f"{quoted(task)}  {quoted(first.item.question)}"
+        yield f"  right answer  {quoted(first.item.solution or first.item.answer)}"
+        for kind, given in answers.items():
+            yield f"  {kind}"
+            outcome = given[task][index]
+            for made, reward in zip(outcome.answers, outcome.rewards, strict=True):
+                yield completion_line(reward, made.finished, made.text)
 
 
-def _recorded(folder: Path) -> dict[str, Any]:
-    try:
-        recorded = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {folder / 'config.json'}: {error}") from None
-    return recorded if isinstance(recorded, dict) else {}
-
-
-def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for key, value in over.items():
-        before = merged.get(key)
-        merged[key] = _merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _print(report: "EvalReport") -> None:
+def _print(reports: "dict[str, EvalReport]") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    greedy = reports["greedy"]
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("task", no_wrap=True)
-    for name in ("questions", "accuracy", "95 % interval", "reward", "finished", "tokens"):
+    columns = ["asked", "accuracy", "95 %", "reward", "finished", "tokens"]
+    best = max(reports["sampled"].overall.pass_at) if "sampled" in reports else None
+    for name in [*columns, *([] if best is None else ["pass@1", f"pass@{best}"])]:
         table.add_column(name, justify="right", no_wrap=True)
-    for score in report.tasks:
-        table.add_row(*_cells(score))
-    if len(report.tasks) > 1:
-        table.add_row(*_cells(report.overall))
-    Console().print(table)
+    scores = [*greedy.tasks, *([greedy.overall] if len(greedy.tasks) > 1 else [])]
+    for score in scores:
+        table.add_row(*_cells(score), *_pass_cells(reports, score.task, best))
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDE
+    console.print(table)
 
 
 def _cells(score: "Score") -> tuple[str, ...]:
@@ -134,8 +139,16 @@ def _cells(score: "Score") -> tuple[str, ...]:
         score.task,
         str(score.questions),
         f"{score.accuracy:.1%}",
-        f"{score.low:.1%} to {score.high:.1%}",
+        f"{100 * score.low:.1f} to {100 * score.high:.1f}",
         f"{score.reward:.3f}",
         f"{score.finished:.0%}",
         f"{score.mean_length:.1f}",
     )
+
+
+def _pass_cells(reports: "dict[str, EvalReport]", task: str, best: int | None) -> tuple[str, ...]:
+    if best is None:
+        return ()
+    sampled = reports["sampled"]
+    score = next(one for one in (*sampled.tasks, sampled.overall) if one.task == task)
+    return f"{score.pass_at[1]:.1%}", f"{score.pass_at[best]:.1%}"

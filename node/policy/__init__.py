@@ -3,6 +3,7 @@
 builtin/        the policy that ships with the node; `make_builtin` made it
 prompt          a question as the turns of a chat, or as plain text
 export          its weights as an ordinary model folder
+model_card      how an exported model came about
 """
 
 from collections.abc import Mapping, Sequence
@@ -110,16 +111,18 @@ class Policy:
         return self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def load_policy(config: PolicyConfig, bf16: bool | Literal["auto"] = "auto") -> Policy:
+def load_policy(config: PolicyConfig, bf16: bool | Literal["auto"] = "auto", adapters: Path | None = None) -> Policy:
     """Load a policy and place it on its device, ready to be trained and evaluated.
 
     Args:
         config: of the policy.
         bf16: as `trainer.bf16`.
+        adapters: a checkpoint of LoRA adapters for `config.model`, to load in place of new ones.
 
     Raises:
         UserError: there is no such model, it is not a causal language model that
-            transformers knows, its weights are incomplete, or there is no such device.
+            transformers knows, its weights are incomplete, the adapters do not fit it,
+            or there is no such device.
     """
     disable_progress_bar()  # a bar a load and a checkpoint would drown a node's own output
     device = _device(config.device)
@@ -155,7 +158,9 @@ def load_policy(config: PolicyConfig, bf16: bool | Literal["auto"] = "auto") -> 
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=list(eos), pad_token_id=tokenizer.pad_token_id
     )
-    if config.lora.r > 0:
+    if adapters is not None:
+        model = _with_saved_adapters(model, adapters)
+    elif config.lora.r > 0:
         model = _with_adapters(model, config.lora)
     model = model.to(device)
     return Policy(model, tokenizer, name, eos, config.prompt, gains_by_bf16(model) if bf16 == "auto" else bf16)
@@ -210,6 +215,18 @@ def _short(count: int) -> str:
 def _end_tokens(first: int, declared: int | list[int] | None) -> tuple[int, ...]:
     others = [declared] if isinstance(declared, int) else (declared or [])
     return tuple(dict.fromkeys([first, *others]))
+
+
+def _with_saved_adapters(model: PreTrainedModel, folder: Path) -> Any:
+    import peft
+
+    try:
+        return peft.PeftModel.from_pretrained(model, str(folder))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"cannot load the adapters in {folder} ({reason}): they are damaged or of another model"
+        ) from error
 
 
 def _with_adapters(model: PreTrainedModel, lora: LoraConfig) -> Any:

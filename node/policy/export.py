@@ -1,13 +1,23 @@
-"""The weights of a model in training, written as a folder that another engine can load."""
+"""A model in training, written as a folder that others can load.
+
+`export_weights` is for the engine beside the trainer: weights alone, each time anew. `export_model`
+is for people: an ordinary folder of `transformers`, with tokenizer, chat template and model card.
+"""
 
 import copy
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from node.policy import Policy
+from node.training.checkpoint import sync_tree
+from protocol.files import sync_folder
 
 SHARD_BYTES = 256 << 20  # what is held in memory twice while a shard is written
 
@@ -33,6 +43,65 @@ def export_weights(model: PreTrainedModel, folder: Path, dtype: str) -> None:
         (folder / file).write_bytes(save(shard, {"format": "pt"}))
         files |= dict.fromkeys(shard, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
+def export_model(policy: Policy, folder: Path, dtype: str, card: str) -> None:
+    """Make `folder`, whole or not at all, of the policy's merged weights in `dtype`, its tokenizer and `card`.
+
+    Embedding and output matrix are one in the file where they still are one, which an adapter on one of them undoes.
+
+    Raises:
+        OSError: `folder` cannot be made, since it exists and holds something, say.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        _merged_model(policy.model, getattr(torch, dtype)).save_pretrained(aside)
+        _write_tokenizer(policy.tokenizer, aside)
+        (aside / "README.md").write_text(card)
+        aside.chmod(0o755)  # mkdtemp, and what writes tensors, make them for their owner alone
+        for file in aside.iterdir():
+            file.chmod(0o644)
+        sync_tree(aside)
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
+
+
+def _merged_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in merged_weights(model)}
+    config = copy.deepcopy(base.config)
+    config.dtype = dtype
+    config.use_cache = True  # a trainer turns it off
+    embedding, output = _embedding_names(base)
+    if config.tie_word_embeddings and output in weights and not torch.equal(weights[embedding], weights[output]):
+        config.tie_word_embeddings = False
+    with torch.device("meta"):  # no memory and no time for weights that are replaced at once
+        made = type(base)(config)
+    made.load_state_dict(weights, assign=True)
+    made.tie_weights()
+    made.generation_config = copy.deepcopy(base.generation_config)
+    return made
+
+
+def _embedding_names(model: PreTrainedModel) -> tuple[str, str]:
+    """Return the names of the weights of the token embedding and of the output matrix, without adapters."""
+    names = {id(module): name for name, module in model.named_modules()}
+    pair = (model.get_input_embeddings(), model.get_output_embeddings())
+    return tuple(f"{names[id(module)]}.weight" for module in pair)  # type: ignore[return-value]  # two of them
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer without what the node set for its own batches, and without where it was loaded from."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    for key in ("padding_side", "is_local", "local_files_only", "name_or_path"):
+        settings.pop(key, None)
+    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:

@@ -129,7 +129,7 @@ def save_checkpoint(folder: Path, round_number: int, write: Callable[[Path], Non
     with _full_disk_is_clear(aside):
         aside.mkdir()
         write(aside)
-        _sync_tree(aside)
+        sync_tree(aside)
     _discard(final)
     aside.rename(final)
     sync_folder(folder)
@@ -157,7 +157,8 @@ def _discard(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _sync_tree(root: Path) -> None:
+def sync_tree(root: Path) -> None:
+    """Wait until everything in `root` is on the disk."""
     for folder, _, names in os.walk(root, topdown=False):
         for name in names:
             with Path(folder, name).open("rb") as file:

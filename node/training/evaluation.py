@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from node.config import EvalConfig
-from node.engines import RolloutEngine, SamplingParams
+from node.engines import Generated, RolloutEngine, SamplingParams
 from node.errors import UserError
 from node.policy import Policy
 from node.tasks import Item, Task, TaskSet, derive_seed
@@ -66,12 +66,15 @@ class EvalReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Outcome:
-    """One question: the reward, the end and the length in tokens of each completion."""
+class Outcome:
+    """One question, its completions and the reward of each."""
 
-    rewards: tuple[float, ...]
-    finished: tuple[bool, ...]
-    lengths: tuple[int, ...]
+    item: Item
+    answers: Sequence[Generated]
+    rewards: Sequence[float]
+
+
+Answers = dict[str, list[Outcome]]  # by task
 
 
 class Evaluations:
@@ -176,10 +179,35 @@ def evaluate(
     completions: int = 1,
     longest: int | None = None,
 ) -> EvalReport:
-    """Ask `count` held-out questions of each task, `completions` times each, and score the answers.
+    """Return the score of what `answer` returns for the same arguments."""
+    answers = answer(
+        policy,
+        engine,
+        tasks,
+        count=count,
+        seed=seed,
+        sampling=sampling,
+        completions=completions,
+        longest=longest,
+    )
+    return score(seed, answers)
+
+
+def answer(
+    policy: Policy,
+    engine: RolloutEngine,
+    tasks: TaskSet,
+    *,
+    count: int,
+    seed: int,
+    sampling: SamplingParams,
+    completions: int = 1,
+    longest: int | None = None,
+) -> Answers:
+    """Ask `count` held-out questions of each task, `completions` times each, and verify the answers.
 
     The same arguments give the same questions and, on an engine that is deterministic,
-    the same report. Questions of more than `longest` tokens are passed over, as in training.
+    the same answers. Questions of more than `longest` tokens are passed over, as in training.
     Raises `ValueError` unless `count` and `completions` are positive, and `UserError` where
     hardly any question is short enough.
     """
@@ -189,12 +217,16 @@ def evaluate(
     def fits(item: Item) -> bool:
         return longest is None or len(policy.encode_prompt(item)) <= longest
 
-    answered = [
-        list(_ask(policy, engine, task, held_out(task, seed, count, fits), seed, sampling, completions))
-        for task in tasks.tasks
-    ]
-    scores = tuple(_score(task.key.name, one) for task, one in zip(tasks.tasks, answered, strict=True))
-    return EvalReport(seed, scores, _score("all", [outcome for one in answered for outcome in one]))
+    return {
+        name: list(_ask(policy, engine, task, held_out(task, seed, count, fits), seed, sampling, completions))
+        for name, task in zip(_names(tasks.tasks), tasks.tasks, strict=True)
+    }
+
+
+def score(seed: int, answers: Answers) -> EvalReport:
+    """Return the scores of what was answered to the questions of evaluation `seed`."""
+    scores = tuple(_score(task, outcomes) for task, outcomes in answers.items())
+    return EvalReport(seed, scores, _score("all", [outcome for outcomes in answers.values() for outcome in outcomes]))
 
 
 def held_out(task: Task, seed: int, count: int, fits: Callable[[Item], bool] = lambda item: True) -> list[Item]:
@@ -226,21 +258,17 @@ def _ask(
     seed: int,
     sampling: SamplingParams,
     completions: int,
-) -> Iterator[_Outcome]:
+) -> Iterator[Outcome]:
     size = max(ROWS // completions, 1)
     for start in range(0, len(items), size):
         batch = items[start : start + size]
         prompts = [policy.encode_prompt(item) for item in batch]
         draw = derive_seed("eval-sampling", seed, *task.key, start)
         for item, answers in zip(batch, engine.generate(prompts, completions, sampling, draw), strict=True):
-            yield _Outcome(
-                rewards=tuple(task.verify(item, answer.text) for answer in answers),
-                finished=tuple(answer.finished for answer in answers),
-                lengths=tuple(len(answer.token_ids) for answer in answers),
-            )
+            yield Outcome(item, answers, [task.verify(item, answer.text) for answer in answers])
 
 
-def _score(name: str, outcomes: Sequence[_Outcome]) -> Score:
+def _score(name: str, outcomes: Sequence[Outcome]) -> Score:
     questions, completions = len(outcomes), len(outcomes[0].rewards)
     solved = [sum(reward >= SOLVED for reward in outcome.rewards) for outcome in outcomes]
     accuracy = sum(solved) / (questions * completions)
@@ -255,9 +283,18 @@ def _score(name: str, outcomes: Sequence[_Outcome]) -> Score:
         high=high,
         reward=_mean([reward for outcome in outcomes for reward in outcome.rewards]),
         pass_at={k: _mean([pass_at_k(right, completions, k) for right in solved]) for k in ks},
-        finished=_mean([end for outcome in outcomes for end in outcome.finished]),
-        mean_length=_mean([length for outcome in outcomes for length in outcome.lengths]),
+        finished=_mean([one.finished for outcome in outcomes for one in outcome.answers]),
+        mean_length=_mean([len(one.token_ids) for outcome in outcomes for one in outcome.answers]),
     )
+
+
+def _names(tasks: Sequence[Task]) -> list[str]:
+    """Return the tasks' names, told apart by their configuration where two have the same."""
+    names = [task.key.name for task in tasks]
+    return [
+        name if names.count(name) == 1 else f"{name} {task.key.config[:6]}"
+        for name, task in zip(names, tasks, strict=True)
+    ]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,0 +1,64 @@
+"""`gossamer export`: a trained policy as an ordinary model folder."""
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from node.cli.options import Debug, Settings
+from node.cli.trained import Target, Trained, find_trained
+from node.errors import UserError
+
+if TYPE_CHECKING:
+    from node.policy.model_card import History
+
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; it must not exist.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="What to write weights as.  [default: what they were trained as]", show_default=False),
+]
+
+
+def export(model: Target, out: Out, dtype: Dtype = None, settings: Settings = None, debug: Debug = False) -> None:
+    """Write a policy as a model folder that transformers and vLLM load: adapters merged, with a model card.
+
+    \b
+    Example:
+      gossamer export runs/a/nodes/n0 my-model
+      gossamer export runs/a/nodes/n0/checkpoints/checkpoint-200 my-model --dtype bfloat16
+    """
+    if out.exists():
+        raise UserError(f"{out} exists already: choose another folder, or delete it")
+    trained = find_trained(model, settings)
+
+    from node.policy import load_policy
+    from node.policy.export import export_model
+    from node.policy.model_card import model_card
+    from node.telemetry.logs import setup_logs
+
+    setup_logs(debug=debug)
+    policy = load_policy(trained.config.policy, adapters=trained.adapters)
+    today = datetime.datetime.now().astimezone().date()
+    card = model_card(trained.base, trained.config, policy.name, _history(trained), today)
+    export_model(policy, out, dtype or trained.config.policy.dtype, card)
+    print(f"model: {out}")
+
+
+def _history(trained: Trained) -> "History | None":
+    from node.founding import load_manifest
+    from node.policy.model_card import History
+    from node.telemetry.evaluations import EVALUATIONS_FILE
+    from node.telemetry.metrics import read_metrics, read_with_older
+
+    if trained.node is None or trained.round is None:
+        return None
+    metrics = read_with_older(trained.node / "metrics.jsonl")
+    evaluations = read_metrics(trained.node / EVALUATIONS_FILE)
+    manifest = load_manifest(trained.node)
+    return History(
+        trained.round,
+        [row for row in metrics if row["round"] <= trained.round],
+        [row for row in evaluations if row["round"] <= trained.round],
+        manifest.name if manifest else "",
+    )

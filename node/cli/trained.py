@@ -1,0 +1,107 @@
+"""What a person names to evaluate or to export: a checkpoint, a node's folder (its newest one), or a model."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from node.cli.options import read_config
+from node.config import NodeConfig, parse_config
+from node.errors import UserError
+
+Target = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A checkpoint, a node's folder (its newest checkpoint), or a model.")
+]
+ADAPTERS = "adapter_config.json"  # in a checkpoint of LoRA adapters; the model is elsewhere
+
+
+class Trained(NamedTuple):
+    """A model to load: the configuration that belongs to it, with `policy.model` the weights or what adapters adapt.
+
+    `base` is what training began from, as far as is known, `adapters` the folder of LoRA adapters to load onto it,
+    `node` that of the node that trained it, and `round` the rounds that it trained for; None where there is none.
+    """
+
+    config: NodeConfig
+    base: str
+    adapters: Path | None
+    node: Path | None
+    round: int | None
+
+
+def find_trained(model: str, settings: Sequence[str] | None, tasks: Sequence[str] | None = None) -> Trained:
+    """Return what `model` names, with what the command line changes of its configuration.
+
+    Raises:
+        UserError: a folder that holds nothing to load, or a setting that will not do.
+    """
+    checkpoint, node = _locate(model)
+    tree = read_config(None, settings).model_dump(exclude_unset=True)
+    if node is not None:
+        tree = _merge(_recorded(node), tree)
+    policy = tree.get("policy", {})
+    adapters = checkpoint if checkpoint is not None and (checkpoint / ADAPTERS).is_file() else None
+    base = str(policy.get("model", "builtin")) if node is not None else model
+    if adapters is None:
+        tree["policy"] = policy | {"model": model if checkpoint is None else str(checkpoint)}
+    else:
+        base = str(policy.get("model") or _base(adapters))
+        tree["policy"] = policy | {"model": base}
+    if tasks:
+        tree["tasks"] = [{"name": name} for name in tasks]
+    return Trained(parse_config(tree), base, adapters, node, _round(checkpoint))
+
+
+def _locate(model: str) -> tuple[Path | None, Path | None]:
+    """Return the checkpoint that `model` names and the folder of the node that trained it, as far as there are."""
+    path = Path(model)
+    if (path / "checkpoints").is_dir():
+        from node.training.checkpoint import latest_checkpoint
+
+        checkpoint = latest_checkpoint(path / "checkpoints")
+        if checkpoint is None:
+            raise UserError(f"{path} has no complete checkpoint yet: wait for its first, or lower trainer.save_steps")
+        return checkpoint.path, path
+    if path.resolve().parent.name == "checkpoints" and path.is_dir():
+        return path, path.resolve().parent.parent
+    if (path / "nodes").is_dir():
+        raise UserError(f"{path} is the folder of a run: name one of its nodes, e.g. {path / 'nodes' / 'n0'}")
+    return (path if (path / ADAPTERS).is_file() else None), None
+
+
+def _round(checkpoint: Path | None) -> int | None:
+    if checkpoint is None:
+        return None
+    digits = checkpoint.resolve().name.removeprefix("checkpoint-")
+    return int(digits) if digits.isdecimal() else None
+
+
+def _base(adapters: Path) -> str:
+    """Return the model that the adapters in a folder without a node are for."""
+    try:
+        base = json.loads((adapters / ADAPTERS).read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {adapters / ADAPTERS}: {error}") from None
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{adapters / ADAPTERS} names no base model: name it with --set policy.model=...")
+    return base
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    try:
+        recorded = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {folder / 'config.json'}: {error}") from None
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        before = merged.get(key)
+        merged[key] = _merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return merged

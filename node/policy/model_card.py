@@ -1,0 +1,110 @@
+"""A model card: how an exported model came about, from what its node recorded.
+
+The card travels with the model, so it names no folder, account or machine: a base model that is a
+folder is told by the folder's own name, a task by its name, and peers by their number.
+"""
+
+import datetime
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from node.config import NodeConfig
+from node.telemetry.metrics import Row, number
+from node.telemetry.summary import summarise_node
+
+PACKAGES = ("gossamer", "transformers", "trl", "torch", "peft")
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What is known of the training: its rounds, their metrics and evaluations, the swarm's name, "" without one."""
+
+    rounds: int
+    metrics: Sequence[Row]
+    evaluations: Sequence[Row]
+    swarm: str
+
+
+def model_card(base_model: str, config: NodeConfig, name: str, history: History | None, today: datetime.date) -> str:
+    """Return the card as Markdown with the front matter that model hubs read.
+
+    Args:
+        base_model: `policy.model` of the node before its first round.
+        config: of the node that trained the model.
+        name: of the policy, its architecture and size.
+        history: of its training; None for a model that no node's record belongs to.
+        today: the day of the export.
+    """
+    base, is_id = _base(base_model)
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["gossamer", "reinforcement-learning", "grpo"],
+        **({"base_model": base} if is_id else {}),
+    }
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
+    lines += [f"# {base}, trained by a Gossamer node", "", f"A `{name}` language model. Base model: `{base}`."]
+    if history is not None:
+        lines += ["", "## How it came about", "", *_training(config, history)]
+    lines += ["", "## Settings", "", *_settings(config), "", "## Versions", ""]
+    lines += [", ".join(f"{package} {version(package)}" for package in PACKAGES) + f". Exported on {today}.", ""]
+    return "\n".join(lines)
+
+
+def _training(config: NodeConfig, history: History) -> list[str]:
+    summary = summarise_node(history.metrics)
+    trained = summary["groups_local"] + summary["groups_external"]
+    share = summary["groups_external"] / trained if trained else 0.0
+    lines = [
+        f"- {history.rounds} rounds of reinforcement learning (`{config.trainer.loss_type}` loss, GRPO advantages) "
+        "on verifiable rewards.",
+        f"- Tasks: {', '.join(f'`{task.name}`' for task in config.tasks)}.",
+        f"- Mean reward of its own completions: {summary['reward_first']:.3f} in the first tenth of the rounds, "
+        f"{summary['reward_last']:.3f} in the last.",
+        f"- Swarm: {json.dumps(history.swarm) if history.swarm else 'none with a name'}; "
+        f"at most {max((number(row, 'swarm/peers') for row in history.metrics), default=0):.0f} live peers. "
+        f"{summary['groups_external']} of the {trained} groups of completions that it trained on ({share:.0%}) "
+        "came from peers.",
+        f"- {summary['tokens_generated']} tokens generated, {summary['tokens_trained']} trained on.",
+    ]
+    if history.evaluations:
+        lines += ["", *_evaluations(history.evaluations[0], history.evaluations[-1])]
+    return lines
+
+
+def _evaluations(first: Row, last: Row) -> list[str]:
+    kinds = [("greedy accuracy", "accuracy"), ("pass@8", "pass@8")]
+    header = ["held-out questions", f"after round {first['round']}"]
+    rows = [first] if first["round"] == last["round"] else [first, last]
+    if len(rows) > 1:
+        header.append(f"after round {last['round']}")
+    table = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    for label, key in kinds:
+        if all(isinstance(row.get(key), int | float) for row in rows):
+            cells = [f"{row[key]:.3f} ({row[f'{key}_low']:.3f} to {row[f'{key}_high']:.3f})" for row in rows]
+            table.append(f"| {label} | {' | '.join(cells)} |")
+    return [*table, "", f"{first['questions']} questions that training never asks; intervals at 95 %."]
+
+
+def _settings(config: NodeConfig) -> list[str]:
+    adapters = config.policy.lora
+    how = f"LoRA of rank {adapters.r}, merged into the weights" if adapters.r else "all weights trained"
+    sampling, engine = config.sampling, config.engine
+    return [
+        f"- {how}; learning rate {config.trainer.learning_rate:g}, {config.trainer.lr_scheduler_type}",
+        f"- {sampling.local} own and {sampling.external} external groups of {sampling.completions} completions a round",
+        f"- completions of at most {engine.max_completion_length} tokens, "
+        f"temperature {engine.temperature:g}, top-p {engine.top_p:g}",
+    ]
+
+
+def _base(model: str) -> tuple[str, bool]:
+    """Return what to call the base model, and whether that is an id on a model hub."""
+    if model == "builtin":
+        return "Gossamer's built-in policy", False
+    path = Path(model)
+    is_folder = path.is_absolute() or path.exists() or model.startswith((".", "~")) or model.count("/") > 1
+    return (path.expanduser().name or "a local folder", False) if is_folder else (model, True)

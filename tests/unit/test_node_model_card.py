@@ -1,0 +1,51 @@
+"""A model card tells how a model came about, and nothing about the machine that it came about on."""
+
+import datetime
+
+import pytest
+import yaml
+
+from node.config import parse_config
+from node.policy.model_card import History, model_card
+from tests.fakes.rows import make_row
+
+TODAY = datetime.date(2026, 1, 2)
+CONFIG = parse_config({"tasks": [{"name": "jsonl", "options": {"path": "/home/alice/secret.jsonl"}}], "rounds": 20})
+
+
+def evaluation(done: int, accuracy: float) -> dict[str, object]:
+    values = {"accuracy": accuracy, "accuracy_low": accuracy - 0.05, "accuracy_high": accuracy + 0.05}
+    return {"round": done, "questions": 100, **values}
+
+
+def test_it_tells_rounds_rewards_peers_and_evaluations() -> None:
+    rows = [make_row(0, number) for number in range(1, 21)]
+    history = History(20, rows, [evaluation(0, 0.1), evaluation(20, 0.5)], "club `x`")
+    card = model_card("acme/small-1b", CONFIG, "llama-1b", history, TODAY)
+    for part in (
+        "20 rounds of reinforcement learning",
+        "Tasks: `jsonl`.",
+        'Swarm: "club `x`"; at most 3 live peers. 70 of the 150 groups',
+        "(47%) came from peers",
+        "| greedy accuracy | 0.100 (0.050 to 0.150) | 0.500 (0.450 to 0.550) |",
+        "2400 tokens generated",
+        "Exported on 2026-01-02",
+        "transformers ",
+    ):
+        assert part in card, card
+    assert "pass@8" not in card, "it was not measured"
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["base_model"] == "acme/small-1b" and front["library_name"] == "transformers"
+
+
+@pytest.mark.parametrize("base", ["/home/alice/models/small", "./small", "~/small", "builtin", "../../alice/small"])
+def test_it_names_no_folder(base: str) -> None:
+    card = model_card(base, CONFIG, "llama-1b", History(1, [make_row(0, 1)], [], ""), TODAY)
+    assert "alice" not in card and "/small" not in card and "~" not in card
+    assert "base_model" not in yaml.safe_load(card.split("---")[1])
+    assert ("`small`" in card) == (base != "builtin")
+
+
+def test_a_model_that_no_node_trained_has_a_card_too() -> None:
+    card = model_card("acme/small-1b", CONFIG, "llama-1b", None, TODAY)
+    assert "How it came about" not in card and "acme/small-1b" in card
