@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 Tasks = Annotated[
     list[str] | None,
-    typer.Option("--tasks", metavar="NAME", help="A task, e.g. builtin/sums; repeatable.  [default: the node's]"),
+    typer.Option(
+        "--task", "--tasks", metavar="TASK", help="A task by name, or a file; may be repeated.  [default: the node's]"
+    ),
 ]
 Count = Annotated[int, typer.Option(min=1, help="Questions for each task.")]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Only the likeliest answer to each question; none sampled.")]
@@ -53,7 +55,7 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
     \b
     Example:
       gossamer eval runs/a/nodes/n0 --count 200 --show 5
-      gossamer eval builtin --tasks builtin/sums --tasks builtin/weekdays --greedy --json
+      gossamer eval builtin --task builtin/sums --task builtin/weekdays --greedy --json
     """
     trained = find_trained(model, settings, tasks)
     config = trained.config

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from node.cli.options import read_config
+from node.cli.options import read_config, task_config
 from node.config import NodeConfig, parse_config
 from node.errors import UserError
 
@@ -50,7 +50,7 @@ def find_trained(model: str, settings: Sequence[str] | None, tasks: Sequence[str
         base = str(policy.get("model") or _base(adapters))
         tree["policy"] = policy | {"model": base}
     if tasks:
-        tree["tasks"] = [{"name": name} for name in tasks]
+        tree["tasks"] = [task_config(task) for task in tasks]
     return Trained(parse_config(tree), base, adapters, node, _round(checkpoint))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from node.cli.app import run
+from node.cli.options import task_config
 from node.run import run_node
 from tests.swarms import small_config
 
@@ -25,7 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **ALONE,
         policy={"lora": {"r": 4}},
         trainer={"learning_rate": 0.05, "scale_rewards": "group"},
-        tasks=[{"name": "jsonl", "options": {"path": str(folder.parent / "ones.jsonl")}}],
+        tasks=[task_config(str(folder.parent / "ones.jsonl"))],
         eval={"ends": True, "count": 12, "seed": 7},
     )
     child = multiprocessing.get_context("fork").Process(target=run_node, args=(config, folder))
@@ -37,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def questions_of(trained: Path) -> list[str]:
     """What a model without a node's folder has to be told to be asked the same."""
-    return ["--seed", "7", "--set", f'tasks=[{{name="jsonl", options={{path="{trained.parent / "ones.jsonl"}"}}}}]']
+    return ["--seed", "7", "--task", str(trained.parent / "ones.jsonl")]
 
 
 def evaluated(capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
@@ -78,7 +79,7 @@ def test_questions_and_answers_are_shown(trained: Path, capfd: pytest.CaptureFix
     checkpoint = str(trained / "checkpoints" / "checkpoint-6")
     assert run(["eval", checkpoint, "--count", "3", "--completions", "2", "--show", "2"], debug=False) == 0
     lines = capfd.readouterr().out.splitlines()
-    assert lines[0].startswith("jsonl") and lines[1].startswith("  right answer  ")
+    assert lines[0].startswith("dataset/ones  ") and lines[1].startswith("  right answer  ")
     assert sum(line.startswith("  right answer  ") for line in lines) == 2
     assert sum(line.startswith("  reward ") for line in lines) == 2 * (1 + 2)
     assert "pass@2" in lines[-2]

@@ -4,6 +4,7 @@ Both come by the scripts in examples/, which do nothing where their work is done
 """
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -18,9 +19,10 @@ import torch
 from node.config import EngineConfig, PolicyConfig
 from node.engines import SamplingParams, vllm_worker
 from node.engines import vllm as engine_module
+from node.engines.hf import HfEngine
 from node.engines.vllm import VllmEngine, WeightMismatchError, policy_logprobs
 from node.policy import load_policy
-from node.policy.export import export_weights
+from node.policy.export import export_model, export_weights
 from node.tasks import Item
 from tests.swarms import vllm_workers
 from tests.waiting import wait_until
@@ -101,6 +103,53 @@ def test_vllm_generates_with_the_trainers_weights_of_the_moment(policy, tmp_path
     finally:
         engine.close()
     assert vllm_workers(psutil.Process().children()) == set()
+
+
+def test_temperature_0_takes_the_likeliest_token(policy, tmp_path):
+    prompt = policy.encode_prompt(Item("What is 2 + 2?", ""))
+    engine = VllmEngine(policy, CONFIG, tmp_path)
+    try:
+        engine.load(0)
+        greedy = replace(SAMPLING, temperature=0.0)
+        first, second = (engine.generate([prompt], 1, greedy, seed=seed) for seed in (1, 2))
+    finally:
+        engine.close()
+    assert first == second
+    [[one]] = first
+    ids = torch.tensor([[*prompt, *one.token_ids]])
+    with torch.inference_mode():
+        logprobs = policy.model(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    chosen = logprobs.gather(1, ids[0, len(prompt) :, None]).squeeze(1)
+    assert (logprobs.max(-1).values - chosen).max() < 3 * NOISE
+
+
+def test_vllm_loads_what_is_exported_and_answers_as_the_policy_with_its_adapters(installed, tmp_path):
+    policy = load_policy(PolicyConfig(model=str(MODEL), device="cpu", lora={"r": 4}))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in policy.model.named_parameters():
+            if ".lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
+    export_model(policy, tmp_path / "out", "float32", "")
+    prompt = policy.encode_prompt(Item("Name a colour of the rainbow.", ""))
+    program = """
+import json
+from vllm import LLM, SamplingParams
+model = LLM(model="out", dtype="float32", max_model_len=128, enforce_eager=True, kv_cache_memory_bytes=1 << 28)
+chat = [dict(role="user", content="Name a colour of the rainbow.")]
+[answer] = model.chat(chat, SamplingParams(temperature=0.0, max_tokens=12), use_tqdm=False)
+print(json.dumps([answer.prompt_token_ids, list(answer.outputs[0].token_ids)]))
+"""
+    done = subprocess.run(
+        [PYTHON, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | engine_module._environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    [[ours]] = HfEngine(policy).generate([prompt], 1, SamplingParams(0.0, 1.0, 12), seed=0)
+    assert json.loads(done.stdout.splitlines()[-1]) == [prompt, list(ours.token_ids)]
 
 
 def test_a_reload_that_vllm_does_by_half_is_refused(policy, tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ VERBS = [
     "status",
     "report",
     "eval",
+    "export",
     "inspect",
     "doctor",
     "identity show",
