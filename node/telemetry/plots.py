@@ -43,6 +43,10 @@ SIGNALS = (  # what is plotted of a round beside its reward, where a node measur
     ("completions/finished", "share of completions finished"),
     ("groups_informative", "informative own groups"),
     ("groups_external", "external groups"),
+    ("swarm/external_share", "peers' share of the update"),
+    ("swarm/age_seconds", "age of external groups, seconds"),
+    ("swarm/age_rounds", "age of external groups, rounds"),
+    ("effective_samples", "effective sample size"),
     ("grad_norm", "gradient norm"),
 )
 TASK_KEY = re.compile("rewards/.+/mean")
@@ -138,15 +142,15 @@ def tasks_asked(nodes: Nodes) -> list[str]:
 
 def plot_signals(nodes: Nodes) -> str:
     """Draw small plots, side by side, of what tells whether training is healthy: means over nodes, smoothed."""
-    signals = [(key, label) for key, label in SIGNALS if any(key in row for rows in nodes.values() for row in rows)]
+    lines = {key: [_key_line(rows, key) for rows in nodes.values()] for key, _ in SIGNALS}
+    signals = [(key, label) for key, label in SIGNALS if any(rounds for rounds, _ in lines[key])]
     with _style("signals"):
         columns = 3
-        lines = -(-len(signals) // columns)
-        figure = Figure(figsize=(WIDTH, 0.4 + 1.75 * lines), layout="constrained")
+        height = -(-len(signals) // columns)
+        figure = Figure(figsize=(WIDTH, 0.4 + 1.75 * height), layout="constrained")
         for place, (key, label) in enumerate(signals):
-            axes = figure.add_subplot(lines, columns, place + 1)
-            found = [_key_line(rows, key) for rows in nodes.values()]
-            rounds, values = _mean_line([line for line in found if line[0]])
+            axes = figure.add_subplot(height, columns, place + 1)
+            rounds, values = _mean_line([line for line in lines[key] if line[0]])
             axes.plot(*_thin((rounds, values)), color=OWN, linewidth=1.4, marker="o" if len(rounds) == 1 else None)
             axes.set_title(label, fontsize=9, loc="left", color=INK)
             axes.set_ylim(min(0, *values), 1.1 * max(values) or 1)

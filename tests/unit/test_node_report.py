@@ -161,6 +161,12 @@ def test_a_curve_counts_all_tokens_generated_until_then() -> None:
     assert [point.round for point in evaluation_curve([ahead, behind, behind], "accuracy")] == [0, 4]
 
 
+def test_a_signal_that_only_some_rounds_have_is_drawn_and_one_that_none_has_is_not() -> None:
+    rows = [make_row(0, number) | {"swarm/age_rounds": number / 10 if number % 3 else None} for number in range(1, 31)]
+    page = render_report("run", {"n0": NodeFiles(rows)}, {})
+    assert "age of external groups, rounds" in page and "entropy" not in page[: page.index("Own and external")]
+
+
 def test_colours_of_the_page_are_the_plots_too(tmp_path: Path) -> None:
     fill(tmp_path, 1, 5)
     page = write_report(tmp_path).read_text()
