@@ -61,7 +61,8 @@ def inspect(
 def _rollouts(folder: Path, own: bool, watch: bool, last: int) -> "Iterator[str]":
     """Yield lines about the `last` newest groups in rollouts.jsonl, and with `watch` about each that is added."""
     path = folder / ROLLOUTS_FILE
-    if not path.exists() and not (watch and folder.is_dir()):
+    kept = read_with_older(path)
+    if not kept and not (watch and folder.is_dir()):
         raise UserError(f"{folder} has no {ROLLOUTS_FILE}: name the state folder of a node that has trained a round")
 
     def groups(rows: "Iterable[Row]") -> "list[list[Row]]":
@@ -69,7 +70,7 @@ def _rollouts(folder: Path, own: bool, watch: bool, last: int) -> "Iterator[str]
         return [list(group) for _, group in groupby(shown, key=_group_key)]
 
     if not watch:
-        for group in groups(read_with_older(path))[-last:] if last else []:
+        for group in groups(kept)[-last:] if last else []:
             yield from _group_lines(group)
         return
     tail = MetricsTail(path)

@@ -54,14 +54,15 @@ class HfEngine:
         ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=policy.model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=policy.model.device)
         recorder = _Recorder(sampling.temperature, width)
+        recording = self._logprobs and sampling.temperature > 0  # the likeliest token has no probability to speak of
         output = policy.model.generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=_generation_config(policy, sampling),
-            logits_processor=LogitsProcessorList([recorder] if self._logprobs else []),
+            logits_processor=LogitsProcessorList([recorder] if recording else []),
             **self._prefilled(ids[::n], mask[::n], n),
         )
-        logprobs = recorder.finish(output) if self._logprobs else [None] * len(rows)
+        logprobs = recorder.finish(output) if recording else [None] * len(rows)
         return [
             _completion(policy, tokens, values)
             for tokens, values in zip(output[:, width:].tolist(), logprobs, strict=True)
