@@ -10,7 +10,7 @@ from node.policy.model_card import History, model_card
 from tests.fakes.rows import make_row
 
 TODAY = datetime.date(2026, 1, 2)
-CONFIG = parse_config({"tasks": [{"name": "jsonl", "options": {"path": "/home/alice/secret.jsonl"}}], "rounds": 20})
+CONFIG = parse_config({"tasks": [{"name": "jsonl", "options": {"path": "/data/alice/secret.jsonl"}}], "rounds": 20})
 
 
 def evaluation(done: int, accuracy: float) -> dict[str, object]:
@@ -38,7 +38,7 @@ def test_it_tells_rounds_rewards_peers_and_evaluations() -> None:
     assert front["base_model"] == "acme/small-1b" and front["library_name"] == "transformers"
 
 
-@pytest.mark.parametrize("base", ["/home/alice/models/small", "./small", "~/small", "builtin", "../../alice/small"])
+@pytest.mark.parametrize("base", ["/data/alice/models/small", "./small", "~/small", "builtin", "../../alice/small"])
 def test_it_names_no_folder(base: str) -> None:
     card = model_card(base, CONFIG, "llama-1b", History(1, [make_row(0, 1)], [], ""), TODAY)
     assert "alice" not in card and "/small" not in card and "~" not in card
