@@ -1,7 +1,7 @@
 """Engines: what generates rollouts, in one batched call from prompts to completions.
 
     hf              `transformers.generate`, with the very model that is being trained
-    vllm            vLLM in a child process that is given the trainer's weights (`vllm_child`, `vllm_worker`)
+    vllm            vLLM in a child process that is given the trainer's weights (`vllm_worker`)
 
 To add one: write a class with the methods of `RolloutEngine`, and name it in `make_engine` and in `EngineConfig.kind`.
 """

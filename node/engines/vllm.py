@@ -20,12 +20,12 @@ import torch
 
 from node.config import EngineConfig
 from node.engines import Generated, SamplingParams
-from node.engines.vllm_child import Child, ChildError
-from node.engines.vllm_worker import EXIT_NO_VLLM, Message
+from node.engines.vllm_worker import EXIT_NO_VLLM
 from node.errors import UserError
 from node.policy import Policy
 from node.policy.export import export_weights
 from node.tasks import derive_seed
+from node.worker_process import Message, WorkerError, WorkerProcess
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 PROBE = (
@@ -77,7 +77,7 @@ class VllmEngine:
         self._probe_ids = list(policy.tokenizer(PROBE)["input_ids"])[: self._max_model_len - 1]
         self._version = 0
         self._current = False
-        self._child: Child | None = None
+        self._child: WorkerProcess | None = None
 
     def load(self, version: int) -> None:
         """Give the trainer's weights to the child, started if need be, and check that they arrived."""
@@ -116,20 +116,20 @@ class VllmEngine:
             logprobs=None if logprobs is None else tuple(logprobs),
         )
 
-    def _with_child(self, use: Callable[[Child], T]) -> T:
+    def _with_child(self, use: Callable[[WorkerProcess], T]) -> T:
         try:
             return use(self._ready())
-        except ChildError as error:
+        except WorkerError as error:
             log.warning("vllm restarts", reason=str(error), version=self._version)
             self.restarts += 1
             self.close()
         try:
             return use(self._ready())
-        except ChildError as error:
+        except WorkerError as error:
             self.close()
             raise EngineError(f"vLLM ended twice in a row: {error}") from error
 
-    def _ready(self) -> Child:
+    def _ready(self) -> WorkerProcess:
         """Return a child that has the current weights."""
         if self._child is None:
             self._child = self._start()
@@ -142,11 +142,11 @@ class VllmEngine:
         self._current = True
         return self._child
 
-    def _start(self) -> Child:
+    def _start(self) -> WorkerProcess:
         settings = self._settings
         python = settings.python or sys.executable
         try:
-            child = Child([python, "-P", str(self._worker)], _environment(), self._log)
+            child = WorkerProcess([python, "-P", str(self._worker)], _environment(), self._log)
         except (FileNotFoundError, PermissionError) as error:
             raise UserError(
                 f"cannot run engine.vllm.python={python!r} ({error.strerror}): name a Python that has vLLM"
@@ -164,7 +164,7 @@ class VllmEngine:
                     "kv_cache_bytes": settings.kv_cache_gib << 30,
                 }
                 about = child.call(request, settings.start_timeout)
-        except ChildError as error:
+        except WorkerError as error:
             if error.status == EXIT_NO_VLLM:
                 raise UserError(
                     f"{python} has no vLLM: pip install 'gossamer[vllm]', or, without a GPU, "
@@ -188,7 +188,7 @@ class VllmEngine:
         finally:
             shutil.rmtree(weights, ignore_errors=True)
 
-    def _probe(self, child: Child) -> None:
+    def _probe(self, child: WorkerProcess) -> None:
         theirs = child.call({"call": "score", "tokens": self._probe_ids}, self._settings.call_timeout)["logprobs"]
         ours = policy_logprobs(self._policy, self._probe_ids)
         error = sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours)

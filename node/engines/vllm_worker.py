@@ -1,77 +1,33 @@
-"""The process that holds vLLM: `python -P vllm_worker.py CHANNEL LIFE`, started by `node.engines.vllm_child`.
+"""The process that holds vLLM: `python -P vllm_worker.py CHANNEL LIFE`, started by `node.engines.vllm`.
 
-It may run under another interpreter than the node, so it imports the standard library
-and vLLM, nothing else. It answers one request at a time on the socket CHANNEL, in frames
-of four bytes of length (big-endian) and that much JSON; the pipe LIFE ends when the node
-does. Its standard output and error are a log file, where vLLM may print what it likes.
+It may run under another interpreter than the node, so it imports the standard library,
+vLLM and `node.worker_process`, nothing else. It answers one request at a time on the socket
+CHANNEL; the pipe LIFE ends when the node does. Its standard output and error are a log file,
+where vLLM may print what it likes.
 
     {"call": "start", "model": folder, ...}             -> {"vllm": version, "device": "cpu" | "cuda" | ...}
     {"call": "load", "folder": folder}                  -> {}
     {"call": "score", "tokens": [id, ...]}              -> {"logprobs": [nats of the second, third, ... token]}
     {"call": "generate", "prompts": [[id, ...], ...],   -> {"completions": per prompt, per completion,
      "seeds": one a prompt, "n": ..., ...}                  [[id, ...], [nats, ...] or null]}
-
-There are no error replies: a worker that fails ends with a traceback in its log.
 """
 
-import ctypes
 import importlib.util
-import json
-import os
-import signal
-import socket
-import struct
 import sys
-import time
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the interpreter may know no node
+from node.worker_process import Message, connect, receive, send
+
+del sys.path[0]  # and is to import nothing else from there
+
 EXIT_NO_VLLM = 3
-HEADER = struct.Struct(">I")
-MAX_FRAME = 1 << 28  # bytes; a thousand completions of 8,192 tokens with their log-probabilities nearly fill it
-PR_SET_PDEATHSIG = 1
-
-Message = dict[str, Any]
-
-
-def send(channel: socket.socket, message: Message) -> None:
-    """Write one frame."""
-    data = json.dumps(message).encode()
-    channel.sendall(HEADER.pack(len(data)) + data)
-
-
-def receive(channel: socket.socket, deadline: float | None = None) -> Message:
-    """Read one frame, until `deadline` on the monotonic clock at most.
-
-    Raises:
-        EOFError: the other side is gone.
-        TimeoutError: the deadline has passed.
-        ValueError: what arrived is no frame of this protocol.
-    """
-    (size,) = HEADER.unpack(_read(channel, HEADER.size, deadline))
-    if size > MAX_FRAME:
-        raise ValueError(f"a frame of {size} bytes")
-    message = json.loads(_read(channel, size, deadline))
-    if not isinstance(message, dict):
-        raise ValueError("a frame that holds no message")
-    return message
-
-
-def _read(channel: socket.socket, size: int, deadline: float | None) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        if deadline is not None:
-            channel.settimeout(max(deadline - time.monotonic(), 1e-3))
-        chunk = channel.recv(min(size - len(data), 1 << 20))
-        if not chunk:
-            raise EOFError
-        data += chunk
-    return bytes(data)
 
 
 def main() -> None:
     """Answer until the node closes the channel."""
-    channel, life = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
-    _die_with_node(channel, life)
+    channel = connect(*map(int, sys.argv[1:3]))
     if importlib.util.find_spec("vllm") is None:
         sys.exit(EXIT_NO_VLLM)
     engine = Engine(receive(channel))
@@ -80,20 +36,6 @@ def main() -> None:
     while True:
         request = receive(channel)
         send(channel, calls[request["call"]](request))
-
-
-def _die_with_node(channel: socket.socket, life: int) -> None:
-    """See to it that this process and its descendants end when the node does, by kill -9 even.
-
-    The kernel ends this process with its parent. A forked guard waits for the end of the
-    pipe `life`, which nobody writes to, and kills the group, so those that vLLM started too.
-    """
-    if sys.platform == "linux":  # elsewhere the guard does it alone
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.fork() == 0:
-        channel.close()  # the node must see the channel end when this process's parent ends
-        os.read(life, 1)
-        os.killpg(0, signal.SIGKILL)
 
 
 class Engine:

@@ -174,8 +174,8 @@ def test_vllm_dies_with_a_node_that_is_killed_while_it_generates(policy, tmp_pat
     export_weights(policy.model, tmp_path / "weights", "bfloat16")
     node = f"""
 from pathlib import Path
-from node.engines.vllm_child import Child
-child = Child([{str(PYTHON)!r}, "-P", {vllm_worker.__file__!r}], {engine_module._environment()!r}, Path("log"))
+from node.worker_process import WorkerProcess
+child = WorkerProcess([{str(PYTHON)!r}, "-P", {vllm_worker.__file__!r}], {engine_module._environment()!r}, Path("log"))
 child.call(dict(call="start", model="weights", dtype="bfloat16", max_model_len=4096, tensor_parallel_size=1,
                 enforce_eager=True, kv_cache_bytes=1 << 30), 600)
 print(child.pid, flush=True)

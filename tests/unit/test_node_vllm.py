@@ -15,11 +15,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node import worker_process
 from node.config import EngineConfig
 from node.engines import SamplingParams, vllm_worker
 from node.engines.vllm import EngineError, VllmEngine, WeightMismatchError, policy_logprobs
-from node.engines.vllm_child import Child, ChildError
 from node.errors import UserError
+from node.worker_process import WorkerError, WorkerProcess
 from tests.policies import tiny_policy
 from tests.waiting import wait_until
 
@@ -203,8 +204,8 @@ def test_everything_dies_with_a_node_that_is_killed(tmp_path, policy):
     node = f"""
 import sys, time
 from pathlib import Path
-from node.engines.vllm_child import Child
-child = Child([sys.executable, "-P", {vllm_worker.__file__!r}], {{}}, Path("log"))
+from node.worker_process import WorkerProcess
+child = WorkerProcess([sys.executable, "-P", {vllm_worker.__file__!r}], {{}}, Path("log"))
 child.call(dict(call="start", model="weights", dtype="float32", max_model_len=64, tensor_parallel_size=1,
                 enforce_eager=True, kv_cache_bytes=1), 60)
 print(child.pid, flush=True)
@@ -235,8 +236,8 @@ time.sleep(600)
 )
 def test_a_child_that_speaks_nonsense_is_dropped(tmp_path, reply, complaint):
     program = f"import os, sys; os.read(int(sys.argv[1]), 4); os.write(int(sys.argv[1]), {reply!r})"
-    child = Child([sys.executable, "-c", program], {}, tmp_path / "log")
-    with pytest.raises(ChildError, match=complaint):
+    child = WorkerProcess([sys.executable, "-c", program], {}, tmp_path / "log")
+    with pytest.raises(WorkerError, match=complaint):
         child.call({"call": "start"}, timeout=30)
     assert not alive(child.pid)
 
@@ -245,5 +246,5 @@ def test_a_child_that_speaks_nonsense_is_dropped(tmp_path, reply, complaint):
 def test_a_frame_comes_back_as_it_went(message):
     left, right = socket.socketpair()
     with left, right:
-        vllm_worker.send(left, message)
-        assert vllm_worker.receive(right) == message
+        worker_process.send(left, message)
+        assert worker_process.receive(right) == message

@@ -1,0 +1,201 @@
+"""Worker processes: code that must not run in the node itself, and how both sides speak.
+
+vLLM runs in one (`node.engines.vllm_worker`), since it may need other packages than the node; rewards of other
+people's task sets and questions that depend on the hash seed do too, with limits on their time and memory.
+
+The two sides share a socket pair: one request, then one reply, in frames of four bytes of length (big-endian) and that
+much JSON. There are no error replies: a worker that fails ends with a traceback in its log. It leads a session of its
+own: a Ctrl-C in the terminal does not reach it, and the whole group, with whatever it may have started, is killed as
+one.
+
+The node's side is `WorkerProcess`; a worker calls `connect` and then `receive` and `send`. It may run under another
+interpreter than the node, so nothing but the standard library is imported here.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+HEADER = struct.Struct(">I")
+MAX_FRAME = 1 << 28  # bytes; a thousand completions of 8,192 tokens with their log-probabilities nearly fill it
+PR_SET_PDEATHSIG = 1
+LAST_LINES = 3  # of the log, quoted in an error
+LAST_CHARACTERS = 400
+
+
+Message = dict[str, Any]
+
+
+def send(channel: socket.socket, message: Message) -> None:
+    """Write one frame."""
+    data = json.dumps(message).encode()
+    channel.sendall(HEADER.pack(len(data)) + data)
+
+
+def receive(channel: socket.socket, deadline: float | None = None) -> Message:
+    """Read one frame, until `deadline` on the monotonic clock at most.
+
+    Raises:
+        EOFError: the other side is gone.
+        TimeoutError: the deadline has passed.
+        ValueError: what arrived is no frame of this protocol.
+    """
+    (size,) = HEADER.unpack(_read(channel, HEADER.size, deadline))
+    if size > MAX_FRAME:
+        raise ValueError(f"a frame of {size} bytes")
+    message = json.loads(_read(channel, size, deadline))
+    if not isinstance(message, dict):
+        raise ValueError("a frame that holds no message")
+    return message
+
+
+def _read(channel: socket.socket, size: int, deadline: float | None) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        if deadline is not None:
+            channel.settimeout(max(deadline - time.monotonic(), 1e-3))
+        chunk = channel.recv(min(size - len(data), 1 << 20))
+        if not chunk:
+            raise EOFError
+        data += chunk
+    return bytes(data)
+
+
+def connect(channel: int, life: int) -> socket.socket:
+    """Return the worker's end of the channel, and see to it that the worker ends when the node does, by kill -9 even.
+
+    The kernel ends this process with its parent. A forked guard waits for the end of the
+    pipe `life`, which nobody writes to, and kills the group, so those that the worker started too.
+    """
+    ours = socket.socket(fileno=channel)
+    if sys.platform == "linux":  # elsewhere the guard does it alone
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.fork() == 0:
+        ours.close()  # the node must see the channel end when this process's parent ends
+        os.read(life, 1)
+        os.killpg(0, signal.SIGKILL)
+    return ours
+
+
+class WorkerError(Exception):
+    """The worker ended, fell silent or spoke nonsense, and is dead now; the text quotes the end of its log.
+
+    `status` is its exit status, negative for a signal, or None when it had to be killed.
+    """
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class WorkerProcess:
+    """A running worker process, until `kill` or the end of this one.
+
+    It dies with the *thread* that starts it (as the kernel has it): start it from one that
+    lives as long as the node.
+
+    Args:
+        command: its command line, to which the numbers of two file descriptors are added.
+        environment: variables added to this process's own.
+        log: file that its output is appended to; without one, a temporary file that nobody else sees.
+
+    Raises:
+        OSError: the command cannot be started or the log cannot be written.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path | None = None) -> None:
+        self._log: BinaryIO = tempfile.TemporaryFile() if log is None else log.open("a+b")  # noqa: SIM115  # kept
+        self._shown = "its output" if log is None else str(log)
+        self._channel, channel = socket.socketpair()
+        life, self._life = os.pipe()  # never written to: its end tells the child that this process is gone
+        try:
+            with channel:
+                self._process = subprocess.Popen(
+                    [*command, str(channel.fileno()), str(life)],
+                    pass_fds=[channel.fileno(), life],
+                    env={**os.environ, **environment},
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except OSError:
+            self._channel.close()
+            self._log.close()
+            os.close(self._life)
+            raise
+        finally:
+            os.close(life)
+
+    @property
+    def pid(self) -> int:
+        """The process's id, which is also its group's."""
+        return self._process.pid
+
+    def call(self, message: Message, timeout: float) -> Message:
+        """Send a request and return the reply to it.
+
+        Raises:
+            WorkerError: no good reply within `timeout` seconds; the child has been killed.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            self._channel.settimeout(timeout)
+            send(self._channel, message)
+            return receive(self._channel, deadline)
+        except TimeoutError:
+            raise self._failed(f"no answer to {message['call']!r} in {timeout:g} s", None) from None
+        except ValueError as error:
+            raise self._failed(f"a malformed answer to {message['call']!r} ({error})", None) from None
+        except (EOFError, OSError):
+            status = self._status()
+            raise self._failed(_describe(status), status) from None
+
+    def kill(self) -> None:
+        """End the child and all that it started, at once; harmless when that is done."""
+        if self._channel.fileno() < 0:
+            return
+        self._channel.close()
+        self._log.close()
+        os.close(self._life)
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _failed(self, reason: str, status: int | None) -> WorkerError:
+        end = _last_lines(self._log)
+        self.kill()
+        return WorkerError(f"{reason}; {self._shown} ends in: {end}", status)
+
+    def _status(self) -> int | None:
+        """Return the status of a child that has closed its side, and so is about to end."""
+        try:
+            return self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+def _describe(status: int | None) -> str:
+    if status is None:
+        return "it closed the channel"
+    if status < 0:
+        hint = ", as when memory runs out" if status == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-status).name}{hint}"
+    return f"exit status {status}"
+
+
+def _last_lines(log: BinaryIO) -> str:
+    log.seek(max(0, log.seek(0, os.SEEK_END) - (1 << 14)))
+    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return " / ".join(lines[-LAST_LINES:])[-LAST_CHARACTERS:] or "nothing"
