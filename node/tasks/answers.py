@@ -14,6 +14,7 @@ An answer mode says where in a completion the answer is; `READERS` has a functio
     whole         all of it
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
@@ -35,6 +36,10 @@ _FRACTION = re.compile(rf"({_DIGITS})\s{{0,8}}/\s{{0,8}}({_DIGITS})")
 _LATEX_FRACTION = re.compile(
     rf"\\d?frac\s{{0,8}}\{{\s{{0,8}}({_DIGITS})\s{{0,8}}\}}\s{{0,8}}\{{\s{{0,8}}({_DIGITS})\s{{0,8}}\}}"
 )
+_SCIENTIFIC = re.compile(r"([^eE]{1,100})(?:[eE]([+-]?[0-9]{1,3}))?")
+_HEX = re.compile(rf"([+-]?)0x([0-9a-f]{{1,{MAX_DIGITS}}})")
+_COMPLEX = re.compile(r"(?:([+-]?[0-9.]{1,40})(?![0-9.ij]))?(?:([+-]?)([0-9.]{0,40})[ij])?")
+_TERM = re.compile(r"[+-]?[^+-]{1,200}")
 _BOX = re.compile(r"\\boxed\s{0,8}\{|\\.|[{}]", re.DOTALL)
 _LAST_NUMBER = re.compile(r"(?:(?<![\w)\]}.])[+-])?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
 
@@ -154,6 +159,91 @@ def same_fraction(answer: str, truth: str) -> bool:
     return left == (lowest.numerator, lowest.denominator)
 
 
+def same_compact(answer: str, truth: str) -> bool:
+    """Whether both texts have the same characters in order: white space does not count."""
+    return len(answer) <= MAX_ANSWER and "".join(answer.split()) == "".join(truth.split())
+
+
+def same_words(answer: str, truth: str) -> bool:
+    """Whether both texts have the same words: case, white space, commas and full stops do not count."""
+    return len(answer) <= MAX_ANSWER and _words(answer) == _words(truth)
+
+
+def same_list(answer: str, truth: str) -> bool:
+    """Whether both texts list the same items in order, separated by commas; brackets around and quotes do not count."""
+    return len(answer) <= MAX_ANSWER and _listed(answer) == _listed(truth)
+
+
+def same_lists(answer: str, truth: str, *, ordered: bool) -> bool:
+    """Whether both texts are JSON lists of the same lists of texts, in any order; inside them too unless `ordered`."""
+    left, right = _json_lists(answer, ordered), _json_lists(truth, ordered)
+    return left is not None and left == right
+
+
+def same_factors(answer: str, truth: str) -> bool:
+    """Whether both texts are products of the same whole numbers, in any order."""
+    left, right = _factors(answer), _factors(truth)
+    return left is not None and left == right
+
+
+def same_hex(answer: str, truth: str) -> bool:
+    """Whether both texts are the same hexadecimal number, as `-0x1f`."""
+    left, right = _HEX.fullmatch(answer.strip().lower()[: MAX_DIGITS * 4]), _HEX.fullmatch(truth.strip().lower())
+    return left is not None and right is not None and _hex(left) == _hex(right)
+
+
+def same_close(answer: str, truth: str, relative: Decimal) -> bool:
+    """Whether two numbers, with exponents or without, differ by at most that part of `truth`."""
+    left, right = parse_scientific(answer), parse_scientific(truth)
+    if left is None or right is None:
+        return False
+    return abs(Fraction(left) - Fraction(right)) <= Fraction(relative) * abs(Fraction(right))
+
+
+def same_numbers(answer: str, truth: str, tolerance: Decimal, *, ordered: bool) -> bool:
+    """Whether both texts are as many numbers, each within `tolerance`; parentheses and a degree sign do not count."""
+    left, right = _numbers(answer), _numbers(truth)
+    if left is None or right is None or len(left) != len(right):
+        return False
+    pairs = zip(left, right, strict=True) if ordered else zip(sorted(left), sorted(right), strict=True)
+    return all(abs(a - b) <= Fraction(tolerance) for a, b in pairs)
+
+
+def same_number_grid(answer: str, truth: str, tolerance: Decimal) -> bool:
+    """Whether both texts have the same numbers in the same rows, each within `tolerance`."""
+    if len(answer) > MAX_ANSWER:
+        return False
+    left, right = _rows(answer), _rows(truth)
+    if list(map(len, left)) != list(map(len, right)):
+        return False
+    cells = zip((cell for row in left for cell in row), (cell for row in right for cell in row), strict=True)
+    return all(same_number(a, b, tolerance) for a, b in cells)
+
+
+def same_complex(answer: str, truth: str) -> bool:
+    """Whether both texts are the same complex number: `3 - 2i`, `3` or `-2i`."""
+    left, right = _complex(answer), _complex(truth)
+    return left is not None and left == right
+
+
+def same_polynomial(answer: str, truth: str, *, constant: bool = True) -> bool:
+    """Whether both texts are the same expanded polynomial with `*` and `**`; without `constant` terms where it is off.
+
+    A coefficient may be a fraction (`-x**5/7`). Nothing is multiplied out: a product of sums is no polynomial here.
+    """
+    left, right = _polynomial(answer, constant), _polynomial(truth, constant)
+    return left is not None and left == right
+
+
+def parse_scientific(text: str) -> Decimal | None:
+    """Return the number that `text` is, like `parse_number`, or with an exponent of at most three digits."""
+    match = _SCIENTIFIC.fullmatch(text.strip()) if len(text) <= MAX_ANSWER else None
+    if match is None:
+        return None
+    number = parse_number(match[1])
+    return None if number is None else number.scaleb(int(match[2] or 0))
+
+
 def parse_number(text: str) -> Decimal | None:
     """Return the decimal number that `text` is, exactly; `None` if it is anything else.
 
@@ -176,6 +266,92 @@ def parse_fraction(text: str) -> tuple[int, int] | None:
     if match is not None:
         return int(match[1]), int(match[2])
     return (int(bare), 1) if re.fullmatch(_DIGITS, bare) else None
+
+
+def _words(text: str) -> list[str]:
+    return text.casefold().replace(",", " ").replace(".", " ").split()
+
+
+def _listed(text: str) -> list[str]:
+    bare = text.strip().removeprefix("[").removesuffix("]")
+    return [item.strip().strip("'\"") for item in bare.split(",")]
+
+
+def _json_lists(text: str, ordered: bool) -> list[list[str]] | None:
+    try:
+        lists = json.loads(text) if len(text) <= MAX_ANSWER else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(lists, list) or not all(isinstance(one, list) for one in lists):
+        return None
+    if not all(isinstance(word, str) for one in lists for word in one):
+        return None
+    return sorted(one if ordered else sorted(one) for one in lists)
+
+
+def _factors(text: str) -> list[int] | None:
+    parts = [part.strip() for part in re.split("[×x*·]", text)] if len(text) <= MAX_ANSWER else []
+    return sorted(map(int, parts)) if parts and all(re.fullmatch(_DIGITS, part) for part in parts) else None
+
+
+def _hex(match: re.Match[str]) -> int:
+    return int(match[1] + match[2], 16)
+
+
+def _numbers(text: str) -> list[Fraction] | None:
+    if len(text) > MAX_ANSWER:
+        return None
+    bare = text.strip().removesuffix("°").strip()
+    if bare.startswith("(") and bare.endswith(")"):
+        bare = bare[1:-1]
+    numbers = [parse_number(part) for part in bare.split(",")]
+    return None if None in numbers else [Fraction(number) for number in numbers if number is not None]
+
+
+def _complex(text: str) -> tuple[Decimal, Decimal] | None:
+    compact = "".join(text.split()) if len(text) <= MAX_ANSWER else ""
+    match = _COMPLEX.fullmatch(compact)
+    if not compact or match is None:
+        return None
+    real = parse_number(match[1]) if match[1] else Decimal(0)
+    imaginary = parse_number(match[2] + (match[3] or "1")) if match[3] is not None else Decimal(0)
+    return None if real is None or imaginary is None else (real, imaginary)
+
+
+def _polynomial(text: str, constant: bool) -> dict[tuple[tuple[str, int], ...], Fraction] | None:
+    """Return each monomial, as its variables with their exponents, and its coefficient."""
+    compact = "".join(text.split()).replace("**", "^") if len(text) <= MAX_ANSWER else ""
+    terms = _TERM.findall(compact)
+    if not compact or "".join(terms) != compact:
+        return None
+    total: dict[tuple[tuple[str, int], ...], Fraction] = {}
+    for term in terms:
+        parsed = _monomial(term)
+        if parsed is None:
+            return None
+        powers, coefficient = parsed
+        if constant or (powers and powers != (("C", 1),)):
+            total[powers] = total.get(powers, Fraction(0)) + coefficient
+    return {powers: coefficient for powers, coefficient in total.items() if coefficient}
+
+
+def _monomial(term: str) -> tuple[tuple[tuple[str, int], ...], Fraction] | None:
+    coefficient = Fraction(-1 if term.startswith("-") else 1)
+    powers: dict[str, int] = {}
+    product, *divisors = term.lstrip("+-").split("/")
+    for divisor in divisors:
+        if not re.fullmatch(_DIGITS, divisor) or not int(divisor):
+            return None
+        coefficient /= int(divisor)
+    for factor in product.split("*"):
+        name, _, power = factor.partition("^")
+        if re.fullmatch(_DIGITS, factor):
+            coefficient *= int(factor)
+        elif re.fullmatch("[A-Za-z]", name) and re.fullmatch("([0-9]{1,3})?", power):
+            powers[name] = powers.get(name, 0) + int(power or 1)
+        else:
+            return None
+    return tuple(sorted(powers.items())), coefficient
 
 
 def _rows(text: str) -> list[list[str]]:

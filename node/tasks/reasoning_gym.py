@@ -8,6 +8,9 @@ means is one line of `SCORERS`. Only the data sets listed there can be asked.
 Two nodes agree on a group only if they run the same reasoning-gym: its version is part
 of the configuration hash.
 
+`python -m node.tasks.reasoning_gym CHANNEL LIFE` is a worker process (`node.worker_process`): it draws under a hash
+seed of 0 for the data sets that need it, and tries options that somebody chose before they are used here.
+
 Propositional logic: does a statement follow from premises, and is it worth saying?
 
 A question with no single answer needs a rule for what earns a reward. Here it is a
@@ -23,6 +26,12 @@ loosest to tightest the connectives are ↔, → (to the right), ∨, ∧ and ¬
 `|`, `&`, `~` and `!` are read as well.
 """
 
+import os
+import resource
+import signal
+import sys
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -40,18 +49,44 @@ from node.errors import UserError
 from node.tasks import Item, TaskKey, config_hash, derive_seed
 from node.tasks.answers import (
     INSTRUCTIONS,
+    MAX_ANSWER,
     extract_answer,
+    same_close,
+    same_compact,
+    same_complex,
+    same_factors,
     same_fraction,
     same_grid,
+    same_hex,
+    same_list,
+    same_lists,
     same_number,
+    same_number_grid,
+    same_numbers,
     same_output,
+    same_polynomial,
     same_text,
+    same_words,
 )
+from node.worker_process import Message, WorkerError, WorkerProcess, connect, receive, send
 
 VERSION = 1
 DRAWS = 64
+TRIALS = 16  # questions that are tried under options of somebody's choice
+TRIAL_CPU_S = 8  # of processor time, for all of them
+TRIAL_S = 120.0  # of a busy machine's time, the imports included
+TRIAL_BYTES = 4 << 30  # of address space
+MAX_QUESTION = 1 << 15  # characters: a model reads a thousand tokens or ten thousand, not a book
+QUESTION_S = 60.0
 
 Entry = Mapping[str, Any]
+
+
+class Drawn(NamedTuple):
+    """A question and its ground truth."""
+
+    question: str
+    answer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +95,10 @@ class Scorer:
 
     `same` compares an answer with the ground truth; `truth` takes that from an entry,
     `None` for one that no answer could satisfy (another is drawn). `defaults` replace
-    options of the data set, `refuse` says what is wrong with options that could make a
-    question never end, `hint` is added to the instruction, and `solution` makes a right answer of a
-    ground truth that is not one itself.
+    options of the data set, and `refuse` says what is wrong with options that could make a
+    question never end. `hint` is added to the instruction, `solution` makes a right answer
+    of a ground truth that is not one itself, `hashes` says that questions depend on the
+    process's hash seed, and `seeds` is how many seeds the data set takes.
     """
 
     same: Callable[[str, str], bool]
@@ -71,6 +107,8 @@ class Scorer:
     refuse: Callable[[Mapping[str, Any]], str | None] = lambda options: None
     hint: str = ""
     solution: Callable[[str], str] = lambda truth: ""
+    hashes: bool = False
+    seeds: int = 2**63
 
 
 def _logic_truth(entry: Entry) -> str | None:
@@ -86,6 +124,14 @@ def _same_conclusion(answer: str, truth: str) -> bool:
 
 def _decimal_truth(entry: Entry) -> str:
     return f"{Decimal(entry['answer']):f}"
+
+
+def _same_numbers_in_rows(answer: str, truth: str) -> bool:
+    """Compare grids without the signs between their cells, which were given."""
+    return len(answer) <= MAX_ANSWER and same_grid(answer.translate(_SIGNS), truth.translate(_SIGNS))
+
+
+_SIGNS = str.maketrans("<>∨∧", "    ")
 
 
 def _refuse_arithmetic(options: Mapping[str, Any]) -> str | None:
@@ -123,22 +169,84 @@ SCORERS: Mapping[str, Scorer] = MappingProxyType(
         "decimal_arithmetic": Scorer(partial(same_number, tolerance=Decimal("0.001")), _decimal_truth),
         "calendar_arithmetic": Scorer(same_text),
         "binary_matrix": Scorer(same_grid),
-        # Others with one right answer. What is not here has several, or a scorer of ours is yet to be written, or (as
-        # ransom_note and isomorphic_strings) it makes other questions of a seed in every process.
+        # Others with one right answer. What is not here has several (n_queens, countdown, cryptarithm, ...) or none
+        # that its entries hold, runs code (codeio), takes a third of a second a question (arc_agi), or makes another
+        # question of a seed when it is asked again (list_functions).
+        "ab": Scorer(same_text),
+        "acre": Scorer(same_text),
+        "advanced_geometry": Scorer(partial(same_numbers, tolerance=Decimal("0.01"), ordered=True)),
+        "aiw": Scorer(same_number),
+        "binary_alternation": Scorer(same_number),
+        "bitwise_arithmetic": Scorer(same_hex),
         "caesar_cipher": Scorer(same_text),
         "chain_sum": Scorer(same_number),
+        "circuit_logic": Scorer(same_number),
+        "coin_flip": Scorer(partial(same_close, relative=Decimal("0.001"))),
+        "color_cube_rotation": Scorer(same_text),
+        "complex_arithmetic": Scorer(same_complex),
         "count_bits": Scorer(same_number),
+        "count_primes": Scorer(same_number),
         "course_schedule": Scorer(same_text),
+        "decimal_chain_sum": Scorer(same_number),
+        "dice": Scorer(same_fraction),
+        "emoji_mystery": Scorer(same_text),
+        "family_relationships": Scorer(same_text),
+        "figlet_font": Scorer(same_text),
+        "futoshiki": Scorer(_same_numbers_in_rows),
+        "game_of_life": Scorer(same_compact),
+        "game_of_life_halting": Scorer(same_text),
         "gcd": Scorer(same_number),
+        "group_anagrams": Scorer(partial(same_lists, ordered=False)),
+        "gsm_symbolic": Scorer(same_number),
+        "isomorphic_strings": Scorer(same_text, hashes=True),
+        "knights_knaves": Scorer(same_words),
         "largest_island": Scorer(same_number),
         "lcm": Scorer(same_number),
         "leg_counting": Scorer(same_number),
         "letter_counting": Scorer(same_number),
+        "letter_jumble": Scorer(same_text),
+        "mahjong_puzzle": Scorer(same_text),
+        "manipulate_matrix": Scorer(same_grid),
+        "maze": Scorer(same_number),
+        "mini_sudoku": Scorer(same_grid),
+        "modulo_grid": Scorer(same_grid),
+        "needle_haystack": Scorer(same_text),
+        "number_filtering": Scorer(same_list),
+        "number_format": Scorer(partial(same_close, relative=Decimal(0))),
+        "number_sequence": Scorer(same_number),
+        "number_sorting": Scorer(same_list),
+        "palindrome_partitioning": Scorer(partial(same_lists, ordered=True)),
+        "path_star": Scorer(same_text),
+        "polynomial_equations": Scorer(partial(same_numbers, tolerance=Decimal("0.001"), ordered=False)),
+        "polynomial_multiplication": Scorer(same_polynomial, hashes=True),
+        "pool_matrix": Scorer(partial(same_number_grid, tolerance=Decimal("0.01")), seeds=2**32),
+        # Correct to three figures is within half a unit of the third.
+        "power_function": Scorer(partial(same_close, relative=Decimal("0.005"))),
+        "prime_factorization": Scorer(same_factors),
         "products": Scorer(same_number),
+        "ransom_note": Scorer(same_text, hashes=True),
+        "rearc": Scorer(same_grid),
+        "rectangle_count": Scorer(same_number),
         "rotate_matrix": Scorer(same_grid),
         "rotten_oranges": Scorer(same_number),
+        "self_reference": Scorer(same_number),
+        "sentence_reordering": Scorer(same_text),
+        "simple_equations": Scorer(same_number),
+        "simple_geometry": Scorer(same_number),
+        "simple_integration": Scorer(partial(same_polynomial, constant=False)),
+        "spell_backward": Scorer(same_text),
         "spiral_matrix": Scorer(same_text),
+        "string_insertion": Scorer(same_text),
+        "string_manipulation": Scorer(same_text),
+        "string_splitting": Scorer(same_text),
+        "string_synthesis": Scorer(same_text),
+        "sudoku": Scorer(same_grid),
         "syllogism": Scorer(same_text),
+        "time_intervals": Scorer(same_text),
+        "tsumego": Scorer(same_text),
+        "word_sequence_reversal": Scorer(same_list),
+        "word_sorting": Scorer(same_list),
+        "zebra_puzzles": Scorer(same_text),
     }
 )
 
@@ -155,17 +263,17 @@ class GymTask:
 
     key: TaskKey
     scorer: Scorer
-    draw: Callable[[int], Entry | None]
+    draw: Callable[[int], Drawn | None]
 
     def make(self, seed: int) -> Item:
         """Return the item of `seed`; raise `RuntimeError` if `DRAWS` draws give none that can be answered."""
         for attempt in range(DRAWS):
-            entry = self.draw(derive_seed(*self.key, seed, attempt))
-            if entry is not None and (answer := self.scorer.truth(entry)) is not None:
+            drawn = self.draw(derive_seed(*self.key, seed, attempt))
+            if drawn is not None:
                 system = INSTRUCTIONS[self.answer_mode]
                 if self.scorer.hint:
                     system = f"{system} {self.scorer.hint}"
-                return Item(entry["question"], answer, system, solution=self.scorer.solution(answer))
+                return Item(drawn.question, drawn.answer, system, solution=self.scorer.solution(drawn.answer))
         raise RuntimeError(f"no question with an answer in {DRAWS} draws")
 
     def verify(self, item: Item, text: str) -> float:
@@ -176,13 +284,14 @@ class GymTask:
 def load_reasoning_gym(name: str, options: Mapping[str, Any]) -> GymTask:
     """Return the data set `name` under `options`.
 
-    Raises `UserError` if reasoning-gym is missing, the data set has no scorer here, or it refuses the options.
+    Raises `UserError` if reasoning-gym is missing, the data set has no scorer here, or it refuses the options; also
+    where `TRIALS` questions under them take too long or are too large, which is tried in a process of its own.
     """
     scorer = SCORERS.get(name)
     if scorer is None:
         raise UserError(f"task 'reasoning-gym/{name}': no safe scorer for it; there are {', '.join(sorted(SCORERS))}")
     try:
-        from reasoning_gym.factory import DATASETS, create_dataset
+        from reasoning_gym.factory import DATASETS
     except ImportError:
         raise UserError(f"task 'reasoning-gym/{name}': run pip install 'gossamer[reasoning-gym]'") from None
     known = {option.name for option in fields(DATASETS[name][1])} - {"seed", "size"}
@@ -194,8 +303,10 @@ def load_reasoning_gym(name: str, options: Mapping[str, Any]) -> GymTask:
     try:
         if refusal := scorer.refuse(chosen):
             raise ValueError(refusal)
+        if options:
+            _try(name, chosen)
         config = config_hash({"reasoning-gym": version("reasoning-gym"), "options": chosen})
-        draw = partial(_draw, partial(create_dataset, name, size=1, **chosen))
+        draw = GymProcess(name, chosen).draw if scorer.hashes else partial(draw_here, name, chosen)
         task = GymTask(TaskKey(f"reasoning-gym/{name}", VERSION, config), scorer, draw)
         task.make(0)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
@@ -203,14 +314,97 @@ def load_reasoning_gym(name: str, options: Mapping[str, Any]) -> GymTask:
     return task
 
 
-def _draw(create: Callable[..., Any], seed: int) -> Entry | None:
+def draw_here(name: str, options: Mapping[str, Any], seed: int) -> Drawn | None:
+    """Return the question that the data set makes of `seed`; None for one that no answer could satisfy."""
+    from reasoning_gym.factory import create_dataset
+
+    scorer = SCORERS[name]
     # One data set sets the precision of the thread's decimal context, another prints its progress, and a few of the
     # expressions that they compose divide by zero.
     with localcontext(Context()), redirect_stdout(StringIO()):
         try:
-            return create(seed=seed)[0]
+            entry = create_dataset(name, size=1, seed=seed % scorer.seeds, **options)[0]
         except ArithmeticError:
             return None
+    answer = scorer.truth(entry)
+    return None if answer is None or len(answer) > MAX_ANSWER else Drawn(entry["question"], answer)
+
+
+class GymProcess:
+    """A data set in a process whose hash seed is 0: some make other questions of a seed under another one.
+
+    The process is started with the first question, and again after its death.
+    """
+
+    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+        self._request = {"call": "draw", "name": name, "options": dict(options)}
+        self._worker: WorkerProcess | None = None
+
+    def draw(self, seed: int) -> Drawn | None:
+        """Return what `draw_here` does there; raise `RuntimeError` if it takes more than `QUESTION_S` seconds."""
+        if self._worker is None:
+            self._worker = _start_worker()
+            weakref.finalize(self, self._worker.kill)
+        try:
+            drawn = self._worker.call(self._request | {"seed": seed}, QUESTION_S)["drawn"]
+        except WorkerError as error:
+            self._worker = None
+            raise RuntimeError(f"its process failed: {error}") from None
+        return None if drawn is None else Drawn(*drawn)
+
+
+def _try(name: str, options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless questions under `options` are made in time and of a size that a model could read."""
+    worker = _start_worker()
+    try:
+        said = worker.call({"call": "try", "name": name, "options": dict(options)}, TRIAL_S)
+    except TypeError as error:  # options that are no JSON
+        raise ValueError(str(error)) from None
+    except WorkerError as error:
+        slow = error.status in (None, -signal.SIGXCPU, -signal.SIGKILL)
+        raise ValueError(f"{TRIALS} questions take more than {TRIAL_CPU_S} s" if slow else str(error)) from None
+    finally:
+        worker.kill()
+    if "error" in said:
+        raise ValueError(said["error"])
+    if said["longest"] > MAX_QUESTION:
+        raise ValueError(f"a question of {said['longest']} characters; {MAX_QUESTION} are allowed")
+
+
+def _start_worker() -> WorkerProcess:
+    path = os.pathsep.join(filter(None, sys.path))
+    command = [sys.executable, "-m", "node.tasks.reasoning_gym"]
+    return WorkerProcess(command, {"PYTHONHASHSEED": "0", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+
+
+def main() -> None:
+    """Draw for the node at the other end of a channel, under limits on processor time and memory."""
+    channel = connect(*map(int, sys.argv[1:3]))
+    resource.setrlimit(resource.RLIMIT_AS, (TRIAL_BYTES, TRIAL_BYTES))
+    while True:
+        request = receive(channel)
+        name, options = request["name"], request["options"]
+        if request["call"] == "draw":
+            send(channel, {"drawn": draw_here(name, options, request["seed"])})
+        else:
+            send(channel, _trial(name, options))
+
+
+def _trial(name: str, options: Mapping[str, Any]) -> Message:
+    from reasoning_gym import factory  # noqa: F401  # its seconds are not the questions'
+
+    used = int(time.process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (used + TRIAL_CPU_S, used + TRIAL_CPU_S + 1))
+    longest = 0
+    for index in range(TRIALS):
+        try:
+            drawn = draw_here(name, options, derive_seed("trial", name, index))
+        except MemoryError:
+            return {"error": f"a question takes more than {TRIAL_BYTES >> 30} GiB"}
+        except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+            return {"error": str(error)}
+        longest = max(longest, 0 if drawn is None else len(drawn.question))
+    return {"longest": longest}
 
 
 MAX_SYMBOLS = 64
@@ -355,3 +549,7 @@ def _is_conjunction(formula: Formula, positive: bool = True) -> bool:
     if formula.symbol == "¬":
         return _is_conjunction(formula.parts[0], not positive)
     return formula.symbol == "∧" if positive else formula.symbol in ("∨", "→")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,10 +5,13 @@ import hashlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,19 @@ from hypothesis import strategies as st
 
 from node.errors import UserError
 from node.tasks import Item, Task
+from node.tasks.answers import (
+    same_close,
+    same_complex,
+    same_factors,
+    same_hex,
+    same_list,
+    same_lists,
+    same_number_grid,
+    same_numbers,
+    same_polynomial,
+    same_words,
+)
+from node.tasks.prompting import solution
 from node.tasks.reasoning_gym import SCORERS, GymTask, load_reasoning_gym
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +48,7 @@ PAPER = (
     "binary_matrix",
 )
 ITEMS = 60
+FEW = 6  # of each of the data sets: some take a tenth of a second a question
 
 PRINT_DIGESTS = """
 import json
@@ -48,54 +65,58 @@ def tasks() -> Mapping[str, GymTask]:
 def digests() -> dict[str, str]:
     """Hash what every data set makes of some seeds."""
     tasks = {name: load_reasoning_gym(name, {}) for name in sorted(SCORERS)}
-    made = {name: [task.key, *(task.make(seed) for seed in range(ITEMS))] for name, task in tasks.items()}
+    made = {name: [task.key, *(task.make(seed) for seed in range(2))] for name, task in tasks.items()}
     return {name: hashlib.sha256(repr(items).encode()).hexdigest() for name, items in made.items()}
 
 
 def _right(task: Task, item: Item) -> str:
-    """An answer that deserves the reward: logic's ground truth opens with one, then lists the premises."""
-    return item.answer.split("\n")[0] if task.key.name.endswith("propositional_logic") else item.answer
+    """An answer that deserves the reward: logic's ground truth is none itself."""
+    return solution(item)
 
 
 def test_the_nine_tasks_of_the_paper_are_there() -> None:
     assert set(PAPER) <= set(SCORERS)
 
 
+def count(name: str) -> int:
+    return ITEMS if name in PAPER else FEW
+
+
 @pytest.mark.parametrize("name", sorted(SCORERS))
 def test_right_answers_earn_one_and_wrong_ones_nothing(tasks: Mapping[str, GymTask], name: str) -> None:
     task = tasks[name]
-    items = [task.make(seed) for seed in range(ITEMS)]
-    assert items == [task.make(seed) for seed in range(ITEMS)]
-    for item, other in zip(items, [*items[1:], items[0]], strict=True):
-        right = _right(task, item)
+    items = [task.make(seed) for seed in range(count(name))]
+    assert items == [task.make(seed) for seed in range(count(name))]
+    assert len({item.question for item in items}) > 0.8 * len(items), "neighbouring seeds share nothing"
+    for item in items:
+        right = solution(item)
         assert task.verify(item, f"Let me see: <answer>{right}</answer>") == 1.0
         assert task.verify(item, f"<answer>7</answer> no\n<answer>\n {right} \n</answer> done") == 1.0
-        wrongs = ("", f"9{right}", f"{right}\n{right}", f"it is {right}", f"[{right}]", f"{right}; {other.answer}")
-        for wrong in wrongs:
+        for wrong in (
+            "",
+            f"9{right}9",
+            f"{right}\n{right}",
+            f"it is {right}",
+            f"[[{right}]]",
+            f"{right}; 7",
+            "rubbish",
+        ):
             assert task.verify(item, f"<answer>{wrong}</answer>") == 0.0, (wrong, item)
         for untagged in (right, f"<answer>{right}", f"answer: {right}", f"<answer>{right}</answer><answer></answer>"):
             assert task.verify(item, untagged) == 0.0, (untagged, item)
 
 
-@pytest.mark.parametrize("name", sorted(SCORERS))
-def test_neighbouring_seeds_share_nothing(tasks: Mapping[str, GymTask], name: str) -> None:
-    questions = [tasks[name].make(seed).question for seed in range(ITEMS)]
-    assert len(set(questions)) > 0.8 * ITEMS
-
-
 def test_another_process_with_another_hash_seed_makes_the_same() -> None:
     here = digests()
-    for hash_seed in ("1", "2"):
-        environment = os.environ | {"PYTHONHASHSEED": hash_seed}
-        done = subprocess.run(
-            [sys.executable, "-c", PRINT_DIGESTS],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert json.loads(done.stdout) == here, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", PRINT_DIGESTS],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert json.loads(done.stdout) == here, done.stderr
 
 
 def test_an_expression_that_divides_by_zero_is_drawn_again(tasks: Mapping[str, GymTask]) -> None:
@@ -152,10 +173,14 @@ def test_logic_wants_more_than_a_premise(tasks: Mapping[str, GymTask]) -> None:
             assert task.verify(item, f"<answer>{text}</answer>") == 0.0, (text, premises)
 
 
-@given(st.text(max_size=300))
-def test_no_text_breaks_a_scorer(tasks: Mapping[str, GymTask], text: str) -> None:
-    for task in tasks.values():
-        item = task.make(0)
+@pytest.fixture(scope="module")
+def firsts(tasks: Mapping[str, GymTask]) -> Sequence[tuple[GymTask, Item]]:
+    return [(task, task.make(0)) for task in tasks.values()]
+
+
+@given(st.text(st.characters(codec="utf-8") | st.sampled_from("0123456789.,-+*/^()[]\"'eijxC<> \n"), max_size=300))
+def test_no_text_breaks_a_scorer(firsts: Sequence[tuple[GymTask, Item]], text: str) -> None:
+    for task, item in firsts:
         assert task.verify(item, text) == 0.0
         assert task.verify(item, f"<answer>{text}</answer>") in (0.0, 1.0)
 
@@ -174,6 +199,13 @@ def test_no_text_breaks_a_scorer(tasks: Mapping[str, GymTask], text: str) -> Non
         ("calendar_arithmetic", {"tasks": ["moon_phase"]}, "moon_phase"),
         ("propositional_logic", {"min_statements": 1, "max_statements": 1}, "no question with an answer"),
         ("arc_agi", {}, "no safe scorer"),
+        ("n_queens", {}, "no safe scorer"),
+        ("codeio", {}, "no safe scorer"),
+        ("count_primes", {"max_n": 10**12}, "takes more than 4 GiB"),
+        ("spell_backward", {"min_word_len": "a"}, "does not accept its options"),
+        ("caesar_cipher", {"min_words": 20000, "max_words": 20001}, "does not accept its options"),
+        ("binary_alternation", {"min_n": 40000, "max_n": 50000}, "32768 are allowed"),
+        ("gcd", {"min_numbers": 10**7, "max_numbers": 10**7}, "take more than 8 s"),
     ],
 )
 def test_a_bad_option_is_one_clear_line(name: str, options: dict[str, object], complaint: str) -> None:
@@ -192,3 +224,56 @@ def test_another_version_of_the_package_is_another_task(monkeypatch: pytest.Monk
     before = load_reasoning_gym("gcd", {}).key
     monkeypatch.setattr("node.tasks.reasoning_gym.version", lambda package: "0.0.1")
     assert load_reasoning_gym("gcd", {}).key != before
+
+
+@pytest.mark.parametrize("name", sorted(name for name, scorer in SCORERS.items() if scorer.hashes))
+def test_where_questions_depend_on_the_hash_seed_another_process_makes_them(tasks, name: str) -> None:
+    task = load_reasoning_gym(name, {})
+    item = task.make(3)
+    assert item == tasks[name].make(3)
+    os.kill(task.draw.__self__._worker.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="its process failed"):
+        task.make(4)
+    assert task.make(3) == item, "a process that died is replaced"
+
+
+@pytest.mark.parametrize(
+    ("same", "answer", "truth", "expected"),
+    [
+        (same_words, "Zoey is a sage, and Bob is a fool", "Zoey is a sage, and Bob is a fool.", True),
+        (same_words, "Zoey is a fool, and Bob is a fool", "Zoey is a sage, and Bob is a fool.", False),
+        (same_list, "['3', '1.5']", "['3', '1.5']", True),
+        (same_list, '["3","1.5"]', "['3', '1.5']", True),
+        (same_list, "['1.5', '3']", "['3', '1.5']", False),
+        (partial(same_lists, ordered=False), '[["b","a"],["c"]]', '[["c"], ["a", "b"]]', True),
+        (partial(same_lists, ordered=True), '[["b","a"],["c"]]', '[["c"], ["a", "b"]]', False),
+        (partial(same_lists, ordered=True), '[["c"],["c"]]', '[["c"]]', False),
+        (partial(same_lists, ordered=True), "[" * 4000, '[["c"]]', False),
+        (same_factors, "71 × 3 × 3", "3 × 3 × 71", True),
+        (same_factors, "9 × 71", "3 × 3 × 71", False),
+        (same_hex, "0xA0", "0xa0", True),
+        (same_hex, "160", "0xa0", False),
+        (same_hex, "-0xa0", "0xa0", False),
+        (partial(same_close, relative=Decimal("0.005")), "8.97e+11", "897303639322.6414", True),
+        (partial(same_close, relative=Decimal("0.005")), "8.97e+12", "897303639322.6414", False),
+        (partial(same_close, relative=Decimal("0.005")), "1.70e-3", "0.0017045061346880293", True),
+        (partial(same_close, relative=Decimal(0)), "741,787,256.323", "741787256.323", True),
+        (partial(same_numbers, tolerance=Decimal("0.01"), ordered=True), "16.91", "16.91°", True),
+        (partial(same_numbers, tolerance=Decimal("0.01"), ordered=True), "(1.5, -2.005)", "(1.500, -2.000)", True),
+        (partial(same_numbers, tolerance=Decimal("0.01"), ordered=True), "(-2, 1.5)", "(1.500, -2.000)", False),
+        (partial(same_numbers, tolerance=Decimal("0.01"), ordered=False), "0, -0.04", "-0.04, 0.0", True),
+        (partial(same_numbers, tolerance=Decimal("0.01"), ordered=False), "-0.04", "-0.04, 0.0", False),
+        (same_complex, "-5 + 20i", "-5.0 + 20.0i", True),
+        (same_complex, "20i", "-5.0 + 20.0i", False),
+        (same_complex, "i", "0.0 + 1.0i", True),
+        (same_polynomial, "-24897*z**3 + 2451", "2451 - 24897*z**3", True),
+        (same_polynomial, "z*(1+z)", "z + z**2", False),
+        (same_polynomial, "z + z**2 + 0*z", "z**2 + z", True),
+        (partial(same_polynomial, constant=False), "-1*X**5/7 - X**3/2 + 4", "-X**5/7 - X**3/2 + C", True),
+        (partial(same_polynomial, constant=False), "X**5/7 - X**3/2 + C", "-X**5/7 - X**3/2 + C", False),
+        (partial(same_number_grid, tolerance=Decimal("0.01")), "3 5.22\n4.67 3", "3.0 5.22\n4.67 3.0", True),
+        (partial(same_number_grid, tolerance=Decimal("0.01")), "3 5.22 4.67 3", "3.0 5.22\n4.67 3.0", False),
+    ],
+)
+def test_comparisons(same, answer: str, truth: str, expected: bool) -> None:
+    assert same(answer, truth) is expected
