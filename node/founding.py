@@ -318,6 +318,11 @@ def adopt_tasks(manifest: SwarmManifest, own: Sequence[TaskConfig]) -> list[Task
 def _adopt(task: ManifestTask, own: Sequence[TaskConfig]) -> TaskConfig:
     """Return the first configuration that builds this very task: with the options of each own one, or without any."""
     named = [config for config in own if config.name == task.name]
+    if task.name.startswith("verifiers/") and not named:
+        raise UserError(
+            f"the swarm's task {task.name!r} runs code of a package: if you trust it, list the task under [[tasks]] of "
+            "your CONFIG"
+        )
     if is_file_task(task.name) and (files := [config for config in named if "path" in config.options]):
         named = files
     elif is_file_task(task.name) and "hub" not in _options(task):

@@ -147,7 +147,7 @@ class Loop:
     def _verified(self, question: Question, made: Sequence[Generated], version: int) -> EncodedGroup:
         task, seed, item, prompt = question
         completions = tuple(Completion(one.text, one.finished, float(task.verify(item, one.text))) for one in made)
-        group = Group(task.key, seed, item.question, completions, self.policy.name, version)
+        group = Group(task.key, seed, item.question, completions, self.policy.name, version, item.content)
         logprobs = [one.logprobs for one in made if one.logprobs is not None]
         return EncodedGroup(group, prompt, [one.token_ids for one in made], logprobs or None)
 

@@ -7,6 +7,7 @@ a MessagePack array with a fixed layout:
     [1, task name, task version, task config hash, seed, question,
      [[text, finished, reward], ...], policy name, policy version]
 
+with the hash of what the question's verifier goes by after it, where the seed does not stand for that (`Item.content`).
 `decode` bounds every size before it looks at a value and raises `GroupError` with a
 reason fit for a counter.
 """
@@ -54,6 +55,7 @@ class Group:
     completions: tuple[Completion, ...]
     policy: str
     policy_version: int
+    content: str = ""
 
     @property
     def rewards(self) -> tuple[float, ...]:
@@ -89,7 +91,7 @@ def encode(group: Group) -> bytes:
     """Return the wire form of `group`; equal groups give equal bytes."""
     completions = [[c.text, c.finished, float(c.reward)] for c in group.completions]
     fields = [FORMAT, *group.task, group.seed, group.question, completions, group.policy, group.policy_version]
-    return msgpack.packb(fields)
+    return msgpack.packb([*fields, group.content] if group.content else fields)
 
 
 def decode(data: bytes) -> Group:
@@ -108,12 +110,13 @@ def decode(data: bytes) -> Group:
         )
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise GroupError("malformed", type(error).__name__) from None
-    if not isinstance(fields, list) or len(fields) != 9 or fields[0] != FORMAT:
+    if not isinstance(fields, list) or len(fields) not in (9, 10) or fields[0] != FORMAT:
         raise GroupError("malformed", "layout")
-    _, name, version, config, seed, question, completions, policy, policy_version = fields
+    _, name, version, config, seed, question, completions, policy, policy_version, *content = fields
     _check(_is_name(name) and _is_name(config) and _is_name(policy), "names")
     _check(_is_count(version) and _is_count(seed) and _is_count(policy_version), "integers")
     _check(isinstance(question, str), "question")
+    _check(all(map(_is_name, content)), "content")
     _check(isinstance(completions, list) and len(completions) > 0, "completions")
     return Group(
         task=TaskKey(name, version, config),
@@ -122,6 +125,7 @@ def decode(data: bytes) -> Group:
         completions=tuple(_decode_completion(fields) for fields in completions),
         policy=policy,
         policy_version=policy_version,
+        content="".join(content),
     )
 
 

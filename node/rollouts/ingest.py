@@ -15,7 +15,7 @@ from node.tasks import Item, TaskSet
 REWARD_TOLERANCE = 1e-6
 
 # Reasons that an honest peer can give: its groups are set aside at no cost to it.
-BLAMELESS = frozenset({"unknown_task", "unverifiable", "prompt_too_long"})
+BLAMELESS = frozenset({"unknown_task", "unverifiable", "prompt_too_long", "other_content"})
 
 EncodePrompt = Callable[[Item], Sequence[int] | None]
 """Returns the tokens that ask an item, or None where the local policy has no room for them."""
@@ -58,6 +58,8 @@ def _verify(group: Group, tasks: TaskSet, max_completions: int, encode_prompt: E
         prompt = encode_prompt(item)
     except Exception as error:  # a third party's task may raise anything; its failure is not the round's
         raise GroupError("unverifiable", type(error).__name__) from error
+    if item.content != group.content:  # another edition of the same task set: nobody's fault
+        raise GroupError("other_content", group.task.name)
     if item.question != group.question:
         raise GroupError("false_question")
     if any(abs(own - claimed) > REWARD_TOLERANCE for own, claimed in zip(rewards, group.rewards, strict=True)):

@@ -9,6 +9,7 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     builtin          seven small families and natural arithmetic, in the standard library only
     dataset          questions and answers from a file, or from a set on the hub
     reasoning_gym    data sets of reasoning-gym, with scorers of our own
+    verifiers        task sets of verifiers, scored in a process of their own
     third_party      a Python file of yours, and entry points of installed packages
     check            what `gossamer tasks check` tries
 
@@ -20,6 +21,7 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     dataset, dataset/LABEL  questions and answers from a file, or from a set on the hub
     file, file/LABEL        a Python file of yours
     reasoning-gym/NAME      a data set of reasoning-gym (an extra)
+    verifiers/NAME          an installed task set (an extra)
     anything else           an entry point in the group `gossamer.tasks`, called with the options
 
 To add a kind of task: write its file with a `load_...` that returns a `Task`, and a line in `_load`.
@@ -53,7 +55,8 @@ class Item:
     `question` is what the policy is asked, `system` an optional instruction before it, and
     `examples` are solved questions to show before it, each with its answer as a completion
     should give it. `answer` is the ground truth, private to the verifier; `solution` is a right
-    answer where `answer` is not one itself.
+    answer where `answer` is not one itself. `content` names all that the verifier goes by, where
+    a seed does not: it travels with a group, and who has another is not asked the same.
     """
 
     question: str
@@ -61,6 +64,7 @@ class Item:
     system: str = ""
     examples: tuple[tuple[str, str], ...] = ()
     solution: str = ""
+    content: str = ""
 
 
 class Task(Protocol):
@@ -152,12 +156,14 @@ def _load(config: TaskConfig) -> Iterator[tuple[Task, float]]:
 
 
 def _load_one(config: TaskConfig, group: str, name: str) -> Task:
-    from node.tasks import builtin, dataset, reasoning_gym, third_party
+    from node.tasks import builtin, dataset, reasoning_gym, third_party, verifiers
 
     if config.name == "builtin/arithmetic":
         return builtin.load_arithmetic(config.options)
     if group == "reasoning-gym" and name:
         return reasoning_gym.load_reasoning_gym(name, config.options)
+    if group == verifiers.KIND and name:
+        return verifiers.load_verifiers(name, config.options)
     if group == dataset.KIND:
         return dataset.load_dataset(config.name, config.options)
     if group == third_party.KIND:

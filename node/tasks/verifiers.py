@@ -1,0 +1,272 @@
+"""Task sets of `verifiers` (0.4): its questions, its rewards, without its containers, tools, judges and network.
+
+    [[tasks]]
+    name = "verifiers/my-taskset"    # an installed package that exports a Taskset
+    [tasks.options]
+    rows = 1000                      # how many of its questions are used
+    low = 0.0                        # rewards are sums without bounds: what counts as nothing,
+    high = 1.0                       # and as everything
+    config = {}                      # the task set's own configuration
+
+A question cannot be made again from a seed alone: a seed stands for a row of what is installed here. So a group
+carries the row's hash, and a receiver whose row has another one sets the group aside (`node.rollouts.ingest`).
+
+The task set is other people's code: it is loaded, and rewards are computed, in a worker process with limits on time and
+memory and, once it is loaded, without network; a joiner loads one only if its own configuration lists it. A completion
+whose reward fails or takes too long earns nothing.
+
+`python -m node.tasks.verifiers CHANNEL LIFE` is that process (`node.worker_process`).
+"""
+
+import asyncio
+import importlib.metadata
+import importlib.util
+import inspect
+import math
+import os
+import re
+import resource
+import sys
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import structlog
+from pydantic import Field, ValidationError, model_validator
+
+from node.config import Section, option_complaint
+from node.errors import UserError
+from node.rollouts.group import MAX_TEXT_BYTES
+from node.tasks import Item, TaskKey, config_hash, derive_seed
+from node.tasks.answers import MAX_TEXT
+from node.worker_process import Message, WorkerError, WorkerProcess, connect, receive, send
+
+KIND = "verifiers"
+VERSION = 1
+LOAD_S = 300.0  # a busy machine may take a minute to import it
+SCORE_S = 20.0  # of waiting for one reward; a usual one takes less than a millisecond
+MAX_BYTES = 8 << 30  # of the process's address space
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+log = structlog.get_logger()
+
+
+class VerifiersOptions(Section):
+    """The options of the task."""
+
+    rows: int = Field(1000, ge=1, le=100_000)
+    low: float = 0.0
+    high: float = 1.0
+    config: dict[str, Any] = Field({})
+
+    @model_validator(mode="after")
+    def _a_range(self) -> "VerifiersOptions":
+        if not self.low < self.high:
+            raise ValueError("low must be less than high")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiersTask:
+    """One task set: `items` by row, and the process that scores."""
+
+    key: TaskKey
+    items: tuple[Item, ...]
+    scorer: "Scorer"
+    low: float
+    high: float
+
+    def make(self, seed: int) -> Item:
+        return self.items[derive_seed(KIND, VERSION, seed) % len(self.items)]
+
+    def verify(self, item: Item, text: str) -> float:
+        if len(text) > MAX_TEXT:
+            return 0.0
+        reward = self.scorer.score(item.content, text)
+        return min(max((reward - self.low) / (self.high - self.low), 0.0), 1.0)
+
+
+class Scorer:
+    """The worker process of one task set. It is replaced, with the same rows, when it dies."""
+
+    def __init__(self, request: Message) -> None:
+        self._request = request
+        self._worker: WorkerProcess | None = None
+
+    def load(self) -> Message:
+        """Start the process and return what it says of the task set; raise `WorkerError`."""
+        path = os.pathsep.join(filter(None, sys.path))
+        self._worker = WorkerProcess([sys.executable, "-m", "node.tasks.verifiers"], {"PYTHONPATH": path})
+        weakref.finalize(self, self._worker.kill)
+        return self._worker.call(self._request, LOAD_S)
+
+    def score(self, row: str, text: str) -> float:
+        """Return the reward of `text` as an answer to the row of that hash; minus infinity where there is none."""
+        try:
+            if self._worker is None:
+                self.load()
+            assert self._worker is not None
+            said = self._worker.call({"call": "score", "row": row, "text": text}, SCORE_S)
+        except WorkerError as error:
+            self._worker = None
+            said = {"error": str(error)}
+        if "error" in said:
+            log.warning("no reward", task=self._request["id"], reason=said["error"])
+            return -math.inf
+        return said["reward"]
+
+
+def load_verifiers(name: str, options: Mapping[str, object]) -> VerifiersTask:
+    """Return the task set `name` under `options`.
+
+    Raises `UserError` for a bad option, if verifiers or the task set is missing, or if it needs what there is not here.
+    """
+    task = f"{KIND}/{name}"
+    try:
+        parsed = VerifiersOptions.model_validate(dict(options))
+    except ValidationError as error:
+        raise UserError(f"task {task!r}: {option_complaint(error, VerifiersOptions)}") from None
+    if _NAME.fullmatch(name) is None:
+        raise UserError(f"task {task!r}: {name!r} is no name of a task set: it has letters, digits, - and _")
+    if importlib.util.find_spec("verifiers") is None:
+        raise UserError(f"task {task!r}: run pip install 'gossamer[verifiers]'")
+    scorer = Scorer({"call": "load", "id": name, "config": parsed.config, "rows": parsed.rows})
+    try:
+        said = scorer.load()
+    except (WorkerError, TypeError) as error:
+        raise UserError(f"task {task!r} cannot be loaded: {error}") from None
+    if "error" in said:
+        raise UserError(f"task {task!r} cannot be used: {said['error']}")
+    config = config_hash({"versions": said["versions"], **parsed.model_dump()})
+    items = tuple(Item(question, "", system, content=row) for question, system, row in said["rows"])
+    return VerifiersTask(TaskKey(task, VERSION, config), items, scorer, parsed.low, parsed.high)
+
+
+class RefusedError(Exception):
+    """What a task set needs and does not get here."""
+
+
+def main() -> None:
+    """Load one task set, then score for the node at the other end of a channel."""
+    channel = connect(*map(int, sys.argv[1:3]))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
+    request = receive(channel)
+    try:
+        tasks, versions = load_rows(request["id"], request["config"], request["rows"])
+        sys.addaudithook(_no_network)
+        rows = {task.hash: task for task in tasks}
+        score_once = asyncio.run(_score(tasks[0], "rubbish"))
+        if not math.isfinite(score_once):
+            raise RefusedError(f"its reward of rubbish is {score_once}")
+    except Exception as error:  # noqa: BLE001  # a task set may raise anything, and the node is told in one line
+        said = str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"
+        send(channel, {"error": " ".join(said.split())[:500]})
+        return
+    send(channel, {"rows": [[*asked(task.data), task.hash] for task in tasks], "versions": versions})
+    while True:
+        request = receive(channel)
+        send(channel, _scored(rows[request["row"]], request["text"]))
+
+
+def _scored(task: Any, text: str) -> Message:
+    try:
+        reward = asyncio.run(_score(task, text))
+    except Exception as error:  # noqa: BLE001  # a reward may raise anything
+        return {"error": f"{type(error).__name__}: {error}"[:500]}
+    return {"reward": reward} if math.isfinite(reward) else {"error": f"a reward of {reward}"}
+
+
+def load_rows(name: str, config: dict[str, Any], rows: int) -> tuple[list[Any], dict[str, str]]:
+    """Return the tasks of a task set and the versions that make it what it is; raise `RefusedError`."""
+    from verifiers import v1
+    from verifiers.v1.utils import loaders
+    from verifiers.v1.utils.generic import concrete_type
+
+    if loaders.environment_class(name) is not v1.SingleAgentEnv:
+        raise RefusedError("it has an environment of its own, not one question and one answer")
+    kind = loaders.taskset_class(name)
+    settings = (concrete_type(kind, v1.TasksetConfig) or v1.TasksetConfig)(**{**config, "id": name})
+    taskset = kind(settings)
+    if kind.toolsets(settings):
+        raise RefusedError("it needs tools")
+    tasks = list(islice(taskset, rows))
+    if not tasks:
+        raise RefusedError("it has no tasks")
+    for task in tasks:
+        _check(task)
+        asked(task.data)
+    module = kind.__module__.partition(".")[0]
+    packages = [*importlib.metadata.packages_distributions().get(module, []), "verifiers"]
+    return tasks, {package: importlib.metadata.version(package) for package in packages}
+
+
+def _check(task: Any) -> None:
+    from verifiers import v1
+
+    if type(task).NEEDS_CONTAINER or task.data.image is not None:
+        raise RefusedError("it needs a container")
+    own = [hook for hook in ("setup", "finalize") if getattr(type(task), hook) is not getattr(v1.Task, hook)]
+    if own or task.data.skills:
+        raise RefusedError("it prepares a machine for an agent")
+    if type(task).toolsets(task.config):
+        raise RefusedError("it needs tools")
+    if task.plugged_judges():
+        raise RefusedError("it needs a judge, another model")
+    rewards = task.hooks("reward")
+    if not rewards:
+        raise RefusedError("it has no rewards")
+    for reward in rewards:
+        runtime = inspect.signature(reward).parameters.get("runtime")
+        if runtime is not None and runtime.default is inspect.Parameter.empty:
+            raise RefusedError(f"its reward {reward.__name__!r} needs a container")
+
+
+def asked(data: Any) -> tuple[str, str]:
+    """Return the question and the instruction of a row; raise `RefusedError` where it is no single text."""
+    system = data.system_prompt or ""
+    prompt = data.prompt
+    if not isinstance(prompt, str):
+        turns = list(prompt or [])
+        if turns and turns[0].role == "system" and isinstance(turns[0].content, str):
+            system = "\n\n".join(filter(None, [turns[0].content, system]))
+            turns = turns[1:]
+        if len(turns) != 1 or turns[0].role != "user" or not isinstance(turns[0].content, str):
+            raise RefusedError("it asks otherwise than by one text")
+        prompt = turns[0].content
+    if not 0 < len(prompt.encode(errors="replace")) <= MAX_TEXT_BYTES:
+        raise RefusedError(f"a question of {len(prompt)} characters")
+    return prompt, system
+
+
+async def _score(task: Any, text: str) -> float:
+    from verifiers import v1
+
+    question, system = asked(task.data)
+    messages: list[Any] = [v1.SystemMessage(content=system)] if system else []
+    messages += [v1.UserMessage(content=question), v1.AssistantMessage(content=text)]
+    nodes = [
+        v1.MessageNode(message=message, parent=at - 1 if at else None, sampled=at == len(messages) - 1)
+        for at, message in enumerate(messages)
+    ]
+    from verifiers.v1.trace import TraceTask
+
+    trace: Any = v1.Trace(
+        task=TraceTask(type=type(task).__name__, data=task.data, key=task.key, hash=task.hash),
+        agent=v1.AgentInfo(config=v1.AgentConfig()),
+        nodes=nodes,
+        ok=True,
+        is_completed=True,
+    )
+    await task.score(trace)
+    return float(trace.reward)
+
+
+def _no_network(event: str, arguments: tuple[object, ...]) -> None:
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        raise PermissionError("rewards get no network here")
+
+
+if __name__ == "__main__":
+    main()
