@@ -83,7 +83,9 @@ def test_every_folder_of_code_is_a_package() -> None:
 
 
 def test_what_is_imported_is_declared() -> None:
-    extras = [item for name in ("vllm", "reasoning-gym") for item in PROJECT["optional-dependencies"][name]]
+    extras = [
+        item for name in ("vllm", "reasoning-gym", "verifiers") for item in PROJECT["optional-dependencies"][name]
+    ]
     declared = distribution_names(PROJECT["dependencies"] + extras)
     assert imported_distributions(*PACKAGES) <= declared
     assert imported_distributions("examples") <= declared | distribution_names(PROJECT["optional-dependencies"]["dev"])
