@@ -4,6 +4,7 @@ metrics         one JSON object a round, and how far a node is
 evaluations     what a policy scored on held-out questions as it trained
 rollout_log     what the model says: a few rollouts of each round
 logs            structured events
+round_log       a line now and then on how training goes
 status_server   a running node over HTTP
 live_table      a running swarm in a terminal
 summary         summary.json
