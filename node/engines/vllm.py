@@ -232,7 +232,6 @@ def _model_length(policy: Policy, config: EngineConfig) -> int:
 
 def _environment() -> dict[str, str]:
     return {
-        "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in the child itself: one process to end
         "HF_HUB_OFFLINE": "1",  # the model is a folder
         "PYTHONUNBUFFERED": "1",  # so that the log has the last words
