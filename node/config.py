@@ -4,10 +4,12 @@ Every key is checked: an unknown key, a wrong type or a value out of range is a
 `UserError` whose line names the key. Trainer options carry TRL's own names.
 """
 
+import difflib
+import functools
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -145,6 +147,7 @@ class TrainerConfig(Section):
     """The update, by TRL's option names."""
 
     learning_rate: float = Field(5e-4, gt=0)
+    force_learning_rate: bool = Field(False, description="take a rate over 1e-4 on more than 10 M trained weights")
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0, description="rounds")
     adam_beta1: float = Field(0.9, ge=0, lt=1)
@@ -184,7 +187,10 @@ class TrainerConfig(Section):
     )
     report_to: list[Literal["tensorboard", "wandb"]] = []
     save_steps: int = Field(20, ge=1, description="rounds between checkpoints")
-    save_total_limit: int = Field(2, ge=1)
+    save_total_limit: int = Field(2, ge=1, description="checkpoints to keep")
+    save_full: int = Field(
+        2, ge=1, description="how many of them, the newest, keep the optimiser's state; older ones keep weights alone"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -328,6 +334,9 @@ class NodeConfig(Section):
     """Everything that decides what a node does."""
 
     seed: int | None = Field(None, ge=0, lt=2**63, description="default: drawn once and kept in the node's folder")
+    role: Literal["train", "relay"] = Field(
+        "train", description="'relay': introduces peers, relays and serves the manifest; loads no model, trains nothing"
+    )
     rounds: int | None = Field(None, ge=1, description="default: until it is stopped; `gossamer swarm`: 300")
     threads: int = Field(0, ge=0, description="CPU threads for tensors; 0: torch's choice")
     policy: PolicyConfig = PolicyConfig()
@@ -377,15 +386,13 @@ class NodeConfig(Section):
         return self
 
 
-def load_config(
-    path: Path | None, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None
-) -> NodeConfig:
-    """Read a TOML file or a node's config.json, and apply `key.path=value` overrides in order.
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> NodeConfig:
+    """Read a TOML file or a node's config.json, and apply `key.path=value` overrides in order."""
+    return parse_config(read_tree(path, overrides))
 
-    The path of a task's file is relative to the TOML file that names it.
 
-    `defaults` are what top-level keys mean that neither sets, where that is not the node's own default.
-    """
+def read_tree(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what a file and `key.path=value` overrides say, unchecked; `UserError` for what cannot be read."""
     tree: dict[str, Any] = {}
     if path is not None:
         try:
@@ -406,7 +413,7 @@ def load_config(
     for override in overrides:
         apply_override(tree, override)
     _anchor_files(tree, Path())
-    return parse_config({**(defaults or {}), **tree})
+    return tree
 
 
 def _anchor_files(tree: Mapping[str, Any], folder: Path) -> None:
@@ -418,7 +425,68 @@ def _anchor_files(tree: Mapping[str, Any], folder: Path) -> None:
             options["path"] = str((folder / options["path"]).absolute())
 
 
-def parse_config(tree: dict[str, Any]) -> NodeConfig:
+def fill(config: NodeConfig, values: Mapping[str, Any]) -> NodeConfig:
+    """Return `config` with `values`, by dotted key, for what is not set in it; they do not count as set.
+
+    What counts as set is what `model_dump(exclude_unset=True)` gives.
+    """
+    tree = config.model_dump(exclude_unset=True)
+    missing = [key for key in values if not is_set(config, key)]
+    for key in missing:
+        put(tree, key, values[key])
+    filled = parse_config(tree)
+    for key in missing:
+        *tables, last = key.split(".")
+        functools.reduce(getattr, tables, filled).model_fields_set.discard(last)
+    return filled
+
+
+def is_set(config: NodeConfig, key: str) -> bool:
+    """Tell whether dotted `key` was set, rather than left to its default or filled in."""
+    *tables, last = key.split(".")
+    return last in functools.reduce(getattr, tables, config).model_fields_set
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tree of both, `over` before `under`, table by table."""
+    merged = dict(under)
+    for key, value in over.items():
+        before = merged.get(key)
+        merged[key] = merge(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a tree by dotted key; a list is a value, whatever is in it."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def all_keys(section: type[Section] = NodeConfig, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted key of every setting and of every table."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from all_keys(field.annotation, f"{prefix}{name}.")
+
+
+def is_key(key: str) -> bool:
+    """Tell whether there is a setting, or a table, of dotted `key`."""
+    return key in all_keys()
+
+
+def unknown_key(key: str) -> str:
+    """Return what to say of a dotted key that there is not, with one that may have been meant."""
+    close = difflib.get_close_matches(key, list(all_keys()), n=1)
+    last = key.rpartition(".")[2]
+    close = close or [one for one in all_keys() if one.rpartition(".")[2] == last]
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown configuration key {key!r}: {hint}see `gossamer node --dry-run` for all keys"
+
+
+def parse_config(tree: Mapping[str, Any]) -> NodeConfig:
     """Validate a configuration tree; `UserError` names the first bad key."""
     try:
         return NodeConfig.model_validate(tree)
@@ -427,27 +495,28 @@ def parse_config(tree: dict[str, Any]) -> NodeConfig:
         where = ".".join(str(part) for part in first["loc"])
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            raise UserError(
-                f"unknown configuration key {where!r}: see `gossamer node --dry-run` for all keys"
-            ) from None
+            raise UserError(unknown_key(where)) from None
         if not where:
             raise UserError(f"configuration: {what}") from None
         raise UserError(f"configuration key {where!r}: {what} (got {first['input']!r})") from None
 
 
+def put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set dotted `key` in `tree`; `UserError` where a part of it is no table."""
+    *tables, last = key.split(".")
+    for name in tables:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"cannot set {key}: {name!r} is not a table")
+    tree[last] = value
+
+
 def apply_override(tree: dict[str, Any], override: str, flag: str = "--set") -> None:
     """Change `tree` by `key.path=value`, given as `flag`; `UserError` for what is no such thing."""
     key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    if not equals or not all(key.strip().split(".")):
         raise UserError(f"{flag} wants KEY=VALUE such as sampling.local=4, got {override!r}")
-    table = tree
-    for part in parts[:-1]:
-        child = table.setdefault(part, {})
-        if not isinstance(child, dict):
-            raise UserError(f"{flag} {override}: {part!r} is not a table")
-        table = child
-    table[parts[-1]] = _parse_value(text.strip())
+    put(tree, key.strip(), _parse_value(text.strip()))
 
 
 def _parse_value(text: str) -> Any:

@@ -149,11 +149,11 @@ def _peers(folder: Path, manifest: SwarmManifest) -> list[Address]:
     return [record.address for record in newest if record.address is not None]
 
 
-def join(invite: Invite, config: NodeConfig, folder: Path, *, tasks: bool = True) -> NodeConfig:
+def join(invite: Invite, config: NodeConfig, folder: Path) -> NodeConfig:
     """Make `folder` a node of the invite's swarm and return the configuration to run.
 
     The manifest is fetched once; when it is there already, nothing is asked. The tasks are the
-    manifest's, unless the node runs none. What else the node does is up to `config`.
+    manifest's, unless the node only relays. What else the node does is up to `config`.
 
     Raises:
         UserError: the folder belongs to another swarm, or a task cannot be verified here.
@@ -168,7 +168,7 @@ def join(invite: Invite, config: NodeConfig, folder: Path, *, tasks: bool = True
         if manifest is None or _needs_grant(invite, folder):
             manifest, grant = _fetch(identity, invite)
             save_grant(folder, grant)
-        adopted = adopt_tasks(manifest, config.tasks) if tasks else config.tasks
+        adopted = adopt_tasks(manifest, config.tasks) if config.role == "train" else config.tasks
         settled = _joined(config, invite, adopted)
         keep_config(settled, resolve_seed(settled, folder), folder)
         save_manifest(folder, manifest)

@@ -51,11 +51,16 @@ def run_relay(config: NodeConfig, folder: Path, listening: Callable[[Network], N
         listening(network)
         metrics = MetricsLog(folder / "metrics.jsonl", MAX_METRICS_BYTES)
         due = time.monotonic() + METRICS_INTERVAL_S
+        said = network.host.counters()
         while signal.sigtimedwait(STOPS, DRAIN_INTERVAL_S) is None:
             network.host.receive(DRAIN)
             if time.monotonic() >= due:
                 due += METRICS_INTERVAL_S
                 metrics.append(_row(network.host))
+                now = network.host.counters()
+                if (now.peers, now.items_received) != (said.peers, said.items_received):
+                    log.info("relaying", peers=now.peers, known=now.known, items=now.items_received)
+                    said = now
         metrics.append(_row(network.host))
         log.info("finished")
 

@@ -5,7 +5,8 @@ stop (SIGTERM, SIGINT) ends the node after the round in progress, with a checkpo
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from node.founding import check_rules
 from node.loop import Loop, longest_prompt
 from node.peering import Network, open_network
 from node.policy import load_policy
+from node.presets import check_rate
 from node.rollouts.replay_buffer import ReplayBuffer
 from node.rollouts.sampling import Sample
 from node.rollouts.sharing import Exchange, NetworkExchange, NoExchange
@@ -29,6 +31,7 @@ from node.tasks import TaskSet, load_tasks
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.rollout_log import ROLLOUTS_FILE
+from node.telemetry.round_log import RoundLog
 from node.telemetry.status_server import describe, observe
 from node.training.averaging import exchange_weights
 from node.training.checkpoint import whole_checkpoint
@@ -61,7 +64,9 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         exchange, directory = stack.enter_context(_exchange(config, folder, tasks, metrics, listening))
         if config.threads:
             torch.set_num_threads(config.threads)
+        log.info("loading", model=config.policy.model)
         policy = load_policy(config.policy, config.trainer.bf16)
+        check_rate(config.trainer, sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad))
         pool = stack.enter_context(_pool(config, folder))
         engine = make_engine(config.engine, policy, folder)
         stack.callback(engine.close)
@@ -94,7 +99,12 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
                 loop.row |= evaluations.after_round(number, config.last_round)
             return loop.figures()
 
-        trainer = make_trainer(policy, config, folder, rounds, loop.finish, weights.write, after_update)
+        def finish(number: int, logs: Mapping[str, float]) -> None:
+            loop.finish(number, logs)
+            if (line := said.after_round(loop.row, time.monotonic())) is not None:
+                log.info("round", **line)
+
+        trainer = make_trainer(policy, config, folder, rounds, finish, weights.write, after_update)
         trainer.add_callback(_StopCallback(lambda: bool(stopping), config.trainer.num_iterations))
         done = checkpoint.round if checkpoint else 0
         pool.rewind(done)
@@ -104,6 +114,7 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         if done >= config.last_round:
             log.info("all rounds are done", round=done, rounds=config.rounds, more="start it with a larger --rounds")
             return
+        said = RoundLog(time.monotonic())
         log.info("training", round=done, rounds=config.rounds, policy=policy.name, pool=len(pool))
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         log.info("finished", round=loop.row.get("round", done))

@@ -1,9 +1,10 @@
 """A node's folder: what is kept in it, and who may use it.
 
-    identity.key   the node's key (0600)          address       where peers dial it now
-    config.json    what it last ran               pool.sqlite   peers' verified groups
+    identity.key   the node's key (0600)
+    config.json    what it last ran               settings.json what was set for it, by a person
+    peers.json     whom it has met                pool.sqlite   peers' verified groups
     checkpoints/   model, optimiser, counters     metrics.jsonl one object a round
-    peers.json     whom it has met                log.jsonl     structured events
+    address        where peers dial it now        log.jsonl     structured events
 
 One process at a time: the folder is locked while a node runs, and the lock dies with it.
 """
@@ -12,15 +13,24 @@ import errno
 import fcntl
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from node.config import NodeConfig
+from node.config import NodeConfig, read_tree
 from node.errors import UserError
 from protocol.files import write_atomically
 
 CONFIG_FILE = "config.json"
+SETTINGS_FILE = "settings.json"
+
+
+class Memory(NamedTuple):
+    """What a folder remembers: the tree of what was set, and all of what it last ran; both empty in a new folder."""
+
+    settings: Mapping[str, Any]
+    last: Mapping[str, Any]
 
 
 @contextmanager
@@ -55,11 +65,35 @@ def resolve_seed(config: NodeConfig, folder: Path) -> int:
     return secrets.randbits(63) if seed is None else seed
 
 
+def recall(folder: Path) -> Memory:
+    """Return what `folder` remembers.
+
+    Raises:
+        UserError: what is there cannot be read.
+    """
+    last = _read(folder / CONFIG_FILE)
+    settings = _read(folder / SETTINGS_FILE)
+    return Memory(
+        (last or {}) if settings is None else settings, last or {}
+    )  # all was set, before there was the second
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return read_tree(path)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: delete it ({error})") from None
+
+
 def keep_config(config: NodeConfig, seed: int, folder: Path) -> None:
-    """Keep what a node runs in config.json, for people and for the next start.
+    """Keep what a node runs, for people and for the next start.
 
     To be called when nothing in the configuration can turn out wrong any more: the next start would fail as well.
     """
+    settings = config.model_dump_json(indent=1, exclude_unset=True)
+    write_atomically(folder / SETTINGS_FILE, settings.encode())
     kept = config.model_copy(update={"seed": seed})
     write_atomically(folder / CONFIG_FILE, kept.model_dump_json(indent=1).encode())
 

@@ -14,7 +14,10 @@ from typing import Annotated, NamedTuple
 import psutil
 import typer
 
-from node.cli.options import Debug
+from node.cli.options import Debug, Model
+from node.config import NodeConfig, fill, parse_config
+from node.footprint import ModelSize, footprint, peak
+from node.presets import Machine, preset
 
 MIN_PYTHON = (3, 11)
 MIN_MEMORY = 1.5e9  # bytes available: one node on the built-in policy, with room to start
@@ -34,17 +37,20 @@ class Check(NamedTuple):
     needed: bool = True
 
 
-def doctor(port: Port = 0, folder: Folder = Path(), debug: Debug = False) -> int:
+def doctor(port: Port = 0, folder: Folder = Path(), model: Model = None, debug: Debug = False) -> int:
     """Check this machine: Python, torch and its devices, extras, cores, memory, disk, port.
+
+    With a model: what a node takes with it, by part, whether that fits here, and what to set.
 
     \b
     Example:
       gossamer doctor --port 4001 --state /var/lib/gossamer
+      gossamer doctor --model HuggingFaceTB/SmolLM2-360M-Instruct
     """
-    checks = list(examine(port, folder))
+    checks = [*examine(port, folder), *(examine_model(model) if model is not None else [])]
     for check in checks:
         mark = "ok  " if check.ok else "FAIL" if check.needed else "-   "
-        print(f"{mark}  {check.name:14} {check.text}")
+        print(f"{mark}  {check.name:20} {check.text}")
     return 0 if all(check.ok for check in checks if check.needed) else 1
 
 
@@ -63,6 +69,49 @@ def examine(port: int, folder: Path) -> Iterator[Check]:
     )
     yield from _disk(folder)
     yield _port(port)
+
+
+def examine_model(model: str) -> Iterator[Check]:
+    """Yield what a node takes with `model` on each device here; `UserError` when there is no such model."""
+    from node.detection import detect_machine, measure_model
+
+    size = measure_model(model)
+    yield Check(
+        "model", True, f"{size.parameters / 1e6:.4g} M parameters in {size.layers} layers, {size.vocabulary} words"
+    )
+    machines = [detect_machine("cpu")]
+    if (gpu := detect_machine()).gpu:
+        machines.insert(0, gpu)
+    for machine in machines:
+        yield from _fit(model, size, machine)
+
+
+def _fit(model: str, size: ModelSize, machine: Machine) -> Iterator[Check]:
+    device = "gpu" if machine.gpu else "cpu"
+    choices = preset(size, machine)
+    config = fill(parse_config({"policy": {"model": model}}), {key: choice.value for key, choice in choices.items()})
+    parts = footprint(size, config, bf16=machine.bf16, gpu=machine.gpu)
+    for part in parts:
+        yield Check(f"{device} {part.name}", True, f"{part.bytes / 1e9:6.2f} GB  {part.why}")
+    need = peak(parts)
+    fits = need <= machine.memory
+    what = "adapters" if config.policy.lora.r else "all weights"
+    advice = "" if fits else f": {_advice(config)}"
+    text = f"{need / 1e9:6.2f} GB  of {machine.memory / 1e9:.1f} GB, training {what} as --model sets it{advice}"
+    yield Check(f"{device} together", fits, text, needed=False)
+    for key, choice in choices.items():
+        yield Check(f"{device} set", True, f"{key}={choice.value}  # {choice.reason}")
+
+
+def _advice(config: NodeConfig) -> str:
+    """Return what to try first where a node with `config`, a preset, does not fit."""
+    trainer = config.trainer
+    if trainer.gradient_checkpointing:
+        return "choose a smaller model"
+    return (
+        f"set trainer.gradient_checkpointing=true and trainer.tokens_per_batch={trainer.tokens_per_batch // 2}, "
+        "or choose a smaller model"
+    )
 
 
 def _torch() -> Iterator[Check]:

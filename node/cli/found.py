@@ -11,14 +11,14 @@ from node.cli.options import (
     Debug,
     Folder,
     Listen,
+    Model,
     Rounds,
     Seed,
     Settings,
-    read_config,
     task_config,
-    with_network,
 )
 from node.cli.running import print_invite, run
+from node.cli.settling import settle
 from node.config import NodeConfig, TaskConfig
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ NoStart = Annotated[bool, typer.Option("--no-start", help="Only write the manife
 def found(  # noqa: PLR0913  # one parameter for each option of the command
     name: Name,
     config: Config = None,
+    model: Model = None,
     folder: Folder = Path("node-state"),
     policy: Who = Policy.OPEN,
     allow: Allow = None,
@@ -71,9 +72,9 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
     Example:
       gossamer found riddles --tasks builtin --listen tcp://0.0.0.0:4001 --out n0
     """
-    settled = with_network(read_config(config, settings, rounds=rounds, seed=seed), listen=listen)
-    if tasks is not None:
-        settled = _with_tasks(settled, tasks)
+    named = {"rounds": rounds, "seed": seed, "policy.model": model, "network.listen": listen or None}
+    remembered = settle(config, settings, named, folder=folder)
+    settled = remembered.config if tasks is None else _with_tasks(remembered.config, tasks)
 
     from node import founding
     from node.telemetry.logs import setup_logs
@@ -87,6 +88,7 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
         )
         return 0
     setup_logs(folder, debug=debug)
+    remembered.say(config)
 
     def listening(network: "Network") -> None:
         print_invite(founding.make_invite(folder, []))

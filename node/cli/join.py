@@ -5,8 +5,19 @@ from typing import Annotated
 
 import typer
 
-from node.cli.options import Config, Debug, Folder, Listen, Rounds, Seed, Settings, read_config, resumed, with_network
+from node.cli.options import (
+    Config,
+    Debug,
+    Folder,
+    Forget,
+    Listen,
+    Model,
+    Rounds,
+    Seed,
+    Settings,
+)
 from node.cli.running import run
+from node.cli.settling import settle
 
 Uri = Annotated[str, typer.Argument(metavar="INVITE", help="What `gossamer invite` printed: gossamer://...")]
 NoStart = Annotated[bool, typer.Option("--no-start", help="Fetch and verify all, keep it, and stop.")]
@@ -15,11 +26,13 @@ NoStart = Annotated[bool, typer.Option("--no-start", help="Fetch and verify all,
 def join(  # noqa: PLR0913  # one parameter for each option of the command
     invite: Uri,
     config: Config = None,
+    model: Model = None,
     folder: Folder = Path("node-state"),
     listen: Listen = None,
     rounds: Rounds = None,
     settings: Settings = None,
     seed: Seed = None,
+    forget: Forget = None,
     no_start: NoStart = False,
     debug: Debug = False,
 ) -> int:
@@ -30,17 +43,18 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
 
     \b
     Example:
-      gossamer join "$INVITE" --out n1 --set policy.model=my-model
+      gossamer join "$INVITE" --out n1 --model my-model
     """
     from protocol.invite import Invite
 
     parsed = Invite.parse(invite)
-    settled = read_config(resumed(config, folder), settings, rounds=rounds, seed=seed)
-    settled = with_network(settled, listen=listen)
+    named = {"rounds": rounds, "seed": seed, "policy.model": model, "network.listen": listen or None}
+    settled = settle(config, settings, named, folder=folder, forget=forget or [])
 
     from node import founding
     from node.telemetry.logs import setup_logs
 
     setup_logs(folder, debug=debug)
-    settled = founding.join(parsed, settled, folder)
-    return 0 if no_start else run(settled, folder)
+    settled.say(config)
+    joined = founding.join(parsed, settled.config, folder)
+    return 0 if no_start else run(joined, folder)

@@ -10,19 +10,19 @@ from node.cli.options import (
     Debug,
     DryRun,
     Folder,
+    Forget,
     Listen,
+    Model,
     Rounds,
     Seed,
     Settings,
     Tasks,
     check_tasks,
-    read_config,
-    resumed,
+    task_config,
     to_toml,
-    with_network,
-    with_tasks,
 )
 from node.cli.running import run
+from node.cli.settling import settle, warn
 
 SeedPeers = Annotated[
     list[str] | None,
@@ -42,6 +42,7 @@ Join = Annotated[
 
 def node(  # noqa: PLR0913  # one parameter for each option of the command
     config: Config = None,
+    model: Model = None,
     folder: Folder = Path("node-state"),
     listen: Listen = None,
     seed_peer: SeedPeers = None,
@@ -51,33 +52,44 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     rounds: Rounds = None,
     settings: Settings = None,
     seed: Seed = None,
+    forget: Forget = None,
     dry_run: DryRun = False,
     debug: Debug = False,
 ) -> int:
     """Run one node until Ctrl-C, or its last round if it has one; started again, it goes on from its checkpoint.
 
-    A node that founded or joined a swarm needs no CONFIG to be started again.
+    Its folder remembers what it is and what was set: to start it again takes --state alone. What is given
+    then goes before, is remembered from then on, and the node says what changed.
 
     \b
     Example:
       gossamer node --state n0 --listen tcp://0.0.0.0:4001
       gossamer node --state n0 --task ./riddles.py
-      gossamer node --state n1 --seed-peer "$(cat n0/address)" --set trainer.learning_rate=1e-4
+      gossamer node --state n1 --seed-peer "$(cat n0/address)" --model runs/models/smollm2-135m-instruct
       gossamer node --state relay --join "$INVITE" --seed-only --listen tcp://0.0.0.0:4002
     """
-    settled = read_config(resumed(config, folder), settings, rounds=rounds, seed=seed)
-    settled = with_tasks(with_network(settled, listen=listen, seeds=seed_peer or []), task)
+    named = {
+        "role": "relay" if seed_only else None,
+        "rounds": rounds,
+        "seed": seed,
+        "policy.model": model,
+        "network.listen": listen or None,
+        "tasks": [task_config(one) for one in task or []] or None,
+    }
+    settled = settle(config, settings, named, folder=folder, seeds=seed_peer or [], forget=forget or [])
     if dry_run:
-        check_tasks(settled)
-        print(to_toml(settled), end="")
+        check_tasks(settled.config)
+        print(to_toml(settled.config, settled.notes), end="")
+        warn(settled.config)
         return 0
 
     from node.telemetry.logs import setup_logs
 
     setup_logs(folder, debug=debug)
-    if join is not None:
-        from node import founding
-        from protocol.invite import Invite
+    settled.say(config)
+    if join is None:
+        return run(settled.config, folder)
+    from node import founding
+    from protocol.invite import Invite
 
-        settled = founding.join(Invite.parse(join), settled, folder, tasks=not seed_only)
-    return run(settled, folder, seed_only=seed_only)
+    return run(founding.join(Invite.parse(join), settled.config, folder), folder)

@@ -8,13 +8,14 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import psutil
 import typer
 from pydantic import BaseModel
 
-from node.config import NodeConfig, apply_override, load_config, parse_config
+from node.config import NodeConfig, apply_override, load_config
 
 Folder = Annotated[
     Path, typer.Option("--out", "--state", help="The node's state folder: key, manifest, pool, checkpoints.")
@@ -28,10 +29,25 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. sampling.local=4; may be repeated."),
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ID",
+        help="Train this model: 'builtin', a folder, or a model id; it brings the settings of its size.",
+        show_default=False,
+    ),
+]
 Rounds = Annotated[
-    int | None, typer.Option(help="Rounds to train for.  [default: until it is stopped]", show_default=False)
+    int | None,
+    typer.Option(min=0, help="Rounds to train for; 0, or at first none: until it is stopped.", show_default=False),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)]
+Forget = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY", help="Forget what the folder remembers of this key or table, or of 'all'; may be repeated."
+    ),
+]
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
@@ -42,21 +58,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Log more, and show traceba
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resulting configuration as TOML, and stop.")]
 
 
-def read_config(
-    path: Path | None,
-    settings: Sequence[str] | None,
-    *,
-    rounds: int | None = None,
-    seed: int | None = None,
-    defaults: Mapping[str, Any] | None = None,
-) -> NodeConfig:
-    """Return the configuration in `path` with what the command line changes; `UserError` names a bad key.
-
-    `defaults` are the verb's own, for keys that neither sets.
-    """
-    named = {"rounds": rounds, "seed": seed}
-    extra = [f"{key}={value}" for key, value in named.items() if value is not None]
-    return load_config(path, [*(settings or []), *extra], defaults)
+def read_config(path: Path | None, settings: Sequence[str] | None) -> NodeConfig:
+    """Return the configuration in `path` with what `settings` change; `UserError` names a bad key."""
+    return load_config(path, settings or [])
 
 
 def task_config(task: str, options: Sequence[str] = ()) -> dict[str, Any]:
@@ -72,14 +76,6 @@ def task_config(task: str, options: Sequence[str] = ()) -> dict[str, Any]:
     return table
 
 
-def with_tasks(config: NodeConfig, tasks: Sequence[str] | None) -> NodeConfig:
-    """Return `config` with the tasks of the command line, where it names any, in place of its own."""
-    if tasks:
-        changed = parse_config({"tasks": [task_config(task) for task in tasks]}).tasks
-        config = config.model_copy(update={"tasks": changed})
-    return config
-
-
 def check_tasks(config: NodeConfig) -> None:
     """Raise `UserError` for a task that cannot be loaded here."""
     from node.tasks import load_tasks
@@ -87,36 +83,26 @@ def check_tasks(config: NodeConfig) -> None:
     load_tasks(config.tasks)
 
 
-def resumed(path: Path | None, folder: Path) -> Path | None:
-    """Return `path`; without one, what the node in `folder` last ran, if it is in a swarm with a manifest."""
-    last = folder / "config.json"
-    return last if path is None and last.exists() and (folder / "manifest.bin").exists() else path
-
-
-def with_network(config: NodeConfig, *, listen: str | None = None, seeds: Sequence[str] = ()) -> NodeConfig:
-    """Return `config` with what the options say of the network; `UserError` for an endpoint or a seed that is none."""
-    network = config.network
-    changes = {"seeds": list(dict.fromkeys([*network.seeds, *seeds])), "listen": listen or network.listen}
-    checked = parse_config({"network": network.model_dump() | changes}).network
-    return config.model_copy(update={"network": checked})
-
-
 def command_began() -> float:
     """Return when this process started, Unix seconds: imports count for those who wait."""
     return min(psutil.Process().create_time(), time.time())
 
 
-def to_toml(config: BaseModel) -> str:
-    """Return `config` as a TOML document; reading it gives an equal configuration."""
-    return "\n".join(_table(config, "")).lstrip("\n") + "\n"
+def to_toml(config: BaseModel, notes: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return `config` as a TOML document; reading it gives an equal configuration.
+
+    `notes` say, by dotted key, where a value comes from, in place of what the key means.
+    """
+    return "\n".join(_table(config, "", notes)).lstrip("\n") + "\n"
 
 
-def _table(section: BaseModel, name: str) -> Iterator[str]:
+def _table(section: BaseModel, name: str, notes: Mapping[str, str]) -> Iterator[str]:
     """Yield the lines of a section: its values first, as TOML wants, then its tables."""
     tables: list[tuple[str, BaseModel, bool]] = []
     for key, field in type(section).model_fields.items():
         value = getattr(section, key)
-        comment = f"  # {field.description}" if field.description else ""
+        meaning = notes.get(f"{name}{key}", field.description)
+        comment = f"  # {meaning}" if meaning else ""
         if isinstance(value, BaseModel):
             tables.append((f"{name}{key}", value, False))
         elif _is_tables(value):
@@ -128,7 +114,7 @@ def _table(section: BaseModel, name: str) -> Iterator[str]:
     for path, child, repeated in tables:
         yield ""
         yield f"[[{path}]]" if repeated else f"[{path}]"
-        yield from _table(child, f"{path}.")
+        yield from _table(child, f"{path}.", notes)
 
 
 def _is_tables(value: Any) -> bool:

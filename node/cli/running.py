@@ -6,26 +6,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+
 from node.config import NodeConfig
 
 if TYPE_CHECKING:
     from node.peering import Network
     from protocol.invite import Invite
 
+log = structlog.get_logger()
+
 
 def run(
     config: NodeConfig,
     folder: Path,
-    *,
-    seed_only: bool = False,
     listening: Callable[["Network"], None] = lambda network: None,
 ) -> int:
     """Run the node in `folder` until Ctrl-C, SIGTERM or its last round; return the exit status.
 
     The caller has set the logs up: the libraries of a node that trains log while they load.
     """
+    log.info("starting", folder=str(folder), role=config.role)
     with contextlib.suppress(KeyboardInterrupt):  # while it still starts; later the node ends its round first
-        if seed_only:
+        if config.role == "relay":
             from node.relay import run_relay
 
             run_relay(config, folder, listening)

@@ -10,15 +10,17 @@ from node.cli.options import (
     Config,
     Debug,
     DryRun,
+    Model,
     Seed,
     Settings,
     Tasks,
     check_tasks,
     command_began,
-    read_config,
+    task_config,
     to_toml,
-    with_tasks,
 )
+from node.cli.settling import asked, warn, with_preset
+from node.config import parse_config
 
 if TYPE_CHECKING:
     from node.local_swarm import Outcome, Plan
@@ -40,6 +42,7 @@ NoTable = Annotated[bool, typer.Option("--no-table", help="Print plain lines ins
 
 def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     config: Config = None,
+    model: Model = None,
     nodes: Nodes = 4,
     rounds: Rounds = None,
     out: Out = None,
@@ -59,10 +62,14 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     Example:
       gossamer swarm examples/demo.toml -n 8 --rounds 300 --out runs/a --set sampling.external=2 --seed 1
     """
-    settled = with_tasks(read_config(config, settings, rounds=rounds, seed=seed, defaults=DEFAULTS), task)
-    check_tasks(settled)  # a wrong name shows here at once, not in N processes
+    tasks = [task_config(one) for one in task or []] or None
+    named = {"rounds": rounds, "seed": seed, "policy.model": model, "tasks": tasks}
+    given = parse_config({**DEFAULTS, **asked(config, settings, named)})
+    check_tasks(given)  # a wrong name shows here at once, not in N processes
+    settled, reasons = with_preset(given, nodes)
+    warn(settled)
     if dry_run:
-        print(to_toml(settled), end="")
+        print(to_toml(settled, reasons), end="")
         return 0
 
     from rich.console import Console

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from node.cli.options import read_config, task_config
-from node.config import NodeConfig, parse_config
+from node.config import NodeConfig, fill, merge, parse_config
 from node.errors import UserError
 
 Target = Annotated[
@@ -40,7 +40,7 @@ def find_trained(model: str, settings: Sequence[str] | None, tasks: Sequence[str
     checkpoint, node = _locate(model)
     tree = read_config(None, settings).model_dump(exclude_unset=True)
     if node is not None:
-        tree = _merge(_recorded(node), tree)
+        tree = merge(_recorded(node), tree)
     policy = tree.get("policy", {})
     adapters = checkpoint if checkpoint is not None and (checkpoint / ADAPTERS).is_file() else None
     base = str(policy.get("model", "builtin")) if node is not None else model
@@ -51,7 +51,18 @@ def find_trained(model: str, settings: Sequence[str] | None, tasks: Sequence[str
         tree["policy"] = policy | {"model": base}
     if tasks:
         tree["tasks"] = [task_config(task) for task in tasks]
-    return Trained(parse_config(tree), base, adapters, node, _round(checkpoint))
+    config = parse_config(tree)
+    if node is None:  # which would have recorded the lengths that it trained with
+        config = _with_lengths(config)
+    return Trained(config, base, adapters, node, _round(checkpoint))
+
+
+def _with_lengths(config: NodeConfig) -> NodeConfig:
+    """Return `config` with the lengths that a node would train its model with."""
+    from node.detection import preset_for
+
+    choices = preset_for(config.policy, config.engine.vllm)
+    return fill(config, {key: choice.value for key, choice in choices.items() if key.startswith("engine.max_")})
 
 
 def _locate(model: str) -> tuple[Path | None, Path | None]:
@@ -97,11 +108,3 @@ def _recorded(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {folder / 'config.json'}: {error}") from None
     return recorded if isinstance(recorded, dict) else {}
-
-
-def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for key, value in over.items():
-        before = merged.get(key)
-        merged[key] = _merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
-    return merged

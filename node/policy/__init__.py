@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from node.config import LoraConfig, PolicyConfig
+from node.detection import find_model
 from node.errors import UserError
 from node.policy.prompt import chat_turns, plain_text
 from node.tasks import Item
@@ -127,11 +128,18 @@ def load_policy(config: PolicyConfig, bf16: bool | Literal["auto"] = "auto", ada
     disable_progress_bar()  # a bar a load and a checkpoint would drown a node's own output
     device = _device(config.device)
     source = str(BUILTIN) if config.model == "builtin" else config.model
+    if config.model != "builtin":
+        find_model(config.model)
+    here = Path(source).is_dir()  # then nobody is asked for anything
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        architecture = _without_dropout(AutoConfig.from_pretrained(source))
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=here)
+        architecture = _without_dropout(AutoConfig.from_pretrained(source, local_files_only=here))
         model, loading = AutoModelForCausalLM.from_pretrained(
-            source, config=architecture, dtype=getattr(torch, config.dtype), output_loading_info=True
+            source,
+            config=architecture,
+            dtype=getattr(torch, config.dtype),
+            output_loading_info=True,
+            local_files_only=here,
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(_complaint(config.model, error)) from error
@@ -171,9 +179,12 @@ def gains_by_bf16(model: Any) -> bool:
 
     Weights that are bfloat16 themselves need no conversion.
     """
-    if model.num_parameters() <= LARGE or model.dtype != torch.float32:
-        return False
-    if model.device.type == "cuda":
+    return model.num_parameters() > LARGE and model.dtype == torch.float32 and computes_in_bf16(model.device.type)
+
+
+def computes_in_bf16(device: str) -> bool:
+    """Tell whether this machine's "cpu" or "cuda" has instructions for products in bfloat16."""
+    if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -60,7 +60,7 @@ def key_of(folder: Path) -> Identity:
 
 
 def join(folder: Path, invite: Invite, listen: str = NOWHERE) -> NodeConfig:
-    return founding.join(Invite.parse(str(invite)), config(listen), folder, tasks=False)
+    return founding.join(Invite.parse(str(invite)), config(listen).model_copy(update={"role": "relay"}), folder)
 
 
 def received(network: Network, body: bytes) -> Callable[[], bool]:

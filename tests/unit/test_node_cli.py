@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 
 from node.cli.app import explain, run
 from node.cli.options import to_toml
+from node.cli.trained import find_trained
 from node.config import NodeConfig, TaskConfig, load_config
+from node.footprint import ModelSize
+from node.presets import Machine
 from protocol.grants import Pass
 from protocol.identity import Identity
 from protocol.invite import Invite, SharedInvite
@@ -71,10 +74,17 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["swarm", "--set", "sampling.locl=4"], "unknown configuration key 'sampling.locl'"),
+        (
+            ["swarm", "--set", "sampling.locl=4"],
+            "key 'sampling.locl': did you mean 'sampling.local'?",
+        ),
+        (["node", "--set", "learning_rate=1e-5"], "did you mean 'trainer.learning_rate'?"),
+        (["node", "--set", "frobnicate=1"], "unknown configuration key 'frobnicate': see `gossamer node --dry-run`"),
         (["swarm", "--set", "sampling.local=many"], "configuration key 'sampling.local'"),
         (["node", "--set", "sampling.local"], "--set wants KEY=VALUE"),
-        (["node", "--rounds", "0"], "configuration key 'rounds'"),
+        (["node", "--rounds", "-1"], "--rounds"),
+        (["swarm", "--rounds", "0"], "configuration key 'rounds'"),
+        (["node", "--forget", "sampling.locl"], "--forget sampling.locl: unknown configuration key 'sampling.locl'"),
         (["node", "--set", "trainer.lr_scheduler_type=cosine"], "comes down to 0 at the last round: set rounds"),
         (["node", "missing.toml"], "no configuration file missing.toml: check the path"),
         (["swarm", "-n", "0"], "-n"),
@@ -98,6 +108,8 @@ def test_help_imports_nothing_heavy() -> None:
         (["join", "https://example.org"], "an invite begins with gossamer://"),
         (["join", "gossamer://club"], "not complete"),
         (["found"], "Missing argument"),
+        (["node", "--model", "./no-model"], "no such folder here: check the path"),
+        (["swarm", "--model", "no-model"], "not to be had from the model hub"),
         (["found", "club", "--policy", "closed"], "--policy"),
         (["found", "club", "--allow", "someone"], "'someone' is no node id"),
     ],
@@ -267,21 +279,22 @@ def test_a_state_folder_that_is_a_file_is_one_line(
     assert str(tmp_path / "file") in line and "choose another path" in line
 
 
-@pytest.mark.parametrize("text", ["[]", '"x"', "7", "{", '{"seed": "x"}', '{"seed": -1}', "{}"])
+@pytest.mark.parametrize("text", ["[]", '"x"', "7", "{", "{}"])
 def test_a_damaged_config_of_a_folder_is_one_line(text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(text)
     assert "config.json is damaged: delete it" in fails(capfd, "found", "club", "--out", str(tmp_path), "--no-start")
 
 
+@pytest.mark.parametrize("name", ["config.json", "settings.json"])
 @pytest.mark.parametrize("text", ["[]", '"x"', "7"])
-def test_a_configuration_that_is_no_table_is_one_line(
-    text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_a_memory_that_is_no_table_is_one_line(
+    name: str, text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(found(tmp_path), debug=False) == 0
     capfd.readouterr()
-    (tmp_path / "config.json").write_text(text)
+    (tmp_path / name).write_text(text)
     line = fails(capfd, "node", "--state", str(tmp_path), "--set", "rounds=1", "--dry-run")
-    assert "config.json is no configuration" in line
+    assert f"{name} is damaged: delete it" in line
 
 
 def test_dry_run_prints_what_would_run(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -319,6 +332,56 @@ def test_a_node_trains_until_it_is_stopped_and_a_run_of_a_swarm_ends(
     assert run([verb, *arguments, "--dry-run"], debug=False) == 0
     Path("printed.toml").write_text(capfd.readouterr().out)
     assert load_config(Path("printed.toml")).rounds == rounds
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["sampling.local=4", "sampling.questions=1"], "sampling.local=4 has no effect beyond sampling.questions=1"),
+        (["network.enabled=false", "network.listen=tcp://0.0.0.0:1"], "network.enabled is false"),
+        (["network.enabled=false", f'network.seeds=["{SEED}"]'], "network.enabled is false"),
+        (["trainer.warmup_steps=5"], "trainer.warmup_steps has no effect"),
+        (["engine.vllm.python=python"], "engine.vllm.python has no effect: engine.kind is 'hf'"),
+        (["network.enabled=false"], ""),
+        (["sampling.local=4", "sampling.questions=4"], ""),
+    ],
+)
+def test_settings_that_contradict_each_other_are_said_in_one_line(
+    settings: list[str], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("node", "swarm"):
+        assert run([verb, *(f"--set={setting}" for setting in settings), "--dry-run"], debug=False) == 0
+        said = capfd.readouterr().err.splitlines()
+        assert len(said) == bool(says)
+        assert all(says in line and line.startswith("note: ") for line in said)
+
+
+def test_a_model_brings_the_settings_of_its_size_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    size = ModelSize(135_000_000, 30, 576, 1536, 9, 192, 49152, 8192)
+    monkeypatch.setattr("node.detection.measure_model", lambda model: {"owner/model": size}[model])
+    for verb in ("node", "swarm"):
+        arguments = [verb, "--model", "owner/model", "--set", "engine.max_completion_length=24", "--dry-run"]
+        assert run(arguments, debug=False) == 0
+        printed = capfd.readouterr().out
+        (rate,) = [line for line in printed.splitlines() if line.startswith("learning_rate")]
+        assert "# for a model of this size: " in rate
+        (tmp_path / "printed.toml").write_text(printed)
+        config = load_config(tmp_path / "printed.toml")
+        assert (config.policy.model, config.trainer.learning_rate) == ("owner/model", 1e-5)
+        assert config.engine.max_completion_length == 24
+    assert run(found(tmp_path / "club", "--model", "owner/model"), debug=False) == 0
+    assert load_config(tmp_path / "club" / "config.json").trainer.learning_rate == 1e-5
+
+
+def test_a_model_alone_is_evaluated_at_the_lengths_that_it_would_train_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = ModelSize(135_000_000, 30, 576, 1536, 9, 192, 49152, 8192)
+    monkeypatch.setattr("node.detection.measure_model", lambda model: {"owner/model": size}[model])
+    monkeypatch.setattr("node.detection.detect_machine", lambda *_: Machine(1 << 30))  # where it would train adapters
+    config = find_trained("owner/model", ["engine.max_prompt_length=99"]).config
+    assert (config.engine.max_prompt_length, config.engine.max_completion_length) == (99, 32)
+    assert config.policy.lora.r == 0
 
 
 def test_a_founder_trains_until_it_is_stopped(tmp_path: Path) -> None:

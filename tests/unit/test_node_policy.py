@@ -147,7 +147,8 @@ def refused(path, match: str) -> None:
 
 
 def test_what_is_no_model_is_one_clear_line(tmp_path):
-    refused("no/such/model", "no such folder here, and not to be had")
+    refused("no/such/model", "no such folder here: check the path")
+    refused("no-such/model", "no such folder here, and not to be had")
     refused(tmp_path, "cannot load")
     refused("../up", "no such folder")
 

@@ -1,0 +1,194 @@
+"""What a node is to run, settled from all who have a say; each goes before the ones below it.
+
+options     --model, --listen, --rounds, ..., and --set in order
+CONFIG      the file
+the folder  what was set at its last start, which its settings.json remembers
+the preset  of the model's size; where the model is that of the last start, what ran then
+defaults    of `node.config`
+"""
+
+import copy
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+
+from node.config import (
+    NetworkConfig,
+    NodeConfig,
+    fill,
+    flatten,
+    is_key,
+    is_set,
+    merge,
+    parse_config,
+    put,
+    read_tree,
+    unknown_key,
+)
+from node.errors import UserError
+from node.state_folder import Memory, recall
+
+PRESET_OF = ("policy.model", "policy.device", "policy.lora.r")  # what a preset is made for
+
+log = structlog.get_logger()
+
+
+class Settled(NamedTuple):
+    """A configuration, by dotted key whence it comes, and what changed since the folder's last start."""
+
+    config: NodeConfig
+    notes: Mapping[str, str]
+    remembered: Sequence[str] = ()
+    changes: Sequence[str] = ()
+
+    def say(self, path: Path | None) -> None:
+        """Tell the log what the folder remembers, and what differs from its last start, a line each."""
+        if self.remembered and path is not None:
+            log.info("the file goes before what the folder remembers", file=str(path), still_remembered=self.remembered)
+        elif self.remembered:
+            log.info("the folder remembers", settings=self.remembered)
+        if self.changes:
+            log.info("changed since the last start", settings=self.changes)
+        for line in idle_settings(self.config):
+            log.warning(line)
+
+
+def settle(
+    path: Path | None,
+    settings: Sequence[str] | None,
+    named: Mapping[str, Any],
+    *,
+    folder: Path,
+    seeds: Sequence[str] = (),
+    forget: Sequence[str] = (),
+) -> Settled:
+    """Settle what the node in `folder` is to run.
+
+    Args:
+        path: CONFIG, if there is one.
+        settings: of the form KEY=VALUE, in order.
+        named: what options of their own say, by dotted key; None where they say nothing, `rounds` 0 for no last one.
+        folder: the node's; it need not exist.
+        seeds: further addresses to meet the swarm by.
+        forget: keys that the folder shall not remember, or "all".
+
+    Raises:
+        UserError: something that was said is of no use, or there is no such model.
+    """
+    forget = [*forget, *(["rounds"] if named.get("rounds") == 0 else [])]
+    memory = _without(recall(folder), forget)
+    try:
+        parse_config(memory.settings)
+    except UserError as error:
+        raise UserError(f"{folder} remembers what is of no use now ({error}): leave it out with --forget KEY") from None
+    tree = asked(path, settings, {**named, "rounds": named.get("rounds") or None})
+    given = parse_config(merge(memory.settings, tree))
+    if seeds:
+        put(tree, "network.seeds", list(dict.fromkeys([*given.network.seeds, *seeds])))
+        given = parse_config(merge(memory.settings, tree))
+    values, notes = _unset_values(given, memory, as_before=not forget)
+    config = fill(given, values)
+    now = flatten(tree)
+    remembered = {key: value for key, value in flatten(memory.settings).items() if key not in now}
+    return Settled(
+        config,
+        {**notes, **dict.fromkeys(remembered, "as remembered")},
+        [f"{key}={value!r}" for key, value in remembered.items()],
+        changes(memory.last, config.model_dump(mode="json")),
+    )
+
+
+def asked(path: Path | None, settings: Sequence[str] | None, named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tree of what CONFIG says, with the options over it."""
+    tree = read_tree(path, settings or [])
+    for key, value in named.items():
+        if value is not None:
+            put(tree, key, value)
+    return tree
+
+
+def with_preset(config: NodeConfig, nodes: int = 1) -> tuple[NodeConfig, dict[str, str]]:
+    """Return `config` with the preset of its model below it, for one of `nodes` nodes here, and why for each key.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    values, reasons = _preset(config, nodes)
+    return fill(config, values), reasons
+
+
+def idle_settings(config: NodeConfig) -> list[str]:
+    """Return a line for each setting that another one leaves without effect."""
+    network, sampling, trainer = config.network, config.sampling, config.trainer
+    lines = []
+    if not network.enabled and (network.seeds or network.listen != NetworkConfig().listen):
+        lines.append("network.listen and network.seeds have no effect: network.enabled is false, and nobody is met")
+    if sampling.questions is not None and sampling.questions < sampling.local:
+        lines.append(
+            f"sampling.local={sampling.local} has no effect beyond sampling.questions={sampling.questions}: "
+            "a round has no more own groups than questions"
+        )
+    if trainer.warmup_steps and trainer.lr_scheduler_type == "constant":
+        lines.append(
+            "trainer.warmup_steps has no effect: set trainer.lr_scheduler_type=constant_with_warmup, or another"
+        )
+    if config.engine.kind != "vllm" and config.engine.vllm.python:
+        lines.append(f"engine.vllm.python has no effect: engine.kind is {config.engine.kind!r}")
+    return lines
+
+
+def warn(config: NodeConfig) -> None:
+    """Print what has no effect, where there is no log."""
+    for line in idle_settings(config):
+        print(f"note: {line}", file=sys.stderr)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return "KEY: OLD -> NEW" for what differs between two configurations; a seed not drawn yet does not."""
+    old = flatten(before)
+    return [
+        f"{key}: {old[key]!r} -> {value!r}"
+        for key, value in flatten(now).items()
+        if key in old and old[key] != value and not (key == "seed" and value is None)
+    ]
+
+
+def _preset(config: NodeConfig, nodes: int = 1) -> tuple[dict[str, Any], dict[str, str]]:
+    if config.role == "relay":  # runs no model
+        return {}, {}
+    from node.detection import preset_for
+
+    choices = preset_for(config.policy, config.engine.vllm, nodes)
+    reasons = {key: choice.reason for key, choice in choices.items() if not is_set(config, key)}
+    return (
+        {key: choice.value for key, choice in choices.items()},
+        {key: f"for a model of this size: {reason}" for key, reason in reasons.items()},
+    )
+
+
+def _unset_values(config: NodeConfig, memory: Memory, *, as_before: bool) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what holds where nothing is set: what ran last, for the same model, so that a run stays what it is."""
+    last = flatten(memory.last)
+    now = flatten(config.model_dump(mode="json"))
+    same = all(last.get(key) == now[key] for key in PRESET_OF if is_set(config, key))
+    if last and as_before and same:
+        return {key: value for key, value in last.items() if is_key(key)}, {}
+    return _preset(config)
+
+
+def _without(memory: Memory, forget: Sequence[str]) -> Memory:
+    """Return `memory` without the keys, or tables, of `forget`; `UserError` for one that there is not."""
+    if "all" in forget:
+        return Memory({}, memory.last)
+    settings: dict[str, Any] = copy.deepcopy(dict(memory.settings))
+    for key in forget:
+        *tables, last = key.split(".")
+        table: dict[str, Any] = functools.reduce(lambda tree, name: tree.get(name, {}), tables, settings)
+        if last not in table and not is_key(key):
+            raise UserError(f"--forget {key}: {unknown_key(key)}")
+        table.pop(last, None)
+    return Memory(settings, memory.last)

@@ -1,0 +1,116 @@
+"""Looks at a model and at this machine for `node.presets`; reads no weights.
+
+A model that is not there is found out at once: what looks like a path is no matter for a hub, and a hub that does
+not answer is asked once.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from node.config import PolicyConfig, VllmConfig
+from node.errors import UserError
+from node.footprint import ModelSize
+from node.presets import BUILTIN_SIZE, Machine, Overrides, preset
+
+HUB_TIMEOUT_S = 10.0
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def preset_for(policy: PolicyConfig, vllm: VllmConfig, nodes: int = 1) -> Overrides:
+    """Return the preset of the policy's model on this machine, of which each of `nodes` nodes has an equal part.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    lora = policy.lora.r if "r" in policy.lora.model_fields_set else None
+    if policy.model == "builtin":
+        return preset(BUILTIN_SIZE, Machine(_memory()), lora)  # without importing torch
+    size = measure_model(policy.model)
+    machine = detect_machine(policy.device, vllm.python)
+    return preset(size, machine._replace(memory=machine.memory // nodes), lora)
+
+
+def measure_model(model: str) -> ModelSize:
+    """Return the size of a model, from its configuration alone.
+
+    Raises:
+        UserError: there is no such model, or none that transformers takes for a causal language model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    find_model(model)
+    try:
+        config = AutoConfig.from_pretrained(model, local_files_only=Path(model).is_dir())
+        with torch.device("meta"):
+            parameters = AutoModelForCausalLM.from_config(config).num_parameters()
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise UserError(f"cannot load policy.model {model!r}: {first_line(error)}") from error
+    text = config.get_text_config()
+    return ModelSize(parameters, *_shape(text), text.vocab_size, getattr(text, "max_position_embeddings", None))
+
+
+def _shape(text: Any) -> tuple[int, int, int, int, int]:
+    heads = text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    intermediate = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    return text.num_hidden_layers, text.hidden_size, intermediate, heads, kv_heads * head
+
+
+def find_model(model: str) -> None:
+    """Raise `UserError` at once where `model` is no folder here, not in the hub's cache and not to be had from it."""
+    if Path(model).is_dir():
+        return
+    if looks_like_path(model):
+        raise UserError(f"cannot load policy.model {model!r}: no such folder here: check the path")
+    from huggingface_hub import model_info, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # transformers, too, takes it from there
+
+    try:
+        if isinstance(try_to_load_from_cache(model, "config.json"), str):
+            return
+        model_info(model, timeout=HUB_TIMEOUT_S)
+        return
+    except (HFValidationError, httpx.HTTPError, OSError) as error:
+        reason = first_line(error)
+    raise UserError(
+        f"cannot load policy.model {model!r}: no such folder here, and not to be had from the model hub ({reason})"
+    )
+
+
+def looks_like_path(model: str) -> bool:
+    """Tell a path from the id of a model on a hub, which is NAME or OWNER/NAME."""
+    return model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what a library says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def detect_machine(device: str = "auto", vllm_python: str = "") -> Machine:
+    """Return what this machine has for one node that trains on `device`, as `policy.device` names it."""
+    import torch
+
+    from node.policy import computes_in_bf16
+
+    vllm = bool(vllm_python) or importlib.util.find_spec("vllm") is not None
+    if device != "cpu" and torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory
+        return Machine(memory, gpu=True, bf16=computes_in_bf16("cuda"), vllm=vllm)
+    return Machine(_memory(), bf16=computes_in_bf16("cpu"), vllm=vllm)
+
+
+def _memory() -> int:
+    """Bytes that this process may use: the machine's, or its container's."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        limit = CGROUP_LIMIT.read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total

@@ -1,0 +1,120 @@
+"""Memory that a node takes with a model, in bytes, estimated from the model's shape: for `gossamer doctor --model`.
+
+    weights           as `policy.dtype` says
+    gradients, Adam   of the trained weights, in float32: 4 and 8 bytes each
+    activations       what the backward pass needs again, of the micro-batch in work
+    logits            of its completions: themselves, their logarithms and their gradient
+    key-value cache   of all completions that a round generates at once
+    libraries         torch and transformers themselves, in main memory
+
+Against SmolLM2-135M on a processor the sum was within a fifth of the peak that was measured (float32 and autocast).
+Pure, and generous where a kernel decides.
+"""
+
+from typing import NamedTuple
+
+from node.config import NodeConfig
+
+LOGITS = 12  # bytes a word: a logit, its logarithm and its gradient, in float32
+LIBRARIES = 500_000_000  # torch and transformers, as measured
+
+
+class ModelSize(NamedTuple):
+    """What a causal language model's configuration says of its size."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_width: int  # key-value heads times their width
+    vocabulary: int
+    positions: int | None
+
+
+class Part(NamedTuple):
+    """What one thing takes, in bytes, and how it comes about."""
+
+    name: str
+    bytes: int
+    why: str
+
+
+def footprint(size: ModelSize, config: NodeConfig, *, bf16: bool, gpu: bool = False) -> list[Part]:
+    """Return what a node with this configuration takes of the memory of the device that trains.
+
+    Args:
+        size: of the policy's model.
+        config: of the node; with `engine.kind` "vllm" its process takes its share of the same device.
+        bf16: whether products are computed in bfloat16.
+        gpu: whether the device is one; then the libraries are in another memory.
+    """
+    sampling, engine, lora = config.sampling, config.engine, config.policy.lora
+    prompt, completion = engine.max_prompt_length, engine.max_completion_length
+    answers = sampling.completions * completion
+    group = prompt + answers  # tokens of a group, whose prompt is computed once
+    tokens = min(config.trainer.tokens_per_batch, (sampling.local + sampling.external) * group)
+    width = 4 if config.policy.dtype == "float32" else 2
+    trained = adapter_parameters(size, lora.r) if lora.r else size.parameters
+    checkpointing = config.trainer.gradient_checkpointing
+    parts = [
+        Part("weights", size.parameters * width, f"{size.parameters / 1e6:.3g} M of {width} bytes"),
+        Part("gradients", 4 * trained, f"{trained / 1e6:.3g} M trained weights"),
+        Part("Adam", 8 * trained, "two moments of each trained weight"),
+        Part(
+            "activations",
+            tokens * activation_bytes(size, 2 if bf16 else width, checkpointing=checkpointing),
+            f"{tokens} tokens at once: trainer.tokens_per_batch",
+        ),
+        Part(
+            "logits",
+            tokens * answers // group * LOGITS * size.vocabulary,
+            f"{tokens * answers // group} tokens of completions, {size.vocabulary} words",
+        ),
+    ]
+    if bf16 and width == 4:
+        parts.append(Part("bf16 weights", 2 * size.parameters, "cast once a pass"))
+    if engine.kind == "vllm":
+        parts.append(Part("vllm", 2 * size.parameters, "its own copy of the weights, beside its key-value cache"))
+    else:
+        rows = sampling.questions_per_round * sampling.completions
+        cache = rows * (prompt + completion) * size.layers * 2 * size.kv_width * (2 if bf16 else width)
+        parts.append(
+            Part("key-value cache", cache, f"{rows} completions of up to {prompt + completion} tokens at once")
+        )
+    if not gpu:
+        parts.append(Part("libraries", LIBRARIES, "torch and transformers"))
+    return parts
+
+
+def peak(parts: list[Part]) -> int:
+    """Return what `footprint`'s parts take at once: generation, and the update with its gradients, take turns."""
+    of = {part.name: part.bytes for part in parts}
+    cache = of.pop("key-value cache", 0)
+    update = of.pop("gradients") + of.pop("activations") + of.pop("logits")
+    return sum(of.values()) + max(cache, update)
+
+
+def adapter_parameters(size: ModelSize, rank: int) -> int:
+    """Return how many weights adapters of `rank` on every linear layer have (`target_modules = "all-linear"`)."""
+    width = size.hidden
+    attention = (width + width) * 2 + (width + size.kv_width) * 2
+    return size.layers * rank * (attention + 3 * (width + size.intermediate))
+
+
+def activation_bytes(size: ModelSize, product: int, *, checkpointing: bool = False) -> int:
+    """Return what a token's backward pass needs of the forward one.
+
+    Of a gated layer (Llama, Qwen, Gemma, ...): the inputs of its matrices and of what is between them, in `product`
+    bytes each; the norms and the residual stream in float32. With checkpointing, one layer at a time and the stream.
+    """
+    stream = 4 * 4 * size.hidden
+    inner = product * (6 * size.hidden + 4 * size.kv_width + 4 * size.intermediate)
+    if checkpointing:
+        return size.layers * 4 * size.hidden + stream + inner
+    return size.layers * (stream + inner)
+
+
+def token_bytes(size: ModelSize, product: int, *, checkpointing: bool = False) -> int:
+    """Return what a token of a completion takes in the update: its activations and its logits."""
+    return activation_bytes(size, product, checkpointing=checkpointing) + LOGITS * size.vocabulary

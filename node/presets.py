@@ -1,0 +1,157 @@
+"""Presets: settings that fit a model's size and the machine, below all that a person sets.
+
+The defaults of `node.config` are the preset of the built-in policy (24 k parameters). `preset` states what a larger
+model wants otherwise, each difference with its reason; `gossamer node --model ID --dry-run` prints both.
+
+    up to 10 M      one thread; a lower rate from 1 M on
+    up to 50 M      a rate for its size; the optimiser's state in the newest checkpoint alone
+    above           longer questions and answers; on a GPU vLLM, and longer ones still
+    LoRA            where all weights, their gradients and Adam's two moments would fill half of the memory
+    micro-batches   of fewer tokens where the activations would not fit
+
+Pure: `node.detection` looks at the model and the machine.
+"""
+
+from typing import Any, NamedTuple
+
+from node.config import TrainerConfig
+from node.errors import UserError
+from node.footprint import ModelSize, token_bytes
+
+SMALL = 10_000_000  # parameters: up to here one core multiplies a layer's matrices faster than several hand it around
+SPEAKING = 50_000_000  # parameters: from here on models answer in sentences
+HUGE = 2_000_000_000  # parameters: activations of a round are worth computing twice
+TRAINING_BYTES = 16  # a trained weight in fp32: itself 4, its gradient 4, Adam's two moments 8
+FROZEN_BYTES = 2  # a weight beneath adapters, in bfloat16
+FEWEST_TOKENS = 256  # a micro-batch holds a row at least, however long
+RATE_LIMIT = 1e-4  # a rate above it, on more than SMALL trained weights, unlearns the language within some rounds
+
+# Learning rates by the most parameters they suit: of all weights, and of adapters. With Adam they fall about as the
+# root of the number of weights; those of adapters are best at ten times as much (Schulman et al., LoRA Without Regret).
+RATES = (
+    (1_000_000, 5e-4, 5e-4, "the built-in policy learns at 5e-4"),
+    (SMALL, 1e-4, 5e-4, "between 5e-4 at 24 k parameters and 1e-5 at 135 M, both tried"),
+    (SPEAKING, 3e-5, 2e-4, "between 5e-4 at 24 k parameters and 1e-5 at 135 M, both tried"),
+    (500_000_000, 1e-5, 1e-4, "SmolLM2-135M learns at 1e-5, in fp32 masters"),
+    (HUGE, 3e-6, 3e-5, "between 1e-5 at 135 M parameters and 1e-6 at 7 B"),
+    (float("inf"), 1e-6, 1e-5, "what GRPO was published with, at 7 B (arXiv 2402.03300)"),
+)
+
+
+class Machine(NamedTuple):
+    """What a node has for itself: memory of the device that trains, in bytes, and what the device can do."""
+
+    memory: int
+    gpu: bool = False
+    bf16: bool = False  # computes in bfloat16, rather than through float32
+    vllm: bool = False  # installed beside the node
+
+
+BUILTIN_SIZE = ModelSize(
+    23_808, layers=2, hidden=32, intermediate=64, heads=4, kv_width=32, vocabulary=99, positions=128
+)
+
+
+class Choice(NamedTuple):
+    """The value of one setting, and why."""
+
+    value: Any
+    reason: str
+
+
+Overrides = dict[str, Choice]
+"""By dotted key of the configuration."""
+
+
+def preset(size: ModelSize, machine: Machine, lora: int | None = None) -> Overrides:
+    """Return what a model wants set otherwise than `node.config` has it.
+
+    Args:
+        size: of the model, without adapters.
+        machine: one node's part of it.
+        lora: rank of the adapters that a person asked for, 0 for none; None leaves it to the preset.
+    """
+    parameters = size.parameters
+    adapters = TRAINING_BYTES * parameters > machine.memory // 2 if lora is None else lora > 0
+    overrides = _rate(parameters, adapters=adapters)
+    if parameters <= SMALL:
+        return overrides | {"threads": Choice(1, "small matrices: more threads only wait for each other")}
+    overrides["trainer.save_full"] = Choice(1, "an optimiser's state is twice the weights: only the newest needs it")
+    if adapters and lora is None:
+        overrides |= _adapters(parameters, machine)
+    if parameters > SPEAKING:
+        overrides |= _speaking(size, machine)
+    return overrides | _tokens(size, machine, trained=0 if adapters else parameters)
+
+
+def _rate(parameters: int, *, adapters: bool) -> Overrides:
+    _, full, small, reason = next(row for row in RATES if parameters <= row[0])
+    rate = small if adapters else full
+    if rate == TrainerConfig().learning_rate:
+        return {}
+    return {
+        "trainer.learning_rate": Choice(
+            rate, f"adapters, ten times what all weights take: {reason}" if adapters else reason
+        )
+    }
+
+
+def _adapters(parameters: int, machine: Machine) -> Overrides:
+    need = TRAINING_BYTES * parameters / 1e9
+    reason = f"training all weights takes {need:.1f} GB before any activation, of {machine.memory / 1e9:.1f} GB"
+    rank = 32 if parameters <= HUGE else 16
+    return {
+        "policy.lora.r": Choice(rank, reason),
+        "policy.lora.alpha": Choice(2 * rank, "twice the rank, as is usual"),
+        "policy.dtype": Choice("bfloat16", "frozen weights need no more; the adapters stay fp32"),
+    }
+
+
+def _speaking(size: ModelSize, machine: Machine) -> Overrides:
+    positions = size.positions or 2048
+    overrides = {
+        "engine.max_prompt_length": Choice(min(512, positions // 2), "room for an instruction and solved examples"),
+        "engine.max_completion_length": Choice(
+            min(32, positions // 4), "an answer with a few words; on a processor each token is felt"
+        ),
+    }
+    if machine.gpu:
+        overrides |= {
+            "engine.max_prompt_length": Choice(
+                min(1024, positions // 2), "room for an instruction and solved examples"
+            ),
+            "engine.max_completion_length": Choice(
+                min(256, positions // 4), "some lines of reasoning; raise it as answers grow"
+            ),
+            "engine.vllm.max_model_len": Choice(2048, "the prompt and the completion, and some room"),
+        }
+        if machine.vllm:
+            overrides["engine.kind"] = Choice("vllm", "installed here, and several times as fast as transformers")
+    if machine.gpu and size.parameters > HUGE:
+        overrides["trainer.gradient_checkpointing"] = Choice(True, "a third more time for a fraction of the memory")
+    return overrides
+
+
+def _tokens(size: ModelSize, machine: Machine, trained: int) -> Overrides:
+    """Return the micro-batch whose activations take half of what the weights leave, where the default takes more."""
+    weights = trained * TRAINING_BYTES if trained else size.parameters * FROZEN_BYTES
+    budget = max(0, machine.memory - weights) // 2
+    fitting = budget // token_bytes(
+        size, 2 if machine.bf16 else 4, checkpointing=size.parameters > HUGE and machine.gpu
+    )
+    tokens = max(FEWEST_TOKENS, 1 << max(0, fitting.bit_length() - 1))
+    if tokens >= TrainerConfig().tokens_per_batch:
+        return {}
+    return {
+        "trainer.tokens_per_batch": Choice(tokens, f"activations of more would not fit {machine.memory / 1e9:.1f} GB")
+    }
+
+
+def check_rate(trainer: TrainerConfig, trained: int) -> None:
+    """Raise `UserError` for a rate that destroys a model of `trained` weights, unless it is forced."""
+    if trainer.learning_rate > RATE_LIMIT and trained > SMALL and not trainer.force_learning_rate:
+        raise UserError(
+            f"trainer.learning_rate={trainer.learning_rate:g} over {trained / 1e6:.0f} M trained weights would destroy "
+            f"the model: set at most {RATE_LIMIT:g}, train adapters (policy.lora.r=16), or, to have it all the same, "
+            "set trainer.force_learning_rate=true"
+        )

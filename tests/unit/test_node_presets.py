@@ -1,0 +1,200 @@
+"""Presets: what a model of some size wants on some machine, below all that a person set."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.config import NodeConfig, TrainerConfig, fill, is_set, parse_config
+from node.detection import find_model, looks_like_path, measure_model, preset_for
+from node.errors import UserError
+from node.footprint import ModelSize
+from node.policy import BUILTIN
+from node.presets import BUILTIN_SIZE, SMALL, Machine, check_rate, preset
+from node.run import run_node
+from tests.policies import write_tiny_policy
+from tests.swarms import small_config
+
+LAPTOP = Machine(16 << 30)
+SERVER = Machine(64 << 30, bf16=True)
+GPU = Machine(80 << 30, gpu=True, bf16=True, vllm=True)
+
+
+def model(parameters: float, positions: int | None = 8192) -> ModelSize:
+    return ModelSize(int(parameters), 30, 576, 1536, 9, 192, 49152, positions)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "machine", "lora", "wants"),
+    [
+        (24e3, GPU, None, {"threads": 1}),
+        (5e6, SERVER, None, {"threads": 1, "trainer.learning_rate": 1e-4}),
+        (30e6, LAPTOP, None, {"trainer.learning_rate": 3e-5}),
+        (
+            135e6,
+            SERVER,
+            None,
+            {
+                "trainer.learning_rate": 1e-5,
+                "engine.max_prompt_length": 512,
+                "engine.max_completion_length": 32,
+            },
+        ),
+        (
+            1.7e9,
+            LAPTOP,
+            None,
+            {
+                "trainer.learning_rate": 3e-5,
+                "policy.lora.r": 32,
+                "policy.lora.alpha": 64,
+                "policy.dtype": "bfloat16",
+                "engine.max_prompt_length": 512,
+                "engine.max_completion_length": 32,
+            },
+        ),
+        (
+            7e9,
+            GPU,
+            None,
+            {
+                "trainer.learning_rate": 1e-5,
+                "trainer.gradient_checkpointing": True,
+                "policy.lora.r": 16,
+                "policy.lora.alpha": 32,
+                "policy.dtype": "bfloat16",
+                "engine.kind": "vllm",
+                "engine.max_prompt_length": 1024,
+                "engine.max_completion_length": 256,
+                "engine.vllm.max_model_len": 2048,
+            },
+        ),
+        (30e6, LAPTOP, 8, {"trainer.learning_rate": 2e-4}),
+        (135e6, LAPTOP, 0, {"trainer.learning_rate": 1e-5}),
+    ],
+)
+def test_what_a_model_wants(parameters: float, machine: Machine, lora: int | None, wants: dict[str, object]) -> None:
+    chosen = {key: choice.value for key, choice in preset(model(parameters), machine, lora).items()}
+    assert chosen | wants == chosen
+    lesser = {
+        "engine.max_prompt_length",
+        "engine.max_completion_length",
+        "trainer.save_full",
+        "trainer.tokens_per_batch",
+    }
+    assert chosen.keys() - wants.keys() <= lesser
+
+
+sizes = st.builds(model, st.floats(1e3, 1e12), st.none() | st.integers(16, 1 << 20))
+machines = st.builds(Machine, st.integers(1 << 28, 1 << 42), st.booleans(), st.booleans(), st.booleans())
+
+
+@given(sizes, machines, st.none() | st.integers(0, 64))
+def test_a_preset_can_always_be_run(size: ModelSize, machine: Machine, lora: int | None) -> None:
+    choices = preset(size, machine, lora)
+    config = fill(NodeConfig(), {key: choice.value for key, choice in choices.items()})
+    asked = config.policy.lora.r if lora is None else lora
+    check_rate(config.trainer, size.parameters if asked == 0 else SMALL)
+    length = config.engine.max_prompt_length + config.engine.max_completion_length
+    if size.parameters > SMALL and size.positions is not None and "engine.max_prompt_length" in choices:
+        assert length <= size.positions
+    assert length <= config.engine.vllm.max_model_len
+
+
+@pytest.mark.parametrize(("gigabytes", "tokens"), [(64, 4096), (16, 2048), (5, 512), (1, 256)])
+def test_a_small_machine_takes_smaller_micro_batches(gigabytes: int, tokens: int) -> None:
+    choices = preset(model(135e6), Machine(gigabytes << 30))
+    config = fill(NodeConfig(), {key: choice.value for key, choice in choices.items()})
+    assert config.trainer.tokens_per_batch == tokens
+
+
+def test_the_builtin_policy_keeps_the_defaults_but_for_its_one_thread() -> None:
+    assert measure_model(str(BUILTIN)) == BUILTIN_SIZE
+    config = NodeConfig()
+    choices = preset_for(config.policy, config.engine.vllm)
+    assert {key: choice.value for key, choice in choices.items()} == {"threads": 1}
+
+
+@pytest.mark.parametrize("nodes", [1, 1000])
+def test_nodes_on_one_machine_share_its_memory(nodes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.detection.detect_machine", lambda *_: LAPTOP)
+    monkeypatch.setattr("node.detection.measure_model", lambda _: model(135e6))
+    config = parse_config({"policy": {"model": "any"}})
+    assert ("policy.lora.r" in preset_for(config.policy, config.engine.vllm, nodes)) == (nodes > 1)
+
+
+def test_what_a_person_set_goes_before_a_preset_and_is_told_from_it() -> None:
+    config = parse_config({"trainer": {"learning_rate": 5e-4}, "policy": {"lora": {"r": 0}}})
+    filled = fill(config, {"trainer.learning_rate": 1e-5, "policy.lora.r": 16, "policy.lora.alpha": 32, "threads": 1})
+    assert (filled.trainer.learning_rate, filled.policy.lora.r) == (5e-4, 0)
+    assert (filled.policy.lora.alpha, filled.threads) == (32, 1)
+    for one in (filled, pickle.loads(pickle.dumps(filled))):
+        assert is_set(one, "trainer.learning_rate") and is_set(one, "policy.lora.r")
+        assert not is_set(one, "policy.lora.alpha") and not is_set(one, "threads")
+        assert parse_config(one.model_dump(exclude_unset=True)) == config
+
+
+@pytest.mark.parametrize(
+    ("rate", "trained", "force", "refused"),
+    [
+        (5e-4, 24_000, False, False),
+        (5e-4, SMALL, False, False),
+        (5e-4, SMALL + 1, False, True),
+        (1e-4, 10**9, False, False),
+        (1.1e-4, 10**9, False, True),
+        (1e-2, 10**9, True, False),
+    ],
+)
+def test_a_rate_that_would_destroy_a_model_is_refused_unless_forced(
+    rate: float, trained: int, force: bool, refused: bool
+) -> None:
+    trainer = TrainerConfig(learning_rate=rate, force_learning_rate=force)
+    if not refused:
+        check_rate(trainer, trained)
+        return
+    with pytest.raises(UserError, match=r"trainer\.force_learning_rate=true"):
+        check_rate(trainer, trained)
+
+
+@pytest.mark.parametrize("lora", [0, 1])
+def test_a_node_counts_the_weights_that_it_trains(lora: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_policy(tmp_path / "policy")
+    monkeypatch.setattr("node.presets.SMALL", 2000)  # of 4600; the adapters of rank 1 have fewer
+    config = small_config(
+        1,
+        policy={"model": str(tmp_path / "policy"), "lora": {"r": lora}},
+        network={"enabled": False},
+        sampling={"external": 0},
+    )
+    if lora:
+        run_node(config, tmp_path / "state")
+    else:
+        with pytest.raises(UserError, match="would destroy"):
+            run_node(config, tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [*((name, True) for name in ("./m", "/m", "~/m", "../m", "runs/models/m", "m/")), ("gpt2", False), ("a/b", False)],
+)
+def test_a_model_that_is_not_there_is_found_out_at_once(name: str, path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def unreachable(model: str, **_: object) -> None:
+        asked.append(model)
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.model_info", unreachable)
+    assert looks_like_path(name) is path
+    with pytest.raises(UserError, match="check the path" if path else r"not to be had from the model hub \(no route\)"):
+        find_model(name)
+    assert asked == ([] if path else [name])
+
+
+def test_a_folder_is_a_model_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tiny_policy(Path("gpt2"))
+    find_model("gpt2")
+    assert measure_model("gpt2").positions == 128

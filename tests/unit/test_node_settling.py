@@ -1,0 +1,183 @@
+"""What a node is to run: options before the file, before what its folder remembers, before the preset."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.cli.settling import Settled, changes, settle, with_preset
+from node.config import NodeConfig, all_keys, fill, flatten, is_key, merge, parse_config
+from node.errors import UserError
+from node.footprint import ModelSize
+from node.state_folder import keep_config, recall, resolve_seed
+
+SIZES = {
+    "small": ModelSize(5_000_000, 4, 64, 128, 4, 64, 1000, 128),
+    "large": ModelSize(135_000_000, 30, 576, 1536, 9, 192, 49152, 8192),
+}
+SEED = f"tcp://192.0.2.7:4001?key={'ab' * 32}"
+
+
+@pytest.fixture(autouse=True)
+def known_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.detection.measure_model", lambda model: SIZES[model])
+
+
+def start(folder: Path, *settings: str, path: Path | None = None, **options: Any) -> Settled:
+    """Settle and keep, as a node that has started does."""
+    further = {key: options.pop(key) for key in ("seeds", "forget") if key in options}
+    named = {key.replace("__", "."): value for key, value in options.items()}
+    settled = settle(path, settings, named, folder=folder, **further)
+    folder.mkdir(exist_ok=True)
+    keep_config(settled.config, resolve_seed(settled.config, folder), folder)
+    return settled
+
+
+def test_a_folder_alone_is_enough_to_start_again(tmp_path: Path) -> None:
+    first = start(
+        tmp_path, "sampling.local=3", network__listen="tcp://0.0.0.0:4001", seeds=[SEED], policy__model="large"
+    ).config
+    again = start(tmp_path)
+    assert again.config.model_copy(update={"seed": None}) == first
+    assert (again.config.sampling.local, again.config.network.listen, again.config.network.seeds) == (
+        3,
+        "tcp://0.0.0.0:4001",
+        [SEED],
+    )
+    assert again.config.trainer.learning_rate == 1e-5
+    assert "sampling.local=3" in again.remembered
+    assert again.changes == []
+    assert again.notes["sampling.local"] == "as remembered"
+
+
+def test_what_is_given_goes_before_is_remembered_and_what_changed_is_said(tmp_path: Path) -> None:
+    start(tmp_path, "sampling.local=3", "sampling.completions=4")
+    again = start(tmp_path, "sampling.local=5", rounds=9)
+    assert again.changes == ["rounds: None -> 9", "sampling.local: 3 -> 5"]
+    third = start(tmp_path)
+    assert (third.config.sampling.local, third.config.sampling.completions, third.config.rounds) == (5, 4, 9)
+    assert third.changes == []
+
+
+def test_rounds_are_given_anew_or_taken_back(tmp_path: Path) -> None:
+    start(tmp_path, rounds=5)
+    assert start(tmp_path, rounds=8).config.rounds == 8
+    endless = start(tmp_path, rounds=0)
+    assert endless.config.rounds is None
+    assert endless.changes == ["rounds: 8 -> None"]
+    assert start(tmp_path).config.rounds is None
+
+
+def test_a_relay_stays_one_until_it_is_told_otherwise(tmp_path: Path) -> None:
+    assert start(tmp_path, role="relay", policy__model="none").config.role == "relay"  # whose model nobody looks for
+    assert start(tmp_path).config.role == "relay"
+    again = start(tmp_path, "role=train", policy__model="large")
+    assert again.config.role == "train"
+    assert "role: 'relay' -> 'train'" in again.changes
+
+
+def test_a_file_goes_before_the_folder_and_the_rest_is_remembered(tmp_path: Path) -> None:
+    folder, path = tmp_path / "state", tmp_path / "node.toml"
+    start(folder, "sampling.local=3", "trainer.weight_decay=0.1", network__listen="tcp://0.0.0.0:4001")
+    path.write_text("[sampling]\nlocal = 5\n[trainer]\nsave_steps = 7\n")
+    again = start(folder, "trainer.save_steps=9", path=path)
+    assert (again.config.sampling.local, again.config.trainer.save_steps) == (5, 9)
+    assert (again.config.trainer.weight_decay, again.config.network.listen) == (0.1, "tcp://0.0.0.0:4001")
+    assert set(again.remembered) == {"trainer.weight_decay=0.1", "network.listen='tcp://0.0.0.0:4001'"}
+
+
+@pytest.mark.parametrize(
+    ("forget", "left"),
+    [
+        ("sampling.local", {"sampling.completions": 4, "rounds": 5}),
+        ("sampling", {"rounds": 5}),
+        ("network", {"sampling.local": 3, "sampling.completions": 4, "rounds": 5}),
+        ("all", {}),
+    ],
+)
+def test_forgetting_brings_defaults_back(forget: str, left: dict[str, Any], tmp_path: Path) -> None:
+    start(tmp_path, "sampling.local=3", "sampling.completions=4", rounds=5)
+    seed = recall(tmp_path).last["seed"]
+    config = start(tmp_path, forget=[forget]).config
+    assert flatten(recall(tmp_path).settings) == left
+    assert config.sampling.local == left.get("sampling.local", NodeConfig().sampling.local)
+    assert recall(tmp_path).last["seed"] == seed
+
+
+def test_another_model_brings_the_preset_of_its_own_size(tmp_path: Path) -> None:
+    start(tmp_path, "sampling.local=3")
+    other = start(tmp_path, policy__model="large").config
+    assert (other.trainer.learning_rate, other.threads, other.sampling.local) == (1e-5, 0, 3)
+    assert start(tmp_path, "policy.lora.r=8").config.trainer.learning_rate == 1e-4
+
+
+def test_what_ran_goes_on_whatever_a_preset_says_today(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = start(tmp_path, policy__model="large").config
+    monkeypatch.setitem(SIZES, "large", SIZES["small"])
+    assert start(tmp_path).config.trainer == first.trainer
+    assert start(tmp_path, forget=["rounds"]).config.trainer.learning_rate == 1e-4
+
+
+def test_a_folder_of_a_release_without_settings_is_remembered_whole(tmp_path: Path) -> None:
+    old = parse_config({"rounds": 5, "seed": 3, "sampling": {"local": 3}})
+    (tmp_path / "config.json").write_text(old.model_dump_json())
+    assert start(tmp_path).config == old
+
+
+@pytest.mark.parametrize(("name", "refused"), [("settings.json", True), ("config.json", False)])
+def test_a_key_of_another_release_can_be_forgotten(name: str, refused: bool, tmp_path: Path) -> None:
+    start(tmp_path, rounds=5)
+    tree = json.loads((tmp_path / name).read_text())
+    (tmp_path / name).write_text(json.dumps(tree | {"frobnicate": 1}))
+    if refused:
+        with pytest.raises(UserError, match=r"remembers what is of no use now .*'frobnicate'.* --forget KEY"):
+            start(tmp_path)
+    assert start(tmp_path, forget=["frobnicate"] if refused else []).config.rounds == 5
+    assert "frobnicate" not in recall(tmp_path).settings
+
+
+def test_what_was_refused_is_not_remembered(tmp_path: Path) -> None:
+    start(tmp_path, rounds=5)
+    before = recall(tmp_path)
+    with pytest.raises(UserError):
+        start(tmp_path, "sampling.local=-1")
+    assert recall(tmp_path) == before
+
+
+def test_a_preset_is_remembered_as_none_of_a_persons_settings(tmp_path: Path) -> None:
+    start(tmp_path, policy__model="large")
+    assert flatten(recall(tmp_path).settings) == {"policy.model": "large"}
+    assert recall(tmp_path).last["trainer"]["learning_rate"] == 1e-5
+
+
+trees = st.recursive(
+    st.integers(0, 3), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3), max_leaves=8
+).filter(lambda tree: isinstance(tree, dict))
+
+
+@given(trees, trees)
+def test_a_merged_tree_has_what_goes_before_and_what_is_left(under: dict[str, Any], over: dict[str, Any]) -> None:
+    merged, top = flatten(merge(under, over)), flatten(over)
+    assert {key: merged[key] for key in top} == top
+    rest = {key: value for key, value in merged.items() if key not in top}
+    assert rest.items() <= flatten(under).items()
+
+
+def test_every_key_is_known_and_no_other() -> None:
+    keys = set(all_keys())
+    assert set(flatten(NodeConfig().model_dump())) <= keys
+    assert {"trainer", "trainer.learning_rate", "policy.lora.r", "rounds", "tasks"} <= keys
+    assert not is_key("trainer.learning_rat") and not is_key("")
+
+
+def test_changes_are_told_by_key() -> None:
+    assert changes({"a": {"b": 1}, "seed": 3}, {"a": {"b": 2}, "seed": None}) == ["a.b: 1 -> 2"]
+    assert changes({}, {"a": 1}) == []
+
+
+def test_filling_twice_is_filling_once() -> None:
+    config, _ = with_preset(parse_config({"policy": {"model": "large"}}))
+    assert with_preset(fill(config, {}))[0] == config
