@@ -3,10 +3,12 @@
     checkpoints/checkpoint-<round>     complete: model, optimiser, schedule, random states, counters
     checkpoints/.writing-<round>       being written; of no use to anyone after a crash
     checkpoints/.deleting-<round>      being removed; likewise
+    .../checkpoint-<round>/weights-only  marks one whose optimiser's state, two thirds of it, was or may be removed
 
 A folder is written aside, every file and folder in it is fsynced, and then it is renamed:
 the rename is the commit, so a folder of the first kind is complete by construction. An old
-one is renamed before it is deleted, so that half of it is never taken for the whole.
+one is renamed before it is deleted, so that half of it is never taken for the whole. The mark of weights alone is
+committed before the first file goes, so that what is missing is known to be missing on purpose.
 
 What a disk, a copy or a person did to a folder afterwards is looked for before a node goes on
 from it: a damaged one is passed over for the newest that is whole.
@@ -22,16 +24,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 from safetensors import SafetensorError, safe_open
 
 from node.errors import UserError
 from node.state_folder import is_disk_full
-from protocol.files import sync_folder
+from protocol.files import sync_folder, write_atomically
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_NEEDED = ("*model*.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
+_NEEDED = ("*model*.safetensors", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
+_OPTIMISER = "optimizer.pt"
+_WEIGHTS_ONLY = "weights-only"
 _ALMOST_NOTHING = 1 << 20  # bytes free; the last file's remains leave this little on a disk that filled up
 
 
@@ -44,6 +49,13 @@ class Checkpoint:
 
     round: int
     path: Path
+
+
+class Keep(NamedTuple):
+    """How many of the newest checkpoints are kept at all, and how many of those with the optimiser's state."""
+
+    total: int
+    full: int
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -62,6 +74,8 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 def whole_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the newest checkpoint in `folder` that is whole, None where there is none at all; warn of damaged ones.
 
+    One of weights alone is taken where no other is whole: its optimiser begins anew.
+
     Raises:
         UserError: there are checkpoints, and all are damaged.
     """
@@ -69,6 +83,8 @@ def whole_checkpoint(folder: Path) -> Checkpoint | None:
     for checkpoint in reversed(list_checkpoints(folder)):
         found = find_damage(checkpoint.path)
         if not found:
+            if not has_optimiser(checkpoint.path):
+                log.warning("the optimiser begins anew", path=str(checkpoint.path), reason="it keeps weights alone")
             return checkpoint
         log.warning("checkpoint is damaged", path=str(checkpoint.path), damage=found)
         damage.append(f"{checkpoint.path.name}: {found}")
@@ -85,7 +101,8 @@ def find_damage(path: Path) -> str:
 
     Looks for missing, empty, cut and garbled files without reading the tensors, which may be many gigabytes.
     """
-    for pattern in _NEEDED:
+    optimiser = () if (path / _WEIGHTS_ONLY).exists() else (_OPTIMISER,)
+    for pattern in (*_NEEDED, *optimiser):
         if not any(path.glob(pattern)):
             return f"{pattern.replace('*', '')} is missing"
     for file in sorted(path.iterdir()):
@@ -94,6 +111,11 @@ def find_damage(path: Path) -> str:
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
             return f"{file.name} cannot be read ({str(error) or type(error).__name__})"
     return ""
+
+
+def has_optimiser(path: Path) -> bool:
+    """Tell whether the checkpoint in `path` holds the optimiser's state, and training goes on from it to the bit."""
+    return (path / _OPTIMISER).exists()
 
 
 def _look_into(file: Path) -> None:
@@ -113,8 +135,8 @@ def _look_into(file: Path) -> None:
             (file.parent / part).stat()
 
 
-def save_checkpoint(folder: Path, round_number: int, write: Callable[[Path], None], keep: int) -> Checkpoint:
-    """Let `write` fill a new folder, commit it as that of `round_number`, and keep the newest `keep`.
+def save_checkpoint(folder: Path, round_number: int, write: Callable[[Path], None], keep: Keep) -> Checkpoint:
+    """Let `write` fill a new folder, commit it as that of `round_number`, and remove what is not to be kept.
 
     One that already carries this number is replaced: the same round, done again after a restart. Those with
     larger numbers are damaged, or the node would have gone on from there, and are deleted.
@@ -133,10 +155,12 @@ def save_checkpoint(folder: Path, round_number: int, write: Callable[[Path], Non
     _discard(final)
     aside.rename(final)
     sync_folder(folder)
-    kept = [one for one in list_checkpoints(folder) if one.round <= round_number][-keep:]
+    kept = [one for one in list_checkpoints(folder) if one.round <= round_number][-keep.total :]
     for other in list_checkpoints(folder):
         if other not in kept:
             _discard(other.path)
+    for old in kept[: -keep.full]:
+        _keep_weights_alone(old.path)
     return Checkpoint(round_number, final)
 
 
@@ -155,6 +179,11 @@ def _discard(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _keep_weights_alone(path: Path) -> None:
+    write_atomically(path / _WEIGHTS_ONLY, b"")
+    (path / _OPTIMISER).unlink(missing_ok=True)
 
 
 def sync_tree(root: Path) -> None:

@@ -29,7 +29,7 @@ import torch
 from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from trl import GRPOConfig, GRPOTrainer
 
 from node.config import NodeConfig, TrainerConfig
@@ -37,7 +37,7 @@ from node.errors import UserError
 from node.policy import LARGE, Policy
 from node.rollouts.sampling import Sample
 from node.training.batch import Batch, make_batches
-from node.training.checkpoint import remove_leftovers, save_checkpoint
+from node.training.checkpoint import Keep, has_optimiser, remove_leftovers, save_checkpoint
 from node.training.shared_prefix import (
     attention_window,
     disagreement,
@@ -241,7 +241,8 @@ class SwarmTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         if self.state.global_step % self.args.num_iterations:
             return  # between two iterations of a round; it is done again from its beginning
-        save_checkpoint(self._checkpoints, self.rounds_done, self._write_state, self._config.save_total_limit)
+        keep = Keep(self._config.save_total_limit, self._config.save_full)
+        save_checkpoint(self._checkpoints, self.rounds_done, self._write_state, keep)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         with _must_fit(resume_from_checkpoint):
@@ -250,6 +251,8 @@ class SwarmTrainer(GRPOTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _must_fit(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None and not has_optimiser(Path(checkpoint)):  # then transformers loads neither
+                self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A weight that is tied to another is not in the file, and not missing either."""

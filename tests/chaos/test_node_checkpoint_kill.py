@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from node.training.checkpoint import latest_checkpoint, list_checkpoints
+from node.training.checkpoint import find_damage, has_optimiser, latest_checkpoint, list_checkpoints
 from tests.policies import tiny_policy
 from tests.training import node_config, playing_rounds, trainer_of
 
@@ -20,11 +20,11 @@ ROUNDS = 6
 FORK = multiprocessing.get_context("fork")  # shares the seconds that importing torch and TRL takes
 
 
-def run(folder: Path, arm: Callable[[], None] = lambda: None) -> None:
+def run(folder: Path, arm: Callable[[], None] = lambda: None, **options: int) -> None:
     """Train to the end from the newest checkpoint; generation depends on the weights, so nothing can hide."""
     torch.set_num_threads(1)
     policy = tiny_policy(folder.parent / "policy")
-    config = node_config(ROUNDS, num_iterations=2, tokens_per_batch=60, learning_rate=0.01, save_steps=2)
+    config = node_config(ROUNDS, num_iterations=2, tokens_per_batch=60, learning_rate=0.01, save_steps=2, **options)
 
     def on_update(number: int, logs: dict[str, float]) -> None:
         with (folder / "losses").open("a") as file:
@@ -43,9 +43,9 @@ def weights_hash(policy) -> str:
     return digest.hexdigest()
 
 
-def in_child(folder: Path, arm: Callable[[], None] = lambda: None) -> int:
+def in_child(folder: Path, arm: Callable[[], None] = lambda: None, **options: int) -> int:
     folder.mkdir(exist_ok=True)
-    child = FORK.Process(target=run, args=(folder, arm))
+    child = FORK.Process(target=run, args=(folder, arm), kwargs=options)
     child.start()
     child.join(timeout=60)
     if child.exitcode is None:
@@ -151,6 +151,28 @@ def test_killed_again_and_again_it_still_arrives(tmp_path, undisturbed):
         in_child(state, MOMENTS[moment])
     assert in_child(state) == 0
     assert losses(state) == losses(undisturbed)
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        die_at("checkpoint.write_atomically", 1),
+        die_at("checkpoint.write_atomically", 1, after=True),
+        die_at("Path.unlink", 1, after=True),
+    ],
+    ids=["before the mark", "after the mark", "after the file went"],
+)
+def test_killed_while_an_old_checkpoint_becomes_weights_alone_it_goes_on_with_the_same_numbers(
+    tmp_path, undisturbed, arm
+):
+    state = tmp_path / "state"
+    assert in_child(state, arm, save_full=1) == -signal.SIGKILL
+    assert all(find_damage(one.path) == "" for one in list_checkpoints(state / "checkpoints"))
+
+    assert in_child(state, save_full=1) == 0
+
+    assert losses(state) == losses(undisturbed)
+    assert [has_optimiser(one.path) for one in list_checkpoints(state / "checkpoints")] == [False, True]
 
 
 def assert_same_checkpoint(one: Path, other: Path) -> None:

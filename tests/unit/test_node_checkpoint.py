@@ -10,7 +10,9 @@ from safetensors import SafetensorError
 from node.errors import UserError
 from node.training.checkpoint import (
     Checkpoint,
+    Keep,
     find_damage,
+    has_optimiser,
     latest_checkpoint,
     list_checkpoints,
     remove_leftovers,
@@ -36,7 +38,7 @@ def rounds_in(folder: Path) -> list[int]:
 
 def test_the_newest_is_found_by_number_and_the_oldest_go(tmp_path):
     for number in (8, 9, 10, 100):
-        save_checkpoint(tmp_path, number, writes(str(number)), keep=3)
+        save_checkpoint(tmp_path, number, writes(str(number)), keep=Keep(3, 3))
     assert rounds_in(tmp_path) == [9, 10, 100]
     assert latest_checkpoint(tmp_path) == Checkpoint(100, tmp_path / "checkpoint-100")
     assert (tmp_path / "checkpoint-100" / "deeper" / "state").read_text() == "100"
@@ -49,13 +51,13 @@ def test_there_is_none_before_the_first(tmp_path):
 
 
 def test_a_round_that_is_done_again_replaces_its_checkpoint(tmp_path):
-    save_checkpoint(tmp_path, 3, writes("before"), keep=2)
-    save_checkpoint(tmp_path, 3, writes("after"), keep=2)
+    save_checkpoint(tmp_path, 3, writes("before"), keep=Keep(2, 2))
+    save_checkpoint(tmp_path, 3, writes("after"), keep=Keep(2, 2))
     assert (tmp_path / "checkpoint-3" / "model").read_text() == "after"
 
 
 def test_what_a_crash_left_is_neither_used_nor_kept(tmp_path):
-    save_checkpoint(tmp_path, 3, writes("whole"), keep=2)
+    save_checkpoint(tmp_path, 3, writes("whole"), keep=Keep(2, 2))
     for name in (".writing-4", ".deleting-2", "checkpoint-5.tmp"):
         (tmp_path / name).mkdir()
     assert rounds_in(tmp_path) == [3]
@@ -72,14 +74,14 @@ FULL = [
 
 @pytest.mark.parametrize("error", FULL, ids=["full", "quota", "safetensors"])
 def test_a_full_disk_is_one_clear_line_and_the_last_checkpoint_stays(tmp_path, error):
-    save_checkpoint(tmp_path, 1, writes("whole"), keep=1)
+    save_checkpoint(tmp_path, 1, writes("whole"), keep=Keep(1, 1))
 
     def fails(folder: Path) -> None:
         writes("half")(folder)
         raise error
 
     with pytest.raises(UserError, match="full: free some space"):
-        save_checkpoint(tmp_path, 2, fails, keep=1)
+        save_checkpoint(tmp_path, 2, fails, keep=Keep(1, 1))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     assert (tmp_path / "checkpoint-1" / "model").read_text() == "whole"
 
@@ -89,11 +91,11 @@ def test_torch_drops_the_error_number_so_the_disk_is_asked(tmp_path, monkeypatch
         raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
 
     with pytest.raises(RuntimeError):
-        save_checkpoint(tmp_path, 2, fails, keep=1)
+        save_checkpoint(tmp_path, 2, fails, keep=Keep(1, 1))
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr("node.training.checkpoint.shutil.disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="full"):
-        save_checkpoint(tmp_path, 2, fails, keep=1)
+        save_checkpoint(tmp_path, 2, fails, keep=Keep(1, 1))
 
 
 def test_another_failure_is_not_dressed_up_and_leaves_nothing(tmp_path):
@@ -102,7 +104,7 @@ def test_another_failure_is_not_dressed_up_and_leaves_nothing(tmp_path):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     with pytest.raises(PermissionError):
-        save_checkpoint(tmp_path, 2, fails, keep=1)
+        save_checkpoint(tmp_path, 2, fails, keep=Keep(1, 1))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -141,6 +143,35 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_newest_that_is_whole(three,
     assert whole_checkpoint(three) == Checkpoint(2, three / "checkpoint-2")
 
 
+def test_older_ones_keep_their_weights_alone(tmp_path):
+    policy = tiny_policy(tmp_path / "policy")
+    config = node_config(rounds=3, save_steps=1, save_total_limit=3, save_full=1)
+    trainer_of(policy, config, tmp_path, fixed_rounds(*[mixed_samples(policy)] * 3)).train()
+    checkpoints = list_checkpoints(tmp_path / "checkpoints")
+    assert [has_optimiser(one.path) for one in checkpoints] == [False, False, True]
+    assert [find_damage(one.path) for one in checkpoints] == ["", "", ""]
+    assert whole_checkpoint(tmp_path / "checkpoints") == checkpoints[2]
+    empty(checkpoints[2].path / "optimizer.pt")
+    assert whole_checkpoint(tmp_path / "checkpoints") == checkpoints[1]
+    empty(checkpoints[1].path / "model.safetensors")
+    assert whole_checkpoint(tmp_path / "checkpoints") == checkpoints[0]
+
+
+def test_going_on_from_weights_alone_keeps_the_schedule_and_the_round(tmp_path):
+    policy = tiny_policy(tmp_path / "policy")
+    config = node_config(rounds=4, save_steps=1, save_full=1, lr_scheduler_type="linear", learning_rate=0.01)
+    rounds = fixed_rounds(*[mixed_samples(policy)] * 4)
+    trainer_of(policy, config, tmp_path, rounds).train()
+    weights_alone = tmp_path / "checkpoints" / "checkpoint-3"
+    policy = tiny_policy(tmp_path / "policy")
+    logged = []
+    trainer = trainer_of(policy, config, tmp_path, rounds, lambda number, logs: logged.append((number, logs)))
+    trainer.train(resume_from_checkpoint=str(weights_alone))
+    ((number, logs),) = logged
+    assert number == 4
+    assert logs["learning_rate"] == pytest.approx(0.01 / 4)
+
+
 def test_all_damaged_is_one_line_that_names_folder_and_damage(three):
     for number in (1, 2, 3):
         empty(three / f"checkpoint-{number}" / "optimizer.pt")
@@ -152,8 +183,8 @@ def test_all_damaged_is_one_line_that_names_folder_and_damage(three):
 
 def test_what_a_damaged_one_left_behind_goes_with_the_next_that_is_saved(tmp_path):
     for number in (1, 2, 3):
-        save_checkpoint(tmp_path, number, writes(str(number)), keep=3)
-    save_checkpoint(tmp_path, 2, writes("again, as 3 is damaged"), keep=1)
+        save_checkpoint(tmp_path, number, writes(str(number)), keep=Keep(3, 3))
+    save_checkpoint(tmp_path, 2, writes("again, as 3 is damaged"), keep=Keep(1, 1))
     assert rounds_in(tmp_path) == [2]
 
 
