@@ -1,0 +1,63 @@
+"""What a node takes of memory, by the shape of its model; the slow tests hold it against a real node."""
+
+from pathlib import Path
+
+import pytest
+
+from node.cli import doctor
+from node.cli.app import run
+from node.config import parse_config
+from node.detection import measure_model
+from node.footprint import ModelSize, adapter_parameters, footprint, peak
+from node.presets import Machine
+from tests.policies import tiny_policy
+
+SMOLLM2 = ModelSize(134_515_008, 30, 576, 1536, 9, 192, 49152, 8192)
+
+
+def of(config: dict[str, object], *, bf16: bool = False, gpu: bool = False) -> dict[str, int]:
+    return {part.name: part.bytes for part in footprint(SMOLLM2, parse_config(config), bf16=bf16, gpu=gpu)}
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_adapters_are_counted_as_they_are_made(rank: int, tmp_path: Path) -> None:
+    policy = tiny_policy(tmp_path, lora=rank)
+    trained = sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad)
+    assert adapter_parameters(measure_model(str(tmp_path)), rank) == trained
+
+
+def test_what_each_setting_saves() -> None:
+    full = of({})
+    adapters = of({"policy": {"lora": {"r": 16}}})
+    assert full["Adam"] == 8 * SMOLLM2.parameters == 2 * full["gradients"]
+    assert adapters["Adam"] < full["Adam"] / 20 and adapters["weights"] == full["weights"]
+    assert 2 * of({"policy": {"dtype": "bfloat16"}})["weights"] == full["weights"]
+    half = of({"trainer": {"tokens_per_batch": 512}})
+    assert of({"trainer": {"tokens_per_batch": 1024}})["activations"] == 2 * half["activations"]
+    assert of({"trainer": {"gradient_checkpointing": True}})["activations"] < full["activations"] / 5
+    assert of({}, bf16=True)["activations"] < full["activations"]
+    assert "libraries" not in of({}, gpu=True)
+    assert "key-value cache" not in of({"engine": {"kind": "vllm"}})
+
+
+def test_generation_and_the_update_take_turns() -> None:
+    parts = footprint(SMOLLM2, parse_config({"engine": {"max_prompt_length": 8000}}), bf16=False)
+    least = [part for part in parts if part.name not in ("gradients", "activations", "logits")]
+    assert peak(parts) < sum(part.bytes for part in parts)
+    assert peak(parts) >= sum(part.bytes for part in least)
+
+
+@pytest.mark.parametrize(("gigabytes", "fits"), [(64, True), (1, False)])
+def test_doctor_says_what_a_model_takes_and_what_to_set(
+    gigabytes: int, fits: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("node.detection.measure_model", lambda model: SMOLLM2)
+    monkeypatch.setattr("node.detection.detect_machine", lambda device="auto": Machine(gigabytes << 30))
+    monkeypatch.setattr(doctor, "examine", lambda port, folder: iter(()))
+    assert run(["doctor", "--model", "a/model"], debug=False) == 0
+    lines = capfd.readouterr().out.splitlines()
+    (together,) = [line for line in lines if "together" in line]
+    assert together.startswith("ok" if fits else "-")
+    assert ("choose a smaller model" in together) != fits
+    assert any("trainer.learning_rate=" in line and "# " in line for line in lines)
+    assert any("weights" in line and "135 M of" in line for line in lines)
