@@ -21,6 +21,7 @@ from node.cli.options import (
 )
 from node.cli.settling import asked, warn, with_preset
 from node.config import parse_config
+from node.errors import UserError
 
 if TYPE_CHECKING:
     from node.local_swarm import Outcome, Plan
@@ -66,6 +67,8 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     named = {"rounds": rounds, "seed": seed, "policy.model": model, "tasks": tasks}
     given = parse_config({**DEFAULTS, **asked(config, settings, named)})
     check_tasks(given)  # a wrong name shows here at once, not in N processes
+    if given.role == "relay":
+        raise UserError("role=relay trains nothing: leave it out, or start one with `gossamer node --seed-only`")
     settled, reasons = with_preset(given, nodes)
     warn(settled)
     if dry_run:

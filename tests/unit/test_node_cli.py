@@ -109,6 +109,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["join", "gossamer://club"], "not complete"),
         (["found"], "Missing argument"),
         (["node", "--model", "./no-model"], "no such folder here: check the path"),
+        (["swarm", "--set", "role=relay"], "role=relay trains nothing"),
         (["doctor", "--model", "./no-model"], "no such folder here: check the path"),
         (["swarm", "--model", "no-model"], "not to be had from the model hub"),
         (["found", "club", "--policy", "closed"], "--policy"),
