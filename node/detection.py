@@ -30,7 +30,7 @@ def preset_for(policy: PolicyConfig, vllm: VllmConfig, nodes: int = 1) -> Overri
         return preset(BUILTIN_SIZE, Machine(_memory()), lora)  # without importing torch
     size = measure_model(policy.model)
     machine = detect_machine(policy.device, vllm.python)
-    return preset(size, machine._replace(memory=machine.memory // nodes), lora)
+    return preset(size, machine._replace(memory=machine.memory // nodes, share=1 / nodes), lora)
 
 
 def measure_model(model: str) -> ModelSize:

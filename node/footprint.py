@@ -41,14 +41,14 @@ class Part(NamedTuple):
     why: str
 
 
-def footprint(size: ModelSize, config: NodeConfig, *, bf16: bool, gpu: bool = False) -> list[Part]:
+def footprint(size: ModelSize, config: NodeConfig, *, bf16: bool, gpu_memory: int = 0) -> list[Part]:
     """Return what a node with this configuration takes of the memory of the device that trains.
 
     Args:
         size: of the policy's model.
         config: of the node; with `engine.kind` "vllm" its process takes its share of the same device.
         bf16: whether products are computed in bfloat16.
-        gpu: whether the device is one; then the libraries are in another memory.
+        gpu_memory: of the GPU that trains, whose libraries are in another memory; 0 for a processor.
     """
     sampling, engine, lora = config.sampling, config.engine, config.policy.lora
     prompt, completion = engine.max_prompt_length, engine.max_completion_length
@@ -76,14 +76,20 @@ def footprint(size: ModelSize, config: NodeConfig, *, bf16: bool, gpu: bool = Fa
     if bf16 and width == 4:
         parts.append(Part("bf16 weights", 2 * size.parameters, "cast once a pass"))
     if engine.kind == "vllm":
-        parts.append(Part("vllm", 2 * size.parameters, "its own copy of the weights, beside its key-value cache"))
+        cache = (engine.vllm.kv_cache_gib << 30) + 2 * size.parameters
+        share = engine.vllm.gpu_memory_utilization
+        parts.append(
+            Part("vllm", int(share * gpu_memory), f"engine.vllm.gpu_memory_utilization={share:g} of the GPU")
+            if gpu_memory
+            else Part("vllm", cache, "its own copy of the weights, and engine.vllm.kv_cache_gib")
+        )
     else:
         rows = sampling.questions_per_round * sampling.completions
         cache = rows * (prompt + completion) * size.layers * 2 * size.kv_width * (2 if bf16 else width)
         parts.append(
             Part("key-value cache", cache, f"{rows} completions of up to {prompt + completion} tokens at once")
         )
-    if not gpu:
+    if not gpu_memory:
         parts.append(Part("libraries", LIBRARIES, "torch and transformers"))
     return parts
 

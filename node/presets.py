@@ -14,7 +14,7 @@ Pure: `node.detection` looks at the model and the machine.
 
 from typing import Any, NamedTuple
 
-from node.config import TrainerConfig
+from node.config import TrainerConfig, VllmConfig
 from node.errors import UserError
 from node.footprint import ModelSize, token_bytes
 
@@ -23,6 +23,7 @@ SPEAKING = 50_000_000  # parameters: from here on models answer in sentences
 HUGE = 2_000_000_000  # parameters: activations of a round are worth computing twice
 TRAINING_BYTES = 16  # a trained weight in fp32: itself 4, its gradient 4, Adam's two moments 8
 FROZEN_BYTES = 2  # a weight beneath adapters, in bfloat16
+VLLM_SHARE = VllmConfig().gpu_memory_utilization  # of a GPU
 FEWEST_TOKENS = 256  # a micro-batch holds a row at least, however long
 RATE_LIMIT = 1e-4  # a rate above it, on more than SMALL trained weights, unlearns the language within some rounds
 
@@ -45,6 +46,7 @@ class Machine(NamedTuple):
     gpu: bool = False
     bf16: bool = False  # computes in bfloat16, rather than through float32
     vllm: bool = False  # installed beside the node
+    share: float = 1.0  # of the device: `memory` is as large a part of its whole
 
 
 BUILTIN_SIZE = ModelSize(
@@ -72,6 +74,8 @@ def preset(size: ModelSize, machine: Machine, lora: int | None = None) -> Overri
         lora: rank of the adapters that a person asked for, 0 for none; None leaves it to the preset.
     """
     parameters = size.parameters
+    if machine.gpu and machine.vllm and parameters > SPEAKING:  # what it takes is not there for training
+        machine = machine._replace(memory=int(machine.memory * (1 - VLLM_SHARE)))
     adapters = TRAINING_BYTES * parameters > machine.memory // 2 if lora is None else lora > 0
     overrides = _rate(parameters, adapters=adapters)
     if parameters <= SMALL:
@@ -127,6 +131,9 @@ def _speaking(size: ModelSize, machine: Machine) -> Overrides:
         }
         if machine.vllm:
             overrides["engine.kind"] = Choice("vllm", "installed here, and several times as fast as transformers")
+            if machine.share < 1:
+                share = float(f"{VLLM_SHARE * machine.share:.3g}")
+                overrides["engine.vllm.gpu_memory_utilization"] = Choice(share, "nodes share this GPU")
     if machine.gpu and size.parameters > HUGE:
         overrides["trainer.gradient_checkpointing"] = Choice(True, "a third more time for a fraction of the memory")
     return overrides

@@ -90,7 +90,7 @@ def _fit(model: str, size: ModelSize, machine: Machine) -> Iterator[Check]:
     device = "gpu" if machine.gpu else "cpu"
     choices = preset(size, machine)
     config = fill(parse_config({"policy": {"model": model}}), {key: choice.value for key, choice in choices.items()})
-    parts = footprint(size, config, bf16=machine.bf16, gpu=machine.gpu)
+    parts = footprint(size, config, bf16=machine.bf16, gpu_memory=machine.memory if machine.gpu else 0)
     for part in parts:
         yield Check(f"{device} {part.name}", True, f"{part.bytes / 1e9:6.2f} GB  {part.why}")
     need = peak(parts)

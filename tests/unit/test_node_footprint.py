@@ -15,8 +15,10 @@ from tests.policies import tiny_policy
 SMOLLM2 = ModelSize(134_515_008, 30, 576, 1536, 9, 192, 49152, 8192)
 
 
-def of(config: dict[str, object], *, bf16: bool = False, gpu: bool = False) -> dict[str, int]:
-    return {part.name: part.bytes for part in footprint(SMOLLM2, parse_config(config), bf16=bf16, gpu=gpu)}
+def of(config: dict[str, object], *, bf16: bool = False, gpu_memory: int = 0) -> dict[str, int]:
+    return {
+        part.name: part.bytes for part in footprint(SMOLLM2, parse_config(config), bf16=bf16, gpu_memory=gpu_memory)
+    }
 
 
 @pytest.mark.parametrize("rank", [1, 4])
@@ -36,8 +38,9 @@ def test_what_each_setting_saves() -> None:
     assert of({"trainer": {"tokens_per_batch": 1024}})["activations"] == 2 * half["activations"]
     assert of({"trainer": {"gradient_checkpointing": True}})["activations"] < full["activations"] / 5
     assert of({}, bf16=True)["activations"] < full["activations"]
-    assert "libraries" not in of({}, gpu=True)
-    assert "key-value cache" not in of({"engine": {"kind": "vllm"}})
+    assert "libraries" not in of({}, gpu_memory=1 << 30)
+    on_gpu = of({"engine": {"kind": "vllm", "vllm": {"gpu_memory_utilization": 0.25}}}, gpu_memory=1 << 30)
+    assert on_gpu["vllm"] == 1 << 28 and "key-value cache" not in on_gpu
 
 
 def test_generation_and_the_update_take_turns() -> None:

@@ -88,7 +88,14 @@ def test_what_a_model_wants(parameters: float, machine: Machine, lora: int | Non
 
 
 sizes = st.builds(model, st.floats(1e3, 1e12), st.none() | st.integers(16, 1 << 20))
-machines = st.builds(Machine, st.integers(1 << 28, 1 << 42), st.booleans(), st.booleans(), st.booleans())
+machines = st.builds(
+    Machine,
+    st.integers(1 << 28, 1 << 42),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.integers(1, 1024).map(lambda nodes: 1 / nodes),
+)
 
 
 @given(sizes, machines, st.none() | st.integers(0, 64))
@@ -115,6 +122,18 @@ def test_the_builtin_policy_keeps_the_defaults_but_for_its_one_thread() -> None:
     config = NodeConfig()
     choices = preset_for(config.policy, config.engine.vllm)
     assert {key: choice.value for key, choice in choices.items()} == {"threads": 1}
+
+
+def test_nodes_that_share_a_gpu_share_vllms_part_of_it() -> None:
+    choices = preset(model(135e6), GPU._replace(memory=GPU.memory // 4, share=0.25))
+    assert choices["engine.vllm.gpu_memory_utilization"].value == 0.1
+    assert "engine.vllm.gpu_memory_utilization" not in preset(model(135e6), GPU)
+
+
+def test_what_vllm_takes_is_not_there_for_training() -> None:
+    size = model(2e9)  # 32 GB to train all weights
+    assert "policy.lora.r" not in preset(size, GPU._replace(vllm=False))
+    assert "policy.lora.r" in preset(size, GPU)
 
 
 @pytest.mark.parametrize("nodes", [1, 1000])
