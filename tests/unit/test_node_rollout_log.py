@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from node.cli.app import run
@@ -34,7 +34,8 @@ def test_a_peers_group_carries_who_sent_it_and_its_age() -> None:
     assert (row["whose"], row["age"]) == ("abc", 12.5)
 
 
-@given(st.text(max_size=3 * MAX_TEXT), st.text(max_size=3 * MAX_TEXT))
+@given(st.text(), st.text())
+@example("\x1b" * (MAX_TEXT + 1), "é" * 3 * MAX_TEXT)
 def test_whatever_a_text_holds_it_is_one_line_of_ascii_of_bounded_length(question: str, text: str) -> None:
     rows = own_rows(1, [group((text, 0.0), question=question)])
     assert len(rows[0]["text"]) <= MAX_TEXT + 1 and len(rows[0]["question"]) <= MAX_TEXT + 1
