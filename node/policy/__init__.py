@@ -82,9 +82,7 @@ class Policy:
 
     def _chat(self, item: Item) -> str:
         text = self._render(chat_turns(item, system_role=True))
-        if (
-            text is None or item.system.strip() not in text
-        ):  # the template refuses the system's role, or drops its words
+        if text is None or item.system.strip() not in text:  # it refuses the system's role, or drops what that says
             text = self._render(chat_turns(item, system_role=False))
         if text is None:
             raise UserError("the chat template of policy.model refuses these turns: set policy.prompt to 'plain'")

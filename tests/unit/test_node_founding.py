@@ -97,6 +97,19 @@ def test_no_founder_chooses_a_file_on_another_machine(tmp_path: Path) -> None:
     assert adopt_tasks(swarm, [mine]) == [mine]
 
 
+def test_a_set_on_the_hub_needs_no_file_of_ours_and_takes_none_of_the_founders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: [{"question": "2 and 2?", "answer": "4"}])
+    (task,) = describe_tasks([TaskConfig(name="dataset", options={"hub": "some/riddles"})])
+    hostile = task._replace(options=json.dumps({"hub": "some/riddles", "path": "/etc/passwd"}))
+    own = TaskConfig(name="dataset", weight=2.0, options={"hub": "another/set"})
+    (adopted,) = adopt_tasks(manifest([hostile]), [own])
+    assert adopted == TaskConfig(name="dataset", weight=2.0, options={"hub": "some/riddles"})
+    mine = riddles(tmp_path / "mine.jsonl").model_copy(update={"name": "dataset"})
+    assert adopt_tasks(manifest([hostile]), [mine]) == [mine], "the same rows in a file are as good"
+
+
 def test_a_task_that_the_swarm_does_not_have_is_refused() -> None:
     tasks = load_tasks([TaskConfig(name="builtin/sums"), TaskConfig(name="builtin/logic")])
     swarm = manifest(describe_tasks([TaskConfig(name="builtin/sums")]))
