@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from node.engines import Generated, SamplingParams
@@ -22,12 +22,10 @@ class HfEngine:
 
     Args:
         policy: the model, its tokenizer and its end-of-text tokens.
-        logprobs: also return the log-probability of each sampled token.
     """
 
-    def __init__(self, policy: Policy, *, logprobs: bool = False) -> None:
+    def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._logprobs = logprobs
 
     def load(self, version: int) -> None:
         """Do nothing: the trainer's weights are this engine's."""
@@ -53,20 +51,13 @@ class HfEngine:
         pad = policy.pad_token_id
         ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=policy.model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=policy.model.device)
-        recorder = _Recorder(sampling.temperature, width)
-        recording = self._logprobs and sampling.temperature > 0  # the likeliest token has no probability to speak of
         output = policy.model.generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=_generation_config(policy, sampling),
-            logits_processor=LogitsProcessorList([recorder] if recording else []),
             **self._prefilled(ids[::n], mask[::n], n),
         )
-        logprobs = recorder.finish(output) if recording else [None] * len(rows)
-        return [
-            _completion(policy, tokens, values)
-            for tokens, values in zip(output[:, width:].tolist(), logprobs, strict=True)
-        ]
+        return [_completion(policy, tokens) for tokens in output[:, width:].tolist()]
 
     @torch.no_grad()
     def _prefilled(self, ids: torch.Tensor, mask: torch.Tensor, n: int) -> dict[str, Cache]:
@@ -93,37 +84,6 @@ class HfEngine:
         return {"cache": cache}
 
 
-class _Recorder(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
-    """Keeps the log-probability of each sampled token and changes nothing.
-
-    A processor sees the logits of the token about to be drawn, together with the tokens
-    drawn so far: the log-probabilities of one step are held until the next shows which
-    token it was. So memory stays at one step's (rows, vocabulary).
-    """
-
-    def __init__(self, temperature: float, width: int) -> None:
-        self._temperature = temperature
-        self._width = width
-        self._pending: torch.Tensor | None = None
-        self._columns: list[torch.Tensor] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self._settle(input_ids)
-        self._pending = torch.log_softmax(scores.float() / self._temperature, dim=-1)
-        return scores
-
-    def finish(self, output: torch.Tensor) -> list[list[float]]:
-        """Return the log-probabilities of the completions in `output`, padding included."""
-        self._settle(output)
-        return torch.cat(self._columns, dim=1).tolist()
-
-    def _settle(self, ids: torch.Tensor) -> None:
-        if self._pending is not None:
-            column = self._width + len(self._columns)
-            self._columns.append(self._pending.gather(1, ids[:, column : column + 1]))
-            self._pending = None
-
-
 def _generation_config(policy: Policy, sampling: SamplingParams) -> GenerationConfig:
     drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     return GenerationConfig(
@@ -136,14 +96,13 @@ def _generation_config(policy: Policy, sampling: SamplingParams) -> GenerationCo
     )
 
 
-def _completion(policy: Policy, tokens: list[int], logprobs: list[float] | None) -> Generated:
+def _completion(policy: Policy, tokens: list[int]) -> Generated:
     end = next((at for at, token in enumerate(tokens) if token in policy.eos_token_ids), None)
     length = len(tokens) if end is None else end + 1
     return Generated(
         token_ids=tuple(tokens[:length]),
         text=policy.decode(tokens[:length]),
         finished=end is not None,
-        logprobs=None if logprobs is None else tuple(logprobs[:length]),
     )
 
 

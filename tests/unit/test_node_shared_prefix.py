@@ -1,5 +1,6 @@
 """A prompt computed once for its rows is the same computation: log-probabilities, entropies and gradients."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import MistralConfig
 
-from node.policy import Policy
+from node.config import PolicyConfig
+from node.policy import Policy, load_policy
 from node.training.batch import make_batches
 from node.training.shared_prefix import attention_window, blocks_of, lay_out, side_by_side
 from node.training.trainer import SwarmTrainer
 from tests.architectures import GROUPED, OTHERS, SHARING, policy_of
 from tests.grpo_oracle import completion_logps, round_loss
-from tests.training import fixed_rounds, mixed_samples, node_config, trainer_of
+from tests.policies import write_tiny_policy
+from tests.training import fixed_rounds, mixed_samples, node_config, playing_rounds, trainer_of
 
 
 @pytest.fixture(autouse=True)
@@ -151,3 +154,58 @@ def test_every_row_is_in_one_block_of_its_prompt_and_blocks_fill_rows_without_ov
     lines = side_by_side(blocks)
     assert sorted(block.rows for line in lines for block in line) == sorted(block.rows for block in blocks)
     assert max(sum(block.length for block in line) for line in lines) == max(block.length for block in blocks)
+
+
+def in_bfloat16(folder: Path) -> Policy:
+    return replace(policy_of(SHARING["llama"], folder), bf16=True)
+
+
+def test_in_bfloat16_generation_and_both_passes_are_of_one_precision_and_the_first_ratio_is_1(tmp_path):
+    """The gradient of a round's first step is the same to the bit, whether or not old log-probabilities are kept."""
+    _, once, _ = trained_once(in_bfloat16(tmp_path / "one"), tmp_path / "a")
+    trainer, twice, _ = trained_once(
+        in_bfloat16(tmp_path / "two"), tmp_path / "b", num_iterations=2, learning_rate=1e-30
+    )
+    assert trainer._shares_prefixes
+    assert trainer.args.bf16
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+    _, single, _ = trained_once(policy_of(SHARING["llama"], tmp_path / "three"), tmp_path / "c")
+    assert any(not torch.equal(once[name], single[name]) for name in once)
+    assert all(gradient.dtype == torch.float32 for gradient in once.values())
+
+
+def test_in_bfloat16_with_shared_prompts_a_run_goes_on_from_a_checkpoint_to_the_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr("node.engines.hf.LARGE", 0)
+
+    def run(folder: Path, rounds: int, checkpoint: str | None = None) -> list[tuple[str, str]]:
+        config, seen = node_config(rounds=rounds, learning_rate=0.01, save_steps=2), []
+        policy = in_bfloat16(tmp_path / "policy")
+        trainer = trainer_of(policy, config, folder, playing_rounds(policy, config), lambda _, logs: seen.append(logs))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return [(logs["loss"].hex(), float(logs["grad_norm"]).hex()) for logs in seen]
+
+    whole = run(tmp_path / "whole", 4)
+    assert len(set(whole)) == 4
+    begun = run(tmp_path / "parts", 2)
+    assert begun + run(tmp_path / "parts", 4, str(tmp_path / "parts/checkpoints/checkpoint-2")) == whole
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "weights", "expected"),
+    [
+        ({"avx512_bf16": True}, 0, True),
+        ({"amx_bf16": True}, 0, True),
+        ({}, 0, False),
+        ({"amx_bf16": True}, 10**7, False),
+    ],
+)
+def test_bfloat16_is_chosen_for_a_large_model_on_a_processor_that_has_it(
+    capabilities, weights, expected, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("node.policy.LARGE", weights)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+    write_tiny_policy(tmp_path)
+    config = PolicyConfig(model=str(tmp_path), device="cpu")
+    assert load_policy(config).bf16 is expected
+    assert load_policy(config, bf16=True).bf16
+    assert not load_policy(config, bf16=False).bf16

@@ -240,11 +240,11 @@ def test_what_stands_in_masked_places_does_not_matter(policy, tmp_path):
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8)])
-def test_reencoded_text_has_the_logprobs_of_its_generation(policy, tmp_path, temperature, top_p):
+def test_reencoded_text_has_the_tokens_and_logprobs_of_its_generation(policy, tmp_path, temperature, top_p):
     config = node_config(rounds=1, temperature=temperature)
     questions = ["1+2=", "a longer question", "7"]
     prompts = [policy.encode_prompt(Item(question, "")) for question in questions]
-    made = HfEngine(policy, logprobs=True).generate(prompts, 16, SamplingParams(temperature, top_p, 8), seed=3)
+    made = HfEngine(policy).generate(prompts, 16, SamplingParams(temperature, top_p, 8), seed=3)
     special = {*policy.tokenizer.all_special_ids} - {*policy.eos_token_ids}  # a random policy draws them; text has none
     kept = [
         (prompt, one)
@@ -260,11 +260,12 @@ def test_reencoded_text_has_the_logprobs_of_its_generation(policy, tmp_path, tem
     (batch,) = make_batches(samples, 4096, "dapo", policy.pad_token_id)
     logps = trainer._with_old_logps(batch)["old_per_token_logps"]
 
-    for row, (_, one) in enumerate(kept):
+    for row, (prompt, one) in enumerate(kept):
         length = len(one.token_ids)
+        sampled = completion_logps(policy.model, Sample(prompt, one.token_ids, 1.0), temperature).tolist()
         assert batch["completion_ids"][row, :length].tolist() == list(one.token_ids)
         assert int(batch["completion_mask"][row].sum()) == length
-        assert logps[row, :length].tolist() == pytest.approx(one.logprobs, abs=1e-4)
+        assert logps[row, :length].tolist() == pytest.approx(sampled, abs=1e-4)
 
 
 def test_the_loop_is_not_resumed_before_the_update_its_log_and_its_checkpoint(policy, tmp_path):
