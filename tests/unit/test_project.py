@@ -158,6 +158,16 @@ def test_the_make_targets_that_are_named_exist(document: str) -> None:
     assert set(named) <= make_targets()
 
 
+def test_the_tests_that_the_page_on_learning_names_exist() -> None:
+    named = set(re.findall(r"test_\w+", re.sub(r"test_\w+\.py", "", (ROOT / "docs/learning.md").read_text())))
+    there = {
+        name for path in sources("tests") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    unknown = {name for name in named if name not in there and not name.endswith("_")}
+    assert len(named) > 15
+    assert unknown == set()
+
+
 def test_the_commands_in_the_readme_parse() -> None:
     """Each verb exists and knows the options it is shown with."""
     verbs = typer.main.get_command(app).commands
