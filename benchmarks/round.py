@@ -5,7 +5,8 @@
 **Against TRL.** Both sides start from the same weights, ask the same questions, sample
 with the same seeds by `transformers.generate`, verify with the same task and take the same
 update; a row says which part of all completions came out equal (all, until rounding sets
-the two apart). Each round is timed from the end of one update's log to the end of the next.
+the two apart, or a round without signal, in which TRL takes a step and we do not). Each
+round is timed from the end of one update's log to the end of the next.
 
 - ours: the node's loop with J = 0, alone: questions, generation, verification, draw, update, metrics row;
 - TRL: its ordinary path, `_generate_and_score_completions`, with a data set of the same
@@ -101,6 +102,7 @@ def _against_trl(config: NodeConfig, common: Row, blocks: int) -> Generator[Row,
         yield _row("gossamer", ours, parameters)
         yield _row("trl", theirs, parameters)
         ratios[f"reward={reward}"] = _median(ours) / _median(theirs)
+        ratios[f"reward={reward} cpu"] = _median_cpu(ours) / _median_cpu(theirs)
     return ratios
 
 

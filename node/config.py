@@ -176,9 +176,10 @@ class TrainerConfig(Section):
     vllm_importance_sampling_clip_max: float = Field(2.0, ge=1, description="the largest such weight")
     num_iterations: int = Field(1, ge=1, description="updates on each batch")
     tokens_per_batch: int = Field(
-        4096,
+        2048,
         ge=1,
-        description="tokens, padding included, that go through the model at once: a round is split so, to bound memory",
+        description="tokens, padding included, that go through the model at once: a round is split so, to bound memory "
+        "(SmolLM2-135M in bfloat16: 3.7 GiB at 1024, 5.6 at 2048, 8.9 at 4096, in the same time)",
     )
     gradient_checkpointing: bool = False
     bf16: bool | Literal["auto"] = Field(

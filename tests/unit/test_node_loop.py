@@ -124,16 +124,21 @@ def test_a_peers_completion_is_cut_and_is_not_finished_then(policy: Policy, task
     assert long == policy.encode_completion("3" * LONGEST, finished=False)
 
 
-def test_own_samples_are_the_tokens_that_were_sampled(policy: Policy, tasks: TaskSet, tmp_path: Path) -> None:
+def test_own_samples_are_the_tokens_that_were_sampled_with_their_samplers_logprobs(
+    policy: Policy, tasks: TaskSet, tmp_path: Path
+) -> None:
     made: list[Generated] = []
 
     class Recorder(HfEngine):
         def generate(self, *args: Any) -> list[list[Generated]]:
-            groups = super().generate(*args)
+            groups = [
+                [replace(one, logprobs=tuple(-0.1 * token for token in one.token_ids)) for one in group]
+                for group in super().generate(*args)
+            ]
             made.extend(one for group in groups for one in group)
             return groups
 
-    samples = first_round(policy, tasks, tmp_path, NoExchange(), Recorder(policy, logprobs=True))
+    samples = first_round(policy, tasks, tmp_path, NoExchange(), Recorder(policy))
     assert [(one.completion, one.logprobs) for one in samples] == [(one.token_ids, one.logprobs) for one in made]
     assert {tuple(one.prompt) for one in samples} == {tuple(policy.encode_prompt(Item(SHORT, "2")))}
 
