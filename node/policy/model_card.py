@@ -46,10 +46,12 @@ def model_card(base_model: str, config: NodeConfig, name: str, history: History 
         **({"base_model": base} if is_id else {}),
     }
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
-    lines += [f"# {base}, trained by a Gossamer node", "", f"A `{name}` language model. Base model: `{base}`."]
+    by = "trained" if history is not None else "exported"
+    lines += [f"# {base}, {by} by a Gossamer node", "", f"A `{name}` language model. Base model: `{base}`."]
     if history is not None:
         lines += ["", "## How it came about", "", *_training(config, history)]
-    lines += ["", "## Settings", "", *_settings(config), "", "## Versions", ""]
+        lines += ["", "## Settings", "", *_settings(config)]
+    lines += ["", "## Versions", ""]
     lines += [", ".join(f"{package} {version(package)}" for package in PACKAGES) + f". Exported on {today}.", ""]
     return "\n".join(lines)
 
