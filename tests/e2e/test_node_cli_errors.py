@@ -71,6 +71,6 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
     done = gossamer("node", "--state", str(state), "--rounds", "1", *ALONE, "--set", f"policy.model={tmp_path / 'one'}")
     assert done.returncode == 0, done.stderr
     before = [(state / name).read_bytes() for name in ("config.json", "settings.json")]
-    (line,) = errors("node", "--state", str(state), *ALONE, "--set", f"policy.model={tmp_path / 'other'}")
+    (line,) = errors("node", "--state", str(state), "--rounds", "2", "--model", str(tmp_path / "other"))
     assert "checkpoint-1" in line and "another model" in line
     assert [(state / name).read_bytes() for name in ("config.json", "settings.json")] == before
