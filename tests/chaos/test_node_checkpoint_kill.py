@@ -120,7 +120,7 @@ MOMENTS = {
     "when the first checkpoint holds the model only": die_at("SwarmTrainer._save_optimizer_and_scheduler", 1),
     "when the second checkpoint holds the model only": die_at("SwarmTrainer._save_optimizer_and_scheduler", 2),
     "in the middle of writing the optimiser": die_at("torch.save", 6),
-    "when all is written and nothing is synced": die_at("checkpoint._sync_tree", 2),
+    "when all is written and nothing is synced": die_at("checkpoint.sync_tree", 2),
     "just before the rename": die_at("Path.rename", 2),
     "just after the rename": die_at("Path.rename", 2, after=True),
     "when an old checkpoint is set aside for deletion": die_at("Path.rename", 4, after=True),

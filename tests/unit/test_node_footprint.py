@@ -33,7 +33,7 @@ def test_what_each_setting_saves() -> None:
     adapters = of({"policy": {"lora": {"r": 16}}})
     assert full["Adam"] == 8 * SMOLLM2.parameters == 2 * full["gradients"]
     assert adapters["Adam"] < full["Adam"] / 20 and adapters["weights"] == full["weights"]
-    assert 2 * of({"policy": {"dtype": "bfloat16"}})["weights"] == full["weights"]
+    assert 2 * of({"policy": {"dtype": "bfloat16", "lora": {"r": 16}}})["weights"] == full["weights"]
     half = of({"trainer": {"tokens_per_batch": 512}})
     assert of({"trainer": {"tokens_per_batch": 1024}})["activations"] == 2 * half["activations"]
     assert of({"trainer": {"gradient_checkpointing": True}})["activations"] < full["activations"] / 5

@@ -110,7 +110,7 @@ def test_a_preset_can_always_be_run(size: ModelSize, machine: Machine, lora: int
     assert length <= config.engine.vllm.max_model_len
 
 
-@pytest.mark.parametrize(("gigabytes", "tokens"), [(64, 4096), (16, 2048), (5, 512), (1, 256)])
+@pytest.mark.parametrize(("gigabytes", "tokens"), [(64, 2048), (16, 2048), (5, 512), (1, 256)])
 def test_a_small_machine_takes_smaller_micro_batches(gigabytes: int, tokens: int) -> None:
     choices = preset(model(135e6), Machine(gigabytes << 30))
     config = fill(NodeConfig(), {key: choice.value for key, choice in choices.items()})
