@@ -116,10 +116,21 @@ class SamplingConfig(Section):
         description="whose groups the external ones are; 'self': this node's own of earlier rounds, the control that "
         "tells what peers are worth from what replay is worth",
     )
-    completions: int = Field(8, ge=2, le=128, description="completions a question, L")
+    external_weight: float = Field(
+        1.0, gt=0, le=100, description="what an external group counts in the loss, where an own one counts 1"
+    )
+    completions: int = Field(
+        8, ge=2, le=128, description="completions a question, L; of a larger external group as many are drawn"
+    )
     questions: int | None = Field(None, ge=1, description="questions a round; default: as many as local")
     rule: Literal["sapo", "uniform", "advantage", "freshest", "correct"] = "sapo"
     external_negatives: Literal["keep", "drop"] = "keep"
+    max_surprise: float | None = Field(
+        None,
+        gt=0,
+        description="nats a token: a less likely external completion is left out, for which a forward pass is paid; "
+        "default: no bound",
+    )
     max_uses: int = Field(1, ge=1, description="how often an external question may be trained on")
 
     @model_validator(mode="after")
@@ -326,6 +337,11 @@ class PoolConfig(Section):
     """Bounds of the pool of shared groups."""
 
     max_age: float = Field(3600.0, gt=0, description="seconds")
+    max_age_rounds: int | None = Field(
+        None,
+        ge=0,
+        description="rounds that a group may wait here for its turn; default: as many as max_age allows",
+    )
     max_groups: int = Field(4096, ge=1)
     max_bytes: int = Field(64 << 20, ge=1 << 16)
     max_peer_share: float = Field(0.5, gt=0, le=1, description="part of the pool that one peer may fill")

@@ -26,9 +26,14 @@ from node.rollouts.replay_buffer import ReplayBuffer, Shared, own_shared
 from node.rollouts.sampling import (
     RULES,
     SCALES,
+    Candidate,
+    Draw,
+    Pick,
     Sample,
     drop_negatives,
+    effective_size,
     external_samples,
+    external_share,
     is_informative,
     local_samples,
 )
@@ -73,6 +78,12 @@ class Loop:
     record: Callable[[Sequence[Row]], None] = lambda rows: None  # takes what is kept of a round's rollouts
     row: Row = field(default_factory=dict)
     _handed_over: float = 0.0
+    _longest_text: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Characters that fit a completion if each token is the longest there is: more are not worth encoding.
+        longest_token = max(map(len, self.policy.tokenizer.get_vocab()))
+        self._longest_text = self.config.engine.max_completion_length * longest_token
 
     def rounds(self, first: int) -> Iterator[Sequence[Sample]]:
         """Yield the samples of round `first` (counted from 0) and of each after it.
@@ -148,8 +159,9 @@ class Loop:
         task, seed, item, prompt = question
         completions = tuple(Completion(one.text, one.finished, float(task.verify(item, one.text))) for one in made)
         group = Group(task.key, seed, item.question, completions, self.policy.name, version, item.content)
-        logprobs = [one.logprobs for one in made if one.logprobs is not None]
-        return EncodedGroup(group, prompt, [one.token_ids for one in made], logprobs or None)
+        tokens = {index: one.token_ids for index, one in enumerate(made)}
+        logprobs = {index: one.logprobs for index, one in enumerate(made) if one.logprobs is not None}
+        return EncodedGroup(group, prompt, tokens, logprobs)
 
     def _own_shared(self, own: Sequence[EncodedGroup]) -> list[Shared]:
         """Return what peers get of these groups, as a peer gets it."""
@@ -158,17 +170,6 @@ class Loop:
             for one in own
             if self.config.network.share == "all" or is_informative(one.group.rewards)
         ]
-
-    def _rebuilt(self, group: Group) -> EncodedGroup | None:
-        """Encode a group that was verified, maybe under other tasks or for another policy; None if of no use now."""
-        task = self.tasks.get(group.task)
-        prompt = self._encode_prompt(task.make(group.seed)) if task is not None else None
-        if prompt is None:
-            return None
-        # With the end of a text that is cut goes its end-of-text token: it is not trained to stop there.
-        longest = self.config.engine.max_completion_length
-        encode = self.policy.encode_completion
-        return EncodedGroup(group, prompt, [encode(one.text, one.finished)[:longest] for one in group.completions])
 
     def _draw(self, own: Sequence[EncodedGroup], version: int) -> tuple[list[Sample], list[Drawn]]:
         sampling = self.config.sampling
@@ -179,27 +180,55 @@ class Loop:
             return local, []
         now = time.time()
         candidates = self.pool.candidates(now, version + 1, sampling.max_uses)
-        picks = RULES[sampling.rule](candidates, sampling.external, rng, scale)
+        picks = RULES[sampling.rule](candidates, Draw(sampling.external, sampling.completions, scale, rng))
         if sampling.external_negatives == "drop":
             picks = drop_negatives(picks)
         taken = self.pool.take([pick.id for pick in picks], version + 1)
-        rebuilt = {key: self._rebuilt(group) for key, group in taken.items()}
-        groups = {key: group for key, group in rebuilt.items() if group is not None}
-        self.row |= {"groups_external": len(groups), "groups_unusable": len(taken) - len(groups)}
+        groups = self._encoded(taken, picks)
         came = {one.id: one for one in candidates if one.id in groups}
+        external = external_samples(picks, groups, sampling.external_weight, first=len(own))
+        self.row |= {
+            "groups_external": len({sample.group for sample in external}),
+            "groups_unusable": len(taken) - len(groups),
+            "swarm/too_long": sum(pick.id in groups for pick in picks) - len(external),
+            **_staleness(list(came.values()), groups, now, version),
+        }
         drawn = [Drawn(came[key].peer, now - came[key].received, one.group) for key, one in groups.items()]
-        return local + external_samples([pick for pick in picks if pick.id in groups], groups), drawn
+        return local + external, drawn
 
     def _record(self, own: Sequence[EncodedGroup], drawn: Sequence[Drawn]) -> None:
         bounds, number = self.config.rollout_log, self.row["round"]
         rows = own_rows(number, [one.group for one in own[: bounds.own]])
         self.record(rows + external_rows(number, drawn[: bounds.external]))
 
+    def _encoded(self, taken: Mapping[bytes, Group], picks: Sequence[Pick]) -> dict[bytes, EncodedGroup]:
+        """Encode what was picked of groups that were verified, maybe under other tasks or for another policy.
+
+        Left out are groups that are of no use now, and completions that are longer than an own one may be: what is
+        cut is not what was rewarded.
+        """
+        longest = self.config.engine.max_completion_length
+        encoded = {}
+        for key, group in taken.items():
+            task = self.tasks.get(group.task)
+            prompt = self._encode_prompt(task.make(group.seed)) if task is not None else None
+            if prompt is None:
+                continue
+            tokens = {}
+            for index in (pick.index for pick in picks if pick.id == key):
+                one = group.completions[index]
+                if len(one.text) <= self._longest_text:
+                    ids = self.policy.encode_completion(one.text, one.finished)
+                    if len(ids) <= longest:
+                        tokens[index] = ids
+            encoded[key] = EncodedGroup(group, prompt, tokens)
+        return encoded
+
     def _describe(self, own: Sequence[EncodedGroup], samples: Sequence[Sample]) -> None:
         made = [completion for one in own for completion in one.group.completions]
         rewards = [completion.reward for completion in made]
-        self.row.setdefault("groups_external", 0)
-        self.row.setdefault("groups_unusable", 0)
+        for count in ("groups_external", "groups_unusable", "swarm/too_long"):
+            self.row.setdefault(count, 0)
         self.row |= {
             "reward": statistics.fmean(rewards),
             **_rewards_by_task(own),
@@ -207,12 +236,22 @@ class Loop:
             "groups_local": min(len(own), self.config.sampling.local),
             "groups_informative": sum(is_informative(one.group.rewards) for one in own),
             "generated": len(made),
-            "tokens_generated": sum(len(ids) for one in own for ids in one.completions),
+            "tokens_generated": sum(len(ids) for one in own for ids in one.completions.values()),
             "trained": sum(sample.advantage != 0 for sample in samples),
             "tokens_trained": sum(len(sample.completion) for sample in samples if sample.advantage != 0),
+            "swarm/external_share": external_share(samples),
+            "effective_samples": effective_size(samples),
             "completions/finished": statistics.fmean(completion.finished for completion in made),
-            "completions/mean_length": statistics.fmean(len(ids) for one in own for ids in one.completions),
+            "completions/retokenized": statistics.fmean(
+                self._is_retokenized(one, at) for one in own for at in one.completions
+            ),
+            "completions/mean_length": statistics.fmean(len(ids) for one in own for ids in one.completions.values()),
         }
+
+    def _is_retokenized(self, own: EncodedGroup, index: int) -> bool:
+        """Whether a completion's text, which is all that peers get, stands for other tokens than were sampled."""
+        completion = own.group.completions[index]
+        return self.policy.encode_completion(completion.text, completion.finished) != list(own.completions[index])
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
@@ -227,3 +266,24 @@ def _rewards_by_task(own: Sequence[EncodedGroup]) -> Row:
     for one in own:
         rewards.setdefault(one.group.task.name, []).extend(one.group.rewards)
     return {f"rewards/{task}/mean": statistics.fmean(values) for task, values in rewards.items()}
+
+
+def _staleness(
+    drawn: Sequence[Candidate], groups: Mapping[bytes, EncodedGroup], now: float, version: int
+) -> dict[str, float]:
+    """Return how long the drawn groups have waited here, and how far behind us their makers say that they were.
+
+    What a peer says of its version is its own count of rounds and may be anything: it is shown, by its median, and
+    decides nothing.
+    """
+    if not drawn:
+        return {}
+    seconds = [now - one.received for one in drawn]
+    rounds = [version + 1 - one.first_round for one in drawn]
+    return {
+        "swarm/age_seconds": statistics.fmean(seconds),
+        "swarm/age_seconds_max": max(seconds),
+        "swarm/age_rounds": statistics.fmean(rounds),
+        "swarm/age_rounds_max": max(rounds),
+        "swarm/claimed_lag": statistics.median(version - one.group.policy_version for one in groups.values()),
+    }

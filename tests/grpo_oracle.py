@@ -4,6 +4,10 @@ Written from the papers' formulas: GRPO (arXiv 2402.03300, eq. 3), DAPO (2503.14
 Dr. GRPO (2503.20783, section 3.2), CISPO (2506.13585, eq. 4), GSPO (2507.18071, eq. 7), Soft Adaptive
 Policy Optimization (2511.20347), LUSPO (2602.05261), VESPO (2602.10693). No batch, no padding, no
 micro-batches: one sequence at a time, then the aggregation over the whole round.
+
+Rows have weights. Where a paper takes the mean over sequences, ours is by their weights.
+Where it takes the mean over all tokens, ours takes it over the tokens of all own sequences,
+and of each external group, and then the mean of these by the weight of their sequences.
 """
 
 from collections.abc import Sequence
@@ -23,17 +27,23 @@ def completion_logps(model: torch.nn.Module, row: Sample, temperature: float) ->
 def round_loss(
     logps: Sequence[torch.Tensor],
     old_logps: Sequence[torch.Tensor],
-    advantages: Sequence[float | torch.Tensor],
+    rows: Sequence[Sample],
     loss_type: str,
     epsilon: float,
     epsilon_high: float,
     max_completion_length: int,
     level: str = "token",
+    corrections: Sequence[torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Return the loss of a round: one tensor of log-probabilities and one advantage, or one a token, a sequence."""
-    sums, lengths = [], []
-    for new, old, given in zip(logps, old_logps, advantages, strict=True):
-        advantage = torch.as_tensor(given).expand(len(new))
+    """Return the loss of a round: one tensor of log-probabilities a row.
+
+    `corrections` are what each row's advantages are multiplied by, one for each token, where there are any.
+    """
+    sums, lengths, weights = [], [], []
+    for at, (new, old, row) in enumerate(zip(logps, old_logps, rows, strict=True)):
+        advantage = torch.tensor(row.advantage).expand(len(new))
+        if corrections is not None:
+            advantage = advantage * corrections[at]
         log_ratio = new - old
         ratio = (log_ratio.sum() / max(len(new), 1)).exp() if level == "sequence" else log_ratio.exp()
         if loss_type == "cispo":
@@ -49,14 +59,23 @@ def round_loss(
             objective = torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon_high) * advantage)
         sums.append(-objective.sum())
         lengths.append(len(new))
-    total = torch.stack(sums)
+        weights.append(row.weight)
     if loss_type in ("grpo", "sapo"):
-        return (total / torch.tensor(lengths).clamp(min=1)).mean()
-    if loss_type == "luspo":
-        return total.mean()
-    if loss_type == "dr_grpo":
-        return total.sum() / (len(lengths) * max_completion_length)
-    return total.sum() / sum(lengths)
+        terms = [weight * total / max(length, 1) for weight, total, length in zip(weights, sums, lengths, strict=True)]
+    elif loss_type == "luspo":
+        terms = [weight * total for weight, total in zip(weights, sums, strict=True)]
+    elif loss_type == "dr_grpo":
+        terms = [weight * total / max_completion_length for weight, total in zip(weights, sums, strict=True)]
+    else:
+        external = sorted({row.group for row in rows if row.external})
+        sides = [[at for at, row in enumerate(rows) if not row.external]]
+        sides += [[at for at, row in enumerate(rows) if row.external and row.group == number] for number in external]
+        terms = [
+            sum(weights[at] for at in side) * sum(sums[at] for at in side) / sum(lengths[at] for at in side)
+            for side in sides
+            if sum(lengths[at] for at in side)
+        ]
+    return torch.stack(terms).sum() / sum(weights)
 
 
 def clipped_fraction(

@@ -27,7 +27,7 @@ def node_config(rounds: int | None = 2, longest: int = 8, temperature: float = 1
 
 
 def mixed_samples(policy: Policy, seed: int = 0, groups: int = 3) -> list[Sample]:
-    """Own and external groups of uneven lengths, with a zero advantage in each."""
+    """Own and external groups of uneven lengths and unlike weights, with a zero advantage in each."""
     rng = random.Random(seed)
     samples = []
     for number in range(groups):
@@ -37,9 +37,10 @@ def mixed_samples(policy: Policy, seed: int = 0, groups: int = 3) -> list[Sample
             text = "".join(rng.choices("0123456789+-ab", k=rng.randint(1, 7)))
             completions.append(policy.encode_completion(text, finished=rng.random() < 0.5))
         prompt = policy.encode_prompt(Item("".join(rng.choices("0123456789", k=rng.randint(1, 6))), ""))
+        weight = rng.uniform(0.1, 0.5) if external else 0.25
         advantages = [rng.uniform(0.2, 1), -rng.uniform(0.2, 1), 0.0, rng.uniform(-1, 1)]
         for completion, advantage in zip(completions, advantages, strict=True):
-            samples.append(Sample(prompt, completion, advantage, external))
+            samples.append(Sample(prompt, completion, advantage, weight, number, external))
     return samples
 
 
@@ -62,7 +63,8 @@ def playing_rounds(policy: Policy, config: NodeConfig) -> Callable[[int], Iterat
                 rewards = [sum(map(str.isdigit, one.text)) / 8 for one in made]
                 mean = sum(rewards) / len(rewards)
                 samples += [
-                    Sample(prompt, one.token_ids, reward - mean) for one, reward in zip(made, rewards, strict=True)
+                    Sample(prompt, one.token_ids, reward - mean, weight=0.25)
+                    for one, reward in zip(made, rewards, strict=True)
                 ]
             yield samples
 

@@ -2,12 +2,13 @@
 
 builtin/        the policy that ships with the node; `make_builtin` made it
 prompt          a question as the turns of a chat, or as plain text
+completion_text between a completion's tokens and its text
 export          its weights as an ordinary model folder
 model_card      how an exported model came about
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 from node.config import LoraConfig, PolicyConfig
 from node.detection import find_model
 from node.errors import UserError
+from node.policy.completion_text import INCOMPLETE, CompletionText
 from node.policy.prompt import chat_turns, plain_text
 from node.tasks import Item
 
@@ -52,6 +54,10 @@ class Policy:
     eos_token_ids: tuple[int, ...]
     prompt: Literal["auto", "chat", "plain"] = "auto"
     bf16: bool = False
+    _completion_text: CompletionText = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_completion_text", CompletionText(self.tokenizer))
 
     def autocast(self) -> torch.autocast:
         """Return the context in which this policy computes: products in bfloat16 where `bf16` says so."""
@@ -100,14 +106,17 @@ class Policy:
         A special token spelt out in `text` is encoded letter by letter: a peer's text must
         not be able to end, or begin, a turn.
         """
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-        ids = encoded["input_ids"]
-        return [*ids, self.eos_token_ids[0]] if finished else list(ids)
+        ids = self._completion_text.encode(text)
+        return [*ids, self.eos_token_ids[0]] if finished else ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids` up to the first end-of-text, without special tokens."""
-        end = next((at for at, token in enumerate(ids) if token in self.eos_token_ids), len(ids))
-        return self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """Return the text of a completion's `ids` up to the first end-of-text, without special tokens.
+
+        Of one that was cut off inside a character, the part of that character is left out.
+        """
+        end = next((at for at, token in enumerate(ids) if token in self.eos_token_ids), None)
+        text = self._completion_text.decode(ids[:end])
+        return text.rstrip(INCOMPLETE) if end is None else text
 
 
 def load_policy(config: PolicyConfig, bf16: bool | Literal["auto"] = "auto", adapters: Path | None = None) -> Policy:

@@ -13,8 +13,8 @@ reason fit for a counter.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgpack
@@ -76,15 +76,15 @@ class Question(NamedTuple):
 class EncodedGroup:
     """A group under the local policy's tokenizer, whoever made it. Tokens never leave the node.
 
-    `completions` holds the tokens of each of the group's completions, end-of-text included where it finished:
-    those that were sampled, or a peer's text encoded. `logprobs` are the sampler's, where the engine gives them:
-    nats of each of these tokens, for each completion.
+    `completions` holds, by their place in the group, the tokens of those completions that may be trained on,
+    end-of-text included where one finished: those that were sampled, or a peer's text encoded. `logprobs` are the
+    sampler's, where the engine gives them: nats of each of these tokens.
     """
 
     group: Group
     prompt: Sequence[int]
-    completions: Sequence[Sequence[int]]
-    logprobs: Sequence[Sequence[float]] | None = None
+    completions: Mapping[int, Sequence[int]]
+    logprobs: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
 
 def encode(group: Group) -> bytes:

@@ -124,14 +124,17 @@ class ReplayBuffer:
     def candidates(self, now: float, round_number: int, max_uses: int) -> list[Candidate]:
         """Return what `round_number` may draw, in the order of their coming: at most one group of a question.
 
-        Left out are groups over `max_age`, those that later rounds may draw first, and those whose question was
-        used `max_uses` times.
+        Left out are groups over `max_age` or `max_age_rounds`, those that later rounds may draw first, and those whose
+        question was used `max_uses` times. Age is counted from a group's coming: what a peer says of its own rounds
+        or clock plays no part.
         """
         oldest = now - self._bounds.max_age
+        stay = self._bounds.max_age_rounds
+        rounds = range(0 if stay is None else round_number - stay, round_number + 1)
         first: dict[bytes, Candidate] = {}
         for entry in self._entries.values():
             one = entry.candidate
-            if one.received >= oldest and one.first_round <= round_number and self._uses[one.question] < max_uses:
+            if one.received >= oldest and one.first_round in rounds and self._uses[one.question] < max_uses:
                 first.setdefault(one.question, one)
         return list(first.values())
 

@@ -1,10 +1,16 @@
 """What a round trains on: pure functions from groups to weighted completions.
 
-A rule sees candidates and returns picks: single completions, each with an advantage.
-So a rule may take whole groups, as the paper does, or choose among completions, and
-nothing downstream can tell. The paper's rule is Algorithm 1 of "Sharing is Caring"
-(arXiv 2509.08721): advantages belong to the whole group, external groups without any
-are dropped, and the rest are drawn uniformly without replacement.
+A rule sees candidates and returns picks: single completions, each with an advantage
+and a weight. So a rule may take whole groups, as the paper does, or choose among
+completions, and nothing downstream can tell. The paper's rule is Algorithm 1 of "Sharing
+is Caring" (arXiv 2509.08721): advantages belong to the whole group, external groups
+without any are dropped, and the rest are drawn uniformly without replacement.
+
+**A group counts as a group**, however many completions its maker put in it: of one that has
+more than a round uses, as many are drawn, and a whole group's picks share the weight 1. The
+drawn keep the advantages that they have in the whole group, so their sum is no longer zero,
+but their mean is that of the whole group in expectation, and so is the gradient. (Advantages
+of the drawn alone would sum to zero, and lose groups whose one right answer is not drawn.)
 """
 
 import random
@@ -22,12 +28,16 @@ _FLAT = 1e-9  # rewards closer than this are equal: the group carries no gradien
 class Sample:
     """One completion to train on: its tokens after those of its prompt, weighted by `advantage`.
 
+    `weight` is what it counts in the round's loss beside the others, where a whole own group counts 1 (see
+    `node.training.batch`). Samples of one group have one `group`, a number that no other group of the round has.
     `logprobs` are the sampler's, in nats, one for each token of `completion`, where it gave them.
     """
 
     prompt: Sequence[int]
     completion: Sequence[int]
     advantage: float
+    weight: float = 1.0
+    group: int = 0
     external: bool = False
     logprobs: Sequence[float] | None = None
 
@@ -55,15 +65,28 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """A rule's choice: completion `index` of candidate `id`, trained with `advantage`."""
+    """A rule's choice: completion `index` of candidate `id`, trained with `advantage`, as `weight` of a group."""
 
     id: bytes
     index: int
     advantage: float
+    weight: float
 
 
 Scale = Callable[[Sequence[float]], list[float]]
-Rule = Callable[[Sequence[Candidate], int, random.Random, Scale], list[Pick]]
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What a rule is asked for: `count` groups, of each at most `completions`, with advantages by `scale`."""
+
+    count: int
+    completions: int
+    scale: Scale
+    rng: random.Random
+
+
+Rule = Callable[[Sequence[Candidate], Draw], list[Pick]]
 
 
 def is_informative(rewards: Sequence[float]) -> bool:
@@ -90,47 +113,48 @@ def scaled_advantages(rewards: Sequence[float]) -> list[float]:
 SCALES: Mapping[str, Scale] = {"none": mean_advantages, "group": scaled_advantages}
 
 
-def sapo(candidates: Sequence[Candidate], count: int, rng: random.Random, scale: Scale) -> list[Pick]:
-    """Drop groups without advantage, then draw whole groups uniformly without replacement."""
+def sapo(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
+    """Drop groups without advantage, then draw groups uniformly without replacement."""
     informative = [candidate for candidate in candidates if candidate.informative]
-    return _whole(rng.sample(informative, min(count, len(informative))), scale)
+    return _picks(draw.rng.sample(informative, min(draw.count, len(informative))), draw)
 
 
-def uniform(candidates: Sequence[Candidate], count: int, rng: random.Random, scale: Scale) -> list[Pick]:
-    """Draw whole groups uniformly without replacement, those without advantage too."""
-    return _whole(rng.sample(candidates, min(count, len(candidates))), scale)
+def uniform(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
+    """Draw groups uniformly without replacement, those without advantage too."""
+    return _picks(draw.rng.sample(candidates, min(draw.count, len(candidates))), draw)
 
 
-def advantage_weighted(candidates: Sequence[Candidate], count: int, rng: random.Random, scale: Scale) -> list[Pick]:
-    """Draw whole groups without replacement, each in proportion to its summed absolute advantage.
+def advantage_weighted(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
+    """Draw groups without replacement, each in proportion to its mean absolute advantage.
 
     The `count` largest of u**(1/w), u uniform, are such a draw (Efraimidis and Spirakis, 2006).
     """
     keyed = []
     for candidate in candidates:
-        weight = sum(abs(advantage) for advantage in scale(candidate.rewards))
+        weight = statistics.fmean(abs(advantage) for advantage in draw.scale(candidate.rewards))
         if weight > 0:
-            keyed.append((rng.random() ** (1 / weight), candidate))
+            keyed.append((draw.rng.random() ** (1 / weight), candidate))
     keyed.sort(key=lambda pair: (-pair[0], pair[1].id))
-    return _whole([candidate for _, candidate in keyed[:count]], scale)
+    return _picks([candidate for _, candidate in keyed[: draw.count]], draw)
 
 
-def freshest(candidates: Sequence[Candidate], count: int, rng: random.Random, scale: Scale) -> list[Pick]:
+def freshest(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
     """Take the youngest groups that carry any advantage."""
     informative = sorted((c for c in candidates if c.informative), key=lambda c: (-c.received, c.id))
-    return _whole(informative[:count], scale)
+    return _picks(informative[: draw.count], draw)
 
 
-def correct(candidates: Sequence[Candidate], count: int, rng: random.Random, scale: Scale) -> list[Pick]:
+def correct(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
     """Take one fully rewarded completion, at advantage 1, from each of `count` informative groups.
 
-    Peers' wrong answers are never pushed down: not the paper's rule, but an alternative to it.
+    Peers' wrong answers are never pushed down: not the paper's rule, but an alternative to it. Each
+    counts as one completion of an own group.
     """
     solved = [c for c in candidates if c.informative and max(c.rewards) >= 1.0]
     picks = []
-    for candidate in rng.sample(solved, min(count, len(solved))):
+    for candidate in draw.rng.sample(solved, min(draw.count, len(solved))):
         best = [index for index, reward in enumerate(candidate.rewards) if reward >= 1.0]
-        picks.append(Pick(candidate.id, rng.choice(best), 1.0))
+        picks.append(Pick(candidate.id, draw.rng.choice(best), 1.0, 1 / draw.completions))
     return picks
 
 
@@ -148,9 +172,23 @@ def drop_negatives(picks: Sequence[Pick]) -> list[Pick]:
     return [replace(pick, advantage=max(pick.advantage, 0.0)) for pick in picks]
 
 
-def external_samples(picks: Sequence[Pick], groups: Mapping[bytes, EncodedGroup]) -> list[Sample]:
-    """Attach the picked completions' tokens."""
-    return [_sample(groups[pick.id], pick.index, pick.advantage, external=True) for pick in picks]
+def external_samples(
+    picks: Sequence[Pick], groups: Mapping[bytes, EncodedGroup], weight: float, first: int
+) -> list[Sample]:
+    """Attach the picked completions' tokens; a pick whose group or tokens are not in `groups` is left out.
+
+    Args:
+        picks: a rule's.
+        groups: by their ids.
+        weight: of a whole group.
+        first: the number of the first of the groups.
+    """
+    numbers = {key: first + at for at, key in enumerate(dict.fromkeys(pick.id for pick in picks))}
+    return [
+        _sample(groups[pick.id], pick.index, pick.advantage, pick.weight * weight, numbers[pick.id], external=True)
+        for pick in picks
+        if pick.id in groups and pick.index in groups[pick.id].completions
+    ]
 
 
 def local_samples(own: Sequence[EncodedGroup], count: int, rng: random.Random, scale: Scale) -> list[Sample]:
@@ -158,20 +196,40 @@ def local_samples(own: Sequence[EncodedGroup], count: int, rng: random.Random, s
     ranked = rng.sample(own, len(own))
     ranked.sort(key=lambda one: not is_informative(one.group.rewards))
     return [
-        _sample(one, index, advantage, external=False)
-        for one in ranked[:count]
+        _sample(one, index, advantage, 1 / len(one.completions), number, external=False)
+        for number, one in enumerate(ranked[:count])
         for index, advantage in enumerate(scale(one.group.rewards))
     ]
 
 
-def _sample(one: EncodedGroup, index: int, advantage: float, external: bool) -> Sample:
-    logprobs = one.logprobs[index] if one.logprobs is not None else None
-    return Sample(one.prompt, one.completions[index], advantage, external, logprobs)
+def external_share(samples: Sequence[Sample]) -> float:
+    """Return what part of a round's pull, weight times absolute advantage, is peers'; 0 where nothing pulls."""
+    pulls = [_pull(sample) for sample in samples]
+    external = sum(pull for pull, sample in zip(pulls, samples, strict=True) if sample.external)
+    return external / sum(pulls) if any(pulls) else 0.0
 
 
-def _whole(candidates: Sequence[Candidate], scale: Scale) -> list[Pick]:
-    return [
-        Pick(candidate.id, index, advantage)
-        for candidate in candidates
-        for index, advantage in enumerate(scale(candidate.rewards))
-    ]
+def effective_size(samples: Sequence[Sample]) -> float:
+    """Return a round's effective sample size (Kish, 1965): n samples of equal pull give n, one that outweighs all 1."""
+    pulls = [_pull(sample) for sample in samples]
+    return sum(pulls) ** 2 / sum(pull**2 for pull in pulls) if any(pulls) else 0.0
+
+
+def _pull(sample: Sample) -> float:
+    return sample.weight * abs(sample.advantage)
+
+
+def _sample(one: EncodedGroup, index: int, advantage: float, weight: float, number: int, external: bool) -> Sample:
+    return Sample(one.prompt, one.completions[index], advantage, weight, number, external, one.logprobs.get(index))
+
+
+def _picks(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
+    """Return each candidate's completions, or as many of them as are used, drawn uniformly."""
+    picks = []
+    for candidate in candidates:
+        advantages = draw.scale(candidate.rewards)
+        indices: Sequence[int] = range(len(advantages))
+        if len(indices) > draw.completions:
+            indices = sorted(draw.rng.sample(indices, draw.completions))
+        picks += [Pick(candidate.id, index, advantages[index], 1 / len(indices)) for index in indices]
+    return picks

@@ -3,13 +3,28 @@
 Each sample becomes a row. Prompts are padded on the left and completions on the right, so
 that no padding falls inside a sequence.
 
+**The loss of a round** is a mean with the samples' weights w, in which no length but an own
+one's moves what another counts. With l the loss of a token and W the sum of all w,
+
+    grpo, sapo                  1/W  sum over rows  w_r  (mean of l over the row's tokens)
+    dr_grpo                     1/W  sum over rows  w_r  (sum of l over the row's tokens) / max_completion_length
+    luspo                       1/W  sum over rows  w_r  (sum of l over the row's tokens)
+    dapo, cispo, bnpo, vespo    1/W  sum over sides w_s  (mean of l over the side's tokens)
+
+where the rows of all own groups are one side, as DAPO has it, those of each external group
+are one of their own, and w_s is the sum of the w of a side's rows. A round of own groups alone,
+whose rows weigh the same, has TRL's own loss. Every one of these losses scales with its advantages
+(by any positive factor), and that is how rows get their weights.
+
 A row whose advantage is zero adds nothing to the gradient (there is no KL term), so it
 is counted in the loss's denominator but not sent through the model. The entropy and
 clipping that TRL logs are therefore means over the rows that do train.
 """
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -18,6 +33,7 @@ from node.rollouts.sampling import Sample
 from node.training.shared_prefix import blocks_of, side_by_side
 
 LossType = Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
+PER_ROW = frozenset({"grpo", "sapo", "dr_grpo", "luspo"})  # means over rows; the others are means over tokens
 Batch = dict[str, torch.Tensor]
 
 
@@ -27,11 +43,10 @@ def make_batches(
     """Return a round's micro-batches for `GRPOTrainer.compute_loss`.
 
     However the rows are split, and whether or not zero-advantage rows are left out, the
-    gradients of the parts add up to that of one batch of all `rows`. For `dapo`, `cispo`
-    and `vespo` TRL divides by the whole round's tokens, `num_items_in_batch`, and nothing
-    needs doing. For the others it averages within each micro-batch. Every one of these losses
-    scales with its advantages (by any positive factor), so multiplying them by this part's
-    share of the round makes the sum over the parts the mean over the round.
+    gradients of the parts add up to that of the round's loss. For `dapo`, `cispo` and
+    `vespo` TRL divides by the whole round's tokens, `num_items_in_batch`. For the others it
+    averages within each micro-batch: multiplying the advantages by this part's share of the
+    round makes the sum over the parts the mean over the round.
 
     Args:
         rows: those without an advantage count in the means.
@@ -42,13 +57,14 @@ def make_batches(
 
     Returns:
         Dicts of `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, C),
-        all int64, `advantages` (B,) float32 and `num_items_in_batch`, a float32 scalar; none where
-        no row has both a token and an advantage. Where samplers gave log-probabilities there are also
-        `sampling_per_token_logps` (B, C) float32, NaN where there is none.
+        all int64, `advantages` (B,) float32, `num_items_in_batch`, a float32 scalar, and for our own use
+        `external` (B,) bool, the rows that are peers'; none where no row has both a token and an
+        advantage. Where samplers gave log-probabilities there are also `sampling_per_token_logps`
+        (B, C) float32, NaN where there is none.
     """
     tokens = sum(len(row.completion) for row in rows)
     batches = []
-    worth_training = [row for row in rows if row.completion and row.advantage != 0]
+    worth_training = [row for row in _weighted(rows, loss_type) if row.completion and row.advantage != 0]
     for part in _split(worth_training, budget, _laid_out_tokens if shared_prefixes else _padded_tokens):
         share = {
             "dapo": 1.0,
@@ -62,6 +78,25 @@ def make_batches(
         }[loss_type]
         batches.append(_tensors(part, share, tokens, pad_token_id))
     return batches
+
+
+def _weighted(rows: Sequence[Sample], loss_type: LossType) -> list[Sample]:
+    """Scale advantages so that the plain mean over rows, or over tokens, becomes the one by weights."""
+    total = sum(row.weight for row in rows)
+    if loss_type in PER_ROW:
+        return [replace(row, advantage=row.advantage * (row.weight / total * len(rows))) for row in rows]
+    weights: defaultdict[int, float] = defaultdict(float)
+    tokens: Counter[int] = Counter()
+    for row in rows:
+        weights[_side(row)] += row.weight
+        tokens[_side(row)] += len(row.completion)
+    length = tokens.total()
+    factors = {side: weights[side] / total * (length / count) for side, count in tokens.items() if count}
+    return [replace(row, advantage=row.advantage * factors.get(_side(row), 0.0)) for row in rows]
+
+
+def _side(row: Sample) -> int:
+    return row.group if row.external else -1
 
 
 def _split(rows: Sequence[Sample], budget: int, cost: Callable[[Sequence[Sample]], int]) -> list[list[Sample]]:
@@ -96,6 +131,7 @@ def _tensors(rows: Sequence[Sample], scale: float, tokens: int, pad: int) -> Bat
         "completion_mask": torch.tensor([[1] * len(ids) + [0] * gap for gap, ids in completions]),
         "advantages": torch.tensor([row.advantage * scale for row in rows]),
         "num_items_in_batch": torch.tensor(float(tokens)),
+        "external": torch.tensor([row.external for row in rows]),
     }
     if any(row.logprobs is not None for row in rows):
         values = [[*(row.logprobs or ()), *[math.nan] * completion_width][:completion_width] for row in rows]

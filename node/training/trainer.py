@@ -32,7 +32,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from trl import GRPOConfig, GRPOTrainer
 
-from node.config import NodeConfig, TrainerConfig
+from node.config import NodeConfig
 from node.errors import UserError
 from node.policy import LARGE, Policy
 from node.rollouts.sampling import Sample
@@ -45,6 +45,7 @@ from node.training.shared_prefix import (
     logps_and_entropies,
     takes_our_mask,
 )
+from node.training.surprise import Surprise, of_rows
 
 log = structlog.get_logger()
 
@@ -64,7 +65,7 @@ class SwarmTrainer(GRPOTrainer):
         policy: Policy,
         args: GRPOConfig,
         checkpoints: Path,
-        config: TrainerConfig,
+        config: NodeConfig,
         rounds: Rounds,
         on_update: OnUpdate,
         also_save: Callable[[Path], None],
@@ -80,8 +81,12 @@ class SwarmTrainer(GRPOTrainer):
         )
         self.remove_callback(PrinterCallback)
         self._checkpoints = checkpoints
-        self._config = config
+        self._config = config.trainer
         self._eos_token_ids = policy.eos_token_ids
+        self._max_surprise = config.sampling.max_surprise
+        self._surprise = Surprise()
+        self._latest_logps = torch.zeros(0)
+        self._left_out = 0
         self._rounds = rounds
         self._also_save = also_save
         self._also_log = also_log
@@ -117,7 +122,21 @@ class SwarmTrainer(GRPOTrainer):
         scheduler.__class__ = _OnlyWithGradients
         return scheduler
 
+    def compute_loss(self, model: torch.nn.Module, inputs: Batch, *others: Any, **named: Any) -> Any:
+        """Return TRL's loss; on the way, note how likely peers' tokens are before the round changes the weights."""
+        loss = super().compute_loss(model, inputs, *others, **named)
+        if self.state.global_step % self.args.num_iterations == 0:
+            self._surprise.note(self._latest_logps, inputs["completion_mask"], inputs["external"])
+        return loss
+
     def _get_per_token_logps_and_entropies(
+        self, *args: Any, **named: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        found = self._forward(*args, **named)
+        self._latest_logps = found[0].detach()
+        return found
+
+    def _forward(
         self,
         model: torch.nn.Module,
         input_ids: torch.Tensor,
@@ -180,7 +199,8 @@ class SwarmTrainer(GRPOTrainer):
     def micro_batches(self) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each optimiser step from the next round on."""
         args = self.args
-        for rows in self._rounds(self.rounds_done):
+        for found in self._rounds(self.rounds_done):
+            rows = self._without_surprises(found)
             if self._config.mask_truncated_completions:
                 rows = [row if self._ended(row) else replace(row, completion=()) for row in rows]
             batches = make_batches(
@@ -199,6 +219,26 @@ class SwarmTrainer(GRPOTrainer):
                     batches[at] = self._corrected(batches[at], samplers)
             for _ in range(args.num_iterations):
                 yield batches
+
+    def _without_surprises(self, rows: Sequence[Sample]) -> Sequence[Sample]:
+        """Leave out peers' completions that are less likely under this policy than `max_surprise` allows."""
+        trained = [row for row in rows if row.external and row.completion and row.advantage != 0]
+        if self._max_surprise is None or not trained:
+            return rows
+        batches = make_batches(
+            trained,
+            self._config.tokens_per_batch,
+            self.args.loss_type,
+            self._tokenizer.pad_token_id,
+            self._shares_prefixes,
+        )
+        surprises: list[float] = []
+        with torch.no_grad():
+            for batch in map(self._prepare_inputs, batches):
+                surprises += of_rows(self._logps(batch), batch["completion_mask"])
+        far = {id(row) for row, surprise in zip(trained, surprises, strict=True) if not surprise <= self._max_surprise}
+        self._left_out = len(far)
+        return [row for row in rows if id(row) not in far]
 
     def _with_old_logps(self, batch: Batch) -> Batch:
         """Fix the policy that later iterations are clipped against: the one before the round's first step."""
@@ -236,7 +276,11 @@ class SwarmTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a round with what the loop knows of it, for whoever `report_to` names; other logs as they are."""
-        super().log(logs | dict(self._also_log(self.rounds_done)) if "loss" in logs else logs, start_time)
+        if "loss" in logs:
+            bounded = {} if self._max_surprise is None else {"swarm/too_surprising": float(self._left_out)}
+            logs = logs | dict(self._also_log(self.rounds_done)) | self._surprise.take() | bounded
+            self._left_out = 0
+        super().log(logs, start_time)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         if self.state.global_step % self.args.num_iterations:
@@ -359,7 +403,7 @@ def make_trainer(
     remove_leftovers(checkpoints)
     args = _trl_config(config, policy, folder)
     try:
-        return SwarmTrainer(policy, args, checkpoints, config.trainer, rounds, on_update, also_save, also_log)
+        return SwarmTrainer(policy, args, checkpoints, config, rounds, on_update, also_save, also_log)
     except (ImportError, RuntimeError) as error:
         if "requires" in str(error) and config.trainer.report_to:
             extras = ",".join(config.trainer.report_to)

@@ -1,5 +1,8 @@
 """From samples to tensors: padding, counting, splitting."""
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -93,8 +96,74 @@ def test_scaled_advantages_turn_means_over_parts_into_the_mean_over_the_round(ro
     assert by_sequence == pytest.approx(sum(with_tokens) / len(rows), abs=1e-6)
 
 
+def token_weights(rows: list[Sample], budget: int, loss_type: str) -> dict[int, float]:
+    """What each group's tokens count in the round's loss, by TRL's averages; rows are told apart by their prompt."""
+    found: Counter[int] = Counter()
+    for batch in make_batches(rows, budget, loss_type, PAD):
+        mask = batch["completion_mask"]
+        per_token = batch["advantages"][:, None] * mask
+        if loss_type in ("dapo", "cispo"):
+            per_token = per_token / batch["num_items_in_batch"]
+        elif loss_type == "bnpo":
+            per_token = per_token / mask.sum()
+        elif loss_type == "grpo":
+            per_token = per_token / mask.sum(1, keepdim=True) / len(mask)
+        else:
+            per_token = per_token / (len(mask) * LONGEST)
+        for prompt, weight in zip(batch["prompt_ids"][:, -1].tolist(), per_token.sum(1).tolist(), strict=True):
+            found[prompt] += weight
+    return found
+
+
+LONGEST = 40
+lengths = st.lists(st.integers(1, LONGEST), min_size=1, max_size=6)
+
+
+@given(
+    st.lists(lengths, min_size=1, max_size=3),
+    st.lists(lengths, min_size=1, max_size=4),
+    st.floats(0.25, 4),
+    st.sampled_from([1, 60, 200, 10_000]),
+    st.sampled_from(["dapo", "grpo", "bnpo", "cispo", "dr_grpo"]),
+)
+def test_groups_have_the_weights_that_the_configuration_says_whatever_their_lengths(
+    own, external, weight, budget, loss_type
+):
+    """With every advantage 1, what a group's tokens count is its share of the round."""
+    rows = [
+        Sample([number + 3], [9] * length, 1.0, share / len(group), number, number >= len(own))
+        for number, group in enumerate(own + external)
+        for length in group
+        for share in [weight if number >= len(own) else 1.0]
+    ]
+    found = token_weights(rows, budget, loss_type)
+    total = len(own) + weight * len(external)
+    if loss_type == "dr_grpo":  # a token counts the same everywhere, so a group of short ones less
+        for number, group in enumerate(own + external):
+            share = weight if number >= len(own) else 1.0
+            assert found[number + 3] == pytest.approx(share / total * sum(group) / len(group) / LONGEST, rel=1e-4)
+        return
+    for number in range(len(own), len(own) + len(external)):
+        assert found[number + 3] == pytest.approx(weight / total, rel=1e-4)
+    assert sum(found[number + 3] for number in range(len(own))) == pytest.approx(len(own) / total, rel=1e-4)
+    if loss_type != "grpo":  # among themselves own tokens count the same, as DAPO has it
+        tokens = sum(map(sum, own))
+        for number, group in enumerate(own):
+            assert found[number + 3] == pytest.approx(len(own) / total * sum(group) / tokens, rel=1e-4)
+
+
+@given(rows_strategy, st.sampled_from(["dapo", "cispo", "vespo"]))
+def test_a_round_of_own_groups_alone_has_trls_own_loss(rows, loss_type):
+    """Its advantages are those it was given, to the bit, over all its tokens."""
+    batches = make_batches([replace(row, weight=0.25) for row in rows], 10_000, loss_type, PAD)
+    found = [advantage for batch in batches for advantage in batch["advantages"].tolist()]
+    assert found == [row.advantage for row in rows if row.advantage and row.completion]
+    assert {batch["num_items_in_batch"].item() for batch in batches} <= {sum(len(row.completion) for row in rows)}
+
+
 def test_tensors_have_the_types_that_the_loss_expects():
     (batch,) = make_batches([Sample([1], [5], 1)], 100, "dapo", PAD)
     types = {key: tensor.dtype for key, tensor in batch.items()}
+    assert types.pop("external") == torch.bool
     assert types.pop("advantages") == types.pop("num_items_in_batch") == torch.float32
     assert set(types.values()) == {torch.int64}

@@ -2,12 +2,16 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from node.config import NodeConfig, TaskConfig, parse_config
 from node.engines import Generated
@@ -22,9 +26,11 @@ from node.rollouts.sampling import Sample
 from node.rollouts.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, TaskSet, load_tasks
 from node.telemetry.metrics import MetricsLog
+from node.training.batch import make_batches
 from node.training.trainer import make_trainer
 from tests.policies import tiny_policy
 
+HostileRound = Callable[[str, list[Group]], list[Sample]]
 POSITIONS = 128  # of the tiny policy
 LONGEST = 16
 SHORT, LONG = "1+1=", "1" * 60_000
@@ -68,7 +74,7 @@ class Peer(NoExchange):
         self.reasons: list[str] = []
 
     def receive(self, known: Callable[[bytes], bool], encode_prompt: EncodePrompt) -> list[Shared]:
-        found = [check(encode(group), self.tasks, 8, encode_prompt=encode_prompt) for group in self.groups]
+        found = [check(encode(group), self.tasks, 128, encode_prompt=encode_prompt) for group in self.groups]
         self.groups = ()
         self.reasons += [one.reason for one in found if one.group is None]
         return [share(one.group, number) for number, one in enumerate(found) if one.group is not None]
@@ -81,6 +87,7 @@ def share(group: Group, number: int) -> Shared:
 def train(policy: Policy, tasks: TaskSet, folder: Path, peer: Peer, *before: Group) -> tuple[list[dict], list[bytes]]:
     """Run two rounds over a pool that holds the groups of `before`; return the metrics and what is in the pool then."""
     config = node_config()
+    folder.mkdir(exist_ok=True)
     metrics = MetricsLog(folder / "metrics.jsonl")
     with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
         pool.add([share(group, 100 + number) for number, group in enumerate(before)], time.time(), 1)
@@ -115,13 +122,28 @@ def first_round(policy: Policy, tasks: TaskSet, folder: Path, exchange: NoExchan
         return list(next(loop.rounds(0)))
 
 
-def test_a_peers_completion_is_cut_and_is_not_finished_then(policy: Policy, tasks: TaskSet, tmp_path: Path) -> None:
+def test_a_peers_completion_that_is_too_long_is_left_out_and_counted(
+    policy: Policy, tasks: TaskSet, tmp_path: Path
+) -> None:
     (task,) = tasks.tasks
     peer = Peer(tasks, group_of(task, SHORT, padding="3" * 10_000))
+    rows, _ = train(policy, tasks, tmp_path / "trained", peer)
+    assert [(row["groups_external"], row["swarm/too_long"]) for row in rows] == [(1, 1), (0, 0)]
+    peer = Peer(tasks, group_of(task, SHORT, padding="3" * 10_000))
+    (short,) = (one for one in first_round(policy, tasks, tmp_path, peer, HfEngine(policy)) if one.external)
+    assert list(short.completion) == policy.encode_completion("2", finished=True)
+    assert (short.advantage, short.weight) == (0.5, 0.5)  # as in the whole group, and no more of the round for it
+
+
+@pytest.mark.parametrize(("end", "fits"), [(True, False), (False, True)])
+def test_the_end_of_text_counts(policy: Policy, tasks: TaskSet, tmp_path: Path, end: bool, fits: bool) -> None:
+    (task,) = tasks.tasks
+    one = group_of(task, SHORT)
+    text = "3" * LONGEST
+    made = (one.completions[0], Completion(text, end, task.verify(task.make(one.seed), text)))
+    peer = Peer(tasks, replace(one, completions=made))
     samples = first_round(policy, tasks, tmp_path, peer, HfEngine(policy))
-    short, long = (list(one.completion) for one in samples if one.external)
-    assert short == policy.encode_completion("2", finished=True)
-    assert long == policy.encode_completion("3" * LONGEST, finished=False)
+    assert (policy.encode_completion(text, end) in [one.completion for one in samples]) == fits
 
 
 def test_own_samples_are_the_tokens_that_were_sampled_with_their_samplers_logprobs(
@@ -141,6 +163,24 @@ def test_own_samples_are_the_tokens_that_were_sampled_with_their_samplers_logpro
     samples = first_round(policy, tasks, tmp_path, NoExchange(), Recorder(policy))
     assert [(one.completion, one.logprobs) for one in samples] == [(one.token_ids, one.logprobs) for one in made]
     assert {tuple(one.prompt) for one in samples} == {tuple(policy.encode_prompt(Item(SHORT, "2")))}
+
+
+def test_own_completions_whose_text_stands_for_other_tokens_are_counted(
+    policy: Policy, tasks: TaskSet, tmp_path: Path
+) -> None:
+    class Scripted(HfEngine):
+        """Says "22", once by its tokens, once with a special token inside, which no text shows."""
+
+        def generate(self, *_: Any) -> list[list[Generated]]:
+            plain = policy.encode_completion("22", finished=True)
+            return [[Generated(tuple(ids), "22", True) for ids in (plain, [plain[0], policy.pad_token_id, *plain[1:]])]]
+
+    config = node_config()
+    with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
+        metrics = MetricsLog(tmp_path / "metrics.jsonl")
+        loop = Loop(config, 0, policy, Scripted(policy), tasks, pool, NoExchange(), metrics)
+        next(loop.rounds(0))
+    assert loop.row["completions/retokenized"] == 0.5
 
 
 def test_a_question_is_made_once_for_an_own_group_and_twice_for_a_peers(
@@ -186,6 +226,91 @@ def replaying(policy: Policy, folder: Path, done: int, most: int) -> list[list[S
         metrics = MetricsLog(folder / "metrics.jsonl")
         loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, NoExchange(), metrics)
         return [list(samples) for samples in loop.rounds(done)]
+
+
+UNITS = ["1", "ab ", "<eos>", "<pad><bos>", "\u00e9", "\u0130", "\U0001f600", "\x00", "\ud7ff", "\n\n", "-" * 997]
+texts = st.builds(lambda unit, times: (unit * times)[: 1 << 14], st.sampled_from(UNITS), st.integers(0, 1 << 14))
+pairs = st.tuples(texts, texts).map(lambda pair: [text[:100] for text in pair] * 64)
+hostile = st.lists(st.tuples(st.lists(texts, min_size=2, max_size=9) | pairs, st.booleans()), max_size=8)
+
+
+@example([(["1", "11"] * 64, False)] * 3, "sapo")
+@settings(max_examples=25, deadline=None)
+@given(hostile, st.sampled_from(["sapo", "uniform", "correct"]))
+def test_no_peer_moves_the_bounds_of_a_round(
+    hostile_round: HostileRound, groups: list[tuple[list[str], bool]], rule: str
+) -> None:
+    """Rows: (I + J) x L. Tokens of each: `max_prompt_length` and `max_completion_length`. Weight: I + J x w."""
+    task = Guess()
+    made = []
+    for seed, (found, finished) in enumerate(groups):
+        item = task.make(seed)
+        completions = tuple(Completion(text, finished, task.verify(item, text)) for text in found)
+        made.append(Group(task.key, seed, item.question, completions, "peer", 2**62))
+    samples = hostile_round(rule, made)
+    external = [one for one in samples if one.external]
+    assert len(samples) - len(external) == 3 * 4 and len(external) <= 2 * 4
+    assert all(len(one.prompt) <= 20 and len(one.completion) <= 6 for one in samples)
+    by_group = Counter[int]()
+    for one in samples:
+        by_group[one.group] += one.weight
+    assert all(weight <= 1 + 1e-9 for weight in by_group.values())
+    assert len({one.group for one in external}) <= 2
+    if groups == [(["1", "11"] * 64, False)] * 3:
+        assert len(external) == 2 * 4
+    for batch in make_batches(samples, 100, "dapo", 0):
+        assert batch["completion_ids"].size(1) <= 6 and len(batch["advantages"]) <= 5 * 4
+        assert torch.isfinite(batch["advantages"]).all()
+
+
+@pytest.fixture(scope="module")
+def hostile_round(tmp_path_factory: pytest.TempPathFactory) -> HostileRound:
+    """One round of three own groups and up to two of a peer that sends these."""
+    policy = tiny_policy(tmp_path_factory.mktemp("policy"))
+    tasks = TaskSet([(Guess(), 1.0)])
+
+    def run(rule: str, groups: list[Group]) -> list[Sample]:
+        config = parse_config(
+            {
+                "rounds": 1,
+                "engine": {"max_completion_length": 6, "max_prompt_length": 20},
+                "sampling": {"local": 3, "external": 2, "completions": 4, "rule": rule},
+            }
+        )
+        metrics = MetricsLog(tmp_path_factory.mktemp("node") / "metrics.jsonl")
+        with ReplayBuffer(Path(":memory:"), config.pool) as pool:
+            loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, Peer(tasks, *groups), metrics)
+            return list(next(loop.rounds(0)))
+
+    return run
+
+
+def test_the_age_of_what_is_drawn_is_counted_here_and_a_peers_own_count_only_shown(
+    policy: Policy, tmp_path: Path
+) -> None:
+    config = parse_config(
+        {
+            "rounds": 3,
+            "engine": {"max_completion_length": 6},
+            "sampling": {"local": 1, "external": 1, "completions": 2},
+        }
+    )
+    task = Guess()
+    answers = (Completion("11", True, 1.0), Completion("1", True, 0.0))
+    claims = [0, 2**63 - 1, 1]
+    groups = [
+        Group(task.key, seed, task.make(seed).question, answers, "peer", claim) for seed, claim in enumerate(claims)
+    ]
+    tasks = TaskSet([(task, 1.0)])
+    metrics = MetricsLog(tmp_path / "metrics.jsonl")
+    with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
+        loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, Peer(tasks, *groups), metrics)
+        rows = [dict(loop.row) for _ in loop.rounds(0)]
+    assert [row["swarm/age_rounds"] for row in rows] == [row["swarm/age_rounds_max"] for row in rows] == [0, 1, 2]
+    assert all(0 <= row["swarm/age_seconds"] <= row["swarm/age_seconds_max"] < 600 for row in rows)
+    lags = {row["swarm/claimed_lag"] for row in rows}
+    assert any(lag < -(2**62) for lag in lags) and len(lags) == 3
+    assert all(0 < row["swarm/external_share"] <= 1 and row["effective_samples"] >= 2 for row in rows)
 
 
 def prompts(samples: list[Sample], external: bool) -> set[tuple[int, ...]]:

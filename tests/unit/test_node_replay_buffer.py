@@ -92,6 +92,13 @@ def test_a_group_waits_for_its_first_round(path: Path) -> None:
         assert ids(pool, round_number=3) == {1, 2}
 
 
+def test_a_group_that_has_waited_too_many_rounds_is_not_drawn(path: Path) -> None:
+    with ReplayBuffer(path, PoolConfig(max_age_rounds=2)) as pool:
+        pool.add([shared(1)], now=0, first_round=3)
+        pool.add([shared(2)], now=0, first_round=4)
+        assert [ids(pool, round_number=number) for number in range(3, 8)] == [{1}, {1, 2}, {1, 2}, {2}, set()]
+
+
 def test_groups_of_one_moment_have_the_same_order_when_they_are_read_again(path: Path) -> None:
     with ReplayBuffer(path, PoolConfig()) as pool:
         pool.add([shared(number) for number in (3, 1, 2)], now=0, first_round=1)

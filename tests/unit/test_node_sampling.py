@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,11 +13,14 @@ from node.rollouts.group import Completion, EncodedGroup, Group
 from node.rollouts.sampling import (
     RULES,
     Candidate,
+    Draw,
     Pick,
     Sample,
     correct,
     drop_negatives,
+    effective_size,
     external_samples,
+    external_share,
     freshest,
     local_samples,
     mean_advantages,
@@ -37,8 +41,12 @@ def group(seed: int, rewards: tuple[float, ...]) -> EncodedGroup:
     """Its prompt is its seed, and the tokens of each completion say which one it is."""
     made = tuple(Completion(f"{index}", True, reward) for index, reward in enumerate(rewards))
     return EncodedGroup(
-        Group(TaskKey("t", 1, "c"), seed, "q", made, "p", 0), [seed], [[index] for index in range(len(rewards))]
+        Group(TaskKey("t", 1, "c"), seed, "q", made, "p", 0), [seed], {index: [index] for index in range(len(rewards))}
     )
+
+
+def draw(count: int, seed: int = 0, completions: int = 8) -> Draw:
+    return Draw(count, completions, mean_advantages, random.Random(seed))
 
 
 pools = st.lists(rewards, max_size=12).map(lambda rows: [candidate(n, row, received=n) for n, row in enumerate(rows)])
@@ -64,19 +72,19 @@ def test_advantages_by_hand() -> None:
 def test_every_rule_draws_known_groups_once_and_no_more_than_asked(
     pool: list[Candidate], count: int, rule: str, seed: int
 ) -> None:
-    picks = RULES[rule](pool, count, random.Random(seed), mean_advantages)
+    picks = RULES[rule](pool, draw(count, seed))
     ids = {pick.id for pick in picks}
     assert len(ids) <= count
     assert ids <= {one.id for one in pool}
     assert len(set(picks)) == len(picks) == len({(pick.id, pick.index) for pick in picks})
-    assert picks == RULES[rule](pool, count, random.Random(seed), mean_advantages)
+    assert picks == RULES[rule](pool, draw(count, seed))
 
 
 @given(pools, st.integers(0, 12), st.integers())
 def test_the_papers_rule_takes_whole_informative_groups_with_the_groups_own_advantages(
     pool: list[Candidate], count: int, seed: int
 ) -> None:
-    picks = sapo(pool, count, random.Random(seed), mean_advantages)
+    picks = sapo(pool, draw(count, seed))
     informative = {one.id: one for one in pool if len(set(one.rewards)) > 1}
     drawn = {pick.id for pick in picks}
     assert drawn <= informative.keys()
@@ -89,47 +97,98 @@ def test_the_papers_rule_takes_whole_informative_groups_with_the_groups_own_adva
 def test_the_papers_draw_is_uniform() -> None:
     pool = [candidate(n, (0.0, 1.0)) for n in range(4)] + [candidate(9, (0.0, 0.0))]
     rng = random.Random(5)
-    drawn = Counter(pick.id for _ in range(4000) for pick in sapo(pool, 1, rng, mean_advantages))
+    drawn = Counter(pick.id for _ in range(4000) for pick in sapo(pool, Draw(1, 8, mean_advantages, rng)))
     assert len(drawn) == 4
     assert all(abs(count - 2000) < 200 for count in drawn.values())  # two picks a group, 1,000 expected draws each
 
 
 def test_unfiltered_draws_groups_without_advantage_too() -> None:
     pool = [candidate(1, (0.0, 0.0))]
-    assert [pick.advantage for pick in uniform(pool, 1, random.Random(0), mean_advantages)] == [0.0, 0.0]
-    assert sapo(pool, 1, random.Random(0), mean_advantages) == []
+    assert [pick.advantage for pick in uniform(pool, draw(1))] == [0.0, 0.0]
+    assert sapo(pool, draw(1)) == []
 
 
 def test_advantage_weighted_prefers_the_larger_advantage() -> None:
     pool = [candidate(1, (0.0, 1.0, 0.0, 1.0)), candidate(2, (0.0, 0.0, 0.0, 1.0))]  # summed |A|: 2 and 1.5
     rng = random.Random(1)
-    drawn = Counter(RULES["advantage"](pool, 1, rng, mean_advantages)[0].id for _ in range(4000))
+    drawn = Counter(RULES["advantage"](pool, Draw(1, 8, mean_advantages, rng))[0].id for _ in range(4000))
     assert drawn[pool[0].id] / 4000 == pytest.approx(2 / 3.5, abs=0.03)
 
 
 def test_freshest_takes_the_youngest() -> None:
     pool = [candidate(n, (0.0, 1.0), received=n) for n in range(5)]
-    assert {pick.id for pick in freshest(pool, 2, random.Random(0), mean_advantages)} == {pool[3].id, pool[4].id}
+    assert {pick.id for pick in freshest(pool, draw(2))} == {pool[3].id, pool[4].id}
 
 
 def test_correct_takes_one_right_answer_a_group() -> None:
     pool = [candidate(1, (0.0, 1.0, 1.0)), candidate(2, (1.0, 1.0)), candidate(3, (0.0, 0.5))]
-    picks = correct(pool, 5, random.Random(0), mean_advantages)
+    picks = correct(pool, draw(5))
     assert len(picks) == 1
-    assert picks[0].id == pool[0].id and picks[0].index in (1, 2) and picks[0].advantage == 1.0
+    assert picks[0].id == pool[0].id and picks[0].index in (1, 2)
+    assert (picks[0].advantage, picks[0].weight) == (1.0, 1 / 8)
 
 
-@given(st.lists(st.builds(Pick, st.binary(min_size=1, max_size=2), st.integers(0, 5), st.floats(-2, 2))))
+@given(
+    st.lists(
+        st.builds(Pick, st.binary(min_size=1, max_size=2), st.integers(0, 5), st.floats(-2, 2), st.floats(0.01, 1))
+    )
+)
 def test_dropping_negatives_touches_nothing_else(picks: list[Pick]) -> None:
     for before, after in zip(picks, drop_negatives(picks), strict=True):
-        assert (after.id, after.index) == (before.id, before.index)
+        assert replace(after, advantage=before.advantage) == before
         assert after.advantage == (before.advantage if before.advantage > 0 else 0.0)
 
 
 def test_external_samples_carry_their_group() -> None:
-    made = group(1, (0.0, 1.0))
-    (sample,) = external_samples([Pick(b"a", 1, 0.5)], {b"a": made})
-    assert sample == Sample([1], [1], 0.5, external=True)
+    picks = [Pick(b"a", 1, 0.5, 0.25), Pick(b"b", 0, 1.0, 1.0), Pick(b"b", 1, 1.0, 1.0), Pick(b"c", 0, 1.0, 1.0)]
+    first, third = group(1, (0.0, 1.0)), replace(group(3, (0.0, 1.0)), completions={1: [1]})
+    samples = external_samples(picks, {b"a": first, b"c": third, b"b": third}, weight=2.0, first=4)
+    assert samples == [
+        Sample([1], [1], 0.5, 0.5, 4, external=True),
+        Sample([3], [1], 1.0, 2.0, 5, external=True),
+    ]
+
+
+hostile_pools = st.lists(
+    st.integers(0, 3).flatmap(
+        lambda right: st.integers(2, 128).map(lambda size: (1.0,) * min(right, size) + (0.0,) * (size - right))
+    ),
+    max_size=12,
+).map(lambda rows: [candidate(n, row, received=n) for n, row in enumerate(rows)])
+
+
+@given(hostile_pools, st.integers(0, 12), st.integers(2, 8), st.sampled_from(sorted(RULES)), st.integers())
+def test_a_group_counts_as_a_group_however_many_completions_it_has(
+    pool: list[Candidate], count: int, completions: int, rule: str, seed: int
+) -> None:
+    picks = RULES[rule](pool, draw(count, seed, completions))
+    sizes = {one.id: len(one.rewards) for one in pool}
+    weights: Counter[bytes] = Counter()
+    for pick in picks:
+        assert 0 <= pick.index < sizes[pick.id]
+        weights[pick.id] += pick.weight
+    assert len(picks) <= count * completions
+    assert all(weight == pytest.approx(1 / completions if rule == "correct" else 1) for weight in weights.values())
+
+
+def test_the_drawn_of_a_large_group_keep_its_advantages_and_its_mean_in_expectation() -> None:
+    rewards = (1.0,) * 5 + (0.0,) * 35
+    whole = mean_advantages(rewards)
+    rng = random.Random(0)
+    pushed = [0.0] * len(rewards)  # what each completion counts, over many draws
+    for _ in range(20_000):
+        for pick in sapo([candidate(1, rewards)], Draw(1, 8, mean_advantages, rng)):
+            assert pick.advantage == whole[pick.index]
+            pushed[pick.index] += pick.weight * pick.advantage / 20_000
+    expected = [advantage / len(rewards) for advantage in whole]
+    assert pushed == pytest.approx(expected, rel=0.1)
+
+
+def test_a_large_group_is_not_drawn_sooner_for_its_size() -> None:
+    pool = [candidate(1, (0.0, 1.0) * 40), candidate(2, (0.0, 1.0))]
+    rng = random.Random(1)
+    drawn = Counter(RULES["advantage"](pool, Draw(1, 8, mean_advantages, rng))[0].id for _ in range(4000))
+    assert drawn[pool[0].id] / 4000 == pytest.approx(0.5, abs=0.03)
 
 
 @given(st.lists(rewards, min_size=1, max_size=8), st.integers(0, 8), st.integers())
@@ -140,5 +199,28 @@ def test_local_groups_are_whole_and_informative_first(rows: list[tuple[float, ..
     assert len(taken) == min(count, len(own))
     assert len(samples) == sum(len(own[n].completions) for n in taken)
     assert not any(sample.external for sample in samples)
+    for number in {sample.group for sample in samples}:
+        mine = [sample for sample in samples if sample.group == number]
+        assert len({sample.prompt[0] for sample in mine}) == 1
+        assert sum(sample.weight for sample in mine) == pytest.approx(1)
+    assert len({sample.group for sample in samples}) == len(taken)
     informative = {n for n, row in enumerate(rows) if len(set(row)) > 1}
     assert len(taken & informative) == min(count, len(informative))
+
+
+def test_the_effective_size_is_the_number_of_equal_pulls_and_falls_towards_one() -> None:
+    def of(*pulls: float) -> float:
+        return effective_size(
+            [Sample([1], [1], 2.0 * sign, abs(pull)) for pull in pulls for sign in [1 if pull > 0 else -1]]
+        )
+
+    assert of() == of(0.0) == 0.0
+    assert of(0.25, -0.25, 0.25, -0.25) == pytest.approx(4)
+    assert of(0.25, 0.25, 0.0) == pytest.approx(2)
+    assert of(1000.0, 1.0) == pytest.approx(1, abs=0.01)
+
+
+def test_the_external_share_is_peers_part_of_the_pull() -> None:
+    own, peers = Sample([1], [1], -0.5, weight=0.5), Sample([1], [1], 0.25, weight=3.0, external=True)
+    assert external_share([own, peers]) == pytest.approx(0.75)
+    assert external_share([own]) == external_share([]) == external_share([replace(peers, advantage=0.0)]) == 0

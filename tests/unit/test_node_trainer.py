@@ -67,13 +67,12 @@ def oracle(policy, config, rows, weights: Named, old_weights: Named) -> tuple[fl
     advantages = [row.advantage for row in rows]
     longest, level = config.engine.max_completion_length, options.importance_sampling_level
     cap = options.vllm_importance_sampling_clip_max
-    weighted = [
-        row.advantage
-        if row.logprobs is None
-        else row.advantage * (one - torch.tensor(row.logprobs)).exp().clamp(max=cap)
+    corrections = [
+        torch.ones(len(one)) if row.logprobs is None else (one - torch.tensor(row.logprobs)).exp().clamp(max=cap)
         for row, one in zip(rows, old, strict=True)
     ]
-    loss = round_loss(new, old, weighted, options.loss_type, options.epsilon, options.epsilon_high, longest, level)
+    low, high = options.epsilon, options.epsilon_high
+    loss = round_loss(new, old, rows, options.loss_type, low, high, longest, level, corrections)
     loss.backward()
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
     return loss.item(), gradients, clipped_fraction(new, old, advantages, options.epsilon, options.epsilon_high)
@@ -112,7 +111,7 @@ def test_a_second_iteration_is_clipped_against_the_policy_before_the_first(polic
         importance_sampling_level=level,
         num_iterations=2,
         tokens_per_batch=60,
-        learning_rate=0.02,
+        learning_rate=0.02 if level == "token" else 0.002,  # a whole sequence is clipped sooner
     )
     samples = mixed_samples(policy)
 
@@ -390,6 +389,51 @@ def test_weights_that_such_a_step_would_not_reach_are_refused():
     with pytest.raises(UserError, match=r"policy\.dtype='bfloat16' rounds away"):
         parse_config({"policy": {"dtype": "bfloat16"}})
     parse_config({"policy": {"dtype": "bfloat16", "lora": {"r": 4}}})
+
+
+def surprise_of(policy, row) -> float:
+    with torch.no_grad():
+        return -float(completion_logps(policy.model, row, 1.0).mean())
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_the_surprise_of_peers_tokens_is_their_mean_before_the_round(policy, tmp_path, iterations):
+    samples = mixed_samples(policy, groups=5)
+    theirs = [row for row in samples if row.external and row.advantage != 0]
+    tokens = sum(len(row.completion) for row in theirs)
+    expected = sum(surprise_of(policy, row) * len(row.completion) for row in theirs) / tokens
+    alone = [replace(row, external=False) for row in samples]
+
+    config = node_config(rounds=2, num_iterations=iterations, learning_rate=0.05, tokens_per_batch=60)
+    _, logged = train(policy, config, tmp_path, samples, alone)
+
+    assert logged[0]["swarm/surprise"] == pytest.approx(expected, rel=1e-4)
+    assert "swarm/surprise" not in logged[1]
+
+
+def test_a_peers_completion_beyond_the_bound_is_left_out_and_counted(policy, tmp_path):
+    samples = mixed_samples(policy, groups=5)
+    theirs = sorted(surprise_of(policy, row) for row in samples if row.external and row.advantage != 0)
+    bound = (theirs[1] + theirs[2]) / 2  # above some, below others; own ones are on both sides of it
+    kept = [row for row in samples if not row.external or row.advantage == 0 or surprise_of(policy, row) <= bound]
+    assert any(surprise_of(policy, row) > bound for row in samples if not row.external)
+    config = parse_config(node_config(rounds=1).model_dump() | {"sampling": {"max_surprise": bound}})
+
+    watch, logged = train(policy, config, tmp_path, samples)
+
+    assert logged[0]["swarm/too_surprising"] == len(samples) - len(kept) == len(theirs) - 2
+    assert logged[0]["swarm/surprise"] <= bound
+    _, gradients, _ = oracle(policy, config, kept, watch.weights[0], watch.weights[0])
+    assert_same(watch.gradients[0], gradients)
+
+
+def test_a_round_of_nothing_but_surprises_is_an_empty_one(policy, tmp_path):
+    samples = [replace(row, external=True) for row in mixed_samples(policy) if row.advantage != 0]
+    config = parse_config(node_config(rounds=1).model_dump() | {"sampling": {"max_surprise": 1e-6}})
+    before = [weight.detach().clone() for weight in policy.model.parameters()]
+    _, logged = train(policy, config, tmp_path, samples)
+    assert logged[0]["swarm/too_surprising"] == len(samples)
+    assert all(torch.equal(one, other) for one, other in zip(before, policy.model.parameters(), strict=True))
 
 
 def test_dropout_is_off(policy, tmp_path):
