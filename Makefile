@@ -23,7 +23,7 @@ FIND_PYTHON = for python in "$${PYTHON:-}" python3 python3.13 python3.12 python3
 PIP_PROGRESS = awk '/Downloading .*[0-9] [MG]B/ { print "  downloading " $$2 " " $$3 " " $$4 } \
 	/^Installing collected/ { print "  unpacking " NF - 3 " packages" } { fflush() }'
 
-.PHONY: help install demo test slow fuzz experiment lint format types contracts ci clean
+.PHONY: help install demo real test slow fuzz experiment lint format types contracts ci clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ install: $(STAMP) ## make .venv, with gossamer and what its tests need in it
 
 demo: $(STAMP) ## a swarm of four nodes learns on this machine, at most 3 minutes on 2 cores
 	@$(BIN)/gossamer swarm examples/demo.toml -n 4
+
+real: $(STAMP) ## two nodes teach a real model of 135 M weights to reckon, beside one node alone: under 10 minutes on 2 cores
+	@$(BIN)/python examples/real.py $(ARGS)
 
 test: $(STAMP) ## the tests, without the slow ones
 	@$(BIN)/pytest
