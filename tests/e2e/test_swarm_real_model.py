@@ -1,0 +1,42 @@
+"""A real model learns in a swarm of two, and the test would tell if it did not."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.fetch_smollm2 import DEFAULT_FOLDER
+from tests.swarms import ROOT, gossamer
+
+ROUNDS = 14
+
+
+def run(out: Path, **settings: object) -> dict[str, object]:
+    """What `examples/real.toml` comes to, shortened, under these settings."""
+    assert (ROOT / DEFAULT_FOLDER).is_dir(), "python examples/fetch_smollm2.py gets the model"
+    shorter = {"eval.every": 0, "eval.ends": "true", "eval.completions": 0, **settings}
+    changes = [word for key, value in shorter.items() for word in ("--set", f"{key}={value}")]
+    swarm = gossamer(
+        "swarm", "examples/real.toml", "-n", 2, "--rounds", ROUNDS, "--seed", 1, "--out", out, "--no-table", *changes
+    )
+    said, complaints = swarm.communicate(timeout=800)
+    sys.stdout.write(said + complaints)
+    assert swarm.returncode == 0
+    return json.loads((out / "summary.json").read_text())["swarm"]
+
+
+def is_better(summary: dict[str, object]) -> bool:
+    """Whether held-out accuracy rose by more than its 95 % intervals before and after allow for."""
+    return summary["accuracy_last_interval"][0] > summary["accuracy_first_interval"][1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1700)
+def test_a_real_model_answers_more_of_what_it_never_saw_and_one_that_does_not_train_does_not(tmp_path: Path) -> None:
+    trained = run(tmp_path / "trained")
+    assert is_better(trained)
+    assert trained["tokens_generated"] > 0 and trained["tokens_trained"] > 0
+    idle = run(tmp_path / "idle", **{"trainer.learning_rate": 1e-30})
+    assert not is_better(idle)
+    assert idle["accuracy_first"] == trained["accuracy_first"]
