@@ -9,7 +9,7 @@ import pytest
 from examples.fetch_smollm2 import DEFAULT_FOLDER
 from tests.swarms import ROOT, gossamer
 
-ROUNDS = 14
+ROUNDS = 20
 
 
 def run(out: Path, **settings: object) -> dict[str, object]:
