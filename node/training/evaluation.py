@@ -1,4 +1,4 @@
-"""Scoring a policy on questions that training never asks: once (`evaluate`), and while it trains (`Evaluations`).
+"""Scoring a policy on questions that training never asks: once (`answer`, `score`), or as it trains (`Evaluations`).
 
 The questions' seeds are derived by hash under a label of their own, so no training seed
 can give them; a task with few distinct questions may still repeat one. Every task is
@@ -126,7 +126,7 @@ class Evaluations:
         return evaluation_row(greedy, sampled)
 
     def _ask(self, sampling: SamplingParams, completions: int) -> EvalReport:
-        return evaluate(
+        answers = answer(
             self._policy,
             self._engine,
             self._tasks,
@@ -136,6 +136,7 @@ class Evaluations:
             completions=completions,
             longest=self._longest,
         )
+        return score(self._config.seed, answers)
 
 
 def is_due(config: EvalConfig, done: int, last: int) -> bool:
@@ -166,31 +167,6 @@ def evaluation_row(greedy: EvalReport, sampled: EvalReport | None) -> Row:
         for one in sampled.tasks:
             row["tasks"][one.task] |= {f"pass@{k}": rate for k, rate in one.pass_at.items()}
     return row
-
-
-def evaluate(
-    policy: Policy,
-    engine: RolloutEngine,
-    tasks: TaskSet,
-    *,
-    count: int,
-    seed: int,
-    sampling: SamplingParams,
-    completions: int = 1,
-    longest: int | None = None,
-) -> EvalReport:
-    """Return the score of what `answer` returns for the same arguments."""
-    answers = answer(
-        policy,
-        engine,
-        tasks,
-        count=count,
-        seed=seed,
-        sampling=sampling,
-        completions=completions,
-        longest=longest,
-    )
-    return score(seed, answers)
 
 
 def answer(

@@ -6,23 +6,27 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from node.config import EvalConfig, TaskConfig
-from node.engines import Generated, SamplingParams
+from node.engines import Generated, RolloutEngine, SamplingParams
 from node.errors import UserError
 from node.policy import Policy
 from node.tasks import Item, TaskSet, load_tasks
 from node.telemetry.evaluations import first_and_last, wilson_interval
 from node.telemetry.metrics import MetricsLog, Row, read_metrics
-from node.training.evaluation import ROWS, Evaluations, evaluate, held_out, is_due, pass_at_k
+from node.training.evaluation import ROWS, EvalReport, Evaluations, answer, held_out, is_due, pass_at_k, score
 
 SAMPLING = SamplingParams(temperature=1.0, top_p=1.0, max_completion_length=8)
 SUMS = [TaskConfig(name="builtin/sums"), TaskConfig(name="builtin/logic", weight=9)]
+
+
+def evaluate(policy: Policy, engine: RolloutEngine, tasks: TaskSet, *, seed: int, **settings: Any) -> EvalReport:
+    return score(seed, answer(policy, engine, tasks, seed=seed, **settings))
 
 
 def _policy() -> Policy:
