@@ -4,35 +4,49 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.policies import write_tiny_policy
 from tests.swarms import ROOT
+from tests.waiting import wait_until
 
 TOLD = ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "DO_NOT_TRACK", "VLLM_NO_USAGE_STATS", "DISABLE_TELEMETRY")
-SMALL = ["--rounds", "2", "--set", "sampling.completions=4"]
+SMALL = ["--set", "sampling.completions=4"]
 
 
-def contacts(tmp_path: Path, *arguments: str, **told: str) -> list[str]:
-    """Run the command where nobody has told any library to be quiet; return whom its processes contacted."""
+@dataclass(frozen=True)
+class Watched:
+    """The command, run where nobody has told any library to be quiet; `contacts` is whom its processes contacted."""
+
+    process: subprocess.Popen[str]
+    record: Path
+
+    def contacts(self) -> list[str]:
+        seen = self.record.read_text().splitlines() if self.record.exists() else []
+        return [line for line in seen if line != "self"]
+
+
+def start(tmp_path: Path, *arguments: str, **told: str) -> Watched:
+    """Start the command under the watch, without what the environment tells libraries, proxies among it."""
     watch, record = tmp_path / "watch", tmp_path / "record"
     watch.mkdir()
     shutil.copy(ROOT / "tests" / "fakes" / "watch_sockets.py", watch / "sitecustomize.py")
-    environment = {name: value for name, value in os.environ.items() if name not in TOLD} | told
-    environment |= {
+    environment = {
+        name: value for name, value in os.environ.items() if name not in TOLD and not name.lower().endswith("_proxy")
+    }
+    environment |= told | {
         "PYTHONPATH": f"{watch}{os.pathsep}{ROOT}",
         "WATCHED_SOCKETS": str(record),
         "HF_ENDPOINT": "http://hub.invalid",  # a test itself tells nobody either
         "HF_HOME": str(tmp_path / "home"),
     }
-    command = [Path(sys.executable).with_name("gossamer"), *arguments]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    seen = record.read_text().splitlines()
-    assert "self" in seen
-    return [line for line in seen if line != "self"]
+    command = [Path(sys.executable).with_name("gossamer"), *arguments, *SMALL]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
+    return Watched(process, record)
 
 
 @pytest.mark.parametrize(
@@ -46,9 +60,18 @@ def contacts(tmp_path: Path, *arguments: str, **told: str) -> list[str]:
 )
 def test_a_node_contacts_nobody_but_its_peers(arguments: list[str], tmp_path: Path) -> None:
     write_tiny_policy(tmp_path / "policy")
-    assert contacts(tmp_path, *arguments, *SMALL) == []
+    watched = start(tmp_path, *arguments, "--rounds", "2")
+    _, errors = watched.process.communicate(timeout=100)
+    assert watched.process.returncode == 0, errors
+    assert "self" in watched.record.read_text().splitlines()  # the watch saw something
+    assert watched.contacts() == []
 
 
 def test_an_owner_may_let_libraries_report_and_the_watch_sees_it(tmp_path: Path) -> None:
-    seen = contacts(tmp_path, "node", "--state", "state", *SMALL, HF_HUB_DISABLE_TELEMETRY="0")
-    assert seen and all(line.startswith("hub.invalid socket.getaddrinfo") for line in seen)
+    watched = start(tmp_path, "node", "--state", "state", HF_HUB_DISABLE_TELEMETRY="0")
+    try:  # it reports from a thread of its own, which the last round of a short run would not wait for
+        seen = wait_until(lambda: watched.contacts() or watched.process.poll() is not None, 100, "a report")
+    finally:
+        watched.process.kill()
+        watched.process.communicate()
+    assert isinstance(seen, list) and all(line.startswith("hub.invalid socket.getaddrinfo") for line in seen)
