@@ -10,10 +10,10 @@ from unittest.mock import patch
 import torch
 import torch.distributed
 
-import collectives.address
+import collectives.mesh.addresses
 from benchmarks.rank_commands import PERIOD, serve
 from collectives import Codec, Communicator, Op
-from collectives.address import Address
+from collectives.mesh.addresses import Address
 
 PATTERN = (torch.arange(PERIOD << 13) % PERIOD).float()
 TIMEOUT_S = 60.0
@@ -35,9 +35,9 @@ class Rank:
         """Found a group, or join one. `advertised` is a proxy in front of `listen`; `local`: also on a Unix socket."""
         with ExitStack() as stack:
             if advertised:
-                stack.enter_context(patch("collectives.mesh.listen", _advertising(advertised)))
+                stack.enter_context(patch("collectives.mesh.mesh.listen", _advertising(advertised)))
             if not local:
-                stack.enter_context(patch("collectives.local.listen", lambda _: None))
+                stack.enter_context(patch("collectives.mesh.local.listen", lambda _: None))
             group = Communicator.connect(
                 group=name, seeds=seeds, listen=listen, encrypt=encrypt, streams=streams, timeout=TIMEOUT_S
             )
@@ -94,7 +94,7 @@ def _parts(vector: torch.Tensor) -> list[torch.Tensor]:
 
 def _advertising(front: str) -> Callable[[Address], tuple[socket.socket, Address]]:
     """Return a `listen` that lets others dial a proxy: there is no such option, nobody else needs one."""
-    return lambda address: (collectives.address.listen(address)[0], Address.parse(front))
+    return lambda address: (collectives.mesh.addresses.listen(address)[0], Address.parse(front))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from benchmarks.allreduce_rank import Rank
 from benchmarks.rank_commands import serve
 from collectives import DiLoCo
-from collectives.outer import OuterStep
+from collectives.outer_optimizer import OuterStep
 
 PATIENCE_S = 60.0
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgpack
 
+from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.records import Address
 
 
 def main(address: str, swarm: str, file: str) -> None:

@@ -8,9 +8,9 @@ import sys
 from collections import Counter
 
 from benchmarks.child import serve
+from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.records import Address
 from protocol.timing import LOCAL
 
 NUMBER_BYTES = 8

@@ -21,17 +21,17 @@ from node.rollouts.ingest import check
 from node.rollouts.sharing import topic_of
 from node.tasks import Task, TaskKey, TaskSet, derive_seed
 from node.tasks.builtin import FAMILIES
-from protocol.book import Book
 from protocol.clock import Instant, read_clock
+from protocol.config import Setup
 from protocol.core import Core
 from protocol.core_events import Received
-from protocol.envelope import Kind, seal
+from protocol.credentials.records import make_record
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.messages import Hello
-from protocol.records import make_record
-from protocol.setup import Setup
+from protocol.membership.address_book import Book
 from protocol.transport import Arrived, Link
+from protocol.wire.envelope import Kind, seal
+from protocol.wire.messages import Hello
 
 COMPLETIONS = 8
 BODY_BYTES = 10_000

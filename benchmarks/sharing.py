@@ -23,9 +23,9 @@ from node.rollouts.ingest import EncodePrompt
 from node.rollouts.replay_buffer import Shared
 from node.rollouts.sharing import NetworkExchange, topic_of
 from node.tasks import Task, TaskSet, derive_seed
+from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.records import Address
 
 EVERYTHING = 1_000_000
 Bodies = list[list[list[tuple[bytes, bytes]]]]  # (topic, body) of each item of each round of each peer

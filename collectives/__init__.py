@@ -11,7 +11,7 @@ It stands on `protocol` and serves `node`, and imports nothing from `node`.
 from collectives.communicator import Communicator
 from collectives.diloco import DiLoCo
 from collectives.errors import Aborted, CollectiveError, DeadlineExceeded, Evicted, Mismatch, NotEnoughPeers
-from collectives.state import SharedState
+from collectives.shared_state.state import SharedState
 from collectives.types import Codec, Op, SyncStrategy
 
 __all__ = [

@@ -19,28 +19,28 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
-from collectives.address import Address
-from collectives.agreement import Agreement
-from collectives.agreement_events import ADMIT, Begin, Start, Verdict
-from collectives.bandwidth import Estimates
-from collectives.call import Call, Committed, InDoubt, error_of, finish_call
-from collectives.control import Control, Observer, Standing
+from collectives.agreement.agreement import Agreement
+from collectives.agreement.events import ADMIT, Begin, Start, Verdict
+from collectives.agreement.views import ADMIT_TAG
+from collectives.calls import Call, Committed, InDoubt, error_of, finish_call
+from collectives.driver import Control, Observer, Standing
 from collectives.errors import Aborted, BadArgument, DeadlineExceeded, Evicted
-from collectives.exchange import Exchange
-from collectives.feedback import Feedback
 from collectives.handles import Handle, Pool
-from collectives.handshake import SESSION_BYTES, Party, group_hash
-from collectives.jobs import AgreeTopology, AllGather, AllReduce, Barrier, Broadcast, Job, Known, Measure, Sync
 from collectives.joining import FLAGS, Pending, wait_inside
 from collectives.many import wait_for_all
-from collectives.mesh import Mesh
-from collectives.port import Port
+from collectives.mesh.addresses import Address
+from collectives.mesh.data_plane import Exchange
+from collectives.mesh.handshake import SESSION_BYTES, Party, group_hash
+from collectives.mesh.mesh import Mesh
+from collectives.mesh.port import Port
+from collectives.operations import AgreeTopology, AllGather, AllReduce, Barrier, Broadcast, Job, Known, Measure, Sync
 from collectives.probing import probe
-from collectives.state import SharedState
-from collectives.tensors import TensorLike
+from collectives.reduce.bandwidth import Estimates
+from collectives.reduce.feedback import Feedback
+from collectives.reduce.tensors import TensorLike
+from collectives.shared_state.state import SharedState
 from collectives.timing import LAN, Timing
 from collectives.types import Codec, Op, Partition, ReduceResult, SyncResult, SyncStrategy
-from collectives.views import ADMIT_TAG
 from protocol.identity import Identity, NodeId
 
 T = TypeVar("T")

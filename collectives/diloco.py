@@ -26,7 +26,17 @@ from typing import Any, Literal
 import torch
 
 from collectives.errors import BadArgument
-from collectives.outer import AT_ONCE, ONE_LATE, Group, Outer, OuterRounds, OuterStep, flat_copy, trained, write_back
+from collectives.outer_optimizer import (
+    AT_ONCE,
+    ONE_LATE,
+    Group,
+    Outer,
+    OuterRounds,
+    OuterStep,
+    flat_copy,
+    trained,
+    write_back,
+)
 from collectives.types import Codec
 
 Mode = Literal["sync", "async"]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from collectives.control import Control
+from collectives.driver import Control
 from collectives.errors import DeadlineExceeded
 
 FLAGS = {False: b"\0", True: b"\1"}  # before each share: does its sender know of anybody who waits?

@@ -1,253 +1,271 @@
-"""The calls of this member's owner, from Begin to their verdict, in the view that holds.
+"""What each operation says before it starts, does while it runs, and publishes when it counted.
 
-    CALLED -> STARTED -> DONE -> COMMITTED        ABORTED from any of the first three
-               (coordinator: DONE -> HOLDS -> COMMITTED)
+    digest   must be equal at all members: a difference is a `Mismatch`
+    share    this member's own few bytes, which all get when it starts
+    perform  the work, on scratch; the same result at every member
+    publish  on commit only: the result into the caller's buffer
 
-- A call is told to the coordinator when it is made, and again when a link with the coordinator comes up:
-  newcomers are in one view before they reach each other, and what is said without a link is lost.
-- A call that has not said Done may be ended as aborted at any time: without that Done nobody commits.
-- One that has waits for Commit or Abort, or for what a view change makes of it. When neither comes
-  long after its deadline, it ends in doubt; what is heard of it later is kept for others who ask,
-  and never published here.
-- One that was called off before it was called here is over here as well: the next call of its tag is
-  a later operation. Nobody committed it, for this member has not said Done to it and never will.
-- What became of an operation is remembered until its tag's next start, which proves that everybody saw
-  it end. Of those that never started only the last is: nobody else can have got far with it either.
-- Once `closed`, none of the view's messages count, and none are sent.
+Arguments are checked when a job is made, before anything is sent.
 """
 
-from collections import deque
-from dataclasses import dataclass
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
-from collectives import messages
-from collectives.agreement_events import ADMIT, Begin, Done, Finished, Start, Verdict
-from collectives.messages import (
-    MAX_ENTRIES,
-    MAX_FIELDS,
-    MAX_LEDGERS,
-    MAX_OPEN,
-    MAX_SHARE_BYTES,
-    MAX_TEXT_BYTES,
-    Abort,
-    Ledger,
-    Stage,
-)
-from collectives.outbox import Outbox
-from collectives.recovery import stage_of
-from collectives.timing import Timing
-from collectives.views import ADMIT_TAG, OpId, View
+import torch
+
+from collectives.agreement.events import Start
+from collectives.agreement.messages import Digest
+from collectives.errors import Aborted, BadArgument
+from collectives.mesh.port import Port
+from collectives.reduce import all_reduce as allreduce
+from collectives.reduce import gather, small
+from collectives.reduce.all_reduce import Topology
+from collectives.reduce.choice import goes_inline
+from collectives.reduce.feedback import Feedback
+from collectives.reduce.kernels import check_weight
+from collectives.reduce.reduction import Scratch, describe
+from collectives.reduce.tensors import TensorLike, check_target, dtype_name, flatten, fresh, publish
+from collectives.shared_state.state import SharedState, share_of
+from collectives.shared_state.transfer import SyncOutcome, sync
+from collectives.types import Codec, Op, SyncStrategy
 from protocol.identity import NodeId
+
+_HEAD = struct.Struct(">d8s")  # of an all-reduce's share: the weight, and which topology this member knows
+FLAG_BYTES = 1  # that the communicator puts before every share
+T = TypeVar("T")
+
+
+class Job(Protocol[T]):
+    """One operation, as its caller asked for it."""
+
+    @property
+    def kind(self) -> str:
+        """The operation's name, the same at all members."""
+
+    @property
+    def digest(self) -> Digest:
+        """Fields that must be equal at all members."""
+
+    @property
+    def share(self) -> bytes:
+        """What this member tells all others."""
+
+    @property
+    def inline(self) -> tuple[int, int]:
+        """Payload bytes that this member sent and received as shares, when it has been performed."""
+
+    def perform(self, start: Start, port: Port) -> T:
+        """Do the work, on scratch."""
+
+    def publish(self, outcome: T) -> Any:
+        """It counted: put the result where it belongs, and return it."""
 
 
 @dataclass
-class Call:
-    """One that is not yet ended."""
+class Known:
+    """What a communicator keeps for its operations. `topology` is replaced whole."""
 
-    op: OpId
-    begin: Begin
-    deadline: float  # on the steady clock
-    stage: Stage = Stage.CALLED
-    overdue: bool = False  # the coordinator was told that time is up
+    topology: Topology = field(default_factory=Topology)
+    mark: bytes = bytes(8)  # tells one agreed topology from another
+    scratch: Scratch = field(default_factory=Scratch)
 
 
-class Operations:
-    """All calls of one member; `view` is None while it is outside of the group."""
+class AllReduce:
+    """All members' values combined."""
 
-    def __init__(self, own: NodeId, timing: Timing, outbox: Outbox) -> None:
-        self._own = own
-        self._timing = timing
-        self._out = outbox
-        self.view: View | None = None
-        self.closed = True
-        self.open: dict[int, Call] = {}
-        self._ended: dict[int, dict[OpId, Stage]] = {}  # by tag: at most one that had started, and the last
-        self._next: dict[int, int] = {}
-        self._whole = True
-        self._past: deque[Ledger] = deque(maxlen=MAX_LEDGERS - 1)
+    kind = "all_reduce"
 
-    # --- the owner ---
-
-    def begin(self, event: Begin, now: float) -> None:
-        """Take a call; raises ValueError for one that the interface forbids."""
-        if (event.kind == ADMIT) != (event.tag == ADMIT_TAG):
-            raise ValueError(f"kind {ADMIT!r} and the tag {ADMIT_TAG} go together")
-        if event.tag in self.open:
-            raise ValueError(f"an operation with tag {event.tag} is outstanding: wait for it, or use another tag")
-        if len(self.open) >= MAX_OPEN:
-            raise ValueError(f"{MAX_OPEN} operations are outstanding: wait for some")
-        if len(event.share) > MAX_SHARE_BYTES:
-            raise ValueError(f"a share has at most {MAX_SHARE_BYTES} bytes, this one {len(event.share)}")
-        if len(event.digest) > MAX_FIELDS or any(
-            len(str(part).encode()) > MAX_TEXT_BYTES for pair in event.digest for part in pair
-        ):
-            raise ValueError(f"a digest has at most {MAX_FIELDS} fields, each of at most {MAX_TEXT_BYTES} bytes")
-        call = Call(self._name(event.tag), event, now + event.deadline)
-        self.open[event.tag] = call
-        self._initiate(call)
-
-    def done(self, event: Done) -> None:
-        """Take the owner's word on an operation that it was told to start."""
-        call = self.open.get(event.op.tag)
-        if call is None or call.op != event.op or call.stage is not Stage.STARTED:
-            return
-        if not event.ok:
-            self._give_up(call, Verdict.ABORT, event.reason)
-        elif not self.closed:
-            call.stage = Stage.DONE
-            self._tell(messages.Done(call.op, ok=True))
-
-    def tick(self, now: float, stuck: Verdict) -> None:
-        """End what is late; `stuck` is why a call that could not start was not."""
-        for call in [call for call in self.open.values() if now >= call.deadline]:
-            if call.stage < Stage.DONE:
-                verdict = stuck if call.stage is Stage.CALLED else Verdict.DEADLINE
-                self._give_up(call, verdict, "its deadline passed", late=True)
-            elif now >= call.deadline + self._timing.settling:
-                self._end(call, call.stage, Verdict.DOUBT, "its deadline passed, and nobody says what became of it")
-            elif not call.overdue:
-                call.overdue = True
-                self._tell(messages.Done(call.op, ok=False, late=True, reason="its deadline passed"))
-
-    # --- the coordinator ---
-
-    def linked(self, member: NodeId) -> None:
-        """A link with `member` came up."""
-        if self.view is not None and member == self.view.coordinator:
-            for call in self.open.values():
-                if call.stage is Stage.CALLED:
-                    self._initiate(call)
-
-    def start(self, message: messages.Start) -> None:
-        """Everybody called it."""
-        call = self._of(message.op)
-        if self.view is None:
-            return
-        if call is None:
-            self._tell(messages.Done(message.op, ok=False, reason="its caller gave up"))
-        elif call.stage is Stage.CALLED and len(message.shares) == len(self.view.members):
-            call.stage = Stage.STARTED
-            self._ended.pop(call.op.tag, None)
-            if call.begin.kind == ADMIT:
-                self.done(Done(call.op))
-                return
-            shares = dict(zip(self.view.members, message.shares, strict=True))
-            self._out.do(Start(call.op, call.begin.kind, self.view, shares))
-
-    def commit(self, op: OpId) -> bool:
-        """Everybody carried it out. Returns whether this was news."""
-        call = self._of(op)
-        if call is not None:
-            self._end(call, Stage.COMMITTED, Verdict.COMMIT)
-            return True
-        ended = self._ended.get(op.tag, {})
-        if ended.get(op, Stage.ABORTED) < Stage.COMMITTED:  # it ended in doubt
-            ended[op] = Stage.COMMITTED
-        return False
-
-    def abort(self, message: Abort) -> None:
-        """It is called off."""
-        op, call = message.op, self._of(message.op)
-        if call is None:  # it ended here, or was not called: then the next call is a later one
-            self._next[op.tag] = max(self._next.get(op.tag, 0), op.n + 1)
-        else:
-            verdict = Verdict.DEADLINE if message.late else Verdict.ABORT
-            if message.mismatch is not None:
-                verdict = Verdict.MISMATCH
-            self._end(call, Stage.ABORTED, verdict, message.reason, message.mismatch)
-
-    def holds(self, op: OpId) -> None:
-        """Note that this member, the coordinator, sent Commit."""
-        call = self._of(op)
-        if call is not None:
-            call.stage = Stage.HOLDS
-
-    # --- views ---
-
-    def ledgers(self) -> tuple[Ledger, ...]:
-        """Return what is known of the operations of this view and the last few."""
-        return (*self._past, *([self._ledger(self.view)] if self.view is not None else []))
-
-    def leave(self, rulings: dict[OpId, Stage], otherwise: Verdict, reason: str) -> None:
-        """End this view: what started ends as ruled, what did not stays open. `otherwise` stands for ABORT."""
-        if self.view is None:
-            return
-        for call in list(self.open.values()):
-            stage = stage_of(rulings, call.op, call.stage)
-            if stage is Stage.COMMITTED:
-                self._end(call, stage, Verdict.COMMIT)
-            elif stage is Stage.ABORTED:
-                self._end(call, stage, otherwise, reason)
-            elif stage is not Stage.CALLED:
-                self._end(call, call.stage, Verdict.DOUBT, f"{reason}, and nobody here knows what became of it")
-        self._past.append(self._ledger(self.view))
-        self.view, self.closed = None, True
-        self._ended, self._next, self._whole = {}, {}, True
-        for call in self.open.values():
-            call.op = self._name(call.op.tag)
-
-    def enter(self, view: View) -> None:
-        """Go on in `view` with the calls that are open."""
-        self.view, self.closed = view, False
-        for call in self.open.values():
-            call.op = self._name(call.begin.tag)
-            self._initiate(call)
-
-    def dismiss(self, reason: str, *, admissions: bool = False) -> None:
-        """End the calls that are left when this member is outside; that to be let in only if `admissions`."""
-        for call in [call for call in self.open.values() if admissions or call.begin.kind != ADMIT]:
-            self._end(call, Stage.ABORTED, Verdict.EVICTED, reason)
-
-    def admitted(self, view: View) -> None:
-        """End the call of one that waited outside to be let in, and now is in `view`."""
-        call = self.open.pop(ADMIT_TAG, None)
-        if call is not None:
-            self._out.do(Finished(call.op, Verdict.COMMIT, view.members))
-
-    # --- within ---
-
-    def _name(self, tag: int) -> OpId:
-        if self.view is None:
-            return OpId(b"", 0, tag, 0)
-        n = self._next.get(tag, 0)
-        self._next[tag] = n + 1  # kept for as long as the view lasts: 100 bytes a tag
-        return OpId(self.view.mark, self.view.epoch, tag, n)
-
-    def _of(self, op: OpId) -> Call | None:
-        call = self.open.get(op.tag)
-        return call if call is not None and call.op == op else None
-
-    def _initiate(self, call: Call) -> None:
-        begin = call.begin
-        self._tell(messages.Initiate(call.op, begin.kind, begin.digest, begin.share))
-
-    def _tell(self, message: messages.Message) -> None:
-        if self.view is not None and not self.closed:
-            self._out.send(self.view.coordinator, message)
-
-    def _give_up(self, call: Call, verdict: Verdict, reason: str, *, late: bool = False) -> None:
-        self._tell(messages.Done(call.op, ok=False, late=late, reason=reason))
-        self._end(call, Stage.ABORTED, verdict, reason)
-
-    def _end(
+    def __init__(
         self,
-        call: Call,
-        stage: Stage,
-        verdict: Verdict,
-        reason: str = "",
-        mismatch: messages.Mismatched | None = None,
+        known: Known,
+        members: int,
+        x: TensorLike,
+        *,
+        op: Op,
+        out: TensorLike | None,
+        weight: float,
+        codec: Codec,
+        feedback: Feedback | None = None,
     ) -> None:
-        del self.open[call.op.tag]
-        if self.view is not None:
-            before = self._ended.pop(call.op.tag, {})
-            kept = {op: known for op, known in before.items() if known is not Stage.ABORTED}
-            self._ended[call.op.tag] = {**kept, call.op: stage}
-            if len(self._ended) > (MAX_ENTRIES - MAX_OPEN) // 2:
-                self._ended.pop(next(iter(self._ended)))
-                self._whole = False
-        contributors = self.view.members if self.view is not None and verdict is Verdict.COMMIT else ()
-        self._out.do(Finished(call.op, verdict, contributors, reason, mismatch))
+        """`members` is how many there are now, as far as is known. Raises `BadArgument`."""
+        self._known = known
+        self._op, self._codec, self._feedback = op, codec, feedback
+        self._target = check_target(x, out)
+        self._flat = flatten(x)
+        self.inline = (0, 0)
+        self._pooled = False
+        self.digest: Digest = (
+            ("dtype", dtype_name(x)),
+            ("count", self._flat.numel()),
+            ("op", op.value),
+            ("codec", codec.value),
+        )
+        head = _HEAD.pack(check_weight(weight), known.mark)
+        inline = feedback is None and goes_inline(
+            1 + len(head) + self._flat.nbytes, members
+        )  # 1: a flag of the communicator's
+        self.share = head + small.pack(self._flat) if inline else head
 
-    def _ledger(self, view: View) -> Ledger:
-        entries = [entry for ended in self._ended.values() for entry in ended.items()]
-        entries += [(call.op, call.stage) for call in self.open.values() if call.op.mark == view.mark]
-        return Ledger(view.mark, view.members, tuple(entries), self._whole)
+    def perform(self, start: Start, port: Port) -> torch.Tensor:
+        """Reduce, by way of the shares if everybody put its values there."""
+        shares = start.shares
+        if any(len(share) < _HEAD.size for share in shares.values()):
+            raise Aborted("a member's share is too short: every member must run the same version")
+        heads = {member: _HEAD.unpack_from(share) for member, share in shares.items()}
+        weights = {member: check_weight(weight) for member, (weight, _) in heads.items()}
+        job = describe(start.view.members, self._flat.dtype, self._op, weights, self._codec)
+        if all(len(share) == _HEAD.size + self._flat.nbytes for share in shares.values()):
+            values = {member: share[_HEAD.size :] for member, share in shares.items()}
+            self.inline = self._flat.nbytes, self._flat.nbytes * (len(values) - 1)
+            return small.all_reduce(job, self._flat.numel(), values)
+        self._pooled = True
+        agreed = {mark for _, mark in heads.values()} == {self._known.mark}
+        topology = self._known.topology if agreed else None
+        return allreduce.reduce(port, job, self._flat, self._known.scratch, topology=topology, feedback=self._feedback)
+
+    def publish(self, outcome: torch.Tensor) -> TensorLike:
+        """Fill the caller's buffer."""
+        publish(outcome, self._target)
+        if self._feedback is not None:
+            self._feedback.commit()
+        if self._pooled:
+            self._known.scratch.give(outcome)
+        return self._target
+
+
+class AllGather:
+    """Everybody's values, in the members' order."""
+
+    kind = "all_gather"
+    share = b""
+    inline = (0, 0)
+
+    def __init__(self, known: Known, x: TensorLike) -> None:
+        self._known, self._x = known, x
+        self._flat = flatten(x)
+        self._members = 1
+        self.digest: Digest = (("dtype", dtype_name(x)), ("count", self._flat.numel()))
+
+    def perform(self, start: Start, port: Port) -> torch.Tensor:
+        """Exchange."""
+        self._members = len(start.view.members)
+        return gather.all_gather(port, start.view.members, self._flat, self._known.scratch)
+
+    def publish(self, outcome: torch.Tensor) -> TensorLike:
+        """Return a new buffer, with the members along a new first dimension."""
+        result = fresh(self._x, (self._members, *self._x.shape))
+        publish(outcome, result)
+        self._known.scratch.give(outcome)
+        return result
+
+
+class Broadcast:
+    """The root's values at everybody."""
+
+    kind = "broadcast"
+    share = b""
+    inline = (0, 0)
+
+    def __init__(self, known: Known, x: TensorLike, root: NodeId) -> None:
+        self._known, self._root = known, root
+        self._target = check_target(x, None)
+        self._flat = flatten(x)
+        self.digest: Digest = (("dtype", dtype_name(x)), ("count", self._flat.numel()), ("root", root))
+
+    def perform(self, start: Start, port: Port) -> torch.Tensor:
+        """Send, or receive. Raises `BadArgument` at every member if the root is none of them."""
+        if self._root not in start.view.ids:
+            raise BadArgument(f"root {self._root} is no member: give one of {', '.join(start.view.members)}")
+        return gather.broadcast(port, start.view.members, self._flat, self._root, self._known.scratch)
+
+    def publish(self, outcome: torch.Tensor) -> TensorLike:
+        """Fill the caller's buffer."""
+        publish(outcome, self._target)
+        self._known.scratch.give(outcome)
+        return self._target
+
+
+class Barrier:
+    """Nothing but the agreement."""
+
+    kind = "barrier"
+    digest: Digest = ()
+    share = b""
+    inline = (0, 0)
+
+    def perform(self, start: Start, port: Port) -> None:
+        """Everybody called it: that is all."""
+
+    def publish(self, outcome: None) -> None:
+        """Nothing to publish."""
+
+
+class Sync:
+    """Shared state brought to the one that holds."""
+
+    kind = "sync_state"
+    digest: Digest = ()
+    inline = (0, 0)
+
+    def __init__(self, state: SharedState, strategy: SyncStrategy) -> None:
+        self._state, self._strategy = state, strategy
+        self.share = share_of(state, strategy)
+
+    def perform(self, start: Start, port: Port) -> SyncOutcome:
+        """Fetch what differs; serve what others lack."""
+        return sync(port, port.own, start.shares, self._state, self._strategy)
+
+    def publish(self, outcome: SyncOutcome) -> SyncOutcome:
+        """Swap what was fetched into the caller's tensors."""
+        outcome.publish()
+        return outcome
+
+
+class Measure:
+    """This member's links to all others, probed in turn."""
+
+    kind = "measure"
+    digest: Digest = ()
+    share = b""
+    inline = (0, 0)
+
+    def __init__(self, probe: Callable[[Port, tuple[NodeId, ...]], None]) -> None:
+        self._probe = probe
+
+    def perform(self, start: Start, port: Port) -> None:
+        """Probe."""
+        self._probe(port, start.view.members)
+
+    def publish(self, outcome: None) -> None:
+        """What was measured is this member's own."""
+
+
+class AgreeTopology:
+    """Everybody's measurements, and the tour that follows from them."""
+
+    kind = "topology"
+    digest: Digest = ()
+    inline = (0, 0)
+
+    def __init__(self, known: Known, row: bytes) -> None:
+        self._known = known
+        self.share = row
+
+    def perform(self, start: Start, port: Port) -> tuple[Topology, bytes]:
+        """Compute the same tour at every member."""
+        import hashlib
+
+        from collectives.reduce.bandwidth import matrix
+        from collectives.reduce.topology import tour
+
+        links = matrix(start.view.members, start.shares)
+        found = Topology(tour(start.view.members, links), links)
+        mark = hashlib.sha256(b"".join(start.shares[member] for member in start.view.members)).digest()[:8]
+        return found, mark
+
+    def publish(self, outcome: tuple[Topology, bytes]) -> Topology:
+        """Use it from now on."""
+        self._known.topology, self._known.mark = outcome
+        return outcome[0]

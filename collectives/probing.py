@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from collectives.bandwidth import PROBE_BYTES, Estimates
 from collectives.errors import CollectiveError
-from collectives.port import Port
+from collectives.mesh.port import Port
+from collectives.reduce.bandwidth import PROBE_BYTES, Estimates
 from protocol.identity import NodeId
 
 _PINGS = 3  # the first waits for a member that is late; the least of the others counts

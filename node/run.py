@@ -37,8 +37,8 @@ from node.training.averaging import exchange_weights
 from node.training.checkpoint import whole_checkpoint
 from node.training.evaluation import Evaluations
 from node.training.trainer import make_trainer
+from protocol.credentials.manifest import ManifestLimits
 from protocol.host import Host
-from protocol.manifest import ManifestLimits
 
 MAX_METRICS_BYTES = 64 << 20  # of a node without a last round, some 60000 rounds; one older file is kept beside it
 MAX_EVALUATIONS_BYTES = 8 << 20  # likewise; some thousands

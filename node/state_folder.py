@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from node.config import NodeConfig, read_tree
 from node.errors import UserError
-from protocol.files import write_atomically
+from protocol.storage import write_atomically
 
 CONFIG_FILE = "config.json"
 SETTINGS_FILE = "settings.json"

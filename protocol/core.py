@@ -13,15 +13,12 @@ drops the frame, counts it by reason, and costs whoever is to blame.
 import hashlib
 import random
 
-from protocol.admission import Admission, subject_of
-from protocol.book import Book
 from protocol.clock import Instant
+from protocol.config import Setup
 from protocol.core_events import CoreAction, CoreEvent, Offer, Received, Report, SendFrame, Unsent, Verdict
-from protocol.envelope import Envelope, ItemId, Kind, item_id, open_frame, seal
 from protocol.errors import EnvelopeError, MessageError, PeerError
 from protocol.events import Dial, Expel, HangUp, MembershipAction, Message, Moved, PeerDown, PeerUp, Tell, Tick
-from protocol.gossip import Gossip
-from protocol.gossip_events import (
+from protocol.gossip.events import (
     Announced,
     Blame,
     Deliver,
@@ -39,13 +36,16 @@ from protocol.gossip_events import (
     SendPull,
     Subscribe,
 )
+from protocol.gossip.gossip import Gossip
 from protocol.identity import NodeId, node_id
-from protocol.limits import REJECT_PENALTY, TokenBucket
-from protocol.membership import BEFORE_HELLO, TICK_S, Membership
-from protocol.messages import TOPIC_BYTES, Announce, Interest, Manifest, Pull
-from protocol.recent import Recent
-from protocol.setup import Setup
+from protocol.limits.admission import Admission, subject_of
+from protocol.limits.rate_limits import REJECT_PENALTY, TokenBucket
+from protocol.lru import Recent
+from protocol.membership.address_book import Book
+from protocol.membership.membership import BEFORE_HELLO, TICK_S, Membership
 from protocol.transport import Arrived, Closed, Link, Opened, Refused
+from protocol.wire.envelope import Envelope, ItemId, Kind, item_id, open_frame, seal
+from protocol.wire.messages import TOPIC_BYTES, Announce, Interest, Manifest, Pull
 
 MAX_REMEMBERED_FRAMES = 1 << 15
 MAX_LINKS = 1024  # whose last sequence number is remembered

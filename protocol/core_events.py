@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from protocol.envelope import ItemId
 from protocol.events import Dial, HangUp, Moved, Tick
-from protocol.gossip_events import Subscribe
+from protocol.gossip.events import Subscribe
 from protocol.identity import NodeId
 from protocol.transport import Link, NetworkEvent
+from protocol.wire.envelope import ItemId
 
 
 class Verdict(Enum):

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from protocol.envelope import Kind
+from protocol.credentials.records import Address, Endpoint, Service
 from protocol.identity import NodeId
-from protocol.records import Address, Endpoint, Service
 from protocol.transport import Closed, Link, Opened
+from protocol.wire.envelope import Kind
 
 
 @dataclass(frozen=True, slots=True)

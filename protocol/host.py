@@ -14,27 +14,27 @@ from pathlib import Path
 
 import structlog
 
-from protocol.book import Book
 from protocol.clock import read_clock
+from protocol.config import Admits, Setup, admit_everybody
 from protocol.core import Core
 from protocol.core_events import Offer, Received, Report, Verdict
+from protocol.credentials.record_reader import RecordReader
+from protocol.credentials.records import MAX_SERVICES, Address, Endpoint, Service
 from protocol.driver import Driver
-from protocol.envelope import SWARM_BYTES, ItemId, item_id
 from protocol.errors import NetworkFailed
 from protocol.events import Moved
-from protocol.gossip_events import Subscribe
+from protocol.gossip.events import Subscribe
 from protocol.identity import Identity, NodeId
-from protocol.interfaces import advertised_host
-from protocol.limits import Limits
+from protocol.limits.rate_limits import Limits
 from protocol.mailbox import Mailbox
-from protocol.membership import Membership
-from protocol.messages import NO_TOPIC, TOPIC_BYTES
+from protocol.membership.address_book import Book
+from protocol.membership.membership import Membership
 from protocol.peers_file import load_peers, save_peers
-from protocol.record_reader import RecordReader
-from protocol.records import MAX_SERVICES, Address, Endpoint, Service
-from protocol.setup import Admits, Setup, admit_everybody
 from protocol.timing import LAN, Timing
-from protocol.zmq_transport import ZmqTransport
+from protocol.transport.interfaces import advertised_host
+from protocol.transport.zeromq import ZmqTransport
+from protocol.wire.envelope import SWARM_BYTES, ItemId, item_id
+from protocol.wire.messages import NO_TOPIC, TOPIC_BYTES
 
 __all__ = ["Counters", "Host", "PeerInfo", "Received", "Verdict"]
 

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 from zmq.utils import z85
 
 from protocol.errors import IdentityError
-from protocol.files import write_atomically
+from protocol.storage import write_atomically
 
 NodeId = NewType("NodeId", str)
 Verify = Callable[[bytes, bytes, bytes], bool]  # (public key, signature, message) -> is it good?

@@ -12,9 +12,9 @@ from pathlib import Path
 import structlog
 
 from protocol.clock import Instant
+from protocol.credentials.records import MAX_RECORD_BYTES, PeerRecord, open_record
 from protocol.errors import RecordError
-from protocol.files import write_atomically
-from protocol.records import MAX_RECORD_BYTES, PeerRecord, open_record
+from protocol.storage import write_atomically
 
 VERSION = 1
 MAX_RECORDS = 1024

@@ -4,8 +4,8 @@ from collections import Counter
 from random import Random
 from typing import Any
 
-from collectives.agreement import Agreement
-from collectives.agreement_events import (
+from collectives.agreement.agreement import Agreement
+from collectives.agreement.events import (
     ADMIT,
     Action,
     Begin,
@@ -20,10 +20,10 @@ from collectives.agreement_events import (
     Tick,
     Unlinked,
 )
+from collectives.agreement.views import ADMIT_TAG
 from collectives.simulator.network import Network
 from collectives.timing import LAN
 from collectives.types import Partition
-from collectives.views import ADMIT_TAG
 from protocol.identity import id_of_bytes
 
 IDS = tuple(id_of_bytes(bytes([16 * number + 7]) * 20) for number in range(12))

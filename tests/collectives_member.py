@@ -24,9 +24,9 @@ import numpy as np
 import psutil
 
 from collectives import CollectiveError, Communicator, Op, SharedState
-from collectives import jobs as jobs_of
-from collectives.agreement_events import Begin, Heard, Send
-from collectives.messages import Commit
+from collectives import operations as jobs_of
+from collectives.agreement.events import Begin, Heard, Send
+from collectives.agreement.messages import Commit
 
 CLONE_NEWNET = 0x40000000
 STATE_COUNT = 300_000  # 2.4 MB: three chunks

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 
 import zmq
 
-from protocol.envelope import ItemId, Kind
+from protocol.credentials.records import Address, make_record
 from protocol.identity import Identity
-from protocol.messages import Announce, Entry, Peers, Ping
-from protocol.records import Address, make_record
+from protocol.wire.envelope import ItemId, Kind
+from protocol.wire.messages import Announce, Entry, Peers, Ping
 from tests.protocol_raw import RawPeer
 from tests.withholding import Withholding
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from protocol.credentials.records import Address
 from protocol.host import Host, Received
 from protocol.identity import Identity
-from protocol.records import Address
 from tests.waiting import wait_until
 
 SWARM = b"a swarm of tests"

@@ -7,10 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-from protocol.files import write_atomically
+from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.records import Address
+from protocol.storage import write_atomically
 
 if __name__ == "__main__":
     folder, swarm = Path(sys.argv[1]), bytes.fromhex(sys.argv[2])

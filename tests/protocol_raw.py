@@ -7,10 +7,10 @@ from contextlib import contextmanager
 import zmq
 from zmq.utils import z85
 
-from protocol.envelope import Kind, seal
+from protocol.credentials.records import Address, make_record
 from protocol.identity import Identity
-from protocol.messages import NO_TOPIC, Hello
-from protocol.records import Address, make_record
+from protocol.wire.envelope import Kind, seal
+from protocol.wire.messages import NO_TOPIC, Hello
 
 
 class RawPeer:

@@ -4,7 +4,7 @@ import socket
 import threading
 from contextlib import suppress
 
-from protocol.records import Address, Endpoint
+from protocol.credentials.records import Address, Endpoint
 
 _PIECE = 1 << 16
 _SMALL = 4096  # a handshake and a hello pass at once

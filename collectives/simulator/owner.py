@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from random import Random
 
-from collectives.agreement_events import ADMIT, Begin, Done, Finished, Install, OutOfGroup, Start, Verdict
+from collectives.agreement.events import ADMIT, Begin, Done, Finished, Install, OutOfGroup, Start, Verdict
+from collectives.agreement.views import ADMIT_TAG, OpId, View
 from collectives.timing import LAN
-from collectives.views import ADMIT_TAG, OpId, View
 from protocol.identity import NodeId
 
 TAGS = (0, 1)  # two operations may be under way at once

@@ -7,7 +7,7 @@ happens in every state of the protocol: between any two steps, at the coordinato
 from dataclasses import dataclass
 from random import Random
 
-from collectives import messages
+from collectives.agreement import messages
 from collectives.types import Partition
 
 FAULT_SECONDS = 6.0  # faults happen within this time after the group has formed

@@ -8,8 +8,8 @@ Members that make one call at a time, each as it pleases or in a loop, must not 
 from random import Random
 from typing import Any
 
-from collectives.agreement import Agreement
-from collectives.agreement_events import (
+from collectives.agreement.agreement import Agreement
+from collectives.agreement.events import (
     Action,
     Event,
     Finished,
@@ -25,13 +25,13 @@ from collectives.agreement_events import (
     Unlinked,
     Verdict,
 )
-from collectives.message_codec import decode, encode
+from collectives.agreement.message_codec import decode, encode
+from collectives.agreement.views import ADMIT_TAG
 from collectives.simulator.network import Network
 from collectives.simulator.owner import TAGS, History, Owner, expect
 from collectives.simulator.schedule import FAULT_SECONDS, Fault, Schedule
 from collectives.timing import LAN
 from collectives.types import Partition
-from collectives.views import ADMIT_TAG
 from protocol.identity import NODE_ID_BYTES, id_of_bytes
 
 TICK = LAN.heartbeat / 2

@@ -78,7 +78,7 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
 
     from node import founding
     from node.telemetry.logs import setup_logs
-    from protocol import manifest
+    from protocol.credentials import manifest
 
     allowed = [founding.parse_node_id(text) for text in allow or []]
     founding.found(settled, folder, name, manifest.Policy(policy), allowed)

@@ -11,8 +11,8 @@ from node.cli.running import print_invite
 from node.errors import UserError
 
 if TYPE_CHECKING:
-    from protocol.grants import Pass
-    from protocol.invite import SharedInvite
+    from protocol.credentials.grants import Pass
+    from protocol.credentials.invite import SharedInvite
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The state folder of a node in the swarm.")]
 Seeds = Annotated[
@@ -54,7 +54,7 @@ def invite(
     lifetime = _lifetime(expires)
 
     from node import founding
-    from protocol.records import Address
+    from protocol.credentials.records import Address
 
     seeds = [Address.parse(text) for text in seed or []]
     grant: Pass | SharedInvite | None = None

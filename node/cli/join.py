@@ -45,7 +45,7 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     Example:
       gossamer join "$INVITE" --out n1 --model my-model
     """
-    from protocol.invite import Invite
+    from protocol.credentials.invite import Invite
 
     parsed = Invite.parse(invite)
     named = {"rounds": rounds, "seed": seed, "policy.model": model, "network.listen": listen or None}

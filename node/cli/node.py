@@ -90,6 +90,6 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     if join is None:
         return run(settled.config, folder)
     from node import founding
-    from protocol.invite import Invite
+    from protocol.credentials.invite import Invite
 
     return run(founding.join(Invite.parse(join), settled.config, folder), folder)

@@ -12,7 +12,7 @@ from node.config import NodeConfig
 
 if TYPE_CHECKING:
     from node.peering import Network
-    from protocol.invite import Invite
+    from protocol.credentials.invite import Invite
 
 log = structlog.get_logger()
 

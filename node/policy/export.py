@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from node.policy import Policy
 from node.training.checkpoint import sync_tree
-from protocol.files import sync_folder
+from protocol.storage import sync_folder
 
 SHARD_BYTES = 256 << 20  # what is held in memory twice while a shard is written
 

@@ -24,7 +24,7 @@ from node.rollouts.replay_buffer import Shared
 from node.rollouts.sampling import is_informative
 from node.tasks import TaskKey, TaskSet
 from protocol.host import Counters, Host, Verdict
-from protocol.messages import TOPIC_BYTES
+from protocol.wire.messages import TOPIC_BYTES
 
 RECEIVE_LIMIT = 1024  # items looked at in one round; the rest wait in the host's bounded inbox
 

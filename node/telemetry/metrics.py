@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from protocol.files import write_atomically
+from protocol.storage import write_atomically
 
 Row = dict[str, Any]
 

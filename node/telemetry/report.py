@@ -19,7 +19,7 @@ from node.telemetry.evaluations import EVALUATIONS_FILE, PASS, evaluation_curve
 from node.telemetry.metrics import Row, number, read_metrics, read_with_older
 from node.telemetry.rollout_log import OWN, ROLLOUTS_FILE
 from node.telemetry.summary import Summary, summarise_nodes, summarise_swarm
-from protocol.files import write_atomically
+from protocol.storage import write_atomically
 
 ALONE = "alone"  # in a run's folder: a run of one node without peers to compare it with
 MAX_TASKS = 8  # of which samples are shown

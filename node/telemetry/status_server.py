@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from node.config import ObserveConfig
 from node.errors import UserError
 from node.peering import Network, agent
-from protocol.files import write_atomically
+from protocol.storage import write_atomically
 
 OBSERVE_FILE = "observe.json"
 PATIENCE_S = 5.0  # for one request; requests are answered one at a time

@@ -18,7 +18,7 @@ from typing import Any
 
 from node.telemetry.evaluations import first_and_last
 from node.telemetry.metrics import Row, number
-from protocol.files import write_atomically
+from protocol.storage import write_atomically
 
 Summary = dict[str, Any]
 

@@ -13,7 +13,7 @@ to `weights_address` in its folder.
 Averaging weights with peers of the same architecture, in the background of a node.
 
 Once in `weights.every` rounds the trainer's thread leaves a copy of the weights for this module's
-thread, which takes part in one round of the group (`collectives.outer`) and leaves the result.
+thread, which takes part in one round of the group (`collectives.outer_optimizer`) and leaves the result.
 The trainer never waits: it takes a result up at the end of a round in which there is one, and
 skips an exchange while the one before is not over. What the node has learnt meanwhile stays:
 
@@ -42,16 +42,26 @@ from safetensors.torch import load_file, save_file
 
 from collectives import Codec, CollectiveError, Communicator
 from collectives.errors import BadArgument, Mismatch
-from collectives.outer import AT_ONCE, ONE_LATE, Group, Outer, OuterRounds, OuterStep, flat_copy, trained, write_back
+from collectives.outer_optimizer import (
+    AT_ONCE,
+    ONE_LATE,
+    Group,
+    Outer,
+    OuterRounds,
+    OuterStep,
+    flat_copy,
+    trained,
+    write_back,
+)
 from node.config import NetworkConfig, NodeConfig, WeightsConfig
 from node.errors import UserError
 from node.peering import listens_at, swarm_id
 from node.policy import Policy
 from node.training.checkpoint import Checkpoint
+from protocol.credentials.records import Endpoint, Service
 from protocol.errors import ProtocolError
-from protocol.files import write_atomically
 from protocol.identity import Identity, NodeId
-from protocol.records import Endpoint, Service
+from protocol.storage import write_atomically
 
 ADDRESS_FILE = "weights_address"
 JOIN_TIMEOUT = 120.0  # seconds to wait to be let in, before asking anew: members do so once in `every` rounds

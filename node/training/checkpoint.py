@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 
 from node.errors import UserError
 from node.state_folder import is_disk_full
-from protocol.files import sync_folder, write_atomically
+from protocol.storage import sync_folder, write_atomically
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _NEEDED = ("*model*.safetensors", "scheduler.pt", "rng_state*.pth", "trainer_state.json")

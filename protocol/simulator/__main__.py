@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import structlog
 
-from protocol.conditions import Conditions
-from protocol.envelope import Kind
 from protocol.simulator.invariants import judge
 from protocol.simulator.scenarios import SCENARIOS
 from protocol.simulator.trial import LIMITS, Plan, Trial
 from protocol.timing import PRESETS
+from protocol.transport.conditions import Conditions
+from protocol.wire.envelope import Kind
 
 # What the presets are meant for. `wan` has four regions that are 100 ms apart.
 CONDITIONS = {

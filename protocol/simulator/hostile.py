@@ -3,18 +3,30 @@
 import random
 from dataclasses import dataclass, field
 
-from protocol.book import Book
 from protocol.clock import Instant
+from protocol.config import Setup
 from protocol.core import Core
 from protocol.core_events import CoreAction, CoreEvent, SendFrame
-from protocol.envelope import ItemId, Kind, open_frame
+from protocol.credentials.records import RECORD_LIFE_S, Address, Endpoint, PeerRecord, make_record
 from protocol.errors import EnvelopeError
 from protocol.events import Dial, Tick
-from protocol.messages import ID_BYTES, MAX_RECORDS, NO_TOPIC, Announce, Entry, Hello, News, Peers, Ping, Rumour, Status
-from protocol.records import RECORD_LIFE_S, Address, Endpoint, PeerRecord, make_record
-from protocol.setup import Setup
+from protocol.membership.address_book import Book
 from protocol.simulator.identity import SimulatedIdentity
 from protocol.transport import Arrived, Closed, Link, Opened
+from protocol.wire.envelope import ItemId, Kind, open_frame
+from protocol.wire.messages import (
+    ID_BYTES,
+    MAX_RECORDS,
+    NO_TOPIC,
+    Announce,
+    Entry,
+    Hello,
+    News,
+    Peers,
+    Ping,
+    Rumour,
+    Status,
+)
 
 LIE_INTERVAL_S = 1.0
 FLOOD_FRAMES = 30  # to each peer at each tick, twice a second: above the allowance of the simulated nodes

@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from protocol.conditions import Cut
-from protocol.records import PeerRecord
+from protocol.credentials.records import PeerRecord
 from protocol.simulator.trial import Plan, Trial
+from protocol.transport.conditions import Cut
 
 PAUSE_S = 30.0
 RESTART_S = 2  # how long a node that is restarted is away

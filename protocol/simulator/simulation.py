@@ -15,21 +15,21 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from protocol.book import Book
 from protocol.clock import Instant
-from protocol.conditions import Conditions
+from protocol.config import Setup
 from protocol.core import Core
 from protocol.core_events import Offer, Received, Report, Verdict
+from protocol.credentials.record_reader import RecordReader
+from protocol.credentials.records import Address, Endpoint, PeerRecord
 from protocol.driver import Driver
-from protocol.envelope import HEADER_BYTES, ItemId, item_id
 from protocol.identity import KEY_BYTES, Identity
-from protocol.limits import Limits
-from protocol.memory_transport import MemoryNetwork, MemoryTransport
-from protocol.messages import NO_TOPIC
-from protocol.record_reader import RecordReader
-from protocol.records import Address, Endpoint, PeerRecord
-from protocol.setup import Setup
+from protocol.limits.rate_limits import Limits
+from protocol.membership.address_book import Book
 from protocol.timing import LAN, Timing
+from protocol.transport.conditions import Conditions
+from protocol.transport.memory import MemoryNetwork, MemoryTransport
+from protocol.wire.envelope import HEADER_BYTES, ItemId, item_id
+from protocol.wire.messages import NO_TOPIC
 
 SWARM = b"simulated swarm!"
 EPOCH = 1_700_000_000.0  # the unix time at which every simulation begins

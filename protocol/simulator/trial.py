@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from protocol.conditions import Conditions
 from protocol.core import Core
-from protocol.envelope import ItemId, Kind
+from protocol.credentials.records import PeerRecord
 from protocol.identity import NodeId
-from protocol.limits import Limits
-from protocol.records import PeerRecord
+from protocol.limits.rate_limits import Limits
 from protocol.simulator.hostile import Attack, Dropper, Eclipser, FalseAnnouncer, Flooder, Forger, Gravedigger
 from protocol.simulator.identity import SimulatedIdentity
 from protocol.simulator.overlay import Graph, mutual
 from protocol.simulator.simulation import MakeCore, SimulatedNode, Simulation
 from protocol.timing import LOCAL, Timing
+from protocol.transport.conditions import Conditions
+from protocol.wire.envelope import ItemId, Kind
 
 # Far below the default, so that a flood is cheap to simulate; an honest node sends a few messages a second.
 LIMITS = replace(Limits(), max_peers=12, messages_per_second=20.0, messages_burst=200.0)

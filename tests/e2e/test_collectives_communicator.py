@@ -23,8 +23,8 @@ from collectives import (
     SharedState,
     SyncStrategy,
 )
-from collectives.address import BadAddress
 from collectives.errors import BadArgument
+from collectives.mesh.addresses import BadAddress
 from protocol.identity import Identity
 from tests.groups import group, join, together
 from tests.waiting import wait_until

@@ -7,8 +7,10 @@ import threading
 import pytest
 import torch
 
-from collectives import Op, exchange, local
-from collectives.stream import Stream
+from collectives import Op
+from collectives.mesh import data_plane as exchange
+from collectives.mesh import local
+from collectives.mesh.stream import Stream
 from tests.groups import group, together
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the abstract namespace is Linux's")

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from collectives import Aborted, Communicator, DiLoCo, Evicted, SharedState
-from collectives.outer import flat_copy
-from collectives.transfer import Answers
+from collectives.outer_optimizer import flat_copy
+from collectives.shared_state.transfer import Answers
 from tests.waiting import wait_until
 
 FORK = multiprocessing.get_context("fork")  # shares the seconds that importing torch takes

@@ -14,13 +14,13 @@ import pytest
 
 from node.rollouts.group import MAX_GROUP_BYTES, Completion, Group, encode
 from node.tasks import load_tasks
-from protocol.envelope import MAX_FRAME_BYTES, Kind, seal
+from protocol.credentials.records import Address, make_record
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.messages import NO_TOPIC, Hello
-from protocol.records import Address, make_record
 from protocol.transport import Link, Opened
-from protocol.zmq_transport import ZmqTransport
+from protocol.transport.zeromq import ZmqTransport
+from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, seal
+from protocol.wire.messages import NO_TOPIC, Hello
 from tests.e2e.test_node_resume import run_in_child
 from tests.swarms import rows_of, small_config
 from tests.waiting import wait_until

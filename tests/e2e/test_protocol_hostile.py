@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from protocol.envelope import MAX_FRAME_BYTES, Kind
+from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.messages import Ping
-from protocol.records import Address
+from protocol.wire.envelope import MAX_FRAME_BYTES, Kind
+from protocol.wire.messages import Ping
 from tests.protocol_raw import RawPeer, raw_peer
 from tests.waiting import wait_until
 

@@ -20,7 +20,7 @@ import pytest
 
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.limits import MIB, Limits
+from protocol.limits.rate_limits import MIB, Limits
 from protocol.timing import LAN
 from tests.waiting import wait_until
 

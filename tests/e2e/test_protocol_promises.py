@@ -5,11 +5,11 @@ import os
 import time
 from dataclasses import replace
 
-from protocol.envelope import ItemId, Kind
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.messages import Announce, Entry
 from protocol.timing import LOCAL
+from protocol.wire.envelope import ItemId, Kind
+from protocol.wire.messages import Announce, Entry
 from tests.protocol_raw import RawPeer
 from tests.waiting import wait_until
 

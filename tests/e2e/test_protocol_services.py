@@ -1,7 +1,7 @@
 """What else nodes run, told through their records to all of a swarm, over real sockets."""
 
+from protocol.credentials.records import Endpoint, Service
 from protocol.identity import Identity
-from protocol.records import Endpoint, Service
 from tests.protocol_hosts import running
 from tests.waiting import wait_until
 

@@ -10,12 +10,12 @@ import pytest
 import zmq
 from zmq.utils import z85
 
+from protocol.credentials.records import Address, Endpoint
 from protocol.identity import Identity
-from protocol.limits import Limits
-from protocol.records import Address, Endpoint
+from protocol.limits.rate_limits import Limits
 from protocol.transport import Arrived, Closed, Link, NetworkEvent, Opened, Refused
-from protocol.zmq_sockets import MAX_DESCRIPTORS
-from protocol.zmq_transport import ZmqTransport
+from protocol.transport.zeromq import ZmqTransport
+from protocol.transport.zmq_sockets import MAX_DESCRIPTORS
 from tests.waiting import wait_until
 from tests.withholding import Withholding
 
@@ -230,7 +230,7 @@ def test_descriptors_are_given_back() -> None:
 
 
 def test_without_measurements_links_work_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("protocol.tcp._LINUX", False)
+    monkeypatch.setattr("protocol.transport.tcp._LINUX", False)
     with nodes(Node(), Node(None)) as (server, client):
         here, there = meet(server, client)
         client.transport.hang_up(there)

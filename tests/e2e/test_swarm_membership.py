@@ -17,12 +17,12 @@ from node.config import NodeConfig
 from node.errors import UserError
 from node.founding import load_grant, load_manifest
 from node.peering import Network, open_network
+from protocol.credentials.grants import make_pass
+from protocol.credentials.invite import Invite
+from protocol.credentials.manifest import Policy
+from protocol.credentials.records import Address
 from protocol.errors import JoinError
-from protocol.grants import make_pass
 from protocol.identity import Identity
-from protocol.invite import Invite
-from protocol.manifest import Policy
-from protocol.records import Address
 from tests.swarms import gossamer, small_config
 from tests.waiting import wait_until
 

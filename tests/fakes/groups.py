@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import torch
 
 from collectives.errors import Aborted, BadArgument
-from collectives.state import share_of
-from collectives.transfer import sync
+from collectives.shared_state.state import share_of
+from collectives.shared_state.transfer import sync
 from collectives.types import ReduceResult, SyncResult
 from tests.fakes.ports import Room
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from collectives.errors import Aborted, DeadlineExceeded
-from collectives.port import SourceLost
+from collectives.mesh.port import SourceLost
 
 LIMIT = 20.0
 

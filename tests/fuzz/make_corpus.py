@@ -4,12 +4,13 @@ from pathlib import Path
 
 from node.rollouts.group import Completion, Group, encode
 from node.tasks import TaskKey
-from protocol.envelope import ItemId, Kind, seal
-from protocol.grants import make_certificate, make_pass, make_ticket
+from protocol.credentials.grants import make_certificate, make_pass, make_ticket
+from protocol.credentials.invite import Invite
+from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
+from protocol.credentials.records import Address, Endpoint, Service, make_record
 from protocol.identity import Identity
-from protocol.invite import Invite
-from protocol.manifest import ManifestTask, Policy, make_manifest
-from protocol.messages import (
+from protocol.wire.envelope import ItemId, Kind, seal
+from protocol.wire.messages import (
     Announce,
     Digest,
     Entry,
@@ -27,7 +28,6 @@ from protocol.messages import (
     Rumour,
     Status,
 )
-from protocol.records import Address, Endpoint, Service, make_record
 from tests.fuzz.targets import SWARM, TARGETS, UNIX
 
 ME = Identity(bytes(32))

@@ -9,15 +9,19 @@ from collections.abc import Callable
 
 from node.rollouts.group import GroupError
 from node.rollouts.group import decode as decode_group
-from protocol.book import Book
 from protocol.clock import Instant
+from protocol.config import Setup
 from protocol.core import Core
-from protocol.envelope import Kind, open_frame, seal
+from protocol.credentials.grants import open_grant
+from protocol.credentials.invite import Invite
+from protocol.credentials.manifest import open_manifest
+from protocol.credentials.records import Address, make_record, open_record
 from protocol.errors import PeerError, ProtocolError
-from protocol.grants import open_grant
-from protocol.invite import Invite
-from protocol.manifest import open_manifest
-from protocol.messages import (
+from protocol.membership.address_book import Book
+from protocol.simulator.identity import SimulatedIdentity
+from protocol.transport import Arrived, Link
+from protocol.wire.envelope import Kind, open_frame, seal
+from protocol.wire.messages import (
     Announce,
     Digest,
     Goodbye,
@@ -31,10 +35,6 @@ from protocol.messages import (
     Probed,
     Pull,
 )
-from protocol.records import Address, make_record, open_record
-from protocol.setup import Setup
-from protocol.simulator.identity import SimulatedIdentity
-from protocol.transport import Arrived, Link
 
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0

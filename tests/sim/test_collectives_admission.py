@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
-from collectives.agreement_events import ADMIT, Action, Begin, Finished, Greet, Install
-from collectives.views import ADMIT_TAG
+from collectives.agreement.events import ADMIT, Action, Begin, Finished, Greet, Install
+from collectives.agreement.views import ADMIT_TAG
 from tests.agreements import Group
 
 DEADLINE = 30.0

@@ -13,10 +13,9 @@ from itertools import count
 import pytest
 
 from protocol.clock import Instant
-from protocol.envelope import ItemId
+from protocol.config import Setup
 from protocol.events import PeerUp, Tick
-from protocol.gossip import Gossip
-from protocol.gossip_events import (
+from protocol.gossip.events import (
     Announced,
     Deliver,
     Got,
@@ -30,10 +29,11 @@ from protocol.gossip_events import (
     SendPull,
     Subscribe,
 )
+from protocol.gossip.gossip import Gossip
 from protocol.identity import Identity, NodeId, id_of_bytes
-from protocol.messages import NO_TOPIC, Announce, Pull
-from protocol.setup import Setup
 from protocol.timing import LAN
+from protocol.wire.envelope import ItemId
+from protocol.wire.messages import NO_TOPIC, Announce, Pull
 
 DEGREE = 8
 DELAY = 0.01

@@ -2,10 +2,10 @@
 
 import random
 
-from protocol.conditions import Conditions, Cut
-from protocol.memory_transport import HEARTBEAT_S, QUEUE_FRAMES, MemoryNetwork, MemoryTransport
-from protocol.records import Address, Endpoint
+from protocol.credentials.records import Address, Endpoint
 from protocol.transport import Arrived, Closed, Link, Opened
+from protocol.transport.conditions import Conditions, Cut
+from protocol.transport.memory import HEARTBEAT_S, QUEUE_FRAMES, MemoryNetwork, MemoryTransport
 
 A, B = b"A" * 32, b"B" * 32
 TO_B, FROM_A = Link(B, dialled=True), Link(A, dialled=False)

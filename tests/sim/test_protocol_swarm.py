@@ -2,9 +2,9 @@
 
 import pytest
 
-from protocol.conditions import Conditions
 from protocol.core_events import Verdict
 from protocol.simulator import Simulation
+from protocol.transport.conditions import Conditions
 
 LARGE = bytes(200_000)
 

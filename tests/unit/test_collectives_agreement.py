@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collectives import messages
-from collectives.agreement import Agreement
-from collectives.agreement_events import (
+from collectives.agreement import messages
+from collectives.agreement.agreement import Agreement
+from collectives.agreement.events import (
     ADMIT,
     Begin,
     Done,
@@ -22,12 +22,12 @@ from collectives.agreement_events import (
     Tick,
     Unlinked,
 )
-from collectives.message_codec import decode, encode
-from collectives.messages import MAX_OPEN, Stage
+from collectives.agreement.message_codec import decode, encode
+from collectives.agreement.messages import MAX_OPEN, Stage
+from collectives.agreement.view_change import compatible
+from collectives.agreement.views import ADMIT_TAG, Ballot, Member, OpId, View, outranks
 from collectives.timing import LAN
 from collectives.types import Partition
-from collectives.view_change import compatible
-from collectives.views import ADMIT_TAG, Ballot, Member, OpId, View, outranks
 from tests.agreements import IDS, Group
 
 ALL = (0, 1, 2)

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collectives.bandwidth import HALF_LIFE_S, PROBE_BYTES, Estimates, matrix
-from collectives.choice import Link, capacities, choose, goes_inline
-from collectives.messages import MAX_SHARE_BYTES
-from collectives.topology import EXACT_MEMBERS, edge_seconds, tour
+from collectives.agreement.messages import MAX_SHARE_BYTES
+from collectives.reduce.bandwidth import HALF_LIFE_S, PROBE_BYTES, Estimates, matrix
+from collectives.reduce.choice import Link, capacities, choose, goes_inline
+from collectives.reduce.topology import EXACT_MEMBERS, edge_seconds, tour
 from tests.collectives_ports import members
 
 MIB = 1 << 20

@@ -8,7 +8,7 @@ import torch
 
 from collectives.diloco import DiLoCo
 from collectives.errors import Aborted, BadArgument
-from collectives.outer import Outer, OuterRounds, flat_copy, nesterov, write_back
+from collectives.outer_optimizer import Outer, OuterRounds, flat_copy, nesterov, write_back
 from tests.fakes.groups import FakeCommunicator, Hall, same_bits
 from tests.fakes.ports import on_threads
 from tests.waiting import wait_until

@@ -7,13 +7,14 @@ import types
 import pytest
 import torch
 
-from collectives import Codec, Op, direct, gather, ring
-from collectives.attempt import MAX_HELD_BYTES, Inbox
+from collectives import Codec, Op
+from collectives.agreement.views import OpId
 from collectives.errors import Aborted
-from collectives.exchange import MAX_UNKNOWN, PATIENCE_S, Exchange
-from collectives.reduction import Scratch, describe
-from collectives.views import OpId
-from collectives.wire import PIECE_BYTES, Piece, operation_key
+from collectives.mesh.data_plane import MAX_UNKNOWN, PATIENCE_S, Exchange
+from collectives.mesh.framing import PIECE_BYTES, Piece, operation_key
+from collectives.mesh.socket_port import MAX_HELD_BYTES, Inbox
+from collectives.reduce import direct, gather, ring
+from collectives.reduce.reduction import Scratch, describe
 from protocol.identity import NodeId
 from tests.waiting import wait_until
 
@@ -46,7 +47,7 @@ class Meanwhile(threading.Condition):
 @pytest.fixture
 def clock(monkeypatch):
     clock = types.SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr("collectives.attempt.time", clock)
+    monkeypatch.setattr("collectives.mesh.socket_port.time", clock)
     return clock
 
 
@@ -80,7 +81,7 @@ def test_a_stream_waits_a_bounded_time_for_an_operation_that_does_not_start(cloc
         waits.append(clock.now)
         clock.now += PATIENCE_S
 
-    monkeypatch.setattr("collectives.exchange.Inbox", lambda: inbox)
+    monkeypatch.setattr("collectives.mesh.data_plane.Inbox", lambda: inbox)
     inbox = Inbox()
     exchange = Exchange(A)
     piece = fill(exchange)

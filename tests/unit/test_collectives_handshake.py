@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collectives.handshake import (
+from collectives.mesh.handshake import (
     HELLO_BYTES,
     PROOF_BYTES,
     Handshake,
@@ -17,7 +17,7 @@ from collectives.handshake import (
     Purpose,
     group_hash,
 )
-from collectives.sealing import Opener, RecordError, Sealer
+from collectives.mesh.sealing import Opener, RecordError, Sealer
 from protocol.identity import Identity
 
 ALICE, BOB, EVE = Identity.generate(), Identity.generate(), Identity.generate()

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collectives import messages
-from collectives.message_codec import decode, encode
-from collectives.messages import MAX_FIELDS, MAX_SHARE_BYTES, Mismatched, Stage
-from collectives.views import Ballot, Member, OpId, View
+from collectives.agreement import messages
+from collectives.agreement.message_codec import decode, encode
+from collectives.agreement.messages import MAX_FIELDS, MAX_SHARE_BYTES, Mismatched, Stage
+from collectives.agreement.views import Ballot, Member, OpId, View
 from protocol.errors import MessageError
 from protocol.identity import NodeId, id_of_bytes
 

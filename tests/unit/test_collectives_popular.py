@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collectives.errors import CollectiveError, Mismatch, NotEnoughPeers
-from collectives.popular import MAX_INLINE_TABLE, Share, ShareError, choose, decode_all
+from collectives.shared_state.selection import MAX_INLINE_TABLE, Share, ShareError, choose, decode_all
 from collectives.types import SyncStrategy
 
 POPULAR, RECEIVE, SEND = SyncStrategy.ENFORCE_POPULAR, SyncStrategy.RECEIVE_ONLY, SyncStrategy.SEND_ONLY

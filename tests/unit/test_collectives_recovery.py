@@ -10,9 +10,9 @@ from itertools import chain, combinations, product
 
 import pytest
 
-from collectives.messages import Ledger, Stage
-from collectives.recovery import alone, outcome, rule
-from collectives.views import OpId
+from collectives.agreement.messages import Ledger, Stage
+from collectives.agreement.recovery import alone, outcome, rule
+from collectives.agreement.views import OpId
 from protocol.identity import NodeId, id_of_bytes
 
 MEMBERS = tuple(id_of_bytes(bytes([number]) * 20) for number in range(1, 5))

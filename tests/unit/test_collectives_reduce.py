@@ -5,13 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collectives import direct, reduction, ring, small
-from collectives.allreduce import Topology, reduce
-from collectives.choice import Link
 from collectives.errors import Aborted, BadArgument
-from collectives.feedback import Feedback
-from collectives.reduction import Scratch, cut, describe
-from collectives.tensors import DTYPES
+from collectives.reduce import direct, reduction, ring, small
+from collectives.reduce.all_reduce import Topology, reduce
+from collectives.reduce.choice import Link
+from collectives.reduce.feedback import Feedback
+from collectives.reduce.reduction import Scratch, cut, describe
+from collectives.reduce.tensors import DTYPES
 from collectives.types import Codec, Op
 from tests.collectives_ports import Network, members, together
 

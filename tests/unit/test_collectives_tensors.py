@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collectives import reduction
-from collectives.codecs import BLOCK, coder_for
 from collectives.errors import BadArgument
-from collectives.gather import all_gather, broadcast
-from collectives.reduction import Scratch
-from collectives.tensors import DTYPES, check_target, dtype_name, flatten, fresh, memory, publish
+from collectives.reduce import reduction
+from collectives.reduce.codecs import BLOCK, coder_for
+from collectives.reduce.gather import all_gather, broadcast
+from collectives.reduce.reduction import Scratch
+from collectives.reduce.tensors import DTYPES, check_target, dtype_name, flatten, fresh, memory, publish
 from collectives.types import Codec
 from tests.collectives_ports import members, together
 
@@ -167,7 +167,7 @@ def test_what_no_codec_is_for_travels_as_it_is():
 @pytest.mark.parametrize("count", [0, 1, 700, 100_001])
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 def test_gather_and_broadcast_bring_everybody_the_same(count, world, monkeypatch):
-    monkeypatch.setattr("collectives.gather.CHUNK_BYTES", 64 << 10)
+    monkeypatch.setattr("collectives.reduce.gather.CHUNK_BYTES", 64 << 10)
     monkeypatch.setattr(reduction, "CHUNK_BYTES", 64 << 10)
     order = members(world)
     own = [torch.arange(count, dtype=torch.int32) + 1000 * i for i in range(world)]

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from collectives.errors import Aborted, BadArgument, Mismatch
-from collectives.port import SourceLost
-from collectives.state import MIN_CHUNK, SharedState, share_of
-from collectives.tensors import flatten, memory
-from collectives.transfer import Answers, sync
+from collectives.mesh.port import SourceLost
+from collectives.reduce.tensors import flatten, memory
+from collectives.shared_state.state import MIN_CHUNK, SharedState, share_of
+from collectives.shared_state.transfer import Answers, sync
 from collectives.types import SyncStrategy
-from protocol.codec import pack
+from protocol.wire.encoding import pack
 from tests.fakes.ports import Room, on_threads
 
 POPULAR = SyncStrategy.ENFORCE_POPULAR

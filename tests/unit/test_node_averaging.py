@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import save_file
 
 from collectives.errors import Aborted
-from collectives.outer import flat_copy
+from collectives.outer_optimizer import flat_copy
 from node.config import WeightsConfig, parse_config
 from node.errors import UserError
 from node.peering import swarm_id
 from node.training.averaging import ADDRESS_FILE, STATE_FILE, OwnWeights, WeightExchange, exchange_weights, group_name
-from protocol.records import Endpoint, Service
+from protocol.credentials.records import Endpoint, Service
 from tests.fakes.groups import FakeCommunicator, Hall
 from tests.policies import tiny_policy
 from tests.waiting import wait_until

@@ -17,10 +17,10 @@ from node.cli.trained import find_trained
 from node.config import NodeConfig, TaskConfig, load_config
 from node.footprint import ModelSize
 from node.presets import Machine
-from protocol.grants import Pass
+from protocol.credentials.grants import Pass
+from protocol.credentials.invite import Invite, SharedInvite
+from protocol.credentials.records import Address
 from protocol.identity import Identity
-from protocol.invite import Invite, SharedInvite
-from protocol.records import Address
 
 EXAMPLE_INVITE = str(
     Invite("club", bytes(32), (Address.parse(f"tcp://192.0.2.7:4001?key={Identity(bytes(32)).curve_key.hex()}"),), None)

@@ -18,8 +18,8 @@ from node.founding import (
 )
 from node.tasks import load_tasks
 from node.tasks.builtin import FAMILIES
+from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
 from protocol.identity import Identity
-from protocol.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
 
 FOUNDER = Identity(bytes(32))
 

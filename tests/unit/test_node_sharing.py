@@ -10,7 +10,7 @@ from node.tasks import TaskKey, TaskSet
 from node.tasks.builtin import FAMILIES
 from protocol.host import Received, Verdict
 from protocol.identity import id_of_bytes
-from protocol.messages import NO_TOPIC, TOPIC_BYTES
+from protocol.wire.messages import NO_TOPIC, TOPIC_BYTES
 
 TASKS = TaskSet([(FAMILIES[name](), 1.0) for name in sorted(FAMILIES)[:2]])
 ONE, OTHER = TASKS.tasks

@@ -17,9 +17,9 @@ from node.config import ObserveConfig
 from node.errors import UserError
 from node.peering import Network
 from node.telemetry.status_server import describe, observe
+from protocol.credentials.records import Address
 from protocol.host import Counters, PeerInfo
 from protocol.identity import Identity, NodeId
-from protocol.records import Address
 
 IDENTITY = Identity(bytes(32))
 HOSTILE = PeerInfo(NodeId("a" * 32), "tcp://192.0.2.1:4001", "[red]\x1b[2J\r\nagent", "alive", 0.0123)

@@ -17,8 +17,8 @@ from node.tasks.answers import INSTRUCTIONS, MAX_TEXT, READERS, show
 from node.tasks.builtin import FAMILIES
 from node.tasks.prompting import prompted
 from node.tasks.reasoning_gym import SCORERS
+from protocol.credentials.manifest import Policy, make_manifest
 from protocol.identity import Identity
-from protocol.manifest import Policy, make_manifest
 
 SEEDS = st.integers(0, 2**63 - 1)
 MODES = tuple(READERS)

@@ -14,8 +14,8 @@ from node.founding import adopt_tasks, describe_tasks
 from node.tasks import Item, TaskKey, load_tasks, task_names
 from node.tasks.check import HASH_SEEDS, check, digest, digest_elsewhere
 from node.tasks.third_party import MAX_FILE_BYTES, TEMPLATE, TaskError, checked, load_file
+from protocol.credentials.manifest import Policy, make_manifest
 from protocol.identity import Identity
-from protocol.manifest import Policy, make_manifest
 
 GOOD = """
 from dataclasses import dataclass

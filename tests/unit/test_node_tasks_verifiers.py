@@ -17,8 +17,8 @@ from node.rollouts.ingest import BLAMELESS, check
 from node.tasks import TaskSet
 from node.tasks.prompting import prompted
 from node.tasks.verifiers import RefusedError, VerifiersTask, load_rows, load_verifiers
+from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
 from protocol.identity import Identity
-from protocol.manifest import ManifestTask, Policy, make_manifest
 
 HEAD = """
 import verifiers.v1 as vf

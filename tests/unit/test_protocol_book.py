@@ -5,10 +5,10 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.book import BUSY_S, Book
 from protocol.clock import Instant
+from protocol.credentials.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, make_record
 from protocol.identity import Identity
-from protocol.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, make_record
+from protocol.membership.address_book import BUSY_S, Book
 
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0

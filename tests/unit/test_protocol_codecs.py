@@ -9,10 +9,24 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from protocol.envelope import HEADER_BYTES, MAJOR, MAX_BODY_BYTES, MAX_FRAME_BYTES, Kind, item_id, open_frame, seal
+from protocol.credentials.records import (
+    MAX_AGENT_BYTES,
+    MAX_ENDPOINTS,
+    MAX_GRANT_BYTES,
+    MAX_RECORD_BYTES,
+    MAX_RECORD_LIFE_S,
+    MAX_SERVICE_BYTES,
+    MAX_SERVICES,
+    Address,
+    Endpoint,
+    Service,
+    make_record,
+    open_record,
+)
 from protocol.errors import BadAddress, EnvelopeError, MessageError, RecordError
 from protocol.identity import Identity, id_of_bytes
-from protocol.messages import (
+from protocol.wire.envelope import HEADER_BYTES, MAJOR, MAX_BODY_BYTES, MAX_FRAME_BYTES, Kind, item_id, open_frame, seal
+from protocol.wire.messages import (
     MAX_IDS,
     MAX_NEWS,
     MAX_RECORDS,
@@ -34,20 +48,6 @@ from protocol.messages import (
     Reach,
     Rumour,
     Status,
-)
-from protocol.records import (
-    MAX_AGENT_BYTES,
-    MAX_ENDPOINTS,
-    MAX_GRANT_BYTES,
-    MAX_RECORD_BYTES,
-    MAX_RECORD_LIFE_S,
-    MAX_SERVICE_BYTES,
-    MAX_SERVICES,
-    Address,
-    Endpoint,
-    Service,
-    make_record,
-    open_record,
 )
 
 ALICE = Identity(bytes(32))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.connections import (
+from protocol.limits.connections import (
     HELLO_S,
     MAX_WIRE_FRAME_BYTES,
     SLACK_BYTES,
@@ -14,7 +14,7 @@ from protocol.connections import (
     Review,
     wire_bytes,
 )
-from protocol.limits import MIB, Limits
+from protocol.limits.rate_limits import MIB, Limits
 from protocol.transport import Link
 
 HERE = "127.0.0.1"

@@ -6,23 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.book import Book
 from protocol.clock import Instant
-from protocol.conditions import Conditions
+from protocol.config import Setup
 from protocol.core import MANIFEST_ASK_S, MANIFEST_ASKS, Core
 from protocol.core_events import Offer, Received, Report, SendFrame, Verdict
+from protocol.credentials.records import make_record
 from protocol.driver import Driver
-from protocol.envelope import MAX_FRAME_BYTES, Kind, item_id, open_frame, seal
 from protocol.events import HangUp, Tick
-from protocol.gossip_events import Subscribe
+from protocol.gossip.events import Subscribe
+from protocol.gossip.subscriptions import hint
 from protocol.identity import Identity, Verify
-from protocol.interest import hint
-from protocol.limits import Limits
-from protocol.memory_transport import MemoryNetwork, MemoryTransport
-from protocol.messages import NO_TOPIC, Announce, Entry, Hello, Ping
-from protocol.records import make_record
-from protocol.setup import Setup
+from protocol.limits.rate_limits import Limits
+from protocol.membership.address_book import Book
 from protocol.transport import Arrived, Link, Refused
+from protocol.transport.conditions import Conditions
+from protocol.transport.memory import MemoryNetwork, MemoryTransport
+from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, item_id, open_frame, seal
+from protocol.wire.messages import NO_TOPIC, Announce, Entry, Hello, Ping
 
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0

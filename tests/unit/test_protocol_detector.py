@@ -5,7 +5,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.detector import (
+from protocol.identity import NodeId
+from protocol.membership.failure_detector import (
     CONFIRMATIONS,
     MAX_ERRANDS,
     MAX_HEALTH,
@@ -19,9 +20,8 @@ from protocol.detector import (
     State,
     Suspect,
 )
-from protocol.identity import NodeId
-from protocol.messages import Reach
 from protocol.timing import LAN
+from protocol.wire.messages import Reach
 
 A, B, C, D, E = map(NodeId, "abcde")
 STEP = 0.25

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.announce_timer import MAX_HOLD
 from protocol.clock import Instant
-from protocol.envelope import ItemId
+from protocol.config import Setup
 from protocol.events import PeerDown, PeerUp, Tick
-from protocol.gossip import CATCH_UP_S, FIRST_IDS, PUSH_BYTES, RETRY_S, Gossip
-from protocol.gossip_events import (
+from protocol.gossip.announce_timer import MAX_HOLD
+from protocol.gossip.events import (
     Announced,
     Blame,
     Deliver,
@@ -31,14 +30,15 @@ from protocol.gossip_events import (
     SendPull,
     Subscribe,
 )
-from protocol.gossip_peer import KNOWN_ITEMS, MAX_PENDING, PUSH_GRACE_S
+from protocol.gossip.gossip import CATCH_UP_S, FIRST_IDS, PUSH_BYTES, RETRY_S, Gossip
+from protocol.gossip.peer_state import KNOWN_ITEMS, MAX_PENDING, PUSH_GRACE_S
+from protocol.gossip.subscriptions import hint, same_shard
+from protocol.gossip.want_list import MAX_BROKEN, MAX_WANTS, PROMISE_PATIENCE
 from protocol.identity import Identity, NodeId, id_of_bytes
-from protocol.interest import hint, same_shard
-from protocol.limits import Limits
-from protocol.messages import MAX_IDS, NO_TOPIC, Entry, Interest
-from protocol.pulls import MAX_BROKEN, MAX_WANTS, PROMISE_PATIENCE
-from protocol.setup import Setup
+from protocol.limits.rate_limits import Limits
 from protocol.timing import LAN
+from protocol.wire.envelope import ItemId
+from protocol.wire.messages import MAX_IDS, NO_TOPIC, Entry, Interest
 
 UNIX = 1_700_000_000.0
 ME, A, B, C, FAR = (id_of_bytes(letter * 20) for letter in (b"m", b"a", b"b", b"c", b"f"))

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.clock import Instant
+from protocol.credentials.grants import MAX_USES, Gatekeeper, Pass, Ticket, make_certificate, make_pass, open_grant
+from protocol.credentials.invite import SharedInvite, make_shared_invite
+from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
+from protocol.credentials.records import MAX_GRANT_BYTES, PeerRecord, make_record
 from protocol.errors import GrantError
-from protocol.grants import MAX_USES, Gatekeeper, Pass, Ticket, make_certificate, make_pass, open_grant
 from protocol.identity import Identity
-from protocol.invite import SharedInvite, make_shared_invite
-from protocol.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
-from protocol.records import MAX_GRANT_BYTES, PeerRecord, make_record
 
 FOUNDER, LISTED, GUEST, STRANGER = (Identity(bytes([n]) * 32) for n in range(4))
 NOW = Instant(1000.0, 1_700_000_000.0)

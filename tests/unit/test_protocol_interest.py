@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.clock import Instant
-from protocol.identity import id_of_bytes
-from protocol.interest import (
+from protocol.gossip.subscriptions import (
     ADJUST_S,
     BURST_S,
     MIN_SHARD_PEERS,
@@ -22,7 +21,8 @@ from protocol.interest import (
     same_shard,
     shard,
 )
-from protocol.messages import MAX_TOPICS, NO_TOPIC, Interest
+from protocol.identity import id_of_bytes
+from protocol.wire.messages import MAX_TOPICS, NO_TOPIC, Interest
 
 UNIX = 1_700_000_000.0
 ME = id_of_bytes(b"m" * 20)

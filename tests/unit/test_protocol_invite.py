@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.credentials.grants import make_certificate, make_pass
+from protocol.credentials.invite import MAX_INVITE_CHARS, MAX_SEEDS, Invite, SharedInvite, make_shared_invite
+from protocol.credentials.manifest import ManifestLimits, ManifestTask, Policy, make_manifest
+from protocol.credentials.records import Address, Endpoint
 from protocol.errors import InviteError
-from protocol.grants import make_certificate, make_pass
 from protocol.identity import Identity
-from protocol.invite import MAX_INVITE_CHARS, MAX_SEEDS, Invite, SharedInvite, make_shared_invite
-from protocol.manifest import ManifestLimits, ManifestTask, Policy, make_manifest
-from protocol.records import Address, Endpoint
 
 FOUNDER, GUEST = Identity(bytes(32)), Identity(bytes([1]) * 32)
 CLUB = make_manifest(FOUNDER, "club", 1, Policy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])

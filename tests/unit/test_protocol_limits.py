@@ -3,9 +3,9 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.limits import REJECT_PENALTY, Allowance, Limits, ScoreBoard, TokenBucket
+from protocol.limits.rate_limits import REJECT_PENALTY, Allowance, Limits, ScoreBoard, TokenBucket
+from protocol.lru import Recent
 from protocol.mailbox import Mailbox
-from protocol.recent import Recent
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 50)), max_size=50))

@@ -6,11 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.codec import pack
-from protocol.envelope import HEADER_BYTES
-from protocol.errors import ManifestError
-from protocol.identity import Identity, node_id
-from protocol.manifest import (
+from protocol.credentials.manifest import (
     MAX_ALLOWED,
     MAX_GROUP_BYTES,
     MAX_MANIFEST_BYTES,
@@ -20,6 +16,10 @@ from protocol.manifest import (
     make_manifest,
     open_manifest,
 )
+from protocol.errors import ManifestError
+from protocol.identity import Identity, node_id
+from protocol.wire.encoding import pack
+from protocol.wire.envelope import HEADER_BYTES
 
 FOUNDER = Identity(bytes(32))
 TASK = ManifestTask("builtin/sums", 1, "0123456789abcdef", '{"difficulty":2}')

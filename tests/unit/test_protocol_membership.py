@@ -7,21 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.book import LAST_RETRY_S, Book
 from protocol.clock import Instant
-from protocol.envelope import Kind
+from protocol.config import Setup
+from protocol.credentials.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, Service, make_record
 from protocol.errors import PeerError, RecordError
 from protocol.events import Dial, Expel, HangUp, Message, Moved, PeerDown, PeerUp, Tell, Tick
-from protocol.exchange import DIAL_YIELD_S
 from protocol.identity import Identity
-from protocol.limits import Limits
-from protocol.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS, MAX_PARTING
-from protocol.membership import EVICT_INTERVAL_S, TICK_S, Membership
-from protocol.messages import Digest, Goodbye, Hello, News, Peers, Ping, Probe, Probed, Reach, Rumour, Status
-from protocol.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, Service, make_record
-from protocol.setup import Setup
+from protocol.limits.rate_limits import Limits
+from protocol.membership.address_book import LAST_RETRY_S, Book
+from protocol.membership.dissemination import DIAL_YIELD_S
+from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS, MAX_PARTING
+from protocol.membership.membership import EVICT_INTERVAL_S, TICK_S, Membership
 from protocol.timing import LAN
 from protocol.transport import Closed, Link, Opened
+from protocol.wire.envelope import Kind
+from protocol.wire.messages import Digest, Goodbye, Hello, News, Peers, Ping, Probe, Probed, Reach, Rumour, Status
 
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0

@@ -7,10 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.envelope import ItemId
-from protocol.identity import NodeId
-from protocol.messages import NO_TOPIC, Entry
-from protocol.pulls import (
+from protocol.gossip.want_list import (
     FIRST_WINDOW,
     MAX_ASKS,
     MAX_BROKEN,
@@ -23,7 +20,10 @@ from protocol.pulls import (
     WANT_LIFE_S,
     Pulls,
 )
+from protocol.identity import NodeId
 from protocol.timing import LAN
+from protocol.wire.envelope import ItemId
+from protocol.wire.messages import NO_TOPIC, Entry
 
 A, B = NodeId("a"), NodeId("b")
 PATIENCE = LAN.pull_patience

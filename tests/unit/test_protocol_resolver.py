@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from protocol.records import Endpoint
-from protocol.resolver import MAX_LOOKUPS, Resolver
+from protocol.credentials.records import Endpoint
+from protocol.transport.addresses import MAX_LOOKUPS, Resolver
 from tests.waiting import wait_until
 
 

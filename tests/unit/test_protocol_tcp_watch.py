@@ -4,9 +4,9 @@ import os
 import socket
 from collections import deque
 
-from protocol.limits import Limits
-from protocol.tcp_watch import TcpWatch
+from protocol.limits.rate_limits import Limits
 from protocol.transport import Link
+from protocol.transport.tcp_watch import TcpWatch
 
 DIALLED, CAME = Link(b"d" * 32, dialled=True), Link(b"c" * 32, dialled=False)
 

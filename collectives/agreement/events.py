@@ -1,0 +1,160 @@
+"""What the agreement core is told, by its links and by its owner, and what it asks for.
+
+The driver calls `Agreement.handle(event, now)` for each event and carries out the actions in
+order; `now` is in seconds on a steady clock. It sends a `Tick` at least twice a heartbeat.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from collectives.agreement.messages import Message, Mismatched
+from collectives.agreement.views import OpId, View
+from protocol.identity import NodeId
+
+ADMIT = "admit"  # the kind of operation that lets newcomers in
+
+
+class Verdict(Enum):
+    """How a call ended."""
+
+    COMMIT = "commit"  # publish the result
+    ABORT = "abort"  # called off for everybody: nobody publishes
+    DEADLINE = "deadline"  # as ABORT, because somebody's time was up
+    MISMATCH = "mismatch"  # as ABORT, because the members' arguments differ
+    DOUBT = "doubt"  # the others may have published and may not: unknown here, and never published here
+    MINORITY = "minority"  # as ABORT: too few members are left for the policy "majority"
+    EVICTED = "evicted"  # as ABORT: this node is outside of the group
+
+
+# --- events ---
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """A control link to an authenticated `member` is up; `address` is what it says it can be dialled at, or ""."""
+
+    member: NodeId
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unlinked:
+    """The control link to `member` closed; what was on its way is lost."""
+
+    member: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A message from the node at the other end of a link."""
+
+    member: NodeId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The owner calls an operation: at most one outstanding a tag.
+
+    `digest` must be equal at all members, field by field; `share` (at most 64 KiB) is handed to
+    all. `deadline` is in seconds from now. Kind `ADMIT` lets newcomers in, under `ADMIT_TAG`.
+    """
+
+    tag: int
+    kind: str
+    deadline: float
+    digest: tuple[tuple[str, int | str], ...] = ()
+    share: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The owner has carried out `op` up to publication, or could not (`ok` is False)."""
+
+    op: OpId
+    ok: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The owner leaves the group for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+
+Event = Linked | Unlinked | Heard | Begin | Done | Leave | Tick
+
+# --- actions ---
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message on the link to `member`; drop it when there is none."""
+
+    member: NodeId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Everybody called `op`: carry it out among the view's members, with everybody's share, then tell `Done`."""
+
+    op: OpId
+    kind: str
+    view: View
+    shares: dict[NodeId, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The outstanding call under `op.tag` ended: stop carrying it out, and publish if it is a COMMIT.
+
+    `contributors` (of a COMMIT) are the same at every member. `mismatch` is set with MISMATCH,
+    as seen from here. An operation that was never started is named as it would have been.
+    """
+
+    op: OpId
+    verdict: Verdict
+    contributors: tuple[NodeId, ...] = ()
+    reason: str = ""
+    mismatch: Mismatched | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """`view` holds from now on. Calls that were not yet started go on in it by themselves."""
+
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfGroup:
+    """The others went on without this node. It asks to be let in again by itself; an `Install` says when it is.
+
+    Until then every call but ADMIT ends with EVICTED at once; ADMIT waits to be let in.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Greet:
+    """Link with whoever answers at `address`, with `member` if it is not None. Repeated until it is linked."""
+
+    member: NodeId | None
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Close the link to `member`: it broke the rules."""
+
+    member: NodeId
+    reason: str
+
+
+Action = Send | Start | Finished | Install | OutOfGroup | Greet | Drop

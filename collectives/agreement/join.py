@@ -1,0 +1,136 @@
+"""Letting newcomers in.
+
+A node outside sends Apply to every member it has a link with, each heartbeat. Members answer with their
+view, so that it can link with all, and tell the coordinator, which tells all, so that either end dials.
+When every member has called ADMIT the coordinator waits, at most a timeout, until all reach all who
+wait; the commit of that operation carries the view with those whom everybody reaches (they need not
+reach each other yet: see operations), and everybody who enters that view welcomes them. One whose
+welcome is lost goes on applying, with the same session, and is welcomed again by whoever hears it; one
+that was started anew, or was out of the group meanwhile, applies with another session, and is not
+mistaken for the member that it was.
+
+A founder that is still alone lets in whoever waits by itself while it has no call outstanding.
+"""
+
+from dataclasses import dataclass, field
+from random import Random
+
+from collectives.agreement.failure_detector import Presence
+from collectives.agreement.messages import MAX_PENDING, Apply, Pending, Sight, Welcome
+from collectives.agreement.outbox import Outbox
+from collectives.agreement.views import MARK_BYTES, MAX_MEMBERS, Member, View
+from collectives.timing import Timing
+from protocol.identity import NodeId
+
+
+@dataclass
+class Applicant:
+    """One that asks to be let in, as it was last heard."""
+
+    line: Member
+    epoch: int
+    heard: float
+    answered: float  # when it was last shown the view
+
+
+@dataclass
+class Admission:
+    """Who waits outside, as one member of the view knows it."""
+
+    own: NodeId
+    timing: Timing
+    rng: Random
+    outbox: Outbox
+    presence: Presence
+    applicants: dict[NodeId, Applicant] = field(default_factory=dict)  # heard from here
+    rumoured: dict[NodeId, tuple[Member, float]] = field(default_factory=dict)  # heard of, and when
+    reaches: dict[NodeId, frozenset[NodeId]] = field(default_factory=dict)  # whom each other member hears
+    elsewhere: bool = False  # the coordinator says that somebody waits
+
+    def enter(self, view: View) -> None:
+        """A view was installed."""
+        self.applicants = {name: one for name, one in self.applicants.items() if name not in view.ids}
+        self.rumoured = {name: one for name, one in self.rumoured.items() if name not in view.ids}
+        self.reaches = {}
+        self.elsewhere = False
+
+    def forget(self, member: NodeId) -> None:
+        """It left."""
+        self.applicants.pop(member, None)
+        self.rumoured.pop(member, None)
+
+    def applied(self, member: NodeId, message: Apply, view: View, now: float) -> None:
+        """`member` asks to be let in."""
+        if member in view.ids:
+            if view.sessions[member] == message.session:
+                self.outbox.send(member, Welcome(message.session, view))
+            else:
+                self.presence.gone.add(member)
+            return
+        known = self.applicants.get(member)
+        if known is None and len(self.applicants) >= MAX_PENDING:
+            return
+        line = Member(member, message.address, message.session)
+        answered = known.answered if known is not None else float("-inf")
+        news = known is None or known.line != line
+        if news or now - answered >= self.timing.timeout:
+            answered = now
+            self.outbox.send(member, Sight(view))
+            self._tell(view, line)
+        self.applicants[member] = Applicant(line, message.epoch, now, answered)
+
+    def rumour(self, message: Pending, view: View, now: float) -> None:
+        """A member says who waits."""
+        for line in message.newcomers:
+            if line.id in view.ids or line.id == self.own:
+                continue
+            known = self.rumoured.get(line.id)
+            if known is None and len(self.rumoured) >= MAX_PENDING:
+                continue
+            news = known is None or now - known[1] >= self.timing.timeout / 2
+            self.rumoured[line.id] = (line, now)
+            if news and view.coordinator == self.own:
+                self._tell(view, line)
+
+    def waiting(self, now: float) -> dict[NodeId, Applicant]:
+        """Return those who are linked here and still ask."""
+        fresh = 2 * self.timing.timeout
+        return {
+            name: one
+            for name, one in self.applicants.items()
+            if now - one.heard < fresh and name in self.presence.linked
+        }
+
+    def tick(self, now: float) -> None:
+        """Forget those who no longer ask."""
+        fresh = 2 * self.timing.timeout
+        self.applicants = {name: one for name, one in self.applicants.items() if now - one.heard < fresh}
+        self.rumoured = {name: one for name, one in self.rumoured.items() if now - one[1] < fresh}
+
+    def ready(self, view: View, since: float, now: float) -> bool:
+        """Tell whether everybody reaches all who wait, or that took too long; all have called ADMIT since `since`."""
+        if now - since >= self.timing.timeout:
+            return True
+        waiting = self.waiting(now).keys()
+        if self.rumoured.keys() - waiting:
+            return False
+        return all(waiting <= self.reaches.get(member, frozenset()) for member in view.members if member != self.own)
+
+    def view_with(self, view: View, now: float) -> View | None:
+        """Return the view with all whom everybody reaches, or None if that is nobody."""
+        chosen = [
+            one
+            for name, one in sorted(self.waiting(now).items())
+            if all(name in self.reaches.get(member, frozenset()) for member in view.members if member != self.own)
+        ][: MAX_MEMBERS - len(view.members)]
+        if not chosen:
+            return None
+        epoch = max(view.epoch, *(one.epoch for one in chosen)) + 1
+        roster = (*view.roster, *(one.line for one in chosen))
+        return View.of(view.group, epoch, self.rng.randbytes(MARK_BYTES), roster)
+
+    def _tell(self, view: View, line: Member) -> None:
+        others = [view.coordinator] if view.coordinator != self.own else list(view.members)
+        for member in others:
+            if member != self.own:
+                self.outbox.send(member, Pending((line,)))

@@ -1,0 +1,169 @@
+"""Where a node stands: in which view, with which parts at work, and how it goes from one to the next.
+
+outside --Welcome--> in a view --Commit of an admission, or a decision on a ballot--> the next view
+   ^                     |
+   +---- outranked ------+       a founder, and a node that finds nobody for long, begin alone
+"""
+
+from random import Random
+
+from collectives.agreement import messages
+from collectives.agreement.coordinator import Coordinator
+from collectives.agreement.events import Install, OutOfGroup, Verdict
+from collectives.agreement.failure_detector import Presence
+from collectives.agreement.join import Admission
+from collectives.agreement.messages import Stage
+from collectives.agreement.outbox import Outbox
+from collectives.agreement.participant import Operations
+from collectives.agreement.recovery import alone
+from collectives.agreement.view_change import ViewChange
+from collectives.agreement.views import MARK_BYTES, SESSION_BYTES, Member, OpId, View, outranks
+from collectives.timing import Timing
+from collectives.types import Partition
+from protocol.identity import NodeId
+
+MAX_CONTACTS = 256  # nodes that were in a view with this one, or whom a seed spoke of
+
+
+class Standing:
+    """A node's view and the parts that work in it."""
+
+    def __init__(
+        self, own: Member, group: bytes, rng: Random, out: Outbox, presence: Presence, timing: Timing, policy: Partition
+    ) -> None:
+        self.own = own.id
+        self.out = out
+        self.presence = presence
+        self.operations = Operations(own.id, timing, out)
+        self.change = ViewChange(own.id, timing, policy, rng, out, presence)
+        self.admission = Admission(own.id, timing, rng, out, presence)
+        self.coordinator: Coordinator | None = None
+        self.contacts: dict[NodeId, str] = {}  # where those are dialled who are in no view with this node
+        self.epoch = 0  # the greatest that this node was in
+        self._line = own
+        self._policy = policy
+        self._group = group
+        self._rng = rng
+
+    @property
+    def view(self) -> View | None:
+        """The view that holds, or None outside."""
+        return self.operations.view
+
+    def concerns(self, view: View, member: NodeId | None = None) -> bool:
+        """Tell whether a view is one of this group, with `member` (by default this node) in it."""
+        return view.group == self._group and (member or self.own) in view.ids
+
+    def viable(self, view: View, now: float) -> bool:
+        """Tell whether this node, with those that it does not miss, may go on from its `view`."""
+        return self.change.suffices(len(view.ids - self.presence.missing(view, now)), view)
+
+    def outranked(self, view: View, theirs: View, now: float) -> bool:
+        """Tell whether the side with the view `theirs` goes on, rather than that with this node's."""
+        larger = outranks(theirs.ids, view.ids - self.presence.gone)
+        if self._policy is Partition.CONTINUE:
+            return larger
+        later = theirs.epoch > view.epoch or (theirs.epoch == view.epoch and larger)
+        return later or not self.viable(view, now)
+
+    # --- in ---
+
+    def found(self, now: float) -> None:
+        """Begin alone."""
+        view = View.of(self._group, self.epoch + 1, self._rng.randbytes(MARK_BYTES), [self._line])
+        self.operations.admitted(view)
+        self.enter(view, now)
+
+    def welcomed(self, message: messages.Welcome, now: float) -> bool:
+        """Come in, if this is the answer to what this node asked. Returns whether it is."""
+        mine = self.view is None and message.session == self._line.session and self.concerns(message.view)
+        if mine:
+            self.operations.admitted(message.view)
+            self.enter(message.view, now)
+        return mine
+
+    def decided(self, decision: messages.Decide | None, now: float) -> None:
+        """Go on as a ballot decided, if it did."""
+        if decision is not None:
+            self.enter(decision.view, now, {ruling.op: ruling.stage for ruling in decision.rulings})
+
+    def enter(self, view: View, now: float, rulings: dict[OpId, Stage] | None = None) -> None:
+        """Go over to `view`; what had started in the one before ends as ruled, the rest is called again in this one."""
+        before = self.view
+        if before is not None:
+            lost = ", ".join(sorted(before.ids - view.ids)[:4])
+            reason = f"the group changed: {lost} failed" if lost else "the group changed"
+            self.operations.leave(rulings or {}, Verdict.ABORT, reason)
+            self.remember(before)
+        self.epoch = view.epoch
+        self.presence.enter(view, now)
+        self.change.enter()
+        self.admission.enter(view)
+        self.contacts = {name: address for name, address in self.contacts.items() if name not in view.ids}
+        self.out.do(Install(view))
+        self.coordinator = self._coordinate(view) if view.coordinator == self.own else None
+        for member in sorted(view.ids - before.ids) if before is not None else ():
+            self.out.send(member, messages.Welcome(view.sessions[member], view))
+        self.operations.enter(view)
+
+    def _coordinate(self, view: View) -> Coordinator:
+        return Coordinator(
+            self.own,
+            view,
+            self.out,
+            ready=lambda since: self.admission.ready(view, since, self.out.now),
+            admit=lambda: self.admission.view_with(view, self.out.now),
+            holds=self.operations.holds,
+            patience=self.presence.timing.timeout,
+        )
+
+    # --- out ---
+
+    def yield_to(self, theirs: View) -> None:
+        """Go out of the group, because the side with `theirs` goes on; ask it to be let in."""
+        view, reason = self.view, "the others went on without this member"
+        self._end(reason)
+        self.operations.dismiss(reason)
+        self._line = self._line._replace(session=self._rng.randbytes(SESSION_BYTES))
+        for known in (view, theirs):
+            if known is not None:
+                self.remember(known)
+        self.out.do(OutOfGroup(reason))
+        for member in self.presence.linked:
+            self.apply(member)
+
+    def depart(self) -> None:
+        """Leave for good."""
+        for member in self.presence.linked:
+            self.out.send(member, messages.Goodbye())
+        self._end("this member left")
+        self.operations.dismiss("this member left", admissions=True)
+
+    def _end(self, reason: str) -> None:
+        view = self.view
+        if view is not None:
+            calls = self.operations.open.values()
+            rulings = {call.op: alone(view.members, self.own, call.stage) for call in calls}
+            self.operations.leave(rulings, Verdict.EVICTED, reason)
+        self.coordinator = None
+        self.change.enter()
+        self.presence.gone.clear()
+
+    # --- what others are told ---
+
+    def beat(self, view: View, now: float) -> messages.Beat:
+        """Return what this member says of itself."""
+        reaches = tuple(sorted(self.admission.waiting(now)))
+        missing = tuple(sorted(self.presence.missing(view, now)))
+        pending = self.coordinator is not None and bool(reaches)
+        return messages.Beat(view.mark, view.epoch, self.change.promised.round, missing, reaches, pending)
+
+    def apply(self, member: NodeId) -> None:
+        """Ask to be let in."""
+        self.out.send(member, messages.Apply(self._line.address, self._line.session, self.epoch))
+
+    def remember(self, view: View) -> None:
+        """Keep where the members of a view are dialled."""
+        for member, address in view.addresses.items():
+            if member != self.own and (member in self.contacts or len(self.contacts) < MAX_CONTACTS):
+                self.contacts[member] = address

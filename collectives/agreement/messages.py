@@ -1,0 +1,213 @@
+"""What members say to one another about views and operations: typed, and bounded before it is parsed.
+
+None is signed: the link that it comes on says who speaks. `message_codec` is their form as bytes.
+
+    Beat       I live, in this view; whom I miss; which newcomers I reach
+    Apply      let me in                            (outside -> any member, each heartbeat)
+    Sight      this is my view                      (to whoever speaks from another one)
+    Pending    these ask to be let in               (any member -> coordinator -> all)
+    Initiate   my owner called this                 (member -> coordinator)
+    Start      all called it: go                    (coordinator -> members)
+    Done       I have carried it out, or could not  (member -> coordinator)
+    Commit     all have: publish                    (coordinator -> members)
+    Ack        I know                               (member -> coordinator)
+    Abort      it is called off                     (coordinator -> members)
+    Propose    shall we go on as these?             (proposer -> survivors)
+    Report     I am out of my old view, and this is what I know of its operations
+    Decide     the new view, and what became of those operations
+    Welcome    you are in                           (any member -> newcomer)
+    Goodbye    I leave
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from collectives.agreement.views import Ballot, Member, OpId, View
+from protocol.identity import NodeId
+
+MAX_SHARE_BYTES = 64 << 10
+MAX_OPEN = 256  # operations that a member may have called and not seen end
+MAX_ENTRIES = 4096  # operations of one view in a report: those open, and the last ended of each tag
+MAX_LEDGERS = 4  # views whose operations a report tells about
+MAX_FIELDS = 16  # of a digest
+MAX_TEXT_BYTES = 256
+MAX_ADDRESS_BYTES = 320
+MAX_PENDING = 64  # newcomers that are kept waiting
+MAX_MESSAGE_BYTES = 256 * (MAX_SHARE_BYTES + 64)  # a Start of `views.MAX_MEMBERS`
+
+Digest = tuple[tuple[str, int | str], ...]
+
+
+class Stage(IntEnum):
+    """How far an operation got at a member, as it reports. Only ever rises, and the last two are final."""
+
+    CALLED = 0
+    STARTED = 1
+    DONE = 2  # carried out here, and said so
+    HOLDS = 3  # the coordinator only: it sent Commit to somebody
+    COMMITTED = 4
+    ABORTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatched:
+    """`member` gave `theirs` for `field`, `ours` is what the others (or the reader) gave."""
+
+    member: NodeId
+    field: str
+    theirs: int | str
+    ours: int | str
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """`mark` is that of the sender's view; `round` the greatest ballot's that it has promised."""
+
+    mark: bytes
+    epoch: int
+    round: int
+    missing: tuple[NodeId, ...] = ()
+    reaches: tuple[NodeId, ...] = ()
+    pending: bool = False  # from the coordinator: somebody waits to be let in
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """The sender is in no view and asks to be let in; `epoch` is that of the last view it was in, or 0."""
+
+    address: str
+    session: bytes
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """The sender's view."""
+
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Who asks to be let in, as far as the sender knows."""
+
+    newcomers: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Initiate:
+    """The sender's owner called `op`."""
+
+    op: OpId
+    kind: str
+    digest: Digest
+    share: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Everybody called `op`: what each member handed in, in the view's order."""
+
+    op: OpId
+    shares: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The sender carried `op` out (`ok`), or it could not or will not any more, because of `reason`."""
+
+    op: OpId
+    ok: bool
+    late: bool = False  # its time was up
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """All members have carried `op` out. `view` is the one that an admission leads to."""
+
+    op: OpId
+    view: View | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The sender has the Commit of `op`."""
+
+    op: OpId
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """`op` is called off."""
+
+    op: OpId
+    late: bool = False
+    reason: str = ""
+    mismatch: Mismatched | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Leave your view; `members` shall make the next one. `epoch` is that of the proposer's view."""
+
+    ballot: Ballot
+    epoch: int
+    members: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """How far the operations of one view got at one of its members, which takes no further part in it.
+
+    `whole` is False where ended operations were forgotten: then one that is not listed says nothing.
+    """
+
+    mark: bytes
+    members: tuple[NodeId, ...]
+    entries: tuple[tuple[OpId, Stage], ...]
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The sender takes part in none of the views in `ledgers` any more, and promises no smaller ballot."""
+
+    ballot: Ballot
+    view: View
+    missing: tuple[NodeId, ...]
+    ledgers: tuple[Ledger, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What became of `op`: `Stage.COMMITTED`, `ABORTED`, `CALLED` (it carries over) or `DONE` (in doubt)."""
+
+    op: OpId
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Decide:
+    """The view that `ballot` led to, and what became of the operations of the views before it."""
+
+    ballot: Ballot
+    view: View
+    rulings: tuple[Ruling, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The receiver's application of `session` was granted: it is in `view`."""
+
+    session: bytes
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """The sender is gone for good."""
+
+
+OperationMessage = Initiate | Start | Done | Commit | Ack | Abort
+Message = OperationMessage | Beat | Apply | Sight | Pending | Propose | Report | Decide | Welcome | Goodbye

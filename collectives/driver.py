@@ -1,0 +1,250 @@
+"""The one control thread of a member: it owns the mesh and the agreement core, and turns one into the other.
+
+    sockets --> Mesh --> events --+                    +--> Send, Greet, Drop --> Mesh
+    callers --> mailbox ----------+--> Agreement.handle +--> Start, Finished --> the caller's `Call`
+    clock   --> Tick -------------+                    +--> Install, OutOfGroup --> `standing`
+
+Everybody else reads `standing`, which is replaced whole, and leaves things in the mailbox. The thread
+never runs a caller's code and never waits for one.
+"""
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import structlog
+
+from collectives.agreement.agreement import Agreement
+from collectives.agreement.events import (
+    Action,
+    Begin,
+    Done,
+    Drop,
+    Event,
+    Finished,
+    Greet,
+    Heard,
+    Install,
+    Leave,
+    Linked,
+    OutOfGroup,
+    Send,
+    Start,
+    Tick,
+    Unlinked,
+)
+from collectives.agreement.message_codec import decode, encode
+from collectives.agreement.views import View
+from collectives.calls import Call
+from collectives.mesh import mesh as links
+from collectives.mesh.addresses import Address, BadAddress
+from collectives.mesh.data_plane import Exchange
+from collectives.timing import Timing
+from protocol.errors import PeerError
+from protocol.identity import NodeId
+
+log = structlog.get_logger()
+
+Observer = Callable[[Event | Action], None]  # told of everything on the control thread; it must be quick
+TICKS_A_BEAT = 4  # the core asks for two
+_JOIN_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where this member stands, as its owner may see it. `view` is None outside of the group."""
+
+    view: View | None = None
+    pending: bool = False
+    outside: str = ""  # why it was left out
+    closed: bool = False
+
+
+class Control:
+    """Runs from `start` to `stop`. All but the constructor is thread-safe."""
+
+    def __init__(
+        self, agreement: Agreement, mesh: links.Mesh, exchange: Exchange, timing: Timing, observer: Observer | None
+    ) -> None:
+        self.exchange = exchange
+        self.timing = timing
+        self.standing = Standing()
+        self.changed = threading.Condition()  # notified when `standing` is replaced
+        self.dropped: Counter[str] = Counter()  # messages that were not understood
+        self._agreement = agreement
+        self._mesh = mesh
+        self._observer = observer
+        self._mailbox: deque[tuple[Event, Call | None]] = deque()
+        self._to_meet: deque[Address] = deque()
+        self._calls: dict[int, Call] = {}
+        self._over: deque[tuple[Call, Finished]] = deque()
+        self._stopping = False
+        self._next_tick = 0.0
+        self._thread = threading.Thread(target=self._run, name="gossamer-control", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def begin(self, begin: Begin) -> Call:
+        """Hand a call to the core; everything that becomes of it is told to the `Call`."""
+        call = Call(time.monotonic() + begin.deadline)
+        self._post(begin, call)
+        return call
+
+    def done(self, event: Done) -> None:
+        """Tell the core how carrying out an operation went."""
+        self._post(event, None)
+
+    def meet(self, addresses: Iterable[Address]) -> None:
+        """See to it that whoever listens at these becomes linked."""
+        self._to_meet.extend(addresses)
+        self._mesh.wake()
+
+    def linked(self) -> int:
+        """Return how many nodes of the group there is a link with."""
+        return len(self._mesh.linked)
+
+    def refused(self) -> dict[str, int]:
+        """Return how often connections ended, by reason."""
+        return dict(self._mesh.refused)
+
+    def stop(self, goodbye: bool) -> None:
+        """End the thread, every connection and every call; with `goodbye` the others are told first."""
+        if goodbye and self._thread.is_alive():
+            self._post(Leave(), None)
+        self._stopping = True
+        self._mesh.wake()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_JOIN_S)
+
+    # --- the thread ----------------------------------------------------------------------------
+
+    def _post(self, event: Event, call: Call | None) -> None:
+        self._mailbox.append((event, call))
+        if self.standing.closed and call is not None:  # nobody will read it
+            call.fail("this member has left the group: connect again")
+        self._mesh.wake()
+
+    def _run(self) -> None:
+        beat = self.timing.heartbeat / TICKS_A_BEAT
+        try:
+            while not self._stopping:
+                for event in self._mesh.poll(max(0.0, self._next_tick - time.monotonic())):
+                    self._take(event)
+                self._read_mailbox()
+                if time.monotonic() >= self._next_tick:
+                    self._next_tick = time.monotonic() + beat
+                    self._feed(Tick())
+            self._read_mailbox()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self._mesh.close()
+        self.exchange.close()
+        self._stand(Standing(closed=True))
+        waiting = [*self._calls.values(), *(call for _, call in self._mailbox if call is not None)]
+        for call in waiting:
+            call.fail("this member has left the group: connect again")
+
+    def _read_mailbox(self) -> None:
+        while self._to_meet:
+            self._mesh.want(self._to_meet.popleft())
+        while self._mailbox:
+            event, call = self._mailbox.popleft()
+            if call is not None and isinstance(event, Begin):
+                if event.tag in self._calls:
+                    call.fail(f"tag {event.tag} is in use by a call that is not over: wait for it, or use another tag")
+                    continue
+                self._calls[event.tag] = call
+            self._feed(event, call)
+
+    def _take(self, event: links.MeshEvent) -> None:
+        """Translate what the mesh says."""
+        match event:
+            case links.Linked(member, address):
+                self.exchange.link(member)
+                self._feed(Linked(member, address))
+            case links.Unlinked(member):
+                self.exchange.drop(member, f"the connection with member {member} is lost: call it again")
+                self._feed(Unlinked(member))
+            case links.Arrived(member, body):
+                try:
+                    message = decode(body)
+                except PeerError as error:
+                    self.dropped[error.reason] += 1
+                    return
+                self._feed(Heard(member, message))
+
+    def _feed(self, event: Event, call: Call | None = None) -> None:
+        """Handle one event. A defect that it runs into is logged; the thread goes on."""
+        try:
+            self._observe(event)
+            for action in self._agreement.handle(event, time.monotonic()):
+                self._observe(action)
+                self._act(action)
+            while self._over:  # told last, so that whoever wakes up sees the view that this led to
+                over, finished = self._over.popleft()
+                over.finish(finished)
+        except Exception as error:  # one item must not end the only control thread, whatever is wrong with us
+            log.exception("internal error", event_type=type(event).__name__)
+            if call is not None and isinstance(event, Begin):
+                self._calls.pop(event.tag, None)
+                call.fail(str(error))
+        pending = self._agreement.pending
+        if pending != self.standing.pending:
+            self._stand(replace(self.standing, pending=pending))
+
+    def _observe(self, what: Event | Action) -> None:
+        if self._observer is not None:
+            self._observer(what)
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Send(member, message):
+                self._mesh.send(member, encode(message))
+            case Start(op, _, view, _):
+                call = self._calls[op.tag]
+                call.start(action, self.exchange.open(op, view.ids, call.deadline))
+            case Finished(op):
+                call = self._calls.pop(op.tag)
+                if call.port is not None:
+                    self.exchange.close_port(call.port, action.reason or "the operation is over")
+                else:
+                    self.exchange.forget(op)
+                self._over.append((call, action))
+            case Install(view):
+                self._leave_behind(view)
+                self._stand(replace(self.standing, view=view, outside=""))
+            case OutOfGroup(reason):
+                self.exchange.begin_view()
+                self._stand(replace(self.standing, view=None, outside=reason))
+            case Greet(member, address):
+                self._greet(member, address)
+            case Drop(member, reason):
+                self._mesh.drop(member, reason)
+
+    def _leave_behind(self, view: View) -> None:
+        """Drop what came for the view before. Who is out of it may be stopped: nothing waits in its streams."""
+        self.exchange.begin_view()
+        before = self.standing.view
+        for member in before.ids - view.ids if before is not None else ():
+            self.exchange.drop(member, f"member {member} was left out of the group")
+            if member in self._mesh.linked:
+                self.exchange.link(member)
+
+    def _greet(self, member: NodeId | None, text: str) -> None:
+        try:
+            address = Address.parse(text)
+        except BadAddress:
+            self.dropped["address"] += 1
+            return
+        self._mesh.want(address if member is None else replace(address, member=member))
+
+    def _stand(self, standing: Standing) -> None:
+        with self.changed:
+            self.standing = standing
+            self.changed.notify_all()

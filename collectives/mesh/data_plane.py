@@ -1,0 +1,217 @@
+"""The data plane of one member: the streams to every other one, and the attempts that they carry.
+
+Every link has one outbox and all of its streams take pieces from it, so a slow stream takes fewer.
+A piece that comes is looked up by its operation. One that is not known yet gets an `Inbox`, since it
+is about to start here too; those are bounded, and ended operations are remembered to drop their rest.
+"""
+
+import socket
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Set
+from dataclasses import dataclass, field
+
+from collectives.agreement.views import OpId
+from collectives.errors import Aborted
+from collectives.mesh.framing import PIECE_BYTES, SPREAD_BYTES, Kind, Piece, cut, operation_key
+from collectives.mesh.handshake import Peer
+from collectives.mesh.sendqueue import Outgoing, SendQueue
+from collectives.mesh.socket_port import Inbox, SocketPort
+from collectives.mesh.stream import Stream
+from protocol.identity import NodeId
+
+MAX_UNKNOWN = 64  # operations that others started and we did not yet
+MAX_ENDED = 4096  # operations whose late pieces are told from those of unknown ones
+MAX_STREAMS = 256  # of one link, both ends' together
+# How long a stream waits for an operation to start here. Everybody has called it, and what says so is on its way
+# over another connection; a member that is told nothing for so long is out of the group.
+PATIENCE_S = 60.0
+_JOIN_S = 1.0
+_TOO_MUCH = "too much came for operations that had not started here: call it again, with fewer in flight"
+
+
+@dataclass(slots=True)
+class _Lane:
+    """All that is between us and one member."""
+
+    outbox: SendQueue = field(default_factory=SendQueue)
+    streams: dict[Stream, bool] = field(default_factory=dict)  # -> did we dial it?
+
+
+class Exchange:
+    """Thread-safe."""
+
+    def __init__(self, own: NodeId) -> None:
+        self._own = own
+        self._lock = threading.Lock()
+        self._lanes: dict[NodeId, _Lane] = {}
+        self._ports: dict[bytes, tuple[Inbox, frozenset[NodeId]]] = {}
+        self._unknown: OrderedDict[bytes, Inbox] = OrderedDict()
+        self._ended: OrderedDict[bytes, None] = OrderedDict()
+        self._closed = False
+        self.broken: Counter[str] = Counter()
+
+    # --- attempts ------------------------------------------------------------------------------
+
+    def open(self, op: OpId, members: Set[NodeId], deadline: float) -> SocketPort:
+        """Return the port of an operation that starts; `deadline` is on the monotonic clock. Close it afterwards."""
+        key = operation_key(op)
+        with self._lock:
+            inbox = self._unknown.pop(key, None) or Inbox()
+            self._ports[key] = inbox, frozenset(members)
+            dropped = key in self._ended
+        inbox.start(deadline)
+        if dropped:
+            inbox.end(Aborted(_TOO_MUCH))
+        return SocketPort(self._own, key, inbox, deadline, self._post)
+
+    def close_port(self, port: SocketPort, reason: str = "the operation is over") -> None:
+        """Forget an attempt: what still comes for it is dropped."""
+        with self._lock:
+            self._ports.pop(port.key, None)
+            self._remember(port.key)
+        port.cancel(reason)
+
+    def forget(self, op: OpId) -> None:
+        """Drop what came, and what will come, for an operation that ended before it started here."""
+        key = operation_key(op)
+        with self._lock:
+            self._remember(key)
+            inbox = self._unknown.pop(key, None)
+        if inbox is not None:
+            inbox.end(Aborted("it ended before it started here"))
+
+    def begin_view(self) -> None:
+        """Drop what came for operations that did not start here: they were of a view before this one."""
+        with self._lock:
+            late = list(self._unknown.items())
+            self._unknown.clear()
+            for key, _ in late:
+                self._remember(key)
+        for _, inbox in late:
+            inbox.end(Aborted("the group changed before it started here"))
+
+    def _remember(self, key: bytes) -> None:
+        self._ended[key] = None
+        while len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
+
+    def _post(self, to: NodeId, port: SocketPort, kind: Kind, slot: int, payload: memoryview) -> None:
+        with self._lock:
+            lane = self._lanes.get(to)
+            largest = PIECE_BYTES if lane is None or len(lane.streams) <= 1 else SPREAD_BYTES
+        if lane is None:
+            port.inbox.lost(to, f"there is no connection with member {to}: call it again")
+            return
+        pieces = cut(slot, payload.nbytes, largest)
+        port.queued(len(pieces))
+        lane.outbox.put(
+            [Outgoing(port, kind, piece, payload[piece.offset : piece.offset + piece.length]) for piece in pieces]
+        )
+
+    # --- what streams bring --------------------------------------------------------------------
+
+    def place(self, source: NodeId, key: bytes, piece: Piece) -> memoryview | None:
+        """See `stream.Arrivals`."""
+        inbox = self._inbox(source, key)
+        return None if inbox is None else inbox.place(source, piece, PATIENCE_S)
+
+    def arrived(self, source: NodeId, key: bytes, piece: Piece, where: memoryview) -> None:
+        """See `stream.Arrivals`."""
+        inbox = self._inbox(source, key)
+        if inbox is not None:
+            inbox.arrived(source, piece, where)
+
+    def told(self, source: NodeId, key: bytes, kind: Kind, slot: int, text: bytes) -> None:
+        """See `stream.Arrivals`."""
+        inbox = self._inbox(source, key)
+        if inbox is None:
+            return
+        if kind is Kind.REQUEST:
+            inbox.asked(source, slot, text)
+        else:
+            inbox.refused(source, slot)
+
+    def _inbox(self, source: NodeId, key: bytes) -> Inbox | None:
+        with self._lock:
+            known = self._ports.get(key)
+            if known is not None:
+                inbox, members = known
+                return inbox if source in members else None
+            if key in self._ended or self._closed:
+                return None
+            if key not in self._unknown:
+                self._unknown[key] = Inbox()
+                if len(self._unknown) > MAX_UNKNOWN:
+                    dropped, inbox = self._unknown.popitem(last=False)
+                    inbox.end(Aborted(_TOO_MUCH))
+                    self._remember(dropped)
+            return self._unknown[key]
+
+    # --- streams -------------------------------------------------------------------------------
+
+    def link(self, member: NodeId) -> None:
+        """There is a way to `member`: what is sent to it may wait for a stream."""
+        with self._lock:
+            if not self._closed:
+                self._lanes.setdefault(member, _Lane())
+
+    def add_stream(self, peer: Peer, sock: socket.socket, dialled: bool) -> None:
+        """Take over a proven data connection with a linked member."""
+        with self._lock:
+            lane = self._lanes.get(peer.member)
+            if lane is None or len(lane.streams) >= MAX_STREAMS:
+                sock.close()
+                return
+            stream = Stream(peer, sock, lane.outbox, self, self._on_end)
+            lane.streams[stream] = dialled
+        stream.start()
+
+    def open_streams(self, member: NodeId) -> Set[int]:
+        """Return the numbers of the streams to `member` that we dialled and that are alive."""
+        with self._lock:
+            lane = self._lanes.get(member)
+            return {stream.number for stream, dialled in lane.streams.items() if dialled} if lane else set()
+
+    def drop(self, member: NodeId, reason: str) -> None:
+        """Close all streams to a member, until it is linked again; attempts that wait for it are told."""
+        with self._lock:
+            lane = self._lanes.pop(member, None)
+            waiting = self._concerned(member)
+        for inbox in waiting:
+            inbox.lost(member, reason)
+        if lane is not None:
+            lane.outbox.close()
+            for stream in list(lane.streams):
+                stream.close()
+
+    def close(self) -> None:
+        """End every attempt and every stream, and wait a moment for their threads."""
+        with self._lock:
+            self._closed = True
+            members = list(self._lanes)
+            streams = [stream for lane in self._lanes.values() for stream in lane.streams]
+            inboxes = [inbox for inbox, _ in self._ports.values()] + list(self._unknown.values())
+            self._unknown.clear()
+        for inbox in inboxes:
+            inbox.end(Aborted("this member leaves the group"))
+        for member in members:
+            self.drop(member, "this member leaves the group")
+        for stream in streams:
+            stream.join(_JOIN_S)
+
+    def _on_end(self, stream: Stream, reason: str) -> None:
+        """A stream's thread says that it is over: what was on it is lost."""
+        text = f"the connection with member {stream.member} broke ({reason}): call it again"
+        with self._lock:
+            self.broken[reason] += 1
+            lane = self._lanes.get(stream.member)
+            current = lane is not None and lane.streams.pop(stream, None) is not None
+            waiting = self._concerned(stream.member)
+        if current:
+            for inbox in waiting:
+                inbox.lost(stream.member, text)
+
+    def _concerned(self, member: NodeId) -> list[Inbox]:
+        known = [inbox for inbox, members in self._ports.values() if member in members]
+        return known + list(self._unknown.values())

@@ -1,0 +1,76 @@
+"""What a data stream carries: pieces of payloads, each behind a header of one length.
+
+    header = operation (16) | kind (1) | slot (4) | offset (8) | total (8) | length (4), big endian
+
+Where records are sealed the header is one and the piece follows in records of `RECORD_BYTES`.
+The operation is named with its view's mark, so that two views of one epoch, on the two sides of a
+split group, never take each other's bytes.
+"""
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from collectives.agreement.views import OpId
+from protocol.errors import PeerError
+
+_LAYOUT = struct.Struct("!16sBIQQI")
+HEADER_BYTES = _LAYOUT.size
+KEY_BYTES = 16
+# A piece is what one stream sends before it turns to another payload. Large enough that the cost of a
+# header and of two threads' turns (about 50 us) is small beside it, small enough to spread over streams.
+PIECE_BYTES = 4 << 20
+SPREAD_BYTES = 256 << 10  # of several streams: a window of theirs, so that all are done at about the same time
+RECORD_BYTES = 256 << 10  # sealed and opened while it is in the processor's cache
+MAX_PAYLOAD_BYTES = 1 << 40
+
+
+class WireError(PeerError):
+    """A member's stream that does not keep to this format."""
+
+
+class Kind(IntEnum):
+    """What a piece is."""
+
+    DATA = 1
+    REQUEST = 2  # `slot` is where the answer goes
+    REFUSAL = 3  # the answer: no
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """`length` bytes of the payload in `slot`, at `offset` of its `total`."""
+
+    slot: int
+    offset: int
+    total: int
+    length: int
+
+
+def operation_key(op: OpId) -> bytes:
+    """Return the 16 bytes that stand for one operation of one view on its streams."""
+    name = struct.pack("!8sQQQ", op.mark, op.epoch, op.tag, op.n)
+    return hashlib.blake2b(name, digest_size=KEY_BYTES, person=b"gossamer-op").digest()
+
+
+def header(key: bytes, kind: Kind, piece: Piece) -> bytes:
+    """Return a piece's header."""
+    return _LAYOUT.pack(key, kind, piece.slot, piece.offset, piece.total, piece.length)
+
+
+def read_header(data: bytes | memoryview) -> tuple[bytes, Kind, Piece]:
+    """Return what a header says. Raises `WireError`."""
+    key, kind, slot, offset, total, length = _LAYOUT.unpack(data)
+    if kind not in (Kind.DATA, Kind.REQUEST, Kind.REFUSAL):
+        raise WireError("kind")
+    if length > PIECE_BYTES or total > MAX_PAYLOAD_BYTES or offset + length > total:
+        raise WireError("piece")
+    return key, Kind(kind), Piece(slot, offset, total, length)
+
+
+def cut(slot: int, total: int, largest: int) -> list[Piece]:
+    """Return the pieces of a payload, each of at most `largest` bytes; an empty payload is one empty piece."""
+    return [Piece(slot, at, total, min(largest, total - at)) for at in range(0, total, largest)] or [
+        Piece(slot, 0, 0, 0)
+    ]

@@ -1,0 +1,378 @@
+"""Connections to every member: who is linked, who is to be dialled, and the streams beside each link.
+
+Driven by one thread, through `poll`. A link is to one member's one process (its session), and is there
+while any control connection with it is: both ends may dial, and one that can be dialled is enough. The
+end that dialled a control connection dials the link's data streams too, as that direction works, or the
+member's Unix socket where both are on one machine; each of these, once proven, is handed to `on_stream`
+with its socket and belongs to the mesh no longer.
+
+Who is wanted is tried again with growing pauses, all addresses of its name in turn, until it is linked
+or `WANT_S` have passed: whoever wanted it then may want it again.
+"""
+
+import selectors
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Set
+from contextlib import suppress
+from typing import Any
+
+from collectives.mesh import local
+from collectives.mesh.addresses import MAX_ADDRESS_BYTES, Address, BadAddress, listen
+from collectives.mesh.connection import Channel
+from collectives.mesh.handshake import Handshake, HandshakeError, Party, Peer, Purpose
+from collectives.mesh.mesh_connections import Connection, Link
+from collectives.mesh.mesh_events import Arrived, Linked, MeshEvent, Unlinked
+from collectives.mesh.sockets import connecting, numeric, prepare
+from collectives.mesh.wanted import PAUSE_S, Wanted
+from protocol.credentials.records import Endpoint
+from protocol.errors import PeerError
+from protocol.identity import NodeId
+from protocol.transport.addresses import Resolver
+from protocol.wire.encoding import pack, unpack
+
+HANDSHAKE_S = 5.0  # a connection that is not proven by then is closed: several round trips on any link
+MAX_UNPROVEN = 64  # inbound connections that may be in their handshakes; more are closed at once
+MAX_CHANNELS = 4  # of one link: each end's own, and one that is about to break
+WANT_S = 60.0
+_YIELD_S = 0.3  # the greater id lets the smaller dial first: most pairs then have one connection, not two
+_STREAM_PAUSE_S = 0.25  # between looks whether streams are missing
+
+
+class MeshError(PeerError):
+    """A proven peer broke the rules."""
+
+
+class Mesh:
+    """Everything that listens, dials and speaks for one member. Only `wake` may be called from other threads."""
+
+    def __init__(
+        self,
+        party: Party,
+        listening: Address,
+        streams: int,
+        on_stream: Callable[[Peer, socket.socket, bool], None],
+        open_streams: Callable[[NodeId], Set[int]],
+    ) -> None:
+        """Listen. `open_streams` tells which of a member's streams that we dialled are alive.
+
+        Raises:
+            BadAddress: it is not possible to listen there.
+        """
+        self._party = party
+        self._own = party.identity.node_id
+        self._streams = streams
+        self._on_stream = on_stream
+        self._open_streams = open_streams
+        listener, where = listen(listening)
+        self.address = str(where)
+        self._listeners = [sock for sock in (listener, local.listen(party.session)) if sock is not None]
+        self.refused: Counter[str] = Counter()
+        self._selector = selectors.DefaultSelector()
+        self._wake_in, self._wake_out = socket.socketpair()
+        for sock in (self._wake_in, self._wake_out):
+            sock.setblocking(False)
+        for listener in self._listeners:
+            self._selector.register(listener, selectors.EVENT_READ)
+        self._selector.register(self._wake_in, selectors.EVENT_READ)
+        self._connections: dict[Channel, Connection] = {}
+        self._links: dict[NodeId, Link] = {}
+        self._wanted: dict[Address, Wanted] = {}
+        self._resolver = Resolver(self.wake)
+        self._events: deque[MeshEvent] = deque()
+        self._look_at_streams = 0.0
+
+    @property
+    def linked(self) -> Set[NodeId]:
+        """The members that there is a way to."""
+        return self._links.keys()
+
+    def want(self, address: Address) -> None:
+        """See to it that whoever listens at `address` becomes linked."""
+        now = time.monotonic()
+        if self._reached(address):
+            return
+        known = self._wanted.get(address)
+        if known is not None:
+            known.until = now + WANT_S
+            return
+        first = now + (_YIELD_S if address.member is not None and self._own > address.member else 0.0)
+        self._wanted[address] = Wanted(first, now + WANT_S)
+
+    def _reached(self, address: Address) -> bool:
+        if address.member is not None:
+            return address.member in self._links or address.member == self._own
+        return str(address) == self.address or any(
+            link.address == str(address) or any(address == channel.wanted for channel in link.channels)
+            for link in self._links.values()
+        )
+
+    def drop(self, member: NodeId, reason: str) -> None:
+        """Hang up on a member; whoever wants it again may dial it again."""
+        link = self._links.get(member)
+        for connection in list(link.channels) if link is not None else []:
+            self._end(connection, reason)
+
+    def send(self, member: NodeId, body: bytes) -> bool:
+        """Send a frame to a linked member; False: it is not linked, or not any more."""
+        link = self._links.get(member)
+        while link is not None and link.channels:
+            connection = link.channels[-1]
+            try:
+                connection.channel.send(body)
+            except PeerError as error:
+                self._end(connection, error.reason)
+                continue
+            self._watch(connection)
+            return True
+        return False
+
+    def wake(self) -> None:
+        """Make `poll` return soon. From any thread."""
+        with suppress(OSError):  # full: it will wake; closed: nobody polls
+            self._wake_out.send(b"\0")
+
+    def poll(self, timeout: float) -> list[MeshEvent]:
+        """Work on every connection, waiting up to `timeout` seconds for something to do; return what happened."""
+        now = time.monotonic()
+        if self._events:
+            timeout = 0.0
+        for key, mask in self._selector.select(max(0.0, min(timeout, self._next_timer(now) - now))):
+            if key.fileobj in self._listeners:
+                self._accept(key.fileobj)
+            elif key.fileobj is self._wake_in:
+                with suppress(BlockingIOError):
+                    while self._wake_in.recv(4096):
+                        pass
+            elif key.data in self._connections:  # it may have been closed on account of another one
+                self._work(self._connections[key.data], mask)
+        self._keep_house(time.monotonic())
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def close(self, linger: float = 0.5) -> None:
+        """Hang up on everybody; what was said last is given `linger` seconds to be read.
+
+        A socket closed over unread bytes resets the connection, which may destroy what we sent. So say
+        that we are done, and read until the others are too.
+        """
+        for listener in self._listeners:
+            self._selector.unregister(listener)
+            listener.close()
+        open_until = time.monotonic() + linger
+        for connection in list(self._connections.values()):
+            try:
+                connection.channel.write()
+                connection.channel.socket.shutdown(socket.SHUT_WR)
+            except (PeerError, OSError):
+                self._end(connection, "closed")
+                continue
+            self._selector.modify(connection.channel.socket, selectors.EVENT_READ, connection.channel)
+        while self._connections and (left := open_until - time.monotonic()) > 0:
+            for key, _ in self._selector.select(left):
+                if key.data in self._connections:
+                    try:
+                        key.data.read()
+                    except PeerError:
+                        self._end(self._connections[key.data], "closed")
+        for connection in list(self._connections.values()):
+            connection.channel.close()
+        self._connections.clear()
+        self._selector.close()
+        for sock in (self._wake_in, self._wake_out):
+            sock.close()
+
+    # --- one connection ------------------------------------------------------------------------
+
+    def _accept(self, listener: Any) -> None:
+        for _ in range(MAX_UNPROVEN):
+            try:
+                sock, _where = listener.accept()
+            except OSError:  # none waits, it is gone again, or we have no descriptor left for it
+                return
+            if sum(1 for c in self._connections.values() if c.inbound and not c.introduced) >= MAX_UNPROVEN:
+                self.refused["unproven"] += 1
+                sock.close()
+                continue
+            sock.setblocking(False)
+            self._begin(sock, Handshake(self._party, initiator=False))
+
+    def _begin(self, sock: socket.socket, handshake: Handshake, **facts: Any) -> None:
+        prepare(sock)
+        connection = Connection(Channel(sock, handshake), time.monotonic() + HANDSHAKE_S, **facts)
+        self._connections[connection.channel] = connection
+        self._selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE, connection.channel)
+
+    def _watch(self, connection: Connection) -> None:
+        channel = connection.channel
+        mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.wants_to_write else 0)
+        if self._selector.get_key(channel.socket).events != mask:
+            self._selector.modify(channel.socket, mask, channel)
+
+    def _work(self, connection: Connection, mask: int) -> None:
+        channel = connection.channel
+        try:
+            if mask & selectors.EVENT_WRITE:
+                channel.write()
+            if mask & selectors.EVENT_READ:
+                proven = channel.peer is not None
+                frames = channel.read()
+                if channel.peer is not None and not proven:
+                    self._prove(connection, channel.peer)
+                for frame in frames:
+                    self._take(connection, frame)
+        except PeerError as error:
+            self._end(connection, error.reason)
+            return
+        if channel in self._connections:
+            self._watch(connection)
+
+    def _prove(self, connection: Connection, peer: Peer) -> None:
+        """The handshake is over: a control connection introduces itself, a data connection leaves us."""
+        if peer.purpose is Purpose.CONTROL:
+            connection.channel.send(pack([self.address]))
+            return
+        link = self._links.get(peer.member)
+        if link is None or link.session != peer.session:
+            raise MeshError("stream_without_link")
+        while connection.channel.wants_to_write:  # the proof's 80 bytes, into an empty socket
+            connection.channel.write()
+        self._forget(connection)
+        self._on_stream(peer, connection.channel.socket, connection.stream_of is not None)
+        link.dialling.discard(connection.stream)
+
+    def _take(self, connection: Connection, frame: bytes) -> None:
+        peer = connection.channel.peer
+        assert peer is not None
+        if connection.introduced:
+            self._events.append(Arrived(peer.member, frame))
+            return
+        (text,) = unpack(frame, 1, error=MeshError, max_text=MAX_ADDRESS_BYTES)
+        try:
+            address = Address.parse(text) if isinstance(text, str) else None
+        except BadAddress:
+            address = None
+        if address is None:
+            raise MeshError("introduction")
+        connection.introduced = True
+        self._link(connection, peer, str(Address(address.host, address.port)))
+
+    def _link(self, connection: Connection, peer: Peer, address: str) -> None:
+        link = self._links.get(peer.member)
+        if link is not None and link.session != peer.session:
+            for old in list(link.channels):
+                self._end(old, "new_session")
+            link = None
+        if link is None:
+            link = self._links[peer.member] = Link(peer.session, address, [])
+            self._events.append(Linked(peer.member, address))
+        if len(link.channels) >= MAX_CHANNELS:
+            raise MeshError("too_many_connections")
+        link.channels.append(connection)
+        if connection.where is not None:
+            link.dialled = connection.where
+            self._look_at_streams = 0.0
+        for wanted in [a for a in self._wanted if a.member == peer.member or a == connection.wanted]:
+            del self._wanted[wanted]
+
+    def _forget(self, connection: Connection) -> None:
+        del self._connections[connection.channel]
+        self._selector.unregister(connection.channel.socket)
+
+    def _end(self, connection: Connection, reason: str) -> None:
+        """Hang up, and see what follows from it."""
+        if connection.channel not in self._connections:
+            return
+        self._forget(connection)
+        connection.channel.close()
+        self.refused[reason] += 1
+        if connection.stream_of is not None:
+            link = self._links.get(connection.stream_of)
+            if link is not None:
+                link.dialling.discard(connection.stream)
+                link.is_local = False  # if that was it, it is of no use
+        elif connection.introduced and connection.channel.peer is not None:
+            member = connection.channel.peer.member
+            link = self._links.get(member)
+            if link is not None and connection in link.channels:
+                link.channels.remove(connection)
+                if not link.channels:
+                    del self._links[member]
+                    self._events.append(Unlinked(member))
+        elif connection.wanted is not None:
+            self._try_later(connection)
+
+    # --- dialling ------------------------------------------------------------------------------
+
+    def _try_later(self, connection: Connection) -> None:
+        assert connection.wanted is not None
+        if connection.others:
+            self._dial(connection.wanted, connection.others)
+        elif (wanted := self._wanted.get(connection.wanted)) is not None:
+            wanted.pause(time.monotonic())
+
+    def _dial(self, wanted: Address, found: list[Any]) -> None:
+        """Dial the first of a name's addresses that a socket can be made for, keeping the others."""
+        while found:
+            family, where = found[0]
+            found = found[1:]
+            sock = connecting(family, where)
+            if sock is not None:
+                handshake = Handshake(self._party, initiator=True, expected=wanted.member)
+                self._begin(sock, handshake, wanted=wanted, others=found, where=(family, where))
+                return
+        if wanted in self._wanted:
+            self._wanted[wanted].pause(time.monotonic())
+
+    def _dial_streams(self, member: NodeId, link: Link) -> None:
+        for stream in range(self._streams):
+            if stream in link.dialling or stream in self._open_streams(member):
+                continue
+            sock = connecting(socket.AF_UNIX, local.name(link.session)) if link.is_local else None
+            link.is_local = sock is not None
+            sock = sock or connecting(*link.dialled)
+            if sock is None:
+                return
+            link.dialling.add(stream)
+            handshake = Handshake(self._party, initiator=True, purpose=Purpose.DATA, stream=stream, expected=member)
+            self._begin(sock, handshake, stream_of=member, stream=stream)
+
+    # --- time ----------------------------------------------------------------------------------
+
+    def _next_timer(self, now: float) -> float:
+        times = [w.next_try for w in self._wanted.values() if not w.trying]
+        times += [c.proven_by for c in self._connections.values() if not c.introduced]
+        if any(link.dialled for link in self._links.values()):
+            times.append(self._look_at_streams + _STREAM_PAUSE_S)
+        return min(times, default=now + 60.0)
+
+    def _keep_house(self, now: float) -> None:
+        for connection in [c for c in self._connections.values() if not c.introduced and c.proven_by <= now]:
+            self._end(connection, "slow_handshake")
+        for wanted, endpoints in self._resolver.take():
+            if isinstance(wanted, Address) and wanted in self._wanted:
+                self._dial(wanted, [numeric(endpoint) for endpoint in endpoints])
+        for address, state in list(self._wanted.items()):
+            if state.trying or state.next_try > now:
+                continue
+            if state.until <= now or self._reached(address):
+                del self._wanted[address]
+                continue
+            state.trying = True
+            try:
+                found = [numeric(Endpoint(address.host, address.port))]
+            except OSError:  # a name: ask for its addresses elsewhere
+                state.trying = self._resolver.ask(address, Endpoint(address.host, address.port))
+                state.next_try = now + PAUSE_S
+                continue
+            self._dial(address, found)
+        if now >= self._look_at_streams + _STREAM_PAUSE_S:
+            self._look_at_streams = now
+            for member, link in self._links.items():
+                if link.dialled is not None:
+                    self._dial_streams(member, link)
+
+
+__all__ = ["Arrived", "HandshakeError", "Linked", "Mesh", "MeshEvent", "Unlinked"]

@@ -1,0 +1,323 @@
+"""One attempt's payloads: where those that come in belong, and the `Port` that an algorithm holds.
+
+An `Inbox` may be older than its port: other members start an operation a moment earlier, and what
+they send then is held until this member starts it too. Held bytes are bounded; when the bound is
+reached the reader of that stream waits, which in the end makes the sender wait.
+
+Locks: one a box, held for bookkeeping only. Payload bytes are received without it, straight into the
+ticket's buffer.
+"""
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from queue import SimpleQueue
+
+from collectives.errors import Aborted, DeadlineExceeded
+from collectives.mesh.framing import Kind, Piece
+from collectives.mesh.port import MAX_REQUEST_BYTES, MAX_SLOT, Handler, SourceLost
+from collectives.mesh.port import Ticket as AnyTicket
+from protocol.identity import NodeId
+
+MAX_HELD_BYTES = 64 << 20  # of one attempt: what comes before it is expected
+MAX_HELD_PIECES = 4096
+MAX_REQUESTS = 1024  # that wait for an answer
+MAX_SLOTS = 1 << 31  # of answers; they begin where an algorithm's own end
+
+_Name = tuple[NodeId, int]
+
+
+class Ticket:
+    """A payload that is to come to `into`; done at 0 bytes `missing`."""
+
+    __slots__ = ("error", "into", "missing", "source")
+
+    def __init__(self, source: NodeId, into: memoryview) -> None:
+        self.source = source
+        self.into = into
+        self.missing = into.nbytes
+        self.error: Aborted | None = None
+
+    def done(self) -> bool:
+        """Tell whether a wait for it would end at once."""
+        return self.missing <= 0 or self.error is not None
+
+
+class Inbox:
+    """What has come, and what is expected, in one attempt."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.ended: Aborted | None = None
+        self.deadline: float | None = None  # on the monotonic clock; None: it has not started here
+        self.bytes_received = 0
+        self.requests: SimpleQueue[tuple[NodeId, int, bytes] | None] = SimpleQueue()
+        self._tickets: dict[_Name, Ticket] = {}
+        self._held: defaultdict[_Name, list[tuple[Piece, bytearray]]] = defaultdict(list)
+        self._held_bytes = 0
+        self._held_pieces = 0
+        self.lost_members: dict[NodeId, str] = {}
+
+    # --- the readers' side ---------------------------------------------------------------------
+
+    def place(self, source: NodeId, piece: Piece, patience: float) -> memoryview | None:
+        """Return where to receive a piece of a payload, or None: nobody will ever want it.
+
+        Blocks when it is not expected yet and too much is held already: up to the attempt's deadline, however
+        long its owner takes to expect it, or `patience` seconds while it has not started here.
+        """
+        name = (source, piece.slot)
+        began = time.monotonic()
+        with self.changed:
+            while self.ended is None:
+                ticket = self._tickets.get(name)
+                if ticket is not None:
+                    return self._within(ticket, piece)
+                if self._held_bytes + piece.length <= MAX_HELD_BYTES and self._held_pieces < MAX_HELD_PIECES:
+                    buffer = bytearray(piece.length)
+                    self._held_bytes += piece.length
+                    self._held_pieces += 1
+                    return memoryview(buffer)
+                left = (began + patience if self.deadline is None else self.deadline) - time.monotonic()
+                if left > 0:
+                    self.changed.wait(left)
+                elif self.deadline is None:
+                    self._end(Aborted("payloads came for an operation that did not start here: call it again"))
+                else:
+                    break
+        return None
+
+    def _within(self, ticket: Ticket, piece: Piece) -> memoryview | None:
+        if piece.total == ticket.into.nbytes:
+            return ticket.into[piece.offset : piece.offset + piece.length]
+        problem = f"member {ticket.source} sent {piece.total} bytes where {ticket.into.nbytes} were expected"
+        if piece.slot > MAX_SLOT:
+            ticket.error = SourceLost(problem)
+            self.changed.notify_all()
+        else:
+            self._end(Aborted(problem + ": every member must run the same version"))
+        return None
+
+    def arrived(self, source: NodeId, piece: Piece, where: memoryview) -> None:
+        """Count a piece that was received to where `place` said."""
+        name = (source, piece.slot)
+        with self.changed:
+            self.bytes_received += piece.length
+            ticket = self._tickets.get(name)
+            buffer = where.obj
+            if isinstance(buffer, bytearray) and (ticket is None or ticket.into.obj is not buffer):
+                if ticket is None:
+                    self._held[name].append((piece, buffer))
+                    return
+                self._settle(ticket, piece, buffer)  # expected while it was on its way
+            else:
+                assert ticket is not None
+                ticket.missing -= piece.length
+            if ticket.done():
+                self.changed.notify_all()
+
+    def _settle(self, ticket: Ticket, piece: Piece, buffer: bytearray) -> None:
+        self._held_bytes -= piece.length
+        self._held_pieces -= 1
+        into = self._within(ticket, piece)
+        if into is not None:
+            into[:] = buffer
+            ticket.missing -= piece.length
+        self.changed.notify_all()
+
+    def refused(self, source: NodeId, slot: int) -> None:
+        """`source` does not answer the request that `slot` belongs to."""
+        with self.changed:
+            ticket = self._tickets.get((source, slot))
+            if ticket is not None:
+                ticket.error = SourceLost(f"member {source} does not have what it was asked for: ask another")
+                self.changed.notify_all()
+
+    def asked(self, source: NodeId, slot: int, question: bytes) -> None:
+        """Note a request; it is answered when somebody serves."""
+        if self.requests.qsize() < MAX_REQUESTS:
+            self.requests.put((source, slot, question))
+
+    def lost(self, member: NodeId, reason: str) -> None:
+        """A connection to `member` broke: what it still owes will not come."""
+        with self.changed:
+            self.lost_members[member] = reason
+            for (source, slot), ticket in self._tickets.items():
+                if source == member and not ticket.done():
+                    ticket.error = (SourceLost if slot > MAX_SLOT else Aborted)(reason)
+            self.changed.notify_all()
+
+    # --- the algorithm's side ------------------------------------------------------------------
+
+    def start(self, deadline: float) -> None:
+        """It has started here: what comes is expected soon, or has no use after `deadline`."""
+        with self.changed:
+            self.deadline = deadline
+            self.changed.notify_all()
+
+    def expect(self, source: NodeId, slot: int, into: memoryview) -> Ticket:
+        """See `Port.expect`."""
+        into = into.cast("B")
+        ticket = Ticket(source, into)
+        name = (source, slot)
+        with self.changed:
+            if name in self._tickets:
+                raise ValueError(f"slot {slot} of {source} is expected already: number payloads differently")
+            self._tickets[name] = ticket
+            for piece, buffer in self._held.pop(name, ()):
+                self._settle(ticket, piece, buffer)
+            if source in self.lost_members and not ticket.done():
+                ticket.error = (SourceLost if slot > MAX_SLOT else Aborted)(self.lost_members[source])
+            self.changed.notify_all()  # a reader may wait for it
+        return ticket
+
+    def wait(self, ticket: Ticket, deadline: float) -> None:
+        """See `Port.wait`."""
+        with self.changed:
+            while not ticket.done():
+                if self.ended is not None:
+                    raise self.ended
+                if not self.changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+                    raise DeadlineExceeded(
+                        f"member {ticket.source} sent too little in time: allow more, or call it again"
+                    )
+        if ticket.missing > 0 and ticket.error is not None:
+            raise ticket.error
+
+    def end(self, error: Aborted) -> None:
+        """Wake everything; the first reason stays."""
+        with self.changed:
+            self._end(error)
+        self.requests.put(None)
+
+    def _end(self, error: Aborted) -> None:
+        if self.ended is None:
+            self.ended = error
+            self._held.clear()
+        self.changed.notify_all()
+
+
+class SocketPort:
+    """A `Port` over the streams of an exchange."""
+
+    def __init__(
+        self,
+        own: NodeId,
+        key: bytes,
+        inbox: Inbox,
+        deadline: float,
+        post: Callable[[NodeId, "SocketPort", Kind, int, memoryview], None],
+    ) -> None:
+        """`post` queues a payload as pieces; `deadline` is on the monotonic clock."""
+        self.own = own
+        self.key = key
+        self.inbox = inbox
+        self.bytes_sent = 0
+        self._deadline = deadline
+        self._post = post
+        self._unsent = 0
+        self._sent_to: set[NodeId] = set()
+        self._left = threading.Condition()
+        self._answers = 0
+        self._servers: deque[threading.Thread] = deque()
+
+    @property
+    def bytes_received(self) -> int:
+        """Payload bytes received so far."""
+        return self.inbox.bytes_received
+
+    def send(self, to: NodeId, slot: int, payload: memoryview) -> None:
+        """See `Port.send`."""
+        if not 0 <= slot <= MAX_SLOT:
+            raise ValueError(f"slot {slot} is not in [0, {MAX_SLOT}]")
+        self._sent_to.add(to)
+        self._check()
+        self._queue(to, Kind.DATA, slot, payload)
+
+    def expect(self, source: NodeId, slot: int, into: memoryview) -> Ticket:
+        """See `Port.expect`."""
+        return self.inbox.expect(source, slot, into)
+
+    def wait(self, ticket: AnyTicket) -> None:
+        """See `Port.wait`."""
+        assert isinstance(ticket, Ticket)
+        self.inbox.wait(ticket, self._deadline)
+
+    def flush(self) -> None:
+        """See `Port.flush`."""
+        with self._left:
+            while self._unsent > 0:
+                self._check()
+                if not self._left.wait(self._deadline - time.monotonic()) and time.monotonic() >= self._deadline:
+                    raise DeadlineExceeded("not everything could be sent in time: allow more, or call it again")
+        self._check()
+
+    def serve(self, handler: Handler) -> None:
+        """See `Port.serve`."""
+        thread = threading.Thread(target=self._answer, args=(handler,), name="gossamer-serve", daemon=True)
+        self._servers.append(thread)
+        thread.start()
+
+    def request(self, source: NodeId, question: bytes, into: memoryview) -> Ticket:
+        """See `Port.request`."""
+        if len(question) > MAX_REQUEST_BYTES:
+            raise ValueError(f"a question has at most {MAX_REQUEST_BYTES} bytes, not {len(question)}")
+        self._check()
+        with self._left:
+            self._answers += 1
+            slot = MAX_SLOT + self._answers
+        ticket = self.inbox.expect(source, slot, into)
+        self._queue(source, Kind.REQUEST, slot, memoryview(question))
+        return ticket
+
+    def cancel(self, reason: str) -> None:
+        """See `Port.cancel`."""
+        self.inbox.end(Aborted(reason))
+        with self._left:
+            self._left.notify_all()
+
+    # --- the writers' side ---------------------------------------------------------------------
+
+    @property
+    def wanted(self) -> bool:
+        """Tell whether what is queued still has a use."""
+        return self.inbox.ended is None
+
+    def left(self) -> None:
+        """A piece has been handed to the kernel, or never will be."""
+        with self._left:
+            self._unsent -= 1
+            if self._unsent <= 0:
+                self._left.notify_all()
+
+    def queued(self, pieces: int) -> None:
+        """So many pieces are about to be queued."""
+        with self._left:
+            self._unsent += pieces
+
+    def _queue(self, to: NodeId, kind: Kind, slot: int, payload: memoryview) -> None:
+        payload = payload.cast("B")
+        if kind is Kind.DATA:
+            with self._left:
+                self.bytes_sent += payload.nbytes
+        self._post(to, self, kind, slot, payload)
+
+    def _check(self) -> None:
+        if self.inbox.ended is not None:
+            raise self.inbox.ended
+        for member, reason in list(self.inbox.lost_members.items()):
+            if member in self._sent_to:  # what was in the kernel's buffers is lost
+                raise Aborted(reason)
+
+    def _answer(self, handler: Handler) -> None:
+        while (asked := self.inbox.requests.get()) is not None:
+            source, slot, question = asked
+            answer = handler(source, question)
+            if not self.wanted:
+                break
+            if answer is None:
+                self._queue(source, Kind.REFUSAL, slot, memoryview(b""))
+            else:
+                self._queue(source, Kind.DATA, slot, memoryview(answer))
+        self.inbox.requests.put(None)  # for the next of several servers

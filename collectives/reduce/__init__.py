@@ -1,0 +1,1 @@
+"""How tensors are reduced: algorithms, kernels, codecs, and the choice among them."""

@@ -1,0 +1,1 @@
+"""How a member that lacks the group's state gets it: which state counts, and how it is fetched."""

@@ -1,0 +1,151 @@
+"""An invite: one line of text with which a person joins a swarm.
+
+    gossamer://NAME/MANIFEST/SEED[,SEED...][/GRANT]
+    SEED = KEY@HOST:PORT, up to 8 of them
+
+MANIFEST is the hash of the swarm's manifest, KEY the CURVE key that a seed proves, GRANT what lets
+the bearer into a swarm with an allowlist. All three are base64url without padding. The name is
+for people; the manifest's own counts. No character needs quoting in a shell but an IPv6
+address's brackets.
+
+    GRANT = MessagePack [1, [expiry in ms, signature]]                              a pass, for one node
+          | MessagePack [3, [private seed (32), uses, expiry in ms, signature]]     an invite, for several
+"""
+
+import base64
+import random
+import re
+import secrets
+from dataclasses import dataclass
+
+from protocol.credentials.grants import (
+    Certificate,
+    Pass,
+    Ticket,
+    make_certificate,
+    make_ticket,
+    open_grant,
+    read_certificate,
+    unpack_kind,
+)
+from protocol.credentials.manifest import NAME, SwarmManifest, swarm_id
+from protocol.credentials.records import Address, Endpoint
+from protocol.errors import BadAddress, GrantError, InviteError
+from protocol.identity import KEY_BYTES, Identity
+from protocol.wire.encoding import is_bytes, pack
+
+SCHEME = "gossamer://"
+HASH_BYTES = 32
+MAX_SEEDS = 8
+MAX_INVITE_CHARS = 4096
+_SHARED = 3
+_BASE64 = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class SharedInvite:
+    """An invite for several uses: its private seed (32 bytes), and the founder's certificate of its public key."""
+
+    secret: bytes
+    certificate: Certificate
+
+    def ticket(self, swarm: bytes, number: int, holder: bytes) -> Ticket:
+        """Return a grant for the node with the public key `holder`; `number` is below the certificate's uses."""
+        return make_ticket(self.certificate, Identity(self.secret), swarm, number, holder)
+
+    def numbers(self, rng: random.Random) -> list[int]:
+        """Return every number there is, in the random order in which to try them."""
+        return rng.sample(range(self.certificate.uses), self.certificate.uses)
+
+    def encode(self) -> bytes:
+        """Return the bytes that an invite holds."""
+        invite = self.certificate
+        return pack([_SHARED, [self.secret, invite.uses, invite.expiry_ms, invite.signature]])
+
+
+def make_shared_invite(founder: Identity, manifest: SwarmManifest, uses: int, expiry_ms: int) -> SharedInvite:
+    """Draw a key pair from the system's random source and certify it for `uses` nodes."""
+    secret = secrets.token_bytes(KEY_BYTES)
+    key = Identity(secret).public_key
+    return SharedInvite(secret, make_certificate(founder, manifest.swarm, key, uses, expiry_ms))
+
+
+@dataclass(frozen=True, slots=True)
+class Invite:
+    """What the line says: whom to ask (`seeds`), for what (`manifest`, a hash), and with what right (`grant`)."""
+
+    name: str
+    manifest: bytes
+    seeds: tuple[Address, ...]
+    grant: Pass | SharedInvite | None = None
+
+    @property
+    def swarm(self) -> bytes:
+        """The swarm's id, 16 bytes."""
+        return swarm_id(self.manifest)
+
+    @classmethod
+    def parse(cls, text: str) -> "Invite":
+        """Read the line.
+
+        Raises:
+            InviteError: says which part is wrong.
+        """
+        text = text.strip()
+        if len(text) > MAX_INVITE_CHARS:
+            raise InviteError(f"an invite has at most {MAX_INVITE_CHARS} characters, this one {len(text)}")
+        if not text.startswith(SCHEME):
+            raise InviteError(f"an invite begins with {SCHEME}: paste the whole line that `gossamer invite` printed")
+        parts = text.removeprefix(SCHEME).split("/")
+        if not 3 <= len(parts) <= 4:
+            raise InviteError("the invite is not complete: paste the whole line that `gossamer invite` printed")
+        name, manifest, seeds, *grant = parts
+        if not NAME.fullmatch(name):
+            raise InviteError("the invite's name is not one: paste the whole line that `gossamer invite` printed")
+        addresses = tuple(map(_seed, seeds.split(",", MAX_SEEDS)))
+        if len(set(addresses)) != len(addresses) or len(addresses) > MAX_SEEDS:
+            raise InviteError(f"the invite has more than {MAX_SEEDS} seeds, or one of them twice: ask for another")
+        return cls(name, _binary(manifest, HASH_BYTES), addresses, _grant(_binary(grant[0])) if grant else None)
+
+    def __str__(self) -> str:
+        seeds = ",".join(f"{_text(seed.key)}@{str(seed.endpoint).removeprefix('tcp://')}" for seed in self.seeds)
+        grant = f"/{_text(self.grant.encode())}" if self.grant else ""
+        return f"{SCHEME}{self.name}/{_text(self.manifest)}/{seeds}{grant}"
+
+
+def _seed(text: str) -> Address:
+    key, at, endpoint = text.partition("@")
+    if not at:
+        raise InviteError("a seed of the invite has no key: paste the whole line that `gossamer invite` printed")
+    try:
+        return Address(Endpoint.parse(f"tcp://{endpoint}"), _binary(key, KEY_BYTES))
+    except BadAddress as error:
+        raise InviteError(f"a seed of the invite: {error}") from None
+
+
+def _grant(data: bytes) -> Pass | SharedInvite:
+    try:
+        kind, fields = unpack_kind(data)
+        if kind != _SHARED:
+            grant = open_grant(data)
+            if isinstance(grant, Pass):
+                return grant
+        elif len(fields) >= 4 and is_bytes(fields[0], KEY_BYTES):
+            secret, *certified = fields[:4]
+            return SharedInvite(secret, read_certificate(Identity(secret).public_key, *certified))
+    except GrantError:
+        pass
+    raise InviteError("the invite's last part, the grant, cannot be read: paste the whole line")
+
+
+def _text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _binary(text: str, size: int | None = None) -> bytes:
+    """Decode base64url; one value has one form, so that a line that was cut or altered is noticed."""
+    if _BASE64.fullmatch(text) and len(text) % 4 != 1:
+        data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        if _text(data) == text and size in (None, len(data)):
+            return data
+    raise InviteError("a part of the invite is damaged: paste the whole line that `gossamer invite` printed")

@@ -1,0 +1,186 @@
+"""A swarm's manifest: its name, rules, tasks and limits, signed by the node that founded it.
+
+    manifest = public key (32) | signature (64) | payload
+    payload  = MessagePack [1, name, protocol version, created in ms, policy, node ids (20 each, joined),
+                            [[task, its version, its config hash, its options as JSON], ...],
+                            [group bytes, completions, item age in s]]
+
+A swarm's id is a hash of the whole, so a manifest certifies itself: whoever knows the id, or
+the hash in an invite, can take it from anybody. Nothing in it can change afterwards.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import NamedTuple
+
+from protocol.errors import ManifestError
+from protocol.identity import KEY_BYTES, NODE_ID_BYTES, Identity, NodeId, Verify, id_bytes, id_of_bytes, node_id, verify
+from protocol.wire.encoding import is_uint, pack, unpack
+from protocol.wire.envelope import HEADER_BYTES, SWARM_BYTES, VERSION
+from protocol.wire.messages import MAX_MANIFEST_BYTES
+
+FORMAT = 1
+MAX_ALLOWED = 1024  # 20 KiB; larger swarms admit by invite
+MAX_TASKS = 64
+MAX_NAME_BYTES = 64
+MAX_TASK_BYTES = 128
+MAX_OPTIONS_BYTES = 2048
+MAX_GROUP_BYTES = 1 << 20
+MAX_COMPLETIONS = 1024
+MAX_ITEM_AGE_S = 24 * 3600
+_DOMAIN = b"gossamer/manifest/1\x00"
+# A name is shown, written into invites and used for nothing else.
+NAME = re.compile(rf"[A-Za-z0-9](?:[A-Za-z0-9._-]{{0,{MAX_NAME_BYTES - 1}}})")
+_TASK = re.compile(rf"[A-Za-z0-9_](?:[A-Za-z0-9_./-]{{0,{MAX_TASK_BYTES - 1}}})")
+_CONFIG = re.compile(r"[0-9a-f]{1,64}")
+
+
+class Policy(StrEnum):
+    """Who may join."""
+
+    OPEN = "open"
+    ALLOWLIST = "allowlist"
+
+
+class ManifestTask(NamedTuple):
+    """A task of the swarm: its name, version and config hash are its key, `options` (JSON) build it."""
+
+    name: str
+    version: int
+    config: str
+    options: str
+
+
+class ManifestLimits(NamedTuple):
+    """What a shared group may be: its size, its number of completions, and how old it may get."""
+
+    max_group_bytes: int = MAX_GROUP_BYTES
+    max_completions: int = 128
+    max_item_age_s: int = 3600
+
+
+DEFAULT_LIMITS = ManifestLimits()
+
+
+@dataclass(frozen=True)
+class SwarmManifest:
+    """The manifest; `encoded` holds the exact bytes that its hash and the swarm's id are made from.
+
+    `allowed` lists the nodes that an allowlist swarm admits without a grant. The founder,
+    who signed, is always admitted.
+    """
+
+    founder_key: bytes
+    name: str
+    protocol_version: int
+    created_ms: int
+    policy: Policy
+    allowed: frozenset[NodeId]
+    tasks: tuple[ManifestTask, ...]
+    limits: ManifestLimits
+    encoded: bytes
+
+    @cached_property
+    def hash(self) -> bytes:
+        """SHA-256 of the encoded manifest, 32 bytes: what an invite holds."""
+        return hashlib.sha256(self.encoded).digest()
+
+    @property
+    def swarm(self) -> bytes:
+        """The swarm's id, 16 bytes."""
+        return swarm_id(self.hash)
+
+    @cached_property
+    def founder(self) -> NodeId:
+        """The id of the node that founded the swarm."""
+        return node_id(self.founder_key)
+
+
+def swarm_id(manifest_hash: bytes) -> bytes:
+    """Return the id (16 bytes) of the swarm whose manifest has this hash."""
+    return manifest_hash[:SWARM_BYTES]
+
+
+def make_manifest(
+    founder: Identity,
+    name: str,
+    created_ms: int,
+    policy: Policy,
+    tasks: Sequence[ManifestTask],
+    allowed: Sequence[NodeId] = (),
+    limits: ManifestLimits = DEFAULT_LIMITS,
+) -> SwarmManifest:
+    """Sign a new manifest.
+
+    Raises:
+        ManifestError: a part is too large or not of its form; the message names it.
+    """
+    ids = b"".join(id_bytes(node) for node in dict.fromkeys(allowed))
+    fields = [FORMAT, name, VERSION, created_ms, str(policy), ids, [list(task) for task in tasks], list(limits)]
+    payload = pack(fields)
+    return open_manifest(founder.public_key + founder.sign(_DOMAIN + payload) + payload)
+
+
+def open_manifest(data: bytes, check: Verify = verify) -> SwarmManifest:
+    """Verify and decode a manifest; `check` verifies signatures.
+
+    Raises:
+        ManifestError: reason "oversized", "malformed" or "forged".
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ManifestError("oversized", f"a manifest has at most {MAX_MANIFEST_BYTES} bytes, this one {len(data)}")
+    if len(data) <= HEADER_BYTES:
+        raise ManifestError("malformed", f"{len(data)} bytes")
+    public_key, signature, payload = data[:KEY_BYTES], data[KEY_BYTES:HEADER_BYTES], data[HEADER_BYTES:]
+    if not check(public_key, signature, _DOMAIN + payload):
+        raise ManifestError("forged", "manifest")
+    fields = unpack(
+        payload,
+        8,
+        error=ManifestError,
+        max_bytes=MAX_ALLOWED * NODE_ID_BYTES,
+        max_text=MAX_OPTIONS_BYTES,
+        max_array=MAX_TASKS,
+    )
+    form, name, version, created_ms, policy, ids, tasks, limits = fields
+    _check(form == FORMAT, "format")
+    _check(isinstance(name, str) and NAME.fullmatch(name) is not None, "name")
+    _check(is_uint(version, 0xFFFF) and is_uint(created_ms), "integers")
+    _check(policy in (Policy.OPEN.value, Policy.ALLOWLIST.value), "policy")
+    _check(isinstance(ids, bytes) and len(ids) % NODE_ID_BYTES == 0, "node ids")
+    _check(isinstance(tasks, list) and 0 < len(tasks) <= MAX_TASKS, "tasks")
+    allowed = (id_of_bytes(ids[start : start + NODE_ID_BYTES]) for start in range(0, len(ids), NODE_ID_BYTES))
+    opened = tuple(map(_task, tasks))
+    _check(len({task[:3] for task in opened}) == len(opened), "a task twice")
+    return SwarmManifest(
+        public_key, name, version, created_ms, Policy(policy), frozenset(allowed), opened, _limits(limits), data
+    )
+
+
+def _task(fields: object) -> ManifestTask:
+    if not isinstance(fields, list) or len(fields) < 4:
+        raise ManifestError("malformed", "task")
+    name, version, config, options = fields[:4]
+    _check(isinstance(name, str) and _TASK.fullmatch(name) is not None, "task's name")
+    _check(is_uint(version), "task's version")
+    _check(isinstance(config, str) and _CONFIG.fullmatch(config) is not None, "task's configuration")
+    _check(isinstance(options, str), "task's options")
+    return ManifestTask(name, version, config, options)
+
+
+def _limits(fields: object) -> ManifestLimits:
+    if not isinstance(fields, list) or len(fields) < 3:
+        raise ManifestError("malformed", "limits")
+    bounds = (MAX_GROUP_BYTES, MAX_COMPLETIONS, MAX_ITEM_AGE_S)
+    limits = fields[: len(bounds)]
+    _check(all(is_uint(value, bound) and value > 0 for value, bound in zip(limits, bounds, strict=True)), "limits")
+    return ManifestLimits(*limits)
+
+
+def _check(condition: bool, what: str) -> None:
+    if not condition:
+        raise ManifestError("malformed", what)

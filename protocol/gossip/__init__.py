@@ -1,0 +1,1 @@
+"""Getting items around: what is announced, asked for, held and passed on."""

@@ -1,0 +1,327 @@
+"""Getting items around. A pure state machine: `handle(event, now) -> actions`.
+
+An item is a signed envelope that is passed on as the bytes its signer made. Its id is a
+hash of the signer's key and the body.
+
+Rules
+ 1. Whoever publishes an item of at most `PUSH_BYTES` sends it to every live peer that is
+    interested and did not ask for announcements only, and announces any other item, so that a
+    large item crosses a link once.
+ 2. Whoever gets an item for the first time delivers it, holds it, and announces its id to the
+    interested live peers that are not known to have it: once nothing new has come for
+    `announce_interval`, or `MAX_HOLD` times that after the first, so that a burst is announced once.
+ 3. An announced item that we want and lack is pulled (see `protocol.gossip.want_list`), as far as our
+    demand goes (see `protocol.gossip.subscriptions`): at once, unless it is small and its signer is a live
+    peer of ours, whose push is probably on its way: then after `pull_delay`.
+ 4. A peer that comes up is told our interest and announced what we hold, so a node that was
+    away catches up: the newest at once, the rest in batches that leave out what it has got
+    meanwhile. Now and then a random peer is announced what is newest, in case something was lost.
+ 5. What could not be sent (a full queue) is announced later: no peer can make us wait or
+    grow.
+ 6. A peer is known to have what it sent, announced or was sent. Bytes that a peer sends twice
+    are a replay; an item that two peers send is an ordinary duplicate.
+ 7. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed
+    beyond our demand, or long after we asked for announcements only.
+ 8. A promise is kept. An item found bad is announced to nobody any more, but whoever was told of
+    it may have it, and judges for itself: that costs its signer, not whoever passed it on. An item
+    that will soon be stale is not announced.
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable
+
+from protocol.clock import Instant
+from protocol.config import Setup
+from protocol.events import PeerDown, PeerUp, Tick
+from protocol.gossip.announce_timer import AnnounceTimer
+from protocol.gossip.events import (
+    Announced,
+    Blame,
+    Deliver,
+    Discard,
+    GossipAction,
+    GossipEvent,
+    Got,
+    Interested,
+    Item,
+    NotSent,
+    Publish,
+    Pulled,
+    SendAnnounce,
+    SendInterest,
+    SendItem,
+    Subscribe,
+)
+from protocol.gossip.item_store import Store
+from protocol.gossip.peer_state import KNOWN_ITEMS, MAX_PENDING, Knows, Peer
+from protocol.gossip.subscriptions import Appetite, Filter, hint
+from protocol.gossip.want_list import WANT_LIFE_S, Pulls
+from protocol.identity import NodeId
+from protocol.limits.rate_limits import TokenBucket
+from protocol.lru import Recent
+from protocol.wire.envelope import ItemId
+from protocol.wire.messages import MAX_IDS, Entry
+
+# Below this a push costs less than the announcement and the pull that it saves cost in time: at
+# 64 KiB a transfer takes about one round trip on a line of 10 Mbit/s and 50 ms.
+PUSH_BYTES = 64 << 10
+SEEN_ITEMS = 1 << 17  # at 32 items a second, the hour after which items are stale anyway
+FIRST_IDS = 64  # announced at once to a peer that comes up: about 3 kB, whatever it turns out to want
+CATCH_UP_S = 2.0  # between its further batches of `MAX_IDS`: 12 kB a second, and what it pulls strikes out the next
+RETRY_S = 1.0  # after a full queue
+SYNC_WINDOW = 4.0  # sync intervals
+
+
+class Gossip:
+    """See the module's comment."""
+
+    def __init__(self, own: NodeId, setup: Setup, rng: random.Random, now: Instant) -> None:
+        self._own = own
+        self._hint = hint(own)
+        self._limits = limits = setup.limits
+        self._timing = setup.timing
+        self._rng = rng
+        self._peers: dict[NodeId, Peer] = {}
+        self._neighbours: Counter[bytes] = Counter()  # hints of the live peers
+        self._seen: Recent[ItemId, NodeId] = Recent(SEEN_ITEMS)
+        self._store = Store(limits.held_bytes, limits.max_item_age_s)
+        self._pulls = Pulls(setup.timing, rng)
+        self._appetite = Appetite(own, now)
+        self._next_sync = now.steady + setup.timing.sync_interval
+        self._ticked = now.steady
+        self._timer = AnnounceTimer(setup.timing.announce_interval)
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes of items it holds for others."""
+        return self._store.size
+
+    @property
+    def wanted(self) -> int:
+        """How many items were announced that it lacks and may ask for."""
+        return len(self._pulls)
+
+    def signer(self, item: ItemId) -> NodeId | None:
+        """Return who signed an item that was accepted, if that is still remembered."""
+        return self._seen.get(item)
+
+    def wait(self) -> float:
+        """Return how many seconds after the last tick the next one is of use."""
+        timing = self._timing
+        wait = max(0.0, self._timer.due - self._ticked)
+        if self._pulls.delayed:
+            return min(wait, timing.announce_interval)
+        if len(self._pulls):
+            return min(wait, timing.pull_patience / 4)
+        if any(peer.backlog for peer in self._peers.values()):
+            return min(wait, CATCH_UP_S / 4)
+        return min(wait, timing.sync_interval)
+
+    def duplicate(self, node: NodeId, item: ItemId) -> bool:
+        """Note that `node` sent bytes that were accepted before; True if it had sent this item itself (a replay)."""
+        peer = self._peers.get(node)
+        if peer is None:
+            return False
+        replayed = peer.known.get(item) is Knows.SENT
+        peer.note(item, Knows.SENT)
+        self._pulls.arrived(item, node)
+        return replayed
+
+    def handle(self, event: GossipEvent, now: Instant) -> list[GossipAction]:  # noqa: C901  # one arm for each event
+        """Advance by one event."""
+        match event:
+            case Got(node, item):
+                return self._got(node, item, now)
+            case Publish(item):
+                return self._publish(item, now)
+            case Announced(node, items):
+                return self._announced(node, items, now)
+            case Pulled(node, ids):
+                return self._pulled(node, ids, now)
+            case PeerUp(node):
+                return self._up(node, now)
+            case PeerDown(node):
+                self._down(node)
+            case Interested(node, interest):
+                if node in self._peers:
+                    self._peers[node].wants = Filter.of(node, interest)
+            case Subscribe(topics, demand):
+                return self._tell_interest(self._peers, now) if self._appetite.subscribe(topics, demand, now) else []
+            case NotSent(node, ids):
+                self._not_sent(node, ids, now)
+            case Discard(item_id):
+                self._store.withdraw(item_id)
+            case Tick():
+                return self._tick(now)
+        return []
+
+    def _up(self, node: NodeId, now: Instant) -> list[GossipAction]:
+        self._down(node)
+        serving = TokenBucket(self._limits.bytes_per_second, self._limits.bytes_burst, now.steady)
+        self._store.expire(now)
+        held = self._store.newest(MAX_PENDING)
+        # Two nodes that meet again hold much the same: of the two, whose batch is later leaves out the other's.
+        due = now.steady + CATCH_UP_S * self._rng.random()
+        peer = Peer(Filter(hint(node)), Recent(KNOWN_ITEMS), serving, held[:-FIRST_IDS], due)
+        if held:
+            peer.remind(held[-FIRST_IDS:])
+            self._timer.by(now.steady)
+        self._peers[node] = peer
+        self._neighbours[hint(node)] += 1
+        return self._tell_interest([node], now) if self._appetite.told else []
+
+    def _down(self, node: NodeId) -> None:
+        if self._peers.pop(node, None) is not None:
+            self._neighbours -= Counter([hint(node)])
+        self._appetite.refund(self._pulls.lost(node))
+
+    def _tell_interest(self, nodes: Iterable[NodeId], now: Instant) -> list[GossipAction]:
+        for node in nodes:
+            self._peers[node].tell(self._appetite.filter.announce_only, now.steady)
+        return [SendInterest(node, self._appetite.filter.interest) for node in nodes]
+
+    def _got(self, node: NodeId, item: Item, now: Instant) -> list[GossipAction]:
+        peer = self._peers.get(node)
+        if peer is not None:
+            peer.note(item.id, Knows.SENT)
+        asked = self._pulls.arrived(item.id, node, now.steady)
+        if item.id in self._seen:
+            return []
+        if not self._appetite.filter.covers_topic(item.topic):
+            return [Blame(node, "unwanted")]
+        if not asked:
+            self._appetite.offered(now)
+            if peer is not None and peer.should_know(now.steady):
+                return [Blame(node, "unasked")]
+            if not self._appetite.take_push(now):
+                return [Blame(node, "over_demand")]
+        self._seen.set(item.id, item.signer)
+        self._hold(item, now)
+        return [Deliver(item)] if item.signer != self._own else []  # our own came back: we were restarted
+
+    def _hold(self, item: Item, now: Instant) -> None:
+        self._store.add(item, now, spare=lambda item_id: all(peer.has(item_id) for peer in self._peers.values()))
+        for peer in self._peers.values():
+            if item.id not in peer.known and peer.wants.covers_topic(item.topic):
+                peer.remind([item.id])
+                self._timer.news(now.steady)
+
+    def _publish(self, item: Item, now: Instant) -> list[GossipAction]:
+        if item.id in self._seen:
+            return []
+        self._seen.set(item.id, item.signer)
+        small = len(item.frame) <= PUSH_BYTES
+        actions: list[GossipAction] = []
+        for node, peer in self._peers.items():
+            if small and not peer.wants.announce_only and peer.wants.covers_topic(item.topic):
+                peer.note(item.id, Knows.HAS)
+                actions.append(SendItem(node, item.id, item.frame))
+        self._hold(item, now)
+        if len(actions) < len(self._peers):
+            self._timer.by(now.steady)
+        return actions
+
+    def _announced(self, node: NodeId, items: tuple[Entry, ...], now: Instant) -> list[GossipAction]:
+        peer = self._peers.get(node)
+        if peer is None:
+            return []
+        holder = hint(node)
+        wants = self._appetite.filter
+        for entry in items:
+            peer.note(entry.id, Knows.HAS)
+            peer.pending.pop(entry.id, None)
+            if entry.id in self._seen or not wants.covers(entry.topic, entry.signer, holder, now.unix):
+                continue
+            pushed = entry.size <= PUSH_BYTES and not wants.announce_only and entry.signer in self._neighbours
+            delay = self._timing.pull_delay if pushed and entry.signer != holder else 0.0
+            if self._pulls.offered(node, entry, now.steady, delay):
+                self._appetite.offered(now)
+        return self._ask(now)
+
+    def _ask(self, now: Instant) -> list[GossipAction]:
+        pulls = [*self._pulls.due(now.steady, self._appetite.level(now))]
+        self._appetite.spend(sum(len(pull.ids) for pull in pulls))
+        return [*pulls]
+
+    def _pulled(self, node: NodeId, ids: tuple[ItemId, ...], now: Instant) -> list[GossipAction]:
+        peer = self._peers.get(node)
+        if peer is None:
+            return []
+        actions: list[GossipAction] = []
+        later: list[ItemId] = []
+        for item_id in ids:
+            item = self._store.get(item_id) if item_id in peer.known else self._store.offered(item_id, now)
+            if item is None:
+                continue
+            if peer.serving.take(len(item.frame), now.steady):
+                peer.note(item_id, Knows.HAS)
+                actions.append(SendItem(node, item_id, item.frame))
+            else:
+                later.append(item_id)
+        if later:
+            self._not_sent(node, tuple(later), now)
+        return actions
+
+    def _not_sent(self, node: NodeId, ids: tuple[ItemId, ...], now: Instant) -> None:
+        peer = self._peers.get(node)
+        if peer is not None:
+            peer.quiet_until = now.steady + RETRY_S
+            for item_id in ids:
+                peer.known.pop(item_id)
+            peer.remind(ids)
+            self._timer.by(peer.quiet_until)
+
+    def _tick(self, now: Instant) -> list[GossipAction]:
+        self._ticked = now.steady
+        self._store.expire(now)
+        failed, liars = self._pulls.check(now.steady, WANT_LIFE_S if self._appetite.bounded else math.inf)
+        self._appetite.refund(failed)
+        actions: list[GossipAction] = [Blame(node, "broken_promise") for node in liars]
+        actions += self._ask(now)
+        if self._appetite.adjust(len(self._peers), now):
+            actions += self._tell_interest(self._peers, now)
+        if now.steady >= self._next_sync and self._peers:
+            self._next_sync = now.steady + self._timing.sync_interval * self._rng.uniform(0.75, 1.25)
+            actions += self._synchronise(self._rng.choice(list(self._peers)), now)
+        flush = now.steady >= self._timer.due
+        if flush:
+            self._timer.clear()
+        for node, peer in self._peers.items():
+            if now.steady < peer.quiet_until:
+                if peer.pending:
+                    self._timer.by(peer.quiet_until)
+                continue
+            if flush:
+                actions += self._announce(node, [item_id for item_id in peer.pending if item_id not in peer.known], now)
+                peer.pending.clear()
+            actions += self._catch_up(node, peer, now)
+        return actions
+
+    def _synchronise(self, node: NodeId, now: Instant) -> list[GossipAction]:
+        window = SYNC_WINDOW * self._timing.sync_interval
+        newest = self._store.newest(MAX_IDS, since=now.steady - window)
+        known = self._peers[node].known
+        return self._announce(node, [item_id for item_id in newest if known.get(item_id) is not Knows.SENT], now)
+
+    def _catch_up(self, node: NodeId, peer: Peer, now: Instant) -> list[GossipAction]:
+        if not peer.backlog or now.steady < peer.backlog_due:
+            return []
+        peer.backlog_due = now.steady + CATCH_UP_S
+        batch: list[ItemId] = []
+        while peer.backlog and len(batch) < MAX_IDS:
+            item_id = peer.backlog.pop()
+            if item_id not in peer.known:
+                batch.append(item_id)
+        return self._announce(node, batch, now)
+
+    def _announce(self, node: NodeId, ids: list[ItemId], now: Instant) -> list[GossipAction]:
+        """Announce those that are still held and that the peer is interested in."""
+        peer = self._peers[node]
+        found = (self._store.offered(item_id, now) for item_id in ids)
+        held = [item.entry for item in found if item is not None]
+        told = [entry for entry in held if peer.wants.covers(entry.topic, entry.signer, self._hint, now.unix)]
+        for entry in told:
+            peer.note(entry.id, Knows.TOLD)
+        return [SendAnnounce(node, tuple(told[i : i + MAX_IDS])) for i in range(0, len(told), MAX_IDS)]

@@ -1,0 +1,87 @@
+"""The items that a node holds for others: bounded in bytes and in age."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+
+from protocol.clock import Instant
+from protocol.gossip.events import Item
+from protocol.wire.envelope import ItemId
+
+# A holder stops offering an item before it is stale for a receiver whose clock is ahead.
+OFFER_AGE = 0.8
+LOOKED_AT = 64  # of the oldest items, for one that nobody near needs any more
+
+
+@dataclass(slots=True)
+class _Held:
+    item: Item
+    since: float
+    withdrawn: bool = False
+
+
+class Store:
+    """Items in the order they were added.
+
+    When `capacity` bytes are exceeded, of the oldest items one that can be spared goes first, or the oldest.
+    """
+
+    def __init__(self, capacity: int, max_age: float) -> None:
+        self._capacity = capacity
+        self._max_age = max_age * OFFER_AGE
+        self._held: OrderedDict[ItemId, _Held] = OrderedDict()
+        self.size = 0  # bytes
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, item: Item, now: Instant, spare: Callable[[ItemId], bool] = lambda _: True) -> None:
+        """Hold an item that is not held yet; `spare` tells of a held one whether all who are near have it."""
+        self._held[item.id] = _Held(item, now.steady)
+        self.size += len(item.frame)
+        while self.size > self._capacity:
+            spared = next(filter(spare, islice(self._held, LOOKED_AT)), None)
+            self.pop(next(iter(self._held)) if spared is None else spared)
+
+    def get(self, item_id: ItemId) -> Item | None:
+        """Return the item if it is held."""
+        held = self._held.get(item_id)
+        return held.item if held else None
+
+    def offered(self, item_id: ItemId, now: Instant) -> Item | None:
+        """Return the item if it is held and may be announced: it was not withdrawn, and is not stale soon."""
+        held = self._held.get(item_id)
+        return held.item if held and not held.withdrawn and held.item.time + self._max_age > now.unix else None
+
+    def withdraw(self, item_id: ItemId) -> None:
+        """Offer the item to nobody any more, if it is held."""
+        if (held := self._held.get(item_id)) is not None:
+            held.withdrawn = True
+
+    def pop(self, item_id: ItemId) -> None:
+        """Let go of an item, if it is held."""
+        held = self._held.pop(item_id, None)
+        if held is not None:
+            self.size -= len(held.item.frame)
+
+    def expire(self, now: Instant) -> None:
+        """Let go of what is too old. Items came roughly in the order of their stamps: stop at the first good one."""
+        while self._held:
+            oldest = next(iter(self._held.values()))
+            if oldest.item.time + self._max_age > now.unix:
+                return
+            self._drop_oldest()
+
+    def newest(self, count: int, since: float = float("-inf")) -> list[ItemId]:
+        """Return the ids of at most `count` newest items that were added at or after `since`, oldest first."""
+        ids: list[ItemId] = []
+        for item_id, held in reversed(self._held.items()):
+            if len(ids) == count or held.since < since:
+                break
+            ids.append(item_id)
+        return ids[::-1]
+
+    def _drop_oldest(self) -> None:
+        _, held = self._held.popitem(last=False)
+        self.size -= len(held.item.frame)

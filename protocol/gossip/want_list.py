@@ -1,0 +1,296 @@
+"""Which announced items to ask for, of whom, and when to ask somebody else.
+
+Rules
+ 1. An item is asked of one holder at a time. Each holder has a window of pulls in flight, which
+    grows by one with what it delivers and halves when it stalls, as TCP's does: a slow line is
+    asked for little, a liar for next to nothing.
+ 2. A holder stalls when it delivered nothing at all for `pull_patience` and the time that the
+    item takes on a slow line, or when it announces again what it was asked for: it could not send
+    it. The holder asked least is next, those that owe us something last.
+ 3. Which items are asked for first is drawn by lot among the signers, and then among the
+    signer's items: nobody is starved by whoever publishes most, and two nodes that cannot take
+    everything take different things.
+ 4. An announcement is a promise. A holder that was asked, did not deliver within
+    `PROMISE_PATIENCE` times the patience, and has gone on announcing since, broke it. One that
+    broke `MAX_BROKEN` more than it kept is blamed; one slow reply, or a process that is
+    blocked and says nothing, is not. Hanging up pays no debt: it stands for who comes back.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice, zip_longest
+
+from protocol.gossip.events import SendPull
+from protocol.identity import NodeId
+from protocol.lru import Recent
+from protocol.timing import Timing
+from protocol.wire.envelope import ItemId
+from protocol.wire.messages import MAX_IDS, Entry
+
+PULL_BYTES_PER_SECOND = 512 << 10  # a line of 4 Mbit/s
+FIRST_WINDOW = 32
+MAX_WINDOW = 64
+MAX_PULL_BYTES_PER_PEER = 4 << 20  # a holder that says no more is found out within 10 s
+MAX_WANTS = 8192
+MAX_OFFERS = 2048  # wanted items of one holder: four can fill the table, one cannot
+MAX_HOLDERS = 8  # remembered of one item; more are not needed to try
+MAX_ASKS = 3  # of one holder for one item
+WANT_LIFE_S = 60.0  # a round of most nodes: what demand did not reach by then, fresher items replace
+MAX_DEPARTED = 256  # holders that left in debt
+MAX_LOOKS = 256  # wants looked at each time: bounds the work where all holders are busy
+LOOKS_EACH = 4  # for each item that may be asked for, some of whose holders are busy
+# While bytes flow, a stalled item may wait this many times the patience, and a promise this long in all.
+PROMISE_PATIENCE = 5
+MAX_BROKEN = 8
+MAX_CREDIT = MAX_WINDOW  # promises kept in advance of as many broken: all that were in flight when a line broke
+
+
+@dataclass(slots=True)
+class _Want:
+    entry: Entry
+    since: float
+    holders: dict[NodeId, int]  # and how often each was asked
+    asked: NodeId | None = None
+    asked_at: float = 0.0
+
+
+@dataclass(slots=True)
+class _Holder:
+    offers: dict[ItemId, None] = field(default_factory=dict)
+    window: float = FIRST_WINDOW
+    pulls: int = 0
+    size: int = 0  # bytes in flight
+    delivered: float = float("-inf")
+    spoke: float = float("-inf")
+    owed: dict[ItemId, float] = field(default_factory=dict)  # stalled items, and when they were asked for
+    broken: int = 0
+    blameless_until: float = float("-inf")  # one bad moment is blamed once, however much was asked for in it
+    narrowed: float = float("-inf")  # when the window was last halved
+
+    def leave(self) -> bool:
+        """Keep only what it owes, enough for one blame; True if there is anything."""
+        self.offers, self.pulls, self.size = {}, 0, 0
+        self.owed = dict(islice(self.owed.items(), MAX_BROKEN))
+        self.broken = min(self.broken, MAX_BROKEN)
+        return bool(self.owed) or self.broken > 0
+
+
+class Pulls:
+    """Wanted items, each delayed, waiting or asked of one holder; bounded in number and by holder."""
+
+    def __init__(self, timing: Timing, rng: random.Random) -> None:
+        self._patience = timing.pull_patience
+        self._rng = rng
+        self._wants: dict[ItemId, _Want] = {}
+        self._delayed: dict[ItemId, float] = {}  # all by the same delay: the first is due first
+        self._waiting: dict[bytes, dict[ItemId, None]] = {}  # by signer
+        self._asked: dict[ItemId, None] = {}
+        self._holders: dict[NodeId, _Holder] = {}
+        self._departed: Recent[NodeId, _Holder] = Recent(MAX_DEPARTED)
+        self._failed = 0  # pulls since the last check
+
+    def __len__(self) -> int:
+        return len(self._wants)
+
+    @property
+    def delayed(self) -> bool:
+        """Whether an item waits for a push."""
+        return bool(self._delayed)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an item waits to be asked for."""
+        return bool(self._waiting)
+
+    def offered(self, node: NodeId, entry: Entry, now: float, delay: float = 0.0) -> bool:
+        """Note that `node` holds an item that we lack, to be asked for after `delay`; True if nobody held it before."""
+        holder = self._holders.get(node)
+        if holder is None:
+            holder = self._holders[node] = self._departed.pop(node) or _Holder()
+        holder.spoke = now
+        want = self._wants.get(entry.id)
+        new = want is None
+        if want is None:
+            self._make_room()
+            want = self._wants[entry.id] = _Want(entry, now, {})
+            if delay > 0:
+                self._delayed[entry.id] = now + delay
+            else:
+                self._wait(want)
+        elif want.asked == node and now >= want.asked_at + self._patience / 2 and not self._stall(want, now):
+            return False
+        if node not in want.holders and len(want.holders) < MAX_HOLDERS:
+            want.holders[node] = 0
+            holder.offers[entry.id] = None
+            if len(holder.offers) > MAX_OFFERS:
+                self._withdraw(node, next(iter(holder.offers)))
+        return new
+
+    def arrived(self, item_id: ItemId, node: NodeId, now: float = float("-inf")) -> bool:
+        """The item came from `node`; True if it was asked for, of whomever, be it some time ago."""
+        want = self._wants.get(item_id)
+        asked = want is not None and want.asked is not None
+        holder = self._holders.get(node)
+        if holder is not None and (holder.owed.pop(item_id, None) is not None or (want and want.asked == node)):
+            asked = True
+            holder.window = min(MAX_WINDOW, holder.window + 1)
+            holder.broken = max(-MAX_CREDIT, holder.broken - 1)
+            holder.delivered = max(holder.delivered, now)
+        if want is not None:
+            self._forget(want)
+        return asked
+
+    def lost(self, node: NodeId) -> int:
+        """A holder is gone, and with it what it was asked for; return how many items that were."""
+        holder = self._holders.get(node)
+        if holder is None:
+            return 0
+        pulls = holder.pulls
+        for item_id in list(holder.offers):
+            self._withdraw(node, item_id)
+        del self._holders[node]
+        if holder.leave():
+            self._departed.set(node, holder)
+        return pulls
+
+    def check(self, now: float, life: float = WANT_LIFE_S) -> tuple[int, list[NodeId]]:
+        """Give up what stalls and what is wanted for `life` seconds.
+
+        Returns how many pulls failed, and who broke its promises.
+        """
+        while self._wants:
+            oldest = next(iter(self._wants.values()))
+            if oldest.since + life > now:
+                break
+            self._forget(oldest)
+        for item_id in list(self._asked):
+            want = self._wants[item_id]
+            if want.asked is not None and self._stalls(want, self._holders[want.asked], now):
+                self._stall(want, now)
+        failed, self._failed = self._failed, 0
+        return failed, [node for node, holder in self._holders.items() if self._blame(holder, now)]
+
+    def due(self, now: float, allowance: float) -> Iterator[SendPull]:
+        """Yield the pulls to send now, of at most `allowance` items in all."""
+        while self._delayed and next(iter(self._delayed.values())) <= now:
+            item_id = next(iter(self._delayed))
+            del self._delayed[item_id]
+            self._wait(self._wants[item_id])
+        asks: defaultdict[NodeId, list[ItemId]] = defaultdict(list)
+        for item_id in self._draw(allowance) if allowance >= 1 else ():
+            want = self._wants[item_id]
+            node = self._choose(want)
+            if node is not None:
+                self._ask(want, node, now)
+                asks[node].append(item_id)
+                allowance -= 1
+                if allowance < 1:
+                    break
+        for node, ids in asks.items():
+            for start in range(0, len(ids), MAX_IDS):
+                yield SendPull(node, tuple(ids[start : start + MAX_IDS]))
+
+    def _draw(self, allowance: float) -> Iterator[ItemId]:
+        """Return some waiting items, enough for the allowance, one of each signer in turn, all by lot."""
+        if not self._waiting:
+            return iter(())
+        looks = int(min(MAX_LOOKS, LOOKS_EACH * allowance))
+        signers = self._rng.sample(list(self._waiting.values()), min(looks, len(self._waiting)))
+        each = -(-looks // len(signers))
+        drawn = [self._rng.sample(list(items), min(each, len(items))) for items in signers]
+        return (item_id for item_id in chain.from_iterable(zip_longest(*drawn)) if item_id is not None)
+
+    def _choose(self, want: _Want) -> NodeId | None:
+        free = [node for node in want.holders if self._may_ask(self._holders[node], want.entry.size)]
+        if not free:
+            return None
+        holders = self._holders
+        return min(free, key=lambda node: (want.holders[node], len(holders[node].owed), holders[node].size))
+
+    def _may_ask(self, holder: _Holder, size: int) -> bool:
+        fits = holder.pulls == 0 or holder.size + size <= MAX_PULL_BYTES_PER_PEER
+        return fits and holder.pulls < int(holder.window)
+
+    def _ask(self, want: _Want, node: NodeId, now: float) -> None:
+        self._unwait(want)
+        holder = self._holders[node]
+        holder.pulls += 1
+        holder.size += want.entry.size
+        want.asked, want.asked_at = node, now
+        want.holders[node] += 1
+        self._asked[want.entry.id] = None
+
+    def _stalls(self, want: _Want, holder: _Holder, now: float) -> bool:
+        patience = self._patience + want.entry.size / PULL_BYTES_PER_SECOND
+        silent = now >= max(want.asked_at, holder.delivered) + patience
+        return silent or now >= want.asked_at + PROMISE_PATIENCE * patience
+
+    def _stall(self, want: _Want, now: float) -> bool:
+        """Hold it against who was asked that it did not deliver; False: nobody is left to ask."""
+        assert want.asked is not None
+        holder = self._holders[want.asked]
+        holder.owed.setdefault(want.entry.id, want.asked_at)
+        if now > holder.narrowed:
+            holder.window, holder.narrowed = max(1.0, holder.window / 2), now
+        self._failed += 1
+        self._take_back(want)
+        if min(want.holders.values()) >= MAX_ASKS:
+            self._forget(want)
+            return False
+        return True
+
+    def _blame(self, holder: _Holder, now: float) -> bool:
+        period = PROMISE_PATIENCE * self._patience
+        overdue = [item_id for item_id, asked_at in holder.owed.items() if asked_at + period <= now]
+        for item_id in overdue:
+            holder.broken += holder.spoke > holder.owed.pop(item_id)
+        if holder.broken < MAX_BROKEN or now < holder.blameless_until:
+            return False
+        holder.broken = 0
+        holder.blameless_until = now + period
+        return True
+
+    def _make_room(self) -> None:
+        if len(self._wants) >= MAX_WANTS:
+            self._forget(next(iter(self._wants.values())))
+
+    def _wait(self, want: _Want) -> None:
+        self._waiting.setdefault(want.entry.signer, {})[want.entry.id] = None
+
+    def _unwait(self, want: _Want) -> None:
+        items = self._waiting.get(want.entry.signer, {})
+        items.pop(want.entry.id, None)
+        if not items:
+            self._waiting.pop(want.entry.signer, None)
+
+    def _take_back(self, want: _Want) -> None:
+        self._release(want)
+        self._wait(want)
+
+    def _release(self, want: _Want) -> None:
+        if want.asked is not None:
+            holder = self._holders[want.asked]
+            holder.pulls -= 1
+            holder.size -= want.entry.size
+            want.asked = None
+            del self._asked[want.entry.id]
+
+    def _withdraw(self, node: NodeId, item_id: ItemId) -> None:
+        """One holder less; without any, the item is forgotten."""
+        want = self._wants[item_id]
+        if want.asked == node:
+            self._take_back(want)
+        del want.holders[node]
+        del self._holders[node].offers[item_id]
+        if not want.holders:
+            self._forget(want)
+
+    def _forget(self, want: _Want) -> None:
+        self._release(want)
+        self._unwait(want)
+        self._delayed.pop(want.entry.id, None)
+        for node in want.holders:
+            del self._holders[node].offers[want.entry.id]
+        del self._wants[want.entry.id]

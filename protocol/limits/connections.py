@@ -1,0 +1,280 @@
+"""Which TCP connections are cut, and why: what libzmq does not defend by itself. Pure, no sockets.
+
+libzmq bounds its queues in whole messages. The parts of a message that never ends pile up
+without a bound, so each connection is measured twice: the bytes that the kernel received for
+it, less those still unread in the kernel, and the bytes that came out in whole messages. The
+difference is what libzmq holds. The rules, in the order of a connection's life:
+
+    over the prefix's rate of handshakes                      -> "handshake_flood"
+    over the cap of connections, of a prefix or in all: the oldest one that we never
+      answered makes room, or the new one goes                -> "too_many_connections"
+    a key has a newer inbound connection                      -> "superseded"
+    not answered for HELLO_S, or sent UNANSWERED_BYTES unanswered: only a valid
+      hello gets an answer                                    -> "no_hello"
+    the socket was read until it was empty, and libzmq still
+      holds more than one frame of this connection            -> "endless_message"
+    a prefix is over its rate of messages or bytes: its
+      heaviest connection                                     -> "prefix_flood"
+    all together hold too much: the heaviest                  -> "backlog"
+
+The driver measures every connection (`measure`), then reads the sockets (`took`, `drained`),
+then asks (`review`). In that order a message that was complete when we measured has been
+delivered when we judge, however slow the machine is.
+
+A cut connection stays in the table until its end was seen (`gone`) and once more until the
+next review, because frames of it may still be queued: they are not delivered.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from protocol.limits.prefixes import Prefixes
+from protocol.limits.rate_limits import Limits
+from protocol.transport import Link
+from protocol.wire.envelope import MAX_FRAME_BYTES
+
+# Frames somewhat too large still arrive, to be counted; libzmq drops the connection of anything larger.
+MAX_WIRE_FRAME_BYTES = 2 * MAX_FRAME_BYTES
+
+# What is received and is no message: the CURVE handshake (about 700 bytes) and heartbeats (about
+# 40 bytes, every 5 s from each end, forgiven whenever a message follows): a day of silence.
+SLACK_BYTES = 1 << 20
+# An honest stranger sends a hello of at most 4 KiB and waits; it says it again a few times.
+UNANSWERED_BYTES = 1 << 18
+# A hello follows the handshake at once; a stranger on a slow line, or busy loading a model, is slower.
+HELLO_S = 10.0
+# Time in which we did not look is not held against anybody: a blocked process wakes up to old hellos.
+MAX_STEP_S = 1.0
+
+# ZMTP 3.1 with CURVE (RFC 26): each part is a command "\x07MESSAGE", a nonce (8), and a box of the
+# flags (1) and the part, with an authenticator (16); around it a flag and a length of 1 or 8 bytes.
+_PART_BYTES = 8 + 8 + 16 + 1
+_SHORT_PART = 255
+
+
+def wire_bytes(part: int) -> int:
+    """Return how many bytes a message part of `part` bytes takes on the wire."""
+    sealed = part + _PART_BYTES
+    return sealed + (2 if sealed <= _SHORT_PART else 9)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """End the connection with this number; `link` where its key is known. Count it by `reason`."""
+
+    number: int
+    reason: str
+    link: Link | None
+
+
+@dataclass(slots=True)
+class Connection:
+    """One TCP connection. `prefix` is empty for one that we dialled: no cap applies to it."""
+
+    number: int
+    prefix: str
+    link: Link | None = None
+    answered: bool = False
+    received: int = 0  # by the kernel, at the last measurement
+    unread: int = 0  # of those, not yet taken by libzmq
+    delivered: int = 0  # in whole messages, as wire bytes
+    growth: int = 0  # received between the last two measurements
+    messages: int = 0  # that came since the last review
+    age: float = 0.0
+    heard: bool = False  # a message came since what libzmq holds was last found small
+    drained: bool = False  # its socket was empty once since the last measurement
+    cut: bool = False
+    gone: bool = False
+    gone_before: bool = False  # at the last measurement already
+
+    @property
+    def held(self) -> int:
+        """Bytes that libzmq holds of it, in queued messages and in one that is not complete."""
+        return max(0, self.received - self.unread - self.delivered)
+
+
+@dataclass(slots=True)
+class Review:
+    """What is to be done: connections to cut, and links that are gone after their last frame was read."""
+
+    cuts: list[Cut] = field(default_factory=list)
+    closed: list[Link] = field(default_factory=list)
+
+
+class Connections:
+    """See the module's comment. A connection's `number` is never given twice. `now` is steady, in seconds."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._prefixes = Prefixes(limits)
+        self._table: dict[int, Connection] = {}  # oldest first
+        self._current: dict[Link, Connection] = {}  # the newest of each link
+        self._open: Counter[str] = Counter()  # neither cut nor gone, by prefix
+        self._reviewed: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def accepted(self, number: int, prefix: str, now: float) -> list[Cut]:
+        """Somebody connected to us; return what is to be cut for it."""
+        new = self._table[number] = Connection(number, prefix)
+        self._open[prefix] += 1
+        if not self._prefixes.may_connect(prefix, now):
+            return [self._cut(new, "handshake_flood")]
+        if self._open[prefix] > self._limits.max_prefix_connections:
+            return [self._make_room(new, prefix)]
+        if self._open.total() - self._open[""] > self._limits.max_connections:
+            return [self._make_room(new, None)]
+        return []
+
+    def connected(self, number: int, link: Link) -> None:
+        """We are connected to a node that we dialled."""
+        self._table[number] = self._current[link] = Connection(number, "", link, answered=True)
+        self._open[""] += 1
+
+    def took(self, number: int, link: Link, parts: Iterable[int]) -> tuple[bool, list[Cut]]:
+        """A whole message came, of these part sizes. Return whether it is wanted, and what to cut for it."""
+        connection = self._table.get(number)
+        if connection is None or (connection.link is not None and connection.link != link):
+            return True, []  # the last words of another connection that had the same file descriptor
+        connection.delivered += sum(map(wire_bytes, parts))
+        connection.heard = True
+        connection.messages += 1
+        if connection.cut:
+            return False, []
+        if connection.link is not None:
+            return True, []
+        connection.link = link
+        older = self._current.get(link)
+        self._current[link] = connection
+        if older is None or older.cut or older.gone:
+            return True, []
+        return True, [self._cut(older, "superseded")]
+
+    def answered(self, link: Link) -> None:
+        """We sent a frame over the link."""
+        if (connection := self._current.get(link)) is not None:
+            connection.answered = True
+
+    def hung_up(self, link: Link) -> list[Cut]:
+        """We want no more of the link; return what is to be cut, which is no offence of theirs."""
+        connection = self._current.get(link)
+        return [] if connection is None or connection.cut or connection.gone else [self._cut(connection, "")]
+
+    def gone(self, number: int) -> Connection:
+        """A connection ended; return what was known of it."""
+        connection = self._table[number]
+        self._close(connection)
+        connection.gone = True
+        if connection.link is None:
+            del self._table[number]
+        return connection
+
+    def forget(self, number: int) -> None:
+        """Remove a connection from the table, whatever became of it."""
+        connection = self._table.pop(number, None)
+        if connection is not None:
+            self._close(connection)
+            if connection.link is not None and self._current.get(connection.link) is connection:
+                del self._current[connection.link]
+
+    def numbers(self) -> Iterator[int]:
+        """Return the connections to be measured."""
+        return (number for number, connection in self._table.items() if not (connection.cut or connection.gone))
+
+    def begin(self) -> None:
+        """The measurements of a review begin."""
+        for connection in self._table.values():
+            connection.drained = False
+            connection.gone_before = connection.gone
+
+    def measure(self, number: int, received: int, unread: int) -> None:
+        """The kernel received `received` bytes so far, of which `unread` wait in its buffer."""
+        connection = self._table[number]
+        connection.growth = received - connection.received
+        connection.received, connection.unread = received, unread
+        # Whatever was delivered had been received; more means that frames of a predecessor were counted here.
+        connection.delivered = min(connection.delivered, received)
+
+    def drained(self, link: Link | None) -> None:
+        """A socket was read until it was empty: that of a dialled link, or the one of all inbound links."""
+        for connection in self._table.values():
+            if connection.link == link if link is not None else connection.prefix:
+                connection.drained = True
+
+    def review(self, now: float) -> Review:
+        """Judge every connection; see the module's comment."""
+        elapsed = 0.0 if self._reviewed is None else min(MAX_STEP_S, now - self._reviewed)
+        self._reviewed = now
+        result = Review()
+        for connection in list(self._table.values()):
+            if connection.gone:
+                self._sweep(connection, result)
+            elif not connection.cut:
+                connection.age += elapsed
+                if reason := self._fault(connection):
+                    result.cuts.append(self._cut(connection, reason))
+        result.cuts += self._judge_prefixes(now)
+        result.cuts += self._judge_backlog()
+        return result
+
+    def _fault(self, connection: Connection) -> str:
+        if not connection.answered and (
+            connection.age > HELLO_S or connection.received - connection.unread > UNANSWERED_BYTES
+        ):
+            return "no_hello"
+        if connection.drained and connection.held > MAX_WIRE_FRAME_BYTES + SLACK_BYTES:
+            return "endless_message"
+        if connection.drained and connection.heard and connection.held <= SLACK_BYTES:
+            connection.delivered += connection.held  # heartbeats, or the beginning of a next message
+            connection.heard = False
+        return ""
+
+    def _sweep(self, connection: Connection, result: Review) -> None:
+        if not (connection.gone_before and (connection.drained or not connection.prefix)):
+            return
+        current = connection.link is not None and self._current.get(connection.link) is connection
+        self.forget(connection.number)
+        if current and connection.link is not None and not connection.cut:
+            result.closed.append(connection.link)
+
+    def _judge_prefixes(self, now: float) -> list[Cut]:
+        crowds: dict[str, list[Connection]] = {}
+        for connection in self._table.values():
+            if connection.prefix and not (connection.cut or connection.gone):
+                crowds.setdefault(connection.prefix, []).append(connection)
+        cuts = []
+        for prefix, crowd in crowds.items():
+            messages, size = sum(c.messages for c in crowd), sum(c.growth for c in crowd)
+            if not self._prefixes.may_send(prefix, messages, size, now):
+                # Of what the whole prefix sent, the larger share of either.
+                heaviest = max(crowd, key=lambda c: max(c.messages / max(1, messages), c.growth / max(1, size)))
+                cuts.append(self._cut(heaviest, "prefix_flood"))
+            for connection in crowd:
+                connection.messages = 0
+        return cuts
+
+    def _judge_backlog(self) -> list[Cut]:
+        still = [c for c in self._table.values() if not (c.cut or c.gone)]
+        if sum(connection.held for connection in still) <= self._limits.max_backlog_bytes:
+            return []
+        return [self._cut(max(still, key=lambda connection: connection.held), "backlog")]
+
+    def _make_room(self, new: Connection, prefix: str | None) -> Cut:
+        for connection in self._table.values():
+            crowd = connection.prefix == prefix if prefix is not None else connection.prefix
+            if crowd and not (connection.cut or connection.gone or connection.answered):
+                return self._cut(connection, "too_many_connections")
+        return self._cut(new, "too_many_connections")
+
+    def _cut(self, connection: Connection, reason: str) -> Cut:
+        self._close(connection)
+        connection.cut = True
+        return Cut(connection.number, reason, connection.link)
+
+    def _close(self, connection: Connection) -> None:
+        if not (connection.cut or connection.gone):
+            self._open[connection.prefix] -= 1
+            if not self._open[connection.prefix]:
+                del self._open[connection.prefix]

@@ -1,0 +1,65 @@
+"""What one network may cost us, whoever speaks from it: rates of handshakes, messages and bytes, by address prefix.
+
+Keys cost nothing, addresses do: a /24 of IPv4, or the /56 that an IPv6 customer commonly
+gets (RFC 6177), is about the smallest thing that one attacker rents. An address inside a
+machine (loopback) is a prefix of its own. The table is bounded; the prefix that was silent
+for longest is forgotten first.
+"""
+
+import ipaddress
+
+from protocol.limits.rate_limits import Limits, TokenBucket
+from protocol.lru import Recent
+
+MAX_PREFIXES = 4096
+IPV4_PREFIX_BITS = 24
+IPV6_PREFIX_BITS = 56
+
+
+def prefix_of(address: str) -> str:
+    """Return the network that `address` (IPv4 or IPv6 without brackets) counts for; itself if it is neither."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped  # how a socket that listens on both families sees IPv4
+    if parsed.is_loopback:
+        return str(parsed)
+    bits = IPV4_PREFIX_BITS if parsed.version == 4 else IPV6_PREFIX_BITS
+    return str(ipaddress.ip_network((parsed, bits), strict=False))
+
+
+class Prefixes:
+    """Token buckets of each prefix. `now` is a steady clock in seconds."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._handshakes: Recent[str, TokenBucket] = Recent(MAX_PREFIXES)
+        self._messages: Recent[str, TokenBucket] = Recent(MAX_PREFIXES)
+        self._bytes: Recent[str, TokenBucket] = Recent(MAX_PREFIXES)
+
+    def may_connect(self, prefix: str, now: float) -> bool:
+        """Account for one handshake; False: there are too many of them."""
+        limits = self._limits
+        return self._take(
+            self._handshakes, prefix, limits.prefix_handshakes_per_second, limits.prefix_handshakes_burst, 1, now
+        )
+
+    def may_send(self, prefix: str, messages: int, size: int, now: float) -> bool:
+        """Account for `messages` messages and `size` bytes from the prefix; False: that is too much."""
+        limits = self._limits
+        few = self._take(
+            self._messages, prefix, limits.prefix_messages_per_second, limits.prefix_messages_burst, messages, now
+        )
+        small = self._take(self._bytes, prefix, limits.prefix_bytes_per_second, limits.prefix_bytes_burst, size, now)
+        return few and small
+
+    def _take(
+        self, table: Recent[str, TokenBucket], prefix: str, rate: float, burst: float, amount: float, now: float
+    ) -> bool:
+        bucket = table.get(prefix)
+        if bucket is None:
+            bucket = TokenBucket(rate, burst, now)
+        table.set(prefix, bucket)
+        return bucket.take(amount, now)

@@ -1,0 +1,220 @@
+"""Who is linked with us: dialling, greeting, and one link a pair. Data and rules.
+
+Links, by the CURVE key that the other end proved
+    DIALLED   we dialled and wait for the transport     -- Opened -->      GREETED, we send our hello
+    GREETED   we sent a hello and wait for theirs       -- their hello --> LIVE
+    (none)    somebody dialled us                       -- their hello --> LIVE, we answer with ours
+    LIVE      the peer's signed record is bound to the link's key
+    PARTING   a goodbye was said; closed `GRACE_S` later, so that it arrives
+
+Rules
+ 1. One link a pair. When both dialled, the one dialled by the smaller node id is used for
+    sending. The other stays open `GRACE_S` for what is still on the way in it; then whoever
+    dialled it hangs up. If the used link closes meanwhile, the spare takes over.
+ 2. At most `max_peers` peers and attempts. A third of that is kept for links that we chose
+    ourselves: whoever dials us can take the rest only, so nobody can surround a node by
+    dialling it. Links that we dialled are never given up for somebody who asks for room.
+"""
+
+import random
+from dataclasses import dataclass
+
+from protocol.credentials.records import PeerRecord
+from protocol.events import MembershipAction, Tell
+from protocol.identity import NodeId
+from protocol.limits.rate_limits import TokenBucket
+from protocol.lru import Recent
+from protocol.membership.address_book import Contact
+from protocol.transport import Link
+from protocol.wire.envelope import Kind
+
+DIAL_TIMEOUT_S = 10.0  # a TCP and a CURVE handshake and a hello, on a machine busy with loading models
+HELLO_RETRY_S = 2.0
+GRACE_S = 2.0
+MAX_DIALS = 8  # attempts in progress at a time
+MAX_PROVEN = 1024
+MAX_PARTING = 256
+# Records that a peer may tell us: two full exchanges at once, and the news of a swarm of 512 in which
+# everybody renews its record once in 12 hours, many times over.
+RECORDS_PER_SECOND = 16.0
+RECORDS_BURST = 512.0
+# And rumours: a third of a swarm of 1,000 that dies at once is 300 of them.
+RUMOURS_PER_SECOND = 2.0
+RUMOURS_BURST = 300.0
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A contact that is being dialled."""
+
+    contact: Contact
+    deadline: float
+    greeted: float | None = None
+    told: bool = False  # whether it sent records, which it may once before its hello
+
+
+@dataclass(slots=True)
+class Peer:
+    """A live peer."""
+
+    record: PeerRecord
+    link: Link
+    told: TokenBucket  # records that it may tell us
+    rumours: TokenBucket  # and rumours
+    spare: Link | None = None
+    spare_until: float = 0.0
+    met: float = 0.0  # when its last hello came
+    digested: float = float("-inf")  # when we last answered its digest
+    warned: float = float("-inf")  # when we last told it what is said of it
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """What the end of a link ended: an attempt, a peer, or only one of a peer's two links."""
+
+    attempt: Attempt | None = None
+    peer: NodeId | None = None
+    switched: NodeId | None = None
+
+
+class Links:
+    """See the module's comment."""
+
+    def __init__(self, own: NodeId, max_peers: int) -> None:
+        self._own = own
+        self._max_peers = max_peers
+        self.reserve = max(1, max_peers // 3)
+        self.target = max(1, max_peers - self.reserve)
+        self.attempts: dict[Link, Attempt] = {}
+        self.peers: dict[NodeId, Peer] = {}
+        self._proven: Recent[bytes, NodeId] = Recent(MAX_PROVEN)
+        self._parting: dict[Link, float] = {}
+
+    def live_node(self, link: Link) -> NodeId | None:
+        """Return the live peer that holds the link's key: what it sends on either link of the pair is good."""
+        node = self._proven.get(link.key)
+        return node if node in self.peers else None
+
+    def proven_node(self, link: Link) -> NodeId | None:
+        """Return who once bound the link's key to its id by a signed record, live or not."""
+        return self._proven.get(link.key)
+
+    @property
+    def wanted(self) -> int:
+        """How many more contacts to dial now."""
+        live, busy = len(self.peers), len(self.attempts)
+        chosen = sum(peer.link.dialled for peer in self.peers.values())
+        missing = max(self.target - live, self.reserve - chosen) - busy
+        return max(0, min(missing, self._max_peers - live - busy, MAX_DIALS - busy))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether somebody who dialled us can be taken in."""
+        came = sum(not peer.link.dialled for peer in self.peers.values())
+        return came < self._max_peers - self.reserve and len(self.peers) + len(self.attempts) < self._max_peers
+
+    def evictable(self, rng: random.Random) -> NodeId | None:
+        """Return a random peer of the younger half of those who dialled us.
+
+        Keys cost nothing: were the older ones not safe, many callers who say that they are alone
+        would replace every honest peer.
+        """
+        came = [node for node, peer in self.peers.items() if not peer.link.dialled]
+        return rng.choice(came[len(came) // 2 :]) if came else None
+
+    def busy_keys(self) -> set[bytes]:
+        """Return the CURVE keys that need no dialling."""
+        return {peer.record.curve_key for peer in self.peers.values()} | {link.key for link in self.attempts}
+
+    def dial(self, contact: Contact, now: float) -> None:
+        """Note that we dial."""
+        link = Link(contact.key, dialled=True)
+        self._parting.pop(link, None)
+        self.attempts[link] = Attempt(contact, now + DIAL_TIMEOUT_S)
+
+    def expects(self, link: Link) -> bool:
+        """Tell whether a hello over this link is to be taken: we did not give it up meanwhile."""
+        node = self._proven.get(link.key)
+        peer = self.peers.get(node) if node is not None else None
+        return not link.dialled or link in self.attempts or (peer is not None and link in (peer.link, peer.spare))
+
+    def settle(self, node: NodeId, record: PeerRecord, link: Link, now: float) -> bool:
+        """Make the link live; True unless it only gave a live peer its second link."""
+        self.attempts.pop(link, None)
+        self._parting.pop(link, None)
+        self._proven.set(link.key, node)
+        known = self.peers.get(node)
+        if known is None:
+            told = TokenBucket(RECORDS_PER_SECOND, RECORDS_BURST, now)
+            rumours = TokenBucket(RUMOURS_PER_SECOND, RUMOURS_BURST, now)
+            self.peers[node] = Peer(record, link, told, rumours, met=now)
+            return True
+        known.record, known.met = record, now
+        if known.link == link:
+            return True
+        if link.dialled == (self._own < node):
+            known.link, known.spare = link, known.link
+        else:
+            known.spare = link
+        known.spare_until = now + GRACE_S
+        return False
+
+    def is_parting(self, link: Link) -> bool:
+        """Tell whether a goodbye was said: what still comes is nobody's fault."""
+        return link in self._parting
+
+    def closed(self, link: Link) -> Lost:
+        """The transport lost a link."""
+        self._parting.pop(link, None)
+        attempt = self.attempts.pop(link, None)
+        node = self.live_node(link)
+        peer = self.peers[node] if node is not None else None
+        if peer is None:
+            return Lost(attempt)
+        if peer.spare == link:
+            peer.spare = None
+        elif peer.link == link and peer.spare is not None:
+            peer.link, peer.spare = peer.spare, None
+            return Lost(attempt, switched=node)
+        elif peer.link == link:
+            return Lost(attempt, peer=node)
+        return Lost(attempt)
+
+    def drop(self, node: NodeId) -> list[Link]:
+        """Forget a live peer; return its links."""
+        peer = self.peers.pop(node)
+        return [peer.link] if peer.spare is None else [peer.link, peer.spare]
+
+    def part(self, link: Link, now: float) -> bool:
+        """Close the link a little later; False: too many are about to be closed, so close it now."""
+        if len(self._parting) >= MAX_PARTING:
+            return False
+        self._parting[link] = now + GRACE_S
+        return True
+
+    def due(self, now: float) -> list[Link]:
+        """Return the links to hang up now: partings and spares whose time is over."""
+        over = [link for link, until in self._parting.items() if until <= now]
+        for link in over:
+            del self._parting[link]
+        for peer in self.peers.values():
+            if peer.spare is not None and peer.spare_until <= now:
+                over.append(peer.spare)
+                peer.spare = None
+        return over
+
+    def tell_all(self, kind: Kind, body: bytes, but: NodeId | None = None) -> list[MembershipAction]:
+        """Return the messages that tell every live peer but one."""
+        return [Tell(peer.link, kind, body) for node, peer in self.peers.items() if node != but]
+
+    def late(self, now: float) -> list[tuple[Link, Attempt]]:
+        """Return and forget the attempts whose time is over."""
+        over = [(link, attempt) for link, attempt in self.attempts.items() if attempt.deadline <= now]
+        for link, _ in over:
+            del self.attempts[link]
+        return over
+
+    def resume(self, asleep: float) -> None:
+        """We were not run for `asleep` seconds."""
+        for attempt in self.attempts.values():
+            attempt.deadline += asleep

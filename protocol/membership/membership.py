@@ -1,0 +1,409 @@
+"""Who is here. A pure state machine: `handle(event, now) -> actions`.
+
+A node has few links, whatever the size of the swarm: HyParView's active view (Leitao 2007), with the
+address book as the passive view. The life of a link is in `links`, whether its other end still answers in
+`failure_detector`, how records and rumours travel in `dissemination` and `rumours`; each states its rules.
+
+Rules
+ 1. A hello counts only if its record is signed by the hello's signer, names the very key that
+    the link proved, and is admitted to the swarm. Anything else gets no answer but a goodbye.
+ 2. Who answers: a hello is answered if and only if it came over a link that the peer dialled.
+    An unanswered hello is repeated every `HELLO_RETRY_S`.
+ 3. We dial random contacts while there are too few links (`Links.wanted`), the seeds when we have
+    no peer or nobody else to dial; nobody at an endpoint of our own, as private ones occur twice.
+    Two ends that hear of each other would both dial, so the larger id waits `DIAL_YIELD_S`.
+ 4. Where there is no room, the caller gets records of others and a goodbye. If it is alone, a
+    random peer that dialled us makes room for it, once in `EVICT_INTERVAL_S`.
+ 5. Now and then a link that we chose is replaced by a random other, so the overlay stays random
+    and whoever was surrounded by hostile peers finds others.
+ 6. A hello of a process that started at another time is a restarted peer: it goes down and
+    comes up again. A record of ourselves that is newer than our own (our clock was set back)
+    makes us raise our incarnation above it.
+"""
+
+import random
+from collections import Counter
+
+from protocol.clock import Instant
+from protocol.config import Setup
+from protocol.credentials.records import PeerRecord
+from protocol.errors import MessageError, RecordError
+from protocol.events import (
+    Dial,
+    Expel,
+    HangUp,
+    MembershipAction,
+    MembershipEvent,
+    Message,
+    Moved,
+    PeerDown,
+    PeerUp,
+    Tell,
+    Tick,
+)
+from protocol.identity import NodeId
+from protocol.membership.address_book import Book
+from protocol.membership.directory import Directory
+from protocol.membership.dissemination import Exchange
+from protocol.membership.failure_detector import (
+    Cut,
+    Dead,
+    Detector,
+    DetectorAction,
+    SendPing,
+    SendProbe,
+    SendProbed,
+    State,
+    Suspect,
+)
+from protocol.membership.links import HELLO_RETRY_S, Links
+from protocol.membership.rumours import Rumours
+from protocol.transport import Closed, Link, Opened
+from protocol.wire.envelope import Kind
+from protocol.wire.messages import Digest, Goodbye, Hello, News, Peers, Ping, Probe, Probed, Rumour, Status
+
+EVICT_INTERVAL_S = 1.0
+# A hello makes us tell a peer all over again whom we know and what we hold: twice as often as it has to be repeated.
+LEAST_HELLO_PAUSE_S = HELLO_RETRY_S / 2
+TICK_S = 0.5
+BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE})  # what a peer may say that does not take us in
+NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
+
+
+class Membership:
+    """See the module's comment. `book` may be filled before the first event with what was saved."""
+
+    def __init__(self, setup: Setup, book: Book, rng: random.Random, now: Instant) -> None:
+        self._setup = setup
+        self._own = setup.identity.node_id
+        self._rng = rng
+        self._links = Links(self._own, setup.limits.max_peers)
+        self._detector = Detector(setup.timing, rng)
+        self.book = book
+        self.directory = Directory(setup, book, rng, now)
+        self._ticked = now.steady
+        self._exchange = Exchange(setup, book, self.directory, self._links, rng, now)
+        self._rumours = Rumours(setup, book, self.directory, self._links, self._detector, now)
+        self._next_rotation = now.steady + setup.timing.rotate_interval * rng.uniform(0.5, 1.0)
+        self._next_review = now.steady
+        self._next_eviction = now.steady
+        self.deaths = 0  # peers dropped for silence
+        self.refusal = ""  # why somebody last did not admit us
+        self.refused: Counter[str] = Counter()  # whom we did not admit, by reason
+
+    @property
+    def record(self) -> PeerRecord:
+        """Our own newest record."""
+        return self.directory.record
+
+    @property
+    def peers(self) -> list[NodeId]:
+        """The live peers, in the order they came."""
+        return list(self._links.peers)
+
+    @property
+    def suspects(self) -> list[NodeId]:
+        """The live peers that do not answer."""
+        return self._detector.suspects
+
+    def live_record(self, node: NodeId) -> PeerRecord:
+        """Return the record of a live peer."""
+        return self._links.peers[node].record
+
+    def state(self, node: NodeId) -> State:
+        """Return what the detector thinks of a live peer."""
+        return self._detector.state(node)
+
+    def rtt(self, node: NodeId) -> float | None:
+        """Return a live peer's last round trip in seconds, if one was measured."""
+        return self._detector.rtt(node)
+
+    def link_of(self, node: NodeId) -> Link | None:
+        """Return the link to send to a live peer on."""
+        peer = self._links.peers.get(node)
+        return peer.link if peer else None
+
+    def live_node(self, link: Link) -> NodeId | None:
+        """Return the live peer that holds the link's key."""
+        return self._links.live_node(link)
+
+    def proven_node(self, link: Link) -> NodeId | None:
+        """Return who once bound the link's key to its id by a signed record, live or not."""
+        return self._links.proven_node(link)
+
+    def is_parting(self, link: Link) -> bool:
+        """Tell whether the link is about to be closed with a goodbye: what still comes is nobody's fault."""
+        return self._links.is_parting(link)
+
+    def heard(self, node: NodeId, now: Instant) -> list[MembershipAction]:
+        """Note that a live peer said something."""
+        return self._carry_out(self._detector.heard(node, now.steady), now)
+
+    def handle(self, event: MembershipEvent, now: Instant) -> list[MembershipAction]:
+        """Advance by one event.
+
+        Raises:
+            RecordError: a record is not what rule 1 asks for.
+            MessageError: a body is malformed; nothing has changed.
+        """
+        match event:
+            case Opened(link):
+                return self._opened(link, now)
+            case Closed(link):
+                return self._closed(link, now)
+            case Message():
+                return self._message(event, now)
+            case Expel(node):
+                return self._drop(node) if node in self._links.peers else []
+            case Moved(endpoints, services):
+                self.directory.move(endpoints, services, now)
+                return self._links.tell_all(Kind.PEERS, Peers((self.record.encoded,)).encode())
+            case Tick():
+                return self._tick(now)
+
+    def _message(self, message: Message, now: Instant) -> list[MembershipAction]:
+        link, sender, body = message.link, message.sender, message.body
+        if sender not in self._links.peers and message.kind not in BEFORE_HELLO:
+            return []
+        match message.kind:
+            case Kind.HELLO:
+                return self._hello(link, sender, Hello.decode(body), now)
+            case Kind.PEERS:
+                return self._hear_of(link, sender, Peers.decode(body), now)
+            case Kind.GOODBYE:
+                return self._goodbye(link, Goodbye.decode(body), now)
+            case Kind.PING:
+                return [Tell(link, Kind.PONG, Ping.decode(body).encode())]
+            case Kind.PONG:
+                self._detector.pong(sender, Ping.decode(body).token, now.steady)
+            case Kind.PROBE:
+                probe = Probe.decode(body)
+                return self._carry_out(self._detector.errand(sender, probe.token, probe.node, now.steady), now)
+            case Kind.PROBED:
+                probed = Probed.decode(body)
+                return self._carry_out(self._detector.probed(probed.token, probed.reach, sender, now.steady), now)
+            case Kind.NEWS:
+                return self._rumours.take(sender, News.decode(body), now)
+            case Kind.DIGEST:
+                return self._exchange.answer(sender, Digest.decode(body), now)
+        return []
+
+    # Links
+
+    def _opened(self, link: Link, now: Instant) -> list[MembershipAction]:
+        attempt = self._links.attempts.get(link)
+        if attempt is None:
+            return [HangUp(link)]
+        attempt.greeted = now.steady
+        return [Tell(link, Kind.HELLO, Hello(self.record.encoded, needy=not self._links.peers).encode())]
+
+    def _closed(self, link: Link, now: Instant) -> list[MembershipAction]:
+        lost = self._links.closed(link)
+        if lost.attempt is not None:
+            lost.attempt.contact.failed(now, self._rng)
+        if lost.switched is not None:
+            return [PeerUp(lost.switched)]
+        return self._lose(lost.peer, now) if lost.peer is not None else []
+
+    def _hello(self, link: Link, sender: NodeId, hello: Hello, now: Instant) -> list[MembershipAction]:
+        record = self.directory.read(hello.record, now)
+        if record.node_id != sender or record.curve_key != link.key:
+            raise RecordError("impostor", "the record is another node's or names another key")
+        if sender == self._own or not self._links.expects(link):
+            return [HangUp(link), *self._closed(link, now)]
+        refusal = self._setup.admits(record, now)
+        if refusal:
+            self.refused[refusal] += 1
+            return self._refuse(link, refusal, now)
+        actions: list[MembershipAction] = []
+        known = self._links.peers.get(sender)
+        if known is not None and known.record.started != record.started:
+            actions += [action for action in self._lose(sender, now) if action != HangUp(link)]
+            known = None
+        if known is not None and known.link == link and now.steady < known.met + LEAST_HELLO_PAUSE_S:
+            raise MessageError("too_many_hellos")
+        self.book.add(record)
+        self.book.trim(self._links.peers, self._rng)
+        if known is None and not link.dialled and not self._links.has_room:
+            evicted = self._make_room(now) if hello.needy else None
+            if evicted is None:
+                others = Tell(link, Kind.PEERS, self.directory.sample(sender))
+                return [*actions, others, *self._refuse(link, "full", now)]
+            actions += evicted
+        return [*actions, *self._welcome(link, record, now)]
+
+    def _welcome(self, link: Link, record: PeerRecord, now: Instant) -> list[MembershipAction]:
+        node = record.node_id
+        actions: list[MembershipAction] = []
+        if not link.dialled:
+            actions.append(Tell(link, Kind.HELLO, Hello(self.record.encoded).encode()))
+        is_new = node not in self._links.peers
+        attempt = self._links.attempts.get(link)
+        if self._links.settle(node, record, link, now.steady):
+            self._detector.up(node, now.steady)
+            actions += [PeerUp(node), Tell(link, Kind.PEERS, self.directory.sample(node))]
+        if is_new:
+            actions += self._exchange.introduce(record)
+        for contact in (attempt.contact if attempt else None, self.book.contact(node)):
+            if contact is not None:
+                contact.met()
+        return actions
+
+    def _refuse(self, link: Link, reason: str, now: Instant) -> list[MembershipAction]:
+        """Say why the link is of no use, and close it once that has arrived."""
+        attempt = self._links.attempts.pop(link, None)
+        if attempt is not None:
+            attempt.contact.busy(now, self._rng)
+        goodbye = Tell(link, Kind.GOODBYE, Goodbye(reason).encode())
+        return [goodbye] if self._links.part(link, now.steady) else [goodbye, HangUp(link)]
+
+    def _make_room(self, now: Instant) -> list[MembershipAction] | None:
+        node = self._links.evictable(self._rng) if now.steady >= self._next_eviction else None
+        if node is None:
+            return None
+        self._next_eviction = now.steady + EVICT_INTERVAL_S
+        return self._leave(node, "evicted", now)
+
+    def _leave(self, node: NodeId, reason: str, now: Instant) -> list[MembershipAction]:
+        """End a good link with a goodbye, and with records of others to turn to."""
+        sample = self.directory.sample(node)
+        contact = self.book.contact(node)
+        if contact is not None:
+            contact.busy(now, self._rng)
+        self._detector.down(node)
+        actions: list[MembershipAction] = []
+        for link in self._links.drop(node):
+            actions += [Tell(link, Kind.PEERS, sample), *self._refuse(link, reason, now)]
+        return [*actions, PeerDown(node)]
+
+    def _goodbye(self, link: Link, goodbye: Goodbye, now: Instant) -> list[MembershipAction]:
+        attempt = self._links.attempts.pop(link, None)
+        node = self._links.live_node(link)
+        if attempt is not None:
+            if goodbye.reason not in NO_ROOM:
+                self.refusal = goodbye.reason
+            attempt.contact.busy(now, self._rng)
+        if node is not None:
+            contact = self.book.contact(node)
+            actions = self._drop(node)
+            if contact is not None:
+                contact.busy(now, self._rng)
+            return [*actions, *self._dial(now)]
+        return [HangUp(link), *self._dial(now)]
+
+    def _lose(self, node: NodeId, now: Instant) -> list[MembershipAction]:
+        contact = self.book.contact(node)
+        if contact is not None:
+            contact.failed(now, self._rng)
+        return self._drop(node)
+
+    def _drop(self, node: NodeId) -> list[MembershipAction]:
+        self._detector.down(node)
+        return [*(HangUp(link) for link in self._links.drop(node)), PeerDown(node)]
+
+    # Records and rumours
+
+    def _hear_of(self, link: Link, sender: NodeId, peers: Peers, now: Instant) -> list[MembershipAction]:
+        if sender not in self._links.peers:
+            attempt = self._links.attempts.get(link)
+            if attempt is None or attempt.told:
+                raise MessageError("too_many_records")
+            attempt.told = True
+        return self._learn(sender, peers, now)
+
+    def _learn(self, sender: NodeId, peers: Peers, now: Instant) -> list[MembershipAction]:
+        fresh = self._exchange.learn(sender, peers, now)
+        actions: list[MembershipAction] = []
+        for record in fresh:
+            live = self._links.peers.get(record.node_id)
+            if live is not None and record.replaces(live.record):
+                live.record = record
+                actions += self._carry_out(self._detector.vouched(record.node_id, now.steady), now)
+        return [*actions, *self._exchange.pass_on(fresh, sender, now), *self._dial(now)]
+
+    def _carry_out(self, wanted: list[DetectorAction], now: Instant) -> list[MembershipAction]:
+        actions: list[MembershipAction] = []
+        for action in wanted:
+            match action:
+                case SendPing(node, token):
+                    actions.append(Tell(self._links.peers[node].link, Kind.PING, Ping(token).encode()))
+                case SendProbe(helper, token, node):
+                    actions.append(Tell(self._links.peers[helper].link, Kind.PROBE, Probe(token, node).encode()))
+                case SendProbed(asker, token, reach):
+                    actions.append(Tell(self._links.peers[asker].link, Kind.PROBED, Probed(token, reach).encode()))
+                case Suspect(node):
+                    rumour = Rumour(node, self._links.peers[node].record.incarnation, Status.SUSPECT)
+                    actions += self._links.tell_all(Kind.NEWS, News((rumour,)).encode())
+                case Dead(node):
+                    self.deaths += 1
+                    incarnation = self._links.peers[node].record.incarnation
+                    self.book.bury(node, incarnation)
+                    actions += self._lose(node, now)
+                    actions += self._links.tell_all(Kind.NEWS, News((Rumour(node, incarnation, Status.DEAD),)).encode())
+                case Cut(node):
+                    actions += self._lose(node, now)
+        return actions
+
+    # Time
+
+    def _tick(self, now: Instant) -> list[MembershipAction]:
+        asleep = now.steady - self._ticked - 2 * TICK_S
+        self._ticked = now.steady
+        if asleep > 0:
+            self._detector.resume(asleep, now.steady)
+            self._links.resume(asleep)
+        self.directory.tick(now)
+        actions: list[MembershipAction] = [HangUp(link) for link in self._links.due(now.steady)]
+        for link, attempt in self._links.late(now.steady):
+            attempt.contact.failed(now, self._rng)
+            actions.append(HangUp(link))
+        for link, attempt in list(self._links.attempts.items()):
+            if attempt.greeted is not None and attempt.greeted + HELLO_RETRY_S <= now.steady:
+                actions += self._opened(link, now)
+        actions += self._carry_out(self._detector.tick(now.steady), now)
+        actions += self._dismiss(now)
+        return [*actions, *self._exchange.tick(now), *self._rotate(now), *self._dial(now)]
+
+    def _dismiss(self, now: Instant) -> list[MembershipAction]:
+        """Part from live peers that are admitted no more: a grant's end is its holder's."""
+        if now.steady < self._next_review:
+            return []
+        self._next_review = now.steady + self._setup.timing.exchange_interval
+        actions: list[MembershipAction] = []
+        for node, peer in list(self._links.peers.items()):
+            reason = self._setup.admits(peer.record, now)
+            if reason:
+                self.refused[reason] += 1
+                actions += self._leave(node, reason, now)
+        return actions
+
+    def _rotate(self, now: Instant) -> list[MembershipAction]:
+        if now.steady < self._next_rotation:
+            return []
+        self._next_rotation = now.steady + self._setup.timing.rotate_interval * self._rng.uniform(0.75, 1.25)
+        chosen = [node for node, peer in self._links.peers.items() if peer.link.dialled]
+        busy = self._links.busy_keys() | {self._setup.identity.curve_key}
+        if not chosen or not self.book.has_prospect(now, busy) or len(self._links.peers) < self._links.target:
+            return []
+        return self._leave(self._rng.choice(chosen), "rotated", now)
+
+    def _dial(self, now: Instant) -> list[MembershipAction]:
+        wanted = self._links.wanted
+        if wanted == 0:
+            return []
+        actions: list[MembershipAction] = []
+        busy = self._links.busy_keys() | {self._setup.identity.curve_key}
+        contacts = self.book.contacts_due(now, self._rng, wanted + len(busy))
+        seeds = self.book.seeds_due(now)
+        for contact in [*contacts, *seeds] if self._links.peers else [*seeds, *contacts]:
+            if len(actions) == wanted:
+                break
+            if contact.key in busy:
+                continue
+            if contact.address.endpoint in self.record.endpoints:
+                contact.failed(now, self._rng)  # the next of its endpoints may be another
+            else:
+                busy.add(contact.key)
+                self._links.dial(contact, now.steady)
+                actions.append(Dial(contact.address))
+        return actions

@@ -1,0 +1,147 @@
+"""The ROUTER that peers dial: who is on a connection, what came over it, and how to answer.
+
+A routing id is chosen by nobody we trust: an inbound link is the `User-Id` that ZAP attached
+to the frame, which is the CURVE key that the other end proved.
+"""
+
+import errno
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from protocol.credentials.records import Endpoint
+from protocol.errors import BadAddress, PortInUse
+from protocol.lru import Recent
+from protocol.transport import Arrived, Closed, Link, NetworkEvent, Refused
+from protocol.transport.interfaces import advertised_host, bindable_host
+from protocol.transport.tcp_watch import TcpWatch
+from protocol.transport.zap import DOMAIN
+from protocol.transport.zmq_sockets import HANDSHAKE_FAILED, POLL_BUDGET, SOCKET_BUDGET, SocketMaker, Sources
+
+MAX_ROUTES = 1024  # keys whose inbound connection we remember, least recently heard forgotten first
+
+# A refusal by ZAP (EVENT_HANDSHAKE_FAILED_AUTH) was counted where it was decided.
+_FAILURES: dict[int, str] = {
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "handshake_unfinished",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "handshake_malformed",
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "",
+}
+
+
+class Inbound:
+    """Binds, and then turns what comes into `events`."""
+
+    def __init__(
+        self, listen: Endpoint, maker: SocketMaker, sources: Sources, watch: TcpWatch, events: deque[NetworkEvent]
+    ) -> None:
+        """Bind to `listen`.
+
+        Raises:
+            PortInUse: somebody listens there.
+            BadAddress: this machine has no such address.
+        """
+        bound = Endpoint(bindable_host(listen.host), listen.port)
+        self._watch = watch
+        self._events = events
+        self._routes: Recent[Link, bytes] = Recent(MAX_ROUTES)  # routing ids of the newest connections
+        self._links: Recent[str, Link] = Recent(MAX_ROUTES)  # by user id
+        self._failure: str | None = None  # of the handshake whose connection ends next
+        self._router = maker.make(zmq.ROUTER, ipv6=bound.is_ipv6)
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._router.setsockopt(zmq.CURVE_SERVER, 1)
+        self._router.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
+        self._router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        self._monitor = maker.watch(self._router, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | HANDSHAKE_FAILED)
+        try:
+            self._router.bind(str(bound))
+        except zmq.ZMQError as error:
+            self.close()
+            if error.errno == errno.EADDRINUSE:
+                raise PortInUse(f"{listen} is in use: choose another port, or port 0 for any free one") from None
+            raise BadAddress(f"cannot listen on {listen}: {error.strerror}") from None
+        port = Endpoint.parse(self._router.getsockopt_string(zmq.LAST_ENDPOINT)).port
+        self.endpoint = Endpoint(advertised_host(listen.host), port)
+        sources.add(self._monitor, self.take_changes)
+        sources.add(self._router, self._ready)
+
+    def send(self, link: Link, frame: bytes) -> bool:
+        """Queue a frame to whoever last spoke with the link's key; False if nobody is there or the queue is full."""
+        route = self._routes.get(link)
+        if route is None:
+            return False
+        try:
+            self._router.send_multipart([route, frame], zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            self._routes.pop(link)
+            self._events.append(Closed(link))
+            return False
+        self._watch.answered(link)
+        return True
+
+    def hang_up(self, link: Link) -> None:
+        """End the link's connection."""
+        self._routes.pop(link)
+        self._watch.hang_up(link)
+
+    def take_changes(self) -> None:
+        """Follow which connections came and went."""
+        while True:
+            try:
+                change = parse_monitor_message(self._monitor.recv_multipart(zmq.DONTWAIT))
+            except zmq.Again:
+                return
+            match change["event"]:
+                case zmq.EVENT_ACCEPTED:
+                    self._watch.accepted(change["value"], time.monotonic())
+                case zmq.EVENT_DISCONNECTED:
+                    # libzmq reports a failed handshake, and then, with nothing in between, the end of its connection.
+                    self._watch.gone(self._watch.inbound(change["value"]), self._failure)
+                    self._failure = None
+                case failed:
+                    self._failure = _FAILURES[failed]
+
+    def take_frames(self, budget: int) -> None:
+        """Read up to `budget` frames."""
+        self.take_changes()  # a frame counts for its connection only when that is known
+        for _ in range(budget):
+            try:
+                routing_id = self._router.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                self._watch.drained(None)
+                return
+            self._take(routing_id, self._router.recv(copy=False))
+
+    def close(self) -> None:
+        """Close both sockets."""
+        self._router.disable_monitor()
+        self._monitor.close()
+        self._router.close()
+
+    def _ready(self) -> None:
+        self.take_frames(min(SOCKET_BUDGET, POLL_BUDGET - len(self._events)))
+
+    def _take(self, routing_id: bytes, part: zmq.Frame) -> None:
+        link = self._link(str(part.get("User-Id")))
+        sizes = [len(part), *self._rest()] if part.more else [len(part)]
+        if not self._watch.took(self._watch.inbound(int(part.get(zmq.SRCFD))), link, sizes):
+            return
+        self._routes.set(link, routing_id)
+        self._events.append(Arrived(link, part.bytes) if len(sizes) == 1 else Refused("malformed", link))
+
+    def _rest(self) -> Iterator[int]:
+        while self._router.rcvmore:
+            yield len(self._router.recv(copy=False))
+
+    def _link(self, user_id: str) -> Link:
+        link = self._links.get(user_id)
+        if link is None:
+            link = Link(bytes.fromhex(user_id), dialled=False)
+            self._links.set(user_id, link)
+        return link

@@ -1,0 +1,275 @@
+"""A network in memory under a virtual clock, with every fault that a scenario needs, from one random source.
+
+What is true of TCP and ZeroMQ is true here, as far as a core can tell:
+- Frames on a connection arrive in order or not at all. Both ends learn that it closed, also
+  when a process is killed. Whoever redials replaces the older connection at the other end.
+- Across a cut, and to a machine that vanished, nothing passes and nothing says so. Heartbeats
+  find out: a connection with one dead direction closes at both ends after `HEARTBEAT_S`.
+- A paused process takes nothing. Its queues fill up to `QUEUE_FRAMES` a connection, then
+  `send` returns False. A stopped one (SIGSTOP) also stops answering heartbeats; one whose
+  interpreter is blocked does not, since ZeroMQ's own thread answers them.
+"""
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from protocol.credentials.records import Address
+from protocol.transport import Arrived, Closed, Link, NetworkEvent, Opened
+from protocol.transport.conditions import Conditions, Cut
+
+HEARTBEAT_S = 15.0  # as the ZeroMQ transport's time-out
+QUEUE_FRAMES = 128  # as the ZeroMQ transport's high-water mark
+
+
+@dataclass(slots=True, eq=False)
+class _End:
+    """One end of a connection, as its owner sees it."""
+
+    owner: "MemoryTransport"
+    link: Link
+    other: "_End | None" = None
+    last: float = 0.0  # when the newest event reaches this end
+    shut: bool = False
+    waiting: int = 0  # frames that a paused owner has not read
+
+
+class MemoryNetwork:
+    """Carries events between `MemoryTransport`s; `now` is the virtual time in seconds.
+
+    `watch` is called with every frame that a node hands over, before it is lost or delayed.
+    """
+
+    def __init__(self, conditions: Conditions, rng: random.Random, watch: Callable[[bytes], None]) -> None:
+        self.conditions = conditions
+        self.now = 0.0
+        self._rng = rng
+        self._watch = watch
+        self._transports: dict[bytes, MemoryTransport] = {}
+        self._listening: dict[str, MemoryTransport] = {}
+        self._attached = 0
+        self._order = 0
+        self._pending: list[tuple[float, int, _End, NetworkEvent]] = []
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._cut: Cut | None = None
+
+    def attach(self, transport: "MemoryTransport") -> int:
+        """Plug a node in and return its region."""
+        self._transports[transport.key] = transport
+        if transport.listen is not None:
+            self._listening[transport.listen] = transport
+        self._attached += 1
+        return self._attached % self.conditions.regions
+
+    def detach(self, transport: "MemoryTransport", *, refuses: bool) -> None:
+        """Pull a node's plug; whoever dials it is refused, or gets no answer at all."""
+        if self._transports.get(transport.key) is transport:
+            del self._transports[transport.key]
+        if refuses and transport.listen is not None:
+            del self._listening[transport.listen]
+
+    def find(self, address: Address) -> "MemoryTransport | None":
+        """Return the holder of the address's key if it listens there (or did so, when it vanished)."""
+        transport = self._listening.get(str(address.endpoint))
+        return transport if transport is not None and transport.key == address.key else None
+
+    def split(self, cut: Cut) -> None:
+        """Begin a partition: connections across it close once their heartbeats time out."""
+        self._cut = cut
+        self.after(HEARTBEAT_S, lambda: self._close_across(cut))
+
+    def heal(self) -> None:
+        """End the partition."""
+        self._cut = None
+
+    def _close_across(self, cut: Cut) -> None:
+        if self._cut is not cut:
+            return
+        for transport in list(self._transports.values()):
+            transport.close_links(lambda end: self.severed(end.owner.key, end.link.key))
+
+    def stops(self, sender: bytes, receiver: bytes) -> bool:
+        """Tell whether what `sender` sends to `receiver` vanishes just now."""
+        return self._cut is not None and self._cut.stops(sender, receiver)
+
+    def severed(self, one: bytes, other: bytes) -> bool:
+        """Tell whether two nodes are cut off from each other, one way or both."""
+        return self._cut is not None and (self._cut.stops(one, other) or self._cut.stops(other, one))
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        """Do something later."""
+        self._order += 1
+        heapq.heappush(self._timers, (self.now + seconds, self._order, action))
+
+    def carry(self, end: _End, frame: Arrived) -> None:
+        """Let a frame reach `end` after a while, or get lost."""
+        self._watch(frame.frame)
+        conditions = self.conditions
+        if conditions.loss and self._rng.random() < conditions.loss:
+            return
+        if self._cut is not None and self._cut.stops(end.link.key, end.owner.key):
+            return
+        self.post(end, frame)
+
+    def post(self, end: _End, event: NetworkEvent) -> None:
+        """Let `event` reach `end` after a while; events at one end keep their order."""
+        conditions = self.conditions
+        delay = conditions.min_delay + (conditions.max_delay - conditions.min_delay) * self._rng.random()
+        if end.other is not None and end.other.owner.region != end.owner.region:
+            delay += conditions.far_delay
+        end.last = at = max(self.now + delay, end.last)
+        self._order += 1
+        heapq.heappush(self._pending, (at, self._order, end, event))
+
+    def next_time(self) -> float:
+        """Return when the next thing happens, infinity if nothing is on its way."""
+        at = self._pending[0][0] if self._pending else float("inf")
+        return min(at, self._timers[0][0]) if self._timers else at
+
+    def deliver_due(self) -> list["MemoryTransport"]:
+        """Hand over what is due by `now`; return the transports whose nodes have something to read, in order."""
+        while self._timers and self._timers[0][0] <= self.now:
+            heapq.heappop(self._timers)[2]()
+        reached: dict[bytes, MemoryTransport] = {}
+        while self._pending and self._pending[0][0] <= self.now:
+            _, _, end, event = heapq.heappop(self._pending)
+            if end.owner.take(end, event):
+                reached[end.owner.key] = end.owner
+        return list(reached.values())
+
+
+@dataclass(eq=False)
+class MemoryTransport:
+    """Implements `Transport` for one node on a `MemoryNetwork`."""
+
+    network: MemoryNetwork
+    key: bytes
+    listen: str | None
+    paused: bool = False
+    closed: bool = False
+    region: int = 0
+    _ends: dict[Link, _End] = field(default_factory=dict)
+    _events: deque[NetworkEvent] = field(default_factory=deque)
+    _silences: int = 0  # that ended
+
+    def __post_init__(self) -> None:
+        self.region = self.network.attach(self)
+
+    @property
+    def links(self) -> int:
+        """How many connections there are, those included whose handshake is not done."""
+        return len(self._ends)
+
+    def dial(self, address: Address) -> None:
+        """See `Transport.dial`."""
+        link = Link(address.key, dialled=True)
+        if link in self._ends:
+            return
+        end = self._ends[link] = _End(self, link)
+        listener = self.network.find(address)
+        if listener is None:
+            self.network.post(end, Closed(link))
+        elif not (listener.paused or listener.closed or self.network.severed(self.key, listener.key)):
+            end.other = listener.accept(end)
+            self.network.post(end, Opened(link))
+
+    def accept(self, dialler: _End) -> _End:
+        """Make our end of a connection that somebody dialled; it replaces an older one from the same key."""
+        link = Link(dialler.owner.key, dialled=False)
+        old = self._ends.get(link)
+        if old is not None:
+            old.shut = True
+        end = self._ends[link] = _End(self, link, dialler)
+        return end
+
+    def hang_up(self, link: Link) -> None:
+        """See `Transport.hang_up`."""
+        end = self._ends.pop(link, None)
+        if end is not None:
+            end.shut = True
+            self._tell_closed(end)
+
+    def _tell_closed(self, end: _End) -> None:
+        other = end.other
+        if other is None or other.shut:
+            return
+        if self.network.stops(self.key, other.owner.key):
+            self.network.after(HEARTBEAT_S, lambda: self.network.post(other, Closed(other.link)))
+        else:
+            self.network.post(other, Closed(other.link))
+
+    def close_links(self, which: Callable[[_End], bool]) -> None:
+        """Let those of our links close at this end, as their heartbeats timed out."""
+        for end in self._ends.values():
+            if which(end):
+                self.network.post(end, Closed(end.link))
+
+    def send(self, link: Link, frame: bytes) -> bool:
+        """See `Transport.send`."""
+        end = self._ends.get(link)
+        if end is None or end.other is None:
+            return False
+        other = end.other
+        if other.owner.paused:
+            if other.waiting >= QUEUE_FRAMES:
+                return False
+            other.waiting += 1
+        self.network.carry(other, Arrived(other.link, frame))
+        return True
+
+    def take(self, end: _End, event: NetworkEvent) -> bool:
+        """Receive an event at one of our ends; True if there is something to read now."""
+        if end.shut or self.closed:
+            return False
+        if isinstance(event, Closed):
+            end.shut = True
+            self._ends.pop(end.link, None)
+        self._events.append(event)
+        return not self.paused
+
+    def poll(self, timeout: float) -> list[NetworkEvent]:
+        """See `Transport.poll`; the simulator, not this call, lets time pass."""
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def wake(self) -> None:
+        """See `Transport.wake`: nobody waits."""
+
+    def pause(self, *, heartbeats: bool) -> None:
+        """Stop reading. Without `heartbeats` (SIGSTOP), all connections close once these time out."""
+        self.paused = True
+        if not heartbeats:
+            self._fall_silent()
+
+    def _fall_silent(self) -> None:
+        silence = self._silences
+        self.network.after(HEARTBEAT_S, lambda: self._lose_everybody(silence))
+
+    def _lose_everybody(self, silence: int) -> None:
+        for end in self._ends.values() if silence == self._silences else ():
+            if end.other is not None:
+                self.network.post(end.other, Closed(end.other.link))
+            self.network.post(end, Closed(end.link))
+
+    def resume(self) -> None:
+        """Go on reading, with everything that came meanwhile."""
+        self.paused = False
+        self._silences += 1
+        for end in self._ends.values():
+            end.waiting = 0
+
+    def close(self) -> None:
+        """See `Transport.close`: what a process that is killed leaves to its peers."""
+        for link in list(self._ends):
+            self.hang_up(link)
+        self.closed = True
+        self.network.detach(self, refuses=True)
+
+    def vanish(self) -> None:
+        """Be gone without a word, as a machine without power: peers find out by heartbeats."""
+        self.closed = True
+        self._fall_silent()
+        self.network.detach(self, refuses=False)

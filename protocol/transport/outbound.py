@@ -1,0 +1,186 @@
+"""The DEALERs with which we dial, one a peer. A broken one is closed; when to dial again is membership's decision.
+
+A host name is resolved first (see `resolver`). Of its addresses one is tried after the other
+until one answers, in the order the system prefers (RFC 6724).
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
+
+from protocol.credentials.records import Address, Endpoint
+from protocol.transport import Arrived, Closed, Link, NetworkEvent, Opened, Refused
+from protocol.transport.addresses import Resolver
+from protocol.transport.interfaces import is_address
+from protocol.transport.tcp_watch import TcpWatch
+from protocol.transport.zmq_sockets import (
+    HANDSHAKE_FAILED,
+    POLL_BUDGET,
+    RECEIVE_QUEUE_MESSAGES,
+    SOCKET_BUDGET,
+    Socket,
+    SocketMaker,
+    Sources,
+)
+
+_CHANGES = zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
+
+@dataclass(slots=True, eq=False)
+class _Dialled:
+    link: Link
+    socket: Socket
+    monitor: Socket
+    addresses: deque[Endpoint] = field(default_factory=deque)  # to try, the present one first
+    number: int | None = None  # its TCP connection
+
+
+class DialledLinks:
+    """Opens and closes the links that we dial, and turns what comes into `events`."""
+
+    def __init__(
+        self,
+        maker: SocketMaker,
+        sources: Sources,
+        watch: TcpWatch,
+        resolver: Resolver,
+        events: deque[NetworkEvent],
+    ) -> None:
+        self._maker = maker
+        self._sources = sources
+        self._watch = watch
+        self._resolver = resolver
+        self._events = events
+        self._dialled: dict[Link, _Dialled] = {}
+
+    def dial(self, address: Address) -> None:
+        """Begin to open a link; see `Transport.dial`."""
+        link = Link(address.key, dialled=True)
+        if link in self._dialled:
+            return
+        named = not is_address(address.endpoint.host)
+        dealer = self._maker.make(zmq.DEALER, ipv6=named or address.endpoint.is_ipv6)
+        dealer.curve_serverkey = z85.encode(address.key)
+        dialled = _Dialled(link, dealer, self._maker.watch(dealer, _CHANGES | HANDSHAKE_FAILED))
+        self._dialled[link] = dialled
+        self._sources.add(dealer, lambda: self._ready(dialled))
+        self._sources.add(dialled.monitor, lambda: self._take_changes(dialled))
+        if not named:
+            self._connect(dialled, [address.endpoint])
+        elif not self._resolver.ask(dialled, address.endpoint):
+            self._drop(dialled)
+
+    def take_resolved(self) -> None:
+        """Dial the addresses of names that were looked up."""
+        for asker, endpoints in self._resolver.take():
+            if isinstance(asker, _Dialled) and self._dialled.get(asker.link) is asker:
+                self._connect(asker, endpoints)
+
+    def send(self, link: Link, frame: bytes) -> bool:
+        """Queue a frame; see `Transport.send`."""
+        dialled = self._dialled.get(link)
+        if dialled is None:
+            return False
+        try:
+            dialled.socket.send(frame, zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        return True
+
+    def hang_up(self, link: Link) -> None:
+        """Close a link."""
+        if (dialled := self._dialled.get(link)) is not None:
+            self._close(dialled)
+
+    def take_frames(self, budget: int) -> None:
+        """Read up to `budget` frames of each link."""
+        for dialled in list(self._dialled.values()):
+            self._take_frames(dialled, budget)
+
+    def close(self) -> None:
+        """Close every link."""
+        for dialled in list(self._dialled.values()):
+            self._close(dialled)
+
+    def _connect(self, dialled: _Dialled, endpoints: list[Endpoint]) -> None:
+        dialled.addresses.extend(endpoints)
+        try:
+            if endpoints:
+                dialled.socket.connect(str(endpoints[0]))
+        except zmq.ZMQError:  # libzmq refuses the endpoint; to its caller that is one more peer that is not there
+            endpoints = []
+        if not endpoints:
+            self._drop(dialled)
+
+    def _try_next(self, dialled: _Dialled) -> None:
+        """The present address does not answer. With others to try, libzmq shall not go on trying this one."""
+        if len(dialled.addresses) < 2:
+            return
+        with suppress(zmq.ZMQError):  # libzmq gave it up by itself
+            dialled.socket.disconnect(str(dialled.addresses[0]))
+        dialled.addresses.rotate(-1)
+        try:
+            dialled.socket.connect(str(dialled.addresses[0]))
+        except zmq.ZMQError:
+            self._drop(dialled)
+
+    def _ready(self, dialled: _Dialled) -> None:
+        self._take_frames(dialled, min(SOCKET_BUDGET, POLL_BUDGET - len(self._events)))
+
+    def _take_frames(self, dialled: _Dialled, budget: int) -> None:
+        for _ in range(budget):
+            try:
+                part = dialled.socket.recv(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                self._watch.drained(dialled.link)
+                return
+            sizes = [len(part), *_rest(dialled.socket)] if part.more else [len(part)]
+            if dialled.number is not None and not self._watch.took(dialled.number, dialled.link, sizes):
+                continue
+            malformed = len(sizes) > 1
+            self._events.append(Refused("malformed", dialled.link) if malformed else Arrived(dialled.link, part.bytes))
+
+    def _take_changes(self, dialled: _Dialled) -> None:
+        while not dialled.monitor.closed:
+            try:
+                change = parse_monitor_message(dialled.monitor.recv_multipart(zmq.DONTWAIT))
+            except zmq.Again:
+                return
+            match change["event"]:
+                case zmq.EVENT_CONNECTED:
+                    dialled.number = self._watch.connected(change["value"], dialled.link)
+                case zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    self._events.append(Opened(dialled.link))
+                case zmq.EVENT_CLOSED:
+                    self._try_next(dialled)
+                case zmq.EVENT_DISCONNECTED:
+                    self._take_frames(dialled, RECEIVE_QUEUE_MESSAGES)  # what came before the break is still good
+                    if dialled.number is not None:
+                        self._watch.gone(dialled.number, None)
+                    self._drop(dialled)
+                case _:  # whoever listens there does not hold the key
+                    self._drop(dialled)
+
+    def _drop(self, dialled: _Dialled) -> None:
+        self._close(dialled)
+        self._events.append(Closed(dialled.link))
+
+    def _close(self, dialled: _Dialled) -> None:
+        del self._dialled[dialled.link]
+        if dialled.number is not None:
+            self._watch.forget(dialled.number)
+        for owned in (dialled.socket, dialled.monitor):
+            self._sources.drop(owned)
+        dialled.socket.disable_monitor()
+        dialled.monitor.close()
+        dialled.socket.close()
+
+
+def _rest(source: Socket) -> Iterator[int]:
+    while source.rcvmore:
+        yield len(source.recv(copy=False))

@@ -1,0 +1,107 @@
+"""ZeroMQ's sockets as this node makes them, and the poller that says which of them has something."""
+
+import resource
+from collections.abc import Callable
+from itertools import count
+
+import zmq
+from zmq.utils import z85
+
+from protocol.identity import Identity
+from protocol.limits.connections import MAX_WIRE_FRAME_BYTES
+
+Socket = zmq.Socket[bytes]
+
+# A link's queues: a round's groups of 16 nodes in one burst; what is received waits in the
+# kernel rather than in libzmq, whose queue is bounded in messages and not in bytes.
+SEND_QUEUE_MESSAGES = 128
+RECEIVE_QUEUE_MESSAGES = 32
+SOCKET_BUDGET = 32  # frames taken from one socket before the others get their turn
+POLL_BUDGET = 128  # frames taken in one poll, so that timers and publications are never starved
+HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+# Descriptors: two a connection, three sockets a dialled link, and what the rest of the process opens.
+MAX_DESCRIPTORS = 1 << 16
+MAX_SOCKETS = 4096
+
+_OPTIONS = {
+    zmq.LINGER: 0,
+    zmq.IMMEDIATE: 1,
+    zmq.MAXMSGSIZE: MAX_WIRE_FRAME_BYTES,
+    zmq.SNDHWM: SEND_QUEUE_MESSAGES,
+    zmq.RCVHWM: RECEIVE_QUEUE_MESSAGES,
+    zmq.BACKLOG: 512,
+    zmq.CONNECT_TIMEOUT: 3_000,
+    zmq.HANDSHAKE_IVL: 5_000,
+    zmq.HEARTBEAT_IVL: 5_000,
+    zmq.HEARTBEAT_TIMEOUT: 15_000,
+    zmq.RECONNECT_IVL: 100,
+    zmq.RECONNECT_IVL_MAX: 2_000,
+}
+
+
+def allow_many_descriptors() -> None:
+    """Raise the soft limit of open files to the hard one: many systems start a process with 1024 of far more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class SocketMaker:
+    """Makes sockets in a context of its own, with our CURVE keys and every bound that libzmq offers."""
+
+    def __init__(self, identity: Identity) -> None:
+        allow_many_descriptors()
+        self.context: zmq.Context[Socket] = zmq.Context()
+        self.context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
+        self._public = z85.encode(identity.curve_key)
+        self._secret = z85.encode(identity.curve_secret)
+        self._names = count()
+
+    def make(self, kind: int, *, ipv6: bool) -> Socket:
+        """Return a new socket."""
+        made = self.context.socket(kind)
+        for option, value in _OPTIONS.items():
+            made.setsockopt(option, value)
+        made.setsockopt(zmq.IPV6, int(ipv6))
+        made.curve_publickey = self._public
+        made.curve_secretkey = self._secret
+        return made
+
+    def watch(self, watched: Socket, events: int) -> Socket:
+        """Return a socket that yields the events of `watched`."""
+        name = f"inproc://monitor-{next(self._names)}"
+        watched.monitor(name, events)
+        monitor = self.context.socket(zmq.PAIR)
+        monitor.linger = 0
+        # A bounded queue would block libzmq's only I/O thread while our own thread is busy.
+        monitor.rcvhwm = 0
+        monitor.connect(name)
+        return monitor
+
+
+class Sources:
+    """What a poll waits for, ZeroMQ sockets and file descriptors, each with what to call when it is ready."""
+
+    def __init__(self) -> None:
+        self._poller = zmq.Poller()
+        self._handlers: dict[Socket | int, Callable[[], None]] = {}
+
+    def add(self, source: Socket | int, handler: Callable[[], None]) -> None:
+        """Wait for the source too."""
+        self._poller.register(source, zmq.POLLIN)
+        self._handlers[source] = handler
+
+    def drop(self, source: Socket | int) -> None:
+        """Wait for it no longer."""
+        self._poller.unregister(source)
+        del self._handlers[source]
+
+    def poll(self, timeout: float) -> None:
+        """Wait up to `timeout` seconds, and call the handler of every source that is ready."""
+        for source, _ in self._poller.poll(max(0, int(timeout * 1000 + 0.999))):
+            handler = self._handlers.get(source)  # a handler before it may have dropped it
+            if handler is not None:
+                handler()

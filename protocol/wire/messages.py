@@ -1,0 +1,325 @@
+"""The bodies of the messages, typed, with strict decoding.
+
+Every array and text is bounded before it is parsed. Every `decode` raises
+`MessageError("malformed")` for what it does not expect; fields that a newer minor version
+appended are skipped.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from protocol.credentials.records import MAX_RECORD_BYTES
+from protocol.errors import MessageError
+from protocol.identity import NODE_ID_BYTES, NodeId, id_bytes, id_of_bytes
+from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
+from protocol.wire.envelope import MAX_FRAME_BYTES, ItemId
+
+MAX_RECORDS = 64  # about 20 kB: all of a swarm of tens at once
+MAX_IDS = 512
+MAX_NEWS = 64
+MAX_TOPICS = 64
+MAX_DIGEST = 512  # entries: the largest full directory
+MAX_MANIFEST_BYTES = 32 << 10
+MAX_REASON_BYTES = 64
+MAX_SHARD_BITS = 16
+ID_BYTES = 32
+TOPIC_BYTES = 8
+NO_TOPIC = bytes(TOPIC_BYTES)
+SUMMARY_BYTES = 8  # of a node id, and of a record, in a digest
+HINT_BYTES = 4  # of a signer's node id: 10,000 signers share one with a chance of 1 in 100
+NO_HINT = bytes(HINT_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First on every connection, from both ends: the sender's own record, not yet verified.
+
+    `needy` says that the sender has no other peer: it is let in even where there is no room.
+    """
+
+    record: bytes
+    needy: bool = False
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([self.record, int(self.needy)])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Hello":
+        """Read a body."""
+        record, needy = unpack(body, 2, error=MessageError, max_bytes=MAX_RECORD_BYTES)
+        _check(isinstance(record, bytes) and is_uint(needy))
+        return cls(record, needy > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """Records that the sender knows, each signed by the node it is about, not yet verified."""
+
+    records: tuple[bytes, ...]
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([list(self.records)])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Peers":
+        """Read a body."""
+        (records,) = unpack(body, 1, error=MessageError, max_bytes=MAX_RECORD_BYTES, max_array=MAX_RECORDS)
+        _check(isinstance(records, list) and all(isinstance(record, bytes) for record in records))
+        return cls(tuple(records))
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Asks for a pong with the same token: is the process alive, not only its socket? The body of both kinds."""
+
+    token: int
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([self.token])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Ping":
+        """Read a body."""
+        (token,) = unpack(body, 1, error=MessageError)
+        _check(is_uint(token))
+        return cls(token)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Asks whether the receiver can reach `node` (SWIM's ping-req)."""
+
+    token: int
+    node: NodeId
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([self.token, id_bytes(self.node)])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Probe":
+        """Read a body."""
+        token, node = unpack(body, 2, error=MessageError, max_bytes=NODE_ID_BYTES)
+        _check(is_uint(token) and is_bytes(node, NODE_ID_BYTES))
+        return cls(token, id_of_bytes(node))
+
+
+class Reach(IntEnum):
+    """What a probe found."""
+
+    ALIVE = 0
+    SILENT = 1  # Lifeguard's nack: the prober works, its target does not answer it
+    UNLINKED = 2  # the prober has no link to the target
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """The answer to a `Probe` with that token."""
+
+    token: int
+    reach: Reach
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([self.token, int(self.reach)])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Probed":
+        """Read a body."""
+        token, reach = unpack(body, 2, error=MessageError)
+        _check(is_uint(token) and is_uint(reach, max(Reach)))
+        return cls(token, Reach(reach))
+
+
+class Status(IntEnum):
+    """What is said of a member."""
+
+    SUSPECT = 1
+    DEAD = 2
+
+
+class Rumour(NamedTuple):
+    """A member's status as of one of its incarnations; void once it shows a larger one."""
+
+    node: NodeId
+    incarnation: int
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Rumours about members."""
+
+    rumours: tuple[Rumour, ...]
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([[[id_bytes(node), incarnation, int(status)] for node, incarnation, status in self.rumours]])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "News":
+        """Read a body."""
+        (rumours,) = unpack(body, 1, error=MessageError, max_bytes=NODE_ID_BYTES, max_array=MAX_NEWS)
+        _check(isinstance(rumours, list))
+        return cls(tuple(map(_rumour, rumours)))
+
+
+def _rumour(fields: object) -> Rumour:
+    _check(isinstance(fields, list) and len(fields) >= 3)
+    assert isinstance(fields, list)
+    node, incarnation, status = fields[:3]
+    _check(is_bytes(node, NODE_ID_BYTES) and is_uint(incarnation) and status in (Status.SUSPECT, Status.DEAD))
+    return Rumour(id_of_bytes(node), incarnation, Status(status))
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """The sender is about to close this link, or will not take it; `reason` is a short name."""
+
+    reason: str
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([self.reason])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Goodbye":
+        """Read a body."""
+        (reason,) = unpack(body, 1, error=MessageError, max_text=MAX_REASON_BYTES)
+        _check(isinstance(reason, str) and reason.isascii() and reason.isidentifier())
+        return cls(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """The directory in short: for each record 8 bytes of its node's id and 8 bytes that change with the record."""
+
+    entries: tuple[tuple[bytes, bytes], ...]
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([b"".join(node + version for node, version in self.entries)])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Digest":
+        """Read a body."""
+        (joined,) = unpack(body, 1, error=MessageError, max_bytes=2 * SUMMARY_BYTES * MAX_DIGEST)
+        _check(isinstance(joined, bytes) and len(joined) % (2 * SUMMARY_BYTES) == 0)
+        halves = _split(joined, SUMMARY_BYTES)
+        return cls(tuple(zip(halves[::2], halves[1::2], strict=True)))
+
+
+class Entry(NamedTuple):
+    """An item that somebody holds: its id, the size of its frame in bytes, and its topic (8 bytes).
+
+    `signer` is the beginning of its signer's node id. Nothing proves it before the item is
+    there: it decides when and in which turn to ask, never what to believe.
+    """
+
+    id: ItemId
+    size: int
+    topic: bytes = NO_TOPIC
+    signer: bytes = NO_HINT
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Items that the sender holds and will give."""
+
+    items: tuple[Entry, ...]
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        columns = [[*column] for column in zip(*self.items, strict=True)] if self.items else [[], [], [], []]
+        ids, sizes, topics, signers = columns
+        return pack([b"".join(ids), sizes, b"".join(topics), b"".join(signers)])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Announce":
+        """Read a body."""
+        fields = unpack(body, 4, error=MessageError, max_bytes=ID_BYTES * MAX_IDS, max_array=MAX_IDS)
+        ids, sizes, topics, signers = fields
+        _check(isinstance(sizes, list) and len(sizes) <= MAX_IDS)
+        _check(all(is_uint(size, MAX_FRAME_BYTES) for size in sizes))
+        for joined, width in ((ids, ID_BYTES), (topics, TOPIC_BYTES), (signers, HINT_BYTES)):
+            _check(is_bytes(joined, width * len(sizes)))
+        columns = zip(
+            _split(ids, ID_BYTES), sizes, _split(topics, TOPIC_BYTES), _split(signers, HINT_BYTES), strict=True
+        )
+        return cls(tuple(Entry(ItemId(item), size, topic, signer) for item, size, topic, signer in columns))
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Items that the sender asks for."""
+
+    ids: tuple[ItemId, ...]
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([b"".join(self.ids)])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Pull":
+        """Read a body."""
+        (ids,) = unpack(body, 1, error=MessageError, max_bytes=ID_BYTES * MAX_IDS)
+        _check(isinstance(ids, bytes) and len(ids) % ID_BYTES == 0)
+        return cls(tuple(map(ItemId, _split(ids, ID_BYTES))))
+
+
+@dataclass(frozen=True, slots=True)
+class Interest:
+    """What the sender wants to be offered.
+
+    `topics` is None for every topic. Of what others signed than the receiver itself, it wants
+    the signers whose shard begins with the `bits` first bits of its own (see
+    `protocol.gossip.subscriptions`). With `announce_only` nothing is to be sent that it did not ask for.
+    """
+
+    topics: tuple[bytes, ...] | None
+    bits: int = 0
+    announce_only: bool = False
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([int(self.topics is None), b"".join(self.topics or ()), self.bits, int(self.announce_only)])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Interest":
+        """Read a body."""
+        fields = unpack(body, 4, error=MessageError, max_bytes=TOPIC_BYTES * MAX_TOPICS)
+        everything, topics, bits, announce_only = fields
+        _check(is_uint(everything, 1) and is_uint(bits, MAX_SHARD_BITS) and is_uint(announce_only, 1))
+        _check(isinstance(topics, bytes) and len(topics) % TOPIC_BYTES == 0)
+        return cls(None if everything else tuple(_split(topics, TOPIC_BYTES)), bits, announce_only > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The swarm's signed manifest as bytes, in answer to an empty request."""
+
+    encoded: bytes
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([self.encoded])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Manifest":
+        """Read a body."""
+        (encoded,) = unpack(body, 1, error=MessageError, max_bytes=MAX_MANIFEST_BYTES)
+        _check(isinstance(encoded, bytes))
+        return cls(encoded)
+
+
+def _split(joined: bytes, size: int) -> list[bytes]:
+    return [joined[start : start + size] for start in range(0, len(joined), size)]
+
+
+def _check(condition: bool) -> None:
+    if not condition:
+        raise MessageError("malformed", "layout")
