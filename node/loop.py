@@ -23,8 +23,8 @@ from node.errors import UserError
 from node.policy import Policy
 from node.rollouts.group import Completion, EncodedGroup, Group, Question
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, own_shared
+from node.rollouts.rules import RULES
 from node.rollouts.sampling import (
-    RULES,
     SCALES,
     Candidate,
     Draw,
@@ -173,14 +173,15 @@ class Loop:
 
     def _draw(self, own: Sequence[EncodedGroup], version: int) -> tuple[list[Sample], list[Drawn]]:
         sampling = self.config.sampling
-        scale = SCALES[self.config.trainer.scale_rewards]
         rng = random.Random(derive_seed(self.seed, "draw", version))
-        local = local_samples(own, sampling.local, rng, scale)
+        draw = Draw(sampling.external, sampling.completions, SCALES[self.config.trainer.scale_rewards], rng)
+        rule = RULES[sampling.rule]
+        local = local_samples(own, sampling.local, rule, draw)
         if sampling.external == 0:
             return local, []
         now = time.time()
         candidates = self.pool.candidates(now, version + 1, sampling.max_uses)
-        picks = RULES[sampling.rule](candidates, Draw(sampling.external, sampling.completions, scale, rng))
+        picks = rule.peers(candidates, draw)
         if sampling.external_negatives == "drop":
             picks = drop_negatives(picks)
         taken = self.pool.take([pick.id for pick in picks], version + 1)

@@ -1,7 +1,8 @@
 """Rollouts: from a round's groups to the swarm and back into what is trained on.
 
 group           a question's completions with their rewards, and their wire form
-sampling        what a round trains on: pure functions from groups to weighted completions
+sampling        what a round trains on: from groups to weighted completions, by a rule
+rules/          the rules, one a file
 sharing         between the loop and the network; what the node asks the swarm for
 ingest          what a peer's group must pass
 replay_buffer   peers' verified groups, on disk and bounded

@@ -1,10 +1,8 @@
-"""What a round trains on: pure functions from groups to weighted completions.
+"""What a round trains on: from groups to weighted completions, by a rule. Pure.
 
-A rule sees candidates and returns picks: single completions, each with an advantage
-and a weight. So a rule may take whole groups, as the paper does, or choose among
-completions, and nothing downstream can tell. The paper's rule is Algorithm 1 of "Sharing
-is Caring" (arXiv 2509.08721): advantages belong to the whole group, external groups
-without any are dropped, and the rest are drawn uniformly without replacement.
+A rule (`node.rollouts.rules`, one a file) looks at candidates and returns picks: single completions, each with an
+advantage and a weight. So a rule may take whole groups, as the paper does, or choose among completions, and nothing
+downstream can tell.
 
 **A group counts as a group**, however many completions its maker put in it: of one that has
 more than a round uses, as many are drawn, and a whole group's picks share the weight 1. The
@@ -21,6 +19,7 @@ from dataclasses import dataclass, replace
 from node.rollouts.group import EncodedGroup
 
 _EPSILON = 1e-4  # TRL's guard against a zero deviation in group scaling
+RIGHT = 1.0  # the reward of a completion that is wholly right
 _FLAT = 1e-9  # rewards closer than this are equal: the group carries no gradient
 
 
@@ -86,7 +85,20 @@ class Draw:
     rng: random.Random
 
 
-Rule = Callable[[Sequence[Candidate], Draw], list[Pick]]
+Advantages = Sequence[tuple[int, float]]  # of completions of one group, by their places in it
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How own groups are trained on, and what is drawn from those of peers.
+
+    `own(rewards, draw)` returns the completions of an own group that teach, each with its advantage;
+    `peers(candidates, draw)` the picks from peers' groups. Neither looks at anything else, and all chance
+    is the draw's, so a round that is done again draws the same.
+    """
+
+    own: Callable[[Sequence[float], Draw], Advantages]
+    peers: Callable[[Sequence[Candidate], Draw], list[Pick]]
 
 
 def is_informative(rewards: Sequence[float]) -> bool:
@@ -113,58 +125,21 @@ def scaled_advantages(rewards: Sequence[float]) -> list[float]:
 SCALES: Mapping[str, Scale] = {"none": mean_advantages, "group": scaled_advantages}
 
 
-def sapo(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
-    """Drop groups without advantage, then draw groups uniformly without replacement."""
-    informative = [candidate for candidate in candidates if candidate.informative]
-    return _picks(draw.rng.sample(informative, min(draw.count, len(informative))), draw)
+def whole_group(rewards: Sequence[float], draw: Draw) -> Advantages:
+    """Return every completion with its advantage."""
+    return list(enumerate(draw.scale(rewards)))
 
 
-def uniform(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
-    """Draw groups uniformly without replacement, those without advantage too."""
-    return _picks(draw.rng.sample(candidates, min(draw.count, len(candidates))), draw)
-
-
-def advantage_weighted(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
-    """Draw groups without replacement, each in proportion to its mean absolute advantage.
-
-    The `count` largest of u**(1/w), u uniform, are such a draw (Efraimidis and Spirakis, 2006).
-    """
-    keyed = []
-    for candidate in candidates:
-        weight = statistics.fmean(abs(advantage) for advantage in draw.scale(candidate.rewards))
-        if weight > 0:
-            keyed.append((draw.rng.random() ** (1 / weight), candidate))
-    keyed.sort(key=lambda pair: (-pair[0], pair[1].id))
-    return _picks([candidate for _, candidate in keyed[: draw.count]], draw)
-
-
-def freshest(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
-    """Take the youngest groups that carry any advantage."""
-    informative = sorted((c for c in candidates if c.informative), key=lambda c: (-c.received, c.id))
-    return _picks(informative[: draw.count], draw)
-
-
-def correct(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
-    """Take one fully rewarded completion, at advantage 1, from each of `count` informative groups.
-
-    Peers' wrong answers are never pushed down: not the paper's rule, but an alternative to it. Each
-    counts as one completion of an own group.
-    """
-    solved = [c for c in candidates if c.informative and max(c.rewards) >= 1.0]
+def picks_of_groups(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
+    """Return each candidate's completions, or as many of them as are used, drawn uniformly."""
     picks = []
-    for candidate in draw.rng.sample(solved, min(draw.count, len(solved))):
-        best = [index for index, reward in enumerate(candidate.rewards) if reward >= 1.0]
-        picks.append(Pick(candidate.id, draw.rng.choice(best), 1.0, 1 / draw.completions))
+    for candidate in candidates:
+        advantages = draw.scale(candidate.rewards)
+        indices: Sequence[int] = range(len(advantages))
+        if len(indices) > draw.completions:
+            indices = sorted(draw.rng.sample(indices, draw.completions))
+        picks += [Pick(candidate.id, index, advantages[index], 1 / len(indices)) for index in indices]
     return picks
-
-
-RULES: Mapping[str, Rule] = {
-    "sapo": sapo,
-    "uniform": uniform,
-    "advantage": advantage_weighted,
-    "freshest": freshest,
-    "correct": correct,
-}
 
 
 def drop_negatives(picks: Sequence[Pick]) -> list[Pick]:
@@ -191,14 +166,14 @@ def external_samples(
     ]
 
 
-def local_samples(own: Sequence[EncodedGroup], count: int, rng: random.Random, scale: Scale) -> list[Sample]:
-    """Take `count` of this round's own groups, whole; those with an advantage first when there are more."""
-    ranked = rng.sample(own, len(own))
+def local_samples(own: Sequence[EncodedGroup], count: int, rule: Rule, draw: Draw) -> list[Sample]:
+    """Take `count` of this round's own groups, by the rule; those with an advantage first when there are more."""
+    ranked = draw.rng.sample(own, len(own))
     ranked.sort(key=lambda one: not is_informative(one.group.rewards))
     return [
         _sample(one, index, advantage, 1 / len(one.completions), number, external=False)
         for number, one in enumerate(ranked[:count])
-        for index, advantage in enumerate(scale(one.group.rewards))
+        for index, advantage in rule.own(one.group.rewards, draw)
     ]
 
 
@@ -221,15 +196,3 @@ def _pull(sample: Sample) -> float:
 
 def _sample(one: EncodedGroup, index: int, advantage: float, weight: float, number: int, external: bool) -> Sample:
     return Sample(one.prompt, one.completions[index], advantage, weight, number, external, one.logprobs.get(index))
-
-
-def _picks(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
-    """Return each candidate's completions, or as many of them as are used, drawn uniformly."""
-    picks = []
-    for candidate in candidates:
-        advantages = draw.scale(candidate.rewards)
-        indices: Sequence[int] = range(len(advantages))
-        if len(indices) > draw.completions:
-            indices = sorted(draw.rng.sample(indices, draw.completions))
-        picks += [Pick(candidate.id, index, advantages[index], 1 / len(indices)) for index in indices]
-    return picks

@@ -10,23 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.rollouts.group import Completion, EncodedGroup, Group
+from node.rollouts.rules import RULES
 from node.rollouts.sampling import (
-    RULES,
     Candidate,
     Draw,
     Pick,
     Sample,
-    correct,
     drop_negatives,
     effective_size,
     external_samples,
     external_share,
-    freshest,
     local_samples,
     mean_advantages,
-    sapo,
     scaled_advantages,
-    uniform,
 )
 from node.tasks import TaskKey
 
@@ -72,19 +68,19 @@ def test_advantages_by_hand() -> None:
 def test_every_rule_draws_known_groups_once_and_no_more_than_asked(
     pool: list[Candidate], count: int, rule: str, seed: int
 ) -> None:
-    picks = RULES[rule](pool, draw(count, seed))
+    picks = RULES[rule].peers(pool, draw(count, seed))
     ids = {pick.id for pick in picks}
     assert len(ids) <= count
     assert ids <= {one.id for one in pool}
     assert len(set(picks)) == len(picks) == len({(pick.id, pick.index) for pick in picks})
-    assert picks == RULES[rule](pool, draw(count, seed))
+    assert picks == RULES[rule].peers(pool, draw(count, seed))
 
 
 @given(pools, st.integers(0, 12), st.integers())
 def test_the_papers_rule_takes_whole_informative_groups_with_the_groups_own_advantages(
     pool: list[Candidate], count: int, seed: int
 ) -> None:
-    picks = sapo(pool, draw(count, seed))
+    picks = RULES["sapo"].peers(pool, draw(count, seed))
     informative = {one.id: one for one in pool if len(set(one.rewards)) > 1}
     drawn = {pick.id for pick in picks}
     assert drawn <= informative.keys()
@@ -97,32 +93,34 @@ def test_the_papers_rule_takes_whole_informative_groups_with_the_groups_own_adva
 def test_the_papers_draw_is_uniform() -> None:
     pool = [candidate(n, (0.0, 1.0)) for n in range(4)] + [candidate(9, (0.0, 0.0))]
     rng = random.Random(5)
-    drawn = Counter(pick.id for _ in range(4000) for pick in sapo(pool, Draw(1, 8, mean_advantages, rng)))
+    drawn = Counter(
+        pick.id for _ in range(4000) for pick in RULES["sapo"].peers(pool, Draw(1, 8, mean_advantages, rng))
+    )
     assert len(drawn) == 4
     assert all(abs(count - 2000) < 200 for count in drawn.values())  # two picks a group, 1,000 expected draws each
 
 
 def test_unfiltered_draws_groups_without_advantage_too() -> None:
     pool = [candidate(1, (0.0, 0.0))]
-    assert [pick.advantage for pick in uniform(pool, draw(1))] == [0.0, 0.0]
-    assert sapo(pool, draw(1)) == []
+    assert [pick.advantage for pick in RULES["uniform"].peers(pool, draw(1))] == [0.0, 0.0]
+    assert RULES["sapo"].peers(pool, draw(1)) == []
 
 
 def test_advantage_weighted_prefers_the_larger_advantage() -> None:
     pool = [candidate(1, (0.0, 1.0, 0.0, 1.0)), candidate(2, (0.0, 0.0, 0.0, 1.0))]  # summed |A|: 2 and 1.5
     rng = random.Random(1)
-    drawn = Counter(RULES["advantage"](pool, Draw(1, 8, mean_advantages, rng))[0].id for _ in range(4000))
+    drawn = Counter(RULES["advantage"].peers(pool, Draw(1, 8, mean_advantages, rng))[0].id for _ in range(4000))
     assert drawn[pool[0].id] / 4000 == pytest.approx(2 / 3.5, abs=0.03)
 
 
 def test_freshest_takes_the_youngest() -> None:
     pool = [candidate(n, (0.0, 1.0), received=n) for n in range(5)]
-    assert {pick.id for pick in freshest(pool, draw(2))} == {pool[3].id, pool[4].id}
+    assert {pick.id for pick in RULES["freshest"].peers(pool, draw(2))} == {pool[3].id, pool[4].id}
 
 
 def test_correct_takes_one_right_answer_a_group() -> None:
     pool = [candidate(1, (0.0, 1.0, 1.0)), candidate(2, (1.0, 1.0)), candidate(3, (0.0, 0.5))]
-    picks = correct(pool, draw(5))
+    picks = RULES["correct"].peers(pool, draw(5))
     assert len(picks) == 1
     assert picks[0].id == pool[0].id and picks[0].index in (1, 2)
     assert (picks[0].advantage, picks[0].weight) == (1.0, 1 / 8)
@@ -161,14 +159,17 @@ hostile_pools = st.lists(
 def test_a_group_counts_as_a_group_however_many_completions_it_has(
     pool: list[Candidate], count: int, completions: int, rule: str, seed: int
 ) -> None:
-    picks = RULES[rule](pool, draw(count, seed, completions))
+    picks = RULES[rule].peers(pool, draw(count, seed, completions))
     sizes = {one.id: len(one.rewards) for one in pool}
     weights: Counter[bytes] = Counter()
     for pick in picks:
         assert 0 <= pick.index < sizes[pick.id]
         weights[pick.id] += pick.weight
     assert len(picks) <= count * completions
-    assert all(weight == pytest.approx(1 / completions if rule == "correct" else 1) for weight in weights.values())
+    assert all(
+        weight == pytest.approx(1 / completions if rule in ("correct", "positive") else 1)
+        for weight in weights.values()
+    )
 
 
 def test_the_drawn_of_a_large_group_keep_its_advantages_and_its_mean_in_expectation() -> None:
@@ -177,7 +178,7 @@ def test_the_drawn_of_a_large_group_keep_its_advantages_and_its_mean_in_expectat
     rng = random.Random(0)
     pushed = [0.0] * len(rewards)  # what each completion counts, over many draws
     for _ in range(20_000):
-        for pick in sapo([candidate(1, rewards)], Draw(1, 8, mean_advantages, rng)):
+        for pick in RULES["sapo"].peers([candidate(1, rewards)], Draw(1, 8, mean_advantages, rng)):
             assert pick.advantage == whole[pick.index]
             pushed[pick.index] += pick.weight * pick.advantage / 20_000
     expected = [advantage / len(rewards) for advantage in whole]
@@ -187,14 +188,14 @@ def test_the_drawn_of_a_large_group_keep_its_advantages_and_its_mean_in_expectat
 def test_a_large_group_is_not_drawn_sooner_for_its_size() -> None:
     pool = [candidate(1, (0.0, 1.0) * 40), candidate(2, (0.0, 1.0))]
     rng = random.Random(1)
-    drawn = Counter(RULES["advantage"](pool, Draw(1, 8, mean_advantages, rng))[0].id for _ in range(4000))
+    drawn = Counter(RULES["advantage"].peers(pool, Draw(1, 8, mean_advantages, rng))[0].id for _ in range(4000))
     assert drawn[pool[0].id] / 4000 == pytest.approx(0.5, abs=0.03)
 
 
 @given(st.lists(rewards, min_size=1, max_size=8), st.integers(0, 8), st.integers())
 def test_local_groups_are_whole_and_informative_first(rows: list[tuple[float, ...]], count: int, seed: int) -> None:
     own = [group(n, row) for n, row in enumerate(rows)]
-    samples = local_samples(own, count, random.Random(seed), mean_advantages)
+    samples = local_samples(own, count, RULES["sapo"], draw(8, seed))
     taken = {sample.prompt[0] for sample in samples}
     assert len(taken) == min(count, len(own))
     assert len(samples) == sum(len(own[n].completions) for n in taken)
@@ -206,6 +207,32 @@ def test_local_groups_are_whole_and_informative_first(rows: list[tuple[float, ..
     assert len({sample.group for sample in samples}) == len(taken)
     informative = {n for n, row in enumerate(rows) if len(set(row)) > 1}
     assert len(taken & informative) == min(count, len(informative))
+
+
+@given(rewards, st.sampled_from(sorted(RULES)), st.integers())
+def test_what_a_rule_takes_of_an_own_group_pushes_as_much_up_as_down(
+    rewards: tuple[float, ...], rule: str, seed: int
+) -> None:
+    advantages = RULES[rule].own(rewards, draw(1, seed))
+    assert math.isclose(sum(advantage for _, advantage in advantages), 0, abs_tol=1e-9)
+    assert [index for index, _ in advantages] == sorted({index for index, _ in advantages} & set(range(len(rewards))))
+    assert advantages == RULES[rule].own(rewards, draw(1, seed))
+
+
+def test_positive_by_hand() -> None:
+    rewards = (0.0, 1.0, 0.5, 0.0)
+    ((first, push), (second, pull)) = sorted(RULES["positive"].own(rewards, draw(1)), key=lambda one: one[1])
+    assert (push, second, pull) == (-0.75, 1, 0.75) and first in (0, 2, 3)  # one of three wrong ones, for all three
+    assert RULES["positive"].own((1.0, 1.0, 0.0, 0.0), draw(1)) == [(0, 0.5), (1, 0.5), (2, -0.5), (3, -0.5)]
+    assert RULES["positive"].own((1.0, 1.0), draw(1)) == RULES["positive"].own((0.5, 0.0), draw(1)) == []
+    rng = random.Random(3)
+    drawn = Counter(
+        index
+        for _ in range(3000)
+        for index, advantage in RULES["positive"].own(rewards, Draw(1, 8, mean_advantages, rng))
+        if advantage < 0
+    )
+    assert all(abs(drawn[index] - 1000) < 120 for index in (0, 2, 3))
 
 
 def test_the_effective_size_is_the_number_of_equal_pulls_and_falls_towards_one() -> None:

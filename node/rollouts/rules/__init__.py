@@ -1,0 +1,25 @@
+"""The rules by which a node shares, one a file; `sampling.rule` names one.
+
+    sapo        the paper's: whole informative groups, drawn uniformly
+    uniform     whole groups, drawn uniformly, the uninformative too
+    advantage   whole groups, in proportion to their mean absolute advantage
+    freshest    the youngest whole informative groups
+    correct     one right completion from each of many groups
+    positive    the same, and of own groups no more wrong completions than right ones
+
+To add one: a file that opens with its formula and its source and ends with a `RULE`, and a line in `RULES` and here.
+"""
+
+from collections.abc import Mapping
+
+from node.rollouts.rules import advantage, correct, freshest, positive, sapo, uniform
+from node.rollouts.sampling import Rule
+
+RULES: Mapping[str, Rule] = {
+    "sapo": sapo.RULE,
+    "uniform": uniform.RULE,
+    "advantage": advantage.RULE,
+    "freshest": freshest.RULE,
+    "correct": correct.RULE,
+    "positive": positive.RULE,
+}

@@ -1,0 +1,18 @@
+"""The paper's rule: Algorithm 1 of "Sharing is Caring" (arXiv 2509.08721).
+
+Advantages belong to the whole group, A_i = r_i - mean(r). External groups without any are dropped, and J of the rest
+are drawn uniformly without replacement, whole. Own groups are trained on whole.
+"""
+
+from collections.abc import Sequence
+
+from node.rollouts.sampling import Candidate, Draw, Pick, Rule, picks_of_groups, whole_group
+
+
+def draw_informative(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
+    """Drop groups without advantage, then draw groups uniformly without replacement."""
+    informative = [candidate for candidate in candidates if candidate.informative]
+    return picks_of_groups(draw.rng.sample(informative, min(draw.count, len(informative))), draw)
+
+
+RULE = Rule(own=whole_group, peers=draw_informative)
