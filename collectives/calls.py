@@ -9,14 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from collectives.agreement.events import Begin, Done, Finished, Start, Verdict
+from collectives.agreement.events import Begin, Finished, Perform, Performed, Verdict
 from collectives.errors import Aborted, CollectiveError, DeadlineExceeded, Evicted, Mismatch, NotEnoughPeers
 from collectives.mesh.socket_port import SocketPort
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 # Verdicts come from the core, which has deadlines of its own; this is for a core that failed.
 LAST_RESORT_S = 5.0
+MAX_IN_FLIGHT = 64  # threads; whoever starts more waits for one to end
+FLAGS = {False: b"\0", True: b"\1"}  # before each share: does its sender know of anybody who waits?
 
 
 class Call:
@@ -26,11 +29,11 @@ class Call:
         self.deadline = deadline
         self.port: SocketPort | None = None
         self._changed = threading.Condition()
-        self._started: Start | None = None
+        self._started: Perform | None = None
         self._finished: Finished | None = None
         self._failed = ""
 
-    def start(self, start: Start, port: SocketPort) -> None:
+    def start(self, start: Perform, port: SocketPort) -> None:
         """It is to be carried out."""
         with self._changed:
             self._started, self.port = start, port
@@ -48,7 +51,7 @@ class Call:
             self._failed = reason
             self._changed.notify_all()
 
-    def wait_start(self, until: float) -> tuple[Start, SocketPort] | None:
+    def wait_start(self, until: float) -> tuple[Perform, SocketPort] | None:
         """Wait until it starts; None: it ended before. Raises `CollectiveError` if it failed."""
         self._wait(lambda: self._started is not None or self._finished is not None, until)
         if self._started is None or self.port is None:
@@ -86,14 +89,14 @@ class Runner(Protocol):
     def begin(self, begin: Begin) -> Call:
         """Hand a call to the core."""
 
-    def done(self, event: Done) -> None:
+    def done(self, event: Performed) -> None:
         """Say how carrying it out went."""
 
 
-Perform = Callable[[Start, SocketPort], T]
+Work = Callable[[Perform, SocketPort], T]
 
 
-def finish_call(control: Runner, call: Call, settling: float, perform: Perform[T]) -> Committed[T]:
+def finish_call(control: Runner, call: Call, settling: float, perform: Work[T]) -> Committed[T]:
     """Carry out a call that was begun, and wait for its verdict.
 
     Raises:
@@ -108,17 +111,17 @@ def finish_call(control: Runner, call: Call, settling: float, perform: Perform[T
     try:
         outcome = perform(start, port)
     except (Aborted, DeadlineExceeded) as error:
-        control.done(Done(start.op, ok=False, reason=str(error)))
+        control.done(Performed(start.op, ok=False, reason=str(error)))
         finished = call.wait_finish(last)
         if isinstance(error, DeadlineExceeded) and finished.verdict is Verdict.ABORT:
             raise
         raise error_of(finished) from error
     except BaseException as error:
-        control.done(Done(start.op, ok=False, reason=f"{type(error).__name__}: {error}"))
+        control.done(Performed(start.op, ok=False, reason=f"{type(error).__name__}: {error}"))
         if isinstance(error, Exception):
             call.wait_finish(last)
         raise
-    control.done(Done(start.op))
+    control.done(Performed(start.op))
     finished = call.wait_finish(last)
     if finished.verdict is not Verdict.COMMIT:
         raise error_of(finished)
@@ -146,3 +149,107 @@ def error_of(finished: Finished) -> CollectiveError:
 
 class InDoubt(Evicted):
     """The others may have committed this call and may not; this member is still in the group, or in what is left."""
+
+
+class Handle(Generic[T]):
+    """An operation under way."""
+
+    def __init__(self, work: Callable[[], T], over: Callable[[], None]) -> None:
+        self._work: Callable[[], T] | None = work
+        self._over = over
+        self._done = threading.Event()
+        self._result: list[T] = []
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, name="gossamer-operation", daemon=True).start()
+
+    def done(self) -> bool:
+        """Tell whether `wait` would return, or raise, at once."""
+        return self._done.is_set()
+
+    def wait(self, timeout: float | None = None) -> T:
+        """Return the operation's result, or raise its error; the buffer is filled then, and not before.
+
+        Args:
+            timeout: seconds to wait at most; None: until the operation's own deadline ends it.
+
+        Raises:
+            DeadlineExceeded: it is not over yet. It goes on: wait again.
+            CollectiveError: what the operation ended with.
+        """
+        if not self._done.wait(timeout):
+            raise DeadlineExceeded(f"not over after {timeout:g} s: it goes on, wait for it again")
+        if self._error is not None:
+            raise self._error
+        return self._result[0]
+
+    def settle(self) -> None:
+        """Wait until it is over, whatever comes of it."""
+        self._done.wait()
+
+    def _run(self) -> None:
+        assert self._work is not None
+        try:
+            self._result.append(self._work())
+        except BaseException as error:  # noqa: BLE001  # it belongs to whoever waits
+            self._error = error
+        finally:
+            self._work = None  # it holds the caller's tensors
+            self._over()
+            self._done.set()
+
+
+class InFlight:
+    """Starts handles, a bounded number at a time."""
+
+    def __init__(self) -> None:
+        self._free = threading.BoundedSemaphore(MAX_IN_FLIGHT)
+
+    def start(self, begin: Callable[[], Callable[[], T]], timeout: float) -> Handle[T]:
+        """Call `begin` here, and what it returns on a thread.
+
+        Raises:
+            DeadlineExceeded: as many as may be are under way, and none ended within `timeout` seconds.
+        """
+        if not self._free.acquire(timeout=timeout):
+            raise DeadlineExceeded(f"{MAX_IN_FLIGHT} operations are in flight, and none ended: wait for some first")
+        try:
+            return Handle(begin(), self._free.release)
+        except BaseException:
+            self._free.release()
+            raise
+
+
+def wait_for_all(
+    start: Callable[[int], Handle[R]], count: int, in_flight: int, again: tuple[type[Exception], ...]
+) -> list[R]:
+    """Start operation 0 to `count` - 1 with at most `in_flight` of them under way; return the results in order.
+
+    One that ends in an error of `again` is started once more, until it ends otherwise. Any
+    other error is raised once those under way have ended.
+    """
+    results: list[R] = []
+    handles: dict[int, Handle[R]] = {}
+    try:
+        for index in range(count):
+            for ahead in range(index, min(index + in_flight, count)):
+                if ahead not in handles:
+                    handles[ahead] = start(ahead)
+            while len(results) == index:
+                try:
+                    results.append(handles[index].wait())
+                except again:
+                    handles[index] = start(index)
+    finally:
+        for index in range(len(results), count):
+            if index in handles:
+                handles[index].settle()
+    return results
+
+
+@dataclass(frozen=True, slots=True)
+class AgreedPending:
+    """What the last operation that counted said of who waits, the same at all members of its view."""
+
+    mark: bytes = b""
+    pending: bool = False
+    since: float = float("-inf")

@@ -20,27 +20,33 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from collectives.agreement.agreement import Agreement
-from collectives.agreement.events import ADMIT, Begin, Start, Verdict
+from collectives.agreement.events import ADMIT, Begin, Perform, Verdict
 from collectives.agreement.views import ADMIT_TAG
-from collectives.calls import Call, Committed, InDoubt, error_of, finish_call
-from collectives.driver import Control, Observer, Standing
+from collectives.calls import (
+    FLAGS,
+    AgreedPending,
+    Call,
+    Committed,
+    Handle,
+    InDoubt,
+    InFlight,
+    error_of,
+    finish_call,
+    wait_for_all,
+)
+from collectives.driver import Driver, Observer, Status
 from collectives.errors import Aborted, BadArgument, DeadlineExceeded, Evicted
-from collectives.handles import Handle, Pool
-from collectives.joining import FLAGS, Pending, wait_inside
-from collectives.many import wait_for_all
 from collectives.mesh.addresses import Address
 from collectives.mesh.data_plane import Exchange
 from collectives.mesh.handshake import SESSION_BYTES, Party, group_hash
 from collectives.mesh.mesh import Mesh
 from collectives.mesh.port import Port
 from collectives.operations import AgreeTopology, AllGather, AllReduce, Barrier, Broadcast, Job, Known, Measure, Sync
-from collectives.probing import probe
 from collectives.reduce.bandwidth import Estimates
 from collectives.reduce.feedback import Feedback
 from collectives.reduce.tensors import TensorLike
 from collectives.shared_state.state import SharedState
-from collectives.timing import LAN, Timing
-from collectives.types import Codec, Op, Partition, ReduceResult, SyncResult, SyncStrategy
+from collectives.types import LAN, Codec, Op, Partition, ReduceResult, SyncResult, SyncStrategy, Timing
 from protocol.identity import Identity, NodeId
 
 T = TypeVar("T")
@@ -54,17 +60,17 @@ _MANY, _SYNC, _BARRIER, _TOPOLOGY = 2**40, 2**33, 2**33 + 1, 2**33 + 2
 class Communicator:
     """One member of a group that reduces, gathers and shares state. Thread-safe; use `connect` to make one."""
 
-    def __init__(self, control: Control, identity: Identity, address: str) -> None:
+    def __init__(self, driver: Driver, identity: Identity, address: str) -> None:
         """Wrap a control thread that runs. `connect` does that."""
-        self._control = control
+        self._driver = driver
         self._address = address
         self._node_id = identity.node_id
         self._known = Known()
         self._estimates = Estimates()
-        self._pool = Pool()
-        self._agreed_pending = Pending()
+        self._in_flight = InFlight()
+        self._agreed_pending = AgreedPending()
         # Also when it is only forgotten, or the program ends: no thread and no socket stays behind.
-        self._finalizer = weakref.finalize(self, control.stop, True)
+        self._finalizer = weakref.finalize(self, driver.stop, True)
 
     @classmethod
     def connect(  # noqa: PLR0913  # keywords that outside code relies on
@@ -121,11 +127,11 @@ class Communicator:
             timing=timing,
             partition=policy,
         )
-        control = Control(agreement, mesh, exchange, timing, observer)
-        control.start()
-        comm = cls(control, identity, mesh.address)
+        driver = Driver(agreement, mesh, exchange, timing, observer)
+        driver.start()
+        comm = cls(driver, identity, mesh.address)
         try:
-            wait_inside(comm._control, timeout)
+            comm._driver.wait_inside(timeout)
         except BaseException:
             comm.leave()
             raise
@@ -146,7 +152,7 @@ class Communicator:
     @property
     def members(self) -> tuple[NodeId, ...]:
         """The ids of all members, sorted, this one's included; empty while outside of the group."""
-        view = self._standing.view
+        view = self._status.view
         return view.members if view is not None else ()
 
     @property
@@ -157,7 +163,7 @@ class Communicator:
     @property
     def epoch(self) -> int:
         """The number of the group's current view; 0 while outside of the group."""
-        view = self._standing.view
+        view = self._status.view
         return view.epoch if view is not None else 0
 
     def pending(self) -> bool:
@@ -167,14 +173,14 @@ class Communicator:
         has done nothing for `PENDING_S` is told what is known now.
         """
         agreed = self._agreed_pending
-        view = self._standing.view
+        view = self._status.view
         if view is not None and agreed.mark == view.mark and time.monotonic() - agreed.since < PENDING_S:
             return agreed.pending
-        return self._standing.pending
+        return self._status.pending
 
     @property
-    def _standing(self) -> Standing:
-        return self._control.standing
+    def _status(self) -> Status:
+        return self._driver.status
 
     def __repr__(self) -> str:
         return f"Communicator({self._node_id} at {self._address}, {self.world_size} members, epoch {self.epoch})"
@@ -186,7 +192,7 @@ class Communicator:
 
         Members of the one that yields have their calls end with `Evicted`. Raises `BadAddress`, and dials nobody.
         """
-        self._control.meet([Address.parse(address) for address in addresses])
+        self._driver.meet([Address.parse(address) for address in addresses])
 
     def admit(self, timeout: float = 30.0) -> None:
         """Let those who wait in; every member must call it. A member that was left out waits to be let in again.
@@ -195,7 +201,7 @@ class Communicator:
             Aborted, DeadlineExceeded, NotEnoughPeers, Evicted: nobody was let in.
         """
         call = self._begin(ADMIT_TAG, ADMIT, (), b"", timeout)
-        finished = call.wait_finish(call.deadline + self._control.timing.settling)
+        finished = call.wait_finish(call.deadline + self._driver.timing.settling)
         if finished.verdict is not Verdict.COMMIT:
             raise error_of(finished)
 
@@ -255,7 +261,7 @@ class Communicator:
         feedback: Feedback | None = None,
     ) -> Handle[ReduceResult]:
         """Start `all_reduce` and return at once. Leave `x` and `out` alone until the handle's `wait` returns."""
-        return self._pool.start(
+        return self._in_flight.start(
             lambda: self._reducing(x, op, out, weight, codec, _own_tag(tag), timeout, feedback), timeout
         )
 
@@ -282,7 +288,7 @@ class Communicator:
             raise BadArgument(f"in_flight = {in_flight}: give at least 1")
 
         def start(index: int) -> Handle[ReduceResult]:
-            return self._pool.start(
+            return self._in_flight.start(
                 lambda: self._reducing(tensors[index], op, None, weight, codec, _MANY + index, timeout, None), timeout
             )
 
@@ -312,7 +318,7 @@ class Communicator:
         Raises: as `all_reduce`; what was agreed before stays.
         """
         until = time.monotonic() + timeout
-        measure = Measure(lambda port, order: probe(port, order, self._estimates))
+        measure = Measure(self._estimates)
         self._run(_TOPOLOGY, measure, timeout)()
         row = self._estimates.row(self.members)
         return self._run(_TOPOLOGY, AgreeTopology(self._known, row), max(0.0, until - time.monotonic()))().value.tour
@@ -361,15 +367,15 @@ class Communicator:
     def _run(self, tag: int, job: Job[Any], timeout: float) -> Callable[[], ReduceResult]:
         """Begin an operation here and now; what is returned carries it out, on any thread."""
         began = time.perf_counter()
-        call = self._begin(tag, job.kind, job.digest, FLAGS[self._standing.pending] + job.share, timeout)
-        seen: list[Pending] = []
+        call = self._begin(tag, job.kind, job.digest, FLAGS[self._status.pending] + job.share, timeout)
+        seen: list[AgreedPending] = []
 
-        def perform(start: Start, port: Port) -> Any:
-            seen.append(Pending(start.view.mark, any(s[:1] == FLAGS[True] for s in start.shares.values())))
+        def perform(start: Perform, port: Port) -> Any:
+            seen.append(AgreedPending(start.view.mark, any(s[:1] == FLAGS[True] for s in start.shares.values())))
             return job.perform(replace(start, shares={name: s[1:] for name, s in start.shares.items()}), port)
 
         def carry_out() -> ReduceResult:
-            done: Committed[Any] = finish_call(self._control, call, self._control.timing.settling, perform)
+            done: Committed[Any] = finish_call(self._driver, call, self._driver.timing.settling, perform)
             self._agreed_pending = replace(seen[-1], since=time.monotonic())
             return ReduceResult(
                 job.publish(done.outcome),
@@ -385,11 +391,11 @@ class Communicator:
     def _begin(
         self, tag: int, kind: str, digest: tuple[tuple[str, int | str], ...], share: bytes, timeout: float
     ) -> Call:
-        if self._standing.closed or not self._finalizer.alive:
+        if self._status.closed or not self._finalizer.alive:
             raise Evicted("this member has left the group: connect again")
         if timeout <= 0:
             raise DeadlineExceeded(f"timeout = {timeout:g} s leaves no time: allow more")
-        return self._control.begin(Begin(tag, kind, timeout, digest, share))
+        return self._driver.begin(Begin(tag, kind, timeout, digest, share))
 
 
 def _own_tag(tag: int) -> int:

@@ -29,8 +29,8 @@ from collectives.errors import BadArgument
 from collectives.outer_optimizer import (
     AT_ONCE,
     ONE_LATE,
-    Group,
     Outer,
+    OuterGroup,
     OuterRounds,
     OuterStep,
     flat_copy,
@@ -66,7 +66,7 @@ class DiLoCo:
 
     def __init__(  # noqa: PLR0913  # the options of the algorithm, each with its default
         self,
-        group: Group,
+        group: OuterGroup,
         parameters: torch.nn.Module | Iterable[torch.Tensor],
         optimizer: torch.optim.Optimizer | None = None,
         *,

@@ -1,10 +1,10 @@
 """The one control thread of a member: it owns the mesh and the agreement core, and turns one into the other.
 
-    sockets --> Mesh --> events --+                    +--> Send, Greet, Drop --> Mesh
-    callers --> mailbox ----------+--> Agreement.handle +--> Start, Finished --> the caller's `Call`
-    clock   --> Tick -------------+                    +--> Install, OutOfGroup --> `standing`
+    sockets --> Mesh --> events --+                     +--> Send, Greet, Drop --> Mesh
+    callers --> mailbox ----------+--> Agreement.handle +--> Perform, Finished --> the caller's `Call`
+    clock   --> Tick -------------+                     +--> Install, OutOfGroup --> `status`
 
-Everybody else reads `standing`, which is replaced whole, and leaves things in the mailbox. The thread
+Everybody else reads `status`, which is replaced whole, and leaves things in the mailbox. The thread
 never runs a caller's code and never waits for one.
 """
 
@@ -20,7 +20,6 @@ from collectives.agreement.agreement import Agreement
 from collectives.agreement.events import (
     Action,
     Begin,
-    Done,
     Drop,
     Event,
     Finished,
@@ -30,18 +29,20 @@ from collectives.agreement.events import (
     Leave,
     Linked,
     OutOfGroup,
+    Perform,
+    Performed,
     Send,
-    Start,
     Tick,
     Unlinked,
 )
 from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.views import View
 from collectives.calls import Call
+from collectives.errors import DeadlineExceeded
 from collectives.mesh import mesh as links
 from collectives.mesh.addresses import Address, BadAddress
 from collectives.mesh.data_plane import Exchange
-from collectives.timing import Timing
+from collectives.types import Timing
 from protocol.errors import PeerError
 from protocol.identity import NodeId
 
@@ -53,7 +54,7 @@ _JOIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Status:
     """Where this member stands, as its owner may see it. `view` is None outside of the group."""
 
     view: View | None = None
@@ -62,7 +63,7 @@ class Standing:
     closed: bool = False
 
 
-class Control:
+class Driver:
     """Runs from `start` to `stop`. All but the constructor is thread-safe."""
 
     def __init__(
@@ -70,8 +71,8 @@ class Control:
     ) -> None:
         self.exchange = exchange
         self.timing = timing
-        self.standing = Standing()
-        self.changed = threading.Condition()  # notified when `standing` is replaced
+        self.status = Status()
+        self.changed = threading.Condition()  # notified when `status` is replaced
         self.dropped: Counter[str] = Counter()  # messages that were not understood
         self._agreement = agreement
         self._mesh = mesh
@@ -94,7 +95,7 @@ class Control:
         self._post(begin, call)
         return call
 
-    def done(self, event: Done) -> None:
+    def done(self, event: Performed) -> None:
         """Tell the core how carrying out an operation went."""
         self._post(event, None)
 
@@ -102,6 +103,24 @@ class Control:
         """See to it that whoever listens at these becomes linked."""
         self._to_meet.extend(addresses)
         self._mesh.wake()
+
+    def wait_inside(self, timeout: float) -> None:
+        """Wait until the group has let this member in.
+
+        Raises:
+            DeadlineExceeded: nobody did; the message says what is known of the reason.
+        """
+        with self.changed:
+            if self.changed.wait_for(lambda: self.status.view is not None, timeout):
+                return
+        found = self.linked()
+        if found:
+            raise DeadlineExceeded(f"{found} members know of this one, but none called admit() in {timeout:g} s")
+        said = ", ".join(f"{reason} ({count})" for reason, count in self.refused().items())
+        raise DeadlineExceeded(
+            f"no seed answered in {timeout:g} s: check the addresses, the group's name and `encrypt`"
+            + (f"; connections ended with: {said}" if said else "")
+        )
 
     def linked(self) -> int:
         """Return how many nodes of the group there is a link with."""
@@ -124,7 +143,7 @@ class Control:
 
     def _post(self, event: Event, call: Call | None) -> None:
         self._mailbox.append((event, call))
-        if self.standing.closed and call is not None:  # nobody will read it
+        if self.status.closed and call is not None:  # nobody will read it
             call.fail("this member has left the group: connect again")
         self._mesh.wake()
 
@@ -145,7 +164,7 @@ class Control:
     def _close(self) -> None:
         self._mesh.close()
         self.exchange.close()
-        self._stand(Standing(closed=True))
+        self._publish(Status(closed=True))
         waiting = [*self._calls.values(), *(call for _, call in self._mailbox if call is not None)]
         for call in waiting:
             call.fail("this member has left the group: connect again")
@@ -195,8 +214,8 @@ class Control:
                 self._calls.pop(event.tag, None)
                 call.fail(str(error))
         pending = self._agreement.pending
-        if pending != self.standing.pending:
-            self._stand(replace(self.standing, pending=pending))
+        if pending != self.status.pending:
+            self._publish(replace(self.status, pending=pending))
 
     def _observe(self, what: Event | Action) -> None:
         if self._observer is not None:
@@ -206,7 +225,7 @@ class Control:
         match action:
             case Send(member, message):
                 self._mesh.send(member, encode(message))
-            case Start(op, _, view, _):
+            case Perform(op, _, view, _):
                 call = self._calls[op.tag]
                 call.start(action, self.exchange.open(op, view.ids, call.deadline))
             case Finished(op):
@@ -218,10 +237,10 @@ class Control:
                 self._over.append((call, action))
             case Install(view):
                 self._leave_behind(view)
-                self._stand(replace(self.standing, view=view, outside=""))
+                self._publish(replace(self.status, view=view, outside=""))
             case OutOfGroup(reason):
                 self.exchange.begin_view()
-                self._stand(replace(self.standing, view=None, outside=reason))
+                self._publish(replace(self.status, view=None, outside=reason))
             case Greet(member, address):
                 self._greet(member, address)
             case Drop(member, reason):
@@ -230,7 +249,7 @@ class Control:
     def _leave_behind(self, view: View) -> None:
         """Drop what came for the view before. Who is out of it may be stopped: nothing waits in its streams."""
         self.exchange.begin_view()
-        before = self.standing.view
+        before = self.status.view
         for member in before.ids - view.ids if before is not None else ():
             self.exchange.drop(member, f"member {member} was left out of the group")
             if member in self._mesh.linked:
@@ -244,7 +263,7 @@ class Control:
             return
         self._mesh.want(address if member is None else replace(address, member=member))
 
-    def _stand(self, standing: Standing) -> None:
+    def _publish(self, status: Status) -> None:
         with self.changed:
-            self.standing = standing
+            self.status = status
             self.changed.notify_all()

@@ -8,25 +8,31 @@
 Arguments are checked when a job is made, before anything is sent.
 """
 
+import hashlib
 import struct
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import torch
 
-from collectives.agreement.events import Start
+from collectives.agreement.events import Perform
 from collectives.agreement.messages import Digest
-from collectives.errors import Aborted, BadArgument
+from collectives.errors import Aborted, BadArgument, CollectiveError
 from collectives.mesh.port import Port
 from collectives.reduce import all_reduce as allreduce
 from collectives.reduce import gather, small
 from collectives.reduce.all_reduce import Topology
+from collectives.reduce.bandwidth import PROBE_BYTES, Estimates, matrix
 from collectives.reduce.choice import goes_inline
 from collectives.reduce.feedback import Feedback
 from collectives.reduce.kernels import check_weight
 from collectives.reduce.reduction import Scratch, describe
 from collectives.reduce.tensors import TensorLike, check_target, dtype_name, flatten, fresh, publish
+from collectives.reduce.topology import tour
 from collectives.shared_state.state import SharedState, share_of
 from collectives.shared_state.transfer import SyncOutcome, sync
 from collectives.types import Codec, Op, SyncStrategy
@@ -34,6 +40,9 @@ from protocol.identity import NodeId
 
 _HEAD = struct.Struct(">d8s")  # of an all-reduce's share: the weight, and which topology this member knows
 FLAG_BYTES = 1  # that the communicator puts before every share
+_PINGS = 3  # the first waits for a member that is late; the least of the others counts
+_SIZES = (1,) * _PINGS + (PROBE_BYTES,)
+_SLOTS = 2 * len(_SIZES)  # of one round: each probe and its receipt
 T = TypeVar("T")
 
 
@@ -56,7 +65,7 @@ class Job(Protocol[T]):
     def inline(self) -> tuple[int, int]:
         """Payload bytes that this member sent and received as shares, when it has been performed."""
 
-    def perform(self, start: Start, port: Port) -> T:
+    def perform(self, start: Perform, port: Port) -> T:
         """Do the work, on scratch."""
 
     def publish(self, outcome: T) -> Any:
@@ -108,7 +117,7 @@ class AllReduce:
         )  # 1: a flag of the communicator's
         self.share = head + small.pack(self._flat) if inline else head
 
-    def perform(self, start: Start, port: Port) -> torch.Tensor:
+    def perform(self, start: Perform, port: Port) -> torch.Tensor:
         """Reduce, by way of the shares if everybody put its values there."""
         shares = start.shares
         if any(len(share) < _HEAD.size for share in shares.values()):
@@ -148,7 +157,7 @@ class AllGather:
         self._members = 1
         self.digest: Digest = (("dtype", dtype_name(x)), ("count", self._flat.numel()))
 
-    def perform(self, start: Start, port: Port) -> torch.Tensor:
+    def perform(self, start: Perform, port: Port) -> torch.Tensor:
         """Exchange."""
         self._members = len(start.view.members)
         return gather.all_gather(port, start.view.members, self._flat, self._known.scratch)
@@ -174,7 +183,7 @@ class Broadcast:
         self._flat = flatten(x)
         self.digest: Digest = (("dtype", dtype_name(x)), ("count", self._flat.numel()), ("root", root))
 
-    def perform(self, start: Start, port: Port) -> torch.Tensor:
+    def perform(self, start: Perform, port: Port) -> torch.Tensor:
         """Send, or receive. Raises `BadArgument` at every member if the root is none of them."""
         if self._root not in start.view.ids:
             raise BadArgument(f"root {self._root} is no member: give one of {', '.join(start.view.members)}")
@@ -195,7 +204,7 @@ class Barrier:
     share = b""
     inline = (0, 0)
 
-    def perform(self, start: Start, port: Port) -> None:
+    def perform(self, start: Perform, port: Port) -> None:
         """Everybody called it: that is all."""
 
     def publish(self, outcome: None) -> None:
@@ -213,7 +222,7 @@ class Sync:
         self._state, self._strategy = state, strategy
         self.share = share_of(state, strategy)
 
-    def perform(self, start: Start, port: Port) -> SyncOutcome:
+    def perform(self, start: Perform, port: Port) -> SyncOutcome:
         """Fetch what differs; serve what others lack."""
         return sync(port, port.own, start.shares, self._state, self._strategy)
 
@@ -231,12 +240,12 @@ class Measure:
     share = b""
     inline = (0, 0)
 
-    def __init__(self, probe: Callable[[Port, tuple[NodeId, ...]], None]) -> None:
-        self._probe = probe
+    def __init__(self, estimates: Estimates) -> None:
+        self._estimates = estimates
 
-    def perform(self, start: Start, port: Port) -> None:
+    def perform(self, start: Perform, port: Port) -> None:
         """Probe."""
-        self._probe(port, start.view.members)
+        probe(port, start.view.members, self._estimates)
 
     def publish(self, outcome: None) -> None:
         """What was measured is this member's own."""
@@ -253,13 +262,8 @@ class AgreeTopology:
         self._known = known
         self.share = row
 
-    def perform(self, start: Start, port: Port) -> tuple[Topology, bytes]:
+    def perform(self, start: Perform, port: Port) -> tuple[Topology, bytes]:
         """Compute the same tour at every member."""
-        import hashlib
-
-        from collectives.reduce.bandwidth import matrix
-        from collectives.reduce.topology import tour
-
         links = matrix(start.view.members, start.shares)
         found = Topology(tour(start.view.members, links), links)
         mark = hashlib.sha256(b"".join(start.shares[member] for member in start.view.members)).digest()[:8]
@@ -269,3 +273,42 @@ class AgreeTopology:
         """Use it from now on."""
         self._known.topology, self._known.mark = outcome
         return outcome[0]
+
+
+def probe(port: Port, order: Sequence[NodeId], estimates: Estimates) -> None:
+    """Measure this member's links to all others of `order`, which all call this.
+
+    Raises:
+        Aborted, DeadlineExceeded: the port was cancelled or is out of time.
+    """
+    own = list(order).index(port.own)
+    # A member's receipts are given on a thread of their own: what it waits for itself must not delay them.
+    receipts = threading.Thread(target=_give_receipts, args=(port, order, own), name="gossamer-probe", daemon=True)
+    receipts.start()
+    for distance in range(1, len(order)):
+        target = order[(own + distance) % len(order)]
+        *trips, took = (_send_one(port, target, distance * _SLOTS + 2 * i, size) for i, size in enumerate(_SIZES))
+        trip = min(trips[1:])
+        estimates.answered(target, trip, time.monotonic())
+        estimates.carried(target, PROBE_BYTES, max(took - trip, 1e-6), time.monotonic())
+    receipts.join()
+    port.flush()
+
+
+def _send_one(port: Port, target: NodeId, slot: int, size: int) -> float:
+    """Return the seconds from sending a payload to having its receipt."""
+    receipt = port.expect(target, slot + 1, memoryview(bytearray(1)))
+    began = time.perf_counter()
+    port.send(target, slot, memoryview(bytes(size)))
+    port.wait(receipt)
+    return time.perf_counter() - began
+
+
+def _give_receipts(port: Port, order: Sequence[NodeId], own: int) -> None:
+    with suppress(CollectiveError):  # who probes sees it too
+        for distance in range(1, len(order)):
+            source = order[own - distance]
+            for i, size in enumerate(_SIZES):
+                slot = distance * _SLOTS + 2 * i
+                port.wait(port.expect(source, slot, memoryview(bytearray(size))))
+                port.send(source, slot + 1, memoryview(b"\0"))

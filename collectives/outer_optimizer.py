@@ -40,7 +40,7 @@ RETRY_DELAY = 0.1  # seconds before a round that was called off is begun again
 CALLED_OFF = (Aborted, DeadlineExceeded, Evicted, NotEnoughPeers)
 
 
-class Group(Protocol):
+class OuterGroup(Protocol):
     """What a round needs of a `Communicator`."""
 
     def admit(self, timeout: float = ...) -> Any:
@@ -141,7 +141,7 @@ class OuterRounds:
     """
 
     def __init__(
-        self, group: Group, outer: torch.Tensor, settings: Outer, stopped: threading.Event | None = None
+        self, group: OuterGroup, outer: torch.Tensor, settings: Outer, stopped: threading.Event | None = None
     ) -> None:
         self._group = group
         self._settings = settings

@@ -9,21 +9,20 @@ from collectives.agreement.events import (
     ADMIT,
     Action,
     Begin,
-    Done,
     Event,
     Finished,
     Greet,
     Heard,
     Linked,
+    Perform,
+    Performed,
     Send,
-    Start,
     Tick,
     Unlinked,
 )
 from collectives.agreement.views import ADMIT_TAG
 from collectives.simulator.network import Network
-from collectives.timing import LAN
-from collectives.types import Partition
+from collectives.types import LAN, Partition
 from protocol.identity import id_of_bytes
 
 IDS = tuple(id_of_bytes(bytes([16 * number + 7]) * 20) for number in range(12))
@@ -84,8 +83,8 @@ class Group:
                 self.network.connect(number, int(address))
             case Finished():
                 self.finished[number].append(action)
-            case Start(op) if self.obedient:
-                self.network.at(self.network.now + 0.01, self.feed, number, Done(op))
+            case Perform(op) if self.obedient:
+                self.network.at(self.network.now + 0.01, self.feed, number, Performed(op))
 
     def run(self, seconds: float) -> None:
         self.network.run(self.network.now + seconds)

@@ -28,12 +28,12 @@ from collectives.agreement.dispatch import Hearing
 from collectives.agreement.events import (
     Action,
     Begin,
-    Done,
     Event,
     Greet,
     Heard,
     Leave,
     Linked,
+    Performed,
     Tick,
     Unlinked,
     Verdict,
@@ -43,8 +43,7 @@ from collectives.agreement.member import Standing
 from collectives.agreement.messages import Beat, OperationMessage
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.views import SESSION_BYTES, Member, View
-from collectives.timing import LAN, Timing
-from collectives.types import Partition
+from collectives.types import LAN, Partition, Timing
 from protocol.identity import NodeId
 
 
@@ -121,7 +120,7 @@ class Agreement:
                 self._tick(now)
             case Begin():
                 self._begin(event, now)
-            case Done():
+            case Performed():
                 self._standing.operations.done(event)
             case Linked(member, address):
                 self._linked(member, address, now)

@@ -22,7 +22,7 @@ from collectives.agreement.events import Drop
 from collectives.agreement.member import Standing
 from collectives.agreement.messages import OperationMessage
 from collectives.agreement.views import NOWHERE, View
-from collectives.timing import Timing
+from collectives.types import Timing
 from protocol.identity import NodeId
 
 MAX_HELD = 256  # messages from views yet to come

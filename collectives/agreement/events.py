@@ -68,7 +68,7 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Performed:
     """The owner has carried out `op` up to publication, or could not (`ok` is False)."""
 
     op: OpId
@@ -86,7 +86,7 @@ class Tick:
     """Time passed."""
 
 
-Event = Linked | Unlinked | Heard | Begin | Done | Leave | Tick
+Event = Linked | Unlinked | Heard | Begin | Performed | Leave | Tick
 
 # --- actions ---
 
@@ -100,8 +100,8 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """Everybody called `op`: carry it out among the view's members, with everybody's share, then tell `Done`."""
+class Perform:
+    """Everybody called `op`: carry it out among the view's members, with everybody's share, then tell `Performed`."""
 
     op: OpId
     kind: str
@@ -157,4 +157,4 @@ class Drop:
     reason: str
 
 
-Action = Send | Start | Finished | Install | OutOfGroup | Greet | Drop
+Action = Send | Perform | Finished | Install | OutOfGroup | Greet | Drop

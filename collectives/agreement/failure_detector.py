@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from collectives.agreement.messages import Beat
 from collectives.agreement.views import View
-from collectives.timing import Timing
+from collectives.types import Timing
 from protocol.identity import NodeId
 
 

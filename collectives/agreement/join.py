@@ -19,7 +19,7 @@ from collectives.agreement.failure_detector import Presence
 from collectives.agreement.messages import MAX_PENDING, Apply, Pending, Sight, Welcome
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.views import MARK_BYTES, MAX_MEMBERS, Member, View
-from collectives.timing import Timing
+from collectives.types import Timing
 from protocol.identity import NodeId
 
 

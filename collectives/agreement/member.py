@@ -18,8 +18,7 @@ from collectives.agreement.participant import Operations
 from collectives.agreement.recovery import alone
 from collectives.agreement.view_change import ViewChange
 from collectives.agreement.views import MARK_BYTES, SESSION_BYTES, Member, OpId, View, outranks
-from collectives.timing import Timing
-from collectives.types import Partition
+from collectives.types import Partition, Timing
 from protocol.identity import NodeId
 
 MAX_CONTACTS = 256  # nodes that were in a view with this one, or whom a seed spoke of

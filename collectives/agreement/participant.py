@@ -20,7 +20,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from collectives.agreement import messages
-from collectives.agreement.events import ADMIT, Begin, Done, Finished, Start, Verdict
+from collectives.agreement.events import ADMIT, Begin, Finished, Perform, Performed, Verdict
 from collectives.agreement.messages import (
     MAX_ENTRIES,
     MAX_FIELDS,
@@ -35,12 +35,12 @@ from collectives.agreement.messages import (
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.recovery import stage_of
 from collectives.agreement.views import ADMIT_TAG, OpId, View
-from collectives.timing import Timing
+from collectives.types import Timing
 from protocol.identity import NodeId
 
 
 @dataclass
-class Call:
+class OpenCall:
     """One that is not yet ended."""
 
     op: OpId
@@ -59,7 +59,7 @@ class Operations:
         self._out = outbox
         self.view: View | None = None
         self.closed = True
-        self.open: dict[int, Call] = {}
+        self.open: dict[int, OpenCall] = {}
         self._ended: dict[int, dict[OpId, Stage]] = {}  # by tag: at most one that had started, and the last
         self._next: dict[int, int] = {}
         self._whole = True
@@ -81,11 +81,11 @@ class Operations:
             len(str(part).encode()) > MAX_TEXT_BYTES for pair in event.digest for part in pair
         ):
             raise ValueError(f"a digest has at most {MAX_FIELDS} fields, each of at most {MAX_TEXT_BYTES} bytes")
-        call = Call(self._name(event.tag), event, now + event.deadline)
+        call = OpenCall(self._name(event.tag), event, now + event.deadline)
         self.open[event.tag] = call
         self._initiate(call)
 
-    def done(self, event: Done) -> None:
+    def done(self, event: Performed) -> None:
         """Take the owner's word on an operation that it was told to start."""
         call = self.open.get(event.op.tag)
         if call is None or call.op != event.op or call.stage is not Stage.STARTED:
@@ -128,10 +128,10 @@ class Operations:
             call.stage = Stage.STARTED
             self._ended.pop(call.op.tag, None)
             if call.begin.kind == ADMIT:
-                self.done(Done(call.op))
+                self.done(Performed(call.op))
                 return
             shares = dict(zip(self.view.members, message.shares, strict=True))
-            self._out.do(Start(call.op, call.begin.kind, self.view, shares))
+            self._out.do(Perform(call.op, call.begin.kind, self.view, shares))
 
     def commit(self, op: OpId) -> bool:
         """Everybody carried it out. Returns whether this was news."""
@@ -212,11 +212,11 @@ class Operations:
         self._next[tag] = n + 1  # kept for as long as the view lasts: 100 bytes a tag
         return OpId(self.view.mark, self.view.epoch, tag, n)
 
-    def _of(self, op: OpId) -> Call | None:
+    def _of(self, op: OpId) -> OpenCall | None:
         call = self.open.get(op.tag)
         return call if call is not None and call.op == op else None
 
-    def _initiate(self, call: Call) -> None:
+    def _initiate(self, call: OpenCall) -> None:
         begin = call.begin
         self._tell(messages.Initiate(call.op, begin.kind, begin.digest, begin.share))
 
@@ -224,13 +224,13 @@ class Operations:
         if self.view is not None and not self.closed:
             self._out.send(self.view.coordinator, message)
 
-    def _give_up(self, call: Call, verdict: Verdict, reason: str, *, late: bool = False) -> None:
+    def _give_up(self, call: OpenCall, verdict: Verdict, reason: str, *, late: bool = False) -> None:
         self._tell(messages.Done(call.op, ok=False, late=late, reason=reason))
         self._end(call, Stage.ABORTED, verdict, reason)
 
     def _end(
         self,
-        call: Call,
+        call: OpenCall,
         stage: Stage,
         verdict: Verdict,
         reason: str = "",

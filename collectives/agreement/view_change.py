@@ -26,8 +26,7 @@ from collectives.agreement.messages import Decide, Ledger, Propose, Report
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.recovery import rule
 from collectives.agreement.views import MARK_BYTES, NO_BALLOT, Ballot, Member, View
-from collectives.timing import Timing
-from collectives.types import Partition
+from collectives.types import Partition, Timing
 from protocol.identity import NodeId
 
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from random import Random
 
-from collectives.agreement.events import ADMIT, Begin, Done, Finished, Install, OutOfGroup, Start, Verdict
+from collectives.agreement.events import ADMIT, Begin, Finished, Install, OutOfGroup, Perform, Performed, Verdict
 from collectives.agreement.views import ADMIT_TAG, OpId, View
-from collectives.timing import LAN
+from collectives.types import LAN
 from protocol.identity import NodeId
 
 TAGS = (0, 1)  # two operations may be under way at once
@@ -34,7 +34,7 @@ class History:
     aborted: int = 0
     doubtful: int = 0
 
-    def started(self, start: Start) -> None:
+    def started(self, start: Perform) -> None:
         """Everybody is handed the same shares."""
         known = self.shares.setdefault(start.op, start.shares)
         expect(known == start.shares, f"{start.op} started with different shares")
@@ -97,7 +97,7 @@ class Owner:
             late = now >= self.in_time.get(tag, float("inf"))
             expect(not late, f"the call under tag {tag} at {self.own} waited until its deadline")
 
-    def start(self, start: Start) -> Done:
+    def start(self, start: Perform) -> Performed:
         """Carry an operation out; return what to say about it, later."""
         call = self.outstanding.get(start.op.tag)
         expect(call is not None and start.shares[self.own] == call.share, f"{start.op} is not what was called")
@@ -105,7 +105,7 @@ class Owner:
         expect(self.view is not None and start.op.mark == self.view.mark, f"{start.op} started in another view")
         self.started[start.op.tag] = start.op
         self.history.started(start)
-        return Done(start.op, self.careful or self.rng.random() > REFUSAL, "cannot")
+        return Performed(start.op, self.careful or self.rng.random() > REFUSAL, "cannot")
 
     def finished(self, finished: Finished) -> None:
         """Take a verdict: there is exactly one for each call."""

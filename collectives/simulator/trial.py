@@ -19,8 +19,8 @@ from collectives.agreement.events import (
     Leave,
     Linked,
     OutOfGroup,
+    Perform,
     Send,
-    Start,
     Tick,
     Unlinked,
     Verdict,
@@ -30,8 +30,7 @@ from collectives.agreement.views import ADMIT_TAG
 from collectives.simulator.network import Network
 from collectives.simulator.owner import TAGS, History, Owner, expect
 from collectives.simulator.schedule import FAULT_SECONDS, Fault, Schedule
-from collectives.timing import LAN
-from collectives.types import Partition
+from collectives.types import LAN, Partition
 from protocol.identity import NODE_ID_BYTES, id_of_bytes
 
 TICK = LAN.heartbeat / 2
@@ -246,7 +245,7 @@ class Trial:
                     self.network.at(due, self._connect, node, int(address))
                 else:
                     self._connect(node, int(address))
-            case Start():
+            case Perform():
                 done = node.owner.start(action)
                 self.network.at(self.network.now + self.rng.uniform(0.0, 0.2), self._feed, node, done)
             case Finished():

@@ -45,8 +45,8 @@ from collectives.errors import BadArgument, Mismatch
 from collectives.outer_optimizer import (
     AT_ONCE,
     ONE_LATE,
-    Group,
     Outer,
+    OuterGroup,
     OuterRounds,
     OuterStep,
     flat_copy,
@@ -193,7 +193,7 @@ CLOSE_TIMEOUT = 10.0  # seconds
 log = structlog.get_logger()
 
 
-class Member(Group, Protocol):
+class Member(OuterGroup, Protocol):
     """A membership in a group: a `Communicator`."""
 
     @property

@@ -11,14 +11,14 @@ from collectives.agreement.agreement import Agreement
 from collectives.agreement.events import (
     ADMIT,
     Begin,
-    Done,
     Event,
     Heard,
     Leave,
     Linked,
     OutOfGroup,
+    Perform,
+    Performed,
     Send,
-    Start,
     Tick,
     Unlinked,
 )
@@ -26,8 +26,7 @@ from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.messages import MAX_OPEN, Stage
 from collectives.agreement.view_change import compatible
 from collectives.agreement.views import ADMIT_TAG, Ballot, Member, OpId, View, outranks
-from collectives.timing import LAN
-from collectives.types import Partition
+from collectives.types import LAN, Partition
 from tests.agreements import IDS, Group
 
 ALL = (0, 1, 2)
@@ -47,7 +46,7 @@ def test_everybody_is_handed_all_shares_and_commits_with_the_same_contributors()
     for number in ALL:
         group.call(number, share=b"%d" % number)
     group.run(1.0)
-    starts = [action for number in ALL for action in group.actions[number] if isinstance(action, Start)]
+    starts = [action for number in ALL for action in group.actions[number] if isinstance(action, Perform)]
     assert [start.shares for start in starts] == [{IDS[0]: b"0", IDS[1]: b"1", IDS[2]: b"2"}] * 3
     assert group.verdicts() == {0: ["commit"], 1: ["commit"], 2: ["commit"]}
     contributors = {ended.contributors for number in ALL for ended in group.finished[number] if ended.op.tag == 0}
@@ -60,9 +59,9 @@ def test_one_that_fails_aborts_it_for_all_and_the_next_one_commits() -> None:
     for number in ALL:
         group.call(number)
     group.run(0.2)
-    (start,) = [action for action in group.actions[1] if isinstance(action, Start)]
-    group.feed(0, Done(start.op))
-    group.feed(1, Done(start.op, ok=False, reason="the ring broke"))
+    (start,) = [action for action in group.actions[1] if isinstance(action, Perform)]
+    group.feed(0, Performed(start.op))
+    group.feed(1, Performed(start.op, ok=False, reason="the ring broke"))
     group.run(0.2)
     assert group.verdicts() == {0: ["abort"], 1: ["abort"], 2: ["abort"]}
     group.obedient = True
@@ -354,8 +353,8 @@ def test_an_admission_waits_for_what_is_under_way() -> None:
     group.admit()
     assert group.views() == [(0, ()), (3, ALL)]
     for number in ALL:
-        (start,) = [action for action in group.actions[number] if isinstance(action, Start)]
-        group.feed(number, Done(start.op))
+        (start,) = [action for action in group.actions[number] if isinstance(action, Perform)]
+        group.feed(number, Performed(start.op))
     group.run(1.0)
     assert group.views() == [(4, (0, 1, 2, 3))]
     assert group.verdicts()[0] == ["commit"]
@@ -462,7 +461,7 @@ any_event = st.one_of(
     st.builds(Heard, nodes, any_message),
     st.builds(Linked, nodes, st.just("1")),
     st.builds(Unlinked, nodes),
-    st.builds(Done, ops, st.booleans()),
+    st.builds(Performed, ops, st.booleans()),
     st.just(Tick()),
 )
 
