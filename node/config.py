@@ -333,6 +333,17 @@ class EvalConfig(Section):
     tasks: list[TaskConfig] = Field([], description="whose questions; default: the node's tasks")
 
 
+class BudgetConfig(Section):
+    """What a node may spend before it ends, beside `rounds`; `node.budget` says how it is counted."""
+
+    generated_tokens: int | None = Field(
+        None, ge=1, description="the node ends with the round in which it has generated so many; default: no bound"
+    )
+    compute: int | None = Field(
+        None, ge=1, description="likewise, tokens generated plus three times those trained on; default: no bound"
+    )
+
+
 class PoolConfig(Section):
     """Bounds of the pool of shared groups."""
 
@@ -365,6 +376,7 @@ class NodeConfig(Section):
     weights: WeightsConfig = WeightsConfig()
     observe: ObserveConfig = ObserveConfig()
     pool: PoolConfig = PoolConfig()
+    budget: BudgetConfig = BudgetConfig()
     eval: EvalConfig = EvalConfig()
     rollout_log: RolloutLogConfig = RolloutLogConfig()
 
@@ -372,6 +384,11 @@ class NodeConfig(Section):
     def last_round(self) -> int:
         """The round after which the node ends; one that no node reaches where `rounds` is not set."""
         return ENDLESS if self.rounds is None else self.rounds
+
+    @property
+    def ends(self) -> bool:
+        """Whether the node ends by itself: at a last round, or at a budget."""
+        return self.rounds is not None or self.budget != BudgetConfig()
 
     @model_validator(mode="after")
     def _steps_reach_the_weights(self) -> "NodeConfig":

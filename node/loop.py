@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from node.budget import Spent, is_done
 from node.config import EngineConfig, NodeConfig
 from node.engines import Generated, RolloutEngine, SamplingParams
 from node.errors import UserError
@@ -77,6 +78,7 @@ class Loop:
     metrics: MetricsLog
     record: Callable[[Sequence[Row]], None] = lambda rows: None  # takes what is kept of a round's rollouts
     row: Row = field(default_factory=dict)
+    spent: Spent = field(default_factory=Spent)  # until the end of the round in progress
     _handed_over: float = 0.0
     _longest_text: int = field(init=False)
 
@@ -115,9 +117,14 @@ class Loop:
             with self._timed("draw"):
                 samples, drawn = self._draw(own, version)
             self._describe(own, samples)
+            self.spent = self.spent.after(self.row)
             self._record(own, drawn)
             self._handed_over = time.perf_counter()
             yield samples
+
+    def is_last(self) -> bool:
+        """Tell whether the node ends with the round in progress, at its last round or at its budget."""
+        return is_done(self.config, self.row["round"], self.spent)
 
     def figures(self) -> dict[str, float]:
         """Return the numbers of the round in progress, as far as they are known."""
@@ -239,7 +246,8 @@ class Loop:
             "generated": len(made),
             "tokens_generated": sum(len(ids) for one in own for ids in one.completions.values()),
             "trained": sum(sample.advantage != 0 for sample in samples),
-            "tokens_trained": sum(len(sample.completion) for sample in samples if sample.advantage != 0),
+            "tokens_trained": self.config.trainer.num_iterations
+            * sum(len(sample.completion) for sample in samples if sample.advantage != 0),
             "swarm/external_share": external_share(samples),
             "effective_samples": effective_size(samples),
             "completions/finished": statistics.fmean(completion.finished for completion in made),

@@ -14,6 +14,7 @@ import structlog
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from node.budget import Spent, is_done, spent_in
 from node.config import NodeConfig
 from node.engines import SamplingParams, make_engine
 from node.errors import UserError
@@ -29,7 +30,7 @@ from node.signals import stop_signals
 from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
 from node.tasks import TaskSet, load_tasks
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics import MetricsLog
+from node.telemetry.metrics import MetricsLog, read_with_older
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 from node.telemetry.round_log import RoundLog
 from node.telemetry.status_server import describe, observe
@@ -40,7 +41,7 @@ from node.training.trainer import make_trainer
 from protocol.credentials.manifest import ManifestLimits
 from protocol.host import Host
 
-MAX_METRICS_BYTES = 64 << 20  # of a node without a last round, some 60000 rounds; one older file is kept beside it
+MAX_METRICS_BYTES = 64 << 20  # of a node that never ends, some 60000 rounds; one older file is kept beside it
 MAX_EVALUATIONS_BYTES = 8 << 20  # likewise; some thousands
 
 log = structlog.get_logger()
@@ -60,7 +61,7 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         stopping = stack.enter_context(stop_signals())
         seed = resolve_seed(config, folder)
         tasks = load_tasks(config.tasks)
-        metrics = MetricsLog(folder / "metrics.jsonl", MAX_METRICS_BYTES if config.rounds is None else None)
+        metrics = MetricsLog(folder / "metrics.jsonl", None if config.ends else MAX_METRICS_BYTES)
         exchange, directory = stack.enter_context(_exchange(config, folder, tasks, metrics, listening))
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -76,7 +77,7 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         )
         checkpoint = whole_checkpoint(folder / "checkpoints")
         weights = stack.enter_context(exchange_weights(config, folder, policy, checkpoint, directory))
-        scores = MetricsLog(folder / EVALUATIONS_FILE, MAX_EVALUATIONS_BYTES if config.rounds is None else None)
+        scores = MetricsLog(folder / EVALUATIONS_FILE, None if config.ends else MAX_EVALUATIONS_BYTES)
         evaluations = Evaluations(
             config.eval,
             SamplingParams.from_config(config.engine),
@@ -96,7 +97,7 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         def after_update(number: int) -> dict[str, float]:
             loop.row |= weights.after_round(number)
             if not stopping:  # a node that is to end does it soon, and evaluates when it goes on from here
-                loop.row |= evaluations.after_round(number, config.last_round)
+                loop.row |= evaluations.after_round(number, number if loop.is_last() else config.last_round)
             return loop.figures()
 
         def finish(number: int, logs: Mapping[str, float]) -> None:
@@ -104,20 +105,31 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
             if (line := said.after_round(loop.row, time.monotonic())) is not None:
                 log.info("round", **line)
 
-        trainer = make_trainer(policy, config, folder, rounds, finish, weights.write, after_update)
-        trainer.add_callback(_StopCallback(lambda: bool(stopping), config.trainer.num_iterations))
+        def also_save(path: Path) -> None:
+            metrics.sync()  # a checkpoint is never ahead of the rows that say what was spent until it
+            weights.write(path)
+
+        trainer = make_trainer(policy, config, folder, rounds, finish, also_save, after_update)
+        trainer.add_callback(_StopCallback(lambda: bool(stopping) or loop.is_last(), config.trainer.num_iterations))
         done = checkpoint.round if checkpoint else 0
-        pool.rewind(done)
-        metrics.rewind(done)
-        scores.rewind(done)
-        rollouts.rewind(done)
-        if done >= config.last_round:
-            log.info("all rounds are done", round=done, rounds=config.rounds, more="start it with a larger --rounds")
+        for kept in (pool, metrics, scores, rollouts):
+            kept.rewind(done)
+        loop.spent = spent_in(read_with_older(folder / "metrics.jsonl"))
+        if _has_ended(config, done, loop.spent):
             return
         said = RoundLog(time.monotonic())
         log.info("training", round=done, rounds=config.rounds, policy=policy.name, pool=len(pool))
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         log.info("finished", round=loop.row.get("round", done))
+
+
+def _has_ended(config: NodeConfig, done: int, spent: Spent) -> bool:
+    """Tell whether nothing is left to do after `done` rounds, and say why in the log."""
+    if done >= config.last_round:
+        log.info("all rounds are done", round=done, rounds=config.rounds, more="start it with a larger --rounds")
+    elif is_done(config, done, spent):
+        log.info("the budget is spent", round=done, **spent._asdict(), more="start it with a larger one")
+    return is_done(config, done, spent)
 
 
 @contextmanager
@@ -161,7 +173,7 @@ def _pool(config: NodeConfig, folder: Path) -> Iterator[ReplayBuffer]:
 
 
 class _StopCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Ends training after the round in which a signal came, with a checkpoint."""
+    """Ends training after the round in which a signal came or the budget was reached, with a checkpoint."""
 
     def __init__(self, stopping: Callable[[], bool], steps_per_round: int) -> None:
         self._stopping = stopping

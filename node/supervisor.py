@@ -37,6 +37,7 @@ from typing import NamedTuple
 
 import structlog
 
+from node.budget import is_done
 from node.config import NodeConfig
 from node.errors import UserError
 from node.telemetry.logs import setup_logs
@@ -248,7 +249,8 @@ def _look(child: NodeProcess, restart_delay: float, *, stopping: bool) -> None:
 def _ended(child: NodeProcess, code: int, reason: str, restart_delay: float, *, stopping: bool) -> None:
     progress = child.progress.round
     if stopping or code == 0:
-        child.state = State.DONE if progress >= child.config.last_round else State.STOPPED
+        done = is_done(child.config, progress, child.progress.spent)
+        child.state = State.DONE if done else State.STOPPED
         return
     child.error = reason
     child.failures = 1 if progress > child.best_round else child.failures + 1

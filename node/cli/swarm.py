@@ -28,11 +28,14 @@ if TYPE_CHECKING:
     from node.telemetry.summary import Summary
 
 Nodes = Annotated[int, typer.Option("-n", "--nodes", min=1, max=1024, help="Number of nodes.")]
-DEFAULTS = {"rounds": 300}  # a run ends, and leaves its report
+DEFAULT_ROUNDS = 300  # a run ends, and leaves its report
 
 Rounds = Annotated[
     int | None,
-    typer.Option(help=f"Rounds to train for.  [default: CONFIG's, or {DEFAULTS['rounds']}]", show_default=False),
+    typer.Option(
+        help=f"Rounds to train for.  [default: CONFIG's, or {DEFAULT_ROUNDS} where no budget is set]",
+        show_default=False,
+    ),
 ]
 Out = Annotated[
     Path | None,
@@ -65,7 +68,8 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     """
     tasks = [task_config(one) for one in task or []] or None
     named = {"rounds": rounds, "seed": seed, "policy.model": model, "tasks": tasks}
-    given = parse_config({**DEFAULTS, **asked(config, settings, named)})
+    tree = asked(config, settings, named)
+    given = parse_config(tree if "budget" in tree else {"rounds": DEFAULT_ROUNDS, **tree})
     check_tasks(given)  # a wrong name shows here at once, not in N processes
     if given.role == "relay":
         raise UserError("role=relay trains nothing: leave it out, or start one with `gossamer node --seed-only`")

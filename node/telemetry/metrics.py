@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from node.budget import Spent
 from protocol.storage import write_atomically
 
 Row = dict[str, Any]
@@ -42,6 +43,12 @@ class MetricsLog:
         if self._max_bytes is not None and size > self._max_bytes:
             self._path.replace(_older(self._path))
         self.last = dict(rows[-1])
+
+    def sync(self) -> None:
+        """Wait until the rows are on the disk, if there are any."""
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def rewind(self, round_number: int) -> None:
         """Drop the rows after `round_number`, as a node does that resumes from its checkpoint."""
@@ -145,12 +152,13 @@ def number(row: Row, key: str) -> float:
 
 
 class Point(NamedTuple):
-    """What a display needs of one round, with running totals of the groups trained on."""
+    """What a display needs of one round, with running totals of the groups trained on and of tokens."""
 
     round: int
     reward: float
     local: int
     external: int
+    spent: Spent
 
 
 class Progress:
@@ -167,18 +175,24 @@ class Progress:
         """The last finished round, 0 before the first."""
         return self.points[-1].round if self.points else 0
 
+    @property
+    def spent(self) -> Spent:
+        """What the finished rounds have spent."""
+        return self.points[-1].spent if self.points else Spent()
+
     def update(self, rows: Iterable[Row]) -> None:
         """Take new rows; one of round r replaces what is known from r on (a node resumed there)."""
         for row in rows:
             while self.points and self.points[-1].round >= row["round"]:
                 self.points.pop()
-            local, external = self.points[-1][2:] if self.points else (0, 0)
+            local, external = self.points[-1][2:4] if self.points else (0, 0)
             self.points.append(
                 Point(
                     row["round"],
                     number(row, "reward"),
                     local + int(number(row, "groups_local")),
                     external + int(number(row, "groups_external")),
+                    self.spent.after(row),
                 )
             )
             self.last = row

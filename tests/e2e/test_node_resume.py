@@ -110,3 +110,28 @@ def test_a_node_whose_rounds_are_done_says_so_and_changes_nothing(undisturbed: l
         child.join(60)
         assert child.exitcode == 0
     assert numbers(rows_of(tmp_path)) == undisturbed
+
+
+@pytest.mark.parametrize("bound", ["generated_tokens", "compute"])
+def test_a_budget_ends_a_node_with_the_round_that_reaches_it_killed_or_not(
+    undisturbed: list[tuple], bound: str, tmp_path: Path
+) -> None:
+    budget = {"generated_tokens": 2600, "compute": 2900}[bound]
+    config = small_config(None, **ALONE, budget={bound: budget}, eval={"ends": True, "count": 4, "completions": 0})
+    child = run_in_child(config, tmp_path)
+    wait_until(lambda: len(rows_of(tmp_path)) >= 7, 60)
+    os.kill(child.pid or 0, signal.SIGKILL)
+    child.join(10)
+    for _ in range(2):  # the second finds nothing to do
+        again = run_in_child(config, tmp_path)
+        again.join(60)
+        assert again.exitcode == 0
+    rows = rows_of(tmp_path)
+    assert 7 < len(rows) < ROUNDS
+    assert numbers(rows) == undisturbed[: len(rows)]
+    generated, trained = (sum(row[f"tokens_{what}"] for row in rows) for what in ("generated", "trained"))
+    spent = {"generated_tokens": generated, "compute": generated + 3 * trained}[bound]
+    last = {"generated_tokens": 0, "compute": 3 * rows[-1]["tokens_trained"]}[bound] + rows[-1]["tokens_generated"]
+    assert spent - last < budget <= spent
+    assert whole_checkpoint(tmp_path / "checkpoints").round == len(rows)
+    assert [row["round"] for row in read_metrics(tmp_path / "evaluations.jsonl")] == [0, len(rows)]

@@ -336,6 +336,13 @@ def test_a_node_trains_until_it_is_stopped_and_a_run_of_a_swarm_ends(
     assert load_config(Path("printed.toml")).rounds == rounds
 
 
+def test_a_swarm_with_a_budget_has_no_last_round_by_default(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["swarm", "--set", "budget.compute=1000", "--dry-run"], debug=False) == 0
+    (tmp_path / "printed.toml").write_text(capfd.readouterr().out)
+    printed = load_config(tmp_path / "printed.toml")
+    assert (printed.rounds, printed.budget.compute) == (None, 1000)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

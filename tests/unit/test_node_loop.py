@@ -211,6 +211,23 @@ class Guess:
         return float(len(text) % 2 == 0)
 
 
+def test_trained_tokens_count_once_for_each_iteration(policy: Policy, tasks: TaskSet, tmp_path: Path) -> None:
+    class Scripted(HfEngine):
+        """Says the right answer and a longer wrong one."""
+
+        def generate(self, *_: Any) -> list[list[Generated]]:
+            texts = ("2", "333")
+            return [[Generated(tuple(policy.encode_completion(text, True)), text, True) for text in texts]]
+
+    trainer = node_config().trainer.model_copy(update={"num_iterations": 3})
+    config = node_config().model_copy(update={"trainer": trainer})
+    with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
+        metrics = MetricsLog(tmp_path / "metrics.jsonl")
+        loop = Loop(config, 0, policy, Scripted(policy), tasks, pool, NoExchange(), metrics)
+        next(loop.rounds(0))
+    assert loop.spent == (6, 18)  # two tokens and four, of which each update takes all
+
+
 def replaying(policy: Policy, folder: Path, done: int, most: int) -> list[list[Sample]]:
     """Rounds `done` + 1 to `most` of a node that replays its own groups and does not train."""
     config = parse_config(

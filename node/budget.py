@@ -1,0 +1,57 @@
+"""What a node has spent, and whether that is all it may: `rounds`, or a `[budget]` in tokens, ends its run.
+
+    generated    tokens of its own completions
+    trained      tokens of completions, own and peers', that an update was computed on, once for each iteration
+    compute      generated + 3 x trained
+
+A token passes forward through the model to be generated, and forward and backward to be trained on; the backward pass
+costs two forward ones (Kaplan et al., arXiv 2001.08361, section 2.1). Prompts, evaluations and the forward pass of
+`sampling.max_surprise` are left out, and what that pass or `trainer.mask_truncated_completions` takes out of an update
+is counted as if it were in it.
+
+A node ends with the round that reaches its budget, which is therefore passed by up to one round. What it has spent is
+the sum over the rows of its metrics.jsonl, which a restart cuts back to the checkpoint: the rounds that are done again
+count once, and a run that was killed ends with the same round as one that was not.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from node.config import BudgetConfig, NodeConfig
+
+TRAINED_COST = 3  # forward passes that training on a token costs: one, and a backward pass of two
+
+
+class Spent(NamedTuple):
+    """Tokens that a node has generated and trained on."""
+
+    generated: int = 0
+    trained: int = 0
+
+    @property
+    def compute(self) -> int:
+        """Both, in tokens that pass forward through the model."""
+        return self.generated + TRAINED_COST * self.trained
+
+    def after(self, row: Mapping[str, Any]) -> "Spent":
+        """Return what is spent after one more round, of metrics `row`."""
+        return Spent(self.generated + row.get("tokens_generated", 0), self.trained + row.get("tokens_trained", 0))
+
+
+def spent_in(rows: Iterable[Mapping[str, Any]]) -> Spent:
+    """Return what the rounds of these metrics rows have spent."""
+    spent = Spent()
+    for row in rows:
+        spent = spent.after(row)
+    return spent
+
+
+def is_reached(budget: BudgetConfig, spent: Spent) -> bool:
+    """Tell whether one of the bounds of `budget` is reached."""
+    bounds = ((budget.generated_tokens, spent.generated), (budget.compute, spent.compute))
+    return any(bound is not None and bound <= so_far for bound, so_far in bounds)
+
+
+def is_done(config: NodeConfig, rounds: int, spent: Spent) -> bool:
+    """Tell whether a node that has done `rounds` rounds and spent that much is at its end."""
+    return rounds >= config.last_round or is_reached(config.budget, spent)
