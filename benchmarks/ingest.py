@@ -21,8 +21,7 @@ from node.rollouts.ingest import check
 from node.rollouts.sharing import topic_of
 from node.tasks import Task, TaskKey, TaskSet, derive_seed
 from node.tasks.builtin import FAMILIES
-from protocol.clock import Instant, read_clock
-from protocol.config import Setup
+from protocol.config import Instant, Setup, read_clock
 from protocol.core import Core
 from protocol.core_events import Received
 from protocol.credentials.records import make_record

@@ -21,7 +21,6 @@ from node.errors import UserError
 from node.state_folder import exclusive, keep_config, resolve_seed
 from node.tasks import Task, TaskKey, TaskSet, load_tasks
 from protocol.bootstrap import fetch_manifest
-from protocol.clock import read_clock
 from protocol.credentials.grants import Pass, Ticket, make_pass, open_grant
 from protocol.credentials.invite import Invite, SharedInvite, make_shared_invite
 from protocol.credentials.manifest import (
@@ -32,11 +31,10 @@ from protocol.credentials.manifest import (
     make_manifest,
     open_manifest,
 )
-from protocol.credentials.records import MAX_GRANT_BYTES, Address
+from protocol.credentials.records import MAX_GRANT_BYTES, Address, usable_records
 from protocol.errors import GrantError, JoinError, ManifestError
 from protocol.identity import Identity, NodeId, id_bytes
-from protocol.peers_file import load_peers
-from protocol.storage import write_atomically
+from protocol.storage import load_peers, write_atomically
 from protocol.wire.messages import MAX_MANIFEST_BYTES
 
 FETCH_TIMEOUT_S = 30.0  # a retried handshake or two over a slow line
@@ -151,7 +149,7 @@ def _own_address(folder: Path) -> list[Address]:
 
 
 def _peers(folder: Path, manifest: SwarmManifest) -> list[Address]:
-    records = load_peers(folder / "peers.json", manifest.swarm, read_clock())
+    records = usable_records(load_peers(folder / "peers.json"), manifest.swarm, time.time())
     newest = sorted(records, key=lambda record: record.expiry_ms, reverse=True)
     return [record.address for record in newest if record.address is not None]
 

@@ -16,16 +16,14 @@ import structlog
 from node.config import NetworkConfig, NodeConfig
 from node.errors import UserError
 from node.founding import load_grant, load_manifest
-from protocol.config import admit_everybody
+from protocol.config import PRESETS, Limits, Timing, admit_everybody
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.manifest import SwarmManifest
 from protocol.credentials.records import Address, Endpoint
 from protocol.errors import PortInUse, ProtocolError
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.limits.rate_limits import Limits
 from protocol.storage import write_atomically
-from protocol.timing import PRESETS, Timing
 
 HOW_TO_BE_DIALLED = "start it with --listen tcp://0.0.0.0:4001, or another port"
 DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]

@@ -3,14 +3,13 @@
 import time
 from dataclasses import replace
 
+from protocol.config import LAN, Limits, Timing
 from protocol.credentials.grants import REFUSALS
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import SwarmManifest, open_manifest
 from protocol.errors import JoinError, ManifestError
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.limits.rate_limits import Limits
-from protocol.timing import LAN, Timing
 
 POLL_S = 0.02
 

@@ -1,14 +1,164 @@
-"""What a node is made of: given to its cores by whoever drives them."""
+"""What a node is made of: the clock that it is told, its limits, its patience, and who it is."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from protocol.clock import Instant
-from protocol.credentials.record_reader import RecordReader
-from protocol.credentials.records import Endpoint, PeerRecord
+from protocol.credentials.records import Endpoint, PeerRecord, RecordReader
 from protocol.identity import Identity
-from protocol.limits.rate_limits import Limits
-from protocol.timing import LAN, Timing
+
+MIB = 1 << 20
+
+
+class Instant(NamedTuple):
+    """A moment on both clocks, in seconds.
+
+    `steady` never steps back and drives every timer. `unix` can be set by a person or by
+    NTP and is only compared with the time stamps that peers sign.
+    """
+
+    steady: float
+    unix: float
+
+
+# CLOCK_BOOTTIME also counts while the machine sleeps, so a laptop that wakes up knows how long it was away.
+_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def read_clock() -> Instant:
+    """Return the present moment."""
+    return Instant(time.clock_gettime(_STEADY), time.time())
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds of a node; every one of them is a bound on memory, bandwidth or patience.
+
+    The defaults are far above what an honest node sends (8 nodes x 16 groups of 10 kB a second,
+    all relayed over one link, are 128 messages and 1.3 MB a second) and exist to stop a broken
+    or hostile one, whom nobody knows.
+    """
+
+    # Live links. A random overlay of degree 8 stays whole when 30 % of its nodes die at once, and has a diameter
+    # of about log(n)/log(7): 5 at 10,000. A third more is room for those who dial us.
+    max_peers: int = 12
+    max_known_peers: int = 512  # records in the book: a full directory up to that size, a random sample beyond
+
+    inbox_items: int = 4096  # received and not yet fetched by the node
+    inbox_bytes: int = 64 * MIB
+    held_bytes: int = 32 * MIB  # items kept for peers that still lack them
+
+    # Four times the traffic above in messages: at 0.2 ms each they cost a tenth of a core, twice
+    # that with a reply to each. In bytes, enough to answer a newcomer's pulls of 1 MiB items. The
+    # bursts cover a peer that was blocked for 8 s.
+    messages_per_second: float = 500.0
+    messages_burst: float = 4000.0
+    bytes_per_second: float = 64.0 * MIB
+    bytes_burst: float = 512.0 * MIB
+
+    # TCP connections, inbound: a live link each, and strangers that ask, probe or leave. One costs
+    # two file descriptors and about 50 kB in libzmq. A prefix may have a quarter of them: 64 nodes
+    # on one machine, or in one building behind one address, each with a link and its replacement.
+    max_connections: int = 512
+    max_prefix_connections: int = 128
+    # A CURVE handshake costs about half a millisecond of CPU: 32 a second are under 2 % of a core.
+    # The burst lets those 64 nodes start at once and dial again a few times.
+    prefix_handshakes_per_second: float = 32.0
+    prefix_handshakes_burst: float = 512.0
+    # Four peers of one prefix, each at its own full allowance: a new key is a new peer, and costs nothing.
+    prefix_messages_per_second: float = 2000.0
+    prefix_messages_burst: float = 16000.0
+    prefix_bytes_per_second: float = 256.0 * MIB
+    prefix_bytes_burst: float = 2048.0 * MIB
+    # Received and not yet read, over all connections: twice what 12 links bring at the most of 8 MiB
+    # each that we asked them for. The socket queues are bounded in messages only.
+    max_backlog_bytes: int = 192 * MIB
+
+    max_item_age_s: float = 3600.0  # older items are of no use to an on-policy learner
+    max_clock_ahead_s: float = 600.0  # tolerates clocks off by minutes
+
+    # A subject is refused below this score. At one point a lie (see PENALTIES) and a half-life
+    # of 10 minutes, 20 lies at once or 1.4 lies a minute for good get a node refused.
+    graylist_score: float = -20.0
+    score_half_life_s: float = 600.0
+    max_subjects: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How patient a node is, in seconds.
+
+    The probe and suspicion constants follow SWIM (Das, Gupta, Motivala 2002) and Lifeguard
+    (Dadgar, Phillips, Currey 2018), on live links only. A live peer that was heard within
+    `probe_interval` is not probed at all. One that is silent longer costs a ping; when no answer
+    comes within `probe_timeout`, helpers are asked and have as long again; then it is suspected
+    for `suspicion_max`, or less with each independent confirmation, down to `suspicion_min`.
+
+        a dead peer is dropped within   probe_interval + 2 x probe_timeout + suspicion_max
+
+    A smaller sum finds the dead sooner. A larger one spares the living: a process that loads a
+    model holds its interpreter for up to about 20 s, and with three confirming neighbours
+    `suspicion_min` is all the time it gets. Being dropped costs it a handshake and nothing else.
+
+    Each silent link costs a ping and a pong a `probe_interval`: 12 links at 5 s are 2.4 messages
+    a second each way.
+    """
+
+    probe_interval: float
+    probe_timeout: float  # a round trip, and the other end's busy moments
+    suspicion_min: float
+    suspicion_max: float
+    exchange_interval: float  # between two exchanges of records with a random peer
+    rotate_interval: float  # between two replacements of one link by a random other: what keeps the overlay random
+    announce_interval: float  # ids wait this long for company; it bounds a node's announcements a second
+    pull_delay: float  # an announced small item is probably on its way as a push: a one-way delay, and then some
+    pull_patience: float  # before a second holder is asked, beside the time that the bytes themselves take
+    sync_interval: float  # between two announcements of what is newest to a random peer, in case one was lost
+
+    @property
+    def death_bound(self) -> float:
+        """Seconds in which a dead peer is dropped by a node that is well itself."""
+        return self.probe_interval + 2 * self.probe_timeout + self.suspicion_max
+
+
+LOCAL = Timing(
+    probe_interval=2.0,
+    probe_timeout=1.0,
+    suspicion_min=8.0,
+    suspicion_max=24.0,
+    exchange_interval=10.0,
+    rotate_interval=120.0,
+    announce_interval=0.02,
+    pull_delay=0.1,
+    pull_patience=2.0,
+    sync_interval=10.0,
+)
+LAN = Timing(
+    probe_interval=3.0,
+    probe_timeout=1.0,
+    suspicion_min=9.0,
+    suspicion_max=30.0,
+    exchange_interval=20.0,
+    rotate_interval=240.0,
+    announce_interval=0.05,
+    pull_delay=0.2,
+    pull_patience=2.0,
+    sync_interval=15.0,
+)
+WAN = Timing(
+    probe_interval=5.0,
+    probe_timeout=3.0,
+    suspicion_min=15.0,
+    suspicion_max=45.0,
+    exchange_interval=30.0,
+    rotate_interval=300.0,
+    announce_interval=0.1,
+    pull_delay=0.5,
+    pull_patience=4.0,
+    sync_interval=15.0,
+)
+PRESETS = {"local": LOCAL, "lan": LAN, "wan": WAN}
 
 Admits = Callable[[PeerRecord, Instant], str]
 

@@ -13,8 +13,7 @@ drops the frame, counts it by reason, and costs whoever is to blame.
 import hashlib
 import random
 
-from protocol.clock import Instant
-from protocol.config import Setup
+from protocol.config import Instant, Setup
 from protocol.core_events import CoreAction, CoreEvent, Offer, Received, Report, SendFrame, Unsent, Verdict
 from protocol.errors import EnvelopeError, MessageError, PeerError
 from protocol.events import Dial, Expel, HangUp, MembershipAction, Message, Moved, PeerDown, PeerUp, Tell, Tick

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import structlog
 
-from protocol.clock import Instant
+from protocol.config import Instant
 from protocol.core import Core
 from protocol.core_events import CoreEvent, Received, SendFrame, Unsent
 from protocol.events import Dial, HangUp, Tick

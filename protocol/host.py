@@ -14,23 +14,19 @@ from pathlib import Path
 
 import structlog
 
-from protocol.clock import read_clock
-from protocol.config import Admits, Setup, admit_everybody
+from protocol.config import LAN, Admits, Limits, Setup, Timing, admit_everybody, read_clock
 from protocol.core import Core
 from protocol.core_events import Offer, Received, Report, Verdict
-from protocol.credentials.record_reader import RecordReader
-from protocol.credentials.records import MAX_SERVICES, Address, Endpoint, Service
+from protocol.credentials.records import MAX_SERVICES, Address, Endpoint, RecordReader, Service, usable_records
 from protocol.driver import Driver
 from protocol.errors import NetworkFailed
 from protocol.events import Moved
 from protocol.gossip.events import Subscribe
 from protocol.identity import Identity, NodeId
-from protocol.limits.rate_limits import Limits
 from protocol.mailbox import Mailbox
 from protocol.membership.address_book import Book
 from protocol.membership.membership import Membership
-from protocol.peers_file import load_peers, save_peers
-from protocol.timing import LAN, Timing
+from protocol.storage import load_peers, save_peers
 from protocol.transport.interfaces import advertised_host
 from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.envelope import SWARM_BYTES, ItemId, item_id
@@ -143,7 +139,8 @@ class Host:
         setup = self._setup
         transport = ZmqTransport(setup.identity, self._listen, setup.limits, self._refuses)
         book = Book(self._seeds, self._limits.max_known_peers)
-        for record in load_peers(self._peers_file, setup.swarm, now) if self._peers_file else []:
+        saved = load_peers(self._peers_file) if self._peers_file else []
+        for record in usable_records(saved, setup.swarm, now.unix):
             book.add(record)
         endpoints = self._endpoints(transport)
         rng = random.Random()  # spreads load in time; no secret depends on it
@@ -300,7 +297,7 @@ class Host:
         if self._peers_file is None:
             return
         try:
-            save_peers(self._peers_file, core.membership.book.records())
+            save_peers(self._peers_file, [record.encoded for record in core.membership.book.records()])
         except OSError as error:  # the peers are still in memory; a node on a full disk has worse to report
             log.warning("cannot save the peers file", path=str(self._peers_file), error=str(error))
 

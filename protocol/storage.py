@@ -1,7 +1,26 @@
-"""Writing files so that a crash leaves the old content or the new, never half of it."""
+"""What a node keeps on disk: whole after a crash, and bounded when it is read.
 
+A file is written aside, fsynced and renamed, so that it holds its old content or the new, never half of it.
+
+peers.json holds the records of known peers, so that a node that comes back needs no seed:
+
+    {"version": 1, "records": ["<hex of a signed record>", ...]}
+
+What is read is to be checked as if a peer had sent it.
+"""
+
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+import structlog
+
+MAX_SAVED_RECORDS = 1024
+_PEERS_VERSION = 1
+_MAX_PEERS_BYTES = 6 << 20  # all of them at their largest, in hex
+
+log = structlog.get_logger()
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -32,3 +51,27 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def load_peers(path: Path) -> list[bytes]:
+    """Return the records in `path`, unchecked; none for a missing or damaged file, since seeds do as well."""
+    try:
+        if path.stat().st_size > _MAX_PEERS_BYTES:
+            raise ValueError("too large")
+        tree = json.loads(path.read_bytes())
+        return [bytes.fromhex(text) for text in tree["records"][:MAX_SAVED_RECORDS]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        log.warning("peers file is not usable", path=str(path), error=repr(error))
+        return []
+
+
+def save_peers(path: Path, records: Sequence[bytes]) -> None:
+    """Write `records` to `path`, atomically.
+
+    Raises:
+        OSError: the disk is full or the folder is gone.
+    """
+    tree = {"version": _PEERS_VERSION, "records": [record.hex() for record in records[:MAX_SAVED_RECORDS]]}
+    write_atomically(path, json.dumps(tree, indent=1).encode())

@@ -1,1 +1,5 @@
-"""What is signed and kept: who a peer is, what a swarm's rules are, who may come in."""
+"""What is signed and kept: who a peer is, what a swarm's rules are, who may come in.
+
+records   where a node is and what it says of itself       manifest  a swarm's name, rules and limits
+grants    who may be in a swarm with an allowlist          invite    the line with which a person joins
+"""

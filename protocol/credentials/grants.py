@@ -20,7 +20,7 @@ So N uses admit at most N nodes at any one node, and could admit more in the swa
 from dataclasses import dataclass
 from typing import Any
 
-from protocol.clock import Instant
+from protocol.config import Instant
 from protocol.credentials.manifest import Policy, SwarmManifest
 from protocol.credentials.records import MAX_GRANT_BYTES, PeerRecord
 from protocol.errors import GrantError

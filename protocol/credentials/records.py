@@ -11,14 +11,17 @@ An endpoint becomes a ZeroMQ connect string, so its grammar is checked here and 
 narrower than ZeroMQ's: TCP only, one host, one port, no source address, no wildcard.
 """
 
+import contextlib
 import hashlib
 import ipaddress
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from protocol.errors import BadAddress, RecordError
 from protocol.identity import KEY_BYTES, Identity, NodeId, Verify, node_id, verify
+from protocol.lru import Recent
 from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
 from protocol.wire.envelope import HEADER_BYTES, SWARM_BYTES
 
@@ -34,6 +37,7 @@ REFUTATION_BITS = 16
 # Long enough that a node which was away for a night still finds somebody in its peers file.
 RECORD_LIFE_S = 24 * 3600.0
 MAX_RECORD_LIFE_S = 7 * 24 * 3600.0
+READER_CAPACITY = 1024  # about 1 kB each; twice the directory
 _DOMAIN = b"gossamer/record/1\x00"
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _SERVICE = re.compile(rf"[a-z0-9._/-]{{1,{MAX_SERVICE_BYTES}}}")
@@ -256,10 +260,39 @@ def open_record(data: bytes, swarm: bytes, now_unix: float, check: Verify = veri
     return record
 
 
+def usable_records(encoded: Iterable[bytes], swarm: bytes, now_unix: float) -> list[PeerRecord]:
+    """Return those of some saved records that still hold: most others have expired."""
+    records = []
+    for data in encoded:
+        with contextlib.suppress(RecordError):
+            records.append(open_record(data, swarm, now_unix))
+    return records
+
+
 def check_expiry(record: PeerRecord, now_unix: float) -> None:
     """Raise `RecordError` ("stale") for a record that is expired, or beyond any honest expiry."""
     if not now_unix * 1000 < record.expiry_ms <= (now_unix + MAX_RECORD_LIFE_S) * 1000:
         raise RecordError("stale", "record")
+
+
+class RecordReader:
+    """Reads peers' records, each signature checked once, as the same bytes come again and again.
+
+    Remembers the newest records that it found good, by a hash of their bytes.
+    """
+
+    def __init__(self, capacity: int = READER_CAPACITY) -> None:
+        self._known: Recent[bytes, PeerRecord] = Recent(capacity)
+
+    def open(self, data: bytes, swarm: bytes, now_unix: float, check: Verify) -> PeerRecord:
+        """As `open_record`, which see for the errors."""
+        digest = hashlib.sha256(data).digest()
+        record = self._known.get(digest)
+        if record is None or record.swarm != swarm:
+            record = open_record(data, swarm, now_unix, check)
+            self._known.set(digest, record)
+        check_expiry(record, now_unix)
+        return record
 
 
 def _endpoint(value: object) -> Endpoint:

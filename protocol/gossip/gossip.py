@@ -32,8 +32,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 
-from protocol.clock import Instant
-from protocol.config import Setup
+from protocol.config import Instant, Setup
 from protocol.events import PeerDown, PeerUp, Tick
 from protocol.gossip.announce_timer import AnnounceTimer
 from protocol.gossip.events import (

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
-from protocol.clock import Instant
+from protocol.config import Instant
 from protocol.gossip.events import Item
 from protocol.wire.envelope import ItemId
 

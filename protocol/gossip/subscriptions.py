@@ -30,7 +30,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from protocol.clock import Instant
+from protocol.config import Instant
 from protocol.identity import NodeId, id_bytes
 from protocol.wire.messages import HINT_BYTES, MAX_SHARD_BITS, MAX_TOPICS, NO_TOPIC, Interest
 

@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 
+from protocol.config import Timing
 from protocol.gossip.events import SendPull
 from protocol.identity import NodeId
 from protocol.lru import Recent
-from protocol.timing import Timing
 from protocol.wire.envelope import ItemId
 from protocol.wire.messages import MAX_IDS, Entry
 

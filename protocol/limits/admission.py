@@ -2,9 +2,9 @@
 
 from collections import Counter
 
-from protocol.clock import Instant
+from protocol.config import Instant, Limits
 from protocol.identity import NodeId
-from protocol.limits.rate_limits import PENALTIES, Allowance, Limits, ScoreBoard
+from protocol.limits.rate_limits import PENALTIES, Allowance, ScoreBoard
 from protocol.lru import Recent
 from protocol.transport import Link
 

@@ -8,7 +8,8 @@ for longest is forgotten first.
 
 import ipaddress
 
-from protocol.limits.rate_limits import Limits, TokenBucket
+from protocol.config import Limits
+from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 
 MAX_PREFIXES = 4096

@@ -1,63 +1,8 @@
-"""What a peer may cost us: token buckets for its traffic, and a score for its behaviour.
-
-The defaults are far above what an honest node sends (8 nodes x 16 groups of 10 kB a second,
-all relayed over one link, are 128 messages and 1.3 MB a second) and exist to stop a broken
-or hostile one, whom nobody knows.
-"""
+"""What a peer may cost us: token buckets for its traffic, and a score for its behaviour."""
 
 from dataclasses import dataclass, field
 
-MIB = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The bounds of a node; every one of them is a bound on memory, bandwidth or patience."""
-
-    # Live links. A random overlay of degree 8 stays whole when 30 % of its nodes die at once, and has a diameter
-    # of about log(n)/log(7): 5 at 10,000. A third more is room for those who dial us.
-    max_peers: int = 12
-    max_known_peers: int = 512  # records in the book: a full directory up to that size, a random sample beyond
-
-    inbox_items: int = 4096  # received and not yet fetched by the node
-    inbox_bytes: int = 64 * MIB
-    held_bytes: int = 32 * MIB  # items kept for peers that still lack them
-
-    # Four times the traffic above in messages: at 0.2 ms each they cost a tenth of a core, twice
-    # that with a reply to each. In bytes, enough to answer a newcomer's pulls of 1 MiB items. The
-    # bursts cover a peer that was blocked for 8 s.
-    messages_per_second: float = 500.0
-    messages_burst: float = 4000.0
-    bytes_per_second: float = 64.0 * MIB
-    bytes_burst: float = 512.0 * MIB
-
-    # TCP connections, inbound: a live link each, and strangers that ask, probe or leave. One costs
-    # two file descriptors and about 50 kB in libzmq. A prefix may have a quarter of them: 64 nodes
-    # on one machine, or in one building behind one address, each with a link and its replacement.
-    max_connections: int = 512
-    max_prefix_connections: int = 128
-    # A CURVE handshake costs about half a millisecond of CPU: 32 a second are under 2 % of a core.
-    # The burst lets those 64 nodes start at once and dial again a few times.
-    prefix_handshakes_per_second: float = 32.0
-    prefix_handshakes_burst: float = 512.0
-    # Four peers of one prefix, each at its own full allowance: a new key is a new peer, and costs nothing.
-    prefix_messages_per_second: float = 2000.0
-    prefix_messages_burst: float = 16000.0
-    prefix_bytes_per_second: float = 256.0 * MIB
-    prefix_bytes_burst: float = 2048.0 * MIB
-    # Received and not yet read, over all connections: twice what 12 links bring at the most of 8 MiB
-    # each that we asked them for. The socket queues are bounded in messages only.
-    max_backlog_bytes: int = 192 * MIB
-
-    max_item_age_s: float = 3600.0  # older items are of no use to an on-policy learner
-    max_clock_ahead_s: float = 600.0  # tolerates clocks off by minutes
-
-    # A subject is refused below this score. At one point a lie (see PENALTIES) and a half-life
-    # of 10 minutes, 20 lies at once or 1.4 lies a minute for good get a node refused.
-    graylist_score: float = -20.0
-    score_half_life_s: float = 600.0
-    max_subjects: int = 4096
-
+from protocol.config import Limits
 
 # Points that one offence costs. Nothing here can happen to an honest node on a working machine,
 # except "replayed" and "flood" in small numbers and "stale" when clocks differ.

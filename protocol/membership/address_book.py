@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from protocol.clock import Instant
+from protocol.config import Instant
 from protocol.credentials.records import Address, PeerRecord
 from protocol.identity import NodeId
 

@@ -3,8 +3,7 @@
 import random
 from collections.abc import Iterator
 
-from protocol.clock import Instant
-from protocol.config import Setup
+from protocol.config import Instant, Setup
 from protocol.credentials.records import RECORD_LIFE_S, REFUTATION_BITS, Endpoint, PeerRecord, Service, make_record
 from protocol.identity import KEY_BYTES, NodeId, node_id
 from protocol.membership.address_book import Book

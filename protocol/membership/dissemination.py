@@ -11,8 +11,7 @@ Rules
 
 import random
 
-from protocol.clock import Instant
-from protocol.config import Setup
+from protocol.config import Instant, Setup
 from protocol.credentials.records import PeerRecord
 from protocol.errors import MessageError
 from protocol.events import MembershipAction, Tell

@@ -26,8 +26,8 @@ import random
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from protocol.config import Timing
 from protocol.identity import NodeId
-from protocol.timing import Timing
 from protocol.wire.messages import Reach
 
 HELPERS = 3  # k of SWIM: with 3, a message lost in ten lets one probe in 1e4 fail that should not

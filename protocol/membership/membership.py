@@ -24,8 +24,7 @@ Rules
 import random
 from collections import Counter
 
-from protocol.clock import Instant
-from protocol.config import Setup
+from protocol.config import Instant, Setup
 from protocol.credentials.records import PeerRecord
 from protocol.errors import MessageError, RecordError
 from protocol.events import (

@@ -13,8 +13,7 @@ Rules
     which nobody can be declared dead.
 """
 
-from protocol.clock import Instant
-from protocol.config import Setup
+from protocol.config import Instant, Setup
 from protocol.errors import MessageError
 from protocol.events import MembershipAction, Tell
 from protocol.identity import NodeId

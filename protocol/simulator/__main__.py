@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import structlog
 
+from protocol.config import PRESETS
 from protocol.simulator.invariants import judge
 from protocol.simulator.scenarios import SCENARIOS
 from protocol.simulator.trial import LIMITS, Plan, Trial
-from protocol.timing import PRESETS
 from protocol.transport.conditions import Conditions
 from protocol.wire.envelope import Kind
 

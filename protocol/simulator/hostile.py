@@ -3,8 +3,7 @@
 import random
 from dataclasses import dataclass, field
 
-from protocol.clock import Instant
-from protocol.config import Setup
+from protocol.config import Instant, Setup
 from protocol.core import Core
 from protocol.core_events import CoreAction, CoreEvent, SendFrame
 from protocol.credentials.records import RECORD_LIFE_S, Address, Endpoint, PeerRecord, make_record

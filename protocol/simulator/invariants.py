@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from protocol.config import Timing
 from protocol.gossip.want_list import MAX_WANTS
 from protocol.simulator.overlay import farthest, unreached
 from protocol.simulator.scenarios import Scenario
 from protocol.simulator.simulation import MIN_WAIT_S
 from protocol.simulator.trial import Trial
-from protocol.timing import Timing
 from protocol.transport.conditions import Conditions
 
 SETTLE_S = 20.0  # from the seed to a settled overlay

@@ -15,17 +15,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from protocol.clock import Instant
-from protocol.config import Setup
+from protocol.config import LAN, Instant, Limits, Setup, Timing
 from protocol.core import Core
 from protocol.core_events import Offer, Received, Report, Verdict
-from protocol.credentials.record_reader import RecordReader
-from protocol.credentials.records import Address, Endpoint, PeerRecord
+from protocol.credentials.records import Address, Endpoint, PeerRecord, RecordReader
 from protocol.driver import Driver
 from protocol.identity import KEY_BYTES, Identity
-from protocol.limits.rate_limits import Limits
 from protocol.membership.address_book import Book
-from protocol.timing import LAN, Timing
 from protocol.transport.conditions import Conditions
 from protocol.transport.memory import MemoryNetwork, MemoryTransport
 from protocol.wire.envelope import HEADER_BYTES, ItemId, item_id

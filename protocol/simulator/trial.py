@@ -11,15 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from protocol.config import LOCAL, Limits, Timing
 from protocol.core import Core
 from protocol.credentials.records import PeerRecord
 from protocol.identity import NodeId
-from protocol.limits.rate_limits import Limits
 from protocol.simulator.hostile import Attack, Dropper, Eclipser, FalseAnnouncer, Flooder, Forger, Gravedigger
 from protocol.simulator.identity import SimulatedIdentity
 from protocol.simulator.overlay import Graph, mutual
 from protocol.simulator.simulation import MakeCore, SimulatedNode, Simulation
-from protocol.timing import LOCAL, Timing
 from protocol.transport.conditions import Conditions
 from protocol.wire.envelope import ItemId, Kind
 

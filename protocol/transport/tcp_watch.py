@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import count
 
+from protocol.config import Limits
 from protocol.limits.connections import Connections, Cut
 from protocol.limits.prefixes import prefix_of
-from protocol.limits.rate_limits import Limits
 from protocol.transport import Closed, Link, NetworkEvent, Refused
 from protocol.transport.tcp import TcpView
 

@@ -13,9 +13,9 @@ import time
 from collections import deque
 from contextlib import suppress
 
+from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint
 from protocol.identity import Identity
-from protocol.limits.rate_limits import Limits
 from protocol.transport import Link, NetworkEvent, Refused
 from protocol.transport.addresses import Resolver
 from protocol.transport.inbound import Inbound

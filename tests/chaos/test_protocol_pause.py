@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.timing import LOCAL
+from protocol.config import LOCAL
 from tests.protocol_hosts import running, spawn
 from tests.waiting import wait_until
 

@@ -18,10 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from protocol.config import LAN, MIB, Limits
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.limits.rate_limits import MIB, Limits
-from protocol.timing import LAN
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from protocol.config import Limits
 from protocol.credentials.records import Address
 from protocol.errors import BadAddress, NetworkFailed, PortInUse
 from protocol.host import Host, Verdict
 from protocol.identity import Identity
-from protocol.limits.rate_limits import Limits
 from tests.protocol_hosts import SWARM, ask, collect, mesh, running, spawn
 from tests.waiting import wait_until
 

@@ -5,9 +5,9 @@ import os
 import time
 from dataclasses import replace
 
+from protocol.config import LOCAL
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.timing import LOCAL
 from protocol.wire.envelope import ItemId, Kind
 from protocol.wire.messages import Announce, Entry
 from tests.protocol_raw import RawPeer

@@ -10,9 +10,9 @@ import pytest
 import zmq
 from zmq.utils import z85
 
+from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint
 from protocol.identity import Identity
-from protocol.limits.rate_limits import Limits
 from protocol.transport import Arrived, Closed, Link, NetworkEvent, Opened, Refused
 from protocol.transport.zeromq import ZmqTransport
 from protocol.transport.zmq_sockets import MAX_DESCRIPTORS

@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 from node.rollouts.group import GroupError
 from node.rollouts.group import decode as decode_group
-from protocol.clock import Instant
-from protocol.config import Setup
+from protocol.config import Instant, Setup
 from protocol.core import Core
 from protocol.credentials.grants import open_grant
 from protocol.credentials.invite import Invite

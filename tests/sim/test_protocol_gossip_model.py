@@ -12,8 +12,7 @@ from itertools import count
 
 import pytest
 
-from protocol.clock import Instant
-from protocol.config import Setup
+from protocol.config import LAN, Instant, Setup
 from protocol.events import PeerUp, Tick
 from protocol.gossip.events import (
     Announced,
@@ -31,7 +30,6 @@ from protocol.gossip.events import (
 )
 from protocol.gossip.gossip import Gossip
 from protocol.identity import Identity, NodeId, id_of_bytes
-from protocol.timing import LAN
 from protocol.wire.envelope import ItemId
 from protocol.wire.messages import NO_TOPIC, Announce, Pull
 

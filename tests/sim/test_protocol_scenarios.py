@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import structlog
 
+from protocol.config import LOCAL, WAN
 from protocol.simulator.__main__ import main
 from protocol.simulator.hostile import Gravedigger
 from protocol.simulator.invariants import judge, suffer
 from protocol.simulator.scenarios import SCENARIOS
 from protocol.simulator.trial import LIMITS, Plan, Trial
-from protocol.timing import LOCAL, WAN
 from protocol.transport.conditions import Conditions
 from protocol.wire.envelope import Kind
 

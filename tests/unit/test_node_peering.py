@@ -7,9 +7,9 @@ import pytest
 from node.config import NetworkConfig, parse_config
 from node.local_swarm import LOOPBACK, Plan, node_config
 from node.peering import listens_at, open_network, timing_of
+from protocol.config import LAN, LOCAL, WAN
 from protocol.credentials.records import Address
 from protocol.identity import Identity
-from protocol.timing import LAN, LOCAL, WAN
 
 KEY = Identity(bytes(32)).curve_key.hex()
 HERE = f"tcp://127.0.0.1:4001?key={KEY}"

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.clock import Instant
+from protocol.config import Instant
 from protocol.credentials.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, make_record
 from protocol.identity import Identity
 from protocol.membership.address_book import BUSY_S, Book

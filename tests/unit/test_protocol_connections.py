@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.config import MIB, Limits
 from protocol.limits.connections import (
     HELLO_S,
     MAX_WIRE_FRAME_BYTES,
@@ -14,7 +15,6 @@ from protocol.limits.connections import (
     Review,
     wire_bytes,
 )
-from protocol.limits.rate_limits import MIB, Limits
 from protocol.transport import Link
 
 HERE = "127.0.0.1"

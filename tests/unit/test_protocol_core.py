@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.clock import Instant
-from protocol.config import Setup
+from protocol.config import Instant, Limits, Setup
 from protocol.core import MANIFEST_ASK_S, MANIFEST_ASKS, Core
 from protocol.core_events import Offer, Received, Report, SendFrame, Verdict
 from protocol.credentials.records import make_record
@@ -16,7 +15,6 @@ from protocol.events import HangUp, Tick
 from protocol.gossip.events import Subscribe
 from protocol.gossip.subscriptions import hint
 from protocol.identity import Identity, Verify
-from protocol.limits.rate_limits import Limits
 from protocol.membership.address_book import Book
 from protocol.transport import Arrived, Link, Refused
 from protocol.transport.conditions import Conditions

@@ -5,6 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.config import LAN
 from protocol.identity import NodeId
 from protocol.membership.failure_detector import (
     CONFIRMATIONS,
@@ -20,7 +21,6 @@ from protocol.membership.failure_detector import (
     State,
     Suspect,
 )
-from protocol.timing import LAN
 from protocol.wire.messages import Reach
 
 A, B, C, D, E = map(NodeId, "abcde")

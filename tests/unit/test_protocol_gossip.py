@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.clock import Instant
-from protocol.config import Setup
+from protocol.config import LAN, Instant, Limits, Setup
 from protocol.events import PeerDown, PeerUp, Tick
 from protocol.gossip.announce_timer import MAX_HOLD
 from protocol.gossip.events import (
@@ -35,8 +34,6 @@ from protocol.gossip.peer_state import KNOWN_ITEMS, MAX_PENDING, PUSH_GRACE_S
 from protocol.gossip.subscriptions import hint, same_shard
 from protocol.gossip.want_list import MAX_BROKEN, MAX_WANTS, PROMISE_PATIENCE
 from protocol.identity import Identity, NodeId, id_of_bytes
-from protocol.limits.rate_limits import Limits
-from protocol.timing import LAN
 from protocol.wire.envelope import ItemId
 from protocol.wire.messages import MAX_IDS, NO_TOPIC, Entry, Interest
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.clock import Instant
+from protocol.config import Instant
 from protocol.credentials.grants import MAX_USES, Gatekeeper, Pass, Ticket, make_certificate, make_pass, open_grant
 from protocol.credentials.invite import SharedInvite, make_shared_invite
 from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, make_manifest

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.clock import Instant
+from protocol.config import Instant
 from protocol.gossip.subscriptions import (
     ADJUST_S,
     BURST_S,

@@ -3,7 +3,8 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.limits.rate_limits import REJECT_PENALTY, Allowance, Limits, ScoreBoard, TokenBucket
+from protocol.config import Limits
+from protocol.limits.rate_limits import REJECT_PENALTY, Allowance, ScoreBoard, TokenBucket
 from protocol.lru import Recent
 from protocol.mailbox import Mailbox
 

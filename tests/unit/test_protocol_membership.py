@@ -7,18 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.clock import Instant
-from protocol.config import Setup
+from protocol.config import LAN, Instant, Limits, Setup
 from protocol.credentials.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, Service, make_record
 from protocol.errors import PeerError, RecordError
 from protocol.events import Dial, Expel, HangUp, Message, Moved, PeerDown, PeerUp, Tell, Tick
 from protocol.identity import Identity
-from protocol.limits.rate_limits import Limits
 from protocol.membership.address_book import LAST_RETRY_S, Book
 from protocol.membership.dissemination import DIAL_YIELD_S
 from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS, MAX_PARTING
 from protocol.membership.membership import EVICT_INTERVAL_S, TICK_S, Membership
-from protocol.timing import LAN
 from protocol.transport import Closed, Link, Opened
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import Digest, Goodbye, Hello, News, Peers, Ping, Probe, Probed, Reach, Rumour, Status

@@ -2,8 +2,8 @@
 
 import pytest
 
+from protocol.config import Limits
 from protocol.limits.prefixes import MAX_PREFIXES, Prefixes, prefix_of
-from protocol.limits.rate_limits import Limits
 
 
 @pytest.mark.parametrize(

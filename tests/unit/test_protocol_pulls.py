@@ -7,6 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.config import LAN
 from protocol.gossip.want_list import (
     FIRST_WINDOW,
     MAX_ASKS,
@@ -21,7 +22,6 @@ from protocol.gossip.want_list import (
     Pulls,
 )
 from protocol.identity import NodeId
-from protocol.timing import LAN
 from protocol.wire.envelope import ItemId
 from protocol.wire.messages import NO_TOPIC, Entry
 

@@ -4,7 +4,7 @@ import os
 import socket
 from collections import deque
 
-from protocol.limits.rate_limits import Limits
+from protocol.config import Limits
 from protocol.transport import Link
 from protocol.transport.tcp_watch import TcpWatch
 
