@@ -39,10 +39,11 @@ from collectives.agreement.events import (
     Verdict,
 )
 from collectives.agreement.failure_detector import Presence
+from collectives.agreement.fields import SESSION_BYTES
 from collectives.agreement.member import Standing
 from collectives.agreement.messages import Beat, OperationMessage
 from collectives.agreement.outbox import Outbox
-from collectives.agreement.views import SESSION_BYTES, Member, View
+from collectives.agreement.views import Member, View
 from collectives.types import LAN, Partition, Timing
 from protocol.identity import NodeId
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from random import Random
 
 from collectives.agreement.failure_detector import Presence
+from collectives.agreement.fields import MARK_BYTES, MAX_MEMBERS
 from collectives.agreement.messages import MAX_PENDING, Apply, Pending, Sight, Welcome
 from collectives.agreement.outbox import Outbox
-from collectives.agreement.views import MARK_BYTES, MAX_MEMBERS, Member, View
+from collectives.agreement.views import Member, View
 from collectives.types import Timing
 from protocol.identity import NodeId
 

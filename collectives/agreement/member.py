@@ -11,13 +11,14 @@ from collectives.agreement import messages
 from collectives.agreement.coordinator import Coordinator
 from collectives.agreement.events import Install, OutOfGroup, Verdict
 from collectives.agreement.failure_detector import Presence
+from collectives.agreement.fields import MARK_BYTES, SESSION_BYTES
 from collectives.agreement.join import Admission
 from collectives.agreement.messages import Stage
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.participant import Operations
 from collectives.agreement.recovery import alone
 from collectives.agreement.view_change import ViewChange
-from collectives.agreement.views import MARK_BYTES, SESSION_BYTES, Member, OpId, View, outranks
+from collectives.agreement.views import Member, OpId, View, outranks
 from collectives.types import Partition, Timing
 from protocol.identity import NodeId
 

@@ -1,314 +1,270 @@
-"""The bytes of the agreement's messages: [kind, [fields...]] in MessagePack, every length bounded beforehand.
+"""The bytes of the agreement's messages: [number, [fields...]] in MessagePack, made from their declarations.
 
-Node ids are 20 bytes, marks and sessions 8; tags, counts, epochs and rounds are below 2**64; the
-integers of a digest may have a sign. Fields that a newer minor version appends are skipped.
+`messages.MESSAGES` says which there are, and `fields` what a field may be. For each type in a declaration a
+`Form` is made once: how it is written, how it is read back and checked, and the most bytes that it
+takes. So the size of a message is checked against its own bounds before it is parsed, and every value after.
+Fields that a newer minor version appends are skipped.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NoReturn, TypeVar
+from operator import attrgetter
+from types import NoneType, UnionType
+from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
-from collectives.agreement.messages import (
-    MAX_ADDRESS_BYTES,
-    MAX_ENTRIES,
-    MAX_FIELDS,
-    MAX_LEDGERS,
-    MAX_MESSAGE_BYTES,
-    MAX_OPEN,
-    MAX_PENDING,
-    MAX_SHARE_BYTES,
-    MAX_TEXT_BYTES,
-    Abort,
-    Ack,
-    Apply,
-    Beat,
-    Commit,
-    Decide,
-    Done,
-    Goodbye,
-    Initiate,
-    Ledger,
-    Message,
-    Mismatched,
-    Pending,
-    Propose,
-    Report,
-    Ruling,
-    Sight,
-    Stage,
-    Start,
-    Welcome,
-)
-from collectives.agreement.views import MARK_BYTES, MAX_MEMBERS, SESSION_BYTES, Ballot, Member, OpId, View
+from collectives.agreement.fields import MAX_TEXT_BYTES, Ascending, AtMost, Cut, NotEmpty, Size
+from collectives.agreement.messages import MESSAGES, Message
 from protocol.errors import MessageError
 from protocol.identity import NODE_ID_BYTES, NodeId, id_bytes, id_of_bytes
-from protocol.wire.encoding import UINT64_MAX, is_bytes, is_uint, pack, unpack
+from protocol.wire.encoding import UINT64_MAX, pack, unpack
 
-MAX_GROUP_BYTES = 64
-MAX_RULINGS = MAX_LEDGERS * (MAX_ENTRIES + MAX_OPEN)
-MAX_OTHER_BYTES = 1 << 20  # of any message but a Start: a report on 4 x 4,096 operations has about 0.7 MB
-MAX_COUNT = 2**62  # of an epoch, a round or an operation: one more than any of them can still be sent
-MAX_APPLIED_EPOCH = 2**48  # a stranger cannot use the epochs up
-_START = 5
+MAX_NEWER_BYTES = 4096  # that all fields of a newer version may take in one message
+_LENGTH_BYTES = 5  # at most, before a string or an array
+_INTEGER_BYTES = 9
+_to_node = lru_cache(4096)(id_of_bytes)  # a group's ids come again and again, 256 in one report
+_from_node = lru_cache(4096)(id_bytes)
 
-T = TypeVar("T")
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Form:
+    """How values of one type are written and read; `write` None: they are what MessagePack takes.
+
+    `bytes` is the most that one takes; `longest_bytes`, `longest_text` and `longest_array` are of any part of it.
+    """
+
+    read: Callable[[Any], Any]
+    write: Callable[[Any], Any] | None
+    bytes: int
+    longest_bytes: int = 0
+    longest_text: int = 0
+    longest_array: int = 0
 
 
 def encode(message: Message) -> bytes:
     """Return a message's bytes."""
-    kind, write = _WRITERS[type(message)]
-    return pack([kind, write(message)])
+    number = _NUMBERS[type(message)]
+    write = _FORMS[number].write
+    assert write is not None
+    return pack([number, write(message)])
 
 
 def decode(data: bytes) -> Message:
     """Read a message. Raises `MessageError("malformed")` for anything else."""
-    if len(data) > (MAX_MESSAGE_BYTES if data[1:2] == bytes([_START]) else MAX_OTHER_BYTES):
-        _refuse("size")
-    kind, fields = unpack(
-        data, 2, error=MessageError, max_bytes=MAX_SHARE_BYTES, max_text=MAX_TEXT_BYTES, max_array=MAX_RULINGS
-    )
-    read = _READERS.get(kind) if is_uint(kind) else None
-    if read is None:
+    number = data[1] if len(data) > 1 else 0
+    form = _FORMS.get(number)
+    if form is None:
         _refuse("kind")
-    return read(Fields(fields))
+    if len(data) > form.bytes + MAX_NEWER_BYTES:
+        _refuse("size")
+    said, fields = unpack(
+        data,
+        2,
+        error=MessageError,
+        max_bytes=form.longest_bytes,
+        max_text=form.longest_text,
+        max_array=form.longest_array,
+    )
+    if said != number:
+        _refuse("kind")
+    message: Message = form.read(fields)
+    return message
 
 
 def _refuse(detail: str) -> NoReturn:
     raise MessageError("malformed", detail)
 
 
-class Fields:
-    """Reads the fields of an array, one after the other, each of the type that is asked for."""
+# --- what a declaration says ---
 
-    def __init__(self, fields: object) -> None:
-        if not isinstance(fields, list):
-            _refuse("array")
-        self._fields = fields
-        self._at = 0
 
-    def any(self) -> Any:
-        """Return the next field."""
-        if self._at >= len(self._fields):
-            _refuse("layout")
-        self._at += 1
-        return self._fields[self._at - 1]
+def form_of(hint: Any) -> Form:
+    """Return the form of a type, as `fields` lists them. Raises `TypeError` for any other type."""
+    if get_origin(hint) is Annotated:
+        plain, *bounds = get_args(hint)
+        return _bounded(plain, bounds)
+    if hint is NodeId:
+        return Form(_read_node, _from_node, _LENGTH_BYTES + NODE_ID_BYTES, longest_bytes=NODE_ID_BYTES)
+    if hint is bool:
+        return Form(_read_flag, int, 1)
+    if get_origin(hint) is UnionType or NoneType in get_args(hint):
+        return _union(hint)
+    if get_origin(hint) is tuple:
+        return _fixed(tuple, list, [form_of(item) for item in get_args(hint)])
+    if isinstance(hint, type) and issubclass(hint, IntEnum):
+        return _enum(hint)
+    if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hasattr(hint, "_fields")):
+        return _record(hint)
+    raise TypeError(f"{hint}: a field of a message has no such type, or its bounds are missing")
 
-    def uint(self, limit: int = UINT64_MAX) -> int:
-        """Return an integer in [0, limit]."""
-        value: int = self.any()
-        return value if is_uint(value, limit) else _refuse("integer")
 
-    def flag(self) -> bool:
-        """Return a truth value, sent as 0 or 1."""
-        return self.uint(1) == 1
+def _bounded(plain: Any, bounds: list[Any]) -> Form:
+    match plain, bounds:
+        case type() as kind, [AtMost(most)] if kind is int:
+            return Form(_integers(most), None, _INTEGER_BYTES)
+        case type() as kind, [Size(size)] if kind is bytes:
+            return Form(_strings(size, size), None, _LENGTH_BYTES + size, longest_bytes=size)
+        case type() as kind, [AtMost(most)] if kind is bytes:
+            return Form(_strings(0, most), None, _LENGTH_BYTES + most, longest_bytes=most)
+        case type() as kind, [AtMost(most)] if kind is str:
+            return Form(_texts(most), None, _LENGTH_BYTES + most, longest_text=most)
+        case type() as kind, [Cut(most)] if kind is str:
+            return Form(_texts(most), _cut(most), _LENGTH_BYTES + most, longest_text=most)
+        case _, [AtMost(most), *rest] if get_origin(plain) is tuple and get_args(plain)[1:] == (...,):
+            return _many(form_of(get_args(plain)[0]), most, rest)
+    raise TypeError(f"{plain} with {bounds}: a field of a message has no such bounds")
 
-    def sized(self, size: int) -> bytes:
-        """Return a byte string of exactly `size` bytes."""
-        value: bytes = self.any()
-        return value if is_bytes(value, size) else _refuse("bytes")
 
-    def bytes(self, limit: int) -> bytes:
-        """Return a byte string of at most `limit` bytes."""
-        value = self.any()
-        return value if isinstance(value, bytes) and len(value) <= limit else _refuse("bytes")
+def _read_node(value: Any) -> NodeId:
+    if type(value) is not bytes or len(value) != NODE_ID_BYTES:
+        _refuse("node id")
+    return _to_node(value)
 
-    def text(self, limit: int = MAX_TEXT_BYTES) -> str:
-        """Return a text of at most `limit` bytes."""
-        value = self.any()
-        return value if isinstance(value, str) and len(value.encode()) <= limit else _refuse("text")
 
-    def value(self) -> int | str:
-        """Return an integer or a text."""
-        value = self.any()
-        return value if isinstance(value, int | str) and not isinstance(value, bool) else _refuse("value")
+def _read_flag(value: Any) -> bool:
+    if type(value) is not int or value not in (0, 1):
+        _refuse("flag")
+    return value == 1
 
-    def node(self) -> NodeId:
-        """Return a node id."""
-        return id_of_bytes(self.sized(NODE_ID_BYTES))
 
-    def each(self, limit: int, read: Callable[["Fields"], T]) -> tuple[T, ...]:
-        """Return what `read` makes of each of at most `limit` arrays."""
-        items = self._list(limit)
-        return tuple(read(Fields(item)) for item in items)
+def _integers(most: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if type(value) is not int or not 0 <= value <= most:
+            _refuse("integer")
+        return value
 
-    def flat(self, limit: int, read: Callable[["Fields"], T]) -> tuple[T, ...]:
-        """Return at most `limit` values of one kind."""
-        items = self._list(limit)
-        fields = Fields(items)
-        return tuple(read(fields) for _ in items)
+    return read
 
-    def within(self, read: Callable[["Fields"], T]) -> T:
-        """Return what `read` makes of an array."""
-        return read(Fields(self.any()))
 
-    def maybe(self, read: Callable[["Fields"], T]) -> T | None:
-        """Return what `read` makes of the one array in an array, or None for an empty one."""
-        found = self.each(1, read)
+def _strings(least: int, most: int) -> Callable[[Any], bytes]:
+    def read(value: Any) -> bytes:
+        if type(value) is not bytes or not least <= len(value) <= most:
+            _refuse("bytes")
+        return value
+
+    return read
+
+
+def _texts(most: int) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if type(value) is not str or len(value.encode()) > most:
+            _refuse("text")
+        return value
+
+    return read
+
+
+def _cut(most: int) -> Callable[[str], str]:
+    return lambda text: text.encode()[:most].decode(errors="ignore")
+
+
+def _enum(kind: type[IntEnum]) -> Form:
+    members = {int(member): member for member in kind}
+
+    def read(value: Any) -> IntEnum:
+        if type(value) is not int or value not in members:
+            _refuse("kind of " + kind.__name__)
+        return members[value]
+
+    return Form(read, int, _INTEGER_BYTES)
+
+
+def _union(hint: Any) -> Form:
+    if set(get_args(hint)) == {int, str}:
+        return Form(_read_value, None, _LENGTH_BYTES + MAX_TEXT_BYTES, longest_text=MAX_TEXT_BYTES)
+    inner = [part for part in get_args(hint) if part is not NoneType]
+    if len(inner) != 1 or len(get_args(hint)) != 2:  # T | None
+        raise TypeError(f"{hint}: a field of a message has no such type")
+    one = _many(form_of(inner[0]), 1, [])
+    write = one.write or list
+
+    def read(value: Any) -> Any:
+        found = one.read(value)
         return found[0] if found else None
 
-    def _list(self, limit: int) -> list[Any]:
-        items = self.any()
-        return items if isinstance(items, list) and len(items) <= limit else _refuse("array")
+    return dataclasses.replace(one, read=read, write=lambda value: write(() if value is None else (value,)))
 
 
-# --- parts of messages ---
+def _read_value(value: Any) -> int | str:
+    if type(value) is int and -(2**63) <= value <= UINT64_MAX:
+        return value
+    if type(value) is str and len(value.encode()) <= MAX_TEXT_BYTES:
+        return value
+    _refuse("value")
 
 
-def _ids(members: tuple[NodeId, ...]) -> list[bytes]:
-    return [id_bytes(member) for member in members]
+def _many(item: Form, most: int, rules: list[Any]) -> Form:
+    read_item, write_item = item.read, item.write
+    rising, least = Ascending() in rules, int(bool(rules))
+    if not all(rule in (Ascending(), NotEmpty()) for rule in rules):
+        raise TypeError(f"{rules}: a tuple in a message has no such bounds")
+
+    def read(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list or not least <= len(value) <= most:
+            _refuse("array")
+        items = tuple([read_item(one) for one in value])
+        if rising and any(one[0] >= other[0] for one, other in pairwise(items)):
+            _refuse("order")
+        return items
+
+    def write(items: Iterable[Any]) -> list[Any]:
+        return list(items) if write_item is None else [write_item(one) for one in items]
+
+    return _array([item], read, write, items=most, most=most * item.bytes)
 
 
-def _text(text: str) -> str:
-    """Cut a reason to what may be sent."""
-    return text.encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
+def _record(kind: type) -> Form:
+    hints = get_type_hints(kind, include_extras=True)
+    names = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else list(hints)
+    return _fixed(lambda values: kind(*values), _taker(kind, names), [form_of(hints[name]) for name in names])
 
 
-def _member(fields: Fields) -> Member:
-    return Member(fields.node(), fields.text(MAX_ADDRESS_BYTES), fields.sized(SESSION_BYTES))
+def _taker(kind: type, names: list[str]) -> Callable[[Any], Iterable[Any]]:
+    """Return what gives the fields of a record, in order."""
+    if issubclass(kind, tuple):
+        return list
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda record: [getattr(record, name) for name in names]
 
 
-def _put_member(line: Member) -> list[Any]:
-    return [id_bytes(line.id), line.address, line.session]
+def _fixed(make: Callable[[Any], Any], take: Callable[[Any], Iterable[Any]], forms: list[Form]) -> Form:
+    readers, count = [form.read for form in forms], len(forms)
+    writers = [form.write or _as_is for form in forms]
+    plain = all(form.write is None for form in forms)
+
+    def read(value: Any) -> Any:
+        if type(value) is not list or len(value) < count:
+            _refuse("layout")
+        return make([reader(one) for reader, one in zip(readers, value, strict=False)])  # what is newer is skipped
+
+    def write(record: Any) -> list[Any]:
+        if plain:
+            return list(take(record))
+        return [writer(one) for writer, one in zip(writers, take(record), strict=True)]
+
+    return _array(forms, read, write, items=count, most=sum(form.bytes for form in forms))
 
 
-def _view(fields: Fields) -> View:
-    group, epoch, mark = fields.bytes(MAX_GROUP_BYTES), fields.uint(MAX_COUNT), fields.sized(MARK_BYTES)
-    roster = fields.each(MAX_MEMBERS, _member)
-    ids = [line.id for line in roster]
-    if not ids or any(one >= other for one, other in pairwise(ids)):
-        _refuse("view")
-    return View(group, epoch, mark, roster)
+def _as_is(value: Any) -> Any:
+    return value
 
 
-def _put_view(view: View) -> list[Any]:
-    return [view.group, view.epoch, view.mark, [_put_member(line) for line in view.roster]]
+def _array(
+    parts: list[Form], read: Callable[[Any], Any], write: Callable[[Any], Any], *, items: int, most: int
+) -> Form:
+    return Form(
+        read,
+        write,
+        _LENGTH_BYTES + most,
+        longest_bytes=max((part.longest_bytes for part in parts), default=0),
+        longest_text=max((part.longest_text for part in parts), default=0),
+        longest_array=max([items, *(part.longest_array for part in parts)]),
+    )
 
 
-def _ballot(fields: Fields) -> Ballot:
-    return Ballot(fields.uint(MAX_COUNT), fields.node())
-
-
-def _op(fields: Fields) -> OpId:
-    return OpId(fields.sized(MARK_BYTES), fields.uint(MAX_COUNT), fields.uint(), fields.uint(MAX_COUNT))
-
-
-def _entry(fields: Fields) -> tuple[OpId, Stage]:
-    return fields.within(_op), Stage(fields.uint(Stage.ABORTED))
-
-
-def _ledger(fields: Fields) -> Ledger:
-    mark, members = fields.sized(MARK_BYTES), fields.flat(MAX_MEMBERS, Fields.node)
-    if not members:
-        _refuse("ledger")
-    return Ledger(mark, members, fields.each(MAX_ENTRIES, _entry), fields.flag())
-
-
-def _put_ledger(ledger: Ledger) -> list[Any]:
-    entries = [[list(op), int(stage)] for op, stage in ledger.entries]
-    return [ledger.mark, _ids(ledger.members), entries, int(ledger.whole)]
-
-
-def _mismatch(fields: Fields) -> Mismatched:
-    return Mismatched(fields.node(), fields.text(), fields.value(), fields.value())
-
-
-def _pair(fields: Fields) -> tuple[str, int | str]:
-    return fields.text(), fields.value()
-
-
-# --- messages ---
-
-Reader = Callable[[Fields], Message]
-
-
-def _beat(fields: Fields) -> Beat:
-    mark, epoch, number = fields.sized(MARK_BYTES), fields.uint(MAX_COUNT), fields.uint(MAX_COUNT)
-    missing = fields.flat(MAX_MEMBERS, Fields.node)
-    return Beat(mark, epoch, number, missing, fields.flat(MAX_PENDING, Fields.node), fields.flag())
-
-
-def _initiate(fields: Fields) -> Initiate:
-    op, kind = fields.within(_op), fields.text()
-    return Initiate(op, kind, fields.each(MAX_FIELDS, _pair), fields.bytes(MAX_SHARE_BYTES))
-
-
-def _start(fields: Fields) -> Start:
-    return Start(fields.within(_op), fields.flat(MAX_MEMBERS, lambda items: items.bytes(MAX_SHARE_BYTES)))
-
-
-def _abort(fields: Fields) -> Abort:
-    return Abort(fields.within(_op), fields.flag(), fields.text(), fields.maybe(_mismatch))
-
-
-def _propose(fields: Fields) -> Propose:
-    return Propose(fields.within(_ballot), fields.uint(MAX_COUNT), fields.flat(MAX_MEMBERS, Fields.node))
-
-
-def _report(fields: Fields) -> Report:
-    ballot, view = fields.within(_ballot), fields.within(_view)
-    return Report(ballot, view, fields.flat(MAX_MEMBERS, Fields.node), fields.each(MAX_LEDGERS, _ledger))
-
-
-def _ruling(fields: Fields) -> Ruling:
-    return Ruling(*_entry(fields))
-
-
-def _decide(fields: Fields) -> Decide:
-    return Decide(fields.within(_ballot), fields.within(_view), fields.each(MAX_RULINGS, _ruling))
-
-
-def _put_ballot(ballot: Ballot) -> list[Any]:
-    return [ballot.round, id_bytes(NodeId(ballot.proposer))]
-
-
-def _put_mismatch(mismatch: Mismatched | None) -> list[Any]:
-    if mismatch is None:
-        return []
-    return [[id_bytes(mismatch.member), mismatch.field, mismatch.theirs, mismatch.ours]]
-
-
-_WRITERS: dict[type[Message], tuple[int, Callable[[Any], list[Any]]]] = {
-    Beat: (1, lambda m: [m.mark, m.epoch, m.round, _ids(m.missing), _ids(m.reaches), int(m.pending)]),
-    Apply: (2, lambda m: [m.address, m.session, m.epoch]),
-    Sight: (3, lambda m: [_put_view(m.view)]),
-    Initiate: (4, lambda m: [list(m.op), m.kind, [list(pair) for pair in m.digest], m.share]),
-    Start: (_START, lambda m: [list(m.op), list(m.shares)]),
-    Done: (6, lambda m: [list(m.op), int(m.ok), int(m.late), _text(m.reason)]),
-    Commit: (7, lambda m: [list(m.op), [] if m.view is None else [_put_view(m.view)]]),
-    Ack: (8, lambda m: [list(m.op)]),
-    Abort: (9, lambda m: [list(m.op), int(m.late), _text(m.reason), _put_mismatch(m.mismatch)]),
-    Propose: (10, lambda m: [_put_ballot(m.ballot), m.epoch, _ids(m.members)]),
-    Report: (
-        11,
-        lambda m: [
-            _put_ballot(m.ballot),
-            _put_view(m.view),
-            _ids(m.missing),
-            [_put_ledger(ledger) for ledger in m.ledgers],
-        ],
-    ),
-    Decide: (
-        12,
-        lambda m: [_put_ballot(m.ballot), _put_view(m.view), [[list(r.op), int(r.stage)] for r in m.rulings]],
-    ),
-    Welcome: (13, lambda m: [m.session, _put_view(m.view)]),
-    Pending: (14, lambda m: [[_put_member(line) for line in m.newcomers]]),
-    Goodbye: (15, lambda _: []),
-}
-_READERS: dict[int, Reader] = {
-    1: _beat,
-    2: lambda f: Apply(f.text(MAX_ADDRESS_BYTES), f.sized(SESSION_BYTES), f.uint(MAX_APPLIED_EPOCH)),
-    3: lambda f: Sight(f.within(_view)),
-    4: _initiate,
-    _START: _start,
-    6: lambda f: Done(f.within(_op), f.flag(), f.flag(), f.text()),
-    7: lambda f: Commit(f.within(_op), f.maybe(_view)),
-    8: lambda f: Ack(f.within(_op)),
-    9: _abort,
-    10: _propose,
-    11: _report,
-    12: _decide,
-    13: lambda f: Welcome(f.sized(SESSION_BYTES), f.within(_view)),
-    14: lambda f: Pending(f.each(MAX_PENDING, _member)),
-    15: lambda _: Goodbye(),
-}
+_NUMBERS = {kind: number for number, kind in MESSAGES.items()}
+_FORMS = {number: form_of(kind) for number, kind in MESSAGES.items()}
+MAX_MESSAGE_BYTES = max(form.bytes for form in _FORMS.values()) + MAX_NEWER_BYTES

@@ -1,6 +1,7 @@
 """What members say to one another about views and operations: typed, and bounded before it is parsed.
 
-None is signed: the link that it comes on says who speaks. `message_codec` is their form as bytes.
+None is signed: the link that it comes on says who speaks. Their form as bytes is made by `message_codec` from
+what is declared here: a new message is a class and a line in `MESSAGES`, a new field goes last and has bounds.
 
     Beat       I live, in this view; whom I miss; which newcomers I reach
     Apply      let me in                            (outside -> any member, each heartbeat)
@@ -21,8 +22,20 @@ None is signed: the link that it comes on says who speaks. `message_codec` is th
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Annotated
 
-from collectives.agreement.views import Ballot, Member, OpId, View
+from collectives.agreement.fields import (
+    MAX_MEMBERS,
+    AtMost,
+    Count,
+    Mark,
+    MemberIds,
+    NotEmpty,
+    Reason,
+    Session,
+    Text,
+)
+from collectives.agreement.views import AddressText, Ballot, Member, OpId, View
 from protocol.identity import NodeId
 
 MAX_SHARE_BYTES = 64 << 10
@@ -30,12 +43,12 @@ MAX_OPEN = 256  # operations that a member may have called and not seen end
 MAX_ENTRIES = 4096  # operations of one view in a report: those open, and the last ended of each tag
 MAX_LEDGERS = 4  # views whose operations a report tells about
 MAX_FIELDS = 16  # of a digest
-MAX_TEXT_BYTES = 256
-MAX_ADDRESS_BYTES = 320
 MAX_PENDING = 64  # newcomers that are kept waiting
-MAX_MESSAGE_BYTES = 256 * (MAX_SHARE_BYTES + 64)  # a Start of `views.MAX_MEMBERS`
+MAX_RULINGS = MAX_LEDGERS * (MAX_ENTRIES + MAX_OPEN)
+MAX_APPLIED_EPOCH = 2**48  # a stranger cannot use the epochs up
 
-Digest = tuple[tuple[str, int | str], ...]
+Digest = Annotated[tuple[tuple[Text, int | str], ...], AtMost(MAX_FIELDS)]
+Share = Annotated[bytes, AtMost(MAX_SHARE_BYTES)]
 
 
 class Stage(IntEnum):
@@ -54,7 +67,7 @@ class Mismatched:
     """`member` gave `theirs` for `field`, `ours` is what the others (or the reader) gave."""
 
     member: NodeId
-    field: str
+    field: Text
     theirs: int | str
     ours: int | str
 
@@ -63,11 +76,11 @@ class Mismatched:
 class Beat:
     """`mark` is that of the sender's view; `round` the greatest ballot's that it has promised."""
 
-    mark: bytes
-    epoch: int
-    round: int
-    missing: tuple[NodeId, ...] = ()
-    reaches: tuple[NodeId, ...] = ()
+    mark: Mark
+    epoch: Count
+    round: Count
+    missing: MemberIds = ()
+    reaches: Annotated[tuple[NodeId, ...], AtMost(MAX_PENDING)] = ()
     pending: bool = False  # from the coordinator: somebody waits to be let in
 
 
@@ -75,9 +88,9 @@ class Beat:
 class Apply:
     """The sender is in no view and asks to be let in; `epoch` is that of the last view it was in, or 0."""
 
-    address: str
-    session: bytes
-    epoch: int
+    address: AddressText
+    session: Session
+    epoch: Annotated[int, AtMost(MAX_APPLIED_EPOCH)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +104,7 @@ class Sight:
 class Pending:
     """Who asks to be let in, as far as the sender knows."""
 
-    newcomers: tuple[Member, ...]
+    newcomers: Annotated[tuple[Member, ...], AtMost(MAX_PENDING)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +112,9 @@ class Initiate:
     """The sender's owner called `op`."""
 
     op: OpId
-    kind: str
+    kind: Text
     digest: Digest
-    share: bytes
+    share: Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +122,7 @@ class Start:
     """Everybody called `op`: what each member handed in, in the view's order."""
 
     op: OpId
-    shares: tuple[bytes, ...]
+    shares: Annotated[tuple[Share, ...], AtMost(MAX_MEMBERS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +132,7 @@ class Done:
     op: OpId
     ok: bool
     late: bool = False  # its time was up
-    reason: str = ""
+    reason: Reason = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +156,7 @@ class Abort:
 
     op: OpId
     late: bool = False
-    reason: str = ""
+    reason: Reason = ""
     mismatch: Mismatched | None = None
 
 
@@ -152,8 +165,8 @@ class Propose:
     """Leave your view; `members` shall make the next one. `epoch` is that of the proposer's view."""
 
     ballot: Ballot
-    epoch: int
-    members: tuple[NodeId, ...]
+    epoch: Count
+    members: MemberIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +176,9 @@ class Ledger:
     `whole` is False where ended operations were forgotten: then one that is not listed says nothing.
     """
 
-    mark: bytes
-    members: tuple[NodeId, ...]
-    entries: tuple[tuple[OpId, Stage], ...]
+    mark: Mark
+    members: Annotated[tuple[NodeId, ...], AtMost(MAX_MEMBERS), NotEmpty()]
+    entries: Annotated[tuple[tuple[OpId, Stage], ...], AtMost(MAX_ENTRIES)]
     whole: bool = True
 
 
@@ -175,8 +188,8 @@ class Report:
 
     ballot: Ballot
     view: View
-    missing: tuple[NodeId, ...]
-    ledgers: tuple[Ledger, ...]
+    missing: MemberIds
+    ledgers: Annotated[tuple[Ledger, ...], AtMost(MAX_LEDGERS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,14 +206,14 @@ class Decide:
 
     ballot: Ballot
     view: View
-    rulings: tuple[Ruling, ...]
+    rulings: Annotated[tuple[Ruling, ...], AtMost(MAX_RULINGS)]
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
     """The receiver's application of `session` was granted: it is in `view`."""
 
-    session: bytes
+    session: Session
     view: View
 
 
@@ -211,3 +224,22 @@ class Goodbye:
 
 OperationMessage = Initiate | Start | Done | Commit | Ack | Abort
 Message = OperationMessage | Beat | Apply | Sight | Pending | Propose | Report | Decide | Welcome | Goodbye
+
+# Each one's number on the wire. Numbers are only ever appended, never given again.
+MESSAGES: dict[int, type[Message]] = {
+    1: Beat,
+    2: Apply,
+    3: Sight,
+    4: Initiate,
+    5: Start,
+    6: Done,
+    7: Commit,
+    8: Ack,
+    9: Abort,
+    10: Propose,
+    11: Report,
+    12: Decide,
+    13: Welcome,
+    14: Pending,
+    15: Goodbye,
+}

@@ -21,13 +21,13 @@ from dataclasses import dataclass
 
 from collectives.agreement import messages
 from collectives.agreement.events import ADMIT, Begin, Finished, Perform, Performed, Verdict
+from collectives.agreement.fields import MAX_TEXT_BYTES
 from collectives.agreement.messages import (
     MAX_ENTRIES,
     MAX_FIELDS,
     MAX_LEDGERS,
     MAX_OPEN,
     MAX_SHARE_BYTES,
-    MAX_TEXT_BYTES,
     Abort,
     Ledger,
     Stage,

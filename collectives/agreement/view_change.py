@@ -22,10 +22,11 @@ from dataclasses import dataclass, field
 from random import Random
 
 from collectives.agreement.failure_detector import Presence
+from collectives.agreement.fields import MARK_BYTES
 from collectives.agreement.messages import Decide, Ledger, Propose, Report
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.recovery import rule
-from collectives.agreement.views import MARK_BYTES, NO_BALLOT, Ballot, Member, View
+from collectives.agreement.views import NO_BALLOT, Ballot, Member, View
 from collectives.types import Partition, Timing
 from protocol.identity import NodeId
 
@@ -92,7 +93,7 @@ class ViewChange:
     def round_seen(self, number: int) -> None:
         """Somebody has promised a ballot of this round: one's own next one must be above it."""
         if number > self.promised.round and not self.fenced:
-            self.promised = Ballot(number, "")
+            self.promised = Ballot(number, NodeId(""))
         elif number > self.promised.round and self._proposal is not None:
             self._proposal.since = float("-inf")  # outbid: try again at the next tick
             self.promised = Ballot(number, self._own)

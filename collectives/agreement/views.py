@@ -8,13 +8,14 @@ carries the mark, so nothing said in one is ever taken for something said in ano
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from collectives.agreement.fields import MARK_BYTES, MAX_MEMBERS, Ascending, AtMost, Count, Mark, Session, Tag
 from protocol.identity import NodeId
 
-MARK_BYTES = 8
-SESSION_BYTES = 8
-MAX_MEMBERS = 256  # a START carries a share from each: 256 x 64 KiB is what one message may be
+MAX_GROUP_BYTES = 64
+MAX_ADDRESS_BYTES = 320
+AddressText = Annotated[str, AtMost(MAX_ADDRESS_BYTES)]
 ADMIT_TAG = 2**64 - 1  # the tag under which members let newcomers in; a caller's own are below 2**63
 NOWHERE = bytes(MARK_BYTES)  # the mark of those who are in no view
 
@@ -27,41 +28,41 @@ class Member(NamedTuple):
     """
 
     id: NodeId
-    address: str
-    session: bytes
+    address: AddressText
+    session: Session
 
 
 class Ballot(NamedTuple):
     """An attempt to agree on the next view; the greater one counts."""
 
-    round: int
-    proposer: str  # a node id; "" below all
+    round: Count
+    proposer: NodeId  # "" below all
 
     def above(self, proposer: NodeId) -> "Ballot":
         """Return `proposer`'s ballot that is greater than this one."""
         return Ballot(self.round + 1, proposer)
 
 
-NO_BALLOT = Ballot(0, "")
+NO_BALLOT = Ballot(0, NodeId(""))
 
 
 class OpId(NamedTuple):
     """An operation: the view it is carried out in, by mark and epoch, and the count of its tag's operations there."""
 
-    mark: bytes
-    epoch: int
-    tag: int
-    n: int
+    mark: Mark
+    epoch: Count
+    tag: Tag
+    n: Count
 
 
 @dataclass(frozen=True)
 class View:
     """The members of `group` (its hash) in `epoch`, sorted by id; the first is the coordinator."""
 
-    group: bytes
-    epoch: int
-    mark: bytes
-    roster: tuple[Member, ...]
+    group: Annotated[bytes, AtMost(MAX_GROUP_BYTES)]
+    epoch: Count
+    mark: Mark
+    roster: Annotated[tuple[Member, ...], AtMost(MAX_MEMBERS), Ascending()]
 
     @classmethod
     def of(cls, group: bytes, epoch: int, mark: bytes, roster: Iterable[Member]) -> "View":

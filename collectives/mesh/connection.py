@@ -8,7 +8,7 @@ import socket
 import struct
 from contextlib import suppress
 
-from collectives.agreement.messages import MAX_MESSAGE_BYTES
+from collectives.agreement.message_codec import MAX_MESSAGE_BYTES
 from collectives.mesh.handshake import Handshake, Peer
 from protocol.errors import PeerError
 

@@ -1,6 +1,13 @@
-"""The agreement's messages: what is encoded is read again, and nothing else is read at all."""
+"""The agreement's messages: what is encoded is read again, and nothing else is read at all.
 
-from typing import Any
+All but the last few tests iterate over the declarations in `messages.MESSAGES`.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from enum import IntEnum
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgpack
 import pytest
@@ -8,53 +15,175 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collectives.agreement import messages
-from collectives.agreement.message_codec import decode, encode
-from collectives.agreement.messages import MAX_FIELDS, MAX_SHARE_BYTES, Mismatched, Stage
-from collectives.agreement.views import Ballot, Member, OpId, View
+from collectives.agreement.fields import MAX_TEXT_BYTES, Ascending, AtMost, Cut, Size
+from collectives.agreement.message_codec import decode, encode, form_of
+from collectives.agreement.messages import MAX_SHARE_BYTES, MESSAGES
+from collectives.agreement.views import Ballot, OpId
 from protocol.errors import MessageError
-from protocol.identity import NodeId, id_of_bytes
+from protocol.identity import NODE_ID_BYTES, NodeId, id_of_bytes
+from protocol.wire.encoding import UINT64_MAX
 
-uints = st.integers(0, 2**62)
-nodes = st.binary(min_size=20, max_size=20).map(id_of_bytes)
-marks = st.binary(min_size=8, max_size=8)
-texts = st.text(max_size=40)
-values = st.one_of(st.integers(-(2**63), 2**63 - 1), texts)
-ids = st.lists(nodes, max_size=4).map(tuple)
-members = st.builds(Member, nodes, texts, marks)
-rosters = st.lists(members, min_size=1, max_size=4, unique_by=lambda line: line.id)
-views = st.builds(View.of, st.binary(max_size=32), uints, marks, rosters)
-ops = st.builds(OpId, marks, uints, st.integers(0, 2**64 - 1), uints)
-ballots = st.builds(Ballot, uints, nodes)
-mismatches = st.none() | st.builds(Mismatched, nodes, texts, values, values)
-entries = st.lists(st.tuples(ops, st.sampled_from(Stage)), max_size=3).map(tuple)
-ledgers = st.builds(messages.Ledger, marks, st.lists(nodes, min_size=1, max_size=3).map(tuple), entries, st.booleans())
-rulings = st.builds(messages.Ruling, ops, st.sampled_from(Stage))
-digests = st.lists(st.tuples(texts, values), max_size=4).map(tuple)
-shares = st.binary(max_size=50)
-every_message = st.one_of(
-    st.builds(messages.Beat, marks, uints, uints, ids, ids, st.booleans()),
-    st.builds(messages.Apply, texts, marks, st.integers(0, 2**48)),
-    st.builds(messages.Sight, views),
-    st.builds(messages.Pending, st.lists(members, max_size=3).map(tuple)),
-    st.builds(messages.Initiate, ops, texts, digests, shares),
-    st.builds(messages.Start, ops, st.lists(shares, max_size=4).map(tuple)),
-    st.builds(messages.Done, ops, st.booleans(), st.booleans(), texts),
-    st.builds(messages.Commit, ops, st.none() | views),
-    st.builds(messages.Ack, ops),
-    st.builds(messages.Abort, ops, st.booleans(), texts, mismatches),
-    st.builds(messages.Propose, ballots, uints, ids),
-    st.builds(messages.Report, ballots, views, ids, st.lists(ledgers, max_size=3).map(tuple)),
-    st.builds(messages.Decide, ballots, views, st.lists(rulings, max_size=3).map(tuple)),
-    st.builds(messages.Welcome, marks, views),
-    st.just(messages.Goodbye()),
-)
+FEW = 4  # items of a tuple, at most, where any number will do
 NODE = NodeId("a" * 32)
 OP = OpId(bytes(8), 1, 2, 3)
+
+
+def fields_of(kind: type) -> dict[str, Any]:
+    """The annotations of a dataclass or a named tuple, in order; {} of any other type."""
+    if not (dataclasses.is_dataclass(kind) or hasattr(kind, "_fields")):
+        return {}
+    hints = get_type_hints(kind, include_extras=True)
+    names = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else kind._fields
+    return {name: hints[name] for name in names}
+
+
+def valid(hint: Any) -> st.SearchStrategy[Any]:
+    """Values that a declaration allows."""
+    if get_origin(hint) is Annotated:
+        plain, bound, *rules = get_args(hint)
+        if get_origin(plain) is tuple:
+            least = min(len(rules), 1)
+            once = (lambda item: item[0]) if Ascending() in rules else None
+            items = st.lists(valid(get_args(plain)[0]), min_size=least, max_size=FEW, unique_by=once)
+            return items.map(lambda found: tuple(sorted(found) if once else found))
+        if plain is int:
+            return st.integers(0, bound.most)
+        least, most = (bound.bytes, bound.bytes) if isinstance(bound, Size) else (0, min(bound.most, 50))
+        return st.binary(min_size=least, max_size=most) if plain is bytes else st.text(max_size=most // 4)
+    if hint is NodeId:
+        return st.binary(min_size=NODE_ID_BYTES, max_size=NODE_ID_BYTES).map(id_of_bytes)
+    if hint is bool:
+        return st.booleans()
+    if get_origin(hint) is tuple:
+        return st.tuples(*map(valid, get_args(hint)))
+    if fields_of(hint):
+        return st.builds(hint, *map(valid, fields_of(hint).values()))
+    if isinstance(hint, type) and issubclass(hint, IntEnum):
+        return st.sampled_from(hint)
+    if set(get_args(hint)) == {int, str}:
+        return st.integers(-(2**63), 2**64 - 1) | st.text(max_size=40)
+    if NoneType in get_args(hint):
+        return st.none() | valid(next(part for part in get_args(hint) if part is not NoneType))
+    return st.builds(hint)
+
+
+def plain(hint: Any, number: int = 0) -> Any:
+    """One value that a declaration allows; those with different numbers differ in their node ids."""
+    if get_origin(hint) is Annotated:
+        kind, bound, *rules = get_args(hint)
+        if get_origin(kind) is tuple:
+            return (plain(get_args(kind)[0], number),) if rules else ()
+        return bytes(bound.bytes) if isinstance(bound, Size) else kind()
+    if hint is NodeId:
+        return id_of_bytes(number.to_bytes(NODE_ID_BYTES, "big"))
+    if get_origin(hint) is tuple:
+        return tuple(plain(item, number) for item in get_args(hint))
+    if fields_of(hint):
+        return hint(*(plain(inner, number) for inner in fields_of(hint).values()))
+    if isinstance(hint, type) and issubclass(hint, IntEnum):
+        return next(iter(hint))
+    if NoneType in get_args(hint):
+        return None
+    return 0 if get_args(hint) else hint()
+
+
+def many(hint: Any, count: int) -> tuple[Any, ...]:
+    return tuple(plain(hint, number) for number in range(count))
+
+
+def beyond(hint: Any) -> Iterator[Any]:
+    """Values that break one bound of a declaration, anywhere in it."""
+    if get_origin(hint) is Annotated:
+        kind, bound, *rules = get_args(hint)
+        if get_origin(kind) is tuple:
+            item = get_args(kind)[0]
+            yield many(item, bound.most + 1)
+            yield from ((inner,) for inner in beyond(item))
+            if rules:
+                yield ()
+            if Ascending() in rules:
+                yield (plain(item, 1), plain(item, 1))
+                yield (plain(item, 2), plain(item, 1))
+        elif kind is int:
+            yield from (-1, True, "1")
+            if bound.most < UINT64_MAX:
+                yield bound.most + 1
+        elif isinstance(bound, Size):
+            yield from (bytes(bound.bytes - 1), bytes(bound.bytes + 1), "t" * bound.bytes)
+        elif kind is bytes:
+            yield from (bytes(bound.most + 1), "t")
+        elif isinstance(bound, AtMost):
+            yield from ("t" * (bound.most + 1), "ü" * (bound.most // 2 + 1), b"t")
+    elif fields_of(hint):
+        inner = fields_of(hint)
+        whole = [plain(one) for one in inner.values()]
+        for at, one in enumerate(inner.values()):
+            for wrong in beyond(one):
+                yield hint(*whole[:at], wrong, *whole[at + 1 :])
+    elif set(get_args(hint)) == {int, str}:
+        yield from ("t" * (MAX_TEXT_BYTES + 1), b"t", True)
+    elif get_origin(hint) is tuple:
+        first, *rest = get_args(hint)
+        yield from ((wrong, *map(plain, rest)) for wrong in beyond(first))
+    elif NoneType in get_args(hint):
+        yield from beyond(next(part for part in get_args(hint) if part is not NoneType))
+    elif isinstance(hint, type) and issubclass(hint, IntEnum):
+        yield max(hint) + 1
+
+
+def largest(hint: Any, number: int = 0) -> Any:
+    """The value that takes the most bytes."""
+    if get_origin(hint) is Annotated:
+        kind, bound, *rules = get_args(hint)
+        if get_origin(kind) is tuple:
+            items = (largest(get_args(kind)[0], one) for one in range(bound.most))
+            return tuple(sorted(items) if Ascending() in rules else items)
+        if kind is int:
+            return bound.most
+        size = bound.bytes if isinstance(bound, Size) else bound.most
+        return bytes(size) if kind is bytes else "t" * size
+    if get_origin(hint) is tuple:
+        return tuple(largest(item, number) for item in get_args(hint))
+    if fields_of(hint):
+        return hint(*(largest(inner, number) for inner in fields_of(hint).values()))
+    if set(get_args(hint)) == {int, str}:
+        return "t" * MAX_TEXT_BYTES
+    if NoneType in get_args(hint):
+        return largest(next(part for part in get_args(hint) if part is not NoneType))
+    return plain(hint, number)
+
+
+every_message = st.one_of([valid(kind) for kind in MESSAGES.values()])
+every_kind = pytest.mark.parametrize("kind", MESSAGES.values(), ids=lambda kind: kind.__name__)
+
+
+def test_every_message_has_a_number() -> None:
+    assert set(MESSAGES.values()) == set(get_args(messages.Message))
+    assert len(set(MESSAGES.values())) == len(MESSAGES)
+    assert set(MESSAGES) <= set(range(1, 128))  # one byte
 
 
 @given(every_message)
 def test_what_is_encoded_is_read_again(message: messages.Message) -> None:
     assert decode(encode(message)) == message
+
+
+@every_kind
+def test_what_is_beyond_its_bounds_is_refused(kind: type) -> None:
+    assert decode(encode(plain(kind))) == plain(kind)
+    for wrong in beyond(kind):
+        with pytest.raises(MessageError):
+            decode(encode(wrong))
+
+
+@every_kind
+def test_the_largest_message_is_read_and_its_size_is_known(kind: type) -> None:
+    message = largest(kind)
+    whole = encode(message)
+    assert decode(whole) == message
+    assert len(whole) <= form_of(kind).bytes + 2
+    with pytest.raises(MessageError, match="size"):
+        decode(encode(plain(kind)) + bytes(form_of(kind).bytes + 4096))
 
 
 @given(st.binary(max_size=200))
@@ -66,13 +195,19 @@ def test_no_bytes_do_more_than_be_refused(data: bytes) -> None:
 
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=10) | marks | shares,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=10)
+    | st.binary(min_size=8, max_size=8)
+    | st.binary(max_size=50),
     lambda inner: st.lists(inner, max_size=6),
     max_leaves=30,
 )
 
 
-@given(st.integers(0, 17), st.lists(anything, max_size=8))
+@given(st.integers(0, max(MESSAGES) + 2), st.lists(anything, max_size=8))
 def test_no_fields_do_more_than_be_refused(kind: int, fields: list[Any]) -> None:
     try:
         decode(msgpack.packb([kind, fields], use_bin_type=True))
@@ -90,35 +225,30 @@ def test_a_changed_byte_is_refused_or_read_as_another_message(message: messages.
         assert error.reason == "malformed"
 
 
-def test_fields_of_a_newer_version_are_skipped() -> None:
-    kind, fields = msgpack.unpackb(encode(messages.Ack(OP)))
-    assert decode(msgpack.packb([kind, [*fields, 7, "new"], b"newer"])) == messages.Ack(OP)
+@every_kind
+def test_fields_of_a_newer_version_are_skipped(kind: type) -> None:
+    number, fields = msgpack.unpackb(encode(plain(kind)))
+    assert decode(msgpack.packb([number, [*fields, 7, "new"], b"newer"])) == plain(kind)
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        messages.Initiate(OP, "kind", (), bytes(MAX_SHARE_BYTES + 1)),
-        messages.Initiate(OP, "kind", tuple((str(n), n) for n in range(MAX_FIELDS + 1)), b""),
-        messages.Initiate(OP, "k" * 300, (), b""),
-        messages.Start(OP, (b"",) * 257),
-        messages.Propose(Ballot(1, NODE), 1, (NODE,) * 257),
-        messages.Apply("a" * 400, bytes(8), 0),
-        messages.Beat(bytes(7), 0, 0),
-        messages.Sight(View(b"group", 1, bytes(8), ())),
-        messages.Sight(View(b"group", 1, bytes(8), (Member(NODE, "", bytes(8)),) * 2)),
-    ],
-)
-def test_what_is_beyond_its_bounds_is_refused(message: messages.Message) -> None:
-    with pytest.raises(MessageError):
-        decode(encode(message))
+def test_fields_without_bounds_are_no_message() -> None:
+    @dataclasses.dataclass
+    class Unbounded:
+        text: str
+
+    with pytest.raises(TypeError, match="bounds"):
+        form_of(get_type_hints(Unbounded)["text"])
+    with pytest.raises(TypeError, match="bounds"):
+        form_of(Annotated[bytes, Cut(3)])
 
 
-def test_only_a_start_may_be_large() -> None:
-    whole = messages.Start(OP, (bytes(MAX_SHARE_BYTES),) * 256)
-    assert decode(encode(whole)) == whole
-    with pytest.raises(MessageError, match="size"):
-        decode(encode(messages.Goodbye()) + bytes(1 << 20))
+def test_the_bytes_of_some_messages_stay_what_they_are() -> None:
+    assert encode(messages.Ack(OP)).hex() == "920891" + "94c4080000000000000000010203"
+    assert encode(messages.Propose(Ballot(1, NODE), 2, (NODE,))).hex() == (
+        "920a93" + "9201c414" + "00" * 20 + "02" + "91c414" + "00" * 20
+    )
+    assert len(encode(messages.Beat(bytes(8), 7, 1, (NODE,)))) == 40
+    assert len(encode(messages.Start(OP, (bytes(MAX_SHARE_BYTES),) * 256))) < 256 * (MAX_SHARE_BYTES + 6)
 
 
 def test_a_long_reason_is_cut() -> None:
