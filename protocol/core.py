@@ -37,8 +37,8 @@ from protocol.gossip.events import (
 )
 from protocol.gossip.gossip import Gossip
 from protocol.identity import NodeId, node_id
-from protocol.limits.admission import Admission, subject_of
-from protocol.limits.rate_limits import REJECT_PENALTY, TokenBucket
+from protocol.limits.peer_scores import REJECT_PENALTY, Admission, subject_of
+from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.membership import BEFORE_HELLO, TICK_S, Membership

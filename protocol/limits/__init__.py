@@ -1,1 +1,6 @@
-"""What a peer may cost us."""
+"""What others may cost us.
+
+rate_limits    token buckets: of a peer, and of the network prefix that it speaks from
+peer_scores    what each peer did: offences, refusals, and how long these last
+connections    which TCP connections are cut: what libzmq does not defend by itself
+"""

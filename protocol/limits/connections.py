@@ -30,7 +30,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from protocol.config import Limits
-from protocol.limits.prefixes import Prefixes
+from protocol.limits.rate_limits import Prefixes
 from protocol.transport import Link
 from protocol.wire.envelope import MAX_FRAME_BYTES
 

@@ -1,29 +1,19 @@
-"""What a peer may cost us: token buckets for its traffic, and a score for its behaviour."""
+"""What a peer, and the network that it speaks from, may cost us: token buckets.
 
-from dataclasses import dataclass, field
+Keys cost nothing, addresses do: a /24 of IPv4, or the /56 that an IPv6 customer commonly
+gets (RFC 6177), is about the smallest thing that one attacker rents. An address inside a
+machine (loopback) is a prefix of its own. The table of prefixes is bounded; the one that was
+silent for longest is forgotten first.
+"""
+
+import ipaddress
 
 from protocol.config import Limits
+from protocol.lru import Recent
 
-# Points that one offence costs. Nothing here can happen to an honest node on a working machine,
-# except "replayed" and "flood" in small numbers and "stale" when clocks differ.
-PENALTIES = {
-    "oversized": 2.0,
-    "malformed": 2.0,
-    "forged": 4.0,
-    "impostor": 4.0,
-    "wrong_swarm": 2.0,
-    "replayed": 0.2,
-    "flood": 0.02,
-    "stale": 0.1,
-    # Items of topics that it was told we do not want, or pushed long after we asked for announcements: some
-    # may be on the way when we say so.
-    "unwanted": 0.05,
-    "unasked": 0.05,
-    # Eight items announced, asked for and never delivered while the peer talked on, at a lie each: three
-    # times within ten minutes get it refused. An honest node whose line is full for once pays for one.
-    "broken_promise": 8.0,
-}
-REJECT_PENALTY = 1.0
+MAX_PREFIXES = 4096
+IPV4_PREFIX_BITS = 24
+IPV6_PREFIX_BITS = 56
 
 
 class TokenBucket:
@@ -61,38 +51,50 @@ class Allowance:
         return self._messages.take(1, now) and self._bytes.take(size, now)
 
 
-@dataclass(slots=True)
-class _Standing:
-    score: float
-    updated: float
+def prefix_of(address: str) -> str:
+    """Return the network that `address` (IPv4 or IPv6 without brackets) counts for; itself if it is neither."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped  # how a socket that listens on both families sees IPv4
+    if parsed.is_loopback:
+        return str(parsed)
+    bits = IPV4_PREFIX_BITS if parsed.version == 4 else IPV6_PREFIX_BITS
+    return str(ipaddress.ip_network((parsed, bits), strict=False))
 
 
-@dataclass(slots=True)
-class ScoreBoard:
-    """Scores of subjects (node ids, and CURVE keys in hex of strangers), 0 at best, halved every half-life.
+class Prefixes:
+    """Token buckets of each prefix. `now` is a steady clock in seconds."""
 
-    A score belongs to the subject and not to a connection: hanging up does not clear it.
-    Only offenders take up memory, at most `max_subjects`; the mildest is forgotten first.
-    """
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._handshakes: Recent[str, TokenBucket] = Recent(MAX_PREFIXES)
+        self._messages: Recent[str, TokenBucket] = Recent(MAX_PREFIXES)
+        self._bytes: Recent[str, TokenBucket] = Recent(MAX_PREFIXES)
 
-    limits: Limits
-    _standings: dict[str, _Standing] = field(default_factory=dict)
+    def may_connect(self, prefix: str, now: float) -> bool:
+        """Account for one handshake; False: there are too many of them."""
+        limits = self._limits
+        return self._take(
+            self._handshakes, prefix, limits.prefix_handshakes_per_second, limits.prefix_handshakes_burst, 1, now
+        )
 
-    def score(self, subject: str, now: float) -> float:
-        """Return the subject's score as of now, 0 for one without offences."""
-        standing = self._standings.get(subject)
-        if standing is None:
-            return 0.0
-        age = max(0.0, now - standing.updated)
-        return float(standing.score * 0.5 ** (age / self.limits.score_half_life_s))
+    def may_send(self, prefix: str, messages: int, size: int, now: float) -> bool:
+        """Account for `messages` messages and `size` bytes from the prefix; False: that is too much."""
+        limits = self._limits
+        few = self._take(
+            self._messages, prefix, limits.prefix_messages_per_second, limits.prefix_messages_burst, messages, now
+        )
+        small = self._take(self._bytes, prefix, limits.prefix_bytes_per_second, limits.prefix_bytes_burst, size, now)
+        return few and small
 
-    def penalise(self, subject: str, points: float, now: float) -> None:
-        """Take `points` off the subject's score."""
-        self._standings[subject] = _Standing(self.score(subject, now) - points, now)
-        if len(self._standings) > self.limits.max_subjects:
-            mildest = max(self._standings, key=lambda name: self.score(name, now))
-            del self._standings[mildest]
-
-    def is_refused(self, subject: str, now: float) -> bool:
-        """Tell whether nothing more is taken from the subject for now (it is graylisted)."""
-        return subject in self._standings and self.score(subject, now) < self.limits.graylist_score
+    def _take(
+        self, table: Recent[str, TokenBucket], prefix: str, rate: float, burst: float, amount: float, now: float
+    ) -> bool:
+        bucket = table.get(prefix)
+        if bucket is None:
+            bucket = TokenBucket(rate, burst, now)
+        table.set(prefix, bucket)
+        return bucket.take(amount, now)

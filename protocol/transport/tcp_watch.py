@@ -6,7 +6,7 @@ from itertools import count
 
 from protocol.config import Limits
 from protocol.limits.connections import Connections, Cut
-from protocol.limits.prefixes import prefix_of
+from protocol.limits.rate_limits import prefix_of
 from protocol.transport import Closed, Link, NetworkEvent, Refused
 from protocol.transport.tcp import TcpView
 

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import Limits
-from protocol.limits.rate_limits import REJECT_PENALTY, Allowance, ScoreBoard, TokenBucket
+from protocol.limits.peer_scores import REJECT_PENALTY, ScoreBoard
+from protocol.limits.rate_limits import Allowance, TokenBucket
 from protocol.lru import Recent
 from protocol.mailbox import Mailbox
 

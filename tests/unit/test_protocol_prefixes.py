@@ -3,7 +3,7 @@
 import pytest
 
 from protocol.config import Limits
-from protocol.limits.prefixes import MAX_PREFIXES, Prefixes, prefix_of
+from protocol.limits.rate_limits import MAX_PREFIXES, Prefixes, prefix_of
 
 
 @pytest.mark.parametrize(
