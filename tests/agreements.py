@@ -93,6 +93,11 @@ class Group:
         self.stopped.add(number)
         self.network.vanish(number, range(len(self.cores)), silently=silently)
 
+    def clear(self) -> None:
+        """Forget what each was told."""
+        for told in (*self.finished.values(), *self.actions.values()):
+            told.clear()
+
     def views(self) -> list[tuple[int, tuple[int, ...]]]:
         """Return the epoch and members that each running node is in, without repetition."""
         seen = {core.view for number, core in self.cores.items() if number not in self.stopped}

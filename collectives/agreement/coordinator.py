@@ -4,14 +4,14 @@
         -> every other's Ack -> Commit to itself
 
 Until Commit is sent, any Done that says no is an Abort to all who called, and to those who call
-later: the n-th operation of a tag has one verdict, whenever a member comes to it. Admission waits
-for the operations under way, and those which everybody has called by then wait for it.
+later: the n-th operation of a tag has one verdict, whenever a member comes to it.
 
-Where some members ask for an admission, and all the others wait in operations that some of those
-have not called, neither can start. Members that make the same calls in the same order never come
-to that, those that do so on several threads pass through it; so after some patience with nothing
-under way all these operations are aborted. They are then over for those, too, who have not called
-them: each one's next call of a tag is the next operation of it, so that all can meet there.
+Admission waits for the operations under way, and those which everybody has called by then wait for it.
+It does not need to be called by everybody: where nothing is under way and nothing can start, because
+some members ask for an admission and each other one waits in a call that not all have made, those who
+wait take part in it unasked (see participant) and go on waiting, in the view that it leads to. So
+members that admit and members that are already in the next operation never wait for each other,
+whatever each does when a call of its is called off. An admission that is called off is over for all.
 """
 
 from collections import Counter
@@ -35,7 +35,7 @@ class Gathering:
     acks: set[NodeId] = field(default_factory=set)
     started: bool = False
     committed: Commit | None = None
-    full_since: float | None = None  # everybody has called since
+    due_since: float | None = None  # of an admission: nothing else holds it up since
 
 
 class Coordinator:
@@ -50,13 +50,11 @@ class Coordinator:
         ready: Callable[[float], bool],
         admit: Callable[[], View | None],
         holds: Callable[[OpId], None],
-        patience: float,
     ) -> None:
         """Begin with nothing gathered.
 
-        `ready(since)` tells whether the newcomers can be let in, given since when everybody asks
-        for it; `admit()` returns the view with them, or None; `holds(op)` is told before Commit is sent.
-        Calls that wait for each other may do so for `patience` (s).
+        `ready(since)` tells whether the newcomers can be let in, given since when everybody would;
+        `admit()` returns the view with them, or None; `holds(op)` is told before Commit is sent.
         """
         self._own = own
         self._view = view
@@ -64,8 +62,6 @@ class Coordinator:
         self._ready = ready
         self._admit = admit
         self._holds = holds
-        self._patience = patience
-        self._tangled_since: float | None = None
         self._gatherings: dict[OpId, Gathering] = {}
         self._settled: dict[int, int] = {}  # by tag: operations before this one have a verdict
         self._last_abort: dict[int, tuple[int, Abort]] = {}  # by tag: from this one on all settled are aborted
@@ -115,22 +111,37 @@ class Coordinator:
             self.advance(now)
 
     def advance(self, now: float) -> None:
-        """Start what everybody called and nothing holds up; call off what can start no more."""
-        self._untangle(now)
-        ready = []
-        for op, gathering in self._gatherings.items():
-            if not gathering.started and len(gathering.calls) == len(self._view.members):
-                gathering.full_since = now if gathering.full_since is None else gathering.full_since
-                ready.append((op, gathering))
-        admissions = [(op, gathering) for op, gathering in ready if op.tag == ADMIT_TAG]
-        if any(gathering.started for gathering in self._gatherings.values()) and (
-            admissions or any(op.tag == ADMIT_TAG and g.started for op, g in self._gatherings.items())
-        ):
+        """Start what everybody called and nothing holds up."""
+        waiting = {op: gathering for op, gathering in self._gatherings.items() if not gathering.started}
+        admissions = {op: gathering for op, gathering in waiting.items() if op.tag == ADMIT_TAG}
+        under_way = [op for op, gathering in self._gatherings.items() if gathering.started]
+        full = [op for op, gathering in waiting.items() if len(gathering.calls) == len(self._view.members)]
+        if any(op.tag == ADMIT_TAG for op in under_way):
             return
         if admissions:
-            ready = [(op, gathering) for op, gathering in admissions if self._ready(gathering.full_since or now)]
-        for op, gathering in ready:
-            self._start(op, gathering)
+            called = [op for op in full if op.tag == ADMIT_TAG]
+            due = called or ([] if full else self._wanted_by_all(waiting))
+            for op, gathering in admissions.items():
+                held_up = bool(under_way) or op not in due
+                gathering.due_since = None if held_up else now if gathering.due_since is None else gathering.due_since
+            if due and not under_way:
+                for op in due:
+                    if self._ready(admissions[op].due_since or now):
+                        self._start(op, admissions[op])
+                return
+            if called:
+                return
+        for op in full:
+            self._start(op, waiting[op])
+
+    def _wanted_by_all(self, waiting: Mapping[OpId, Gathering]) -> list[OpId]:
+        """Return the admissions that some ask for while all the others wait in calls that cannot start."""
+        others = [gathering.calls.keys() for op, gathering in waiting.items() if op.tag != ADMIT_TAG]
+        return [
+            op
+            for op, gathering in waiting.items()
+            if op.tag == ADMIT_TAG and self._view.ids == gathering.calls.keys() | frozenset().union(*others)
+        ]
 
     # --- within ---
 
@@ -142,25 +153,14 @@ class Coordinator:
             return None
         return self._gatherings.setdefault(op, Gathering())
 
-    def _untangle(self, now: float) -> None:
-        tangle = tangled(self._view.ids, self._gatherings)
-        if not tangle or self._tangled_since is None:
-            self._tangled_since = now if tangle else None
-        elif now - self._tangled_since >= self._patience:
-            for op, reason in tangle.items():
-                abort = Abort(op, reason=reason)
-                uninvolved = self._view.ids - self._gatherings[op].calls.keys()
-                self._abort(op, abort)
-                for member in sorted(uninvolved):
-                    self._out.send(member, abort)
-
     def _start(self, op: OpId, gathering: Gathering) -> None:
-        mismatch = odd_one_out({member: gathering.calls[member] for member in self._view.members})
+        calls = {member: gathering.calls[member] for member in self._view.members if member in gathering.calls}
+        mismatch = odd_one_out(calls)
         if mismatch is not None:
             self._abort(op, Abort(op, reason="the members' arguments differ", mismatch=mismatch))
             return
         gathering.started = True
-        shares = tuple(gathering.calls[member].share for member in self._view.members)
+        shares = tuple(calls[member].share if member in calls else b"" for member in self._view.members)
         for member in self._view.members:
             self._out.send(member, Start(op, shares))
 
@@ -187,6 +187,9 @@ class Coordinator:
         for member, call in gathering.calls.items():
             seen = self._seen_by(abort, member, call.digest)
             self._out.send(member, Abort(op, abort.late, abort.reason, seen))
+        if op.tag == ADMIT_TAG:
+            for member in sorted(self._view.ids - gathering.calls.keys()):
+                self._out.send(member, abort)
 
     def _seen_by(self, abort: Abort, member: NodeId, digest: Digest) -> Mismatched | None:
         """Return the mismatch as `member`, which gave `digest`, is told of it."""
@@ -198,24 +201,6 @@ class Coordinator:
             return Mismatched(mismatch.member, mismatch.field, mismatch.theirs, own)
         another = next(name for name in self._view.members if name != member)
         return Mismatched(another, mismatch.field, mismatch.ours, mismatch.theirs)
-
-
-def tangled(members: frozenset[NodeId], gatherings: Mapping[OpId, Gathering]) -> dict[OpId, str]:
-    """Return the operations that keep each other from starting for ever, an admission among them, and why."""
-    admissions = {op: gathering.calls.keys() for op, gathering in gatherings.items() if op.tag == ADMIT_TAG}
-    if not admissions or any(gathering.started for gathering in gatherings.values()):
-        return {}
-    admitting = frozenset().union(*admissions.values())
-    others = members - admitting
-    stuck = {
-        op: gathering.calls.keys()
-        for op, gathering in gatherings.items()
-        if op.tag != ADMIT_TAG and others & gathering.calls.keys() and admitting - gathering.calls.keys()
-    }
-    if not admitting or not others or not others <= frozenset().union(*stuck.values()):
-        return {}
-    reason = f"{min(admitting)} waits in admit() and {min(others)} in another call: all must make the same calls"
-    return dict.fromkeys((*admissions, *stuck), reason)
 
 
 def odd_one_out(calls: dict[NodeId, Initiate]) -> Mismatched | None:

@@ -114,7 +114,6 @@ class Standing:
             ready=lambda since: self.admission.ready(view, since, self.out.now),
             admit=lambda: self.admission.view_with(view, self.out.now),
             holds=self.operations.holds,
-            patience=self.presence.timing.timeout,
         )
 
     # --- out ---

@@ -11,6 +11,9 @@
   and never published here.
 - One that was called off before it was called here is over here as well: the next call of its tag is
   a later operation. Nobody committed it, for this member has not said Done to it and never will.
+- A member that is told to start an admission which it has not called takes part in it unasked, if it waits
+  in a call that has not started: the rules are the same, but nobody is told how it ended. If its owner
+  calls for an admission meanwhile, that is the one.
 - What became of an operation is remembered until its tag's next start, which proves that everybody saw
   it end. Of those that never started only the last is: nobody else can have got far with it either.
 - Once `closed`, none of the view's messages count, and none are sent.
@@ -48,6 +51,7 @@ class OpenCall:
     deadline: float  # on the steady clock
     stage: Stage = Stage.CALLED
     overdue: bool = False  # the coordinator was told that time is up
+    asked: bool = True  # by the owner, who is told how it ends
 
 
 class Operations:
@@ -71,6 +75,10 @@ class Operations:
         """Take a call; raises ValueError for one that the interface forbids."""
         if (event.kind == ADMIT) != (event.tag == ADMIT_TAG):
             raise ValueError(f"kind {ADMIT!r} and the tag {ADMIT_TAG} go together")
+        unasked = self.open.get(ADMIT_TAG)
+        if event.kind == ADMIT and unasked is not None and not unasked.asked:
+            unasked.begin, unasked.deadline, unasked.asked = event, now + event.deadline, True
+            return
         if event.tag in self.open:
             raise ValueError(f"an operation with tag {event.tag} is outstanding: wait for it, or use another tag")
         if len(self.open) >= MAX_OPEN:
@@ -119,9 +127,9 @@ class Operations:
 
     def start(self, message: messages.Start) -> None:
         """Everybody called it."""
-        call = self._of(message.op)
         if self.view is None:
             return
+        call = self._of(message.op) or self._unasked(message.op)
         if call is None:
             self._tell(messages.Done(message.op, ok=False, reason="its caller gave up"))
         elif call.stage is Stage.CALLED and len(message.shares) == len(self.view.members):
@@ -132,6 +140,16 @@ class Operations:
                 return
             shares = dict(zip(self.view.members, message.shares, strict=True))
             self._out.do(Perform(call.op, call.begin.kind, self.view, shares))
+
+    def _unasked(self, op: OpId) -> OpenCall | None:
+        """Take part in an admission that others called, if this member waits in a call."""
+        waiting = [call for call in self.open.values() if call.stage is Stage.CALLED]
+        if op.tag != ADMIT_TAG or op.tag in self.open or not waiting or op.n < self._next.get(op.tag, 0):
+            return None
+        self._next[op.tag] = op.n + 1
+        deadline = max(call.deadline for call in waiting)
+        call = self.open[op.tag] = OpenCall(op, Begin(op.tag, ADMIT, 0.0), deadline, asked=False)
+        return call
 
     def commit(self, op: OpId) -> bool:
         """Everybody carried it out. Returns whether this was news."""
@@ -245,7 +263,8 @@ class Operations:
                 self._ended.pop(next(iter(self._ended)))
                 self._whole = False
         contributors = self.view.members if self.view is not None and verdict is Verdict.COMMIT else ()
-        self._out.do(Finished(call.op, verdict, contributors, reason, mismatch))
+        if call.asked:
+            self._out.do(Finished(call.op, verdict, contributors, reason, mismatch))
 
     def _ledger(self, view: View) -> Ledger:
         entries = [entry for ended in self._ended.values() for entry in ended.items()]

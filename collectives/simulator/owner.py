@@ -1,6 +1,7 @@
 """What runs at each simulated member: a program that calls operations, and checks what it is told about them."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 from random import Random
 
 from collectives.agreement.events import ADMIT, Begin, Finished, Install, OutOfGroup, Perform, Performed, Verdict
@@ -11,6 +12,29 @@ from protocol.identity import NodeId
 TAGS = (0, 1)  # two operations may be under way at once
 REFUSAL = 0.03  # the chance that a member cannot carry out an operation
 ODD = 0.02  # the chance that a member calls with another argument than the others
+
+
+class Program(Enum):
+    """What a member that makes one call at a time calls next: to admit and to reduce in turn, but for FREE."""
+
+    FREE = "free"  # to admit if anybody waits, or now and then, else to reduce
+    LOOP = "loop"  # from the beginning after each failure
+    AGAIN = "again"  # what was called off is called again
+    NEXT = "next"  # what was called off is left, and the next is called
+
+    def admits_next(self, finished: Finished) -> bool:
+        """Tell whether an admission comes after a call that ended so."""
+        admitted, committed = finished.op.tag == ADMIT_TAG, finished.verdict is Verdict.COMMIT
+        match self:
+            case Program.LOOP:
+                return not (admitted and committed)
+            case Program.AGAIN:
+                return admitted != committed
+            case _:
+                return not admitted
+
+
+LOOPS = (Program.LOOP, Program.AGAIN, Program.NEXT)
 
 
 class Violated(AssertionError):  # noqa: N818  # reads as what it is

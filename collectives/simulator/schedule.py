@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from random import Random
 
 from collectives.agreement import messages
+from collectives.simulator.owner import LOOPS, Program
 from collectives.types import Partition
 
+ONE_AT_A_TIME = 0.2  # the part of schedules whose members make one call at a time
 FAULT_SECONDS = 6.0  # faults happen within this time after the group has formed
 KINDS = ("crash", "power", "restart", "pause", "cut", "split", "oneway", "isolate", "join", "leave")
 MOMENTS = (
@@ -51,8 +53,7 @@ class Schedule:
     disorder: float
     encoded: bool  # messages go through their bytes
     dialling: float  # how long it may take until a link is there (s)
-    single: bool  # each member makes one call at a time: to admit if anybody waits, or now and then, else to reduce
-    loops: bool  # of those: to admit and to reduce in turn, from the beginning after each failure
+    programs: tuple[Program, ...]  # if members make one call at a time: each runs one of these
     faults: tuple[Fault, ...]
 
     @classmethod
@@ -67,10 +68,15 @@ class Schedule:
             rng.choice((0.0, 0.0, 0.0, 0.05, 0.3)),
             rng.random() < 0.05,
             Random(f"dialling {seed}").choice((0.0, 0.0, 0.4)),
-            Random(f"single {seed}").random() < 0.1,
-            Random(f"loops {seed}").random() < 0.5,
+            cls._programs(Random(f"programs {seed}")),
             faults,
         )
+
+    @staticmethod
+    def _programs(rng: Random) -> tuple[Program, ...]:
+        """Return none for most seeds; else one that all members run, or a mixture."""
+        single = tuple((program,) for program in Program)
+        return rng.choice((*single, LOOPS, LOOPS)) if rng.random() < ONE_AT_A_TIME else ()
 
     @staticmethod
     def _fault(rng: Random) -> Fault:

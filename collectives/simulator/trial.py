@@ -28,7 +28,7 @@ from collectives.agreement.events import (
 from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.views import ADMIT_TAG
 from collectives.simulator.network import Network
-from collectives.simulator.owner import TAGS, History, Owner, expect
+from collectives.simulator.owner import TAGS, History, Owner, Program, expect
 from collectives.simulator.schedule import FAULT_SECONDS, Fault, Schedule
 from collectives.types import LAN, Partition
 from protocol.identity import NODE_ID_BYTES, id_of_bytes
@@ -45,7 +45,7 @@ NUMBERS = {node: number for number, node in enumerate(IDS)}
 class Node:
     """One process."""
 
-    def __init__(self, number: int, core: Agreement, owner: Owner) -> None:
+    def __init__(self, number: int, core: Agreement, owner: Owner, program: Program) -> None:
         self.number = number
         self.core = core
         self.owner = owner
@@ -54,6 +54,7 @@ class Node:
         self.paused_at = 0.0
         self.waiting: list[Event] = []  # while it is paused
         self.admits_next = False  # in a loop
+        self.program = program
 
 
 class Trial:
@@ -94,7 +95,7 @@ class Trial:
         for node in list(self.nodes.values()):
             self._resume(node)
         self._until(self._recovered, "the group did not recover")
-        if schedule.single:
+        if schedule.programs:
             self._disagree()
         self.busy = False
         for node in self._live():
@@ -139,12 +140,12 @@ class Trial:
     def _disagree(self) -> None:
         """Let members call what they please while two more come, and expect no call to wait for its deadline.
 
-        Those in a loop are left alone, in the view that they are in, and must come to reduce there.
+        Those in a loop must come to reduce, all of them together.
         """
         self.network.run(self.network.now + 2 * SINGLE_DEADLINE)  # calls from before may end late, and others with them
         if not self._able():
             return
-        for number in range(len(self.nodes), len(self.nodes) + 2 * (not self.schedule.loops)):
+        for number in range(len(self.nodes), len(self.nodes) + 2):
             self._boot(number)
         before = set(self.history.verdicts)
         live = self._live()
@@ -153,9 +154,10 @@ class Trial:
         self.network.run(self.network.now + 3 * SINGLE_DEADLINE)
         for node in live:
             node.owner.prompt, node.owner.in_time = False, {}
-        if self.schedule.loops:
+        if Program.FREE not in self.schedule.programs:
             new = {op: known for op, known in self.history.verdicts.items() if op.tag == TAGS[0] and op not in before}
-            expect(any(Verdict.COMMIT in known.values() for known in new.values()), "members in a loop never reduce")
+            whole = [known for known in new.values() if list(known.values()) == [Verdict.COMMIT] * len(self._live())]
+            expect(bool(whole), "members in a loop never reduce all together")
 
     def _last_operation(self) -> None:
         """Call one of all members; again if it was disturbed by what is left of the faults."""
@@ -188,7 +190,9 @@ class Trial:
             seeds=seeds,
             partition=self.schedule.partition,
         )
-        node = self.nodes[number] = Node(number, core, Owner(IDS[number], rng, self.history, busy=self.busy))
+        owner = Owner(IDS[number], rng, self.history, busy=self.busy)
+        program = Random(f"program {self.schedule.seed} {number}").choice(self.schedule.programs or (Program.FREE,))
+        node = self.nodes[number] = Node(number, core, owner, program)
         self._tick(node)
 
     def _tick(self, node: Node) -> None:
@@ -202,7 +206,7 @@ class Trial:
 
     def _call(self, node: Node) -> None:
         owner, view = node.owner, node.core.view
-        if self.schedule.single and self._seen:
+        if self.schedule.programs and self._seen:
             self._call_one(node)
             return
         if view is not None and node.core.pending and ADMIT_TAG not in owner.outstanding:
@@ -216,7 +220,7 @@ class Trial:
         owner = node.owner
         if node.core.view is None or owner.outstanding or self.rng.random() < 0.5:
             return
-        if not owner.busy or not self.schedule.loops:
+        if not owner.busy or node.program is Program.FREE:
             admits = node.core.pending or self.rng.random() < 0.1 * owner.busy
         else:
             admits = node.admits_next
@@ -250,8 +254,7 @@ class Trial:
                 self.network.at(self.network.now + self.rng.uniform(0.0, 0.2), self._feed, node, done)
             case Finished():
                 node.owner.finished(action)
-                # A loop admits, reduces, and begins again, also when either was called off.
-                node.admits_next = action.op.tag != ADMIT_TAG or action.verdict is not Verdict.COMMIT
+                node.admits_next = node.program.admits_next(action)
             case Install():
                 node.owner.install(action)
             case OutOfGroup():

@@ -360,45 +360,71 @@ def test_an_admission_waits_for_what_is_under_way() -> None:
     assert group.verdicts()[0] == ["commit"]
 
 
+@pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("admitting", [(0,), (1,), (0, 1), (1, 2)])
-def test_an_admission_and_another_call_that_wait_for_each_other_are_both_called_off_soon(admitting) -> None:
+def test_those_who_wait_in_another_call_take_part_in_an_admission_and_go_on_waiting(admitting, waits) -> None:
     group = group_of_three()
-    rest = [number for number in ALL if number not in admitting]
-    for number in admitting:
-        group.feed(number, Begin(ADMIT_TAG, ADMIT, 30.0))
-    for number in rest:
-        group.call(number, deadline=30.0)
+    group.clear()
+    if waits:
+        group.boot(3)
+        group.run(1.0)
+    everybody = (*ALL, 3) if waits else ALL
+    for number in ALL:
+        if number in admitting:
+            group.feed(number, Begin(ADMIT_TAG, ADMIT, 30.0))
+        else:
+            group.call(number, deadline=30.0)
     group.run(1.0)
+    assert group.verdicts(tag=ADMIT_TAG) == {number: ["commit"] * (number in admitting) for number in everybody}
+    assert group.views() == [(3 + waits, everybody)]
     assert not any(group.verdicts().values())
-    group.run(1.0)
-    assert group.verdicts() == {number: ["abort"] if number in rest else [] for number in ALL}
-    ended = [group.finished[number][-1] for number in ALL]
-    assert [number for number in ALL if ended[number].op.tag == ADMIT_TAG] == list(admitting)
-    assert all("all must make the same calls" in finished.reason for finished in ended)
-    for number in ALL:  # whoever has not called what was called off is not a call behind
+    for number in (*admitting, *everybody[3:]):
         group.call(number)
     group.run(1.0)
-    assert all(group.verdicts()[number][-1] == "commit" for number in ALL)
-    group.boot(3)
+    assert group.verdicts() == {number: ["commit"] for number in everybody}
+
+
+def test_an_admission_that_is_called_off_is_over_for_all() -> None:
+    group = group_of_three()
+    group.clear()
+    group.feed(0, Begin(ADMIT_TAG, ADMIT, 1.0))
+    group.run(2.0)  # its time is up, and nobody else has called it
+    for number in ALL:
+        group.feed(number, Begin(ADMIT_TAG, ADMIT, 5.0))
     group.run(1.0)
-    group.admit()
-    assert group.views() == [(4, (0, 1, 2, 3))]
+    assert group.verdicts(tag=ADMIT_TAG) == {0: ["deadline", "commit"], 1: ["commit"], 2: ["commit"]}
+
+
+def test_one_that_admits_while_it_takes_part_in_an_admission_unasked_is_told_how_that_ended() -> None:
+    group = group_of_three()
+    group.clear()
+    first, *others = ALL
+    group.feed(first, Begin(ADMIT_TAG, ADMIT, 30.0))
+    for number in others:
+        group.call(number, deadline=30.0)
+    while not any(isinstance(one, Send) and isinstance(one.message, messages.Done) for one in group.actions[2]):
+        group.run(0.001)
+    group.feed(2, Begin(ADMIT_TAG, ADMIT, 30.0))
+    group.run(1.0)
+    assert group.verdicts(tag=ADMIT_TAG) == {0: ["commit"], 1: [], 2: ["commit"]}
 
 
 def test_an_admission_waits_for_those_who_may_yet_call_it() -> None:
     group = group_of_three()
+    group.clear()
     group.feed(0, Begin(ADMIT_TAG, ADMIT, 30.0))
     group.call(1, deadline=30.0)
     group.run(5.0)  # the third may call either
-    assert not any(group.verdicts().values())
+    assert not any(group.verdicts(tag=tag)[number] for tag in (0, ADMIT_TAG) for number in ALL)
     group.call(0, deadline=30.0)
     group.call(2, deadline=30.0)
     group.run(1.0)
     assert group.verdicts() == {number: ["commit"] for number in ALL}
+    assert not any(group.verdicts(tag=ADMIT_TAG).values())  # what all have called goes first
     for number in (1, 2):
         group.feed(number, Begin(ADMIT_TAG, ADMIT, 30.0))
     group.run(1.0)
-    assert [group.verdicts(tag=ADMIT_TAG)[number][-1] for number in ALL] == ["commit"] * 3
+    assert [group.verdicts(tag=ADMIT_TAG)[number] for number in ALL] == [["commit"]] * 3
 
 
 def test_one_that_leaves_is_not_waited_for() -> None:
