@@ -37,7 +37,7 @@ class Rank:
             if advertised:
                 stack.enter_context(patch("collectives.mesh.mesh.listen", _advertising(advertised)))
             if not local:
-                stack.enter_context(patch("collectives.mesh.local.listen", lambda _: None))
+                stack.enter_context(patch("collectives.mesh.mesh.listen_locally", lambda _: None))
             group = Communicator.connect(
                 group=name, seeds=seeds, listen=listen, encrypt=encrypt, streams=streams, timeout=TIMEOUT_S
             )

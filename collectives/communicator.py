@@ -37,14 +37,14 @@ from collectives.calls import (
 from collectives.driver import Driver, Observer, Status
 from collectives.errors import Aborted, BadArgument, DeadlineExceeded, Evicted
 from collectives.mesh.addresses import Address
-from collectives.mesh.data_plane import Exchange
+from collectives.mesh.data_plane import DataPlane
 from collectives.mesh.handshake import SESSION_BYTES, Party, group_hash
 from collectives.mesh.mesh import Mesh
 from collectives.mesh.port import Port
 from collectives.operations import AgreeTopology, AllGather, AllReduce, Barrier, Broadcast, Job, Known, Measure, Sync
-from collectives.reduce.bandwidth import Estimates
-from collectives.reduce.feedback import Feedback
+from collectives.reduce.codecs import Feedback
 from collectives.reduce.tensors import TensorLike
+from collectives.reduce.topology import Estimates
 from collectives.shared_state.state import SharedState
 from collectives.types import LAN, Codec, Op, Partition, ReduceResult, SyncResult, SyncStrategy, Timing
 from protocol.identity import Identity, NodeId
@@ -114,7 +114,7 @@ class Communicator:
         policy = Partition(partition)
         identity = identity or Identity.generate()
         group_id = group_hash(group)
-        exchange = Exchange(identity.node_id)
+        exchange = DataPlane(identity.node_id)
         party = Party(identity, group_id, os.urandom(SESSION_BYTES), encrypt)
         mesh = Mesh(party, listening, streams, exchange.add_stream, exchange.open_streams)
         agreement = Agreement(

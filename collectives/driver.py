@@ -41,7 +41,7 @@ from collectives.calls import Call
 from collectives.errors import DeadlineExceeded
 from collectives.mesh import mesh as links
 from collectives.mesh.addresses import Address, BadAddress
-from collectives.mesh.data_plane import Exchange
+from collectives.mesh.data_plane import DataPlane
 from collectives.types import Timing
 from protocol.errors import PeerError
 from protocol.identity import NodeId
@@ -67,7 +67,7 @@ class Driver:
     """Runs from `start` to `stop`. All but the constructor is thread-safe."""
 
     def __init__(
-        self, agreement: Agreement, mesh: links.Mesh, exchange: Exchange, timing: Timing, observer: Observer | None
+        self, agreement: Agreement, mesh: links.Mesh, exchange: DataPlane, timing: Timing, observer: Observer | None
     ) -> None:
         self.exchange = exchange
         self.timing = timing
@@ -184,13 +184,13 @@ class Driver:
     def _take(self, event: links.MeshEvent) -> None:
         """Translate what the mesh says."""
         match event:
-            case links.Linked(member, address):
+            case links.LinkMade(member, address):
                 self.exchange.link(member)
                 self._feed(Linked(member, address))
-            case links.Unlinked(member):
+            case links.LinkLost(member):
                 self.exchange.drop(member, f"the connection with member {member} is lost: call it again")
                 self._feed(Unlinked(member))
-            case links.Arrived(member, body):
+            case links.FrameReceived(member, body):
                 try:
                     message = decode(body)
                 except PeerError as error:

@@ -24,15 +24,12 @@ from collectives.agreement.messages import Digest
 from collectives.errors import Aborted, BadArgument, CollectiveError
 from collectives.mesh.port import Port
 from collectives.reduce import all_reduce as allreduce
-from collectives.reduce import gather, small
-from collectives.reduce.all_reduce import Topology
-from collectives.reduce.bandwidth import PROBE_BYTES, Estimates, matrix
-from collectives.reduce.choice import goes_inline
-from collectives.reduce.feedback import Feedback
-from collectives.reduce.kernels import check_weight
-from collectives.reduce.reduction import Scratch, describe
+from collectives.reduce import gather
+from collectives.reduce.all_reduce import pack_values, reduce_inline
+from collectives.reduce.codecs import Feedback
+from collectives.reduce.kernels import Scratch, check_weight, describe
 from collectives.reduce.tensors import TensorLike, check_target, dtype_name, flatten, fresh, publish
-from collectives.reduce.topology import tour
+from collectives.reduce.topology import PROBE_BYTES, Estimates, Topology, goes_inline, matrix, tour
 from collectives.shared_state.state import SharedState, share_of
 from collectives.shared_state.transfer import SyncOutcome, sync
 from collectives.types import Codec, Op, SyncStrategy
@@ -115,7 +112,7 @@ class AllReduce:
         inline = feedback is None and goes_inline(
             1 + len(head) + self._flat.nbytes, members
         )  # 1: a flag of the communicator's
-        self.share = head + small.pack(self._flat) if inline else head
+        self.share = head + pack_values(self._flat) if inline else head
 
     def perform(self, start: Perform, port: Port) -> torch.Tensor:
         """Reduce, by way of the shares if everybody put its values there."""
@@ -128,7 +125,7 @@ class AllReduce:
         if all(len(share) == _HEAD.size + self._flat.nbytes for share in shares.values()):
             values = {member: share[_HEAD.size :] for member, share in shares.items()}
             self.inline = self._flat.nbytes, self._flat.nbytes * (len(values) - 1)
-            return small.all_reduce(job, self._flat.numel(), values)
+            return reduce_inline(job, self._flat.numel(), values)
         self._pooled = True
         agreed = {mark for _, mark in heads.values()} == {self._known.mark}
         topology = self._known.topology if agreed else None
@@ -158,7 +155,7 @@ class AllGather:
         self.digest: Digest = (("dtype", dtype_name(x)), ("count", self._flat.numel()))
 
     def perform(self, start: Perform, port: Port) -> torch.Tensor:
-        """Exchange."""
+        """DataPlane."""
         self._members = len(start.view.members)
         return gather.all_gather(port, start.view.members, self._flat, self._known.scratch)
 

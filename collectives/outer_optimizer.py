@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import torch
 
 from collectives.errors import Aborted, BadArgument, DeadlineExceeded, Evicted, NotEnoughPeers
-from collectives.reduce.feedback import Feedback
+from collectives.reduce.codecs import Feedback
 from collectives.shared_state.state import SharedState
 from collectives.types import Codec, Op, ReduceResult, SyncResult, SyncStrategy
 from protocol.identity import NodeId

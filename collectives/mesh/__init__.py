@@ -1,1 +1,14 @@
-"""How members reach each other: addresses, the handshake, sealed frames, and the ports that tensors take."""
+"""How members reach each other: addresses, the handshake, sealed frames, and the ports that tensors take.
+
+    addresses      where members listen, and dialling without waiting; Unix sockets on one machine
+    handshake      a signed key exchange, bytes in, bytes out, and the sealed records after it
+    connection     one control connection: its handshake, then its frames, on a socket that never blocks
+    mesh           all of them: who is linked, who is dialled; one thread's
+    framing        the header of a piece on a data stream
+    stream         one data stream: a thread that reads, one that writes, and the queue that it sends from
+    data_plane     the streams to every member, and the operations that they carry pieces of
+    port           what an operation's algorithm sees of all this
+    socket_port    that, over streams: what came, what is expected, what is sent
+
+To add a transport, give `mesh` and `stream` another kind of socket: nothing else knows what a socket is.
+"""

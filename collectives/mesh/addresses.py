@@ -1,11 +1,23 @@
-"""Where members listen: `tcp://HOST:PORT`, with IPv6 in brackets, and who must answer, `?id=NODEID`."""
+"""Where members listen, and how they are dialled without waiting.
+
+An address is `tcp://HOST:PORT`, with IPv6 in brackets, and who must answer, `?id=NODEID`.
+
+Members on one machine have a Unix socket beside the TCP one, for their data streams. Its name is the
+process's session, in Linux's abstract namespace: it leaves no file behind, ends with the process, and is
+found by those who share the network namespace, so finding it tells that both are on one machine. Who
+answers there has to prove itself by the same handshake as over TCP; where that fails, or there is no
+such socket, streams go over TCP.
+"""
 
 import socket
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from collectives.errors import CollectiveError
+from protocol.credentials.records import Endpoint
 from protocol.identity import NodeId
 
 MAX_ADDRESS_BYTES = 300  # a host name has at most 253
@@ -87,3 +99,58 @@ def _own_host(family: socket.AddressFamily) -> str:
         probe.connect((_ANYWHERE[family], 9))
         return str(probe.getsockname()[0])
     return "::1" if family == socket.AF_INET6 else "127.0.0.1"
+
+
+UNIX_BUFFER_BYTES = 1 << 20  # the kernel counts what the reader has yet to take as the sender's
+
+
+def connecting(family: Any, where: Any) -> socket.socket | None:
+    """Return a socket that is on its way to `where`, or None if there is no way."""
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError:
+        return None
+    sock.setblocking(False)
+    try:
+        sock.connect(where)
+    except BlockingIOError:
+        pass
+    except OSError:
+        sock.close()
+        return None
+    return sock
+
+
+def prepare(sock: socket.socket) -> None:
+    """Set a connected or connecting socket's options."""
+    with suppress(OSError):
+        if sock.family == socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER_BYTES)
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def numeric(endpoint: Endpoint) -> tuple[Any, Any]:
+    """Return family and socket address of a numeric host. Raises `OSError` for a name."""
+    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    return found[0][0], found[0][4]
+
+
+def local_name(session: bytes) -> str:
+    """Return the address of the process with this session."""
+    return f"\0gossamer-collectives-{session.hex()}"
+
+
+def listen_locally(session: bytes) -> socket.socket | None:
+    """Listen for others on this machine; None where there is no abstract namespace."""
+    if sys.platform != "linux":
+        return None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(local_name(session))
+        sock.listen(128)
+    except OSError:
+        sock.close()
+        return None
+    sock.setblocking(False)
+    return sock

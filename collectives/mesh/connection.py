@@ -2,15 +2,21 @@
 
 A frame is a length (4 bytes, big endian) and a record. The length is checked before any of the frame
 is kept. What waits to be written is bounded too: a peer that does not read is hung up on.
+
+Also what a mesh knows of each connection, and of each member that it is linked with.
 """
 
 import socket
 import struct
 from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
 
 from collectives.agreement.message_codec import MAX_MESSAGE_BYTES
+from collectives.mesh.addresses import Address
 from collectives.mesh.handshake import Handshake, Peer
 from protocol.errors import PeerError
+from protocol.identity import NodeId
 
 MAX_FRAME_BYTES = MAX_MESSAGE_BYTES + 1024  # and its seal
 MAX_UNSENT_BYTES = 4 * MAX_FRAME_BYTES
@@ -114,3 +120,34 @@ class Channel:
                 return
             frames.append(self.peer.opener.open(bytes(self._in[_LENGTH.size : end])))
             del self._in[:end]
+
+
+@dataclass(slots=True, eq=False)
+class ChannelState:
+    """One that is being made, or a control connection."""
+
+    channel: Channel
+    proven_by: float
+    wanted: Address | None = None  # what was dialled; None of inbound ones
+    others: list[Any] = field(default_factory=list)  # further addresses of the same name
+    where: Any = None  # the (family, socket address) dialled
+    stream_of: NodeId | None = None  # of an own data connection
+    stream: int = 0
+    introduced: bool = False
+
+    @property
+    def inbound(self) -> bool:
+        """Tell whether somebody dialled us."""
+        return self.wanted is None and self.stream_of is None
+
+
+@dataclass(slots=True)
+class MemberLink:
+    """The ways to one member's process."""
+
+    session: bytes
+    address: str
+    channels: list[ChannelState]
+    dialled: Any = None
+    is_local: bool = True  # until no Unix socket of its was found
+    dialling: set[int] = field(default_factory=set)  # streams whose handshakes are under way

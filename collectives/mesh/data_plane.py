@@ -7,17 +7,16 @@ is about to start here too; those are bounded, and ended operations are remember
 
 import socket
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Set
 from dataclasses import dataclass, field
 
 from collectives.agreement.views import OpId
 from collectives.errors import Aborted
-from collectives.mesh.framing import PIECE_BYTES, SPREAD_BYTES, Kind, Piece, cut, operation_key
+from collectives.mesh.framing import PIECE_BYTES, SPREAD_BYTES, Piece, PieceKind, cut, operation_key
 from collectives.mesh.handshake import Peer
-from collectives.mesh.sendqueue import Outgoing, SendQueue
 from collectives.mesh.socket_port import Inbox, SocketPort
-from collectives.mesh.stream import Stream
+from collectives.mesh.stream import Outgoing, SendQueue, Stream
 from protocol.identity import NodeId
 
 MAX_UNKNOWN = 64  # operations that others started and we did not yet
@@ -38,7 +37,7 @@ class _Lane:
     streams: dict[Stream, bool] = field(default_factory=dict)  # -> did we dial it?
 
 
-class Exchange:
+class DataPlane:
     """Thread-safe."""
 
     def __init__(self, own: NodeId) -> None:
@@ -49,7 +48,6 @@ class Exchange:
         self._unknown: OrderedDict[bytes, Inbox] = OrderedDict()
         self._ended: OrderedDict[bytes, None] = OrderedDict()
         self._closed = False
-        self.broken: Counter[str] = Counter()
 
     # --- attempts ------------------------------------------------------------------------------
 
@@ -96,7 +94,7 @@ class Exchange:
         while len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
 
-    def _post(self, to: NodeId, port: SocketPort, kind: Kind, slot: int, payload: memoryview) -> None:
+    def _post(self, to: NodeId, port: SocketPort, kind: PieceKind, slot: int, payload: memoryview) -> None:
         with self._lock:
             lane = self._lanes.get(to)
             largest = PIECE_BYTES if lane is None or len(lane.streams) <= 1 else SPREAD_BYTES
@@ -122,12 +120,12 @@ class Exchange:
         if inbox is not None:
             inbox.arrived(source, piece, where)
 
-    def told(self, source: NodeId, key: bytes, kind: Kind, slot: int, text: bytes) -> None:
+    def told(self, source: NodeId, key: bytes, kind: PieceKind, slot: int, text: bytes) -> None:
         """See `stream.Arrivals`."""
         inbox = self._inbox(source, key)
         if inbox is None:
             return
-        if kind is Kind.REQUEST:
+        if kind is PieceKind.REQUEST:
             inbox.asked(source, slot, text)
         else:
             inbox.refused(source, slot)
@@ -204,7 +202,6 @@ class Exchange:
         """A stream's thread says that it is over: what was on it is lost."""
         text = f"the connection with member {stream.member} broke ({reason}): call it again"
         with self._lock:
-            self.broken[reason] += 1
             lane = self._lanes.get(stream.member)
             current = lane is not None and lane.streams.pop(stream, None) is not None
             waiting = self._concerned(stream.member)

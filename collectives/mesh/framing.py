@@ -30,7 +30,7 @@ class WireError(PeerError):
     """A member's stream that does not keep to this format."""
 
 
-class Kind(IntEnum):
+class PieceKind(IntEnum):
     """What a piece is."""
 
     DATA = 1
@@ -54,19 +54,19 @@ def operation_key(op: OpId) -> bytes:
     return hashlib.blake2b(name, digest_size=KEY_BYTES, person=b"gossamer-op").digest()
 
 
-def header(key: bytes, kind: Kind, piece: Piece) -> bytes:
+def header(key: bytes, kind: PieceKind, piece: Piece) -> bytes:
     """Return a piece's header."""
     return _LAYOUT.pack(key, kind, piece.slot, piece.offset, piece.total, piece.length)
 
 
-def read_header(data: bytes | memoryview) -> tuple[bytes, Kind, Piece]:
+def read_header(data: bytes | memoryview) -> tuple[bytes, PieceKind, Piece]:
     """Return what a header says. Raises `WireError`."""
     key, kind, slot, offset, total, length = _LAYOUT.unpack(data)
-    if kind not in (Kind.DATA, Kind.REQUEST, Kind.REFUSAL):
+    if kind not in (PieceKind.DATA, PieceKind.REQUEST, PieceKind.REFUSAL):
         raise WireError("kind")
     if length > PIECE_BYTES or total > MAX_PAYLOAD_BYTES or offset + length > total:
         raise WireError("piece")
-    return key, Kind(kind), Piece(slot, offset, total, length)
+    return key, PieceKind(kind), Piece(slot, offset, total, length)
 
 
 def cut(slot: int, total: int, largest: int) -> list[Piece]:

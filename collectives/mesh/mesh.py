@@ -16,21 +16,73 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Set
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from collectives.mesh import local
-from collectives.mesh.addresses import MAX_ADDRESS_BYTES, Address, BadAddress, listen
-from collectives.mesh.connection import Channel
+from collectives.mesh.addresses import (
+    MAX_ADDRESS_BYTES,
+    Address,
+    BadAddress,
+    connecting,
+    listen,
+    listen_locally,
+    local_name,
+    numeric,
+    prepare,
+)
+from collectives.mesh.connection import Channel, ChannelState, MemberLink
 from collectives.mesh.handshake import Handshake, HandshakeError, Party, Peer, Purpose
-from collectives.mesh.mesh_connections import Connection, Link
-from collectives.mesh.mesh_events import Arrived, Linked, MeshEvent, Unlinked
-from collectives.mesh.sockets import connecting, numeric, prepare
-from collectives.mesh.wanted import PAUSE_S, Wanted
 from protocol.credentials.records import Endpoint
 from protocol.errors import PeerError
 from protocol.identity import NodeId
 from protocol.transport.addresses import Resolver
 from protocol.wire.encoding import pack, unpack
+
+
+@dataclass(frozen=True, slots=True)
+class LinkMade:
+    """There is a way to `member`, which says that it listens at `address`."""
+
+    member: NodeId
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLost:
+    """The last connection to `member` broke, or its process is another now."""
+
+    member: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class FrameReceived:
+    """A frame from `member`."""
+
+    member: NodeId
+    body: bytes
+
+
+MeshEvent = LinkMade | LinkLost | FrameReceived
+
+
+PAUSE_S, MAX_PAUSE_S = 0.1, 3.0  # between tries: doubled from the one up to the other
+
+
+@dataclass(slots=True)
+class Wanted:
+    """An address that is tried until `until`."""
+
+    next_try: float
+    until: float
+    tries: int = 0
+    trying: bool = False
+
+    def pause(self, now: float) -> None:
+        """A try has failed."""
+        self.trying = False
+        self.tries += 1
+        self.next_try = now + min(PAUSE_S * 2 ** min(self.tries, 10), MAX_PAUSE_S)
+
 
 HANDSHAKE_S = 5.0  # a connection that is not proven by then is closed: several round trips on any link
 MAX_UNPROVEN = 64  # inbound connections that may be in their handshakes; more are closed at once
@@ -67,7 +119,7 @@ class Mesh:
         self._open_streams = open_streams
         listener, where = listen(listening)
         self.address = str(where)
-        self._listeners = [sock for sock in (listener, local.listen(party.session)) if sock is not None]
+        self._listeners = [sock for sock in (listener, listen_locally(party.session)) if sock is not None]
         self.refused: Counter[str] = Counter()
         self._selector = selectors.DefaultSelector()
         self._wake_in, self._wake_out = socket.socketpair()
@@ -76,8 +128,8 @@ class Mesh:
         for listener in self._listeners:
             self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(self._wake_in, selectors.EVENT_READ)
-        self._connections: dict[Channel, Connection] = {}
-        self._links: dict[NodeId, Link] = {}
+        self._connections: dict[Channel, ChannelState] = {}
+        self._links: dict[NodeId, MemberLink] = {}
         self._wanted: dict[Address, Wanted] = {}
         self._resolver = Resolver(self.wake)
         self._events: deque[MeshEvent] = deque()
@@ -201,17 +253,17 @@ class Mesh:
 
     def _begin(self, sock: socket.socket, handshake: Handshake, **facts: Any) -> None:
         prepare(sock)
-        connection = Connection(Channel(sock, handshake), time.monotonic() + HANDSHAKE_S, **facts)
+        connection = ChannelState(Channel(sock, handshake), time.monotonic() + HANDSHAKE_S, **facts)
         self._connections[connection.channel] = connection
         self._selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE, connection.channel)
 
-    def _watch(self, connection: Connection) -> None:
+    def _watch(self, connection: ChannelState) -> None:
         channel = connection.channel
         mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.wants_to_write else 0)
         if self._selector.get_key(channel.socket).events != mask:
             self._selector.modify(channel.socket, mask, channel)
 
-    def _work(self, connection: Connection, mask: int) -> None:
+    def _work(self, connection: ChannelState, mask: int) -> None:
         channel = connection.channel
         try:
             if mask & selectors.EVENT_WRITE:
@@ -229,7 +281,7 @@ class Mesh:
         if channel in self._connections:
             self._watch(connection)
 
-    def _prove(self, connection: Connection, peer: Peer) -> None:
+    def _prove(self, connection: ChannelState, peer: Peer) -> None:
         """The handshake is over: a control connection introduces itself, a data connection leaves us."""
         if peer.purpose is Purpose.CONTROL:
             connection.channel.send(pack([self.address]))
@@ -243,11 +295,11 @@ class Mesh:
         self._on_stream(peer, connection.channel.socket, connection.stream_of is not None)
         link.dialling.discard(connection.stream)
 
-    def _take(self, connection: Connection, frame: bytes) -> None:
+    def _take(self, connection: ChannelState, frame: bytes) -> None:
         peer = connection.channel.peer
         assert peer is not None
         if connection.introduced:
-            self._events.append(Arrived(peer.member, frame))
+            self._events.append(FrameReceived(peer.member, frame))
             return
         (text,) = unpack(frame, 1, error=MeshError, max_text=MAX_ADDRESS_BYTES)
         try:
@@ -259,15 +311,15 @@ class Mesh:
         connection.introduced = True
         self._link(connection, peer, str(Address(address.host, address.port)))
 
-    def _link(self, connection: Connection, peer: Peer, address: str) -> None:
+    def _link(self, connection: ChannelState, peer: Peer, address: str) -> None:
         link = self._links.get(peer.member)
         if link is not None and link.session != peer.session:
             for old in list(link.channels):
                 self._end(old, "new_session")
             link = None
         if link is None:
-            link = self._links[peer.member] = Link(peer.session, address, [])
-            self._events.append(Linked(peer.member, address))
+            link = self._links[peer.member] = MemberLink(peer.session, address, [])
+            self._events.append(LinkMade(peer.member, address))
         if len(link.channels) >= MAX_CHANNELS:
             raise MeshError("too_many_connections")
         link.channels.append(connection)
@@ -277,11 +329,11 @@ class Mesh:
         for wanted in [a for a in self._wanted if a.member == peer.member or a == connection.wanted]:
             del self._wanted[wanted]
 
-    def _forget(self, connection: Connection) -> None:
+    def _forget(self, connection: ChannelState) -> None:
         del self._connections[connection.channel]
         self._selector.unregister(connection.channel.socket)
 
-    def _end(self, connection: Connection, reason: str) -> None:
+    def _end(self, connection: ChannelState, reason: str) -> None:
         """Hang up, and see what follows from it."""
         if connection.channel not in self._connections:
             return
@@ -300,13 +352,13 @@ class Mesh:
                 link.channels.remove(connection)
                 if not link.channels:
                     del self._links[member]
-                    self._events.append(Unlinked(member))
+                    self._events.append(LinkLost(member))
         elif connection.wanted is not None:
             self._try_later(connection)
 
     # --- dialling ------------------------------------------------------------------------------
 
-    def _try_later(self, connection: Connection) -> None:
+    def _try_later(self, connection: ChannelState) -> None:
         assert connection.wanted is not None
         if connection.others:
             self._dial(connection.wanted, connection.others)
@@ -326,11 +378,11 @@ class Mesh:
         if wanted in self._wanted:
             self._wanted[wanted].pause(time.monotonic())
 
-    def _dial_streams(self, member: NodeId, link: Link) -> None:
+    def _dial_streams(self, member: NodeId, link: MemberLink) -> None:
         for stream in range(self._streams):
             if stream in link.dialling or stream in self._open_streams(member):
                 continue
-            sock = connecting(socket.AF_UNIX, local.name(link.session)) if link.is_local else None
+            sock = connecting(socket.AF_UNIX, local_name(link.session)) if link.is_local else None
             link.is_local = sock is not None
             sock = sock or connecting(*link.dialled)
             if sock is None:
@@ -375,4 +427,4 @@ class Mesh:
                     self._dial_streams(member, link)
 
 
-__all__ = ["Arrived", "HandshakeError", "Linked", "Mesh", "MeshEvent", "Unlinked"]
+__all__ = ["FrameReceived", "HandshakeError", "LinkLost", "LinkMade", "Mesh", "MeshEvent"]

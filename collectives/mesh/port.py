@@ -35,7 +35,7 @@ class SourceLost(Aborted):
     """The member that was asked cannot answer: it died, refused, or sent another length. Ask another."""
 
 
-class Ticket(Protocol):
+class PendingReceive(Protocol):
     """A payload that is to come."""
 
     def done(self) -> bool:
@@ -66,10 +66,10 @@ class Port(Protocol):
             Aborted, DeadlineExceeded: the port was cancelled, or its time is up.
         """
 
-    def expect(self, source: NodeId, slot: int, into: memoryview) -> Ticket:
+    def expect(self, source: NodeId, slot: int, into: memoryview) -> PendingReceive:
         """Say where (contiguous, writable) the payload goes that `source` sends in `slot`."""
 
-    def wait(self, ticket: Ticket) -> None:
+    def wait(self, ticket: PendingReceive) -> None:
         """Block until the payload is in its place.
 
         Raises:
@@ -86,7 +86,7 @@ class Port(Protocol):
         Requests that came before are answered too. A handler may be called for several askers at once.
         """
 
-    def request(self, source: NodeId, question: bytes, into: memoryview) -> Ticket:
+    def request(self, source: NodeId, question: bytes, into: memoryview) -> PendingReceive:
         """Ask a serving member; its answer, of exactly `into`'s length, goes to `into`.
 
         Several may be under way, to one source or to many.

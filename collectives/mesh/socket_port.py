@@ -15,20 +15,18 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from collectives.errors import Aborted, DeadlineExceeded
-from collectives.mesh.framing import Kind, Piece
-from collectives.mesh.port import MAX_REQUEST_BYTES, MAX_SLOT, Handler, SourceLost
-from collectives.mesh.port import Ticket as AnyTicket
+from collectives.mesh.framing import Piece, PieceKind
+from collectives.mesh.port import MAX_REQUEST_BYTES, MAX_SLOT, Handler, PendingReceive, SourceLost
 from protocol.identity import NodeId
 
 MAX_HELD_BYTES = 64 << 20  # of one attempt: what comes before it is expected
 MAX_HELD_PIECES = 4096
 MAX_REQUESTS = 1024  # that wait for an answer
-MAX_SLOTS = 1 << 31  # of answers; they begin where an algorithm's own end
 
 _Name = tuple[NodeId, int]
 
 
-class Ticket:
+class SocketReceive:
     """A payload that is to come to `into`; done at 0 bytes `missing`."""
 
     __slots__ = ("error", "into", "missing", "source")
@@ -53,7 +51,7 @@ class Inbox:
         self.deadline: float | None = None  # on the monotonic clock; None: it has not started here
         self.bytes_received = 0
         self.requests: SimpleQueue[tuple[NodeId, int, bytes] | None] = SimpleQueue()
-        self._tickets: dict[_Name, Ticket] = {}
+        self._tickets: dict[_Name, SocketReceive] = {}
         self._held: defaultdict[_Name, list[tuple[Piece, bytearray]]] = defaultdict(list)
         self._held_bytes = 0
         self._held_pieces = 0
@@ -88,7 +86,7 @@ class Inbox:
                     break
         return None
 
-    def _within(self, ticket: Ticket, piece: Piece) -> memoryview | None:
+    def _within(self, ticket: SocketReceive, piece: Piece) -> memoryview | None:
         if piece.total == ticket.into.nbytes:
             return ticket.into[piece.offset : piece.offset + piece.length]
         problem = f"member {ticket.source} sent {piece.total} bytes where {ticket.into.nbytes} were expected"
@@ -117,7 +115,7 @@ class Inbox:
             if ticket.done():
                 self.changed.notify_all()
 
-    def _settle(self, ticket: Ticket, piece: Piece, buffer: bytearray) -> None:
+    def _settle(self, ticket: SocketReceive, piece: Piece, buffer: bytearray) -> None:
         self._held_bytes -= piece.length
         self._held_pieces -= 1
         into = self._within(ticket, piece)
@@ -156,10 +154,10 @@ class Inbox:
             self.deadline = deadline
             self.changed.notify_all()
 
-    def expect(self, source: NodeId, slot: int, into: memoryview) -> Ticket:
+    def expect(self, source: NodeId, slot: int, into: memoryview) -> SocketReceive:
         """See `Port.expect`."""
         into = into.cast("B")
-        ticket = Ticket(source, into)
+        ticket = SocketReceive(source, into)
         name = (source, slot)
         with self.changed:
             if name in self._tickets:
@@ -172,7 +170,7 @@ class Inbox:
             self.changed.notify_all()  # a reader may wait for it
         return ticket
 
-    def wait(self, ticket: Ticket, deadline: float) -> None:
+    def wait(self, ticket: SocketReceive, deadline: float) -> None:
         """See `Port.wait`."""
         with self.changed:
             while not ticket.done():
@@ -207,7 +205,7 @@ class SocketPort:
         key: bytes,
         inbox: Inbox,
         deadline: float,
-        post: Callable[[NodeId, "SocketPort", Kind, int, memoryview], None],
+        post: Callable[[NodeId, "SocketPort", PieceKind, int, memoryview], None],
     ) -> None:
         """`post` queues a payload as pieces; `deadline` is on the monotonic clock."""
         self.own = own
@@ -233,15 +231,15 @@ class SocketPort:
             raise ValueError(f"slot {slot} is not in [0, {MAX_SLOT}]")
         self._sent_to.add(to)
         self._check()
-        self._queue(to, Kind.DATA, slot, payload)
+        self._queue(to, PieceKind.DATA, slot, payload)
 
-    def expect(self, source: NodeId, slot: int, into: memoryview) -> Ticket:
+    def expect(self, source: NodeId, slot: int, into: memoryview) -> SocketReceive:
         """See `Port.expect`."""
         return self.inbox.expect(source, slot, into)
 
-    def wait(self, ticket: AnyTicket) -> None:
+    def wait(self, ticket: PendingReceive) -> None:
         """See `Port.wait`."""
-        assert isinstance(ticket, Ticket)
+        assert isinstance(ticket, SocketReceive)
         self.inbox.wait(ticket, self._deadline)
 
     def flush(self) -> None:
@@ -259,7 +257,7 @@ class SocketPort:
         self._servers.append(thread)
         thread.start()
 
-    def request(self, source: NodeId, question: bytes, into: memoryview) -> Ticket:
+    def request(self, source: NodeId, question: bytes, into: memoryview) -> SocketReceive:
         """See `Port.request`."""
         if len(question) > MAX_REQUEST_BYTES:
             raise ValueError(f"a question has at most {MAX_REQUEST_BYTES} bytes, not {len(question)}")
@@ -268,7 +266,7 @@ class SocketPort:
             self._answers += 1
             slot = MAX_SLOT + self._answers
         ticket = self.inbox.expect(source, slot, into)
-        self._queue(source, Kind.REQUEST, slot, memoryview(question))
+        self._queue(source, PieceKind.REQUEST, slot, memoryview(question))
         return ticket
 
     def cancel(self, reason: str) -> None:
@@ -296,9 +294,9 @@ class SocketPort:
         with self._left:
             self._unsent += pieces
 
-    def _queue(self, to: NodeId, kind: Kind, slot: int, payload: memoryview) -> None:
+    def _queue(self, to: NodeId, kind: PieceKind, slot: int, payload: memoryview) -> None:
         payload = payload.cast("B")
-        if kind is Kind.DATA:
+        if kind is PieceKind.DATA:
             with self._left:
                 self.bytes_sent += payload.nbytes
         self._post(to, self, kind, slot, payload)
@@ -317,7 +315,7 @@ class SocketPort:
             if not self.wanted:
                 break
             if answer is None:
-                self._queue(source, Kind.REFUSAL, slot, memoryview(b""))
+                self._queue(source, PieceKind.REFUSAL, slot, memoryview(b""))
             else:
-                self._queue(source, Kind.DATA, slot, memoryview(answer))
+                self._queue(source, PieceKind.DATA, slot, memoryview(answer))
         self.inbox.requests.put(None)  # for the next of several servers

@@ -2,21 +2,95 @@
 
 The socket blocks: the kernel's buffers are the pipeline, and both directions move at once. Payloads
 are received straight into the buffer that they are expected in, and sent straight from theirs.
+
+What waits to be sent to one member is one queue (`SendQueue`), and all of its streams take from it, the free one first.
 """
 
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Protocol
 
-from collectives.mesh.framing import HEADER_BYTES, PIECE_BYTES, RECORD_BYTES, Kind, Piece, header, read_header
+from collectives.mesh.framing import HEADER_BYTES, PIECE_BYTES, RECORD_BYTES, Piece, PieceKind, header, read_header
 from collectives.mesh.handshake import Peer
-from collectives.mesh.sendqueue import Outgoing, SendQueue
 from protocol.errors import PeerError
 from protocol.identity import NodeId
+
+
+class Sender(Protocol):
+    """Whose piece it is."""
+
+    @property
+    def key(self) -> bytes:
+        """Its operation's name on the wire."""
+
+    @property
+    def wanted(self) -> bool:
+        """Tell whether its pieces still have a use."""
+
+    def left(self) -> None:
+        """One of its pieces has left, or never will."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One piece on its way out."""
+
+    sender: Sender
+    kind: PieceKind
+    piece: Piece
+    payload: memoryview
+
+
+class SendQueue:
+    """First in, first out; its readers can be told to ask again whether they shall end."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._items: deque[Outgoing] = deque()
+        self._closed = False
+
+    def put(self, items: list[Outgoing]) -> None:
+        """Append pieces; after `close` they are let go at once."""
+        with self._changed:
+            if not self._closed:
+                self._items.extend(items)
+                self._changed.notify(len(items))
+                return
+        for item in items:
+            item.sender.left()
+
+    def take(self, ended: Callable[[], bool]) -> Outgoing | None:
+        """Wait for the next piece that is still wanted; None when `ended` says so, at the latest after `wake`."""
+        while True:
+            with self._changed:
+                while not self._items and not self._closed and not ended():
+                    self._changed.wait()
+                if self._closed or ended():
+                    self._changed.notify()  # another reader has to take what this one was woken for
+                    return None
+                item = self._items.popleft()
+            if item.sender.wanted:
+                return item
+            item.sender.left()
+
+    def wake(self) -> None:
+        """Let every reader ask again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let everything go: nobody will carry it."""
+        with self._changed:
+            self._closed = True
+            dropped = list(self._items)
+            self._items.clear()
+            self._changed.notify_all()
+        for item in dropped:
+            item.sender.left()
 
 
 class Arrivals(Protocol):
@@ -28,17 +102,8 @@ class Arrivals(Protocol):
     def arrived(self, source: NodeId, key: bytes, piece: Piece, where: memoryview) -> None:
         """A piece is where `place` said."""
 
-    def told(self, source: NodeId, key: bytes, kind: Kind, slot: int, text: bytes) -> None:
+    def told(self, source: NodeId, key: bytes, kind: PieceKind, slot: int, text: bytes) -> None:
         """A request (`text` is the question) or a refusal came."""
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What a stream carried, and for how many seconds it was at it."""
-
-    bytes_sent: int = 0
-    seconds_sending: float = 0.0
-    bytes_received: int = 0
 
 
 class Stream:
@@ -55,7 +120,6 @@ class Stream:
         """Take over the socket of a connection whose handshake is over; `outbox` may have other readers too."""
         self.member = peer.member
         self.number = peer.stream
-        self.traffic = Traffic()
         self._peer = peer
         self._socket = sock
         self._outbox = outbox
@@ -115,13 +179,12 @@ class Stream:
         spare = memoryview(bytearray(PIECE_BYTES + opener.overhead))
         while self._fill(head):
             key, kind, piece = read_header(opener.open(head) if opener.overhead else head)
-            if kind is not Kind.DATA:
+            if kind is not PieceKind.DATA:
                 self._receive(spare[: piece.length], spare_record=None)
                 self._arrivals.told(self.member, key, kind, piece.slot, bytes(spare[: piece.length]))
                 continue
             where = self._arrivals.place(self.member, key, piece)
             self._receive(spare[: piece.length] if where is None else where, spare)
-            self.traffic.bytes_received += piece.length
             if where is not None:
                 self._arrivals.arrived(self.member, key, piece, where)
 
@@ -162,13 +225,10 @@ class Stream:
         sealer = self._peer.sealer
         record = memoryview(bytearray(RECORD_BYTES + sealer.overhead))
         while (outgoing := self._outbox.take(self._has_ended)) is not None:
-            began = perf_counter()
             try:
                 self._put(outgoing, record)
             finally:
                 outgoing.sender.left()
-            self.traffic.bytes_sent += outgoing.piece.length
-            self.traffic.seconds_sending += perf_counter() - began
 
     def _put(self, outgoing: Outgoing, record: memoryview) -> None:
         sealer = self._peer.sealer

@@ -1,1 +1,13 @@
-"""How tensors are reduced: algorithms, kernels, codecs, and the choice among them."""
+"""How tensors are reduced: algorithms, kernels, codecs, and the choice among them.
+
+    all_reduce     from values to a result, by the algorithm that fits; few values go with the agreement
+    direct         every member owns a slice, and all exchange with all
+    ring           two neighbours each
+    gather         everybody's values, and one member's to all
+    kernels        the arithmetic, and what the algorithms share: a reduction's description, cuts, scratch memory
+    codecs         how values travel in fewer bytes, and the error feedback that makes good what that loses
+    tensors        torch and NumPy, in and out
+    topology       how fast links are, the ring's order, and which algorithm that makes the fastest
+
+A new algorithm takes a `Port` and a `Reduction`, and `topology.choose` must say when.
+"""

@@ -1,29 +1,23 @@
-"""An all-reduce from values to a result, by the algorithm that the members' links suggest."""
+"""An all-reduce from values to a result, by the algorithm that the members' links suggest.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+Few values travel with the agreement itself (`reduce_inline`), and every member does the whole sum. What a member says
+when it initiates an operation (its share) goes to everybody when the operation starts. Values that fit in
+there cost no message of their own and no second round trip; everybody adds them up in the members'
+order, so the bits are the same. They are not encoded: there is nothing to gain.
+"""
+
+from collections.abc import Mapping
 
 import torch
 
+from collectives.errors import Aborted
 from collectives.mesh.port import Port
 from collectives.reduce import direct, ring
-from collectives.reduce.choice import Links, capacities, choose
-from collectives.reduce.feedback import Feedback
-from collectives.reduce.reduction import Reduction, Scratch
+from collectives.reduce.codecs import Feedback
+from collectives.reduce.kernels import Reduction, Scratch, combine, finish, start
+from collectives.reduce.tensors import memory
+from collectives.reduce.topology import Topology, capacities, choose
 from protocol.identity import NodeId
-
-
-@dataclass(frozen=True)
-class Topology:
-    """What the members agreed on about their links; empty until they have measured."""
-
-    tour: tuple[NodeId, ...] = ()
-    links: Links = field(default_factory=dict)
-
-    def ring_of(self, order: Sequence[NodeId]) -> tuple[NodeId, ...]:
-        """Return the tour of exactly these members: those that left are skipped, new ones come last."""
-        kept = [member for member in self.tour if member in order]
-        return (*kept, *(member for member in order if member not in kept))
 
 
 def reduce(
@@ -61,3 +55,33 @@ def reduce(
         return ring.all_reduce(port, job, values, scratch, tour=tour, feedback=collected)
     capacity = capacities(job.order, topology.links)
     return direct.all_reduce(port, job, values, scratch, capacity=capacity, feedback=collected)
+
+
+def pack_values(values: torch.Tensor) -> bytes:
+    """Return the bytes of a flat tensor, to be a share or the end of one."""
+    return bytes(memory(values))
+
+
+def _unpack(data: bytes, dtype: torch.dtype) -> torch.Tensor:
+    """Return the values of a share, as a copy."""
+    return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+
+def reduce_inline(job: Reduction, count: int, shares: Mapping[NodeId, bytes]) -> torch.Tensor:
+    """Return the reduced values of all members' shares, `count` in each.
+
+    Raises:
+        Aborted: a share has another length; its sender's digest said otherwise.
+    """
+    wanted = count * job.dtype.itemsize
+    for member in job.order:
+        if len(shares[member]) != wanted:
+            raise Aborted(f"member {member} sent {len(shares[member])} bytes of values where {wanted} were due")
+    result = torch.empty(count, dtype=job.dtype)
+    work = result if job.work is job.dtype else torch.empty(count, dtype=job.work)
+    counted = [member for member in job.order if job.weights[member]]
+    start(_unpack(shares[counted[0]], job.dtype), job.weights[counted[0]], work)
+    for member in counted[1:]:
+        combine(job.op, work, _unpack(shares[member], job.dtype), job.weights[member])
+    finish(job.op, work, job.total, result)
+    return result

@@ -20,10 +20,9 @@ from collections.abc import Sequence
 
 import torch
 
-from collectives.mesh.port import Port, Ticket
-from collectives.reduce.feedback import Feedback
-from collectives.reduce.kernels import combine, finish, pair, start
-from collectives.reduce.reduction import Reduction, Scratch, Span, chunks, cut
+from collectives.mesh.port import PendingReceive, Port
+from collectives.reduce.codecs import Feedback
+from collectives.reduce.kernels import Reduction, Scratch, Span, chunks, combine, cut, finish, pair, start
 from collectives.reduce.tensors import memory
 from protocol.identity import NodeId
 
@@ -87,7 +86,7 @@ class _Exchange:
         self._room_bytes = -(-self._size(self._own[0]) // 64) * 64 if self._own else 0
         self._rooms = min(self._window, len(self._own)) if self._givers else 0
         self._held = scratch.take(self._rooms * len(self._givers) * self._room_bytes, torch.uint8)
-        self._coming: dict[tuple[NodeId, int], Ticket] = {}
+        self._coming: dict[tuple[NodeId, int], PendingReceive] = {}
         self._encoded: dict[tuple[NodeId, int], torch.Tensor] = {}
 
     def run(self) -> torch.Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from collectives.mesh.port import Port
-from collectives.reduce.reduction import CHUNK_BYTES, Scratch, chunks, cut
+from collectives.reduce.kernels import CHUNK_BYTES, Scratch, chunks, cut
 from collectives.reduce.tensors import memory
 from protocol.identity import NodeId
 

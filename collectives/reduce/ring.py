@@ -20,10 +20,9 @@ from collections.abc import Sequence
 
 import torch
 
-from collectives.mesh.port import Port, Ticket
-from collectives.reduce.feedback import Feedback
-from collectives.reduce.kernels import combine, finish, start
-from collectives.reduce.reduction import Reduction, Scratch, Span, chunks, cut
+from collectives.mesh.port import PendingReceive, Port
+from collectives.reduce.codecs import Feedback
+from collectives.reduce.kernels import Reduction, Scratch, Span, chunks, combine, cut, finish, start
 from collectives.reduce.tensors import memory
 from protocol.identity import NodeId
 
@@ -76,7 +75,7 @@ class _Ring:
         self._result = scratch.take(values.numel(), job.dtype)
         same = job.work is job.dtype
         self._work = self._result if same else torch.empty(values.numel(), dtype=job.work)
-        self._coming: dict[int, tuple[Ticket, torch.Tensor]] = {}
+        self._coming: dict[int, tuple[PendingReceive, torch.Tensor]] = {}
 
     def run(self) -> torch.Tensor:
         for step in range(1, 2 * self._members - 1):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 
 from collectives.errors import CollectiveError
-from collectives.mesh.port import Port, SourceLost, Ticket
+from collectives.mesh.port import PendingReceive, Port, SourceLost
 from collectives.reduce.tensors import memory
 from protocol.identity import NodeId
 
@@ -93,7 +93,7 @@ class _Gathering:
             return self._received.copy()
 
     def _work(self, source: NodeId) -> None:
-        window: deque[tuple[Piece, torch.Tensor, Ticket]] = deque()
+        window: deque[tuple[Piece, torch.Tensor, PendingReceive]] = deque()
         try:
             while (piece := self._next(source, block=not window)) or window:
                 if piece:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from collectives import Op
-from collectives.mesh import data_plane as exchange
-from collectives.mesh import local
+from collectives.mesh import data_plane, mesh
+from collectives.mesh.addresses import local_name
 from collectives.mesh.stream import Stream
 from tests.groups import group, together
 
@@ -25,7 +25,7 @@ def families(monkeypatch):
         seen.append(sock.family)
         return Stream(peer, sock, *others)
 
-    monkeypatch.setattr(exchange, "Stream", made)
+    monkeypatch.setattr(data_plane, "Stream", made)
     return seen
 
 
@@ -44,7 +44,7 @@ def test_members_on_one_machine_exchange_data_over_unix_sockets(families, encryp
 
 
 def test_a_member_without_such_a_socket_is_reached_over_tcp(families, monkeypatch):
-    monkeypatch.setattr(local, "listen", lambda _: None)
+    monkeypatch.setattr(mesh, "listen_locally", lambda _: None)
     with group(2) as comms:
         check_a_sum(comms)
     assert set(families) == {socket.AF_INET}
@@ -56,7 +56,7 @@ def test_somebody_else_under_a_members_name_only_costs_a_try(families, monkeypat
 
     def squat(session):
         squatter = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        squatter.bind(local.name(session))
+        squatter.bind(local_name(session))
         squatter.listen()
         squatters.append(squatter)
 
@@ -72,7 +72,7 @@ def test_somebody_else_under_a_members_name_only_costs_a_try(families, monkeypat
 
         threading.Thread(target=answer, daemon=True).start()
 
-    monkeypatch.setattr(local, "listen", squat)
+    monkeypatch.setattr(mesh, "listen_locally", squat)
     try:
         with group(2) as comms:
             check_a_sum(comms)

@@ -10,11 +10,11 @@ import torch
 from collectives import Codec, Op
 from collectives.agreement.views import OpId
 from collectives.errors import Aborted
-from collectives.mesh.data_plane import MAX_UNKNOWN, PATIENCE_S, Exchange
+from collectives.mesh.data_plane import MAX_UNKNOWN, PATIENCE_S, DataPlane
 from collectives.mesh.framing import PIECE_BYTES, Piece, operation_key
 from collectives.mesh.socket_port import MAX_HELD_BYTES, Inbox
 from collectives.reduce import direct, gather, ring
-from collectives.reduce.reduction import Scratch, describe
+from collectives.reduce.kernels import Scratch, describe
 from protocol.identity import NodeId
 from tests.waiting import wait_until
 
@@ -52,7 +52,7 @@ def clock(monkeypatch):
 
 
 def test_a_stream_waits_for_a_member_that_stands_still_as_long_as_the_operation_has_time(clock):
-    exchange = Exchange(A)
+    exchange = DataPlane(A)
     port = exchange.open(OP, {A, B}, clock.now + 300)
     piece = fill(exchange)
     into = memoryview(bytearray(PIECE_BYTES))
@@ -67,7 +67,7 @@ def test_a_stream_waits_for_a_member_that_stands_still_as_long_as_the_operation_
 
 
 def test_nothing_waits_for_an_operation_that_is_out_of_time(clock):
-    exchange = Exchange(A)
+    exchange = DataPlane(A)
     port = exchange.open(OP, {A, B}, clock.now + 30)
     piece = fill(exchange)
     port.inbox.changed = Meanwhile(lambda: setattr(clock, "now", clock.now + 31))
@@ -83,7 +83,7 @@ def test_a_stream_waits_a_bounded_time_for_an_operation_that_does_not_start(cloc
 
     monkeypatch.setattr("collectives.mesh.data_plane.Inbox", lambda: inbox)
     inbox = Inbox()
-    exchange = Exchange(A)
+    exchange = DataPlane(A)
     piece = fill(exchange)
     inbox.changed = Meanwhile(pass_time)
     assert exchange.place(B, operation_key(OP), piece) is None
@@ -92,7 +92,7 @@ def test_a_stream_waits_a_bounded_time_for_an_operation_that_does_not_start(cloc
 
 @pytest.mark.parametrize("end", [lambda exchange: exchange.begin_view(), lambda exchange: exchange.forget(OP)])
 def test_what_came_for_an_operation_that_will_not_start_is_dropped_and_its_stream_goes_on(end):
-    exchange = Exchange(A)
+    exchange = DataPlane(A)
     piece = fill(exchange)
     found = []
     reader = threading.Thread(target=lambda: found.append(exchange.place(B, operation_key(OP), piece)), daemon=True)
@@ -104,7 +104,7 @@ def test_what_came_for_an_operation_that_will_not_start_is_dropped_and_its_strea
 
 
 def test_an_operation_whose_payloads_were_dropped_does_not_wait_for_them():
-    exchange = Exchange(A)
+    exchange = DataPlane(A)
     piece = Piece(0, 0, 1, 1)
     for n in range(MAX_UNKNOWN + 1):
         exchange.place(B, operation_key(OP._replace(n=n)), piece)
@@ -129,7 +129,7 @@ def job():
 )
 def test_no_later_operation_gets_memory_that_a_stream_may_still_write_to(algorithm):
     """A reader that was given a place before the attempt ended fills it after: nobody else may have that memory."""
-    exchange, scratch = Exchange(A), Scratch()
+    exchange, scratch = DataPlane(A), Scratch()
     exchange.link(B)
     port = exchange.open(OP, {A, B}, time.monotonic() + 60)
     expected, raised = [], []

@@ -13,11 +13,13 @@ from collectives.mesh.handshake import (
     PROOF_BYTES,
     Handshake,
     HandshakeError,
+    Opener,
     Party,
     Purpose,
+    Sealer,
+    SealError,
     group_hash,
 )
-from collectives.mesh.sealing import Opener, RecordError, Sealer
 from protocol.identity import Identity
 
 ALICE, BOB, EVE = Identity.generate(), Identity.generate(), Identity.generate()
@@ -177,7 +179,7 @@ def test_a_record_that_was_changed_does_not_open(plain, data):
     key = os.urandom(32)
     record = bytearray(Sealer(key).seal(plain))
     record[data.draw(st.integers(0, len(record) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    with pytest.raises(RecordError):
+    with pytest.raises(SealError):
         Opener(key).open(bytes(record))
 
 
@@ -187,7 +189,7 @@ def test_records_open_in_their_order_only():
     first, second = sealer.seal(b"first"), sealer.seal(b"second")
     for order in ([second], [first, first]):
         opener = Opener(key)
-        with pytest.raises(RecordError):
+        with pytest.raises(SealError):
             for record in order:
                 opener.open(record)
     opener = Opener(key)

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collectives.errors import Aborted, BadArgument
-from collectives.reduce import direct, reduction, ring, small
-from collectives.reduce.all_reduce import Topology, reduce
-from collectives.reduce.choice import Link
-from collectives.reduce.feedback import Feedback
-from collectives.reduce.reduction import Scratch, cut, describe
+from collectives.reduce import all_reduce, direct, kernels, ring
+from collectives.reduce.all_reduce import pack_values, reduce, reduce_inline
+from collectives.reduce.codecs import Feedback
+from collectives.reduce.kernels import Scratch, cut, describe
 from collectives.reduce.tensors import DTYPES
+from collectives.reduce.topology import LinkSpeed, Topology
 from collectives.types import Codec, Op
 from tests.collectives_ports import Network, members, together
 
@@ -25,7 +25,7 @@ EPSILON = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0*
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Several chunks in little data."""
-    monkeypatch.setattr(reduction, "CHUNK_BYTES", SMALL_CHUNK)
+    monkeypatch.setattr(kernels, "CHUNK_BYTES", SMALL_CHUNK)
 
 
 def given_values(count: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -53,9 +53,9 @@ def run(algorithm, given, op, codec=Codec.NONE, weights=None, seed=0, queue=0):
     order = members(len(given))
     weights = weights or [1.0] * len(given)
     job = describe(order, given[0].dtype, op, dict(zip(order, weights, strict=True)), codec)
-    if algorithm is small:
-        shares = {member: small.pack(values) for member, values in zip(order, given, strict=True)}
-        return [small.all_reduce(job, given[0].numel(), shares) for _ in order]
+    if algorithm is all_reduce:
+        shares = {member: pack_values(values) for member, values in zip(order, given, strict=True)}
+        return [reduce_inline(job, given[0].numel(), shares) for _ in order]
     return together(order, lambda port, i: algorithm.all_reduce(port, job, given[i], Scratch()), seed=seed, queue=queue)
 
 
@@ -66,7 +66,7 @@ def assert_alike(results: list[torch.Tensor]) -> None:
 
 @settings(max_examples=250, deadline=None)
 @given(
-    algorithm=st.sampled_from((direct, ring, small)),
+    algorithm=st.sampled_from((direct, ring, all_reduce)),
     world=st.integers(1, 5),
     count=st.sampled_from((0, 1, 2, 255, 256, 257, 1023, 3001)),
     dtype=st.sampled_from(list(DTYPES.values())),
@@ -98,7 +98,7 @@ def test_any_reduction_is_that_of_float64_and_the_same_everywhere(
         assert [value % 2**bits for value in results[0].tolist()] == wrapped
 
 
-@pytest.mark.parametrize("algorithm", [direct, ring, small])
+@pytest.mark.parametrize("algorithm", [direct, ring, all_reduce])
 def test_integers_wrap_around_and_64_bits_stay_exact(algorithm):
     given = [torch.tensor([2**63 - 1, -(2**63), 5, 2**53 + 1], dtype=torch.int64)] * 3
     assert run(algorithm, given, Op.MAX)[0].tolist() == given[0].tolist()
@@ -106,7 +106,7 @@ def test_integers_wrap_around_and_64_bits_stay_exact(algorithm):
     assert run(algorithm, given, Op.AVG)[0].tolist()[0] > 2**63 - 2**11, "must not go past the end"
 
 
-@pytest.mark.parametrize("algorithm", [direct, ring, small])
+@pytest.mark.parametrize("algorithm", [direct, ring, all_reduce])
 @pytest.mark.parametrize("codec", Codec)
 def test_nan_and_infinity_pass(algorithm, codec):
     given = [torch.ones(600) * (i + 1) for i in range(3)]
@@ -120,7 +120,7 @@ def test_nan_and_infinity_pass(algorithm, codec):
             assert result[599] == -torch.inf
 
 
-@pytest.mark.parametrize("algorithm", [direct, ring, small])
+@pytest.mark.parametrize("algorithm", [direct, ring, all_reduce])
 def test_a_member_of_weight_zero_does_not_count_even_with_nan(algorithm):
     given = [torch.full((300,), value) for value in (1.0, torch.nan, 3.0)]
     for weights, mean in (([1.0, 0.0, 1.0], 2.0), ([1.0, 0.0, 3.0], 2.5), ([0.0, 0.0, 7.0], 3.0)):
@@ -137,13 +137,13 @@ def test_no_weight_at_all_is_an_error_that_says_so():
 def test_sixteen_bit_floats_are_rounded_once():
     # 2048 + 1 is 2048 in float16, whichever way it is rounded: a sum that rounds at each step stays there.
     given = [torch.tensor([2048.0], dtype=torch.float16)] + [torch.tensor([1.0], dtype=torch.float16)] * 4
-    for algorithm in (direct, ring, small):
+    for algorithm in (direct, ring, all_reduce):
         assert run(algorithm, given, Op.SUM)[0].tolist() == [2052.0]
 
 
 def test_large_values_of_sixteen_bits_have_a_mean():
     given = [torch.tensor([60000.0], dtype=torch.float16)] * 4
-    for algorithm in (direct, ring, small):
+    for algorithm in (direct, ring, all_reduce):
         assert run(algorithm, given, Op.AVG)[0].tolist() == [60000.0]
 
 
@@ -208,7 +208,7 @@ def test_the_links_choose_the_algorithm_and_the_bits_agree():
     # A circle of fast links in an order of its own; the rest is slow.
     tour = (order[0], order[2], order[1], order[3])
     edges = set(zip(tour, [*tour[1:], tour[0]], strict=True))
-    links = {(a, b): Link(1e9 if (a, b) in edges else 1e6, 1e-4) for a in order for b in order if a != b}
+    links = {(a, b): LinkSpeed(1e9 if (a, b) in edges else 1e6, 1e-4) for a in order for b in order if a != b}
 
     def work(port, i):
         return reduce(port, job, given[i], Scratch(), topology=Topology(tour, links)), port.bytes_sent
@@ -267,7 +267,7 @@ def test_a_share_of_another_length_is_refused():
     order = members(2)
     job = describe(order, torch.float32, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
     with pytest.raises(Aborted, match="member1"):
-        small.all_reduce(job, 2, {order[0]: bytes(8), order[1]: bytes(4)})
+        reduce_inline(job, 2, {order[0]: bytes(8), order[1]: bytes(4)})
 
 
 def test_scratch_is_taken_again_and_bounded():

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collectives.errors import BadArgument
-from collectives.reduce import reduction
+from collectives.reduce import kernels
 from collectives.reduce.codecs import BLOCK, coder_for
 from collectives.reduce.gather import all_gather, broadcast
-from collectives.reduce.reduction import Scratch
+from collectives.reduce.kernels import Scratch
 from collectives.reduce.tensors import DTYPES, check_target, dtype_name, flatten, fresh, memory, publish
 from collectives.types import Codec
 from tests.collectives_ports import members, together
@@ -168,7 +168,7 @@ def test_what_no_codec_is_for_travels_as_it_is():
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 def test_gather_and_broadcast_bring_everybody_the_same(count, world, monkeypatch):
     monkeypatch.setattr("collectives.reduce.gather.CHUNK_BYTES", 64 << 10)
-    monkeypatch.setattr(reduction, "CHUNK_BYTES", 64 << 10)
+    monkeypatch.setattr(kernels, "CHUNK_BYTES", 64 << 10)
     order = members(world)
     own = [torch.arange(count, dtype=torch.int32) + 1000 * i for i in range(world)]
     gathered = together(order, lambda port, i: all_gather(port, order, own[i], Scratch()), queue=world % 3)
