@@ -1,10 +1,9 @@
 """Members' agreement cores on a simulated network, put through crashes, pauses, loss and partitions.
 
     network      links in virtual time: in order unless told otherwise, cut, blocked one way or both
-    owner        a program at each member that calls operations and carries them out
-    schedule     what goes wrong and when, drawn from a seed
+    schedule     a program at each member that calls operations, and what goes wrong and when, drawn from a seed
     trial        one schedule from the founding to the end, with what must hold throughout
-    sweep        many of them, on several processes
+    __main__     many of them, on several processes
 
 `python -m collectives.simulator --schedules 2000 --seed 1 --members 4`
 """

@@ -1,4 +1,4 @@
-"""`python -m collectives.simulator`: the agreement core through any number of schedules.
+"""`python -m collectives.simulator`: the agreement core through any number of schedules, on several processes.
 
 Exit status 1: something that must hold does not; the command that runs that schedule again is printed.
 """
@@ -6,8 +6,56 @@ Exit status 1: something that must hold does not; the command that runs that sch
 import argparse
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 
-from collectives.simulator.sweep import sweep
+from collectives.simulator.schedule import Schedule, Violated
+from collectives.simulator.trial import Trial
+
+CHUNK = 50  # schedules that a process takes at a time: half a second
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a schedule went; `violation` is "" if all that must hold does."""
+
+    seed: int
+    members: int
+    committed: int
+    aborted: int
+    doubtful: int
+    violation: str
+    struck: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Say what failed, and how to see it again."""
+        again = f"python -m collectives.simulator --schedules 1 --seed {self.seed} --members {self.members}"
+        return f"seed {self.seed}: {self.violation}\n    {'; '.join(self.struck)}\n    again: {again}"
+
+
+def outcome(seed: int, members: int) -> Outcome:
+    """Run the schedule of a seed to its end."""
+    trial = Trial(Schedule.draw(seed, members))
+    violation = ""
+    try:
+        trial.run()
+    except Violated as error:
+        violation = str(error)
+    told = trial.history
+    return Outcome(seed, members, told.committed, told.aborted, told.doubtful, violation, tuple(trial.struck))
+
+
+def sweep(seeds: range, members: int, processes: int = 1) -> Iterator[Outcome]:
+    """Run many, in the order of their seeds."""
+    run = partial(outcome, members=members)
+    if processes == 1:
+        yield from map(run, seeds)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(run, seeds, chunksize=CHUNK)
 
 
 def main(arguments: list[str] | None = None) -> int:

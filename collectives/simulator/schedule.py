@@ -1,15 +1,166 @@
-"""What goes wrong in one trial: a list of faults, each at the n-th message of some kind, or at a time.
+"""What a simulated member's owner does, and what goes wrong: a program for each member, and a list of faults.
 
-A fault tied to a message strikes while that message is on its way, so that over many seeds each
-happens in every state of the protocol: between any two steps, at the coordinator and elsewhere.
+A member's program calls operations, carries them out, and checks what it is told about them.
+
+A fault strikes at the n-th message of some kind, or at a time. One tied to a message strikes while that
+message is on its way, so that over many seeds each happens in every state of the protocol: between any
+two steps, at the coordinator and elsewhere.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from random import Random
 
 from collectives.agreement import messages
-from collectives.simulator.owner import LOOPS, Program
-from collectives.types import Partition
+from collectives.agreement.events import ADMIT, Begin, Finished, Install, OutOfGroup, Perform, Performed, Verdict
+from collectives.agreement.views import ADMIT_TAG, OpId, View
+from collectives.types import LAN, Partition
+from protocol.identity import NodeId
+
+TAGS = (0, 1)  # two operations may be under way at once
+REFUSAL = 0.03  # the chance that a member cannot carry out an operation
+ODD = 0.02  # the chance that a member calls with another argument than the others
+
+
+class Program(Enum):
+    """What a member that makes one call at a time calls next: to admit and to reduce in turn, but for FREE."""
+
+    FREE = "free"  # to admit if anybody waits, or now and then, else to reduce
+    LOOP = "loop"  # from the beginning after each failure
+    AGAIN = "again"  # what was called off is called again
+    NEXT = "next"  # what was called off is left, and the next is called
+
+    def admits_next(self, finished: Finished) -> bool:
+        """Tell whether an admission comes after a call that ended so."""
+        admitted, committed = finished.op.tag == ADMIT_TAG, finished.verdict is Verdict.COMMIT
+        match self:
+            case Program.LOOP:
+                return not (admitted and committed)
+            case Program.AGAIN:
+                return admitted != committed
+            case _:
+                return not admitted
+
+
+LOOPS = (Program.LOOP, Program.AGAIN, Program.NEXT)
+
+
+class Violated(AssertionError):  # noqa: N818  # reads as what it is
+    """Something happened that must never happen."""
+
+
+def expect(holds: bool, what: str) -> None:
+    """Raise `Violated` unless `holds`."""
+    if not holds:
+        raise Violated(what)
+
+
+@dataclass
+class History:
+    """What all members were told about each operation."""
+
+    verdicts: dict[OpId, dict[NodeId, Verdict]] = field(default_factory=dict)
+    contributors: dict[OpId, tuple[NodeId, ...]] = field(default_factory=dict)
+    shares: dict[OpId, dict[NodeId, bytes]] = field(default_factory=dict)
+    committed: int = 0
+    aborted: int = 0
+    doubtful: int = 0
+
+    def started(self, start: Perform) -> None:
+        """Everybody is handed the same shares."""
+        known = self.shares.setdefault(start.op, start.shares)
+        expect(known == start.shares, f"{start.op} started with different shares")
+        expect(tuple(start.shares) == start.view.members, f"{start.op} started without all members' shares")
+
+    def finished(self, member: NodeId, finished: Finished) -> None:
+        """Nobody commits what somebody calls off, and all who commit name the same contributors."""
+        op, verdict = finished.op, finished.verdict
+        others = self.verdicts.setdefault(op, {})
+        others[member] = verdict
+        safe = {Verdict.COMMIT, Verdict.DOUBT}
+        if Verdict.COMMIT in others.values() and op.mark:
+            expect(set(others.values()) <= safe, f"{op} ended in two ways: {others}")
+            if verdict is Verdict.COMMIT:
+                known = self.contributors.setdefault(op, finished.contributors)
+                expect(known == finished.contributors, f"{op} has different contributors")
+        if verdict is Verdict.ABORT and finished.reason.startswith("the group changed"):
+            started = op in self.shares or op.tag == ADMIT_TAG or len(others) > 1
+            expect(started, f"{op} had not started, and a view change lost it")
+        self.committed += verdict is Verdict.COMMIT
+        self.doubtful += verdict is Verdict.DOUBT
+        self.aborted += verdict not in safe
+
+
+@dataclass
+class Owner:
+    """Calls `TAGS` again and again, and ADMIT when somebody waits, while it is `busy`."""
+
+    own: NodeId
+    rng: Random
+    history: History
+    busy: bool = True
+    careful: bool = False  # never odd, never unable
+    prompt: bool = False  # no call may wait until its deadline from now on
+    calls: int = 0
+    outstanding: dict[int, Begin] = field(default_factory=dict)
+    due: dict[int, float] = field(default_factory=dict)  # by when each outstanding call must have ended
+    in_time: dict[int, float] = field(default_factory=dict)  # before when each must, of those begun while prompt
+    started: dict[int, OpId] = field(default_factory=dict)
+    view: View | None = None
+    epoch: int = 0
+
+    def begin(self, tag: int, deadline: float, now: float) -> Begin:
+        """Call an operation."""
+        self.calls += 1
+        self.due[tag] = now + deadline + LAN.settling + LAN.heartbeat
+        if self.prompt:
+            self.in_time[tag] = now + deadline - LAN.heartbeat
+        field_value = 1 + (not self.careful and self.rng.random() < ODD)
+        share = b"%d" % self.calls
+        kind = ADMIT if tag == ADMIT_TAG else "reduce"
+        digest = () if tag == ADMIT_TAG else (("count", field_value),)
+        begin = self.outstanding[tag] = Begin(tag, kind, deadline, digest, share)
+        return begin
+
+    def check(self, now: float) -> None:
+        """Every call ends in time, whatever happens."""
+        for tag in self.outstanding:
+            expect(now <= self.due[tag], f"the call under tag {tag} at {self.own} did not end")
+            late = now >= self.in_time.get(tag, float("inf"))
+            expect(not late, f"the call under tag {tag} at {self.own} waited until its deadline")
+
+    def start(self, start: Perform) -> Performed:
+        """Carry an operation out; return what to say about it, later."""
+        call = self.outstanding.get(start.op.tag)
+        expect(call is not None and start.shares[self.own] == call.share, f"{start.op} is not what was called")
+        expect(self.started.get(start.op.tag) != start.op, f"{start.op} started twice")
+        expect(self.view is not None and start.op.mark == self.view.mark, f"{start.op} started in another view")
+        self.started[start.op.tag] = start.op
+        self.history.started(start)
+        return Performed(start.op, self.careful or self.rng.random() > REFUSAL, "cannot")
+
+    def finished(self, finished: Finished) -> None:
+        """Take a verdict: there is exactly one for each call."""
+        expect(finished.op.tag in self.outstanding, f"{finished.op} ended, and nobody waits for it")
+        del self.outstanding[finished.op.tag]
+        self.in_time.pop(finished.op.tag, None)
+        self.history.finished(self.own, finished)
+        if finished.verdict is Verdict.COMMIT and finished.op.tag != ADMIT_TAG:
+            expect(self.started.get(finished.op.tag) == finished.op, f"{finished.op} committed and never started")
+
+    def install(self, install: Install) -> None:
+        """Go over to a view: epochs rise."""
+        expect(install.view.epoch > self.epoch, f"epoch {install.view.epoch} after {self.epoch}")
+        expect(self.own in install.view.ids, "installed a view without itself")
+        self.view, self.epoch = install.view, install.view.epoch
+
+    def outside(self, _: OutOfGroup) -> None:
+        """Be out of the group."""
+        expect(self.view is not None, "out of the group twice")
+        self.view = None
+
+
+# --- what goes wrong ---
 
 ONE_AT_A_TIME = 0.2  # the part of schedules whose members make one call at a time
 FAULT_SECONDS = 6.0  # faults happen within this time after the group has formed

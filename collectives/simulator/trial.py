@@ -28,8 +28,7 @@ from collectives.agreement.events import (
 from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.views import ADMIT_TAG
 from collectives.simulator.network import Network
-from collectives.simulator.owner import TAGS, History, Owner, Program, expect
-from collectives.simulator.schedule import FAULT_SECONDS, Fault, Schedule
+from collectives.simulator.schedule import FAULT_SECONDS, TAGS, Fault, History, Owner, Program, Schedule, expect
 from collectives.types import LAN, Partition
 from protocol.identity import NODE_ID_BYTES, id_of_bytes
 

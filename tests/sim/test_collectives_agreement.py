@@ -12,8 +12,8 @@ import sys
 
 import pytest
 
+from collectives.simulator.__main__ import Outcome, sweep
 from collectives.simulator.schedule import KINDS, MOMENTS, Schedule
-from collectives.simulator.sweep import Outcome, sweep
 
 BATCHES = 8  # so that a failure shows early, and workers could share them
 
@@ -70,7 +70,7 @@ def test_the_schedules_strike_everywhere() -> None:
 
 
 def test_a_seed_is_always_the_same_trial() -> None:
-    script = "from collectives.simulator.sweep import outcome; print([outcome(seed, 6) for seed in range(60, 65)])"
+    script = "from collectives.simulator.__main__ import outcome; print([outcome(seed, 6) for seed in range(60, 65)])"
     told = [
         subprocess.run(
             [sys.executable, "-c", script],
