@@ -10,18 +10,29 @@ It stands on `protocol` and serves `node`, and imports nothing from `node`.
 
 from collectives.communicator import Communicator
 from collectives.diloco import DiLoCo
-from collectives.errors import Aborted, CollectiveError, DeadlineExceeded, Evicted, Mismatch, NotEnoughPeers
+from collectives.errors import (
+    Aborted,
+    Closed,
+    CollectiveError,
+    DeadlineExceeded,
+    Evicted,
+    InDoubt,
+    Mismatch,
+    NotEnoughPeers,
+)
 from collectives.shared_state.state import SharedState
 from collectives.types import Codec, Op, SyncStrategy
 
 __all__ = [
     "Aborted",
+    "Closed",
     "Codec",
     "CollectiveError",
     "Communicator",
     "DeadlineExceeded",
     "DiLoCo",
     "Evicted",
+    "InDoubt",
     "Mismatch",
     "NotEnoughPeers",
     "Op",

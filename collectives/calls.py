@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from collectives.agreement.events import Begin, Finished, Perform, Performed, Verdict
-from collectives.errors import Aborted, CollectiveError, DeadlineExceeded, Evicted, Mismatch, NotEnoughPeers
+from collectives.errors import (
+    Aborted,
+    Closed,
+    CollectiveError,
+    DeadlineExceeded,
+    Evicted,
+    InDoubt,
+    Mismatch,
+    NotEnoughPeers,
+)
 from collectives.mesh.socket_port import SocketPort
 
 T = TypeVar("T")
@@ -31,7 +40,7 @@ class Call:
         self._changed = threading.Condition()
         self._started: Perform | None = None
         self._finished: Finished | None = None
-        self._failed = ""
+        self._failed: CollectiveError | None = None
 
     def start(self, start: Perform, port: SocketPort) -> None:
         """It is to be carried out."""
@@ -45,10 +54,10 @@ class Call:
             self._finished = finished
             self._changed.notify_all()
 
-    def fail(self, reason: str) -> None:
+    def fail(self, error: CollectiveError) -> None:
         """It was never begun, or nobody is left to end it."""
         with self._changed:
-            self._failed = reason
+            self._failed = error
             self._changed.notify_all()
 
     def wait_start(self, until: float) -> tuple[Perform, SocketPort] | None:
@@ -67,10 +76,10 @@ class Call:
     def _wait(self, reached: Callable[[], bool], until: float) -> None:
         with self._changed:
             while not reached():
-                if self._failed:
-                    raise Evicted(self._failed)
+                if self._failed is not None:
+                    raise self._failed
                 if not self._changed.wait(until - time.monotonic()) and time.monotonic() >= until:
-                    raise Evicted("no verdict came, which is a defect: leave the group and connect again")
+                    raise InDoubt("no verdict came, which is a defect: leave the group and connect again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +109,11 @@ def finish_call(control: Runner, call: Call, settling: float, perform: Work[T]) 
     """Carry out a call that was begun, and wait for its verdict.
 
     Raises:
-        Aborted, DeadlineExceeded, Mismatch, NotEnoughPeers, Evicted: as the verdict says.
+        Aborted, DeadlineExceeded, Mismatch, NotEnoughPeers, Evicted, InDoubt: as the verdict says.
+        Closed: this member left meanwhile.
         Exception: what `perform` raised by itself; the operation was called off for everybody.
     """
-    last = call.deadline + settling + LAST_RESORT_S
+    last = last_moment(call, settling)
     started = call.wait_start(last)
     if started is None:
         raise error_of(call.wait_finish(last))
@@ -128,6 +138,11 @@ def finish_call(control: Runner, call: Call, settling: float, perform: Work[T]) 
     return Committed(outcome, finished, port.bytes_sent, port.bytes_received)
 
 
+def last_moment(call: Call, settling: float) -> float:
+    """Return by when a verdict has come: the core may take `settling` seconds after the deadline."""
+    return call.deadline + settling + LAST_RESORT_S
+
+
 def error_of(finished: Finished) -> CollectiveError:
     """Return the error that a verdict is told as."""
     reason = finished.reason or "a member failed"
@@ -138,17 +153,18 @@ def error_of(finished: Finished) -> CollectiveError:
             found = finished.mismatch
             return Mismatch(found.member, found.field, found.theirs, found.ours)
         case Verdict.DOUBT:
-            return InDoubt(f"what became of this call is unknown here ({reason}): its buffer is as it was")
+            return InDoubt(
+                f"what became of this call is unknown here ({reason}): its buffer is as it was; "
+                "call it again, or sync with those who may have the result"
+            )
         case Verdict.MINORITY:
             return NotEnoughPeers(f"{reason}: wait for others to join, then admit them")
         case Verdict.EVICTED:
             return Evicted(f"{reason}: admit() waits to be let in again; then sync")
+        case Verdict.CLOSED:
+            return Closed(f"{reason}: connect again")
         case _:
             return Aborted(f"called off for everybody: {reason}; call it again, with whoever is left")
-
-
-class InDoubt(Evicted):
-    """The others may have committed this call and may not; this member is still in the group, or in what is left."""
 
 
 class Handle(Generic[T]):

@@ -28,14 +28,14 @@ from collectives.calls import (
     Call,
     Committed,
     Handle,
-    InDoubt,
     InFlight,
     error_of,
     finish_call,
+    last_moment,
     wait_for_all,
 )
-from collectives.driver import Driver, Observer, Status
-from collectives.errors import Aborted, BadArgument, DeadlineExceeded, Evicted
+from collectives.driver import HAS_LEFT, Driver, Observer, Status
+from collectives.errors import Aborted, BadArgument, Closed, DeadlineExceeded, InDoubt
 from collectives.mesh.addresses import Address
 from collectives.mesh.data_plane import DataPlane
 from collectives.mesh.handshake import SESSION_BYTES, Party, group_hash
@@ -52,6 +52,7 @@ from protocol.identity import Identity, NodeId
 T = TypeVar("T")
 
 MAX_TAG = 2**32 - 1  # a caller's own; above are those of calls that have no tag
+MAX_STEP = 2**63 - 1
 MAX_STREAMS = 128
 PENDING_S = 2.0  # how long after an operation its answer stands: the next step's, of members that are a bit late
 _MANY, _SYNC, _BARRIER, _TOPOLOGY = 2**40, 2**33, 2**33 + 1, 2**33 + 2
@@ -195,18 +196,20 @@ class Communicator:
         self._driver.meet([Address.parse(address) for address in addresses])
 
     def admit(self, timeout: float = 30.0) -> None:
-        """Let those who wait in; every member must call it. A member that was left out waits to be let in again.
+        """Let those who wait in. A member that was left out waits to be let in again.
+
+        Every other member must call it too, or wait in a call that not all have made.
 
         Raises:
-            Aborted, DeadlineExceeded, NotEnoughPeers, Evicted: nobody was let in.
+            Aborted, DeadlineExceeded, NotEnoughPeers, Evicted, InDoubt: nobody was let in, as far as is known.
         """
         call = self._begin(ADMIT_TAG, ADMIT, (), b"", timeout)
-        finished = call.wait_finish(call.deadline + self._driver.timing.settling)
+        finished = call.wait_finish(last_moment(call, self._driver.timing.settling))
         if finished.verdict is not Verdict.COMMIT:
             raise error_of(finished)
 
     def leave(self) -> None:
-        """Leave the group and close everything; the others go on. Calls in flight end with `Evicted`."""
+        """Leave the group and close everything; the others go on. Calls in flight end with `Closed`."""
         self._finalizer()
 
     def __enter__(self) -> "Communicator":
@@ -219,7 +222,7 @@ class Communicator:
 
     # --- operations ----------------------------------------------------------------------------
 
-    def all_reduce(
+    def all_reduce(  # noqa: PLR0913  # keywords that outside code relies on
         self,
         x: TensorLike,
         op: Op = Op.AVG,
@@ -229,6 +232,7 @@ class Communicator:
         tag: int = 0,
         timeout: float = 30.0,
         feedback: Feedback | None = None,
+        step: int | None = None,
     ) -> ReduceResult:
         """Combine all members' `x`, with the same bits at every member.
 
@@ -241,15 +245,16 @@ class Communicator:
             tag: tells operations in flight apart; one call a tag at a time.
             timeout: seconds until it is called off.
             feedback: keeps what a lossy codec loses, for this tensor's next call.
+            step: which of the caller's steps this is: a member that calls in another one is told of a `Mismatch`.
 
         Raises:
             BadArgument: nothing was sent.
             Mismatch: another member called it with other arguments.
-            Aborted, DeadlineExceeded, NotEnoughPeers, Evicted: the buffer is as it was.
+            Aborted, DeadlineExceeded, NotEnoughPeers, Evicted, InDoubt: the buffer is as it was.
         """
-        return self._reducing(x, op, out, weight, codec, _own_tag(tag), timeout, feedback)()
+        return self._reducing(x, op, out, weight, codec, _own_tag(tag), timeout, feedback, step)()
 
-    def all_reduce_async(
+    def all_reduce_async(  # noqa: PLR0913
         self,
         x: TensorLike,
         op: Op = Op.AVG,
@@ -259,10 +264,11 @@ class Communicator:
         tag: int = 0,
         timeout: float = 30.0,
         feedback: Feedback | None = None,
+        step: int | None = None,
     ) -> Handle[ReduceResult]:
         """Start `all_reduce` and return at once. Leave `x` and `out` alone until the handle's `wait` returns."""
         return self._in_flight.start(
-            lambda: self._reducing(x, op, out, weight, codec, _own_tag(tag), timeout, feedback), timeout
+            lambda: self._reducing(x, op, out, weight, codec, _own_tag(tag), timeout, feedback, step), timeout
         )
 
     def all_reduce_many(
@@ -274,6 +280,7 @@ class Communicator:
         in_flight: int = 4,
         retry: bool = True,
         timeout: float = 30.0,
+        step: int | None = None,
     ) -> list[ReduceResult]:
         """Reduce each tensor in place, several at a time; every member must give as many, in the same order.
 
@@ -282,35 +289,38 @@ class Communicator:
 
         Raises:
             BadArgument, Mismatch, DeadlineExceeded, NotEnoughPeers, Evicted: tensors before it may be reduced.
-            Aborted: only without `retry`.
+            Aborted, InDoubt: only without `retry`.
         """
         if in_flight < 1:
             raise BadArgument(f"in_flight = {in_flight}: give at least 1")
 
         def start(index: int) -> Handle[ReduceResult]:
             return self._in_flight.start(
-                lambda: self._reducing(tensors[index], op, None, weight, codec, _MANY + index, timeout, None), timeout
+                lambda: self._reducing(tensors[index], op, None, weight, codec, _MANY + index, timeout, None, step),
+                timeout,
             )
 
         return wait_for_all(start, len(tensors), in_flight, (Aborted, InDoubt) if retry else ())
 
-    def all_gather(self, x: TensorLike, tag: int = 0, timeout: float = 30.0) -> ReduceResult:
+    def all_gather(self, x: TensorLike, tag: int = 0, timeout: float = 30.0, step: int | None = None) -> ReduceResult:
         """Return everybody's `x` (of one type and size) in a new buffer, `contributors` along its first dimension.
 
         Raises: as `all_reduce`.
         """
-        return self._run(_own_tag(tag), AllGather(self._known, x), timeout)()
+        return self._run(_own_tag(tag), AllGather(self._known, x), timeout, step)()
 
-    def broadcast(self, x: TensorLike, root: NodeId, tag: int = 0, timeout: float = 30.0) -> ReduceResult:
+    def broadcast(
+        self, x: TensorLike, root: NodeId, tag: int = 0, timeout: float = 30.0, step: int | None = None
+    ) -> ReduceResult:
         """Fill everybody's `x` (of one type and size) with the root's.
 
         Raises: as `all_reduce`; `BadArgument` if `root` is no member.
         """
-        return self._run(_own_tag(tag), Broadcast(self._known, x, root), timeout)()
+        return self._run(_own_tag(tag), Broadcast(self._known, x, root), timeout, step)()
 
-    def barrier(self, timeout: float = 30.0) -> ReduceResult:
+    def barrier(self, timeout: float = 30.0, step: int | None = None) -> ReduceResult:
         """Return when every member has called it; the result's `value` is None. Raises: as `all_reduce`."""
-        return self._run(_BARRIER, Barrier(), timeout)()
+        return self._run(_BARRIER, Barrier(), timeout, step)()
 
     def optimize_topology(self, timeout: float = 60.0) -> tuple[NodeId, ...]:
         """Measure all links, agree on them, and return the tour that rings follow from now on. All must call it.
@@ -328,16 +338,17 @@ class Communicator:
         state: SharedState,
         strategy: SyncStrategy = SyncStrategy.ENFORCE_POPULAR,
         timeout: float = 60.0,
+        step: int | None = None,
     ) -> SyncResult:
         """Bring `state` to the one that holds; every member must call it. Tensors are replaced whole, on commit only.
 
         Raises:
             BadArgument: nothing was sent.
             Mismatch: states that cannot go together.
-            Aborted, DeadlineExceeded, NotEnoughPeers, Evicted: the state is as it was; what arrived is kept
+            Aborted, DeadlineExceeded, NotEnoughPeers, Evicted, InDoubt: the state is as it was; what arrived is kept
                 for the next call.
         """
-        done = self._run(_SYNC, Sync(state, strategy), timeout)()
+        done = self._run(_SYNC, Sync(state, strategy), timeout, step)()
         outcome = done.value
         return SyncResult(
             outcome.revision,
@@ -350,7 +361,7 @@ class Communicator:
 
     # --- how an operation runs -----------------------------------------------------------------
 
-    def _reducing(
+    def _reducing(  # noqa: PLR0913
         self,
         x: TensorLike,
         op: Op,
@@ -360,14 +371,18 @@ class Communicator:
         tag: int,
         timeout: float,
         feedback: Feedback | None,
+        step: int | None,
     ) -> Callable[[], ReduceResult]:
         job = AllReduce(self._known, self.world_size, x, op=op, out=out, weight=weight, codec=codec, feedback=feedback)
-        return self._run(tag, job, timeout)
+        return self._run(tag, job, timeout, step)
 
-    def _run(self, tag: int, job: Job[Any], timeout: float) -> Callable[[], ReduceResult]:
+    def _run(self, tag: int, job: Job[Any], timeout: float, step: int | None = None) -> Callable[[], ReduceResult]:
         """Begin an operation here and now; what is returned carries it out, on any thread."""
+        if step is not None and not 0 <= step <= MAX_STEP:
+            raise BadArgument(f"step = {step}: give an integer in [0, {MAX_STEP}]")
+        digest = (*((("step", step),) if step is not None else ()), *job.digest)
         began = time.perf_counter()
-        call = self._begin(tag, job.kind, job.digest, FLAGS[self._status.pending] + job.share, timeout)
+        call = self._begin(tag, job.kind, digest, FLAGS[self._status.pending] + job.share, timeout)
         seen: list[AgreedPending] = []
 
         def perform(start: Perform, port: Port) -> Any:
@@ -392,7 +407,7 @@ class Communicator:
         self, tag: int, kind: str, digest: tuple[tuple[str, int | str], ...], share: bytes, timeout: float
     ) -> Call:
         if self._status.closed or not self._finalizer.alive:
-            raise Evicted("this member has left the group: connect again")
+            raise Closed(HAS_LEFT)
         if timeout <= 0:
             raise DeadlineExceeded(f"timeout = {timeout:g} s leaves no time: allow more")
         return self._driver.begin(Begin(tag, kind, timeout, digest, share))

@@ -129,7 +129,7 @@ class DiLoCo:
         In "async" mode that is the one of the phase before, and the first time there is none.
 
         Raises:
-            Aborted, DeadlineExceeded, Evicted, NotEnoughPeers: for as long as `patience` no round
+            Aborted, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers: for as long as `patience` no round
                 could be completed. The parameters are as the inner steps left them; calling `step`
                 again goes on with the next phase.
             Mismatch: another member has other parameters or settings.

@@ -38,7 +38,7 @@ from collectives.agreement.events import (
 from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.views import View
 from collectives.calls import Call
-from collectives.errors import DeadlineExceeded
+from collectives.errors import BadArgument, Closed, CollectiveError, DeadlineExceeded
 from collectives.mesh import mesh as links
 from collectives.mesh.addresses import Address, BadAddress
 from collectives.mesh.data_plane import DataPlane
@@ -50,6 +50,7 @@ log = structlog.get_logger()
 
 Observer = Callable[[Event | Action], None]  # told of everything on the control thread; it must be quick
 TICKS_A_BEAT = 4  # the core asks for two
+HAS_LEFT = "this member has left the group: connect again"
 _JOIN_S = 2.0
 
 
@@ -144,7 +145,7 @@ class Driver:
     def _post(self, event: Event, call: Call | None) -> None:
         self._mailbox.append((event, call))
         if self.status.closed and call is not None:  # nobody will read it
-            call.fail("this member has left the group: connect again")
+            call.fail(Closed(HAS_LEFT))
         self._mesh.wake()
 
     def _run(self) -> None:
@@ -167,7 +168,7 @@ class Driver:
         self._publish(Status(closed=True))
         waiting = [*self._calls.values(), *(call for _, call in self._mailbox if call is not None)]
         for call in waiting:
-            call.fail("this member has left the group: connect again")
+            call.fail(Closed(HAS_LEFT))
 
     def _read_mailbox(self) -> None:
         while self._to_meet:
@@ -176,7 +177,8 @@ class Driver:
             event, call = self._mailbox.popleft()
             if call is not None and isinstance(event, Begin):
                 if event.tag in self._calls:
-                    call.fail(f"tag {event.tag} is in use by a call that is not over: wait for it, or use another tag")
+                    said = f"tag {event.tag} is in use by a call that is not over: wait for it, or use another tag"
+                    call.fail(BadArgument(said))
                     continue
                 self._calls[event.tag] = call
             self._feed(event, call)
@@ -208,11 +210,15 @@ class Driver:
             while self._over:  # told last, so that whoever wakes up sees the view that this led to
                 over, finished = self._over.popleft()
                 over.finish(finished)
+        except BadArgument as error:  # of the owner's call, which changed nothing
+            if call is not None and isinstance(event, Begin):
+                self._calls.pop(event.tag, None)
+                call.fail(error)
         except Exception as error:  # one item must not end the only control thread, whatever is wrong with us
             log.exception("internal error", event_type=type(event).__name__)
             if call is not None and isinstance(event, Begin):
                 self._calls.pop(event.tag, None)
-                call.fail(str(error))
+                call.fail(CollectiveError(f"internal error, which is a defect: {error}"))
         pending = self._agreement.pending
         if pending != self.status.pending:
             self._publish(replace(self.status, pending=pending))

@@ -35,7 +35,15 @@ class NotEnoughPeers(CollectiveError):  # noqa: N818
 
 
 class Evicted(CollectiveError):  # noqa: N818
-    """The others went on without this member, and what they decided is unknown to it. Connect again, and sync."""
+    """The others went on without this member: `admit` waits to be let in again, then sync."""
+
+
+class InDoubt(CollectiveError):  # noqa: N818
+    """Whether this call counted is unknown here: the others may have its result. Call it again, or sync."""
+
+
+class Closed(CollectiveError):  # noqa: N818
+    """This member has left the group, by its own doing. Connect again."""
 
 
 class BadArgument(CollectiveError, ValueError):  # noqa: N818

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import torch
 
-from collectives.errors import Aborted, BadArgument, DeadlineExceeded, Evicted, NotEnoughPeers
+from collectives.errors import Aborted, BadArgument, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers
 from collectives.reduce.codecs import Feedback
 from collectives.shared_state.state import SharedState
 from collectives.types import Codec, Op, ReduceResult, SyncResult, SyncStrategy
@@ -37,7 +37,7 @@ from protocol.identity import NodeId
 AT_ONCE = 0.7, 0.9
 ONE_LATE = 0.4, 0.5
 RETRY_DELAY = 0.1  # seconds before a round that was called off is begun again
-CALLED_OFF = (Aborted, DeadlineExceeded, Evicted, NotEnoughPeers)
+CALLED_OFF = (Aborted, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers)
 
 
 class OuterGroup(Protocol):
@@ -165,7 +165,7 @@ class OuterRounds:
             weight: this member's part of the mean: its inner steps or tokens, say.
 
         Raises:
-            Aborted, DeadlineExceeded, Evicted, NotEnoughPeers: the last reason why the round was called
+            Aborted, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers: the last reason why the round was called
                 off, when `patience` is at its end. The outer parameters are those of the last round that
                 counted, or of a group that this member fell in with.
             Mismatch: another member has other parameters or settings.

@@ -109,7 +109,7 @@ class Agreement:
     # --- events ---
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Take one event and return what to do about it. Raises ValueError for a `Begin` that is not allowed."""
+        """Take one event and return what to do about it. Raises BadArgument for a `Begin` that is not allowed."""
         if self._left:
             return []
         self._out.now = now
@@ -159,7 +159,7 @@ class Agreement:
         operations = self._standing.operations
         operations.begin(event, now)
         if self.view is None:
-            operations.dismiss("this node is not in the group: admit() waits until it is let in")
+            operations.dismiss(Verdict.EVICTED, "this node is not in the group: admit() waits until it is let in")
 
     def _linked(self, member: NodeId, address: str, now: float) -> None:
         self._presence.link(member, address, now)

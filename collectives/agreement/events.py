@@ -24,6 +24,7 @@ class Verdict(Enum):
     DOUBT = "doubt"  # the others may have published and may not: unknown here, and never published here
     MINORITY = "minority"  # as ABORT: too few members are left for the policy "majority"
     EVICTED = "evicted"  # as ABORT: this node is outside of the group
+    CLOSED = "closed"  # as ABORT: its owner left
 
 
 # --- events ---

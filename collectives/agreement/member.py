@@ -121,8 +121,7 @@ class Standing:
     def yield_to(self, theirs: View) -> None:
         """Go out of the group, because the side with `theirs` goes on; ask it to be let in."""
         view, reason = self.view, "the others went on without this member"
-        self._end(reason)
-        self.operations.dismiss(reason)
+        self._end(Verdict.EVICTED, reason)
         self._line = self._line._replace(session=self._rng.randbytes(SESSION_BYTES))
         for known in (view, theirs):
             if known is not None:
@@ -135,15 +134,15 @@ class Standing:
         """Leave for good."""
         for member in self.presence.linked:
             self.out.send(member, messages.Goodbye())
-        self._end("this member left")
-        self.operations.dismiss("this member left", admissions=True)
+        self._end(Verdict.CLOSED, "this member left")
 
-    def _end(self, reason: str) -> None:
+    def _end(self, verdict: Verdict, reason: str) -> None:
         view = self.view
         if view is not None:
             calls = self.operations.open.values()
             rulings = {call.op: alone(view.members, self.own, call.stage) for call in calls}
-            self.operations.leave(rulings, Verdict.EVICTED, reason)
+            self.operations.leave(rulings, verdict, reason)
+        self.operations.dismiss(verdict, reason)
         self.coordinator = None
         self.change.enter()
         self.presence.gone.clear()

@@ -38,6 +38,7 @@ from collectives.agreement.messages import (
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.recovery import stage_of
 from collectives.agreement.views import ADMIT_TAG, OpId, View
+from collectives.errors import BadArgument
 from collectives.types import Timing
 from protocol.identity import NodeId
 
@@ -72,23 +73,23 @@ class Operations:
     # --- the owner ---
 
     def begin(self, event: Begin, now: float) -> None:
-        """Take a call; raises ValueError for one that the interface forbids."""
+        """Take a call; raises BadArgument for one that the interface forbids."""
         if (event.kind == ADMIT) != (event.tag == ADMIT_TAG):
-            raise ValueError(f"kind {ADMIT!r} and the tag {ADMIT_TAG} go together")
+            raise BadArgument(f"kind {ADMIT!r} and the tag {ADMIT_TAG} go together")
         unasked = self.open.get(ADMIT_TAG)
         if event.kind == ADMIT and unasked is not None and not unasked.asked:
             unasked.begin, unasked.deadline, unasked.asked = event, now + event.deadline, True
             return
         if event.tag in self.open:
-            raise ValueError(f"an operation with tag {event.tag} is outstanding: wait for it, or use another tag")
+            raise BadArgument(f"an operation with tag {event.tag} is outstanding: wait for it, or use another tag")
         if len(self.open) >= MAX_OPEN:
-            raise ValueError(f"{MAX_OPEN} operations are outstanding: wait for some")
+            raise BadArgument(f"{MAX_OPEN} operations are outstanding: wait for some")
         if len(event.share) > MAX_SHARE_BYTES:
-            raise ValueError(f"a share has at most {MAX_SHARE_BYTES} bytes, this one {len(event.share)}")
+            raise BadArgument(f"a share has at most {MAX_SHARE_BYTES} bytes, this one {len(event.share)}")
         if len(event.digest) > MAX_FIELDS or any(
             len(str(part).encode()) > MAX_TEXT_BYTES for pair in event.digest for part in pair
         ):
-            raise ValueError(f"a digest has at most {MAX_FIELDS} fields, each of at most {MAX_TEXT_BYTES} bytes")
+            raise BadArgument(f"a digest has at most {MAX_FIELDS} fields, each of at most {MAX_TEXT_BYTES} bytes")
         call = OpenCall(self._name(event.tag), event, now + event.deadline)
         self.open[event.tag] = call
         self._initiate(call)
@@ -210,10 +211,10 @@ class Operations:
             call.op = self._name(call.begin.tag)
             self._initiate(call)
 
-    def dismiss(self, reason: str, *, admissions: bool = False) -> None:
-        """End the calls that are left when this member is outside; that to be let in only if `admissions`."""
-        for call in [call for call in self.open.values() if admissions or call.begin.kind != ADMIT]:
-            self._end(call, Stage.ABORTED, Verdict.EVICTED, reason)
+    def dismiss(self, verdict: Verdict, reason: str) -> None:
+        """End the calls that are left when this member is outside; that to be let in only if it left for good."""
+        for call in [call for call in self.open.values() if verdict is Verdict.CLOSED or call.begin.kind != ADMIT]:
+            self._end(call, Stage.ABORTED, verdict, reason)
 
     def admitted(self, view: View) -> None:
         """End the call of one that waited outside to be let in, and now is in `view`."""

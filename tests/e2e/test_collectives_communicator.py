@@ -13,10 +13,10 @@ import torch
 
 from collectives import (
     Aborted,
+    Closed,
     Codec,
     Communicator,
     DeadlineExceeded,
-    Evicted,
     Mismatch,
     NotEnoughPeers,
     Op,
@@ -161,6 +161,7 @@ def test_shared_state_comes_to_whoever_lacks_it(three):
         ("op", lambda c: c.all_reduce(torch.ones(3), op=Op.MAX)),
         ("codec", lambda c: c.all_reduce(torch.ones(3), codec=Codec.INT8)),
         ("kind", lambda c: c.all_gather(torch.ones(3))),
+        ("step", lambda c: c.all_reduce(torch.ones(3), step=1)),
     ],
 )
 def test_a_mismatch_names_the_member_and_the_field(three, field, odd):
@@ -173,6 +174,14 @@ def test_a_mismatch_names_the_member_and_the_field(three, field, odd):
         assert error.member in three[0].members and error.member in str(error) and field in str(error)
     assert x.tolist() == [1, 1, 1]
     assert all(not isinstance(r, Exception) for r in together(*(comm.barrier for comm in three)))
+
+
+def test_a_member_that_skipped_a_step_is_told_so_and_is_in_nobodys_mean(three):
+    x = torch.ones(3)
+    calls = [lambda c=c, n=n: c.all_reduce(x, step=n) for c, n in zip(three, (7, 7, 8), strict=True)]
+    errors = together(*calls)
+    assert [(error.field, error.theirs, error.ours) for error in errors] == [("step", 8, 7)] * 2 + [("step", 7, 8)]
+    assert x.tolist() == [1, 1, 1]
 
 
 def test_a_call_that_others_make_too_late_ends_at_its_deadline_for_all(three):
@@ -273,9 +282,9 @@ def test_a_member_that_leaves_is_missed_at_once_and_its_calls_end():
     with group(3) as comms:
         handle = comms[2].all_reduce_async(torch.ones(3))
         comms[2].leave()
-        with pytest.raises(Evicted):
+        with pytest.raises(Closed):
             handle.wait(5)
-        with pytest.raises(Evicted):
+        with pytest.raises(Closed):
             comms[2].all_reduce(torch.ones(3))
         comms[2].leave()  # twice is as good as once
         results = together(*(lambda c=c: c.all_reduce(torch.ones(3), op=Op.SUM, tag=1) for c in comms[:2]))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from collectives import Aborted, Communicator, DiLoCo, Evicted, SharedState
+from collectives import Aborted, Communicator, DiLoCo, InDoubt, SharedState
 from collectives.outer_optimizer import flat_copy
 from collectives.shared_state.transfer import Answers
 from tests.waiting import wait_until
@@ -94,7 +94,7 @@ def receive(folder: Path, name: str, state: SharedState) -> None:
         while True:
             try:
                 result = comm.sync_state(state)
-            except (Aborted, Evicted):  # called off, or what became of it died with its coordinator
+            except (Aborted, InDoubt):  # called off, or what became of it died with its coordinator
                 arrived = sum(chunk.nbytes for chunk in state.arrived.values())
                 untouched = torch.equal(state.tensors["w"], shared(2 if name == "c" else 1))
                 say(folder, name, arrived=arrived, untouched=untouched)

@@ -1,0 +1,57 @@
+"""Calls as their callers see them, over a control thread that answers when the test says."""
+
+import threading
+import time
+
+import pytest
+
+from collectives import Aborted, Closed, Communicator, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers
+from collectives.agreement.events import Finished, Verdict
+from collectives.agreement.views import OpId
+from collectives.calls import Call, error_of
+from collectives.driver import Status
+from collectives.types import Timing
+from protocol.identity import Identity
+
+QUICK = Timing(heartbeat=0.01, timeout=0.05)
+
+
+class Answering:
+    """A control thread that ends each call with `verdict`, as long after its deadline as the core may take."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        self.timing = QUICK
+        self.status = Status()
+        self.changed = threading.Condition()
+        self.verdict = verdict
+
+    def begin(self, begin):
+        call = Call(time.monotonic() + begin.deadline)
+        late = begin.deadline + self.timing.settling + self.timing.heartbeat
+        finished = Finished(OpId(b"the mark", 1, begin.tag, 0), self.verdict)
+        threading.Timer(late, call.finish, [finished]).start()
+        return call
+
+    def stop(self, goodbye):
+        pass
+
+
+def test_admit_waits_for_its_verdict_as_long_as_the_core_may_take():
+    comm = Communicator(Answering(Verdict.DOUBT), Identity.generate(), "tcp://127.0.0.1:1")
+    with pytest.raises(InDoubt, match="what became of this call is unknown"):
+        comm.admit(timeout=0.05)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "kind"),
+    [
+        (Verdict.ABORT, Aborted),
+        (Verdict.DEADLINE, DeadlineExceeded),
+        (Verdict.DOUBT, InDoubt),
+        (Verdict.MINORITY, NotEnoughPeers),
+        (Verdict.EVICTED, Evicted),
+        (Verdict.CLOSED, Closed),
+    ],
+)
+def test_each_verdict_has_an_error_of_its_own(verdict, kind):
+    assert type(error_of(Finished(OpId(b"the mark", 1, 0, 0), verdict))) is kind
