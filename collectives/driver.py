@@ -1,6 +1,6 @@
 """The one control thread of a member: it owns the mesh and the agreement core, and turns one into the other.
 
-    sockets --> Mesh --> events --+                     +--> Send, Greet, Drop --> Mesh
+    sockets --> Mesh --> events --+                     +--> Send, Dial, Drop --> Mesh
     callers --> mailbox ----------+--> Agreement.handle +--> Perform, Finished --> the caller's `Call`
     clock   --> Tick -------------+                     +--> Install, OutOfGroup --> `status`
 
@@ -20,10 +20,10 @@ from collectives.agreement.agreement import Agreement
 from collectives.agreement.events import (
     Action,
     Begin,
+    Dial,
     Drop,
     Event,
     Finished,
-    Greet,
     Heard,
     Install,
     Leave,
@@ -247,8 +247,8 @@ class Driver:
             case OutOfGroup(reason):
                 self.exchange.begin_view()
                 self._publish(replace(self.status, view=None, outside=reason))
-            case Greet(member, address):
-                self._greet(member, address)
+            case Dial(member, address):
+                self._dial(member, address)
             case Drop(member, reason):
                 self._mesh.drop(member, reason)
 
@@ -261,7 +261,7 @@ class Driver:
             if member in self._mesh.linked:
                 self.exchange.link(member)
 
-    def _greet(self, member: NodeId | None, text: str) -> None:
+    def _dial(self, member: NodeId | None, text: str) -> None:
         try:
             address = Address.parse(text)
         except BadAddress:

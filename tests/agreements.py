@@ -9,9 +9,9 @@ from collectives.agreement.events import (
     ADMIT,
     Action,
     Begin,
+    Dial,
     Event,
     Finished,
-    Greet,
     Heard,
     Linked,
     Perform,
@@ -79,7 +79,7 @@ class Group:
         match action:
             case Send(member, message):
                 self.network.send(number, IDS.index(member), message)
-            case Greet(_, address) if int(address) in self.cores and int(address) not in self.stopped:
+            case Dial(_, address) if int(address) in self.cores and int(address) not in self.stopped:
                 self.network.connect(number, int(address))
             case Finished():
                 self.finished[number].append(action)

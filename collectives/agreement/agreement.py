@@ -2,14 +2,14 @@
 
 `Agreement` is what its driver sees; the rules stand in the opening comments of its parts:
 
-    operations    the calls of this member's owner, up to their verdict
-    coordinator   if this member is the first of its view: gathers everybody's calls, and decides
-    presence      who is missing
-    view_change   how the survivors agree on the next view
-    recovery      what becomes of what was under way when a view ends, and why nobody contradicts that
-    admission     how newcomers get in
-    standing      how a node goes from one view to the next, in and out
-    hearing       which messages count
+    participant       the calls of this member's owner, up to their verdict
+    coordinator       if this member is the first of its view: gathers everybody's calls, and decides
+    failure_detector  who is missing
+    view_change       how the survivors agree on the next view
+    recovery          what becomes of what was under way when a view ends, and why nobody contradicts that
+    join              how newcomers get in
+    member            how a node goes from one view to the next, in and out
+    dispatch          which messages count
 
 A call is named by its tag and by how many calls of that tag were made in its view before it (or an
 admission called off before it was made: see coordinator). What was called and not started when the view
@@ -24,12 +24,12 @@ from collections import Counter
 from collections.abc import Iterable
 from random import Random
 
-from collectives.agreement.dispatch import Hearing
+from collectives.agreement.dispatch import Dispatcher
 from collectives.agreement.events import (
     Action,
     Begin,
+    Dial,
     Event,
-    Greet,
     Heard,
     Leave,
     Linked,
@@ -38,9 +38,9 @@ from collectives.agreement.events import (
     Unlinked,
     Verdict,
 )
-from collectives.agreement.failure_detector import Presence
+from collectives.agreement.failure_detector import FailureDetector
 from collectives.agreement.fields import SESSION_BYTES
-from collectives.agreement.member import Standing
+from collectives.agreement.member import MemberState
 from collectives.agreement.messages import Beat, OperationMessage
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.views import Member, View
@@ -66,45 +66,45 @@ class Agreement:
         """Begin at `now` (s, on the steady clock).
 
         `address` is where others dial this node, "" if they cannot; `group` is at most 64 bytes;
-        `seeds` are addresses, as `Greet` hands them out.
+        `seeds` are addresses, as `Dial` hands them out.
         """
         self.own = own
         self._seeds = tuple(seeds)
         self._timing = timing
         self._partition = partition
         self._out = Outbox(own)
-        self._presence = Presence(own, timing, last=now)
+        self._detector = FailureDetector(own, timing, last=now)
         line = Member(own, address, rng.randbytes(SESSION_BYTES))
-        self._standing = Standing(line, group, rng, self._out, self._presence, timing, partition)
-        self._hearing = Hearing(self._standing, timing, now)
-        self._greeted: dict[NodeId | None, float] = {}  # when each may be dialled again
-        self._mood: Beat | None = None  # what the others were last told of this node
+        self._state = MemberState(line, group, rng, self._out, self._detector, timing, partition)
+        self._dispatcher = Dispatcher(self._state, timing, now)
+        self._dialled: dict[NodeId | None, float] = {}  # when each may be dialled again
+        self._told: Beat | None = None  # what the others were last told of this node
         self._left = False
         if not self._seeds:
-            self._standing.found(now)
+            self._state.found(now)
 
     # --- the owner's questions ---
 
     @property
     def view(self) -> View | None:
         """The view that holds, or None outside."""
-        return self._standing.view
+        return self._state.view
 
     @property
     def fenced(self) -> bool:
         """Whether the next view is being agreed on."""
-        return self._standing.change.fenced
+        return self._state.change.fenced
 
     @property
     def pending(self) -> bool:
         """Whether somebody waits to be let in, as of the last event."""
-        admission = self._standing.admission
+        admission = self._state.admission
         return self.view is not None and (admission.elsewhere or bool(admission.waiting(self._out.now)))
 
     @property
     def refused(self) -> Counter[str]:
         """What was heard and counted for nothing, by reason."""
-        return self._hearing.refused
+        return self._dispatcher.refused
 
     # --- events ---
 
@@ -113,122 +113,122 @@ class Agreement:
         if self._left:
             return []
         self._out.now = now
-        self._presence.wake(now)
+        self._detector.wake(now)
         match event:
             case Heard(member, message):
-                self._hearing.take(member, message, now)
+                self._dispatcher.take(member, message, now)
             case Tick():
                 self._tick(now)
             case Begin():
                 self._begin(event, now)
             case Performed():
-                self._standing.operations.done(event)
+                self._state.operations.done(event)
             case Linked(member, address):
                 self._linked(member, address, now)
             case Unlinked(member):
-                self._presence.unlink(member, self.view, now)
-                self._hearing.unlinked(member)
+                self._detector.unlink(member, self.view, now)
+                self._dispatcher.unlinked(member)
             case Leave():
-                self._standing.depart()
+                self._state.depart()
                 self._left = True
         self._settle(event, now)
         return self._out.take()
 
     def _settle(self, event: Event, now: float) -> None:
         """Handle what this member said to itself, and tell the others at once when there is news of who is here."""
-        while self._out.inward or self._hearing.release(now):
+        while self._out.inward or self._dispatcher.release(now):
             if self._out.inward:
-                self._hearing.operation(self.own, self._out.inward.popleft(), now)
+                self._dispatcher.operation(self.own, self._out.inward.popleft(), now)
         view = self.view
         if view is None:
             return
-        told = self._mood is not None and self._mood.mark == view.mark
+        told = self._told is not None and self._told.mark == view.mark
         if told and isinstance(event, Heard) and isinstance(event.message, OperationMessage):
             return  # nothing in it can be news of that kind
         if not told:
-            self._greeted.clear()
-            self._out.forget(self._presence.linked.keys() | view.ids)
-        mood = self._standing.beat(view, now)
-        if mood != self._mood:
-            self._mood = mood
+            self._dialled.clear()
+            self._out.forget(self._detector.linked.keys() | view.ids)
+        beat = self._state.beat(view, now)
+        if beat != self._told:
+            self._told = beat
             for member in view.members:
                 if member != self.own:
-                    self._out.send(member, mood)
+                    self._out.send(member, beat)
 
     def _begin(self, event: Begin, now: float) -> None:
-        operations = self._standing.operations
+        operations = self._state.operations
         operations.begin(event, now)
         if self.view is None:
             operations.dismiss(Verdict.EVICTED, "this node is not in the group: admit() waits until it is let in")
 
     def _linked(self, member: NodeId, address: str, now: float) -> None:
-        self._presence.link(member, address, now)
+        self._detector.link(member, address, now)
         if self.view is None:
-            self._standing.apply(member)
+            self._state.apply(member)
         elif member in self.view.ids:
-            self._out.send(member, self._standing.beat(self.view, now))
-            self._standing.operations.linked(member)
+            self._out.send(member, self._state.beat(self.view, now))
+            self._state.operations.linked(member)
         else:
-            self._hearing.show(member, now)
+            self._dispatcher.show(member, now)
 
     # --- time ---
 
     def _tick(self, now: float) -> None:
-        standing, view = self._standing, self.view
+        state, view = self._state, self.view
         stuck = Verdict.EVICTED if view is None else Verdict.DEADLINE
-        standing.operations.tick(now, Verdict.MINORITY if standing.change.minority else stuck)
-        standing.admission.tick(now)
+        state.operations.tick(now, Verdict.MINORITY if state.change.minority else stuck)
+        state.admission.tick(now)
         if view is None:
             self._tick_outside(now)
             return
-        decision = standing.change.tick(view, standing.operations.ledgers, now)
-        standing.operations.closed = standing.change.fenced
+        decision = state.change.tick(view, state.operations.ledgers, now)
+        state.operations.closed = state.change.fenced
         if decision is not None:
-            standing.decided(decision, now)
+            state.decided(decision, now)
             return
-        if standing.coordinator is not None and not standing.change.fenced:
-            standing.coordinator.advance(now)
+        if state.coordinator is not None and not state.change.fenced:
+            state.coordinator.advance(now)
             self._admit_by_itself(view, now)
         for member in view.members:
             if member != self.own and self._quiet_to(member, now):
-                self._out.send(member, standing.beat(view, now))
-        rumoured = {name: line.address for name, (line, _) in standing.admission.rumoured.items()}
-        self._greet(view.addresses | rumoured, 2 * self._timing.heartbeat, now)
-        self._greet(standing.contacts, 2 * self._timing.timeout, now)
-        for member in sorted(self._presence.linked.keys() - view.ids - standing.admission.applicants.keys()):
-            self._hearing.show(member, now, self._timing.timeout)
+                self._out.send(member, state.beat(view, now))
+        rumoured = {name: line.address for name, (line, _) in state.admission.rumoured.items()}
+        self._dial(view.addresses | rumoured, 2 * self._timing.heartbeat, now)
+        self._dial(state.contacts, 2 * self._timing.timeout, now)
+        for member in sorted(self._detector.linked.keys() - view.ids - state.admission.applicants.keys()):
+            self._dispatcher.show(member, now, self._timing.timeout)
 
     def _tick_outside(self, now: float) -> None:
-        standing = self._standing
-        for member in self._presence.linked:
+        state = self._state
+        for member in self._detector.linked:
             if self._quiet_to(member, now):
-                standing.apply(member)
-        self._greet(standing.contacts, 2 * self._timing.heartbeat, now)
-        if now >= self._greeted.get(None, 0.0):
-            self._greeted[None] = now + self._timing.timeout
-            for seed in self._seeds if not self._presence.linked else ():
-                self._out.do(Greet(None, seed))
-        abandoned = now - self._hearing.insider_heard > 4 * self._timing.timeout
-        if abandoned and standing.epoch and self._partition is Partition.CONTINUE:
-            standing.found(now)
+                state.apply(member)
+        self._dial(state.contacts, 2 * self._timing.heartbeat, now)
+        if now >= self._dialled.get(None, 0.0):
+            self._dialled[None] = now + self._timing.timeout
+            for seed in self._seeds if not self._detector.linked else ():
+                self._out.do(Dial(None, seed))
+        abandoned = now - self._dispatcher.insider_heard > 4 * self._timing.timeout
+        if abandoned and state.epoch and self._partition is Partition.CONTINUE:
+            state.found(now)
 
     def _quiet_to(self, member: NodeId, now: float) -> bool:
         return now - self._out.spoken_to.get(member, float("-inf")) >= self._timing.heartbeat
 
-    def _greet(self, wanted: dict[NodeId, str], interval: float, now: float) -> None:
+    def _dial(self, wanted: dict[NodeId, str], interval: float, now: float) -> None:
         """Dial whoever there is no link with; of two, the one with the lesser id dials first."""
         for member, address in wanted.items():
-            if member == self.own or member in self._presence.linked or not address:
+            if member == self.own or member in self._detector.linked or not address:
                 continue
-            due = self._greeted.get(member)
+            due = self._dialled.get(member)
             if due is None and self.own > member:
-                self._greeted[member] = now + 2 * self._timing.heartbeat
+                self._dialled[member] = now + 2 * self._timing.heartbeat
             elif due is None or now >= due:
-                self._greeted[member] = now + interval
-                self._out.do(Greet(member, address))
+                self._dialled[member] = now + interval
+                self._out.do(Dial(member, address))
 
     def _admit_by_itself(self, view: View, now: float) -> None:
-        if view.members == (self.own,) and view.epoch == 1 and not self._standing.operations.open:
-            after = self._standing.admission.view_with(view, now)
+        if view.members == (self.own,) and view.epoch == 1 and not self._state.operations.open:
+            after = self._state.admission.view_with(view, now)
             if after is not None:
-                self._standing.enter(after, now)
+                self._state.enter(after, now)

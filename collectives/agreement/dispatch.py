@@ -3,7 +3,7 @@
 A message about an operation counts only in the view that it names, and only between that view's
 coordinator and its members. One from a view that this node has yet to enter is held until it does.
 
-Sides of a split group that meet show each other their views (Sight); the one that does not outrank
+Sides of a split group that meet show each other their views (ViewNotice); the one that does not outrank
 the other goes out of the group as a whole, and its nodes apply to be let in again. So does a
 member that was left out while it was stopped: those that show it a later view without it count as
 gone from its own, and against what is left of that the later view is the larger.
@@ -19,7 +19,7 @@ from collections import Counter, deque
 
 from collectives.agreement import messages
 from collectives.agreement.events import Drop
-from collectives.agreement.member import Standing
+from collectives.agreement.member import MemberState
 from collectives.agreement.messages import OperationMessage
 from collectives.agreement.views import NOWHERE, View
 from collectives.types import Timing
@@ -28,26 +28,26 @@ from protocol.identity import NodeId
 MAX_HELD = 256  # messages from views yet to come
 
 
-class Hearing:
+class Dispatcher:
     """Takes messages on behalf of a node that stands somewhere."""
 
-    def __init__(self, standing: Standing, timing: Timing, now: float) -> None:
+    def __init__(self, state: MemberState, timing: Timing, now: float) -> None:
         self.refused: Counter[str] = Counter()  # what counted for nothing, by reason
         self.insider_heard = now  # when anybody was last heard who is in a view
-        self._standing = standing
+        self._state = state
         self._timing = timing
-        self._sighted: dict[NodeId, float] = {}  # when each was last shown the view
+        self._shown: dict[NodeId, float] = {}  # when each was last shown the view
         self._held: deque[tuple[NodeId, OperationMessage]] = deque(maxlen=MAX_HELD)
 
     def take(self, member: NodeId, message: messages.Message, now: float) -> None:
         """Take one message from the node at the other end of a link."""
-        presence, view = self._standing.presence, self._standing.view
-        if member in presence.linked or (view is not None and member in view.ids):
-            presence.heard[member] = now
-        if isinstance(message, messages.Apply) and member in presence.linked:
-            presence.outside.add(member)
+        detector, view = self._state.detector, self._state.view
+        if member in detector.linked or (view is not None and member in view.ids):
+            detector.heard[member] = now
+        if isinstance(message, messages.Apply) and member in detector.linked:
+            detector.outside.add(member)
         else:
-            presence.outside.discard(member)
+            detector.outside.discard(member)
         if isinstance(message, OperationMessage):
             self.operation(member, message, now)
         elif isinstance(message, messages.Propose | messages.Report | messages.Decide):
@@ -57,7 +57,7 @@ class Hearing:
 
     def release(self, now: float) -> bool:
         """Take what was held for the view that holds now. Returns whether there was any."""
-        view = self._standing.view
+        view = self._state.view
         if view is None or not any(message.op.epoch <= view.epoch for _, message in self._held):
             return False
         held = list(self._held)
@@ -68,156 +68,156 @@ class Hearing:
 
     def show(self, member: NodeId, now: float, pause: float = 0.0) -> None:
         """Let a node that is not in the view see it, unless it did within `pause`."""
-        view = self._standing.view
-        if view is not None and now - self._sighted.get(member, float("-inf")) >= pause:
-            self._sighted[member] = now
-            viable = self._standing.viable(view, now)
-            self._standing.out.send(member, messages.Sight(view) if viable else self._standing.beat(view, now))
+        view = self._state.view
+        if view is not None and now - self._shown.get(member, float("-inf")) >= pause:
+            self._shown[member] = now
+            viable = self._state.viable(view, now)
+            self._state.out.send(member, messages.ViewNotice(view) if viable else self._state.beat(view, now))
 
     def unlinked(self, member: NodeId) -> None:
         """Forget what a node was shown."""
-        self._sighted.pop(member, None)
+        self._shown.pop(member, None)
 
     # --- operations ---
 
     def operation(self, member: NodeId, message: OperationMessage, now: float) -> None:
         """Take a message about an operation, from this node's own coordinator perhaps."""
-        standing, op = self._standing, message.op
-        view = standing.view
+        state, op = self._state, message.op
+        view = state.view
         if view is None or op.epoch > view.epoch:
             self._held.append((member, message))
         elif op.mark != view.mark:
             self._refuse("other view")
             if member not in view.ids:
                 self.show(member, now, self._timing.heartbeat)
-        elif standing.change.fenced or member not in view.ids:
-            self._refuse("fenced" if standing.change.fenced else "stranger")
+        elif state.change.fenced or member not in view.ids:
+            self._refuse("fenced" if state.change.fenced else "stranger")
         elif isinstance(message, messages.Start | messages.Commit | messages.Abort):
             self._verdict(member, message, view, now)
-        elif standing.coordinator is None:
+        elif state.coordinator is None:
             self._refuse("not the coordinator")
         else:
             self.insider_heard = now
             match message:
                 case messages.Initiate():
-                    standing.coordinator.initiate(member, message, now)
+                    state.coordinator.initiate(member, message, now)
                 case messages.Done():
-                    standing.coordinator.done(member, message, now)
+                    state.coordinator.done(member, message, now)
                 case messages.Ack():
-                    standing.coordinator.ack(member, message, now)
+                    state.coordinator.ack(member, message, now)
 
     def _verdict(
         self, member: NodeId, message: messages.Start | messages.Commit | messages.Abort, view: View, now: float
     ) -> None:
-        standing = self._standing
+        state = self._state
         if member != view.coordinator:
             self._refuse("not from the coordinator")
             return
         self.insider_heard = now
         match message:
             case messages.Start():
-                standing.operations.start(message)
+                state.operations.start(message)
             case messages.Abort():
-                standing.operations.abort(message)
+                state.operations.abort(message)
             case messages.Commit(op, after):
-                if member != standing.own:
-                    standing.out.send(member, messages.Ack(op))
-                standing.operations.commit(op)
-                if after is not None and after.epoch > view.epoch and standing.concerns(after):
-                    standing.enter(after, now)
+                if member != state.own:
+                    state.out.send(member, messages.Ack(op))
+                state.operations.commit(op)
+                if after is not None and after.epoch > view.epoch and state.concerns(after):
+                    state.enter(after, now)
 
     # --- ballots ---
 
     def _ballot(
         self, member: NodeId, message: messages.Propose | messages.Report | messages.Decide, now: float
     ) -> None:
-        standing = self._standing
+        state = self._state
         match message:
             case messages.Propose():
                 self._proposed(member, message, now)
-            case messages.Report() if standing.concerns(message.view, member):
-                standing.decided(standing.change.reported(member, message, now), now)
-            case messages.Decide() if standing.concerns(message.view, member) and standing.change.accepts(message):
-                standing.decided(message, now)
+            case messages.Report() if state.concerns(message.view, member):
+                state.decided(state.change.reported(member, message, now), now)
+            case messages.Decide() if state.concerns(message.view, member) and state.change.accepts(message):
+                state.decided(message, now)
             case _:
                 self._refuse("other ballot")
 
     def _proposed(self, member: NodeId, message: messages.Propose, now: float) -> None:
-        standing, view = self._standing, self._standing.view
+        state, view = self._state, self._state.view
         if view is None or message.ballot.proposer != member:
             self._refuse("other ballot")
-        elif self._behind(member, message, view) and standing.viable(view, now):
+        elif self._behind(member, message, view) and state.viable(view, now):
             self.show(member, now)
-        elif standing.change.proposed(member, message, view, standing.operations.ledgers, now):
-            standing.operations.closed = True
+        elif state.change.proposed(member, message, view, state.operations.ledgers, now):
+            state.operations.closed = True
         else:
-            standing.out.send(member, standing.beat(view, now))
+            state.out.send(member, state.beat(view, now))
 
     def _behind(self, member: NodeId, message: messages.Propose, view: View) -> bool:
         """Tell whether `member` proposes to go on from a view that this one's side has left behind."""
-        return (member not in view.ids and message.epoch <= view.epoch) or member in self._standing.presence.gone
+        return (member not in view.ids and message.epoch <= view.epoch) or member in self._state.detector.gone
 
     # --- what nodes say of themselves ---
 
     def _word(self, member: NodeId, message: messages.Message, now: float) -> None:
-        standing, view = self._standing, self._standing.view
+        state, view = self._state, self._state.view
         match message:
             case messages.Beat():
                 self._beat(member, message, now)
-            case messages.Sight():
-                self._sight(member, message.view, now)
-            case messages.Welcome() if standing.welcomed(message, now):
+            case messages.ViewNotice():
+                self._notice(member, message.view, now)
+            case messages.Welcome() if state.welcomed(message, now):
                 self.insider_heard = now
             case messages.Apply() if view is not None:
-                standing.admission.applied(member, message, view, now)
+                state.admission.applied(member, message, view, now)
             case messages.Pending() if view is not None and member in view.ids:
-                standing.admission.rumour(message, view, now)
+                state.admission.rumour(message, view, now)
             case messages.Goodbye():
-                standing.admission.forget(member)
-                standing.contacts.pop(member, None)
+                state.admission.forget(member)
+                state.contacts.pop(member, None)
                 if view is not None and member in view.ids:
-                    standing.presence.gone.add(member)
+                    state.detector.gone.add(member)
             case _:
                 self._refuse("stranger")
 
     def _beat(self, member: NodeId, beat: messages.Beat, now: float) -> None:
         if beat.mark != NOWHERE:
             self.insider_heard = now
-        standing, view = self._standing, self._standing.view
+        state, view = self._state, self._state.view
         if view is None:
             return
         if member not in view.ids:
             self.show(member, now, self._timing.heartbeat)
             return
-        standing.presence.beat(member, beat, view, now)
-        standing.change.round_seen(beat.round)
-        standing.admission.reaches[member] = frozenset(beat.reaches)
+        state.detector.beat(member, beat, view, now)
+        state.change.round_seen(beat.round)
+        state.admission.reaches[member] = frozenset(beat.reaches)
         if member == view.coordinator:
-            standing.admission.elsewhere = beat.pending
-        if standing.coordinator is not None and not standing.change.fenced:
-            standing.coordinator.advance(now)
+            state.admission.elsewhere = beat.pending
+        if state.coordinator is not None and not state.change.fenced:
+            state.coordinator.advance(now)
 
-    def _sight(self, member: NodeId, theirs: View, now: float) -> None:
+    def _notice(self, member: NodeId, theirs: View, now: float) -> None:
         """Find out whether this node was left out, or met the other side of a split."""
-        standing, view = self._standing, self._standing.view
-        if not standing.concerns(theirs, member):
+        state, view = self._state, self._state.view
+        if not state.concerns(theirs, member):
             self._refuse("other group")
-            standing.out.do(Drop(member, "its view is that of another group"))
+            state.out.do(Drop(member, "its view is that of another group"))
             return
         self.insider_heard = now
         if view is None:
-            standing.remember(theirs)
+            state.remember(theirs)
             return
-        if theirs.mark == view.mark or standing.own in theirs.ids:
+        if theirs.mark == view.mark or state.own in theirs.ids:
             return
-        gone = standing.presence.gone
+        gone = state.detector.gone
         if member in view.ids:
             if theirs.epoch < view.epoch and theirs.sessions[member] == view.sessions[member]:
                 return  # it has yet to enter this view
             later = theirs.epoch >= view.epoch
             gone |= {m for m in theirs.ids & view.ids if later or theirs.sessions[m] != view.sessions[m]}
-        if standing.outranked(view, theirs, now):
-            standing.yield_to(theirs)
+        if state.outranked(view, theirs, now):
+            state.yield_to(theirs)
         else:
             self.show(member, now, self._timing.heartbeat)
 

@@ -143,7 +143,7 @@ class OutOfGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class Greet:
+class Dial:
     """Link with whoever answers at `address`, with `member` if it is not None. Repeated until it is linked."""
 
     member: NodeId | None
@@ -158,4 +158,4 @@ class Drop:
     reason: str
 
 
-Action = Send | Perform | Finished | Install | OutOfGroup | Greet | Drop
+Action = Send | Perform | Finished | Install | OutOfGroup | Dial | Drop

@@ -17,7 +17,7 @@ from protocol.identity import NodeId
 
 
 @dataclass
-class Presence:
+class FailureDetector:
     """What is known of every node with which there is or should be a link."""
 
     own: NodeId

@@ -15,9 +15,9 @@ A founder that is still alone lets in whoever waits by itself while it has no ca
 from dataclasses import dataclass, field
 from random import Random
 
-from collectives.agreement.failure_detector import Presence
+from collectives.agreement.failure_detector import FailureDetector
 from collectives.agreement.fields import MARK_BYTES, MAX_MEMBERS
-from collectives.agreement.messages import MAX_PENDING, Apply, Pending, Sight, Welcome
+from collectives.agreement.messages import MAX_PENDING, Apply, Pending, ViewNotice, Welcome
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.views import Member, View
 from collectives.types import Timing
@@ -42,7 +42,7 @@ class Admission:
     timing: Timing
     rng: Random
     outbox: Outbox
-    presence: Presence
+    detector: FailureDetector
     applicants: dict[NodeId, Applicant] = field(default_factory=dict)  # heard from here
     rumoured: dict[NodeId, tuple[Member, float]] = field(default_factory=dict)  # heard of, and when
     reaches: dict[NodeId, frozenset[NodeId]] = field(default_factory=dict)  # whom each other member hears
@@ -66,7 +66,7 @@ class Admission:
             if view.sessions[member] == message.session:
                 self.outbox.send(member, Welcome(message.session, view))
             else:
-                self.presence.gone.add(member)
+                self.detector.gone.add(member)
             return
         known = self.applicants.get(member)
         if known is None and len(self.applicants) >= MAX_PENDING:
@@ -76,7 +76,7 @@ class Admission:
         news = known is None or known.line != line
         if news or now - answered >= self.timing.timeout:
             answered = now
-            self.outbox.send(member, Sight(view))
+            self.outbox.send(member, ViewNotice(view))
             self._tell(view, line)
         self.applicants[member] = Applicant(line, message.epoch, now, answered)
 
@@ -99,7 +99,7 @@ class Admission:
         return {
             name: one
             for name, one in self.applicants.items()
-            if now - one.heard < fresh and name in self.presence.linked
+            if now - one.heard < fresh and name in self.detector.linked
         }
 
     def tick(self, now: float) -> None:

@@ -10,7 +10,7 @@ from random import Random
 from collectives.agreement import messages
 from collectives.agreement.coordinator import Coordinator
 from collectives.agreement.events import Install, OutOfGroup, Verdict
-from collectives.agreement.failure_detector import Presence
+from collectives.agreement.failure_detector import FailureDetector
 from collectives.agreement.fields import MARK_BYTES, SESSION_BYTES
 from collectives.agreement.join import Admission
 from collectives.agreement.messages import Stage
@@ -25,18 +25,25 @@ from protocol.identity import NodeId
 MAX_CONTACTS = 256  # nodes that were in a view with this one, or whom a seed spoke of
 
 
-class Standing:
+class MemberState:
     """A node's view and the parts that work in it."""
 
     def __init__(
-        self, own: Member, group: bytes, rng: Random, out: Outbox, presence: Presence, timing: Timing, policy: Partition
+        self,
+        own: Member,
+        group: bytes,
+        rng: Random,
+        out: Outbox,
+        detector: FailureDetector,
+        timing: Timing,
+        policy: Partition,
     ) -> None:
         self.own = own.id
         self.out = out
-        self.presence = presence
+        self.detector = detector
         self.operations = Operations(own.id, timing, out)
-        self.change = ViewChange(own.id, timing, policy, rng, out, presence)
-        self.admission = Admission(own.id, timing, rng, out, presence)
+        self.change = ViewChange(own.id, timing, policy, rng, out, detector)
+        self.admission = Admission(own.id, timing, rng, out, detector)
         self.coordinator: Coordinator | None = None
         self.contacts: dict[NodeId, str] = {}  # where those are dialled who are in no view with this node
         self.epoch = 0  # the greatest that this node was in
@@ -56,11 +63,11 @@ class Standing:
 
     def viable(self, view: View, now: float) -> bool:
         """Tell whether this node, with those that it does not miss, may go on from its `view`."""
-        return self.change.suffices(len(view.ids - self.presence.missing(view, now)), view)
+        return self.change.suffices(len(view.ids - self.detector.missing(view, now)), view)
 
     def outranked(self, view: View, theirs: View, now: float) -> bool:
         """Tell whether the side with the view `theirs` goes on, rather than that with this node's."""
-        larger = outranks(theirs.ids, view.ids - self.presence.gone)
+        larger = outranks(theirs.ids, view.ids - self.detector.gone)
         if self._policy is Partition.CONTINUE:
             return larger
         later = theirs.epoch > view.epoch or (theirs.epoch == view.epoch and larger)
@@ -96,7 +103,7 @@ class Standing:
             self.operations.leave(rulings or {}, Verdict.ABORT, reason)
             self.remember(before)
         self.epoch = view.epoch
-        self.presence.enter(view, now)
+        self.detector.enter(view, now)
         self.change.enter()
         self.admission.enter(view)
         self.contacts = {name: address for name, address in self.contacts.items() if name not in view.ids}
@@ -127,12 +134,12 @@ class Standing:
             if known is not None:
                 self.remember(known)
         self.out.do(OutOfGroup(reason))
-        for member in self.presence.linked:
+        for member in self.detector.linked:
             self.apply(member)
 
     def depart(self) -> None:
         """Leave for good."""
-        for member in self.presence.linked:
+        for member in self.detector.linked:
             self.out.send(member, messages.Goodbye())
         self._end(Verdict.CLOSED, "this member left")
 
@@ -145,14 +152,14 @@ class Standing:
         self.operations.dismiss(verdict, reason)
         self.coordinator = None
         self.change.enter()
-        self.presence.gone.clear()
+        self.detector.gone.clear()
 
     # --- what others are told ---
 
     def beat(self, view: View, now: float) -> messages.Beat:
         """Return what this member says of itself."""
         reaches = tuple(sorted(self.admission.waiting(now)))
-        missing = tuple(sorted(self.presence.missing(view, now)))
+        missing = tuple(sorted(self.detector.missing(view, now)))
         pending = self.coordinator is not None and bool(reaches)
         return messages.Beat(view.mark, view.epoch, self.change.promised.round, missing, reaches, pending)
 

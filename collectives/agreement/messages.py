@@ -5,7 +5,7 @@ what is declared here: a new message is a class and a line in `MESSAGES`, a new 
 
     Beat       I live, in this view; whom I miss; which newcomers I reach
     Apply      let me in                            (outside -> any member, each heartbeat)
-    Sight      this is my view                      (to whoever speaks from another one)
+    ViewNotice      this is my view                      (to whoever speaks from another one)
     Pending    these ask to be let in               (any member -> coordinator -> all)
     Initiate   my owner called this                 (member -> coordinator)
     Start      all called it: go                    (coordinator -> members)
@@ -94,7 +94,7 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class ViewNotice:
     """The sender's view."""
 
     view: View
@@ -223,13 +223,13 @@ class Goodbye:
 
 
 OperationMessage = Initiate | Start | Done | Commit | Ack | Abort
-Message = OperationMessage | Beat | Apply | Sight | Pending | Propose | Report | Decide | Welcome | Goodbye
+Message = OperationMessage | Beat | Apply | ViewNotice | Pending | Propose | Report | Decide | Welcome | Goodbye
 
 # Each one's number on the wire. Numbers are only ever appended, never given again.
 MESSAGES: dict[int, type[Message]] = {
     1: Beat,
     2: Apply,
-    3: Sight,
+    3: ViewNotice,
     4: Initiate,
     5: Start,
     6: Done,

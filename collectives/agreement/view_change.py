@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 
-from collectives.agreement.failure_detector import Presence
+from collectives.agreement.failure_detector import FailureDetector
 from collectives.agreement.fields import MARK_BYTES
 from collectives.agreement.messages import Decide, Ledger, Propose, Report
 from collectives.agreement.outbox import Outbox
@@ -45,14 +45,14 @@ class ViewChange:
     """One member's part in it. `fenced` from the first promise to the next view."""
 
     def __init__(
-        self, own: NodeId, timing: Timing, partition: Partition, rng: Random, outbox: Outbox, presence: Presence
+        self, own: NodeId, timing: Timing, partition: Partition, rng: Random, outbox: Outbox, detector: FailureDetector
     ) -> None:
         self._own = own
         self._timing = timing
         self._partition = partition
         self._rng = rng
         self._out = outbox
-        self._presence = presence
+        self._detector = detector
         self.promised = NO_BALLOT
         self.fenced = False
         self.minority = False  # everybody who can be reached reported, and they are too few
@@ -69,8 +69,8 @@ class ViewChange:
 
     def tick(self, view: View, ledgers: Callable[[], tuple[Ledger, ...]], now: float) -> Decide | None:
         """Propose if it is time to. Returns the decision where this member is alone in it."""
-        missing = self._presence.missing(view, now)
-        if not self.fenced and not self._presence.disturbed(view, missing, now):
+        missing = self._detector.missing(view, now)
+        if not self.fenced and not self._detector.disturbed(view, missing, now):
             self._needed_since = None
             return None
         if self._needed_since is None:
@@ -108,7 +108,7 @@ class ViewChange:
         self.fenced = True
         self._proposal = None
         self._needed_since = now
-        missing = tuple(sorted(self._presence.missing(view, now)))
+        missing = tuple(sorted(self._detector.missing(view, now)))
         self._out.send(member, Report(message.ballot, view, missing, ledgers()))
         return True
 
@@ -131,7 +131,7 @@ class ViewChange:
     # --- within ---
 
     def _electorate(self, view: View, missing: frozenset[NodeId]) -> frozenset[NodeId]:
-        return frozenset(m for m in view.members if m == self._own or (m not in missing and m in self._presence.linked))
+        return frozenset(m for m in view.members if m == self._own or (m not in missing and m in self._detector.linked))
 
     def _propose(
         self, view: View, ledgers: Callable[[], tuple[Ledger, ...]], now: float, members: frozenset[NodeId]
@@ -140,7 +140,7 @@ class ViewChange:
         self.promised = ballot
         self.fenced = True
         proposal = self._proposal = Proposal(ballot, members, now)
-        missing = tuple(sorted(self._presence.missing(view, now)))
+        missing = tuple(sorted(self._detector.missing(view, now)))
         proposal.reports[self._own] = Report(ballot, view, missing, ledgers())
         for member in sorted(members - {self._own}):
             self._out.send(member, Propose(ballot, view.epoch, tuple(sorted(members))))
@@ -154,7 +154,7 @@ class ViewChange:
         more = {
             member
             for member in newest.ids - proposal.members - self._invited
-            if member in self._presence.linked and member not in self._presence.outside
+            if member in self._detector.linked and member not in self._detector.outside
         }
         own = reports[self._own]
         if more and newest.mark != own.view.mark:

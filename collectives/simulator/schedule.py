@@ -177,9 +177,9 @@ MOMENTS = (
     messages.Decide,
     messages.Welcome,
     messages.Apply,
-    messages.Sight,
+    messages.ViewNotice,
 )
-RARE = (messages.Propose, messages.Report, messages.Decide, messages.Welcome, messages.Apply, messages.Sight)
+RARE = (messages.Propose, messages.Report, messages.Decide, messages.Welcome, messages.Apply, messages.ViewNotice)
 
 
 @dataclass(frozen=True)

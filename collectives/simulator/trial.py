@@ -11,9 +11,9 @@ from typing import Any
 from collectives.agreement.agreement import Agreement
 from collectives.agreement.events import (
     Action,
+    Dial,
     Event,
     Finished,
-    Greet,
     Heard,
     Install,
     Leave,
@@ -242,7 +242,7 @@ class Trial:
         match action:
             case Send(member, message):
                 self._send(node, NUMBERS[member], message)
-            case Greet(_, address):
+            case Dial(_, address):
                 if self.schedule.dialling:
                     due = self.network.now + self._dialling.uniform(0.0, self.schedule.dialling)
                     self.network.at(due, self._connect, node, int(address))

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from collectives.agreement.events import ADMIT, Action, Begin, Finished, Greet, Install
+from collectives.agreement.events import ADMIT, Action, Begin, Dial, Finished, Install
 from collectives.agreement.views import ADMIT_TAG
 from tests.agreements import Group
 
@@ -31,7 +31,7 @@ class Comers(Group):
             self.network.at(self.network.now + self.rng.uniform(0.0, spread), self.boot, number)
 
     def act(self, number: int, action: Action) -> None:
-        if isinstance(action, Greet):
+        if isinstance(action, Dial):
             self.network.at(self.network.now + self.rng.uniform(0.0, SLOWEST_DIAL), super().act, number, action)
             return
         super().act(number, action)

@@ -262,7 +262,7 @@ def test_under_majority_one_that_cannot_go_on_shows_its_view_to_nobody_and_goes_
     assert said
     assert all(isinstance(message, messages.Beat) for message in said)
     theirs = View.of(b"group", 1, b"the mark", [Member(IDS[5], "", b"session!")])
-    group.feed(0, Heard(IDS[5], messages.Sight(theirs)))
+    group.feed(0, Heard(IDS[5], messages.ViewNotice(theirs)))
     assert isinstance(group.actions[0][-2], OutOfGroup)
     assert isinstance(group.actions[0][-1].message, messages.Apply)
 
@@ -469,7 +469,7 @@ rulings = st.builds(messages.Ruling, ops, st.sampled_from(Stage))
 any_message = st.one_of(
     st.builds(messages.Beat, marks, small, small, some, some, st.booleans()),
     st.builds(messages.Apply, st.just("1"), marks, small),
-    st.builds(messages.Sight, views),
+    st.builds(messages.ViewNotice, views),
     st.builds(messages.Pending, rosters.map(tuple)),
     st.builds(messages.Initiate, ops, st.sampled_from(("reduce", ADMIT)), st.just(()), st.just(b"")),
     st.builds(messages.Start, ops, st.lists(st.just(b""), max_size=3).map(tuple)),
