@@ -204,8 +204,8 @@ class Core:
             case _:
                 message = Message(link, sender, envelope.kind, envelope.body)
                 actions = self._members(self.membership.handle(message, now), now)
-        self._sequences.set(link, envelope.sequence)
         if self.membership.live_node(link) == sender:
+            self._sequences.set(link, envelope.sequence)
             actions += self._members(self.membership.heard(sender, now), now)
         return actions
 

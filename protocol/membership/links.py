@@ -87,17 +87,17 @@ class Links:
         self.target = max(1, max_peers - self.reserve)
         self.attempts: dict[Link, Attempt] = {}
         self.peers: dict[NodeId, Peer] = {}
-        self._proven: Recent[bytes, NodeId] = Recent(MAX_PROVEN)
+        self._holders: dict[bytes, NodeId] = {}  # of live peers' keys: as many as there are peers
+        self._proven: Recent[bytes, NodeId] = Recent(MAX_PROVEN)  # who once was: what strangers fill is bounded
         self._parting: dict[Link, float] = {}
 
     def live_node(self, link: Link) -> NodeId | None:
         """Return the live peer that holds the link's key: what it sends on either link of the pair is good."""
-        node = self._proven.get(link.key)
-        return node if node in self.peers else None
+        return self._holders.get(link.key)
 
     def proven_node(self, link: Link) -> NodeId | None:
         """Return who once bound the link's key to its id by a signed record, live or not."""
-        return self._proven.get(link.key)
+        return self._holders.get(link.key) or self._proven.get(link.key)
 
     @property
     def wanted(self) -> int:
@@ -134,14 +134,15 @@ class Links:
 
     def expects(self, link: Link) -> bool:
         """Tell whether a hello over this link is to be taken: we did not give it up meanwhile."""
-        node = self._proven.get(link.key)
-        peer = self.peers.get(node) if node is not None else None
+        node = self.live_node(link)
+        peer = self.peers[node] if node is not None else None
         return not link.dialled or link in self.attempts or (peer is not None and link in (peer.link, peer.spare))
 
     def settle(self, node: NodeId, record: PeerRecord, link: Link, now: float) -> bool:
         """Make the link live; True unless it only gave a live peer its second link."""
         self.attempts.pop(link, None)
         self._parting.pop(link, None)
+        self._holders[link.key] = node
         self._proven.set(link.key, node)
         known = self.peers.get(node)
         if known is None:
@@ -183,6 +184,7 @@ class Links:
     def drop(self, node: NodeId) -> list[Link]:
         """Forget a live peer; return its links."""
         peer = self.peers.pop(node)
+        del self._holders[peer.link.key]
         return [peer.link] if peer.spare is None else [peer.link, peer.spare]
 
     def part(self, link: Link, now: float) -> bool:

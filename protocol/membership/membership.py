@@ -208,6 +208,8 @@ class Membership:
         record = self.directory.read(hello.record, now)
         if record.node_id != sender or record.curve_key != link.key:
             raise RecordError("impostor", "the record is another node's or names another key")
+        if self._links.live_node(link) not in (None, sender):
+            raise RecordError("impostor", "the link's key is another live peer's")
         if sender == self._own or not self._links.expects(link):
             return [HangUp(link), *self._closed(link, now)]
         refusal = self._setup.admits(record, now)
@@ -216,7 +218,7 @@ class Membership:
             return self._refuse(link, refusal, now)
         actions: list[MembershipAction] = []
         known = self._links.peers.get(sender)
-        if known is not None and known.record.started != record.started:
+        if known is not None and (known.record.started != record.started or known.link.key != link.key):
             actions += [action for action in self._lose(sender, now) if action != HangUp(link)]
             known = None
         if known is not None and known.link == link and now.steady < known.met + LEAST_HELLO_PAUSE_S:

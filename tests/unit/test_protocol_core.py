@@ -16,7 +16,7 @@ from protocol.gossip.events import Subscribe
 from protocol.gossip.subscriptions import hint
 from protocol.identity import Identity, Verify
 from protocol.membership.address_book import Book
-from protocol.transport import Arrived, Link, Refused
+from protocol.transport import Arrived, Closed, Link, Refused
 from protocol.transport.conditions import Conditions
 from protocol.transport.memory import MemoryNetwork, MemoryTransport
 from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, item_id, open_frame, seal
@@ -242,6 +242,29 @@ def test_a_persistent_offender_is_dropped_refused_and_heard_again_after_a_while(
     assert talk.rejected == {"malformed": 11, "graylisted": 2}
     assert talk.hear(hello, now=3600.0) != []
     assert talk.core.membership.peers == [PEER.node_id]
+
+
+def test_a_live_peer_stays_live_however_many_strangers_greet_and_leave() -> None:
+    talk = Talk()
+    for number in range(3, 1103):
+        stranger = Identity(number.to_bytes(32, "big"))
+        record = make_record(stranger, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
+        link = Link(stranger.curve_key, dialled=False)
+        talk.say(Kind.HELLO, Hello(record.encoded).encode(), stranger, link)
+        talk.core.handle(Closed(link), at(0))
+        if number % 50 == 0:
+            assert talk.say(Kind.PING, Ping(number).encode()), number
+    assert talk.core.membership.live_node(LINK) == PEER.node_id
+    assert talk.rejected == {}
+
+
+def test_two_live_peers_never_hold_one_key() -> None:
+    talk = Talk()
+    other = Identity(bytes([7]) * 32)
+    other.curve_key = PEER.curve_key
+    record = make_record(other, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
+    talk.say(Kind.HELLO, Hello(record.encoded).encode(), other)
+    assert talk.rejected == {"impostor": 1} and talk.core.membership.peers == [PEER.node_id]
 
 
 def test_a_strangers_offences_are_held_against_its_key() -> None:
