@@ -38,7 +38,7 @@ from collectives.driver import HAS_LEFT, Driver, Observer, Status
 from collectives.errors import Aborted, BadArgument, Closed, DeadlineExceeded, InDoubt
 from collectives.mesh.addresses import Address
 from collectives.mesh.data_plane import DataPlane
-from collectives.mesh.handshake import SESSION_BYTES, Party, group_hash
+from collectives.mesh.handshake import SESSION_BYTES, Party, anybody, group_id, group_key
 from collectives.mesh.mesh import Mesh
 from collectives.mesh.port import Port
 from collectives.operations import AgreeTopology, AllGather, AllReduce, Barrier, Broadcast, Job, Known, Measure, Sync
@@ -81,6 +81,8 @@ class Communicator:
         listen: str = "tcp://127.0.0.1:0",
         *,
         identity: Identity | None = None,
+        may_join: Callable[[NodeId], bool] | None = None,
+        secret: str | bytes | None = None,
         encrypt: bool = True,
         streams: int = 1,
         timeout: float = 30.0,
@@ -91,13 +93,18 @@ class Communicator:
         """Found a group, or join one: then wait until its members let this one in, with `admit`.
 
         Args:
-            group: its name; members of other groups are refused.
+            group: its name, which is never sent; who does not know it is refused.
             seeds: addresses of any members, `tcp://HOST:PORT`, each with `?id=NODEID` where that is known;
                 none found the group.
             listen: where others dial this one; port 0 takes a free one.
             identity: the key that this member is known by; a new one each time if None.
-            encrypt: AES-256-GCM on every connection; all members must want the same. Who a member is gets
-                proven either way.
+            may_join: tells of a node id, which is proven, whether it may be a member; every other node is refused
+                in the handshake, and a member that it turns from is hung up on. Called often, on the control thread:
+                it must be quick, and the same at all members. None: whoever knows the name and the secret.
+            secret: what members share besides the name, at random and of 16 bytes or more (`secrets.token_hex()`):
+                nobody completes a handshake without it.
+            encrypt: AES-256-GCM on every connection; False: everybody on the way can read what is sent, and nobody can
+                change it. All members must want the same.
             streams: data connections to each member; more for long fat links.
             timeout: seconds to wait at most to be let in.
             partition: what the two sides of a split group do: "continue", or "majority" (less than half waits).
@@ -110,18 +117,20 @@ class Communicator:
         """
         if not 1 <= streams <= MAX_STREAMS:
             raise BadArgument(f"streams = {streams}: give 1 to {MAX_STREAMS}")
+        if secret is not None and not secret:
+            raise BadArgument("secret is empty: give 16 random bytes or more, or None")
         addresses = [str(Address.parse(seed)) for seed in seeds]
         listening = Address.parse(listen)
         policy = Partition(partition)
         identity = identity or Identity.generate()
-        group_id = group_hash(group)
+        key = group_key(group, secret.encode() if isinstance(secret, str) else secret)
         exchange = DataPlane(identity.node_id)
-        party = Party(identity, group_id, os.urandom(SESSION_BYTES), encrypt)
+        party = Party(identity, key, os.urandom(SESSION_BYTES), encrypt, may_join or anybody)
         mesh = Mesh(party, listening, streams, exchange.add_stream, exchange.open_streams)
         agreement = Agreement(
             identity.node_id,
             mesh.address,
-            group_id,
+            group_id(key),
             random.SystemRandom(),
             time.monotonic(),
             seeds=addresses,

@@ -2,7 +2,7 @@
 
     header = operation (16) | kind (1) | slot (4) | offset (8) | total (8) | length (4), big endian
 
-Where records are sealed the header is one and the piece follows in records of `RECORD_BYTES`.
+The header is one record (see `sealing`), and the piece follows in records of `RECORD_BYTES`.
 The operation is named with its view's mark, so that two views of one epoch, on the two sides of a
 split group, never take each other's bytes.
 """
@@ -22,7 +22,7 @@ KEY_BYTES = 16
 # header and of two threads' turns (about 50 us) is small beside it, small enough to spread over streams.
 PIECE_BYTES = 4 << 20
 SPREAD_BYTES = 256 << 10  # of several streams: a window of theirs, so that all are done at about the same time
-RECORD_BYTES = 256 << 10  # sealed and opened while it is in the processor's cache
+RECORD_BYTES = 256 << 10  # sealed, or its tag made, while it is in the processor's cache
 MAX_PAYLOAD_BYTES = 1 << 40
 
 

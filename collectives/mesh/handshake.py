@@ -1,32 +1,38 @@
-"""How two members begin a connection: a signed Diffie-Hellman exchange, bytes in, bytes out.
+"""How two members begin a connection: a signed Diffie-Hellman exchange (SIGMA-R), bytes in, bytes out.
 
-The rules, after SIGMA (Krawczyk 2003), with identities in the open:
+The rules, after SIGMA-R (Krawczyk 2003, section 5.2), with what the group knows mixed into the keys:
 
     initiator                                responder
     HELLO  ------------------------------->
-           <-------------------------------  HELLO, PROOF
+           <-------------------------------  HELLO
     PROOF  ------------------------------->
+           <-------------------------------  PROOF
 
-- HELLO (112 bytes, all of one length) says: version, whether to encrypt, what the connection is for,
-  the SHA-256 of the group's name, the Ed25519 key, a fresh X25519 key, and the sender's session,
-  which tells a process that started again under the same key from the one that was.
-- The transcript is SHA-256 over both HELLOs. Keys come from X25519's secret by HKDF-SHA256 (RFC 5869)
-  with the transcript as salt: one for each direction's proof, one for each direction's records.
-- PROOF (80 bytes) is the signature over (role, transcript), sealed under its direction's key even where
-  records will not be. So it shows both that the key's holder is there, and that it knows the secret.
-- The role is signed, so nobody's own proof can be sent back to it. The transcript holds both fresh
-  keys, so a recorded handshake proves nothing to anybody later.
-- Both ends must want the same of encryption. What is refused ends in `HandshakeError`; its `reason` is
-  counted, and no byte of an unproven peer is read beyond these lengths.
+- HELLO (40 bytes, all of one length) says: version, whether to encrypt, what the connection is for, and
+  a fresh X25519 key. Nothing in it tells which group it is, or who speaks.
+- Keys come from X25519's secret and the group's key by HKDF-SHA256 (RFC 5869), with the SHA-256 of both
+  HELLOs as salt: one for each direction's proof, one for each direction's records. The group's key is
+  made from its name and its secret, if it has one (`group_key`), and never leaves the process.
+- PROOF (120 bytes) is the sender's Ed25519 key, its session, which tells a process that started again
+  under the same key from the one that was, and its signature over (role, transcript, key, session), all
+  sealed under its direction's key, even where records will not be encrypted. So it shows that the key's
+  holder is there, that it knows the group, and that it knows this connection's secret.
+- The role is signed, so nobody's own proof can be sent back to it. The transcript holds both fresh keys,
+  and the responder's also the initiator's PROOF, so a recorded handshake proves nothing to anybody later.
+- Each end asks `may_join` about who the other has proven to be: the responder before it proves anything
+  itself. Both ends must want the same of encryption. What is refused ends in `HandshakeError`; its
+  `reason` is counted, and no byte of an unproven peer is read beyond these lengths.
 
-The record layer after it is AES-256-GCM with a counter for a nonce (NIST SP 800-38D), or nothing at all.
-Each direction of each connection has a key of its own, used for this connection only, so counters
-never repeat under a key, and a record that is changed, repeated, dropped or moved fails to open.
-Buffers are worked on in place of copies: a record is sealed from, and opened to, where it belongs.
+What others learn: one who listens, nothing but that two processes speak this. One who dials a member learns
+neither who it is nor whether a guess at the group's name and secret was right, except by being let in: one
+guess a connection. One whom a member dials has the member's PROOF to test guesses against, as
+many as it can compute, and a right one shows it who dialled. So a secret is drawn at random, 16 bytes or
+more, not chosen to be remembered; a password would need a PAKE, which this is not.
 """
 
 import hashlib
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -36,88 +42,26 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from collectives.mesh.sealing import KEY_BYTES, TAG_BYTES, Opener, Sealer
 from protocol.errors import PeerError
+from protocol.identity import KEY_BYTES as IDENTITY_BYTES
 from protocol.identity import SIGNATURE_BYTES, Identity, NodeId, node_id
 
-TAG_BYTES = 16
-KEY_BYTES = 32
-
-
-class SealError(PeerError):
-    """A record that does not open: changed on the way, or not the one whose turn it is."""
-
-
-class Sealer:
-    """One direction's writing end; `overhead` bytes are added to each record."""
-
-    def __init__(self, key: bytes | None) -> None:
-        """With `key` None records are sent as they are."""
-        self._aead = None if key is None else AESGCM(key)
-        self._counter = 0
-        self.overhead = 0 if key is None else TAG_BYTES
-
-    def seal(self, plain: bytes | memoryview) -> bytes | memoryview:
-        """Return the record of `plain`: `plain` itself where nothing is encrypted."""
-        if self._aead is None:
-            return plain
-        return self._aead.encrypt(self._nonce(), plain, None)
-
-    def seal_into(self, plain: memoryview, record: memoryview) -> None:
-        """Write the record of `plain` to `record`, which is `overhead` bytes longer; only of an encrypting end."""
-        assert self._aead is not None
-        self._aead.encrypt_into(self._nonce(), plain, None, record)
-
-    def _nonce(self) -> bytes:
-        nonce = self._counter.to_bytes(12, "big")
-        self._counter += 1  # 2^96 records: never again under this key
-        return nonce
-
-
-class Opener:
-    """One direction's reading end."""
-
-    def __init__(self, key: bytes | None) -> None:
-        self._aead = None if key is None else AESGCM(key)
-        self._counter = 0
-        self.overhead = 0 if key is None else TAG_BYTES
-
-    def open(self, record: bytes | memoryview) -> bytes:
-        """Return what was sealed. Raises `SealError`."""
-        if self._aead is None:
-            return bytes(record)
-        try:
-            return self._aead.decrypt(self._nonce(), record, None)
-        except (InvalidTag, ValueError):  # ValueError: shorter than a tag
-            raise SealError("bad_record") from None
-
-    def open_into(self, record: memoryview, plain: memoryview) -> None:
-        """Write what was sealed to `plain`, `overhead` bytes shorter. Raises `SealError`."""
-        assert self._aead is not None
-        try:
-            self._aead.decrypt_into(self._nonce(), record, None, plain)
-        except (InvalidTag, ValueError):
-            raise SealError("bad_record") from None
-
-    def _nonce(self) -> bytes:
-        nonce = self._counter.to_bytes(12, "big")
-        self._counter += 1
-        return nonce
-
-
-VERSION = 1
-_MAGIC = b"GSMC"
-_LAYOUT = struct.Struct("!4sBBBB32s32s32s8s")
-HELLO_BYTES = _LAYOUT.size
-PROOF_BYTES = SIGNATURE_BYTES + TAG_BYTES
+VERSION = 2
 SESSION_BYTES = 8
+_MAGIC = b"GSMC"
+_HELLO = struct.Struct("!4sBBBB32s")
+_PROOF = struct.Struct(f"!{IDENTITY_BYTES}s{SESSION_BYTES}s{SIGNATURE_BYTES}s")
+HELLO_BYTES = _HELLO.size
+PROOF_BYTES = _PROOF.size + TAG_BYTES
 _PROOF_NONCE = bytes(12)  # each of the two keys seals one message
-_INFO = b"gossamer/collectives/1"
-_INITIATOR = b"gossamer/collectives/1/initiator"
-_RESPONDER = b"gossamer/collectives/1/responder"
+_INFO = b"gossamer/collectives/2"
+_INITIATOR = b"gossamer/collectives/2/initiator"
+_RESPONDER = b"gossamer/collectives/2/responder"
 
 
 class HandshakeError(PeerError):
-    """The peer is of another group, another version, or not who it says."""
+    """The peer is of another group, another version, not who it says, or one that may not join."""
 
 
 class Purpose(IntEnum):
@@ -127,19 +71,36 @@ class Purpose(IntEnum):
     DATA = 2
 
 
-def group_hash(group: str) -> bytes:
-    """Return the 32 bytes that stand for a group's name."""
-    return hashlib.sha256(b"gossamer/collectives/group/1\0" + group.encode()).digest()
+def group_key(group: str, secret: bytes | None = None) -> bytes:
+    """Return the 32 bytes that whoever knows the group's name, and its secret if it has one, can make."""
+    name = group.encode()
+    known = [b"gossamer/collectives/group/2", name, *([secret] if secret is not None else [])]
+    return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in known)).digest()
+
+
+def group_id(key: bytes) -> bytes:
+    """Return the 32 bytes that name the group with this key among those who are in it."""
+    return hashlib.sha256(b"gossamer/collectives/group/2/id" + key).digest()
+
+
+def anybody(_: NodeId) -> bool:
+    """Who may join an open group."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """What this process brings to every handshake; `group` has 32 bytes, `session` 8 of this process alone."""
+    """What this process brings to every handshake; `session` is 8 bytes of this process alone.
+
+    `may_join` tells whether the holder of a key may be in the group. It is asked once in each handshake,
+    about an id that is proven, and must be quick.
+    """
 
     identity: Identity
-    group: bytes
+    group_key: bytes
     session: bytes
     encrypt: bool
+    may_join: Callable[[NodeId], bool] = anybody
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +134,11 @@ class Handshake:
         self._purpose = purpose
         self._stream = stream
         self._expected = expected
-        self._key = X25519PrivateKey.generate()
+        self._ephemeral: X25519PrivateKey | None = None  # made when it is needed: a connection that is idle costs none
+        self._hello = self._make_hello() if initiator else b""
         self._buffer = bytearray()
-        self._hello = b"" if not initiator else self._make_hello(purpose, stream)
         self._keys: _Keys | None = None
-        self._their_key = b""
-        self._their_session = b""
+        self._transcript = b""
         self.peer: Peer | None = None
 
     def start(self) -> bytes:
@@ -212,93 +172,86 @@ class Handshake:
         if not _MAGIC.startswith(self._buffer[: len(_MAGIC)]):
             raise HandshakeError("not_ours")
 
-    def _make_hello(self, purpose: Purpose, stream: int) -> bytes:
-        party = self._party
-        return _LAYOUT.pack(
-            _MAGIC,
-            VERSION,
-            party.encrypt,
-            purpose,
-            stream,
-            party.group,
-            party.identity.public_key,
-            self._key.public_key().public_bytes_raw(),
-            party.session,
-        )
+    def _make_hello(self) -> bytes:
+        self._ephemeral = X25519PrivateKey.generate()
+        public = self._ephemeral.public_key().public_bytes_raw()
+        return _HELLO.pack(_MAGIC, VERSION, self._party.encrypt, self._purpose, self._stream, public)
 
     def _read_hello(self, theirs: bytes) -> bytes:
-        magic, version, encrypt, purpose, stream, group, public_key, ephemeral, session = _LAYOUT.unpack(theirs)
-        self._refuse_unless(magic == _MAGIC, "not_ours")
-        self._refuse_unless(version == VERSION, "version")
-        self._refuse_unless(group == self._party.group, "group")
-        self._refuse_unless(encrypt == self._party.encrypt, "encryption")
-        self._refuse_unless(public_key != self._party.identity.public_key, "self")
-        self._refuse_unless(self._expected in (None, node_id(public_key)), "other_id")
-        self._refuse_unless(purpose in (Purpose.CONTROL, Purpose.DATA), "purpose")
+        magic, version, encrypt, purpose, stream, public = _HELLO.unpack(theirs)
+        _refuse_unless(magic == _MAGIC, "not_ours")
+        _refuse_unless(version == VERSION, "version")
+        _refuse_unless(encrypt == self._party.encrypt, "encryption")
+        _refuse_unless(purpose in (Purpose.CONTROL, Purpose.DATA), "purpose")
         if self._initiator:
-            self._refuse_unless((purpose, stream) == (self._purpose, self._stream), "purpose")
+            _refuse_unless((purpose, stream) == (self._purpose, self._stream), "purpose")
         else:
             self._purpose, self._stream = Purpose(purpose), stream
-            self._hello = self._make_hello(self._purpose, stream)
-        self._their_key, self._their_session = public_key, session
+            self._hello = self._make_hello()
+        assert self._ephemeral is not None
         hellos = (self._hello, theirs) if self._initiator else (theirs, self._hello)
-        self._keys = _derive(self._key, ephemeral, hashlib.sha256(b"".join(hellos)).digest())
-        return b"" if self._initiator else self._hello + self._prove()
+        self._transcript = hashlib.sha256(b"".join(hellos)).digest()
+        self._keys = _derive(self._ephemeral, public, self._party.group_key, self._transcript)
+        return self._prove(self._keys) if self._initiator else self._hello
 
-    def _prove(self) -> bytes:
-        assert self._keys is not None
-        role, key = (_INITIATOR, self._keys.initiator_proof)
-        if not self._initiator:
-            role, key = (_RESPONDER, self._keys.responder_proof)
-        signature = self._party.identity.sign(role + self._keys.transcript)
-        return AESGCM(key).encrypt(_PROOF_NONCE, signature, None)
+    def _prove(self, keys: "_Keys") -> bytes:
+        """Return this end's PROOF, which the transcript holds from then on."""
+        identity, session = self._party.identity, self._party.session
+        role, key = (_INITIATOR, keys.initiator_proof) if self._initiator else (_RESPONDER, keys.responder_proof)
+        signature = identity.sign(role + self._transcript + identity.public_key + session)
+        proof = AESGCM(key).encrypt(_PROOF_NONCE, _PROOF.pack(identity.public_key, session, signature), None)
+        self._transcript = hashlib.sha256(self._transcript + proof).digest()
+        return proof
 
     def _read_proof(self, proof: bytes) -> bytes:
-        keys = self._keys
+        """Check the other end's PROOF; return this end's, if it is still to be sent."""
+        keys, party = self._keys, self._party
         assert keys is not None
         role, key = (_RESPONDER, keys.responder_proof) if self._initiator else (_INITIATOR, keys.initiator_proof)
         try:
-            signature = AESGCM(key).decrypt(_PROOF_NONCE, proof, None)
+            public_key, session, signature = _PROOF.unpack(AESGCM(key).decrypt(_PROOF_NONCE, proof, None))
         except InvalidTag:
-            raise HandshakeError("proof") from None
-        self._refuse_unless(
-            self._party.identity.verify(self._their_key, signature, role + keys.transcript), "signature"
-        )
-        answer = self._prove() if self._initiator else b""
+            raise HandshakeError("group_or_secret") from None
+        signed = role + self._transcript + public_key + session
+        member = node_id(public_key)
+        _refuse_unless(public_key != party.identity.public_key, "self")
+        _refuse_unless(self._expected in (None, member), "other_id")
+        _refuse_unless(party.identity.verify(public_key, signature, signed), "signature")
+        _refuse_unless(party.may_join(member), "may_not_join")
+        self._transcript = hashlib.sha256(self._transcript + proof).digest()
+        answer = b"" if self._initiator else self._prove(keys)
         outgoing, incoming = keys.initiator_records, keys.responder_records
         if not self._initiator:
             outgoing, incoming = incoming, outgoing
-        encrypt = self._party.encrypt
         self.peer = Peer(
-            node_id(self._their_key),
-            self._their_session,
+            member,
+            session,
             self._purpose,
             self._stream,
-            Sealer(outgoing if encrypt else None),
-            Opener(incoming if encrypt else None),
+            Sealer(outgoing, encrypts=party.encrypt),
+            Opener(incoming, encrypts=party.encrypt),
             bytes(self._buffer),
         )
         return answer
 
-    @staticmethod
-    def _refuse_unless(good: bool, reason: str) -> None:
-        if not good:
-            raise HandshakeError(reason)
+
+def _refuse_unless(good: bool, reason: str) -> None:
+    if not good:
+        raise HandshakeError(reason)
 
 
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    transcript: bytes
     initiator_proof: bytes
     responder_proof: bytes
     initiator_records: bytes
     responder_records: bytes
 
 
-def _derive(own: X25519PrivateKey, theirs: bytes, transcript: bytes) -> _Keys:
+def _derive(own: X25519PrivateKey, theirs: bytes, group: bytes, transcript: bytes) -> _Keys:
     try:
         secret = own.exchange(X25519PublicKey.from_public_bytes(theirs))
     except ValueError:  # a point of small order: the secret would be everybody's
         raise HandshakeError("ephemeral") from None
-    stream = HKDF(hashes.SHA256(), 4 * KEY_BYTES, salt=transcript, info=_INFO).derive(secret)
-    return _Keys(transcript, *(stream[i : i + KEY_BYTES] for i in range(0, 4 * KEY_BYTES, KEY_BYTES)))
+    stream = HKDF(hashes.SHA256(), 4 * KEY_BYTES, salt=transcript, info=_INFO).derive(secret + group)
+    return _Keys(*(stream[i : i + KEY_BYTES] for i in range(0, 4 * KEY_BYTES, KEY_BYTES)))

@@ -16,8 +16,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Set
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import structlog
 
 from collectives.mesh.addresses import (
     MAX_ADDRESS_BYTES,
@@ -37,6 +39,8 @@ from protocol.errors import PeerError
 from protocol.identity import NodeId
 from protocol.transport.addresses import Resolver
 from protocol.wire.encoding import pack, unpack
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,7 @@ MAX_CHANNELS = 4  # of one link: each end's own, and one that is about to break
 WANT_S = 60.0
 _YIELD_S = 0.3  # the greater id lets the smaller dial first: most pairs then have one connection, not two
 _STREAM_PAUSE_S = 0.25  # between looks whether streams are missing
+ASK_S = 1.0  # between two questions whether who is linked may still be
 
 
 class MeshError(PeerError):
@@ -112,8 +117,10 @@ class Mesh:
         Raises:
             BadAddress: it is not possible to listen there.
         """
-        self._party = party
+        self._party = replace(party, may_join=self._may_join)
         self._own = party.identity.node_id
+        self._allows = party.may_join
+        self._ask_again = 0.0
         self._streams = streams
         self._on_stream = on_stream
         self._open_streams = open_streams
@@ -159,6 +166,14 @@ class Mesh:
             link.address == str(address) or any(address == channel.wanted for channel in link.channels)
             for link in self._links.values()
         )
+
+    def _may_join(self, member: NodeId) -> bool:
+        """Ask the owner's predicate. A defect in it refuses one node, and does not end the thread of all."""
+        try:
+            return self._allows(member)
+        except Exception:
+            log.exception("may_join failed", member=member)
+            return False
 
     def drop(self, member: NodeId, reason: str) -> None:
         """Hang up on a member; whoever wants it again may dial it again."""
@@ -289,7 +304,7 @@ class Mesh:
         link = self._links.get(peer.member)
         if link is None or link.session != peer.session:
             raise MeshError("stream_without_link")
-        while connection.channel.wants_to_write:  # the proof's 80 bytes, into an empty socket
+        while connection.channel.wants_to_write:  # the proof's 120 bytes, into an empty socket
             connection.channel.write()
         self._forget(connection)
         self._on_stream(peer, connection.channel.socket, connection.stream_of is not None)
@@ -391,6 +406,14 @@ class Mesh:
             handshake = Handshake(self._party, initiator=True, purpose=Purpose.DATA, stream=stream, expected=member)
             self._begin(sock, handshake, stream_of=member, stream=stream)
 
+    def _turn_from_those_who_may_not(self, now: float) -> None:
+        """Hang up on those whom the owner's predicate no longer admits."""
+        if now < self._ask_again + ASK_S:
+            return
+        self._ask_again = now
+        for member in [member for member in self._links if not self._may_join(member)]:
+            self.drop(member, "may_not_join")
+
     # --- time ----------------------------------------------------------------------------------
 
     def _next_timer(self, now: float) -> float:
@@ -401,6 +424,7 @@ class Mesh:
         return min(times, default=now + 60.0)
 
     def _keep_house(self, now: float) -> None:
+        self._turn_from_those_who_may_not(now)
         for connection in [c for c in self._connections.values() if not c.introduced and c.proven_by <= now]:
             self._end(connection, "slow_handshake")
         for wanted, endpoints in self._resolver.take():

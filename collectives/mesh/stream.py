@@ -16,6 +16,7 @@ from typing import Protocol
 
 from collectives.mesh.framing import HEADER_BYTES, PIECE_BYTES, RECORD_BYTES, Piece, PieceKind, header, read_header
 from collectives.mesh.handshake import Peer
+from collectives.mesh.sealing import TAG_BYTES
 from protocol.errors import PeerError
 from protocol.identity import NodeId
 
@@ -175,31 +176,34 @@ class Stream:
 
     def _read(self) -> None:
         opener = self._peer.opener
-        head = memoryview(bytearray(HEADER_BYTES + opener.overhead))
-        spare = memoryview(bytearray(PIECE_BYTES + opener.overhead))
+        head = memoryview(bytearray(HEADER_BYTES + TAG_BYTES))
+        spare = memoryview(bytearray(PIECE_BYTES))
+        record = memoryview(bytearray(RECORD_BYTES + TAG_BYTES))
         while self._fill(head):
-            key, kind, piece = read_header(opener.open(head) if opener.overhead else head)
+            key, kind, piece = read_header(opener.open(head))
             if kind is not PieceKind.DATA:
-                self._receive(spare[: piece.length], spare_record=None)
+                self._receive(spare[: piece.length], record)
                 self._arrivals.told(self.member, key, kind, piece.slot, bytes(spare[: piece.length]))
                 continue
             where = self._arrivals.place(self.member, key, piece)
-            self._receive(spare[: piece.length] if where is None else where, spare)
+            self._receive(spare[: piece.length] if where is None else where, record)
             if where is not None:
                 self._arrivals.arrived(self.member, key, piece, where)
 
-    def _receive(self, into: memoryview, spare_record: memoryview | None) -> None:
-        """Receive a piece to `into`. `spare_record` is a buffer for one sealed record."""
+    def _receive(self, into: memoryview, record: memoryview) -> None:
+        """Receive a piece to `into`; `record` has room for one record."""
         opener = self._peer.opener
-        if not opener.overhead:
-            self._must_fill(into)
-            return
-        record = memoryview(bytearray(RECORD_BYTES + opener.overhead)) if spare_record is None else spare_record
         for at in range(0, len(into), RECORD_BYTES):
             plain = into[at : at + RECORD_BYTES]
-            sealed = record[: len(plain) + opener.overhead]
-            self._must_fill(sealed)
-            opener.open_into(sealed, plain)
+            if opener.encrypts:
+                sealed = record[: len(plain) + TAG_BYTES]
+                self._must_fill(sealed)
+                opener.open_into(sealed, plain)
+            else:
+                tag = record[:TAG_BYTES]
+                self._must_fill(plain)
+                self._must_fill(tag)
+                opener.check(plain, tag)
 
     def _must_fill(self, buffer: memoryview) -> None:
         if buffer and not self._fill(buffer):
@@ -222,8 +226,7 @@ class Stream:
     # --- writing -------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        sealer = self._peer.sealer
-        record = memoryview(bytearray(RECORD_BYTES + sealer.overhead))
+        record = memoryview(bytearray(RECORD_BYTES + TAG_BYTES))
         while (outgoing := self._outbox.take(self._has_ended)) is not None:
             try:
                 self._put(outgoing, record)
@@ -232,26 +235,24 @@ class Stream:
 
     def _put(self, outgoing: Outgoing, record: memoryview) -> None:
         sealer = self._peer.sealer
-        head = header(outgoing.sender.key, outgoing.kind, outgoing.piece)
-        if not sealer.overhead:
-            self._put_both(head, outgoing.payload)
-            return
-        head = bytes(sealer.seal(head))
+        parts: list[bytes | memoryview] = [sealer.seal(header(outgoing.sender.key, outgoing.kind, outgoing.piece))]
         payload = outgoing.payload
         for at in range(0, len(payload), RECORD_BYTES):
             plain = payload[at : at + RECORD_BYTES]
-            sealed = record[: len(plain) + sealer.overhead]
-            sealer.seal_into(plain, sealed)
-            self._put_both(head, sealed)
-            head = b""
-        if head:
-            self._socket.sendall(head)
+            if sealer.encrypts:
+                sealed = record[: len(plain) + TAG_BYTES]
+                sealer.seal_into(plain, sealed)
+                self._put_all([*parts, sealed])
+            else:
+                self._put_all([*parts, plain, sealer.tag(plain)])
+            parts = []
+        if parts:
+            self._put_all(parts)
 
-    def _put_both(self, head: bytes, payload: memoryview) -> None:
-        """Send both, in one system call where the kernel takes them."""
-        sent = self._socket.sendmsg([head, payload])
-        if sent < len(head):
-            self._socket.sendall(head[sent:])
-            sent = len(head)
-        if sent - len(head) < len(payload):
-            self._socket.sendall(payload[sent - len(head) :])
+    def _put_all(self, parts: list[bytes | memoryview]) -> None:
+        """Send all, in one system call where the kernel takes them."""
+        sent = self._socket.sendmsg(parts)
+        for part in parts:
+            if sent < len(part):
+                self._socket.sendall(part[sent:])
+            sent = max(0, sent - len(part))

@@ -245,12 +245,53 @@ def test_a_seed_may_say_who_must_answer():
             assert second.world_size == 2
 
 
-@pytest.mark.parametrize("options", [{"group": "another"}, {"group": "test", "encrypt": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"group": "another"},
+        {"group": "test", "encrypt": False},
+        {"group": "test", "secret": "a secret"},
+        {"group": "test", "may_join": lambda _: False},
+    ],
+)
 def test_who_does_not_fit_is_not_let_in(options):
     with Communicator.connect("test") as founder:
         with pytest.raises(DeadlineExceeded, match="no seed answered"):
             Communicator.connect(seeds=[founder.address], timeout=1, **options)
         assert founder.world_size == 1 and not founder.pending()
+
+
+def test_a_group_with_a_secret_is_for_those_who_know_it():
+    with group(2, secret="a secret") as comms:
+        for wrong in (None, "another"):
+            with pytest.raises(DeadlineExceeded, match="no seed answered"):
+                Communicator.connect("test", seeds=[comms[0].address], secret=wrong, timeout=1)
+        results = together(*(lambda c=c: c.all_reduce(torch.ones(100_000), op=Op.SUM) for c in comms))
+        assert all((result.value == 2).all() for result in results)
+    with pytest.raises(BadArgument, match="secret"):
+        Communicator.connect("test", secret="")
+
+
+def test_a_member_that_may_no_longer_be_one_is_hung_up_on_and_does_not_come_back():
+    barred = set()
+    with group(3, may_join=lambda node: node not in barred) as comms:
+        together(*(lambda c=c: c.all_reduce(torch.ones(3)) for c in comms))
+        barred.add(comms[2].node_id)
+        stay = comms[:2]
+        wait_until(lambda: {comm.world_size for comm in stay} == {2}, 20, "it to be out")
+        results = together(*(lambda c=c: c.all_reduce(torch.ones(100_000), op=Op.SUM) for c in stay))
+        assert all((result.value == 2).all() for result in results)
+        assert not any(comm.pending() for comm in stay)
+
+
+def test_a_predicate_that_fails_admits_nobody_and_ends_nothing():
+    def fail(_):
+        raise KeyError("a defect of the owner's")
+
+    with Communicator.connect("test", may_join=fail) as founder:
+        with pytest.raises(DeadlineExceeded, match="no seed answered"):
+            Communicator.connect("test", seeds=[founder.address], timeout=1)
+        assert founder.barrier().contributors == (founder.node_id,)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +312,7 @@ def test_strangers_on_the_port_change_nothing():
         host, port = comm.address.removeprefix("tcp://").split(":")
         strangers = [socket.create_connection((host, int(port))) for _ in range(20)]
         for i, stranger in enumerate(strangers):
-            stranger.sendall([b"GET / HTTP/1.1\r\n\r\n", b"GSMC" + bytes(108), b"", b"\xff" * 10_000][i % 4])
+            stranger.sendall([b"GET / HTTP/1.1\r\n\r\n", b"GSMC" + bytes(36), b"", b"\xff" * 10_000][i % 4])
         with Communicator.connect("test", seeds=[comm.address], timeout=10) as second:
             assert second.world_size == 2
         for stranger in strangers:
