@@ -23,12 +23,11 @@ from node.tasks import Task, TaskKey, TaskSet, derive_seed
 from node.tasks.builtin import FAMILIES
 from protocol.config import Instant, Setup, read_clock
 from protocol.core import Core
-from protocol.core_events import Received
 from protocol.credentials.records import make_record
+from protocol.events import Arrived, Link, Received
 from protocol.host import Host
 from protocol.identity import Identity
 from protocol.membership.address_book import Book
-from protocol.transport import Arrived, Link
 from protocol.wire.envelope import Kind, seal
 from protocol.wire.messages import Hello
 

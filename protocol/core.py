@@ -14,26 +14,43 @@ import hashlib
 import random
 
 from protocol.config import Instant, Setup
-from protocol.core_events import CoreAction, CoreEvent, Offer, Received, Report, SendFrame, Unsent, Verdict
 from protocol.errors import EnvelopeError, MessageError, PeerError
-from protocol.events import Dial, Expel, HangUp, MembershipAction, Message, Moved, PeerDown, PeerUp, Tell, Tick
-from protocol.gossip.events import (
+from protocol.events import (
     Announced,
+    Arrived,
     Blame,
+    Closed,
+    CoreAction,
+    CoreEvent,
     Deliver,
+    Dial,
     Discard,
+    Expel,
     GossipAction,
     Got,
+    HangUp,
     Interested,
     Item,
+    Link,
+    MembershipAction,
+    Message,
+    Moved,
     NotSent,
+    Offer,
+    Opened,
+    PeerDown,
+    PeerUp,
     Publish,
     Pulled,
-    SendAnnounce,
-    SendInterest,
-    SendItem,
-    SendPull,
+    Received,
+    Refused,
+    Report,
+    Send,
+    SendFrame,
     Subscribe,
+    Tick,
+    Unsent,
+    Verdict,
 )
 from protocol.gossip.gossip import Gossip
 from protocol.identity import NodeId, node_id
@@ -42,9 +59,8 @@ from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.membership import BEFORE_HELLO, TICK_S, Membership
-from protocol.transport import Arrived, Closed, Link, Opened, Refused
 from protocol.wire.envelope import Envelope, ItemId, Kind, item_id, open_frame, seal
-from protocol.wire.messages import TOPIC_BYTES, Announce, Interest, Manifest, Pull
+from protocol.wire.messages import TOPIC_BYTES, Announce, AskManifest, Body, Interest, Manifest, Pull
 
 MAX_REMEMBERED_FRAMES = 1 << 15
 MAX_LINKS = 1024  # whose last sequence number is remembered
@@ -211,7 +227,7 @@ class Core:
 
     def _ask_manifest(self, node: NodeId, now: Instant) -> list[CoreAction]:
         link = self.membership.link_of(node)
-        return [] if link is None else [SendFrame(link, self._seal(Kind.ASK_MANIFEST, b"", now))]
+        return [] if link is None else [self._send(link, AskManifest(), now)]
 
     def _answer_manifest(self, link: Link, now: Instant) -> list[CoreAction]:
         if not self.manifest:
@@ -220,7 +236,7 @@ class Core:
         self._manifest_asks.set(link.key, asks)
         if not asks.take(1, now.steady):
             raise MessageError("too_many_asks", "for the manifest")
-        return [SendFrame(link, self._seal(Kind.MANIFEST, Manifest(self.manifest).encode(), now))]
+        return [self._send(link, Manifest(self.manifest), now)]
 
     def _take_manifest(self, encoded: bytes) -> None:
         if self.manifest != b"":
@@ -258,8 +274,9 @@ class Core:
         actions: list[CoreAction] = []
         for action in wanted:
             match action:
-                case Tell(link, kind, body):
-                    actions.append(SendFrame(link, self._seal(kind, body, now)))
+                case Send(link, message):
+                    assert isinstance(link, Link)
+                    actions.append(self._send(link, message, now))
                 case Dial() | HangUp():
                     actions.append(action)
                 case PeerUp() | PeerDown():
@@ -280,20 +297,22 @@ class Core:
             if isinstance(action, Blame):
                 self.admission.offence(action.reason, action.node, now)
                 continue
-            link = self.membership.link_of(action.node)
-            if link is None:
-                continue
-            match action:
-                case SendItem(_, id_, frame):
-                    actions.append(SendFrame(link, frame, (id_,), is_item=True))
-                case SendAnnounce(_, items):
-                    frame = self._seal(Kind.ANNOUNCE, Announce(items).encode(), now)
-                    actions.append(SendFrame(link, frame, tuple(entry.id for entry in items)))
-                case SendInterest(_, interest):
-                    actions.append(SendFrame(link, self._seal(Kind.INTEREST, interest.encode(), now)))
-                case SendPull(_, ids):
-                    actions.append(SendFrame(link, self._seal(Kind.PULL, Pull(ids).encode(), now)))
+            link = action.to if isinstance(action.to, Link) else self.membership.link_of(action.to)
+            if link is not None:
+                actions.append(self._send(link, action.message, now))
         return actions
+
+    def _send(self, link: Link, message: Body | Item, now: Instant) -> SendFrame:
+        match message:
+            case Item(id_, frame=frame):
+                return SendFrame(link, frame, (id_,), is_item=True)
+            case Announce(items):
+                return SendFrame(link, self._seal_message(message, now), tuple(entry.id for entry in items))
+            case _:
+                return SendFrame(link, self._seal_message(message, now))
+
+    def _seal_message(self, message: Body, now: Instant) -> bytes:
+        return self._seal(message.kind, message.encode(), now)
 
     def _seal(self, kind: Kind, body: bytes, now: Instant) -> bytes:
         self._sequence += 1

@@ -6,8 +6,7 @@ import structlog
 
 from protocol.config import Instant
 from protocol.core import Core
-from protocol.core_events import CoreEvent, Received, SendFrame, Unsent
-from protocol.events import Dial, HangUp, Tick
+from protocol.events import CoreEvent, Dial, HangUp, Received, SendFrame, Tick, Unsent
 from protocol.transport import Transport
 
 log = structlog.get_logger()

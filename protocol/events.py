@@ -1,11 +1,119 @@
-"""What membership is told and what it asks for; links' `Opened` and `Closed` come from the transport."""
+"""Every event and every action of a node's cores, from the link up to the item.
+
+A core is told events and answers with actions: `handle(event, now) -> actions`.
+
+    transport --> NetworkEvent --> core --> MembershipEvent --> membership --> MembershipAction --+
+    owner ------> Offer, ... ----> core --> GossipEvent ------> gossip ------> GossipAction ------+
+    transport <-- CoreAction <------------------------- core seals what they `Send` -------------+
+"""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from protocol.credentials.records import Address, Endpoint, Service
 from protocol.identity import NodeId
-from protocol.transport import Closed, Link, Opened
-from protocol.wire.envelope import Kind
+from protocol.wire.envelope import ItemId
+from protocol.wire.messages import Body, Entry, Interest, hint
+
+# Links, as every transport has them
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A connection with the holder of the CURVE key `key` (32 bytes); `dialled` by us or by them."""
+
+    key: bytes
+    dialled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A dialled link is up: encrypted, and the other end proved its key."""
+
+    link: Link
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A link is gone; frames on the way are lost. The transport does not restore it."""
+
+    link: Link
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A frame came over a link."""
+
+    link: Link
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Something came that never reached a link; counted by `reason`. `link` where its key is known."""
+
+    reason: str
+    link: Link | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """A frame with (or about) these items could not be queued on the link."""
+
+    link: Link
+    ids: tuple[ItemId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+# What a node's owner says
+
+
+class Verdict(Enum):
+    """What the node makes of an item. Only a rejected one costs its signer."""
+
+    ACCEPT = "accept"
+    IGNORE = "ignore"
+    REJECT = "reject"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The node publishes a body under a topic (8 bytes)."""
+
+    body: bytes
+    topic: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The node's verdict on an item, with a reason to count it by."""
+
+    id: ItemId
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """The node wants items of these topics (8 bytes each; None: all), `demand` of them a second at most."""
+
+    topics: frozenset[bytes] | None
+    demand: float
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Where we and what else we run can be dialled is different now."""
+
+    endpoints: tuple[Endpoint, ...]
+    services: tuple[Service, ...] = ()
+
+
+# What membership and gossip are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +134,90 @@ class Expel:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
-    """Where we and what else we run can be dialled is different now."""
+class PeerUp:
+    """A peer can be talked to; again if it is a new connection or a restart, and it may have missed things."""
 
-    endpoints: tuple[Endpoint, ...]
-    services: tuple[Service, ...] = ()
+    node: NodeId
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
+class PeerDown:
+    """A peer is gone for now."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A verified item: who signed it, the unix time they gave, its topic, and its frame."""
+
+    id: ItemId
+    signer: NodeId
+    time: float
+    topic: bytes
+    frame: bytes
+
+    @property
+    def entry(self) -> Entry:
+        """What is announced of the item."""
+        return Entry(self.id, len(self.frame), self.topic, hint(self.signer))
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """We made an item."""
+
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """A peer sent an item."""
+
+    node: NodeId
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """A peer says what it holds."""
+
+    node: NodeId
+    items: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Interested:
+    """A peer says what it wants to be offered."""
+
+    node: NodeId
+    interest: Interest
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A peer asks for items."""
+
+    node: NodeId
+    ids: tuple[ItemId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """These items, or their announcement, could not be sent to the peer."""
+
+    node: NodeId
+    ids: tuple[ItemId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """The node found the item worthless: do not pass it on any more."""
+
+    id: ItemId
+
+
+# What the cores ask for
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +235,53 @@ class HangUp:
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
-    """Send a control message over a link."""
+class Send:
+    """Send a message that we sign, or an item as its signer made it, over a link or to a live peer."""
+
+    to: Link | NodeId
+    message: Body | Item
+
+
+@dataclass(frozen=True, slots=True)
+class SendFrame:
+    """Send a sealed frame on a link; report `Unsent` with `ids` when it cannot be queued."""
 
     link: Link
-    kind: Kind
+    frame: bytes
+    ids: tuple[ItemId, ...] = ()
+    is_item: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """A new item for the node."""
+
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """An item for the node: its id, who signed it, its body and topic, and the unix time (s) its signer gave."""
+
+    id: ItemId
+    sender: NodeId
     body: bytes
+    time: float
+    topic: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class PeerUp:
-    """A peer can be talked to; again if it is a new connection or a restart, and it may have missed things."""
+class Blame:
+    """A peer did what has a price (see `limits.PENALTIES`), or only a name to be counted by."""
 
     node: NodeId
+    reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class PeerDown:
-    """A peer is gone for now."""
-
-    node: NodeId
-
-
+NetworkEvent = Opened | Closed | Arrived | Refused
 MembershipEvent = Opened | Closed | Message | Expel | Moved | Tick
-MembershipAction = Dial | HangUp | Tell | PeerUp | PeerDown
+MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
+GossipEvent = PeerUp | PeerDown | Publish | Got | Announced | Interested | Pulled | Subscribe | NotSent | Discard | Tick
+GossipAction = Deliver | Send | Blame
+CoreEvent = NetworkEvent | Moved | Offer | Subscribe | Report | Unsent | Tick
+CoreAction = Dial | HangUp | SendFrame | Received

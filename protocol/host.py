@@ -7,27 +7,25 @@ network.
 
 import random
 import threading
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import structlog
 
 from protocol.config import LAN, Admits, Limits, Setup, Timing, admit_everybody, read_clock
 from protocol.core import Core
-from protocol.core_events import Offer, Received, Report, Verdict
 from protocol.credentials.records import MAX_SERVICES, Address, Endpoint, RecordReader, Service, usable_records
 from protocol.driver import Driver
 from protocol.errors import NetworkFailed
-from protocol.events import Moved
-from protocol.gossip.events import Subscribe
+from protocol.events import Moved, Offer, Received, Report, Subscribe, Verdict
 from protocol.identity import Identity, NodeId
-from protocol.mailbox import Mailbox
 from protocol.membership.address_book import Book
 from protocol.membership.membership import Membership
 from protocol.storage import load_peers, save_peers
-from protocol.transport.interfaces import advertised_host
+from protocol.transport.addresses import advertised_host
 from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.envelope import SWARM_BYTES, ItemId, item_id
 from protocol.wire.messages import NO_TOPIC, TOPIC_BYTES
@@ -45,7 +43,41 @@ MAX_ITEM_BYTES = 1 << 20
 
 Command = Offer | Subscribe | Report
 
+T = TypeVar("T")
+
 log = structlog.get_logger()
+
+
+class Mailbox(Generic[T]):
+    """A queue between two threads that never blocks. Beyond its bounds the oldest go, counted."""
+
+    def __init__(self, max_items: int, max_bytes: int, size_of: Callable[[T], int]) -> None:
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._size_of = size_of
+        self._lock = threading.Lock()
+        self._items: deque[T] = deque()
+        self._bytes = 0
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: T) -> None:
+        """Append an item."""
+        with self._lock:
+            self._items.append(item)
+            self._bytes += self._size_of(item)
+            while len(self._items) > self._max_items or self._bytes > self._max_bytes:
+                self._bytes -= self._size_of(self._items.popleft())
+                self.dropped += 1
+
+    def take(self, limit: int) -> list[T]:
+        """Remove and return up to `limit` items, oldest first."""
+        with self._lock:
+            taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
+            self._bytes -= sum(map(self._size_of, taken))
+            return taken
 
 
 @dataclass(frozen=True, slots=True)

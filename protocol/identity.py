@@ -16,10 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NewType
 
-import zmq
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -27,7 +27,6 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from zmq.utils import z85
 
 from protocol.errors import IdentityError
 from protocol.storage import write_atomically
@@ -84,7 +83,7 @@ class Identity:
         self.node_id: NodeId = node_id(self.public_key)
         secret = HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=_CURVE_INFO).derive(seed)
         self.curve_secret: bytes = secret
-        self.curve_key: bytes = z85.decode(zmq.curve_public(z85.encode(secret)))
+        self.curve_key: bytes = X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
 
     def __repr__(self) -> str:
         return f"Identity({self.node_id})"  # never the seed

@@ -33,9 +33,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from protocol.config import Instant, Setup
-from protocol.events import PeerDown, PeerUp, Tick
-from protocol.gossip.announce_timer import AnnounceTimer
-from protocol.gossip.events import (
+from protocol.events import (
     Announced,
     Blame,
     Deliver,
@@ -46,22 +44,24 @@ from protocol.gossip.events import (
     Interested,
     Item,
     NotSent,
+    PeerDown,
+    PeerUp,
     Publish,
     Pulled,
-    SendAnnounce,
-    SendInterest,
-    SendItem,
+    Send,
     Subscribe,
+    Tick,
 )
+from protocol.gossip.announce_timer import AnnounceTimer
 from protocol.gossip.item_store import Store
 from protocol.gossip.peer_state import KNOWN_ITEMS, MAX_PENDING, Knows, Peer
-from protocol.gossip.subscriptions import Appetite, Filter, hint
+from protocol.gossip.subscriptions import Appetite, Filter
 from protocol.gossip.want_list import WANT_LIFE_S, Pulls
 from protocol.identity import NodeId
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.wire.envelope import ItemId
-from protocol.wire.messages import MAX_IDS, Entry
+from protocol.wire.messages import MAX_IDS, Announce, Entry, hint
 
 # Below this a push costs less than the announcement and the pull that it saves cost in time: at
 # 64 KiB a transfer takes about one round trip on a line of 10 Mbit/s and 50 ms.
@@ -179,7 +179,7 @@ class Gossip:
     def _tell_interest(self, nodes: Iterable[NodeId], now: Instant) -> list[GossipAction]:
         for node in nodes:
             self._peers[node].tell(self._appetite.filter.announce_only, now.steady)
-        return [SendInterest(node, self._appetite.filter.interest) for node in nodes]
+        return [Send(node, self._appetite.filter.interest) for node in nodes]
 
     def _got(self, node: NodeId, item: Item, now: Instant) -> list[GossipAction]:
         peer = self._peers.get(node)
@@ -216,7 +216,7 @@ class Gossip:
         for node, peer in self._peers.items():
             if small and not peer.wants.announce_only and peer.wants.covers_topic(item.topic):
                 peer.note(item.id, Knows.HAS)
-                actions.append(SendItem(node, item.id, item.frame))
+                actions.append(Send(node, item))
         self._hold(item, now)
         if len(actions) < len(self._peers):
             self._timer.by(now.steady)
@@ -241,8 +241,8 @@ class Gossip:
 
     def _ask(self, now: Instant) -> list[GossipAction]:
         pulls = [*self._pulls.due(now.steady, self._appetite.level(now))]
-        self._appetite.spend(sum(len(pull.ids) for pull in pulls))
-        return [*pulls]
+        self._appetite.spend(sum(len(pull.ids) for _, pull in pulls))
+        return [Send(node, pull) for node, pull in pulls]
 
     def _pulled(self, node: NodeId, ids: tuple[ItemId, ...], now: Instant) -> list[GossipAction]:
         peer = self._peers.get(node)
@@ -256,7 +256,7 @@ class Gossip:
                 continue
             if peer.serving.take(len(item.frame), now.steady):
                 peer.note(item_id, Knows.HAS)
-                actions.append(SendItem(node, item_id, item.frame))
+                actions.append(Send(node, item))
             else:
                 later.append(item_id)
         if later:
@@ -323,4 +323,4 @@ class Gossip:
         told = [entry for entry in held if peer.wants.covers(entry.topic, entry.signer, self._hint, now.unix)]
         for entry in told:
             peer.note(entry.id, Knows.TOLD)
-        return [SendAnnounce(node, tuple(told[i : i + MAX_IDS])) for i in range(0, len(told), MAX_IDS)]
+        return [Send(node, Announce(tuple(told[i : i + MAX_IDS]))) for i in range(0, len(told), MAX_IDS)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from protocol.config import Instant
-from protocol.gossip.events import Item
+from protocol.events import Item
 from protocol.wire.envelope import ItemId
 
 # A holder stops offering an item before it is stale for a receiver whose clock is ahead.

@@ -28,11 +28,10 @@ than leave it `MIN_SHARD_PEERS` links into its shard: a random graph with fewer 
 import hashlib
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from protocol.config import Instant
-from protocol.identity import NodeId, id_bytes
-from protocol.wire.messages import HINT_BYTES, MAX_SHARD_BITS, MAX_TOPICS, NO_TOPIC, Interest
+from protocol.identity import NodeId
+from protocol.wire.messages import MAX_SHARD_BITS, MAX_TOPICS, NO_TOPIC, Interest, hint
 
 RESHUFFLE_S = 3600.0  # the age at which items are stale: a signer out of reach in one hour is in reach in another
 MEMORY_S = 60.0  # of the measured supply: several rounds of most nodes, as rounds come in bursts
@@ -41,12 +40,6 @@ BURST_S = 5.0  # of demand at once: a publisher's round comes in one burst
 MIN_BURST = 4.0  # items, where the demand is below one a second
 RESERVE = 0.25  # of the burst, which pushes leave to pulls
 MIN_SHARD_PEERS = 2  # the mean degree above which most of a random graph hangs together
-
-
-@lru_cache(maxsize=4096)
-def hint(node: NodeId) -> bytes:
-    """Return the beginning of a node's id by which announcements name a signer."""
-    return id_bytes(node)[:HINT_BYTES]
 
 
 def shard(signer: bytes, unix: float) -> int:

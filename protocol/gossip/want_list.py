@@ -23,11 +23,10 @@ from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 
 from protocol.config import Timing
-from protocol.gossip.events import SendPull
 from protocol.identity import NodeId
 from protocol.lru import Recent
 from protocol.wire.envelope import ItemId
-from protocol.wire.messages import MAX_IDS, Entry
+from protocol.wire.messages import MAX_IDS, Entry, Pull
 
 PULL_BYTES_PER_SECOND = 512 << 10  # a line of 4 Mbit/s
 FIRST_WINDOW = 32
@@ -172,8 +171,8 @@ class Pulls:
         failed, self._failed = self._failed, 0
         return failed, [node for node, holder in self._holders.items() if self._blame(holder, now)]
 
-    def due(self, now: float, allowance: float) -> Iterator[SendPull]:
-        """Yield the pulls to send now, of at most `allowance` items in all."""
+    def due(self, now: float, allowance: float) -> Iterator[tuple[NodeId, Pull]]:
+        """Yield whom to send which pull now, of at most `allowance` items in all."""
         while self._delayed and next(iter(self._delayed.values())) <= now:
             item_id = next(iter(self._delayed))
             del self._delayed[item_id]
@@ -190,7 +189,7 @@ class Pulls:
                     break
         for node, ids in asks.items():
             for start in range(0, len(ids), MAX_IDS):
-                yield SendPull(node, tuple(ids[start : start + MAX_IDS]))
+                yield node, Pull(tuple(ids[start : start + MAX_IDS]))
 
     def _draw(self, allowance: float) -> Iterator[ItemId]:
         """Return some waiting items, enough for the allowance, one of each signer in turn, all by lot."""

@@ -30,8 +30,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from protocol.config import Limits
+from protocol.events import Link
 from protocol.limits.rate_limits import Prefixes
-from protocol.transport import Link
 from protocol.wire.envelope import MAX_FRAME_BYTES
 
 # Frames somewhat too large still arrive, to be counted; libzmq drops the connection of anything larger.

@@ -4,10 +4,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from protocol.config import Instant, Limits
+from protocol.events import Link
 from protocol.identity import NodeId
 from protocol.limits.rate_limits import Allowance
 from protocol.lru import Recent
-from protocol.transport import Link
 
 MAX_ALLOWANCES = 1024
 # Points that one offence costs. Nothing here can happen to an honest node on a working machine,

@@ -1,1 +1,7 @@
-"""Who is here: the links that a node keeps, the addresses that it knows, and who has failed."""
+"""Who is here: the links that a node keeps, the addresses that it knows, and who has failed.
+
+membership     the machine and its rules                  failure_detector  which live peers still answer
+links          the life of a link, and one link a pair    dissemination     how records travel
+address_book   whom we could dial                         directory         records: our own, and the good ones
+rumours        what is said about members' health
+"""

@@ -76,20 +76,20 @@ class Directory:
         setup = self._setup
         return setup.reader.open(encoded, setup.swarm, now.unix, setup.identity.verify)
 
-    def sample(self, reader: NodeId) -> bytes:
-        """Return the body of a peer exchange: our own record and a random sample of the good ones."""
+    def sample(self, reader: NodeId) -> Peers:
+        """Return a peer exchange: our own record and a random sample of the good ones."""
         good = self._book.good_records()
         chosen = self._rng.sample(good, min(MAX_RECORDS, len(good)))
         others = [record.encoded for record in chosen if record.node_id != reader]
-        return Peers((self.record.encoded, *others[: MAX_RECORDS - 1])).encode()
+        return Peers((self.record.encoded, *others[: MAX_RECORDS - 1]))
 
     def digest(self) -> Digest:
         """Return what we know, in short."""
         known = [self.record, *self._book.good_records()][:MAX_DIGEST]
         return Digest(tuple(record.summary for record in known))
 
-    def lacking(self, digest: Digest, reader: NodeId) -> Iterator[bytes]:
-        """Yield the bodies of peer exchanges with what is not in a peer's digest."""
+    def lacking(self, digest: Digest, reader: NodeId) -> Iterator[Peers]:
+        """Yield peer exchanges with what is not in a peer's digest."""
         theirs = dict(digest.entries)
         lacking = [
             record.encoded
@@ -97,4 +97,4 @@ class Directory:
             if record.node_id != reader and theirs.get(record.summary[0]) != record.summary[1]
         ][: MAX_ANSWERS * MAX_RECORDS]
         for start in range(0, len(lacking), MAX_RECORDS):
-            yield Peers(tuple(lacking[start : start + MAX_RECORDS])).encode()
+            yield Peers(tuple(lacking[start : start + MAX_RECORDS]))

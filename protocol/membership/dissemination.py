@@ -14,13 +14,12 @@ import random
 from protocol.config import Instant, Setup
 from protocol.credentials.records import PeerRecord
 from protocol.errors import MessageError
-from protocol.events import MembershipAction, Tell
+from protocol.events import MembershipAction, Send
 from protocol.identity import NodeId
 from protocol.limits.rate_limits import TokenBucket
 from protocol.membership.address_book import Book
 from protocol.membership.directory import Directory
 from protocol.membership.links import Links
-from protocol.wire.envelope import Kind
 from protocol.wire.messages import Digest, Peers
 
 # Two ends that hear of each other would both dial: the larger id waits.
@@ -82,17 +81,17 @@ class Exchange:
         if not fresh or len(self._book) > SMALL_BOOK or not self._passed.take(1, now.steady):
             return []
         others = [node for node in self._links.peers if node != teller]
-        body = Peers(tuple(record.encoded for record in fresh)).encode()
+        told = Peers(tuple(record.encoded for record in fresh))
         chosen = self._rng.sample(others, min(FANOUT, len(others)))
-        return [Tell(self._links.peers[node].link, Kind.PEERS, body) for node in chosen]
+        return [Send(self._links.peers[node].link, told) for node in chosen]
 
     def introduce(self, record: PeerRecord) -> list[MembershipAction]:
         """Rule 3."""
         if not record.endpoints:
             return []
-        body = Peers((record.encoded,)).encode()
+        told = Peers((record.encoded,))
         return [
-            Tell(peer.link, Kind.PEERS, body)
+            Send(peer.link, told)
             for node, peer in self._links.peers.items()
             if node != record.node_id and not peer.record.endpoints
         ]
@@ -107,7 +106,7 @@ class Exchange:
         if now.steady < peer.digested + LEAST_PAUSE * self._interval:
             raise MessageError("too_many_digests")
         peer.digested = now.steady
-        return [Tell(peer.link, Kind.PEERS, body) for body in self._directory.lacking(digest, sender)]
+        return [Send(peer.link, told) for told in self._directory.lacking(digest, sender)]
 
     def tick(self, now: Instant) -> list[MembershipAction]:
         """Begin an exchange, if it is time."""
@@ -117,5 +116,5 @@ class Exchange:
         node = self._rng.choice(list(self._links.peers))
         link = self._links.peers[node].link
         if len(self._book) < self._book.capacity:
-            return [Tell(link, Kind.DIGEST, self._directory.digest().encode())]
-        return [Tell(link, Kind.PEERS, self._directory.sample(node))]
+            return [Send(link, self._directory.digest())]
+        return [Send(link, self._directory.sample(node))]

@@ -27,8 +27,9 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from protocol.config import Timing
+from protocol.events import Send
 from protocol.identity import NodeId
-from protocol.wire.messages import Reach
+from protocol.wire.messages import Ping, Probe, Probed, Reach
 
 HELPERS = 3  # k of SWIM: with 3, a message lost in ten lets one probe in 1e4 fail that should not
 CONFIRMATIONS = 3  # K of Lifeguard: more confirmations than these shorten a suspicion no further
@@ -36,32 +37,6 @@ MAX_HEALTH = 4  # S of Lifeguard: a probe may take 5 times its usual time
 MAX_INDIRECT = 3
 MAX_ERRANDS = 64
 ERRAND_PATIENCE = 0.7  # of probe_timeout: the answer has to be back in time
-
-
-@dataclass(frozen=True, slots=True)
-class SendPing:
-    """Ping a peer."""
-
-    node: NodeId
-    token: int
-
-
-@dataclass(frozen=True, slots=True)
-class SendProbe:
-    """Ask `helper` whether it can reach `node`."""
-
-    helper: NodeId
-    token: int
-    node: NodeId
-
-
-@dataclass(frozen=True, slots=True)
-class SendProbed:
-    """Answer a probe."""
-
-    asker: NodeId
-    token: int
-    reach: Reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +60,7 @@ class Cut:
     node: NodeId
 
 
-DetectorAction = SendPing | SendProbe | SendProbed | Suspect | Dead | Cut
+DetectorAction = Send | Suspect | Dead | Cut
 
 
 class State(Enum):
@@ -209,9 +184,9 @@ class Detector:
         """A peer asks whether we can reach `node`."""
         subject = self._subjects.get(node)
         if subject is None:
-            return [SendProbed(asker, token, Reach.UNLINKED)]
+            return [Send(asker, Probed(token, Reach.UNLINKED))]
         if now - subject.heard < self._timing.probe_timeout:
-            return [SendProbed(asker, token, Reach.ALIVE)]
+            return [Send(asker, Probed(token, Reach.ALIVE))]
         if len(self._errands) >= MAX_ERRANDS:
             return []
         due = now + ERRAND_PATIENCE * self._timing.probe_timeout
@@ -232,7 +207,7 @@ class Detector:
         if self._errands:
             late = [errand for errand in self._errands if errand.due <= now]
             self._errands = [errand for errand in self._errands if errand.due > now]
-            actions += [SendProbed(errand.asker, errand.token, Reach.SILENT) for errand in late]
+            actions += [Send(errand.asker, Probed(errand.token, Reach.SILENT)) for errand in late]
         return actions
 
     def _advance(self, node: NodeId, subject: _Subject, now: float) -> list[DetectorAction]:
@@ -262,16 +237,16 @@ class Detector:
         shorter = math.log(len(subject.confirmers) + 1) / math.log(CONFIRMATIONS + 1)
         return max(least, most - (most - least) * shorter)
 
-    def _ping(self, node: NodeId, subject: _Subject, now: float) -> SendPing:
+    def _ping(self, node: NodeId, subject: _Subject, now: float) -> Send:
         subject.pinged = now
         subject.token = self._rng.getrandbits(32)
-        return SendPing(node, subject.token)
+        return Send(node, Ping(subject.token))
 
     def _ask(self, node: NodeId, subject: _Subject) -> list[DetectorAction]:
         able = [other for other, one in self._subjects.items() if other != node and one.state is State.WELL]
         helpers = self._rng.sample(able, min(HELPERS, len(able)))
         subject.helpers, subject.answers = len(helpers), 0
-        return [SendProbe(helper, subject.token, node) for helper in helpers]
+        return [Send(helper, Probe(subject.token, node)) for helper in helpers]
 
     def _clear(self, subject: _Subject) -> None:
         subject.state = State.WELL
@@ -280,4 +255,4 @@ class Detector:
     def _report_back(self, node: NodeId) -> list[DetectorAction]:
         found = [errand for errand in self._errands if errand.node == node]
         self._errands = [errand for errand in self._errands if errand.node != node]
-        return [SendProbed(errand.asker, errand.token, Reach.ALIVE) for errand in found]
+        return [Send(errand.asker, Probed(errand.token, Reach.ALIVE)) for errand in found]

@@ -20,13 +20,12 @@ import random
 from dataclasses import dataclass
 
 from protocol.credentials.records import PeerRecord
-from protocol.events import MembershipAction, Tell
+from protocol.events import Link, MembershipAction, Send
 from protocol.identity import NodeId
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Contact
-from protocol.transport import Link
-from protocol.wire.envelope import Kind
+from protocol.wire.messages import Body
 
 DIAL_TIMEOUT_S = 10.0  # a TCP and a CURVE handshake and a hello, on a machine busy with loading models
 HELLO_RETRY_S = 2.0
@@ -205,9 +204,9 @@ class Links:
                 peer.spare = None
         return over
 
-    def tell_all(self, kind: Kind, body: bytes, but: NodeId | None = None) -> list[MembershipAction]:
-        """Return the messages that tell every live peer but one."""
-        return [Tell(peer.link, kind, body) for node, peer in self.peers.items() if node != but]
+    def tell_all(self, message: Body, but: NodeId | None = None) -> list[MembershipAction]:
+        """Return what sends `message` to every live peer but one."""
+        return [Send(peer.link, message) for node, peer in self.peers.items() if node != but]
 
     def late(self, now: float) -> list[tuple[Link, Attempt]]:
         """Return and forget the attempts whose time is over."""

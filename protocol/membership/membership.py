@@ -28,16 +28,19 @@ from protocol.config import Instant, Setup
 from protocol.credentials.records import PeerRecord
 from protocol.errors import MessageError, RecordError
 from protocol.events import (
+    Closed,
     Dial,
     Expel,
     HangUp,
+    Link,
     MembershipAction,
     MembershipEvent,
     Message,
     Moved,
+    Opened,
     PeerDown,
     PeerUp,
-    Tell,
+    Send,
     Tick,
 )
 from protocol.identity import NodeId
@@ -49,17 +52,13 @@ from protocol.membership.failure_detector import (
     Dead,
     Detector,
     DetectorAction,
-    SendPing,
-    SendProbe,
-    SendProbed,
     State,
     Suspect,
 )
 from protocol.membership.links import HELLO_RETRY_S, Links
 from protocol.membership.rumours import Rumours
-from protocol.transport import Closed, Link, Opened
 from protocol.wire.envelope import Kind
-from protocol.wire.messages import Digest, Goodbye, Hello, News, Peers, Ping, Probe, Probed, Rumour, Status
+from protocol.wire.messages import Digest, Goodbye, Hello, News, Peers, Ping, Pong, Probe, Probed, Rumour, Status
 
 EVICT_INTERVAL_S = 1.0
 # A hello makes us tell a peer all over again whom we know and what we hold: twice as often as it has to be repeated.
@@ -156,7 +155,7 @@ class Membership:
                 return self._drop(node) if node in self._links.peers else []
             case Moved(endpoints, services):
                 self.directory.move(endpoints, services, now)
-                return self._links.tell_all(Kind.PEERS, Peers((self.record.encoded,)).encode())
+                return self._links.tell_all(Peers((self.record.encoded,)))
             case Tick():
                 return self._tick(now)
 
@@ -172,7 +171,7 @@ class Membership:
             case Kind.GOODBYE:
                 return self._goodbye(link, Goodbye.decode(body), now)
             case Kind.PING:
-                return [Tell(link, Kind.PONG, Ping.decode(body).encode())]
+                return [Send(link, Pong(Ping.decode(body).token))]
             case Kind.PONG:
                 self._detector.pong(sender, Ping.decode(body).token, now.steady)
             case Kind.PROBE:
@@ -194,7 +193,7 @@ class Membership:
         if attempt is None:
             return [HangUp(link)]
         attempt.greeted = now.steady
-        return [Tell(link, Kind.HELLO, Hello(self.record.encoded, needy=not self._links.peers).encode())]
+        return [Send(link, Hello(self.record.encoded, needy=not self._links.peers))]
 
     def _closed(self, link: Link, now: Instant) -> list[MembershipAction]:
         lost = self._links.closed(link)
@@ -228,7 +227,7 @@ class Membership:
         if known is None and not link.dialled and not self._links.has_room:
             evicted = self._make_room(now) if hello.needy else None
             if evicted is None:
-                others = Tell(link, Kind.PEERS, self.directory.sample(sender))
+                others = Send(link, self.directory.sample(sender))
                 return [*actions, others, *self._refuse(link, "full", now)]
             actions += evicted
         return [*actions, *self._welcome(link, record, now)]
@@ -237,12 +236,12 @@ class Membership:
         node = record.node_id
         actions: list[MembershipAction] = []
         if not link.dialled:
-            actions.append(Tell(link, Kind.HELLO, Hello(self.record.encoded).encode()))
+            actions.append(Send(link, Hello(self.record.encoded)))
         is_new = node not in self._links.peers
         attempt = self._links.attempts.get(link)
         if self._links.settle(node, record, link, now.steady):
             self._detector.up(node, now.steady)
-            actions += [PeerUp(node), Tell(link, Kind.PEERS, self.directory.sample(node))]
+            actions += [PeerUp(node), Send(link, self.directory.sample(node))]
         if is_new:
             actions += self._exchange.introduce(record)
         for contact in (attempt.contact if attempt else None, self.book.contact(node)):
@@ -255,7 +254,7 @@ class Membership:
         attempt = self._links.attempts.pop(link, None)
         if attempt is not None:
             attempt.contact.busy(now, self._rng)
-        goodbye = Tell(link, Kind.GOODBYE, Goodbye(reason).encode())
+        goodbye = Send(link, Goodbye(reason))
         return [goodbye] if self._links.part(link, now.steady) else [goodbye, HangUp(link)]
 
     def _make_room(self, now: Instant) -> list[MembershipAction] | None:
@@ -274,7 +273,7 @@ class Membership:
         self._detector.down(node)
         actions: list[MembershipAction] = []
         for link in self._links.drop(node):
-            actions += [Tell(link, Kind.PEERS, sample), *self._refuse(link, reason, now)]
+            actions += [Send(link, sample), *self._refuse(link, reason, now)]
         return [*actions, PeerDown(node)]
 
     def _goodbye(self, link: Link, goodbye: Goodbye, now: Instant) -> list[MembershipAction]:
@@ -326,21 +325,18 @@ class Membership:
         actions: list[MembershipAction] = []
         for action in wanted:
             match action:
-                case SendPing(node, token):
-                    actions.append(Tell(self._links.peers[node].link, Kind.PING, Ping(token).encode()))
-                case SendProbe(helper, token, node):
-                    actions.append(Tell(self._links.peers[helper].link, Kind.PROBE, Probe(token, node).encode()))
-                case SendProbed(asker, token, reach):
-                    actions.append(Tell(self._links.peers[asker].link, Kind.PROBED, Probed(token, reach).encode()))
+                case Send(node, message):
+                    assert isinstance(node, str)
+                    actions.append(Send(self._links.peers[node].link, message))
                 case Suspect(node):
                     rumour = Rumour(node, self._links.peers[node].record.incarnation, Status.SUSPECT)
-                    actions += self._links.tell_all(Kind.NEWS, News((rumour,)).encode())
+                    actions += self._links.tell_all(News((rumour,)))
                 case Dead(node):
                     self.deaths += 1
                     incarnation = self._links.peers[node].record.incarnation
                     self.book.bury(node, incarnation)
                     actions += self._lose(node, now)
-                    actions += self._links.tell_all(Kind.NEWS, News((Rumour(node, incarnation, Status.DEAD),)).encode())
+                    actions += self._links.tell_all(News((Rumour(node, incarnation, Status.DEAD),)))
                 case Cut(node):
                     actions += self._lose(node, now)
         return actions

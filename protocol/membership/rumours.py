@@ -15,14 +15,13 @@ Rules
 
 from protocol.config import Instant, Setup
 from protocol.errors import MessageError
-from protocol.events import MembershipAction, Tell
+from protocol.events import MembershipAction, Send
 from protocol.identity import NodeId
 from protocol.limits.rate_limits import TokenBucket
 from protocol.membership.address_book import Book
 from protocol.membership.directory import Directory
 from protocol.membership.failure_detector import Detector
 from protocol.membership.links import Links
-from protocol.wire.envelope import Kind
 from protocol.wire.messages import News, Peers, Rumour, Status
 
 # Deaths that a node tells on. At 11 other links this is one message a second, whatever is said; 32 dead at once are
@@ -63,15 +62,14 @@ class Rumours:
         peer = self._links.peers.get(node)
         if peer is not None:
             if incarnation < peer.record.incarnation:
-                newer = Peers((peer.record.encoded,)).encode()
-                return [Tell(self._links.peers[sender].link, Kind.PEERS, newer)]
+                return [Send(self._links.peers[sender].link, Peers((peer.record.encoded,)))]
             self._detector.confirmed(node, sender)
             if now.steady < peer.warned + self._pause:
                 return []
             peer.warned = now.steady
-            return [Tell(peer.link, Kind.NEWS, News((rumour,)).encode())]
+            return [Send(peer.link, News((rumour,)))]
         if status is Status.DEAD and self._book.bury(node, incarnation) and self._retold.take(1, now.steady):
-            return self._links.tell_all(Kind.NEWS, News((rumour,)).encode(), but=sender)
+            return self._links.tell_all(News((rumour,)), but=sender)
         return []
 
     def _refute(self, incarnation: int, now: Instant) -> list[MembershipAction]:
@@ -82,4 +80,4 @@ class Rumours:
         self._next_refutation = now.steady + self._pause
         self._detector.suspected_ourselves()
         self._directory.renew(now, incarnation + 1)
-        return self._links.tell_all(Kind.PEERS, Peers((self._directory.record.encoded,)).encode())
+        return self._links.tell_all(Peers((self._directory.record.encoded,)))

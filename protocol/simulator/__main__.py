@@ -16,7 +16,7 @@ from protocol.config import PRESETS
 from protocol.simulator.invariants import judge
 from protocol.simulator.scenarios import SCENARIOS
 from protocol.simulator.trial import LIMITS, Plan, Trial
-from protocol.transport.conditions import Conditions
+from protocol.transport.memory import Conditions
 from protocol.wire.envelope import Kind
 
 # What the presets are meant for. `wan` has four regions that are 100 ms apart.

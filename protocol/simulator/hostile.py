@@ -5,13 +5,11 @@ from dataclasses import dataclass, field
 
 from protocol.config import Instant, Setup
 from protocol.core import Core
-from protocol.core_events import CoreAction, CoreEvent, SendFrame
 from protocol.credentials.records import RECORD_LIFE_S, Address, Endpoint, PeerRecord, make_record
 from protocol.errors import EnvelopeError
-from protocol.events import Dial, Tick
+from protocol.events import Arrived, Closed, CoreAction, CoreEvent, Dial, Link, Opened, SendFrame, Tick
 from protocol.membership.address_book import Book
 from protocol.simulator.identity import SimulatedIdentity
-from protocol.transport import Arrived, Closed, Link, Opened
 from protocol.wire.envelope import ItemId, Kind, open_frame
 from protocol.wire.messages import (
     ID_BYTES,

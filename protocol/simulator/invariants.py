@@ -9,7 +9,7 @@ from protocol.simulator.overlay import farthest, unreached
 from protocol.simulator.scenarios import Scenario
 from protocol.simulator.simulation import MIN_WAIT_S
 from protocol.simulator.trial import Trial
-from protocol.transport.conditions import Conditions
+from protocol.transport.memory import Conditions
 
 SETTLE_S = 20.0  # from the seed to a settled overlay
 DEATHS_PER_NODE_HOUR = 1 / 1000

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from protocol.credentials.records import PeerRecord
 from protocol.simulator.trial import Plan, Trial
-from protocol.transport.conditions import Cut
+from protocol.transport.memory import Cut
 
 PAUSE_S = 30.0
 RESTART_S = 2  # how long a node that is restarted is away

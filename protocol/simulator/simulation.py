@@ -17,13 +17,12 @@ from dataclasses import dataclass, field
 
 from protocol.config import LAN, Instant, Limits, Setup, Timing
 from protocol.core import Core
-from protocol.core_events import Offer, Received, Report, Verdict
 from protocol.credentials.records import Address, Endpoint, PeerRecord, RecordReader
 from protocol.driver import Driver
+from protocol.events import Offer, Received, Report, Verdict
 from protocol.identity import KEY_BYTES, Identity
 from protocol.membership.address_book import Book
-from protocol.transport.conditions import Conditions
-from protocol.transport.memory import MemoryNetwork, MemoryTransport
+from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
 from protocol.wire.envelope import HEADER_BYTES, ItemId, item_id
 from protocol.wire.messages import NO_TOPIC
 

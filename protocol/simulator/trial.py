@@ -19,7 +19,7 @@ from protocol.simulator.hostile import Attack, Dropper, Eclipser, FalseAnnouncer
 from protocol.simulator.identity import SimulatedIdentity
 from protocol.simulator.overlay import Graph, mutual
 from protocol.simulator.simulation import MakeCore, SimulatedNode, Simulation
-from protocol.transport.conditions import Conditions
+from protocol.transport.memory import Conditions
 from protocol.wire.envelope import ItemId, Kind
 
 # Far below the default, so that a flood is cheap to simulate; an honest node sends a few messages a second.

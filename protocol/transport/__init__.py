@@ -2,53 +2,19 @@
 
 A link is one direction of dialling between us and one CURVE key that was proven in the
 handshake. Frames on a link arrive in order or the link closes.
+
+zeromq     `Transport` on ZeroMQ, of:   inbound    the ROUTER that peers dial, and who may (ZAP)
+                                        outbound   the DEALERs with which we dial
+                                        sockets    their options, and the poller
+                                        tcp        the connections below them: measured, and ended
+                                        addresses  names and addresses, ours and others'
+memory     `Transport` on a network in memory, under a virtual clock: for the simulator
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from protocol.credentials.records import Address
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A connection with the holder of the CURVE key `key` (32 bytes); `dialled` by us or by them."""
-
-    key: bytes
-    dialled: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A dialled link is up: encrypted, and the other end proved its key."""
-
-    link: Link
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """A link is gone; frames on the way are lost. The transport does not restore it."""
-
-    link: Link
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A frame came over a link."""
-
-    link: Link
-    frame: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Something came that never reached a link; counted by `reason`. `link` where its key is known."""
-
-    reason: str
-    link: Link | None = None
-
-
-NetworkEvent = Opened | Closed | Arrived | Refused
+from protocol.events import Link, NetworkEvent
 
 
 class Transport(Protocol):

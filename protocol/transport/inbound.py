@@ -1,25 +1,30 @@
-"""The ROUTER that peers dial: who is on a connection, what came over it, and how to answer.
+"""The ROUTER that peers dial: who may connect, who is on a connection, what came over it, and how to answer.
 
-A routing id is chosen by nobody we trust: an inbound link is the `User-Id` that ZAP attached
-to the frame, which is the CURVE key that the other end proved.
+A routing id is chosen by nobody we trust: an inbound link is the `User-Id` that ZAP (ZeroMQ RFC 27)
+attached to the frame, which is the CURVE key that the other end proved. Without a ZAP handler CURVE
+encrypts but lets anybody in, silently. Ours answers on our own thread: CURVE only, any key that is
+not graylisted. Who the key belongs to is settled one step later, by the signed record in its hello.
 """
 
 import errno
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from protocol.credentials.records import Endpoint
 from protocol.errors import BadAddress, PortInUse
+from protocol.events import Arrived, Closed, Link, NetworkEvent, Refused
 from protocol.lru import Recent
-from protocol.transport import Arrived, Closed, Link, NetworkEvent, Refused
-from protocol.transport.interfaces import advertised_host, bindable_host
-from protocol.transport.tcp_watch import TcpWatch
-from protocol.transport.zap import DOMAIN
-from protocol.transport.zmq_sockets import HANDSHAKE_FAILED, POLL_BUDGET, SOCKET_BUDGET, SocketMaker, Sources
+from protocol.transport.addresses import advertised_host, bindable_host
+from protocol.transport.sockets import HANDSHAKE_FAILED, POLL_BUDGET, SOCKET_BUDGET, SocketMaker, Sources
+from protocol.transport.tcp import TcpWatch
+
+DOMAIN = b"gossamer"
+_ENDPOINT = "inproc://zeromq.zap.01"
+_VERSION = b"1.0"
 
 MAX_ROUTES = 1024  # keys whose inbound connection we remember, least recently heard forgotten first
 
@@ -29,6 +34,51 @@ _FAILURES: dict[int, str] = {
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "handshake_malformed",
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "",
 }
+
+Refuses = Callable[[bytes], bool]
+
+
+def refuse_nobody(key: bytes) -> bool:
+    """The rule where nobody keeps scores."""
+    return False
+
+
+class ZapHandler:
+    """The one ZAP handler of a ZeroMQ context; start it before the first bind."""
+
+    def __init__(
+        self, context: "zmq.Context[zmq.Socket[bytes]]", refuses: Refuses, refused: Callable[[bytes], None]
+    ) -> None:
+        """Keys (32 bytes) that `refuses` says yes to are kept out; `refused` hears of each."""
+        self.socket = context.socket(zmq.REP)
+        self.socket.linger = 0
+        self.socket.bind(_ENDPOINT)
+        self._refuses = refuses
+        self._refused = refused
+
+    def answer(self) -> None:
+        """Answer every request that waits."""
+        while True:
+            try:
+                request = self.socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            reply = decide(request, self._refuses)
+            self.socket.send_multipart(reply)
+            if reply[2] == b"403":
+                self._refused(request[6])
+
+
+def decide(request: list[bytes], refuses: Refuses) -> list[bytes]:
+    """Return the reply to one ZAP request: version, request id, status, text, user id, metadata."""
+    if len(request) != 7 or request[0] != _VERSION:
+        return [_VERSION, request[1] if len(request) > 1 else b"", b"500", b"bad request", b"", b""]
+    _, request_id, domain, _, _, mechanism, key = request
+    if domain != DOMAIN or mechanism != b"CURVE" or len(key) != 32:
+        return [_VERSION, request_id, b"400", b"CURVE only", b"", b""]
+    if refuses(key):
+        return [_VERSION, request_id, b"403", b"refused", b"", b""]
+    return [_VERSION, request_id, b"200", b"OK", key.hex().encode(), b""]
 
 
 class Inbound:

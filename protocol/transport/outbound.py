@@ -14,11 +14,9 @@ from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from protocol.credentials.records import Address, Endpoint
-from protocol.transport import Arrived, Closed, Link, NetworkEvent, Opened, Refused
-from protocol.transport.addresses import Resolver
-from protocol.transport.interfaces import is_address
-from protocol.transport.tcp_watch import TcpWatch
-from protocol.transport.zmq_sockets import (
+from protocol.events import Arrived, Closed, Link, NetworkEvent, Opened, Refused
+from protocol.transport.addresses import Resolver, is_address
+from protocol.transport.sockets import (
     HANDSHAKE_FAILED,
     POLL_BUDGET,
     RECEIVE_QUEUE_MESSAGES,
@@ -27,6 +25,7 @@ from protocol.transport.zmq_sockets import (
     SocketMaker,
     Sources,
 )
+from protocol.transport.tcp import TcpWatch
 
 _CHANGES = zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 

@@ -2,7 +2,7 @@
 
 What libzmq does not do by itself, and is done here and in the parts that this joins:
 - CURVE without a ZAP handler lets anybody in: the handler starts before the bind, and
-  `ZAP_ENFORCE_DOMAIN` refuses when it is missing (`zap`, `zmq_inbound`).
+  `ZAP_ENFORCE_DOMAIN` refuses when it is missing (`inbound`).
 - Socket monitors tell when a connection came, finished its handshake, or broke.
 - High-water marks count whole messages, not bytes: the bytes of each connection are
   measured below libzmq, and whoever makes it hold too much is cut (`connections`).
@@ -15,14 +15,13 @@ from contextlib import suppress
 
 from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint
+from protocol.events import Link, NetworkEvent, Refused
 from protocol.identity import Identity
-from protocol.transport import Link, NetworkEvent, Refused
 from protocol.transport.addresses import Resolver
-from protocol.transport.inbound import Inbound
+from protocol.transport.inbound import Inbound, Refuses, ZapHandler, refuse_nobody
 from protocol.transport.outbound import DialledLinks
-from protocol.transport.tcp_watch import TcpWatch
-from protocol.transport.zap import Refuses, ZapHandler, refuse_nobody
-from protocol.transport.zmq_sockets import POLL_BUDGET, SocketMaker, Sources
+from protocol.transport.sockets import POLL_BUDGET, SocketMaker, Sources
+from protocol.transport.tcp import TcpWatch
 
 # How long whoever floods us stays unnoticed: on a line of 1 Gbit/s, 31 MB. A review of 100 connections takes 1 ms.
 REVIEW_INTERVAL_S = 0.25

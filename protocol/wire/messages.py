@@ -7,13 +7,14 @@ appended are skipped.
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from functools import lru_cache
+from typing import ClassVar, NamedTuple, Protocol
 
 from protocol.credentials.records import MAX_RECORD_BYTES
 from protocol.errors import MessageError
 from protocol.identity import NODE_ID_BYTES, NodeId, id_bytes, id_of_bytes
 from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
-from protocol.wire.envelope import MAX_FRAME_BYTES, ItemId
+from protocol.wire.envelope import MAX_FRAME_BYTES, ItemId, Kind
 
 MAX_RECORDS = 64  # about 20 kB: all of a swarm of tens at once
 MAX_IDS = 512
@@ -31,6 +32,22 @@ HINT_BYTES = 4  # of a signer's node id: 10,000 signers share one with a chance 
 NO_HINT = bytes(HINT_BYTES)
 
 
+class Body(Protocol):
+    """What every message below is: the kind of its envelope, and the body's bytes."""
+
+    kind: ClassVar[Kind]
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        ...
+
+
+@lru_cache(maxsize=4096)
+def hint(node: NodeId) -> bytes:
+    """Return the beginning of a node's id by which announcements name a signer."""
+    return id_bytes(node)[:HINT_BYTES]
+
+
 @dataclass(frozen=True, slots=True)
 class Hello:
     """First on every connection, from both ends: the sender's own record, not yet verified.
@@ -38,6 +55,7 @@ class Hello:
     `needy` says that the sender has no other peer: it is let in even where there is no room.
     """
 
+    kind: ClassVar[Kind] = Kind.HELLO
     record: bytes
     needy: bool = False
 
@@ -57,6 +75,7 @@ class Hello:
 class Peers:
     """Records that the sender knows, each signed by the node it is about, not yet verified."""
 
+    kind: ClassVar[Kind] = Kind.PEERS
     records: tuple[bytes, ...]
 
     def encode(self) -> bytes:
@@ -73,8 +92,9 @@ class Peers:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Asks for a pong with the same token: is the process alive, not only its socket? The body of both kinds."""
+    """Asks for a pong with the same token: is the process alive, not only its socket?"""
 
+    kind: ClassVar[Kind] = Kind.PING
     token: int
 
     def encode(self) -> bytes:
@@ -90,9 +110,17 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True)
+class Pong(Ping):
+    """The answer to a `Ping` with that token."""
+
+    kind: ClassVar[Kind] = Kind.PONG
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """Asks whether the receiver can reach `node` (SWIM's ping-req)."""
 
+    kind: ClassVar[Kind] = Kind.PROBE
     token: int
     node: NodeId
 
@@ -120,6 +148,7 @@ class Reach(IntEnum):
 class Probed:
     """The answer to a `Probe` with that token."""
 
+    kind: ClassVar[Kind] = Kind.PROBED
     token: int
     reach: Reach
 
@@ -154,6 +183,7 @@ class Rumour(NamedTuple):
 class News:
     """Rumours about members."""
 
+    kind: ClassVar[Kind] = Kind.NEWS
     rumours: tuple[Rumour, ...]
 
     def encode(self) -> bytes:
@@ -180,6 +210,7 @@ def _rumour(fields: object) -> Rumour:
 class Goodbye:
     """The sender is about to close this link, or will not take it; `reason` is a short name."""
 
+    kind: ClassVar[Kind] = Kind.GOODBYE
     reason: str
 
     def encode(self) -> bytes:
@@ -198,6 +229,7 @@ class Goodbye:
 class Digest:
     """The directory in short: for each record 8 bytes of its node's id and 8 bytes that change with the record."""
 
+    kind: ClassVar[Kind] = Kind.DIGEST
     entries: tuple[tuple[bytes, bytes], ...]
 
     def encode(self) -> bytes:
@@ -230,6 +262,7 @@ class Entry(NamedTuple):
 class Announce:
     """Items that the sender holds and will give."""
 
+    kind: ClassVar[Kind] = Kind.ANNOUNCE
     items: tuple[Entry, ...]
 
     def encode(self) -> bytes:
@@ -257,6 +290,7 @@ class Announce:
 class Pull:
     """Items that the sender asks for."""
 
+    kind: ClassVar[Kind] = Kind.PULL
     ids: tuple[ItemId, ...]
 
     def encode(self) -> bytes:
@@ -280,6 +314,7 @@ class Interest:
     `protocol.gossip.subscriptions`). With `announce_only` nothing is to be sent that it did not ask for.
     """
 
+    kind: ClassVar[Kind] = Kind.INTEREST
     topics: tuple[bytes, ...] | None
     bits: int = 0
     announce_only: bool = False
@@ -299,9 +334,21 @@ class Interest:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
-    """The swarm's signed manifest as bytes, in answer to an empty request."""
+class AskManifest:
+    """Asks for the swarm's manifest."""
 
+    kind: ClassVar[Kind] = Kind.ASK_MANIFEST
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return b""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The swarm's signed manifest as bytes, in answer to `AskManifest`."""
+
+    kind: ClassVar[Kind] = Kind.MANIFEST
     encoded: bytes
 
     def encode(self) -> bytes:

@@ -15,9 +15,9 @@ import pytest
 from node.rollouts.group import MAX_GROUP_BYTES, Completion, Group, encode
 from node.tasks import load_tasks
 from protocol.credentials.records import Address, make_record
+from protocol.events import Link, Opened
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.transport import Link, Opened
 from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, seal
 from protocol.wire.messages import NO_TOPIC, Hello

@@ -12,10 +12,10 @@ from zmq.utils import z85
 
 from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint
+from protocol.events import Arrived, Closed, Link, NetworkEvent, Opened, Refused
 from protocol.identity import Identity
-from protocol.transport import Arrived, Closed, Link, NetworkEvent, Opened, Refused
+from protocol.transport.sockets import MAX_DESCRIPTORS
 from protocol.transport.zeromq import ZmqTransport
-from protocol.transport.zmq_sockets import MAX_DESCRIPTORS
 from tests.waiting import wait_until
 from tests.withholding import Withholding
 

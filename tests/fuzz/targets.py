@@ -16,9 +16,9 @@ from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import open_manifest
 from protocol.credentials.records import Address, make_record, open_record
 from protocol.errors import PeerError, ProtocolError
+from protocol.events import Arrived, Link
 from protocol.membership.address_book import Book
 from protocol.simulator.identity import SimulatedIdentity
-from protocol.transport import Arrived, Link
 from protocol.wire.envelope import Kind, open_frame, seal
 from protocol.wire.messages import (
     Announce,

@@ -13,25 +13,23 @@ from itertools import count
 import pytest
 
 from protocol.config import LAN, Instant, Setup
-from protocol.events import PeerUp, Tick
-from protocol.gossip.events import (
+from protocol.events import (
     Announced,
     Deliver,
     Got,
     Interested,
     Item,
+    PeerUp,
     Publish,
     Pulled,
-    SendAnnounce,
-    SendInterest,
-    SendItem,
-    SendPull,
+    Send,
     Subscribe,
+    Tick,
 )
 from protocol.gossip.gossip import Gossip
 from protocol.identity import Identity, NodeId, id_of_bytes
 from protocol.wire.envelope import ItemId
-from protocol.wire.messages import NO_TOPIC, Announce, Pull
+from protocol.wire.messages import NO_TOPIC, Announce, Interest, Pull
 
 DEGREE = 8
 DELAY = 0.01
@@ -108,15 +106,15 @@ class Model:
             match action:
                 case Deliver(item):
                     self.delivered[node][item.id] += 1
-                case SendItem(to, item_id, frame):
-                    self._send("items", len(frame), to, Got(node, self.items[item_id]))
-                case SendAnnounce(to, items):
+                case Send(to, Item() as item):
+                    self._send("items", len(item.frame), to, Got(node, item))
+                case Send(to, Announce(items) as message):
                     self.announced[to] += len(items)
-                    self._send("announcements", len(Announce(items).encode()), to, Announced(node, items))
-                case SendPull(to, ids):
-                    self._send("pulls", len(Pull(ids).encode()), to, Pulled(node, ids))
-                case SendInterest(to, interest):
-                    self._send("interests", len(interest.encode()), to, Interested(node, interest))
+                    self._send("announcements", len(message.encode()), to, Announced(node, items))
+                case Send(to, Pull(ids) as message):
+                    self._send("pulls", len(message.encode()), to, Pulled(node, ids))
+                case Send(to, Interest() as message):
+                    self._send("interests", len(message.encode()), to, Interested(node, message))
 
     def _send(self, kind: str, size: int, to: NodeId, event) -> None:
         self.sent[kind] += size + ENVELOPE_BYTES * (kind != "items")

@@ -3,9 +3,8 @@
 import random
 
 from protocol.credentials.records import Address, Endpoint
-from protocol.transport import Arrived, Closed, Link, Opened
-from protocol.transport.conditions import Conditions, Cut
-from protocol.transport.memory import HEARTBEAT_S, QUEUE_FRAMES, MemoryNetwork, MemoryTransport
+from protocol.events import Arrived, Closed, Link, Opened
+from protocol.transport.memory import HEARTBEAT_S, QUEUE_FRAMES, Conditions, Cut, MemoryNetwork, MemoryTransport
 
 A, B = b"A" * 32, b"B" * 32
 TO_B, FROM_A = Link(B, dialled=True), Link(A, dialled=False)

@@ -17,7 +17,7 @@ from protocol.simulator.hostile import Gravedigger
 from protocol.simulator.invariants import judge, suffer
 from protocol.simulator.scenarios import SCENARIOS
 from protocol.simulator.trial import LIMITS, Plan, Trial
-from protocol.transport.conditions import Conditions
+from protocol.transport.memory import Conditions
 from protocol.wire.envelope import Kind
 
 ROOT = Path(__file__).parents[2]

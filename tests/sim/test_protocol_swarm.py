@@ -2,9 +2,9 @@
 
 import pytest
 
-from protocol.core_events import Verdict
+from protocol.events import Verdict
 from protocol.simulator import Simulation
-from protocol.transport.conditions import Conditions
+from protocol.transport.memory import Conditions
 
 LARGE = bytes(200_000)
 

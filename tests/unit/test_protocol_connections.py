@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import MIB, Limits
+from protocol.events import Link
 from protocol.limits.connections import (
     HELLO_S,
     MAX_WIRE_FRAME_BYTES,
@@ -15,7 +16,6 @@ from protocol.limits.connections import (
     Review,
     wire_bytes,
 )
-from protocol.transport import Link
 
 HERE = "127.0.0.1"
 STEP = 0.25

@@ -8,17 +8,26 @@ from hypothesis import strategies as st
 
 from protocol.config import Instant, Limits, Setup
 from protocol.core import MANIFEST_ASK_S, MANIFEST_ASKS, Core
-from protocol.core_events import Offer, Received, Report, SendFrame, Verdict
 from protocol.credentials.records import make_record
 from protocol.driver import Driver
-from protocol.events import HangUp, Tick
-from protocol.gossip.events import Subscribe
+from protocol.events import (
+    Arrived,
+    Closed,
+    HangUp,
+    Link,
+    Offer,
+    Received,
+    Refused,
+    Report,
+    SendFrame,
+    Subscribe,
+    Tick,
+    Verdict,
+)
 from protocol.gossip.subscriptions import hint
 from protocol.identity import Identity, Verify
 from protocol.membership.address_book import Book
-from protocol.transport import Arrived, Closed, Link, Refused
-from protocol.transport.conditions import Conditions
-from protocol.transport.memory import MemoryNetwork, MemoryTransport
+from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
 from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, item_id, open_frame, seal
 from protocol.wire.messages import NO_TOPIC, Announce, Entry, Hello, Ping
 

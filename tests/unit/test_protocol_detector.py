@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import LAN
+from protocol.events import Send
 from protocol.identity import NodeId
 from protocol.membership.failure_detector import (
     CONFIRMATIONS,
@@ -15,13 +16,10 @@ from protocol.membership.failure_detector import (
     Cut,
     Dead,
     Detector,
-    SendPing,
-    SendProbe,
-    SendProbed,
     State,
     Suspect,
 )
-from protocol.wire.messages import Reach
+from protocol.wire.messages import Ping, Probe, Probed, Reach
 
 A, B, C, D, E = map(NodeId, "abcde")
 STEP = 0.25
@@ -49,6 +47,10 @@ def of(kind: type, actions: list) -> list:
     return [action for action in actions if isinstance(action, kind)]
 
 
+def sent(kind: type, actions: list) -> list:
+    return [action.message for action in of(Send, actions) if isinstance(action.message, kind)]
+
+
 def time_of_death(detector: Detector, *talking: NodeId, confirmers: tuple[NodeId, ...] = ()) -> float:
     now = 0.0
     while now < 1000:
@@ -66,9 +68,9 @@ def time_of_death(detector: Detector, *talking: NodeId, confirmers: tuple[NodeId
 def test_a_silent_peer_is_pinged_probed_suspected_and_dead_within_the_documented_bound() -> None:
     detector = machine(A, B, C)
     actions = run(detector, 0, LAN.death_bound + 1, B, C)
-    kinds = [type(action) for action in actions]
-    assert kinds.index(SendPing) < kinds.index(SendProbe) < kinds.index(Suspect) < kinds.index(Dead)
-    assert {probe.node for probe in of(SendProbe, actions)} == {A}
+    kinds = [type(action.message if isinstance(action, Send) else action) for action in actions]
+    assert kinds.index(Ping) < kinds.index(Probe) < kinds.index(Suspect) < kinds.index(Dead)
+    assert {probe.node for probe in sent(Probe, actions)} == {A}
     # With no nack of its helpers the detector blames itself too, and is more patient: they answer here.
     detector = machine(A)
     assert time_of_death(detector) <= LAN.death_bound + STEP
@@ -110,11 +112,11 @@ def test_when_only_helpers_reach_a_peer_its_link_is_cut_and_it_is_not_called_dea
         detector.heard(B, now)
         for action in detector.tick(now):
             actions.append(action)
-            if isinstance(action, SendProbe):
-                actions += detector.probed(action.token, Reach.ALIVE, B, now)
+            for probe in sent(Probe, [action]):
+                actions += detector.probed(probe.token, Reach.ALIVE, B, now)
         now += STEP
     assert of(Cut, actions) == [Cut(A)] and not of(Dead, actions) and not of(Suspect, actions)
-    assert len(of(SendProbe, actions)) == MAX_INDIRECT
+    assert len(sent(Probe, actions)) == MAX_INDIRECT
 
 
 def test_silent_helpers_make_us_patient_and_answered_probes_make_us_quick_again() -> None:
@@ -134,13 +136,13 @@ def test_silent_helpers_make_us_patient_and_answered_probes_make_us_quick_again(
 
 def test_an_errand_says_alive_silent_or_unlinked() -> None:
     detector = machine(A, B)
-    assert detector.errand(B, 1, C, 0.0) == [SendProbed(B, 1, Reach.UNLINKED)]
-    assert detector.errand(B, 2, A, 0.5) == [SendProbed(B, 2, Reach.ALIVE)]
+    assert detector.errand(B, 1, C, 0.0) == [Send(B, Probed(1, Reach.UNLINKED))]
+    assert detector.errand(B, 2, A, 0.5) == [Send(B, Probed(2, Reach.ALIVE))]
     (ping,) = detector.errand(B, 3, A, 5.0)
-    assert isinstance(ping, SendPing) and ping.node == A
-    assert detector.heard(A, 5.1) == [SendProbed(B, 3, Reach.ALIVE)]
+    assert isinstance(ping.message, Ping) and ping.to == A
+    assert detector.heard(A, 5.1) == [Send(B, Probed(3, Reach.ALIVE))]
     detector.errand(B, 4, A, 9.0)
-    assert SendProbed(B, 4, Reach.SILENT) in detector.tick(9.0 + LAN.probe_timeout)
+    assert Send(B, Probed(4, Reach.SILENT)) in detector.tick(9.0 + LAN.probe_timeout)
 
 
 def test_errands_are_bounded() -> None:
@@ -158,7 +160,7 @@ def test_time_in_which_we_were_not_run_is_nobodys_silence() -> None:
 
 def test_the_round_trip_is_that_of_the_last_ping() -> None:
     detector = machine(A)
-    (ping,) = of(SendPing, run(detector, 0, LAN.probe_interval + STEP))
+    (ping,) = sent(Ping, run(detector, 0, LAN.probe_interval + STEP))
     assert detector.rtt(A) is None
     detector.pong(A, ping.token + 1, LAN.probe_interval + 0.04)
     assert detector.rtt(A) is None
@@ -209,12 +211,10 @@ def test_whatever_happens_it_asks_for_live_peers_only_and_kills_none_that_was_ju
                 actions = detector.tick(now)
         for action in actions:
             match action:
-                case SendPing(node, token):
-                    assert node in live
-                case SendProbe(helper, token, node):
+                case Send(helper, Probe(_, node)):
                     assert helper in live and node in live and helper != node
-                case SendProbed(asker):
-                    assert asker in live
+                case Send(to):
+                    assert to in live
                 case Dead(node):
                     assert now - heard[node] >= LAN.suspicion_min
                     detector.down(node)

@@ -10,9 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import LAN, Instant, Limits, Setup
-from protocol.events import PeerDown, PeerUp, Tick
-from protocol.gossip.announce_timer import MAX_HOLD
-from protocol.gossip.events import (
+from protocol.events import (
     Announced,
     Blame,
     Deliver,
@@ -21,21 +19,22 @@ from protocol.gossip.events import (
     Interested,
     Item,
     NotSent,
+    PeerDown,
+    PeerUp,
     Publish,
     Pulled,
-    SendAnnounce,
-    SendInterest,
-    SendItem,
-    SendPull,
+    Send,
     Subscribe,
+    Tick,
 )
+from protocol.gossip.announce_timer import MAX_HOLD
 from protocol.gossip.gossip import CATCH_UP_S, FIRST_IDS, PUSH_BYTES, RETRY_S, Gossip
 from protocol.gossip.peer_state import KNOWN_ITEMS, MAX_PENDING, PUSH_GRACE_S
 from protocol.gossip.subscriptions import hint, same_shard
 from protocol.gossip.want_list import MAX_BROKEN, MAX_WANTS, PROMISE_PATIENCE
 from protocol.identity import Identity, NodeId, id_of_bytes
 from protocol.wire.envelope import ItemId
-from protocol.wire.messages import MAX_IDS, NO_TOPIC, Entry, Interest
+from protocol.wire.messages import MAX_IDS, NO_TOPIC, Announce, Entry, Interest, Pull
 
 UNIX = 1_700_000_000.0
 ME, A, B, C, FAR = (id_of_bytes(letter * 20) for letter in (b"m", b"a", b"b", b"c", b"f"))
@@ -72,18 +71,22 @@ def due(core: Gossip) -> float:
     return core.wait()
 
 
+def sent(kind: type, actions) -> list[tuple]:
+    return [(a.to, a.message) for a in actions if isinstance(a, Send) and isinstance(a.message, kind)]
+
+
 def announced(actions) -> dict[NodeId, list[ItemId]]:
-    return {a.node: [entry.id for entry in a.items] for a in actions if isinstance(a, SendAnnounce)}
+    return {to: [entry.id for entry in told.items] for to, told in sent(Announce, actions)}
 
 
 def pulled(actions) -> dict[NodeId, tuple[ItemId, ...]]:
-    return {a.node: a.ids for a in actions if isinstance(a, SendPull)}
+    return {to: pull.ids for to, pull in sent(Pull, actions)}
 
 
 def test_a_small_item_is_pushed_to_everybody_and_then_not_mentioned() -> None:
     core = machine(A, B)
     small = item(1, PUSH_BYTES, signer=ME)
-    assert core.handle(Publish(small), at(1)) == [SendItem(peer, small.id, small.frame) for peer in (A, B)]
+    assert core.handle(Publish(small), at(1)) == [Send(peer, small) for peer in (A, B)]
     assert announced(core.handle(Tick(), at(2))) == {}
 
 
@@ -93,7 +96,7 @@ def test_a_large_item_is_announced_without_delay_and_sent_when_asked_for() -> No
     assert core.handle(Publish(large), at(1)) == []
     assert due(core) == 1
     assert announced(core.handle(Tick(), at(1))) == {A: [large.id], B: [large.id]}
-    assert core.handle(Pulled(A, (large.id, name(9))), at(1)) == [SendItem(A, large.id, large.frame)]
+    assert core.handle(Pulled(A, (large.id, name(9))), at(1)) == [Send(A, large)]
 
 
 def test_a_new_item_is_delivered_once_and_announced_to_those_not_known_to_have_it() -> None:
@@ -157,7 +160,7 @@ def test_a_push_that_was_only_late_saves_the_pull() -> None:
 
 def test_a_large_item_is_asked_for_at_once_and_of_one_holder_only() -> None:
     core = machine(A, B)
-    assert core.handle(Announced(A, (entry(1, 100_000),)), at(1)) == [SendPull(A, (name(1),))]
+    assert core.handle(Announced(A, (entry(1, 100_000),)), at(1)) == [Send(A, Pull((name(1),)))]
     assert core.handle(Announced(B, (entry(1, 100_000),)), at(1)) == []
 
 
@@ -234,7 +237,7 @@ def test_an_item_found_bad_is_still_given_to_whoever_was_told_of_it_and_to_nobod
     assert announced(core.handle(Tick(), at(2))) == {B: [name(1)]}
     core.handle(PeerUp(C), at(2))
     core.handle(Discard(name(1)), at(2))
-    assert core.handle(Pulled(B, (name(1),)), at(2)) == [SendItem(B, name(1), item(1).frame)]
+    assert core.handle(Pulled(B, (name(1),)), at(2)) == [Send(B, item(1))]
     assert core.handle(Pulled(C, (name(1),)), at(2)) == []
 
 
@@ -270,9 +273,9 @@ def test_what_is_not_served_for_its_size_is_announced_again_later() -> None:
     for number in (1, 2):
         core.handle(Got(A, item(number)), at(1))
     assert announced(core.handle(Tick(), at(2))) == {B: [name(1), name(2)]}
-    assert core.handle(Pulled(B, (name(1), name(2))), at(2)) == [SendItem(B, name(1), item(1).frame)]
+    assert core.handle(Pulled(B, (name(1), name(2))), at(2)) == [Send(B, item(1))]
     assert announced(core.handle(Tick(), at(2 + RETRY_S))) == {B: [name(2)]}
-    assert core.handle(Pulled(B, (name(2),)), at(2 + RETRY_S)) == [SendItem(B, name(2), item(2).frame)]
+    assert core.handle(Pulled(B, (name(2),)), at(2 + RETRY_S)) == [Send(B, item(2))]
 
 
 def test_interest_is_told_to_every_peer_now_and_to_come() -> None:
@@ -280,17 +283,17 @@ def test_interest_is_told_to_every_peer_now_and_to_come() -> None:
     assert core.handle(PeerUp(B), at(1)) == []  # nothing to tell yet: peers offer everything
     wish = Interest((TOPIC,))
     subscription = Subscribe(frozenset([TOPIC]), math.inf)
-    assert core.handle(subscription, at(2)) == [SendInterest(A, wish), SendInterest(B, wish)]
+    assert core.handle(subscription, at(2)) == [Send(A, wish), Send(B, wish)]
     assert core.handle(subscription, at(3)) == []
-    assert core.handle(PeerUp(C), at(4)) == [SendInterest(C, wish)]
+    assert core.handle(PeerUp(C), at(4)) == [Send(C, wish)]
 
 
 def test_only_interested_peers_are_pushed_to_and_told() -> None:
     core = machine(A, B, C)
     core.handle(Interested(B, Interest((TOPIC,))), at(1))
     core.handle(Interested(C, Interest(())), at(1))
-    assert [a.node for a in core.handle(Publish(item(1, signer=ME, topic=TOPIC)), at(1))] == [A, B]
-    assert [a.node for a in core.handle(Publish(item(2, signer=ME, topic=OTHER)), at(1))] == [A]
+    assert [a.to for a in core.handle(Publish(item(1, signer=ME, topic=TOPIC)), at(1))] == [A, B]
+    assert [a.to for a in core.handle(Publish(item(2, signer=ME, topic=OTHER)), at(1))] == [A]
     core.handle(Publish(item(3, PUSH_BYTES + 1, signer=ME, topic=OTHER)), at(1))
     core.handle(Got(A, item(4, topic=TOPIC)), at(1))
     assert announced(core.handle(Tick(), at(2))) == {A: [name(3)], B: [name(4)]}
@@ -338,9 +341,9 @@ def test_a_node_pulls_what_it_demands_and_no_more() -> None:
     for second in range(30):
         entries = tuple(entry(100 * second + number, signer=signer_of(number)) for number in range(50))
         for action in core.handle(Announced(A, entries), at(second)) + core.handle(Tick(), at(second)):
-            if isinstance(action, SendPull):
-                taken += len(action.ids)
-                for item_id in action.ids:
+            for _, pull in sent(Pull, [action]):
+                taken += len(pull.ids)
+                for item_id in pull.ids:
                     core.handle(Got(A, replace(item(0, signer=FAR), id=item_id)), at(second))
     assert taken == 10 + 2 * 29
 
@@ -352,8 +355,8 @@ def test_pushes_count_against_the_demand_and_are_declined_above_it() -> None:
     for second in range(60):
         for number in range(5):
             core.handle(Got(A, item(10 * second + number)), at(second))
-        told += [a for a in core.handle(Tick(), at(second)) if isinstance(a, SendInterest)]
-    assert told == [SendInterest(A, Interest(None, announce_only=True))]
+        told += sent(Interest, core.handle(Tick(), at(second)))
+    assert told == [(A, Interest(None, announce_only=True))]
 
 
 @pytest.mark.parametrize("pushes", [0, 1, 20], ids="{} a second".format)
@@ -366,7 +369,7 @@ def test_whoever_pushes_does_not_starve_a_node_of_what_it_pulls(pushes: int) -> 
             core.handle(Got(B, item(10**6 + 100 * second + number, signer=B)), at(second))
         entries = tuple(entry(1000 * second + number, signer=signer_of(number)) for number in range(3))
         for action in core.handle(Announced(A, entries), at(second)) + core.handle(Tick(), at(second)):
-            for item_id in action.ids if isinstance(action, SendPull) else ():
+            for item_id in [item_id for _, pull in sent(Pull, [action]) for item_id in pull.ids]:
                 asked += 1
                 core.handle(Got(A, replace(item(0, signer=FAR), id=item_id)), at(second))
     assert asked >= 0.95 * 2 * 120
@@ -498,7 +501,7 @@ def test_no_history_delivers_twice_talks_to_strangers_or_grows_beyond_bounds(his
                 assert action.item.id not in delivered
                 delivered.add(action.item.id)
             elif not isinstance(action, Blame):
-                assert action.node in up
+                assert action.to in up
         assert core.wait() >= 0
         assert core._store.size <= 300_000
         assert len(core._pulls) <= MAX_WANTS

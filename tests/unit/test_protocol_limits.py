@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import Limits
+from protocol.host import Mailbox
 from protocol.limits.peer_scores import REJECT_PENALTY, ScoreBoard
 from protocol.limits.rate_limits import Allowance, TokenBucket
 from protocol.lru import Recent
-from protocol.mailbox import Mailbox
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 50)), max_size=50))

@@ -10,15 +10,14 @@ from hypothesis import strategies as st
 from protocol.config import LAN, Instant, Limits, Setup
 from protocol.credentials.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, Service, make_record
 from protocol.errors import PeerError, RecordError
-from protocol.events import Dial, Expel, HangUp, Message, Moved, PeerDown, PeerUp, Tell, Tick
+from protocol.events import Closed, Dial, Expel, HangUp, Link, Message, Moved, Opened, PeerDown, PeerUp, Send, Tick
 from protocol.identity import Identity
 from protocol.membership.address_book import LAST_RETRY_S, Book
 from protocol.membership.dissemination import DIAL_YIELD_S
 from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS, MAX_PARTING
 from protocol.membership.membership import EVICT_INTERVAL_S, TICK_S, Membership
-from protocol.transport import Closed, Link, Opened
 from protocol.wire.envelope import Kind
-from protocol.wire.messages import Digest, Goodbye, Hello, News, Peers, Ping, Probe, Probed, Reach, Rumour, Status
+from protocol.wire.messages import Digest, Goodbye, Hello, News, Peers, Ping, Pong, Probe, Probed, Reach, Rumour, Status
 
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0
@@ -63,7 +62,7 @@ def peers(sender: Identity, *records: PeerRecord) -> Message:
 
 
 def told(actions, kind: Kind) -> list[Link]:
-    return [action.link for action in actions if isinstance(action, Tell) and action.kind == kind]
+    return [action.to for action in actions if isinstance(action, Send) and action.message.kind == kind]
 
 
 def join(core: Membership, identity: Identity, now: float = 0.0) -> None:
@@ -233,7 +232,7 @@ def news(sender: Identity, subject: Identity, status: Status, incarnation: int =
 
 
 def bodies(actions, kind: Kind) -> list[bytes]:
-    return [action.body for action in actions if isinstance(action, Tell) and action.kind == kind]
+    return [action.message.encode() for action in actions if isinstance(action, Send) and action.message.kind == kind]
 
 
 def test_a_suspicion_is_told_to_the_others_and_helpers_are_asked_first() -> None:
@@ -388,8 +387,7 @@ def test_who_is_admitted_no_more_is_told_why_and_parted_from() -> None:
     join(core, LOW)
     actions = core.handle(Tick(), at(100))
     assert PeerDown(LOW.node_id) in actions
-    (farewell,) = [action for action in actions if isinstance(action, Tell) and action.kind == Kind.GOODBYE]
-    assert Goodbye.decode(farewell.body).reason == "invite_expired"
+    assert [Goodbye.decode(body).reason for body in bodies(actions, Kind.GOODBYE)] == ["invite_expired"]
     assert core.refused == {"invite_expired": 1}
 
 
@@ -444,7 +442,7 @@ def test_a_ping_is_answered_with_its_token() -> None:
     join(core, HIGH)
     link = Link(HIGH.curve_key, False)
     actions = core.handle(Message(link, HIGH.node_id, Kind.PING, Ping(77).encode()), at(1))
-    assert actions == [Tell(link, Kind.PONG, Ping(77).encode())]
+    assert actions == [Send(link, Pong(77))]
 
 
 def test_links_are_bounded() -> None:

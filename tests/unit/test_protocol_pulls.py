@@ -43,7 +43,7 @@ def machine() -> Pulls:
 
 
 def due(pulls: Pulls, now: float, allowance: float = EVERYTHING) -> dict[NodeId, list[ItemId]]:
-    return {pull.node: list(pull.ids) for pull in pulls.due(now, allowance)}
+    return {node: list(pull.ids) for node, pull in pulls.due(now, allowance)}
 
 
 def asked(pulls: Pulls, now: float, allowance: float = EVERYTHING) -> int:
@@ -296,11 +296,11 @@ def test_pulls_in_flight_never_exceed_their_bounds_and_no_item_is_asked_of_two(h
                         del flying[item]
             case "due":
                 now += number / 10
-                for pull in pulls.due(now, amount):
+                for node, pull in pulls.due(now, amount):
                     for item in pull.ids:
                         assert item not in flying
-                        flying[item] = (pull.node, now, sizes[item])
-                        asks[item, pull.node] += 1
+                        flying[item] = (node, now, sizes[item])
+                        asks[item, node] += 1
         for node in {holder for holder, *_ in flying.values()}:
             loads = [size for holder, _, size in flying.values() if holder == node]
             assert len(loads) <= MAX_WINDOW

@@ -5,8 +5,8 @@ import socket
 from collections import deque
 
 from protocol.config import Limits
-from protocol.transport import Link
-from protocol.transport.tcp_watch import TcpWatch
+from protocol.events import Link
+from protocol.transport.tcp import TcpWatch
 
 DIALLED, CAME = Link(b"d" * 32, dialled=True), Link(b"c" * 32, dialled=False)
 
