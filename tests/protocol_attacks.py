@@ -3,9 +3,9 @@
 python -m tests.protocol_attacks ADDRESS SWARM_HEX
 
 It reads lines on its standard input: "NAME" begins the attack of that name, "go" and "stop"
-let it act or hold still, and it keeps its connections meanwhile. An attack is a generator:
-each step between two `yield`s is one act, and `RATES` says how many there are a second. An
-attacker that was thrown out comes back with a new key.
+let it act or hold still, and it keeps its connections meanwhile; "count" is answered with how often
+it has acted. An attack is a generator: each step between two `yield`s is one act, and `ATTACKS` says
+how many there are a second. An attacker that was thrown out comes back with a new key.
 """
 
 import os
@@ -233,7 +233,7 @@ ATTACKS: dict[str, tuple[Attack, float]] = {
 def main() -> None:
     target = Target(Address.parse(sys.argv[1]), bytes.fromhex(sys.argv[2]))
     steps: Steps = iter(())
-    interval, going, due = 1.0, False, 0.0
+    interval, going, due, acts = 1.0, False, 0.0, 0
     print("ready", flush=True)
     while True:
         wait = max(0.0, due - time.monotonic()) if going else None
@@ -245,10 +245,14 @@ def main() -> None:
                 if word in ATTACKS:
                     attack, rate = ATTACKS[word]
                     steps, interval = attack(target), 1 / rate
-                going = word != "stop"
+                if word == "count":
+                    print(acts, flush=True)
+                else:
+                    going = word != "stop"
         elif going:
             due = max(due + interval, time.monotonic() - interval)
             next(steps)
+            acts += 1
 
 
 if __name__ == "__main__":
