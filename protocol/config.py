@@ -78,11 +78,16 @@ class Limits:
     max_item_age_s: float = 3600.0  # older items are of no use to an on-policy learner
     max_clock_ahead_s: float = 600.0  # tolerates clocks off by minutes
 
-    # A subject is refused below this score. At one point a lie (see PENALTIES) and a half-life
+    # A subject whose score falls below this is refused for a while. At one point a lie (see PENALTIES) and a half-life
     # of 10 minutes, 20 lies at once or 1.4 lies a minute for good get a node refused.
     graylist_score: float = -20.0
     score_half_life_s: float = 600.0
     max_subjects: int = 4096
+    # What peers do counts for the network prefix that they dial from, too: five refused keys from one prefix,
+    # and its new connections wait, 10 s at first and 10 minutes at last, since others may live there.
+    prefix_graylist_score: float = -100.0
+    prefix_first_wait_s: float = 10.0
+    prefix_last_wait_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from protocol.events import (
     Announced,
     Arrived,
     Blame,
+    ChargePrefix,
     Closed,
     CoreAction,
     CoreEvent,
@@ -81,9 +82,9 @@ class Core:
         self._identity = setup.identity
         self._swarm = setup.swarm
         self._limits = setup.limits
-        self.membership = Membership(setup, book, rng, now)
-        self.gossip = Gossip(setup.identity.node_id, setup, rng, now)
         self.admission = Admission(setup.limits)
+        self.membership = Membership(setup, book, rng, now, self.admission.is_refused)
+        self.gossip = Gossip(setup.identity.node_id, setup, rng, now)
         self.manifest = setup.manifest  # empty until a peer sent it
         self._frames: Recent[bytes, ItemId] = Recent(MAX_REMEMBERED_FRAMES)
         self._sequences: Recent[Link, int] = Recent(MAX_LINKS)
@@ -129,13 +130,19 @@ class Core:
             case Report():
                 return self._report(event, now)
             case Refused(reason, offender):
-                self.admission.offence(reason, self._subject(offender) if offender else None, now)
-                return []
+                return self._offence(reason, offender, self._subject(offender) if offender else None, now)
             case Tick():
                 return self._tick(now)
 
     def _subject(self, link: Link) -> str:
         return subject_of(link, self.membership.proven_node(link))
+
+    def _offence(
+        self, reason: str, link: Link | None, subject: str | None, now: Instant, points: float | None = None
+    ) -> list[CoreAction]:
+        """Count one refusal; `subject` pays, and the network that it dialled from by `link`."""
+        paid = self.admission.offence(reason, subject, now, points)
+        return [ChargePrefix(link, paid)] if paid and link is not None and not link.dialled else []
 
     def _arrived(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
         self.bytes_received += len(frame)
@@ -145,8 +152,7 @@ class Core:
             self.admission.offence("graylisted", None, now)
             return self._members(self.membership.handle(Expel(node), now), now) if node else []
         if not self.admission.may_send(link, len(frame), now):
-            self.admission.offence("flood", subject, now)
-            return []
+            return self._offence("flood", link, subject, now)
         # A digest is 20 times cheaper than a signature check, and only frames that passed one are remembered.
         digest = hashlib.sha256(frame).digest()
         known = self._frames.get(digest)
@@ -165,8 +171,7 @@ class Core:
                 return self._item(node, frame, digest, envelope, now)
             return self._control(link, node, envelope, now)
         except PeerError as error:
-            self.admission.offence(error.reason, subject, now)
-            return []
+            return self._offence(error.reason, link, subject, now)
 
     def _repeated(self, node: NodeId, known: ItemId) -> None:
         if self.gossip.duplicate(node, known):
@@ -180,8 +185,8 @@ class Core:
         if not -self._limits.max_clock_ahead_s <= now.unix - stamp <= self._limits.max_item_age_s:
             # The stamp is its signer's. Whoever passed it on kept a promise, and its clock may differ from ours.
             self.gossip.duplicate(node, item_id(envelope.public_key, envelope.body))
-            self.admission.offence("stale", node if node == signer else None, now)
-            return actions
+            blamed = node if node == signer else None
+            return actions + self._offence("stale", self.membership.link_of(node), blamed, now)
         if self.admission.is_refused(signer, now):
             self.admission.offence("graylisted", None, now)
             return actions
@@ -256,8 +261,10 @@ class Core:
         if report.verdict is Verdict.IGNORE:
             self.admission.offence(report.reason, None, now)
         elif report.verdict is Verdict.REJECT:
-            self.admission.offence(report.reason, self.gossip.signer(report.id), now, REJECT_PENALTY)
+            signer = self.gossip.signer(report.id)
             self.gossip.handle(Discard(report.id), now)
+            link = self.membership.link_of(signer) if signer is not None else None
+            return self._offence(report.reason, link, signer, now, REJECT_PENALTY)
         return []
 
     def _tick(self, now: Instant) -> list[CoreAction]:
@@ -295,7 +302,8 @@ class Core:
                 actions.append(Received(item.id, item.signer, body, item.time, item.topic))
                 continue
             if isinstance(action, Blame):
-                self.admission.offence(action.reason, action.node, now)
+                blamed = self.membership.link_of(action.node)
+                actions += self._offence(action.reason, blamed, action.node, now)
                 continue
             link = action.to if isinstance(action.to, Link) else self.membership.link_of(action.to)
             if link is not None:

@@ -6,7 +6,7 @@ import structlog
 
 from protocol.config import Instant
 from protocol.core import Core
-from protocol.events import CoreEvent, Dial, HangUp, Received, SendFrame, Tick, Unsent
+from protocol.events import ChargePrefix, CoreEvent, Dial, HangUp, Received, SendFrame, Tick, Unsent
 from protocol.transport import Transport
 
 log = structlog.get_logger()
@@ -46,6 +46,8 @@ class Driver:
                         self._transport.dial(address)
                     case HangUp(link):
                         self._transport.hang_up(link)
+                    case ChargePrefix(link, points):
+                        self._transport.charge(link, points)
                     case Received():
                         self._deliver(action)
         except Exception:  # one item must not end the only network thread, whatever is wrong with us

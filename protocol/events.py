@@ -271,6 +271,14 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class ChargePrefix:
+    """The holder of an inbound link broke the rules, for so many points: the network that it dialled from pays, too."""
+
+    link: Link
+    points: float
+
+
+@dataclass(frozen=True, slots=True)
 class Blame:
     """A peer did what has a price (see `limits.PENALTIES`), or only a name to be counted by."""
 
@@ -284,4 +292,4 @@ MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
 GossipEvent = PeerUp | PeerDown | Publish | Got | Announced | Interested | Pulled | Subscribe | NotSent | Discard | Tick
 GossipAction = Deliver | Send | Blame
 CoreEvent = NetworkEvent | Moved | Offer | Subscribe | Report | Unsent | Tick
-CoreAction = Dial | HangUp | SendFrame | Received
+CoreAction = Dial | HangUp | SendFrame | Received | ChargePrefix

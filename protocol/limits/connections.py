@@ -5,6 +5,7 @@ without a bound, so each connection is measured twice: the bytes that the kernel
 it, less those still unread in the kernel, and the bytes that came out in whole messages. The
 difference is what libzmq holds. The rules, in the order of a connection's life:
 
+    what peers of the prefix did is more than it may, lately   -> "prefix_refused"
     over the prefix's rate of handshakes                      -> "handshake_flood"
     over the cap of connections, of a prefix or in all: the oldest one that we never
       answered makes room, or the new one goes                -> "too_many_connections"
@@ -31,7 +32,8 @@ from dataclasses import dataclass, field
 
 from protocol.config import Limits
 from protocol.events import Link
-from protocol.limits.rate_limits import Prefixes
+from protocol.limits.peer_scores import ScoreBoard
+from protocol.limits.rate_limits import MAX_PREFIXES, Prefixes
 from protocol.wire.envelope import MAX_FRAME_BYTES
 
 # Frames somewhat too large still arrive, to be counted; libzmq drops the connection of anything larger.
@@ -108,6 +110,13 @@ class Connections:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._prefixes = Prefixes(limits)
+        self._scores = ScoreBoard(
+            limits.prefix_graylist_score,
+            limits.score_half_life_s,
+            MAX_PREFIXES,
+            limits.prefix_first_wait_s,
+            limits.prefix_last_wait_s,
+        )
         self._table: dict[int, Connection] = {}  # oldest first
         self._current: dict[Link, Connection] = {}  # the newest of each link
         self._open: Counter[str] = Counter()  # neither cut nor gone, by prefix
@@ -120,6 +129,8 @@ class Connections:
         """Somebody connected to us; return what is to be cut for it."""
         new = self._table[number] = Connection(number, prefix)
         self._open[prefix] += 1
+        if self._scores.is_refused(prefix, now):
+            return [self._cut(new, "prefix_refused")]
         if not self._prefixes.may_connect(prefix, now):
             return [self._cut(new, "handshake_flood")]
         if self._open[prefix] > self._limits.max_prefix_connections:
@@ -156,6 +167,12 @@ class Connections:
         """We sent a frame over the link."""
         if (connection := self._current.get(link)) is not None:
             connection.answered = True
+
+    def charge(self, link: Link, points: float, now: float) -> None:
+        """The holder of an inbound link broke the rules, for so many points: its prefix pays."""
+        connection = self._current.get(link)
+        if connection is not None and connection.prefix:
+            self._scores.penalise(connection.prefix, points, now)
 
     def hung_up(self, link: Link) -> list[Cut]:
         """We want no more of the link; return what is to be cut, which is no offence of theirs."""

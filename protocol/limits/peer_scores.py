@@ -30,23 +30,33 @@ PENALTIES = {
     "broken_promise": 8.0,
 }
 REJECT_PENALTY = 1.0
+FIRST_REFUSAL_S = 120.0  # about the time in which a score that just fell below its limit is good again
+LAST_REFUSAL_S = 24 * 3600.0
 
 
 @dataclass(slots=True)
 class _Standing:
     score: float
     updated: float
+    refusals: int = 0
+    refused_until: float = float("-inf")
 
 
 @dataclass(slots=True)
 class ScoreBoard:
-    """Scores of subjects (node ids, and CURVE keys in hex of strangers), 0 at best, halved every half-life.
+    """Scores of subjects (node ids, CURVE keys in hex of strangers; network prefixes), 0 at best.
 
-    A score belongs to the subject and not to a connection: hanging up does not clear it.
-    Only offenders take up memory, at most `max_subjects`; the mildest is forgotten first.
+    A score is halved every half-life. It belongs to the subject and not to a connection: hanging up
+    does not clear it. A subject whose score falls below `limit` is refused for `first_refusal_s`, and
+    each further time for twice as long as the last, up to `last_refusal_s`. Only offenders take up
+    memory, at most `capacity`; the mildest is forgotten first, who is refused last.
     """
 
-    limits: Limits
+    limit: float
+    half_life_s: float
+    capacity: int
+    first_refusal_s: float = FIRST_REFUSAL_S
+    last_refusal_s: float = LAST_REFUSAL_S
     _standings: dict[str, _Standing] = field(default_factory=dict)
 
     def score(self, subject: str, now: float) -> float:
@@ -55,18 +65,25 @@ class ScoreBoard:
         if standing is None:
             return 0.0
         age = max(0.0, now - standing.updated)
-        return float(standing.score * 0.5 ** (age / self.limits.score_half_life_s))
+        return float(standing.score * 0.5 ** (age / self.half_life_s))
 
     def penalise(self, subject: str, points: float, now: float) -> None:
         """Take `points` off the subject's score."""
-        self._standings[subject] = _Standing(self.score(subject, now) - points, now)
-        if len(self._standings) > self.limits.max_subjects:
-            mildest = max(self._standings, key=lambda name: self.score(name, now))
+        score = self.score(subject, now) - points
+        standing = self._standings.setdefault(subject, _Standing(score, now))
+        standing.score, standing.updated = score, now
+        if score < self.limit and now >= standing.refused_until:
+            delay = min(self.last_refusal_s, self.first_refusal_s * 2.0 ** min(standing.refusals, 32))
+            standing.refusals += 1
+            standing.refused_until = now + delay
+        if len(self._standings) > self.capacity:
+            mildest = max(self._standings, key=lambda name: (not self.is_refused(name, now), self.score(name, now)))
             del self._standings[mildest]
 
     def is_refused(self, subject: str, now: float) -> bool:
         """Tell whether nothing more is taken from the subject for now (it is graylisted)."""
-        return subject in self._standings and self.score(subject, now) < self.limits.graylist_score
+        standing = self._standings.get(subject)
+        return standing is not None and now < standing.refused_until
 
 
 class Admission:
@@ -74,7 +91,7 @@ class Admission:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._scores = ScoreBoard(limits)
+        self._scores = ScoreBoard(limits.graylist_score, limits.score_half_life_s, limits.max_subjects)
         self._allowances: Recent[bytes, Allowance] = Recent(MAX_ALLOWANCES)
         self.rejected: Counter[str] = Counter()
 
@@ -90,12 +107,14 @@ class Admission:
         """Tell whether the subject is graylisted."""
         return self._scores.is_refused(subject, now.steady)
 
-    def offence(self, reason: str, subject: str | None, now: Instant, points: float | None = None) -> None:
-        """Count one refusal; `subject` pays `points`, or what the reason costs."""
+    def offence(self, reason: str, subject: str | None, now: Instant, points: float | None = None) -> float:
+        """Count one refusal; `subject` pays `points`, or what the reason costs. Return what it paid."""
         self.rejected[reason] += 1
         points = PENALTIES.get(reason, 0.0) if points is None else points
-        if subject is not None and points:
-            self._scores.penalise(subject, points, now.steady)
+        if subject is None or not points:
+            return 0.0
+        self._scores.penalise(subject, points, now.steady)
+        return points
 
 
 def subject_of(link: Link, node: NodeId | None) -> str:

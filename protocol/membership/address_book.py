@@ -12,7 +12,7 @@ that a node is dead never removes it: it is dialled and passed on only after the
 
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from protocol.config import Instant
@@ -153,12 +153,18 @@ class Book:
         """Return the seeds that may be dialled now."""
         return [seed for seed in self._seeds if seed.not_before <= now.steady]
 
-    def contacts_due(self, now: Instant, rng: random.Random, limit: int | None = None) -> list[Contact]:
-        """Return what else may be dialled now, at most `limit`, in random order, the living before the dead."""
+    def contacts_due(
+        self,
+        now: Instant,
+        rng: random.Random,
+        limit: int | None = None,
+        avoid: Callable[[NodeId], bool] = lambda _: False,
+    ) -> list[Contact]:
+        """Return what else may be dialled now: at most `limit`, nobody to `avoid`, at random, the dead last."""
         living: list[Contact] = []
         dead: list[Contact] = []
-        for entry in self._entries.values():
-            if entry.contact is not None and entry.contact.not_before <= now.steady:
+        for node, entry in self._entries.items():
+            if entry.contact is not None and entry.contact.not_before <= now.steady and not avoid(node):
                 (dead if entry.dead else living).append(entry.contact)
         limit = len(self) if limit is None else limit
         chosen = rng.sample(living, min(limit, len(living)))

@@ -98,6 +98,10 @@ class Links:
         """Return who once bound the link's key to its id by a signed record, live or not."""
         return self._holders.get(link.key) or self._proven.get(link.key)
 
+    def prove(self, link: Link, node: NodeId) -> None:
+        """Remember who bound the link's key to its id by a signed record."""
+        self._proven.set(link.key, node)
+
     @property
     def wanted(self) -> int:
         """How many more contacts to dial now."""
@@ -142,7 +146,7 @@ class Links:
         self.attempts.pop(link, None)
         self._parting.pop(link, None)
         self._holders[link.key] = node
-        self._proven.set(link.key, node)
+        self.prove(link, node)
         known = self.peers.get(node)
         if known is None:
             told = TokenBucket(RECORDS_PER_SECOND, RECORDS_BURST, now)

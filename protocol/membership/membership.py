@@ -12,17 +12,19 @@ Rules
  3. We dial random contacts while there are too few links (`Links.wanted`), the seeds when we have
     no peer or nobody else to dial; nobody at an endpoint of our own, as private ones occur twice.
     Two ends that hear of each other would both dial, so the larger id waits `DIAL_YIELD_S`.
- 4. Where there is no room, the caller gets records of others and a goodbye. If it is alone, a
+ 4. Who is graylisted is refused at the hello by its node id, whatever key it brings, and not dialled.
+ 5. Where there is no room, the caller gets records of others and a goodbye. If it is alone, a
     random peer that dialled us makes room for it, once in `EVICT_INTERVAL_S`.
- 5. Now and then a link that we chose is replaced by a random other, so the overlay stays random
+ 6. Now and then a link that we chose is replaced by a random other, so the overlay stays random
     and whoever was surrounded by hostile peers finds others.
- 6. A hello of a process that started at another time is a restarted peer: it goes down and
+ 7. A hello of a process that started at another time is a restarted peer: it goes down and
     comes up again. A record of ourselves that is newer than our own (our clock was set back)
     makes us raise our incarnation above it.
 """
 
 import random
 from collections import Counter
+from collections.abc import Callable
 
 from protocol.config import Instant, Setup
 from protocol.credentials.records import PeerRecord
@@ -65,14 +67,27 @@ EVICT_INTERVAL_S = 1.0
 LEAST_HELLO_PAUSE_S = HELLO_RETRY_S / 2
 TICK_S = 0.5
 BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE})  # what a peer may say that does not take us in
+Refuses = Callable[[NodeId, Instant], bool]
 NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
 
 
-class Membership:
-    """See the module's comment. `book` may be filled before the first event with what was saved."""
+def refuse_nobody(node: NodeId, now: Instant) -> bool:
+    """The rule where nobody keeps scores."""
+    return False
 
-    def __init__(self, setup: Setup, book: Book, rng: random.Random, now: Instant) -> None:
+
+class Membership:
+    """See the module's comment.
+
+    `book` may be filled before the first event with what was saved. `refuses` tells of a node
+    whether it is graylisted just now.
+    """
+
+    def __init__(
+        self, setup: Setup, book: Book, rng: random.Random, now: Instant, refuses: Refuses = refuse_nobody
+    ) -> None:
         self._setup = setup
+        self._refuses = refuses
         self._own = setup.identity.node_id
         self._rng = rng
         self._links = Links(self._own, setup.limits.max_peers)
@@ -211,6 +226,11 @@ class Membership:
             raise RecordError("impostor", "the link's key is another live peer's")
         if sender == self._own or not self._links.expects(link):
             return [HangUp(link), *self._closed(link, now)]
+        if self._refuses(sender, now):
+            self._links.prove(link, sender)  # so that this key, too, is refused in the handshake from now on
+            self.refused["graylisted"] += 1
+            dropped = self._drop(sender) if sender in self._links.peers else []
+            return [*dropped, *self._refuse(link, "graylisted", now)]
         refusal = self._setup.admits(record, now)
         if refusal:
             self.refused[refusal] += 1
@@ -390,12 +410,13 @@ class Membership:
             return []
         actions: list[MembershipAction] = []
         busy = self._links.busy_keys() | {self._setup.identity.curve_key}
-        contacts = self.book.contacts_due(now, self._rng, wanted + len(busy))
+        contacts = self.book.contacts_due(now, self._rng, wanted + len(busy), lambda node: self._refuses(node, now))
         seeds = self.book.seeds_due(now)
         for contact in [*contacts, *seeds] if self._links.peers else [*seeds, *contacts]:
             if len(actions) == wanted:
                 break
-            if contact.key in busy:
+            holder = self._links.proven_node(Link(contact.key, dialled=True))
+            if contact.key in busy or (holder is not None and self._refuses(holder, now)):
                 continue
             if contact.address.endpoint in self.record.endpoints:
                 contact.failed(now, self._rng)  # the next of its endpoints may be another

@@ -32,6 +32,10 @@ class Transport(Protocol):
         """Queue a frame; False if the link is gone or its queue is full. Never blocks."""
         ...
 
+    def charge(self, link: Link, points: float) -> None:
+        """Hold `points` of misbehaviour against the network that an inbound link comes from, if that is known."""
+        ...
+
     def poll(self, timeout: float) -> list[NetworkEvent]:
         """Wait up to `timeout` seconds for something to happen; return a bounded number of events."""
         ...

@@ -261,6 +261,9 @@ class MemoryTransport:
         self._events.append(event)
         return not self.paused
 
+    def charge(self, link: Link, points: float) -> None:
+        """See `Transport.charge`: no networks are told apart here."""
+
     def poll(self, timeout: float) -> list[NetworkEvent]:
         """See `Transport.poll`; the simulator, not this call, lets time pass."""
         events = list(self._events)

@@ -169,6 +169,10 @@ class TcpWatch:
         """A frame was sent over the link."""
         self._connections.answered(link)
 
+    def charge(self, link: Link, points: float, now: float) -> None:
+        """The holder of the link broke the rules."""
+        self._connections.charge(link, points, now)
+
     def hang_up(self, link: Link) -> None:
         """End the link's connection."""
         self._carry_out(self._connections.hung_up(link))

@@ -86,6 +86,10 @@ class ZmqTransport:
             return self._dialled.send(link, frame)
         return self._inbound is not None and self._inbound.send(link, frame)
 
+    def charge(self, link: Link, points: float) -> None:
+        """See `Transport.charge`."""
+        self._watch.charge(link, points, time.monotonic())
+
     def poll(self, timeout: float) -> list[NetworkEvent]:
         """See `Transport.poll`."""
         if self._events:

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 
 import pytest
 
+from protocol.config import Limits
 from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
 from protocol.wire.envelope import MAX_FRAME_BYTES, Kind
 from protocol.wire.messages import Ping
+from tests.protocol_hosts import running
 from tests.protocol_raw import RawPeer, raw_peer
 from tests.waiting import wait_until
 
@@ -182,3 +184,17 @@ def test_a_frame_beyond_what_libzmq_takes_ends_its_connection_only(pair: Pair) -
         pair.wait_for("framing")
         pair.go_on()
         assert pair.friend.counters().peers >= 1
+
+
+def test_bad_keys_of_one_address_make_its_new_connections_wait_and_its_live_ones_stay() -> None:
+    limits = Limits(prefix_graylist_score=-10.0, prefix_first_wait_s=3.0)
+    with running(limits=limits) as (victim, address), running(address) as (friend, _):
+        wait_until(lambda: victim.counters().peers == 1, 20)
+        with raw_peer(address, SWARM) as bad:
+            for _ in range(6):  # two points each
+                bad.send(b"garbage")
+            wait_until(lambda: victim.counters().rejected.get("malformed", 0) == 6, 20)
+            with running(address) as (late, _):
+                wait_until(lambda: victim.counters().rejected.get("prefix_refused", 0) > 0, 20)
+                wait_until(lambda: late.counters().peers > 0, 20, "the wait to end")
+        assert friend.counters().peers >= 1 and victim.counters().rejected.get("graylisted", 0) == 0

@@ -248,3 +248,30 @@ def test_the_table_stays_bounded_and_consistent(steps: list[tuple[str, int]]) ->
         table.gone(number)
     table.look()
     assert len(table) == 0
+
+
+def test_a_prefix_whose_peers_broke_the_rules_waits_longer_each_time_and_its_live_links_stay() -> None:
+    table = Table(prefix_graylist_score=-10.0, prefix_first_wait_s=4.0, prefix_last_wait_s=6.0)
+    table.admit(1, inbound(1))
+    table.admit(2, inbound(2), "10.0.0.0/24")
+    table.charge(inbound(1), 10.0, table.now)
+    assert table.come(3) == []
+    table.charge(inbound(1), 0.5, table.now)
+    assert [cut.reason for cut in table.come(4)] == ["prefix_refused"]
+    assert table.come(5, "10.0.0.0/24") == []
+    assert table.look().cuts == [] and table.took(1, inbound(1), [100]) == (True, [])
+    table.now = 4.0
+    assert table.come(6) == []
+    table.charge(inbound(1), 1.0, table.now)
+    table.now = 9.9
+    assert [cut.reason for cut in table.come(7)] == ["prefix_refused"]
+    table.now = 10.0
+    assert table.come(8) == []
+
+
+def test_what_a_peer_does_that_we_dialled_is_held_against_no_prefix() -> None:
+    table = Table(prefix_graylist_score=-10.0)
+    link = Link(b"k" * 32, dialled=True)
+    table.connected(1, link)
+    table.charge(link, 1000.0, table.now)
+    assert table.come(2) == [] and table.come(3, "") == []

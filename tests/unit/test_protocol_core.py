@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from protocol.config import Instant, Limits, Setup
 from protocol.core import MANIFEST_ASK_S, MANIFEST_ASKS, Core
-from protocol.credentials.records import make_record
+from protocol.credentials.records import Endpoint, make_record
 from protocol.driver import Driver
 from protocol.events import (
     Arrived,
+    ChargePrefix,
     Closed,
+    Dial,
     HangUp,
     Link,
     Offer,
@@ -26,10 +28,11 @@ from protocol.events import (
 )
 from protocol.gossip.subscriptions import hint
 from protocol.identity import Identity, Verify
+from protocol.limits.peer_scores import FIRST_REFUSAL_S
 from protocol.membership.address_book import Book
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
 from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, item_id, open_frame, seal
-from protocol.wire.messages import NO_TOPIC, Announce, Entry, Hello, Ping
+from protocol.wire.messages import NO_TOPIC, Announce, Entry, Goodbye, Hello, Ping
 
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0
@@ -48,6 +51,7 @@ class Talk:
     def __init__(self, limits: Limits | None = None) -> None:
         self.core = Core(Setup(ME, SWARM, limits=limits or Limits()), Book((), 16), random.Random(1), at(0))
         self.sequence = 0
+        self.charged: list[ChargePrefix] = []
         self.greet(PEER, LINK)
 
     def greet(self, identity: Identity, link: Link) -> None:
@@ -63,7 +67,9 @@ class Talk:
         return seal(identity, swarm, kind, self.sequence, int((UNIX - age) * 1000), body)
 
     def hear(self, frame: bytes, link: Link = LINK, now: float = 0.0) -> list:
-        return self.core.handle(Arrived(link, frame), at(now))
+        actions = self.core.handle(Arrived(link, frame), at(now))
+        self.charged += [action for action in actions if isinstance(action, ChargePrefix)]
+        return [action for action in actions if not isinstance(action, ChargePrefix)]
 
     def say(self, kind: int, body: bytes, identity: Identity = PEER, link: Link = LINK) -> list:
         return self.hear(self.frame(kind, body, identity), link)
@@ -115,6 +121,7 @@ def test_what_breaks_the_protocol_is_counted_and_costs_whoever_sent_it(reason: s
     assert talk.hear(make(talk)) == []
     assert talk.rejected == {reason: 1}
     assert talk.score < 0
+    assert talk.charged == [ChargePrefix(LINK, -talk.score)]
     assert received(talk.say(Kind.ITEM, b"an honest item"))
 
 
@@ -274,6 +281,59 @@ def test_two_live_peers_never_hold_one_key() -> None:
     record = make_record(other, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
     talk.say(Kind.HELLO, Hello(record.encoded).encode(), other)
     assert talk.rejected == {"impostor": 1} and talk.core.membership.peers == [PEER.node_id]
+
+
+def rekeyed(identity_seed: int) -> Identity:
+    """The identity of that seed under another CURVE key than its own."""
+    identity = Identity(bytes([identity_seed]) * 32)
+    identity.curve_key = b"another curve key of that node !"
+    return identity
+
+
+def test_a_refused_node_is_refused_under_every_key_that_it_brings_and_each_such_key_with_it() -> None:
+    talk = Talk()
+    talk.core.admission.offence("lie", OTHER.node_id, at(1), 50)
+    other = rekeyed(2)
+    link = Link(other.curve_key, dialled=False)
+    assert not talk.core.refuses(other.curve_key, at(2))
+    record = make_record(other, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
+    hello = talk.frame(Kind.HELLO, Hello(record.encoded).encode(), other)
+    (goodbye,) = talk.hear(hello, link, now=2.0)
+    assert Goodbye.decode(open_frame(goodbye.frame).body).reason == "graylisted"
+    assert OTHER.node_id not in talk.core.membership.peers
+    assert talk.core.refuses(other.curve_key, at(2)) and not talk.core.refuses(other.curve_key, at(3600))
+
+
+def test_a_captured_hello_of_a_refused_node_makes_nobody_elses_key_refused() -> None:
+    talk = Talk()
+    talk.core.admission.offence("lie", OTHER.node_id, at(1), 50)
+    record = make_record(OTHER, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
+    link = Link(b"k" * 32, dialled=False)
+    talk.hear(talk.frame(Kind.HELLO, Hello(record.encoded).encode(), OTHER), link, now=2.0)
+    assert talk.rejected["impostor"] == 1 and not talk.core.refuses(link.key, at(2))
+
+
+def test_who_was_expelled_is_not_dialled_until_its_refusal_is_over() -> None:
+    talk = Talk()
+    record = make_record(OTHER, SWARM, (Endpoint("other", 1),), 1, "", int((UNIX + 36000) * 1000))
+    talk.say(Kind.HELLO, Hello(record.encoded).encode(), OTHER, OTHER_LINK)
+    talk.core.admission.offence("lie", OTHER.node_id, at(1), 50)
+    assert HangUp(OTHER_LINK) in talk.hear(b"x" * 200, OTHER_LINK, now=1.0)
+
+    def dialled_by(seconds: float) -> bool:
+        talk.core.membership.heard(PEER.node_id, at(seconds))
+        return any(isinstance(action, Dial) for action in talk.core.handle(Tick(), at(seconds)))
+
+    assert not any(dialled_by(second) for second in range(2, int(FIRST_REFUSAL_S)))
+    assert dialled_by(FIRST_REFUSAL_S + 2)
+
+
+def test_a_lie_costs_the_network_that_its_signer_dialled_from_and_not_that_of_its_relay() -> None:
+    talk = Talk()
+    for signer in (PEER, OTHER):
+        (item,) = received(talk.say(Kind.ITEM, b"lie", signer))
+        charged = talk.core.handle(Report(item.id, Verdict.REJECT, "lie"), at(0))
+        assert charged == ([ChargePrefix(LINK, 1.0)] if signer is PEER else [])
 
 
 def test_a_strangers_offences_are_held_against_its_key() -> None:

@@ -5,9 +5,17 @@ from hypothesis import strategies as st
 
 from protocol.config import Limits
 from protocol.host import Mailbox
-from protocol.limits.peer_scores import REJECT_PENALTY, ScoreBoard
+from protocol.limits.peer_scores import FIRST_REFUSAL_S, LAST_REFUSAL_S, REJECT_PENALTY, ScoreBoard
 from protocol.limits.rate_limits import Allowance, TokenBucket
 from protocol.lru import Recent
+
+
+def scores(capacity: int = 4096) -> ScoreBoard:
+    return ScoreBoard(Limits().graylist_score, Limits().score_half_life_s, capacity)
+
+
+def held(board: ScoreBoard, now: float) -> bool:
+    return board.is_refused("node", now)
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 50)), max_size=50))
@@ -37,7 +45,7 @@ def test_an_honest_swarms_traffic_over_one_link_is_never_throttled() -> None:
 
 def test_the_default_patience_for_lies_is_as_documented() -> None:
     def refused_after(count: int, pause: float) -> bool:
-        board = ScoreBoard(Limits())
+        board = scores()
         now = 0.0
         for _ in range(count):
             now += pause
@@ -49,17 +57,27 @@ def test_the_default_patience_for_lies_is_as_documented() -> None:
 
 
 def test_a_score_decays_by_half_and_an_offender_is_heard_again() -> None:
-    limits = Limits()
-    board = ScoreBoard(limits)
-    board.penalise("node", 2 * -limits.graylist_score, 0.0)
+    board = scores()
+    board.penalise("node", 40.0, 0.0)
     assert board.is_refused("node", 0.0)
-    assert board.score("node", limits.score_half_life_s) == limits.graylist_score
-    assert not board.is_refused("node", limits.score_half_life_s + 1)
+    assert board.score("node", 600.0) == -20.0
+    assert board.is_refused("node", FIRST_REFUSAL_S - 1) and not board.is_refused("node", FIRST_REFUSAL_S)
     assert board.score("somebody else", 0.0) == 0.0
 
 
+def test_each_refusal_is_twice_as_long_as_the_last_up_to_a_day() -> None:
+    board = scores()
+    now = 0.0
+    for number in range(15):
+        board.penalise("node", 40.0, now)
+        board.penalise("node", 40.0, now)  # what comes while it is refused makes it no longer
+        delay = min(LAST_REFUSAL_S, FIRST_REFUSAL_S * 2**number)
+        assert held(board, now + delay - 1) and not held(board, now + delay)
+        now += delay
+
+
 def test_the_score_board_is_bounded_and_forgets_the_mildest() -> None:
-    board = ScoreBoard(Limits(max_subjects=10))
+    board = scores(capacity=10)
     board.penalise("worst", 1000.0, 0.0)
     for number in range(100):
         board.penalise(f"key {number}", 1.0, 0.0)
