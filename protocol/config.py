@@ -31,6 +31,32 @@ def read_clock() -> Instant:
     return Instant(time.clock_gettime(_STEADY), time.time())
 
 
+# A node that runs reads its clock at least every half second, at its tick. Whatever is beyond this was no time in
+# which it could hear or answer anybody.
+MAX_STEP_S = 1.0
+
+
+class AwakeClock:
+    """A clock whose steady side stands still while its process does: stopped, blocked, or asleep with its machine.
+
+    Nobody's patience runs out in such a time, ours with others included, whatever timer it is: those whose
+    answers wait in our sockets are heard before they are judged. `unix` goes on, as stamps and expiries do.
+    """
+
+    def __init__(self, read: Callable[[], Instant]) -> None:
+        """Stand over `read`, which never steps back."""
+        self._read = read
+        self._last = read().steady
+        self.asleep = 0.0  # seconds, in all
+
+    def __call__(self) -> Instant:
+        """Return the present moment. For one thread, which calls it as it runs."""
+        now = self._read()
+        self.asleep += max(0.0, now.steady - self._last - MAX_STEP_S)
+        self._last = now.steady
+        return Instant(now.steady - self.asleep, now.unix)
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The bounds of a node; every one of them is a bound on memory, bandwidth or patience.

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import structlog
 
-from protocol.config import Instant
+from protocol.config import AwakeClock, Instant
 from protocol.core import Core
 from protocol.events import ChargePrefix, CoreEvent, Dial, HangUp, Received, SendFrame, Tick, Unsent
 from protocol.transport import Transport
@@ -13,26 +13,33 @@ log = structlog.get_logger()
 
 
 class Driver:
-    """Feeds events to a core and carries out what it asks for."""
+    """Feeds events to a core and carries out what it asks for.
+
+    `now` is the clock of all that belongs to the core: `clock`, less the time in which nobody called it.
+    """
 
     def __init__(
         self, core: Core, transport: Transport, clock: Callable[[], Instant], deliver: Callable[[Received], None]
     ) -> None:
         self._core = core
         self._transport = transport
-        self._clock = clock
+        self.now = AwakeClock(clock)
         self._deliver = deliver
+
+    def wait(self) -> float:
+        """Return how many seconds may pass before the next `step`, if nothing comes."""
+        return self._core.wait(self.now())
 
     def step(self, timeout: float) -> None:
         """Wait up to `timeout` seconds for the network, handle what came, and tick if it is time."""
         for event in self._transport.poll(timeout):
             self.feed(event)
-        if self._core.wait(self._clock()) <= 0:
+        if self.wait() <= 0:
             self.feed(Tick())
 
     def feed(self, event: CoreEvent) -> None:
         """Handle one event. A defect that it runs into is logged and counted; the node goes on."""
-        now = self._clock()
+        now = self.now()
         try:
             actions = self._core.handle(event, now)
             for action in actions:

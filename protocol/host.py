@@ -10,6 +10,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -24,7 +25,7 @@ from protocol.events import Moved, Offer, Received, Report, Subscribe, Verdict
 from protocol.identity import Identity, NodeId
 from protocol.membership.address_book import Book
 from protocol.membership.membership import Membership
-from protocol.storage import load_peers, save_peers
+from protocol.storage import BackgroundWriter, load_peers, save_peers
 from protocol.transport.addresses import advertised_host
 from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.envelope import SWARM_BYTES, ItemId, item_id
@@ -153,6 +154,7 @@ class Host:
         self._failure: Exception | None = None
         self._thread: threading.Thread | None = None
         self._core: Core | None = None
+        self._driver: Driver | None = None
         self._peers: list[PeerInfo] = []
         self._services: tuple[Service, ...] = ()
         self._offers: list[tuple[NodeId, Service]] = []
@@ -178,7 +180,7 @@ class Host:
         rng = random.Random()  # spreads load in time; no secret depends on it
         core = Core(replace(setup, endpoints=endpoints), book, rng, now)
         self._transport, self._core = transport, core
-        driver = Driver(core, transport, read_clock, self._inbox.put)
+        driver = self._driver = Driver(core, transport, read_clock, self._inbox.put)
         self._thread = threading.Thread(
             target=self._run, args=(core, transport, driver), name="gossamer-network", daemon=True
         )
@@ -284,7 +286,7 @@ class Host:
 
     def _refuses(self, key: bytes) -> bool:
         """Tell whether the holder of a CURVE key may not even connect. Called by the network thread."""
-        return self._core is not None and self._core.refuses(key, read_clock())
+        return self._core is not None and self._driver is not None and self._core.refuses(key, self._driver.now())
 
     def _command(self, command: Command) -> None:
         self._commands.put(command)
@@ -294,10 +296,11 @@ class Host:
     def _run(self, core: Core, transport: ZmqTransport, driver: Driver) -> None:
         saved, next_save, next_description = core.membership.book.revision, 0.0, 0.0
         endpoints, services, next_look = core.membership.record.endpoints, core.membership.record.services, 0.0
+        writer = BackgroundWriter("gossamer-peers-file")
         try:
             while not self._stopping.is_set():
-                now = read_clock()
-                driver.step(0 if len(self._commands) else max(MIN_WAIT_S, core.wait(now)))
+                driver.step(0 if len(self._commands) else max(MIN_WAIT_S, driver.wait()))
+                now = driver.now()
                 for command in self._commands.take(COMMANDS_PER_STEP):
                     driver.feed(command)
                 if now.steady >= next_description:
@@ -316,22 +319,20 @@ class Host:
                         driver.feed(Moved(endpoints, services))
                 revision = core.membership.book.revision
                 if revision != saved and now.steady >= next_save:
-                    self._save(core)
+                    self._save(core, writer)
                     saved, next_save = revision, now.steady + SAVE_INTERVAL_S
-            self._save(core)
+            self._save(core, writer)
         except Exception as error:
             log.exception("the network failed")
             self._failure = error
         finally:
             transport.close()
+            writer.close()
 
-    def _save(self, core: Core) -> None:
-        if self._peers_file is None:
-            return
-        try:
-            save_peers(self._peers_file, [record.encoded for record in core.membership.book.records()])
-        except OSError as error:  # the peers are still in memory; a node on a full disk has worse to report
-            log.warning("cannot save the peers file", path=str(self._peers_file), error=str(error))
+    def _save(self, core: Core, writer: BackgroundWriter) -> None:
+        if self._peers_file is not None:
+            records = [record.encoded for record in core.membership.book.records()]
+            writer.put(partial(save_peers, self._peers_file, records))
 
 
 def describe_peers(membership: Membership) -> list[PeerInfo]:

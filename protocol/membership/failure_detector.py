@@ -18,7 +18,8 @@ Rules
  3. A helper answers in any case (Lifeguard's nack). When none does, the fault is probably ours:
     our health score rises, and with it every probe's time, up to `MAX_HEALTH` + 1 times. It falls
     with each probe that is answered in time, and rises when somebody suspects us.
- 4. The time during which we were not run ourselves is nobody's silence.
+ 4. The time during which we were not run ourselves is nobody's silence: `now` stands still in it
+    (see `protocol.config.AwakeClock`).
 """
 
 import math
@@ -192,12 +193,6 @@ class Detector:
         due = now + ERRAND_PATIENCE * self._timing.probe_timeout
         self._errands.append(_Errand(asker, token, node, due))
         return [self._ping(node, subject, now)]
-
-    def resume(self, asleep: float, now: float) -> None:
-        """We were not run for `asleep` seconds."""
-        for subject in self._subjects.values():
-            subject.heard = min(now, subject.heard + asleep)
-            subject.since = min(now, subject.since + asleep)
 
     def tick(self, now: float) -> list[DetectorAction]:
         """Time has passed."""

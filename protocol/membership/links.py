@@ -218,8 +218,3 @@ class Links:
         for link, _ in over:
             del self.attempts[link]
         return over
-
-    def resume(self, asleep: float) -> None:
-        """We were not run for `asleep` seconds."""
-        for attempt in self.attempts.values():
-            attempt.deadline += asleep

@@ -94,7 +94,6 @@ class Membership:
         self._detector = Detector(setup.timing, rng)
         self.book = book
         self.directory = Directory(setup, book, rng, now)
-        self._ticked = now.steady
         self._exchange = Exchange(setup, book, self.directory, self._links, rng, now)
         self._rumours = Rumours(setup, book, self.directory, self._links, self._detector, now)
         self._next_rotation = now.steady + setup.timing.rotate_interval * rng.uniform(0.5, 1.0)
@@ -364,11 +363,6 @@ class Membership:
     # Time
 
     def _tick(self, now: Instant) -> list[MembershipAction]:
-        asleep = now.steady - self._ticked - 2 * TICK_S
-        self._ticked = now.steady
-        if asleep > 0:
-            self._detector.resume(asleep, now.steady)
-            self._links.resume(asleep)
         self.directory.tick(now)
         actions: list[MembershipAction] = [HangUp(link) for link in self._links.due(now.steady)]
         for link, attempt in self._links.late(now.steady):

@@ -154,7 +154,7 @@ class Simulation:
         self.nodes[name].transport.pause(heartbeats=heartbeats)
 
     def resume(self, name: int) -> None:
-        """Let a paused node go on: it reads what came meanwhile, and its clocks have jumped."""
+        """Let a paused node go on: it reads what came meanwhile, and its unix clock has jumped."""
         node = self.nodes[name]
         node.transport.resume()
         self._schedule(node, self.network.now)
@@ -201,7 +201,7 @@ class Simulation:
         trace.update(struct.pack("<dI", now, node.name))
         before = len(node.received)
         node.driver.step(0.0)
-        self._schedule(node, now + max(MIN_WAIT_S, node.core.wait(self.clock())))
+        self._schedule(node, now + max(MIN_WAIT_S, node.driver.wait()))
         for item in node.received[before:]:
             trace.update(item.id)
 

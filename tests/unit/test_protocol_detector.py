@@ -151,13 +151,6 @@ def test_errands_are_bounded() -> None:
     assert [bool(actions) for actions in made] == [True] * MAX_ERRANDS + [False] * 5
 
 
-def test_time_in_which_we_were_not_run_is_nobodys_silence() -> None:
-    detector = machine(A)
-    run(detector, 0, 1, A)
-    detector.resume(3600.0, 3601.0)
-    assert detector.tick(3601.0) == []
-
-
 def test_the_round_trip_is_that_of_the_last_ping() -> None:
     detector = machine(A)
     (ping,) = sent(Ping, run(detector, 0, LAN.probe_interval + STEP))

@@ -1,0 +1,146 @@
+"""What a node's clock says after a sleep, and on which thread a slow disk is waited for."""
+
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.config import LAN, MAX_STEP_S, WAN, AwakeClock, Instant, Setup, Timing
+from protocol.driver import Driver
+from protocol.events import Announced, Blame, PeerUp, Tick
+from protocol.gossip.gossip import Gossip
+from protocol.identity import Identity
+from protocol.storage import BackgroundWriter, load_peers, save_peers
+from protocol.wire.messages import NO_TOPIC, Entry
+from tests.protocol_hosts import running
+from tests.waiting import wait_until
+
+UNIX = 1.7e9
+ME, HOLDER = Identity(b"m" * 32), Identity(b"h" * 32)
+
+
+class Clock:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def __call__(self) -> Instant:
+        return Instant(self.time, UNIX + self.time)
+
+
+@given(st.lists(st.floats(0, 100), max_size=30))
+def test_the_steady_clock_leaves_out_every_sleep_and_nothing_else(steps: list[float]) -> None:
+    raw = Clock()
+    clock = AwakeClock(raw)
+    for step in steps:
+        before = clock()
+        raw.time += step
+        after = clock()
+        assert after.unix == UNIX + raw.time
+        assert after.steady - before.steady == pytest.approx(min(step, MAX_STEP_S), abs=1e-6)
+
+
+def entries(count: int) -> tuple[Entry, ...]:
+    return tuple(Entry(os.urandom(32), 10_000, NO_TOPIC, b"abcd") for _ in range(count))
+
+
+def blamed_after_a_stop(clock, raw: Clock, timing: Timing, stop: float) -> list[Blame]:
+    """A holder is asked for 32 items and delivers, but we are stopped: of what waits we read its next words first."""
+    gossip = Gossip(ME.node_id, Setup(ME, b"s" * 16, timing=timing), random.Random(1), clock())
+    gossip.handle(PeerUp(HOLDER.node_id), clock())
+    assert gossip.handle(Announced(HOLDER.node_id, entries(32)), clock())
+    raw.time += stop
+    gossip.handle(Announced(HOLDER.node_id, entries(1)), clock())
+    return [action for action in gossip.handle(Tick(), clock()) if isinstance(action, Blame)]
+
+
+@pytest.mark.parametrize(("timing", "stop"), [(WAN, 25.0), (LAN, 12.0)])
+def test_whoever_was_stopped_blames_nobody_for_what_it_did_not_read(timing: Timing, stop: float) -> None:
+    raw = Clock()
+    assert blamed_after_a_stop(raw, raw, timing, stop)  # the clock that every process has
+    raw = Clock()
+    assert blamed_after_a_stop(AwakeClock(raw), raw, timing, stop) == []
+
+
+def test_a_core_is_told_a_time_without_the_sleeps_of_its_driver() -> None:
+    raw = Clock()
+    seen: list[float] = []
+
+    class Network:
+        def poll(self, timeout: float) -> list:
+            raw.time += 0.4
+            return []
+
+    class Watching:
+        def wait(self, now: Instant) -> float:
+            return 0.0
+
+        def handle(self, event: Tick, now: Instant) -> list:
+            seen.append(now.steady)
+            return []
+
+    driver = Driver(Watching(), Network(), raw, lambda item: None)
+    driver.step(0.5)
+    raw.time += 3600  # the machine is suspended
+    driver.step(0.5)
+    driver.step(0.5)
+    assert seen[1] - seen[0] <= MAX_STEP_S + 1e-6 and seen[2] - seen[1] == pytest.approx(0.4)
+
+
+def test_a_writer_writes_the_newest_of_what_waits_behind_a_slow_disk_and_all_of_it_at_the_end() -> None:
+    writer = BackgroundWriter("test-writer")
+    begun, go_on = threading.Event(), threading.Event()
+    written: list[int] = []
+
+    def slow() -> None:
+        begun.set()
+        assert go_on.wait(30)
+        written.append(0)
+
+    writer.put(slow)
+    assert begun.wait(30)
+    for number in range(1, 100):
+        writer.put(lambda number=number: written.append(number))
+    go_on.set()
+    writer.close()
+    assert written == [0, 99]
+
+
+def test_a_full_disk_does_not_end_the_writer() -> None:
+    written: list[int] = []
+
+    def fails() -> None:
+        written.append(1)
+        raise OSError("no space left on device")
+
+    writer = BackgroundWriter("test-writer")
+    writer.put(fails)
+    wait_until(lambda: written, 10, "the failure")
+    writer.put(lambda: written.append(2))
+    writer.close()
+    assert written == [1, 2]
+
+
+def test_a_disk_that_hangs_holds_up_no_network_thread_and_the_last_peers_are_saved(tmp_path: Path, monkeypatch) -> None:
+    hanging, go_on = threading.Event(), threading.Event()
+    threads: set[str] = set()
+
+    def slow_save(path: Path, records: list[bytes]) -> None:
+        threads.add(threading.current_thread().name)
+        hanging.set()
+        assert go_on.wait(60)
+        save_peers(path, records)
+
+    monkeypatch.setattr("protocol.host.save_peers", slow_save)
+    with running(peers_file=tmp_path / "peers.json") as (one, address), running(address) as (two, _):
+        assert hanging.wait(30)
+        two.publish(b"while the disk hangs")
+        wait_until(lambda: one.receive(1), 20, "an item")
+        go_on.set()
+    assert len(load_peers(tmp_path / "peers.json")) == 1
+    assert threads and "gossamer-network" not in threads
