@@ -1,11 +1,14 @@
 """`Communicator`: a member of a group, as its owner uses it.
 
     comm = Communicator.connect(group="run-1", seeds=["tcp://10.0.0.1:7700"], listen="tcp://0.0.0.0:0")
+    comm.wait_for(3)
     while training:
-        if comm.pending():
-            comm.admit()
-        comm.all_reduce(gradient)
+        done = comm.run(lambda comm: comm.all_reduce(gradient(batch)).value, state)
+        apply(done.value)
     comm.leave()
+
+`run` keeps members in step whatever happens. Without it, `pending` and `admit` let newcomers in, and each call
+says by its error what to do.
 
 Blocking calls run on the caller's thread; the control thread and the streams' threads do the rest.
 """
@@ -15,13 +18,15 @@ import random
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
 from collectives.agreement.agreement import Agreement
 from collectives.agreement.events import ADMIT, Begin, Perform, Verdict
-from collectives.agreement.views import ADMIT_TAG
+from collectives.agreement.fields import MAX_MEMBERS
+from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG
 from collectives.calls import (
     FLAGS,
     AgreedPending,
@@ -35,18 +40,31 @@ from collectives.calls import (
     wait_for_all,
 )
 from collectives.driver import HAS_LEFT, Driver, Observer, Status
-from collectives.errors import Aborted, BadArgument, Closed, DeadlineExceeded, InDoubt
+from collectives.errors import CALLED_OFF, Aborted, BadArgument, Closed, DeadlineExceeded, InDoubt
 from collectives.mesh.addresses import Address
 from collectives.mesh.data_plane import DataPlane
 from collectives.mesh.handshake import SESSION_BYTES, Party, anybody, group_id, group_key
 from collectives.mesh.mesh import Mesh
 from collectives.mesh.port import Port
-from collectives.operations import AgreeTopology, AllGather, AllReduce, Barrier, Broadcast, Job, Known, Measure, Sync
+from collectives.operations import (
+    AgreeTopology,
+    AllGather,
+    AllReduce,
+    Barrier,
+    Broadcast,
+    EndOfStep,
+    Job,
+    Known,
+    Measure,
+    Rendezvous,
+    Sync,
+)
 from collectives.reduce.codecs import Feedback
 from collectives.reduce.tensors import TensorLike
 from collectives.reduce.topology import Estimates
 from collectives.shared_state.state import SharedState
-from collectives.types import LAN, Codec, Op, Partition, ReduceResult, SyncResult, SyncStrategy, Timing
+from collectives.step_runner import StepRunner
+from collectives.types import LAN, Codec, Op, Partition, ReduceResult, StepResult, SyncResult, SyncStrategy, Timing
 from protocol.identity import Identity, NodeId
 
 T = TypeVar("T")
@@ -55,7 +73,7 @@ MAX_TAG = 2**32 - 1  # a caller's own; above are those of calls that have no tag
 MAX_STEP = 2**63 - 1
 MAX_STREAMS = 128
 PENDING_S = 2.0  # how long after an operation its answer stands: the next step's, of members that are a bit late
-_MANY, _SYNC, _BARRIER, _TOPOLOGY = 2**40, 2**33, 2**33 + 1, 2**33 + 2
+_MANY, _SYNC, _BARRIER, _TOPOLOGY, _STEP = 2**40, 2**33, 2**33 + 1, 2**33 + 2, 2**33 + 3
 
 
 class Communicator:
@@ -70,6 +88,7 @@ class Communicator:
         self._estimates = Estimates()
         self._in_flight = InFlight()
         self._agreed_pending = AgreedPending()
+        self._step_runner: StepRunner[Communicator] = StepRunner()
         # Also when it is only forgotten, or the program ends: no thread and no socket stays behind.
         self._finalizer = weakref.finalize(self, driver.stop, True)
 
@@ -217,6 +236,32 @@ class Communicator:
         if finished.verdict is not Verdict.COMMIT:
             raise error_of(finished)
 
+    def wait_for(self, members: int, timeout: float = 60.0) -> None:
+        """Wait until the group has at least so many members, and let in who comes meanwhile.
+
+        All members may call it, or some, while the others wait in another call. It is also what shows that a
+        process founded a group of its own, because it was started without the seeds that it should have had.
+
+        Raises:
+            BadArgument: no group has so many members.
+            DeadlineExceeded: they did not come in time.
+            Closed: this member left.
+        """
+        if not 1 <= members <= MAX_MEMBERS:
+            raise BadArgument(f"members = {members}: give 1 to {MAX_MEMBERS}")
+        until = time.monotonic() + timeout
+        while self.world_size < members:
+            left = until - time.monotonic()
+            if not self._driver.wait_changed(lambda now: now.size >= members or now.pending, left):
+                raise DeadlineExceeded(
+                    f"{self.world_size} of {members} members after {timeout:g} s: start the others with "
+                    f"seeds=[{self.address!r}], and this one with the address of a member if it should have "
+                    "joined them, for without seeds it founded a group of its own"
+                )
+            if self.world_size < members:
+                with suppress(*CALLED_OFF):
+                    self.admit(until - time.monotonic())
+
     def leave(self) -> None:
         """Leave the group and close everything; the others go on. Calls in flight end with `Closed`."""
         self._finalizer()
@@ -228,6 +273,60 @@ class Communicator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.leave()
+
+    # --- steps ---------------------------------------------------------------------------------
+
+    def run(
+        self, step: "Callable[[Communicator], T]", state: SharedState | None = None, timeout: float = 600.0
+    ) -> StepResult[T]:
+        """Take one step of training together with all members: call `step(comm)` until it counts, for all or for none.
+
+            while training:
+                done = comm.run(lambda comm: comm.all_reduce(gradient(batch)).value, state)
+                apply(done.value)
+
+        What the group calls is in `step`, the same calls at all members; what changes the model comes after
+        `run`. Whenever a call in it is called off, for whatever reason and wherever, all members come
+        together, agree on which step is next, and begin it anew. Newcomers are let in between steps, and
+        are told which one is next. Nothing else may call `admit` meanwhile.
+
+        Guarantees:
+            A step that `run` returns from counts: every member that stays in the group returns from it with
+            the same `number` and `members`, in this call of `run` or, if it was cut off at that moment, the next.
+            Numbers rise by one, but for a member that was out of the group: it goes on where the others are.
+            The function may run any number of times for a step, also after all its calls have succeeded: so it
+            must change nothing that outlives it, but for the buffers of its calls, and let their errors out.
+
+        Args:
+            step: what this member does in a step; its result is `value`.
+            state: what the members hold in common. Who is new or behind is given the others', before it takes
+                its first step, and so are all when a group begins; `revision` is set to the steps that
+                count. All members give one, or none does. Apply a result to it before the next `run`.
+            timeout: seconds until the step counts, waiting for slower members and beginning anew included.
+
+        Raises:
+            Aborted, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers: no step has counted within `timeout`;
+                the last reason why. `run` may be called again.
+            BadArgument, Mismatch: the members' calls do not fit together.
+            Closed: this member left.
+            Exception: what `step` raised by itself. The others wait until this member calls `run` again,
+                leaves, or their calls' time is up.
+        """
+        return self._step_runner.run(self, step, state, timeout)
+
+    @property
+    def stay(self) -> int:
+        """How often this member came into the group: more than once if the others went on without it meanwhile."""
+        return self._status.stay
+
+    @property
+    def outside(self) -> bool:
+        """Whether this member is in no group at the moment, and `admit` would wait to be let in."""
+        return self._status.view is None
+
+    def meet_in(self, job: Rendezvous | EndOfStep, timeout: float) -> ReduceResult:
+        """Carry out one of the operations that `run` adds to a step. Raises: as `all_reduce`."""
+        return self._run(RENDEZVOUS_TAG if isinstance(job, Rendezvous) else _STEP, job, timeout)()
 
     # --- operations ----------------------------------------------------------------------------
 

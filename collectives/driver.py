@@ -62,6 +62,12 @@ class Status:
     pending: bool = False
     outside: str = ""  # why it was left out
     closed: bool = False
+    stay: int = 0  # how often it has come into the group
+
+    @property
+    def size(self) -> int:
+        """How many members there are, as far as this one knows."""
+        return len(self.view.members) if self.view is not None else 0
 
 
 class Driver:
@@ -122,6 +128,14 @@ class Driver:
             f"no seed answered in {timeout:g} s: check the addresses, the group's name and secret, and `encrypt`"
             + (f"; connections ended with: {said}" if said else "")
         )
+
+    def wait_changed(self, reached: Callable[[Status], bool], timeout: float) -> bool:
+        """Wait until `reached` of the status, or until the member left; return whether it is so."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.status.closed or reached(self.status), timeout)
+        if self.status.closed:
+            raise Closed(HAS_LEFT)
+        return reached(self.status)
 
     def linked(self) -> int:
         """Return how many nodes of the group there is a link with."""
@@ -243,7 +257,8 @@ class Driver:
                 self._over.append((call, action))
             case Install(view):
                 self._leave_behind(view)
-                self._publish(replace(self.status, view=view, outside=""))
+                stay = self.status.stay + (self.status.view is None)
+                self._publish(replace(self.status, view=view, outside="", stay=stay))
             case OutOfGroup(reason):
                 self.exchange.begin_view()
                 self._publish(replace(self.status, view=None, outside=reason))

@@ -46,5 +46,8 @@ class Closed(CollectiveError):  # noqa: N818
     """This member has left the group, by its own doing. Connect again."""
 
 
+CALLED_OFF = (Aborted, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers)  # what trying again may mend
+
+
 class BadArgument(CollectiveError, ValueError):  # noqa: N818
     """This member's own arguments cannot be used; nothing was sent. The text says what can."""

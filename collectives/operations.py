@@ -21,6 +21,7 @@ import torch
 
 from collectives.agreement.events import Perform
 from collectives.agreement.messages import Digest
+from collectives.agreement.views import OpId
 from collectives.errors import Aborted, BadArgument, CollectiveError
 from collectives.mesh.port import Port
 from collectives.reduce import all_reduce as allreduce
@@ -32,6 +33,7 @@ from collectives.reduce.tensors import TensorLike, check_target, dtype_name, fla
 from collectives.reduce.topology import PROBE_BYTES, Estimates, Topology, goes_inline, matrix, tour
 from collectives.shared_state.state import SharedState, share_of
 from collectives.shared_state.transfer import SyncOutcome, sync
+from collectives.steps import Claim
 from collectives.types import Codec, Op, SyncStrategy
 from protocol.identity import NodeId
 
@@ -206,6 +208,47 @@ class Barrier:
 
     def publish(self, outcome: None) -> None:
         """Nothing to publish."""
+
+
+class Rendezvous:
+    """All say where they are in their steps."""
+
+    kind = "rendezvous"
+    inline = (0, 0)
+
+    def __init__(self, claim: Claim, has_state: bool) -> None:
+        self.share = claim.encode()
+        self.digest: Digest = (("state", "given" if has_state else "not given"),)
+
+    def perform(self, start: Perform, port: Port) -> dict[NodeId, Claim]:
+        """Read what all say."""
+        return {member: Claim.decode(share) for member, share in start.shares.items()}
+
+    def publish(self, outcome: dict[NodeId, Claim]) -> dict[NodeId, Claim]:
+        """Return it."""
+        return outcome
+
+
+class EndOfStep:
+    """All have come to the end of a step; `op` is what it is known by, and `members` who take it, once all called."""
+
+    kind = "step"
+    share = b""
+    inline = (0, 0)
+
+    def __init__(self, number: int) -> None:
+        self.digest: Digest = (("step", number),)
+        self.op: OpId | None = None
+        self.members: tuple[NodeId, ...] = ()
+
+    def perform(self, start: Perform, port: Port) -> OpId:
+        """Note its name: without that this member has not said Done, and it cannot count."""
+        self.op, self.members = start.op, start.view.members
+        return start.op
+
+    def publish(self, outcome: OpId) -> OpId:
+        """Return its name."""
+        return outcome
 
 
 class Sync:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import torch
 
-from collectives.errors import Aborted, BadArgument, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers
+from collectives.errors import CALLED_OFF, BadArgument
 from collectives.reduce.codecs import Feedback
 from collectives.shared_state.state import SharedState
 from collectives.types import Codec, Op, ReduceResult, SyncResult, SyncStrategy
@@ -37,7 +37,6 @@ from protocol.identity import NodeId
 AT_ONCE = 0.7, 0.9
 ONE_LATE = 0.4, 0.5
 RETRY_DELAY = 0.1  # seconds before a round that was called off is begun again
-CALLED_OFF = (Aborted, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers)
 
 
 class OuterGroup(Protocol):

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from protocol.identity import NodeId
+
+T = TypeVar("T")
 
 
 class Op(Enum):
@@ -113,3 +115,18 @@ class SyncResult:
     source: NodeId | None
     contributors: tuple[NodeId, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult(Generic[T]):
+    """A step that counts, for all of `members`; the same at each of them, but for `value`, `attempts` and `joined`.
+
+    `value` is what the function returned here, the `attempts`-th time. `joined`: this member was behind
+    before this step, or new.
+    """
+
+    number: int
+    value: T
+    members: tuple[NodeId, ...]
+    attempts: int
+    joined: bool

@@ -12,6 +12,11 @@ some members ask for an admission and each other one waits in a call that not al
 wait take part in it unasked (see participant) and go on waiting, in the view that it leads to. So
 members that admit and members that are already in the next operation never wait for each other,
 whatever each does when a call of its is called off. An admission that is called off is over for all.
+
+At a rendezvous members that have lost each other begin anew. It needs the calls of all, and any other call
+that lacks a member which waits in it is called off at once, for that member will not make it: so all
+come. When it commits, whatever had not started is called off, and the next operation of every tag has a
+number that is the same for all, however many calls each of them has made before.
 """
 
 from collections import Counter
@@ -20,9 +25,10 @@ from dataclasses import dataclass, field
 
 from collectives.agreement.messages import MAX_OPEN, Abort, Ack, Commit, Digest, Done, Initiate, Mismatched, Start
 from collectives.agreement.outbox import Outbox
-from collectives.agreement.views import ADMIT_TAG, OpId, View
+from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, OpId, View, first_after
 from protocol.identity import NodeId
 
+SET_APART = (ADMIT_TAG, RENDEZVOUS_TAG)  # nothing starts beside them, and all are told when they are called off
 MAX_AHEAD = 4  # operations of a tag that a message which overtook others may be ahead
 
 
@@ -65,14 +71,17 @@ class Coordinator:
         self._gatherings: dict[OpId, Gathering] = {}
         self._settled: dict[int, int] = {}  # by tag: operations before this one have a verdict
         self._last_abort: dict[int, tuple[int, Abort]] = {}  # by tag: from this one on all settled are aborted
+        self._floor = 0  # what callers' operations before this one had not started by the last rendezvous
 
     def initiate(self, member: NodeId, message: Initiate, now: float) -> None:
         """`member` called it."""
         op = message.op
-        settled = self._settled.get(op.tag, 0)
-        if op.n < settled:
+        settled = self._due(op.tag)
+        if op.n < settled and op not in self._gatherings:
             since, abort = self._last_abort.get(op.tag, (settled, None))
-            if abort is not None and op.n >= since:
+            if op.tag not in SET_APART and op.n < self._floor:
+                self._out.send(member, _anew(op))
+            elif abort is not None and op.n >= since:
                 self._out.send(
                     member, Abort(op, abort.late, abort.reason, self._seen_by(abort, member, message.digest))
                 )
@@ -87,7 +96,7 @@ class Coordinator:
         op = message.op
         gathering = self._gatherings.get(op)
         if gathering is None:
-            if message.ok or op.n != self._settled.get(op.tag, 0) or self._gather(member, op) is None:
+            if message.ok or op.n != self._due(op.tag) or self._gather(member, op) is None:
                 return
             gathering = self._gatherings[op]
         if gathering.committed is not None:
@@ -111,12 +120,13 @@ class Coordinator:
             self.advance(now)
 
     def advance(self, now: float) -> None:
-        """Start what everybody called and nothing holds up."""
+        """Start what everybody called and nothing holds up; call off what waits for who is at the rendezvous."""
+        self._send_to_rendezvous()
         waiting = {op: gathering for op, gathering in self._gatherings.items() if not gathering.started}
         admissions = {op: gathering for op, gathering in waiting.items() if op.tag == ADMIT_TAG}
         under_way = [op for op, gathering in self._gatherings.items() if gathering.started]
         full = [op for op, gathering in waiting.items() if len(gathering.calls) == len(self._view.members)]
-        if any(op.tag == ADMIT_TAG for op in under_way):
+        if any(op.tag in SET_APART for op in under_way):
             return
         if admissions:
             called = [op for op in full if op.tag == ADMIT_TAG]
@@ -132,7 +142,24 @@ class Coordinator:
             if called:
                 return
         for op in full:
-            self._start(op, waiting[op])
+            if op.tag != RENDEZVOUS_TAG or not (under_way or len(full) > 1):
+                self._start(op, waiting[op])
+
+    def _send_to_rendezvous(self) -> None:
+        """Call off the calls that lack somebody who waits in a rendezvous."""
+        there = {
+            member
+            for op, gathering in self._gatherings.items()
+            if op.tag == RENDEZVOUS_TAG and gathering.committed is None
+            for member in gathering.calls
+        }
+        lacking = [
+            op
+            for op, gathering in self._gatherings.items()
+            if op.tag not in SET_APART and not gathering.started and not there <= gathering.calls.keys()
+        ]
+        for op in lacking:
+            self._abort(op, _anew(op))
 
     def _wanted_by_all(self, waiting: Mapping[OpId, Gathering]) -> list[OpId]:
         """Return the admissions that some ask for while all the others wait in calls that cannot start."""
@@ -147,7 +174,7 @@ class Coordinator:
 
     def _gather(self, member: NodeId, op: OpId) -> Gathering | None:
         """Open a gathering, unless `member` has too many open or is too far ahead."""
-        settled = self._settled.get(op.tag, 0)
+        settled = self._due(op.tag)
         mine = sum(member in gathering.calls for gathering in self._gatherings.values()) if self._gatherings else 0
         if op.n >= settled + MAX_AHEAD or mine >= 2 * MAX_OPEN:
             return None
@@ -166,13 +193,28 @@ class Coordinator:
 
     def _commit(self, op: OpId, gathering: Gathering) -> None:
         gathering.committed = Commit(op, self._admit() if op.tag == ADMIT_TAG else None)
-        self._settled[op.tag] = max(self._settled.get(op.tag, 0), op.n + 1)
+        self._settled[op.tag] = max(self._due(op.tag), op.n + 1)
         self._last_abort.pop(op.tag, None)
+        if op.tag == RENDEZVOUS_TAG:
+            self._begin_anew(op)
         self._holds(op)
         for member in self._view.members:
             if member != self._own:
                 self._out.send(member, gathering.committed)
         self._out.send(self._own, Ack(op))
+
+    def _begin_anew(self, op: OpId) -> None:
+        """All of the callers' operations that have not started are off; later ones have greater numbers."""
+        for other, gathering in list(self._gatherings.items()):
+            if other.tag not in SET_APART and not gathering.started:
+                self._abort(other, _anew(other))
+        self._floor = first_after(op.n)
+        self._settled = {tag: n for tag, n in self._settled.items() if tag in SET_APART}
+        self._last_abort = {tag: last for tag, last in self._last_abort.items() if tag in SET_APART}
+
+    def _due(self, tag: int) -> int:
+        """Return the number of the tag's first operation that has no verdict yet."""
+        return self._settled.get(tag, 0 if tag in SET_APART else self._floor)
 
     def _finish(self, op: OpId, gathering: Gathering) -> None:
         if gathering.committed is not None and len(gathering.acks) == len(self._view.members):
@@ -183,11 +225,11 @@ class Coordinator:
         gathering = self._gatherings.pop(op)
         since, _ = self._last_abort.get(op.tag, (op.n, abort))
         self._last_abort[op.tag] = (min(since, op.n), abort)
-        self._settled[op.tag] = max(self._settled.get(op.tag, 0), op.n + 1)
+        self._settled[op.tag] = max(self._due(op.tag), op.n + 1)
         for member, call in gathering.calls.items():
             seen = self._seen_by(abort, member, call.digest)
             self._out.send(member, Abort(op, abort.late, abort.reason, seen))
-        if op.tag == ADMIT_TAG:
+        if op.tag in SET_APART:
             for member in sorted(self._view.ids - gathering.calls.keys()):
                 self._out.send(member, abort)
 
@@ -201,6 +243,10 @@ class Coordinator:
             return Mismatched(mismatch.member, mismatch.field, mismatch.theirs, own)
         another = next(name for name in self._view.members if name != member)
         return Mismatched(another, mismatch.field, mismatch.ours, mismatch.theirs)
+
+
+def _anew(op: OpId) -> Abort:
+    return Abort(op, reason="the members meet to begin anew")
 
 
 def odd_one_out(calls: dict[NodeId, Initiate]) -> Mismatched | None:

@@ -14,6 +14,7 @@
 - A member that is told to start an admission which it has not called takes part in it unasked, if it waits
   in a call that has not started: the rules are the same, but nobody is told how it ended. If its owner
   calls for an admission meanwhile, that is the one.
+- A rendezvous that commits gives the next operation of every tag a number that all members know (see coordinator).
 - What became of an operation is remembered until its tag's next start, which proves that everybody saw
   it end. Of those that never started only the last is: nobody else can have got far with it either.
 - Once `closed`, none of the view's messages count, and none are sent.
@@ -37,7 +38,7 @@ from collectives.agreement.messages import (
 )
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.recovery import stage_of
-from collectives.agreement.views import ADMIT_TAG, OpId, View
+from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, OpId, View, first_after
 from collectives.errors import BadArgument
 from collectives.types import Timing
 from protocol.identity import NodeId
@@ -67,6 +68,7 @@ class Operations:
         self.open: dict[int, OpenCall] = {}
         self._ended: dict[int, dict[OpId, Stage]] = {}  # by tag: at most one that had started, and the last
         self._next: dict[int, int] = {}
+        self._floor = 0  # of the numbers of the owner's operations, since the last rendezvous
         self._whole = True
         self._past: deque[Ledger] = deque(maxlen=MAX_LEDGERS - 1)
 
@@ -154,6 +156,8 @@ class Operations:
 
     def commit(self, op: OpId) -> bool:
         """Everybody carried it out. Returns whether this was news."""
+        if op.tag == RENDEZVOUS_TAG:
+            self._floor = max(self._floor, first_after(op.n))
         call = self._of(op)
         if call is not None:
             self._end(call, Stage.COMMITTED, Verdict.COMMIT)
@@ -200,7 +204,7 @@ class Operations:
                 self._end(call, call.stage, Verdict.DOUBT, f"{reason}, and nobody here knows what became of it")
         self._past.append(self._ledger(self.view))
         self.view, self.closed = None, True
-        self._ended, self._next, self._whole = {}, {}, True
+        self._ended, self._next, self._floor, self._whole = {}, {}, 0, True
         for call in self.open.values():
             call.op = self._name(call.op.tag)
 
@@ -227,7 +231,7 @@ class Operations:
     def _name(self, tag: int) -> OpId:
         if self.view is None:
             return OpId(b"", 0, tag, 0)
-        n = self._next.get(tag, 0)
+        n = max(self._next.get(tag, 0), self._floor if tag < RENDEZVOUS_TAG else 0)
         self._next[tag] = n + 1  # kept for as long as the view lasts: 100 bytes a tag
         return OpId(self.view.mark, self.view.epoch, tag, n)
 

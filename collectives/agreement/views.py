@@ -17,6 +17,7 @@ MAX_GROUP_BYTES = 64
 MAX_ADDRESS_BYTES = 320
 AddressText = Annotated[str, AtMost(MAX_ADDRESS_BYTES)]
 ADMIT_TAG = 2**64 - 1  # the tag under which members let newcomers in; a caller's own are below 2**63
+RENDEZVOUS_TAG = 2**64 - 2  # that under which they meet to begin anew: see coordinator
 NOWHERE = bytes(MARK_BYTES)  # the mark of those who are in no view
 
 
@@ -53,6 +54,11 @@ class OpId(NamedTuple):
     epoch: Count
     tag: Tag
     n: Count
+
+
+def first_after(rendezvous: int) -> int:
+    """Return the number of the first operation of every tag after the n-th rendezvous of a view."""
+    return (rendezvous + 1) << 32
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ from random import Random
 
 from collectives.agreement import messages
 from collectives.agreement.events import ADMIT, Begin, Finished, Install, OutOfGroup, Perform, Performed, Verdict
-from collectives.agreement.views import ADMIT_TAG, OpId, View
+from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, OpId, View
+from collectives.steps import Claim, Phase, Steps
 from collectives.types import LAN, Partition
 from protocol.identity import NodeId
 
 TAGS = (0, 1)  # two operations may be under way at once
+SYNC_TAG, END_TAG = 2, 3  # of those that take steps
 REFUSAL = 0.03  # the chance that a member cannot carry out an operation
 ODD = 0.02  # the chance that a member calls with another argument than the others
 
@@ -29,6 +31,7 @@ class Program(Enum):
     LOOP = "loop"  # from the beginning after each failure
     AGAIN = "again"  # what was called off is called again
     NEXT = "next"  # what was called off is left, and the next is called
+    STEPS = "steps"  # none of these: all take steps of two reductions, as `Communicator.run` does
 
     def admits_next(self, finished: Finished) -> bool:
         """Tell whether an admission comes after a call that ended so."""
@@ -42,6 +45,7 @@ class Program(Enum):
                 return not admitted
 
 
+# Not STEPS: in a group that takes steps, all take them.
 LOOPS = (Program.LOOP, Program.AGAIN, Program.NEXT)
 
 
@@ -108,15 +112,16 @@ class Owner:
     started: dict[int, OpId] = field(default_factory=dict)
     view: View | None = None
     epoch: int = 0
+    stay: int = 0  # how often it came into the group
 
-    def begin(self, tag: int, deadline: float, now: float) -> Begin:
+    def begin(self, tag: int, deadline: float, now: float, share: bytes | None = None) -> Begin:
         """Call an operation."""
         self.calls += 1
         self.due[tag] = now + deadline + LAN.settling + LAN.heartbeat
         if self.prompt:
             self.in_time[tag] = now + deadline - LAN.heartbeat
         field_value = 1 + (not self.careful and self.rng.random() < ODD)
-        share = b"%d" % self.calls
+        share = b"%d" % self.calls if share is None else share
         kind = ADMIT if tag == ADMIT_TAG else "reduce"
         digest = () if tag == ADMIT_TAG else (("count", field_value),)
         begin = self.outstanding[tag] = Begin(tag, kind, deadline, digest, share)
@@ -152,12 +157,66 @@ class Owner:
         """Go over to a view: epochs rise."""
         expect(install.view.epoch > self.epoch, f"epoch {install.view.epoch} after {self.epoch}")
         expect(self.own in install.view.ids, "installed a view without itself")
+        self.stay += self.view is None
         self.view, self.epoch = install.view, install.view.epoch
 
     def outside(self, _: OutOfGroup) -> None:
         """Be out of the group."""
         expect(self.view is not None, "out of the group twice")
         self.view = None
+
+
+@dataclass
+class Stepper:
+    """One that takes steps: an END says whether somebody waits, as all operations of a communicator do."""
+
+    owner: Owner
+    steps: Steps = field(default_factory=Steps)
+    counted: dict[int, bytes] = field(default_factory=dict)  # by number: the name under which a step counted here
+    reduced: int = 0  # reductions of this step that committed
+    calling: int | None = None  # under which tag
+
+    def begin(self, deadline: float, now: float, *, pending: bool) -> Begin:
+        """Make the next call."""
+        phase = self.steps.phase
+        reduction = TAGS[min(self.reduced, len(TAGS) - 1)]
+        tags = {Phase.ADMIT: ADMIT_TAG, Phase.MEET: RENDEZVOUS_TAG, Phase.SYNC: SYNC_TAG, Phase.END: END_TAG}
+        share = {Phase.MEET: self.steps.claim(self.owner.stay).encode(), Phase.END: b"%d" % pending}.get(phase)
+        tag = self.calling = tags.get(phase, reduction)
+        return self.owner.begin(tag, deadline, now, share)
+
+    def finished(self, finished: Finished, *, pending: bool) -> None:
+        """Go on from how it ended."""
+        steps, op, self.calling = self.steps, finished.op, None
+        shares = self.owner.history.shares.get(op, {})
+        if finished.verdict is not Verdict.COMMIT:
+            if op.tag == END_TAG and finished.verdict is Verdict.DOUBT and self.owner.started.get(op.tag) == op:
+                steps.doubted(op)
+            steps.disturbed(admits=pending or self.owner.view is None)
+            self.reduced = 0
+            return
+        if op.tag == ADMIT_TAG:
+            steps.admitted()
+        elif op.tag == RENDEZVOUS_TAG:
+            before = steps.done
+            claims = {member: Claim.decode(share) for member, share in shares.items()}
+            if steps.met(self.owner.own, claims):
+                self._count(before + 1, claims[self.owner.own].doubt)
+        elif op.tag == SYNC_TAG:
+            steps.synced()
+        elif op.tag == END_TAG:
+            steps.ended(op, b"1" in shares.values())
+            self._count(steps.done, steps.by)
+            self.reduced = 0
+        else:
+            self.reduced += 1
+            if self.reduced == len(TAGS):
+                steps.stepped()
+
+    def _count(self, number: int, name: bytes) -> None:
+        last = max(self.counted, default=0)
+        expect(number > last or self.owner.stay > 1, f"step {number} counted after {last}")
+        self.counted[number] = name
 
 
 # --- what goes wrong ---

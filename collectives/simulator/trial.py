@@ -28,7 +28,18 @@ from collectives.agreement.events import (
 from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.views import ADMIT_TAG
 from collectives.simulator.network import Network
-from collectives.simulator.schedule import FAULT_SECONDS, TAGS, Fault, History, Owner, Program, Schedule, expect
+from collectives.simulator.schedule import (
+    END_TAG,
+    FAULT_SECONDS,
+    TAGS,
+    Fault,
+    History,
+    Owner,
+    Program,
+    Schedule,
+    Stepper,
+    expect,
+)
 from collectives.types import LAN, Partition
 from protocol.identity import NODE_ID_BYTES, id_of_bytes
 
@@ -54,6 +65,7 @@ class Node:
         self.waiting: list[Event] = []  # while it is paused
         self.admits_next = False  # in a loop
         self.program = program
+        self.stepper = Stepper(owner) if program is Program.STEPS else None
 
 
 class Trial:
@@ -151,12 +163,26 @@ class Trial:
         for node in live:
             node.owner.prompt = True
         self.network.run(self.network.now + 3 * SINGLE_DEADLINE)
+        if Program.STEPS in self.schedule.programs:  # several calls in a row must succeed for a step to count
+            for node in live:
+                node.owner.careful = True
+            self.network.run(self.network.now + 2 * SINGLE_DEADLINE)
         for node in live:
             node.owner.prompt, node.owner.in_time = False, {}
         if Program.FREE not in self.schedule.programs:
-            new = {op: known for op, known in self.history.verdicts.items() if op.tag == TAGS[0] and op not in before}
+            tag = END_TAG if Program.STEPS in self.schedule.programs else TAGS[0]
+            new = {op: known for op, known in self.history.verdicts.items() if op.tag == tag and op not in before}
             whole = [known for known in new.values() if list(known.values()) == [Verdict.COMMIT] * len(self._live())]
             expect(bool(whole), "members in a loop never reduce all together")
+        self._compare_steps()
+
+    def _compare_steps(self) -> None:
+        """Those who were never out of the group took the same steps."""
+        counted: dict[int, bytes] = {}
+        for node in self._live():
+            if node.stepper is not None and node.owner.stay == 1:
+                for number, name in node.stepper.counted.items():
+                    expect(counted.setdefault(number, name) == name, f"step {number} counted twice")
 
     def _last_operation(self) -> None:
         """Call one of all members; again if it was disturbed by what is left of the faults."""
@@ -219,6 +245,9 @@ class Trial:
         owner = node.owner
         if node.core.view is None or owner.outstanding or self.rng.random() < 0.5:
             return
+        if owner.busy and node.stepper is not None:
+            self._feed(node, node.stepper.begin(SINGLE_DEADLINE, self.network.now, pending=node.core.pending))
+            return
         if not owner.busy or node.program is Program.FREE:
             admits = node.core.pending or self.rng.random() < 0.1 * owner.busy
         else:
@@ -254,6 +283,8 @@ class Trial:
             case Finished():
                 node.owner.finished(action)
                 node.admits_next = node.program.admits_next(action)
+                if node.stepper is not None and node.stepper.calling == action.op.tag:
+                    node.stepper.finished(action, pending=node.core.pending)
             case Install():
                 node.owner.install(action)
             case OutOfGroup():

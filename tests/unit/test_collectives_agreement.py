@@ -25,7 +25,7 @@ from collectives.agreement.events import (
 from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.messages import MAX_OPEN, Stage
 from collectives.agreement.view_change import compatible
-from collectives.agreement.views import ADMIT_TAG, Ballot, Member, OpId, View, outranks
+from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, Ballot, Member, OpId, View, outranks
 from collectives.types import LAN, Partition
 from tests.agreements import IDS, Group
 
@@ -436,6 +436,74 @@ def test_one_that_leaves_is_not_waited_for() -> None:
     group.run(0.5)
     assert group.views() == [(4, (1, 2))]
     assert group.verdicts()[1] == ["commit"]
+
+
+def meet(group: Group, number: int, deadline: float = 5.0) -> None:
+    group.feed(number, Begin(RENDEZVOUS_TAG, "rendezvous", deadline, share=b"%d" % number))
+
+
+def test_a_rendezvous_draws_all_to_it_and_makes_their_next_calls_one_operation() -> None:
+    group = group_of_three()
+    for _ in range(3):  # two are three calls ahead of the third, and were told so
+        for number in (0, 1):
+            group.call(number, deadline=0.5)
+        group.run(1.0)
+    group.call(2, deadline=30.0)
+    group.call(1, deadline=30.0, tag=1)
+    group.run(0.5)
+    group.clear()
+    meet(group, 0)
+    group.run(0.2)
+    group.call(2, deadline=30.0, tag=2)  # one that does not come is sent there as often as it calls
+    group.run(0.2)
+    assert group.verdicts(tag=1)[1] == group.verdicts(tag=2)[2] == ["abort"]
+    meet(group, 1)
+    meet(group, 2)
+    group.run(0.5)
+    assert group.verdicts(tag=RENDEZVOUS_TAG) == {number: ["commit"] for number in ALL}
+    (shares,) = {tuple(act.shares.values()) for act in group.actions[1] if isinstance(act, Perform)}
+    assert shares == (b"0", b"1", b"2")
+    group.clear()
+    for number in ALL:
+        group.call(number)
+    group.run(0.5)
+    assert group.verdicts() == {number: ["commit"] for number in ALL}
+
+
+def test_a_rendezvous_waits_for_what_is_under_way() -> None:
+    group = group_of_three()
+    group.obedient = False
+    for number in ALL:
+        group.call(number)
+    group.run(0.2)
+    for number in ALL:
+        meet(group, number)
+    group.run(0.2)
+    assert group.verdicts(tag=RENDEZVOUS_TAG) == {number: [] for number in ALL}
+    group.obedient = True
+    for number in ALL:
+        (op,) = [action.op for action in group.actions[number] if isinstance(action, Perform)]
+        group.feed(number, Performed(op))
+    group.run(0.5)
+    assert group.verdicts() == group.verdicts(tag=RENDEZVOUS_TAG) == {number: ["commit"] for number in ALL}
+
+
+def test_who_waits_at_a_rendezvous_takes_part_in_an_admission() -> None:
+    group = group_of_three()
+    group.boot(3)
+    group.run(1.0)
+    meet(group, 0, 20.0)
+    group.call(2, deadline=20.0)
+    group.feed(1, Begin(ADMIT_TAG, ADMIT, 20.0))
+    group.run(0.1)
+    assert group.verdicts()[2] == ["abort"]
+    meet(group, 2, 20.0)
+    group.run(3.0)
+    assert group.views() == [(4, (0, 1, 2, 3))]
+    for number in (1, 3):
+        meet(group, number, 20.0)
+    group.run(0.5)
+    assert group.verdicts(tag=RENDEZVOUS_TAG) == {number: ["commit"] for number in range(4)}
 
 
 def test_outside_every_call_but_admission_ends_at_once() -> None:

@@ -1,0 +1,125 @@
+"""Runs training steps over a communicator's calls: what `Communicator.run` does; the rules are in `steps`."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+from collectives.errors import CALLED_OFF, BadArgument, InDoubt
+from collectives.operations import EndOfStep, Rendezvous
+from collectives.shared_state.state import SharedState
+from collectives.steps import Phase, Steps
+from collectives.types import ReduceResult, StepResult, SyncResult, SyncStrategy
+from protocol.identity import NodeId
+
+C = TypeVar("C", bound="Stepping")
+T = TypeVar("T")
+
+
+class Stepping(Protocol):
+    """What steps are made of: a `Communicator`."""
+
+    @property
+    def node_id(self) -> NodeId:
+        """This member's id."""
+
+    @property
+    def stay(self) -> int:
+        """How often this member came into the group."""
+
+    @property
+    def outside(self) -> bool:
+        """Whether this member has to be let in."""
+
+    def pending(self) -> bool:
+        """Tell whether anybody waits to be let in, the same to all right after an operation."""
+
+    def admit(self, timeout: float) -> None:
+        """Let in who waits."""
+
+    def sync_state(self, state: SharedState, strategy: SyncStrategy, timeout: float) -> SyncResult:
+        """Bring `state` to the one that holds."""
+
+    def meet_in(self, job: Rendezvous | EndOfStep, timeout: float) -> ReduceResult:
+        """Carry out one of the operations that steps need."""
+
+
+class StepRunner(Generic[C]):
+    """The steps of one communicator, one at a time."""
+
+    def __init__(self) -> None:
+        self._steps: Steps | None = None
+        self._one_at_a_time = threading.Lock()
+        self._doubtful: StepResult[Any] | None = None  # what the last step gave, if whether it counts is unknown
+
+    def run(self, comm: C, step: Callable[[C], T], state: SharedState | None, timeout: float) -> StepResult[T]:
+        """Take one; see `Communicator.run`."""
+        if not self._one_at_a_time.acquire(blocking=False):
+            raise BadArgument("a step is under way: call run() from one thread at a time")
+        try:
+            if self._steps is None:
+                self._steps = Steps(state.revision if state is not None else 0)
+            done = self._until_it_counts(comm, self._steps, step, state, time.monotonic() + timeout)
+        finally:
+            self._one_at_a_time.release()
+        if state is not None:
+            state.revision = done.number
+        return done
+
+    def _until_it_counts(
+        self, comm: C, steps: Steps, step: Callable[[C], T], state: SharedState | None, until: float
+    ) -> StepResult[T]:
+        attempts = 0
+        while True:
+            try:
+                earlier = self._come_together(comm, steps, state, until)
+                if earlier is not None:
+                    return earlier
+                attempts += 1
+                value = step(comm)
+                steps.stepped()
+                return self._end(comm, steps, value, attempts, until)
+            except BaseException as error:
+                steps.disturbed(admits=comm.outside or comm.pending())
+                if not isinstance(error, CALLED_OFF) or time.monotonic() >= until:
+                    raise
+
+    def _come_together(self, comm: C, steps: Steps, state: SharedState | None, until: float) -> StepResult[Any] | None:
+        """Do what comes before a step; return the one before if it is found that it counts."""
+        while steps.phase is not Phase.STEP:
+            left = until - time.monotonic()
+            if steps.phase is Phase.ADMIT:
+                comm.admit(left)
+                steps.admitted()
+            elif steps.phase is Phase.MEET:
+                claim = steps.claim(comm.stay)
+                claims = comm.meet_in(Rendezvous(claim, state is not None), left).value
+                earlier, self._doubtful = self._doubtful, None
+                if steps.met(comm.node_id, claims) and earlier is not None:
+                    return earlier
+            else:
+                if state is not None:
+                    _bring_up_to_date(comm, state, steps, left)
+                steps.synced()
+        return None
+
+    def _end(self, comm: C, steps: Steps, value: T, attempts: int, until: float) -> StepResult[T]:
+        """Call the step's end, and return what it gave if that counts."""
+        end = EndOfStep(steps.done + 1)
+        joined = steps.joined
+        try:
+            done = comm.meet_in(end, until - time.monotonic())
+        except InDoubt:
+            if end.op is not None:
+                steps.doubted(end.op)
+                self._doubtful = StepResult(steps.done + 1, value, end.members, attempts, joined)
+            raise
+        steps.ended(done.value, comm.pending())
+        return StepResult(steps.done, value, done.contributors, attempts, joined)
+
+
+def _bring_up_to_date(comm: Stepping, state: SharedState, steps: Steps, timeout: float) -> None:
+    """Give those who are behind the state of those who are not, of whom each has the right one."""
+    state.revision, state.synced = (steps.done if steps.offers else 0), None
+    strategy = SyncStrategy.ENFORCE_POPULAR if steps.offers else SyncStrategy.RECEIVE_ONLY
+    comm.sync_state(state, strategy, timeout)
