@@ -295,7 +295,8 @@ class Communicator:
             the same `number` and `members`, in this call of `run` or, if it was cut off at that moment, the next.
             Numbers rise by one, but for a member that was out of the group: it goes on where the others are.
             The function may run any number of times for a step, also after all its calls have succeeded: so it
-            must change nothing that outlives it, but for the buffers of its calls, and let their errors out.
+            must compute what it gives to its calls each time, for a buffer that was reduced in place is no
+            gradient any more, change nothing else that outlives it, and let the calls' errors out.
 
         Args:
             step: what this member does in a step; its result is `value`.
