@@ -4,6 +4,7 @@ What a node's folder says of the swarm that it founded or joined.
 
 manifest.bin   the swarm's signed manifest
 grant.bin      what admits this node to it; missing in open swarms and for nodes that are listed
+uses.bin       which numbers of which invites are used, as far as this node admitted or met their holders
 """
 
 import json

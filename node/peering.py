@@ -16,15 +16,17 @@ import structlog
 from node.config import NetworkConfig, NodeConfig
 from node.errors import UserError
 from node.founding import load_grant, load_manifest
-from protocol.config import PRESETS, Limits, Timing, admit_everybody
+from protocol.config import PRESETS, Limits, Timing, read_clock
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.manifest import SwarmManifest
 from protocol.credentials.records import Address, Endpoint
+from protocol.credentials.use_log import UseLog
 from protocol.errors import PortInUse, ProtocolError
 from protocol.host import Host
 from protocol.identity import Identity
 from protocol.storage import write_atomically
 
+USES_FILE = "uses.bin"
 HOW_TO_BE_DIALLED = "start it with --listen tcp://0.0.0.0:4001, or another port"
 DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]
 
@@ -95,6 +97,9 @@ def _start(
     if manifest is not None:
         limits = Limits(max_peers=network.max_peers, max_item_age_s=float(manifest.limits.max_item_age_s))
 
+    uses = UseLog(folder / USES_FILE)
+    known_uses = uses.load(read_clock().unix * 1000)
+
     def start(listen: str | None) -> tuple[Host, Address | None]:
         host = Host(
             identity,
@@ -108,7 +113,8 @@ def _start(
             grant=load_grant(folder),
             manifest=manifest.encoded if manifest else None,
             advertise=network.advertise,
-            admits=Gatekeeper(manifest).admits if manifest else admit_everybody,
+            gate=Gatekeeper(manifest, known_uses, keeps=True) if manifest else None,
+            uses=uses,
         )
         return host, host.start()
 

@@ -1,9 +1,9 @@
 """What a node is made of: the clock that it is told, its limits, its patience, and who it is."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from protocol.credentials.records import Endpoint, PeerRecord, RecordReader
 from protocol.identity import Identity
@@ -191,20 +191,53 @@ WAN = Timing(
 )
 PRESETS = {"local": LOCAL, "lan": LAN, "wan": WAN}
 
-Admits = Callable[[PeerRecord, Instant], str]
+NOT_KEPT = "use_not_kept"  # what a gate answers for now: it waits for a disk
 
 
-def admit_everybody(record: PeerRecord, now: Instant) -> str:
-    """The rule of an open swarm."""
-    return ""
+class Gate(Protocol):
+    """Who may be in the swarm; `protocol.credentials.grants` has the one of swarms with a manifest."""
+
+    def admits(self, record: PeerRecord, now: Instant) -> str:
+        """Return "", the reason for which the node of a verified record is kept out, or `NOT_KEPT`."""
+        ...
+
+    def take_fresh(self) -> Sequence[Any]:
+        """Return what is to be written down before somebody is admitted, each once."""
+        ...
+
+    def kept(self, uses: Iterable[Any]) -> None:
+        """Note that this is on disk."""
+        ...
+
+    def lost(self, uses: Iterable[Any]) -> None:
+        """Note that this could not be written."""
+        ...
+
+
+class OpenGate:
+    """The gate of a swarm without a manifest: everybody is admitted."""
+
+    def admits(self, record: PeerRecord, now: Instant) -> str:
+        """See `Gate.admits`."""
+        return ""
+
+    def take_fresh(self) -> Sequence[Any]:
+        """See `Gate.take_fresh`."""
+        return ()
+
+    def kept(self, uses: Iterable[Any]) -> None:
+        """See `Gate.kept`."""
+
+    def lost(self, uses: Iterable[Any]) -> None:
+        """See `Gate.lost`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
     """A node of `swarm` (16 bytes).
 
-    `endpoints` are what others dial, none for a node that nobody can. `admits` returns the
-    reason for which a record is kept out, or nothing. `manifest` is the swarm's manifest as
+    `endpoints` are what others dial, none for a node that nobody can. `gate` says
+    whose record is kept out. `manifest` is the swarm's manifest as
     bytes, empty if it is to be fetched from peers, None for a swarm without one.
     """
 
@@ -216,5 +249,5 @@ class Setup:
     agent: str = ""
     grant: bytes = b""
     manifest: bytes | None = None
-    admits: Admits = admit_everybody
+    gate: Gate = field(default_factory=OpenGate)
     reader: RecordReader = field(default_factory=RecordReader)

@@ -48,6 +48,7 @@ from protocol.events import (
     Report,
     Send,
     SendFrame,
+    Stored,
     Subscribe,
     Tick,
     Unsent,
@@ -122,7 +123,7 @@ class Core:
                 return self._offer(topic + body, now)
             case Subscribe():
                 return self._items(self.gossip.handle(event, now), now)
-            case Opened() | Closed() | Moved():
+            case Opened() | Closed() | Moved() | Stored():
                 return self._members(self.membership.handle(event, now), now)
             case Unsent(link, ids):
                 node = self.membership.live_node(link)

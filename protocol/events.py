@@ -9,6 +9,7 @@ A core is told events and answers with actions: `handle(event, now) -> actions`.
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from protocol.credentials.records import Address, Endpoint, Service
 from protocol.identity import NodeId
@@ -114,6 +115,14 @@ class Moved:
 
 
 # What membership and gossip are told
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the gate had to be written down, invites' uses, is on disk, or could not be written."""
+
+    uses: tuple[Any, ...]
+    ok: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,9 +296,9 @@ class Blame:
 
 
 NetworkEvent = Opened | Closed | Arrived | Refused
-MembershipEvent = Opened | Closed | Message | Expel | Moved | Tick
+MembershipEvent = Opened | Closed | Message | Expel | Moved | Stored | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
 GossipEvent = PeerUp | PeerDown | Publish | Got | Announced | Interested | Pulled | Subscribe | NotSent | Discard | Tick
 GossipAction = Deliver | Send | Blame
-CoreEvent = NetworkEvent | Moved | Offer | Subscribe | Report | Unsent | Tick
+CoreEvent = NetworkEvent | Moved | Stored | Offer | Subscribe | Report | Unsent | Tick
 CoreAction = Dial | HangUp | SendFrame | Received | ChargePrefix

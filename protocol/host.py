@@ -9,6 +9,7 @@ import random
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,14 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from protocol.config import LAN, Admits, Limits, Setup, Timing, admit_everybody, read_clock
+from protocol.config import LAN, Gate, Instant, Limits, OpenGate, Setup, Timing, read_clock
 from protocol.core import Core
+from protocol.credentials.grants import Use
 from protocol.credentials.records import MAX_SERVICES, Address, Endpoint, RecordReader, Service, usable_records
+from protocol.credentials.use_log import UseLog
 from protocol.driver import Driver
 from protocol.errors import NetworkFailed
-from protocol.events import Moved, Offer, Received, Report, Subscribe, Verdict
+from protocol.events import Moved, Offer, Received, Report, Stored, Subscribe, Verdict
 from protocol.identity import Identity, NodeId
 from protocol.membership.address_book import Book
 from protocol.membership.membership import Membership
@@ -122,7 +125,8 @@ class Host:
         timing: Timing = LAN,
         grant: bytes = b"",
         manifest: bytes | None = None,
-        admits: Admits = admit_everybody,
+        gate: Gate | None = None,
+        uses: UseLog | None = None,
         advertise: Sequence[str] = (),
     ) -> None:
         """Prepare a host; nothing is opened yet.
@@ -130,7 +134,8 @@ class Host:
         `swarm` is the swarm's id (16 bytes): nodes with another id are strangers. `listen` is
         "tcp://HOST:PORT" (port 0: any), or None for a node that nobody can dial; `advertise` are the
         endpoints to tell peers instead, for a node behind a port that is forwarded. `agent` says
-        in a few words what runs here. `grant`, `manifest` and `admits` are those of a `Setup`.
+        in a few words what runs here. `grant`, `manifest` and `gate` are those of a `Setup`;
+        `uses` is where the gate's uses of invites are kept, if they are.
 
         Raises:
             BadAddress: `listen` is no endpoint.
@@ -139,13 +144,16 @@ class Host:
         if len(swarm) != SWARM_BYTES:
             raise ValueError(f"a swarm id has {SWARM_BYTES} bytes, got {len(swarm)}")
         self._setup = Setup(
-            identity, swarm, (), limits or Limits(), timing, agent, grant, manifest, admits, RecordReader()
+            identity, swarm, (), limits or Limits(), timing, agent, grant, manifest, gate or OpenGate(), RecordReader()
         )
         self._listen = None if listen is None else Endpoint.parse(listen, bind=True)
         self._advertise = tuple(Endpoint.parse(text) for text in advertise)
         self._seeds = tuple(seeds)
         self._limits = self._setup.limits
         self._peers_file = peers_file
+        self._uses = uses
+        self._disk = ThreadPoolExecutor(1, "gossamer-disk")  # its thread starts with the first job
+        self._writing: tuple[Future[None], tuple[Use, ...]] | None = None
         self._inbox: Mailbox[Received] = Mailbox(
             self._limits.inbox_items, self._limits.inbox_bytes, lambda item: len(item.body)
         )
@@ -277,6 +285,7 @@ class Host:
             self._transport.wake()
         if self._thread is not None:
             self._thread.join()
+        self._disk.shutdown()
 
     def _endpoints(self, transport: ZmqTransport) -> tuple[Endpoint, ...]:
         """Return where we can be dialled as of now: a wildcard means whatever address this machine has."""
@@ -290,6 +299,9 @@ class Host:
 
     def _command(self, command: Command) -> None:
         self._commands.put(command)
+        self._wake()
+
+    def _wake(self) -> None:
         if self._transport is not None:
             self._transport.wake()
 
@@ -303,6 +315,7 @@ class Host:
                 now = driver.now()
                 for command in self._commands.take(COMMANDS_PER_STEP):
                     driver.feed(command)
+                self._keep_uses(driver, now)
                 if now.steady >= next_description:
                     self._peers = describe_peers(core.membership)
                     self._offers = [
@@ -328,6 +341,22 @@ class Host:
         finally:
             transport.close()
             writer.close()
+
+    def _keep_uses(self, driver: Driver, now: Instant) -> None:
+        """Have uses of invites written on the disk's thread, one batch at a time, and tell the core when they are."""
+        if self._uses is None:
+            return
+        if self._writing is not None and self._writing[0].done():
+            future, uses = self._writing
+            self._writing = None
+            failure = future.exception()
+            if failure is not None:  # nobody is let in meanwhile; they ask again
+                log.warning("cannot keep uses of invites, so they are not granted", error=str(failure))
+            driver.feed(Stored(uses, ok=failure is None))
+        if self._writing is None and (fresh := tuple(self._setup.gate.take_fresh())):
+            future = self._disk.submit(self._uses.append, fresh, now.unix * 1000)
+            self._writing = (future, fresh)
+            future.add_done_callback(lambda _: self._wake())
 
     def _save(self, core: Core, writer: BackgroundWriter) -> None:
         if self._peers_file is not None:

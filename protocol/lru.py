@@ -34,6 +34,12 @@ class Recent(Generic[K, V]):
         if len(self._entries) > self._capacity:
             self._entries.popitem(last=False)
 
+    def take_all(self) -> list[V]:
+        """Forget every entry and return them, oldest first."""
+        values = list(self._entries.values())
+        self._entries.clear()
+        return values
+
     def pop(self, key: K) -> V | None:
         """Forget an entry and return it, or None."""
         return self._entries.pop(key, None)

@@ -46,6 +46,26 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     sync_folder(path.parent)
 
 
+def append_durably(path: Path, size: int, data: bytes, mode: int) -> None:
+    """Write `data` behind the first `size` bytes of `path`, which is made with `mode` if it is not there, and fsync.
+
+    What an append that failed left behind those bytes is overwritten or cut off.
+
+    Raises:
+        OSError: the disk is full, the folder is missing or read-only.
+    """
+    is_new = not path.exists()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, mode)
+    with os.fdopen(descriptor, "wb") as file:  # does not truncate: that is for `open`
+        file.truncate(size)
+        file.seek(size)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    if is_new:
+        sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

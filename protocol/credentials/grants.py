@@ -15,12 +15,21 @@ Neither is of use under another key. Both end at their expiry, and the membershi
 A number belongs to the node that was seen with it first. No node sees everything first: when two
 use one number in different parts of a swarm, each part keeps its own until the ticket expires.
 So N uses admit at most N nodes at any one node, and could admit more in the swarm as a whole.
+
+A use lives as long as its ticket and longer than this process: it is on disk before its holder is
+admitted. This machine does no I/O, so a use goes through
+
+    (none)     a genuine ticket, whose number is free    -- `admits` -->  NOT KEPT, handed out by `take_fresh`
+    NOT KEPT   `admits` says `NOT_KEPT`: not yet         -- `kept` -->    KEPT
+                                                         -- `lost` -->    (none), the disk failed: try again
+    KEPT       `admits` says yes to its holder, `invite_used` to others, until the ticket expires
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from protocol.config import Instant
+from protocol.config import NOT_KEPT, Instant
 from protocol.credentials.manifest import Policy, SwarmManifest
 from protocol.credentials.records import MAX_GRANT_BYTES, PeerRecord
 from protocol.errors import GrantError
@@ -29,10 +38,11 @@ from protocol.lru import Recent
 from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
 from protocol.wire.envelope import SWARM_BYTES
 
-REFUSALS = frozenset({"not_admitted", "invite_used", "invite_expired"})  # what a `Gatekeeper` answers
+# What a `Gatekeeper` answers; the last one where more uses are in force than it remembers.
+REFUSALS = frozenset({"not_admitted", "invite_used", "invite_expired", "too_many_uses"})
 MAX_USES = 4096
 MAX_CHECKED = 4096  # grants whose signatures were found good, about 300 bytes each
-MAX_NUMBERS = 1 << 16  # used numbers that are remembered: sixteen of the largest invites
+MAX_NUMBERS = 1 << 16  # uses that are remembered: sixteen of the largest invites
 MAX_FIELDS = 16  # six of today, and what a newer minor version may append
 _PASS, _TICKET = 1, 2
 _PASS_DOMAIN = b"gossamer/pass/1\x00"
@@ -75,6 +85,15 @@ class Ticket:
         invite = self.certificate
         certified = [invite.key, invite.uses, invite.expiry_ms, invite.signature]
         return pack([_TICKET, [*certified, self.number, self.signature]])
+
+
+class Use(NamedTuple):
+    """A number of an invite (by its public key, 32 bytes) and the node that has it until the invite expires."""
+
+    key: bytes
+    number: int
+    holder: NodeId
+    expiry_ms: int
 
 
 def make_pass(founder: Identity, swarm: bytes, node: NodeId, expiry_ms: int) -> Pass:
@@ -153,17 +172,25 @@ def is_genuine(grant: Pass | Ticket, holder: bytes, manifest: SwarmManifest, che
 class Gatekeeper:
     """Decides whose records are admitted to the swarm of `manifest`; no I/O, bounded state.
 
-    `check` verifies signatures.
+    `uses` are those of earlier processes. With `keeps`, somebody takes new ones from `take_fresh`, writes them
+    down and says so; without, a use counts at once and is forgotten with this process. `check` verifies signatures.
     """
 
-    def __init__(self, manifest: SwarmManifest, check: Verify = verify) -> None:
+    def __init__(
+        self, manifest: SwarmManifest, uses: Iterable[Use] = (), *, keeps: bool = False, check: Verify = verify
+    ) -> None:
         self._manifest = manifest
+        self._keeps = keeps
         self._check = check
         self._genuine: Recent[tuple[bytes, bytes], Pass | Ticket] = Recent(MAX_CHECKED)
-        self._holders: Recent[tuple[bytes, int], NodeId] = Recent(MAX_NUMBERS)
+        self._uses: dict[tuple[bytes, int], Use] = {}
+        for use in uses:
+            self._uses.setdefault((use.key, use.number), use)
+        self._not_kept: set[Use] = set()
+        self._fresh: list[Use] = []
 
     def admits(self, record: PeerRecord, now: Instant) -> str:
-        """Return "" or which of `REFUSALS` keeps the node of the verified `record` out."""
+        """Return "", which of `REFUSALS` keeps the node of the verified `record` out, or `NOT_KEPT`."""
         if self._manifest.policy is Policy.OPEN or record.public_key == self._manifest.founder_key:
             return ""
         if record.node_id in self._manifest.allowed:
@@ -175,12 +202,44 @@ class Gatekeeper:
             return "" if now.unix * 1000 < grant.expiry_ms else "invite_expired"
         if now.unix * 1000 >= grant.certificate.expiry_ms:
             return "invite_expired"
-        use = (grant.certificate.key, grant.number)
-        holder = self._holders.get(use) or record.node_id
-        if holder != record.node_id:
+        return self._use(grant, record.node_id, now)
+
+    def take_fresh(self) -> tuple[Use, ...]:
+        """Return the uses to write down, each once."""
+        fresh, self._fresh = tuple(self._fresh), []
+        return fresh
+
+    def kept(self, uses: Iterable[Use]) -> None:
+        """Note that these uses are on disk."""
+        self._not_kept.difference_update(uses)
+
+    def lost(self, uses: Iterable[Use]) -> None:
+        """Note that these uses could not be written: their holders have to ask again."""
+        for use in uses:
+            self._not_kept.discard(use)
+            self._uses.pop((use.key, use.number), None)
+
+    def _use(self, ticket: Ticket, holder: NodeId, now: Instant) -> str:
+        invite = ticket.certificate
+        use = self._uses.get((invite.key, ticket.number))
+        if use is None:
+            if len(self._uses) >= MAX_NUMBERS:
+                self._forget_expired(now)
+            if len(self._uses) >= MAX_NUMBERS:
+                return "too_many_uses"
+            use = Use(invite.key, ticket.number, holder, invite.expiry_ms)
+            self._uses[invite.key, ticket.number] = use
+            if self._keeps:
+                self._not_kept.add(use)
+                self._fresh.append(use)
+        if use.holder != holder:
             return "invite_used"
-        self._holders.set(use, holder)
-        return ""
+        return NOT_KEPT if use in self._not_kept else ""
+
+    def _forget_expired(self, now: Instant) -> None:
+        limit = now.unix * 1000
+        for place in [place for place, use in self._uses.items() if use.expiry_ms <= limit]:
+            del self._uses[place]
 
     def _open(self, record: PeerRecord) -> Pass | Ticket | None:
         key = (record.public_key, record.grant)

@@ -11,7 +11,7 @@ Rules
 
 import random
 
-from protocol.config import Instant, Setup
+from protocol.config import NOT_KEPT, Instant, Setup
 from protocol.credentials.records import PeerRecord
 from protocol.errors import MessageError
 from protocol.events import MembershipAction, Send
@@ -69,7 +69,7 @@ class Exchange:
             record = self._directory.read(encoded, now)
             if record.node_id == self._own:
                 self._directory.outbid(record, now)
-            elif not self._setup.admits(record, now):
+            elif self._setup.gate.admits(record, now) in ("", NOT_KEPT):
                 first = self._own < record.node_id
                 if self._book.add(record, sender, now.steady + (0.0 if first else DIAL_YIELD_S)):
                     fresh.append(record)

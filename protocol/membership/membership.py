@@ -20,15 +20,17 @@ Rules
  7. A hello of a process that started at another time is a restarted peer: it goes down and
     comes up again. A record of ourselves that is newer than our own (our clock was set back)
     makes us raise our incarnation above it.
+ 7. Where the use of an invite has to be on disk first, a hello waits for that unanswered (`Stored`).
 """
 
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable
 
-from protocol.config import Instant, Setup
+from protocol.config import NOT_KEPT, Instant, Setup
 from protocol.credentials.records import PeerRecord
-from protocol.errors import MessageError, RecordError
+from protocol.errors import MessageError, PeerError, RecordError
 from protocol.events import (
     Closed,
     Dial,
@@ -43,9 +45,11 @@ from protocol.events import (
     PeerDown,
     PeerUp,
     Send,
+    Stored,
     Tick,
 )
 from protocol.identity import NodeId
+from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.directory import Directory
 from protocol.membership.dissemination import Exchange
@@ -66,6 +70,7 @@ EVICT_INTERVAL_S = 1.0
 # A hello makes us tell a peer all over again whom we know and what we hold: twice as often as it has to be repeated.
 LEAST_HELLO_PAUSE_S = HELLO_RETRY_S / 2
 TICK_S = 0.5
+MAX_WAITING = 64  # hellos that wait for a disk; whoever is not among them says hello again
 BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE})  # what a peer may say that does not take us in
 Refuses = Callable[[NodeId, Instant], bool]
 NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
@@ -99,6 +104,7 @@ class Membership:
         self._next_rotation = now.steady + setup.timing.rotate_interval * rng.uniform(0.5, 1.0)
         self._next_review = now.steady
         self._next_eviction = now.steady
+        self._waiting: Recent[Link, Message] = Recent(MAX_WAITING)  # rule 7
         self.deaths = 0  # peers dropped for silence
         self.refusal = ""  # why somebody last did not admit us
         self.refused: Counter[str] = Counter()  # whom we did not admit, by reason
@@ -170,6 +176,8 @@ class Membership:
             case Moved(endpoints, services):
                 self.directory.move(endpoints, services, now)
                 return self._links.tell_all(Peers((self.record.encoded,)))
+            case Stored():
+                return self._stored(event, now)
             case Tick():
                 return self._tick(now)
 
@@ -179,7 +187,7 @@ class Membership:
             return []
         match message.kind:
             case Kind.HELLO:
-                return self._hello(link, sender, Hello.decode(body), now)
+                return self._hello(message, now)
             case Kind.PEERS:
                 return self._hear_of(link, sender, Peers.decode(body), now)
             case Kind.GOODBYE:
@@ -210,6 +218,7 @@ class Membership:
         return [Send(link, Hello(self.record.encoded, needy=not self._links.peers))]
 
     def _closed(self, link: Link, now: Instant) -> list[MembershipAction]:
+        self._waiting.pop(link)
         lost = self._links.closed(link)
         if lost.attempt is not None:
             lost.attempt.contact.failed(now, self._rng)
@@ -217,7 +226,8 @@ class Membership:
             return [PeerUp(lost.switched)]
         return self._lose(lost.peer, now) if lost.peer is not None else []
 
-    def _hello(self, link: Link, sender: NodeId, hello: Hello, now: Instant) -> list[MembershipAction]:
+    def _hello(self, message: Message, now: Instant) -> list[MembershipAction]:
+        link, sender, hello = message.link, message.sender, Hello.decode(message.body)
         record = self.directory.read(hello.record, now)
         if record.node_id != sender or record.curve_key != link.key:
             raise RecordError("impostor", "the record is another node's or names another key")
@@ -230,7 +240,10 @@ class Membership:
             self.refused["graylisted"] += 1
             dropped = self._drop(sender) if sender in self._links.peers else []
             return [*dropped, *self._refuse(link, "graylisted", now)]
-        refusal = self._setup.admits(record, now)
+        refusal = self._setup.gate.admits(record, now)
+        if refusal == NOT_KEPT:
+            self._waiting.set(link, message)
+            return []
         if refusal:
             self.refused[refusal] += 1
             return self._refuse(link, refusal, now)
@@ -250,6 +263,16 @@ class Membership:
                 return [*actions, others, *self._refuse(link, "full", now)]
             actions += evicted
         return [*actions, *self._welcome(link, record, now)]
+
+    def _stored(self, event: Stored, now: Instant) -> list[MembershipAction]:
+        """Hear again who had to wait for what was written."""
+        (self._setup.gate.kept if event.ok else self._setup.gate.lost)(event.uses)
+        waiting = self._waiting.take_all() if event.ok else []
+        actions: list[MembershipAction] = []
+        for message in waiting:
+            with contextlib.suppress(PeerError):  # its record may have expired meanwhile
+                actions += self._hello(message, now)
+        return actions
 
     def _welcome(self, link: Link, record: PeerRecord, now: Instant) -> list[MembershipAction]:
         node = record.node_id
@@ -382,8 +405,8 @@ class Membership:
         self._next_review = now.steady + self._setup.timing.exchange_interval
         actions: list[MembershipAction] = []
         for node, peer in list(self._links.peers.items()):
-            reason = self._setup.admits(peer.record, now)
-            if reason:
+            reason = self._setup.gate.admits(peer.record, now)
+            if reason not in ("", NOT_KEPT):
                 self.refused[reason] += 1
                 actions += self._leave(node, reason, now)
         return actions

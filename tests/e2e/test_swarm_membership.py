@@ -119,6 +119,19 @@ def test_an_allowlist_admits_the_listed_the_invited_and_nobody_else(tmp_path: Pa
         assert state["rejected"]["invite_expired"] >= 2
 
 
+def test_an_invite_that_was_used_stays_used_when_who_granted_it_is_killed(tmp_path: Path) -> None:
+    club = found(tmp_path / "club", Policy.ALLOWLIST)
+    with relay(club) as process:
+        once = founding.make_invite(club, [], founding.shared_invite(club, 1, DAY))
+        join(tmp_path / "first", once)
+        process.kill()
+    with relay(club):
+        with pytest.raises(JoinError, match="used up"):
+            join(tmp_path / "second", once)
+        (tmp_path / "first" / "manifest.bin").unlink()
+        join(tmp_path / "first", once)  # whose it is gets in again
+
+
 def test_a_relay_alone_bridges_two_nodes_that_nobody_can_dial(tmp_path: Path) -> None:
     club = found(tmp_path / "club")
     with relay(club), ExitStack() as stack:

@@ -1,16 +1,27 @@
 """Who may be in a swarm with an allowlist: passes and invites, and every way to stretch them."""
 
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.config import Instant
-from protocol.credentials.grants import MAX_USES, Gatekeeper, Pass, Ticket, make_certificate, make_pass, open_grant
+from protocol.config import NOT_KEPT, Instant
+from protocol.credentials.grants import (
+    MAX_USES,
+    Gatekeeper,
+    Pass,
+    Ticket,
+    Use,
+    make_certificate,
+    make_pass,
+    open_grant,
+)
 from protocol.credentials.invite import SharedInvite, make_shared_invite
 from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
 from protocol.credentials.records import MAX_GRANT_BYTES, PeerRecord, make_record
+from protocol.credentials.use_log import ENTRY_BYTES, UseLog
 from protocol.errors import GrantError
 from protocol.identity import Identity
 
@@ -101,6 +112,102 @@ def test_an_invite_admits_one_node_a_number_the_first_that_is_seen() -> None:
     assert keeper.admits(record(nodes[1], ticket(invite, 1, nodes[1])), NOW) == ""
     assert {keeper.admits(record(nodes[2], ticket(invite, n, nodes[2])), NOW) for n in (0, 1)} == {"invite_used"}
     assert keeper.admits(record(nodes[0], ticket(invite, 0, nodes[0])), NOW) == ""
+
+
+def use_by(identity: Identity, number: int = 0, key: bytes = bytes(32), expiry_ms: int = LATER_MS) -> Use:
+    return Use(key, number, identity.node_id, expiry_ms)
+
+
+def test_a_use_admits_nobody_before_it_is_on_disk_and_is_handed_out_once() -> None:
+    invite, keeper = shared(uses=1), Gatekeeper(CLUB, keeps=True)
+    first, second = Identity(bytes([10]) * 32), Identity(bytes([11]) * 32)
+    asked = [record(node, ticket(invite, 0, node)) for node in (first, second)]
+    assert [keeper.admits(asked[0], NOW), keeper.admits(asked[0], NOW)] == [NOT_KEPT, NOT_KEPT]
+    (use,) = keeper.take_fresh()
+    assert keeper.take_fresh() == () and use.holder == first.node_id
+    assert keeper.admits(asked[1], NOW) == "invite_used"
+    keeper.lost([use])
+    assert keeper.admits(asked[1], NOW) == NOT_KEPT  # nobody had it after all
+    keeper.kept(keeper.take_fresh())
+    assert [keeper.admits(one, NOW) for one in asked] == ["invite_used", ""]
+
+
+def test_a_restart_forgets_no_use(tmp_path: Path) -> None:
+    invite = shared(uses=1)
+    first, second = Identity(bytes([10]) * 32), Identity(bytes([11]) * 32)
+    log = UseLog(tmp_path / "uses.bin")
+    keeper = Gatekeeper(CLUB, log.load(0), keeps=True)
+    keeper.admits(record(first, ticket(invite, 0, first)), NOW)
+    log.append(keeper.take_fresh(), 0)
+    again = Gatekeeper(CLUB, UseLog(tmp_path / "uses.bin").load(0), keeps=True)
+    assert again.admits(record(second, ticket(invite, 0, second)), NOW) == "invite_used"
+    assert again.admits(record(first, ticket(invite, 0, first)), NOW) == ""
+
+
+def test_uses_are_bounded_and_a_new_one_waits_for_others_to_expire(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocol.credentials.grants.MAX_NUMBERS", 2)
+    keeper = Gatekeeper(CLUB, [use_by(GUEST, 0), use_by(GUEST, 1, expiry_ms=LATER_MS // 2)])
+    late = Instant(0.0, LATER_MS / 2000 - 1)
+    invite = shared()
+    asked = record(STRANGER, ticket(invite, 0, STRANGER))
+    assert keeper.admits(asked, late) == "too_many_uses"
+    assert keeper.admits(asked, Instant(0.0, LATER_MS / 2000)) == ""
+
+
+uses = st.lists(
+    st.builds(
+        Use,
+        st.binary(min_size=32, max_size=32),
+        st.integers(0, MAX_USES - 1),
+        st.sampled_from([GUEST.node_id, STRANGER.node_id]),
+        st.integers(1, 2**64 - 1),
+    ),
+    max_size=6,
+    unique_by=lambda use: (use.key, use.number),
+)
+
+
+@given(uses, st.data())
+def test_a_log_that_was_cut_short_or_damaged_holds_the_uses_before_the_damage(
+    tmp_path_factory: pytest.TempPathFactory, kept: list[Use], data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("uses") / "uses.bin"
+    log = UseLog(path)
+    for use in kept:
+        log.append([use], 0)
+    assert list(UseLog(path).load(0)) == kept
+    whole = path.read_bytes() if kept else b""
+    at = data.draw(st.integers(0, len(whole)))
+    path.write_bytes(whole[:at] + data.draw(st.binary(max_size=3)))
+    before = kept[: at // ENTRY_BYTES]
+    again = UseLog(path)
+    assert list(again.load(0)) == before
+    again.append([use_by(FOUNDER)], 0)  # and goes on behind them
+    assert list(UseLog(path).load(0)) == [*before, use_by(FOUNDER)]
+
+
+def test_a_log_lets_go_of_what_expired_and_never_outgrows_its_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("protocol.credentials.use_log.MAX_BYTES", 10 * ENTRY_BYTES)
+    log = UseLog(tmp_path / "uses.bin")
+    for number in range(100):
+        log.append([use_by(GUEST, number, expiry_ms=number + 1)], now_ms=number)
+        assert (tmp_path / "uses.bin").stat().st_size <= 10 * ENTRY_BYTES
+    assert [use.number for use in UseLog(tmp_path / "uses.bin").load(99)] == [99]
+    assert (tmp_path / "uses.bin").stat().st_size == ENTRY_BYTES
+    assert (tmp_path / "uses.bin").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_use_that_could_not_be_written_is_not_found_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = UseLog(tmp_path / "uses.bin")
+    log.append([use_by(GUEST, 0)], 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            log.append([use_by(GUEST, 1)], 0)
+    log.append([use_by(STRANGER, 2)], 0)
+    assert [use.number for use in UseLog(tmp_path / "uses.bin").load(0)] == [0, 2]
 
 
 def test_a_ticket_is_of_no_use_under_another_key_beyond_its_uses_or_with_more_of_them() -> None:

@@ -7,10 +7,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.config import LAN, Instant, Limits, Setup
+from protocol.config import LAN, NOT_KEPT, Instant, Limits, OpenGate, Setup
+from protocol.credentials.grants import Gatekeeper
+from protocol.credentials.invite import make_shared_invite
+from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
 from protocol.credentials.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, Service, make_record
 from protocol.errors import PeerError, RecordError
-from protocol.events import Closed, Dial, Expel, HangUp, Link, Message, Moved, Opened, PeerDown, PeerUp, Send, Tick
+from protocol.events import (
+    Closed,
+    Dial,
+    Expel,
+    HangUp,
+    Link,
+    Message,
+    Moved,
+    Opened,
+    PeerDown,
+    PeerUp,
+    Send,
+    Stored,
+    Tick,
+)
 from protocol.identity import Identity
 from protocol.membership.address_book import LAST_RETRY_S, Book
 from protocol.membership.dissemination import DIAL_YIELD_S
@@ -23,6 +40,13 @@ SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0
 # In the order of their node ids, as the rules about pairs look at that order.
 LOW, ME, HIGH, *OTHERS = sorted((Identity(bytes([n]) * 32) for n in range(30)), key=lambda i: i.node_id)
+
+
+class Rule(OpenGate):
+    """A gate of one function."""
+
+    def __init__(self, admits) -> None:
+        self.admits = admits
 
 
 def at(seconds: float) -> Instant:
@@ -371,7 +395,7 @@ def test_a_refusal_for_other_reasons_is_remembered_for_the_person() -> None:
 
 
 def test_who_is_not_admitted_is_told_why_and_never_becomes_a_peer() -> None:
-    setup = Setup(ME, SWARM, admits=lambda record, now: "" if record.node_id == HIGH.node_id else "not_admitted")
+    setup = Setup(ME, SWARM, gate=Rule(lambda record, now: "" if record.node_id == HIGH.node_id else "not_admitted"))
     core = Membership(setup, Book((), 16), random.Random(1), at(0))
     actions = core.handle(hello(LOW, dialled=False), at(0))
     assert Goodbye.decode(bodies(actions, Kind.GOODBYE)[0]).reason == "not_admitted" and core.peers == []
@@ -382,13 +406,42 @@ def test_who_is_not_admitted_is_told_why_and_never_becomes_a_peer() -> None:
 
 
 def test_who_is_admitted_no_more_is_told_why_and_parted_from() -> None:
-    setup = Setup(ME, SWARM, admits=lambda record, now: "" if now.steady < 100 else "invite_expired")
+    setup = Setup(ME, SWARM, gate=Rule(lambda record, now: "" if now.steady < 100 else "invite_expired"))
     core = Membership(setup, Book((), 10), random.Random(1), at(0))
     join(core, LOW)
     actions = core.handle(Tick(), at(100))
     assert PeerDown(LOW.node_id) in actions
     assert [Goodbye.decode(body).reason for body in bodies(actions, Kind.GOODBYE)] == ["invite_expired"]
     assert core.refused == {"invite_expired": 1}
+
+
+def test_a_hello_waits_until_its_use_of_an_invite_is_on_disk_and_is_not_heard_when_that_fails() -> None:
+    founder, link = OTHERS[0], Link(LOW.curve_key, False)
+    club = make_manifest(founder, "club", 1, Policy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])
+    invite = make_shared_invite(founder, club, 1, int((UNIX + 3600) * 1000))
+    gate = Gatekeeper(club, keeps=True)
+    core = Membership(Setup(ME, club.swarm, gate=gate), Book((), 16), random.Random(1), at(0))
+    grant = invite.ticket(club.swarm, 0, LOW.public_key).encode()
+    ours = make_record(LOW, club.swarm, (), 1, "", int((UNIX + 3600) * 1000), grant)
+    greeting = Message(link, LOW.node_id, Kind.HELLO, Hello(ours.encoded).encode())
+
+    assert core.handle(greeting, at(0)) == []
+    lost = tuple(gate.take_fresh())
+    assert core.handle(Stored(lost, ok=False), at(1)) == [] and core.peers == []
+    assert core.handle(greeting, at(2)) == []
+    kept = tuple(gate.take_fresh())
+    assert lost == kept
+    assert PeerUp(LOW.node_id) in core.handle(Stored(kept, ok=True), at(3))
+    assert core.handle(Stored(kept, ok=True), at(4)) == []  # nobody waits any more
+
+
+def test_who_hung_up_while_its_hello_waited_does_not_come_up() -> None:
+    link = Link(LOW.curve_key, False)
+    waits = Rule(lambda record, now: NOT_KEPT if now.steady < 1 else "")
+    core = Membership(Setup(ME, SWARM, gate=waits), Book((), 16), random.Random(1), at(0))
+    core.handle(hello(LOW, dialled=False), at(0))
+    core.handle(Closed(link), at(0.5))
+    assert core.handle(Stored((), ok=True), at(1)) == [] and core.peers == []
 
 
 def test_now_and_then_a_chosen_link_is_replaced_by_another() -> None:

@@ -1,0 +1,82 @@
+"""Write-ahead log of invites' uses: on disk before anybody is admitted with one, and there after a crash.
+
+    file = entry (68 bytes), ...
+    entry = invite key (32) | number (4) | node id (20) | expiry in ms (8) | CRC-32 of these (4)
+
+Entries are appended and synced. A process that dies in between leaves a part of an entry, or one whose
+sum is wrong: reading stops there, and the next start writes the file anew without it, and without what
+has expired. So the file holds what the machine in `grants` may hold, and what one process appended.
+"""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from protocol.credentials.grants import MAX_NUMBERS, Use
+from protocol.identity import KEY_BYTES, NODE_ID_BYTES, id_bytes, id_of_bytes
+from protocol.storage import append_durably, write_atomically
+
+ENTRY_BYTES = KEY_BYTES + 4 + NODE_ID_BYTES + 8 + 4
+MODE = 0o600
+MAX_BYTES = 4 * MAX_NUMBERS * ENTRY_BYTES  # 18 MB; a process that appends more than that writes the file anew
+
+
+class UseLog:
+    """The file at `path`. Belongs to one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._kept: dict[tuple[bytes, int], Use] = {}
+        self._size = 0
+
+    def load(self, now_ms: float) -> Sequence[Use]:
+        """Return the uses that hold at `now_ms`, Unix time; the first of two for one number.
+
+        Raises:
+            OSError: the file is there and cannot be read, or not be written anew.
+        """
+        try:
+            with self._path.open("rb") as file:
+                data = file.read(MAX_BYTES)
+        except FileNotFoundError:
+            return ()
+        read = list(_entries(data))
+        for use in read:
+            if use.expiry_ms > now_ms and len(self._kept) < MAX_NUMBERS:
+                self._kept.setdefault((use.key, use.number), use)
+        if len(self._kept) * ENTRY_BYTES != len(data):
+            self._write_anew()
+        self._size = len(self._kept) * ENTRY_BYTES
+        return tuple(self._kept.values())
+
+    def append(self, uses: Sequence[Use], now_ms: float) -> None:
+        """Keep `uses`: they are durable when this returns.
+
+        Raises:
+            OSError: the disk is full or the folder is gone; none of them counts.
+        """
+        data = b"".join(map(_entry, uses))
+        if self._size + len(data) > MAX_BYTES:
+            self._kept = {place: use for place, use in self._kept.items() if use.expiry_ms > now_ms}
+            self._write_anew()
+            self._size = len(self._kept) * ENTRY_BYTES
+        append_durably(self._path, self._size, data, MODE)
+        self._size += len(data)
+        self._kept.update(((use.key, use.number), use) for use in uses)
+
+    def _write_anew(self) -> None:
+        write_atomically(self._path, b"".join(map(_entry, self._kept.values())), MODE)
+
+
+def _entry(use: Use) -> bytes:
+    fields = use.key + use.number.to_bytes(4, "big") + id_bytes(use.holder) + use.expiry_ms.to_bytes(8, "big")
+    return fields + zlib.crc32(fields).to_bytes(4, "big")
+
+
+def _entries(data: bytes) -> Iterable[Use]:
+    for start in range(0, len(data) - ENTRY_BYTES + 1, ENTRY_BYTES):
+        fields, total = data[start : start + ENTRY_BYTES - 4], data[start + ENTRY_BYTES - 4 : start + ENTRY_BYTES]
+        if zlib.crc32(fields).to_bytes(4, "big") != total:
+            return
+        key, number, holder, expiry = fields[:32], fields[32:36], fields[36:56], fields[56:]
+        yield Use(key, int.from_bytes(number, "big"), id_of_bytes(holder), int.from_bytes(expiry, "big"))
