@@ -204,15 +204,10 @@ def _needs_grant(invite: Invite, folder: Path) -> bool:
 def _fetch(identity: Identity, invite: Invite) -> tuple[SwarmManifest, bytes]:
     """Return the manifest, and the grant with which it was given."""
     log.info("asking for the manifest", swarm=invite.name, seeds=[str(seed.endpoint) for seed in invite.seeds])
-    refused: JoinError | None = None
-    for grant in _grants(identity, invite):
-        try:
-            return fetch_manifest(identity, invite, grant, FETCH_TIMEOUT_S), grant
-        except JoinError as error:
-            if error.reason != "invite_used":
-                raise _explained(error, identity, invite) from None
-            refused = error
-    raise _explained(refused, identity, invite) if refused else AssertionError("an invite has a number to try")
+    try:
+        return fetch_manifest(identity, invite, _grants(identity, invite), FETCH_TIMEOUT_S)
+    except JoinError as error:
+        raise _explained(error, identity, invite) from None
 
 
 def _grants(identity: Identity, invite: Invite) -> Sequence[bytes]:
@@ -233,7 +228,9 @@ def _explained(error: JoinError, identity: Identity, invite: Invite) -> JoinErro
         "invite_used": f"this invite to swarm {invite.name!r} is used up: {ask}",
         "invite_expired": f"this invite to swarm {invite.name!r} has expired: {ask}",
     }
-    return JoinError(lines.get(error.reason, str(error)), error.reason)
+    said = ", ".join(f"{endpoint} says {reason}" for endpoint, reason in error.refusals.items())
+    by = f" ({said})" if said else ""
+    return JoinError(lines.get(error.reason, str(error)) + by, error.reason, error.refusals)
 
 
 MANIFEST_FILE = "manifest.bin"

@@ -1,56 +1,285 @@
-"""Asking a swarm's seeds for its manifest: the first thing that a joiner does."""
+"""Bootstrap: asking a swarm's members for its manifest, the first thing that a joiner does.
 
-import time
-from dataclasses import replace
+No host, no gossip, no thread: one exchange with each member that is asked, over links of its own. A joiner
+knows the invite's seeds, and members without room name others. One that refuses ends nothing: it may be
+hostile, or not know yet what the others know.
 
-from protocol.config import LAN, Limits, Timing
-from protocol.credentials.grants import REFUSALS
+Members, by the key that they have to prove
+    WAITING    to be dialled, at once or after a pause that doubles     -- time -->     DIALLED
+    DIALLED    the transport opens the link                             -- Opened -->   GREETED, we sent our hello
+    GREETED    it has our record, with the grant                        -- HELLO -->    ADMITTED, we asked for it
+    ADMITTED   it takes us for a member                                 -- MANIFEST --> done
+    REFUSED    it said why, or gave another manifest: asked no more
+
+Rules
+ 1. A link that closes or stays silent for `PATIENCE_S`, and a member without room: WAITING.
+ 2. `invite_used` is about one number of the invite: who says it is asked again, with the next one. No two members
+    are shown different numbers at a time as long as nobody says so, since each might grant its own.
+ 3. It is over when the manifest is there, or all have refused, or `GRACE_S` after the last refusal: somebody
+    answers, and the others had their time.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from protocol.config import Instant, Limits, read_clock
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import SwarmManifest, open_manifest
-from protocol.errors import JoinError, ManifestError
-from protocol.host import Host
+from protocol.credentials.records import RECORD_LIFE_S, REFUTATION_BITS, Address, make_record, open_record
+from protocol.errors import JoinError, PeerError
+from protocol.events import Arrived, Closed, Dial, HangUp, Link, NetworkEvent, Opened, SendFrame, Tick
 from protocol.identity import Identity
+from protocol.membership.links import HELLO_RETRY_S
+from protocol.membership.membership import NO_ROOM
+from protocol.transport.zeromq import ZmqTransport
+from protocol.wire.envelope import Envelope, Kind, open_frame, seal
+from protocol.wire.messages import Goodbye, Hello, Manifest, Peers
 
-POLL_S = 0.02
+AGENT = "gossamer/joining"
+MAX_MEMBERS = 16  # that are asked: an invite's eight seeds, and as many that those name
+MAX_FRAMES = 256  # that a member may send us: its hello, some records, the manifest and what it sends every peer
+PATIENCE_S = 10.0  # for a link, a hello and an answer, as long as membership has
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 8.0
+GRACE_S = 5.0
+FALSE_MANIFEST = "false_manifest"  # what we count a member as that gives another one than the invite's
+POLL_S = 0.1
+
+
+class State(Enum):
+    """See the module's comment."""
+
+    WAITING = auto()
+    DIALLED = auto()
+    GREETED = auto()
+    ADMITTED = auto()
+    REFUSED = auto()
+
+
+@dataclass(slots=True)
+class Member:
+    """One that is asked; `since` is when its state began or is to end, `shown` which grant it last saw."""
+
+    address: Address
+    state: State = State.WAITING
+    since: float = 0.0
+    said: float = 0.0  # when we last said something
+    pauses: int = 0
+    shown: int = -1
+    frames: int = 0
+    reason: str = ""  # why it refused
+
+
+Action = Dial | HangUp | SendFrame
+
+
+class Bootstrap:
+    """The machine of the module's comment, without I/O: `handle(event, now) -> actions`.
+
+    `grants` are what to show, one after the other where an invite has many numbers; at least one, and b"" for none.
+    """
+
+    def __init__(
+        self, identity: Identity, invite: Invite, grants: Sequence[bytes], rng: random.Random, now: Instant
+    ) -> None:
+        self._identity = identity
+        self._invite = invite
+        self._grants = grants
+        self._rng = rng
+        self._current = 0  # of the grants
+        self._sequence = int(now.unix * 1e6)
+        self._incarnation = int(now.unix * 1000) << REFUTATION_BITS
+        self._members = {seed.key: Member(seed) for seed in invite.seeds}
+        self._refused_at: float | None = None
+        self.manifest: SwarmManifest | None = None
+        self.grant = b""  # with which the manifest was given
+
+    @property
+    def refusals(self) -> Mapping[str, str]:
+        """Why each member that refused did, by its endpoint."""
+        return {str(member.address.endpoint): member.reason for member in self._members.values() if member.reason}
+
+    def is_over(self, now: Instant) -> bool:
+        """Rule 3."""
+        if self.manifest is not None or all(member.state is State.REFUSED for member in self._members.values()):
+            return True
+        return self._refused_at is not None and now.steady >= self._refused_at + GRACE_S and not self._is_admitted
+
+    @property
+    def _is_admitted(self) -> bool:
+        return any(member.state is State.ADMITTED for member in self._members.values())
+
+    def handle(self, event: NetworkEvent | Tick, now: Instant) -> list[Action]:
+        """Advance by one event; what a member sends that makes no sense is dropped."""
+        match event:
+            case Tick():
+                return [action for member in self._members.values() for action in self._tick(member, now)]
+            case Opened(link):
+                member = self._member(link)
+                return self._greet(member, now) if member and member.state is State.DIALLED else [HangUp(link)]
+            case Closed(link):
+                member = self._member(link)
+                if member is not None and member.state not in (State.WAITING, State.REFUSED):
+                    self._pause(member, now)
+                return []
+            case Arrived(link, frame):
+                member = self._member(link)
+                if member is None or member.state not in (State.GREETED, State.ADMITTED):
+                    return []
+                return self._arrived(member, frame, now)
+        return []
+
+    def _member(self, link: Link) -> Member | None:
+        return self._members.get(link.key) if link.dialled else None
+
+    def _tick(self, member: Member, now: Instant) -> list[Action]:
+        link = Link(member.address.key, dialled=True)
+        match member.state:
+            case State.WAITING if now.steady >= member.since:
+                member.state, member.since = State.DIALLED, now.steady
+                return [Dial(member.address)]
+            case State.WAITING | State.REFUSED:
+                return []
+        if now.steady >= member.since + PATIENCE_S:
+            self._pause(member, now)
+            return [HangUp(link)]
+        if member.state is State.GREETED and now.steady >= member.said + HELLO_RETRY_S:
+            return self._greet(member, now)
+        return []
+
+    def _greet(self, member: Member, now: Instant) -> list[Action]:
+        if member.state is State.DIALLED:
+            member.state, member.since = State.GREETED, now.steady
+        member.shown, member.said = self._current, now.steady
+        record = make_record(
+            self._identity,
+            self._invite.swarm,
+            (),
+            self._incarnation,
+            AGENT,
+            int((now.unix + RECORD_LIFE_S) * 1000),
+            self._grants[self._current],
+        )
+        return [self._send(member, Kind.HELLO, Hello(record.encoded, needy=True).encode(), now)]
+
+    def _arrived(self, member: Member, frame: bytes, now: Instant) -> list[Action]:
+        link = Link(member.address.key, dialled=True)
+        member.frames += 1
+        if member.frames > MAX_FRAMES:
+            return [HangUp(link), *self._refused(member, "too_many_frames", now)]
+        try:
+            envelope = open_frame(frame, self._identity.verify)
+            if envelope.swarm != self._invite.swarm:
+                return []
+            return self._message(member, envelope, now)
+        except PeerError:
+            return []
+
+    def _message(self, member: Member, envelope: Envelope, now: Instant) -> list[Action]:
+        link = Link(member.address.key, dialled=True)
+        match envelope.kind:
+            case Kind.HELLO if member.state is State.GREETED:
+                member.state, member.since = State.ADMITTED, now.steady
+                return [self._send(member, Kind.ASK_MANIFEST, b"", now)]
+            case Kind.GOODBYE:
+                reason = Goodbye.decode(envelope.body).reason
+                if reason in NO_ROOM:
+                    self._pause(member, now)
+                    return [HangUp(link)]
+                return [HangUp(link), *self._refused(member, reason, now)]
+            case Kind.PEERS:
+                self._hear_of(Peers.decode(envelope.body), now)
+            case Kind.MANIFEST if member.state is State.ADMITTED:
+                return [HangUp(link), *self._take(member, Manifest.decode(envelope.body).encoded, now)]
+        return []
+
+    def _take(self, member: Member, encoded: bytes, now: Instant) -> list[Action]:
+        try:
+            manifest = open_manifest(encoded)
+        except PeerError:
+            return self._refused(member, FALSE_MANIFEST, now)
+        if manifest.hash != self._invite.manifest:  # all 32 bytes of it: the swarm's id is only half
+            return self._refused(member, FALSE_MANIFEST, now)
+        self.manifest, self.grant = manifest, self._grants[member.shown]
+        return []
+
+    def _refused(self, member: Member, reason: str, now: Instant) -> list[Action]:
+        member.state, member.since, member.reason = State.REFUSED, now.steady, reason
+        self._refused_at = now.steady
+        if reason == "invite_used":  # rule 2
+            self._current = max(self._current, min(member.shown + 1, len(self._grants) - 1))
+            if member.shown < self._current:
+                member.state, member.since, member.frames = State.WAITING, now.steady, 0
+        return []
+
+    def _pause(self, member: Member, now: Instant) -> None:
+        delay = min(LAST_PAUSE_S, FIRST_PAUSE_S * 2.0**member.pauses)
+        member.pauses = min(member.pauses + 1, 16)
+        member.state, member.since = State.WAITING, now.steady + delay * self._rng.uniform(0.5, 1.0)
+
+    def _hear_of(self, peers: Peers, now: Instant) -> None:
+        for encoded in peers.records:
+            if len(self._members) >= MAX_MEMBERS:
+                return
+            record = open_record(encoded, self._invite.swarm, now.unix, self._identity.verify)
+            if record.address is not None and record.curve_key != self._identity.curve_key:
+                self._members.setdefault(record.curve_key, Member(record.address))
+
+    def _send(self, member: Member, kind: Kind, body: bytes, now: Instant) -> SendFrame:
+        self._sequence += 1
+        frame = seal(self._identity, self._invite.swarm, kind, self._sequence, int(now.unix * 1000), body)
+        return SendFrame(Link(member.address.key, dialled=True), frame)
 
 
 def fetch_manifest(
-    identity: Identity, invite: Invite, grant: bytes, timeout: float, timing: Timing = LAN
-) -> SwarmManifest:
-    """Dial the invite's seeds as a member that shows `grant`, and return the manifest that the invite names.
+    identity: Identity, invite: Invite, grants: Sequence[bytes], timeout: float
+) -> tuple[SwarmManifest, bytes]:
+    """Ask the invite's seeds, and whom they name; return the manifest that the invite names and the grant that counted.
 
-    Waits up to `timeout` seconds; the host that asks is gone when this returns.
+    Waits up to `timeout` seconds; all that it opened is closed when this returns.
 
     Raises:
-        JoinError: no seed answered, or one did and keeps this node out; `reason` says for what.
-        BadAddress: a seed's endpoint is of no use on this machine.
+        JoinError: no member answered, or those that did keep this node out; `reason` says for what, and
+            `refusals` who said what.
     """
-    limits = replace(Limits(), held_bytes=0)  # it is here for one message, not to relay
-    host = Host(
-        identity, invite.swarm, None, invite.seeds, limits, "gossamer/joining", timing=timing, grant=grant, manifest=b""
-    )
-    host.start()
+    bootstrap = Bootstrap(identity, invite, grants, random.Random(), read_clock())
+    transport = ZmqTransport(identity, None, Limits())
+    deadline = read_clock().steady + timeout
     try:
-        deadline = time.monotonic() + timeout
-        while not host.manifest and host.refusal not in REFUSALS and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        encoded, refusal = host.manifest, host.refusal
+        events: list[NetworkEvent | Tick] = [Tick()]
+        while True:
+            for event in events:
+                for action in bootstrap.handle(event, read_clock()):
+                    match action:
+                        case Dial(address):
+                            transport.dial(address)
+                        case HangUp(link):
+                            transport.hang_up(link)
+                        case SendFrame(link, frame):
+                            transport.send(link, frame)
+            now = read_clock()
+            if bootstrap.is_over(now) or now.steady >= deadline:
+                break
+            events = [*transport.poll(POLL_S), Tick()]
     finally:
-        host.stop()
-    if not encoded and refusal in REFUSALS:
-        raise JoinError(f"swarm {invite.name!r} does not admit this node: {refusal}", refusal)
-    if not encoded:
+        transport.close()
+    if bootstrap.manifest is not None:
+        return bootstrap.manifest, bootstrap.grant
+    raise _why_not(bootstrap, invite, timeout)
+
+
+def _why_not(bootstrap: Bootstrap, invite: Invite, timeout: float) -> JoinError:
+    refusals = bootstrap.refusals
+    if not refusals:
         seeds = ", ".join(str(seed.endpoint) for seed in invite.seeds)
-        raise JoinError(f"no seed of the invite answered within {timeout:g} s ({seeds}): ask for a newer invite")
-    return _verified(encoded, invite)
-
-
-def _verified(encoded: bytes, invite: Invite) -> SwarmManifest:
-    try:
-        manifest = open_manifest(encoded)
-    except ManifestError as error:
-        raise JoinError(f"the manifest of swarm {invite.name!r} is not valid ({error}): do not join it") from None
-    # The host compared 16 bytes with the swarm's id; the invite knows all 32.
-    if manifest.hash != invite.manifest:
-        raise JoinError(f"the manifest of swarm {invite.name!r} is not the one that the invite names: do not join it")
-    return manifest
+        return JoinError(f"no seed of the invite answered within {timeout:g} s ({seeds}): ask for a newer invite")
+    reason = Counter(refusals.values()).most_common(1)[0][0]
+    if reason == FALSE_MANIFEST:
+        return JoinError(
+            f"the manifest of swarm {invite.name!r} is not the one that the invite names: do not join it",
+            reason,
+            refusals,
+        )
+    return JoinError(f"swarm {invite.name!r} does not admit this node: {reason}", reason, refusals)

@@ -4,6 +4,9 @@ Errors that a person can act on carry one clear line. Errors about a peer's byte
 carry a `reason`, the short name under which they are counted.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class ProtocolError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -58,8 +61,12 @@ class InviteError(ProtocolError):
 
 
 class JoinError(ProtocolError):
-    """A swarm that an invite does not open; the message says why, `reason` is what a seed answered, or ""."""
+    """A swarm that an invite does not open; the message says why.
 
-    def __init__(self, message: str, reason: str = "") -> None:
+    `reason` is what most of those that refused said, or "", and `refusals` what each did, by its endpoint.
+    """
+
+    def __init__(self, message: str, reason: str = "", refusals: Mapping[str, str] = MappingProxyType({})) -> None:
         super().__init__(message)
         self.reason = reason
+        self.refusals = refusals

@@ -132,6 +132,21 @@ def test_an_invite_that_was_used_stays_used_when_who_granted_it_is_killed(tmp_pa
         join(tmp_path / "first", once)  # whose it is gets in again
 
 
+def test_a_join_that_one_member_refuses_is_granted_by_another(tmp_path: Path) -> None:
+    club = found(tmp_path / "club", Policy.ALLOWLIST)
+    apart = tmp_path / "apart"  # another member, which never met the first and so does not know what it granted
+    key_of(apart)
+    (apart / "manifest.bin").write_bytes((club / "manifest.bin").read_bytes())
+    with relay(club), relay(apart):
+        seeds = [Address.parse((folder / "address").read_text()) for folder in (club, apart)]
+        right = founding.shared_invite(club, 1, DAY)
+        join(tmp_path / "first", founding.make_invite(club, seeds[:1], right))
+        alone = founding.make_invite(club, seeds[:1], right)
+        with pytest.raises(JoinError, match=rf"used up.*{seeds[0].endpoint} says invite_used"):
+            join(tmp_path / "second", Invite(alone.name, alone.manifest, alone.seeds[:1], alone.grant))
+        join(tmp_path / "second", founding.make_invite(club, seeds, right))
+
+
 def test_a_relay_alone_bridges_two_nodes_that_nobody_can_dial(tmp_path: Path) -> None:
     club = found(tmp_path / "club")
     with relay(club), ExitStack() as stack:

@@ -1,0 +1,211 @@
+"""Asking for the manifest, driven by hand: whom the machine asks, with what, and when it gives up."""
+
+import itertools
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.bootstrap import FALSE_MANIFEST, GRACE_S, MAX_FRAMES, MAX_MEMBERS, PATIENCE_S, Bootstrap
+from protocol.config import Instant
+from protocol.credentials.invite import Invite
+from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
+from protocol.credentials.records import Address, Endpoint, make_record, open_record
+from protocol.events import Arrived, Closed, Dial, HangUp, Link, Opened, SendFrame, Tick
+from protocol.identity import Identity
+from protocol.wire.envelope import Kind, open_frame, seal
+from protocol.wire.messages import Goodbye, Hello, Manifest, Peers
+
+UNIX = 1_700_000_000.0
+FOUNDER, ME, *SEEDS = (Identity(bytes([n]) * 32) for n in range(40))
+CLUB = make_manifest(FOUNDER, "club", 1, Policy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])
+OTHER = make_manifest(FOUNDER, "other", 1, Policy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])
+
+
+def at(seconds: float) -> Instant:
+    return Instant(seconds, UNIX + seconds)
+
+
+class Talk:
+    """A machine that asks `seeds`, with numbers for grants, and what they say to it."""
+
+    def __init__(self, *seeds: Identity, grants: int = 1) -> None:
+        addresses = tuple(Address(Endpoint(f"s{n}", 1), seed.curve_key) for n, seed in enumerate(seeds))
+        self.grants = [b"grant %d" % number for number in range(grants)]
+        invite = Invite("club", CLUB.hash, addresses)
+        self.machine = Bootstrap(ME, invite, self.grants, random.Random(1), at(0))
+        self.now = 0.0
+        self.actions: list[Dial | HangUp | SendFrame] = []
+        self.sequence = 0
+
+    def feed(self, event, now: float | None = None) -> list[Dial | HangUp | SendFrame]:
+        self.now = self.now if now is None else now
+        actions = self.machine.handle(event, at(self.now))
+        self.actions += actions
+        return actions
+
+    def say(self, seed: Identity, kind: Kind, body: bytes) -> list[Dial | HangUp | SendFrame]:
+        self.sequence += 1
+        frame = seal(seed, CLUB.swarm, kind, self.sequence, int(UNIX * 1000), body)
+        return self.feed(Arrived(link(seed), frame))
+
+    def refuse(self, seed: Identity, reason: str) -> list[Dial | HangUp | SendFrame]:
+        return self.say(seed, Kind.GOODBYE, Goodbye(reason).encode())
+
+    def admit(self, seed: Identity) -> list[Dial | HangUp | SendFrame]:
+        return self.say(seed, Kind.HELLO, Hello(record(seed).encoded).encode())
+
+    def give(self, seed: Identity, manifest: SwarmManifest = CLUB) -> list[Dial | HangUp | SendFrame]:
+        return self.say(seed, Kind.MANIFEST, Manifest(manifest.encoded).encode())
+
+    def open(self, *seeds: Identity) -> None:
+        self.feed(Tick())
+        for seed in seeds:
+            self.feed(Opened(link(seed)))
+
+    @property
+    def is_over(self) -> bool:
+        return self.machine.is_over(at(self.now))
+
+
+def link(seed: Identity) -> Link:
+    return Link(seed.curve_key, dialled=True)
+
+
+def record(seed: Identity, host: str = "elsewhere"):
+    return make_record(seed, CLUB.swarm, (Endpoint(host, 1),), 1, "", int((UNIX + 3600) * 1000))
+
+
+def kinds(actions) -> list[tuple[Link, int]]:
+    return [(a.link, open_frame(a.frame).kind) for a in actions if isinstance(a, SendFrame)]
+
+
+def shown(actions) -> list[bytes]:
+    frames = [open_frame(action.frame) for action in actions if isinstance(action, SendFrame)]
+    hellos = [Hello.decode(frame.body) for frame in frames if frame.kind == Kind.HELLO]
+    return [open_record(hello.record, CLUB.swarm, UNIX).grant for hello in hellos]
+
+
+def test_a_member_that_admits_us_is_asked_for_the_manifest_and_that_is_all() -> None:
+    talk = Talk(SEEDS[0])
+    talk.open(SEEDS[0])
+    assert shown(talk.actions) == [b"grant 0"] and not talk.is_over
+    assert kinds(talk.admit(SEEDS[0])) == [(link(SEEDS[0]), Kind.ASK_MANIFEST)]
+    assert talk.give(SEEDS[0]) == [HangUp(link(SEEDS[0]))]
+    assert talk.is_over and (talk.machine.manifest, talk.machine.grant) == (CLUB, b"grant 0")
+
+
+def test_one_refusal_ends_nothing_and_all_of_them_do() -> None:
+    refuser, granter = SEEDS[:2]
+    talk = Talk(refuser, granter)
+    talk.open(refuser, granter)
+    assert talk.refuse(refuser, "not_admitted") == [HangUp(link(refuser))]
+    assert not talk.is_over
+    talk.feed(Tick(), now=1.0)
+    talk.admit(granter)
+    talk.give(granter)
+    assert talk.machine.manifest == CLUB
+    talk = Talk(refuser, granter)
+    talk.open(refuser, granter)
+    talk.refuse(refuser, "not_admitted")
+    talk.refuse(granter, "invite_expired")
+    assert talk.is_over
+    assert talk.machine.refusals == {"tcp://s0:1": "not_admitted", "tcp://s1:1": "invite_expired"}
+
+
+def test_whoever_refused_is_asked_once_and_the_silent_have_some_seconds_more() -> None:
+    refuser, silent = SEEDS[:2]
+    talk = Talk(refuser, silent)
+    talk.open(refuser)
+    talk.refuse(refuser, "not_admitted")
+    before = len(talk.actions)
+    talk.feed(Tick(), now=GRACE_S - 0.1)
+    assert not talk.is_over
+    assert Dial(Address(Endpoint("s0", 1), refuser.curve_key)) not in talk.actions[before:]
+    talk.feed(Tick(), now=GRACE_S)
+    assert talk.is_over
+
+
+def test_a_used_number_makes_way_for_the_next_until_there_is_none() -> None:
+    talk = Talk(SEEDS[0], grants=3)
+    for number in range(3):
+        talk.open(SEEDS[0])
+        assert shown(talk.actions)[-1] == talk.grants[number] and not talk.is_over
+        talk.refuse(SEEDS[0], "invite_used")
+    assert talk.is_over and talk.machine.refusals == {"tcp://s0:1": "invite_used"}
+
+
+def test_a_number_is_not_taken_twice_where_nobody_says_that_it_is_used() -> None:
+    talk = Talk(*SEEDS[:4], grants=3)
+    talk.open(*SEEDS[:4])
+    assert shown(talk.actions) == [b"grant 0"] * 4
+
+
+def test_a_member_with_another_manifest_is_as_good_as_one_that_refuses() -> None:
+    liar, honest = SEEDS[:2]
+    talk = Talk(liar, honest)
+    talk.open(liar, honest)
+    talk.admit(liar)
+    talk.give(liar, OTHER)
+    assert talk.machine.manifest is None and talk.machine.refusals == {"tcp://s0:1": FALSE_MANIFEST}
+    talk.admit(honest)
+    talk.give(honest)
+    assert talk.machine.manifest == CLUB
+
+
+def test_a_member_without_room_names_others_who_are_asked_and_is_asked_again_later() -> None:
+    full, *others = SEEDS
+    talk = Talk(full)
+    talk.open(full)
+    talk.say(full, Kind.PEERS, Peers(tuple(record(other).encoded for other in others)).encode())
+    talk.refuse(full, "full")
+    assert not talk.is_over
+    dials = [action.address.key for action in talk.feed(Tick()) if isinstance(action, Dial)]
+    assert dials == [other.curve_key for other in others[: MAX_MEMBERS - 1]]
+    again = [action.address.key for action in talk.feed(Tick(), now=1.0) if isinstance(action, Dial)]
+    assert again == [full.curve_key]
+
+
+def test_a_link_that_fails_or_falls_silent_is_dialled_again_after_a_growing_pause() -> None:
+    talk = Talk(SEEDS[0])
+    dials, now = [], 0.0
+    while now < 60.0:
+        for action in talk.feed(Tick(), now):
+            if isinstance(action, Dial):
+                dials.append(now)
+                talk.feed(Closed(link(SEEDS[0])))
+        now += 0.1
+    pauses = [after - before for before, after in itertools.pairwise(dials)]
+    assert pauses[0] < 1.0 and max(pauses) < 8.2 and len(dials) < 20
+    silent = Talk(SEEDS[0])
+    silent.open(SEEDS[0])
+    assert HangUp(link(SEEDS[0])) in silent.feed(Tick(), now=PATIENCE_S)
+
+
+def test_a_member_that_talks_without_end_is_hung_up_on() -> None:
+    talk = Talk(SEEDS[0])
+    talk.open(SEEDS[0])
+    for _ in range(MAX_FRAMES):
+        assert talk.say(SEEDS[0], Kind.PING, b"x") == []
+    assert HangUp(link(SEEDS[0])) in talk.say(SEEDS[0], Kind.PING, b"x")
+    assert talk.is_over
+
+
+events = st.one_of(
+    st.just(Tick()),
+    st.sampled_from(SEEDS[:3]).map(lambda seed: Opened(link(seed))),
+    st.sampled_from(SEEDS[:3]).map(lambda seed: Closed(link(seed))),
+    st.tuples(st.sampled_from(SEEDS[:3]), st.binary(max_size=300)).map(lambda pair: Arrived(link(pair[0]), pair[1])),
+    st.tuples(st.sampled_from(SEEDS[:3]), st.sampled_from(list(Kind)), st.binary(max_size=60)).map(
+        lambda said: Arrived(link(said[0]), seal(said[0], CLUB.swarm, said[1], 1, int(UNIX * 1000), said[2]))
+    ),
+)
+
+
+@given(st.lists(st.tuples(events, st.floats(0, 3)), max_size=40))
+def test_no_sequence_of_events_raises_or_gives_a_manifest_that_nobody_sent(sequence) -> None:
+    talk = Talk(*SEEDS[:2], grants=2)
+    for event, wait in sequence:
+        talk.feed(event, talk.now + wait)
+    assert talk.machine.manifest is None
+    assert len(talk.machine._members) <= MAX_MEMBERS
