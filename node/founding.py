@@ -4,13 +4,14 @@ What a node's folder says of the swarm that it founded or joined.
 
 manifest.bin   the swarm's signed manifest
 grant.bin      what admits this node to it; missing in open swarms and for nodes that are listed
+revocations.bin  what the swarm's owner has taken back, and to whom it was handed over; missing where nothing was
 uses.bin       which numbers of which invites are used, as far as this node admitted or met their holders
 """
 
 import json
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from node.config import NodeConfig, TaskConfig, is_file_task
 from node.errors import UserError
 from node.state_folder import exclusive, keep_config, resolve_seed
 from node.tasks import Task, TaskKey, TaskSet, load_tasks
-from protocol.bootstrap import fetch_manifest
-from protocol.credentials.grants import Pass, Ticket, make_pass, open_grant
+from protocol.bootstrap import Fetched, fetch_manifest
+from protocol.credentials.grants import Gatekeeper, Pass, Ticket, Use, make_pass, open_grant, revocable_id
 from protocol.credentials.invite import Invite, SharedInvite, make_shared_invite
 from protocol.credentials.manifest import (
     ManifestLimits,
@@ -33,10 +34,19 @@ from protocol.credentials.manifest import (
     open_manifest,
 )
 from protocol.credentials.records import MAX_GRANT_BYTES, Address, usable_records
-from protocol.errors import GrantError, JoinError, ManifestError
-from protocol.identity import Identity, NodeId, id_bytes
-from protocol.storage import load_peers, write_atomically
-from protocol.wire.messages import MAX_MANIFEST_BYTES
+from protocol.credentials.revocations import (
+    MAX_HANDOVERS,
+    MAX_REVOKED,
+    Handover,
+    RevocationList,
+    make_handover,
+    make_revocations,
+    open_revocations,
+)
+from protocol.errors import GrantError, JoinError, ManifestError, RevocationError
+from protocol.identity import Identity, NodeId, id_bytes, node_id
+from protocol.storage import load_peers, read_bounded, write_atomically
+from protocol.wire.messages import MAX_MANIFEST_BYTES, MAX_REVOCATIONS_BYTES
 
 FETCH_TIMEOUT_S = 30.0  # a retried handshake or two over a slow line
 MAX_TICKETS = 32  # numbers of an invite that are tried: even where nine in ten are used, one of 32 is free (97 %)
@@ -104,13 +114,13 @@ def works_elsewhere(invite: Invite) -> bool:
 
 def pass_for(folder: Path, node: NodeId, lifetime_s: float) -> Pass:
     """Return a pass for `node`, signed by the founder, whose folder this must be."""
-    manifest, founder = _founder_of(folder)
+    manifest, founder = _granter_of(folder)
     return make_pass(founder, manifest.swarm, node, _expiry(lifetime_s))
 
 
 def shared_invite(folder: Path, uses: int, lifetime_s: float) -> SharedInvite:
     """Return an invite for `uses` nodes, signed by the founder, whose folder this must be."""
-    manifest, founder = _founder_of(folder)
+    manifest, founder = _granter_of(folder)
     try:
         return make_shared_invite(founder, manifest, uses, _expiry(lifetime_s))
     except GrantError as error:
@@ -130,16 +140,93 @@ def _manifest_of(folder: Path) -> SwarmManifest:
     return manifest
 
 
-def _founder_of(folder: Path) -> tuple[SwarmManifest, Identity]:
+def revoke(folder: Path, ids: Iterable[NodeId], *, undo: bool = False) -> RevocationList:
+    """Take back what has these ids, nodes, invites and passes, or with `undo` let it count again; return the new list.
+
+    Raises:
+        UserError: the folder is not that of the swarm's owner, or the list would be too long.
+    """
+    manifest, owner, gate = _owner_of(folder)
+    before = _list_of(gate, manifest)
+    ids = set(ids)
+    if owner.node_id in ids:
+        raise UserError(f"{owner.node_id} is the owner of swarm {manifest.name!r} itself: hand the swarm over first")
+    revoked = before.revoked - ids if undo else before.revoked | ids
+    return _sign_list(folder, manifest, owner, revoked, before.sequence + 1, before.handovers)
+
+
+def revocable(invite: Invite) -> NodeId | None:
+    """Return the id by which what the invite grants is taken back; None if it grants nothing."""
+    match invite.grant:
+        case None:
+            return None
+        case Pass():
+            return revocable_id(invite.grant)
+        case SharedInvite():
+            return revocable_id(invite.grant.certificate)
+
+
+def hand_over(folder: Path, successor: bytes) -> RevocationList:
+    """Make the holder of the public key `successor` the swarm's owner; return the list that says so.
+
+    Raises:
+        UserError: the folder is not that of the swarm's owner, or it was handed over too often.
+    """
+    manifest, owner, gate = _owner_of(folder)
+    if successor in gate.owners:
+        raise UserError(f"{node_id(successor)} owns or owned swarm {manifest.name!r} already: choose another key")
+    before = _list_of(gate, manifest)
+    chain = (*before.handovers, make_handover(owner, manifest, len(before.handovers), successor))
+    return _sign_list(folder, manifest, owner, before.revoked, 0, chain)
+
+
+def revoked_in(folder: Path) -> frozenset[NodeId]:
+    """Return what the swarm's owner has taken back, as far as the node in `folder` knows."""
     manifest = _manifest_of(folder)
+    return _list_of(load_gate(folder, manifest), manifest).revoked
+
+
+def _granter_of(folder: Path) -> tuple[SwarmManifest, Identity]:
+    manifest, owner, _ = _owner_of(folder)
     if manifest.policy is Policy.OPEN:
         raise UserError(f"swarm {manifest.name!r} is open: an invite needs neither --for nor --uses")
+    return manifest, owner
+
+
+def _owner_of(folder: Path) -> tuple[SwarmManifest, Identity, Gatekeeper]:
+    manifest = _manifest_of(folder)
+    gate = load_gate(folder, manifest)
     identity = Identity.load(folder / "identity.key")
-    if identity.public_key != manifest.founder_key:
+    if identity.public_key != gate.owners[-1]:
+        who = f"the {'owner' if len(gate.owners) > 1 else 'founder'} of swarm {manifest.name!r}"
+        raise UserError(f"only {who} ({node_id(gate.owners[-1])}) can sign this: ask it for an invite")
+    return manifest, identity, gate
+
+
+def _list_of(gate: Gatekeeper, manifest: SwarmManifest) -> RevocationList:
+    """Return the list that `gate` obeys, an unsigned one without anything if there is none."""
+    if gate.revocations:
+        return open_revocations(gate.revocations, manifest)
+    return RevocationList(0, (), frozenset(), b"")
+
+
+def _sign_list(
+    folder: Path,
+    manifest: SwarmManifest,
+    owner: Identity,
+    revoked: frozenset[NodeId],
+    sequence: int,
+    handovers: tuple[Handover, ...],
+) -> RevocationList:
+    try:
+        made = make_revocations(owner, manifest, revoked, sequence, handovers)
+    except RevocationError as error:
         raise UserError(
-            f"only the founder of swarm {manifest.name!r} ({manifest.founder}) can sign this: ask it for an invite"
-        )
-    return manifest, identity
+            f"this makes no revocation list ({error}): it has room for {MAX_REVOKED} ids, of which --undo takes some "
+            f"out, and for {MAX_HANDOVERS} owners after the founder"
+        ) from None
+    save_revocations(folder, made.encoded)
+    return made
 
 
 def _own_address(folder: Path) -> list[Address]:
@@ -172,8 +259,12 @@ def join(invite: Invite, config: NodeConfig, folder: Path) -> NodeConfig:
         if manifest is not None and manifest.hash != invite.manifest:
             raise UserError(f"{folder} belongs to another swarm, {manifest.name!r}: choose another --out")
         if manifest is None or _needs_grant(invite, folder):
-            manifest, grant = _fetch(identity, invite)
-            save_grant(folder, grant)
+            fetched = _fetch(identity, invite)
+            manifest = fetched.manifest
+            gate = load_gate(folder, manifest)
+            if fetched.revocations and gate.obey(fetched.revocations):
+                save_revocations(folder, fetched.revocations)
+            save_grant(folder, fetched.grant)
         adopted = adopt_tasks(manifest, config.tasks) if config.role == "train" else config.tasks
         settled = _joined(config, invite, adopted)
         keep_config(settled, resolve_seed(settled, folder), folder)
@@ -201,8 +292,7 @@ def _needs_grant(invite: Invite, folder: Path) -> bool:
     return not (isinstance(held, Ticket) and held.certificate == invite.grant.certificate)
 
 
-def _fetch(identity: Identity, invite: Invite) -> tuple[SwarmManifest, bytes]:
-    """Return the manifest, and the grant with which it was given."""
+def _fetch(identity: Identity, invite: Invite) -> Fetched:
     log.info("asking for the manifest", swarm=invite.name, seeds=[str(seed.endpoint) for seed in invite.seeds])
     try:
         return fetch_manifest(identity, invite, _grants(identity, invite), FETCH_TIMEOUT_S)
@@ -227,6 +317,8 @@ def _explained(error: JoinError, identity: Identity, invite: Invite) -> JoinErro
         "not_admitted": f"swarm {invite.name!r} does not admit node {identity.node_id}: {ask}",
         "invite_used": f"this invite to swarm {invite.name!r} is used up: {ask}",
         "invite_expired": f"this invite to swarm {invite.name!r} has expired: {ask}",
+        "revoked": f"node {identity.node_id} was revoked by the owner of swarm {invite.name!r}",
+        "invite_revoked": f"this invite to swarm {invite.name!r} was revoked: {ask}",
     }
     said = ", ".join(f"{endpoint} says {reason}" for endpoint, reason in error.refusals.items())
     by = f" ({said})" if said else ""
@@ -235,6 +327,8 @@ def _explained(error: JoinError, identity: Identity, invite: Invite) -> JoinErro
 
 MANIFEST_FILE = "manifest.bin"
 GRANT_FILE = "grant.bin"
+REVOCATIONS_FILE = "revocations.bin"
+USES_FILE = "uses.bin"
 PROMPTING = "prompting"  # among a manifest's options: how the task is asked and read, whatever its kind
 
 
@@ -265,6 +359,23 @@ def save_grant(folder: Path, grant: bytes) -> None:
     """Keep what admits the node; an empty grant replaces none."""
     if grant:
         write_atomically(folder / GRANT_FILE, grant)
+
+
+def load_gate(folder: Path, manifest: SwarmManifest, uses: Iterable[Use] = ()) -> Gatekeeper:
+    """Return who may be in the swarm, as far as the node in `folder` knows; `uses` are those of invites."""
+    gate = Gatekeeper(manifest, uses, keeps=True)
+    path = folder / REVOCATIONS_FILE
+    if encoded := read_bounded(path, MAX_REVOCATIONS_BYTES):
+        try:
+            gate.obey(encoded)
+        except RevocationError as error:  # peers know it, and tell it again
+            log.warning("the revocation list on disk is damaged", path=str(path), error=str(error))
+    return gate
+
+
+def save_revocations(folder: Path, encoded: bytes) -> None:
+    """Keep the swarm's revocation list; a node that runs in `folder` tells the others."""
+    write_atomically(folder / REVOCATIONS_FILE, encoded)
 
 
 def _read(path: Path, limit: int) -> bytes | None:

@@ -15,9 +15,8 @@ import structlog
 
 from node.config import NetworkConfig, NodeConfig
 from node.errors import UserError
-from node.founding import load_grant, load_manifest
+from node.founding import REVOCATIONS_FILE, USES_FILE, load_gate, load_grant, load_manifest
 from protocol.config import PRESETS, Limits, Timing, read_clock
-from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.manifest import SwarmManifest
 from protocol.credentials.records import Address, Endpoint
 from protocol.credentials.use_log import UseLog
@@ -26,7 +25,6 @@ from protocol.host import Host
 from protocol.identity import Identity
 from protocol.storage import write_atomically
 
-USES_FILE = "uses.bin"
 HOW_TO_BE_DIALLED = "start it with --listen tcp://0.0.0.0:4001, or another port"
 DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]
 
@@ -98,7 +96,7 @@ def _start(
         limits = Limits(max_peers=network.max_peers, max_item_age_s=float(manifest.limits.max_item_age_s))
 
     uses = UseLog(folder / USES_FILE)
-    known_uses = uses.load(read_clock().unix * 1000)
+    gate = load_gate(folder, manifest, uses.load(read_clock().unix * 1000)) if manifest else None
 
     def start(listen: str | None) -> tuple[Host, Address | None]:
         host = Host(
@@ -113,8 +111,9 @@ def _start(
             grant=load_grant(folder),
             manifest=manifest.encoded if manifest else None,
             advertise=network.advertise,
-            gate=Gatekeeper(manifest, known_uses, keeps=True) if manifest else None,
+            gate=gate,
             uses=uses,
+            revocations=folder / REVOCATIONS_FILE if manifest else None,
         )
         return host, host.start()
 

@@ -8,7 +8,8 @@ Members, by the key that they have to prove
     WAITING    to be dialled, at once or after a pause that doubles     -- time -->     DIALLED
     DIALLED    the transport opens the link                             -- Opened -->   GREETED, we sent our hello
     GREETED    it has our record, with the grant                        -- HELLO -->    ADMITTED, we asked for it
-    ADMITTED   it takes us for a member                                 -- MANIFEST --> done
+    ADMITTED   it takes us for a member                                 -- MANIFEST --> done, and the revocation list
+               if its hello named one
     REFUSED    it said why, or gave another manifest: asked no more
 
 Rules
@@ -24,11 +25,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from protocol.config import Instant, Limits, read_clock
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import SwarmManifest, open_manifest
 from protocol.credentials.records import RECORD_LIFE_S, REFUTATION_BITS, Address, make_record, open_record
+from protocol.credentials.revocations import open_revocations
 from protocol.errors import JoinError, PeerError
 from protocol.events import Arrived, Closed, Dial, HangUp, Link, NetworkEvent, Opened, SendFrame, Tick
 from protocol.identity import Identity
@@ -36,7 +39,7 @@ from protocol.membership.links import HELLO_RETRY_S
 from protocol.membership.membership import NO_ROOM
 from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.envelope import Envelope, Kind, open_frame, seal
-from protocol.wire.messages import Goodbye, Hello, Manifest, Peers
+from protocol.wire.messages import AskManifest, AskRevocations, Body, Goodbye, Hello, Manifest, Peers, Revocations
 
 AGENT = "gossamer/joining"
 MAX_MEMBERS = 16  # that are asked: an invite's eight seeds, and as many that those name
@@ -45,6 +48,7 @@ PATIENCE_S = 10.0  # for a link, a hello and an answer, as long as membership ha
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 8.0
 GRACE_S = 5.0
 FALSE_MANIFEST = "false_manifest"  # what we count a member as that gives another one than the invite's
+FALSE_LIST = "false_list"  # and one whose revocation list is none
 POLL_S = 0.1
 
 
@@ -70,6 +74,9 @@ class Member:
     shown: int = -1
     frames: int = 0
     reason: str = ""  # why it refused
+    owes_list: bool = False
+    manifest: SwarmManifest | None = None  # the invite's, if it gave it
+    revocations: bytes = b""  # not yet checked
 
 
 Action = Dial | HangUp | SendFrame
@@ -95,6 +102,7 @@ class Bootstrap:
         self._refused_at: float | None = None
         self.manifest: SwarmManifest | None = None
         self.grant = b""  # with which the manifest was given
+        self.revocations = b""  # the swarm's verified revocation list, if that member had one
 
     @property
     def refusals(self) -> Mapping[str, str]:
@@ -162,13 +170,12 @@ class Bootstrap:
             int((now.unix + RECORD_LIFE_S) * 1000),
             self._grants[self._current],
         )
-        return [self._send(member, Kind.HELLO, Hello(record.encoded, needy=True).encode(), now)]
+        return [self._send(member, Hello(record.encoded, needy=True), now)]
 
     def _arrived(self, member: Member, frame: bytes, now: Instant) -> list[Action]:
-        link = Link(member.address.key, dialled=True)
         member.frames += 1
         if member.frames > MAX_FRAMES:
-            return [HangUp(link), *self._refused(member, "too_many_frames", now)]
+            return self._refused(member, "too_many_frames", now)
         try:
             envelope = open_frame(frame, self._identity.verify)
             if envelope.swarm != self._invite.swarm:
@@ -181,18 +188,25 @@ class Bootstrap:
         link = Link(member.address.key, dialled=True)
         match envelope.kind:
             case Kind.HELLO if member.state is State.GREETED:
-                member.state, member.since = State.ADMITTED, now.steady
-                return [self._send(member, Kind.ASK_MANIFEST, b"", now)]
+                hello = Hello.decode(envelope.body)
+                member.state, member.since, member.owes_list = State.ADMITTED, now.steady, hello.revision > 0
+                asks = [self._send(member, AskManifest(), now)]
+                if member.owes_list:
+                    asks.append(self._send(member, AskRevocations(0), now))
+                return list(asks)
             case Kind.GOODBYE:
                 reason = Goodbye.decode(envelope.body).reason
                 if reason in NO_ROOM:
                     self._pause(member, now)
                     return [HangUp(link)]
-                return [HangUp(link), *self._refused(member, reason, now)]
+                return self._refused(member, reason, now)
             case Kind.PEERS:
                 self._hear_of(Peers.decode(envelope.body), now)
             case Kind.MANIFEST if member.state is State.ADMITTED:
-                return [HangUp(link), *self._take(member, Manifest.decode(envelope.body).encoded, now)]
+                return self._take(member, Manifest.decode(envelope.body).encoded, now)
+            case Kind.REVOCATIONS if member.state is State.ADMITTED:
+                member.revocations = Revocations.decode(envelope.body).encoded
+                return self._finish(member, now)
         return []
 
     def _take(self, member: Member, encoded: bytes, now: Instant) -> list[Action]:
@@ -202,17 +216,29 @@ class Bootstrap:
             return self._refused(member, FALSE_MANIFEST, now)
         if manifest.hash != self._invite.manifest:  # all 32 bytes of it: the swarm's id is only half
             return self._refused(member, FALSE_MANIFEST, now)
-        self.manifest, self.grant = manifest, self._grants[member.shown]
-        return []
+        member.manifest = manifest
+        return self._finish(member, now)
+
+    def _finish(self, member: Member, now: Instant) -> list[Action]:
+        if member.manifest is None or (member.owes_list and not member.revocations):
+            return []
+        if member.revocations:
+            try:
+                open_revocations(member.revocations, member.manifest, self._identity.verify)
+            except PeerError:
+                return self._refused(member, FALSE_LIST, now)
+        self.manifest, self.grant, self.revocations = member.manifest, self._grants[member.shown], member.revocations
+        return [HangUp(Link(member.address.key, dialled=True))]
 
     def _refused(self, member: Member, reason: str, now: Instant) -> list[Action]:
         member.state, member.since, member.reason = State.REFUSED, now.steady, reason
         self._refused_at = now.steady
+        link = Link(member.address.key, dialled=True)
         if reason == "invite_used":  # rule 2
             self._current = max(self._current, min(member.shown + 1, len(self._grants) - 1))
             if member.shown < self._current:
                 member.state, member.since, member.frames = State.WAITING, now.steady, 0
-        return []
+        return [HangUp(link)]
 
     def _pause(self, member: Member, now: Instant) -> None:
         delay = min(LAST_PAUSE_S, FIRST_PAUSE_S * 2.0**member.pauses)
@@ -227,16 +253,22 @@ class Bootstrap:
             if record.address is not None and record.curve_key != self._identity.curve_key:
                 self._members.setdefault(record.curve_key, Member(record.address))
 
-    def _send(self, member: Member, kind: Kind, body: bytes, now: Instant) -> SendFrame:
+    def _send(self, member: Member, body: Body, now: Instant) -> SendFrame:
         self._sequence += 1
-        frame = seal(self._identity, self._invite.swarm, kind, self._sequence, int(now.unix * 1000), body)
+        frame = seal(self._identity, self._invite.swarm, body.kind, self._sequence, int(now.unix * 1000), body.encode())
         return SendFrame(Link(member.address.key, dialled=True), frame)
 
 
-def fetch_manifest(
-    identity: Identity, invite: Invite, grants: Sequence[bytes], timeout: float
-) -> tuple[SwarmManifest, bytes]:
-    """Ask the invite's seeds, and whom they name; return the manifest that the invite names and the grant that counted.
+class Fetched(NamedTuple):
+    """The swarm's manifest, the grant with which it was given, and the revocation list, empty if there is none."""
+
+    manifest: SwarmManifest
+    grant: bytes
+    revocations: bytes
+
+
+def fetch_manifest(identity: Identity, invite: Invite, grants: Sequence[bytes], timeout: float) -> Fetched:
+    """Ask the invite's seeds, and whom they name, for the manifest that the invite names.
 
     Waits up to `timeout` seconds; all that it opened is closed when this returns.
 
@@ -266,7 +298,7 @@ def fetch_manifest(
     finally:
         transport.close()
     if bootstrap.manifest is not None:
-        return bootstrap.manifest, bootstrap.grant
+        return Fetched(bootstrap.manifest, bootstrap.grant, bootstrap.revocations)
     raise _why_not(bootstrap, invite, timeout)
 
 

@@ -1,12 +1,12 @@
 """What a node is made of: the clock that it is told, its limits, its patience, and who it is."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from protocol.credentials.records import Endpoint, PeerRecord, RecordReader
-from protocol.identity import Identity
+from protocol.identity import Identity, NodeId
 
 MIB = 1 << 20
 
@@ -201,6 +201,33 @@ class Gate(Protocol):
         """Return "", the reason for which the node of a verified record is kept out, or `NOT_KEPT`."""
         ...
 
+    @property
+    def is_owned(self) -> bool:
+        """Whether somebody may sign a revocation list."""
+        ...
+
+    @property
+    def revision(self) -> int:
+        """That of the revocation list that is obeyed, 0 for none."""
+        ...
+
+    @property
+    def revocations(self) -> bytes:
+        """The list itself, empty for none."""
+        ...
+
+    def obey(self, encoded: bytes) -> bool:
+        """Take in a revocation list; False if it is not newer.
+
+        Raises:
+            RevocationError: it is not one, or not this swarm's.
+        """
+        ...
+
+    def is_revoked(self, node: NodeId) -> bool:
+        """Tell whether nothing that this node signs counts."""
+        ...
+
     def take_fresh(self) -> Sequence[Any]:
         """Return what is to be written down before somebody is admitted, each once."""
         ...
@@ -220,6 +247,18 @@ class OpenGate:
     def admits(self, record: PeerRecord, now: Instant) -> str:
         """See `Gate.admits`."""
         return ""
+
+    is_owned = False
+    revision = 0
+    revocations = b""
+
+    def obey(self, encoded: bytes) -> bool:
+        """See `Gate.obey`: nobody owns the swarm."""
+        return False
+
+    def is_revoked(self, node: NodeId) -> bool:
+        """See `Gate.is_revoked`."""
+        return False
 
     def take_fresh(self) -> Sequence[Any]:
         """See `Gate.take_fresh`."""

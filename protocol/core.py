@@ -14,7 +14,7 @@ import hashlib
 import random
 
 from protocol.config import Instant, Setup
-from protocol.errors import EnvelopeError, MessageError, PeerError
+from protocol.errors import EnvelopeError, MessageError, PeerError, RevocationError
 from protocol.events import (
     Announced,
     Arrived,
@@ -46,6 +46,7 @@ from protocol.events import (
     Received,
     Refused,
     Report,
+    Revoked,
     Send,
     SendFrame,
     Stored,
@@ -84,6 +85,8 @@ class Core:
         self._swarm = setup.swarm
         self._limits = setup.limits
         self.admission = Admission(setup.limits)
+        self._gate = setup.gate
+        self._obeyed = 0  # the revision of the revocation list for which gossip let go of what it names
         self.membership = Membership(setup, book, rng, now, self.admission.is_refused)
         self.gossip = Gossip(setup.identity.node_id, setup, rng, now)
         self.manifest = setup.manifest  # empty until a peer sent it
@@ -125,6 +128,8 @@ class Core:
                 return self._items(self.gossip.handle(event, now), now)
             case Opened() | Closed() | Moved() | Stored():
                 return self._members(self.membership.handle(event, now), now)
+            case Revoked():
+                return self._revoked(event, now)
             case Unsent(link, ids):
                 node = self.membership.live_node(link)
                 return self._items(self.gossip.handle(NotSent(node, ids), now), now) if node else []
@@ -134,6 +139,13 @@ class Core:
                 return self._offence(reason, offender, self._subject(offender) if offender else None, now)
             case Tick():
                 return self._tick(now)
+
+    def _revoked(self, event: Revoked, now: Instant) -> list[CoreAction]:
+        try:
+            return self._members(self.membership.handle(event, now), now)
+        except RevocationError as error:
+            self.admission.offence(error.reason, None, now)
+            return []
 
     def _subject(self, link: Link) -> str:
         return subject_of(link, self.membership.proven_node(link))
@@ -167,7 +179,8 @@ class Core:
             if node is None and envelope.kind not in (BEFORE_HELLO if link.dialled else {Kind.HELLO}):
                 if self.membership.is_parting(link):
                     return []
-                raise MessageError("no_hello")
+                if not (envelope.kind == Kind.REVOCATIONS and self.membership.awaits_list(link)):
+                    raise MessageError("no_hello")
             if envelope.kind == Kind.ITEM and node is not None:
                 return self._item(node, frame, digest, envelope, now)
             return self._control(link, node, envelope, now)
@@ -188,6 +201,9 @@ class Core:
             self.gossip.duplicate(node, item_id(envelope.public_key, envelope.body))
             blamed = node if node == signer else None
             return actions + self._offence("stale", self.membership.link_of(node), blamed, now)
+        if self._gate.is_revoked(signer):
+            self.admission.offence("revoked", None, now)
+            return actions
         if self.admission.is_refused(signer, now):
             self.admission.offence("graylisted", None, now)
             return actions
@@ -279,6 +295,9 @@ class Core:
         return actions
 
     def _members(self, wanted: list[MembershipAction], now: Instant) -> list[CoreAction]:
+        if self._gate.revision != self._obeyed:
+            self._obeyed = self._gate.revision
+            self.gossip.withdraw_signed(self._gate.is_revoked)
         actions: list[CoreAction] = []
         for action in wanted:
             match action:

@@ -52,6 +52,10 @@ class ManifestError(PeerError):
     """Bytes that are no valid manifest of a swarm."""
 
 
+class RevocationError(PeerError):
+    """Bytes that are no valid revocation list of a swarm."""
+
+
 class GrantError(PeerError):
     """Bytes that let nobody into a swarm."""
 

@@ -118,6 +118,13 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
+class Revoked:
+    """Here is a revocation list as bytes, from a person on this machine."""
+
+    encoded: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """What the gate had to be written down, invites' uses, is on disk, or could not be written."""
 
@@ -296,9 +303,9 @@ class Blame:
 
 
 NetworkEvent = Opened | Closed | Arrived | Refused
-MembershipEvent = Opened | Closed | Message | Expel | Moved | Stored | Tick
+MembershipEvent = Opened | Closed | Message | Expel | Moved | Revoked | Stored | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
 GossipEvent = PeerUp | PeerDown | Publish | Got | Announced | Interested | Pulled | Subscribe | NotSent | Discard | Tick
 GossipAction = Deliver | Send | Blame
-CoreEvent = NetworkEvent | Moved | Stored | Offer | Subscribe | Report | Unsent | Tick
+CoreEvent = NetworkEvent | Moved | Revoked | Stored | Offer | Subscribe | Report | Unsent | Tick
 CoreAction = Dial | HangUp | SendFrame | Received | ChargePrefix

@@ -24,15 +24,15 @@ from protocol.credentials.records import MAX_SERVICES, Address, Endpoint, Record
 from protocol.credentials.use_log import UseLog
 from protocol.driver import Driver
 from protocol.errors import NetworkFailed
-from protocol.events import Moved, Offer, Received, Report, Stored, Subscribe, Verdict
+from protocol.events import Moved, Offer, Received, Report, Revoked, Stored, Subscribe, Verdict
 from protocol.identity import Identity, NodeId
 from protocol.membership.address_book import Book
 from protocol.membership.membership import Membership
-from protocol.storage import BackgroundWriter, load_peers, save_peers
+from protocol.storage import BackgroundWriter, exchange_bytes, load_peers, save_peers
 from protocol.transport.addresses import advertised_host
 from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.envelope import SWARM_BYTES, ItemId, item_id
-from protocol.wire.messages import NO_TOPIC, TOPIC_BYTES
+from protocol.wire.messages import MAX_REVOCATIONS_BYTES, NO_TOPIC, TOPIC_BYTES
 
 __all__ = ["Counters", "Host", "PeerInfo", "Received", "Verdict"]
 
@@ -41,6 +41,7 @@ MIN_WAIT_S = 0.01
 SAVE_INTERVAL_S = 5.0
 DESCRIBE_INTERVAL_S = 0.5
 ADDRESS_INTERVAL_S = 10.0  # a laptop that changed networks says so this soon; looking sends nothing
+LIST_INTERVAL_S, LIST_RETRY_S = 2.0, 60.0  # a person who takes something back waits; reading a small file does not
 COMMANDS_PER_STEP = 256
 
 MAX_ITEM_BYTES = 1 << 20
@@ -127,6 +128,7 @@ class Host:
         manifest: bytes | None = None,
         gate: Gate | None = None,
         uses: UseLog | None = None,
+        revocations: Path | None = None,
         advertise: Sequence[str] = (),
     ) -> None:
         """Prepare a host; nothing is opened yet.
@@ -135,7 +137,8 @@ class Host:
         "tcp://HOST:PORT" (port 0: any), or None for a node that nobody can dial; `advertise` are the
         endpoints to tell peers instead, for a node behind a port that is forwarded. `agent` says
         in a few words what runs here. `grant`, `manifest` and `gate` are those of a `Setup`;
-        `uses` is where the gate's uses of invites are kept, if they are.
+        `uses` is where the gate's uses of invites are kept, if they are, and
+        `revocations` the file of the list that it obeys: what a person puts there is told to the swarm.
 
         Raises:
             BadAddress: `listen` is no endpoint.
@@ -153,6 +156,10 @@ class Host:
         self._peers_file = peers_file
         self._uses = uses
         self._disk = ThreadPoolExecutor(1, "gossamer-disk")  # its thread starts with the first job
+        self._revocations = revocations
+        self._list_on_disk = self._setup.gate.revocations
+        self._looking: Future[bytes] | None = None
+        self._next_list = 0.0
         self._writing: tuple[Future[None], tuple[Use, ...]] | None = None
         self._inbox: Mailbox[Received] = Mailbox(
             self._limits.inbox_items, self._limits.inbox_bytes, lambda item: len(item.body)
@@ -316,6 +323,7 @@ class Host:
                 for command in self._commands.take(COMMANDS_PER_STEP):
                     driver.feed(command)
                 self._keep_uses(driver, now)
+                self._keep_list(driver, now)
                 if now.steady >= next_description:
                     self._peers = describe_peers(core.membership)
                     self._offers = [
@@ -357,6 +365,26 @@ class Host:
             future = self._disk.submit(self._uses.append, fresh, now.unix * 1000)
             self._writing = (future, fresh)
             future.add_done_callback(lambda _: self._wake())
+
+    def _keep_list(self, driver: Driver, now: Instant) -> None:
+        """Now and then, on the disk's thread: keep the revocation list that is obeyed, or hear of a person's newer."""
+        if self._revocations is None:
+            return
+        ours = self._setup.gate.revocations
+        if self._looking is not None and self._looking.done():
+            future, self._looking = self._looking, None
+            if failure := future.exception():
+                log.warning("cannot keep the revocation list", path=str(self._revocations), error=str(failure))
+                self._next_list = now.steady + LIST_RETRY_S
+            else:
+                self._list_on_disk = future.result()
+                if self._list_on_disk not in (ours, b""):
+                    driver.feed(Revoked(self._list_on_disk))
+        elif self._looking is None and now.steady >= self._next_list:
+            self._next_list = now.steady + LIST_INTERVAL_S
+            self._looking = self._disk.submit(
+                exchange_bytes, self._revocations, self._list_on_disk, ours, MAX_REVOCATIONS_BYTES
+            )
 
     def _save(self, core: Core, writer: BackgroundWriter) -> None:
         if self._peers_file is not None:

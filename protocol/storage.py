@@ -75,6 +75,32 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Return what is in `path`, at most `limit` bytes of it; nothing for a missing file.
+
+    Raises:
+        OSError: it is there and cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(limit)
+    except FileNotFoundError:
+        return b""
+
+
+def exchange_bytes(path: Path, known: bytes, ours: bytes, limit: int) -> bytes:
+    """Keep `ours` in `path` if it still holds `known`, which we read last; return what it holds now.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
+    found = read_bounded(path, limit)
+    if found != known or ours in (known, b""):
+        return found
+    write_atomically(path, ours)
+    return ours
+
+
 def load_peers(path: Path) -> list[bytes]:
     """Return the records in `path`, unchecked; none for a missing or damaged file, since seeds do as well."""
     try:

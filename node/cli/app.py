@@ -22,6 +22,7 @@ from node.cli import (
     join,
     node,
     report,
+    revoke,
     status,
     swarm,
     tasks,
@@ -47,6 +48,7 @@ app.command("node")(node.node)
 app.command("found")(found.found)
 app.command("invite")(invite.invite)
 app.command("join")(join.join)
+app.command("revoke")(revoke.revoke)
 app.command("status")(status.status)
 app.command("report")(report.report)
 app.command("eval")(evaluate.evaluate)

@@ -1,5 +1,6 @@
 """`gossamer identity`: the key of a node."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,7 @@ STATE = Path("node-state")
 
 @app.command()
 def show(folder: Folder = STATE, debug: Debug = False) -> None:
-    """Print the node's id, and where it was last dialled.
+    """Print the node's id, its public key, and where it was last dialled.
 
     \b
     Example:
@@ -25,7 +26,9 @@ def show(folder: Folder = STATE, debug: Debug = False) -> None:
     """
     from protocol.identity import Identity
 
-    print(f"node id  {Identity.load(_key(folder)).node_id}")
+    identity = Identity.load(_key(folder))
+    print(f"node id  {identity.node_id}")
+    print(f"key      {identity.public_key.hex()}")
     address = folder / "address"
     if address.exists():
         print(f"address  {address.read_text().strip()}")
@@ -64,6 +67,28 @@ def import_(
     folder.mkdir(parents=True, exist_ok=True)
     identity.save(_key(folder))
     print(f"node id  {identity.node_id}")
+
+
+@app.command("hand-over")
+def hand_over(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The next owner's public key, as `show` prints it there.")],
+    folder: Folder = STATE,
+    debug: Debug = False,
+) -> None:
+    """Hand the swarm that this key owns over to another key, for good: invites and revocations are its to sign then.
+
+    What was granted before goes on to count. The node in the folder tells the swarm while it runs.
+
+    \b
+    Example:
+      gossamer identity hand-over 03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8 --state n0
+    """
+    from node import founding
+
+    if not re.fullmatch("[0-9a-fA-F]{64}", key):
+        raise UserError("KEY has 64 hex digits, as `gossamer identity show` prints it on the next owner's machine")
+    founding.hand_over(folder, bytes.fromhex(key))
+    print(f"handed over: the node in {folder} tells the swarm; keep it running until the next owner's has heard")
 
 
 def _key(folder: Path) -> Path:

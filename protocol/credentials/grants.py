@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 from protocol.config import NOT_KEPT, Instant
 from protocol.credentials.manifest import Policy, SwarmManifest
 from protocol.credentials.records import MAX_GRANT_BYTES, PeerRecord
+from protocol.credentials.revocations import RevocationList, open_revocations
 from protocol.errors import GrantError
 from protocol.identity import KEY_BYTES, SIGNATURE_BYTES, Identity, NodeId, Verify, id_bytes, node_id, verify
 from protocol.lru import Recent
@@ -39,7 +40,7 @@ from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
 from protocol.wire.envelope import SWARM_BYTES
 
 # What a `Gatekeeper` answers; the last one where more uses are in force than it remembers.
-REFUSALS = frozenset({"not_admitted", "invite_used", "invite_expired", "too_many_uses"})
+REFUSALS = frozenset({"not_admitted", "invite_used", "invite_expired", "too_many_uses", "revoked", "invite_revoked"})
 MAX_USES = 4096
 MAX_CHECKED = 4096  # grants whose signatures were found good, about 300 bytes each
 MAX_NUMBERS = 1 << 16  # uses that are remembered: sixteen of the largest invites
@@ -157,16 +158,26 @@ def read_certificate(key: object, uses: object, expiry_ms: object, signature: ob
     return Certificate(key, uses, expiry_ms, signature)
 
 
-def is_genuine(grant: Pass | Ticket, holder: bytes, manifest: SwarmManifest, check: Verify = verify) -> bool:
-    """Tell whether the founder, directly or through an invite, admits the node with the public key `holder`."""
-    founder, swarm = manifest.founder_key, manifest.swarm
+def is_genuine(grant: Pass | Ticket, holder: bytes, owner: bytes, swarm: bytes, check: Verify = verify) -> bool:
+    """Tell whether the holder of the key `owner`, directly or through an invite, admits that of the key `holder`."""
     if isinstance(grant, Pass):
-        return check(founder, grant.signature, _pass_text(swarm, node_id(holder), grant.expiry_ms))
+        return check(owner, grant.signature, _pass_text(swarm, node_id(holder), grant.expiry_ms))
     invite = grant.certificate
     certified = _certificate_text(swarm, invite.key, invite.uses, invite.expiry_ms)
-    return check(founder, invite.signature, certified) and check(
+    return check(owner, invite.signature, certified) and check(
         invite.key, grant.signature, _ticket_text(swarm, grant.number, holder)
     )
+
+
+def revocable_id(grant: Pass | Ticket | Certificate) -> NodeId:
+    """Return the id by which a revocation list takes back a pass, or an invite with all its tickets."""
+    match grant:
+        case Pass():
+            return node_id(grant.signature)
+        case Ticket():
+            return node_id(grant.certificate.key)
+        case Certificate():
+            return node_id(grant.key)
 
 
 class Gatekeeper:
@@ -176,13 +187,16 @@ class Gatekeeper:
     down and says so; without, a use counts at once and is forgotten with this process. `check` verifies signatures.
     """
 
+    is_owned = True
+
     def __init__(
         self, manifest: SwarmManifest, uses: Iterable[Use] = (), *, keeps: bool = False, check: Verify = verify
     ) -> None:
         self._manifest = manifest
         self._keeps = keeps
         self._check = check
-        self._genuine: Recent[tuple[bytes, bytes], Pass | Ticket] = Recent(MAX_CHECKED)
+        self._list: RevocationList | None = None
+        self._genuine: Recent[tuple[bytes, bytes], tuple[Pass | Ticket, bytes]] = Recent(MAX_CHECKED)  # and who signed
         self._uses: dict[tuple[bytes, int], Use] = {}
         for use in uses:
             self._uses.setdefault((use.key, use.number), use)
@@ -191,18 +205,57 @@ class Gatekeeper:
 
     def admits(self, record: PeerRecord, now: Instant) -> str:
         """Return "", which of `REFUSALS` keeps the node of the verified `record` out, or `NOT_KEPT`."""
-        if self._manifest.policy is Policy.OPEN or record.public_key == self._manifest.founder_key:
+        if self.is_revoked(record.node_id):
+            return "revoked"
+        if self._manifest.policy is Policy.OPEN or record.public_key in self.owners:
             return ""
         if record.node_id in self._manifest.allowed:
             return ""
-        grant = self._open(record)
-        if grant is None:
+        opened = self._open(record)
+        if opened is None:
             return "not_admitted"
+        grant, owner = opened
+        if self.is_revoked(revocable_id(grant)) or self.is_revoked(node_id(owner)):
+            return "invite_revoked"
         if isinstance(grant, Pass):
             return "" if now.unix * 1000 < grant.expiry_ms else "invite_expired"
         if now.unix * 1000 >= grant.certificate.expiry_ms:
             return "invite_expired"
         return self._use(grant, record.node_id, now)
+
+    @property
+    def owners(self) -> tuple[bytes, ...]:
+        """The public keys that may sign grants: the founder's, and of those to whom it was handed over, newest last."""
+        handovers = self._list.handovers if self._list else ()
+        return (self._manifest.founder_key, *(handover.owner for handover in handovers))
+
+    @property
+    def revision(self) -> int:
+        """That of the newest list that was obeyed, 0 for none."""
+        return self._list.revision if self._list else 0
+
+    @property
+    def revocations(self) -> bytes:
+        """The newest list that was obeyed, empty for none."""
+        return self._list.encoded if self._list else b""
+
+    def obey(self, encoded: bytes) -> bool:
+        """Take in a revocation list; False if it is not newer than the one that is obeyed.
+
+        Raises:
+            RevocationError: as `open_revocations`.
+        """
+        if encoded == self.revocations:
+            return False
+        found = open_revocations(encoded, self._manifest, self._check)
+        if not found.replaces(self._list):
+            return False
+        self._list = found
+        return True
+
+    def is_revoked(self, node: NodeId) -> bool:
+        """Tell whether nothing that is signed by the key of this id counts any more."""
+        return self._list is not None and node in self._list.revoked
 
     def take_fresh(self) -> tuple[Use, ...]:
         """Return the uses to write down, each once."""
@@ -241,7 +294,8 @@ class Gatekeeper:
         for place in [place for place, use in self._uses.items() if use.expiry_ms <= limit]:
             del self._uses[place]
 
-    def _open(self, record: PeerRecord) -> Pass | Ticket | None:
+    def _open(self, record: PeerRecord) -> tuple[Pass | Ticket, bytes] | None:
+        """Return the record's grant and the public key of the owner who signed it."""
         key = (record.public_key, record.grant)
         known = self._genuine.get(key)
         if known is not None:
@@ -250,10 +304,11 @@ class Gatekeeper:
             grant = open_grant(record.grant)
         except GrantError:
             return None
-        if not is_genuine(grant, record.public_key, self._manifest, self._check):
-            return None
-        self._genuine.set(key, grant)
-        return grant
+        for owner in reversed(self.owners):
+            if is_genuine(grant, record.public_key, owner, self._manifest.swarm, self._check):
+                self._genuine.set(key, (grant, owner))
+                return grant, owner
+        return None
 
 
 def _pass_text(swarm: bytes, node: NodeId, expiry_ms: int) -> bytes:

@@ -30,7 +30,7 @@ Rules
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from protocol.config import Instant, Setup
 from protocol.events import (
@@ -105,6 +105,10 @@ class Gossip:
     def signer(self, item: ItemId) -> NodeId | None:
         """Return who signed an item that was accepted, if that is still remembered."""
         return self._seen.get(item)
+
+    def withdraw_signed(self, is_by: Callable[[NodeId], bool]) -> None:
+        """Offer nobody any more what somebody signed for whom `is_by` holds."""
+        self._store.withdraw_signed(is_by)
 
     def wait(self) -> float:
         """Return how many seconds after the last tick the next one is of use."""

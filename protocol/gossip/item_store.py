@@ -7,6 +7,7 @@ from itertools import islice
 
 from protocol.config import Instant
 from protocol.events import Item
+from protocol.identity import NodeId
 from protocol.wire.envelope import ItemId
 
 # A holder stops offering an item before it is stale for a receiver whose clock is ahead.
@@ -58,6 +59,11 @@ class Store:
         """Offer the item to nobody any more, if it is held."""
         if (held := self._held.get(item_id)) is not None:
             held.withdrawn = True
+
+    def withdraw_signed(self, is_by: Callable[[NodeId], bool]) -> None:
+        """Offer nobody any more what somebody signed for whom `is_by` holds."""
+        for held in self._held.values():
+            held.withdrawn = held.withdrawn or is_by(held.item.signer)
 
     def pop(self, item_id: ItemId) -> None:
         """Let go of an item, if it is held."""

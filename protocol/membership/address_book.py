@@ -143,6 +143,12 @@ class Book:
         for *_, node in rank[:excess]:
             del self._entries[node]
 
+    def forget(self, nodes: Iterable[NodeId]) -> None:
+        """Drop the records of nodes that are not to be dialled or passed on any more."""
+        for node in nodes:
+            if self._entries.pop(node, None) is not None:
+                self.revision += 1
+
     def expire(self, now: Instant) -> None:
         """Drop the records whose time is over."""
         limit = now.unix * 1000

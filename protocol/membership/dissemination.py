@@ -14,13 +14,13 @@ import random
 from protocol.config import NOT_KEPT, Instant, Setup
 from protocol.credentials.records import PeerRecord
 from protocol.errors import MessageError
-from protocol.events import MembershipAction, Send
+from protocol.events import Link, MembershipAction, Send
 from protocol.identity import NodeId
 from protocol.limits.rate_limits import TokenBucket
 from protocol.membership.address_book import Book
 from protocol.membership.directory import Directory
 from protocol.membership.links import Links
-from protocol.wire.messages import Digest, Peers
+from protocol.wire.messages import AskRevocations, Digest, Peers
 
 # Two ends that hear of each other would both dial: the larger id waits.
 DIAL_YIELD_S = 1.0
@@ -115,6 +115,11 @@ class Exchange:
         self._next = now.steady + self._interval * self._rng.uniform(0.75, 1.25)
         node = self._rng.choice(list(self._links.peers))
         link = self._links.peers[node].link
+        gate = self._setup.gate
+        asks = [Send(link, AskRevocations(gate.revision))] if gate.is_owned else []
+        return [*asks, *self._compare(node, link)]
+
+    def _compare(self, node: NodeId, link: Link) -> list[MembershipAction]:
         if len(self._book) < self._book.capacity:
             return [Send(link, self._directory.digest())]
         return [Send(link, self._directory.sample(node))]

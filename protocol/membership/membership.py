@@ -20,7 +20,10 @@ Rules
  7. A hello of a process that started at another time is a restarted peer: it goes down and
     comes up again. A record of ourselves that is newer than our own (our clock was set back)
     makes us raise our incarnation above it.
- 7. Where the use of an invite has to be on disk first, a hello waits for that unanswered (`Stored`).
+ 7. A peer whose hello names a newer revocation list than ours is asked for it, and one that we would not
+    admit waits for the answer: the list may say that who signed its grant may. What is new is told to all
+    peers, and every exchange asks a peer. Nobody stays linked or in the book whom the list names.
+ 8. Where the use of an invite has to be on disk first, a hello waits for that unanswered (`Stored`).
 """
 
 import contextlib
@@ -44,11 +47,13 @@ from protocol.events import (
     Opened,
     PeerDown,
     PeerUp,
+    Revoked,
     Send,
     Stored,
     Tick,
 )
 from protocol.identity import NodeId
+from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.directory import Directory
@@ -61,17 +66,33 @@ from protocol.membership.failure_detector import (
     State,
     Suspect,
 )
-from protocol.membership.links import HELLO_RETRY_S, Links
+from protocol.membership.links import HELLO_RETRY_S, MAX_PROVEN, Links
 from protocol.membership.rumours import Rumours
 from protocol.wire.envelope import Kind
-from protocol.wire.messages import Digest, Goodbye, Hello, News, Peers, Ping, Pong, Probe, Probed, Rumour, Status
+from protocol.wire.messages import (
+    AskRevocations,
+    Digest,
+    Goodbye,
+    Hello,
+    News,
+    Peers,
+    Ping,
+    Pong,
+    Probe,
+    Probed,
+    Revocations,
+    Rumour,
+    Status,
+)
 
 EVICT_INTERVAL_S = 1.0
 # A hello makes us tell a peer all over again whom we know and what we hold: twice as often as it has to be repeated.
 LEAST_HELLO_PAUSE_S = HELLO_RETRY_S / 2
 TICK_S = 0.5
-MAX_WAITING = 64  # hellos that wait for a disk; whoever is not among them says hello again
-BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE})  # what a peer may say that does not take us in
+LIST_S, LISTS = 10.0, 4  # a list has up to 24 KiB: a link may bring, and ask for, so many at once, and one in 10 s
+MAX_WAITING = 64  # hellos that wait for a disk, or for a list; whoever is not among them says hello again
+# What a peer may say that does not take us in.
+BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE, Kind.ASK_REVOCATIONS})
 Refuses = Callable[[NodeId, Instant], bool]
 NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
 
@@ -104,7 +125,9 @@ class Membership:
         self._next_rotation = now.steady + setup.timing.rotate_interval * rng.uniform(0.5, 1.0)
         self._next_review = now.steady
         self._next_eviction = now.steady
-        self._waiting: Recent[Link, Message] = Recent(MAX_WAITING)  # rule 7
+        self._asked: Recent[Link, Message] = Recent(MAX_WAITING)  # rule 7
+        self._waiting: Recent[Link, Message] = Recent(MAX_WAITING)  # rule 8
+        self._list_budgets: Recent[Link, TokenBucket] = Recent(MAX_PROVEN)
         self.deaths = 0  # peers dropped for silence
         self.refusal = ""  # why somebody last did not admit us
         self.refused: Counter[str] = Counter()  # whom we did not admit, by reason
@@ -176,6 +199,8 @@ class Membership:
             case Moved(endpoints, services):
                 self.directory.move(endpoints, services, now)
                 return self._links.tell_all(Peers((self.record.encoded,)))
+            case Revoked(encoded):
+                return self._obey(encoded, None, now)
             case Stored():
                 return self._stored(event, now)
             case Tick():
@@ -183,7 +208,7 @@ class Membership:
 
     def _message(self, message: Message, now: Instant) -> list[MembershipAction]:
         link, sender, body = message.link, message.sender, message.body
-        if sender not in self._links.peers and message.kind not in BEFORE_HELLO:
+        if not self._may_say(message):
             return []
         match message.kind:
             case Kind.HELLO:
@@ -192,6 +217,8 @@ class Membership:
                 return self._hear_of(link, sender, Peers.decode(body), now)
             case Kind.GOODBYE:
                 return self._goodbye(link, Goodbye.decode(body), now)
+            case Kind.ASK_REVOCATIONS | Kind.REVOCATIONS:
+                return self._list_message(message, now)
             case Kind.PING:
                 return [Send(link, Pong(Ping.decode(body).token))]
             case Kind.PONG:
@@ -208,6 +235,10 @@ class Membership:
                 return self._exchange.answer(sender, Digest.decode(body), now)
         return []
 
+    def _may_say(self, message: Message) -> bool:
+        is_early = message.kind in BEFORE_HELLO or (message.kind == Kind.REVOCATIONS and message.link in self._asked)
+        return is_early or message.sender in self._links.peers
+
     # Links
 
     def _opened(self, link: Link, now: Instant) -> list[MembershipAction]:
@@ -215,9 +246,13 @@ class Membership:
         if attempt is None:
             return [HangUp(link)]
         attempt.greeted = now.steady
-        return [Send(link, Hello(self.record.encoded, needy=not self._links.peers))]
+        return [Send(link, self._greeting(needy=not self._links.peers))]
+
+    def _greeting(self, *, needy: bool = False) -> Hello:
+        return Hello(self.record.encoded, needy, self._setup.gate.revision)
 
     def _closed(self, link: Link, now: Instant) -> list[MembershipAction]:
+        self._asked.pop(link)
         self._waiting.pop(link)
         lost = self._links.closed(link)
         if lost.attempt is not None:
@@ -244,6 +279,9 @@ class Membership:
         if refusal == NOT_KEPT:
             self._waiting.set(link, message)
             return []
+        if refusal and hello.revision > self._setup.gate.revision:
+            self._asked.set(link, message)
+            return [self._ask_list(link)]
         if refusal:
             self.refused[refusal] += 1
             return self._refuse(link, refusal, now)
@@ -262,7 +300,8 @@ class Membership:
                 others = Send(link, self.directory.sample(sender))
                 return [*actions, others, *self._refuse(link, "full", now)]
             actions += evicted
-        return [*actions, *self._welcome(link, record, now)]
+        actions += self._welcome(link, record, now)
+        return [*actions, self._ask_list(link)] if hello.revision > self._setup.gate.revision else actions
 
     def _stored(self, event: Stored, now: Instant) -> list[MembershipAction]:
         """Hear again who had to wait for what was written."""
@@ -278,7 +317,7 @@ class Membership:
         node = record.node_id
         actions: list[MembershipAction] = []
         if not link.dialled:
-            actions.append(Send(link, Hello(self.record.encoded)))
+            actions.append(Send(link, self._greeting()))
         is_new = node not in self._links.peers
         attempt = self._links.attempts.get(link)
         if self._links.settle(node, record, link, now.steady):
@@ -307,7 +346,7 @@ class Membership:
         return self._leave(node, "evicted", now)
 
     def _leave(self, node: NodeId, reason: str, now: Instant) -> list[MembershipAction]:
-        """End a good link with a goodbye, and with records of others to turn to."""
+        """End a good link with a goodbye, and with records of others to turn to unless it is its own fault."""
         sample = self.directory.sample(node)
         contact = self.book.contact(node)
         if contact is not None:
@@ -315,15 +354,16 @@ class Membership:
         self._detector.down(node)
         actions: list[MembershipAction] = []
         for link in self._links.drop(node):
-            actions += [Send(link, sample), *self._refuse(link, reason, now)]
+            others = [Send(link, sample)] if reason in NO_ROOM else []
+            actions += [*others, *self._refuse(link, reason, now)]
         return [*actions, PeerDown(node)]
 
     def _goodbye(self, link: Link, goodbye: Goodbye, now: Instant) -> list[MembershipAction]:
         attempt = self._links.attempts.pop(link, None)
         node = self._links.live_node(link)
+        if (attempt is not None or node is not None) and goodbye.reason not in NO_ROOM:
+            self.refusal = goodbye.reason
         if attempt is not None:
-            if goodbye.reason not in NO_ROOM:
-                self.refusal = goodbye.reason
             attempt.contact.busy(now, self._rng)
         if node is not None:
             contact = self.book.contact(node)
@@ -383,6 +423,50 @@ class Membership:
                     actions += self._lose(node, now)
         return actions
 
+    # The revocation list
+
+    def awaits_list(self, link: Link) -> bool:
+        """Tell whether who is not yet a peer may send a revocation list over this link."""
+        return link in self._asked
+
+    def _ask_list(self, link: Link) -> MembershipAction:
+        return Send(link, AskRevocations(self._setup.gate.revision))
+
+    def _list_message(self, message: Message, now: Instant) -> list[MembershipAction]:
+        link, gate = message.link, self._setup.gate
+        if message.kind == Kind.ASK_REVOCATIONS:
+            if AskRevocations.decode(message.body).revision >= gate.revision:
+                return []
+            self._spend_list(link, now)
+            return [Send(link, Revocations(gate.revocations))]
+        encoded = Revocations.decode(message.body).encoded
+        waiting = self._asked.pop(link)
+        actions: list[MembershipAction] = []
+        if encoded != gate.revocations:
+            self._spend_list(link, now)
+            actions += self._obey(encoded, message.sender, now)
+        return [*actions, *self._hello(waiting, now)] if waiting else actions
+
+    def _spend_list(self, link: Link, now: Instant) -> None:
+        """Account for a list that is sent to, or checked for, the holder of the link."""
+        budget = self._list_budgets.get(link) or TokenBucket(1 / LIST_S, LISTS, now.steady)
+        self._list_budgets.set(link, budget)
+        if not budget.take(1, now.steady):
+            raise MessageError("too_many_lists")
+
+    def _obey(self, encoded: bytes, teller: NodeId | None, now: Instant) -> list[MembershipAction]:
+        if not self._setup.gate.obey(encoded):
+            return []
+        actions = self._links.tell_all(Revocations(encoded), but=teller)
+        actions += self._review(now)
+        is_out = [
+            record.node_id
+            for record in self.book.records()
+            if self._setup.gate.admits(record, now) not in ("", NOT_KEPT)
+        ]
+        self.book.forget(is_out)
+        return actions
+
     # Time
 
     def _tick(self, now: Instant) -> list[MembershipAction]:
@@ -403,6 +487,9 @@ class Membership:
         if now.steady < self._next_review:
             return []
         self._next_review = now.steady + self._setup.timing.exchange_interval
+        return self._review(now)
+
+    def _review(self, now: Instant) -> list[MembershipAction]:
         actions: list[MembershipAction] = []
         for node, peer in list(self._links.peers.items()):
             reason = self._setup.gate.admits(peer.record, now)

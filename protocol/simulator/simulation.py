@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from protocol.config import LAN, Instant, Limits, Setup, Timing
+from protocol.config import LAN, Gate, Instant, Limits, OpenGate, Setup, Timing
 from protocol.core import Core
 from protocol.credentials.records import Address, Endpoint, PeerRecord, RecordReader
 from protocol.driver import Driver
@@ -107,12 +107,13 @@ class Simulation:
         seeds: tuple[Address, ...] | None = None,
         skew: float = 0.0,
         core: MakeCore = Core,
+        gate: Gate | None = None,
     ) -> SimulatedNode:
         """Start a node, or restart one that was killed: the same key at a new port.
 
         `known` is what its peers file would hold; a node with such records gets no seed, unless
         `seeds` are given. `skew` is how far its unix clock is ahead, in seconds; `core` makes
-        another core than an honest one.
+        another core than an honest one; `gate` says who may be in the swarm.
         """
         self._starts += 1
         identity = self._make_identity(hashlib.sha256(b"simulated node %d" % name).digest())
@@ -124,7 +125,16 @@ class Simulation:
             book.add(record)
         transport = MemoryTransport(self.network, identity.curve_key, str(endpoint) if endpoint else None)
         endpoints = (endpoint,) if endpoint else ()
-        setup = Setup(identity, SWARM, endpoints, self.limits, self.timing, "simulated", reader=self._reader)
+        setup = Setup(
+            identity,
+            SWARM,
+            endpoints,
+            self.limits,
+            self.timing,
+            "simulated",
+            reader=self._reader,
+            gate=gate or OpenGate(),
+        )
         made = core(setup, book, random.Random(self._rng.getrandbits(64)), self.clock(skew))
         received: list[Received] = []
         driver = Driver(made, transport, lambda: self.clock(skew), received.append)

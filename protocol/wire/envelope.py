@@ -51,6 +51,8 @@ class Kind(IntEnum):
     INTEREST = 13
     ASK_MANIFEST = 14
     MANIFEST = 15
+    ASK_REVOCATIONS = 16
+    REVOCATIONS = 17
 
 
 @dataclass(frozen=True, slots=True)

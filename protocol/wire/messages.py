@@ -22,6 +22,7 @@ MAX_NEWS = 64
 MAX_TOPICS = 64
 MAX_DIGEST = 512  # entries: the largest full directory
 MAX_MANIFEST_BYTES = 32 << 10
+MAX_REVOCATIONS_BYTES = 24 << 10
 MAX_REASON_BYTES = 64
 MAX_SHARD_BITS = 16
 ID_BYTES = 32
@@ -52,23 +53,25 @@ def hint(node: NodeId) -> bytes:
 class Hello:
     """First on every connection, from both ends: the sender's own record, not yet verified.
 
-    `needy` says that the sender has no other peer: it is let in even where there is no room.
+    `needy` says that the sender has no other peer: it is let in even where there is no room. `revision` is
+    that of the revocation list that it obeys, 0 for none.
     """
 
     kind: ClassVar[Kind] = Kind.HELLO
     record: bytes
     needy: bool = False
+    revision: int = 0
 
     def encode(self) -> bytes:
         """Return the body's bytes."""
-        return pack([self.record, int(self.needy)])
+        return pack([self.record, int(self.needy), self.revision])
 
     @classmethod
     def decode(cls, body: bytes) -> "Hello":
         """Read a body."""
-        record, needy = unpack(body, 2, error=MessageError, max_bytes=MAX_RECORD_BYTES)
-        _check(isinstance(record, bytes) and is_uint(needy))
-        return cls(record, needy > 0)
+        record, needy, revision = unpack(body, 3, error=MessageError, max_bytes=MAX_RECORD_BYTES)
+        _check(isinstance(record, bytes) and is_uint(needy) and is_uint(revision))
+        return cls(record, needy > 0, revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,6 +362,44 @@ class Manifest:
     def decode(cls, body: bytes) -> "Manifest":
         """Read a body."""
         (encoded,) = unpack(body, 1, error=MessageError, max_bytes=MAX_MANIFEST_BYTES)
+        _check(isinstance(encoded, bytes))
+        return cls(encoded)
+
+
+@dataclass(frozen=True, slots=True)
+class AskRevocations:
+    """Asks for the swarm's revocation list, if the receiver's has a larger revision than this."""
+
+    kind: ClassVar[Kind] = Kind.ASK_REVOCATIONS
+    revision: int
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([self.revision])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "AskRevocations":
+        """Read a body."""
+        (revision,) = unpack(body, 1, error=MessageError)
+        _check(is_uint(revision))
+        return cls(revision)
+
+
+@dataclass(frozen=True, slots=True)
+class Revocations:
+    """The swarm's signed revocation list as bytes: in answer to who asked, and to all peers when it is new."""
+
+    kind: ClassVar[Kind] = Kind.REVOCATIONS
+    encoded: bytes
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([self.encoded])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Revocations":
+        """Read a body."""
+        (encoded,) = unpack(body, 1, error=MessageError, max_bytes=MAX_REVOCATIONS_BYTES)
         _check(isinstance(encoded, bytes))
         return cls(encoded)
 

@@ -147,6 +147,49 @@ def test_a_join_that_one_member_refuses_is_granted_by_another(tmp_path: Path) ->
         join(tmp_path / "second", founding.make_invite(club, seeds, right))
 
 
+def test_what_the_owner_takes_back_or_hands_over_reaches_every_node_and_their_disks(tmp_path: Path) -> None:
+    """Also the recipes of docs/swarms.md: revoke, hand over, and an owner that has nothing left but its key."""
+    club = found(tmp_path / "club", Policy.ALLOWLIST)
+    with ExitStack() as stack:
+        stack.enter_context(relay(club))
+        shared = founding.make_invite(club, [], founding.shared_invite(club, 50, DAY))
+
+        def member(name: str, invite: Invite) -> Network:
+            settled = join(tmp_path / name, invite, LOOPBACK)
+            return stack.enter_context(open_network(settled, tmp_path / name))
+
+        friend, foe = member("friend", shared), member("foe", shared)
+        wait_until(
+            lambda: friend.host.counters().peers == foe.host.counters().peers == 2, 20, "three that know each other"
+        )
+        founding.revoke(club, [foe.identity.node_id])
+        wait_until(
+            lambda: [peer.node_id for peer in friend.host.peers()] == [key_of(club).node_id], 20, "the foe to go"
+        )
+        wait_until(lambda: foe.host.refusal == "revoked", 60, "the foe to be told why")
+        wait_until((tmp_path / "friend" / "revocations.bin").exists, 20, "the list on the friend's disk")
+        with pytest.raises(JoinError, match="was revoked"):
+            join(tmp_path / "foe", founding.make_invite(club, [], founding.pass_for(club, foe.identity.node_id, DAY)))
+
+        founding.hand_over(club, friend.identity.public_key)
+        owned = founding.load_gate(tmp_path / "friend", load_manifest(club)).owners  # type: ignore[arg-type]
+        assert len(owned) == 1
+        wait_until(
+            lambda: len(founding.load_gate(tmp_path / "friend", load_manifest(club)).owners) == 2,  # type: ignore[arg-type]
+            30,
+            "the next owner to hear of it",
+        )
+        with pytest.raises(UserError, match="can sign this"):
+            founding.shared_invite(club, 1, DAY)
+        founding.revoke(tmp_path / "friend", [foe.identity.node_id])
+        member("guest", founding.make_invite(club, [], founding.shared_invite(tmp_path / "friend", 1, DAY)))
+
+        (tmp_path / "restored").mkdir()
+        key_of(tmp_path / "friend").save(tmp_path / "restored" / "identity.key")
+        join(tmp_path / "restored", founding.make_invite(tmp_path / "guest", []))
+        assert founding.revoke(tmp_path / "restored", []).revoked == {foe.identity.node_id}
+
+
 def test_a_relay_alone_bridges_two_nodes_that_nobody_can_dial(tmp_path: Path) -> None:
     club = found(tmp_path / "club")
     with relay(club), ExitStack() as stack:

@@ -8,10 +8,12 @@ from protocol.credentials.grants import make_certificate, make_pass, make_ticket
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
 from protocol.credentials.records import Address, Endpoint, Service, make_record
+from protocol.credentials.revocations import make_handover, make_revocations
 from protocol.identity import Identity
 from protocol.wire.envelope import ItemId, Kind, seal
 from protocol.wire.messages import (
     Announce,
+    AskRevocations,
     Digest,
     Entry,
     Goodbye,
@@ -25,10 +27,11 @@ from protocol.wire.messages import (
     Probed,
     Pull,
     Reach,
+    Revocations,
     Rumour,
     Status,
 )
-from tests.fuzz.targets import SWARM, TARGETS, UNIX
+from tests.fuzz.targets import CLUB, SWARM, TARGETS, UNIX
 
 ME = Identity(bytes(32))
 OTHER = Identity(bytes([1]) * 32)
@@ -44,6 +47,8 @@ def inputs() -> list[bytes]:
     manifest = make_manifest(ME, "fuzz", int(UNIX * 1000), Policy.ALLOWLIST, [task], [OTHER.node_id])
     certificate = make_certificate(ME, SWARM, OTHER.public_key, 5, int(UNIX * 1000))
     completions = (Completion("7", True, 1.0), Completion("8", False, 0.0))
+    handover = make_handover(ME, CLUB, 0, OTHER.public_key)
+    revocations = make_revocations(OTHER, CLUB, [ME.node_id], 3, (handover,))
     seed = Address(Endpoint("10.0.0.1", 7700), ME.curve_key)
     return [
         seal(ME, SWARM, Kind.ITEM, 1, int(UNIX * 1000), bytes(8) + b"body"),
@@ -66,6 +71,9 @@ def inputs() -> list[bytes]:
         str(seed).encode(),
         encode(Group(TaskKey("builtin/sums", 1, "00"), 1, "3+4=", completions, "llama", 1)),
         bytes([Kind.NEWS]) + News((Rumour(OTHER.node_id, 1 << 16, Status.SUSPECT),)).encode(),
+        AskRevocations(7).encode(),
+        Revocations(revocations.encoded).encode(),
+        revocations.encoded,
         # Further ones: another form of the same, which the first does not lead to.
         make_ticket(certificate, OTHER, SWARM, 3, ME.public_key).encode(),
     ]

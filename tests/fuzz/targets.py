@@ -13,15 +13,18 @@ from protocol.config import Instant, Setup
 from protocol.core import Core
 from protocol.credentials.grants import open_grant
 from protocol.credentials.invite import Invite
-from protocol.credentials.manifest import open_manifest
+from protocol.credentials.manifest import ManifestTask, Policy, make_manifest, open_manifest
 from protocol.credentials.records import Address, make_record, open_record
+from protocol.credentials.revocations import open_revocations
 from protocol.errors import PeerError, ProtocolError
 from protocol.events import Arrived, Link
+from protocol.identity import Identity
 from protocol.membership.address_book import Book
 from protocol.simulator.identity import SimulatedIdentity
 from protocol.wire.envelope import Kind, open_frame, seal
 from protocol.wire.messages import (
     Announce,
+    AskRevocations,
     Digest,
     Goodbye,
     Hello,
@@ -33,10 +36,14 @@ from protocol.wire.messages import (
     Probe,
     Probed,
     Pull,
+    Revocations,
 )
 
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0
+CLUB = make_manifest(
+    Identity(bytes(32)), "fuzz", int(UNIX * 1000), Policy.ALLOWLIST, [ManifestTask("builtin/sums", 1, "01", "{}")]
+)
 ME, PEER = (SimulatedIdentity(bytes([n]) * 32) for n in range(2))
 LINK = Link(PEER.curve_key, dialled=False)
 NOW = Instant(0.0, UNIX)
@@ -87,6 +94,9 @@ TARGETS: list[Callable[[bytes], object]] = [
     text(Address.parse),
     decode_group,
     in_core,
+    AskRevocations.decode,
+    Revocations.decode,
+    lambda data: open_revocations(data, CLUB, believe),
 ]
 
 

@@ -41,6 +41,8 @@ VERBS = [
     "identity show",
     "identity export",
     "identity import",
+    "identity hand-over",
+    "revoke",
     "bench round",
 ]
 
@@ -105,6 +107,9 @@ def test_help_imports_nothing_heavy() -> None:
         (["invite", "missing", "--expires", "soon"], "--expires wants a time such as 30m"),
         (["invite", "missing", "--seed", "tcp://192.0.2.7:1"], "has no key"),
         (["invite", "missing", "--uses", "0"], "missing belongs to no swarm"),
+        (["revoke", "missing", "someone"], "'someone' is no node id"),
+        (["revoke", "missing", EXAMPLE_INVITE], "holds no grant that could be taken back"),
+        (["identity", "hand-over", "abc"], "KEY has 64 hex digits"),
         (["join", "https://example.org"], "an invite begins with gossamer://"),
         (["join", "gossamer://club"], "not complete"),
         (["found"], "Missing argument"),
@@ -153,6 +158,43 @@ def test_what_makes_no_swarm(
     assert says in fails(capfd, *found(tmp_path / "club"), *arguments)
     assert not (tmp_path / "club" / "manifest.bin").exists()
     assert "check the name" in fails(capfd, "found", "a name", "--out", str(tmp_path / "other"), "--no-start")
+
+
+def test_what_was_invited_is_taken_back_by_its_line_its_node_or_its_id(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    club = str(tmp_path / "club")
+    assert run(found(tmp_path / "club", "--policy", "allowlist"), debug=False) == 0
+    node = Identity(bytes(32)).node_id
+    capfd.readouterr()
+    assert run(["invite", club, "--seed", SEED, "--uses", "3"], debug=False) == 0
+    line = capfd.readouterr().out.strip()
+    assert run(["revoke", club, node, line], debug=False) == 0
+    assert "list 1: 2 revoked" in capfd.readouterr().out
+    assert run(["revoke", club], debug=False) == 0
+    listed = capfd.readouterr().out.split()
+    assert node in listed and len(listed) == 2
+    assert run(["revoke", club, "--undo", *listed], debug=False) == 0
+    assert "list 2: 0 revoked" in capfd.readouterr().out
+
+
+def test_a_swarm_is_handed_over_once_and_the_old_owner_signs_no_more(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    club, successor = tmp_path / "club", Identity(bytes(32))
+    assert run(found(club, "--policy", "allowlist"), debug=False) == 0
+    (tmp_path / "next").mkdir()
+    successor.save(tmp_path / "next" / "identity.key")
+    capfd.readouterr()
+    assert run(["identity", "show", "--state", str(tmp_path / "next")], debug=False) == 0
+    (key,) = [line.split()[1] for line in capfd.readouterr().out.splitlines() if line.startswith("key")]
+    assert run(["identity", "hand-over", key, "--state", str(club)], debug=False) == 0
+    capfd.readouterr()
+    for again in (["identity", "hand-over", "ab" * 32, "--state"], ["invite", "--seed", SEED, "--uses", "2"]):
+        assert f"({successor.node_id}) can sign this" in fails(capfd, *again, str(club))
+    for file in ("manifest.bin", "revocations.bin"):  # what the next owner's node gets from its peers
+        (tmp_path / "next" / file).write_bytes((club / file).read_bytes())
+    assert run(["invite", str(tmp_path / "next"), "--seed", SEED, "--uses", "3"], debug=False) == 0
 
 
 def test_an_invite_is_printed_with_the_seeds_and_the_right_that_were_asked_for(

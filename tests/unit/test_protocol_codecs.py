@@ -33,6 +33,7 @@ from protocol.wire.messages import (
     MAX_SHARD_BITS,
     MAX_TOPICS,
     Announce,
+    AskRevocations,
     Digest,
     Entry,
     Goodbye,
@@ -46,6 +47,7 @@ from protocol.wire.messages import (
     Probed,
     Pull,
     Reach,
+    Revocations,
     Rumour,
     Status,
 )
@@ -67,6 +69,7 @@ values = st.recursive(
     max_leaves=12,
 )
 BODIES = [Hello, Peers, Ping, Probe, Probed, News, Goodbye, Digest, Announce, Interest, Manifest, Pull]
+BODIES += [AskRevocations, Revocations]
 packed = values.map(msgpack.packb) | st.binary() | st.just(msgpack.packb(msgpack.ExtType(5, b"x")))
 
 
@@ -163,7 +166,7 @@ def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
 
 
 @given(
-    st.builds(Hello, st.binary(max_size=2048))
+    st.builds(Hello, st.binary(max_size=2048), st.booleans(), uint64)
     | st.builds(Peers, st.lists(st.binary(max_size=300), max_size=MAX_RECORDS).map(tuple))
     | st.builds(Ping, uint64)
     | st.builds(Announce, st.lists(entries, max_size=20).map(tuple))
@@ -179,6 +182,8 @@ def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
         st.booleans(),
     )
     | st.builds(Manifest, st.binary(max_size=300))
+    | st.builds(AskRevocations, uint64)
+    | st.builds(Revocations, st.binary(max_size=300))
     | st.builds(Pull, st.lists(ids, max_size=20).map(tuple))
 )
 def test_messages_come_back(message) -> None:

@@ -1,0 +1,145 @@
+"""Revocation list (as a CRL, RFC 5280) of a swarm: what its owner has taken back, and to whom it was handed over.
+
+    list     = public key (32) | signature (64) | payload
+    payload  = MessagePack [1, swarm id (16), sequence, [handover, ...], ids, joined]
+    handover = [next owner's public key (32), signature (64) of the owner before it]
+               over: domain | swarm (16) | place in the chain (4) | next owner's public key
+
+An id is 20 bytes, made as a node's is: of a node's key, of an invite's key, or of a pass's signature. What is
+listed counts for nothing: no node, no ticket of that invite, that pass; an owner's key signs nothing any more.
+
+A manifest never changes, so who owns the swarm after its founder is said here. The chain of handovers begins
+with the founder's, each is signed by the owner before it, and the list is signed by the last: it proves itself
+to everybody who has the manifest. Lists of one owner are numbered from 1; number 0 is the one with which the
+swarm is handed over, and signed by who does that.
+
+Of two lists the one with the longer chain counts, then the larger sequence, if its chain goes on from the
+other's: who signed the swarm away can sign neither a list nor another handover for those who have heard of
+the first. For those who have not, whoever has the founder's key is the founder.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from protocol.credentials.manifest import SwarmManifest
+from protocol.errors import RevocationError
+from protocol.identity import (
+    KEY_BYTES,
+    NODE_ID_BYTES,
+    SIGNATURE_BYTES,
+    Identity,
+    NodeId,
+    Verify,
+    id_bytes,
+    id_of_bytes,
+    verify,
+)
+from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
+from protocol.wire.envelope import HEADER_BYTES
+from protocol.wire.messages import MAX_REVOCATIONS_BYTES
+
+FORMAT = 1
+MAX_REVOKED = 1024  # 20 KiB
+MAX_HANDOVERS = 4
+SEQUENCE_BITS = 48  # of a revision; the chain's length is above them
+_DOMAIN = b"gossamer/revocations/1\x00"
+_HANDOVER_DOMAIN = b"gossamer/handover/1\x00"
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """The word of an owner, or of the founder, that the swarm is `owner`'s (a public key) from now on."""
+
+    owner: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationList:
+    """A verified list; `encoded` holds the exact bytes to pass on."""
+
+    sequence: int
+    handovers: tuple[Handover, ...]
+    revoked: frozenset[NodeId]
+    encoded: bytes
+
+    @property
+    def revision(self) -> int:
+        """What grows with every list and every handover; 0 is before the first."""
+        return len(self.handovers) << SEQUENCE_BITS | self.sequence
+
+    def replaces(self, other: "RevocationList | None") -> bool:
+        """Tell whether this list is newer than `other`, and its chain goes on from there."""
+        if other is None:
+            return True
+        owners, before = [[one.owner for one in each.handovers] for each in (self, other)]
+        return self.revision > other.revision and owners[: len(before)] == before
+
+
+def make_revocations(
+    owner: Identity,
+    manifest: SwarmManifest,
+    revoked: Iterable[NodeId],
+    sequence: int,
+    handovers: tuple[Handover, ...] = (),
+) -> RevocationList:
+    """Sign a list as the last owner of the chain `handovers`, or number 0 as the one before it.
+
+    Raises:
+        RevocationError: too many ids, or `owner` is not who may sign this.
+    """
+    ids = b"".join(sorted({id_bytes(node) for node in revoked}))
+    chain = [[handover.owner, handover.signature] for handover in handovers]
+    payload = pack([FORMAT, manifest.swarm, sequence, chain, ids])
+    return open_revocations(owner.public_key + owner.sign(_DOMAIN + payload) + payload, manifest)
+
+
+def make_handover(owner: Identity, manifest: SwarmManifest, place: int, successor: bytes) -> Handover:
+    """Sign the swarm over to the holder of the public key `successor`; `place` counts the handovers before it."""
+    return Handover(successor, owner.sign(_handover_text(manifest.swarm, place, successor)))
+
+
+def open_revocations(data: bytes, manifest: SwarmManifest, check: Verify = verify) -> RevocationList:
+    """Verify and decode a list for the swarm of `manifest`; `check` verifies signatures.
+
+    Raises:
+        RevocationError: reason "oversized", "malformed", "forged" or "wrong_swarm".
+    """
+    if len(data) > MAX_REVOCATIONS_BYTES:
+        raise RevocationError("oversized", f"{len(data)} bytes")
+    if len(data) <= HEADER_BYTES:
+        raise RevocationError("malformed", f"{len(data)} bytes")
+    public_key, signature, payload = data[:KEY_BYTES], data[KEY_BYTES:HEADER_BYTES], data[HEADER_BYTES:]
+    if not check(public_key, signature, _DOMAIN + payload):
+        raise RevocationError("forged", "list")
+    fields = unpack(payload, 5, error=RevocationError, max_bytes=MAX_REVOKED * NODE_ID_BYTES, max_array=MAX_HANDOVERS)
+    form, swarm, sequence, chain, ids = fields
+    if form != FORMAT or not is_uint(sequence, (1 << SEQUENCE_BITS) - 1) or not isinstance(chain, list):
+        raise RevocationError("malformed", "fields")
+    if not isinstance(ids, bytes) or len(ids) % NODE_ID_BYTES or len(chain) > MAX_HANDOVERS:
+        raise RevocationError("malformed", "ids")
+    if swarm != manifest.swarm:
+        raise RevocationError("wrong_swarm", "list")
+    handovers = tuple(map(_handover, chain))
+    owners = [manifest.founder_key]
+    for place, handover in enumerate(handovers):
+        if not check(owners[-1], handover.signature, _handover_text(manifest.swarm, place, handover.owner)):
+            raise RevocationError("forged", "handover")
+        owners.append(handover.owner)
+    if public_key != (owners[-2] if handovers and sequence == 0 else owners[-1]):
+        raise RevocationError("forged", "signed by another than the swarm's owner")
+    revoked = (id_of_bytes(ids[start : start + NODE_ID_BYTES]) for start in range(0, len(ids), NODE_ID_BYTES))
+    return RevocationList(sequence, handovers, frozenset(revoked), data)
+
+
+def _handover(fields: object) -> Handover:
+    if not isinstance(fields, list) or len(fields) < 2:
+        raise RevocationError("malformed", "handover")
+    owner, signature = fields[:2]
+    if not (is_bytes(owner, KEY_BYTES) and is_bytes(signature, SIGNATURE_BYTES)):
+        raise RevocationError("malformed", "handover")
+    return Handover(owner, signature)
+
+
+def _handover_text(swarm: bytes, place: int, successor: bytes) -> bytes:
+    return _HANDOVER_DOMAIN + swarm + place.to_bytes(4, "big") + successor

@@ -1,0 +1,308 @@
+"""What a swarm's owner takes back and hands over: the list's form, who obeys it, and how it travels."""
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.config import Instant, Setup
+from protocol.core import Core
+from protocol.credentials.grants import Gatekeeper, make_pass, revocable_id
+from protocol.credentials.invite import make_shared_invite
+from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
+from protocol.credentials.records import PeerRecord, make_record
+from protocol.credentials.revocations import (
+    MAX_HANDOVERS,
+    MAX_REVOKED,
+    Handover,
+    RevocationList,
+    make_handover,
+    make_revocations,
+    open_revocations,
+)
+from protocol.errors import RevocationError
+from protocol.events import Arrived, Link, Message, PeerDown, PeerUp, Received, Revoked, Send, SendFrame, Tick
+from protocol.identity import Identity, NodeId
+from protocol.membership.address_book import Book
+from protocol.membership.membership import LISTS, Membership
+from protocol.wire.envelope import Kind, open_frame, seal
+from protocol.wire.messages import (
+    MAX_REVOCATIONS_BYTES,
+    NO_TOPIC,
+    AskRevocations,
+    Goodbye,
+    Hello,
+    Peers,
+    Revocations,
+)
+
+FOUNDER, SECOND, THIRD, ME, MEMBER, GUEST, EVIL = (Identity(bytes([n]) * 32) for n in range(7))
+NOW = Instant(1000.0, 1_700_000_000.0)
+LATER_MS = int(NOW.unix * 1000) + 3_600_000
+TASKS = [ManifestTask("t", 1, "ab", "{}")]
+CLUB = make_manifest(FOUNDER, "club", 1, Policy.ALLOWLIST, TASKS, [ME.node_id, MEMBER.node_id])
+OPEN = make_manifest(FOUNDER, "open", 1, Policy.OPEN, TASKS)
+
+
+def chain(*owners: Identity) -> tuple[Handover, ...]:
+    """The founder's handover to the first of `owners`, that one's to the next, and so on."""
+    before = (FOUNDER, *owners)
+    return tuple(make_handover(before[n], CLUB, n, owner.public_key) for n, owner in enumerate(owners))
+
+
+def handover_by(owner: Identity, place: int, successor: Identity) -> Handover:
+    return make_handover(owner, CLUB, place, successor.public_key)
+
+
+def signed(*revoked: NodeId, sequence: int = 1, owners: tuple[Identity, ...] = ()) -> RevocationList:
+    everybody = (FOUNDER, *owners)
+    signer = everybody[-2] if owners and sequence == 0 else everybody[-1]
+    return make_revocations(signer, CLUB, revoked, sequence, chain(*owners))
+
+
+def record(identity: Identity, grant: bytes = b"", swarm: bytes = CLUB.swarm) -> PeerRecord:
+    return make_record(identity, swarm, (), 1, "", LATER_MS, grant)
+
+
+def pass_by(owner: Identity, node: Identity = GUEST) -> bytes:
+    return make_pass(owner, CLUB.swarm, node.node_id, LATER_MS).encode()
+
+
+# The list
+
+
+ids = st.binary(min_size=20, max_size=20).map(lambda seed: Identity((seed * 2)[:32]).node_id)
+
+
+@given(st.sets(ids, max_size=5), st.integers(0, 2**48 - 1), st.integers(0, 2))
+def test_a_list_is_read_as_it_was_signed(revoked: set[NodeId], sequence: int, generation: int) -> None:
+    made = signed(*revoked, sequence=sequence, owners=(SECOND, THIRD)[:generation])
+    assert open_revocations(made.encoded, CLUB) == made
+    assert (made.revoked, made.sequence, len(made.handovers)) == (revoked, sequence, generation)
+
+
+@given(st.data())
+def test_an_altered_list_is_refused(data: st.DataObject) -> None:
+    encoded = bytearray(signed(EVIL.node_id, owners=(SECOND,)).encoded)
+    encoded[data.draw(st.integers(0, len(encoded) - 1))] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(RevocationError):
+        open_revocations(bytes(encoded), CLUB)
+
+
+@given(st.binary(max_size=400))
+def test_noise_is_no_list(noise: bytes) -> None:
+    with pytest.raises(RevocationError):
+        open_revocations(noise, CLUB)
+
+
+def test_the_largest_list_fits_and_a_larger_one_is_not_made() -> None:
+    owners = tuple(Identity(bytes([50 + n]) * 32) for n in range(MAX_HANDOVERS))
+    everybody = [Identity(n.to_bytes(32, "big")).node_id for n in range(MAX_REVOKED)]
+    assert len(signed(*everybody, sequence=2**48 - 1, owners=owners).encoded) <= MAX_REVOCATIONS_BYTES
+    with pytest.raises(RevocationError):
+        signed(*everybody, EVIL.node_id)
+    with pytest.raises(RevocationError):
+        signed(owners=(*owners, EVIL))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: make_revocations(EVIL, CLUB, [MEMBER.node_id], 1),
+        lambda: make_revocations(EVIL, CLUB, [], 1, chain(SECOND)),
+        lambda: make_revocations(EVIL, CLUB, [], 1, (make_handover(EVIL, CLUB, 0, EVIL.public_key),)),
+        lambda: make_revocations(FOUNDER, CLUB, [], 1, chain(SECOND)),
+        lambda: make_revocations(SECOND, CLUB, [], 0, chain(SECOND)),
+        lambda: make_revocations(
+            THIRD, CLUB, [], 1, (*chain(SECOND), make_handover(FOUNDER, CLUB, 1, THIRD.public_key))
+        ),
+        lambda: make_revocations(SECOND, CLUB, [], 1, (make_handover(FOUNDER, OPEN, 0, SECOND.public_key),)),
+        lambda: make_revocations(THIRD, CLUB, [], 1, (make_handover(FOUNDER, CLUB, 1, THIRD.public_key),)),
+    ],
+    ids=[
+        "a stranger",
+        "not the last",
+        "own handover",
+        "the one before",
+        "oneself",
+        "twice away",
+        "other swarm",
+        "other place",
+    ],
+)
+def test_only_the_last_owner_of_a_chain_that_begins_with_the_founder_signs(make) -> None:
+    with pytest.raises(RevocationError):
+        make()
+
+
+def test_a_list_of_another_swarm_is_not_obeyed() -> None:
+    with pytest.raises(RevocationError, match="wrong_swarm"):
+        Gatekeeper(CLUB).obey(make_revocations(FOUNDER, OPEN, [], 1).encoded)
+
+
+# The gate
+
+
+def test_what_is_revoked_counts_no_more_and_again_when_a_newer_list_leaves_it_out() -> None:
+    invite = make_shared_invite(FOUNDER, CLUB, 3, LATER_MS)
+    ticket = invite.ticket(CLUB.swarm, 0, GUEST.public_key).encode()
+    own_pass = make_pass(FOUNDER, CLUB.swarm, GUEST.node_id, LATER_MS)
+    keeper = Gatekeeper(CLUB)
+
+    def answers() -> list[str]:
+        asked = [record(MEMBER), record(GUEST, own_pass.encode()), record(GUEST, ticket)]
+        return [keeper.admits(one, NOW) for one in asked]
+
+    assert answers() == ["", "", ""]
+    for sequence, (revoked, expected) in enumerate(
+        [
+            (MEMBER.node_id, ["revoked", "", ""]),
+            (GUEST.node_id, ["", "revoked", "revoked"]),
+            (revocable_id(own_pass), ["", "invite_revoked", ""]),
+            (revocable_id(invite.certificate), ["", "", "invite_revoked"]),
+        ],
+        start=1,
+    ):
+        assert keeper.obey(signed(revoked, sequence=sequence).encoded)
+        assert answers() == expected
+    assert keeper.obey(signed(sequence=9).encoded) and answers() == ["", "", ""]
+
+
+def test_an_open_swarm_keeps_out_whom_its_founder_revoked() -> None:
+    keeper = Gatekeeper(OPEN)
+    keeper.obey(make_revocations(FOUNDER, OPEN, [EVIL.node_id], 1).encoded)
+    assert keeper.admits(record(EVIL, swarm=OPEN.swarm), NOW) == "revoked"
+    assert keeper.admits(record(GUEST, swarm=OPEN.swarm), NOW) == ""
+
+
+def test_an_older_list_does_not_come_back() -> None:
+    keeper = Gatekeeper(CLUB)
+    old, new = signed(sequence=1), signed(MEMBER.node_id, sequence=2)
+    assert keeper.obey(new.encoded)
+    assert not keeper.obey(old.encoded) and not keeper.obey(new.encoded)
+    assert keeper.admits(record(MEMBER), NOW) == "revoked" and keeper.revision == new.revision
+
+
+def test_a_handed_over_swarm_is_the_second_owners_and_the_first_ones_grants_hold_until_it_revokes_them() -> None:
+    keeper = Gatekeeper(CLUB)
+    assert keeper.admits(record(GUEST, pass_by(SECOND)), NOW) == "not_admitted"
+    assert keeper.obey(signed(sequence=7).encoded)
+    assert keeper.obey(signed(sequence=0, owners=(SECOND,)).encoded)
+    admitted = [keeper.admits(record(GUEST, pass_by(owner)), NOW) for owner in (FOUNDER, SECOND, EVIL)]
+    assert admitted == ["", "", "not_admitted"]
+    assert keeper.admits(record(SECOND), NOW) == ""
+    assert not keeper.obey(signed(MEMBER.node_id, sequence=99).encoded)  # the founder's own word no longer counts
+    assert not keeper.obey(signed(sequence=99, owners=(EVIL, THIRD)).encoded)  # nor another handover of its
+    assert keeper.obey(signed(FOUNDER.node_id, sequence=2, owners=(SECOND,)).encoded)
+    assert keeper.admits(record(GUEST, pass_by(FOUNDER)), NOW) == "invite_revoked"
+    assert keeper.admits(record(FOUNDER), NOW) == "revoked"
+    assert keeper.admits(record(GUEST, pass_by(SECOND)), NOW) == ""
+
+
+# How it travels
+
+
+def machine(gate: Gatekeeper) -> Membership:
+    return Membership(Setup(ME, CLUB.swarm, gate=gate), Book((), 16), random.Random(1), NOW)
+
+
+def link(identity: Identity) -> Link:
+    return Link(identity.curve_key, dialled=False)
+
+
+def say(core: Membership, identity: Identity, kind: Kind, body: bytes):
+    return core.handle(Message(link(identity), identity.node_id, kind, body), NOW)
+
+
+def greet(core: Membership, identity: Identity, grant: bytes = b"", revision: int = 0):
+    return say(core, identity, Kind.HELLO, Hello(record(identity, grant).encoded, revision=revision).encode())
+
+
+def told(actions, kind: Kind) -> list[Link]:
+    return [action.to for action in actions if isinstance(action, Send) and action.message.kind == kind]
+
+
+def test_a_new_list_is_passed_on_and_whom_it_names_is_told_why_and_forgotten() -> None:
+    core = machine(Gatekeeper(CLUB))
+    greet(core, MEMBER)
+    greet(core, GUEST, pass_by(FOUNDER))
+    say(core, MEMBER, Kind.PEERS, Peers((record(EVIL, pass_by(FOUNDER, EVIL)).encoded,)).encode())
+    assert {GUEST.node_id, EVIL.node_id} <= {known.node_id for known in core.book.records()}
+    new = Revocations(signed(GUEST.node_id, EVIL.node_id).encoded).encode()
+    actions = say(core, MEMBER, Kind.REVOCATIONS, new)
+    assert told(actions, Kind.REVOCATIONS) == [link(GUEST)]
+    assert PeerDown(GUEST.node_id) in actions and core.peers == [MEMBER.node_id]
+    (goodbye,) = [action for action in actions if isinstance(action, Send) and action.message.kind == Kind.GOODBYE]
+    assert goodbye.message == Goodbye("revoked") and not told(actions, Kind.PEERS)
+    assert {known.node_id for known in core.book.records()} == {MEMBER.node_id}
+    assert told(greet(core, GUEST, pass_by(FOUNDER)), Kind.GOODBYE) == [link(GUEST)]
+    assert say(core, MEMBER, Kind.REVOCATIONS, new) == []  # and not again
+
+
+def test_of_two_that_meet_the_one_with_the_older_list_asks_for_the_newer() -> None:
+    behind, ahead = machine(Gatekeeper(CLUB)), machine(Gatekeeper(CLUB))
+    newest = signed(EVIL.node_id)
+    ahead.handle(Revoked(newest.encoded), NOW)
+    assert told(greet(behind, MEMBER, revision=newest.revision), Kind.ASK_REVOCATIONS) == [link(MEMBER)]
+    assert told(greet(ahead, MEMBER), Kind.ASK_REVOCATIONS) == []
+    (answer,) = say(ahead, MEMBER, Kind.ASK_REVOCATIONS, AskRevocations(0).encode())
+    assert answer.message == Revocations(newest.encoded)
+    assert say(ahead, MEMBER, Kind.ASK_REVOCATIONS, AskRevocations(newest.revision).encode()) == []
+
+
+def test_a_guest_of_an_owner_whom_we_do_not_know_shows_us_that_it_is_one() -> None:
+    core = machine(Gatekeeper(CLUB))
+    handed_over = signed(owners=(SECOND,))
+    actions = greet(core, GUEST, pass_by(SECOND), handed_over.revision)
+    assert told(actions, Kind.ASK_REVOCATIONS) == [link(GUEST)] and not told(actions, Kind.GOODBYE)
+    assert core.awaits_list(link(GUEST))
+    actions = say(core, GUEST, Kind.REVOCATIONS, Revocations(handed_over.encoded).encode())
+    assert PeerUp(GUEST.node_id) in actions and core.peers == [GUEST.node_id]
+    stranger = machine(Gatekeeper(CLUB))
+    greet(stranger, EVIL, pass_by(EVIL), handed_over.revision)
+    actions = say(stranger, EVIL, Kind.REVOCATIONS, Revocations(handed_over.encoded).encode())
+    assert told(actions, Kind.GOODBYE) == [link(EVIL)]
+
+
+def test_a_peer_can_neither_have_lists_checked_nor_sent_without_end() -> None:
+    core = machine(Gatekeeper(CLUB))
+    greet(core, MEMBER)
+    core.handle(Revoked(signed(sequence=100).encoded), NOW)
+    old = [Revocations(signed(sequence=n).encoded).encode() for n in range(LISTS)]
+    for body in old:
+        assert say(core, MEMBER, Kind.REVOCATIONS, body) == []
+    for kind, body in ((Kind.REVOCATIONS, old[0]), (Kind.ASK_REVOCATIONS, AskRevocations(0).encode())):
+        with pytest.raises(Exception, match="too_many_lists"):
+            say(core, MEMBER, kind, body)
+
+
+@pytest.mark.parametrize("revoked", [(), (EVIL.node_id,)], ids=["nobody", "its signer"])
+def test_items_of_a_revoked_signer_are_dropped_whoever_brings_them_and_offered_no_more(revoked) -> None:
+    core = Core(Setup(ME, CLUB.swarm, gate=Gatekeeper(CLUB)), Book((), 16), random.Random(1), NOW)
+    numbers = itertools.count(1)
+
+    def hear(bearer: Identity, signer: Identity, kind: Kind, body: bytes):
+        frame = seal(signer, CLUB.swarm, kind, next(numbers), int(NOW.unix * 1000), body)
+        return core.handle(Arrived(link(bearer), frame), NOW)
+
+    hear(MEMBER, MEMBER, Kind.HELLO, Hello(record(MEMBER).encoded).encode())
+    assert any(isinstance(a, Received) for a in hear(MEMBER, EVIL, Kind.ITEM, NO_TOPIC + b"before"))
+    core.handle(Revoked(signed(*revoked).encoded), NOW)
+    after = hear(MEMBER, EVIL, Kind.ITEM, NO_TOPIC + b"after")
+    assert any(isinstance(a, Received) for a in after) == (not revoked)
+    assert core.admission.rejected["revoked"] == len(revoked) and core.membership.peers == [MEMBER.node_id]
+    actions = hear(GUEST, GUEST, Kind.HELLO, Hello(record(GUEST, pass_by(FOUNDER)).encoded).encode())
+    for second in range(30):
+        later = Instant(NOW.steady + second, NOW.unix + second)
+        core.membership.heard(GUEST.node_id, later)
+        actions += core.handle(Tick(), later)
+    offered = [a for a in actions if isinstance(a, SendFrame) and open_frame(a.frame).kind == Kind.ANNOUNCE]
+    assert bool(offered) == (not revoked)
+
+
+def test_a_file_that_holds_no_list_is_counted_and_changes_nothing() -> None:
+    core = Core(Setup(ME, CLUB.swarm, gate=Gatekeeper(CLUB)), Book((), 16), random.Random(1), NOW)
+    assert core.handle(Revoked(b"damaged"), NOW) == []
+    assert core.admission.rejected == {"malformed": 1}
