@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from node.config import NodeConfig, TaskConfig, is_file_task
 from node.errors import UserError
-from node.state_folder import exclusive, keep_config, resolve_seed
+from node.state_folder import exclusive, gone_if_new, keep_config, resolve_seed
 from node.tasks import Task, TaskKey, TaskSet, load_tasks
 from protocol.bootstrap import Fetched, fetch_manifest
 from protocol.credentials.grants import Gatekeeper, Pass, Ticket, Use, make_pass, open_grant, revocable_id
@@ -68,7 +68,7 @@ def found(config: NodeConfig, folder: Path, name: str, policy: Policy, allowed: 
         max_completions=4 * config.sampling.completions, max_item_age_s=max(1, int(config.pool.max_age))
     )
     tasks = describe_tasks(config.tasks)
-    with exclusive(folder):
+    with gone_if_new(folder), exclusive(folder):
         if (known := load_manifest(folder)) is not None:
             raise UserError(
                 f"{folder} belongs to swarm {known.name!r} already: run `gossamer node --state {folder}`, "
@@ -105,6 +105,16 @@ def make_invite(folder: Path, seeds: Sequence[Address], grant: Pass | SharedInvi
     if not known:
         raise UserError(f"nobody could dial this node: start it with --listen, or name a seed with --seed ({folder})")
     return Invite(manifest.name, manifest.hash, tuple(known)[: max(MAX_INVITE_SEEDS, len(seeds))], grant)
+
+
+def check_open(folder: Path) -> None:
+    """Raise `UserError` where an invite without a grant admits nobody."""
+    manifest = _manifest_of(folder)
+    if manifest.policy is not Policy.OPEN:
+        raise UserError(
+            f"swarm {manifest.name!r} has an allowlist, so this invite would admit nobody: add --uses N or "
+            "--for NODE_ID as its owner, or --plain if it is for a node that is listed or holds a grant"
+        )
 
 
 def works_elsewhere(invite: Invite) -> bool:
@@ -253,7 +263,8 @@ def join(invite: Invite, config: NodeConfig, folder: Path) -> NodeConfig:
         JoinError: no seed answered, or this node is not admitted.
         IdentityError: the folder's key cannot be used.
     """
-    with exclusive(folder):  # a second host with this key would take the first one's place
+    # A second host with this key would take the first one's place. A refusal names the key, so that stays.
+    with gone_if_new(folder, keep=_names_our_key), exclusive(folder):
         identity = Identity.load_or_generate(folder / "identity.key")
         manifest = load_manifest(folder)
         if manifest is not None and manifest.hash != invite.manifest:
@@ -271,6 +282,11 @@ def join(invite: Invite, config: NodeConfig, folder: Path) -> NodeConfig:
         save_manifest(folder, manifest)
     log.info("joined", swarm=manifest.name, founder=manifest.founder, policy=str(manifest.policy))
     return settled
+
+
+def _names_our_key(error: BaseException) -> bool:
+    """Tell whether the failure is a refusal for which a person is told to have this very node admitted."""
+    return isinstance(error, JoinError) and bool(error.refusals)
 
 
 def _joined(config: NodeConfig, invite: Invite, tasks: Sequence[TaskConfig]) -> NodeConfig:

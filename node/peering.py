@@ -17,6 +17,7 @@ from node.config import NetworkConfig, NodeConfig
 from node.errors import UserError
 from node.founding import REVOCATIONS_FILE, USES_FILE, load_gate, load_grant, load_manifest
 from protocol.config import PRESETS, Limits, Timing, read_clock
+from protocol.credentials.grants import grant_expiry
 from protocol.credentials.manifest import SwarmManifest
 from protocol.credentials.records import Address, Endpoint
 from protocol.credentials.use_log import UseLog
@@ -32,13 +33,16 @@ log = structlog.get_logger()
 
 
 class Network(NamedTuple):
-    """A running host, who it is, the manifest of its swarm if that has one, and where it is dialled, if it can be."""
+    """A running host, who it is, the manifest of its swarm if that has one, where it is dialled, if it can be, and
+    when its grant ends (Unix seconds), if it has one.
+    """
 
     host: Host
     identity: Identity
     swarm: bytes
     manifest: SwarmManifest | None
     address: Address | None
+    grant_expires: float | None = None
 
 
 @contextmanager
@@ -62,7 +66,7 @@ def open_network(config: NodeConfig, folder: Path) -> Iterator[Network]:
         else:
             (folder / "address").unlink(missing_ok=True)  # of an earlier start
             log.info("dialling only", node=identity.node_id, swarm=swarm.hex(), to_be_dialled=HOW_TO_BE_DIALLED)
-        yield Network(host, identity, swarm, manifest, address)
+        yield Network(host, identity, swarm, manifest, address, grant_expiry(load_grant(folder)))
     finally:
         host.stop()
 

@@ -9,11 +9,13 @@
 One process at a time: the folder is locked while a node runs, and the lock dies with it.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,13 +42,28 @@ def exclusive(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")  # closed by the `with` below
     except OSError as error:
-        raise UserError(f"cannot use {folder} as a node's folder: {error.strerror}") from None
+        raise UserError(f"cannot use {folder} as a node's folder: {error.strerror}: choose another path") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another node is running in {folder}: stop it, or choose another folder") from None
         yield
+
+
+@contextmanager
+def gone_if_new(folder: Path, keep: Callable[[BaseException], bool] = lambda _: False) -> Iterator[None]:
+    """Remove `folder` if it was not there before the block and that fails, unless `keep` says yes to the failure."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException as error:
+        if missing and not keep(error):
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # somebody put something into a parent meanwhile
+                for parent in missing[1:]:
+                    parent.rmdir()
+        raise
 
 
 def resolve_seed(config: NodeConfig, folder: Path) -> int:

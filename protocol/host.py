@@ -28,6 +28,7 @@ from protocol.events import Moved, Offer, Received, Report, Revoked, Stored, Sub
 from protocol.identity import Identity, NodeId
 from protocol.membership.address_book import Book
 from protocol.membership.membership import Membership
+from protocol.notices import Notices
 from protocol.storage import BackgroundWriter, exchange_bytes, load_peers, save_peers
 from protocol.transport.addresses import advertised_host
 from protocol.transport.zeromq import ZmqTransport
@@ -250,7 +251,7 @@ class Host:
         core = self._core
         if core is None:
             return Counters(0, 0, 0, 0, 0, 0, 0, {})
-        rejected = Counter(dict(core.admission.rejected)) + Counter(dict(core.membership.refused))
+        rejected = Counter(dict(core.admission.rejected)) + Counter(dict(core.membership.refusals.counts))
         rejected.update({"inbox_full": self._inbox.dropped, "outbox_full": self._commands.dropped})
         return Counters(
             bytes_sent=core.bytes_sent,
@@ -265,8 +266,8 @@ class Host:
 
     @property
     def refusal(self) -> str:
-        """Why a peer that we dialled did not admit us, in a word; empty if none refused."""
-        return self._core.membership.refusal if self._core else ""
+        """Why a peer last did not admit us, in a word; empty if none refused."""
+        return self._core.membership.refusals.latest if self._core else ""
 
     def peers(self) -> list[PeerInfo]:
         """Return the live peers, as of at most `DESCRIBE_INTERVAL_S` ago."""
@@ -316,6 +317,7 @@ class Host:
         saved, next_save, next_description = core.membership.book.revision, 0.0, 0.0
         endpoints, services, next_look = core.membership.record.endpoints, core.membership.record.services, 0.0
         writer = BackgroundWriter("gossamer-peers-file")
+        notices = Notices(self._seeds, self._setup.grant, driver.now())
         try:
             while not self._stopping.is_set():
                 driver.step(0 if len(self._commands) else max(MIN_WAIT_S, driver.wait()))
@@ -326,6 +328,8 @@ class Host:
                 self._keep_list(driver, now)
                 if now.steady >= next_description:
                     self._peers = describe_peers(core.membership)
+                    for notice in notices.due(core.membership.refusals, len(self._peers), now):
+                        (log.warning if notice.is_warning else log.info)(notice.event, **notice.fields)
                     self._offers = [
                         (record.node_id, service)
                         for record in core.membership.book.good_records()

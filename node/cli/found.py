@@ -1,5 +1,6 @@
 """`gossamer found`: the first node of a new swarm."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +21,7 @@ from node.cli.options import (
 from node.cli.running import print_invite, run
 from node.cli.settling import settle
 from node.config import NodeConfig, TaskConfig
+from node.state_folder import gone_if_new
 
 if TYPE_CHECKING:
     from node.peering import Network
@@ -81,19 +83,26 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
     from protocol.credentials import manifest
 
     allowed = [founding.parse_node_id(text) for text in allow or []]
-    founding.found(settled, folder, name, manifest.Policy(policy), allowed)
-    if no_start:
-        print(
-            f"swarm {name} is founded: start it with `gossamer node --state {folder}`, then `gossamer invite {folder}`"
-        )
-        return 0
-    setup_logs(folder, debug=debug)
-    remembered.say(config)
+    is_known: list[bool] = []
 
     def listening(network: "Network") -> None:
+        is_known.append(True)
         print_invite(founding.make_invite(folder, []))
+        if policy is Policy.ALLOWLIST:
+            who = "only the listed nodes" if allowed else "nobody"
+            print(f"note: this line admits {who}: `gossamer invite {folder} --uses N` admits others", file=sys.stderr)
 
-    return run(settled, folder, listening=listening)
+    with gone_if_new(folder, keep=lambda _: bool(is_known)):  # nobody can have heard of a swarm that never listened
+        founding.found(settled, folder, name, manifest.Policy(policy), allowed)
+        if no_start:
+            print(
+                f"swarm {name} is founded: start it with `gossamer node --state {folder}`, "
+                f"then `gossamer invite {folder}`"
+            )
+            return 0
+        setup_logs(folder, debug=debug)
+        remembered.say(config)
+        return run(settled, folder, listening=listening)
 
 
 def _with_tasks(config: NodeConfig, names: str) -> NodeConfig:

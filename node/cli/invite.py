@@ -1,6 +1,7 @@
 """`gossamer invite`: the line with which others join."""
 
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,12 @@ For = Annotated[
     str | None, typer.Option("--for", metavar="NODE_ID", help="Admit this node (founder only).", show_default=False)
 ]
 Uses = Annotated[int | None, typer.Option(help="Admit this many nodes (founder only).", show_default=False)]
-Expires = Annotated[str, typer.Option(metavar="TIME", help="How long --for or --uses admit: 30m, 12h, 7d.")]
+Expires = Annotated[
+    str | None, typer.Option(metavar="TIME", help="How long --for or --uses admit: 30m, 12h; 7d if left out.")
+]
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Admit nobody: for nodes that are listed, or hold a grant already.")
+]
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 MAX_LIFETIME_S = 3660 * 86400
@@ -36,13 +42,15 @@ def invite(
     seed: Seeds = None,
     node_id: For = None,
     uses: Uses = None,
-    expires: Expires = "7d",
+    expires: Expires = None,
+    plain: Plain = False,
     debug: Debug = False,
 ) -> None:
     """Print an invite to the swarm of a node: its address, those of peers it knows, the manifest's hash.
 
-    In a swarm with an allowlist the founder adds who may enter: one node by its id, or whoever
+    In a swarm with an allowlist its owner adds who may enter: one node by its id, or whoever
     has the line, a number of times. The right ends at its expiry, for those inside as well.
+    Without either the line admits nobody, which takes --plain to be printed.
 
     \b
     Example:
@@ -51,18 +59,28 @@ def invite(
     """
     if node_id is not None and uses is not None:
         raise UserError("an invite is for one node or for a number of uses: give --for or --uses")
-    lifetime = _lifetime(expires)
+    admits = node_id is not None or uses is not None
+    if admits and plain:
+        raise UserError("--plain is for an invite that admits nobody: leave out --for and --uses")
+    if expires is not None and not admits:
+        raise UserError("--expires says how long --for or --uses admit: give one of them, or leave it out")
+    lifetime = _lifetime(expires or "7d")
 
     from node import founding
     from protocol.credentials.records import Address
 
     seeds = [Address.parse(text) for text in seed or []]
     grant: Pass | SharedInvite | None = None
+    if not (admits or plain):
+        founding.check_open(folder)
     if node_id is not None:
         grant = founding.pass_for(folder, founding.parse_node_id(node_id), lifetime)
     elif uses is not None:
         grant = founding.shared_invite(folder, uses, lifetime)
-    print_invite(founding.make_invite(folder, seeds, grant))
+    made = founding.make_invite(folder, seeds, grant)
+    print_invite(made)
+    if (revocable := founding.revocable(made)) is not None:
+        print(f"note: `gossamer revoke {folder} {revocable}` takes it back", file=sys.stderr)
 
 
 def _lifetime(text: str) -> float:

@@ -15,11 +15,19 @@ from node.cli.options import (
     Rounds,
     Seed,
     Settings,
+    read_invite,
 )
 from node.cli.running import run
 from node.cli.settling import settle
 
-Uri = Annotated[str, typer.Argument(metavar="INVITE", help="What `gossamer invite` printed: gossamer://...")]
+Uri = Annotated[
+    str,
+    typer.Argument(
+        metavar="INVITE",
+        help="What `gossamer invite` printed, gossamer://...; - reads standard input, @FILE a file.",
+        show_default=False,
+    ),
+]
 NoStart = Annotated[bool, typer.Option("--no-start", help="Fetch and verify all, keep it, and stop.")]
 
 
@@ -43,18 +51,17 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
 
     \b
     Example:
-      gossamer join "$INVITE" --out n1 --model my-model
+      gossamer join @invite.txt --out n1 --model my-model
     """
-    from protocol.credentials.invite import Invite
-
-    parsed = Invite.parse(invite)
+    parsed = read_invite(invite)
     named = {"rounds": rounds, "seed": seed, "policy.model": model, "network.listen": listen or None}
     settled = settle(config, settings, named, folder=folder, forget=forget or [])
 
     from node import founding
     from node.telemetry.logs import setup_logs
 
+    setup_logs(None, debug=debug)  # the folder is not there before the swarm has admitted this node
+    joined = founding.join(parsed, settled.config, folder)
     setup_logs(folder, debug=debug)
     settled.say(config)
-    joined = founding.join(parsed, settled.config, folder)
     return 0 if no_start else run(joined, folder)

@@ -18,6 +18,7 @@ from node.cli.options import (
     Settings,
     Tasks,
     check_tasks,
+    read_invite,
     task_config,
     to_toml,
 )
@@ -36,7 +37,11 @@ SeedOnly = Annotated[
 ]
 Join = Annotated[
     str | None,
-    typer.Option(metavar="INVITE", help="Join this swarm first, as `gossamer join` does.", show_default=False),
+    typer.Option(
+        metavar="INVITE",
+        help="Join this swarm first, as `gossamer join` does; - reads standard input, @FILE a file.",
+        show_default=False,
+    ),
 ]
 
 
@@ -85,11 +90,12 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
 
     from node.telemetry.logs import setup_logs
 
+    joined = settled.config
+    if join is not None:
+        from node import founding
+
+        setup_logs(None, debug=debug)  # the folder is not there before the swarm has admitted this node
+        joined = founding.join(read_invite(join), settled.config, folder)
     setup_logs(folder, debug=debug)
     settled.say(config)
-    if join is None:
-        return run(settled.config, folder)
-    from node import founding
-    from protocol.credentials.invite import Invite
-
-    return run(founding.join(Invite.parse(join), settled.config, folder), folder)
+    return run(joined, folder)

@@ -5,17 +5,22 @@ A configuration as TOML, every key with its meaning: what `--dry-run` prints.
 
 import json
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import psutil
 import typer
 from pydantic import BaseModel
 
 from node.config import NodeConfig, apply_override, load_config
+from node.errors import UserError
+
+if TYPE_CHECKING:
+    from protocol.credentials.invite import Invite
 
 Folder = Annotated[
     Path, typer.Option("--out", "--state", help="The node's state folder: key, manifest, pool, checkpoints.")
@@ -74,6 +79,31 @@ def task_config(task: str, options: Sequence[str] = ()) -> dict[str, Any]:
     for option in options:
         apply_override(table["options"], option, "--option")
     return table
+
+
+def read_invite(given: str) -> "Invite":
+    """Return the invite that `given` is, or that it names: "-" standard input, "@PATH" or a path a file.
+
+    A line among a command's arguments can be read by every user of the machine for as long as it runs.
+
+    Raises:
+        UserError: there is no such file.
+        InviteError: what is there is no invite.
+    """
+    from protocol.credentials.invite import MAX_INVITE_CHARS, SCHEME, Invite
+
+    if given == "-":
+        return Invite.parse(sys.stdin.read(MAX_INVITE_CHARS + 2))
+    path = Path(given.removeprefix("@"))
+    if given.startswith("@") or (not given.startswith(SCHEME) and path.is_file()):
+        try:
+            with path.open(encoding="ascii") as file:
+                return Invite.parse(file.read(MAX_INVITE_CHARS + 2))
+        except UnicodeDecodeError:
+            raise UserError(f"{path} holds no invite") from None
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+    return Invite.parse(given)
 
 
 def check_tasks(config: NodeConfig) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Debug
+from node.cli.options import Debug, read_invite
 from node.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ def revoke(folder: Folder, what: What = None, undo: Undo = False, debug: Debug =
 
 def _id(text: str) -> "NodeId":
     from node import founding
-    from protocol.credentials.invite import SCHEME, Invite
+    from protocol.credentials.invite import SCHEME
 
-    if not text.startswith(SCHEME):
+    if not text.startswith(("@", SCHEME)):
         return founding.parse_node_id(text)
-    revocable = founding.revocable(Invite.parse(text))
+    revocable = founding.revocable(read_invite(text))
     if revocable is None:
         raise UserError("this invite holds no grant that could be taken back: name the nodes that used it")
     return revocable

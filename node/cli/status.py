@@ -1,6 +1,7 @@
 """`gossamer status`: what a running node says of itself."""
 
 import json
+import time
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,6 +82,7 @@ def render(tree: Tree) -> "list[RenderableType]":
         ("swarm", f"{swarm['name'] or 'without a manifest'} ({tree['policy'] or swarm['id']})"),
         ("node", tree["node"]),
         ("address", (tree["address"] or "none: it dials, nobody dials it").partition("?")[0]),
+        ("admitted", _admitted(tree)),
         ("round", progress),
         ("reward", "-" if tree["reward"] is None else f"{tree['reward']:.3f}"),
         ("peers", f"{counters['live_peers']} live, {counters['known_peers']} known{_alone(tree)}"),
@@ -88,7 +90,8 @@ def render(tree: Tree) -> "list[RenderableType]":
         ("got", f"{size(counters['bytes_received'])}, {counters['items_received']} groups"),
         ("again", f"{counters['duplicates']} groups that it had already"),
     ):
-        head.add_row(Text(name, "dim"), Text(str(value)))
+        if value is not None:
+            head.add_row(Text(name, "dim"), Text(str(value)))
     peers = Table(
         "node", "endpoint", "state", "round trip", "agent", box=None, header_style="dim", padding=(0, 2, 0, 0)
     )
@@ -106,6 +109,17 @@ def render(tree: Tree) -> "list[RenderableType]":
     if tree["rejected"]:
         parts += [Text(""), refused]
     return parts
+
+
+def _admitted(tree: Tree) -> str | None:
+    """Say until when the node's grant admits it, or that it does no longer; None for a node that needs none."""
+    expires = tree.get("grant_expires")
+    if expires is None:
+        return None
+    day = time.strftime("%Y-%m-%d %H:%M", time.localtime(expires))
+    if expires > tree["time"]:
+        return f"until {day}"
+    return f"no longer, its grant expired {day}: ask for a newer invite and `gossamer join` with it"
 
 
 def _alone(tree: Tree) -> str:

@@ -55,6 +55,7 @@ def describe(network: Network, row: Row, rounds: int | None, *, trains: bool = T
         "trains": trains,
         "reward": row.get("reward"),
         "refusal": network.host.refusal or None,
+        "grant_expires": network.grant_expires,
         "peers": [
             {
                 "node": peer.node_id,

@@ -139,6 +139,15 @@ def open_grant(data: bytes) -> Pass | Ticket:
     raise GrantError("malformed", "grant")
 
 
+def grant_expiry(data: bytes) -> float | None:
+    """Return when a grant ends, Unix seconds; None for what is none, such as nothing at all."""
+    try:
+        grant = open_grant(data)
+    except GrantError:
+        return None
+    return (grant.expiry_ms if isinstance(grant, Pass) else grant.certificate.expiry_ms) / 1000
+
+
 def unpack_kind(data: bytes) -> tuple[object, list[Any]]:
     """Return the kind and the fields of a grant, or of an invite's last part; raise `GrantError` ("malformed")."""
     kind, fields = unpack(data, 2, error=GrantError, max_bytes=SIGNATURE_BYTES, max_array=MAX_FIELDS)

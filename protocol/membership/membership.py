@@ -28,7 +28,6 @@ Rules
 
 import contextlib
 import random
-from collections import Counter
 from collections.abc import Callable
 
 from protocol.config import NOT_KEPT, Instant, Setup
@@ -67,6 +66,7 @@ from protocol.membership.failure_detector import (
     Suspect,
 )
 from protocol.membership.links import HELLO_RETRY_S, MAX_PROVEN, Links
+from protocol.membership.refusals import Refusals
 from protocol.membership.rumours import Rumours
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import (
@@ -129,8 +129,7 @@ class Membership:
         self._waiting: Recent[Link, Message] = Recent(MAX_WAITING)  # rule 8
         self._list_budgets: Recent[Link, TokenBucket] = Recent(MAX_PROVEN)
         self.deaths = 0  # peers dropped for silence
-        self.refusal = ""  # why somebody last did not admit us
-        self.refused: Counter[str] = Counter()  # whom we did not admit, by reason
+        self.refusals = Refusals(now)
 
     @property
     def record(self) -> PeerRecord:
@@ -272,7 +271,7 @@ class Membership:
             return [HangUp(link), *self._closed(link, now)]
         if self._refuses(sender, now):
             self._links.prove(link, sender)  # so that this key, too, is refused in the handshake from now on
-            self.refused["graylisted"] += 1
+            self.refusals.of(sender, "graylisted", now)
             dropped = self._drop(sender) if sender in self._links.peers else []
             return [*dropped, *self._refuse(link, "graylisted", now)]
         refusal = self._setup.gate.admits(record, now)
@@ -283,7 +282,7 @@ class Membership:
             self._asked.set(link, message)
             return [self._ask_list(link)]
         if refusal:
-            self.refused[refusal] += 1
+            self.refusals.of(sender, refusal, now)
             return self._refuse(link, refusal, now)
         actions: list[MembershipAction] = []
         known = self._links.peers.get(sender)
@@ -361,8 +360,11 @@ class Membership:
     def _goodbye(self, link: Link, goodbye: Goodbye, now: Instant) -> list[MembershipAction]:
         attempt = self._links.attempts.pop(link, None)
         node = self._links.live_node(link)
-        if (attempt is not None or node is not None) and goodbye.reason not in NO_ROOM:
-            self.refusal = goodbye.reason
+        if goodbye.reason not in NO_ROOM:
+            if node is not None:
+                self.refusals.by(node, goodbye.reason, now)
+            elif attempt is not None:
+                self.refusals.by(str(attempt.contact.address.endpoint), goodbye.reason, now)
         if attempt is not None:
             attempt.contact.busy(now, self._rng)
         if node is not None:
@@ -494,7 +496,7 @@ class Membership:
         for node, peer in list(self._links.peers.items()):
             reason = self._setup.gate.admits(peer.record, now)
             if reason not in ("", NOT_KEPT):
-                self.refused[reason] += 1
+                self.refusals.of(node, reason, now)
                 actions += self._leave(node, reason, now)
         return actions
 

@@ -32,7 +32,7 @@ def test_a_revoked_node_is_linked_to_nobody_known_to_nobody_and_heard_by_nobody_
     known = simulation.kill(FOE)
     simulation.start(FOE, known=known, gate=Gatekeeper(OPEN))
     simulation.run(30.0)
-    assert simulation.nodes[FOE].core.membership.refusal == "revoked"
+    assert simulation.nodes[FOE].core.membership.refusals.latest == "revoked"
     item = simulation.publish(FOE, b"from the revoked one")
     # A newcomer that has heard of no list does not become its bridge.
     newcomer = simulation.start(NODES, gate=Gatekeeper(OPEN))

@@ -2,9 +2,11 @@
 
 import errno
 import hashlib
+import socket
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -104,8 +106,9 @@ def test_help_imports_nothing_heavy() -> None:
         (["status", "missing"], "no node is running in missing: start one with `gossamer node --state missing`"),
         (["invite", "missing"], "missing belongs to no swarm"),
         (["invite", "missing", "--for", "a", "--uses", "2"], "give --for or --uses"),
-        (["invite", "missing", "--expires", "soon"], "--expires wants a time such as 30m"),
-        (["invite", "missing", "--seed", "tcp://192.0.2.7:1"], "has no key"),
+        (["invite", "missing", "--expires", "soon"], "--expires says how long"),
+        (["invite", "missing", "--uses", "2", "--expires", "soon"], "--expires wants a time such as 30m"),
+        (["invite", "missing", "--plain", "--seed", "tcp://192.0.2.7:1"], "has no key"),
         (["invite", "missing", "--uses", "0"], "missing belongs to no swarm"),
         (["revoke", "missing", "someone"], "'someone' is no node id"),
         (["revoke", "missing", EXAMPLE_INVITE], "holds no grant that could be taken back"),
@@ -156,8 +159,62 @@ def test_what_makes_no_swarm(
     arguments: list[str], says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert says in fails(capfd, *found(tmp_path / "club"), *arguments)
-    assert not (tmp_path / "club" / "manifest.bin").exists()
-    assert "check the name" in fails(capfd, "found", "a name", "--out", str(tmp_path / "other"), "--no-start")
+    assert list(tmp_path.iterdir()) == []
+    assert "check the name" in fails(capfd, "found", "a name", "--out", str(tmp_path / "new" / "other"), "--no-start")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_found_or_join_that_fails_leaves_a_folder_as_it_was(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    for folder in ("mine", "new"):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+            options = ["--tasks", "builtin/sums", "--out", str(tmp_path / folder), "--listen", endpoint]
+            assert run(["found", "club", *options], debug=False) == 2
+        assert "is in use" in capfd.readouterr().err
+    assert (tmp_path / "mine" / "notes.txt").exists() and not (tmp_path / "new").exists()
+
+
+def test_an_invite_is_read_from_a_file_or_standard_input(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = tmp_path / "invite.txt"
+    line.write_text(EXAMPLE_INVITE + "\n")
+    club = tmp_path / "club"
+    assert run(found(club), debug=False) == 0
+    capfd.readouterr()
+    for way in (str(line), f"@{line}", "-", EXAMPLE_INVITE):
+        monkeypatch.setattr("sys.stdin", StringIO(line.read_text()))
+        assert run(["join", way, "--out", str(club), "--no-start"], debug=False) == 2
+        assert "belongs to another swarm, 'club'" in capfd.readouterr().err  # so the line was read
+    assert "cannot read" in fails(capfd, "join", "@" + str(tmp_path / "missing"))
+    assert "begins with gossamer://" in fails(capfd, "join", str(tmp_path / "missing"))
+    line.write_bytes(b"\xff")
+    assert "holds no invite" in fails(capfd, "join", f"@{line}")
+    line.write_text(EXAMPLE_INVITE + "x" * 5000)
+    assert "at most 4096 characters" in fails(capfd, "join", f"@{line}")
+
+
+def test_an_invite_that_admits_nobody_is_not_printed_unless_that_is_wanted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    club, party = str(tmp_path / "club"), str(tmp_path / "party")
+    assert run(found(tmp_path / "club", "--policy", "allowlist"), debug=False) == 0
+    assert run(found(tmp_path / "party"), debug=False) == 0
+    capfd.readouterr()
+    assert "would admit nobody: add --uses N" in fails(capfd, "invite", club, "--seed", SEED)
+    for folder in (club, party):
+        says = fails(capfd, "invite", folder, "--seed", SEED, "--expires", "3d")
+        assert "--expires says how long --for or --uses admit" in says
+    assert "--plain is for an invite that admits nobody" in fails(capfd, "invite", club, "--plain", "--uses", "2")
+    for arguments in ([club, "--plain"], [party]):
+        assert run(["invite", *arguments, "--seed", SEED], debug=False) == 0
+        assert Invite.parse(capfd.readouterr().out).grant is None
 
 
 def test_what_was_invited_is_taken_back_by_its_line_its_node_or_its_id(
@@ -205,7 +262,7 @@ def test_an_invite_is_printed_with_the_seeds_and_the_right_that_were_asked_for(
     seed = f"tcp://[2001:db8::7]:4001?key={'ab' * 32}"
     capfd.readouterr()
     invites = []
-    for right in ([], ["--for", guest.node_id], ["--uses", "3", "--expires", "2h"]):
+    for right in (["--plain"], ["--for", guest.node_id], ["--uses", "3", "--expires", "2h"]):
         assert run(["invite", str(club), "--seed", seed, *right], debug=False) == 0
         invites.append(Invite.parse(capfd.readouterr().out))
     plain, single, shared = invites
@@ -217,7 +274,7 @@ def test_an_invite_is_printed_with_the_seeds_and_the_right_that_were_asked_for(
     assert shared.grant.certificate.uses == 3
     assert 7000 < shared.grant.certificate.expiry_ms / 1000 - time.time() <= 7200
     assert "1 to 4096 uses, not 0" in fails(capfd, "invite", str(club), "--seed", seed, "--uses", "0")
-    assert "nobody could dial this node" in fails(capfd, "invite", str(club))
+    assert "nobody could dial this node" in fails(capfd, "invite", str(club), "--plain")
 
 
 BAD_NETWORK = [

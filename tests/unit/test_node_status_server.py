@@ -153,6 +153,17 @@ def test_progress_is_told_as_far_as_there_is_any(tree: dict, says: str) -> None:
     assert line.removeprefix("round").strip() == says
 
 
+def test_until_when_a_grant_admits_is_shown_and_that_it_does_no_longer() -> None:
+    shown = []
+    for expires in (None, state()["time"] + 1000, state()["time"] - 1000):
+        console = Console(record=True, width=200, file=StringIO())
+        console.print(*render(state() | {"grant_expires": expires}), sep="\n")
+        shown.append(console.export_text())
+    assert "admitted" not in shown[0]
+    assert "until 20" in shown[1] and "expired" not in shown[1]
+    assert "no longer, its grant expired 20" in shown[2] and "newer invite" in shown[2]
+
+
 def test_a_node_that_nobody_admits_says_why() -> None:
     console = Console(record=True, width=200, file=StringIO())
     console.print(*render(state() | {"peers": [], "refusal": "invite_expired"}), sep="\n")

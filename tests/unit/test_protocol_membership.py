@@ -361,7 +361,7 @@ def test_a_goodbye_frees_the_link_is_no_failure_and_its_records_are_tried() -> N
     body = Peers((record(OTHERS[0]).encoded,)).encode()
     actions = core.handle(Message(link, HIGH.node_id, Kind.PEERS, body), at(0))
     actions += core.handle(Message(link, HIGH.node_id, Kind.GOODBYE, Goodbye("full").encode()), at(0))
-    assert HangUp(link) in actions and core.refusal == ""
+    assert HangUp(link) in actions and core.refusals.latest == ""
     dialled = actions + run(core, 0, DIAL_YIELD_S)
     assert OTHERS[0].curve_key in {action.address.key for action in dialled if isinstance(action, Dial)}
 
@@ -391,7 +391,7 @@ def test_a_refusal_for_other_reasons_is_remembered_for_the_person() -> None:
     core.handle(Tick(), at(0))
     core.handle(Opened(link), at(0))
     core.handle(Message(link, HIGH.node_id, Kind.GOODBYE, Goodbye("not_admitted").encode()), at(0))
-    assert core.refusal == "not_admitted"
+    assert core.refusals.latest == "not_admitted"
 
 
 def test_who_is_not_admitted_is_told_why_and_never_becomes_a_peer() -> None:
@@ -412,7 +412,7 @@ def test_who_is_admitted_no_more_is_told_why_and_parted_from() -> None:
     actions = core.handle(Tick(), at(100))
     assert PeerDown(LOW.node_id) in actions
     assert [Goodbye.decode(body).reason for body in bodies(actions, Kind.GOODBYE)] == ["invite_expired"]
-    assert core.refused == {"invite_expired": 1}
+    assert core.refusals.counts == {"invite_expired": 1}
 
 
 def test_a_hello_waits_until_its_use_of_an_invite_is_on_disk_and_is_not_heard_when_that_fails() -> None:

@@ -1,0 +1,90 @@
+"""What a person is told of the network: each thing once, and never more lines than the bucket gives."""
+
+from protocol.config import Instant
+from protocol.credentials.grants import make_pass
+from protocol.credentials.records import Address, Endpoint
+from protocol.identity import Identity
+from protocol.membership.refusals import AGAIN_S, LINES_BURST, LINES_PER_SECOND, MAX_WAITING, Refusal, Refusals
+from protocol.notices import ALONE_S, SOON_S, Notices
+
+UNIX = 1_700_000_000.0
+SEED = Address(Endpoint("192.0.2.7", 4001), bytes(32))
+OWNER = Identity(bytes(32))
+
+
+def at(seconds: float) -> Instant:
+    return Instant(seconds, UNIX + seconds)
+
+
+def grant(lifetime_s: float) -> bytes:
+    return make_pass(OWNER, b"a swarm of tests", OWNER.node_id, int((UNIX + lifetime_s) * 1000)).encode()
+
+
+def events(notices: Notices, seconds: float, *, peers: int = 1, refusals: Refusals | None = None) -> list[str]:
+    due = notices.due(refusals or Refusals(at(seconds)), peers, at(seconds))
+    return [notice.event for notice in due]
+
+
+def test_a_refusal_is_told_once_an_hour_by_whom_and_why() -> None:
+    refusals = Refusals(at(0))
+    for second in range(10):
+        refusals.of("a node", "invite_used", at(second))
+        refusals.by("tcp://192.0.2.7:4001", "invite_expired", at(second))
+    told = [Refusal("a node", "invite_used", False), Refusal("tcp://192.0.2.7:4001", "invite_expired", True)]
+    assert refusals.take() == told and refusals.take() == []
+    assert refusals.counts == {"invite_used": 10} and refusals.latest == "invite_expired"
+    refusals.of("a node", "invite_used", at(AGAIN_S))
+    assert refusals.take() == told[:1]
+
+
+def test_whoever_brings_a_thousand_keys_gets_few_lines_and_the_rest_is_counted() -> None:
+    refusals = Refusals(at(0))
+    for number in range(1000):
+        refusals.of(f"node {number}", "not_admitted", at(0))
+    first = refusals.take()
+    assert len(first) == LINES_BURST and refusals.counts["not_admitted"] == 1000
+    refusals.of("one more", "not_admitted", at(1 / LINES_PER_SECOND))
+    assert refusals.take() == [Refusal("one more", "not_admitted", False, unsaid=990)]
+    for second in range(10_000):
+        refusals.of(f"later {second}", "not_admitted", at(100.0 * second))
+    assert len(refusals.take()) == MAX_WAITING  # nobody took them
+
+
+def test_a_notice_of_a_refusal_says_what_to_do_to_whom_it_concerns() -> None:
+    refusals, notices = Refusals(at(0)), Notices((), b"", at(0))
+    refusals.by("tcp://192.0.2.7:4001", "invite_expired", at(0))
+    refusals.of("a node", "not_admitted", at(0))
+    ours, theirs = notices.due(refusals, 0, at(0))
+    assert ours.is_warning and "newer invite" in ours.fields["remedy"] and ours.fields["by"] == "tcp://192.0.2.7:4001"
+    assert not theirs.is_warning and theirs.fields == {"node": "a node", "reason": "not_admitted"}
+
+
+def test_a_grant_that_ends_is_warned_of_a_day_before_and_when_it_does() -> None:
+    notices = Notices((), grant(2 * SOON_S), at(0))
+    assert events(notices, 0) == events(notices, SOON_S - 1) == []
+    assert events(notices, SOON_S + 1) == ["this node's grant expires soon"]
+    assert events(notices, SOON_S + 2) == []
+    assert events(notices, 2 * SOON_S) == ["this node's grant has expired"]
+    assert events(notices, 3 * SOON_S) == []
+    assert events(Notices((), grant(-1.0), at(0)), 0) == ["this node's grant has expired"]
+
+
+def test_a_node_whose_seeds_do_not_answer_says_that_it_is_alone_and_why_if_it_knows() -> None:
+    notices, refusals = Notices((SEED,), b"", at(0)), Refusals(at(0))
+    assert events(notices, ALONE_S - 1, peers=0) == []
+    (notice,) = notices.due(refusals, 0, at(ALONE_S))
+    assert notice.fields == {
+        "seconds": ALONE_S,
+        "seeds": ["tcp://192.0.2.7:4001"],
+        "why": "are they up, and in this swarm?",
+    }
+    assert events(notices, 2 * ALONE_S, peers=0) == []  # said
+    assert events(notices, 1000, peers=1) == events(notices, 1000 + ALONE_S - 1, peers=0) == []
+    refusals.by("tcp://192.0.2.7:4001", "not_admitted", at(1000))
+    refusals.take()
+    (notice,) = notices.due(refusals, 0, at(1000 + ALONE_S))
+    assert notice.fields["why"] == "they do not admit this node"
+
+
+def test_the_first_node_of_a_swarm_is_not_told_that_it_is_alone() -> None:
+    assert events(Notices((), b"", at(0)), 10 * ALONE_S, peers=0) == []
