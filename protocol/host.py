@@ -381,8 +381,8 @@ class Host:
                 log.warning("cannot keep the revocation list", path=str(self._revocations), error=str(failure))
                 self._next_list = now.steady + LIST_RETRY_S
             else:
-                self._list_on_disk = future.result()
-                if self._list_on_disk not in (ours, b""):
+                before, self._list_on_disk = self._list_on_disk, future.result()
+                if self._list_on_disk not in (before, ours):
                     driver.feed(Revoked(self._list_on_disk))
         elif self._looking is None and now.steady >= self._next_list:
             self._next_list = now.steady + LIST_INTERVAL_S

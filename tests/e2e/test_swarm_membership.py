@@ -23,7 +23,7 @@ from protocol.credentials.manifest import Policy
 from protocol.credentials.records import Address
 from protocol.errors import JoinError
 from protocol.identity import Identity
-from tests.swarms import gossamer, small_config
+from tests.swarms import events_of, gossamer, small_config
 from tests.waiting import wait_until
 
 NOWHERE = ""  # a node that nobody can dial
@@ -117,6 +117,9 @@ def test_an_allowlist_admits_the_listed_the_invited_and_nobody_else(tmp_path: Pa
         assert state["rejected"]["not_admitted"] >= 2
         assert state["rejected"]["invite_used"] >= 2
         assert state["rejected"]["invite_expired"] >= 2
+        told = {(entry["node"], entry["reason"]) for entry in events_of(club, "a node was not admitted")}
+        assert (key_of(tmp_path / "stranger").node_id, "not_admitted") in told
+        assert (key_of(tmp_path / "third").node_id, "invite_used") in told
 
 
 def test_an_invite_that_was_used_stays_used_when_who_granted_it_is_killed(tmp_path: Path) -> None:
