@@ -23,7 +23,7 @@ from node.errors import UserError
 from node.state_folder import exclusive, gone_if_new, keep_config, resolve_seed
 from node.tasks import Task, TaskKey, TaskSet, load_tasks
 from protocol.bootstrap import Fetched, fetch_manifest
-from protocol.credentials.grants import Gatekeeper, Pass, Ticket, Use, make_pass, open_grant, revocable_id
+from protocol.credentials.grants import REFUSALS, Gatekeeper, Pass, Ticket, Use, make_pass, open_grant, revocable_id
 from protocol.credentials.invite import Invite, SharedInvite, make_shared_invite
 from protocol.credentials.manifest import (
     ManifestLimits,
@@ -286,7 +286,7 @@ def join(invite: Invite, config: NodeConfig, folder: Path) -> NodeConfig:
 
 def _names_our_key(error: BaseException) -> bool:
     """Tell whether the failure is a refusal for which a person is told to have this very node admitted."""
-    return isinstance(error, JoinError) and bool(error.refusals)
+    return isinstance(error, JoinError) and not REFUSALS.isdisjoint(error.refusals.values())
 
 
 def _joined(config: NodeConfig, invite: Invite, tasks: Sequence[TaskConfig]) -> NodeConfig:

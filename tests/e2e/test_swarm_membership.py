@@ -262,6 +262,7 @@ def test_a_manifest_from_a_false_seed_and_a_seed_that_is_gone(tmp_path: Path, mo
         half = load_manifest(other).hash[:16] + bytes(16)  # type: ignore[union-attr]
         with pytest.raises(JoinError, match="not the one that the invite names"):
             join(tmp_path / "own", Invite("other", half, (address,)))
+    assert not (tmp_path / "own").exists()
     with pytest.raises(JoinError, match="ask for a newer invite"):
         join(tmp_path / "own", Invite("other", load_manifest(other).hash, (address,)))  # type: ignore[union-attr]
 
