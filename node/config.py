@@ -271,6 +271,9 @@ class NetworkConfig(Section):
         description="'all' also sends groups whose rewards are all equal, of use to the rule 'uniform' only",
     )
     max_peers: int = Field(12, ge=1)
+    upload_limit: int = Field(
+        0, ge=0, description="bytes a second that it sends peers at most, shared fairly among them; 0: no limit"
+    )
     timing: Literal["auto", "local", "lan", "wan"] = Field(
         "auto",
         description="how patient with peers; 'auto': 'local' for a node that listens on loopback only, else 'wan'",

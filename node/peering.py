@@ -7,6 +7,7 @@ that swarm; without one, `network.swarm` says which swarm the node is in. Nothin
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -95,9 +96,9 @@ def _start(
 ) -> tuple[Host, Address | None]:
     network = config.network
     seeds = [Address.parse(text) for text in network.seeds]
-    limits = Limits(max_peers=network.max_peers)
+    limits = Limits(max_peers=network.max_peers, upload_bytes_per_second=float(network.upload_limit))
     if manifest is not None:
-        limits = Limits(max_peers=network.max_peers, max_item_age_s=float(manifest.limits.max_item_age_s))
+        limits = replace(limits, max_item_age_s=float(manifest.limits.max_item_age_s))
 
     uses = UseLog(folder / USES_FILE)
     gate = load_gate(folder, manifest, uses.load(read_clock().unix * 1000)) if manifest else None

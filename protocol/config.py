@@ -83,6 +83,12 @@ class Limits:
     bytes_per_second: float = 64.0 * MIB
     bytes_burst: float = 512.0 * MIB
 
+    # What waits to be sent, in bytes of items (see `protocol.limits.send_queues`). A peer asks for 4 MiB at a time, and
+    # all of a dozen fit together; what does not fit is announced again.
+    max_link_queue_bytes: int = 4 * MIB
+    max_queue_bytes: int = 64 * MIB
+    upload_bytes_per_second: float = 0.0  # what the owner's line may be taken for; 0: all it has
+
     # TCP connections, inbound: a live link each, and strangers that ask, probe or leave. One costs
     # two file descriptors and about 50 kB in libzmq. A prefix may have a quarter of them: 64 nodes
     # on one machine, or in one building behind one address, each with a link and its replacement.

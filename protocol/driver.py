@@ -45,7 +45,7 @@ class Driver:
             for action in actions:
                 match action:
                     case SendFrame(link, frame, ids):
-                        if self._transport.send(link, frame):
+                        if self._transport.send(link, frame, action.lane):
                             self._core.note_sent(action)
                         elif ids:
                             self._core.handle(Unsent(link, ids), now)

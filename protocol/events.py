@@ -8,7 +8,7 @@ A core is told events and answers with actions: `handle(event, now) -> actions`.
 """
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any
 
 from protocol.credentials.records import Address, Endpoint, Service
@@ -236,6 +236,17 @@ class Discard:
 # What the cores ask for
 
 
+SMALL_ITEM_BYTES = 64 << 10  # half a second of a line of 1 Mbit/s: what may go before
+
+
+class Lane(IntEnum):
+    """How urgent a frame is: on one link, what waits in a lower lane is sent first."""
+
+    CONTROL = 0  # what we sign ourselves, which is valid in its order only
+    SMALL = 1
+    LARGE = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Dial:
     """Open a link."""
@@ -266,6 +277,13 @@ class SendFrame:
     frame: bytes
     ids: tuple[ItemId, ...] = ()
     is_item: bool = False
+
+    @property
+    def lane(self) -> Lane:
+        """How urgent it is."""
+        if not self.is_item:
+            return Lane.CONTROL
+        return Lane.SMALL if len(self.frame) <= SMALL_ITEM_BYTES else Lane.LARGE
 
 
 @dataclass(frozen=True, slots=True)

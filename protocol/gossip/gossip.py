@@ -22,7 +22,9 @@ Rules
     are a replay; an item that two peers send is an ordinary duplicate.
  7. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed
     beyond our demand, or long after we asked for announcements only.
- 8. A promise is kept. An item found bad is announced to nobody any more, but whoever was told of
+ 8. An item is served to a peer once. Whoever asks again, for lines break, pays out of a small allowance of
+    its own, which outlives its link: what is beyond that stays unanswered.
+ 9. A promise is kept. An item found bad is announced to nobody any more, but whoever was told of
     it may have it, and judges for itself: that costs its signer, not whoever passed it on. An item
     that will soon be stale is not announced.
 """
@@ -54,11 +56,10 @@ from protocol.events import (
 )
 from protocol.gossip.announce_timer import AnnounceTimer
 from protocol.gossip.item_store import Store
-from protocol.gossip.peer_state import KNOWN_ITEMS, MAX_PENDING, Knows, Peer
+from protocol.gossip.peer_state import KNOWN_ITEMS, MAX_PENDING, Knows, Peer, Serving
 from protocol.gossip.subscriptions import Appetite, Filter
 from protocol.gossip.want_list import WANT_LIFE_S, Pulls
 from protocol.identity import NodeId
-from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.wire.envelope import ItemId
 from protocol.wire.messages import MAX_IDS, Announce, Entry, hint
@@ -70,6 +71,7 @@ SEEN_ITEMS = 1 << 17  # at 32 items a second, the hour after which items are sta
 FIRST_IDS = 64  # announced at once to a peer that comes up: about 3 kB, whatever it turns out to want
 CATCH_UP_S = 2.0  # between its further batches of `MAX_IDS`: 12 kB a second, and what it pulls strikes out the next
 RETRY_S = 1.0  # after a full queue
+SERVED_PEERS = 256  # whose allowance outlives their links
 SYNC_WINDOW = 4.0  # sync intervals
 
 
@@ -87,6 +89,7 @@ class Gossip:
         self._seen: Recent[ItemId, NodeId] = Recent(SEEN_ITEMS)
         self._store = Store(limits.held_bytes, limits.max_item_age_s)
         self._pulls = Pulls(setup.timing, rng)
+        self._serving: Recent[NodeId, Serving] = Recent(SERVED_PEERS)
         self._appetite = Appetite(own, now)
         self._next_sync = now.steady + setup.timing.sync_interval
         self._ticked = now.steady
@@ -162,7 +165,8 @@ class Gossip:
 
     def _up(self, node: NodeId, now: Instant) -> list[GossipAction]:
         self._down(node)
-        serving = TokenBucket(self._limits.bytes_per_second, self._limits.bytes_burst, now.steady)
+        serving = self._serving.get(node) or Serving(self._limits, now.steady)
+        self._serving.set(node, serving)
         self._store.expire(now)
         held = self._store.newest(MAX_PENDING)
         # Two nodes that meet again hold much the same: of the two, whose batch is later leaves out the other's.
@@ -258,9 +262,11 @@ class Gossip:
             item = self._store.get(item_id) if item_id in peer.known else self._store.offered(item_id, now)
             if item is None:
                 continue
-            if peer.serving.take(len(item.frame), now.steady):
+            if peer.serving.take(item, now.steady):
                 peer.note(item_id, Knows.HAS)
                 actions.append(Send(node, item))
+            elif peer.serving.had(item_id):
+                actions.append(Blame(node, "asked_again"))
             else:
                 later.append(item_id)
         if later:
@@ -273,6 +279,7 @@ class Gossip:
             peer.quiet_until = now.steady + RETRY_S
             for item_id in ids:
                 peer.known.pop(item_id)
+                peer.serving.undo(item_id)
             peer.remind(ids)
             self._timer.by(peer.quiet_until)
 

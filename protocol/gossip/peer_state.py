@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from protocol.config import Limits
+from protocol.events import Item
 from protocol.gossip.subscriptions import Filter
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
@@ -11,6 +13,7 @@ from protocol.wire.envelope import ItemId
 
 KNOWN_ITEMS = 4096  # remembered for each peer
 MAX_PENDING = 8192  # ids that wait to be announced to one peer
+AGAIN_S = 600.0
 PUSH_GRACE_S = 10.0  # after we asked a peer to announce only: what it had pushed by then is here
 
 
@@ -22,13 +25,45 @@ class Knows(IntEnum):
     SENT = 2  # it sent it to us
 
 
+class Serving:
+    """What a peer may have of us: an allowance of bytes, and one more for what it was given before.
+
+    It outlives the link, so that hanging up and dialling again renews nothing.
+    """
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self._all = TokenBucket(limits.bytes_per_second, limits.bytes_burst, now)
+        # A peer that lost its memory asks for everything that we hold again; twice in ten minutes it has other holders.
+        self._again = TokenBucket(limits.held_bytes / AGAIN_S, limits.held_bytes, now)
+        self._served: Recent[ItemId, int] = Recent(KNOWN_ITEMS)  # how often
+
+    def had(self, item_id: ItemId) -> bool:
+        """Tell whether it was given the item before."""
+        return (self._served.get(item_id) or 0) > 0
+
+    def take(self, item: Item, now: float) -> bool:
+        """Account for one item; False: it is too much."""
+        size = len(item.frame)
+        if self.had(item.id) and not self._again.take(size, now):
+            return False
+        if not self._all.take(size, now):
+            return False
+        self._served.set(item.id, (self._served.get(item.id) or 0) + 1)
+        return True
+
+    def undo(self, item_id: ItemId) -> None:
+        """The item did not leave that time."""
+        if self.had(item_id):
+            self._served.set(item_id, (self._served.get(item_id) or 0) - 1)
+
+
 @dataclass(slots=True)
 class Peer:
     """A live peer: what it wants, what it knows, and what it is still to be told."""
 
     wants: Filter
     known: Recent[ItemId, Knows]
-    serving: TokenBucket
+    serving: Serving
     backlog: list[ItemId]  # what it may have missed, the newest last
     backlog_due: float
     pending: dict[ItemId, None] = field(default_factory=dict)

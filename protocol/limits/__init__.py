@@ -2,5 +2,6 @@
 
 rate_limits    token buckets: of a peer, and of the network prefix that it speaks from
 peer_scores    what each peer did: offences, refusals, and how long these last
+send_queues    what waits to be sent: bounded in bytes, shared fairly, under the owner's upload limit
 connections    which TCP connections are cut: what libzmq does not defend by itself
 """

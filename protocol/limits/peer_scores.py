@@ -25,6 +25,8 @@ PENALTIES = {
     # may be on the way when we say so.
     "unwanted": 0.05,
     "unasked": 0.05,
+    # It had that item of us, and all that we hold once more. A line that breaks again and again gets there too.
+    "asked_again": 0.05,
     # Eight items announced, asked for and never delivered while the peer talked on, at a lie each: three
     # times within ten minutes get it refused. An honest node whose line is full for once pays for one.
     "broken_promise": 8.0,

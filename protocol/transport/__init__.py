@@ -14,7 +14,7 @@ memory     `Transport` on a network in memory, under a virtual clock: for the si
 from typing import Protocol
 
 from protocol.credentials.records import Address
-from protocol.events import Link, NetworkEvent
+from protocol.events import Lane, Link, NetworkEvent
 
 
 class Transport(Protocol):
@@ -28,8 +28,11 @@ class Transport(Protocol):
         """Close a link, without waiting for what was sent. A link that is not there is no error."""
         ...
 
-    def send(self, link: Link, frame: bytes) -> bool:
-        """Queue a frame; False if the link is gone or its queue is full. Never blocks."""
+    def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL) -> bool:
+        """Queue a frame; False if the link is gone or its queue is full. Never blocks.
+
+        Frames of one lane keep their order; those of a lower lane overtake.
+        """
         ...
 
     def charge(self, link: Link, points: float) -> None:

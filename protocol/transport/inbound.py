@@ -10,6 +10,7 @@ import errno
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -19,7 +20,15 @@ from protocol.errors import BadAddress, PortInUse
 from protocol.events import Arrived, Closed, Link, NetworkEvent, Refused
 from protocol.lru import Recent
 from protocol.transport.addresses import advertised_host, bindable_host
-from protocol.transport.sockets import HANDSHAKE_FAILED, POLL_BUDGET, SOCKET_BUDGET, SocketMaker, Sources
+from protocol.transport.sockets import (
+    HANDSHAKE_FAILED,
+    POLL_BUDGET,
+    SOCKET_BUDGET,
+    InFlight,
+    SocketMaker,
+    Sources,
+    Taken,
+)
 from protocol.transport.tcp import TcpWatch
 
 DOMAIN = b"gossamer"
@@ -81,13 +90,27 @@ def decide(request: list[bytes], refuses: Refuses) -> list[bytes]:
     return [_VERSION, request_id, b"200", b"OK", key.hex().encode(), b""]
 
 
+@dataclass(slots=True)
+class _Route:
+    """A connection by its routing id, and what is on its way there."""
+
+    id: bytes
+    in_flight: InFlight = field(default_factory=InFlight)
+
+
 class Inbound:
     """Binds, and then turns what comes into `events`."""
 
     def __init__(
-        self, listen: Endpoint, maker: SocketMaker, sources: Sources, watch: TcpWatch, events: deque[NetworkEvent]
+        self,
+        listen: Endpoint,
+        maker: SocketMaker,
+        sources: Sources,
+        watch: TcpWatch,
+        events: deque[NetworkEvent],
+        replaced: Callable[[Link], None],
     ) -> None:
-        """Bind to `listen`.
+        """Bind to `listen`; `replaced` hears of each link that has a newer connection from now on.
 
         Raises:
             PortInUse: somebody listens there.
@@ -96,7 +119,8 @@ class Inbound:
         bound = Endpoint(bindable_host(listen.host), listen.port)
         self._watch = watch
         self._events = events
-        self._routes: Recent[Link, bytes] = Recent(MAX_ROUTES)  # routing ids of the newest connections
+        self._replaced = replaced
+        self._routes: Recent[Link, _Route] = Recent(MAX_ROUTES)  # of the newest connections
         self._links: Recent[str, Link] = Recent(MAX_ROUTES)  # by user id
         self._failure: str | None = None  # of the handshake whose connection ends next
         self._router = maker.make(zmq.ROUTER, ipv6=bound.is_ipv6)
@@ -117,23 +141,21 @@ class Inbound:
         sources.add(self._monitor, self.take_changes)
         sources.add(self._router, self._ready)
 
-    def send(self, link: Link, frame: bytes) -> bool:
-        """Queue a frame to whoever last spoke with the link's key; False if nobody is there or the queue is full."""
+    def __contains__(self, link: Link) -> bool:
+        return link in self._routes
+
+    def send(self, link: Link, frame: bytes) -> Taken:
+        """Hand over a frame to whoever last spoke with the link's key."""
         route = self._routes.get(link)
         if route is None:
-            return False
-        try:
-            self._router.send_multipart([route, frame], zmq.DONTWAIT)
-        except zmq.Again:
-            return False
-        except zmq.ZMQError as error:
-            if error.errno != errno.EHOSTUNREACH:
-                raise
+            return Taken.GONE
+        taken = route.in_flight.send(self._router, frame, route.id)
+        if taken is Taken.GONE:
             self._routes.pop(link)
             self._events.append(Closed(link))
-            return False
-        self._watch.answered(link)
-        return True
+        elif taken is Taken.YES:
+            self._watch.answered(link)
+        return taken
 
     def hang_up(self, link: Link) -> None:
         """End the link's connection."""
@@ -182,7 +204,11 @@ class Inbound:
         sizes = [len(part), *self._rest()] if part.more else [len(part)]
         if not self._watch.took(self._watch.inbound(int(part.get(zmq.SRCFD))), link, sizes):
             return
-        self._routes.set(link, routing_id)
+        route = self._routes.get(link)
+        if route is None or route.id != routing_id:
+            self._replaced(link)
+            route = _Route(routing_id)
+        self._routes.set(link, route)
         self._events.append(Arrived(link, part.bytes) if len(sizes) == 1 else Refused("malformed", link))
 
     def _rest(self) -> Iterator[int]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from protocol.credentials.records import Address
-from protocol.events import Arrived, Closed, Link, NetworkEvent, Opened
+from protocol.events import Arrived, Closed, Lane, Link, NetworkEvent, Opened
 
 HEARTBEAT_S = 15.0  # as the ZeroMQ transport's time-out
 QUEUE_FRAMES = 128  # as the ZeroMQ transport's high-water mark
@@ -238,7 +238,7 @@ class MemoryTransport:
             if which(end):
                 self.network.post(end, Closed(end.link))
 
-    def send(self, link: Link, frame: bytes) -> bool:
+    def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL) -> bool:
         """See `Transport.send`."""
         end = self._ends.get(link)
         if end is None or end.other is None:

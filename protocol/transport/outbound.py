@@ -21,9 +21,11 @@ from protocol.transport.sockets import (
     POLL_BUDGET,
     RECEIVE_QUEUE_MESSAGES,
     SOCKET_BUDGET,
+    InFlight,
     Socket,
     SocketMaker,
     Sources,
+    Taken,
 )
 from protocol.transport.tcp import TcpWatch
 
@@ -37,6 +39,7 @@ class _Dialled:
     monitor: Socket
     addresses: deque[Endpoint] = field(default_factory=deque)  # to try, the present one first
     number: int | None = None  # its TCP connection
+    in_flight: InFlight = field(default_factory=InFlight)
 
 
 class DialledLinks:
@@ -80,16 +83,13 @@ class DialledLinks:
             if isinstance(asker, _Dialled) and self._dialled.get(asker.link) is asker:
                 self._connect(asker, endpoints)
 
-    def send(self, link: Link, frame: bytes) -> bool:
-        """Queue a frame; see `Transport.send`."""
+    def __contains__(self, link: Link) -> bool:
+        return link in self._dialled
+
+    def send(self, link: Link, frame: bytes) -> Taken:
+        """Hand over a frame."""
         dialled = self._dialled.get(link)
-        if dialled is None:
-            return False
-        try:
-            dialled.socket.send(frame, zmq.DONTWAIT)
-        except zmq.Again:
-            return False
-        return True
+        return Taken.GONE if dialled is None else dialled.in_flight.send(dialled.socket, frame)
 
     def hang_up(self, link: Link) -> None:
         """Close a link."""

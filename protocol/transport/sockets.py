@@ -1,7 +1,10 @@
 """ZeroMQ's sockets as this node makes them, and the poller that says which of them has something."""
 
+import errno
 import resource
+from collections import deque
 from collections.abc import Callable
+from enum import Enum, auto
 from itertools import count
 
 import zmq
@@ -12,10 +15,14 @@ from protocol.limits.connections import MAX_WIRE_FRAME_BYTES
 
 Socket = zmq.Socket[bytes]
 
-# A link's queues: a round's groups of 16 nodes in one burst; what is received waits in the
-# kernel rather than in libzmq, whose queue is bounded in messages and not in bytes.
-SEND_QUEUE_MESSAGES = 128
+# libzmq's queues are bounded in messages and not in bytes, so little is left to them. What is to be sent waits in
+# `protocol.limits.send_queues`, what is received in the kernel. A link is handed so many frames below
+# `TRACKED_BYTES` at a time, 1 MiB of them, and of larger ones `IN_FLIGHT_BYTES`, which libzmq sends without a copy
+# and whose end it reports.
+SEND_QUEUE_MESSAGES = 64
 RECEIVE_QUEUE_MESSAGES = 32
+TRACKED_BYTES = 16 << 10
+IN_FLIGHT_BYTES = 1 << 20
 SOCKET_BUDGET = 32  # frames taken from one socket before the others get their turn
 POLL_BUDGET = 128  # frames taken in one poll, so that timers and publications are never starved
 HANDSHAKE_FAILED = (
@@ -49,6 +56,49 @@ def allow_many_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+class Taken(Enum):
+    """What became of a frame that a socket was handed."""
+
+    YES = auto()
+    FULL = auto()  # try again later
+    GONE = auto()  # nobody is there
+
+
+class InFlight:
+    """The larger frames that libzmq was handed for one link and did not yet encrypt: bounded in bytes."""
+
+    def __init__(self) -> None:
+        self._frames: deque[tuple[zmq.MessageTracker, int]] = deque()
+        self._size = 0
+
+    def has_room(self) -> bool:
+        """Tell whether libzmq may be handed one more."""
+        while self._frames and self._frames[0][0].done:
+            self._size -= self._frames.popleft()[1]
+        return self._size < IN_FLIGHT_BYTES
+
+    def send(self, socket: Socket, frame: bytes, *route: bytes) -> Taken:
+        """Hand a frame to a socket, which `route` comes before."""
+        if len(frame) >= TRACKED_BYTES and not self.has_room():
+            return Taken.FULL
+        try:
+            for part in route:
+                socket.send(part, zmq.DONTWAIT | zmq.SNDMORE)
+            if len(frame) < TRACKED_BYTES:
+                socket.send(frame, zmq.DONTWAIT)
+            else:
+                tracker = socket.send(frame, zmq.DONTWAIT, copy=False, track=True)
+                self._frames.append((tracker, len(frame)))
+                self._size += len(frame)
+        except zmq.Again:
+            return Taken.FULL
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            return Taken.GONE
+        return Taken.YES
+
+
 class SocketMaker:
     """Makes sockets in a context of its own, with our CURVE keys and every bound that libzmq offers."""
 
@@ -66,6 +116,7 @@ class SocketMaker:
         for option, value in _OPTIONS.items():
             made.setsockopt(option, value)
         made.setsockopt(zmq.IPV6, int(ipv6))
+        made.copy_threshold = TRACKED_BYTES
         made.curve_publickey = self._public
         made.curve_secretkey = self._secret
         return made

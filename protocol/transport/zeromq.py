@@ -4,8 +4,8 @@ What libzmq does not do by itself, and is done here and in the parts that this j
 - CURVE without a ZAP handler lets anybody in: the handler starts before the bind, and
   `ZAP_ENFORCE_DOMAIN` refuses when it is missing (`inbound`).
 - Socket monitors tell when a connection came, finished its handshake, or broke.
-- High-water marks count whole messages, not bytes: the bytes of each connection are
-  measured below libzmq, and whoever makes it hold too much is cut (`connections`).
+- High-water marks count whole messages, not bytes. What is received is measured below libzmq, and
+  whoever makes it hold too much is cut (`connections`); what is sent waits in `send_queues`.
 """
 
 import socket
@@ -15,12 +15,13 @@ from contextlib import suppress
 
 from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint
-from protocol.events import Link, NetworkEvent, Refused
+from protocol.events import Closed, Lane, Link, NetworkEvent, Refused
 from protocol.identity import Identity
+from protocol.limits.send_queues import SendQueues
 from protocol.transport.addresses import Resolver
 from protocol.transport.inbound import Inbound, Refuses, ZapHandler, refuse_nobody
 from protocol.transport.outbound import DialledLinks
-from protocol.transport.sockets import POLL_BUDGET, SocketMaker, Sources
+from protocol.transport.sockets import POLL_BUDGET, SocketMaker, Sources, Taken
 from protocol.transport.tcp import TcpWatch
 
 # How long whoever floods us stays unnoticed: on a line of 1 Gbit/s, 31 MB. A review of 100 connections takes 1 ms.
@@ -53,13 +54,16 @@ class ZmqTransport:
         self._zap = ZapHandler(self._maker.context, refuses, self._refused)
         self._sources.add(self._zap.socket, self._zap.answer)
         self._watch = TcpWatch(limits or Limits(), self._events)
+        self._queues = SendQueues(limits or Limits(), time.monotonic())
         self._resolver = Resolver(self.wake)
         self._dialled = DialledLinks(self._maker, self._sources, self._watch, self._resolver, self._events)
         self._inbound: Inbound | None = None
         self._next_review = 0.0
         if listen is not None:
             try:
-                self._inbound = Inbound(listen, self._maker, self._sources, self._watch, self._events)
+                self._inbound = Inbound(
+                    listen, self._maker, self._sources, self._watch, self._events, self._queues.drop
+                )
             except BaseException:
                 self.close()
                 raise
@@ -74,17 +78,23 @@ class ZmqTransport:
         self._dialled.dial(address)
 
     def hang_up(self, link: Link) -> None:
-        """See `Transport.hang_up`."""
+        """See `Transport.hang_up`. What could be sent at once was: a goodbye is on its way."""
+        self._queues.drop(link)
         if link.dialled:
             self._dialled.hang_up(link)
         elif self._inbound is not None:
             self._inbound.hang_up(link)
 
-    def send(self, link: Link, frame: bytes) -> bool:
+    def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL) -> bool:
         """See `Transport.send`."""
-        if link.dialled:
-            return self._dialled.send(link, frame)
-        return self._inbound is not None and self._inbound.send(link, frame)
+        sockets = self._sockets(link)
+        if sockets is None or link not in sockets:
+            return False
+        if not self._queues.put(link, frame, lane):
+            self._events.append(Refused("queue_full", link))
+            return False
+        self._flush()
+        return True
 
     def charge(self, link: Link, points: float) -> None:
         """See `Transport.charge`."""
@@ -96,10 +106,15 @@ class ZmqTransport:
             timeout = 0.0
         elif len(self._watch):
             timeout = min(timeout, self._next_review - time.monotonic())
-        self._sources.poll(timeout)
+        self._sources.poll(min(timeout, self._queues.wait(time.monotonic())))
+        self._flush()
         if time.monotonic() >= self._next_review:
             self._review()
-        return [self._events.popleft() for _ in range(min(POLL_BUDGET, len(self._events)))]
+        events = [self._events.popleft() for _ in range(min(POLL_BUDGET, len(self._events)))]
+        for event in events:
+            if isinstance(event, Closed):
+                self._queues.drop(event.link)  # a next connection with the same key begins with a hello
+        return events
 
     def wake(self) -> None:
         """See `Transport.wake`."""
@@ -116,6 +131,23 @@ class ZmqTransport:
         self._maker.context.destroy(linger=0)
         self._wake_in.close()
         self._wake_out.close()
+
+    def _sockets(self, link: Link) -> DialledLinks | Inbound | None:
+        return self._dialled if link.dialled else self._inbound
+
+    def _flush(self) -> None:
+        """Hand the sockets what they take of what waits."""
+        now = time.monotonic()
+        while (turn := self._queues.next(now)) is not None:
+            link, frame = turn
+            sockets = self._sockets(link)
+            match sockets.send(link, frame) if sockets is not None else Taken.GONE:
+                case Taken.YES:
+                    self._queues.sent(link)
+                case Taken.FULL:
+                    self._queues.full(link, now)
+                case Taken.GONE:
+                    self._queues.drop(link)
 
     def _review(self) -> None:
         """Measure, read, judge: the order is explained in `connections`."""

@@ -29,7 +29,7 @@ from protocol.events import (
 )
 from protocol.gossip.announce_timer import MAX_HOLD
 from protocol.gossip.gossip import CATCH_UP_S, FIRST_IDS, PUSH_BYTES, RETRY_S, Gossip
-from protocol.gossip.peer_state import KNOWN_ITEMS, MAX_PENDING, PUSH_GRACE_S
+from protocol.gossip.peer_state import AGAIN_S, KNOWN_ITEMS, MAX_PENDING, PUSH_GRACE_S
 from protocol.gossip.subscriptions import hint, same_shard
 from protocol.gossip.want_list import MAX_BROKEN, MAX_WANTS, PROMISE_PATIENCE
 from protocol.identity import Identity, NodeId, id_of_bytes
@@ -262,10 +262,31 @@ def test_what_a_peer_still_lacks_is_held_longer_than_what_all_have() -> None:
 
 def test_serving_pulls_is_bounded() -> None:
     core = machine(A, B, limits=Limits(bytes_per_second=100.0, bytes_burst=250.0))
-    core.handle(Got(A, item(1)), at(1))
-    asks = [core.handle(Pulled(B, (name(1),)), at(1)) for _ in range(5)]
+    for number in range(5):
+        core.handle(Got(A, item(number)), at(1))
+    asks = [core.handle(Pulled(B, (name(number),)), at(1)) for number in range(5)]
     assert [bool(actions) for actions in asks] == [True, True, False, False, False]
-    assert core.handle(Pulled(B, (name(1),)), at(2.1)) != []
+    assert core.handle(Pulled(B, (name(4),)), at(2.1)) == [Send(B, item(4))]
+
+
+def test_an_item_is_served_to_a_peer_once_and_again_only_out_of_an_allowance_that_outlives_its_link() -> None:
+    core = machine(A, B, limits=Limits(held_bytes=1000))
+    core.handle(Got(A, item(1)), at(1))
+    served = [core.handle(Pulled(B, (name(1),) * 5), at(1)) for _ in range(50)]
+    assert sum(isinstance(action, Send) for actions in served for action in actions) == 1 + 10
+    core.handle(PeerDown(B), at(2))
+    core.handle(PeerUp(B), at(2))
+    assert core.handle(Pulled(B, (name(1),)), at(2)) == [Blame(B, "asked_again")]
+    assert core.handle(Pulled(A, (name(1),)), at(2)) == [Send(A, item(1))]
+    assert core.handle(Pulled(B, (name(1),)), at(2 + AGAIN_S / 10)) == [Send(B, item(1))]
+
+
+def test_what_did_not_leave_was_not_served() -> None:
+    core = machine(A, B, limits=Limits(held_bytes=100))
+    core.handle(Got(A, item(1)), at(1))
+    for second in range(1, 20):
+        assert core.handle(Pulled(B, (name(1),)), at(second)) == [Send(B, item(1))]
+        core.handle(NotSent(B, (name(1),)), at(second))
 
 
 def test_what_is_not_served_for_its_size_is_announced_again_later() -> None:

@@ -1,0 +1,86 @@
+"""What a node sends, on real sockets: peers that do not read, and the owner's upload limit, both counted in bytes."""
+
+import os
+import time
+from dataclasses import dataclass, field
+
+import psutil
+import zmq
+
+from protocol.config import MIB, Limits
+from protocol.identity import Identity
+from protocol.limits.send_queues import BURST_S
+from protocol.wire.envelope import MAX_FRAME_BYTES, ItemId, Kind
+from protocol.wire.messages import Pull
+from tests.protocol_hosts import SWARM, collect, running
+from tests.protocol_raw import RawPeer
+from tests.waiting import wait_until
+
+SILENT_PEERS = 4
+# A link's queue of 4 MiB, and in libzmq 1 MiB under way and one frame sealed; and what the silent peers, in this
+# process too, have read of it. One such peer made a node hold 124 MiB.
+MIB_A_PEER = 16
+
+
+def test_peers_that_ask_and_do_not_read_cost_a_bounded_number_of_bytes_and_others_are_served() -> None:
+    context = zmq.Context()
+    context.rcvhwm = 1
+    silent: list[RawPeer] = []
+    with running() as (host, address):
+        bodies = [os.urandom(MIB) for _ in range(2)]
+        ids = [host.publish(body) for body in bodies]
+        before = psutil.Process().memory_info().rss
+        try:
+            for _ in range(SILENT_PEERS):
+                peer = RawPeer(Identity.generate(), address, SWARM, context=context)
+                silent.append(peer)
+                peer.send(peer.hello())
+                assert peer.receive(10) is not None
+                peer.send(peer.frame(Kind.PULL, Pull(tuple(ids * 200)).encode()))
+            wait_until(lambda: host.counters().rejected.get("queue_full", 0) >= SILENT_PEERS, 30, "full queues")
+            with running(address) as (reader, _):
+                assert {item.body for item in collect(reader, 2, 60)} == set(bodies)
+            grown = psutil.Process().memory_info().rss - before
+            assert grown < SILENT_PEERS * MIB_A_PEER * MIB + 32 * MIB  # another host and what it got
+        finally:
+            for peer in silent:
+                peer.close()
+            context.destroy(linger=0)
+
+
+@dataclass
+class Download:
+    """A raw peer that pulls items one after the other, and counts the bytes that come."""
+
+    peer: RawPeer
+    ids: list[ItemId]
+    received: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def take(self) -> int:
+        while frame := self.peer.receive(0.01):
+            self.received += len(frame)
+        return self.received
+
+
+def test_an_upload_limit_holds_whoever_asks_and_both_get_their_share() -> None:
+    limit = 400_000.0
+    limits = Limits(upload_bytes_per_second=limit)
+    with running(limits=limits) as (host, address):
+        ids = [host.publish(os.urandom(100_000)) for _ in range(30)]
+        began = time.monotonic()
+        peers = [RawPeer(Identity.generate(), address, SWARM) for _ in range(2)]
+        downloads = [Download(peer, ids) for peer in peers]
+        try:
+            for greed, peer in zip((30, 10), peers, strict=True):
+                peer.send(peer.hello())
+                assert peer.receive(10) is not None
+                peer.send(peer.frame(Kind.PULL, Pull(tuple(ids[:greed])).encode()))
+            wait_until(lambda: min(download.take() for download in downloads) >= 800_000, 60, "a share for both")
+            received = sum(download.received for download in downloads)
+            assert received <= limit * (time.monotonic() - began + BURST_S) + MAX_FRAME_BYTES
+            one, other = (download.received for download in downloads)
+            assert abs(one - other) <= 500_000  # of a socket's worth under way
+        finally:
+            for peer in peers:
+                peer.close()

@@ -1,0 +1,177 @@
+"""Send queues: their bounds in bytes, who goes first, fair shares in virtual time, and the upload limit."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.config import Limits
+from protocol.events import Lane, Link
+from protocol.limits.send_queues import BURST_S, CONTROL_BYTES, MAX_RETRY_S, RETRY_S, SendQueues
+
+LINKS = [Link(bytes([number]) * 32, dialled=number % 2 == 0) for number in range(4)]
+A, B, C, D = LINKS
+SMALL = Limits(max_link_queue_bytes=1000, max_queue_bytes=2500)
+
+
+def drain(queues: SendQueues, now: float, *blocked: Link) -> list[tuple[Link, bytes]]:
+    """Let every socket take what it is given, but those of `blocked`."""
+    sent = []
+    while (turn := queues.next(now)) is not None:
+        if turn[0] in blocked:
+            queues.full(turn[0], now)
+        else:
+            queues.sent(turn[0])
+            sent.append(turn)
+    return sent
+
+
+def test_a_link_has_room_for_so_many_bytes_of_items_and_all_links_for_so_many() -> None:
+    queues = SendQueues(SMALL, 0.0)
+    taken = [queues.put(link, bytes(500), Lane.LARGE) for link in (A, A, A, B, B, C, D)]
+    assert taken == [True, True, False, True, True, True, False] and queues.item_bytes == 2500
+    queues.drop(A)
+    assert queues.item_bytes == 1500 and queues.put(D, bytes(500), Lane.SMALL)
+    drain(queues, 0.0)
+    assert queues.item_bytes == 0 and len(queues) == 0
+
+
+def test_what_we_say_ourselves_has_room_of_its_own_which_is_bounded_too() -> None:
+    queues = SendQueues(SMALL, 0.0)
+    assert queues.put(A, bytes(1000), Lane.LARGE) and not queues.put(A, b"x", Lane.SMALL)
+    said = [queues.put(A, bytes(CONTROL_BYTES // 4), Lane.CONTROL) for _ in range(5)]
+    assert said == [True] * 4 + [False]
+
+
+def test_nothing_large_holds_up_anything_small_and_what_we_sign_keeps_its_order() -> None:
+    queues = SendQueues(Limits(), 0.0)
+    for frame, lane in ((b"large", Lane.LARGE), (b"small", Lane.SMALL), (b"one", Lane.CONTROL), (b"two", Lane.CONTROL)):
+        queues.put(A, frame, lane)
+    assert [frame for _, frame in drain(queues, 0.0)] == [b"one", b"two", b"small", b"large"]
+
+
+def test_a_peer_that_does_not_read_holds_up_no_other_and_is_tried_less_and_less_often() -> None:
+    queues = SendQueues(Limits(), 0.0)
+    queues.put(A, b"for a", Lane.CONTROL)
+    queues.put(B, b"for b", Lane.LARGE)
+    assert drain(queues, 0.0, A) == [(B, b"for b")]
+    now, tries = 0.0, 0
+    while now < 10.0:
+        wait = queues.wait(now)
+        assert RETRY_S <= wait <= MAX_RETRY_S + 1e-9
+        now += wait + 1e-9
+        tries += 1
+        assert drain(queues, now, A) == []
+    assert tries < 2 * 10.0 / MAX_RETRY_S
+    now += MAX_RETRY_S
+    assert drain(queues, now) == [(A, b"for a")] and queues.wait(now) == math.inf
+
+
+def upload(rate: float, seconds: float, sizes: dict[Link, int], demand: dict[Link, float]) -> dict[Link, int]:
+    """Offer each link frames of one size, as many bytes a second as it demands; return the bytes that each got."""
+    queues = SendQueues(Limits(upload_bytes_per_second=rate), 0.0)
+    offered, got = dict.fromkeys(sizes, 0.0), dict.fromkeys(sizes, 0)
+    now = 0.0
+    while now < seconds:
+        for link, size in sizes.items():
+            while offered[link] + size <= demand[link] * now and queues.put(link, bytes(size), Lane.LARGE):
+                offered[link] += size
+            offered[link] = max(offered[link], demand[link] * now - 2 * size)  # what did not fit is asked for anew
+        for link, frame in drain(queues, now):
+            got[link] += len(frame)
+        now += 0.01
+    return got
+
+
+def test_under_a_limit_the_greedy_share_alike_whatever_they_ask_for_and_the_modest_get_all_they_ask() -> None:
+    rate, seconds = 1e6, 60.0
+    sizes = {A: 200_000, B: 10_000, C: 100_000, D: 10_000}
+    got = upload(rate, seconds, sizes, {A: 1e7, B: 1e7, C: 1e7, D: 5e4})
+    assert got[D] >= 0.95 * 5e4 * seconds
+    share = (rate - 5e4) / 3 * seconds
+    assert all(abs(got[link] - share) < 0.03 * share for link in (A, B, C))
+    assert sum(got.values()) <= rate * (seconds + BURST_S) + 200_000
+
+
+def test_a_lone_peer_gets_the_whole_limit() -> None:
+    got = upload(1e6, 30.0, {A: 100_000}, {A: 1e7})
+    assert got[A] >= 0.98 * 30e6
+
+
+def test_a_peer_that_was_silent_is_owed_nothing_for_it() -> None:
+    rate = 1e6
+    queues = SendQueues(Limits(upload_bytes_per_second=rate), 0.0)
+    now = 0.0
+    while now < 20.0:  # B alone
+        queues.put(B, bytes(10_000), Lane.SMALL)
+        drain(queues, now)
+        now += 0.01
+    got = {A: 0, B: 0}
+    while now < 22.0:
+        for link in got:
+            queues.put(link, bytes(10_000), Lane.SMALL)
+        for link, frame in drain(queues, now):
+            got[link] += len(frame)
+        now += 0.01
+    assert abs(got[A] - got[B]) < 0.1 * rate
+
+
+def test_a_limit_holds_back_items_and_not_what_we_say_but_counts_both() -> None:
+    queues = SendQueues(Limits(upload_bytes_per_second=1000.0), 0.0)
+    queues.put(A, bytes(5000), Lane.LARGE)
+    assert len(drain(queues, 0.0)) == 1  # into debt
+    queues.put(A, b"item", Lane.SMALL)
+    queues.put(A, b"ping", Lane.CONTROL)
+    assert [frame for _, frame in drain(queues, 0.1)] == [b"ping"]
+    wait = queues.wait(0.1)
+    assert 4.5 < wait < 5.0
+    assert [frame for _, frame in drain(queues, 0.1 + wait + 0.001)] == [b"item"]
+
+
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 3000.0]))
+def test_no_history_breaks_a_bound_loses_a_frame_or_swaps_two_of_a_lane(seed: int, rate: float) -> None:
+    rng = random.Random(seed)
+    queues = SendQueues(Limits(max_link_queue_bytes=1000, max_queue_bytes=2500, upload_bytes_per_second=rate), 0.0)
+    waiting: dict[Link, dict[Lane, list[bytes]]] = {link: {lane: [] for lane in Lane} for link in LINKS}
+    now, items_out = 0.0, 0
+    for number in range(200):
+        now += rng.choice([0.0, 0.001, 0.2])
+        link = rng.choice(LINKS)
+        action = rng.randrange(10)
+        if action < 6:
+            lane, frame = rng.choice(list(Lane)), b"%06d" % number * rng.randrange(1, 100)
+            if queues.put(link, frame, lane):
+                waiting[link][lane].append(frame)
+        elif action < 9:
+            turn = queues.next(now)
+            if turn is not None and rng.random() < 0.2:
+                queues.full(turn[0], now)
+            elif turn is not None:
+                lane = next(lane for lane in Lane if waiting[turn[0]][lane])
+                assert waiting[turn[0]][lane].pop(0) == turn[1]
+                items_out += len(turn[1])
+                queues.sent(turn[0])
+        else:
+            queues.drop(link)
+            waiting[link] = {lane: [] for lane in Lane}
+        items = {link: sum(map(len, lanes[Lane.SMALL] + lanes[Lane.LARGE])) for link, lanes in waiting.items()}
+        assert max(items.values()) <= 1000 and queues.item_bytes == sum(items.values()) <= 2500
+        assert len(queues) == sum(len(lane) for lanes in waiting.values() for lane in lanes.values())
+        assert queues.wait(now) < math.inf or len(queues) == 0
+    later = now + 1e4
+    while len(queues):
+        assert queues.next(later) is not None
+        queues.sent(queues.next(later)[0])
+        later += 1e4
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e6])
+def test_a_link_that_comes_and_goes_leaves_nothing_behind(rate: float) -> None:
+    queues = SendQueues(Limits(upload_bytes_per_second=rate), 0.0)
+    for number in range(5000):
+        link = Link(number.to_bytes(32, "big"), dialled=False)
+        queues.put(link, b"goodbye", Lane.CONTROL)
+        drain(queues, 0.0)
+    assert len(queues._queues) <= 300
