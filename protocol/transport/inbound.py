@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from protocol.credentials.records import Endpoint
 from protocol.errors import BadAddress, PortInUse
@@ -138,7 +137,7 @@ class Inbound:
             raise BadAddress(f"cannot listen on {listen}: {error.strerror}") from None
         port = Endpoint.parse(self._router.getsockopt_string(zmq.LAST_ENDPOINT)).port
         self.endpoint = Endpoint(advertised_host(listen.host), port)
-        sources.add(self._monitor, self.take_changes)
+        sources.add(self._monitor.socket, self.take_changes)
         sources.add(self._router, self._ready)
 
     def __contains__(self, link: Link) -> bool:
@@ -164,17 +163,13 @@ class Inbound:
 
     def take_changes(self) -> None:
         """Follow which connections came and went."""
-        while True:
-            try:
-                change = parse_monitor_message(self._monitor.recv_multipart(zmq.DONTWAIT))
-            except zmq.Again:
-                return
-            match change["event"]:
+        while (change := self._monitor.take()) is not None:
+            match change.event:
                 case zmq.EVENT_ACCEPTED:
-                    self._watch.accepted(change["value"], time.monotonic())
+                    self._watch.accepted(change.value, self._monitor.has_ended, time.monotonic())
                 case zmq.EVENT_DISCONNECTED:
                     # libzmq reports a failed handshake, and then, with nothing in between, the end of its connection.
-                    self._watch.gone(self._watch.inbound(change["value"]), self._failure)
+                    self._watch.gone(self._watch.inbound(change.value), self._failure)
                     self._failure = None
                 case failed:
                     self._failure = _FAILURES[failed]

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import zmq
 from zmq.utils import z85
-from zmq.utils.monitor import parse_monitor_message
 
 from protocol.credentials.records import Address, Endpoint
 from protocol.events import Arrived, Closed, Link, NetworkEvent, Opened, Refused
@@ -22,6 +21,7 @@ from protocol.transport.sockets import (
     RECEIVE_QUEUE_MESSAGES,
     SOCKET_BUDGET,
     InFlight,
+    Monitor,
     Socket,
     SocketMaker,
     Sources,
@@ -36,7 +36,7 @@ _CHANGES = zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_SUCCEEDE
 class _Dialled:
     link: Link
     socket: Socket
-    monitor: Socket
+    monitor: Monitor
     addresses: deque[Endpoint] = field(default_factory=deque)  # to try, the present one first
     number: int | None = None  # its TCP connection
     in_flight: InFlight = field(default_factory=InFlight)
@@ -71,7 +71,7 @@ class DialledLinks:
         dialled = _Dialled(link, dealer, self._maker.watch(dealer, _CHANGES | HANDSHAKE_FAILED))
         self._dialled[link] = dialled
         self._sources.add(dealer, lambda: self._ready(dialled))
-        self._sources.add(dialled.monitor, lambda: self._take_changes(dialled))
+        self._sources.add(dialled.monitor.socket, lambda: self._take_changes(dialled))
         if not named:
             self._connect(dialled, [address.endpoint])
         elif not self._resolver.ask(dialled, address.endpoint):
@@ -145,14 +145,10 @@ class DialledLinks:
             self._events.append(Refused("malformed", dialled.link) if malformed else Arrived(dialled.link, part.bytes))
 
     def _take_changes(self, dialled: _Dialled) -> None:
-        while not dialled.monitor.closed:
-            try:
-                change = parse_monitor_message(dialled.monitor.recv_multipart(zmq.DONTWAIT))
-            except zmq.Again:
-                return
-            match change["event"]:
+        while (change := dialled.monitor.take()) is not None:
+            match change.event:
                 case zmq.EVENT_CONNECTED:
-                    dialled.number = self._watch.connected(change["value"], dialled.link)
+                    dialled.number = self._watch.connected(change.value, dialled.monitor.has_ended, dialled.link)
                 case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self._events.append(Opened(dialled.link))
                 case zmq.EVENT_CLOSED:
@@ -173,7 +169,7 @@ class DialledLinks:
         del self._dialled[dialled.link]
         if dialled.number is not None:
             self._watch.forget(dialled.number)
-        for owned in (dialled.socket, dialled.monitor):
+        for owned in (dialled.socket, dialled.monitor.socket):
             self._sources.drop(owned)
         dialled.socket.disable_monitor()
         dialled.monitor.close()

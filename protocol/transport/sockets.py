@@ -6,9 +6,11 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
 from itertools import count
+from typing import NamedTuple
 
 import zmq
 from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
 
 from protocol.identity import Identity
 from protocol.limits.connections import MAX_WIRE_FRAME_BYTES
@@ -121,16 +123,55 @@ class SocketMaker:
         made.curve_secretkey = self._secret
         return made
 
-    def watch(self, watched: Socket, events: int) -> Socket:
-        """Return a socket that yields the events of `watched`."""
+    def watch(self, watched: Socket, events: int) -> "Monitor":
+        """Return what tells the events of `watched`."""
         name = f"inproc://monitor-{next(self._names)}"
         watched.monitor(name, events)
-        monitor = self.context.socket(zmq.PAIR)
-        monitor.linger = 0
+        socket = self.context.socket(zmq.PAIR)
+        socket.linger = 0
         # A bounded queue would block libzmq's only I/O thread while our own thread is busy.
-        monitor.rcvhwm = 0
-        monitor.connect(name)
-        return monitor
+        socket.rcvhwm = 0
+        socket.connect(name)
+        return Monitor(socket)
+
+
+class Change(NamedTuple):
+    """Something that happened to a connection; `value` is its descriptor where the event has one."""
+
+    event: int
+    value: int
+
+
+class Monitor:
+    """What happens to the connections of a socket, in the order in which it does."""
+
+    def __init__(self, socket: Socket) -> None:
+        self.socket = socket
+        self._changes: deque[Change] = deque()
+
+    def take(self) -> Change | None:
+        """Return what happened next, None if that is all until now."""
+        if not self._changes:
+            self._read()
+        return self._changes.popleft() if self._changes else None
+
+    def has_ended(self, descriptor: int) -> bool:
+        """Tell whether the connection that was last told of with this descriptor has ended by now."""
+        self._read()
+        return any(change == (zmq.EVENT_DISCONNECTED, descriptor) for change in self._changes)
+
+    def close(self) -> None:
+        """Close the socket that the events come over."""
+        self.socket.close()
+        self._changes.clear()
+
+    def _read(self) -> None:
+        while not self.socket.closed:
+            try:
+                told = parse_monitor_message(self.socket.recv_multipart(zmq.DONTWAIT))
+            except zmq.Again:
+                return
+            self._changes.append(Change(told["event"], told["value"]))
 
 
 class Sources:

@@ -1,9 +1,24 @@
 """A second descriptor of a TCP connection that libzmq owns: to measure it and to end it.
 
-libzmq names its connections by file descriptor. Duplicated, the descriptor stays ours after
-libzmq closed its own, which tells who ended a connection, and no later connection that gets
-the same number is mistaken for it. Where the system gives no such information (TCP_INFO is
-read in Linux's layout only) connections are counted and cut, but not measured.
+All that is done below libzmq's interface is done here.
+
+Why: libzmq says neither how many bytes of a connection it holds nor from which address one came, and it
+cannot be told to end one connection of a ROUTER. Without that, a message that never ends, or 512 strangers of
+one network, take what memory and what connections there are. `protocol.limits.connections` has the rules.
+
+What is done: of each connection that libzmq names, by its file descriptor, we hold a duplicate. The kernel tells
+by it the other end's address and how much came, and `shutdown` ends the connection, which libzmq
+takes for the peer's doing. Duplicated, the descriptor stays ours after libzmq closed its own, which tells who ended a
+connection, and no later connection that gets the same number is mistaken for it.
+
+Why the duplicate is of the connection that is meant, and of no other socket of this process:
+libzmq (4.3.5, one I/O thread) reports that a connection begins before it can end, and that it ended
+before it closes the descriptor. Had the number been given to somebody else by the time of our `dup`, the end would have
+been reported by then: so we ask for it after the `dup`, and keep no duplicate of what has ended (`_look`).
+
+Where the system gives no such information (TCP_INFO is read in Linux's layout only) connections are
+counted and cut, but not measured. All of this would be unnecessary, were there an option of libzmq that bounds
+the bytes of an unfinished message over all its parts, and a way to end one peer of a ROUTER.
 """
 
 import os
@@ -11,7 +26,7 @@ import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -118,10 +133,10 @@ class TcpWatch:
     def __len__(self) -> int:
         return len(self._views)
 
-    def accepted(self, descriptor: int, now: float) -> None:
-        """A connection came in."""
+    def accepted(self, descriptor: int, has_ended: Callable[[int], bool], now: float) -> None:
+        """A connection came in; `has_ended` tells whether that of this descriptor has ended by the time of the call."""
         self._inbound.pop(descriptor, None)
-        if (number := self._look(descriptor)) is not None:
+        if (number := self._look(descriptor, has_ended)) is not None:
             self._inbound[descriptor] = number
             self._carry_out(self._connections.accepted(number, prefix_of(self._views[number].peer), now))
 
@@ -129,9 +144,9 @@ class TcpWatch:
         """Return the number of the last inbound connection with this descriptor, -1 if it was gone at once."""
         return self._inbound.get(descriptor, -1)
 
-    def connected(self, descriptor: int, link: Link) -> int:
+    def connected(self, descriptor: int, has_ended: Callable[[int], bool], link: Link) -> int:
         """A connection that we dialled is there, before its handshake; return its number, -1 if it is gone already."""
-        number = self._look(descriptor)
+        number = self._look(descriptor, has_ended)
         if number is None:
             return -1
         self._connections.connected(number, link)
@@ -201,10 +216,13 @@ class TcpWatch:
             view.close()
         self._views.clear()
 
-    def _look(self, descriptor: int) -> int | None:
+    def _look(self, descriptor: int, has_ended: Callable[[int], bool]) -> int | None:
         try:
             view = TcpView(descriptor)
         except OSError:  # gone before we looked
+            return None
+        if has_ended(descriptor):  # asked after the dup: this may be anybody's
+            view.close()
             return None
         number = next(self._count)
         self._views[number] = view

@@ -3,7 +3,7 @@
 import resource
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import psutil
 import pytest
@@ -227,6 +227,32 @@ def test_descriptors_are_given_back() -> None:
             server.wait_for(Closed)
             server.seen.clear()
         wait_until(lambda: server.transport.poll(0.01) or psutil.Process().num_fds() <= before, 20, "descriptors")
+
+
+def test_a_connection_that_ends_before_we_look_does_not_get_another_socket_of_ours_cut() -> None:
+    nobody = Limits(prefix_handshakes_per_second=0.0, prefix_handshakes_burst=0.0)  # whoever is looked at is cut
+    with nodes(Node(limits=nobody)) as (server,):
+        endpoint = server.transport.endpoint
+        assert endpoint is not None
+
+        def connections() -> int:
+            found = psutil.Process().net_connections("tcp")
+            return sum(c.status == psutil.CONN_ESTABLISHED and c.laddr.port == endpoint.port for c in found)
+
+        stranger = socket.create_connection((endpoint.host, endpoint.port))
+        wait_until(connections, 20, "libzmq to accept")
+        stranger.close()
+        wait_until(lambda: not connections(), 20, "libzmq to close its descriptor")
+        with socket.create_server(("127.0.0.1", 0)) as elsewhere, ExitStack() as stack:
+            pairs = []
+            for _ in range(20):  # one of them gets the number that libzmq used
+                far = stack.enter_context(socket.create_connection(elsewhere.getsockname(), 10))
+                pairs.append((far, stack.enter_context(elsewhere.accept()[0])))
+            server.wait_for(Refused, reason="handshake_unfinished")
+            for far, near in pairs:
+                far.sendall(b"still here")
+                near.settimeout(10)
+                assert near.recv(20) == b"still here"
 
 
 def test_without_measurements_links_work_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,10 @@ def connection(server: socket.socket) -> tuple[socket.socket, socket.socket]:
     return far, server.accept()[0]
 
 
+def lives(descriptor: int) -> bool:
+    return False
+
+
 def review(watch: TcpWatch, now: float) -> None:
     watch.measure()
     watch.drained(None)
@@ -28,13 +32,13 @@ def test_the_end_of_a_dialled_connection_is_not_that_of_an_inbound_one_with_its_
     with socket.create_server(("127.0.0.1", 0)) as server:
         far, mine = connection(server)
         descriptor = mine.fileno()
-        number = watch.connected(descriptor, DIALLED)
+        number = watch.connected(descriptor, lives, DIALLED)
         mine.close()  # as libzmq does; what its monitor says of that is read later
         far.close()
         far, mine = connection(server)
         if mine.fileno() != descriptor:
             os.dup2(mine.fileno(), descriptor)
-        watch.accepted(descriptor, 1.0)
+        watch.accepted(descriptor, lives, 1.0)
         assert watch.took(watch.inbound(descriptor), CAME, [100])
         watch.gone(number, None)
         watch.forget(number)
@@ -48,3 +52,14 @@ def test_the_end_of_a_dialled_connection_is_not_that_of_an_inbound_one_with_its_
         assert len(watch) == 0
         mine.close()
         watch.close()
+
+
+def test_what_has_ended_by_the_time_it_is_looked_at_is_not_looked_at() -> None:
+    watch = TcpWatch(Limits(), deque())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        far, mine = connection(server)
+        assert watch.connected(mine.fileno(), lambda descriptor: descriptor == mine.fileno(), DIALLED) == -1
+        watch.accepted(mine.fileno(), lambda descriptor: True, 1.0)
+        assert len(watch) == 0 and watch.inbound(mine.fileno()) == -1
+        far.close()
+        mine.close()
