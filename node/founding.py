@@ -72,7 +72,7 @@ def found(config: NodeConfig, folder: Path, name: str, policy: Policy, allowed: 
         if (known := load_manifest(folder)) is not None:
             raise UserError(
                 f"{folder} belongs to swarm {known.name!r} already: run `gossamer node --state {folder}`, "
-                "or choose another --out"
+                "or choose another --state"
             )
         identity = Identity.load_or_generate(folder / "identity.key")
         try:

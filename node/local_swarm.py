@@ -1,7 +1,7 @@
 """A swarm on this machine: N real node processes on loopback, in one run folder.
 
     swarm.json    what runs: the swarm's id, the number of nodes, the seed, the configuration
-    summary.json  what came of it            report.html   the same as plots
+    summary.json  what ran, when, and what came of it    report.html   the same as plots
     nodes/<name>  the nodes' state folders
 
 The swarm's id is drawn at random for each run, so that nodes of different runs never
@@ -11,13 +11,17 @@ talk to each other; it is kept, so that a run that goes on is the same swarm.
 import json
 import os
 import secrets
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from node.config import NodeConfig
+from node.config import NodeConfig, flatten
 from node.errors import UserError
+from node.peering import agent
 from node.signals import stop_signals
+from node.state_folder import make_folder
 from node.supervisor import (
     HEAVY,
     RESTART_DELAY,
@@ -39,7 +43,9 @@ from protocol.storage import write_atomically
 FORMAT = 1
 LOOPBACK = "tcp://127.0.0.1:0"
 
-Show = Callable[[Sequence[NodeProcess]], None]
+ENDS = ("rounds", "budget")  # the keys that say when a run is done
+
+Show = Callable[[Sequence[NodeProcess]], object]
 
 
 class Plan(NamedTuple):
@@ -63,7 +69,11 @@ class Outcome(NamedTuple):
 def make_plan(out: Path, nodes: int, config: NodeConfig) -> Plan:
     """Return the run of `config` in `out`: the one that is there already, or a new one.
 
-    Nothing is written. Raises `UserError` when `out` holds something else.
+    One that is there goes on with the same settings, but for its end, which may be further off. One of which no
+    node has finished a round may be anything: it takes up what it is given now. Nothing is written.
+
+    Raises:
+        UserError: `out` holds something else.
     """
     record = out / "swarm.json"
     if not record.exists():
@@ -79,11 +89,24 @@ def make_plan(out: Path, nodes: int, config: NodeConfig) -> Plan:
         raise UserError(f"{record} cannot be read: choose another --out") from None
     resumed = config.model_copy(update={"seed": seed if config.seed is None else config.seed})
     now = {"nodes": nodes, **resumed.model_dump(mode="json")}
-    if changed := _changed(before, now):
+    if _ends_later(before, now):
+        before |= {key: now[key] for key in ENDS}
+    if (changed := _changed(before, now)) and _has_rounds(out):
         raise UserError(
             f"{out} holds a run with other settings ({', '.join(changed)}): repeat them, or choose another --out"
         )
-    return Plan(out, swarm, nodes, seed, resumed)
+    return Plan(out, swarm, nodes, resumed.seed or 0, resumed)
+
+
+def node_folders(plan: Plan) -> dict[str, Path]:
+    """Return the nodes' folders by their names."""
+    return {f"n{index}": plan.out / "nodes" / f"n{index}" for index in range(plan.nodes)}
+
+
+def make_folders(plan: Plan) -> None:
+    """Make the folders of the run and of its nodes; `UserError` where that cannot be."""
+    for folder in node_folders(plan).values():
+        make_folder(folder)
 
 
 def node_config(plan: Plan, index: int, cores: int) -> NodeConfig:
@@ -91,7 +114,13 @@ def node_config(plan: Plan, index: int, cores: int) -> NodeConfig:
     alone = {"listen": LOOPBACK, "advertise": [], "seeds": [], "swarm": plan.swarm}
     network = plan.config.network.model_copy(update=alone)
     weights = plan.config.weights.model_copy(update={"listen": LOOPBACK})
-    changes: dict[str, Any] = {"seed": derive_seed(plan.seed, "node", index), "network": network, "weights": weights}
+    observe = plan.config.observe.model_copy(update={"host": "127.0.0.1", "port": 0})  # the page is the swarm's
+    changes: dict[str, Any] = {
+        "seed": derive_seed(plan.seed, "node", index),
+        "network": network,
+        "weights": weights,
+        "observe": observe,
+    }
     if plan.config.threads == 0:
         changes["threads"] = max(1, cores // plan.nodes)
     return plan.config.model_copy(update=changes)
@@ -107,7 +136,7 @@ def run_swarm(
     preload: Sequence[str] = HEAVY,
     restart_delay: float = RESTART_DELAY,
 ) -> Outcome:
-    """Run `plan` to its end, or until SIGINT or SIGTERM; leave summary and report.
+    """Run `plan` to its end, or until a signal to stop; leave summary and report.
 
     Args:
         plan: from `make_plan`.
@@ -121,20 +150,43 @@ def run_swarm(
     with stop_signals() as received:
         context = start_server(preload)
         cores = len(os.sched_getaffinity(0))
-        children = []
-        for index in range(plan.nodes):
-            folder = plan.out / "nodes" / f"n{index}"
-            folder.mkdir(parents=True, exist_ok=True)
-            children.append(NodeProcess.create(folder, node_config(plan, index, cores)))
+        make_folders(plan)
+        children = [
+            NodeProcess.create(folder, node_config(plan, index, cores))
+            for index, folder in enumerate(node_folders(plan).values())
+        ]
         _write_record(plan)
         supervise(Supervisor(context, target, debug, restart_delay), children, lambda: len(received), show)
         _raise_common_error(children)
         rows = {child.name: read_metrics(child.folder / "metrics.jsonl") for child in children}
         evaluated = {child.name: read_metrics(child.folder / EVALUATIONS_FILE) for child in children}
-        summary = summarise(rows, evaluated, started)
+        summary = {"run": _run(plan, started), **summarise(rows, evaluated, started)}
         write_summary(summary, plan.out / "summary.json")
         write_report(plan.out)
         return Outcome(summary, children, received[0] if received else 0)
+
+
+def _run(plan: Plan, started: float) -> dict[str, Any]:
+    """Return what ran and when, for those who compare runs: times in UTC, every setting, who made the program."""
+    times = {"started": started, "ended": time.time()}
+    return {
+        "agent": agent(),
+        **{name: datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds") for name, value in times.items()},
+        "swarm": plan.swarm,
+        "nodes": plan.nodes,
+        "seed": plan.seed,
+        "config": plan.config.model_dump(mode="json"),
+    }
+
+
+def _has_rounds(out: Path) -> bool:
+    return any(read_metrics(path) for path in out.glob("nodes/*/metrics.jsonl"))
+
+
+def _ends_later(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Tell whether no end of a run is nearer in the configuration `now`; None is the furthest."""
+    old, new = (flatten({key: config.get(key) for key in ENDS}) for config in (before, now))
+    return all(value is None or (old.get(key) is not None and value >= old[key]) for key, value in new.items())
 
 
 def _write_record(plan: Plan) -> None:

@@ -12,6 +12,7 @@ crash asks the same questions and draws the same completions.
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -194,11 +195,13 @@ class Loop:
         taken = self.pool.take([pick.id for pick in picks], version + 1)
         groups = self._encoded(taken, picks)
         came = {one.id: one for one in candidates if one.id in groups}
+        taught = Counter(one.peer for one in came.values())
         external = external_samples(picks, groups, sampling.external_weight, first=len(own))
         self.row |= {
             "groups_external": len({sample.group for sample in external}),
             "groups_unusable": len(taken) - len(groups),
             "swarm/too_long": sum(pick.id in groups for pick in picks) - len(external),
+            "swarm/taught_by": dict(taught),
             **_staleness(list(came.values()), groups, now, version),
         }
         drawn = [Drawn(came[key].peer, now - came[key].received, one.group) for key, one in groups.items()]

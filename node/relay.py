@@ -16,6 +16,7 @@ from node.config import NodeConfig
 from node.errors import UserError
 from node.peering import Network, open_network
 from node.rollouts.sharing import SEED_DEMAND, traffic_row
+from node.signals import signals_to_stop
 from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.status_server import describe, observe
@@ -26,13 +27,11 @@ DRAIN_INTERVAL_S = 0.5  # the host's inbox, which nobody here reads, holds 4096 
 DRAIN = 4096
 MAX_METRICS_BYTES = 16 << 20  # a month or two; one older file of the same size is kept beside it
 
-STOPS = {signal.SIGTERM, signal.SIGINT}
-
 log = structlog.get_logger()
 
 
 def run_relay(config: NodeConfig, folder: Path, listening: Callable[[Network], None] = lambda network: None) -> None:
-    """Relay until SIGTERM or SIGINT; `listening` is called once, when the node can be dialled.
+    """Relay until a signal to stop; `listening` is called once, when the node can be dialled.
 
     Raises:
         UserError: the configuration, the folder or the machine needs a person.
@@ -42,17 +41,17 @@ def run_relay(config: NodeConfig, folder: Path, listening: Callable[[Network], N
     with ExitStack() as stack:
         stack.enter_context(full_disk_is_clear(folder))
         stack.enter_context(exclusive(folder))
-        stack.enter_context(_stops_wait())
+        stops = stack.enter_context(_stops_wait())
         seed = resolve_seed(config, folder)
         network = stack.enter_context(open_network(config, folder))
-        stack.enter_context(observe(config.observe, folder, lambda: describe(network, {}, None, trains=False)))
+        stack.enter_context(observe(config.observe, folder, lambda: describe(network, (), None, trains=False)))
         keep_config(config, seed, folder)
         network.host.subscribe(None, SEED_DEMAND)
         listening(network)
         metrics = MetricsLog(folder / "metrics.jsonl", MAX_METRICS_BYTES)
         due = time.monotonic() + METRICS_INTERVAL_S
         said = network.host.counters()
-        while signal.sigtimedwait(STOPS, DRAIN_INTERVAL_S) is None:
+        while signal.sigtimedwait(stops, DRAIN_INTERVAL_S) is None:
             network.host.receive(DRAIN)
             if time.monotonic() >= due:
                 due += METRICS_INTERVAL_S
@@ -71,10 +70,11 @@ def _row(host: Host) -> dict[str, object]:
 
 
 @contextmanager
-def _stops_wait() -> Iterator[None]:
-    """Keep signals to stop waiting until they are asked for; the threads that start now inherit this."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+def _stops_wait() -> Iterator[frozenset[signal.Signals]]:
+    """Keep signals to stop waiting until they are asked for, and yield them; threads that start now inherit this."""
+    stops = signals_to_stop()
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     try:
-        yield
+        yield stops
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)

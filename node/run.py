@@ -1,7 +1,7 @@
 """Put a node together from its configuration and folder, and run it until it is stopped or its last round is done.
 
 The network comes up first: peers may dial while the model still loads. A signal to
-stop (SIGTERM, SIGINT) ends the node after the round in progress, with a checkpoint.
+stop (Ctrl-C, SIGTERM, SIGHUP) ends the node after the round in progress, with a checkpoint.
 """
 
 import sqlite3
@@ -144,7 +144,7 @@ def _exchange(
         if network.manifest is not None:
             check_rules(network.manifest, tasks, config.sampling.completions)
             limits = network.manifest.limits
-        with observe(config.observe, folder, lambda: describe(network, metrics.last, config.rounds)):
+        with observe(config.observe, folder, lambda: describe(network, metrics.recent, config.rounds)):
             listening(network)
             exchange = NetworkExchange(
                 network.host,

@@ -6,6 +6,7 @@
     checkpoints/   model, optimiser, counters     metrics.jsonl one object a round
     address        where peers dial it now        log.jsonl     structured events
 
+Nobody but its owner may look into it (0700): it holds a key, rights to enter swarms and what was said there.
 One process at a time: the folder is locked while a node runs, and the lock dies with it.
 """
 
@@ -35,11 +36,20 @@ class Memory(NamedTuple):
     last: Mapping[str, Any]
 
 
+def make_folder(folder: Path) -> None:
+    """Make a node's folder where there is none yet, for its owner alone; `UserError` where that cannot be."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot use {folder} as a node's folder: {error.strerror}: choose another path") from None
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Make `folder` and hold it for this process; `UserError` when another node holds it."""
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")  # closed by the `with` below
     except OSError as error:
         raise UserError(f"cannot use {folder} as a node's folder: {error.strerror}: choose another path") from None

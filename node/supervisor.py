@@ -13,10 +13,10 @@ in between. The others never wait for it.
 One supervised node process: how it is started, and what it does before the node runs.
 
 Children are forked from a server that has imported the heavy libraries once, so N
-nodes share the cost in time and in memory. The server is started with SIGINT and
-SIGTERM blocked, and its children inherit that: a Ctrl-C in the terminal, which reaches
-the whole process group, is the supervisor's alone to hear, and it asks its children to
-stop by SIGTERM, which each unblocks for itself.
+nodes share the cost in time and in memory. The server is started with SIGINT, SIGTERM and
+SIGHUP blocked, and its children inherit that: a Ctrl-C in the terminal, or its end, which
+reaches the whole process group, is the supervisor's alone to hear, and it asks its children
+to stop by SIGTERM, which each unblocks for itself.
 """
 
 import multiprocessing
@@ -70,8 +70,9 @@ def start_server(preload: Sequence[str] = HEAVY) -> ForkServerContext:
     """Start the fork server, which begins to import `preload` at once, and return its context."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    resource_tracker.ensure_running()  # else the fork server starts it, which unblocks both signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    resource_tracker.ensure_running()  # else the fork server starts it, which unblocks the other two
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     outside = dict(os.environ)
     os.environ.update(NO_THREADS)
     try:
@@ -197,7 +198,7 @@ def supervise(
     supervisor: Supervisor,
     children: Sequence[NodeProcess],
     stops_asked: Callable[[], int],
-    show: Callable[[Sequence[NodeProcess]], None],
+    show: Callable[[Sequence[NodeProcess]], object],
 ) -> None:
     """Run `children` to their ends.
 

@@ -4,9 +4,11 @@ Which failures a person can correct, and the one line that says how.
 """
 
 import errno
+import importlib.metadata
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -38,11 +40,28 @@ app = typer.Typer(
     name="gossamer",
     help="A node for decentralised RL post-training: it learns from its own rollouts and from its peers'.\n\n"
     "Each verb has its own --help with an example; start with `gossamer swarm -n 4`.",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"gossamer {importlib.metadata.version('gossamer')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and stop."),
+    ] = False,
+) -> None:
+    pass
+
+
 app.command("swarm")(swarm.swarm)
 app.command("node")(node.node)
 app.command("found")(found.found)

@@ -38,7 +38,9 @@ class Check(NamedTuple):
 
 
 def doctor(port: Port = 0, folder: Folder = Path(), model: Model = None, debug: Debug = False) -> int:
-    """Check this machine: Python, torch and its devices, extras, cores, memory, disk, port.
+    """Check this machine, and what a model needs of it.
+
+    Python, torch and its devices, extras, cores, memory, disk, port.
 
     With a model: what a node takes with it, by part, whether that fits here, and what to set.
 

@@ -50,7 +50,9 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Score a policy on held-out questions: greedy accuracy and sampled pass@k by task, with 95 % intervals.
+    """Score a policy on held-out questions.
+
+    Prints greedy accuracy and sampled pass@k by task, with 95 % intervals.
 
     \b
     Example:

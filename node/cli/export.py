@@ -21,7 +21,9 @@ Dtype = Annotated[
 
 
 def export(model: Target, out: Out, dtype: Dtype = None, settings: Settings = None, debug: Debug = False) -> None:
-    """Write a policy as a model folder that transformers and vLLM load: adapters merged, with a model card.
+    """Write a policy as an ordinary model folder.
+
+    transformers and vLLM load it: adapters are merged, and a model card says how it came about.
 
     \b
     Example:

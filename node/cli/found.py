@@ -65,14 +65,15 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
     no_start: NoStart = False,
     debug: Debug = False,
 ) -> int:
-    """Found a swarm: sign its manifest, print an invite, and start its first node.
+    """Found a swarm, print an invite, and start its first node.
 
-    The manifest holds the tasks with their versions, the limits and who may join; it never changes.
+    The manifest, which is signed here, holds the tasks with their versions, the limits and who may
+    join; it never changes.
     `gossamer node --state DIR` starts the node again.
 
     \b
     Example:
-      gossamer found riddles --tasks builtin --listen tcp://0.0.0.0:4001 --out n0
+      gossamer found riddles --tasks builtin --listen tcp://0.0.0.0:4001 --state n0
     """
     named = {"rounds": rounds, "seed": seed, "policy.model": model, "network.listen": listen or None}
     remembered = settle(config, settings, named, folder=folder)

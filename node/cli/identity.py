@@ -9,6 +9,7 @@ import typer
 
 from node.cli.options import Debug
 from node.errors import UserError
+from node.state_folder import make_folder
 
 app = typer.Typer(help="Show, export or import a node's key.", rich_markup_mode=None)
 
@@ -64,7 +65,7 @@ def import_(
     if _key(folder).exists():
         raise UserError(f"{folder} has a key already: move {_key(folder)} away first")
     identity = Identity.import_(_read(source))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     identity.save(_key(folder))
     print(f"node id  {identity.node_id}")
 

@@ -31,7 +31,7 @@ POLL = 0.3  # seconds
 def inspect(
     folder: Place, group: GroupId = None, own: Own = False, watch: Watch = False, last: Last = 5, debug: Debug = False
 ) -> None:
-    """Look at the groups that a node got from its peers, at one of them, or at what its own model says.
+    """Look at peers' groups, and at what a node's model says.
 
     Texts are quoted: a peer's words cannot act on your terminal. The node may be running.
 

@@ -46,9 +46,10 @@ def invite(
     plain: Plain = False,
     debug: Debug = False,
 ) -> None:
-    """Print an invite to the swarm of a node: its address, those of peers it knows, the manifest's hash.
+    """Print an invite to the swarm of a node.
 
-    In a swarm with an allowlist its owner adds who may enter: one node by its id, or whoever
+    It holds the node's address, those of peers it knows, and the manifest's hash. In a swarm with an
+    allowlist its owner adds who may enter: one node by its id, or whoever
     has the line, a number of times. The right ends at its expiry, for those inside as well.
     Without either the line admits nobody, which takes --plain to be printed.
 

@@ -44,14 +44,15 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     no_start: NoStart = False,
     debug: Debug = False,
 ) -> int:
-    """Join a swarm: fetch and verify its manifest, find peers, train on its tasks with a model of your own.
+    """Join a swarm with an invite, and start a node in it.
 
+    Its manifest is fetched and verified; the node trains on the swarm's tasks with a model of your own.
     CONFIG says which model, and everything else but the tasks. Given again with the same folder,
     the node goes on from its checkpoint.
 
     \b
     Example:
-      gossamer join @invite.txt --out n1 --model my-model
+      gossamer join @invite.txt --state n1 --model my-model
     """
     parsed = read_invite(invite)
     named = {"rounds": rounds, "seed": seed, "policy.model": model, "network.listen": listen or None}

@@ -61,8 +61,9 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     dry_run: DryRun = False,
     debug: Debug = False,
 ) -> int:
-    """Run one node until Ctrl-C, or its last round if it has one; started again, it goes on from its checkpoint.
+    """Run one node, or start one again from its folder.
 
+    It trains until Ctrl-C, or its last round if it has one; started again, it goes on from its checkpoint.
     Its folder remembers what it is and what was set: to start it again takes --state alone. What is given
     then goes before, is remembered from then on, and the node says what changed.
 

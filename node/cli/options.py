@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from protocol.credentials.invite import Invite
 
 Folder = Annotated[
-    Path, typer.Option("--out", "--state", help="The node's state folder: key, manifest, pool, checkpoints.")
+    Path, typer.Option("--state", "--out", help="The node's state folder: key, manifest, pool, checkpoints.")
 ]
 Listen = Annotated[
     str | None,

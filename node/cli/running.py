@@ -22,7 +22,7 @@ def run(
     folder: Path,
     listening: Callable[["Network"], None] = lambda network: None,
 ) -> int:
-    """Run the node in `folder` until Ctrl-C, SIGTERM or its last round; return the exit status.
+    """Run the node in `folder` until a signal to stop or its last round; return the exit status.
 
     The caller has set the logs up: the libraries of a node that trains log while they load.
     """

@@ -2,14 +2,12 @@
 
 import json
 import time
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from node.cli.options import Debug
-from node.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,14 +15,13 @@ if TYPE_CHECKING:
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The state folder of a running node.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-TIMEOUT_S = 10.0  # a node that loads its model holds its interpreter for seconds at a time
-MAX_ANSWER = 8 << 20
 Tree = dict[str, Any]
 
 
 def status(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
-    """Ask a running node: its swarm, its progress, its peers, and what it refused for which reason.
+    """Ask a running node how it is.
 
+    Its swarm, its progress, its peers, and what it refused for which reason.
     Prometheus reads the same numbers at /metrics of the address in DIR/observe.json.
 
     \b
@@ -32,6 +29,8 @@ def status(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
       gossamer status n0
       gossamer status n0 --json
     """
+    from node.telemetry.status_server import ask
+
     tree = ask(folder)
     if as_json:
         print(json.dumps(tree, indent=1))
@@ -39,32 +38,6 @@ def status(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
     from rich.console import Console
 
     Console().print(*render(tree), sep="\n")
-
-
-def ask(folder: Folder) -> Tree:
-    """Return the state of the node that runs in `folder`; `UserError` if none does."""
-    place = folder / "observe.json"
-    down = UserError(f"no node is running in {folder}: start one with `gossamer node --state {folder}`")
-    try:
-        found = json.loads(place.read_text())
-        host, port = str(found["host"]), int(found["port"])
-    except FileNotFoundError:
-        raise down from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{place} cannot be read: start the node again") from None
-    connection = HTTPConnection(host, port, timeout=TIMEOUT_S)
-    try:
-        connection.request("GET", "/status")
-        tree = json.loads(connection.getresponse().read(MAX_ANSWER))
-    except ConnectionError:  # the file was left behind by a node that was killed
-        raise down from None
-    except (OSError, HTTPException, ValueError) as error:
-        raise UserError(f"the node in {folder} does not answer ({error}): is it stopped, or very busy?") from None
-    finally:
-        connection.close()
-    if not isinstance(tree, dict) or tree.get("pid") != found.get("pid"):
-        raise down  # the port is another program's by now
-    return tree
 
 
 def render(tree: Tree) -> "list[RenderableType]":
@@ -80,11 +53,12 @@ def render(tree: Tree) -> "list[RenderableType]":
     progress = f"{tree['round'] or 0}{end}" if tree["trains"] else "relays only"
     for name, value in (
         ("swarm", f"{swarm['name'] or 'without a manifest'} ({tree['policy'] or swarm['id']})"),
-        ("node", tree["node"]),
+        ("node", f"{tree['node']} ({tree['short_name']})"),
         ("address", (tree["address"] or "none: it dials, nobody dials it").partition("?")[0]),
         ("admitted", _admitted(tree)),
         ("round", progress),
-        ("reward", "-" if tree["reward"] is None else f"{tree['reward']:.3f}"),
+        ("reward", "-" if tree["reward"] is None else f"{tree['reward']:.3f}, the mean of the last rounds"),
+        ("a round", "-" if tree["round_s"] is None else f"{tree['round_s']:.2f} s"),
         ("peers", f"{counters['live_peers']} live, {counters['known_peers']} known{_alone(tree)}"),
         ("sent", f"{size(counters['bytes_sent'])}, {counters['items_sent']} groups"),
         ("got", f"{size(counters['bytes_received'])}, {counters['items_received']} groups"),
@@ -93,12 +67,19 @@ def render(tree: Tree) -> "list[RenderableType]":
         if value is not None:
             head.add_row(Text(name, "dim"), Text(str(value)))
     peers = Table(
-        "node", "endpoint", "state", "round trip", "agent", box=None, header_style="dim", padding=(0, 2, 0, 0)
+        "node", "name", "endpoint", "state", "round trip", "agent", box=None, header_style="dim", padding=(0, 2, 0, 0)
     )
     for peer in tree["peers"]:
         delay = "" if peer["rtt_s"] is None else f"{1000 * peer['rtt_s']:.1f} ms"
         # Text, not markup: a peer chooses what its record says.
-        cells = (peer["node"], peer["endpoint"] or "cannot be dialled", peer["state"], delay, peer["agent"])
+        cells = (
+            peer["node"],
+            peer["short_name"],
+            peer["endpoint"] or "cannot be dialled",
+            peer["state"],
+            delay,
+            peer["agent"],
+        )
         peers.add_row(*(Text(_plain(cell)) for cell in cells))
     refused = Table("refused for", "times", box=None, header_style="dim", padding=(0, 2, 0, 0))
     for reason, count in sorted(tree["rejected"].items()):

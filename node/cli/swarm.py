@@ -1,6 +1,7 @@
 """`gossamer swarm`: N real nodes on this machine."""
 
 import datetime
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +25,7 @@ from node.config import parse_config
 from node.errors import UserError
 
 if TYPE_CHECKING:
-    from node.local_swarm import Outcome, Plan
+    from node.local_swarm import Outcome, Plan, Show
     from node.telemetry.summary import Summary
 
 Nodes = Annotated[int, typer.Option("-n", "--nodes", min=1, max=1024, help="Number of nodes.")]
@@ -57,9 +58,10 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     dry_run: DryRun = False,
     debug: Debug = False,
 ) -> int:
-    """Run N nodes on this machine until their last round or Ctrl-C, and leave a report.
+    """Run N nodes on this machine, and leave a report.
 
-    The first Ctrl-C lets every node finish its round and save a checkpoint; the
+    They train until their last round or Ctrl-C. The first Ctrl-C lets every node finish its round and
+    save a checkpoint; the
     same command then goes on from there. The second kills them.
 
     \b
@@ -81,15 +83,23 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
 
     from rich.console import Console
 
-    from node.local_swarm import make_plan, run_swarm
+    from node.local_swarm import make_folders, make_plan, node_folders, run_swarm
     from node.telemetry.live_table import live_table, progress_lines
+    from node.telemetry.swarm_page import swarm_page
 
     began = command_began()
     plan = make_plan(out or _new_folder(), nodes, settled)
+    make_folders(plan)
     console = Console()
     display = live_table if console.is_terminal and not no_table else progress_lines
-    with display(console) as show:
-        outcome = run_swarm(plan, show, started=began, debug=debug)
+    with ExitStack() as stack:
+        watchers: list[Show] = []
+        if settled.observe.enabled:
+            served, news = stack.enter_context(swarm_page(settled.observe, plan.out, node_folders(plan)))
+            console.print(f"dashboard: {served.link}", highlight=False, markup=False, soft_wrap=True)
+            watchers.append(news)
+        watchers.append(stack.enter_context(display(console)))
+        outcome = run_swarm(plan, lambda nodes: [watch(nodes) for watch in watchers], started=began, debug=debug)
     for line in closing_lines(plan, outcome):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return exit_status(outcome)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import structlog
 
+from node.state_folder import make_folder
+
 MAX_LOG_BYTES = 16 << 20  # one older file of the same size is kept beside it
 OURS = ("node", "protocol", "collectives")
 
@@ -19,11 +21,11 @@ def setup_logs(folder: Path | None = None, *, stderr: bool = True, debug: bool =
     """Send this process's events to `folder`/log.jsonl, to stderr, or to both.
 
     Called once, by whoever owns the process (a command, or a supervised node's first
-    lines). Raises `OSError` when the file cannot be opened.
+    lines). Raises `OSError` when the file cannot be opened, `UserError` when there can be no such folder.
     """
     handlers: list[logging.Handler] = []
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         file = RotatingFileHandler(folder / "log.jsonl", maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8")
         file.setFormatter(_formatter(structlog.processors.format_exc_info, structlog.processors.JSONRenderer()))
         handlers.append(file)

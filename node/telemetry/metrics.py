@@ -10,7 +10,8 @@ How far a running node is, kept up to date from the rows it writes.
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -18,6 +19,7 @@ from node.budget import Spent
 from protocol.storage import write_atomically
 
 Row = dict[str, Any]
+RECENT = 20  # rounds: as far back as a person means by "now"
 
 
 class MetricsLog:
@@ -30,8 +32,18 @@ class MetricsLog:
     def __init__(self, path: Path, max_bytes: int | None = None) -> None:
         self._path = path
         self._max_bytes = max_bytes
-        self.last: Mapping[str, Any] = {}  # the newest row
+        self._recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
         _cut_torn_line(path)
+
+    @property
+    def last(self) -> Mapping[str, Any]:
+        """The newest row; empty before the first."""
+        return self._recent[-1] if self._recent else {}
+
+    @property
+    def recent(self) -> Sequence[Mapping[str, Any]]:
+        """The newest rows, at most `RECENT`; safe to ask for from another thread."""
+        return tuple(self._recent.copy())
 
     def append(self, *rows: Mapping[str, Any]) -> None:
         """Write each of `rows` as one line and flush them; NaN and infinities become null."""
@@ -41,8 +53,8 @@ class MetricsLog:
             file.write(b"".join(map(_encode, rows)))
             size = file.tell()
         if self._max_bytes is not None and size > self._max_bytes:
-            self._path.replace(_older(self._path))
-        self.last = dict(rows[-1])
+            self._path.replace(older(self._path))
+        self._recent.extend(map(dict, rows))
 
     def sync(self) -> None:
         """Wait until the rows are on the disk, if there are any."""
@@ -54,7 +66,7 @@ class MetricsLog:
         """Drop the rows after `round_number`, as a node does that resumes from its checkpoint."""
         rows = read_metrics(self._path)
         kept = [row for row in rows if row["round"] <= round_number]
-        self.last = kept[-1] if kept else {}
+        self._recent = deque(kept, maxlen=RECENT)
         if len(kept) < len(rows):
             write_atomically(self._path, b"".join(_encode(row) for row in kept))
 
@@ -77,14 +89,20 @@ class MetricsTail:
             found = self._path.stat()
         except FileNotFoundError:
             return []
+        rest = b""
         if self._file is None or os.fstat(self._file.fileno()).st_ino != found.st_ino or found.st_size < self._offset:
+            rest = self._read() if self._file is not None else b""  # it was moved out of the way with new rows in it
             self.close()
             self._file = self._path.open("rb")
             self._offset = 0
+        return _decode(rest + self._read())
+
+    def _read(self) -> bytes:
+        assert self._file is not None
         self._file.seek(self._offset)
         whole, newline, _ = self._file.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)
-        return _decode(whole)
+        return whole + newline
 
     def close(self) -> None:
         """Close the file, if it is open."""
@@ -104,10 +122,11 @@ def read_metrics(path: Path) -> list[Row]:
 
 def read_with_older(path: Path) -> list[Row]:
     """Return the whole rows of `path` and, before them, those of the file that it took the place of."""
-    return read_metrics(_older(path)) + read_metrics(path)
+    return read_metrics(older(path)) + read_metrics(path)
 
 
-def _older(path: Path) -> Path:
+def older(path: Path) -> Path:
+    """Return where the rows are kept that were moved out of the way of `path`."""
     return path.with_suffix(f".old{path.suffix}")
 
 

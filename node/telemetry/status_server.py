@@ -1,64 +1,79 @@
-"""What a running node says of itself over HTTP: /status (JSON) for a person, /metrics for Prometheus.
+"""What a running node says of itself over HTTP: a page, /status (JSON), /metrics for Prometheus, /healthz.
 
-The server reads counters and answers; it takes nothing in. It listens on loopback unless the
-configuration says otherwise, and `observe.json` in the node's folder names its port.
+`observe.json` in the node's folder says where: host, port, token, the process's id. `ask` reads it and asks.
 """
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from socketserver import TCPServer
-from threading import Thread
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+import psutil
+import structlog
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from node.config import ObserveConfig
 from node.errors import UserError
+from node.names import short_name
 from node.peering import Network, agent
+from node.telemetry.dashboard.app import Site
+from node.telemetry.dashboard.server import serve
+from node.telemetry.metrics import number
+from protocol.errors import NetworkFailed
 from protocol.storage import write_atomically
 
 OBSERVE_FILE = "observe.json"
-PATIENCE_S = 5.0  # for one request; requests are answered one at a time
-STOP_S = 0.2  # how late it may notice that the node ends
+TIMEOUT_S = 10.0  # a node that loads its model holds its interpreter for seconds at a time
+MAX_ANSWER = 8 << 20
 Row = Mapping[str, Any]
 Tree = dict[str, Any]
 
+log = structlog.get_logger()
 
-def describe(network: Network, row: Row, rounds: int | None, *, trains: bool = True) -> Tree:
+
+def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, trains: bool = True) -> Tree:
     """Return the node's state as JSON values.
 
     Args:
         network: the running network.
-        row: the newest finished round's metrics; empty before the first, and on a node that does not train.
+        rows: the metrics of the newest finished rounds; none before the first, and on a node that does not train.
         rounds: how many rounds the node will train for, None if until it is stopped.
         trains: whether it does; else it relays only.
     """
+    row = rows[-1] if rows else {}
     counters = network.host.counters()
     manifest = network.manifest
+    process = psutil.Process()
     return {
         "swarm": {"id": network.swarm.hex(), "name": manifest.name if manifest else None},
         "policy": str(manifest.policy) if manifest else None,
         "node": network.identity.node_id,
+        "short_name": short_name(network.identity.node_id),
+        "failure": _failure(network),
         "agent": agent(),
         "address": str(network.address) if network.address else None,
         "round": row.get("round"),
         "rounds": rounds,
         "trains": trains,
-        "reward": row.get("reward"),
+        "reward": _mean(rows, "reward"),
+        "rewards": {key.split("/", 1)[1].removesuffix("/mean"): row[key] for key in row if key.startswith("rewards/")},
+        "round_s": _mean(rows, "time/round"),
+        "pool": row.get("swarm/pool"),
+        "weights": {key: row[f"weights/{key}"] for key in ("members", "revision") if f"weights/{key}" in row},
+        "memory_bytes": process.memory_info().rss,
+        "uptime_s": time.time() - process.create_time(),
         "refusal": network.host.refusal or None,
         "grant_expires": network.grant_expires,
         "peers": [
             {
                 "node": peer.node_id,
+                "short_name": short_name(peer.node_id),
                 "endpoint": peer.endpoint or None,
                 "agent": peer.agent,
                 "state": peer.state,
@@ -79,6 +94,18 @@ def describe(network: Network, row: Row, rounds: int | None, *, trains: bool = T
         "time": time.time(),
         "pid": os.getpid(),
     }
+
+
+def _mean(rows: Sequence[Row], key: str) -> float | None:
+    return sum(number(dict(row), key) for row in rows) / len(rows) if rows else None
+
+
+def _failure(network: Network) -> str | None:
+    try:
+        network.host.check()
+    except NetworkFailed as error:
+        return str(error)
+    return None
 
 
 class NodeCollector(Collector):
@@ -107,9 +134,20 @@ class NodeCollector(Collector):
         for reason, count in sorted(state["rejected"].items()):
             rejected.add_metric([reason], count)
         yield rejected
-        for name, text in (("round", "The last finished round"), ("reward", "Its mean reward")):
-            if state[name] is not None:
-                yield GaugeMetricFamily(f"gossamer_{name}", text, value=state[name])
+        for key, name, text in (
+            ("round", "round", "The last finished round"),
+            ("reward", "reward", "Mean reward of the last rounds"),
+            ("round_s", "round_seconds", "Mean time of the last rounds"),
+            ("pool", "pool_groups", "Peers' groups that are kept"),
+            ("memory_bytes", "resident_memory_bytes", "Resident memory of the process"),
+            ("uptime_s", "uptime_seconds", "Since the process started"),
+        ):
+            if state[key] is not None:
+                yield GaugeMetricFamily(f"gossamer_{name}", text, value=state[key])
+        rewards = GaugeMetricFamily("gossamer_task_reward", "Mean reward of the last round", labels=["task"])
+        for task, reward in sorted(state["rewards"].items()):
+            rewards.add_metric([task], reward)
+        yield rewards
 
 
 @contextmanager
@@ -122,62 +160,48 @@ def observe(config: ObserveConfig, folder: Path, state: Callable[[], Tree]) -> I
     if not config.enabled:
         yield
         return
-    try:
-        server = make_server(config.host, config.port, _application(state), _Server, _Handler)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {config.host}:{config.port} ({error.strerror}): set observe.port=0, or another"
-        ) from None
-    path = folder / OBSERVE_FILE
-    place = {"host": config.host, "port": server.server_port, "pid": os.getpid()}
-    thread = Thread(target=server.serve_forever, args=(STOP_S,), name="gossamer-observe", daemon=True)
-    thread.start()
-    try:
-        write_atomically(path, json.dumps(place).encode())
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def _application(state: Callable[[], Tree]) -> WSGIApplication:
     registry = CollectorRegistry()
     registry.register(NodeCollector(state))
-    metrics = make_wsgi_app(registry)
-
-    def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] != "GET":
-            return reply(start, HTTPStatus.METHOD_NOT_ALLOWED, b"{}")
-        if environ["PATH_INFO"] == "/metrics":
-            return metrics(environ, start)
-        if environ["PATH_INFO"] == "/status":
-            return reply(start, HTTPStatus.OK, json.dumps(state()).encode())
-        return reply(start, HTTPStatus.NOT_FOUND, b'{"paths": ["/status", "/metrics"]}')
-
-    def reply(start: StartResponse, status: HTTPStatus, body: bytes) -> Iterable[bytes]:
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        start(f"{status.value} {status.phrase}", headers)
-        return [body]
-
-    return answer
-
-
-class _Server(WSGIServer):
-    def server_bind(self) -> None:
-        # As the base classes do, without a look-up of the host's name, which may take seconds.
-        TCPServer.server_bind(self)
-        host, self.server_port = self.server_address[:2]
-        self.server_name = str(host)
-        self.setup_environ()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: a client that went away is no event."""
+    name = folder.resolve().name
+    site = Site(
+        {name: folder},
+        state,
+        lambda: {"title": name, "nodes": [{"name": name, "state": "running", "status": state()}]},
+        lambda: generate_latest(registry),
+        lambda: not state()["failure"],
+    )
+    path = folder / OBSERVE_FILE
+    with serve(config, site) as served:
+        place = {"host": config.host, "port": served.port, "token": served.token, "pid": os.getpid()}
+        log.info("dashboard", link=served.link)
+        try:
+            write_atomically(path, json.dumps(place).encode(), 0o600)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
-class _Handler(WSGIRequestHandler):
-    timeout = PATIENCE_S
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class's name
-        """Write no access log."""
+def ask(folder: Path, timeout: float = TIMEOUT_S) -> Tree:
+    """Return the state of the node that runs in `folder`; `UserError` if none does, or none within `timeout` s."""
+    place = folder / OBSERVE_FILE
+    down = UserError(f"no node is running in {folder}: start one with `gossamer node --state {folder}`")
+    try:
+        found = json.loads(place.read_text())
+        host, port, token = str(found["host"]), int(found["port"]), str(found.get("token", ""))
+    except FileNotFoundError:
+        raise down from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{place} cannot be read: start the node again") from None
+    connection = HTTPConnection(host, port, timeout=timeout)
+    try:
+        connection.request("GET", "/status", headers={"Authorization": f"Bearer {token}"} if token else {})
+        tree = json.loads(connection.getresponse().read(MAX_ANSWER))
+    except ConnectionError:  # the file was left behind by a node that was killed
+        raise down from None
+    except (OSError, HTTPException, ValueError) as error:
+        raise UserError(f"the node in {folder} does not answer ({error}): is it stopped, or very busy?") from None
+    finally:
+        connection.close()
+    if not isinstance(tree, dict) or tree.get("pid") != found.get("pid"):
+        raise down  # the port is another program's by now
+    return tree

@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -80,11 +83,11 @@ def test_a_killed_node_comes_back_with_a_living_seed_and_nobody_waits(tmp_path: 
         if killed and children[0].state is State.RESTARTING:
             others.append(children[1].progress.round)
 
-    outcome = run(out, 3, 150, show=kill_once)
+    outcome = run(out, 3, 300, show=kill_once)
     assert [child.state for child in outcome.children] == [State.DONE] * 3
     assert [child.restarts for child in outcome.children] == [1, 0, 0]
     assert outcome.children[0].error == "killed by SIGKILL"
-    assert rounds_of(out, "n0") == list(range(1, 151))
+    assert rounds_of(out, "n0") == list(range(1, 301))
     assert others and pid_of(out, "n0") != killed[0]
     living = {(out / "nodes" / name / "address").read_text().strip() for name in ("n1", "n2")}
     assert set((out / "nodes" / "n0" / "seeds").read_text().splitlines()) <= living
@@ -158,6 +161,9 @@ def test_only_the_same_run_goes_on(tmp_path: Path) -> None:
     make_plan(out, 1, NodeConfig(rounds=2))  # no seed given: the run's own
     with pytest.raises(UserError, match=r"nodes, sampling\.local"):
         make_plan(out, 2, NodeConfig(seed=1, rounds=2, sampling={"local": 1}))
+    for nearer in ({"rounds": 1}, {"rounds": 2, "budget": {"compute": 9}}):
+        with pytest.raises(UserError, match="holds a run with other settings"):
+            make_plan(out, 1, NodeConfig(seed=1, **nearer))
     (out / "swarm.json").write_text('{"swarm": ')
     with pytest.raises(UserError, match="cannot be read"):
         make_plan(out, 1, NodeConfig(seed=1, rounds=2))
@@ -165,6 +171,45 @@ def test_only_the_same_run_goes_on(tmp_path: Path) -> None:
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(UserError, match="no run of a swarm"):
         make_plan(tmp_path / "other", 1, NodeConfig())
+
+
+def test_a_run_may_be_given_more_rounds(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(out, 1, 2)
+    run(out, 1, 5)
+    assert rounds_of(out, "n0") == [1, 2, 3, 4, 5]
+    make_plan(out, 1, NodeConfig(seed=1))  # none at all is further still
+
+
+def test_a_run_that_never_began_blocks_no_other(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(UserError):
+        run(out, 1, 5, target=nodes.misconfigured)
+    plan = make_plan(out, 2, NodeConfig(seed=7, rounds=3, sampling={"local": 1}))
+    assert (plan.nodes, plan.seed, plan.config.rounds) == (2, 7, 3)
+
+
+def test_the_summary_says_what_ran_and_when(tmp_path: Path) -> None:
+    began = datetime.now(UTC)
+    run(tmp_path / "run", 1, 2)
+    ran = json.loads((tmp_path / "run" / "summary.json").read_text())["run"]
+    assert (ran["seed"], ran["nodes"], ran["config"]["rounds"]) == (1, 1, 2)
+    assert ran["agent"] == f"gossamer/{version('gossamer')}"
+    assert began.replace(microsecond=0) <= datetime.fromisoformat(ran["ended"]) <= datetime.now(UTC)
+
+
+def test_the_folders_of_nodes_are_their_owners_alone(tmp_path: Path) -> None:
+    run(tmp_path / "run", 1, 1)
+    assert stat.S_IMODE((tmp_path / "run" / "nodes" / "n0").stat().st_mode) == 0o700
+
+
+def test_a_terminal_that_goes_away_stops_a_run_as_a_person_does(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with supervisor(out, 2, 100_000, "quick") as process:
+        wait_until(lambda: len(rounds_of(out, "n1")) >= 3, LIMIT, "the second node's rounds")
+        os.killpg(process.pid, signal.SIGHUP)  # as a terminal does: to the whole group
+        assert process.wait(LIMIT) == 128 + signal.SIGHUP
+    assert all((out / "nodes" / name / "stopped").exists() for name in ("n0", "n1"))
 
 
 def test_the_fork_server_has_the_libraries_and_no_thread_beside_its_own(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from node import founding
-from node.cli.status import ask
 from node.config import NodeConfig
 from node.errors import UserError
 from node.founding import load_grant, load_manifest
 from node.peering import Network, open_network
+from node.telemetry.status_server import ask
 from protocol.credentials.grants import make_pass
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import Policy

@@ -2,6 +2,8 @@
 
 import errno
 import hashlib
+import importlib.metadata
+import os
 import socket
 import subprocess
 import sys
@@ -66,6 +68,29 @@ def test_every_verb_has_help_with_an_example(verb: str, capfd: pytest.CaptureFix
     assert f"Example:\n    gossamer {verb}" in capfd.readouterr().out.replace("(umask 077; ", "")
 
 
+def test_the_list_of_verbs_says_each_in_a_whole_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"], debug=False) == 0
+    listed = capfd.readouterr().out.partition("Commands:")[2].strip().splitlines()
+    assert len(listed) >= 14
+    assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
+
+
+def test_the_version_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"], debug=False) == 0
+    assert capfd.readouterr().out == f"gossamer {importlib.metadata.version('gossamer')}\n"
+
+
+def test_a_shell_completes_verbs_and_their_options(tmp_path: Path) -> None:
+    def complete(words: str) -> set[str]:
+        asked = {"_GOSSAMER_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        command = [sys.executable, "-c", "from node.cli import main; main()"]
+        done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=False)
+        return set(done.stdout.split())
+
+    assert complete("gossamer in") == {"invite", "inspect"}
+    assert "--seed-peer" in complete("gossamer node --seed")
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom node.cli.app import run\nrun(['swarm', '--help'], debug=False)\n"
@@ -118,6 +143,8 @@ def test_help_imports_nothing_heavy() -> None:
         (["found"], "Missing argument"),
         (["node", "--model", "./no-model"], "no such folder here: check the path"),
         (["swarm", "--set", "role=relay"], "role=relay trains nothing"),
+        (["swarm", "--out", "/proc/x", "--rounds", "1"], "cannot use /proc/x"),
+        (["node", "--state", "/proc/x"], "cannot use /proc/x as a node's folder"),
         (["doctor", "--model", "./no-model"], "no such folder here: check the path"),
         (["swarm", "--model", "no-model"], "not to be had from the model hub"),
         (["found", "club", "--policy", "closed"], "--policy"),

@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from http.client import HTTPConnection
 from io import StringIO
 from pathlib import Path
@@ -12,11 +13,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from node.cli.status import ask, render
+from node.cli.status import render
 from node.config import ObserveConfig
 from node.errors import UserError
 from node.peering import Network
-from node.telemetry.status_server import describe, observe
+from node.telemetry.status_server import ask, describe, observe
 from protocol.credentials.records import Address
 from protocol.host import Counters, PeerInfo
 from protocol.identity import Identity, NodeId
@@ -24,13 +25,19 @@ from protocol.identity import Identity, NodeId
 IDENTITY = Identity(bytes(32))
 HOSTILE = PeerInfo(NodeId("a" * 32), "tcp://192.0.2.1:4001", "[red]\x1b[2J\r\nagent", "alive", 0.0123)
 COUNTERS = Counters(1000, 2000, 3, 4, 5, 1, 9, {"forged": 2, "stale": 1})
-HOST = SimpleNamespace(counters=lambda: COUNTERS, peers=lambda: [HOSTILE], refusal="")
+HOST = SimpleNamespace(counters=lambda: COUNTERS, peers=lambda: [HOSTILE], refusal="", check=lambda: None)
 ADDRESS = Address.parse(f"tcp://127.0.0.1:4001?key={'ab' * 32}")
 NETWORK = Network(HOST, IDENTITY, bytes(16), None, ADDRESS)  # type: ignore[arg-type]
 
 
+ROWS = [
+    {"round": 6, "reward": 0.0, "time/round": 1.0},
+    {"round": 7, "reward": 0.5, "time/round": 2.0, "swarm/pool": 11, "rewards/builtin/sums/mean": 0.75},
+]
+
+
 def state(rounds: int | None = 10, trains: bool = True) -> dict:
-    return describe(NETWORK, {"round": 7, "reward": 0.25} if trains else {}, rounds, trains=trains)
+    return describe(NETWORK, ROWS if trains else [], rounds, trains=trains)
 
 
 @pytest.fixture
@@ -41,9 +48,10 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def get(folder: Path, path: str, method: str = "GET") -> tuple[int, str]:
     connection = HTTPConnection("127.0.0.1", json.loads((folder / "observe.json").read_text())["port"], timeout=5)
-    connection.request(method, path)
-    answer = connection.getresponse()
-    return answer.status, answer.read().decode()
+    with closing(connection):
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
 
 
 def test_status_holds_progress_peers_and_every_counter(folder: Path) -> None:
@@ -75,6 +83,9 @@ def test_prometheus_reads_the_same_numbers(folder: Path) -> None:
     assert samples["gossamer_duplicates_total", None] == 5
     assert (samples["gossamer_peers", None], samples["gossamer_known_peers", None]) == (1, 9)
     assert (samples["gossamer_round", None], samples["gossamer_reward", None]) == (7, 0.25)
+    assert (samples["gossamer_round_seconds", None], samples["gossamer_pool_groups", None]) == (1.5, 11)
+    assert samples["gossamer_resident_memory_bytes", None] > 1e6
+    assert samples["gossamer_uptime_seconds", None] > 0
 
 
 def test_a_relay_has_no_round(tmp_path: Path) -> None:
@@ -84,7 +95,7 @@ def test_a_relay_has_no_round(tmp_path: Path) -> None:
 
 
 def test_nothing_else_is_answered_and_nothing_is_taken_in(folder: Path) -> None:
-    assert get(folder, "/")[0] == get(folder, "/status/../x")[0] == 404
+    assert get(folder, "/nothing")[0] == get(folder, "/static/../app.py")[0] == 404
     assert get(folder, "/status", "POST")[0] == get(folder, "/metrics", "DELETE")[0] == 405
 
 

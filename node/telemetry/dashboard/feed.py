@@ -1,0 +1,124 @@
+"""What the page shows, read from the folders of one node or of many: a stream of small JSON events.
+
+    rows      {"node": ..., "reset": bool, "rows": [...]}      finished rounds; `reset`: forget what came before
+    scores    {"node": ..., "rows": [...]}                     evaluations on held-out questions
+    rollouts  [{"node": ..., "round": ..., "text": ..., ...}]  what models said, own and peers'
+
+The files are the source, and not the running node: a page that is opened late, or after a kill, has everything that
+is kept. The first poll of a long run is thinned to `MAX_POINTS` rounds a node, each the mean of its neighbours.
+"""
+
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from node.telemetry.evaluations import EVALUATIONS_FILE
+from node.telemetry.metrics import MetricsTail, Row, older, read_metrics
+from node.telemetry.rollout_log import ROLLOUTS_FILE
+
+MAX_POINTS = 500  # rounds of a node in the first poll: about as many as a plot has pixels
+MAX_ROLLOUTS = 200  # completions in the first poll, and of a node in a later one
+MEANS = (
+    "reward",
+    "entropy",
+    "time/round",
+    "completions/mean_length",
+    "groups_local",
+    "groups_external",
+    "swarm/external_share",
+    "swarm/age_seconds",
+)
+LATEST = ("weights/members", "weights/revision", "tokens_generated", "time")
+SCORES = ("round", "accuracy", "accuracy_low", "accuracy_high", "pass@8")
+TAUGHT_BY = "swarm/taught_by"
+
+Event = tuple[str, Any]
+
+
+class Feed:
+    """One reader's place in the files of `folders`, by name. Not thread-safe; `close` it."""
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self._nodes = {name: _NodeFiles(folder) for name, folder in folders.items()}
+        self._first = True
+
+    def poll(self) -> list[Event]:
+        """Return what is new; the first time, what there is, thinned."""
+        events: list[Event] = []
+        rollouts: list[Row] = []
+        for name, files in self._nodes.items():
+            events += files.events(name)
+            rollouts += files.new_rollouts(name)
+        if self._first:
+            rollouts = sorted(rollouts, key=lambda row: row["round"])[-MAX_ROLLOUTS:]
+        if rollouts:
+            events.append(("rollouts", rollouts))
+        self._first = False
+        return events
+
+    def close(self) -> None:
+        """Close the files."""
+        for files in self._nodes.values():
+            files.close()
+
+
+class _NodeFiles:
+    def __init__(self, folder: Path) -> None:
+        self._rows = MetricsTail(folder / "metrics.jsonl")
+        self._scores = MetricsTail(folder / EVALUATIONS_FILE)
+        self._rollouts = MetricsTail(folder / ROLLOUTS_FILE)
+        self._older = read_metrics(older(folder / "metrics.jsonl"))
+        self._last_round = 0
+        self._begun = False
+
+    def events(self, name: str) -> Iterator[Event]:
+        rows = [row for row in [*self._older, *self._rows.poll()] if "reward" in row]  # a relay's are of no round
+        self._older = []
+        if rows:
+            reset = not self._begun or rows[0]["round"] <= self._last_round  # a node that resumed writes anew
+            self._begun = True
+            self._last_round = rows[-1]["round"]
+            yield "rows", {"node": name, "reset": reset, "rows": list(thinned(rows, MAX_POINTS))}
+        scores = self._scores.poll()
+        if scores:
+            yield "scores", {"node": name, "rows": [{key: row.get(key) for key in SCORES} for row in scores]}
+
+    def new_rollouts(self, name: str) -> list[Row]:
+        return [{**row, "node": name} for row in self._rollouts.poll()[-MAX_ROLLOUTS:]]
+
+    def close(self) -> None:
+        for tail in (self._rows, self._scores, self._rollouts):
+            tail.close()
+
+
+def thinned(rows: Sequence[Row], points: int) -> Iterator[Row]:
+    """Yield at most `points` rows for those of as many or more rounds: each the mean of neighbours, by its last round.
+
+    Counts of who taught whom are summed, so that no group is lost from them.
+    """
+    step = -(-len(rows) // points) or 1
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        yield {
+            "round": part[-1]["round"],
+            **{key: mean for key in MEANS if (mean := _mean(row.get(key) for row in part)) is not None},
+            **{key: part[-1][key] for key in LATEST if key in part[-1]},
+            TAUGHT_BY: taught_by(part),
+        }
+
+
+def taught_by(rows: Iterable[Row]) -> dict[str, int]:
+    """Return how many groups of each peer, by its node id, these rounds trained on."""
+    groups: dict[str, int] = {}
+    for row in rows:
+        counts = row.get(TAUGHT_BY)
+        for peer, count in counts.items() if isinstance(counts, dict) else ():
+            if isinstance(count, int):
+                groups[peer] = groups.get(peer, 0) + count
+    return groups
+
+
+def _mean(values: Iterable[Any]) -> float | None:
+    found = [value for value in values if isinstance(value, int | float)]
+    return statistics.fmean(found) if found else None

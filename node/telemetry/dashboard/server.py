@@ -1,0 +1,77 @@
+"""HTTP in a thread of its own: uvicorn on a socket that we opened, for as long as a block lasts."""
+
+import ipaddress
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import NamedTuple
+
+import uvicorn
+
+from node.config import ObserveConfig
+from node.errors import UserError
+from node.telemetry.dashboard.app import Site, make_app
+
+MAX_CONNECTIONS = 256  # a reader that says nothing holds one of them, and nobody up
+STOP_S = 2  # for streams that are open when the node ends; each looks twice a second whether it does
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Served(NamedTuple):
+    """Where a site is read: the port that it got, the token that it asks for ("" for none), the link to its page."""
+
+    port: int
+    token: str
+    link: str
+
+
+@contextmanager
+def serve(config: ObserveConfig, site: Site) -> Iterator[Served]:
+    """Serve `site` while the block lasts.
+
+    Raises:
+        UserError: the host or the port cannot be listened on.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        listening = socket.create_server((config.host, config.port), family=family)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {config.host}:{config.port} ({error.strerror}): set observe.port=0, or another"
+        ) from None
+    port = listening.getsockname()[1]
+    alone = _is_loopback(config.host)
+    token = config.token or ("" if alone else secrets.token_urlsafe(24))
+    closing = Event()
+    app = make_app(site, closing, LOOPBACK_NAMES | {config.host} if alone else frozenset(), token)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            log_level="critical",  # a client that went away is no event
+            access_log=False,
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_graceful_shutdown=STOP_S,
+        )
+    )
+    server_thread = Thread(target=server.run, args=([listening],), name="gossamer-observe", daemon=True)
+    server_thread.start()
+    shown = f"[{config.host}]" if ":" in config.host else config.host
+    try:
+        yield Served(port, token, f"http://{shown}:{port}/" + (f"?token={token}" if token else ""))
+    finally:
+        closing.set()
+        server.should_exit = True
+        server_thread.join()
+        listening.close()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,316 @@
+"use strict";
+// Whatever comes from a node is data: it reaches the page as text nodes and attributes' values, never as markup.
+
+const MAX_ROLLOUTS = 400; // kept in the page
+const MAX_POINTS = 4000; // rounds of a node that are kept
+const COLOURS = ["#0b7bd6", "#e4572e", "#2a9d4b", "#a855c7", "#c08a00", "#139c9c", "#d6336c", "#7a7f87"];
+const PLOTS = [
+  { title: "Reward", key: "reward", smooth: true },
+  { title: "Held-out accuracy (greedy)", scores: "accuracy" },
+  { title: "Own groups a round (dashed: peers')", key: "groups_local", dashed: "groups_external", smooth: true },
+  { title: "Entropy", key: "entropy", smooth: true },
+  { title: "Tokens of a completion", key: "completions/mean_length", smooth: true },
+  { title: "Seconds of a round", key: "time/round", smooth: true },
+];
+
+const nodes = new Map(); // name -> {rows, scores, taught, said}
+const rollouts = []; // newest first
+let shown = { title: "", nodes: [] };
+
+const find = (id) => document.getElementById(id);
+
+function element(tag, text, attributes = {}) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+function node(name) {
+  if (!nodes.has(name)) nodes.set(name, { rows: [], scores: [], taught: new Map() });
+  return nodes.get(name);
+}
+
+// --- what comes ---
+
+function takeRows({ node: name, reset, rows }) {
+  const one = node(name);
+  if (reset) { one.rows = []; one.taught = new Map(); }
+  one.rows.push(...rows);
+  if (one.rows.length > MAX_POINTS) one.rows = one.rows.filter((_, index) => index % 2 === 1);
+  for (const row of rows) {
+    for (const [peer, count] of Object.entries(row["swarm/taught_by"] || {})) {
+      one.taught.set(peer, (one.taught.get(peer) || 0) + count);
+    }
+  }
+  stale.plots = true;
+}
+
+function takeScores({ node: name, rows }) {
+  const one = node(name);
+  for (const row of rows) {
+    one.scores = one.scores.filter((old) => old.round < row.round);
+    one.scores.push(row);
+  }
+  stale.plots = true;
+}
+
+function takeRollouts(rows) {
+  for (const row of rows) rollouts.unshift(row);
+  rollouts.length = Math.min(rollouts.length, MAX_ROLLOUTS);
+  stale.rollouts = true;
+}
+
+function takeState(state) {
+  shown = state;
+  for (const one of state.nodes) node(one.name);
+  stale.state = true;
+}
+
+// --- plots ---
+
+const plots = [];
+const colour = (index) => COLOURS[index % COLOURS.length];
+
+function smoothed(values, window) {
+  const out = [];
+  let sum = 0, count = 0;
+  values.forEach((value, index) => {
+    if (value !== null) { sum += value; count += 1; }
+    const left = index - window;
+    if (left >= 0 && values[left] !== null) { sum -= values[left]; count -= 1; }
+    out.push(count && value !== null ? sum / count : null);
+  });
+  return out;
+}
+
+function column(rows, key, rounds, smooth) {
+  const at = new Map(rows.map((row) => [row.round, row[key] ?? null]));
+  const own = rows.map((row) => row[key] ?? null);
+  const values = smooth ? smoothed(own, Math.max(1, Math.round(rows.length / 25))) : own;
+  rows.forEach((row, index) => at.set(row.round, values[index]));
+  return rounds.map((round) => (at.has(round) ? at.get(round) : undefined));
+}
+
+function drawPlots() {
+  const names = [...nodes.keys()];
+  const ink = getComputedStyle(document.body).color;
+  PLOTS.forEach((plot, index) => {
+    const source = (name) => (plot.scores ? node(name).scores : node(name).rows);
+    const keys = [plot.scores || plot.key, ...(plot.dashed ? [plot.dashed] : [])];
+    const with_data = names.filter((name) => source(name).some((row) => keys.some((key) => row[key] != null)));
+    const card = (plots[index] ||= { card: element("div", undefined, { class: "plot" }), drawn: null, for: "" });
+    card.card.hidden = with_data.length === 0;
+    if (!card.card.parentNode) {
+      card.card.append(element("h3", plot.title));
+      find("plots").append(card.card);
+    }
+    if (card.card.hidden) return;
+    const rounds = [...new Set(with_data.flatMap((name) => source(name).map((row) => row.round)))].sort((a, b) => a - b);
+    const data = [rounds];
+    const series = [{ label: "round" }];
+    with_data.forEach((name) => {
+      keys.forEach((key, at) => {
+        data.push(column(source(name), key, rounds, plot.smooth));
+        series.push({
+          label: at ? `${name} (peers')` : name, stroke: colour(names.indexOf(name)), width: 1.5, spanGaps: true,
+          dash: at ? [5, 4] : undefined, points: { show: source(name).length < 3 },
+          value: (_, value) => (value == null ? "–" : value.toPrecision(3)),
+        });
+      });
+    });
+    const width = Math.max(260, card.card.clientWidth);
+    const shape = `${series.map((one) => one.label).join()}|${width}|${ink}`;
+    if (card.for === shape) { card.drawn.setData(data); return; }
+    if (card.drawn) card.drawn.destroy();
+    const axis = { stroke: ink, grid: { stroke: "#8884", width: 0.5 }, ticks: { stroke: "#8884" } };
+    card.drawn = new uPlot({
+      width, height: 190, series, legend: { show: with_data.length <= 4 },
+      scales: { x: { time: false } }, axes: [axis, { ...axis, size: 52 }], cursor: { y: false },
+    }, data, card.card);
+    card.drawn.root.setAttribute("role", "img");
+    card.drawn.root.setAttribute("aria-label", `${plot.title} over rounds; the table of nodes has the newest values`);
+    card.for = shape;
+  });
+}
+
+// --- tables ---
+
+const bytes = (count) => {
+  for (const unit of ["B", "kB", "MB", "GB"]) {
+    if (count < 1000) return `${unit === "B" || count >= 100 ? count.toFixed(0) : count.toFixed(1)} ${unit}`;
+    count /= 1000;
+  }
+  return `${count.toFixed(1)} TB`;
+};
+const figure = (value, digits = 3) => (typeof value === "number" ? value.toFixed(digits) : "–");
+
+// Cells are text, or [text, attributes]; a table is made anew only where its text has changed.
+function fill(table, head, rows) {
+  const key = JSON.stringify([head, rows]);
+  if (table.dataset.holds === key) return;
+  table.dataset.holds = key;
+  const line = (tag, cells) => {
+    const row = element("tr");
+    for (const cell of cells) {
+      const [text, attributes] = Array.isArray(cell) ? cell : [cell, {}];
+      row.append(element(tag, text, attributes));
+    }
+    return row;
+  };
+  const top = element("thead"), body = element("tbody");
+  top.append(line("th", head));
+  body.append(...rows.map((row) => line("td", row)));
+  table.replaceChildren(top, body);
+}
+
+const right = (text) => [text, { class: "number" }];
+
+function drawState() {
+  const states = shown.nodes;
+  document.title = `${shown.title} · gossamer`;
+  find("title").textContent = shown.title;
+  const up = states.filter((one) => ["running", "starting"].includes(one.state)).length;
+  const rewards = states.map((one) => one.status && one.status.reward).filter((value) => typeof value === "number");
+  const mean = rewards.length ? rewards.reduce((a, b) => a + b) / rewards.length : null;
+  find("summary").textContent = `${up} of ${states.length} nodes up · reward ${figure(mean)}`;
+
+  const label = new Map(); // node id -> what it is called here
+  for (const one of states) {
+    for (const peer of (one.status && one.status.peers) || []) {
+      if (!label.has(peer.node)) label.set(peer.node, peer.short_name);
+    }
+  }
+  for (const one of states) if (one.status) label.set(one.status.node, states.length > 1 ? one.name : one.status.short_name);
+
+  const averaging = states.some((one) => one.status && one.status.weights.members != null);
+  fill(find("nodes"),
+    ["node", "called", "state", right("round"), right("reward"), right("s a round"), right("accuracy"), right("peers"),
+      right("sent"), right("got"), right("groups taken by peers"), right("refused"), ...(averaging ? [right("averages with")] : [])],
+    states.map((one) => {
+      const said = one.status, rows = node(one.name).scores;
+      const refused = said ? Object.values(said.rejected).reduce((a, b) => a + b, 0) : 0;
+      const state = one.restarts ? `${one.state} (${one.restarts} restarts)` : one.state;
+      return [
+        one.name, said ? said.short_name : "", [state, { class: `state-${one.state}`, title: one.error || "" }],
+        right(said ? `${said.round ?? 0}${said.rounds ? ` of ${said.rounds}` : ""}` : "–"),
+        right(figure(said && said.reward)), right(figure(said && said.round_s, 2)),
+        right(rows.length ? figure(rows[rows.length - 1].accuracy) : "–"),
+        right(said ? String(said.counters.live_peers) : "–"),
+        right(said ? bytes(said.counters.bytes_sent) : "–"), right(said ? bytes(said.counters.bytes_received) : "–"),
+        right(said ? String(said.counters.items_sent) : "–"), right(String(refused)),
+        ...(averaging ? [right(said && said.weights.members != null ? `${said.weights.members}, revision ${said.weights.revision}` : "–")] : []),
+      ];
+    }));
+
+  const totals = new Map();
+  for (const one of states) {
+    for (const [peer, count] of node(one.name).taught) totals.set(peer, (totals.get(peer) || 0) + count);
+  }
+  const teachers = [...totals].sort((a, b) => b[1] - a[1]).slice(0, 24).map(([peer]) => peer);
+  const name = (peer) => label.get(peer) || peer.slice(0, 8);
+  fill(find("taught"), ["node", ...teachers.map((peer) => [name(peer), { class: "number", title: peer }]), right("all peers")],
+    states.map((one) => {
+      const taught = node(one.name).taught;
+      const sum = [...taught.values()].reduce((a, b) => a + b, 0);
+      return [one.name, ...teachers.map((peer) => right(String(taught.get(peer) || 0))), right(String(sum))];
+    }));
+
+  const peers = states.flatMap((one) => ((one.status && one.status.peers) || []).map((peer) => ({ ...peer, of: one })));
+  fill(find("peers"), ["of", "peer", "called", "state", "endpoint", "runs"], peers.slice(0, 200).map((peer) => [
+    peer.of.name, [peer.node.slice(0, 12), { title: peer.node }], name(peer.node),
+    [peer.state, { class: `state-${peer.state === "alive" ? "running" : peer.state}` }],
+    peer.endpoint || "cannot be dialled", peer.agent]));
+  drawGraph(states, name);
+
+  const refused = new Map();
+  for (const one of states) {
+    for (const [reason, count] of Object.entries((one.status && one.status.rejected) || {})) {
+      refused.set(reason, (refused.get(reason) || 0) + count);
+    }
+  }
+  fill(find("refused"), ["reason", right("times")],
+    [...refused].sort((a, b) => b[1] - a[1]).map(([reason, count]) => [reason, right(String(count))]));
+}
+
+function drawGraph(states, name) {
+  const here = states.filter((one) => one.status && ["running", "starting"].includes(one.state));
+  const ids = new Set(here.map((one) => one.status.node));
+  for (const one of here) for (const peer of one.status.peers) ids.add(peer.node);
+  const listed = [...ids].sort().slice(0, 60);
+  const edges = new Set(here.flatMap((one) => one.status.peers.map((peer) => [one.status.node, peer.node].sort().join(" "))));
+  const key = JSON.stringify([listed, [...edges].sort()]);
+  const graph = find("graph");
+  if (graph.dataset.holds === key) return;
+  graph.dataset.holds = key;
+  const svg = (tag, attributes) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [attribute, value] of Object.entries(attributes)) made.setAttribute(attribute, value);
+    return made;
+  };
+  const place = new Map(listed.map((id, index) => {
+    const angle = (2 * Math.PI * index) / listed.length - Math.PI / 2;
+    return [id, [80 * Math.cos(angle), 80 * Math.sin(angle)]];
+  }));
+  const local = new Set(here.map((one) => one.status.node));
+  graph.replaceChildren();
+  for (const edge of edges) {
+    const [a, b] = edge.split(" ").map((id) => place.get(id));
+    if (a && b) graph.append(svg("line", { x1: a[0], y1: a[1], x2: b[0], y2: b[1] }));
+  }
+  for (const [id, [x, y]] of place) {
+    graph.append(svg("circle", { cx: x, cy: y, r: 5, class: local.has(id) ? "here" : "" }));
+    const text = svg("text", { x: x * 1.18, y: y * 1.18 + 3 });
+    text.textContent = name(id);
+    graph.append(text);
+  }
+}
+
+// --- rollouts ---
+
+function drawRollouts() {
+  if (find("pause").checked) return;
+  const words = find("search").value.toLowerCase(), whose = find("whose").value, reward = find("right").value;
+  const wanted = rollouts.filter((row) =>
+    (!whose || (row.whose === "own") === (whose === "own")) &&
+    (!reward || (row.reward > 0.5) === (reward === "right")) &&
+    (!words || `${row.question} ${row.text} ${row.task}`.toLowerCase().includes(words)));
+  find("rollouts").replaceChildren(...wanted.slice(0, 100).map((row) => {
+    const item = element("li");
+    const from = row.whose === "own" ? "own" : `from ${row.whose.slice(0, 12)}, ${Math.round(row.age)} s old`;
+    const meta = element("div", `${row.node} · round ${row.round} · ${row.task} · ${from} · `, { class: "meta" });
+    meta.append(element("span", `reward ${row.reward}`, { class: row.reward > 0.5 ? "right" : "wrong" }));
+    if (!row.finished) meta.append(" · cut off");
+    item.append(meta, element("pre", row.question), element("pre", row.text, { class: row.reward > 0.5 ? "right" : "wrong" }));
+    return item;
+  }));
+}
+
+// --- at most twice a second, and only what is stale ---
+
+const stale = { plots: false, state: false, rollouts: false };
+function draw() {
+  if (stale.state) { stale.state = false; drawState(); }
+  if (stale.plots) { stale.plots = false; drawPlots(); }
+  if (stale.rollouts) { stale.rollouts = false; drawRollouts(); }
+}
+setInterval(draw, 500);
+for (const id of ["search", "whose", "right", "pause"]) find(id).addEventListener("input", drawRollouts);
+find("filters").addEventListener("submit", (event) => event.preventDefault());
+addEventListener("resize", () => { stale.plots = true; });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { stale.plots = true; });
+
+function listen() {
+  const source = new EventSource("events");
+  const on = (kind, take) => source.addEventListener(kind, (event) => take(JSON.parse(event.data)));
+  on("rows", takeRows);
+  on("scores", takeScores);
+  on("rollouts", takeRollouts);
+  on("state", takeState);
+  source.onerror = () => {
+    find("summary").textContent = "not connected: the run has ended, or its machine cannot be reached; trying again";
+    source.close();
+    setTimeout(() => { nodes.clear(); rollouts.length = 0; listen(); }, 2000);
+  };
+}
+listen();
