@@ -155,6 +155,7 @@ class Communicator:
             seeds=addresses,
             timing=timing,
             partition=policy,
+            closed=may_join is not None or secret is not None,
         )
         driver = Driver(agreement, mesh, exchange, timing, observer)
         driver.start()

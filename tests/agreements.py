@@ -32,7 +32,8 @@ STEP = LAN.heartbeat / 2
 class Group:
     """Nodes by number; `finished` and `actions` are what each was told."""
 
-    def __init__(self, size: int, partition: Partition = Partition.CONTINUE) -> None:
+    def __init__(self, size: int, partition: Partition = Partition.CONTINUE, *, closed: bool = True) -> None:
+        self.closed = closed
         self.network = Network(Random(1), 0.0, self._deliver, self._linked, self._unlinked)
         self.partition = partition
         self.cores: dict[int, Agreement] = {}
@@ -53,7 +54,14 @@ class Group:
         seeds = [str(other) for other in self.cores if other not in self.stopped]
         now = self.network.now
         self.cores[number] = Agreement(
-            IDS[number], str(number), b"group", Random(number), now, seeds=seeds, partition=self.partition
+            IDS[number],
+            str(number),
+            b"group",
+            Random(number),
+            now,
+            seeds=seeds,
+            partition=self.partition,
+            closed=self.closed,
         )
         self.finished[number], self.actions[number] = [], []
         self._tick(number, self.cores[number])

@@ -17,7 +17,8 @@ ends is called again in the next one. Where nobody is found in any view for long
 in the group goes on alone.
 
 Peers are known by their keys and are members because members let them in: all this guards against
-crashes, pauses, loss, and messages that are nonsense, not against a member that lies.
+crashes, pauses, loss, messages that are nonsense, and whatever nodes say that were not let in (see
+`witnesses`), not against a member that lies.
 """
 
 from collections import Counter
@@ -51,7 +52,7 @@ from protocol.identity import NodeId
 class Agreement:
     """One node's part. Without `seeds` it founds the group; else it asks to be let in."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what a member is takes this many words, and most have a default
         self,
         own: NodeId,
         address: str,
@@ -62,11 +63,13 @@ class Agreement:
         seeds: Iterable[str] = (),
         timing: Timing = LAN,
         partition: Partition = Partition.CONTINUE,
+        closed: bool = False,
     ) -> None:
         """Begin at `now` (s, on the steady clock).
 
         `address` is where others dial this node, "" if they cannot; `group` is at most 64 bytes;
-        `seeds` are addresses, as `Dial` hands them out.
+        `seeds` are addresses, as `Dial` hands them out; `closed`: links are made only with nodes that may join,
+        so that enough of them are believed about their view (see `witnesses`).
         """
         self.own = own
         self._seeds = tuple(seeds)
@@ -75,7 +78,7 @@ class Agreement:
         self._out = Outbox(own)
         self._detector = FailureDetector(own, timing, last=now)
         line = Member(own, address, rng.randbytes(SESSION_BYTES))
-        self._state = MemberState(line, group, rng, self._out, self._detector, timing, partition)
+        self._state = MemberState(line, group, rng, self._out, self._detector, timing, partition, closed)
         self._dispatcher = Dispatcher(self._state, timing, now)
         self._dialled: dict[NodeId | None, float] = {}  # when each may be dialled again
         self._told: Beat | None = None  # what the others were last told of this node

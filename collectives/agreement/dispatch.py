@@ -3,7 +3,8 @@
 A message about an operation counts only in the view that it names, and only between that view's
 coordinator and its members. One from a view that this node has yet to enter is held until it does.
 
-Sides of a split group that meet show each other their views (ViewNotice); the one that does not outrank
+Sides of a split group that meet show each other their views (ViewNotice), which count if they are proven
+(see `witnesses`); the one that does not outrank
 the other goes out of the group as a whole, and its nodes apply to be let in again. So does a
 member that was left out while it was stopped: those that show it a later view without it count as
 gone from its own, and against what is left of that the later view is the larger.
@@ -25,7 +26,9 @@ from collectives.agreement.views import NOWHERE, View
 from collectives.types import Timing
 from protocol.identity import NodeId
 
-MAX_HELD = 256  # messages from views yet to come
+# Messages from views yet to come, of one node: a member may have as many calls open; one that was in no view with this
+# node has called once what it was let in for, and its messages are held only until its link closes.
+MAX_HELD, MAX_HELD_OF_STRANGER = 256, 8
 
 
 class Dispatcher:
@@ -37,7 +40,7 @@ class Dispatcher:
         self._state = state
         self._timing = timing
         self._shown: dict[NodeId, float] = {}  # when each was last shown the view
-        self._held: deque[tuple[NodeId, OperationMessage]] = deque(maxlen=MAX_HELD)
+        self._held: dict[NodeId, deque[OperationMessage]] = {}
 
     def take(self, member: NodeId, message: messages.Message, now: float) -> None:
         """Take one message from the node at the other end of a link."""
@@ -58,12 +61,12 @@ class Dispatcher:
     def release(self, now: float) -> bool:
         """Take what was held for the view that holds now. Returns whether there was any."""
         view = self._state.view
-        if view is None or not any(message.op.epoch <= view.epoch for _, message in self._held):
+        if view is None or not any(m.op.epoch <= view.epoch for queue in self._held.values() for m in queue):
             return False
-        held = list(self._held)
-        self._held.clear()
-        for member, message in held:
-            self.operation(member, message, now)
+        held, self._held = self._held, {}
+        for member, messages_of_it in held.items():
+            for message in messages_of_it:
+                self.operation(member, message, now)
         return True
 
     def show(self, member: NodeId, now: float, pause: float = 0.0) -> None:
@@ -75,8 +78,11 @@ class Dispatcher:
             self._state.out.send(member, messages.ViewNotice(view) if viable else self._state.beat(view, now))
 
     def unlinked(self, member: NodeId) -> None:
-        """Forget what a node was shown."""
+        """Forget what a node was shown, and what one said that was in no view with this one."""
         self._shown.pop(member, None)
+        self._state.witnesses.unlinked(member)
+        if member not in self._state.witnesses.known:
+            self._held.pop(member, None)
 
     # --- operations ---
 
@@ -85,7 +91,9 @@ class Dispatcher:
         state, op = self._state, message.op
         view = state.view
         if view is None or op.epoch > view.epoch:
-            self._held.append((member, message))
+            known = member == state.own or member in state.witnesses.known
+            queue = self._held.setdefault(member, deque(maxlen=MAX_HELD if known else MAX_HELD_OF_STRANGER))
+            queue.append(message)
         elif op.mark != view.mark:
             self._refuse("other view")
             if member not in view.ids:
@@ -137,8 +145,11 @@ class Dispatcher:
                 self._proposed(member, message, now)
             case messages.Report() if state.concerns(message.view, member):
                 state.decided(state.change.reported(member, message, now), now)
-            case messages.Decide() if state.concerns(message.view, member) and state.change.accepts(message):
-                state.decided(message, now)
+            case messages.Decide() if message.ballot.proposer == member and state.concerns(message.view, member):
+                if state.change.accepts(message):
+                    state.decided(message, now)
+                else:
+                    self._refuse("other ballot")
             case _:
                 self._refuse("other ballot")
 
@@ -146,6 +157,8 @@ class Dispatcher:
         state, view = self._state, self._state.view
         if view is None or message.ballot.proposer != member:
             self._refuse("other ballot")
+        elif member not in state.witnesses.known:
+            self._refuse("stranger")
         elif self._behind(member, message, view) and state.viable(view, now):
             self.show(member, now)
         elif state.change.proposed(member, message, view, state.operations.ledgers, now):
@@ -166,7 +179,7 @@ class Dispatcher:
                 self._beat(member, message, now)
             case messages.ViewNotice():
                 self._notice(member, message.view, now)
-            case messages.Welcome() if state.welcomed(message, now):
+            case messages.Welcome() if state.welcomed(member, message, now):
                 self.insider_heard = now
             case messages.Apply() if view is not None:
                 state.admission.applied(member, message, view, now)
@@ -209,6 +222,11 @@ class Dispatcher:
             state.remember(theirs)
             return
         if theirs.mark == view.mark or state.own in theirs.ids:
+            return
+        if member not in view.ids and not state.witnesses.convinced(member, theirs):
+            self._refuse("unproven view")
+            if state.witnesses.closed:
+                state.remember(theirs)  # so that its other members are dialled, and bear it out
             return
         gone = state.detector.gone
         if member in view.ids:

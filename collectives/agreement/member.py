@@ -19,6 +19,7 @@ from collectives.agreement.participant import Operations
 from collectives.agreement.recovery import alone
 from collectives.agreement.view_change import ViewChange
 from collectives.agreement.views import Member, OpId, View, outranks
+from collectives.agreement.witnesses import Witnesses
 from collectives.types import Partition, Timing
 from protocol.identity import NodeId
 
@@ -37,6 +38,7 @@ class MemberState:
         detector: FailureDetector,
         timing: Timing,
         policy: Partition,
+        closed: bool,
     ) -> None:
         self.own = own.id
         self.out = out
@@ -44,6 +46,7 @@ class MemberState:
         self.operations = Operations(own.id, timing, out)
         self.change = ViewChange(own.id, timing, policy, rng, out, detector)
         self.admission = Admission(own.id, timing, rng, out, detector)
+        self.witnesses = Witnesses(own.id, closed)
         self.coordinator: Coordinator | None = None
         self.contacts: dict[NodeId, str] = {}  # where those are dialled who are in no view with this node
         self.epoch = 0  # the greatest that this node was in
@@ -81,8 +84,14 @@ class MemberState:
         self.operations.admitted(view)
         self.enter(view, now)
 
-    def welcomed(self, message: messages.Welcome, now: float) -> bool:
-        """Come in, if this is the answer to what this node asked. Returns whether it is."""
+    def welcomed(self, member: NodeId, message: messages.Welcome, now: float) -> bool:
+        """Come in, if this is the answer to what this node asked. Returns whether it is.
+
+        Everybody who is in that view says so: as long as any whom this node was in a view with speaks, one of those.
+        """
+        heard, since = self.detector.heard, now - self.detector.timing.timeout
+        if not self.witnesses.knows(member) and any(heard.get(name, since) > since for name in self.witnesses.known):
+            return False
         mine = self.view is None and message.session == self._line.session and self.concerns(message.view)
         if mine:
             self.operations.admitted(message.view)
@@ -103,6 +112,7 @@ class MemberState:
             self.operations.leave(rulings or {}, Verdict.ABORT, reason)
             self.remember(before)
         self.epoch = view.epoch
+        self.witnesses.enter(view)
         self.detector.enter(view, now)
         self.change.enter()
         self.admission.enter(view)

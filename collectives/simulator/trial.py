@@ -214,6 +214,7 @@ class Trial:
             self.network.now,
             seeds=seeds,
             partition=self.schedule.partition,
+            closed=bool(self.schedule.seed % 2),
         )
         owner = Owner(IDS[number], rng, self.history, busy=self.busy)
         program = Random(f"program {self.schedule.seed} {number}").choice(self.schedule.programs or (Program.FREE,))
