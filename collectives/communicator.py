@@ -126,7 +126,7 @@ class Communicator:
                 change it. All members must want the same.
             streams: data connections to each member; more for long fat links.
             timeout: seconds to wait at most to be let in.
-            partition: what the two sides of a split group do: "continue", or "majority" (less than half waits).
+            partition: what the two sides of a split group do: "continue", or "majority" (one goes on at most).
             timing: how patient members are with each other; the same at all of them.
             observer: told of every event and action of the agreement, on the control thread.
 
@@ -262,6 +262,25 @@ class Communicator:
             if self.world_size < members:
                 with suppress(*CALLED_OFF):
                     self.admit(until - time.monotonic())
+
+    @property
+    def stranded(self) -> bool:
+        """Whether so few members can be reached that the group waits: only under `partition="majority"`."""
+        return self._status.stranded
+
+    def force_view(self, timeout: float = 30.0) -> None:
+        """Unsafe: go on without the majority, with the members that can be reached. Only you can know that it is lost.
+
+        For `partition="majority"`, when half or more of the members are gone for good and `stranded` stays
+        true. Call it at one member; the others that it reaches follow. If those who are gone still run
+        somewhere and go on, or are forced as well, there are two groups that both commit. When they meet,
+        the one in the lesser epoch goes out of the group and has to be let in again: its work since then is lost.
+
+        Raises:
+            BadArgument: a majority can be reached, or this member is outside.
+            DeadlineExceeded: those who can be reached did not agree in time.
+        """
+        self._driver.force_view(timeout)
 
     def leave(self) -> None:
         """Leave the group and close everything; the others go on. Calls in flight end with `Closed`."""

@@ -24,6 +24,7 @@ from collectives.agreement.events import (
     Drop,
     Event,
     Finished,
+    ForceView,
     Heard,
     Install,
     Leave,
@@ -60,6 +61,7 @@ class Status:
 
     view: View | None = None
     pending: bool = False
+    stranded: bool = False  # too few members can be reached to agree on the next view
     outside: str = ""  # why it was left out
     closed: bool = False
     stay: int = 0  # how often it has come into the group
@@ -105,6 +107,21 @@ class Driver:
     def done(self, event: Performed) -> None:
         """Tell the core how carrying out an operation went."""
         self._post(event, None)
+
+    def force_view(self, timeout: float) -> None:
+        """Tell the core to go on without the majority, and wait for the view that this leads to.
+
+        Raises:
+            BadArgument: a majority can be reached.
+            DeadlineExceeded: those who can be reached did not agree in time.
+        """
+        before = self.status
+        if before.view is None or not before.stranded:
+            raise BadArgument("force_view: this member reaches a majority of its group, or is in none")
+        self._post(ForceView(), None)
+        with self.changed:
+            if not self.changed.wait_for(lambda: self.status.view != before.view, timeout):
+                raise DeadlineExceeded(f"those who can be reached did not agree in {timeout:g} s: call it again")
 
     def meet(self, addresses: Iterable[Address]) -> None:
         """See to it that whoever listens at these becomes linked."""
@@ -233,9 +250,9 @@ class Driver:
             if call is not None and isinstance(event, Begin):
                 self._calls.pop(event.tag, None)
                 call.fail(CollectiveError(f"internal error, which is a defect: {error}"))
-        pending = self._agreement.pending
-        if pending != self.status.pending:
-            self._publish(replace(self.status, pending=pending))
+        pending, stranded = self._agreement.pending, self._agreement.stranded
+        if pending != self.status.pending or stranded != self.status.stranded:
+            self._publish(replace(self.status, pending=pending, stranded=stranded))
 
     def _observe(self, what: Event | Action) -> None:
         if self._observer is not None:

@@ -42,7 +42,7 @@ class Partition(Enum):
     """What the two sides of a split group do."""
 
     CONTINUE = "continue"  # each goes on; when they meet again, the popular state wins
-    MAJORITY = "majority"  # the side with less than half of the members waits
+    MAJORITY = "majority"  # one goes on at most: the one with more than half of the last view's members
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from collectives.agreement.events import (
     Begin,
     Dial,
     Event,
+    ForceView,
     Heard,
     Leave,
     Linked,
@@ -99,6 +100,11 @@ class Agreement:
         return self._state.change.fenced
 
     @property
+    def stranded(self) -> bool:
+        """Whether too few members can be reached to agree on the next view, under `MAJORITY`."""
+        return self._state.change.stranded
+
+    @property
     def pending(self) -> bool:
         """Whether somebody waits to be let in, as of the last event."""
         admission = self._state.admission
@@ -112,7 +118,7 @@ class Agreement:
     # --- events ---
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Take one event and return what to do about it. Raises BadArgument for a `Begin` that is not allowed."""
+        """Take one event and return what to do about it. Raises BadArgument for a call that is not allowed."""
         if self._left:
             return []
         self._out.now = now
@@ -131,6 +137,8 @@ class Agreement:
             case Unlinked(member):
                 self._detector.unlink(member, self.view, now)
                 self._dispatcher.unlinked(member)
+            case ForceView():
+                self._state.force(now)
             case Leave():
                 self._state.depart()
                 self._left = True
@@ -139,7 +147,7 @@ class Agreement:
 
     def _settle(self, event: Event, now: float) -> None:
         """Handle what this member said to itself, and tell the others at once when there is news of who is here."""
-        while self._out.inward or self._dispatcher.release(now):
+        while self._out.inward or self._dispatcher.release(now) or self._state.proceed(now):
             if self._out.inward:
                 self._dispatcher.operation(self.own, self._out.inward.popleft(), now)
         view = self.view
@@ -179,7 +187,7 @@ class Agreement:
     def _tick(self, now: float) -> None:
         state, view = self._state, self.view
         stuck = Verdict.EVICTED if view is None else Verdict.DEADLINE
-        state.operations.tick(now, Verdict.MINORITY if state.change.minority else stuck)
+        state.operations.tick(now, Verdict.MINORITY if self.stranded else stuck)
         state.admission.tick(now)
         if view is None:
             self._tick_outside(now)

@@ -55,18 +55,21 @@ class Coordinator:
         *,
         ready: Callable[[float], bool],
         admit: Callable[[], View | None],
+        elect: Callable[[OpId, View], None] | None,
         holds: Callable[[OpId], None],
     ) -> None:
         """Begin with nothing gathered.
 
         `ready(since)` tells whether the newcomers can be let in, given since when everybody would;
-        `admit()` returns the view with them, or None; `holds(op)` is told before Commit is sent.
+        `admit()` returns the view with them, or None; `holds(op)` is told before Commit is sent. With
+        `elect(op, view)` an admission that leads to a view is no more the coordinator's to commit.
         """
         self._own = own
         self._view = view
         self._out = outbox
         self._ready = ready
         self._admit = admit
+        self._elect = elect
         self._holds = holds
         self._gatherings: dict[OpId, Gathering] = {}
         self._settled: dict[int, int] = {}  # by tag: operations before this one have a verdict
@@ -192,12 +195,16 @@ class Coordinator:
             self._out.send(member, Start(op, shares))
 
     def _commit(self, op: OpId, gathering: Gathering) -> None:
-        gathering.committed = Commit(op, self._admit() if op.tag == ADMIT_TAG else None)
+        after = self._admit() if op.tag == ADMIT_TAG else None
+        gathering.committed = Commit(op, after)
         self._settled[op.tag] = max(self._due(op.tag), op.n + 1)
         self._last_abort.pop(op.tag, None)
         if op.tag == RENDEZVOUS_TAG:
             self._begin_anew(op)
         self._holds(op)
+        if after is not None and self._elect is not None:
+            self._elect(op, after)
+            return
         for member in self._view.members:
             if member != self._own:
                 self._out.send(member, gathering.committed)

@@ -9,11 +9,9 @@ the other goes out of the group as a whole, and its nodes apply to be let in aga
 member that was left out while it was stopped: those that show it a later view without it count as
 gone from its own, and against what is left of that the later view is the larger.
 
-Under `MAJORITY` only one side goes on, and epochs rise along it, so the later view outranks the
-other, whatever their sizes. A node that misses half of its view, or more, cannot go on from it, and
-speaks for no side: instead of its view it shows that it lives, goes out for any other view, and
-takes part in the ballot of anybody who counts on it, for that may be a side that can go on with it.
-Otherwise what is left of an old view could outrank those who went on, and both would wait for ever.
+Under `MAJORITY` there is one chain of views, and epochs rise along it: the later view outranks the
+other, whatever their sizes. A member that speaks from an earlier view is told which one came next, if it
+is in that, and goes over to it; what it carried out, and hears no ruling on, ends in doubt.
 """
 
 from collections import Counter, deque
@@ -53,7 +51,7 @@ class Dispatcher:
             detector.outside.discard(member)
         if isinstance(message, OperationMessage):
             self.operation(member, message, now)
-        elif isinstance(message, messages.Propose | messages.Report | messages.Decide):
+        elif isinstance(message, messages.BallotMessage):
             self._ballot(member, message, now)
         else:
             self._word(member, message, now)
@@ -74,8 +72,7 @@ class Dispatcher:
         view = self._state.view
         if view is not None and now - self._shown.get(member, float("-inf")) >= pause:
             self._shown[member] = now
-            viable = self._state.viable(view, now)
-            self._state.out.send(member, messages.ViewNotice(view) if viable else self._state.beat(view, now))
+            self._state.out.send(member, messages.ViewNotice(view))
 
     def unlinked(self, member: NodeId) -> None:
         """Forget what a node was shown, and what one said that was in no view with this one."""
@@ -136,39 +133,64 @@ class Dispatcher:
 
     # --- ballots ---
 
-    def _ballot(
-        self, member: NodeId, message: messages.Propose | messages.Report | messages.Decide, now: float
-    ) -> None:
-        state = self._state
+    def _ballot(self, member: NodeId, message: messages.BallotMessage, now: float) -> None:
+        state, view = self._state, self._state.view
         match message:
-            case messages.Propose():
-                self._proposed(member, message, now)
+            case messages.Propose() if view is not None and message.ballot.proposer == member:
+                self._proposed(member, message, view, now)
             case messages.Report() if state.concerns(message.view, member):
                 state.decided(state.change.reported(member, message, now), now)
-            case messages.Decide() if message.ballot.proposer == member and state.concerns(message.view, member):
-                if state.change.accepts(message):
-                    state.decided(message, now)
-                else:
-                    self._refuse("other ballot")
+            case messages.Accept() if self._is_peer(member, view) and message.ballot.proposer == member:
+                self._asked(member, message, now)
+            case messages.Accepted() if self._is_peer(member, view):
+                state.decided(state.change.accepted(member, message), now)
+            case messages.Decide() if message.ballot.proposer == member and self._binds(member, message, view):
+                state.decided(message, now)
             case _:
                 self._refuse("other ballot")
 
-    def _proposed(self, member: NodeId, message: messages.Propose, now: float) -> None:
-        state, view = self._state, self._state.view
-        if view is None or message.ballot.proposer != member:
-            self._refuse("other ballot")
-        elif member not in state.witnesses.known:
+    def _is_peer(self, member: NodeId, view: View | None) -> bool:
+        return self._state.change.consensus and view is not None and member in view.ids
+
+    def _proposed(self, member: NodeId, message: messages.Propose, view: View, now: float) -> None:
+        state = self._state
+        stranger = member not in view.ids and message.epoch <= view.epoch
+        if member not in state.witnesses.known:
             self._refuse("stranger")
-        elif self._behind(member, message, view) and state.viable(view, now):
+        elif state.change.consensus and message.mark != view.mark:
+            self._meet(member, message.epoch, view, now)
+        elif stranger or member in state.detector.gone:
             self.show(member, now)
         elif state.change.proposed(member, message, view, state.operations.ledgers, now):
             state.operations.closed = True
         else:
             state.out.send(member, state.beat(view, now))
 
-    def _behind(self, member: NodeId, message: messages.Propose, view: View) -> bool:
-        """Tell whether `member` proposes to go on from a view that this one's side has left behind."""
-        return (member not in view.ids and message.epoch <= view.epoch) or member in self._state.detector.gone
+    def _asked(self, member: NodeId, message: messages.Accept, now: float) -> None:
+        state, view = self._state, self._state.view
+        assert view is not None
+        if state.change.asked(member, message, view, now):
+            state.operations.closed = True
+        else:
+            state.out.send(member, state.beat(view, now))
+
+    def _binds(self, member: NodeId, message: messages.Decide, view: View | None) -> bool:
+        """Tell whether this node is to go over to a view that `member` says was decided on."""
+        if not self._state.change.consensus:
+            return self._state.concerns(message.view, member) and self._state.change.accepts(message)
+        later = view is not None and member in view.ids and message.view.epoch > view.epoch
+        return later and self._state.named_in(message.view)
+
+    def _meet(self, member: NodeId, epoch: int, view: View, now: float) -> None:
+        """Under MAJORITY, answer `member`, which speaks from another view: one of the two is behind."""
+        state = self._state
+        if member not in view.ids:
+            self.show(member, now, self._timing.heartbeat)
+        elif epoch > view.epoch:
+            state.out.send(member, state.beat(view, now))
+        elif epoch < view.epoch and now - self._shown.get(member, float("-inf")) >= self._timing.heartbeat:
+            self._shown[member] = now
+            state.out.send(member, state.entered_by)
 
     # --- what nodes say of themselves ---
 
@@ -202,6 +224,8 @@ class Dispatcher:
         if member not in view.ids:
             self.show(member, now, self._timing.heartbeat)
             return
+        if state.change.consensus and beat.epoch < view.epoch:
+            self._meet(member, beat.epoch, view, now)
         state.detector.beat(member, beat, view, now)
         state.change.round_seen(beat.round)
         state.admission.reaches[member] = frozenset(beat.reaches)
@@ -234,7 +258,7 @@ class Dispatcher:
                 return  # it has yet to enter this view
             later = theirs.epoch >= view.epoch
             gone |= {m for m in theirs.ids & view.ids if later or theirs.sessions[m] != view.sessions[m]}
-        if state.outranked(view, theirs, now):
+        if state.outranked(view, theirs):
             state.yield_to(theirs)
         else:
             self.show(member, now, self._timing.heartbeat)

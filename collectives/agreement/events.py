@@ -78,6 +78,11 @@ class Performed:
 
 
 @dataclass(frozen=True, slots=True)
+class ForceView:
+    """The owner wants to go on without the majority, which it takes to be lost for good: see view_change."""
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """The owner leaves the group for good."""
 
@@ -87,7 +92,7 @@ class Tick:
     """Time passed."""
 
 
-Event = Linked | Unlinked | Heard | Begin | Performed | Leave | Tick
+Event = Linked | Unlinked | Heard | Begin | Performed | ForceView | Leave | Tick
 
 # --- actions ---
 

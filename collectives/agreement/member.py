@@ -1,6 +1,6 @@
 """Where a node stands: in which view, with which parts at work, and how it goes from one to the next.
 
-outside --Welcome--> in a view --Commit of an admission, or a decision on a ballot--> the next view
+outside --Welcome--> in a view --Commit of an admission (CONTINUE), or a decision on a ballot--> the next view
    ^                     |
    +---- outranked ------+       a founder, and a node that finds nobody for long, begin alone
 """
@@ -13,13 +13,14 @@ from collectives.agreement.events import Install, OutOfGroup, Verdict
 from collectives.agreement.failure_detector import FailureDetector
 from collectives.agreement.fields import MARK_BYTES, SESSION_BYTES
 from collectives.agreement.join import Admission
-from collectives.agreement.messages import Stage
+from collectives.agreement.messages import Ruling
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.participant import Operations
 from collectives.agreement.recovery import alone
 from collectives.agreement.view_change import ViewChange
-from collectives.agreement.views import Member, OpId, View, outranks
+from collectives.agreement.views import ADMIT_TAG, NOWHERE, Ballot, Member, OpId, View, outranks
 from collectives.agreement.witnesses import Witnesses
+from collectives.errors import BadArgument
 from collectives.types import Partition, Timing
 from protocol.identity import NodeId
 
@@ -50,8 +51,10 @@ class MemberState:
         self.coordinator: Coordinator | None = None
         self.contacts: dict[NodeId, str] = {}  # where those are dialled who are in no view with this node
         self.epoch = 0  # the greatest that this node was in
+        self.entered_by = messages.Decide(
+            Ballot(0, own.id), View(group, 0, NOWHERE, (own,)), ()
+        )  # how the view came to hold
         self._line = own
-        self._policy = policy
         self._group = group
         self._rng = rng
 
@@ -64,17 +67,16 @@ class MemberState:
         """Tell whether a view is one of this group, with `member` (by default this node) in it."""
         return view.group == self._group and (member or self.own) in view.ids
 
-    def viable(self, view: View, now: float) -> bool:
-        """Tell whether this node, with those that it does not miss, may go on from its `view`."""
-        return self.change.suffices(len(view.ids - self.detector.missing(view, now)), view)
+    def named_in(self, view: View) -> bool:
+        """Tell whether a view is one of this group with this node, and this run of it, as a member."""
+        return self.concerns(view) and view.sessions[self.own] == self._line.session
 
-    def outranked(self, view: View, theirs: View, now: float) -> bool:
+    def outranked(self, view: View, theirs: View) -> bool:
         """Tell whether the side with the view `theirs` goes on, rather than that with this node's."""
         larger = outranks(theirs.ids, view.ids - self.detector.gone)
-        if self._policy is Partition.CONTINUE:
-            return larger
-        later = theirs.epoch > view.epoch or (theirs.epoch == view.epoch and larger)
-        return later or not self.viable(view, now)
+        if self.change.consensus and theirs.epoch != view.epoch:
+            return theirs.epoch > view.epoch
+        return larger
 
     # --- in ---
 
@@ -99,17 +101,37 @@ class MemberState:
         return mine
 
     def decided(self, decision: messages.Decide | None, now: float) -> None:
-        """Go on as a ballot decided, if it did."""
-        if decision is not None:
-            self.enter(decision.view, now, {ruling.op: ruling.stage for ruling in decision.rulings})
+        """Go on as a ballot decided, if it did: without this node, where it asked for what others had drawn up."""
+        if decision is not None and self.named_in(decision.view):
+            self.enter(decision.view, now, decision.rulings)
+        elif decision is not None:
+            self.yield_to(decision.view)
 
-    def enter(self, view: View, now: float, rulings: dict[OpId, Stage] | None = None) -> None:
+    def proceed(self, now: float) -> bool:
+        """Propose the view that an admission leads to, if one is ready. Returns whether it is decided on."""
+        view = self.view
+        decision = self.change.proceed(view, self.operations.ledgers, now) if view is not None else None
+        self.decided(decision, now)
+        return decision is not None
+
+    def force(self, now: float) -> None:
+        """Go on with whoever can be reached. Raises BadArgument unless the majority cannot be."""
+        view = self.view
+        if view is None or not self.change.stranded:
+            raise BadArgument("force_view: this member reaches a majority of its group, or is in none")
+        self.operations.closed = True
+        self.decided(self.change.force(view, self.operations.ledgers, now), now)
+
+    def enter(self, view: View, now: float, rulings: tuple[Ruling, ...] = ()) -> None:
         """Go over to `view`; what had started in the one before ends as ruled, the rest is called again in this one."""
         before = self.view
+        self.entered_by = messages.Decide(
+            Ballot(0, self.own), view, rulings, before.mark if before is not None else NOWHERE
+        )
         if before is not None:
             lost = ", ".join(sorted(before.ids - view.ids)[:4])
             reason = f"the group changed: {lost} failed" if lost else "the group changed"
-            self.operations.leave(rulings or {}, Verdict.ABORT, reason)
+            self.operations.leave({ruling.op: ruling.stage for ruling in rulings}, Verdict.ABORT, reason)
             self.remember(before)
         self.epoch = view.epoch
         self.witnesses.enter(view)
@@ -130,8 +152,13 @@ class MemberState:
             self.out,
             ready=lambda since: self.admission.ready(view, since, self.out.now),
             admit=lambda: self.admission.view_with(view, self.out.now),
+            elect=self._elect if self.change.consensus else None,
             holds=self.operations.holds,
         )
+
+    def _elect(self, op: OpId, after: View) -> None:
+        self.change.admit(op, after)
+        self.operations.closed = True
 
     # --- out ---
 
@@ -157,7 +184,11 @@ class MemberState:
         view = self.view
         if view is not None:
             calls = self.operations.open.values()
-            rulings = {call.op: alone(view.members, self.own, call.stage) for call in calls}
+            rulings = {
+                call.op: alone(view.members, self.own, call.stage)
+                for call in calls
+                if not (self.change.consensus and call.op.tag == ADMIT_TAG)  # it commits by consensus: see view_change
+            }
             self.operations.leave(rulings, verdict, reason)
         self.operations.dismiss(verdict, reason)
         self.coordinator = None

@@ -15,6 +15,8 @@ what is declared here: a new message is a class and a line in `MESSAGES`, a new 
     Abort      it is called off                     (coordinator -> members)
     Propose    shall we go on as these?             (proposer -> survivors)
     Report     I am out of my old view, and this is what I know of its operations
+    Accept     let this be the next view            (proposer -> the old view's members)
+    Accepted   it may, as far as I am concerned     (member -> proposer)
     Decide     the new view, and what became of those operations
     Welcome    you are in                           (any member -> newcomer)
     Goodbye    I leave
@@ -35,7 +37,7 @@ from collectives.agreement.fields import (
     Session,
     Text,
 )
-from collectives.agreement.views import AddressText, Ballot, Member, OpId, View
+from collectives.agreement.views import NOWHERE, AddressText, Ballot, Member, OpId, View
 from protocol.identity import NodeId
 
 MAX_SHARE_BYTES = 64 << 10
@@ -162,11 +164,12 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Propose:
-    """Leave your view; `members` shall make the next one. `epoch` is that of the proposer's view."""
+    """Leave your view; `members` shall make the next one. `epoch` and `mark` are those of the proposer's view."""
 
     ballot: Ballot
     epoch: Count
     members: MemberIds
+    mark: Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,16 +186,6 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """The sender takes part in none of the views in `ledgers` any more, and promises no smaller ballot."""
-
-    ballot: Ballot
-    view: View
-    missing: MemberIds
-    ledgers: Annotated[tuple[Ledger, ...], AtMost(MAX_LEDGERS)]
-
-
-@dataclass(frozen=True, slots=True)
 class Ruling:
     """What became of `op`: `Stage.COMMITTED`, `ABORTED`, `CALLED` (it carries over) or `DONE` (in doubt)."""
 
@@ -200,13 +193,49 @@ class Ruling:
     stage: Stage
 
 
+Rulings = Annotated[tuple[Ruling, ...], AtMost(MAX_RULINGS)]
+
+
 @dataclass(frozen=True, slots=True)
-class Decide:
-    """The view that `ballot` led to, and what became of the operations of the views before it."""
+class Accept:
+    """Under `MAJORITY`: `view` shall follow the one with the mark `before`, whose operations shall end as ruled."""
+
+    ballot: Ballot
+    before: Mark
+    view: View
+    rulings: Rulings
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The sender accepted what `ballot` asked for the view with the mark `before`."""
+
+    ballot: Ballot
+    before: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The sender takes part in none of the views in `ledgers` any more, and promises no smaller ballot.
+
+    `accepted` is the last that it accepted for the view after its own.
+    """
 
     ballot: Ballot
     view: View
-    rulings: Annotated[tuple[Ruling, ...], AtMost(MAX_RULINGS)]
+    missing: MemberIds
+    ledgers: Annotated[tuple[Ledger, ...], AtMost(MAX_LEDGERS)]
+    accepted: Accept | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decide:
+    """The view that `ballot` led to from that with the mark `before`, and what became of operations till then."""
+
+    ballot: Ballot
+    view: View
+    rulings: Rulings
+    before: Mark = NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +252,8 @@ class Goodbye:
 
 
 OperationMessage = Initiate | Start | Done | Commit | Ack | Abort
-Message = OperationMessage | Beat | Apply | ViewNotice | Pending | Propose | Report | Decide | Welcome | Goodbye
+BallotMessage = Propose | Report | Accept | Accepted | Decide
+Message = OperationMessage | BallotMessage | Beat | Apply | ViewNotice | Pending | Welcome | Goodbye
 
 # Each one's number on the wire. Numbers are only ever appended, never given again.
 MESSAGES: dict[int, type[Message]] = {
@@ -242,4 +272,6 @@ MESSAGES: dict[int, type[Message]] = {
     13: Welcome,
     14: Pending,
     15: Goodbye,
+    16: Accept,
+    17: Accepted,
 }

@@ -1,20 +1,36 @@
-"""How the survivors of a view agree on the next one.
+"""View change: how the survivors of a view agree on the next one; under `MAJORITY` by consensus (single-decree Paxos).
 
     disturbed -> the first member that nobody misses proposes a ballot to those it can reach
       -> each that has promised no greater one leaves its view's operations alone for good (it is
          *fenced*) and reports what it knows of them
-      -> with all reports in, the proposer rules on the operations, draws up the next view, goes
-         over to it and tells the others, who follow unless they have promised a greater ballot since
+      -> with all reports in, the proposer rules on the operations and draws up the next view
+      -> under MAJORITY: it asks all who reported to accept that, and waits for a majority of the old view
+      -> it goes over to the next view and tells the others
 
 Whoever is fenced and hears no decision proposes a greater ballot after a while, each member later
 than those before it. A proposer goes on without those who do not report. Members that miss each
-other cannot be in one view: those with most such pairs are left out. A report from a later view
-than the proposer's brings in the members of that one. Under `MAJORITY` a view needs more than
-half of the members of the one before it; without them everybody stays fenced, and proposes again
-once it can reach so many: until then its ballots would only outbid those of others.
-
-Safety does not depend on any of this choosing well: see `recovery`. Epochs rise because a new one
+other cannot be in one view: those with most such pairs are left out. Epochs rise because a new one
 is above all that were reported.
+
+Under `CONTINUE` every side of a split group decides for itself: any members that report to one of them
+make a view. A report from a later view than the proposer's brings in the members of that one.
+
+Under `MAJORITY` each view has one successor, which its own members choose: an instance of Paxos whose
+acceptors are the members of that view (an id and a session: a process that was started anew forgot what
+it promised, and is another member). Its value is the next view with the rulings on the operations.
+(1) A ballot is proposed by who reaches a majority of the view, and whoever reports to it promises to
+accept nothing of a smaller one, and tells what it has accepted. (2) The proposer asks for what was
+accepted under the greatest ballot, if anything was, else for what it draws up. What a majority accepted
+is *chosen*: any later majority has a member in common with it, so every greater ballot asks for the
+same. Nobody enters a view that is not chosen, the proposer neither: so there is one view an epoch, and a side
+that cannot reach a majority of its view waits. An admission under way when the newcomers are ready is
+a ballot of the coordinator's, with the newcomers in its view and its commit among the rulings.
+Members that are behind are told of later views by those who entered them (see dispatch).
+
+A view whose majority is lost for good is left by hand only: a *forced* ballot counts with whoever
+reports. It is unsafe: what the others may have chosen, or choose yet, is another view.
+
+What becomes of operations does not depend on any of this choosing well: see `recovery`.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,22 +39,35 @@ from random import Random
 
 from collectives.agreement.failure_detector import FailureDetector
 from collectives.agreement.fields import MARK_BYTES
-from collectives.agreement.messages import Decide, Ledger, Propose, Report
+from collectives.agreement.messages import Accept, Accepted, Decide, Ledger, Propose, Report, Ruling, Stage
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.recovery import rule
-from collectives.agreement.views import NO_BALLOT, Ballot, Member, View
+from collectives.agreement.views import NO_BALLOT, Ballot, Member, OpId, View
 from collectives.types import Partition, Timing
 from protocol.identity import NodeId
+
+Ledgers = Callable[[], tuple[Ledger, ...]]
 
 
 @dataclass
 class Proposal:
-    """A ballot of one's own that is not decided yet."""
+    """A ballot of one's own that is not decided yet; `asked` is set once it is for the others to accept."""
 
     ballot: Ballot
+    view: View  # that this member is in
     members: frozenset[NodeId]
-    since: float
+    since: float  # of this phase
     reports: dict[NodeId, Report] = field(default_factory=dict)
+    asked: Accept | None = None
+    accepted: set[NodeId] = field(default_factory=set)
+
+
+@dataclass
+class Admission:
+    """An admission that all have carried out: `op` commits with the entry into a view with the newcomers of `after`."""
+
+    op: OpId
+    after: View
 
 
 class ViewChange:
@@ -49,32 +78,42 @@ class ViewChange:
     ) -> None:
         self._own = own
         self._timing = timing
-        self._partition = partition
         self._rng = rng
         self._out = outbox
         self._detector = detector
+        self.consensus = partition is Partition.MAJORITY
         self.promised = NO_BALLOT
         self.fenced = False
-        self.minority = False  # everybody who can be reached reported, and they are too few
+        self.stranded = False  # the view must change, and too few of its members can be reached
+        self._accepted: Accept | None = None  # as an acceptor of what follows this view
         self._proposal: Proposal | None = None
+        self._admission: Admission | None = None
+        self._forced = False
         self._invited: set[NodeId] = set()  # members of a later view, each of whom was asked once: some never answer
         self._needed_since: float | None = None
 
     def enter(self) -> None:
         """A view was installed."""
-        self.fenced = self.minority = False
-        self._proposal = None
+        self.fenced = self.stranded = self._forced = False
+        self._accepted = self._proposal = self._admission = None
         self._invited = set()
         self._needed_since = None
 
-    def tick(self, view: View, ledgers: Callable[[], tuple[Ledger, ...]], now: float) -> Decide | None:
+    # --- the proposer ---
+
+    def tick(self, view: View, ledgers: Ledgers, now: float) -> Decide | None:
         """Propose if it is time to. Returns the decision where this member is alone in it."""
         missing = self._detector.missing(view, now)
         if not self.fenced and not self._detector.disturbed(view, missing, now):
             self._needed_since = None
+            self.stranded = False
             return None
         if self._needed_since is None:
             self._needed_since = now
+        electorate = self._electorate(view, missing)
+        self.stranded = len(electorate) < self._quorum(view)
+        if self.stranded and not self._forced:
+            return None
         if self._proposal is not None:
             patience = self._timing.patience
             lost = self._proposal.members - self._proposal.reports.keys() - {self._own}
@@ -85,10 +124,22 @@ class ViewChange:
             rank = present.index(self._own) + (1 if self.fenced else 0)
             if now - self._needed_since < rank * self._timing.patience:
                 return None
-        electorate = self._electorate(view, missing)
-        if self.minority and not self.suffices(len(electorate), view):
-            return None
         return self._propose(view, ledgers, now, electorate)
+
+    def admit(self, op: OpId, after: View) -> None:
+        """Let `op`, which all have carried out, commit with the newcomers of `after`: `proceed` proposes."""
+        self._admission = Admission(op, after)
+
+    def proceed(self, view: View, ledgers: Ledgers, now: float) -> Decide | None:
+        """Propose the view that an admission leads to, once. Returns the decision where this member is alone in it."""
+        if self._admission is None or self.fenced:
+            return None
+        return self._propose(view, ledgers, now, self._electorate(view, self._detector.missing(view, now)))
+
+    def force(self, view: View, ledgers: Ledgers, now: float) -> Decide | None:
+        """Propose a view that counts with whoever reports. Returns the decision where this member is alone in it."""
+        self._forced = True
+        return self._propose(view, ledgers, now, self._electorate(view, self._detector.missing(view, now)))
 
     def round_seen(self, number: int) -> None:
         """Somebody has promised a ballot of this round: one's own next one must be above it."""
@@ -98,52 +149,75 @@ class ViewChange:
             self._proposal.since = float("-inf")  # outbid: try again at the next tick
             self.promised = Ballot(number, self._own)
 
-    def proposed(
-        self, member: NodeId, message: Propose, view: View, ledgers: Callable[[], tuple[Ledger, ...]], now: float
-    ) -> bool:
-        """Promise, fence and report. Returns whether the ballot counts."""
-        if message.ballot <= self.promised or self._own not in message.members:
-            return False
-        self.promised = message.ballot
-        self.fenced = True
-        self._proposal = None
-        self._needed_since = now
-        missing = tuple(sorted(self._detector.missing(view, now)))
-        self._out.send(member, Report(message.ballot, view, missing, ledgers()))
-        return True
-
     def reported(self, member: NodeId, message: Report, now: float) -> Decide | None:
         """Count a report; return the decision once all are in."""
         proposal = self._proposal
         if proposal is None or message.ballot != proposal.ballot or member not in proposal.members:
             return None
+        if proposal.asked is not None or (self.consensus and message.view.mark != proposal.view.mark):
+            return None
         proposal.reports[member] = message
         return self._conclude(proposal, now)
 
+    def accepted(self, member: NodeId, message: Accepted) -> Decide | None:
+        """Count an acceptance; return the decision once a majority has accepted."""
+        proposal = self._proposal
+        if proposal is None or message.ballot != proposal.ballot or message.before != proposal.view.mark:
+            return None
+        if member not in proposal.members:
+            return None
+        proposal.accepted.add(member)
+        return self._chosen(proposal)
+
+    # --- the acceptor ---
+
+    def proposed(self, member: NodeId, message: Propose, view: View, ledgers: Ledgers, now: float) -> bool:
+        """Promise, fence and report. Returns whether the ballot counts."""
+        if message.ballot <= self.promised or self._own not in message.members:
+            return False
+        self._promise(message.ballot, now)
+        missing = tuple(sorted(self._detector.missing(view, now)))
+        self._out.send(member, Report(message.ballot, view, missing, ledgers(), self._accepted))
+        return True
+
+    def asked(self, member: NodeId, message: Accept, view: View, now: float) -> bool:
+        """Accept what a ballot asks for, unless a greater one was promised. Returns whether it counts."""
+        later = message.view.epoch > view.epoch and message.view.group == view.group
+        if message.ballot < self.promised or message.before != view.mark or not later:
+            return False
+        self._promise(message.ballot, now)
+        self._accepted = message
+        self._out.send(member, Accepted(message.ballot, message.before))
+        return True
+
     def accepts(self, message: Decide) -> bool:
-        """Tell whether a decision binds this member."""
+        """Tell whether a decision binds this member, under CONTINUE."""
         return self.fenced and message.ballot == self.promised and self._own in message.view.ids
 
-    def suffices(self, members: int, before: View) -> bool:
-        """Tell whether so many members of the view `before` may make the next one."""
-        return self._partition is Partition.CONTINUE or 2 * members > len(before.members)
-
     # --- within ---
+
+    def _promise(self, ballot: Ballot, now: float) -> None:
+        self.promised = ballot
+        self.fenced = True
+        self._proposal = self._admission = None
+        self._needed_since = now
+
+    def _quorum(self, view: View) -> int:
+        """Return how many members of `view` it takes to choose the next one."""
+        return len(view.members) // 2 + 1 if self.consensus else 1
 
     def _electorate(self, view: View, missing: frozenset[NodeId]) -> frozenset[NodeId]:
         return frozenset(m for m in view.members if m == self._own or (m not in missing and m in self._detector.linked))
 
-    def _propose(
-        self, view: View, ledgers: Callable[[], tuple[Ledger, ...]], now: float, members: frozenset[NodeId]
-    ) -> Decide | None:
+    def _propose(self, view: View, ledgers: Ledgers, now: float, members: frozenset[NodeId]) -> Decide | None:
         ballot = self.promised.above(self._own)
         self.promised = ballot
         self.fenced = True
-        proposal = self._proposal = Proposal(ballot, members, now)
+        proposal = self._proposal = Proposal(ballot, view, members, now)
         missing = tuple(sorted(self._detector.missing(view, now)))
-        proposal.reports[self._own] = Report(ballot, view, missing, ledgers())
+        proposal.reports[self._own] = Report(ballot, view, missing, ledgers(), self._accepted)
         for member in sorted(members - {self._own}):
-            self._out.send(member, Propose(ballot, view.epoch, tuple(sorted(members))))
+            self._out.send(member, Propose(ballot, view.epoch, tuple(sorted(members)), view.mark))
         return self._conclude(proposal, now)
 
     def _conclude(self, proposal: Proposal, now: float) -> Decide | None:
@@ -160,16 +234,51 @@ class ViewChange:
         if more and newest.mark != own.view.mark:
             self._invited |= more
             return self._propose(own.view, lambda: own.ledgers, now, proposal.members | more)
+        if not self.consensus:
+            return self._announce(self._draw_up(proposal, newest))
+        return self._ask(proposal, now)
+
+    def _draw_up(self, proposal: Proposal, newest: View) -> Decide:
+        """Return the next view, of members that can work together, and what became of the operations."""
+        reports, admission = proposal.reports, self._admission
         members = compatible(self._own, {member: report.missing for member, report in reports.items()})
-        self.minority = not self.suffices(len(members), newest)
-        if self.minority:
-            return None
         roster = self._roster(members, reports)
         epoch = max(report.view.epoch for report in reports.values()) + 1
-        after = View.of(newest.group, epoch, self._rng.randbytes(MARK_BYTES), roster)
         rulings = rule({member: report.ledgers for member, report in reports.items()})
-        decision = Decide(proposal.ballot, after, rulings)
-        for member in after.members:
+        if admission is not None:
+            epoch = max(epoch, admission.after.epoch)
+            roster += [line for line in admission.after.roster if line.id not in proposal.view.ids]
+            others = (ruling for ruling in rulings if ruling.op != admission.op)
+            rulings = (*others, Ruling(admission.op, Stage.COMMITTED))
+        after = View.of(newest.group, epoch, self._rng.randbytes(MARK_BYTES), roster)
+        return Decide(proposal.ballot, after, rulings, proposal.view.mark)
+
+    def _ask(self, proposal: Proposal, now: float) -> Decide | None:
+        """Ask for what may have been chosen before, else for a view of those who reported."""
+        if proposal.ballot < self.promised:
+            return None  # outbid
+        before = [report.accepted for report in proposal.reports.values() if report.accepted is not None]
+        drawn: Accept | Decide = max(before, key=lambda one: one.ballot, default=None) or self._draw_up(
+            proposal, proposal.view
+        )
+        accept = Accept(proposal.ballot, proposal.view.mark, drawn.view, drawn.rulings)
+        if self._forced:
+            return self._announce(Decide(accept.ballot, accept.view, accept.rulings, accept.before))
+        self._accepted = proposal.asked = accept
+        proposal.accepted.add(self._own)
+        proposal.since = now
+        for member in sorted(proposal.members - {self._own}):
+            self._out.send(member, accept)
+        return self._chosen(proposal)
+
+    def _chosen(self, proposal: Proposal) -> Decide | None:
+        asked = proposal.asked
+        if asked is None or len(proposal.accepted) < self._quorum(proposal.view):
+            return None
+        return self._announce(Decide(asked.ballot, asked.view, asked.rulings, asked.before))
+
+    def _announce(self, decision: Decide) -> Decide:
+        for member in decision.view.members:
             if member != self._own:
                 self._out.send(member, decision)
         return decision

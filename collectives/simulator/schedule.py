@@ -7,7 +7,7 @@ message is on its way, so that over many seeds each happens in every state of th
 two steps, at the coordinator and elsewhere.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from random import Random
 
@@ -223,6 +223,7 @@ class Stepper:
 
 ONE_AT_A_TIME = 0.2  # the part of schedules whose members make one call at a time
 FAULT_SECONDS = 6.0  # faults happen within this time after the group has formed
+ROLLING_SECONDS = 24.0  # and within this where partitions roll: one that heals in part and is cut anew, and again
 KINDS = ("crash", "power", "restart", "pause", "cut", "split", "oneway", "isolate", "join", "leave")
 MOMENTS = (
     messages.Initiate,
@@ -237,6 +238,13 @@ MOMENTS = (
     messages.Welcome,
     messages.Apply,
     messages.ViewNotice,
+)
+ROLLING_MOMENTS = (
+    messages.Commit,
+    messages.Propose,
+    messages.Report,
+    messages.Decide,
+    messages.Welcome,
 )
 RARE = (messages.Propose, messages.Report, messages.Decide, messages.Welcome, messages.Apply, messages.ViewNotice)
 
@@ -265,13 +273,17 @@ class Schedule:
     dialling: float  # how long it may take until a link is there (s)
     programs: tuple[Program, ...]  # if members make one call at a time: each runs one of these
     faults: tuple[Fault, ...]
+    seconds: float = FAULT_SECONDS  # how long faults may happen
 
     @classmethod
-    def draw(cls, seed: int, members: int) -> "Schedule":
-        """Return the schedule of a seed, for a group of up to `members`."""
+    def draw(cls, seed: int, members: int, partition: Partition | None = None) -> "Schedule":
+        """Return the schedule of a seed, for a group of up to `members`; with `partition`, all have that mode.
+
+        Those of which `MAJORITY` is asked have rolling partitions besides, and newcomers that come meanwhile.
+        """
         rng = Random(f"schedule {seed}")
         faults = tuple(cls._fault(rng) for _ in range(rng.choice((1, 1, 2, 2, 3, 4))))
-        return cls(
+        schedule = cls(
             seed,
             rng.randint(2, max(2, members)),
             rng.choice((Partition.CONTINUE, Partition.CONTINUE, Partition.CONTINUE, Partition.MAJORITY)),
@@ -281,6 +293,27 @@ class Schedule:
             cls._programs(Random(f"programs {seed}")),
             faults,
         )
+        if partition is None:
+            return schedule
+        rolling = cls._rolling(Random(f"rolling {seed}")) if partition is Partition.MAJORITY else ()
+        seconds = ROLLING_SECONDS if rolling else FAULT_SECONDS
+        return replace(schedule, partition=partition, faults=(*faults, *rolling), seconds=seconds)
+
+    @staticmethod
+    def _rolling(rng: Random) -> tuple[Fault, ...]:
+        """Return up to three partitions that roll, and newcomers."""
+        joins = [Fault("join", None, 0, True, rng.uniform(0.0, 4.0), 0.0) for _ in range(rng.randint(0, 2))]
+        moments = (*ROLLING_MOMENTS, None)
+        rolls = [
+            Fault(
+                "rolling", rng.choice(moments), rng.randint(1, 12), True, rng.uniform(0.0, 8.0), rng.choice((1.5, 4.0))
+            )
+            for _ in range(rng.randint(1, 2))
+        ]
+        if rng.random() < 0.5:
+            moment = rng.choice((messages.Accept, messages.Accepted))
+            rolls.append(Fault("rolling", moment, rng.randint(1, 6), True, 0.0, rng.choice((1.5, 4.0))))
+        return (*joins, *rolls)
 
     @staticmethod
     def _programs(rng: Random) -> tuple[Program, ...]:

@@ -26,11 +26,10 @@ from collectives.agreement.events import (
     Verdict,
 )
 from collectives.agreement.message_codec import decode, encode
-from collectives.agreement.views import ADMIT_TAG
+from collectives.agreement.views import ADMIT_TAG, View
 from collectives.simulator.network import Network
 from collectives.simulator.schedule import (
     END_TAG,
-    FAULT_SECONDS,
     TAGS,
     Fault,
     History,
@@ -84,6 +83,7 @@ class Trial:
         self._restarting = 0
         self._dialling = Random(f"dialling of trial {schedule.seed}")
         self._seen: dict[type, int] = {}
+        self._primaries: dict[int, View] = {}  # under MAJORITY: the view of each epoch
         self._armed = {(fault.moment, fault.n): fault for fault in schedule.faults if fault.moment is not None}
 
     def run(self) -> None:
@@ -98,7 +98,7 @@ class Trial:
         for fault in schedule.faults:
             if fault.moment is None:
                 network.at(formed + fault.when, self._strike, fault, self.rng.randrange(schedule.members))
-        network.run(formed + FAULT_SECONDS)
+        network.run(formed + schedule.seconds)
         self.faulty = False
         self._until(lambda: not self._restarting, "never")
         network.disorder = 0.0
@@ -205,7 +205,8 @@ class Trial:
 
     def _boot(self, number: int) -> None:
         rng = Random(f"node {self.schedule.seed} {number} {self.network.now}")
-        seeds = [str(other) for other in self.nodes if other != number and self.nodes[other].alive]
+        lone = self.schedule.partition is Partition.MAJORITY and not any(one.alive for one in self.nodes.values())
+        seeds = [str(other) for other in self.nodes if other != number and (lone or self.nodes[other].alive)]
         core = Agreement(
             IDS[number],
             str(number),
@@ -288,8 +289,16 @@ class Trial:
                     node.stepper.finished(action, pending=node.core.pending)
             case Install():
                 node.owner.install(action)
+                if self.schedule.partition is Partition.MAJORITY:
+                    self._primary(action.view)
             case OutOfGroup():
                 node.owner.outside(action)
+
+    def _primary(self, view: View) -> None:
+        """Nobody enters another view of an epoch than those who entered one of it before."""
+        known = self._primaries.setdefault(view.epoch, view)
+        sides = [[NUMBERS[member] for member in one.members] for one in (known, view)]
+        expect(known.mark == view.mark, f"two primary views of epoch {view.epoch}: {sides[0]} and {sides[1]}")
 
     def _connect(self, node: Node, number: int) -> None:
         other = self.nodes.get(number)
@@ -338,6 +347,8 @@ class Trial:
             case "isolate" | "split" | "oneway":
                 side = {number} if fault.kind != "split" else {n for n in self.nodes if self.rng.random() < 0.5}
                 self._part(side, fault)
+            case "rolling":
+                self._roll(fault, self.rng.randint(2, 4))
             case "join":
                 if len(self.nodes) < self.schedule.members + NEWCOMERS:
                     self._boot(len(self.nodes))
@@ -377,9 +388,27 @@ class Trial:
                     network.at(network.now + self.rng.uniform(0.0, fault.lasts), network.cut, one, other)
         network.at(network.now + fault.lasts, network.heal)
 
+    def _roll(self, fault: Fault, stages: int) -> None:
+        """Open all directions and cut the nodes into sides anew, `stages` times: most links between sides close."""
+        if not self.faulty:
+            return
+        network, sides = self.network, {number: self.rng.randrange(3) for number in self.nodes}
+        network.heal()
+        if not stages:
+            return
+        told = [[number for number in sides if sides[number] == side] for side in range(3)]
+        self.struck.append(f"{network.now:.3f} sides {' | '.join(str(side) for side in told if side)}")
+        for one in self.nodes:
+            for other in self.nodes:
+                if sides[one] != sides[other]:
+                    network.block(one, other)
+                    if one < other and self.rng.random() < 0.8:
+                        network.cut(one, other)
+        network.at(network.now + self.rng.uniform(0.3, 1.2) * fault.lasts, self._roll, fault, stages - 1)
 
-def run(seed: int, members: int) -> Trial:
+
+def run(seed: int, members: int, partition: Partition | None = None) -> Trial:
     """Run the schedule of a seed and return the trial; raises `Violated`."""
-    trial = Trial(Schedule.draw(seed, members))
+    trial = Trial(Schedule.draw(seed, members, partition))
     trial.run()
     return trial

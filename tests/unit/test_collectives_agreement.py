@@ -12,6 +12,7 @@ from collectives.agreement.events import (
     ADMIT,
     Begin,
     Event,
+    ForceView,
     Heard,
     Leave,
     Linked,
@@ -250,21 +251,71 @@ def test_under_majority_nobody_goes_out_for_a_view_that_nobody_can_go_on_from() 
     assert group.views() == [(9, (1, 4, 5))]
 
 
-def test_under_majority_one_that_cannot_go_on_shows_its_view_to_nobody_and_goes_out_for_any_other() -> None:
+def test_under_majority_one_that_cannot_go_on_goes_out_for_a_later_view_only() -> None:
     group = group_of_three(Partition.MAJORITY)
     for number in (1, 2):
         group.stop(number)
     group.run(3.0)
     assert group.views() == [(3, ALL)]
     group.feed(0, Linked(IDS[5], ""))
-    group.run(3.0)
-    said = [action.message for action in group.actions[0] if isinstance(action, Send) and action.member == IDS[5]]
-    assert said
-    assert all(isinstance(message, messages.Beat) for message in said)
-    theirs = View.of(b"group", 1, b"the mark", [Member(IDS[5], "", b"session!")])
-    group.feed(0, Heard(IDS[5], messages.ViewNotice(theirs)))
-    assert isinstance(group.actions[0][-2], OutOfGroup)
+    for epoch, goes_out in ((2, False), (4, True)):
+        theirs = View.of(b"group", epoch, b"the mark", [Member(IDS[5], "", b"session!")])
+        group.run(1.0)
+        group.actions[0].clear()
+        group.feed(0, Heard(IDS[5], messages.ViewNotice(theirs)))
+        assert any(isinstance(action, OutOfGroup) for action in group.actions[0]) == goes_out
     assert isinstance(group.actions[0][-1].message, messages.Apply)
+
+
+def test_a_group_that_lost_its_majority_for_good_goes_on_when_a_person_forces_it() -> None:
+    group = Group(5, Partition.MAJORITY)
+    for number in (0, 1, 2):
+        group.stop(number)
+    group.call(3, deadline=1.0)
+    group.run(5.0)
+    assert group.verdicts()[3] == ["minority"]
+    assert group.cores[3].stranded
+    group.feed(4, ForceView())
+    group.run(1.0)
+    assert group.views() == [(4, (3, 4))]
+    assert not group.cores[3].stranded
+    group.clear()
+    for number in (3, 4):
+        group.call(number)
+    group.boot(5)
+    group.run(3.0)
+    group.admit()
+    assert {number: group.verdicts()[number] for number in (3, 4)} == {3: ["commit"], 4: ["commit"]}
+    assert group.views() == [(5, (3, 4, 5))]
+
+
+def test_who_meets_a_majority_that_went_on_after_being_forced_goes_out_for_it() -> None:
+    group = Group(3, Partition.MAJORITY)
+    for other in (1, 2):
+        group.network.block(0, other)
+        group.network.block(other, 0)
+        group.network.cut(0, other)
+    group.run(5.0)
+    assert group.views() == [(3, ALL), (4, (1, 2))]
+    group.stop(1)  # and then the other two are forced to go on, each by itself
+    group.run(3.0)
+    group.feed(0, ForceView())
+    group.feed(2, ForceView())
+    group.run(1.0)
+    assert group.views() == [(4, (0,)), (5, (2,))]
+    group.network.heal()
+    group.run(5.0)
+    group.admit()
+    assert group.views() == [(6, (0, 2))]
+
+
+@pytest.mark.parametrize("partition", Partition)
+def test_a_group_that_can_go_on_is_not_forced(partition: Partition) -> None:
+    group = group_of_three(partition)
+    with pytest.raises(ValueError, match="force_view"):
+        group.feed(0, ForceView())
+    group.run(1.0)
+    assert group.views() == [(3, ALL)]
 
 
 def test_two_that_miss_each_other_are_not_in_one_view() -> None:
@@ -534,6 +585,7 @@ ballots = st.builds(Ballot, small, nodes)
 entries = st.lists(st.tuples(ops, st.sampled_from(Stage)), max_size=2).map(tuple)
 ledgers = st.builds(messages.Ledger, marks, st.lists(nodes, min_size=1, max_size=3).map(tuple), entries, st.booleans())
 rulings = st.builds(messages.Ruling, ops, st.sampled_from(Stage))
+accepts = st.builds(messages.Accept, ballots, marks, views, st.lists(rulings, max_size=2).map(tuple))
 any_message = st.one_of(
     st.builds(messages.Beat, marks, small, small, some, some, st.booleans()),
     st.builds(messages.Apply, st.just("1"), marks, small),
@@ -545,9 +597,11 @@ any_message = st.one_of(
     st.builds(messages.Commit, ops, st.none() | views),
     st.builds(messages.Ack, ops),
     st.builds(messages.Abort, ops, st.booleans(), st.just("")),
-    st.builds(messages.Propose, ballots, small, some),
-    st.builds(messages.Report, ballots, views, some, st.lists(ledgers, max_size=2).map(tuple)),
-    st.builds(messages.Decide, ballots, views, st.lists(rulings, max_size=2).map(tuple)),
+    st.builds(messages.Propose, ballots, small, some, marks),
+    st.builds(messages.Report, ballots, views, some, st.lists(ledgers, max_size=2).map(tuple), st.none() | accepts),
+    accepts,
+    st.builds(messages.Accepted, ballots, marks),
+    st.builds(messages.Decide, ballots, views, st.lists(rulings, max_size=2).map(tuple), marks),
     st.builds(messages.Welcome, marks, views),
     st.just(messages.Goodbye()),
 )
@@ -562,15 +616,26 @@ any_event = st.one_of(
 
 def in_view(event: Event, view: View | None) -> Event:
     """Let what is about operations of "the mark" be about those of the view that holds, or it would never count."""
-    if view is None or not isinstance(event, Heard) or not isinstance(event.message, messages.OperationMessage):
+    about = messages.OperationMessage | messages.BallotMessage
+    if view is None or not isinstance(event, Heard) or not isinstance(event.message, about):
         return event
     return Heard(event.member, decode(encode(event.message).replace(b"the mark", view.mark)))
 
 
-@given(st.lists(st.tuples(any_event, st.sampled_from((0.0, 0.1, 2.0))), max_size=40), st.booleans(), st.booleans())
-def test_no_events_in_any_order_raise(events: list[tuple[Event, float]], formed: bool, fresh: bool) -> None:
-    group = Group(2)
-    core = group.cores[1] if formed else Agreement(IDS[1], "1", b"group", Random(1), 0.0, seeds=["0"] if fresh else [])
+@given(
+    st.lists(st.tuples(any_event, st.sampled_from((0.0, 0.1, 2.0))), max_size=40),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(Partition),
+)
+def test_no_events_in_any_order_raise(
+    events: list[tuple[Event, float]], formed: bool, fresh: bool, partition: Partition
+) -> None:
+    group = Group(2, partition)
+    seeds = ["0"] if fresh else []
+    core = (
+        group.cores[1] if formed else Agreement(IDS[1], "1", b"group", Random(1), 0.0, seeds=seeds, partition=partition)
+    )
     now = group.network.now
     for tag in (0, 1):
         core.handle(Begin(tag, "reduce", 1.0), now)
