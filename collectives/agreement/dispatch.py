@@ -178,8 +178,11 @@ class Dispatcher:
         """Tell whether this node is to go over to a view that `member` says was decided on."""
         if not self._state.change.consensus:
             return self._state.concerns(message.view, member) and self._state.change.accepts(message)
-        later = view is not None and member in view.ids and message.view.epoch > view.epoch
-        return later and self._state.named_in(message.view)
+        if view is None or message.view.epoch <= view.epoch or not self._state.named_in(message.view):
+            return False
+        if member in view.ids or (member in message.view.ids and self._state.change.has_accepted(message.view)):
+            return True
+        return member in message.view.ids and self._state.witnesses.convinced(member, message.view)
 
     def _meet(self, member: NodeId, epoch: int, view: View, now: float) -> None:
         """Under MAJORITY, answer `member`, which speaks from another view: one of the two is behind."""
@@ -255,6 +258,8 @@ class Dispatcher:
         gone = state.detector.gone
         if member in view.ids:
             if theirs.epoch < view.epoch and theirs.sessions[member] == view.sessions[member]:
+                if state.change.consensus:
+                    self._meet(member, theirs.epoch, view, now)
                 return  # it has yet to enter this view
             later = theirs.epoch >= view.epoch
             gone |= {m for m in theirs.ids & view.ids if later or theirs.sessions[m] != view.sessions[m]}

@@ -15,13 +15,14 @@ from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
-from collectives.agreement.fields import MAX_TEXT_BYTES, Ascending, AtMost, Cut, NotEmpty, Size
+from collectives.agreement.fields import MAX_TEXT_BYTES, Ascending, AtMost, Cut, NotEmpty, Packed, Size
 from collectives.agreement.messages import MESSAGES, Message
 from protocol.errors import MessageError
 from protocol.identity import NODE_ID_BYTES, NodeId, id_bytes, id_of_bytes
 from protocol.wire.encoding import UINT64_MAX, pack, unpack
 
 MAX_NEWER_BYTES = 4096  # that all fields of a newer version may take in one message
+PACKED_KEPT = 32  # values of each packed type: what a view change among members of one history has, and some to spare
 _LENGTH_BYTES = 5  # at most, before a string or an array
 _INTEGER_BYTES = 9
 _to_node = lru_cache(4096)(id_of_bytes)  # a group's ids come again and again, 256 in one report
@@ -102,6 +103,8 @@ def form_of(hint: Any) -> Form:
 
 def _bounded(plain: Any, bounds: list[Any]) -> Form:
     match plain, bounds:
+        case _, [Packed()]:
+            return _packed(form_of(plain))
         case type() as kind, [AtMost(most)] if kind is int:
             return Form(_integers(most), None, _INTEGER_BYTES)
         case type() as kind, [Size(size)] if kind is bytes:
@@ -115,6 +118,34 @@ def _bounded(plain: Any, bounds: list[Any]) -> Form:
         case _, [AtMost(most), *rest] if get_origin(plain) is tuple and get_args(plain)[1:] == (...,):
             return _many(form_of(get_args(plain)[0]), most, rest)
     raise TypeError(f"{plain} with {bounds}: a field of a message has no such bounds")
+
+
+def _packed(inner: Form) -> Form:
+    write_inner = inner.write or _as_is
+
+    @lru_cache(PACKED_KEPT)
+    def read_once(data: bytes) -> Any:
+        (value,) = unpack(
+            data,
+            1,
+            error=MessageError,
+            max_bytes=inner.longest_bytes,
+            max_text=inner.longest_text,
+            max_array=inner.longest_array,
+        )
+        return inner.read(value)
+
+    def read(value: Any) -> Any:
+        if type(value) is not bytes or len(value) > most:
+            _refuse("packed")
+        return read_once(value)
+
+    @lru_cache(PACKED_KEPT)
+    def write(value: Any) -> bytes:
+        return pack([write_inner(value)])
+
+    most = 1 + inner.bytes
+    return Form(read, write, _LENGTH_BYTES + most, longest_bytes=most)
 
 
 def _read_node(value: Any) -> NodeId:

@@ -33,6 +33,7 @@ from collectives.agreement.fields import (
     Mark,
     MemberIds,
     NotEmpty,
+    Packed,
     Reason,
     Session,
     Text,
@@ -49,6 +50,7 @@ MAX_PENDING = 64  # newcomers that are kept waiting
 MAX_RULINGS = MAX_LEDGERS * (MAX_ENTRIES + MAX_OPEN)
 MAX_APPLIED_EPOCH = 2**48  # a stranger cannot use the epochs up
 
+PackedView = Annotated[View, Packed()]
 Digest = Annotated[tuple[tuple[Text, int | str], ...], AtMost(MAX_FIELDS)]
 Share = Annotated[bytes, AtMost(MAX_SHARE_BYTES)]
 
@@ -99,7 +101,7 @@ class Apply:
 class ViewNotice:
     """The sender's view."""
 
-    view: View
+    view: PackedView
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ class Commit:
     """All members have carried `op` out. `view` is the one that an admission leads to."""
 
     op: OpId
-    view: View | None = None
+    view: PackedView | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,7 @@ class Accept:
 
     ballot: Ballot
     before: Mark
-    view: View
+    view: PackedView
     rulings: Rulings
 
 
@@ -222,9 +224,9 @@ class Report:
     """
 
     ballot: Ballot
-    view: View
+    view: PackedView
     missing: MemberIds
-    ledgers: Annotated[tuple[Ledger, ...], AtMost(MAX_LEDGERS)]
+    ledgers: Annotated[tuple[Annotated[Ledger, Packed()], ...], AtMost(MAX_LEDGERS)]
     accepted: Accept | None = None
 
 
@@ -233,7 +235,7 @@ class Decide:
     """The view that `ballot` led to from that with the mark `before`, and what became of operations till then."""
 
     ballot: Ballot
-    view: View
+    view: PackedView
     rulings: Rulings
     before: Mark = NOWHERE
 
@@ -243,7 +245,7 @@ class Welcome:
     """The receiver's application of `session` was granted: it is in `view`."""
 
     session: Session
-    view: View
+    view: PackedView
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,16 +64,27 @@ def rule(reports: Mapping[NodeId, Iterable[Ledger]]) -> tuple[Ruling, ...]:
     rulings: list[Ruling] = []
     for reporters in views.values():
         members = next(iter(reporters.values())).members
-        entries = {member: dict(ledger.entries) for member, ledger in reporters.items() if member in members}
-        for op in sorted({op for known in entries.values() for op in known}):
+        listed = {member: reporters[member] for member in members if member in reporters}
+        distinct = {id(ledger): ledger for ledger in listed.values()}  # those read from equal bytes are one
+        tables = {key: dict(ledger.entries) for key, ledger in distinct.items()}
+        for op in sorted(_open(distinct.values(), tables.values())):
             known = {
-                member: entries[member].get(op, Stage.CALLED)
-                for member in entries
-                if op in entries[member] or reporters[member].whole
+                member: tables[id(ledger)].get(op, Stage.CALLED)
+                for member, ledger in listed.items()
+                if op in tables[id(ledger)] or ledger.whole
             }
-            if any(stage < Stage.COMMITTED for stage in known.values()):
-                rulings.append(Ruling(op, outcome(members, known)))
+            rulings.append(Ruling(op, outcome(members, known)))
     return tuple(rulings)
+
+
+def _open(ledgers: Iterable[Ledger], tables: Iterable[Mapping[OpId, Stage]]) -> set[OpId]:
+    """Return the operations that have not ended in some ledger."""
+    every = {op for table in tables for op in table}
+    unseen: set[OpId] = set()
+    for ledger, table in zip(ledgers, tables, strict=True):
+        unseen |= {op for op, stage in table.items() if stage < Stage.COMMITTED}
+        unseen |= every - table.keys() if ledger.whole else set()
+    return unseen
 
 
 def alone(members: Sequence[NodeId], own: NodeId, stage: Stage) -> Stage:

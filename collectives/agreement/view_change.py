@@ -194,6 +194,10 @@ class ViewChange:
         """Tell whether a decision binds this member, under CONTINUE."""
         return self.fenced and message.ballot == self.promised and self._own in message.view.ids
 
+    def has_accepted(self, view: View) -> bool:
+        """Tell whether `view` is what this member accepted: then whoever is in it may say that it was chosen."""
+        return self._accepted is not None and self._accepted.view.mark == view.mark
+
     # --- within ---
 
     def _promise(self, ballot: Ballot, now: float) -> None:

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collectives.agreement import messages
-from collectives.agreement.fields import MAX_TEXT_BYTES, Ascending, AtMost, Cut, Size
+from collectives.agreement.fields import MAX_TEXT_BYTES, Ascending, AtMost, Cut, Packed, Size
 from collectives.agreement.message_codec import decode, encode, form_of
 from collectives.agreement.messages import MAX_SHARE_BYTES, MESSAGES
-from collectives.agreement.views import Ballot, OpId
+from collectives.agreement.views import Ballot, Member, OpId, View
 from protocol.errors import MessageError
 from protocol.identity import NODE_ID_BYTES, NodeId, id_of_bytes
 from protocol.wire.encoding import UINT64_MAX
@@ -37,8 +37,16 @@ def fields_of(kind: type) -> dict[str, Any]:
     return {name: hints[name] for name in names}
 
 
+def unpacked(hint: Any) -> Any:
+    """What a declaration says of values that travel as bytes of their own; others as they are."""
+    if get_origin(hint) is Annotated and Packed() in get_args(hint):
+        return get_args(hint)[0]
+    return hint
+
+
 def valid(hint: Any) -> st.SearchStrategy[Any]:
     """Values that a declaration allows."""
+    hint = unpacked(hint)
     if get_origin(hint) is Annotated:
         plain, bound, *rules = get_args(hint)
         if get_origin(plain) is tuple:
@@ -69,6 +77,7 @@ def valid(hint: Any) -> st.SearchStrategy[Any]:
 
 def plain(hint: Any, number: int = 0) -> Any:
     """One value that a declaration allows; those with different numbers differ in their node ids."""
+    hint = unpacked(hint)
     if get_origin(hint) is Annotated:
         kind, bound, *rules = get_args(hint)
         if get_origin(kind) is tuple:
@@ -93,6 +102,7 @@ def many(hint: Any, count: int) -> tuple[Any, ...]:
 
 def beyond(hint: Any) -> Iterator[Any]:
     """Values that break one bound of a declaration, anywhere in it."""
+    hint = unpacked(hint)
     if get_origin(hint) is Annotated:
         kind, bound, *rules = get_args(hint)
         if get_origin(kind) is tuple:
@@ -133,6 +143,7 @@ def beyond(hint: Any) -> Iterator[Any]:
 
 def largest(hint: Any, number: int = 0) -> Any:
     """The value that takes the most bytes."""
+    hint = unpacked(hint)
     if get_origin(hint) is Annotated:
         kind, bound, *rules = get_args(hint)
         if get_origin(kind) is tuple:
@@ -249,6 +260,18 @@ def test_the_bytes_of_some_messages_stay_what_they_are() -> None:
     )
     assert len(encode(messages.Beat(bytes(8), 7, 1, (NODE,)))) == 40
     assert len(encode(messages.Start(OP, (bytes(MAX_SHARE_BYTES),) * 256))) < 256 * (MAX_SHARE_BYTES + 6)
+
+
+def test_what_many_reports_say_alike_is_read_once() -> None:
+    view = View.of(
+        b"group", 2, bytes(8), [Member(id_of_bytes(bytes([n]) * 20), "tcp://h:1", bytes(8)) for n in range(9)]
+    )
+    ledger = messages.Ledger(bytes(8), view.members, ((OP, messages.Stage.DONE),))
+    reports = [messages.Report(Ballot(1, NODE), view, (member,), (ledger,)) for member in view.members]
+    read = [decode(encode(report)) for report in reports]
+    assert read == reports
+    assert len({id(report.view) for report in read}) == 1
+    assert len({id(report.ledgers[0]) for report in read}) == 1
 
 
 def test_a_long_reason_is_cut() -> None:
