@@ -145,7 +145,8 @@ class Communicator:
         key = group_key(group, secret.encode() if isinstance(secret, str) else secret)
         exchange = DataPlane(identity.node_id)
         party = Party(identity, key, os.urandom(SESSION_BYTES), encrypt, may_join or anybody)
-        mesh = Mesh(party, listening, streams, exchange.add_stream, exchange.open_streams)
+        closed = may_join is not None or secret is not None
+        mesh = Mesh(party, listening, streams, exchange.add_stream, exchange.open_streams, closed=closed)
         agreement = Agreement(
             identity.node_id,
             mesh.address,
@@ -155,7 +156,7 @@ class Communicator:
             seeds=addresses,
             timing=timing,
             partition=policy,
-            closed=may_join is not None or secret is not None,
+            closed=closed,
         )
         driver = Driver(agreement, mesh, exchange, timing, observer)
         driver.start()

@@ -218,7 +218,8 @@ class Driver:
         """Translate what the mesh says."""
         match event:
             case links.LinkMade(member, address):
-                self.exchange.link(member)
+                if self.status.view is not None and member in self.status.view.ids:
+                    self.exchange.link(member)
                 self._feed(Linked(member, address))
             case links.LinkLost(member):
                 self.exchange.drop(member, f"the connection with member {member} is lost: call it again")
@@ -278,6 +279,7 @@ class Driver:
                 self._publish(replace(self.status, view=view, outside="", stay=stay))
             case OutOfGroup(reason):
                 self.exchange.begin_view()
+                self._open_lanes(frozenset(), "this member was left out of the group: call it again")
                 self._publish(replace(self.status, view=None, outside=reason))
             case Dial(member, address):
                 self._dial(member, address)
@@ -287,11 +289,16 @@ class Driver:
     def _leave_behind(self, view: View) -> None:
         """Drop what came for the view before. Who is out of it may be stopped: nothing waits in its streams."""
         self.exchange.begin_view()
+        self._open_lanes(view.ids, "it was left out of the group")
+
+    def _open_lanes(self, members: frozenset[NodeId], reason: str) -> None:
+        """Let there be data streams with these and nobody else."""
         before = self.status.view
-        for member in before.ids - view.ids if before is not None else ():
-            self.exchange.drop(member, f"member {member} was left out of the group")
-            if member in self._mesh.linked:
-                self.exchange.link(member)
+        for member in before.ids - members if before is not None else ():
+            self.exchange.drop(member, f"member {member}: {reason}")
+        for member in members & self._mesh.linked:
+            self.exchange.link(member)
+        self._mesh.enter(members)
 
     def _dial(self, member: NodeId | None, text: str) -> None:
         try:

@@ -8,7 +8,7 @@ network.
 import random
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +20,15 @@ import structlog
 from protocol.config import LAN, Gate, Instant, Limits, OpenGate, Setup, Timing, read_clock
 from protocol.core import Core
 from protocol.credentials.grants import Use
-from protocol.credentials.records import MAX_SERVICES, Address, Endpoint, RecordReader, Service, usable_records
+from protocol.credentials.records import (
+    MAX_SERVICES,
+    Address,
+    Endpoint,
+    PeerRecord,
+    RecordReader,
+    Service,
+    usable_records,
+)
 from protocol.credentials.use_log import UseLog
 from protocol.driver import Driver
 from protocol.errors import NetworkFailed
@@ -41,6 +49,7 @@ __all__ = ["Counters", "Host", "PeerInfo", "Received", "Verdict"]
 MIN_WAIT_S = 0.01
 SAVE_INTERVAL_S = 5.0
 DESCRIBE_INTERVAL_S = 0.5
+MAX_ADMITTED = 1024  # nodes that `admits` knows of: four groups of the largest size
 ADDRESS_INTERVAL_S = 10.0  # a laptop that changed networks says so this soon; looking sends nothing
 LIST_INTERVAL_S, LIST_RETRY_S = 2.0, 60.0  # a person who takes something back waits; reading a small file does not
 COMMANDS_PER_STEP = 256
@@ -174,6 +183,7 @@ class Host:
         self._peers: list[PeerInfo] = []
         self._services: tuple[Service, ...] = ()
         self._offers: list[tuple[NodeId, Service]] = []
+        self._admitted: dict[NodeId, PeerRecord] = {}  # replaced whole
         self._transport: ZmqTransport | None = None
 
     def start(self) -> Address | None:
@@ -286,6 +296,14 @@ class Host:
         """
         return [(node, service.endpoint) for node, service in self._offers if service.name == name]
 
+    def admits(self, node: NodeId) -> bool:
+        """Tell whether the swarm admits `node`, as far as is known here: its record came, and is in order.
+
+        As of at most `DESCRIBE_INTERVAL_S` ago. A record whose node is out of reach, or that had to make room in
+        the book, still counts, as one of the last `MAX_ADMITTED`; one that is admitted no more does not.
+        """
+        return node in self._admitted
+
     def stop(self) -> None:
         """Leave: close every socket and end the thread. What is still queued is lost. Safe to call twice."""
         self._stopping.set()
@@ -335,6 +353,7 @@ class Host:
                         for record in core.membership.book.good_records()
                         for service in record.services
                     ]
+                    self._admitted = still_admitted(self._admitted, core.membership.book.records(), self._setup, now)
                     next_description = now.steady + DESCRIBE_INTERVAL_S
                 if now.steady >= next_look or self._services != services:
                     next_look = now.steady + ADDRESS_INTERVAL_S
@@ -394,6 +413,16 @@ class Host:
         if self._peers_file is not None:
             records = [record.encoded for record in core.membership.book.records()]
             writer.put(partial(save_peers, self._peers_file, records))
+
+
+def still_admitted(
+    known: Mapping[NodeId, PeerRecord], records: Iterable[PeerRecord], setup: Setup, now: Instant
+) -> dict[NodeId, PeerRecord]:
+    """Return the newest record of each node that the swarm admits, of those `known` and `records`."""
+    newest = {**known, **{record.node_id: record for record in records}}
+    late = now.unix * 1000
+    good = [record for record in newest.values() if record.expiry_ms > late and not setup.gate.admits(record, now)]
+    return {record.node_id: record for record in good[-MAX_ADMITTED:]}
 
 
 def describe_peers(membership: Membership) -> list[PeerInfo]:

@@ -3,6 +3,7 @@
     addresses      where members listen, and dialling without waiting; Unix sockets on one machine
     handshake      a signed key exchange, bytes in, bytes out: who may join, and who knows the group
     sealing        the records after it, encrypted or authenticated only
+    limits         what those who are no members may cost: handshakes, links, frames
     connection     one control connection: its handshake, then its frames, on a socket that never blocks
     mesh           all of them: who is linked, who is dialled; one thread's
     framing        the header of a piece on a data stream

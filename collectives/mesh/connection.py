@@ -1,7 +1,8 @@
 """One control connection: a handshake, then frames, on a socket that never blocks.
 
 A frame is a length (4 bytes, big endian) and a record. The length is checked before any of the frame
-is kept. What waits to be written is bounded too: a peer that does not read is hung up on.
+is kept. What waits to be written is bounded too: a peer that does not read is hung up on. Both bounds are
+small until the peer is a member (`limits`), and so is what is read of it in a turn.
 
 Also what a mesh knows of each connection, and of each member that it is linked with.
 """
@@ -15,6 +16,7 @@ from typing import Any
 from collectives.agreement.message_codec import MAX_MESSAGE_BYTES
 from collectives.mesh.addresses import Address
 from collectives.mesh.handshake import Handshake, Peer
+from collectives.mesh.limits import MAX_STRANGER_FRAME_BYTES, MAX_STRANGER_UNSENT_BYTES, STRANGER_READ_BYTES, Pace
 from protocol.errors import PeerError
 from protocol.identity import NodeId
 
@@ -36,6 +38,7 @@ class Channel:
         """Take over a connected (or connecting), non-blocking socket."""
         self.socket = sock
         self.peer: Peer | None = None
+        self.is_member = False  # the group lets it in: set by the mesh
         self._handshake = handshake
         self._in = bytearray()
         self._out = bytearray(handshake.start())
@@ -57,7 +60,7 @@ class Channel:
             raise ChannelError("own_frame_size")
         self._out += _LENGTH.pack(len(record))
         self._out += record
-        if len(self._out) > MAX_UNSENT_BYTES:
+        if len(self._out) > (MAX_UNSENT_BYTES if self.is_member else MAX_STRANGER_UNSENT_BYTES):
             raise ChannelError("does_not_read")
         self.write()
 
@@ -82,9 +85,9 @@ class Channel:
             PeerError: hang up.
         """
         frames: list[bytes] = []
-        for _ in range(MAX_READS):
+        for _ in range(MAX_READS if self.is_member or self.peer is None else 1):
             try:
-                data = self.socket.recv(_READ_BYTES if self.peer else 4096)
+                data = self.socket.recv(_READ_BYTES if self.is_member else STRANGER_READ_BYTES)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -113,7 +116,7 @@ class Channel:
         assert self.peer is not None
         while len(self._in) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._in)
-            if length > MAX_FRAME_BYTES:
+            if length > (MAX_FRAME_BYTES if self.is_member else MAX_STRANGER_FRAME_BYTES):
                 raise ChannelError("frame_size")
             end = _LENGTH.size + length
             if len(self._in) < end:
@@ -134,6 +137,10 @@ class ChannelState:
     stream_of: NodeId | None = None  # of an own data connection
     stream: int = 0
     introduced: bool = False
+    prefix: str = ""  # the network that an inbound one counts for
+    parked: bool = False  # a proven data connection of one that is no member yet
+    pace: Pace = field(default_factory=Pace)
+    paused_until: float = 0.0
 
     @property
     def inbound(self) -> bool:
@@ -150,4 +157,6 @@ class MemberLink:
     channels: list[ChannelState]
     dialled: Any = None
     is_local: bool = True  # until no Unix socket of its was found
+    since: float = 0.0
+    prefix: str = ""  # of the connection that it began with, if that was inbound
     dialling: set[int] = field(default_factory=set)  # streams whose handshakes are under way

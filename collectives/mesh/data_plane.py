@@ -2,7 +2,8 @@
 
 Every link has one outbox and all of its streams take pieces from it, so a slow stream takes fewer.
 A piece that comes is looked up by its operation. One that is not known yet gets an `Inbox`, since it
-is about to start here too; those are bounded, and ended operations are remembered to drop their rest.
+is about to start here too; ended operations are remembered to drop their rest. What comes early is bounded
+for each member, in bytes and in operations, so that what one sends costs no other its place.
 """
 
 import socket
@@ -15,11 +16,11 @@ from collectives.agreement.views import OpId
 from collectives.errors import Aborted
 from collectives.mesh.framing import PIECE_BYTES, SPREAD_BYTES, Piece, PieceKind, cut, operation_key
 from collectives.mesh.handshake import Peer
-from collectives.mesh.socket_port import Inbox, SocketPort
+from collectives.mesh.socket_port import Budget, Inbox, SocketPort
 from collectives.mesh.stream import Outgoing, SendQueue, Stream
 from protocol.identity import NodeId
 
-MAX_UNKNOWN = 64  # operations that others started and we did not yet
+MAX_UNKNOWN = 64  # operations that a member started and we did not yet
 MAX_ENDED = 4096  # operations whose late pieces are told from those of unknown ones
 MAX_STREAMS = 256  # of one link, both ends' together
 # How long a stream waits for an operation to start here. Everybody has called it, and what says so is on its way
@@ -35,6 +36,8 @@ class _Lane:
 
     outbox: SendQueue = field(default_factory=SendQueue)
     streams: dict[Stream, bool] = field(default_factory=dict)  # -> did we dial it?
+    budget: Budget = field(default_factory=Budget)
+    early: OrderedDict[bytes, None] = field(default_factory=OrderedDict)  # operations that have yet to start here
 
 
 class DataPlane:
@@ -45,7 +48,7 @@ class DataPlane:
         self._lock = threading.Lock()
         self._lanes: dict[NodeId, _Lane] = {}
         self._ports: dict[bytes, tuple[Inbox, frozenset[NodeId]]] = {}
-        self._unknown: OrderedDict[bytes, Inbox] = OrderedDict()
+        self._unknown: dict[bytes, Inbox] = {}
         self._ended: OrderedDict[bytes, None] = OrderedDict()
         self._closed = False
 
@@ -55,7 +58,7 @@ class DataPlane:
         """Return the port of an operation that starts; `deadline` is on the monotonic clock. Close it afterwards."""
         key = operation_key(op)
         with self._lock:
-            inbox = self._unknown.pop(key, None) or Inbox()
+            inbox = self._no_longer_early(key) or Inbox()
             self._ports[key] = inbox, frozenset(members)
             dropped = key in self._ended
         inbox.start(deadline)
@@ -75,19 +78,24 @@ class DataPlane:
         key = operation_key(op)
         with self._lock:
             self._remember(key)
-            inbox = self._unknown.pop(key, None)
+            inbox = self._no_longer_early(key)
         if inbox is not None:
             inbox.end(Aborted("it ended before it started here"))
 
     def begin_view(self) -> None:
         """Drop what came for operations that did not start here: they were of a view before this one."""
         with self._lock:
-            late = list(self._unknown.items())
-            self._unknown.clear()
-            for key, _ in late:
+            keys = list(self._unknown)
+            late = [self._no_longer_early(key) for key in keys]
+            for key in keys:
                 self._remember(key)
-        for _, inbox in late:
+        for inbox in filter(None, late):
             inbox.end(Aborted("the group changed before it started here"))
+
+    def _no_longer_early(self, key: bytes) -> Inbox | None:
+        for lane in self._lanes.values():
+            lane.early.pop(key, None)
+        return self._unknown.pop(key, None)
 
     def _remember(self, key: bytes) -> None:
         self._ended[key] = None
@@ -112,7 +120,9 @@ class DataPlane:
     def place(self, source: NodeId, key: bytes, piece: Piece) -> memoryview | None:
         """See `stream.Arrivals`."""
         inbox = self._inbox(source, key)
-        return None if inbox is None else inbox.place(source, piece, PATIENCE_S)
+        with self._lock:
+            lane = self._lanes.get(source)
+        return None if inbox is None or lane is None else inbox.place(source, piece, PATIENCE_S, lane.budget)
 
     def arrived(self, source: NodeId, key: bytes, piece: Piece, where: memoryview) -> None:
         """See `stream.Arrivals`."""
@@ -136,20 +146,22 @@ class DataPlane:
             if known is not None:
                 inbox, members = known
                 return inbox if source in members else None
-            if key in self._ended or self._closed:
+            lane = self._lanes.get(source)
+            if key in self._ended or self._closed or lane is None:
                 return None
-            if key not in self._unknown:
-                self._unknown[key] = Inbox()
-                if len(self._unknown) > MAX_UNKNOWN:
-                    dropped, inbox = self._unknown.popitem(last=False)
-                    inbox.end(Aborted(_TOO_MUCH))
-                    self._remember(dropped)
-            return self._unknown[key]
+            lane.early[key] = None
+            if len(lane.early) > MAX_UNKNOWN:
+                oldest, _ = lane.early.popitem(last=False)
+                dropped = self._no_longer_early(oldest)
+                if dropped is not None:
+                    dropped.end(Aborted(_TOO_MUCH))
+                self._remember(oldest)
+            return self._unknown.setdefault(key, Inbox())
 
     # --- streams -------------------------------------------------------------------------------
 
     def link(self, member: NodeId) -> None:
-        """There is a way to `member`: what is sent to it may wait for a stream."""
+        """There is a way to a member of the view: what is sent to it may wait for a stream, and come from one."""
         with self._lock:
             if not self._closed:
                 self._lanes.setdefault(member, _Lane())

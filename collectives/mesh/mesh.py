@@ -6,6 +6,9 @@ end that dialled a control connection dials the link's data streams too, as that
 member's Unix socket where both are on one machine; each of these, once proven, is handed to `on_stream`
 with its socket and belongs to the mesh no longer.
 
+A link with one that is no member yet carries small frames at a bounded pace, and no data stream: streams
+that it dials wait for the view that it is in, as its handshakes do for their proof (`limits`).
+
 Who is wanted is tried again with growing pauses, all addresses of its name in turn, until it is linked
 or `WANT_S` have passed: whoever wanted it then may want it again.
 """
@@ -34,9 +37,22 @@ from collectives.mesh.addresses import (
 )
 from collectives.mesh.connection import Channel, ChannelState, MemberLink
 from collectives.mesh.handshake import Handshake, HandshakeError, Party, Peer, Purpose
+from collectives.mesh.limits import (
+    MAX_STRANGERS,
+    MAX_STRANGERS_OF_PREFIX,
+    MAX_STRANGERS_WHO_MAY_JOIN,
+    MAX_UNPROVEN,
+    MAX_UNPROVEN_OF_PREFIX,
+    REFUSED_AT_ONCE,
+    REFUSED_PAUSE_S,
+    STRANGER_S,
+    THIS_MACHINE,
+    HandshakeRates,
+)
 from protocol.credentials.records import Endpoint
 from protocol.errors import PeerError
 from protocol.identity import NodeId
+from protocol.limits.rate_limits import prefix_of
 from protocol.transport.addresses import Resolver
 from protocol.wire.encoding import pack, unpack
 
@@ -89,7 +105,6 @@ class Wanted:
 
 
 HANDSHAKE_S = 5.0  # a connection that is not proven by then is closed: several round trips on any link
-MAX_UNPROVEN = 64  # inbound connections that may be in their handshakes; more are closed at once
 MAX_CHANNELS = 4  # of one link: each end's own, and one that is about to break
 WANT_S = 60.0
 _YIELD_S = 0.3  # the greater id lets the smaller dial first: most pairs then have one connection, not two
@@ -111,8 +126,12 @@ class Mesh:
         streams: int,
         on_stream: Callable[[Peer, socket.socket, bool], None],
         open_streams: Callable[[NodeId], Set[int]],
+        *,
+        closed: bool = False,
     ) -> None:
         """Listen. `open_streams` tells which of a member's streams that we dialled are alive.
+
+        `closed`: whoever completes a handshake may join.
 
         Raises:
             BadAddress: it is not possible to listen there.
@@ -120,6 +139,7 @@ class Mesh:
         self._party = replace(party, may_join=self._may_join)
         self._own = party.identity.node_id
         self._allows = party.may_join
+        self._closed = closed
         self._ask_again = 0.0
         self._streams = streams
         self._on_stream = on_stream
@@ -141,6 +161,10 @@ class Mesh:
         self._resolver = Resolver(self.wake)
         self._events: deque[MeshEvent] = deque()
         self._look_at_streams = 0.0
+        self._resting: dict[Any, float] = {}  # listeners that accept nothing until then
+        self._rates = HandshakeRates(time.monotonic())
+        self._members: Set[NodeId] = frozenset()
+        self._former: Set[NodeId] = frozenset()
 
     @property
     def linked(self) -> Set[NodeId]:
@@ -174,6 +198,24 @@ class Mesh:
         except Exception:
             log.exception("may_join failed", member=member)
             return False
+
+    def enter(self, members: Set[NodeId]) -> None:
+        """The view is of these: they, and nobody else, have data streams.
+
+        Those of the view before may yet have something long to say about how it ended.
+        """
+        self._former, self._members = self._members, members
+        self._look_at_streams = 0.0
+        for connection in list(self._connections.values()):
+            peer = connection.channel.peer
+            if peer is None:
+                continue
+            connection.channel.is_member = peer.member in members or peer.member in self._former
+            if connection.parked and peer.member in members:
+                self._hand_over(connection, peer)
+            elif connection.channel.is_member and connection.paused_until:
+                connection.paused_until = 0.0
+                self._watch(connection)
 
     def drop(self, member: NodeId, reason: str) -> None:
         """Hang up on a member; whoever wants it again may dial it again."""
@@ -226,7 +268,8 @@ class Mesh:
         that we are done, and read until the others are too.
         """
         for listener in self._listeners:
-            self._selector.unregister(listener)
+            if listener not in self._resting:
+                self._selector.unregister(listener)
             listener.close()
         open_until = time.monotonic() + linger
         for connection in list(self._connections.values()):
@@ -236,7 +279,8 @@ class Mesh:
             except (PeerError, OSError):
                 self._end(connection, "closed")
                 continue
-            self._selector.modify(connection.channel.socket, selectors.EVENT_READ, connection.channel)
+            connection.paused_until, connection.parked = 0.0, False
+            self._watch(connection, selectors.EVENT_READ)
         while self._connections and (left := open_until - time.monotonic()) > 0:
             for key, _ in self._selector.select(left):
                 if key.data in self._connections:
@@ -254,17 +298,33 @@ class Mesh:
     # --- one connection ------------------------------------------------------------------------
 
     def _accept(self, listener: Any) -> None:
-        for _ in range(MAX_UNPROVEN):
+        refused = 0
+        while refused < REFUSED_AT_ONCE:
             try:
-                sock, _where = listener.accept()
+                sock, where = listener.accept()
             except OSError:  # none waits, it is gone again, or we have no descriptor left for it
                 return
-            if sum(1 for c in self._connections.values() if c.inbound and not c.introduced) >= MAX_UNPROVEN:
-                self.refused["unproven"] += 1
+            prefix = prefix_of(where[0]) if isinstance(where, tuple) else THIS_MACHINE
+            if not self._rates.take(prefix, time.monotonic()):
+                self.refused["too_many_handshakes"] += 1
                 sock.close()
+                refused += 1
                 continue
+            self._make_room(prefix)
             sock.setblocking(False)
-            self._begin(sock, Handshake(self._party, initiator=False))
+            self._begin(sock, Handshake(self._party, initiator=False), prefix=prefix)
+        self._selector.unregister(listener)
+        self._resting[listener] = time.monotonic() + REFUSED_PAUSE_S
+
+    def _make_room(self, prefix: str) -> None:
+        """Let the oldest handshake go for a new one from `prefix`, if there are too many."""
+        unproven = [c for c in self._connections.values() if c.inbound and not c.introduced]  # the oldest first
+        counts = Counter(c.prefix for c in unproven)
+        if counts[prefix] >= MAX_UNPROVEN_OF_PREFIX:
+            self._end(next(c for c in unproven if c.prefix == prefix), "crowded_out")
+        elif len(unproven) >= MAX_UNPROVEN:
+            (most, _), *_ = counts.most_common(1)
+            self._end(next(c for c in unproven if c.prefix == most), "crowded_out")
 
     def _begin(self, sock: socket.socket, handshake: Handshake, **facts: Any) -> None:
         prepare(sock)
@@ -272,10 +332,19 @@ class Mesh:
         self._connections[connection.channel] = connection
         self._selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE, connection.channel)
 
-    def _watch(self, connection: ChannelState) -> None:
+    def _watch(self, connection: ChannelState, mask: int | None = None) -> None:
+        """Wait for what the connection can do next: one that is paused or parked may have nothing to wait for."""
         channel = connection.channel
-        mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if channel.wants_to_write else 0)
-        if self._selector.get_key(channel.socket).events != mask:
+        if mask is None:
+            reads = not connection.parked and not connection.paused_until
+            mask = (selectors.EVENT_READ if reads else 0) | (selectors.EVENT_WRITE if channel.wants_to_write else 0)
+        watched = self._selector.get_map().get(channel.socket)
+        if not mask:
+            if watched is not None:
+                self._selector.unregister(channel.socket)
+        elif watched is None:
+            self._selector.register(channel.socket, mask, channel)
+        elif watched.events != mask:
             self._selector.modify(channel.socket, mask, channel)
 
     def _work(self, connection: ChannelState, mask: int) -> None:
@@ -290,6 +359,10 @@ class Mesh:
                     self._prove(connection, channel.peer)
                 for frame in frames:
                     self._take(connection, frame)
+                if connection.introduced and not channel.is_member:
+                    now = time.monotonic()
+                    again = connection.pace.spend(len(frames), now)
+                    connection.paused_until = again if again > now else 0.0
         except PeerError as error:
             self._end(connection, error.reason)
             return
@@ -306,9 +379,18 @@ class Mesh:
             raise MeshError("stream_without_link")
         while connection.channel.wants_to_write:  # the proof's 120 bytes, into an empty socket
             connection.channel.write()
+        if peer.member in self._members:
+            self._hand_over(connection, peer)
+        else:  # it may have entered a view that this node is about to enter
+            connection.parked = True
+
+    def _hand_over(self, connection: ChannelState, peer: Peer) -> None:
+        """Let a proven data connection go to the streams."""
         self._forget(connection)
         self._on_stream(peer, connection.channel.socket, connection.stream_of is not None)
-        link.dialling.discard(connection.stream)
+        link = self._links.get(peer.member)
+        if link is not None:
+            link.dialling.discard(connection.stream)
 
     def _take(self, connection: ChannelState, frame: bytes) -> None:
         peer = connection.channel.peer
@@ -333,20 +415,43 @@ class Mesh:
                 self._end(old, "new_session")
             link = None
         if link is None:
+            self._admit_stranger(connection, peer.member)
             link = self._links[peer.member] = MemberLink(peer.session, address, [])
+            link.since, link.prefix = time.monotonic(), connection.prefix
             self._events.append(LinkMade(peer.member, address))
         if len(link.channels) >= MAX_CHANNELS:
             raise MeshError("too_many_connections")
         link.channels.append(connection)
+        connection.channel.is_member = peer.member in self._members or peer.member in self._former
         if connection.where is not None:
             link.dialled = connection.where
             self._look_at_streams = 0.0
         for wanted in [a for a in self._wanted if a.member == peer.member or a == connection.wanted]:
             del self._wanted[wanted]
 
+    def _admit_stranger(self, connection: ChannelState, member: NodeId) -> None:
+        """See to it that there is a link to spare for one that dialled us and is no member. Raises `MeshError`."""
+        if member in self._members or not self._members or not connection.inbound:
+            return  # who is outside cannot tell members from strangers, and whom we dial we want
+        strangers = [(link.since, name) for name, link in self._links.items() if name not in self._members]
+        of_prefix = [one for one in strangers if self._links[one[1]].prefix == connection.prefix]
+        if self._closed:
+            crowd, most = strangers, MAX_STRANGERS_WHO_MAY_JOIN
+        elif len(of_prefix) >= MAX_STRANGERS_OF_PREFIX:
+            crowd, most = of_prefix, MAX_STRANGERS_OF_PREFIX
+        else:
+            crowd, most = strangers, MAX_STRANGERS
+        if len(crowd) < most:
+            return
+        since, oldest = min(crowd)
+        if time.monotonic() - since < STRANGER_S:
+            raise MeshError("too_many_strangers")
+        self.drop(oldest, "crowded_out")
+
     def _forget(self, connection: ChannelState) -> None:
         del self._connections[connection.channel]
-        self._selector.unregister(connection.channel.socket)
+        if connection.channel.socket in self._selector.get_map():
+            self._selector.unregister(connection.channel.socket)
 
     def _end(self, connection: ChannelState, reason: str) -> None:
         """Hang up, and see what follows from it."""
@@ -414,12 +519,22 @@ class Mesh:
         for member in [member for member in self._links if not self._may_join(member)]:
             self.drop(member, "may_not_join")
 
+    def _go_on_after_pauses(self, now: float) -> None:
+        for connection in [c for c in self._connections.values() if 0.0 < c.paused_until <= now]:
+            connection.paused_until = 0.0
+            self._watch(connection)
+        for listener in [listener for listener, until in self._resting.items() if until <= now]:
+            del self._resting[listener]
+            self._selector.register(listener, selectors.EVENT_READ)
+
     # --- time ----------------------------------------------------------------------------------
 
     def _next_timer(self, now: float) -> float:
         times = [w.next_try for w in self._wanted.values() if not w.trying]
         times += [c.proven_by for c in self._connections.values() if not c.introduced]
-        if any(link.dialled for link in self._links.values()):
+        times += [c.paused_until for c in self._connections.values() if c.paused_until]
+        times += self._resting.values()
+        if any(link.dialled for member, link in self._links.items() if member in self._members):
             times.append(self._look_at_streams + _STREAM_PAUSE_S)
         return min(times, default=now + 60.0)
 
@@ -427,6 +542,7 @@ class Mesh:
         self._turn_from_those_who_may_not(now)
         for connection in [c for c in self._connections.values() if not c.introduced and c.proven_by <= now]:
             self._end(connection, "slow_handshake")
+        self._go_on_after_pauses(now)
         for wanted, endpoints in self._resolver.take():
             if isinstance(wanted, Address) and wanted in self._wanted:
                 self._dial(wanted, [numeric(endpoint) for endpoint in endpoints])
@@ -447,7 +563,7 @@ class Mesh:
         if now >= self._look_at_streams + _STREAM_PAUSE_S:
             self._look_at_streams = now
             for member, link in self._links.items():
-                if link.dialled is not None:
+                if link.dialled is not None and member in self._members:
                     self._dial_streams(member, link)
 
 

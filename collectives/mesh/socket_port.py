@@ -1,8 +1,9 @@
 """One attempt's payloads: where those that come in belong, and the `Port` that an algorithm holds.
 
 An `Inbox` may be older than its port: other members start an operation a moment earlier, and what
-they send then is held until this member starts it too. Held bytes are bounded; when the bound is
-reached the reader of that stream waits, which in the end makes the sender wait.
+they send then is held until this member starts it too. What is held of one member is bounded, over all
+operations; when the bound is reached the readers of its streams wait, which in the end makes it wait, and
+no other member.
 
 Locks: one a box, held for bookkeeping only. Payload bytes are received without it, straight into the
 ticket's buffer.
@@ -19,8 +20,9 @@ from collectives.mesh.framing import Piece, PieceKind
 from collectives.mesh.port import MAX_REQUEST_BYTES, MAX_SLOT, Handler, PendingReceive, SourceLost
 from protocol.identity import NodeId
 
-MAX_HELD_BYTES = 64 << 20  # of one attempt: what comes before it is expected
+MAX_HELD_BYTES = 64 << 20  # of one member: what comes before it is expected
 MAX_HELD_PIECES = 4096
+LOOK_S = 0.05  # between looks whether another operation gave back what this member had held there
 MAX_REQUESTS = 1024  # that wait for an answer
 
 _Name = tuple[NodeId, int]
@@ -42,6 +44,30 @@ class SocketReceive:
         return self.missing <= 0 or self.error is not None
 
 
+class Budget:
+    """What one member may have held here. Thread-safe; an inbox's lock is taken first where both are."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes = MAX_HELD_BYTES
+        self._pieces = MAX_HELD_PIECES
+
+    def take(self, count: int) -> bool:
+        """Take room for a piece of `count` bytes; False: there is not so much left, and nothing was taken."""
+        with self._lock:
+            if count > self._bytes or not self._pieces:
+                return False
+            self._bytes -= count
+            self._pieces -= 1
+            return True
+
+    def give_back(self, count: int) -> None:
+        """A piece of `count` bytes is held no more."""
+        with self._lock:
+            self._bytes += count
+            self._pieces += 1
+
+
 class Inbox:
     """What has come, and what is expected, in one attempt."""
 
@@ -53,16 +79,15 @@ class Inbox:
         self.requests: SimpleQueue[tuple[NodeId, int, bytes] | None] = SimpleQueue()
         self._tickets: dict[_Name, SocketReceive] = {}
         self._held: defaultdict[_Name, list[tuple[Piece, bytearray]]] = defaultdict(list)
-        self._held_bytes = 0
-        self._held_pieces = 0
+        self._paid: dict[int, tuple[bytearray, Budget]] = {}  # buffers that were taken from a budget, by their id
         self.lost_members: dict[NodeId, str] = {}
 
     # --- the readers' side ---------------------------------------------------------------------
 
-    def place(self, source: NodeId, piece: Piece, patience: float) -> memoryview | None:
+    def place(self, source: NodeId, piece: Piece, patience: float, budget: Budget) -> memoryview | None:
         """Return where to receive a piece of a payload, or None: nobody will ever want it.
 
-        Blocks when it is not expected yet and too much is held already: up to the attempt's deadline, however
+        Blocks when it is not expected yet and `budget`, the member's, is used up: to the attempt's deadline, however
         long its owner takes to expect it, or `patience` seconds while it has not started here.
         """
         name = (source, piece.slot)
@@ -72,14 +97,13 @@ class Inbox:
                 ticket = self._tickets.get(name)
                 if ticket is not None:
                     return self._within(ticket, piece)
-                if self._held_bytes + piece.length <= MAX_HELD_BYTES and self._held_pieces < MAX_HELD_PIECES:
+                if budget.take(piece.length):
                     buffer = bytearray(piece.length)
-                    self._held_bytes += piece.length
-                    self._held_pieces += 1
+                    self._paid[id(buffer)] = buffer, budget
                     return memoryview(buffer)
                 left = (began + patience if self.deadline is None else self.deadline) - time.monotonic()
                 if left > 0:
-                    self.changed.wait(left)
+                    self.changed.wait(min(left, LOOK_S))
                 elif self.deadline is None:
                     self._end(Aborted("payloads came for an operation that did not start here: call it again"))
                 else:
@@ -106,7 +130,8 @@ class Inbox:
             buffer = where.obj
             if isinstance(buffer, bytearray) and (ticket is None or ticket.into.obj is not buffer):
                 if ticket is None:
-                    self._held[name].append((piece, buffer))
+                    if self.ended is None:
+                        self._held[name].append((piece, buffer))
                     return
                 self._settle(ticket, piece, buffer)  # expected while it was on its way
             else:
@@ -116,13 +141,17 @@ class Inbox:
                 self.changed.notify_all()
 
     def _settle(self, ticket: SocketReceive, piece: Piece, buffer: bytearray) -> None:
-        self._held_bytes -= piece.length
-        self._held_pieces -= 1
+        self._give_back(buffer)
         into = self._within(ticket, piece)
         if into is not None:
             into[:] = buffer
             ticket.missing -= piece.length
         self.changed.notify_all()
+
+    def _give_back(self, buffer: bytearray) -> None:
+        _, budget = self._paid.pop(id(buffer), (None, None))
+        if budget is not None:  # else the attempt has ended
+            budget.give_back(len(buffer))
 
     def refused(self, source: NodeId, slot: int) -> None:
         """`source` does not answer the request that `slot` belongs to."""
@@ -193,6 +222,8 @@ class Inbox:
         if self.ended is None:
             self.ended = error
             self._held.clear()
+            for buffer, _ in list(self._paid.values()):
+                self._give_back(buffer)
         self.changed.notify_all()
 
 

@@ -76,6 +76,9 @@ class Directory(Protocol):
     def offers(self, name: str) -> list[tuple[NodeId, Endpoint]]:
         """Return who else runs the service of this name."""
 
+    def admits(self, node: NodeId) -> bool:
+        """Tell whether the swarm admits a node."""
+
 
 class Weights(Protocol):
     """What a node does with its weights besides training them; nothing here waits for the network."""
@@ -150,6 +153,7 @@ def exchange_weights(
             weights.seeds,
             weights.listen or _listen(config.network),
             identity=identity,
+            may_join=directory.admits if directory is not None else None,
             encrypt=weights.encrypt,
             streams=weights.streams,
             timeout=JOIN_TIMEOUT,

@@ -11,21 +11,22 @@ from collectives import Codec, Op
 from collectives.agreement.views import OpId
 from collectives.errors import Aborted
 from collectives.mesh.data_plane import MAX_UNKNOWN, PATIENCE_S, DataPlane
-from collectives.mesh.framing import PIECE_BYTES, Piece, operation_key
+from collectives.mesh.framing import PIECE_BYTES, Piece, PieceKind, operation_key
 from collectives.mesh.socket_port import MAX_HELD_BYTES, Inbox
 from collectives.reduce import direct, gather, ring
 from collectives.reduce.kernels import Scratch, describe
 from protocol.identity import NodeId
 from tests.waiting import wait_until
 
-A, B = NodeId("a"), NodeId("b")
+A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 ORDER = (A, B)
 COUNT = 1 << 20
 OP = OpId(b"12345678", 1, 0, 0)
 
 
 def fill(exchange, op=OP):
-    """Bring as much for `op` as is held, and return a piece that is too much."""
+    """Bring as much for `op` as is held of a member, and return a piece that is too much."""
+    exchange.link(B)
     pieces = [Piece(slot, 0, PIECE_BYTES, PIECE_BYTES) for slot in range(MAX_HELD_BYTES // PIECE_BYTES + 1)]
     for piece in pieces[:-1]:
         exchange.arrived(B, operation_key(op), piece, exchange.place(B, operation_key(op), piece))
@@ -105,12 +106,49 @@ def test_what_came_for_an_operation_that_will_not_start_is_dropped_and_its_strea
 
 def test_an_operation_whose_payloads_were_dropped_does_not_wait_for_them():
     exchange = DataPlane(A)
+    exchange.link(B)
     piece = Piece(0, 0, 1, 1)
     for n in range(MAX_UNKNOWN + 1):
         exchange.place(B, operation_key(OP._replace(n=n)), piece)
     port = exchange.open(OP, {A, B}, time.monotonic() + 60)
     with pytest.raises(Aborted, match="in flight"):
         port.wait(port.expect(B, 0, memoryview(bytearray(1))))
+
+
+def test_what_one_member_sends_early_costs_no_other_its_place():
+    exchange = DataPlane(A)
+    exchange.link(C)
+    port = exchange.open(OP, {A, B, C}, time.monotonic() + 60)
+    fill(exchange)
+    for n in range(1, 2 * MAX_UNKNOWN):
+        exchange.told(B, operation_key(OP._replace(n=n)), PieceKind.REQUEST, 0, b"")
+    early = OP._replace(n=10_000)
+    for key in (port.key, operation_key(early)):
+        assert exchange.place(C, key, Piece(0, 0, PIECE_BYTES, PIECE_BYTES)) is not None
+    port = exchange.open(early, {A, C}, time.monotonic() + 60)
+    assert port.inbox.ended is None
+
+
+def test_what_is_held_of_a_member_is_given_back_when_its_operation_ends():
+    exchange = DataPlane(A)
+    for n in range(3):
+        op = OP._replace(n=n)
+        port = exchange.open(op, {A, B}, time.monotonic() + 60)
+        fill(exchange, op)
+        exchange.close_port(port)
+    early = OP._replace(n=3)
+    fill(exchange, early)
+    exchange.begin_view()
+    fill(exchange, OP._replace(n=4))
+
+
+def test_one_that_is_no_member_has_no_place_at_all():
+    exchange = DataPlane(A)
+    port = exchange.open(OP, {A, B, C}, time.monotonic() + 60)
+    for key in (port.key, operation_key(OP._replace(n=1))):
+        assert exchange.place(C, key, Piece(0, 0, 1, 1)) is None
+    exchange.link(C)
+    assert exchange.place(C, port.key, Piece(0, 0, 1, 1)) is not None
 
 
 def job():

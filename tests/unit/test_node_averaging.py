@@ -6,13 +6,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from collectives.errors import Aborted
+from collectives import Communicator
+from collectives.errors import Aborted, DeadlineExceeded
 from collectives.outer_optimizer import flat_copy
 from node.config import WeightsConfig, parse_config
 from node.errors import UserError
 from node.peering import swarm_id
 from node.training.averaging import ADDRESS_FILE, STATE_FILE, OwnWeights, WeightExchange, exchange_weights, group_name
 from protocol.credentials.records import Endpoint, Service
+from protocol.identity import Identity
 from tests.fakes.groups import FakeCommunicator, Hall
 from tests.policies import tiny_policy
 from tests.waiting import wait_until
@@ -261,6 +263,9 @@ class Board:
     def offers(self, name: str) -> list[tuple[str, Endpoint]]:
         return [(node, Endpoint("127.0.0.1", 9)) for node in self.nodes]
 
+    def admits(self, node: str) -> bool:
+        return node in self.nodes
+
 
 @pytest.mark.parametrize(
     ("network", "listen", "told"),
@@ -293,6 +298,20 @@ def test_members_that_the_swarm_tells_of_are_dialled_before_each_exchange(make):
     a.round(1.0)
     a.idle_round()
     assert a.member.met == ["tcp://10.0.0.2:7"]
+
+
+def test_only_nodes_that_the_swarm_admits_can_be_in_the_group(policy, tmp_path):
+    friend, stranger = Identity.generate(), Identity.generate()
+    config = parse_config({"weights": {"mode": "average"}, "network": {"listen": "tcp://127.0.0.1:0"}})
+    with exchange_weights(config, tmp_path, policy, None, Board(friend.node_id)) as weights:
+        weights.begin()
+        wait_until((tmp_path / ADDRESS_FILE).exists, LIMIT)
+        seed = (tmp_path / ADDRESS_FILE).read_text().strip()
+        name = group_name(config.weights, swarm_id(config, tmp_path), policy)
+        with pytest.raises(DeadlineExceeded, match="no seed answered"):
+            Communicator.connect(name, [seed], identity=stranger, timeout=1)
+        with Communicator.connect(name, [seed], identity=friend, timeout=LIMIT) as member:
+            assert member.world_size == 2
 
 
 def test_off_means_off(policy, tmp_path):
