@@ -2,5 +2,5 @@
 
 records   where a node is and what it says of itself       manifest  a swarm's name, rules and limits
 grants    who may be in a swarm with an allowlist          invite    the line with which a person joins
-revocations  what the owner took back                  use_log   the uses of invites, on disk
+use_log   the uses of invites, on disk                     revocations  what the owner took back, and who that is
 """
