@@ -2,8 +2,8 @@
 
 It joins the cores. Every frame takes the same path, cheapest check first:
 
-    who is it -> graylisted? -> within its allowance? -> bytes seen before? -> signature
-    -> swarm -> membership (control messages) or gossip (items)
+    who is it -> graylisted? -> within its allowance? -> an item seen before? -> version
+    -> signature -> digest -> swarm -> membership (control messages) or gossip (items)
 
 A control message counts only over a link whose proven holder signed it, in rising
 sequence. An item may come from any live peer, whoever signed it. The first failing check
@@ -35,10 +35,12 @@ from protocol.events import (
     Link,
     MembershipAction,
     Message,
+    Misfit,
     Moved,
     NotSent,
     Offer,
     Opened,
+    OtherVersion,
     PeerDown,
     PeerUp,
     Publish,
@@ -62,13 +64,14 @@ from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.membership import BEFORE_HELLO, TICK_S, Membership
-from protocol.wire.envelope import Envelope, ItemId, Kind, item_id, open_frame, seal
-from protocol.wire.messages import TOPIC_BYTES, Announce, AskManifest, Body, Interest, Manifest, Pull
+from protocol.wire.envelope import Envelope, ItemId, Kind, claimed_id, header_of, kind_of, open_frame, seal
+from protocol.wire.messages import TOPIC_BYTES, Announce, AskManifest, Body, Goodbye, Hello, Interest, Manifest, Pull
+from protocol.wire.version import OTHER_VERSION, goodbye_reason, said, seal_v1, spoken_version
 
-MAX_REMEMBERED_FRAMES = 1 << 15
 MAX_LINKS = 1024  # whose last sequence number is remembered
 # A manifest has up to 64 KiB. Whoever lacks it asks once each time that a peer comes up.
 MANIFEST_ASK_S, MANIFEST_ASKS = 10.0, 4
+NOTICE_S, NOTICES = 60.0, 16  # lines in our log about peers of other versions: keys, and so such peers, are free
 
 
 class Core:
@@ -90,8 +93,10 @@ class Core:
         self.membership = Membership(setup, book, rng, now, self.admission.is_refused)
         self.gossip = Gossip(setup.identity.node_id, setup, rng, now)
         self.manifest = setup.manifest  # empty until a peer sent it
-        self._frames: Recent[bytes, ItemId] = Recent(MAX_REMEMBERED_FRAMES)
         self._sequences: Recent[Link, int] = Recent(MAX_LINKS)
+        self._said_hello: Recent[Link, None] = Recent(MAX_LINKS)  # that we dialled and sent a hello
+        self._misfits: Recent[bytes, int] = Recent(MAX_LINKS)  # CURVE keys whose holders speak another version
+        self._notices = TokenBucket(1 / NOTICE_S, NOTICES, now.steady)
         self._manifest_asks: Recent[bytes, TokenBucket] = Recent(MAX_LINKS)
         # In microseconds, so that a restarted node goes on above what it used before.
         self._sequence = int(now.unix * 1e6)
@@ -122,11 +127,14 @@ class Core:
         match event:
             case Arrived(link, frame):
                 return self._arrived(link, frame, now)
-            case Offer(body, topic):
-                return self._offer(topic + body, now)
+            case Offer(body, topic, named):
+                return self._offer(topic + body, named, now)
             case Subscribe():
                 return self._items(self.gossip.handle(event, now), now)
-            case Opened() | Closed() | Moved() | Stored():
+            case Opened(link):
+                self._said_hello.pop(link)
+                return self._members(self.membership.handle(event, now), now)
+            case Closed() | Moved() | Stored():
                 return self._members(self.membership.handle(event, now), now)
             case Revoked():
                 return self._revoked(event, now)
@@ -166,13 +174,13 @@ class Core:
             return self._members(self.membership.handle(Expel(node), now), now) if node else []
         if not self.admission.may_send(link, len(frame), now):
             return self._offence("flood", link, subject, now)
-        # A digest is 20 times cheaper than a signature check, and only frames that passed one are remembered.
-        digest = hashlib.sha256(frame).digest()
-        known = self._frames.get(digest)
         try:
-            if known is not None and node is not None:
-                self._repeated(node, known)
-                return []
+            if node is not None and kind_of(frame) == Kind.ITEM:
+                # Only items that passed every check are remembered, so what claims to be one needs none.
+                known = claimed_id(frame)
+                if self.gossip.signer(known) is not None:
+                    self._repeated(node, known)
+                    return []
             envelope = open_frame(frame, self._identity.verify)
             if envelope.swarm != self._swarm:
                 raise EnvelopeError("wrong_swarm")
@@ -182,23 +190,37 @@ class Core:
                 if not (envelope.kind == Kind.REVOCATIONS and self.membership.awaits_list(link)):
                     raise MessageError("no_hello")
             if envelope.kind == Kind.ITEM and node is not None:
-                return self._item(node, frame, digest, envelope, now)
+                return self._item(node, frame, envelope, now)
             return self._control(link, node, envelope, now)
         except PeerError as error:
-            return self._offence(error.reason, link, subject, now)
+            if error.reason == OTHER_VERSION and node is None:
+                return self._other_version(link, frame, now)
+            # Nobody changes version in the middle of a talk.
+            return self._offence("forged" if error.reason == OTHER_VERSION else error.reason, link, subject, now)
 
     def _repeated(self, node: NodeId, known: ItemId) -> None:
         if self.gossip.duplicate(node, known):
-            raise MessageError("replayed", "the same frame from the same peer")
+            raise MessageError("replayed", "the same item from the same peer")
         self.duplicates += 1
 
-    def _item(self, node: NodeId, frame: bytes, digest: bytes, envelope: Envelope, now: Instant) -> list[CoreAction]:
+    def _other_version(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
+        """Part from whoever speaks another major version; its operator and ours are told once."""
+        theirs = spoken_version(frame)
+        self.admission.offence(OTHER_VERSION, None, now)
+        if theirs is None or self.membership.is_parting(link):
+            return []
+        news = self._misfits.get(link.key) is None and self._notices.take(1, now.steady)
+        self._misfits.set(link.key, theirs)
+        actions = self._members(self.membership.handle(Misfit(link, said(theirs), goodbye_reason()), now), now)
+        return [OtherVersion(self._subject(link), theirs), *actions] if news else actions
+
+    def _item(self, node: NodeId, frame: bytes, envelope: Envelope, now: Instant) -> list[CoreAction]:
         actions = self._members(self.membership.heard(node, now), now)
         stamp = envelope.time_ms / 1000
         signer = node_id(envelope.public_key)
         if not -self._limits.max_clock_ahead_s <= now.unix - stamp <= self._limits.max_item_age_s:
             # The stamp is its signer's. Whoever passed it on kept a promise, and its clock may differ from ours.
-            self.gossip.duplicate(node, item_id(envelope.public_key, envelope.body))
+            self.gossip.duplicate(node, envelope.item_id)
             blamed = node if node == signer else None
             return actions + self._offence("stale", self.membership.link_of(node), blamed, now)
         if self._gate.is_revoked(signer):
@@ -210,12 +232,8 @@ class Core:
         if len(envelope.body) < TOPIC_BYTES:
             raise MessageError("malformed", "item")
         topic = envelope.body[:TOPIC_BYTES]
-        item = Item(item_id(envelope.public_key, envelope.body), signer, stamp, topic, frame)
-        self.duplicates += self.gossip.signer(item.id) is not None
-        actions += self._items(self.gossip.handle(Got(node, item), now), now, envelope.body[TOPIC_BYTES:])
-        if self.gossip.signer(item.id) is not None:  # what was not taken may be asked for later
-            self._frames.set(digest, item.id)
-        return actions
+        item = Item(envelope.item_id, signer, stamp, topic, frame)
+        return actions + self._items(self.gossip.handle(Got(node, item), now), now)
 
     def _control(self, link: Link, node: NodeId | None, envelope: Envelope, now: Instant) -> list[CoreAction]:
         sender = node_id(envelope.public_key)
@@ -267,11 +285,10 @@ class Core:
             raise MessageError("false_manifest", "its hash is not the swarm's id")
         self.manifest = encoded
 
-    def _offer(self, body: bytes, now: Instant) -> list[CoreAction]:
-        frame = self._seal(Kind.ITEM, body, now)
+    def _offer(self, body: bytes, named: bytes | None, now: Instant) -> list[CoreAction]:
+        frame = self._seal(Kind.ITEM, body, now, named)
         own = self._identity
-        item = Item(item_id(own.public_key, body), own.node_id, now.unix, body[:TOPIC_BYTES], frame)
-        self._frames.set(hashlib.sha256(frame).digest(), item.id)
+        item = Item(header_of(frame).item_id, own.node_id, now.unix, body[:TOPIC_BYTES], frame)
         return self._items(self.gossip.handle(Publish(item), now), now)
 
     def _report(self, report: Report, now: Instant) -> list[CoreAction]:
@@ -303,7 +320,7 @@ class Core:
             match action:
                 case Send(link, message):
                     assert isinstance(link, Link)
-                    actions.append(self._send(link, message, now))
+                    actions += self._tell(link, message, now)
                 case Dial() | HangUp():
                     actions.append(action)
                 case PeerUp() | PeerDown():
@@ -312,14 +329,23 @@ class Core:
                         actions += self._ask_manifest(action.node, now)
         return actions
 
-    def _items(self, wanted: list[GossipAction], now: Instant, body: bytes = b"") -> list[CoreAction]:
-        """Carry out what gossip asks for; `body` is that of the item it was just given."""
+    def _tell(self, link: Link, message: Body | Item, now: Instant) -> list[CoreAction]:
+        if isinstance(message, Goodbye) and link.key in self._misfits:
+            return [SendFrame(link, self._seal_v1(message, now))]
+        sent: list[CoreAction] = [self._send(link, message, now)]
+        if isinstance(message, Hello) and link.dialled:
+            if link in self._said_hello:  # and no answer came: it may not even read ours
+                sent.append(SendFrame(link, self._seal_v1(message, now)))
+            self._said_hello.set(link, None)
+        return sent
+
+    def _items(self, wanted: list[GossipAction], now: Instant) -> list[CoreAction]:
         actions: list[CoreAction] = []
         for action in wanted:
             if isinstance(action, Deliver):
                 self.items_received += 1
                 item = action.item
-                actions.append(Received(item.id, item.signer, body, item.time, item.topic))
+                actions.append(Received(item.id, item.signer, item.content, item.time, item.topic))
                 continue
             if isinstance(action, Blame):
                 blamed = self.membership.link_of(action.node)
@@ -342,6 +368,11 @@ class Core:
     def _seal_message(self, message: Body, now: Instant) -> bytes:
         return self._seal(message.kind, message.encode(), now)
 
-    def _seal(self, kind: Kind, body: bytes, now: Instant) -> bytes:
+    def _seal(self, kind: Kind, body: bytes, now: Instant, named: bytes | None = None) -> bytes:
         self._sequence += 1
-        return seal(self._identity, self._swarm, kind, self._sequence, int(now.unix * 1000), body)
+        return seal(self._identity, self._swarm, kind, self._sequence, int(now.unix * 1000), body, named)
+
+    def _seal_v1(self, message: Hello | Goodbye, now: Instant) -> bytes:
+        self._sequence += 1
+        stamp = int(now.unix * 1000)
+        return seal_v1(self._identity, self._swarm, message.kind, self._sequence, stamp, message.encode())

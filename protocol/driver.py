@@ -6,8 +6,9 @@ import structlog
 
 from protocol.config import AwakeClock, Instant
 from protocol.core import Core
-from protocol.events import ChargePrefix, CoreEvent, Dial, HangUp, Received, SendFrame, Tick, Unsent
+from protocol.events import ChargePrefix, CoreEvent, Dial, HangUp, OtherVersion, Received, SendFrame, Tick, Unsent
 from protocol.transport import Transport
+from protocol.wire.version import VERSION, said
 
 log = structlog.get_logger()
 
@@ -57,6 +58,13 @@ class Driver:
                         self._transport.charge(link, points)
                     case Received():
                         self._deliver(action)
+                    case OtherVersion(peer, theirs):
+                        log.warning(
+                            "refused a peer that speaks another version of the protocol",
+                            peer=peer,
+                            theirs=said(theirs),
+                            ours=said(VERSION),
+                        )
         except Exception:  # one item must not end the only network thread, whatever is wrong with us
             log.exception("internal error", event_type=type(event).__name__)
             self._core.admission.offence("internal", None, now)

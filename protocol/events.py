@@ -13,8 +13,8 @@ from typing import Any
 
 from protocol.credentials.records import Address, Endpoint, Service
 from protocol.identity import NodeId
-from protocol.wire.envelope import ItemId
-from protocol.wire.messages import Body, Entry, Interest, hint
+from protocol.wire.envelope import HEAD_BYTES, ItemId
+from protocol.wire.messages import TOPIC_BYTES, Body, Entry, Interest, hint
 
 # Links, as every transport has them
 
@@ -83,10 +83,11 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The node publishes a body under a topic (8 bytes)."""
+    """The node publishes a body under a topic (8 bytes); `digest` is that of both, if it is known already."""
 
     body: bytes
     topic: bytes
+    digest: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,15 @@ class Expel:
 
 
 @dataclass(frozen=True, slots=True)
+class Misfit:
+    """Whoever is at the other end speaks version `theirs`, another major one; `reason` is what to part with."""
+
+    link: Link
+    theirs: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PeerUp:
     """A peer can be talked to; again if it is a new connection or a restart, and it may have missed things."""
 
@@ -172,6 +182,11 @@ class Item:
     time: float
     topic: bytes
     frame: bytes
+
+    @property
+    def content(self) -> bytes:
+        """The application's bytes, after the topic."""
+        return self.frame[HEAD_BYTES + TOPIC_BYTES :]
 
     @property
     def entry(self) -> Entry:
@@ -313,6 +328,14 @@ class ChargePrefix:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherVersion:
+    """Tell the node's operator: `peer` speaks another major version of the protocol, `theirs`."""
+
+    peer: str
+    theirs: int
+
+
+@dataclass(frozen=True, slots=True)
 class Blame:
     """A peer did what has a price (see `limits.PENALTIES`), or only a name to be counted by."""
 
@@ -321,9 +344,9 @@ class Blame:
 
 
 NetworkEvent = Opened | Closed | Arrived | Refused
-MembershipEvent = Opened | Closed | Message | Expel | Moved | Revoked | Stored | Tick
+MembershipEvent = Opened | Closed | Message | Expel | Misfit | Moved | Revoked | Stored | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
 GossipEvent = PeerUp | PeerDown | Publish | Got | Announced | Interested | Pulled | Subscribe | NotSent | Discard | Tick
 GossipAction = Deliver | Send | Blame
 CoreEvent = NetworkEvent | Moved | Revoked | Stored | Offer | Subscribe | Report | Unsent | Tick
-CoreAction = Dial | HangUp | SendFrame | Received | ChargePrefix
+CoreAction = Dial | HangUp | SendFrame | Received | ChargePrefix | OtherVersion

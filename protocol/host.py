@@ -40,7 +40,7 @@ from protocol.notices import Notices
 from protocol.storage import BackgroundWriter, exchange_bytes, load_peers, save_peers
 from protocol.transport.addresses import advertised_host
 from protocol.transport.zeromq import ZmqTransport
-from protocol.wire.envelope import SWARM_BYTES, ItemId, item_id
+from protocol.wire.envelope import SWARM_BYTES, ItemId, digest, item_id
 from protocol.wire.messages import MAX_REVOCATIONS_BYTES, NO_TOPIC, TOPIC_BYTES
 
 __all__ = ["Counters", "Host", "PeerInfo", "Received", "Verdict"]
@@ -230,8 +230,9 @@ class Host:
             raise ValueError(f"an item has at most {MAX_ITEM_BYTES} bytes, got {len(body)}")
         if len(topic) != TOPIC_BYTES:
             raise ValueError(f"a topic has {TOPIC_BYTES} bytes, got {len(topic)}")
-        self._command(Offer(body, topic))
-        return item_id(self._setup.identity.public_key, topic + body)
+        named = digest(topic + body)  # here, and not on the network thread
+        self._command(Offer(body, topic, named))
+        return item_id(self._setup.identity.public_key, named)
 
     def subscribe(self, topics: frozenset[bytes] | None, demand: float) -> None:
         """Ask for items of these topics only (8 bytes each; None: all), `demand` of them a second at most."""

@@ -20,8 +20,9 @@ from typing import NamedTuple
 from protocol.errors import ManifestError
 from protocol.identity import KEY_BYTES, NODE_ID_BYTES, Identity, NodeId, Verify, id_bytes, id_of_bytes, node_id, verify
 from protocol.wire.encoding import is_uint, pack, unpack
-from protocol.wire.envelope import HEADER_BYTES, SWARM_BYTES, VERSION
+from protocol.wire.envelope import HEADER_BYTES, SWARM_BYTES
 from protocol.wire.messages import MAX_MANIFEST_BYTES
+from protocol.wire.version import VERSION
 
 FORMAT = 1
 MAX_ALLOWED = 1024  # 20 KiB; larger swarms admit by invite

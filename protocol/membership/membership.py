@@ -42,6 +42,7 @@ from protocol.events import (
     MembershipAction,
     MembershipEvent,
     Message,
+    Misfit,
     Moved,
     Opened,
     PeerDown,
@@ -195,6 +196,10 @@ class Membership:
                 return self._message(event, now)
             case Expel(node):
                 return self._drop(node) if node in self._links.peers else []
+            case Misfit(link, theirs, reason):
+                if link.dialled:
+                    self.refusals.latest = f"it speaks protocol {theirs}"
+                return self._refuse(link, reason, now)
             case Moved(endpoints, services):
                 self.directory.move(endpoints, services, now)
                 return self._links.tell_all(Peers((self.record.encoded,)))

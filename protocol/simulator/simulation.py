@@ -23,7 +23,7 @@ from protocol.events import Offer, Received, Report, Verdict
 from protocol.identity import KEY_BYTES, Identity
 from protocol.membership.address_book import Book
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
-from protocol.wire.envelope import HEADER_BYTES, ItemId, item_id
+from protocol.wire.envelope import HEADER_BYTES, ItemId, digest, item_id, kind_of
 from protocol.wire.messages import NO_TOPIC
 
 SWARM = b"simulated swarm!"
@@ -33,8 +33,6 @@ MIN_WAIT_S = 0.001  # a driver that asks for less would stop the clock
 # ten thousand nodes with some refutations, renewals and restarts each.
 SHARED_RECORDS = 1 << 16
 
-# Where a frame has its kind: behind its header, an array header, the version, and the swarm with its length.
-KIND_AT = HEADER_BYTES + 1 + 3 + 2 + len(SWARM)
 
 MakeCore = Callable[[Setup, Book, random.Random, Instant], Core]
 
@@ -173,7 +171,7 @@ class Simulation:
         """Let a node publish."""
         node = self.nodes[name]
         self._feed(node, Offer(body, NO_TOPIC))
-        return item_id(node.identity.public_key, NO_TOPIC + body)
+        return item_id(node.identity.public_key, digest(NO_TOPIC + body))
 
     def report(self, name: int, item: ItemId, verdict: Verdict, reason: str) -> None:
         """Let a node judge an item."""
@@ -217,6 +215,6 @@ class Simulation:
 
     def _sent(self, frame: bytes) -> None:
         self._trace.update(frame[KEY_BYTES:HEADER_BYTES])  # the signature stands for all that it covers
-        kind = frame[KIND_AT] if len(frame) > KIND_AT else 0
+        kind = kind_of(frame) or 0
         self.frames_sent[kind] += 1
         self.bytes_sent[kind] += len(frame)

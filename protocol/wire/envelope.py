@@ -1,36 +1,45 @@
 """The envelope: the one form in which anything crosses the network.
 
-    frame = public key (32) | signature (64) | payload
-    payload = MessagePack [version, swarm id (16), kind, sequence, time in ms, body]
+    frame  = public key (32) | signature (64) | header (72) | body
+    header = version (2) | kind (2) | swarm id (16) | sequence (8) | time in ms (8) | body's size (4) | digest (32)
 
-`version` is major x 256 + minor. A newer minor version may append fields to any array and
-add kinds, which older nodes skip; another major version is not understood.
+Integers are big-endian. The signature is Ed25519 over a domain separator and the header, and the
+header holds a digest of the body: so a body is hashed once, by whoever sends and whoever receives
+it, and the same digest names it (`item_id`).
 
-The signature is Ed25519 over a domain separator and the payload's exact bytes. A receiver
-checks in this order: size, signature, layout. Nothing is parsed before its signature holds,
-and an envelope is relayed as the very bytes that came.
+    digest = SHA-256(SHA-256(chunk 0) | SHA-256(chunk 1) | ...), chunks of `CHUNK_BYTES`, the last one shorter
+
+By the list of its chunks' hashes, a part of a body can be checked before the rest is there.
+
+`version` is major x 256 + minor. A newer minor version may append fields to the arrays in bodies and
+add kinds, which older nodes skip; another major version is refused (see `protocol.wire.version`).
+
+A receiver checks in this order: size, version, signature, digest. Nothing of a body is parsed before
+they hold, and an envelope is relayed as the very bytes that came.
 """
 
 import hashlib
+import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NewType
 
 from protocol.errors import EnvelopeError
 from protocol.identity import KEY_BYTES, SIGNATURE_BYTES, Identity, Verify, verify
-from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
+from protocol.wire.version import MAJOR, VERSION, said, spoken_version
 
 ItemId = NewType("ItemId", bytes)
 
-MAJOR, MINOR = 1, 0
-VERSION = MAJOR << 8 | MINOR
 SWARM_BYTES = 16
-HEADER_BYTES = KEY_BYTES + SIGNATURE_BYTES
+HASH_BYTES = 32
+HEADER_BYTES = KEY_BYTES + SIGNATURE_BYTES  # before whatever is signed, here and in records and manifests
+_HEADER = struct.Struct(">HH16sQQI32s")
+HEAD_BYTES = HEADER_BYTES + _HEADER.size  # before an envelope's body
+# At 1 MB/s a chunk holds a link up for an eighth of a second, and its proof is a 4096th of its size.
+CHUNK_BYTES = 128 << 10
 MAX_BODY_BYTES = (1 << 20) + 64  # an item of 1 MiB and its topic
-# Version, swarm id, kind, sequence, time and the body's own header take at most 50 bytes, newer fields the rest.
-MAX_FRAME_BYTES = HEADER_BYTES + 128 + MAX_BODY_BYTES
-_MIN_PAYLOAD_BYTES = 24  # an array header, the swarm id, five one-byte fields and more
-_DOMAIN = b"gossamer/envelope/1\x00"
+MAX_FRAME_BYTES = HEAD_BYTES + MAX_BODY_BYTES
+_DOMAIN = b"gossamer/envelope/2\x00"
 
 
 class Kind(IntEnum):
@@ -56,11 +65,11 @@ class Kind(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Envelope:
-    """An envelope whose signature was found good (or that is about to be signed).
+class Header:
+    """What was signed of an envelope, and by whom; the signature was found good.
 
-    `kind` may be a number that this version does not know. `time_ms` is the signer's
-    clock, in milliseconds of Unix time.
+    `kind` may be a number that this version does not know. `time_ms` is the signer's clock, in milliseconds of Unix
+    time; `size` the body's bytes.
     """
 
     public_key: bytes
@@ -68,44 +77,112 @@ class Envelope:
     kind: int
     sequence: int
     time_ms: int
+    size: int
+    digest: bytes
+
+    @property
+    def item_id(self) -> ItemId:
+        """The id of an item with this header."""
+        return item_id(self.public_key, self.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope(Header):
+    """A whole envelope: its header, and the body that this is about."""
+
     body: bytes
 
 
-def seal(identity: Identity, swarm: bytes, kind: int, sequence: int, time_ms: int, body: bytes) -> bytes:
-    """Return the signed frame; equal arguments give equal bytes (Ed25519 is deterministic)."""
-    payload = pack([VERSION, swarm, int(kind), sequence, time_ms, body])
-    return identity.public_key + identity.sign(_DOMAIN + payload) + payload
+def seal(
+    identity: Identity,
+    swarm: bytes,
+    kind: int,
+    sequence: int,
+    time_ms: int,
+    body: bytes,
+    body_digest: bytes | None = None,
+) -> bytes:
+    """Return the signed frame; equal arguments give equal bytes (Ed25519 is deterministic).
+
+    `body_digest` is the body's `digest`, where it is known already.
+    """
+    header = _HEADER.pack(VERSION, int(kind), swarm, sequence, time_ms, len(body), body_digest or digest(body))
+    return b"".join((identity.public_key, identity.sign(_DOMAIN + header), header, body))
 
 
 def open_frame(frame: bytes, check: Verify = verify) -> Envelope:
     """Verify and decode `frame`; `check` verifies signatures.
 
     Raises:
-        EnvelopeError: reason "oversized", "malformed", "forged" (the signature is not the key's) or "other_version".
+        EnvelopeError: reason "oversized", "malformed", "forged" (the signature is not the key's, or the body is
+            another than the signed one) or "other_version".
     """
     if len(frame) > MAX_FRAME_BYTES:
         raise EnvelopeError("oversized", f"{len(frame)} bytes")
-    if len(frame) < HEADER_BYTES + _MIN_PAYLOAD_BYTES:
-        raise EnvelopeError("malformed", f"{len(frame)} bytes")
-    public_key, signature, payload = frame[:KEY_BYTES], frame[KEY_BYTES:HEADER_BYTES], frame[HEADER_BYTES:]
-    if not check(public_key, signature, _DOMAIN + payload):
+    body = frame[HEAD_BYTES:]
+    header = open_header(frame[:HEAD_BYTES], check)
+    if header.size != len(body) or header.digest != digest(body):
+        raise EnvelopeError("forged", "body")
+    return Envelope(
+        header.public_key, header.swarm, header.kind, header.sequence, header.time_ms, header.size, header.digest, body
+    )
+
+
+def open_header(head: bytes, check: Verify = verify) -> Header:
+    """Verify and decode the first `HEAD_BYTES` of a frame. Raises as `open_frame`."""
+    version = spoken_version(head)
+    if version is not None and version >> 8 != MAJOR:
+        raise EnvelopeError("other_version", f"it speaks {said(version)}, this node {said(VERSION)}")
+    if len(head) != HEAD_BYTES:
+        raise EnvelopeError("malformed", f"{len(head)} bytes")
+    public_key, signature, header = head[:KEY_BYTES], head[KEY_BYTES:HEADER_BYTES], head[HEADER_BYTES:]
+    if not check(public_key, signature, _DOMAIN + header):
         raise EnvelopeError("forged", "signature")
-    version, swarm, kind, sequence, time_ms, body = unpack(payload, 6, error=EnvelopeError, max_bytes=MAX_BODY_BYTES)
-    if not is_uint(version, 0xFFFF) or not is_bytes(swarm, SWARM_BYTES) or not isinstance(body, bytes):
-        raise EnvelopeError("malformed", "layout")
-    if version >> 8 != MAJOR:
-        raise EnvelopeError("other_version", f"{version >> 8}.{version & 0xFF}")
-    if not (is_uint(kind, 0xFFFF) and is_uint(sequence) and is_uint(time_ms)):
-        raise EnvelopeError("malformed", "integers")
-    return Envelope(public_key, swarm, kind, sequence, time_ms, body)
+    return header_of(head)
 
 
-def item_id(public_key: bytes, body: bytes) -> ItemId:
-    """Return the id of an item: SHA-256 over its signer's key and its body.
+def header_of(frame: bytes) -> Header:
+    """Return the header of a frame that is known to be good, or was made here."""
+    _, kind, swarm, sequence, time_ms, size, root = _HEADER.unpack_from(frame, HEADER_BYTES)
+    return Header(frame[:KEY_BYTES], swarm, kind, sequence, time_ms, size, root)
+
+
+def kind_of(frame: bytes) -> int | None:
+    """Return the kind that a frame of this major version says it has, whoever signed it; None for any other."""
+    if not HEAD_BYTES <= len(frame) <= MAX_FRAME_BYTES or frame[HEADER_BYTES] != MAJOR:
+        return None
+    return int.from_bytes(frame[HEADER_BYTES + 2 : HEADER_BYTES + 4], "big")
+
+
+def claimed_id(frame: bytes) -> ItemId:
+    """Return the id that an item's frame of this version claims: enough to know it again, nothing to believe."""
+    return item_id(frame[:KEY_BYTES], frame[HEAD_BYTES - HASH_BYTES : HEAD_BYTES])
+
+
+def chunk_hashes(body: bytes) -> bytes:
+    """Return the hashes of a body's chunks, joined."""
+    if len(body) <= CHUNK_BYTES:
+        return hashlib.sha256(body).digest()
+    view = memoryview(body)
+    return b"".join(
+        hashlib.sha256(view[start : start + CHUNK_BYTES]).digest() for start in range(0, len(body), CHUNK_BYTES)
+    )
+
+
+def digest(body: bytes) -> bytes:
+    """Return the digest (32 bytes) that a header holds of its body."""
+    return digest_of_chunks(chunk_hashes(body))
+
+
+def digest_of_chunks(hashes: bytes) -> bytes:
+    """Return the digest of the body whose chunks have these hashes, joined."""
+    return hashlib.sha256(hashes).digest()
+
+
+def item_id(public_key: bytes, body_digest: bytes) -> ItemId:
+    """Return the id of an item: SHA-256 over its signer's key and the digest of its body.
 
     Time and sequence are left out: a node that restarts and publishes a body again
     gives it the same id.
     """
-    digest = hashlib.sha256(public_key)
-    digest.update(body)
-    return ItemId(digest.digest())
+    return ItemId(hashlib.sha256(public_key + body_digest).digest())

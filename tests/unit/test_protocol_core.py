@@ -2,13 +2,14 @@
 
 import random
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import Instant, Limits, Setup
-from protocol.core import MANIFEST_ASK_S, MANIFEST_ASKS, Core
-from protocol.credentials.records import Endpoint, make_record
+from protocol.core import MANIFEST_ASK_S, MANIFEST_ASKS, NOTICES, Core
+from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.driver import Driver
 from protocol.events import (
     Arrived,
@@ -18,6 +19,8 @@ from protocol.events import (
     HangUp,
     Link,
     Offer,
+    Opened,
+    OtherVersion,
     Received,
     Refused,
     Report,
@@ -31,8 +34,9 @@ from protocol.identity import Identity, Verify
 from protocol.limits.peer_scores import FIRST_REFUSAL_S
 from protocol.membership.address_book import Book
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
-from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, item_id, open_frame, seal
+from protocol.wire.envelope import HEADER_BYTES, MAX_FRAME_BYTES, Kind, digest, item_id, open_frame, seal
 from protocol.wire.messages import NO_TOPIC, Announce, Entry, Goodbye, Hello, Ping
+from protocol.wire.version import seal_v1, spoken_version
 
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0
@@ -96,7 +100,9 @@ def test_an_item_is_delivered_with_its_signers_name_whoever_brings_it() -> None:
     talk = Talk()
     frame = talk.frame(Kind.ITEM, b"body", OTHER, age=60)
     (item,) = received(talk.hear(frame))
-    assert item == Received(item_id(OTHER.public_key, NO_TOPIC + b"body"), OTHER.node_id, b"body", UNIX - 60, NO_TOPIC)
+    assert item == Received(
+        item_id(OTHER.public_key, digest(NO_TOPIC + b"body")), OTHER.node_id, b"body", UNIX - 60, NO_TOPIC
+    )
     assert talk.rejected == {} and talk.core.items_received == 1
 
 
@@ -146,9 +152,60 @@ def test_the_same_item_from_the_same_peer_is_a_replay_and_from_another_a_duplica
 
 def test_a_body_that_its_signer_signs_again_is_not_delivered_again() -> None:
     talk = Talk()
+    talk.greet(OTHER, OTHER_LINK)
     assert received(talk.say(Kind.ITEM, b"body"))
-    assert not received(talk.say(Kind.ITEM, b"body"))
+    assert not received(talk.say(Kind.ITEM, b"body", link=OTHER_LINK))
     assert (talk.core.duplicates, talk.rejected) == (1, {})
+    assert not received(talk.say(Kind.ITEM, b"body"))
+    assert talk.rejected == {"replayed": 1}
+
+
+def test_a_peer_that_dialled_us_in_another_version_is_told_in_its_own_form_and_we_are_told_once() -> None:
+    talk = Talk()
+    record = make_record(OTHER, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
+    hello = seal_v1(OTHER, SWARM, Kind.HELLO, 1, int(UNIX * 1000), Hello(record.encoded).encode())
+    notice, goodbye = talk.hear(hello, OTHER_LINK)
+    assert notice == OtherVersion(OTHER_LINK.key.hex(), 0x0100)
+    assert spoken_version(goodbye.frame) == 0x0100
+    body = msgpack.unpackb(goodbye.frame[HEADER_BYTES:])[5]
+    assert Goodbye.decode(body).reason == "other_version_2_0"
+    assert talk.hear(hello, OTHER_LINK) == []  # it is parted from
+    assert talk.core.handle(Tick(), at(5))
+    again = talk.hear(hello, OTHER_LINK, now=60.0)
+    assert [type(action) for action in again] == [SendFrame]
+    assert OTHER.node_id not in talk.core.membership.peers
+    assert talk.core.admission._scores.score(OTHER_LINK.key.hex(), 60.0) == 0.0
+
+
+def test_the_log_has_few_lines_about_other_versions_however_many_keys_come() -> None:
+    talk = Talk()
+    told = 0
+    for number in range(200):
+        link = Link(number.to_bytes(32, "big"), dialled=False)
+        frame = seal_v1(OTHER, SWARM, Kind.HELLO, number, 1, b"x")
+        told += sum(isinstance(action, OtherVersion) for action in talk.hear(frame, link))
+    assert told == NOTICES and talk.rejected == {"other_version": 200}
+
+
+def test_a_peer_that_we_dialled_and_that_does_not_answer_is_greeted_in_the_older_form_too() -> None:
+    talk = Talk()
+    address = Address(Endpoint("10.0.0.7", 4001), OTHER.curve_key)
+    talk.core = Core(Setup(ME, SWARM), Book([address], 16), random.Random(1), at(0))
+    link = Link(OTHER.curve_key, dialled=True)
+    talk.core.handle(Tick(), at(0))
+    steps = [talk.core.handle(Opened(link), at(1)), talk.core.handle(Tick(), at(4))]
+    said = [[spoken_version(one.frame) for one in actions if isinstance(one, SendFrame)] for actions in steps]
+    assert said == [[0x0200], [0x0200, 0x0100]]
+    answer = seal_v1(OTHER, SWARM, Kind.HELLO, 1, int(UNIX * 1000), b"whatever it says")
+    notice, goodbye = talk.hear(answer, link, now=5)
+    assert isinstance(notice, OtherVersion) and spoken_version(goodbye.frame) == 0x0100
+    assert talk.core.membership.refusals.latest == "it speaks protocol 1.0"
+
+
+def test_a_live_peer_that_changes_its_version_sends_nonsense() -> None:
+    talk = Talk()
+    assert talk.hear(seal_v1(PEER, SWARM, Kind.PING, 9, 9, Ping(1).encode())) == []
+    assert talk.rejected == {"forged": 1} and talk.score < 0
 
 
 def test_a_repeated_frame_costs_no_second_signature_check(monkeypatch) -> None:
@@ -207,7 +264,7 @@ def test_a_liars_items_are_refused_from_everybody_and_a_relay_is_not_blamed() ->
 def test_a_stale_item_costs_its_signer_and_not_whoever_passes_it_on() -> None:
     talk = Talk()
     stale = talk.frame(Kind.ITEM, b"old", OTHER, age=Limits().max_item_age_s + 1)
-    item = item_id(OTHER.public_key, NO_TOPIC + b"old")
+    item = item_id(OTHER.public_key, digest(NO_TOPIC + b"old"))
     announcement = Announce((Entry(item, len(stale), NO_TOPIC, hint(OTHER.node_id)),)).encode()
     assert pulls(talk.say(Kind.ANNOUNCE, announcement))
     assert not received(talk.hear(stale))
@@ -226,7 +283,7 @@ def test_an_item_that_was_pushed_in_vain_is_taken_when_it_is_asked_for() -> None
     frame = talk.frame(Kind.ITEM, b"body", OTHER)
     assert not received(talk.hear(frame, OTHER_LINK))
     talk.core.handle(Subscribe(None, 5.0), at(0))
-    item = item_id(OTHER.public_key, NO_TOPIC + b"body")
+    item = item_id(OTHER.public_key, digest(NO_TOPIC + b"body"))
     announcement = Announce((Entry(item, len(frame), NO_TOPIC, hint(OTHER.node_id)),)).encode()
     actions = talk.say(Kind.ANNOUNCE, announcement)
     actions += talk.core.handle(Tick(), at(5))
@@ -416,5 +473,5 @@ def test_an_item_that_a_full_queue_refused_is_announced_later(monkeypatch) -> No
     driver.feed(Tick())
     announcements = [frame for frame in sent if open_frame(frame).kind == Kind.ANNOUNCE]
     assert [Announce.decode(open_frame(frame).body).items[0][0] for frame in announcements] == [
-        item_id(ME.public_key, NO_TOPIC + b"mine")
+        item_id(ME.public_key, digest(NO_TOPIC + b"mine"))
     ]

@@ -1,0 +1,78 @@
+"""A node and one of protocol version 1, as it was released, on real sockets: both refuse, and say so."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import structlog
+
+from protocol.credentials.records import Address
+from tests.protocol_hosts import ROOT, SWARM, running
+from tests.waiting import wait_until
+
+COMMIT = "6ec0d06"  # the last one whose nodes speak version 1
+CHILD = """
+import sys, time
+from pathlib import Path
+from protocol.host import Host
+from protocol.identity import Identity
+from protocol.records import Address
+folder, seeds = Path(sys.argv[1]), [Address.parse(text) for text in sys.argv[2:]]
+host = Host(Identity.generate(), bytes.fromhex("%s"), "tcp://127.0.0.1:0", seeds)
+(folder / "address.new").write_text(str(host.start()))
+(folder / "address.new").rename(folder / "address")
+while True:
+    counters = host.counters()
+    (folder / "seen.new").write_text(f"{host.refusal} {counters.peers} {dict(counters.rejected)}")
+    (folder / "seen.new").rename(folder / "seen")
+    time.sleep(0.05)
+"""
+CLEAR = {
+    "event": "refused a peer that speaks another version of the protocol",
+    "log_level": "warning",
+    "theirs": "1.0",
+    "ours": "2.0",
+}
+
+
+@contextmanager
+def old_node(folder: Path, *seeds: Address) -> Iterator[None]:
+    """A process of the old commit's own code; what it sees of the swarm is in `folder`/seen."""
+    packed = subprocess.run(["git", "archive", COMMIT, "protocol"], cwd=ROOT, capture_output=True)
+    if packed.returncode:
+        pytest.skip(f"commit {COMMIT} is not in this clone")
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=packed.stdout, check=True)
+    command = [sys.executable, "-c", CHILD % SWARM.hex(), str(folder), *map(str, seeds)]
+    child = subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)})
+    try:
+        wait_until((folder / "seen").exists, 30, "the old node's start")
+        yield
+    finally:
+        child.kill()
+        child.wait()
+
+
+def clear_lines(logs: list) -> list[dict]:
+    return [{key: value for key, value in line.items() if key != "peer"} for line in logs if "theirs" in line]
+
+
+def test_an_old_node_that_dials_a_new_one_is_told_which_version_it_lacks(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as logs, running() as (host, address), old_node(tmp_path, address):
+        seen = tmp_path / "seen"
+        wait_until(lambda: seen.read_text().startswith("other_version_2_0 0"), 20, "the old node's refusal")
+        wait_until(lambda: clear_lines(logs) == [CLEAR], 5, "our line in the log")
+        assert host.counters().peers == 0
+
+
+def test_a_new_node_that_dials_an_old_one_learns_which_version_that_speaks(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as logs, old_node(tmp_path):
+        address = Address.parse((tmp_path / "address").read_text())
+        with running(address, listen=None) as (host, _):
+            wait_until(lambda: clear_lines(logs) == [CLEAR], 20, "our line in the log")
+            assert host.refusal == "it speaks protocol 1.0"
+            wait_until(lambda: "'forged'" in (tmp_path / "seen").read_text(), 20, "the old node's count")
+            assert host.counters().peers == 0
