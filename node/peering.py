@@ -98,7 +98,14 @@ def _start(
     seeds = [Address.parse(text) for text in network.seeds]
     limits = Limits(max_peers=network.max_peers, upload_bytes_per_second=float(network.upload_limit))
     if manifest is not None:
-        limits = replace(limits, max_item_age_s=float(manifest.limits.max_item_age_s))
+        largest = manifest.limits.max_group_bytes
+        limits = replace(
+            limits,
+            max_item_age_s=float(manifest.limits.max_item_age_s),
+            max_item_bytes=largest,
+            held_bytes=max(limits.held_bytes, 2 * largest),
+            inbox_bytes=max(limits.inbox_bytes, 4 * largest),
+        )
 
     uses = UseLog(folder / USES_FILE)
     gate = load_gate(folder, manifest, uses.load(read_clock().unix * 1000)) if manifest else None

@@ -73,7 +73,9 @@ class Limits:
 
     inbox_items: int = 4096  # received and not yet fetched by the node
     inbox_bytes: int = 64 * MIB
-    held_bytes: int = 32 * MIB  # items kept for peers that still lack them
+    held_bytes: int = 32 * MIB  # items kept for peers that still lack them, and as much again of items on their way
+    # 32 completions of 16 thousand tokens are some 2 MiB of text; eight times that is in nobody's way, as chunks.
+    max_item_bytes: int = 16 * MIB
 
     # Four times the traffic above in messages: at 0.2 ms each they cost a tenth of a core, twice
     # that with a reply to each. In bytes, enough to answer a newcomer's pulls of 1 MiB items. The

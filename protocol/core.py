@@ -20,6 +20,8 @@ from protocol.events import (
     Arrived,
     Blame,
     ChargePrefix,
+    ChunkArrived,
+    ChunksPulled,
     Closed,
     CoreAction,
     CoreEvent,
@@ -28,6 +30,7 @@ from protocol.events import (
     Discard,
     Expel,
     GossipAction,
+    GossipEvent,
     Got,
     HangUp,
     Interested,
@@ -41,6 +44,8 @@ from protocol.events import (
     Offer,
     Opened,
     OtherVersion,
+    Outline,
+    Outlined,
     PeerDown,
     PeerUp,
     Publish,
@@ -64,8 +69,38 @@ from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.membership import BEFORE_HELLO, TICK_S, Membership
-from protocol.wire.envelope import Envelope, ItemId, Kind, claimed_id, header_of, kind_of, open_frame, seal
-from protocol.wire.messages import TOPIC_BYTES, Announce, AskManifest, Body, Goodbye, Hello, Interest, Manifest, Pull
+from protocol.wire.envelope import (
+    CHUNK_BYTES,
+    HASH_BYTES,
+    Envelope,
+    Header,
+    ItemId,
+    Kind,
+    chunk_count,
+    chunk_hashes,
+    claimed_id,
+    digest_of_chunks,
+    header_of,
+    kind_of,
+    open_frame,
+    open_header,
+    seal,
+)
+from protocol.wire.messages import (
+    ITEM_OVERHEAD_BYTES,
+    TOPIC_BYTES,
+    Announce,
+    AskManifest,
+    Body,
+    Goodbye,
+    Hello,
+    Interest,
+    ItemChunk,
+    ItemOutline,
+    Manifest,
+    Pull,
+    PullChunks,
+)
 from protocol.wire.version import OTHER_VERSION, goodbye_reason, said, seal_v1, spoken_version
 
 MAX_LINKS = 1024  # whose last sequence number is remembered
@@ -116,7 +151,7 @@ class Core:
     def note_sent(self, action: SendFrame) -> None:
         """Count a frame that the transport took."""
         self.bytes_sent += len(action.frame)
-        self.items_sent += action.is_item
+        self.items_sent += action.is_item and not action.is_further
 
     def refuses(self, key: bytes, now: Instant) -> bool:
         """Tell whether the holder of a CURVE key is graylisted, under its node id if it ever proved one."""
@@ -127,8 +162,8 @@ class Core:
         match event:
             case Arrived(link, frame):
                 return self._arrived(link, frame, now)
-            case Offer(body, topic, named):
-                return self._offer(topic + body, named, now)
+            case Offer(body, topic, hashes):
+                return self._offer(topic + body, hashes, now)
             case Subscribe():
                 return self._items(self.gossip.handle(event, now), now)
             case Opened(link):
@@ -216,42 +251,60 @@ class Core:
 
     def _item(self, node: NodeId, frame: bytes, envelope: Envelope, now: Instant) -> list[CoreAction]:
         actions = self._members(self.membership.heard(node, now), now)
-        stamp = envelope.time_ms / 1000
         signer = node_id(envelope.public_key)
-        if not -self._limits.max_clock_ahead_s <= now.unix - stamp <= self._limits.max_item_age_s:
+        if refusal := self._item_refusal(signer, envelope, now):
             # The stamp is its signer's. Whoever passed it on kept a promise, and its clock may differ from ours.
             self.gossip.duplicate(node, envelope.item_id)
-            blamed = node if node == signer else None
-            return actions + self._offence("stale", self.membership.link_of(node), blamed, now)
-        if self._gate.is_revoked(signer):
-            self.admission.offence("revoked", None, now)
-            return actions
-        if self.admission.is_refused(signer, now):
-            self.admission.offence("graylisted", None, now)
-            return actions
+            blamed = node if node == signer and refusal == "stale" else None
+            return actions + self._offence(refusal, self.membership.link_of(node), blamed, now)
         if len(envelope.body) < TOPIC_BYTES:
             raise MessageError("malformed", "item")
+        if len(envelope.body) > CHUNK_BYTES:
+            raise MessageError("oversized", "an item of several chunks in one frame")
         topic = envelope.body[:TOPIC_BYTES]
-        item = Item(envelope.item_id, signer, stamp, topic, frame)
+        item = Item(envelope.item_id, signer, envelope.time_ms / 1000, topic, frame)
         return actions + self._items(self.gossip.handle(Got(node, item), now), now)
+
+    def _item_refusal(self, signer: NodeId, header: Header, now: Instant) -> str:
+        age = now.unix - header.time_ms / 1000
+        if not -self._limits.max_clock_ahead_s <= age <= self._limits.max_item_age_s:
+            return "stale"
+        if self._gate.is_revoked(signer):
+            return "revoked"
+        return "graylisted" if self.admission.is_refused(signer, now) else ""
+
+    def _outline(self, node: NodeId, body: bytes, now: Instant) -> list[CoreAction]:
+        message = ItemOutline.decode(body)
+        header = open_header(message.head, self._identity.verify)
+        if header.digest != digest_of_chunks(message.hashes) or header.kind != Kind.ITEM:
+            raise MessageError("malformed", "outline")
+        if len(message.hashes) != HASH_BYTES * chunk_count(header.size) or header.size <= CHUNK_BYTES:
+            raise MessageError("malformed", "outline's size")
+        if header.swarm != self._swarm:
+            raise EnvelopeError("wrong_swarm")
+        if header.size > self._limits.max_item_bytes + ITEM_OVERHEAD_BYTES:
+            raise MessageError("oversized", f"an item of {header.size} bytes")
+        signer = node_id(header.public_key)
+        if refusal := self._item_refusal(signer, header, now):
+            self.gossip.duplicate(node, header.item_id)
+            blamed = node if node == signer and refusal == "stale" else None
+            return self._offence(refusal, self.membership.link_of(node), blamed, now)
+        return self._items(self.gossip.handle(Outlined(node, Outline(header, message.head, message.hashes)), now), now)
 
     def _control(self, link: Link, node: NodeId | None, envelope: Envelope, now: Instant) -> list[CoreAction]:
         sender = node_id(envelope.public_key)
         if node is not None and envelope.kind != Kind.HELLO:
             if sender != node:
                 raise MessageError("impostor", "signed by another node than the link's")
-            if envelope.sequence <= (self._sequences.get(link) or 0):
+            # A chunk waits while messages that were sealed after it go first; and it is taken once anyway.
+            if envelope.kind != Kind.CHUNK and envelope.sequence <= (self._sequences.get(link) or 0):
                 raise MessageError("replayed", "sequence")
         actions: list[CoreAction]
         match envelope.kind:
-            case Kind.ANNOUNCE:
-                announced = Announced(sender, Announce.decode(envelope.body).items)
-                actions = self._items(self.gossip.handle(announced, now), now)
-            case Kind.PULL:
-                actions = self._items(self.gossip.handle(Pulled(sender, Pull.decode(envelope.body).ids), now), now)
-            case Kind.INTEREST:
-                interested = Interested(sender, Interest.decode(envelope.body))
-                actions = self._items(self.gossip.handle(interested, now), now)
+            case Kind.ANNOUNCE | Kind.PULL | Kind.PULL_CHUNKS | Kind.CHUNK | Kind.INTEREST:
+                actions = self._items(self.gossip.handle(_gossip_event(sender, envelope), now), now)
+            case Kind.OUTLINE:
+                actions = self._outline(sender, envelope.body, now)
             case Kind.ASK_MANIFEST:
                 actions = self._answer_manifest(link, now)
             case Kind.MANIFEST:
@@ -261,7 +314,8 @@ class Core:
                 message = Message(link, sender, envelope.kind, envelope.body)
                 actions = self._members(self.membership.handle(message, now), now)
         if self.membership.live_node(link) == sender:
-            self._sequences.set(link, envelope.sequence)
+            if envelope.kind != Kind.CHUNK:
+                self._sequences.set(link, envelope.sequence)
             actions += self._members(self.membership.heard(sender, now), now)
         return actions
 
@@ -285,10 +339,11 @@ class Core:
             raise MessageError("false_manifest", "its hash is not the swarm's id")
         self.manifest = encoded
 
-    def _offer(self, body: bytes, named: bytes | None, now: Instant) -> list[CoreAction]:
-        frame = self._seal(Kind.ITEM, body, now, named)
+    def _offer(self, body: bytes, hashes: bytes | None, now: Instant) -> list[CoreAction]:
+        hashes = chunk_hashes(body) if hashes is None else hashes
+        frame = self._seal(Kind.ITEM, body, now, hashes)
         own = self._identity
-        item = Item(header_of(frame).item_id, own.node_id, now.unix, body[:TOPIC_BYTES], frame)
+        item = Item(header_of(frame).item_id, own.node_id, now.unix, body[:TOPIC_BYTES], frame, hashes)
         return self._items(self.gossip.handle(Publish(item), now), now)
 
     def _report(self, report: Report, now: Instant) -> list[CoreAction]:
@@ -359,7 +414,11 @@ class Core:
     def _send(self, link: Link, message: Body | Item, now: Instant) -> SendFrame:
         match message:
             case Item(id_, frame=frame):
+                if message.is_large:
+                    return SendFrame(link, self._seal_message(message.outline, now), (id_,))
                 return SendFrame(link, frame, (id_,), is_item=True)
+            case ItemChunk(id_, index):
+                return SendFrame(link, self._seal_message(message, now), (id_,), is_item=True, is_further=index > 0)
             case Announce(items):
                 return SendFrame(link, self._seal_message(message, now), tuple(entry.id for entry in items))
             case _:
@@ -368,11 +427,26 @@ class Core:
     def _seal_message(self, message: Body, now: Instant) -> bytes:
         return self._seal(message.kind, message.encode(), now)
 
-    def _seal(self, kind: Kind, body: bytes, now: Instant, named: bytes | None = None) -> bytes:
+    def _seal(self, kind: Kind, body: bytes, now: Instant, hashes: bytes | None = None) -> bytes:
         self._sequence += 1
-        return seal(self._identity, self._swarm, kind, self._sequence, int(now.unix * 1000), body, named)
+        return seal(self._identity, self._swarm, kind, self._sequence, int(now.unix * 1000), body, hashes)
 
     def _seal_v1(self, message: Hello | Goodbye, now: Instant) -> bytes:
         self._sequence += 1
         stamp = int(now.unix * 1000)
         return seal_v1(self._identity, self._swarm, message.kind, self._sequence, stamp, message.encode())
+
+
+def _gossip_event(sender: NodeId, envelope: Envelope) -> GossipEvent:
+    body = envelope.body
+    match envelope.kind:
+        case Kind.ANNOUNCE:
+            return Announced(sender, Announce.decode(body).items)
+        case Kind.PULL:
+            return Pulled(sender, Pull.decode(body).ids)
+        case Kind.PULL_CHUNKS:
+            return ChunksPulled(sender, PullChunks.decode(body))
+        case Kind.CHUNK:
+            return ChunkArrived(sender, ItemChunk.decode(body))
+        case _:
+            return Interested(sender, Interest.decode(body))

@@ -7,14 +7,15 @@ A core is told events and answers with actions: `handle(event, now) -> actions`.
     transport <-- CoreAction <------------------------- core seals what they `Send` -------------+
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any
 
 from protocol.credentials.records import Address, Endpoint, Service
-from protocol.identity import NodeId
-from protocol.wire.envelope import HEAD_BYTES, ItemId
-from protocol.wire.messages import TOPIC_BYTES, Body, Entry, Interest, hint
+from protocol.identity import NodeId, node_id
+from protocol.wire.envelope import CHUNK_BYTES, HASH_BYTES, HEAD_BYTES, Header, ItemId, chunk_hashes
+from protocol.wire.messages import TOPIC_BYTES, Body, Entry, Interest, ItemChunk, ItemOutline, PullChunks, hint
 
 # Links, as every transport has them
 
@@ -83,11 +84,11 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The node publishes a body under a topic (8 bytes); `digest` is that of both, if it is known already."""
+    """The node publishes a body under a topic (8 bytes); `hashes`, if known, are those of the chunks of both."""
 
     body: bytes
     topic: bytes
-    digest: bytes | None = None
+    hashes: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +176,32 @@ class PeerDown:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A verified item: who signed it, the unix time they gave, its topic, and its frame."""
+    """A verified item: who signed it, the unix time they gave, its topic, its frame, and its chunks' hashes.
+
+    An item of a single chunk needs no hashes.
+    """
 
     id: ItemId
     signer: NodeId
     time: float
     topic: bytes
     frame: bytes
+    hashes: bytes = b""
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it has more than one chunk."""
+        return len(self.frame) > HEAD_BYTES + CHUNK_BYTES
+
+    @property
+    def outline(self) -> ItemOutline:
+        """What a large item's pull is answered with."""
+        return ItemOutline(self.frame[:HEAD_BYTES], self.hashes)
+
+    def chunk(self, index: int) -> ItemChunk:
+        """Return a chunk, empty beyond the end."""
+        start = HEAD_BYTES + index * CHUNK_BYTES
+        return ItemChunk(self.id, index, self.frame[start : start + CHUNK_BYTES])
 
     @property
     def content(self) -> bytes:
@@ -192,6 +212,55 @@ class Item:
     def entry(self) -> Entry:
         """What is announced of the item."""
         return Entry(self.id, len(self.frame), self.topic, hint(self.signer))
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A large item without its body: its verified header, the same as bytes, and its chunks' hashes, joined."""
+
+    header: Header
+    head: bytes
+    hashes: bytes
+
+    @property
+    def id(self) -> ItemId:
+        """The item's id."""
+        return self.header.item_id
+
+    def proves(self, index: int, data: bytes) -> bool:
+        """Tell whether `data` is chunk `index`."""
+        size = min(CHUNK_BYTES, self.header.size - index * CHUNK_BYTES)
+        return len(data) == size and chunk_hashes(data) == self.hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
+
+    def fill(self, chunks: Iterable[bytes]) -> Item:
+        """Return the item, once all its chunks are there."""
+        frame = b"".join((self.head, *chunks))
+        topic = frame[HEAD_BYTES : HEAD_BYTES + TOPIC_BYTES]
+        return Item(self.id, node_id(self.header.public_key), self.header.time_ms / 1000, topic, frame, self.hashes)
+
+
+@dataclass(frozen=True, slots=True)
+class Outlined:
+    """A peer sent the outline of a large item."""
+
+    node: NodeId
+    outline: Outline
+
+
+@dataclass(frozen=True, slots=True)
+class ChunksPulled:
+    """A peer asks for chunks of an item."""
+
+    node: NodeId
+    pull: PullChunks
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkArrived:
+    """A peer sent a chunk of an item."""
+
+    node: NodeId
+    chunk: ItemChunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,12 +355,16 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class SendFrame:
-    """Send a sealed frame on a link; report `Unsent` with `ids` when it cannot be queued."""
+    """Send a sealed frame on a link; report `Unsent` with `ids` when it cannot be queued.
+
+    `is_further`: a chunk of an item, but not the first, by which the item is counted.
+    """
 
     link: Link
     frame: bytes
     ids: tuple[ItemId, ...] = ()
     is_item: bool = False
+    is_further: bool = False
 
     @property
     def lane(self) -> Lane:
@@ -346,7 +419,22 @@ class Blame:
 NetworkEvent = Opened | Closed | Arrived | Refused
 MembershipEvent = Opened | Closed | Message | Expel | Misfit | Moved | Revoked | Stored | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
-GossipEvent = PeerUp | PeerDown | Publish | Got | Announced | Interested | Pulled | Subscribe | NotSent | Discard | Tick
+GossipEvent = (
+    PeerUp
+    | PeerDown
+    | Publish
+    | Got
+    | Announced
+    | Interested
+    | Pulled
+    | Subscribe
+    | NotSent
+    | Discard
+    | Tick
+    | Outlined
+    | ChunksPulled
+    | ChunkArrived
+)
 GossipAction = Deliver | Send | Blame
 CoreEvent = NetworkEvent | Moved | Revoked | Stored | Offer | Subscribe | Report | Unsent | Tick
 CoreAction = Dial | HangUp | SendFrame | Received | ChargePrefix | OtherVersion

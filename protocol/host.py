@@ -31,7 +31,7 @@ from protocol.credentials.records import (
 )
 from protocol.credentials.use_log import UseLog
 from protocol.driver import Driver
-from protocol.errors import NetworkFailed
+from protocol.errors import MessageError, NetworkFailed
 from protocol.events import Moved, Offer, Received, Report, Revoked, Stored, Subscribe, Verdict
 from protocol.identity import Identity, NodeId
 from protocol.membership.address_book import Book
@@ -40,7 +40,8 @@ from protocol.notices import Notices
 from protocol.storage import BackgroundWriter, exchange_bytes, load_peers, save_peers
 from protocol.transport.addresses import advertised_host
 from protocol.transport.zeromq import ZmqTransport
-from protocol.wire.envelope import SWARM_BYTES, ItemId, digest, item_id
+from protocol.wire.compression import pack_content, unpack_content
+from protocol.wire.envelope import SWARM_BYTES, ItemId, chunk_hashes, digest_of_chunks, item_id
 from protocol.wire.messages import MAX_REVOCATIONS_BYTES, NO_TOPIC, TOPIC_BYTES
 
 __all__ = ["Counters", "Host", "PeerInfo", "Received", "Verdict"]
@@ -53,8 +54,6 @@ MAX_ADMITTED = 1024  # nodes that `admits` knows of: four groups of the largest 
 ADDRESS_INTERVAL_S = 10.0  # a laptop that changed networks says so this soon; looking sends nothing
 LIST_INTERVAL_S, LIST_RETRY_S = 2.0, 60.0  # a person who takes something back waits; reading a small file does not
 COMMANDS_PER_STEP = 256
-
-MAX_ITEM_BYTES = 1 << 20
 
 Command = Offer | Subscribe | Report
 
@@ -222,26 +221,41 @@ class Host:
         """Offer `body` to the swarm and return its id, which depends on nothing but our key, the topic and the body.
 
         Raises:
-            ValueError: the body is larger than `MAX_ITEM_BYTES`, or the topic has not `TOPIC_BYTES`.
+            ValueError: the body is larger than the limit `max_item_bytes`, or the topic has not `TOPIC_BYTES`.
             NetworkFailed: as `check`.
         """
         self.check()
-        if len(body) > MAX_ITEM_BYTES:
-            raise ValueError(f"an item has at most {MAX_ITEM_BYTES} bytes, got {len(body)}")
+        if len(body) > self._limits.max_item_bytes:
+            raise ValueError(f"an item has at most {self._limits.max_item_bytes} bytes, got {len(body)}")
         if len(topic) != TOPIC_BYTES:
             raise ValueError(f"a topic has {TOPIC_BYTES} bytes, got {len(topic)}")
-        named = digest(topic + body)  # here, and not on the network thread
-        self._command(Offer(body, topic, named))
-        return item_id(self._setup.identity.public_key, named)
+        content = pack_content(body)  # here, and not on the network thread
+        hashes = chunk_hashes(topic + content)
+        self._command(Offer(content, topic, hashes))
+        return item_id(self._setup.identity.public_key, digest_of_chunks(hashes))
 
     def subscribe(self, topics: frozenset[bytes] | None, demand: float) -> None:
         """Ask for items of these topics only (8 bytes each; None: all), `demand` of them a second at most."""
         self._command(Subscribe(topics, demand))
 
     def receive(self, limit: int) -> list[Received]:
-        """Return up to `limit` items that came since the last call, oldest first. Raises as `check`."""
+        """Return up to `limit` items that came since the last call, oldest first. Raises as `check`.
+
+        It returns fewer where they unpack to more than `inbox_bytes`.
+        """
         self.check()
-        return self._inbox.take(limit)
+        items: list[Received] = []
+        room = self._limits.inbox_bytes
+        while len(items) < limit and room > 0 and (taken := self._inbox.take(1)):
+            (item,) = taken
+            try:
+                body = unpack_content(item.body, self._limits.max_item_bytes)
+            except MessageError as error:
+                self.report(item.id, Verdict.REJECT, error.reason)
+                continue
+            room -= len(body)
+            items.append(replace(item, body=body))
+        return items
 
     def check(self) -> None:
         """Do nothing while the network thread is well.

@@ -9,6 +9,7 @@ from zmq.utils import z85
 
 from protocol.credentials.records import Address, make_record
 from protocol.identity import Identity
+from protocol.wire.compression import PLAIN
 from protocol.wire.envelope import Kind, seal
 from protocol.wire.messages import NO_TOPIC, Hello
 
@@ -49,7 +50,7 @@ class RawPeer:
     ) -> bytes:
         """Return a well-formed envelope."""
         self._sequence += 1
-        body = NO_TOPIC + body if kind == Kind.ITEM else body
+        body = NO_TOPIC + PLAIN + body if kind == Kind.ITEM else body
         time_ms = int((time.time() - age) * 1000)
         return seal(signer or self.identity, swarm or self.swarm, kind, self._sequence, time_ms, body)
 

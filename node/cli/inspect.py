@@ -132,7 +132,7 @@ def _one(db: sqlite3.Connection, start: str) -> list[str]:
         )
     ident, peer, body = found[0]
     try:
-        group = decode(body)
+        group = decode(body, len(body))
     except GroupError as error:
         raise UserError(f"group {ident.hex()} cannot be decoded: {error}") from None
     return [

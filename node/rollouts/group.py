@@ -9,7 +9,7 @@ a MessagePack array with a fixed layout:
 
 with the hash of what the question's verifier goes by after it, where the seed does not stand for that (`Item.content`).
 `decode` bounds every size before it looks at a value and raises `GroupError` with a
-reason fit for a counter.
+reason fit for a counter. How large a group may be is its swarm's to say; the protocol compresses it.
 """
 
 import math
@@ -22,9 +22,10 @@ import msgpack
 from node.tasks import Item, Task, TaskKey
 
 FORMAT = 1
-MAX_GROUP_BYTES = 1 << 20
+MAX_GROUP_BYTES = 16 << 20  # where no manifest says another number: 32 completions of 16 thousand tokens have 2 MiB
 MAX_COMPLETIONS = 128
-MAX_TEXT_BYTES = 64 << 10
+MAX_TEXT_BYTES = 128 << 10  # of a completion: 16 thousand tokens of eight bytes
+MAX_QUESTION_BYTES = 64 << 10
 MAX_NAME_BYTES = 256
 
 
@@ -94,9 +95,9 @@ def encode(group: Group) -> bytes:
     return msgpack.packb([*fields, group.content] if group.content else fields)
 
 
-def decode(data: bytes) -> Group:
-    """Return the group in `data`; raise `GroupError` for anything else."""
-    if len(data) > MAX_GROUP_BYTES:
+def decode(data: bytes, max_bytes: int = MAX_GROUP_BYTES) -> Group:
+    """Return the group in `data`; raise `GroupError` for anything else, or for more than `max_bytes`."""
+    if len(data) > max_bytes:
         raise GroupError("oversized", f"{len(data)} bytes")
     try:
         fields = msgpack.unpackb(
@@ -115,7 +116,7 @@ def decode(data: bytes) -> Group:
     _, name, version, config, seed, question, completions, policy, policy_version, *content = fields
     _check(_is_name(name) and _is_name(config) and _is_name(policy), "names")
     _check(_is_count(version) and _is_count(seed) and _is_count(policy_version), "integers")
-    _check(isinstance(question, str), "question")
+    _check(isinstance(question, str) and len(question.encode(errors="replace")) <= MAX_QUESTION_BYTES, "question")
     _check(all(map(_is_name, content)), "content")
     _check(isinstance(completions, list) and len(completions) > 0, "completions")
     return Group(

@@ -37,9 +37,7 @@ def check(
 ) -> Verified:
     """Decode and verify one group from a peer. Never raises: one bad item is one reason."""
     try:
-        if len(body) > max_bytes:
-            raise GroupError("oversized", f"{len(body)} bytes")
-        group = decode(body)
+        group = decode(body, max_bytes)
         _verify(group, tasks, max_completions, encode_prompt)
     except GroupError as error:
         return Verified(None, error.reason)

@@ -144,7 +144,7 @@ class ReplayBuffer:
         groups, uses = {}, []
         for group_id in unique:
             (body,) = self._db.execute("SELECT body FROM groups WHERE id = ?", (group_id,)).fetchone()
-            groups[group_id] = decode(body)
+            groups[group_id] = decode(body, len(body))
             question = self._entries[group_id].candidate.question
             self._uses[question] += 1
             uses.append((question, round_number))

@@ -23,7 +23,7 @@ from types import MappingProxyType
 
 from node.config import AnswerMode
 
-MAX_TEXT = 1 << 16  # characters of a completion; longer ones hold no answer
+MAX_TEXT = 1 << 17  # characters of a completion, 16 thousand tokens of eight; longer ones hold no answer
 MAX_ANSWER = 1 << 12  # characters of an answer
 MAX_DIGITS = 40
 

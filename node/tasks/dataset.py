@@ -26,7 +26,7 @@ from pydantic import Field, ValidationError
 
 from node.config import Section, option_complaint
 from node.errors import UserError
-from node.rollouts.group import MAX_TEXT_BYTES
+from node.rollouts.group import MAX_QUESTION_BYTES
 from node.tasks import Item, TaskKey, config_hash, derive_seed
 from node.tasks.answers import MAX_ANSWER, MAX_TEXT, extract_answer, same_number, same_text
 
@@ -159,8 +159,8 @@ def _item(name: str, row: object, options: DatasetOptions, where: str) -> Item:
         if not marker or not answer.strip():
             raise UserError(f"task {name!r}: {where} has nothing after {options.answer_after!r} in {options.answer!r}")
         answer = answer.strip()
-    if len(question.encode(errors="replace")) > MAX_TEXT_BYTES:
-        raise UserError(f"task {name!r}: {where}: the question is longer than {MAX_TEXT_BYTES >> 10} KiB")
+    if len(question.encode(errors="replace")) > MAX_QUESTION_BYTES:
+        raise UserError(f"task {name!r}: {where}: the question is longer than {MAX_QUESTION_BYTES >> 10} KiB")
     if len(answer) > MAX_ANSWER:
         raise UserError(f"task {name!r}: {where}: the answer is longer than {MAX_ANSWER} characters")
     return Item(question, answer, options.system)

@@ -32,7 +32,7 @@ from pydantic import ValidationError
 
 from node.config import AnswerMode, Section, TaskConfig, option_complaint
 from node.errors import UserError
-from node.rollouts.group import MAX_TEXT_BYTES
+from node.rollouts.group import MAX_QUESTION_BYTES
 from node.tasks import Item, Task, TaskKey, config_hash, derive_seed, task_names
 from node.tasks.answers import READERS, same_output
 
@@ -91,8 +91,10 @@ class ThirdPartyTask:
         texts: tuple[object, ...] = (item.question, item.answer, item.system, item.solution)
         if not all(isinstance(text, str) for text in texts):
             self._complain(f"make({seed}): question, answer, system and solution of an Item are texts")
-        if not item.question.strip() or len(item.question.encode(errors="replace")) > MAX_TEXT_BYTES:
-            self._complain(f"make({seed}): a question has 1 to {MAX_TEXT_BYTES} bytes, this one {len(item.question)}")
+        if not item.question.strip() or len(item.question.encode(errors="replace")) > MAX_QUESTION_BYTES:
+            self._complain(
+                f"make({seed}): a question has 1 to {MAX_QUESTION_BYTES} bytes, this one {len(item.question)}"
+            )
         return item
 
     def verify(self, item: Item, text: str) -> float:

@@ -38,7 +38,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from node.config import Section, option_complaint
 from node.errors import UserError
-from node.rollouts.group import MAX_TEXT_BYTES
+from node.rollouts.group import MAX_QUESTION_BYTES
 from node.tasks import Item, TaskKey, config_hash, derive_seed
 from node.tasks.answers import MAX_TEXT
 from node.worker_process import Message, WorkerError, WorkerProcess, connect, receive, send
@@ -235,7 +235,7 @@ def asked(data: Any) -> tuple[str, str]:
         if len(turns) != 1 or turns[0].role != "user" or not isinstance(turns[0].content, str):
             raise RefusedError("it asks otherwise than by one text")
         prompt = turns[0].content
-    if not 0 < len(prompt.encode(errors="replace")) <= MAX_TEXT_BYTES:
+    if not 0 < len(prompt.encode(errors="replace")) <= MAX_QUESTION_BYTES:
         raise RefusedError(f"a question of {len(prompt)} characters")
     return prompt, system
 

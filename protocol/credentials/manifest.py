@@ -20,7 +20,7 @@ from typing import NamedTuple
 from protocol.errors import ManifestError
 from protocol.identity import KEY_BYTES, NODE_ID_BYTES, Identity, NodeId, Verify, id_bytes, id_of_bytes, node_id, verify
 from protocol.wire.encoding import is_uint, pack, unpack
-from protocol.wire.envelope import HEADER_BYTES, SWARM_BYTES
+from protocol.wire.envelope import HEADER_BYTES, MAX_ITEM_BYTES, SWARM_BYTES
 from protocol.wire.messages import MAX_MANIFEST_BYTES
 from protocol.wire.version import VERSION
 
@@ -30,7 +30,7 @@ MAX_TASKS = 64
 MAX_NAME_BYTES = 64
 MAX_TASK_BYTES = 128
 MAX_OPTIONS_BYTES = 2048
-MAX_GROUP_BYTES = 1 << 20
+MAX_GROUP_BYTES = MAX_ITEM_BYTES
 MAX_COMPLETIONS = 1024
 MAX_ITEM_AGE_S = 24 * 3600
 _DOMAIN = b"gossamer/manifest/1\x00"
@@ -59,7 +59,7 @@ class ManifestTask(NamedTuple):
 class ManifestLimits(NamedTuple):
     """What a shared group may be: its size, its number of completions, and how old it may get."""
 
-    max_group_bytes: int = MAX_GROUP_BYTES
+    max_group_bytes: int = 16 << 20  # as `Limits.max_item_bytes`
     max_completions: int = 128
     max_item_age_s: int = 3600
 

@@ -38,6 +38,8 @@ from protocol.config import Instant, Setup
 from protocol.events import (
     Announced,
     Blame,
+    ChunkArrived,
+    ChunksPulled,
     Deliver,
     Discard,
     GossipAction,
@@ -46,6 +48,8 @@ from protocol.events import (
     Interested,
     Item,
     NotSent,
+    Outline,
+    Outlined,
     PeerDown,
     PeerUp,
     Publish,
@@ -55,14 +59,23 @@ from protocol.events import (
     Tick,
 )
 from protocol.gossip.announce_timer import AnnounceTimer
+from protocol.gossip.downloads import Downloads, Took
 from protocol.gossip.item_store import Store
 from protocol.gossip.peer_state import KNOWN_ITEMS, MAX_PENDING, Knows, Peer, Serving
 from protocol.gossip.subscriptions import Appetite, Filter
 from protocol.gossip.want_list import WANT_LIFE_S, Pulls
 from protocol.identity import NodeId
 from protocol.lru import Recent
-from protocol.wire.envelope import ItemId
-from protocol.wire.messages import MAX_IDS, Announce, Entry, hint
+from protocol.wire.envelope import HEAD_BYTES, ItemId
+from protocol.wire.messages import (
+    ITEM_OVERHEAD_BYTES,
+    MAX_IDS,
+    Announce,
+    Entry,
+    ItemChunk,
+    PullChunks,
+    hint,
+)
 
 # Below this a push costs less than the announcement and the pull that it saves cost in time: at
 # 64 KiB a transfer takes about one round trip on a line of 10 Mbit/s and 50 ms.
@@ -90,6 +103,8 @@ class Gossip:
         self._store = Store(limits.held_bytes, limits.max_item_age_s)
         self._pulls = Pulls(setup.timing, rng)
         self._serving: Recent[NodeId, Serving] = Recent(SERVED_PEERS)
+        self._downloads = Downloads(limits.held_bytes, setup.timing.pull_patience)
+        self._max_item = HEAD_BYTES + ITEM_OVERHEAD_BYTES + limits.max_item_bytes
         self._appetite = Appetite(own, now)
         self._next_sync = now.steady + setup.timing.sync_interval
         self._ticked = now.steady
@@ -119,7 +134,7 @@ class Gossip:
         wait = max(0.0, self._timer.due - self._ticked)
         if self._pulls.delayed:
             return min(wait, timing.announce_interval)
-        if len(self._pulls):
+        if len(self._pulls) or len(self._downloads):
             return min(wait, timing.pull_patience / 4)
         if any(peer.backlog for peer in self._peers.values()):
             return min(wait, CATCH_UP_S / 4)
@@ -135,7 +150,7 @@ class Gossip:
         self._pulls.arrived(item, node)
         return replayed
 
-    def handle(self, event: GossipEvent, now: Instant) -> list[GossipAction]:  # noqa: C901  # one arm for each event
+    def handle(self, event: GossipEvent, now: Instant) -> list[GossipAction]:  # noqa: C901, PLR0912  # one arm for each event
         """Advance by one event."""
         match event:
             case Got(node, item):
@@ -146,6 +161,12 @@ class Gossip:
                 return self._announced(node, items, now)
             case Pulled(node, ids):
                 return self._pulled(node, ids, now)
+            case Outlined(node, outline):
+                return self._outlined(node, outline, now)
+            case ChunksPulled(node, pull):
+                return self._chunks_pulled(node, pull, now)
+            case ChunkArrived(node, chunk):
+                return self._chunk_arrived(node, chunk, now)
             case PeerUp(node):
                 return self._up(node, now)
             case PeerDown(node):
@@ -183,6 +204,7 @@ class Gossip:
         if self._peers.pop(node, None) is not None:
             self._neighbours -= Counter([hint(node)])
         self._appetite.refund(self._pulls.lost(node))
+        self._downloads.lost(node)
 
     def _tell_interest(self, nodes: Iterable[NodeId], now: Instant) -> list[GossipAction]:
         for node in nodes:
@@ -193,7 +215,10 @@ class Gossip:
         peer = self._peers.get(node)
         if peer is not None:
             peer.note(item.id, Knows.SENT)
-        asked = self._pulls.arrived(item.id, node, now.steady)
+        return self._take(node, item, self._pulls.arrived(item.id, node, now.steady), now)
+
+    def _take(self, node: NodeId, item: Item, asked: bool, now: Instant) -> list[GossipAction]:
+        peer = self._peers.get(node)
         if item.id in self._seen:
             return []
         if not self._appetite.filter.covers_topic(item.topic):
@@ -239,13 +264,66 @@ class Gossip:
         for entry in items:
             peer.note(entry.id, Knows.HAS)
             peer.pending.pop(entry.id, None)
-            if entry.id in self._seen or not wants.covers(entry.topic, entry.signer, holder, now.unix):
+            if entry.id in self._downloads:
+                self._downloads.offered(node, entry.id)
+                continue
+            if (
+                entry.id in self._seen
+                or entry.size > self._max_item
+                or not wants.covers(entry.topic, entry.signer, holder, now.unix)
+            ):
                 continue
             pushed = entry.size <= PUSH_BYTES and not wants.announce_only and entry.signer in self._neighbours
             delay = self._timing.pull_delay if pushed and entry.signer != holder else 0.0
             if self._pulls.offered(node, entry, now.steady, delay):
                 self._appetite.offered(now)
-        return self._ask(now)
+        return [*self._ask(now), *self._fetch(now)]
+
+    def _outlined(self, node: NodeId, outline: Outline, now: Instant) -> list[GossipAction]:
+        holders = self._pulls.holders(outline.id)
+        if not self._pulls.arrived(outline.id, node, now.steady):
+            return [Blame(node, "unasked")]
+        if outline.id in self._seen or outline.id in self._downloads:
+            return []
+        if not self._downloads.begin(outline, dict.fromkeys([node, *holders]), now.steady):
+            self._appetite.refund(1)
+            return [Blame(node, "no_room")]
+        return self._fetch(now)
+
+    def _chunk_arrived(self, node: NodeId, chunk: ItemChunk, now: Instant) -> list[GossipAction]:
+        match self._downloads.arrived(node, chunk, now.steady):
+            case Took.FALSE:
+                return [Blame(node, "false_chunk"), *self._fetch(now)]
+            case Took.UNASKED:
+                return [Blame(node, "unasked_chunk")]
+        item = self._downloads.finish(chunk.id)
+        if item is None:
+            return self._fetch(now)
+        if node in self._peers:
+            self._peers[node].note(item.id, Knows.SENT)
+        return [*self._take(node, item, True, now), *self._fetch(now)]
+
+    def _fetch(self, now: Instant) -> list[GossipAction]:
+        return [Send(node, pull) for node, pull in self._downloads.due(now.steady)]
+
+    def _chunks_pulled(self, node: NodeId, pull: PullChunks, now: Instant) -> list[GossipAction]:
+        peer = self._peers.get(node)
+        item = self._store.get(pull.id) if peer is not None and pull.id in peer.known else None
+        if peer is None or item is None:
+            return []
+        actions: list[GossipAction] = []
+        for index in pull.indices:
+            chunk = item.chunk(index)
+            part = pull.id + index.to_bytes(2, "big")
+            if not chunk.data:
+                continue
+            if not peer.serving.take(part, len(chunk.data), now.steady):
+                if peer.serving.had(part):
+                    return [*actions, Blame(node, "asked_again")]
+                self._not_sent(node, (pull.id,), now)
+                break
+            actions.append(Send(node, chunk))
+        return actions
 
     def _ask(self, now: Instant) -> list[GossipAction]:
         pulls = [*self._pulls.due(now.steady, self._appetite.level(now))]
@@ -262,7 +340,8 @@ class Gossip:
             item = self._store.get(item_id) if item_id in peer.known else self._store.offered(item_id, now)
             if item is None:
                 continue
-            if peer.serving.take(item, now.steady):
+            size = len(item.hashes) if item.is_large else len(item.frame)
+            if peer.serving.take(item_id, size, now.steady):
                 peer.note(item_id, Knows.HAS)
                 actions.append(Send(node, item))
             elif peer.serving.had(item_id):
@@ -287,9 +366,9 @@ class Gossip:
         self._ticked = now.steady
         self._store.expire(now)
         failed, liars = self._pulls.check(now.steady, WANT_LIFE_S if self._appetite.bounded else math.inf)
-        self._appetite.refund(failed)
+        self._appetite.refund(failed + self._downloads.check(now.steady))
         actions: list[GossipAction] = [Blame(node, "broken_promise") for node in liars]
-        actions += self._ask(now)
+        actions += [*self._ask(now), *self._fetch(now)]
         if self._appetite.adjust(len(self._peers), now):
             actions += self._tell_interest(self._peers, now)
         if now.steady >= self._next_sync and self._peers:

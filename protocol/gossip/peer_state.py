@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from protocol.config import Limits
-from protocol.events import Item
 from protocol.gossip.subscriptions import Filter
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
@@ -35,26 +34,25 @@ class Serving:
         self._all = TokenBucket(limits.bytes_per_second, limits.bytes_burst, now)
         # A peer that lost its memory asks for everything that we hold again; twice in ten minutes it has other holders.
         self._again = TokenBucket(limits.held_bytes / AGAIN_S, limits.held_bytes, now)
-        self._served: Recent[ItemId, int] = Recent(KNOWN_ITEMS)  # how often
+        self._served: Recent[bytes, int] = Recent(KNOWN_ITEMS)  # how often, by item, or item and chunk
 
-    def had(self, item_id: ItemId) -> bool:
-        """Tell whether it was given the item before."""
-        return (self._served.get(item_id) or 0) > 0
+    def had(self, what: bytes) -> bool:
+        """Tell whether it was given this item, or chunk of one, before."""
+        return (self._served.get(what) or 0) > 0
 
-    def take(self, item: Item, now: float) -> bool:
-        """Account for one item; False: it is too much."""
-        size = len(item.frame)
-        if self.had(item.id) and not self._again.take(size, now):
+    def take(self, what: bytes, size: int, now: float) -> bool:
+        """Account for an item, or a chunk of one, of `size` bytes; False: it is too much."""
+        if self.had(what) and not self._again.take(size, now):
             return False
         if not self._all.take(size, now):
             return False
-        self._served.set(item.id, (self._served.get(item.id) or 0) + 1)
+        self._served.set(what, (self._served.get(what) or 0) + 1)
         return True
 
-    def undo(self, item_id: ItemId) -> None:
-        """The item did not leave that time."""
-        if self.had(item_id):
-            self._served.set(item_id, (self._served.get(item_id) or 0) - 1)
+    def undo(self, what: bytes) -> None:
+        """It did not leave that time."""
+        if self.had(what):
+            self._served.set(what, (self._served.get(what) or 0) - 1)
 
 
 @dataclass(slots=True)

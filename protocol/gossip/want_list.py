@@ -127,6 +127,11 @@ class Pulls:
                 self._withdraw(node, next(iter(holder.offers)))
         return new
 
+    def holders(self, item_id: ItemId) -> list[NodeId]:
+        """Return who is known to hold a wanted item."""
+        want = self._wants.get(item_id)
+        return list(want.holders) if want is not None else []
+
     def arrived(self, item_id: ItemId, node: NodeId, now: float = float("-inf")) -> bool:
         """The item came from `node`; True if it was asked for, of whomever, be it some time ago."""
         want = self._wants.get(item_id)

@@ -21,6 +21,7 @@ PENALTIES = {
     "replayed": 0.2,
     "flood": 0.02,
     "stale": 0.1,
+    "false_chunk": 2.0,
     # Items of topics that it was told we do not want, or pushed long after we asked for announcements: some
     # may be on the way when we say so.
     "unwanted": 0.05,

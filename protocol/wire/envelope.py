@@ -9,7 +9,8 @@ it, and the same digest names it (`item_id`).
 
     digest = SHA-256(SHA-256(chunk 0) | SHA-256(chunk 1) | ...), chunks of `CHUNK_BYTES`, the last one shorter
 
-By the list of its chunks' hashes, a part of a body can be checked before the rest is there.
+An item of more than one chunk never travels as one frame: its chunks do, each of which proves itself
+by the list of their hashes (see `protocol.gossip.downloads`).
 
 `version` is major x 256 + minor. A newer minor version may append fields to the arrays in bodies and
 add kinds, which older nodes skip; another major version is refused (see `protocol.wire.version`).
@@ -37,7 +38,8 @@ _HEADER = struct.Struct(">HH16sQQI32s")
 HEAD_BYTES = HEADER_BYTES + _HEADER.size  # before an envelope's body
 # At 1 MB/s a chunk holds a link up for an eighth of a second, and its proof is a 4096th of its size.
 CHUNK_BYTES = 128 << 10
-MAX_BODY_BYTES = (1 << 20) + 64  # an item of 1 MiB and its topic
+MAX_BODY_BYTES = 192 << 10  # the largest messages: 64 records of 2,688 bytes, and a chunk
+MAX_ITEM_BYTES = 64 << 20  # what a swarm may allow: the hashes of its chunks fill 16 KiB
 MAX_FRAME_BYTES = HEAD_BYTES + MAX_BODY_BYTES
 _DOMAIN = b"gossamer/envelope/2\x00"
 
@@ -62,6 +64,9 @@ class Kind(IntEnum):
     MANIFEST = 15
     ASK_REVOCATIONS = 16
     REVOCATIONS = 17
+    OUTLINE = 18
+    PULL_CHUNKS = 19
+    CHUNK = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +105,14 @@ def seal(
     sequence: int,
     time_ms: int,
     body: bytes,
-    body_digest: bytes | None = None,
+    hashes: bytes | None = None,
 ) -> bytes:
     """Return the signed frame; equal arguments give equal bytes (Ed25519 is deterministic).
 
-    `body_digest` is the body's `digest`, where it is known already.
+    `hashes` are the body's `chunk_hashes`, where they are known already.
     """
-    header = _HEADER.pack(VERSION, int(kind), swarm, sequence, time_ms, len(body), body_digest or digest(body))
+    root = digest_of_chunks(chunk_hashes(body) if hashes is None else hashes)
+    header = _HEADER.pack(VERSION, int(kind), swarm, sequence, time_ms, len(body), root)
     return b"".join((identity.public_key, identity.sign(_DOMAIN + header), header, body))
 
 
@@ -157,6 +163,11 @@ def kind_of(frame: bytes) -> int | None:
 def claimed_id(frame: bytes) -> ItemId:
     """Return the id that an item's frame of this version claims: enough to know it again, nothing to believe."""
     return item_id(frame[:KEY_BYTES], frame[HEAD_BYTES - HASH_BYTES : HEAD_BYTES])
+
+
+def chunk_count(size: int) -> int:
+    """Return how many chunks a body of `size` bytes has: at least one."""
+    return max(1, -(-size // CHUNK_BYTES))
 
 
 def chunk_hashes(body: bytes) -> bytes:

@@ -14,7 +14,7 @@ from protocol.credentials.records import MAX_RECORD_BYTES
 from protocol.errors import MessageError
 from protocol.identity import NODE_ID_BYTES, NodeId, id_bytes, id_of_bytes
 from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
-from protocol.wire.envelope import MAX_FRAME_BYTES, ItemId, Kind
+from protocol.wire.envelope import CHUNK_BYTES, HASH_BYTES, HEAD_BYTES, MAX_ITEM_BYTES, ItemId, Kind, chunk_count
 
 MAX_RECORDS = 64  # about 20 kB: all of a swarm of tens at once
 MAX_IDS = 512
@@ -25,9 +25,12 @@ MAX_MANIFEST_BYTES = 32 << 10
 MAX_REVOCATIONS_BYTES = 24 << 10
 MAX_REASON_BYTES = 64
 MAX_SHARD_BITS = 16
+MAX_CHUNKS = 16  # asked for at once
 ID_BYTES = 32
 TOPIC_BYTES = 8
 NO_TOPIC = bytes(TOPIC_BYTES)
+ITEM_OVERHEAD_BYTES = TOPIC_BYTES + 1  # the topic, and how the content is written (`protocol.wire.compression`)
+MAX_ITEM_FRAME_BYTES = HEAD_BYTES + ITEM_OVERHEAD_BYTES + MAX_ITEM_BYTES
 SUMMARY_BYTES = 8  # of a node id, and of a record, in a digest
 HINT_BYTES = 4  # of a signer's node id: 10,000 signers share one with a chance of 1 in 100
 NO_HINT = bytes(HINT_BYTES)
@@ -280,7 +283,7 @@ class Announce:
         fields = unpack(body, 4, error=MessageError, max_bytes=ID_BYTES * MAX_IDS, max_array=MAX_IDS)
         ids, sizes, topics, signers = fields
         _check(isinstance(sizes, list) and len(sizes) <= MAX_IDS)
-        _check(all(is_uint(size, MAX_FRAME_BYTES) for size in sizes))
+        _check(all(is_uint(size, MAX_ITEM_FRAME_BYTES) for size in sizes))
         for joined, width in ((ids, ID_BYTES), (topics, TOPIC_BYTES), (signers, HINT_BYTES)):
             _check(is_bytes(joined, width * len(sizes)))
         columns = zip(
@@ -306,6 +309,68 @@ class Pull:
         (ids,) = unpack(body, 1, error=MessageError, max_bytes=ID_BYTES * MAX_IDS)
         _check(isinstance(ids, bytes) and len(ids) % ID_BYTES == 0)
         return cls(tuple(map(ItemId, _split(ids, ID_BYTES))))
+
+
+@dataclass(frozen=True, slots=True)
+class ItemOutline:
+    """An item of several chunks, without its body: the first `HEAD_BYTES` of its frame, and its chunks' hashes."""
+
+    kind: ClassVar[Kind] = Kind.OUTLINE
+    head: bytes
+    hashes: bytes
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([self.head, self.hashes])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "ItemOutline":
+        """Read a body."""
+        head, hashes = unpack(body, 2, error=MessageError, max_bytes=HASH_BYTES * chunk_count(MAX_ITEM_BYTES))
+        _check(is_bytes(head, HEAD_BYTES) and isinstance(hashes, bytes) and len(hashes) % HASH_BYTES == 0)
+        return cls(head, hashes)
+
+
+@dataclass(frozen=True, slots=True)
+class PullChunks:
+    """Chunks of an item that the sender asks for, by their places in it."""
+
+    kind: ClassVar[Kind] = Kind.PULL_CHUNKS
+    id: ItemId
+    indices: tuple[int, ...]
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([self.id, list(self.indices)])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "PullChunks":
+        """Read a body."""
+        item, indices = unpack(body, 2, error=MessageError, max_bytes=ID_BYTES, max_array=MAX_CHUNKS)
+        _check(is_bytes(item, ID_BYTES) and isinstance(indices, list) and len(indices) <= MAX_CHUNKS)
+        _check(all(is_uint(index, chunk_count(MAX_ITEM_BYTES)) for index in indices))
+        return cls(ItemId(item), tuple(indices))
+
+
+@dataclass(frozen=True, slots=True)
+class ItemChunk:
+    """Chunk `index` of an item."""
+
+    kind: ClassVar[Kind] = Kind.CHUNK
+    id: ItemId
+    index: int
+    data: bytes
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([self.id, self.index, self.data])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "ItemChunk":
+        """Read a body."""
+        item, index, data = unpack(body, 3, error=MessageError, max_bytes=CHUNK_BYTES)
+        _check(is_bytes(item, ID_BYTES) and is_uint(index, chunk_count(MAX_ITEM_BYTES)) and isinstance(data, bytes))
+        return cls(ItemId(item), index, data)
 
 
 @dataclass(frozen=True, slots=True)

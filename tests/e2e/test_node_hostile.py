@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from node.rollouts.group import MAX_GROUP_BYTES, Completion, Group, encode
+from node.rollouts.group import MAX_GROUP_BYTES, MAX_TEXT_BYTES, Completion, Group, encode
 from node.tasks import load_tasks
 from protocol.credentials.records import Address, make_record
 from protocol.events import Link, Opened
 from protocol.host import Host
 from protocol.identity import Identity
 from protocol.transport.zeromq import ZmqTransport
+from protocol.wire.compression import pack_content
 from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, seal
 from protocol.wire.messages import NO_TOPIC, Hello
 from tests.e2e.test_node_resume import run_in_child
@@ -58,7 +59,7 @@ class Attacker:
 
     def frame(self, kind: int, body: bytes, at: float | None = None) -> bytes:
         self.sequence += 1
-        body = NO_TOPIC + body if kind == Kind.ITEM else body
+        body = NO_TOPIC + pack_content(body) if kind == Kind.ITEM else body
         return seal(self.identity, self.swarm, kind, self.sequence, int((at or time.time()) * 1000), body)
 
     def send(self, frame: bytes) -> None:
@@ -103,10 +104,12 @@ def nonsense(attacker: Attacker) -> None:
 
 def huge_group(attacker: Attacker) -> None:
     group = honest_group(905)
-    made = [replace(one, text="x" * 60_000) for one in group.completions * 2]
-    body = encode(replace(group, completions=tuple(made)))
-    assert len(body) < MAX_GROUP_BYTES
-    attacker.send(attacker.frame(Kind.ITEM, encode(replace(group, completions=tuple(made * 4)))[:MAX_GROUP_BYTES]))
+    made = [replace(one, text="x" * (MAX_TEXT_BYTES + 1)) for one in group.completions]
+    attacker.send(attacker.frame(Kind.ITEM, encode(replace(group, completions=tuple(made)))))
+
+
+def unpacking_to_more_than_is_allowed(attacker: Attacker) -> None:
+    attacker.send(attacker.frame(Kind.ITEM, bytes(MAX_GROUP_BYTES + 1)))
 
 
 def lying_about_the_reward(attacker: Attacker) -> None:
@@ -136,6 +139,7 @@ ATTACKS: list[tuple[Callable[[Attacker], None], str]] = [
     (oversized, "oversized"),
     (nonsense, "malformed"),
     (huge_group, "malformed"),
+    (unpacking_to_more_than_is_allowed, "oversized"),
     (lying_about_the_reward, "false_reward"),
     (lying_about_the_question, "false_question"),
     (of_an_unknown_task, "unknown_task"),

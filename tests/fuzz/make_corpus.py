@@ -10,7 +10,7 @@ from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
 from protocol.credentials.records import Address, Endpoint, Service, make_record
 from protocol.credentials.revocations import make_handover, make_revocations
 from protocol.identity import Identity
-from protocol.wire.envelope import ItemId, Kind, seal
+from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, seal
 from protocol.wire.messages import (
     Announce,
     AskRevocations,
@@ -19,6 +19,8 @@ from protocol.wire.messages import (
     Goodbye,
     Hello,
     Interest,
+    ItemChunk,
+    ItemOutline,
     Manifest,
     News,
     Peers,
@@ -26,6 +28,7 @@ from protocol.wire.messages import (
     Probe,
     Probed,
     Pull,
+    PullChunks,
     Reach,
     Revocations,
     Rumour,
@@ -65,6 +68,11 @@ def inputs() -> list[bytes]:
         Interest((bytes(8),), 2, announce_only=True).encode(),
         Manifest(manifest.encoded).encode(),
         Pull((item,)).encode(),
+        ItemOutline(
+            seal(ME, SWARM, Kind.ITEM, 1, int(UNIX * 1000), bytes(CHUNK_BYTES + 1))[:HEAD_BYTES], bytes(64)
+        ).encode(),
+        PullChunks(item, (0, 7)).encode(),
+        ItemChunk(item, 3, b"part of a body").encode(),
         manifest.encoded,
         make_pass(ME, SWARM, OTHER.node_id, int(UNIX * 1000)).encode(),
         str(Invite(manifest.name, manifest.hash, (seed,))).encode(),
@@ -84,7 +92,7 @@ def main() -> None:
     folder = Path(__file__).parent / "corpus"
     folder.mkdir(exist_ok=True)
     for number, data in enumerate(inputs()):
-        target = number if number < len(TARGETS) else 15
+        target = number if number < len(TARGETS) else 18
         (folder / f"{number:02}").write_bytes(bytes([target]) + data)
 
 

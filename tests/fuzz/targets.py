@@ -29,6 +29,8 @@ from protocol.wire.messages import (
     Goodbye,
     Hello,
     Interest,
+    ItemChunk,
+    ItemOutline,
     Manifest,
     News,
     Peers,
@@ -36,6 +38,7 @@ from protocol.wire.messages import (
     Probe,
     Probed,
     Pull,
+    PullChunks,
     Revocations,
 )
 
@@ -58,7 +61,7 @@ def in_core(data: bytes) -> None:
     """Give a core an authentic message from a live peer: a kind, and the body."""
     core = Core(Setup(ME, SWARM), Book((), 16), random.Random(1), NOW)
     record = make_record(PEER, SWARM, (), 1 << 16, "", int((UNIX + 3600) * 1000))
-    frames = [(int(Kind.HELLO), Hello(record.encoded).encode()), (data[0] % 20 if data else 0, data[1:])]
+    frames = [(int(Kind.HELLO), Hello(record.encoded).encode()), (data[0] % 24 if data else 0, data[1:])]
     for sequence, (kind, body) in enumerate(frames, 1):
         core.handle(Arrived(LINK, seal(PEER, SWARM, kind, sequence, int(UNIX * 1000), body)), NOW)
 
@@ -86,6 +89,9 @@ TARGETS: list[Callable[[bytes], object]] = [
             Interest,
             Manifest,
             Pull,
+            ItemOutline,
+            PullChunks,
+            ItemChunk,
         )
     ),
     lambda data: open_manifest(data, believe),

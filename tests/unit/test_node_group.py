@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from node.rollouts.group import (
     MAX_COMPLETIONS,
     MAX_GROUP_BYTES,
-    MAX_TEXT_BYTES,
+    MAX_QUESTION_BYTES,
     Completion,
     Group,
     GroupError,
@@ -95,7 +95,7 @@ def _wire(**changes: object) -> bytes:
         {"completions": [["a", True, float("inf")]]},
         {"completions": [[b"a", True, 1.0]]},
         {"completions": {"a": 1}},
-        {"question": "q" * (MAX_TEXT_BYTES + 1)},
+        {"question": "q" * (MAX_QUESTION_BYTES + 1)},
         {"completions": [["a", True, 1.0]] * (MAX_COMPLETIONS + 1)},
         {"policy": None},
     ],

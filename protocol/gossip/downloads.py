@@ -1,0 +1,187 @@
+"""Downloads: items larger than one chunk, fetched from all who hold them, each chunk proven as it comes.
+
+Rules
+ 1. Such an item is never sent whole. A pull of it is answered with its **outline**: the header that its signer
+    signed, and the hashes of its chunks, which the header's digest proves (see `protocol.wire.envelope`).
+ 2. Chunks are asked for, at most `WINDOW` of one holder at a time over all downloads: what is large waits its turn
+    between small messages, and a link is never full of it.
+ 3. A holder that is gone, that delivers nothing for `patience` and the time that its chunks take on a slow line,
+    or that announces again what it was asked for (it could not send it), is relieved of what it was asked: another
+    is. What has come stays.
+ 4. A chunk that is not what its hash says is blamed, and its sender asked no more for this item.
+ 5. Downloads are begun in the order of their coming, as far as all that are in progress take `capacity` bytes, by
+    what their signers say of their sizes; one that waits costs its outline. Given up is one in progress that nothing
+    came to for `LIFE_S`, or, while others wait, for as long as a slow line takes for a window.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from protocol.events import Item, Outline
+from protocol.identity import NodeId
+from protocol.wire.envelope import CHUNK_BYTES, ItemId, chunk_count
+from protocol.wire.messages import ItemChunk, PullChunks
+
+WINDOW = 4  # chunks of one holder in flight: half a MiB, 5 MB/s at a round trip of 100 ms
+CHUNK_BYTES_PER_SECOND = 128 << 10  # a line of 1 Mbit/s
+LIFE_S = 60.0
+MAX_SOURCES = 8  # of one item
+MAX_DOWNLOADS = 256  # in progress or waiting, with an outline of 4 KiB for 16 MiB
+MAX_STRIKES = 3  # times that a source was relieved with nothing delivered in between
+
+
+class Took(Enum):
+    """What became of a chunk that came."""
+
+    TAKEN = "taken"
+    UNASKED = "unasked"  # late, twice or never asked for
+    FALSE = "false"
+
+
+@dataclass(slots=True)
+class _Source:
+    asked: dict[int, None] = field(default_factory=dict)
+    since: float = 0.0  # of the last chunk, or of the asking
+    strikes: int = 0
+
+
+@dataclass(slots=True)
+class _Download:
+    outline: Outline
+    touched: float
+    sources: dict[NodeId, _Source]
+    missing: dict[int, None]  # asked of nobody
+    in_progress: bool = False
+    chunks: dict[int, bytes] = field(default_factory=dict)
+    expelled: set[NodeId] = field(default_factory=set)
+
+
+class Downloads:
+    """See the module's comment. `now` is steady, in seconds."""
+
+    def __init__(self, capacity: int, patience: float) -> None:
+        self._capacity = capacity
+        self._patience = patience
+        self._downloads: dict[ItemId, _Download] = {}  # the oldest first
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._downloads)
+
+    def __contains__(self, item_id: ItemId) -> bool:
+        return item_id in self._downloads
+
+    def begin(self, outline: Outline, holders: Iterable[NodeId], now: float) -> bool:
+        """Fetch an item from `holders` as soon as there is room; False: there will be none."""
+        size = outline.header.size
+        if outline.id in self._downloads or size > self._capacity or len(self._downloads) >= MAX_DOWNLOADS:
+            return False
+        sources = {node: _Source() for node in list(holders)[:MAX_SOURCES]}
+        missing = dict.fromkeys(range(chunk_count(size)))
+        self._downloads[outline.id] = _Download(outline, now, sources, missing)
+        return True
+
+    def offered(self, node: NodeId, item_id: ItemId) -> None:
+        """`node` announces an item that is being fetched: it holds it, and has sent none of what it was asked for."""
+        download = self._downloads[item_id]
+        source = download.sources.get(node)
+        if source is not None:
+            self._relieve(download, source)
+        elif node not in download.expelled and len(download.sources) < MAX_SOURCES:
+            download.sources[node] = _Source()
+
+    def arrived(self, node: NodeId, chunk: ItemChunk, now: float) -> Took:
+        """A chunk came."""
+        index = chunk.index
+        download = self._downloads.get(chunk.id)
+        source = download.sources.get(node) if download is not None else None
+        if download is None or source is None or index not in source.asked:
+            return Took.UNASKED
+        del source.asked[index]
+        if not download.outline.proves(index, chunk.data):
+            download.missing[index] = None
+            self._expel(download, node)
+            return Took.FALSE
+        source.since, source.strikes = now, 0
+        download.touched = now
+        download.chunks[index] = chunk.data
+        return Took.TAKEN
+
+    def finish(self, item_id: ItemId) -> Item | None:
+        """Return a whole item, and forget it; None while something of it is missing."""
+        download = self._downloads.get(item_id)
+        if download is None or len(download.chunks) < chunk_count(download.outline.header.size):
+            return None
+        self._forget(item_id)
+        return download.outline.fill(download.chunks[index] for index in range(len(download.chunks)))
+
+    def lost(self, node: NodeId) -> None:
+        """A holder is gone."""
+        for download in self._downloads.values():
+            source = download.sources.pop(node, None)
+            if source is not None:
+                self._relieve(download, source)
+
+    def check(self, now: float) -> int:
+        """Relieve those who are silent, and give up what nobody delivers; return how many items were given up."""
+        progressing = [(item_id, one) for item_id, one in self._downloads.items() if one.in_progress]
+        others_wait = len(progressing) < len(self._downloads)
+        life = self._patience + WINDOW * CHUNK_BYTES / CHUNK_BYTES_PER_SECOND if others_wait else LIFE_S
+        over = [item_id for item_id, one in progressing if one.touched + life <= now]
+        for item_id in over:
+            self._forget(item_id)
+        for download in self._downloads.values():
+            for node, source in list(download.sources.items()):
+                patience = self._patience + len(source.asked) * CHUNK_BYTES / CHUNK_BYTES_PER_SECOND
+                if source.asked and source.since + patience <= now:
+                    self._relieve(download, source)
+                    source.strikes += 1
+                    if source.strikes >= MAX_STRIKES:
+                        self._expel(download, node)
+        return len(over)
+
+    def due(self, now: float) -> list[tuple[NodeId, PullChunks]]:
+        """Return the chunks to ask for now, and of whom; the oldest download goes first."""
+        asks: list[tuple[NodeId, PullChunks]] = []
+        for item_id, download in self._downloads.items():
+            if not (download.in_progress or self._start(download, now)):
+                continue
+            shared: dict[NodeId, list[int]] = {}
+            free = {node: WINDOW - self._in_flight(node) for node in download.sources} if download.missing else {}
+            while download.missing and any(count > 0 for count in free.values()):
+                # The holder with the most room, and of those the one that failed least: the load is spread.
+                node = max(free, key=lambda one: (free[one] > 0, -download.sources[one].strikes, free[one]))
+                index = next(iter(download.missing))
+                del download.missing[index]
+                source = download.sources[node]
+                if not source.asked:
+                    source.since = now
+                source.asked[index] = None
+                shared.setdefault(node, []).append(index)
+                free[node] -= 1
+            asks += [(node, PullChunks(item_id, tuple(indices))) for node, indices in shared.items()]
+        return asks
+
+    def _start(self, download: _Download, now: float) -> bool:
+        size = download.outline.header.size
+        if self._size + size <= self._capacity:
+            download.in_progress, download.touched = True, now
+            self._size += size
+        return download.in_progress
+
+    def _in_flight(self, node: NodeId) -> int:
+        return sum(len(one.sources[node].asked) for one in self._downloads.values() if node in one.sources)
+
+    def _relieve(self, download: _Download, source: _Source) -> None:
+        download.missing = {**source.asked, **download.missing}
+        source.asked.clear()
+
+    def _expel(self, download: _Download, node: NodeId) -> None:
+        self._relieve(download, download.sources.pop(node))
+        download.expelled.add(node)
+
+    def _forget(self, item_id: ItemId) -> None:
+        download = self._downloads.pop(item_id)
+        if download.in_progress:
+            self._size -= download.outline.header.size

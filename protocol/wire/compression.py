@@ -1,0 +1,60 @@
+"""Compression of items (Zstandard, RFC 8878): what is published, and how far a peer's bytes may unpack.
+
+An item's content is one byte that says how the rest is written, and the rest:
+
+    0   as it is
+    1   one Zstandard frame that states its content's size and needs no dictionary
+
+A few hundred bytes may claim to unpack to gigabytes: the claim is read before anything is unpacked, and
+the unpacked bytes are counted against it.
+"""
+
+import zstandard
+
+from protocol.errors import MessageError
+
+PLAIN, ZSTD = b"\x00", b"\x01"
+LEVEL = 3  # the library's own default: text shrinks to a third at some 200 MB/s
+WORTH_BYTES = 4 << 10  # below that a message's envelope, and its signature's check, cost more than the bytes
+WORTH_RATIO = 0.9
+
+
+def pack_content(body: bytes) -> bytes:
+    """Return the content of an item that holds `body`: compressed where that is worth it."""
+    if len(body) >= WORTH_BYTES:
+        packed = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(body)
+        if len(packed) <= WORTH_RATIO * len(body):
+            return ZSTD + packed
+    return PLAIN + body
+
+
+def unpack_content(content: bytes, max_bytes: int) -> bytes:
+    """Return the body in an item's content.
+
+    Raises:
+        MessageError: reason "oversized" (it has, or claims, more than `max_bytes`) or "malformed".
+    """
+    form, rest = content[:1], content[1:]
+    if form == PLAIN:
+        return _bounded(rest, len(rest), max_bytes)
+    if form != ZSTD:
+        raise MessageError("malformed", "content")
+    try:
+        claim = zstandard.get_frame_parameters(rest)
+        unknown = claim.content_size == zstandard.CONTENTSIZE_UNKNOWN
+        if unknown or claim.dict_id:
+            raise MessageError("malformed", "content without a size, or with a dictionary")
+        _bounded(rest, claim.content_size, max_bytes)
+        # The output is allocated by the claim, and never grows beyond it.
+        body = zstandard.ZstdDecompressor().decompress(rest, read_across_frames=False, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise MessageError("malformed", type(error).__name__) from None
+    if len(body) != claim.content_size:
+        raise MessageError("malformed", "content's size")
+    return bytes(body)
+
+
+def _bounded(data: bytes, size: int, max_bytes: int) -> bytes:
+    if size > max_bytes:
+        raise MessageError("oversized", f"{size} bytes unpacked")
+    return data

@@ -1,0 +1,195 @@
+"""Large items: chunks prove themselves, a lost holder costs nothing that came, nothing hostile grows."""
+
+import random
+import tracemalloc
+from contextlib import suppress
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.errors import MessageError
+from protocol.events import Item, Outline
+from protocol.gossip.downloads import LIFE_S, MAX_DOWNLOADS, MAX_STRIKES, WINDOW, Downloads, Took
+from protocol.identity import Identity, NodeId
+from protocol.wire.compression import PLAIN, WORTH_BYTES, ZSTD, pack_content, unpack_content
+from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, Kind, chunk_count, chunk_hashes, header_of, seal
+from protocol.wire.messages import ItemChunk, PullChunks
+
+ALICE = Identity(bytes(32))
+A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
+PATIENCE = 2.0
+
+
+def large(size: int, seed: int = 0) -> Item:
+    body = bytes(8) + random.Random(seed).randbytes(size - 8)
+    hashes = chunk_hashes(body)
+    frame = seal(ALICE, b"a swarm of tests", Kind.ITEM, 1, 1000, body, hashes)
+    return Item(header_of(frame).item_id, ALICE.node_id, 1.0, bytes(8), frame, hashes)
+
+
+def outline_of(item: Item) -> Outline:
+    return Outline(header_of(item.frame), item.frame[:HEAD_BYTES], item.hashes)
+
+
+def indices(asks: list[tuple[NodeId, PullChunks]], node: NodeId) -> list[int]:
+    return [index for to, pull in asks if to == node for index in pull.indices]
+
+
+@given(st.data())
+def test_whoever_comes_goes_stalls_or_lies_the_item_comes_out_as_it_was_signed(data: st.DataObject) -> None:
+    item = large(data.draw(st.integers(1, 12)) * CHUNK_BYTES + data.draw(st.integers(1, CHUNK_BYTES)))
+    downloads, now = Downloads(1 << 30, PATIENCE), 0.0
+    assert downloads.begin(outline_of(item), [A], now)
+    flying: list[tuple[NodeId, int]] = []
+    for _ in range(data.draw(st.integers(0, 40))):
+        flying += [(node, index) for node, pull in downloads.due(now) for index in pull.indices]
+        assert all(sum(to == node for to, _ in flying) <= WINDOW * (MAX_STRIKES + 2) for node in (A, B, C))
+        node = data.draw(st.sampled_from([A, B, C]))
+        match data.draw(st.sampled_from(["offer", "lose", "stall", "lie", "deliver"])):
+            case "offer":
+                downloads.offered(node, item.id)
+            case "lose":
+                downloads.lost(node)
+                flying = [one for one in flying if one[0] != node]
+            case "stall":
+                now += PATIENCE
+                downloads.check(now)
+            case what if flying:
+                to, index = flying.pop(0)
+                chunk = item.chunk(index) if what == "deliver" else ItemChunk(item.id, index, bytes(CHUNK_BYTES))
+                downloads.arrived(to, chunk, now)
+        if downloads.finish(item.id) is not None:
+            return
+    if item.id not in downloads:
+        return  # given up: nobody delivered for LIFE_S
+    downloads.offered(NodeId("honest"), item.id)
+    for _ in range(200):
+        for node, pull in downloads.due(now):
+            for index in pull.indices if node == "honest" else ():
+                assert downloads.arrived(node, item.chunk(index), now) is Took.TAKEN
+        for node in (A, B, C):
+            downloads.lost(node)
+        if (done := downloads.finish(item.id)) is not None:
+            assert done == item and len(downloads) == 0
+            return
+    raise AssertionError("it never came")
+
+
+def test_chunks_are_asked_of_all_holders_few_at_a_time_and_what_one_owed_of_the_other() -> None:
+    item = large(20 * CHUNK_BYTES)
+    downloads = Downloads(1 << 30, PATIENCE)
+    assert downloads.begin(outline_of(item), [A, B], 0.0)
+    asks = downloads.due(0.0)
+    assert len(indices(asks, A)) == len(indices(asks, B)) == WINDOW
+    assert not set(indices(asks, A)) & set(indices(asks, B)) and downloads.due(0.0) == []
+    for index in indices(asks, B):
+        downloads.arrived(B, item.chunk(index), 1.0)
+    downloads.lost(A)
+    assert indices(downloads.due(1.0), B) == indices(asks, A)
+
+
+def test_a_false_chunk_ends_its_senders_part_and_nothing_else() -> None:
+    item = large(3 * CHUNK_BYTES)
+    downloads = Downloads(1 << 30, PATIENCE)
+    downloads.begin(outline_of(item), [A, B], 0.0)
+    asks = downloads.due(0.0)
+    lie = ItemChunk(item.id, indices(asks, A)[0], bytes(CHUNK_BYTES))
+    assert downloads.arrived(A, lie, 0.0) is Took.FALSE
+    downloads.offered(A, item.id)
+    again = downloads.due(0.0)
+    assert not indices(again, A)
+    assert sorted(indices(asks, B) + indices(again, B)) == [0, 1, 2]
+    assert downloads.arrived(B, ItemChunk(item.id, 99, b"x"), 0.0) is Took.UNASKED
+
+
+def test_downloads_take_no_more_than_their_room_and_a_stuck_one_makes_way() -> None:
+    first, second = large(4 * CHUNK_BYTES, 1), large(4 * CHUNK_BYTES, 2)
+    downloads = Downloads(5 * CHUNK_BYTES, PATIENCE)
+    assert not downloads.begin(outline_of(large(6 * CHUNK_BYTES)), [B], 0.0)
+    assert downloads.begin(outline_of(first), [A], 0.0) and downloads.begin(outline_of(second), [B], 0.0)
+    assert len(indices(downloads.due(0.0), A)) == WINDOW and indices(downloads.due(0.0), B) == []
+    slow = PATIENCE + WINDOW  # a chunk a second
+    assert downloads.check(slow - 0.1) == 0 and downloads.check(slow) == 1
+    assert first.id not in downloads and len(indices(downloads.due(slow), B)) == WINDOW
+    assert downloads.check(slow + LIFE_S - 0.1) == 0
+    assert downloads.check(slow + LIFE_S) == 1 and len(downloads) == 0
+
+
+def test_outlines_that_wait_are_few() -> None:
+    downloads = Downloads(3 * CHUNK_BYTES, PATIENCE)
+    begun = [downloads.begin(outline_of(large(CHUNK_BYTES + 9, seed)), [A], 0.0) for seed in range(MAX_DOWNLOADS + 9)]
+    assert sum(begun) == len(downloads) == MAX_DOWNLOADS
+
+
+def test_what_is_announced_again_was_not_sent_and_is_asked_for_again() -> None:
+    item = large(2 * CHUNK_BYTES)
+    downloads = Downloads(1 << 30, PATIENCE)
+    downloads.begin(outline_of(item), [A], 0.0)
+    assert indices(downloads.due(0.0), A) == [0, 1]
+    assert downloads.due(0.5) == []
+    downloads.offered(A, item.id)
+    assert indices(downloads.due(0.5), A) == [0, 1]
+
+
+@given(st.binary(max_size=20_000) | st.text(max_size=20_000).map(str.encode))
+def test_contents_come_back(body: bytes) -> None:
+    assert unpack_content(pack_content(body), len(body)) == body
+    assert unpack_content(pack_content(body * 9), 9 * len(body)) == body * 9
+
+
+def test_text_is_compressed_and_noise_and_small_bodies_are_not() -> None:
+    text = b"the quick brown fox jumps over the lazy dog " * 500
+    assert len(pack_content(text)) < len(text) / 3
+    noise = random.Random(1).randbytes(50_000)
+    assert pack_content(noise) == PLAIN + noise
+    assert pack_content(text[: WORTH_BYTES - 1]) == PLAIN + text[: WORTH_BYTES - 1]
+
+
+def bomb(size: int) -> bytes:
+    return ZSTD + zstandard.ZstdCompressor().compress(bytes(size))
+
+
+def test_no_content_unpacks_to_more_than_is_allowed() -> None:
+    huge = bomb(256 << 20)
+    assert len(huge) < 32 << 10
+    tracemalloc.start()
+    for content, reason in (
+        (huge, "oversized"),
+        (PLAIN + bytes(1001), "oversized"),
+        (bomb(1001), "oversized"),
+        (ZSTD + zstandard.ZstdCompressor(write_content_size=False).compress(bytes(500)), "malformed"),
+        (bomb(500)[:-1], "malformed"),
+        (bomb(500) + b"x", "malformed"),
+        (bomb(300) + bomb(300)[1:], "malformed"),
+        (b"", "malformed"),
+        (b"\x02rest", "malformed"),
+    ):
+        with pytest.raises(MessageError) as caught:
+            unpack_content(content, 1000)
+        assert caught.value.reason == reason, content[:20]
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@given(st.binary(max_size=200), st.sampled_from([PLAIN, ZSTD, ZSTD + b"\x28\xb5\x2f\xfd", b""]))
+def test_arbitrary_contents_raise_nothing_but_the_typed_error(data: bytes, start: bytes) -> None:
+    with suppress(MessageError):
+        assert len(unpack_content(start + data, 1000)) <= 1000
+
+
+def test_a_frame_that_claims_less_than_it_holds_is_malformed() -> None:
+    honest = zstandard.ZstdCompressor().compress(bytes(range(256)) * 2)
+    at = honest.index((512 - 256).to_bytes(2, "little"), 4)  # two bytes of size, less 256 (RFC 8878, 3.1.1.1.4)
+    lying = honest[:at] + (0).to_bytes(2, "little") + honest[at + 2 :]
+    assert zstandard.get_frame_parameters(lying).content_size == 256
+    with pytest.raises(MessageError):
+        unpack_content(ZSTD + lying, 1000)
+
+
+def test_an_item_has_as_many_chunks_as_its_size_says() -> None:
+    item = large(3 * CHUNK_BYTES + 1)
+    assert item.is_large and chunk_count(len(item.frame) - HEAD_BYTES) == 4
+    assert len(item.chunk(3).data) == 1 and item.chunk(4).data == b""
+    assert outline_of(item).fill(item.chunk(index).data for index in range(4)) == item
