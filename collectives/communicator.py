@@ -334,7 +334,7 @@ class Communicator:
             Exception: what `step` raised by itself. The others wait until this member calls `run` again,
                 leaves, or their calls' time is up.
         """
-        return self._step_runner.run(self, step, state, timeout)
+        return self._step_runner.run(self, self._meet, step, state, timeout)
 
     @property
     def stay(self) -> int:
@@ -345,10 +345,6 @@ class Communicator:
     def outside(self) -> bool:
         """Whether this member is in no group at the moment, and `admit` would wait to be let in."""
         return self._status.view is None
-
-    def meet_in(self, job: Rendezvous | EndOfStep, timeout: float) -> ReduceResult:
-        """Carry out one of the operations that `run` adds to a step. Raises: as `all_reduce`."""
-        return self._run(RENDEZVOUS_TAG if isinstance(job, Rendezvous) else _STEP, job, timeout)()
 
     # --- operations ----------------------------------------------------------------------------
 
@@ -490,6 +486,9 @@ class Communicator:
         )
 
     # --- how an operation runs -----------------------------------------------------------------
+
+    def _meet(self, job: Rendezvous | EndOfStep, timeout: float) -> ReduceResult:
+        return self._run(RENDEZVOUS_TAG if isinstance(job, Rendezvous) else _STEP, job, timeout)()
 
     def _reducing(  # noqa: PLR0913
         self,

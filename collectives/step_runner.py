@@ -40,8 +40,8 @@ class Stepping(Protocol):
     def sync_state(self, state: SharedState, strategy: SyncStrategy, timeout: float) -> SyncResult:
         """Bring `state` to the one that holds."""
 
-    def meet_in(self, job: Rendezvous | EndOfStep, timeout: float) -> ReduceResult:
-        """Carry out one of the operations that steps need."""
+
+Meet = Callable[[Rendezvous | EndOfStep, float], ReduceResult]  # carries out an operation within a time (s)
 
 
 class StepRunner(Generic[C]):
@@ -52,14 +52,16 @@ class StepRunner(Generic[C]):
         self._one_at_a_time = threading.Lock()
         self._doubtful: StepResult[Any] | None = None  # what the last step gave, if whether it counts is unknown
 
-    def run(self, comm: C, step: Callable[[C], T], state: SharedState | None, timeout: float) -> StepResult[T]:
-        """Take one; see `Communicator.run`."""
+    def run(
+        self, comm: C, meet: Meet, step: Callable[[C], T], state: SharedState | None, timeout: float
+    ) -> StepResult[T]:
+        """Take one; `meet` is what it adds to the calls of `step`. See `Communicator.run`."""
         if not self._one_at_a_time.acquire(blocking=False):
             raise BadArgument("a step is under way: call run() from one thread at a time")
         try:
             if self._steps is None:
                 self._steps = Steps(state.revision if state is not None else 0)
-            done = self._until_it_counts(comm, self._steps, step, state, time.monotonic() + timeout)
+            done = self._until_it_counts(comm, meet, self._steps, step, state, time.monotonic() + timeout)
         finally:
             self._one_at_a_time.release()
         if state is not None:
@@ -67,24 +69,26 @@ class StepRunner(Generic[C]):
         return done
 
     def _until_it_counts(
-        self, comm: C, steps: Steps, step: Callable[[C], T], state: SharedState | None, until: float
+        self, comm: C, meet: Meet, steps: Steps, step: Callable[[C], T], state: SharedState | None, until: float
     ) -> StepResult[T]:
         attempts = 0
         while True:
             try:
-                earlier = self._come_together(comm, steps, state, until)
+                earlier = self._come_together(comm, meet, steps, state, until)
                 if earlier is not None:
                     return earlier
                 attempts += 1
                 value = step(comm)
                 steps.stepped()
-                return self._end(comm, steps, value, attempts, until)
+                return self._end(comm, meet, steps, value, attempts, until)
             except BaseException as error:
                 steps.disturbed(admits=comm.outside or comm.pending())
                 if not isinstance(error, CALLED_OFF) or time.monotonic() >= until:
                     raise
 
-    def _come_together(self, comm: C, steps: Steps, state: SharedState | None, until: float) -> StepResult[Any] | None:
+    def _come_together(
+        self, comm: C, meet: Meet, steps: Steps, state: SharedState | None, until: float
+    ) -> StepResult[Any] | None:
         """Do what comes before a step; return the one before if it is found that it counts."""
         while steps.phase is not Phase.STEP:
             left = until - time.monotonic()
@@ -93,7 +97,7 @@ class StepRunner(Generic[C]):
                 steps.admitted()
             elif steps.phase is Phase.MEET:
                 claim = steps.claim(comm.stay)
-                claims = comm.meet_in(Rendezvous(claim, state is not None), left).value
+                claims = meet(Rendezvous(claim, state is not None), left).value
                 earlier, self._doubtful = self._doubtful, None
                 if steps.met(comm.node_id, claims) and earlier is not None:
                     return earlier
@@ -103,12 +107,12 @@ class StepRunner(Generic[C]):
                 steps.synced()
         return None
 
-    def _end(self, comm: C, steps: Steps, value: T, attempts: int, until: float) -> StepResult[T]:
+    def _end(self, comm: C, meet: Meet, steps: Steps, value: T, attempts: int, until: float) -> StepResult[T]:
         """Call the step's end, and return what it gave if that counts."""
         end = EndOfStep(steps.done + 1)
         joined = steps.joined
         try:
-            done = comm.meet_in(end, until - time.monotonic())
+            done = meet(end, until - time.monotonic())
         except InDoubt:
             if end.op is not None:
                 steps.doubted(end.op)

@@ -3,6 +3,8 @@
 And the programs of README.md do what they say, from their own text.
 """
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +33,27 @@ def test_members_go_on_after_a_death_and_with_a_newcomer(programs: list[str]) ->
             trainee.reduces_with(2, 3, LIMIT_S)
         trainees.append(Trainee(programs[2], [address]))
         assert trainees[-1].hear(LIMIT_S).startswith("tcp://")
+        for trainee in trainees:
+            trainee.reduces_with(3, 3, LIMIT_S)
+    finally:
+        for trainee in trainees:
+            trainee.end()
+
+
+def test_a_member_that_was_stopped_comes_back_in_step() -> None:
+    trainees = [Trainee("take_steps")]
+    try:
+        address = trainees[0].hear(LIMIT_S)
+        trainees += [Trainee("take_steps", [address]) for _ in range(2)]
+        assert all(newcomer.hear(LIMIT_S).startswith("tcp://") for newcomer in trainees[1:])
+        for stopped in (trainees[2], trainees[0]):  # the founder, too
+            others = [trainee for trainee in trainees if trainee is not stopped]
+            for trainee in trainees:
+                trainee.reduces_with(3, 3, LIMIT_S)
+            os.kill(stopped.process.pid, signal.SIGSTOP)
+            for trainee in others:
+                trainee.reduces_with(2, 3, LIMIT_S)
+            os.kill(stopped.process.pid, signal.SIGCONT)
         for trainee in trainees:
             trainee.reduces_with(3, 3, LIMIT_S)
     finally:
