@@ -412,6 +412,7 @@ class Communicator:
 
         With `retry` a tensor whose reduction was called off because a member failed is reduced again with
         those who are left, until all are done; a member that is left alone has only its own values to combine.
+        In a step of `run` it is not: there the step is taken again.
 
         Raises:
             BadArgument, Mismatch, DeadlineExceeded, NotEnoughPeers, Evicted: tensors before it may be reduced.
@@ -426,7 +427,8 @@ class Communicator:
                 timeout,
             )
 
-        return wait_for_all(start, len(tensors), in_flight, (Aborted, InDoubt) if retry else ())
+        again = (Aborted, InDoubt) if retry and not self._step_runner.under_way else ()
+        return wait_for_all(start, len(tensors), in_flight, again)
 
     def all_gather(self, x: TensorLike, tag: int = 0, timeout: float = 30.0, step: int | None = None) -> ReduceResult:
         """Return everybody's `x` (of one type and size) in a new buffer, `contributors` along its first dimension.

@@ -52,6 +52,11 @@ class StepRunner(Generic[C]):
         self._one_at_a_time = threading.Lock()
         self._doubtful: StepResult[Any] | None = None  # what the last step gave, if whether it counts is unknown
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a step is being taken."""
+        return self._one_at_a_time.locked()
+
     def run(
         self, comm: C, meet: Meet, step: Callable[[C], T], state: SharedState | None, timeout: float
     ) -> StepResult[T]:

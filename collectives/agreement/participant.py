@@ -156,7 +156,7 @@ class Operations:
 
     def commit(self, op: OpId) -> bool:
         """Everybody carried it out. Returns whether this was news."""
-        if op.tag == RENDEZVOUS_TAG:
+        if op.tag == RENDEZVOUS_TAG and op.n < self._next.get(op.tag, 0):  # one that this member called
             self._floor = max(self._floor, first_after(op.n))
         call = self._of(op)
         if call is not None:

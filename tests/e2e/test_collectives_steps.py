@@ -47,7 +47,20 @@ def test_a_founder_that_should_have_joined_is_told_so():
             lonely.wait_for(1000)
 
 
-def test_a_step_in_which_one_member_loses_a_call_is_taken_again_by_all():
+def summed_in_flight(comm):
+    """The same, as one of several in flight."""
+    tensors = [np.full(3, float(number)) for number in (1, 2, 3)]
+    return comm.all_reduce_many(tensors, op=Op.SUM)[0].value
+
+
+def summed_by_handles(comm):
+    """The same, by handles, of which the last are left alone if the first fails."""
+    handles = [comm.all_reduce_async(np.ones(3), op=Op.SUM, tag=tag) for tag in (4, 5, 6)]
+    return [handle.wait() for handle in handles][-1].value
+
+
+@pytest.mark.parametrize("reduction", [summed, summed_in_flight, summed_by_handles])
+def test_a_step_in_which_one_member_loses_a_call_is_taken_again_by_all(reduction):
     with group(3) as comms:
         began = time.monotonic()
         failed = threading.Event()
@@ -57,7 +70,7 @@ def test_a_step_in_which_one_member_loses_a_call_is_taken_again_by_all():
             if comm is comms[0] and not failed.is_set():
                 failed.set()
                 comm.all_reduce(np.ones(1), tag=7, timeout=0.05)  # the others wait in the one below
-            return summed(comm)
+            return reduction(comm)
 
         for number in (1, 2):
             results = together(*(lambda c=c: c.run(step) for c in comms))
