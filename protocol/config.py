@@ -70,6 +70,10 @@ class Limits:
     # of about log(n)/log(7): 5 at 10,000. A third more is room for those who dial us.
     max_peers: int = 12
     max_known_peers: int = 512  # records in the book: a full directory up to that size, a random sample beyond
+    # Of one public network (a /24, a /48, a domain): links, and places in the book. Raise both for a swarm whose
+    # nodes have neighbouring public addresses; loopback and private networks are not bounded.
+    max_prefix_peers: int = 4
+    max_prefix_records: int = 32
 
     inbox_items: int = 4096  # received and not yet fetched by the node
     inbox_bytes: int = 64 * MIB

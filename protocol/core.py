@@ -16,6 +16,7 @@ import random
 from protocol.config import Instant, Setup
 from protocol.errors import EnvelopeError, MessageError, PeerError, RevocationError
 from protocol.events import (
+    Accepted,
     Announced,
     Arrived,
     Blame,
@@ -169,7 +170,7 @@ class Core:
             case Opened(link):
                 self._said_hello.pop(link)
                 return self._members(self.membership.handle(event, now), now)
-            case Closed() | Moved() | Stored():
+            case Accepted() | Closed() | Moved() | Stored():
                 return self._members(self.membership.handle(event, now), now)
             case Revoked():
                 return self._revoked(event, now)

@@ -50,8 +50,8 @@ class Driver:
                             self._core.note_sent(action)
                         elif ids:
                             self._core.handle(Unsent(link, ids), now)
-                    case Dial(address):
-                        self._transport.dial(address)
+                    case Dial(address, scope):
+                        self._transport.dial(address, scope)
                     case HangUp(link):
                         self._transport.hang_up(link)
                     case ChargePrefix(link, points):

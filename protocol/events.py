@@ -8,12 +8,13 @@ A core is told events and answers with actions: `handle(event, now) -> actions`.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any
 
 from protocol.credentials.records import Address, Endpoint, Service
 from protocol.identity import NodeId, node_id
+from protocol.limits.networks import Scope
 from protocol.wire.envelope import CHUNK_BYTES, HASH_BYTES, HEAD_BYTES, Header, ItemId, chunk_hashes
 from protocol.wire.messages import TOPIC_BYTES, Body, Entry, Interest, ItemChunk, ItemOutline, PullChunks, hint
 
@@ -30,9 +31,18 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A dialled link is up: encrypted, and the other end proved its key."""
+    """A dialled link is up: encrypted, and the other end, at the IP address `host` ("": unknown), proved its key."""
 
     link: Link
+    host: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The holder of the link's key dialled us, from the IP address `host`, and its first frame follows."""
+
+    link: Link
+    host: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,9 +343,10 @@ class Lane(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Open a link."""
+    """Open a link; a name counts only for those of its addresses that are at least of that scope."""
 
     address: Address
+    scope: Scope = Scope.LOOPBACK
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,8 +427,8 @@ class Blame:
     reason: str
 
 
-NetworkEvent = Opened | Closed | Arrived | Refused
-MembershipEvent = Opened | Closed | Message | Expel | Misfit | Moved | Revoked | Stored | Tick
+NetworkEvent = Opened | Accepted | Closed | Arrived | Refused
+MembershipEvent = Opened | Accepted | Closed | Message | Expel | Misfit | Moved | Revoked | Stored | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
 GossipEvent = (
     PeerUp

@@ -36,6 +36,7 @@ from protocol.events import Moved, Offer, Received, Report, Revoked, Stored, Sub
 from protocol.identity import Identity, NodeId
 from protocol.membership.address_book import Book
 from protocol.membership.membership import Membership
+from protocol.membership.reachability import Standing
 from protocol.notices import Notices
 from protocol.storage import BackgroundWriter, exchange_bytes, load_peers, save_peers
 from protocol.transport.addresses import advertised_host
@@ -180,6 +181,7 @@ class Host:
         self._core: Core | None = None
         self._driver: Driver | None = None
         self._peers: list[PeerInfo] = []
+        self._standing = Standing()
         self._services: tuple[Service, ...] = ()
         self._offers: list[tuple[NodeId, Service]] = []
         self._admitted: dict[NodeId, PeerRecord] = {}  # replaced whole
@@ -197,7 +199,7 @@ class Host:
         now = read_clock()
         setup = self._setup
         transport = ZmqTransport(setup.identity, self._listen, setup.limits, self._refuses)
-        book = Book(self._seeds, self._limits.max_known_peers)
+        book = Book(self._seeds, self._limits.max_known_peers, self._limits.max_prefix_records)
         saved = load_peers(self._peers_file) if self._peers_file else []
         for record in usable_records(saved, setup.swarm, now.unix):
             book.add(record)
@@ -298,6 +300,11 @@ class Host:
         """Return the live peers, as of at most `DESCRIBE_INTERVAL_S` ago."""
         return list(self._peers)
 
+    @property
+    def standing(self) -> Standing:
+        """How others see this node, and whether they can dial it; see `Standing`."""
+        return self._standing
+
     def serve(self, *services: Service) -> None:
         """Let the swarm know what else runs here, instead of what was said before; at most `MAX_SERVICES`."""
         self._services = services[:MAX_SERVICES]
@@ -363,11 +370,8 @@ class Host:
                     self._peers = describe_peers(core.membership)
                     for notice in notices.due(core.membership.refusals, len(self._peers), now):
                         (log.warning if notice.is_warning else log.info)(notice.event, **notice.fields)
-                    self._offers = [
-                        (record.node_id, service)
-                        for record in core.membership.book.good_records()
-                        for service in record.services
-                    ]
+                    self._standing = core.membership.reachability.standing
+                    self._offers = core.membership.book.services()
                     self._admitted = still_admitted(self._admitted, core.membership.book.records(), self._setup, now)
                     next_description = now.steady + DESCRIBE_INTERVAL_S
                 if now.steady >= next_look or self._services != services:
@@ -426,7 +430,7 @@ class Host:
 
     def _save(self, core: Core, writer: BackgroundWriter) -> None:
         if self._peers_file is not None:
-            records = [record.encoded for record in core.membership.book.records()]
+            records = [record.encoded for record in core.membership.book.dialable_records()]
             writer.put(partial(save_peers, self._peers_file, records))
 
 

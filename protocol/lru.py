@@ -40,6 +40,10 @@ class Recent(Generic[K, V]):
         self._entries.clear()
         return values
 
+    def values(self) -> list[V]:
+        """Return all entries, the one that was set longest ago first."""
+        return list(self._entries.values())
+
     def pop(self, key: K) -> V | None:
         """Forget an entry and return it, or None."""
         return self._entries.pop(key, None)

@@ -3,12 +3,13 @@
 python -m tests.protocol_speaker FOLDER SWARM_HEX NAME LISTEN [SEED_ADDRESS ...]
 
 FOLDER/address has where it listens, FOLDER/heard one line for each item, FOLDER/rejected its
-counters of what it refused. LISTEN is an endpoint, or "-" for none.
+counters of what it refused, FOLDER/standing how others see it. LISTEN is an endpoint, or "-" for none.
 """
 
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from protocol.credentials.records import Address
@@ -34,3 +35,4 @@ if __name__ == "__main__":
                     heard.write(item.body.rstrip(b"\0").decode() + "\n")
                 time.sleep(0.01)
             write_atomically(folder / "rejected", json.dumps(dict(host.counters().rejected)).encode())
+            write_atomically(folder / "standing", json.dumps(asdict(host.standing)).encode())

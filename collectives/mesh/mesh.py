@@ -52,7 +52,7 @@ from collectives.mesh.limits import (
 from protocol.credentials.records import Endpoint
 from protocol.errors import PeerError
 from protocol.identity import NodeId
-from protocol.limits.rate_limits import prefix_of
+from protocol.limits.networks import prefix_of
 from protocol.transport.addresses import Resolver
 from protocol.wire.encoding import pack, unpack
 

@@ -15,7 +15,9 @@ import psutil
 import typer
 
 from node.cli.options import Debug, Model
+from node.cli.status import reachability
 from node.config import NodeConfig, fill, parse_config
+from node.errors import UserError
 from node.footprint import ModelSize, footprint, peak
 from node.presets import Machine, preset
 
@@ -41,6 +43,8 @@ def doctor(port: Port = 0, folder: Folder = Path(), model: Model = None, debug: 
     """Check this machine, and what a model needs of it.
 
     Python, torch and its devices, extras, cores, memory, disk, port.
+
+    Where a node runs in the folder: how its peers see it, and whether they can dial it.
 
     With a model: what a node takes with it, by part, whether that fits here, and what to set.
 
@@ -71,6 +75,7 @@ def examine(port: int, folder: Path) -> Iterator[Check]:
     )
     yield from _disk(folder)
     yield _port(port)
+    yield from _reachability(folder)
 
 
 def examine_model(model: str) -> Iterator[Check]:
@@ -134,6 +139,17 @@ def _disk(folder: Path) -> Iterator[Check]:
     yield Check("disk", free >= MIN_DISK, f"{free / 1e9:.1f} GB free at {existing}")
     writable = os.access(existing, os.W_OK | os.X_OK)
     yield Check("state folder", writable, f"{existing} is {'' if writable else 'not '}writable")
+
+
+def _reachability(folder: Path) -> Iterator[Check]:
+    """Ask the node that runs in `folder`, if one does: only others know whether it can be dialled."""
+    from node.telemetry.status_server import ask
+
+    try:
+        tree = ask(folder)
+    except UserError:
+        return
+    yield Check("seen by peers", bool(tree["dialable"]), reachability(tree), needed=False)
 
 
 def _port(port: int) -> Check:

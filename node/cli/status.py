@@ -56,6 +56,7 @@ def render(tree: Tree) -> "list[RenderableType]":
         ("node", f"{tree['node']} ({tree['short_name']})"),
         ("address", (tree["address"] or "none: it dials, nobody dials it").partition("?")[0]),
         ("admitted", _admitted(tree)),
+        ("seen", reachability(tree)),
         ("round", progress),
         ("reward", "-" if tree["reward"] is None else f"{tree['reward']:.3f}, the mean of the last rounds"),
         ("a round", "-" if tree["round_s"] is None else f"{tree['round_s']:.2f} s"),
@@ -101,6 +102,16 @@ def _admitted(tree: Tree) -> str | None:
     if expires > tree["time"]:
         return f"until {day}"
     return f"no longer, its grant expired {day}: ask for a newer invite and `gossamer join` with it"
+
+
+def reachability(tree: Tree) -> str:
+    """Say how peers see the node, and whether they could dial it."""
+    if not tree["seen_at"]:
+        return "no peer on another machine has said where it sees this node"
+    asked = tree["dialable_asked"]
+    peers = "the one peer" if asked == 1 else f"the {asked} peers"
+    said = "can be dialled there" if tree["dialable"] else f"cannot be dialled there, by {peers} asked: it dials"
+    return f"at {tree['seen_at']}, {said}"
 
 
 def _alone(tree: Tree) -> str:

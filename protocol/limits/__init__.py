@@ -1,5 +1,6 @@
 """What others may cost us.
 
+networks       prefixes, network groups, and from how far an address can be reached
 rate_limits    token buckets: of a peer, and of the network prefix that it speaks from
 peer_scores    what each peer did: offences, refusals, and how long these last
 send_queues    what waits to be sent: bounded in bytes, shared fairly, under the owner's upload limit

@@ -144,6 +144,11 @@ class Connections:
         self._table[number] = self._current[link] = Connection(number, "", link, answered=True)
         self._open[""] += 1
 
+    def is_anonymous(self, number: int) -> bool:
+        """Tell whether an inbound connection has not sent a message yet."""
+        connection = self._table.get(number)
+        return connection is not None and connection.link is None
+
     def took(self, number: int, link: Link, parts: Iterable[int]) -> tuple[bool, list[Cut]]:
         """A whole message came, of these part sizes. Return whether it is wanted, and what to cut for it."""
         connection = self._table.get(number)

@@ -1,19 +1,12 @@
-"""What a peer, and the network that it speaks from, may cost us: token buckets.
+"""Token buckets: what a peer, and the network prefix that it speaks from, may cost us.
 
-Keys cost nothing, addresses do: a /24 of IPv4, or the /56 that an IPv6 customer commonly
-gets (RFC 6177), is about the smallest thing that one attacker rents. An address inside a
-machine (loopback) is a prefix of its own. The table of prefixes is bounded; the one that was
-silent for longest is forgotten first.
+The table of prefixes is bounded; the one that was silent for longest is forgotten first.
 """
-
-import ipaddress
 
 from protocol.config import Limits
 from protocol.lru import Recent
 
 MAX_PREFIXES = 4096
-IPV4_PREFIX_BITS = 24
-IPV6_PREFIX_BITS = 56
 
 
 class TokenBucket:
@@ -49,20 +42,6 @@ class Allowance:
     def take(self, size: int, now: float) -> bool:
         """Account for one message of `size` bytes; False: it is too much."""
         return self._messages.take(1, now) and self._bytes.take(size, now)
-
-
-def prefix_of(address: str) -> str:
-    """Return the network that `address` (IPv4 or IPv6 without brackets) counts for; itself if it is neither."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
-        parsed = parsed.ipv4_mapped  # how a socket that listens on both families sees IPv4
-    if parsed.is_loopback:
-        return str(parsed)
-    bits = IPV4_PREFIX_BITS if parsed.version == 4 else IPV6_PREFIX_BITS
-    return str(ipaddress.ip_network((parsed, bits), strict=False))
 
 
 class Prefixes:

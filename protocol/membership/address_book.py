@@ -1,27 +1,44 @@
-"""The address book: everybody we heard of, which is the passive view of HyParView (Leitao 2007).
+"""The address book: everybody we know of, which is the passive view of HyParView (Leitao 2007).
 
-Two sources: the seeds a person gave, which are never forgotten, and signed records. A
-contact is tried at once when it is new, then after 0.5, 1, 2, ... up to 60 s, each drawn from
+Three ways into it: the seeds a person gave, which are never forgotten; to have been admitted, by
+dialling us or by being dialled; and to be told of by two peers of different networks. Who was told
+of once is a *candidate*: it is dialled as others are, and passed on to nobody. So no peer alone, and
+no caller that was turned away, makes us speak of whom it invented (compare the new and the tried
+table of Bitcoin's addrman, where a candidate is passed on).
+
+A contact is tried at once when it is new, then after 0.5, 1, 2, ... up to 60 s, each drawn from
 the upper half of its interval so that nodes do not dial in step.
 
-A record is remembered with whom we have it from. When the book is full, what failed and what
-is said to be dead goes first, then entries of the source that has the most: no peer can push
-out what others told us, and what we found out by meeting a node ourselves goes last. A rumour
-that a node is dead never removes it: it is dialled and passed on only after the others.
+When the book is full, what failed and what is said to be dead goes first, then entries of the
+source that has the most: no peer can push out what others told us, and what we found out by
+meeting a node ourselves goes last. Keys cost nothing and addresses do: one network (see
+`netgroup`) has a bounded number of places, counted by where a node was seen, or for one that was
+only told of, by where it says that it is. A rumour that a node is dead never removes it: it is
+dialled and passed on only after the others.
+
+Endpoints count from whom they mean something to: a private or a loopback one only if the node, or
+whoever told of it, was itself seen at such an address. So nobody out there can make us connect
+into our own network (see `Scope`; where a gateway hides the address of who dials in, all who come
+through it look local).
 """
 
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 
 from protocol.config import Instant
-from protocol.credentials.records import Address, PeerRecord
+from protocol.credentials.records import Address, PeerRecord, Service
 from protocol.identity import NodeId
+from protocol.limits.networks import Scope, netgroup, scope_of
 
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 60.0  # a dead peer costs one connection attempt a minute until its record expires
 BUSY_S = 60.0  # a peer that had no room is asked again after this at the latest
+CANDIDATES = 2  # the part of the capacity that candidates may have, beside it
+NETGROUPS = 16  # at least so many networks share a full book
+NOWHERE = "nowhere"  # the network of nodes that were only told of and that nobody can dial
 
 
 @dataclass(slots=True)
@@ -31,6 +48,7 @@ class Contact:
     addresses: tuple[Address, ...]
     failures: int = 0
     not_before: float = 0.0
+    scope: Scope = Scope.LOOPBACK  # of the nearest address that its host names may mean
 
     @property
     def key(self) -> bytes:
@@ -62,22 +80,62 @@ class Contact:
 @dataclass(slots=True)
 class _Entry:
     record: PeerRecord
-    source: NodeId  # the node itself once we met it
-    contact: Contact | None
+    source: str  # the node itself once we met it, else the network of who told us first
+    group: str  # the network whose place it takes, "" where places are not counted
+    scope: Scope  # of the nearest endpoints that count
+    addresses: tuple[Address, ...] = ()  # those that do
+    contact: Contact | None = None  # made when it is first asked for: most entries are never dialled
     dead: bool = False  # said to be, in this incarnation
 
     @property
     def is_good(self) -> bool:
         return not self.dead and (self.contact is None or self.contact.failures == 0)
 
+    def is_due(self, now: Instant) -> bool:
+        if self.contact is None:
+            return bool(self.addresses)
+        return self.contact.not_before <= now.steady
+
+    def dialable(self) -> Contact | None:
+        if self.contact is None:
+            self.aim()
+        return self.contact
+
+    def aim(self, not_before: float = 0.0) -> None:
+        """Begin anew to dial it."""
+        self.contact = Contact(self.addresses, not_before=not_before, scope=self.scope) if self.addresses else None
+
+    def see_from(self, scope: Scope) -> None:
+        """Let endpoints of that scope count, and nearer ones not."""
+        self.scope = scope
+        counting = usable(self.record.addresses, scope)
+        if counting != self.addresses:
+            self.addresses, self.contact = counting, None
+
+    def update(self, record: PeerRecord, not_before: float) -> bool:
+        """Take a newer record of the same node; False if it is not."""
+        old = self.record
+        if not record.replaces(old):
+            return False
+        if (old.endpoints, old.curve_key) != (record.endpoints, record.curve_key):
+            self.addresses = usable(record.addresses, self.scope)
+            self.aim(not_before)
+        self.dead = self.dead and old.incarnation == record.incarnation
+        self.record = record
+        return True
+
 
 class Book:
-    """Seeds, and about `capacity` records: `trim` brings it back there."""
+    """Seeds, and about `capacity` records, at most `max_group` of one network: `trim` brings it back there."""
 
-    def __init__(self, seeds: tuple[Address, ...], capacity: int) -> None:
+    def __init__(self, seeds: tuple[Address, ...], capacity: int, max_group: int | None = None) -> None:
         self.capacity = capacity
+        self._max_group = max(1, capacity // NETGROUPS) if max_group is None else max_group
         self._seeds = tuple(Contact((seed,)) for seed in seeds)
         self._entries: dict[NodeId, _Entry] = {}
+        self._candidates: dict[NodeId, _Entry] = {}
+        self._groups: Counter[str] = Counter()  # entries by network
+        self._crowded: set[str] = set()
         self.revision = 0  # grows when there is something new to save
 
     def __len__(self) -> int:
@@ -86,74 +144,127 @@ class Book:
     def __contains__(self, node: object) -> bool:
         return node in self._entries
 
+    def _find(self, node: NodeId) -> _Entry | None:
+        return self._entries.get(node) or self._candidates.get(node)
+
     def get(self, node: NodeId) -> PeerRecord | None:
-        """Return the newest record of `node`."""
-        entry = self._entries.get(node)
+        """Return the newest record of `node`, be it a candidate or in the book."""
+        entry = self._find(node)
         return entry.record if entry else None
 
     def contact(self, node: NodeId) -> Contact | None:
         """Return how to dial `node`, if it said so."""
-        entry = self._entries.get(node)
-        return entry.contact if entry else None
+        entry = self._find(node)
+        return entry.dialable() if entry else None
 
-    def add(self, record: PeerRecord, source: NodeId | None = None, not_before: float = 0.0) -> bool:
-        """Take in a verified record that `source` told us; False if it says nothing new."""
+    def add(self, record: PeerRecord, host: str = "", scope: Scope | None = None) -> None:
+        """Take in a verified record whose node we met, seen at `host` if that is known, or that was saved.
+
+        Of its endpoints count those of `scope` and farther. Without one, as for what was saved, all
+        count if none is public, else the public ones.
+        """
         node = record.node_id
-        source = source or node
-        known = self._entries.get(node)
-        if known is None:
-            self._entries[node] = _Entry(record, source, _contact_of(record, not_before))
+        if scope is None:
+            scope = Scope.PUBLIC if usable(record.addresses, Scope.PUBLIC) else Scope.LOOPBACK
+        entry = self._find(node)
+        if entry is None:
+            entry = _Entry(record, node, "", scope)
         else:
-            if source == node:
-                known.source, known.dead = node, False
-            if not record.replaces(known.record):
+            entry.update(record, 0.0)
+        entry.see_from(scope)
+        entry.source, entry.dead = node, False
+        self._enter(node, entry, netgroup(host) if host else _group_of(record, ""))
+
+    def hear(self, record: PeerRecord, teller: str, not_before: float = 0.0, scope: Scope = Scope.PUBLIC) -> bool:
+        """Take in a verified record that somebody of the network `teller` told us; True if it is to be passed on.
+
+        Its endpoints of `scope`, at which the teller was seen, count, and farther ones.
+        """
+        node = record.node_id
+        known = self._entries.get(node)
+        if known is not None:
+            if scope < known.scope:
+                known.see_from(scope)
+            if not known.update(record, not_before):
                 return False
-            if (known.record.endpoints, known.record.curve_key) != (record.endpoints, record.curve_key):
-                known.contact = _contact_of(record, not_before)
-            known.dead = known.dead and known.record.incarnation == record.incarnation
-            known.record = record
-        self.revision += 1
+            self._enter(node, known, known.group if known.source == node else _group_of(record, NOWHERE))
+            return True
+        candidate = self._candidates.get(node)
+        if candidate is None:
+            candidate = self._candidates[node] = _Entry(record, teller, "", scope)
+            candidate.see_from(scope)
+            if not_before:
+                candidate.aim(not_before)
+            return False
+        if scope < candidate.scope:
+            candidate.see_from(scope)
+        candidate.update(record, not_before)
+        if candidate.source == teller:
+            return False
+        self._enter(node, candidate, _group_of(candidate.record, NOWHERE))
         return True
 
-    def bury(self, node: NodeId, incarnation: int) -> bool:
-        """Note that `node` is said to be dead in that incarnation; False if that is no news."""
-        entry = self._entries.get(node)
+    def _enter(self, node: NodeId, entry: _Entry, group: str) -> None:
+        self._candidates.pop(node, None)
+        if self._entries.get(node) is entry:
+            self._leave_group(entry)
+        self._entries[node] = entry
+        entry.group = group
+        self._groups[group] += 1
+        if group and self._groups[group] > self._max_group:
+            self._crowded.add(group)
+        self.revision += 1
+
+    def _leave_group(self, entry: _Entry) -> None:
+        self._groups[entry.group] -= 1
+        if not self._groups[entry.group]:
+            del self._groups[entry.group]
+
+    def mark_dead(self, node: NodeId, incarnation: int) -> bool:
+        """Note that `node` is said to be dead in that incarnation; False if that is no news about our book."""
+        entry = self._find(node)
         if entry is None or entry.dead or entry.record.incarnation > incarnation:
             return False
         entry.dead = True
-        return True
+        return node in self._entries
 
     def is_dead(self, node: NodeId) -> bool:
         """Tell whether a known node is said to be dead."""
-        entry = self._entries.get(node)
+        entry = self._find(node)
         return entry is not None and entry.dead
 
     def trim(self, live: Iterable[NodeId], rng: random.Random) -> None:
-        """Forget what is over the capacity, nobody of `live`."""
-        excess = len(self._entries) - self.capacity
-        if excess <= 0:
-            return
-        kept = set(live)
-        told = Counter([entry.source for entry in self._entries.values()])
-        rank = sorted(
-            (entry.is_good, -told[entry.source], rng.random(), node)
-            for node, entry in self._entries.items()
-            if node not in kept
-        )
-        for *_, node in rank[:excess]:
-            del self._entries[node]
+        """Forget what is over the capacity, or over the places of a network, nobody of `live`."""
+        kept = set(live) if self._crowded or len(self._entries) > self.capacity else set()
+        for group in sorted(self._crowded):
+            crowd = {node: entry for node, entry in self._entries.items() if entry.group == group}
+            self._remove(_worst(crowd, kept, len(crowd) - self._max_group, rng))
+        self._crowded.clear()
+        if len(self._entries) > self.capacity:
+            self._remove(_worst(self._entries, kept, len(self._entries) - self.capacity, rng))
+        excess = len(self._candidates) - max(1, self.capacity // CANDIDATES)
+        if excess > 0:
+            for node in _worst(self._candidates, set(), excess, rng):
+                del self._candidates[node]
+
+    def _remove(self, nodes: Iterable[NodeId]) -> None:
+        for node in nodes:
+            self._leave_group(self._entries.pop(node))
 
     def forget(self, nodes: Iterable[NodeId]) -> None:
         """Drop the records of nodes that are not to be dialled or passed on any more."""
         for node in nodes:
-            if self._entries.pop(node, None) is not None:
+            self._candidates.pop(node, None)
+            if node in self._entries:
+                self._remove([node])
                 self.revision += 1
 
     def expire(self, now: Instant) -> None:
         """Drop the records whose time is over."""
         limit = now.unix * 1000
-        for node in [node for node, entry in self._entries.items() if entry.record.expiry_ms <= limit]:
-            del self._entries[node]
+        self._remove([node for node, entry in self._entries.items() if entry.record.expiry_ms <= limit])
+        for node in [node for node, entry in self._candidates.items() if entry.record.expiry_ms <= limit]:
+            del self._candidates[node]
 
     def seeds_due(self, now: Instant) -> list[Contact]:
         """Return the seeds that may be dialled now."""
@@ -166,24 +277,26 @@ class Book:
         limit: int | None = None,
         avoid: Callable[[NodeId], bool] = lambda _: False,
     ) -> list[Contact]:
-        """Return what else may be dialled now: at most `limit`, nobody to `avoid`, at random, the dead last."""
-        living: list[Contact] = []
-        dead: list[Contact] = []
-        for node, entry in self._entries.items():
-            if entry.contact is not None and entry.contact.not_before <= now.steady and not avoid(node):
-                (dead if entry.dead else living).append(entry.contact)
-        limit = len(self) if limit is None else limit
-        chosen = rng.sample(living, min(limit, len(living)))
-        return chosen + rng.sample(dead, min(limit - len(chosen), len(dead)))
+        """Return what else may be dialled now, in random order: of book and candidates in turn, the dead last.
+
+        At most `limit`, and nobody to `avoid`.
+        """
+        tables = ((self._entries, False), (self._candidates, False), (self._entries, True), (self._candidates, True))
+        due = [
+            [entry for node, entry in table.items() if entry.dead is dead and entry.is_due(now) and not avoid(node)]
+            for table, dead in tables
+        ]
+        limit = sum(map(len, due)) if limit is None else limit
+        known, told, *lost = (rng.sample(entries, min(limit, len(entries))) for entries in due)
+        turns = [entry for pair in zip_longest(known, told) for entry in pair if entry is not None]
+        chosen = [*turns, *chain(*lost)][:limit]
+        return [contact for entry in chosen if (contact := entry.dialable()) is not None]
 
     def has_prospect(self, now: Instant, busy: set[bytes]) -> bool:
         """Tell whether somebody who may well answer can be dialled, under a key that is not `busy`."""
         return any(
-            entry.contact is not None
-            and entry.is_good
-            and entry.contact.not_before <= now.steady
-            and entry.contact.key not in busy
-            for entry in self._entries.values()
+            entry.is_good and entry.is_due(now) and entry.record.curve_key not in busy
+            for entry in chain(self._entries.values(), self._candidates.values())
         )
 
     def good_records(self) -> list[PeerRecord]:
@@ -191,11 +304,62 @@ class Book:
         return [entry.record for entry in self._entries.values() if entry.is_good]
 
     def records(self) -> list[PeerRecord]:
-        """Return every record."""
+        """Return every record of the book."""
         return [entry.record for entry in self._entries.values()]
 
+    def all_records(self) -> list[PeerRecord]:
+        """Return every record, those of candidates too."""
+        return [entry.record for entry in chain(self._entries.values(), self._candidates.values())]
 
-def _contact_of(record: PeerRecord, not_before: float) -> Contact | None:
-    if not record.endpoints:
-        return None
-    return Contact(record.addresses, not_before=not_before)
+    def dialable_records(self) -> list[PeerRecord]:
+        """Return the records of nodes that we may dial: what is worth saving."""
+        return [entry.record for entry in self._entries.values() if entry.addresses]
+
+    def services(self) -> list[tuple[NodeId, Service]]:
+        """Return what good nodes say that they run, where we may reach it."""
+        return [
+            (node, service)
+            for node, entry in self._entries.items()
+            if entry.is_good
+            for service in entry.record.services
+            if scope_of(service.endpoint.host) >= entry.scope
+        ]
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether there is somebody whom one more teller would bring into the book."""
+        return bool(self._candidates)
+
+    def vouch(self, entries: dict[bytes, bytes], teller: str, scope: Scope = Scope.PUBLIC) -> list[PeerRecord]:
+        """Let `teller` tell us of the records with these summaries; return those that are now in the book."""
+        found = [
+            entry.record
+            for entry in self._candidates.values()
+            if entry.source != teller and entries.get(entry.record.summary[0]) == entry.record.summary[1]
+        ]
+        return [record for record in found if self.hear(record, teller, scope=scope)]
+
+    def candidates(self, teller: str) -> list[PeerRecord]:
+        """Return the records of candidates that the network `teller` told us of."""
+        return [entry.record for entry in self._candidates.values() if entry.source == teller]
+
+
+def usable(addresses: tuple[Address, ...], scope: Scope) -> tuple[Address, ...]:
+    """Return the addresses that are at least of that scope."""
+    if all(scope_of(address.endpoint.host) >= scope for address in addresses):
+        return addresses  # the very tuple that all nodes of a simulation share
+    return tuple(address for address in addresses if scope_of(address.endpoint.host) >= scope)
+
+
+def _group_of(record: PeerRecord, nowhere: str) -> str:
+    """Return the network in which the record says that its node is; `nowhere` for one that cannot be dialled."""
+    return netgroup(record.endpoints[0].host) if record.endpoints else nowhere
+
+
+def _worst(table: dict[NodeId, _Entry], kept: set[NodeId], count: int, rng: random.Random) -> list[NodeId]:
+    """Return whom to forget first; see the module's comment."""
+    told = Counter([entry.source for entry in table.values()])
+    rank = sorted(
+        (entry.is_good, -told[entry.source], rng.random(), node) for node, entry in table.items() if node not in kept
+    )
+    return [node for *_, node in rank[: max(0, count)]]

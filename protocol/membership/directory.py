@@ -1,12 +1,15 @@
 """Records about the members: our own, reading others', and what to tell of them."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from protocol.config import Instant, Setup
 from protocol.credentials.records import RECORD_LIFE_S, REFUTATION_BITS, Endpoint, PeerRecord, Service, make_record
+from protocol.events import MembershipAction, Send
 from protocol.identity import KEY_BYTES, NodeId, node_id
-from protocol.membership.address_book import Book
+from protocol.limits.networks import Scope, scope_of
+from protocol.membership.address_book import Book, usable
+from protocol.membership.links import Peer
 from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, Digest, Peers
 
 EXPIRY_INTERVAL_S = 60.0
@@ -20,33 +23,57 @@ class Directory:
         self._setup = setup
         self._book = book
         self._rng = rng
-        self._endpoints = setup.endpoints
+        self._endpoints = self.given = setup.endpoints
         self._services: tuple[Service, ...] = ()
         self._next_expiry = now.steady
-        self.record = self._make(now, int(now.unix * 1000) << REFUTATION_BITS)
-
-    def _make(self, now: Instant, incarnation: int) -> PeerRecord:
-        setup = self._setup
-        expiry_ms = int((now.unix + RECORD_LIFE_S) * 1000)
-        return make_record(
-            setup.identity,
-            setup.swarm,
-            self._endpoints,
-            incarnation,
-            setup.agent,
-            expiry_ms,
-            setup.grant,
-            self._services,
-        )
+        self.renew(now, int(now.unix * 1000) << REFUTATION_BITS)
 
     def renew(self, now: Instant, incarnation: int) -> None:
         """Sign a new record of ourselves."""
-        self.record = self._make(now, incarnation)
+        self._incarnation = incarnation
+        self._expiry_ms = int((now.unix + RECORD_LIFE_S) * 1000)
+        self._variants: dict[tuple[tuple[Endpoint, ...], tuple[Service, ...]], PeerRecord] = {}
+        self.record = self.record_for(Scope.LOOPBACK)
+
+    def record_for(self, scope: Scope) -> PeerRecord:
+        """Return our record for readers of that scope: what is nearer is nobody's business, and no use, out there.
+
+        Of two records of one renewal the one with more endpoints holds, wherever both come.
+        """
+        endpoints = tuple(endpoint for endpoint in self._endpoints if scope_of(endpoint.host) >= scope)
+        services = tuple(service for service in self._services if scope_of(service.endpoint.host) >= scope)
+        variant = endpoints, services
+        if variant not in self._variants:
+            setup = self._setup
+            self._variants[variant] = make_record(
+                setup.identity,
+                setup.swarm,
+                endpoints,
+                self._incarnation,
+                setup.agent,
+                self._expiry_ms + len(endpoints) + len(services),
+                setup.grant,
+                services,
+            )
+        return self._variants[variant]
+
+    def announce(self, peers: Iterable[Peer]) -> list[MembershipAction]:
+        """Show our newest record to live peers."""
+        return [Send(peer.link, Peers((self.record_for(peer.scope).encoded,))) for peer in peers]
 
     def move(self, endpoints: tuple[Endpoint, ...], services: tuple[Service, ...], now: Instant) -> None:
         """Say from now on that we can be dialled there, and these services."""
         self._endpoints, self._services = endpoints, services
+        self.given = endpoints
         self.renew(now, self.record.incarnation + 1)
+
+    def correct(self, endpoints: tuple[Endpoint, ...], now: Instant) -> bool:
+        """Tell these endpoints instead of those that were `given`; False if we do already."""
+        if endpoints == self._endpoints:
+            return False
+        self._endpoints = endpoints
+        self.renew(now, self.record.incarnation + 1)
+        return True
 
     def outbid(self, record: PeerRecord, now: Instant) -> None:
         """Take note of a record of ourselves: ours must be the newer one."""
@@ -61,11 +88,12 @@ class Directory:
             self._next_expiry = now.steady + EXPIRY_INTERVAL_S
             self._book.expire(now)
 
-    def knows(self, encoded: bytes) -> bool:
-        """Tell whether these bytes are the newest record of their author: no signature need be checked again."""
+    def known(self, encoded: bytes) -> PeerRecord | None:
+        """Return the newest record of its author if these are its bytes: no signature need be checked again."""
         author = node_id(encoded[:KEY_BYTES])
-        known = self.record if author == self._setup.identity.node_id else self._book.get(author)
-        return known is not None and known.encoded == encoded
+        own = author == self._setup.identity.node_id
+        known = self._variants.values() if own else (self._book.get(author),)
+        return next((record for record in known if record is not None and record.encoded == encoded), None)
 
     def read(self, encoded: bytes, now: Instant) -> PeerRecord:
         """Verify a record of this swarm.
@@ -76,25 +104,32 @@ class Directory:
         setup = self._setup
         return setup.reader.open(encoded, setup.swarm, now.unix, setup.identity.verify)
 
-    def sample(self, reader: NodeId) -> Peers:
-        """Return a peer exchange: our own record and a random sample of the good ones."""
-        good = self._book.good_records()
+    def sample(self, reader: NodeId, scope: Scope) -> Peers:
+        """Return a peer exchange for a reader of that scope: our own record and a random sample of the good ones."""
+        good = meant_for(scope, self._book.good_records())
         chosen = self._rng.sample(good, min(MAX_RECORDS, len(good)))
         others = [record.encoded for record in chosen if record.node_id != reader]
-        return Peers((self.record.encoded, *others[: MAX_RECORDS - 1]))
+        return Peers((self.record_for(scope).encoded, *others[: MAX_RECORDS - 1]))
 
-    def digest(self) -> Digest:
-        """Return what we know, in short."""
-        known = [self.record, *self._book.good_records()][:MAX_DIGEST]
+    def digest(self, voice: str, scope: Scope) -> Digest:
+        """Return what we know, in short, and what the reader, who counts as `voice`, told us itself."""
+        known = [self.record_for(scope), *self._book.good_records(), *self._book.candidates(voice)][:MAX_DIGEST]
         return Digest(tuple(record.summary for record in known))
 
-    def lacking(self, digest: Digest, reader: NodeId) -> Iterator[Peers]:
-        """Yield peer exchanges with what is not in a peer's digest."""
+    def lacking(self, digest: Digest, reader: NodeId, scope: Scope) -> Iterator[Peers]:
+        """Yield peer exchanges with what is not in the digest of a reader of that scope."""
         theirs = dict(digest.entries)
         lacking = [
             record.encoded
-            for record in (self.record, *self._book.good_records())
+            for record in (self.record_for(scope), *meant_for(scope, self._book.good_records()))
             if record.node_id != reader and theirs.get(record.summary[0]) != record.summary[1]
         ][: MAX_ANSWERS * MAX_RECORDS]
         for start in range(0, len(lacking), MAX_RECORDS):
             yield Peers(tuple(lacking[start : start + MAX_RECORDS]))
+
+
+def meant_for(scope: Scope, records: Iterable[PeerRecord]) -> list[PeerRecord]:
+    """Return the records that mean something to a reader of that scope: not those with nearer endpoints only."""
+    if scope is Scope.LOOPBACK:
+        return list(records)
+    return [record for record in records if not record.endpoints or usable(record.addresses, scope)]

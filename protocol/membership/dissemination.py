@@ -4,9 +4,12 @@ Rules
  1. Peers exchange records on going live, a random sample, and every `exchange_interval` with a
     random peer: while the book is not full by digest, so that everybody comes to know everybody
     (512 at most), else again a random sample.
- 2. In a small swarm a record that is new is passed on to a few peers at once.
+ 2. Only what is in the book is passed on, never a candidate (see `protocol.membership.address_book`). In a
+    small swarm a record that is new there is passed on to a few peers at once. A digest counts as telling
+    those of its records that are candidates here; while there are any, exchanges follow each other sooner.
  3. Live peers that nobody can dial are told of every newcomer, which cannot dial them.
- 4. A peer may tell only so many records; what it tells beyond that is dropped.
+ 4. Private endpoints are told to peers that are seen at private addresses, loopback ones on the machine.
+ 5. A peer may tell only so many records; what it tells beyond that is dropped.
 """
 
 import random
@@ -14,11 +17,12 @@ import random
 from protocol.config import NOT_KEPT, Instant, Setup
 from protocol.credentials.records import PeerRecord
 from protocol.errors import MessageError
-from protocol.events import Link, MembershipAction, Send
+from protocol.events import MembershipAction, Send
 from protocol.identity import NodeId
+from protocol.limits.networks import Scope
 from protocol.limits.rate_limits import TokenBucket
 from protocol.membership.address_book import Book
-from protocol.membership.directory import Directory
+from protocol.membership.directory import Directory, meant_for
 from protocol.membership.links import Links
 from protocol.wire.messages import AskRevocations, Digest, Peers
 
@@ -34,9 +38,10 @@ PASSED_PER_SECOND = 0.5
 PASSED_BURST = 4.0 * SMALL_BOOK
 # A digest that comes sooner after the last than this part of an exchange_interval is not answered.
 LEAST_PAUSE = 1 / 8
+HURRY = 1 / 4  # of an exchange_interval, between exchanges while candidates wait for a second word
 
 
-class Exchange:
+class Dissemination:
     """See the module's comment."""
 
     def __init__(
@@ -52,8 +57,8 @@ class Exchange:
         self._next = now.steady + self._interval * rng.uniform(0.25, 1.0)
         self._passed = TokenBucket(PASSED_PER_SECOND, PASSED_BURST, now.steady)
 
-    def learn(self, sender: NodeId, peers: Peers, now: Instant) -> list[PeerRecord]:
-        """Take in what a peer tells; return the records that are new.
+    def learn(self, sender: NodeId, voice: str, scope: Scope, peers: Peers, now: Instant) -> list[PeerRecord]:
+        """Take in what a node tells, who counts as `voice`, from that scope; return what is now to be passed on.
 
         Raises:
             RecordError: a record is malformed, forged or another swarm's; those before it were taken in.
@@ -62,16 +67,17 @@ class Exchange:
         teller = self._links.peers.get(sender)
         fresh: list[PeerRecord] = []
         for encoded in peers.records:
-            if self._directory.knows(encoded):
-                continue
-            if teller is not None and not teller.told.take(1, now.steady):
-                raise MessageError("too_many_records")
-            record = self._directory.read(encoded, now)
+            record = self._directory.known(encoded)
+            if record is None:
+                if teller is not None and not teller.told.take(1, now.steady):
+                    raise MessageError("too_many_records")
+                record = self._directory.read(encoded, now)
             if record.node_id == self._own:
                 self._directory.outbid(record, now)
             elif self._setup.gate.admits(record, now) in ("", NOT_KEPT):
                 first = self._own < record.node_id
-                if self._book.add(record, sender, now.steady + (0.0 if first else DIAL_YIELD_S)):
+                not_before = now.steady + (0.0 if first else DIAL_YIELD_S)
+                if self._book.hear(record, voice, not_before, scope):
                     fresh.append(record)
         self._book.trim(self._links.peers, self._rng)
         return fresh
@@ -80,10 +86,13 @@ class Exchange:
         """Rule 2."""
         if not fresh or len(self._book) > SMALL_BOOK or not self._passed.take(1, now.steady):
             return []
-        others = [node for node in self._links.peers if node != teller]
-        told = Peers(tuple(record.encoded for record in fresh))
+        others = [peer for node, peer in self._links.peers.items() if node != teller]
         chosen = self._rng.sample(others, min(FANOUT, len(others)))
-        return [Send(self._links.peers[node].link, told) for node in chosen]
+        return [
+            Send(peer.link, Peers(tuple(record.encoded for record in told)))
+            for peer in chosen
+            if (told := meant_for(peer.scope, fresh))
+        ]
 
     def introduce(self, record: PeerRecord) -> list[MembershipAction]:
         """Rule 3."""
@@ -93,7 +102,7 @@ class Exchange:
         return [
             Send(peer.link, told)
             for node, peer in self._links.peers.items()
-            if node != record.node_id and not peer.record.endpoints
+            if node != record.node_id and not peer.record.endpoints and meant_for(peer.scope, [record])
         ]
 
     def answer(self, sender: NodeId, digest: Digest, now: Instant) -> list[MembershipAction]:
@@ -106,20 +115,22 @@ class Exchange:
         if now.steady < peer.digested + LEAST_PAUSE * self._interval:
             raise MessageError("too_many_digests")
         peer.digested = now.steady
-        return [Send(peer.link, told) for told in self._directory.lacking(digest, sender)]
+        fresh = self._book.vouch(dict(digest.entries), peer.voice, peer.scope)
+        self._book.trim(self._links.peers, self._rng)
+        lacking = [Send(peer.link, told) for told in self._directory.lacking(digest, sender, peer.scope)]
+        return [*lacking, *self.pass_on(fresh, sender, now)]
 
     def tick(self, now: Instant) -> list[MembershipAction]:
         """Begin an exchange, if it is time."""
         if not self._links.peers or now.steady < self._next:
             return []
-        self._next = now.steady + self._interval * self._rng.uniform(0.75, 1.25)
+        is_full = len(self._book) >= self._book.capacity
+        pace = self._interval if is_full or not self._book.has_candidates else self._interval * HURRY
+        self._next = now.steady + pace * self._rng.uniform(0.75, 1.25)
         node = self._rng.choice(list(self._links.peers))
-        link = self._links.peers[node].link
+        peer = self._links.peers[node]
         gate = self._setup.gate
-        asks = [Send(link, AskRevocations(gate.revision))] if gate.is_owned else []
-        return [*asks, *self._compare(node, link)]
-
-    def _compare(self, node: NodeId, link: Link) -> list[MembershipAction]:
-        if len(self._book) < self._book.capacity:
-            return [Send(link, self._directory.digest())]
-        return [Send(link, self._directory.sample(node))]
+        asks: list[MembershipAction] = [Send(peer.link, AskRevocations(gate.revision))] if gate.is_owned else []
+        if is_full:
+            return [*asks, Send(peer.link, self._directory.sample(node, peer.scope))]
+        return [*asks, Send(peer.link, self._directory.digest(peer.voice, peer.scope))]

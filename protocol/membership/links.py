@@ -11,17 +11,19 @@ Rules
  1. One link a pair. When both dialled, the one dialled by the smaller node id is used for
     sending. The other stays open `GRACE_S` for what is still on the way in it; then whoever
     dialled it hangs up. If the used link closes meanwhile, the spare takes over.
- 2. At most `max_peers` peers and attempts. A third of that is kept for links that we chose
-    ourselves: whoever dials us can take the rest only, so nobody can surround a node by
-    dialling it. Links that we dialled are never given up for somebody who asks for room.
+ 2. At most `max_peers` peers and attempts, and `max_prefix_peers` of one public network. A third
+    is kept for links that we chose ourselves: whoever dials us can take the rest only, so nobody can
+    surround a node by dialling it. Links that we dialled are never given up for somebody who asks for room.
 """
 
 import random
 from dataclasses import dataclass
 
+from protocol.config import Limits
 from protocol.credentials.records import PeerRecord
 from protocol.events import Link, MembershipAction, Send
 from protocol.identity import NodeId
+from protocol.limits.networks import Scope, netgroup, scope_of
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Contact
@@ -48,6 +50,8 @@ class Attempt:
 
     contact: Contact
     deadline: float
+    group: str  # the network that it is said to be in
+    host: str = ""  # the IP address that answered
     greeted: float | None = None
     told: bool = False  # whether it sent records, which it may once before its hello
 
@@ -60,11 +64,24 @@ class Peer:
     link: Link
     told: TokenBucket  # records that it may tell us
     rumours: TokenBucket  # and rumours
+    host: str = ""  # the IP address at the other end of its last hello's link, if it is known
+    group: str = ""  # the public network that it is in, if it is in any
+    port: int = 0  # where we dialled it, if we did
     spare: Link | None = None
     spare_until: float = 0.0
     met: float = 0.0  # when its last hello came
     digested: float = float("-inf")  # when we last answered its digest
     warned: float = float("-inf")  # when we last told it what is said of it
+
+    @property
+    def scope(self) -> Scope:
+        """From how far it speaks: endpoints of that scope and farther mean something to it, and count from it."""
+        return scope_of(self.host)
+
+    @property
+    def voice(self) -> str:
+        """As whom it counts when it tells of others: all of one public network are one."""
+        return self.group or self.record.node_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +96,17 @@ class Lost:
 class Links:
     """See the module's comment."""
 
-    def __init__(self, own: NodeId, max_peers: int) -> None:
+    def __init__(self, own: NodeId, limits: Limits) -> None:
         self._own = own
-        self._max_peers = max_peers
+        self._max_peers = max_peers = limits.max_peers
+        self._max_group = limits.max_prefix_peers
         self.reserve = max(1, max_peers // 3)
         self.target = max(1, max_peers - self.reserve)
         self.attempts: dict[Link, Attempt] = {}
         self.peers: dict[NodeId, Peer] = {}
         self._holders: dict[bytes, NodeId] = {}  # of live peers' keys: as many as there are peers
         self._proven: Recent[bytes, NodeId] = Recent(MAX_PROVEN)  # who once was: what strangers fill is bounded
+        self._hosts: Recent[Link, str] = Recent(MAX_PROVEN)  # of those who dialled us, until their hello
         self._parting: dict[Link, float] = {}
 
     def live_node(self, link: Link) -> NodeId | None:
@@ -110,11 +129,19 @@ class Links:
         missing = max(self.target - live, self.reserve - chosen) - busy
         return max(0, min(missing, self._max_peers - live - busy, MAX_DIALS - busy))
 
-    @property
-    def has_room(self) -> bool:
-        """Whether somebody who dialled us can be taken in."""
+    def has_room(self, group: str) -> bool:
+        """Tell whether somebody of that network (see `netgroup`) who dialled us can be taken in."""
         came = sum(not peer.link.dialled for peer in self.peers.values())
-        return came < self._max_peers - self.reserve and len(self.peers) + len(self.attempts) < self._max_peers
+        if came >= self._max_peers - self.reserve or len(self.peers) + len(self.attempts) >= self._max_peers:
+            return False
+        return not self.is_full_of(group)
+
+    def is_full_of(self, group: str) -> bool:
+        """Tell whether there are as many links as there may be with that network."""
+        if not group:
+            return False
+        live = sum(peer.group == group for peer in self.peers.values())
+        return live + sum(attempt.group == group for attempt in self.attempts.values()) >= self._max_group
 
     def evictable(self, rng: random.Random) -> NodeId | None:
         """Return a random peer of the younger half of those who dialled us.
@@ -133,7 +160,28 @@ class Links:
         """Note that we dial."""
         link = Link(contact.key, dialled=True)
         self._parting.pop(link, None)
-        self.attempts[link] = Attempt(contact, now + DIAL_TIMEOUT_S)
+        self.attempts[link] = Attempt(contact, now + DIAL_TIMEOUT_S, netgroup(contact.address.endpoint.host))
+
+    def accepted(self, link: Link, host: str) -> None:
+        """Somebody dialled us from `host`."""
+        self._hosts.set(link, host)
+
+    def host_of(self, link: Link) -> str:
+        """Return the IP address at the other end of a link whose hello came, "" if it is not known."""
+        attempt, node = self.attempts.get(link), self.live_node(link)
+        known = attempt.host if attempt is not None else self._hosts.get(link)
+        return known or (self.peers[node].host if node is not None else "")
+
+    def scope_of(self, link: Link) -> Scope:
+        """Return from how far the other end of a link speaks."""
+        return scope_of(self.host_of(link))
+
+    def group_of(self, link: Link, record: PeerRecord) -> str:
+        """Return the network of the node at the other end: where it is seen, or else where it says that it is."""
+        host = self.host_of(link)
+        if not host and record.endpoints:
+            host = record.endpoints[0].host
+        return netgroup(host)
 
     def expects(self, link: Link) -> bool:
         """Tell whether a hello over this link is to be taken: we did not give it up meanwhile."""
@@ -143,7 +191,10 @@ class Links:
 
     def settle(self, node: NodeId, record: PeerRecord, link: Link, now: float) -> bool:
         """Make the link live; True unless it only gave a live peer its second link."""
-        self.attempts.pop(link, None)
+        host, group = self.host_of(link), self.group_of(link, record)
+        attempt = self.attempts.pop(link, None)
+        port = attempt.contact.address.endpoint.port if attempt is not None else 0
+        self._hosts.pop(link)
         self._parting.pop(link, None)
         self._holders[link.key] = node
         self.prove(link, node)
@@ -151,9 +202,10 @@ class Links:
         if known is None:
             told = TokenBucket(RECORDS_PER_SECOND, RECORDS_BURST, now)
             rumours = TokenBucket(RUMOURS_PER_SECOND, RUMOURS_BURST, now)
-            self.peers[node] = Peer(record, link, told, rumours, met=now)
+            self.peers[node] = Peer(record, link, told, rumours, host, group, port, met=now)
             return True
-        known.record, known.met = record, now
+        known.record, known.host, known.group, known.met = record, host, group, now
+        known.port = port or known.port
         if known.link == link:
             return True
         if link.dialled == (self._own < node):
@@ -170,6 +222,7 @@ class Links:
     def closed(self, link: Link) -> Lost:
         """The transport lost a link."""
         self._parting.pop(link, None)
+        self._hosts.pop(link)
         attempt = self.attempts.pop(link, None)
         node = self.live_node(link)
         peer = self.peers[node] if node is not None else None

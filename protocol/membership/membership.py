@@ -2,7 +2,8 @@
 
 A node has few links, whatever the size of the swarm: HyParView's active view (Leitao 2007), with the
 address book as the passive view. The life of a link is in `links`, whether its other end still answers in
-`failure_detector`, how records and rumours travel in `dissemination` and `rumours`; each states its rules.
+`failure_detector`, how records and rumours travel in `dissemination` and `rumours`, whether we can be dialled
+in `reachability`; each states its rules.
 
 Rules
  1. A hello counts only if its record is signed by the hello's signer, names the very key that
@@ -20,10 +21,10 @@ Rules
  7. A hello of a process that started at another time is a restarted peer: it goes down and
     comes up again. A record of ourselves that is newer than our own (our clock was set back)
     makes us raise our incarnation above it.
- 7. A peer whose hello names a newer revocation list than ours is asked for it, and one that we would not
+ 8. A peer whose hello names a newer revocation list than ours is asked for it, and one that we would not
     admit waits for the answer: the list may say that who signed its grant may. What is new is told to all
     peers, and every exchange asks a peer. Nobody stays linked or in the book whom the list names.
- 8. Where the use of an invite has to be on disk first, a hello waits for that unanswered (`Stored`).
+ 9. Where the use of an invite has to be on disk first, a hello waits for that unanswered (`Stored`).
 """
 
 import contextlib
@@ -34,6 +35,7 @@ from protocol.config import NOT_KEPT, Instant, Setup
 from protocol.credentials.records import PeerRecord
 from protocol.errors import MessageError, PeerError, RecordError
 from protocol.events import (
+    Accepted,
     Closed,
     Dial,
     Expel,
@@ -53,11 +55,12 @@ from protocol.events import (
     Tick,
 )
 from protocol.identity import NodeId
+from protocol.limits.networks import Scope, netgroup
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.directory import Directory
-from protocol.membership.dissemination import Exchange
+from protocol.membership.dissemination import Dissemination
 from protocol.membership.failure_detector import (
     Cut,
     Dead,
@@ -67,11 +70,14 @@ from protocol.membership.failure_detector import (
     Suspect,
 )
 from protocol.membership.links import HELLO_RETRY_S, MAX_PROVEN, Links
+from protocol.membership.reachability import Reachability
 from protocol.membership.refusals import Refusals
 from protocol.membership.rumours import Rumours
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import (
     AskRevocations,
+    DialBack,
+    DialledBack,
     Digest,
     Goodbye,
     Hello,
@@ -117,11 +123,12 @@ class Membership:
         self._refuses = refuses
         self._own = setup.identity.node_id
         self._rng = rng
-        self._links = Links(self._own, setup.limits.max_peers)
+        self._links = Links(self._own, setup.limits)
         self._detector = Detector(setup.timing, rng)
+        self.reachability = Reachability(self._links, rng, now)
         self.book = book
         self.directory = Directory(setup, book, rng, now)
-        self._exchange = Exchange(setup, book, self.directory, self._links, rng, now)
+        self._dissemination = Dissemination(setup, book, self.directory, self._links, rng, now)
         self._rumours = Rumours(setup, book, self.directory, self._links, self._detector, now)
         self._next_rotation = now.steady + setup.timing.rotate_interval * rng.uniform(0.5, 1.0)
         self._next_review = now.steady
@@ -188,21 +195,22 @@ class Membership:
             MessageError: a body is malformed; nothing has changed.
         """
         match event:
-            case Opened(link):
-                return self._opened(link, now)
+            case Opened(link, host):
+                return self._opened(link, now, host)
+            case Accepted(link, host):
+                self._links.accepted(link, host)
+                return []
             case Closed(link):
                 return self._closed(link, now)
             case Message():
                 return self._message(event, now)
             case Expel(node):
                 return self._drop(node) if node in self._links.peers else []
-            case Misfit(link, theirs, reason):
-                if link.dialled:
-                    self.refusals.latest = f"it speaks protocol {theirs}"
-                return self._refuse(link, reason, now)
+            case Misfit():
+                return self._misfit(event, now)
             case Moved(endpoints, services):
                 self.directory.move(endpoints, services, now)
-                return self._links.tell_all(Peers((self.record.encoded,)))
+                return self.directory.announce(self._links.peers.values())
             case Revoked(encoded):
                 return self._obey(encoded, None, now)
             case Stored():
@@ -223,6 +231,12 @@ class Membership:
                 return self._goodbye(link, Goodbye.decode(body), now)
             case Kind.ASK_REVOCATIONS | Kind.REVOCATIONS:
                 return self._list_message(message, now)
+        return self._peers_message(link, sender, message.kind, body, now) if sender in self._links.peers else []
+
+    def _peers_message(
+        self, link: Link, sender: NodeId, kind: int, body: bytes, now: Instant
+    ) -> list[MembershipAction]:
+        match kind:
             case Kind.PING:
                 return [Send(link, Pong(Ping.decode(body).token))]
             case Kind.PONG:
@@ -235,8 +249,12 @@ class Membership:
                 return self._carry_out(self._detector.probed(probed.token, probed.reach, sender, now.steady), now)
             case Kind.NEWS:
                 return self._rumours.take(sender, News.decode(body), now)
+            case Kind.DIAL_BACK:
+                return self.reachability.asked(sender, DialBack.decode(body), now)
+            case Kind.DIALLED_BACK:
+                self.reachability.answered(sender, DialledBack.decode(body), now)
             case Kind.DIGEST:
-                return self._exchange.answer(sender, Digest.decode(body), now)
+                return self._dissemination.answer(sender, Digest.decode(body), now)
         return []
 
     def _may_say(self, message: Message) -> bool:
@@ -245,17 +263,23 @@ class Membership:
 
     # Links
 
-    def _opened(self, link: Link, now: Instant) -> list[MembershipAction]:
+    def _opened(self, link: Link, now: Instant, host: str = "") -> list[MembershipAction]:
+        if (answer := self.reachability.opened(link)) is not None:
+            return answer
         attempt = self._links.attempts.get(link)
         if attempt is None:
             return [HangUp(link)]
         attempt.greeted = now.steady
-        return [Send(link, self._greeting(needy=not self._links.peers))]
+        attempt.host = host or attempt.host
+        return [Send(link, self._greeting(link, needy=not self._links.peers))]
 
-    def _greeting(self, *, needy: bool = False) -> Hello:
-        return Hello(self.record.encoded, needy, self._setup.gate.revision)
+    def _greeting(self, link: Link, *, needy: bool = False) -> Hello:
+        own = self.directory.record_for(self._links.scope_of(link))
+        return Hello(own.encoded, needy, self._setup.gate.revision)
 
     def _closed(self, link: Link, now: Instant) -> list[MembershipAction]:
+        if (answer := self.reachability.closed(link)) is not None:
+            return answer
         self._asked.pop(link)
         self._waiting.pop(link)
         lost = self._links.closed(link)
@@ -296,12 +320,11 @@ class Membership:
             known = None
         if known is not None and known.link == link and now.steady < known.met + LEAST_HELLO_PAUSE_S:
             raise MessageError("too_many_hellos")
-        self.book.add(record)
-        self.book.trim(self._links.peers, self._rng)
-        if known is None and not link.dialled and not self._links.has_room:
-            evicted = self._make_room(now) if hello.needy else None
+        group = self._links.group_of(link, record)
+        if known is None and not link.dialled and not self._links.has_room(group):
+            evicted = self._make_room(now) if hello.needy and not self._links.is_full_of(group) else None
             if evicted is None:
-                others = Send(link, self.directory.sample(sender))
+                others = Send(link, self.directory.sample(sender, self._links.scope_of(link)))
                 return [*actions, others, *self._refuse(link, "full", now)]
             actions += evicted
         actions += self._welcome(link, record, now)
@@ -321,18 +344,27 @@ class Membership:
         node = record.node_id
         actions: list[MembershipAction] = []
         if not link.dialled:
-            actions.append(Send(link, self._greeting()))
+            actions.append(Send(link, self._greeting(link)))
         is_new = node not in self._links.peers
         attempt = self._links.attempts.get(link)
-        if self._links.settle(node, record, link, now.steady):
+        is_up = self._links.settle(node, record, link, now.steady)
+        peer = self._links.peers[node]
+        if is_up:
             self._detector.up(node, now.steady)
-            actions += [PeerUp(node), Send(link, self.directory.sample(node))]
+            actions += [PeerUp(node), Send(link, self.directory.sample(node, peer.scope))]
+        self.book.add(record, peer.host, peer.scope)
+        self.book.trim(self._links.peers, self._rng)
         if is_new:
-            actions += self._exchange.introduce(record)
+            actions += self._dissemination.introduce(record)
         for contact in (attempt.contact if attempt else None, self.book.contact(node)):
             if contact is not None:
                 contact.met()
         return actions
+
+    def _misfit(self, event: Misfit, now: Instant) -> list[MembershipAction]:
+        if event.link.dialled:
+            self.refusals.latest = f"it speaks protocol {event.theirs}"
+        return self._refuse(event.link, event.reason, now)
 
     def _refuse(self, link: Link, reason: str, now: Instant) -> list[MembershipAction]:
         """Say why the link is of no use, and close it once that has arrived."""
@@ -351,12 +383,12 @@ class Membership:
 
     def _leave(self, node: NodeId, reason: str, now: Instant) -> list[MembershipAction]:
         """End a good link with a goodbye, and with records of others to turn to unless it is its own fault."""
-        sample = self.directory.sample(node)
+        sample = self.directory.sample(node, self._links.peers[node].scope)
         contact = self.book.contact(node)
         if contact is not None:
             contact.busy(now, self._rng)
         self._detector.down(node)
-        actions: list[MembershipAction] = []
+        actions = self.reachability.gone(node)
         for link in self._links.drop(node):
             others = [Send(link, sample)] if reason in NO_ROOM else []
             actions += [*others, *self._refuse(link, reason, now)]
@@ -388,7 +420,7 @@ class Membership:
 
     def _drop(self, node: NodeId) -> list[MembershipAction]:
         self._detector.down(node)
-        return [*(HangUp(link) for link in self._links.drop(node)), PeerDown(node)]
+        return [*self.reachability.gone(node), *(HangUp(link) for link in self._links.drop(node)), PeerDown(node)]
 
     # Records and rumours
 
@@ -398,17 +430,19 @@ class Membership:
             if attempt is None or attempt.told:
                 raise MessageError("too_many_records")
             attempt.told = True
-        return self._learn(sender, peers, now)
+            return self._learn(sender, attempt.group or sender, self._links.scope_of(link), peers, now)
+        peer = self._links.peers[sender]
+        return self._learn(sender, peer.voice, peer.scope, peers, now)
 
-    def _learn(self, sender: NodeId, peers: Peers, now: Instant) -> list[MembershipAction]:
-        fresh = self._exchange.learn(sender, peers, now)
+    def _learn(self, sender: NodeId, voice: str, scope: Scope, peers: Peers, now: Instant) -> list[MembershipAction]:
+        fresh = self._dissemination.learn(sender, voice, scope, peers, now)
         actions: list[MembershipAction] = []
         for record in fresh:
             live = self._links.peers.get(record.node_id)
             if live is not None and record.replaces(live.record):
                 live.record = record
                 actions += self._carry_out(self._detector.vouched(record.node_id, now.steady), now)
-        return [*actions, *self._exchange.pass_on(fresh, sender, now), *self._dial(now)]
+        return [*actions, *self._dissemination.pass_on(fresh, sender, now), *self._dial(now)]
 
     def _carry_out(self, wanted: list[DetectorAction], now: Instant) -> list[MembershipAction]:
         actions: list[MembershipAction] = []
@@ -423,7 +457,7 @@ class Membership:
                 case Dead(node):
                     self.deaths += 1
                     incarnation = self._links.peers[node].record.incarnation
-                    self.book.bury(node, incarnation)
+                    self.book.mark_dead(node, incarnation)
                     actions += self._lose(node, now)
                     actions += self._links.tell_all(News((Rumour(node, incarnation, Status.DEAD),)))
                 case Cut(node):
@@ -468,7 +502,7 @@ class Membership:
         actions += self._review(now)
         is_out = [
             record.node_id
-            for record in self.book.records()
+            for record in self.book.all_records()
             if self._setup.gate.admits(record, now) not in ("", NOT_KEPT)
         ]
         self.book.forget(is_out)
@@ -487,7 +521,10 @@ class Membership:
                 actions += self._opened(link, now)
         actions += self._carry_out(self._detector.tick(now.steady), now)
         actions += self._dismiss(now)
-        return [*actions, *self._exchange.tick(now), *self._rotate(now), *self._dial(now)]
+        actions += self.reachability.tick(self.directory.given, now)
+        if self.directory.correct(self.reachability.reachable(self.directory.given), now):
+            actions += self.directory.announce(self._links.peers.values())
+        return [*actions, *self._dissemination.tick(now), *self._rotate(now), *self._dial(now)]
 
     def _dismiss(self, now: Instant) -> list[MembershipAction]:
         """Part from live peers that are admitted no more: a grant's end is its holder's."""
@@ -526,6 +563,8 @@ class Membership:
         for contact in [*contacts, *seeds] if self._links.peers else [*seeds, *contacts]:
             if len(actions) == wanted:
                 break
+            if contact not in seeds and self._links.is_full_of(netgroup(contact.address.endpoint.host)):
+                continue  # a person's choice is not bounded
             holder = self._links.proven_node(Link(contact.key, dialled=True))
             if contact.key in busy or (holder is not None and self._refuses(holder, now)):
                 continue
@@ -534,5 +573,5 @@ class Membership:
             else:
                 busy.add(contact.key)
                 self._links.dial(contact, now.steady)
-                actions.append(Dial(contact.address))
+                actions.append(Dial(contact.address, contact.scope))
         return actions

@@ -19,7 +19,7 @@ from protocol.events import MembershipAction, Send
 from protocol.identity import NodeId
 from protocol.limits.rate_limits import TokenBucket
 from protocol.membership.address_book import Book
-from protocol.membership.directory import Directory
+from protocol.membership.directory import Directory, meant_for
 from protocol.membership.failure_detector import Detector
 from protocol.membership.links import Links
 from protocol.wire.messages import News, Peers, Rumour, Status
@@ -62,13 +62,14 @@ class Rumours:
         peer = self._links.peers.get(node)
         if peer is not None:
             if incarnation < peer.record.incarnation:
-                return [Send(self._links.peers[sender].link, Peers((peer.record.encoded,)))]
+                teller = self._links.peers[sender]
+                return [Send(teller.link, Peers((r.encoded,))) for r in meant_for(teller.scope, [peer.record])]
             self._detector.confirmed(node, sender)
             if now.steady < peer.warned + self._pause:
                 return []
             peer.warned = now.steady
             return [Send(peer.link, News((rumour,)))]
-        if status is Status.DEAD and self._book.bury(node, incarnation) and self._retold.take(1, now.steady):
+        if status is Status.DEAD and self._book.mark_dead(node, incarnation) and self._retold.take(1, now.steady):
             return self._links.tell_all(News((rumour,)), but=sender)
         return []
 
@@ -80,4 +81,4 @@ class Rumours:
         self._next_refutation = now.steady + self._pause
         self._detector.suspected_ourselves()
         self._directory.renew(now, incarnation + 1)
-        return self._links.tell_all(Peers((self._directory.record.encoded,)))
+        return self._directory.announce(self._links.peers.values())

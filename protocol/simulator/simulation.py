@@ -118,7 +118,7 @@ class Simulation:
         endpoint = Endpoint(f"node{name}.invalid", self._starts) if dialable else None
         if seeds is None:
             seeds = () if known else self.seeds
-        book = Book(seeds, self.limits.max_known_peers)
+        book = Book(seeds, self.limits.max_known_peers, self.limits.max_prefix_records)
         for record in known:
             book.add(record)
         transport = MemoryTransport(self.network, identity.curve_key, str(endpoint) if endpoint else None)

@@ -15,13 +15,17 @@ from typing import Protocol
 
 from protocol.credentials.records import Address
 from protocol.events import Lane, Link, NetworkEvent
+from protocol.limits.networks import Scope
 
 
 class Transport(Protocol):
     """A network as seen from one node. All methods but `wake` belong to one thread."""
 
-    def dial(self, address: Address) -> None:
-        """Begin to open a link to `address`; `Opened` follows, or nothing. Dialling twice is dialling once."""
+    def dial(self, address: Address, scope: Scope = Scope.LOOPBACK) -> None:
+        """Begin to open a link to `address`; `Opened` follows, or nothing. Dialling twice is dialling once.
+
+        A host name is dialled at those of its addresses that are at least of `scope`: a name can mean anything.
+        """
         ...
 
     def hang_up(self, link: Link) -> None:

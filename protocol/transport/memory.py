@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from protocol.credentials.records import Address
 from protocol.events import Arrived, Closed, Lane, Link, NetworkEvent, Opened
+from protocol.limits.networks import Scope
 
 HEARTBEAT_S = 15.0  # as the ZeroMQ transport's time-out
 QUEUE_FRAMES = 128  # as the ZeroMQ transport's high-water mark
@@ -194,7 +195,7 @@ class MemoryTransport:
         """How many connections there are, those included whose handshake is not done."""
         return len(self._ends)
 
-    def dial(self, address: Address) -> None:
+    def dial(self, address: Address, scope: Scope = Scope.LOOPBACK) -> None:
         """See `Transport.dial`."""
         link = Link(address.key, dialled=True)
         if link in self._ends:

@@ -14,6 +14,7 @@ from zmq.utils import z85
 
 from protocol.credentials.records import Address, Endpoint
 from protocol.events import Arrived, Closed, Link, NetworkEvent, Opened, Refused
+from protocol.limits.networks import Scope, scope_of
 from protocol.transport.addresses import Resolver, is_address
 from protocol.transport.sockets import (
     HANDSHAKE_FAILED,
@@ -37,6 +38,7 @@ class _Dialled:
     link: Link
     socket: Socket
     monitor: Monitor
+    scope: Scope
     addresses: deque[Endpoint] = field(default_factory=deque)  # to try, the present one first
     number: int | None = None  # its TCP connection
     in_flight: InFlight = field(default_factory=InFlight)
@@ -60,7 +62,7 @@ class DialledLinks:
         self._events = events
         self._dialled: dict[Link, _Dialled] = {}
 
-    def dial(self, address: Address) -> None:
+    def dial(self, address: Address, scope: Scope = Scope.LOOPBACK) -> None:
         """Begin to open a link; see `Transport.dial`."""
         link = Link(address.key, dialled=True)
         if link in self._dialled:
@@ -68,7 +70,7 @@ class DialledLinks:
         named = not is_address(address.endpoint.host)
         dealer = self._maker.make(zmq.DEALER, ipv6=named or address.endpoint.is_ipv6)
         dealer.curve_serverkey = z85.encode(address.key)
-        dialled = _Dialled(link, dealer, self._maker.watch(dealer, _CHANGES | HANDSHAKE_FAILED))
+        dialled = _Dialled(link, dealer, self._maker.watch(dealer, _CHANGES | HANDSHAKE_FAILED), scope)
         self._dialled[link] = dialled
         self._sources.add(dealer, lambda: self._ready(dialled))
         self._sources.add(dialled.monitor.socket, lambda: self._take_changes(dialled))
@@ -81,7 +83,7 @@ class DialledLinks:
         """Dial the addresses of names that were looked up."""
         for asker, endpoints in self._resolver.take():
             if isinstance(asker, _Dialled) and self._dialled.get(asker.link) is asker:
-                self._connect(asker, endpoints)
+                self._connect(asker, [found for found in endpoints if scope_of(found.host) >= asker.scope])
 
     def __contains__(self, link: Link) -> bool:
         return link in self._dialled
@@ -150,7 +152,8 @@ class DialledLinks:
                 case zmq.EVENT_CONNECTED:
                     dialled.number = self._watch.connected(change.value, dialled.monitor.has_ended, dialled.link)
                 case zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                    self._events.append(Opened(dialled.link))
+                    host = self._watch.host(dialled.number) if dialled.number is not None else ""
+                    self._events.append(Opened(dialled.link, host))
                 case zmq.EVENT_CLOSED:
                     self._try_next(dialled)
                 case zmq.EVENT_DISCONNECTED:

@@ -32,9 +32,9 @@ from dataclasses import dataclass
 from itertools import count
 
 from protocol.config import Limits
-from protocol.events import Closed, Link, NetworkEvent, Refused
+from protocol.events import Accepted, Closed, Link, NetworkEvent, Refused
 from protocol.limits.connections import Connections, Cut
-from protocol.limits.rate_limits import prefix_of
+from protocol.limits.networks import prefix_of
 
 # struct tcp_info of Linux, stable since 4.2: the state, milliseconds since data came, bytes received.
 _STATE_AT, _LAST_DATA_AT, _RECEIVED_AT = 0, 52, 128
@@ -168,6 +168,11 @@ class TcpWatch:
                 self._events.append(Refused(reason, connection.link))
         view.close()
 
+    def host(self, number: int) -> str:
+        """Return the IP address of a connection's other end, "" if it is gone."""
+        view = self._views.get(number)
+        return view.peer if view is not None else ""
+
     def forget(self, number: int) -> None:
         """A connection that we dialled is none of ours any more."""
         self._connections.forget(number)
@@ -176,8 +181,11 @@ class TcpWatch:
 
     def took(self, number: int, link: Link, parts: Iterable[int]) -> bool:
         """Account for a whole message; return whether it is wanted."""
+        is_first = self._connections.is_anonymous(number)
         wanted, cuts = self._connections.took(number, link, parts)
         self._carry_out(cuts)
+        if wanted and is_first:
+            self._events.append(Accepted(link, self.host(number)))
         return wanted
 
     def answered(self, link: Link) -> None:

@@ -17,6 +17,7 @@ from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint
 from protocol.events import Closed, Lane, Link, NetworkEvent, Refused
 from protocol.identity import Identity
+from protocol.limits.networks import Scope
 from protocol.limits.send_queues import SendQueues
 from protocol.transport.addresses import Resolver
 from protocol.transport.inbound import Inbound, Refuses, ZapHandler, refuse_nobody
@@ -73,9 +74,9 @@ class ZmqTransport:
         """Where others can dial us."""
         return self._inbound.endpoint if self._inbound is not None else None
 
-    def dial(self, address: Address) -> None:
+    def dial(self, address: Address, scope: Scope = Scope.LOOPBACK) -> None:
         """See `Transport.dial`."""
-        self._dialled.dial(address)
+        self._dialled.dial(address, scope)
 
     def hang_up(self, link: Link) -> None:
         """See `Transport.hang_up`. What could be sent at once was: a goodbye is on its way."""

@@ -67,6 +67,8 @@ class Kind(IntEnum):
     OUTLINE = 18
     PULL_CHUNKS = 19
     CHUNK = 20
+    DIAL_BACK = 21
+    DIALLED_BACK = 22
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ MAX_DIGEST = 512  # entries: the largest full directory
 MAX_MANIFEST_BYTES = 32 << 10
 MAX_REVOCATIONS_BYTES = 24 << 10
 MAX_REASON_BYTES = 64
+MAX_HOST_BYTES = 64  # an IPv6 address has at most 45 characters, and its zone
 MAX_SHARD_BITS = 16
 MAX_CHUNKS = 16  # asked for at once
 ID_BYTES = 32
@@ -168,6 +169,46 @@ class Probed:
         token, reach = unpack(body, 2, error=MessageError)
         _check(is_uint(token) and is_uint(reach, max(Reach)))
         return cls(token, Reach(reach))
+
+
+@dataclass(frozen=True, slots=True)
+class DialBack:
+    """Asks at which address the receiver sees the sender, and whether it can be dialled there, at `port` (0: not)."""
+
+    kind: ClassVar[Kind] = Kind.DIAL_BACK
+    port: int
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([self.port])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "DialBack":
+        """Read a body."""
+        (port,) = unpack(body, 1, error=MessageError)
+        _check(is_uint(port, 0xFFFF))
+        return cls(port)
+
+
+@dataclass(frozen=True, slots=True)
+class DialledBack:
+    """The answer to a `DialBack`: `host` is the IP address, as text, and `reached` says that it could be dialled."""
+
+    kind: ClassVar[Kind] = Kind.DIALLED_BACK
+    host: str
+    port: int
+    reached: bool
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        return pack([self.host, self.port, int(self.reached)])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "DialledBack":
+        """Read a body."""
+        host, port, reached = unpack(body, 3, error=MessageError, max_text=MAX_HOST_BYTES)
+        _check(isinstance(host, str) and is_uint(port, 0xFFFF) and is_uint(reached, 1))
+        return cls(host, port, reached > 0)
 
 
 class Status(IntEnum):

@@ -50,6 +50,10 @@ class Speaker:
         path = self.folder / "rejected"
         return json.loads(path.read_text()) if path.exists() else {}
 
+    def standing(self) -> dict[str, object]:
+        path = self.folder / "standing"
+        return json.loads(path.read_text()) if path.exists() else {}
+
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -119,10 +123,17 @@ def test_two_nodes_that_nobody_can_dial_share_as_others_do(network: Network, fam
 def test_two_homes_behind_nat_share_through_a_node_that_both_can_dial(network: Network) -> None:
     public, *routers = network.stack.enter_context(wired("public", "router", "other"))
     relay = network.speak(public, "public", f"tcp://{public.ipv4}:7777")
+    homes = []
     for name, router in zip(("home", "flat"), routers, strict=True):
         home = network.stack.enter_context(behind(router))  # both have the same address: each in its own network
-        network.speak(home, name, f"tcp://{home.ipv4}:7777", relay.address)
+        homes.append(network.speak(home, name, f"tcp://{home.ipv4}:7777", relay.address))
     network.wait_for_items(3)
+    for speaker, seen_at, dialable in (
+        (relay, public, True),
+        *((s, r, False) for s, r in zip(homes, routers, strict=True)),
+    ):
+        known = {"seen_at": seen_at.ipv4, "dialable": dialable}
+        wait_until(lambda s=speaker, k=known: k.items() <= s.standing().items(), 40, f"{speaker.name}: {known}")
     assert [speaker.rejected() for speaker in network.speakers] == [{}, {}, {}]
 
 

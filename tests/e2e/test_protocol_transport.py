@@ -12,8 +12,9 @@ from zmq.utils import z85
 
 from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint
-from protocol.events import Arrived, Closed, Link, NetworkEvent, Opened, Refused
+from protocol.events import Accepted, Arrived, Closed, Link, NetworkEvent, Opened, Refused
 from protocol.identity import Identity
+from protocol.limits.networks import Scope, read_address
 from protocol.transport.sockets import MAX_DESCRIPTORS
 from protocol.transport.zeromq import ZmqTransport
 from tests.waiting import wait_until
@@ -62,9 +63,14 @@ def meet(server: Node, client: Node, host: str | None = None) -> tuple[Link, Lin
     server.seen.clear()
     client.seen.clear()
     client.transport.dial(server.address(host))
-    client.wait_for(Opened, server, link=there)
+    opened = client.wait_for(Opened, server, link=there)
     assert client.transport.send(there, b"hello")
+    accepted = server.wait_for(Accepted, client, link=here)
     server.wait_for(Arrived, client, link=here, frame=b"hello")
+    assert isinstance(opened, Opened) and isinstance(accepted, Accepted)
+    for seen_at in (opened.host, accepted.host):
+        address = read_address(seen_at)
+        assert address is not None and address.is_loopback
     assert server.transport.send(here, b"welcome")
     client.wait_for(Arrived, server, link=there, frame=b"welcome")
     return here, there
@@ -119,6 +125,14 @@ def test_a_name_that_is_none_closes_the_link(monkeypatch: pytest.MonkeyPatch) ->
         link = Link(bytes(32), dialled=True)
         client.transport.dial(Address(Endpoint("nowhere.example", 5), link.key))
         client.wait_for(Closed, link=link)
+
+
+def test_a_strangers_name_that_means_this_machine_is_not_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve_to(monkeypatch, "box.example", "127.0.0.1", "10.0.0.1", "::1", "0.0.0.0")
+    with nodes(Node(), Node(None)) as (server, client):
+        client.transport.dial(server.address("box.example"), Scope.PUBLIC)
+        client.wait_for(Closed, server, link=Link(server.identity.curve_key, dialled=True))
+        meet(server, client, "box.example")  # as a person who gives it as a seed wants it
 
 
 def test_hanging_up_on_who_dialled_us_ends_the_connection() -> None:

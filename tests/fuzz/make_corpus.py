@@ -14,6 +14,8 @@ from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, seal
 from protocol.wire.messages import (
     Announce,
     AskRevocations,
+    DialBack,
+    DialledBack,
     Digest,
     Entry,
     Goodbye,
@@ -82,6 +84,8 @@ def inputs() -> list[bytes]:
         AskRevocations(7).encode(),
         Revocations(revocations.encoded).encode(),
         revocations.encoded,
+        DialBack(4001).encode(),
+        DialledBack("198.41.0.4", 4001, reached=True).encode(),
         # Further ones: another form of the same, which the first does not lead to.
         make_ticket(certificate, OTHER, SWARM, 3, ME.public_key).encode(),
     ]

@@ -25,6 +25,8 @@ from protocol.wire.envelope import Kind, open_frame, seal
 from protocol.wire.messages import (
     Announce,
     AskRevocations,
+    DialBack,
+    DialledBack,
     Digest,
     Goodbye,
     Hello,
@@ -61,7 +63,7 @@ def in_core(data: bytes) -> None:
     """Give a core an authentic message from a live peer: a kind, and the body."""
     core = Core(Setup(ME, SWARM), Book((), 16), random.Random(1), NOW)
     record = make_record(PEER, SWARM, (), 1 << 16, "", int((UNIX + 3600) * 1000))
-    frames = [(int(Kind.HELLO), Hello(record.encoded).encode()), (data[0] % 24 if data else 0, data[1:])]
+    frames = [(int(Kind.HELLO), Hello(record.encoded).encode()), (data[0] % (max(Kind) + 2) if data else 0, data[1:])]
     for sequence, (kind, body) in enumerate(frames, 1):
         core.handle(Arrived(LINK, seal(PEER, SWARM, kind, sequence, int(UNIX * 1000), body)), NOW)
 
@@ -103,6 +105,8 @@ TARGETS: list[Callable[[bytes], object]] = [
     AskRevocations.decode,
     Revocations.decode,
     lambda data: open_revocations(data, CLUB, believe),
+    DialBack.decode,
+    DialledBack.decode,
 ]
 
 

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
+from node.cli.doctor import examine
 from node.cli.status import render
 from node.config import ObserveConfig
 from node.errors import UserError
@@ -21,11 +22,15 @@ from node.telemetry.status_server import ask, describe, observe
 from protocol.credentials.records import Address
 from protocol.host import Counters, PeerInfo
 from protocol.identity import Identity, NodeId
+from protocol.membership.reachability import Standing
 
 IDENTITY = Identity(bytes(32))
 HOSTILE = PeerInfo(NodeId("a" * 32), "tcp://192.0.2.1:4001", "[red]\x1b[2J\r\nagent", "alive", 0.0123)
 COUNTERS = Counters(1000, 2000, 3, 4, 5, 1, 9, {"forged": 2, "stale": 1})
-HOST = SimpleNamespace(counters=lambda: COUNTERS, peers=lambda: [HOSTILE], refusal="", check=lambda: None)
+SEEN = Standing("198.41.0.4", False, 2)
+HOST = SimpleNamespace(
+    counters=lambda: COUNTERS, peers=lambda: [HOSTILE], refusal="", standing=SEEN, check=lambda: None
+)
 ADDRESS = Address.parse(f"tcp://127.0.0.1:4001?key={'ab' * 32}")
 NETWORK = Network(HOST, IDENTITY, bytes(16), None, ADDRESS)  # type: ignore[arg-type]
 
@@ -173,6 +178,28 @@ def test_until_when_a_grant_admits_is_shown_and_that_it_does_no_longer() -> None
     assert "admitted" not in shown[0]
     assert "until 20" in shown[1] and "expired" not in shown[1]
     assert "no longer, its grant expired 20" in shown[2] and "newer invite" in shown[2]
+
+
+@pytest.mark.parametrize(
+    ("known", "says"),
+    [
+        ({}, "at 198.41.0.4, cannot be dialled there, by the 2 peers asked: it dials"),
+        ({"dialable": True}, "at 198.41.0.4, can be dialled there"),
+        ({"dialable_asked": 1}, "at 198.41.0.4, cannot be dialled there, by the one peer asked: it dials"),
+        ({"seen_at": None, "dialable": None}, "no peer on another machine has said where it sees this node"),
+    ],
+)
+def test_how_peers_see_a_node_and_whether_they_can_dial_it_is_shown(known: dict, says: str) -> None:
+    console = Console(record=True, width=200, file=StringIO())
+    console.print(*render(state() | known), sep="\n")
+    (line,) = [line for line in console.export_text().splitlines() if line.startswith("seen ")]
+    assert line.removeprefix("seen").strip() == says
+
+
+def test_the_doctor_asks_the_node_that_runs_there(folder: Path, tmp_path: Path) -> None:
+    (found,) = [check for check in examine(0, folder) if check.name == "seen by peers"]
+    assert not found.ok and not found.needed and "cannot be dialled there" in found.text
+    assert not [check for check in examine(0, tmp_path / "elsewhere") if check.name == "seen by peers"]
 
 
 def test_a_node_that_nobody_admits_says_why() -> None:

@@ -159,8 +159,9 @@ def test_the_make_targets_that_are_named_exist(document: str) -> None:
     assert set(named) <= make_targets()
 
 
-def test_the_tests_that_the_page_on_learning_names_exist() -> None:
-    named = set(re.findall(r"test_\w+", re.sub(r"test_\w+\.py", "", (ROOT / "docs/learning.md").read_text())))
+@pytest.mark.parametrize("page", ["learning", "protocol"])
+def test_the_tests_that_a_page_names_exist(page: str) -> None:
+    named = set(re.findall(r"test_\w+", re.sub(r"test_\w+\.py", "", (ROOT / f"docs/{page}.md").read_text())))
     there = {
         name for path in sources("tests") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
     }

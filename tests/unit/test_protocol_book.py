@@ -2,12 +2,14 @@
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import Instant
-from protocol.credentials.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, make_record
+from protocol.credentials.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, Service, make_record
 from protocol.identity import Identity
+from protocol.limits.networks import Scope
 from protocol.membership.address_book import BUSY_S, Book
 
 SWARM = b"a swarm of tests"
@@ -20,9 +22,9 @@ def at(seconds: float) -> Instant:
 
 
 def record(
-    number: int, start: int = 1, *, refutations: int = 0, dialable: bool = True, life: float = 3600
+    number: int, start: int = 1, *, refutations: int = 0, dialable: bool = True, life: float = 3600, host: str = ""
 ) -> PeerRecord:
-    endpoints = (Endpoint(f"n{number}", start),) if dialable else ()
+    endpoints = (Endpoint(host or f"n{number}", start),) if dialable else ()
     incarnation = (start << REFUTATION_BITS) + refutations
     return make_record(PEOPLE[number], SWARM, endpoints, incarnation, "", int((UNIX + life) * 1000))
 
@@ -35,6 +37,16 @@ def kept(book: Book) -> set[str]:
     return {one.node_id for one in book.records()}
 
 
+def dialable(book: Book) -> set[bytes]:
+    return {contact.key for contact in book.contacts_due(at(0), random.Random(1))}
+
+
+def told_by_two(book: Book, *numbers: int, first: str = "a") -> None:
+    for number in numbers:
+        assert not book.hear(record(number), first)
+        assert book.hear(record(number), "another")
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 23), st.integers(0, 23), st.integers(1, 3), st.booleans()), max_size=60),
     st.integers(1, 10),
@@ -43,31 +55,68 @@ def kept(book: Book) -> set[str]:
 def test_a_trimmed_book_holds_its_capacity_and_every_live_node(history, capacity: int, live: set[int]) -> None:
     book = Book((), capacity)
     for number, teller, start, dialable in history:
-        book.add(record(number, start, dialable=dialable), PEOPLE[teller].node_id)
+        if number == teller:
+            book.add(record(number, start, dialable=dialable))
+        else:
+            book.hear(record(number, start, dialable=dialable), PEOPLE[teller].node_id)
     before = kept(book)
     book.trim(ids(*live), random.Random(1))
     assert len(book) <= max(capacity, len(before & ids(*live)))
     assert before & ids(*live) <= kept(book)
 
 
+def test_who_was_told_of_once_is_dialled_and_passed_on_to_nobody_until_another_network_tells_of_it() -> None:
+    book = Book((), 20)
+    for teller in ("a", "a"):
+        assert not book.hear(record(0), teller)
+    assert len(book) == 0 and book.good_records() == [] and dialable(book) == {PEOPLE[0].curve_key}
+    assert book.candidates("a") == [record(0)] and book.candidates("b") == []
+    assert book.hear(record(0), "b")
+    assert kept(book) == ids(0) and not book.has_candidates and dialable(book) == {PEOPLE[0].curve_key}
+
+
+def test_a_candidate_that_we_met_is_in_the_book() -> None:
+    book = Book((), 20)
+    book.hear(record(0), "a")
+    book.add(record(0))
+    assert kept(book) == ids(0) and not book.has_candidates
+
+
+def test_a_digest_tells_of_the_very_records_that_it_lists() -> None:
+    book = Book((), 20)
+    for number in range(3):
+        book.hear(record(number), "a")
+    listed = dict([record(0).summary, (record(1).summary[0], record(1, start=2).summary[1])])
+    assert book.vouch(listed, "a") == []
+    assert book.vouch(listed, "b") == [record(0)]
+    assert kept(book) == ids(0)
+
+
 def test_the_loudest_source_loses_first_and_what_we_met_ourselves_last() -> None:
-    book = Book((), 6)
+    book = Book((), 6, max_group=6)
     book.add(record(0))  # met
-    for number in (1, 2):
-        book.add(record(number), PEOPLE[20].node_id)
-    for number in range(3, 20):
-        book.add(record(number), PEOPLE[21].node_id)
+    told_by_two(book, 1, 2, first="quiet")
+    told_by_two(book, *range(3, 20), first="loud")
     book.trim((), random.Random(1))
     assert ids(0, 1, 2) <= kept(book) and len(book) == 6
 
 
+def test_one_teller_cannot_push_out_the_candidates_of_another() -> None:
+    book = Book((), 12)
+    for number in range(2):
+        book.hear(record(number), "quiet")
+    for number in range(2, 24):
+        book.hear(record(number), "loud")
+    book.trim((), random.Random(1))
+    assert len(book.candidates("quiet")) == 2 and len(book.candidates("loud")) == 4
+
+
 def test_the_dead_and_the_unreachable_go_before_the_loud() -> None:
     book = Book((), 3)
-    for number in range(3):
-        book.add(record(number), PEOPLE[20].node_id)
+    told_by_two(book, 0, 1, 2)
     book.add(record(3))
     book.add(record(4))
-    assert book.bury(PEOPLE[3].node_id, 1 << REFUTATION_BITS)
+    assert book.mark_dead(PEOPLE[3].node_id, 1 << REFUTATION_BITS)
     contact = book.contact(PEOPLE[4].node_id)
     assert contact is not None
     contact.failed(at(0), random.Random(1))
@@ -75,26 +124,63 @@ def test_the_dead_and_the_unreachable_go_before_the_loud() -> None:
     assert kept(book) == ids(0, 1, 2)
 
 
+def test_one_network_has_a_bounded_number_of_places_and_the_living_and_the_others_keep_theirs() -> None:
+    book = Book((), 24, max_group=4)
+    book.add(record(23), host="93.184.216.34")
+    for number in range(20):
+        book.add(record(number), host=f"93.184.217.{number}")  # whatever they say about where they are
+    book.trim(ids(0, 1, 2, 3, 4), random.Random(1))
+    assert kept(book) == ids(0, 1, 2, 3, 4, 23)
+    book.trim((), random.Random(1))
+    assert len(book) == 6  # a crowd is thinned when it grows
+    book.add(record(21), host="93.184.217.99")
+    book.trim((), random.Random(1))
+    assert len(kept(book) - ids(23)) == 4 and ids(23) <= kept(book)
+
+
+def test_who_was_only_told_of_has_its_place_where_it_says_that_it_is() -> None:
+    book = Book((), 24, max_group=3)
+    for number in range(10):
+        moving = record(number, host=f"n{number}.pool.example")
+        book.hear(moving, "a")
+        book.hear(moving, "b")
+    book.trim((), random.Random(1))
+    assert len(book) == 3
+    for number in range(10, 20):
+        told_by_two(book, number)
+    for number in range(10, 20):
+        book.hear(record(number, start=2, host="n.pool.example"), "a")  # they all move there
+    book.trim((), random.Random(1))
+    assert len(book) == 3
+
+
+def test_a_laboratory_is_not_bounded_by_its_addresses() -> None:
+    book = Book((), 24, max_group=1)
+    for number, host in enumerate(["127.0.0.1"] * 4 + ["10.0.0.1"] * 4 + ["fd00::1"] * 4):
+        book.add(record(number), host=host)
+    book.trim((), random.Random(1))
+    assert len(book) == 12
+
+
 def test_a_rumour_holds_for_the_incarnation_it_names_and_until_we_meet_the_node() -> None:
     book = Book((), 9)
     node = PEOPLE[0].node_id
-    book.add(record(0, refutations=2), PEOPLE[1].node_id)
-    assert not book.bury(node, 1 << REFUTATION_BITS)  # it has refuted that one
-    assert book.bury(node, (1 << REFUTATION_BITS) + 2) and book.is_dead(node)
-    assert not book.bury(node, (1 << REFUTATION_BITS) + 2)  # no news
+    book.add(record(0, refutations=2))
+    assert not book.mark_dead(node, 1 << REFUTATION_BITS)  # it has refuted that one
+    assert book.mark_dead(node, (1 << REFUTATION_BITS) + 2) and book.is_dead(node)
+    assert not book.mark_dead(node, (1 << REFUTATION_BITS) + 2)  # no news
     book.add(record(0, refutations=2))
     assert not book.is_dead(node)
-    book.bury(node, (1 << REFUTATION_BITS) + 2)
-    book.add(record(0, refutations=3), PEOPLE[1].node_id)
+    book.mark_dead(node, (1 << REFUTATION_BITS) + 2)
+    book.hear(record(0, refutations=3), "a")
     assert not book.is_dead(node)
 
 
 def test_the_dead_are_dialled_last_and_not_spoken_of() -> None:
     book = Book((), 9)
-    for number in range(8):
-        book.add(record(number), PEOPLE[20].node_id)
+    told_by_two(book, *range(8))
     for number in range(4):
-        book.bury(PEOPLE[number].node_id, 1 << REFUTATION_BITS)
+        book.mark_dead(PEOPLE[number].node_id, 1 << REFUTATION_BITS)
     keys = [contact.key for contact in book.contacts_due(at(0), random.Random(1))]
     assert set(keys[4:]) == {PEOPLE[number].curve_key for number in range(4)}
     assert {one.node_id for one in book.good_records()} == ids(4, 5, 6, 7)
@@ -103,7 +189,7 @@ def test_the_dead_are_dialled_last_and_not_spoken_of() -> None:
 def test_whom_to_dial_is_drawn_at_random() -> None:
     book = Book((), 20)
     for number in range(16):
-        book.add(record(number), PEOPLE[20].node_id)
+        book.hear(record(number), "a")
     firsts = {book.contacts_due(at(0), random.Random(seed))[0].key for seed in range(40)}
     assert len(firsts) > 8
 
@@ -124,7 +210,7 @@ def test_a_newer_record_at_another_address_is_dialled_there() -> None:
     old = book.contact(PEOPLE[0].node_id)
     assert old is not None
     old.failed(at(0), random.Random(1))
-    assert book.add(record(0, start=2)) and not book.add(record(0, start=1))
+    assert book.hear(record(0, start=2), "a") and not book.hear(record(0, start=1), "a")
     contact = book.contact(PEOPLE[0].node_id)
     assert contact is not None and contact.address.endpoint == Endpoint("n0", 2) and contact.failures == 0
     assert [seed.address.endpoint.host for seed in book.seeds_due(at(0))] == ["seed"]
@@ -136,3 +222,65 @@ def test_expired_records_are_forgotten() -> None:
     book.add(record(1, life=100))
     book.expire(at(50))
     assert kept(book) == ids(1)
+
+
+def at_hosts(number: int, *hosts: str, services: tuple[Service, ...] = ()) -> PeerRecord:
+    endpoints = tuple(Endpoint(host, 4001) for host in hosts)
+    expiry_ms = int((UNIX + 3600) * 1000)
+    return make_record(PEOPLE[number], SWARM, endpoints, 1 << REFUTATION_BITS, "", expiry_ms, b"", services)
+
+
+def targets(book: Book) -> list[str]:
+    """Where each contact may be dialled, in turn."""
+    due = book.contacts_due(at(0), random.Random(1))
+    return sorted(address.endpoint.host for contact in due for address in contact.addresses)
+
+
+@pytest.mark.parametrize(
+    ("seen_from", "hosts"),
+    [
+        (Scope.PUBLIC, ["198.41.0.4"]),
+        (Scope.PRIVATE, ["10.0.0.1", "198.41.0.4"]),
+        (Scope.LOOPBACK, ["10.0.0.1", "127.0.0.1", "198.41.0.4"]),
+    ],
+)
+def test_private_endpoints_count_only_from_whom_they_mean_something_to(seen_from: Scope, hosts: list[str]) -> None:
+    everywhere = "127.0.0.1", "10.0.0.1", "198.41.0.4"
+    met, told = Book((), 20), Book((), 20)
+    met.add(at_hosts(0, *everywhere), "host", seen_from)
+    told.hear(at_hosts(0, *everywhere), "a", scope=seen_from)
+    assert targets(met) == targets(told) == hosts
+
+
+def test_a_neighbours_word_makes_the_private_endpoints_of_a_known_node_count() -> None:
+    book = Book((), 20)
+    book.hear(at_hosts(0, "10.0.0.1"), "a", scope=Scope.PUBLIC)
+    assert targets(book) == [] and not book.has_prospect(at(0), set())
+    book.hear(at_hosts(0, "10.0.0.1"), "b", scope=Scope.PRIVATE)
+    assert targets(book) == ["10.0.0.1"]
+
+
+def test_what_a_name_may_mean_follows_whoever_told_of_it() -> None:
+    for scope in Scope:
+        book = Book((), 20)
+        book.hear(at_hosts(0, "box.example"), "a", scope=scope)
+        (contact,) = book.contacts_due(at(0), random.Random(1))
+        assert contact.scope is scope
+
+
+def test_what_is_saved_can_be_dialled_and_is_dialled_again() -> None:
+    book = Book((), 20)
+    book.add(at_hosts(0, "10.0.0.1"), "10.0.0.1", Scope.PRIVATE)
+    book.add(at_hosts(1, "10.0.0.2"), "198.41.0.4", Scope.PUBLIC)
+    book.add(at_hosts(2, "10.0.0.3", "198.41.0.5"), "198.41.0.5", Scope.PUBLIC)
+    again = Book((), 20)
+    for saved in book.dialable_records():
+        again.add(saved)
+    assert targets(again) == ["10.0.0.1", "198.41.0.5"]
+
+
+def test_a_service_in_our_own_network_is_no_strangers_to_offer() -> None:
+    book = Book((), 20)
+    near, far = Service("weights", Endpoint("192.168.0.1", 5)), Service("state", Endpoint("198.41.0.4", 5))
+    book.add(at_hosts(0, "198.41.0.4", services=(near, far)), "198.41.0.4", Scope.PUBLIC)
+    assert book.services() == [(PEOPLE[0].node_id, far)]

@@ -50,6 +50,8 @@ from protocol.wire.messages import (
     MAX_TOPICS,
     Announce,
     AskRevocations,
+    DialBack,
+    DialledBack,
     Digest,
     Entry,
     Goodbye,
@@ -91,6 +93,7 @@ values = st.recursive(
 BODIES = [Hello, Peers, Ping, Probe, Probed, News, Goodbye, Digest, Announce, Interest, Manifest, Pull]
 BODIES += [AskRevocations, Revocations]
 BODIES += [ItemOutline, PullChunks, ItemChunk]
+BODIES += [DialBack, DialledBack]
 packed = values.map(msgpack.packb) | st.binary() | st.just(msgpack.packb(msgpack.ExtType(5, b"x")))
 
 
@@ -212,6 +215,8 @@ def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
     | st.builds(Probe, uint64, nodes)
     | st.builds(Probed, uint64, st.sampled_from(Reach))
     | st.builds(News, st.lists(st.builds(Rumour, nodes, uint64, st.sampled_from(Status)), max_size=MAX_NEWS).map(tuple))
+    | st.builds(DialBack, st.integers(0, 0xFFFF))
+    | st.builds(DialledBack, st.sampled_from(["", "198.41.0.4", "fe80::1%eth0"]), st.integers(0, 0xFFFF), st.booleans())
     | st.builds(Goodbye, st.sampled_from(["full", "not_admitted"]))
     | st.builds(Digest, st.lists(st.tuples(eight, eight), max_size=20).map(tuple))
     | st.builds(

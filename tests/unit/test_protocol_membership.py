@@ -11,9 +11,18 @@ from protocol.config import LAN, NOT_KEPT, Instant, Limits, OpenGate, Setup
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.invite import make_shared_invite
 from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
-from protocol.credentials.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, Service, make_record
+from protocol.credentials.records import (
+    REFUTATION_BITS,
+    Address,
+    Endpoint,
+    PeerRecord,
+    Service,
+    make_record,
+    open_record,
+)
 from protocol.errors import PeerError, RecordError
 from protocol.events import (
+    Accepted,
     Closed,
     Dial,
     Expel,
@@ -59,6 +68,11 @@ def record(
     endpoints = (Endpoint(identity.node_id, 1000 + start),) if dialable else ()
     incarnation = (start << REFUTATION_BITS) + refutations
     return make_record(identity, swarm, endpoints, incarnation, "test", int((UNIX + 3600) * 1000))
+
+
+def at_host(identity: Identity, host: str) -> PeerRecord:
+    expiry_ms = int((UNIX + 3600) * 1000)
+    return make_record(identity, SWARM, (Endpoint(host, 1000),), 1 << REFUTATION_BITS, "test", expiry_ms)
 
 
 def address(identity: Identity) -> Address:
@@ -303,12 +317,15 @@ def test_a_death_is_told_on_by_those_to_whom_it_is_news_and_does_not_remove_the_
     join(core, HIGH)
     join(core, LOW)
     core.handle(peers(HIGH, record(OTHERS[0])), at(0))
-    actions = core.handle(news(HIGH, OTHERS[0], Status.DEAD), at(1))
+    assert core.handle(news(HIGH, OTHERS[0], Status.DEAD), at(0)) == []  # nobody else told us of it
+    core.handle(peers(LOW, record(OTHERS[0])), at(0))
+    core.handle(peers(LOW, record(OTHERS[0], refutations=1)), at(0))
+    actions = core.handle(news(HIGH, OTHERS[0], Status.DEAD, (1 << REFUTATION_BITS) + 1), at(1))
     assert [link.key for link in told(actions, Kind.NEWS)] == [LOW.curve_key]
-    assert core.handle(news(LOW, OTHERS[0], Status.DEAD), at(1)) == []
+    assert core.handle(news(LOW, OTHERS[0], Status.DEAD, (1 << REFUTATION_BITS) + 1), at(1)) == []
     assert core.handle(news(LOW, OTHERS[1], Status.DEAD), at(1)) == []  # never heard of it
     assert OTHERS[0].node_id in core.book and core.book.is_dead(OTHERS[0].node_id)
-    core.handle(peers(LOW, record(OTHERS[0], refutations=1)), at(2))
+    core.handle(peers(LOW, record(OTHERS[0], refutations=2)), at(2))
     assert not core.book.is_dead(OTHERS[0].node_id)
 
 
@@ -463,9 +480,10 @@ def test_now_and_then_a_chosen_link_is_replaced_by_another() -> None:
 
 def test_a_digest_is_answered_with_what_it_lacks_and_not_too_often() -> None:
     core = machine()
-    join(core, HIGH)
-    core.handle(peers(HIGH, record(OTHERS[0]), record(OTHERS[1])), at(0))
-    digest = Digest((record(OTHERS[0]).summary, core.record.summary)).encode()
+    for identity in (HIGH, LOW):
+        join(core, identity)
+        core.handle(peers(identity, record(OTHERS[0]), record(OTHERS[1])), at(0))
+    digest = Digest((record(OTHERS[0]).summary, record(LOW).summary, core.record.summary)).encode()
     message = Message(Link(HIGH.curve_key, False), HIGH.node_id, Kind.DIGEST, digest)
     (body,) = bodies(core.handle(message, at(1)), Kind.PEERS)
     assert Peers.decode(body).records == (record(OTHERS[1]).encoded,)
@@ -473,13 +491,96 @@ def test_a_digest_is_answered_with_what_it_lacks_and_not_too_often() -> None:
         core.handle(message, at(1.1))
 
 
-def test_one_peer_cannot_push_out_of_the_book_what_others_told() -> None:
-    core = machine(limits=Limits(max_known_peers=8))
+def test_nobody_enters_the_book_by_the_word_of_one_peer_and_such_are_passed_on_to_nobody() -> None:
+    core = machine()
     join(core, LOW)
     join(core, HIGH)
-    core.handle(peers(LOW, record(OTHERS[0]), record(OTHERS[1])), at(0))
-    core.handle(peers(HIGH, *map(record, OTHERS[2:])), at(0))
-    assert {OTHERS[0].node_id, OTHERS[1].node_id, LOW.node_id, HIGH.node_id} <= {r.node_id for r in core.book.records()}
+    actions = core.handle(peers(LOW, *map(record, OTHERS)), at(0))
+    assert core.book.records() == [record(LOW), record(HIGH)] and told(actions, Kind.PEERS) == []
+    core.handle(peers(LOW, *map(record, OTHERS)), at(0))
+    assert len(core.book) == 2
+    actions = core.handle(peers(HIGH, record(OTHERS[0])), at(0))
+    assert OTHERS[0].node_id in core.book and [link.key for link in told(actions, Kind.PEERS)] == [LOW.curve_key]
+
+
+def test_tellers_of_one_public_network_count_as_one() -> None:
+    core = machine()
+    for number, identity in enumerate([LOW, HIGH, OTHERS[0]]):
+        host = f"93.184.216.{number}" if identity is not OTHERS[0] else "198.41.0.4"
+        core.handle(Accepted(Link(identity.curve_key, False), host), at(0))
+        join(core, identity)
+    for identity in (LOW, HIGH):
+        core.handle(peers(identity, record(OTHERS[1])), at(0))
+    assert OTHERS[1].node_id not in core.book
+    core.handle(peers(OTHERS[0], record(OTHERS[1])), at(0))
+    assert OTHERS[1].node_id in core.book
+
+
+def test_callers_that_are_turned_away_leave_nothing_in_the_book() -> None:
+    core = machine(limits=Limits(max_peers=3))
+    for identity in OTHERS:
+        core.handle(hello(identity, dialled=False), at(0))
+    assert {one.node_id for one in core.book.records()} == set(core.peers) and len(core.peers) == 2
+
+
+HOME = Endpoint("192.168.0.7", 4001)
+OUTSIDE = Endpoint("198.41.0.4", 4001)
+
+
+def test_a_peer_seen_at_a_public_address_makes_nobody_dial_into_the_own_network() -> None:
+    core = machine()
+    core.handle(Accepted(Link(HIGH.curve_key, False), "198.41.0.4"), at(0))
+    join(core, HIGH)
+    inside = [at_host(identity, f"192.168.0.{number}") for number, identity in enumerate(OTHERS[:5])]
+    inside += [at_host(identity, f"127.0.0.{number}") for number, identity in enumerate(OTHERS[5:10])]
+    core.handle(peers(HIGH, *inside), at(0))
+    assert not [action for action in core.handle(Tick(), at(DIAL_YIELD_S)) if isinstance(action, Dial)]
+    core.handle(Accepted(Link(LOW.curve_key, False), "::ffff:192.168.0.99"), at(1))
+    join(core, LOW, 1)
+    actions = core.handle(peers(LOW, *inside), at(1)) + core.handle(Tick(), at(2 + DIAL_YIELD_S))
+    dialled = {action.address.endpoint.host for action in actions if isinstance(action, Dial)}
+    assert dialled == {f"192.168.0.{number}" for number in range(5)}
+
+
+def test_private_endpoints_are_told_to_peers_of_the_same_network_only() -> None:
+    setup = Setup(ME, SWARM, (HOME, OUTSIDE))
+    core = Membership(setup, Book((), 100), random.Random(1), at(0))
+    near, far, neighbour = LOW, HIGH, OTHERS[0]
+    shown = {}
+    for identity, host in ((near, "192.168.0.8"), (far, "2001:4860:4860::8888")):
+        core.handle(Accepted(Link(identity.curve_key, False), host), at(0))
+        (greeting,) = bodies(core.handle(hello(identity, dialled=False), at(0)), Kind.HELLO)
+        shown[identity] = open_record(Hello.decode(greeting).record, SWARM, UNIX)
+    assert shown[near].endpoints == (HOME, OUTSIDE) and shown[far].endpoints == (OUTSIDE,)
+    assert shown[near].replaces(shown[far])  # wherever both come, the one that says more holds
+    core.handle(Accepted(Link(neighbour.curve_key, False), "192.168.0.9"), at(1))
+    greeting = Message(
+        Link(neighbour.curve_key, False),
+        neighbour.node_id,
+        Kind.HELLO,
+        Hello(at_host(neighbour, "192.168.0.9").encoded).encode(),
+    )
+    core.handle(greeting, at(1))
+    asked = Digest(()).encode()
+    for identity, is_told in ((near, True), (far, False)):
+        answer = core.handle(Message(Link(identity.curve_key, False), identity.node_id, Kind.DIGEST, asked), at(20))
+        known = [record for body in bodies(answer, Kind.PEERS) for record in Peers.decode(body).records]
+        assert (at_host(neighbour, "192.168.0.9").encoded in known) is is_told
+
+
+def test_one_public_network_gets_so_many_links_that_dial_us_and_so_many_that_we_choose() -> None:
+    core = machine(limits=Limits(max_peers=12, max_prefix_peers=2))
+    for number, identity in enumerate(OTHERS[:6]):
+        core.handle(Accepted(Link(identity.curve_key, False), f"93.184.216.{number}"), at(0))
+        core.handle(hello(identity, dialled=False, needy=True), at(0))
+    assert len(core.peers) == 2
+    join(core, HIGH)  # of another network
+    near = [at_host(identity, f"2001:4860:{number:x}::1") for number, identity in enumerate(OTHERS[6:10])]
+    same = [at_host(identity, f"198.41.0.{number}") for number, identity in enumerate(OTHERS[10:16])]
+    actions = core.handle(peers(HIGH, *near, *same), at(0)) + core.handle(Tick(), at(DIAL_YIELD_S))
+    hosts = [action.address.endpoint.host for action in actions if isinstance(action, Dial)]
+    assert sum(host.startswith("198.41.0.") for host in hosts) == 2
+    assert sum(host.startswith("2001:4860:") for host in hosts) == 3  # each in a /48 of its own; now there are enough
 
 
 def test_a_peer_may_tell_only_so_many_records() -> None:

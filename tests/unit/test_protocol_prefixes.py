@@ -3,7 +3,8 @@
 import pytest
 
 from protocol.config import Limits
-from protocol.limits.rate_limits import MAX_PREFIXES, Prefixes, prefix_of
+from protocol.limits.networks import Scope, netgroup, prefix_of, scope_of
+from protocol.limits.rate_limits import MAX_PREFIXES, Prefixes
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,44 @@ def test_a_prefix_that_goes_on_is_remembered_among_any_number_of_others() -> Non
         prefixes.may_connect(str(other), 0.0)
         if other % 1000 == 0:
             assert not prefixes.may_connect("a", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("host", "scope"),
+    [
+        ("127.0.0.1", Scope.LOOPBACK),
+        ("::1", Scope.LOOPBACK),
+        ("::ffff:127.0.0.1", Scope.LOOPBACK),
+        ("0.0.0.0", Scope.LOOPBACK),
+        ("::", Scope.LOOPBACK),
+        ("localhost", Scope.LOOPBACK),
+        ("10.1.2.3", Scope.PRIVATE),
+        ("169.254.169.254", Scope.PRIVATE),
+        ("100.64.0.1", Scope.PRIVATE),
+        ("fe80::1%eth0", Scope.PRIVATE),
+        ("fd00::1", Scope.PRIVATE),
+        ("::ffff:192.168.1.1", Scope.PRIVATE),
+        ("198.41.0.4", Scope.PUBLIC),
+        ("2001:4860:4860::8888", Scope.PUBLIC),
+        ("box.example", Scope.PUBLIC),  # until it is resolved
+    ],
+)
+def test_the_scope_of_an_address(host: str, scope: Scope) -> None:
+    assert scope_of(host) is scope
+
+
+@pytest.mark.parametrize(
+    ("host", "group"),
+    [
+        ("198.41.0.4", "198.41.0.0/24"),
+        ("::ffff:198.41.0.4", "198.41.0.0/24"),
+        ("2001:4860:4860:7::1", "2001:4860:4860::/48"),
+        ("a.b.pool.example.", "pool.example"),
+        ("A.POOL.example", "pool.example"),
+        ("127.0.0.1", ""),
+        ("10.0.0.1", ""),
+        ("fd00::1", ""),
+    ],
+)
+def test_the_network_group_of_a_host(host: str, group: str) -> None:
+    assert netgroup(host) == group

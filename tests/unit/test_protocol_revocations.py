@@ -229,14 +229,14 @@ def test_a_new_list_is_passed_on_and_whom_it_names_is_told_why_and_forgotten() -
     greet(core, MEMBER)
     greet(core, GUEST, pass_by(FOUNDER))
     say(core, MEMBER, Kind.PEERS, Peers((record(EVIL, pass_by(FOUNDER, EVIL)).encoded,)).encode())
-    assert {GUEST.node_id, EVIL.node_id} <= {known.node_id for known in core.book.records()}
+    assert {GUEST.node_id, EVIL.node_id} <= {known.node_id for known in core.book.all_records()}
     new = Revocations(signed(GUEST.node_id, EVIL.node_id).encoded).encode()
     actions = say(core, MEMBER, Kind.REVOCATIONS, new)
     assert told(actions, Kind.REVOCATIONS) == [link(GUEST)]
     assert PeerDown(GUEST.node_id) in actions and core.peers == [MEMBER.node_id]
     (goodbye,) = [action for action in actions if isinstance(action, Send) and action.message.kind == Kind.GOODBYE]
     assert goodbye.message == Goodbye("revoked") and not told(actions, Kind.PEERS)
-    assert {known.node_id for known in core.book.records()} == {MEMBER.node_id}
+    assert {known.node_id for known in core.book.all_records()} == {MEMBER.node_id}
     assert told(greet(core, GUEST, pass_by(FOUNDER)), Kind.GOODBYE) == [link(GUEST)]
     assert say(core, MEMBER, Kind.REVOCATIONS, new) == []  # and not again
 

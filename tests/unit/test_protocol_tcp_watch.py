@@ -5,7 +5,7 @@ import socket
 from collections import deque
 
 from protocol.config import Limits
-from protocol.events import Link
+from protocol.events import Accepted, Link
 from protocol.transport.tcp import TcpWatch
 
 DIALLED, CAME = Link(b"d" * 32, dialled=True), Link(b"c" * 32, dialled=False)
@@ -40,6 +40,7 @@ def test_the_end_of_a_dialled_connection_is_not_that_of_an_inbound_one_with_its_
             os.dup2(mine.fileno(), descriptor)
         watch.accepted(descriptor, lives, 1.0)
         assert watch.took(watch.inbound(descriptor), CAME, [100])
+        assert events.popleft() == Accepted(CAME, "127.0.0.1")
         watch.gone(number, None)
         watch.forget(number)
         for second in (2.0, 3.0):

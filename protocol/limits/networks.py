@@ -1,0 +1,72 @@
+"""Networks: what an IP address says about who else may stand behind it, and about who can reach it.
+
+Keys cost nothing, addresses do: a /24 of IPv4, or the /56 that an IPv6 customer commonly
+gets (RFC 6177), is about the smallest thing that one attacker rents. An address inside a
+machine (loopback) is a prefix of its own.
+"""
+
+import ipaddress
+from enum import IntEnum
+from functools import lru_cache
+
+IPV4_PREFIX_BITS = 24
+IPV6_PREFIX_BITS = 56
+IPV6_SITE_BITS = 48  # what a hosting company gives a customer who asks (RFC 6177), and nobody gets more easily
+MAX_CACHED = 4096
+
+
+class Scope(IntEnum):
+    """From how far an address can be reached: larger is farther."""
+
+    LOOPBACK = 0
+    PRIVATE = 1  # RFC 1918, RFC 4193, RFC 6598, link-local, and what is reserved
+    PUBLIC = 2
+
+
+@lru_cache(maxsize=MAX_CACHED)
+def scope_of(host: str) -> Scope:
+    """Return the scope of an address; a name counts as public until it is resolved."""
+    parsed = read_address(host)
+    if parsed is None:
+        return Scope.LOOPBACK if host == "localhost" else Scope.PUBLIC
+    if parsed.is_loopback or parsed.is_unspecified:  # connecting to 0.0.0.0 is connecting to ourselves
+        return Scope.LOOPBACK
+    return Scope.PUBLIC if parsed.is_global else Scope.PRIVATE
+
+
+def prefix_of(address: str) -> str:
+    """Return the network that `address` (IPv4 or IPv6 without brackets) counts for; itself if it is neither."""
+    parsed = read_address(address)
+    if parsed is None:
+        return address
+    if parsed.is_loopback:
+        return str(parsed)
+    bits = IPV4_PREFIX_BITS if parsed.version == 4 else IPV6_PREFIX_BITS
+    return str(ipaddress.ip_network((parsed, bits), strict=False))
+
+
+@lru_cache(maxsize=MAX_CACHED)
+def netgroup(host: str) -> str:
+    """Return the network that a public host shares with whoever rents its neighbours, "" for any other address.
+
+    A /24 of IPv4, a /48 of IPv6, the last two labels of a name. Loopback and private addresses are
+    those of a laboratory: its nodes are not told apart by them.
+    """
+    parsed = read_address(host)
+    if parsed is None:
+        return ".".join(host.lower().rstrip(".").split(".")[-2:])
+    if not parsed.is_global:
+        return ""
+    bits = IPV4_PREFIX_BITS if parsed.version == 4 else IPV6_SITE_BITS
+    return str(ipaddress.ip_network((parsed, bits), strict=False))
+
+
+def read_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the IP address that a host is, without a zone; None for a name."""
+    try:
+        parsed = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        return parsed.ipv4_mapped  # how a socket that listens on both families sees IPv4
+    return parsed

@@ -1,0 +1,200 @@
+"""Reachability: how we are seen from outside, and whether we can be dialled there (dial-back, as libp2p's AutoNAT).
+
+Asking
+ 1. A node asks live peers on other machines, one after the other and then now and then again: at which
+    address do you see me, and can you dial me there, at the port where I listen?
+ 2. What one network says counts once. One that dialled us is enough to be dialable; the record changes for
+    the worse only when two networks could not and none could.
+ 3. A node that can be dialled at its public address, and has told only private endpoints, tells that one. One that
+    cannot takes the endpoint back: peers then tell it of every newcomer, which it dials (see `dissemination`).
+
+Answering
+ 4. A fresh connection is dialled to the address from which the asker's link comes, under the key that it
+    proved, and hung up once the handshake is done. So nobody can make us dial a third party.
+ 5. Each asker is served once in `PAUSE_S`, all of them `SERVED_PER_SECOND`, and `MAX_CHECKS` at a time; who
+    comes too often pays, who comes when others do gets no answer and asks somebody else.
+"""
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+from protocol.config import Instant
+from protocol.credentials.records import MAX_ENDPOINTS, Address, Endpoint
+from protocol.errors import MessageError
+from protocol.events import Dial, HangUp, Link, MembershipAction, Send
+from protocol.identity import NodeId
+from protocol.limits.networks import Scope, read_address, scope_of
+from protocol.limits.rate_limits import TokenBucket
+from protocol.lru import Recent
+from protocol.membership.links import DIAL_TIMEOUT_S, Links
+from protocol.wire.messages import DialBack, DialledBack
+
+FIRST_ASK_S = 2.0  # after the start; links are young before
+NEXT_ASK_S = 10.0
+AGAIN_S = 600.0  # a router's lease ends, a firewall is opened
+ENOUGH = 3  # answers to know for a while
+PATIENCE_S = DIAL_TIMEOUT_S + 5.0
+DOUBT = 2  # networks that have to say that we cannot be dialled
+PAUSE_S = 30.0
+SERVED_PER_SECOND = 0.2
+SERVED_BURST = 4.0
+MAX_CHECKS = 4
+MAX_ASKERS = 256
+MAX_ANSWERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What others say of us: the IP address at which most see us ("": nobody said), and whether we can be dialled.
+
+    `dialable` is None while nobody tried; `answers` is how many networks were asked.
+    """
+
+    seen_at: str = ""
+    dialable: bool | None = None
+    answers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    asker: NodeId
+    host: str
+    port: int
+    deadline: float
+
+
+class Reachability:
+    """See the module's comment."""
+
+    def __init__(self, links: Links, rng: random.Random, now: Instant) -> None:
+        self._links = links
+        self._rng = rng
+        self._port = 0
+        self._next_ask = now.steady + FIRST_ASK_S
+        self._asked: dict[NodeId, float] = {}  # live peers that did not answer yet, and until when we wait
+        self._last_asked: Recent[NodeId, float] = Recent(MAX_ASKERS)
+        self._answers: Recent[str, DialledBack] = Recent(MAX_ANSWERS)  # the newest, by voice
+        self._checks: dict[Link, _Check] = {}
+        self._served: Recent[str, float] = Recent(MAX_ASKERS)
+        self._budget = TokenBucket(SERVED_PER_SECOND, SERVED_BURST, now.steady)
+
+    @property
+    def standing(self) -> Standing:
+        """What is known now."""
+        answers = self._answers.values()
+        if not answers:
+            return Standing()
+        ((seen_at, _),) = Counter(answer.host for answer in answers).most_common(1)
+        there = [answer.reached for answer in answers if answer.host == seen_at]
+        return Standing(seen_at, any(there), len(there))
+
+    def reachable(self, told: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+        """Return which endpoints to tell, of those that the node listens on or was given. Rules 2 and 3."""
+        standing = self.standing
+        if standing.dialable and scope_of(standing.seen_at) is Scope.PUBLIC and self._port:
+            if any(scope_of(endpoint.host) is Scope.PUBLIC for endpoint in told):
+                return told
+            return (*told, Endpoint(standing.seen_at, self._port))[:MAX_ENDPOINTS]
+        if standing.dialable is False and standing.answers >= DOUBT:
+            return tuple(one for one in told if read_address(one.host) != read_address(standing.seen_at))
+        return told
+
+    # Asking
+
+    def tick(self, told: tuple[Endpoint, ...], now: Instant) -> list[MembershipAction]:
+        """Ask a peer, if it is time, and give up checks that take too long."""
+        port = told[0].port if told else 0
+        if port != self._port:
+            self._port, self._answers = port, Recent(MAX_ANSWERS)
+        late = [link for link, check in self._checks.items() if check.deadline <= now.steady]
+        actions = [action for link in late for action in (HangUp(link), *self._tell(link, reached=False))]
+        self._asked = {node: until for node, until in self._asked.items() if until > now.steady}
+        if now.steady >= self._next_ask:
+            actions += self._ask(now)
+        return actions
+
+    def _able(self, now: Instant) -> tuple[list[NodeId], list[NodeId]]:
+        """Return the peers on other machines that may be asked: those of networks that did not answer yet, and all."""
+        able = [
+            node
+            for node, peer in self._links.peers.items()
+            if peer.host
+            and peer.scope is not Scope.LOOPBACK
+            and now.steady > (self._last_asked.get(node) or float("-inf")) + PAUSE_S + DIAL_TIMEOUT_S
+        ]
+        return [node for node in able if self._links.peers[node].voice not in self._answers], able
+
+    def _ask(self, now: Instant) -> list[MembershipAction]:
+        self._next_ask = now.steady + NEXT_ASK_S * self._rng.uniform(0.75, 1.25)
+        able = next(filter(None, self._able(now)), None)
+        if able is None:
+            return []
+        # Who was dialled by us sees the address that our router gives us; who dialled us, the one that it knew.
+        node = self._rng.choice([node for node in able if self._links.peers[node].link.dialled] or able)
+        self._asked[node] = now.steady + PATIENCE_S
+        self._last_asked.set(node, now.steady)
+        return [Send(self._links.peers[node].link, DialBack(self._port))]
+
+    def answered(self, sender: NodeId, answer: DialledBack, now: Instant) -> None:
+        """A live peer answered.
+
+        Raises:
+            MessageError: we did not ask it.
+        """
+        if self._asked.pop(sender, None) is None:
+            raise MessageError("unasked_answer", "to a dial-back")
+        host = read_address(answer.host)
+        if host is None:
+            raise MessageError("malformed", "address")
+        if answer.port == self._port:
+            self._answers.set(self._links.peers[sender].voice, DialledBack(str(host), answer.port, answer.reached))
+        fresh, _ = self._able(now)
+        if len(self._answers) >= ENOUGH or not fresh:
+            self._next_ask = now.steady + AGAIN_S * self._rng.uniform(0.75, 1.25)
+
+    # Answering
+
+    def asked(self, sender: NodeId, question: DialBack, now: Instant) -> list[MembershipAction]:
+        """A live peer asks.
+
+        Raises:
+            MessageError: it asked just now.
+        """
+        peer = self._links.peers[sender]
+        last = self._served.get(sender)
+        if last is not None and now.steady < last + PAUSE_S:
+            raise MessageError("too_many_asks", "to be dialled back")
+        host = read_address(peer.host)
+        if host is None:
+            return []
+        self._served.set(sender, now.steady)
+        port = question.port
+        if port == 0 or port == peer.port:  # it does not listen; or we dialled it there
+            return [Send(peer.link, DialledBack(str(host), port, reached=port != 0))]
+        link = Link(peer.link.key, dialled=True)
+        in_use = link in (peer.link, peer.spare) or self._links.is_parting(link)
+        if in_use or len(self._checks) >= MAX_CHECKS or not self._budget.take(1, now.steady):
+            return []
+        self._checks[link] = _Check(sender, str(host), port, now.steady + DIAL_TIMEOUT_S)
+        return [Dial(Address(Endpoint(str(host), port), link.key))]
+
+    def opened(self, link: Link) -> list[MembershipAction] | None:
+        """A dialled link is up; None if it is no check of ours."""
+        return [HangUp(link), *self._tell(link, reached=True)] if link in self._checks else None
+
+    def closed(self, link: Link) -> list[MembershipAction] | None:
+        """A dialled link could not be opened; None if it is no check of ours."""
+        return self._tell(link, reached=False) if link in self._checks else None
+
+    def _tell(self, link: Link, *, reached: bool) -> list[MembershipAction]:
+        check = self._checks.pop(link)
+        return [Send(self._links.peers[check.asker].link, DialledBack(check.host, check.port, reached))]
+
+    def gone(self, node: NodeId) -> list[MembershipAction]:
+        """A peer is live no more: what it asked and what it was asked is void."""
+        self._asked.pop(node, None)
+        void = [link for link, check in self._checks.items() if check.asker == node]
+        for link in void:
+            del self._checks[link]
+        return [HangUp(link) for link in void]

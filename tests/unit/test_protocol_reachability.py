@@ -1,0 +1,193 @@
+"""Dial-back: what a node learns about how it is reached, and what others cannot make it dial."""
+
+import random
+
+import pytest
+
+from protocol.config import Instant, Limits, Setup
+from protocol.credentials.records import REFUTATION_BITS, Address, Endpoint, make_record
+from protocol.errors import PeerError
+from protocol.events import Accepted, Closed, Dial, HangUp, Link, Message, Opened, PeerUp, Send, Tick
+from protocol.identity import Identity
+from protocol.membership.address_book import Book
+from protocol.membership.links import DIAL_TIMEOUT_S
+from protocol.membership.membership import TICK_S, Membership
+from protocol.membership.reachability import DOUBT, FIRST_ASK_S, MAX_CHECKS, PAUSE_S, Standing
+from protocol.wire.messages import DialBack, DialledBack, Hello, Peers
+
+SWARM = b"a swarm of tests"
+UNIX = 1_700_000_000.0
+ME, *OTHERS = (Identity(bytes([n]) * 32) for n in range(20))
+PORT = 4001
+INSIDE = Endpoint("192.168.0.7", PORT)
+OUTSIDE = "198.41.0.4"
+
+
+def at(seconds: float) -> Instant:
+    return Instant(seconds, UNIX + seconds)
+
+
+class Node:
+    """A membership whose peers dialled it from addresses of their own, all in different networks."""
+
+    def __init__(self, *endpoints: Endpoint, peers: int = 3, host: str = "93.184.{}.1") -> None:
+        self.core = Membership(Setup(ME, SWARM, endpoints, Limits(max_peers=30)), Book((), 60), random.Random(1), at(0))
+        self.now = 0.0
+        self.log: list = []
+        self.hosts = {identity: host.format(number) for number, identity in enumerate(OTHERS[:peers])}
+        for identity, seen in self.hosts.items():
+            self.log += self.core.handle(Accepted(Link(identity.curve_key, False), seen), at(0))
+            self.log += self.core.handle(self.said(identity, Hello(record_of(identity).encoded)), at(0))
+            assert PeerUp(identity.node_id) in self.log
+
+    def said(self, identity: Identity, message) -> Message:
+        return Message(Link(identity.curve_key, False), identity.node_id, message.kind, message.encode())
+
+    def hear(self, identity: Identity, message) -> list:
+        return self.core.handle(self.said(identity, message), at(self.now))
+
+    def run(self, seconds: float) -> list:
+        """Let time pass, with every peer alive; return what it asked for."""
+        end, actions = self.now + seconds, []
+        while self.now < end:
+            self.now += TICK_S
+            for node in self.core.peers:
+                self.core.heard(node, at(self.now))
+            actions += self.core.handle(Tick(), at(self.now))
+        return actions
+
+    def asks(self, seconds: float = 60.0) -> list[Identity]:
+        """Let time pass; return whom it asked to dial it back."""
+        self.log = self.run(seconds)
+        links = [a.to for a in self.log if isinstance(a, Send) and isinstance(a.message, DialBack)]
+        by_key = {identity.curve_key: identity for identity in OTHERS}
+        return [by_key[link.key] for link in links if isinstance(link, Link)]
+
+    def question(self) -> Identity:
+        """Let time pass until it asks somebody; return whom."""
+        while not (asked := self.asks(TICK_S)):
+            assert self.now < 60.0, "it asks nobody"
+        return asked[0]
+
+    def learn(self, *answers: bool, host: str = OUTSIDE) -> list:
+        """Answer its next questions; return what it does then."""
+        for reached in answers:
+            self.hear(self.question(), DialledBack(host, PORT, reached))
+        return self.run(TICK_S)
+
+
+def record_of(identity: Identity):
+    return make_record(identity, SWARM, (), 1 << REFUTATION_BITS, "", int((UNIX + 36000) * 1000))
+
+
+def shown(actions: list) -> set[Link]:
+    """To whom a record was shown."""
+    return {action.to for action in actions if isinstance(action, Send) and isinstance(action.message, Peers)}
+
+
+def test_a_node_asks_peers_on_other_machines_once_each_and_then_rests() -> None:
+    asked = []
+    node = Node(INSIDE)
+    assert node.asks(FIRST_ASK_S - TICK_S) == []
+    for _ in range(3):
+        identity = node.question()
+        node.hear(identity, DialledBack(OUTSIDE, PORT, True))
+        asked.append(identity)
+    assert len(set(asked)) == 3 and node.asks(300.0) == [] and node.asks(600.0) != []
+    assert Node(INSIDE, host="127.0.0.{}").asks() == []
+
+
+def test_one_that_reached_us_is_enough_and_a_port_that_we_left_is_no_news() -> None:
+    node = Node(INSIDE)
+    assert node.core.reachability.standing == Standing()
+    node.learn(False)
+    assert node.core.reachability.standing == Standing(OUTSIDE, False, 1)
+    node.learn(True)
+    assert node.core.reachability.standing == Standing(OUTSIDE, True, 2)
+    identity = node.question()
+    node.hear(identity, DialledBack(OUTSIDE, PORT + 1, False))
+    assert node.core.reachability.standing.answers == 2
+
+
+def test_the_address_at_which_most_see_us_is_ours() -> None:
+    node = Node(INSIDE)
+    node.learn(True, host="8.8.8.8")
+    node.learn(False, False)
+    assert node.core.reachability.standing == Standing(OUTSIDE, False, 2)
+
+
+def test_a_node_that_can_be_dialled_from_outside_tells_that_address_at_once() -> None:
+    node = Node(INSIDE)
+    actions = node.learn(True)
+    assert node.core.record.endpoints == (INSIDE, Endpoint(OUTSIDE, PORT))
+    assert shown(actions) == {Link(identity.curve_key, False) for identity in node.hosts}
+    before = node.core.record.incarnation
+    node.learn(True)
+    assert node.core.record.incarnation == before
+
+
+def test_a_node_that_two_networks_could_not_dial_takes_its_endpoint_back() -> None:
+    told = Endpoint(OUTSIDE, PORT)
+    node = Node(told)
+    node.learn(*[False] * (DOUBT - 1))
+    assert node.core.record.endpoints == (told,)
+    node.learn(False)
+    assert node.core.record.endpoints == ()  # so its peers tell it of newcomers
+    assert node.core.directory.given == (told,)
+
+
+def test_an_endpoint_that_nobody_tried_is_kept() -> None:
+    told = Endpoint("relay.example", PORT)
+    node = Node(told)
+    node.learn(False, False, False)
+    assert node.core.record.endpoints == (told,)
+
+
+def test_an_answer_to_no_question_is_refused() -> None:
+    node = Node(INSIDE)
+    with pytest.raises(PeerError, match="unasked_answer"):
+        node.hear(OTHERS[0], DialledBack(OUTSIDE, PORT, True))
+    identity = node.question()
+    with pytest.raises(PeerError, match="malformed"):
+        node.hear(identity, DialledBack("no address", PORT, True))
+
+
+def test_an_asker_is_dialled_where_it_is_seen_under_the_key_that_it_proved_and_told_what_came_of_it() -> None:
+    node = Node()
+    asker = OTHERS[1]
+    link = Link(asker.curve_key, True)
+    dial = Dial(Address(Endpoint(node.hosts[asker], 7777), asker.curve_key))
+    assert node.hear(asker, DialBack(7777)) == [dial]
+    yes = Send(Link(asker.curve_key, False), DialledBack(node.hosts[asker], 7777, True))
+    assert node.core.handle(Opened(link, node.hosts[asker]), at(1)) == [HangUp(link), yes]
+    node.now = PAUSE_S
+    assert node.hear(asker, DialBack(7777)) == [dial]
+    no = Send(yes.to, DialledBack(node.hosts[asker], 7777, False))
+    assert node.core.handle(Closed(link), at(node.now)) == [no]
+    node.now = 2 * PAUSE_S
+    assert node.hear(asker, DialBack(7777)) == [dial]
+    actions = node.run(DIAL_TIMEOUT_S)
+    assert HangUp(link) in actions and no in actions
+
+
+def test_who_asks_again_at_once_pays_and_who_is_many_is_not_served() -> None:
+    node = Node(peers=16)
+    dials = [action for asker in OTHERS[:16] for action in node.hear(asker, DialBack(7777)) if isinstance(action, Dial)]
+    assert len(dials) == MAX_CHECKS
+    with pytest.raises(PeerError, match="too_many_asks"):
+        node.hear(OTHERS[0], DialBack(7777))
+
+
+def test_a_question_is_void_when_its_asker_is_gone() -> None:
+    node = Node()
+    asker = OTHERS[0]
+    node.hear(asker, DialBack(7777))
+    assert HangUp(Link(asker.curve_key, True)) in node.core.handle(Closed(Link(asker.curve_key, False)), at(1))
+    assert node.core.handle(Opened(Link(asker.curve_key, True)), at(2)) == [HangUp(Link(asker.curve_key, True))]
+    assert not [a for a in node.run(DIAL_TIMEOUT_S + 1) if isinstance(a, Send) and isinstance(a.message, DialledBack)]
+
+
+def test_a_node_that_does_not_listen_is_told_only_where_it_is_seen() -> None:
+    node = Node()
+    (answer,) = node.hear(OTHERS[0], DialBack(0))
+    assert answer.message == DialledBack(node.hosts[OTHERS[0]], 0, reached=False)
