@@ -1,24 +1,57 @@
-"""What the members of a group agree on, as one state machine without I/O: who they are, and what became of each call.
+"""Group membership and atomic commit as one state machine without I/O: who is in the group, what became of each call.
 
-`Agreement` is what its driver sees; the rules stand in the opening comments of its parts:
+`Agreement.handle(event, now) -> actions` is what its driver sees. The theory of operation:
 
-    participant       the calls of this member's owner, up to their verdict
-    coordinator       if this member is the first of its view: gathers everybody's calls, and decides
-    failure_detector  who is missing
-    view_change       how the survivors agree on the next view
-    recovery          what becomes of what was under way when a view ends, and why nobody contradicts that
-    join              how newcomers get in
-    member            how a node goes from one view to the next, in and out
-    dispatch          which messages count
+**Views** (`views`). A view is a fixed set of members, sorted by id, with an epoch and a random mark. A member is an
+id and a session: a process that was started anew forgot what it promised, and is another member. The first
+one coordinates. Nothing said in one view counts in another.
 
-A call is named by its tag and by how many calls of that tag were made in its view before it (or an
-admission called off before it was made: see coordinator). What was called and not started when the view
-ends is called again in the next one. Where nobody is found in any view for long, a node that was once
-in the group goes on alone.
+**Operations** (`participant`, `coordinator`): two-phase commit among all members of a view. A call is named by
+its tag and by how many calls of that tag were made in its view before it. What was called and not
+started when the view ends is called again in the next one.
 
-Peers are known by their keys and are members because members let them in: all this guards against
-crashes, pauses, loss, messages that are nonsense, and whatever nodes say that were not let in (see
-`witnesses`), not against a member that lies.
+    a call at a member     CALLED -> STARTED -> DONE -> COMMITTED, or ABORTED from any of the first three
+    at the coordinator     CALLED -> STARTED -> DONE -> HOLDS (it sent Commit) -> COMMITTED
+
+**Failures** (`failure_detector`): silence, closed links, and what the others say. They only ever cause a view
+change; that a live member is taken for dead costs it its place, and costs nobody a result.
+
+**View change** (`view_change`). Whoever promises a ballot is fenced: it takes no further part in its view, and
+reports what it knows. From the reports follows what became of the operations (`recovery`), by a rule that
+no two sides of a split group can apply with different results, whatever they know.
+
+    a member     outside -> inside -> fenced -> inside the next view, or outside
+                 outside -Welcome-> inside      inside -Propose, Accept-> fenced
+                 fenced -Decide-> inside        inside, fenced -a view that outranks its own-> outside
+
+Under `Partition.CONTINUE` whoever decides a ballot enters at once: each side of a split group goes on, and
+when they meet the lesser goes out of the group as a whole. Where nobody is found in any view for long, a node
+that was once in the group goes on alone. Under `Partition.MAJORITY` the members of each view choose
+its one successor by single-decree Paxos, admissions included, and nobody enters it before; a side without
+the majority of its view waits, until it hears of a later view or `ForceView` says that the majority is lost.
+
+    a ballot     idle -> proposed (Propose, Report) -> [MAJORITY: asked (Accept, Accepted)] -> decided (Decide)
+
+**Joining** (`join`, `member`). One outside applies; an admission is an operation of all members, whose commit
+leads to the view with the newcomers.
+
+**Whose word counts** (`dispatch`, `witnesses`). Peers are known by their keys and are members because members
+let them in: all this guards against crashes, pauses, loss, messages that are nonsense, and whatever nodes
+say that were not let in, not against a member that lies.
+
+    message              from -> to                             answered by
+    Beat                 member -> members                      a ViewNotice or Decide, if it is from an earlier view
+    Apply, Pending       outside -> members -> coordinator      Welcome
+    Welcome              member -> newcomer                     Beat
+    ViewNotice           member -> whoever is in another view   ViewNotice, or going out
+    Initiate             member -> coordinator                  Start, once all have; Abort
+    Start                coordinator -> members                 Done
+    Done                 member -> coordinator                  Commit, once all have; Abort
+    Commit               coordinator -> members                 Ack
+    Propose              proposer -> members                    Report, or Beat with a greater round
+    Accept (MAJORITY)    proposer -> members                    Accepted, or Beat with a greater round
+    Decide               proposer, or who is ahead -> members   Beat
+    Goodbye              member -> all
 """
 
 from collections import Counter
