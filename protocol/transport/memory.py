@@ -21,7 +21,7 @@ from protocol.events import Arrived, Closed, Lane, Link, NetworkEvent, Opened
 from protocol.limits.networks import Scope
 
 HEARTBEAT_S = 15.0  # as the ZeroMQ transport's time-out
-QUEUE_FRAMES = 128  # as the ZeroMQ transport's high-water mark
+QUEUE_FRAMES = 128  # of simulated sizes, about what the ZeroMQ transport's bound in bytes lets in
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ import pytest
 from node.config import NetworkConfig, parse_config
 from node.local_swarm import LOOPBACK, Plan, node_config
 from node.peering import listens_at, open_network, timing_of
-from protocol.config import LAN, LOCAL, WAN
+from protocol.config import LAN, LOCAL, WAN, Limits
 from protocol.credentials.records import Address
 from protocol.identity import Identity
+from protocol.transport.zeromq import ZmqTransport
 
 KEY = Identity(bytes(32)).curve_key.hex()
 HERE = f"tcp://127.0.0.1:4001?key={KEY}"
@@ -59,6 +60,21 @@ def test_it_runs_as_a_node_that_nobody_dials_and_says_how_it_could_be(
     assert opened(tmp_path, AWAY) == []
     assert not (tmp_path / "address").exists()  # nobody answers at the one of the first start
     assert "--listen tcp://0.0.0.0:4001" in caplog.text + "".join(capfd.readouterr())
+
+
+def test_the_upload_limit_that_a_person_sets_is_that_of_the_transport(tmp_path: Path, monkeypatch) -> None:
+    limits: list[Limits] = []
+
+    class Watched(ZmqTransport):
+        def __init__(self, identity, listen, given, refuses) -> None:
+            limits.append(given)
+            super().__init__(identity, listen, given, refuses)
+
+    monkeypatch.setattr("protocol.host.ZmqTransport", Watched)
+    for network in ({"upload_limit": 250_000}, {}):
+        with open_network(parse_config({"network": network}), tmp_path):
+            pass
+    assert [given.upload_bytes_per_second for given in limits] == [250_000.0, 0.0]
 
 
 def test_a_swarm_on_this_machine_listens_on_loopback_whatever_it_is_given(tmp_path: Path) -> None:
