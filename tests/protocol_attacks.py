@@ -15,13 +15,14 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import zmq
 
 from protocol.credentials.records import Address, make_record
 from protocol.identity import Identity
-from protocol.wire.envelope import ItemId, Kind
-from protocol.wire.messages import Announce, Entry, Peers, Ping
+from protocol.wire.envelope import ItemId, Kind, item_id, open_frame
+from protocol.wire.messages import MAX_IDS, Announce, Entry, Peers, Ping, Pull
 from tests.protocol_raw import RawPeer
 from tests.withholding import Withholding
 
@@ -38,6 +39,7 @@ class Target:
         self.swarm = swarm
         self.context = zmq.Context()
         self.context.set(zmq.MAX_SOCKETS, 4096)
+        self._peers = 0
 
     def stranger(self, identity: Identity | None = None, address: Address | None = None, source: str = "") -> RawPeer:
         """Dial, and say nothing."""
@@ -45,12 +47,18 @@ class Target:
         return RawPeer(identity, address or self.address, self.swarm, source=source, context=self.context)
 
     def peer(self, address: Address | None = None) -> RawPeer:
-        """Dial, say a good hello, and wait until it is answered."""
+        """Dial, say a good hello, and wait until it is answered.
+
+        From another address of this machine each time, a network of its own: that of an offender is soon refused.
+        """
         while True:
-            peer = self.stranger(address=address)
-            peer.send(peer.hello())
-            if peer.receive(3):
-                return peer
+            self._peers += 1
+            source = f"127.1.{self._peers // 250 % 250}.{1 + self._peers % 250}"
+            peer = self.stranger(address=address, source=source)
+            with suppress(zmq.Again):  # refused all the same
+                peer.send(peer.hello())
+                if peer.receive(3):
+                    return peer
             peer.close()
 
     def tcp(self) -> socket.socket:
@@ -189,6 +197,21 @@ def curve_probe(target: Target) -> Steps:
         yield
 
 
+def glutton(target: Target) -> Steps:
+    """Ask for one item 512 times at once, again and again, and read nothing of it."""
+    while True:
+        peer = target.peer()
+        wanted: ItemId | None = None
+        while wanted is None:
+            if frame := peer.receive(0.1):
+                envelope = open_frame(frame)
+                wanted = item_id(envelope.public_key, envelope.body) if envelope.kind == Kind.ITEM else None
+            yield
+        while peer.try_send(peer.frame(Kind.PULL, Pull((wanted,) * MAX_IDS).encode())):
+            yield
+        peer.close()
+
+
 def flood(target: Target) -> Steps:
     peer = target.peer()
     while True:
@@ -227,6 +250,7 @@ ATTACKS: dict[str, tuple[Attack, float]] = {
     "slow-loris handshakes": (slow_loris, 20),
     "CURVE probing": (curve_probe, 20),
     "flood": (flood, 10),
+    "asking and not reading": (glutton, 10),
 }
 
 

@@ -58,6 +58,7 @@ REASONS = {
     "slow-loris handshakes": {"handshake_unfinished"},
     "CURVE probing": {"no_hello"},
     "flood": {"flood"},
+    "asking and not reading": {"asked_again", "graylisted"},
 }
 
 
