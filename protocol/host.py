@@ -27,6 +27,7 @@ from protocol.credentials.records import (
     PeerRecord,
     RecordReader,
     Service,
+    expired_records,
     usable_records,
 )
 from protocol.credentials.use_log import UseLog
@@ -203,9 +204,11 @@ class Host:
         saved = load_peers(self._peers_file) if self._peers_file else []
         for record in usable_records(saved, setup.swarm, now.unix):
             book.add(record)
+        expired = expired_records(saved, setup.swarm, now.unix)
         endpoints = self._endpoints(transport)
         rng = random.Random()  # spreads load in time; no secret depends on it
         core = Core(replace(setup, endpoints=endpoints), book, rng, now)
+        core.membership.restore(expired)
         self._transport, self._core = transport, core
         driver = self._driver = Driver(core, transport, read_clock, self._inbox.put)
         self._thread = threading.Thread(
@@ -296,6 +299,12 @@ class Host:
         """Why a peer last did not admit us, in a word; empty if none refused."""
         return self._core.membership.refusals.latest if self._core else ""
 
+    @property
+    def twin(self) -> str:
+        """Where another process with this node's key can be dialled ("unknown" if nowhere); empty if there is none."""
+        twin = self._core.membership.directory.twin if self._core else None
+        return "" if twin is None else _where(twin)
+
     def peers(self) -> list[PeerInfo]:
         """Return the live peers, as of at most `DESCRIBE_INTERVAL_S` ago."""
         return list(self._peers)
@@ -355,6 +364,7 @@ class Host:
 
     def _run(self, core: Core, transport: ZmqTransport, driver: Driver) -> None:
         saved, next_save, next_description = core.membership.book.revision, 0.0, 0.0
+        warned = ""
         endpoints, services, next_look = core.membership.record.endpoints, core.membership.record.services, 0.0
         writer = BackgroundWriter("gossamer-peers-file")
         notices = Notices(self._seeds, self._setup.grant, driver.now())
@@ -374,6 +384,9 @@ class Host:
                     self._offers = core.membership.book.services()
                     self._admitted = still_admitted(self._admitted, core.membership.book.records(), self._setup, now)
                     next_description = now.steady + DESCRIBE_INTERVAL_S
+                    if self.twin != warned:
+                        warned = self.twin
+                        log.warning("another process runs with this node's key: stop one of the two", endpoint=warned)
                 if now.steady >= next_look or self._services != services:
                     next_look = now.steady + ADDRESS_INTERVAL_S
                     found = self._endpoints(transport), self._services
@@ -430,7 +443,7 @@ class Host:
 
     def _save(self, core: Core, writer: BackgroundWriter) -> None:
         if self._peers_file is not None:
-            records = [record.encoded for record in core.membership.book.dialable_records()]
+            records = [record.encoded for record in core.membership.saved_records]
             writer.put(partial(save_peers, self._peers_file, records))
 
 
@@ -457,6 +470,10 @@ def describe_peers(membership: Membership) -> list[PeerInfo]:
         for node in membership.peers
         for record in [membership.live_record(node)]
     ]
+
+
+def _where(record: PeerRecord) -> str:
+    return str(record.endpoints[0]) if record.endpoints else "unknown"
 
 
 def _command_size(command: Command) -> int:

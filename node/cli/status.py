@@ -86,6 +86,8 @@ def render(tree: Tree) -> "list[RenderableType]":
     for reason, count in sorted(tree["rejected"].items()):
         refused.add_row(Text(_plain(reason)), str(count))
     parts: list[RenderableType] = [head]
+    if tree["twin"]:
+        parts.append(Text(f"another process runs with this node's key, at {_plain(tree['twin'])}: stop one of the two"))
     if tree["peers"]:
         parts += [Text(""), peers]
     if tree["rejected"]:

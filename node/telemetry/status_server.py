@@ -73,6 +73,7 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
         "uptime_s": time.time() - process.create_time(),
         "refusal": network.host.refusal or None,
         "grant_expires": network.grant_expires,
+        "twin": network.host.twin or None,
         "peers": [
             {
                 "node": peer.node_id,

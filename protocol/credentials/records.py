@@ -220,6 +220,12 @@ def open_record(data: bytes, swarm: bytes, now_unix: float, check: Verify = veri
     Raises:
         RecordError: reason "malformed", "forged", "wrong_swarm" or "stale" (expired, or beyond any honest expiry).
     """
+    record = _decode(data, swarm, check)
+    check_expiry(record, now_unix)
+    return record
+
+
+def _decode(data: bytes, swarm: bytes, check: Verify) -> PeerRecord:
     if not HEADER_BYTES < len(data) <= MAX_RECORD_BYTES:
         raise RecordError("malformed", f"record of {len(data)} bytes")
     public_key, signature, payload = data[:KEY_BYTES], data[KEY_BYTES:HEADER_BYTES], data[HEADER_BYTES:]
@@ -244,7 +250,7 @@ def open_record(data: bytes, swarm: bytes, now_unix: float, check: Verify = veri
         raise RecordError("malformed", "record sizes")
     if record_swarm != swarm:
         raise RecordError("wrong_swarm", "record")
-    record = PeerRecord(
+    return PeerRecord(
         public_key,
         swarm,
         curve_key,
@@ -256,8 +262,6 @@ def open_record(data: bytes, swarm: bytes, now_unix: float, check: Verify = veri
         tuple(map(_service, services)),
         data,
     )
-    check_expiry(record, now_unix)
-    return record
 
 
 def usable_records(encoded: Iterable[bytes], swarm: bytes, now_unix: float) -> list[PeerRecord]:
@@ -266,6 +270,17 @@ def usable_records(encoded: Iterable[bytes], swarm: bytes, now_unix: float) -> l
     for data in encoded:
         with contextlib.suppress(RecordError):
             records.append(open_record(data, swarm, now_unix))
+    return records
+
+
+def expired_records(encoded: Iterable[bytes], swarm: bytes, now_unix: float) -> list[PeerRecord]:
+    """Return those of some saved records that held once: where to look for their nodes, and no more."""
+    records = []
+    for data in encoded:
+        with contextlib.suppress(RecordError):
+            record = _decode(data, swarm, verify)
+            if record.expiry_ms <= now_unix * 1000:
+                records.append(record)
     return records
 
 

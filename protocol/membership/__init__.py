@@ -3,5 +3,5 @@
 membership     the machine and its rules                  failure_detector  which live peers still answer
 links          the life of a link, and one link a pair    dissemination     how records travel
 address_book   whom we could dial                         directory         records: our own, and the good ones
-rumours        what is said about members' health
+rumours        what is said about members' health         feelers           seeds and old acquaintances, tried for good
 """

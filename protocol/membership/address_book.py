@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain, zip_longest
+from typing import NamedTuple
 
 from protocol.config import Instant
 from protocol.credentials.records import Address, PeerRecord, Service
@@ -75,6 +76,18 @@ class Contact:
         """Forget earlier failures."""
         self.failures = 0
         self.not_before = 0.0
+
+
+class Acquaintance(NamedTuple):
+    """A node that we met: its last record, of which the endpoints of `scope` and farther count."""
+
+    record: PeerRecord
+    scope: Scope
+
+
+def saved_scope(record: PeerRecord) -> Scope:
+    """Return from where the endpoints of a saved record count: all if none is public, else the public ones."""
+    return Scope.PUBLIC if usable(record.addresses, Scope.PUBLIC) else Scope.LOOPBACK
 
 
 @dataclass(slots=True)
@@ -131,12 +144,14 @@ class Book:
     def __init__(self, seeds: tuple[Address, ...], capacity: int, max_group: int | None = None) -> None:
         self.capacity = capacity
         self._max_group = max(1, capacity // NETGROUPS) if max_group is None else max_group
+        self.seeds = seeds
         self._seeds = tuple(Contact((seed,)) for seed in seeds)
         self._entries: dict[NodeId, _Entry] = {}
         self._candidates: dict[NodeId, _Entry] = {}
         self._groups: Counter[str] = Counter()  # entries by network
         self._crowded: set[str] = set()
         self.revision = 0  # grows when there is something new to save
+        self._lapsed: list[Acquaintance] = []
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -165,7 +180,7 @@ class Book:
         """
         node = record.node_id
         if scope is None:
-            scope = Scope.PUBLIC if usable(record.addresses, Scope.PUBLIC) else Scope.LOOPBACK
+            scope = saved_scope(record)
         entry = self._find(node)
         if entry is None:
             entry = _Entry(record, node, "", scope)
@@ -249,7 +264,15 @@ class Book:
 
     def _remove(self, nodes: Iterable[NodeId]) -> None:
         for node in nodes:
-            self._leave_group(self._entries.pop(node))
+            entry = self._entries.pop(node)
+            self._leave_group(entry)
+            if entry.source == node and entry.addresses:
+                self._lapsed.append(Acquaintance(entry.record, entry.scope))
+
+    def take_lapsed(self) -> list[Acquaintance]:
+        """Return the nodes that we had met, and may dial, whose records have gone since the last call."""
+        lapsed, self._lapsed = self._lapsed, []
+        return lapsed
 
     def forget(self, nodes: Iterable[NodeId]) -> None:
         """Drop the records of nodes that are not to be dialled or passed on any more."""
@@ -257,6 +280,7 @@ class Book:
             self._candidates.pop(node, None)
             if node in self._entries:
                 self._remove([node])
+                self._lapsed = [lapsed for lapsed in self._lapsed if lapsed.record.node_id != node]
                 self.revision += 1
 
     def expire(self, now: Instant) -> None:

@@ -26,6 +26,8 @@ class Directory:
         self._endpoints = self.given = setup.endpoints
         self._services: tuple[Service, ...] = ()
         self._next_expiry = now.steady
+        self._raised = False
+        self.twin: PeerRecord | None = None  # of another process that runs with our key
         self.renew(now, int(now.unix * 1000) << REFUTATION_BITS)
 
     def renew(self, now: Instant, incarnation: int) -> None:
@@ -76,9 +78,18 @@ class Directory:
         return True
 
     def outbid(self, record: PeerRecord, now: Instant) -> None:
-        """Take note of a record of ourselves: ours must be the newer one."""
-        if record.replaces(self.record):
-            self.renew(now, max(self.record.incarnation, record.incarnation + 1))
+        """Take note of a record of ourselves: ours must be the newer one.
+
+        One that is newer was made with our key by another process: an earlier one of ours, before our clock was set
+        back, or one that runs now. We raise our start above it. Only a process that runs now answers that by raising
+        its own to the next one, so nobody can make us see a twin who does not have our key.
+        """
+        if not record.replaces(self.record):
+            return
+        if self._raised and record.started == self.record.started + 1:
+            self.twin = record
+        self._raised = True
+        self.renew(now, record.started + 1 << REFUTATION_BITS)
 
     def tick(self, now: Instant) -> None:
         """Renew our record in good time, and let go of expired ones."""

@@ -11,9 +11,10 @@ Rules
  1. One link a pair. When both dialled, the one dialled by the smaller node id is used for
     sending. The other stays open `GRACE_S` for what is still on the way in it; then whoever
     dialled it hangs up. If the used link closes meanwhile, the spare takes over.
- 2. At most `max_peers` peers and attempts, and `max_prefix_peers` of one public network. A third
-    is kept for links that we chose ourselves: whoever dials us can take the rest only, so nobody can
-    surround a node by dialling it. Links that we dialled are never given up for somebody who asks for room.
+ 2. At most `max_peers` peers and attempts, and now and then one attempt more (a feeler); at most
+    `max_prefix_peers` of one public network. A third is kept for links that we chose ourselves: whoever
+    dials us can take the rest only, so nobody can surround a node by dialling it. Links that we dialled
+    are never given up for somebody who asks for room.
 """
 
 import random
@@ -142,6 +143,15 @@ class Links:
             return False
         live = sum(peer.group == group for peer in self.peers.values())
         return live + sum(attempt.group == group for attempt in self.attempts.values()) >= self._max_group
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many peers as there may be."""
+        return len(self.peers) >= self._max_peers
+
+    def replaceable(self, rng: random.Random) -> NodeId:
+        """Return a random peer of those that we dialled, or of all."""
+        return rng.choice([node for node, peer in self.peers.items() if peer.link.dialled] or list(self.peers))
 
     def evictable(self, rng: random.Random) -> NodeId | None:
         """Return a random peer of the younger half of those who dialled us.

@@ -19,17 +19,19 @@ Rules
  6. Now and then a link that we chose is replaced by a random other, so the overlay stays random
     and whoever was surrounded by hostile peers finds others.
  7. A hello of a process that started at another time is a restarted peer: it goes down and
-    comes up again. A record of ourselves that is newer than our own (our clock was set back)
-    makes us raise our incarnation above it.
+    comes up again. One that shows an older record of itself than we have is told the newer one. A
+    record of ourselves that is newer than our own (our clock was set back, or another process has
+    our key) makes us raise our incarnation above it (see `Directory.outbid`).
  8. A peer whose hello names a newer revocation list than ours is asked for it, and one that we would not
     admit waits for the answer: the list may say that who signed its grant may. What is new is told to all
     peers, and every exchange asks a peer. Nobody stays linked or in the book whom the list names.
  9. Where the use of an invite has to be on disk first, a hello waits for that unanswered (`Stored`).
+10. Seeds, and nodes that we once met and have forgotten, are tried for good (see `feelers`).
 """
 
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from protocol.config import NOT_KEPT, Instant, Setup
 from protocol.credentials.records import PeerRecord
@@ -58,7 +60,7 @@ from protocol.identity import NodeId
 from protocol.limits.networks import Scope, netgroup
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
-from protocol.membership.address_book import Book
+from protocol.membership.address_book import Acquaintance, Book, Contact, saved_scope
 from protocol.membership.directory import Directory
 from protocol.membership.dissemination import Dissemination
 from protocol.membership.failure_detector import (
@@ -69,6 +71,7 @@ from protocol.membership.failure_detector import (
     State,
     Suspect,
 )
+from protocol.membership.feelers import Feelers
 from protocol.membership.links import HELLO_RETRY_S, MAX_PROVEN, Links
 from protocol.membership.reachability import Reachability
 from protocol.membership.refusals import Refusals
@@ -130,6 +133,7 @@ class Membership:
         self.directory = Directory(setup, book, rng, now)
         self._dissemination = Dissemination(setup, book, self.directory, self._links, rng, now)
         self._rumours = Rumours(setup, book, self.directory, self._links, self._detector, now)
+        self._feelers = Feelers(book.seeds, rng, now)
         self._next_rotation = now.steady + setup.timing.rotate_interval * rng.uniform(0.5, 1.0)
         self._next_review = now.steady
         self._next_eviction = now.steady
@@ -148,6 +152,15 @@ class Membership:
     def peers(self) -> list[NodeId]:
         """The live peers, in the order they came."""
         return list(self._links.peers)
+
+    @property
+    def saved_records(self) -> list[PeerRecord]:
+        """What to keep on disk: every record of the book, and the expired ones of whom we would look for."""
+        return [*self.book.dialable_records(), *self._feelers.records]
+
+    def restore(self, expired: Iterable[PeerRecord]) -> None:
+        """Take in, before the first event, those of the saved records that have expired since."""
+        self._feelers.lapse(Acquaintance(record, saved_scope(record)) for record in expired)
 
     @property
     def suspects(self) -> list[NodeId]:
@@ -313,6 +326,11 @@ class Membership:
         if refusal:
             self.refusals.of(sender, refusal, now)
             return self._refuse(link, refusal, now)
+        return self._take_in(link, record, hello, now)
+
+    def _take_in(self, link: Link, record: PeerRecord, hello: Hello, now: Instant) -> list[MembershipAction]:
+        """Make an admitted node a live peer, if there is room or room is made for it."""
+        sender = record.node_id
         actions: list[MembershipAction] = []
         known = self._links.peers.get(sender)
         if known is not None and (known.record.started != record.started or known.link.key != link.key):
@@ -327,7 +345,12 @@ class Membership:
                 others = Send(link, self.directory.sample(sender, self._links.scope_of(link)))
                 return [*actions, others, *self._refuse(link, "full", now)]
             actions += evicted
+        if known is None and link.dialled and self._links.is_full:
+            actions += self._leave(self._links.replaceable(self._rng), "rotated", now)
         actions += self._welcome(link, record, now)
+        newest = self.book.get(sender)
+        if newest is not None and newest.replaces(record):
+            actions.append(Send(link, Peers((newest.encoded,))))  # it has a twin, or its clock was set back
         return [*actions, self._ask_list(link)] if hello.revision > self._setup.gate.revision else actions
 
     def _stored(self, event: Stored, now: Instant) -> list[MembershipAction]:
@@ -346,6 +369,7 @@ class Membership:
         if not link.dialled:
             actions.append(Send(link, self._greeting(link)))
         is_new = node not in self._links.peers
+        self._feelers.met(node)
         attempt = self._links.attempts.get(link)
         is_up = self._links.settle(node, record, link, now.steady)
         peer = self._links.peers[node]
@@ -524,7 +548,8 @@ class Membership:
         actions += self.reachability.tick(self.directory.given, now)
         if self.directory.correct(self.reachability.reachable(self.directory.given), now):
             actions += self.directory.announce(self._links.peers.values())
-        return [*actions, *self._dissemination.tick(now), *self._rotate(now), *self._dial(now)]
+        self._feelers.lapse(self.book.take_lapsed())
+        return [*actions, *self._dissemination.tick(now), *self._rotate(now), *self._dial(now), *self._feel(now)]
 
     def _dismiss(self, now: Instant) -> list[MembershipAction]:
         """Part from live peers that are admitted no more: a grant's end is its holder's."""
@@ -565,8 +590,7 @@ class Membership:
                 break
             if contact not in seeds and self._links.is_full_of(netgroup(contact.address.endpoint.host)):
                 continue  # a person's choice is not bounded
-            holder = self._links.proven_node(Link(contact.key, dialled=True))
-            if contact.key in busy or (holder is not None and self._refuses(holder, now)):
+            if contact.key in busy or self._is_refused(contact, now):
                 continue
             if contact.address.endpoint in self.record.endpoints:
                 contact.failed(now, self._rng)  # the next of its endpoints may be another
@@ -575,3 +599,19 @@ class Membership:
                 self._links.dial(contact, now.steady)
                 actions.append(Dial(contact.address, contact.scope))
         return actions
+
+    def _feel(self, now: Instant) -> list[MembershipAction]:
+        contact = self._feelers.next(self._known_keys, now)
+        if contact is None or contact.address.endpoint in self.record.endpoints or self._is_refused(contact, now):
+            return []
+        self._links.dial(contact, now.steady)
+        return [Dial(contact.address, contact.scope)]
+
+    def _is_refused(self, contact: Contact, now: Instant) -> bool:
+        holder = self._links.proven_node(Link(contact.key, dialled=True))
+        return holder is not None and self._refuses(holder, now)
+
+    def _known_keys(self) -> set[bytes]:
+        """Return the CURVE keys of the swarm that we see."""
+        book = {record.curve_key for record in self.book.good_records()}
+        return book | self._links.busy_keys() | {self._setup.identity.curve_key}

@@ -81,7 +81,7 @@ class Simulation:
         self.bytes_sent: Counter[int] = Counter()
         self.nodes: dict[int, SimulatedNode] = {}
         self.seeds: tuple[Address, ...] = ()
-        self._by_key: dict[bytes, SimulatedNode] = {}
+        self._by_transport: dict[MemoryTransport, SimulatedNode] = {}
         self._timers: list[tuple[float, int, SimulatedNode]] = []
         self._starts = 0
         self._order = 0
@@ -106,21 +106,27 @@ class Simulation:
         skew: float = 0.0,
         core: MakeCore = Core,
         gate: Gate | None = None,
+        twin_of: int | None = None,
     ) -> SimulatedNode:
         """Start a node, or restart one that was killed: the same key at a new port.
 
         `known` is what its peers file would hold; a node with such records gets no seed, unless
         `seeds` are given. `skew` is how far its unix clock is ahead, in seconds; `core` makes
-        another core than an honest one; `gate` says who may be in the swarm.
+        another core than an honest one; `gate` says who may be in the swarm. With `twin_of` it runs
+        with the key of another node.
         """
         self._starts += 1
-        identity = self._make_identity(hashlib.sha256(b"simulated node %d" % name).digest())
+        identity = self._make_identity(
+            hashlib.sha256(b"simulated node %d" % (name if twin_of is None else twin_of)).digest()
+        )
         endpoint = Endpoint(f"node{name}.invalid", self._starts) if dialable else None
         if seeds is None:
             seeds = () if known else self.seeds
+        unix_ms = self.clock(skew).unix * 1000
         book = Book(seeds, self.limits.max_known_peers, self.limits.max_prefix_records)
         for record in known:
-            book.add(record)
+            if record.expiry_ms > unix_ms:
+                book.add(record)
         transport = MemoryTransport(self.network, identity.curve_key, str(endpoint) if endpoint else None)
         endpoints = (endpoint,) if endpoint else ()
         setup = Setup(
@@ -134,12 +140,13 @@ class Simulation:
             gate=gate or OpenGate(),
         )
         made = core(setup, book, random.Random(self._rng.getrandbits(64)), self.clock(skew))
+        made.membership.restore(record for record in known if record.expiry_ms <= unix_ms)
         received: list[Received] = []
         driver = Driver(made, transport, lambda: self.clock(skew), received.append)
         address = Address(endpoint, identity.curve_key) if endpoint else None
         self.seeds = self.seeds or ((address,) if address else ())
         node = SimulatedNode(name, identity, made, driver, transport, address, received)
-        self.nodes[name] = self._by_key[transport.key] = node
+        self.nodes[name] = self._by_transport[transport] = node
         self._schedule(node, self.network.now)
         return node
 
@@ -150,12 +157,12 @@ class Simulation:
     def kill(self, name: int, *, silently: bool = False) -> tuple[PeerRecord, ...]:
         """End a node as SIGKILL does, or `silently` as a power cut does; return what its peers file would hold."""
         node = self.nodes.pop(name)
-        del self._by_key[node.transport.key]
+        del self._by_transport[node.transport]
         if silently:
             node.transport.vanish()
         else:
             node.transport.close()
-        return tuple(node.core.membership.book.records())
+        return tuple(node.core.membership.saved_records)
 
     def pause(self, name: int, *, heartbeats: bool = False) -> None:
         """Stop a node as SIGSTOP does; with `heartbeats`, as a call that holds the interpreter does."""
@@ -188,7 +195,7 @@ class Simulation:
                 return
             network.now = max(network.now, at)
             for transport in network.deliver_due():
-                self._step(self._by_key[transport.key])
+                self._step(self._by_transport[transport])
             while timers and timers[0][0] <= network.now:
                 due, _, node = heapq.heappop(timers)
                 if due == node.due and not (node.transport.closed or node.transport.paused):

@@ -165,12 +165,12 @@ class MemoryNetwork:
         """Hand over what is due by `now`; return the transports whose nodes have something to read, in order."""
         while self._timers and self._timers[0][0] <= self.now:
             heapq.heappop(self._timers)[2]()
-        reached: dict[bytes, MemoryTransport] = {}
+        reached: dict[MemoryTransport, None] = {}
         while self._pending and self._pending[0][0] <= self.now:
             _, _, end, event = heapq.heappop(self._pending)
             if end.owner.take(end, event):
-                reached[end.owner.key] = end.owner
-        return list(reached.values())
+                reached[end.owner] = None
+        return list(reached)
 
 
 @dataclass(eq=False)
@@ -214,6 +214,7 @@ class MemoryTransport:
         old = self._ends.get(link)
         if old is not None:
             old.shut = True
+            self._tell_closed(old)
         end = self._ends[link] = _End(self, link, dialler)
         return end
 

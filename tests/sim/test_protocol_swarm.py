@@ -2,10 +2,12 @@
 
 import pytest
 
-from protocol.config import LAN
+from protocol.config import LAN, WAN
+from protocol.credentials.records import RECORD_LIFE_S
 from protocol.events import Verdict
-from protocol.simulator import Simulation
-from protocol.transport.memory import Conditions
+from protocol.simulator import SimulatedIdentity, Simulation
+from protocol.simulator.overlay import mutual, unreached
+from protocol.transport.memory import Conditions, Cut
 
 LARGE = bytes(200_000)
 
@@ -162,3 +164,83 @@ def test_the_same_seed_gives_the_same_trace_and_another_seed_another() -> None:
         return simulation.trace_hash
 
     assert trace(1) == trace(1) != trace(2)
+
+
+@pytest.mark.parametrize(
+    "life", [1200.0, pytest.param(RECORD_LIFE_S, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
+def test_two_halves_that_were_apart_for_longer_than_a_record_lives_become_one_swarm_within_minutes(
+    life: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("protocol.membership.directory.RECORD_LIFE_S", life)
+    simulation = Simulation(9, timing=WAN, identity=SimulatedIdentity)
+    simulation.start_many(8)
+    simulation.run(5.0)
+    for name in range(4, 8):  # everybody's seed is in the first half, and the second comes from its files alone
+        known = simulation.kill(name)
+        simulation.run(1.0)
+        simulation.start(name, known=known)
+    simulation.run(20.0)
+    nodes = list(simulation.nodes.values())
+    halves = nodes[:4], nodes[4:]
+    cut = Cut({node.transport.key: 1 for node in halves[1]}, frozenset({(0, 1), (1, 0)}))
+    simulation.network.split(cut)
+    simulation.run(life * 1.1)
+    for half in halves:
+        names = {node.identity.node_id for node in half}
+        assert all({record.node_id for record in node.core.membership.book.records()} <= names for node in half)
+    simulation.network.heal()
+
+    def cut_off() -> int:
+        names = {node.identity.node_id: node.name for node in nodes}
+        return unreached(mutual({node.name: [names[peer] for peer in node.core.membership.peers] for node in nodes}))
+
+    waited = 0
+    while cut_off() and waited < 300:
+        simulation.run(10.0)
+        waited += 10
+    assert waited < 300
+    run_until_spread(simulation, spread(simulation, 1000), 10)
+
+
+def test_a_node_that_restarts_after_all_records_in_its_file_have_expired_finds_its_swarm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("protocol.membership.directory.RECORD_LIFE_S", 100.0)
+    simulation = Simulation(10, timing=WAN, identity=SimulatedIdentity)
+    simulation.start_many(2)
+    simulation.run(5.0)
+    known = simulation.kill(1)
+    simulation.run(150.0)
+    back = simulation.start(1, known=known)
+    assert len(back.core.membership.book) == 0
+    simulation.run(120.0)
+    assert back.core.membership.peers == [simulation.nodes[0].identity.node_id]
+
+
+def test_two_nodes_of_one_identity_both_notice_and_a_restart_is_none() -> None:
+    simulation = Simulation(11, identity=SimulatedIdentity)
+    simulation.start_many(4)
+    simulation.run(5.0)
+    known = simulation.kill(3)
+    simulation.run(1.0)
+    first = simulation.start(3, known=known)
+    simulation.run(30.0)
+    assert all(node.core.membership.directory.twin is None for node in simulation.nodes.values())
+    second = simulation.start(4, twin_of=3)
+    simulation.run(60.0)
+    for one, other in ((first, second), (second, first)):
+        twin = one.core.membership.directory.twin
+        assert twin is not None and twin.address == other.address
+    assert all(simulation.nodes[name].core.membership.directory.twin is None for name in range(3))
+
+
+def test_a_clock_that_was_set_back_before_a_restart_is_no_twin() -> None:
+    simulation = Simulation(12, identity=SimulatedIdentity)
+    simulation.start_many(4)
+    for skew in (300.0, 200.0, 100.0, 0.0):
+        simulation.kill(3)
+        simulation.start(3, skew=skew)
+        simulation.run(20.0)
+    assert simulation.nodes[3].core.membership.directory.twin is None
+    assert len(simulation.nodes[3].core.membership.peers) == 3

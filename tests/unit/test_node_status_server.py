@@ -29,7 +29,7 @@ HOSTILE = PeerInfo(NodeId("a" * 32), "tcp://192.0.2.1:4001", "[red]\x1b[2J\r\nag
 COUNTERS = Counters(1000, 2000, 3, 4, 5, 1, 9, {"forged": 2, "stale": 1})
 SEEN = Standing("198.41.0.4", False, 2)
 HOST = SimpleNamespace(
-    counters=lambda: COUNTERS, peers=lambda: [HOSTILE], refusal="", standing=SEEN, check=lambda: None
+    counters=lambda: COUNTERS, peers=lambda: [HOSTILE], refusal="", twin="", standing=SEEN, check=lambda: None
 )
 ADDRESS = Address.parse(f"tcp://127.0.0.1:4001?key={'ab' * 32}")
 NETWORK = Network(HOST, IDENTITY, bytes(16), None, ADDRESS)  # type: ignore[arg-type]
@@ -206,3 +206,10 @@ def test_a_node_that_nobody_admits_says_why() -> None:
     console = Console(record=True, width=200, file=StringIO())
     console.print(*render(state() | {"peers": [], "refusal": "invite_expired"}), sep="\n")
     assert "do not admit this node: invite_expired" in console.export_text()
+
+
+def test_a_person_is_told_of_another_process_with_the_same_key() -> None:
+    console = Console(file=StringIO(), width=120)
+    console.print(*render(state() | {"twin": "tcp://192.0.2.7:4001"}), sep="\n")
+    assert isinstance(console.file, StringIO)
+    assert "another process runs with this node's key, at tcp://192.0.2.7:4001" in console.file.getvalue()

@@ -623,7 +623,7 @@ def test_a_newer_record_of_ourselves_is_outbid() -> None:
     join(core, HIGH)
     newer = make_record(ME, SWARM, (), core.record.incarnation + 10, "", int((UNIX + 3600) * 1000))
     core.handle(peers(HIGH, newer), at(1))
-    assert core.record.incarnation == newer.incarnation + 1
+    assert core.record.started == newer.started + 1
     assert core.record.endpoints == (Endpoint("me", 1),)
 
 
