@@ -31,12 +31,18 @@ class Driver:
         """Return how many seconds may pass before the next `step`, if nothing comes."""
         return self._core.wait(self.now())
 
-    def step(self, timeout: float) -> None:
-        """Wait up to `timeout` seconds for the network, handle what came, and tick if it is time."""
+    def step(self, timeout: float) -> float:
+        """Wait up to `timeout` seconds for the network, handle what came, and tick if it is time.
+
+        Returns what `wait` would.
+        """
         for event in self._transport.poll(timeout):
             self.feed(event)
-        if self.wait() <= 0:
+        wait = self.wait()
+        if wait <= 0:
             self.feed(Tick())
+            wait = self.wait()
+        return wait
 
     def feed(self, event: CoreEvent) -> None:
         """Handle one event. A defect that it runs into is logged and counted; the node goes on."""

@@ -108,6 +108,7 @@ class Gossip:
         self._appetite = Appetite(own, now)
         self._next_sync = now.steady + setup.timing.sync_interval
         self._ticked = now.steady
+        self._catching_up = False  # whether a peer is yet to be announced what we held when it came
         self._timer = AnnounceTimer(setup.timing.announce_interval)
 
     @property
@@ -136,7 +137,7 @@ class Gossip:
             return min(wait, timing.announce_interval)
         if len(self._pulls) or len(self._downloads):
             return min(wait, timing.pull_patience / 4)
-        if any(peer.backlog for peer in self._peers.values()):
+        if self._catching_up:
             return min(wait, CATCH_UP_S / 4)
         return min(wait, timing.sync_interval)
 
@@ -197,6 +198,7 @@ class Gossip:
             peer.remind(held[-FIRST_IDS:])
             self._timer.by(now.steady)
         self._peers[node] = peer
+        self._catching_up = self._catching_up or bool(peer.backlog)
         self._neighbours[hint(node)] += 1
         return self._tell_interest([node], now) if self._appetite.told else []
 
@@ -386,6 +388,7 @@ class Gossip:
                 actions += self._announce(node, [item_id for item_id in peer.pending if item_id not in peer.known], now)
                 peer.pending.clear()
             actions += self._catch_up(node, peer, now)
+        self._catching_up = any(peer.backlog for peer in self._peers.values())
         return actions
 
     def _synchronise(self, node: NodeId, now: Instant) -> list[GossipAction]:

@@ -197,8 +197,10 @@ class Detector:
     def tick(self, now: float) -> list[DetectorAction]:
         """Time has passed."""
         actions: list[DetectorAction] = []
+        fresh = now - self._timing.probe_interval  # most peers, most of the time, were heard since
         for node, subject in list(self._subjects.items()):
-            actions += self._advance(node, subject, now)
+            if subject.state is not State.WELL or subject.heard <= fresh:
+                actions += self._advance(node, subject, now)
         if self._errands:
             late = [errand for errand in self._errands if errand.due <= now]
             self._errands = [errand for errand in self._errands if errand.due > now]

@@ -43,13 +43,13 @@ class _Turn:
 class Feelers:
     """See the module's comment."""
 
-    def __init__(self, seeds: tuple[Address, ...], rng: random.Random, now: Instant) -> None:
+    def __init__(self, seeds: tuple[Address, ...], rng: random.Random) -> None:
         self._rng = rng
         self._seeds = tuple(_Turn(Contact((seed,))) for seed in seeds)
         self._records: dict[NodeId, PeerRecord] = {}
         self._turns: dict[NodeId, _Turn] = {}
         self._lapses = 0
-        self._next = now.steady + FEELER_INTERVAL_S * rng.uniform(0.5, 1.5)
+        self._next: float | None = None
 
     @property
     def records(self) -> list[PeerRecord]:
@@ -80,7 +80,11 @@ class Feelers:
 
     def next(self, known_keys: Callable[[], set[bytes]], now: Instant) -> Contact | None:
         """Return whom to call now, if it is time: nobody with a CURVE key that is known."""
-        if now.steady < self._next or not (self._seeds or self._turns):
+        if not (self._seeds or self._turns):
+            return None
+        if self._next is None:
+            self._next = now.steady + FEELER_INTERVAL_S * self._rng.uniform(0.5, 1.5)
+        if now.steady < self._next:
             return None
         known = known_keys()
         self._next = now.steady + FEELER_INTERVAL_S * self._rng.uniform(0.5, 1.5)

@@ -133,7 +133,7 @@ class Membership:
         self.directory = Directory(setup, book, rng, now)
         self._dissemination = Dissemination(setup, book, self.directory, self._links, rng, now)
         self._rumours = Rumours(setup, book, self.directory, self._links, self._detector, now)
-        self._feelers = Feelers(book.seeds, rng, now)
+        self._feelers = Feelers(book.seeds, rng)
         self._next_rotation = now.steady + setup.timing.rotate_interval * rng.uniform(0.5, 1.0)
         self._next_review = now.steady
         self._next_eviction = now.steady

@@ -1,11 +1,14 @@
 """The cores that the host runs, by the hundred or ten thousand, under a seed and a virtual clock.
 
-`Simulation` is the driver. `python -m protocol.simulator` puts a swarm through a scenario
-(`scenarios`), with hostile nodes (`hostile`) if it has any, and measures it (`trial`) against
-what must hold (`invariants`).
+simulation    the driver: nodes, their timers, the virtual clock     trial        one swarm, and what is measured of it
+scenarios     what can happen, and what must hold nevertheless       overlay      the graph of live links
+adversaries   hostile cores, and keys that cost nothing              __main__     `python -m protocol.simulator`
+
+A new scenario is a function of a trial and an entry of `scenarios.SCENARIOS`; a new adversary is a core and a place in
+`Trial._assign_hostile`.
 """
 
-from protocol.simulator.identity import SimulatedIdentity
+from protocol.simulator.adversaries import SimulatedIdentity
 from protocol.simulator.simulation import SimulatedNode, Simulation
 
 __all__ = ["SimulatedIdentity", "SimulatedNode", "Simulation"]

@@ -1,16 +1,34 @@
-"""What can happen to a swarm. Each scenario is a few lines that say what it does while its time lasts."""
+"""Scenarios and invariants: what can happen to a swarm, and what must hold nevertheless, with what was measured.
 
+Each scenario is a few lines that say what it does while its time lasts; `judge` puts a swarm through one.
+"""
+
+import math
+import statistics
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from protocol.config import Timing
 from protocol.credentials.records import PeerRecord
+from protocol.gossip.want_list import MAX_WANTS
+from protocol.simulator.overlay import farthest, unreached
+from protocol.simulator.simulation import MIN_WAIT_S
 from protocol.simulator.trial import Plan, Trial
-from protocol.transport.memory import Cut
+from protocol.transport.memory import Conditions, Cut
 
 PAUSE_S = 30.0
 RESTART_S = 2  # how long a node that is restarted is away
 CROWD = 20  # one node in so many is there before the crowd
+
+SETTLE_S = 20.0  # from the seed to a settled overlay
+DEATHS_PER_NODE_HOUR = 1 / 1000
+MAX_FRAMES_PER_SECOND = 20.0  # that a node sends beside items, on average
+MAX_BYTES_PER_SECOND = 20_000.0
+# Of a victim's links, on average over the victims: what whoever dials a node may have, if it is all hostile. Of the
+# third that a node chooses itself some are hostile, too, and not all of the others can be taken by attackers.
+MAX_HOSTILE_LINKS = 2 / 3
+STUDENT_T = 2.365  # 7 degrees of freedom
 
 
 def _steady(trial: Trial, seconds: float) -> None:
@@ -74,11 +92,14 @@ def _pauses(trial: Trial, seconds: float) -> None:
 
 
 def _hostile(trial: Trial, seconds: float) -> None:
-    """The hostile are there from the start. Their victim joins in their midst, with a peers file that they filled."""
-    if trial.victim is not None:
-        simulation = trial.simulation
-        known = tuple(trial.attack.records[-trial.plan.limits.max_known_peers :])
-        trial.attack.victim = simulation.start(trial.victim, known=known, seeds=simulation.seeds).address
+    """The hostile are there from the start, some of the seeds among them; their victims join in their midst."""
+    for name in trial.victims:
+        trial.start(name)
+    addresses = (trial.simulation.nodes[name].address for name in trial.victims)
+    trial.attack.victims = tuple(address for address in addresses if address)
+    trial.attack.keys = frozenset(address.key for address in trial.attack.victims)
+    for name in trial.voices:
+        trial.start(name)
     trial.pass_time(seconds)
 
 
@@ -116,8 +137,179 @@ SCENARIOS = {
         undisturbed=True,
     ),
     "hostile": Scenario(
-        "20 % are hostile: they drop, announce what is not, forge, bury the living, flood, and eclipse a newcomer",
+        "20 % are hostile, seeds too: drop, announce what is not, forge, bury the living, flood, and eclipse newcomers",
         _hostile,
         lambda plan: replace(plan, hostile=0.2),
     ),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One invariant: what it says, with the measured value in the text, and whether it holds."""
+
+    holds: bool
+    says: str
+
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.holds else 'FAIL'}  {self.says}"
+
+
+def hop_bound(timing: Timing, conditions: Conditions) -> float:
+    """Return in how many seconds an item crosses one link at the latest, if nothing is lost.
+
+    It waits to be announced, is announced, may be on its way as a push, is pulled, and comes.
+    """
+    return timing.announce_interval + timing.pull_delay + 3 * (conditions.longest_delay + MIN_WAIT_S)
+
+
+def spread_bound(timing: Timing, conditions: Conditions, hops: int, stalls: int) -> float:
+    """Return in how many seconds an item is everywhere: `hops` links, and `stalls` holders that do not deliver."""
+    return hops * hop_bound(timing, conditions) + stalls * timing.pull_patience
+
+
+def carry_bound(conditions: Conditions, size: int) -> float:
+    """Return in how many seconds lines carry `size` bytes of items to everybody.
+
+    Each node receives them once and sends them once on average; twice that, as some are pushed twice and some nodes
+    are asked more often than others.
+    """
+    return 2 * 2 * size / conditions.line
+
+
+def catch_up_bound(timing: Timing) -> float:
+    """Return in how many seconds an item comes whose every announcement to a node was lost: by the next syncs."""
+    return 3 * 1.25 * timing.sync_interval + timing.pull_patience
+
+
+def judge(trial: Trial, scenario: Scenario) -> Iterator[Check]:
+    """Let a swarm settle, put it through the scenario, and yield each check as it is made."""
+    trial.settle(SETTLE_S)
+    trial.forget_usage()
+    yield from suffer(trial, scenario)
+
+
+def suffer(trial: Trial, scenario: Scenario) -> Iterator[Check]:
+    """Put a swarm that has settled through the scenario and yield each check as it is made."""
+    plan, timing = trial.plan, trial.plan.timing
+    patience = 3 * timing.death_bound
+    trial.begin_faults()
+    scenario.faults(trial, plan.faults_s)
+    trial.end_faults()
+
+    since = trial.simulation.network.now
+    killed = min(trial.dead.values(), default=since)
+    trial.pass_time(killed + patience - since, lambda: trial.ghosts() == 0)
+    if trial.dead:
+        yield Check(
+            trial.ghosts() == 0,
+            f"the {len(trial.dead)} dead are gone from every view"
+            f" {trial.last_ghost - min(trial.dead.values()):.0f} s after the kill"
+            f" (bound {patience:.0f} s = 3 x death bound), {trial.ghosts()} are not",
+        )
+    trial.pass_time(patience - (trial.simulation.network.now - since), lambda: unreached(trial.graph()) == 0)
+    graph = trial.graph()
+    yield Check(
+        unreached(graph) == 0,
+        f"the overlay of {len(graph)} honest nodes is connected {trial.simulation.network.now - since:.1f} s after"
+        f" the faults (bound {patience:.0f} s), {unreached(graph)} nodes cut off",
+    )
+    yield from _spread(trial)
+    yield from _bounds(trial, scenario)
+
+
+def _spread(trial: Trial) -> Iterator[Check]:
+    plan, timing = trial.plan, trial.plan.timing
+    items = trial.publish_fresh()
+    graph = trial.graph()
+    hops = farthest(graph, items.values())
+    # A hostile neighbour may announce what it never gives, once a link on the way.
+    stalls = 1 + (hops if trial.hostile else 0)
+    carry = carry_bound(plan.conditions, trial.fresh_bytes)
+    bound = spread_bound(timing, plan.conditions, hops, stalls) + carry
+    took = trial.spread_s = trial.pass_time(bound, lambda: trial.lacking(items) == 0)
+    pairs = len(items) * (len(graph) - 1)
+    yield Check(
+        took is not None,
+        f"{len(items)} fresh items reach all {len(graph)} honest nodes"
+        + (f" in {took:.2f} s" if took is not None else f", but for {trial.lacking(items)} of {pairs} pairs,")
+        + f" (bound {bound:.1f} s = {hops} links x {hop_bound(timing, plan.conditions):.2f} s"
+        f" + {stalls} x pull patience" + (f" + {carry:.1f} s for the lines" if carry else "") + ")",
+    )
+    bound = catch_up_bound(timing)
+    took = trial.pass_time(bound, lambda: trial.lacking(trial.published) == 0)
+    yield Check(
+        took is not None,
+        f"{len(trial.published)} items published meanwhile are everywhere"
+        + (f" {took:.2f} s later" if took is not None else f", but for {trial.lacking(trial.published)} pairs,")
+        + f" (bound {bound:.1f} s = 3 syncs + pull patience)",
+    )
+
+
+def _bounds(trial: Trial, scenario: Scenario) -> Iterator[Check]:
+    limits, extremes, usage = trial.plan.limits, trial.extremes, trial.usage
+    links = statistics.fmean(len(node.core.membership.peers) for node in trial.honest)
+    yield Check(
+        extremes.peers <= limits.max_peers,
+        f"never more than {extremes.peers} live links a node (bound {limits.max_peers}), {links:.1f} at the end;"
+        f" {extremes.connections} connections, handshakes and handovers included",
+    )
+    yield Check(
+        extremes.records <= limits.max_known_peers,
+        f"never more than {extremes.records} records in a book (bound {limits.max_known_peers})",
+    )
+    yield Check(
+        extremes.held <= limits.held_bytes and extremes.wanted <= MAX_WANTS,
+        f"never more than {extremes.held} bytes of items held and {extremes.wanted} wanted"
+        f" (bounds {limits.held_bytes} and {MAX_WANTS})",
+    )
+    hours = usage.node_seconds / 3600
+    deaths = trial.declared_dead()
+    allowed = hours * DEATHS_PER_NODE_HOUR
+    least, most = (1000 * count / max(hours, 1e-9) for count in poisson_interval(deaths))
+    if scenario.undisturbed:
+        yield Check(
+            deaths <= allowed,
+            f"{deaths} living nodes thought dead in {hours:.1f} node-hours (bound {allowed:.2f}),"
+            f" {least:.3g} to {most:.3g} in 1,000 node-hours (95 %)",
+        )
+    internal = trial.rejected().get("internal", 0)
+    yield Check(internal == 0, f"{internal} events ran into a defect")
+    if trial.hostile:
+        yield from _victims(trial)
+        return  # what hostile nodes send is no measure of the protocol's cost
+    frames, size = trial.sent()
+    usual = scenario.undisturbed and trial.plan.first is None  # to come back and to join cost more, and end
+    yield Check(
+        not usual or (frames <= MAX_FRAMES_PER_SECOND and size <= MAX_BYTES_PER_SECOND),
+        f"a node sends {frames:.2f} messages and {size:.0f} bytes a second beside items"
+        + (
+            f" (bounds {MAX_FRAMES_PER_SECOND:.0f} and {MAX_BYTES_PER_SECOND:.0f})"
+            if usual
+            else " (no bound meanwhile)"
+        ),
+    )
+
+
+def _victims(trial: Trial) -> Iterator[Check]:
+    graph = trial.graph()
+    fewest = min(len(graph[name]) for name in trial.victims)
+    yield Check(fewest > 0, f"each of the {len(trial.victims)} eclipsed nodes has {fewest} honest peers or more")
+    # A victim's links follow each other; the victims are what was drawn.
+    share, margin = interval([sum(shares) / len(shares) for shares in trial.surrounded.values()])
+    yield Check(
+        share <= MAX_HOSTILE_LINKS,
+        f"of their links {share:.2f} +- {margin:.2f} (95 %) lead to hostile nodes (bound {MAX_HOSTILE_LINKS:.2f})",
+    )
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and half the width of its 95 % interval, by Student's t for `VICTIMS` values."""
+    return statistics.fmean(values), STUDENT_T * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def poisson_interval(count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a Poisson mean of which `count` were seen (Wilson and Hilferty 1931)."""
+    least = count * (1 - 1 / (9 * count) - 1.96 / (3 * math.sqrt(count))) ** 3 if count else 0.0
+    more = count + 1
+    return least, more * (1 - 1 / (9 * more) + 1.96 / (3 * math.sqrt(more))) ** 3

@@ -215,8 +215,7 @@ class Simulation:
         trace, now = self._trace, self.network.now
         trace.update(struct.pack("<dI", now, node.name))
         before = len(node.received)
-        node.driver.step(0.0)
-        self._schedule(node, now + max(MIN_WAIT_S, node.driver.wait()))
+        self._schedule(node, now + max(MIN_WAIT_S, node.driver.step(0.0)))
         for item in node.received[before:]:
             trace.update(item.id)
 

@@ -15,8 +15,16 @@ from protocol.config import LOCAL, Limits, Timing
 from protocol.core import Core
 from protocol.credentials.records import PeerRecord
 from protocol.identity import NodeId
-from protocol.simulator.hostile import Attack, Dropper, Eclipser, FalseAnnouncer, Flooder, Forger, Gravedigger
-from protocol.simulator.identity import SimulatedIdentity
+from protocol.simulator.adversaries import (
+    Attack,
+    Dropper,
+    Eclipser,
+    FalseAnnouncer,
+    Flooder,
+    Forger,
+    Gravedigger,
+    SimulatedIdentity,
+)
 from protocol.simulator.overlay import Graph, mutual
 from protocol.simulator.simulation import MakeCore, SimulatedNode, Simulation
 from protocol.transport.memory import Conditions
@@ -26,6 +34,9 @@ from protocol.wire.envelope import ItemId, Kind
 LIMITS = replace(Limits(), max_peers=12, messages_per_second=20.0, messages_burst=200.0)
 SMALL_BYTES, LARGE_BYTES = 1_000, 100_000
 LARGE_EVERY = 10  # of the fresh items one in ten is large enough to be announced and pulled
+SEEDS = 3  # that everybody has where any node may be hostile, the seeds too
+VICTIMS = 8  # that are eclipsed at a time
+VOICES = 16  # keys that the attackers have beside their nodes, to dial the victims with
 START_S = 10.0  # in which the nodes of a swarm that is to settle start
 STEP_S = 0.25  # the precision to which times are measured
 
@@ -77,7 +88,10 @@ class Trial:
             plan.seed, plan.conditions, plan.limits, timing=plan.timing, identity=SimulatedIdentity
         )
         self.hostile: dict[int, MakeCore] = {}
-        self.victim: int | None = None
+        self.seeds: tuple[int, ...] = (0,)
+        self.victims: tuple[int, ...] = ()
+        self.surrounded: dict[int, list[float]] = {}  # victim -> the hostile share of its links, each second
+        self.voices: tuple[int, ...] = ()
         self.attack = Attack()
         self.dead: dict[NodeId, float] = {}  # killed for good, and when
         self.extremes = Extremes()
@@ -85,18 +99,30 @@ class Trial:
         self.last_ghost = 0.0  # when a dead node was last seen in a view
         self.deaths_declared = 0  # by nodes that are gone or restarted since
         self.published: dict[ItemId, int] = {}  # during the faults, and by whom
+        self.fresh_bytes = 0  # of the items that were published last
+        self.spread_s: float | None = None  # in which these were everywhere
         self._next_item = float("inf")
         self._progress = progress
         self._assign_hostile()
 
     def _assign_hostile(self) -> None:
         plan = self.plan
-        names = self.rng.sample(range(1, plan.nodes), int(plan.hostile * plan.nodes))
+        names = self.rng.sample(range(plan.nodes), int(plan.hostile * plan.nodes))
         eclipser = partial(Eclipser, self.attack)
         kinds: list[MakeCore] = [Dropper, FalseAnnouncer, Forger, Gravedigger, Flooder, *(3 * [eclipser])]
         self.hostile = {name: kinds[place % len(kinds)] for place, name in enumerate(names)}
-        if names:
-            self.victim = max(name for name in range(plan.nodes) if name not in self.hostile)
+        if not names:
+            return
+        self.seeds = ()
+        while set(self.seeds) <= set(
+            names
+        ):  # whoever is told of hostile nodes only is in their swarm, and that is that
+            self.seeds = tuple(self.rng.sample(range(plan.nodes), SEEDS))
+        bystanders = [name for name in range(plan.nodes) if name not in self.hostile and name not in self.seeds]
+        self.victims = tuple(self.rng.sample(bystanders, min(VICTIMS, len(bystanders) // 2)))
+        self.surrounded = {name: [] for name in self.victims}
+        self.voices = tuple(range(plan.nodes, plan.nodes + VOICES))
+        self.hostile |= dict.fromkeys(self.voices, eclipser)
 
     @property
     def honest(self) -> Iterator[SimulatedNode]:
@@ -138,7 +164,11 @@ class Trial:
     def settle(self, seconds: float) -> None:
         """Start the swarm and let it find itself."""
         first = self.plan.nodes if self.plan.first is None else self.plan.first
-        names = [name for name in range(first) if name != self.victim]
+        for name in self.seeds:
+            self.start(name)
+        simulation = self.simulation
+        simulation.seeds = tuple(address for name in self.seeds if (address := simulation.nodes[name].address))
+        names = [name for name in range(first) if name not in (*self.seeds, *self.victims)]
         steps = int(START_S / STEP_S)
         for step in range(steps):
             for name in names[step * len(names) // steps : (step + 1) * len(names) // steps]:
@@ -190,6 +220,8 @@ class Trial:
             extremes.records = max(extremes.records, len(membership.book))
             extremes.held = max(extremes.held, node.core.gossip.held_bytes)
             extremes.wanted = max(extremes.wanted, node.core.gossip.wanted)
+        for name, shares in self.surrounded.items():
+            shares += self._hostile_share(name)
         if self.dead and self.ghosts():
             self.last_ghost = now
         usage.node_seconds += len(self.simulation.nodes)
@@ -201,6 +233,13 @@ class Trial:
             alive = sum(1 for _ in self.honest)
             self._progress(f"t = {now:4.0f} s  {alive} honest nodes, {links / max(1, alive):.1f} live links each")
 
+    def _hostile_share(self, name: int) -> list[float]:
+        """Return the hostile share of a victim's links, if it lives and has any."""
+        node = self.simulation.nodes.get(name)
+        peers = node.core.membership.peers if node else []
+        honest = {other.identity.node_id for other in self.honest}
+        return [sum(peer not in honest for peer in peers) / len(peers)] if peers else []
+
     def _publish_one(self, now: float) -> None:
         name = self.rng.choice(self.healthy)
         item = self.simulation.publish(name, f"{now:.0f} s, node {name}".encode().ljust(SMALL_BYTES))
@@ -211,9 +250,11 @@ class Trial:
         healthy = self.healthy
         names = self.rng.sample(healthy, min(self.plan.publishers, len(healthy)))
         items: dict[ItemId, int] = {}
+        self.fresh_bytes = 0
         for place, name in enumerate(names):
             text = f"fresh of {name} at {self.simulation.network.now:.2f} s"
             size = SMALL_BYTES if place % LARGE_EVERY else LARGE_BYTES
+            self.fresh_bytes += size
             items[self.simulation.publish(name, text.encode().ljust(size))] = name
         return items
 

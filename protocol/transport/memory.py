@@ -5,12 +5,16 @@ What is true of TCP and ZeroMQ is true here, as far as a core can tell:
   when a process is killed. Whoever redials replaces the older connection at the other end.
 - Across a cut, and to a machine that vanished, nothing passes and nothing says so. Heartbeats
   find out: a connection with one dead direction closes at both ends after `HEARTBEAT_S`.
+- A node has one line, of `Conditions.line` bytes a second each way, for all its connections: frames wait
+  their turn in it at both ends, first come, first served. Of one connection at most `QUEUE_FRAMES` wait
+  to leave, then `send` returns False.
 - A paused process takes nothing. Its queues fill up to `QUEUE_FRAMES` a connection, then
   `send` returns False. A stopped one (SIGSTOP) also stops answering heartbeats; one whose
   interpreter is blocked does not, since ZeroMQ's own thread answers them.
 """
 
 import heapq
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -30,6 +34,7 @@ class Conditions:
 
     TCP loses nothing on a live connection. Loss stands for everything that makes a frame
     vanish without the link closing: full queues, stalled processes, overloaded hosts.
+    `line` is what a node's own line carries, in bytes a second, each way.
     Nodes are spread over `regions` in turn; between two regions a frame takes `far_delay` longer.
     """
 
@@ -38,6 +43,7 @@ class Conditions:
     loss: float = 0.0
     regions: int = 1
     far_delay: float = 0.0
+    line: float = math.inf
 
     @property
     def longest_delay(self) -> float:
@@ -67,6 +73,7 @@ class _End:
     last: float = 0.0  # when the newest event reaches this end
     shut: bool = False
     waiting: int = 0  # frames that a paused owner has not read
+    leaving: deque[float] = field(default_factory=deque)  # when each frame to this end has left the sender's line
 
 
 class MemoryNetwork:
@@ -136,23 +143,29 @@ class MemoryNetwork:
         self._order += 1
         heapq.heappush(self._timers, (self.now + seconds, self._order, action))
 
-    def carry(self, end: _End, frame: Arrived) -> None:
-        """Let a frame reach `end` after a while, or get lost."""
+    def carry(self, end: _End, frame: Arrived, left: float) -> None:
+        """Let a frame that has `left` its sender's line by then reach `end` after a while, or get lost."""
         self._watch(frame.frame)
         conditions = self.conditions
         if conditions.loss and self._rng.random() < conditions.loss:
             return
         if self._cut is not None and self._cut.stops(end.link.key, end.owner.key):
             return
-        self.post(end, frame)
+        self.post(end, frame, left, len(frame.frame))
 
-    def post(self, end: _End, event: NetworkEvent) -> None:
-        """Let `event` reach `end` after a while; events at one end keep their order."""
+    def post(self, end: _End, event: NetworkEvent, left: float = 0.0, size: int = 0) -> None:
+        """Let `event`, of `size` bytes, reach `end` after a while; events at one end keep their order."""
         conditions = self.conditions
         delay = conditions.min_delay + (conditions.max_delay - conditions.min_delay) * self._rng.random()
         if end.other is not None and end.other.owner.region != end.owner.region:
             delay += conditions.far_delay
-        end.last = at = max(self.now + delay, end.last)
+        end.last = at = max(max(self.now, left) + delay, end.last)
+        if conditions.line == math.inf:
+            self._deliver(at, end, event)
+        else:
+            self.after(at - self.now, lambda: self._deliver(end.owner.receive(size), end, event))
+
+    def _deliver(self, at: float, end: _End, event: NetworkEvent) -> None:
         self._order += 1
         heapq.heappush(self._pending, (at, self._order, end, event))
 
@@ -186,6 +199,8 @@ class MemoryTransport:
     _ends: dict[Link, _End] = field(default_factory=dict)
     _events: deque[NetworkEvent] = field(default_factory=deque)
     _silences: int = 0  # that ended
+    _sent_by: float = 0.0  # when our line has carried all that we sent
+    _received_by: float = 0.0  # and all that has come to it
 
     def __post_init__(self) -> None:
         self.region = self.network.attach(self)
@@ -250,8 +265,29 @@ class MemoryTransport:
             if other.waiting >= QUEUE_FRAMES:
                 return False
             other.waiting += 1
-        self.network.carry(other, Arrived(other.link, frame))
+        left = self._leave(other.leaving, len(frame))
+        if left is None:
+            return False
+        self.network.carry(other, Arrived(other.link, frame), left)
         return True
+
+    def _leave(self, queue: deque[float], size: int) -> float | None:
+        """Return when a frame has left by our line; None if too many of its connection wait already."""
+        now, line = self.network.now, self.network.conditions.line
+        if line == math.inf:
+            return now
+        while queue and queue[0] <= now:
+            queue.popleft()
+        if len(queue) >= QUEUE_FRAMES:
+            return None
+        self._sent_by = max(now, self._sent_by) + size / line
+        queue.append(self._sent_by)
+        return self._sent_by
+
+    def receive(self, size: int) -> float:
+        """Return when a frame that has come to our line has been received by it."""
+        self._received_by = max(self.network.now, self._received_by) + size / self.network.conditions.line
+        return self._received_by
 
     def take(self, end: _End, event: NetworkEvent) -> bool:
         """Receive an event at one of our ends; True if there is something to read now."""

@@ -20,7 +20,7 @@ from protocol.errors import PeerError, ProtocolError
 from protocol.events import Arrived, Link
 from protocol.identity import Identity
 from protocol.membership.address_book import Book
-from protocol.simulator.identity import SimulatedIdentity
+from protocol.simulator.adversaries import SimulatedIdentity
 from protocol.wire.envelope import Kind, open_frame, seal
 from protocol.wire.messages import (
     Announce,

@@ -137,3 +137,34 @@ def test_another_region_is_farther_away() -> None:
     assert pair.b.poll(0) == []
     pair.pass_time(0.02)
     assert pair.b.poll(0) == [Arrived(FROM_A, b"far")]
+
+
+def test_a_line_carries_so_many_bytes_a_second_at_either_end_whatever_the_connection() -> None:
+    pair = Pair(Conditions(0.0, 0.0, line=1000.0))
+    other = MemoryTransport(pair.network, b"C" * 32, None)
+    other.dial(pair.address)
+    pair.pass_time(SLOW)
+    for _ in range(2):
+        assert pair.a.send(TO_B, bytes(500)) and other.send(TO_B, bytes(500))
+    arrived = []
+    for tenth in range(1, 31):
+        pair.pass_time(0.1)
+        arrived += [tenth] * sum(isinstance(event, Arrived) for event in pair.b.poll(0))
+    # Half a second in the sender's line; then two senders' frames, one after the other, half a second each in B's.
+    assert arrived == [10, 15, 20, 25]
+
+
+def test_frames_wait_for_the_line_in_a_bounded_queue_and_a_hang_up_waits_behind_them() -> None:
+    pair = Pair(Conditions(0.0, 0.0, line=1000.0))
+    sent = [pair.a.send(TO_B, bytes(100)) for _ in range(QUEUE_FRAMES + 5)]
+    assert sent == [True] * QUEUE_FRAMES + [False] * 5
+    pair.pass_time(1.05)
+    assert [pair.a.send(TO_B, bytes(100)) for _ in range(11)] == [True] * 10 + [False]
+    pair.b.hang_up(FROM_A)
+    pair.pass_time(30)
+    assert pair.a.poll(0) == [Closed(TO_B)]
+    again = Pair(Conditions(0.0, 0.0, line=1000.0))
+    again.a.send(TO_B, bytes(500))
+    again.a.hang_up(TO_B)
+    again.pass_time(2)
+    assert [type(event) for event in again.b.poll(0)] == [Arrived, Closed]

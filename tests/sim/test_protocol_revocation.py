@@ -7,7 +7,7 @@ from protocol.credentials.revocations import make_revocations
 from protocol.events import Revoked
 from protocol.identity import Identity
 from protocol.simulator import Simulation
-from protocol.simulator.identity import SimulatedIdentity
+from protocol.simulator.adversaries import SimulatedIdentity
 from protocol.transport.memory import Conditions
 
 FOUNDER = Identity(bytes(32))

@@ -13,9 +13,8 @@ import structlog
 
 from protocol.config import LOCAL, WAN
 from protocol.simulator.__main__ import main
-from protocol.simulator.hostile import Gravedigger
-from protocol.simulator.invariants import judge, suffer
-from protocol.simulator.scenarios import SCENARIOS
+from protocol.simulator.adversaries import Gravedigger
+from protocol.simulator.scenarios import SCENARIOS, judge, suffer
 from protocol.simulator.trial import LIMITS, Plan, Trial
 from protocol.transport.memory import Conditions
 from protocol.wire.envelope import Kind
@@ -60,9 +59,17 @@ def test_sixty_nodes(scenario: str, seed: int) -> None:
     assert failures(scenario, Plan(nodes=60, seed=seed, faults_s=20.0)) == []
 
 
+@pytest.mark.timeout(600)  # half a minute on a core of its own
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_fifth_of_sixty_nodes_is_hostile(seed: int) -> None:
-    assert failures("hostile", Plan(nodes=60, seed=seed, faults_s=20.0)) == []
+    """On lines of 4 Mbit/s: what the honest publish is everywhere at 80 % of the rate of a swarm without attackers."""
+    plan = Plan(nodes=60, seed=seed, faults_s=20.0, publishers=40, conditions=Conditions(line=500_000.0))
+    took = {}
+    for name in ("steady", "hostile"):
+        trial = Trial(SCENARIOS[name].adapt(plan), print)
+        assert [str(check) for check in judge(trial, SCENARIOS[name]) if not check.holds] == []
+        took[name] = trial.spread_s
+    assert took["steady"] >= 0.8 * took["hostile"], took
 
 
 def test_the_same_seed_prints_the_same_in_other_processes_with_other_hash_seeds() -> None:
@@ -96,7 +103,7 @@ def test_a_liar_about_deaths_cannot_make_a_swarm_talk_of_nothing_else() -> None:
 def test_the_command_fails_and_says_how_to_do_it_again_when_an_invariant_does_not_hold(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("protocol.simulator.invariants.MAX_FRAMES_PER_SECOND", 0.0)
+    monkeypatch.setattr("protocol.simulator.scenarios.MAX_FRAMES_PER_SECOND", 0.0)
     assert main(["--nodes", "8", "--seed", "5", "--minutes", "0.1", "--timing", "lan"]) == 1
     out = capsys.readouterr().out
     assert "FAIL  a node sends" in out

@@ -48,14 +48,14 @@ def feel(feelers: Feelers, seconds: float, known: frozenset[bytes] = frozenset()
 
 def test_a_seed_is_tried_for_good_at_an_interval_that_grows_to_an_hour() -> None:
     seed = Address(Endpoint("seed.invalid", 1), bytes(32))
-    calls = feel(Feelers((seed,), random.Random(1), START), 8 * LAST_S)
+    calls = feel(Feelers((seed,), random.Random(1)), 8 * LAST_S)
     gaps = [after - before for (before, _), (after, _) in pairwise(calls)]
     assert {address for _, address in calls} == {seed}
     assert gaps[0] <= 2.5 * FEELER_INTERVAL_S and LAST_S / 2 <= gaps[-1] <= LAST_S + 1.5 * FEELER_INTERVAL_S
 
 
 def test_nobody_whom_the_node_sees_is_called_and_nobody_who_cannot_be() -> None:
-    feelers = Feelers((), random.Random(1), START)
+    feelers = Feelers((), random.Random(1))
     feelers.lapse([met(1), met(2), met(3, dialable=False)])
     calls = feel(feelers, 2 * LAST_S, frozenset({record(1).curve_key}))
     assert {address.key for _, address in calls} == {record(2).curve_key}
@@ -64,7 +64,7 @@ def test_nobody_whom_the_node_sees_is_called_and_nobody_who_cannot_be() -> None:
 
 
 def test_those_who_lapsed_are_a_fair_sample_of_bounded_size_called_at_most_once_a_minute() -> None:
-    feelers = Feelers((), random.Random(1), START)
+    feelers = Feelers((), random.Random(1))
     feelers.lapse(met(number) for number in range(100))
     feelers.lapse(met(number) for number in range(100, 1000))
     early = sum(int(lapsed.endpoints[0].host[1:].partition(".")[0]) < 100 for lapsed in feelers.records)

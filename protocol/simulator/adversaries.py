@@ -1,5 +1,6 @@
-"""Hostile nodes: real cores that misbehave in one way each, or a scripted voice in a core's place."""
+"""Adversaries: real cores that misbehave in one way each, a scripted voice in a core's place, and their cheap keys."""
 
+import hashlib
 import random
 from dataclasses import dataclass, field
 
@@ -8,8 +9,8 @@ from protocol.core import Core
 from protocol.credentials.records import RECORD_LIFE_S, Address, Endpoint, PeerRecord, make_record
 from protocol.errors import EnvelopeError
 from protocol.events import Arrived, Closed, CoreAction, CoreEvent, Dial, Link, Opened, SendFrame, Tick
+from protocol.identity import KEY_BYTES, SIGNATURE_BYTES, Identity, Verify, node_id
 from protocol.membership.address_book import Book
-from protocol.simulator.identity import SimulatedIdentity
 from protocol.wire.envelope import ItemId, Kind, open_frame
 from protocol.wire.messages import (
     ID_BYTES,
@@ -27,7 +28,37 @@ from protocol.wire.messages import (
 
 LIE_INTERVAL_S = 1.0
 FLOOD_FRAMES = 30  # to each peer at each tick, twice a second: above the allowance of the simulated nodes
+TOLD_AT_A_TIME = 2
 SYBILS = 512  # invented nodes: twice a book
+
+
+def _verify(public_key: bytes, signature: bytes, message: bytes) -> bool:
+    return signature == _sign(public_key, message)
+
+
+def _sign(public_key: bytes, message: bytes) -> bytes:
+    return hashlib.blake2b(message, digest_size=SIGNATURE_BYTES, key=public_key).digest()
+
+
+class SimulatedIdentity(Identity):
+    """Signs with a hash that is keyed by the *public* key: whoever knows a node can forge its signature.
+
+    Simulated attackers do not, but for those that try with a wrong signature. Everything
+    else about an identity, its sizes included, is as for a real one.
+    """
+
+    verify: Verify = staticmethod(_verify)
+
+    def __init__(self, seed: bytes) -> None:
+        self._seed = seed
+        self.public_key = hashlib.blake2b(seed, digest_size=KEY_BYTES, person=b"public").digest()
+        self.node_id = node_id(self.public_key)
+        self.curve_secret = hashlib.blake2b(seed, digest_size=KEY_BYTES, person=b"curve secret").digest()
+        self.curve_key = hashlib.blake2b(self.curve_secret, digest_size=KEY_BYTES, person=b"curve").digest()
+
+    def sign(self, message: bytes) -> bytes:
+        """Return 64 bytes that `verify` accepts."""
+        return _sign(self.public_key, message)
 
 
 class Dropper(Core):
@@ -102,9 +133,10 @@ class Flooder(_Speaker):
 
 @dataclass(eq=False)
 class Attack:
-    """What the eclipsers share: whom they surround, and the records that they fill its book with."""
+    """What the eclipsers share: whom they surround, and the records that they fill these nodes' books with."""
 
-    victim: Address | None = None
+    victims: tuple[Address, ...] = ()
+    keys: frozenset[bytes] = frozenset()  # of the victims
     records: list[PeerRecord] = field(default_factory=list)
 
     def invent(self, setup: Setup, now: Instant) -> None:
@@ -118,9 +150,10 @@ class Attack:
 
 
 class Eclipser(Core):
-    """A voice, not a node: it keeps a link to the victim, tells it of accomplices only, and passes on nothing.
+    """A voice, not a node: it keeps a link to each victim, tells it of accomplices only, and passes on nothing.
 
-    It greets whoever dials it, answers pings, and leaves everything else unanswered.
+    It greets whoever dials it, says that it is alone so that it is let in, answers pings, and leaves everything else
+    unanswered.
     """
 
     def __init__(self, attack: Attack, setup: Setup, book: Book, rng: random.Random, now: Instant) -> None:
@@ -170,11 +203,8 @@ class Eclipser(Core):
         self._spoke = now.steady
         chosen = self._wiles.sample(self._attack.records, MAX_RECORDS)
         body = Peers(tuple(record.encoded for record in chosen)).encode()
-        actions: list[CoreAction] = []
-        victim = self._attack.victim
-        if victim is not None:
-            actions.append(Dial(victim))  # dialling twice is dialling once
-            actions += [
-                SendFrame(link, self._seal(Kind.PEERS, body, now)) for link in self._greeted if link.key == victim.key
-            ]
-        return actions
+        actions: list[CoreAction] = [*map(Dial, self._attack.victims)]  # dialling twice is dialling once
+        told = [link for link in self._greeted if link.key in self._attack.keys]
+        # Of eight victims, two a second: as many records as a victim takes of one teller.
+        chosen_links = self._wiles.sample(told, min(TOLD_AT_A_TIME, len(told)))
+        return [*actions, *(SendFrame(link, self._seal(Kind.PEERS, body, now)) for link in chosen_links)]
