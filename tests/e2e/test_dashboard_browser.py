@@ -18,7 +18,7 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 LIMIT = 90.0
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 FLAGS = (
@@ -30,8 +30,7 @@ FLAGS = (
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Chrome]:
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("no browser here: install Debian's packages chromium and chromium-driver")
+    assert chromium and driver, "install Debian's packages chromium and chromium-driver"
     options = ChromeOptions()
     options.binary_location = chromium
     for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}"]:
