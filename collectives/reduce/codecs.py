@@ -11,8 +11,9 @@ With M the greatest magnitude of a block's finite values and R their range (grea
     UINT8_ZERO_POINT  scale, zero point, 256 uint8           R / 510       (R / 504), the range made to hold 0
 
 and for the arithmetic itself 2^-20 M more; where M is subnormal, a step of the subnormals for each
-code. Scales are float32, and float64 for float64 values. The 16-bit codecs first divide by a power
-of two, the exponent: what was finite does not overflow, and small gradients are not lost.
+code, and in a FLOAT16 block of float64 values 2^-1047, half a step of a float16 that is subnormal too.
+Scales are float32, and float64 for float64 values. The 16-bit codecs first divide by a power of two, the
+exponent: what was finite does not overflow, and small gradients are not lost.
 
 **NaN and infinity pass.** Each is a value of float16 and bfloat16. An 8-bit block that holds any
 has a negative scale, and three of its codes stand for NaN, +inf and -inf; the finite values beside

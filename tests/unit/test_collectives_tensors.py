@@ -152,6 +152,8 @@ def test_codecs_keep_their_bounds_and_lose_no_special_value(codec, double, count
         short = -count % BLOCK
         rows = np.concatenate((values.double().numpy(), np.full(short, values[-1].item()))).reshape(-1, BLOCK)
         step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+        if codec is Codec.FLOAT16:  # its exponents end where factors would be subnormal
+            step = max(step, 2.0**-25 * torch.finfo(dtype).smallest_normal)
         allowed = np.broadcast_to(bounds(codec, rows, step), rows.shape).reshape(-1)[:count]
         kept = finite.numpy()
         error = np.abs(decoded.double().numpy()[kept] / 2 - values.double().numpy()[kept] / 2)
