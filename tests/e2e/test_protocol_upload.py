@@ -10,8 +10,8 @@ import zmq
 from protocol.config import MIB, Limits
 from protocol.identity import Identity
 from protocol.limits.send_queues import BURST_S
-from protocol.wire.envelope import MAX_FRAME_BYTES, ItemId, Kind
-from protocol.wire.messages import Pull
+from protocol.wire.envelope import CHUNK_BYTES, MAX_FRAME_BYTES, ItemId, Kind
+from protocol.wire.messages import Pull, PullChunks
 from tests.protocol_hosts import SWARM, collect, running
 from tests.protocol_raw import RawPeer
 from tests.waiting import wait_until
@@ -36,7 +36,10 @@ def test_peers_that_ask_and_do_not_read_cost_a_bounded_number_of_bytes_and_other
                 silent.append(peer)
                 peer.send(peer.hello())
                 assert peer.receive(10) is not None
-                peer.send(peer.frame(Kind.PULL, Pull(tuple(ids * 200)).encode()))
+                peer.send(peer.frame(Kind.PULL, Pull(tuple(ids)).encode()))
+                for number in range(20):
+                    pull = PullChunks(ids[number % 2], tuple(range(MIB // CHUNK_BYTES)))
+                    peer.send(peer.frame(Kind.PULL_CHUNKS, pull.encode()))
             wait_until(lambda: host.counters().rejected.get("queue_full", 0) >= SILENT_PEERS, 30, "full queues")
             with running(address) as (reader, _):
                 assert {item.body for item in collect(reader, 2, 60)} == set(bodies)
