@@ -123,7 +123,8 @@ class Communicator:
             secret: what members share besides the name, at random and of 16 bytes or more (`secrets.token_hex()`):
                 nobody completes a handshake without it.
             encrypt: AES-256-GCM on every connection; False: everybody on the way can read what is sent, and nobody can
-                change it. All members must want the same.
+                change it (between processes of one user on one machine the kernel sees to that). All members must
+                want the same.
             streams: data connections to each member; more for long fat links.
             timeout: seconds to wait at most to be let in.
             partition: what the two sides of a split group do: "continue", or "majority" (one goes on at most).

@@ -9,7 +9,9 @@ answers there has to prove itself by the same handshake as over TCP; where that 
 such socket, streams go over TCP.
 """
 
+import os
 import socket
+import struct
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -101,6 +103,7 @@ def _own_host(family: socket.AddressFamily) -> str:
     return "::1" if family == socket.AF_INET6 else "127.0.0.1"
 
 
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: process, user, group; all of them empty before it is connected
 UNIX_BUFFER_BYTES = 1 << 20  # the kernel counts what the reader has yet to take as the sender's
 
 
@@ -119,6 +122,18 @@ def connecting(family: Any, where: Any) -> socket.socket | None:
         sock.close()
         return None
     return sock
+
+
+def is_vouched(sock: socket.socket) -> bool:
+    """Tell whether the kernel says that the other end of this connection is a process of this process's user."""
+    if sys.platform != "linux" or sock.family != socket.AF_UNIX:
+        return False
+    try:
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    except OSError:
+        return False
+    process, user, _ = _CREDENTIALS.unpack(credentials)
+    return process != 0 and user == os.geteuid()
 
 
 def prepare(sock: socket.socket) -> None:

@@ -8,8 +8,9 @@ The rules, after SIGMA-R (Krawczyk 2003, section 5.2), with what the group knows
     PROOF  ------------------------------->
            <-------------------------------  PROOF
 
-- HELLO (40 bytes, all of one length) says: version, whether to encrypt, what the connection is for, and
-  a fresh X25519 key. Nothing in it tells which group it is, or who speaks.
+- HELLO (40 bytes, all of one length) says: version, whether to encrypt, whether the kernel vouches for
+  this end's socket, what the connection is for, and a fresh X25519 key. Nothing in it
+  tells which group it is, or who speaks.
 - Keys come from X25519's secret and the group's key by HKDF-SHA256 (RFC 5869), with the SHA-256 of both
   HELLOs as salt: one for each direction's proof, one for each direction's records. The group's key is
   made from its name and its secret, if it has one (`group_key`), and never leaves the process.
@@ -20,7 +21,9 @@ The rules, after SIGMA-R (Krawczyk 2003, section 5.2), with what the group knows
 - The role is signed, so nobody's own proof can be sent back to it. The transcript holds both fresh keys,
   and the responder's also the initiator's PROOF, so a recorded handshake proves nothing to anybody later.
 - Each end asks `may_join` about who the other has proven to be: the responder before it proves anything
-  itself. Both ends must want the same of encryption. What is refused ends in `HandshakeError`; its
+  itself. Both ends must want the same of encryption. Where the kernel vouches at both ends (a Unix socket
+  between processes of one user) and neither encrypts, the payload of data streams has no tag: whoever
+  could change it there could as well change the processes' memory. What is refused ends in `HandshakeError`; its
   `reason` is counted, and no byte of an unproven peer is read beyond these lengths.
 
 What others learn: one who listens, nothing but that two processes speak this. One who dials a member learns
@@ -54,6 +57,7 @@ _HELLO = struct.Struct("!4sBBBB32s")
 _PROOF = struct.Struct(f"!{IDENTITY_BYTES}s{SESSION_BYTES}s{SIGNATURE_BYTES}s")
 HELLO_BYTES = _HELLO.size
 PROOF_BYTES = _PROOF.size + TAG_BYTES
+_ENCRYPT, _VOUCHED = 1, 2  # the flags of a HELLO
 _PROOF_NONCE = bytes(12)  # each of the two keys seals one message
 _INFO = b"gossamer/collectives/2"
 _INITIATOR = b"gossamer/collectives/2/initiator"
@@ -105,7 +109,10 @@ class Party:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is at the other end, proven, and how to speak to it. `leftover` came after the handshake's bytes."""
+    """Who is at the other end, proven, and how to speak to it. `leftover` came after the handshake's bytes.
+
+    `bare`: a data stream's payload travels without a tag.
+    """
 
     member: NodeId
     session: bytes
@@ -114,6 +121,7 @@ class Peer:
     sealer: Sealer
     opener: Opener
     leftover: bytes
+    bare: bool = False
 
 
 class Handshake:
@@ -127,13 +135,20 @@ class Handshake:
         purpose: Purpose = Purpose.CONTROL,
         stream: int = 0,
         expected: NodeId | None = None,
+        vouched: bool = False,
     ) -> None:
-        """`purpose` and `stream` are the initiator's to say; `expected` is who must answer, if that is known."""
+        """Prepare one end.
+
+        `purpose` and `stream` are the initiator's to say; `expected` is who must answer, if that is known;
+        `vouched` says that the kernel lets nobody but processes of this user at either end's socket.
+        """
         self._party = party
         self._initiator = initiator
         self._purpose = purpose
         self._stream = stream
         self._expected = expected
+        self._vouched = vouched
+        self._bare = False
         self._ephemeral: X25519PrivateKey | None = None  # made when it is needed: a connection that is idle costs none
         self._hello = self._make_hello() if initiator else b""
         self._buffer = bytearray()
@@ -175,13 +190,15 @@ class Handshake:
     def _make_hello(self) -> bytes:
         self._ephemeral = X25519PrivateKey.generate()
         public = self._ephemeral.public_key().public_bytes_raw()
-        return _HELLO.pack(_MAGIC, VERSION, self._party.encrypt, self._purpose, self._stream, public)
+        flags = (_ENCRYPT if self._party.encrypt else 0) | (_VOUCHED if self._vouched else 0)
+        return _HELLO.pack(_MAGIC, VERSION, flags, self._purpose, self._stream, public)
 
     def _read_hello(self, theirs: bytes) -> bytes:
-        magic, version, encrypt, purpose, stream, public = _HELLO.unpack(theirs)
+        magic, version, flags, purpose, stream, public = _HELLO.unpack(theirs)
         _refuse_unless(magic == _MAGIC, "not_ours")
         _refuse_unless(version == VERSION, "version")
-        _refuse_unless(encrypt == self._party.encrypt, "encryption")
+        _refuse_unless(flags & ~_VOUCHED == (_ENCRYPT if self._party.encrypt else 0), "encryption")
+        self._bare = self._vouched and bool(flags & _VOUCHED) and not self._party.encrypt
         _refuse_unless(purpose in (Purpose.CONTROL, Purpose.DATA), "purpose")
         if self._initiator:
             _refuse_unless((purpose, stream) == (self._purpose, self._stream), "purpose")
@@ -231,6 +248,7 @@ class Handshake:
             Sealer(outgoing, encrypts=party.encrypt),
             Opener(incoming, encrypts=party.encrypt),
             bytes(self._buffer),
+            self._bare,
         )
         return answer
 

@@ -29,6 +29,7 @@ from collectives.mesh.addresses import (
     Address,
     BadAddress,
     connecting,
+    is_vouched,
     listen,
     listen_locally,
     local_name,
@@ -312,7 +313,7 @@ class Mesh:
                 continue
             self._make_room(prefix)
             sock.setblocking(False)
-            self._begin(sock, Handshake(self._party, initiator=False), prefix=prefix)
+            self._begin(sock, Handshake(self._party, initiator=False, vouched=is_vouched(sock)), prefix=prefix)
         self._selector.unregister(listener)
         self._resting[listener] = time.monotonic() + REFUSED_PAUSE_S
 
@@ -508,7 +509,14 @@ class Mesh:
             if sock is None:
                 return
             link.dialling.add(stream)
-            handshake = Handshake(self._party, initiator=True, purpose=Purpose.DATA, stream=stream, expected=member)
+            handshake = Handshake(
+                self._party,
+                initiator=True,
+                purpose=Purpose.DATA,
+                stream=stream,
+                expected=member,
+                vouched=is_vouched(sock),
+            )
             self._begin(sock, handshake, stream_of=member, stream=stream)
 
     def _turn_from_those_who_may_not(self, now: float) -> None:

@@ -199,6 +199,8 @@ class Stream:
                 sealed = record[: len(plain) + TAG_BYTES]
                 self._must_fill(sealed)
                 opener.open_into(sealed, plain)
+            elif self._peer.bare:
+                self._must_fill(plain)
             else:
                 tag = record[:TAG_BYTES]
                 self._must_fill(plain)
@@ -243,6 +245,8 @@ class Stream:
                 sealed = record[: len(plain) + TAG_BYTES]
                 sealer.seal_into(plain, sealed)
                 self._put_all([*parts, sealed])
+            elif self._peer.bare:
+                self._put_all([*parts, plain])
             else:
                 self._put_all([*parts, plain, sealer.tag(plain)])
             parts = []

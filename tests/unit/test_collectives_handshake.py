@@ -2,12 +2,15 @@
 
 import itertools
 import os
+import socket
+import sys
 from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from collectives.mesh.addresses import is_vouched
 from collectives.mesh.handshake import (
     HELLO_BYTES,
     PROOF_BYTES,
@@ -65,6 +68,43 @@ def test_both_ends_learn_who_the_other_is_and_can_speak(encrypt):
             record = sender.peer.sealer.seal(message)
             assert record.startswith(message) is (not encrypt or not message)
             assert receiver.peer.opener.open(record) == message
+
+
+@pytest.mark.parametrize(
+    ("encrypt", "alice_vouched", "bob_vouched", "bare"),
+    [
+        (False, True, True, True),
+        (False, True, False, False),
+        (False, False, True, False),
+        (False, False, False, False),
+        (True, True, True, False),
+    ],
+)
+def test_a_payload_goes_without_a_tag_only_where_both_ends_kernels_vouch(encrypt, alice_vouched, bob_vouched, bare):
+    alice = Handshake(party(ALICE, encrypt=encrypt, session=b"alice..."), initiator=True, vouched=alice_vouched)
+    bob = Handshake(party(BOB, encrypt=encrypt, session=b"bob....."), initiator=False, vouched=bob_vouched)
+    shake(alice, bob)
+    assert alice.peer.bare is bob.peer.bare is bare
+
+
+@pytest.mark.parametrize("flags", [2, 4, 0x80])
+def test_nobody_on_the_way_turns_the_tags_off(flags):
+    alice, bob = pair(encrypt=False)
+    hello = bytearray(alice.start())
+    hello[5] ^= flags  # says that the kernel vouches, or what nobody has heard of
+    with pytest.raises(HandshakeError):
+        bob.feed(alice.feed(bob.feed(bytes(hello))))
+
+
+def test_the_kernel_vouches_for_this_users_unix_sockets_alone():
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as tcp:
+        assert [is_vouched(end) for end in ends] == [sys.platform == "linux"] * 2
+        assert not is_vouched(tcp)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as alone:
+        assert not is_vouched(alone)
+    for end in ends:
+        end.close()
 
 
 @given(cuts=st.lists(st.integers(0, HELLO_BYTES + PROOF_BYTES), max_size=6), tail=st.binary(max_size=40))
