@@ -29,6 +29,8 @@ from protocol.identity import Identity
 from tests.protocol_attacks import ATTACKS
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow  # some ten seconds each
+
 ROOT = Path(__file__).parents[2]
 SWARM = b"a swarm of tests"
 HASTY = replace(LAN, pull_patience=0.2)  # promises are due in a second, not in ten
@@ -148,12 +150,7 @@ def arena() -> Iterator[Arena]:
         sys.setswitchinterval(usual)
 
 
-SLOW = {"slow-loris handshakes"}  # a handshake has five seconds
-
-
-@pytest.mark.parametrize(
-    "attack", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in REASONS]
-)
+@pytest.mark.parametrize("attack", list(REASONS))
 def test_an_honest_pair_keeps_its_rate_under(arena: Arena, attack: str) -> None:
     before, memory = arena.rejected(), psutil.Process().memory_info()
     taken, paces = [], []

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from protocol.config import Limits
 from protocol.credentials.records import Address
@@ -161,12 +162,14 @@ def test_a_host_whose_network_failed_says_so_instead_of_going_on_in_silence() ->
             host.publish(b"body")
 
 
-def test_two_hosts_of_one_identity_are_noticed_by_both_and_logged(capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_hosts_of_one_identity_are_noticed_by_both_and_logged() -> None:
     identity = Identity.generate()
-    with running() as (third, seed), running(seed, identity=identity) as (first, _):
+    with capture_logs() as logs, running() as (third, seed), running(seed, identity=identity) as (first, _):
         wait_until(lambda: first.counters().peers == third.counters().peers == 1, 20, "the first")
         assert first.twin == ""
         with running(seed, identity=identity) as (second, _):
             wait_until(lambda: first.twin and second.twin, 60, "both notice")
-            wait_until(lambda: "another process runs with this node's key" in capfd.readouterr().out, 5, "the log")
+            wait_until(
+                lambda: any("another process runs with this node's key" in log["event"] for log in logs), 5, "the log"
+            )
         assert third.twin == ""
