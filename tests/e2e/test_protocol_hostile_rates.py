@@ -55,7 +55,6 @@ REASONS = {
     "huge frames": {"framing"},
     "huge lengths before CURVE": {"framing"},
     "deep nesting": {"malformed", "graylisted"},
-    "nested envelope": {"malformed", "graylisted"},
     "huge lengths in MessagePack": {"malformed", "graylisted"},
     "slow-loris handshakes": {"handshake_unfinished"},
     "CURVE probing": {"no_hello"},
