@@ -18,6 +18,8 @@ from collectives import Op
 from tests.fakes.collectives_stranger import KINDS
 from tests.groups import group, join, together
 
+pytestmark = pytest.mark.slow  # what it costs the members is told from what else the machine does
+
 ELEMENTS = 4 << 20
 OPERATIONS = 3
 WINDOW_S = 2.0

@@ -45,6 +45,7 @@ def test_a_node_says_where_it_is_from_its_first_second_on(tmp_path: Path) -> Non
     assert [event for event in events if event != "round"] == [
         "starting",
         "listening",
+        "dashboard",
         "loading",
         "training",
         "finished",

@@ -32,7 +32,9 @@ def check_that_much_happened(outcomes: list[Outcome]) -> None:
     assert sum(outcome.doubtful for outcome in outcomes) > 0
 
 
-@pytest.mark.parametrize("batch", range(BATCHES))
+@pytest.mark.parametrize(
+    "batch", [pytest.param(batch, marks=pytest.mark.slow if batch >= 3 else ()) for batch in range(BATCHES)]
+)
 def test_two_thousand_schedules(batch: int) -> None:
     size = 2000 // BATCHES
     check_that_much_happened(run(range(batch * size, (batch + 1) * size), members=4))

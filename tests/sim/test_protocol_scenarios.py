@@ -60,8 +60,9 @@ def test_sixty_nodes(scenario: str, seed: int) -> None:
     assert failures(scenario, Plan(nodes=60, seed=seed, faults_s=20.0)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # half a minute on a core of its own
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [1, 2])
 def test_a_fifth_of_sixty_nodes_is_hostile(seed: int) -> None:
     """On lines of 4 Mbit/s: what the honest publish is everywhere at 80 % of the rate of a swarm without attackers."""
     plan = Plan(nodes=60, seed=seed, faults_s=20.0, publishers=40, conditions=Conditions(line=500_000.0))
