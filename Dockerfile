@@ -50,7 +50,6 @@ RUN pip install --no-cache-dir ".[${EXTRAS}]"
 COPY protocol protocol
 COPY collectives collectives
 COPY node node
-COPY benchmarks benchmarks
 COPY examples examples
 RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
@@ -64,6 +63,6 @@ VOLUME /state
 EXPOSE 4001
 # A first start may download a model; after it a silence of half an hour means that the node hangs.
 HEALTHCHECK --interval=60s --timeout=20s --start-period=30m --retries=3 \
-    CMD ["python", "-m", "node.health", "/state", "--limit", "1800"]
+    CMD ["python", "-P", "-m", "node.health", "/state", "--limit", "1800"]
 ENTRYPOINT ["tini", "--", "gossamer"]
 CMD ["node", "--state", "/state", "--listen", "tcp://0.0.0.0:4001"]

@@ -14,11 +14,13 @@ import typer
 
 from node.cli import (
     bench,
+    demo,
     doctor,
     evaluate,
     export,
     found,
     identity,
+    init,
     inspect,
     invite,
     join,
@@ -39,7 +41,7 @@ EXIT_INTERRUPTED = 130
 app = typer.Typer(
     name="gossamer",
     help="A node for decentralised RL post-training: it learns from its own rollouts and from its peers'.\n\n"
-    "Each verb has its own --help with an example; start with `gossamer swarm -n 4`.",
+    "Each verb has its own --help with an example; start with `gossamer demo`.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -62,6 +64,8 @@ def _options(
     pass
 
 
+app.command("demo")(demo.demo)
+app.command("init")(init.init)
 app.command("swarm")(swarm.swarm)
 app.command("node")(node.node)
 app.command("found")(found.found)

@@ -118,21 +118,25 @@ def command_began() -> float:
     return min(psutil.Process().create_time(), time.time())
 
 
-def to_toml(config: BaseModel, notes: Mapping[str, str] = MappingProxyType({})) -> str:
+def to_toml(
+    config: BaseModel, notes: Mapping[str, str] = MappingProxyType({}), *, only_what_is_set: bool = False
+) -> str:
     """Return `config` as a TOML document; reading it gives an equal configuration.
 
-    `notes` say, by dotted key, where a value comes from, in place of what the key means.
+    `notes` say, by dotted key, where a value comes from, in place of what the key means. With `only_what_is_set` the
+    other keys are comments that show what holds.
     """
-    return "\n".join(_table(config, "", notes)).lstrip("\n") + "\n"
+    return "\n".join(_table(config, "", notes, only_what_is_set)).lstrip("\n") + "\n"
 
 
-def _table(section: BaseModel, name: str, notes: Mapping[str, str]) -> Iterator[str]:
+def _table(section: BaseModel, name: str, notes: Mapping[str, str], only_what_is_set: bool) -> Iterator[str]:
     """Yield the lines of a section: its values first, as TOML wants, then its tables."""
     tables: list[tuple[str, BaseModel, bool]] = []
     for key, field in type(section).model_fields.items():
         value = getattr(section, key)
         meaning = notes.get(f"{name}{key}", field.description)
         comment = f"  # {meaning}" if meaning else ""
+        unset = "# " if only_what_is_set and key not in section.model_fields_set else ""
         if isinstance(value, BaseModel):
             tables.append((f"{name}{key}", value, False))
         elif _is_tables(value):
@@ -140,11 +144,11 @@ def _table(section: BaseModel, name: str, notes: Mapping[str, str]) -> Iterator[
         elif value is None:
             yield f"# {key} ={comment}"
         else:
-            yield f"{key} = {_value(value)}{comment}"
+            yield f"{unset}{key} = {_value(value)}{comment}"
     for path, child, repeated in tables:
         yield ""
         yield f"[[{path}]]" if repeated else f"[{path}]"
-        yield from _table(child, f"{path}.", notes)
+        yield from _table(child, f"{path}.", notes, only_what_is_set)
 
 
 def _is_tables(value: Any) -> bool:

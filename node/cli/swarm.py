@@ -71,7 +71,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     tasks = [task_config(one) for one in task or []] or None
     named = {"rounds": rounds, "seed": seed, "policy.model": model, "tasks": tasks}
     tree = asked(config, settings, named)
-    given = parse_config(tree if "budget" in tree else {"rounds": DEFAULT_ROUNDS, **tree})
+    given = parse_config(tree if tree.get("budget") else {"rounds": DEFAULT_ROUNDS, **tree})
     check_tasks(given)  # a wrong name shows here at once, not in N processes
     if given.role == "relay":
         raise UserError("role=relay trains nothing: leave it out, or start one with `gossamer node --seed-only`")

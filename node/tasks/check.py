@@ -60,7 +60,7 @@ def digest_elsewhere(config: TaskConfig, hash_seed: str) -> str:
     """Return `digest` of `config` as another process computes it; empty if it fails."""
     environment = {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
-        [sys.executable, "-m", "node.tasks.check"],
+        [sys.executable, "-P", "-m", "node.tasks.check"],
         input=config.model_dump_json(),
         env=os.environ | environment,
         capture_output=True,

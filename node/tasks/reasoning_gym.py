@@ -373,7 +373,7 @@ def _try(name: str, options: Mapping[str, Any]) -> None:
 
 def _start_worker() -> WorkerProcess:
     path = os.pathsep.join(filter(None, sys.path))
-    command = [sys.executable, "-m", "node.tasks.reasoning_gym"]
+    command = [sys.executable, "-P", "-m", "node.tasks.reasoning_gym"]
     return WorkerProcess(command, {"PYTHONHASHSEED": "0", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
 
 

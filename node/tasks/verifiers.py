@@ -98,7 +98,7 @@ class Scorer:
     def load(self) -> Message:
         """Start the process and return what it says of the task set; raise `WorkerError`."""
         path = os.pathsep.join(filter(None, sys.path))
-        self._worker = WorkerProcess([sys.executable, "-m", "node.tasks.verifiers"], {"PYTHONPATH": path})
+        self._worker = WorkerProcess([sys.executable, "-P", "-m", "node.tasks.verifiers"], {"PYTHONPATH": path})
         weakref.finalize(self, self._worker.kill)
         return self._worker.call(self._request, LOAD_S)
 

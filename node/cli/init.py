@@ -1,0 +1,129 @@
+"""`gossamer init`: four questions to a settings file that says of every key what it means."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from node.cli.options import Debug, check_tasks, task_config, to_toml
+from node.cli.settling import with_preset
+from node.config import NodeConfig, parse_config, put
+from node.errors import UserError
+from protocol.storage import write_atomically
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The TOML file to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Write over a file that is there.")]
+Model = Annotated[str | None, typer.Option(metavar="ID", help="Answer to the first question.", show_default=False)]
+Task = Annotated[str | None, typer.Option(metavar="TASK", help="Answer to the second one.", show_default=False)]
+Listen = Annotated[
+    str | None, typer.Option(metavar="ENDPOINT", help="Answer to the third one; '' for nowhere.", show_default=False)
+]
+SeedPeer = Annotated[
+    str | None,
+    typer.Option("--seed-peer", metavar="ADDRESS", help="Answer to the fourth one; '' for none.", show_default=False),
+]
+
+
+class Question(NamedTuple):
+    """What is asked, the answer where nothing is said, and what an answer sets, by dotted key."""
+
+    text: str
+    default: str
+    settings: Callable[[str], dict[str, Any]]
+
+
+QUESTIONS = (
+    Question(
+        "Which model shall it train: builtin, a folder, or a model id?", "builtin", lambda text: {"policy.model": text}
+    ),
+    Question(
+        "What shall it learn: a task of `gossamer tasks list`, or a .py, .jsonl, .csv or .parquet file?",
+        "builtin",
+        lambda text: {"tasks": [{key: value for key, value in task_config(text).items() if value}]},
+    ),
+    Question(
+        "Where may peers on other machines dial it, e.g. tcp://0.0.0.0:4001? Nothing: nowhere, it dials them.",
+        "",
+        lambda text: {"network.listen": text} if text else {},
+    ),
+    Question(
+        "By whom does it meet others: the line in the file `address` of a node's folder? "
+        "Nothing: by nobody, or by an invite later.",
+        "",
+        lambda text: {"network.seeds": [text]} if text else {},
+    ),
+)
+
+
+def init(
+    file: File = Path("gossamer.toml"),
+    model: Model = None,
+    task: Task = None,
+    listen: Listen = None,
+    seed_peer: SeedPeer = None,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Ask four questions, and write a node's settings to a file.
+
+    What is answered by an option is not asked; where nobody answers (no terminal), the defaults hold. The file holds
+    every other setting, too, as a comment with what it means and what it is for this model on this machine.
+
+    \b
+    Example:
+      gossamer init
+      gossamer init riddles.toml --model Qwen/Qwen3-0.6B --task ./riddles.py --listen tcp://0.0.0.0:4001 --seed-peer ''
+    """
+    if file.exists() and not force:
+        raise UserError(f"{file} is there already: choose another name, or write over it with --force")
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {file.absolute().parent}: make it first")
+    tree: dict[str, Any] = {}
+    for question, given in zip(QUESTIONS, (model, task, listen, seed_peer), strict=True):
+        _answer(question, given, tree)
+    config, notes = with_preset(parse_config(tree))
+    head = f"# A node's settings. What is commented out holds as it stands.\n#\n#   gossamer node {file}\n\n"
+    write_atomically(file, (head + to_toml(config, notes, only_what_is_set=True)).encode())
+    print(f"wrote {file}: start a node on it with gossamer node {file}, or several with gossamer swarm {file}")
+
+
+def _answer(question: Question, given: str | None, tree: dict[str, Any]) -> None:
+    """Put what `given` sets into `tree`, or what a person says; who is at a terminal is asked until it will do."""
+    while True:
+        text = _ask(question) if given is None else given.strip()
+        try:
+            _check(question.settings(text))
+        except UserError as error:
+            if given is not None or not sys.stdin.isatty():
+                raise
+            print(f"  that will not do: {error}", file=sys.stderr)
+            continue
+        for key, value in question.settings(text).items():
+            put(tree, key, value)
+        return
+
+
+def _ask(question: Question) -> str:
+    default = f" [{question.default}]" if question.default else ""
+    print(f"{question.text}{default} ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()  # empty at the end of the input: the default holds
+    if not line.endswith("\n"):
+        print(file=sys.stderr)
+    return line.strip() or question.default
+
+
+def _check(settings: dict[str, Any]) -> NodeConfig:
+    """Return the configuration of these settings alone; `UserError` for what is of no use here."""
+    tree: dict[str, Any] = {}
+    for key, value in settings.items():
+        put(tree, key, value)
+    config = parse_config(tree)
+    if "tasks" in tree:
+        check_tasks(config)
+    if "policy" in tree and config.policy.model != "builtin":
+        from node.detection import find_model
+
+        find_model(config.policy.model)
+    return config

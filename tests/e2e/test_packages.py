@@ -1,0 +1,76 @@
+"""What is built and installed: `python -m build`, the wheel in an environment of its own, and the demo from it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# What nobody imports, and a node cannot do without.
+DATA = {
+    "node/cli/demo.toml",
+    "node/policy/builtin/model.safetensors",
+    "node/policy/builtin/tokenizer.json",
+    "node/telemetry/dashboard/static/index.html",
+    "node/telemetry/dashboard/static/uPlot.LICENSE",
+    "node/telemetry/report.html.j2",
+    "collectives/py.typed",
+    "node/py.typed",
+    "protocol/py.typed",
+}
+NOT_COPIED = (".*", "runs", "build", "dist", "*.egg-info", "__pycache__")  # a build writes into its folder
+TOP_LEVEL = {"node", "collectives", "protocol"}
+# Files of a user's, in the folder where the command is given; to import one of them is an error at once.
+USERS_FILES = ("node.py", "collectives.py", "protocol.py", "benchmarks.py", "tests.py", "torch.py", "rich.py")
+
+
+def run(*command: str | Path, **options: object) -> str:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=100, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_what_the_demo_needs_and_nothing_of_a_users_name(tmp_path: Path) -> None:
+    shutil.copytree(ROOT, tmp_path / "source", symlinks=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path / "dist", tmp_path / "source")
+    (wheel,) = (tmp_path / "dist").glob("*.whl")  # made from the archive of the sources, which is thereby complete
+    (archive,) = (tmp_path / "dist").glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as held:
+        names = set(held.namelist())
+    assert names >= DATA
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == TOP_LEVEL
+    modules = {str(path.relative_to(ROOT)) for folder in TOP_LEVEL for path in (ROOT / folder).rglob("*.py")}
+    assert names >= modules
+    with tarfile.open(archive) as sources:
+        assert {"LICENSE", "README.md", "pyproject.toml"} <= {name.partition("/")[2] for name in sources.getnames()}
+
+    environment = tmp_path / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", environment)
+    python = environment / "bin" / "python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", wheel)
+    packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    # What this interpreter has, torch and the like, but for gossamer: an editable install is a .pth, and not read.
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in USERS_FILES:
+        (home / name).write_text("raise SystemExit('a file of the user was imported')\n")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    gossamer = environment / "bin" / "gossamer"
+    said = run(
+        gossamer, "demo", "-n", "2", "--rounds", "2", "--out", "demo", "--set", "eval.every=0", cwd=home, env=clean
+    )
+    assert "mean reward" in said
+    assert (home / "demo" / "report.html").stat().st_size > 10_000
+    metrics = [len((home / f"demo/nodes/n{node}/metrics.jsonl").read_text().splitlines()) for node in (0, 1)]
+    assert metrics == [2, 2]
+    (line,) = run(python, "-c", "import node; print(node.__file__)", cwd="/", env=clean).splitlines()
+    assert line.startswith(str(environment))
