@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from node.cli.options import Debug
+from node.diagnosis import printable, reachability
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -81,13 +82,15 @@ def render(tree: Tree) -> "list[RenderableType]":
             delay,
             peer["agent"],
         )
-        peers.add_row(*(Text(_plain(cell)) for cell in cells))
+        peers.add_row(*(Text(printable(cell)) for cell in cells))
     refused = Table("refused for", "times", box=None, header_style="dim", padding=(0, 2, 0, 0))
     for reason, count in sorted(tree["rejected"].items()):
-        refused.add_row(Text(_plain(reason)), str(count))
+        refused.add_row(Text(printable(reason)), str(count))
     parts: list[RenderableType] = [head]
     if tree["twin"]:
-        parts.append(Text(f"another process runs with this node's key, at {_plain(tree['twin'])}: stop one of the two"))
+        parts.append(
+            Text(f"another process runs with this node's key, at {printable(tree['twin'])}: stop one of the two")
+        )
     if tree["peers"]:
         parts += [Text(""), peers]
     if tree["rejected"]:
@@ -106,21 +109,6 @@ def _admitted(tree: Tree) -> str | None:
     return f"no longer, its grant expired {day}: ask for a newer invite and `gossamer join` with it"
 
 
-def reachability(tree: Tree) -> str:
-    """Say how peers see the node, and whether they could dial it."""
-    if not tree["seen_at"]:
-        return "no peer on another machine has said where it sees this node"
-    asked = tree["dialable_asked"]
-    peers = "the one peer" if asked == 1 else f"the {asked} peers"
-    said = "can be dialled there" if tree["dialable"] else f"cannot be dialled there, by {peers} asked: it dials"
-    return f"at {tree['seen_at']}, {said}"
-
-
 def _alone(tree: Tree) -> str:
     """Say why nobody is there, if somebody gave a reason."""
     return f"; they do not admit this node: {tree['refusal']}" if tree["refusal"] and not tree["peers"] else ""
-
-
-def _plain(text: str) -> str:
-    """Return `text` without what a terminal would act upon."""
-    return "".join(character if character.isprintable() else "?" for character in text)

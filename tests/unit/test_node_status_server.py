@@ -13,11 +13,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from node.cli.doctor import examine
 from node.cli.status import render
 from node.config import ObserveConfig
+from node.diagnosis import examine_node
 from node.errors import UserError
-from node.peering import Network
+from node.peering import Network, agent
 from node.telemetry.status_server import ask, describe, observe
 from protocol.credentials.records import Address
 from protocol.host import Counters, PeerInfo
@@ -197,9 +197,13 @@ def test_how_peers_see_a_node_and_whether_they_can_dial_it_is_shown(known: dict,
 
 
 def test_the_doctor_asks_the_node_that_runs_there(folder: Path, tmp_path: Path) -> None:
-    (found,) = [check for check in examine(0, folder) if check.name == "seen by peers"]
-    assert not found.ok and not found.needed and "cannot be dialled there" in found.text
-    assert not [check for check in examine(0, tmp_path / "elsewhere") if check.name == "seen by peers"]
+    (folder / "config.json").write_text("{}")
+    checks = {check.name: check for check in examine_node(folder)}
+    seen = checks["seen by peers"]
+    assert not seen.ok and not seen.needed and "cannot be dialled there" in seen.text and "forward the port" in seen.do
+    assert checks["peers"].ok
+    assert checks["versions"].text == f"peers run [red]?[2J??agent at 1; this is {agent()}"  # nothing that acts
+    assert list(examine_node(tmp_path / "elsewhere")) == []
 
 
 def test_a_node_that_nobody_admits_says_why() -> None:

@@ -1,0 +1,368 @@
+"""What `gossamer doctor` finds: can this machine run a node, and does the node in a folder work?
+
+To add a finding, yield a `Check` from one of the functions here: what is so, whether that will do, and what to do.
+"""
+
+import ctypes
+import email.utils
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+from packaging.requirements import Requirement
+
+from node.config import NodeConfig, fill, load_config, parse_config
+from node.errors import UserError
+from node.footprint import ModelSize, footprint, peak
+from node.presets import BUILTIN_SIZE, Machine, preset
+
+MIN_PYTHON = (3, 11)
+MIN_MEMORY = 1.5e9  # bytes available: one node on the built-in policy, with room to start
+MIN_DISK = 2e9
+EXTRAS = ("vllm", "reasoning-gym", "verifiers", "tensorboard", "wandb")
+HUB_TIMEOUT_S = 5.0
+MAX_CLOCK_ERROR_S = 60.0  # peers drop what is dated ten minutes ahead, and records that have expired
+TIME_ERROR = 5  # what adjtimex(2) returns where nobody keeps the clock
+FULL, WEIGHTS = 12, 4  # bytes of a trained weight in a checkpoint: with Adam's two moments, and alone
+NVIDIA = Path("/proc/driver/nvidia")
+
+Tree = dict[str, Any]
+
+
+class Check(NamedTuple):
+    """One finding, and what to do where it is not as it should be; only one that is needed makes the command fail."""
+
+    name: str
+    ok: bool
+    text: str
+    needed: bool = True
+    do: str = ""
+
+
+def examine(port: int, folder: Path) -> Iterator[Check]:
+    """Yield what was found of this machine, one thing at a time."""
+    python = sys.version_info >= MIN_PYTHON
+    yield Check("python", python, platform.python_version(), do="install Python 3.11 or newer")
+    yield from _packages()
+    yield from _torch()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    yield Check("cores", True, str(len(cores)))
+    memory = psutil.virtual_memory()
+    yield Check(
+        "memory",
+        memory.available >= MIN_MEMORY,
+        f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free",
+        do=f"free {MIN_MEMORY / 1e9:.1f} GB: end other programs, or take a larger machine",
+    )
+    yield from _disk(folder)
+    yield _port(port)
+    yield from _hub_and_clock()
+
+
+def _packages() -> Iterator[Check]:
+    """Compare what is installed with the ranges that this package declares."""
+    wrong: list[str] = []
+    extras: dict[str, Requirement] = {}
+    count = 0
+    for line in importlib.metadata.requires("gossamer") or []:
+        wanted = Requirement(line)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            extras.setdefault(wanted.name, wanted)
+            continue
+        count += 1
+        found = _version(wanted.name)
+        if found is None or not wanted.specifier.contains(found, prereleases=True):
+            wrong.append(f"{wanted.name} {found or 'missing'}, wants {wanted.specifier}")
+    remedy = "pip install --upgrade gossamer, or pip install --editable . in a checkout"
+    yield Check("packages", not wrong, "; ".join(wrong) or f"all {count} within their ranges", do=remedy)
+    for extra in EXTRAS:
+        found = _version(extra)
+        fits = found is not None and (extra not in extras or extras[extra].specifier.contains(found, prereleases=True))
+        install = f"pip install 'gossamer[{extra}]'"
+        text = "not installed" if found is None else found if fits else f"{found}, wants {extras[extra].specifier}"
+        yield Check(extra, fits, text, needed=False, do=f"only if you want it: {install}")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _torch() -> Iterator[Check]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: one of its libraries cannot be loaded
+        yield Check("torch", False, str(error), do="pip install torch")
+        return
+    yield Check("torch", True, torch.__version__)
+    driver = _driver()
+    if driver:
+        yield Check("gpu driver", True, driver)
+    count = torch.cuda.device_count()
+    names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
+    if count:
+        yield Check("gpu", True, names)
+    elif driver and torch.version.cuda is None:
+        remedy = "install the CUDA build of torch that its site names for this driver"
+        yield Check("gpu", False, "there is one, but this torch is built for the CPU", needed=False, do=remedy)
+    elif driver:
+        remedy = f"update the driver to one that serves CUDA {torch.version.cuda}, or give the container its GPUs"
+        yield Check("gpu", False, "there is a driver, but torch sees no device", needed=False, do=remedy)
+    else:
+        yield Check("gpu", False, "none that torch sees: the CPU is used", needed=False, do="fine for small models")
+
+
+def _driver() -> str:
+    """Return NVIDIA's own line on its driver; empty where there is none."""
+    try:
+        line = (NVIDIA / "version").read_text().partition("\n")[0]
+    except OSError:
+        return ""
+    return " ".join(line.removeprefix("NVRM version:").split())
+
+
+def _disk(folder: Path) -> Iterator[Check]:
+    existing = _existing(folder)
+    free = shutil.disk_usage(existing).free
+    remedy = f"free {MIN_DISK / 1e9:.0f} GB, or choose a folder on another disk with --state"
+    yield Check("disk", free >= MIN_DISK, f"{free / 1e9:.1f} GB free at {existing}", do=remedy)
+    writable = os.access(existing, os.W_OK | os.X_OK)
+    text = f"{existing} is {'' if writable else 'not '}writable"
+    yield Check("state folder", writable, text, do="choose another with --state, or change its owner")
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+
+
+def _port(port: int) -> Check:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))  # as a node that others shall reach would
+        except OSError as error:
+            remedy = "choose another port, or end what listens there (ss -ltnp shows it)"
+            return Check("port", False, f"cannot listen on {port}: {error.strerror}", do=remedy)
+        return Check("port", True, f"{probe.getsockname()[1]} can be bound")
+
+
+def _hub_and_clock() -> Iterator[Check]:
+    """Ask the model hub, which says what time it is, too."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # transformers, too, takes it from there
+
+    remedy = "models have to be folders here, or in the hub's cache already; HF_ENDPOINT names a mirror"
+    if constants.HF_HUB_OFFLINE:
+        yield Check("model hub", True, "not asked: HF_HUB_OFFLINE is set")
+        yield clock(None)
+        return
+    try:
+        date = httpx.head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S).headers.get("date", "")
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        yield Check("model hub", False, f"{constants.ENDPOINT}: {error}", needed=False, do=remedy)
+        yield clock(None)
+        return
+    yield Check("model hub", True, f"{constants.ENDPOINT} answers")
+    try:
+        yield clock(time.time() - email.utils.parsedate_to_datetime(date).timestamp())
+    except ValueError:  # no date, or none that can be read
+        yield clock(None)
+
+
+def clock(ahead: float | None) -> Check:
+    """Return the finding on this machine's clock, which is `ahead` seconds before another one, if one was asked."""
+    remedy = "let chrony or systemd-timesyncd keep it: peers drop what is dated ten minutes ahead"
+    if ahead is not None and abs(ahead) > MAX_CLOCK_ERROR_S:
+        side = "ahead of" if ahead > 0 else "behind"
+        return Check("clock", False, f"{abs(ahead):.0f} s {side} the model hub's", do=remedy)
+    if ahead is not None:
+        return Check("clock", True, "within a minute of the model hub's")
+    state = _clock_state()
+    if state is None:
+        return Check("clock", True, "nobody here to compare it with")
+    kept = state != TIME_ERROR
+    text = "kept by a time service" if kept else "nobody keeps it, as far as the kernel knows"
+    return Check("clock", kept, text, needed=False, do=remedy)
+
+
+def _clock_state() -> int | None:
+    """Return what adjtimex(2) says of the clock; None where there is no such call."""
+    adjtimex = getattr(ctypes.CDLL(None), "adjtimex", None)
+    if adjtimex is None:
+        return None
+    state = int(adjtimex(ctypes.create_string_buffer(512)))  # a struct timex of zeros: nothing is to be changed
+    return None if state < 0 else state
+
+
+def examine_model(model: str, folder: Path) -> Iterator[Check]:
+    """Yield what a node takes with `model` on each device here, and on the disk that holds `folder`.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    from node.detection import detect_machine, measure_model
+
+    size = BUILTIN_SIZE if model == "builtin" else measure_model(model)
+    yield Check(
+        "model", True, f"{size.parameters / 1e6:.4g} M parameters in {size.layers} layers, {size.vocabulary} words"
+    )
+    machines = [detect_machine("cpu")]
+    if (gpu := detect_machine()).gpu:
+        machines.insert(0, gpu)
+    for machine in machines:
+        yield from _fit(model, size, machine)
+    yield _checkpoints(size, _preset_config(model, size, machines[0]), folder)
+
+
+def _preset_config(model: str, size: ModelSize, machine: Machine) -> NodeConfig:
+    choices = preset(size, machine)
+    return fill(parse_config({"policy": {"model": model}}), {key: choice.value for key, choice in choices.items()})
+
+
+def _fit(model: str, size: ModelSize, machine: Machine) -> Iterator[Check]:
+    device = "gpu" if machine.gpu else "cpu"
+    config = _preset_config(model, size, machine)
+    parts = footprint(size, config, bf16=machine.bf16, gpu_memory=machine.memory if machine.gpu else 0)
+    for part in parts:
+        yield Check(f"{device} {part.name}", True, f"{part.bytes / 1e9:6.2f} GB  {part.why}")
+    need = peak(parts)
+    what = "adapters" if config.policy.lora.r else "all weights"
+    text = f"{need / 1e9:6.2f} GB  of {machine.memory / 1e9:.1f} GB, training {what} as --model sets it"
+    yield Check(f"{device} together", need <= machine.memory, text, needed=False, do=_advice(config))
+    for key, choice in preset(size, machine).items():
+        yield Check(f"{device} set", True, f"{key}={choice.value}  # {choice.reason}")
+
+
+def _advice(config: NodeConfig) -> str:
+    """Return what to try first where a node with `config`, a preset, does not fit."""
+    trainer = config.trainer
+    if trainer.gradient_checkpointing:
+        return "choose a smaller model"
+    return (
+        f"set trainer.gradient_checkpointing=true and trainer.tokens_per_batch={trainer.tokens_per_batch // 2}, "
+        "or choose a smaller model"
+    )
+
+
+def _checkpoints(size: ModelSize, config: NodeConfig, folder: Path) -> Check:
+    """Return whether checkpoints, and the pool, fit on the disk; while one is written there is one more."""
+    from node.footprint import adapter_parameters
+
+    trainer, rank = config.trainer, config.policy.lora.r
+    trained = adapter_parameters(size, rank) if rank else size.parameters
+    full = min(trainer.save_full, trainer.save_total_limit)
+    need = trained * (FULL * (full + 1) + WEIGHTS * (trainer.save_total_limit - full)) + config.pool.max_bytes
+    free = shutil.disk_usage(_existing(folder)).free
+    text = f"{need / 1e9:6.2f} GB  of {free / 1e9:.1f} GB free, for {trainer.save_total_limit} checkpoints and the pool"
+    remedy = "set trainer.save_total_limit=1, or choose another disk with --state"
+    return Check("disk together", need <= free, text, needed=False, do=remedy)
+
+
+def examine_node(folder: Path) -> Iterator[Check]:
+    """Yield what the node in `folder` needs, and how it does if it runs; nothing where there is none."""
+    if not (folder / "config.json").exists():
+        return
+    try:
+        config = load_config(folder / "config.json")
+    except UserError as error:
+        yield Check(
+            "settings", False, str(error), do=f"gossamer node --state {folder} --forget all, and set them again"
+        )
+        return
+    yield from _engine(config)
+    yield from _swarm(config, folder)
+    yield from _running(folder)
+
+
+def _engine(config: NodeConfig) -> Iterator[Check]:
+    if config.role == "train" and config.engine.kind == "vllm":
+        python = config.engine.vllm.python
+        there = shutil.which(python) is not None if python else _version("vllm") is not None
+        remedy = "pip install 'gossamer[vllm]', or name an interpreter that has it in engine.vllm.python"
+        text = f"{python or 'this interpreter'} {'is there' if there else 'is not there, or has none'}"
+        yield Check("engine vllm", there, text, do=remedy)
+
+
+def _swarm(config: NodeConfig, folder: Path) -> Iterator[Check]:
+    """Compare the swarm's manifest with what is here: the protocol, and the tasks to the bit."""
+    from node.founding import adopt_tasks, load_manifest
+    from protocol.wire.version import MAJOR, VERSION, said
+
+    try:
+        manifest = load_manifest(folder)
+    except UserError as error:
+        yield Check("swarm", False, str(error), do="join it again with an invite")
+        return
+    if manifest is None:
+        return
+    same = manifest.protocol_version >> 8 == MAJOR
+    text = f"{manifest.name!r}, founded on protocol {said(manifest.protocol_version)}; this is {said(VERSION)}"
+    yield Check("swarm", same, text, do="install the version of gossamer that the swarm runs")
+    if config.role == "train":
+        try:
+            adopted = adopt_tasks(manifest, config.tasks)
+        except UserError as error:
+            yield Check("swarm's tasks", False, str(error), do="install what the task needs, in the swarm's version")
+        else:
+            yield Check(
+                "swarm's tasks", True, f"{', '.join(task.name for task in adopted)}: as the swarm's, to the bit"
+            )
+
+
+def _running(folder: Path) -> Iterator[Check]:
+    """Ask the node that runs in `folder`, if one does: only others know whether it can be dialled."""
+    from node.peering import agent
+    from node.telemetry.status_server import ask
+
+    try:
+        tree = ask(folder)
+    except UserError as error:
+        yield Check("node", True, str(error), needed=False)
+        return
+    if tree["failure"]:
+        yield Check("network", False, tree["failure"], do="start the node again")
+    peers = tree["peers"]
+    remedy = "check network.seeds or the invite, and that a firewall lets this machine dial out"
+    yield Check("peers", bool(peers), f"{len(peers)} live, {tree['counters']['known_peers']} known", False, remedy)
+    if tree["refusal"]:
+        remedy = "ask the swarm's owner for an invite, and gossamer join with it"
+        yield Check("admitted", False, f"its peers do not admit it: {tree['refusal']}", do=remedy)
+    if tree["twin"]:
+        yield Check(
+            "identity", False, f"another process runs with this key, at {printable(tree['twin'])}", do="stop one"
+        )
+    remedy = (
+        "forward the port, set network.advertise to where it is seen, open the firewall; it works without, by dialling"
+    )
+    yield Check("seen by peers", bool(tree["dialable"]), reachability(tree), needed=False, do=remedy)
+    versions = Counter(peer["agent"] for peer in peers)
+    if versions:
+        text = ", ".join(f"{printable(name)} at {count}" for name, count in versions.most_common(4))
+        newer = set(versions) <= {agent()}
+        yield Check("versions", newer, f"peers run {text}; this is {agent()}", False, "update whoever is behind")
+
+
+def reachability(tree: Tree) -> str:
+    """Say how peers see the node of this /status, and whether they could dial it."""
+    if not tree["seen_at"]:
+        return "no peer on another machine has said where it sees this node"
+    asked = tree["dialable_asked"]
+    peers = "the one peer" if asked == 1 else f"the {asked} peers"
+    said = "can be dialled there" if tree["dialable"] else f"cannot be dialled there, by {peers} asked: it dials"
+    return f"at {tree['seen_at']}, {said}"
+
+
+def printable(text: str) -> str:
+    """Return `text` without what a terminal would act upon."""
+    return "".join(character if character.isprintable() else "?" for character in text)

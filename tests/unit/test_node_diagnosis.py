@@ -1,0 +1,151 @@
+"""What `gossamer doctor` finds, and what it says to do about it."""
+
+import json
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from node import diagnosis
+from node.cli.app import run
+from node.diagnosis import Check, examine, examine_node
+from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
+from protocol.identity import Identity
+
+
+def found(name: str, checks: object) -> Check:
+    (one,) = [check for check in checks if check.name == name]  # type: ignore[attr-defined]
+    return one
+
+
+@pytest.mark.parametrize(
+    ("requires", "ok", "says"),
+    [
+        (["pydantic>=2"], True, "all 1 within their ranges"),
+        (["pydantic>=99"], False, "pydantic "),
+        (["no-such-thing>=1"], False, "no-such-thing missing, wants >=1"),
+        (['no-such-thing>=1; extra == "dev"'], True, "all 0"),
+        (['no-such-thing>=1; sys_platform == "amiga"'], True, "all 0"),
+    ],
+)
+def test_what_is_installed_is_held_against_what_is_declared(
+    requires: list[str], ok: bool, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: requires)
+    check = found("packages", examine(0, tmp_path))
+    assert check.ok == ok and says in check.text and check.needed
+
+
+def test_an_extra_of_another_version_is_worth_knowing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ['reasoning-gym>=99; extra == "reasoning-gym"'])
+    check = found("reasoning-gym", examine(0, tmp_path))
+    assert not check.ok and not check.needed and "wants >=99" in check.text and "pip install" in check.do
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., object]) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(httpx, "head", answer)
+
+
+@pytest.mark.parametrize(
+    ("behind", "ok", "says"), [(0, True, "within a minute"), (3600, False, "3600 s ahead of"), (-90, False, "s behind")]
+)
+def test_the_hub_says_what_time_it_is(
+    behind: int, ok: bool, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = float(int(time.time()))
+    monkeypatch.setattr(time, "time", lambda: now)
+    date = formatdate(int(now) - behind, usegmt=True)
+    hub(monkeypatch, lambda *_, **__: SimpleNamespace(headers={"date": date}))
+    checks = list(examine(0, tmp_path))
+    assert found("model hub", checks).ok
+    check = found("clock", checks)
+    assert check.ok == ok and says in check.text and ("chrony" in check.do) != ok
+
+
+@pytest.mark.parametrize(("state", "ok"), [(0, True), (5, False), (None, True)])
+def test_without_a_hub_the_kernel_says_whether_anybody_keeps_the_clock(
+    state: int | None, ok: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    hub(monkeypatch, unreachable)
+    monkeypatch.setattr(diagnosis, "_clock_state", lambda: state)
+    checks = list(examine(0, tmp_path))
+    assert not found("model hub", checks).ok and not found("model hub", checks).needed
+    assert found("clock", checks).ok == ok and not (found("clock", checks).needed and not ok)
+
+
+def test_a_driver_that_torch_makes_no_use_of_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86\nGCC version: 12\n")
+    monkeypatch.setattr(diagnosis, "NVIDIA", tmp_path)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.version.cuda", None)
+    checks = list(examine(0, tmp_path))
+    assert found("gpu driver", checks).text == "NVIDIA UNIX x86_64 Kernel Module 570.86"
+    assert "built for the CPU" in found("gpu", checks).text and "CUDA build" in found("gpu", checks).do
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    assert "CUDA 13.0" in found("gpu", examine(0, tmp_path)).do
+
+
+@pytest.mark.parametrize(
+    ("version", "ok", "says"), [(0, True, "builtin/sums: as the swarm's"), (9, False, "builtin/sums")]
+)
+def test_the_swarms_tasks_and_protocol_are_held_against_what_is_here(
+    version: int, ok: bool, says: str, tmp_path: Path
+) -> None:
+    from node.config import TaskConfig
+    from node.founding import describe_tasks, save_manifest
+
+    (described,) = describe_tasks([TaskConfig(name="builtin/sums")])
+    if version:
+        described = ManifestTask(described.name, version, described.config, described.options)
+    save_manifest(tmp_path, make_manifest(Identity(bytes(32)), "club", 1, Policy.OPEN, [described]))
+    (tmp_path / "config.json").write_text('{"tasks": [{"name": "builtin/sums"}]}')
+    checks = list(examine_node(tmp_path))
+    assert found("swarm", checks).ok and "'club', founded on protocol 2.0" in found("swarm", checks).text
+    assert found("swarm's tasks", checks).ok == ok and says in found("swarm's tasks", checks).text
+    assert "no node is running" in found("node", checks).text
+
+
+def test_settings_and_a_manifest_that_are_damaged_are_findings(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "manifest.bin").write_bytes(b"x")
+    assert not found("swarm", examine_node(tmp_path)).ok
+    (tmp_path / "config.json").write_text("[]")
+    assert "--forget all" in found("settings", examine_node(tmp_path)).do
+
+
+def test_what_has_to_be_mended_makes_it_fail_and_json_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    findings = [
+        Check("a", True, "1"),
+        Check("b", False, "2", needed=False, do="maybe"),
+        Check("c", False, "3", do="must"),
+    ]
+    monkeypatch.setattr("node.cli.doctor.examine", lambda *_: iter(findings))
+    arguments = ["doctor", "--state", str(tmp_path)]
+    assert run(arguments, debug=False) == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["✓", "a", "1"],
+        ["!", "b", "2"],
+        ["→", "maybe"],
+        ["✗", "c", "3"],
+        ["→", "must"],
+        [],
+        ["to", "be", "mended:", "c;", "1", "worth", "knowing"],
+    ]
+    assert run([*arguments, "--json"], debug=False) == 1
+    told = json.loads(capfd.readouterr().out)
+    assert not told["ok"] and [check["do"] for check in told["checks"]["This machine"]] == ["", "maybe", "must"]
+    findings.pop()
+    assert run(arguments, debug=False) == 0
