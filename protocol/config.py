@@ -135,7 +135,7 @@ class Timing:
     The probe and suspicion constants follow SWIM (Das, Gupta, Motivala 2002) and Lifeguard
     (Dadgar, Phillips, Currey 2018), on live links only. A live peer that was heard within
     `probe_interval` is not probed at all. One that is silent longer costs a ping; when no answer
-    comes within `probe_timeout`, helpers are asked and have as long again; then it is suspected
+    comes within `probe_timeout`, it is pinged again and has as long again; then it is suspected
     for `suspicion_max`, or less with each independent confirmation, down to `suspicion_min`.
 
         a dead peer is dropped within   probe_interval + 2 x probe_timeout + suspicion_max

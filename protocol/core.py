@@ -251,20 +251,20 @@ class Core:
         return [OtherVersion(self._subject(link), theirs), *actions] if news else actions
 
     def _item(self, node: NodeId, frame: bytes, envelope: Envelope, now: Instant) -> list[CoreAction]:
-        actions = self._members(self.membership.heard(node, now), now)
+        self.membership.heard(node, now)
         signer = node_id(envelope.public_key)
         if refusal := self._item_refusal(signer, envelope, now):
             # The stamp is its signer's. Whoever passed it on kept a promise, and its clock may differ from ours.
             self.gossip.duplicate(node, envelope.item_id)
             blamed = node if node == signer and refusal == "stale" else None
-            return actions + self._offence(refusal, self.membership.link_of(node), blamed, now)
+            return self._offence(refusal, self.membership.link_of(node), blamed, now)
         if len(envelope.body) < TOPIC_BYTES:
             raise MessageError("malformed", "item")
         if len(envelope.body) > CHUNK_BYTES:
             raise MessageError("oversized", "an item of several chunks in one frame")
         topic = envelope.body[:TOPIC_BYTES]
         item = Item(envelope.item_id, signer, envelope.time_ms / 1000, topic, frame)
-        return actions + self._items(self.gossip.handle(Got(node, item), now), now)
+        return self._items(self.gossip.handle(Got(node, item), now), now)
 
     def _item_refusal(self, signer: NodeId, header: Header, now: Instant) -> str:
         age = now.unix - header.time_ms / 1000
@@ -317,7 +317,7 @@ class Core:
         if self.membership.live_node(link) == sender:
             if envelope.kind != Kind.CHUNK:
                 self._sequences.set(link, envelope.sequence)
-            actions += self._members(self.membership.heard(sender, now), now)
+            self.membership.heard(sender, now)
         return actions
 
     def _ask_manifest(self, node: NodeId, now: Instant) -> list[CoreAction]:

@@ -1,11 +1,9 @@
-"""Which live peers still answer. A pure state machine after SWIM and Lifeguard, on links that exist.
+"""Failure detector: which live peers still answer. A pure state machine after SWIM and Lifeguard, on links that exist.
 
     WELL     heard within probe_interval
       | silent for probe_interval: ping it                                    any frame from it --> WELL
     PINGED
-      | silent for probe_timeout: ask up to HELPERS other peers to probe it
-    ASKED
-      | nobody reached it within probe_timeout
+      | silent for probe_timeout: ping it again, `PINGS` times in all
     SUSPECT  the others are told; pinged on
       | silent for the suspicion time
     (dead)   dropped by us
@@ -13,13 +11,18 @@
 Rules
  1. The suspicion time is Lifeguard's: from suspicion_max down to suspicion_min as peers confirm
     that they do not hear the subject either, logarithmically in their number.
- 2. A helper that finds the subject alive clears it. When only helpers hear it, `MAX_INDIRECT`
-    times in a row, the link is at fault: it is cut, and the subject is not called dead.
- 3. A helper answers in any case (Lifeguard's nack). When none does, the fault is probably ours:
+ 2. A newer record of the subject, which only it can have signed, clears it. When only others hear it,
+    `MAX_VOUCHED` times in a row, the link is at fault: it is cut, and the subject is not called dead.
+ 3. When nobody else was heard either since the subject was first pinged, the fault is probably ours:
     our health score rises, and with it every probe's time, up to `MAX_HEALTH` + 1 times. It falls
     with each probe that is answered in time, and rises when somebody suspects us.
  4. The time during which we were not run ourselves is nobody's silence: `now` stands still in it
     (see `protocol.config.AwakeClock`).
+
+Left out: SWIM's ping-req, which asks others to probe the subject. A node has a link to 12 of its swarm, so beyond some
+tens of nodes hardly anybody who could be asked has one to the subject (docs/results/protocol.md has the figures); and
+a link's own connection and heartbeats tell more than a stranger can. What would reopen it: links that are chosen so
+that neighbours share neighbours.
 """
 
 import math
@@ -30,14 +33,12 @@ from enum import Enum, auto
 from protocol.config import Timing
 from protocol.events import Send
 from protocol.identity import NodeId
-from protocol.wire.messages import Ping, Probe, Probed, Reach
+from protocol.wire.messages import Ping
 
-HELPERS = 3  # k of SWIM: with 3, a message lost in ten lets one probe in 1e4 fail that should not
+PINGS = 2  # before a suspicion: with one message in ten lost, both go unanswered once in 28 times
 CONFIRMATIONS = 3  # K of Lifeguard: more confirmations than these shorten a suspicion no further
 MAX_HEALTH = 4  # S of Lifeguard: a probe may take 5 times its usual time
-MAX_INDIRECT = 3
-MAX_ERRANDS = 64
-ERRAND_PATIENCE = 0.7  # of probe_timeout: the answer has to be back in time
+MAX_VOUCHED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,6 @@ class State(Enum):
 
     WELL = auto()
     PINGED = auto()
-    ASKED = auto()
     SUSPECT = auto()
 
 
@@ -80,22 +80,13 @@ class _Subject:
     since: float = 0.0
     pinged: float = 0.0
     token: int = 0
-    helpers: int = 0
-    answers: int = 0
-    indirect: int = 0
+    pings: int = 0
+    vouched: int = 0
     rtt: float | None = None
     confirmers: dict[NodeId, None] = field(default_factory=dict)
 
     def enter(self, state: State, now: float) -> None:
         self.state, self.since = state, now
-
-
-@dataclass(frozen=True, slots=True)
-class _Errand:
-    asker: NodeId
-    token: int
-    node: NodeId
-    due: float
 
 
 class Detector:
@@ -105,7 +96,6 @@ class Detector:
         self._timing = timing
         self._rng = rng
         self._subjects: dict[NodeId, _Subject] = {}
-        self._errands: list[_Errand] = []
         self.health = 0  # 0 is best
 
     @property
@@ -128,20 +118,18 @@ class Detector:
     def down(self, node: NodeId) -> None:
         """A peer is no longer live."""
         self._subjects.pop(node, None)
-        self._errands = [errand for errand in self._errands if node not in (errand.asker, errand.node)]
 
-    def heard(self, node: NodeId, now: float) -> list[DetectorAction]:
+    def heard(self, node: NodeId, now: float) -> None:
         """Something came from the peer itself."""
         subject = self._subjects.get(node)
         if subject is None:
-            return []
+            return
         subject.heard = now
-        subject.indirect = 0
+        subject.vouched = 0
         if subject.state is not State.WELL:
-            if subject.state is State.PINGED:
+            if subject.state is State.PINGED and subject.pings == 1:
                 self.health = max(0, self.health - 1)
             self._clear(subject)
-        return self._report_back(node) if self._errands else []
 
     def pong(self, node: NodeId, token: int, now: float) -> None:
         """The peer answered a ping."""
@@ -155,21 +143,9 @@ class Detector:
         if subject is None or subject.state is State.WELL:
             return []
         subject.heard = now
-        subject.indirect += 1
+        subject.vouched += 1
         self._clear(subject)
-        return [Cut(node)] if subject.indirect >= MAX_INDIRECT else []
-
-    def probed(self, token: int, reach: Reach, helper: NodeId, now: float) -> list[DetectorAction]:
-        """A helper answered."""
-        for node, subject in self._subjects.items():
-            if subject.token == token and subject.state in (State.ASKED, State.SUSPECT):
-                subject.answers += 1
-                if reach is Reach.ALIVE:
-                    return self.vouched(node, now)
-                if reach is Reach.SILENT:
-                    self.confirmed(node, helper)
-                return []
-        return []
+        return [Cut(node)] if subject.vouched >= MAX_VOUCHED else []
 
     def confirmed(self, node: NodeId, by: NodeId) -> None:
         """A peer says that it does not hear the subject either; of no weight while we do."""
@@ -181,19 +157,6 @@ class Detector:
         """Somebody suspects us: we are slow, or our messages are lost."""
         self.health = min(MAX_HEALTH, self.health + 1)
 
-    def errand(self, asker: NodeId, token: int, node: NodeId, now: float) -> list[DetectorAction]:
-        """A peer asks whether we can reach `node`."""
-        subject = self._subjects.get(node)
-        if subject is None:
-            return [Send(asker, Probed(token, Reach.UNLINKED))]
-        if now - subject.heard < self._timing.probe_timeout:
-            return [Send(asker, Probed(token, Reach.ALIVE))]
-        if len(self._errands) >= MAX_ERRANDS:
-            return []
-        due = now + ERRAND_PATIENCE * self._timing.probe_timeout
-        self._errands.append(_Errand(asker, token, node, due))
-        return [self._ping(node, subject, now)]
-
     def tick(self, now: float) -> list[DetectorAction]:
         """Time has passed."""
         actions: list[DetectorAction] = []
@@ -201,10 +164,6 @@ class Detector:
         for node, subject in list(self._subjects.items()):
             if subject.state is not State.WELL or subject.heard <= fresh:
                 actions += self._advance(node, subject, now)
-        if self._errands:
-            late = [errand for errand in self._errands if errand.due <= now]
-            self._errands = [errand for errand in self._errands if errand.due > now]
-            actions += [Send(errand.asker, Probed(errand.token, Reach.SILENT)) for errand in late]
         return actions
 
     def _advance(self, node: NodeId, subject: _Subject, now: float) -> list[DetectorAction]:
@@ -214,19 +173,18 @@ class Detector:
         match subject.state:
             case State.WELL if now - subject.heard >= timing.probe_interval:
                 subject.enter(State.PINGED, now)
+                subject.pings = 0
                 return [self._ping(node, subject, now)]
-            case State.PINGED if waited >= patience:
-                subject.enter(State.ASKED, now)
-                return self._ask(node, subject)
-            case State.ASKED if waited >= patience:
-                if subject.helpers and not subject.answers:
-                    self.health = min(MAX_HEALTH, self.health + 1)
+            case State.PINGED if waited >= PINGS * patience:
                 subject.enter(State.SUSPECT, now)
+                self._doubt_ourselves(node, now - waited)
                 return [Suspect(node)]
+            case State.PINGED if waited >= subject.pings * patience:
+                return [self._ping(node, subject, now)]
             case State.SUSPECT if waited >= self._suspicion(subject):
                 return [Dead(node)]
             case State.SUSPECT if now - subject.pinged >= timing.probe_interval:
-                return [self._ping(node, subject, now), *self._ask(node, subject)]
+                return [self._ping(node, subject, now)]
         return []
 
     def _suspicion(self, subject: _Subject) -> float:
@@ -236,20 +194,15 @@ class Detector:
 
     def _ping(self, node: NodeId, subject: _Subject, now: float) -> Send:
         subject.pinged = now
+        subject.pings += 1
         subject.token = self._rng.getrandbits(32)
         return Send(node, Ping(subject.token))
 
-    def _ask(self, node: NodeId, subject: _Subject) -> list[DetectorAction]:
-        able = [other for other, one in self._subjects.items() if other != node and one.state is State.WELL]
-        helpers = self._rng.sample(able, min(HELPERS, len(able)))
-        subject.helpers, subject.answers = len(helpers), 0
-        return [Send(helper, Probe(subject.token, node)) for helper in helpers]
+    def _doubt_ourselves(self, node: NodeId, since: float) -> None:
+        others = [subject for other, subject in self._subjects.items() if other != node]
+        if others and all(subject.heard < since for subject in others):
+            self.health = min(MAX_HEALTH, self.health + 1)
 
     def _clear(self, subject: _Subject) -> None:
         subject.state = State.WELL
         subject.confirmers.clear()
-
-    def _report_back(self, node: NodeId) -> list[DetectorAction]:
-        found = [errand for errand in self._errands if errand.node == node]
-        self._errands = [errand for errand in self._errands if errand.node != node]
-        return [Send(errand.asker, Probed(errand.token, Reach.ALIVE)) for errand in found]

@@ -88,8 +88,6 @@ from protocol.wire.messages import (
     Peers,
     Ping,
     Pong,
-    Probe,
-    Probed,
     Revocations,
     Rumour,
     Status,
@@ -196,9 +194,9 @@ class Membership:
         """Tell whether the link is about to be closed with a goodbye: what still comes is nobody's fault."""
         return self._links.is_parting(link)
 
-    def heard(self, node: NodeId, now: Instant) -> list[MembershipAction]:
+    def heard(self, node: NodeId, now: Instant) -> None:
         """Note that a live peer said something."""
-        return self._carry_out(self._detector.heard(node, now.steady), now)
+        self._detector.heard(node, now.steady)
 
     def handle(self, event: MembershipEvent, now: Instant) -> list[MembershipAction]:
         """Advance by one event.
@@ -254,12 +252,6 @@ class Membership:
                 return [Send(link, Pong(Ping.decode(body).token))]
             case Kind.PONG:
                 self._detector.pong(sender, Ping.decode(body).token, now.steady)
-            case Kind.PROBE:
-                probe = Probe.decode(body)
-                return self._carry_out(self._detector.errand(sender, probe.token, probe.node, now.steady), now)
-            case Kind.PROBED:
-                probed = Probed.decode(body)
-                return self._carry_out(self._detector.probed(probed.token, probed.reach, sender, now.steady), now)
             case Kind.NEWS:
                 return self._rumours.take(sender, News.decode(body), now)
             case Kind.DIAL_BACK:

@@ -45,7 +45,10 @@ _DOMAIN = b"gossamer/envelope/2\x00"
 
 
 class Kind(IntEnum):
-    """What a body is. A number that is not listed is ignored, so that newer nodes may say more."""
+    """What a body is. A number that is not listed is ignored, so that newer nodes may say more.
+
+    8 and 9 were indirect probes, which no released version of the protocol has.
+    """
 
     HELLO = 1
     PEERS = 2
@@ -54,8 +57,6 @@ class Kind(IntEnum):
     ANNOUNCE = 5
     PULL = 6
     ITEM = 7
-    PROBE = 8
-    PROBED = 9
     NEWS = 10
     GOODBYE = 11
     DIGEST = 12

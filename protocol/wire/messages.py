@@ -124,54 +124,6 @@ class Pong(Ping):
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """Asks whether the receiver can reach `node` (SWIM's ping-req)."""
-
-    kind: ClassVar[Kind] = Kind.PROBE
-    token: int
-    node: NodeId
-
-    def encode(self) -> bytes:
-        """Return the body's bytes."""
-        return pack([self.token, id_bytes(self.node)])
-
-    @classmethod
-    def decode(cls, body: bytes) -> "Probe":
-        """Read a body."""
-        token, node = unpack(body, 2, error=MessageError, max_bytes=NODE_ID_BYTES)
-        _check(is_uint(token) and is_bytes(node, NODE_ID_BYTES))
-        return cls(token, id_of_bytes(node))
-
-
-class Reach(IntEnum):
-    """What a probe found."""
-
-    ALIVE = 0
-    SILENT = 1  # Lifeguard's nack: the prober works, its target does not answer it
-    UNLINKED = 2  # the prober has no link to the target
-
-
-@dataclass(frozen=True, slots=True)
-class Probed:
-    """The answer to a `Probe` with that token."""
-
-    kind: ClassVar[Kind] = Kind.PROBED
-    token: int
-    reach: Reach
-
-    def encode(self) -> bytes:
-        """Return the body's bytes."""
-        return pack([self.token, int(self.reach)])
-
-    @classmethod
-    def decode(cls, body: bytes) -> "Probed":
-        """Read a body."""
-        token, reach = unpack(body, 2, error=MessageError)
-        _check(is_uint(token) and is_uint(reach, max(Reach)))
-        return cls(token, Reach(reach))
-
-
-@dataclass(frozen=True, slots=True)
 class DialBack:
     """Asks at which address the receiver sees the sender, and whether it can be dialled there, at `port` (0: not)."""
 

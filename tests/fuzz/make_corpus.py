@@ -27,11 +27,8 @@ from protocol.wire.messages import (
     News,
     Peers,
     Ping,
-    Probe,
-    Probed,
     Pull,
     PullChunks,
-    Reach,
     Revocations,
     Rumour,
     Status,
@@ -61,8 +58,6 @@ def inputs() -> list[bytes]:
         Hello(record.encoded, needy=True).encode(),
         Peers((record.encoded,)).encode(),
         Ping(7).encode(),
-        Probe(7, OTHER.node_id).encode(),
-        Probed(7, Reach.SILENT).encode(),
         News((Rumour(OTHER.node_id, 1 << 16, Status.DEAD),)).encode(),
         Goodbye("full").encode(),
         Digest((record.summary,)).encode(),
@@ -96,7 +91,7 @@ def main() -> None:
     folder = Path(__file__).parent / "corpus"
     folder.mkdir(exist_ok=True)
     for number, data in enumerate(inputs()):
-        target = number if number < len(TARGETS) else 18
+        target = number if number < len(TARGETS) else 16
         (folder / f"{number:02}").write_bytes(bytes([target]) + data)
 
 

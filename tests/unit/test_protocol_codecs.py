@@ -63,11 +63,8 @@ from protocol.wire.messages import (
     News,
     Peers,
     Ping,
-    Probe,
-    Probed,
     Pull,
     PullChunks,
-    Reach,
     Revocations,
     Rumour,
     Status,
@@ -90,7 +87,7 @@ values = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=12,
 )
-BODIES = [Hello, Peers, Ping, Probe, Probed, News, Goodbye, Digest, Announce, Interest, Manifest, Pull]
+BODIES = [Hello, Peers, Ping, News, Goodbye, Digest, Announce, Interest, Manifest, Pull]
 BODIES += [AskRevocations, Revocations]
 BODIES += [ItemOutline, PullChunks, ItemChunk]
 BODIES += [DialBack, DialledBack]
@@ -188,8 +185,6 @@ def test_signed_nonsense_raises_only_the_typed_error(payload: bytes) -> None:
 @example(msgpack.packb([b"x" * 32, [1], b"t" * 7, b"s" * 4]), Announce)
 @example(msgpack.packb([b"x" * 32, [-1], b"t" * 8, b"s" * 4]), Announce)
 @example(msgpack.packb([b"x" * 32, [MAX_FRAME_BYTES + 1], b"t" * 8, b"s" * 4]), Announce)
-@example(msgpack.packb([1, b"x" * 19]), Probe)
-@example(msgpack.packb([1, 3]), Probed)
 @example(msgpack.packb([[[b"x" * 20, 1, 9]]]), News)
 @example(msgpack.packb([[[b"x" * 20, 1]]]), News)
 @example(msgpack.packb(["no such name!"]), Goodbye)
@@ -212,8 +207,6 @@ def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
     | st.builds(Peers, st.lists(st.binary(max_size=300), max_size=MAX_RECORDS).map(tuple))
     | st.builds(Ping, uint64)
     | st.builds(Announce, st.lists(entries, max_size=20).map(tuple))
-    | st.builds(Probe, uint64, nodes)
-    | st.builds(Probed, uint64, st.sampled_from(Reach))
     | st.builds(News, st.lists(st.builds(Rumour, nodes, uint64, st.sampled_from(Status)), max_size=MAX_NEWS).map(tuple))
     | st.builds(DialBack, st.integers(0, 0xFFFF))
     | st.builds(DialledBack, st.sampled_from(["", "198.41.0.4", "fe80::1%eth0"]), st.integers(0, 0xFFFF), st.booleans())

@@ -4,7 +4,7 @@ import itertools
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.config import LAN, NOT_KEPT, Instant, Limits, OpenGate, Setup
@@ -43,7 +43,7 @@ from protocol.membership.dissemination import DIAL_YIELD_S
 from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS, MAX_PARTING
 from protocol.membership.membership import EVICT_INTERVAL_S, TICK_S, Membership
 from protocol.wire.envelope import Kind
-from protocol.wire.messages import Digest, Goodbye, Hello, News, Peers, Ping, Pong, Probe, Probed, Reach, Rumour, Status
+from protocol.wire.messages import Digest, Goodbye, Hello, News, Peers, Ping, Pong, Rumour, Status
 
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0
@@ -81,11 +81,11 @@ def address(identity: Identity) -> Address:
     return made
 
 
-def machine(*seeds: Identity, limits: Limits | None = None) -> Membership:
+def machine(*seeds: Identity, limits: Limits | None = None, chance: int = 1) -> Membership:
     limits = limits or Limits()
     book = Book(tuple(map(address, seeds)), limits.max_known_peers)
     setup = Setup(ME, SWARM, (Endpoint("me", 1),), limits, agent="me")
-    return Membership(setup, book, random.Random(1), at(0))
+    return Membership(setup, book, random.Random(chance), at(0))
 
 
 def hello(identity: Identity, *, dialled: bool, start: int = 1, dialable: bool = True, needy: bool = False) -> Message:
@@ -273,7 +273,7 @@ def bodies(actions, kind: Kind) -> list[bytes]:
     return [action.message.encode() for action in actions if isinstance(action, Send) and action.message.kind == kind]
 
 
-def test_a_suspicion_is_told_to_the_others_and_helpers_are_asked_first() -> None:
+def test_a_suspicion_is_told_to_the_others_and_a_newer_record_of_the_suspect_ends_it() -> None:
     core = machine()
     join(core, HIGH)
     join(core, LOW)
@@ -282,13 +282,11 @@ def test_a_suspicion_is_told_to_the_others_and_helpers_are_asked_first() -> None
         now += TICK_S
         core.heard(LOW.node_id, at(now))
         actions += core.handle(Tick(), at(now))
-    asked = [Probe.decode(body) for body in bodies(actions, Kind.PROBE)]
-    assert [probe.node for probe in asked] == [HIGH.node_id] and told(actions, Kind.PROBE)[0].key == LOW.curve_key
+    assert [link.key for link in told(actions, Kind.PING)] == [HIGH.curve_key] * 2
     assert (
         Rumour(HIGH.node_id, 1 << REFUTATION_BITS, Status.SUSPECT) in News.decode(bodies(actions, Kind.NEWS)[0]).rumours
     )
-    answer = Message(Link(LOW.curve_key, False), LOW.node_id, Kind.PROBED, Probed(asked[0].token, Reach.ALIVE).encode())
-    core.handle(answer, at(now))
+    core.handle(peers(LOW, record(HIGH, refutations=1)), at(now))
     assert core.suspects == []
 
 
@@ -568,8 +566,10 @@ def test_private_endpoints_are_told_to_peers_of_the_same_network_only() -> None:
         assert (at_host(neighbour, "192.168.0.9").encoded in known) is is_told
 
 
-def test_one_public_network_gets_so_many_links_that_dial_us_and_so_many_that_we_choose() -> None:
-    core = machine(limits=Limits(max_peers=12, max_prefix_peers=2))
+@settings(max_examples=20)
+@given(st.integers())
+def test_one_public_network_gets_so_many_links_that_dial_us_and_so_many_that_we_choose(chance: int) -> None:
+    core = machine(limits=Limits(max_peers=12, max_prefix_peers=2), chance=chance)
     for number, identity in enumerate(OTHERS[:6]):
         core.handle(Accepted(Link(identity.curve_key, False), f"93.184.216.{number}"), at(0))
         core.handle(hello(identity, dialled=False, needy=True), at(0))
@@ -577,10 +577,12 @@ def test_one_public_network_gets_so_many_links_that_dial_us_and_so_many_that_we_
     join(core, HIGH)  # of another network
     near = [at_host(identity, f"2001:4860:{number:x}::1") for number, identity in enumerate(OTHERS[6:10])]
     same = [at_host(identity, f"198.41.0.{number}") for number, identity in enumerate(OTHERS[10:16])]
-    actions = core.handle(peers(HIGH, *near, *same), at(0)) + core.handle(Tick(), at(DIAL_YIELD_S))
+    actions = core.handle(peers(HIGH, *near, *same), at(0))
+    for turn in range(30):  # what is drawn may be of a network that has enough: then others are, next time
+        actions += core.handle(Tick(), at(DIAL_YIELD_S + turn / 100))
     hosts = [action.address.endpoint.host for action in actions if isinstance(action, Dial)]
-    assert sum(host.startswith("198.41.0.") for host in hosts) == 2
-    assert sum(host.startswith("2001:4860:") for host in hosts) == 3  # each in a /48 of its own; now there are enough
+    assert sum(host.startswith("198.41.0.") for host in hosts) in (1, 2)  # there are 4 of the others, in a /48 each
+    assert len(hosts) == len(set(hosts)) == 5  # with those 3 that are there, as many as it wants
 
 
 def test_a_peer_may_tell_only_so_many_records() -> None:
