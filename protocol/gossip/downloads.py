@@ -12,8 +12,11 @@ Rules
  5. Downloads are begun in the order of their coming, as far as all that are in progress take `capacity` bytes, by
     what their signers say of their sizes; one that waits costs its outline. Given up is one in progress that nothing
     came to for `LIFE_S`, or, while others wait, for as long as a slow line takes for a window.
+ 6. One signer has one `SIGNER_SHARE`-th of the bytes in progress, or a single item if that is larger, and of the places
+    of those that wait: however slowly its holders give, the others' items pass it.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -28,6 +31,7 @@ CHUNK_BYTES_PER_SECOND = 128 << 10  # a line of 1 Mbit/s
 LIFE_S = 60.0
 MAX_SOURCES = 8  # of one item
 MAX_DOWNLOADS = 256  # in progress or waiting, with an outline of 4 KiB for 16 MiB
+SIGNER_SHARE = 4  # one part in so many; a group of the largest size that a manifest names by default is two parts
 MAX_STRIKES = 3  # times that a source was relieved with nothing delivered in between
 
 
@@ -65,6 +69,8 @@ class Downloads:
         self._patience = patience
         self._downloads: dict[ItemId, _Download] = {}  # the oldest first
         self._size = 0
+        self._of_signer: Counter[bytes] = Counter()  # downloads
+        self._size_of_signer: Counter[bytes] = Counter()  # of those in progress
 
     def __len__(self) -> int:
         return len(self._downloads)
@@ -77,6 +83,9 @@ class Downloads:
         size = outline.header.size
         if outline.id in self._downloads or size > self._capacity or len(self._downloads) >= MAX_DOWNLOADS:
             return False
+        if self._of_signer[outline.header.public_key] >= MAX_DOWNLOADS // SIGNER_SHARE:
+            return False
+        self._of_signer[outline.header.public_key] += 1
         sources = {node: _Source() for node in list(holders)[:MAX_SOURCES]}
         missing = dict.fromkeys(range(chunk_count(size)))
         self._downloads[outline.id] = _Download(outline, now, sources, missing)
@@ -164,10 +173,13 @@ class Downloads:
         return asks
 
     def _start(self, download: _Download, now: float) -> bool:
-        size = download.outline.header.size
-        if self._size + size <= self._capacity:
+        header = download.outline.header
+        begun = self._size_of_signer[header.public_key]
+        has_share = not begun or begun + header.size <= self._capacity // SIGNER_SHARE
+        if has_share and self._size + header.size <= self._capacity:
             download.in_progress, download.touched = True, now
-            self._size += size
+            self._size += header.size
+            self._size_of_signer[header.public_key] += header.size
         return download.in_progress
 
     def _in_flight(self, node: NodeId) -> int:
@@ -183,5 +195,8 @@ class Downloads:
 
     def _forget(self, item_id: ItemId) -> None:
         download = self._downloads.pop(item_id)
+        header = download.outline.header
+        self._of_signer -= Counter([header.public_key])
         if download.in_progress:
-            self._size -= download.outline.header.size
+            self._size -= header.size
+            self._size_of_signer -= Counter({header.public_key: header.size})

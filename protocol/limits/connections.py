@@ -98,10 +98,11 @@ class Connection:
 
 @dataclass(slots=True)
 class Review:
-    """What is to be done: connections to cut, and links that are gone after their last frame was read."""
+    """Connections to cut; links that are gone, their last frame read; `ended` are these and those that we cut."""
 
     cuts: list[Cut] = field(default_factory=list)
     closed: list[Link] = field(default_factory=list)
+    ended: list[Link] = field(default_factory=list)
 
 
 class Connections:
@@ -167,6 +168,11 @@ class Connections:
         if older is None or older.cut or older.gone:
             return True, []
         return True, [self._cut(older, "superseded")]
+
+    def carries(self, number: int, link: Link) -> bool:
+        """Tell whether this connection is the link's newest."""
+        connection = self._current.get(link)
+        return connection is not None and connection.number == number
 
     def answered(self, link: Link) -> None:
         """We sent a frame over the link."""
@@ -258,8 +264,10 @@ class Connections:
             return
         current = connection.link is not None and self._current.get(connection.link) is connection
         self.forget(connection.number)
-        if current and connection.link is not None and not connection.cut:
-            result.closed.append(connection.link)
+        if current and connection.link is not None:
+            result.ended.append(connection.link)
+            if not connection.cut:
+                result.closed.append(connection.link)
 
     def _judge_prefixes(self, now: float) -> list[Cut]:
         crowds: dict[str, list[Connection]] = {}

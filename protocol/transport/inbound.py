@@ -34,7 +34,7 @@ DOMAIN = b"gossamer"
 _ENDPOINT = "inproc://zeromq.zap.01"
 _VERSION = b"1.0"
 
-MAX_ROUTES = 1024  # keys whose inbound connection we remember, least recently heard forgotten first
+MAX_KEYS = 1024  # whose link is not made again for each frame, least recently heard forgotten first
 
 # A refusal by ZAP (EVENT_HANDSHAKE_FAILED_AUTH) was counted where it was decided.
 _FAILURES: dict[int, str] = {
@@ -119,8 +119,8 @@ class Inbound:
         self._watch = watch
         self._events = events
         self._replaced = replaced
-        self._routes: Recent[Link, _Route] = Recent(MAX_ROUTES)  # of the newest connections
-        self._links: Recent[str, Link] = Recent(MAX_ROUTES)  # by user id
+        self._routes: dict[Link, _Route] = {}  # of the newest connections, each for as long as that lasts
+        self._links: Recent[str, Link] = Recent(MAX_KEYS)  # by user id
         self._failure: str | None = None  # of the handshake whose connection ends next
         self._router = maker.make(zmq.ROUTER, ipv6=bound.is_ipv6)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -150,7 +150,7 @@ class Inbound:
             return Taken.GONE
         taken = route.in_flight.send(self._router, frame, route.id)
         if taken is Taken.GONE:
-            self._routes.pop(link)
+            del self._routes[link]
             self._events.append(Closed(link))
         elif taken is Taken.YES:
             self._watch.answered(link)
@@ -158,8 +158,12 @@ class Inbound:
 
     def hang_up(self, link: Link) -> None:
         """End the link's connection."""
-        self._routes.pop(link)
+        self.ended(link)
         self._watch.hang_up(link)
+
+    def ended(self, link: Link) -> None:
+        """The link's newest connection ended."""
+        self._routes.pop(link, None)
 
     def take_changes(self) -> None:
         """Follow which connections came and went."""
@@ -197,13 +201,14 @@ class Inbound:
     def _take(self, routing_id: bytes, part: zmq.Frame) -> None:
         link = self._link(str(part.get("User-Id")))
         sizes = [len(part), *self._rest()] if part.more else [len(part)]
-        if not self._watch.took(self._watch.inbound(int(part.get(zmq.SRCFD))), link, sizes):
+        number = self._watch.inbound(int(part.get(zmq.SRCFD)))
+        if not self._watch.took(number, link, sizes):
             return
         route = self._routes.get(link)
-        if route is None or route.id != routing_id:
+        # The last words of a connection that is gone lead nowhere: nobody would tell us when to forget its route.
+        if (route is None or route.id != routing_id) and self._watch.carries(number, link):
             self._replaced(link)
-            route = _Route(routing_id)
-        self._routes.set(link, route)
+            self._routes[link] = _Route(routing_id)
         self._events.append(Arrived(link, part.bytes) if len(sizes) == 1 else Refused("malformed", link))
 
     def _rest(self) -> Iterator[int]:

@@ -188,6 +188,10 @@ class TcpWatch:
             self._events.append(Accepted(link, self.host(number)))
         return wanted
 
+    def carries(self, number: int, link: Link) -> bool:
+        """Tell whether this connection is the link's newest, of whose end `review` will tell."""
+        return self._connections.carries(number, link)
+
     def answered(self, link: Link) -> None:
         """A frame was sent over the link."""
         self._connections.answered(link)
@@ -212,11 +216,12 @@ class TcpWatch:
         """The socket of a dialled link, or of all inbound ones, was read until it was empty."""
         self._connections.drained(link)
 
-    def review(self, now: float) -> None:
-        """End a review: cut what breaks the rules."""
+    def review(self, now: float) -> list[Link]:
+        """End a review: cut what breaks the rules; return the links whose newest connection is no more."""
         review = self._connections.review(now)
         self._carry_out(review.cuts)
         self._events.extend(Closed(link) for link in review.closed)
+        return review.ended
 
     def close(self) -> None:
         """Give every descriptor back."""

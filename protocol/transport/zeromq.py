@@ -157,7 +157,9 @@ class ZmqTransport:
         if self._inbound is not None:
             self._inbound.take_frames(budget)
         self._dialled.take_frames(budget)
-        self._watch.review(time.monotonic())
+        for link in self._watch.review(time.monotonic()):
+            if not link.dialled and self._inbound is not None:
+                self._inbound.ended(link)
         self._next_review = time.monotonic() + REVIEW_INTERVAL_S
 
     def _woken(self) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import MessageError
 from protocol.events import Item, Outline
-from protocol.gossip.downloads import LIFE_S, MAX_DOWNLOADS, MAX_STRIKES, WINDOW, Downloads, Took
+from protocol.gossip.downloads import LIFE_S, MAX_DOWNLOADS, MAX_STRIKES, SIGNER_SHARE, WINDOW, Downloads, Took
 from protocol.identity import Identity, NodeId
 from protocol.wire.compression import PLAIN, WORTH_BYTES, ZSTD, pack_content, unpack_content
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, Kind, chunk_count, chunk_hashes, header_of, seal
@@ -22,11 +22,11 @@ A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 PATIENCE = 2.0
 
 
-def large(size: int, seed: int = 0) -> Item:
+def large(size: int, seed: int = 0, signer: Identity = ALICE) -> Item:
     body = bytes(8) + random.Random(seed).randbytes(size - 8)
     hashes = chunk_hashes(body)
-    frame = seal(ALICE, b"a swarm of tests", Kind.ITEM, 1, 1000, body, hashes)
-    return Item(header_of(frame).item_id, ALICE.node_id, 1.0, bytes(8), frame, hashes)
+    frame = seal(signer, b"a swarm of tests", Kind.ITEM, 1, 1000, body, hashes)
+    return Item(header_of(frame).item_id, signer.node_id, 1.0, bytes(8), frame, hashes)
 
 
 def outline_of(item: Item) -> Outline:
@@ -117,10 +117,30 @@ def test_downloads_take_no_more_than_their_room_and_a_stuck_one_makes_way() -> N
     assert downloads.check(slow + LIFE_S) == 1 and len(downloads) == 0
 
 
-def test_outlines_that_wait_are_few() -> None:
+def test_outlines_that_wait_are_few_and_no_signer_has_all_their_places() -> None:
     downloads = Downloads(3 * CHUNK_BYTES, PATIENCE)
-    begun = [downloads.begin(outline_of(large(CHUNK_BYTES + 9, seed)), [A], 0.0) for seed in range(MAX_DOWNLOADS + 9)]
-    assert sum(begun) == len(downloads) == MAX_DOWNLOADS
+    for signer in [Identity(bytes([number]) * 32) for number in range(SIGNER_SHARE + 1)]:
+        before = len(downloads)
+        for seed in range(MAX_DOWNLOADS // SIGNER_SHARE + 3):
+            downloads.begin(outline_of(large(CHUNK_BYTES + 9, seed, signer)), [A], 0.0)
+        assert len(downloads) - before in (MAX_DOWNLOADS // SIGNER_SHARE, 0)
+    assert len(downloads) == MAX_DOWNLOADS
+
+
+def test_a_signer_with_slow_holders_does_not_hold_the_whole_room() -> None:
+    other = Identity(bytes([1]) * 32)
+    slow = [large(2 * CHUNK_BYTES, seed) for seed in range(8)]
+    quick = large(4 * CHUNK_BYTES, 9, other)
+    downloads = Downloads(16 * CHUNK_BYTES, PATIENCE)
+    assert all(downloads.begin(outline_of(item), [A], 0.0) for item in slow)
+    assert downloads.begin(outline_of(quick), [B], 0.0)
+    asks = downloads.due(0.0)
+    assert {pull.id for node, pull in asks if node == A} == {slow[0].id, slow[1].id}  # a quarter of the room
+    assert len(indices(asks, B)) == WINDOW
+    for index in (0, 1):
+        downloads.arrived(A, slow[0].chunk(index), 1.0)
+    assert downloads.finish(slow[0].id) == slow[0]
+    assert {pull.id for node, pull in downloads.due(1.0) if node == A} == {slow[2].id}
 
 
 def test_what_is_announced_again_was_not_sent_and_is_asked_for_again() -> None:
