@@ -10,7 +10,7 @@ Members, by the key that they have to prove
     GREETED    it has our record, with the grant                        -- HELLO -->    ADMITTED, we asked for it
     ADMITTED   it takes us for a member                                 -- MANIFEST --> done, and the revocation list
                if its hello named one
-    REFUSED    it said why, or gave another manifest: asked no more
+    REFUSED    it said why, or gave another manifest, or speaks another version of the protocol: asked no more
 
 Rules
  1. A link that closes or stays silent for `PATIENCE_S`, and a member without room: WAITING.
@@ -40,6 +40,7 @@ from protocol.membership.membership import NO_ROOM
 from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.envelope import Envelope, Kind, open_frame, seal
 from protocol.wire.messages import AskManifest, AskRevocations, Body, Goodbye, Hello, Manifest, Peers, Revocations
+from protocol.wire.version import MAJOR, VERSION, goodbye_reason, said, seal_v1, spoken_version, version_in
 
 AGENT = "gossamer/joining"
 MAX_MEMBERS = 16  # that are asked: an invite's eight seeds, and as many that those name
@@ -158,7 +159,8 @@ class Bootstrap:
         return []
 
     def _greet(self, member: Member, now: Instant) -> list[Action]:
-        if member.state is State.DIALLED:
+        is_repeated = member.state is State.GREETED  # it may not even read ours
+        if not is_repeated:
             member.state, member.since = State.GREETED, now.steady
         member.shown, member.said = self._current, now.steady
         record = make_record(
@@ -170,12 +172,18 @@ class Bootstrap:
             int((now.unix + RECORD_LIFE_S) * 1000),
             self._grants[self._current],
         )
-        return [self._send(member, Hello(record.encoded, needy=True), now)]
+        hello = Hello(record.encoded, needy=True)
+        repeated = [self._send_v1(member, hello, now)] if is_repeated else []
+        return [self._send(member, hello, now), *repeated]
 
     def _arrived(self, member: Member, frame: bytes, now: Instant) -> list[Action]:
         member.frames += 1
         if member.frames > MAX_FRAMES:
             return self._refused(member, "too_many_frames", now)
+        version = spoken_version(frame)
+        if version is not None and version >> 8 != MAJOR:
+            goodbye = self._send_v1(member, Goodbye(goodbye_reason()), now)
+            return [goodbye, *self._refused(member, goodbye_reason(version), now)]
         try:
             envelope = open_frame(frame, self._identity.verify)
             if envelope.swarm != self._invite.swarm:
@@ -258,6 +266,12 @@ class Bootstrap:
         frame = seal(self._identity, self._invite.swarm, body.kind, self._sequence, int(now.unix * 1000), body.encode())
         return SendFrame(Link(member.address.key, dialled=True), frame)
 
+    def _send_v1(self, member: Member, body: Hello | Goodbye, now: Instant) -> SendFrame:
+        self._sequence += 1
+        stamp = int(now.unix * 1000)
+        frame = seal_v1(self._identity, self._invite.swarm, body.kind, self._sequence, stamp, body.encode())
+        return SendFrame(Link(member.address.key, dialled=True), frame)
+
 
 class Fetched(NamedTuple):
     """The swarm's manifest, the grant with which it was given, and the revocation list, empty if there is none."""
@@ -308,6 +322,13 @@ def _why_not(bootstrap: Bootstrap, invite: Invite, timeout: float) -> JoinError:
         seeds = ", ".join(str(seed.endpoint) for seed in invite.seeds)
         return JoinError(f"no seed of the invite answered within {timeout:g} s ({seeds}): ask for a newer invite")
     reason = Counter(refusals.values()).most_common(1)[0][0]
+    if theirs := version_in(reason):
+        return JoinError(
+            f"swarm {invite.name!r} speaks protocol {theirs}, and this node {said(VERSION)}: "
+            "install the version of gossamer that the swarm's nodes run",
+            reason,
+            refusals,
+        )
     if reason == FALSE_MANIFEST:
         return JoinError(
             f"the manifest of swarm {invite.name!r} is not the one that the invite names: do not join it",

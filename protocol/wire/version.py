@@ -9,6 +9,8 @@ its own form: who dialled us gets a goodbye, and whom we dialled, and who does n
 hello, which makes it answer in its form, and then a goodbye. Nothing else is ever said to it.
 """
 
+import re
+
 from protocol.identity import KEY_BYTES, SIGNATURE_BYTES, Identity
 from protocol.wire.encoding import pack
 
@@ -16,6 +18,7 @@ MAJOR, MINOR = 2, 0
 VERSION = MAJOR << 8 | MINOR
 OTHER_VERSION = "other_version"
 
+_GOODBYE = re.compile(rf"{OTHER_VERSION}_(\d{{1,3}})_(\d{{1,3}})")
 _AT = KEY_BYTES + SIGNATURE_BYTES
 _V1 = 0x0100
 _V1_DOMAIN = b"gossamer/envelope/1\x00"
@@ -37,9 +40,15 @@ def spoken_version(frame: bytes) -> int | None:
     return int.from_bytes(said_at[:2], "big")
 
 
-def goodbye_reason() -> str:
+def goodbye_reason(version: int = VERSION) -> str:
     """Return what a goodbye says to a node of another major version: it may show this to its person."""
-    return f"{OTHER_VERSION}_{MAJOR}_{MINOR}"
+    return f"{OTHER_VERSION}_{version >> 8}_{version & 0xFF}"
+
+
+def version_in(reason: str) -> str:
+    """Return the version that a goodbye of another major version names, as people write it; "" in any other."""
+    match = _GOODBYE.fullmatch(reason)
+    return f"{match[1]}.{match[2]}" if match else ""
 
 
 def seal_v1(identity: Identity, swarm: bytes, kind: int, sequence: int, time_ms: int, body: bytes) -> bytes:

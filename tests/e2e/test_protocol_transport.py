@@ -15,6 +15,7 @@ from protocol.credentials.records import Address, Endpoint
 from protocol.events import Accepted, Arrived, Closed, Link, NetworkEvent, Opened, Refused
 from protocol.identity import Identity
 from protocol.limits.networks import Scope, read_address
+from protocol.transport import inbound
 from protocol.transport.sockets import MAX_DESCRIPTORS
 from protocol.transport.zeromq import ZmqTransport
 from tests.waiting import wait_until
@@ -286,3 +287,19 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be() -> None:
             assert raised == (MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_quiet_peer_is_answered_however_many_strangers_came_since_and_those_leave_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inbound, "MAX_KEYS", 2)
+    server, quiet, strangers = Node(), Node(None), [Node(None) for _ in range(4)]
+    with nodes(server, quiet, *strangers):
+        here, there = meet(server, quiet)
+        links = [meet(server, stranger)[0] for stranger in strangers]
+        assert server.transport.send(here, b"still here")
+        quiet.wait_for(Arrived, server, link=there, frame=b"still here")
+        for link, stranger in zip(links, strangers, strict=True):
+            stranger.transport.close()
+            server.wait_for(Closed, link=link)
+            assert not server.transport.send(link, b"are you there?")

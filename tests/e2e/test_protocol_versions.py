@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 import structlog
 
+from protocol.bootstrap import fetch_manifest
+from protocol.credentials.invite import Invite
 from protocol.credentials.records import Address
+from protocol.errors import JoinError
+from protocol.identity import Identity
 from tests.protocol_hosts import ROOT, SWARM, running
 from tests.waiting import wait_until
 
@@ -76,3 +80,13 @@ def test_a_new_node_that_dials_an_old_one_learns_which_version_that_speaks(tmp_p
             assert host.refusal == "it speaks protocol 1.0"
             wait_until(lambda: "'forged'" in (tmp_path / "seen").read_text(), 20, "the old node's count")
             assert host.counters().peers == 0
+
+
+def test_joining_a_swarm_of_old_nodes_says_which_version_they_speak(tmp_path: Path) -> None:
+    with old_node(tmp_path):
+        invite = Invite("club", SWARM + bytes(16), (Address.parse((tmp_path / "address").read_text()),))
+        with pytest.raises(
+            JoinError, match=r"swarm .club. speaks protocol 1\.0, and this node 2\.0: install"
+        ) as caught:
+            fetch_manifest(Identity.generate(), invite, [b""], timeout=20)
+        assert set(caught.value.refusals.values()) == {"other_version_1_0"}

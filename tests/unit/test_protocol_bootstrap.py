@@ -3,6 +3,7 @@
 import itertools
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,8 +14,10 @@ from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, m
 from protocol.credentials.records import Address, Endpoint, make_record, open_record
 from protocol.events import Arrived, Closed, Dial, HangUp, Link, Opened, SendFrame, Tick
 from protocol.identity import Identity
+from protocol.membership.links import HELLO_RETRY_S
 from protocol.wire.envelope import Kind, open_frame, seal
 from protocol.wire.messages import Goodbye, Hello, Manifest, Peers
+from protocol.wire.version import VERSION, seal_v1, spoken_version, version_in
 
 UNIX = 1_700_000_000.0
 FOUNDER, ME, *SEEDS = (Identity(bytes([n]) * 32) for n in range(40))
@@ -209,3 +212,23 @@ def test_no_sequence_of_events_raises_or_gives_a_manifest_that_nobody_sent(seque
         talk.feed(event, talk.now + wait)
     assert talk.machine.manifest is None
     assert len(talk.machine._members) <= MAX_MEMBERS
+
+
+def test_a_member_of_another_version_is_told_ours_in_its_own_form_and_named() -> None:
+    old, later = SEEDS[:2]
+    talk = Talk(old, later)
+    talk.open(old, later)
+    repeated = talk.feed(Tick(), now=HELLO_RETRY_S)
+    assert [spoken_version(action.frame) for action in repeated if action.link == link(old)] == [VERSION, 0x0100]
+    answer = seal_v1(old, CLUB.swarm, Kind.HELLO, 1, int(UNIX * 1000), Hello(record(old).encoded).encode())
+    goodbye, end = talk.feed(Arrived(link(old), answer))
+    assert end == HangUp(link(old)) and b"other_version_2_0" in goodbye.frame
+    assert talk.refuse(later, "other_version_3_1") == [HangUp(link(later))]
+    assert list(map(version_in, talk.machine.refusals.values())) == ["1.0", "3.1"] and talk.is_over
+
+
+@pytest.mark.parametrize(
+    "reason", ["not_admitted", "other_version", "other_version_1", "x_other_version_1_0", "other_version_1_0_"]
+)
+def test_no_other_goodbye_names_a_version(reason: str) -> None:
+    assert version_in(reason) == ""

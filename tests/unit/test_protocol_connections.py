@@ -196,7 +196,21 @@ def test_who_we_hang_up_on_is_cut_and_not_reported() -> None:
     assert table.hung_up(inbound(1)) == [Cut(1, "", inbound(1))]
     assert table.hung_up(inbound(1)) == []
     table.gone(1)
-    assert table.look().closed == []
+    review = table.look()
+    assert (review.closed, review.ended) == ([], [inbound(1)])
+
+
+def test_the_end_of_a_link_is_that_of_its_newest_connection_and_of_no_other_that_brought_its_last_words() -> None:
+    table = Table()
+    table.admit(1, inbound(7))
+    table.come(2)
+    table.took(2, inbound(7), [1])
+    assert table.carries(2, inbound(7)) and not table.carries(1, inbound(7)) and not table.carries(-1, inbound(7))
+    table.gone(1)
+    assert [table.look().ended for _ in range(2)] == [[], []]
+    assert table.took(2, inbound(8), [1]) == (True, []) and not table.carries(2, inbound(8))
+    table.gone(2)
+    assert [table.look().ended for _ in range(3)] == [[inbound(7)], [], []]
 
 
 def test_late_frames_of_another_connection_are_delivered_and_not_counted() -> None:
