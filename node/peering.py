@@ -6,7 +6,7 @@ that swarm; without one, `network.swarm` says which swarm the node is in. Nothin
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ import structlog
 from node.config import NetworkConfig, NodeConfig
 from node.errors import UserError
 from node.founding import REVOCATIONS_FILE, USES_FILE, load_gate, load_grant, load_manifest
+from node.state_folder import KEY_FILE, sole_process_of
 from protocol.config import PRESETS, Limits, Timing, read_clock
 from protocol.credentials.grants import grant_expiry
 from protocol.credentials.manifest import SwarmManifest
@@ -51,16 +52,18 @@ def open_network(config: NodeConfig, folder: Path) -> Iterator[Network]:
     """Run a host for as long as the block lasts; its address is written to `folder`/address.
 
     Raises:
-        UserError: the key, the manifest, a seed or the endpoint to listen on is of no use.
+        UserError: the key, the manifest, a seed or the endpoint to listen on is of no use, or the key's node runs here.
     """
     manifest = load_manifest(folder)
     swarm = _swarm(config.network, manifest)
-    try:
-        identity = Identity.load_or_generate(folder / "identity.key")
-        host, address = _start(config, folder, identity, swarm, manifest)
-    except ProtocolError as error:
-        raise UserError(str(error)) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            identity = Identity.load_or_generate(folder / KEY_FILE)
+            stack.enter_context(sole_process_of(identity.node_id, folder))
+            host, address = _start(config, folder, identity, swarm, manifest)
+        except ProtocolError as error:
+            raise UserError(str(error)) from error
+        stack.callback(host.stop)
         if address is not None:
             write_atomically(folder / "address", f"{address}\n".encode())
             log.info("listening", node=identity.node_id, address=str(address), swarm=swarm.hex())
@@ -68,8 +71,6 @@ def open_network(config: NodeConfig, folder: Path) -> Iterator[Network]:
             (folder / "address").unlink(missing_ok=True)  # of an earlier start
             log.info("dialling only", node=identity.node_id, swarm=swarm.hex(), to_be_dialled=HOW_TO_BE_DIALLED)
         yield Network(host, identity, swarm, manifest, address, grant_expiry(load_grant(folder)))
-    finally:
-        host.stop()
 
 
 def swarm_id(config: NodeConfig, folder: Path) -> bytes:

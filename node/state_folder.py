@@ -14,8 +14,11 @@ import contextlib
 import errno
 import fcntl
 import json
+import os
 import secrets
 import shutil
+import stat
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +28,7 @@ from node.config import NodeConfig, read_tree
 from node.errors import UserError
 from protocol.storage import write_atomically
 
+KEY_FILE = "identity.key"
 CONFIG_FILE = "config.json"
 SETTINGS_FILE = "settings.json"
 
@@ -59,6 +63,49 @@ def exclusive(folder: Path) -> Iterator[None]:
         except OSError:
             raise UserError(f"another node is running in {folder}: stop it, or choose another folder") from None
         yield
+
+
+@contextmanager
+def sole_process_of(node: str, folder: Path | None = None) -> Iterator[None]:
+    """Hold the identity of `node` among this user's processes here, for one that runs in `folder`, if it does.
+
+    A folder that was copied or restored has a lock of its own; this one is of the key. On other machines only the
+    network can tell: `status` and the log name a twin.
+
+    Raises:
+        UserError: a process holds it already.
+    """
+    place = _runtime_folder()
+    if place is None:
+        yield
+        return
+    with (place / node).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            where = lock.read(4096).strip()
+            raise UserError(
+                f"node {node} runs on this machine already{f', in {where}' if where else ''}: two processes of one key "
+                "push each other out of the swarm; stop that one first"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{folder.absolute()}\n" if folder else "")
+        lock.flush()
+        yield
+
+
+def _runtime_folder() -> Path | None:
+    """Return a folder of this user's alone on this machine; None where somebody else's is in its place."""
+    user = os.getuid()
+    run = Path(f"/run/user/{user}")
+    folder = (run if run.is_dir() else Path(tempfile.gettempdir())) / f"gossamer-{user}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    return folder if stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & 0o077 else None
 
 
 @contextmanager

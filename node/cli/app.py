@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from node.cli import (
+    backup,
     bench,
     demo,
     doctor,
@@ -26,6 +27,7 @@ from node.cli import (
     join,
     node,
     report,
+    restore,
     revoke,
     status,
     swarm,
@@ -76,6 +78,8 @@ app.command("status")(status.status)
 app.command("report")(report.report)
 app.command("eval")(evaluate.evaluate)
 app.command("export")(export.export)
+app.command("backup")(backup.backup)
+app.command("restore")(restore.restore)
 app.add_typer(identity.app, name="identity")
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(bench.app, name="bench")

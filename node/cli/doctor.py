@@ -41,9 +41,9 @@ def doctor(
       gossamer doctor --port 4001 --state /var/lib/gossamer
       gossamer doctor --model HuggingFaceTB/SmolLM2-360M-Instruct --json
     """
-    parts = {"This machine": examine(port, folder), f"The node in {folder}": examine_node(folder)}
-    if model is not None:
-        parts[f"The model {model}"] = examine_model(model, folder)
+    # First, for a model that is not there is no finding, but something to correct.
+    of_model = {f"The model {model}": list(examine_model(model, folder))} if model is not None else {}
+    parts = {"This machine": examine(port, folder), f"The node in {folder}": examine_node(folder), **of_model}
     if as_json:
         found = {title: list(checks) for title, checks in parts.items()}
         good = _is_good(check for checks in found.values() for check in checks)

@@ -10,6 +10,7 @@ How far a running node is, kept up to date from the rows it writes.
 import json
 import math
 import os
+import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -168,6 +169,12 @@ def number(row: Row, key: str) -> float:
     """Return `row[key]` as a number; 0 when it is missing or null."""
     value = row.get(key)
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def mean(rows: Iterable[Mapping[str, Any]], key: str) -> float | None:
+    """Return the mean of `row[key]` over the rows that have a number there; None where none has."""
+    found = [value for row in rows if isinstance(value := row.get(key), int | float)]
+    return statistics.fmean(found) if found else None
 
 
 class Point(NamedTuple):

@@ -24,7 +24,7 @@ from node.names import short_name
 from node.peering import Network, agent
 from node.telemetry.dashboard.app import Site
 from node.telemetry.dashboard.server import serve
-from node.telemetry.metrics import number
+from node.telemetry.metrics import mean
 from protocol.errors import NetworkFailed
 from protocol.storage import write_atomically
 
@@ -64,9 +64,9 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
         "round": row.get("round"),
         "rounds": rounds,
         "trains": trains,
-        "reward": _mean(rows, "reward"),
+        "reward": mean(rows, "reward"),
         "rewards": {key.split("/", 1)[1].removesuffix("/mean"): row[key] for key in row if key.startswith("rewards/")},
-        "round_s": _mean(rows, "time/round"),
+        "round_s": mean(rows, "time/round"),
         "pool": row.get("swarm/pool"),
         "weights": {key: row[f"weights/{key}"] for key in ("members", "revision") if f"weights/{key}" in row},
         "memory_bytes": process.memory_info().rss,
@@ -98,10 +98,6 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
         "time": time.time(),
         "pid": os.getpid(),
     }
-
-
-def _mean(rows: Sequence[Row], key: str) -> float | None:
-    return sum(number(dict(row), key) for row in rows) / len(rows) if rows else None
 
 
 def _failure(network: Network) -> str | None:

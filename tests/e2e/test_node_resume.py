@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from node.backup import back_up, restore
 from node.config import NodeConfig
 from node.run import run_node
 from node.telemetry.metrics import read_metrics
@@ -49,6 +50,22 @@ def test_a_killed_node_goes_on_with_the_same_numbers(undisturbed: list[tuple], k
     assert again.exitcode == 0
     assert numbers(rows_of(tmp_path)) == undisturbed
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_node_restored_from_a_backup_that_was_made_while_it_ran_goes_on_with_the_same_numbers(
+    undisturbed: list[tuple], tmp_path: Path
+) -> None:
+    config, folder = small_config(ROUNDS, **ALONE), tmp_path / "n0"
+    child = run_in_child(config, folder)
+    wait_until(lambda: len(rows_of(folder)) >= 11, 60)
+    head = back_up(folder, tmp_path / "n0.tar")
+    os.kill(child.pid or 0, signal.SIGKILL)
+    child.join(10)
+    assert restore(tmp_path / "n0.tar", tmp_path / "again") == head and head["round"] >= 10
+    again = run_in_child(config, tmp_path / "again")
+    again.join(60)
+    assert again.exitcode == 0
+    assert numbers(rows_of(tmp_path / "again")) == undisturbed
 
 
 def test_a_node_that_evaluates_has_the_same_numbers_and_evaluates_each_round_once(

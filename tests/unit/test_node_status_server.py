@@ -93,6 +93,12 @@ def test_prometheus_reads_the_same_numbers(folder: Path) -> None:
     assert samples["gossamer_uptime_seconds", None] > 0
 
 
+def test_a_round_without_a_figure_counts_for_nothing_in_its_mean() -> None:
+    tree = describe(NETWORK, [{"round": 5, "reward": None}, {"round": 6}, *ROWS], 10)
+    assert (tree["reward"], tree["round_s"]) == (0.25, 1.5)
+    assert describe(NETWORK, [{"round": 5}], 10)["reward"] is None
+
+
 def test_a_relay_has_no_round(tmp_path: Path) -> None:
     with observe(ObserveConfig(), tmp_path, lambda: state(None, trains=False)):
         assert "gossamer_round" not in get(tmp_path, "/metrics")[1]

@@ -8,13 +8,12 @@ The files are the source, and not the running node: a page that is opened late, 
 is kept. The first poll of a long run is thinned to `MAX_POINTS` rounds a node, each the mean of its neighbours.
 """
 
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics import MetricsTail, Row, older, read_metrics
+from node.telemetry.metrics import MetricsTail, Row, mean, older, read_metrics
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 
 MAX_POINTS = 500  # rounds of a node in the first poll: about as many as a plot has pixels
@@ -102,7 +101,7 @@ def thinned(rows: Sequence[Row], points: int) -> Iterator[Row]:
         part = rows[start : start + step]
         yield {
             "round": part[-1]["round"],
-            **{key: mean for key in MEANS if (mean := _mean(row.get(key) for row in part)) is not None},
+            **{key: value for key in MEANS if (value := mean(part, key)) is not None},
             **{key: part[-1][key] for key in LATEST if key in part[-1]},
             TAUGHT_BY: taught_by(part),
         }
@@ -117,8 +116,3 @@ def taught_by(rows: Iterable[Row]) -> dict[str, int]:
             if isinstance(count, int):
                 groups[peer] = groups.get(peer, 0) + count
     return groups
-
-
-def _mean(values: Iterable[Any]) -> float | None:
-    found = [value for value in values if isinstance(value, int | float)]
-    return statistics.fmean(found) if found else None
