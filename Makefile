@@ -50,8 +50,8 @@ browser: $(STAMP) ## the dashboard in a real browser; wants Debian's packages ch
 fuzz: $(STAMP) ## fuzz whatever reads bytes from strangers, for FUZZ_SECONDS (60)
 	@$(BIN)/python -m tests.fuzz.run --seconds $${FUZZ_SECONDS:-60}
 
-experiment: $(STAMP) ## does sharing pay? the paper's four arms and a baseline; hours (ARGS=... is passed on)
-	@$(BIN)/python examples/experiment.py $(ARGS)
+experiment: $(STAMP) ## does sharing pay? the paper's four arms and its baselines; hours (ARGS=... is passed on)
+	@$(BIN)/gossamer lab run examples/experiment.toml --results docs/results $(ARGS)
 
 lint: $(STAMP) ## ruff, its formatter in check mode, and hadolint on the Dockerfile
 	@$(BIN)/ruff check .

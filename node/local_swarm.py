@@ -155,15 +155,25 @@ def run_swarm(
             NodeProcess.create(folder, node_config(plan, index, cores))
             for index, folder in enumerate(node_folders(plan).values())
         ]
-        _write_record(plan)
+        record_plan(plan)
         supervise(Supervisor(context, target, debug, restart_delay), children, lambda: len(received), show)
         _raise_common_error(children)
-        rows = {child.name: read_metrics(child.folder / "metrics.jsonl") for child in children}
-        evaluated = {child.name: read_metrics(child.folder / EVALUATIONS_FILE) for child in children}
-        summary = {"run": _run(plan, started), **summarise(rows, evaluated, started)}
-        write_summary(summary, plan.out / "summary.json")
+        summary = write_run_summary(plan, started)
         write_report(plan.out)
         return Outcome(summary, children, received[0] if received else 0)
+
+
+def write_run_summary(plan: Plan, started: float, **also: object) -> Summary:
+    """Write `summary.json` of what the nodes of `plan` have left, and return it.
+
+    `started` is as in `run_swarm`; `also` is to be said of the run too.
+    """
+    folders = node_folders(plan)
+    rows = {name: read_metrics(folder / "metrics.jsonl") for name, folder in folders.items()}
+    evaluated = {name: read_metrics(folder / EVALUATIONS_FILE) for name, folder in folders.items()}
+    summary = {"run": _run(plan, started) | also, **summarise(rows, evaluated, started)}
+    write_summary(summary, plan.out / "summary.json")
+    return summary
 
 
 def _run(plan: Plan, started: float) -> dict[str, Any]:
@@ -189,7 +199,8 @@ def _ends_later(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return all(value is None or (old.get(key) is not None and value >= old[key]) for key, value in new.items())
 
 
-def _write_record(plan: Plan) -> None:
+def record_plan(plan: Plan) -> None:
+    """Write `swarm.json`."""
     record = {
         "format": FORMAT,
         "swarm": plan.swarm,

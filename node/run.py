@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 import torch
@@ -16,12 +17,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from node.budget import Spent, is_done, spent_in
 from node.config import NodeConfig
-from node.engines import SamplingParams, make_engine
+from node.engines import RolloutEngine, SamplingParams, make_engine
 from node.errors import UserError
 from node.founding import check_rules
 from node.loop import Loop, longest_prompt
 from node.peering import Network, open_network
-from node.policy import load_policy
+from node.policy import Policy, load_policy
 from node.presets import check_rate
 from node.rollouts.replay_buffer import ReplayBuffer
 from node.rollouts.sampling import Sample
@@ -68,28 +69,61 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         log.info("loading", model=config.policy.model)
         policy = load_policy(config.policy, config.trainer.bf16)
         check_rate(config.trainer, sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad))
-        pool = stack.enter_context(_pool(config, folder))
         engine = make_engine(config.engine, policy, folder)
         stack.callback(engine.close)
+        train_node(Parts(config, folder, seed, policy, engine, tasks, exchange, metrics, directory), stopping)
+
+
+class Parts(NamedTuple):
+    """A node's parts, as `train_node` takes them: it opens what else is in the folder."""
+
+    config: NodeConfig
+    folder: Path
+    seed: int
+    policy: Policy
+    engine: RolloutEngine
+    tasks: TaskSet
+    exchange: Exchange
+    metrics: MetricsLog
+    directory: Host | None = None
+
+
+def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
+    """Train from the folder's newest checkpoint to the last round, or until `stopping` holds something.
+
+    Raises:
+        UserError: the configuration or the folder needs a person.
+    """
+    config, folder, policy, engine, metrics = node.config, node.folder, node.policy, node.engine, node.metrics
+    with ExitStack() as stack:
+        pool = stack.enter_context(_pool(config, folder))
         rollouts = MetricsLog(folder / ROLLOUTS_FILE, config.rollout_log.max_bytes)
         loop = Loop(
-            config, seed, policy, engine, tasks, pool, exchange, metrics, record=lambda rows: rollouts.append(*rows)
+            config,
+            node.seed,
+            policy,
+            engine,
+            node.tasks,
+            pool,
+            node.exchange,
+            metrics,
+            record=lambda rows: rollouts.append(*rows),
         )
         checkpoint = whole_checkpoint(folder / "checkpoints")
-        weights = stack.enter_context(exchange_weights(config, folder, policy, checkpoint, directory))
+        weights = stack.enter_context(exchange_weights(config, folder, policy, checkpoint, node.directory))
         scores = MetricsLog(folder / EVALUATIONS_FILE, None if config.ends else MAX_EVALUATIONS_BYTES)
         evaluations = Evaluations(
             config.eval,
             SamplingParams.from_config(config.engine),
             policy,
             engine,
-            load_tasks(config.eval.tasks) if config.eval.tasks else tasks,
+            load_tasks(config.eval.tasks) if config.eval.tasks else node.tasks,
             longest_prompt(config.engine, policy),
             scores,
         )
 
         def rounds(done: int) -> Iterator[Sequence[Sample]]:
-            keep_config(config, seed, folder)  # everything has started, and the trainer has loaded its checkpoint
+            keep_config(config, node.seed, folder)  # everything has started, and the trainer has loaded its checkpoint
             weights.begin()
             evaluations.after_round(done, config.last_round)
             yield from loop.rounds(done)

@@ -25,6 +25,7 @@ from node.cli import (
     inspect,
     invite,
     join,
+    lab,
     node,
     report,
     restore,
@@ -83,6 +84,7 @@ app.command("restore")(restore.restore)
 app.add_typer(identity.app, name="identity")
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(bench.app, name="bench")
+app.add_typer(lab.app, name="lab")
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 

@@ -253,7 +253,7 @@ def _thin(line: Line) -> Line:
     """Return at most about `MAX_POINTS` points of a line, its last among them."""
     rounds, rewards = line
     step = max(-(-len(rounds) // MAX_POINTS), 1)
-    picked = sorted({*range(0, len(rounds), step), len(rounds) - 1})
+    picked = sorted({*range(0, len(rounds), step), *range(len(rounds))[-1:]})
     return [rounds[i] for i in picked], [rewards[i] for i in picked]
 
 

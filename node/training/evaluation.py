@@ -14,6 +14,7 @@ from math import comb
 from typing import Any
 
 import structlog
+import torch
 
 from node.config import EvalConfig
 from node.engines import Generated, RolloutEngine, SamplingParams
@@ -121,12 +122,16 @@ class Evaluations:
         return figures | {"time/eval": row["seconds"]}
 
     def _evaluate(self) -> Row:
-        greedy = self._ask(replace(self._sampling, temperature=0.0, top_p=1.0), 1)
-        sampled = self._ask(self._sampling, self._config.completions) if self._config.completions else None
-        return evaluation_row(greedy, sampled)
+        seed, completions = self._config.seed, self._config.completions
+        greedy = score(seed, self._ask(replace(self._sampling, temperature=0.0, top_p=1.0), 1))
+        if not completions:
+            return evaluation_row(greedy, None)
+        sampled = self._ask(self._sampling, completions)
+        entropy = mean_entropy(self._policy, sampled, self._sampling.temperature)
+        return evaluation_row(greedy, score(seed, sampled)) | {"entropy": entropy}
 
-    def _ask(self, sampling: SamplingParams, completions: int) -> EvalReport:
-        answers = answer(
+    def _ask(self, sampling: SamplingParams, completions: int) -> Answers:
+        return answer(
             self._policy,
             self._engine,
             self._tasks,
@@ -136,7 +141,6 @@ class Evaluations:
             completions=completions,
             longest=self._longest,
         )
-        return score(self._config.seed, answers)
 
 
 def is_due(config: EvalConfig, done: int, last: int) -> bool:
@@ -224,6 +228,34 @@ def held_out(task: Task, seed: int, count: int, fits: Callable[[Item], bool] = l
 def pass_at_k(solved: int, completions: int, k: int) -> float:
     """Return the unbiased estimate that one of `k` completions solves a question (Chen et al., 2021, equation 1)."""
     return 1.0 - comb(completions - solved, k) / comb(completions, k)
+
+
+@torch.no_grad()
+def mean_entropy(policy: Policy, answers: Answers, temperature: float) -> float:
+    """Return the mean entropy, in nats, of the distributions that the tokens of the first completions were drawn from.
+
+    Of each question one completion is taken: they are alike in distribution, and one costs one pass.
+    """
+    outcomes = [outcome for found in answers.values() for outcome in found]
+    device, total, tokens = policy.model.device, 0.0, 0
+    training = policy.model.training
+    policy.model.eval()
+    for start in range(0, len(outcomes), ROWS // 4):
+        rows = [
+            (policy.encode_prompt(one.item), one.answers[0].token_ids) for one in outcomes[start : start + ROWS // 4]
+        ]
+        width = max(len(prompt) + len(made) for prompt, made in rows)
+        known = [[*prompt, *made] for prompt, made in rows]
+        ids = torch.tensor([row + [policy.pad_token_id] * (width - len(row)) for row in known], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in known], device=device)
+        with policy.autocast():
+            logits = policy.model(input_ids=ids, attention_mask=mask).logits
+        for (prompt, made), row in zip(rows, logits, strict=True):
+            logps = (row[len(prompt) - 1 : len(prompt) + len(made) - 1].float() / temperature).log_softmax(-1)
+            total -= float((logps.exp() * logps).sum())
+            tokens += len(made)
+    policy.model.train(training)
+    return total / max(tokens, 1)
 
 
 def _ask(

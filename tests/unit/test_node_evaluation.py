@@ -1,7 +1,9 @@
 """Evaluation: held-out questions, honest intervals, and the estimate of pass@k."""
 
 import json
+import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +22,17 @@ from node.policy import Policy
 from node.tasks import Item, TaskSet, load_tasks
 from node.telemetry.evaluations import first_and_last, wilson_interval
 from node.telemetry.metrics import MetricsLog, Row, read_metrics
-from node.training.evaluation import ROWS, EvalReport, Evaluations, answer, held_out, is_due, pass_at_k, score
+from node.training.evaluation import (
+    ROWS,
+    EvalReport,
+    Evaluations,
+    answer,
+    held_out,
+    is_due,
+    mean_entropy,
+    pass_at_k,
+    score,
+)
 
 SAMPLING = SamplingParams(temperature=1.0, top_p=1.0, max_completion_length=8)
 SUMS = [TaskConfig(name="builtin/sums"), TaskConfig(name="builtin/logic", weight=9)]
@@ -29,9 +42,33 @@ def evaluate(policy: Policy, engine: RolloutEngine, tasks: TaskSet, *, seed: int
     return score(seed, answer(policy, engine, tasks, seed=seed, **settings))
 
 
+class _Model:
+    """Says token t + 1 after token t with probability 3/4, and each of three others with 1/12."""
+
+    device, training = torch.device("cpu"), True
+
+    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        said = torch.nn.functional.one_hot((input_ids + 1) % 4, 4)
+        return SimpleNamespace(logits=torch.where(said == 1, 9.0, 1.0).log())
+
+    def eval(self) -> None:
+        self.training = False
+
+    def train(self, mode: bool) -> None:
+        self.training = mode
+
+
 def _policy() -> Policy:
     """A policy only as far as evaluation needs one: questions become their code points."""
-    return cast(Policy, SimpleNamespace(encode_prompt=lambda item: [ord(character) for character in item.question]))
+    return cast(
+        Policy,
+        SimpleNamespace(
+            encode_prompt=lambda item: [ord(character) for character in item.question],
+            model=_Model(),
+            pad_token_id=0,
+            autocast=nullcontext,
+        ),
+    )
 
 
 @dataclass
@@ -219,3 +256,12 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one(completions: int, data
     outcomes = [True] * solved + [False] * (completions - solved)
     draws = [any(draw) for draw in combinations(outcomes, k)]
     assert pass_at_k(solved, completions, k) == pytest.approx(sum(draws) / len(draws))
+
+
+def test_entropy_is_the_mean_over_tokens_of_the_distributions_that_they_were_drawn_from(tasks: TaskSet) -> None:
+    policy, engine = _policy(), _Oracle({}, 0)
+    answers = answer(policy, engine, tasks, count=40, seed=0, sampling=SAMPLING, completions=2)
+    by_hand = -(3 / 4 * math.log(3 / 4) + 1 / 4 * math.log(1 / 12))
+    assert mean_entropy(policy, answers, 1.0) == pytest.approx(by_hand)
+    assert mean_entropy(policy, answers, 1e3) == pytest.approx(math.log(4), abs=1e-3)
+    assert policy.model.training

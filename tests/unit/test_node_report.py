@@ -167,6 +167,12 @@ def test_a_signal_that_only_some_rounds_have_is_drawn_and_one_that_none_has_is_n
     assert "age of external groups, rounds" in page and "entropy" not in page[: page.index("Own and external")]
 
 
+def test_a_signal_that_a_node_has_never_measured_leaves_its_line_out() -> None:
+    rows = [make_row(0, number) for number in range(1, 11)]
+    page = render_report("run", {"n0": NodeFiles([row | {"entropy": 1.0} for row in rows]), "n1": NodeFiles(rows)}, {})
+    assert "entropy, nats a token" in page
+
+
 def test_colours_of_the_page_are_the_plots_too(tmp_path: Path) -> None:
     fill(tmp_path, 1, 5)
     page = write_report(tmp_path).read_text()

@@ -1,0 +1,93 @@
+"""`gossamer lab`: experiments."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from node.cli.options import Debug
+from node.errors import UserError
+
+app = typer.Typer(help="Run experiments, and hold two runs side by side.", rich_markup_mode=None)
+
+Experiment = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment, e.g. examples/experiment.toml.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where the runs go; those that are there are not done again.  [default: runs/FILE]", show_default=False
+    ),
+]
+Results = Annotated[
+    Path | None, typer.Option(help="Where table, JSON and plots go.  [default: --out]", show_default=False)
+]
+Arms = Annotated[list[str] | None, typer.Option("--arm", metavar="ARM", help="Only this arm; may be repeated.")]
+Bases = Annotated[list[str] | None, typer.Option("--base", metavar="BASE", help="Only this base; may be repeated.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of FILE, e.g. seeds=1 or settings.rounds=50."),
+]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, help="Runs at once.  [default: as many as the cores allow]", show_default=False)
+]
+Side = Annotated[Path, typer.Argument(help="A run's folder, or an arm's with one for each seed.")]
+
+
+@app.command()
+def run(  # one parameter for each option of the command
+    file: Experiment,
+    out: Out = None,
+    results: Results = None,
+    arm: Arms = None,
+    base: Bases = None,
+    settings: Settings = None,
+    jobs: Jobs = None,
+    debug: Debug = False,
+) -> None:
+    """Do the runs of an experiment that are missing, and write what came of all.
+
+    It may be killed at any moment: the same command goes on.
+
+    \b
+    Example:
+      gossamer lab run examples/experiment.toml
+      gossamer lab run examples/experiment.toml --arm 8/0 --arm 4/4 --set seeds=1 --set settings.rounds=50 --out runs/a
+    """
+    from node.lab.plan import read_lab
+    from node.lab.plots import plot_compute, plot_rounds
+    from node.lab.results import read_runs, tabulate, to_json, to_markdown
+    from node.lab.runs import do_missing
+    from protocol.storage import write_atomically
+
+    folder = out or Path("runs") / file.stem
+    lab = read_lab(file, folder, overrides=settings or [], arms=arm or [], bases=base or [])
+    do_missing(lab, jobs or 0, lambda line: print(line, flush=True))
+    found = read_runs(lab.runs)
+    lines = tabulate(found, lab.baseline)
+    table = to_markdown(lines, lab)
+    target = results or folder
+    target.mkdir(parents=True, exist_ok=True)
+    write_atomically(target / f"{lab.name}.json", to_json(found, lines, lab).encode())
+    write_atomically(target / f"{lab.name}.md", table.encode())
+    plot_rounds(found, target / f"{lab.name}.svg")
+    plot_compute(found, target / f"{lab.name}-compute.svg")
+    print(f"\n{table}\nwritten to {target}/{lab.name}.md, .json, .svg and -compute.svg")
+
+
+@app.command()
+def compare(a: Side, b: Side, debug: Debug = False) -> None:
+    """Hold two runs, or two arms over their common seeds, side by side.
+
+    `reach` is what A spent until its best reward over what B spent until as much.
+
+    \b
+    Example:
+      gossamer lab compare runs/experiment/8-0 runs/experiment/4-4
+      gossamer lab compare runs/a runs/b
+    """
+    from node.lab.results import compare as lines_of
+
+    for folder in (a, b):
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}")
+    for line in lines_of(a, b):
+        print(line)

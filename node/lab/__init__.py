@@ -1,0 +1,11 @@
+"""The laboratory: one file names arms, bases, seeds and budgets; what comes of them is a table, plots and one JSON.
+
+    plan        the file: which runs there are, and what each is given
+    runs        do what is missing, as many at once as the cores allow
+    lockstep    the runner "memory": all nodes of a swarm in one process, round by round
+    ensemble    their generation, one batch for all of them
+    results     from run folders to figures with intervals: the table, the JSON, the comparison of two
+    plots       reward over rounds and over compute
+
+Arms differ in settings of a node alone, so whatever a node can do is an experiment.
+"""

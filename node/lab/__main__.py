@@ -1,0 +1,71 @@
+"""One run in a process of its own: `python -m node.lab RUNNER CONFIG -n N --seed S --out FOLDER`.
+
+It ends when its standard input does, which is the laboratory's end of a pipe, so that kill -9 leaves nothing behind.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from node.cli.app import explain
+from node.cli.settling import with_preset
+from node.config import load_config
+from node.errors import UserError
+from node.local_swarm import Plan, make_plan
+
+
+def main() -> int:
+    """Do the run; what a person can correct is one line on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m node.lab", description="Do one run of an experiment.")
+    parser.add_argument("runner", choices=["memory", "processes"])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("-n", "--nodes", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--delay", type=int, default=0)
+    options = parser.parse_args()
+    began = time.time()
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    try:
+        if options.runner == "memory" and (options.out / "swarm.json").exists():
+            shutil.rmtree(options.out)  # of a run that was cut off
+        settled, _ = with_preset(load_config(options.config, [f"seed={options.seed}"]), options.nodes)
+        plan = make_plan(options.out, options.nodes, settled)
+        return _in_memory(plan, options.delay, began) if options.runner == "memory" else _in_processes(plan, began)
+    except UserError as error:
+        sys.stderr.write(f"error: {explain(error)}\n")
+        return 2
+
+
+def _in_memory(plan: Plan, delay: int, began: float) -> int:
+    from node.lab.lockstep import run_in_memory
+
+    run_in_memory(plan, delay, started=began)
+    return 0
+
+
+def _in_processes(plan: Plan, began: float) -> int:
+    from node.local_swarm import make_folders, run_swarm
+    from node.supervisor import State
+
+    make_folders(plan)
+    outcome = run_swarm(plan, lambda nodes: None, started=began)
+    failed = [child for child in outcome.children if child.state is State.FAILED]
+    for child in failed:
+        sys.stderr.write(f"error: {child.name} failed: {child.error}\n")
+    return 128 + outcome.signal if outcome.signal else int(bool(failed))
+
+
+def _end_with_input() -> None:
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

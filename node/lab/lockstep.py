@@ -1,0 +1,246 @@
+"""The runner "memory": every node of a swarm in one process, in lockstep, for a fraction of the processor time.
+
+Each node is a thread that runs `node.run.train_node`, the very loop, draw and update of a real node, on its own
+weights, folder and seed. One thread runs at a time: a node runs until it wants completions, then the next one does;
+when all of them wait, one batch is generated for all (`node.lab.ensemble`). So a run is a function of its settings and
+seed, which a swarm of processes is not: there, what a node finds in its buffer depends on how fast the others are.
+
+What is left out: processes, sockets and gossip. A group that a node publishes is checked as any peer's is, once for
+all, and lies in the buffer of every other node `delay` rounds after it was made, at the next round with `delay` 0.
+What is not done again after a kill: a run that was cut off begins anew.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from node.config import NodeConfig
+from node.engines import Generated, SamplingParams
+from node.errors import UserError
+from node.lab.ensemble import Request, check_shape, generate
+from node.local_swarm import Plan, make_folders, node_config, node_folders, record_plan, write_run_summary
+from node.policy import Policy, load_policy
+from node.rollouts.group import Group, encode
+from node.rollouts.ingest import EncodePrompt, check
+from node.rollouts.replay_buffer import Shared, own_shared
+from node.rollouts.sampling import is_informative
+from node.run import Parts, train_node
+from node.tasks import TaskSet, load_tasks
+from node.telemetry.metrics import MetricsLog
+from node.telemetry.summary import Summary
+from protocol.host import Counters
+
+
+def run_in_memory(plan: Plan, delay: int, *, started: float) -> Summary:
+    """Run `plan` to its end in this process; leave a run's folder, but no report.
+
+    Args:
+        plan: from `make_plan`.
+        delay: rounds that a group needs to get to the others.
+        started: when the command was given, Unix seconds.
+
+    Raises:
+        UserError: the settings are of no use, or ask for what only a real node has.
+    """
+    make_folders(plan)
+    record_plan(plan)
+    torch.set_num_threads(1)
+    configs = [node_config(plan, index, cores=1) for index in range(plan.nodes)]
+    _check(configs[0])
+    turns = Turns(plan.nodes, _batched)
+    tasks = load_tasks(plan.config.tasks)
+    mail = Mail(tasks, 4 * plan.config.sampling.completions, delay)
+
+    def node(index: int, folder: Path) -> None:
+        config = configs[index]
+        policy = load_policy(config.policy, bf16=False)
+        check_shape(policy.model)
+        engine = _Engine(turns, index, policy)
+        exchange = mail.exchange(index, config.network.share == "informative")
+        metrics = MetricsLog(folder / "metrics.jsonl")
+        train_node(Parts(config, folder, config.seed or 0, policy, engine, tasks, exchange, metrics))
+
+    turns.run([partial(node, index, folder) for index, folder in enumerate(node_folders(plan).values())])
+    return write_run_summary(plan, started, delay=delay)
+
+
+def _check(config: NodeConfig) -> None:
+    for key, wrong in {
+        "engine.kind": config.engine.kind != "hf",
+        "weights.mode": config.weights.mode != "off",
+        "policy.lora.r": config.policy.lora.r > 0,
+    }.items():
+        if wrong:
+            raise UserError(f"the runner 'memory' has no {key}: choose runner = \"processes\"")
+
+
+class Turns:
+    """Threads of which one runs at a time, in their order, and whose calls are answered together.
+
+    `answer` gets the requests of all that wait, by thread, when nobody else can run, and returns as many answers.
+    """
+
+    def __init__(
+        self, count: int, answer: Callable[[Mapping[int, Request]], Mapping[int, list[list[Generated]]]]
+    ) -> None:
+        self._answer = answer
+        self._turns = [threading.Semaphore(0) for _ in range(count)]
+        self._live = list(range(count))
+        self._requests: dict[int, Request] = {}
+        self._answers: dict[int, list[list[Generated]]] = {}
+        self._error: BaseException | None = None
+
+    def run(self, work: Sequence[Callable[[], None]]) -> None:
+        """Run `work`, a thread each, to its end; raise the first error of any."""
+        threads = [
+            threading.Thread(target=self._thread, args=(index, one), name=f"n{index}", daemon=True)
+            for index, one in enumerate(work)
+        ]
+        for thread in threads:
+            thread.start()
+        self._turns[0].release()
+        for thread in threads:
+            thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def call(self, index: int, request: Request) -> list[list[Generated]]:
+        """Wait for the answer to a request of thread `index`, while the others run."""
+        self._requests[index] = request
+        self._next(index)
+        self._turns[index].acquire()
+        if self._error is not None:
+            raise _EndedError
+        return self._answers.pop(index)
+
+    def _thread(self, index: int, work: Callable[[], None]) -> None:
+        self._turns[index].acquire()
+        try:
+            if self._error is None:
+                work()
+        except _EndedError:
+            pass
+        except BaseException as error:  # noqa: BLE001  # `run` raises it
+            self._error = self._error or error
+        self._live.remove(index)
+        self._next(index)
+
+    def _next(self, index: int) -> None:
+        """Give the turn to the next thread that can run; when all wait, answer them and begin with the first."""
+        following = next((other for other in self._live if other > index), None)
+        if following is None and self._live:
+            following = self._live[0]
+            if self._error is None and self._requests:
+                try:
+                    self._answers = dict(self._answer(self._requests))
+                except BaseException as error:  # noqa: BLE001  # `run` raises it
+                    self._error = error
+                self._requests = {}
+        if following is not None:
+            self._turns[following].release()
+
+
+class _EndedError(Exception):
+    """Another thread failed: this one ends too."""
+
+
+def _batched(requests: Mapping[int, Request]) -> dict[int, list[list[Generated]]]:
+    """Answer requests, those of one shape together."""
+    alike: dict[object, list[int]] = {}
+    for index, one in requests.items():
+        alike.setdefault((one.n, one.sampling, len(one.prompts)), []).append(index)
+    answers: dict[int, list[list[Generated]]] = {}
+    for members in alike.values():
+        answers |= zip(members, generate([requests[index] for index in members]), strict=True)
+    return answers
+
+
+class _Engine:
+    """A node's side of the common generation."""
+
+    def __init__(self, turns: Turns, index: int, policy: Policy) -> None:
+        self._turns = turns
+        self._index = index
+        self._policy = policy
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
+    ) -> list[list[Generated]]:
+        """Return `n` completions for each prompt; see `RolloutEngine.generate`."""
+        return self._turns.call(self._index, Request(self._policy, prompts, n, sampling, seed))
+
+    def load(self, version: int) -> None:
+        """Do nothing: the trainer's weights are this engine's."""
+
+    def close(self) -> None:
+        """Do nothing: the model belongs to the trainer."""
+
+
+@dataclass(slots=True)
+class Mail:
+    """What takes the place of a network: groups of each round, checked once, for all others."""
+
+    tasks: TaskSet
+    max_completions: int
+    delay: int
+    _letters: list[tuple[int, int, Shared]] = field(default_factory=list)  # sender, its round, the group
+    _rejected: Counter[str] = field(default_factory=Counter)
+
+    def exchange(self, index: int, informative_only: bool) -> "MailExchange":
+        """Return the exchange of node `index`."""
+        return MailExchange(self, index, informative_only)
+
+    def post(self, sender: int, round_number: int, group: Group) -> int:
+        """Check a group that node `sender` made in its round `round_number`; return the bytes that it has."""
+        body = encode(group)
+        found, reason = check(body, self.tasks, self.max_completions)
+        if found is None:
+            self._rejected[reason] += 1
+        else:
+            shared = own_shared(found, time.time())._replace(peer=f"n{sender}")
+            self._letters.append((sender, round_number, shared))
+        return len(body)
+
+    def read(self, reader: int, start: int, round_number: int) -> tuple[list[Shared], int]:
+        """Return the others' groups from place `start` on that are there by the reader's round, and the next place."""
+        end = start
+        while end < len(self._letters) and self._letters[end][1] + self.delay < round_number:
+            end += 1
+        return [shared for sender, _, shared in self._letters[start:end] if sender != reader], end
+
+
+class MailExchange:
+    """A node's place at the mail (`node.rollouts.sharing.Exchange`)."""
+
+    def __init__(self, mail: Mail, index: int, informative_only: bool) -> None:
+        self._mail = mail
+        self._index = index
+        self._informative_only = informative_only
+        self._round = 0
+        self._place = 0
+        self._sent = self._received = self._items_sent = self._items_received = 0
+
+    def publish(self, groups: Sequence[Group]) -> None:
+        """Post this round's groups."""
+        self._round += 1
+        for group in groups:
+            if not self._informative_only or is_informative(group.rewards):
+                self._sent += self._mail.post(self._index, self._round, group)
+                self._items_sent += 1
+
+    def receive(self, known: Callable[[bytes], bool], encode_prompt: EncodePrompt) -> list[Shared]:
+        """Return the others' groups of earlier rounds."""
+        shared, self._place = self._mail.read(self._index, self._place, self._round)
+        self._received += sum(len(one.body) for one in shared)
+        self._items_received += len(shared)
+        return [one._replace(received=time.time()) for one in shared if not known(one.id)]
+
+    def traffic(self) -> Counters:
+        """Return what went through the mail: bytes of groups alone, a group sent once."""
+        return Counters(self._sent, self._received, self._items_sent, self._items_received, 0, 0, 0, {})

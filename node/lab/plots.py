@@ -1,0 +1,62 @@
+"""The plots of an experiment: reward over rounds and over compute, an arm a line, the range of its seeds a band."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from node.lab.results import WINDOW, Result, smooth
+
+POINTS = 200  # of a line over compute
+
+
+def plot_rounds(results: Sequence[Result], path: Path) -> None:
+    """Draw smoothed reward over rounds, a panel for each base."""
+    _plot(results, path, "round", lambda runs: [list(range(1, min(one.rounds for one in runs) + 1)) for _ in runs])
+
+
+def plot_compute(results: Sequence[Result], path: Path) -> None:
+    """Draw smoothed reward over what a node spent: generated tokens + 3 x trained ones."""
+    _plot(results, path, "compute: tokens generated + 3 x trained, a node", lambda runs: [one.spent for one in runs])
+
+
+def _plot(
+    results: Sequence[Result], path: Path, label: str, places: Callable[[Sequence[Result]], Sequence[Sequence[float]]]
+) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    bases = list(dict.fromkeys(one.base for one in results))
+    with mpl.rc_context({"svg.hashsalt": "gossamer"}):
+        figure, panels = pyplot.subplots(
+            1, len(bases), figsize=(8 if len(bases) == 1 else 5 * len(bases), 4.6), layout="constrained", squeeze=False
+        )
+        for axes, base in zip(panels[0], bases, strict=True):
+            for arm in dict.fromkeys(one.arm for one in results if one.base == base):
+                runs = [one for one in results if (one.base, one.arm) == (base, arm)]
+                grid, curves = _on_one_grid(places(runs), [smooth(one.rewards) for one in runs])
+                (line,) = axes.plot(grid, [statistics.fmean(at) for at in curves], label=arm, linewidth=1.8)
+                low, high = [min(at) for at in curves], [max(at) for at in curves]
+                axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+            axes.set_title(base)
+            axes.set_xlabel(label)
+            axes.set_ylabel(f"mean reward, last {WINDOW} rounds")
+            axes.set_ylim(bottom=0)
+            axes.margins(x=0.01)
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False)
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def _on_one_grid(
+    places: Sequence[Sequence[float]], curves: Sequence[Sequence[float]]
+) -> tuple[list[float], list[tuple[float, ...]]]:
+    """Return places that all curves reach, and the curves' values there."""
+    grid = np.linspace(max(one[0] for one in places), min(one[-1] for one in places), POINTS)
+    values = [np.interp(grid, place, curve[: len(place)]) for place, curve in zip(places, curves, strict=True)]
+    return grid.tolist(), list(zip(*(one.tolist() for one in values), strict=True))

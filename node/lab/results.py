@@ -1,0 +1,294 @@
+"""What came of an experiment: from run folders to figures with intervals. No run is started here.
+
+Of a run, each a mean over its nodes:
+
+    cumulative    the sum over rounds of the mean reward of a round's own completions
+    first, last   that reward in the first and the last tenth of the rounds
+    best          the most that the reward got to, smoothed over `WINDOW` rounds
+    compute       what a node spent, generated tokens + 3 x trained ones (`node.budget`)
+    reach         what the baseline of the same seed spent until its best, over what this run spent until as much; 0 for
+                  a run that did not get there
+    accuracy, pass@1, pass@k, entropy    held out, at the end, where it was evaluated
+
+An interval is Student's at 95 % over seeds, a ratio or a difference is of runs of one seed.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from node.budget import Spent
+from node.errors import UserError
+from node.lab.plan import Lab, Run
+from node.telemetry.evaluations import EVALUATIONS_FILE
+from node.telemetry.metrics import Row, number, read_metrics
+
+# Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond, the normal's.
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+Z95 = 1.96
+WINDOW = 20  # rounds that a reward is smoothed over
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run's figures (see the module); None where nothing was measured.
+
+    `rewards` and `spent` are by round: its mean reward, and what a node had spent when it was over.
+    """
+
+    base: str
+    arm: str
+    seed: int
+    rounds: int
+    cumulative: float
+    first: float
+    last: float
+    best: float
+    compute: float
+    external: float  # groups of peers a round
+    kib_sent: float  # a round
+    accuracy: float | None
+    passes: Mapping[str, float]  # pass@1 and the largest k that was measured
+    entropy: float | None
+    rewards: tuple[float, ...]
+    spent: tuple[float, ...]
+
+
+class Estimate(NamedTuple):
+    """A mean with its 95 % interval, `half` to each side; nan from a single run."""
+
+    mean: float
+    half: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3g}" if math.isnan(self.half) else f"{self.mean:.3g} ± {self.half:.2g}"
+
+
+class Line(NamedTuple):
+    """A row of the table: an arm over all seeds, by the names of its figures."""
+
+    base: str
+    arm: str
+    seeds: int
+    figures: Mapping[str, Estimate]
+
+
+def read_run(folder: Path, base: str, arm: str, seed: int) -> Result:
+    """Read the folder of a finished run.
+
+    Raises:
+        UserError: there is none.
+    """
+    nodes = [read_metrics(path) for path in sorted(folder.glob("nodes/*/metrics.jsonl"))]
+    if not nodes or not all(nodes):
+        raise UserError(f"{folder} is no run that has trained a round")
+    rounds = min(map(len, nodes))
+    rewards = _by_round(nodes, lambda row: number(row, "reward"), rounds)
+    tenth = max(rounds // 10, 1)
+    each = [[one.compute for one in accumulate(rows, Spent.after, initial=Spent())][1:] for rows in nodes]
+    spent = tuple(statistics.fmean(values) for values in zip(*(one[:rounds] for one in each), strict=True))
+    lasts = [rows[-1] for path in sorted(folder.glob(f"nodes/*/{EVALUATIONS_FILE}")) if (rows := read_metrics(path))]
+    passes = sorted({key for row in lasts for key in row if _is_pass(key)}, key=lambda key: int(key.partition("@")[2]))
+    return Result(
+        base=base,
+        arm=arm,
+        seed=seed,
+        rounds=rounds,
+        cumulative=sum(rewards),
+        first=statistics.fmean(rewards[:tenth]),
+        last=statistics.fmean(rewards[-tenth:]),
+        best=max(smooth(rewards)),
+        compute=spent[-1],
+        external=statistics.fmean(_by_round(nodes, lambda row: number(row, "groups_external"), rounds)),
+        kib_sent=statistics.fmean(number(rows[-1], "swarm/bytes_sent") / len(rows) / 1024 for rows in nodes),
+        accuracy=_mean(lasts, "accuracy"),
+        passes={
+            key: statistics.fmean(number(row, key) for row in lasts)
+            for key in dict.fromkeys([*passes[:1], *passes[-1:]])
+        },
+        entropy=_mean(lasts, "entropy"),
+        rewards=rewards,
+        spent=spent,
+    )
+
+
+def read_runs(runs: Sequence[Run]) -> list[Result]:
+    """Read what these runs of an experiment left."""
+    return [read_run(run.folder, run.base, run.arm, run.seed) for run in runs]
+
+
+def smooth(values: Sequence[float], window: int = WINDOW) -> list[float]:
+    """Return the mean of the last `window` values at each place (fewer at the start)."""
+    sums, total = [], 0.0
+    for at, value in enumerate(values):
+        total += value - (values[at - window] if at >= window else 0.0)
+        sums.append(total / min(at + 1, window))
+    return sums
+
+
+def reach(result: Result, baseline: Result) -> float:
+    """Return how many times less compute `result` took to the baseline's best smoothed reward; 0 if it never did."""
+    theirs, ours = (_spent_until(one, baseline.best) for one in (baseline, result))
+    return theirs / ours if theirs and ours else 0.0
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Return the mean of independent `values` and Student's 95 % interval of it."""
+    if len(values) < 2:
+        return Estimate(statistics.fmean(values), math.nan)
+    quantile = T95.get(len(values) - 1, Z95)
+    return Estimate(statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(len(values)))
+
+
+def figures(result: Result) -> dict[str, float]:
+    """Return the figures of one run that are numbers, by their names."""
+    plain = {key: getattr(result, key) for key in ("cumulative", "first", "last", "compute", "external", "kib_sent")}
+    held_out = {"accuracy": result.accuracy, **result.passes, "entropy": result.entropy}
+    return plain | {key: value for key, value in held_out.items() if value is not None}
+
+
+def tabulate(results: Sequence[Result], baseline: str) -> list[Line]:
+    """Return a line for each arm on each base, in the order of their first runs."""
+    alone = {(one.base, one.seed): one for one in results if one.arm == baseline}
+    lines = []
+    for base, arm in dict.fromkeys((one.base, one.arm) for one in results):
+        mine = [one for one in results if (one.base, one.arm) == (base, arm)]
+        paired = [(one, alone[base, one.seed]) for one in mine if (base, one.seed) in alone]
+        values = [figures(one) for one in mine]
+        estimates = {key: estimate([one[key] for one in values if key in one]) for key in values[0]}
+        if paired:
+            ratios = [one.cumulative / other.cumulative for one, other in paired if other.cumulative]
+            estimates |= {"ratio": estimate(ratios)} if ratios else {}
+            estimates["reach"] = estimate([reach(one, other) for one, other in paired])
+        lines.append(Line(base, arm, len(mine), estimates))
+    return lines
+
+
+COLUMNS = {
+    "cumulative": "cumulative reward",
+    "ratio": "against {baseline}",
+    "reach": "compute to its best, times less",
+    "first": "first tenth",
+    "last": "last tenth",
+    "accuracy": "accuracy",
+    "pass@": "",
+    "entropy": "entropy",
+    "external": "external groups",
+    "kib_sent": "KiB sent",
+    "compute": "compute",
+}
+
+
+def to_markdown(lines: Sequence[Line], lab: Lab) -> str:
+    """Return the table; a figure that no arm has is left out."""
+    known = list(dict.fromkeys(key for line in lines for key in line.figures))
+    keys = [key for column in COLUMNS for key in known if key == column or (column == "pass@" and _is_pass(key))]
+    titles = [COLUMNS.get(key, key).format(baseline=lab.baseline) for key in keys]
+    bases = any(line.base for line in lines)
+    head = [*(["base"] if bases else []), "arm", "", "seeds", *titles]
+    rows = [head, ["---"] * len(head)]
+    for line in lines:
+        cells = [str(line.figures.get(key, "")) for key in keys]
+        note = lab.config.arms[line.arm].note
+        rows.append([*([line.base] if bases else []), line.arm, note, str(line.seeds), *cells])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def to_json(results: Sequence[Result], lines: Sequence[Line], lab: Lab) -> str:
+    """Return all of it: what was run, every run's figures and curves, and the estimates."""
+    tree = {
+        "name": lab.name,
+        "baseline": lab.baseline,
+        "file": lab.config.model_dump(mode="json"),
+        "arms": [
+            {
+                "base": line.base,
+                "arm": line.arm,
+                "seeds": line.seeds,
+                "figures": {key: {"mean": one.mean, "half": _finite(one.half)} for key, one in line.figures.items()},
+            }
+            for line in lines
+        ],
+        "runs": [_rounded(asdict(one)) for one in results],
+    }
+    return json.dumps(tree, separators=(",", ":")) + "\n"
+
+
+def compare(a: Path, b: Path) -> list[str]:
+    """Return lines that hold two runs, or two arms, side by side.
+
+    Args:
+        a: a run's folder, or an arm's with a folder for each seed.
+        b: likewise; where both are arms, runs of one seed are compared.
+
+    Raises:
+        UserError: there is no run, or both have no seed in common.
+    """
+    first, second = _read_side(a), _read_side(b)
+    if len(first) == len(second) == 1:
+        pairs = [(*first.values(), *second.values())]
+    else:
+        pairs = [(first[seed], second[seed]) for seed in first if seed in second]
+    if not pairs:
+        raise UserError(f"{a} and {b} have no seed in common")
+    values = [(figures(one), figures(two)) for one, two in pairs]
+    keys = [key for key in values[0][0] if all(key in one and key in two for one, two in values)]
+    rows = [["", str(a), str(b), "difference"]]
+    for key in keys:
+        of = [estimate([pair[side][key] for pair in values]) for side in (0, 1)]
+        difference = estimate([two[key] - one[key] for one, two in values])
+        rows.append([key, *map(str, of), str(difference)])
+    rows.append(["reach", "1", str(estimate([reach(two, one) for one, two in pairs])), ""])
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of runs", *lines]
+
+
+def _read_side(folder: Path) -> dict[str, Result]:
+    """Return the runs in a folder by their seeds' folders; a run's own is one without a seed."""
+    if (folder / "nodes").is_dir():
+        return {"": read_run(folder, "", str(folder), 0)}
+    found = {path.name: path for path in sorted(folder.glob("seed*")) if (path / "nodes").is_dir()}
+    if not found:
+        raise UserError(f"{folder} is no run of a swarm, nor an arm of an experiment")
+    return {name: read_run(path, "", str(folder), 0) for name, path in found.items()}
+
+
+def _spent_until(result: Result, reward: float) -> float | None:
+    """Return what a node had spent when the smoothed reward got to `reward`; None if it never did."""
+    curve = smooth(result.rewards)
+    return next((spent for value, spent in zip(curve, result.spent, strict=True) if value >= reward), None)
+
+
+def _by_round(nodes: Sequence[Sequence[Row]], figure: Callable[[Row], float], rounds: int) -> tuple[float, ...]:
+    return tuple(statistics.fmean(map(figure, rows)) for rows in zip(*(one[:rounds] for one in nodes), strict=True))
+
+
+def _mean(rows: Sequence[Row], key: str) -> float | None:
+    values = [row[key] for row in rows if isinstance(row.get(key), int | float)]
+    return statistics.fmean(values) if values else None
+
+
+def _is_pass(key: str) -> bool:
+    return key.startswith("pass@") and key.partition("@")[2].isdigit()
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _rounded(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _round(value) for key, value in tree.items()}
+
+
+def _round(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, tuple | list):
+        return [_round(one) for one in value]
+    return _rounded(value) if isinstance(value, Mapping) else value

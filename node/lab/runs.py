@@ -1,0 +1,138 @@
+"""Does the runs of an experiment that are missing, as many at once as the cores allow.
+
+Each is a process of its own, so nothing that one leaves behind reaches the next. A run that is complete is not done
+again, and kill -9 at any moment costs no more than what was under way: real nodes go on from their checkpoints, a run
+of the runner "memory" is begun again.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from node.budget import Spent, is_done
+from node.config import flatten, parse_config
+from node.errors import UserError
+from node.lab.plan import Lab, Run
+from protocol.storage import write_atomically
+
+POLL = 0.2  # seconds between looks at the processes
+THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+Say = Callable[[str], object]
+
+
+class _Started(NamedTuple):
+    run: Run
+    process: "subprocess.Popen[bytes]"
+
+
+def do_missing(lab: Lab, jobs: int, say: Say) -> None:
+    """Do what is missing of `lab`.
+
+    Args:
+        lab: the experiment.
+        jobs: runs at once; 0: as many as there are cores for their nodes.
+        say: called with a line when a run begins or ends.
+
+    Raises:
+        UserError: a run failed; the others that had begun are ended.
+    """
+    waiting = [run for run in lab.runs if not is_complete(run)]
+    say(f"{len(lab.runs)} runs, {len(lab.runs) - len(waiting)} of them done")
+    most = jobs or _at_once(lab)
+    began, ended = time.monotonic(), 0
+    running: list[_Started] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < most:
+                running.append(_start(lab, waiting.pop(0)))
+            time.sleep(POLL)
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                _raise_failure(one)
+                ended += 1
+                say(f"{_name(one.run)}: done; {len(waiting) + len(running)} to go, {time.monotonic() - began:.0f} s")
+    finally:
+        for one in running:
+            one.process.terminate()
+        for one in running:
+            one.process.wait()
+
+
+def is_complete(run: Run) -> bool:
+    """Tell whether `run` has been done to its end, with these settings.
+
+    Raises:
+        UserError: its folder holds a run of other settings.
+    """
+    try:
+        summary = json.loads((run.folder / "summary.json").read_text())
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return False
+    _check_same(run, summary["run"])
+    config = parse_config(run.settings)
+    nodes = summary["nodes"].values()
+    spent = [Spent(node["tokens_generated"], node["tokens_trained"]) for node in nodes]
+    ends = [is_done(config, node["rounds"], one) for node, one in zip(nodes, spent, strict=True)]
+    return len(ends) == run.nodes and all(ends)
+
+
+def _settings_file(run: Run) -> Path:
+    return run.folder.with_suffix(".json")
+
+
+def _check_same(run: Run, before: Mapping[str, Any]) -> None:
+    old = {"nodes": before["nodes"], "delay": before.get("delay", 0)}
+    new = {"nodes": run.nodes, "delay": run.delay}
+    try:
+        old |= flatten(json.loads(_settings_file(run).read_text()))
+        new |= flatten(_settings(run))
+    except FileNotFoundError:
+        pass
+    differing = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    if differing:
+        raise UserError(
+            f"{run.folder} was run with other settings ({', '.join(differing)}): delete it, or choose another --out"
+        )
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(run.settings)))
+
+
+def _start(lab: Lab, run: Run) -> _Started:
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(_settings_file(run), (json.dumps(_settings(run), indent=1) + "\n").encode())
+    command = [sys.executable, "-m", "node.lab", lab.config.runner, str(_settings_file(run)), "-n", str(run.nodes)]
+    command += ["--seed", str(run.seed), "--out", str(run.folder), "--delay", str(run.delay)]
+    with run.folder.with_suffix(".log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=os.environ | THREADS
+        )
+    return _Started(run, process)
+
+
+def _at_once(lab: Lab) -> int:
+    """One run of real nodes for each of their number of cores; one of the runner "memory" for each core."""
+    cores = len(os.sched_getaffinity(0))
+    largest = max(run.nodes for run in lab.runs)
+    return cores if lab.config.runner == "memory" else max(1, cores // largest)
+
+
+def _raise_failure(one: _Started) -> None:
+    if one.process.returncode:
+        log = one.run.folder.with_suffix(".log")
+        said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        reason = said[-1] if said else "it said nothing"
+        raise UserError(f"{_name(one.run)} ended with status {one.process.returncode} ({reason}): see {log}")
+
+
+def _name(run: Run) -> str:
+    return ", ".join([*([run.base] if run.base else []), run.arm, f"seed {run.seed}"])

@@ -1,0 +1,194 @@
+"""The laboratory: what a file means, which runs are done again, and the arithmetic of the results."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from node.errors import UserError
+from node.lab.plan import Lab, arm_folder, read_lab
+from node.lab.plots import plot_compute, plot_rounds
+from node.lab.results import Result, compare, estimate, reach, read_run, smooth, tabulate, to_json, to_markdown
+from node.lab.runs import is_complete
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE = """
+seeds = [3, 5]
+[settings]
+rounds = 2
+sampling.completions = 4
+[bases.sparse]
+[bases.dense.settings]
+trainer.learning_rate = 1e-4
+[arms.alone]
+note = "the control"
+settings.sampling = { local = 2, external = 0 }
+[arms."1/1 slow"]
+nodes = 2
+settings = { rounds = 3, sampling = { local = 1, external = 1 } }
+"""
+
+
+def lab_of(tmp_path: Path, text: str = FILE, **named: object) -> Lab:
+    (tmp_path / "lab.toml").write_text(text)
+    return read_lab(tmp_path / "lab.toml", tmp_path / "out", **named)
+
+
+def test_a_run_is_an_arm_over_a_base_over_the_file_under_a_seed(tmp_path: Path) -> None:
+    lab = lab_of(tmp_path)
+    assert [(run.seed, run.base, run.arm) for run in lab.runs][:5] == [
+        (3, "sparse", "alone"),
+        (3, "sparse", "1/1 slow"),
+        (3, "dense", "alone"),
+        (3, "dense", "1/1 slow"),
+        (5, "sparse", "alone"),
+    ]
+    slow = lab.runs[3]
+    assert slow.settings["rounds"] == 3 and slow.settings["trainer"]["learning_rate"] == 1e-4
+    assert slow.settings["sampling"] == {"completions": 4, "local": 1, "external": 1}
+    assert (slow.nodes, lab.runs[2].nodes) == (2, 8)
+    assert slow.folder == arm_folder(tmp_path / "out", "dense", "1/1 slow") / "seed3"
+    assert lab.baseline == "alone"
+    assert len({run.folder for run in lab.runs}) == len(lab.runs)
+
+
+def test_a_part_of_it_can_be_asked_for_and_any_key_changed(tmp_path: Path) -> None:
+    lab = lab_of(tmp_path, overrides=["seeds=1", "settings.rounds=7"], arms=["alone"], bases=["dense"])
+    (run,) = lab.runs
+    assert (run.seed, run.base, run.arm, run.settings["rounds"]) == (1, "dense", "alone", 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (FILE + "sampling = 3", "arms.1/1 slow.sampling"),
+        (FILE.replace("external = 0", "externl = 0"), "arm 'alone' on base 'sparse': unknown configuration key"),
+        ("baseline = 'x'" + FILE, "no arm 'x'"),
+        (FILE.replace("rounds = 2", "threads = 1"), "has no end"),
+        (FILE.replace("[3, 5]", "[3, 3]"), "seeds wants"),
+        (FILE.replace("nodes = 2", "delay = 2"), "delay is of the runner 'memory'"),
+        (FILE.replace("[arms.alone]", "[arms.alone"), "cannot read"),
+    ],
+)
+def test_a_file_of_no_use_is_refused_in_a_line(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said.replace("(", "\\(")) as error:
+        lab_of(tmp_path, text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [path.name for path in (ROOT / "examples").glob("*experiment*.toml")])
+def test_the_examples_are_experiments(tmp_path: Path, name: str) -> None:
+    assert len(read_lab(ROOT / "examples" / name, tmp_path).runs) > 1
+
+
+def leave(folder: Path, rewards: list[list[float]], trained: int = 0) -> None:
+    """Write what a swarm leaves, each node with these rewards; a round generates 10 tokens and trains on `trained`."""
+    nodes = {}
+    for name, values in enumerate(rewards):
+        state = folder / "nodes" / f"n{name}"
+        state.mkdir(parents=True)
+        rows = [
+            {"round": at, "reward": value, "tokens_generated": 10, "tokens_trained": trained, "groups_external": 4}
+            for at, value in enumerate(values, 1)
+        ]
+        (state / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        evaluated = {"round": len(values), "accuracy": 0.5 + name, "pass@1": 0.25, "pass@8": 0.3, "pass@16": 0.5}
+        (state / "evaluations.jsonl").write_text(json.dumps({"round": 0, "accuracy": 0.0}) + "\n")
+        with (state / "evaluations.jsonl").open("a") as file:
+            file.write(json.dumps(evaluated | {"entropy": 1.5}) + "\n")
+        nodes[f"n{name}"] = {"rounds": len(values), "tokens_generated": 10 * len(values), "tokens_trained": 0}
+    run = {"nodes": len(rewards), "seed": 1}
+    (folder / "summary.json").write_text(json.dumps({"run": run, "nodes": nodes}))
+
+
+def test_a_run_is_complete_when_every_node_is_at_its_end_and_its_settings_are_these(tmp_path: Path) -> None:
+    run = lab_of(tmp_path, FILE.replace("nodes = 2", "nodes = 1")).runs[1]
+    assert not is_complete(run)
+    leave(run.folder, [[0.0, 1.0, 1.0]])
+    run.folder.with_suffix(".json").write_text(json.dumps(dict(run.settings)))
+    assert is_complete(run)
+    longer = run._replace(settings={**run.settings, "rounds": 4})
+    with pytest.raises(UserError, match=r"other settings \(rounds\)"):
+        is_complete(longer)
+    with pytest.raises(UserError, match=r"other settings \(delay\)"):
+        is_complete(run._replace(delay=3))
+    run.folder.with_suffix(".json").write_text(json.dumps(dict(longer.settings)))
+    assert not is_complete(longer)  # it was cut off
+
+
+def test_a_run_folder_is_averaged_over_its_nodes(tmp_path: Path) -> None:
+    leave(tmp_path / "run", [[0.0, 1.0], [0.5, 0.5]], trained=5)
+    found = read_run(tmp_path / "run", "b", "4/4", 1)
+    assert (found.cumulative, found.first, found.last, found.external) == (1.0, 0.25, 0.75, 4.0)
+    assert found.rewards == (0.25, 0.75) and found.spent == (25.0, 50.0) and found.compute == 50
+    assert (found.accuracy, found.passes, found.entropy) == (1.0, {"pass@1": 0.25, "pass@16": 0.5}, 1.5)
+
+
+def result(arm: str, seed: int, rewards: list[float], cost: float = 1.0) -> Result:
+    spent = tuple(cost * at for at in range(1, len(rewards) + 1))
+    best = max(smooth(rewards))
+    measured = (len(rewards), sum(rewards), 0.1, 0.4, best, spent[-1], 1, 2, None, {}, None)
+    return Result("", arm, seed, *measured, tuple(rewards), spent)
+
+
+def test_students_interval_by_hand() -> None:
+    found = estimate([1.0, 2.0, 3.0])
+    assert found.mean == 2.0
+    assert found.half == pytest.approx(4.303 / math.sqrt(3))
+    assert math.isnan(estimate([5.0]).half)
+
+
+def test_smoothing_looks_back_only() -> None:
+    assert smooth([0, 2, 4, 6], window=2) == [0, 1, 3, 5]
+    assert smooth([3.0], window=2) == [3]
+
+
+def test_reach_is_compute_to_the_baselines_best_and_0_where_it_is_never_reached() -> None:
+    alone = result("8/0", 1, [0.0, 0.0, 0.5, 0.5], cost=2.0)  # smoothed, at its best after four rounds, which cost 8
+    assert reach(alone, alone) == 1.0
+    assert reach(result("x", 1, [0.5, 0.5]), alone) == 8.0
+    assert reach(result("x", 1, [0.1, 0.1]), alone) == 0.0
+
+
+def test_ratios_are_paired_by_seed(tmp_path: Path) -> None:
+    runs = [result("a", 1, [10]), result("a", 2, [20]), result("b", 1, [20]), result("b", 2, [60])]
+    alone, shared = tabulate(runs, "a")
+    assert alone.figures["ratio"] == (1.0, 0.0)
+    assert shared.figures["ratio"].mean == 2.5  # (20/10 + 60/20) / 2, not 80/30
+    assert shared.seeds == 2
+    lab = lab_of(tmp_path, '[settings]\nrounds = 1\n[arms.a]\n[arms.b]\nnote = "best"\n')
+    table = to_markdown([alone, shared], lab)
+    assert "| b | best | 2 | 40 ± " in table and "accuracy" not in table
+    tree = json.loads(to_json(runs, [alone, shared], lab))
+    assert tree["arms"][1]["figures"]["ratio"]["mean"] == 2.5 and tree["runs"][3]["rewards"] == [60]
+
+
+def test_two_arms_are_compared_over_their_common_seeds_and_two_runs_as_they_are(tmp_path: Path) -> None:
+    for arm, seed, rewards in (("a", 1, [0.25]), ("a", 2, [0.5]), ("b", 2, [1.0]), ("b", 3, [0.0])):
+        leave(tmp_path / arm / f"seed{seed}", [rewards])
+    lines = compare(tmp_path / "a", tmp_path / "b")
+    assert lines[0] == "1 pair of runs"
+    (cumulative,) = (line.split()[1:] for line in lines if line.startswith("cumulative"))
+    assert cumulative == ["0.5", "1", "0.5"]
+    lines = compare(tmp_path / "a" / "seed1", tmp_path / "b" / "seed3")
+    (cumulative,) = (line.split()[1:] for line in lines if line.startswith("cumulative"))
+    assert cumulative == ["0.25", "0", "-0.25"]
+    with pytest.raises(UserError, match="no seed in common"):
+        compare(tmp_path / "a", leave_arm(tmp_path / "c"))
+    with pytest.raises(UserError, match="no run"):
+        compare(tmp_path / "a", tmp_path)
+
+
+def leave_arm(folder: Path) -> Path:
+    leave(folder / "seed9", [[0.0]])
+    leave(folder / "seed8", [[0.0]])
+    return folder
+
+
+def test_the_plots_are_drawn_and_name_every_arm(tmp_path: Path) -> None:
+    runs = [result("8/0", 1, [1, 2]), result("4/4", 1, [1, 3], cost=3.0), result("4/4", 2, [1, 2, 3])]
+    for plot in (plot_rounds, plot_compute):
+        plot(runs, tmp_path / "plot.svg")
+        drawn = (tmp_path / "plot.svg").read_text()
+        assert "8/0" in drawn and "4/4" in drawn

@@ -1,0 +1,175 @@
+"""The runner "memory": the tokens of a real node's engine, the numbers of real processes, one thread at a time."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from node.config import PolicyConfig, TaskConfig, parse_config
+from node.engines import Generated, SamplingParams
+from node.engines.hf import HfEngine
+from node.errors import UserError
+from node.lab.ensemble import Request, check_shape, generate
+from node.lab.lockstep import Mail, Turns, run_in_memory
+from node.lab.results import read_run
+from node.local_swarm import make_plan
+from node.policy import Policy, load_policy
+from node.rollouts.group import Completion, Group
+from node.tasks import load_tasks
+
+
+def policies(count: int) -> list[Policy]:
+    """The built-in policy, a little different each time."""
+    found = [load_policy(PolicyConfig()) for _ in range(count)]
+    for seed, policy in enumerate(found):
+        noise = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in policy.model.parameters():
+                weight += 0.02 * torch.randn(weight.shape, generator=noise)
+    return found
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+def test_the_tokens_are_those_of_each_nodes_own_engine(temperature: float) -> None:
+    tasks = load_tasks([TaskConfig(name="builtin")])
+    sampling = SamplingParams(temperature, 1.0, 12)
+    requests = [
+        Request(policy, [policy.encode_prompt(task.make(seed)) for task, seed in tasks.sample(at, 3)], 4, sampling, at)
+        for at, policy in enumerate(policies(3))
+    ]
+    theirs = [HfEngine(one.policy).generate(one.prompts, one.n, one.sampling, one.seed) for one in requests]
+    assert generate(requests) == theirs
+    lengths = {len(made.token_ids) for node in theirs for group in node for made in group}
+    assert len(lengths) > 2  # some ended, some did not
+
+
+def test_a_distribution_that_is_cut_and_a_model_of_another_shape_are_refused() -> None:
+    (policy,) = policies(1)
+    with pytest.raises(UserError, match="top_p"):
+        generate([Request(policy, [[1, 2]], 1, SamplingParams(1.0, 0.9, 2), 0)])
+    policy.model.config.model_type = "gpt2"
+    with pytest.raises(UserError, match="built-in"):
+        check_shape(policy.model)
+
+
+def asking(policy: Policy, index: int) -> Request:
+    return Request(policy, [[index]], 1, SamplingParams(1.0, 1.0, 1), index)
+
+
+def test_threads_run_in_turn_and_are_answered_together_though_one_ends_before() -> None:
+    seen: list[str] = []
+
+    def answer(requests: dict[int, Request]) -> dict[int, list[list[Generated]]]:
+        seen.append(f"answer {sorted(requests)}")
+        return {index: [[Generated((index,), str(index), True)]] for index in requests}
+
+    turns = Turns(3, answer)
+
+    def work(index: int) -> None:
+        for at in range(2 if index == 1 else 3):
+            seen.append(f"{index}.{at}")
+            assert turns.call(index, asking(None, index))[0][0].text == str(index)
+
+    turns.run([lambda index=index: work(index) for index in range(3)])
+    assert seen == [
+        *("0.0", "1.0", "2.0", "answer [0, 1, 2]"),
+        *("0.1", "1.1", "2.1", "answer [0, 1, 2]"),
+        *("0.2", "2.2", "answer [0, 2]"),
+    ]
+
+
+@pytest.mark.parametrize("where", ["thread", "answer"])
+def test_the_first_error_ends_all_and_is_raised(where: str) -> None:
+    def answer(requests: dict[int, Request]) -> dict[int, list[list[Generated]]]:
+        if where == "answer":
+            raise ValueError("of no use")
+        return {index: [] for index in requests}
+
+    turns = Turns(3, answer)
+
+    def work(index: int) -> None:
+        turns.call(index, asking(None, index))
+        if where == "thread" and index == 1:
+            raise ValueError("of no use")
+        turns.call(index, asking(None, index))
+
+    with pytest.raises(ValueError, match="of no use"):
+        turns.run([lambda index=index: work(index) for index in range(3)])
+
+
+def test_a_group_lies_with_all_others_after_its_delay_and_a_lie_with_nobody() -> None:
+    tasks = load_tasks([TaskConfig(name="builtin/sums")])
+    (task,) = tasks.tasks
+
+    def group(seed: int, reward: float = 1.0) -> Group:
+        item = task.make(seed)
+        made = (Completion(item.answer, True, reward), Completion("no", True, 0.0))
+        return Group(task.key, seed, item.question, made, "p", 0)
+
+    mail = Mail(tasks, 8, delay=1)
+    first, second, third = (mail.exchange(index, True) for index in range(3))
+    known = dict[bytes, bool]().__contains__
+    came = []
+    for at in range(4):
+        first.publish([group(at)])
+        assert first.receive(known, lambda item: []) == []
+        second.publish([group(9, reward=0.5)])
+        third.publish([])
+        came.append([(one.peer, one.group.seed) for one in second.receive(known, lambda item: [])])
+        assert [one.group.seed for one in third.receive(known, lambda item: [])] == [one[1] for one in came[-1]]
+    assert came == [[], [], [("n0", 0)], [("n0", 1)]]
+    assert first.traffic().items_sent == 4 and second.traffic().items_received == 2
+
+
+def test_a_run_in_memory_is_the_same_whenever_it_is_done_and_is_left_as_a_swarms(tmp_path: Path) -> None:
+    config = parse_config(
+        {
+            "rounds": 3,
+            "seed": 4,
+            "policy": {"model": str(dense_policy(tmp_path / "policy"))},
+            "engine": {"max_completion_length": 4},
+            "sampling": {"local": 2, "external": 2, "completions": 4},
+            "tasks": [{"name": "file/even", "options": {"path": str(even_task(tmp_path / "even.py"))}}],
+            "eval": {"ends": True, "count": 2, "completions": 4},
+        }
+    )
+    found = []
+    for name in ("a", "b"):
+        summary = run_in_memory(make_plan(tmp_path / name, 2, config), 0, started=time.time())
+        nodes = summary["nodes"].values()
+        found.append([(n["reward_cumulative"], n["tokens_trained"], n["groups_external"]) for n in nodes])
+        assert read_run(tmp_path / name, "", "", 4).entropy > 0
+    assert found[0] == found[1]
+    assert all(node["groups_external"] > 0 and node["tokens_trained"] > 0 for node in nodes)
+
+
+def dense_policy(folder: Path) -> Path:
+    """The built-in policy's shape with weights that say anything."""
+    torch.manual_seed(0)
+    policy = load_policy(PolicyConfig())
+    for weight in policy.model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    policy.model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def even_task(path: Path) -> Path:
+    """A task that every other completion solves: an even number of digits and letters."""
+    path.write_text(
+        "from node.tasks import Item\n\ndef make(seed):\n    return Item(str(seed % 1000), '')\n\n"
+        "def verify(item, text):\n    return float(sum(map(str.isalnum, text)) % 2 == 0)\n"
+    )
+    return path
+
+
+def test_a_run_ends_with_the_laboratory_that_started_it(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text("{}")
+    command = [sys.executable, "-m", "node.lab", "memory", str(tmp_path / "settings.json"), "-n", "2", "--seed", "4"]
+    process = subprocess.Popen([*command, "--out", str(tmp_path / "run")], stdin=subprocess.PIPE)
+    process.stdin.close()
+    assert process.wait(timeout=60) == -signal.SIGKILL
