@@ -233,6 +233,8 @@ _ACTIONS = {
     "memory": _memory,
     "members": lambda comm: comm.members,
     "pending": lambda comm: comm.pending(),
+    "stranded": lambda comm: comm.stranded,
+    "force_view": lambda comm: comm.force_view(),
     "leave": lambda comm: comm.leave(),
 }
 

@@ -51,7 +51,8 @@ say that were not let in, not against a member that lies.
     Propose              proposer -> members                    Report, or Beat with a greater round
     Accept (MAJORITY)    proposer -> members                    Accepted, or Beat with a greater round
     Decide               proposer, or who is ahead -> members   Beat
-    Goodbye              member -> all
+    Proxy (MAJORITY)     who leaves -> one member
+    Goodbye              who leaves -> all
 """
 
 from collections import Counter
@@ -138,6 +139,11 @@ class Agreement:
         return self._state.change.stranded
 
     @property
+    def votes(self) -> frozenset[NodeId]:
+        """Whose votes on the next view this member has, under `MAJORITY`: its own, and those of who left them to it."""
+        return self._state.change.votes
+
+    @property
     def pending(self) -> bool:
         """Whether somebody waits to be let in, as of the last event."""
         admission = self._state.admission
@@ -173,7 +179,7 @@ class Agreement:
             case ForceView():
                 self._state.force(now)
             case Leave():
-                self._state.depart()
+                self._state.depart(now)
                 self._left = True
         self._settle(event, now)
         return self._out.take()

@@ -144,6 +144,8 @@ class Dispatcher:
                 self._asked(member, message, now)
             case messages.Accepted() if self._is_peer(member, view):
                 state.decided(state.change.accepted(member, message), now)
+            case messages.Proxy() if view is not None and self._is_peer(member, view):
+                state.change.inherit(message, view)
             case messages.Decide() if message.ballot.proposer == member and self._binds(member, message, view):
                 state.decided(message, now)
             case _:

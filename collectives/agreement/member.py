@@ -136,7 +136,7 @@ class MemberState:
         self.epoch = view.epoch
         self.witnesses.enter(view)
         self.detector.enter(view, now)
-        self.change.enter()
+        self.change.enter(view)
         self.admission.enter(view)
         self.contacts = {name: address for name, address in self.contacts.items() if name not in view.ids}
         self.out.do(Install(view))
@@ -174,8 +174,12 @@ class MemberState:
         for member in self.detector.linked:
             self.apply(member)
 
-    def depart(self) -> None:
-        """Leave for good."""
+    def depart(self, now: float) -> None:
+        """Leave for good. Under MAJORITY one of those who stay is given this member's vote."""
+        view, linked = self.view, self.detector.linked.keys()
+        others = linked if view is None else linked & (view.ids - self.detector.missing(view, now))
+        if self.change.consensus and others:
+            self.out.send(min(others), self.change.proxy(self._line.session, view, self.epoch))
         for member in self.detector.linked:
             self.out.send(member, messages.Goodbye())
         self._end(Verdict.CLOSED, "this member left")

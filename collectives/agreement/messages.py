@@ -19,6 +19,7 @@ what is declared here: a new message is a class and a line in `MESSAGES`, a new 
     Accepted   it may, as far as I am concerned     (member -> proposer)
     Decide     the new view, and what became of those operations
     Welcome    you are in                           (any member -> newcomer)
+    Proxy      I leave: vote for me                 (member -> one other)
     Goodbye    I leave
 """
 
@@ -249,12 +250,27 @@ class Welcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Proxy:
+    """The sender leaves for good, and the receiver, nobody else, casts its vote and those that it was given itself.
+
+    `voters` are these members, each as one run of it; in the view with the mark `mark` they promised no ballot after
+    `round`, and `accepted` is the last that they accepted. In views after `epoch` none of them was ever heard.
+    """
+
+    mark: Mark
+    epoch: Count
+    voters: Annotated[tuple[tuple[NodeId, Session], ...], AtMost(MAX_MEMBERS)]
+    round: Count
+    accepted: Accept | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Goodbye:
     """The sender is gone for good."""
 
 
 OperationMessage = Initiate | Start | Done | Commit | Ack | Abort
-BallotMessage = Propose | Report | Accept | Accepted | Decide
+BallotMessage = Propose | Report | Accept | Accepted | Decide | Proxy
 Message = OperationMessage | BallotMessage | Beat | Apply | ViewNotice | Pending | Welcome | Goodbye
 
 # Each one's number on the wire. Numbers are only ever appended, never given again.
@@ -276,4 +292,5 @@ MESSAGES: dict[int, type[Message]] = {
     15: Goodbye,
     16: Accept,
     17: Accepted,
+    18: Proxy,
 }

@@ -27,6 +27,12 @@ that cannot reach a majority of its view waits. An admission under way when the 
 a ballot of the coordinator's, with the newcomers in its view and its commit among the rulings.
 Members that are behind are told of later views by those who entered them (see dispatch).
 
+Who leaves on purpose leaves its vote to one member that stays (Proxy): the acceptor moves there, with what it
+promised and accepted, and never speaks from two places. What a proxy is bound by it merges with what binds itself,
+for a promise may always be raised and of what was accepted only the greatest ballot counts; the votes count
+with its own ballots. So a view of two goes on as one when the other says goodbye.
+A proxy that is lost loses these votes.
+
 A view whose majority is lost for good is left by hand only: a *forced* ballot counts with whoever
 reports. It is unsafe: what the others may have chosen, or choose yet, is another view.
 
@@ -39,10 +45,10 @@ from random import Random
 
 from collectives.agreement.failure_detector import FailureDetector
 from collectives.agreement.fields import MARK_BYTES
-from collectives.agreement.messages import Accept, Accepted, Decide, Ledger, Propose, Report, Ruling, Stage
+from collectives.agreement.messages import Accept, Accepted, Decide, Ledger, Propose, Proxy, Report, Ruling, Stage
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.recovery import rule
-from collectives.agreement.views import NO_BALLOT, Ballot, Member, OpId, View
+from collectives.agreement.views import NO_BALLOT, NOWHERE, Ballot, Member, OpId, View
 from collectives.types import Partition, Timing
 from protocol.identity import NodeId
 
@@ -56,6 +62,7 @@ class Proposal:
     ballot: Ballot
     view: View  # that this member is in
     members: frozenset[NodeId]
+    votes: frozenset[NodeId]  # that this member had when it made its promise
     since: float  # of this phase
     reports: dict[NodeId, Report] = field(default_factory=dict)
     asked: Accept | None = None
@@ -85,6 +92,7 @@ class ViewChange:
         self.promised = NO_BALLOT
         self.fenced = False
         self.stranded = False  # the view must change, and too few of its members can be reached
+        self._left: dict[NodeId, bytes] = {}  # members of the view that left it their votes, and which run of each
         self._accepted: Accept | None = None  # as an acceptor of what follows this view
         self._proposal: Proposal | None = None
         self._admission: Admission | None = None
@@ -92,8 +100,15 @@ class ViewChange:
         self._invited: set[NodeId] = set()  # members of a later view, each of whom was asked once: some never answer
         self._needed_since: float | None = None
 
-    def enter(self) -> None:
-        """A view was installed."""
+    @property
+    def votes(self) -> frozenset[NodeId]:
+        """Whose votes this member casts."""
+        return frozenset((*self._left, self._own))
+
+    def enter(self, view: View | None = None) -> None:
+        """A view was installed, or this node is out of the group."""
+        sessions = view.sessions if view is not None else {}
+        self._left = {member: session for member, session in self._left.items() if sessions.get(member) == session}
         self.fenced = self.stranded = self._forced = False
         self._accepted = self._proposal = self._admission = None
         self._invited = set()
@@ -111,7 +126,7 @@ class ViewChange:
         if self._needed_since is None:
             self._needed_since = now
         electorate = self._electorate(view, missing)
-        self.stranded = len(electorate) < self._quorum(view)
+        self.stranded = len(electorate | self.votes) < self._quorum(view)
         if self.stranded and not self._forced:
             return None
         if self._proposal is not None:
@@ -198,6 +213,24 @@ class ViewChange:
         """Tell whether `view` is what this member accepted: then whoever is in it may say that it was chosen."""
         return self._accepted is not None and self._accepted.view.mark == view.mark
 
+    # --- who leaves, and who votes for it ---
+
+    def proxy(self, session: bytes, view: View | None, epoch: int) -> Proxy:
+        """Return what leaves this member's votes to another; it casts none from now on."""
+        voters = ((self._own, session), *sorted(self._left.items()))
+        return Proxy(view.mark if view is not None else NOWHERE, epoch, voters, self.promised.round, self._accepted)
+
+    def inherit(self, message: Proxy, view: View) -> None:
+        """Cast the votes of those who left them to this member, bound by what they are bound by."""
+        if message.mark == view.mark:
+            self.promised = max(self.promised, Ballot(message.round + 1, NodeId("")))  # above all of that round
+            accepted = message.accepted
+            if accepted is not None and (self._accepted is None or accepted.ballot > self._accepted.ballot):
+                self._accepted = accepted
+        elif message.epoch >= view.epoch:
+            return
+        self._left |= {member: session for member, session in message.voters if view.sessions.get(member) == session}
+
     # --- within ---
 
     def _promise(self, ballot: Ballot, now: float) -> None:
@@ -217,7 +250,7 @@ class ViewChange:
         ballot = self.promised.above(self._own)
         self.promised = ballot
         self.fenced = True
-        proposal = self._proposal = Proposal(ballot, view, members, now)
+        proposal = self._proposal = Proposal(ballot, view, members, self.votes, now)
         missing = tuple(sorted(self._detector.missing(view, now)))
         proposal.reports[self._own] = Report(ballot, view, missing, ledgers(), self._accepted)
         for member in sorted(members - {self._own}):
@@ -269,7 +302,7 @@ class ViewChange:
         if self._forced:
             return self._announce(Decide(accept.ballot, accept.view, accept.rulings, accept.before))
         self._accepted = proposal.asked = accept
-        proposal.accepted.add(self._own)
+        proposal.accepted |= proposal.votes
         proposal.since = now
         for member in sorted(proposal.members - {self._own}):
             self._out.send(member, accept)

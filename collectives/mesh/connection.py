@@ -82,7 +82,7 @@ class Channel:
         the stream that is made of it.
 
         Raises:
-            PeerError: hang up.
+            PeerError: hang up. What came before the connection ended is returned first, and this raised the next time.
         """
         frames: list[bytes] = []
         for _ in range(MAX_READS if self.is_member or self.peer is None else 1):
@@ -91,8 +91,12 @@ class Channel:
             except BlockingIOError:
                 break
             except OSError as error:
+                if frames:
+                    break
                 raise ChannelError("broken") from error
             if not data:
+                if frames:
+                    break
                 raise ChannelError("closed")
             if self.peer is None:
                 self._out += self._handshake.feed(data)

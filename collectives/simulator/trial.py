@@ -5,6 +5,7 @@ one view, every call must have ended, and one more operation of all must commit 
 Members that make one call at a time, each as it pleases or in a loop, must not wait for each other either.
 """
 
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -27,7 +28,7 @@ from collectives.agreement.events import (
 )
 from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.views import ADMIT_TAG, View
-from collectives.simulator.network import Network
+from collectives.simulator.network import MAX_DELAY, Network
 from collectives.simulator.schedule import (
     END_TAG,
     TAGS,
@@ -81,6 +82,7 @@ class Trial:
         self.delivered = 0
         self.struck: list[str] = []
         self._restarting = 0
+        self._leaving = Random(f"leaving of trial {schedule.seed}")
         self._dialling = Random(f"dialling of trial {schedule.seed}")
         self._seen: dict[type, int] = {}
         self._primaries: dict[int, View] = {}  # under MAJORITY: the view of each epoch
@@ -125,11 +127,13 @@ class Trial:
 
     def _able(self) -> bool:
         """Tell whether enough members are left to go on."""
-        views = [node.core.view for node in self._live()]
-        newest = max((view for view in views if view is not None), key=lambda view: view.epoch, default=None)
-        live = {IDS[node.number] for node in self._live() if node.core.view is not None}
-        majority = newest is not None and 2 * len(newest.ids & live) > len(newest.ids)
-        return bool(live) and (self.schedule.partition is Partition.CONTINUE or majority)
+        inside = [(node.core, view) for node in self._live() if (view := node.core.view) is not None]
+        newest = max((view for _, view in inside), key=lambda view: view.epoch, default=None)
+        if newest is None or self.schedule.partition is Partition.CONTINUE:
+            return newest is not None
+        live = {core.own for core, _ in inside}
+        votes = [core.votes | live for core, view in inside if view == newest]  # those who left voted for one of them
+        return any(2 * len(newest.ids & those) > len(newest.ids) for those in votes)
 
     def _recovered(self) -> bool:
         live = self._live()
@@ -356,10 +360,13 @@ class Trial:
     def _end(self, node: Node, fault: Fault) -> None:
         if len(self._live()) <= 1:
             return
-        if fault.kind == "leave":
+        if fault.kind == "leave":  # what it says last is on its way, and mostly arrives
             self._feed(node, Leave())
+            gone = self.network.now + self._leaving.uniform(0.0, 3 * MAX_DELAY)
+            self.network.at(gone, partial(self.network.vanish, silently=False), node.number, range(len(IDS)))
+        else:
+            self.network.vanish(node.number, range(len(self.nodes)), silently=fault.kind == "power")
         node.alive = False
-        self.network.vanish(node.number, range(len(self.nodes)), silently=fault.kind == "power")
         if fault.kind == "restart":
             self._restarting += 1
             self.network.at(self.network.now + fault.lasts, self._restart, node.number)

@@ -1,6 +1,7 @@
 """The agreement core, scenario by scenario, and against events and messages in any order."""
 
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from collectives.agreement.events import (
     Event,
     ForceView,
     Heard,
+    Install,
     Leave,
     Linked,
     OutOfGroup,
@@ -27,6 +29,7 @@ from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.messages import MAX_OPEN, Stage
 from collectives.agreement.view_change import compatible
 from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, Ballot, Member, OpId, View, outranks
+from collectives.simulator.network import MAX_DELAY
 from collectives.types import LAN, Partition
 from tests.agreements import IDS, Group
 
@@ -307,6 +310,60 @@ def test_who_meets_a_majority_that_went_on_after_being_forced_goes_out_for_it() 
     group.run(5.0)
     group.admit()
     assert group.views() == [(6, (0, 2))]
+
+
+@pytest.mark.parametrize("stays", [0, 1, 2, 3])
+@pytest.mark.parametrize("size", [2, 4])
+def test_under_majority_those_who_leave_on_purpose_leave_the_others_able_to_go_on(size: int, stays: int) -> None:
+    group, stays = Group(size, Partition.MAJORITY), stays % size
+    for number in sorted(set(range(size)) - {stays}):
+        group.feed(number, Leave())
+        group.run(2 * MAX_DELAY)  # less than the others take to agree on a view without it
+        group.stop(number)
+    group.run(3.0)
+    ((_, members),) = group.views()
+    assert members == (stays,)
+    group.call(stays)
+    group.run(1.0)
+    assert group.verdicts()[stays] == ["commit"]
+    assert not group.cores[stays].stranded
+
+
+def chosen_and_left(group: Group, *, session: bytes | None = None, mark: bytes | None = None, epoch: int = 3) -> View:
+    """Member 1 leaves its vote to 0 after it accepted another's view, which that has entered; 0 hears of it so only."""
+    view = group.cores[0].view
+    assert view is not None
+    chosen = View.of(view.group, 4, b"chosen!!", [line for line in view.roster if line.id != IDS[1]])
+    accept = messages.Accept(Ballot(9, IDS[2]), view.mark, chosen, ())
+    voters = ((IDS[1], session or view.sessions[IDS[1]]),)
+    for number in (1, 2):
+        group.stop(number)
+    group.feed(0, Heard(IDS[1], messages.Proxy(mark or view.mark, epoch, voters, accept.ballot.round, accept)))
+    group.feed(0, Heard(IDS[1], messages.Goodbye()))
+    group.run(5.0)
+    return chosen
+
+
+def test_who_votes_for_one_that_left_is_bound_by_what_that_had_accepted() -> None:
+    group = Group(3, Partition.MAJORITY)
+    chosen = chosen_and_left(group)
+    assert [action.view for action in group.actions[0] if isinstance(action, Install)][-1] == chosen
+
+
+@pytest.mark.parametrize("wrong", [{"session": b"another!"}, {"mark": b"another!", "epoch": 3}])
+def test_a_vote_counts_for_the_run_that_left_it_and_in_no_view_before_its_own(wrong: dict[str, Any]) -> None:
+    group = Group(3, Partition.MAJORITY)
+    chosen_and_left(group, **wrong)
+    assert group.cores[0].votes == {IDS[0]}
+    assert group.cores[0].stranded
+
+
+def test_a_vote_left_in_an_earlier_view_counts_and_binds_nobody() -> None:
+    group = Group(3, Partition.MAJORITY)
+    chosen = chosen_and_left(group, mark=b"another!", epoch=2)  # 1 never came to the view that holds at 0
+    ((epoch, members),) = group.views()
+    assert (epoch, members) == (4, (0,))
+    assert group.cores[0].view != chosen
 
 
 @pytest.mark.parametrize("partition", Partition)
@@ -602,6 +659,7 @@ any_message = st.one_of(
     accepts,
     st.builds(messages.Accepted, ballots, marks),
     st.builds(messages.Decide, ballots, views, st.lists(rulings, max_size=2).map(tuple), marks),
+    st.builds(messages.Proxy, marks, small, st.just(((IDS[0], b"session!"),)), small, st.none() | accepts),
     st.builds(messages.Welcome, marks, views),
     st.just(messages.Goodbye()),
 )

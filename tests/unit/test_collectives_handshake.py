@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collectives.mesh.addresses import is_vouched
+from collectives.mesh.connection import Channel, ChannelError
 from collectives.mesh.handshake import (
     HELLO_BYTES,
     PROOF_BYTES,
@@ -293,3 +294,25 @@ def test_a_record_is_sealed_and_opened_where_it_belongs():
     assert opener.open(sealer.seal(b"second")) == b"second"
     with pytest.raises(SealError):
         opener.check(b"third", sealer.tag(b"thirst"))
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_what_was_said_right_before_the_other_end_hung_up_is_read(reset):
+    ours, theirs = socket.socketpair()
+    alice, bob = (Channel(end, handshake) for end, handshake in zip((ours, theirs), pair(), strict=True))
+    for end in (ours, theirs):
+        end.setblocking(False)
+    while alice.peer is None or bob.peer is None:
+        for end in (alice, bob):
+            end.write()
+            end.read()
+    alice.is_member = bob.is_member = True  # then it is read until there is nothing
+    if reset:  # it hung up over what it had not read
+        bob.send(b"unheard")
+    for word in (b"last", b"words"):
+        alice.send(word)
+    alice.close()
+    assert bob.read() == [b"last", b"words"]
+    with pytest.raises(ChannelError):
+        bob.read()
+    bob.close()

@@ -206,6 +206,9 @@ def spoken(view):
             views,
             st.lists(st.builds(messages.Ruling, ops, st.sampled_from(Stage))).map(tuple),
         ),
+        st.builds(
+            messages.Proxy, st.just(view.mark), small, st.just(tuple((m.id, m.session) for m in view.roster)), small
+        ),
         st.builds(messages.Welcome, sessions, views),
         st.just(messages.Goodbye()),
     )
