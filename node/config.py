@@ -4,6 +4,7 @@ Every key is checked: an unknown key, a wrong type or a value out of range is a
 `UserError` whose line names the key. Trainer options carry TRL's own names.
 """
 
+import copy
 import difflib
 import functools
 import json
@@ -436,6 +437,8 @@ def read_tree(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any
         try:
             text = path.read_text()
             tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+            if path.suffix == ".json" and isinstance(tree, dict):
+                tree = upgraded(tree)
         except FileNotFoundError:
             raise UserError(f"no configuration file {path}: check the path") from None
         except (OSError, UnicodeDecodeError) as error:
@@ -452,6 +455,23 @@ def read_tree(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any
         apply_override(tree, override)
     _anchor_files(tree, Path())
     return tree
+
+
+def upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a node's record of its settings, whichever version wrote it, in today's words and with the same meaning.
+
+    For what a program wrote: a person who writes an old word is told today's.
+    """
+    now = copy.deepcopy(dict(tree))
+    sampling, trainer, tasks = now.get("sampling"), now.get("trainer"), now.get("tasks")
+    if isinstance(sampling, dict) and sampling.get("rule") == "paper":
+        sampling["rule"] = "sapo"
+    if isinstance(trainer, dict):
+        trainer.pop("gradient_accumulation_steps", None)  # now tokens_per_batch splits a round
+    for task in tasks if isinstance(tasks, list) else []:
+        if isinstance(task, dict) and task.get("name") == "jsonl":
+            task["name"] = "dataset"
+    return now
 
 
 def _anchor_files(tree: Mapping[str, Any], folder: Path) -> None:

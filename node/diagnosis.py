@@ -280,6 +280,8 @@ def examine_node(folder: Path) -> Iterator[Check]:
             "settings", False, str(error), do=f"gossamer node --state {folder} --forget all, and set them again"
         )
         return
+    if folder.stat().st_mode & 0o077:  # older versions made it so
+        yield Check("privacy", False, f"others can look into {folder}", needed=False, do=f"chmod 700 {folder}")
     yield from _engine(config)
     yield from _swarm(config, folder)
     yield from _running(folder)
@@ -308,7 +310,8 @@ def _swarm(config: NodeConfig, folder: Path) -> Iterator[Check]:
         return
     same = manifest.protocol_version >> 8 == MAJOR
     text = f"{manifest.name!r}, founded on protocol {said(manifest.protocol_version)}; this is {said(VERSION)}"
-    yield Check("swarm", same, text, do="install the version of gossamer that the swarm runs")
+    remedy = "nodes that still speak that version do not talk to this one: update them"
+    yield Check("swarm", same, text, needed=False, do=remedy)
     if config.role == "train":
         try:
             adopted = adopt_tasks(manifest, config.tasks)

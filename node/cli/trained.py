@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from node.cli.options import read_config, task_config
-from node.config import NodeConfig, fill, merge, parse_config
+from node.config import NodeConfig, fill, merge, parse_config, upgraded
 from node.errors import UserError
 
 Target = Annotated[
@@ -107,4 +107,4 @@ def _recorded(folder: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {folder / 'config.json'}: {error}") from None
-    return recorded if isinstance(recorded, dict) else {}
+    return upgraded(recorded) if isinstance(recorded, dict) else {}

@@ -123,6 +123,14 @@ def test_settings_and_a_manifest_that_are_damaged_are_findings(tmp_path: Path) -
     assert "--forget all" in found("settings", examine_node(tmp_path)).do
 
 
+def test_a_folder_that_others_can_look_into_is_worth_knowing(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    tmp_path.chmod(0o700)
+    assert not [check for check in examine_node(tmp_path) if check.name == "privacy"]
+    tmp_path.chmod(0o755)
+    assert found("privacy", examine_node(tmp_path)).do == f"chmod 700 {tmp_path}"
+
+
 def test_what_has_to_be_mended_makes_it_fail_and_json_says_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

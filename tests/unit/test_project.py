@@ -1,10 +1,12 @@
 """Facts about the project itself that a change can break without any other test noticing."""
 
 import ast
+import configparser
 import importlib
 import importlib.metadata
 import re
 import shlex
+import signal
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -13,7 +15,8 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from node.cli.app import app
+from node.cli.app import EXIT_USER_ERROR, app
+from node.signals import signals_to_stop
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("node", "collectives", "protocol", "benchmarks")
@@ -168,6 +171,20 @@ def test_the_tests_that_a_page_names_exist(page: str) -> None:
     unknown = {name for name in named if name not in there and not name.endswith("_")}
     assert len(named) > 15
     assert unknown == set()
+
+
+def test_the_service_starts_what_there_is_and_stays_down_where_a_person_is_needed() -> None:
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment]
+    unit.read(ROOT / "examples" / "gossamer.service")
+    service = unit["Service"]
+    _, verb, *arguments = shlex.split(service["ExecStart"])
+    known = {option for parameter in typer.main.get_command(app).commands[verb].params for option in parameter.opts}
+    assert {word for word in arguments if word.startswith("-")} <= known
+    state = Path(arguments[arguments.index("--state") + 1])
+    assert state.parent == Path("/var/lib") / service["StateDirectory"]
+    assert service["RestartPreventExitStatus"].split() == ["0", str(EXIT_USER_ERROR)]
+    assert getattr(signal, service["KillSignal"]) in signals_to_stop()
 
 
 def test_the_commands_in_the_readme_parse() -> None:

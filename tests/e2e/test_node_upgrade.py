@@ -1,0 +1,88 @@
+"""A folder that the code of commit 6ec0d06 wrote (tests/old_folder/make.sh): the node goes on as who it was.
+
+It founded a swarm with an allowlist, and trained 251 rounds; there was no settings.json then, a rule had another
+name, a setting is gone, and the tables of the pool had another form.
+"""
+
+import json
+import multiprocessing
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from node.backup import back_up, restore
+from node.cli.app import run
+from node.cli.settling import settle
+from node.cli.trained import find_trained
+from node.config import upgraded
+from node.run import run_node
+from node.telemetry.metrics import read_metrics
+from node.training.checkpoint import latest_checkpoint
+from protocol.identity import Identity
+
+ARCHIVE = Path(__file__).parents[1] / "old_folder" / "6ec0d06.tar.xz"
+ROUNDS = 251
+NODE = "cl2ozbyomsutm7w62puam3yrqoqupcct"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "folder"
+
+
+def test_an_older_node_goes_on_as_who_it_was_with_what_was_set(folder: Path) -> None:
+    assert not (folder / "settings.json").exists()
+    before = {name: (folder / name).read_bytes() for name in ("identity.key", "manifest.bin")}
+    config = settle(None, ["observe.enabled=false"], {"rounds": ROUNDS + 3}, folder=folder).config
+    assert (config.sampling.rule, config.sampling.local, config.seed, config.tasks[0].name) == (
+        "sapo",
+        2,
+        5,
+        "builtin/sums",
+    )
+    child = multiprocessing.get_context("fork").Process(target=run_node, args=(config, folder))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert [row["round"] for row in rows] == list(range(1, ROUNDS + 4))
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    assert checkpoint is not None and checkpoint.round == ROUNDS + 3
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert json.loads((folder / "settings.json").read_text())["sampling"]["rule"] == "sapo"
+
+
+def test_an_older_folder_is_backed_up_evaluated_and_invites(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert Identity.load(folder / "identity.key").node_id == NODE
+    head = back_up(folder, tmp_path / "old.tar")
+    assert (head["node"], head["round"]) == (NODE, ROUNDS)
+    restore(tmp_path / "old.tar", tmp_path / "again")
+    assert find_trained(str(tmp_path / "again"), None).config.sampling.rule == "sapo"
+    assert run(["node", "--state", str(folder), "--dry-run"], debug=False) == 0
+    capfd.readouterr()
+    assert run(["invite", str(folder), "--uses", "2"], debug=False) == 0
+    assert capfd.readouterr().out.startswith("gossamer://club/")
+
+
+def test_what_older_versions_called_otherwise_has_todays_name_and_the_rest_is_left_alone() -> None:
+    old = {
+        "rounds": 3,
+        "sampling": {"rule": "paper", "local": 2},
+        "trainer": {"gradient_accumulation_steps": 1, "save_steps": 3},
+        "tasks": [{"name": "jsonl", "options": {"path": "a.jsonl"}}, {"name": "builtin"}],
+    }
+    kept = json.dumps(old)
+    assert upgraded(old) == {
+        "rounds": 3,
+        "sampling": {"rule": "sapo", "local": 2},
+        "trainer": {"save_steps": 3},
+        "tasks": [{"name": "dataset", "options": {"path": "a.jsonl"}}, {"name": "builtin"}],
+    }
+    assert json.dumps(old) == kept
+    for odd in ({"tasks": 3, "sampling": [], "trainer": None}, {"tasks": ["jsonl"]}, {}):
+        assert upgraded(odd) == odd
