@@ -323,6 +323,14 @@ class RolloutLogConfig(Section):
     max_bytes: int = Field(8 << 20, ge=1 << 16, description="of rollouts.jsonl; one older file is kept beside it")
 
 
+class JournalConfig(Section):
+    """The record of every round, from which `gossamer replay` does it again: rounds.journal in the node's folder."""
+
+    max_bytes: int = Field(
+        64 << 20, ge=0, description="of the file; one older is kept beside it, and the new one stands alone; 0: none"
+    )
+
+
 class EvalConfig(Section):
     """Scoring the policy, while it trains, on questions that training never asks; `evaluations.jsonl` keeps it."""
 
@@ -384,6 +392,7 @@ class NodeConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     eval: EvalConfig = EvalConfig()
     rollout_log: RolloutLogConfig = RolloutLogConfig()
+    journal: JournalConfig = JournalConfig()
 
     @property
     def last_round(self) -> int:

@@ -22,8 +22,9 @@ from node.budget import Spent, is_done
 from node.config import EngineConfig, NodeConfig
 from node.engines import Generated, RolloutEngine, SamplingParams
 from node.errors import UserError
+from node.journal import NoJournal, RoundJournal
 from node.policy import Policy
-from node.rollouts.group import Completion, EncodedGroup, Group, Question
+from node.rollouts.group import Completion, EncodedGroup, Group, Question, content_id, encode
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, own_shared
 from node.rollouts.rules import RULES
 from node.rollouts.sampling import (
@@ -78,6 +79,7 @@ class Loop:
     exchange: Exchange
     metrics: MetricsLog
     record: Callable[[Sequence[Row]], None] = lambda rows: None  # takes what is kept of a round's rollouts
+    journal: RoundJournal = field(default_factory=NoJournal)
     row: Row = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)  # until the end of the round in progress
     _handed_over: float = 0.0
@@ -111,12 +113,14 @@ class Loop:
             with self._timed("share"):
                 self.exchange.publish([one.group for one in own])
                 received = self.exchange.receive(self.pool.__contains__, self._encode_prompt)
+                now = self.journal.now()
                 if sampling.source == "self":
-                    self.pool.add(self._own_shared(own), time.time(), first_round=version + 2)
+                    self.pool.add(self._own_shared(own, now), now, first_round=version + 2)
                 else:
-                    self.pool.add(received, time.time(), first_round=version + 1)
+                    self.pool.add(received, now, first_round=version + 1)
             with self._timed("draw"):
                 samples, drawn = self._draw(own, version)
+            self.journal.end_round(version + 1, completions, [one.group for one in own], samples)
             self._describe(own, samples)
             self.spent = self.spent.after(self.row)
             self._record(own, drawn)
@@ -169,12 +173,12 @@ class Loop:
         group = Group(task.key, seed, item.question, completions, self.policy.name, version, item.content)
         tokens = {index: one.token_ids for index, one in enumerate(made)}
         logprobs = {index: one.logprobs for index, one in enumerate(made) if one.logprobs is not None}
-        return EncodedGroup(group, prompt, tokens, logprobs)
+        return EncodedGroup(group, prompt, tokens, logprobs, content_id(encode(group)))
 
-    def _own_shared(self, own: Sequence[EncodedGroup]) -> list[Shared]:
+    def _own_shared(self, own: Sequence[EncodedGroup], now: float) -> list[Shared]:
         """Return what peers get of these groups, as a peer gets it."""
         return [
-            own_shared(one.group, time.time())
+            own_shared(one.group, now)
             for one in own
             if self.config.network.share == "all" or is_informative(one.group.rewards)
         ]
@@ -187,7 +191,7 @@ class Loop:
         local = local_samples(own, sampling.local, rule, draw)
         if sampling.external == 0:
             return local, []
-        now = time.time()
+        now = self.journal.now()
         candidates = self.pool.candidates(now, version + 1, sampling.max_uses)
         picks = rule.peers(candidates, draw)
         if sampling.external_negatives == "drop":
@@ -232,7 +236,7 @@ class Loop:
                     ids = self.policy.encode_completion(one.text, one.finished)
                     if len(ids) <= longest:
                         tokens[index] = ids
-            encoded[key] = EncodedGroup(group, prompt, tokens)
+            encoded[key] = EncodedGroup(group, prompt, tokens, id=key)
         return encoded
 
     def _describe(self, own: Sequence[EncodedGroup], samples: Sequence[Sample]) -> None:

@@ -20,10 +20,12 @@ from node.config import NodeConfig
 from node.engines import RolloutEngine, SamplingParams, make_engine
 from node.errors import UserError
 from node.founding import check_rules
+from node.journal import Journal, NoJournal, RoundJournal, Start
 from node.loop import Loop, longest_prompt
 from node.peering import Network, open_network
 from node.policy import Policy, load_policy
 from node.presets import check_rate
+from node.rollouts.ingest import Limits
 from node.rollouts.replay_buffer import ReplayBuffer
 from node.rollouts.sampling import Sample
 from node.rollouts.sharing import Exchange, NetworkExchange, NoExchange
@@ -63,7 +65,10 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         seed = resolve_seed(config, folder)
         tasks = load_tasks(config.tasks)
         metrics = MetricsLog(folder / "metrics.jsonl", None if config.ends else MAX_METRICS_BYTES)
-        exchange, directory = stack.enter_context(_exchange(config, folder, tasks, metrics, listening))
+        journal = Journal(folder, config.journal.max_bytes) if config.journal.max_bytes else None
+        exchange, limits, directory = stack.enter_context(
+            _exchange(config, folder, tasks, metrics, listening, journal or NoJournal())
+        )
         if config.threads:
             torch.set_num_threads(config.threads)
         log.info("loading", model=config.policy.model)
@@ -71,7 +76,9 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         check_rate(config.trainer, sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad))
         engine = make_engine(config.engine, policy, folder)
         stack.callback(engine.close)
-        train_node(Parts(config, folder, seed, policy, engine, tasks, exchange, metrics, directory), stopping)
+        train_node(
+            Parts(config, folder, seed, policy, engine, tasks, exchange, metrics, directory, journal, limits), stopping
+        )
 
 
 class Parts(NamedTuple):
@@ -86,6 +93,8 @@ class Parts(NamedTuple):
     exchange: Exchange
     metrics: MetricsLog
     directory: Host | None = None
+    journal: Journal | None = None
+    limits: Limits = Limits(0, 0)  # of a peer's group, as the exchange has them
 
 
 def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
@@ -108,6 +117,7 @@ def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
             node.exchange,
             metrics,
             record=lambda rows: rollouts.append(*rows),
+            journal=node.journal or NoJournal(),
         )
         checkpoint = whole_checkpoint(folder / "checkpoints")
         weights = stack.enter_context(exchange_weights(config, folder, policy, checkpoint, node.directory))
@@ -151,6 +161,9 @@ def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
         loop.spent = spent_in(read_with_older(folder / "metrics.jsonl"))
         if _has_ended(config, done, loop.spent):
             return
+        if node.journal is not None:
+            settings = config.model_dump(mode="json")
+            node.journal.begin(done, lambda at: Start(at, settings, node.seed, node.limits, pool.snapshot()))
         said = RoundLog(time.monotonic())
         log.info("training", round=done, rounds=config.rounds, policy=policy.name, pool=len(pool))
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
@@ -168,10 +181,15 @@ def _has_ended(config: NodeConfig, done: int, spent: Spent) -> bool:
 
 @contextmanager
 def _exchange(
-    config: NodeConfig, folder: Path, tasks: TaskSet, metrics: MetricsLog, listening: Callable[[Network], None]
-) -> Iterator[tuple[Exchange, Host | None]]:
+    config: NodeConfig,
+    folder: Path,
+    tasks: TaskSet,
+    metrics: MetricsLog,
+    listening: Callable[[Network], None],
+    journal: RoundJournal,
+) -> Iterator[tuple[Exchange, Limits, Host | None]]:
     if not config.network.enabled:
-        yield NoExchange(), None
+        yield NoExchange(), Limits(0, 0), None
         return
     with open_network(config, folder) as network:
         limits = ManifestLimits(max_completions=4 * config.sampling.completions)
@@ -187,8 +205,9 @@ def _exchange(
                 max_bytes=limits.max_group_bytes,
                 informative_only=config.network.share == "informative",
                 external=config.sampling.external if config.sampling.source == "peers" else 0,
+                saw=journal.saw,
             )
-            yield exchange, network.host
+            yield exchange, Limits(limits.max_completions, limits.max_group_bytes), network.host
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from node.cli import (
     join,
     lab,
     node,
+    replay,
     report,
     restore,
     revoke,
@@ -86,6 +87,7 @@ app.add_typer(tasks.app, name="tasks")
 app.add_typer(bench.app, name="bench")
 app.add_typer(lab.app, name="lab")
 app.command("inspect")(inspect.inspect)
+app.command("replay")(replay.replay)
 app.command("doctor")(doctor.doctor)
 
 

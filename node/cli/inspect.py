@@ -23,13 +23,22 @@ Place = Annotated[Path, typer.Argument(metavar="FOLDER", help="A node's state fo
 GroupId = Annotated[str | None, typer.Option("--group", metavar="ID", help="Show this group; the id's start will do.")]
 Last = Annotated[int, typer.Option(min=0, help="How many of the newest groups to list.")]
 Own = Annotated[bool, typer.Option("--own", help="Show what the node's own model said, of some questions a round.")]
+RoundNumber = Annotated[
+    int | None, typer.Option("--round", metavar="N", min=1, help="Show what round N judged and trained on.")
+]
 Watch = Annotated[bool, typer.Option("--watch", help="Go on showing rollouts, own and peers', as the node trains.")]
 ID_DIGITS = 12
 POLL = 0.3  # seconds
 
 
-def inspect(
-    folder: Place, group: GroupId = None, own: Own = False, watch: Watch = False, last: Last = 5, debug: Debug = False
+def inspect(  # one parameter for each option of the command
+    folder: Place,
+    group: GroupId = None,
+    round_number: RoundNumber = None,
+    own: Own = False,
+    watch: Watch = False,
+    last: Last = 5,
+    debug: Debug = False,
 ) -> None:
     """Look at peers' groups, and at what a node's model says.
 
@@ -39,9 +48,14 @@ def inspect(
     Example:
       gossamer inspect runs/a/nodes/n0
       gossamer inspect runs/a/nodes/n0 --group 3f9a
+      gossamer inspect runs/a/nodes/n0 --round 120
       gossamer inspect runs/a/nodes/n0 --own --last 20
       gossamer inspect runs/a/nodes/n0 --watch
     """
+    if round_number is not None:
+        for line in _round(folder, round_number):
+            print(line)
+        return
     if own or watch:
         for line in _rollouts(folder, own, watch, last):
             print(line, flush=watch)
@@ -100,6 +114,45 @@ def _group_lines(rows: "Sequence[Row]") -> list[str]:
 def completion_line(reward: float, finished: bool, text: str) -> str:
     """Return a completion in one line: its reward, how it ended, its text, quoted."""
     return f"  reward {reward:g}  {'finished' if finished else 'cut off '}  {quoted(text)}"
+
+
+def _round(folder: Path, wanted: int) -> "Iterator[str]":
+    """Yield lines about a round: what came and was refused, and each row that it trained on."""
+    from node.journal import Round, read_journal
+    from node.rollouts.group import content_id, decode
+
+    known: dict[bytes, tuple[str, float, int, bytes]] = {}  # of a group: whose, when and in which round it came, body
+    found, came = None, dict(known)
+    try:
+        for entry in read_journal(folder):
+            if not isinstance(entry, Round):
+                known = {key: (peer, at, first, body) for key, peer, at, first, body in entry.pool.groups}
+                continue
+            known |= {one.id: (one.sender, one.time, entry.number, one.body) for one in entry.seen if not one.reason}
+            known |= {content_id(body): (OWN, entry.times[0], entry.number, body) for body in entry.own}
+            if entry.number == wanted:
+                found, came = entry, dict(known)
+    except ValueError as error:
+        raise UserError(f"the record in {folder} cannot be read: {error}") from None
+    if found is None:
+        raise UserError(
+            f"{folder} has no record of a round {wanted}: rounds.journal reaches back as far as it may grow"
+        )
+    peers = len({row.group for row in found.rows if row.external})
+    refused = [one for one in found.seen if one.reason]
+    yield f"round {wanted}: {len(found.own)} own groups, {len(found.seen)} items judged, {len(refused)} refused"
+    for one in refused:
+        yield f"  refused  {one.reason} from {quoted(one.sender)}"
+    yield f"trained on {len(found.rows)} rows, peers' of {peers} groups"
+    for key, rows in groupby(found.rows, key=lambda row: row.group):
+        whose, at, first, body = came[key]
+        group = decode(body, len(body))
+        age = f", came {wanted - first} rounds and {found.times[-1] - at:.1f} s ago" if whose != OWN else ""
+        yield f"  {quoted(whose)}{age}, group {key.hex()[:ID_DIGITS]}, {quoted(group.task.name)}"
+        yield f"    question  {quoted(group.question)}"
+        for row in rows:
+            made = group.completions[row.place]
+            yield f"    weight {row.weight:.4g}  advantage {row.advantage:+.4g}  {quoted(made.text)}"
 
 
 def _overview(db: sqlite3.Connection, last: int, now: float) -> list[str]:

@@ -12,6 +12,7 @@ with the hash of what the question's verifier goes by after it, where the seed d
 reason fit for a counter. How large a group may be is its swarm's to say; the protocol compresses it.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,13 +80,15 @@ class EncodedGroup:
 
     `completions` holds, by their place in the group, the tokens of those completions that may be trained on,
     end-of-text included where one finished: those that were sampled, or a peer's text encoded. `logprobs` are the
-    sampler's, where the engine gives them: nats of each of these tokens.
+    sampler's, where the engine gives them: nats of each of these tokens. `id` is the group's content id, where it has
+    been asked for.
     """
 
     group: Group
     prompt: Sequence[int]
     completions: Mapping[int, Sequence[int]]
     logprobs: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    id: bytes = b""
 
 
 def encode(group: Group) -> bytes:
@@ -93,6 +96,11 @@ def encode(group: Group) -> bytes:
     completions = [[c.text, c.finished, float(c.reward)] for c in group.completions]
     fields = [FORMAT, *group.task, group.seed, group.question, completions, group.policy, group.policy_version]
     return msgpack.packb([*fields, group.content] if group.content else fields)
+
+
+def content_id(body: bytes) -> bytes:
+    """Return the id of the group in `body`, 32 bytes: the one that it travels by."""
+    return hashlib.sha256(body).digest()
 
 
 def decode(data: bytes, max_bytes: int = MAX_GROUP_BYTES) -> Group:

@@ -21,6 +21,24 @@ EncodePrompt = Callable[[Item], Sequence[int] | None]
 """Returns the tokens that ask an item, or None where the local policy has no room for them."""
 
 
+class Seen(NamedTuple):
+    """An item from a peer as it was judged: when it was looked at (Unix seconds); no reason where it was taken."""
+
+    id: bytes
+    sender: str
+    topic: bytes
+    body: bytes
+    time: float
+    reason: str
+
+
+class Limits(NamedTuple):
+    """What a peer's group may have at most."""
+
+    completions: int
+    bytes: int
+
+
 class Verified(NamedTuple):
     """Either a usable group, or why there is none."""
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from node.config import PoolConfig
-from node.rollouts.group import Group, decode, encode
+from node.rollouts.group import Group, content_id, decode, encode
 from node.rollouts.sampling import Candidate
 
 _SCHEMA = """
@@ -54,7 +54,14 @@ class Shared(NamedTuple):
 def own_shared(group: Group, now: float) -> Shared:
     """Return a group of this node's own as if it had come from a peer at `now` (Unix seconds)."""
     body = encode(group)
-    return Shared(hashlib.sha256(body).digest(), OWN, now, group, body)
+    return Shared(content_id(body), OWN, now, group, body)
+
+
+class Snapshot(NamedTuple):
+    """All that a buffer holds: rows of (id, peer, received, first round, body), and of (question, round) of uses."""
+
+    groups: Sequence[tuple[bytes, str, float, int, bytes]]
+    uses: Sequence[tuple[bytes, int]]
 
 
 @dataclass(slots=True)
@@ -158,6 +165,26 @@ class ReplayBuffer:
         """Forget the uses made by rounds after `round_number`."""
         with _Transaction(self._db):
             self._db.execute("DELETE FROM uses WHERE round > ?", (round_number,))
+        self._load()
+
+    def snapshot(self) -> Snapshot:
+        """Return all that is here, bodies too."""
+        groups = self._db.execute("SELECT id, peer, received, first_round, body FROM groups ORDER BY received, id")
+        uses = self._db.execute("SELECT question, round FROM uses ORDER BY number")
+        return Snapshot(groups.fetchall(), uses.fetchall())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Hold what `snapshot` does, and nothing else."""
+        rows = []
+        for group_id, peer, received, first_round, body in snapshot.groups:
+            group = decode(body, len(body))
+            packed = array.array("d", group.rewards).tobytes()
+            rows.append((group_id, peer, group.task.name, question_id(group), received, first_round, packed, body))
+        with _Transaction(self._db):
+            self._db.execute("DELETE FROM groups")
+            self._db.execute("DELETE FROM uses")
+            self._db.executemany("INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            self._db.executemany("INSERT INTO uses (question, round) VALUES (?, ?)", snapshot.uses)
         self._load()
 
     def _forget_uses(self) -> None:

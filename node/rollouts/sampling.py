@@ -29,7 +29,8 @@ class Sample:
 
     `weight` is what it counts in the round's loss beside the others, where a whole own group counts 1 (see
     `node.training.batch`). Samples of one group have one `group`, a number that no other group of the round has.
-    `logprobs` are the sampler's, in nats, one for each token of `completion`, where it gave them.
+    `logprobs` are the sampler's, in nats, one for each token of `completion`, where it gave them. It is completion
+    `index` of the group with content id `source`.
     """
 
     prompt: Sequence[int]
@@ -39,6 +40,8 @@ class Sample:
     group: int = 0
     external: bool = False
     logprobs: Sequence[float] | None = None
+    source: bytes = b""
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,4 +198,6 @@ def _pull(sample: Sample) -> float:
 
 
 def _sample(one: EncodedGroup, index: int, advantage: float, weight: float, number: int, external: bool) -> Sample:
-    return Sample(one.prompt, one.completions[index], advantage, weight, number, external, one.logprobs.get(index))
+    return Sample(
+        one.prompt, one.completions[index], advantage, weight, number, external, one.logprobs.get(index), one.id, index
+    )

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from node.rollouts.group import MAX_GROUP_BYTES, Group, encode
-from node.rollouts.ingest import BLAMELESS, EncodePrompt, check
+from node.rollouts.ingest import BLAMELESS, EncodePrompt, Limits, Seen, Verified, check
 from node.rollouts.replay_buffer import Shared
 from node.rollouts.sampling import is_informative
 from node.tasks import TaskKey, TaskSet
@@ -62,6 +62,31 @@ class NoExchange:
         return Counters(0, 0, 0, 0, 0, 0, 0, {})
 
 
+class Admission:
+    """Decides whether what a peer sent may enter the replay buffer; pure.
+
+    Args:
+        tasks: that this node verifies.
+        limits: of a group.
+    """
+
+    def __init__(self, tasks: TaskSet, limits: Limits) -> None:
+        self._tasks = tasks
+        self._limits = limits
+        self.topics = frozenset(topic_of(task.key) for task in tasks.tasks)
+
+    def check(self, body: bytes, topic: bytes, encode_prompt: EncodePrompt) -> Verified:
+        """Return the group in `body`, which came under `topic`, or why it is refused."""
+        found = check(body, self._tasks, self._limits.completions, self._limits.bytes, encode_prompt)
+        return Verified(None, "false_topic") if self._mislabelled(topic, found) else found
+
+    def _mislabelled(self, topic: bytes, found: Verified) -> bool:
+        """Tell whether a group of one task, or of none that is ours, came under the topic of another of our tasks."""
+        if topic not in self.topics:
+            return False
+        return found.reason == "unknown_task" if found.group is None else topic != topic_of(found.group.task)
+
+
 class NetworkExchange:
     """Shares through a running `Host`, which relays, deduplicates and keeps its own counts."""
 
@@ -74,16 +99,20 @@ class NetworkExchange:
         informative_only: bool,
         external: int,
         max_bytes: int = MAX_GROUP_BYTES,
+        saw: Callable[[Seen], None] = lambda seen: None,
     ) -> None:
-        """Share over `host`; ask it for the tasks' groups, as many as a node uses that draws `external` a round."""
+        """Share over `host`; ask it for the tasks' groups, as many as a node uses that draws `external` a round.
+
+        `saw` is told of every item that is judged.
+        """
         self._host = host
-        self._tasks = tasks
-        self._max_completions = max_completions
+        self._admission = Admission(tasks, Limits(max_completions, max_bytes))
         self._max_bytes = max_bytes
+        self._saw = saw
         self._informative_only = informative_only
         self._unsent: Counter[str] = Counter()
         self._demand = Demand(external)
-        self._topics = frozenset(topic_of(task.key) for task in tasks.tasks)
+        self._topics = self._admission.topics
         host.subscribe(self._topics, self._demand.told)
 
     def publish(self, groups: Sequence[Group]) -> None:
@@ -105,22 +134,16 @@ class NetworkExchange:
         for item in self._host.receive(RECEIVE_LIMIT):
             if known(item.id):
                 continue
-            group, reason = check(item.body, self._tasks, self._max_completions, self._max_bytes, encode_prompt)
-            if self._mislabelled(item.topic, group, reason):
-                group, reason = None, "false_topic"
+            now = time.time()
+            group, reason = self._admission.check(item.body, item.topic, encode_prompt)
+            self._saw(Seen(item.id, item.sender, item.topic, item.body, now, reason))
             if group is not None:
                 self._host.report(item.id, Verdict.ACCEPT, "")
-                shared.append(Shared(item.id, item.sender, time.time(), group, item.body))
+                shared.append(Shared(item.id, item.sender, now, group, item.body))
             else:
                 verdict = Verdict.IGNORE if reason in BLAMELESS else Verdict.REJECT
                 self._host.report(item.id, verdict, reason)
         return shared
-
-    def _mislabelled(self, topic: bytes, group: Group | None, reason: str) -> bool:
-        """Tell whether a group of one task, or of none that is ours, came under the topic of another of our tasks."""
-        if topic not in self._topics:
-            return False
-        return reason == "unknown_task" if group is None else topic != topic_of(group.task)
 
     def traffic(self) -> Counters:
         """Return the host's counts."""

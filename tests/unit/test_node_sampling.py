@@ -142,8 +142,8 @@ def test_external_samples_carry_their_group() -> None:
     first, third = group(1, (0.0, 1.0)), replace(group(3, (0.0, 1.0)), completions={1: [1]})
     samples = external_samples(picks, {b"a": first, b"c": third, b"b": third}, weight=2.0, first=4)
     assert samples == [
-        Sample([1], [1], 0.5, 0.5, 4, external=True),
-        Sample([3], [1], 1.0, 2.0, 5, external=True),
+        Sample([1], [1], 0.5, 0.5, 4, external=True, index=1),
+        Sample([3], [1], 1.0, 2.0, 5, external=True, index=1),
     ]
 
 

@@ -1,0 +1,151 @@
+"""Do a node's rounds again, from its record alone (`node.journal`), and compare.
+
+It is the loop itself that runs: the questions are drawn again from the seed, rewards are computed again, every item
+that a peer sent is judged again, and the draw is made again from a replay buffer that began as the node's did. Only
+what came from outside is taken from the record: sampled tokens, peers' bytes, the clock. No weight is used.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from node.config import NodeConfig, parse_config
+from node.engines import Generated, SamplingParams
+from node.errors import UserError
+from node.journal import JOURNAL_FILE, Round, Start, digest_of_draw, digest_of_seen, read_journal
+from node.loop import Loop
+from node.policy import Policy, load_policy
+from node.rollouts.group import Group, encode
+from node.rollouts.ingest import EncodePrompt, Seen
+from node.rollouts.replay_buffer import ReplayBuffer, Shared
+from node.rollouts.sampling import Sample
+from node.rollouts.sharing import Admission, NoExchange
+from node.tasks import TaskSet, load_tasks
+from node.telemetry.metrics import MetricsLog
+
+
+class Compared(NamedTuple):
+    """A round that was done again, and what was not as recorded: empty where all was."""
+
+    number: int
+    difference: str
+
+
+def replay(folder: Path) -> Iterator[Compared]:
+    """Do the rounds that the node in `folder` has recorded again, in their order.
+
+    Raises:
+        UserError: there is no record, it is damaged, or the node's tasks or model cannot be loaded here.
+    """
+    section: list[Round] = []
+    start: Start | None = None
+    for entry in _entries(folder):
+        if isinstance(entry, Round):
+            section.append(entry)
+            continue
+        if start is not None:
+            yield from _again(start, section)
+        start, section = entry, []
+    if start is None:
+        raise UserError(f"{folder} has no {JOURNAL_FILE}: name the state folder of a node that has trained a round")
+    yield from _again(start, section)
+
+
+def _entries(folder: Path) -> Iterator[Start | Round]:
+    try:
+        yield from read_journal(folder)
+    except ValueError as error:
+        raise UserError(f"the record in {folder} cannot be read: {error}") from None
+
+
+def _again(start: Start, rounds: Sequence[Round]) -> Iterator[Compared]:
+    """Do `rounds`, which follow on `start`, again."""
+    if not rounds:
+        return
+    config = parse_config(start.config)
+    policy = load_policy(config.policy.model_copy(update={"device": "cpu"}), bf16=False)
+    tasks = load_tasks(config.tasks)
+    with ExitStack() as stack:
+        pool = stack.enter_context(ReplayBuffer(Path(":memory:"), config.pool))
+        pool.restore(start.pool)
+        world = _World(tasks, start)
+        loop = _loop(config, start, policy, tasks, pool, world)
+        again = loop.rounds(start.done)
+        for one in rounds:
+            world.now_comes(one)
+            try:
+                next(again)
+            except (StopIteration, UserError, LookupError) as error:
+                yield Compared(one.number, f"it cannot be done again: {str(error) or type(error).__name__}")
+                return
+            yield Compared(one.number, world.difference(one))
+
+
+def _loop(
+    config: NodeConfig, start: Start, policy: Policy, tasks: TaskSet, pool: ReplayBuffer, world: "_World"
+) -> Loop:
+    unwritten = MetricsLog(Path("/nonexistent"))  # rows are written by the trainer's end of a round alone
+    return Loop(config, start.seed, policy, world, tasks, pool, world, unwritten, journal=world)
+
+
+class _World(NoExchange):
+    """What is outside of the loop, as it was: engine, exchange and journal in one."""
+
+    def __init__(self, tasks: TaskSet, start: Start) -> None:
+        self._admission = Admission(tasks, start.limits)
+        self._round: Round
+        self._times: list[float] = []
+        self._seen: list[Seen] = []
+        self._digests = (b"", b"")
+
+    def now_comes(self, one: Round) -> None:
+        """Be as the world was in this round."""
+        self._round, self._times, self._seen = one, list(one.times), []
+
+    def difference(self, recorded: Round) -> str:
+        """Return what the round that is over did otherwise than `recorded`."""
+        admitted, drawn = self._digests
+        if admitted != recorded.admitted:
+            was, now = ({one.id: one.reason for one in seen} for seen in (recorded.seen, self._seen))
+            first = next(key for key in {**was, **now} if was.get(key) != now.get(key))
+            reasons = (found if found is None else found or "admitted" for found in (was.get(first), now.get(first)))
+            return "item {}: {} then, {} now".format(first.hex()[:12], *reasons)
+        if drawn != recorded.drawn:
+            return "other rows are trained on, or with other weights"
+        return ""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
+    ) -> list[list[Generated]]:
+        """Return what was sampled."""
+        return [list(group) for group in self._round.generated]
+
+    def load(self, version: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def receive(self, known: Callable[[bytes], bool], encode_prompt: EncodePrompt) -> list[Shared]:
+        """Judge again what came in this round."""
+        shared = []
+        for item in self._round.seen:
+            group, reason = self._admission.check(item.body, item.topic, encode_prompt)
+            self._seen.append(item._replace(reason=reason))
+            if group is not None:
+                shared.append(Shared(item.id, item.sender, item.time, group, item.body))
+        return shared
+
+    def now(self) -> float:
+        """Return the next reading of the clock."""
+        return self._times.pop(0)
+
+    def saw(self, seen: Seen) -> None:
+        """Do nothing: `receive` sees for itself."""
+
+    def end_round(
+        self, number: int, generated: Sequence[Sequence[Generated]], own: Sequence[Group], samples: Sequence[Sample]
+    ) -> None:
+        """Take the digests of the round as it was done again."""
+        self._digests = digest_of_seen(self._seen), digest_of_draw([encode(one) for one in own], samples)

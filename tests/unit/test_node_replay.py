@@ -1,0 +1,228 @@
+"""A node's rounds, done again from its record: to the same digests, and not to those of another story."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from node import journal as journals
+from node.cli.app import run
+from node.config import NodeConfig, parse_config
+from node.engines.hf import HfEngine
+from node.errors import UserError
+from node.journal import JOURNAL_FILE, OLDER_FILE, Journal, Round, Start, read_journal
+from node.loop import Loop
+from node.policy import load_policy
+from node.replay import replay
+from node.rollouts.group import Completion, Group, content_id, encode
+from node.rollouts.ingest import Limits
+from node.rollouts.replay_buffer import ReplayBuffer, Snapshot
+from node.rollouts.sharing import NetworkExchange, topic_of
+from node.tasks import Task, load_tasks
+from node.telemetry.metrics import MetricsLog
+from protocol.host import Received
+from protocol.identity import id_of_bytes
+from tests.policies import write_tiny_policy
+
+PEERS = [id_of_bytes(bytes([number]) * 20) for number in range(3)]
+TASK = """
+from node.tasks import Item
+
+def make(seed):
+    return Item(str(seed % 1000), "")
+
+def verify(item, text):
+    return float(len(text) % 2 == 0)
+"""
+
+
+class Host:
+    """A host to which peers send a few groups each round, one of them a lie."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.sent = 0
+
+    def subscribe(self, topics: object, demand: object) -> None: ...
+
+    def publish(self, body: bytes, topic: bytes) -> None: ...
+
+    def report(self, *_: object) -> None: ...
+
+    def receive(self, limit: int) -> list[Received]:
+        self.sent += 3
+        return [self._received(number) for number in range(self.sent - 3, self.sent)]
+
+    def _received(self, number: int) -> Received:
+        texts = ("11", "1", "2222")
+        lie = 0.5 if number % 7 == 6 else 0.0
+        made = tuple(Completion(text, True, self.task.verify(self.task.make(number), text) + lie) for text in texts)
+        body = encode(Group(self.task.key, number, self.task.make(number).question, made, "peer", number))
+        return Received(content_id(body), PEERS[number % 3], body, 0.0, topic_of(self.task.key))
+
+
+def config_of(folder: Path, rule: str = "sapo", **changes: object) -> NodeConfig:
+    (folder / "odd.py").write_text(TASK)
+    return parse_config(
+        {
+            "rounds": 20,
+            "policy": {"model": str(folder / "policy"), "device": "cpu"},
+            "tasks": [{"name": "file/odd", "options": {"path": str(folder / "odd.py")}}],
+            "engine": {"max_completion_length": 4},
+            "sampling": {"local": 2, "external": 2, "completions": 3, "rule": rule},
+            "pool": {"max_groups": 8},
+            **changes,
+        }
+    )
+
+
+def live(config: NodeConfig, folder: Path, done: int, last: int, max_bytes: int = 1 << 20) -> list[list[object]]:
+    """Run a node's rounds `done` + 1 to `last` with its record; return what they trained on."""
+    tasks = load_tasks(config.tasks)
+    policy = load_policy(config.policy)
+    journal = Journal(folder, max_bytes)
+    host = Host(tasks.tasks[0])
+    host.sent = 3 * done
+    exchange = NetworkExchange(
+        host, tasks, max_completions=8, informative_only=True, external=2, max_bytes=1000, saw=journal.saw
+    )
+    with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
+        pool.rewind(done)
+        settings = config.model_dump(mode="json")
+        journal.begin(done, lambda at: Start(at, settings, 7, Limits(8, 1000), pool.snapshot()))
+        metrics = MetricsLog(folder / "metrics.jsonl")
+        loop = Loop(config, 7, policy, HfEngine(policy), tasks, pool, exchange, metrics, journal=journal)
+        rounds = loop.rounds(done)
+        return [list(next(rounds)) for _ in range(done, last)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_tiny_policy(tmp_path / "policy")
+    return tmp_path
+
+
+@pytest.mark.parametrize("rule", ["sapo", "positive", "advantage"])
+def test_every_round_comes_out_as_recorded_across_a_kill_and_a_step_back(folder: Path, rule: str) -> None:
+    config = config_of(folder, rule)
+    samples = live(config, folder, 0, 6)
+    live(config, folder, 4, 8)  # killed after round 6, it goes on from its checkpoint of round 4
+    assert [(one.number, one.difference) for one in replay(folder)] == [
+        *((number, "") for number in range(1, 7)),
+        *((number, "") for number in range(5, 9)),
+    ]
+    rounds = [entry for entry in read_journal(folder) if isinstance(entry, Round)]
+    assert {one.reason for entry in rounds for one in entry.seen} == {"", "false_reward"}
+    assert [len(entry.rows) for entry in rounds[:6]] == [len(one) for one in samples]
+    assert any(row.external for row in rounds[0].rows)
+
+
+def test_the_record_alone_is_enough(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    live(config_of(folder), folder, 0, 3)
+    copy = tmp_path_factory.mktemp("copy")
+    shutil.copy(folder / JOURNAL_FILE, copy)
+    assert [one.difference for one in replay(copy)] == ["", "", ""]
+
+
+def rewritten(folder: Path, change: object) -> None:
+    """Write the record again with every `Round` as `change` returns it."""
+    entries = [change(one) if isinstance(one, Round) else one for one in read_journal(folder)]
+    (folder / JOURNAL_FILE).unlink()
+    journal = Journal(folder, 1 << 30)
+    for one in entries:
+        journal._append(one)
+
+
+def test_another_reward_function_names_the_first_round_and_item_that_differ(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    live(config_of(folder), folder, 0, 5)
+
+    def other_reason(one: Round) -> Round:
+        seen = [item._replace(reason="") for item in one.seen]
+        return one._replace(seen=seen, admitted=journals.digest_of_seen(seen)) if one.number == 3 else one
+
+    rewritten(folder, other_reason)
+    compared = list(replay(folder))
+    assert [one.number for one in compared if one.difference] == [3]
+    assert "admitted then, false_reward now" in compared[2].difference
+    assert run(["replay", str(folder)], debug=False) == 1
+    said = capfd.readouterr().out.splitlines()
+    assert said[0].startswith("round 3: item ") and said[-1] == "5 rounds done again, 1 of them otherwise than recorded"
+
+
+def test_a_draw_that_was_not_the_rules_is_found(folder: Path) -> None:
+    live(config_of(folder), folder, 0, 4)
+    rewritten(folder, lambda one: one._replace(times=[at - 3600 for at in one.times]) if one.number == 4 else one)
+    assert [one.number for one in replay(folder) if one.difference] == []  # what is an hour younger may be drawn, too
+    rewritten(folder, lambda one: one._replace(times=[at + 8000 for at in one.times]) if one.number == 4 else one)
+    assert [one.number for one in replay(folder) if one.difference] == [4]
+
+
+def test_tokens_that_were_not_sampled_are_found(folder: Path) -> None:
+    live(config_of(folder), folder, 0, 2)
+    rewritten(folder, lambda one: one._replace(generated=[one.generated[0]] * 2) if one.number == 2 else one)
+    assert [one.number for one in replay(folder) if one.difference] == [2]
+
+
+def test_a_file_that_grows_too_large_makes_way_and_the_new_one_stands_alone(folder: Path) -> None:
+    live(config_of(folder), folder, 0, 12, max_bytes=6000)
+    assert (folder / OLDER_FILE).exists()
+    (folder / OLDER_FILE).unlink()
+    compared = list(replay(folder))
+    assert 0 < len(compared) < 12 and compared[-1].number == 12
+    assert not any(one.difference for one in compared)
+
+
+def test_a_torn_frame_is_passed_over_and_cut_before_the_next(folder: Path) -> None:
+    config = config_of(folder)
+    live(config, folder, 0, 3)
+    path = folder / JOURNAL_FILE
+    path.write_bytes(path.read_bytes()[:-5])
+    assert [one.number for one in replay(folder)] == [1, 2]
+    live(config, folder, 2, 4)
+    assert [(one.number, one.difference) for one in replay(folder)] == [(1, ""), (2, ""), (3, ""), (4, "")]
+
+
+def test_no_record_and_a_damaged_one_are_a_line(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"has no rounds\.journal"):
+        list(replay(folder))
+    (folder / JOURNAL_FILE).write_bytes(b"\x00\x00\x00\x04abcd")
+    with pytest.raises(UserError, match="damaged"):
+        list(replay(folder))
+
+
+def test_inspect_shows_whose_rows_a_round_trained_on(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    live(config_of(folder, "correct"), folder, 0, 4)
+    assert run(["inspect", str(folder), "--round", "3"], debug=False) == 0
+    said = capfd.readouterr().out.splitlines()
+    assert said[0] == "round 3: 2 own groups, 3 items judged, 1 refused"
+    assert said[1] == f"  refused  false_reward from {PEERS[0]}"
+    rows = next(entry for entry in read_journal(folder) if isinstance(entry, Round) and entry.number == 3).rows
+    assert sum(line.startswith("    weight ") for line in said) == len(rows)
+    assert any(line.startswith(f"  {peer}, came ") for peer in PEERS for line in said)
+    assert any("weight 0.3333  advantage +1  " in line for line in said)
+    assert run(["inspect", str(folder), "--round", "9"], debug=False) == 2
+
+
+def test_a_snapshot_restores_a_buffer_with_its_uses(tmp_path: Path) -> None:
+    config = parse_config({"rounds": 1})
+    task = load_tasks(config.tasks).tasks[0]
+    host = Host(task)
+    with ReplayBuffer(tmp_path / "a.sqlite", config.pool) as first, ReplayBuffer(tmp_path / "b", config.pool) as second:
+        items = list(_shared(host))
+        first.add(items, time.time(), 1)
+        first.take([items[0].id], 1)
+        second.restore(Snapshot(*msgpack.unpackb(msgpack.packb(first.snapshot()))))
+        now = time.time()
+        assert second.candidates(now, 1, 1) == first.candidates(now, 1, 1)
+        assert len(second.candidates(now, 1, 1)) == len(items) - 1
+
+
+def _shared(host: Host) -> Iterator[object]:
+    tasks = load_tasks(parse_config({}).tasks)
+    exchange = NetworkExchange(host, tasks, max_completions=8, informative_only=True, external=2)
+    yield from exchange.receive(lambda _: False, lambda _: [1])
