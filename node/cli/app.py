@@ -15,6 +15,7 @@ import typer
 from node.cli import (
     backup,
     bench,
+    chat,
     demo,
     doctor,
     evaluate,
@@ -79,6 +80,7 @@ app.command("revoke")(revoke.revoke)
 app.command("status")(status.status)
 app.command("report")(report.report)
 app.command("eval")(evaluate.evaluate)
+app.command("chat")(chat.chat)
 app.command("export")(export.export)
 app.command("backup")(backup.backup)
 app.command("restore")(restore.restore)

@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import re
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,34 @@ def test_damaged_adapters_are_one_line(trained: Path, tmp_path: Path, capfd: pyt
     (tmp_path / "adapter_config.json").write_bytes((checkpoint / "adapter_config.json").read_bytes())
     assert run(["eval", str(tmp_path)], debug=False) == 2
     assert "cannot load the adapters in" in capfd.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("policy", ["node", "builtin"])
+def test_a_person_asks_as_the_node_was_asked_and_gets_what_it_answers(
+    policy: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ones = ["--task", str(trained.parent / "ones.jsonl")]
+    model = [str(trained)] if policy == "node" else ["builtin", *ones]
+    assert run(["eval", *model, "--count", "12", "--greedy", "--show", "12"], debug=False) == 0
+    asked_and_said = r"dataset/ones  (\S+)$.*?reward \S+  (?:finished|cut off)  (.*?)$"
+    shown = re.findall(asked_and_said, capfd.readouterr().out, re.MULTILINE | re.DOTALL)
+    assert len(shown) == 12 and (policy == "node" or len({said for _, said in shown}) > 3)
+    monkeypatch.setattr("sys.stdin", StringIO("".join(f"{question}\n\n" for question, _ in shown)))
+    assert run(["chat", *model], debug=False) == 0
+    assert capfd.readouterr().out.splitlines() == [said for _, said in shown]
+
+
+def test_answers_are_drawn_bounded_and_remembered(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def chat(*arguments: str) -> list[str]:
+        assert run(["chat", "builtin", *arguments], debug=False) == 0
+        return capfd.readouterr().out.splitlines()
+
+    drawn = chat("3+1=", "-n", "8")
+    assert len(drawn) == 8 and len(set(drawn)) > 1 and drawn == chat("3+1=", "-n", "8")
+    assert drawn != chat("3+1=", "-n", "8", "--seed", "1")
+    assert {len(answer) for answer in chat("3+1=", "-n", "8", "--max-tokens", "1")} <= {0, 1}
+    questions = ("3+4=", "7-2=", "12+7=", "9-9=", "5+5=", "14-6=")
+    alone, after = chat(*questions), chat(*questions, "--remember")
+    assert alone[0] == after[0] and alone != after
+    assert run(["chat", str(trained), "1" * 500], debug=False) == 2
+    assert "this has 50" in capfd.readouterr().err

@@ -44,6 +44,7 @@ VERBS = [
     "eval",
     "export",
     "backup",
+    "chat",
     "restore",
     "inspect",
     "doctor",

@@ -1,6 +1,7 @@
 """What a node says over HTTP, and what `gossamer status` makes of it."""
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -91,6 +92,16 @@ def test_prometheus_reads_the_same_numbers(folder: Path) -> None:
     assert (samples["gossamer_round_seconds", None], samples["gossamer_pool_groups", None]) == (1.5, 11)
     assert samples["gossamer_resident_memory_bytes", None] > 1e6
     assert samples["gossamer_uptime_seconds", None] > 0
+
+
+def test_each_metric_of_the_board_is_exported_and_each_that_is_exported_is_on_it(folder: Path) -> None:
+    board = (Path(__file__).parents[2] / "examples" / "grafana.json").read_text()
+    shown = [target["expr"] for panel in json.loads(board)["panels"] for target in panel["targets"]]
+    named = set(re.findall(r"gossamer_[a-z_]+", " ".join(shown)))
+    status, text = get(folder, "/metrics")
+    exported = set(re.findall(r"^(gossamer_[a-z_]+)[{ ]", text, flags=re.MULTILINE))
+    assert status == 200 and len(exported) > 12
+    assert named == exported
 
 
 def test_a_round_without_a_figure_counts_for_nothing_in_its_mean() -> None:

@@ -1,0 +1,131 @@
+"""`gossamer chat`: ask a trained policy something."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from node.cli.options import Debug, Settings
+from node.cli.trained import Target, find_trained
+from node.errors import UserError
+
+if TYPE_CHECKING:
+    from node.policy import Policy
+    from node.tasks import Item
+
+Questions = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[QUESTION]...", help="What to ask; without any, each line of standard input.", show_default=False
+    ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        "--task", metavar="TASK", help="Ask as this task does.  [default: the node's first one]", show_default=False
+    ),
+]
+Bare = Annotated[bool, typer.Option("--bare", help="The question alone: no instruction, no solved examples.")]
+Answers = Annotated[int, typer.Option("-n", "--answers", min=1, max=128, help="Answers to each question.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=10, help="0: the likeliest words.  [default: 0 for one answer, else the node's]", show_default=False
+    ),
+]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="Of an answer.  [default: the node's own limit]", show_default=False)
+]
+Remember = Annotated[bool, typer.Option("--remember", help="Ask each question after those before it, as in a talk.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of what is drawn.")]
+
+
+def chat(  # noqa: PLR0913  # one parameter for each option of the command
+    model: Target,
+    questions: Questions = None,
+    task: Task = None,
+    bare: Bare = False,
+    answers: Answers = 1,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
+    remember: Remember = False,
+    seed: Seed = 0,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Ask a trained policy questions of yours.
+
+    It is asked as in training: with the instruction and the solved examples of the node's first task, or of --task.
+    An answer that is cut off says so on standard error.
+
+    \b
+    Example:
+      gossamer chat runs/a/nodes/n0 "12+7=" -n 4
+      gossamer chat my-model --remember --max-tokens 200
+    """
+    trained = find_trained(model, settings, [task] if task else None)
+
+    from node.engines import SamplingParams
+    from node.engines.hf import HfEngine
+    from node.policy import load_policy
+    from node.tasks import Item, load_tasks
+    from node.telemetry.logs import setup_logs
+
+    setup_logs(debug=debug)
+    config = trained.config
+    around = Item("", "") if bare else load_tasks(config.tasks).tasks[0].make(seed)
+    policy = load_policy(config.policy, config.trainer.bf16, trained.adapters)
+    engine = HfEngine(policy)
+    sampling = SamplingParams.from_config(config.engine)
+    if max_tokens is not None:
+        sampling = replace(sampling, max_completion_length=max_tokens)
+    if temperature is not None or answers == 1:
+        sampling = replace(sampling, temperature=temperature or 0.0)
+    before: list[tuple[str, str]] = []
+    for number, question in enumerate(_asked(questions)):
+        item = replace(around, question=question, examples=(*around.examples, *before))
+        prompt = _prompt(policy, item, sampling.max_completion_length)
+        (made,) = engine.generate([prompt], answers, sampling, seed + number)
+        for one in made:
+            print(_shown(one.text), flush=True)
+            if not one.finished:
+                print(f"(cut off after {len(one.token_ids)} tokens: --max-tokens)", file=sys.stderr)
+        if remember:
+            before.append((question, made[0].text))
+
+
+def _asked(questions: list[str] | None) -> Iterator[str]:
+    if questions:
+        yield from questions
+        return
+    for line in _lines():
+        if line.strip():
+            yield line.strip()
+
+
+def _lines() -> Iterable[str]:
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line
+
+
+def _prompt(policy: "Policy", item: "Item", answer: int) -> list[int]:
+    """Return the tokens that ask `item`; `UserError` where they and an answer of `answer` tokens are too many."""
+    prompt = policy.encode_prompt(item)
+    if policy.positions is not None and len(prompt) + answer > policy.positions:
+        raise UserError(
+            f"this has {len(prompt)} tokens, and the model holds {policy.positions} with the answer's {answer}: ask "
+            "less, or lower --max-tokens"
+        )
+    return prompt
+
+
+def _shown(text: str) -> str:
+    """Return what a model said for a terminal: nothing in it acts there, but it keeps its lines and letters."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1] for letter in text)
