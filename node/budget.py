@@ -2,12 +2,13 @@
 
     generated    tokens of its own completions
     trained      tokens of completions, own and peers', that an update was computed on, once for each iteration
-    compute      generated + 3 x trained
+    scored       tokens whose likelihood a rule asked for (`node.rollouts.rules`)
+    compute      generated + scored + 3 x trained
 
-A token passes forward through the model to be generated, and forward and backward to be trained on; the backward pass
-costs two forward ones (Kaplan et al., arXiv 2001.08361, section 2.1). Prompts, evaluations and the forward pass of
-`sampling.max_surprise` are left out, and what that pass or `trainer.mask_truncated_completions` takes out of an update
-is counted as if it were in it.
+A token passes forward through the model to be generated or scored, and forward and backward to be trained on; the
+backward pass costs two forward ones (Kaplan et al., arXiv 2001.08361, section 2.1). Prompts, evaluations and the
+forward pass of `sampling.max_surprise` are left out, and what that pass or `trainer.mask_truncated_completions` takes
+out of an update is counted as if it were in it.
 
 A node ends with the round that reaches its budget, which is therefore passed by up to one round. What it has spent is
 the sum over the rows of its metrics.jsonl, which a restart cuts back to the checkpoint: the rounds that are done again
@@ -23,19 +24,24 @@ TRAINED_COST = 3  # forward passes that training on a token costs: one, and a ba
 
 
 class Spent(NamedTuple):
-    """Tokens that a node has generated and trained on."""
+    """Tokens that a node has generated, trained on and scored."""
 
     generated: int = 0
     trained: int = 0
+    scored: int = 0
 
     @property
     def compute(self) -> int:
-        """Both, in tokens that pass forward through the model."""
-        return self.generated + TRAINED_COST * self.trained
+        """All, in tokens that pass forward through the model."""
+        return self.generated + self.scored + TRAINED_COST * self.trained
 
     def after(self, row: Mapping[str, Any]) -> "Spent":
         """Return what is spent after one more round, of metrics `row`."""
-        return Spent(self.generated + row.get("tokens_generated", 0), self.trained + row.get("tokens_trained", 0))
+        return Spent(
+            self.generated + row.get("tokens_generated", 0),
+            self.trained + row.get("tokens_trained", 0),
+            self.scored + row.get("tokens_scored", 0),
+        )
 
 
 def spent_in(rows: Iterable[Mapping[str, Any]]) -> Spent:

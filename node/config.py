@@ -124,7 +124,9 @@ class SamplingConfig(Section):
         8, ge=2, le=128, description="completions a question, L; of a larger external group as many are drawn"
     )
     questions: int | None = Field(None, ge=1, description="questions a round; default: as many as local")
-    rule: Literal["sapo", "uniform", "advantage", "freshest", "correct", "positive"] = "sapo"
+    rule: Literal[
+        "sapo", "uniform", "advantage", "freshest", "correct", "positive", "rescue", "likely", "hacpo", "maxrl"
+    ] = "sapo"
     external_negatives: Literal["keep", "drop"] = "keep"
     max_surprise: float | None = Field(
         None,

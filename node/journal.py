@@ -60,6 +60,7 @@ class Round(NamedTuple):
     generated: Sequence[Sequence[Generated]]
     seen: Sequence[Seen]
     times: Sequence[float]
+    measured: Sequence[float]  # by the policy's weights: how likely completions were
     own: Sequence[bytes]  # this node's groups as their bodies
     rows: Sequence[Row]
     admitted: bytes  # digests, see `digest_of_seen` and `digest_of_draw`
@@ -75,6 +76,10 @@ class RoundJournal(Protocol):
 
     def saw(self, seen: Seen) -> None:
         """Take note of an item that was judged."""
+        ...
+
+    def measured(self, count: int, measure: Callable[[], list[float]]) -> list[float]:
+        """Return the `count` numbers that `measure` finds."""
         ...
 
     def end_round(
@@ -93,6 +98,10 @@ class NoJournal:
 
     def saw(self, seen: Seen) -> None:
         """Forget it."""
+
+    def measured(self, count: int, measure: Callable[[], list[float]]) -> list[float]:
+        """Measure."""
+        return measure()
 
     def end_round(
         self, number: int, generated: Sequence[Sequence[Generated]], own: Sequence[Group], samples: Sequence[Sample]
@@ -114,6 +123,7 @@ class Journal:
         self._start: Callable[[int], Start] | None = None
         self._seen: list[Seen] = []
         self._times: list[float] = []
+        self._measured: list[float] = []
 
     def begin(self, done: int, start: Callable[[int], Start]) -> None:
         """Write where the node goes on from; `start` is called again, with the rounds done, when a new file begins."""
@@ -130,6 +140,12 @@ class Journal:
         """Take note of an item that was judged."""
         self._seen.append(seen)
 
+    def measured(self, count: int, measure: Callable[[], list[float]]) -> list[float]:
+        """Measure, and keep what is found."""
+        found = measure()
+        self._measured += found
+        return found
+
     def end_round(
         self, number: int, generated: Sequence[Sequence[Generated]], own: Sequence[Group], samples: Sequence[Sample]
     ) -> None:
@@ -137,8 +153,10 @@ class Journal:
         bodies = [encode(one) for one in own]
         rows = [Row(one.source, one.index, one.advantage, one.weight, one.external) for one in samples]
         admitted, drawn = digest_of_seen(self._seen), digest_of_draw(bodies, samples)
-        size = self._append(Round(number, generated, self._seen, self._times, bodies, rows, admitted, drawn))
-        self._seen, self._times = [], []
+        size = self._append(
+            Round(number, generated, self._seen, self._times, self._measured, bodies, rows, admitted, drawn)
+        )
+        self._seen, self._times, self._measured = [], [], []
         if size > self._max_bytes and self._start is not None:
             self._path.replace(self._path.with_name(OLDER_FILE))
             self._append(self._start(number))
@@ -199,11 +217,13 @@ def _decode(body: bytes) -> Start | Round:
         if kind == Start.__name__:
             done, config, seed, limits, pool = fields
             return Start(done, config, seed, Limits(*limits), Snapshot(*pool))
-        number, generated, seen, times, own, rows, admitted, drawn = fields
+        number, generated, seen, times, measured, own, rows, admitted, drawn = fields
     except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
         raise ValueError(f"a frame is damaged ({error})") from None
     made = [[_generated(*one) for one in group] for group in generated]
-    return Round(number, made, [Seen(*one) for one in seen], times, own, [Row(*one) for one in rows], admitted, drawn)
+    return Round(
+        number, made, [Seen(*one) for one in seen], times, measured, own, [Row(*one) for one in rows], admitted, drawn
+    )
 
 
 def _plain(value: object) -> object:

@@ -9,6 +9,7 @@ from the node's seed and the round's number, so a round that is done again after
 crash asks the same questions and draws the same completions.
 """
 
+import math
 import random
 import statistics
 import time
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from node.budget import Spent, is_done
@@ -31,7 +33,9 @@ from node.rollouts.sampling import (
     SCALES,
     Candidate,
     Draw,
+    OwnGroup,
     Pick,
+    Place,
     Sample,
     drop_negatives,
     effective_size,
@@ -44,6 +48,7 @@ from node.rollouts.sharing import Exchange, traffic_row
 from node.tasks import Item, TaskSet, derive_seed
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.rollout_log import Drawn, external_rows, own_rows
+from node.training.likelihood import mean_logprobs
 
 Row = dict[str, Any]
 PROMPT_TRIES = 20  # questions looked at for each one asked, when many are too long for the policy
@@ -186,7 +191,14 @@ class Loop:
     def _draw(self, own: Sequence[EncodedGroup], version: int) -> tuple[list[Sample], list[Drawn]]:
         sampling = self.config.sampling
         rng = random.Random(derive_seed(self.seed, "draw", version))
-        draw = Draw(sampling.external, sampling.completions, SCALES[self.config.trainer.scale_rewards], rng)
+        draw = Draw(
+            sampling.external,
+            sampling.completions,
+            SCALES[self.config.trainer.scale_rewards],
+            rng,
+            [OwnGroup(one.id, one.group.task.name, one.group.rewards) for one in own],
+            partial(self._likelihood, {one.id: one for one in own}),
+        )
         rule = RULES[sampling.rule]
         local = local_samples(own, sampling.local, rule, draw)
         if sampling.external == 0:
@@ -210,6 +222,22 @@ class Loop:
         }
         drawn = [Drawn(came[key].peer, now - came[key].received, one.group) for key, one in groups.items()]
         return local + external, drawn
+
+    def _likelihood(self, own: Mapping[bytes, EncodedGroup], places: Sequence[Place]) -> list[float]:
+        """Return the mean log-probability of own and peers' completions; NaN for those of no use here."""
+        groups = self.pool.read(group for group, _ in places if group not in own)
+        known = dict(own) | self._encoded(groups, [Pick(group, index, 0.0, 0.0) for group, index in places])
+        rows = {
+            (group, index): (known[group].prompt, known[group].completions[index])
+            for group, index in places
+            if group in known and known[group].completions.get(index)
+        }
+        scores = self.journal.measured(
+            len(rows), lambda: mean_logprobs(self.policy, list(rows.values()), self.config.engine.temperature)
+        )
+        self.row["tokens_scored"] = self.row.get("tokens_scored", 0) + sum(len(made) for _, made in rows.values())
+        found = dict(zip(rows, scores, strict=True))
+        return [found.get(place, math.nan) for place in places]
 
     def _record(self, own: Sequence[EncodedGroup], drawn: Sequence[Drawn]) -> None:
         bounds, number = self.config.rollout_log, self.row["round"]

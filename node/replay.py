@@ -96,12 +96,13 @@ class _World(NoExchange):
         self._admission = Admission(tasks, start.limits)
         self._round: Round
         self._times: list[float] = []
+        self._measured: list[float] = []
         self._seen: list[Seen] = []
         self._digests = (b"", b"")
 
     def now_comes(self, one: Round) -> None:
         """Be as the world was in this round."""
-        self._round, self._times, self._seen = one, list(one.times), []
+        self._round, self._times, self._measured, self._seen = one, list(one.times), list(one.measured), []
 
     def difference(self, recorded: Round) -> str:
         """Return what the round that is over did otherwise than `recorded`."""
@@ -140,6 +141,11 @@ class _World(NoExchange):
     def now(self) -> float:
         """Return the next reading of the clock."""
         return self._times.pop(0)
+
+    def measured(self, count: int, measure: Callable[[], list[float]]) -> list[float]:
+        """Return what was measured."""
+        found, self._measured = self._measured[:count], self._measured[count:]
+        return found
 
     def saw(self, seen: Seen) -> None:
         """Do nothing: `receive` sees for itself."""

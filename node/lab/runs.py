@@ -79,7 +79,7 @@ def is_complete(run: Run) -> bool:
     _check_same(run, summary["run"])
     config = parse_config(run.settings)
     nodes = summary["nodes"].values()
-    spent = [Spent(node["tokens_generated"], node["tokens_trained"]) for node in nodes]
+    spent = [Spent(node["tokens_generated"], node["tokens_trained"], node.get("tokens_scored", 0)) for node in nodes]
     ends = [is_done(config, node["rounds"], one) for node, one in zip(nodes, spent, strict=True)]
     return len(ends) == run.nodes and all(ends)
 

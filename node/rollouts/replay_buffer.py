@@ -117,7 +117,9 @@ class ReplayBuffer:
             # A clock that was set back must not make the newest group the oldest.
             self._newest = max(self._newest, item.received)
             question = question_id(group)
-            candidate = Candidate(item.id, item.peer, question, self._newest, first_round, group.rewards)
+            candidate = Candidate(
+                item.id, item.peer, question, self._newest, first_round, group.rewards, group.task.name
+            )
             self._remember(candidate, len(item.body))
             packed = array.array("d", group.rewards).tobytes()
             rows.append((item.id, item.peer, group.task.name, question, self._newest, first_round, packed, item.body))
@@ -144,6 +146,13 @@ class ReplayBuffer:
             if one.received >= oldest and one.first_round in rounds and self._uses[one.question] < max_uses:
                 first.setdefault(one.question, one)
         return list(first.values())
+
+    def read(self, ids: Iterable[bytes]) -> dict[bytes, Group]:
+        """Return the groups with these ids, of those that are here; that is no use of them."""
+        found = (
+            self._db.execute("SELECT id, body FROM groups WHERE id = ?", (i,)).fetchone() for i in dict.fromkeys(ids)
+        )
+        return {group_id: decode(body, len(body)) for group_id, body in filter(None, found)}
 
     def take(self, ids: Sequence[bytes], round_number: int) -> dict[bytes, Group]:
         """Return the groups with these ids and record that `round_number` used their questions."""
@@ -204,12 +213,13 @@ class ReplayBuffer:
         self._peer_bytes: Counter[str] = Counter()
         self._uses = Counter(question for (question,) in self._db.execute("SELECT question FROM uses"))
         rows = self._db.execute(
-            "SELECT id, peer, question, received, first_round, rewards, length(body) FROM groups ORDER BY received, id"
+            "SELECT id, peer, question, received, first_round, rewards, task, length(body) FROM groups "
+            "ORDER BY received, id"
         )
-        for group_id, peer, question, received, first_round, rewards, size in rows:
+        for group_id, peer, question, received, first_round, rewards, task, size in rows:
             self._newest = received
             unpacked = tuple(array.array("d", rewards))
-            self._remember(Candidate(group_id, peer, question, received, first_round, unpacked), size)
+            self._remember(Candidate(group_id, peer, question, received, first_round, unpacked, task), size)
 
     def _remember(self, candidate: Candidate, size: int) -> None:
         self._entries[candidate.id] = _Entry(candidate, size)

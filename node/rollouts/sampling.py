@@ -11,6 +11,7 @@ but their mean is that of the whole group in expectation, and so is the gradient
 of the drawn alone would sum to zero, and lose groups whose one right answer is not drawn.)
 """
 
+import math
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,7 @@ class Candidate:
     """What a rule may know of a peer's verified group.
 
     Who signed it, which question it answers, when it came (Unix seconds), the first round that may draw it, its
-    rewards.
+    rewards, the name of its task.
     """
 
     id: bytes
@@ -58,6 +59,7 @@ class Candidate:
     received: float
     first_round: int
     rewards: tuple[float, ...]
+    task: str = ""
 
     @property
     def informative(self) -> bool:
@@ -78,14 +80,38 @@ class Pick:
 Scale = Callable[[Sequence[float]], list[float]]
 
 
+Place = tuple[bytes, int]  # a completion: its group's id, and its place there
+Likelihood = Callable[[Sequence[Place]], list[float]]
+
+
+def _unmeasured(places: Sequence[Place]) -> list[float]:
+    return [math.nan] * len(places)
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What a rule is asked for: `count` groups, of each at most `completions`, with advantages by `scale`."""
+    """What a rule is asked for: `count` groups, of each at most `completions`, with advantages by `scale`.
+
+    `own` are this round's own groups, by their ids, with their tasks and rewards. `likelihood` tells how likely
+    completions are under the node's own policy, their mean log-probability in nats a token; NaN for one of no use here.
+    It costs a forward pass, which is counted (`tokens_scored`).
+    """
 
     count: int
     completions: int
     scale: Scale
     rng: random.Random
+    own: Sequence["OwnGroup"] = ()
+    likelihood: Likelihood = _unmeasured
+
+
+@dataclass(frozen=True, slots=True)
+class OwnGroup:
+    """What a rule may know of a group that this node made in the round: its content id, its task, its rewards."""
+
+    id: bytes
+    task: str
+    rewards: tuple[float, ...]
 
 
 Advantages = Sequence[tuple[int, float]]  # of completions of one group, by their places in it

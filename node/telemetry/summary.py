@@ -64,6 +64,7 @@ def summarise_node(rows: Sequence[Row], evaluated: Sequence[Row] = ()) -> Summar
         "seconds": sum(number(row, "time/round") for row in rows),
         "tokens_generated": int(sum(number(row, "tokens_generated") for row in rows)),
         "tokens_trained": int(sum(number(row, "tokens_trained") for row in rows)),
+        "tokens_scored": int(sum(number(row, "tokens_scored") for row in rows)),
         **first_and_last([evaluated]),
     }
 

@@ -14,7 +14,6 @@ from math import comb
 from typing import Any
 
 import structlog
-import torch
 
 from node.config import EvalConfig
 from node.engines import Generated, RolloutEngine, SamplingParams
@@ -23,6 +22,7 @@ from node.policy import Policy
 from node.tasks import Item, Task, TaskSet, derive_seed
 from node.telemetry.evaluations import PASS, wilson_interval
 from node.telemetry.metrics import MetricsLog, Row
+from node.training.likelihood import log_distributions
 
 ROWS = 128  # completions generated at a time: more would be faster on a GPU only, and each has its own key-value cache
 SOLVED = 1.0 - 1e-6
@@ -230,32 +230,16 @@ def pass_at_k(solved: int, completions: int, k: int) -> float:
     return 1.0 - comb(completions - solved, k) / comb(completions, k)
 
 
-@torch.no_grad()
 def mean_entropy(policy: Policy, answers: Answers, temperature: float) -> float:
     """Return the mean entropy, in nats, of the distributions that the tokens of the first completions were drawn from.
 
     Of each question one completion is taken: they are alike in distribution, and one costs one pass.
     """
     outcomes = [outcome for found in answers.values() for outcome in found]
-    device, total, tokens = policy.model.device, 0.0, 0
-    training = policy.model.training
-    policy.model.eval()
-    for start in range(0, len(outcomes), ROWS // 4):
-        rows = [
-            (policy.encode_prompt(one.item), one.answers[0].token_ids) for one in outcomes[start : start + ROWS // 4]
-        ]
-        width = max(len(prompt) + len(made) for prompt, made in rows)
-        known = [[*prompt, *made] for prompt, made in rows]
-        ids = torch.tensor([row + [policy.pad_token_id] * (width - len(row)) for row in known], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in known], device=device)
-        with policy.autocast():
-            logits = policy.model(input_ids=ids, attention_mask=mask).logits
-        for (prompt, made), row in zip(rows, logits, strict=True):
-            logps = (row[len(prompt) - 1 : len(prompt) + len(made) - 1].float() / temperature).log_softmax(-1)
-            total -= float((logps.exp() * logps).sum())
-            tokens += len(made)
-    policy.model.train(training)
-    return total / max(tokens, 1)
+    rows = [(policy.encode_prompt(one.item), one.answers[0].token_ids) for one in outcomes]
+    logps = list(log_distributions(policy, rows, temperature))
+    tokens = sum(map(len, logps))
+    return -sum(float((found.exp() * found).sum()) for found in logps) / max(tokens, 1)
 
 
 def _ask(

@@ -167,7 +167,7 @@ def test_a_group_counts_as_a_group_however_many_completions_it_has(
         weights[pick.id] += pick.weight
     assert len(picks) <= count * completions
     assert all(
-        weight == pytest.approx(1 / completions if rule in ("correct", "positive") else 1)
+        weight == pytest.approx(1 if rule in ("sapo", "uniform", "advantage", "freshest") else 1 / completions)
         for weight in weights.values()
     )
 

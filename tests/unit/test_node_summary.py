@@ -22,6 +22,7 @@ KEYS = [
     "seconds",
     "tokens_generated",
     "tokens_trained",
+    "tokens_scored",
     "accuracy_first",
     "accuracy_first_interval",
     "accuracy_last",
