@@ -6,6 +6,7 @@ All but the last few tests iterate over the declarations in `messages.MESSAGES`.
 import dataclasses
 from collections.abc import Iterator
 from enum import IntEnum
+from functools import cache
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -28,6 +29,7 @@ NODE = NodeId("a" * 32)
 OP = OpId(bytes(8), 1, 2, 3)
 
 
+@cache
 def fields_of(kind: type) -> dict[str, Any]:
     """The annotations of a dataclass or a named tuple, in order; {} of any other type."""
     if not (dataclasses.is_dataclass(kind) or hasattr(kind, "_fields")):

@@ -215,7 +215,7 @@ def spoken(view):
 
 
 @given(data=st.data(), number=st.integers(0, SIZE - 1), fenced=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_nothing_that_two_strangers_say_changes_a_members_view_its_calls_or_its_ballot(data, number, fenced):
     group = Group(SIZE, closed=data.draw(st.booleans()))
     core, view, now = group.cores[number], group.cores[number].view, group.network.now
