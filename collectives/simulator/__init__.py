@@ -4,6 +4,7 @@
     schedule     a program at each member that calls operations, and what goes wrong and when, drawn from a seed
     trial        one schedule from the founding to the end, with what must hold throughout
     __main__     many of them, on several processes
+    large_view   one view change of up to 256 members, each of which takes the processor time that it costs
 
 `python -m collectives.simulator --schedules 2000 --seed 1 --members 4`
 """
