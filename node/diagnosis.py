@@ -28,7 +28,7 @@ from node.presets import BUILTIN_SIZE, Machine, preset
 MIN_PYTHON = (3, 11)
 MIN_MEMORY = 1.5e9  # bytes available: one node on the built-in policy, with room to start
 MIN_DISK = 2e9
-EXTRAS = ("vllm", "reasoning-gym", "verifiers", "tensorboard", "wandb")
+EXTRAS = ("vllm", "reasoning-gym", "verifiers", "tensorboard", "wandb", "trackio")
 HUB_TIMEOUT_S = 5.0
 MAX_CLOCK_ERROR_S = 60.0  # peers drop what is dated ten minutes ahead, and records that have expired
 TIME_ERROR = 5  # what adjtimex(2) returns where nobody keeps the clock

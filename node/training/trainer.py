@@ -91,7 +91,10 @@ class SwarmTrainer(GRPOTrainer):
         self._also_save = also_save
         self._also_log = also_log
         self._window = attention_window(policy.model.config)
+        # TRL reports the time of each pass; before training begins trackio has nobody to report to, and fails.
+        args.report_to, trackers = [], args.report_to
         self._shares_prefixes = self._choose_pass()
+        args.report_to = trackers
 
     @property
     def rounds_done(self) -> int:
@@ -446,6 +449,8 @@ def _trl_config(config: NodeConfig, policy: Policy, folder: Path) -> GRPOConfig:
         logging_steps=trainer.num_iterations,
         save_steps=trainer.save_steps * trainer.num_iterations,
         report_to=list(trainer.report_to) or "none",
+        project="gossamer",  # for trackio; wandb goes by WANDB_PROJECT
+        run_name=folder.resolve().name,
         disable_tqdm=True,
         # The loop finds its own place when it resumes.
         ignore_data_skip=True,
