@@ -1,0 +1,271 @@
+"""Eight nodes and a relay for an hour, under churn and with 100 times the usual traffic; what grows is a failure.
+
+    python -m tests.soak.run --minutes 60 --out runs/soak
+
+Every `CHURN_S` seconds one of the nodes beyond the first `STEADY` is killed with SIGKILL, asked to stop, or stopped for
+a while (SIGSTOP), and started again from its folder. The relay and the steady nodes live all along: they are whom leaks
+are looked for in. Strangers publish `USUAL` x `TIMES` groups a second.
+
+Leaves `samples.jsonl`, a line for each look at each process, and `summary.json`; prints what broke, and exits with 1.
+"""
+
+import argparse
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+
+from node.errors import UserError
+from node.telemetry.status_server import ask
+from tests.soak.bounds import NODE, RELAY, SETTINGS, Sample, judge
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+GOSSAMER = [sys.executable, "-c", "import sys; from node.cli import main; sys.exit(main())"]
+USUAL = 6.4  # groups a second of eight nodes on SmolLM2-135M: four each in a round of 5 s (README)
+TIMES = 100
+STEADY = 3
+KINDS = ("killed", "asked", "paused")
+CHURN_S = 20.0
+PAUSE_S = 10.0  # stopped for longer than peers wait for it
+LOOK_S = 2.0
+UP_S = 240.0  # until all have loaded, on a busy machine
+STOP_S = 120.0
+IDLE_S = 60.0  # a node without a new round for so long hangs
+EXPECTED_ERRORS = frozenset[str]()
+
+
+class Process:
+    """One node or relay, all the lives that it had, and what it took in each."""
+
+    def __init__(self, folder: Path, command: list[str], *, trains: bool) -> None:
+        self.folder, self.trains = folder, trains
+        self._command = command
+        self.lives: list[list[Sample]] = []
+        self.start()
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def start(self) -> None:
+        with (self.folder.parent / f"{self.name}.txt").open("ab") as output:
+            self.child = subprocess.Popen(
+                self._command, cwd=ROOT, env=_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        self.lives.append([])
+
+    def look(self, at: float) -> Sample | None:
+        with suppress(psutil.NoSuchProcess, FileNotFoundError):
+            process = psutil.Process(self.child.pid)
+            files = {path.name: path.stat().st_size for path in self.folder.iterdir() if path.is_file()}
+            sample = Sample(at, process.memory_info().rss, process.num_fds(), process.num_threads(), files)
+            self.lives[-1].append(sample)
+            return sample
+        return None
+
+    def end(self, number: signal.Signals) -> int:
+        self.child.send_signal(number)
+        return self.child.wait(STOP_S)
+
+    def state(self) -> dict[str, Any] | None:
+        try:
+            return ask(self.folder)
+        except UserError:
+            return None
+
+
+def main() -> int:
+    """Run it, and return 1 if a bound was broken."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0, help="once all nodes have loaded")
+    parser.add_argument("--nodes", type=int, default=8)
+    parser.add_argument("--times", type=float, default=TIMES, help=f"the usual traffic, {USUAL} groups a second")
+    parser.add_argument("--seed", type=int, default=0, help="of who is killed when")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "soak" / time.strftime("%Y%m%d-%H%M%S"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True)
+    with ExitStack() as stack:
+        report = soak(options, stack)
+    (options.out / "summary.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in report.items() if key != "broken"}))
+    for line in report["broken"]:
+        print(f"BROKEN: {line}")
+    return 1 if report["broken"] else 0
+
+
+def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
+    """Run the swarm for the time that `options` say and return the report."""
+    swarm = secrets.token_hex(16)
+    relay, *nodes = everybody = list(_start(options, swarm, stack))
+    rate = USUAL * options.times
+    stranger = stack.enter_context(_strangers(_read(relay.folder / "address"), swarm, rate))
+    wait_until(lambda: all(_rounds(node) for node in nodes), UP_S, "a round of every node")
+    began = time.monotonic()
+    until, churn = began + 60 * options.minutes, began + CHURN_S
+    draw, ended = random.Random(options.seed), dict.fromkeys(KINDS, 0)
+    paused: dict[str, float] = {}  # until when
+    broken: list[str] = []
+    with (options.out / "samples.jsonl").open("w") as samples:
+        while (now := time.monotonic()) < until:
+            for one in everybody:
+                if one.child.poll() is not None:
+                    broken.append(f"{one.name} ended by itself with {one.child.returncode}, {now - began:.0f} s in")
+                    one.start()
+                elif (sample := one.look(now - began)) is not None:
+                    samples.write(json.dumps({"name": one.name, "life": len(one.lives), **sample._asdict()}) + "\n")
+                if paused.get(one.name, until) <= now:
+                    one.child.send_signal(signal.SIGCONT)
+                    del paused[one.name]
+            awake = [one for one in nodes[STEADY:] if one.name not in paused]
+            if now >= churn and awake:
+                churn += CHURN_S
+                one, kind = draw.choice(awake), draw.choice(KINDS)
+                ended[kind] += 1
+                if kind == "paused":
+                    one.child.send_signal(signal.SIGSTOP)
+                    paused[one.name] = now + PAUSE_S
+                else:
+                    one.end(signal.SIGKILL if kind == "killed" else signal.SIGTERM)
+                    one.start()
+            time.sleep(LOOK_S)  # between two looks
+    for one in everybody:
+        if one.name in paused:
+            one.child.send_signal(signal.SIGCONT)
+    broken += _hangs(everybody)
+    traffic = _traffic(relay, nodes[:STEADY], stranger)
+    for one in everybody:
+        if one.end(signal.SIGTERM) != 0:
+            broken.append(f"{one.name} ended with {one.child.returncode} when it was asked to stop")
+        for number, life in enumerate(one.lives, 1):
+            broken += judge(f"{one.name}, life {number}", life, NODE if one.trains else RELAY)
+        broken += _errors(one.folder)
+    return {
+        "minutes": options.minutes,
+        "nodes": options.nodes,
+        "seed": options.seed,
+        **ended,
+        **traffic,
+        "took": {one.name: _took(one.lives[0]) for one in (relay, *nodes[:STEADY])},
+        "rounds": sum(map(_rounds, nodes)),
+        "broken": broken,
+    }
+
+
+def _start(options: argparse.Namespace, swarm: str, stack: ExitStack) -> Iterator[Process]:
+    """Start the relay, and when it can be dialled the nodes; all are killed at the end."""
+
+    def started(name: str, *arguments: str, trains: bool = True) -> Process:
+        state = options.out / name
+        settings = [f"network.swarm={swarm}", *(SETTINGS if trains else ())]
+        command = [*GOSSAMER, "node", "--state", str(state), *arguments, *(f"--set={one}" for one in settings)]
+        one = Process(state, command, trains=trains)
+        stack.callback(lambda: one.child.poll() is None and one.end(signal.SIGKILL))
+        return one
+
+    relay = started("relay", "--seed-only", "--listen", "tcp://127.0.0.1:0", trains=False)
+    yield relay
+    address = wait_until(
+        lambda: (relay.folder / "address").exists() and _read(relay.folder / "address"), 60, "the relay"
+    )
+    for number in range(options.nodes):
+        yield started(f"n{number}", "--seed-peer", address)
+
+
+def _read(path: Path) -> str:
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@contextmanager
+def _strangers(address: str, swarm: str, rate: float) -> Iterator[Callable[[], str]]:
+    """Run the strangers; what is yielded ends them and returns what they say."""
+    command = [sys.executable, "-m", "tests.soak.strangers", address, swarm, str(rate)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=_environment(), stdin=pipe, stdout=pipe, text=True) as child:
+        try:
+            yield lambda: str(child.communicate("\n", timeout=60)[0]).strip()
+        finally:
+            child.kill()
+
+
+def _rounds(node: Process) -> int:
+    """Return the last round that is in the node's metrics."""
+    try:
+        lines = (node.folder / "metrics.jsonl").read_bytes().splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        with suppress(ValueError):
+            return int(json.loads(line).get("round", 0))
+    return 0
+
+
+def _hangs(everybody: list[Process]) -> Iterator[str]:
+    """Yield who does not answer, or has no new round, within `IDLE_S`."""
+    before = {one.name: _rounds(one) for one in everybody}
+    for one in everybody:
+        try:
+            wait_until(lambda one=one: one.state() and (not one.trains or _rounds(one) > before[one.name]), IDLE_S)
+        except AssertionError:
+            yield f"{one.name} hangs: {'no new round' if one.state() else 'no answer'} in {IDLE_S:g} s"
+
+
+def _errors(folder: Path) -> Iterator[str]:
+    """Yield what the log of a node calls an error, each event once."""
+    seen = set()
+    for path in (folder / "log.jsonl.1", folder / "log.jsonl"):
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with suppress(ValueError):  # cut off by a kill
+                row = json.loads(line)
+                if row.get("level") in ("error", "critical"):
+                    seen.add(str(row.get("event")))
+    yield from (f"{folder.name} logged an error: {event}" for event in sorted(seen - EXPECTED_ERRORS))
+
+
+def _traffic(relay: Process, steady: list[Process], end_strangers: Callable[[], str]) -> dict[str, Any]:
+    """Return what the relay and the steady nodes have counted since they started."""
+    told = {one.name: one.state() or {} for one in (relay, *steady)}
+    counted = {
+        name: {key: tree["counters"][key] for key in ("live_peers", "items_received", "items_sent", "bytes_received")}
+        for name, tree in told.items()
+        if tree
+    }
+    rates = {name: tree["counters"]["items_received"] / tree["uptime_s"] for name, tree in told.items() if tree}
+    return {"strangers": end_strangers(), "counters": counted, "items_received_per_s": rates}
+
+
+def _took(life: list[Sample]) -> dict[str, Any]:
+    """Return the largest of each, and medians of the second and the last quarter of the memory."""
+    quarter = max(len(life) // 4, 1)
+    memory = [sample.memory for sample in life]
+    files: dict[str, int] = {}
+    for sample in life:
+        for name, size in sample.files.items():
+            files[name] = max(files.get(name, 0), size)
+    return {
+        "memory": max(memory),
+        "memory_second_quarter": median(memory[quarter : 2 * quarter] or memory),
+        "memory_last_quarter": median(memory[-quarter:]),
+        "descriptors": max(sample.descriptors for sample in life),
+        "threads": max(sample.threads for sample in life),
+        "files": files,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

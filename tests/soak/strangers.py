@@ -1,0 +1,64 @@
+"""Peers of a swarm that publish groups as honest nodes do, `RATE` a second together:
+
+    python -m tests.soak.strangers ADDRESS SWARM RATE
+
+They take what they are sent and drop it. The end of standard input is the end.
+"""
+
+import itertools
+import select
+import sys
+import time
+
+from node.config import TaskConfig
+from node.rollouts.group import Completion, Group, encode
+from node.rollouts.sharing import topic_of
+from node.tasks import Task, derive_seed, load_tasks
+from protocol.config import LOCAL
+from protocol.credentials.records import Address
+from protocol.host import Host
+from protocol.identity import Identity
+
+HOSTS = 8
+COMPLETIONS = 8
+TICK = 0.1  # seconds
+DRAIN = 4096
+
+
+def main(address: str, swarm: str, rate: str) -> None:
+    """Publish until the end of input."""
+    tasks = load_tasks([TaskConfig(name="builtin")])
+    seeds = [Address.parse(address)]
+    hosts = [
+        Host(Identity.generate(), bytes.fromhex(swarm), "tcp://127.0.0.1:0", seeds, timing=LOCAL) for _ in range(HOSTS)
+    ]
+    for host in hosts:
+        host.subscribe(None, 50.0)
+        host.start()
+    began, published = time.monotonic(), 0
+    numbers = itertools.count()
+    while not select.select([sys.stdin], [], [], TICK)[0]:
+        due = int((time.monotonic() - began) * float(rate)) - published
+        for _ in range(min(due, int(float(rate)))):
+            number = next(numbers)
+            ((task, seed),) = tasks.sample(derive_seed("stranger", swarm, number), 1)
+            hosts[number % HOSTS].publish(encode(_group(task, seed)), topic_of(task.key))
+        published += max(due, 0)
+        for host in hosts:
+            host.check()
+            host.receive(DRAIN)
+    print(f"published {next(numbers)} groups in {time.monotonic() - began:.0f} s", flush=True)
+    for host in hosts:
+        host.stop()
+
+
+def _group(task: Task, seed: int) -> Group:
+    """A group as an honest peer would send it: one right answer, the others those of other questions."""
+    item = task.make(seed)
+    texts = [item.answer, *(task.make(derive_seed(seed, at)).answer for at in range(1, COMPLETIONS))]
+    made = tuple(Completion(text, True, task.verify(item, text)) for text in texts)
+    return Group(task.key, seed, item.question, made, "stranger", 0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
