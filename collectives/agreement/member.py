@@ -89,10 +89,12 @@ class MemberState:
     def welcomed(self, member: NodeId, message: messages.Welcome, now: float) -> bool:
         """Come in, if this is the answer to what this node asked. Returns whether it is.
 
-        Everybody who is in that view says so: as long as any whom this node was in a view with speaks, one of those.
+        Everybody who is in that view says so: as long as any whom this node was in a view with speaks from one, one of
+        those. (Those who are outside as well wait themselves, perhaps for this node to come in.)
         """
         heard, since = self.detector.heard, now - self.detector.timing.timeout
-        if not self.witnesses.knows(member) and any(heard.get(name, since) > since for name in self.witnesses.known):
+        inside = self.witnesses.known.keys() - self.detector.outside
+        if not self.witnesses.knows(member) and any(heard.get(name, since) > since for name in inside):
             return False
         mine = self.view is None and message.session == self._line.session and self.concerns(message.view)
         if mine:

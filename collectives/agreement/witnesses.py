@@ -18,8 +18,8 @@ costs: groups of several members each that never had a member in common become o
 group. An alternative not taken is a certificate, signatures of its members that travel with each view: it
 would let one witness speak for many, and proves no more.
 
-Also a ballot counts only from one that is, or was, in a view with this node; and who was in the group asks
-is in again when such a node says so, as long as any of them speaks: no stranger can welcome it to a view of its own.
+Also a ballot counts only from one that is, or was, in a view with this node; and who was in the group and asks
+is in again when such a node says so, as long as any of them speaks from a view: no stranger welcomes it to another one.
 """
 
 from dataclasses import dataclass, field

@@ -164,6 +164,10 @@ def run(seeds: range, members: int, processes: int = 1) -> None:
     assert sum(outcome.committed for outcome in outcomes) > 20 * len(outcomes)
 
 
+def test_one_outside_that_hears_another_outside_comes_in_when_a_stranger_says_so() -> None:
+    run(range(2_000_298, 2_000_299), members=6)  # each of the two waited for the other for ever
+
+
 def test_fifteen_schedules_of_rolling_partitions() -> None:
     run(range(1, 16), members=6)
 
