@@ -111,8 +111,8 @@ def _sharing(config: NodeConfig, common: Row, blocks: int) -> Generator[Row, Non
     groups = []
 
     def shared() -> Block:
-        timed, verified = time_sharing(config, tasks, PEERS)
-        groups.append(verified / config.last_round)
+        timed, received = time_sharing(config, tasks, PEERS)
+        groups.append(received / config.last_round)
         return timed
 
     on, off = _in_turns(blocks, shared, partial(time_gossamer, config, tasks, NoExchange()))

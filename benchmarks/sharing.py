@@ -1,8 +1,9 @@
 """What sharing costs a round: the same rounds with a network and peers, and alone.
 
-Both sides train on their own groups only (J = 0), so what is timed is the taking part:
-signing, sending, receiving, checking signatures, regenerating questions, scoring, storing
-and relaying. The peers live in a child process and publish, at each end of a round here,
+Both sides train on their own groups only, so what is timed is the taking part: signing, sending, receiving, checking
+signatures, reading, storing and relaying all that peers publish, and drawing as many groups as a round has of its
+own: making their questions again, scoring and encoding them. For that the peers' groups have no advantage, and the
+rule draws them nevertheless. The peers live in a child process and publish, at each end of a round here,
 what as many nodes of this size publish in one.
 """
 
@@ -19,7 +20,6 @@ import msgpack
 from benchmarks.block import Block, time_gossamer
 from node.config import NodeConfig
 from node.rollouts.group import Completion, Group, encode
-from node.rollouts.ingest import EncodePrompt
 from node.rollouts.replay_buffer import Shared
 from node.rollouts.sharing import NetworkExchange, topic_of
 from node.tasks import Task, TaskSet, derive_seed
@@ -33,7 +33,7 @@ JOIN_TIMEOUT = 30.0  # seconds for the peers to start and link
 
 
 def time_sharing(config: NodeConfig, tasks: TaskSet, peers: int) -> tuple[Block, int]:
-    """Time rounds among `peers` peers; return them and how many of the peers' groups were verified.
+    """Time rounds among `peers` peers; return them and how many of the peers' groups came.
 
     Raises:
         RuntimeError: the peers did not join, or a group of theirs was rejected.
@@ -47,13 +47,14 @@ def time_sharing(config: NodeConfig, tasks: TaskSet, peers: int) -> tuple[Block,
         with feeder(address, swarm, _bodies(config, tasks, peers)) as publish:
             wait_for_peers(host, peers)
             exchange = _Fed(host, tasks, publish, config.sampling.completions)
-            block = time_gossamer(config, tasks, exchange)
+            sampling = config.sampling.model_copy(update={"rule": "uniform", "external": config.sampling.local})
+            block = time_gossamer(config.model_copy(update={"sampling": sampling}), tasks, exchange)
         rejected = host.counters().rejected
     finally:
         host.stop()
     if rejected:
         raise RuntimeError(f"groups were rejected, so this measures something else: {dict(rejected)}")
-    return block, exchange.verified
+    return block, exchange.received
 
 
 class _Fed(NetworkExchange):
@@ -63,15 +64,15 @@ class _Fed(NetworkExchange):
         # `EVERYTHING` a round: the node is to take all that its peers publish.
         super().__init__(host, tasks, max_completions=4 * completions, informative_only=False, external=EVERYTHING)
         self._let_peers_publish = publish
-        self.verified = 0
+        self.received = 0
 
     def publish(self, groups: Sequence[Group]) -> None:
         self._let_peers_publish()
         super().publish(groups)
 
-    def receive(self, known: Callable[[bytes], bool], encode_prompt: EncodePrompt) -> list[Shared]:
-        shared = super().receive(known, encode_prompt)
-        self.verified += len(shared)
+    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+        shared = super().receive(known)
+        self.received += len(shared)
         return shared
 
 
@@ -122,8 +123,8 @@ def _bodies(config: NodeConfig, tasks: TaskSet, peers: int) -> Bodies:
 
 
 def _group(task: Task, seed: int, completions: int) -> Group:
-    """A group as an honest peer would send it: one right answer, the others those of other questions."""
+    """A group of wrong answers, most of them those of other questions."""
     item = task.make(seed)
-    texts = [item.answer, *(task.make(derive_seed(seed, at)).answer for at in range(1, completions))]
-    made = tuple(Completion(text, True, task.verify(item, text)) for text in texts)
+    texts = [task.make(derive_seed(seed, at)).answer for at in range(completions)]
+    made = tuple(Completion(text if task.verify(item, text) == 0 else "no", True, 0.0) for text in texts)
     return Group(task.key, seed, item.question, made, "benchmark", 0)

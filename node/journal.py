@@ -3,7 +3,8 @@
 Frames of four bytes of length (big-endian) and that much MessagePack, compressed by zstandard. The first is a `Start`:
 the settings, and the replay buffer as the node found it. Each `Round` after it holds what came from outside in that
 round: the bodies that peers sent, the tokens that the policy sampled, what the clock said; and, to compare with, what
-became of them: which were refused and why, which rows were trained on with which weight, and a digest of each.
+became of them: which were refused and why, as they came or once they were drawn, which rows were trained on with which
+weight, and a digest of each.
 
 A node that starts again begins with a `Start` of its own, so a round may be there twice: as it was done before a kill,
 and as it was done again. A file above `max_bytes` is renamed to `rounds.old.journal`, in place of an older one. A frame
@@ -23,7 +24,7 @@ import zstandard
 
 from node.engines import Generated
 from node.rollouts.group import Group, encode
-from node.rollouts.ingest import Limits, Seen
+from node.rollouts.ingest import Limits, Refused, Seen
 from node.rollouts.replay_buffer import Snapshot
 from node.rollouts.sampling import Sample
 
@@ -59,11 +60,12 @@ class Round(NamedTuple):
     number: int
     generated: Sequence[Sequence[Generated]]
     seen: Sequence[Seen]
+    refused: Sequence[Refused]
     times: Sequence[float]
     measured: Sequence[float]  # by the policy's weights: how likely completions were
     own: Sequence[bytes]  # this node's groups as their bodies
     rows: Sequence[Row]
-    admitted: bytes  # digests, see `digest_of_seen` and `digest_of_draw`
+    admitted: bytes  # digests, see `digest_of_verdicts` and `digest_of_draw`
     drawn: bytes
 
 
@@ -75,7 +77,11 @@ class RoundJournal(Protocol):
         ...
 
     def saw(self, seen: Seen) -> None:
-        """Take note of an item that was judged."""
+        """Take note of an item that was read."""
+        ...
+
+    def refused(self, one: Refused) -> None:
+        """Take note of a group that was drawn and is of no use."""
         ...
 
     def measured(self, count: int, measure: Callable[[], list[float]]) -> list[float]:
@@ -97,6 +103,9 @@ class NoJournal:
         return time.time()
 
     def saw(self, seen: Seen) -> None:
+        """Forget it."""
+
+    def refused(self, one: Refused) -> None:
         """Forget it."""
 
     def measured(self, count: int, measure: Callable[[], list[float]]) -> list[float]:
@@ -122,6 +131,7 @@ class Journal:
         self._max_bytes = max_bytes
         self._start: Callable[[int], Start] | None = None
         self._seen: list[Seen] = []
+        self._refused: list[Refused] = []
         self._times: list[float] = []
         self._measured: list[float] = []
 
@@ -137,8 +147,12 @@ class Journal:
         return self._times[-1]
 
     def saw(self, seen: Seen) -> None:
-        """Take note of an item that was judged."""
+        """Take note of an item that was read."""
         self._seen.append(seen)
+
+    def refused(self, one: Refused) -> None:
+        """Take note of a group that was drawn and is of no use."""
+        self._refused.append(one)
 
     def measured(self, count: int, measure: Callable[[], list[float]]) -> list[float]:
         """Measure, and keep what is found."""
@@ -152,11 +166,10 @@ class Journal:
         """Write the round."""
         bodies = [encode(one) for one in own]
         rows = [Row(one.source, one.index, one.advantage, one.weight, one.external) for one in samples]
-        admitted, drawn = digest_of_seen(self._seen), digest_of_draw(bodies, samples)
-        size = self._append(
-            Round(number, generated, self._seen, self._times, self._measured, bodies, rows, admitted, drawn)
-        )
-        self._seen, self._times, self._measured = [], [], []
+        admitted, drawn = digest_of_verdicts(self._seen, self._refused), digest_of_draw(bodies, samples)
+        outside = (self._seen, self._refused, self._times, self._measured)
+        size = self._append(Round(number, generated, *outside, bodies, rows, admitted, drawn))
+        self._seen, self._refused, self._times, self._measured = [], [], [], []
         if size > self._max_bytes and self._start is not None:
             self._path.replace(self._path.with_name(OLDER_FILE))
             self._append(self._start(number))
@@ -183,9 +196,14 @@ def read_journal(folder: Path) -> Iterator[Start | Round]:
             continue
 
 
-def digest_of_seen(seen: Sequence[Seen]) -> bytes:
-    """Return a SHA-256 over which items were judged, and how."""
-    return _digest([[one.id, one.reason] for one in seen])
+def digest_of_verdicts(seen: Sequence[Seen], refused: Sequence[Refused]) -> bytes:
+    """Return a SHA-256 over which items were judged, as they came and as they were drawn, and how."""
+    return _digest(verdicts(seen, refused))
+
+
+def verdicts(seen: Sequence[Seen], refused: Sequence[Refused]) -> list[tuple[bytes, str]]:
+    """Return what was found of each item, as they came and then as they were drawn; no reason where it was taken."""
+    return [*((one.id, one.reason) for one in seen), *((one.id, one.reason) for one in refused)]
 
 
 def digest_of_draw(own: Sequence[bytes], samples: Sequence[Sample]) -> bytes:
@@ -217,13 +235,12 @@ def _decode(body: bytes) -> Start | Round:
         if kind == Start.__name__:
             done, config, seed, limits, pool = fields
             return Start(done, config, seed, Limits(*limits), Snapshot(*pool))
-        number, generated, seen, times, measured, own, rows, admitted, drawn = fields
+        number, generated, seen, refused, times, measured, own, rows, admitted, drawn = fields
     except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
         raise ValueError(f"a frame is damaged ({error})") from None
     made = [[_generated(*one) for one in group] for group in generated]
-    return Round(
-        number, made, [Seen(*one) for one in seen], times, measured, own, [Row(*one) for one in rows], admitted, drawn
-    )
+    judged = [Seen(*one) for one in seen], [Refused(*one) for one in refused]
+    return Round(number, made, *judged, times, measured, own, [Row(*one) for one in rows], admitted, drawn)
 
 
 def _plain(value: object) -> object:

@@ -14,9 +14,9 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,8 @@ from node.engines import Generated, RolloutEngine, SamplingParams
 from node.errors import UserError
 from node.journal import NoJournal, RoundJournal
 from node.policy import Policy
-from node.rollouts.group import Completion, EncodedGroup, Group, Question, content_id, encode
+from node.rollouts.group import Completion, EncodedGroup, Group, GroupError, Question, content_id, encode
+from node.rollouts.ingest import BLAMELESS, Refused, verify
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, own_shared
 from node.rollouts.rules import RULES
 from node.rollouts.sampling import (
@@ -36,6 +37,7 @@ from node.rollouts.sampling import (
     OwnGroup,
     Pick,
     Place,
+    Rule,
     Sample,
     drop_negatives,
     effective_size,
@@ -69,6 +71,14 @@ def longest_prompt(engine: EngineConfig, policy: Policy) -> int:
             f"the policy has {policy.positions} positions"
         )
     return min(engine.max_prompt_length, room)
+
+
+@dataclass(slots=True)
+class _Judged:
+    """Peers' groups that a round has looked at: those that are true, with their prompts, and why others are not."""
+
+    true: dict[bytes, EncodedGroup] = field(default_factory=dict)
+    false: dict[bytes, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -117,11 +127,11 @@ class Loop:
                 ]
             with self._timed("share"):
                 self.exchange.publish([one.group for one in own])
-                received = self.exchange.receive(self.pool.__contains__, self._encode_prompt)
+                received = self.exchange.receive(self.pool.__contains__)
                 now = self.journal.now()
                 if sampling.source == "self":
                     self.pool.add(self._own_shared(own, now), now, first_round=version + 2)
-                else:
+                elif sampling.external:
                     self.pool.add(received, now, first_round=version + 1)
             with self._timed("draw"):
                 samples, drawn = self._draw(own, version)
@@ -191,31 +201,30 @@ class Loop:
     def _draw(self, own: Sequence[EncodedGroup], version: int) -> tuple[list[Sample], list[Drawn]]:
         sampling = self.config.sampling
         rng = random.Random(derive_seed(self.seed, "draw", version))
+        judged = _Judged()
         draw = Draw(
             sampling.external,
             sampling.completions,
             SCALES[self.config.trainer.scale_rewards],
             rng,
             [OwnGroup(one.id, one.group.task.name, one.group.rewards) for one in own],
-            partial(self._likelihood, {one.id: one for one in own}),
+            partial(self._likelihood, {one.id: one for one in own}, judged),
         )
         rule = RULES[sampling.rule]
         local = local_samples(own, sampling.local, rule, draw)
         if sampling.external == 0:
             return local, []
         now = self.journal.now()
-        candidates = self.pool.candidates(now, version + 1, sampling.max_uses)
-        picks = rule.peers(candidates, draw)
+        candidates, picks = self._drawn(rule, draw, judged, version, now)
         if sampling.external_negatives == "drop":
             picks = drop_negatives(picks)
-        taken = self.pool.take([pick.id for pick in picks], version + 1)
-        groups = self._encoded(taken, picks)
+        groups = self._encoded(judged.true, [(pick.id, pick.index) for pick in picks])
+        self.pool.use(groups, version + 1)
         came = {one.id: one for one in candidates if one.id in groups}
         taught = Counter(one.peer for one in came.values())
         external = external_samples(picks, groups, sampling.external_weight, first=len(own))
         self.row |= {
             "groups_external": len({sample.group for sample in external}),
-            "groups_unusable": len(taken) - len(groups),
             "swarm/too_long": sum(pick.id in groups for pick in picks) - len(external),
             "swarm/taught_by": dict(taught),
             **_staleness(list(came.values()), groups, now, version),
@@ -223,10 +232,37 @@ class Loop:
         drawn = [Drawn(came[key].peer, now - came[key].received, one.group) for key, one in groups.items()]
         return local + external, drawn
 
-    def _likelihood(self, own: Mapping[bytes, EncodedGroup], places: Sequence[Place]) -> list[float]:
+    def _drawn(
+        self, rule: Rule, draw: Draw, judged: _Judged, version: int, now: float
+    ) -> tuple[list[Candidate], list[Pick]]:
+        """Draw again from peers' groups until all that was drawn is true; what is not is buried, which ends it."""
+        self.row["groups_unusable"] = 0
+        while True:
+            candidates = self.pool.candidates(now, version + 1, self.config.sampling.max_uses)
+            picks = rule.peers(candidates, draw)
+            self._verify((pick.id for pick in picks), judged)
+            if not judged.false:
+                return candidates, picks
+            self.pool.bury(judged.false, version + 1)
+            for one in candidates:
+                if (reason := judged.false.get(one.id)) is not None:
+                    self.exchange.report(one.id, reason)
+                    self.journal.refused(Refused(one.id, one.peer, reason))
+                    self.row["groups_unusable"] += reason in BLAMELESS
+            judged.false.clear()
+
+    def _verify(self, ids: Iterable[bytes], judged: _Judged) -> None:
+        """Judge those of peers' groups that are not judged yet."""
+        for key, group in self.pool.read(one for one in ids if one not in judged.true).items():
+            try:
+                judged.true[key] = EncodedGroup(group, verify(group, self.tasks, self._encode_prompt), {}, id=key)
+            except GroupError as error:
+                judged.false[key] = error.reason
+
+    def _likelihood(self, own: Mapping[bytes, EncodedGroup], judged: _Judged, places: Sequence[Place]) -> list[float]:
         """Return the mean log-probability of own and peers' completions; NaN for those of no use here."""
-        groups = self.pool.read(group for group, _ in places if group not in own)
-        known = dict(own) | self._encoded(groups, [Pick(group, index, 0.0, 0.0) for group, index in places])
+        self._verify((group for group, _ in places if group not in own), judged)
+        known = dict(own) | self._encoded(judged.true, [place for place in places if place[0] in judged.true])
         rows = {
             (group, index): (known[group].prompt, known[group].completions[index])
             for group, index in places
@@ -244,27 +280,22 @@ class Loop:
         rows = own_rows(number, [one.group for one in own[: bounds.own]])
         self.record(rows + external_rows(number, drawn[: bounds.external]))
 
-    def _encoded(self, taken: Mapping[bytes, Group], picks: Sequence[Pick]) -> dict[bytes, EncodedGroup]:
-        """Encode what was picked of groups that were verified, maybe under other tasks or for another policy.
+    def _encoded(self, groups: Mapping[bytes, EncodedGroup], places: Sequence[Place]) -> dict[bytes, EncodedGroup]:
+        """Return the groups of these completions, with the tokens of these completions and no others.
 
-        Left out are groups that are of no use now, and completions that are longer than an own one may be: what is
-        cut is not what was rewarded.
+        Left out are completions that are longer than an own one may be: what is cut is not what was rewarded.
         """
         longest = self.config.engine.max_completion_length
         encoded = {}
-        for key, group in taken.items():
-            task = self.tasks.get(group.task)
-            prompt = self._encode_prompt(task.make(group.seed)) if task is not None else None
-            if prompt is None:
-                continue
+        for key in dict.fromkeys(group for group, _ in places):
             tokens = {}
-            for index in (pick.index for pick in picks if pick.id == key):
-                one = group.completions[index]
+            for index in (index for group, index in places if group == key):
+                one = groups[key].group.completions[index]
                 if len(one.text) <= self._longest_text:
                     ids = self.policy.encode_completion(one.text, one.finished)
                     if len(ids) <= longest:
                         tokens[index] = ids
-            encoded[key] = EncodedGroup(group, prompt, tokens, id=key)
+            encoded[key] = replace(groups[key], completions=tokens)
         return encoded
 
     def _describe(self, own: Sequence[EncodedGroup], samples: Sequence[Sample]) -> None:

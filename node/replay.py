@@ -1,8 +1,8 @@
 """Do a node's rounds again, from its record alone (`node.journal`), and compare.
 
 It is the loop itself that runs: the questions are drawn again from the seed, rewards are computed again, every item
-that a peer sent is judged again, and the draw is made again from a replay buffer that began as the node's did. Only
-what came from outside is taken from the record: sampled tokens, peers' bytes, the clock. No weight is used.
+that a peer sent is read again, and the draw is made and verified again from a replay buffer that began as the node's
+did. Only what came from outside is taken from the record: sampled tokens, peers' bytes, the clock. No weight is used.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +13,11 @@ from typing import NamedTuple
 from node.config import NodeConfig, parse_config
 from node.engines import Generated, SamplingParams
 from node.errors import UserError
-from node.journal import JOURNAL_FILE, Round, Start, digest_of_draw, digest_of_seen, read_journal
+from node.journal import JOURNAL_FILE, Round, Start, digest_of_draw, digest_of_verdicts, read_journal, verdicts
 from node.loop import Loop
 from node.policy import Policy, load_policy
 from node.rollouts.group import Group, encode
-from node.rollouts.ingest import EncodePrompt, Seen
+from node.rollouts.ingest import Refused, Seen
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.sampling import Sample
 from node.rollouts.sharing import Admission, NoExchange
@@ -98,17 +98,19 @@ class _World(NoExchange):
         self._times: list[float] = []
         self._measured: list[float] = []
         self._seen: list[Seen] = []
+        self._refused: list[Refused] = []
         self._digests = (b"", b"")
 
     def now_comes(self, one: Round) -> None:
         """Be as the world was in this round."""
-        self._round, self._times, self._measured, self._seen = one, list(one.times), list(one.measured), []
+        self._round, self._times, self._measured = one, list(one.times), list(one.measured)
+        self._seen, self._refused = [], []
 
     def difference(self, recorded: Round) -> str:
         """Return what the round that is over did otherwise than `recorded`."""
         admitted, drawn = self._digests
         if admitted != recorded.admitted:
-            was, now = ({one.id: one.reason for one in seen} for seen in (recorded.seen, self._seen))
+            was, now = dict(verdicts(recorded.seen, recorded.refused)), dict(verdicts(self._seen, self._refused))
             first = next(key for key in {**was, **now} if was.get(key) != now.get(key))
             reasons = (found if found is None else found or "admitted" for found in (was.get(first), now.get(first)))
             return "item {}: {} then, {} now".format(first.hex()[:12], *reasons)
@@ -128,11 +130,11 @@ class _World(NoExchange):
     def close(self) -> None:
         """Do nothing."""
 
-    def receive(self, known: Callable[[bytes], bool], encode_prompt: EncodePrompt) -> list[Shared]:
-        """Judge again what came in this round."""
+    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+        """Read again what came in this round."""
         shared = []
         for item in self._round.seen:
-            group, reason = self._admission.check(item.body, item.topic, encode_prompt)
+            group, reason = self._admission.read(item.body, item.topic)
             self._seen.append(item._replace(reason=reason))
             if group is not None:
                 shared.append(Shared(item.id, item.sender, item.time, group, item.body))
@@ -150,8 +152,15 @@ class _World(NoExchange):
     def saw(self, seen: Seen) -> None:
         """Do nothing: `receive` sees for itself."""
 
+    def refused(self, one: Refused) -> None:
+        """Note what is found of no use this time."""
+        self._refused.append(one)
+
     def end_round(
         self, number: int, generated: Sequence[Sequence[Generated]], own: Sequence[Group], samples: Sequence[Sample]
     ) -> None:
         """Take the digests of the round as it was done again."""
-        self._digests = digest_of_seen(self._seen), digest_of_draw([encode(one) for one in own], samples)
+        self._digests = (
+            digest_of_verdicts(self._seen, self._refused),
+            digest_of_draw([encode(one) for one in own], samples),
+        )

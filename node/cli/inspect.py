@@ -139,10 +139,11 @@ def _round(folder: Path, wanted: int) -> "Iterator[str]":
             f"{folder} has no record of a round {wanted}: rounds.journal reaches back as far as it may grow"
         )
     peers = len({row.group for row in found.rows if row.external})
-    refused = [one for one in found.seen if one.reason]
-    yield f"round {wanted}: {len(found.own)} own groups, {len(found.seen)} items judged, {len(refused)} refused"
-    for one in refused:
-        yield f"  refused  {one.reason} from {quoted(one.sender)}"
+    refused = [(one.reason, one.sender) for one in found.seen if one.reason]
+    refused += [(one.reason, one.sender) for one in found.refused]
+    yield f"round {wanted}: {len(found.own)} own groups, {len(found.seen)} items came, {len(refused)} refused"
+    for reason, sender in refused:
+        yield f"  refused  {reason} from {quoted(sender)}"
     yield f"trained on {len(found.rows)} rows, peers' of {peers} groups"
     for key, rows in groupby(found.rows, key=lambda row: row.group):
         whose, at, first, body = came[key]

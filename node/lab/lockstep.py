@@ -27,7 +27,7 @@ from node.lab.ensemble import Request, check_shape, generate
 from node.local_swarm import Plan, make_folders, node_config, node_folders, record_plan, write_run_summary
 from node.policy import Policy, load_policy
 from node.rollouts.group import Group, encode
-from node.rollouts.ingest import EncodePrompt, check
+from node.rollouts.ingest import check
 from node.rollouts.replay_buffer import Shared, own_shared
 from node.rollouts.sampling import is_informative
 from node.run import Parts, train_node
@@ -234,12 +234,15 @@ class MailExchange:
                 self._sent += self._mail.post(self._index, self._round, group)
                 self._items_sent += 1
 
-    def receive(self, known: Callable[[bytes], bool], encode_prompt: EncodePrompt) -> list[Shared]:
+    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         """Return the others' groups of earlier rounds."""
         shared, self._place = self._mail.read(self._index, self._place, self._round)
         self._received += sum(len(one.body) for one in shared)
         self._items_received += len(shared)
         return [one._replace(received=time.time()) for one in shared if not known(one.id)]
+
+    def report(self, group_id: bytes, reason: str) -> None:
+        """Tell nobody: what was posted was checked, but for the room that a question has here."""
 
     def traffic(self) -> Counters:
         """Return what went through the mail: bytes of groups alone, a group sent once."""

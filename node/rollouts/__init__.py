@@ -5,5 +5,5 @@ sampling        what a round trains on: from groups to weighted completions, by 
 rules/          the rules, one a file
 sharing         between the loop and the network; what the node asks the swarm for
 ingest          what a peer's group must pass
-replay_buffer   peers' verified groups, on disk and bounded
+replay_buffer   peers' groups, on disk and bounded
 """

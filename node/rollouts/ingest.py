@@ -1,4 +1,7 @@
-"""What a peer's group must pass before it enters the pool.
+"""What a peer's group must pass: to be read into the pool, and, once a sampler drew it, to be trained on.
+
+Most of what comes is never drawn. So what enters the pool is only read: its layout, its bounds, whether its task is
+ours. Whether it is true is found out when a round draws it.
 
 Ground truth is regenerated, never received: the seed gives the question and the
 answer, and the text is scored here. A claimed question or reward that differs is a
@@ -22,13 +25,21 @@ EncodePrompt = Callable[[Item], Sequence[int] | None]
 
 
 class Seen(NamedTuple):
-    """An item from a peer as it was judged: when it was looked at (Unix seconds); no reason where it was taken."""
+    """An item from a peer as it was read: when it was looked at (Unix seconds); no reason where it was taken."""
 
     id: bytes
     sender: str
     topic: bytes
     body: bytes
     time: float
+    reason: str
+
+
+class Refused(NamedTuple):
+    """A group that a round drew, whose it is, and why it was of no use."""
+
+    id: bytes
+    sender: str
     reason: str
 
 
@@ -46,28 +57,29 @@ class Verified(NamedTuple):
     reason: str
 
 
-def check(
-    body: bytes,
-    tasks: TaskSet,
-    max_completions: int,
-    max_bytes: int = MAX_GROUP_BYTES,
-    encode_prompt: EncodePrompt = lambda item: (),
-) -> Verified:
-    """Decode and verify one group from a peer. Never raises: one bad item is one reason."""
-    try:
-        group = decode(body, max_bytes)
-        _verify(group, tasks, max_completions, encode_prompt)
-    except GroupError as error:
-        return Verified(None, error.reason)
-    return Verified(group, "")
+def read(body: bytes, tasks: TaskSet, max_completions: int, max_bytes: int = MAX_GROUP_BYTES) -> Group:
+    """Return the group that a peer sent, of which nothing is verified yet.
 
-
-def _verify(group: Group, tasks: TaskSet, max_completions: int, encode_prompt: EncodePrompt) -> None:
-    task = tasks.get(group.task)
-    if task is None:
+    Raises:
+        GroupError: it is none, or too large, or of a task that is not ours.
+    """
+    group = decode(body, max_bytes)
+    if tasks.get(group.task) is None:
         raise GroupError("unknown_task", group.task.name)
     if not 2 <= len(group.completions) <= max_completions:
         raise GroupError("group_size", str(len(group.completions)))
+    return group
+
+
+def verify(group: Group, tasks: TaskSet, encode_prompt: EncodePrompt) -> Sequence[int]:
+    """Make the group's question again and score its completions; return the tokens that ask it.
+
+    Raises:
+        GroupError: what it claims is not so, or it is of no use here.
+    """
+    task = tasks.get(group.task)
+    if task is None:
+        raise GroupError("unknown_task", group.task.name)
     try:
         item = task.make(group.seed)
         rewards = [task.verify(item, completion.text) for completion in group.completions]
@@ -82,3 +94,20 @@ def _verify(group: Group, tasks: TaskSet, max_completions: int, encode_prompt: E
         raise GroupError("false_reward")
     if prompt is None:
         raise GroupError("prompt_too_long")
+    return prompt
+
+
+def check(
+    body: bytes,
+    tasks: TaskSet,
+    max_completions: int,
+    max_bytes: int = MAX_GROUP_BYTES,
+    encode_prompt: EncodePrompt = lambda item: (),
+) -> Verified:
+    """Read and verify one group at once. Never raises: one bad item is one reason."""
+    try:
+        group = read(body, tasks, max_completions, max_bytes)
+        verify(group, tasks, encode_prompt)
+    except GroupError as error:
+        return Verified(None, error.reason)
+    return Verified(group, "")

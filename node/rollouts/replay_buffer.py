@@ -1,4 +1,4 @@
-"""The replay buffer: verified groups, on disk, bounded by age, count and bytes.
+"""The replay buffer: peers' groups, on disk, bounded by age, count and bytes.
 
 Bodies live in SQLite; what a sampling rule looks at (who, when, which rewards) is
 also kept in memory, so that a draw reads only the bodies it takes.
@@ -8,9 +8,12 @@ completions or under another name, gains no further use of it, and of several gr
 one question the first to come is the one that may be drawn. A use is remembered for as
 many uses as the buffer holds groups, whether its group is still here or not.
 
+**What is here is not verified** before a round draws it. What that round finds to be false or of no use is buried: it
+stays, so that it does not come again, and is drawn no more.
+
 **Rounds that are done again** draw the same: a group has the first round that may draw
-it, a use the round that made it, and a node that goes on from an older checkpoint forgets
-the uses of the rounds it will do again.
+it, a use and a burial the round that made it, and a node that goes on from an older checkpoint forgets
+those of the rounds it will do again.
 
 One thread owns a buffer. WAL with NORMAL synchronisation keeps the file consistent
 through kill -9; a power cut may lose the last transactions, never the file.
@@ -20,7 +23,7 @@ import array
 import hashlib
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -36,13 +39,14 @@ CREATE TABLE IF NOT EXISTS groups (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS uses (number INTEGER PRIMARY KEY, question BLOB NOT NULL, round INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS uses_by_round ON uses (round);
+CREATE TABLE IF NOT EXISTS buried (id BLOB PRIMARY KEY, round INTEGER NOT NULL) WITHOUT ROWID;
 """
 OWN = "self"  # who signed this node's own groups: no peer's id
 _FORMAT = 2  # of the tables: a file of another is emptied
 
 
 class Shared(NamedTuple):
-    """A verified group: its content id, who signed it, when it came (Unix seconds), and the bytes it came as."""
+    """A group: its content id, who signed it, when it came (Unix seconds), and the bytes it came as."""
 
     id: bytes
     peer: str
@@ -58,10 +62,11 @@ def own_shared(group: Group, now: float) -> Shared:
 
 
 class Snapshot(NamedTuple):
-    """All that a buffer holds: rows of (id, peer, received, first round, body), and of (question, round) of uses."""
+    """All that a buffer holds: (id, peer, received, first round, body), (question, round) of uses, (id, round)."""
 
     groups: Sequence[tuple[bytes, str, float, int, bytes]]
     uses: Sequence[tuple[bytes, int]]
+    buried: Sequence[tuple[bytes, int]]
 
 
 @dataclass(slots=True)
@@ -79,7 +84,9 @@ class ReplayBuffer:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         if self._db.execute("PRAGMA user_version").fetchone() != (_FORMAT,):
-            self._db.executescript("DROP TABLE IF EXISTS groups; DROP TABLE IF EXISTS uses")
+            self._db.executescript(
+                "DROP TABLE IF EXISTS groups; DROP TABLE IF EXISTS uses; DROP TABLE IF EXISTS buried"
+            )
             self._db.execute(f"PRAGMA user_version = {_FORMAT}")
         self._db.executescript(_SCHEMA)
         self._newest = 0.0
@@ -92,7 +99,7 @@ class ReplayBuffer:
         self.close()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries) - len(self._buried)
 
     def __contains__(self, group_id: object) -> bool:
         return group_id in self._entries
@@ -105,7 +112,7 @@ class ReplayBuffer:
         """Store groups not seen before, then restore the bounds; return how many were new.
 
         Args:
-            shared: verified.
+            shared: from anybody, as `node.rollouts.ingest.read` lets them in.
             now: Unix seconds.
             first_round: the first round that may draw them.
         """
@@ -128,14 +135,15 @@ class ReplayBuffer:
             with _Transaction(self._db):
                 self._db.executemany("INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
                 self._db.executemany("DELETE FROM groups WHERE id = ?", [(i,) for i in evicted])
+                self._db.executemany("DELETE FROM buried WHERE id = ?", [(i,) for i in evicted])
         return len(rows)
 
     def candidates(self, now: float, round_number: int, max_uses: int) -> list[Candidate]:
         """Return what `round_number` may draw, in the order of their coming: at most one group of a question.
 
-        Left out are groups over `max_age` or `max_age_rounds`, those that later rounds may draw first, and those whose
-        question was used `max_uses` times. Age is counted from a group's coming: what a peer says of its own rounds
-        or clock plays no part.
+        Left out are groups that are buried, those over `max_age` or `max_age_rounds`, those that later rounds may draw
+        first, and those whose question was used `max_uses` times. Age is counted from a group's coming: what a peer
+        says of its own rounds or clock plays no part.
         """
         oldest = now - self._bounds.max_age
         stay = self._bounds.max_age_rounds
@@ -143,6 +151,8 @@ class ReplayBuffer:
         first: dict[bytes, Candidate] = {}
         for entry in self._entries.values():
             one = entry.candidate
+            if one.id in self._buried:
+                continue
             if one.received >= oldest and one.first_round in rounds and self._uses[one.question] < max_uses:
                 first.setdefault(one.question, one)
         return list(first.values())
@@ -154,33 +164,35 @@ class ReplayBuffer:
         )
         return {group_id: decode(body, len(body)) for group_id, body in filter(None, found)}
 
-    def take(self, ids: Sequence[bytes], round_number: int) -> dict[bytes, Group]:
-        """Return the groups with these ids and record that `round_number` used their questions."""
-        unique = list(dict.fromkeys(ids))
-        groups, uses = {}, []
-        for group_id in unique:
-            (body,) = self._db.execute("SELECT body FROM groups WHERE id = ?", (group_id,)).fetchone()
-            groups[group_id] = decode(body, len(body))
-            question = self._entries[group_id].candidate.question
-            self._uses[question] += 1
-            uses.append((question, round_number))
-        if uses:
+    def use(self, ids: Iterable[bytes], round_number: int) -> None:
+        """Record that `round_number` used the questions of these groups."""
+        questions = [self._entries[group_id].candidate.question for group_id in dict.fromkeys(ids)]
+        self._uses.update(questions)
+        if questions:
             with _Transaction(self._db):
-                self._db.executemany("INSERT INTO uses (question, round) VALUES (?, ?)", uses)
+                rows = [(question, round_number) for question in questions]
+                self._db.executemany("INSERT INTO uses (question, round) VALUES (?, ?)", rows)
             self._forget_uses()
-        return groups
+
+    def bury(self, ids: Collection[bytes], round_number: int) -> None:
+        """Let nobody draw these groups any more, as `round_number` found out."""
+        self._buried.update(ids)
+        with _Transaction(self._db):
+            self._db.executemany("INSERT OR IGNORE INTO buried VALUES (?, ?)", [(one, round_number) for one in ids])
 
     def rewind(self, round_number: int) -> None:
-        """Forget the uses made by rounds after `round_number`."""
+        """Forget the uses and burials made by rounds after `round_number`."""
         with _Transaction(self._db):
             self._db.execute("DELETE FROM uses WHERE round > ?", (round_number,))
+            self._db.execute("DELETE FROM buried WHERE round > ?", (round_number,))
         self._load()
 
     def snapshot(self) -> Snapshot:
         """Return all that is here, bodies too."""
         groups = self._db.execute("SELECT id, peer, received, first_round, body FROM groups ORDER BY received, id")
         uses = self._db.execute("SELECT question, round FROM uses ORDER BY number")
-        return Snapshot(groups.fetchall(), uses.fetchall())
+        buried = self._db.execute("SELECT id, round FROM buried ORDER BY id")
+        return Snapshot(groups.fetchall(), uses.fetchall(), buried.fetchall())
 
     def restore(self, snapshot: Snapshot) -> None:
         """Hold what `snapshot` does, and nothing else."""
@@ -192,8 +204,10 @@ class ReplayBuffer:
         with _Transaction(self._db):
             self._db.execute("DELETE FROM groups")
             self._db.execute("DELETE FROM uses")
+            self._db.execute("DELETE FROM buried")
             self._db.executemany("INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany("INSERT INTO uses (question, round) VALUES (?, ?)", snapshot.uses)
+            self._db.executemany("INSERT INTO buried VALUES (?, ?)", snapshot.buried)
         self._load()
 
     def _forget_uses(self) -> None:
@@ -212,6 +226,7 @@ class ReplayBuffer:
         self._peer_count: Counter[str] = Counter()
         self._peer_bytes: Counter[str] = Counter()
         self._uses = Counter(question for (question,) in self._db.execute("SELECT question FROM uses"))
+        self._buried = {group_id for (group_id,) in self._db.execute("SELECT id FROM buried")}
         rows = self._db.execute(
             "SELECT id, peer, question, received, first_round, rewards, task, length(body) FROM groups "
             "ORDER BY received, id"
@@ -251,6 +266,7 @@ class ReplayBuffer:
 
     def _drop(self, group_id: bytes) -> bytes:
         entry = self._entries.pop(group_id)
+        self._buried.discard(group_id)
         peer = entry.candidate.peer
         self._bytes -= entry.size
         self._peer_count[peer] -= 1

@@ -47,7 +47,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a rule may know of a peer's verified group.
+    """What a rule may know of a peer's group, as its signer says: it is verified once it is drawn.
 
     Who signed it, which question it answers, when it came (Unix seconds), the first round that may draw it, its
     rewards, the name of its task.

@@ -1,4 +1,4 @@
-"""Between the loop and the network: groups out, verified groups in, never waiting.
+"""Between the loop and the network: groups out, peers' groups in, never waiting.
 
 `Exchange` is all that the loop knows of its peers. `NetworkExchange` speaks through
 the protocol's host; `NoExchange` is a node alone, for which the loop is plain GRPO.
@@ -18,12 +18,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from node.rollouts.group import MAX_GROUP_BYTES, Group, encode
-from node.rollouts.ingest import BLAMELESS, EncodePrompt, Limits, Seen, Verified, check
+from node.rollouts.group import MAX_GROUP_BYTES, Group, GroupError, encode
+from node.rollouts.ingest import BLAMELESS, Limits, Seen, Verified, read
 from node.rollouts.replay_buffer import Shared
 from node.rollouts.sampling import is_informative
 from node.tasks import TaskKey, TaskSet
 from protocol.host import Counters, Host, Verdict
+from protocol.wire.envelope import ItemId
 from protocol.wire.messages import TOPIC_BYTES
 
 RECEIVE_LIMIT = 1024  # items looked at in one round; the rest wait in the host's bounded inbox
@@ -36,12 +37,12 @@ class Exchange(Protocol):
         """Offer this round's own groups to the swarm."""
         ...
 
-    def receive(self, known: Callable[[bytes], bool], encode_prompt: EncodePrompt) -> list[Shared]:
-        """Return the verified groups that came since the last call.
+    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+        """Return the groups that came since the last call, read and not verified; none whose id is `known`."""
+        ...
 
-        Ids that are `known` are not verified again; a group whose question has no tokens for
-        `encode_prompt` is left out.
-        """
+    def report(self, group_id: bytes, reason: str) -> None:
+        """Say that a group that was drawn is of no use, and why: one of the reasons of `node.rollouts.ingest`."""
         ...
 
     def traffic(self) -> Counters: ...
@@ -53,9 +54,12 @@ class NoExchange:
     def publish(self, groups: Sequence[Group]) -> None:
         """Drop the groups: nobody is there."""
 
-    def receive(self, known: Callable[[bytes], bool], encode_prompt: EncodePrompt) -> list[Shared]:
+    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         """Return nothing."""
         return []
+
+    def report(self, group_id: bytes, reason: str) -> None:
+        """Tell nobody."""
 
     def traffic(self) -> Counters:
         """Return zeros."""
@@ -75,16 +79,19 @@ class Admission:
         self._limits = limits
         self.topics = frozenset(topic_of(task.key) for task in tasks.tasks)
 
-    def check(self, body: bytes, topic: bytes, encode_prompt: EncodePrompt) -> Verified:
-        """Return the group in `body`, which came under `topic`, or why it is refused."""
-        found = check(body, self._tasks, self._limits.completions, self._limits.bytes, encode_prompt)
-        return Verified(None, "false_topic") if self._mislabelled(topic, found) else found
+    def read(self, body: bytes, topic: bytes) -> Verified:
+        """Return the group in `body`, which came under `topic`, or why it is refused; nothing that it says is verified.
 
-    def _mislabelled(self, topic: bytes, found: Verified) -> bool:
-        """Tell whether a group of one task, or of none that is ours, came under the topic of another of our tasks."""
-        if topic not in self.topics:
-            return False
-        return found.reason == "unknown_task" if found.group is None else topic != topic_of(found.group.task)
+        One of another of our tasks than the topic's, or of none that is ours, lies about the topic.
+        """
+        try:
+            group = read(body, self._tasks, self._limits.completions, self._limits.bytes)
+        except GroupError as error:
+            is_lie = error.reason == "unknown_task" and topic in self.topics
+            return Verified(None, "false_topic" if is_lie else error.reason)
+        if topic in self.topics and topic != topic_of(group.task):
+            return Verified(None, "false_topic")
+        return Verified(group, "")
 
 
 class NetworkExchange:
@@ -103,7 +110,7 @@ class NetworkExchange:
     ) -> None:
         """Share over `host`; ask it for the tasks' groups, as many as a node uses that draws `external` a round.
 
-        `saw` is told of every item that is judged.
+        `saw` is told of every item that is read.
         """
         self._host = host
         self._admission = Admission(tasks, Limits(max_completions, max_bytes))
@@ -128,22 +135,24 @@ class NetworkExchange:
                 continue
             self._host.publish(body, topic_of(group.task))
 
-    def receive(self, known: Callable[[bytes], bool], encode_prompt: EncodePrompt) -> list[Shared]:
-        """Verify what the host has collected; a bad item costs its signer and nobody else."""
+    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+        """Read what the host has collected; a bad item costs its signer and nobody else."""
         shared = []
         for item in self._host.receive(RECEIVE_LIMIT):
             if known(item.id):
                 continue
             now = time.time()
-            group, reason = self._admission.check(item.body, item.topic, encode_prompt)
+            group, reason = self._admission.read(item.body, item.topic)
             self._saw(Seen(item.id, item.sender, item.topic, item.body, now, reason))
             if group is not None:
-                self._host.report(item.id, Verdict.ACCEPT, "")
                 shared.append(Shared(item.id, item.sender, now, group, item.body))
             else:
-                verdict = Verdict.IGNORE if reason in BLAMELESS else Verdict.REJECT
-                self._host.report(item.id, verdict, reason)
+                self.report(item.id, reason)
         return shared
+
+    def report(self, group_id: bytes, reason: str) -> None:
+        """Tell the host, which counts it by its reason; unless that is nobody's fault it costs the group's signer."""
+        self._host.report(ItemId(group_id), Verdict.IGNORE if reason in BLAMELESS else Verdict.REJECT, reason)
 
     def traffic(self) -> Counters:
         """Return the host's counts."""

@@ -22,7 +22,7 @@ def fill(folder: Path) -> None:
                 now=1001.0,
                 first_round=1,
             )
-        pool.take([bytes(32)], 1)
+        pool.use([bytes(32)], 1)
 
 
 def test_overview_counts_by_task_and_peer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -116,11 +116,11 @@ def test_a_group_lies_with_all_others_after_its_delay_and_a_lie_with_nobody() ->
     came = []
     for at in range(4):
         first.publish([group(at)])
-        assert first.receive(known, lambda item: []) == []
+        assert first.receive(known) == []
         second.publish([group(9, reward=0.5)])
         third.publish([])
-        came.append([(one.peer, one.group.seed) for one in second.receive(known, lambda item: [])])
-        assert [one.group.seed for one in third.receive(known, lambda item: [])] == [one[1] for one in came[-1]]
+        came.append([(one.peer, one.group.seed) for one in second.receive(known)])
+        assert [one.group.seed for one in third.receive(known)] == [one[1] for one in came[-1]]
     assert came == [[], [], [("n0", 0)], [("n0", 1)]]
     assert first.traffic().items_sent == 4 and second.traffic().items_received == 2
 

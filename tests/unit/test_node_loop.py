@@ -20,7 +20,6 @@ from node.errors import UserError
 from node.loop import Loop, longest_prompt
 from node.policy import Policy
 from node.rollouts.group import Completion, Group, encode
-from node.rollouts.ingest import EncodePrompt, check
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.sampling import Sample
 from node.rollouts.sharing import NoExchange
@@ -67,17 +66,18 @@ def group_of(task: Task, question: str, padding: str = "") -> Group:
 
 
 class Peer(NoExchange):
-    """Hands over these groups once, verified as from a peer, and keeps the reasons of those that were not taken."""
+    """Hands over these groups once, as from a peer, and keeps what is said of those that were of no use."""
 
-    def __init__(self, tasks: TaskSet, *groups: Group) -> None:
-        self.tasks, self.groups = tasks, groups
+    def __init__(self, *groups: Group) -> None:
+        self.groups = groups
         self.reasons: list[str] = []
 
-    def receive(self, known: Callable[[bytes], bool], encode_prompt: EncodePrompt) -> list[Shared]:
-        found = [check(encode(group), self.tasks, 128, encode_prompt=encode_prompt) for group in self.groups]
-        self.groups = ()
-        self.reasons += [one.reason for one in found if one.group is None]
-        return [share(one.group, number) for number, one in enumerate(found) if one.group is not None]
+    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+        groups, self.groups = self.groups, ()
+        return [share(group, number) for number, group in enumerate(groups)]
+
+    def report(self, group_id: bytes, reason: str) -> None:
+        self.reasons.append(reason)
 
 
 def share(group: Group, number: int) -> Shared:
@@ -97,11 +97,11 @@ def train(policy: Policy, tasks: TaskSet, folder: Path, peer: Peer, *before: Gro
         return rows, [one.id for one in pool.candidates(time.time(), 2, max_uses=9)]
 
 
-def test_a_question_without_room_in_the_policy_never_enters_the_pool(
+def test_a_question_without_room_in_the_policy_is_drawn_in_vain_once(
     policy: Policy, tasks: TaskSet, tmp_path: Path
 ) -> None:
     (task,) = tasks.tasks
-    peer = Peer(tasks, group_of(task, LONG), group_of(task, SHORT))
+    peer = Peer(group_of(task, LONG), group_of(task, SHORT))
     rows, held = train(policy, tasks, tmp_path, peer)
     assert peer.reasons == ["prompt_too_long"]
     assert held == [(1).to_bytes(32, "big")]
@@ -111,7 +111,7 @@ def test_a_question_without_room_in_the_policy_never_enters_the_pool(
 def test_one_that_is_in_the_pool_already_is_dropped_and_counted(policy: Policy, tasks: TaskSet, tmp_path: Path) -> None:
     (task,) = tasks.tasks
     gone = replace(group_of(task, SHORT), task=task.key._replace(config="0" * 16))  # the node ran another task then
-    rows, _ = train(policy, tasks, tmp_path, Peer(tasks), group_of(task, LONG), group_of(task, SHORT), gone)
+    rows, _ = train(policy, tasks, tmp_path, Peer(), group_of(task, LONG), group_of(task, SHORT), gone)
     assert [(row["groups_external"], row["groups_unusable"]) for row in rows] == [(1, 2), (0, 0)]
 
 
@@ -126,10 +126,10 @@ def test_a_peers_completion_that_is_too_long_is_left_out_and_counted(
     policy: Policy, tasks: TaskSet, tmp_path: Path
 ) -> None:
     (task,) = tasks.tasks
-    peer = Peer(tasks, group_of(task, SHORT, padding="3" * 10_000))
+    peer = Peer(group_of(task, SHORT, padding="3" * 10_000))
     rows, _ = train(policy, tasks, tmp_path / "trained", peer)
     assert [(row["groups_external"], row["swarm/too_long"]) for row in rows] == [(1, 1), (0, 0)]
-    peer = Peer(tasks, group_of(task, SHORT, padding="3" * 10_000))
+    peer = Peer(group_of(task, SHORT, padding="3" * 10_000))
     (short,) = (one for one in first_round(policy, tasks, tmp_path, peer, HfEngine(policy)) if one.external)
     assert list(short.completion) == policy.encode_completion("2", finished=True)
     assert (short.advantage, short.weight) == (0.5, 0.5)  # as in the whole group, and no more of the round for it
@@ -141,7 +141,7 @@ def test_the_end_of_text_counts(policy: Policy, tasks: TaskSet, tmp_path: Path, 
     one = group_of(task, SHORT)
     text = "3" * LONGEST
     made = (one.completions[0], Completion(text, end, task.verify(task.make(one.seed), text)))
-    peer = Peer(tasks, replace(one, completions=made))
+    peer = Peer(replace(one, completions=made))
     samples = first_round(policy, tasks, tmp_path, peer, HfEngine(policy))
     assert (policy.encode_completion(text, end) in [one.completion for one in samples]) == fits
 
@@ -183,20 +183,51 @@ def test_own_completions_whose_text_stands_for_other_tokens_are_counted(
     assert loop.row["completions/retokenized"] == 0.5
 
 
-def test_a_question_is_made_once_for_an_own_group_and_twice_for_a_peers(
+def test_a_question_is_made_once_for_an_own_group_and_once_for_a_peers(
     policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = load_tasks([TaskConfig(name="builtin/sums")])
     (task,) = tasks.tasks
     item = task.make(0)
     answers = (Completion(item.answer, True, 1.0), Completion("no", True, 0.0))
-    peer = Peer(tasks, Group(task.key, 0, item.question, answers, "peer", 0))
+    peer = Peer(Group(task.key, 0, item.question, answers, "peer", 0))
     made: list[int] = []
     make = type(task).make
     monkeypatch.setattr(type(task), "make", lambda self, seed: made.append(seed) or make(self, seed))
     samples = first_round(policy, tasks, tmp_path, peer, HfEngine(policy))
     assert [one.external for one in samples] == [False, False, True, True]
-    assert len(made) == 3 and made[1:] == [0, 0]
+    assert len(made) == 2 and made[1] == 0
+
+
+def test_what_is_drawn_is_true_and_what_is_not_is_reported_once_and_makes_room_for_another(
+    policy: Policy, tmp_path: Path
+) -> None:
+    task = Guess()
+
+    def group(seed: int, *rewards: float, question: str = "") -> Group:
+        texts = ("11", "1")
+        made = tuple(Completion(text, True, reward) for text, reward in zip(texts, rewards, strict=True))
+        return Group(task.key, seed, question or task.make(seed).question, made, "peer", 0)
+
+    lies = [group(seed, 0.0, 1.0) for seed in range(20)]
+    others = [group(7, 1.0, 0.0), group(8, 1.0, 0.0, question="7"), group(30, 0.0, 0.0)]
+    config = parse_config({"rounds": 3, "sampling": {"local": 1, "external": 1, "completions": 2}})
+    peer = Peer(*lies, *others)
+    path = tmp_path / "pool.sqlite"
+
+    def rounds(first: int, exchange: Peer) -> list[dict[str, Any]]:
+        with ReplayBuffer(path, config.pool) as pool:
+            pool.rewind(first)
+            metrics = MetricsLog(tmp_path / "metrics.jsonl")
+            loop = Loop(config, 0, policy, HfEngine(policy), TaskSet([(task, 1.0)]), pool, exchange, metrics)
+            return [dict(loop.row) for _ in loop.rounds(first)]
+
+    rows = rounds(0, peer)
+    assert [row["groups_external"] for row in rows] == [1, 0, 0]  # the true one of a question of which a lie came first
+    assert Counter(peer.reasons) == {"false_reward": 20, "false_question": 1}
+    assert all(row["groups_unusable"] == 0 for row in rows)
+    again = Peer()
+    assert [row["groups_external"] for row in rounds(1, again)] == [0, 0] and len(again.reasons) < 21
 
 
 class Guess:
@@ -296,7 +327,7 @@ def hostile_round(tmp_path_factory: pytest.TempPathFactory) -> HostileRound:
         )
         metrics = MetricsLog(tmp_path_factory.mktemp("node") / "metrics.jsonl")
         with ReplayBuffer(Path(":memory:"), config.pool) as pool:
-            loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, Peer(tasks, *groups), metrics)
+            loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, Peer(*groups), metrics)
             return list(next(loop.rounds(0)))
 
     return run
@@ -321,7 +352,7 @@ def test_the_age_of_what_is_drawn_is_counted_here_and_a_peers_own_count_only_sho
     tasks = TaskSet([(task, 1.0)])
     metrics = MetricsLog(tmp_path / "metrics.jsonl")
     with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
-        loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, Peer(tasks, *groups), metrics)
+        loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, Peer(*groups), metrics)
         rows = [dict(loop.row) for _ in loop.rounds(0)]
     assert [row["swarm/age_rounds"] for row in rows] == [row["swarm/age_rounds_max"] for row in rows] == [0, 1, 2]
     assert all(0 <= row["swarm/age_seconds"] <= row["swarm/age_seconds_max"] < 600 for row in rows)
@@ -374,7 +405,7 @@ def test_what_a_rule_asks_the_likelihood_of_is_counted(policy: Policy, tmp_path:
     tasks = TaskSet([(task, 1.0)])
     with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
         metrics = MetricsLog(tmp_path / "metrics.jsonl")
-        loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, Peer(tasks, *groups), metrics)
+        loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, Peer(*groups), metrics)
         rounds = loop.rounds(0)
         samples = next(rounds)
         looked_at = 3 if rule == "likely" else 2

@@ -40,13 +40,13 @@ def test_a_group_is_kept_once_and_comes_back_whole(path: Path) -> None:
         assert pool.add([shared(2)], now=0, first_round=1) == 0
         (one, _) = pool.candidates(5.0, 1, max_uses=1)
         assert (one.peer, one.received, one.rewards) == ("a", 0.0, (1.0, 0.0))
-        assert pool.take([one.id, one.id], 1) == {one.id: shared(1).group}
+        assert pool.read([one.id, one.id]) == {one.id: shared(1).group}
 
 
 def test_a_used_group_is_not_drawn_again_until_its_uses_allow(path: Path) -> None:
     with ReplayBuffer(path, PoolConfig()) as pool:
         pool.add([shared(1), shared(2)], now=0, first_round=1)
-        pool.take([shared(1).id], 1)
+        pool.use([shared(1).id], 1)
         assert ids(pool) == {2}
         assert ids(pool, max_uses=2) == {1, 2}
 
@@ -55,7 +55,7 @@ def test_a_question_sent_again_under_other_ids_and_names_gains_no_further_use(pa
     with ReplayBuffer(path, PoolConfig()) as pool:
         pool.add([shared(1, "a", 0.0, seed=7), shared(2, "b", 1.0, seed=7), shared(3, seed=8)], 1, 1)
         assert ids(pool) == {1, 3}  # of one question, the first to come
-        pool.take([shared(1).id], 1)
+        pool.use([shared(1).id], 1)
         pool.add([shared(4, "c", 2.0, size=20, seed=7)], now=2, first_round=2)
         assert ids(pool, round_number=2) == {3}
         assert ids(pool, round_number=2, max_uses=2) == {1, 3}
@@ -67,7 +67,7 @@ def test_a_question_stays_used_when_its_group_is_gone(path: Path) -> None:
     bounds = PoolConfig(max_groups=3, max_age=10)
     with ReplayBuffer(path, bounds) as pool:
         pool.add([shared(1, seed=7)], now=0, first_round=1)
-        pool.take([shared(1).id], 1)
+        pool.use([shared(1).id], 1)
         pool.add([shared(2, received=20, seed=7)], now=20, first_round=1)
         assert (len(pool), ids(pool, now=20)) == (1, set())
 
@@ -77,7 +77,7 @@ def test_as_many_uses_are_remembered_as_groups_may_be_here(seeds: list[int], mos
     with ReplayBuffer(Path(":memory:"), PoolConfig(max_groups=most, max_peer_share=1)) as pool:
         for number, seed in enumerate(seeds):
             pool.add([shared(number, received=number, seed=seed)], now=0, first_round=1)
-            pool.take([shared(number).id], number)
+            pool.use([shared(number).id], number)
             assert pool._uses == Counter(question_id(shared(0, seed=one).group) for one in seeds[: number + 1][-most:])
 
 
@@ -122,10 +122,25 @@ def test_a_file_of_another_format_is_emptied(path: Path) -> None:
 def test_rewinding_forgets_only_later_rounds(path: Path) -> None:
     with ReplayBuffer(path, PoolConfig()) as pool:
         pool.add([shared(1), shared(2)], now=0, first_round=1)
-        pool.take([shared(1).id], 3)
-        pool.take([shared(2).id], 4)
+        pool.use([shared(1).id], 3)
+        pool.use([shared(2).id], 4)
         pool.rewind(3)
         assert ids(pool) == {2}
+
+
+def test_what_is_buried_is_drawn_no_more_and_does_not_come_again(path: Path) -> None:
+    with ReplayBuffer(path, PoolConfig(max_age=10)) as pool:
+        pool.add([shared(1, seed=7), shared(2, seed=7), shared(3)], now=0, first_round=1)
+        pool.bury({shared(1).id: "a lie"}, 4)
+        assert ids(pool) == {2, 3} and len(pool) == 2  # another group of its question may be drawn now
+        assert shared(1).id in pool and pool.add([shared(1)], now=0, first_round=5) == 0
+    with ReplayBuffer(path, PoolConfig(max_age=10)) as pool:
+        assert ids(pool) == {2, 3} and len(pool) == 2
+        pool.rewind(3)
+        assert ids(pool) == {1, 3}  # the round that is done again draws the same, and finds out the same
+        pool.bury([shared(1).id], 4)
+        pool.add([], now=11, first_round=5)
+        assert len(pool) == 0 and shared(1).id not in pool
 
 
 def test_old_groups_are_neither_drawn_nor_kept(path: Path) -> None:
@@ -175,7 +190,7 @@ from node.rollouts.replay_buffer import ReplayBuffer
 from tests.unit.test_node_replay_buffer import shared
 pool = ReplayBuffer(Path({str(path)!r}), PoolConfig())
 pool.add([shared(n) for n in range(5)], now=0, first_round=1)
-pool.take([shared(3).id], 7)
+pool.use([shared(3).id], 7)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     root = Path(__file__).parents[2]
@@ -185,4 +200,4 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert ids(pool) == {0, 1, 2, 4}
         pool.rewind(6)
         assert ids(pool) == {0, 1, 2, 3, 4}
-        assert len(encode(pool.take([shared(4).id], 1)[shared(4).id])) > 0
+        assert pool.read([shared(4).id]) == {shared(4).id: shared(4).group}

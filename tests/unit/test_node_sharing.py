@@ -87,21 +87,21 @@ def test_a_group_is_shared_under_its_tasks_topic() -> None:
 
 
 @pytest.mark.parametrize(
-    ("topic", "of", "report"),
+    ("topic", "of", "reports"),
     [
-        (topic_of(ONE.key), group(ONE), (Verdict.ACCEPT, "")),
-        (NO_TOPIC, group(ONE), (Verdict.ACCEPT, "")),
-        (topic_of(OTHER.key), group(ONE), (Verdict.REJECT, "false_topic")),
+        (topic_of(ONE.key), group(ONE), []),
+        (NO_TOPIC, group(ONE), []),
+        (topic_of(OTHER.key), group(ONE), [(Verdict.REJECT, "false_topic")]),
     ],
     ids=["true", "none", "false"],
 )
-def test_a_false_label_costs_its_signer(topic: bytes, of: Group, report: tuple[Verdict, str]) -> None:
+def test_a_false_label_costs_its_signer(topic: bytes, of: Group, reports: list[tuple[Verdict, str]]) -> None:
     host = _Host()
     exchange = NetworkExchange(host, TASKS, max_completions=8, informative_only=True, external=4)
     host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(of), 0.0, topic)]
-    shared = exchange.receive(lambda _: False, lambda _: [1])
-    assert host.reports == [report]
-    assert len(shared) == (report[0] is Verdict.ACCEPT)
+    shared = exchange.receive(lambda _: False)
+    assert host.reports == reports
+    assert len(shared) == (not reports)
 
 
 def test_an_unknown_task_under_one_of_our_topics_is_a_lie_and_under_another_is_not() -> None:
@@ -113,7 +113,7 @@ def test_an_unknown_task_under_one_of_our_topics_is_a_lie_and_under_another_is_n
         Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(unknown), 0.0, topic)
         for topic in (topic_of(ONE.key), NO_TOPIC)
     ]
-    assert exchange.receive(lambda _: False, lambda _: [1]) == []
+    assert exchange.receive(lambda _: False) == []
     assert host.reports == [(Verdict.REJECT, "false_topic"), (Verdict.IGNORE, "unknown_task")]
 
 
@@ -123,13 +123,13 @@ def test_the_swarms_limit_on_a_groups_size_holds_both_ways() -> None:
     exchange.publish([group()])
     assert (host.published, exchange._unsent) == ([], {"own_oversized": 1})
     host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(group()), 0.0, topic_of(ONE.key))]
-    assert exchange.receive(lambda _: False, lambda _: [1]) == []
+    assert exchange.receive(lambda _: False) == []
     assert host.reports == [(Verdict.REJECT, "oversized")]
 
 
-def test_a_group_without_room_here_is_counted_and_costs_its_signer_nothing() -> None:
+def test_what_is_nobodys_fault_is_counted_and_a_lie_costs_its_signer() -> None:
     host = _Host()
     exchange = NetworkExchange(host, TASKS, max_completions=8, informative_only=True, external=4)
-    host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(group()), 0.0, topic_of(ONE.key))]
-    assert exchange.receive(lambda _: False, lambda _: None) == []
-    assert host.reports == [(Verdict.IGNORE, "prompt_too_long")]
+    exchange.report(b"i" * 32, "prompt_too_long")
+    exchange.report(b"j" * 32, "false_reward")
+    assert host.reports == [(Verdict.IGNORE, "prompt_too_long"), (Verdict.REJECT, "false_reward")]
