@@ -11,7 +11,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -39,7 +38,7 @@ from protocol.membership.address_book import Book
 from protocol.membership.membership import Membership
 from protocol.membership.reachability import Standing
 from protocol.notices import Notices
-from protocol.storage import BackgroundWriter, exchange_bytes, load_peers, save_peers
+from protocol.storage import exchange_bytes, load_peers, save_peers
 from protocol.transport.addresses import advertised_host
 from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.compression import pack_content, unpack_content
@@ -172,6 +171,7 @@ class Host:
         self._looking: Future[bytes] | None = None
         self._next_list = 0.0
         self._writing: tuple[Future[None], tuple[Use, ...]] | None = None
+        self._saving: Future[None] | None = None
         self._inbox: Mailbox[Received] = Mailbox(
             self._limits.inbox_items, self._limits.inbox_bytes, lambda item: len(item.body)
         )
@@ -366,7 +366,6 @@ class Host:
         saved, next_save, next_description = core.membership.book.revision, 0.0, 0.0
         warned = ""
         endpoints, services, next_look = core.membership.record.endpoints, core.membership.record.services, 0.0
-        writer = BackgroundWriter("gossamer-peers-file")
         notices = Notices(self._seeds, self._setup.grant, driver.now())
         try:
             while not self._stopping.is_set():
@@ -394,16 +393,16 @@ class Host:
                         endpoints, services = found
                         driver.feed(Moved(endpoints, services))
                 revision = core.membership.book.revision
-                if revision != saved and now.steady >= next_save:
-                    self._save(core, writer)
+                is_saving = self._saving is not None and not self._saving.done()  # the disk is slow
+                if revision != saved and now.steady >= next_save and not is_saving:
+                    self._save(core)
                     saved, next_save = revision, now.steady + SAVE_INTERVAL_S
-            self._save(core, writer)
+            self._save(core)
         except Exception as error:
             log.exception("the network failed")
             self._failure = error
         finally:
             transport.close()
-            writer.close()
 
     def _keep_uses(self, driver: Driver, now: Instant) -> None:
         """Have uses of invites written on the disk's thread, one batch at a time, and tell the core when they are."""
@@ -441,10 +440,18 @@ class Host:
                 exchange_bytes, self._revocations, self._list_on_disk, ours, MAX_REVOCATIONS_BYTES
             )
 
-    def _save(self, core: Core, writer: BackgroundWriter) -> None:
+    def _save(self, core: Core) -> None:
+        """Have the known peers written on the disk's thread."""
         if self._peers_file is not None:
             records = [record.encoded for record in core.membership.saved_records]
-            writer.put(partial(save_peers, self._peers_file, records))
+            self._saving = self._disk.submit(_try_to_save, self._peers_file, records)
+
+
+def _try_to_save(path: Path, records: Sequence[bytes]) -> None:
+    try:
+        save_peers(path, records)
+    except OSError as error:  # they are still in memory; a full disk has worse to report
+        log.warning("cannot write the peers file", path=str(path), error=str(error))
 
 
 def still_admitted(

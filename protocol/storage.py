@@ -1,7 +1,7 @@
 """What a node keeps on disk: whole after a crash, and bounded when it is read.
 
 A file is written aside, fsynced and renamed, so that it holds its old content or the new, never half of it.
-A disk may take seconds for that: whoever must not wait hands the content to a `BackgroundWriter`.
+A disk may take seconds for that: whoever must not wait has a thread for it (`protocol.host`).
 
 peers.json holds the records of known peers, so that a node that comes back needs no seed:
 
@@ -12,8 +12,7 @@ What is read is to be checked as if a peer had sent it.
 
 import json
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -123,42 +122,3 @@ def save_peers(path: Path, records: Sequence[bytes]) -> None:
     """
     tree = {"version": _PEERS_VERSION, "records": [record.hex() for record in records[:MAX_SAVED_RECORDS]]}
     write_atomically(path, json.dumps(tree, indent=1).encode())
-
-
-class BackgroundWriter:
-    """Runs the newest of the writes that it is given, on a thread of its own; those it replaces are never run.
-
-    At most one write waits while another runs, however slow the disk is and however often it is given one.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._changed = threading.Condition()
-        self._next: Callable[[], None] | None = None
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def put(self, write: Callable[[], None]) -> None:
-        """Let `write` run soon, instead of the one that waits. Returns at once."""
-        with self._changed:
-            self._next = write
-            self._changed.notify()
-
-    def close(self) -> None:
-        """Run what waits, and end."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._next is not None or self._closing)
-                write, self._next = self._next, None
-            if write is None:
-                return
-            try:
-                write()
-            except OSError as error:  # what was to be written is still in memory; a full disk has worse to report
-                log.warning("cannot write", error=str(error))

@@ -6,9 +6,9 @@ What is true of TCP and ZeroMQ is true here, as far as a core can tell:
 - Across a cut, and to a machine that vanished, nothing passes and nothing says so. Heartbeats
   find out: a connection with one dead direction closes at both ends after `HEARTBEAT_S`.
 - A node has one line, of `Conditions.line` bytes a second each way, for all its connections: frames wait
-  their turn in it at both ends, first come, first served. Of one connection at most `QUEUE_FRAMES` wait
+  their turn in it at both ends, first come, first served. Of one connection at most `QUEUE_BYTES` wait
   to leave, then `send` returns False.
-- A paused process takes nothing. Its queues fill up to `QUEUE_FRAMES` a connection, then
+- A paused process takes nothing. Its queues fill up to `QUEUE_BYTES` a connection, then
   `send` returns False. A stopped one (SIGSTOP) also stops answering heartbeats; one whose
   interpreter is blocked does not, since ZeroMQ's own thread answers them.
 """
@@ -25,7 +25,7 @@ from protocol.events import Arrived, Closed, Lane, Link, NetworkEvent, Opened
 from protocol.limits.networks import Scope
 
 HEARTBEAT_S = 15.0  # as the ZeroMQ transport's time-out
-QUEUE_FRAMES = 128  # of simulated sizes, about what the ZeroMQ transport's bound in bytes lets in
+QUEUE_BYTES = 4 << 20  # as the ZeroMQ transport's bound for items, `Limits.max_link_queue_bytes`
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,9 @@ class _End:
     other: "_End | None" = None
     last: float = 0.0  # when the newest event reaches this end
     shut: bool = False
-    waiting: int = 0  # frames that a paused owner has not read
-    leaving: deque[float] = field(default_factory=deque)  # when each frame to this end has left the sender's line
+    waiting: int = 0  # bytes that a paused owner has not read
+    leaving: deque[tuple[float, int]] = field(default_factory=deque)  # frames to this end: when each has left, its size
+    to_leave: int = 0  # bytes of these
 
 
 class MemoryNetwork:
@@ -262,26 +263,27 @@ class MemoryTransport:
             return False
         other = end.other
         if other.owner.paused:
-            if other.waiting >= QUEUE_FRAMES:
+            if other.waiting + len(frame) > QUEUE_BYTES:
                 return False
-            other.waiting += 1
-        left = self._leave(other.leaving, len(frame))
+            other.waiting += len(frame)
+        left = self._leave(other, len(frame))
         if left is None:
             return False
         self.network.carry(other, Arrived(other.link, frame), left)
         return True
 
-    def _leave(self, queue: deque[float], size: int) -> float | None:
-        """Return when a frame has left by our line; None if too many of its connection wait already."""
+    def _leave(self, end: _End, size: int) -> float | None:
+        """Return when a frame to `end` has left by our line; None if too much of its connection waits already."""
         now, line = self.network.now, self.network.conditions.line
         if line == math.inf:
             return now
-        while queue and queue[0] <= now:
-            queue.popleft()
-        if len(queue) >= QUEUE_FRAMES:
+        while end.leaving and end.leaving[0][0] <= now:
+            end.to_leave -= end.leaving.popleft()[1]
+        if end.to_leave + size > QUEUE_BYTES:
             return None
         self._sent_by = max(now, self._sent_by) + size / line
-        queue.append(self._sent_by)
+        end.leaving.append((self._sent_by, size))
+        end.to_leave += size
         return self._sent_by
 
     def receive(self, size: int) -> float:

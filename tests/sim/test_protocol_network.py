@@ -4,7 +4,7 @@ import random
 
 from protocol.credentials.records import Address, Endpoint
 from protocol.events import Arrived, Closed, Link, Opened
-from protocol.transport.memory import HEARTBEAT_S, QUEUE_FRAMES, Conditions, Cut, MemoryNetwork, MemoryTransport
+from protocol.transport.memory import HEARTBEAT_S, QUEUE_BYTES, Conditions, Cut, MemoryNetwork, MemoryTransport
 
 A, B = b"A" * 32, b"B" * 32
 TO_B, FROM_A = Link(B, dialled=True), Link(A, dialled=False)
@@ -81,12 +81,12 @@ def test_a_cut_that_heals_in_time_closes_nothing() -> None:
 def test_a_paused_node_takes_a_queue_full_and_reads_it_when_it_goes_on() -> None:
     pair = Pair()
     pair.b.pause(heartbeats=True)
-    sent = [pair.a.send(TO_B, b"frame") for _ in range(QUEUE_FRAMES + 1)]
-    assert sent == [True] * QUEUE_FRAMES + [False]
+    frame = bytes(QUEUE_BYTES // 8)
+    assert [pair.a.send(TO_B, frame) for _ in range(9)] == [True] * 8 + [False]
     pair.pass_time(2 * HEARTBEAT_S)
     assert pair.a.poll(0) == []
     pair.b.resume()
-    assert pair.b.poll(0) == [Arrived(FROM_A, b"frame")] * QUEUE_FRAMES
+    assert pair.b.poll(0) == [Arrived(FROM_A, frame)] * 8
     assert pair.a.send(TO_B, b"again")
 
 
@@ -155,11 +155,11 @@ def test_a_line_carries_so_many_bytes_a_second_at_either_end_whatever_the_connec
 
 
 def test_frames_wait_for_the_line_in_a_bounded_queue_and_a_hang_up_waits_behind_them() -> None:
-    pair = Pair(Conditions(0.0, 0.0, line=1000.0))
-    sent = [pair.a.send(TO_B, bytes(100)) for _ in range(QUEUE_FRAMES + 5)]
-    assert sent == [True] * QUEUE_FRAMES + [False] * 5
+    size = QUEUE_BYTES // 64
+    pair = Pair(Conditions(0.0, 0.0, line=10.0 * size))
+    assert [pair.a.send(TO_B, bytes(size)) for _ in range(66)] == [True] * 64 + [False] * 2
     pair.pass_time(1.05)
-    assert [pair.a.send(TO_B, bytes(100)) for _ in range(11)] == [True] * 10 + [False]
+    assert [pair.a.send(TO_B, bytes(size)) for _ in range(11)] == [True] * 10 + [False]
     pair.b.hang_up(FROM_A)
     pair.pass_time(30)
     assert pair.a.poll(0) == [Closed(TO_B)]

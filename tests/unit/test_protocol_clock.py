@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from protocol.driver import Driver
 from protocol.events import Announced, Blame, PeerUp, Tick
 from protocol.gossip.gossip import Gossip
 from protocol.identity import Identity
-from protocol.storage import BackgroundWriter, load_peers, save_peers
+from protocol.storage import load_peers, save_peers
 from protocol.wire.messages import NO_TOPIC, Entry
 from tests.protocol_hosts import running
 from tests.waiting import wait_until
@@ -92,38 +93,15 @@ def test_a_core_is_told_a_time_without_the_sleeps_of_its_driver() -> None:
     assert seen[1] - seen[0] <= MAX_STEP_S + 1e-6 and seen[2] - seen[1] == pytest.approx(0.4)
 
 
-def test_a_writer_writes_the_newest_of_what_waits_behind_a_slow_disk_and_all_of_it_at_the_end() -> None:
-    writer = BackgroundWriter("test-writer")
-    begun, go_on = threading.Event(), threading.Event()
-    written: list[int] = []
-
-    def slow() -> None:
-        begun.set()
-        assert go_on.wait(30)
-        written.append(0)
-
-    writer.put(slow)
-    assert begun.wait(30)
-    for number in range(1, 100):
-        writer.put(lambda number=number: written.append(number))
-    go_on.set()
-    writer.close()
-    assert written == [0, 99]
-
-
-def test_a_full_disk_does_not_end_the_writer() -> None:
-    written: list[int] = []
-
-    def fails() -> None:
-        written.append(1)
-        raise OSError("no space left on device")
-
-    writer = BackgroundWriter("test-writer")
-    writer.put(fails)
-    wait_until(lambda: written, 10, "the failure")
-    writer.put(lambda: written.append(2))
-    writer.close()
-    assert written == [1, 2]
+def test_a_full_disk_ends_nothing_and_is_logged(tmp_path: Path) -> None:
+    with (
+        structlog.testing.capture_logs() as logs,
+        running(peers_file=tmp_path / "gone" / "peers.json") as (one, address),
+        running(address) as (two, _),
+    ):
+        wait_until(lambda: any(line["event"] == "cannot write the peers file" for line in logs), 20, "the log")
+        two.publish(b"all the same")
+        wait_until(lambda: one.receive(1), 20, "an item")
 
 
 def test_a_disk_that_hangs_holds_up_no_network_thread_and_the_last_peers_are_saved(tmp_path: Path, monkeypatch) -> None:
@@ -143,4 +121,4 @@ def test_a_disk_that_hangs_holds_up_no_network_thread_and_the_last_peers_are_sav
         wait_until(lambda: one.receive(1), 20, "an item")
         go_on.set()
     assert len(load_peers(tmp_path / "peers.json")) == 1
-    assert threads and "gossamer-network" not in threads
+    assert len(threads) == 1 and "gossamer-network" not in threads
