@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -19,7 +20,6 @@ import torch
 from node.config import EngineConfig, PolicyConfig
 from node.engines import SamplingParams, vllm_worker
 from node.engines import vllm as engine_module
-from node.engines.hf import HfEngine
 from node.engines.vllm import VllmEngine, WeightMismatchError, policy_logprobs
 from node.policy import load_policy
 from node.policy.export import export_model, export_weights
@@ -137,8 +137,9 @@ import json
 from vllm import LLM, SamplingParams
 model = LLM(model="out", dtype="float32", max_model_len=128, enforce_eager=True, kv_cache_memory_bytes=1 << 28)
 chat = [dict(role="user", content="Name a colour of the rainbow.")]
-[answer] = model.chat(chat, SamplingParams(temperature=0.0, max_tokens=12), use_tqdm=False)
-print(json.dumps([answer.prompt_token_ids, list(answer.outputs[0].token_ids)]))
+[answer] = model.chat(chat, SamplingParams(n=4, temperature=1.0, seed=1, max_tokens=12, logprobs=0), use_tqdm=False)
+chosen = [(one.token_ids, [by[id].logprob for id, by in zip(one.token_ids, one.logprobs)]) for one in answer.outputs]
+print(json.dumps([answer.prompt_token_ids, chosen]))
 """
     done = subprocess.run(
         [PYTHON, "-c", program],
@@ -148,8 +149,12 @@ print(json.dumps([answer.prompt_token_ids, list(answer.outputs[0].token_ids)]))
         text=True,
         check=True,
     )
-    [[ours]] = HfEngine(policy).generate([prompt], 1, SamplingParams(0.0, 1.0, 12), seed=0)
-    assert json.loads(done.stdout.splitlines()[-1]) == [prompt, list(ours.token_ids)]
+    asked, chosen = json.loads(done.stdout.splitlines()[-1])
+    assert asked == prompt
+    group = [SimpleNamespace(token_ids=ids, logprobs=logprobs) for ids, logprobs in chosen]
+    assert disagreement(policy, [prompt], [group]) < NOISE / 10
+    with policy.model.disable_adapter():
+        assert disagreement(policy, [prompt], [group]) > NOISE, "a model without them would show"
 
 
 def test_a_reload_that_vllm_does_by_half_is_refused(policy, tmp_path, monkeypatch):
