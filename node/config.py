@@ -134,6 +134,13 @@ class SamplingConfig(Section):
         description="nats a token: a less likely external completion is left out, for which a forward pass is paid; "
         "default: no bound",
     )
+    probe: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="held-out questions whose right answers' likelihood tells what a peer's groups were worth, which "
+        "the draw follows; a forward pass a round; 0: every group is drawn alike",
+    )
     max_uses: int = Field(1, ge=1, description="how often an external question may be trained on")
 
     @model_validator(mode="after")

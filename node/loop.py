@@ -31,8 +31,10 @@ from node.rollouts.ingest import BLAMELESS, Refused, verify
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, own_shared
 from node.rollouts.rules import RULES
 from node.rollouts.sampling import (
+    RIGHT,
     SCALES,
     Candidate,
+    Choose,
     Draw,
     OwnGroup,
     Pick,
@@ -41,12 +43,14 @@ from node.rollouts.sampling import (
     Sample,
     drop_negatives,
     effective_size,
+    external_pulls,
     external_samples,
     external_share,
     is_informative,
     local_samples,
 )
 from node.rollouts.sharing import Exchange, traffic_row
+from node.rollouts.usefulness import Lesson, choose_by_worth, worths
 from node.tasks import Item, TaskSet, derive_seed
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.rollout_log import Drawn, external_rows, own_rows
@@ -99,6 +103,7 @@ class Loop:
     spent: Spent = field(default_factory=Spent)  # until the end of the round in progress
     _handed_over: float = 0.0
     _longest_text: int = field(init=False)
+    _probe: list[tuple[Sequence[int], Sequence[int]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # Characters that fit a completion if each token is the longest there is: more are not worth encoding.
@@ -202,6 +207,7 @@ class Loop:
         sampling = self.config.sampling
         rng = random.Random(derive_seed(self.seed, "draw", version))
         judged = _Judged()
+        score = self._probe_score() if sampling.probe and sampling.external else None
         draw = Draw(
             sampling.external,
             sampling.completions,
@@ -209,6 +215,7 @@ class Loop:
             rng,
             [OwnGroup(one.id, one.group.task.name, one.group.rewards) for one in own],
             partial(self._likelihood, {one.id: one for one in own}, judged),
+            None if score is None else self._preference(score, version + 1),
         )
         rule = RULES[sampling.rule]
         local = local_samples(own, sampling.local, rule, draw)
@@ -229,6 +236,11 @@ class Loop:
             "swarm/taught_by": dict(taught),
             **_staleness(list(came.values()), groups, now, version),
         }
+        if score is not None:
+            peers = {one.id: one.peer for one in came.values()}
+            pulls = external_pulls(local + external, peers)
+            self.pool.learned(version + 1, Lesson(score, pulls))
+            self.row["swarm/probe"] = score
         drawn = [Drawn(came[key].peer, now - came[key].received, one.group) for key, one in groups.items()]
         return local + external, drawn
 
@@ -259,6 +271,42 @@ class Loop:
             except GroupError as error:
                 judged.false[key] = error.reason
 
+    def _preference(self, score: float, round_number: int) -> Choose:
+        """Return a draw by what peers have been worth, the probe standing at `score`."""
+        known = worths(self.pool.lessons(round_number), score)
+        return lambda candidates, count, rng: choose_by_worth(candidates, count, known, rng)
+
+    def _probe_score(self) -> float:
+        """Return the mean log-probability of the probe's right answers, nats a token."""
+        if not self._probe:
+            self._probe = self._probe_rows()
+        rows = self._probe
+        found = self.journal.measured(len(rows), lambda: mean_logprobs(self.policy, rows))
+        self._count_scored(made for _, made in rows)
+        return statistics.fmean(found)
+
+    def _probe_rows(self) -> list[tuple[Sequence[int], Sequence[int]]]:
+        """Return questions that neither training nor an evaluation meets, each with its right answer, as tokens.
+
+        Raises:
+            UserError: hardly any has an answer that is known and short enough.
+        """
+        rows: list[tuple[Sequence[int], Sequence[int]]] = []
+        count = self.config.sampling.probe
+        for task, seed in self.tasks.sample(derive_seed(self.seed, "probe"), count * PROMPT_TRIES):
+            item = task.make(seed)
+            prompt = self._encode_prompt(item)
+            answer = self.policy.encode_completion(item.solution or item.answer, finished=True)
+            fits = len(answer) <= self.config.engine.max_completion_length
+            if prompt is not None and fits and task.verify(item, item.solution or item.answer) >= RIGHT:
+                rows.append((prompt, answer))
+            if len(rows) == count:
+                return rows
+        raise UserError("sampling.probe wants tasks whose right answers are known and fit a completion: set it to 0")
+
+    def _count_scored(self, completions: Iterable[Sequence[int]]) -> None:
+        self.row["tokens_scored"] = self.row.get("tokens_scored", 0) + sum(map(len, completions))
+
     def _likelihood(self, own: Mapping[bytes, EncodedGroup], judged: _Judged, places: Sequence[Place]) -> list[float]:
         """Return the mean log-probability of own and peers' completions; NaN for those of no use here."""
         self._verify((group for group, _ in places if group not in own), judged)
@@ -271,7 +319,7 @@ class Loop:
         scores = self.journal.measured(
             len(rows), lambda: mean_logprobs(self.policy, list(rows.values()), self.config.engine.temperature)
         )
-        self.row["tokens_scored"] = self.row.get("tokens_scored", 0) + sum(len(made) for _, made in rows.values())
+        self._count_scored(made for _, made in rows.values())
         found = dict(zip(rows, scores, strict=True))
         return [found.get(place, math.nan) for place in places]
 

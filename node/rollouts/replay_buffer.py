@@ -31,6 +31,7 @@ from typing import NamedTuple, Self
 from node.config import PoolConfig
 from node.rollouts.group import Group, content_id, decode, encode
 from node.rollouts.sampling import Candidate
+from node.rollouts.usefulness import KEPT, Lesson
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS groups (
@@ -40,6 +41,8 @@ CREATE TABLE IF NOT EXISTS groups (
 CREATE TABLE IF NOT EXISTS uses (number INTEGER PRIMARY KEY, question BLOB NOT NULL, round INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS uses_by_round ON uses (round);
 CREATE TABLE IF NOT EXISTS buried (id BLOB PRIMARY KEY, round INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS probes (round INTEGER PRIMARY KEY, score REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS pulls (round INTEGER NOT NULL, peer TEXT NOT NULL, share REAL NOT NULL);
 """
 OWN = "self"  # who signed this node's own groups: no peer's id
 _FORMAT = 2  # of the tables: a file of another is emptied
@@ -62,11 +65,15 @@ def own_shared(group: Group, now: float) -> Shared:
 
 
 class Snapshot(NamedTuple):
-    """All that a buffer holds: (id, peer, received, first round, body), (question, round) of uses, (id, round)."""
+    """All that is held: (id, peer, received, first round, body) of groups, (question, round) of uses, (id, round)
+    of burials, (round, score) of probes, (round, peer, share) of pulls.
+    """
 
     groups: Sequence[tuple[bytes, str, float, int, bytes]]
     uses: Sequence[tuple[bytes, int]]
     buried: Sequence[tuple[bytes, int]]
+    probes: Sequence[tuple[int, float]] = ()
+    pulls: Sequence[tuple[int, str, float]] = ()
 
 
 @dataclass(slots=True)
@@ -180,11 +187,27 @@ class ReplayBuffer:
         with _Transaction(self._db):
             self._db.executemany("INSERT OR IGNORE INTO buried VALUES (?, ?)", [(one, round_number) for one in ids])
 
+    def lessons(self, before: int) -> list[Lesson]:
+        """Return the newest rounds before round `before` that follow on each other and were measured."""
+        return read_lessons(self._db, before)
+
+    def learned(self, round_number: int, lesson: Lesson) -> None:
+        """Record the probe's score before round `round_number`, and each peer's share of its pull."""
+        pulls = [(round_number, peer, share) for peer, share in lesson.pulls.items()]
+        with _Transaction(self._db):
+            self._db.execute("INSERT OR REPLACE INTO probes VALUES (?, ?)", (round_number, lesson.score))
+            self._db.execute("DELETE FROM pulls WHERE round = ?", (round_number,))
+            self._db.executemany("INSERT INTO pulls VALUES (?, ?, ?)", pulls)
+            self._db.execute("DELETE FROM probes WHERE round <= ?", (round_number - KEPT,))
+            self._db.execute("DELETE FROM pulls WHERE round <= ?", (round_number - KEPT,))
+
     def rewind(self, round_number: int) -> None:
-        """Forget the uses and burials made by rounds after `round_number`."""
+        """Forget the uses, burials and lessons of rounds after `round_number`."""
         with _Transaction(self._db):
             self._db.execute("DELETE FROM uses WHERE round > ?", (round_number,))
             self._db.execute("DELETE FROM buried WHERE round > ?", (round_number,))
+            self._db.execute("DELETE FROM probes WHERE round > ?", (round_number,))
+            self._db.execute("DELETE FROM pulls WHERE round > ?", (round_number,))
         self._load()
 
     def snapshot(self) -> Snapshot:
@@ -192,7 +215,9 @@ class ReplayBuffer:
         groups = self._db.execute("SELECT id, peer, received, first_round, body FROM groups ORDER BY received, id")
         uses = self._db.execute("SELECT question, round FROM uses ORDER BY number")
         buried = self._db.execute("SELECT id, round FROM buried ORDER BY id")
-        return Snapshot(groups.fetchall(), uses.fetchall(), buried.fetchall())
+        probes = self._db.execute("SELECT round, score FROM probes ORDER BY round")
+        pulls = self._db.execute("SELECT round, peer, share FROM pulls ORDER BY rowid")
+        return Snapshot(groups.fetchall(), uses.fetchall(), buried.fetchall(), probes.fetchall(), pulls.fetchall())
 
     def restore(self, snapshot: Snapshot) -> None:
         """Hold what `snapshot` does, and nothing else."""
@@ -205,9 +230,13 @@ class ReplayBuffer:
             self._db.execute("DELETE FROM groups")
             self._db.execute("DELETE FROM uses")
             self._db.execute("DELETE FROM buried")
+            self._db.execute("DELETE FROM probes")
+            self._db.execute("DELETE FROM pulls")
             self._db.executemany("INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany("INSERT INTO uses (question, round) VALUES (?, ?)", snapshot.uses)
             self._db.executemany("INSERT INTO buried VALUES (?, ?)", snapshot.buried)
+            self._db.executemany("INSERT INTO probes VALUES (?, ?)", snapshot.probes)
+            self._db.executemany("INSERT INTO pulls VALUES (?, ?, ?)", snapshot.pulls)
         self._load()
 
     def _forget_uses(self) -> None:
@@ -280,6 +309,18 @@ def question_id(group: Group) -> bytes:
     """Return 16 bytes that name the question of `group`, whoever answers it: of a SHA-256 over task and seed."""
     text = "\x1f".join(map(str, (*group.task, group.seed)))
     return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def read_lessons(db: sqlite3.Connection, before: int) -> list[Lesson]:
+    """Return the rounds of `ReplayBuffer.lessons` from a buffer's file."""
+    scores = dict(db.execute("SELECT round, score FROM probes WHERE round < ?", (before,)))
+    pulls: dict[int, dict[str, float]] = {}
+    for number, peer, share in db.execute("SELECT round, peer, share FROM pulls ORDER BY rowid"):
+        pulls.setdefault(number, {})[peer] = share
+    first = before
+    while first - 1 in scores:
+        first -= 1
+    return [Lesson(scores[number], pulls.get(number, {})) for number in range(first, before)]
 
 
 class _Transaction:

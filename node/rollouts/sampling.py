@@ -80,6 +80,7 @@ class Pick:
 Scale = Callable[[Sequence[float]], list[float]]
 
 
+Choose = Callable[[Sequence[Candidate], int, random.Random], list[Candidate]]
 Place = tuple[bytes, int]  # a completion: its group's id, and its place there
 Likelihood = Callable[[Sequence[Place]], list[float]]
 
@@ -94,7 +95,8 @@ class Draw:
 
     `own` are this round's own groups, by their ids, with their tasks and rewards. `likelihood` tells how likely
     completions are under the node's own policy, their mean log-probability in nats a token; NaN for one of no use here.
-    It costs a forward pass, which is counted (`tokens_scored`).
+    It costs a forward pass, which is counted (`tokens_scored`). `choose` draws candidates without replacement:
+    uniformly, or by what their peers have been worth (`node.rollouts.usefulness`).
     """
 
     count: int
@@ -103,6 +105,13 @@ class Draw:
     rng: random.Random
     own: Sequence["OwnGroup"] = ()
     likelihood: Likelihood = _unmeasured
+    preference: Choose | None = None
+
+    def choose(self, candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+        """Return `count` of the candidates, or all of them where there are fewer."""
+        if self.preference is not None:
+            return self.preference(candidates, count, self.rng)
+        return self.rng.sample(candidates, min(count, len(candidates)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +220,16 @@ def external_share(samples: Sequence[Sample]) -> float:
     pulls = [_pull(sample) for sample in samples]
     external = sum(pull for pull, sample in zip(pulls, samples, strict=True) if sample.external)
     return external / sum(pulls) if any(pulls) else 0.0
+
+
+def external_pulls(samples: Sequence[Sample], peers: Mapping[bytes, str]) -> dict[str, float]:
+    """Return each peer's share of a round's pull, given whose the groups are; none where nothing pulls."""
+    total = sum(map(_pull, samples))
+    shares: dict[str, float] = {}
+    for one in samples:
+        if one.external and total > 0:
+            shares[peers[one.source]] = shares.get(peers[one.source], 0.0) + _pull(one) / total
+    return shares
 
 
 def effective_size(samples: Sequence[Sample]) -> float:

@@ -414,3 +414,57 @@ def test_what_a_rule_asks_the_likelihood_of_is_counted(policy: Policy, tmp_path:
         assert loop.row["tokens_scored"] == looked_at * 3 + own  # "11" and its end
         next(rounds)  # what it has spent is complete when the round is over
         assert loop.spent.scored >= looked_at * 3 + own
+
+
+def test_the_draw_follows_what_a_probe_says_of_peers_and_a_node_that_goes_on_measures_the_same(
+    policy: Policy, tmp_path: Path
+) -> None:
+    config = parse_config(
+        {
+            "rounds": 4,
+            "tasks": [{"name": "builtin/sums"}],
+            "engine": {"max_completion_length": 6},
+            "sampling": {"local": 1, "external": 1, "completions": 2, "rule": "correct", "probe": 3},
+        }
+    )
+    tasks = load_tasks(config.tasks)
+    (task,) = tasks.tasks
+
+    def sent(seed: int) -> Group:
+        item = task.make(seed)
+        answers = (Completion(item.answer, True, 1.0), Completion("no", True, 0.0))
+        return Group(task.key, seed, item.question, answers, "peer", 0)
+
+    def rounds(done: int, last: int) -> list[float]:
+        with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
+            pool.rewind(done)
+            metrics = MetricsLog(tmp_path / "metrics.jsonl")
+            peer = Peer(*(sent(seed) for seed in range(5)))
+            loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, peer, metrics)
+            made = loop.rounds(done)
+            scores = []
+            for _ in range(done, last):
+                next(made)
+                scores.append(loop.row["swarm/probe"])
+                assert loop.row["tokens_scored"] > 0
+            assert [lesson.score for lesson in pool.lessons(last + 1)][done:] == scores
+            assert all(set(lesson.pulls) <= {"peer"} for lesson in pool.lessons(last + 1))
+            return scores
+
+    first = rounds(0, 3)
+    assert first[0] < 0 and first == [first[0]] * 3  # nobody trains here: the policy stands still
+    assert rounds(2, 4) == [first[0]] * 2
+
+
+def test_a_probe_of_tasks_without_a_known_answer_is_refused(policy: Policy, tmp_path: Path) -> None:
+    class Unknown(Guess):
+        def verify(self, item: Item, text: str) -> float:
+            return 0.0
+
+    config = node_config().model_copy(update={"sampling": node_config().sampling.model_copy(update={"probe": 1})})
+    with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
+        metrics = MetricsLog(tmp_path / "metrics.jsonl")
+        tasks = TaskSet([(Unknown(), 1.0)])
+        loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, NoExchange(), metrics)
+        with pytest.raises(UserError, match=r"sampling\.probe"):
+            next(loop.rounds(0))

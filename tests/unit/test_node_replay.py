@@ -65,7 +65,7 @@ class Host:
         return Received(content_id(body), PEERS[number % 3], body, 0.0, topic_of(self.task.key))
 
 
-def config_of(folder: Path, rule: str = "sapo", **changes: object) -> NodeConfig:
+def config_of(folder: Path, rule: str = "sapo", probe: int = 0) -> NodeConfig:
     (folder / "odd.py").write_text(TASK)
     return parse_config(
         {
@@ -73,9 +73,8 @@ def config_of(folder: Path, rule: str = "sapo", **changes: object) -> NodeConfig
             "policy": {"model": str(folder / "policy"), "device": "cpu"},
             "tasks": [{"name": "file/odd", "options": {"path": str(folder / "odd.py")}}],
             "engine": {"max_completion_length": 4},
-            "sampling": {"local": 2, "external": 2, "completions": 3, "rule": rule},
+            "sampling": {"local": 2, "external": 2, "completions": 3, "rule": rule, "probe": probe},
             "pool": {"max_groups": 8},
-            **changes,
         }
     )
 
@@ -106,9 +105,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("rule", ["sapo", "positive", "advantage", "likely", "hacpo"])
-def test_every_round_comes_out_as_recorded_across_a_kill_and_a_step_back(folder: Path, rule: str) -> None:
-    config = config_of(folder, rule)
+@pytest.mark.parametrize(
+    ("rule", "probe"),
+    [("sapo", 0), ("sapo", 2), ("positive", 2), ("advantage", 0), ("likely", 0), ("hacpo", 2)],
+)
+def test_every_round_comes_out_as_recorded_across_a_kill_and_a_step_back(folder: Path, rule: str, probe: int) -> None:
+    config = config_of(folder, rule, probe)
     samples = live(config, folder, 0, 6)
     live(config, folder, 4, 8)  # killed after round 6, it goes on from its checkpoint of round 4
     assert [(one.number, one.difference) for one in replay(folder)] == [

@@ -14,7 +14,7 @@ def one_right_each(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
     """Draw groups that have right and other answers uniformly; take one of the right ones of each."""
     solved = [c for c in candidates if c.informative and max(c.rewards) >= RIGHT]
     picks = []
-    for candidate in draw.rng.sample(solved, min(draw.count, len(solved))):
+    for candidate in draw.choose(solved, draw.count):
         best = [index for index, reward in enumerate(candidate.rewards) if reward >= RIGHT]
         picks.append(Pick(candidate.id, draw.rng.choice(best), 1.0, 1 / draw.completions))
     return picks

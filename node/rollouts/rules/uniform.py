@@ -11,7 +11,7 @@ from node.rollouts.sampling import Candidate, Draw, Pick, Rule, picks_of_groups,
 
 def draw_any(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
     """Draw groups uniformly without replacement, those without advantage too."""
-    return picks_of_groups(draw.rng.sample(candidates, min(draw.count, len(candidates))), draw)
+    return picks_of_groups(draw.choose(candidates, draw.count), draw)
 
 
 RULE = Rule(own=whole_group, peers=draw_any)
