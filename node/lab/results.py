@@ -5,12 +5,14 @@ Of a run, each a mean over its nodes:
     cumulative    the sum over rounds of the mean reward of a round's own completions
     first, last   that reward in the first and the last tenth of the rounds
     best          the most that the reward got to, smoothed over `WINDOW` rounds
-    compute       what a node spent, generated tokens + 3 x trained ones (`node.budget`)
+    compute       what a node spent, generated and scored tokens + 3 x trained ones (`node.budget`)
+    by_compute    the mean of the reward over what was spent: where arms are given the same, this is what compares them
     reach         what the baseline of the same seed spent until its best, over what this run spent until as much; 0 for
                   a run that did not get there
     accuracy, pass@1, pass@k, entropy    held out, at the end, where it was evaluated
 
-An interval is Student's at 95 % over seeds, a ratio or a difference is of runs of one seed.
+An interval is Student's at 95 % over seeds, a ratio or a difference is of runs of one seed; cumulative rewards are put
+in a ratio only where both runs have as many rounds.
 """
 
 import json
@@ -18,7 +20,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,6 +139,13 @@ def reach(result: Result, baseline: Result) -> float:
     return theirs / ours if theirs and ours else 0.0
 
 
+def by_compute(result: Result) -> float:
+    """Return the mean reward, each round's counted by what it cost."""
+    costs = [after - before for before, after in pairwise((0.0, *result.spent))]
+    total = sum(reward * cost for reward, cost in zip(result.rewards, costs, strict=True))
+    return total / result.spent[-1] if result.spent[-1] else 0.0
+
+
 def estimate(values: Sequence[float]) -> Estimate:
     """Return the mean of independent `values` and Student's 95 % interval of it."""
     if len(values) < 2:
@@ -148,6 +157,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 def figures(result: Result) -> dict[str, float]:
     """Return the figures of one run that are numbers, by their names."""
     plain = {key: getattr(result, key) for key in ("cumulative", "first", "last", "compute", "external", "kib_sent")}
+    plain["by_compute"] = by_compute(result)
     held_out = {"accuracy": result.accuracy, **result.passes, "entropy": result.entropy}
     return plain | {key: value for key, value in held_out.items() if value is not None}
 
@@ -162,8 +172,12 @@ def tabulate(results: Sequence[Result], baseline: str) -> list[Line]:
         values = [figures(one) for one in mine]
         estimates = {key: estimate([one[key] for one in values if key in one]) for key in values[0]}
         if paired:
-            ratios = [one.cumulative / other.cumulative for one, other in paired if other.cumulative]
-            estimates |= {"ratio": estimate(ratios)} if ratios else {}
+            ratios = [
+                one.cumulative / other.cumulative
+                for one, other in paired
+                if other.cumulative and one.rounds == other.rounds
+            ]
+            estimates |= {"ratio": estimate(ratios)} if len(ratios) == len(paired) else {}
             estimates["reach"] = estimate([reach(one, other) for one, other in paired])
         lines.append(Line(base, arm, len(mine), estimates))
     return lines
@@ -172,7 +186,8 @@ def tabulate(results: Sequence[Result], baseline: str) -> list[Line]:
 COLUMNS = {
     "cumulative": "cumulative reward",
     "ratio": "against {baseline}",
-    "reach": "compute to its best, times less",
+    "by_compute": "reward, mean over compute",
+    "reach": "compute to the best of {baseline}, times less",
     "first": "first tenth",
     "last": "last tenth",
     "accuracy": "accuracy",

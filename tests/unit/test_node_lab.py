@@ -1,5 +1,6 @@
 """The laboratory: what a file means, which runs are done again, and the arithmetic of the results."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -9,7 +10,18 @@ import pytest
 from node.errors import UserError
 from node.lab.plan import Lab, arm_folder, read_lab
 from node.lab.plots import plot_compute, plot_rounds
-from node.lab.results import Result, compare, estimate, reach, read_run, smooth, tabulate, to_json, to_markdown
+from node.lab.results import (
+    Result,
+    by_compute,
+    compare,
+    estimate,
+    reach,
+    read_run,
+    smooth,
+    tabulate,
+    to_json,
+    to_markdown,
+)
 from node.lab.runs import is_complete
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,6 +163,14 @@ def test_reach_is_compute_to_the_baselines_best_and_0_where_it_is_never_reached(
     assert reach(alone, alone) == 1.0
     assert reach(result("x", 1, [0.5, 0.5]), alone) == 8.0
     assert reach(result("x", 1, [0.1, 0.1]), alone) == 0.0
+
+
+def test_reward_over_compute_counts_a_round_by_what_it_cost(tmp_path: Path) -> None:
+    cheap_first = dataclasses.replace(result("x", 1, [0.0, 1.0]), spent=(1.0, 4.0))
+    assert by_compute(cheap_first) == 0.75
+    assert by_compute(result("x", 1, [0.0, 1.0])) == 0.5
+    lines = tabulate([result("a", 1, [1.0]), result("b", 1, [1.0, 1.0])], "a")
+    assert "ratio" not in lines[1].figures and lines[1].figures["by_compute"].mean == 1.0
 
 
 def test_ratios_are_paired_by_seed(tmp_path: Path) -> None:

@@ -162,14 +162,14 @@ def test_the_make_targets_that_are_named_exist(document: str) -> None:
     assert set(named) <= make_targets()
 
 
-@pytest.mark.parametrize("page", ["learning", "protocol"])
+@pytest.mark.parametrize("page", ["learning", "protocol", "sharing"])
 def test_the_tests_that_a_page_names_exist(page: str) -> None:
     named = set(re.findall(r"test_\w+", re.sub(r"test_\w+\.py", "", (ROOT / f"docs/{page}.md").read_text())))
     there = {
         name for path in sources("tests") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
     }
     unknown = {name for name in named if name not in there and not name.endswith("_")}
-    assert len(named) > 15
+    assert len(named) > 5
     assert unknown == set()
 
 
