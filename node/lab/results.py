@@ -265,12 +265,12 @@ def compare(a: Path, b: Path) -> list[str]:
 
 
 def _read_side(folder: Path) -> dict[str, Result]:
-    """Return the runs in a folder by their seeds' folders; a run's own is one without a seed."""
+    """Return the runs in a folder by their seeds' folders, those that have ended; a run's own is one without a seed."""
     if (folder / "nodes").is_dir():
         return {"": read_run(folder, "", str(folder), 0)}
-    found = {path.name: path for path in sorted(folder.glob("seed*")) if (path / "nodes").is_dir()}
+    found = {path.name: path for path in sorted(folder.glob("seed*")) if (path / "summary.json").exists()}
     if not found:
-        raise UserError(f"{folder} is no run of a swarm, nor an arm of an experiment")
+        raise UserError(f"{folder} is no run of a swarm, nor an arm of an experiment of which a run has ended")
     return {name: read_run(path, "", str(folder), 0) for name, path in found.items()}
 
 

@@ -196,6 +196,9 @@ def test_two_arms_are_compared_over_their_common_seeds_and_two_runs_as_they_are(
     lines = compare(tmp_path / "a" / "seed1", tmp_path / "b" / "seed3")
     (cumulative,) = (line.split()[1:] for line in lines if line.startswith("cumulative"))
     assert cumulative == ["0.25", "0", "-0.25"]
+    (tmp_path / "a" / "seed2" / "summary.json").unlink()  # it is under way
+    with pytest.raises(UserError, match="no seed in common"):
+        compare(tmp_path / "a", tmp_path / "b")
     with pytest.raises(UserError, match="no seed in common"):
         compare(tmp_path / "a", leave_arm(tmp_path / "c"))
     with pytest.raises(UserError, match="no run"):
