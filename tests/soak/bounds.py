@@ -54,13 +54,16 @@ SETTINGS = (f"pool.max_bytes={POOL}", f"rollout_log.max_bytes={ROLLOUTS}", f"jou
 LEAST = 8  # samples of a life that is judged by its quarters
 
 
-def judge(name: str, life: Sequence[Sample], bounds: dict[str, Bound]) -> Iterator[str]:
-    """Yield a line for each bound that the life of one process broke."""
+def judge(name: str, life: Sequence[Sample], bounds: dict[str, Bound], *, steady: bool = True) -> Iterator[str]:
+    """Yield a line for each bound that the life of one process broke; only of a `steady` one is growth judged.
+
+    Others are killed and start again: what they load would be taken for it.
+    """
     for what, bound in bounds.items():
         values = [getattr(sample, what) for sample in life]
         if values and max(values) > bound.most:
             yield f"{name}: {what} {max(values)}, over {bound.most}"
-        if len(values) >= LEAST:
+        if steady and len(values) >= LEAST:
             quarter = len(values) // 4
             before, after = median(values[quarter : 2 * quarter]), median(values[-quarter:])
             if after - before > bound.growth:

@@ -131,7 +131,7 @@ def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
             awake = [one for one in nodes[STEADY:] if one.name not in paused]
             if now >= churn and awake:
                 churn += CHURN_S
-                one, kind = draw.choice(awake), draw.choice(KINDS)
+                one, kind = draw.choice(awake), KINDS[sum(ended.values()) % len(KINDS)]
                 ended[kind] += 1
                 if kind == "paused":
                     one.child.send_signal(signal.SIGSTOP)
@@ -145,11 +145,14 @@ def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
             one.child.send_signal(signal.SIGCONT)
     broken += _hangs(everybody)
     traffic = _traffic(relay, nodes[:STEADY], stranger)
+    if not traffic["strangers"]:
+        broken.append("the strangers ended before their time: the traffic was less than it says")
     for one in everybody:
         if one.end(signal.SIGTERM) != 0:
             broken.append(f"{one.name} ended with {one.child.returncode} when it was asked to stop")
         for number, life in enumerate(one.lives, 1):
-            broken += judge(f"{one.name}, life {number}", life, NODE if one.trains else RELAY)
+            bounds, steady = NODE if one.trains else RELAY, one in (relay, *nodes[:STEADY])
+            broken += judge(f"{one.name}, life {number}", life, bounds, steady=steady and len(one.lives) == 1)
         broken += _errors(one.folder)
     return {
         "minutes": options.minutes,

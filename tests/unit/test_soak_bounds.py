@@ -27,6 +27,13 @@ def test_growth_is_told_from_loading_and_breathing(memory: list[int], broken: li
     assert all(what in line for what, line in zip(broken, found, strict=True))
 
 
+def test_of_those_that_are_killed_only_the_bounds_are_judged() -> None:
+    loading = [200] * 10 + [600] * 20
+    assert list(judge("n7", life(loading[5:]), NODE, steady=False)) == []
+    assert list(judge("n7", life([200] * 4 + [300, 400, 500, 600, 700] * 3), NODE))
+    assert "over" in next(judge("n7", life([200, 901]), NODE, steady=False))
+
+
 def test_a_file_over_its_bound_and_too_many_descriptors_are_named() -> None:
     assert list(judge("n0", life([300] * 3, files=dict(FILES)), NODE)) == []
     (line,) = judge("n0", life([300] * 3, files={"log.jsonl": FILES["log.jsonl"] + 1}), NODE)
