@@ -1,0 +1,149 @@
+"""The reference, made from the code: what the commands, the settings and the metrics say of themselves.
+
+Each function returns a page in Markdown. To add a page, write one and name it in `PAGES`.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import typer.main
+from pydantic import BaseModel
+
+from node.cli.app import app
+from node.config import NodeConfig, Section
+from node.telemetry.status_server import NodeCollector
+
+# What /status of a node says, with a value for whatever may be missing: each metric is made from one.
+STATUS: Mapping[str, Any] = {
+    "node": "a",
+    "agent": "gossamer",
+    "swarm": {"id": "a"},
+    "counters": dict.fromkeys(
+        (
+            "live_peers",
+            "known_peers",
+            "bytes_sent",
+            "bytes_received",
+            "items_sent",
+            "items_received",
+            "duplicates",
+        ),
+        0,
+    ),
+    "rejected": {"reason": 0},
+    "rewards": {"task": 0},
+    **dict.fromkeys(("round", "reward", "round_s", "pool", "memory_bytes", "uptime_s"), 0),
+}
+
+
+def commands() -> str:
+    """Every verb with its help."""
+    root = typer.main.get_command(app)
+    lines = ["# Commands", "", "What `gossamer VERB --help` says. `gossamer --version` prints the version.", ""]
+    for name, command in _commands("gossamer", root):
+        with click_context(command, name) as context:
+            lines += [f"## {name}", "", "```text", command.get_help(context).strip(), "```", ""]
+    return "\n".join(lines)
+
+
+def click_context(command: Any, name: str) -> Any:
+    """Return a context of 100 columns in which `command` says its help."""
+    return command.make_context(name, [], resilient_parsing=True, max_content_width=100, terminal_width=100)
+
+
+def _commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
+    for name, child in getattr(command, "commands", {}).items():
+        if hasattr(child, "commands"):
+            yield from _commands(f"{path} {name}", child)
+        else:
+            yield f"{path} {name}", child
+
+
+def settings() -> str:
+    """Every key of a configuration: its default, its bounds, what it means."""
+    lines = [
+        "# Settings",
+        "",
+        "In a TOML file, by `--set KEY=VALUE`, and as comments in what `gossamer init` writes. What would run, and",
+        "where each value comes from, `gossamer node --dry-run` prints.",
+        "",
+    ]
+    for path, section in _sections(NodeConfig, ""):
+        lines += [f"## {path or 'the top'}", ""]
+        lines += [text, ""] if (text := _first_line(section)) else []
+        lines += ["| key | default | | |", "|---|---|---|---|"]
+        for name, field in section.model_fields.items():
+            if not _is_section(field.annotation):
+                shown = (f"`{name}`", _default(field), _cell(_type(field)), _cell(field.description or ""))
+                lines.append(f"| {' | '.join(shown)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _sections(section: type[Section], path: str) -> Iterator[tuple[str, type[Section]]]:
+    yield path, section
+    for name, field in section.model_fields.items():
+        if _is_section(field.annotation):
+            yield from _sections(field.annotation, f"{path}.{name}".strip("."))
+        elif path == "":  # a list of tables; that of `eval` is the same
+            for inner in filter(_is_section, getattr(field.annotation, "__args__", ())):
+                yield from _sections(inner, f"[{name}]")
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def _first_line(section: type[BaseModel]) -> str:
+    return (section.__doc__ or "").strip().partition("\n")[0]
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "needed"
+    default = field.default
+    if isinstance(default, list) and default and isinstance(default[0], BaseModel):
+        return _cell(f"`{[one.model_dump(exclude_defaults=True) for one in default]}`")
+    return "none" if default is None else _cell(f"`{default!r}`")
+
+
+def _type(field: Any) -> str:
+    """Return a field's type in words that TOML knows, with its bounds."""
+    kind = str(getattr(field.annotation, "__name__", field.annotation)) if isinstance(field.annotation, type) else ""
+    text = kind or re.sub(r"typing\.|node\.config\.|<class '(\w+)'>", r"\1", str(field.annotation))
+    text = re.sub(r"Literal\[([^\]]*)\]", lambda found: found[1].replace(", ", " or "), text).replace(" | None", "")
+    bounds = []
+    for one in field.metadata:
+        for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
+            if (bound := getattr(one, name, None)) is not None:
+                bounds.append(f"{sign} {bound}")
+    return ", ".join([text, *bounds])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def metrics() -> str:
+    """What a node exports to Prometheus."""
+    lines = [
+        "# Metrics",
+        "",
+        "At `/metrics` of the address in a node's `observe.json`; counters begin again from 0 with the process.",
+        "",
+        "| metric | kind | labels | |",
+        "|---|---|---|---|",
+    ]
+    for metric in NodeCollector(lambda: dict(STATUS)).collect():
+        suffix = {"counter": "_total", "info": "_info"}.get(metric.type, "")
+        labels = ", ".join(f"`{name}`" for sample in metric.samples[:1] for name in sample.labels)
+        lines.append(f"| `{metric.name}{suffix}` | {metric.type} | {labels} | {_cell(metric.documentation)} |")
+    return "\n".join([*lines, ""])
+
+
+PAGES: Mapping[str, Callable[[], str]] = {
+    "reference/commands.md": commands,
+    "reference/settings.md": settings,
+    "reference/metrics.md": metrics,
+}
