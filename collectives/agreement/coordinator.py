@@ -33,8 +33,8 @@ MAX_AHEAD = 4  # operations of a tag that a message which overtook others may be
 
 
 @dataclass
-class Gathering:
-    """What came in for one operation."""
+class Transaction:
+    """What came in for one operation, from its first call to its verdict."""
 
     calls: dict[NodeId, Initiate] = field(default_factory=dict)
     done: set[NodeId] = field(default_factory=set)
@@ -45,7 +45,7 @@ class Gathering:
 
 
 class Coordinator:
-    """Gathers what the members of `view` say about its operations."""
+    """Collects what the members of `view` say about its operations."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Coordinator:
         elect: Callable[[OpId, View], None] | None,
         holds: Callable[[OpId], None],
     ) -> None:
-        """Begin with nothing gathered.
+        """Begin with no transaction.
 
         `ready(since)` tells whether the newcomers can be let in, given since when everybody would;
         `admit()` returns the view with them, or None; `holds(op)` is told before Commit is sent. With
@@ -71,7 +71,7 @@ class Coordinator:
         self._admit = admit
         self._elect = elect
         self._holds = holds
-        self._gatherings: dict[OpId, Gathering] = {}
+        self._transactions: dict[OpId, Transaction] = {}
         self._settled: dict[int, int] = {}  # by tag: operations before this one have a verdict
         self._last_abort: dict[int, tuple[int, Abort]] = {}  # by tag: from this one on all settled are aborted
         self._floor = 0  # what callers' operations before this one had not started by the last rendezvous
@@ -80,7 +80,7 @@ class Coordinator:
         """`member` called it."""
         op = message.op
         settled = self._due(op.tag)
-        if op.n < settled and op not in self._gatherings:
+        if op.n < settled and op not in self._transactions:
             since, abort = self._last_abort.get(op.tag, (settled, None))
             if op.tag not in SET_APART and op.n < self._floor:
                 self._out.send(member, _anew(op))
@@ -89,54 +89,56 @@ class Coordinator:
                     member, Abort(op, abort.late, abort.reason, self._seen_by(abort, member, message.digest))
                 )
             return
-        gathering = self._gatherings.get(op) or self._gather(member, op)
-        if gathering is not None:
-            gathering.calls.setdefault(member, message)
+        transaction = self._transactions.get(op) or self._open(member, op)
+        if transaction is not None:
+            transaction.calls.setdefault(member, message)
             self.advance(now)
 
     def done(self, member: NodeId, message: Done, now: float) -> None:
         """`member` has carried it out, or calls it off."""
         op = message.op
-        gathering = self._gatherings.get(op)
-        if gathering is None:
-            if message.ok or op.n != self._due(op.tag) or self._gather(member, op) is None:
+        transaction = self._transactions.get(op)
+        if transaction is None:
+            if message.ok or op.n != self._due(op.tag) or self._open(member, op) is None:
                 return
-            gathering = self._gatherings[op]
-        if gathering.committed is not None:
+            transaction = self._transactions[op]
+        if transaction.committed is not None:
             return
         if not message.ok:
-            absent = [name for name in self._view.members if name not in gathering.calls]
+            absent = [name for name in self._view.members if name not in transaction.calls]
             waiting = f"; not called by {', '.join(absent[:4])}" if absent and message.late else ""
             self._abort(op, Abort(op, message.late, f"{message.reason} at {member}{waiting}"))
-        elif gathering.started:
-            gathering.done.add(member)
-            if len(gathering.done) == len(self._view.members):
-                self._commit(op, gathering)
+        elif transaction.started:
+            transaction.done.add(member)
+            if len(transaction.done) == len(self._view.members):
+                self._commit(op, transaction)
         self.advance(now)
 
     def ack(self, member: NodeId, message: Ack, now: float) -> None:
         """`member` has published it."""
-        gathering = self._gatherings.get(message.op)
-        if gathering is not None and gathering.committed is not None:
-            gathering.acks.add(member)
-            self._finish(message.op, gathering)
+        transaction = self._transactions.get(message.op)
+        if transaction is not None and transaction.committed is not None:
+            transaction.acks.add(member)
+            self._finish(message.op, transaction)
             self.advance(now)
 
     def advance(self, now: float) -> None:
         """Start what everybody called and nothing holds up; call off what waits for who is at the rendezvous."""
         self._send_to_rendezvous()
-        waiting = {op: gathering for op, gathering in self._gatherings.items() if not gathering.started}
-        admissions = {op: gathering for op, gathering in waiting.items() if op.tag == ADMIT_TAG}
-        under_way = [op for op, gathering in self._gatherings.items() if gathering.started]
-        full = [op for op, gathering in waiting.items() if len(gathering.calls) == len(self._view.members)]
+        waiting = {op: transaction for op, transaction in self._transactions.items() if not transaction.started}
+        admissions = {op: transaction for op, transaction in waiting.items() if op.tag == ADMIT_TAG}
+        under_way = [op for op, transaction in self._transactions.items() if transaction.started]
+        full = [op for op, transaction in waiting.items() if len(transaction.calls) == len(self._view.members)]
         if any(op.tag in SET_APART for op in under_way):
             return
         if admissions:
             called = [op for op in full if op.tag == ADMIT_TAG]
             due = called or ([] if full else self._wanted_by_all(waiting))
-            for op, gathering in admissions.items():
+            for op, transaction in admissions.items():
                 held_up = bool(under_way) or op not in due
-                gathering.due_since = None if held_up else now if gathering.due_since is None else gathering.due_since
+                transaction.due_since = (
+                    None if held_up else now if transaction.due_since is None else transaction.due_since
+                )
             if due and not under_way:
                 for op in due:
                     if self._ready(admissions[op].due_since or now):
@@ -152,51 +154,53 @@ class Coordinator:
         """Call off the calls that lack somebody who waits in a rendezvous."""
         there = {
             member
-            for op, gathering in self._gatherings.items()
-            if op.tag == RENDEZVOUS_TAG and gathering.committed is None
-            for member in gathering.calls
+            for op, transaction in self._transactions.items()
+            if op.tag == RENDEZVOUS_TAG and transaction.committed is None
+            for member in transaction.calls
         }
         lacking = [
             op
-            for op, gathering in self._gatherings.items()
-            if op.tag not in SET_APART and not gathering.started and not there <= gathering.calls.keys()
+            for op, transaction in self._transactions.items()
+            if op.tag not in SET_APART and not transaction.started and not there <= transaction.calls.keys()
         ]
         for op in lacking:
             self._abort(op, _anew(op))
 
-    def _wanted_by_all(self, waiting: Mapping[OpId, Gathering]) -> list[OpId]:
+    def _wanted_by_all(self, waiting: Mapping[OpId, Transaction]) -> list[OpId]:
         """Return the admissions that some ask for while all the others wait in calls that cannot start."""
-        others = [gathering.calls.keys() for op, gathering in waiting.items() if op.tag != ADMIT_TAG]
+        others = [transaction.calls.keys() for op, transaction in waiting.items() if op.tag != ADMIT_TAG]
         return [
             op
-            for op, gathering in waiting.items()
-            if op.tag == ADMIT_TAG and self._view.ids == gathering.calls.keys() | frozenset().union(*others)
+            for op, transaction in waiting.items()
+            if op.tag == ADMIT_TAG and self._view.ids == transaction.calls.keys() | frozenset().union(*others)
         ]
 
     # --- within ---
 
-    def _gather(self, member: NodeId, op: OpId) -> Gathering | None:
-        """Open a gathering, unless `member` has too many open or is too far ahead."""
+    def _open(self, member: NodeId, op: OpId) -> Transaction | None:
+        """Open a transaction, unless `member` has too many open or is too far ahead."""
         settled = self._due(op.tag)
-        mine = sum(member in gathering.calls for gathering in self._gatherings.values()) if self._gatherings else 0
+        mine = (
+            sum(member in transaction.calls for transaction in self._transactions.values()) if self._transactions else 0
+        )
         if op.n >= settled + MAX_AHEAD or mine >= 2 * MAX_OPEN:
             return None
-        return self._gatherings.setdefault(op, Gathering())
+        return self._transactions.setdefault(op, Transaction())
 
-    def _start(self, op: OpId, gathering: Gathering) -> None:
-        calls = {member: gathering.calls[member] for member in self._view.members if member in gathering.calls}
+    def _start(self, op: OpId, transaction: Transaction) -> None:
+        calls = {member: transaction.calls[member] for member in self._view.members if member in transaction.calls}
         mismatch = odd_one_out(calls)
         if mismatch is not None:
             self._abort(op, Abort(op, reason="the members' arguments differ", mismatch=mismatch))
             return
-        gathering.started = True
+        transaction.started = True
         shares = tuple(calls[member].share if member in calls else b"" for member in self._view.members)
         for member in self._view.members:
             self._out.send(member, Start(op, shares))
 
-    def _commit(self, op: OpId, gathering: Gathering) -> None:
+    def _commit(self, op: OpId, transaction: Transaction) -> None:
         after = self._admit() if op.tag == ADMIT_TAG else None
-        gathering.committed = Commit(op, after)
+        transaction.committed = Commit(op, after)
         self._settled[op.tag] = max(self._due(op.tag), op.n + 1)
         self._last_abort.pop(op.tag, None)
         if op.tag == RENDEZVOUS_TAG:
@@ -207,13 +211,13 @@ class Coordinator:
             return
         for member in self._view.members:
             if member != self._own:
-                self._out.send(member, gathering.committed)
+                self._out.send(member, transaction.committed)
         self._out.send(self._own, Ack(op))
 
     def _begin_anew(self, op: OpId) -> None:
         """All of the callers' operations that have not started are off; later ones have greater numbers."""
-        for other, gathering in list(self._gatherings.items()):
-            if other.tag not in SET_APART and not gathering.started:
+        for other, transaction in list(self._transactions.items()):
+            if other.tag not in SET_APART and not transaction.started:
                 self._abort(other, _anew(other))
         self._floor = first_after(op.n)
         self._settled = {tag: n for tag, n in self._settled.items() if tag in SET_APART}
@@ -223,21 +227,21 @@ class Coordinator:
         """Return the number of the tag's first operation that has no verdict yet."""
         return self._settled.get(tag, 0 if tag in SET_APART else self._floor)
 
-    def _finish(self, op: OpId, gathering: Gathering) -> None:
-        if gathering.committed is not None and len(gathering.acks) == len(self._view.members):
-            del self._gatherings[op]
-            self._out.send(self._own, gathering.committed)
+    def _finish(self, op: OpId, transaction: Transaction) -> None:
+        if transaction.committed is not None and len(transaction.acks) == len(self._view.members):
+            del self._transactions[op]
+            self._out.send(self._own, transaction.committed)
 
     def _abort(self, op: OpId, abort: Abort) -> None:
-        gathering = self._gatherings.pop(op)
+        transaction = self._transactions.pop(op)
         since, _ = self._last_abort.get(op.tag, (op.n, abort))
         self._last_abort[op.tag] = (min(since, op.n), abort)
         self._settled[op.tag] = max(self._due(op.tag), op.n + 1)
-        for member, call in gathering.calls.items():
+        for member, call in transaction.calls.items():
             seen = self._seen_by(abort, member, call.digest)
             self._out.send(member, Abort(op, abort.late, abort.reason, seen))
         if op.tag in SET_APART:
-            for member in sorted(self._view.ids - gathering.calls.keys()):
+            for member in sorted(self._view.ids - transaction.calls.keys()):
                 self._out.send(member, abort)
 
     def _seen_by(self, abort: Abort, member: NodeId, digest: Digest) -> Mismatched | None:
