@@ -26,17 +26,7 @@ from typing import Any, Literal
 import torch
 
 from collectives.errors import BadArgument
-from collectives.outer_optimizer import (
-    AT_ONCE,
-    ONE_LATE,
-    Outer,
-    OuterGroup,
-    OuterRounds,
-    OuterStep,
-    flat_copy,
-    trained,
-    write_back,
-)
+from collectives.outer_optimizer import Outer, OuterGroup, OuterRounds, OuterStep, TrainedParameters
 from collectives.types import Codec
 
 Mode = Literal["sync", "async"]
@@ -51,7 +41,7 @@ class DiLoCo:
         optimizer: the inner optimiser, any of `torch.optim`; its state is part of `state_dict`.
         inner_steps: H, the inner steps between two outer ones.
         outer_lr, momentum: of the outer Nesterov step. By default the paper's 0.7 and 0.9 in "sync" mode;
-            0.4 and 0.5 in "async", where those of the paper are not stable (see `outer.ONE_LATE`).
+            0.4 and 0.5 in "async", where those of the paper are not stable (see `outer_optimizer`).
         mode: "sync" or "async", the same at all members.
         codec: how pseudo-gradients travel.
         error_feedback: add what a lossy codec lost of one pseudo-gradient to the next.
@@ -83,16 +73,22 @@ class DiLoCo:
     ) -> None:
         if inner_steps < 1 or mode not in ("sync", "async"):
             raise BadArgument(f"inner_steps = {inner_steps}, mode = {mode!r}: give at least 1, and 'sync' or 'async'")
-        self._parameters = trained(parameters)
+        self._parameters = TrainedParameters(parameters)
         self._optimizer = optimizer
         self._inner_steps = inner_steps
         self._mode = mode
         self._weight = weight
-        usual = AT_ONCE if mode == "sync" else ONE_LATE
-        lr = usual[0] if outer_lr is None else outer_lr
-        mu = usual[1] if momentum is None else momentum
-        settings = Outer(lr, mu, codec, error_feedback, timeout, patience, tag)
-        self._start = flat_copy(self._parameters)
+        settings = Outer.usual(
+            outer_lr,
+            momentum,
+            late=mode == "async",
+            codec=codec,
+            error_feedback=error_feedback,
+            timeout=timeout,
+            patience=patience,
+            tag=tag,
+        )
+        self._start = self._parameters.flat_copy()
         self._rounds = OuterRounds(group, self._start, settings)
         self._inner = 0
         self._background: Future[OuterStep] | None = None
@@ -138,7 +134,7 @@ class DiLoCo:
         if self._inner < self._inner_steps:
             return None
         self._inner = 0
-        local = flat_copy(self._parameters)
+        local = self._parameters.flat_copy()
         gradient = self._start - local
         if self._mode == "sync":
             step = self._rounds.run(gradient, self._weight)
@@ -170,7 +166,7 @@ class DiLoCo:
         return {
             "rounds": self._rounds.state_dict(),
             "start": self._start.clone(),
-            "local": flat_copy(self._parameters),
+            "local": self._parameters.flat_copy(),
             "inner": self._inner,
             "uncollected": background.result() if background and background.exception() is None else None,
             "optimizer": self._optimizer.state_dict() if self._optimizer else None,
@@ -185,7 +181,7 @@ class DiLoCo:
         self._settle()
         self._rounds.load_state_dict(saved["rounds"])
         self._start = saved["start"].clone()
-        write_back(saved["local"], self._parameters)
+        self._parameters.write_back(saved["local"])
         self._inner = saved["inner"]
         self._background = None
         if saved["uncollected"]:
@@ -196,7 +192,7 @@ class DiLoCo:
 
     def _go_on_from(self, outer: torch.Tensor) -> None:
         self._start = outer.clone()
-        write_back(outer, self._parameters)
+        self._parameters.write_back(outer)
 
     def _settle(self) -> None:
         if self._background is not None:

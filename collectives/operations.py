@@ -38,7 +38,6 @@ from collectives.types import Codec, Op, SyncStrategy
 from protocol.identity import NodeId
 
 _HEAD = struct.Struct(">d8s")  # of an all-reduce's share: the weight, and which topology this member knows
-FLAG_BYTES = 1  # that the communicator puts before every share
 _PINGS = 3  # the first waits for a member that is late; the least of the others counts
 _SIZES = (1,) * _PINGS + (PROBE_BYTES,)
 _SLOTS = 2 * len(_SIZES)  # of one round: each probe and its receipt

@@ -18,7 +18,7 @@ equal means give equal bits on any machine.
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,8 +34,8 @@ from protocol.identity import NodeId
 # One step late, on a quadratic whose inner phase goes a part k of the way, those diverge from k = 0.4 on
 # (the greatest eigenvalue of the recurrence is 1.05 at k = 0.5, 1.28 at k = 1); these have 0.88 or less
 # for k from 0.2 to 1, and 0.96 at k = 0.05.
-AT_ONCE = 0.7, 0.9
-ONE_LATE = 0.4, 0.5
+_AT_ONCE = 0.7, 0.9
+_ONE_LATE = 0.4, 0.5
 RETRY_DELAY = 0.1  # seconds before a round that was called off is begun again
 
 
@@ -74,6 +74,12 @@ class Outer:
     patience: float = 600.0  # seconds for a round, however often it is called off
     tag: int = 0
 
+    @classmethod
+    def usual(cls, lr: float | None, momentum: float | None, *, late: bool, **others: Any) -> "Outer":
+        """Return settings with the usual step where it is None; `late`: the mean counts one phase late."""
+        usual_lr, usual_momentum = _ONE_LATE if late else _AT_ONCE
+        return cls(usual_lr if lr is None else lr, usual_momentum if momentum is None else momentum, **others)
+
     def __post_init__(self) -> None:
         if not (self.lr > 0 and 0 <= self.momentum < 1 and self.timeout > 0 and self.patience > 0):
             raise BadArgument(f"{self}: lr, timeout and patience must be positive, momentum in [0, 1)")
@@ -101,32 +107,31 @@ def nesterov(outer: torch.Tensor, momentum: torch.Tensor, gradient: torch.Tensor
     outer.sub_(momentum.mul(mu).add_(gradient).mul_(lr))
 
 
-def flat_copy(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the parameters one after the other, on the CPU: float64 where one of them is, else float32."""
-    dtype = torch.float64 if any(one.dtype is torch.float64 for one in parameters) else torch.float32
-    return torch.cat([one.detach().reshape(-1).to("cpu", dtype) for one in parameters])
-
-
-def write_back(flat: torch.Tensor, parameters: Sequence[torch.Tensor]) -> None:
-    """Copy what `flat_copy` would give into the parameters, each rounded to its own type."""
-    at = 0
-    with torch.no_grad():
-        for one in parameters:
-            one.copy_(flat[at : at + one.numel()].view(one.shape))
-            at += one.numel()
-
-
-def trained(parameters: torch.nn.Module | Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Return those parameters of a module that are trained, or the given tensors.
+class TrainedParameters:
+    """The parameters of a module that are trained, or the given tensors, as one vector.
 
     Raises:
         BadArgument: there is none, or one that is no floating-point tensor.
     """
-    given = parameters.parameters() if isinstance(parameters, torch.nn.Module) else parameters
-    found = [one for one in given if not isinstance(parameters, torch.nn.Module) or one.requires_grad]
-    if not found or not all(one.is_floating_point() for one in found):
-        raise BadArgument("DiLoCo wants at least one parameter, and floating-point tensors only")
-    return found
+
+    def __init__(self, parameters: torch.nn.Module | Iterable[torch.Tensor]) -> None:
+        given = parameters.parameters() if isinstance(parameters, torch.nn.Module) else parameters
+        self.tensors = [one for one in given if not isinstance(parameters, torch.nn.Module) or one.requires_grad]
+        if not self.tensors or not all(one.is_floating_point() for one in self.tensors):
+            raise BadArgument("DiLoCo wants at least one parameter, and floating-point tensors only")
+
+    def flat_copy(self) -> torch.Tensor:
+        """Return them one after the other, on the CPU: float64 where one of them is, else float32."""
+        dtype = torch.float64 if any(one.dtype is torch.float64 for one in self.tensors) else torch.float32
+        return torch.cat([one.detach().reshape(-1).to("cpu", dtype) for one in self.tensors])
+
+    def write_back(self, flat: torch.Tensor) -> None:
+        """Copy what `flat_copy` would give into them, each rounded to its own type."""
+        at = 0
+        with torch.no_grad():
+            for one in self.tensors:
+                one.copy_(flat[at : at + one.numel()].view(one.shape))
+                at += one.numel()
 
 
 class OuterRounds:

@@ -44,7 +44,7 @@ class MemberState:
         self.own = own.id
         self.out = out
         self.detector = detector
-        self.operations = Operations(own.id, timing, out)
+        self.operations = Operations(timing, out)
         self.change = ViewChange(own.id, timing, policy, rng, out, detector)
         self.admission = Admission(own.id, timing, rng, out, detector)
         self.witnesses = Witnesses(own.id, closed)

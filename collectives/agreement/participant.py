@@ -59,8 +59,7 @@ class OpenCall:
 class Operations:
     """All calls of one member; `view` is None while it is outside of the group."""
 
-    def __init__(self, own: NodeId, timing: Timing, outbox: Outbox) -> None:
-        self._own = own
+    def __init__(self, timing: Timing, outbox: Outbox) -> None:
         self._timing = timing
         self._out = outbox
         self.view: View | None = None
@@ -154,18 +153,17 @@ class Operations:
         call = self.open[op.tag] = OpenCall(op, Begin(op.tag, ADMIT, 0.0), deadline, asked=False)
         return call
 
-    def commit(self, op: OpId) -> bool:
-        """Everybody carried it out. Returns whether this was news."""
+    def commit(self, op: OpId) -> None:
+        """Everybody carried it out."""
         if op.tag == RENDEZVOUS_TAG and op.n < self._next.get(op.tag, 0):  # one that this member called
             self._floor = max(self._floor, first_after(op.n))
         call = self._of(op)
         if call is not None:
             self._end(call, Stage.COMMITTED, Verdict.COMMIT)
-            return True
+            return
         ended = self._ended.get(op.tag, {})
         if ended.get(op, Stage.ABORTED) < Stage.COMMITTED:  # it ended in doubt
             ended[op] = Stage.COMMITTED
-        return False
 
     def abort(self, message: Abort) -> None:
         """It is called off."""

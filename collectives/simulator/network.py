@@ -120,10 +120,6 @@ class Network:
                 for message in link.held.pop(source, ()):
                     self.at(self._arrival(link, source), self._arrive, link, source, to, message)
 
-    def is_blocked(self, source: int, to: int) -> bool:
-        """Tell whether a direction is held up."""
-        return (source, to) in self._blocked
-
     def _arrival(self, link: Link, source: int) -> float:
         due = max(self.now + self._rng.uniform(MIN_DELAY, MAX_DELAY), link.free_at.get(source, 0.0))
         link.free_at[source] = due

@@ -79,7 +79,6 @@ class Trial:
         self.nodes: dict[int, Node] = {}
         self.faulty = False
         self.busy = True
-        self.delivered = 0
         self.struck: list[str] = []
         self._restarting = 0
         self._leaving = Random(f"leaving of trial {schedule.seed}")
@@ -323,7 +322,6 @@ class Trial:
                 self.network.at(self.network.now, self._strike, fault, node.number if fault.at_sender else to)
 
     def _deliver(self, source: int, to: int, message: Any) -> None:
-        self.delivered += 1
         self._feed(self.nodes[to], Heard(IDS[source], message))
 
     def _linked(self, end: int, far: int) -> None:

@@ -42,17 +42,7 @@ from safetensors.torch import load_file, save_file
 
 from collectives import Codec, CollectiveError, Communicator
 from collectives.errors import BadArgument, Mismatch
-from collectives.outer_optimizer import (
-    AT_ONCE,
-    ONE_LATE,
-    Outer,
-    OuterGroup,
-    OuterRounds,
-    OuterStep,
-    flat_copy,
-    trained,
-    write_back,
-)
+from collectives.outer_optimizer import Outer, OuterGroup, OuterRounds, OuterStep, TrainedParameters
 from node.config import NetworkConfig, NodeConfig, WeightsConfig
 from node.errors import UserError
 from node.peering import listens_at, swarm_id
@@ -110,7 +100,7 @@ class OwnWeights:
 def group_name(config: WeightsConfig, swarm: bytes, policy: Policy) -> str:
     """Return the name of the group of all nodes that this one can average weights with."""
     settings = outer_of(config)
-    shapes = [list(one.shape) for one in trained(policy.model)]
+    shapes = [list(one.shape) for one in TrainedParameters(policy.model).tensors]
     what = [swarm.hex(), policy.name, shapes, config.mode, settings.lr, settings.momentum, config.codec]
     return f"gossamer/weights/{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}"
 
@@ -244,11 +234,11 @@ class WeightExchange:
         find: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self._config = config
-        self._parameters = trained(policy.model)
+        self._parameters = TrainedParameters(policy.model)
         self._connect = connect
         self._address = address
         self._find = find
-        self._base = flat_copy(self._parameters)
+        self._base = self._parameters.flat_copy()
         self._momentum = torch.zeros_like(self._base)
         self._revision = 0
         self._jobs: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()  # weights; None: leave
@@ -261,7 +251,7 @@ class WeightExchange:
     def begin(self) -> None:
         """Reach the group, and be given its weights if it has trained already."""
         self._busy = True
-        self._jobs.put(flat_copy(self._parameters))
+        self._jobs.put(self._parameters.flat_copy())
         self._thread.start()
 
     def close(self) -> None:
@@ -280,7 +270,7 @@ class WeightExchange:
             row = self._take_up()
         if due and not self._busy and self._thread.is_alive():
             self._busy = True
-            self._jobs.put(flat_copy(self._parameters))
+            self._jobs.put(self._parameters.flat_copy())
         return row
 
     def _take_up(self) -> dict[str, object]:
@@ -289,8 +279,8 @@ class WeightExchange:
         except queue.Empty:
             return {}
         self._busy = False
-        learnt = flat_copy(self._parameters) - result.since
-        write_back(result.outer + learnt, self._parameters)
+        learnt = self._parameters.flat_copy() - result.since
+        self._parameters.write_back(result.outer + learnt)
         self._base, self._momentum, self._revision = result.outer, result.momentum, result.step.revision
         return {
             "weights/revision": result.step.revision,
@@ -372,10 +362,6 @@ class WeightExchange:
 
 def outer_of(config: WeightsConfig) -> Outer:
     """Return how the group of this mode steps."""
-    if config.mode == "average":
-        lr, momentum = 1.0, 0.0
-    else:
-        lr, momentum = AT_ONCE if config.mode == "diloco" else ONE_LATE
-        lr = lr if config.outer_lr is None else config.outer_lr
-        momentum = momentum if config.momentum is None else config.momentum
-    return Outer(lr, momentum, Codec(config.codec), timeout=CALL_TIMEOUT, patience=math.inf)
+    lr, momentum = (1.0, 0.0) if config.mode == "average" else (config.outer_lr, config.momentum)
+    late = config.mode == "async-diloco"
+    return Outer.usual(lr, momentum, late=late, codec=Codec(config.codec), timeout=CALL_TIMEOUT, patience=math.inf)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from collectives import Aborted, Communicator, DiLoCo, InDoubt, SharedState
-from collectives.outer_optimizer import flat_copy
+from collectives.outer_optimizer import TrainedParameters
 from collectives.shared_state.transfer import Answers
 from tests.waiting import wait_until
 
@@ -146,7 +146,8 @@ def train(folder: Path, name: str, mode: str, last: int) -> None:
                 if name == "a" and step.revision == 9:
                     os.kill(os.getpid(), signal.SIGKILL)
         local, outer = (
-            hashlib.sha256(one.numpy().tobytes()).hexdigest() for one in (flat_copy([*net.parameters()]), diloco.outer)
+            hashlib.sha256(one.numpy().tobytes()).hexdigest()
+            for one in (TrainedParameters(net).flat_copy(), diloco.outer)
         )
         say(folder, name, local=local, outer=outer)
 

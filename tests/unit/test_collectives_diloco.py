@@ -8,7 +8,7 @@ import torch
 
 from collectives.diloco import DiLoCo
 from collectives.errors import Aborted, BadArgument
-from collectives.outer_optimizer import Outer, OuterRounds, flat_copy, nesterov, write_back
+from collectives.outer_optimizer import Outer, OuterRounds, TrainedParameters, nesterov
 from tests.fakes.groups import FakeCommunicator, Hall, same_bits
 from tests.fakes.ports import on_threads
 from tests.waiting import wait_until
@@ -31,7 +31,7 @@ class Worker:
 
     @property
     def value(self) -> float:
-        flat = flat_copy(self.parameters)
+        flat = TrainedParameters(self.parameters).flat_copy()
         assert (flat == flat[0]).all()
         return flat[0].item()
 
@@ -83,7 +83,7 @@ def test_one_inner_step_and_a_plain_outer_one_are_data_parallel_training():
             torch.nn.functional.mse_loss(net(data[name][at : at + 1]), targets[name][at : at + 1]).backward()
             optimizer.step()
             diloco.step()
-        return flat_copy(list(net.parameters()))
+        return TrainedParameters(net).flat_copy()
 
     trained = run({name: lambda name=name: train(name) for name in "abc"})
     optimizer = torch.optim.SGD(together.parameters(), lr=0.1)
@@ -96,7 +96,7 @@ def test_one_inner_step_and_a_plain_outer_one_are_data_parallel_training():
         optimizer.step()
     assert same_bits(trained["a"], trained["b"])
     assert same_bits(trained["a"], trained["c"])
-    torch.testing.assert_close(trained["a"], flat_copy(list(together.parameters())), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(trained["a"], TrainedParameters(together).flat_copy(), rtol=1e-5, atol=1e-6)
 
 
 def test_sync_follows_the_reference_and_ends_in_the_same_bits():
@@ -298,10 +298,10 @@ def test_parameters_of_any_kind_survive_the_round_trip():
         torch.tensor(1.5),
     ]
     before = [one.clone() for one in parameters]
-    flat = flat_copy(parameters)
+    flat = TrainedParameters(parameters).flat_copy()
     assert flat.dtype is torch.float64
-    write_back(torch.zeros_like(flat), parameters)
-    write_back(flat, parameters)
+    TrainedParameters(parameters).write_back(torch.zeros_like(flat))
+    TrainedParameters(parameters).write_back(flat)
     assert all(torch.equal(one, other) for one, other in zip(parameters, before, strict=True))
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from collectives import Communicator
 from collectives.errors import Aborted, DeadlineExceeded
-from collectives.outer_optimizer import flat_copy
+from collectives.outer_optimizer import TrainedParameters
 from node.config import WeightsConfig, parse_config
 from node.errors import UserError
 from node.peering import swarm_id
@@ -67,7 +67,7 @@ class Node:
 
     @property
     def value(self) -> float:
-        flat = flat_copy(list(self.model.parameters()))
+        flat = TrainedParameters(self.model.parameters()).flat_copy()
         assert (flat == flat[0]).all()
         return flat[0].item()
 
