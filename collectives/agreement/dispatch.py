@@ -262,7 +262,8 @@ class Dispatcher:
             if theirs.epoch < view.epoch and theirs.sessions[member] == view.sessions[member]:
                 if state.change.consensus:
                     self._meet(member, theirs.epoch, view, now)
-                return  # it has yet to enter this view
+                state.detector.astray.setdefault(member, now)
+                return  # it has yet to enter this view, or was let in by two groups and has entered that of the other
             later = theirs.epoch >= view.epoch
             gone |= {m for m in theirs.ids & view.ids if later or theirs.sessions[m] != view.sessions[m]}
         if state.outranked(view, theirs):

@@ -59,6 +59,7 @@ def test_twenty_thousand_schedules(members: int) -> None:
         (403557, 4),  # one left behind by a majority, whose view had lost another member, never went out for it
         (3008603, 4),  # two views that shared a member, neither of which could go on without it, ignored each other
         (3354, 4),  # the same; their ballots outbid each other at the same pace for ever
+        (603014, 6),  # two groups let the same one in: the lesser waited for ever for it to come out of the other
         (502968, 7),  # members of a later view were started anew: asked again and again, they never reported
     ],
 )
