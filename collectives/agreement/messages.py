@@ -2,25 +2,7 @@
 
 None is signed: the link that it comes on says who speaks. Their form as bytes is made by `message_codec` from
 what is declared here: a new message is a class and a line in `MESSAGES`, a new field goes last and has bounds.
-
-    Beat       I live, in this view; whom I miss; which newcomers I reach
-    Apply      let me in                            (outside -> any member, each heartbeat)
-    ViewNotice      this is my view                      (to whoever speaks from another one)
-    Pending    these ask to be let in               (any member -> coordinator -> all)
-    Initiate   my owner called this                 (member -> coordinator)
-    Start      all called it: go                    (coordinator -> members)
-    Done       I have carried it out, or could not  (member -> coordinator)
-    Commit     all have: publish                    (coordinator -> members)
-    Ack        I know                               (member -> coordinator)
-    Abort      it is called off                     (coordinator -> members)
-    Propose    shall we go on as these?             (proposer -> survivors)
-    Report     I am out of my old view, and this is what I know of its operations
-    Accept     let this be the next view            (proposer -> the old view's members)
-    Accepted   it may, as far as I am concerned     (member -> proposer)
-    Decide     the new view, and what became of those operations
-    Welcome    you are in                           (any member -> newcomer)
-    Proxy      I leave: vote for me                 (member -> one other)
-    Goodbye    I leave
+Who says which of them to whom, and what answers it, is the table in `agreement`.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,5 @@
 """The calls of this member's owner, from Begin to their verdict, in the view that holds.
 
-    CALLED -> STARTED -> DONE -> COMMITTED        ABORTED from any of the first three
-               (coordinator: DONE -> HOLDS -> COMMITTED)
-
 - A call is told to the coordinator when it is made, and again when a link with the coordinator comes up:
   newcomers are in one view before they reach each other, and what is said without a link is lost.
 - A call that has not said Done may be ended as aborted at any time: without that Done nobody commits.
