@@ -97,5 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__":  # under its own name, by which other processes find what they are to run
+    from collectives.simulator import __main__ as sweeps
+
+    sys.exit(sweeps.main())

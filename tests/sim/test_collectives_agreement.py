@@ -75,6 +75,13 @@ def test_the_schedules_strike_everywhere() -> None:
     assert any(schedule.encoded for schedule in schedules)
 
 
+def test_the_command_runs_schedules_in_several_processes() -> None:
+    command = [sys.executable, "-m", "collectives.simulator", "--schedules", "2", "--processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "0 schedules failed" in done.stdout
+
+
 def test_a_seed_is_always_the_same_trial() -> None:
     script = "from collectives.simulator.__main__ import outcome; print([outcome(seed, 6) for seed in range(60, 63)])"
     told = subprocess.run(
