@@ -10,7 +10,7 @@ never runs a caller's code and never waits for one.
 
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -82,7 +82,6 @@ class Driver:
         self.timing = timing
         self.status = Status()
         self.changed = threading.Condition()  # notified when `status` is replaced
-        self.dropped: Counter[str] = Counter()  # messages that were not understood
         self._agreement = agreement
         self._mesh = mesh
         self._observer = observer
@@ -227,8 +226,7 @@ class Driver:
             case links.FrameReceived(member, body):
                 try:
                     message = decode(body)
-                except PeerError as error:
-                    self.dropped[error.reason] += 1
+                except PeerError:
                     return
                 self._feed(Heard(member, message))
 
@@ -304,7 +302,6 @@ class Driver:
         try:
             address = Address.parse(text)
         except BadAddress:
-            self.dropped["address"] += 1
             return
         self._mesh.want(address if member is None else replace(address, member=member))
 

@@ -55,7 +55,6 @@ say that were not let in, not against a member that lies.
     Goodbye              who leaves -> all
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from random import Random
 
@@ -148,11 +147,6 @@ class Agreement:
         """Whether somebody waits to be let in, as of the last event."""
         admission = self._state.admission
         return self.view is not None and (admission.elsewhere or bool(admission.waiting(self._out.now)))
-
-    @property
-    def refused(self) -> Counter[str]:
-        """What was heard and counted for nothing, by reason."""
-        return self._dispatcher.refused
 
     # --- events ---
 

@@ -14,7 +14,7 @@ other, whatever their sizes. A member that speaks from an earlier view is told w
 is in that, and goes over to it; what it carried out, and hears no ruling on, ends in doubt.
 """
 
-from collections import Counter, deque
+from collections import deque
 
 from collectives.agreement import messages
 from collectives.agreement.events import Drop
@@ -33,7 +33,6 @@ class Dispatcher:
     """Takes messages on behalf of a node that stands somewhere."""
 
     def __init__(self, state: MemberState, timing: Timing, now: float) -> None:
-        self.refused: Counter[str] = Counter()  # what counted for nothing, by reason
         self.insider_heard = now  # when anybody was last heard who is in a view
         self._state = state
         self._timing = timing
@@ -92,16 +91,13 @@ class Dispatcher:
             queue = self._held.setdefault(member, deque(maxlen=MAX_HELD if known else MAX_HELD_OF_STRANGER))
             queue.append(message)
         elif op.mark != view.mark:
-            self._refuse("other view")
             if member not in view.ids:
                 self.show(member, now, self._timing.heartbeat)
         elif state.change.fenced or member not in view.ids:
-            self._refuse("fenced" if state.change.fenced else "stranger")
+            return
         elif isinstance(message, messages.Start | messages.Commit | messages.Abort):
             self._verdict(member, message, view, now)
-        elif state.coordinator is None:
-            self._refuse("not the coordinator")
-        else:
+        elif state.coordinator is not None:
             self.insider_heard = now
             match message:
                 case messages.Initiate():
@@ -116,7 +112,6 @@ class Dispatcher:
     ) -> None:
         state = self._state
         if member != view.coordinator:
-            self._refuse("not from the coordinator")
             return
         self.insider_heard = now
         match message:
@@ -149,7 +144,7 @@ class Dispatcher:
             case messages.Decide() if message.ballot.proposer == member and self._binds(member, message, view):
                 state.decided(message, now)
             case _:
-                self._refuse("other ballot")
+                pass  # it is of another ballot, or of somebody who has no say
 
     def _is_peer(self, member: NodeId, view: View | None) -> bool:
         return self._state.change.consensus and view is not None and member in view.ids
@@ -158,8 +153,8 @@ class Dispatcher:
         state = self._state
         stranger = member not in view.ids and message.epoch <= view.epoch
         if member not in state.witnesses.known:
-            self._refuse("stranger")
-        elif state.change.consensus and message.mark != view.mark:
+            return
+        if state.change.consensus and message.mark != view.mark:
             self._meet(member, message.epoch, view, now)
         elif stranger or member in state.detector.gone:
             self.show(member, now)
@@ -218,7 +213,7 @@ class Dispatcher:
                 if view is not None and member in view.ids:
                     state.detector.gone.add(member)
             case _:
-                self._refuse("stranger")
+                pass
 
     def _beat(self, member: NodeId, beat: messages.Beat, now: float) -> None:
         if beat.mark != NOWHERE:
@@ -243,7 +238,6 @@ class Dispatcher:
         """Find out whether this node was left out, or met the other side of a split."""
         state, view = self._state, self._state.view
         if not state.concerns(theirs, member):
-            self._refuse("other group")
             state.out.do(Drop(member, "its view is that of another group"))
             return
         self.insider_heard = now
@@ -253,7 +247,6 @@ class Dispatcher:
         if theirs.mark == view.mark or state.own in theirs.ids:
             return
         if member not in view.ids and not state.witnesses.convinced(member, theirs):
-            self._refuse("unproven view")
             if state.witnesses.closed:
                 state.remember(theirs)  # so that its other members are dialled, and bear it out
             return
@@ -270,6 +263,3 @@ class Dispatcher:
             state.yield_to(theirs)
         else:
             self.show(member, now, self._timing.heartbeat)
-
-    def _refuse(self, reason: str) -> None:
-        self.refused[reason] += 1
