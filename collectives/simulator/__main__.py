@@ -98,6 +98,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":  # under its own name, by which other processes find what they are to run
-    from collectives.simulator import __main__ as sweeps
+    from collectives.simulator import __main__ as sweeps  # noqa: PLW0406  # as said
 
     sys.exit(sweeps.main())
