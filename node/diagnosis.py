@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 from node.config import NodeConfig, fill, load_config, parse_config
 from node.errors import UserError
 from node.footprint import ModelSize, footprint, peak
+from node.machine import undefended, usable_cores
 from node.presets import BUILTIN_SIZE, Machine, preset
 
 MIN_PYTHON = (3, 11)
@@ -54,8 +55,9 @@ def examine(port: int, folder: Path) -> Iterator[Check]:
     yield Check("python", python, platform.python_version(), do="install Python 3.11 or newer")
     yield from _packages()
     yield from _torch()
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    yield Check("cores", True, str(len(cores)))
+    yield Check("cores", True, str(usable_cores()))
+    for line in undefended():
+        yield Check("defences", False, line, needed=False, do="run nodes that meet strangers on Linux")
     memory = psutil.virtual_memory()
     yield Check(
         "memory",

@@ -9,7 +9,6 @@ talk to each other; it is kept, so that a run that goes on is the same swarm.
 """
 
 import json
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 from node.config import NodeConfig, flatten
 from node.errors import UserError
+from node.machine import usable_cores
 from node.peering import agent
 from node.signals import stop_signals
 from node.state_folder import make_folder
@@ -149,7 +149,7 @@ def run_swarm(
     """
     with stop_signals() as received:
         context = start_server(preload)
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         make_folders(plan)
         children = [
             NodeProcess.create(folder, node_config(plan, index, cores))

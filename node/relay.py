@@ -4,10 +4,9 @@ It loads no model and does not import torch. It checks signatures, sizes and rat
 does, but not what is in a group: that is for those who train on it.
 """
 
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import structlog
@@ -16,7 +15,7 @@ from node.config import NodeConfig
 from node.errors import UserError
 from node.peering import Network, open_network
 from node.rollouts.sharing import SEED_DEMAND, traffic_row
-from node.signals import signals_to_stop
+from node.signals import stop_signals
 from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.status_server import describe, observe
@@ -41,7 +40,7 @@ def run_relay(config: NodeConfig, folder: Path, listening: Callable[[Network], N
     with ExitStack() as stack:
         stack.enter_context(full_disk_is_clear(folder))
         stack.enter_context(exclusive(folder))
-        stops = stack.enter_context(_stops_wait())
+        stopping = stack.enter_context(stop_signals())
         seed = resolve_seed(config, folder)
         network = stack.enter_context(open_network(config, folder))
         stack.enter_context(observe(config.observe, folder, lambda: describe(network, (), None, trains=False)))
@@ -51,7 +50,8 @@ def run_relay(config: NodeConfig, folder: Path, listening: Callable[[Network], N
         metrics = MetricsLog(folder / "metrics.jsonl", MAX_METRICS_BYTES)
         due = time.monotonic() + METRICS_INTERVAL_S
         said = network.host.counters()
-        while signal.sigtimedwait(stops, DRAIN_INTERVAL_S) is None:
+        while not stopping:
+            time.sleep(DRAIN_INTERVAL_S)
             network.host.receive(DRAIN)
             if time.monotonic() >= due:
                 due += METRICS_INTERVAL_S
@@ -67,14 +67,3 @@ def run_relay(config: NodeConfig, folder: Path, listening: Callable[[Network], N
 def _row(host: Host) -> dict[str, object]:
     """Return the same counts as a round's row has; a row without "round" is no round to those who read them."""
     return {"time": time.time(), **traffic_row(host.counters())}
-
-
-@contextmanager
-def _stops_wait() -> Iterator[frozenset[signal.Signals]]:
-    """Keep signals to stop waiting until they are asked for, and yield them; threads that start now inherit this."""
-    stops = signals_to_stop()
-    signal.pthread_sigmask(signal.SIG_BLOCK, stops)
-    try:
-        yield stops
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)

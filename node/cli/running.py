@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from node.config import NodeConfig
+from node.machine import undefended
 
 if TYPE_CHECKING:
     from node.peering import Network
@@ -27,6 +28,8 @@ def run(
     The caller has set the logs up: the libraries of a node that trains log while they load.
     """
     log.info("starting", folder=str(folder), role=config.role)
+    for line in undefended():
+        log.warning(line)
     with contextlib.suppress(KeyboardInterrupt):  # while it still starts; later the node ends its round first
         if config.role == "relay":
             from node.relay import run_relay

@@ -18,6 +18,7 @@ from node.budget import Spent, is_done
 from node.config import flatten, parse_config
 from node.errors import UserError
 from node.lab.plan import Lab, Run
+from node.machine import usable_cores
 from protocol.storage import write_atomically
 
 POLL = 0.2  # seconds between looks at the processes
@@ -121,7 +122,7 @@ def _start(lab: Lab, run: Run) -> _Started:
 
 def _at_once(lab: Lab) -> int:
     """One run of real nodes for each of their number of cores; one of the runner "memory" for each core."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     largest = max(run.nodes for run in lab.runs)
     return cores if lab.config.runner == "memory" else max(1, cores // largest)
 
