@@ -1,24 +1,29 @@
-"""How many shared groups of 10 kB one core verifies: from a frame, and from a socket, to a group to train on.
+"""What shared groups of 10 kB cost one core: from a frame, and from a socket, to a group to train on; and to the pool.
 
 - `frames`: a node's protocol core is handed signed frames: allowance, replay check, signature, layout,
   gossip; then the body is decoded, its question rebuilt and each completion scored, as a round does it.
-- `sockets`: the same work behind a real host, with CURVE and the transport; peers in a child process publish.
+- `pool`: up to the replay buffer on disk, a burst at a time: read, and not verified, as most are never drawn.
+- `sockets`: the work of `frames` behind a real host, with CURVE and the transport; peers in a child process publish.
 
-Both count the seconds of CPU that this process spent, so that a busy machine does not matter, and both
+All count the seconds of CPU that this process spent, so that a busy machine does not matter, and all
 run on one thread at a time: groups a second of CPU are groups a second on one core.
 """
 
 import os
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from benchmarks.sharing import feeder, wait_for_peers
-from node.rollouts.group import Completion, Group, encode
-from node.rollouts.ingest import check
-from node.rollouts.sharing import topic_of
+from node.config import PoolConfig
+from node.rollouts.group import MAX_GROUP_BYTES, Completion, Group, encode
+from node.rollouts.ingest import Limits, check
+from node.rollouts.replay_buffer import ReplayBuffer, Shared
+from node.rollouts.sharing import Admission, topic_of
 from node.tasks import Task, TaskKey, TaskSet, derive_seed
 from node.tasks.builtin import FAMILIES
 from protocol.config import Instant, Setup, read_clock
@@ -39,10 +44,10 @@ TIMEOUT_S = 60.0
 
 
 def run(runs: int, groups: int) -> Iterator[dict[str, Any]]:
-    """Yield a row for each of the two paths, of `runs` times `groups`; `median_s` is CPU seconds a group."""
+    """Yield a row for each of the paths, of `runs` times `groups`; `median_s` is CPU seconds a group."""
     tasks = TaskSet([(family(), 1.0) for family in FAMILIES.values()])
     bodies = [_body(task, seed) for task, seed in tasks.sample(derive_seed("ingest"), groups)]
-    for path, measure in (("frames", _frames), ("sockets", _sockets)):
+    for path, measure in (("frames", _frames), ("pool", _to_pool), ("sockets", _sockets)):
         seconds = [measure(tasks, bodies) / groups for _ in range(runs)]
         median = statistics.median(seconds)
         yield {
@@ -59,9 +64,7 @@ def run(runs: int, groups: int) -> Iterator[dict[str, Any]]:
 
 def _frames(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
     now = read_clock()
-    core, link, signer = _core_with_a_peer(now)
-    stamp = int(now.unix * 1000)
-    frames = [seal(signer, SWARM, Kind.ITEM, n + 2, stamp, topic + body) for n, (topic, body) in enumerate(bodies)]
+    core, link, frames = _core_and_frames(now, bodies)
     began = time.process_time()
     verified = 0
     for frame in frames:
@@ -71,6 +74,34 @@ def _frames(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
     if verified != len(bodies):
         raise RuntimeError(f"{verified} of {len(bodies)} groups were verified: {dict(core.admission.rejected)}")
     return took
+
+
+def _to_pool(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
+    now = read_clock()
+    core, link, frames = _core_and_frames(now, bodies)
+    admission = Admission(tasks, Limits(COMPLETIONS, MAX_GROUP_BYTES))
+    with tempfile.TemporaryDirectory() as name, ReplayBuffer(Path(name, "pool.sqlite"), PoolConfig()) as pool:
+        added, began = 0, time.process_time()
+        for start in range(0, len(frames), BURST):
+            shared = []
+            for frame in frames[start : start + BURST]:
+                for action in core.handle(Arrived(link, frame), now):
+                    if isinstance(action, Received):
+                        group, _ = admission.read(action.body, action.topic)
+                        if group is not None:
+                            shared.append(Shared(action.id, action.sender, now.unix, group, action.body))
+            added += pool.add(shared, now.unix, 1)
+        took = time.process_time() - began
+    if added != len(bodies):
+        raise RuntimeError(f"{added} of {len(bodies)} groups came to the pool: {dict(core.admission.rejected)}")
+    return took
+
+
+def _core_and_frames(now: Instant, bodies: list[tuple[bytes, bytes]]) -> tuple[Core, Link, list[bytes]]:
+    core, link, signer = _core_with_a_peer(now)
+    stamp = int(now.unix * 1000)
+    frames = [seal(signer, SWARM, Kind.ITEM, n + 2, stamp, topic + body) for n, (topic, body) in enumerate(bodies)]
+    return core, link, frames
 
 
 def _core_with_a_peer(now: Instant) -> tuple[Core, Link, Identity]:

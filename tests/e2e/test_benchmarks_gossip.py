@@ -17,7 +17,7 @@ def test_everybody_holds_everything_at_little_more_than_its_own_bytes() -> None:
         assert (row["impl"], row["failed"], row["held"], row["processes"]) == ("gossamer", 0, 1.0, 4)
         assert row["median_s"] > 0 and row["cpu_s"] >= 0
     assert large["sent_per_delivered"] <= 1.5
-    assert [row["path"] for row in ingest] == ["frames", "sockets"]
+    assert [row["path"] for row in ingest] == ["frames", "pool", "sockets"]
     assert all(row["bytes"] >= 10_000 and row["groups_per_cpu_s"] > 0 for row in ingest)
     assert last == {"bench": "gossip", "ratio": {}}
 
