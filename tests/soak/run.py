@@ -43,6 +43,7 @@ LOOK_S = 2.0
 UP_S = 240.0  # until all have loaded, on a busy machine
 STOP_S = 120.0
 IDLE_S = 60.0  # a node without a new round for so long hangs
+ENDED_EARLY = "the strangers, nodes' hosts in a process of their own, ended before their time with"
 EXPECTED_ERRORS = frozenset[str]()
 
 
@@ -145,8 +146,8 @@ def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
             one.child.send_signal(signal.SIGCONT)
     broken += _hangs(everybody)
     traffic = _traffic(relay, nodes[:STEADY], stranger)
-    if not traffic["strangers"]:
-        broken.append("the strangers ended before their time: the traffic was less than it says")
+    if traffic["strangers"].startswith(ENDED_EARLY):
+        broken.append(f"{traffic['strangers']}: the traffic was less than it should be")
     for one in everybody:
         if one.end(signal.SIGTERM) != 0:
             broken.append(f"{one.name} ended with {one.child.returncode} when it was asked to stop")
@@ -196,12 +197,17 @@ def _environment() -> dict[str, str]:
 
 @contextmanager
 def _strangers(address: str, swarm: str, rate: float) -> Iterator[Callable[[], str]]:
-    """Run the strangers; what is yielded ends them and returns what they say."""
+    """Run the strangers; what is yielded ends them and returns what they say, or with what they had ended."""
     command = [sys.executable, "-m", "tests.soak.strangers", address, swarm, str(rate)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, env=_environment(), stdin=pipe, stdout=pipe, text=True) as child:
+
+        def end() -> str:
+            said = str(child.communicate("\n", timeout=60)[0]).strip()
+            return said or f"{ENDED_EARLY} {child.returncode}"
+
         try:
-            yield lambda: str(child.communicate("\n", timeout=60)[0]).strip()
+            yield end
         finally:
             child.kill()
 
