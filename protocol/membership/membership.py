@@ -1,9 +1,9 @@
 """Who is here. A pure state machine: `handle(event, now) -> actions`.
 
 A node has few links, whatever the size of the swarm: HyParView's active view (Leitao 2007), with the
-address book as the passive view. The life of a link is in `links`, whether its other end still answers in
-`failure_detector`, how records and rumours travel in `dissemination` and `rumours`, whether we can be dialled
-in `reachability`; each states its rules.
+address book as the passive view. What a hello is worth is in `hellos`, the life of a link in `links`, whether its
+other end still answers in `failure_detector`, how records and rumours travel in `dissemination` and `rumours`,
+whether we can be dialled in `reachability`; each states its rules.
 
 Rules
  1. A hello counts only if its record is signed by the hello's signer, names the very key that
@@ -31,11 +31,11 @@ Rules
 
 import contextlib
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from protocol.config import NOT_KEPT, Instant, Setup
 from protocol.credentials.records import PeerRecord
-from protocol.errors import MessageError, PeerError, RecordError
+from protocol.errors import MessageError, PeerError
 from protocol.events import (
     Accepted,
     Closed,
@@ -72,6 +72,7 @@ from protocol.membership.failure_detector import (
     Suspect,
 )
 from protocol.membership.feelers import Feelers
+from protocol.membership.hellos import Refuses, Worth, judge
 from protocol.membership.links import HELLO_RETRY_S, MAX_PROVEN, Links
 from protocol.membership.reachability import Reachability
 from protocol.membership.refusals import Refusals
@@ -101,7 +102,6 @@ LIST_S, LISTS = 10.0, 4  # a list has up to 24 KiB: a link may bring, and ask fo
 MAX_WAITING = 64  # hellos that wait for a disk, or for a list; whoever is not among them says hello again
 # What a peer may say that does not take us in.
 BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE, Kind.ASK_REVOCATIONS})
-Refuses = Callable[[NodeId, Instant], bool]
 NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
 
 
@@ -295,30 +295,27 @@ class Membership:
         return self._lose(lost.peer, now) if lost.peer is not None else []
 
     def _hello(self, message: Message, now: Instant) -> list[MembershipAction]:
-        link, sender, hello = message.link, message.sender, Hello.decode(message.body)
-        record = self.directory.read(hello.record, now)
-        if record.node_id != sender or record.curve_key != link.key:
-            raise RecordError("impostor", "the record is another node's or names another key")
-        if self._links.live_node(link) not in (None, sender):
-            raise RecordError("impostor", "the link's key is another live peer's")
-        if sender == self._own or not self._links.expects(link):
-            return [HangUp(link), *self._closed(link, now)]
-        if self._refuses(sender, now):
-            self._links.prove(link, sender)  # so that this key, too, is refused in the handshake from now on
-            self.refusals.of(sender, "graylisted", now)
-            dropped = self._drop(sender) if sender in self._links.peers else []
-            return [*dropped, *self._refuse(link, "graylisted", now)]
-        refusal = self._setup.gate.admits(record, now)
-        if refusal == NOT_KEPT:
-            self._waiting.set(link, message)
-            return []
-        if refusal and hello.revision > self._setup.gate.revision:
-            self._asked.set(link, message)
-            return [self._ask_list(link)]
-        if refusal:
-            self.refusals.of(sender, refusal, now)
-            return self._refuse(link, refusal, now)
-        return self._take_in(link, record, hello, now)
+        link, sender = message.link, message.sender
+        worth, record, hello, reason = judge(message, self._setup, self.directory, self._links, self._refuses, now)
+        match worth:
+            case Worth.UNEXPECTED:
+                return [HangUp(link), *self._closed(link, now)]
+            case Worth.GRAYLISTED:
+                self._links.prove(link, sender)  # so that this key, too, is refused in the handshake from now on
+                self.refusals.of(sender, reason, now)
+                dropped = self._drop(sender) if sender in self._links.peers else []
+                return [*dropped, *self._refuse(link, reason, now)]
+            case Worth.WAITS:
+                self._waiting.set(link, message)
+                return []
+            case Worth.ASK_LIST:
+                self._asked.set(link, message)
+                return [self._ask_list(link)]
+            case Worth.REFUSED:
+                self.refusals.of(sender, reason, now)
+                return self._refuse(link, reason, now)
+            case Worth.ADMITTED:
+                return self._take_in(link, record, hello, now)
 
     def _take_in(self, link: Link, record: PeerRecord, hello: Hello, now: Instant) -> list[MembershipAction]:
         """Make an admitted node a live peer, if there is room or room is made for it."""
