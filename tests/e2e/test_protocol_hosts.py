@@ -128,6 +128,7 @@ def test_a_killed_node_comes_back_at_a_new_port_without_a_seed_and_hears_what_it
         try:
             ask(one, "before")
             wait_until(lambda: one.counters().peers == two.counters().peers == 2, 20, "the child at both")
+            wait_until((tmp_path / "peers.json").exists, 20, "whom it knows, on disk")
             child.send_signal(signal.SIGKILL)
             child.wait()
             wait_until(lambda: one.counters().peers == two.counters().peers == 1, 20, "the child's absence")
