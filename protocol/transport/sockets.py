@@ -43,8 +43,14 @@ _OPTIONS = {
     zmq.BACKLOG: 512,
     zmq.CONNECT_TIMEOUT: 3_000,
     zmq.HANDSHAKE_IVL: 5_000,
-    zmq.HEARTBEAT_IVL: 5_000,
-    zmq.HEARTBEAT_TIMEOUT: 15_000,
+    # A connection that leads nowhere is ended by the kernel. Not by ZMTP's own heartbeats: libzmq 4.3.5 ends the whole
+    # process when one falls due on a connection that was reset while its receive queue was full (its issue 4364).
+    zmq.HEARTBEAT_IVL: 0,
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 5,
+    zmq.TCP_KEEPALIVE_INTVL: 5,
+    zmq.TCP_KEEPALIVE_CNT: 2,
+    zmq.TCP_MAXRT: 15_000,  # also of one whose receive window stays shut
     zmq.RECONNECT_IVL: 100,
     zmq.RECONNECT_IVL_MAX: 2_000,
 }

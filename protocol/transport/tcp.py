@@ -40,7 +40,7 @@ from protocol.limits.networks import prefix_of
 _STATE_AT, _LAST_DATA_AT, _RECEIVED_AT = 0, 52, 128
 _INFO_BYTES = 136
 _ESTABLISHED = 1
-# libzmq ends a silent connection after HEARTBEAT_TIMEOUT (15 s); a broken one at once.
+# The kernel ends a connection that leads nowhere after 15 s, and its state says so; a broken one at once.
 _SILENT_MS = 5_000
 _LINUX = sys.platform == "linux"
 

@@ -1,7 +1,11 @@
 """The ZeroMQ transport by itself: names, both families, endings, and hostile nodes that we dialled."""
 
+import os
 import resource
 import socket
+import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -9,6 +13,7 @@ import psutil
 import pytest
 import zmq
 from zmq.utils import z85
+from zmq.utils.monitor import recv_monitor_message
 
 from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint
@@ -194,6 +199,56 @@ def test_who_proves_a_key_and_says_nothing_valid_is_cut() -> None:
         server.wait_for(Refused, guest, mute, reason="no_hello", link=Link(mute.identity.curve_key, dialled=False))
         mute.wait_for(Closed, server, guest, link=link)
         assert not any(isinstance(event, Closed) for event in guest.seen)
+
+
+def acknowledged(connection: socket.socket) -> int:
+    """Return how many bytes the other end's kernel has taken: tcpi_bytes_acked of Linux's struct tcp_info."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
+    return int(struct.unpack_from("=Q", info, 120)[0])
+
+
+BUSY = """
+import time
+from protocol.credentials.records import Endpoint
+from protocol.identity import Identity
+from protocol.transport.zeromq import ZmqTransport
+identity = Identity.generate()
+transport = ZmqTransport(identity, Endpoint.parse("tcp://127.0.0.1:0", bind=True))
+print(transport.endpoint.port, identity.curve_key.hex(), flush=True)
+while not transport.poll(0.1):
+    pass
+time.sleep(8)
+print(len(transport.poll(1.0)) > 0, flush=True)
+"""
+
+
+@pytest.mark.slow  # a heartbeat of libzmq's, 5 seconds after the last, would end the process
+def test_connections_that_are_reset_while_a_node_is_busy_do_not_end_its_process() -> None:
+    busy = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
+    assert busy.stdout is not None
+    port, key = busy.stdout.readline().split()
+    identity = Identity.generate()
+    with zmq.Context() as context:
+        dealer = context.socket(zmq.DEALER)
+        dealer.linger, dealer.sndhwm = 0, 0
+        dealer.curve_serverkey = z85.encode(bytes.fromhex(key))
+        dealer.curve_publickey, dealer.curve_secretkey = (
+            z85.encode(half) for half in (identity.curve_key, identity.curve_secret)
+        )
+        monitor = dealer.get_monitor_socket(zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        dealer.connect(f"tcp://127.0.0.1:{port}")
+        descriptor = recv_monitor_message(monitor)["value"]
+        recv_monitor_message(monitor)
+        for _ in range(5000):
+            dealer.send(bytes(100))
+        with socket.socket(fileno=os.dup(descriptor)) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+            wait_until(lambda: acknowledged(connection) > 100_000, 20, "more to have come than a busy node takes in")
+        dealer.disable_monitor()
+        monitor.close()
+        dealer.close()
+    assert busy.communicate(timeout=30)[0] == "True\n"
+    assert busy.returncode == 0
 
 
 def hostile_listener(identity: Identity) -> tuple[zmq.Socket, Address]:
