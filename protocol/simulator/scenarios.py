@@ -84,7 +84,7 @@ def _pauses(trial: Trial, seconds: float) -> None:
     while left > 0:
         names = trial.choose(0.1)
         for place, name in enumerate(names):
-            trial.simulation.pause(name, heartbeats=place % 2 == 0)
+            trial.simulation.pause(name, acknowledges=place % 2 == 0)
         trial.pass_time(PAUSE_S)
         for name in names:
             trial.simulation.resume(name)

@@ -164,9 +164,9 @@ class Simulation:
             node.transport.close()
         return tuple(node.core.membership.saved_records)
 
-    def pause(self, name: int, *, heartbeats: bool = False) -> None:
-        """Stop a node as SIGSTOP does; with `heartbeats`, as a call that holds the interpreter does."""
-        self.nodes[name].transport.pause(heartbeats=heartbeats)
+    def pause(self, name: int, *, acknowledges: bool = False) -> None:
+        """Stop a node as SIGSTOP does; where it `acknowledges`, as a call that holds the interpreter does."""
+        self.nodes[name].transport.pause(acknowledges=acknowledges)
 
     def resume(self, name: int) -> None:
         """Let a paused node go on: it reads what came meanwhile, and its unix clock has jumped."""

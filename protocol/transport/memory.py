@@ -3,14 +3,14 @@
 What is true of TCP and ZeroMQ is true here, as far as a core can tell:
 - Frames on a connection arrive in order or not at all. Both ends learn that it closed, also
   when a process is killed. Whoever redials replaces the older connection at the other end.
-- Across a cut, and to a machine that vanished, nothing passes and nothing says so. Heartbeats
-  find out: a connection with one dead direction closes at both ends after `HEARTBEAT_S`.
+- Across a cut, and to a machine that vanished, nothing passes and nothing says so. The
+  kernel finds out: a connection with one dead direction closes at both ends after `KEEPALIVE_S`.
 - A node has one line, of `Conditions.line` bytes a second each way, for all its connections: frames wait
   their turn in it at both ends, first come, first served. Of one connection at most `QUEUE_BYTES` wait
   to leave, then `send` returns False.
 - A paused process takes nothing. Its queues fill up to `QUEUE_BYTES` a connection, then
-  `send` returns False. A stopped one (SIGSTOP) also stops answering heartbeats; one whose
-  interpreter is blocked does not, since ZeroMQ's own thread answers them.
+  `send` returns False. Of a stopped one (SIGSTOP) the kernel, too, takes no more once its buffers are full, and
+  peers' kernels give the connections up; of one whose interpreter is blocked, ZeroMQ's own thread reads on for a while.
 """
 
 import heapq
@@ -24,7 +24,7 @@ from protocol.credentials.records import Address
 from protocol.events import Arrived, Closed, Lane, Link, NetworkEvent, Opened
 from protocol.limits.networks import Scope
 
-HEARTBEAT_S = 15.0  # as the ZeroMQ transport's time-out
+KEEPALIVE_S = 15.0  # as the ZeroMQ transport's sockets have it
 QUEUE_BYTES = 4 << 20  # as the ZeroMQ transport's bound for items, `Limits.max_link_queue_bytes`
 
 
@@ -119,7 +119,7 @@ class MemoryNetwork:
     def split(self, cut: Cut) -> None:
         """Begin a partition: connections across it close once their heartbeats time out."""
         self._cut = cut
-        self.after(HEARTBEAT_S, lambda: self._close_across(cut))
+        self.after(KEEPALIVE_S, lambda: self._close_across(cut))
 
     def heal(self) -> None:
         """End the partition."""
@@ -246,12 +246,12 @@ class MemoryTransport:
         if other is None or other.shut:
             return
         if self.network.stops(self.key, other.owner.key):
-            self.network.after(HEARTBEAT_S, lambda: self.network.post(other, Closed(other.link)))
+            self.network.after(KEEPALIVE_S, lambda: self.network.post(other, Closed(other.link)))
         else:
             self.network.post(other, Closed(other.link))
 
     def close_links(self, which: Callable[[_End], bool]) -> None:
-        """Let those of our links close at this end, as their heartbeats timed out."""
+        """Let those of our links close at this end, as nothing was acknowledged."""
         for end in self._ends.values():
             if which(end):
                 self.network.post(end, Closed(end.link))
@@ -313,15 +313,15 @@ class MemoryTransport:
     def wake(self) -> None:
         """See `Transport.wake`: nobody waits."""
 
-    def pause(self, *, heartbeats: bool) -> None:
-        """Stop reading. Without `heartbeats` (SIGSTOP), all connections close once these time out."""
+    def pause(self, *, acknowledges: bool) -> None:
+        """Stop reading. Unless the kernel `acknowledges` what comes, all connections close in time."""
         self.paused = True
-        if not heartbeats:
+        if not acknowledges:
             self._fall_silent()
 
     def _fall_silent(self) -> None:
         silence = self._silences
-        self.network.after(HEARTBEAT_S, lambda: self._lose_everybody(silence))
+        self.network.after(KEEPALIVE_S, lambda: self._lose_everybody(silence))
 
     def _lose_everybody(self, silence: int) -> None:
         for end in self._ends.values() if silence == self._silences else ():
@@ -344,7 +344,7 @@ class MemoryTransport:
         self.network.detach(self, refuses=True)
 
     def vanish(self) -> None:
-        """Be gone without a word, as a machine without power: peers find out by heartbeats."""
+        """Be gone without a word, as a machine without power: peers find out in time."""
         self.closed = True
         self._fall_silent()
         self.network.detach(self, refuses=False)

@@ -4,7 +4,7 @@ import random
 
 from protocol.credentials.records import Address, Endpoint
 from protocol.events import Arrived, Closed, Link, Opened
-from protocol.transport.memory import HEARTBEAT_S, QUEUE_BYTES, Conditions, Cut, MemoryNetwork, MemoryTransport
+from protocol.transport.memory import KEEPALIVE_S, QUEUE_BYTES, Conditions, Cut, MemoryNetwork, MemoryTransport
 
 A, B = b"A" * 32, b"B" * 32
 TO_B, FROM_A = Link(B, dialled=True), Link(A, dialled=False)
@@ -51,16 +51,16 @@ def test_what_was_on_its_way_to_a_closed_connection_is_lost() -> None:
     assert pair.b.poll(0) == [] and pair.a.poll(0) == [Closed(TO_B)]
 
 
-def test_a_cut_stops_one_way_and_heartbeats_close_both_ends() -> None:
+def test_a_cut_stops_one_way_and_both_ends_close_in_time() -> None:
     pair = Pair()
     pair.network.split(Cut({A: 1}, frozenset({(1, 0)})))
     assert pair.a.send(TO_B, b"vanishes") and pair.b.send(FROM_A, b"arrives")
-    pair.pass_time(HEARTBEAT_S - 1)
+    pair.pass_time(KEEPALIVE_S - 1)
     assert pair.b.poll(0) == [] and pair.a.poll(0) == [Arrived(TO_B, b"arrives")]
     pair.pass_time(1 + SLOW)
     assert pair.b.poll(0) == [Closed(FROM_A)] and pair.a.poll(0) == [Closed(TO_B)]
     pair.a.dial(pair.address)
-    pair.pass_time(HEARTBEAT_S)
+    pair.pass_time(KEEPALIVE_S)
     assert pair.a.poll(0) == []
     pair.a.hang_up(TO_B)
     pair.network.heal()
@@ -72,34 +72,34 @@ def test_a_cut_stops_one_way_and_heartbeats_close_both_ends() -> None:
 def test_a_cut_that_heals_in_time_closes_nothing() -> None:
     pair = Pair()
     pair.network.split(Cut({A: 1}, frozenset({(1, 0), (0, 1)})))
-    pair.pass_time(HEARTBEAT_S - 1)
+    pair.pass_time(KEEPALIVE_S - 1)
     pair.network.heal()
-    pair.pass_time(HEARTBEAT_S)
+    pair.pass_time(KEEPALIVE_S)
     assert pair.a.poll(0) == [] and pair.b.poll(0) == []
 
 
 def test_a_paused_node_takes_a_queue_full_and_reads_it_when_it_goes_on() -> None:
     pair = Pair()
-    pair.b.pause(heartbeats=True)
+    pair.b.pause(acknowledges=True)
     frame = bytes(QUEUE_BYTES // 8)
     assert [pair.a.send(TO_B, frame) for _ in range(9)] == [True] * 8 + [False]
-    pair.pass_time(2 * HEARTBEAT_S)
+    pair.pass_time(2 * KEEPALIVE_S)
     assert pair.a.poll(0) == []
     pair.b.resume()
     assert pair.b.poll(0) == [Arrived(FROM_A, frame)] * 8
     assert pair.a.send(TO_B, b"again")
 
 
-def test_a_stopped_process_loses_its_connections_to_heartbeats() -> None:
+def test_a_stopped_process_loses_its_connections_in_time() -> None:
     pair = Pair()
-    pair.b.pause(heartbeats=False)
-    pair.pass_time(HEARTBEAT_S + SLOW)
+    pair.b.pause(acknowledges=False)
+    pair.pass_time(KEEPALIVE_S + SLOW)
     assert pair.a.poll(0) == [Closed(TO_B)]
     pair.b.resume()
     assert pair.b.poll(0) == [Closed(FROM_A)]
 
 
-def test_a_killed_node_is_missed_at_once_and_a_vanished_one_by_heartbeats() -> None:
+def test_a_killed_node_is_missed_at_once_and_a_vanished_one_in_time() -> None:
     killed, vanished = Pair(), Pair()
     killed.b.close()
     vanished.b.vanish()
@@ -107,11 +107,11 @@ def test_a_killed_node_is_missed_at_once_and_a_vanished_one_by_heartbeats() -> N
         pair.pass_time(SLOW)
     assert killed.a.poll(0) == [Closed(TO_B)] and vanished.a.poll(0) == []
     assert vanished.a.send(TO_B, b"into the void")
-    vanished.pass_time(HEARTBEAT_S + SLOW)
+    vanished.pass_time(KEEPALIVE_S + SLOW)
     assert vanished.a.poll(0) == [Closed(TO_B)]
     for pair in (killed, vanished):
         pair.a.dial(pair.address)
-        pair.pass_time(HEARTBEAT_S)
+        pair.pass_time(KEEPALIVE_S)
     assert killed.a.poll(0) == [Closed(TO_B)] and vanished.a.poll(0) == []  # refused, and no answer
 
 
@@ -122,7 +122,7 @@ def test_who_comes_back_replaces_its_older_connection() -> None:
     again.dial(pair.address)
     pair.pass_time(SLOW)
     again.send(TO_B, b"here again")
-    pair.pass_time(2 * HEARTBEAT_S)
+    pair.pass_time(2 * KEEPALIVE_S)
     assert pair.b.poll(0) == [Arrived(FROM_A, b"here again")] and pair.b.links == 1
 
 
