@@ -415,4 +415,9 @@ def test_nothing_stays_behind_of_members_that_come_and_go(times):
             del second  # also when it is only forgotten
             gc.collect()
             wait_until(lambda: founder.world_size == 1, 10, "the view without it")
-        wait_until(lambda: resources() <= before, 10, "threads and sockets to be given back")
+        few = times // 2  # a thread or socket of something else may have come; one that each left behind would show
+
+        def given_back():
+            return all(now <= was + few for now, was in zip(resources(), before, strict=True))
+
+        wait_until(given_back, 10, "threads and sockets to be given back")
