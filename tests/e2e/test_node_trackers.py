@@ -1,6 +1,6 @@
 """One node with each tracker, offline: its files are read back, and hold each round's reward.
 
-`make slow` installs them first (tests/install_trackers.sh); TensorBoard is in tests/unit/test_node_report_to.py.
+`make long` installs them first (tests/install_trackers.sh); TensorBoard is in tests/unit/test_node_report_to.py.
 """
 
 import json
@@ -31,7 +31,7 @@ for line in sys.stdin:
 BLOCK, HEAD = 32768, 7  # of LevelDB's log, after wandb's own head of as many bytes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])
 def test_a_tracker_is_told_of_each_round(tracker: str, tmp_path: Path) -> None:
     assert (TRACKERS / tracker).is_dir(), "tests/install_trackers.sh has to be run first"

