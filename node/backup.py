@@ -37,7 +37,7 @@ from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import older
 from node.training.checkpoint import Checkpoint, find_damage, latest_checkpoint, sync_tree
 from protocol.identity import Identity
-from protocol.storage import sync_folder
+from protocol.storage import replacing, sync_folder
 
 POOL_FILE = "pool.sqlite"
 ROWS = tuple(name for file in ("metrics.jsonl", EVALUATIONS_FILE) for name in (file, older(Path(file)).name))
@@ -61,6 +61,8 @@ def back_up(folder: Path, file: Path) -> Head:
     """
     if not (folder / CONFIG_FILE).exists():
         raise UserError(f"{folder} is no node's folder, or of one that never ran: it has no {CONFIG_FILE}")
+    if file.exists():
+        raise UserError(f"{file} is there already: choose another name")
     node = _node_of(folder)
     with full_disk_is_clear(file.parent), _scratch(folder / ".backup") as scratch:
         checkpoint = _link_checkpoint(folder / "checkpoints", scratch / "checkpoint")
@@ -78,7 +80,8 @@ def back_up(folder: Path, file: Path) -> Head:
             "time": int(time.time()),
             "round": checkpoint.round if checkpoint else None,
         }
-        with _new_file(file) as out, tarfile.open(fileobj=out, mode="w") as archive:
+        aside = file.with_name(f".{file.name}.writing")
+        with replacing(file, aside, 0o600) as out, tarfile.open(fileobj=out, mode="w") as archive:
             sums = {HEAD: _add_text(archive, HEAD, json.dumps(head))}
             sums |= {name: _add(archive, name, path) for name, path in sources.items() if path.exists()}
             _add_text(archive, SUMS, "".join(f"{total}  {name}\n" for name, total in sums.items()))
@@ -136,25 +139,6 @@ def _scratch(path: Path) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file of the owner's alone that is there whole, or not at all; `UserError` where one is there already."""
-    if path.exists():
-        raise UserError(f"{path} is there already: choose another name")
-    aside = path.with_name(f".{path.name}.writing")
-    aside.unlink(missing_ok=True)  # of a killed backup
-    try:
-        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:  # noqa: PTH123  # modes
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        aside.rename(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.absolute().parent)
 
 
 def _link_checkpoint(checkpoints: Path, into: Path) -> Checkpoint | None:

@@ -12,8 +12,10 @@ What is read is to be checked as if a peer had sent it.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import structlog
 
@@ -30,12 +32,22 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     Raises:
         OSError: the disk is full, the folder is missing or read-only.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with replacing(path, path.with_name(f".{path.name}.{os.getpid()}.tmp"), mode) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path, aside: Path, mode: int) -> Iterator[IO[bytes]]:
+    """Write `aside`, which becomes `path` at the end of the block if nothing was raised, and is gone if something was.
+
+    What a killed process left at `aside` goes first.
+    """
+    aside.unlink(missing_ok=True)
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

@@ -6,60 +6,9 @@ Exit status 1: something that must hold does not; the command that runs that sch
 import argparse
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
 
-from collectives.simulator.schedule import Schedule, Violated
-from collectives.simulator.trial import Trial
+from collectives.simulator.sweep import sweep
 from collectives.types import Partition
-
-CHUNK = 50  # schedules that a process takes at a time: half a second
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a schedule went; `violation` is "" if all that must hold does."""
-
-    seed: int
-    members: int
-    committed: int
-    aborted: int
-    doubtful: int
-    violation: str
-    struck: tuple[str, ...]
-    partition: Partition | None = None  # what all schedules were made to have
-
-    def __str__(self) -> str:
-        """Say what failed, and how to see it again."""
-        again = f"python -m collectives.simulator --schedules 1 --seed {self.seed} --members {self.members}"
-        again += f" --partition {self.partition.value}" if self.partition else ""
-        return f"seed {self.seed}: {self.violation}\n    {'; '.join(self.struck)}\n    again: {again}"
-
-
-def outcome(seed: int, members: int, partition: Partition | None = None) -> Outcome:
-    """Run the schedule of a seed to its end."""
-    trial = Trial(Schedule.draw(seed, members, partition))
-    violation = ""
-    try:
-        trial.run()
-    except Violated as error:
-        violation = str(error)
-    told = trial.history
-    struck = tuple(trial.struck)
-    return Outcome(seed, members, told.committed, told.aborted, told.doubtful, violation, struck, partition)
-
-
-def sweep(seeds: range, members: int, processes: int = 1, partition: Partition | None = None) -> Iterator[Outcome]:
-    """Run many, in the order of their seeds."""
-    run = partial(outcome, members=members, partition=partition)
-    if processes == 1:
-        yield from map(run, seeds)
-        return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(run, seeds, chunksize=CHUNK)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -97,7 +46,5 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-if __name__ == "__main__":  # under its own name, by which other processes find what they are to run
-    from collectives.simulator import __main__ as sweeps  # noqa: PLW0406  # as said
-
-    sys.exit(sweeps.main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,8 +12,8 @@ import sys
 
 import pytest
 
-from collectives.simulator.__main__ import Outcome, outcome, sweep
 from collectives.simulator.schedule import KINDS, MOMENTS, Schedule
+from collectives.simulator.sweep import Outcome, outcome, sweep
 
 BATCHES = 4  # so that a failure shows early, and workers could share them
 
@@ -83,7 +83,7 @@ def test_the_command_runs_schedules_in_several_processes() -> None:
 
 
 def test_a_seed_is_always_the_same_trial() -> None:
-    script = "from collectives.simulator.__main__ import outcome; print([outcome(seed, 6) for seed in range(60, 63)])"
+    script = "from collectives.simulator.sweep import outcome; print([outcome(seed, 6) for seed in range(60, 63)])"
     told = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONHASHSEED": "1"},  # the order of a set of ids is another one in another process

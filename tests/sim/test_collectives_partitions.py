@@ -11,7 +11,7 @@ import pytest
 from collectives.agreement import messages
 from collectives.agreement.events import ADMIT, Action, Begin, Install, Send
 from collectives.agreement.views import ADMIT_TAG, View
-from collectives.simulator.__main__ import sweep
+from collectives.simulator.sweep import sweep
 from collectives.types import Partition
 from tests.agreements import IDS, Group
 

@@ -1,0 +1,56 @@
+"""Many schedules, on several processes."""
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+
+from collectives.simulator.schedule import Schedule, Violated
+from collectives.simulator.trial import Trial
+from collectives.types import Partition
+
+CHUNK = 50  # schedules that a process takes at a time: half a second
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a schedule went; `violation` is "" if all that must hold does."""
+
+    seed: int
+    members: int
+    committed: int
+    aborted: int
+    doubtful: int
+    violation: str
+    struck: tuple[str, ...]
+    partition: Partition | None = None  # what all schedules were made to have
+
+    def __str__(self) -> str:
+        """Say what failed, and how to see it again."""
+        again = f"python -m collectives.simulator --schedules 1 --seed {self.seed} --members {self.members}"
+        again += f" --partition {self.partition.value}" if self.partition else ""
+        return f"seed {self.seed}: {self.violation}\n    {'; '.join(self.struck)}\n    again: {again}"
+
+
+def outcome(seed: int, members: int, partition: Partition | None = None) -> Outcome:
+    """Run the schedule of a seed to its end."""
+    trial = Trial(Schedule.draw(seed, members, partition))
+    violation = ""
+    try:
+        trial.run()
+    except Violated as error:
+        violation = str(error)
+    told = trial.history
+    struck = tuple(trial.struck)
+    return Outcome(seed, members, told.committed, told.aborted, told.doubtful, violation, struck, partition)
+
+
+def sweep(seeds: range, members: int, processes: int = 1, partition: Partition | None = None) -> Iterator[Outcome]:
+    """Run many, in the order of their seeds."""
+    run = partial(outcome, members=members, partition=partition)
+    if processes == 1:
+        yield from map(run, seeds)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(run, seeds, chunksize=CHUNK)
