@@ -7,8 +7,9 @@ A backup is a tar archive, readable by its owner alone, as it holds the node's k
     SHA256SUMS      a line for each of the others, as sha256sum(1) writes and checks them
 
 **While the node runs.** A checkpoint is whole or absent, and never changes: its files are linked into a folder of
-their own first, so that they stay when the node removes it. Then the rows of rounds are taken, which are never behind
-a checkpoint; those beyond it are forgotten when a node goes on from there. The pool is copied by SQLite itself. The
+their own first, so that they stay when the node removes it. Then the rows and the record of rounds are taken, which are
+never behind a checkpoint; rows beyond it are forgotten when a node goes on from there, and a record's rounds stand there
+twice. The pool is copied by SQLite itself. The
 uses of invites come last: what was granted later the restored node does not know, though the peers do that admitted it.
 
 **After kill -9.** The archive is written aside and renamed; a folder is filled aside and renamed, too. What a killed
@@ -32,6 +33,7 @@ from typing import IO, Any
 
 from node.errors import UserError
 from node.founding import GRANT_FILE, MANIFEST_FILE, REVOCATIONS_FILE, USES_FILE
+from node.journal import JOURNAL_FILE, OLDER_FILE
 from node.state_folder import CONFIG_FILE, KEY_FILE, SETTINGS_FILE, full_disk_is_clear, sole_process_of
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import older
@@ -40,7 +42,10 @@ from protocol.identity import Identity
 from protocol.storage import replacing, sync_folder
 
 POOL_FILE = "pool.sqlite"
-ROWS = tuple(name for file in ("metrics.jsonl", EVALUATIONS_FILE) for name in (file, older(Path(file)).name))
+ROWS = (
+    *(name for file in ("metrics.jsonl", EVALUATIONS_FILE) for name in (file, older(Path(file)).name)),
+    *(JOURNAL_FILE, OLDER_FILE),
+)
 FILES = (KEY_FILE, CONFIG_FILE, SETTINGS_FILE, MANIFEST_FILE, GRANT_FILE, REVOCATIONS_FILE, "peers.json", "address")
 HEAD, SUMS = "backup.json", "SHA256SUMS"
 FORMAT = 1

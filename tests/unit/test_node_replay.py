@@ -10,6 +10,7 @@ import msgpack
 import pytest
 
 from node import journal as journals
+from node.backup import back_up, restore
 from node.cli.app import run
 from node.config import NodeConfig, parse_config
 from node.engines.hf import HfEngine
@@ -129,6 +130,18 @@ def test_the_record_alone_is_enough(folder: Path, tmp_path_factory: pytest.TempP
     copy = tmp_path_factory.mktemp("copy")
     shutil.copy(folder / JOURNAL_FILE, copy)
     assert [one.difference for one in replay(copy)] == ["", "", ""]
+
+
+def test_it_reaches_behind_a_restore(folder: Path) -> None:
+    config = config_of(folder)
+    live(config, folder, 0, 12, max_bytes=6000)  # two files
+    (folder / "config.json").write_text("{}")
+    before = [(one.number, one.difference) for one in replay(folder)]
+    back_up(folder, folder / "n0.tar")
+    restore(folder / "n0.tar", folder / "again")
+    assert (folder / "again" / OLDER_FILE).exists()
+    live(config, folder / "again", 10, 13)
+    assert [(one.number, one.difference) for one in replay(folder / "again")] == [*before, (11, ""), (12, ""), (13, "")]
 
 
 def rewritten(folder: Path, change: object) -> None:
