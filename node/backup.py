@@ -6,11 +6,11 @@ A backup is a tar archive, readable by its owner alone, as it holds the node's k
     ...             the files of `FILES` that are there, the pool, the newest whole checkpoint
     SHA256SUMS      a line for each of the others, as sha256sum(1) writes and checks them
 
-**While the node runs.** A checkpoint is whole or absent, and never changes: its files are linked into a folder of
-their own first, so that they stay when the node removes it. Then the rows and the record of rounds are taken, which are
-never behind a checkpoint; rows beyond it are forgotten when a node goes on from there, and a record's rounds stand there
-twice. The pool is copied by SQLite itself. The
-uses of invites come last: what was granted later the restored node does not know, though the peers do that admitted it.
+**While the node runs.** A checkpoint is whole or absent, and never changes: its files are linked into a folder of their
+own first, so that they stay when the node removes it. Then the rows and the record of rounds are taken, which are never
+behind a checkpoint; rows beyond it are forgotten when a node goes on from there, and a record's rounds stand there
+twice. The pool is copied by SQLite itself. The uses of invites come last: what was granted later the restored node does
+not know, though the peers do that admitted it.
 
 **After kill -9.** The archive is written aside and renamed; a folder is filled aside and renamed, too. What a killed
 backup or restore leaves behind begins with a dot, and the next one removes it.
