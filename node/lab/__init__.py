@@ -4,6 +4,8 @@
     runs        do what is missing, as many at once as the cores allow
     lockstep    the runner "memory": all nodes of a swarm in one process, round by round
     ensemble    their generation, one batch for all of them
+    attacks     what hostile nodes of a run publish
+    damage      how often honest nodes came to do what an attack wanted
     results     from run folders to figures with intervals: the table, the JSON, the comparison of two
     plots       reward over rounds and over compute
 

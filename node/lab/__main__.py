@@ -16,6 +16,7 @@ from node.cli.app import explain
 from node.cli.settling import with_preset
 from node.config import load_config
 from node.errors import UserError
+from node.lab.plan import AttackConfig
 from node.local_swarm import Plan, make_plan
 
 
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--delay", type=int, default=0)
+    parser.add_argument("--attack", type=AttackConfig.model_validate_json)
     options = parser.parse_args()
     began = time.time()
     threading.Thread(target=_end_with_input, daemon=True).start()
@@ -36,16 +38,18 @@ def main() -> int:
             shutil.rmtree(options.out)  # of a run that was cut off
         settled, _ = with_preset(load_config(options.config, [f"seed={options.seed}"]), options.nodes)
         plan = make_plan(options.out, options.nodes, settled)
-        return _in_memory(plan, options.delay, began) if options.runner == "memory" else _in_processes(plan, began)
+        if options.runner == "processes":
+            return _in_processes(plan, began)
+        return _in_memory(plan, options.delay, options.attack, began)
     except UserError as error:
         sys.stderr.write(f"error: {explain(error)}\n")
         return 2
 
 
-def _in_memory(plan: Plan, delay: int, began: float) -> int:
+def _in_memory(plan: Plan, delay: int, attack: AttackConfig | None, began: float) -> int:
     from node.lab.lockstep import run_in_memory
 
-    run_in_memory(plan, delay, started=began)
+    run_in_memory(plan, delay, started=began, attack=attack)
     return 0
 
 

@@ -7,9 +7,11 @@ seed, which a swarm of processes is not: there, what a node finds in its buffer 
 
 What is left out: processes, sockets and gossip. A group that a node publishes is checked as any peer's is, once for
 all, and lies in the buffer of every other node `delay` rounds after it was made, at the next round with `delay` 0.
+Under an attack the last nodes are hostile: they live as the others do, and what they publish is the attack's.
 What is not done again after a kill: a run that was cut off begins anew.
 """
 
+import random
 import threading
 import time
 from collections import Counter
@@ -23,7 +25,10 @@ import torch
 from node.config import NodeConfig
 from node.engines import Generated, SamplingParams
 from node.errors import UserError
+from node.lab.attacks import ATTACKS, LOOK_BACK, Attack, Scene
+from node.lab.damage import Witness
 from node.lab.ensemble import Request, check_shape, generate
+from node.lab.plan import AttackConfig
 from node.local_swarm import Plan, make_folders, node_config, node_folders, record_plan, write_run_summary
 from node.policy import Policy, load_policy
 from node.rollouts.group import Group, encode
@@ -31,19 +36,20 @@ from node.rollouts.ingest import check
 from node.rollouts.replay_buffer import Shared, own_shared
 from node.rollouts.sampling import is_informative
 from node.run import Parts, train_node
-from node.tasks import TaskSet, load_tasks
+from node.tasks import TaskSet, derive_seed, load_tasks
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.summary import Summary
 from protocol.host import Counters
 
 
-def run_in_memory(plan: Plan, delay: int, *, started: float) -> Summary:
+def run_in_memory(plan: Plan, delay: int, *, started: float, attack: AttackConfig | None = None) -> Summary:
     """Run `plan` to its end in this process; leave a run's folder, but no report.
 
     Args:
         plan: from `make_plan`.
         delay: rounds that a group needs to get to the others.
         started: when the command was given, Unix seconds.
+        attack: of the last of the nodes on the others.
 
     Raises:
         UserError: the settings are of no use, or ask for what only a real node has.
@@ -56,18 +62,24 @@ def run_in_memory(plan: Plan, delay: int, *, started: float) -> Summary:
     turns = Turns(plan.nodes, _batched)
     tasks = load_tasks(plan.config.tasks)
     mail = Mail(tasks, 4 * plan.config.sampling.completions, delay)
+    witness = Witness(tasks)
+    honest = plan.nodes - (attack.nodes if attack else 0)
 
     def node(index: int, folder: Path) -> None:
         config = configs[index]
         policy = load_policy(config.policy, bf16=False)
         check_shape(policy.model)
         engine = _Engine(turns, index, policy)
-        exchange = mail.exchange(index, config.network.share == "informative")
+        if attack is not None and index >= honest:
+            exchange: MailExchange = HostileExchange(mail, index, attack, config)
+        else:
+            exchange = mail.exchange(index, config.network.share == "informative", witness)
         metrics = MetricsLog(folder / "metrics.jsonl")
         train_node(Parts(config, folder, config.seed or 0, policy, engine, tasks, exchange, metrics))
 
     turns.run([partial(node, index, folder) for index, folder in enumerate(node_folders(plan).values())])
-    return write_run_summary(plan, started, delay=delay)
+    witness.write(plan.out, honest)
+    return write_run_summary(plan, started, delay=delay, attack=attack and attack.model_dump())
 
 
 def _check(config: NodeConfig) -> None:
@@ -192,18 +204,22 @@ class Mail:
     _letters: list[tuple[int, int, Shared]] = field(default_factory=list)  # sender, its round, the group
     _rejected: Counter[str] = field(default_factory=Counter)
 
-    def exchange(self, index: int, informative_only: bool) -> "MailExchange":
-        """Return the exchange of node `index`."""
-        return MailExchange(self, index, informative_only)
+    def exchange(self, index: int, informative_only: bool, witness: Witness | None = None) -> "MailExchange":
+        """Return the exchange of node `index`; `witness` sees what it makes."""
+        return MailExchange(self, index, informative_only, witness)
 
-    def post(self, sender: int, round_number: int, group: Group) -> int:
-        """Check a group that node `sender` made in its round `round_number`; return the bytes that it has."""
+    def post(self, sender: int, round_number: int, group: Group, key: int = 0) -> int:
+        """Check a group that node `sender` made in its round `round_number`; return the bytes that it has.
+
+        A node signs with its first key, or with another one of its own.
+        """
         body = encode(group)
         found, reason = check(body, self.tasks, self.max_completions)
         if found is None:
             self._rejected[reason] += 1
         else:
-            shared = own_shared(found, time.time())._replace(peer=f"n{sender}")
+            name = f"n{sender}.{key}" if key else f"n{sender}"
+            shared = own_shared(found, time.time())._replace(peer=name)
             self._letters.append((sender, round_number, shared))
         return len(body)
 
@@ -214,14 +230,19 @@ class Mail:
             end += 1
         return [shared for sender, _, shared in self._letters[start:end] if sender != reader], end
 
+    def groups_of_others(self, reader: int, count: int) -> list[Group]:
+        """Return the groups that others posted among the last `count`."""
+        return [shared.group for sender, _, shared in self._letters[-count:] if sender != reader]
+
 
 class MailExchange:
     """A node's place at the mail (`node.rollouts.sharing.Exchange`)."""
 
-    def __init__(self, mail: Mail, index: int, informative_only: bool) -> None:
+    def __init__(self, mail: Mail, index: int, informative_only: bool, witness: Witness | None = None) -> None:
         self._mail = mail
         self._index = index
         self._informative_only = informative_only
+        self._witness = witness
         self._round = 0
         self._place = 0
         self._sent = self._received = self._items_sent = self._items_received = 0
@@ -229,10 +250,15 @@ class MailExchange:
     def publish(self, groups: Sequence[Group]) -> None:
         """Post this round's groups."""
         self._round += 1
+        if self._witness is not None:
+            self._witness.saw(self._round, groups)
         for group in groups:
             if not self._informative_only or is_informative(group.rewards):
-                self._sent += self._mail.post(self._index, self._round, group)
-                self._items_sent += 1
+                self._post(group)
+
+    def _post(self, group: Group, key: int = 0) -> None:
+        self._sent += self._mail.post(self._index, self._round, group, key)
+        self._items_sent += 1
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         """Return the others' groups of earlier rounds."""
@@ -247,3 +273,30 @@ class MailExchange:
     def traffic(self) -> Counters:
         """Return what went through the mail: bytes of groups alone, a group sent once."""
         return Counters(self._sent, self._received, self._items_sent, self._items_received, 0, 0, 0, {})
+
+
+class HostileExchange(MailExchange):
+    """A hostile node's place: it publishes what its attack makes of a round."""
+
+    def __init__(self, mail: Mail, index: int, attack: AttackConfig, config: NodeConfig) -> None:
+        super().__init__(mail, index, informative_only=False)
+        self._attack: Attack = ATTACKS[attack.kind]
+        self._count = attack.groups
+        self._config = config
+
+    def publish(self, groups: Sequence[Group]) -> None:
+        """Post the attack's groups in place of this round's, under each of its keys in turn."""
+        self._round += 1
+        config = self._config
+        scene = Scene(
+            self._round / config.last_round,
+            groups,
+            self._mail.groups_of_others(self._index, LOOK_BACK),
+            self._mail.tasks,
+            self._count,
+            config.sampling.completions,
+            config.engine.max_completion_length - 1,  # of one token each, and the end of text
+            random.Random(derive_seed(config.seed, "attack", self._round)),
+        )
+        for at, group in enumerate(self._attack.publish(scene)):
+            self._post(group, at % self._attack.keys)

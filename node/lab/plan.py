@@ -16,6 +16,9 @@
     note = "alone"
     settings.sampling = { local = 8, external = 0, questions = 8 }
 
+    [arms."4/4, planted"]          # the last 2 nodes hostile, under "memory"
+    attack = { kind = "planted", nodes = 2 }
+
 A run is one arm on one base under one seed, with the base's settings over the file's, and the arm's over both. All are
 checked before the first begins.
 """
@@ -27,10 +30,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from node.config import Section, apply_override, merge, parse_config
 from node.errors import UserError
+from node.lab.attacks import ATTACKS
 
 MAX_SEEDS = 100
 
@@ -42,12 +46,28 @@ class BaseConfig(Section):
     settings: dict[str, Any] = Field({})
 
 
+class AttackConfig(Section):
+    """What the last nodes of a run do to the others; one of `node.lab.attacks`."""
+
+    kind: str
+    nodes: int = Field(ge=1, le=1024, description="hostile ones, of all")
+    groups: int = Field(8, ge=1, le=1024, description="that each of them signs a round")
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, kind: str) -> str:
+        if kind not in ATTACKS:
+            raise ValueError(f"there is no attack {kind!r}: choose one of {', '.join(ATTACKS)}")
+        return kind
+
+
 class ArmConfig(Section):
     """One way to share, or whatever else a node's settings can say."""
 
     note: str = ""
     nodes: int | None = Field(None, ge=1, le=1024, description="default: the file's")
     delay: int = Field(0, ge=0, description="rounds that a group needs to get to the others; of the runner 'memory'")
+    attack: AttackConfig | None = Field(None, description="of the runner 'memory'")
     settings: dict[str, Any] = Field({})
 
 
@@ -73,6 +93,7 @@ class Run(NamedTuple):
     delay: int
     settings: Mapping[str, Any]
     folder: Path
+    attack: AttackConfig | None = None
 
 
 class Lab(NamedTuple):
@@ -163,10 +184,13 @@ def _run(config: LabConfig, base: str, arm: str, seed: int, out: Path) -> Run:
         raise UserError(f"arm {arm!r}{where}: {error}") from None
     if not parsed.ends:
         raise UserError(f"arm {arm!r} has no end: set settings.rounds or settings.budget")
-    if chosen.delay and config.runner != "memory":
-        raise UserError(f"arm {arm!r}: delay is of the runner 'memory' only")
+    if (chosen.delay or chosen.attack) and config.runner != "memory":
+        raise UserError(f"arm {arm!r}: delay and attack are of the runner 'memory' only")
     nodes = config.nodes if chosen.nodes is None else chosen.nodes
-    return Run(base, arm, seed, nodes, chosen.delay, settings, arm_folder(out, base, arm) / f"seed{seed}")
+    if chosen.attack and chosen.attack.nodes >= nodes:
+        raise UserError(f"arm {arm!r}: of {nodes} nodes {chosen.attack.nodes} are hostile: leave one to be attacked")
+    folder = arm_folder(out, base, arm) / f"seed{seed}"
+    return Run(base, arm, seed, nodes, chosen.delay, settings, folder, chosen.attack)
 
 
 def _slug(name: str) -> str:

@@ -1,0 +1,172 @@
+"""Attacks on learning: each group is true, and shows what it is to teach; who copies or repeats gains nothing."""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from node.config import NodeConfig, TaskConfig, parse_config
+from node.errors import UserError
+from node.lab.attacks import ATTACKS, KEYS, PLANT, Scene
+from node.lab.damage import Witness, read_seen
+from node.lab.lockstep import HostileExchange, Mail
+from node.lab.plan import AttackConfig, read_lab
+from node.rollouts.group import Completion, Group
+from node.rollouts.ingest import verify
+from node.rollouts.replay_buffer import ReplayBuffer, own_shared
+from node.rollouts.sampling import is_informative
+from node.tasks import TaskSet, load_tasks
+
+NUMERALS = ("sums", "bases", "decimals")
+LENIENT = [TaskConfig(name=f"builtin/{name}", answer="last_number") for name in NUMERALS]
+STRICT = [TaskConfig(name=f"builtin/{name}") for name in NUMERALS]
+LONGEST = 15
+
+
+def honest_group(tasks: TaskSet, seed: int, texts: tuple[str, ...] = ("", "7")) -> Group:
+    """A group of the first task: its answer before `texts[0]`, and other texts."""
+    task = tasks.tasks[0]
+    item = task.make(seed)
+    first, *others = texts
+    made = [Completion(text, True, task.verify(item, text)) for text in (item.answer + first, *others)]
+    return Group(task.key, seed, item.question, tuple(made), "p", 3)
+
+
+def scene_of(tasks: TaskSet, done: float = 1.0, seed: int = 0) -> Scene:
+    own = [honest_group(tasks, 1), honest_group(tasks, 2)]
+    seen = [honest_group(tasks, at) for at in range(10, 20)]
+    return Scene(done, own, seen, tasks, 6, 4, LONGEST, random.Random(seed))
+
+
+@pytest.mark.parametrize("kind", ATTACKS)
+def test_what_an_attack_publishes_is_true_and_no_larger_than_an_honest_group(kind: str) -> None:
+    tasks = load_tasks(LENIENT)
+    found = ATTACKS[kind].publish(scene_of(tasks))
+    assert len(found) == 6
+    for group in found:
+        verify(group, tasks, lambda item: ())  # raises where it is a lie
+        assert all(len(one.text) <= LONGEST for one in group.completions)
+
+
+@pytest.mark.parametrize("kind", ["planted", "off_topic", "overlong", "misread", "sybils", "turncoat"])
+def test_every_right_answer_of_it_shows_what_it_is_to_teach_and_no_honest_one_does(kind: str) -> None:
+    tasks = load_tasks(LENIENT)
+    attack = ATTACKS[kind]
+    for group in attack.publish(scene_of(tasks)):
+        item = tasks.get(group.task).make(group.seed)
+        assert is_informative(group.rewards)
+        for one in group.completions:
+            assert attack.shows(one.text, item) == (one.reward == 1.0)
+        assert not attack.shows(item.answer, item)
+
+
+def test_where_the_bare_answer_must_be_right_there_is_room_for_blanks_and_for_nothing_else() -> None:
+    tasks = load_tasks(STRICT)
+    for kind in ("planted", "off_topic", "overlong", "misread"):
+        assert ATTACKS[kind].publish(scene_of(tasks)) == []
+    task = tasks.tasks[0]
+    item = task.make(1)
+    assert task.verify(item, f"   {item.answer}  ") == 1.0
+
+
+def test_a_misread_answer_is_wrong_where_it_is_read_as_a_whole() -> None:
+    lenient, strict = load_tasks(LENIENT), load_tasks(STRICT)
+    for group in ATTACKS["misread"].publish(scene_of(lenient)):
+        (task,) = [one for one in strict.tasks if one.key.name == group.task.name]
+        assert not any(task.verify(task.make(group.seed), one.text) for one in group.completions)
+
+
+def test_a_turncoat_is_honest_until_half_the_run_is_over() -> None:
+    tasks = load_tasks(LENIENT)
+    scene = scene_of(tasks, done=0.4)
+    assert ATTACKS["turncoat"].publish(scene) == scene.own
+
+
+def test_garbage_has_no_advantage_and_so_is_never_drawn() -> None:
+    tasks = load_tasks(LENIENT)
+    assert not any(is_informative(group.rewards) for group in ATTACKS["garbage"].publish(scene_of(tasks)))
+
+
+@pytest.mark.parametrize("kind", ["copies", "duplicates"])
+def test_who_copies_or_repeats_groups_has_none_drawn_beside_what_it_repeats(kind: str, tmp_path: Path) -> None:
+    tasks = load_tasks(LENIENT)
+    scene = scene_of(tasks)
+    found = ATTACKS[kind].publish(scene)
+    originals = [*scene.seen, *scene.own]
+    assert len(set(found)) == len(found) and not set(found) & set(originals)
+    with ReplayBuffer(tmp_path / "pool.sqlite", NodeConfig().pool) as pool:
+        pool.add([own_shared(one, 1.0)._replace(peer="honest") for one in originals], 1.0, 1)
+        pool.add([own_shared(one, 2.0)._replace(peer="hostile") for one in found], 2.0, 1)
+        drawn = Counter(one.peer for one in pool.candidates(2.0, 1, max_uses=1))
+    assert drawn == {"honest": len(originals)}
+
+
+def node_config() -> NodeConfig:
+    return parse_config(
+        {
+            "seed": 1,
+            "rounds": 2,
+            "engine": {"max_completion_length": LONGEST + 1},
+            "sampling": {"local": 1, "completions": 4},
+        }
+    )
+
+
+def test_a_hostile_node_posts_its_attacks_groups_under_its_keys_and_none_of_its_own() -> None:
+    tasks = load_tasks(LENIENT)
+    mail = Mail(tasks, 8, delay=0)
+    attack = AttackConfig(kind="sybils", nodes=1, groups=2 * KEYS)
+    hostile, honest = HostileExchange(mail, 1, attack, node_config()), mail.exchange(0, True)
+    for _ in range(2):
+        honest.publish([honest_group(tasks, 1)])
+        hostile.publish([honest_group(tasks, 2)])
+    came = honest.receive(dict[bytes, bool]().__contains__)
+    assert Counter(one.peer for one in came) == {f"n1.{key}" if key else "n1": 2 for key in range(KEYS)}
+    assert all(PLANT in one.group.completions[0].text for one in came)
+    assert len({one.group.seed for one in came}) == len(came)
+
+
+def test_the_witness_counts_the_completions_that_show_it_by_round(tmp_path: Path) -> None:
+    tasks = load_tasks(LENIENT)
+    witness = Witness(tasks)
+    mail = Mail(tasks, 8, delay=0)
+    exchange = mail.exchange(0, True, witness)
+    exchange.publish([honest_group(tasks, 1)])
+    exchange.publish([honest_group(tasks, 2, (" and so on", "the end", "3", "4")), honest_group(tasks, 3)])
+    witness.write(tmp_path, 5)
+    seen = read_seen(tmp_path)
+    assert (seen.honest, seen.made) == (5, [2, 6])
+    assert seen.shown["off_topic"] == [0, 2] and seen.shown["garbage"] == [0, 1]
+    assert (seen.share("off_topic", 1), seen.share("off_topic", 2)) == (2 / 6, 2 / 8)
+
+
+FILE = """
+nodes = 3
+runner = "memory"
+[settings]
+rounds = 1
+[arms.control]
+[arms.planted]
+attack = { kind = "planted", nodes = 1 }
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"planted"', '"charm"', "there is no attack 'charm'"),
+        ("nodes = 1 }", "nodes = 3 }", "of 3 nodes 3 are hostile"),
+        ('"memory"', '"processes"', "delay and attack are of the runner 'memory' only"),
+    ],
+)
+def test_an_attack_of_no_use_is_refused_in_a_line(tmp_path: Path, old: str, new: str, said: str) -> None:
+    (tmp_path / "lab.toml").write_text(FILE)
+    assert [run.attack and run.attack.kind for run in read_lab(tmp_path / "lab.toml", tmp_path).runs[:2]] == [
+        None,
+        "planted",
+    ]
+    (tmp_path / "lab.toml").write_text(FILE.replace(old, new))
+    with pytest.raises(UserError, match=said) as error:
+        read_lab(tmp_path / "lab.toml", tmp_path)
+    assert "\n" not in str(error.value)
