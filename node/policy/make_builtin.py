@@ -1,4 +1,4 @@
-"""Make the built-in policy: `python -m node.policy.make_builtin [--out FOLDER]`.
+"""Make the built-in policy: `python -m node.policy.make_builtin [--start sparse|middling|dense] [--out FOLDER]`.
 
 A model that answers well leaves reinforcement learning nothing to do, and one that
 never answers right leaves it nothing to learn from. So the policy is made in two
@@ -7,6 +7,8 @@ shown random digits for an answer. The skill stays in its weights but seldom spe
 about one completion in two hundred is right, the sparse regime of real post-training.
 (Answers to other questions in place of digits would not do: they teach the model to
 guess, and a guess at a weekday is right once in seven.)
+
+Experiments want denser starts too: those are shown a share of right answers again, for a hundred steps more.
 
 The same seed gives the same weights on the same machine and library versions.
 """
@@ -46,6 +48,13 @@ class Recipe:
     hide_steps: int = 250
     hide_rate: float = 3e-4
     right: float = 0.065
+    show_steps: int = 100
+    show_rate: float = 1e-3
+    shown: float = 0.0  # the share of right answers that it is shown last; 0: it is not
+
+
+STARTS = {"sparse": Recipe(), "middling": Recipe(shown=0.4), "dense": Recipe(shown=0.7)}
+"""How much of the skill speaks: about 0.5, 7 and 26 % of completions are right."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -181,6 +190,9 @@ def make(recipe: Recipe, folder: Path) -> None:
     _report(pass_rates(model, tokenizer, tasks_of(recipe), 128, 4))
     print("hiding the skill")
     train(model, tokenizer, recipe, recipe.right, recipe.hide_steps, recipe.hide_rate)
+    if recipe.shown:
+        print("showing some of it")
+        train(model, tokenizer, recipe, recipe.shown, recipe.show_steps, recipe.show_rate)
     _report(pass_rates(model, tokenizer, tasks_of(recipe), 256, 16))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -196,9 +208,12 @@ def main() -> None:
     """Parse the command line and make the policy."""
     parser = argparse.ArgumentParser(prog="python -m node.policy.make_builtin", description="Make the built-in policy.")
     parser.add_argument("--out", type=Path, default=BUILTIN, help="folder to write (default: the package's own)")
+    parser.add_argument("--start", choices=STARTS, default="sparse", help="how much of the skill speaks")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     arguments = parser.parse_args()
-    make(replace(Recipe(), seed=arguments.seed), arguments.out)
+    if arguments.start != "sparse" and arguments.out == BUILTIN:
+        parser.error(f"--start {arguments.start} wants an --out: the package ships the sparse one")
+    make(replace(STARTS[arguments.start], seed=arguments.seed), arguments.out)
 
 
 if __name__ == "__main__":
