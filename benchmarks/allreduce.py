@@ -6,12 +6,14 @@ Ranks are processes. One round: every rank has its values ready, all start at th
 the time is that until the last one has the sum in its buffer; what it has is then checked. Rounds of
 all implementations alternate, so that a busy machine is busy for each. Ours and gloo share processes.
 
-    gossamer             encrypt=False, what the others do; ranks of one machine use Unix sockets
-    gossamer-tcp         the same over TCP, as between machines
-    gossamer-encrypted   the default, over Unix sockets
-    gloo                 torch.distributed, on loopback
-    pccl                 pypccl 1.0.0 under an interpreter of its own, where it can be loaded:
-                         it wants Python 3.12 and NVIDIA's libcuda.so.1, even for host memory
+    gossamer                    over Unix sockets, as ranks of one machine have them; not encrypted
+    gossamer-encrypted          the default, over Unix sockets
+    gossamer-tcp                over TCP, as between machines, and unauthenticated, as the others are
+    gossamer-tcp-authenticated  the same, authenticated
+    gossamer-tcp-encrypted      the default, over TCP
+    gloo                        torch.distributed, on loopback
+    pccl                        pypccl 1.0.0 under an interpreter of its own, where it can be loaded:
+                                it wants Python 3.12 and NVIDIA's libcuda.so.1, even for host memory
 
 Three more parts, on request. `link`: two ranks in network namespaces (Linux, root), each sending through a
 token bucket (tbf) of 200 Mbit/s; int8 against float32. `delay`: two ranks through a proxy that delays
@@ -35,6 +37,16 @@ from benchmarks.slow_links import delayed, shaped
 
 Row = dict[str, Any]
 
+OURS = {  # what each of ours is connected with
+    "gossamer": {"protection": "authenticated", "streams": 1, "local": True},
+    "gossamer-tcp": {"protection": "unauthenticated", "streams": 1, "local": False},
+}
+PROTECTED = {
+    "gossamer-encrypted": {"protection": "encrypted", "streams": 1, "local": True},
+    "gossamer-tcp-authenticated": {"protection": "authenticated", "streams": 1, "local": False},
+    "gossamer-tcp-encrypted": {"protection": "encrypted", "streams": 1, "local": False},
+}
+
 LINK_MIB, LINK_MBIT = 32, 200.0
 DELAY_MIB, DELAY_S, WINDOW_BYTES = 32, 0.05, 256 << 10
 STREAMS = (1, 8)
@@ -47,7 +59,7 @@ def run(  # noqa: PLR0913  # one option each
     mib: Sequence[int] = (4, 64, 256),
     runs: int = 7,
     against: Sequence[str] = ("gloo",),
-    encrypted: bool = False,
+    protected: bool = False,
     pccl_python: str = "",
     link: bool = False,
     delay: bool = False,
@@ -60,7 +72,7 @@ def run(  # noqa: PLR0913  # one option each
         mib: sizes of the tensor (float32) in MiB.
         runs: rounds of each; one more comes before them and does not count.
         against: "gloo", "pccl", or both.
-        encrypted: whether to measure our encrypted connections too.
+        protected: whether to measure what protection costs too.
         pccl_python: an interpreter that has pypccl; empty: this one.
         link: measure codecs on a slow link.
         delay: measure streams on a long one.
@@ -68,8 +80,7 @@ def run(  # noqa: PLR0913  # one option each
     """
     ratios: dict[str, dict[str, float]] = {}
     for count in ranks:
-        impls = ["gossamer", "gossamer-tcp"]
-        impls += [*(["gossamer-encrypted"] if encrypted else []), *(["gloo"] if "gloo" in against else [])]
+        impls = [*OURS, *(PROTECTED if protected else []), *(["gloo"] if "gloo" in against else [])]
         with ExitStack() as stack:
             sides = dict.fromkeys(impls, _ours(stack, count, impls))
             if "pccl" in against:
@@ -85,7 +96,9 @@ def run(  # noqa: PLR0913  # one option each
                 for name, ours, theirs in (
                     *((impl, "gossamer", impl) for impl in ("gloo", "pccl")),
                     *((f"{impl}, tcp", "gossamer-tcp", impl) for impl in ("gloo", "pccl")),
-                    ("encrypted", "gossamer-encrypted", "gossamer"),
+                    ("encrypted over plain", "gossamer-encrypted", "gossamer"),
+                    ("authenticated over plain, tcp", "gossamer-tcp-authenticated", "gossamer-tcp"),
+                    ("encrypted over plain, tcp", "gossamer-tcp-encrypted", "gossamer-tcp"),
                 ):
                     if ours in medians and theirs in medians:
                         ratios.setdefault(name, {})[f"ranks={count} mib={size}"] = medians[ours] / medians[theirs]
@@ -100,14 +113,10 @@ def run(  # noqa: PLR0913  # one option each
 
 def _ours(stack: ExitStack, count: int, impls: Sequence[str]) -> Ranks:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
-    groups = {
-        impl: {"encrypt": impl == "gossamer-encrypted", "streams": 1, "local": impl != "gossamer-tcp"}
-        for impl in impls
-        if impl != "gloo"
-    }
     ranks = stack.enter_context(Ranks([[sys.executable, "-m", "benchmarks.allreduce_rank"]] * count))
-    for name, options in groups.items():
-        ranks.found(name, options, TIMEOUT_S)
+    for name, options in (OURS | PROTECTED).items():
+        if name in impls:
+            ranks.found(name, options, TIMEOUT_S)
     if "gloo" in impls:
         ranks.tell("gloo", {"store": str(Path(folder) / "store"), "ranks": count}, TIMEOUT_S)
     return ranks
@@ -142,7 +151,7 @@ def _link(runs: int, ratios: dict[str, dict[str, float]]) -> Iterator[Row]:
         commands = [[*space.command, sys.executable, "-m", "benchmarks.allreduce_rank"] for space in spaces]
         ranks = stack.enter_context(Ranks(commands))
         listens = [f"tcp://{space.address}:0" for space in spaces]
-        ranks.found("gossamer", {"encrypt": True, "streams": 1, "local": False}, TIMEOUT_S, listens=listens)
+        ranks.found("gossamer", {"protection": "encrypted", "streams": 1, "local": False}, TIMEOUT_S, listens=listens)
         ranks.tell("prepare", {"mib": LINK_MIB, "ranks": 2}, TIMEOUT_S)
         medians = {}
         took: dict[str, list[float]] = {"none": [], "int8": []}
@@ -167,7 +176,7 @@ def _delay(runs: int, ratios: dict[str, dict[str, float]]) -> Iterator[Row]:
             fronts = stack.enter_context(delayed(2, DELAY_S, WINDOW_BYTES))
             ranks.found(
                 f"streams={streams}",
-                {"encrypt": True, "streams": streams, "local": False},
+                {"protection": "encrypted", "streams": streams, "local": False},
                 TIMEOUT_S,
                 listens=[f"tcp://127.0.0.1:{front.target}" for front in fronts],
                 advertised=[f"tcp://127.0.0.1:{front.port}" for front in fronts],

@@ -30,7 +30,7 @@ class Rank:
         self._ranks = 1
 
     def found(
-        self, name: str, seeds: list[str], listen: str, advertised: str, encrypt: bool, streams: int, local: bool
+        self, name: str, seeds: list[str], listen: str, advertised: str, protection: str, streams: int, local: bool
     ) -> dict[str, Any]:
         """Found a group, or join one. `advertised` is a proxy in front of `listen`; `local`: also on a Unix socket."""
         with ExitStack() as stack:
@@ -39,7 +39,7 @@ class Rank:
             if not local:
                 stack.enter_context(patch("collectives.mesh.mesh.listen_locally", lambda _: None))
             group = Communicator.connect(
-                group=name, seeds=seeds, listen=listen, encrypt=encrypt, streams=streams, timeout=TIMEOUT_S
+                group=name, seeds=seeds, listen=listen, protection=protection, streams=streams, timeout=TIMEOUT_S
             )
         self._groups[name] = group
         return {"address": group.address}

@@ -45,7 +45,7 @@ def measure(runs: int, mbit: float) -> tuple[float, dict[str, Phases]]:
         commands = [[*space.command, sys.executable, "-m", "benchmarks.diloco_rank"] for space in spaces]
         ranks = stack.enter_context(Ranks(commands))
         listens = [f"tcp://{space.address}:0" for space in spaces]
-        ranks.found("async", {"encrypt": True, "streams": 1, "local": False}, TIMEOUT_S, listens=listens)
+        ranks.found("async", {"protection": "encrypted", "streams": 1, "local": False}, TIMEOUT_S, listens=listens)
         shape = {"width": WIDTH, "layers": LAYERS, "batch": BATCH, "inner_steps": INNER_STEPS}
         mib = ranks.tell("model", shape, TIMEOUT_S)[0]["mib"]
         for _ in range(runs):

@@ -21,7 +21,7 @@ from collectives.errors import (
     NotEnoughPeers,
 )
 from collectives.shared_state.state import SharedState
-from collectives.types import Codec, Op, SyncStrategy
+from collectives.types import Codec, Op, Protection, SyncStrategy
 
 __all__ = [
     "Aborted",
@@ -36,6 +36,7 @@ __all__ = [
     "Mismatch",
     "NotEnoughPeers",
     "Op",
+    "Protection",
     "SharedState",
     "SyncStrategy",
 ]

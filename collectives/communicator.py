@@ -64,7 +64,18 @@ from collectives.reduce.tensors import TensorLike
 from collectives.reduce.topology import Estimates
 from collectives.shared_state.state import SharedState
 from collectives.step_runner import StepRunner
-from collectives.types import LAN, Codec, Op, Partition, ReduceResult, StepResult, SyncResult, SyncStrategy, Timing
+from collectives.types import (
+    LAN,
+    Codec,
+    Op,
+    Partition,
+    Protection,
+    ReduceResult,
+    StepResult,
+    SyncResult,
+    SyncStrategy,
+    Timing,
+)
 from protocol.identity import Identity, NodeId
 
 T = TypeVar("T")
@@ -102,7 +113,7 @@ class Communicator:
         identity: Identity | None = None,
         may_join: Callable[[NodeId], bool] | None = None,
         secret: str | bytes | None = None,
-        encrypt: bool = True,
+        protection: Protection | str = Protection.ENCRYPTED,
         streams: int = 1,
         timeout: float = 30.0,
         partition: Partition | str = Partition.CONTINUE,
@@ -122,9 +133,9 @@ class Communicator:
                 it must be quick, and the same at all members. None: whoever knows the name and the secret.
             secret: what members share besides the name, at random and of 16 bytes or more (`secrets.token_hex()`):
                 nobody completes a handshake without it.
-            encrypt: AES-256-GCM on every connection; False: everybody on the way can read what is sent, and nobody can
-                change it (between processes of one user on one machine the kernel sees to that). All members must
-                want the same.
+            protection: "encrypted"; "authenticated": everybody on the way can read what is sent, and nobody can change
+                it (between processes of one user on one machine the kernel sees to that); or "unauthenticated": tensors
+                can be changed on the way too. All members must want the same.
             streams: data connections to each member; more for long fat links.
             timeout: seconds to wait at most to be let in.
             partition: what the two sides of a split group do: "continue", or "majority" (one goes on at most).
@@ -142,10 +153,11 @@ class Communicator:
         addresses = [str(Address.parse(seed)) for seed in seeds]
         listening = Address.parse(listen)
         policy = Partition(partition)
+        protected = Protection(protection)
         identity = identity or Identity.generate()
         key = group_key(group, secret.encode() if isinstance(secret, str) else secret)
         exchange = DataPlane(identity.node_id)
-        party = Party(identity, key, os.urandom(SESSION_BYTES), encrypt, may_join or anybody)
+        party = Party(identity, key, os.urandom(SESSION_BYTES), protected, may_join or anybody)
         closed = may_join is not None or secret is not None
         mesh = Mesh(party, listening, streams, exchange.add_stream, exchange.open_streams, closed=closed)
         agreement = Agreement(

@@ -141,7 +141,7 @@ class Driver:
             raise DeadlineExceeded(f"{found} members know of this one, but none called admit() in {timeout:g} s")
         said = ", ".join(f"{reason} ({count})" for reason, count in self.refused().items())
         raise DeadlineExceeded(
-            f"no seed answered in {timeout:g} s: check the addresses, the group's name and secret, and `encrypt`"
+            f"no seed answered in {timeout:g} s: check the addresses, the group's name and secret, and `protection`"
             + (f"; connections ended with: {said}" if said else "")
         )
 

@@ -45,6 +45,14 @@ class Partition(Enum):
     MAJORITY = "majority"  # one goes on at most: the one with more than half of the last view's members
 
 
+class Protection(Enum):
+    """What protects that which members send each other from those on the way; all members of a group want the same."""
+
+    ENCRYPTED = "encrypted"  # nobody can read it or change it (AES-256-GCM)
+    AUTHENTICATED = "authenticated"  # anybody can read it, nobody can change it (AES-256-GMAC)
+    UNAUTHENTICATED = "unauthenticated"  # anybody can read tensors and change them; agreement is authenticated still
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """How patient the members of a group are; all in seconds.

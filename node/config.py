@@ -314,7 +314,7 @@ class WeightsConfig(Section):
     )
     codec: Literal["none", "float16", "bfloat16", "int8", "uint8-minmax", "uint8-zero-point"] = "none"
     streams: int = Field(1, ge=1, le=128, description="data connections to each member")
-    encrypt: bool = Field(True, description="the same at all members")
+    encrypt: bool = Field(True, description="false: readable on the way; the same at all members")
 
 
 class ObserveConfig(Section):

@@ -8,8 +8,8 @@ The rules, after SIGMA-R (Krawczyk 2003, section 5.2), with what the group knows
     PROOF  ------------------------------->
            <-------------------------------  PROOF
 
-- HELLO (40 bytes, all of one length) says: version, whether to encrypt, whether the kernel vouches for
-  this end's socket, what the connection is for, and a fresh X25519 key. Nothing in it
+- HELLO (40 bytes, all of one length) says: version, the records' protection, whether the kernel vouches
+  for this end's socket, what the connection is for, and a fresh X25519 key. Nothing in it
   tells which group it is, or who speaks.
 - Keys come from X25519's secret and the group's key by HKDF-SHA256 (RFC 5869), with the SHA-256 of both
   HELLOs as salt: one for each direction's proof, one for each direction's records. The group's key is
@@ -21,10 +21,10 @@ The rules, after SIGMA-R (Krawczyk 2003, section 5.2), with what the group knows
 - The role is signed, so nobody's own proof can be sent back to it. The transcript holds both fresh keys,
   and the responder's also the initiator's PROOF, so a recorded handshake proves nothing to anybody later.
 - Each end asks `may_join` about who the other has proven to be: the responder before it proves anything
-  itself. Both ends must want the same of encryption. Where the kernel vouches at both ends (a Unix socket
-  between processes of one user) and neither encrypts, the payload of data streams has no tag: whoever
-  could change it there could as well change the processes' memory. What is refused ends in `HandshakeError`; its
-  `reason` is counted, and no byte of an unproven peer is read beyond these lengths.
+  itself. Both ends must want the same protection. The payload of data streams has no tag where both want
+  it unauthenticated, or authenticated and the kernel vouches at both ends (a Unix socket between processes
+  of one user: whoever could change it there could as well change the processes' memory). What is refused
+  ends in `HandshakeError`; its `reason` is counted, and no byte of an unproven peer is read beyond these lengths.
 
 What others learn: one who listens, nothing but that two processes speak this. One who dials a member learns
 neither who it is nor whether a guess at the group's name and secret was right, except by being let in: one
@@ -46,6 +46,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from collectives.mesh.sealing import KEY_BYTES, TAG_BYTES, Opener, Sealer
+from collectives.types import Protection
 from protocol.errors import PeerError
 from protocol.identity import KEY_BYTES as IDENTITY_BYTES
 from protocol.identity import SIGNATURE_BYTES, Identity, NodeId, node_id
@@ -57,7 +58,8 @@ _HELLO = struct.Struct("!4sBBBB32s")
 _PROOF = struct.Struct(f"!{IDENTITY_BYTES}s{SESSION_BYTES}s{SIGNATURE_BYTES}s")
 HELLO_BYTES = _HELLO.size
 PROOF_BYTES = _PROOF.size + TAG_BYTES
-_ENCRYPT, _VOUCHED = 1, 2  # the flags of a HELLO
+_VOUCHED = 2  # a flag of a HELLO, beside that of the protection
+_FLAGS = {Protection.AUTHENTICATED: 0, Protection.ENCRYPTED: 1, Protection.UNAUTHENTICATED: 4}
 _PROOF_NONCE = bytes(12)  # each of the two keys seals one message
 _INFO = b"gossamer/collectives/2"
 _INITIATOR = b"gossamer/collectives/2/initiator"
@@ -103,7 +105,7 @@ class Party:
     identity: Identity
     group_key: bytes
     session: bytes
-    encrypt: bool
+    protection: Protection
     may_join: Callable[[NodeId], bool] = anybody
 
 
@@ -190,15 +192,17 @@ class Handshake:
     def _make_hello(self) -> bytes:
         self._ephemeral = X25519PrivateKey.generate()
         public = self._ephemeral.public_key().public_bytes_raw()
-        flags = (_ENCRYPT if self._party.encrypt else 0) | (_VOUCHED if self._vouched else 0)
+        flags = _FLAGS[self._party.protection] | (_VOUCHED if self._vouched else 0)
         return _HELLO.pack(_MAGIC, VERSION, flags, self._purpose, self._stream, public)
 
     def _read_hello(self, theirs: bytes) -> bytes:
         magic, version, flags, purpose, stream, public = _HELLO.unpack(theirs)
         _refuse_unless(magic == _MAGIC, "not_ours")
         _refuse_unless(version == VERSION, "version")
-        _refuse_unless(flags & ~_VOUCHED == (_ENCRYPT if self._party.encrypt else 0), "encryption")
-        self._bare = self._vouched and bool(flags & _VOUCHED) and not self._party.encrypt
+        protection = self._party.protection
+        _refuse_unless(flags & ~_VOUCHED == _FLAGS[protection], "protection")
+        vouched = self._vouched and bool(flags & _VOUCHED)
+        self._bare = protection is Protection.UNAUTHENTICATED or (vouched and protection is Protection.AUTHENTICATED)
         _refuse_unless(purpose in (Purpose.CONTROL, Purpose.DATA), "purpose")
         if self._initiator:
             _refuse_unless((purpose, stream) == (self._purpose, self._stream), "purpose")
@@ -237,6 +241,7 @@ class Handshake:
         _refuse_unless(party.may_join(member), "may_not_join")
         self._transcript = hashlib.sha256(self._transcript + proof).digest()
         answer = b"" if self._initiator else self._prove(keys)
+        encrypts = party.protection is Protection.ENCRYPTED
         outgoing, incoming = keys.initiator_records, keys.responder_records
         if not self._initiator:
             outgoing, incoming = incoming, outgoing
@@ -245,8 +250,8 @@ class Handshake:
             session,
             self._purpose,
             self._stream,
-            Sealer(outgoing, encrypts=party.encrypt),
-            Opener(incoming, encrypts=party.encrypt),
+            Sealer(outgoing, encrypts=encrypts),
+            Opener(incoming, encrypts=encrypts),
             bytes(self._buffer),
             self._bare,
         )

@@ -112,7 +112,7 @@ def bench_allreduce(  # noqa: PLR0913  # one option each
     mib: Annotated[str, typer.Option(help="Sizes of the float32 vector in MiB, separated by commas.")] = "4,64,256",
     runs: Annotated[int, typer.Option(min=1, help="Runs of each kind; all sides take turns.")] = 7,
     against: Annotated[str, typer.Option(help="gloo, pccl, both with a comma between, or none.")] = "gloo",
-    encrypt: Annotated[bool, typer.Option(help="Also measure our encrypted connections.")] = False,
+    protect: Annotated[bool, typer.Option(help="Also measure what encryption and authentication cost.")] = False,
     pccl_python: Annotated[
         str, typer.Option(help="An interpreter (Python 3.12) that has pypccl; if empty, this one.")
     ] = "",
@@ -133,7 +133,7 @@ def bench_allreduce(  # noqa: PLR0913  # one option each
     \b
     Example:
       gossamer bench allreduce --ranks 2,4 --mib 64 > allreduce.jsonl
-      gossamer bench allreduce --against gloo,pccl --pccl-python .venv-pccl/bin/python --encrypt --link --delay
+      gossamer bench allreduce --against gloo,pccl --pccl-python .venv-pccl/bin/python --protect --link --delay
       gossamer bench allreduce --ranks 2 --mib 32 --against none --diloco
     """
     others = [] if against == "none" else against.split(",")
@@ -146,7 +146,7 @@ def bench_allreduce(  # noqa: PLR0913  # one option each
         mib=_numbers("--mib", mib, 1),
         runs=runs,
         against=others,
-        encrypted=encrypt,
+        protected=protect,
         pccl_python=pccl_python,
         link=link,
         delay=delay,

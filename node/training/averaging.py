@@ -40,7 +40,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from collectives import Codec, CollectiveError, Communicator
+from collectives import Codec, CollectiveError, Communicator, Protection
 from collectives.errors import BadArgument, Mismatch
 from collectives.outer_optimizer import Outer, OuterGroup, OuterRounds, OuterStep, TrainedParameters
 from node.config import NetworkConfig, NodeConfig, WeightsConfig
@@ -144,7 +144,7 @@ def exchange_weights(
             weights.listen or _listen(config.network),
             identity=identity,
             may_join=directory.admits if directory is not None else None,
-            encrypt=weights.encrypt,
+            protection=Protection.ENCRYPTED if weights.encrypt else Protection.AUTHENTICATED,
             streams=weights.streams,
             timeout=JOIN_TIMEOUT,
         )

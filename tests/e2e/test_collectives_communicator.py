@@ -19,6 +19,7 @@ from collectives import (
     DeadlineExceeded,
     Mismatch,
     Op,
+    Protection,
     SharedState,
     SyncStrategy,
 )
@@ -216,10 +217,10 @@ def test_all_weights_zero_is_told_to_all(three):
     assert all(isinstance(error, BadArgument) for error in errors)
 
 
-@pytest.mark.parametrize("encrypt", [True, False])
+@pytest.mark.parametrize("protection", Protection)
 @pytest.mark.parametrize("streams", [1, 4])
-def test_every_kind_of_link_carries_every_byte(encrypt, streams):
-    with group(2, encrypt=encrypt, streams=streams) as comms:
+def test_every_kind_of_link_carries_every_byte(protection, streams):
+    with group(2, protection=protection, streams=streams) as comms:
         inputs = [torch.randint(0, 1 << 30, (3_000_001,), dtype=torch.int64) for _ in comms]
         expected = inputs[0] + inputs[1]
         together(*(lambda c=c, x=x: c.all_reduce(x, op=Op.SUM) for c, x in zip(comms, inputs, strict=True)))
@@ -248,7 +249,7 @@ def test_a_seed_may_say_who_must_answer():
     "options",
     [
         {"group": "another"},
-        {"group": "test", "encrypt": False},
+        {"group": "test", "protection": "authenticated"},
         {"group": "test", "secret": "a secret"},
         {"group": "test", "may_join": lambda _: False},
     ],

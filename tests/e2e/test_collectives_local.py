@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from collectives import Op
+from collectives import Op, Protection
 from collectives.mesh import data_plane, mesh
 from collectives.mesh.addresses import local_name
 from collectives.mesh.stream import Stream
@@ -36,9 +36,9 @@ def check_a_sum(comms):
     assert all(torch.equal(x, torch.arange(1_000_000) * factor) for x in inputs)
 
 
-@pytest.mark.parametrize("encrypt", [True, False])
-def test_members_on_one_machine_exchange_data_over_unix_sockets(families, encrypt):
-    with group(3, encrypt=encrypt, streams=2) as comms:
+@pytest.mark.parametrize("protection", Protection)
+def test_members_on_one_machine_exchange_data_over_unix_sockets(families, protection):
+    with group(3, protection=protection, streams=2) as comms:
         check_a_sum(comms)
     assert set(families) == {socket.AF_UNIX}
 

@@ -16,6 +16,7 @@ from collectives.agreement.message_codec import encode
 from collectives.agreement.views import Ballot, Member, OpId, View
 from collectives.mesh.framing import PIECE_BYTES, Piece, PieceKind, header
 from collectives.mesh.handshake import Handshake, Party, Purpose, group_id, group_key
+from collectives.types import Protection
 from protocol.identity import Identity, NodeId
 from protocol.wire.encoding import pack
 
@@ -56,7 +57,7 @@ class Link:
 
 def party() -> Party:
     """Return a new key's."""
-    return Party(Identity.generate(), group_key(NAME), os.urandom(8), encrypt=True)
+    return Party(Identity.generate(), group_key(NAME), os.urandom(8), Protection.ENCRYPTED)
 
 
 def views(member: NodeId) -> list[bytes]:

@@ -24,21 +24,22 @@ from collectives.mesh.handshake import (
     group_key,
 )
 from collectives.mesh.sealing import KEY_BYTES, TAG_BYTES, Opener, Sealer, SealError
+from collectives.types import Protection
 from protocol.identity import Identity
 
 ALICE, BOB, EVE = Identity.generate(), Identity.generate(), Identity.generate()
 GROUP = group_key("group")
 
 
-def party(identity, group=GROUP, encrypt=True, session=b"8 bytes.", may_join=anybody):
-    return Party(identity, group, session, encrypt, may_join)
+def party(identity, group=GROUP, protection=Protection.ENCRYPTED, session=b"8 bytes.", may_join=anybody):
+    return Party(identity, group, session, protection, may_join)
 
 
-def pair(encrypt=True, **options):
+def pair(protection=Protection.ENCRYPTED, **options):
     """Return an initiator and a responder that fit each other."""
     return (
-        Handshake(party(ALICE, encrypt=encrypt, session=b"alice..."), initiator=True, **options),
-        Handshake(party(BOB, encrypt=encrypt, session=b"bob....."), initiator=False),
+        Handshake(party(ALICE, protection=protection, session=b"alice..."), initiator=True, **options),
+        Handshake(party(BOB, protection=protection, session=b"bob....."), initiator=False),
     )
 
 
@@ -57,9 +58,9 @@ def shake(alice, bob):
     return messages
 
 
-@pytest.mark.parametrize("encrypt", [True, False])
-def test_both_ends_learn_who_the_other_is_and_can_speak(encrypt):
-    alice, bob = pair(encrypt, purpose=Purpose.DATA, stream=3, expected=BOB.node_id)
+@pytest.mark.parametrize("protection", Protection)
+def test_both_ends_learn_who_the_other_is_and_can_speak(protection):
+    alice, bob = pair(protection, purpose=Purpose.DATA, stream=3, expected=BOB.node_id)
     assert [len(message) for message in shake(alice, bob)] == [HELLO_BYTES, HELLO_BYTES, PROOF_BYTES, PROOF_BYTES]
     assert (alice.peer.member, bob.peer.member) == (BOB.node_id, ALICE.node_id)
     assert (alice.peer.session, bob.peer.session) == (b"bob.....", b"alice...")
@@ -67,30 +68,35 @@ def test_both_ends_learn_who_the_other_is_and_can_speak(encrypt):
     for sender, receiver in ((alice, bob), (bob, alice)):
         for message in (b"first", b"", b"first"):
             record = sender.peer.sealer.seal(message)
-            assert record.startswith(message) is (not encrypt or not message)
+            assert record.startswith(message) is (protection is not Protection.ENCRYPTED or not message)
             assert receiver.peer.opener.open(record) == message
 
 
 @pytest.mark.parametrize(
-    ("encrypt", "alice_vouched", "bob_vouched", "bare"),
+    ("protection", "alice_vouched", "bob_vouched", "bare"),
     [
-        (False, True, True, True),
-        (False, True, False, False),
-        (False, False, True, False),
-        (False, False, False, False),
-        (True, True, True, False),
+        (Protection.AUTHENTICATED, True, True, True),
+        (Protection.AUTHENTICATED, True, False, False),
+        (Protection.AUTHENTICATED, False, True, False),
+        (Protection.AUTHENTICATED, False, False, False),
+        (Protection.ENCRYPTED, True, True, False),
+        (Protection.UNAUTHENTICATED, False, False, True),
+        (Protection.UNAUTHENTICATED, True, True, True),
     ],
 )
-def test_a_payload_goes_without_a_tag_only_where_both_ends_kernels_vouch(encrypt, alice_vouched, bob_vouched, bare):
-    alice = Handshake(party(ALICE, encrypt=encrypt, session=b"alice..."), initiator=True, vouched=alice_vouched)
-    bob = Handshake(party(BOB, encrypt=encrypt, session=b"bob....."), initiator=False, vouched=bob_vouched)
+def test_a_payload_goes_without_a_tag_where_both_ends_kernels_vouch_or_both_want_it_so(
+    protection, alice_vouched, bob_vouched, bare
+):
+    alice = Handshake(party(ALICE, protection=protection, session=b"alice..."), initiator=True, vouched=alice_vouched)
+    bob = Handshake(party(BOB, protection=protection, session=b"bob....."), initiator=False, vouched=bob_vouched)
     shake(alice, bob)
     assert alice.peer.bare is bob.peer.bare is bare
 
 
-@pytest.mark.parametrize("flags", [2, 4, 0x80])
-def test_nobody_on_the_way_turns_the_tags_off(flags):
-    alice, bob = pair(encrypt=False)
+@pytest.mark.parametrize("flags", [1, 2, 4, 5, 0x80])
+@pytest.mark.parametrize("protection", Protection)
+def test_nobody_on_the_way_changes_how_much_is_protected(protection, flags):
+    alice, bob = pair(protection)
     hello = bytearray(alice.start())
     hello[5] ^= flags  # says that the kernel vouches, or what nobody has heard of
     with pytest.raises(HandshakeError):
@@ -142,7 +148,8 @@ def test_a_changed_bit_of_any_message_ends_it_at_the_end_that_it_came_to_or_at_b
     [
         (party(BOB, group=group_key("another")), "group_or_secret"),
         (party(BOB, group=group_key("group", b"a secret")), "group_or_secret"),
-        (party(BOB, encrypt=False), "encryption"),
+        (party(BOB, protection=Protection.AUTHENTICATED), "protection"),
+        (party(BOB, protection=Protection.UNAUTHENTICATED), "protection"),
         (party(BOB, may_join=lambda member: member != ALICE.node_id), "may_not_join"),
         (party(ALICE), "self"),
     ],
