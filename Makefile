@@ -23,7 +23,7 @@ FIND_PYTHON = for python in "$${PYTHON:-}" python3 python3.13 python3.12 python3
 PIP_PROGRESS = awk '/Downloading .*[0-9] [MG]B/ { print "  downloading " $$2 " " $$3 " " $$4 } \
 	/^Installing collected/ { print "  unpacking " NF - 3 " packages" } { fflush() }'
 
-.PHONY: help install demo real test slow long browser docs fuzz soak experiment lint format types contracts ci clean
+.PHONY: help install demo real test slow long browser docs sbom fuzz soak experiment lint format types contracts ci clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +58,10 @@ docs: $(STAMP) ## the documents as a site, in site/, links checked; mkdocs-mater
 	@[ -d .venv-docs/mkdocs ] || $(BIN)/python -m pip install --quiet --target .venv-docs 'mkdocs-material>=9.5,<10'
 	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=.venv-docs $(BIN)/python -m mkdocs build --quiet --strict --config-file website/mkdocs.yml
 
+sbom: $(STAMP) ## sbom.json: all that a node needs, with versions and licences; cyclonedx-bom goes into .venv-sbom first
+	@[ -d .venv-sbom/cyclonedx_py ] || $(BIN)/python -m pip install --quiet --target .venv-sbom 'cyclonedx-bom>=7,<8'
+	@PYTHONPATH=.venv-sbom $(BIN)/python .ci/sbom.py
+
 fuzz: $(STAMP) ## fuzz whatever reads bytes from strangers, for FUZZ_SECONDS (60)
 	@$(BIN)/python -m tests.fuzz.run --seconds $${FUZZ_SECONDS:-60}
 
@@ -86,7 +90,7 @@ ci: ## everything that CI runs
 	@.ci/run
 
 clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf .venv .venv-vllm .venv-trackers .venv-docs site build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm .venv-trackers .venv-docs .venv-sbom sbom.json site build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # Touched last, so an interrupted install is simply done again; newer pyproject.toml, new install.
 $(STAMP): pyproject.toml
