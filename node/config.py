@@ -52,7 +52,10 @@ class PolicyConfig(Section):
         "auto", description="by the model's chat template, or plain text; 'auto': the template where there is one"
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto",
+        description="'auto': CUDA where torch sees a GPU, else the CPU; 'mps': an Apple GPU, on request",
+    )
     lora: LoraConfig = LoraConfig()
 
 

@@ -100,7 +100,7 @@ def detect_machine(device: str = "auto", vllm_python: str = "") -> Machine:
     from node.policy import computes_in_bf16
 
     vllm = bool(vllm_python) or importlib.util.find_spec("vllm") is not None
-    if device != "cpu" and torch.cuda.is_available():
+    if device in ("auto", "cuda") and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         return Machine(memory, gpu=True, bf16=computes_in_bf16("cuda"), vllm=vllm)
     return Machine(_memory(), bf16=computes_in_bf16("cpu"), vllm=vllm)

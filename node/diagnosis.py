@@ -121,6 +121,8 @@ def _torch() -> Iterator[Check]:
     elif driver:
         remedy = f"update the driver to one that serves CUDA {torch.version.cuda}, or give the container its GPUs"
         yield Check("gpu", False, "there is a driver, but torch sees no device", needed=False, do=remedy)
+    elif torch.backends.mps.is_available():
+        yield Check("gpu", True, "Apple's, used with --set policy.device=mps, which nobody has tried yet")
     else:
         yield Check("gpu", False, "none that torch sees: the CPU is used", needed=False, do="fine for small models")
 

@@ -38,10 +38,8 @@ class HfEngine:
     ) -> list[list[Generated]]:
         """Return `n` completions for each prompt; see `RolloutEngine.generate`."""
         rows = [prompt for prompt in prompts for _ in range(n)]
-        device = self._policy.model.device
-        fork = torch.random.fork_rng([device] if device.type == "cuda" else [])
-        with fork, _evaluating(self._policy), self._policy.autocast():  # one context: weights are converted once
-            torch.manual_seed(seed)
+        stream = _random_stream(self._policy.model.device, seed)
+        with stream, _evaluating(self._policy), self._policy.autocast():  # one context: weights are converted once
             made = self._batch(rows, n, sampling) if rows else []
         return [made[at : at + n] for at in range(0, len(made), n)]
 
@@ -104,6 +102,19 @@ def _completion(policy: Policy, tokens: list[int]) -> Generated:
         text=policy.decode(tokens[:length]),
         finished=end is not None,
     )
+
+
+@contextmanager
+def _random_stream(device: torch.device, seed: int) -> Iterator[None]:
+    """Draw from a stream of `seed` within; outside, all streams go on as if nothing had been drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        apple = torch.mps.get_rng_state() if device.type == "mps" else None  # fork_rng does not know how
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if apple is not None:
+                torch.mps.set_rng_state(apple)
 
 
 @contextmanager

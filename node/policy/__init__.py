@@ -190,9 +190,11 @@ def gains_by_bf16(model: Any) -> bool:
 
 
 def computes_in_bf16(device: str) -> bool:
-    """Tell whether this machine's "cpu" or "cuda" has instructions for products in bfloat16."""
+    """Tell whether this machine's "cpu" or "cuda" has instructions for products in bfloat16; of others: no."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device != "cpu":
+        return False
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
@@ -201,7 +203,11 @@ def _device(choice: str) -> str:
     available = torch.cuda.is_available()
     if choice == "cuda" and not available:
         raise UserError("policy.device is 'cuda' but torch sees no GPU: use 'auto' or 'cpu', or install a CUDA build")
-    return "cuda" if available and choice != "cpu" else "cpu"
+    if choice == "mps" and not torch.backends.mps.is_available():
+        raise UserError("policy.device is 'mps' but torch sees no Apple GPU: use 'auto' or 'cpu'")
+    if choice == "auto":
+        return "cuda" if available else "cpu"
+    return choice
 
 
 def _without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:

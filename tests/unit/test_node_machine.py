@@ -3,14 +3,42 @@
 import os
 
 import pytest
+import torch
 
+from node.config import parse_config
+from node.detection import detect_machine
+from node.engines import hf
+from node.errors import UserError
 from node.machine import undefended, usable_cores
+from node.policy import _device, computes_in_bf16
 
 
 def test_processors_are_counted_where_nobody_tells_which_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert usable_cores() == os.cpu_count()
+
+
+def test_an_apple_gpu_is_used_where_it_is_asked_for_and_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_config({"policy": {"device": "mps"}}).policy.device == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match="sees no Apple GPU"):
+        _device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert [_device(choice) for choice in ("mps", "auto", "cpu")] == ["mps", "cpu", "cpu"]
+    assert not computes_in_bf16("mps")
+    assert not detect_machine("mps").gpu
+
+
+def test_what_is_sampled_on_an_apple_gpu_leaves_its_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = [torch.tensor(7)]
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: stream[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", stream.append)
+    with pytest.raises(ZeroDivisionError), hf._random_stream(torch.device("mps"), 1):
+        stream.append(torch.tensor(8))
+        raise ZeroDivisionError
+    assert stream[-1] is stream[0]
 
 
 def test_what_is_not_defended_is_said_elsewhere_than_on_linux() -> None:
