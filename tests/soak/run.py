@@ -42,7 +42,7 @@ PAUSE_S = 10.0  # stopped for longer than peers wait for it
 LOOK_S = 2.0
 UP_S = 240.0  # until all have loaded, on a busy machine
 STOP_S = 120.0
-IDLE_S = 60.0  # a node without a new round for so long hangs
+IDLE_S = 60.0  # a node that is up hangs if it has no new round for so long
 ENDED_EARLY = "the strangers, nodes' hosts in a process of their own, ended before their time with"
 EXPECTED_ERRORS = frozenset[str]()
 
@@ -54,6 +54,7 @@ class Process:
         self.folder, self.trains = folder, trains
         self._command = command
         self.lives: list[list[Sample]] = []
+        self.started = 0.0
         self.start()
 
     @property
@@ -66,6 +67,7 @@ class Process:
                 self._command, cwd=ROOT, env=_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
         self.lives.append([])
+        self.started = time.monotonic()
 
     def look(self, at: float) -> Sample | None:
         with suppress(psutil.NoSuchProcess, FileNotFoundError):
@@ -204,7 +206,7 @@ def _strangers(address: str, swarm: str, rate: float) -> Iterator[Callable[[], s
 
         def end() -> str:
             said = str(child.communicate("\n", timeout=60)[0]).strip()
-            return said or f"{ENDED_EARLY} {child.returncode}"
+            return said.splitlines()[-1] if said else f"{ENDED_EARLY} {child.returncode}"
 
         try:
             yield end
@@ -225,13 +227,14 @@ def _rounds(node: Process) -> int:
 
 
 def _hangs(everybody: list[Process]) -> Iterator[str]:
-    """Yield who does not answer, or has no new round, within `IDLE_S`."""
-    before = {one.name: _rounds(one) for one in everybody}
+    """Yield who does not answer, or has no new round, within `IDLE_S`, or `UP_S` after it was started again."""
+    before, now = {one.name: _rounds(one) for one in everybody}, time.monotonic()
     for one in everybody:
+        limit = max(IDLE_S, one.started + UP_S - now)
         try:
-            wait_until(lambda one=one: one.state() and (not one.trains or _rounds(one) > before[one.name]), IDLE_S)
+            wait_until(lambda one=one: one.state() and (not one.trains or _rounds(one) > before[one.name]), limit)
         except AssertionError:
-            yield f"{one.name} hangs: {'no new round' if one.state() else 'no answer'} in {IDLE_S:g} s"
+            yield f"{one.name} hangs: {'no new round' if one.state() else 'no answer'} in {limit:.0f} s"
 
 
 def _errors(folder: Path) -> Iterator[str]:
