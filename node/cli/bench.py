@@ -29,7 +29,9 @@ def bench_round(  # noqa: PLR0913  # one option each
     examples: Annotated[int, typer.Option(min=0, help="Solved examples before each question, for real models.")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Time a round against TRL's own trainer on the same work, and sharing on against off.
+    """Time a round against TRL's, and with sharing.
+
+    TRL's own trainer does the same work; sharing on is held against off.
 
     \b
     Example:
@@ -66,9 +68,10 @@ def bench_gossip(  # noqa: PLR0913  # one option each
     json_lines: Annotated[bool, typer.Option("--json", help="JSON lines; there is no other output.")] = True,
     debug: Debug = False,
 ) -> None:
-    """Time until everybody holds everybody's rollout, bytes sent for each byte delivered, and CPU.
+    """Time until all nodes hold all rollouts.
 
-    Nodes are real hosts on loopback, several in a process where there are more than eight.
+    And bytes sent for each byte delivered, and processor time. Nodes are real hosts on loopback, several
+    in a process where there are more than eight.
 
     \b
     For --against hivemind, which wants other versions of our dependencies:
@@ -124,7 +127,9 @@ def bench_allreduce(  # noqa: PLR0913  # one option each
     json_lines: Annotated[bool, typer.Option("--json", help="JSON lines; there is no other output.")] = True,
     debug: Debug = False,
 ) -> None:
-    """Time a sum over processes on this machine: ours, torch.distributed's gloo, and PCCL, in turns.
+    """Time an all-reduce on this machine.
+
+    Ours, torch.distributed's gloo, and PCCL, in turns.
 
     \b
     pypccl wants Python 3.12 and NVIDIA's libcuda.so.1; where it cannot be loaded a row says so:

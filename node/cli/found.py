@@ -69,7 +69,7 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
 
     The manifest, which is signed here, holds the tasks with their versions, the limits and who may
     join; it never changes.
-    `gossamer node --state DIR` starts the node again.
+    `gossamer node --state FOLDER` starts the node again.
 
     \b
     Example:

@@ -19,7 +19,7 @@ STATE = Path("node-state")
 
 @app.command()
 def show(folder: Folder = STATE, debug: Debug = False) -> None:
-    """Print the node's id, its public key, and where it was last dialled.
+    """Print a node's id, public key and last address.
 
     \b
     Example:
@@ -37,7 +37,9 @@ def show(folder: Folder = STATE, debug: Debug = False) -> None:
 
 @app.command()
 def export(folder: Folder = STATE, debug: Debug = False) -> None:
-    """Print the private key as PEM. Whoever holds it is this node: keep it as you keep a password.
+    """Print the private key as PEM.
+
+    Whoever holds it is this node: keep it as you keep a password.
 
     \b
     Example:
@@ -54,7 +56,9 @@ def import_(
     folder: Folder = STATE,
     debug: Debug = False,
 ) -> None:
-    """Give a state folder the key in FILE. A key that is already there is never replaced.
+    """Give a state folder the key in FILE.
+
+    A key that is already there is never replaced.
 
     \b
     Example:
@@ -76,9 +80,10 @@ def hand_over(
     folder: Folder = STATE,
     debug: Debug = False,
 ) -> None:
-    """Hand the swarm that this key owns over to another key, for good: invites and revocations are its to sign then.
+    """Hand the swarm over to another key, for good.
 
-    What was granted before goes on to count. The node in the folder tells the swarm while it runs.
+    It has to be this key's swarm; invites and revocations are the other key's to sign then. What was granted before
+    goes on to count. The node in the folder tells the swarm while it runs.
 
     \b
     Example:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from protocol.credentials.grants import Pass
     from protocol.credentials.invite import SharedInvite
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The state folder of a node in the swarm.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The state folder of a node in the swarm.")]
 Seeds = Annotated[
     list[str] | None,
     typer.Option(

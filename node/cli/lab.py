@@ -43,7 +43,7 @@ def run(  # one parameter for each option of the command
     jobs: Jobs = None,
     debug: Debug = False,
 ) -> None:
-    """Do the runs of an experiment that are missing, and write what came of all.
+    """Do the missing runs of an experiment, and sum all up.
 
     It may be killed at any moment: the same command goes on.
 

@@ -11,7 +11,7 @@ from node.errors import UserError
 if TYPE_CHECKING:
     from protocol.identity import NodeId
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The state folder of the swarm's owner.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The state folder of the swarm's owner.")]
 What = Annotated[
     list[str] | None,
     typer.Argument(metavar="WHAT...", help="Node ids, invites (the whole lines), or the ids that `invite` printed."),
@@ -22,7 +22,7 @@ Undo = Annotated[bool, typer.Option("--undo", help="Let it count again.")]
 def revoke(folder: Folder, what: What = None, undo: Undo = False, debug: Debug = False) -> None:
     """Take back a node, an invite or a pass for good.
 
-    Nothing that they sign or admit counts any more. The list is signed here; the node that runs in DIR, or
+    Nothing that they sign or admit counts any more. The list is signed here; the node that runs in FOLDER, or
     its next start, tells the swarm. Whoever hears of it parts from the node, and takes nothing that it
     signed. Without WHAT, print what is on the list.
 

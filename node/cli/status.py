@@ -13,7 +13,7 @@ from node.diagnosis import printable, reachability
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The state folder of a running node.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The state folder of a running node.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 Tree = dict[str, Any]
@@ -23,7 +23,7 @@ def status(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
     """Ask a running node how it is.
 
     Its swarm, its progress, its peers, and what it refused for which reason.
-    Prometheus reads the same numbers at /metrics of the address in DIR/observe.json.
+    Prometheus reads the same numbers at /metrics of the address in FOLDER/observe.json.
 
     \b
     Example:

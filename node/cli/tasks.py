@@ -45,7 +45,9 @@ def list_(debug: Debug = False) -> None:
 def check(
     task: Target, option: Options = None, examples: Examples = 0, answer: Answer = None, debug: Debug = False
 ) -> int:
-    """Load a task, show some questions, and try what a swarm relies on; exits with 1 if something does not hold.
+    """Try a task, and what a swarm relies on.
+
+    Shows some questions; exits with 1 if something does not hold.
 
     \b
     Example:
