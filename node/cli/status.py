@@ -17,6 +17,7 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The state folder
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 Tree = dict[str, Any]
+ID_SHOWN = 12  # of a node's id, as inspect and the dashboard do; --json has all of it
 
 
 def status(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
@@ -68,20 +69,21 @@ def render(tree: Tree) -> "list[RenderableType]":
     ):
         if value is not None:
             head.add_row(Text(name, "dim"), Text(str(value)))
-    peers = Table(
-        "node", "name", "endpoint", "state", "round trip", "agent", box=None, header_style="dim", padding=(0, 2, 0, 0)
-    )
+    others = any(peer["agent"] != tree["agent"] for peer in tree["peers"])
+    peers = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("name", "node", "endpoint", "state", "round trip", *(["runs"] if others else [])):
+        peers.add_column(name, overflow="fold")  # on the next line, rather than cut off
     for peer in tree["peers"]:
         delay = "" if peer["rtt_s"] is None else f"{1000 * peer['rtt_s']:.1f} ms"
         # Text, not markup: a peer chooses what its record says.
-        cells = (
-            peer["node"],
+        cells = [
             peer["short_name"],
+            peer["node"][:ID_SHOWN],
             peer["endpoint"] or "cannot be dialled",
             peer["state"],
             delay,
-            peer["agent"],
-        )
+            *([peer["agent"]] if others else []),
+        ]
         peers.add_row(*(Text(printable(cell)) for cell in cells))
     refused = Table("refused for", "times", box=None, header_style="dim", padding=(0, 2, 0, 0))
     for reason, count in sorted(tree["rejected"].items()):

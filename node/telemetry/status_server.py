@@ -80,7 +80,7 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
                 "short_name": short_name(peer.node_id),
                 "endpoint": peer.endpoint or None,
                 "agent": peer.agent,
-                "state": peer.state,
+                "state": "well" if peer.state == "pinged" else peer.state,  # a question on its way is no doubt
                 "rtt_s": peer.rtt_s,
             }
             for peer in network.host.peers()

@@ -174,6 +174,14 @@ def test_what_a_peer_calls_itself_does_not_reach_the_terminal_raw() -> None:
     assert "\x1b" not in text
 
 
+def test_peers_can_be_read_on_eighty_columns() -> None:
+    console = Console(record=True, width=80, file=StringIO())
+    peer = {**state()["peers"][0], "agent": agent(), "endpoint": "tcp://203.0.113.254:40001", "state": "suspect"}
+    console.print(*render(state() | {"peers": [peer]}), sep="\n")
+    words = [peer["short_name"], "a" * 12, "tcp://203.0.113.254:40001", "suspect", "12.3", "ms"]
+    assert any(line.split() == words for line in console.export_text().splitlines())
+
+
 @pytest.mark.parametrize(
     ("tree", "says"),
     [(state(10), "7 of 10"), (state(None), "7"), (state(None, trains=False), "relays only")],

@@ -2,12 +2,13 @@
 // Whatever comes from a node is data: it reaches the page as text nodes and attributes' values, never as markup.
 
 const MAX_ROLLOUTS = 400; // kept in the page
+const MAX_NAMES = 24; // in the legend
 const MAX_POINTS = 4000; // rounds of a node that are kept
 const COLOURS = ["#0b7bd6", "#e4572e", "#2a9d4b", "#a855c7", "#c08a00", "#139c9c", "#d6336c", "#7a7f87"];
 const PLOTS = [
   { title: "Reward", key: "reward", smooth: true },
   { title: "Held-out accuracy (greedy)", scores: "accuracy" },
-  { title: "Own groups a round (dashed: peers')", key: "groups_local", dashed: "groups_external", smooth: true },
+  { title: "Own groups a round, and peers' (dashed)", key: "groups_local", dashed: "groups_external", smooth: true },
   { title: "Entropy", key: "entropy", smooth: true },
   { title: "Tokens of a completion", key: "completions/mean_length", smooth: true },
   { title: "Seconds of a round", key: "time/round", smooth: true },
@@ -70,6 +71,7 @@ function takeState(state) {
 // --- plots ---
 
 const plots = [];
+let pointing = false; // the pointer is on a plot, and the legend says what is under it
 const colour = (index) => COLOURS[index % COLOURS.length];
 
 function smoothed(values, window) {
@@ -92,8 +94,29 @@ function column(rows, key, rounds, smooth) {
   return rounds.map((round) => (at.has(round) ? at.get(round) : undefined));
 }
 
+// One legend for all plots: whose colour is which, and, under the pointer, what each had in that round.
+function drawLegend(names, round, said) {
+  const parts = names.slice(0, MAX_NAMES).map((name, index) => {
+    const part = element("span", said && said.has(name) ? `${name} ${said.get(name)}` : name);
+    part.prepend(element("i"));
+    part.firstChild.style.background = colour(index);
+    return part;
+  });
+  if (names.length > MAX_NAMES) parts.push(element("span", `and ${names.length - MAX_NAMES} more`));
+  if (round !== undefined) parts.unshift(element("span", `round ${round}`));
+  find("legend").replaceChildren(...parts);
+}
+
+// From zero up, so that what looks like much is much; flat zeros are at the bottom.
+const fromZero = (_, min, max) => {
+  const low = Math.min(0, min ?? 0);
+  return [low, max > low ? max + (max - low) * 0.08 : low + 1];
+};
+
 function drawPlots() {
   const names = [...nodes.keys()];
+  if (!pointing) drawLegend(names);
+  const last = Math.max(10, ...names.map((name) => node(name).rows.at(-1)?.round ?? 0));
   const ink = getComputedStyle(document.body).color;
   PLOTS.forEach((plot, index) => {
     const source = (name) => (plot.scores ? node(name).scores : node(name).rows);
@@ -109,24 +132,39 @@ function drawPlots() {
     const rounds = [...new Set(with_data.flatMap((name) => source(name).map((row) => row.round)))].sort((a, b) => a - b);
     const data = [rounds];
     const series = [{ label: "round" }];
+    const whose = [""]; // of each series
     with_data.forEach((name) => {
       keys.forEach((key, at) => {
         data.push(column(source(name), key, rounds, plot.smooth));
         series.push({
-          label: at ? `${name} (peers')` : name, stroke: colour(names.indexOf(name)), width: 1.5, spanGaps: true,
-          dash: at ? [5, 4] : undefined, points: { show: source(name).length < 3 },
-          value: (_, value) => (value == null ? "–" : value.toPrecision(3)),
+          label: `${name} ${key}`, stroke: colour(names.indexOf(name)), width: 1.5, spanGaps: true,
+          dash: at ? [5, 4] : undefined,
+          points: { show: (drawn, which) => drawn.data[which].filter((value) => value != null).length < 3 },
         });
+        whose.push(name);
       });
     });
     const width = Math.max(260, card.card.clientWidth);
     const shape = `${series.map((one) => one.label).join()}|${width}|${ink}`;
+    card.last = last;
     if (card.for === shape) { card.drawn.setData(data); return; }
-    if (card.drawn) card.drawn.destroy();
+    if (card.drawn) { card.drawn.destroy(); pointing = false; }
+    const pointed = (drawn) => {
+      const at = drawn.cursor.idx;
+      pointing = at != null;
+      if (!pointing) { drawLegend(names); return; }
+      const said = new Map();
+      whose.forEach((name, which) => {
+        const value = drawn.data[which][at];
+        if (which && value != null) said.set(name, `${said.has(name) ? `${said.get(name)} / ` : ""}${value.toPrecision(3)}`);
+      });
+      drawLegend(names, drawn.data[0][at], said);
+    };
     const axis = { stroke: ink, grid: { stroke: "#8884", width: 0.5 }, ticks: { stroke: "#8884" } };
     card.drawn = new uPlot({
-      width, height: 190, series, legend: { show: with_data.length <= 4 },
-      scales: { x: { time: false } }, axes: [axis, { ...axis, size: 52 }], cursor: { y: false },
+      width, height: 190, series, legend: { show: false }, hooks: { setCursor: [pointed] },
+      scales: { x: { time: false, range: () => [0, card.last] }, y: { range: fromZero } },
+      axes: [axis, { ...axis, size: 52 }], cursor: { y: false, drag: { x: false, y: false } },
     }, data, card.card);
     card.drawn.root.setAttribute("role", "img");
     card.drawn.root.setAttribute("aria-label", `${plot.title} over rounds; the table of nodes has the newest values`);
@@ -217,10 +255,15 @@ function drawState() {
     }));
 
   const peers = states.flatMap((one) => ((one.status && one.status.peers) || []).map((peer) => ({ ...peer, of: one })));
-  fill(find("peers"), ["of", "peer", "called", "state", "endpoint", "runs"], peers.slice(0, 200).map((peer) => [
-    peer.of.name, [peer.node.slice(0, 12), { title: peer.node }], name(peer.node),
-    [peer.state, { class: `state-${peer.state === "alive" ? "running" : peer.state}` }],
-    peer.endpoint || "cannot be dialled", peer.agent]));
+  fill(find("peers"), ["of", "peer", "called", "state", right("round trip"), right("taught"), "endpoint", "runs"],
+    peers.slice(0, 200).map((peer) => {
+      return [
+        peer.of.name, [peer.node.slice(0, 12), { title: peer.node }], name(peer.node),
+        [peer.state, { class: `state-${peer.state}` }],
+        right(peer.rtt_s == null ? "–" : `${(1000 * peer.rtt_s).toFixed(peer.rtt_s < 0.01 ? 1 : 0)} ms`),
+        right(String(node(peer.of.name).taught.get(peer.node) || 0)),
+        peer.endpoint || "cannot be dialled", peer.agent];
+    }));
   drawGraph(states, name);
 
   const refused = new Map();
