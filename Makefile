@@ -23,7 +23,7 @@ FIND_PYTHON = for python in "$${PYTHON:-}" python3 python3.13 python3.12 python3
 PIP_PROGRESS = awk '/Downloading .*[0-9] [MG]B/ { print "  downloading " $$2 " " $$3 " " $$4 } \
 	/^Installing collected/ { print "  unpacking " NF - 3 " packages" } { fflush() }'
 
-.PHONY: help install demo real test slow long browser docs sbom fuzz soak experiment lint format types contracts ci clean
+.PHONY: help install demo real test slow long browser pictures docs sbom fuzz soak experiment lint format types contracts ci clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,9 @@ long: $(STAMP) ## the longest tests, beyond what CI has time for: two nodes on v
 
 browser: $(STAMP) ## the dashboard in a real browser; wants Debian's packages chromium and chromium-driver
 	@$(BIN)/pytest -m browser
+
+pictures: $(STAMP) ## take the pictures of the dashboard in docs/ anew; wants what browser wants
+	@PICTURES=docs PICTURES_ROUNDS=120 $(BIN)/pytest -m browser -k pictures
 
 docs: $(STAMP) ## the documents as a site, in site/, links checked; mkdocs-material goes into .venv-docs first
 	@[ -d .venv-docs/mkdocs ] || $(BIN)/python -m pip install --quiet --target .venv-docs 'mkdocs-material>=9.5,<10'

@@ -26,6 +26,7 @@ from protocol.bootstrap import Fetched, fetch_manifest
 from protocol.credentials.grants import REFUSALS, Gatekeeper, Pass, Ticket, Use, make_pass, open_grant, revocable_id
 from protocol.credentials.invite import Invite, SharedInvite, make_shared_invite
 from protocol.credentials.manifest import (
+    MAX_NAME_BYTES,
     ManifestLimits,
     ManifestTask,
     Policy,
@@ -78,7 +79,10 @@ def found(config: NodeConfig, folder: Path, name: str, policy: Policy, allowed: 
         try:
             manifest = make_manifest(identity, name, int(time.time() * 1000), policy, tasks, allowed, limits)
         except ManifestError as error:
-            raise UserError(f"this makes no manifest ({error}): check the name and the tasks' options") from None
+            raise UserError(
+                f"this makes no manifest ({error}): a name begins with a letter or digit, and has no more than "
+                f"{MAX_NAME_BYTES} letters, digits, '.', '_' and '-'; tasks have short names and options"
+            ) from None
         keep_config(config, resolve_seed(config, folder), folder)
         save_manifest(folder, manifest)  # last, so that a folder with a manifest has all that it needs
         return manifest

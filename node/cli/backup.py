@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from node.cli.options import Debug
+from node.cli.options import Debug, of_a_node
 
-Source = Annotated[Path, typer.Argument(metavar="FOLDER", help="The node's state folder.")]
+Source = Annotated[Path, typer.Argument(metavar="FOLDER", callback=of_a_node, help="The node's state folder.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, a tar archive.")]
 
 

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Debug, Model
+from node.cli.options import Debug, Model, of_a_node
 from node.diagnosis import Check, examine, examine_model, examine_node
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port that a node should listen on; 0 tries any.")]
-Folder = Annotated[Path, typer.Option("--folder", "--state", help="Where the node's state is, or would go.")]
+Folder = Annotated[
+    Path, typer.Option("--folder", "--state", callback=of_a_node, help="Where the node's state is, or would go.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 GOOD, WORTH_KNOWING, BAD = ("✓", "green"), ("!", "yellow"), ("✗", "red")

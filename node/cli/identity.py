@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from node.cli.options import Debug
+from node.cli.options import Debug, of_a_node
 from node.errors import UserError
 from node.state_folder import make_folder
 
 app = typer.Typer(help="Show, export or import a node's key.", rich_markup_mode=None)
 
-Folder = Annotated[Path, typer.Option("--folder", "--state", help="The node's state folder.")]
+Folder = Annotated[Path, typer.Option("--folder", "--state", callback=of_a_node, help="The node's state folder.")]
 STATE = Path("node-state")
 
 

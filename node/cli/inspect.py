@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Debug
+from node.cli.options import Debug, of_a_node
 from node.errors import UserError
 from node.telemetry.metrics import MetricsTail, number, read_with_older
 from node.telemetry.rollout_log import OWN, ROLLOUTS_FILE, quoted
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from node.telemetry.metrics import Row
 
-Place = Annotated[Path, typer.Argument(metavar="FOLDER", help="A node's state folder.")]
+Place = Annotated[Path, typer.Argument(metavar="FOLDER", callback=of_a_node, help="A node's state folder.")]
 GroupId = Annotated[str | None, typer.Option("--group", metavar="ID", help="Show this group; the id's start will do.")]
 Last = Annotated[int, typer.Option(min=0, help="How many of the newest groups to list.")]
 Own = Annotated[bool, typer.Option("--own", help="Show what the node's own model said, of some questions a round.")]

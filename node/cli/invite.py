@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Debug
+from node.cli.options import Debug, of_a_node
 from node.cli.running import print_invite
 from node.errors import UserError
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from protocol.credentials.grants import Pass
     from protocol.credentials.invite import SharedInvite
 
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The state folder of a node in the swarm.")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", callback=of_a_node, help="The state folder of a node in the swarm.")
+]
 Seeds = Annotated[
     list[str] | None,
     typer.Option(

@@ -22,8 +22,23 @@ from node.errors import UserError
 if TYPE_CHECKING:
     from protocol.credentials.invite import Invite
 
+
+def of_a_node(folder: Path) -> Path:
+    """Return `folder`, where a node's is wanted.
+
+    Raises:
+        UserError: it is that of a run of several.
+    """
+    if (folder / "nodes").is_dir():
+        raise UserError(f"{folder} is the folder of a run: name one of its nodes, e.g. {folder / 'nodes' / 'n0'}")
+    return folder
+
+
 Folder = Annotated[
-    Path, typer.Option("--state", "--out", help="The node's state folder: key, manifest, pool, checkpoints.")
+    Path,
+    typer.Option(
+        "--state", "--out", callback=of_a_node, help="The node's state folder: key, manifest, pool, checkpoints."
+    ),
 ]
 Listen = Annotated[
     str | None,

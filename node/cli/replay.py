@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
-from node.cli.options import Debug
+from node.cli.options import Debug, of_a_node
 
-Place = Annotated[Path, typer.Argument(metavar="FOLDER", help="A node's state folder, or a copy of it.")]
+Place = Annotated[
+    Path, typer.Argument(metavar="FOLDER", callback=of_a_node, help="A node's state folder, or a copy of it.")
+]
 EVERY = 100  # rounds between two lines on how far it is
 
 

@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Debug, read_invite
+from node.cli.options import Debug, of_a_node, read_invite
 from node.errors import UserError
 
 if TYPE_CHECKING:
     from protocol.identity import NodeId
 
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The state folder of the swarm's owner.")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", callback=of_a_node, help="The state folder of the swarm's owner.")
+]
 What = Annotated[
     list[str] | None,
     typer.Argument(metavar="WHAT...", help="Node ids, invites (the whole lines), or the ids that `invite` printed."),

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from node.cli.options import Debug
+from node.cli.options import Debug, of_a_node
 from node.diagnosis import printable, reachability
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The state folder of a running node.")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", callback=of_a_node, help="The state folder of a running node.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 Tree = dict[str, Any]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from node.cli.options import read_config, task_config
+from node.cli.options import of_a_node, read_config, task_config
 from node.config import NodeConfig, fill, merge, parse_config, upgraded
 from node.errors import UserError
 
@@ -77,8 +77,7 @@ def _locate(model: str) -> tuple[Path | None, Path | None]:
         return checkpoint.path, path
     if path.resolve().parent.name == "checkpoints" and path.is_dir():
         return path, path.resolve().parent.parent
-    if (path / "nodes").is_dir():
-        raise UserError(f"{path} is the folder of a run: name one of its nodes, e.g. {path / 'nodes' / 'n0'}")
+    of_a_node(path)
     return (path if (path / ADAPTERS).is_file() else None), None
 
 

@@ -1,16 +1,24 @@
-"""The dashboard in a real browser: a swarm learns, a node is killed, a peer's words stay words."""
+"""The dashboard in a real browser: a swarm learns, a node is killed, a peer's words stay words.
 
+Its pictures in the documents are taken here: `make pictures` writes them anew.
+"""
+
+import base64
+import io
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -42,21 +50,42 @@ def browser(tmp_path: Path) -> Iterator[Chrome]:
         browser.quit()
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A swarm of two that learns; its folder and the link to its page."""
-    out = tmp_path / "run"
-    command = [sys.executable, "-c", "from node.cli import main; main()", "swarm", "-n", "2", "--rounds", "100000"]
-    command += ["--out", str(out), "--no-table", "--seed", "1"]
+@contextmanager
+def learning(out: Path, nodes: int, *settings: str) -> Iterator[str]:
+    """A swarm that learns; the link to its page."""
+    command = [sys.executable, "-c", "from node.cli import main; main()", "demo", "-n", f"{nodes}"]
+    command += ["--rounds", "100000", "--out", str(out), "--no-table", "--seed", "1"]
+    command += [f"--set={one}" for one in ("eval.every=0", *settings)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             found = re.fullmatch(r"dashboard: (http://127\.0\.0\.1:\d+/)", process.stdout.readline().strip())
             assert found is not None
-            yield out, found[1]
+            yield found[1]
         finally:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=LIMIT)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A swarm of two; its folder and the link to its page."""
+    with learning(tmp_path / "run", 2) as link:
+        yield tmp_path / "run", link
+
+
+def photographed(browser: Chrome, width: int, most: int, *, dark: bool) -> Image.Image:
+    """Return what the page looks like on a screen of `width`, from its top down to `most` pixels."""
+    scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+    size = {"width": width, "height": most, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
+    wait_until(lambda: browser.execute_script("return innerWidth") == width, LIMIT, "the page's width")
+    drawn = "return Math.max(...[...document.querySelectorAll('#plots .uplot')].map(one => one.clientWidth))"
+    wait_until(lambda: 100 < browser.execute_script(drawn) < width, LIMIT, "plots of that width")
+    taken = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
+    return Image.open(io.BytesIO(base64.b64decode(taken["data"]))).convert("RGB").quantize(128)
 
 
 def cells(browser: Chrome, table: str) -> list[list[str]]:
@@ -97,3 +126,20 @@ def test_the_page_fits_a_phone(browser: Chrome, run: tuple[Path, str]) -> None:
     wait_until(lambda: browser.find_elements(By.CSS_SELECTOR, "#plots canvas"), LIMIT, "a plot")
     inside, page = browser.execute_script("return [window.innerWidth, document.documentElement.scrollWidth]")
     assert page <= inside
+
+
+@pytest.mark.timeout(1000)
+def test_pictures_for_the_documents_are_small_light_and_dark(browser: Chrome, tmp_path: Path) -> None:
+    folder, rounds = Path(os.environ.get("PICTURES", tmp_path)), int(os.environ.get("PICTURES_ROUNDS", "1"))
+    with learning(tmp_path / "demo", 3, "eval.every=20", "eval.count=8") as link:
+        browser.get(link)
+        reached = f"document.querySelector('#nodes tbody tr td:nth-child(4)')?.textContent.split(' ')[0] >= {rounds}"
+        wait_until(lambda: browser.execute_script(f"return {reached}"), LIMIT + 3 * rounds, f"{rounds} rounds")
+        wait_until(lambda: browser.find_elements(By.CSS_SELECTOR, "#rollouts li"), LIMIT, "rollouts")
+        corners = []
+        for name, width, dark in (("dashboard.png", 1240, False), ("dashboard-phone.png", 390, True)):
+            picture = photographed(browser, width, 1480, dark=dark)
+            picture.save(folder / name, optimize=True)
+            assert picture.size == (width, 1480) and (folder / name).stat().st_size < 200_000
+            corners.append(sum(picture.convert("RGB").getpixel((1, 1))))
+        assert corners[0] > 600 > 150 > corners[1]

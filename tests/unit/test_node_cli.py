@@ -147,6 +147,10 @@ def test_help_imports_nothing_heavy() -> None:
         (["doctor", "--model", "./no-model"], "no such folder here: check the path"),
         (["swarm", "--model", "no-model"], "not to be had from the model hub"),
         (["found", "club", "--policy", "closed"], "--policy"),
+        (
+            ["found", "my club", "--tasks", "builtin/sums", "--no-start", "--state", "never"],
+            "has no more than 64 letters",
+        ),
         (["demo", "--set", "sampling.locl=4"], "did you mean 'sampling.local'?"),
         (["backup", "missing", "n0.tar"], "missing is no node's folder"),
         (["restore", "missing.tar", "--state", "restored"], "there is no missing.tar"),
@@ -159,6 +163,30 @@ def test_help_imports_nothing_heavy() -> None:
 )
 def test_bad_input_is_one_line(arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert says in fails(capfd, *arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "run"],
+        ["inspect", "run", "--own"],
+        ["replay", "run"],
+        ["backup", "run", "n0.tar"],
+        ["invite", "run"],
+        ["revoke", "run"],
+        ["doctor", "--state", "run"],
+        ["identity", "show", "--state", "run"],
+        ["node", "--state", "run"],
+        ["chat", "run", "12+7="],
+    ],
+    ids=" ".join,
+)
+def test_a_run_is_not_taken_for_a_node(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "nodes" / "n0").mkdir(parents=True)
+    assert "run is the folder of a run: name one of its nodes, e.g. run/nodes/n0" in fails(capfd, *arguments)
 
 
 def found(folder: Path, *arguments: str) -> list[str]:

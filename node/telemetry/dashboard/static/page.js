@@ -16,8 +16,10 @@ const PLOTS = [
 
 const nodes = new Map(); // name -> {rows, scores, taught, said}
 const rollouts = []; // newest first
+const label = new Map(); // node id -> what it is called here
 let shown = { title: "", nodes: [] };
 
+const called = (peer) => label.get(peer) || peer.slice(0, 8);
 const find = (id) => document.getElementById(id);
 
 function element(tag, text, attributes = {}) {
@@ -213,7 +215,7 @@ function drawState() {
   const mean = rewards.length ? rewards.reduce((a, b) => a + b) / rewards.length : null;
   find("summary").textContent = `${up} of ${states.length} nodes up · reward ${figure(mean)}`;
 
-  const label = new Map(); // node id -> what it is called here
+  label.clear();
   for (const one of states) {
     for (const peer of (one.status && one.status.peers) || []) {
       if (!label.has(peer.node)) label.set(peer.node, peer.short_name);
@@ -246,8 +248,7 @@ function drawState() {
     for (const [peer, count] of node(one.name).taught) totals.set(peer, (totals.get(peer) || 0) + count);
   }
   const teachers = [...totals].sort((a, b) => b[1] - a[1]).slice(0, 24).map(([peer]) => peer);
-  const name = (peer) => label.get(peer) || peer.slice(0, 8);
-  fill(find("taught"), ["node", ...teachers.map((peer) => [name(peer), { class: "number", title: peer }]), right("all peers")],
+  fill(find("taught"), ["node", ...teachers.map((peer) => [called(peer), { class: "number", title: peer }]), right("all peers")],
     states.map((one) => {
       const taught = node(one.name).taught;
       const sum = [...taught.values()].reduce((a, b) => a + b, 0);
@@ -258,13 +259,13 @@ function drawState() {
   fill(find("peers"), ["of", "peer", "called", "state", right("round trip"), right("taught"), "endpoint", "runs"],
     peers.slice(0, 200).map((peer) => {
       return [
-        peer.of.name, [peer.node.slice(0, 12), { title: peer.node }], name(peer.node),
+        peer.of.name, [peer.node.slice(0, 12), { title: peer.node }], called(peer.node),
         [peer.state, { class: `state-${peer.state}` }],
         right(peer.rtt_s == null ? "–" : `${(1000 * peer.rtt_s).toFixed(peer.rtt_s < 0.01 ? 1 : 0)} ms`),
         right(String(node(peer.of.name).taught.get(peer.node) || 0)),
         peer.endpoint || "cannot be dialled", peer.agent];
     }));
-  drawGraph(states, name);
+  drawGraph(states);
 
   const refused = new Map();
   for (const one of states) {
@@ -274,9 +275,11 @@ function drawState() {
   }
   fill(find("refused"), ["reason", right("times")],
     [...refused].sort((a, b) => b[1] - a[1]).map(([reason, count]) => [reason, right(String(count))]));
+  find("refused-none").hidden = refused.size > 0;
+  find("refused").hidden = refused.size === 0;
 }
 
-function drawGraph(states, name) {
+function drawGraph(states) {
   const here = states.filter((one) => one.status && ["running", "starting"].includes(one.state));
   const ids = new Set(here.map((one) => one.status.node));
   for (const one of here) for (const peer of one.status.peers) ids.add(peer.node);
@@ -304,7 +307,7 @@ function drawGraph(states, name) {
   for (const [id, [x, y]] of place) {
     graph.append(svg("circle", { cx: x, cy: y, r: 5, class: local.has(id) ? "here" : "" }));
     const text = svg("text", { x: x * 1.18, y: y * 1.18 + 3 });
-    text.textContent = name(id);
+    text.textContent = called(id);
     graph.append(text);
   }
 }
@@ -320,7 +323,7 @@ function drawRollouts() {
     (!words || `${row.question} ${row.text} ${row.task}`.toLowerCase().includes(words)));
   find("rollouts").replaceChildren(...wanted.slice(0, 100).map((row) => {
     const item = element("li");
-    const from = row.whose === "own" ? "own" : `from ${row.whose.slice(0, 12)}, ${Math.round(row.age)} s old`;
+    const from = row.whose === "own" ? "own" : `from ${called(row.whose)}, ${Math.round(row.age)} s old`;
     const meta = element("div", `${row.node} · round ${row.round} · ${row.task} · ${from} · `, { class: "meta" });
     meta.append(element("span", `reward ${row.reward}`, { class: row.reward > 0.5 ? "right" : "wrong" }));
     if (!row.finished) meta.append(" · cut off");
