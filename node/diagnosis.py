@@ -29,6 +29,7 @@ from node.presets import BUILTIN_SIZE, Machine, preset
 MIN_PYTHON = (3, 11)
 MIN_MEMORY = 1.5e9  # bytes available: one node on the built-in policy, with room to start
 MIN_DISK = 2e9
+OWN_PACKAGES = ("node", "collectives", "protocol")
 EXTRAS = ("vllm", "reasoning-gym", "verifiers", "tensorboard", "wandb", "trackio")
 HUB_TIMEOUT_S = 5.0
 MAX_CLOCK_ERROR_S = 60.0  # peers drop what is dated ten minutes ahead, and records that have expired
@@ -54,6 +55,7 @@ def examine(port: int, folder: Path) -> Iterator[Check]:
     python = sys.version_info >= MIN_PYTHON
     yield Check("python", python, platform.python_version(), do="install Python 3.11 or newer")
     yield from _packages()
+    yield from _namesakes()
     yield from _torch()
     yield Check("cores", True, str(usable_cores()))
     for line in undefended():
@@ -92,6 +94,15 @@ def _packages() -> Iterator[Check]:
         install = f"pip install 'gossamer[{extra}]'"
         text = "not installed" if found is None else found if fits else f"{found}, wants {extras[extra].specifier}"
         yield Check(extra, fits, text, needed=False, do=f"only if you want it: {install}")
+
+
+def _namesakes() -> Iterator[Check]:
+    """Find others' packages that were installed into our folders: PyPI has some, and pip lets the last one win."""
+    owners = importlib.metadata.packages_distributions()
+    for name in OWN_PACKAGES:
+        for other in sorted(set(owners.get(name, ())) - {"gossamer"}):
+            remedy = f"give gossamer an environment of its own (pipx does), or pip uninstall {other} and install anew"
+            yield Check(f"package {name}", False, f"{other} {_version(other)} writes into the same folder", do=remedy)
 
 
 def _version(distribution: str) -> str | None:

@@ -39,6 +39,16 @@ def test_what_is_installed_is_held_against_what_is_declared(
     assert check.ok == ok and says in check.text and check.needed
 
 
+def test_a_package_of_others_in_our_folders_is_told_and_how_to_be_rid_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert not [check for check in examine(0, tmp_path) if check.name.startswith("package ")]
+    shared = {"node": ["node", "gossamer", "gossamer"], "numpy": ["numpy"]}
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: shared)
+    check = found("package node", examine(0, tmp_path))
+    assert not check.ok and check.needed and "pip uninstall node" in check.do
+
+
 def test_an_extra_of_another_version_is_worth_knowing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.metadata.requires", lambda name: ['reasoning-gym>=99; extra == "reasoning-gym"'])
     check = found("reasoning-gym", examine(0, tmp_path))
