@@ -31,8 +31,8 @@ class Block:
     texts: list[str]
 
 
-def time_gossamer(config: NodeConfig, tasks: TaskSet, exchange: Exchange) -> Block:
-    """Run the node's loop and trainer; every round but the first is timed."""
+def time_gossamer(config: NodeConfig, tasks: TaskSet, exchange: Exchange, warm: int = 1) -> Block:
+    """Run the node's loop and trainer; every round but the first `warm` is timed."""
     with tempfile.TemporaryDirectory() as name, ReplayBuffer(Path(name, "pool.sqlite"), config.pool) as pool:
         folder = Path(name)
         policy = load_policy(config.policy, config.trainer.bf16)
@@ -46,7 +46,7 @@ def time_gossamer(config: NodeConfig, tasks: TaskSet, exchange: Exchange) -> Blo
             stamps.append(stamp())
 
         make_trainer(policy, config, folder, loop.rounds, on_update).train()
-    return block(stamps, engine.texts)
+    return block(stamps[warm - 1 :], engine.texts)
 
 
 def stamp() -> Stamp:

@@ -1,30 +1,38 @@
 """Peers in a child process: real identities, links and signatures, and groups made beforehand.
 
-    python -m benchmarks.feeder ADDRESS SWARM FILE
+    python -m benchmarks.feeder ADDRESS SWARM FILE EXTERNAL
 
 `FILE` is a MessagePack list: for each peer, for each round, the topics and bodies it publishes. Every
-line on standard input is one round. The end of input is the end.
+line on standard input is one round. The end of input is the end. Each asks for what a node does that draws `EXTERNAL`
+groups a round.
 """
 
 import sys
+import time
 from pathlib import Path
 
 import msgpack
 
+from node.rollouts.sharing import Demand
 from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
 
 
-def main(address: str, swarm: str, file: str) -> None:
+def main(address: str, swarm: str, file: str, external: str) -> None:
     """Join the node at `address` once for each peer, and publish a round of each at every line."""
     peers = msgpack.unpackb(Path(file).read_bytes())
     hosts = [
         Host(Identity.generate(), bytes.fromhex(swarm), "tcp://127.0.0.1:0", [Address.parse(address)]) for _ in peers
     ]
+    demand = Demand(int(external))
     for host in hosts:
         host.start()
+        host.subscribe(None, demand.told)
     for number, _ in enumerate(sys.stdin):
+        if demand.next_round(time.monotonic()):
+            for host in hosts:
+                host.subscribe(None, demand.told)
         for host, rounds in zip(hosts, peers, strict=True):
             for topic, body in rounds[number]:
                 host.publish(body, topic)

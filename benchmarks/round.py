@@ -51,12 +51,13 @@ Row = dict[str, Any]
 PEERS = 7
 
 
-def run(
+def run(  # noqa: PLR0913  # one argument each option
     *,
     model: str = "builtin",
     questions: int = 4,
     completions: int = 8,
     rounds: int = 20,
+    warm_rounds: int = 100,
     blocks: int = 6,
     threads: int = 1,
     compare: Comparison = "both",
@@ -69,13 +70,13 @@ def run(
         questions: a round.
         completions: a question.
         rounds: timed in each block.
+        warm_rounds: before those, where sharing is timed.
         blocks: of each side.
         threads: of torch; set for the whole process.
         compare: which of the two comparisons to make.
         examples: solved ones before each question, which is then arithmetic, in plain text.
     """
     torch.set_num_threads(threads)
-    config = _config(model, questions, completions, rounds + 1, examples)
     common = {
         "model": model,
         "questions": questions,
@@ -85,9 +86,11 @@ def run(
     }
     ratio: dict[str, dict[str, float]] = {}
     if compare != "sharing":
+        config = _config(model, questions, completions, rounds + 1, examples)
         ratio["trl"] = yield from _against_trl(config, common, blocks)
     if compare != "trl":
-        ratio["sharing off"] = yield from _sharing(config, common, blocks)
+        config = _config(model, questions, completions, rounds + warm_rounds, examples)
+        ratio["sharing off"] = yield from _sharing(config, common, blocks, warm_rounds)
     yield {"bench": "round", "ratio": ratio}
 
 
@@ -106,16 +109,16 @@ def _against_trl(config: NodeConfig, common: Row, blocks: int) -> Generator[Row,
     return ratios
 
 
-def _sharing(config: NodeConfig, common: Row, blocks: int) -> Generator[Row, None, dict[str, float]]:
+def _sharing(config: NodeConfig, common: Row, blocks: int, warm: int) -> Generator[Row, None, dict[str, float]]:
     tasks = load_tasks(config.tasks)
     groups = []
 
     def shared() -> Block:
-        timed, received = time_sharing(config, tasks, PEERS)
-        groups.append(received / config.last_round)
+        timed, received = time_sharing(config, tasks, PEERS, warm)
+        groups.append(received / (config.last_round - warm))
         return timed
 
-    on, off = _in_turns(blocks, shared, partial(time_gossamer, config, tasks, NoExchange()))
+    on, off = _in_turns(blocks, shared, partial(time_gossamer, config, tasks, NoExchange(), warm))
     yield _row("sharing on", on, common | {"peers": PEERS, "peers_groups_a_round": round(statistics.fmean(groups), 1)})
     yield _row("sharing off", off, common | {"peers": 0, "peers_groups_a_round": 0})
     return {

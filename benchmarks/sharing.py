@@ -1,10 +1,13 @@
 """What sharing costs a round: the same rounds with a network and peers, and alone.
 
 Both sides train on their own groups only, so what is timed is the taking part: signing, sending, receiving, checking
-signatures, reading, storing and relaying all that peers publish, and drawing as many groups as a round has of its
+signatures, reading, storing and relaying of what peers publish as much as a node's sampler can use
+(`node.rollouts.sharing`), and drawing as many groups as a round has of its
 own: making their questions again, scoring and encoding them. For that the peers' groups have no advantage, and the
 rule draws them nevertheless. The peers live in a child process and publish, at each end of a round here,
-what as many nodes of this size publish in one.
+what as many nodes of this size publish in one; they take from each other as much as the node does.
+
+Rounds go before those that are timed: a node asks for everything until it knows its own pace and its peers'.
 """
 
 import secrets
@@ -27,13 +30,12 @@ from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
 
-EVERYTHING = 1_000_000
 Bodies = list[list[list[tuple[bytes, bytes]]]]  # (topic, body) of each item of each round of each peer
 JOIN_TIMEOUT = 30.0  # seconds for the peers to start and link
 
 
-def time_sharing(config: NodeConfig, tasks: TaskSet, peers: int) -> tuple[Block, int]:
-    """Time rounds among `peers` peers; return them and how many of the peers' groups came.
+def time_sharing(config: NodeConfig, tasks: TaskSet, peers: int, warm: int) -> tuple[Block, int]:
+    """Time rounds among `peers` peers, after `warm`; return them and how many of the peers' groups came in them.
 
     Raises:
         RuntimeError: the peers did not join, or a group of theirs was rejected.
@@ -44,11 +46,11 @@ def time_sharing(config: NodeConfig, tasks: TaskSet, peers: int) -> tuple[Block,
     if address is None:
         raise RuntimeError("a host that listens has an address")
     try:
-        with feeder(address, swarm, _bodies(config, tasks, peers)) as publish:
+        with feeder(address, swarm, _bodies(config, tasks, peers), config.sampling.local) as publish:
             wait_for_peers(host, peers)
-            exchange = _Fed(host, tasks, publish, config.sampling.completions)
+            exchange = _Fed(host, tasks, publish, config, warm)
             sampling = config.sampling.model_copy(update={"rule": "uniform", "external": config.sampling.local})
-            block = time_gossamer(config.model_copy(update={"sampling": sampling}), tasks, exchange)
+            block = time_gossamer(config.model_copy(update={"sampling": sampling}), tasks, exchange, warm)
         rejected = host.counters().rejected
     finally:
         host.stop()
@@ -60,29 +62,34 @@ def time_sharing(config: NodeConfig, tasks: TaskSet, peers: int) -> tuple[Block,
 class _Fed(NetworkExchange):
     """The node's exchange, which lets the peers publish a round whenever it publishes its own."""
 
-    def __init__(self, host: Host, tasks: TaskSet, publish: Callable[[], None], completions: int) -> None:
-        # `EVERYTHING` a round: the node is to take all that its peers publish.
-        super().__init__(host, tasks, max_completions=4 * completions, informative_only=False, external=EVERYTHING)
+    def __init__(self, host: Host, tasks: TaskSet, publish: Callable[[], None], config: NodeConfig, warm: int) -> None:
+        local, completions = config.sampling.local, config.sampling.completions
+        super().__init__(host, tasks, max_completions=4 * completions, informative_only=False, external=local)
         self._let_peers_publish = publish
-        self.received = 0
+        self._warm = warm
+        self.received = 0  # since it is warm
 
     def publish(self, groups: Sequence[Group]) -> None:
+        self._warm -= 1
         self._let_peers_publish()
         super().publish(groups)
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         shared = super().receive(known)
-        self.received += len(shared)
+        self.received += len(shared) if self._warm < 0 else 0
         return shared
 
 
 @contextmanager
-def feeder(address: Address, swarm: bytes, bodies: Bodies) -> Iterator[Callable[[], None]]:
-    """Run peers in a child process; each call of what is yielded lets all of them publish a round."""
+def feeder(address: Address, swarm: bytes, bodies: Bodies, external: int = 0) -> Iterator[Callable[[], None]]:
+    """Run peers in a child process; each call of what is yielded lets all of them publish a round.
+
+    They ask for what a node does that draws `external` groups a round; for 0, for what only relays.
+    """
     with tempfile.NamedTemporaryFile() as file:
         file.write(msgpack.packb(bodies))
         file.flush()
-        command = [sys.executable, "-m", "benchmarks.feeder", str(address), swarm.hex(), file.name]
+        command = [sys.executable, "-m", "benchmarks.feeder", str(address), swarm.hex(), file.name, str(external)]
         with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
             if child.stdin is None:
                 raise RuntimeError("the child's input was asked for")

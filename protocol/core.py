@@ -2,7 +2,7 @@
 
 It joins the cores. Every frame takes the same path, cheapest check first:
 
-    who is it -> graylisted? -> within its allowance? -> an item seen before? -> version
+    who is it -> graylisted? -> within its allowance? -> an item seen before, or beyond our demand? -> version
     -> signature -> digest -> swarm -> membership (control messages) or gossip (items)
 
 A control message counts only over a link whose proven holder signed it, in rising
@@ -211,12 +211,8 @@ class Core:
         if not self.admission.may_send(link, len(frame), now):
             return self._offence("flood", link, subject, now)
         try:
-            if node is not None and kind_of(frame) == Kind.ITEM:
-                # Only items that passed every check are remembered, so what claims to be one needs none.
-                known = claimed_id(frame)
-                if self.gossip.signer(known) is not None:
-                    self._repeated(node, known)
-                    return []
+            if node is not None and kind_of(frame) == Kind.ITEM and self._is_spared(node, claimed_id(frame), now):
+                return []
             envelope = open_frame(frame, self._identity.verify)
             if envelope.swarm != self._swarm:
                 raise EnvelopeError("wrong_swarm")
@@ -234,10 +230,19 @@ class Core:
             # Nobody changes version in the middle of a talk.
             return self._offence("forged" if error.reason == OTHER_VERSION else error.reason, link, subject, now)
 
-    def _repeated(self, node: NodeId, known: ItemId) -> None:
-        if self.gossip.duplicate(node, known):
+    def _is_spared(self, node: NodeId, item: ItemId, now: Instant) -> bool:
+        """Tell whether a frame that claims to be this item is one that we have or decline, and counted as such.
+
+        Only items that passed every check are remembered, so what claims to be one needs none.
+        """
+        if self.gossip.signer(item) is None:
+            if self.gossip.declines(node, item, now):
+                raise MessageError("over_demand")
+            return False
+        if self.gossip.duplicate(node, item):
             raise MessageError("replayed", "the same item from the same peer")
         self.duplicates += 1
+        return True
 
     def _other_version(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
         """Part from whoever speaks another major version; its operator and ours are told once."""

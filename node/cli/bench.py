@@ -23,6 +23,7 @@ def bench_round(  # noqa: PLR0913  # one option each
     questions: Annotated[int, typer.Option(min=1, help="Questions a round.")] = 4,
     completions: Annotated[int, typer.Option(min=2, help="Completions a question.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds timed in each block.")] = 20,
+    warm_rounds: Annotated[int, typer.Option(min=1, help="Rounds before those, where sharing is timed.")] = 100,
     blocks: Annotated[int, typer.Option(min=1, help="Blocks of each side, taken in turns.")] = 6,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for tensors.")] = 1,
     compare: Annotated[Compare, typer.Option(help="Which comparison to make.")] = "both",
@@ -37,7 +38,7 @@ def bench_round(  # noqa: PLR0913  # one option each
     Example:
       gossamer bench round --blocks 6 > round.jsonl
       gossamer bench round --compare trl --model runs/models/smollm2-135m-instruct --examples 3 --rounds 3 --blocks 2
-      gossamer bench round --compare sharing --model runs/models/smollm2-135m-instruct --rounds 3 --blocks 3
+      gossamer bench round --compare sharing --model runs/models/smollm2-135m-instruct --rounds 3 --warm-rounds 4
     """
     with _checkout():
         from benchmarks.round import run
@@ -46,6 +47,7 @@ def bench_round(  # noqa: PLR0913  # one option each
         questions=questions,
         completions=completions,
         rounds=rounds,
+        warm_rounds=warm_rounds,
         blocks=blocks,
         threads=threads,
         compare=compare,

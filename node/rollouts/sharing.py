@@ -174,10 +174,9 @@ def traffic_row(traffic: Counters) -> dict[str, object]:
     }
 
 
-# Of what comes, some is without advantage, some drawn before it is read and some too old when its
-# turn comes, and a rule that ranks groups wants a choice. Twice this is what seven peers of our own
-# kind make, so in a swarm of up to nine such nodes everybody still gets everything.
-OVERSAMPLING = 8.0
+# Of what comes, some is without advantage and some too old when its turn comes. What is beyond that, a rule that ranks
+# groups chooses from: it is stored already. More than this would be signatures checked for groups that nobody draws.
+OVERSAMPLING = 2.0
 RELAY_DEMAND = 2.0  # items a second: about 20 kB a second of an ordinary node's line
 SEED_DEMAND = 32.0  # of a node that only relays: as much as it remembers for an hour (`gossip.SEEN_ITEMS`)
 FIRST_ROUNDS = 3  # measured before anything is declined: the first are slow, and a guess could starve the node

@@ -5,14 +5,15 @@ hash of the signer's key and the body.
 
 Rules
  1. Whoever publishes an item of at most `PUSH_BYTES` sends it to every live peer that is
-    interested and did not ask for announcements only, and announces any other item, so that a
-    large item crosses a link once.
+    interested and did not ask for announcements only, and announces it to those. A larger one is announced
+    to all, and at once, so that it crosses a link once.
  2. Whoever gets an item for the first time delivers it, holds it, and announces its id to the
     interested live peers that are not known to have it: once nothing new has come for
     `announce_interval`, or `MAX_HOLD` times that after the first, so that a burst is announced once.
  3. An announced item that we want and lack is pulled (see `protocol.gossip.want_list`), as far as our
     demand goes (see `protocol.gossip.subscriptions`): at once, unless it is small and its signer is a live
-    peer of ours, whose push is probably on its way: then after `pull_delay`.
+    peer of ours, whose push is probably on its way: then after `pull_delay`. A node that asked for announcements
+    only draws by lot what it pulls, at its ticks.
  4. A peer that comes up is told our interest and announced what we hold, so a node that was
     away catches up: the newest at once, the rest in batches that leave out what it has got
     meanwhile. Now and then a random peer is announced what is newest, in case something was lost.
@@ -151,6 +152,19 @@ class Gossip:
         self._pulls.arrived(item, node)
         return replayed
 
+    def declines(self, node: NodeId, item: ItemId, now: Instant) -> bool:
+        """Tell whether what `node` sends, if it is this item, is more than we take, so that it need not be verified.
+
+        Nobody asked for it, the demand is met, and the sender may not know that we asked for announcements.
+        """
+        peer = self._peers.get(node)
+        if self._appetite.has_room(now) or self._pulls.is_asked(item, node):
+            return False
+        if peer is not None and peer.should_know(now.steady):
+            return False
+        self._appetite.offered(now)
+        return True
+
     def handle(self, event: GossipEvent, now: Instant) -> list[GossipAction]:  # noqa: C901, PLR0912  # one arm for each event
         """Advance by one event."""
         match event:
@@ -253,7 +267,7 @@ class Gossip:
                 peer.note(item.id, Knows.HAS)
                 actions.append(Send(node, item))
         self._hold(item, now)
-        if len(actions) < len(self._peers):
+        if not small:
             self._timer.by(now.steady)
         return actions
 
@@ -279,7 +293,9 @@ class Gossip:
             delay = self._timing.pull_delay if pushed and entry.signer != holder else 0.0
             if self._pulls.offered(node, entry, now.steady, delay):
                 self._appetite.offered(now)
-        return [*self._ask(now), *self._fetch(now)]
+        # Where there is more than we take, it is drawn at the next tick from what all have announced, and not from what
+        # the quickest has; in one pull of each holder.
+        return self._fetch(now) if wants.announce_only else [*self._ask(now), *self._fetch(now)]
 
     def _outlined(self, node: NodeId, outline: Outline, now: Instant) -> list[GossipAction]:
         holders = self._pulls.holders(outline.id)

@@ -11,11 +11,11 @@ Rules
     large the swarm.
  3. A small item that its signer pushes counts as well, but takes only what pulls leave over: whoever
     pushes must not be able to starve a node of what it asks for. What is pushed beyond that is
-    dropped; any holder may announce it yet. While more is on offer than the demand, the node asks its
-    peers to announce only.
- 4. Shards. While more than twice the demand is on offer for about a minute, the node halves
+    dropped before its signature is checked; any holder may announce it yet. While more is on offer than the
+    demand, the node asks its peers to announce only, and draws what it pulls by lot.
+ 4. Shards. While more than `MUCH` times the demand is on offer for about a minute, the node halves
     what it is told of: it asks for those signers only whose shard (16 bits of a hash of the
-    signer and the hour) begins with one bit more of its own. Below half the demand it asks for
+    signer and the hour) begins with one bit more of its own. Below `LITTLE` times the demand it asks for
     one bit less. What a peer signed itself is wanted whatever its shard is.
 
 What is traded away. Beyond its demand a node holds a random part of what there is, and an item
@@ -35,10 +35,14 @@ from protocol.wire.messages import MAX_SHARD_BITS, MAX_TOPICS, NO_TOPIC, Interes
 
 RESHUFFLE_S = 3600.0  # the age at which items are stale: a signer out of reach in one hour is in reach in another
 MEMORY_S = 60.0  # of the measured supply: several rounds of most nodes, as rounds come in bursts
+FIRST_S = 5.0  # which the average is over at the least: a burst at the start is no rate
 ADJUST_S = 60.0  # between two changes of the shard: until the last one shows in the supply
-BURST_S = 5.0  # of demand at once: a publisher's round comes in one burst
-MIN_BURST = 4.0  # items, where the demand is below one a second
+BURST_S = 1.0  # of demand at once; what comes faster waits its turn in the want list
+MIN_BURST = 32.0  # items: a round of eight nodes of four groups comes in one burst
 RESERVE = 0.25  # of the burst, which pushes leave to pulls
+# An id costs a fiftieth of an item. A dozen links to nodes of the same demand offer less than a dozen times that, and
+# the signers of a shard are few: so halving begins late, and is undone while there is still a choice.
+MUCH, LITTLE = 8.0, 2.0
 MIN_SHARD_PEERS = 2  # the mean degree above which most of a random graph hangs together
 
 
@@ -83,22 +87,25 @@ class Filter:
 
 
 class Rate:
-    """Events a second, as an exponential average over `MEMORY_S`."""
+    """Events a second, as an exponential average over `MEMORY_S`, or over the time since the start if that is less."""
 
-    __slots__ = ("_updated", "_value")
+    __slots__ = ("_began", "_count", "_updated")
 
     def __init__(self, now: float) -> None:
-        self._value = 0.0
-        self._updated = now
+        self._count = 0.0  # of events, the older the less
+        self._began = self._updated = now
 
     def add(self, now: float) -> None:
         """Note one event."""
-        self._value = self.value(now) + 1 / MEMORY_S
+        self._count = self._faded(now) + 1
         self._updated = now
 
     def value(self, now: float) -> float:
         """Return the average as of now."""
-        return float(self._value * math.exp(-max(0.0, now - self._updated) / MEMORY_S))
+        return self._faded(now) / (MEMORY_S * -math.expm1(-max(FIRST_S, now - self._began) / MEMORY_S))
+
+    def _faded(self, now: float) -> float:
+        return self._count * math.exp(-max(0.0, now - self._updated) / MEMORY_S)
 
 
 class Appetite:
@@ -148,9 +155,13 @@ class Appetite:
         """Count items that were asked for."""
         self._level -= count
 
+    def has_room(self, now: Instant) -> bool:
+        """Tell whether pulls leave over room for an item that comes unasked."""
+        return self.level(now) - 1 >= RESERVE * self._burst
+
     def take_push(self, now: Instant) -> bool:
         """Count an item that came unasked; False: it is more than pulls leave over."""
-        if self.level(now) - 1 < RESERVE * self._burst:
+        if not self.has_room(now):
             return False
         self._level -= 1
         return True
@@ -181,7 +192,7 @@ class Appetite:
 
     def _resize(self, peers: int, supply: float) -> None:
         bits = self.filter.bits
-        if bits > 0 and (supply < self._demand / 2 or peers >> bits < MIN_SHARD_PEERS):
+        if bits > 0 and (supply < LITTLE * self._demand or peers >> bits < MIN_SHARD_PEERS):
             self.filter = replace(self.filter, bits=bits - 1)
-        elif supply > 2 * self._demand and peers >> (bits + 1) >= MIN_SHARD_PEERS and bits < MAX_SHARD_BITS:
+        elif supply > MUCH * self._demand and peers >> (bits + 1) >= MIN_SHARD_PEERS and bits < MAX_SHARD_BITS:
             self.filter = replace(self.filter, bits=bits + 1)

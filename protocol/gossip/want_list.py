@@ -132,6 +132,11 @@ class Pulls:
         want = self._wants.get(item_id)
         return list(want.holders) if want is not None else []
 
+    def is_asked(self, item_id: ItemId, node: NodeId) -> bool:
+        """Tell whether the item was asked for, of `node` some time ago or of anybody."""
+        want, holder = self._wants.get(item_id), self._holders.get(node)
+        return (want is not None and want.asked is not None) or (holder is not None and item_id in holder.owed)
+
     def arrived(self, item_id: ItemId, node: NodeId, now: float = float("-inf")) -> bool:
         """The item came from `node`; True if it was asked for, of whomever, be it some time ago."""
         want = self._wants.get(item_id)

@@ -14,7 +14,7 @@ def threads():
 
 
 def test_both_sides_make_the_same_completions_and_the_last_row_has_the_ratios(threads):
-    *rows, last = run(rounds=3, blocks=1)
+    *rows, last = run(rounds=3, warm_rounds=3, blocks=1)
 
     assert [row["impl"] for row in rows] == ["gossamer", "trl", "gossamer", "trl", "sharing on", "sharing off"]
     assert all(row["bench"] == "round" and row["median_s"] > 0 and row["runs"] == 3 for row in rows)

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -30,7 +31,7 @@ from protocol.events import (
 from protocol.gossip.announce_timer import MAX_HOLD
 from protocol.gossip.gossip import CATCH_UP_S, FIRST_IDS, PUSH_BYTES, RETRY_S, Gossip
 from protocol.gossip.peer_state import AGAIN_S, KNOWN_ITEMS, MAX_PENDING, PUSH_GRACE_S
-from protocol.gossip.subscriptions import hint, same_shard
+from protocol.gossip.subscriptions import MIN_BURST, hint, same_shard
 from protocol.gossip.want_list import MAX_BROKEN, MAX_WANTS, PROMISE_PATIENCE
 from protocol.identity import Identity, NodeId, id_of_bytes
 from protocol.wire.envelope import ItemId
@@ -324,8 +325,8 @@ def test_a_peer_that_wants_announcements_only_is_not_pushed_to() -> None:
     core = machine(A)
     core.handle(Interested(A, Interest(None, announce_only=True)), at(1))
     assert core.handle(Publish(item(1, signer=ME)), at(1)) == []
-    assert due(core) == 1
-    assert announced(core.handle(Tick(), at(1))) == {A: [name(1)]}
+    assert due(core) == 1 + LAN.announce_interval  # with what else comes
+    assert announced(core.handle(Tick(), at(1 + LAN.announce_interval))) == {A: [name(1)]}
 
 
 def test_a_peer_is_told_of_its_shard_and_of_what_we_signed_ourselves() -> None:
@@ -366,7 +367,28 @@ def test_a_node_pulls_what_it_demands_and_no_more() -> None:
                 taken += len(pull.ids)
                 for item_id in pull.ids:
                     core.handle(Got(A, replace(item(0, signer=FAR), id=item_id)), at(second))
-    assert taken == 10 + 2 * 29
+    assert taken == MIN_BURST + 2 * 29
+
+
+def test_of_what_is_offered_every_signer_has_the_same_part_whoever_announces_first_and_most() -> None:
+    peers = [signer_of(number) for number in range(7)]
+    core = machine(*peers)
+    core.handle(Subscribe(None, 8.0), at(0))
+    taken: Counter[NodeId] = Counter()
+    serial = 0
+    for second in range(200):
+        actions = []
+        for peer in peers:  # always in the same order; the first publishes three times as much
+            entries = [entry(serial + number, signer=peer) for number in range(12 if peer == peers[0] else 4)]
+            serial += len(entries)
+            actions += core.handle(Announced(peer, tuple(entries)), at(second))
+        for to, pull in sent(Pull, actions + core.handle(Tick(), at(second + 0.5))):
+            for item_id in pull.ids:
+                if second >= 20:  # what is on offer is known
+                    taken[to] += 1
+                core.handle(Got(to, replace(item(0, signer=to), id=item_id)), at(second + 0.5))
+    assert taken.total() == pytest.approx(8 * 180, rel=0.05)
+    assert all(count == pytest.approx(8 * 180 / 7, rel=0.1) for count in taken.values()), taken
 
 
 def test_pushes_count_against_the_demand_and_are_declined_above_it() -> None:
@@ -399,10 +421,34 @@ def test_whoever_pushes_does_not_starve_a_node_of_what_it_pulls(pushes: int) -> 
 def test_what_is_pushed_beyond_the_demand_is_counted_and_can_be_pulled_later() -> None:
     core = machine(A, B)
     core.handle(Subscribe(None, 1.0), at(0))
-    pushed = [core.handle(Got(A, item(number)), at(0)) for number in range(10)]
-    assert pushed[0] == [Deliver(item(0))] and pushed[9] == [Blame(A, "over_demand")]
-    assert pulled(core.handle(Announced(B, (entry(9),)), at(60))) == {B: (name(9),)}
-    assert core.handle(Got(B, item(9)), at(60)) == [Deliver(item(9))]
+    beyond = int(MIN_BURST)
+    pushed = [core.handle(Got(A, item(number)), at(0)) for number in range(beyond + 1)]
+    assert pushed[0] == [Deliver(item(0))] and pushed[beyond] == [Blame(A, "over_demand")]
+    assert pulled(core.handle(Announced(B, (entry(beyond),)), at(60))) == {B: (name(beyond),)}
+    assert core.handle(Got(B, item(beyond)), at(60)) == [Deliver(item(beyond))]
+
+
+def test_a_push_beyond_the_demand_need_not_be_verified_unless_it_was_asked_for_or_is_an_offence() -> None:
+    core = machine(A, B)
+    assert not core.declines(A, name(1), at(0))  # the demand is met by nothing yet
+    core.handle(Announced(A, (entry(1),)), at(0))
+    core.handle(Subscribe(None, 0.0), at(1))
+    assert not core.declines(A, name(1), at(1))
+    assert core.declines(A, name(2), at(1))
+    assert not core.declines(A, name(2), at(1 + PUSH_GRACE_S))
+
+
+def test_what_is_pulled_is_drawn_from_what_all_have_announced_where_there_is_more_than_we_take() -> None:
+    core = machine(A, B)
+    core.handle(Subscribe(None, 1.0), at(0))
+    for second in range(60):
+        core.handle(Announced(A, tuple(entry(10 * second + number) for number in range(10))), at(second))
+        core.handle(Tick(), at(second))
+    core.handle(Tick(), at(90))
+    assert core.handle(Announced(A, (entry(1000, signer=A),)), at(100)) == []
+    assert core.handle(Announced(B, (entry(1001, signer=B),)), at(100)) == []
+    drawn = pulled(core.handle(Tick(), at(100.5)))
+    assert name(1000) in drawn[A] and name(1001) in drawn[B]
 
 
 def test_a_push_long_after_we_asked_for_announcements_only_is_an_offence() -> None:
@@ -447,9 +493,10 @@ def test_without_a_bound_on_the_demand_nothing_that_is_wanted_is_given_up() -> N
 def test_a_pull_that_failed_does_not_use_up_the_demand() -> None:
     core = machine(A)
     core.handle(Subscribe(None, 0.01), at(0))
-    core.handle(Announced(A, tuple(entry(number) for number in range(4))), at(0))
-    assert pulled(core.handle(Announced(A, (entry(5),)), at(1))) == {}
-    assert len(pulled(core.handle(Tick(), at(3)))[A]) == 4
+    burst = int(MIN_BURST)
+    core.handle(Announced(A, tuple(entry(number) for number in range(burst))), at(0))
+    assert pulled(core.handle(Announced(A, (entry(burst),)), at(1))) == {}
+    assert len(pulled(core.handle(Tick(), at(3)))[A]) == burst // 2  # the holder's window, halved
 
 
 def test_who_announces_and_never_delivers_is_blamed() -> None:

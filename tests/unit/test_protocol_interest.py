@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from protocol.config import Instant
 from protocol.gossip.subscriptions import (
     ADJUST_S,
-    BURST_S,
+    FIRST_S,
+    MIN_BURST,
     MIN_SHARD_PEERS,
     RESERVE,
     RESHUFFLE_S,
@@ -84,6 +85,16 @@ def test_a_rate_settles_at_what_it_is_fed_and_falls_when_that_ends() -> None:
     assert rate.value(660) == pytest.approx(10 / math.e, rel=0.02)
 
 
+def test_a_rate_is_known_within_seconds_and_a_burst_at_the_start_is_none() -> None:
+    rate = Rate(0.0)
+    for _ in range(10):
+        rate.add(0.0)
+    assert rate.value(0.0) <= 10 / FIRST_S * 1.05
+    for tenth in range(1, 101):
+        rate.add(tenth / 10)
+    assert rate.value(10) == pytest.approx(11, rel=0.05)
+
+
 def test_demand_is_kept_on_average_with_a_burst() -> None:
     appetite = Appetite(ME, at(0))
     assert appetite.level(at(0)) == math.inf
@@ -93,7 +104,7 @@ def test_demand_is_kept_on_average_with_a_burst() -> None:
         level = int(appetite.level(at(second)))
         appetite.spend(level)
         taken += level
-    assert taken == BURST_S * 10 + 99 * 10
+    assert taken == MIN_BURST + 99 * 10
     appetite.refund(7)
     assert int(appetite.level(at(99))) == 7
 
@@ -102,11 +113,11 @@ def test_what_comes_unasked_takes_what_pulls_leave_over() -> None:
     appetite = Appetite(ME, at(0))
     assert all(appetite.take_push(at(0)) for _ in range(1000))
     appetite.subscribe(None, 10.0, at(0))
-    burst = BURST_S * 10
+    burst = MIN_BURST
     assert sum(appetite.take_push(at(0)) for _ in range(1000)) == math.floor(burst * (1 - RESERVE))
     assert appetite.level(at(0)) >= RESERVE * burst
     appetite.spend(int(appetite.level(at(0))))
-    assert not appetite.take_push(at(1)) and appetite.take_push(at(2))
+    assert not appetite.take_push(at(0.8)) and appetite.take_push(at(1))
     appetite.subscribe(None, 0.0, at(60))
     assert appetite.level(at(1000)) == 0 and not appetite.take_push(at(1000))
 
@@ -130,8 +141,8 @@ def test_shards_follow_the_supply_slowly_and_no_further_than_the_links_allow() -
     assert 12 >> 2 >= MIN_SHARD_PEERS > 12 >> 3
     bit_changes = changes[1:]  # the first declined pushes
     assert all(later - one >= ADJUST_S for one, later in pairwise(bit_changes))
-    feed(appetite, 15, 600, 600)
-    assert appetite.filter.bits == 2  # between half and twice the demand nothing changes
+    feed(appetite, 40, 600, 600)
+    assert appetite.filter.bits == 2  # between `LITTLE` and `MUCH` of the demand nothing changes
     feed(appetite, 2, 1200, 600)
     assert appetite.filter.bits == 0
 
