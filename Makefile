@@ -10,6 +10,7 @@ STAMP := .venv/.installed
 
 # Nothing here needs a model hub, a screen or anyone's telemetry.
 export HF_HUB_OFFLINE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 export MPLBACKEND := Agg

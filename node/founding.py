@@ -107,7 +107,10 @@ def make_invite(folder: Path, seeds: Sequence[Address], grant: Pass | SharedInvi
     manifest = _manifest_of(folder)
     known = dict.fromkeys([*(seeds or _own_address(folder)), *_peers(folder, manifest)])
     if not known:
-        raise UserError(f"nobody could dial this node: start it with --listen, or name a seed with --seed ({folder})")
+        raise UserError(
+            f"no address of this node is known: start it (`gossamer node --state {folder} --listen ...`), and ask again "
+            "when it says `listening`; or name a seed with --seed"
+        )
     return Invite(manifest.name, manifest.hash, tuple(known)[: max(MAX_INVITE_SEEDS, len(seeds))], grant)
 
 
