@@ -108,8 +108,8 @@ def make_invite(folder: Path, seeds: Sequence[Address], grant: Pass | SharedInvi
     known = dict.fromkeys([*(seeds or _own_address(folder)), *_peers(folder, manifest)])
     if not known:
         raise UserError(
-            f"no address of this node is known: start it (`gossamer node --state {folder} --listen ...`), and ask again "
-            "when it says `listening`; or name a seed with --seed"
+            f"no address of this node is known: start it (`gossamer node --state {folder} --listen ...`), and ask "
+            "again when it says `listening`; or name a seed with --seed"
         )
     return Invite(manifest.name, manifest.hash, tuple(known)[: max(MAX_INVITE_SEEDS, len(seeds))], grant)
 

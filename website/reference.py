@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from node.cli.app import app
 from node.config import NodeConfig, Section
+from node.telemetry.refusals import MEANINGS
 from node.telemetry.status_server import NodeCollector
 
 # What /status of a node says, with a value for whatever may be missing: each metric is made from one.
@@ -139,6 +140,18 @@ def metrics() -> str:
         suffix = {"counter": "_total", "info": "_info"}.get(metric.type, "")
         labels = ", ".join(f"`{name}`" for sample in metric.samples[:1] for name in sample.labels)
         lines.append(f"| `{metric.name}{suffix}` | {metric.type} | {labels} | {_cell(metric.documentation)} |")
+    lines += [
+        "",
+        "## What is refused",
+        "",
+        "The reasons of `gossamer_rejected`, which `gossamer status` and the page say, too.",
+    ]
+    lines += [
+        "",
+        "| reason | which is |",
+        "|---|---|",
+        *(f"| `{name}` | {_cell(text)} |" for name, text in MEANINGS.items()),
+    ]
     return "\n".join([*lines, ""])
 
 

@@ -50,6 +50,7 @@ def render(tree: Tree) -> "list[RenderableType]":
     from rich.text import Text
 
     from node.telemetry.live_table import size
+    from node.telemetry.refusals import meaning
 
     swarm, counters = tree["swarm"], tree["counters"]
     head = Table.grid(padding=(0, 2))
@@ -87,9 +88,9 @@ def render(tree: Tree) -> "list[RenderableType]":
             *([peer["agent"]] if others else []),
         ]
         peers.add_row(*(Text(printable(cell)) for cell in cells))
-    refused = Table("refused for", "times", box=None, header_style="dim", padding=(0, 2, 0, 0))
+    refused = Table("refused for", "times", "which is", box=None, header_style="dim", padding=(0, 2, 0, 0))
     for reason, count in sorted(tree["rejected"].items()):
-        refused.add_row(Text(printable(reason)), str(count))
+        refused.add_row(Text(printable(reason)), str(count), meaning(reason))
     parts: list[RenderableType] = [head]
     if tree["twin"]:
         parts.append(

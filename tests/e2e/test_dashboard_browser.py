@@ -103,6 +103,9 @@ def test_a_person_sees_a_swarm_learn_and_a_node_die(browser: Chrome, run: tuple[
     assert states == {"n0": "running", "n1": "running"}
     assert len(browser.find_elements(By.CSS_SELECTOR, "#graph circle")) == 2
 
+    explained = browser.execute_script("return fetch('refusals').then(answer => answer.json())")
+    assert explained["forged"] == "a signature that does not hold"
+
     address = json.loads((out / "nodes" / "n1" / "observe.json").read_text())
     psutil.Process(address["pid"]).kill()
     wait_until(lambda: "restart" in cells(browser, "nodes")[1][2], 5.0, "the page to tell of the node that was killed")

@@ -2,6 +2,7 @@
 
     /            the page          /events   what it shows: server-sent events, see `feed`, and `state` each second
     /status      the state, JSON   /metrics  the same for Prometheus         /healthz   200 while all is well
+    /refusals    what each reason for a refusal means, JSON
 
 Nothing is taken in: GET and HEAD alone. A page of another site must not read this one through the visitor's browser:
 a request that names a host which is not ours (DNS rebinding) or comes from another origin is refused. Beyond
@@ -38,6 +39,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from node.telemetry.dashboard.feed import Feed
+from node.telemetry.refusals import MEANINGS
 
 STATIC = Path(str(files("node.telemetry.dashboard"))) / "static"
 MAX_PAGES = 16  # open at once; each reads the files for itself
@@ -91,6 +93,9 @@ def make_app(site: Site, closing: Event, hosts: frozenset[str], token: str = "")
         well = site.well()
         return PlainTextResponse("ok\n" if well else "the network failed\n", HTTPStatus.OK if well else 503)
 
+    async def refusals(_: Request) -> Response:
+        return JSONResponse(dict(MEANINGS))
+
     async def events(_: Request) -> Response:
         if pages.locked():
             return PlainTextResponse(f"{MAX_PAGES} pages are open: close one\n", 503)
@@ -104,6 +109,7 @@ def make_app(site: Site, closing: Event, hosts: frozenset[str], token: str = "")
         Route("/status", status),
         Route("/healthz", healthz),
         Route("/events", events),
+        Route("/refusals", refusals),
         *([Route("/metrics", metrics)] if site.metrics else []),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]

@@ -17,6 +17,7 @@ const PLOTS = [
 const nodes = new Map(); // name -> {rows, scores, taught, said}
 const rollouts = []; // newest first
 const label = new Map(); // node id -> what it is called here
+let meanings = {}; // of reasons for refusals
 let shown = { title: "", nodes: [] };
 
 const called = (peer) => label.get(peer) || peer.slice(0, 8);
@@ -273,8 +274,8 @@ function drawState() {
       refused.set(reason, (refused.get(reason) || 0) + count);
     }
   }
-  fill(find("refused"), ["reason", right("times")],
-    [...refused].sort((a, b) => b[1] - a[1]).map(([reason, count]) => [reason, right(String(count))]));
+  fill(find("refused"), ["reason", right("times"), "which is"],
+    [...refused].sort((a, b) => b[1] - a[1]).map(([reason, count]) => [reason, right(String(count)), meanings[reason] || ""]));
   find("refused-none").hidden = refused.size > 0;
   find("refused").hidden = refused.size === 0;
 }
@@ -359,4 +360,5 @@ function listen() {
     setTimeout(() => { nodes.clear(); rollouts.length = 0; listen(); }, 2000);
   };
 }
+fetch("refusals").then((answer) => answer.json()).then((said) => { meanings = said; stale.state = true; });
 listen();

@@ -1,0 +1,76 @@
+"""What a node refuses, by reason: the names under which it is counted, and what each tells a person.
+
+`gossamer status`, the dashboard and the reference show these words; `/metrics` and a node's rows have the names.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+MEANINGS: Mapping[str, str] = MappingProxyType(
+    {
+        # Peers' groups, once a round drew them.
+        "false_reward": "a group's reward is not what its text earns here: a lie, or another version of the task",
+        "false_question": "a group's question is not the one that its seed makes here",
+        "other_content": "a group of another edition of the same data set; nobody's fault",
+        "unknown_task": "a group of a task that this node does not run; nobody's fault",
+        "unverifiable": "this node's task failed on a group's seed or text",
+        "prompt_too_long": "a group's question leaves this node's model no room; nobody's fault",
+        "group_size": "a group of one completion, or of more than the swarm allows",
+        "own_oversized": "a group of this node's own that is too large to be sent",
+        # Items on their way.
+        "over_demand": "items pushed beyond what this node can use; it takes the rest by asking",
+        "unwanted": "items of topics that this node does not want; some may be on their way when it says so",
+        "unasked": "items pushed although this node had asked for announcements first",
+        "asked_again": "a peer asked again for what it had been sent",
+        "broken_promise": "items announced, asked for and never delivered",
+        "no_room": "a large item while all room for downloads is taken",
+        "false_chunk": "a part of a large item that is not what its outline says",
+        "unasked_chunk": "a part of a large item that nobody asked for, or that came twice",
+        "inbox_full": "items dropped since the training fell behind",
+        "outbox_full": "own items dropped since the network thread fell behind",
+        # Messages.
+        "stale": "dated too long ago, or ahead of this machine's clock: compare the clocks",
+        "replayed": "a message that came before",
+        "flood": "messages beyond a peer's rate",
+        "oversized": "larger than anything may be",
+        "malformed": "not of the form that the protocol has",
+        "forged": "a signature that does not hold",
+        "impostor": "signed by another node than the connection's",
+        "wrong_swarm": "of another swarm",
+        "other_version": "of another version of the protocol: one of the two needs an update",
+        "no_hello": "a connection that did not say who it is",
+        "graylisted": "from a peer that is refused for a while, for what it did before",
+        "too_many_asks": "a peer asks for the manifest, or to be dialled back, too often",
+        "too_many_digests": "a peer compares records too often; now and then is nothing",
+        "too_many_frames": "a seed says more than joining takes",
+        "too_many_hellos": "a peer says hello too often; now and then is nothing",
+        "too_many_lists": "a peer sends lists of revocations too often",
+        "too_many_records": "a peer tells of more nodes than it may",
+        "too_many_rumours": "a peer tells more news than it may",
+        "unasked_answer": "a peer answers what it was not asked",
+        "false_manifest": "a seed gives another manifest than the invite names",
+        # Connections.
+        "prefix_refused": "a network from which too much bad came lately",
+        "prefix_flood": "a network that sends beyond its rate",
+        "handshake_flood": "a network that opens connections too fast",
+        "too_many_connections": "more connections than this node holds",
+        "superseded": "a newer connection of the same node took its place",
+        "endless_message": "a connection with a message that never ends",
+        "backlog": "a connection that held more than may wait",
+        # Who is let in.
+        "not_admitted": "a node that is neither listed nor invited",
+        "invite_used": "an invite that was used as often as it may be",
+        "invite_expired": "an invite whose time is over",
+        "invite_revoked": "an invite that was taken back",
+        "revoked": "a node that was taken back",
+        "too_many_uses": "more uses of invites than this node remembers",
+        "use_not_kept": "a use of an invite that the disk has not kept yet; the peer tries again",
+        # This node.
+        "internal": "a defect of this program, which the log shows: please report it",
+    }
+)
+
+
+def meaning(reason: str) -> str:
+    """Return what a reason tells a person; "" for one that is new."""
+    return MEANINGS.get(reason, "")

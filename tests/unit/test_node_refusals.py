@@ -1,0 +1,27 @@
+"""Every reason for which something is refused is explained, and no other."""
+
+import re
+
+from node.telemetry.refusals import MEANINGS, meaning
+from protocol.credentials.grants import REFUSALS
+from protocol.wire.version import OTHER_VERSION
+from tests.swarms import ROOT
+
+GIVEN = re.compile(r'(?:Error|Blame|offence|_cut|_refused)\((?:[^()"]*, )?"([a-z_]+)"')
+SOURCES = [
+    path.read_text()
+    for folder in ("protocol", "node/rollouts")
+    for path in (ROOT / folder).rglob("*.py")
+    if "simulator" not in path.parts
+]
+
+
+def test_each_reason_that_the_code_gives_is_explained() -> None:
+    given = {reason for text in SOURCES for reason in GIVEN.findall(text)} | REFUSALS | {OTHER_VERSION}
+    assert len(given) > 40
+    assert given - MEANINGS.keys() == set()
+    assert meaning("of tomorrow") == ""
+
+
+def test_nothing_is_explained_that_the_code_does_not_say() -> None:
+    assert [reason for reason in MEANINGS if not any(f'"{reason}"' in text for text in SOURCES)] == []
