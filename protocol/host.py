@@ -259,7 +259,7 @@ class Host:
                 self.report(item.id, Verdict.REJECT, error.reason)
                 continue
             room -= len(body)
-            items.append(replace(item, body=body))
+            items.append(Received(item.id, item.sender, body, item.time, item.topic))
         return items
 
     def check(self) -> None:

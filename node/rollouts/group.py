@@ -139,12 +139,10 @@ def decode(data: bytes, max_bytes: int = MAX_GROUP_BYTES) -> Group:
 
 
 def _decode_completion(fields: object) -> Completion:
-    _check(isinstance(fields, list) and len(fields) == 3, "completion")
-    assert isinstance(fields, list)
-    text, finished, reward = fields
-    _check(isinstance(text, str) and isinstance(finished, bool), "completion")
-    _check(isinstance(reward, float) and math.isfinite(reward), "reward")
-    return Completion(text, finished, reward)
+    match fields:
+        case [str() as text, bool() as finished, float() as reward] if math.isfinite(reward):
+            return Completion(text, finished, reward)
+    raise GroupError("malformed", "completion")
 
 
 def _is_name(value: object) -> bool:

@@ -15,6 +15,9 @@ stays, so that it does not come again, and is drawn no more.
 it, a use and a burial the round that made it, and a node that goes on from an older checkpoint forgets
 those of the rounds it will do again.
 
+Rows lie in the order of their coming, and their random ids in an index: in a tree of the ids themselves, which files
+of before 2.0 have, a burst of bodies costs twice as much to store.
+
 One thread owns a buffer. WAL with NORMAL synchronisation keeps the file consistent
 through kill -9; a power cut may lose the last transactions, never the file.
 """
@@ -37,7 +40,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS groups (
     id BLOB PRIMARY KEY, peer TEXT NOT NULL, task TEXT NOT NULL, question BLOB NOT NULL, received REAL NOT NULL,
     first_round INTEGER NOT NULL, rewards BLOB NOT NULL, body BLOB NOT NULL
-) WITHOUT ROWID;
+);
 CREATE TABLE IF NOT EXISTS uses (number INTEGER PRIMARY KEY, question BLOB NOT NULL, round INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS uses_by_round ON uses (round);
 CREATE TABLE IF NOT EXISTS buried (id BLOB PRIMARY KEY, round INTEGER NOT NULL) WITHOUT ROWID;
@@ -130,12 +133,10 @@ class ReplayBuffer:
             group = item.group
             # A clock that was set back must not make the newest group the oldest.
             self._newest = max(self._newest, item.received)
-            question = question_id(group)
-            candidate = Candidate(
-                item.id, item.peer, question, self._newest, first_round, group.rewards, group.task.name
-            )
+            question, rewards = question_id(group), group.rewards
+            candidate = Candidate(item.id, item.peer, question, self._newest, first_round, rewards, group.task.name)
             self._remember(candidate, len(item.body))
-            packed = array.array("d", group.rewards).tobytes()
+            packed = array.array("d", rewards).tobytes()
             rows.append((item.id, item.peer, group.task.name, question, self._newest, first_round, packed, item.body))
         evicted = self._evict(now)
         if rows or evicted:

@@ -251,10 +251,11 @@ class Gossip:
 
     def _hold(self, item: Item, now: Instant) -> None:
         self._store.add(item, now, spare=lambda item_id: all(peer.has(item_id) for peer in self._peers.values()))
-        for peer in self._peers.values():
-            if item.id not in peer.known and peer.wants.covers_topic(item.topic):
-                peer.remind([item.id])
-                self._timer.news(now.steady)
+        uninformed = [p for p in self._peers.values() if item.id not in p.known and p.wants.covers_topic(item.topic)]
+        for peer in uninformed:
+            peer.remind([item.id])
+        if uninformed:
+            self._timer.news(now.steady)
 
     def _publish(self, item: Item, now: Instant) -> list[GossipAction]:
         if item.id in self._seen:
@@ -355,7 +356,8 @@ class Gossip:
         actions: list[GossipAction] = []
         later: list[ItemId] = []
         for item_id in ids:
-            item = self._store.get(item_id) if item_id in peer.known else self._store.offered(item_id, now)
+            may_have = item_id in peer.known or self._store.offered(item_id, now) is not None
+            item = self._store.get(item_id) if may_have else None
             if item is None:
                 continue
             size = len(item.hashes) if item.is_large else len(item.frame)
@@ -428,8 +430,9 @@ class Gossip:
         """Announce those that are still held and that the peer is interested in."""
         peer = self._peers[node]
         found = (self._store.offered(item_id, now) for item_id in ids)
-        held = [item.entry for item in found if item is not None]
-        told = [entry for entry in held if peer.wants.covers(entry.topic, entry.signer, self._hint, now.unix)]
+        told = [
+            entry for entry in found if entry and peer.wants.covers(entry.topic, entry.signer, self._hint, now.unix)
+        ]
         for entry in told:
             peer.note(entry.id, Knows.TOLD)
         return [Send(node, Announce(tuple(told[i : i + MAX_IDS]))) for i in range(0, len(told), MAX_IDS)]

@@ -9,6 +9,7 @@ from protocol.config import Instant
 from protocol.events import Item
 from protocol.identity import NodeId
 from protocol.wire.envelope import ItemId
+from protocol.wire.messages import Entry
 
 # A holder stops offering an item before it is stale for a receiver whose clock is ahead.
 OFFER_AGE = 0.8
@@ -18,6 +19,7 @@ LOOKED_AT = 64  # of the oldest items, for one that nobody near needs any more
 @dataclass(slots=True)
 class _Held:
     item: Item
+    entry: Entry
     since: float
     withdrawn: bool = False
 
@@ -39,7 +41,7 @@ class Store:
 
     def add(self, item: Item, now: Instant, spare: Callable[[ItemId], bool] = lambda _: True) -> None:
         """Hold an item that is not held yet; `spare` tells of a held one whether all who are near have it."""
-        self._held[item.id] = _Held(item, now.steady)
+        self._held[item.id] = _Held(item, item.entry, now.steady)
         self.size += len(item.frame)
         while self.size > self._capacity:
             spared = next(filter(spare, islice(self._held, LOOKED_AT)), None)
@@ -50,10 +52,10 @@ class Store:
         held = self._held.get(item_id)
         return held.item if held else None
 
-    def offered(self, item_id: ItemId, now: Instant) -> Item | None:
-        """Return the item if it is held and may be announced: it was not withdrawn, and is not stale soon."""
+    def offered(self, item_id: ItemId, now: Instant) -> Entry | None:
+        """Return what is announced of an item if it is held, was not withdrawn, and is not stale soon."""
         held = self._held.get(item_id)
-        return held.item if held and not held.withdrawn and held.item.time + self._max_age > now.unix else None
+        return held.entry if held and not held.withdrawn and held.item.time + self._max_age > now.unix else None
 
     def withdraw(self, item_id: ItemId) -> None:
         """Offer the item to nobody any more, if it is held."""

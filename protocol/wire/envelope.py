@@ -128,17 +128,21 @@ def open_frame(frame: bytes, check: Verify = verify) -> Envelope:
     """
     if len(frame) > MAX_FRAME_BYTES:
         raise EnvelopeError("oversized", f"{len(frame)} bytes")
+    _verify_head(frame[:HEAD_BYTES], check)
     body = frame[HEAD_BYTES:]
-    header = open_header(frame[:HEAD_BYTES], check)
-    if header.size != len(body) or header.digest != digest(body):
+    _, kind, swarm, sequence, time_ms, size, root = _HEADER.unpack_from(frame, HEADER_BYTES)
+    if size != len(body) or root != digest(body):
         raise EnvelopeError("forged", "body")
-    return Envelope(
-        header.public_key, header.swarm, header.kind, header.sequence, header.time_ms, header.size, header.digest, body
-    )
+    return Envelope(frame[:KEY_BYTES], swarm, kind, sequence, time_ms, size, root, body)
 
 
 def open_header(head: bytes, check: Verify = verify) -> Header:
     """Verify and decode the first `HEAD_BYTES` of a frame. Raises as `open_frame`."""
+    _verify_head(head, check)
+    return header_of(head)
+
+
+def _verify_head(head: bytes, check: Verify) -> None:
     version = spoken_version(head)
     if version is not None and version >> 8 != MAJOR:
         raise EnvelopeError("other_version", f"it speaks {said(version)}, this node {said(VERSION)}")
@@ -147,7 +151,6 @@ def open_header(head: bytes, check: Verify = verify) -> Header:
     public_key, signature, header = head[:KEY_BYTES], head[KEY_BYTES:HEADER_BYTES], head[HEADER_BYTES:]
     if not check(public_key, signature, _DOMAIN + header):
         raise EnvelopeError("forged", "signature")
-    return header_of(head)
 
 
 def header_of(frame: bytes) -> Header:
