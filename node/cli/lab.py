@@ -77,7 +77,8 @@ def run(  # one parameter for each option of the command
 def compare(a: Side, b: Side, debug: Debug = False) -> None:
     """Hold two runs, or two arms over their common seeds, side by side.
 
-    `reach` is what A spent until its best reward over what B spent until as much.
+    Compute is tokens generated, and three times those trained on. Groups and KiB are those of a round; tenths are of
+    rewards. The last row is what A spent until its best reward over what B spent until as much.
 
     \b
     Example:

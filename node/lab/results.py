@@ -257,8 +257,9 @@ def compare(a: Path, b: Path) -> list[str]:
     for key in keys:
         of = [estimate([pair[side][key] for pair in values]) for side in (0, 1)]
         difference = estimate([two[key] - one[key] for one, two in values])
-        rows.append([key, *map(str, of), str(difference)])
-    rows.append(["reach", "1", str(estimate([reach(two, one) for one, two in pairs])), ""])
+        rows.append([COLUMNS.get(key, key), *map(str, of), str(difference)])
+    title = COLUMNS["reach"].format(baseline=a)
+    rows.append([title, "1", str(estimate([reach(two, one) for one, two in pairs])), ""])
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of runs", *lines]

@@ -191,10 +191,10 @@ def test_two_arms_are_compared_over_their_common_seeds_and_two_runs_as_they_are(
         leave(tmp_path / arm / f"seed{seed}", [rewards])
     lines = compare(tmp_path / "a", tmp_path / "b")
     assert lines[0] == "1 pair of runs"
-    (cumulative,) = (line.split()[1:] for line in lines if line.startswith("cumulative"))
+    (cumulative,) = (line.split()[2:] for line in lines if line.startswith("cumulative reward"))
     assert cumulative == ["0.5", "1", "0.5"]
     lines = compare(tmp_path / "a" / "seed1", tmp_path / "b" / "seed3")
-    (cumulative,) = (line.split()[1:] for line in lines if line.startswith("cumulative"))
+    (cumulative,) = (line.split()[2:] for line in lines if line.startswith("cumulative reward"))
     assert cumulative == ["0.25", "0", "-0.25"]
     (tmp_path / "a" / "seed2" / "summary.json").unlink()  # it is under way
     with pytest.raises(UserError, match="no seed in common"):
