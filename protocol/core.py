@@ -102,7 +102,7 @@ from protocol.wire.messages import (
     Pull,
     PullChunks,
 )
-from protocol.wire.version import OTHER_VERSION, goodbye_reason, said, seal_v1, spoken_version
+from protocol.wire.version import OTHER_VERSION, goodbye_reason, is_older_form, said, seal_v1, spoken_version
 
 MAX_LINKS = 1024  # whose last sequence number is remembered
 # A manifest has up to 64 KiB. Whoever lacks it asks once each time that a peer comes up.
@@ -225,6 +225,8 @@ class Core:
                 return self._item(node, frame, envelope, now)
             return self._control(link, node, envelope, now)
         except PeerError as error:
+            if is_older_form(frame):
+                return []  # it speaks our version, too, and has said hello in that before
             if error.reason == OTHER_VERSION and node is None:
                 return self._other_version(link, frame, now)
             # Nobody changes version in the middle of a talk.

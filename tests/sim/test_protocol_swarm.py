@@ -68,6 +68,15 @@ def test_a_tenth_of_all_frames_lost_delays_but_prevents_nothing(seed: int) -> No
     run_until_spread(simulation, spread(simulation, 1000, 70_000), 60)
 
 
+def test_at_high_loss_nobody_takes_a_peer_for_one_of_another_version() -> None:
+    simulation = Simulation(13, Conditions(loss=0.4), identity=SimulatedIdentity)
+    simulation.start_many(6)
+    simulation.run(60.0)
+    for node in simulation.nodes.values():
+        assert len(node.core.membership.peers) >= 1
+        assert not {"other_version", "forged"} & set(node.core.admission.rejected)
+
+
 def test_two_nodes_alone_recover_lost_pushes() -> None:
     simulation = Simulation(3, Conditions(loss=0.1))
     simulation.start_many(2)

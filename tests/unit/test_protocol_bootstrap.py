@@ -219,8 +219,8 @@ def test_a_member_of_another_version_is_told_ours_in_its_own_form_and_named() ->
     talk = Talk(old, later)
     talk.open(old, later)
     repeated = talk.feed(Tick(), now=HELLO_RETRY_S)
-    assert [spoken_version(action.frame) for action in repeated if action.link == link(old)] == [VERSION, 0x0100]
-    answer = seal_v1(old, CLUB.swarm, Kind.HELLO, 1, int(UNIX * 1000), Hello(record(old).encoded).encode())
+    assert [spoken_version(action.frame) for action in repeated if action.link == link(old)] == [VERSION, 0x01FF]
+    answer = seal_v1(old, CLUB.swarm, Kind.HELLO, 1, int(UNIX * 1000), Hello(record(old).encoded).encode(), 0x0100)
     goodbye, end = talk.feed(Arrived(link(old), answer))
     assert end == HangUp(link(old)) and b"other_version_2_0" in goodbye.frame
     assert talk.refuse(later, "other_version_3_1") == [HangUp(link(later))]

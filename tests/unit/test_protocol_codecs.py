@@ -240,7 +240,7 @@ def test_a_newer_minor_version_is_understood_and_another_major_one_told_apart_fr
     header = seal(ALICE, SWARM, Kind.ITEM, 1, 1, b"x")[HEADER_BYTES:HEAD_BYTES]
     newer = signed(b"gossamer/envelope/2\x00", (MAJOR << 8 | 9).to_bytes(2, "big") + header[2:])
     assert open_frame(newer + b"x").body == b"x"
-    first = seal_v1(ALICE, SWARM, Kind.HELLO, 1, 1, b"x")
+    first = seal_v1(ALICE, SWARM, Kind.HELLO, 1, 1, b"x", 0x0100)
     for frame, version in ((first, 0x0100), (newer[:HEADER_BYTES] + b"\x03\x07" + header[2:], 0x0307)):
         assert spoken_version(frame) == version
         with pytest.raises(EnvelopeError, match=f"it speaks {said(version)}, this node 2.0") as caught:

@@ -42,6 +42,7 @@ SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0
 ME, PEER, OTHER = (Identity(bytes([n]) * 32) for n in range(3))
 LINK = Link(PEER.curve_key, dialled=False)
+V1 = 0x0100
 OTHER_LINK = Link(OTHER.curve_key, dialled=False)
 
 
@@ -163,10 +164,10 @@ def test_a_body_that_its_signer_signs_again_is_not_delivered_again() -> None:
 def test_a_peer_that_dialled_us_in_another_version_is_told_in_its_own_form_and_we_are_told_once() -> None:
     talk = Talk()
     record = make_record(OTHER, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
-    hello = seal_v1(OTHER, SWARM, Kind.HELLO, 1, int(UNIX * 1000), Hello(record.encoded).encode())
+    hello = seal_v1(OTHER, SWARM, Kind.HELLO, 1, int(UNIX * 1000), Hello(record.encoded).encode(), V1)
     notice, goodbye = talk.hear(hello, OTHER_LINK)
     assert notice == OtherVersion(OTHER_LINK.key.hex(), 0x0100)
-    assert spoken_version(goodbye.frame) == 0x0100
+    assert spoken_version(goodbye.frame) == 0x01FF
     body = msgpack.unpackb(goodbye.frame[HEADER_BYTES:])[5]
     assert Goodbye.decode(body).reason == "other_version_2_0"
     assert talk.hear(hello, OTHER_LINK) == []  # it is parted from
@@ -182,7 +183,7 @@ def test_the_log_has_few_lines_about_other_versions_however_many_keys_come() -> 
     told = 0
     for number in range(200):
         link = Link(number.to_bytes(32, "big"), dialled=False)
-        frame = seal_v1(OTHER, SWARM, Kind.HELLO, number, 1, b"x")
+        frame = seal_v1(OTHER, SWARM, Kind.HELLO, number, 1, b"x", V1)
         told += sum(isinstance(action, OtherVersion) for action in talk.hear(frame, link))
     assert told == NOTICES and talk.rejected == {"other_version": 200}
 
@@ -195,16 +196,26 @@ def test_a_peer_that_we_dialled_and_that_does_not_answer_is_greeted_in_the_older
     talk.core.handle(Tick(), at(0))
     steps = [talk.core.handle(Opened(link), at(1)), talk.core.handle(Tick(), at(4))]
     said = [[spoken_version(one.frame) for one in actions if isinstance(one, SendFrame)] for actions in steps]
-    assert said == [[0x0200], [0x0200, 0x0100]]
-    answer = seal_v1(OTHER, SWARM, Kind.HELLO, 1, int(UNIX * 1000), b"whatever it says")
+    assert said == [[0x0200], [0x0200, 0x01FF]]
+    answer = seal_v1(OTHER, SWARM, Kind.HELLO, 1, int(UNIX * 1000), b"whatever it says", V1)
     notice, goodbye = talk.hear(answer, link, now=5)
-    assert isinstance(notice, OtherVersion) and spoken_version(goodbye.frame) == 0x0100
+    assert isinstance(notice, OtherVersion) and spoken_version(goodbye.frame) == 0x01FF
     assert talk.core.membership.refusals.latest == "it speaks protocol 1.0"
+
+
+def test_what_a_node_of_our_version_says_in_the_older_form_is_left_aside_before_its_hello_and_after() -> None:
+    talk = Talk()
+    record = make_record(OTHER, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
+    older = seal_v1(OTHER, SWARM, Kind.HELLO, 1, int(UNIX * 1000), Hello(record.encoded).encode())
+    assert talk.hear(older, OTHER_LINK) == []
+    talk.greet(OTHER, OTHER_LINK)
+    assert talk.hear(older, OTHER_LINK) == []
+    assert OTHER.node_id in talk.core.membership.peers and not talk.rejected
 
 
 def test_a_live_peer_that_changes_its_version_sends_nonsense() -> None:
     talk = Talk()
-    assert talk.hear(seal_v1(PEER, SWARM, Kind.PING, 9, 9, Ping(1).encode())) == []
+    assert talk.hear(seal_v1(PEER, SWARM, Kind.PING, 9, 9, Ping(1).encode(), V1)) == []
     assert talk.rejected == {"forged": 1} and talk.score < 0
 
 
