@@ -113,8 +113,8 @@ def is_file_task(name: str) -> bool:
 class SamplingConfig(Section):
     """What a round generates and what it trains on (I and J of the paper)."""
 
-    local: int = Field(4, ge=0, description="own groups a round, I")
-    external: int = Field(4, ge=0, description="peers' groups a round, J")
+    local: int = Field(2, ge=0, description="own groups a round, I")
+    external: int = Field(16, ge=0, description="peers' groups a round, J, or fewer where there are not as many")
     source: Literal["peers", "self"] = Field(
         "peers",
         description="whose groups the external ones are; 'self': this node's own of earlier rounds, the control that "
@@ -129,7 +129,11 @@ class SamplingConfig(Section):
     questions: int | None = Field(None, ge=1, description="questions a round; default: as many as local")
     rule: Literal[
         "sapo", "uniform", "advantage", "freshest", "correct", "positive", "rescue", "likely", "hacpo", "maxrl"
-    ] = "sapo"
+    ] = Field(
+        "positive",
+        description="what is taken of own and of peers' groups; 'positive': single right answers of peers; 'sapo': the "
+        "paper's, whole groups, best with local = external = 4",
+    )
     external_negatives: Literal["keep", "drop"] = "keep"
     max_surprise: float | None = Field(
         None,

@@ -121,6 +121,7 @@ def _speaking(size: ModelSize, machine: Machine) -> Overrides:
     }
     if machine.gpu:
         overrides |= {
+            "sampling.local": Choice(8, "a GPU answers eight questions in hardly more time than two"),
             "engine.max_prompt_length": Choice(
                 min(1024, positions // 2), "room for an instruction and solved examples"
             ),

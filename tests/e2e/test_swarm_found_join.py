@@ -14,7 +14,7 @@ from protocol.identity import Identity
 from tests.swarms import events_of, gossamer, rows_of
 from tests.waiting import wait_until
 
-SMALL = ["--set", "threads=1", "--set", "sampling.completions=8", "--set", "trainer.save_steps=5"]
+SMALL = ["--set", "threads=1", "--set", "sampling.local=8", "--set", "trainer.save_steps=5"]
 
 
 def run(*arguments: str | Path) -> str:

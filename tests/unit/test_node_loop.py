@@ -53,7 +53,7 @@ def node_config(**engine: int) -> NodeConfig:
         {
             "rounds": 2,
             "engine": {"max_completion_length": LONGEST, **engine},
-            "sampling": {"local": 1, "external": 4, "completions": 2},
+            "sampling": {"local": 1, "external": 4, "completions": 2, "rule": "sapo"},
         }
     )
 
@@ -340,7 +340,7 @@ def test_the_age_of_what_is_drawn_is_counted_here_and_a_peers_own_count_only_sho
         {
             "rounds": 3,
             "engine": {"max_completion_length": 6},
-            "sampling": {"local": 1, "external": 1, "completions": 2},
+            "sampling": {"local": 1, "external": 1, "completions": 2, "rule": "sapo"},
         }
     )
     task = Guess()

@@ -66,6 +66,7 @@ def model(parameters: float, positions: int | None = 8192) -> ModelSize:
                 "policy.lora.alpha": 32,
                 "policy.dtype": "bfloat16",
                 "engine.kind": "vllm",
+                "sampling.local": 8,
                 "engine.max_prompt_length": 1024,
                 "engine.max_completion_length": 256,
                 "engine.vllm.max_model_len": 2048,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from node.rollouts.group import Completion, EncodedGroup, Group
 from node.rollouts.rules import RULES
 from node.rollouts.sampling import (
+    SCALES,
     Candidate,
     Draw,
     Pick,
@@ -220,11 +221,11 @@ def test_what_a_rule_takes_of_an_own_group_pushes_as_much_up_as_down(
 
 
 def test_positive_by_hand() -> None:
-    rewards = (0.0, 1.0, 0.5, 0.0)
+    rewards = (0.0, 1.0, 0.0, 0.0)
     ((first, push), (second, pull)) = sorted(RULES["positive"].own(rewards, draw(1)), key=lambda one: one[1])
     assert (push, second, pull) == (-0.75, 1, 0.75) and first in (0, 2, 3)  # one of three wrong ones, for all three
     assert RULES["positive"].own((1.0, 1.0, 0.0, 0.0), draw(1)) == [(0, 0.5), (1, 0.5), (2, -0.5), (3, -0.5)]
-    assert RULES["positive"].own((1.0, 1.0), draw(1)) == RULES["positive"].own((0.5, 0.0), draw(1)) == []
+    assert RULES["positive"].own((1.0, 1.0), draw(1)) == RULES["positive"].own((0.5, 0.5), draw(1)) == []
     rng = random.Random(3)
     drawn = Counter(
         index
@@ -233,6 +234,21 @@ def test_positive_by_hand() -> None:
         if advantage < 0
     )
     assert all(abs(drawn[index] - 1000) < 120 for index in (0, 2, 3))
+
+
+def test_positive_learns_from_graded_rewards_where_no_answer_is_wholly_right() -> None:
+    assert dict(RULES["positive"].own((0.6, 0.2), draw(1))) == pytest.approx({0: 0.2, 1: -0.2})
+    taken = dict(RULES["positive"].own((0.9, 0.1, 0.3, 0.1, 0.1), draw(1)))
+    assert taken.pop(0) == pytest.approx(0.6)
+    assert len(taken) == 1 and sum(taken.values()) == pytest.approx(-0.6)
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=8))
+def test_positive_follows_the_trainers_scale(rewards: list[float]) -> None:
+    plain, scaled = (RULES["positive"].own(rewards, replace(draw(1), scale=scale)) for scale in SCALES.values())
+    assert [index for index, _ in plain] == [index for index, _ in scaled]
+    factors = {round(two / one, 6) for (_, one), (_, two) in zip(plain, scaled, strict=True)}
+    assert len(factors) <= 1
 
 
 def test_the_effective_size_is_the_number_of_equal_pulls_and_falls_towards_one() -> None:
