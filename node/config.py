@@ -135,11 +135,23 @@ class SamplingConfig(Section):
         "paper's, whole groups, best with local = external = 4",
     )
     external_negatives: Literal["keep", "drop"] = "keep"
-    max_surprise: float | None = Field(
-        None,
-        gt=0,
-        description="nats a token: a less likely external completion is left out, for which a forward pass is paid; "
-        "default: no bound",
+    max_surprise: float = Field(
+        0.0,
+        ge=0,
+        le=700,
+        description="nats: a peer's completion is left out where one of its tokens is less likely here than all but "
+        "exp(-max_surprise) of what this policy would say itself; a forward pass is paid for it; 0: no bound",
+    )
+    max_length_ratio: float = Field(
+        0.0,
+        ge=0,
+        description="a peer's completion is left out if it has more tokens than so many times this node's own right "
+        "answers to the task, or its answers, where none is right; 0: no bound",
+    )
+    max_signer_share: float = Field(
+        0.0,
+        ge=0,
+        description="of one signer a round draws so many times external / signers in the pool at most; 0: no bound",
     )
     probe: int = Field(
         0,
@@ -493,6 +505,8 @@ def upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
     sampling, trainer, tasks = now.get("sampling"), now.get("trainer"), now.get("tasks")
     if isinstance(sampling, dict) and sampling.get("rule") == "paper":
         sampling["rule"] = "sapo"
+    if isinstance(sampling, dict) and sampling.get("max_surprise", 0.0) is None:
+        sampling["max_surprise"] = 0.0
     if isinstance(trainer, dict):
         trainer.pop("gradient_accumulation_steps", None)  # now tokens_per_batch splits a round
     for task in tasks if isinstance(tasks, list) else []:

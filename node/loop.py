@@ -28,6 +28,7 @@ from node.journal import NoJournal, RoundJournal
 from node.policy import Policy
 from node.rollouts.group import Completion, EncodedGroup, Group, GroupError, Question, content_id, encode
 from node.rollouts.ingest import BLAMELESS, Refused, verify
+from node.rollouts.lengths import OwnLength, own_length, usual_length
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, own_shared
 from node.rollouts.rules import RULES
 from node.rollouts.sampling import (
@@ -54,9 +55,10 @@ from node.rollouts.usefulness import Lesson, choose_by_worth, worths
 from node.tasks import Item, TaskSet, derive_seed
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.rollout_log import Drawn, external_rows, own_rows
-from node.training.likelihood import mean_logprobs
+from node.training.likelihood import mean_logprobs, surprises
 
 Row = dict[str, Any]
+LOOKED_AT = 4  # times as many of peers' completions as a draw has are looked at in a round: a flood costs no more
 PROMPT_TRIES = 20  # questions looked at for each one asked, when many are too long for the policy
 
 
@@ -83,6 +85,9 @@ class _Judged:
 
     true: dict[bytes, EncodedGroup] = field(default_factory=dict)
     false: dict[bytes, str] = field(default_factory=dict)
+    unfit: dict[Place, str] = field(default_factory=dict)  # of completions looked at: why one is left out, or ""
+    own_lengths: Sequence[OwnLength] = ()
+    room: int | None = None  # completions that may still be looked at
 
 
 @dataclass(slots=True)
@@ -206,7 +211,7 @@ class Loop:
     def _draw(self, own: Sequence[EncodedGroup], version: int) -> tuple[list[Sample], list[Drawn]]:
         sampling = self.config.sampling
         rng = random.Random(derive_seed(self.seed, "draw", version))
-        judged = _Judged()
+        judged = _Judged(own_lengths=self.pool.made(version + 1, list(map(_own_length, own))))
         score = self._probe_score() if sampling.probe and sampling.external else None
         draw = Draw(
             sampling.external,
@@ -216,6 +221,7 @@ class Loop:
             [OwnGroup(one.id, one.group.task.name, one.group.rewards) for one in own],
             partial(self._likelihood, {one.id: one for one in own}, judged),
             None if score is None else self._preference(score, version + 1),
+            self._per_signer(),
         )
         rule = RULES[sampling.rule]
         local = local_samples(own, sampling.local, rule, draw)
@@ -232,7 +238,7 @@ class Loop:
         external = external_samples(picks, groups, sampling.external_weight, first=len(own))
         self.row |= {
             "groups_external": len({sample.group for sample in external}),
-            "swarm/too_long": sum(pick.id in groups for pick in picks) - len(external),
+            **{f"swarm/{why}": count for why, count in Counter(filter(None, judged.unfit.values())).items()},
             "swarm/taught_by": dict(taught),
             **_staleness(list(came.values()), groups, now, version),
         }
@@ -247,14 +253,16 @@ class Loop:
     def _drawn(
         self, rule: Rule, draw: Draw, judged: _Judged, version: int, now: float
     ) -> tuple[list[Candidate], list[Pick]]:
-        """Draw again from peers' groups until all that was drawn is true; what is not is buried, which ends it."""
+        """Draw again from peers' groups until all that was drawn is of use; what is not is buried, which ends it."""
         self.row["groups_unusable"] = 0
         while True:
             candidates = self.pool.candidates(now, version + 1, self.config.sampling.max_uses)
             picks = rule.peers(candidates, draw)
             self._verify((pick.id for pick in picks), judged)
             if not judged.false:
-                return candidates, picks
+                self._look_at(picks, judged)
+            if not judged.false:
+                return candidates, [pick for pick in picks if not judged.unfit[pick.id, pick.index]]
             self.pool.bury(judged.false, version + 1)
             for one in candidates:
                 if (reason := judged.false.get(one.id)) is not None:
@@ -262,6 +270,53 @@ class Loop:
                     self.journal.refused(Refused(one.id, one.peer, reason))
                     self.row["groups_unusable"] += reason in BLAMELESS
             judged.false.clear()
+
+    def _per_signer(self) -> int | None:
+        sampling = self.config.sampling
+        if not sampling.max_signer_share or not self.pool.signers:
+            return None
+        return math.ceil(sampling.max_signer_share * sampling.external / self.pool.signers)
+
+    def _look_at(self, picks: Sequence[Pick], judged: _Judged) -> None:
+        """Find the picks that are true and not to be trained on; a group without a good one left is given up.
+
+        No more are looked at than a round has room for: those beyond are left out, and not given up.
+        """
+        if judged.room is None:
+            judged.room = LOOKED_AT * len(picks)
+        new = [place for place in dict.fromkeys((pick.id, pick.index) for pick in picks) if place not in judged.unfit]
+        judged.unfit |= dict.fromkeys(new[judged.room :], "not_looked_at")
+        new = new[: judged.room]
+        judged.room -= len(new)
+        encoded = self._encoded(judged.true, new)
+        judged.unfit |= {place: self._too_long(encoded[place[0]], place[1], judged) for place in new}
+        asked = [place for place in new if not judged.unfit[place]]
+        bound = self.config.sampling.max_surprise
+        if bound and self.config.sampling.source == "peers":
+            rows = [(encoded[group].prompt, encoded[group].completions[index]) for group, index in asked]
+            found = self.journal.measured(
+                len(rows), lambda: surprises(self.policy, rows, self.config.engine.temperature)
+            )
+            self._count_scored(made for _, made in rows)
+            judged.unfit |= {
+                place: "too_surprising" for place, one in zip(asked, found, strict=True) if not one <= bound
+            }
+        good: dict[bytes, list[str]] = {}
+        for pick in picks:
+            if pick.advantage > 0:
+                good.setdefault(pick.id, []).append(judged.unfit[pick.id, pick.index])
+        judged.false |= {key: why[0] for key, why in good.items() if all(why) and "not_looked_at" not in why}
+
+    def _too_long(self, group: EncodedGroup, index: int, judged: _Judged) -> str:
+        """Return why a peer's completion is too long, or nothing."""
+        sampling = self.config.sampling
+        tokens = group.completions.get(index)
+        if tokens is None:
+            return "too_long"
+        if not sampling.max_length_ratio or sampling.source != "peers" or not judged.own_lengths:
+            return ""
+        usual = usual_length(judged.own_lengths, group.group.task.name)
+        return "over_long" if len(tokens) > sampling.max_length_ratio * usual else ""
 
     def _verify(self, ids: Iterable[bytes], judged: _Judged) -> None:
         """Judge those of peers' groups that are not judged yet."""
@@ -349,7 +404,8 @@ class Loop:
     def _describe(self, own: Sequence[EncodedGroup], samples: Sequence[Sample]) -> None:
         made = [completion for one in own for completion in one.group.completions]
         rewards = [completion.reward for completion in made]
-        for count in ("groups_external", "groups_unusable", "swarm/too_long"):
+        left_out = ("swarm/too_long", "swarm/over_long", "swarm/too_surprising")
+        for count in ("groups_external", "groups_unusable", *left_out):
             self.row.setdefault(count, 0)
         self.row |= {
             "reward": statistics.fmean(rewards),
@@ -381,6 +437,11 @@ class Loop:
         began = time.perf_counter()
         yield
         self.row[f"time/{step}"] = time.perf_counter() - began
+
+
+def _own_length(own: EncodedGroup) -> OwnLength:
+    lengths = [len(own.completions[index]) for index in range(len(own.group.completions))]
+    return own_length(own.group.task.name, lengths, own.group.rewards)
 
 
 def _rewards_by_task(own: Sequence[EncodedGroup]) -> Row:

@@ -6,4 +6,5 @@ rules/          the rules, one a file
 sharing         between the loop and the network; what the node asks the swarm for
 ingest          what a peer's group must pass
 replay_buffer   peers' groups, on disk and bounded
+lengths         how long an answer is here
 """

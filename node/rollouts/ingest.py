@@ -18,7 +18,9 @@ from node.tasks import Item, TaskSet
 REWARD_TOLERANCE = 1e-6
 
 # Reasons that an honest peer can give: its groups are set aside at no cost to it.
-BLAMELESS = frozenset({"unknown_task", "unverifiable", "prompt_too_long", "other_content"})
+BLAMELESS = frozenset(
+    {"unknown_task", "unverifiable", "prompt_too_long", "other_content", "too_long", "over_long", "too_surprising"}
+)
 
 EncodePrompt = Callable[[Item], Sequence[int] | None]
 """Returns the tokens that ask an item, or None where the local policy has no room for them."""

@@ -33,6 +33,8 @@ from typing import NamedTuple, Self
 
 from node.config import PoolConfig
 from node.rollouts.group import Group, content_id, decode, encode
+from node.rollouts.lengths import KEPT as LENGTHS_KEPT
+from node.rollouts.lengths import OwnLength
 from node.rollouts.sampling import Candidate
 from node.rollouts.usefulness import KEPT, Lesson
 
@@ -46,6 +48,7 @@ CREATE INDEX IF NOT EXISTS uses_by_round ON uses (round);
 CREATE TABLE IF NOT EXISTS buried (id BLOB PRIMARY KEY, round INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS probes (round INTEGER PRIMARY KEY, score REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS pulls (round INTEGER NOT NULL, peer TEXT NOT NULL, share REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS own_lengths (round INTEGER NOT NULL, task TEXT NOT NULL, correct REAL, made REAL NOT NULL);
 """
 OWN = "self"  # who signed this node's own groups: no peer's id
 _FORMAT = 2  # of the tables: a file of another is emptied
@@ -69,7 +72,7 @@ def own_shared(group: Group, now: float) -> Shared:
 
 class Snapshot(NamedTuple):
     """All that is held: (id, peer, received, first round, body) of groups, (question, round) of uses, (id, round)
-    of burials, (round, score) of probes, (round, peer, share) of pulls.
+    of burials, (round, score) of probes, (round, peer, share) of pulls, (round, task, right, made) of own lengths.
     """
 
     groups: Sequence[tuple[bytes, str, float, int, bytes]]
@@ -77,6 +80,7 @@ class Snapshot(NamedTuple):
     buried: Sequence[tuple[bytes, int]]
     probes: Sequence[tuple[int, float]] = ()
     pulls: Sequence[tuple[int, str, float]] = ()
+    own_lengths: Sequence[tuple[int, str, float | None, float]] = ()
 
 
 @dataclass(slots=True)
@@ -113,6 +117,11 @@ class ReplayBuffer:
 
     def __contains__(self, group_id: object) -> bool:
         return group_id in self._entries
+
+    @property
+    def signers(self) -> int:
+        """How many peers have a group here."""
+        return len(self._peer_count)
 
     def close(self) -> None:
         """Close the file; the buffer is unusable afterwards."""
@@ -202,13 +211,23 @@ class ReplayBuffer:
             self._db.execute("DELETE FROM probes WHERE round <= ?", (round_number - KEPT,))
             self._db.execute("DELETE FROM pulls WHERE round <= ?", (round_number - KEPT,))
 
+    def made(self, round_number: int, lengths: Sequence[OwnLength]) -> list[OwnLength]:
+        """Record the lengths of the groups that this node made in a round; return those of the last rounds too."""
+        with _Transaction(self._db):
+            self._db.execute(
+                "DELETE FROM own_lengths WHERE round = ? OR round <= ?", (round_number, round_number - LENGTHS_KEPT)
+            )
+            self._db.executemany("INSERT INTO own_lengths VALUES (?, ?, ?, ?)", [(round_number, *o) for o in lengths])
+        return [OwnLength(*row) for row in self._db.execute("SELECT task, correct, made FROM own_lengths")]
+
     def rewind(self, round_number: int) -> None:
-        """Forget the uses, burials and lessons of rounds after `round_number`."""
+        """Forget the uses, burials, lessons and own lengths of rounds after `round_number`."""
         with _Transaction(self._db):
             self._db.execute("DELETE FROM uses WHERE round > ?", (round_number,))
             self._db.execute("DELETE FROM buried WHERE round > ?", (round_number,))
             self._db.execute("DELETE FROM probes WHERE round > ?", (round_number,))
             self._db.execute("DELETE FROM pulls WHERE round > ?", (round_number,))
+            self._db.execute("DELETE FROM own_lengths WHERE round > ?", (round_number,))
         self._load()
 
     def snapshot(self) -> Snapshot:
@@ -218,7 +237,8 @@ class ReplayBuffer:
         buried = self._db.execute("SELECT id, round FROM buried ORDER BY id")
         probes = self._db.execute("SELECT round, score FROM probes ORDER BY round")
         pulls = self._db.execute("SELECT round, peer, share FROM pulls ORDER BY rowid")
-        return Snapshot(groups.fetchall(), uses.fetchall(), buried.fetchall(), probes.fetchall(), pulls.fetchall())
+        lengths = self._db.execute("SELECT round, task, correct, made FROM own_lengths ORDER BY rowid")
+        return Snapshot(*(rows.fetchall() for rows in (groups, uses, buried, probes, pulls, lengths)))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Hold what `snapshot` does, and nothing else."""
@@ -233,11 +253,13 @@ class ReplayBuffer:
             self._db.execute("DELETE FROM buried")
             self._db.execute("DELETE FROM probes")
             self._db.execute("DELETE FROM pulls")
+            self._db.execute("DELETE FROM own_lengths")
             self._db.executemany("INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany("INSERT INTO uses (question, round) VALUES (?, ?)", snapshot.uses)
             self._db.executemany("INSERT INTO buried VALUES (?, ?)", snapshot.buried)
             self._db.executemany("INSERT INTO probes VALUES (?, ?)", snapshot.probes)
             self._db.executemany("INSERT INTO pulls VALUES (?, ?, ?)", snapshot.pulls)
+            self._db.executemany("INSERT INTO own_lengths VALUES (?, ?, ?, ?)", snapshot.own_lengths)
         self._load()
 
     def _forget_uses(self) -> None:

@@ -14,6 +14,7 @@ of the drawn alone would sum to zero, and lose groups whose one right answer is 
 import math
 import random
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -96,7 +97,7 @@ class Draw:
     `own` are this round's own groups, by their ids, with their tasks and rewards. `likelihood` tells how likely
     completions are under the node's own policy, their mean log-probability in nats a token; NaN for one of no use here.
     It costs a forward pass, which is counted (`tokens_scored`). `choose` draws candidates without replacement:
-    uniformly, or by what their peers have been worth (`node.rollouts.usefulness`).
+    uniformly, or by what their peers have been worth (`node.rollouts.usefulness`), at most `per_signer` of each peer.
     """
 
     count: int
@@ -106,9 +107,12 @@ class Draw:
     own: Sequence["OwnGroup"] = ()
     likelihood: Likelihood = _unmeasured
     preference: Choose | None = None
+    per_signer: int | None = None
 
     def choose(self, candidates: Sequence[Candidate], count: int) -> list[Candidate]:
         """Return `count` of the candidates, or all of them where there are fewer."""
+        if self.per_signer is not None:
+            candidates = at_most_each(candidates, self.per_signer, self.rng)
         if self.preference is not None:
             return self.preference(candidates, count, self.rng)
         return self.rng.sample(candidates, min(count, len(candidates)))
@@ -142,6 +146,17 @@ class Rule:
 def is_informative(rewards: Sequence[float]) -> bool:
     """Whether a group with these rewards has any advantage other than zero."""
     return max(rewards) - min(rewards) > _FLAT
+
+
+def at_most_each(candidates: Sequence[Candidate], count: int, rng: random.Random) -> list[Candidate]:
+    """Return at most `count` candidates of each peer, drawn uniformly, in their order."""
+    left: Counter[str] = Counter()
+    kept = set()
+    for one in rng.sample(candidates, len(candidates)):
+        left[one.peer] += 1
+        if left[one.peer] <= count:
+            kept.add(one.id)
+    return [one for one in candidates if one.id in kept]
 
 
 def mean_advantages(rewards: Sequence[float]) -> list[float]:

@@ -1,5 +1,6 @@
-"""How likely completions are under a policy, without a gradient: for rules that ask, and for evaluations."""
+"""How likely completions are under a policy, without a gradient: for rules and bounds that ask, and for evaluations."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -36,3 +37,23 @@ def mean_logprobs(policy: Policy, rows: Sequence[Row], temperature: float = 1.0)
         float(found.gather(-1, torch.tensor(made, device=found.device)[:, None]).mean())
         for (_, made), found in zip(rows, log_distributions(policy, rows, temperature), strict=True)
     ]
+
+
+def surprises(policy: Policy, rows: Sequence[Row], temperature: float = 1.0) -> list[float]:
+    """Return how surprising each row's completion of T tokens is, in nats: -ln(T t), t the least of its tokens' tails.
+
+    A token's tail is the probability, under the policy, of all tokens that are no likelier than it at its place. Of
+    completions that the policy drew itself, with T tokens, a part of at most exp(-s) is more surprising than s,
+    whatever model it is and however large its vocabulary: a tail of less than u is drawn with a probability of at most
+    u, and there are T of them. Likely tokens around an unlikely one do not hide it, as they do in a mean.
+    """
+    return [
+        -math.log(max(len(made) * float(_tails(found, made).min()), math.ulp(0.0)))
+        for (_, made), found in zip(rows, log_distributions(policy, rows, temperature), strict=True)
+    ]
+
+
+def _tails(distributions: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
+    """Return the tail (T,) of each token, from the log-probabilities (T, V) that it was drawn from."""
+    drawn = distributions.gather(-1, torch.tensor(tokens, device=distributions.device)[:, None])
+    return (distributions.exp() * (distributions <= drawn)).sum(-1)

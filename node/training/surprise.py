@@ -28,9 +28,3 @@ class Surprise:
         self._nats.clear()
         self._tokens.clear()
         return {"swarm/surprise": nats / tokens} if tokens else {}
-
-
-def of_rows(logps: torch.Tensor, mask: torch.Tensor) -> list[float]:
-    """Return the surprise of each row, from log-probabilities and mask (B, T)."""
-    values: list[float] = (-(logps * mask).sum(1) / mask.sum(1)).tolist()
-    return values

@@ -45,7 +45,7 @@ from node.training.shared_prefix import (
     logps_and_entropies,
     takes_our_mask,
 )
-from node.training.surprise import Surprise, of_rows
+from node.training.surprise import Surprise
 
 log = structlog.get_logger()
 
@@ -83,10 +83,8 @@ class SwarmTrainer(GRPOTrainer):
         self._checkpoints = checkpoints
         self._config = config.trainer
         self._eos_token_ids = policy.eos_token_ids
-        self._max_surprise = config.sampling.max_surprise
         self._surprise = Surprise()
         self._latest_logps = torch.zeros(0)
-        self._left_out = 0
         self._rounds = rounds
         self._also_save = also_save
         self._also_log = also_log
@@ -203,7 +201,7 @@ class SwarmTrainer(GRPOTrainer):
         """Yield the micro-batches of each optimiser step from the next round on."""
         args = self.args
         for found in self._rounds(self.rounds_done):
-            rows = self._without_surprises(found)
+            rows = found
             if self._config.mask_truncated_completions:
                 rows = [row if self._ended(row) else replace(row, completion=()) for row in rows]
             batches = make_batches(
@@ -222,26 +220,6 @@ class SwarmTrainer(GRPOTrainer):
                     batches[at] = self._corrected(batches[at], samplers)
             for _ in range(args.num_iterations):
                 yield batches
-
-    def _without_surprises(self, rows: Sequence[Sample]) -> Sequence[Sample]:
-        """Leave out peers' completions that are less likely under this policy than `max_surprise` allows."""
-        trained = [row for row in rows if row.external and row.completion and row.advantage != 0]
-        if self._max_surprise is None or not trained:
-            return rows
-        batches = make_batches(
-            trained,
-            self._config.tokens_per_batch,
-            self.args.loss_type,
-            self._tokenizer.pad_token_id,
-            self._shares_prefixes,
-        )
-        surprises: list[float] = []
-        with torch.no_grad():
-            for batch in map(self._prepare_inputs, batches):
-                surprises += of_rows(self._logps(batch), batch["completion_mask"])
-        far = {id(row) for row, surprise in zip(trained, surprises, strict=True) if not surprise <= self._max_surprise}
-        self._left_out = len(far)
-        return [row for row in rows if id(row) not in far]
 
     def _with_old_logps(self, batch: Batch) -> Batch:
         """Fix the policy that later iterations are clipped against: the one before the round's first step."""
@@ -280,9 +258,7 @@ class SwarmTrainer(GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a round with what the loop knows of it, for whoever `report_to` names; other logs as they are."""
         if "loss" in logs:
-            bounded = {} if self._max_surprise is None else {"swarm/too_surprising": float(self._left_out)}
-            logs = logs | dict(self._also_log(self.rounds_done)) | self._surprise.take() | bounded
-            self._left_out = 0
+            logs = logs | dict(self._also_log(self.rounds_done)) | self._surprise.take()
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:

@@ -1,11 +1,14 @@
 """Likelihood without a gradient, against a sequence at a time."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from node.training.likelihood import log_distributions, mean_logprobs
+from node.engines import SamplingParams
+from node.engines.hf import HfEngine
+from node.training.likelihood import log_distributions, mean_logprobs, surprises
 from tests.policies import tiny_policy
 
 
@@ -24,3 +27,41 @@ def test_it_is_that_of_a_sequence_alone_however_rows_are_padded(tmp_path: Path) 
             sum(float(logps[at, token]) for at, token in enumerate(made)) / len(made), abs=1e-5
         )
     assert [len(one) for one in log_distributions(policy, rows)] == [len(made) for _, made in rows]
+
+
+def test_surprise_is_by_the_least_tail_of_its_tokens_and_likely_ones_around_it_hide_nothing(tmp_path: Path) -> None:
+    policy = tiny_policy(tmp_path)
+    prompt = [1, 9, 12]
+
+    def tails(made: list[int]) -> list[float]:
+        (found,) = log_distributions(policy, [(prompt, made)])
+        return [float(row.exp()[row <= row[token]].sum()) for row, token in zip(found, made, strict=True)]
+
+    def go_on(made: list[int], least: bool) -> list[int]:
+        (found,) = log_distributions(policy, [(prompt, [*made, 0])])
+        return [*made, int(found[-1].argmin() if least else found[-1].argmax())]
+
+    likely: list[int] = []
+    for _ in range(6):
+        likely = go_on(likely, least=False)
+    odd = go_on(likely[:3], least=True)
+    hidden = odd
+    for _ in range(6):
+        hidden = go_on(hidden, least=False)
+    found = surprises(policy, [(prompt, made) for made in (likely, odd, hidden)])
+    for made, surprise in zip((likely, odd, hidden), found, strict=True):
+        assert surprise == pytest.approx(-math.log(len(made) * min(tails(made))), abs=1e-4)
+    assert found[0] < 1 < 4 < found[2] < found[1]
+    assert found[1] - found[2] == pytest.approx(math.log(len(hidden) / len(odd)), abs=1e-4)
+
+
+def test_of_what_a_policy_says_itself_no_more_than_the_bound_says_is_surprising(tmp_path: Path) -> None:
+    policy = tiny_policy(tmp_path)
+    (made,) = HfEngine(policy).generate([[1, 9, 12]], 600, SamplingParams(0.8, 1.0, 8), 3)
+    whole = [one.token_ids for one in made if len(one.token_ids) == 8]
+    assert len(whole) > 300
+    found = surprises(policy, [([1, 9, 12], tokens) for tokens in whole], temperature=0.8)
+    for bound in (1.0, 2.0, 3.0):
+        most = math.exp(-bound) * len(whole)
+        assert sum(one > bound for one in found) <= most + 2 * math.sqrt(most)
+    assert max(found) > 1.0  # a bound that nothing passes would say nothing

@@ -17,15 +17,17 @@ from node.config import NodeConfig, TaskConfig, parse_config
 from node.engines import Generated
 from node.engines.hf import HfEngine
 from node.errors import UserError
-from node.loop import Loop, longest_prompt
+from node.loop import LOOKED_AT, Loop, longest_prompt
 from node.policy import Policy
 from node.rollouts.group import Completion, Group, encode
+from node.rollouts.ingest import BLAMELESS
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.sampling import Sample
 from node.rollouts.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, TaskSet, load_tasks
 from node.telemetry.metrics import MetricsLog
 from node.training.batch import make_batches
+from node.training.likelihood import surprises
 from node.training.trainer import make_trainer
 from tests.policies import tiny_policy
 
@@ -468,3 +470,87 @@ def test_a_probe_of_tasks_without_a_known_answer_is_refused(policy: Policy, tmp_
         loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, NoExchange(), metrics)
         with pytest.raises(UserError, match=r"sampling\.probe"):
             next(loop.rounds(0))
+
+
+class Says(HfEngine):
+    """A policy that answers every question with the same texts."""
+
+    def __init__(self, policy: Policy, *texts: str) -> None:
+        super().__init__(policy)
+        self.made = [Generated(tuple(policy.encode_completion(text, True)), text, True) for text in texts]
+
+    def generate(self, prompts: Any, *_: Any) -> list[list[Generated]]:
+        return [self.made for _ in prompts]
+
+
+def sent(seed: int, *texts: str) -> Group:
+    """A group of the task `Guess` with these completions."""
+    task = Guess()
+    item = task.make(seed)
+    made = tuple(Completion(text, True, task.verify(item, text)) for text in texts)
+    return Group(task.key, seed, item.question, made, "peer", 0)
+
+
+def drawn_by(
+    policy: Policy, folder: Path, groups: dict[str, list[Group]], own: tuple[str, ...] = ("11", "1"), **sampling: Any
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """One round among these groups of signers: its row, what was drawn of peers, what was said of the rest."""
+    settings = {"local": 1, "external": 1, "completions": 2, "rule": "correct", **sampling}
+    config = parse_config({"rounds": 1, "engine": {"max_completion_length": LONGEST}, "sampling": settings})
+    peer = Peer()
+    now = time.time()
+    with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
+        everyone = [(name, group) for name, mine in groups.items() for group in mine]
+        pool.add([share(one, at)._replace(peer=name) for at, (name, one) in enumerate(everyone)], now, 1)
+        metrics = MetricsLog(folder / "metrics.jsonl")
+        loop = Loop(config, 0, policy, Says(policy, *own), TaskSet([(Guess(), 1.0)]), pool, peer, metrics)
+        samples = next(loop.rounds(0))
+    return loop.row, [policy.decode(one.completion) for one in samples if one.external], peer.reasons
+
+
+def test_an_answer_far_longer_than_own_right_ones_is_given_up_and_another_drawn(policy: Policy, tmp_path: Path) -> None:
+    padded = [sent(seed, "2" * 6, "1") for seed in range(4)]
+    groups = {"loud": padded, "plain": [sent(9, "2222", "1")]}
+    row, drawn, said = drawn_by(policy, tmp_path, groups, max_length_ratio=2, external=2)  # own right: three tokens
+    assert drawn == ["2222"] and said == ["over_long"] * 4 and "over_long" in BLAMELESS
+    assert row["swarm/over_long"] == row["groups_unusable"] == 4
+    for number in range(2):  # the bound is of use only where it is set, and its measure is no peer's
+        (tmp_path / str(number)).mkdir()
+    assert drawn_by(policy, tmp_path / "0", {"loud": padded})[1] == ["222222"]
+    longer = ("1111", "1")
+    assert drawn_by(policy, tmp_path / "1", {"loud": padded}, longer, max_length_ratio=2)[1] == ["222222"]
+
+
+def test_an_answer_that_this_policy_would_hardly_say_is_given_up_and_another_drawn(
+    policy: Policy, tmp_path: Path
+) -> None:
+    texts = ["ab", "zz", "5?", "##", "77", "qQ"]
+    prompt = policy.encode_prompt(Guess().make(0))
+    rows = [
+        (policy.encode_prompt(Guess().make(at)), policy.encode_completion(text, True)) for at, text in enumerate(texts)
+    ]
+    assert rows[0][0] == prompt
+    found = surprises(policy, rows)
+    bound = min(found) + 1e-3  # one of them is likely enough
+    likely = texts[found.index(min(found))]
+    groups = {"peer": [sent(at, text, "1") for at, text in enumerate(texts)]}
+    row, drawn, said = drawn_by(policy, tmp_path, groups, max_surprise=bound, external=2)
+    assert drawn == [likely] and said == ["too_surprising"] * 5
+    assert row["swarm/too_surprising"] == 5 and row["tokens_scored"] == 3 * len(texts)
+
+
+def test_a_flood_of_what_is_given_up_is_looked_at_within_a_bound(policy: Policy, tmp_path: Path) -> None:
+    groups = {"loud": [sent(at, "22", "1") for at in range(60)]}
+    row, drawn, said = drawn_by(policy, tmp_path, groups, max_surprise=1e-9, external=3)
+    assert drawn == [] and row["groups_external"] == 0
+    assert len(said) == LOOKED_AT * 3 and row["tokens_scored"] == LOOKED_AT * 3 * 3
+
+
+def test_a_signer_has_no_more_of_a_draw_than_its_even_share_times_what_is_set(policy: Policy, tmp_path: Path) -> None:
+    groups = {"loud": [sent(at, "22", "1") for at in range(40)]}
+    groups |= {f"quiet{at}": [sent(100 + at, "4444", "1")] for at in range(3)}
+    row, drawn, _ = drawn_by(policy, tmp_path, groups, max_signer_share=1.5, external=4)
+    assert len(drawn) == 4 and row["swarm/taught_by"]["loud"] <= 2
+    (tmp_path / "alone").mkdir()
+    row, drawn, _ = drawn_by(policy, tmp_path / "alone", {"loud": groups["loud"]}, max_signer_share=1.5, external=4)
+    assert len(drawn) == 4  # who is alone has all of it

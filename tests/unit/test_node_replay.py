@@ -66,7 +66,7 @@ class Host:
         return Received(content_id(body), PEERS[number % 3], body, 0.0, topic_of(self.task.key))
 
 
-def config_of(folder: Path, rule: str = "sapo", probe: int = 0) -> NodeConfig:
+def config_of(folder: Path, rule: str = "sapo", probe: int = 0, **bounds: float) -> NodeConfig:
     (folder / "odd.py").write_text(TASK)
     return parse_config(
         {
@@ -74,7 +74,7 @@ def config_of(folder: Path, rule: str = "sapo", probe: int = 0) -> NodeConfig:
             "policy": {"model": str(folder / "policy"), "device": "cpu"},
             "tasks": [{"name": "file/odd", "options": {"path": str(folder / "odd.py")}}],
             "engine": {"max_completion_length": 4},
-            "sampling": {"local": 2, "external": 2, "completions": 3, "rule": rule, "probe": probe},
+            "sampling": {"local": 2, "external": 2, "completions": 3, "rule": rule, "probe": probe, **bounds},
             "pool": {"max_groups": 8},
         }
     )
@@ -120,8 +120,18 @@ def test_every_round_comes_out_as_recorded_across_a_kill_and_a_step_back(folder:
     ]
     rounds = [entry for entry in read_journal(folder) if isinstance(entry, Round)]
     assert {one.reason for entry in rounds for one in entry.seen} == {""}
-    assert {one.reason for entry in rounds for one in entry.refused} == {"false_reward"}
+    assert "false_reward" in {one.reason for entry in rounds for one in entry.refused} <= {"false_reward", "too_long"}
     assert [len(entry.rows) for entry in rounds[:6]] == [len(one) for one in samples]
+    assert any(row.external for entry in rounds for row in entry.rows)
+
+
+def test_what_a_bound_left_out_is_left_out_again(folder: Path) -> None:
+    config = config_of(folder, "correct", max_surprise=2.0, max_length_ratio=1.5, max_signer_share=1.0)
+    live(config, folder, 0, 6)
+    live(config, folder, 4, 8)
+    assert {one.difference for one in replay(folder)} == {""}
+    rounds = [entry for entry in read_journal(folder) if isinstance(entry, Round)]
+    assert "too_surprising" in {one.reason for entry in rounds for one in entry.refused}
     assert any(row.external for entry in rounds for row in entry.rows)
 
 
@@ -219,12 +229,17 @@ def test_no_record_and_a_damaged_one_are_a_line(folder: Path) -> None:
 
 
 def test_inspect_shows_whose_rows_a_round_trained_on(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    live(config_of(folder, "correct"), folder, 0, 4)
-    assert run(["inspect", str(folder), "--round", "3"], debug=False) == 0
+    live(config_of(folder, "correct"), folder, 0, 8)
+    rounds = [entry for entry in read_journal(folder) if isinstance(entry, Round)]
+    number, refused, rows = next(
+        (entry.number, entry.refused, entry.rows)
+        for entry in rounds
+        if entry.rows and "false_reward" in [one.reason for one in entry.refused]
+    )
+    assert run(["inspect", str(folder), "--round", str(number)], debug=False) == 0
     said = capfd.readouterr().out.splitlines()
-    assert said[0] == "round 3: 2 own groups, 3 items came, 1 refused"
-    assert said[1] == f"  refused  false_reward from {PEERS[0]}"
-    rows = next(entry for entry in read_journal(folder) if isinstance(entry, Round) and entry.number == 3).rows
+    assert said[0] == f"round {number}: 2 own groups, 3 items came, {len(refused)} refused"
+    assert said[1 : 1 + len(refused)] == [f"  refused  {one.reason} from {one.sender}" for one in refused]
     assert sum(line.startswith("    weight ") for line in said) == len(rows)
     assert any(line.startswith(f"  {peer}, came ") for peer in PEERS for line in said)
     assert any("weight 0.3333  advantage +1  " in line for line in said)

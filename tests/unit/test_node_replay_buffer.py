@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from node.config import PoolConfig
 from node.rollouts.group import Completion, Group, encode
+from node.rollouts.lengths import KEPT, OwnLength, own_length, usual_length
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, question_id
 from node.tasks import TaskKey
 
@@ -201,3 +202,30 @@ os.kill(os.getpid(), signal.SIGKILL)
         pool.rewind(6)
         assert ids(pool) == {0, 1, 2, 3, 4}
         assert pool.read([shared(4).id]) == {shared(4).id: shared(4).group}
+
+
+def test_own_lengths_survive_a_restart_and_a_restore_and_those_of_rounds_that_are_done_again_are_forgotten(
+    path: Path, tmp_path: Path
+) -> None:
+    first, second = OwnLength("sums", None, 4.5), OwnLength("bases", 3.0, 4.0)
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        assert pool.made(1, [first]) == [first]
+        assert pool.made(2, [second]) == pool.made(2, [second]) == [first, second]
+        snapshot = pool.snapshot()
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        pool.rewind(1)
+        assert pool.made(2, []) == [first]
+        assert pool.made(1 + KEPT, []) == []
+    with ReplayBuffer(tmp_path / "other.sqlite", PoolConfig()) as pool:
+        pool.restore(snapshot)
+        assert pool.made(3, []) == [first, second]
+
+
+def test_an_answers_usual_length_is_that_of_own_right_ones_then_of_own_ones_then_of_other_tasks() -> None:
+    wrong, right = own_length("sums", [2, 9, 4], [0.0, 0.5, 0.0]), own_length("sums", [3, 9, 5], [1.0, 0.0, 1.0])
+    assert (wrong, right) == (("sums", None, 4), ("sums", 4, 5))
+    other = own_length("bases", [7, 7], [1.0, 0.0])
+    assert usual_length([wrong, other], "sums") == 4
+    assert usual_length([wrong, right, own_length("sums", [8, 1], [1.0, 0.0]), other], "sums") == 6
+    assert usual_length([wrong, other], "days") == 7
+    assert usual_length([wrong], "days") == 4

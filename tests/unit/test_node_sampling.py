@@ -267,3 +267,15 @@ def test_the_external_share_is_peers_part_of_the_pull() -> None:
     own, peers = Sample([1], [1], -0.5, weight=0.5), Sample([1], [1], 0.25, weight=3.0, external=True)
     assert external_share([own, peers]) == pytest.approx(0.75)
     assert external_share([own]) == external_share([]) == external_share([replace(peers, advantage=0.0)]) == 0
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=20), st.integers(1, 5), st.integers(0, 20), st.integers(0, 99))
+def test_no_signer_has_more_of_a_draw_than_it_may_and_none_goes_without(
+    signers: list[str], most: int, count: int, seed: int
+) -> None:
+    pool = [replace(candidate(number, (1.0, 0.0)), peer=peer) for number, peer in enumerate(signers)]
+    chosen = replace(draw(count, seed), per_signer=most).choose(pool, count)
+    by_peer = Counter(one.peer for one in chosen)
+    assert all(number <= most for number in by_peer.values())
+    allowed = sum(min(number, most) for number in Counter(signers).values())
+    assert len({one.id for one in chosen}) == len(chosen) == min(count, allowed)

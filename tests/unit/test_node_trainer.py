@@ -411,31 +411,6 @@ def test_the_surprise_of_peers_tokens_is_their_mean_before_the_round(policy, tmp
     assert "swarm/surprise" not in logged[1]
 
 
-def test_a_peers_completion_beyond_the_bound_is_left_out_and_counted(policy, tmp_path):
-    samples = mixed_samples(policy, groups=5)
-    theirs = sorted(surprise_of(policy, row) for row in samples if row.external and row.advantage != 0)
-    bound = (theirs[1] + theirs[2]) / 2  # above some, below others; own ones are on both sides of it
-    kept = [row for row in samples if not row.external or row.advantage == 0 or surprise_of(policy, row) <= bound]
-    assert any(surprise_of(policy, row) > bound for row in samples if not row.external)
-    config = parse_config(node_config(rounds=1).model_dump() | {"sampling": {"max_surprise": bound}})
-
-    watch, logged = train(policy, config, tmp_path, samples)
-
-    assert logged[0]["swarm/too_surprising"] == len(samples) - len(kept) == len(theirs) - 2
-    assert logged[0]["swarm/surprise"] <= bound
-    _, gradients, _ = oracle(policy, config, kept, watch.weights[0], watch.weights[0])
-    assert_same(watch.gradients[0], gradients)
-
-
-def test_a_round_of_nothing_but_surprises_is_an_empty_one(policy, tmp_path):
-    samples = [replace(row, external=True) for row in mixed_samples(policy) if row.advantage != 0]
-    config = parse_config(node_config(rounds=1).model_dump() | {"sampling": {"max_surprise": 1e-6}})
-    before = [weight.detach().clone() for weight in policy.model.parameters()]
-    _, logged = train(policy, config, tmp_path, samples)
-    assert logged[0]["swarm/too_surprising"] == len(samples)
-    assert all(torch.equal(one, other) for one, other in zip(before, policy.model.parameters(), strict=True))
-
-
 def test_dropout_is_off(policy, tmp_path):
     """The tiny policy's attention has dropout: two passes in training mode agree only without it."""
     trainer = trainer_of(policy, node_config(rounds=1), tmp_path, fixed_rounds())
