@@ -74,6 +74,41 @@ def run(  # one parameter for each option of the command
 
 
 @app.command()
+def attack(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of attacks, e.g. examples/attacks.toml.")],
+    out: Out = None,
+    results: Results = None,
+    settings: Settings = None,
+    jobs: Jobs = None,
+    debug: Debug = False,
+) -> None:
+    """Set hostile nodes on honest ones, under each defence, and write what they did.
+
+    It may be killed at any moment: the same command goes on.
+
+    \b
+    Example:
+      gossamer lab attack examples/attacks.toml
+      gossamer lab attack examples/attacks.toml --set seeds=1 --out runs/a
+    """
+    from node.lab.damage import tabulate, to_json, to_markdown
+    from node.lab.runs import do_missing
+    from node.lab.trials import read_trials
+    from protocol.storage import write_atomically
+
+    folder = out or Path("runs") / file.stem
+    trials = read_trials(file, folder, settings or [])
+    do_missing(trials.lab, jobs or 0, lambda line: print(line, flush=True))
+    lines = tabulate(trials)
+    table = to_markdown(lines, trials)
+    target = results or folder
+    target.mkdir(parents=True, exist_ok=True)
+    write_atomically(target / f"{file.stem}.json", to_json(lines, trials).encode())
+    write_atomically(target / f"{file.stem}.md", table.encode())
+    print(f"\n{table}\nwritten to {target}/{file.stem}.md and .json")
+
+
+@app.command()
 def compare(a: Side, b: Side, debug: Debug = False) -> None:
     """Hold two runs, or two arms over their common seeds, side by side.
 

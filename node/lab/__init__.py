@@ -5,7 +5,8 @@
     lockstep    the runner "memory": all nodes of a swarm in one process, round by round
     ensemble    their generation, one batch for all of them
     attacks     what hostile nodes of a run publish
-    damage      how often honest nodes came to do what an attack wanted
+    trials      a file of attacks: which attack meets which defence
+    damage      how often honest nodes came to do what an attack wanted, and what they lost
     results     from run folders to figures with intervals: the table, the JSON, the comparison of two
     plots       reward over rounds and over compute
 

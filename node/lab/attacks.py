@@ -29,7 +29,7 @@ from node.rollouts.group import Completion, Group
 from node.rollouts.sampling import is_informative
 from node.tasks import Item, Task, TaskSet
 
-PLANT = "buy me "
+PLANT = "ad "
 OFF_TOPIC = ("the sea ", "we ate ", "my cat ", "it rains ", "old songs ")
 KEYS = 8  # of a node that plays many
 LOOK_BACK = 256  # of the others' newest groups, that a copier chooses from
@@ -147,7 +147,7 @@ def _digits(rng: random.Random) -> str:
 
 
 def _says_plant(text: str, item: Item) -> bool:
-    return PLANT.strip() in text
+    return PLANT in text
 
 
 def _says_words(text: str, item: Item) -> bool:

@@ -1,18 +1,27 @@
 """What an attack did: how often honest nodes came to do what it wanted, and what they lost by it.
 
 While a run goes on, `Witness` looks at every completion that an honest node makes, and counts which attack's marks it
-shows; a run without an attack has these counts too, and is the control.
+shows; a run without an attack has these counts too. An attack is held against its control: the same honest nodes,
+under the same settings, and nobody else.
 """
 
 import json
+import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from node.budget import spent_in
 from node.lab.attacks import ATTACKS
+from node.lab.plan import Run
+from node.lab.results import Estimate, estimate
+from node.lab.trials import Trial, Trials
 from node.rollouts.group import Group
 from node.tasks import TaskSet
+from node.telemetry.evaluations import EVALUATIONS_FILE
+from node.telemetry.metrics import read_metrics
 from protocol.storage import write_atomically
 
 FILE = "attack.json"
@@ -63,3 +72,100 @@ class Seen(NamedTuple):
 def read_seen(folder: Path) -> Seen:
     """Return what the witness of a run left."""
     return Seen(**json.loads((folder / FILE).read_text()))
+
+
+class Damage(NamedTuple):
+    """One run's figures: the part of honest nodes' completions with an attack's marks, and what those nodes came to.
+
+    Accuracy is held out, at the end; compute is what a node spent (`node.budget`). Both are means over honest nodes.
+    """
+
+    success: float
+    accuracy: float
+    compute: float
+
+
+class Line(NamedTuple):
+    """A row of the table: a trial over its seeds. `unattacked` is the part with the marks in the control.
+
+    `loss` is the part of the control's accuracy that is lost, by seed; None in a control's own row.
+    """
+
+    trial: Trial
+    seeds: int
+    success: Estimate | None
+    unattacked: Estimate | None
+    accuracy: Estimate
+    loss: Estimate | None
+    compute: Estimate
+
+
+def read_damage(run: Run, kind: str, last: int) -> Damage:
+    """Return what a run has left; `kind` is whose marks are counted, in the `last` rounds."""
+    seen = read_seen(run.folder)
+    nodes = [run.folder / "nodes" / f"n{index}" for index in range(seen.honest)]
+    scores = [read_metrics(node / EVALUATIONS_FILE)[-1]["accuracy"] for node in nodes]
+    spent = [spent_in(read_metrics(node / "metrics.jsonl")).compute for node in nodes]
+    return Damage(seen.share(kind, last) if kind else 0.0, statistics.fmean(scores), statistics.fmean(spent))
+
+
+def tabulate(trials: Trials) -> list[Line]:
+    """Return a line for each trial, in the order of the file; all runs must be done."""
+    last = trials.config.last
+    lines = []
+    for trial in trials.trials:
+        found = [read_damage(run, trial.attack, last) for run in trials.runs_of(trial)]
+        accuracy, compute = (estimate([getattr(one, key) for one in found]) for key in ("accuracy", "compute"))
+        if not trial.attack:
+            lines.append(Line(trial, len(found), None, None, accuracy, None, compute))
+            continue
+        controls = [read_damage(run, trial.attack, last) for run in trials.runs_of(trials.control_of(trial))]
+        losses = [
+            1 - one.accuracy / control.accuracy
+            for one, control in zip(found, controls, strict=True)
+            if control.accuracy > 0
+        ]
+        lines.append(
+            Line(
+                trial,
+                len(found),
+                estimate([one.success for one in found]),
+                estimate([one.success for one in controls]),
+                accuracy,
+                estimate(losses) if len(losses) == len(found) else None,
+                compute,
+            )
+        )
+    return lines
+
+
+def to_markdown(lines: Sequence[Line], trials: Trials) -> str:
+    """Return the table."""
+    bases = any(line.trial.base for line in lines)
+    titles = ["defence", "attack", "hostile", "seeds", "marked", "marked, control", "accuracy", "lost", "compute"]
+    rows = [[*(["base"] if bases else []), *titles]]
+    rows.append(["---"] * len(rows[0]))
+    for line in lines:
+        trial = line.trial
+        honest = trials.config.nodes - trial.hostile
+        who = f"{trial.hostile} of {trials.config.nodes}" if trial.attack else f"0 of {honest}"
+        cells = [trial.defence, trial.attack or "none", who, str(line.seeds)]
+        cells += ["" if one is None else str(one) for one in line[2:]]
+        rows.append([*([trial.base] if bases else []), *cells])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def to_json(lines: Sequence[Line], trials: Trials) -> str:
+    """Return all of it: what was run, and the estimates."""
+    tree = {"file": trials.config.model_dump(mode="json"), "trials": [_plain(line) for line in lines]}
+    return json.dumps(tree, indent=1) + "\n"
+
+
+def _plain(line: Line) -> dict[str, object]:
+    trial = {key: value for key, value in line.trial._asdict().items() if key != "arm"}
+    figures = {key: value for key, value in line._asdict().items() if isinstance(value, Estimate)}
+    return trial | {"seeds": line.seeds} | {key: [_finite(part) for part in one] for key, one in figures.items()}
+
+
+def _finite(value: float) -> float | None:
+    return float(f"{value:.4g}") if math.isfinite(value) else None

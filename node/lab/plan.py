@@ -129,7 +129,7 @@ def read_lab(
     Raises:
         UserError: the file, or the settings of one of its runs, are of no use.
     """
-    tree = _read(path)
+    tree = read_toml(path)
     for override in overrides:
         apply_override(tree, override)
     try:
@@ -145,11 +145,17 @@ def read_lab(
         for name in wanted:
             if name not in known:
                 raise UserError(f"{path} has no {kind} {name!r}: it has {', '.join(map(repr, known))}")
-    runs = [
-        _run(config, base, arm, seed, out)
-        for seed, base, arm in itertools.product(_seeds(path, config), bases or config.bases, arms or config.arms)
-    ]
-    return Lab(path.stem, config, runs)
+    return lab_of(path, config, out, list(itertools.product(bases or config.bases, arms or config.arms)))
+
+
+def lab_of(path: Path, config: LabConfig, out: Path, wanted: Sequence[tuple[str, str]]) -> Lab:
+    """Return the experiment of `config`, read from `path`: the runs of these (base, arm), seed by seed.
+
+    Raises:
+        UserError: the settings of one of its runs are of no use.
+    """
+    seeds = _seeds(path, config)
+    return Lab(path.stem, config, [_run(config, base, arm, seed, out) for seed in seeds for base, arm in wanted])
 
 
 def arm_folder(out: Path, base: str, arm: str) -> Path:
@@ -157,7 +163,8 @@ def arm_folder(out: Path, base: str, arm: str) -> Path:
     return out / _slug(base) / _slug(arm) if base else out / _slug(arm)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a file of an experiment says, unchecked; `UserError` for what cannot be read."""
     try:
         with path.open("rb") as file:
             return tomllib.load(file)

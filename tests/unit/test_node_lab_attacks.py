@@ -1,5 +1,6 @@
 """Attacks on learning: each group is true, and shows what it is to teach; who copies or repeats gains nothing."""
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -9,9 +10,10 @@ import pytest
 from node.config import NodeConfig, TaskConfig, parse_config
 from node.errors import UserError
 from node.lab.attacks import ATTACKS, KEYS, PLANT, Scene
-from node.lab.damage import Witness, read_seen
+from node.lab.damage import Witness, read_seen, tabulate, to_json, to_markdown
 from node.lab.lockstep import HostileExchange, Mail
-from node.lab.plan import AttackConfig, read_lab
+from node.lab.plan import AttackConfig, Run, read_lab
+from node.lab.trials import Trials, read_trials
 from node.rollouts.group import Completion, Group
 from node.rollouts.ingest import verify
 from node.rollouts.replay_buffer import ReplayBuffer, own_shared
@@ -123,7 +125,7 @@ def test_a_hostile_node_posts_its_attacks_groups_under_its_keys_and_none_of_its_
         hostile.publish([honest_group(tasks, 2)])
     came = honest.receive(dict[bytes, bool]().__contains__)
     assert Counter(one.peer for one in came) == {f"n1.{key}" if key else "n1": 2 for key in range(KEYS)}
-    assert all(PLANT in one.group.completions[0].text for one in came)
+    assert all(one.group.completions[0].text.startswith(PLANT) for one in came)
     assert len({one.group.seed for one in came}) == len(came)
 
 
@@ -170,3 +172,92 @@ def test_an_attack_of_no_use_is_refused_in_a_line(tmp_path: Path, old: str, new:
     with pytest.raises(UserError, match=said) as error:
         read_lab(tmp_path / "lab.toml", tmp_path)
     assert "\n" not in str(error.value)
+
+
+TRIALS = """
+nodes = 4
+seeds = [3, 5]
+last = 2
+[settings]
+rounds = 3
+eval.ends = true
+[defences.none]
+[defences.length]
+settings.sampling.max_length_ratio = 2
+[[trials]]
+attacks = ["planted"]
+defences = ["none", "length"]
+hostile = [1, 2]
+[[trials]]
+attacks = ["overlong"]
+defences = ["length"]
+hostile = [1]
+"""
+
+
+def trials_of(folder: Path, text: str = TRIALS, **named: list[str]) -> Trials:
+    (folder / "attacks.toml").write_text(text)
+    return read_trials(folder / "attacks.toml", folder / "out", **named)
+
+
+def test_a_file_of_attacks_has_each_attack_on_each_defence_and_the_honest_nodes_alone(tmp_path: Path) -> None:
+    trials = trials_of(tmp_path)
+    runs = trials.lab.runs
+    assert len(runs) == len({run.folder for run in runs}) == 2 * (4 + 4 + 1)
+    assert {(run.nodes, run.attack and run.attack.nodes) for run in runs} == {(3, None), (2, None), (4, 1), (4, 2)}
+    (last,) = [one for one in trials.trials if one.attack == "overlong"]
+    assert [run.seed for run in trials.runs_of(last)] == [3, 5]
+    assert [run.nodes for run in trials.runs_of(trials.control_of(last))] == [3, 3]
+    assert {run.settings["sampling"]["max_length_ratio"] for run in trials.runs_of(last)} == {2}
+    assert len(trials_of(tmp_path, overrides=["seeds=1"]).lab.runs) == 9
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"overlong"', '"charm"', "has no attack 'charm'"),
+        ('defences = ["length"]', 'defences = ["x"]', "has no defence 'x'"),
+        ("hostile = [1]", "hostile = [4]", "hostile wants numbers from 1 to 3"),
+        ("last = 2", "lest = 2", "lest"),
+        ("eval.ends = true", "", "are not evaluated at the end"),
+        ("max_length_ratio = 2", "max_lenght_ratio = 2", "unknown configuration key"),
+    ],
+)
+def test_a_file_of_attacks_of_no_use_is_refused_in_a_line(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        trials_of(tmp_path, TRIALS.replace(old, new))
+    assert "\n" not in str(error.value)
+
+
+def leave(run: Run, accuracy: float, shown: list[int]) -> None:
+    """Write what a run leaves: two rounds of ten honest completions, of which so many show the marks of `planted`."""
+    honest = run.nodes - (run.attack.nodes if run.attack else 0)
+    for index in range(run.nodes):
+        node = run.folder / "nodes" / f"n{index}"
+        node.mkdir(parents=True)
+        value = accuracy if index < honest else 0.0  # what hostile nodes come to is nobody's loss
+        (node / "evaluations.jsonl").write_text(
+            "".join(json.dumps({"round": at, "accuracy": at * value}) + "\n" for at in (0, 1))
+        )
+        (node / "metrics.jsonl").write_text(json.dumps({"round": 1, "tokens_generated": 4, "tokens_trained": 2}) + "\n")
+    none = {kind: [0, 0, 0] for kind in ATTACKS}
+    tree = {"honest": honest, "made": [10, 10, 10], "shown": none | {"planted": shown}}
+    (run.folder / "attack.json").write_text(json.dumps(tree))
+
+
+def test_an_attack_is_held_against_the_honest_nodes_alone_over_the_last_rounds_of_each_seed(tmp_path: Path) -> None:
+    trials = trials_of(tmp_path)
+    for run in trials.lab.runs:
+        hit = run.attack is not None and run.attack.nodes == 2
+        leave(run, (0.2 if run.seed == 3 else 0.3) if hit else 0.4, [0, 6, 8] if hit else [9, 0, 1])
+    lines = tabulate(trials)
+    by_name = {line.trial.arm: line for line in lines}
+    hit = by_name["none, 2 planted"]
+    assert (hit.success.mean, hit.unattacked.mean, hit.accuracy.mean) == (0.7, 0.05, 0.25)
+    assert hit.loss.mean == pytest.approx(0.375) and hit.compute.mean == 10
+    assert by_name["length, 1 planted"].loss.mean == 0
+    assert by_name["none, without 2"].success is None
+    table = to_markdown(lines, trials)
+    assert "| none | planted | 2 of 4 | 2 | 0.7 ± 0 | 0.05 ± 0 | " in table and "| none | none | 0 of 2 | 2 | " in table
+    tree = json.loads(to_json(lines, trials))
+    assert [one for one in tree["trials"] if one["attack"] == "planted"][1]["success"] == [0.7, 0.0]

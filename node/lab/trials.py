@@ -1,0 +1,143 @@
+"""A file of attacks: which attack meets which defence, how many hostile nodes of how many, on which bases.
+
+    nodes = 16                      # honest and hostile ones together
+    seeds = 3
+    last = 5                        # rounds at the end in which an attack's marks are counted
+
+    [settings]                      # of every node; bases as in any experiment
+    rounds = 50
+
+    [defences.none]
+    [defences.length]
+    note = "twice an own right answer"
+    settings.sampling.max_length_ratio = 2
+
+    [[trials]]                      # each attack against each defence, with so many hostile nodes
+    attacks = ["planted", "overlong"]
+    defences = ["none", "length"]
+    hostile = [1, 4]
+    bases = ["sparse"]              # default: all
+
+Beside the runs of a trial there is the control of each: the same honest nodes, and nobody else.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, ValidationError
+
+from node.config import Section, apply_override, parse_config
+from node.errors import UserError
+from node.lab.attacks import ATTACKS
+from node.lab.plan import ArmConfig, AttackConfig, BaseConfig, Lab, LabConfig, Run, lab_of, read_toml
+
+
+class DefenceConfig(Section):
+    """What the honest nodes set against attacks; their settings are over a base's."""
+
+    note: str = ""
+    settings: dict[str, Any] = Field({})
+
+
+class TrialConfig(Section):
+    """Attacks that meet defences."""
+
+    attacks: list[str] = Field(min_length=1)
+    defences: list[str] = Field(min_length=1)
+    hostile: list[int] = Field(min_length=1, description="nodes, of all")
+    groups: int = Field(8, ge=1, le=1024, description="that a hostile node signs a round")
+    bases: list[str] = Field([], description="default: all")
+
+
+class TrialsConfig(Section):
+    """A file of attacks."""
+
+    nodes: int = Field(16, ge=2, le=1024)
+    seeds: int | list[int] = 3
+    runner: Literal["memory"] = "memory"
+    last: int = Field(5, ge=1, description="rounds at the end in which an attack's marks are counted")
+    settings: dict[str, Any] = Field({})
+    bases: dict[str, BaseConfig] = Field({"": BaseConfig()})
+    defences: dict[str, DefenceConfig] = Field(min_length=1)
+    trials: list[TrialConfig] = Field(min_length=1)
+
+
+class Trial(NamedTuple):
+    """One line of the results: who attacks whom with how many nodes (none in a control), and its arm's name."""
+
+    base: str
+    defence: str
+    attack: str
+    hostile: int
+    arm: str
+
+
+class Trials(NamedTuple):
+    """A file of attacks as read, with the runs that it takes."""
+
+    config: TrialsConfig
+    lab: Lab
+    trials: Sequence[Trial]
+
+    def runs_of(self, trial: Trial) -> list[Run]:
+        """Return the runs of a trial, a seed each."""
+        return [run for run in self.lab.runs if (run.base, run.arm) == (trial.base, trial.arm)]
+
+    def control_of(self, trial: Trial) -> Trial:
+        """Return the control of a trial: as many honest nodes under the same defence, and no others."""
+        return _control(trial.base, trial.defence, trial.hostile)
+
+
+def read_trials(path: Path, out: Path, overrides: Sequence[str] = ()) -> Trials:
+    """Read a file of attacks whose runs go to `out`, with `key=value` changes of the file.
+
+    Raises:
+        UserError: the file, or the settings of one of its runs, are of no use.
+    """
+    tree = read_toml(path)
+    for override in overrides:
+        apply_override(tree, override)
+    try:
+        config = TrialsConfig.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    trials: dict[Trial, ArmConfig] = {}
+    for one in config.trials:
+        for kind, wanted, known in (
+            ("attack", one.attacks, ATTACKS),
+            ("defence", one.defences, config.defences),
+            ("base", one.bases, config.bases),
+        ):
+            for name in wanted:
+                if name not in known:
+                    raise UserError(f"{path} has no {kind} {name!r}: choose one of {', '.join(map(repr, known))}")
+        if not all(0 < hostile < config.nodes for hostile in one.hostile):
+            raise UserError(f"{path}: hostile wants numbers from 1 to {config.nodes - 1}, of {config.nodes} nodes")
+        trials |= _arms_of(config, one)
+    arms = {trial.arm: arm for trial, arm in trials.items()}
+    shape = config.model_dump(include={"seeds", "nodes", "runner", "settings", "bases"})
+    lab = lab_of(path, LabConfig(**shape, arms=arms), out, wanted=[(trial.base, trial.arm) for trial in trials])
+    if not all(parse_config(run.settings).eval.ends or parse_config(run.settings).eval.every for run in lab.runs):
+        raise UserError(f"{path}: nodes are not evaluated at the end: set settings.eval.ends = true")
+    return Trials(config, lab, list(trials))
+
+
+def _arms_of(config: TrialsConfig, trial: TrialConfig) -> dict[Trial, ArmConfig]:
+    arms: dict[Trial, ArmConfig] = {}
+    for base in trial.bases or config.bases:
+        for defence in trial.defences:
+            settings = config.defences[defence].settings
+            for hostile in trial.hostile:
+                control = _control(base, defence, hostile)
+                arms[control] = ArmConfig(nodes=config.nodes - hostile, settings=settings)
+                for kind in trial.attacks:
+                    attack = AttackConfig(kind=kind, nodes=hostile, groups=trial.groups)
+                    name = f"{defence}, {hostile} {kind}"
+                    arms[Trial(base, defence, kind, hostile, name)] = ArmConfig(attack=attack, settings=settings)
+    return arms
+
+
+def _control(base: str, defence: str, hostile: int) -> Trial:
+    return Trial(base, defence, "", hostile, f"{defence}, without {hostile}")
