@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--delay", type=int, default=0)
+    parser.add_argument("--slow", type=int, default=0)
     parser.add_argument("--attack", type=AttackConfig.model_validate_json)
     options = parser.parse_args()
     began = time.time()
@@ -40,16 +41,16 @@ def main() -> int:
         plan = make_plan(options.out, options.nodes, settled)
         if options.runner == "processes":
             return _in_processes(plan, began)
-        return _in_memory(plan, options.delay, options.attack, began)
+        return _in_memory(plan, options, began)
     except UserError as error:
         sys.stderr.write(f"error: {explain(error)}\n")
         return 2
 
 
-def _in_memory(plan: Plan, delay: int, attack: AttackConfig | None, began: float) -> int:
+def _in_memory(plan: Plan, options: argparse.Namespace, began: float) -> int:
     from node.lab.lockstep import run_in_memory
 
-    run_in_memory(plan, delay, started=began, attack=attack)
+    run_in_memory(plan, options.delay, started=began, attack=options.attack, slow=options.slow)
     return 0
 
 

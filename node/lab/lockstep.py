@@ -7,6 +7,7 @@ seed, which a swarm of processes is not: there, what a node finds in its buffer 
 
 What is left out: processes, sockets and gossip. A group that a node publishes is checked as any peer's is, once for
 all, and lies in the buffer of every other node `delay` rounds after it was made, at the next round with `delay` 0.
+The last `slow` nodes take two rounds of the others for each of theirs.
 Under an attack the last nodes are hostile: they live as the others do, and what they publish is the attack's.
 What is not done again after a kill: a run that was cut off begins anew.
 """
@@ -42,7 +43,9 @@ from node.telemetry.summary import Summary
 from protocol.host import Counters
 
 
-def run_in_memory(plan: Plan, delay: int, *, started: float, attack: AttackConfig | None = None) -> Summary:
+def run_in_memory(
+    plan: Plan, delay: int, *, started: float, attack: AttackConfig | None = None, slow: int = 0
+) -> Summary:
     """Run `plan` to its end in this process; leave a run's folder, but no report.
 
     Args:
@@ -50,6 +53,7 @@ def run_in_memory(plan: Plan, delay: int, *, started: float, attack: AttackConfi
         delay: rounds that a group needs to get to the others.
         started: when the command was given, Unix seconds.
         attack: of the last of the nodes on the others.
+        slow: how many nodes, the last ones, take twice as long for a round.
 
     Raises:
         UserError: the settings are of no use, or ask for what only a real node has.
@@ -74,12 +78,14 @@ def run_in_memory(plan: Plan, delay: int, *, started: float, attack: AttackConfi
             exchange: MailExchange = HostileExchange(mail, index, attack, config)
         else:
             exchange = mail.exchange(index, config.network.share == "informative", witness)
+        if index >= plan.nodes - slow:
+            exchange.slow_down(partial(turns.skip, index))
         metrics = MetricsLog(folder / "metrics.jsonl")
         train_node(Parts(config, folder, config.seed or 0, policy, engine, tasks, exchange, metrics))
 
     turns.run([partial(node, index, folder) for index, folder in enumerate(node_folders(plan).values())])
     witness.write(plan.out, honest)
-    return write_run_summary(plan, started, delay=delay, attack=attack and attack.model_dump())
+    return write_run_summary(plan, started, delay=delay, attack=attack and attack.model_dump(), slow=slow)
 
 
 def _check(config: NodeConfig) -> None:
@@ -95,7 +101,8 @@ def _check(config: NodeConfig) -> None:
 class Turns:
     """Threads of which one runs at a time, in their order, and whose calls are answered together.
 
-    `answer` gets the requests of all that wait, by thread, when nobody else can run, and returns as many answers.
+    `answer` gets the requests of all that wait, by thread, when nobody else can run, and returns as many answers; a
+    thread that skips waits as long, and asks nothing.
     """
 
     def __init__(
@@ -104,7 +111,7 @@ class Turns:
         self._answer = answer
         self._turns = [threading.Semaphore(0) for _ in range(count)]
         self._live = list(range(count))
-        self._requests: dict[int, Request] = {}
+        self._requests: dict[int, Request | None] = {}
         self._answers: dict[int, list[list[Generated]]] = {}
         self._error: BaseException | None = None
 
@@ -124,12 +131,19 @@ class Turns:
 
     def call(self, index: int, request: Request) -> list[list[Generated]]:
         """Wait for the answer to a request of thread `index`, while the others run."""
+        self._wait(index, request)
+        return self._answers.pop(index)
+
+    def skip(self, index: int) -> None:
+        """Let thread `index` wait until the others' requests are answered."""
+        self._wait(index, None)
+
+    def _wait(self, index: int, request: Request | None) -> None:
         self._requests[index] = request
         self._next(index)
         self._turns[index].acquire()
         if self._error is not None:
             raise _EndedError
-        return self._answers.pop(index)
 
     def _thread(self, index: int, work: Callable[[], None]) -> None:
         self._turns[index].acquire()
@@ -150,7 +164,8 @@ class Turns:
             following = self._live[0]
             if self._error is None and self._requests:
                 try:
-                    self._answers = dict(self._answer(self._requests))
+                    asked = {index: one for index, one in self._requests.items() if one is not None}
+                    self._answers = dict(self._answer(asked))
                 except BaseException as error:  # noqa: BLE001  # `run` raises it
                     self._error = error
                 self._requests = {}
@@ -244,17 +259,28 @@ class MailExchange:
         self._informative_only = informative_only
         self._witness = witness
         self._round = 0
+        self._pause: Callable[[], None] | None = None
         self._place = 0
         self._sent = self._received = self._items_sent = self._items_received = 0
 
     def publish(self, groups: Sequence[Group]) -> None:
         """Post this round's groups."""
-        self._round += 1
+        self._next_round()
         if self._witness is not None:
             self._witness.saw(self._round, groups)
         for group in groups:
             if not self._informative_only or is_informative(group.rewards):
                 self._post(group)
+
+    def slow_down(self, pause: Callable[[], None]) -> None:
+        """Let each round take two of the others', in the second of which this node does nothing but call `pause`."""
+        self._pause = pause
+
+    def _next_round(self) -> None:
+        self._round += 1
+        if self._pause is not None:
+            self._pause()
+            self._round += 1
 
     def _post(self, group: Group, key: int = 0) -> None:
         self._sent += self._mail.post(self._index, self._round, group, key)
@@ -286,7 +312,7 @@ class HostileExchange(MailExchange):
 
     def publish(self, groups: Sequence[Group]) -> None:
         """Post the attack's groups in place of this round's, under each of its keys in turn."""
-        self._round += 1
+        self._next_round()
         config = self._config
         scene = Scene(
             self._round / config.last_round,

@@ -68,6 +68,7 @@ class ArmConfig(Section):
     nodes: int | None = Field(None, ge=1, le=1024, description="default: the file's")
     delay: int = Field(0, ge=0, description="rounds that a group needs to get to the others; of the runner 'memory'")
     attack: AttackConfig | None = Field(None, description="of the runner 'memory'")
+    slow: int = Field(0, ge=0, description="nodes, the last, that take two rounds for one; of the runner 'memory'")
     settings: dict[str, Any] = Field({})
 
 
@@ -94,6 +95,7 @@ class Run(NamedTuple):
     settings: Mapping[str, Any]
     folder: Path
     attack: AttackConfig | None = None
+    slow: int = 0
 
 
 class Lab(NamedTuple):
@@ -191,13 +193,15 @@ def _run(config: LabConfig, base: str, arm: str, seed: int, out: Path) -> Run:
         raise UserError(f"arm {arm!r}{where}: {error}") from None
     if not parsed.ends:
         raise UserError(f"arm {arm!r} has no end: set settings.rounds or settings.budget")
-    if (chosen.delay or chosen.attack) and config.runner != "memory":
-        raise UserError(f"arm {arm!r}: delay and attack are of the runner 'memory' only")
+    if (chosen.delay or chosen.attack or chosen.slow) and config.runner != "memory":
+        raise UserError(f"arm {arm!r}: delay, attack and slow are of the runner 'memory' only")
     nodes = config.nodes if chosen.nodes is None else chosen.nodes
     if chosen.attack and chosen.attack.nodes >= nodes:
         raise UserError(f"arm {arm!r}: of {nodes} nodes {chosen.attack.nodes} are hostile: leave one to be attacked")
+    if chosen.slow >= nodes:
+        raise UserError(f"arm {arm!r}: of {nodes} nodes {chosen.slow} are slow: leave one that is not")
     folder = arm_folder(out, base, arm) / f"seed{seed}"
-    return Run(base, arm, seed, nodes, chosen.delay, settings, folder, chosen.attack)
+    return Run(base, arm, seed, nodes, chosen.delay, settings, folder, chosen.attack, chosen.slow)
 
 
 def _slug(name: str) -> str:

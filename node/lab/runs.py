@@ -90,8 +90,14 @@ def _settings_file(run: Run) -> Path:
 
 
 def _check_same(run: Run, before: Mapping[str, Any]) -> None:
-    old = {"nodes": before["nodes"], "delay": before.get("delay", 0), "attack": before.get("attack")}
-    new = {"nodes": run.nodes, "delay": run.delay, "attack": run.attack and run.attack.model_dump()}
+    old = {"nodes": before["nodes"], "delay": 0, "attack": None, "slow": 0}
+    old |= {key: before[key] for key in old if key in before}
+    new = {
+        "nodes": run.nodes,
+        "delay": run.delay,
+        "attack": run.attack and run.attack.model_dump(),
+        "slow": run.slow,
+    }
     try:
         old |= flatten(json.loads(_settings_file(run).read_text()))
         new |= flatten(_settings(run))
@@ -112,7 +118,7 @@ def _start(lab: Lab, run: Run) -> _Started:
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(_settings_file(run), (json.dumps(_settings(run), indent=1) + "\n").encode())
     command = [sys.executable, "-m", "node.lab", lab.config.runner, str(_settings_file(run)), "-n", str(run.nodes)]
-    command += ["--seed", str(run.seed), "--out", str(run.folder), "--delay", str(run.delay)]
+    command += ["--seed", str(run.seed), "--out", str(run.folder), "--delay", str(run.delay), "--slow", str(run.slow)]
     command += ["--attack", run.attack.model_dump_json()] if run.attack else []
     with run.folder.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen(

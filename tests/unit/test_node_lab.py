@@ -79,7 +79,9 @@ def test_a_part_of_it_can_be_asked_for_and_any_key_changed(tmp_path: Path) -> No
         ("baseline = 'x'" + FILE, "no arm 'x'"),
         (FILE.replace("rounds = 2", "threads = 1"), "has no end"),
         (FILE.replace("[3, 5]", "[3, 3]"), "seeds wants"),
-        (FILE.replace("nodes = 2", "delay = 2"), "delay and attack are of the runner 'memory'"),
+        (FILE.replace("nodes = 2", "delay = 2"), "delay, attack and slow are of the runner 'memory'"),
+        (FILE.replace("nodes = 2", "slow = 2"), "delay, attack and slow are of the runner 'memory'"),
+        ("runner = 'memory'" + FILE.replace("nodes = 2", "nodes = 2\nslow = 2"), "of 2 nodes 2 are slow"),
         (FILE.replace("[arms.alone]", "[arms.alone"), "cannot read"),
     ],
 )

@@ -82,6 +82,29 @@ def test_threads_run_in_turn_and_are_answered_together_though_one_ends_before() 
     ]
 
 
+def test_a_thread_that_skips_waits_as_long_as_the_others_and_asks_nothing() -> None:
+    seen: list[str] = []
+
+    def answer(requests: dict[int, Request]) -> dict[int, list[list[Generated]]]:
+        seen.append(f"answer {sorted(requests)}")
+        return {index: [] for index in requests}
+
+    turns = Turns(2, answer)
+
+    def fast() -> None:
+        for _ in range(4):
+            turns.call(0, asking(None, 0))
+
+    def slow() -> None:
+        for at in range(2):
+            turns.call(1, asking(None, 1))
+            turns.skip(1)
+            seen.append(f"slow {at}")
+
+    turns.run([fast, slow])
+    assert seen == ["answer [0, 1]", "answer [0]", "slow 0", "answer [0, 1]", "answer [0]", "slow 1"]
+
+
 @pytest.mark.parametrize("where", ["thread", "answer"])
 def test_the_first_error_ends_all_and_is_raised(where: str) -> None:
     def answer(requests: dict[int, Request]) -> dict[int, list[list[Generated]]]:
@@ -123,6 +146,31 @@ def test_a_group_lies_with_all_others_after_its_delay_and_a_lie_with_nobody() ->
         assert [one.group.seed for one in third.receive(known)] == [one[1] for one in came[-1]]
     assert came == [[], [], [("n0", 0)], [("n0", 1)]]
     assert first.traffic().items_sent == 4 and second.traffic().items_received == 2
+
+
+def test_a_slow_node_hears_two_rounds_of_the_others_in_each_of_its_own_and_they_hear_it_at_once() -> None:
+    tasks = load_tasks([TaskConfig(name="builtin/sums")])
+    (task,) = tasks.tasks
+
+    def group(seed: int) -> Group:
+        item = task.make(seed)
+        made = (Completion(item.answer, True, 1.0), Completion("no", True, 0.0))
+        return Group(task.key, seed, item.question, made, "p", 0)
+
+    mail = Mail(tasks, 8, delay=0)
+    fast, slow = (mail.exchange(index, True) for index in range(2))
+    pauses: list[int] = []
+    slow.slow_down(lambda: pauses.append(1))
+    known = dict[bytes, bool]().__contains__
+    heard: list[tuple[str, list[int]]] = []
+    for at in range(5):
+        fast.publish([group(at)])
+        heard.append(("fast", [one.group.seed for one in fast.receive(known)]))
+        if at % 2:
+            slow.publish([group(100 + at)])
+            heard.append(("slow", [one.group.seed for one in slow.receive(known)]))
+    assert heard[2:] == [("slow", [0]), ("fast", [101]), ("fast", []), ("slow", [1, 2]), ("fast", [103])]
+    assert len(pauses) == 2
 
 
 def test_a_run_in_memory_is_the_same_whenever_it_is_done_and_is_left_as_a_swarms(tmp_path: Path) -> None:
