@@ -134,6 +134,11 @@ class Inbound:
             self.close()
             if error.errno == errno.EADDRINUSE:
                 raise PortInUse(f"{listen} is in use: choose another port, or port 0 for any free one") from None
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise BadAddress(
+                    f"cannot listen on {listen}: no address of this machine; listen on tcp://0.0.0.0:{listen.port}, "
+                    "and where a router forwards to it, advertise the address that others dial"
+                ) from None
             raise BadAddress(f"cannot listen on {listen}: {error.strerror}") from None
         port = Endpoint.parse(self._router.getsockopt_string(zmq.LAST_ENDPOINT)).port
         self.endpoint = Endpoint(advertised_host(listen.host), port)

@@ -82,8 +82,9 @@ def test_an_inbox_that_nobody_empties_is_bounded_and_counts_what_it_drops() -> N
 def test_a_port_in_use_and_a_bad_address_are_told_apart() -> None:
     with running() as (_, address), pytest.raises(PortInUse, match="choose another port"):
         Host(Identity.generate(), SWARM, str(address.endpoint), []).start()
-    for listen in ("tcp://203.0.113.7:0", "tcp://no-such-host.invalid:0", "127.0.0.1:0", "tcp://127.0.0.1"):
-        with pytest.raises(BadAddress):
+    bad = {"tcp://203.0.113.7:0": "listen on tcp://0.0.0.0:0, and", "tcp://no-such-host.invalid:0": "no such host"}
+    for listen, says in (bad | {"127.0.0.1:0": "", "tcp://127.0.0.1": ""}).items():
+        with pytest.raises(BadAddress, match=says):
             Host(Identity.generate(), SWARM, listen, []).start()
 
 
