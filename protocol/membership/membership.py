@@ -3,30 +3,25 @@
 A node has few links, whatever the size of the swarm: HyParView's active view (Leitao 2007), with the
 address book as the passive view. What a hello is worth is in `hellos`, the life of a link in `links`, whether its
 other end still answers in `failure_detector`, how records and rumours travel in `dissemination` and `rumours`,
-whether we can be dialled in `reachability`; each states its rules.
+whom we dial in `dialing`, how the revocation list travels in `revocation_exchange`, whether we can be dialled in
+`reachability`; each states its rules.
 
 Rules
  1. A hello counts only if its record is signed by the hello's signer, names the very key that
     the link proved, and is admitted to the swarm. Anything else gets no answer but a goodbye.
  2. Who answers: a hello is answered if and only if it came over a link that the peer dialled.
     An unanswered hello is repeated every `HELLO_RETRY_S`.
- 3. We dial random contacts while there are too few links (`Links.wanted`), the seeds when we have
-    no peer or nobody else to dial; nobody at an endpoint of our own, as private ones occur twice.
-    Two ends that hear of each other would both dial, so the larger id waits `DIAL_YIELD_S`.
- 4. Who is graylisted is refused at the hello by its node id, whatever key it brings, and not dialled.
- 5. Where there is no room, the caller gets records of others and a goodbye. If it is alone, a
+ 3. Who is graylisted is refused at the hello by its node id, whatever key it brings, and not dialled.
+ 4. Where there is no room, the caller gets records of others and a goodbye. If it is alone, a
     random peer that dialled us makes room for it, once in `EVICT_INTERVAL_S`.
- 6. Now and then a link that we chose is replaced by a random other, so the overlay stays random
-    and whoever was surrounded by hostile peers finds others.
- 7. A hello of a process that started at another time is a restarted peer: it goes down and
+ 5. A hello of a process that started at another time is a restarted peer: it goes down and
     comes up again. One that shows an older record of itself than we have is told the newer one. A
     record of ourselves that is newer than our own (our clock was set back, or another process has
     our key) makes us raise our incarnation above it (see `Directory.outbid`).
- 8. A peer whose hello names a newer revocation list than ours is asked for it, and one that we would not
+ 6. A peer whose hello names a newer revocation list than ours is asked for it, and one that we would not
     admit waits for the answer: the list may say that who signed its grant may. What is new is told to all
     peers, and every exchange asks a peer. Nobody stays linked or in the book whom the list names.
- 9. Where the use of an invite has to be on disk first, a hello waits for that unanswered (`Stored`).
-10. Seeds, and nodes that we once met and have forgotten, are tried for good (see `feelers`).
+ 7. Where the use of an invite has to be on disk first, a hello waits for that unanswered (`Stored`).
 """
 
 import contextlib
@@ -39,7 +34,6 @@ from protocol.errors import MessageError, PeerError
 from protocol.events import (
     Accepted,
     Closed,
-    Dial,
     Expel,
     HangUp,
     Link,
@@ -57,10 +51,10 @@ from protocol.events import (
     Tick,
 )
 from protocol.identity import NodeId
-from protocol.limits.networks import Scope, netgroup
-from protocol.limits.rate_limits import TokenBucket
+from protocol.limits.networks import Scope
 from protocol.lru import Recent
-from protocol.membership.address_book import Acquaintance, Book, Contact, saved_scope
+from protocol.membership.address_book import Acquaintance, Book, saved_scope
+from protocol.membership.dialing import Dialing
 from protocol.membership.directory import Directory
 from protocol.membership.dissemination import Dissemination
 from protocol.membership.failure_detector import (
@@ -71,15 +65,14 @@ from protocol.membership.failure_detector import (
     State,
     Suspect,
 )
-from protocol.membership.feelers import Feelers
 from protocol.membership.hellos import Refuses, Worth, judge
-from protocol.membership.links import HELLO_RETRY_S, MAX_PROVEN, Links
+from protocol.membership.links import HELLO_RETRY_S, Links
 from protocol.membership.reachability import Reachability
 from protocol.membership.refusals import Refusals
+from protocol.membership.revocation_exchange import MAX_WAITING, RevocationExchange
 from protocol.membership.rumours import Rumours
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import (
-    AskRevocations,
     DialBack,
     DialledBack,
     Digest,
@@ -98,8 +91,6 @@ EVICT_INTERVAL_S = 1.0
 # A hello makes us tell a peer all over again whom we know and what we hold: twice as often as it has to be repeated.
 LEAST_HELLO_PAUSE_S = HELLO_RETRY_S / 2
 TICK_S = 0.5
-LIST_S, LISTS = 10.0, 4  # a list has up to 24 KiB: a link may bring, and ask for, so many at once, and one in 10 s
-MAX_WAITING = 64  # hellos that wait for a disk, or for a list; whoever is not among them says hello again
 # What a peer may say that does not take us in.
 BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE, Kind.ASK_REVOCATIONS})
 NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
@@ -131,13 +122,11 @@ class Membership:
         self.directory = Directory(setup, book, rng, now)
         self._dissemination = Dissemination(setup, book, self.directory, self._links, rng, now)
         self._rumours = Rumours(setup, book, self.directory, self._links, self._detector, now)
-        self._feelers = Feelers(book.seeds, rng)
-        self._next_rotation = now.steady + setup.timing.rotate_interval * rng.uniform(0.5, 1.0)
+        self._dialing = Dialing(setup, book, self.directory, self._links, refuses, rng, now)
+        self._lists = RevocationExchange(setup.gate)
         self._next_review = now.steady
         self._next_eviction = now.steady
-        self._asked: Recent[Link, Message] = Recent(MAX_WAITING)  # rule 7
-        self._waiting: Recent[Link, Message] = Recent(MAX_WAITING)  # rule 8
-        self._list_budgets: Recent[Link, TokenBucket] = Recent(MAX_PROVEN)
+        self._waiting: Recent[Link, Message] = Recent(MAX_WAITING)  # rule 7
         self.deaths = 0  # peers dropped for silence
         self.refusals = Refusals(now)
 
@@ -154,11 +143,11 @@ class Membership:
     @property
     def saved_records(self) -> list[PeerRecord]:
         """What to keep on disk: every record of the book, and the expired ones of whom we would look for."""
-        return [*self.book.dialable_records(), *self._feelers.records]
+        return [*self.book.dialable_records(), *self._dialing.feelers.records]
 
     def restore(self, expired: Iterable[PeerRecord]) -> None:
         """Take in, before the first event, those of the saved records that have expired since."""
-        self._feelers.lapse(Acquaintance(record, saved_scope(record)) for record in expired)
+        self._dialing.feelers.lapse(Acquaintance(record, saved_scope(record)) for record in expired)
 
     @property
     def suspects(self) -> list[NodeId]:
@@ -240,8 +229,10 @@ class Membership:
                 return self._hear_of(link, sender, Peers.decode(body), now)
             case Kind.GOODBYE:
                 return self._goodbye(link, Goodbye.decode(body), now)
-            case Kind.ASK_REVOCATIONS | Kind.REVOCATIONS:
-                return self._list_message(message, now)
+            case Kind.ASK_REVOCATIONS:
+                return [*self._lists.answer(message, now)]
+            case Kind.REVOCATIONS:
+                return self._list_brought(message, now)
         return self._peers_message(link, sender, message.kind, body, now) if sender in self._links.peers else []
 
     def _peers_message(
@@ -263,7 +254,9 @@ class Membership:
         return []
 
     def _may_say(self, message: Message) -> bool:
-        is_early = message.kind in BEFORE_HELLO or (message.kind == Kind.REVOCATIONS and message.link in self._asked)
+        is_early = message.kind in BEFORE_HELLO or (
+            message.kind == Kind.REVOCATIONS and self._lists.awaits(message.link)
+        )
         return is_early or message.sender in self._links.peers
 
     # Links
@@ -285,7 +278,7 @@ class Membership:
     def _closed(self, link: Link, now: Instant) -> list[MembershipAction]:
         if (answer := self.reachability.closed(link)) is not None:
             return answer
-        self._asked.pop(link)
+        self._lists.forget(link)
         self._waiting.pop(link)
         lost = self._links.closed(link)
         if lost.attempt is not None:
@@ -309,8 +302,7 @@ class Membership:
                 self._waiting.set(link, message)
                 return []
             case Worth.ASK_LIST:
-                self._asked.set(link, message)
-                return [self._ask_list(link)]
+                return [self._lists.ask_first(message)]
             case Worth.REFUSED:
                 self.refusals.of(sender, reason, now)
                 return self._refuse(link, reason, now)
@@ -340,7 +332,7 @@ class Membership:
         newest = self.book.get(sender)
         if newest is not None and newest.replaces(record):
             actions.append(Send(link, Peers((newest.encoded,))))  # it has a twin, or its clock was set back
-        return [*actions, self._ask_list(link)] if hello.revision > self._setup.gate.revision else actions
+        return [*actions, self._lists.ask(link)] if hello.revision > self._setup.gate.revision else actions
 
     def _stored(self, event: Stored, now: Instant) -> list[MembershipAction]:
         """Hear again who had to wait for what was written."""
@@ -358,7 +350,7 @@ class Membership:
         if not link.dialled:
             actions.append(Send(link, self._greeting(link)))
         is_new = node not in self._links.peers
-        self._feelers.met(node)
+        self._dialing.feelers.met(node)
         attempt = self._links.attempts.get(link)
         is_up = self._links.settle(node, record, link, now.steady)
         peer = self._links.peers[node]
@@ -422,8 +414,8 @@ class Membership:
             actions = self._drop(node)
             if contact is not None:
                 contact.busy(now, self._rng)
-            return [*actions, *self._dial(now)]
-        return [HangUp(link), *self._dial(now)]
+            return [*actions, *self._dialing.fill(now)]
+        return [HangUp(link), *self._dialing.fill(now)]
 
     def _lose(self, node: NodeId, now: Instant) -> list[MembershipAction]:
         contact = self.book.contact(node)
@@ -455,7 +447,7 @@ class Membership:
             if live is not None and record.replaces(live.record):
                 live.record = record
                 actions += self._carry_out(self._detector.vouched(record.node_id, now.steady), now)
-        return [*actions, *self._dissemination.pass_on(fresh, sender, now), *self._dial(now)]
+        return [*actions, *self._dissemination.pass_on(fresh, sender, now), *self._dialing.fill(now)]
 
     def _carry_out(self, wanted: list[DetectorAction], now: Instant) -> list[MembershipAction]:
         actions: list[MembershipAction] = []
@@ -481,32 +473,12 @@ class Membership:
 
     def awaits_list(self, link: Link) -> bool:
         """Tell whether who is not yet a peer may send a revocation list over this link."""
-        return link in self._asked
+        return self._lists.awaits(link)
 
-    def _ask_list(self, link: Link) -> MembershipAction:
-        return Send(link, AskRevocations(self._setup.gate.revision))
-
-    def _list_message(self, message: Message, now: Instant) -> list[MembershipAction]:
-        link, gate = message.link, self._setup.gate
-        if message.kind == Kind.ASK_REVOCATIONS:
-            if AskRevocations.decode(message.body).revision >= gate.revision:
-                return []
-            self._spend_list(link, now)
-            return [Send(link, Revocations(gate.revocations))]
-        encoded = Revocations.decode(message.body).encoded
-        waiting = self._asked.pop(link)
-        actions: list[MembershipAction] = []
-        if encoded != gate.revocations:
-            self._spend_list(link, now)
-            actions += self._obey(encoded, message.sender, now)
-        return [*actions, *self._hello(waiting, now)] if waiting else actions
-
-    def _spend_list(self, link: Link, now: Instant) -> None:
-        """Account for a list that is sent to, or checked for, the holder of the link."""
-        budget = self._list_budgets.get(link) or TokenBucket(1 / LIST_S, LISTS, now.steady)
-        self._list_budgets.set(link, budget)
-        if not budget.take(1, now.steady):
-            raise MessageError("too_many_lists")
+    def _list_brought(self, message: Message, now: Instant) -> list[MembershipAction]:
+        encoded, hello = self._lists.take(message, now)
+        actions = [] if encoded is None else self._obey(encoded, message.sender, now)
+        return [*actions, *self._hello(hello, now)] if hello else actions
 
     def _obey(self, encoded: bytes, teller: NodeId | None, now: Instant) -> list[MembershipAction]:
         if not self._setup.gate.obey(encoded):
@@ -537,8 +509,11 @@ class Membership:
         actions += self.reachability.tick(self.directory.given, now)
         if self.directory.correct(self.reachability.reachable(self.directory.given), now):
             actions += self.directory.announce(self._links.peers.values())
-        self._feelers.lapse(self.book.take_lapsed())
-        return [*actions, *self._dissemination.tick(now), *self._rotate(now), *self._dial(now), *self._feel(now)]
+        self._dialing.feelers.lapse(self.book.take_lapsed())
+        actions += self._dissemination.tick(now)
+        if (node := self._dialing.replaceable(now)) is not None:
+            actions += self._leave(node, "rotated", now)
+        return [*actions, *self._dialing.fill(now), *self._dialing.feel(now)]
 
     def _dismiss(self, now: Instant) -> list[MembershipAction]:
         """Part from live peers that are admitted no more: a grant's end is its holder's."""
@@ -555,52 +530,3 @@ class Membership:
                 self.refusals.of(node, reason, now)
                 actions += self._leave(node, reason, now)
         return actions
-
-    def _rotate(self, now: Instant) -> list[MembershipAction]:
-        if now.steady < self._next_rotation:
-            return []
-        self._next_rotation = now.steady + self._setup.timing.rotate_interval * self._rng.uniform(0.75, 1.25)
-        chosen = [node for node, peer in self._links.peers.items() if peer.link.dialled]
-        busy = self._links.busy_keys() | {self._setup.identity.curve_key}
-        if not chosen or not self.book.has_prospect(now, busy) or len(self._links.peers) < self._links.target:
-            return []
-        return self._leave(self._rng.choice(chosen), "rotated", now)
-
-    def _dial(self, now: Instant) -> list[MembershipAction]:
-        wanted = self._links.wanted
-        if wanted == 0:
-            return []
-        actions: list[MembershipAction] = []
-        busy = self._links.busy_keys() | {self._setup.identity.curve_key}
-        contacts = self.book.contacts_due(now, self._rng, wanted + len(busy), lambda node: self._refuses(node, now))
-        seeds = self.book.seeds_due(now)
-        for contact in [*contacts, *seeds] if self._links.peers else [*seeds, *contacts]:
-            if len(actions) == wanted:
-                break
-            if contact not in seeds and self._links.is_full_of(netgroup(contact.address.endpoint.host)):
-                continue  # a person's choice is not bounded
-            if contact.key in busy or self._is_refused(contact, now):
-                continue
-            if contact.address.endpoint in self.record.endpoints:
-                contact.failed(now, self._rng)  # the next of its endpoints may be another
-            else:
-                busy.add(contact.key)
-                self._links.dial(contact, now.steady)
-                actions.append(Dial(contact.address, contact.scope))
-        return actions
-
-    def _feel(self, now: Instant) -> list[MembershipAction]:
-        contact = self._feelers.next(self._known_keys, now)
-        if contact is None or contact.address.endpoint in self.record.endpoints or self._is_refused(contact, now):
-            return []
-        self._links.dial(contact, now.steady)
-        return [Dial(contact.address, contact.scope)]
-
-    def _is_refused(self, contact: Contact, now: Instant) -> bool:
-        holder = self._links.proven_node(Link(contact.key, dialled=True))
-        return holder is not None and self._refuses(holder, now)
-
-    def _known_keys(self) -> set[bytes]:
-        """Return the CURVE keys of the swarm that we see."""
-        book = {record.curve_key for record in self.book.good_records()}
-        return book | self._links.busy_keys() | {self._setup.identity.curve_key}

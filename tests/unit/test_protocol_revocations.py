@@ -26,7 +26,8 @@ from protocol.errors import RevocationError
 from protocol.events import Arrived, Link, Message, PeerDown, PeerUp, Received, Revoked, Send, SendFrame, Tick
 from protocol.identity import Identity, NodeId
 from protocol.membership.address_book import Book
-from protocol.membership.membership import LISTS, Membership
+from protocol.membership.membership import Membership
+from protocol.membership.revocation_exchange import LISTS
 from protocol.wire.envelope import Kind, open_frame, seal
 from protocol.wire.messages import (
     MAX_REVOCATIONS_BYTES,

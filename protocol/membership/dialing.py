@@ -1,0 +1,106 @@
+"""Whom a node dials, and when: while it has too few links, in place of a link that it chose, and as a feeler.
+
+Rules
+ 1. While there are too few links (`Links.wanted`), random contacts; the seeds when we have no peer or nobody else
+    to dial. Two ends that hear of each other would both dial, so the larger id waits `DIAL_YIELD_S`.
+ 2. Nobody at an endpoint of our own, as private ones occur twice; nobody who is graylisted, or whose key has a link
+    already; of one public network no more than may have links. Seeds, a person's choice, are not bounded by network.
+ 3. Now and then (`rotate_interval`) a link that we chose is due to be replaced by a random other, if there is one:
+    so the overlay stays random, and whoever was surrounded by hostile peers finds others.
+ 4. Seeds, and nodes that we once met and have forgotten, are tried for good (see `feelers`).
+"""
+
+import random
+
+from protocol.config import Instant, Setup
+from protocol.events import Dial, Link
+from protocol.identity import NodeId
+from protocol.limits.networks import netgroup
+from protocol.membership.address_book import Book, Contact
+from protocol.membership.directory import Directory
+from protocol.membership.feelers import Feelers
+from protocol.membership.hellos import Refuses
+from protocol.membership.links import Links
+
+
+class Dialing:
+    """See the module's comment. `refuses` tells of a node whether it is graylisted just now."""
+
+    def __init__(  # what it looks at, each of which has another owner
+        self,
+        setup: Setup,
+        book: Book,
+        directory: Directory,
+        links: Links,
+        refuses: Refuses,
+        rng: random.Random,
+        now: Instant,
+    ) -> None:
+        self._own_key = setup.identity.curve_key
+        self._interval = setup.timing.rotate_interval
+        self._book = book
+        self._directory = directory
+        self._links = links
+        self._refuses = refuses
+        self._rng = rng
+        self.feelers = Feelers(book.seeds, rng)
+        self._next_rotation = now.steady + self._interval * rng.uniform(0.5, 1.0)
+
+    def fill(self, now: Instant) -> list[Dial]:
+        """Dial as many as links are wanted."""
+        wanted = self._links.wanted
+        if wanted == 0:
+            return []
+        dials: list[Dial] = []
+        busy = self._busy_keys()
+        contacts = self._book.contacts_due(now, self._rng, wanted + len(busy), lambda node: self._refuses(node, now))
+        seeds = self._book.seeds_due(now)
+        for contact in [*contacts, *seeds] if self._links.peers else [*seeds, *contacts]:
+            if len(dials) == wanted:
+                break
+            if contact not in seeds and self._links.is_full_of(netgroup(contact.address.endpoint.host)):
+                continue
+            if contact.key in busy or self._is_refused(contact, now):
+                continue
+            if self._is_ours(contact):
+                contact.failed(now, self._rng)  # the next of its endpoints may be another
+            else:
+                busy.add(contact.key)
+                dials.append(self._dial(contact, now))
+        return dials
+
+    def feel(self, now: Instant) -> list[Dial]:
+        """Dial one more, if it is time for a feeler."""
+        contact = self.feelers.next(self._seen_keys, now)
+        if contact is None or self._is_ours(contact) or self._is_refused(contact, now):
+            return []
+        return [self._dial(contact, now)]
+
+    def replaceable(self, now: Instant) -> NodeId | None:
+        """Return a peer whose link, which we chose, gives way to another now, if it is time and there are others."""
+        if now.steady < self._next_rotation:
+            return None
+        self._next_rotation = now.steady + self._interval * self._rng.uniform(0.75, 1.25)
+        peers = self._links.peers
+        chosen = [node for node, peer in peers.items() if peer.link.dialled]
+        if not chosen or not self._book.has_prospect(now, self._busy_keys()) or len(peers) < self._links.target:
+            return None
+        return self._rng.choice(chosen)
+
+    def _dial(self, contact: Contact, now: Instant) -> Dial:
+        self._links.dial(contact, now.steady)
+        return Dial(contact.address, contact.scope)
+
+    def _is_ours(self, contact: Contact) -> bool:
+        return contact.address.endpoint in self._directory.record.endpoints
+
+    def _is_refused(self, contact: Contact, now: Instant) -> bool:
+        holder = self._links.proven_node(Link(contact.key, dialled=True))
+        return holder is not None and self._refuses(holder, now)
+
+    def _busy_keys(self) -> set[bytes]:
+        return self._links.busy_keys() | {self._own_key}
+
+    def _seen_keys(self) -> set[bytes]:
+        """Return the CURVE keys of the swarm that we see."""
+        return {record.curve_key for record in self._book.good_records()} | self._busy_keys()

@@ -1,0 +1,78 @@
+"""How the revocation list travels between two peers: who is asked, who is answered, and whose hello waits for it.
+
+A list has up to 24 KiB and a signature to check, so a link has an allowance of lists that it brings or asks for.
+A hello that we would not admit waits for the list that its sender knows and we do not: it may say that who signed
+its grant may.
+"""
+
+from typing import NamedTuple
+
+from protocol.config import Gate, Instant
+from protocol.errors import MessageError
+from protocol.events import Link, Message, Send
+from protocol.limits.rate_limits import TokenBucket
+from protocol.lru import Recent
+from protocol.membership.links import MAX_PROVEN
+from protocol.wire.messages import AskRevocations, Revocations
+
+LIST_S, LISTS = 10.0, 4  # a link may bring, and ask for, so many at once, and one in 10 s
+MAX_WAITING = 64  # hellos that wait for a disk, or for a list; whoever is not among them says hello again
+
+
+class Brought(NamedTuple):
+    """A list that came, None if it is ours, and the hello that waited for it."""
+
+    encoded: bytes | None
+    hello: Message | None
+
+
+class RevocationExchange:
+    """See the module's comment. The list itself, and what it means, is the gate's."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._waiting: Recent[Link, Message] = Recent(MAX_WAITING)
+        self._budgets: Recent[Link, TokenBucket] = Recent(MAX_PROVEN)
+
+    def ask(self, link: Link) -> Send:
+        """Ask for a list newer than ours."""
+        return Send(link, AskRevocations(self._gate.revision))
+
+    def ask_first(self, hello: Message) -> Send:
+        """Let a hello wait for its sender's list, and ask for that."""
+        self._waiting.set(hello.link, hello)
+        return self.ask(hello.link)
+
+    def awaits(self, link: Link) -> bool:
+        """Tell whether who is not yet a peer may send a list over this link."""
+        return link in self._waiting
+
+    def forget(self, link: Link) -> None:
+        """The link is gone."""
+        self._waiting.pop(link)
+
+    def answer(self, message: Message, now: Instant) -> list[Send]:
+        """Send our list to who asks, if it is newer than theirs.
+
+        Raises:
+            MessageError: the body is malformed, or the link asks too often.
+        """
+        if AskRevocations.decode(message.body).revision >= self._gate.revision:
+            return []
+        self._spend(message.link, now)
+        return [Send(message.link, Revocations(self._gate.revocations))]
+
+    def take(self, message: Message, now: Instant) -> Brought:
+        """Return what a peer sent, and what waited for it. Raises as `answer`."""
+        encoded = Revocations.decode(message.body).encoded
+        hello = self._waiting.pop(message.link)
+        if encoded == self._gate.revocations:
+            return Brought(None, hello)
+        self._spend(message.link, now)
+        return Brought(encoded, hello)
+
+    def _spend(self, link: Link, now: Instant) -> None:
+        budget = self._budgets.get(link) or TokenBucket(1 / LIST_S, LISTS, now.steady)
+        self._budgets.set(link, budget)
+        if not budget.take(1, now.steady):
+            raise MessageError("too_many_lists")
