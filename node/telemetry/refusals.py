@@ -29,6 +29,7 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "no_room": "a large item while all room for downloads is taken",
         "false_chunk": "a part of a large item that is not what its outline says",
         "unasked_chunk": "a part of a large item that nobody asked for, or that came twice",
+        "queue_full": "messages that a slow peer did not take in time",
         "inbox_full": "items dropped since the training fell behind",
         "outbox_full": "own items dropped since the network thread fell behind",
         # Messages.
@@ -55,6 +56,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         # Connections.
         "prefix_refused": "a network from which too much bad came lately",
         "prefix_flood": "a network that sends beyond its rate",
+        "handshake_unfinished": "a connection that ended, or was too slow, before it was encrypted",
+        "handshake_malformed": "a connection that did not begin as a node's does",
         "handshake_flood": "a network that opens connections too fast",
         "too_many_connections": "more connections than this node holds",
         "superseded": "a newer connection of the same node took its place",

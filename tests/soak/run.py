@@ -205,7 +205,7 @@ def _strangers(address: str, swarm: str, rate: float) -> Iterator[Callable[[], s
     with subprocess.Popen(command, cwd=ROOT, env=_environment(), stdin=pipe, stdout=pipe, text=True) as child:
 
         def end() -> str:
-            said = str(child.communicate("\n", timeout=60)[0]).strip()
+            said = str(child.communicate("\n", timeout=STOP_S)[0]).strip()
             return said.splitlines()[-1] if said else f"{ENDED_EARLY} {child.returncode}"
 
         try:

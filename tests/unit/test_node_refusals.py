@@ -7,7 +7,12 @@ from protocol.credentials.grants import REFUSALS
 from protocol.wire.version import OTHER_VERSION
 from tests.swarms import ROOT
 
-GIVEN = re.compile(r'(?:Error|Blame|offence|_cut|_refused)\((?:[^()"]*, )?"([a-z_]+)"')
+BEFORE = (
+    r"(?:Error|Blame|offence|_cut|_refused|Refused)\([^()\"]*",  # what is called with it
+    r"HANDSHAKE_FAILED_[A-Z_]+: ",
+    r"rejected\.update\(\{",
+)
+GIVEN = re.compile(f'(?:{"|".join(BEFORE)})"([a-z_]+)"')
 SOURCES = [
     path.read_text()
     for folder in ("protocol", "node/rollouts")
