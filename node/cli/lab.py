@@ -82,7 +82,7 @@ def attack(
     jobs: Jobs = None,
     debug: Debug = False,
 ) -> None:
-    """Set hostile nodes on honest ones, under each defence, and write what they did.
+    """Set hostile nodes on honest ones, under each defence.
 
     It may be killed at any moment: the same command goes on.
 

@@ -221,7 +221,8 @@ def test_what_makes_no_swarm(
 ) -> None:
     assert says in fails(capfd, *found(tmp_path / "club"), *arguments)
     assert list(tmp_path.iterdir()) == []
-    assert "check the name" in fails(capfd, "found", "a name", "--out", str(tmp_path / "new" / "other"), "--no-start")
+    said = fails(capfd, "found", "a name", "--out", str(tmp_path / "new" / "other"), "--no-start")
+    assert "a name begins with a letter or digit" in said
     assert list(tmp_path.iterdir()) == []
 
 
