@@ -24,15 +24,16 @@ through it look local).
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain, islice
 from typing import NamedTuple
 
 from protocol.config import Instant
 from protocol.credentials.records import Address, PeerRecord, Service
 from protocol.identity import NodeId
 from protocol.limits.networks import Scope, netgroup, scope_of
+from protocol.membership.random_table import RandomTable
 
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 60.0  # a dead peer costs one connection attempt a minute until its record expires
@@ -146,8 +147,8 @@ class Book:
         self._max_group = max(1, capacity // NETGROUPS) if max_group is None else max_group
         self.seeds = seeds
         self._seeds = tuple(Contact((seed,)) for seed in seeds)
-        self._entries: dict[NodeId, _Entry] = {}
-        self._candidates: dict[NodeId, _Entry] = {}
+        self._entries: RandomTable[NodeId, _Entry] = RandomTable()
+        self._candidates: RandomTable[NodeId, _Entry] = RandomTable()
         self._groups: Counter[str] = Counter()  # entries by network
         self._crowded: set[str] = set()
         self.revision = 0  # grows when there is something new to save
@@ -206,7 +207,8 @@ class Book:
             return True
         candidate = self._candidates.get(node)
         if candidate is None:
-            candidate = self._candidates[node] = _Entry(record, teller, "", scope)
+            candidate = _Entry(record, teller, "", scope)
+            self._candidates.put(node, candidate)
             candidate.see_from(scope)
             if not_before:
                 candidate.aim(not_before)
@@ -220,10 +222,10 @@ class Book:
         return True
 
     def _enter(self, node: NodeId, entry: _Entry, group: str) -> None:
-        self._candidates.pop(node, None)
+        self._candidates.pop(node)
         if self._entries.get(node) is entry:
             self._leave_group(entry)
-        self._entries[node] = entry
+        self._entries.put(node, entry)
         entry.group = group
         self._groups[group] += 1
         if group and self._groups[group] > self._max_group:
@@ -252,19 +254,20 @@ class Book:
         """Forget what is over the capacity, or over the places of a network, nobody of `live`."""
         kept = set(live) if self._crowded or len(self._entries) > self.capacity else set()
         for group in sorted(self._crowded):
-            crowd = {node: entry for node, entry in self._entries.items() if entry.group == group}
+            crowd = [(node, entry) for node, entry in self._entries.items() if entry.group == group]
             self._remove(_worst(crowd, kept, len(crowd) - self._max_group, rng))
         self._crowded.clear()
         if len(self._entries) > self.capacity:
-            self._remove(_worst(self._entries, kept, len(self._entries) - self.capacity, rng))
+            self._remove(_worst(self._entries.items(), kept, len(self._entries) - self.capacity, rng))
         excess = len(self._candidates) - max(1, self.capacity // CANDIDATES)
         if excess > 0:
-            for node in _worst(self._candidates, set(), excess, rng):
-                del self._candidates[node]
+            for node in _worst(self._candidates.items(), set(), excess, rng):
+                self._candidates.pop(node)
 
     def _remove(self, nodes: Iterable[NodeId]) -> None:
         for node in nodes:
             entry = self._entries.pop(node)
+            assert entry is not None
             self._leave_group(entry)
             if entry.source == node and entry.addresses:
                 self._lapsed.append(Acquaintance(entry.record, entry.scope))
@@ -277,7 +280,7 @@ class Book:
     def forget(self, nodes: Iterable[NodeId]) -> None:
         """Drop the records of nodes that are not to be dialled or passed on any more."""
         for node in nodes:
-            self._candidates.pop(node, None)
+            self._candidates.pop(node)
             if node in self._entries:
                 self._remove([node])
                 self._lapsed = [lapsed for lapsed in self._lapsed if lapsed.record.node_id != node]
@@ -288,33 +291,29 @@ class Book:
         limit = now.unix * 1000
         self._remove([node for node, entry in self._entries.items() if entry.record.expiry_ms <= limit])
         for node in [node for node, entry in self._candidates.items() if entry.record.expiry_ms <= limit]:
-            del self._candidates[node]
+            self._candidates.pop(node)
 
     def seeds_due(self, now: Instant) -> list[Contact]:
         """Return the seeds that may be dialled now."""
         return [seed for seed in self._seeds if seed.not_before <= now.steady]
 
     def contacts_due(
-        self,
-        now: Instant,
-        rng: random.Random,
-        limit: int | None = None,
-        avoid: Callable[[NodeId], bool] = lambda _: False,
-    ) -> list[Contact]:
-        """Return what else may be dialled now, in random order: of book and candidates in turn, the dead last.
+        self, now: Instant, rng: random.Random, avoid: Callable[[NodeId], bool] = lambda _: False
+    ) -> Iterator[Contact]:
+        """Yield what else may be dialled now, in random order: of book and candidates in turn, the dead last.
 
-        At most `limit`, and nobody to `avoid`.
+        Nobody to `avoid`. It costs what is taken of it; the book may not change meanwhile.
         """
-        tables = ((self._entries, False), (self._candidates, False), (self._entries, True), (self._candidates, True))
-        due = [
-            [entry for node, entry in table.items() if entry.dead is dead and entry.is_due(now) and not avoid(node)]
-            for table, dead in tables
-        ]
-        limit = sum(map(len, due)) if limit is None else limit
-        known, told, *lost = (rng.sample(entries, min(limit, len(entries))) for entries in due)
-        turns = [entry for pair in zip_longest(known, told) for entry in pair if entry is not None]
-        chosen = [*turns, *chain(*lost)][:limit]
-        return [contact for entry in chosen if (contact := entry.dialable()) is not None]
+        for dead in (False, True):
+            turns = [table.shuffled(rng) for table in (self._entries, self._candidates)]
+            while turns:
+                turn = turns.pop(0)
+                for node, entry in turn:
+                    if entry.dead is dead and entry.is_due(now) and not avoid(node):
+                        if (contact := entry.dialable()) is not None:
+                            yield contact
+                        turns.append(turn)
+                        break
 
     def has_prospect(self, now: Instant, busy: set[bytes]) -> bool:
         """Tell whether somebody who may well answer can be dialled, under a key that is not `busy`."""
@@ -322,6 +321,13 @@ class Book:
             entry.is_good and entry.is_due(now) and entry.record.curve_key not in busy
             for entry in chain(self._entries.values(), self._candidates.values())
         )
+
+    def good_sample(
+        self, count: int, rng: random.Random, suits: Callable[[PeerRecord], bool] = lambda _: True
+    ) -> list[PeerRecord]:
+        """Return `count` of the good records that suit, or all of them where there are fewer, drawn uniformly."""
+        suitable = (entry.record for _, entry in self._entries.shuffled(rng) if entry.is_good and suits(entry.record))
+        return list(islice(suitable, count))
 
     def good_records(self) -> list[PeerRecord]:
         """Return the records of nodes that nobody failed to reach and that are not said to be dead."""
@@ -380,10 +386,11 @@ def _group_of(record: PeerRecord, nowhere: str) -> str:
     return netgroup(record.endpoints[0].host) if record.endpoints else nowhere
 
 
-def _worst(table: dict[NodeId, _Entry], kept: set[NodeId], count: int, rng: random.Random) -> list[NodeId]:
+def _worst(table: Iterable[tuple[NodeId, _Entry]], kept: set[NodeId], count: int, rng: random.Random) -> list[NodeId]:
     """Return whom to forget first; see the module's comment."""
-    told = Counter([entry.source for entry in table.values()])
+    entries = list(table)
+    told = Counter([entry.source for _, entry in entries])
     rank = sorted(
-        (entry.is_good, -told[entry.source], rng.random(), node) for node, entry in table.items() if node not in kept
+        (entry.is_good, -told[entry.source], rng.random(), node) for node, entry in entries if node not in kept
     )
     return [node for *_, node in rank[: max(0, count)]]

@@ -11,6 +11,7 @@ Rules
 """
 
 import random
+from itertools import chain
 
 from protocol.config import Instant, Setup
 from protocol.events import Dial, Link
@@ -53,9 +54,9 @@ class Dialing:
             return []
         dials: list[Dial] = []
         busy = self._busy_keys()
-        contacts = self._book.contacts_due(now, self._rng, wanted + len(busy), lambda node: self._refuses(node, now))
+        contacts = self._book.contacts_due(now, self._rng, lambda node: self._refuses(node, now))
         seeds = self._book.seeds_due(now)
-        for contact in [*contacts, *seeds] if self._links.peers else [*seeds, *contacts]:
+        for contact in chain(contacts, seeds) if self._links.peers else chain(seeds, contacts):
             if len(dials) == wanted:
                 break
             if contact not in seeds and self._links.is_full_of(netgroup(contact.address.endpoint.host)):

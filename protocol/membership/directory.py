@@ -117,8 +117,7 @@ class Directory:
 
     def sample(self, reader: NodeId, scope: Scope) -> Peers:
         """Return a peer exchange for a reader of that scope: our own record and a random sample of the good ones."""
-        good = meant_for(scope, self._book.good_records())
-        chosen = self._rng.sample(good, min(MAX_RECORDS, len(good)))
+        chosen = self._book.good_sample(MAX_RECORDS, self._rng, lambda record: means_something(record, scope))
         others = [record.encoded for record in chosen if record.node_id != reader]
         return Peers((self.record_for(scope).encoded, *others[: MAX_RECORDS - 1]))
 
@@ -140,7 +139,10 @@ class Directory:
 
 
 def meant_for(scope: Scope, records: Iterable[PeerRecord]) -> list[PeerRecord]:
-    """Return the records that mean something to a reader of that scope: not those with nearer endpoints only."""
-    if scope is Scope.LOOPBACK:
-        return list(records)
-    return [record for record in records if not record.endpoints or usable(record.addresses, scope)]
+    """Return the records that mean something to a reader of that scope."""
+    return [record for record in records if means_something(record, scope)]
+
+
+def means_something(record: PeerRecord, scope: Scope) -> bool:
+    """Tell whether a record is of use to a reader of that scope: one with nearer endpoints only is not."""
+    return scope is Scope.LOOPBACK or not record.endpoints or bool(usable(record.addresses, scope))
