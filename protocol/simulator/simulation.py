@@ -19,7 +19,7 @@ from protocol.config import LAN, Gate, Instant, Limits, OpenGate, Setup, Timing
 from protocol.core import Core
 from protocol.credentials.records import Address, Endpoint, PeerRecord, RecordReader
 from protocol.driver import Driver
-from protocol.events import Offer, Received, Report, Verdict
+from protocol.events import Offer, Received, Report, Subscribe, Verdict
 from protocol.identity import KEY_BYTES, Identity
 from protocol.membership.address_book import Book
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
@@ -180,6 +180,10 @@ class Simulation:
         self._feed(node, Offer(body, NO_TOPIC))
         return item_id(node.identity.public_key, digest(NO_TOPIC + body))
 
+    def subscribe(self, name: int, demand: float) -> None:
+        """Let a node want `demand` items a second."""
+        self._feed(self.nodes[name], Subscribe(None, demand))
+
     def report(self, name: int, item: ItemId, verdict: Verdict, reason: str) -> None:
         """Let a node judge an item."""
         self._feed(self.nodes[name], Report(item, verdict, reason))
@@ -201,7 +205,7 @@ class Simulation:
                 if due == node.due and not (node.transport.closed or node.transport.paused):
                     self._step(node)
 
-    def _feed(self, node: SimulatedNode, event: Offer | Report) -> None:
+    def _feed(self, node: SimulatedNode, event: Offer | Report | Subscribe) -> None:
         node.driver.feed(event)
         self._schedule(node, self.network.now)
 

@@ -1,0 +1,40 @@
+"""How far a lie gets that is verified only where it is drawn: as far as any item, and that is as far as demand goes."""
+
+import random
+
+from protocol.events import Verdict
+from protocol.simulator import SimulatedIdentity, Simulation
+
+NODES, ROUNDS, ROUND_S = 10, 15, 1.0
+MADE, DRAWN = 4, 4  # items a round, of each node
+DEMAND = 2 * DRAWN / ROUND_S  # as `node.rollouts.sharing` asks for
+
+
+def test_a_lie_reaches_as_many_nodes_as_demand_carries_an_item_to_and_its_signer_pays_where_it_is_drawn() -> None:
+    simulation = Simulation(1, identity=SimulatedIdentity)
+    nodes = simulation.start_many(NODES)
+    simulation.run(10.0)
+    *honest, liar = nodes
+    for node in nodes:
+        simulation.subscribe(node.name, DEMAND)
+    rng = random.Random(1)
+    pools: dict[int, list] = {node.name: [] for node in honest}
+    found = 0
+    for number in range(ROUNDS):
+        for node in nodes:
+            for item in range(MADE):
+                simulation.publish(node.name, b"%d of %d in round %d" % (item, node.name, number))
+        simulation.run(ROUND_S)
+        for node in honest:
+            pool = pools[node.name]
+            pool += node.received
+            node.received.clear()
+            for drawn in [pool.pop(rng.randrange(len(pool))) for _ in range(min(DRAWN, len(pool)))]:
+                if drawn.sender == liar.identity.node_id:
+                    found += 1
+                    simulation.report(node.name, drawn.id, Verdict.REJECT, "false_reward")
+    undrawn = sum(item.sender == liar.identity.node_id for pool in pools.values() for item in pool)
+    reached = (found + undrawn) / (MADE * ROUNDS)
+    print(f"a lie reached {reached:.2f} of {len(honest)} nodes, and was found by {found / (MADE * ROUNDS):.2f}")
+    assert 1.0 <= reached <= 1.3 * DEMAND * ROUND_S / MADE
+    assert 0 < found == sum(node.core.admission.rejected["false_reward"] for node in honest)
