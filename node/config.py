@@ -136,20 +136,20 @@ class SamplingConfig(Section):
     )
     external_negatives: Literal["keep", "drop"] = "keep"
     max_surprise: float = Field(
-        0.0,
+        4.6,
         ge=0,
         le=700,
         description="nats: a peer's completion is left out where one of its tokens is less likely here than all but "
         "exp(-max_surprise) of what this policy would say itself; a forward pass is paid for it; 0: no bound",
     )
     max_length_ratio: float = Field(
-        0.0,
+        2.0,
         ge=0,
         description="a peer's completion is left out if it has more tokens than so many times this node's own right "
         "answers to the task, or its answers, where none is right; 0: no bound",
     )
     max_signer_share: float = Field(
-        0.0,
+        2.0,
         ge=0,
         description="of one signer a round draws so many times external / signers in the pool at most; 0: no bound",
     )

@@ -16,6 +16,9 @@ from node.telemetry.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 
+UNBOUNDED = {"max_surprise": 0, "max_length_ratio": 0, "max_signer_share": 0}
+"""What a peer may teach where its texts are a test's and no policy's."""
+
 
 def small_config(rounds: int | None, **tables: Any) -> NodeConfig:
     """A node on the built-in policy with small groups and frequent checkpoints."""

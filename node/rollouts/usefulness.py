@@ -8,7 +8,8 @@ by the share p_ti of the round's pull that was the peer's:
     u_i = sum_t p_ti g_t / n_i,    n_i = sum_t p_ti,    with deviation  d_i = d / sqrt(n_i + 1)
 
 where d is the deviation of all gains. A draw picks each of its groups so (Thompson, 1933): for every peer that has one
-left a number is drawn from N(u_i, d_i), the peer with the largest is chosen, and one of its groups uniformly. A peer
+left a number is drawn from N(u_i, d_i), the peer with the largest is chosen, and one of its groups uniformly. Where the
+largest is below 0, nobody is thought to teach, and the draw ends: none is better than what harms. A peer
 that is not known has the mean of all, and the widest deviation; peers that cannot be told apart are drawn equally
 often, however much each of them sends. Nothing of it is a peer's to claim: it can only answer well or badly.
 """
@@ -66,7 +67,7 @@ def worths(lessons: Sequence[Lesson], score: float) -> dict[str, Worth]:
 def choose_by_worth(
     candidates: Sequence[Candidate], count: int, known: Mapping[str, Worth], rng: random.Random
 ) -> list[Candidate]:
-    """Return `count` candidates, or all, without replacement: each of a peer that is drawn by its usefulness."""
+    """Return at most `count` candidates, without replacement: each of a peer that is drawn by its usefulness."""
     left: dict[str, list[Candidate]] = {}
     for one in candidates:
         left.setdefault(one.peer, []).append(one)
@@ -74,6 +75,8 @@ def choose_by_worth(
     while left and len(chosen) < count:
         drawn = {peer: rng.gauss(*known.get(peer, known[""])[:2]) for peer in left}
         peer = max(left, key=lambda peer: (drawn[peer], rng.random()))
+        if drawn[peer] < 0:
+            break
         mine = left[peer]
         chosen.append(mine.pop(rng.randrange(len(mine))))
         if not mine:

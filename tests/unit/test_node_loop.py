@@ -30,6 +30,7 @@ from node.training.batch import make_batches
 from node.training.likelihood import surprises
 from node.training.trainer import make_trainer
 from tests.policies import tiny_policy
+from tests.swarms import UNBOUNDED
 
 HostileRound = Callable[[str, list[Group]], list[Sample]]
 POSITIONS = 128  # of the tiny policy
@@ -55,7 +56,7 @@ def node_config(**engine: int) -> NodeConfig:
         {
             "rounds": 2,
             "engine": {"max_completion_length": LONGEST, **engine},
-            "sampling": {"local": 1, "external": 4, "completions": 2, "rule": "sapo"},
+            "sampling": {"local": 1, "external": 4, "completions": 2, "rule": "sapo", **UNBOUNDED},
         }
     )
 
@@ -213,7 +214,7 @@ def test_what_is_drawn_is_true_and_what_is_not_is_reported_once_and_makes_room_f
 
     lies = [group(seed, 0.0, 1.0) for seed in range(20)]
     others = [group(7, 1.0, 0.0), group(8, 1.0, 0.0, question="7"), group(30, 0.0, 0.0)]
-    config = parse_config({"rounds": 3, "sampling": {"local": 1, "external": 1, "completions": 2}})
+    config = parse_config({"rounds": 3, "sampling": {"local": 1, "external": 1, "completions": 2, **UNBOUNDED}})
     peer = Peer(*lies, *others)
     path = tmp_path / "pool.sqlite"
 
@@ -324,7 +325,7 @@ def hostile_round(tmp_path_factory: pytest.TempPathFactory) -> HostileRound:
             {
                 "rounds": 1,
                 "engine": {"max_completion_length": 6, "max_prompt_length": 20},
-                "sampling": {"local": 3, "external": 2, "completions": 4, "rule": rule},
+                "sampling": {"local": 3, "external": 2, "completions": 4, "rule": rule, **UNBOUNDED},
             }
         )
         metrics = MetricsLog(tmp_path_factory.mktemp("node") / "metrics.jsonl")
@@ -342,7 +343,7 @@ def test_the_age_of_what_is_drawn_is_counted_here_and_a_peers_own_count_only_sho
         {
             "rounds": 3,
             "engine": {"max_completion_length": 6},
-            "sampling": {"local": 1, "external": 1, "completions": 2, "rule": "sapo"},
+            "sampling": {"local": 1, "external": 1, "completions": 2, "rule": "sapo", **UNBOUNDED},
         }
     )
     task = Guess()
@@ -398,7 +399,7 @@ def test_what_a_rule_asks_the_likelihood_of_is_counted(policy: Policy, tmp_path:
         {
             "rounds": 2,
             "engine": {"max_completion_length": 6},
-            "sampling": {"local": 1, "external": 2, "completions": 2, "rule": rule},
+            "sampling": {"local": 1, "external": 2, "completions": 2, "rule": rule, **UNBOUNDED},
         }
     )
     task = Guess()
@@ -426,7 +427,7 @@ def test_the_draw_follows_what_a_probe_says_of_peers_and_a_node_that_goes_on_mea
             "rounds": 4,
             "tasks": [{"name": "builtin/sums"}],
             "engine": {"max_completion_length": 6},
-            "sampling": {"local": 1, "external": 1, "completions": 2, "rule": "correct", "probe": 3},
+            "sampling": {"local": 1, "external": 1, "completions": 2, "rule": "correct", "probe": 3, **UNBOUNDED},
         }
     )
     tasks = load_tasks(config.tasks)
@@ -495,7 +496,7 @@ def drawn_by(
     policy: Policy, folder: Path, groups: dict[str, list[Group]], own: tuple[str, ...] = ("11", "1"), **sampling: Any
 ) -> tuple[dict[str, Any], list[str], list[str]]:
     """One round among these groups of signers: its row, what was drawn of peers, what was said of the rest."""
-    settings = {"local": 1, "external": 1, "completions": 2, "rule": "correct", **sampling}
+    settings = {"local": 1, "external": 1, "completions": 2, "rule": "correct", **UNBOUNDED, **sampling}
     config = parse_config({"rounds": 1, "engine": {"max_completion_length": LONGEST}, "sampling": settings})
     peer = Peer()
     now = time.time()

@@ -28,6 +28,7 @@ from node.telemetry.metrics import MetricsLog
 from protocol.host import Received
 from protocol.identity import id_of_bytes
 from tests.policies import write_tiny_policy
+from tests.swarms import UNBOUNDED
 
 PEERS = [id_of_bytes(bytes([number]) * 20) for number in range(3)]
 TASK = """
@@ -74,7 +75,15 @@ def config_of(folder: Path, rule: str = "sapo", probe: int = 0, **bounds: float)
             "policy": {"model": str(folder / "policy"), "device": "cpu"},
             "tasks": [{"name": "file/odd", "options": {"path": str(folder / "odd.py")}}],
             "engine": {"max_completion_length": 4},
-            "sampling": {"local": 2, "external": 2, "completions": 3, "rule": rule, "probe": probe, **bounds},
+            "sampling": {
+                "local": 2,
+                "external": 2,
+                "completions": 3,
+                "rule": rule,
+                "probe": probe,
+                **UNBOUNDED,
+                **bounds,
+            },
             "pool": {"max_groups": 8},
         }
     )

@@ -50,7 +50,7 @@ def test_among_peers_of_whom_one_teaches_and_one_harms_the_draw_goes_to_the_firs
 
 def test_peers_that_cannot_be_told_apart_are_drawn_alike_however_much_each_sends() -> None:
     rng = random.Random(1)
-    known = {"": Worth(0.0, 1.0, 0.0)}
+    known = {"": Worth(9.0, 1.0, 0.0)}
     drawn = Counter(choose_by_worth(candidates(loud=90, quiet=10), 1, known, rng)[0].peer for _ in range(4000))
     assert drawn["quiet"] / 4000 == pytest.approx(0.5, abs=0.04)
     drawn = Counter(
@@ -59,12 +59,21 @@ def test_peers_that_cannot_be_told_apart_are_drawn_alike_however_much_each_sends
     assert drawn["quiet"] / 4000 == pytest.approx(0.5, abs=0.04)  # before anything is known
 
 
+def test_a_draw_takes_none_rather_than_more_of_peers_that_harm() -> None:
+    known = {"": Worth(0.0, 1.0, 0.0), "good": Worth(0.5, 0.1, 9.0), "bad": Worth(-0.5, 0.1, 9.0)}
+    rng = random.Random(1)
+    chosen = [one.peer for _ in range(100) for one in choose_by_worth(candidates(good=2, bad=9), 8, known, rng)]
+    assert Counter(chosen) == {"good": 200}
+    tried = [len(choose_by_worth(candidates(new=1), 1, known, rng)) for _ in range(1000)]
+    assert sum(tried) == pytest.approx(500, abs=60)  # who is not known may be either
+
+
 @given(st.dictionaries(st.sampled_from("abcd"), st.integers(1, 5)), st.integers(0, 30), st.integers())
 def test_each_candidate_is_chosen_once_and_all_where_there_are_too_few(
     sent: dict[str, int], count: int, seed: int
 ) -> None:
     pool = candidates(**sent)
-    known = {"": Worth(0.0, 1.0, 0.0), "a": Worth(5.0, 0.1, 3.0)}
+    known = {"": Worth(9.0, 1.0, 0.0), "a": Worth(50.0, 0.1, 3.0)}
     chosen = choose_by_worth(pool, count, known, random.Random(seed))
     assert len({one.id for one in chosen}) == len(chosen) == min(count, len(pool))
     assert {one.id for one in chosen} <= {one.id for one in pool}
