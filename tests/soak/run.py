@@ -113,8 +113,8 @@ def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
     swarm = secrets.token_hex(16)
     relay, *nodes = everybody = list(_start(options, swarm, stack))
     rate = USUAL * options.times
-    stranger = stack.enter_context(_strangers(_read(relay.folder / "address"), swarm, rate))
     wait_until(lambda: all(_rounds(node) for node in nodes), UP_S, "a round of every node")
+    stranger = stack.enter_context(_strangers(_read(relay.folder / "address"), swarm, rate))
     began = time.monotonic()
     until, churn = began + 60 * options.minutes, began + CHURN_S
     draw, ended = random.Random(options.seed), dict.fromkeys(KINDS, 0)
