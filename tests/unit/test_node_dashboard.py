@@ -152,7 +152,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_no_script_of_a_peers(ser
     assert not any(sink in script for sink in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval("))
 
 
-@pytest.mark.parametrize("path", ["/", "/status", "/metrics", "/events", "/static/page.js", "/healthz"])
+@pytest.mark.parametrize("path", ["/", "/status", "/metrics", "/events", "/refusals", "/static/page.js", "/healthz"])
 @pytest.mark.parametrize(
     ("headers", "refused"),
     [
@@ -174,7 +174,16 @@ def test_its_own_names_and_origin_are_welcome(served: Served) -> None:
 def test_beyond_loopback_nobody_reads_without_the_token(tmp_path: Path) -> None:
     with serve(ObserveConfig(host="0.0.0.0"), site(tmp_path)) as served:  # that is the case
         assert len(served.token) >= 32 and served.link.endswith(f"?token={served.token}")
-        for path in ("/", "/status", "/metrics", "/events", "/static/page.js", "/healthz", "/?token=wrong"):
+        for path in (
+            "/",
+            "/status",
+            "/metrics",
+            "/events",
+            "/refusals",
+            "/static/page.js",
+            "/healthz",
+            "/?token=wrong",
+        ):
             assert get(served.port, path)[0] == 401
         assert get(served.port, "/status", Authorization=f"Bearer {served.token}")[0] == 200
         status, answer, _ = get(served.port, f"/?token={served.token}")
@@ -216,3 +225,8 @@ def test_a_name_is_short_and_the_ids_alone(node_id: str) -> None:
 def test_names_of_a_swarm_seldom_meet() -> None:
     names = {short_name(str(number)) for number in range(100)}
     assert len(names) >= 99
+
+
+def test_the_page_can_ask_what_a_refusal_means(served: Served) -> None:
+    status, _, said = get(served.port, "/refusals")
+    assert status == 200 and json.loads(said)["forged"] == "a signature that does not hold"
