@@ -144,7 +144,7 @@ def metrics() -> str:
         "",
         "## What is refused",
         "",
-        "The reasons of `gossamer_rejected`, which `gossamer status` and the page say, too.",
+        "The reasons of `gossamer_rejected_total`, which `gossamer status` and the page say, too.",
     ]
     lines += [
         "",
