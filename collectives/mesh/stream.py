@@ -193,14 +193,15 @@ class Stream:
     def _receive(self, into: memoryview, record: memoryview) -> None:
         """Receive a piece to `into`; `record` has room for one record."""
         opener = self._peer.opener
+        if self._peer.bare:
+            self._must_fill(into)
+            return
         for at in range(0, len(into), RECORD_BYTES):
             plain = into[at : at + RECORD_BYTES]
             if opener.encrypts:
                 sealed = record[: len(plain) + TAG_BYTES]
                 self._must_fill(sealed)
                 opener.open_into(sealed, plain)
-            elif self._peer.bare:
-                self._must_fill(plain)
             else:
                 tag = record[:TAG_BYTES]
                 self._must_fill(plain)
@@ -239,14 +240,15 @@ class Stream:
         sealer = self._peer.sealer
         parts: list[bytes | memoryview] = [sealer.seal(header(outgoing.sender.key, outgoing.kind, outgoing.piece))]
         payload = outgoing.payload
+        if self._peer.bare:
+            self._put_all([*parts, payload])
+            return
         for at in range(0, len(payload), RECORD_BYTES):
             plain = payload[at : at + RECORD_BYTES]
             if sealer.encrypts:
                 sealed = record[: len(plain) + TAG_BYTES]
                 sealer.seal_into(plain, sealed)
                 self._put_all([*parts, sealed])
-            elif self._peer.bare:
-                self._put_all([*parts, plain])
             else:
                 self._put_all([*parts, plain, sealer.tag(plain)])
             parts = []
