@@ -236,7 +236,7 @@ def _config(model: str, questions: int, completions: int, rounds: int, examples:
             "seed": SEED,
             "rounds": rounds,
             **(shown if examples else {"policy": {"model": model, "device": "cpu"}}),
-            "sampling": {"local": questions, "external": 0, "completions": completions},
+            "sampling": {"rule": "sapo", "local": questions, "external": 0, "completions": completions},
             "trainer": {"save_steps": rounds},
         }
     )

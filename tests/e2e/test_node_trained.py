@@ -104,7 +104,7 @@ def test_a_person_asks_as_the_node_was_asked_and_gets_what_it_answers(
     ones = ["--task", str(trained.parent / "ones.jsonl")]
     model = [str(trained)] if policy == "node" else ["builtin", *ones]
     assert run(["eval", *model, "--count", "12", "--greedy", "--show", "12"], debug=False) == 0
-    asked_and_said = r"dataset/ones  (\S+)$.*?reward \S+  (?:finished|cut off)  (.*?)$"
+    asked_and_said = r"dataset/ones  (\S+)$.*?reward \S+  (?:finished|cut off )  (.*?)$"
     shown = re.findall(asked_and_said, capfd.readouterr().out, re.MULTILINE | re.DOTALL)
     assert len(shown) == 12 and (policy == "node" or len({said for _, said in shown}) > 3)
     monkeypatch.setattr("sys.stdin", StringIO("".join(f"{question}\n\n" for question, _ in shown)))
