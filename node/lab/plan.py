@@ -28,7 +28,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -37,6 +37,8 @@ from node.errors import UserError
 from node.lab.attacks import ATTACKS
 
 MAX_SEEDS = 100
+
+Model = TypeVar("Model", bound=Section)
 
 
 class BaseConfig(Section):
@@ -131,14 +133,7 @@ def read_lab(
     Raises:
         UserError: the file, or the settings of one of its runs, are of no use.
     """
-    tree = read_toml(path)
-    for override in overrides:
-        apply_override(tree, override)
-    try:
-        config = LabConfig.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    config = read_experiment(path, LabConfig, overrides)
     config = config.model_copy(update={"baseline": config.baseline or next(iter(config.arms))})
     for kind, wanted, known in (
         ("arm", [*arms, config.baseline], config.arms),
@@ -165,15 +160,26 @@ def arm_folder(out: Path, base: str, arm: str) -> Path:
     return out / _slug(base) / _slug(arm) if base else out / _slug(arm)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return what a file of an experiment says, unchecked; `UserError` for what cannot be read."""
+def read_experiment(path: Path, model: type[Model], overrides: Sequence[str]) -> Model:
+    """Return what a file of an experiment says, with `key=value` changes of it.
+
+    Raises:
+        UserError: it cannot be read, or is none of that kind.
+    """
     try:
         with path.open("rb") as file:
-            return tomllib.load(file)
+            tree = tomllib.load(file)
     except FileNotFoundError:
         raise UserError(f"no file {path}: check the path") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
+    for override in overrides:
+        apply_override(tree, override)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def _seeds(path: Path, config: LabConfig) -> list[int]:

@@ -25,12 +25,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from node.config import Section, apply_override, parse_config
+from node.config import Section, parse_config
 from node.errors import UserError
 from node.lab.attacks import ATTACKS
-from node.lab.plan import ArmConfig, AttackConfig, BaseConfig, Lab, LabConfig, Run, lab_of, read_toml
+from node.lab.plan import ArmConfig, AttackConfig, BaseConfig, Lab, LabConfig, Run, lab_of, read_experiment
 
 
 class DefenceConfig(Section):
@@ -95,14 +95,7 @@ def read_trials(path: Path, out: Path, overrides: Sequence[str] = ()) -> Trials:
     Raises:
         UserError: the file, or the settings of one of its runs, are of no use.
     """
-    tree = read_toml(path)
-    for override in overrides:
-        apply_override(tree, override)
-    try:
-        config = TrialsConfig.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    config = read_experiment(path, TrialsConfig, overrides)
     trials: dict[Trial, ArmConfig] = {}
     for one in config.trials:
         for kind, wanted, known in (
