@@ -22,7 +22,7 @@ from node.policy import Policy
 from node.tasks import Item, Task, TaskSet, derive_seed
 from node.telemetry.evaluations import PASS, wilson_interval
 from node.telemetry.metrics import MetricsLog, Row
-from node.training.likelihood import log_distributions
+from node.training.likelihood import entropies
 
 ROWS = 128  # completions generated at a time: more would be faster on a GPU only, and each has its own key-value cache
 SOLVED = 1.0 - 1e-6
@@ -237,9 +237,8 @@ def mean_entropy(policy: Policy, answers: Answers, temperature: float) -> float:
     """
     outcomes = [outcome for found in answers.values() for outcome in found]
     rows = [(policy.encode_prompt(one.item), one.answers[0].token_ids) for one in outcomes]
-    logps = list(log_distributions(policy, rows, temperature))
-    tokens = sum(map(len, logps))
-    return -sum(float((found.exp() * found).sum()) for found in logps) / max(tokens, 1)
+    found = entropies(policy, rows, temperature)
+    return sum(float(one.sum()) for one in found) / max(sum(map(len, found)), 1)
 
 
 def _ask(

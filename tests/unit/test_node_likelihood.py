@@ -8,7 +8,9 @@ import torch
 
 from node.engines import SamplingParams
 from node.engines.hf import HfEngine
-from node.training.likelihood import log_distributions, mean_logprobs, surprises
+from node.policy import Policy
+from node.training import likelihood
+from node.training.likelihood import Row, entropies, mean_logprobs, of_each_token, surprises
 from tests.policies import tiny_policy
 
 
@@ -26,7 +28,38 @@ def test_it_is_that_of_a_sequence_alone_however_rows_are_padded(tmp_path: Path) 
         assert mean == pytest.approx(
             sum(float(logps[at, token]) for at, token in enumerate(made)) / len(made), abs=1e-5
         )
-    assert [len(one) for one in log_distributions(policy, rows)] == [len(made) for _, made in rows]
+    assert [len(one) for one in entropies(policy, rows)] == [len(made) for _, made in rows]
+
+
+def distributions(policy: Policy, *rows: Row) -> list[torch.Tensor]:
+    return list(of_each_token(policy, rows, lambda logps, _: logps))
+
+
+@pytest.mark.parametrize("numbers", [1, 400, 1 << 30])
+def test_what_is_found_does_not_depend_on_how_much_of_it_is_in_memory(
+    numbers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32 answers of 1,000 tokens from a vocabulary of 150,000 would be 20 GB: so there are bounds, here on fewer."""
+    policy = tiny_policy(tmp_path)
+    rows = [([1, *range(5, 5 + at % 7 + 1)], [7, *range(2, at % 5 + 2)]) for at in range(40)]
+    before = mean_logprobs(policy, rows), surprises(policy, rows), entropies(policy, rows)
+    vocabulary, most = policy.model.config.vocab_size, []
+    monkeypatch.setattr(likelihood, "LOGITS", numbers)
+    monkeypatch.setattr(likelihood, "PLACES", numbers)
+    forward = policy.model.forward
+
+    def watched(**given: torch.Tensor) -> object:
+        most.append(given["input_ids"].shape)
+        return forward(**given)
+
+    monkeypatch.setattr(policy.model, "forward", watched)
+    after = mean_logprobs(policy, rows), surprises(policy, rows), entropies(policy, rows)
+    assert all(count == 1 or count * width * vocabulary <= numbers for count, width in most)
+    assert sum(count for count, _ in most) == 3 * len(rows)
+    for old, new in zip(before[:2], after[:2], strict=True):
+        assert new == pytest.approx(old, abs=1e-4)
+    for old_row, new_row in zip(before[2], after[2], strict=True):
+        assert torch.allclose(old_row, new_row, atol=1e-4)
 
 
 def test_surprise_is_by_the_least_tail_of_its_tokens_and_likely_ones_around_it_hide_nothing(tmp_path: Path) -> None:
@@ -34,11 +67,11 @@ def test_surprise_is_by_the_least_tail_of_its_tokens_and_likely_ones_around_it_h
     prompt = [1, 9, 12]
 
     def tails(made: list[int]) -> list[float]:
-        (found,) = log_distributions(policy, [(prompt, made)])
+        (found,) = distributions(policy, (prompt, made))
         return [float(row.exp()[row <= row[token]].sum()) for row, token in zip(found, made, strict=True)]
 
     def go_on(made: list[int], least: bool) -> list[int]:
-        (found,) = log_distributions(policy, [(prompt, [*made, 0])])
+        (found,) = distributions(policy, (prompt, [*made, 0]))
         return [*made, int(found[-1].argmin() if least else found[-1].argmax())]
 
     likely: list[int] = []
