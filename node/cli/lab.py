@@ -56,7 +56,6 @@ def run(  # one parameter for each option of the command
     from node.lab.plots import plot_compute, plot_rounds
     from node.lab.results import read_runs, tabulate, to_json, to_markdown
     from node.lab.runs import do_missing
-    from protocol.storage import write_atomically
 
     folder = out or Path("runs") / file.stem
     lab = read_lab(file, folder, overrides=settings or [], arms=arm or [], bases=base or [])
@@ -65,9 +64,7 @@ def run(  # one parameter for each option of the command
     lines = tabulate(found, lab.baseline)
     table = to_markdown(lines, lab)
     target = results or folder
-    target.mkdir(parents=True, exist_ok=True)
-    write_atomically(target / f"{lab.name}.json", to_json(found, lines, lab).encode())
-    write_atomically(target / f"{lab.name}.md", table.encode())
+    _write(target, lab.name, table, to_json(found, lines, lab))
     plot_rounds(found, target / f"{lab.name}.svg")
     plot_compute(found, target / f"{lab.name}-compute.svg")
     print(f"\n{table}\nwritten to {target}/{lab.name}.md, .json, .svg and -compute.svg")
@@ -94,7 +91,6 @@ def attack(
     from node.lab.damage import tabulate, to_json, to_markdown
     from node.lab.runs import do_missing
     from node.lab.trials import read_trials
-    from protocol.storage import write_atomically
 
     folder = out or Path("runs") / file.stem
     trials = read_trials(file, folder, settings or [])
@@ -102,9 +98,7 @@ def attack(
     lines = tabulate(trials)
     table = to_markdown(lines, trials)
     target = results or folder
-    target.mkdir(parents=True, exist_ok=True)
-    write_atomically(target / f"{file.stem}.json", to_json(lines, trials).encode())
-    write_atomically(target / f"{file.stem}.md", table.encode())
+    _write(target, file.stem, table, to_json(lines, trials))
     print(f"\n{table}\nwritten to {target}/{file.stem}.md and .json")
 
 
@@ -127,3 +121,11 @@ def compare(a: Side, b: Side, debug: Debug = False) -> None:
             raise UserError(f"there is no folder {folder}")
     for line in lines_of(a, b):
         print(line)
+
+
+def _write(target: Path, name: str, table: str, json_text: str) -> None:
+    from protocol.storage import write_atomically
+
+    target.mkdir(parents=True, exist_ok=True)
+    write_atomically(target / f"{name}.json", json_text.encode())
+    write_atomically(target / f"{name}.md", table.encode())

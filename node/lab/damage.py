@@ -6,7 +6,6 @@ under the same settings, and nobody else.
 """
 
 import json
-import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import NamedTuple
 from node.budget import spent_in
 from node.lab.attacks import ATTACKS
 from node.lab.plan import Run
-from node.lab.results import Estimate, estimate
+from node.lab.results import Estimate, estimate, finite, rounded
 from node.lab.trials import Trial, Trials
 from node.rollouts.group import Group
 from node.tasks import TaskSet
@@ -164,8 +163,4 @@ def to_json(lines: Sequence[Line], trials: Trials) -> str:
 def _plain(line: Line) -> dict[str, object]:
     trial = {key: value for key, value in line.trial._asdict().items() if key != "arm"}
     figures = {key: value for key, value in line._asdict().items() if isinstance(value, Estimate)}
-    return trial | {"seeds": line.seeds} | {key: [_finite(part) for part in one] for key, one in figures.items()}
-
-
-def _finite(value: float) -> float | None:
-    return float(f"{value:.4g}") if math.isfinite(value) else None
+    return trial | {"seeds": line.seeds} | {key: rounded([*map(finite, one)]) for key, one in figures.items()}

@@ -225,11 +225,11 @@ def to_json(results: Sequence[Result], lines: Sequence[Line], lab: Lab) -> str:
                 "base": line.base,
                 "arm": line.arm,
                 "seeds": line.seeds,
-                "figures": {key: {"mean": one.mean, "half": _finite(one.half)} for key, one in line.figures.items()},
+                "figures": {key: {"mean": one.mean, "half": finite(one.half)} for key, one in line.figures.items()},
             }
             for line in lines
         ],
-        "runs": [_rounded(asdict(one)) for one in results],
+        "runs": [rounded(asdict(one)) for one in results],
     }
     return json.dumps(tree, separators=(",", ":")) + "\n"
 
@@ -294,17 +294,17 @@ def _is_pass(key: str) -> bool:
     return key.startswith("pass@") and key.partition("@")[2].isdigit()
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """Return a number as JSON may have it: None for one that is infinite, or none."""
     return value if math.isfinite(value) else None
 
 
-def _rounded(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _round(value) for key, value in tree.items()}
-
-
-def _round(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Return a tree with its numbers to four digits."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, tuple | list):
-        return [_round(one) for one in value]
-    return _rounded(value) if isinstance(value, Mapping) else value
+        return [rounded(one) for one in value]
+    if isinstance(value, Mapping):
+        return {key: rounded(one) for key, one in value.items()}
+    return value

@@ -200,8 +200,7 @@ class SwarmTrainer(GRPOTrainer):
     def micro_batches(self) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each optimiser step from the next round on."""
         args = self.args
-        for found in self._rounds(self.rounds_done):
-            rows = found
+        for rows in self._rounds(self.rounds_done):
             if self._config.mask_truncated_completions:
                 rows = [row if self._ended(row) else replace(row, completion=()) for row in rows]
             batches = make_batches(

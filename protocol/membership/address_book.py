@@ -26,7 +26,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from typing import NamedTuple
 
 from protocol.config import Instant
@@ -305,15 +305,13 @@ class Book:
         Nobody to `avoid`. It costs what is taken of it; the book may not change meanwhile.
         """
         for dead in (False, True):
-            turns = [table.shuffled(rng) for table in (self._entries, self._candidates)]
-            while turns:
-                turn = turns.pop(0)
-                for node, entry in turn:
-                    if entry.dead is dead and entry.is_due(now) and not avoid(node):
-                        if (contact := entry.dialable()) is not None:
-                            yield contact
-                        turns.append(turn)
-                        break
+            known, told = (
+                (e for node, e in table.shuffled(rng) if e.dead is dead and e.is_due(now) and not avoid(node))
+                for table in (self._entries, self._candidates)
+            )
+            for entry in chain.from_iterable(zip_longest(known, told)):
+                if entry is not None and (contact := entry.dialable()) is not None:
+                    yield contact
 
     def has_prospect(self, now: Instant, busy: set[bytes]) -> bool:
         """Tell whether somebody who may well answer can be dialled, under a key that is not `busy`."""
