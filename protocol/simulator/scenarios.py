@@ -22,6 +22,7 @@ RESTART_S = 2  # how long a node that is restarted is away
 CROWD = 20  # one node in so many is there before the crowd
 
 SETTLE_S = 20.0  # from the seed to a settled overlay
+SPREAD_STEP_S = 0.02  # the precision to which the time until items are everywhere is measured
 DEATHS_PER_NODE_HOUR = 1 / 1000
 MAX_FRAMES_PER_SECOND = 20.0  # that a node sends beside items, on average
 MAX_BYTES_PER_SECOND = 20_000.0
@@ -228,7 +229,7 @@ def _spread(trial: Trial) -> Iterator[Check]:
     stalls = 1 + (hops if trial.hostile else 0)
     carry = carry_bound(plan.conditions, trial.fresh_bytes)
     bound = spread_bound(timing, plan.conditions, hops, stalls) + carry
-    took = trial.spread_s = trial.pass_time(bound, lambda: trial.lacking(items) == 0)
+    took = trial.spread_s = trial.pass_time(bound, lambda: trial.lacking(items) == 0, step=SPREAD_STEP_S)
     pairs = len(items) * (len(graph) - 1)
     yield Check(
         took is not None,

