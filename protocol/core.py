@@ -12,6 +12,7 @@ drops the frame, counts it by reason, and costs whoever is to blame.
 
 import hashlib
 import random
+from dataclasses import dataclass
 
 from protocol.config import Instant, Setup
 from protocol.errors import EnvelopeError, MessageError, PeerError, RevocationError
@@ -110,6 +111,15 @@ MANIFEST_ASK_S, MANIFEST_ASKS = 10.0, 4
 NOTICE_S, NOTICES = 60.0, 16  # lines in our log about peers of other versions: keys, and so such peers, are free
 
 
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of frames from and to a peer, `since` when it is live (steady clock)."""
+
+    since: float
+    received: int = 0
+    sent: int = 0
+
+
 class Core:
     """See the module's comment. Attributes are for reading."""
 
@@ -137,6 +147,7 @@ class Core:
         # In microseconds, so that a restarted node goes on above what it used before.
         self._sequence = int(now.unix * 1e6)
         self._members_ticked = self._items_ticked = now.steady - TICK_S  # the first tick is due at once
+        self.traffic: dict[NodeId, Traffic] = {}  # of the live peers
         self.bytes_received = 0
         self.bytes_sent = 0
         self.items_received = 0
@@ -151,8 +162,16 @@ class Core:
 
     def note_sent(self, action: SendFrame) -> None:
         """Count a frame that the transport took."""
-        self.bytes_sent += len(action.frame)
+        self._count(action.link, sent=len(action.frame))
         self.items_sent += action.is_item and not action.is_further
+
+    def _count(self, link: Link, *, received: int = 0, sent: int = 0) -> None:
+        self.bytes_received += received
+        self.bytes_sent += sent
+        node = self.membership.live_node(link)
+        if node is not None and (traffic := self.traffic.get(node)) is not None:
+            traffic.received += received
+            traffic.sent += sent
 
     def refuses(self, key: bytes, now: Instant) -> bool:
         """Tell whether the holder of a CURVE key is graylisted, under its node id if it ever proved one."""
@@ -202,7 +221,7 @@ class Core:
         return [ChargePrefix(link, paid)] if paid and link is not None and not link.dialled else []
 
     def _arrived(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
-        self.bytes_received += len(frame)
+        self._count(link, received=len(frame))
         node = self.membership.live_node(link)
         subject = self._subject(link)
         if self.admission.is_refused(subject, now):
@@ -386,7 +405,11 @@ class Core:
                     actions += self._tell(link, message, now)
                 case Dial() | HangUp():
                     actions.append(action)
-                case PeerUp() | PeerDown():
+                case PeerUp(node) | PeerDown(node):
+                    if isinstance(action, PeerDown):
+                        self.traffic.pop(node, None)
+                    else:
+                        self.traffic.setdefault(node, Traffic(now.steady))
                     actions += self._items(self.gossip.handle(action, now), now)
                     if isinstance(action, PeerUp) and self.manifest == b"":
                         actions += self._ask_manifest(action.node, now)

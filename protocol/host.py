@@ -35,7 +35,6 @@ from protocol.errors import MessageError, NetworkFailed
 from protocol.events import Moved, Offer, Received, Report, Revoked, Stored, Subscribe, Verdict
 from protocol.identity import Identity, NodeId
 from protocol.membership.address_book import Book
-from protocol.membership.membership import Membership
 from protocol.membership.reachability import Standing
 from protocol.notices import Notices
 from protocol.storage import exchange_bytes, load_peers, save_peers
@@ -97,13 +96,21 @@ class Mailbox(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
-    """A live peer: `state` is the detector's word for it, `rtt_s` its last round trip, if one was measured."""
+    """A live peer: `state` is the detector's word for it, `rtt_s` its last round trip, if one was measured.
+
+    It is live for `age_s`, and so many bytes of frames went either way since. Its `score` is 0 at best; once it is
+    below `Limits.graylist_score`, the peer is refused for a while.
+    """
 
     node_id: NodeId
     endpoint: str
     agent: str
     state: str
     rtt_s: float | None
+    age_s: float
+    bytes_sent: int
+    bytes_received: int
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,7 +383,7 @@ class Host:
                 self._keep_uses(driver, now)
                 self._keep_list(driver, now)
                 if now.steady >= next_description:
-                    self._peers = describe_peers(core.membership)
+                    self._peers = describe_peers(core, now)
                     for notice in notices.due(core.membership.refusals, len(self._peers), now):
                         (log.warning if notice.is_warning else log.info)(notice.event, **notice.fields)
                     self._standing = core.membership.reachability.standing
@@ -464,8 +471,9 @@ def still_admitted(
     return {record.node_id: record for record in good[-MAX_ADMITTED:]}
 
 
-def describe_peers(membership: Membership) -> list[PeerInfo]:
+def describe_peers(core: Core, now: Instant) -> list[PeerInfo]:
     """Return what there is to say about each live peer."""
+    membership = core.membership
     return [
         PeerInfo(
             node,
@@ -473,8 +481,13 @@ def describe_peers(membership: Membership) -> list[PeerInfo]:
             record.agent,
             membership.state(node).name.lower(),
             membership.rtt(node),
+            now.steady - traffic.since,
+            traffic.sent,
+            traffic.received,
+            core.admission.score(node, now),
         )
         for node in membership.peers
+        if (traffic := core.traffic.get(node)) is not None
         for record in [membership.live_record(node)]
     ]
 

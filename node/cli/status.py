@@ -19,6 +19,8 @@ Folder = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 Tree = dict[str, Any]
+WIDE = 110  # columns of a terminal on which there is room for the traffic of each peer
+SHOWN_SCORE = -0.05  # what is rounded to 0 is none
 ID_SHOWN = 12  # of a node's id, as inspect and the dashboard do; --json has all of it
 
 
@@ -41,15 +43,16 @@ def status(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
         return
     from rich.console import Console
 
-    Console().print(*render(tree), sep="\n")
+    console = Console()
+    console.print(*render(tree, console.width), sep="\n")
 
 
-def render(tree: Tree) -> "list[RenderableType]":
-    """Return what a person reads: a few lines, the peers, the counts."""
+def render(tree: Tree, width: int) -> "list[RenderableType]":
+    """Return what a person reads on so many columns: a few lines, the peers, the counts."""
     from rich.table import Table
     from rich.text import Text
 
-    from node.telemetry.live_table import size
+    from node.telemetry.live_table import clock, size
     from node.telemetry.refusals import meaning
 
     swarm, counters = tree["swarm"], tree["counters"]
@@ -74,7 +77,10 @@ def render(tree: Tree) -> "list[RenderableType]":
             head.add_row(Text(name, "dim"), Text(str(value)))
     others = any(peer["agent"] != tree["agent"] for peer in tree["peers"])
     peers = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("name", "node", "endpoint", "state", "round trip", *(["runs"] if others else [])):
+    blamed = any(peer["score"] < SHOWN_SCORE for peer in tree["peers"])
+    wide = width >= WIDE
+    columns = ["name", "node", "endpoint", "state", "round trip", *(["for", "sent", "got"] if wide else [])]
+    for name in [*columns, *(["score"] if blamed else []), *(["runs"] if others else [])]:
         peers.add_column(name, overflow="fold")  # on the next line, rather than cut off
     for peer in tree["peers"]:
         delay = "" if peer["rtt_s"] is None else f"{1000 * peer['rtt_s']:.1f} ms"
@@ -85,6 +91,8 @@ def render(tree: Tree) -> "list[RenderableType]":
             peer["endpoint"] or "cannot be dialled",
             peer["state"],
             delay,
+            *([clock(peer["age_s"]), size(peer["bytes_sent"]), size(peer["bytes_received"])] if wide else []),
+            *([f"{peer['score']:.1f}"] if blamed else []),
             *([peer["agent"]] if others else []),
         ]
         peers.add_row(*(Text(printable(cell)) for cell in cells))
@@ -98,6 +106,8 @@ def render(tree: Tree) -> "list[RenderableType]":
         )
     if tree["peers"]:
         parts += [Text(""), peers]
+    if blamed:
+        parts.append(Text(f"a score is 0 at best; below {tree['least_score']:g} a peer is refused for a while", "dim"))
     if tree["rejected"]:
         parts += [Text(""), refused]
     return parts

@@ -25,6 +25,7 @@ from node.peering import Network, agent
 from node.telemetry.dashboard.app import Site
 from node.telemetry.dashboard.server import serve
 from node.telemetry.metrics import mean
+from protocol.config import Limits
 from protocol.errors import NetworkFailed
 from protocol.storage import write_atomically
 
@@ -74,6 +75,7 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
         "refusal": network.host.refusal or None,
         "grant_expires": network.grant_expires,
         "twin": network.host.twin or None,
+        "least_score": Limits().graylist_score,  # below it a peer is refused for a while
         "peers": [
             {
                 "node": peer.node_id,
@@ -82,6 +84,10 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
                 "agent": peer.agent,
                 "state": "well" if peer.state == "pinged" else peer.state,  # a question on its way is no doubt
                 "rtt_s": peer.rtt_s,
+                "age_s": peer.age_s,
+                "bytes_sent": peer.bytes_sent,
+                "bytes_received": peer.bytes_received,
+                "score": peer.score,
             }
             for peer in network.host.peers()
         ],

@@ -106,6 +106,10 @@ class Admission:
             self._allowances.set(link.key, allowance)
         return allowance.take(size, now.steady)
 
+    def score(self, subject: str, now: Instant) -> float:
+        """Return the subject's score: 0 at best, refused for a while once it is below `Limits.graylist_score`."""
+        return self._scores.score(subject, now.steady)
+
     def is_refused(self, subject: str, now: Instant) -> bool:
         """Tell whether the subject is graylisted."""
         return self._scores.is_refused(subject, now.steady)

@@ -26,7 +26,9 @@ from protocol.identity import Identity, NodeId
 from protocol.membership.reachability import Standing
 
 IDENTITY = Identity(bytes(32))
-HOSTILE = PeerInfo(NodeId("a" * 32), "tcp://192.0.2.1:4001", "[red]\x1b[2J\r\nagent", "alive", 0.0123)
+HOSTILE = PeerInfo(
+    NodeId("a" * 32), "tcp://192.0.2.1:4001", "[red]\x1b[2J\r\nagent", "alive", 0.0123, 754.0, 1_240_000, 310_000, -4.2
+)
 COUNTERS = Counters(1000, 2000, 3, 4, 5, 1, 9, {"forged": 2, "stale": 1})
 SEEN = Standing("198.41.0.4", False, 2)
 HOST = SimpleNamespace(
@@ -73,7 +75,9 @@ def test_status_holds_progress_peers_and_every_counter(folder: Path) -> None:
         "duplicates": 5,
     }
     assert tree["rejected"] == {"forged": 2, "stale": 1}
-    assert tree["peers"][0]["rtt_s"] == 0.0123
+    (peer,) = tree["peers"]
+    assert (peer["rtt_s"], peer["age_s"], peer["score"]) == (0.0123, 754.0, -4.2)
+    assert (peer["bytes_sent"], peer["bytes_received"], tree["least_score"]) == (1_240_000, 310_000, -20.0)
 
 
 def test_prometheus_reads_the_same_numbers(folder: Path) -> None:
@@ -167,7 +171,7 @@ def test_a_node_that_was_killed_is_not_running(folder: Path, tmp_path: Path) -> 
 
 def test_what_a_peer_calls_itself_does_not_reach_the_terminal_raw() -> None:
     console = Console(record=True, width=200, file=StringIO())
-    console.print(*render(state()), sep="\n")
+    console.print(*render(state(), 200), sep="\n")
     text = console.export_text()
     assert "[red]?[2J??agent" in text
     assert "7 of 10" in text and "12.3 ms" in text
@@ -178,9 +182,19 @@ def test_what_a_peer_calls_itself_does_not_reach_the_terminal_raw() -> None:
 def test_peers_can_be_read_on_eighty_columns() -> None:
     console = Console(record=True, width=80, file=StringIO())
     peer = {**state()["peers"][0], "agent": agent(), "endpoint": "tcp://203.0.113.254:40001", "state": "suspect"}
-    console.print(*render(state() | {"peers": [peer]}), sep="\n")
+    peer["score"] = -0.01
+    console.print(*render(state() | {"peers": [peer]}, 80), sep="\n")
     words = [peer["short_name"], "a" * 12, "tcp://203.0.113.254:40001", "suspect", "12.3", "ms"]
     assert any(line.split() == words for line in console.export_text().splitlines())
+
+
+def test_how_long_a_peer_is_there_its_traffic_and_its_score_are_shown_where_there_is_room() -> None:
+    console = Console(record=True, width=110, file=StringIO())
+    console.print(*render(state(), 110), sep="\n")
+    text = console.export_text()
+    assert re.search(r"round trip +for +sent +got +score", text)
+    assert re.search(r"12\.3 ms +12:34 +1\.2 MB +310 kB +-4\.2", text)
+    assert "below -20 a peer is refused" in text
 
 
 @pytest.mark.parametrize(
@@ -190,7 +204,7 @@ def test_peers_can_be_read_on_eighty_columns() -> None:
 )
 def test_progress_is_told_as_far_as_there_is_any(tree: dict, says: str) -> None:
     console = Console(record=True, width=200, file=StringIO())
-    console.print(*render(tree), sep="\n")
+    console.print(*render(tree, 200), sep="\n")
     (line,) = [line for line in console.export_text().splitlines() if line.startswith("round ")]
     assert line.removeprefix("round").strip() == says
 
@@ -199,7 +213,7 @@ def test_until_when_a_grant_admits_is_shown_and_that_it_does_no_longer() -> None
     shown = []
     for expires in (None, state()["time"] + 1000, state()["time"] - 1000):
         console = Console(record=True, width=200, file=StringIO())
-        console.print(*render(state() | {"grant_expires": expires}), sep="\n")
+        console.print(*render(state() | {"grant_expires": expires}, 200), sep="\n")
         shown.append(console.export_text())
     assert "admitted" not in shown[0]
     assert "until 20" in shown[1] and "expired" not in shown[1]
@@ -217,7 +231,7 @@ def test_until_when_a_grant_admits_is_shown_and_that_it_does_no_longer() -> None
 )
 def test_how_peers_see_a_node_and_whether_they_can_dial_it_is_shown(known: dict, says: str) -> None:
     console = Console(record=True, width=200, file=StringIO())
-    console.print(*render(state() | known), sep="\n")
+    console.print(*render(state() | known, 200), sep="\n")
     (line,) = [line for line in console.export_text().splitlines() if line.startswith("seen ")]
     assert line.removeprefix("seen").strip() == says
 
@@ -234,12 +248,12 @@ def test_the_doctor_asks_the_node_that_runs_there(folder: Path, tmp_path: Path) 
 
 def test_a_node_that_nobody_admits_says_why() -> None:
     console = Console(record=True, width=200, file=StringIO())
-    console.print(*render(state() | {"peers": [], "refusal": "invite_expired"}), sep="\n")
+    console.print(*render(state() | {"peers": [], "refusal": "invite_expired"}, 200), sep="\n")
     assert "do not admit this node: invite_expired" in console.export_text()
 
 
 def test_a_person_is_told_of_another_process_with_the_same_key() -> None:
     console = Console(file=StringIO(), width=120)
-    console.print(*render(state() | {"twin": "tcp://192.0.2.7:4001"}), sep="\n")
+    console.print(*render(state() | {"twin": "tcp://192.0.2.7:4001"}, 200), sep="\n")
     assert isinstance(console.file, StringIO)
     assert "another process runs with this node's key, at tcp://192.0.2.7:4001" in console.file.getvalue()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import Instant, Limits, Setup
-from protocol.core import MANIFEST_ASK_S, MANIFEST_ASKS, NOTICES, Core
+from protocol.core import MANIFEST_ASK_S, MANIFEST_ASKS, NOTICES, Core, Traffic
 from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.driver import Driver
 from protocol.events import (
@@ -30,8 +30,9 @@ from protocol.events import (
     Verdict,
 )
 from protocol.gossip.subscriptions import hint
+from protocol.host import describe_peers
 from protocol.identity import Identity, Verify
-from protocol.limits.peer_scores import FIRST_REFUSAL_S
+from protocol.limits.peer_scores import FIRST_REFUSAL_S, PENALTIES
 from protocol.membership.address_book import Book
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
 from protocol.wire.envelope import HEADER_BYTES, MAX_FRAME_BYTES, Kind, digest, item_id, open_frame, seal
@@ -449,6 +450,26 @@ def test_no_bytes_raise_from_the_core(frames) -> None:
     for body, kind, signed in frames:
         talk.hear(talk.frame(kind, body) if signed else body)
     talk.core.handle(Tick(), at(1))
+
+
+def test_a_live_peers_bytes_are_counted_apart_from_strangers_and_forgotten_when_it_goes() -> None:
+    talk = Talk()
+    (peer,) = talk.core.traffic.values()
+    assert (peer.since, peer.received) == (0.0, 0)  # its hello came from a stranger
+    frame = talk.frame(Kind.PING, Ping(1).encode())
+    (pong,) = talk.hear(frame, now=1.0)
+    talk.core.note_sent(pong)
+    stranger = talk.frame(Kind.PING, Ping(1).encode(), OTHER)
+    talk.hear(stranger, OTHER_LINK)
+    talk.core.note_sent(SendFrame(OTHER_LINK, bytes(99)))
+    assert talk.core.traffic == {PEER.node_id: Traffic(0.0, len(frame), len(pong.frame))}
+    (described,) = describe_peers(talk.core, at(5))
+    assert (described.age_s, described.bytes_received, described.bytes_sent) == (5.0, len(frame), len(pong.frame))
+    assert described.score == 0.0
+    talk.hear(b"garbage")
+    assert describe_peers(talk.core, at(5))[0].score == pytest.approx(-PENALTIES["malformed"], rel=0.01)
+    talk.core.handle(Closed(LINK), at(6))
+    assert talk.core.traffic == {} and describe_peers(talk.core, at(6)) == []
 
 
 def test_a_defect_in_a_core_is_counted_and_the_driver_goes_on(monkeypatch) -> None:

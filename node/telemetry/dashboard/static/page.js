@@ -184,6 +184,12 @@ const bytes = (count) => {
   }
   return `${count.toFixed(1)} TB`;
 };
+const span = (seconds) => {
+  const minutes = Math.floor(seconds / 60), hours = Math.floor(minutes / 60);
+  if (minutes < 1) return `${Math.floor(seconds)} s`;
+  if (hours < 1) return `${minutes} min`;
+  return hours < 48 ? `${hours} h` : `${Math.floor(hours / 24)} d`;
+};
 const figure = (value, digits = 3) => (typeof value === "number" ? value.toFixed(digits) : "–");
 
 // Cells are text, or [text, attributes]; a table is made anew only where its text has changed.
@@ -257,15 +263,19 @@ function drawState() {
     }));
 
   const peers = states.flatMap((one) => ((one.status && one.status.peers) || []).map((peer) => ({ ...peer, of: one })));
-  fill(find("peers"), ["of", "peer", "called", "state", right("round trip"), right("taught"), "endpoint", "runs"],
+  fill(find("peers"), ["of", "peer", "called", "state", right("for"), right("sent"), right("got"), right("score"), right("round trip"),
+    right("taught"), "endpoint", "runs"],
     peers.slice(0, 200).map((peer) => {
       return [
         peer.of.name, [peer.node.slice(0, 12), { title: peer.node }], called(peer.node),
         [peer.state, { class: `state-${peer.state}` }],
+        right(span(peer.age_s)), right(bytes(peer.bytes_sent)), right(bytes(peer.bytes_received)),
+        [rounded(peer.score), { class: isBad(peer, peer.of.status) ? "number state-suspect" : "number" }],
         right(peer.rtt_s == null ? "–" : `${(1000 * peer.rtt_s).toFixed(peer.rtt_s < 0.01 ? 1 : 0)} ms`),
         right(String(node(peer.of.name).taught.get(peer.node) || 0)),
         peer.endpoint || "cannot be dialled", peer.agent];
     }));
+  if (peers.length) find("least-score").textContent = String(peers[0].of.status.least_score);
   drawGraph(states);
 
   const refused = new Map();
@@ -280,15 +290,38 @@ function drawState() {
   find("refused").hidden = refused.size === 0;
 }
 
+const rounded = (score) => (score > -0.05 ? "0" : score.toFixed(1));
+const isBad = (peer, status) => peer.state === "suspect" || peer.score < status.least_score / 2;
+
+// The more bytes went over a link, both ways, the wider it is: a step for each factor of ten above 10 kB.
+const width = (count) => 1 + Math.max(0, Math.round(Math.log10(Math.max(1, count)) - 4));
+
 function drawGraph(states) {
   const here = states.filter((one) => one.status && ["running", "starting"].includes(one.state));
   const ids = new Set(here.map((one) => one.status.node));
   for (const one of here) for (const peer of one.status.peers) ids.add(peer.node);
   const listed = [...ids].sort().slice(0, 60);
-  const edges = new Set(here.flatMap((one) => one.status.peers.map((peer) => [one.status.node, peer.node].sort().join(" "))));
-  const key = JSON.stringify([listed, [...edges].sort()]);
+  const edges = new Map(); // what each end says of a link, the busier count of the two
+  for (const one of here) {
+    for (const peer of one.status.peers) {
+      const ends = [one.status.node, peer.node].sort().join(" ");
+      const edge = edges.get(ends) || { width: 1, bad: false, said: [] };
+      edge.width = Math.max(edge.width, width(peer.bytes_sent + peer.bytes_received));
+      edge.bad = edge.bad || isBad(peer, one.status);
+      edge.said.push(`${called(one.status.node)} of ${called(peer.node)}: for ${span(peer.age_s)}, ` +
+        `sent ${bytes(peer.bytes_sent)}, got ${bytes(peer.bytes_received)}, score ${rounded(peer.score)}`);
+      edges.set(ends, edge);
+    }
+  }
+  const shapes = [...edges].map(([ends, edge]) => [ends, edge.width, edge.bad]).sort();
+  const key = JSON.stringify([listed, shapes]);
   const graph = find("graph");
-  if (graph.dataset.holds === key) return;
+  const tell = () => {
+    for (const line of graph.querySelectorAll("line")) {
+      line.firstChild.textContent = edges.get(line.dataset.ends).said.join("\n");
+    }
+  };
+  if (graph.dataset.holds === key) { tell(); return; } // not drawn anew under the pointer
   graph.dataset.holds = key;
   const svg = (tag, attributes) => {
     const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -301,9 +334,14 @@ function drawGraph(states) {
   }));
   const local = new Set(here.map((one) => one.status.node));
   graph.replaceChildren();
-  for (const edge of edges) {
-    const [a, b] = edge.split(" ").map((id) => place.get(id));
-    if (a && b) graph.append(svg("line", { x1: a[0], y1: a[1], x2: b[0], y2: b[1] }));
+  for (const [ends, edge] of edges) {
+    const [a, b] = ends.split(" ").map((id) => place.get(id));
+    if (!a || !b) continue;
+    const line = svg("line", {
+      x1: a[0], y1: a[1], x2: b[0], y2: b[1], "stroke-width": edge.width, class: edge.bad ? "bad" : "", "data-ends": ends,
+    });
+    line.append(svg("title", {}));
+    graph.append(line);
   }
   for (const [id, [x, y]] of place) {
     graph.append(svg("circle", { cx: x, cy: y, r: 5, class: local.has(id) ? "here" : "" }));
@@ -311,6 +349,7 @@ function drawGraph(states) {
     text.textContent = called(id);
     graph.append(text);
   }
+  tell();
 }
 
 // --- rollouts ---
