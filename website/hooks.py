@@ -1,4 +1,4 @@
-"""What `mkdocs` does beside copying docs/: pages from the root, pages made from the code, and links that stay inside.
+"""What `mkdocs` does beside copying docs/: pages from the root, pages made from the code, links that stay inside.
 
 A link to a file that is no page (code, an example) becomes its text: the site stands alone.
 """
@@ -30,6 +30,8 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, path, content=make()))
     for path, source in FROM_ROOT.items():
         files.append(File.generated(config, path, content=(ROOT / source).read_text()))
+    for source in (ROOT / "website" / "iframe-worker").iterdir():  # npm's iframe-worker 1.0.4
+        files.append(File.generated(config, f"assets/iframe-worker/{source.name}", content=source.read_bytes()))
     return files
 
 
