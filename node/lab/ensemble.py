@@ -2,20 +2,20 @@
 
 A small model's round is mostly the cost of starting its operations, and N models that take turns pay it N times. Here
 their weights are stacked, and each operation is done once for all. Only what the built-in policy is, is written down:
-Llama (arXiv 2302.13971) with tied embeddings, full attention and plain rotary positions.
+Llama (arXiv 2302.13971) with tied embeddings, full attention and plain rotary positions. A large model gains nothing by
+it: that, and any of another kind, is left to its own engine.
 
 Completions are those of `node.engines.hf`: each node's random stream is that of its call's seed, a row's draw does not
 depend on other rows, and so the tokens are the same wherever rounding does not decide between two.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
 from node.engines import Generated, SamplingParams
-from node.errors import UserError
 from node.policy import Policy
 
 Tensors = Mapping[str, torch.Tensor]
@@ -31,9 +31,9 @@ class Request(NamedTuple):
     seed: int
 
 
-def check_shape(model: Any) -> None:
-    """Raise `UserError` for a model that this cannot generate with."""
-    config = model.config
+def kind_of(request: Request) -> Hashable | None:
+    """Return what requests share that `generate` answers together; None for one that its own engine must answer."""
+    model, config = request.policy.model, request.policy.model.config
     plain = (
         config.model_type == "llama"
         and config.tie_word_embeddings
@@ -44,25 +44,22 @@ def check_shape(model: Any) -> None:
         and config.rope_parameters["rope_type"] == "default"
         and model.device.type == "cpu"
         and model.dtype == torch.float32
+        and not request.policy.bf16
         and type(model).__name__ == "LlamaForCausalLM"
+        and request.sampling.top_p == 1
     )
     if not plain:
-        raise UserError("the runner 'memory' is for policies like the built-in one: choose runner = \"processes\"")
+        return None
+    shapes = tuple(tuple(weight.shape) for weight in model.parameters())
+    rotary = (config.num_attention_heads, config.rope_parameters["rope_theta"], config.rms_norm_eps)
+    return request.n, request.sampling, len(request.prompts), shapes, rotary
 
 
 @torch.no_grad()
 def generate(requests: Sequence[Request]) -> list[list[list[Generated]]]:
-    """Return what each request asks for: a list of `n` completions for each of its prompts.
-
-    All policies have one shape, and all requests the same `n`, number of prompts and sampling.
-
-    Raises:
-        UserError: `sampling.top_p` cuts the distribution.
-    """
+    """Return what each request asks for: a list of `n` completions for each of its prompts. All are of one kind."""
     first = requests[0]
     sampling, pad = first.sampling, first.policy.pad_token_id
-    if sampling.top_p < 1:
-        raise UserError("the runner 'memory' draws from whole distributions: leave engine.top_p at 1")
     rows, length = len(first.prompts) * first.n, sampling.max_completion_length
     model = _Stack([request.policy.model for request in requests])
     width = max(len(prompt) for request in requests for prompt in request.prompts)

@@ -2,8 +2,9 @@
 
 Each node is a thread that runs `node.run.train_node`, the very loop, draw and update of a real node, on its own
 weights, folder and seed. One thread runs at a time: a node runs until it wants completions, then the next one does;
-when all of them wait, one batch is generated for all (`node.lab.ensemble`). So a run is a function of its settings and
-seed, which a swarm of processes is not: there, what a node finds in its buffer depends on how fast the others are.
+when all of them wait, one batch is generated for all that are small and alike (`node.lab.ensemble`), and one for each
+of the others. So a run is a function of its settings and seed, which a swarm of processes is not: there, what a node
+finds in its buffer depends on how fast the others are.
 
 What is left out: processes, sockets and gossip. A group that a node publishes is checked as any peer's is, once for
 all, and lies in the buffer of every other node `delay` rounds after it was made, at the next round with `delay` 0.
@@ -16,7 +17,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,10 +26,11 @@ import torch
 
 from node.config import NodeConfig
 from node.engines import Generated, SamplingParams
+from node.engines.hf import HfEngine
 from node.errors import UserError
 from node.lab.attacks import ATTACKS, LOOK_BACK, Attack, Scene
 from node.lab.damage import Witness
-from node.lab.ensemble import Request, check_shape, generate
+from node.lab.ensemble import Request, generate, kind_of
 from node.lab.plan import AttackConfig
 from node.local_swarm import Plan, make_folders, node_config, node_folders, record_plan, write_run_summary
 from node.policy import Policy, load_policy
@@ -63,7 +65,7 @@ def run_in_memory(
     torch.set_num_threads(1)
     configs = [node_config(plan, index, cores=1) for index in range(plan.nodes)]
     _check(configs[0])
-    turns = Turns(plan.nodes, _batched)
+    turns = Turns(plan.nodes, batched)
     tasks = load_tasks(plan.config.tasks)
     mail = Mail(tasks, 4 * plan.config.sampling.completions, delay)
     witness = Witness(tasks)
@@ -71,8 +73,7 @@ def run_in_memory(
 
     def node(index: int, folder: Path) -> None:
         config = configs[index]
-        policy = load_policy(config.policy, bf16=False)
-        check_shape(policy.model)
+        policy = load_policy(config.policy, config.trainer.bf16)
         engine = _Engine(turns, index, policy)
         if attack is not None and index >= honest:
             exchange: MailExchange = HostileExchange(mail, index, attack, config)
@@ -177,12 +178,15 @@ class _EndedError(Exception):
     """Another thread failed: this one ends too."""
 
 
-def _batched(requests: Mapping[int, Request]) -> dict[int, list[list[Generated]]]:
-    """Answer requests, those of one shape together."""
-    alike: dict[object, list[int]] = {}
+def batched(requests: Mapping[int, Request]) -> dict[int, list[list[Generated]]]:
+    """Answer requests: those of one kind together, and others by an engine each, one after another."""
+    alike: dict[Hashable, list[int]] = {}
     for index, one in requests.items():
-        alike.setdefault((one.n, one.sampling, len(one.prompts)), []).append(index)
+        alike.setdefault(kind_of(one), []).append(index)
     answers: dict[int, list[list[Generated]]] = {}
+    for index in alike.pop(None, []):
+        one = requests[index]
+        answers[index] = HfEngine(one.policy).generate(one.prompts, one.n, one.sampling, one.seed)
     for members in alike.values():
         answers |= zip(members, generate([requests[index] for index in members]), strict=True)
     return answers

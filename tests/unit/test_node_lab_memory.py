@@ -1,20 +1,22 @@
 """The runner "memory": the tokens of a real node's engine, the numbers of real processes, one thread at a time."""
 
+import copy
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from node.config import PolicyConfig, TaskConfig, parse_config
 from node.engines import Generated, SamplingParams
 from node.engines.hf import HfEngine
-from node.errors import UserError
-from node.lab.ensemble import Request, check_shape, generate
-from node.lab.lockstep import Mail, Turns, run_in_memory
+from node.lab.ensemble import Request, generate, kind_of
+from node.lab.lockstep import Mail, Turns, batched, run_in_memory
 from node.lab.results import read_run
 from node.local_swarm import make_plan
 from node.policy import Policy, load_policy
@@ -47,13 +49,47 @@ def test_the_tokens_are_those_of_each_nodes_own_engine(temperature: float) -> No
     assert len(lengths) > 2  # some ended, some did not
 
 
-def test_a_distribution_that_is_cut_and_a_model_of_another_shape_are_refused() -> None:
-    (policy,) = policies(1)
-    with pytest.raises(UserError, match="top_p"):
-        generate([Request(policy, [[1, 2]], 1, SamplingParams(1.0, 0.9, 2), 0)])
-    policy.model.config.model_type = "gpt2"
-    with pytest.raises(UserError, match="built-in"):
-        check_shape(policy.model)
+def test_what_cannot_be_stacked_is_answered_by_engines_beside_what_is_stacked() -> None:
+    first, second, other, rounded = policies(4)
+    other.model.config.model_type = "gpt2"
+    rounded = replace(rounded, bf16=True)
+    requests = {
+        index: Request(policy, [[3, 4, 5], [6, 7]], 3, sampling, index)
+        for index, (policy, sampling) in enumerate(
+            [
+                (first, SamplingParams(1.0, 1.0, 12)),
+                (other, SamplingParams(1.0, 1.0, 12)),
+                (second, SamplingParams(1.0, 1.0, 12)),
+                (first, SamplingParams(1.0, 0.5, 12)),
+                (rounded, SamplingParams(1.0, 1.0, 12)),
+            ]
+        )
+    }
+    kinds = [kind_of(one) for one in requests.values()]
+    assert kinds[0] == kinds[2] is not None
+    assert kinds[1] is kinds[3] is kinds[4] is None
+    answers = batched(requests)
+    assert answers == {
+        index: HfEngine(one.policy).generate(one.prompts, one.n, one.sampling, one.seed)
+        for index, one in requests.items()
+    }
+    assert answers[0] != answers[3]  # the cut distribution's
+
+
+def test_policies_of_two_sizes_are_answered_each_with_its_like() -> None:
+    small, large = policies(2)
+    config = copy.deepcopy(small.model.config)
+    config.intermediate_size *= 2
+    large = replace(large, model=LlamaForCausalLM(config).eval())
+    requests = {
+        index: Request(policy, [[3, 4, 5]], 2, SamplingParams(1.0, 1.0, 6), index)
+        for index, policy in enumerate([small, large, small, large])
+    }
+    assert kind_of(requests[0]) == kind_of(requests[2]) != kind_of(requests[1]) == kind_of(requests[3]) is not None
+    assert batched(requests) == {
+        index: HfEngine(one.policy).generate(one.prompts, one.n, one.sampling, one.seed)
+        for index, one in requests.items()
+    }
 
 
 def asking(policy: Policy, index: int) -> Request:
