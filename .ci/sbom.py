@@ -8,6 +8,7 @@ cyclonedx-bom lists what is in this environment; what only the development of go
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ def main() -> None:
     file = Path(sys.argv[1] if len(sys.argv) > 1 else "sbom.json")
     command = "-m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible --output-file"
     subprocess.run([sys.executable, *command.split(), str(file), sys.prefix], check=True)
-    bom = keep_needed(json.loads(file.read_text()), needed())
+    bom = keep_needed(json.loads(file.read_text()), needed(requires))
     file.write_text(json.dumps(bom, indent=1, sort_keys=True) + "\n")
     sys.stdout.write(f"{file}: {len(bom['components'])} packages\n")
 
 
-def needed() -> set[str]:
-    """Return the names of what gossamer wants without its own extras, on this system, and of all that this wants."""
+def needed(requires: Callable[[str], list[str] | None]) -> set[str]:
+    """Return the names of what gossamer wants without its own extras, on this system, and of all that this wants.
+
+    `requires` says what a package wants, as importlib.metadata's does.
+    """
     done: set[tuple[str, str]] = set()
     waiting = [("gossamer", "")]
     while waiting:
