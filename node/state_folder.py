@@ -166,11 +166,12 @@ def keep_config(config: NodeConfig, seed: int, folder: Path) -> None:
     """Keep what a node runs, for people and for the next start.
 
     To be called when nothing in the configuration can turn out wrong any more: the next start would fail as well.
+    For its owner alone, whatever the folder's mode is: among it may be a token, and an id that lets into a swarm.
     """
     settings = config.model_dump_json(indent=1, exclude_unset=True)
-    write_atomically(folder / SETTINGS_FILE, settings.encode())
+    write_atomically(folder / SETTINGS_FILE, settings.encode(), 0o600)
     kept = config.model_copy(update={"seed": seed})
-    write_atomically(folder / CONFIG_FILE, kept.model_dump_json(indent=1).encode())
+    write_atomically(folder / CONFIG_FILE, kept.model_dump_json(indent=1).encode(), 0o600)
 
 
 @contextmanager

@@ -27,8 +27,10 @@ def of_a_node(folder: Path) -> Path:
     """Return `folder`, where a node's is wanted.
 
     Raises:
-        UserError: it is that of a run of several.
+        UserError: it is a file, or the folder of a run of several.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: a folder is wanted here")
     if (folder / "nodes").is_dir():
         raise UserError(f"{folder} is the folder of a run: name one of its nodes, e.g. {folder / 'nodes' / 'n0'}")
     return folder

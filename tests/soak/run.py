@@ -4,12 +4,15 @@
 
 Every `CHURN_S` seconds one of the nodes beyond the first `STEADY` is killed with SIGKILL, asked to stop, or stopped for
 a while (SIGSTOP), and started again from its folder. The relay and the steady nodes live all along: they are whom leaks
-are looked for in. Strangers publish `USUAL` x `TIMES` groups a second.
+are looked for in. Strangers publish `USUAL` x `TIMES` groups a second, if the machine lets them; what they published is
+in the summary, and what each node took, beside the usual.
 
-Leaves `samples.jsonl`, a line for each look at each process, and `summary.json`; prints what broke, and exits with 1.
+Leaves `samples.jsonl`, a line for each look at each process, `peers.jsonl`, what the relay and the steady nodes say in
+turn of their peers and of what they refused, and `summary.json`; prints what broke, and exits with 1.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -34,6 +37,7 @@ from tests.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 GOSSAMER = [sys.executable, "-c", "import sys; from node.cli import main; sys.exit(main())"]
 USUAL = 6.4  # groups a second of eight nodes on SmolLM2-135M: four each in a round of 5 s (README)
+USUAL_TAKEN = USUAL * 7 / 8  # of them a node's, which has its own already
 TIMES = 100
 STEADY = 3
 KINDS = ("killed", "asked", "paused")
@@ -120,7 +124,8 @@ def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
     draw, ended = random.Random(options.seed), dict.fromkeys(KINDS, 0)
     paused: dict[str, float] = {}  # until when
     broken: list[str] = []
-    with (options.out / "samples.jsonl").open("w") as samples:
+    told = itertools.cycle((relay, *nodes[:STEADY]))
+    with (options.out / "samples.jsonl").open("w") as samples, (options.out / "peers.jsonl").open("w") as peers:
         while (now := time.monotonic()) < until:
             for one in everybody:
                 if one.child.poll() is not None:
@@ -134,6 +139,10 @@ def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
             awake = [one for one in nodes[STEADY:] if one.name not in paused]
             if now >= churn and awake:
                 churn += CHURN_S
+                one = next(told)
+                if (state := one.state()) is not None:
+                    kept = {key: state[key] for key in ("peers", "counters", "rejected")}
+                    peers.write(json.dumps({"at": now - began, "name": one.name, **kept}) + "\n")
                 one, kind = draw.choice(awake), KINDS[sum(ended.values()) % len(KINDS)]
                 ended[kind] += 1
                 if kind == "paused":
@@ -250,7 +259,7 @@ def _errors(folder: Path) -> Iterator[str]:
 
 
 def _traffic(relay: Process, steady: list[Process], end_strangers: Callable[[], str]) -> dict[str, Any]:
-    """Return what the relay and the steady nodes have counted since they started."""
+    """Return what the relay and the steady nodes have counted since they started, and what that is to the usual."""
     told = {one.name: one.state() or {} for one in (relay, *steady)}
     counted = {
         name: {key: tree["counters"][key] for key in ("live_peers", "items_received", "items_sent", "bytes_received")}
@@ -258,7 +267,13 @@ def _traffic(relay: Process, steady: list[Process], end_strangers: Callable[[], 
         if tree
     }
     rates = {name: tree["counters"]["items_received"] / tree["uptime_s"] for name, tree in told.items() if tree}
-    return {"strangers": end_strangers(), "counters": counted, "items_received_per_s": rates}
+    return {
+        "strangers": end_strangers(),
+        "counters": counted,
+        "items_received_per_s": rates,
+        "times_the_usual": {name: rate / USUAL_TAKEN for name, rate in rates.items()},
+        "rejected": {name: tree["rejected"] for name, tree in told.items()},
+    }
 
 
 def _took(life: list[Sample]) -> dict[str, Any]:

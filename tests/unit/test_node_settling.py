@@ -36,6 +36,18 @@ def start(folder: Path, *settings: str, path: Path | None = None, **options: Any
     return settled
 
 
+def test_what_a_node_was_told_is_for_its_owner_alone_also_in_a_folder_that_others_may_read(tmp_path: Path) -> None:
+    folder = tmp_path / "n0"
+    folder.mkdir(mode=0o755)
+    (folder / "settings.json").write_text("{}")  # of an older version
+    start(folder, "observe.token=s3cret")
+    kept = {path.name: path for path in folder.iterdir() if "s3cret" in path.read_text()}
+    assert {name: path.stat().st_mode & 0o777 for name, path in kept.items()} == {
+        "settings.json": 0o600,
+        "config.json": 0o600,
+    }
+
+
 def test_a_folder_alone_is_enough_to_start_again(tmp_path: Path) -> None:
     first = start(
         tmp_path, "sampling.local=3", network__listen="tcp://0.0.0.0:4001", seeds=[SEED], policy__model="large"
