@@ -110,6 +110,9 @@ def is_file_task(name: str) -> bool:
     return name.partition("/")[0] in ("dataset", "file")
 
 
+_RULES_THAT_ARE_GONE = ("advantage", "freshest", "rescue", "likely", "hacpo", "maxrl")
+
+
 class SamplingConfig(Section):
     """What a round generates and what it trains on (I and J of the paper)."""
 
@@ -127,9 +130,7 @@ class SamplingConfig(Section):
         8, ge=2, le=128, description="completions a question, L; of a larger external group as many are drawn"
     )
     questions: int | None = Field(None, ge=1, description="questions a round; default: as many as local")
-    rule: Literal[
-        "sapo", "uniform", "advantage", "freshest", "correct", "positive", "rescue", "likely", "hacpo", "maxrl"
-    ] = Field(
+    rule: Literal["sapo", "uniform", "correct", "positive"] = Field(
         "positive",
         description="what is taken of own and of peers' groups; 'positive': single right answers of peers; 'sapo': the "
         "paper's, whole groups, best with local = external = 4",
@@ -161,6 +162,15 @@ class SamplingConfig(Section):
         "the draw follows; a forward pass a round; 0: every group is drawn alike",
     )
     max_uses: int = Field(1, ge=1, description="how often an external question may be trained on")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rule_that_is_gone(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("rule") in _RULES_THAT_ARE_GONE:
+            raise ValueError(
+                f"the rule {tree['rule']!r} is gone, since it was not ahead of 'positive': set rule to 'positive'"
+            )
+        return tree
 
     @model_validator(mode="after")
     def _some_groups(self) -> "SamplingConfig":

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from node.budget import Spent, is_done
@@ -37,7 +36,6 @@ from node.rollouts.sampling import (
     Candidate,
     Choose,
     Draw,
-    OwnGroup,
     Pick,
     Place,
     Rule,
@@ -218,8 +216,6 @@ class Loop:
             sampling.completions,
             SCALES[self.config.trainer.scale_rewards],
             rng,
-            [OwnGroup(one.id, one.group.task.name, one.group.rewards) for one in own],
-            partial(self._likelihood, {one.id: one for one in own}, judged),
             None if score is None else self._preference(score, version + 1),
             self._per_signer(),
         )
@@ -361,22 +357,6 @@ class Loop:
 
     def _count_scored(self, completions: Iterable[Sequence[int]]) -> None:
         self.row["tokens_scored"] = self.row.get("tokens_scored", 0) + sum(map(len, completions))
-
-    def _likelihood(self, own: Mapping[bytes, EncodedGroup], judged: _Judged, places: Sequence[Place]) -> list[float]:
-        """Return the mean log-probability of own and peers' completions; NaN for those of no use here."""
-        self._verify((group for group, _ in places if group not in own), judged)
-        known = dict(own) | self._encoded(judged.true, [place for place in places if place[0] in judged.true])
-        rows = {
-            (group, index): (known[group].prompt, known[group].completions[index])
-            for group, index in places
-            if group in known and known[group].completions.get(index)
-        }
-        scores = self.journal.measured(
-            len(rows), lambda: mean_logprobs(self.policy, list(rows.values()), self.config.engine.temperature)
-        )
-        self._count_scored(made for _, made in rows.values())
-        found = dict(zip(rows, scores, strict=True))
-        return [found.get(place, math.nan) for place in places]
 
     def _record(self, own: Sequence[EncodedGroup], drawn: Sequence[Drawn]) -> None:
         bounds, number = self.config.rollout_log, self.row["round"]

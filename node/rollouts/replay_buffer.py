@@ -143,7 +143,7 @@ class ReplayBuffer:
             # A clock that was set back must not make the newest group the oldest.
             self._newest = max(self._newest, item.received)
             question, rewards = question_id(group), group.rewards
-            candidate = Candidate(item.id, item.peer, question, self._newest, first_round, rewards, group.task.name)
+            candidate = Candidate(item.id, item.peer, question, self._newest, first_round, rewards)
             self._remember(candidate, len(item.body))
             packed = array.array("d", rewards).tobytes()
             rows.append((item.id, item.peer, group.task.name, question, self._newest, first_round, packed, item.body))
@@ -280,13 +280,12 @@ class ReplayBuffer:
         self._uses = Counter(question for (question,) in self._db.execute("SELECT question FROM uses"))
         self._buried = {group_id for (group_id,) in self._db.execute("SELECT id FROM buried")}
         rows = self._db.execute(
-            "SELECT id, peer, question, received, first_round, rewards, task, length(body) FROM groups "
-            "ORDER BY received, id"
+            "SELECT id, peer, question, received, first_round, rewards, length(body) FROM groups ORDER BY received, id"
         )
-        for group_id, peer, question, received, first_round, rewards, task, size in rows:
+        for group_id, peer, question, received, first_round, rewards, size in rows:
             self._newest = received
             unpacked = tuple(array.array("d", rewards))
-            self._remember(Candidate(group_id, peer, question, received, first_round, unpacked, task), size)
+            self._remember(Candidate(group_id, peer, question, received, first_round, unpacked), size)
 
     def _remember(self, candidate: Candidate, size: int) -> None:
         self._entries[candidate.id] = _Entry(candidate, size)

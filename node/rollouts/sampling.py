@@ -11,7 +11,6 @@ but their mean is that of the whole group in expectation, and so is the gradient
 of the drawn alone would sum to zero, and lose groups whose one right answer is not drawn.)
 """
 
-import math
 import random
 import statistics
 from collections import Counter
@@ -51,7 +50,7 @@ class Candidate:
     """What a rule may know of a peer's group, as its signer says: it is verified once it is drawn.
 
     Who signed it, which question it answers, when it came (Unix seconds), the first round that may draw it, its
-    rewards, the name of its task.
+    rewards.
     """
 
     id: bytes
@@ -60,7 +59,6 @@ class Candidate:
     received: float
     first_round: int
     rewards: tuple[float, ...]
-    task: str = ""
 
     @property
     def informative(self) -> bool:
@@ -79,33 +77,22 @@ class Pick:
 
 
 Scale = Callable[[Sequence[float]], list[float]]
-
-
 Choose = Callable[[Sequence[Candidate], int, random.Random], list[Candidate]]
 Place = tuple[bytes, int]  # a completion: its group's id, and its place there
-Likelihood = Callable[[Sequence[Place]], list[float]]
-
-
-def _unmeasured(places: Sequence[Place]) -> list[float]:
-    return [math.nan] * len(places)
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
     """What a rule is asked for: `count` groups, of each at most `completions`, with advantages by `scale`.
 
-    `own` are this round's own groups, by their ids, with their tasks and rewards. `likelihood` tells how likely
-    completions are under the node's own policy, their mean log-probability in nats a token; NaN for one of no use here.
-    It costs a forward pass, which is counted (`tokens_scored`). `choose` draws candidates without replacement:
-    uniformly, or by what their peers have been worth (`node.rollouts.usefulness`), at most `per_signer` of each peer.
+    `choose` draws candidates without replacement: uniformly, or by what their peers have been worth
+    (`node.rollouts.usefulness`), at most `per_signer` of each peer.
     """
 
     count: int
     completions: int
     scale: Scale
     rng: random.Random
-    own: Sequence["OwnGroup"] = ()
-    likelihood: Likelihood = _unmeasured
     preference: Choose | None = None
     per_signer: int | None = None
 
@@ -116,15 +103,6 @@ class Draw:
         if self.preference is not None:
             return self.preference(candidates, count, self.rng)
         return self.rng.sample(candidates, min(count, len(candidates)))
-
-
-@dataclass(frozen=True, slots=True)
-class OwnGroup:
-    """What a rule may know of a group that this node made in the round: its content id, its task, its rewards."""
-
-    id: bytes
-    task: str
-    rewards: tuple[float, ...]
 
 
 Advantages = Sequence[tuple[int, float]]  # of completions of one group, by their places in it

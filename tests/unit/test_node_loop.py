@@ -393,32 +393,6 @@ def test_a_prompt_has_the_room_that_the_longest_completion_leaves(policy: Policy
         longest_prompt(node_config(max_completion_length=POSITIONS).engine, policy)
 
 
-@pytest.mark.parametrize("rule", ["likely", "hacpo"])
-def test_what_a_rule_asks_the_likelihood_of_is_counted(policy: Policy, tmp_path: Path, rule: str) -> None:
-    config = parse_config(
-        {
-            "rounds": 2,
-            "engine": {"max_completion_length": 6},
-            "sampling": {"local": 1, "external": 2, "completions": 2, "rule": rule, **UNBOUNDED},
-        }
-    )
-    task = Guess()
-    answers = (Completion("11", True, 1.0), Completion("1", True, 0.0))
-    groups = [Group(task.key, seed, task.make(seed).question, answers, "peer", 0) for seed in range(3)]
-    tasks = TaskSet([(task, 1.0)])
-    with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
-        metrics = MetricsLog(tmp_path / "metrics.jsonl")
-        loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, Peer(*groups), metrics)
-        rounds = loop.rounds(0)
-        samples = next(rounds)
-        looked_at = 3 if rule == "likely" else 2
-        own = len(samples[0].completion) if rule == "hacpo" else 0
-        assert sum(one.external for one in samples) == 2
-        assert loop.row["tokens_scored"] == looked_at * 3 + own  # "11" and its end
-        next(rounds)  # what it has spent is complete when the round is over
-        assert loop.spent.scored >= looked_at * 3 + own
-
-
 def test_the_draw_follows_what_a_probe_says_of_peers_and_a_node_that_goes_on_measures_the_same(
     policy: Policy, tmp_path: Path
 ) -> None:

@@ -117,7 +117,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("rule", "probe"),
-    [("sapo", 0), ("sapo", 2), ("positive", 2), ("advantage", 0), ("likely", 0), ("hacpo", 2)],
+    [("sapo", 0), ("sapo", 2), ("positive", 2), ("uniform", 0)],
 )
 def test_every_round_comes_out_as_recorded_across_a_kill_and_a_step_back(folder: Path, rule: str, probe: int) -> None:
     config = config_of(folder, rule, probe)
