@@ -141,6 +141,7 @@ class Core:
         self.manifest = setup.manifest  # empty until a peer sent it
         self._sequences: Recent[Link, int] = Recent(MAX_LINKS)
         self._said_hello: Recent[Link, None] = Recent(MAX_LINKS)  # that we dialled and sent a hello
+        self._ended: Recent[Link, None] = Recent(MAX_LINKS)  # whose last words may yet come: nobody's fault
         self._misfits: Recent[bytes, int] = Recent(MAX_LINKS)  # CURVE keys whose holders speak another version
         self._notices = TokenBucket(1 / NOTICE_S, NOTICES, now.steady)
         self._manifest_asks: Recent[bytes, TokenBucket] = Recent(MAX_LINKS)
@@ -186,10 +187,14 @@ class Core:
                 return self._offer(topic + body, hashes, now)
             case Subscribe():
                 return self._items(self.gossip.handle(event, now), now)
-            case Opened(link):
+            case Opened(link) | Accepted(link):
                 self._said_hello.pop(link)
+                self._ended.pop(link)
                 return self._members(self.membership.handle(event, now), now)
-            case Accepted() | Closed() | Moved() | Stored():
+            case Closed(link):
+                self._ended.set(link, None)
+                return self._members(self.membership.handle(event, now), now)
+            case Moved() | Stored():
                 return self._members(self.membership.handle(event, now), now)
             case Revoked():
                 return self._revoked(event, now)
@@ -236,7 +241,7 @@ class Core:
             if envelope.swarm != self._swarm:
                 raise EnvelopeError("wrong_swarm")
             if node is None and envelope.kind not in (BEFORE_HELLO if link.dialled else {Kind.HELLO}):
-                if self.membership.is_parting(link):
+                if self.membership.is_parting(link) or link in self._ended:
                     return []
                 if not (envelope.kind == Kind.REVOCATIONS and self.membership.awaits_list(link)):
                     raise MessageError("no_hello")
@@ -403,7 +408,10 @@ class Core:
                 case Send(link, message):
                     assert isinstance(link, Link)
                     actions += self._tell(link, message, now)
-                case Dial() | HangUp():
+                case Dial():
+                    actions.append(action)
+                case HangUp(link):
+                    self._ended.set(link, None)
                     actions.append(action)
                 case PeerUp(node) | PeerDown(node):
                     if isinstance(action, PeerDown):

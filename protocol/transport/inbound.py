@@ -16,7 +16,7 @@ import zmq
 
 from protocol.credentials.records import Endpoint
 from protocol.errors import BadAddress, PortInUse
-from protocol.events import Arrived, Closed, Link, NetworkEvent, Refused
+from protocol.events import Arrived, Link, NetworkEvent, Refused
 from protocol.lru import Recent
 from protocol.transport.addresses import advertised_host, bindable_host
 from protocol.transport.sockets import (
@@ -155,8 +155,7 @@ class Inbound:
             return Taken.GONE
         taken = route.in_flight.send(self._router, frame, route.id)
         if taken is Taken.GONE:
-            del self._routes[link]
-            self._events.append(Closed(link))
+            del self._routes[link]  # that it is closed is told by a review, once what it said is read
         elif taken is Taken.YES:
             self._watch.answered(link)
         return taken

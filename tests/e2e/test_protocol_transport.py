@@ -160,6 +160,27 @@ def test_the_end_of_an_inbound_link_is_noticed_without_sending() -> None:
         server.wait_for(Closed, link=here)
 
 
+def test_what_came_before_a_connection_ended_is_read_before_its_end_is_told() -> None:
+    with nodes(Node()) as (server,), zmq.Context() as context:
+        identity = Identity.generate()
+        link = Link(identity.curve_key, dialled=False)
+        dealer = context.socket(zmq.DEALER)
+        dealer.curve_serverkey = z85.encode(server.identity.curve_key)
+        dealer.curve_publickey, dealer.curve_secretkey = (
+            z85.encode(half) for half in (identity.curve_key, identity.curve_secret)
+        )
+        dealer.connect(str(server.address().endpoint))
+        dealer.send(b"hello")
+        server.wait_for(Arrived, frame=b"hello")
+        for number in range(20):
+            dealer.send(b"%d" % number)
+        dealer.close()
+        context.term()  # all of it has left
+        wait_until(lambda: not server.transport.send(link, b"are you there"), 10, "libzmq to know of the end")
+        server.wait_for(Closed, link=link)
+        assert server.seen[-21:] == [*(Arrived(link, b"%d" % number) for number in range(20)), Closed(link)]
+
+
 def test_a_graylisted_key_is_refused_in_the_handshake() -> None:
     refused: set[bytes] = set()
     with nodes(Node(refuses=refused.__contains__), Node(None)) as (server, client):

@@ -12,6 +12,7 @@ from protocol.core import MANIFEST_ASK_S, MANIFEST_ASKS, NOTICES, Core, Traffic
 from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.driver import Driver
 from protocol.events import (
+    Accepted,
     Arrived,
     ChargePrefix,
     Closed,
@@ -245,6 +246,19 @@ def test_a_stranger_gets_nothing_and_gives_nothing() -> None:
     assert talk.rejected == {"no_hello": 2}
     offered = talk.core.handle(Offer(b"mine", NO_TOPIC), at(0))
     assert [action.link for action in offered] == [LINK]
+
+
+def test_what_was_on_its_way_when_a_link_ended_is_nobodys_fault() -> None:
+    talk = Talk()
+    assert HangUp(LINK) in talk.say(Kind.GOODBYE, Goodbye("rotated").encode())
+    assert talk.say(Kind.ITEM, b"behind the goodbye") == []
+    talk.greet(OTHER, OTHER_LINK)
+    talk.core.handle(Closed(OTHER_LINK), at(0))
+    assert talk.say(Kind.PING, Ping(1).encode(), OTHER, OTHER_LINK) == []
+    assert talk.rejected == {}
+    talk.core.handle(Accepted(OTHER_LINK, "127.0.0.1"), at(0))
+    talk.say(Kind.PING, Ping(2).encode(), OTHER, OTHER_LINK)
+    assert talk.rejected == {"no_hello": 1}
 
 
 def test_an_unknown_kind_is_ignored() -> None:
