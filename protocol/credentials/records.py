@@ -21,6 +21,7 @@ from functools import cached_property
 
 from protocol.errors import BadAddress, RecordError
 from protocol.identity import KEY_BYTES, Identity, NodeId, Verify, node_id, verify
+from protocol.limits.networks import Scope, scope_of
 from protocol.lru import Recent
 from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
 from protocol.wire.envelope import HEADER_BYTES, SWARM_BYTES
@@ -172,6 +173,12 @@ class PeerRecord:
     def address(self) -> Address | None:
         """Where to dial the node, if anybody can."""
         return self.addresses[0] if self.addresses else None
+
+    @cached_property
+    def reach(self) -> tuple[Scope, Scope]:
+        """The scopes of its nearest and of its farthest endpoint; without one as if both were public."""
+        scopes = [scope_of(endpoint.host) for endpoint in self.endpoints]
+        return min(scopes, default=Scope.PUBLIC), max(scopes, default=Scope.PUBLIC)
 
     @property
     def started(self) -> int:

@@ -23,10 +23,10 @@ through it look local).
 """
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice, zip_longest
+from itertools import chain, zip_longest
 from typing import NamedTuple
 
 from protocol.config import Instant
@@ -88,7 +88,7 @@ class Acquaintance(NamedTuple):
 
 def saved_scope(record: PeerRecord) -> Scope:
     """Return from where the endpoints of a saved record count: all if none is public, else the public ones."""
-    return Scope.PUBLIC if usable(record.addresses, Scope.PUBLIC) else Scope.LOOPBACK
+    return Scope.PUBLIC if usable(record, Scope.PUBLIC) else Scope.LOOPBACK
 
 
 @dataclass(slots=True)
@@ -122,7 +122,7 @@ class _Entry:
     def see_from(self, scope: Scope) -> None:
         """Let endpoints of that scope count, and nearer ones not."""
         self.scope = scope
-        counting = usable(self.record.addresses, scope)
+        counting = usable(self.record, scope)
         if counting != self.addresses:
             self.addresses, self.contact = counting, None
 
@@ -132,7 +132,7 @@ class _Entry:
         if not record.replaces(old):
             return False
         if (old.endpoints, old.curve_key) != (record.endpoints, record.curve_key):
-            self.addresses = usable(record.addresses, self.scope)
+            self.addresses = usable(record, self.scope)
             self.aim(not_before)
         self.dead = self.dead and old.incarnation == record.incarnation
         self.record = record
@@ -201,7 +201,7 @@ class Book:
         if known is not None:
             if scope < known.scope:
                 known.see_from(scope)
-            if not known.update(record, not_before):
+            if record is known.record or not known.update(record, not_before):
                 return False
             self._enter(node, known, known.group if known.source == node else _group_of(record, NOWHERE))
             return True
@@ -324,8 +324,13 @@ class Book:
         self, count: int, rng: random.Random, suits: Callable[[PeerRecord], bool] = lambda _: True
     ) -> list[PeerRecord]:
         """Return `count` of the good records that suit, or all of them where there are fewer, drawn uniformly."""
-        suitable = (entry.record for _, entry in self._entries.shuffled(rng) if entry.is_good and suits(entry.record))
-        return list(islice(suitable, count))
+        chosen: list[PeerRecord] = []
+        for _, entry in self._entries.shuffled(rng) if count > 0 else ():
+            if entry.is_good and suits(entry.record):
+                chosen.append(entry.record)
+                if len(chosen) == count:
+                    break
+        return chosen
 
     def good_records(self) -> list[PeerRecord]:
         """Return the records of nodes that nobody failed to reach and that are not said to be dead."""
@@ -372,11 +377,12 @@ class Book:
         return [entry.record for entry in self._candidates.values() if entry.source == teller]
 
 
-def usable(addresses: tuple[Address, ...], scope: Scope) -> tuple[Address, ...]:
-    """Return the addresses that are at least of that scope."""
-    if all(scope_of(address.endpoint.host) >= scope for address in addresses):
-        return addresses  # the very tuple that all nodes of a simulation share
-    return tuple(address for address in addresses if scope_of(address.endpoint.host) >= scope)
+def usable(record: PeerRecord, scope: Scope) -> tuple[Address, ...]:
+    """Return the record's addresses that are at least of that scope."""
+    nearest, _ = record.reach
+    if nearest >= scope:
+        return record.addresses  # the very tuple that all nodes of a simulation share
+    return tuple(address for address in record.addresses if scope_of(address.endpoint.host) >= scope)
 
 
 def _group_of(record: PeerRecord, nowhere: str) -> str:
@@ -388,7 +394,12 @@ def _worst(table: Iterable[tuple[NodeId, _Entry]], kept: set[NodeId], count: int
     """Return whom to forget first; see the module's comment."""
     entries = list(table)
     told = Counter([entry.source for _, entry in entries])
-    rank = sorted(
-        (entry.is_good, -told[entry.source], rng.random(), node) for node, entry in entries if node not in kept
-    )
-    return [node for *_, node in rank[: max(0, count)]]
+    ranks: defaultdict[tuple[bool, int], list[NodeId]] = defaultdict(list)
+    for node, entry in entries:
+        if node not in kept:
+            ranks[entry.is_good, -told[entry.source]].append(node)
+    worst: list[NodeId] = []
+    for _, nodes in sorted(ranks.items()):
+        room = max(0, count - len(worst))
+        worst += nodes if len(nodes) <= room else rng.sample(nodes, room)
+    return worst

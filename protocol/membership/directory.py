@@ -8,7 +8,7 @@ from protocol.credentials.records import RECORD_LIFE_S, REFUTATION_BITS, Endpoin
 from protocol.events import MembershipAction, Send
 from protocol.identity import KEY_BYTES, NodeId, node_id
 from protocol.limits.networks import Scope, scope_of
-from protocol.membership.address_book import Book, usable
+from protocol.membership.address_book import Book
 from protocol.membership.links import Peer
 from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, Digest, Peers
 
@@ -21,6 +21,7 @@ class Directory:
 
     def __init__(self, setup: Setup, book: Book, rng: random.Random, now: Instant) -> None:
         self._setup = setup
+        self._own = setup.identity.node_id
         self._book = book
         self._rng = rng
         self._endpoints = self.given = setup.endpoints
@@ -102,9 +103,10 @@ class Directory:
     def known(self, encoded: bytes) -> PeerRecord | None:
         """Return the newest record of its author if these are its bytes: no signature need be checked again."""
         author = node_id(encoded[:KEY_BYTES])
-        own = author == self._setup.identity.node_id
-        known = self._variants.values() if own else (self._book.get(author),)
-        return next((record for record in known if record is not None and record.encoded == encoded), None)
+        if author == self._own:
+            return next((record for record in self._variants.values() if record.encoded == encoded), None)
+        record = self._book.get(author)
+        return record if record is not None and record.encoded == encoded else None
 
     def read(self, encoded: bytes, now: Instant) -> PeerRecord:
         """Verify a record of this swarm.
@@ -145,4 +147,5 @@ def meant_for(scope: Scope, records: Iterable[PeerRecord]) -> list[PeerRecord]:
 
 def means_something(record: PeerRecord, scope: Scope) -> bool:
     """Tell whether a record is of use to a reader of that scope: one with nearer endpoints only is not."""
-    return scope is Scope.LOOPBACK or not record.endpoints or bool(usable(record.addresses, scope))
+    _, farthest = record.reach
+    return farthest >= scope

@@ -59,7 +59,7 @@ class Feelers:
     def lapse(self, acquaintances: Iterable[Acquaintance]) -> None:
         """Remember nodes that were met and whose records have gone from the book."""
         for record, scope in acquaintances:
-            addresses = usable(record.addresses, scope)
+            addresses = usable(record, scope)
             if not addresses:
                 continue
             node = record.node_id
