@@ -143,14 +143,15 @@ def tasks_asked(nodes: Nodes) -> list[str]:
 def plot_signals(nodes: Nodes) -> str:
     """Draw small plots, side by side, of what tells whether training is healthy: means over nodes, smoothed."""
     lines = {key: [_key_line(rows, key) for rows in nodes.values()] for key, _ in SIGNALS}
-    signals = [(key, label) for key, label in SIGNALS if any(rounds for rounds, _ in lines[key])]
+    means = {key: _mean_line([line for line in lines[key] if line[0]]) for key in lines}
+    signals = [(key, label) for key, label in SIGNALS if means[key][0]]
     with _style("signals"):
         columns = 3
         height = -(-len(signals) // columns)
         figure = Figure(figsize=(WIDTH, 0.4 + 1.75 * height), layout="constrained")
         for place, (key, label) in enumerate(signals):
             axes = figure.add_subplot(height, columns, place + 1)
-            rounds, values = _mean_line([line for line in lines[key] if line[0]])
+            rounds, values = means[key]
             axes.plot(*_thin((rounds, values)), color=OWN, linewidth=1.4, marker="o" if len(rounds) == 1 else None)
             axes.set_title(label, fontsize=9, loc="left", color=INK)
             axes.set_ylim(min(0, *values), 1.1 * max(values) or 1)

@@ -173,6 +173,17 @@ def test_a_signal_that_a_node_has_never_measured_leaves_its_line_out() -> None:
     assert "entropy, nats a token" in page
 
 
+def test_a_signal_that_few_nodes_have_in_any_one_round_leaves_its_plot_out() -> None:
+    rows = [make_row(0, number) for number in range(1, 6)]
+    nodes = {
+        f"n{at}": NodeFiles([row | {"entropy": 1.0 if row["round"] == at + 1 else None} for row in rows])
+        for at in range(4)
+    }
+    page = render_report("run", nodes, {})  # of a run that was stopped at once
+    assert "entropy" not in page[: page.index("Own and external")]
+    assert render_report("run", {"n0": NodeFiles([{"round": 1, "reward": 0.0}])}, {})  # none has any
+
+
 def test_colours_of_the_page_are_the_plots_too(tmp_path: Path) -> None:
     fill(tmp_path, 1, 5)
     page = write_report(tmp_path).read_text()
