@@ -82,8 +82,10 @@ def photographed(browser: Chrome, width: int, most: int, *, dark: bool) -> Image
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
     wait_until(lambda: browser.execute_script("return innerWidth") == width, LIMIT, "the page's width")
-    drawn = "return Math.max(...[...document.querySelectorAll('#plots .uplot')].map(one => one.clientWidth))"
-    wait_until(lambda: 100 < browser.execute_script(drawn) < width, LIMIT, "plots of that width")
+    plots = "[...document.querySelectorAll('.plot:not([hidden])')]"
+    fits = "one => one.querySelector('.uplot')?.clientWidth === Math.max(260, one.clientWidth)"
+    drawn = f"return {plots}.length > 0 && {plots}.every({fits})"  # and in the colours, which were set before
+    wait_until(lambda: browser.execute_script(drawn), LIMIT, "plots of that width")
     taken = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
     return Image.open(io.BytesIO(base64.b64decode(taken["data"]))).convert("RGB").quantize(128)
 

@@ -263,8 +263,9 @@ function drawState() {
     }));
 
   const peers = states.flatMap((one) => ((one.status && one.status.peers) || []).map((peer) => ({ ...peer, of: one })));
+  const others = peers.some((peer) => peer.agent !== peer.of.status.agent); // run another version
   fill(find("peers"), ["of", "peer", "called", "state", right("for"), right("sent"), right("got"), right("score"), right("round trip"),
-    right("taught"), "endpoint", "runs"],
+    right("taught"), "endpoint", ...(others ? ["runs"] : [])],
     peers.slice(0, 200).map((peer) => {
       return [
         peer.of.name, [peer.node.slice(0, 12), { title: peer.node }], called(peer.node),
@@ -273,7 +274,7 @@ function drawState() {
         [rounded(peer.score), { class: isBad(peer, peer.of.status) ? "number state-suspect" : "number" }],
         right(peer.rtt_s == null ? "–" : `${(1000 * peer.rtt_s).toFixed(peer.rtt_s < 0.01 ? 1 : 0)} ms`),
         right(String(node(peer.of.name).taught.get(peer.node) || 0)),
-        peer.endpoint || "cannot be dialled", peer.agent];
+        peer.endpoint ? peer.endpoint.replace("tcp://", "") : "cannot be dialled", ...(others ? [peer.agent] : [])];
     }));
   if (peers.length) find("least-score").textContent = String(peers[0].of.status.least_score);
   drawGraph(states);
