@@ -45,7 +45,7 @@ CHURN_S = 20.0
 PAUSE_S = 10.0  # stopped for longer than peers wait for it
 LOOK_S = 2.0
 UP_S = 240.0  # until all have loaded, on a busy machine
-STOP_S = 120.0
+STOP_S = 300.0  # a node that loads stops once it has, on a busy machine
 IDLE_S = 60.0  # a node that is up hangs if it has no new round for so long
 ENDED_EARLY = "the strangers, nodes' hosts in a process of their own, ended before their time with"
 EXPECTED_ERRORS = frozenset[str]()
@@ -123,20 +123,27 @@ def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
     until, churn = began + 60 * options.minutes, began + CHURN_S
     draw, ended = random.Random(options.seed), dict.fromkeys(KINDS, 0)
     paused: dict[str, float] = {}  # until when
+    asked: dict[str, float] = {}  # to stop, until when at the latest
     broken: list[str] = []
     told = itertools.cycle((relay, *nodes[:STEADY]))
     with (options.out / "samples.jsonl").open("w") as samples, (options.out / "peers.jsonl").open("w") as peers:
         while (now := time.monotonic()) < until:
             for one in everybody:
                 if one.child.poll() is not None:
-                    broken.append(f"{one.name} ended by itself with {one.child.returncode}, {now - began:.0f} s in")
+                    if asked.pop(one.name, None) is None or one.child.returncode != 0:
+                        broken.append(f"{one.name} ended with {one.child.returncode}, {now - began:.0f} s in")
+                    one.start()
+                elif asked.get(one.name, until) <= now:
+                    broken.append(f"{one.name} did not stop within {STOP_S:.0f} s, {now - began:.0f} s in")
+                    del asked[one.name]
+                    one.end(signal.SIGKILL)
                     one.start()
                 elif (sample := one.look(now - began)) is not None:
                     samples.write(json.dumps({"name": one.name, "life": len(one.lives), **sample._asdict()}) + "\n")
                 if paused.get(one.name, until) <= now:
                     one.child.send_signal(signal.SIGCONT)
                     del paused[one.name]
-            awake = [one for one in nodes[STEADY:] if one.name not in paused]
+            awake = [one for one in nodes[STEADY:] if one.name not in paused and one.name not in asked]
             if now >= churn and awake:
                 churn += CHURN_S
                 one = next(told)
@@ -148,19 +155,26 @@ def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
                 if kind == "paused":
                     one.child.send_signal(signal.SIGSTOP)
                     paused[one.name] = now + PAUSE_S
+                elif kind == "asked":
+                    one.child.send_signal(signal.SIGTERM)
+                    asked[one.name] = now + STOP_S
                 else:
-                    one.end(signal.SIGKILL if kind == "killed" else signal.SIGTERM)
+                    one.end(signal.SIGKILL)
                     one.start()
             time.sleep(LOOK_S)  # between two looks
     for one in everybody:
         if one.name in paused:
             one.child.send_signal(signal.SIGCONT)
-    broken += _hangs(everybody)
+    broken += _hangs([one for one in everybody if one.name not in asked])
     traffic = _traffic(relay, nodes[:STEADY], stranger)
     if traffic["strangers"].startswith(ENDED_EARLY):
         broken.append(f"{traffic['strangers']}: the traffic was less than it should be")
     for one in everybody:
-        if one.end(signal.SIGTERM) != 0:
+        try:
+            one.end(signal.SIGTERM)
+        except subprocess.TimeoutExpired:
+            broken.append(f"{one.name} did not stop within {STOP_S:.0f} s at the end")
+        if one.child.returncode:
             broken.append(f"{one.name} ended with {one.child.returncode} when it was asked to stop")
         for number, life in enumerate(one.lives, 1):
             bounds, steady = NODE if one.trains else RELAY, one in (relay, *nodes[:STEADY])
