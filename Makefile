@@ -52,7 +52,7 @@ long: $(STAMP) ## the longest tests, beyond what CI has time for: two nodes on v
 	@PYTHON=$(BIN)/python tests/install_trackers.sh
 	@$(BIN)/pytest -m long
 
-browser: $(STAMP) ## the dashboard in a real browser; wants Debian's packages chromium and chromium-driver
+browser: $(STAMP) docs ## the dashboard, and the site from its folder, in a real browser; wants Debian's packages chromium and chromium-driver
 	@$(BIN)/pytest -m browser
 
 pictures: $(STAMP) ## take the pictures of the dashboard in docs/ anew; wants what browser wants

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -29,25 +27,6 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 LIMIT = 90.0
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1200,1500"
-)
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Chrome]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    assert chromium and driver, "install Debian's packages chromium and chromium-driver"
-    options = ChromeOptions()
-    options.binary_location = chromium
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}"]:
-        options.add_argument(flag)
-    browser = Chrome(options=options, service=Service(driver))
-    try:
-        yield browser
-    finally:
-        browser.quit()
 
 
 @contextmanager
@@ -80,7 +59,6 @@ def photographed(browser: Chrome, width: int, most: int, *, dark: bool) -> Image
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
     size = {"width": width, "height": most, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
     wait_until(lambda: browser.execute_script("return innerWidth") == width, LIMIT, "the page's width")
     plots = "[...document.querySelectorAll('.plot:not([hidden])')]"
     fits = "one => one.querySelector('.uplot')?.clientWidth === Math.max(260, one.clientWidth)"
