@@ -264,11 +264,12 @@ function drawState() {
 
   const peers = states.flatMap((one) => ((one.status && one.status.peers) || []).map((peer) => ({ ...peer, of: one })));
   const others = peers.some((peer) => peer.agent !== peer.of.status.agent); // run another version
-  fill(find("peers"), ["of", "peer", "called", "state", right("for"), right("sent"), right("got"), right("score"), right("round trip"),
+  const several = states.length > 1;
+  fill(find("peers"), [...(several ? ["of"] : []), "peer", "called", "state", right("for"), right("sent"), right("got"), right("score"), right("round trip"),
     right("taught"), "endpoint", ...(others ? ["runs"] : [])],
     peers.slice(0, 200).map((peer) => {
       return [
-        peer.of.name, [peer.node.slice(0, 12), { title: peer.node }], called(peer.node),
+        ...(several ? [peer.of.name] : []), [peer.node.slice(0, 12), { title: peer.node }], called(peer.node),
         [peer.state, { class: `state-${peer.state}` }],
         right(span(peer.age_s)), right(bytes(peer.bytes_sent)), right(bytes(peer.bytes_received)),
         [rounded(peer.score), { class: isBad(peer, peer.of.status) ? "number state-suspect" : "number" }],
@@ -331,7 +332,7 @@ function drawGraph(states) {
   };
   const place = new Map(listed.map((id, index) => {
     const angle = (2 * Math.PI * index) / listed.length - Math.PI / 2;
-    return [id, [80 * Math.cos(angle), 80 * Math.sin(angle)]];
+    return [id, [70 * Math.cos(angle), 70 * Math.sin(angle)]];
   }));
   const local = new Set(here.map((one) => one.status.node));
   graph.replaceChildren();
@@ -346,7 +347,10 @@ function drawGraph(states) {
   }
   for (const [id, [x, y]] of place) {
     graph.append(svg("circle", { cx: x, cy: y, r: 5, class: local.has(id) ? "here" : "" }));
-    const text = svg("text", { x: x * 1.18, y: y * 1.18 + 3 });
+    // Beside its circle, outwards; above or below it where the ring is level.
+    const anchor = x > 6 ? "start" : x < -6 ? "end" : "middle";
+    const text = svg("text", { x: x + (anchor === "middle" ? 0 : Math.sign(x) * 8), y: y * (anchor === "middle" ? 1.17 : 1.03) + 3,
+      "text-anchor": anchor });
     text.textContent = called(id);
     graph.append(text);
   }
