@@ -18,7 +18,7 @@ from protocol.config import NOT_KEPT, Instant, Setup
 from protocol.credentials.records import PeerRecord
 from protocol.errors import MessageError
 from protocol.events import MembershipAction, Send
-from protocol.identity import NodeId
+from protocol.identity import KEY_BYTES, NodeId, node_id
 from protocol.limits.networks import Scope
 from protocol.limits.rate_limits import TokenBucket
 from protocol.membership.address_book import Book
@@ -67,6 +67,8 @@ class Dissemination:
         teller = self._links.peers.get(sender)
         fresh: list[PeerRecord] = []
         for encoded in peers.records:
+            if self._book.holds(node_id(encoded[:KEY_BYTES]), encoded, scope):
+                continue  # as most that is told: the dearest line of a swarm in which thousands join
             record = self._directory.known(encoded)
             if record is None:
                 if teller is not None and not teller.told.take(1, now.steady):
