@@ -48,7 +48,7 @@ def replay(folder: Path) -> Iterator[Compared]:
             yield from _again(start, section)
         start, section = entry, []
     if start is None:
-        raise UserError(f"{folder} has no {JOURNAL_FILE}: name the state folder of a node that has trained a round")
+        raise UserError(f"{folder} has no round in {JOURNAL_FILE}: name the folder of a node that has trained")
     yield from _again(start, section)
 
 

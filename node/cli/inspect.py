@@ -78,7 +78,7 @@ def _rollouts(folder: Path, own: bool, watch: bool, last: int) -> "Iterator[str]
     path = folder / ROLLOUTS_FILE
     kept = read_with_older(path)
     if not kept and not (watch and folder.is_dir()):
-        raise UserError(f"{folder} has no {ROLLOUTS_FILE}: name the state folder of a node that has trained a round")
+        raise UserError(f"{folder} has no rollout in {ROLLOUTS_FILE}: name the folder of a node that has trained")
 
     def groups(rows: "Iterable[Row]") -> "list[list[Row]]":
         shown = (row for row in rows if row.get("whose") == OWN or not own)

@@ -230,7 +230,7 @@ def test_a_torn_frame_is_passed_over_and_cut_before_the_next(folder: Path) -> No
 
 
 def test_no_record_and_a_damaged_one_are_a_line(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"has no rounds\.journal"):
+    with pytest.raises(UserError, match=r"has no round in rounds\.journal"):
         list(replay(folder))
     (folder / JOURNAL_FILE).write_bytes(b"\x00\x00\x00\x04abcd")
     with pytest.raises(UserError, match="damaged"):

@@ -84,7 +84,7 @@ def test_inspect_own_lists_the_newest_groups_with_their_text_made_harmless(
 
 def test_a_folder_without_rollouts_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", str(tmp_path), "--own"], debug=False) == 2
-    assert "has no rollouts.jsonl" in capfd.readouterr().err
+    assert "has no rollout in rollouts.jsonl" in capfd.readouterr().err
 
 
 def test_watch_shows_what_is_added(tmp_path: Path) -> None:
