@@ -33,6 +33,7 @@ from protocol.transport.tcp import TcpWatch
 DOMAIN = b"gossamer"
 _ENDPOINT = "inproc://zeromq.zap.01"
 _VERSION = b"1.0"
+_REFUSED = b"refused"
 
 MAX_KEYS = 1024  # whose link is not made again for each frame, least recently heard forgotten first
 
@@ -73,7 +74,7 @@ class ZapHandler:
                 return
             reply = decide(request, self._refuses)
             self.socket.send_multipart(reply)
-            if reply[2] == b"403":
+            if reply[3] == _REFUSED:
                 self._refused(request[6])
 
 
@@ -85,7 +86,7 @@ def decide(request: list[bytes], refuses: Refuses) -> list[bytes]:
     if domain != DOMAIN or mechanism != b"CURVE" or len(key) != 32:
         return [_VERSION, request_id, b"400", b"CURVE only", b"", b""]
     if refuses(key):
-        return [_VERSION, request_id, b"403", b"refused", b"", b""]
+        return [_VERSION, request_id, b"400", _REFUSED, b"", b""]  # libzmq takes a status of its own for nonsense
     return [_VERSION, request_id, b"200", b"OK", key.hex().encode(), b""]
 
 

@@ -70,6 +70,17 @@ def test_verdicts_are_counted_by_reason() -> None:
         wait_until(lambda: two.counters().rejected == {"unknown_task": 1, "lie": 1}, 20)
 
 
+def test_a_refused_peer_that_dials_again_is_counted_as_that_and_not_as_one_that_talks_nonsense() -> None:
+    with running() as (one, address), running(address) as (two, _):
+        wait_until(lambda: two.counters().peers == 1, 20)
+        assert one._core is not None and one._driver is not None
+        for _ in range(6):
+            one._core.admission.offence("forged", two._setup.identity.node_id, one._driver.now())
+        two.publish(b"heard no more")
+        wait_until(lambda: one.counters().rejected.get("graylisted", 0) >= 4, 60, "its dialling")
+        assert set(one.counters().rejected) == {"forged", "graylisted"} and one.receive(10) == []
+
+
 def test_an_inbox_that_nobody_empties_is_bounded_and_counts_what_it_drops() -> None:
     with running() as (one, address), running(address, limits=Limits(inbox_items=5)) as (two, _):
         wait_until(lambda: two.counters().peers == 1, 20)
