@@ -65,7 +65,7 @@ class Cut:
 
 @dataclass(slots=True, eq=False)
 class _End:
-    """One end of a connection, as its owner sees it."""
+    """One end of a connection, as its owner sees it; once closed it lets go of the other, so that both are freed."""
 
     owner: "MemoryTransport"
     link: Link
@@ -244,6 +244,7 @@ class MemoryTransport:
     def _tell_closed(self, end: _End) -> None:
         other = end.other
         if other is None or other.shut:
+            end.other = None
             return
         if self.network.stops(self.key, other.owner.key):
             self.network.after(KEEPALIVE_S, lambda: self.network.post(other, Closed(other.link)))
@@ -296,7 +297,7 @@ class MemoryTransport:
         if end.shut or self.closed:
             return False
         if isinstance(event, Closed):
-            end.shut = True
+            end.shut, end.other = True, None
             self._ends.pop(end.link, None)
         self._events.append(event)
         return not self.paused

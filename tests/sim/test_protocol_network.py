@@ -1,5 +1,6 @@
 """The network in memory: what it does to frames and connections, and when it says so."""
 
+import gc
 import random
 
 from protocol.credentials.records import Address, Endpoint
@@ -124,6 +125,31 @@ def test_who_comes_back_replaces_its_older_connection() -> None:
     again.send(TO_B, b"here again")
     pair.pass_time(2 * KEEPALIVE_S)
     assert pair.b.poll(0) == [Arrived(FROM_A, b"here again")] and pair.b.links == 1
+
+
+def test_connections_that_ended_are_freed_without_the_garbage_collector() -> None:
+    gc.collect()
+    gc.disable()  # as the command does
+    try:
+        pair = Pair()
+        before = _ends()
+        for ends in (lambda: pair.a.hang_up(TO_B), lambda: pair.b.hang_up(FROM_A), lambda: _both_hang_up(pair)):
+            ends()
+            pair.pass_time(SLOW)
+            pair.a.dial(pair.address)
+            pair.pass_time(SLOW)
+        assert pair.a.links == pair.b.links == 1 and _ends() == before
+    finally:
+        gc.enable()
+
+
+def _both_hang_up(pair: Pair) -> None:
+    pair.a.hang_up(TO_B)
+    pair.b.hang_up(FROM_A)
+
+
+def _ends() -> int:
+    return sum(type(thing).__name__ == "_End" for thing in gc.get_objects())
 
 
 def test_another_region_is_farther_away() -> None:
