@@ -36,8 +36,10 @@ class Driver:
 
         Returns what `wait` would.
         """
-        for event in self._transport.poll(timeout):
-            self.feed(event)
+        if events := self._transport.poll(timeout):
+            now = self.now()
+            for event in events:
+                self._feed(event, now)
         wait = self.wait()
         if wait <= 0:
             self.feed(Tick())
@@ -46,7 +48,9 @@ class Driver:
 
     def feed(self, event: CoreEvent) -> None:
         """Handle one event. A defect that it runs into is logged and counted; the node goes on."""
-        now = self.now()
+        self._feed(event, self.now())
+
+    def _feed(self, event: CoreEvent, now: Instant) -> None:
         try:
             actions = self._core.handle(event, now)
             for action in actions:

@@ -10,7 +10,7 @@ A core is told events and answers with actions: `handle(event, now) -> actions`.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from protocol.credentials.records import Address, Endpoint, Service
 from protocol.identity import NodeId, node_id
@@ -21,8 +21,7 @@ from protocol.wire.messages import TOPIC_BYTES, Body, Entry, Interest, ItemChunk
 # Links, as every transport has them
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """A connection with the holder of the CURVE key `key` (32 bytes); `dialled` by us or by them."""
 
     key: bytes

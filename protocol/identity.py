@@ -57,10 +57,15 @@ def node_id(public_key: bytes) -> NodeId:
     return id_of_bytes(hashlib.sha256(public_key).digest()[:NODE_ID_BYTES])
 
 
+@lru_cache(maxsize=1 << 10)  # the same peers sign again and again
+def _ed25519(public_key: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(public_key)
+
+
 def verify(public_key: bytes, signature: bytes, message: bytes) -> bool:
     """Tell whether `signature` (64 bytes) over `message` was made by the key's holder."""
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
+        _ed25519(public_key).verify(signature, message)
     except (InvalidSignature, ValueError):  # ValueError: the 32 bytes are no public key
         return False
     return True

@@ -1,7 +1,7 @@
 """A mapping that remembers only the newest entries, so that no peer can make it grow."""
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -11,11 +11,12 @@ V = TypeVar("V")
 class Recent(Generic[K, V]):
     """Holds at most `capacity` entries; the one that was set longest ago is forgotten first."""
 
-    __slots__ = ("_capacity", "_entries")
+    __slots__ = ("_capacity", "_entries", "get")
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._entries: OrderedDict[K, V] = OrderedDict()
+        self.get: Callable[[K], V | None] = self._entries.get  # the entry, or None: without a call of ours between
 
     def __contains__(self, key: K) -> bool:
         return key in self._entries
@@ -23,16 +24,13 @@ class Recent(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: K) -> V | None:
-        """Return the entry, or None."""
-        return self._entries.get(key)
-
     def set(self, key: K, value: V) -> None:
         """Add or renew an entry."""
-        self._entries[key] = value
-        self._entries.move_to_end(key)
-        if len(self._entries) > self._capacity:
-            self._entries.popitem(last=False)
+        entries = self._entries
+        entries[key] = value
+        entries.move_to_end(key)
+        if len(entries) > self._capacity:
+            entries.popitem(last=False)
 
     def take_all(self) -> list[V]:
         """Forget every entry and return them, oldest first."""

@@ -181,7 +181,7 @@ RELAY_DEMAND = 2.0  # items a second: about 20 kB a second of an ordinary node's
 SEED_DEMAND = 32.0  # of a node that only relays: as much as it remembers for an hour (`gossip.SEEN_ITEMS`)
 FIRST_ROUNDS = 3  # measured before anything is declined: the first are slow, and a guess could starve the node
 WEIGHT = 0.2  # of the latest round in the average
-TELL_RATIO = 2.0  # a change by less is not worth a message to every peer
+TELL_RATIO = 1.1  # a change by less is not worth waking the network thread
 
 
 def topic_of(key: TaskKey) -> bytes:

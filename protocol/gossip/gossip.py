@@ -9,7 +9,8 @@ Rules
     to all, and at once, so that it crosses a link once.
  2. Whoever gets an item for the first time delivers it, holds it, and announces its id to the
     interested live peers that are not known to have it: once nothing new has come for
-    `announce_interval`, or `MAX_HOLD` times that after the first, so that a burst is announced once.
+    `announce_interval`, or `MAX_HOLD` times that after the first, so that a burst is announced once. A peer that asked
+    for announcements only, and draws from them `DRAWS` times in `pull_patience`, is told no more often than it draws.
  3. An announced item that we want and lack is pulled (see `protocol.gossip.want_list`), as far as our
     demand goes (see `protocol.gossip.subscriptions`): at once, unless it is small and its signer is a live
     peer of ours, whose push is probably on its way: then after `pull_delay`. A node that asked for announcements
@@ -85,6 +86,7 @@ SEEN_ITEMS = 1 << 17  # at 32 items a second, the hour after which items are sta
 FIRST_IDS = 64  # announced at once to a peer that comes up: about 3 kB, whatever it turns out to want
 CATCH_UP_S = 2.0  # between its further batches of `MAX_IDS`: 12 kB a second, and what it pulls strikes out the next
 RETRY_S = 1.0  # after a full queue
+DRAWS = 4  # in the patience for a pull: how often it is looked for what stalls, and drawn what is pulled
 SERVED_PEERS = 256  # whose allowance outlives their links
 SYNC_WINDOW = 4.0  # sync intervals
 
@@ -137,7 +139,7 @@ class Gossip:
         if self._pulls.delayed:
             return min(wait, timing.announce_interval)
         if len(self._pulls) or len(self._downloads):
-            return min(wait, timing.pull_patience / 4)
+            return min(wait, timing.pull_patience / DRAWS)
         if self._catching_up:
             return min(wait, CATCH_UP_S / 4)
         return min(wait, timing.sync_interval)
@@ -209,7 +211,7 @@ class Gossip:
         due = now.steady + CATCH_UP_S * self._rng.random()
         peer = Peer(Filter(hint(node)), Recent(KNOWN_ITEMS), serving, held[:-FIRST_IDS], due)
         if held:
-            peer.remind(held[-FIRST_IDS:])
+            peer.remind(*held[-FIRST_IDS:])
             self._timer.by(now.steady)
         self._peers[node] = peer
         self._catching_up = self._catching_up or bool(peer.backlog)
@@ -251,11 +253,16 @@ class Gossip:
 
     def _hold(self, item: Item, now: Instant) -> None:
         self._store.add(item, now, spare=lambda item_id: all(peer.has(item_id) for peer in self._peers.values()))
-        uninformed = [p for p in self._peers.values() if item.id not in p.known and p.wants.covers_topic(item.topic)]
+        uninformed = [
+            peer
+            for peer in self._peers.values()
+            if peer.known.get(item.id) is None and peer.wants.covers_topic(item.topic)
+        ]
         for peer in uninformed:
-            peer.remind([item.id])
+            peer.remind(item.id)
         if uninformed:
-            self._timer.news(now.steady)
+            may = min(peer.quiet_until for peer in uninformed)
+            self._timer.news(now.steady) if may <= now.steady else self._timer.by(may)
 
     def _publish(self, item: Item, now: Instant) -> list[GossipAction]:
         if item.id in self._seen:
@@ -277,21 +284,22 @@ class Gossip:
         if peer is None:
             return []
         holder = hint(node)
-        wants = self._appetite.filter
+        wants, seen, is_fetching = self._appetite.filter, self._seen.get, len(self._downloads) > 0
         for entry in items:
             peer.note(entry.id, Knows.HAS)
             peer.pending.pop(entry.id, None)
-            if entry.id in self._downloads:
+            if is_fetching and entry.id in self._downloads:
                 self._downloads.offered(node, entry.id)
                 continue
             if (
-                entry.id in self._seen
+                seen(entry.id) is not None
                 or entry.size > self._max_item
                 or not wants.covers(entry.topic, entry.signer, holder, now.unix)
             ):
                 continue
-            pushed = entry.size <= PUSH_BYTES and not wants.announce_only and entry.signer in self._neighbours
-            delay = self._timing.pull_delay if pushed and entry.signer != holder else 0.0
+            delay = 0.0
+            if not wants.announce_only and entry.signer != holder and entry.size <= PUSH_BYTES:
+                delay = self._timing.pull_delay if entry.signer in self._neighbours else 0.0
             if self._pulls.offered(node, entry, now.steady, delay):
                 self._appetite.offered(now)
         # Where there is more than we take, it is drawn at the next tick from what all have announced, and not from what
@@ -379,7 +387,7 @@ class Gossip:
             for item_id in ids:
                 peer.known.pop(item_id)
                 peer.serving.undo(item_id)
-            peer.remind(ids)
+            peer.remind(*ids)
             self._timer.by(peer.quiet_until)
 
     def _tick(self, now: Instant) -> list[GossipAction]:
@@ -402,9 +410,13 @@ class Gossip:
                 if peer.pending:
                     self._timer.by(peer.quiet_until)
                 continue
-            if flush:
-                actions += self._announce(node, [item_id for item_id in peer.pending if item_id not in peer.known], now)
+            if flush and peer.pending:
+                actions += self._announce(
+                    node, [item_id for item_id in peer.pending if peer.known.get(item_id) is None], now
+                )
                 peer.pending.clear()
+                if peer.wants.announce_only:
+                    peer.quiet_until = now.steady + self._timing.pull_patience / DRAWS
             actions += self._catch_up(node, peer, now)
         self._catching_up = any(peer.backlog for peer in self._peers.values())
         return actions

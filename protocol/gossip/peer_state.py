@@ -1,6 +1,5 @@
 """What gossip keeps of one live peer; every part is bounded."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -76,9 +75,9 @@ class Peer:
         """Tell whether a push from it is an offence by now."""
         return now >= self.declined + PUSH_GRACE_S
 
-    def remind(self, ids: Iterable[ItemId]) -> None:
+    def remind(self, *ids: ItemId) -> None:
         """Let ids be announced at the next tick; beyond the bound the oldest are dropped."""
-        self.pending.update(dict.fromkeys(ids))
+        self.pending |= dict.fromkeys(ids)
         while len(self.pending) > MAX_PENDING:
             del self.pending[next(iter(self.pending))]
 

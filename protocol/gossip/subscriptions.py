@@ -83,7 +83,9 @@ class Filter:
 
     def covers(self, topic: bytes, signer: bytes, holder: bytes, unix: float) -> bool:
         """Tell whether the reader wants to hear from `holder` of an item of `signer` (hints, both)."""
-        return self.covers_topic(topic) and (signer == holder or same_shard(signer, self.reader, self.bits, unix))
+        if self.bits and signer != holder and not same_shard(signer, self.reader, self.bits, unix):
+            return False
+        return self.topics is None or topic == NO_TOPIC or topic in self.topics
 
 
 class Rate:
@@ -125,9 +127,9 @@ class Appetite:
         before = self.filter
         if topics is not None and len(topics) > MAX_TOPICS:
             topics = None
+        level = self.level(now)
         self._demand = max(0.0, demand)
-        self._level = self._burst
-        self._filled = now.steady
+        self._level = min(self._burst, level) if self.bounded else math.inf
         self.filter = replace(self.filter, topics=topics)
         self._mind_pushes(now)
         news = not self.told or self.filter != before

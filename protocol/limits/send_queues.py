@@ -14,7 +14,8 @@ Rules
     present virtual time: it is owed nothing for its silence.
  4. Under an upload limit, items wait for tokens. What we signed ourselves does not wait, but is paid for. A
     bucket may be in debt by a frame, which is how a frame larger than its burst gets out.
- 5. A link whose socket takes no more is tried again after `RETRY_S`, twice that the next time, and so on up to
+ 5. While nothing waits for anybody, and there is no upload limit, frames pass by the queues: there is no turn to take.
+ 6. A link whose socket takes no more is tried again after `RETRY_S`, twice that the next time, and so on up to
     `MAX_RETRY_S`: a ROUTER cannot be polled for one of its peers.
 """
 
@@ -60,6 +61,11 @@ class SendQueues:
 
     def __len__(self) -> int:
         return sum(len(lane) for queue in self._busy.values() for lane in queue.lanes)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing waits and nothing has to, so that a frame may go past the queues."""
+        return not self._busy and not self._rate
 
     def put(self, link: Link, frame: bytes, lane: Lane) -> bool:
         """Queue a frame; False: there is no room."""

@@ -91,6 +91,10 @@ class ZmqTransport:
         sockets = self._sockets(link)
         if sockets is None or link not in sockets:
             return False
+        if self._queues.is_open:
+            taken = sockets.send(link, frame)
+            if taken is not Taken.FULL:
+                return taken is Taken.YES
         if not self._queues.put(link, frame, lane):
             self._events.append(Refused("queue_full", link))
             return False

@@ -5,7 +5,15 @@ import math
 import pytest
 
 from node.rollouts.group import Completion, Group, encode
-from node.rollouts.sharing import FIRST_ROUNDS, OVERSAMPLING, RELAY_DEMAND, Demand, NetworkExchange, topic_of
+from node.rollouts.sharing import (
+    FIRST_ROUNDS,
+    OVERSAMPLING,
+    RELAY_DEMAND,
+    TELL_RATIO,
+    Demand,
+    NetworkExchange,
+    topic_of,
+)
 from node.tasks import TaskKey, TaskSet
 from node.tasks.builtin import FAMILIES
 from protocol.host import Received, Verdict
@@ -27,12 +35,13 @@ def test_everything_is_wanted_until_some_rounds_were_measured() -> None:
     assert told(demand, 0.5, 10, start=0.5 * FIRST_ROUNDS) == [OVERSAMPLING * 4 / 0.5]
 
 
-def test_peers_are_told_again_only_when_the_pace_has_changed_by_two() -> None:
+def test_the_demand_follows_the_pace_of_the_rounds_and_not_their_jitter() -> None:
     demand = Demand(4)
     told(demand, 1.0, 20)
-    assert told(demand, 1.6, 20, start=20) == []
-    (later,) = told(demand, 2.7, 40, start=53)
-    assert OVERSAMPLING * 4 / 2.8 < later <= OVERSAMPLING * 4 / 2
+    assert told(demand, 1.08, 20, start=20) == []
+    later = told(demand, 2.7, 40, start=20 + 19 * 1.08 + 2.7)
+    assert later == sorted(later, reverse=True)
+    assert OVERSAMPLING * 4 / 2.7 <= later[-1] <= TELL_RATIO * OVERSAMPLING * 4 / 2.7
 
 
 def test_a_node_that_uses_nothing_or_is_slow_still_relays() -> None:

@@ -29,7 +29,7 @@ from protocol.events import (
     Tick,
 )
 from protocol.gossip.announce_timer import MAX_HOLD
-from protocol.gossip.gossip import CATCH_UP_S, FIRST_IDS, PUSH_BYTES, RETRY_S, Gossip
+from protocol.gossip.gossip import CATCH_UP_S, DRAWS, FIRST_IDS, PUSH_BYTES, RETRY_S, Gossip
 from protocol.gossip.peer_state import AGAIN_S, KNOWN_ITEMS, MAX_PENDING, PUSH_GRACE_S
 from protocol.gossip.subscriptions import MIN_BURST, hint, same_shard
 from protocol.gossip.want_list import MAX_BROKEN, MAX_WANTS, PROMISE_PATIENCE
@@ -327,6 +327,25 @@ def test_a_peer_that_wants_announcements_only_is_not_pushed_to() -> None:
     assert core.handle(Publish(item(1, signer=ME)), at(1)) == []
     assert due(core) == 1 + LAN.announce_interval  # with what else comes
     assert announced(core.handle(Tick(), at(1 + LAN.announce_interval))) == {A: [name(1)]}
+
+
+def test_a_peer_that_draws_from_announcements_is_told_no_more_often_than_it_draws() -> None:
+    core = machine(A, B)
+    core.handle(Interested(A, Interest(None, announce_only=True)), at(1))
+    told: dict[NodeId, list[float]] = {A: [], B: []}
+    items: dict[NodeId, list[ItemId]] = {A: [], B: []}
+    ticked = 0.0
+    for hundredth in range(400):
+        now = 1 + hundredth / 100
+        if hundredth < 300 and hundredth % 10 == 0:
+            core.handle(Got(C, item(hundredth, signer=FAR)), at(now))
+        if now >= ticked + core.wait():
+            ticked = now
+            for node, ids in announced(core.handle(Tick(), at(now))).items():
+                told[node].append(now)
+                items[node] += ids
+    assert items[A] == items[B] and len(items[A]) == 30
+    assert len(told[A]) <= 3 * DRAWS / LAN.pull_patience + 1 < 10 < len(told[B])
 
 
 def test_a_peer_is_told_of_its_shard_and_of_what_we_signed_ourselves() -> None:

@@ -107,6 +107,10 @@ def test_demand_is_kept_on_average_with_a_burst() -> None:
     assert taken == MIN_BURST + 99 * 10
     appetite.refund(7)
     assert int(appetite.level(at(99))) == 7
+    appetite.subscribe(None, 5.0, at(99))  # saying it again fills nothing up
+    assert int(appetite.level(at(99))) == 7 and int(appetite.level(at(100))) == 12
+    appetite.subscribe(None, math.inf, at(100))
+    assert appetite.level(at(100)) == math.inf
 
 
 def test_what_comes_unasked_takes_what_pulls_leave_over() -> None:
