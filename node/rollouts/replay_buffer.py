@@ -164,14 +164,14 @@ class ReplayBuffer:
         """
         oldest = now - self._bounds.max_age
         stay = self._bounds.max_age_rounds
-        rounds = range(0 if stay is None else round_number - stay, round_number + 1)
+        first_from = 0 if stay is None else round_number - stay
+        buried, uses = self._buried, self._uses.get
         first: dict[bytes, Candidate] = {}
         for entry in self._entries.values():
             one = entry.candidate
-            if one.id in self._buried:
-                continue
-            if one.received >= oldest and one.first_round in rounds and self._uses[one.question] < max_uses:
-                first.setdefault(one.question, one)
+            is_ripe = first_from <= one.first_round <= round_number and one.received >= oldest
+            if is_ripe and one.question not in first and uses(one.question, 0) < max_uses and one.id not in buried:
+                first[one.question] = one
         return list(first.values())
 
     def read(self, ids: Iterable[bytes]) -> dict[bytes, Group]:
