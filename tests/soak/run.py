@@ -45,6 +45,7 @@ CHURN_S = 20.0
 PAUSE_S = 10.0  # stopped for longer than peers wait for it
 LOOK_S = 2.0
 UP_S = 600.0  # until all have loaded, on a busy machine
+STOPPED = (0, -signal.SIGTERM)  # the latter where it had only begun to start
 STOP_S = 300.0  # a node that loads stops once it has, on a busy machine
 IDLE_S = 60.0  # a node that is up hangs if it has no new round for so long
 ENDED_EARLY = "the strangers, nodes' hosts in a process of their own, ended before their time with"
@@ -130,7 +131,7 @@ def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
         while (now := time.monotonic()) < until:
             for one in everybody:
                 if one.child.poll() is not None:
-                    if asked.pop(one.name, None) is None or one.child.returncode != 0:
+                    if asked.pop(one.name, None) is None or one.child.returncode not in STOPPED:
                         broken.append(f"{one.name} ended with {one.child.returncode}, {now - began:.0f} s in")
                     one.start()
                 elif asked.get(one.name, until) <= now:
