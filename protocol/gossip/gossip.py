@@ -149,7 +149,7 @@ class Gossip:
         peer = self._peers.get(node)
         if peer is None:
             return False
-        replayed = peer.known.get(item) is Knows.SENT
+        replayed = peer.known.get(item) is Knows.SENT and not self._pulls.expects_again(item, node)
         peer.note(item, Knows.SENT)
         self._pulls.arrived(item, node)
         return replayed

@@ -14,13 +14,15 @@ Rules
     `PROMISE_PATIENCE` times the patience, and has gone on announcing since, broke it. One that
     broke `MAX_BROKEN` more than it kept is blamed; one slow reply, or a process that is
     blocked and says nothing, is not. Hanging up pays no debt: it stands for who comes back.
+ 5. What is asked for is wanted until it comes or stalls, however old the want is and however full the list: an
+    answer to a pull of ours must not look like a push that nobody asked for. Who was asked twice may answer twice.
 """
 
 import random
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice, zip_longest
+from itertools import chain, islice, takewhile, zip_longest
 
 from protocol.config import Timing
 from protocol.identity import NodeId
@@ -37,6 +39,7 @@ MAX_OFFERS = 2048  # wanted items of one holder: four can fill the table, one ca
 MAX_HOLDERS = 8  # remembered of one item; more are not needed to try
 MAX_ASKS = 3  # of one holder for one item
 WANT_LIFE_S = 60.0  # a round of most nodes: what demand did not reach by then, fresher items replace
+MAX_FURTHER = 1024  # items that came, of whom was asked for them more than once
 MAX_DEPARTED = 256  # holders that left in debt
 MAX_LOOKS = 256  # wants looked at each time: bounds the work where all holders are busy
 LOOKS_EACH = 4  # for each item that may be asked for, some of whose holders are busy
@@ -88,6 +91,7 @@ class Pulls:
         self._asked: dict[ItemId, None] = {}
         self._holders: dict[NodeId, _Holder] = {}
         self._departed: Recent[NodeId, _Holder] = Recent(MAX_DEPARTED)
+        self._further: Recent[tuple[ItemId, NodeId], int] = Recent(MAX_FURTHER)  # answers that may come yet
         self._failed = 0  # pulls since the last check
 
     def __len__(self) -> int:
@@ -124,7 +128,8 @@ class Pulls:
             want.holders[node] = 0
             holder.offers[entry.id] = None
             if len(holder.offers) > MAX_OFFERS:
-                self._withdraw(node, next(iter(holder.offers)))
+                oldest = next(iter(holder.offers))
+                self._withdraw(node, next((one for one in holder.offers if self._wants[one].asked != node), oldest))
         return new
 
     def holders(self, item_id: ItemId) -> list[NodeId]:
@@ -148,8 +153,17 @@ class Pulls:
             holder.broken = max(-MAX_CREDIT, holder.broken - 1)
             holder.delivered = max(holder.delivered, now)
         if want is not None:
+            if (asks := want.holders.get(node, 0)) > 1:
+                self._further.set((item_id, node), asks - 1)
             self._forget(want)
         return asked
+
+    def expects_again(self, item_id: ItemId, node: NodeId) -> bool:
+        """Tell whether `node` was asked for an item once more than it has brought it; that is counted as brought."""
+        further = self._further.pop((item_id, node)) or 0
+        if further > 1:
+            self._further.set((item_id, node), further - 1)
+        return further > 0
 
     def lost(self, node: NodeId) -> int:
         """A holder is gone, and with it what it was asked for; return how many items that were."""
@@ -169,11 +183,9 @@ class Pulls:
 
         Returns how many pulls failed, and who broke its promises.
         """
-        while self._wants:
-            oldest = next(iter(self._wants.values()))
-            if oldest.since + life > now:
-                break
-            self._forget(oldest)
+        for want in list(takewhile(lambda want: want.since + life <= now, self._wants.values())):
+            if want.asked is None:
+                self._forget(want)
         for item_id in list(self._asked):
             want = self._wants[item_id]
             if want.asked is not None and self._stalls(want, self._holders[want.asked], now):
@@ -263,7 +275,8 @@ class Pulls:
 
     def _make_room(self) -> None:
         if len(self._wants) >= MAX_WANTS:
-            self._forget(next(iter(self._wants.values())))
+            oldest = next(iter(self._wants.values()))
+            self._forget(next((want for want in self._wants.values() if want.asked is None), oldest))
 
     def _wait(self, want: _Want) -> None:
         self._waiting.setdefault(want.entry.signer, {})[want.entry.id] = None

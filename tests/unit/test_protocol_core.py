@@ -153,6 +153,22 @@ def test_the_same_item_from_the_same_peer_is_a_replay_and_from_another_a_duplica
     assert talk.rejected == {"replayed": 1}
 
 
+def test_an_item_that_was_asked_for_twice_may_come_twice() -> None:
+    talk = Talk()
+    frame = talk.frame(Kind.ITEM, b"body", OTHER)
+    entry = Entry(open_frame(frame).item_id, len(frame), NO_TOPIC, hint(OTHER.node_id))
+    asks = len(pulls(talk.say(Kind.ANNOUNCE, Announce((entry,)).encode())))
+    for tenth in range(60):
+        asks += len(pulls(talk.core.handle(Tick(), at(tenth / 10))))
+    assert asks > 1
+    assert len(received(talk.hear(frame, now=6.0))) == 1
+    for _ in range(asks - 1):
+        talk.hear(frame, now=6.0)
+    assert talk.rejected == {} and talk.score == 0.0
+    talk.hear(frame, now=6.0)
+    assert talk.rejected == {"replayed": 1}
+
+
 def test_a_body_that_its_signer_signs_again_is_not_delivered_again() -> None:
     talk = Talk()
     talk.greet(OTHER, OTHER_LINK)

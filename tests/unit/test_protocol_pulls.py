@@ -91,6 +91,45 @@ def test_the_rest_is_forgotten_after_a_while() -> None:
     assert len(pulls) == 0
 
 
+def test_what_is_asked_for_is_wanted_until_it_comes_or_stalls_whatever_its_age_and_however_full_the_list() -> None:
+    pulls = machine()
+    for number in range(2):
+        pulls.offered(A, entry(number), 0.0)
+    asked_at = WANT_LIFE_S - 0.1
+    assert asked(pulls, asked_at) == 2
+    pulls.check(WANT_LIFE_S + 0.1)
+    for number in range(2, 2 + MAX_WANTS):
+        pulls.offered(NodeId(str(number % 8)), entry(number), WANT_LIFE_S + 0.1)
+    assert len(pulls) == MAX_WANTS
+    assert pulls.arrived(name(0), A, WANT_LIFE_S + 0.2)  # an answer, and no push
+    pulls.check(asked_at + PATIENCE)
+    assert pulls.arrived(name(1), A, asked_at + PATIENCE + 1.0)  # a late one
+    assert name(1) not in {item_id for ids in due(pulls, asked_at + PATIENCE).values() for item_id in ids}
+
+
+def test_a_holder_that_announces_more_than_it_may_is_still_expected_to_answer_what_it_was_asked() -> None:
+    pulls = machine()
+    pulls.offered(A, entry(0), 0.0)
+    assert asked(pulls, 0.0) == 1
+    for number in range(1, 2 * MAX_OFFERS):
+        pulls.offered(A, entry(number), 0.1)
+    assert len(pulls) == MAX_OFFERS
+    assert pulls.arrived(name(0), A, 0.2)
+
+
+def test_who_was_asked_twice_may_answer_twice_and_no_more() -> None:
+    pulls = machine()
+    pulls.offered(A, entry(0), 0.0)
+    pulls.offered(A, entry(1), 0.0)
+    assert asked(pulls, 0.0) == 2
+    assert pulls.arrived(name(1), A, 1.0) and not pulls.expects_again(name(1), A)  # asked once
+    pulls.check(1.1 + PATIENCE)
+    assert due(pulls, 1.1 + PATIENCE) == {A: [name(0)]}  # of the same holder, for there is no other
+    assert pulls.arrived(name(0), A, 1.2 + PATIENCE)  # the late answer to the first time
+    assert pulls.expects_again(name(0), A)
+    assert not pulls.expects_again(name(0), A) and not pulls.expects_again(name(0), B)
+
+
 def test_a_window_grows_with_what_is_delivered_and_halves_when_the_holder_stalls() -> None:
     pulls = machine()
     for number in range(1000):
