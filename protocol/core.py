@@ -8,11 +8,6 @@ It joins the cores. Every frame takes the same path, cheapest check first:
 A control message counts only over a link whose proven holder signed it, in rising
 sequence. An item may come from any live peer, whoever signed it. The first failing check
 drops the frame, counts it by reason, and costs whoever is to blame.
-
-The signature of a live peer's own control message is not looked at. CURVE has proved that it came from the holder of
-the link's key, which the peer's signed record names, and nobody else is ever shown the message: an Ed25519 check, ten
-times the price of all else that is done with a ping, would prove the same again. Hellos, and whatever is kept for
-others or passed on to them (items, outlines, records, lists), are proved by their own signatures.
 """
 
 import hashlib
@@ -70,7 +65,7 @@ from protocol.events import (
     Verdict,
 )
 from protocol.gossip.gossip import Gossip
-from protocol.identity import KEY_BYTES, NodeId, node_id
+from protocol.identity import NodeId, node_id
 from protocol.limits.peer_scores import REJECT_PENALTY, Admission, subject_of
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
@@ -110,8 +105,6 @@ from protocol.wire.messages import (
 )
 from protocol.wire.version import OTHER_VERSION, goodbye_reason, is_older_form, said, seal_v1, spoken_version
 
-# Control messages that the link of a live peer proves, where they are in its own name.
-OWN_WORDS = frozenset(Kind) - {Kind.ITEM, Kind.HELLO}
 MAX_LINKS = 1024  # whose last sequence number is remembered
 # A manifest has up to 64 KiB. Whoever lacks it asks once each time that a peer comes up.
 MANIFEST_ASK_S, MANIFEST_ASKS = 10.0, 4
@@ -242,11 +235,9 @@ class Core:
         if not self.admission.may_send(link, len(frame), now):
             return self._offence("flood", link, subject, now)
         try:
-            kind = kind_of(frame)
-            if node is not None and kind == Kind.ITEM and self._is_spared(node, claimed_id(frame), now):
+            if node is not None and kind_of(frame) == Kind.ITEM and self._is_spared(node, claimed_id(frame), now):
                 return []
-            is_own_word = node is not None and kind in OWN_WORDS and node_id(frame[:KEY_BYTES]) == node
-            envelope = open_frame(frame, _as_proved if is_own_word else self._identity.verify)
+            envelope = open_frame(frame, self._identity.verify)
             if envelope.swarm != self._swarm:
                 raise EnvelopeError("wrong_swarm")
             if node is None and envelope.kind not in (BEFORE_HELLO if link.dialled else {Kind.HELLO}):
@@ -483,11 +474,6 @@ class Core:
         self._sequence += 1
         stamp = int(now.unix * 1000)
         return seal_v1(self._identity, self._swarm, message.kind, self._sequence, stamp, message.encode())
-
-
-def _as_proved(key: bytes, signature: bytes, message: bytes) -> bool:
-    """Accept what the link has proved."""
-    return True
 
 
 def _gossip_event(sender: NodeId, envelope: Envelope) -> GossipEvent:
