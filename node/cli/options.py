@@ -30,7 +30,7 @@ def of_a_node(folder: Path) -> Path:
         UserError: it is a file, or the folder of a run of several.
     """
     if folder.is_file():
-        raise UserError(f"{folder} is a file: a folder is wanted here")
+        raise UserError(f"{folder} is a file and no folder: choose another path")
     if (folder / "nodes").is_dir():
         raise UserError(f"{folder} is the folder of a run: name one of its nodes, e.g. {folder / 'nodes' / 'n0'}")
     return folder
