@@ -85,7 +85,7 @@ def test_a_person_sees_a_swarm_learn_and_a_node_die(browser: Chrome, run: tuple[
 
     of, peer, _, state, _, sent, got, score = cells(browser, "peers")[0][:8]
     assert (of, state, score) == ("n0", "well", "0") and peer
-    assert re.fullmatch(r"[\d.]+ [kM]B", sent) and re.fullmatch(r"[\d.]+ [kM]B", got)
+    assert all(re.fullmatch(r"[1-9][\d.]* [kM]?B", size) for size in (sent, got))
     (line,) = browser.find_elements(By.CSS_SELECTOR, "#graph line")
     told = line.get_attribute("textContent").splitlines()  # both ends' word on it, under the pointer
     assert sorted(one.split(",")[0].split(" for ")[0] for one in told) == ["n0 of n1:", "n1 of n0:"]

@@ -9,6 +9,7 @@ from tests.swarms import gossamer, rows_of
 from tests.waiting import wait_until
 
 
+@pytest.mark.timeout(300)  # 15 to 40 s, each with a core of two
 @pytest.mark.parametrize("mode", ["average", "async-diloco"])
 def test_nodes_of_one_swarm_find_each_other_and_average_weights(tmp_path: Path, mode: str) -> None:
     settings = [f"weights.mode={mode}", "weights.every=5", "sampling.questions=2", "sampling.completions=2"]
@@ -24,7 +25,7 @@ def test_nodes_of_one_swarm_find_each_other_and_average_weights(tmp_path: Path, 
         return whole and all(any(row["groups_external"] for row in one) for one in rows)
 
     try:
-        wait_until(together, 90, "all three in one group for weights")
+        wait_until(together, 180, "all three in one group for weights")
         run.send_signal(signal.SIGINT)
         run.wait(60)
     finally:
