@@ -163,13 +163,12 @@ class Core:
 
     def note_sent(self, action: SendFrame) -> None:
         """Count a frame that the transport took."""
-        self._count(action.link, sent=len(action.frame))
+        self._count(self.membership.live_node(action.link), sent=len(action.frame))
         self.items_sent += action.is_item and not action.is_further
 
-    def _count(self, link: Link, *, received: int = 0, sent: int = 0) -> None:
+    def _count(self, node: NodeId | None, *, received: int = 0, sent: int = 0) -> None:
         self.bytes_received += received
         self.bytes_sent += sent
-        node = self.membership.live_node(link)
         if node is not None and (traffic := self.traffic.get(node)) is not None:
             traffic.received += received
             traffic.sent += sent
@@ -226,8 +225,8 @@ class Core:
         return [ChargePrefix(link, paid)] if paid and link is not None and not link.dialled else []
 
     def _arrived(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
-        self._count(link, received=len(frame))
         node = self.membership.live_node(link)
+        self._count(node, received=len(frame))
         subject = self._subject(link)
         if self.admission.is_refused(subject, now):
             self.admission.offence("graylisted", None, now)

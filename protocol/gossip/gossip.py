@@ -262,7 +262,10 @@ class Gossip:
             peer.remind(item.id)
         if uninformed:
             may = min(peer.quiet_until for peer in uninformed)
-            self._timer.news(now.steady) if may <= now.steady else self._timer.by(may)
+            if may <= now.steady:
+                self._timer.news(now.steady)
+            else:
+                self._timer.by(may)
 
     def _publish(self, item: Item, now: Instant) -> list[GossipAction]:
         if item.id in self._seen:

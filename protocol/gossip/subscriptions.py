@@ -83,9 +83,7 @@ class Filter:
 
     def covers(self, topic: bytes, signer: bytes, holder: bytes, unix: float) -> bool:
         """Tell whether the reader wants to hear from `holder` of an item of `signer` (hints, both)."""
-        if self.bits and signer != holder and not same_shard(signer, self.reader, self.bits, unix):
-            return False
-        return self.topics is None or topic == NO_TOPIC or topic in self.topics
+        return self.covers_topic(topic) and (signer == holder or same_shard(signer, self.reader, self.bits, unix))
 
 
 class Rate:

@@ -26,7 +26,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from typing import NamedTuple
 
 from protocol.config import Instant
@@ -206,7 +206,7 @@ class Book:
         if known is not None:
             if scope < known.scope:
                 known.see_from(scope)
-            if record is known.record or not known.update(record, not_before):
+            if not known.update(record, not_before):
                 return False
             self._enter(node, known, known.group if known.source == node else _group_of(record, NOWHERE))
             return True
@@ -329,13 +329,8 @@ class Book:
         self, count: int, rng: random.Random, suits: Callable[[PeerRecord], bool] = lambda _: True
     ) -> list[PeerRecord]:
         """Return `count` of the good records that suit, or all of them where there are fewer, drawn uniformly."""
-        chosen: list[PeerRecord] = []
-        for _, entry in self._entries.shuffled(rng) if count > 0 else ():
-            if entry.is_good and suits(entry.record):
-                chosen.append(entry.record)
-                if len(chosen) == count:
-                    break
-        return chosen
+        suitable = (entry.record for _, entry in self._entries.shuffled(rng) if entry.is_good and suits(entry.record))
+        return list(islice(suitable, count))
 
     def good_records(self) -> list[PeerRecord]:
         """Return the records of nodes that nobody failed to reach and that are not said to be dead."""
