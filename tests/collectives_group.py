@@ -22,9 +22,10 @@ def members_in(spaces, **options):
                 newcomer.ask("enter", space.name)
                 listen["listen"] = f"tcp://{space.ipv4}:0"
             newcomer.tell("connect", seeds, listen | options)
-            if len(members) > 1:
-                let_in(members)
+            for member in members:
+                member.tell("wait_for", len(members) + 1, PATIENCE_S)
             newcomer.address, newcomer.node_id = newcomer.answer()
+            assert [member.answer() for member in members] == [None] * len(members)
             members.append(newcomer)
             if len(members) == 1:
                 commit(members, "alone")
@@ -35,13 +36,11 @@ def members_in(spaces, **options):
             member.end()
 
 
-def let_in(inside, *outside):
-    for member in outside:
-        member.tell("admit", PATIENCE_S)
-    wait_until(lambda: all(member.ask("pending") for member in inside), PATIENCE_S, "the newcomers to be seen")
-    for member in inside:
-        member.tell("admit", PATIENCE_S)
-    assert [member.answer() for member in (*inside, *outside)] == ["commit"] * (len(inside) + len(outside))
+def let_in(*members):
+    """Come together, those of one view and those who wait outside, in as many admissions as it takes."""
+    for member in members:
+        member.tell("wait_for", len(members), PATIENCE_S)
+    assert [member.answer() for member in members] == [None] * len(members)
 
 
 def mix(members, step, history="state", timeout=PATIENCE_S):

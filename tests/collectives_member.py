@@ -231,6 +231,7 @@ _ACTIONS = {
     "sync": _sync,
     "admit": _admit,
     "memory": _memory,
+    "wait_for": lambda comm, members, timeout: comm.wait_for(members, timeout),
     "members": lambda comm: comm.members,
     "pending": lambda comm: comm.pending(),
     "stranded": lambda comm: comm.stranded,

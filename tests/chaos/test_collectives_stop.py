@@ -29,6 +29,6 @@ def test_a_member_that_was_stopped_finds_itself_left_out_comes_back_and_has_what
         # Its calls end, although nobody else knows of them any more; nothing that it holds has changed.
         assert {answer[:2] for answer in victim.answer()} <= {("Evicted", True), ("InDoubt", True)}
         wait_until(lambda: victim.ask("members") == (), PATIENCE_S, "the stopped member to know that it is out")
-        let_in(others, victim)
+        let_in(*members)
         assert commit(members, "again") == (revision + 1, digest(state_at(revision + 1, "others")))
         assert {member.ask("members") for member in members} == {tuple(ids)}

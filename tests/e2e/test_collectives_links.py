@@ -35,7 +35,7 @@ def test_the_halves_of_a_group_go_apart_and_the_state_of_the_larger_holds_when_t
                 assert found == (5, digest(state_at(5, "smaller")))
                 revision, _ = commit(larger, "apart", "larger")
         wait_until(lambda: not any(member.ask("members") for member in smaller), PATIENCE_S, "the smaller half to go")
-        let_in(larger, *smaller)
+        let_in(*members)
         after = commit(members, "again", "larger")
         assert after == (revision + 1, digest(state_at(revision + 1, "larger")))
         assert len({member.ask("members") for member in members}) == 1
