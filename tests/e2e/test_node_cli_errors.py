@@ -1,22 +1,16 @@
-"""The installed command, as a process: what a real node cannot start with is one line."""
+"""The command, as a process of its own: what a real node cannot start with is one line."""
 
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 from protocol.identity import Identity
+from tests.commands import run
 from tests.policies import write_tiny_policy
-
-
-def gossamer(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = "from node.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=100)
 
 
 def errors(*arguments: str) -> list[str]:
     """Return the error lines; the log's own lines carry a level, and are not counted."""
-    done = gossamer(*arguments)
+    done = run(*arguments)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -68,7 +62,7 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
     state = tmp_path / "state"
     write_tiny_policy(tmp_path / "one", width=16)
     write_tiny_policy(tmp_path / "other", width=32)
-    done = gossamer("node", "--state", str(state), "--rounds", "1", *ALONE, "--set", f"policy.model={tmp_path / 'one'}")
+    done = run("node", "--state", str(state), "--rounds", "1", *ALONE, "--set", f"policy.model={tmp_path / 'one'}")
     assert done.returncode == 0, done.stderr
     before = [(state / name).read_bytes() for name in ("config.json", "settings.json")]
     (line,) = errors("node", "--state", str(state), "--rounds", "2", "--model", str(tmp_path / "other"))
