@@ -50,11 +50,14 @@ def start(tmp_path: Path, *arguments: str, **told: str) -> Watched:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["node", "--state", "state"],
-        ["node", "--state", "state", "--model", "./policy", "--set", "policy.lora.r=2"],
-        ["swarm", "-n", "1", "--out", "run", "--model", "./policy"],
+        pytest.param(["node", "--state", "state"], id="the built-in policy"),
+        pytest.param(
+            ["node", "--state", "state", "--model", "./policy", "--set", "policy.lora.r=2"],
+            id="adapters on a folder",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["swarm", "-n", "1", "--out", "run", "--model", "./policy"], id="a swarm", marks=pytest.mark.slow),
     ],
-    ids=["the built-in policy", "adapters on a folder", "a swarm"],
 )
 def test_a_node_contacts_nobody_but_its_peers(arguments: list[str], tmp_path: Path) -> None:
     write_tiny_policy(tmp_path / "policy")
