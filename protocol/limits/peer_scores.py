@@ -51,8 +51,9 @@ class ScoreBoard:
 
     A score is halved every half-life. It belongs to the subject and not to a connection: hanging up
     does not clear it. A subject whose score falls below `limit` is refused for `first_refusal_s`, and
-    each further time for twice as long as the last, up to `last_refusal_s`. Only offenders take up
-    memory, at most `capacity`; the mildest is forgotten first, who is refused last.
+    each further time for twice as long as the last, up to `last_refusal_s`; as long as that without a
+    refusal takes one doubling back, so that a bad hour of an honest peer does not follow it for months. Only
+    offenders take up memory, at most `capacity`; the mildest is forgotten first, who is refused last.
     """
 
     limit: float
@@ -76,6 +77,9 @@ class ScoreBoard:
         standing = self._standings.setdefault(subject, _Standing(score, now))
         standing.score, standing.updated = score, now
         if score < self.limit and now >= standing.refused_until:
+            if standing.refusals:
+                atoned = int((now - standing.refused_until) / self.last_refusal_s)
+                standing.refusals = max(0, standing.refusals - atoned)
             delay = min(self.last_refusal_s, self.first_refusal_s * 2.0 ** min(standing.refusals, 32))
             standing.refusals += 1
             standing.refused_until = now + delay

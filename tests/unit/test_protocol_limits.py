@@ -1,5 +1,6 @@
 import threading
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,6 +75,18 @@ def test_each_refusal_is_twice_as_long_as_the_last_up_to_a_day() -> None:
         delay = min(LAST_REFUSAL_S, FIRST_REFUSAL_S * 2**number)
         assert held(board, now + delay - 1) and not held(board, now + delay)
         now += delay
+
+
+@pytest.mark.parametrize(("days", "doublings"), [(0.99, 4), (1.01, 3), (3.5, 1), (30, 0)])
+def test_a_day_without_a_refusal_takes_one_doubling_back(days: float, doublings: int) -> None:
+    board, now = scores(), 0.0
+    for number in range(4):
+        board.penalise("node", 40.0, now)
+        now += FIRST_REFUSAL_S * 2**number
+    now += days * LAST_REFUSAL_S
+    board.penalise("node", 40.0, now)
+    delay = FIRST_REFUSAL_S * 2**doublings
+    assert held(board, now + delay - 1) and not held(board, now + delay)
 
 
 def test_the_score_board_is_bounded_and_forgets_the_mildest() -> None:
