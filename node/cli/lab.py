@@ -29,17 +29,25 @@ Settings = Annotated[
 Jobs = Annotated[
     int | None, typer.Option(min=1, help="Runs at once.  [default: as many as the cores allow]", show_default=False)
 ]
+Known = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="JSON",
+        help="An earlier JSON of the experiment: runs that it has are not done again, and all of it is in the table.",
+    ),
+]
 Side = Annotated[Path, typer.Argument(help="A run's folder, or an arm's with one for each seed.")]
 
 
 @app.command()
-def run(  # one parameter for each option of the command
+def run(  # noqa: PLR0913  # one parameter for each option of the command
     file: Experiment,
     out: Out = None,
     results: Results = None,
     arm: Arms = None,
     base: Bases = None,
     settings: Settings = None,
+    known: Known = None,
     jobs: Jobs = None,
     debug: Debug = False,
 ) -> None:
@@ -51,16 +59,21 @@ def run(  # one parameter for each option of the command
     Example:
       gossamer lab run examples/experiment.toml
       gossamer lab run examples/experiment.toml --arm 8/0 --arm 4/4 --set seeds=1 --set settings.rounds=50 --out runs/a
+      gossamer lab run examples/rules.toml --known docs/results/rules.json --arm 8/0 --set seeds=6
     """
     from node.lab.plan import read_lab
     from node.lab.plots import plot_compute, plot_rounds
-    from node.lab.results import read_runs, tabulate, to_json, to_markdown
+    from node.lab.results import Result, in_order, read_known, read_runs, tabulate, to_json, to_markdown, with_known
     from node.lab.runs import do_missing
 
     folder = out or Path("runs") / file.stem
     lab = read_lab(file, folder, overrides=settings or [], arms=arm or [], bases=base or [])
+    found: list[Result] = []
+    if known is not None:
+        before, found = read_known(known)
+        lab = with_known(lab, before, found)
     do_missing(lab, jobs or 0, lambda line: print(line, flush=True))
-    found = read_runs(lab.runs)
+    found = in_order([*found, *read_runs(lab.runs)], lab)
     lines = tabulate(found, lab.baseline)
     table = to_markdown(lines, lab)
     target = results or folder

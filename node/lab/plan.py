@@ -155,6 +155,14 @@ def lab_of(path: Path, config: LabConfig, out: Path, wanted: Sequence[tuple[str,
     return Lab(path.stem, config, [_run(config, base, arm, seed, out) for seed in seeds for base, arm in wanted])
 
 
+def as_given(config: LabConfig, base: str, arm: str) -> ArmConfig:
+    """Return all that the runs of an arm on a base are given: the arm with its nodes and settings, without its note."""
+    chosen = config.arms[arm]
+    settings = merge(merge(config.settings, config.bases[base].settings), chosen.settings)
+    nodes = config.nodes if chosen.nodes is None else chosen.nodes
+    return chosen.model_copy(update={"note": "", "nodes": nodes, "settings": settings})
+
+
 def arm_folder(out: Path, base: str, arm: str) -> Path:
     """Return where the runs of an arm are: a folder for each seed."""
     return out / _slug(base) / _slug(arm) if base else out / _slug(arm)
@@ -190,24 +198,23 @@ def _seeds(path: Path, config: LabConfig) -> list[int]:
 
 
 def _run(config: LabConfig, base: str, arm: str, seed: int, out: Path) -> Run:
-    chosen = config.arms[arm]
-    settings = merge(merge(config.settings, config.bases[base].settings), chosen.settings)
+    given = as_given(config, base, arm)
     try:
-        parsed = parse_config(settings)
+        parsed = parse_config(given.settings)
     except UserError as error:
         where = f" on base {base!r}" if base else ""
         raise UserError(f"arm {arm!r}{where}: {error}") from None
     if not parsed.ends:
         raise UserError(f"arm {arm!r} has no end: set settings.rounds or settings.budget")
-    if (chosen.delay or chosen.attack or chosen.slow) and config.runner != "memory":
+    if (given.delay or given.attack or given.slow) and config.runner != "memory":
         raise UserError(f"arm {arm!r}: delay, attack and slow are of the runner 'memory' only")
-    nodes = config.nodes if chosen.nodes is None else chosen.nodes
-    if chosen.attack and chosen.attack.nodes >= nodes:
-        raise UserError(f"arm {arm!r}: of {nodes} nodes {chosen.attack.nodes} are hostile: leave one to be attacked")
-    if chosen.slow >= nodes:
-        raise UserError(f"arm {arm!r}: of {nodes} nodes {chosen.slow} are slow: leave one that is not")
+    nodes = given.nodes or config.nodes
+    if given.attack and given.attack.nodes >= nodes:
+        raise UserError(f"arm {arm!r}: of {nodes} nodes {given.attack.nodes} are hostile: leave one to be attacked")
+    if given.slow >= nodes:
+        raise UserError(f"arm {arm!r}: of {nodes} nodes {given.slow} are slow: leave one that is not")
     folder = arm_folder(out, base, arm) / f"seed{seed}"
-    return Run(base, arm, seed, nodes, chosen.delay, settings, folder, chosen.attack, chosen.slow)
+    return Run(base, arm, seed, nodes, given.delay, given.settings, folder, given.attack, given.slow)
 
 
 def _slug(name: str) -> str:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from node.budget import Spent
 from node.errors import UserError
-from node.lab.plan import Lab, Run
+from node.lab.plan import Lab, LabConfig, Run, as_given
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import Row, number, read_metrics
 
@@ -122,6 +122,55 @@ def read_run(folder: Path, base: str, arm: str, seed: int) -> Result:
 def read_runs(runs: Sequence[Run]) -> list[Result]:
     """Read what these runs of an experiment left."""
     return [read_run(run.folder, run.base, run.arm, run.seed) for run in runs]
+
+
+def read_known(path: Path) -> tuple[LabConfig, list[Result]]:
+    """Read the file and the runs of a JSON that `to_json` made, whose numbers have four digits.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        tree = json.loads(path.read_text())
+        return LabConfig.model_validate(tree["file"]), list(map(_result, tree["runs"]))
+    except FileNotFoundError:
+        raise UserError(f"no file {path}: check the path") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is no JSON of an experiment: {error!r}") from None
+
+
+def _result(tree: Mapping[str, Any]) -> Result:
+    """Return a run of a JSON; the best of its smoothed rewards is that of the rounded ones, so that it is reached."""
+    rewards = tuple(tree["rewards"])
+    return Result(**{**tree, "rewards": rewards, "spent": tuple(tree["spent"]), "best": max(smooth(rewards))})
+
+
+def with_known(lab: Lab, known: LabConfig, results: Sequence[Result]) -> Lab:
+    """Return `lab` without the runs that are among `results`, and with the arms and bases that only `known` names.
+
+    Args:
+        lab: an experiment.
+        known: the file of the experiment that the results are of.
+        results: what came of it.
+
+    Raises:
+        UserError: a run of both has other settings there.
+    """
+    done = {(one.base, one.arm, one.seed) for one in results}
+    missing = []
+    for run in lab.runs:
+        if (run.base, run.arm, run.seed) not in done:
+            missing.append(run)
+        elif as_given(known, run.base, run.arm) != as_given(lab.config, run.base, run.arm):
+            raise UserError(f"{run.arm!r} on base {run.base!r} was run with other settings: leave --known out")
+    arms, bases = lab.config.arms | known.arms | lab.config.arms, lab.config.bases | known.bases | lab.config.bases
+    return lab._replace(config=lab.config.model_copy(update={"arms": arms, "bases": bases}), runs=missing)
+
+
+def in_order(results: Sequence[Result], lab: Lab) -> list[Result]:
+    """Return the results base by base and arm by arm, as the file names them, and by seed."""
+    bases, arms = list(lab.config.bases), list(lab.config.arms)
+    return sorted(results, key=lambda one: (bases.index(one.base), arms.index(one.arm), one.seed))
 
 
 def smooth(values: Sequence[float], window: int = WINDOW) -> list[float]:

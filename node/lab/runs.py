@@ -130,7 +130,7 @@ def _start(lab: Lab, run: Run) -> _Started:
 def _at_once(lab: Lab) -> int:
     """One run of real nodes for each of their number of cores; one of the runner "memory" for each core."""
     cores = usable_cores()
-    largest = max(run.nodes for run in lab.runs)
+    largest = max((run.nodes for run in lab.runs), default=1)
     return cores if lab.config.runner == "memory" else max(1, cores // largest)
 
 

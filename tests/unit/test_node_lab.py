@@ -15,12 +15,15 @@ from node.lab.results import (
     by_compute,
     compare,
     estimate,
+    in_order,
     reach,
+    read_known,
     read_run,
     smooth,
     tabulate,
     to_json,
     to_markdown,
+    with_known,
 )
 from node.lab.runs import is_complete
 
@@ -186,6 +189,32 @@ def test_ratios_are_paired_by_seed(tmp_path: Path) -> None:
     assert "| b | best | 2 | 40 ± " in table and "accuracy" not in table
     tree = json.loads(to_json(runs, [alone, shared], lab))
     assert tree["arms"][1]["figures"]["ratio"]["mean"] == 2.5 and tree["runs"][3]["rewards"] == [60]
+
+
+def test_what_an_earlier_json_has_is_not_run_again_and_is_in_the_table_with_what_is_new(tmp_path: Path) -> None:
+    file = "[settings]\nrounds = 1\n[arms.a]\n[arms.b.settings]\nsampling.local = 1\n"
+    earlier = lab_of(tmp_path, file + '[arms.gone]\nnote = "once"\nsettings = { sampling = { rule = "sapo" } }\n')
+    runs = [result("a", 1, [0.5]), result("gone", 1, [0.25]), result("b", 2, [1.0, 0.5])]
+    (tmp_path / "a.json").write_text(to_json(runs, tabulate(runs, "a"), earlier))
+    known, found = read_known(tmp_path / "a.json")
+    assert found == runs
+    lab = with_known(lab_of(tmp_path, "seeds = 2\n" + file), known, found)
+    assert [(run.arm, run.seed) for run in lab.runs] == [("b", 1), ("a", 2)]
+    new = [result("b", 1, [0.0]), result("a", 2, [0.0])]
+    together = in_order([*found, *new], lab)
+    assert [(one.arm, one.seed) for one in together] == [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("gone", 1)]
+    assert "| gone | once | 1 |" in to_markdown(tabulate(together, "a"), lab)
+    for other in (file.replace("local = 1", "local = 3"), file.replace("[arms.b.", "[arms.b]\nnodes = 3\n[arms.b.")):
+        with pytest.raises(UserError, match=r"'b'.* other settings"):
+            with_known(lab_of(tmp_path, "seeds = 2\n" + other), known, found)
+    runs = [result("a", 1, [0.11111666, 0.22222666])]  # a run reaches its own best, though numbers have four digits
+    (tmp_path / "a.json").write_text(to_json(runs, tabulate(runs, "a"), earlier))
+    (rounded,) = read_known(tmp_path / "a.json")[1]
+    assert reach(rounded, rounded) == 1
+    for text in ("{", "[]", '{"runs": [{"base": ""}]}'):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(UserError, match="is no JSON of an experiment"):
+            read_known(tmp_path / "a.json")
 
 
 def test_two_arms_are_compared_over_their_common_seeds_and_two_runs_as_they_are(tmp_path: Path) -> None:
