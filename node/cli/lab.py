@@ -116,6 +116,37 @@ def attack(
 
 
 @app.command()
+def price(
+    file: Annotated[
+        Path, typer.Argument(metavar="JSON", help="What an experiment left, e.g. docs/results/rules.json.")
+    ],
+    cost: Annotated[
+        list[float] | None,
+        typer.Option("--cost", min=0, help="Tokens of compute that a round costs; may be repeated.  [default: 0]"),
+    ] = None,
+    arm: Arms = None,
+    base: Bases = None,
+    debug: Debug = False,
+) -> None:
+    """Count what a round costs beside its compute: the mean reward of each arm over both, at the same cost.
+
+    Compute counts tokens. A round also has an update of all weights, a draw and traffic, whatever it trains on: an arm
+    of many small rounds pays for them more often.
+
+    \b
+    Example:
+      gossamer lab price docs/results/rules.json --cost 0 --cost 100 --arm "positive 1/16" --arm "positive 2/16"
+    """
+    from node.lab.results import price as table_of
+    from node.lab.results import read_known
+
+    found = [one for one in read_known(file)[1] if (not arm or one.arm in arm) and (not base or one.base in base)]
+    if not found:
+        raise UserError(f"{file} has no run of these arms on these bases")
+    print(table_of(found, cost or [0.0]), end="")
+
+
+@app.command()
 def compare(a: Side, b: Side, debug: Debug = False) -> None:
     """Hold two runs, or two arms over their common seeds, side by side.
 

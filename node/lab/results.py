@@ -15,6 +15,7 @@ An interval is Student's at 95 % over seeds, a ratio or a difference is of runs 
 in a ratio only where both runs have as many rounds.
 """
 
+import itertools
 import json
 import math
 import statistics
@@ -188,11 +189,26 @@ def reach(result: Result, baseline: Result) -> float:
     return theirs / ours if theirs and ours else 0.0
 
 
-def by_compute(result: Result) -> float:
-    """Return the mean reward, each round's counted by what it cost."""
-    costs = [after - before for before, after in pairwise((0.0, *result.spent))]
-    total = sum(reward * cost for reward, cost in zip(result.rewards, costs, strict=True))
-    return total / result.spent[-1] if result.spent[-1] else 0.0
+def by_compute(result: Result, beside: float = 0.0, until: float = math.inf) -> float:
+    """Return the mean reward, each round's counted by what it cost.
+
+    Args:
+        result: a run.
+        beside: what a round costs that its compute does not count, such as the update itself, in tokens of compute.
+        until: the cost of all rounds that are looked at; the last of them counts in part.
+    """
+    total, left = 0.0, min(until, cost_of(result, beside))
+    spent = left
+    for reward, (before, after) in zip(result.rewards, pairwise((0.0, *result.spent)), strict=True):
+        part = min(after - before + beside, left)
+        total += reward * part
+        left -= part
+    return total / spent if spent else 0.0
+
+
+def cost_of(result: Result, beside: float) -> float:
+    """Return what a run cost, its rounds `beside` tokens of compute each beside what it spent."""
+    return result.spent[-1] + beside * result.rounds
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -260,7 +276,7 @@ def to_markdown(lines: Sequence[Line], lab: Lab) -> str:
         cells = [str(line.figures.get(key, "")) for key in keys]
         note = lab.config.arms[line.arm].note
         rows.append([*([line.base] if bases else []), line.arm, note, str(line.seeds), *cells])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return _table(rows)
 
 
 def to_json(results: Sequence[Result], lines: Sequence[Line], lab: Lab) -> str:
@@ -281,6 +297,26 @@ def to_json(results: Sequence[Result], lines: Sequence[Line], lab: Lab) -> str:
         "runs": [rounded(asdict(one)) for one in results],
     }
     return json.dumps(tree, separators=(",", ":")) + "\n"
+
+
+def price(results: Sequence[Result], beside: Sequence[float]) -> str:
+    """Return a table: what comes of each arm if a round costs something beside its compute.
+
+    A run's rewards do not depend on what its rounds cost, so none is done again: each is looked at until the cost at
+    which the first of all runs on its base ended.
+
+    Args:
+        results: of an experiment.
+        beside: what a round costs, in tokens of compute; a line on each base for each.
+    """
+    arms = list(dict.fromkeys(one.arm for one in results))
+    rows = [["base", "a round beside its compute", *arms], ["---"] * (len(arms) + 2)]
+    for base, cost in itertools.product(dict.fromkeys(one.base for one in results), beside):
+        here = [one for one in results if one.base == base]
+        until = min(cost_of(one, cost) for one in here)
+        found = [[by_compute(one, cost, until) for one in here if one.arm == arm] for arm in arms]
+        rows.append([base, f"{cost:g}", *(str(estimate(values)) if values else "" for values in found)])
+    return _table(rows)
 
 
 def compare(a: Path, b: Path) -> list[str]:
@@ -322,6 +358,10 @@ def _read_side(folder: Path) -> dict[str, Result]:
     if not found:
         raise UserError(f"{folder} is no run of a swarm, nor an arm of an experiment of which a run has ended")
     return {name: read_run(path, "", str(folder), 0) for name, path in found.items()}
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _spent_until(result: Result, reward: float) -> float | None:

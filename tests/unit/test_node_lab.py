@@ -16,6 +16,7 @@ from node.lab.results import (
     compare,
     estimate,
     in_order,
+    price,
     reach,
     read_known,
     read_run,
@@ -176,6 +177,18 @@ def test_reward_over_compute_counts_a_round_by_what_it_cost(tmp_path: Path) -> N
     assert by_compute(result("x", 1, [0.0, 1.0])) == 0.5
     lines = tabulate([result("a", 1, [1.0]), result("b", 1, [1.0, 1.0])], "a")
     assert "ratio" not in lines[1].figures and lines[1].figures["by_compute"].mean == 1.0
+
+
+def test_what_a_round_costs_beside_its_compute_counts_against_small_rounds() -> None:
+    small = result("1/16", 1, [0.0, 0.5, 1.0, 1.0], cost=1.0)
+    large = result("2/16", 1, [0.0, 1.0], cost=2.0)
+    assert (by_compute(small), by_compute(large)) == (0.625, 0.5)
+    assert by_compute(small, beside=1.0, until=6.0) == (0.5 + 1.0) * 2 / 6  # three of its four rounds, of 2 each
+    assert by_compute(small, beside=1.0, until=5.0) == (0.5 * 2 + 1.0) / 5  # half of the third
+    table = price([small, large], [0.0, 1.0]).splitlines()
+    assert table[2:] == ["|  | 0 | 0.625 | 0.5 |", "|  | 1 | 0.5 | 0.5 |"]
+    other = dataclasses.replace(large, base="dense")
+    assert price([small, other], [0.0]).splitlines()[2:] == ["|  | 0 | 0.625 |  |", "| dense | 0 |  | 0.5 |"]
 
 
 def test_ratios_are_paired_by_seed(tmp_path: Path) -> None:
