@@ -128,10 +128,11 @@ def price(
     base: Bases = None,
     debug: Debug = False,
 ) -> None:
-    """Count what a round costs beside its compute: the mean reward of each arm over both, at the same cost.
+    """Compare arms if a round costs something beside its compute.
 
-    Compute counts tokens. A round also has an update of all weights, a draw and traffic, whatever it trains on: an arm
-    of many small rounds pays for them more often.
+    A line has the mean reward of each arm over both, until the same cost. Compute counts tokens; a round also has an
+    update of all weights, a draw and traffic, whatever it trains on, and an arm of many small rounds pays them more
+    often.
 
     \b
     Example:
