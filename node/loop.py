@@ -84,7 +84,9 @@ class _Judged:
     true: dict[bytes, EncodedGroup] = field(default_factory=dict)
     false: dict[bytes, str] = field(default_factory=dict)
     unfit: dict[Place, str] = field(default_factory=dict)  # of completions looked at: why one is left out, or ""
+    encoded: dict[bytes, EncodedGroup] = field(default_factory=dict)  # with the tokens of completions looked at
     own_lengths: Sequence[OwnLength] = ()
+    usual: dict[str, float] = field(default_factory=dict)  # length of an answer, by task
     room: int | None = None  # completions that may still be looked at
 
 
@@ -227,7 +229,7 @@ class Loop:
         candidates, picks = self._drawn(rule, draw, judged, version, now)
         if sampling.external_negatives == "drop":
             picks = drop_negatives(picks)
-        groups = self._encoded(judged.true, [(pick.id, pick.index) for pick in picks])
+        groups = {key: judged.encoded[key] for key in dict.fromkeys(pick.id for pick in picks)}
         self.pool.use(groups, version + 1)
         came = {one.id: one for one in candidates if one.id in groups}
         taught = Counter(one.peer for one in came.values())
@@ -284,7 +286,10 @@ class Loop:
         judged.unfit |= dict.fromkeys(new[judged.room :], "not_looked_at")
         new = new[: judged.room]
         judged.room -= len(new)
-        encoded = self._encoded(judged.true, new)
+        for key, one in self._encoded(judged.true, new).items():
+            before = judged.encoded.get(key, one)
+            judged.encoded[key] = replace(one, completions={**before.completions, **one.completions})
+        encoded = judged.encoded
         judged.unfit |= {place: self._too_long(encoded[place[0]], place[1], judged) for place in new}
         asked = [place for place in new if not judged.unfit[place]]
         bound = self.config.sampling.max_surprise
@@ -311,8 +316,10 @@ class Loop:
             return "too_long"
         if not sampling.max_length_ratio or sampling.source != "peers" or not judged.own_lengths:
             return ""
-        usual = usual_length(judged.own_lengths, group.group.task.name)
-        return "over_long" if len(tokens) > sampling.max_length_ratio * usual else ""
+        task = group.group.task.name
+        if task not in judged.usual:
+            judged.usual[task] = usual_length(judged.own_lengths, task)
+        return "over_long" if len(tokens) > sampling.max_length_ratio * judged.usual[task] else ""
 
     def _verify(self, ids: Iterable[bytes], judged: _Judged) -> None:
         """Judge those of peers' groups that are not judged yet."""

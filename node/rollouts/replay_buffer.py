@@ -24,10 +24,12 @@ through kill -9; a power cut may lose the last transactions, never the file.
 
 import array
 import hashlib
+import math
 import sqlite3
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -89,6 +91,35 @@ class _Entry:
     size: int
 
 
+class _Drawable:
+    """What rounds may draw, kept up from one round to the next: of thousands of groups a round changes a few.
+
+    It serves while time and rounds only go on, and groups come for the same or for later rounds.
+    """
+
+    def __init__(self, candidates: Iterable[Candidate], max_uses: int) -> None:
+        """Take all groups, in the order of their coming, of which a question is drawn `max_uses` times."""
+        self.first: dict[bytes, Candidate] = {}  # by question, in the order of their coming
+        self.coming: deque[Candidate] = deque()  # not looked at yet, or for later rounds
+        self.max_uses = max_uses
+        self.is_ordered = True
+        self._last_round = 0
+        self._asked = -math.inf, 0
+        for one in candidates:
+            self.came(one)
+
+    def came(self, candidate: Candidate) -> None:
+        """Note a group that is here from now on."""
+        self.is_ordered = self.is_ordered and candidate.first_round >= self._last_round
+        self._last_round = candidate.first_round
+        self.coming.append(candidate)
+
+    def serves(self, now: float, round_number: int, max_uses: int) -> bool:
+        """Tell whether it need not be made again to say what may be drawn now."""
+        before, self._asked = self._asked, (now, round_number)
+        return self.is_ordered and max_uses == self.max_uses and now >= before[0] and round_number >= before[1]
+
+
 class ReplayBuffer:
     """Open or make the buffer at `path`; a context manager that closes it."""
 
@@ -104,6 +135,7 @@ class ReplayBuffer:
             self._db.execute(f"PRAGMA user_version = {_FORMAT}")
         self._db.executescript(_SCHEMA)
         self._newest = 0.0
+        self._drawable: _Drawable | None = None
         self._load()
 
     def __enter__(self) -> Self:
@@ -162,16 +194,24 @@ class ReplayBuffer:
         first, and those whose question was used `max_uses` times. Age is counted from a group's coming: what a peer
         says of its own rounds or clock plays no part.
         """
+        found = self._drawable
+        if found is None or not found.serves(now, round_number, max_uses):
+            found = self._drawable = _Drawable((entry.candidate for entry in self._entries.values()), max_uses)
+            found.serves(now, round_number, max_uses)
+        first, coming = found.first, found.coming
         oldest = now - self._bounds.max_age
         stay = self._bounds.max_age_rounds
         first_from = 0 if stay is None else round_number - stay
-        buried, uses = self._buried, self._uses.get
-        first: dict[bytes, Candidate] = {}
-        for entry in self._entries.values():
-            one = entry.candidate
+        for one in list(takewhile(lambda one: one.received < oldest or one.first_round < first_from, first.values())):
+            self._withdraw(one)
+        if self._drawable is not found:
+            return self.candidates(now, round_number, max_uses)
+        while coming and (coming[0].first_round <= round_number or not found.is_ordered):
+            one = coming.popleft()
             is_ripe = first_from <= one.first_round <= round_number and one.received >= oldest
-            if is_ripe and one.question not in first and uses(one.question, 0) < max_uses and one.id not in buried:
-                first[one.question] = one
+            is_free = one.id in self._entries and one.id not in self._buried and self._uses[one.question] < max_uses
+            if is_ripe and is_free:
+                first.setdefault(one.question, one)
         return list(first.values())
 
     def read(self, ids: Iterable[bytes]) -> dict[bytes, Group]:
@@ -185,6 +225,10 @@ class ReplayBuffer:
         """Record that `round_number` used the questions of these groups."""
         questions = [self._entries[group_id].candidate.question for group_id in dict.fromkeys(ids)]
         self._uses.update(questions)
+        if self._drawable is not None:
+            for question in questions:
+                if self._uses[question] >= self._drawable.max_uses:
+                    self._drawable.first.pop(question, None)
         if questions:
             with _Transaction(self._db):
                 rows = [(question, round_number) for question in questions]
@@ -194,6 +238,9 @@ class ReplayBuffer:
     def bury(self, ids: Collection[bytes], round_number: int) -> None:
         """Let nobody draw these groups any more, as `round_number` found out."""
         self._buried.update(ids)
+        for group_id in ids:
+            if group_id in self._entries:
+                self._withdraw(self._entries[group_id].candidate)
         with _Transaction(self._db):
             self._db.executemany("INSERT OR IGNORE INTO buried VALUES (?, ?)", [(one, round_number) for one in ids])
 
@@ -268,12 +315,18 @@ class ReplayBuffer:
             "SELECT number, question FROM uses WHERE number <= (SELECT MAX(number) FROM uses) - ?",
             (self._bounds.max_groups,),
         ).fetchall()
-        self._uses.subtract(question for _, question in old)
-        self._uses += Counter()  # without the zeros
+        for _, question in old:
+            self._uses[question] -= 1
+            if not self._uses[question]:
+                del self._uses[question]
+            if question in self._questions:
+                self._drawable = None
         self._db.executemany("DELETE FROM uses WHERE number = ?", [(number,) for number, _ in old])
 
     def _load(self) -> None:
         self._entries: dict[bytes, _Entry] = {}  # oldest first
+        self._questions: Counter[bytes] = Counter()
+        self._drawable = None
         self._bytes = 0
         self._peer_count: Counter[str] = Counter()
         self._peer_bytes: Counter[str] = Counter()
@@ -289,6 +342,9 @@ class ReplayBuffer:
 
     def _remember(self, candidate: Candidate, size: int) -> None:
         self._entries[candidate.id] = _Entry(candidate, size)
+        self._questions[candidate.question] += 1
+        if self._drawable is not None:
+            self._drawable.came(candidate)
         self._bytes += size
         self._peer_count[candidate.peer] += 1
         self._peer_bytes[candidate.peer] += size
@@ -315,9 +371,22 @@ class ReplayBuffer:
         oldest = next(iter(self._entries.values())).candidate.received
         return len(self._entries) > bounds.max_groups or self._bytes > bounds.max_bytes or oldest < now - bounds.max_age
 
+    def _withdraw(self, candidate: Candidate) -> None:
+        """Let no round draw a group any more; where its question has another, that is found anew."""
+        question = candidate.question
+        if self._drawable is not None and self._drawable.first.get(question) is candidate:
+            del self._drawable.first[question]
+            if self._questions[question] > 1:
+                self._drawable = None
+
     def _drop(self, group_id: bytes) -> bytes:
         entry = self._entries.pop(group_id)
+        self._withdraw(entry.candidate)
         self._buried.discard(group_id)
+        question = entry.candidate.question
+        self._questions[question] -= 1
+        if not self._questions[question]:
+            del self._questions[question]
         peer = entry.candidate.peer
         self._bytes -= entry.size
         self._peer_count[peer] -= 1

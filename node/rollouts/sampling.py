@@ -13,9 +13,8 @@ of the drawn alone would sum to zero, and lose groups whose one right answer is 
 
 import random
 import statistics
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from node.rollouts.group import EncodedGroup
 
@@ -59,11 +58,10 @@ class Candidate:
     received: float
     first_round: int
     rewards: tuple[float, ...]
+    informative: bool = field(init=False, compare=False, repr=False)  # whether its advantages are not all zero
 
-    @property
-    def informative(self) -> bool:
-        """Whether its rewards differ, so that its advantages are not all zero."""
-        return is_informative(self.rewards)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "informative", is_informative(self.rewards))  # once, and not in every round
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +126,11 @@ def is_informative(rewards: Sequence[float]) -> bool:
 
 def at_most_each(candidates: Sequence[Candidate], count: int, rng: random.Random) -> list[Candidate]:
     """Return at most `count` candidates of each peer, drawn uniformly, in their order."""
-    left: Counter[str] = Counter()
-    kept = set()
-    for one in rng.sample(candidates, len(candidates)):
-        left[one.peer] += 1
-        if left[one.peer] <= count:
-            kept.add(one.id)
-    return [one for one in candidates if one.id in kept]
+    places: dict[str, list[int]] = {}
+    for place, one in enumerate(candidates):
+        places.setdefault(one.peer, []).append(place)
+    kept = [place for of_peer in places.values() for place in rng.sample(of_peer, min(count, len(of_peer)))]
+    return [candidates[place] for place in sorted(kept)]
 
 
 def mean_advantages(rewards: Sequence[float]) -> list[float]:

@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -106,6 +107,58 @@ def test_groups_of_one_moment_have_the_same_order_when_they_are_read_again(path:
         before = pool.candidates(0, 1, max_uses=1)
     with ReplayBuffer(path, PoolConfig()) as pool:
         assert pool.candidates(0, 1, max_uses=1) == before
+
+
+def test_a_question_whose_use_is_forgotten_may_be_drawn_again_at_once(path: Path) -> None:
+    with ReplayBuffer(path, PoolConfig(max_groups=2, max_peer_share=1)) as pool:
+        pool.add([shared(1), shared(2)], now=0, first_round=1)
+        pool.use([shared(1).id], 1)
+        assert ids(pool) == {2}
+        for number in (1, 2):
+            pool.use([shared(2).id], number)
+        assert ids(pool) == {1}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["add", "add", "add", "draw", "use", "use", "bury", "rewind", "later uses"]),
+            st.integers(0, 3),
+            st.integers(0, 3),
+        ),
+        min_size=10,
+        max_size=40,
+    ),
+    st.sampled_from([None, 0, 2]),
+)
+def test_what_may_be_drawn_is_the_same_whether_it_is_kept_up_or_found_anew(
+    steps: list[tuple[str, int, int]], max_age_rounds: int | None
+) -> None:
+    """A buffer that was asked after every step says what one does that reads the same file and was never asked."""
+    bounds = PoolConfig(max_age=5, max_age_rounds=max_age_rounds, max_groups=4, max_peer_share=1)
+    now, number, max_uses, made = 0.0, 1, 1, 0
+    with tempfile.TemporaryDirectory() as folder, ReplayBuffer(Path(folder, "pool.sqlite"), bounds) as pool:
+        for step, which, ahead in steps:
+            held = list(pool._entries)
+            now += ahead / 2
+            match step:
+                case "add":
+                    made += 1
+                    pool.add([shared(made, received=now, seed=which)], now, number + ahead)
+                case "draw":
+                    number += ahead
+                case "use" if held:
+                    pool.use([held[which % len(held)]], number)
+                case "bury" if held:
+                    pool.bury([held[which % len(held)]], number)
+                case "rewind":
+                    number = max(1, number - ahead)
+                    pool.rewind(number)
+                case "later uses":
+                    max_uses = 1 + ahead
+            with ReplayBuffer(Path(folder, "pool.sqlite"), bounds) as fresh:
+                assert pool.candidates(now, number, max_uses) == fresh.candidates(now, number, max_uses)
 
 
 def test_a_file_of_another_format_is_emptied(path: Path) -> None:
