@@ -1,6 +1,6 @@
 """A mapping that remembers only the newest entries, so that no peer can make it grow."""
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -45,3 +45,32 @@ class Recent(Generic[K, V]):
     def pop(self, key: K) -> V | None:
         """Forget an entry and return it, or None."""
         return self._entries.pop(key, None)
+
+
+class Expiring(Recent[K, V]):
+    """A `Recent` that also forgets, at `expire`, what was set `life` seconds ago, or an eighth of that more.
+
+    It notes the time once in that eighth, and not with each entry, which would take as much as a small entry itself.
+    """
+
+    __slots__ = ("_life", "_marks", "_times_set")
+
+    def __init__(self, capacity: int, life: float) -> None:
+        super().__init__(capacity)
+        self._life = life
+        self._marks: deque[tuple[float, int]] = deque()  # when, and how often an entry had been set by then
+        self._times_set = 0
+
+    def set(self, key: K, value: V) -> None:
+        """Add or renew an entry."""
+        self._times_set += 1
+        super().set(key, value)
+
+    def expire(self, now: float) -> None:
+        """Forget what is too old at `now`, in seconds of a clock that never steps back."""
+        if not self._marks or now >= self._marks[-1][0] + self._life / 8:
+            self._marks.append((now, self._times_set))
+        while self._marks and self._marks[0][0] + self._life <= now:
+            younger = self._times_set - self._marks.popleft()[1]
+            while len(self._entries) > younger:
+                self._entries.popitem(last=False)

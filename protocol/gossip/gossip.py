@@ -67,7 +67,7 @@ from protocol.gossip.peer_state import KNOWN_ITEMS, MAX_PENDING, Knows, Peer, Se
 from protocol.gossip.subscriptions import Appetite, Filter
 from protocol.gossip.want_list import WANT_LIFE_S, Pulls
 from protocol.identity import NodeId
-from protocol.lru import Recent
+from protocol.lru import Expiring, Recent
 from protocol.wire.envelope import HEAD_BYTES, ItemId
 from protocol.wire.messages import (
     ITEM_OVERHEAD_BYTES,
@@ -102,7 +102,8 @@ class Gossip:
         self._rng = rng
         self._peers: dict[NodeId, Peer] = {}
         self._neighbours: Counter[bytes] = Counter()  # hints of the live peers
-        self._seen: Recent[ItemId, NodeId] = Recent(SEEN_ITEMS)
+        # Nobody's stamp is further ahead, so whatever is forgotten is refused as stale.
+        self._seen: Expiring[ItemId, NodeId] = Expiring(SEEN_ITEMS, limits.max_item_age_s + limits.max_clock_ahead_s)
         self._store = Store(limits.held_bytes, limits.max_item_age_s)
         self._pulls = Pulls(setup.timing, rng)
         self._serving: Recent[NodeId, Serving] = Recent(SERVED_PEERS)
@@ -396,6 +397,7 @@ class Gossip:
     def _tick(self, now: Instant) -> list[GossipAction]:
         self._ticked = now.steady
         self._store.expire(now)
+        self._seen.expire(now.steady)
         failed, liars = self._pulls.check(now.steady, WANT_LIFE_S if self._appetite.bounded else math.inf)
         self._appetite.refund(failed + self._downloads.check(now.steady))
         actions: list[GossipAction] = [Blame(node, "broken_promise") for node in liars]

@@ -114,6 +114,21 @@ def test_a_new_item_is_delivered_once_and_announced_to_those_not_known_to_have_i
     assert announced(core.handle(Tick(), at(3))) == {}
 
 
+def test_an_item_is_remembered_until_whoever_sends_it_again_is_refused_for_its_stamp() -> None:
+    limits = Limits(max_item_age_s=300.0)
+    stale = limits.max_item_age_s + limits.max_clock_ahead_s
+    core = machine(A, limits=limits)
+    core.handle(Got(A, item(1)), at(0))
+    for now in range(10, int(stale), 10):
+        core.handle(Tick(), at(now))
+        core.handle(Got(A, item(now, time=UNIX + now)), at(now))
+    assert core.signer(name(1)) == A
+    core.handle(Tick(), at(stale))
+    core.handle(Tick(), at(stale + stale / 8 + 10))
+    assert core.signer(name(1)) is None
+    assert core.signer(name(int(stale) - 10)) == A
+
+
 def test_a_burst_is_announced_once_and_an_endless_one_now_and_then() -> None:
     core = machine(A, B)
     interval = LAN.announce_interval

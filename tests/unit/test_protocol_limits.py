@@ -8,7 +8,7 @@ from protocol.config import Limits
 from protocol.host import Mailbox
 from protocol.limits.peer_scores import FIRST_REFUSAL_S, LAST_REFUSAL_S, REJECT_PENALTY, ScoreBoard
 from protocol.limits.rate_limits import Allowance, TokenBucket
-from protocol.lru import Recent
+from protocol.lru import Expiring, Recent
 
 
 def scores(capacity: int = 4096) -> ScoreBoard:
@@ -110,6 +110,28 @@ def test_recent_keeps_the_newest(history: list[tuple[int, bool]], capacity: int)
         else:
             recent.pop(key)
     assert len(recent) == len(order) and all(key in recent for key in order)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.floats(0, 3)), max_size=100), st.integers(1, 20))
+def test_expiring_keeps_the_newest_for_their_life_and_no_more_than_an_eighth_longer(
+    history: list[tuple[int, float]], capacity: int
+) -> None:
+    recent: Expiring[int, float] = Expiring(capacity, 8.0)
+    last: dict[int, float] = {}
+    now = 0.0
+    for key, pause in history:
+        now += pause
+        recent.expire(now)
+        recent.set(key, now)
+        last.pop(key, None)
+        last[key] = now
+        newest = dict(list(last.items())[-capacity:])
+        assert len(recent) <= capacity
+        assert all(key in recent for key, since in newest.items() if now < since + 8.0)
+    for _ in range(18):
+        now += 0.5
+        recent.expire(now)
+    assert len(recent) == 0
 
 
 @given(st.lists(st.binary(max_size=8), max_size=40), st.integers(1, 10), st.integers(1, 40))
