@@ -49,8 +49,16 @@ FILES = {
     "uses.bin": 18 * MIB,
     "output.log": MIB,
 }
-# What a test of minutes sets so that the files reach their bounds.
-SETTINGS = (f"pool.max_bytes={POOL}", f"rollout_log.max_bytes={ROLLOUTS}", f"journal.max_bytes={JOURNAL}")
+# A group is shared for 0.8 of its swarm's age of items, and its id remembered for 9/8 of that age and
+# `max_clock_ahead_s`: what that takes is full after 17 minutes, early in an hour's second quarter.
+MAX_AGE_S = 300
+# What a test of minutes sets so that the files and all that groups fill reach their bounds.
+SETTINGS = (
+    f"pool.max_age={MAX_AGE_S}",
+    f"pool.max_bytes={POOL}",
+    f"rollout_log.max_bytes={ROLLOUTS}",
+    f"journal.max_bytes={JOURNAL}",
+)
 LEAST = 8  # samples of a life that is judged by its quarters
 
 

@@ -2,10 +2,13 @@
 
     python -m tests.soak.run --minutes 60 --out runs/soak
 
-Every `CHURN_S` seconds one of the nodes beyond the first `STEADY` is killed with SIGKILL, asked to stop, or stopped for
-a while (SIGSTOP), and started again from its folder. The relay and the steady nodes live all along: they are whom leaks
-are looked for in. Strangers publish `USUAL` x `TIMES` groups a second, if the machine lets them; what they published is
-in the summary, and what each node took, beside the usual.
+The relay founds the swarm, and the nodes join it by its invite, as people do. Its items live for `MAX_AGE_S`, so that
+what holds or remembers them is full after minutes, and what grows in an hour's second half is a leak. Every `CHURN_S`
+seconds one of the nodes beyond the first `STEADY` is killed with SIGKILL, asked to stop, or stopped for a while
+(SIGSTOP), and started again from its folder. The relay and the steady nodes live all along: they are whom leaks are
+looked for in. Strangers publish `USUAL` x `TIMES` groups a second. That takes a core, and nodes that train without a
+pause take all there is, so they run at a lower priority than the strangers and the relay. What the strangers published
+is in the summary, and what each node took, beside the usual: on a slow machine it is less.
 
 Leaves `samples.jsonl`, a line for each look at each process, `peers.jsonl`, what the relay and the steady nodes say in
 turn of their peers and of what they refused, and `summary.json`; prints what broke, and exits with 1.
@@ -16,7 +19,6 @@ import itertools
 import json
 import os
 import random
-import secrets
 import signal
 import subprocess
 import sys
@@ -31,7 +33,7 @@ import psutil
 
 from node.errors import UserError
 from node.telemetry.status_server import ask
-from tests.soak.bounds import NODE, RELAY, SETTINGS, Sample, judge
+from tests.soak.bounds import MAX_AGE_S, NODE, RELAY, SETTINGS, Sample, judge
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +41,7 @@ GOSSAMER = [sys.executable, "-c", "import sys; from node.cli import main; sys.ex
 USUAL = 6.4  # groups a second of eight nodes on SmolLM2-135M: four each in a round of 5 s (README)
 USUAL_TAKEN = USUAL * 7 / 8  # of them a node's, which has its own already
 TIMES = 100
+NICE = 5  # of nodes that train: a third of the weight; at 10 they starve where anything else runs
 STEADY = 3
 KINDS = ("killed", "asked", "paused")
 CHURN_S = 20.0
@@ -48,7 +51,6 @@ UP_S = 600.0  # until all have loaded, on a busy machine
 STOPPED = (0, -signal.SIGTERM)  # the latter where it had only begun to start
 STOP_S = 300.0  # a node that loads stops once it has, on a busy machine
 IDLE_S = 60.0  # a node that is up hangs if it has no new round for so long
-ENDED_EARLY = "the strangers, nodes' hosts in a process of their own, ended before their time with"
 EXPECTED_ERRORS = frozenset[str]()
 
 
@@ -57,7 +59,7 @@ class Process:
 
     def __init__(self, folder: Path, command: list[str], *, trains: bool) -> None:
         self.folder, self.trains = folder, trains
-        self._command = command
+        self._command = ["nice", "-n", str(NICE), *command] if trains else command
         self.lives: list[list[Sample]] = []
         self.started = 0.0
         self.start()
@@ -115,11 +117,9 @@ def main() -> int:
 
 def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
     """Run the swarm for the time that `options` say and return the report."""
-    swarm = secrets.token_hex(16)
-    relay, *nodes = everybody = list(_start(options, swarm, stack))
-    rate = USUAL * options.times
+    relay, *nodes = everybody = list(_start(options, stack))
     wait_until(lambda: all(_rounds(node) for node in nodes), UP_S, "a round of every node")
-    stranger = stack.enter_context(_strangers(_read(relay.folder / "address"), swarm, rate))
+    end_strangers = stack.enter_context(_strangers(relay.folder, USUAL * options.times))
     began = time.monotonic()
     until, churn = began + 60 * options.minutes, began + CHURN_S
     draw, ended = random.Random(options.seed), dict.fromkeys(KINDS, 0)
@@ -167,9 +167,10 @@ def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
         if one.name in paused:
             one.child.send_signal(signal.SIGCONT)
     broken += _hangs([one for one in everybody if one.name not in asked])
-    traffic = _traffic(relay, nodes[:STEADY], stranger)
-    if traffic["strangers"].startswith(ENDED_EARLY):
-        broken.append(f"{traffic['strangers']}: the traffic was less than it should be")
+    traffic = _traffic(relay, nodes[:STEADY])
+    strangers = end_strangers()
+    if isinstance(strangers, int):
+        broken.append(f"the strangers ended by themselves, with {strangers}: the traffic was less than it should be")
     for one in everybody:
         try:
             one.end(signal.SIGTERM)
@@ -186,6 +187,7 @@ def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
         "nodes": options.nodes,
         "seed": options.seed,
         **ended,
+        "strangers": strangers,
         **traffic,
         "took": {one.name: _took(one.lives[0]) for one in (relay, *nodes[:STEADY])},
         "rounds": sum(map(_rounds, nodes)),
@@ -193,28 +195,30 @@ def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
     }
 
 
-def _start(options: argparse.Namespace, swarm: str, stack: ExitStack) -> Iterator[Process]:
-    """Start the relay, and when it can be dialled the nodes; all are killed at the end."""
+def _start(options: argparse.Namespace, stack: ExitStack) -> Iterator[Process]:
+    """Found the swarm, start the relay, and when it can be dialled the nodes; all are killed at the end."""
 
     def started(name: str, *arguments: str, trains: bool = True) -> Process:
         state = options.out / name
-        settings = [f"network.swarm={swarm}", *(SETTINGS if trains else ())]
-        command = [*GOSSAMER, "node", "--state", str(state), *arguments, *(f"--set={one}" for one in settings)]
-        one = Process(state, command, trains=trains)
+        one = Process(state, [*GOSSAMER, "node", "--state", str(state), *arguments], trains=trains)
         stack.callback(lambda: one.child.poll() is None and one.end(signal.SIGKILL))
         return one
 
-    relay = started("relay", "--seed-only", "--listen", "tcp://127.0.0.1:0", trains=False)
+    age = f"--set=pool.max_age={MAX_AGE_S}"
+    _say("found", "soak", "--no-start", "--state", str(options.out / "relay"), "--listen", "tcp://127.0.0.1:0", age)
+    relay = started("relay", "--seed-only", trains=False)
     yield relay
-    address = wait_until(
-        lambda: (relay.folder / "address").exists() and _read(relay.folder / "address"), 60, "the relay"
-    )
+    wait_until((relay.folder / "address").exists, 60, "the relay")
+    invite = options.out / "invite.txt"
+    invite.write_text(_say("invite", str(relay.folder)))
     for number in range(options.nodes):
-        yield started(f"n{number}", "--seed-peer", address)
+        yield started(f"n{number}", "--join", f"@{invite}", *(f"--set={one}" for one in SETTINGS))
 
 
-def _read(path: Path) -> str:
-    return path.read_text().strip() if path.exists() else ""
+def _say(*arguments: str) -> str:
+    """Run a command to its end and return what it printed."""
+    command = [*GOSSAMER, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=_environment(), check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def _environment() -> dict[str, str]:
@@ -222,15 +226,19 @@ def _environment() -> dict[str, str]:
 
 
 @contextmanager
-def _strangers(address: str, swarm: str, rate: float) -> Iterator[Callable[[], str]]:
-    """Run the strangers; what is yielded ends them and returns what they say, or with what they had ended."""
-    command = [sys.executable, "-m", "tests.soak.strangers", address, swarm, str(rate)]
+def _strangers(folder: Path, rate: float) -> Iterator[Callable[[], dict[str, float] | int]]:
+    """Run the strangers; what is yielded ends them and returns what they say, or with what they had ended by then."""
+    command = [sys.executable, "-m", "tests.soak.strangers", str(folder), str(rate)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, env=_environment(), stdin=pipe, stdout=pipe, text=True) as child:
 
-        def end() -> str:
-            said = str(child.communicate("\n", timeout=STOP_S)[0]).strip()
-            return said.splitlines()[-1] if said else f"{ENDED_EARLY} {child.returncode}"
+        def end() -> dict[str, float] | int:
+            said = child.communicate("\n", timeout=STOP_S)[0]
+            if not said:
+                return child.returncode
+            told: dict[str, float] = json.loads(said)
+            a_second = told["published"] / told["seconds"]
+            return told | {"published_per_s": a_second, "times_the_usual": a_second / USUAL}
 
         try:
             yield end
@@ -273,7 +281,7 @@ def _errors(folder: Path) -> Iterator[str]:
     yield from (f"{folder.name} logged an error: {event}" for event in sorted(seen - EXPECTED_ERRORS))
 
 
-def _traffic(relay: Process, steady: list[Process], end_strangers: Callable[[], str]) -> dict[str, Any]:
+def _traffic(relay: Process, steady: list[Process]) -> dict[str, Any]:
     """Return what the relay and the steady nodes have counted since they started, and what that is to the usual."""
     told = {one.name: one.state() or {} for one in (relay, *steady)}
     counted = {
@@ -283,7 +291,6 @@ def _traffic(relay: Process, steady: list[Process], end_strangers: Callable[[], 
     }
     rates = {name: tree["counters"]["items_received"] / tree["uptime_s"] for name, tree in told.items() if tree}
     return {
-        "strangers": end_strangers(),
         "counters": counted,
         "items_received_per_s": rates,
         "times_the_usual": {name: rate / USUAL_TAKEN for name, rate in rates.items()},

@@ -1,21 +1,25 @@
 """Peers of a swarm that publish groups as honest nodes do, `RATE` a second together:
 
-    python -m tests.soak.strangers ADDRESS SWARM RATE
+    python -m tests.soak.strangers FOLDER RATE
 
-They take nothing: what a peer has to give is the nodes' and the relay's to carry. The end of standard input is the end.
+FOLDER is that of the swarm's relay: its address and its manifest. They take nothing: what a peer has to give is the
+nodes' and the relay's to carry. The end of standard input is the end; then they print what they published.
 """
 
 import itertools
+import json
 import os
 import select
 import sys
 import time
+from pathlib import Path
 
 from node.config import TaskConfig
+from node.founding import load_manifest
 from node.rollouts.group import Completion, Group, encode
 from node.rollouts.sharing import topic_of
 from node.tasks import Task, derive_seed, load_tasks
-from protocol.config import LOCAL
+from protocol.config import LOCAL, Limits
 from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
@@ -24,36 +28,38 @@ HOSTS = 8
 COMPLETIONS = 8
 TICK = 0.1  # seconds
 DRAIN = 4096
-AT_ONCE = 64  # as much as a tick has at 640 a second; between two looks at whether this is the end
+AT_ONCE = 128  # between two looks at whether this is the end: twice what a tick has at 640 a second
 
 
-def main(address: str, swarm: str, rate: str) -> None:
+def main(folder: str, rate: str) -> None:
     """Publish until the end of input."""
     tasks = load_tasks([TaskConfig(name="builtin")])
-    seeds = [Address.parse(address)]
+    manifest = load_manifest(Path(folder))
+    assert manifest is not None, f"{folder} belongs to no swarm"
+    seeds = [Address.parse((Path(folder) / "address").read_text())]
+    limits = Limits(max_item_age_s=float(manifest.limits.max_item_age_s))
     hosts = [
-        Host(Identity.generate(), bytes.fromhex(swarm), "tcp://127.0.0.1:0", seeds, timing=LOCAL) for _ in range(HOSTS)
+        Host(Identity.generate(), manifest.swarm, "tcp://127.0.0.1:0", seeds, limits, timing=LOCAL)
+        for _ in range(HOSTS)
     ]
     for host in hosts:
         host.subscribe(frozenset(), 0.0)
         host.start()
-    began, published = time.monotonic(), 0
-    numbers = itertools.count()
-    while not select.select([sys.stdin], [], [], TICK)[0]:
-        due = int((time.monotonic() - began) * float(rate)) - published
+    began, tried = time.monotonic(), 0
+    tick, numbers = began, itertools.count()
+    while not select.select([sys.stdin], [], [], max(0.0, tick - time.monotonic()))[0]:
+        tick = max(tick + TICK, time.monotonic())
+        due = int((time.monotonic() - began) * float(rate)) - tried
         for _ in range(min(due, AT_ONCE)):
             number = next(numbers)
-            ((task, seed),) = tasks.sample(derive_seed("stranger", swarm, number), 1)
+            ((task, seed),) = tasks.sample(derive_seed("stranger", folder, number), 1)
             hosts[number % HOSTS].publish(encode(_group(task, seed)), topic_of(task.key))
-        published += max(due, 0)  # what a busy machine has no time for is left out, and told at the end
+        tried += max(due, 0)  # what a busy machine has no time for is left out, and told at the end
         for host in hosts:
             host.check()
             host.receive(DRAIN)
-    took = sum(os.times()[:2])
-    print(
-        f"published {next(numbers)} groups in {time.monotonic() - began:.0f} s, {took:.0f} s of processor time",
-        flush=True,
-    )
+    published, seconds, took = next(numbers), time.monotonic() - began, sum(os.times()[:2])
+    print(json.dumps({"published": published, "seconds": seconds, "processor_seconds": took}), flush=True)
     for host in hosts:
         host.stop()
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.soak.bounds import FILES, LEAST, MIB, NODE, Sample, judge
+from protocol.config import Limits
+from tests.soak.bounds import FILES, LEAST, MAX_AGE_S, MIB, NODE, Sample, judge
 
 
 def life(memory: list[int], descriptors: int = 40, files: dict[str, int] | None = None) -> list[Sample]:
@@ -40,3 +41,7 @@ def test_a_file_over_its_bound_and_too_many_descriptors_are_named() -> None:
     assert "n0: log.jsonl" in line
     (line,) = judge("n0", life([300] * 3, descriptors=257), NODE)
     assert "descriptors 257, over 256" in line
+
+
+def test_what_groups_fill_is_full_before_the_middle_of_an_hours_second_quarter() -> None:
+    assert 9 / 8 * (MAX_AGE_S + Limits().max_clock_ahead_s) < 60 * 60 * 3 / 8
