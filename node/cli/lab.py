@@ -33,7 +33,8 @@ Known = Annotated[
     Path | None,
     typer.Option(
         metavar="JSON",
-        help="An earlier JSON of the experiment: runs that it has are not done again, and all of it is in the table.",
+        help="An earlier JSON of the experiment: runs that it has are not done again. All are in the table; "
+        "in the plots are the arms that were asked for.",
     ),
 ]
 Side = Annotated[Path, typer.Argument(help="A run's folder, or an arm's with one for each seed.")]
@@ -78,8 +79,9 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     table = to_markdown(lines, lab)
     target = results or folder
     _write(target, lab.name, table, to_json(found, lines, lab))
-    plot_rounds(found, target / f"{lab.name}.svg")
-    plot_compute(found, target / f"{lab.name}-compute.svg")
+    shown = [one for one in found if not arm or one.arm in arm]
+    plot_rounds(shown, target / f"{lab.name}.svg")
+    plot_compute(shown, target / f"{lab.name}-compute.svg")
     print(f"\n{table}\nwritten to {target}/{lab.name}.md, .json, .svg and -compute.svg")
 
 

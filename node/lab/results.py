@@ -147,7 +147,7 @@ def _result(tree: Mapping[str, Any]) -> Result:
 
 
 def with_known(lab: Lab, known: LabConfig, results: Sequence[Result]) -> Lab:
-    """Return `lab` without the runs that are among `results`, and with the arms and bases that only `known` names.
+    """Return `lab` without the runs that are among `results`, and with the seeds, arms and bases that only those have.
 
     Args:
         lab: an experiment.
@@ -165,7 +165,9 @@ def with_known(lab: Lab, known: LabConfig, results: Sequence[Result]) -> Lab:
         elif as_given(known, run.base, run.arm) != as_given(lab.config, run.base, run.arm):
             raise UserError(f"{run.arm!r} on base {run.base!r} was run with other settings: leave --known out")
     arms, bases = lab.config.arms | known.arms | lab.config.arms, lab.config.bases | known.bases | lab.config.bases
-    return lab._replace(config=lab.config.model_copy(update={"arms": arms, "bases": bases}), runs=missing)
+    seeds = sorted({one.seed for one in results} | {run.seed for run in lab.runs})
+    config = lab.config.model_copy(update={"arms": arms, "bases": bases, "seeds": seeds})
+    return lab._replace(config=config, runs=missing)
 
 
 def in_order(results: Sequence[Result], lab: Lab) -> list[Result]:

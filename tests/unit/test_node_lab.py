@@ -213,6 +213,7 @@ def test_what_an_earlier_json_has_is_not_run_again_and_is_in_the_table_with_what
     assert found == runs
     lab = with_known(lab_of(tmp_path, "seeds = 2\n" + file), known, found)
     assert [(run.arm, run.seed) for run in lab.runs] == [("b", 1), ("a", 2)]
+    assert lab.config.seeds == [1, 2]
     new = [result("b", 1, [0.0]), result("a", 2, [0.0])]
     together = in_order([*found, *new], lab)
     assert [(one.arm, one.seed) for one in together] == [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("gone", 1)]
