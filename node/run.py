@@ -33,7 +33,7 @@ from node.signals import stop_signals
 from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
 from node.tasks import TaskSet, load_tasks
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics import MetricsLog, read_with_older
+from node.telemetry.metrics import MetricsLog, iter_with_older
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 from node.telemetry.round_log import RoundLog
 from node.telemetry.status_server import describe, observe
@@ -44,7 +44,7 @@ from node.training.trainer import make_trainer
 from protocol.credentials.manifest import ManifestLimits
 from protocol.host import Host
 
-MAX_METRICS_BYTES = 64 << 20  # of a node that never ends, some 60000 rounds; one older file is kept beside it
+MAX_METRICS_BYTES = 64 << 20  # of a node that never ends, some 35000 rounds; one older file is kept beside it
 MAX_EVALUATIONS_BYTES = 8 << 20  # likewise; some thousands
 
 log = structlog.get_logger()
@@ -158,7 +158,7 @@ def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
         done = checkpoint.round if checkpoint else 0
         for kept in (pool, metrics, scores, rollouts):
             kept.rewind(done)
-        loop.spent = spent_in(read_with_older(folder / "metrics.jsonl"))
+        loop.spent = spent_in(iter_with_older(folder / "metrics.jsonl"))
         if _has_ended(config, done, loop.spent):
             return
         if node.journal is not None:

@@ -7,12 +7,13 @@ torn one off before it appends.
 How far a running node is, kept up to date from the rows it writes.
 """
 
+import io
 import json
 import math
 import os
 import statistics
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -65,22 +66,30 @@ class MetricsLog:
 
     def rewind(self, round_number: int) -> None:
         """Drop the rows after `round_number`, as a node does that resumes from its checkpoint."""
-        rows = read_metrics(self._path)
-        kept = [row for row in rows if row["round"] <= round_number]
-        self._recent = deque(kept, maxlen=RECENT)
-        if len(kept) < len(rows):
-            write_atomically(self._path, b"".join(_encode(row) for row in kept))
+        total = kept = 0
+        recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
+        for row in iter_metrics(self._path):
+            total += 1
+            if row["round"] <= round_number:
+                kept += 1
+                recent.append(row)
+        self._recent = recent
+        if kept < total:
+            left = (row for row in iter_metrics(self._path) if row["round"] <= round_number)
+            write_atomically(self._path, b"".join(map(_encode, left)))
 
 
 class MetricsTail:
     """The reading end of a live file: each `poll` reads only what is new.
 
     After a rewind the file is another one and is read again from its start; a consumer
-    therefore takes a row of round r to replace everything it has from r on.
+    therefore takes a row of round r to replace everything it has from r on. Of a row it
+    returns `keys`, or all, by which a file takes seven times its size.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keys: Collection[str] | None = None) -> None:
         self._path = path
+        self._keys = keys
         self._file: BinaryIO | None = None
         self._offset = 0
 
@@ -96,7 +105,7 @@ class MetricsTail:
             self.close()
             self._file = self._path.open("rb")
             self._offset = 0
-        return _decode(rest + self._read())
+        return list(_decode(io.BytesIO(rest + self._read()), self._keys))
 
     def _read(self) -> bytes:
         assert self._file is not None
@@ -112,18 +121,30 @@ class MetricsTail:
             self._file = None
 
 
+def iter_metrics(path: Path, keys: Collection[str] | None = None) -> Iterator[Row]:
+    """Yield the whole rows of `path`, which may be missing, growing or torn; of each, `keys` or all."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        yield from _decode(file, keys)
+
+
 def read_metrics(path: Path) -> list[Row]:
     """Return the whole rows of `path`, which may be missing, growing or torn."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    return _decode(data)
+    return list(iter_metrics(path))
+
+
+def iter_with_older(path: Path) -> Iterator[Row]:
+    """Yield the whole rows of `path` and, before them, those of the file that it took the place of."""
+    yield from iter_metrics(older(path))
+    yield from iter_metrics(path)
 
 
 def read_with_older(path: Path) -> list[Row]:
-    """Return the whole rows of `path` and, before them, those of the file that it took the place of."""
-    return read_metrics(older(path)) + read_metrics(path)
+    """Return what `iter_with_older` yields."""
+    return list(iter_with_older(path))
 
 
 def older(path: Path) -> Path:
@@ -143,16 +164,14 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _decode(data: bytes) -> list[Row]:
-    rows = []
-    for line in data.splitlines():
+def _decode(lines: Iterable[bytes], keys: Collection[str] | None = None) -> Iterator[Row]:
+    for line in lines:
         try:
             row = json.loads(line)
         except ValueError:  # torn by a kill or a full disk
             continue
         if isinstance(row, dict) and isinstance(row.get("round"), int):
-            rows.append(row)
-    return rows
+            yield row if keys is None else {key: row[key] for key in keys if key in row}
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -1,10 +1,13 @@
 """Metrics survive kills, rewinds and readers that look at the wrong moment."""
 
 import json
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
-from node.telemetry.metrics import MetricsLog, MetricsTail, Progress, read_metrics
+from node.budget import spent_in
+from node.telemetry.dashboard.feed import Feed
+from node.telemetry.metrics import MetricsLog, MetricsTail, Progress, iter_with_older, read_metrics
 
 
 def rows(count: int, first: int = 1) -> list[dict[str, object]]:
@@ -94,6 +97,25 @@ def test_a_file_with_a_bound_is_put_aside_once_it_is_above_it(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "metrics.old.jsonl"]
     assert all(path.stat().st_size < 120 for path in tmp_path.iterdir())
     assert read_metrics(tmp_path / "metrics.jsonl")[-1] == log.last == {"round": 59}
+
+
+def test_to_read_a_long_run_takes_less_memory_than_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    fat = {f"something/that is/measured/{at}": 0.1 * at for at in range(60)}
+    MetricsLog(path).append(*({"round": number, "reward": 0.5, **fat} for number in range(1, 500)))
+    tracemalloc.start()
+    try:
+        log = MetricsLog(path)
+        tracemalloc.reset_peak()
+        log.rewind(499)
+        spent_in(iter_with_older(path))
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size
+        path.rename(path.with_name("metrics.old.jsonl"))
+        with closing(Feed({"n0": tmp_path})) as feed:
+            assert feed.poll()
+        assert tracemalloc.get_traced_memory()[1] < path.with_name("metrics.old.jsonl").stat().st_size
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_newest_row_is_remembered_over_a_rewind(tmp_path: Path) -> None:

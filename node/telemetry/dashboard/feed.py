@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics import MetricsTail, Row, mean, older, read_metrics
+from node.telemetry.metrics import MetricsTail, Row, iter_metrics, mean, older
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 
 MAX_POINTS = 500  # rounds of a node in the first poll: about as many as a plot has pixels
@@ -31,6 +31,7 @@ MEANS = (
 LATEST = ("weights/members", "weights/revision", "tokens_generated", "time")
 SCORES = ("round", "accuracy", "accuracy_low", "accuracy_high", "pass@8")
 TAUGHT_BY = "swarm/taught_by"
+KEPT = ("round", *MEANS, *LATEST, TAUGHT_BY)
 
 Event = tuple[str, Any]
 
@@ -64,10 +65,10 @@ class Feed:
 
 class _NodeFiles:
     def __init__(self, folder: Path) -> None:
-        self._rows = MetricsTail(folder / "metrics.jsonl")
+        self._rows = MetricsTail(folder / "metrics.jsonl", KEPT)
         self._scores = MetricsTail(folder / EVALUATIONS_FILE)
         self._rollouts = MetricsTail(folder / ROLLOUTS_FILE)
-        self._older = read_metrics(older(folder / "metrics.jsonl"))
+        self._older = list(iter_metrics(older(folder / "metrics.jsonl"), KEPT))
         self._last_round = 0
         self._begun = False
 
