@@ -274,6 +274,12 @@ def test_the_check_finds_what_a_swarm_could_not_rely_on(tmp_path: Path, source: 
     assert re.search(f"FAILS.*{re.escape(line)}", said), said
 
 
+@pytest.mark.parametrize("answers", [("7", "8"), ("8", "7")])
+def test_rubbish_that_is_right_by_chance_is_no_fault(tmp_path: Path, answers: tuple[str, str]) -> None:
+    source = f"from node.tasks import Item\ndef make(seed):\n    return Item(str(seed), {answers}[seed % 2])"
+    assert run(["tasks", "check", str(_file(tmp_path, source))], debug=False) == 0
+
+
 def test_the_check_takes_names_options_and_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _file(tmp_path, GOOD)
     (tmp_path / "c.toml").write_text('[[tasks]]\nname = "file"\noptions = { path = "riddles.py" }\n')
