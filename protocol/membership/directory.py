@@ -13,6 +13,7 @@ from protocol.membership.links import Peer
 from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, Digest, Peers
 
 EXPIRY_INTERVAL_S = 60.0
+FEW = 8  # whom somebody may try next who finds no room: it hears of all others once it is in
 MAX_ANSWERS = 4  # messages of MAX_RECORDS in answer to one digest: half of the largest directory
 
 
@@ -117,11 +118,11 @@ class Directory:
         setup = self._setup
         return setup.reader.open(encoded, setup.swarm, now.unix, setup.identity.verify)
 
-    def sample(self, reader: NodeId, scope: Scope) -> Peers:
+    def sample(self, reader: NodeId, scope: Scope, count: int = MAX_RECORDS) -> Peers:
         """Return a peer exchange for a reader of that scope: our own record and a random sample of the good ones."""
-        chosen = self._book.good_sample(MAX_RECORDS, self._rng, lambda record: means_something(record, scope))
+        chosen = self._book.good_sample(count, self._rng, lambda record: means_something(record, scope))
         others = [record.encoded for record in chosen if record.node_id != reader]
-        return Peers((self.record_for(scope).encoded, *others[: MAX_RECORDS - 1]))
+        return Peers((self.record_for(scope).encoded, *others[: count - 1]))
 
     def digest(self, voice: str, scope: Scope) -> Digest:
         """Return what we know, in short, and what the reader, who counts as `voice`, told us itself."""

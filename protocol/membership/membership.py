@@ -12,7 +12,7 @@ Rules
  2. Who answers: a hello is answered if and only if it came over a link that the peer dialled.
     An unanswered hello is repeated every `HELLO_RETRY_S`.
  3. Who is graylisted is refused at the hello by its node id, whatever key it brings, and not dialled.
- 4. Where there is no room, the caller gets records of others and a goodbye. If it is alone, a
+ 4. Where there is no room, the caller gets records of a few others and a goodbye. If it is alone, a
     random peer that dialled us makes room for it, once in `EVICT_INTERVAL_S`.
  5. A hello of a process that started at another time is a restarted peer: it goes down and
     comes up again. One that shows an older record of itself than we have is told the newer one. A
@@ -55,7 +55,7 @@ from protocol.limits.networks import Scope
 from protocol.lru import Recent
 from protocol.membership.address_book import Acquaintance, Book, saved_scope
 from protocol.membership.dialing import Dialing
-from protocol.membership.directory import Directory
+from protocol.membership.directory import FEW, Directory
 from protocol.membership.dissemination import Dissemination
 from protocol.membership.failure_detector import (
     Cut,
@@ -323,7 +323,7 @@ class Membership:
         if known is None and not link.dialled and not self._links.has_room(group):
             evicted = self._make_room(now) if hello.needy and not self._links.is_full_of(group) else None
             if evicted is None:
-                others = Send(link, self.directory.sample(sender, self._links.scope_of(link)))
+                others = Send(link, self.directory.sample(sender, self._links.scope_of(link), FEW))
                 return [*actions, others, *self._refuse(link, "full", now)]
             actions += evicted
         if known is None and link.dialled and self._links.is_full:

@@ -39,6 +39,7 @@ from protocol.events import (
 )
 from protocol.identity import Identity
 from protocol.membership.address_book import LAST_RETRY_S, Book
+from protocol.membership.directory import FEW
 from protocol.membership.dissemination import DIAL_YIELD_S
 from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS, MAX_PARTING
 from protocol.membership.membership import EVICT_INTERVAL_S, TICK_S, Membership
@@ -356,6 +357,21 @@ def test_without_room_a_caller_is_sent_on_and_a_lonely_one_displaces_somebody_wh
     assert PeerUp(OTHERS[2].node_id) not in core.handle(hello(OTHERS[2], dialled=False, needy=True), at(1))
     again = core.handle(hello(OTHERS[2], dialled=False, needy=True), at(1 + EVICT_INTERVAL_S))
     assert PeerUp(OTHERS[2].node_id) in again
+
+
+def test_who_finds_no_room_is_told_of_a_few_others_and_who_comes_in_of_all() -> None:
+    core = machine(limits=Limits(max_peers=3))
+    for identity in OTHERS[:20]:
+        core.book.add(record(identity))
+    told_when_in, refused = core.handle(hello(LOW, dialled=False), at(0)), []
+    join(core, HIGH)
+    for number in range(40):
+        refused += bodies(core.handle(hello(OTHERS[20], dialled=False), at(number)), Kind.PEERS)
+    (all_of_them,) = (set(Peers.decode(body).records) for body in bodies(told_when_in, Kind.PEERS))
+    assert {record(identity).encoded for identity in OTHERS[:20]} <= all_of_them
+    assert all(len(Peers.decode(body).records) <= FEW for body in refused)
+    met = set().union(*(Peers.decode(body).records for body in refused))
+    assert {record(identity).encoded for identity in OTHERS[:20]} <= met  # others each time
 
 
 def test_links_that_we_chose_are_never_displaced() -> None:
