@@ -22,6 +22,7 @@ from node.errors import UserError
 from node.founding import check_rules
 from node.journal import Journal, NoJournal, RoundJournal, Start
 from node.loop import Loop, longest_prompt
+from node.machine import return_freed_memory
 from node.peering import Network, open_network
 from node.policy import Policy, load_policy
 from node.presets import check_rate
@@ -148,6 +149,7 @@ def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
             loop.finish(number, logs)
             if (line := said.after_round(loop.row, time.monotonic())) is not None:
                 log.info("round", **line)
+                return_freed_memory()  # as rarely as that: what is given back is zeroed when it is taken again
 
         def also_save(path: Path) -> None:
             metrics.sync()  # a checkpoint is never ahead of the rows that say what was spent until it

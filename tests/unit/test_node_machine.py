@@ -1,7 +1,9 @@
 """Where a system has less than Linux, a node runs all the same, and says what it lacks."""
 
 import os
+import platform
 
+import psutil
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from node.config import parse_config
 from node.detection import detect_machine
 from node.engines import hf
 from node.errors import UserError
-from node.machine import undefended, usable_cores
+from node.machine import return_freed_memory, undefended, usable_cores
 from node.policy import _device, computes_in_bf16
 
 
@@ -17,6 +19,19 @@ def test_processors_are_counted_where_nobody_tells_which_may_be_used(monkeypatch
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert usable_cores() == os.cpu_count()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_below_a_block_in_use_is_given_back() -> None:
+    def resident() -> int:
+        return int(psutil.Process().memory_info().rss)
+
+    size, count = 100_000, 1000  # smaller than what glibc maps on its own
+    blocks = [bytes([1]) * size for _ in range(count)]
+    del blocks[:-1]
+    before = resident()
+    return_freed_memory()
+    assert resident() < before - size * count / 2
 
 
 def test_an_apple_gpu_is_used_where_it_is_asked_for_and_there(monkeypatch: pytest.MonkeyPatch) -> None:
