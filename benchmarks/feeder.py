@@ -30,6 +30,7 @@ def main(address: str, swarm: str, file: str, external: str) -> None:
         host.start()
         host.subscribe(None, demand.told)
     for number, _ in enumerate(sys.stdin):
+        demand.drew(int(external))
         if demand.next_round(time.monotonic()):
             for host in hosts:
                 host.subscribe(None, demand.told)

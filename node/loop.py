@@ -231,6 +231,7 @@ class Loop:
             picks = drop_negatives(picks)
         groups = {key: judged.encoded[key] for key in dict.fromkeys(pick.id for pick in picks)}
         self.pool.use(groups, version + 1)
+        self.exchange.drew(len(groups))
         came = {one.id: one for one in candidates if one.id in groups}
         taught = Counter(one.peer for one in came.values())
         external = external_samples(picks, groups, sampling.external_weight, first=len(own))

@@ -5,9 +5,9 @@ the protocol's host; `NoExchange` is a node alone, for which the loop is plain G
 
 What a node asks the swarm for: its tasks' topics, and as many groups a second as it can use.
 
-The demand is what the sampler draws, times `OVERSAMPLING`, over the measured seconds a round.
-A node that trains on nobody's groups still takes `RELAY_DEMAND`: what it takes it passes on,
-and a link that ends at a node which carries nothing is lost to its neighbours.
+The demand is what the sampler draws, times `OVERSAMPLING`, or down to `SPARE` while rounds find what they want, over
+the measured seconds a round. A node that trains on nobody's groups still takes `RELAY_DEMAND`: what it takes it passes
+on, and a link that ends at a node which carries nothing is lost to its neighbours.
 """
 
 import hashlib
@@ -41,6 +41,10 @@ class Exchange(Protocol):
         """Return the groups that came since the last call, read and not verified; none whose id is `known`."""
         ...
 
+    def drew(self, groups: int) -> None:
+        """Say how many of peers' groups a round drew: with fewer than it wanted, more are asked for."""
+        ...
+
     def report(self, group_id: bytes, reason: str) -> None:
         """Say that a group that was drawn is of no use, and why: one of the reasons of `node.rollouts.ingest`."""
         ...
@@ -57,6 +61,9 @@ class NoExchange:
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         """Return nothing."""
         return []
+
+    def drew(self, groups: int) -> None:
+        """Ask nobody."""
 
     def report(self, group_id: bytes, reason: str) -> None:
         """Tell nobody."""
@@ -150,6 +157,10 @@ class NetworkExchange:
                 self.report(item.id, reason)
         return shared
 
+    def drew(self, groups: int) -> None:
+        """See `Exchange.drew`: the next round's demand follows."""
+        self._demand.drew(groups)
+
     def report(self, group_id: bytes, reason: str) -> None:
         """Tell the host, which counts it by its reason; unless that is nobody's fault it costs the group's signer."""
         self._host.report(ItemId(group_id), Verdict.IGNORE if reason in BLAMELESS else Verdict.REJECT, reason)
@@ -174,9 +185,11 @@ def traffic_row(traffic: Counters) -> dict[str, object]:
     }
 
 
-# Of what comes, some is without advantage and some too old when its turn comes. What is beyond that, a rule that ranks
-# groups chooses from: it is stored already. More than this would be signatures checked for groups that nobody draws.
-OVERSAMPLING = 2.0
+# Of what comes, some is without advantage, some too long or too surprising, and some too old when its turn comes. While
+# every round finds as many groups as it wants, more than a few beyond them would be signatures checked, and bytes
+# stored, for groups that nobody draws, and what is drawn would be older. A round that finds too few raises it again.
+OVERSAMPLING, SPARE = 2.0, 1.25
+EASE = 0.97  # a round: from one to the other in 16 rounds that are well supplied
 RELAY_DEMAND = 2.0  # items a second: about 20 kB a second of an ordinary node's line
 SEED_DEMAND = 32.0  # of a node that only relays: as much as it remembers for an hour (`gossip.SEEN_ITEMS`)
 FIRST_ROUNDS = 3  # measured before anything is declined: the first are slow, and a guess could starve the node
@@ -196,9 +209,14 @@ class Demand:
     def __init__(self, external: int) -> None:
         self._external = external
         self._rounds = 0
+        self._factor = OVERSAMPLING
         self._began: float | None = None
         self._seconds = 0.0
         self.told = math.inf if external else RELAY_DEMAND
+
+    def drew(self, groups: int) -> None:
+        """Note how many groups a round drew."""
+        self._factor = OVERSAMPLING if groups < self._external else max(SPARE, EASE * self._factor)
 
     def next_round(self, now: float) -> bool:
         """Note that a round begins at `now` (s, steady); True if `told` has become another number."""
@@ -209,7 +227,7 @@ class Demand:
         self._began = now
         if self._rounds < FIRST_ROUNDS or self._external == 0:
             return False
-        demand = max(RELAY_DEMAND, OVERSAMPLING * self._external / max(self._seconds, 1e-3))
+        demand = max(RELAY_DEMAND, self._factor * self._external / max(self._seconds, 1e-3))
         if self.told / TELL_RATIO <= demand <= self.told * TELL_RATIO:
             return False
         self.told = demand

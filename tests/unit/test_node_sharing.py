@@ -9,6 +9,7 @@ from node.rollouts.sharing import (
     FIRST_ROUNDS,
     OVERSAMPLING,
     RELAY_DEMAND,
+    SPARE,
     TELL_RATIO,
     Demand,
     NetworkExchange,
@@ -42,6 +43,17 @@ def test_the_demand_follows_the_pace_of_the_rounds_and_not_their_jitter() -> Non
     later = told(demand, 2.7, 40, start=20 + 19 * 1.08 + 2.7)
     assert later == sorted(later, reverse=True)
     assert OVERSAMPLING * 4 / 2.7 <= later[-1] <= TELL_RATIO * OVERSAMPLING * 4 / 2.7
+
+
+def test_little_more_is_wanted_than_is_drawn_until_a_round_finds_too_few() -> None:
+    demand = Demand(4)
+    for number in range(40):
+        demand.drew(4)
+        demand.next_round(0.5 * number)
+    assert SPARE * 4 / 0.5 <= demand.told <= TELL_RATIO * SPARE * 4 / 0.5
+    demand.drew(3)
+    assert demand.next_round(0.5 * 40)
+    assert demand.told == OVERSAMPLING * 4 / 0.5
 
 
 def test_a_node_that_uses_nothing_or_is_slow_still_relays() -> None:
