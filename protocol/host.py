@@ -380,6 +380,9 @@ class Host:
                 now = driver.now()
                 for command in self._commands.take(COMMANDS_PER_STEP):
                     driver.feed(command)
+                if transport.is_clear and core.gossip.may_rest(now):
+                    # One wake-up for all that comes meanwhile: each takes the interpreter from whoever trains.
+                    self._stopping.wait(self._setup.timing.announce_interval)
                 self._keep_uses(driver, now)
                 self._keep_list(driver, now)
                 if now.steady >= next_description:

@@ -17,16 +17,20 @@ Rules
     only draws by lot what it pulls, at its ticks.
  4. A peer that comes up is told our interest and announced what we hold, so a node that was
     away catches up: the newest at once, the rest in batches that leave out what it has got
-    meanwhile. Now and then a random peer is announced what is newest, in case something was lost.
+    meanwhile. Now and then a random peer is announced what is newest, in case something was lost: one that did not ask
+    for announcements only, as that has more on offer than it takes.
  5. What could not be sent (a full queue) is announced later: no peer can make us wait or
     grow.
  6. A peer is known to have what it sent, announced or was sent. Bytes that a peer sends twice
     are a replay; an item that two peers send is an ordinary duplicate.
- 7. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed
+ 7. Who is linked to the signer of a small item hears of it from there. A node that is announced such an item by another
+    peer tells that peer so, and is told by it of none of this signer's any more: until the link to the signer ends, or
+    the signer does not bring what it was asked for.
+ 8. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed
     beyond our demand, or long after we asked for announcements only.
- 8. An item is served to a peer once. Whoever asks again, for lines break, pays out of a small allowance of
+ 9. An item is served to a peer once. Whoever asks again, for lines break, pays out of a small allowance of
     its own, which outlives its link: what is beyond that stays unanswered.
- 9. A promise is kept. An item found bad is announced to nobody any more, but whoever was told of
+10. A promise is kept. An item found bad is announced to nobody any more, but whoever was told of
     it may have it, and judges for itself: that costs its signer, not whoever passed it on. An item
     that will soon be stale is not announced.
 """
@@ -111,6 +115,8 @@ class Gossip:
         self._max_item = HEAD_BYTES + ITEM_OVERHEAD_BYTES + limits.max_item_bytes
         self._appetite = Appetite(own, now)
         self._next_sync = now.steady + setup.timing.sync_interval
+        self._next_direct = now.steady
+        self._uploads_until = now.steady  # when nobody fetches chunks of ours any more
         self._ticked = now.steady
         self._catching_up = False  # whether a peer is yet to be announced what we held when it came
         self._timer = AnnounceTimer(setup.timing.announce_interval)
@@ -144,6 +150,13 @@ class Gossip:
         if self._catching_up:
             return min(wait, CATCH_UP_S / 4)
         return min(wait, timing.sync_interval)
+
+    def may_rest(self, now: Instant) -> bool:
+        """Tell whether nobody waits for a node that looks at the network once in `announce_interval` only.
+
+        It draws what it pulls at its ticks, has more on offer than it takes, and nothing large comes or goes.
+        """
+        return self._appetite.filter.announce_only and not len(self._downloads) and now.steady >= self._uploads_until
 
     def duplicate(self, node: NodeId, item: ItemId) -> bool:
         """Note that `node` sent bytes that were accepted before; True if it had sent this item itself (a replay)."""
@@ -189,9 +202,10 @@ class Gossip:
                 return self._up(node, now)
             case PeerDown(node):
                 self._down(node)
+                return self._hear_through_others(node, now)
             case Interested(node, interest):
                 if node in self._peers:
-                    self._peers[node].wants = Filter.of(node, interest)
+                    self._interested(self._peers[node], Filter.of(node, interest), now)
             case Subscribe(topics, demand):
                 return self._tell_interest(self._peers, now) if self._appetite.subscribe(topics, demand, now) else []
             case NotSent(node, ids):
@@ -228,7 +242,38 @@ class Gossip:
     def _tell_interest(self, nodes: Iterable[NodeId], now: Instant) -> list[GossipAction]:
         for node in nodes:
             self._peers[node].tell(self._appetite.filter.announce_only, now.steady)
-        return [Send(node, self._appetite.filter.interest) for node in nodes]
+        return [Send(node, self._appetite.filter.interest(self._peers[node].direct)) for node in nodes]
+
+    def _interested(self, peer: Peer, wants: Filter, now: Instant) -> None:
+        """Take a peer's wish; what it no longer hears from signers themselves it may have missed."""
+        missed = peer.wants.direct - wants.direct
+        peer.wants = wants
+        if missed:
+            ids = self._store.newest(MAX_IDS)
+            peer.remind(*(one for one in ids if self._seen.get(one) in missed and peer.known.get(one) is None))
+            self._timer.news(now.steady)
+
+    def _hear_directly(self, now: Instant) -> list[GossipAction]:
+        """Tell peers that announced what live peers signed that these do so themselves."""
+        if now.steady < self._next_direct:
+            return []
+        self._next_direct = now.steady + self._timing.pull_patience
+        told = []
+        for node, peer in self._peers.items():
+            if peer.repeated:
+                new = [one for one in self._peers if hint(one) in peer.repeated and not self._pulls.owes(one)]
+                peer.repeated.clear()
+                if not peer.direct.issuperset(new):
+                    peer.direct = peer.direct.union(new)
+                    told.append(node)
+        return self._tell_interest(told, now)
+
+    def _hear_through_others(self, signer: NodeId, now: Instant) -> list[GossipAction]:
+        """Let all peers announce again what a signer signed that is not to be relied on."""
+        told = [node for node, peer in self._peers.items() if signer in peer.direct]
+        for node in told:
+            self._peers[node].direct -= {signer}
+        return self._tell_interest(told, now)
 
     def _got(self, node: NodeId, item: Item, now: Instant) -> list[GossipAction]:
         peer = self._peers.get(node)
@@ -254,10 +299,13 @@ class Gossip:
 
     def _hold(self, item: Item, now: Instant) -> None:
         self._store.add(item, now, spare=lambda item_id: all(peer.has(item_id) for peer in self._peers.values()))
+        is_small = len(item.frame) <= PUSH_BYTES
         uninformed = [
             peer
             for peer in self._peers.values()
-            if peer.known.get(item.id) is None and peer.wants.covers_topic(item.topic)
+            if peer.known.get(item.id) is None
+            and peer.wants.covers_topic(item.topic)
+            and not (is_small and item.signer in peer.wants.direct)
         ]
         for peer in uninformed:
             peer.remind(item.id)
@@ -289,9 +337,12 @@ class Gossip:
             return []
         holder = hint(node)
         wants, seen, is_fetching = self._appetite.filter, self._seen.get, len(self._downloads) > 0
+        neighbours = self._neighbours
         for entry in items:
             peer.note(entry.id, Knows.HAS)
             peer.pending.pop(entry.id, None)
+            if entry.signer in neighbours and entry.signer != holder and entry.size <= PUSH_BYTES:
+                peer.repeated.add(entry.signer)
             if is_fetching and entry.id in self._downloads:
                 self._downloads.offered(node, entry.id)
                 continue
@@ -342,6 +393,7 @@ class Gossip:
         item = self._store.get(pull.id) if peer is not None and pull.id in peer.known else None
         if peer is None or item is None:
             return []
+        self._uploads_until = now.steady + self._timing.pull_patience
         actions: list[GossipAction] = []
         for index in pull.indices:
             chunk = item.chunk(index)
@@ -401,12 +453,15 @@ class Gossip:
         failed, liars = self._pulls.check(now.steady, WANT_LIFE_S if self._appetite.bounded else math.inf)
         self._appetite.refund(failed + self._downloads.check(now.steady))
         actions: list[GossipAction] = [Blame(node, "broken_promise") for node in liars]
-        actions += [*self._ask(now), *self._fetch(now)]
+        actions += [*self._ask(now), *self._fetch(now), *self._hear_directly(now)]
+        for signer in [one for one in self._peers if self._pulls.owes(one)]:
+            actions += self._hear_through_others(signer, now)
         if self._appetite.adjust(len(self._peers), now):
             actions += self._tell_interest(self._peers, now)
         if now.steady >= self._next_sync and self._peers:
             self._next_sync = now.steady + self._timing.sync_interval * self._rng.uniform(0.75, 1.25)
-            actions += self._synchronise(self._rng.choice(list(self._peers)), now)
+            if eager := [node for node, peer in self._peers.items() if not peer.wants.announce_only]:
+                actions += self._synchronise(self._rng.choice(eager), now)
         flush = now.steady >= self._timer.due
         if flush:
             self._timer.clear()

@@ -5,6 +5,7 @@ from enum import IntEnum
 
 from protocol.config import Limits
 from protocol.gossip.subscriptions import Filter
+from protocol.identity import NodeId
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.wire.envelope import ItemId
@@ -65,6 +66,8 @@ class Peer:
     backlog_due: float
     pending: dict[ItemId, None] = field(default_factory=dict)
     quiet_until: float = 0.0
+    repeated: set[bytes] = field(default_factory=set)  # hints of live peers whose items it announced
+    direct: frozenset[NodeId] = frozenset()  # signers that it was told it need not announce
     declined: float = float("inf")  # when it was asked to announce only
 
     def tell(self, announce_only: bool, now: float) -> None:

@@ -27,11 +27,12 @@ than leave it `MIN_SHARD_PEERS` links into its shard: a random graph with fewer 
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from protocol.config import Instant
 from protocol.identity import NodeId
-from protocol.wire.messages import MAX_SHARD_BITS, MAX_TOPICS, NO_TOPIC, Interest, hint
+from protocol.wire.messages import MAX_DIRECT, MAX_SHARD_BITS, MAX_TOPICS, NO_TOPIC, Interest, hint
 
 RESHUFFLE_S = 3600.0  # the age at which items are stale: a signer out of reach in one hour is in reach in another
 MEMORY_S = 60.0  # of the measured supply: several rounds of most nodes, as rounds come in bursts
@@ -65,17 +66,18 @@ class Filter:
     topics: frozenset[bytes] | None = None
     bits: int = 0
     announce_only: bool = False
+    direct: frozenset[NodeId] = frozenset()  # signers whose small items it hears of from themselves
 
     @classmethod
     def of(cls, node: NodeId, interest: Interest) -> "Filter":
         """Return what `node` says it wants."""
         topics = None if interest.topics is None else frozenset(interest.topics)
-        return cls(hint(node), topics, interest.bits, interest.announce_only)
+        return cls(hint(node), topics, interest.bits, interest.announce_only, frozenset(interest.direct))
 
-    @property
-    def interest(self) -> Interest:
-        """What is told to peers."""
-        return Interest(None if self.topics is None else tuple(sorted(self.topics)), self.bits, self.announce_only)
+    def interest(self, direct: Iterable[NodeId]) -> Interest:
+        """Return what is told to a peer that need not announce items of the signers `direct`."""
+        topics = None if self.topics is None else tuple(sorted(self.topics))
+        return Interest(topics, self.bits, self.announce_only, tuple(sorted(direct))[:MAX_DIRECT])
 
     def covers_topic(self, topic: bytes) -> bool:
         """Tell whether items of the topic are wanted at all; one without a topic is for everybody."""

@@ -137,6 +137,11 @@ class Pulls:
         want = self._wants.get(item_id)
         return list(want.holders) if want is not None else []
 
+    def owes(self, node: NodeId) -> bool:
+        """Tell whether a holder has not brought what it was asked for, in the time that this takes."""
+        holder = self._holders.get(node)
+        return holder is not None and bool(holder.owed)
+
     def is_asked(self, item_id: ItemId, node: NodeId) -> bool:
         """Tell whether the item was asked for, of `node` some time ago or of anybody."""
         want, holder = self._wants.get(item_id), self._holders.get(node)

@@ -101,6 +101,11 @@ class ZmqTransport:
         self._flush()
         return True
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether nothing that was read waits to be handled, and nothing to be sent."""
+        return not self._events and self._queues.is_open
+
     def charge(self, link: Link, points: float) -> None:
         """See `Transport.charge`."""
         self._watch.charge(link, points, time.monotonic())

@@ -21,9 +21,16 @@ def pack(fields: list[Any]) -> bytes:
 
 
 def unpack(
-    data: bytes, length: int, *, error: type[PeerError], max_bytes: int = 0, max_text: int = 0, max_array: int = 0
+    data: bytes,
+    length: int,
+    *,
+    error: type[PeerError],
+    max_bytes: int = 0,
+    max_text: int = 0,
+    max_array: int = 0,
+    optional: int = 0,
 ) -> list[Any]:
-    """Return the first `length` elements of the array in `data`.
+    """Return the first `length` elements of the array in `data`, and of `optional` further ones those that are there.
 
     `max_bytes`, `max_text` and `max_array` bound any byte string, text (in bytes) and inner
     array; each is at least `MAX_NEWER_BYTES` or `MAX_NEWER_FIELDS`, so that a newer version may
@@ -46,7 +53,7 @@ def unpack(
         raise error("malformed", type(cause).__name__) from None
     if not isinstance(fields, list) or not length <= len(fields) <= length + MAX_NEWER_FIELDS:
         raise error("malformed", "layout")
-    return fields[:length]
+    return fields[: length + optional]
 
 
 def is_uint(value: object, limit: int = UINT64_MAX) -> bool:

@@ -27,6 +27,7 @@ MAX_REASON_BYTES = 64
 MAX_HOST_BYTES = 64  # an IPv6 address has at most 45 characters, and its zone
 MAX_SHARD_BITS = 16
 MAX_CHUNKS = 16  # asked for at once
+MAX_DIRECT = 25  # signers that one peer need not announce: twice the links of a node
 ID_BYTES = 32
 TOPIC_BYTES = 8
 NO_TOPIC = bytes(TOPIC_BYTES)
@@ -372,26 +373,32 @@ class Interest:
 
     `topics` is None for every topic. Of what others signed than the receiver itself, it wants
     the signers whose shard begins with the `bits` first bits of its own (see
-    `protocol.gossip.subscriptions`). With `announce_only` nothing is to be sent that it did not ask for.
+    `protocol.gossip.subscriptions`). With `announce_only` nothing is to be sent that it did not ask for. Small items of
+    the signers `direct` it hears of from themselves, and the receiver need not announce them.
     """
 
     kind: ClassVar[Kind] = Kind.INTEREST
     topics: tuple[bytes, ...] | None
     bits: int = 0
     announce_only: bool = False
+    direct: tuple[NodeId, ...] = ()
 
     def encode(self) -> bytes:
         """Return the body's bytes."""
-        return pack([int(self.topics is None), b"".join(self.topics or ()), self.bits, int(self.announce_only)])
+        topics, direct = b"".join(self.topics or ()), b"".join(map(id_bytes, self.direct))
+        return pack([int(self.topics is None), topics, self.bits, int(self.announce_only), direct])
 
     @classmethod
     def decode(cls, body: bytes) -> "Interest":
         """Read a body."""
-        fields = unpack(body, 4, error=MessageError, max_bytes=TOPIC_BYTES * MAX_TOPICS)
-        everything, topics, bits, announce_only = fields
+        fields = unpack(body, 4, optional=1, error=MessageError, max_bytes=TOPIC_BYTES * MAX_TOPICS)
+        everything, topics, bits, announce_only, *more = fields
+        (direct,) = more or (b"",)  # the first nodes of version 2.0 do not say it
         _check(is_uint(everything, 1) and is_uint(bits, MAX_SHARD_BITS) and is_uint(announce_only, 1))
         _check(isinstance(topics, bytes) and len(topics) % TOPIC_BYTES == 0)
-        return cls(None if everything else tuple(_split(topics, TOPIC_BYTES)), bits, announce_only > 0)
+        _check(isinstance(direct, bytes) and len(direct) % NODE_ID_BYTES == 0)
+        nodes = tuple(map(id_of_bytes, _split(direct, NODE_ID_BYTES)))
+        return cls(None if everything else tuple(_split(topics, TOPIC_BYTES)), bits, announce_only > 0, nodes)
 
 
 @dataclass(frozen=True, slots=True)

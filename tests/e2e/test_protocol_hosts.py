@@ -1,5 +1,6 @@
 """Hosts on real sockets: they meet, share, restart, and tell a person what is wrong."""
 
+import math
 import os
 import signal
 import time
@@ -48,6 +49,20 @@ def test_a_host_without_a_listening_port_gives_and_gets() -> None:
         hub.publish(b"to everybody")
         assert {item.body for item in collect(other, 2)} == {b"from behind the wall", b"to everybody"}
         assert collect(hidden, 1)[0].body == b"to everybody"
+
+
+def test_a_host_that_takes_less_than_is_on_offer_wakes_up_once_for_what_comes_in_an_interval(monkeypatch) -> None:
+    rests: list[float] = []
+    with running() as (host, _):
+        wait = host._stopping.wait
+        monkeypatch.setattr(host._stopping, "wait", lambda seconds: rests.append(seconds) or wait(seconds))
+        host.subscribe(None, math.inf)
+        host.publish(b"what wakes the network thread up")
+        wait_until(lambda: not len(host._commands), 20, "the commands to be taken")
+        assert not rests
+        host.subscribe(None, 0.0)
+        wait_until(lambda: len(rests) > 1, 20, "the network thread to rest")
+    assert set(rests) == {host._setup.timing.announce_interval}
 
 
 def test_another_swarm_is_not_joined() -> None:

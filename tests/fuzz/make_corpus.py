@@ -62,7 +62,7 @@ def inputs() -> list[bytes]:
         Goodbye("full").encode(),
         Digest((record.summary,)).encode(),
         Announce((Entry(item, 1000),)).encode(),
-        Interest((bytes(8),), 2, announce_only=True).encode(),
+        Interest((bytes(8),), 2, announce_only=True, direct=(OTHER.node_id,)).encode(),
         Manifest(manifest.encoded).encode(),
         Pull((item,)).encode(),
         ItemOutline(

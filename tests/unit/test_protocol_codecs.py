@@ -43,6 +43,7 @@ from protocol.wire.envelope import (
 )
 from protocol.wire.messages import (
     MAX_CHUNKS,
+    MAX_DIRECT,
     MAX_IDS,
     MAX_NEWS,
     MAX_RECORDS,
@@ -192,6 +193,8 @@ def test_signed_nonsense_raises_only_the_typed_error(payload: bytes) -> None:
 @example(msgpack.packb([b"x" * 32, [1], b"t" * 8, b"s" * 3]), Announce)
 @example(msgpack.packb([2, b"", 0, 0]), Interest)
 @example(msgpack.packb([1, b"", 0, 2]), Interest)
+@example(msgpack.packb([1, b"", 0, 0, bytes(21)]), Interest)
+@example(msgpack.packb([1, b"", 0, 0, 7]), Interest)
 @example(msgpack.packb([True]), Ping)
 def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
     try:
@@ -217,6 +220,7 @@ def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
         st.none() | st.lists(eight, max_size=MAX_TOPICS).map(tuple),
         st.integers(0, MAX_SHARD_BITS),
         st.booleans(),
+        st.lists(nodes, max_size=MAX_DIRECT).map(tuple),
     )
     | st.builds(Manifest, st.binary(max_size=300))
     | st.builds(AskRevocations, uint64)
@@ -236,6 +240,10 @@ def test_fields_that_a_newer_minor_version_appended_are_skipped() -> None:
         Ping.decode(msgpack.packb([7] * 20))
 
 
+def test_an_interest_of_before_signers_could_be_left_out_says_that_none_is() -> None:
+    assert Interest.decode(msgpack.packb([0, b"", 2, 1])) == Interest((), bits=2, announce_only=True)
+
+
 def test_a_newer_minor_version_is_understood_and_another_major_one_told_apart_from_nonsense() -> None:
     header = seal(ALICE, SWARM, Kind.ITEM, 1, 1, b"x")[HEADER_BYTES:HEAD_BYTES]
     newer = signed(b"gossamer/envelope/2\x00", (MAJOR << 8 | 9).to_bytes(2, "big") + header[2:])
@@ -249,7 +257,8 @@ def test_a_newer_minor_version_is_understood_and_another_major_one_told_apart_fr
 
 
 def test_messages_beyond_their_bounds_are_refused() -> None:
-    for message in (Pull((bytes(32),) * (MAX_IDS + 1)), Announce((Entry(bytes(32), 1),) * (MAX_IDS + 1))):
+    too_many = Interest(None, direct=(id_of_bytes(bytes(20)),) * (MAX_DIRECT + 1))
+    for message in (too_many, Pull((bytes(32),) * (MAX_IDS + 1)), Announce((Entry(bytes(32), 1),) * (MAX_IDS + 1))):
         with pytest.raises(MessageError):
             type(message).decode(message.encode())
     with pytest.raises(MessageError):

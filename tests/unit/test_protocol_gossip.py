@@ -14,6 +14,7 @@ from protocol.config import LAN, Instant, Limits, Setup
 from protocol.events import (
     Announced,
     Blame,
+    ChunksPulled,
     Deliver,
     Discard,
     Got,
@@ -34,8 +35,8 @@ from protocol.gossip.peer_state import AGAIN_S, KNOWN_ITEMS, MAX_PENDING, PUSH_G
 from protocol.gossip.subscriptions import MIN_BURST, hint, same_shard
 from protocol.gossip.want_list import MAX_BROKEN, MAX_WANTS, PROMISE_PATIENCE
 from protocol.identity import Identity, NodeId, id_of_bytes
-from protocol.wire.envelope import ItemId
-from protocol.wire.messages import MAX_IDS, NO_TOPIC, Announce, Entry, Interest, Pull
+from protocol.wire.envelope import CHUNK_BYTES, ItemId
+from protocol.wire.messages import MAX_IDS, NO_TOPIC, Announce, Entry, Interest, Pull, PullChunks
 
 UNIX = 1_700_000_000.0
 ME, A, B, C, FAR = (id_of_bytes(letter * 20) for letter in (b"m", b"a", b"b", b"c", b"f"))
@@ -227,6 +228,17 @@ def test_the_newest_items_are_announced_now_and_then_in_case_something_was_lost(
     for second in range(2, int(2 * LAN.sync_interval)):
         seen |= announced(core.handle(Tick(), at(second)))
     assert seen == {A: [name(1)]}
+
+
+def test_who_has_more_on_offer_than_it_takes_is_not_reminded_of_the_newest_items() -> None:
+    core = machine(A)
+    core.handle(Got(A, item(1)), at(1))
+    core.handle(PeerUp(B), at(2))
+    core.handle(Tick(), at(2))
+    core.handle(Interested(B, Interest(None, announce_only=True)), at(3))
+    assert announced(core.handle(Tick(), at(2 * LAN.sync_interval))) == {}
+    core.handle(Interested(B, Interest(None)), at(3))
+    assert announced(core.handle(Tick(), at(4 * LAN.sync_interval))) == {B: [name(1)]}
 
 
 def test_our_own_item_that_comes_back_after_a_restart_is_held_but_not_delivered() -> None:
@@ -502,6 +514,60 @@ def test_an_item_that_was_asked_for_and_comes_late_is_no_push() -> None:
     core.handle(Tick(), at(1 + LAN.pull_patience + 0.1))  # stalled, and asked for again
     core.handle(Subscribe(None, 0.0), at(4))
     assert core.handle(Got(A, item(1)), at(5)) == [Deliver(item(1))]
+
+
+def test_a_peer_that_repeats_what_live_peers_sign_is_told_so_once_and_again_when_such_a_link_ends() -> None:
+    core = machine(A, B, C)
+    repeated = (entry(1, signer=A), entry(2, signer=B), entry(3, signer=FAR), entry(4, PUSH_BYTES + 1, signer=C))
+    core.handle(Announced(B, repeated), at(1))
+    wait = LAN.pull_patience
+    assert sent(Interest, core.handle(Tick(), at(wait))) == [(B, Interest(None, direct=(A,)))]
+    core.handle(Announced(B, (entry(5, signer=A),)), at(wait))
+    core.handle(Announced(B, (entry(6, signer=C),)), at(wait))
+    assert sent(Interest, core.handle(Tick(), at(wait + 0.1))) == []
+    assert sent(Interest, core.handle(Tick(), at(2 * wait))) == [(B, Interest(None, direct=(A, C)))]
+    assert sent(Interest, core.handle(PeerDown(A), at(2 * wait))) == [(B, Interest(None, direct=(C,)))]
+    assert sent(Interest, core.handle(PeerDown(FAR), at(2 * wait))) == []
+
+
+def test_a_signer_that_does_not_bring_what_it_announced_is_heard_of_through_others() -> None:
+    core = machine(A, B)
+    core.handle(Announced(B, (entry(1, signer=A),)), at(0))
+    assert sent(Interest, core.handle(Tick(), at(2))) == [(B, Interest(None, direct=(A,)))]
+    core.handle(Announced(A, (entry(2, signer=A),)), at(2))
+    late = 2.1 + LAN.pull_patience
+    assert sent(Interest, core.handle(Tick(), at(late))) == [(B, Interest(None))]
+    core.handle(Announced(B, (entry(2, signer=A),)), at(late))
+    assert sent(Interest, core.handle(Tick(), at(late + LAN.pull_patience))) == []
+    core.handle(Got(A, item(2)), at(late + 3))
+    core.handle(Announced(B, (entry(3, signer=A),)), at(late + 3))
+    assert sent(Interest, core.handle(Tick(), at(late + 3 + LAN.pull_patience))) == [(B, Interest(None, direct=(A,)))]
+
+
+def test_a_small_item_is_not_announced_to_who_hears_of_it_from_its_signer_and_is_when_that_ends() -> None:
+    core = machine(A, B, C)
+    core.handle(Interested(B, Interest(None, direct=(A,))), at(0))
+    core.handle(Got(A, item(1)), at(1))
+    core.handle(Got(C, item(2, signer=FAR)), at(1))
+    core.handle(Announced(A, (entry(3, PUSH_BYTES + 1, signer=A),)), at(1))
+    core.handle(Got(A, item(3, PUSH_BYTES + 1)), at(1))
+    assert announced(core.handle(Tick(), at(2)))[B] == [name(2), name(3)]
+    core.handle(Interested(B, Interest(None)), at(3))
+    assert announced(core.handle(Tick(), at(4))) == {B: [name(1)]}
+
+
+def test_nobody_waits_for_a_node_that_draws_what_it_pulls_but_who_fetches_what_is_large() -> None:
+    core = machine(A, B)
+    assert not core.may_rest(at(1))
+    core.handle(Subscribe(None, 0.0), at(1))
+    assert core.may_rest(at(1))
+    large = item(1, CHUNK_BYTES + 1000, signer=ME)
+    core.handle(Publish(large), at(1))
+    core.handle(Tick(), at(1))
+    assert core.may_rest(at(1))
+    core.handle(ChunksPulled(B, PullChunks(large.id, (0,))), at(1))
+    assert not core.may_rest(at(1))
+    assert core.may_rest(at(1 + LAN.pull_patience))
 
 
 def test_an_item_that_is_stale_soon_is_delivered_and_not_announced() -> None:

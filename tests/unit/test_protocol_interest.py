@@ -26,7 +26,7 @@ from protocol.identity import id_of_bytes
 from protocol.wire.messages import MAX_TOPICS, NO_TOPIC, Interest
 
 UNIX = 1_700_000_000.0
-ME = id_of_bytes(b"m" * 20)
+ME, FAR = id_of_bytes(b"m" * 20), id_of_bytes(b"f" * 20)
 hints = st.binary(min_size=4, max_size=4)
 
 
@@ -74,7 +74,7 @@ def test_a_filter_covers_its_topics_and_what_the_holder_signed_itself() -> None:
     assert not wants.covers(b"t" * 8, far, b"hold", UNIX)
     assert wants.covers(b"t" * 8, far, far, UNIX)
     assert Filter(own).covers(b"u" * 8, far, b"hold", UNIX)
-    assert wants.interest == Interest((b"t" * 8,), bits=1)
+    assert wants.interest([FAR, ME]) == Interest((b"t" * 8,), bits=1, direct=(FAR, ME))
 
 
 def test_a_rate_settles_at_what_it_is_fed_and_falls_when_that_ends() -> None:
