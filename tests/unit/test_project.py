@@ -133,6 +133,7 @@ def test_no_file_names_a_registry_or_a_folder_of_some_machine() -> None:
 
 # Linux, some of them as root, or else there is nothing to test; pytest prints which and why (-ra).
 MAY_SKIP = {
+    "test_node_machine.py": "glibc",
     "test_benchmarks_allreduce.py": "network namespaces",
     "test_protocol_nat.py": "network namespaces",
     "test_tutorials.py": "network namespaces",
