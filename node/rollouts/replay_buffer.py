@@ -31,7 +31,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 from node.config import PoolConfig
 from node.rollouts.group import Group, content_id, decode, encode
@@ -54,6 +54,9 @@ CREATE TABLE IF NOT EXISTS own_lengths (round INTEGER NOT NULL, task TEXT NOT NU
 """
 OWN = "self"  # who signed this node's own groups: no peer's id
 _FORMAT = 2  # of the tables: a file of another is emptied
+
+
+K = TypeVar("K")
 
 
 class Shared(NamedTuple):
@@ -104,7 +107,7 @@ class _Drawable:
         self.max_uses = max_uses
         self.is_ordered = True
         self._last_round = 0
-        self._asked = -math.inf, 0
+        self.asked = -math.inf, 0  # of when, and of which round, it was last asked
         for one in candidates:
             self.came(one)
 
@@ -116,8 +119,8 @@ class _Drawable:
 
     def serves(self, now: float, round_number: int, max_uses: int) -> bool:
         """Tell whether it need not be made again to say what may be drawn now."""
-        before, self._asked = self._asked, (now, round_number)
-        return self.is_ordered and max_uses == self.max_uses and now >= before[0] and round_number >= before[1]
+        last, last_round = self.asked
+        return self.is_ordered and max_uses == self.max_uses and now >= last and round_number >= last_round
 
 
 class ReplayBuffer:
@@ -197,7 +200,7 @@ class ReplayBuffer:
         found = self._drawable
         if found is None or not found.serves(now, round_number, max_uses):
             found = self._drawable = _Drawable((entry.candidate for entry in self._entries.values()), max_uses)
-            found.serves(now, round_number, max_uses)
+        found.asked = now, round_number
         first, coming = found.first, found.coming
         oldest = now - self._bounds.max_age
         stay = self._bounds.max_age_rounds
@@ -316,9 +319,7 @@ class ReplayBuffer:
             (self._bounds.max_groups,),
         ).fetchall()
         for _, question in old:
-            self._uses[question] -= 1
-            if not self._uses[question]:
-                del self._uses[question]
+            _take_one(self._uses, question)
             if question in self._questions:
                 self._drawable = None
         self._db.executemany("DELETE FROM uses WHERE number = ?", [(number,) for number, _ in old])
@@ -383,16 +384,13 @@ class ReplayBuffer:
         entry = self._entries.pop(group_id)
         self._withdraw(entry.candidate)
         self._buried.discard(group_id)
-        question = entry.candidate.question
-        self._questions[question] -= 1
-        if not self._questions[question]:
-            del self._questions[question]
+        _take_one(self._questions, entry.candidate.question)
         peer = entry.candidate.peer
         self._bytes -= entry.size
-        self._peer_count[peer] -= 1
         self._peer_bytes[peer] -= entry.size
-        if not self._peer_count[peer]:
-            del self._peer_count[peer], self._peer_bytes[peer]
+        _take_one(self._peer_count, peer)
+        if peer not in self._peer_count:
+            del self._peer_bytes[peer]
         return group_id
 
 
@@ -412,6 +410,13 @@ def read_lessons(db: sqlite3.Connection, before: int) -> list[Lesson]:
     while first - 1 in scores:
         first -= 1
     return [Lesson(scores[number], pulls.get(number, {})) for number in range(first, before)]
+
+
+def _take_one(counts: Counter[K], key: K) -> None:
+    """Count one less of `key`, and forget it where none is left."""
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]
 
 
 class _Transaction:

@@ -13,7 +13,6 @@ from protocol.membership.links import Peer
 from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, Digest, Peers
 
 EXPIRY_INTERVAL_S = 60.0
-FEW = 8  # whom somebody may try next who finds no room: it hears of all others once it is in
 MAX_ANSWERS = 4  # messages of MAX_RECORDS in answer to one digest: half of the largest directory
 
 

@@ -55,7 +55,7 @@ from protocol.limits.networks import Scope
 from protocol.lru import Recent
 from protocol.membership.address_book import Acquaintance, Book, saved_scope
 from protocol.membership.dialing import Dialing
-from protocol.membership.directory import FEW, Directory
+from protocol.membership.directory import Directory
 from protocol.membership.dissemination import Dissemination
 from protocol.membership.failure_detector import (
     Cut,
@@ -88,6 +88,7 @@ from protocol.wire.messages import (
 )
 
 EVICT_INTERVAL_S = 1.0
+REFERRALS = 8  # records that a caller without room here may try next: it hears of all others once it is in
 # A hello makes us tell a peer all over again whom we know and what we hold: twice as often as it has to be repeated.
 LEAST_HELLO_PAUSE_S = HELLO_RETRY_S / 2
 TICK_S = 0.5
@@ -323,7 +324,7 @@ class Membership:
         if known is None and not link.dialled and not self._links.has_room(group):
             evicted = self._make_room(now) if hello.needy and not self._links.is_full_of(group) else None
             if evicted is None:
-                others = Send(link, self.directory.sample(sender, self._links.scope_of(link), FEW))
+                others = Send(link, self.directory.sample(sender, self._links.scope_of(link), REFERRALS))
                 return [*actions, others, *self._refuse(link, "full", now)]
             actions += evicted
         if known is None and link.dialled and self._links.is_full:

@@ -39,10 +39,9 @@ from protocol.events import (
 )
 from protocol.identity import Identity
 from protocol.membership.address_book import LAST_RETRY_S, Book
-from protocol.membership.directory import FEW
 from protocol.membership.dissemination import DIAL_YIELD_S
 from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS, MAX_PARTING
-from protocol.membership.membership import EVICT_INTERVAL_S, TICK_S, Membership
+from protocol.membership.membership import EVICT_INTERVAL_S, REFERRALS, TICK_S, Membership
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import Digest, Goodbye, Hello, News, Peers, Ping, Pong, Rumour, Status
 
@@ -369,7 +368,7 @@ def test_who_finds_no_room_is_told_of_a_few_others_and_who_comes_in_of_all() -> 
         refused += bodies(core.handle(hello(OTHERS[20], dialled=False), at(number)), Kind.PEERS)
     (all_of_them,) = (set(Peers.decode(body).records) for body in bodies(told_when_in, Kind.PEERS))
     assert {record(identity).encoded for identity in OTHERS[:20]} <= all_of_them
-    assert all(len(Peers.decode(body).records) <= FEW for body in refused)
+    assert all(len(Peers.decode(body).records) <= REFERRALS for body in refused)
     met = set().union(*(Peers.decode(body).records for body in refused))
     assert {record(identity).encoded for identity in OTHERS[:20]} <= met  # others each time
 
