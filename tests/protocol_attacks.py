@@ -47,7 +47,7 @@ class Target:
         return RawPeer(identity, address or self.address, self.swarm, source=source, context=self.context)
 
     def peer(self, address: Address | None = None) -> RawPeer:
-        """Dial, say a good hello, and wait until it is answered.
+        """Dial, say a good hello, and wait for one in answer: who finds no room is told so, and tries again.
 
         From another address of this machine each time, a network of its own: that of an offender is soon refused.
         """
@@ -57,7 +57,8 @@ class Target:
             peer = self.stranger(address=address, source=source)
             with suppress(zmq.Again):  # refused all the same
                 peer.send(peer.hello())
-                if peer.receive(3):
+                answer = peer.receive(3)
+                if answer and open_frame(answer).kind == Kind.HELLO:
                     return peer
             peer.close()
 

@@ -137,9 +137,8 @@ class Arena:
         self.friend.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def arena() -> Iterator[Arena]:
-    """A pair for each attack: one that had hundreds of connections a moment ago may take no new ones for a while."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(0.0005)  # both hosts and the test are threads of this process; elsewhere they are not
     made = Arena()
