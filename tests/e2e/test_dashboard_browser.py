@@ -74,6 +74,18 @@ def cells(browser: Chrome, table: str) -> list[list[str]]:
     return browser.execute_script(f"return {rows}.map(row => [...row.cells].map(cell => cell.textContent))", table)
 
 
+def said(browser: Chrome) -> list[str]:
+    """Return who says what of whom on the graph's lines."""
+    lines = "[...document.querySelectorAll('#graph line')]"
+    texts = browser.execute_script(f"return {lines}.map(line => line.textContent)")
+    return [one.split(",")[0].split(" for ")[0] for text in texts for one in text.splitlines()]
+
+
+def exchanged(row: list[str]) -> bool:
+    """Whether a row of the table of peers tells of bytes sent and received."""
+    return all(re.fullmatch(r"[1-9][\d.]* [kM]?B", size) for size in row[5:7])
+
+
 def test_a_person_sees_a_swarm_learn_and_a_node_die(browser: Chrome, run: tuple[Path, str]) -> None:
     out, link = run
     browser.get(link)
@@ -81,14 +93,14 @@ def test_a_person_sees_a_swarm_learn_and_a_node_die(browser: Chrome, run: tuple[
     wait_until(lambda: browser.find_elements(By.CSS_SELECTOR, "#plots canvas"), LIMIT, "a plot")
     states = {row[0]: row[2] for row in cells(browser, "nodes")}
     assert states == {"n0": "running", "n1": "running"}
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#graph circle")) == 2
 
-    of, peer, _, state, _, sent, got, score = cells(browser, "peers")[0][:8]
+    # What a node says of its peers is a few seconds old: each part of the page comes when its answer does.
+    told = ["n0 of n1:", "n1 of n0:"]  # both ends' word on their connection, under the pointer
+    wait_until(lambda: sorted(said(browser)) == told, LIMIT, "both ends' word on their connection")
+    assert [len(browser.find_elements(By.CSS_SELECTOR, f"#graph {one}")) for one in ("line", "circle")] == [1, 2]
+    wait_until(lambda: [*map(exchanged, cells(browser, "peers"))] == [True] * 2, LIMIT, "bytes both ways")
+    of, peer, _, state, _, _, _, score = cells(browser, "peers")[0][:8]
     assert (of, state, score) == ("n0", "well", "0") and peer
-    assert all(re.fullmatch(r"[1-9][\d.]* [kM]?B", size) for size in (sent, got))
-    (line,) = browser.find_elements(By.CSS_SELECTOR, "#graph line")
-    told = line.get_attribute("textContent").splitlines()  # both ends' word on it, under the pointer
-    assert sorted(one.split(",")[0].split(" for ")[0] for one in told) == ["n0 of n1:", "n1 of n0:"]
 
     explained = browser.execute_script("return fetch('refusals').then(answer => answer.json())")
     assert explained["forged"] == "a signature that does not hold"
