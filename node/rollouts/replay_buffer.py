@@ -29,7 +29,7 @@ import sqlite3
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
@@ -51,6 +51,7 @@ CREATE TABLE IF NOT EXISTS buried (id BLOB PRIMARY KEY, round INTEGER NOT NULL) 
 CREATE TABLE IF NOT EXISTS probes (round INTEGER PRIMARY KEY, score REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS pulls (round INTEGER NOT NULL, peer TEXT NOT NULL, share REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS own_lengths (round INTEGER NOT NULL, task TEXT NOT NULL, correct REAL, made REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS own_lengths_by_round ON own_lengths (round);
 """
 OWN = "self"  # who signed this node's own groups: no peer's id
 _FORMAT = 2  # of the tables: a file of another is emptied
@@ -263,12 +264,15 @@ class ReplayBuffer:
 
     def made(self, round_number: int, lengths: Sequence[OwnLength]) -> list[OwnLength]:
         """Record the lengths of the groups that this node made in a round; return those of the last rounds too."""
+        last = round_number - LENGTHS_KEPT
+        gone = [number for number in self._own_lengths if number == round_number or number <= last]
         with _Transaction(self._db):
-            self._db.execute(
-                "DELETE FROM own_lengths WHERE round = ? OR round <= ?", (round_number, round_number - LENGTHS_KEPT)
-            )
+            self._db.executemany("DELETE FROM own_lengths WHERE round = ?", [(number,) for number in gone])
             self._db.executemany("INSERT INTO own_lengths VALUES (?, ?, ?, ?)", [(round_number, *o) for o in lengths])
-        return [OwnLength(*row) for row in self._db.execute("SELECT task, correct, made FROM own_lengths")]
+        for number in gone:
+            del self._own_lengths[number]
+        self._own_lengths[round_number] = list(lengths)
+        return list(chain.from_iterable(self._own_lengths.values()))
 
     def rewind(self, round_number: int) -> None:
         """Forget the uses, burials, lessons and own lengths of rounds after `round_number`."""
@@ -333,6 +337,9 @@ class ReplayBuffer:
         self._peer_bytes: Counter[str] = Counter()
         self._uses = Counter(question for (question,) in self._db.execute("SELECT question FROM uses"))
         self._buried = {group_id for (group_id,) in self._db.execute("SELECT id FROM buried")}
+        self._own_lengths: dict[int, list[OwnLength]] = {}  # by round
+        for number, *length in self._db.execute("SELECT round, task, correct, made FROM own_lengths ORDER BY rowid"):
+            self._own_lengths.setdefault(number, []).append(OwnLength(*length))
         rows = self._db.execute(
             "SELECT id, peer, question, received, first_round, rewards, length(body) FROM groups ORDER BY received, id"
         )

@@ -268,7 +268,9 @@ def test_own_lengths_survive_a_restart_and_a_restore_and_those_of_rounds_that_ar
     with ReplayBuffer(path, PoolConfig()) as pool:
         pool.rewind(1)
         assert pool.made(2, []) == [first]
-        assert pool.made(1 + KEPT, []) == []
+        assert pool.made(1 + KEPT, [second]) == [second]
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        assert pool.made(2 + KEPT, []) == [second]
     with ReplayBuffer(tmp_path / "other.sqlite", PoolConfig()) as pool:
         pool.restore(snapshot)
         assert pool.made(3, []) == [first, second]
