@@ -35,7 +35,7 @@ from node.supervisor import (
 )
 from node.tasks import derive_seed
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics import read_metrics
+from node.telemetry.metrics import iter_metrics, read_metrics
 from node.telemetry.report import write_report
 from node.telemetry.summary import Summary, summarise, write_summary
 from protocol.storage import write_atomically
@@ -190,7 +190,7 @@ def _run(plan: Plan, started: float) -> dict[str, Any]:
 
 
 def _has_rounds(out: Path) -> bool:
-    return any(read_metrics(path) for path in out.glob("nodes/*/metrics.jsonl"))
+    return any(True for path in out.glob("nodes/*/metrics.jsonl") for _ in iter_metrics(path))
 
 
 def _ends_later(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -51,16 +51,14 @@ def _history(trained: Trained) -> "History | None":
     from node.founding import load_manifest
     from node.policy.model_card import History
     from node.telemetry.evaluations import EVALUATIONS_FILE
-    from node.telemetry.metrics import read_metrics, read_with_older
+    from node.telemetry.metrics import iter_metrics, iter_with_older
 
     if trained.node is None or trained.round is None:
         return None
-    metrics = read_with_older(trained.node / "metrics.jsonl")
-    evaluations = read_metrics(trained.node / EVALUATIONS_FILE)
     manifest = load_manifest(trained.node)
     return History(
         trained.round,
-        [row for row in metrics if row["round"] <= trained.round],
-        [row for row in evaluations if row["round"] <= trained.round],
+        [row for row in iter_with_older(trained.node / "metrics.jsonl") if row["round"] <= trained.round],
+        [row for row in iter_metrics(trained.node / EVALUATIONS_FILE) if row["round"] <= trained.round],
         manifest.name if manifest else "",
     )

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import statistics
+import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -171,7 +172,8 @@ def _decode(lines: Iterable[bytes], keys: Collection[str] | None = None) -> Iter
         except ValueError:  # torn by a kill or a full disk
             continue
         if isinstance(row, dict) and isinstance(row.get("round"), int):
-            yield row if keys is None else {key: row[key] for key in keys if key in row}
+            wanted = row if keys is None else (key for key in keys if key in row)
+            yield {sys.intern(key): row[key] for key in wanted}  # tens of thousands of rows have the same few keys
 
 
 def _cut_torn_line(path: Path) -> None:
