@@ -1,4 +1,4 @@
-"""The command line in a process forked from the tests: it shares the seconds that importing torch and TRL takes.
+"""Commands and nodes in processes forked from the tests: they share the seconds that importing torch and TRL takes.
 
 What is tested of a fresh process, that it can be installed and what it imports, is tested by others.
 """
@@ -11,8 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import node.run  # noqa: F401  # once, for all who are forked
 from node.cli import main
+from node.config import NodeConfig
+from node.run import run_node
 
 FORK = multiprocessing.get_context("fork")
 OUTPUTS = ("stdout", "stderr")
@@ -36,6 +37,13 @@ def run(*arguments: str | Path, timeout: float = 100) -> subprocess.CompletedPro
             raise subprocess.TimeoutExpired(list(map(str, arguments)), timeout)
         printed = [Path(folder, name).read_text() for name in OUTPUTS]
     return subprocess.CompletedProcess(arguments, child.exitcode, *printed)
+
+
+def start_node(config: NodeConfig, folder: Path) -> multiprocessing.process.BaseProcess:
+    """Start a node in `folder`."""
+    child = FORK.Process(target=run_node, args=(config, folder))
+    child.start()
+    return child
 
 
 def _run(output: Path, arguments: list[str]) -> None:

@@ -1,6 +1,5 @@
 """A node alone is killed with SIGKILL and started again: the very numbers of an undisturbed run."""
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -8,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from node.backup import back_up, restore
-from node.config import NodeConfig
-from node.run import run_node
 from node.telemetry.metrics import read_metrics
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 from node.training.checkpoint import Checkpoint, whole_checkpoint
+from tests.commands import start_node
 from tests.swarms import numbers, rows_of, small_config
 from tests.waiting import wait_until
 
@@ -20,16 +18,10 @@ ROUNDS = 24
 ALONE = {"network": {"enabled": False}, "sampling": {"local": 4, "external": 0}}
 
 
-def run_in_child(config: NodeConfig, folder: Path) -> multiprocessing.Process:
-    child = multiprocessing.get_context("fork").Process(target=run_node, args=(config, folder))
-    child.start()
-    return child
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    child = run_in_child(small_config(ROUNDS, **ALONE), folder)
+    child = start_node(small_config(ROUNDS, **ALONE), folder)
     child.join(60)
     assert child.exitcode == 0
     rows = rows_of(folder)
@@ -40,12 +32,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
 @pytest.mark.parametrize("kill_after", [3, 11, 20])
 def test_a_killed_node_goes_on_with_the_same_numbers(undisturbed: list[tuple], kill_after: int, tmp_path: Path) -> None:
     config = small_config(ROUNDS, **ALONE)
-    child = run_in_child(config, tmp_path)
+    child = start_node(config, tmp_path)
     wait_until(lambda: len(rows_of(tmp_path)) >= kill_after, 60)
     os.kill(child.pid or 0, signal.SIGKILL)
     child.join(10)
     before = (tmp_path / "config.json").read_bytes()
-    again = run_in_child(config, tmp_path)
+    again = start_node(config, tmp_path)
     again.join(60)
     assert again.exitcode == 0
     assert numbers(rows_of(tmp_path)) == undisturbed
@@ -56,13 +48,13 @@ def test_a_node_restored_from_a_backup_that_was_made_while_it_ran_goes_on_with_t
     undisturbed: list[tuple], tmp_path: Path
 ) -> None:
     config, folder = small_config(ROUNDS, **ALONE), tmp_path / "n0"
-    child = run_in_child(config, folder)
+    child = start_node(config, folder)
     wait_until(lambda: len(rows_of(folder)) >= 11, 60)
     head = back_up(folder, tmp_path / "n0.tar")
     os.kill(child.pid or 0, signal.SIGKILL)
     child.join(10)
     assert restore(tmp_path / "n0.tar", tmp_path / "again") == head and head["round"] >= 10
-    again = run_in_child(config, tmp_path / "again")
+    again = start_node(config, tmp_path / "again")
     again.join(60)
     assert again.exitcode == 0
     assert numbers(rows_of(tmp_path / "again")) == undisturbed
@@ -72,11 +64,11 @@ def test_a_node_that_evaluates_has_the_same_numbers_and_evaluates_each_round_onc
     undisturbed: list[tuple], tmp_path: Path
 ) -> None:
     config = small_config(ROUNDS, **ALONE, eval={"every": 7, "count": 4, "completions": 2})
-    child = run_in_child(config, tmp_path)
+    child = start_node(config, tmp_path)
     wait_until(lambda: len(rows_of(tmp_path)) >= 9, 60)
     os.kill(child.pid or 0, signal.SIGKILL)
     child.join(10)
-    again = run_in_child(config, tmp_path)
+    again = start_node(config, tmp_path)
     again.join(60)
     assert again.exitcode == 0
     assert numbers(rows_of(tmp_path)) == undisturbed
@@ -93,14 +85,14 @@ def test_a_node_that_evaluates_has_the_same_numbers_and_evaluates_each_round_onc
 
 def test_a_node_asked_to_stop_leaves_a_checkpoint_of_its_last_round(undisturbed: list[tuple], tmp_path: Path) -> None:
     config = small_config(ROUNDS, **ALONE)
-    child = run_in_child(config, tmp_path)
+    child = start_node(config, tmp_path)
     wait_until(lambda: rows_of(tmp_path), 60)
     os.kill(child.pid or 0, signal.SIGTERM)
     child.join(30)
     assert child.exitcode == 0
     done = rows_of(tmp_path)[-1]["round"]
     assert (tmp_path / "checkpoints" / f"checkpoint-{done}").is_dir()
-    again = run_in_child(config, tmp_path)
+    again = start_node(config, tmp_path)
     again.join(60)
     assert numbers(rows_of(tmp_path)) == undisturbed
 
@@ -110,10 +102,10 @@ def test_a_damaged_checkpoint_costs_the_rounds_since_the_one_before(
     undisturbed: list[tuple], name: str, tmp_path: Path
 ) -> None:
     config = small_config(ROUNDS, **ALONE)
-    child = run_in_child(config, tmp_path)
+    child = start_node(config, tmp_path)
     child.join(60)
     (tmp_path / "checkpoints" / f"checkpoint-{ROUNDS}" / name).write_bytes(b"")
-    again = run_in_child(config, tmp_path)
+    again = start_node(config, tmp_path)
     again.join(60)
     assert again.exitcode == 0
     assert numbers(rows_of(tmp_path)) == undisturbed
@@ -123,7 +115,7 @@ def test_a_damaged_checkpoint_costs_the_rounds_since_the_one_before(
 
 def test_a_node_whose_rounds_are_done_says_so_and_changes_nothing(undisturbed: list[tuple], tmp_path: Path) -> None:
     for _ in range(2):
-        child = run_in_child(small_config(ROUNDS, **ALONE), tmp_path)
+        child = start_node(small_config(ROUNDS, **ALONE), tmp_path)
         child.join(60)
         assert child.exitcode == 0
     assert numbers(rows_of(tmp_path)) == undisturbed
@@ -135,12 +127,12 @@ def test_a_budget_ends_a_node_with_the_round_that_reaches_it_killed_or_not(
 ) -> None:
     budget = {"generated_tokens": 2600, "compute": 2900}[bound]
     config = small_config(None, **ALONE, budget={bound: budget}, eval={"ends": True, "count": 4, "completions": 0})
-    child = run_in_child(config, tmp_path)
+    child = start_node(config, tmp_path)
     wait_until(lambda: len(rows_of(tmp_path)) >= 7, 60)
     os.kill(child.pid or 0, signal.SIGKILL)
     child.join(10)
     for _ in range(2):  # the second finds nothing to do
-        again = run_in_child(config, tmp_path)
+        again = start_node(config, tmp_path)
         again.join(60)
         assert again.exitcode == 0
     rows = rows_of(tmp_path)

@@ -1,7 +1,6 @@
 """What came of a node is scored and exported from its folder, adapters too, by the command line."""
 
 import json
-import multiprocessing
 import re
 from io import StringIO
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 
 from node.cli.app import run
 from node.cli.options import task_config
-from node.run import run_node
+from tests.commands import start_node
 from tests.swarms import small_config
 
 ALONE = {"network": {"enabled": False}, "sampling": {"local": 4, "external": 0, "completions": 32}}
@@ -31,8 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tasks=[task_config(str(folder.parent / "ones.jsonl"))],
         eval={"ends": True, "count": 12, "seed": 7},
     )
-    child = multiprocessing.get_context("fork").Process(target=run_node, args=(config, folder))
-    child.start()
+    child = start_node(config, folder)
     child.join(60)
     assert child.exitcode == 0
     return folder

@@ -5,7 +5,6 @@ name, a setting is gone, and the tables of the pool had another form.
 """
 
 import json
-import multiprocessing
 import tarfile
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from node.cli.app import run
 from node.cli.settling import settle
 from node.cli.trained import find_trained
 from node.config import upgraded
-from node.run import run_node
 from node.telemetry.metrics import read_metrics
 from node.training.checkpoint import latest_checkpoint
 from protocol.identity import Identity
+from tests.commands import start_node
 
 ARCHIVE = Path(__file__).parents[1] / "old_folder" / "6ec0d06.tar.xz"
 ROUNDS = 251
@@ -43,8 +42,7 @@ def test_an_older_node_goes_on_as_who_it_was_with_what_was_set(folder: Path) -> 
         5,
         "builtin/sums",
     )
-    child = multiprocessing.get_context("fork").Process(target=run_node, args=(config, folder))
-    child.start()
+    child = start_node(config, folder)
     child.join(60)
     assert child.exitcode == 0
     rows = read_metrics(folder / "metrics.jsonl")
