@@ -268,13 +268,37 @@ class SwarmTrainer(GRPOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         with _must_fit(resume_from_checkpoint):
+            self._check_iterations(Path(resume_from_checkpoint))
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _check_iterations(self, checkpoint: Path) -> None:
+        """Raise `UserError` where rounds had other numbers of steps: rounds done could not be told from steps done."""
+        steps = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
+        done = int(checkpoint.name.rpartition("-")[2])
+        if steps != done * self.args.num_iterations:
+            raise UserError(
+                f"cannot go on from {checkpoint}: its {done} rounds had {steps / done:g} updates each, and "
+                f"trainer.num_iterations={self.args.num_iterations}: set it as it was, or use another --state"
+            )
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        groups, scheduler = self.optimizer.param_groups, self.lr_scheduler
+        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         with _must_fit(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
-            if checkpoint is not None and not has_optimiser(Path(checkpoint)):  # then transformers loads neither
-                self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+            if not has_optimiser(Path(checkpoint)):  # then transformers loads neither
+                scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+        # torch keeps rate, decay and betas with the state, and would go on with those: what is set now is to hold.
+        scheduler.base_lrs = [setting["initial_lr"] for setting in settings]
+        rates = [
+            base * of_step(scheduler.last_epoch)
+            for base, of_step in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        ]
+        for group, setting, rate in zip(self.optimizer.param_groups, settings, rates, strict=True):
+            group.update(setting | {"lr": rate})
+        scheduler._last_lr = rates
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A weight that is tied to another is not in the file, and not missing either."""
@@ -391,7 +415,7 @@ def make_trainer(
 
 def _trl_config(config: NodeConfig, policy: Policy, folder: Path) -> GRPOConfig:
     trainer = config.trainer
-    return GRPOConfig(
+    args = GRPOConfig(
         output_dir=str(folder),
         max_steps=config.last_round * trainer.num_iterations,
         seed=(config.seed or 0) % 2**32,
@@ -432,3 +456,5 @@ def _trl_config(config: NodeConfig, policy: Policy, folder: Path) -> GRPOConfig:
         # A loss that is not finite must be seen in the metrics, and looking for one costs a synchronisation a step.
         logging_nan_inf_filter=False,
     )
+    args._n_gpu = min(args.n_gpu, 1)  # a node trains on one GPU; where several are visible TRL refuses DataParallel
+    return args

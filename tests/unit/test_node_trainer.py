@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from transformers import TrainerCallback
+from trl import GRPOConfig
 
 from node.config import parse_config
 from node.engines import SamplingParams
@@ -332,6 +333,45 @@ def test_without_a_last_round_it_trains_until_it_is_stopped_and_goes_on_from_the
     assert [number for number, _ in seen] == [1, 2, 3, 4, 5, 6]
     assert {logs["learning_rate"] for _, logs in seen} == {config.trainer.learning_rate}
     assert (tmp_path / "checkpoints/checkpoint-6").is_dir()
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_what_is_set_now_holds_and_not_what_a_checkpoint_was_trained_with(policy, tmp_path, schedule):
+    rounds = fixed_rounds(*[mixed_samples(policy, seed=number) for number in range(4)])
+    trainer_of(policy, node_config(rounds=2, save_steps=1, learning_rate=1e-3), tmp_path, rounds).train()
+    now = {"learning_rate": 1e-5, "weight_decay": 0.5, "adam_beta1": 0.1, "adam_beta2": 0.5}
+    trainer = trainer_of(policy, node_config(rounds=4, lr_scheduler_type=schedule, **now), tmp_path, rounds)
+    steps = []
+
+    class Look(TrainerCallback):
+        def on_pre_optimizer_step(self, *_, optimizer, **__):
+            steps.append([{**group, "params": None} for group in optimizer.param_groups])
+            moments = [state["exp_avg"] for state in optimizer.state.values()]
+            assert moments and all(moment.any() for moment in moments)  # as they were
+
+    trainer.add_callback(Look())
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoints/checkpoint-2"))
+    expected = [1e-5, 1e-5] if schedule == "constant" else [1e-5 * 2 / 4, 1e-5 * 1 / 4]
+    for groups, rate in zip(steps, expected, strict=True):
+        assert [group["lr"] for group in groups] == pytest.approx([rate] * len(groups))
+        assert {group["betas"] for group in groups} == {(0.1, 0.5)}
+        assert {group["weight_decay"] for group in groups} == {0.5, 0.0}  # none of norms and biases
+
+
+def test_rounds_of_another_number_of_updates_are_not_gone_on_from(policy, tmp_path):
+    rounds = fixed_rounds(*[mixed_samples(policy)] * 4)
+    trainer_of(policy, node_config(rounds=2, save_steps=1, num_iterations=2), tmp_path, rounds).train()
+    trainer = trainer_of(policy, node_config(rounds=4, num_iterations=1), tmp_path, rounds)
+    with pytest.raises(UserError, match=r"2 rounds had 2 updates each, and trainer\.num_iterations=1"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoints/checkpoint-2"))
+
+
+def test_where_several_gpus_are_visible_one_is_used(policy, tmp_path, monkeypatch):
+    """Asked for a device, transformers counts the GPUs that torch sees, and TRL takes no more than one."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("node.training.trainer.GRPOConfig", lambda **named: GRPOConfig(**named | {"use_cpu": False}))
+    _, logged = train(policy, node_config(rounds=1), tmp_path, mixed_samples(policy))
+    assert len(logged) == 1
 
 
 def frozen(state):
