@@ -5,7 +5,7 @@ their question rather than its answer: the receiver rebuilds both. The wire form
 a MessagePack array with a fixed layout:
 
     [1, task name, task version, task config hash, seed, question,
-     [[text, finished, reward], ...], policy name, policy version]
+     [[text, finished, reward in [0, 1]], ...], policy name, policy version]
 
 with the hash of what the question's verifier goes by after it, where the seed does not stand for that (`Item.content`).
 `decode` bounds every size before it looks at a value and raises `GroupError` with a
@@ -13,7 +13,6 @@ reason fit for a counter. How large a group may be is its swarm's to say; the pr
 """
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -107,40 +106,48 @@ def decode(data: bytes, max_bytes: int = MAX_GROUP_BYTES) -> Group:
     """Return the group in `data`; raise `GroupError` for anything else, or for more than `max_bytes`."""
     if len(data) > max_bytes:
         raise GroupError("oversized", f"{len(data)} bytes")
-    try:
-        fields = msgpack.unpackb(
-            data,
-            max_str_len=MAX_TEXT_BYTES,
-            max_array_len=MAX_COMPLETIONS,
-            max_map_len=0,
-            max_bin_len=0,
-            max_ext_len=0,
-            strict_map_key=True,
-        )
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise GroupError("malformed", type(error).__name__) from None
-    if not isinstance(fields, list) or len(fields) not in (9, 10) or fields[0] != FORMAT:
-        raise GroupError("malformed", "layout")
-    _, name, version, config, seed, question, completions, policy, policy_version, *content = fields
-    _check(_is_name(name) and _is_name(config) and _is_name(policy), "names")
-    _check(_is_count(version) and _is_count(seed) and _is_count(policy_version), "integers")
-    _check(isinstance(question, str) and len(question.encode(errors="replace")) <= MAX_QUESTION_BYTES, "question")
-    _check(all(map(_is_name, content)), "content")
-    _check(isinstance(completions, list) and len(completions) > 0, "completions")
-    return Group(
-        task=TaskKey(name, version, config),
-        seed=seed,
-        question=question,
-        completions=tuple(_decode_completion(fields) for fields in completions),
-        policy=policy,
-        policy_version=policy_version,
-        content="".join(content),
+    # A few kilobytes unpack to a body that holds an array in every byte, and each of them would take 56. So the arrays
+    # of the layout are walked here, and what lies in them may be none.
+    unpacker = msgpack.Unpacker(
+        max_buffer_size=max_bytes,
+        max_str_len=MAX_TEXT_BYTES,
+        max_array_len=0,
+        max_map_len=0,
+        max_bin_len=0,
+        max_ext_len=0,
+        strict_map_key=True,
     )
+    unpacker.feed(data)
+    try:
+        group = _decode_group(unpacker)
+    except GroupError:
+        raise
+    except (ValueError, msgpack.UnpackException) as error:
+        raise GroupError("malformed", type(error).__name__) from None
+    _check(unpacker.tell() == len(data), "layout")
+    return group
 
 
-def _decode_completion(fields: object) -> Completion:
-    match fields:
-        case [str() as text, bool() as finished, float() as reward] if math.isfinite(reward):
+def _decode_group(unpacker: msgpack.Unpacker) -> Group:
+    count = unpacker.read_array_header()
+    _check(count in (9, 10) and unpacker.unpack() == FORMAT, "layout")
+    name, version, config, seed, question = (unpacker.unpack() for _ in range(5))
+    _check(_is_name(name) and _is_name(config), "names")
+    _check(isinstance(question, str) and len(question.encode(errors="replace")) <= MAX_QUESTION_BYTES, "question")
+    completions = unpacker.read_array_header()
+    _check(0 < completions <= MAX_COMPLETIONS, "completions")
+    made = tuple(_decode_completion(unpacker) for _ in range(completions))
+    policy, policy_version, *content = (unpacker.unpack() for _ in range(count - 7))
+    _check(_is_name(policy) and all(map(_is_name, content)), "names")
+    _check(_is_count(version) and _is_count(seed) and _is_count(policy_version), "integers")
+    return Group(TaskKey(name, version, config), seed, question, made, policy, policy_version, "".join(content))
+
+
+def _decode_completion(unpacker: msgpack.Unpacker) -> Completion:
+    _check(unpacker.read_array_header() == 3, "completion")
+    match [unpacker.unpack() for _ in range(3)]:
+        # Rewards are drawn by before they are verified: their sums and squares must be numbers.
+        case [str() as text, bool() as finished, float() as reward] if 0 <= reward <= 1:
             return Completion(text, finished, reward)
     raise GroupError("malformed", "completion")
 

@@ -1,5 +1,7 @@
 """The rollout codec: what goes out comes back, and nothing else comes in."""
 
+import tracemalloc
+
 import msgpack
 import pytest
 from hypothesis import given
@@ -93,6 +95,9 @@ def _wire(**changes: object) -> bytes:
         {"completions": [["a", 1, 1.0]]},
         {"completions": [["a", True, float("nan")]]},
         {"completions": [["a", True, float("inf")]]},
+        {"completions": [["a", True, 1e308]]},
+        {"completions": [["a", True, -1e-9]]},
+        {"completions": [["a", True, 1.0, 1.0]]},
         {"completions": [[b"a", True, 1.0]]},
         {"completions": {"a": 1}},
         {"question": "q" * (MAX_QUESTION_BYTES + 1)},
@@ -114,3 +119,19 @@ def test_size_is_looked_at_before_anything_else() -> None:
 def test_deep_nesting_is_refused() -> None:
     with pytest.raises(GroupError, match="malformed"):
         decode(b"\x91" * 100_000 + b"\x01")
+
+
+@pytest.mark.parametrize("place", range(1, 10))
+def test_a_body_of_nothing_but_arrays_costs_no_more_memory_than_its_bytes(place: int) -> None:
+    arrays: object = []
+    for _ in range(3):
+        arrays = [arrays] * 60
+    fields = msgpack.unpackb(_wire(content="h"))
+    fields[place] = arrays
+    body = msgpack.packb(fields)
+    tracemalloc.start()
+    with pytest.raises(GroupError, match="malformed"):
+        decode(body)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < len(body) + (2 << 20)  # what msgpack reads into; a list for each byte would be 56 times the body

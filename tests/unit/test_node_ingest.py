@@ -38,7 +38,7 @@ def lie(group: Group, index: int, reward: float) -> Group:
     [
         (encode(lie(honest(), 1, 1.0)), "false_reward"),
         (encode(lie(honest(), 0, 0.0)), "false_reward"),
-        (encode(lie(honest(), 1, 1e300)), "false_reward"),
+        (encode(lie(honest(), 1, 1e300)), "malformed"),
         (encode(replace(honest(), question="1+1=")), "false_question"),
         (encode(replace(honest(), seed=8)), "false_question"),
         (encode(replace(honest(), task=TaskKey("builtin/none", 1, "c"))), "unknown_task"),
