@@ -563,7 +563,7 @@ class Mesh:
             state.trying = True
             try:
                 found = [numeric(Endpoint(address.host, address.port))]
-            except OSError:  # a name: ask for its addresses elsewhere
+            except (OSError, UnicodeError):  # a name, perhaps one that none can be: ask for its addresses elsewhere
                 state.trying = self._resolver.ask(address, Endpoint(address.host, address.port))
                 state.next_try = now + PAUSE_S
                 continue

@@ -302,6 +302,14 @@ def test_addresses_that_are_none(address):
         Communicator.connect("test", seeds=[address])
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "."])
+def test_a_name_that_no_host_can_have_is_dialled_in_vain_and_ends_nothing(host):
+    with Communicator.connect("test") as comm:
+        comm.meet([f"tcp://{host}:1"])
+        with Communicator.connect("test", seeds=[f"tcp://{host}:1", comm.address], timeout=10) as second:
+            wait_until(lambda: comm.world_size == second.world_size == 2, 10, "the second to be in")
+
+
 def test_a_port_that_is_taken_is_said_so():
     with Communicator.connect("test") as comm, pytest.raises(BadAddress, match="cannot listen"):
         Communicator.connect("test", listen=comm.address)
