@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 from collectives.agreement.events import Begin, Finished, Perform, Performed, Verdict
 from collectives.errors import (
     Aborted,
+    BadArgument,
     Closed,
     CollectiveError,
     DeadlineExceeded,
@@ -27,6 +28,7 @@ R = TypeVar("R")
 
 # Verdicts come from the core, which has deadlines of its own; this is for a core that failed.
 LAST_RESORT_S = 5.0
+MAX_TIMEOUT_S = 366 * 86_400.0  # every wait has an end, and one that a thread can be told
 MAX_IN_FLIGHT = 64  # threads; whoever starts more waits for one to end
 FLAGS = {False: b"\0", True: b"\1"}  # before each share: does its sender know of anybody who waits?
 
@@ -136,6 +138,13 @@ def finish_call(control: Runner, call: Call, settling: float, perform: Work[T]) 
     if finished.verdict is not Verdict.COMMIT:
         raise error_of(finished)
     return Committed(outcome, finished, port.bytes_sent, port.bytes_received)
+
+
+def check_timeout(timeout: float) -> float:
+    """Return the seconds that something may take; raises `BadArgument` for what no wait can be given."""
+    if not timeout <= MAX_TIMEOUT_S:  # NaN too
+        raise BadArgument(f"timeout = {timeout:g}: give seconds, at most {MAX_TIMEOUT_S:.0f}")
+    return timeout
 
 
 def last_moment(call: Call, settling: float) -> float:

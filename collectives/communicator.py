@@ -34,6 +34,7 @@ from collectives.calls import (
     Committed,
     Handle,
     InFlight,
+    check_timeout,
     error_of,
     finish_call,
     last_moment,
@@ -150,6 +151,7 @@ class Communicator:
             raise BadArgument(f"streams = {streams}: give 1 to {MAX_STREAMS}")
         if secret is not None and not secret:
             raise BadArgument("secret is empty: give 16 random bytes or more, or None")
+        check_timeout(timeout)
         addresses = [str(Address.parse(seed)) for seed in seeds]
         listening = Address.parse(listen)
         policy = Partition(partition)
@@ -264,10 +266,10 @@ class Communicator:
         """
         if not 1 <= members <= MAX_MEMBERS:
             raise BadArgument(f"members = {members}: give 1 to {MAX_MEMBERS}")
-        until = time.monotonic() + timeout
+        until = time.monotonic() + check_timeout(timeout)
         while self.world_size < members:
             left = until - time.monotonic()
-            if not self._driver.wait_changed(lambda now: now.size >= members or now.pending, left):
+            if left <= 0 or not self._driver.wait_changed(lambda now: now.size >= members or now.pending, left):
                 raise DeadlineExceeded(
                     f"{self.world_size} of {members} members after {timeout:g} s: start the others with "
                     f"seeds=[{self.address!r}], and this one with the address of a member if it should have "
@@ -294,7 +296,7 @@ class Communicator:
             BadArgument: a majority can be reached, or this member is outside.
             DeadlineExceeded: those who can be reached did not agree in time.
         """
-        self._driver.force_view(timeout)
+        self._driver.force_view(check_timeout(timeout))
 
     def leave(self) -> None:
         """Leave the group and close everything; the others go on. Calls in flight end with `Closed`."""
@@ -552,7 +554,7 @@ class Communicator:
     ) -> Call:
         if self._status.closed or not self._finalizer.alive:
             raise Closed(HAS_LEFT)
-        if timeout <= 0:
+        if check_timeout(timeout) <= 0:
             raise DeadlineExceeded(f"timeout = {timeout:g} s leaves no time: allow more")
         return self._driver.begin(Begin(tag, kind, timeout, digest, share))
 

@@ -10,6 +10,7 @@ from collectives.agreement.events import Finished, Verdict
 from collectives.agreement.views import OpId
 from collectives.calls import Call, error_of
 from collectives.driver import Status
+from collectives.errors import BadArgument
 from collectives.types import Timing
 from protocol.identity import Identity
 
@@ -55,3 +56,37 @@ def test_admit_waits_for_its_verdict_as_long_as_the_core_may_take():
 )
 def test_each_verdict_has_an_error_of_its_own(verdict, kind):
     assert type(error_of(Finished(OpId(b"the mark", 1, 0, 0), verdict))) is kind
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), float("nan"), 1e12])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda comm, timeout: comm.barrier(timeout),
+        lambda comm, timeout: comm.admit(timeout),
+        lambda comm, timeout: comm.wait_for(1, timeout),
+        lambda comm, timeout: comm.run(lambda _: None, timeout=timeout),
+        lambda _, timeout: Communicator.connect("test", timeout=timeout),
+    ],
+)
+def test_a_time_that_no_wait_can_be_given_is_refused_before_anything_is_sent(call, timeout):
+    answering = Answering(Verdict.DOUBT)
+    answering.begin = pytest.fail
+    comm = Communicator(answering, Identity.generate(), "tcp://127.0.0.1:1")
+    with pytest.raises(BadArgument, match="timeout = "):
+        call(comm, timeout)
+
+
+def test_waiting_for_members_ends_in_time_though_somebody_waits_whom_the_others_do_not_admit():
+    looks = []
+
+    def look(reached, timeout):
+        looks.append(timeout)
+        assert len(looks) < 100, "it looks again and again, and its time is up"
+        return reached(answering.status)
+
+    answering = Answering(Verdict.DEADLINE)
+    answering.status, answering.wait_changed = Status(pending=True), look
+    comm = Communicator(answering, Identity.generate(), "tcp://127.0.0.1:1")
+    with pytest.raises(DeadlineExceeded, match="0 of 3 members"):
+        comm.wait_for(3, timeout=0.05)
