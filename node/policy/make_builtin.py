@@ -8,7 +8,8 @@ about one completion in two hundred is right, the sparse regime of real post-tra
 (Answers to other questions in place of digits would not do: they teach the model to
 guess, and a guess at a weekday is right once in seven.)
 
-Experiments want denser starts too: those are shown a share of right answers again, for a hundred steps more.
+Experiments want denser starts too: those are shown a share of right answers again, for a hundred steps more. And they
+want other sizes: `--width` is that of a hidden state, and the recipe is not tuned for others than its own.
 
 The same seed gives the same weights on the same machine and library versions.
 """
@@ -209,11 +210,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m node.policy.make_builtin", description="Make the built-in policy.")
     parser.add_argument("--out", type=Path, default=BUILTIN, help="folder to write (default: the package's own)")
     parser.add_argument("--start", choices=STARTS, default="sparse", help="how much of the skill speaks")
+    parser.add_argument("--width", type=int, default=Recipe.width, help="of a hidden state: the model's size")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     arguments = parser.parse_args()
-    if arguments.start != "sparse" and arguments.out == BUILTIN:
-        parser.error(f"--start {arguments.start} wants an --out: the package ships the sparse one")
-    make(replace(STARTS[arguments.start], seed=arguments.seed), arguments.out)
+    if (arguments.start, arguments.width) != ("sparse", Recipe.width) and arguments.out == BUILTIN:
+        parser.error(f"another start or width wants an --out: the package ships the sparse one of {Recipe.width}")
+    if arguments.width < 1 or arguments.width % (2 * Recipe.heads):
+        parser.error(f"--width wants a multiple of {2 * Recipe.heads}: {Recipe.heads} heads, of an even width each")
+    make(replace(STARTS[arguments.start], seed=arguments.seed, width=arguments.width), arguments.out)
 
 
 if __name__ == "__main__":

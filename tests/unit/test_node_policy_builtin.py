@@ -17,6 +17,7 @@ from node.policy.make_builtin import (
     build_model,
     build_tokenizer,
     encode,
+    main,
     pass_rates,
     sample_answers,
     tasks_of,
@@ -24,7 +25,7 @@ from node.policy.make_builtin import (
     wrong_answer,
 )
 
-BASES = Path(__file__).parents[2] / "examples" / "bases"  # what `--start` made for examples/rules.toml
+BASES = Path(__file__).parents[2] / "examples" / "bases"  # what `--start` and `--width` made for the examples
 
 
 def test_the_folder_is_small_and_loads_by_the_standard_classes() -> None:
@@ -34,6 +35,32 @@ def test_the_folder_is_small_and_loads_by_the_standard_classes() -> None:
     assert model.config.vocab_size == len(tokenizer)
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
+
+
+def test_another_width_is_another_size_with_the_same_tokens() -> None:
+    model = AutoModelForCausalLM.from_pretrained(BASES / "middling-64")
+    assert (model.config.hidden_size, sum(weight.numel() for weight in model.parameters())) == (64, 88_576)
+    assert AutoTokenizer.from_pretrained(BASES / "middling-64").get_vocab() == build_tokenizer().get_vocab()
+    assert sum(path.stat().st_size for path in BASES.rglob("*") if path.is_file()) < 5 << 20
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--width", "64"], "wants an --out"),
+        (["--start", "dense"], "wants an --out"),
+        (["--width", "20", "--out", "x"], "--width wants a multiple of 8"),
+        (["--width", "0", "--out", "x"], "--width wants a multiple of 8"),
+    ],
+)
+def test_what_would_take_the_place_of_the_packages_own_or_cannot_be_made_is_refused(
+    options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["make_builtin", *options])
+    monkeypatch.setattr("node.policy.make_builtin.make", lambda recipe, folder: pytest.fail("it was made"))
+    with pytest.raises(SystemExit):
+        main()
+    assert said in capsys.readouterr().err
 
 
 def test_every_printable_character_is_one_token_and_comes_back() -> None:
@@ -46,10 +73,15 @@ def test_every_printable_character_is_one_token_and_comes_back() -> None:
 
 @pytest.mark.parametrize(
     ("folder", "low", "high", "most"),
-    [(BUILTIN, 0.003, 0.01, 0.05), (BASES / "middling", 0.04, 0.1, 0.3), (BASES / "dense", 0.2, 0.35, 0.7)],
-    ids=STARTS,
+    [
+        (BUILTIN, 0.003, 0.01, 0.05),
+        (BASES / "middling", 0.04, 0.1, 0.3),
+        (BASES / "dense", 0.2, 0.35, 0.7),
+        (BASES / "middling-64", 0.07, 0.14, 0.4),
+    ],
+    ids=[*STARTS, "middling, of width 64"],
 )
-def test_the_skill_is_latent_one_completion_in_200_15_or_4_is_right(
+def test_the_skill_is_latent_one_completion_in_200_15_4_or_9_is_right(
     folder: Path, low: float, high: float, most: float
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
