@@ -25,10 +25,12 @@ from node.state_folder import make_folder
 from node.supervisor import (
     HEAVY,
     RESTART_DELAY,
+    Away,
     NodeProcess,
     State,
     Supervisor,
     Target,
+    nobody,
     run_real_node,
     start_server,
     supervise,
@@ -43,19 +45,45 @@ from protocol.storage import write_atomically
 FORMAT = 1
 LOOPBACK = "tcp://127.0.0.1:0"
 
+RECORD = ("format", "swarm", "nodes", "seed", "config")  # what every swarm.json says
 ENDS = ("rounds", "budget")  # the keys that say when a run is done
+
+NOTHING: Mapping[str, object] = {}
 
 Show = Callable[[Sequence[NodeProcess]], object]
 
 
+class PlanPart(NamedTuple):
+    """Nodes of a run that are alike: how many, and their configuration."""
+
+    nodes: int
+    config: NodeConfig
+
+
+NO_PARTS: Mapping[str, PlanPart] = {}
+
+
 class Plan(NamedTuple):
-    """A run: what swarm.json says, and where it is."""
+    """A run: what swarm.json says, and where it is.
+
+    Where not all nodes are alike, it has parts, in their order. `also` is what else its records are to say of it.
+    """
 
     out: Path
     swarm: str
     nodes: int
     seed: int
     config: NodeConfig
+    parts: Mapping[str, PlanPart] = NO_PARTS
+    also: Mapping[str, Any] = NOTHING
+
+    def config_of(self, index: int) -> NodeConfig:
+        """Return the configuration that node `index` goes by."""
+        for part in self.parts.values():
+            if index < part.nodes:
+                return part.config
+            index -= part.nodes
+        return self.config
 
 
 class Outcome(NamedTuple):
@@ -66,8 +94,14 @@ class Outcome(NamedTuple):
     signal: int
 
 
-def make_plan(out: Path, nodes: int, config: NodeConfig) -> Plan:
-    """Return the run of `config` in `out`: the one that is there already, or a new one.
+def make_plan(
+    out: Path,
+    nodes: int,
+    config: NodeConfig,
+    parts: Mapping[str, PlanPart] = NO_PARTS,
+    also: Mapping[str, Any] = NOTHING,
+) -> Plan:
+    """Return the run of `config` in `out`: the one that is there already, or a new one. The rest is as in `Plan`.
 
     One that is there goes on with the same settings, but for its end, which may be further off. One of which no
     node has finished a round may be anything: it takes up what it is given now. Nothing is written.
@@ -80,22 +114,29 @@ def make_plan(out: Path, nodes: int, config: NodeConfig) -> Plan:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} exists and is no run of a swarm: choose another --out")
         seed = config.seed if config.seed is not None else secrets.randbits(31)
-        return Plan(out, secrets.token_hex(16), nodes, seed, config.model_copy(update={"seed": seed}))
+        return Plan(out, secrets.token_hex(16), nodes, seed, config.model_copy(update={"seed": seed}), parts, also)
     try:
         found = json.loads(record.read_text())
         swarm, seed = str(found["swarm"]), int(found["seed"])
         before = {"nodes": found["nodes"], **found["config"]}
+        before |= {key: value for key, value in found.items() if key not in RECORD}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{record} cannot be read: choose another --out") from None
     resumed = config.model_copy(update={"seed": seed if config.seed is None else config.seed})
-    now = {"nodes": nodes, **resumed.model_dump(mode="json")}
+    now = {"nodes": nodes, **resumed.model_dump(mode="json"), **_more(parts, also)}
     if _ends_later(before, now):
         before |= {key: now[key] for key in ENDS}
     if (changed := _changed(before, now)) and _has_rounds(out):
         raise UserError(
             f"{out} holds a run with other settings ({', '.join(changed)}): repeat them, or choose another --out"
         )
-    return Plan(out, swarm, nodes, resumed.seed or 0, resumed)
+    return Plan(out, swarm, nodes, resumed.seed or 0, resumed, parts, also)
+
+
+def _more(parts: Mapping[str, PlanPart], also: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what swarm.json says that most runs have nothing of."""
+    tree = {name: {"nodes": part.nodes, "config": part.config.model_dump(mode="json")} for name, part in parts.items()}
+    return {"parts": tree, **also} if tree else dict(also)
 
 
 def node_folders(plan: Plan) -> dict[str, Path]:
@@ -111,19 +152,20 @@ def make_folders(plan: Plan) -> None:
 
 def node_config(plan: Plan, index: int, cores: int) -> NodeConfig:
     """Return the configuration of node `index`: a seed of its own, its part of the cores, loopback only."""
+    config = plan.config_of(index)
     alone = {"listen": LOOPBACK, "advertise": [], "seeds": [], "swarm": plan.swarm}
-    network = plan.config.network.model_copy(update=alone)
-    weights = plan.config.weights.model_copy(update={"listen": LOOPBACK})
-    observe = plan.config.observe.model_copy(update={"host": "127.0.0.1", "port": 0})  # the page is the swarm's
+    network = config.network.model_copy(update=alone)
+    weights = config.weights.model_copy(update={"listen": LOOPBACK})
+    observe = config.observe.model_copy(update={"host": "127.0.0.1", "port": 0})  # the page is the swarm's
     changes: dict[str, Any] = {
         "seed": derive_seed(plan.seed, "node", index),
         "network": network,
         "weights": weights,
         "observe": observe,
     }
-    if plan.config.threads == 0:
+    if config.threads == 0:
         changes["threads"] = max(1, cores // plan.nodes)
-    return plan.config.model_copy(update=changes)
+    return config.model_copy(update=changes)
 
 
 def run_swarm(
@@ -135,6 +177,7 @@ def run_swarm(
     target: Target = run_real_node,
     preload: Sequence[str] = HEAVY,
     restart_delay: float = RESTART_DELAY,
+    away: Away = nobody,
 ) -> Outcome:
     """Run `plan` to its end, or until a signal to stop; leave summary and report.
 
@@ -146,6 +189,7 @@ def run_swarm(
         target: what a node process runs.
         preload: modules that the fork server imports once for all nodes.
         restart_delay: seconds before the first restart of a node that died.
+        away: asked at every look at the nodes for the names of those that are to be away: killed, and started later.
     """
     with stop_signals() as received:
         context = start_server(preload)
@@ -156,7 +200,7 @@ def run_swarm(
             for index, folder in enumerate(node_folders(plan).values())
         ]
         record_plan(plan)
-        supervise(Supervisor(context, target, debug, restart_delay), children, lambda: len(received), show)
+        supervise(Supervisor(context, target, debug, restart_delay, away), children, lambda: len(received), show)
         _raise_common_error(children)
         summary = write_run_summary(plan, started)
         write_report(plan.out)
@@ -186,6 +230,7 @@ def _run(plan: Plan, started: float) -> dict[str, Any]:
         "nodes": plan.nodes,
         "seed": plan.seed,
         "config": plan.config.model_dump(mode="json"),
+        **_more(plan.parts, plan.also),
     }
 
 
@@ -207,6 +252,7 @@ def record_plan(plan: Plan) -> None:
         "nodes": plan.nodes,
         "seed": plan.seed,
         "config": plan.config.model_dump(mode="json"),
+        **_more(plan.parts, plan.also),
     }
     write_atomically(plan.out / "swarm.json", (json.dumps(record, indent=1) + "\n").encode())
 

@@ -9,6 +9,8 @@ in between. The others never wait for it.
                   ^           |-> stopped      (asked to)
                   |           |-> failed       (bad configuration, or too many failures)
                   '-- restarting
+                              |-> away         (killed, to come back later: a run with churn)
+                  restarting <-'
 
 One supervised node process: how it is started, and what it does before the node runs.
 
@@ -25,7 +27,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -145,6 +147,7 @@ class State(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     RESTARTING = "restarting"
+    AWAY = "away"
     DONE = "done"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -186,14 +189,23 @@ class NodeProcess:
             return ""
 
 
+Away = Callable[[Sequence[NodeProcess]], Collection[str]]
+
+
+def nobody(children: Sequence[NodeProcess]) -> Collection[str]:
+    """Return who is to be away where no node leaves."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Supervisor:
-    """What `supervise` needs to start a node."""
+    """What `supervise` needs to start a node, and who is to be away: asked at every look, for names."""
 
     context: ForkServerContext
     target: Target
     debug: bool = False
     restart_delay: float = RESTART_DELAY
+    away: Away = nobody
 
 
 def supervise(
@@ -220,11 +232,14 @@ def supervise(
             if (asked := stops_asked()) > obeyed:
                 _stop(children, kill=asked > 1)
                 obeyed = asked
+            away = supervisor.away(children)
+            for child in children:
+                _come_and_go(child, away=child.name in away)
             show(children)
             if all(child.state in (State.DONE, State.STOPPED, State.FAILED) for child in children):
                 return
             for child in children:
-                if _may_start(child, children):
+                if child.name not in away and _may_start(child, children):
                     _start(supervisor, child, children)
             living = [child.started.process.sentinel for child in children if child.started]
             wait(living, timeout=TICK) if living else time.sleep(TICK)
@@ -255,6 +270,8 @@ def _ended(child: NodeProcess, code: int, reason: str, restart_delay: float, *, 
         done = is_done(child.config, progress, child.progress.spent)
         child.state = State.DONE if done else State.STOPPED
         return
+    if child.state is State.AWAY:
+        return
     child.error = reason
     child.failures = 1 if progress > child.best_round else child.failures + 1
     child.best_round = max(progress, child.best_round)
@@ -263,6 +280,15 @@ def _ended(child: NodeProcess, code: int, reason: str, restart_delay: float, *, 
     else:
         child.state = State.RESTARTING
         child.start_at = time.monotonic() + restart_delay * 2 ** (child.failures - 1)
+
+
+def _come_and_go(child: NodeProcess, *, away: bool) -> None:
+    """Kill a node that is to be away; one that was and is to come back may start again."""
+    if away and child.started is not None and child.state in (State.STARTING, State.RUNNING):
+        child.started.process.kill()
+        child.state = State.AWAY
+    elif not away and child.started is None and child.state is State.AWAY:
+        child.state, child.start_at = State.RESTARTING, 0.0
 
 
 def _collect(started: Started) -> tuple[int, str]:
@@ -311,5 +337,5 @@ def _stop(children: Sequence[NodeProcess], *, kill: bool) -> None:
                 child.started.process.kill()
             else:
                 child.started.process.terminate()
-        elif child.state in (State.WAITING, State.RESTARTING):
+        elif child.state in (State.WAITING, State.RESTARTING, State.AWAY):
             child.state = State.STOPPED

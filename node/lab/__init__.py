@@ -4,6 +4,7 @@
     runs        do what is missing, as many at once as the cores allow
     lockstep    the runner "memory": all nodes of a swarm in one process, round by round
     ensemble    their generation, one batch for all of them
+    churn       when nodes leave and come back
     attacks     what hostile nodes of a run publish
     trials      a file of attacks: which attack meets which defence
     damage      how often honest nodes came to do what an attack wanted, and what they lost

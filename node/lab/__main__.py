@@ -1,5 +1,7 @@
 """One run in a process of its own: `python -m node.lab RUNNER CONFIG -n N --seed S --out FOLDER`.
 
+Where not all nodes are alike, `--part NAME NODES CONFIG` says so for each part, and CONFIG and N for none.
+
 It ends when its standard input does, which is the laboratory's end of a pipe, so that kill -9 leaves nothing behind.
 """
 
@@ -14,10 +16,10 @@ from pathlib import Path
 
 from node.cli.app import explain
 from node.cli.settling import with_preset
-from node.config import load_config
+from node.config import NodeConfig, load_config
 from node.errors import UserError
-from node.lab.plan import AttackConfig
-from node.local_swarm import Plan, make_plan
+from node.lab.plan import AttackConfig, ChurnConfig
+from node.local_swarm import Plan, PlanPart, make_plan
 
 
 def main() -> int:
@@ -31,35 +33,48 @@ def main() -> int:
     parser.add_argument("--delay", type=int, default=0)
     parser.add_argument("--slow", type=int, default=0)
     parser.add_argument("--attack", type=AttackConfig.model_validate_json)
+    parser.add_argument("--churn", type=ChurnConfig.model_validate_json)
+    parser.add_argument("--part", nargs=3, action="append", default=[], metavar=("NAME", "NODES", "CONFIG"))
     options = parser.parse_args()
     began = time.time()
     threading.Thread(target=_end_with_input, daemon=True).start()
     try:
         if options.runner == "memory" and (options.out / "swarm.json").exists():
             shutil.rmtree(options.out)  # of a run that was cut off
-        settled, _ = with_preset(load_config(options.config, [f"seed={options.seed}"]), options.nodes)
-        plan = make_plan(options.out, options.nodes, settled)
+        plan = _plan(options)
         if options.runner == "processes":
-            return _in_processes(plan, began)
+            return _in_processes(plan, options.churn, began)
         return _in_memory(plan, options, began)
     except UserError as error:
         sys.stderr.write(f"error: {explain(error)}\n")
         return 2
 
 
+def _plan(options: argparse.Namespace) -> Plan:
+    def settled(config: Path) -> NodeConfig:
+        return with_preset(load_config(config, [f"seed={options.seed}"]), options.nodes)[0]
+
+    parts = {name: PlanPart(int(nodes), settled(Path(config))) for name, nodes, config in options.part}
+    first = next(iter(parts.values())).config if parts else settled(options.config)
+    also = {"churn": options.churn.model_dump()} if options.churn else {}
+    return make_plan(options.out, options.nodes, first, parts, also)
+
+
 def _in_memory(plan: Plan, options: argparse.Namespace, began: float) -> int:
     from node.lab.lockstep import run_in_memory
 
-    run_in_memory(plan, options.delay, started=began, attack=options.attack, slow=options.slow)
+    run_in_memory(plan, options.delay, started=began, attack=options.attack, slow=options.slow, churn=options.churn)
     return 0
 
 
-def _in_processes(plan: Plan, began: float) -> int:
+def _in_processes(plan: Plan, churn: ChurnConfig | None, began: float) -> int:
+    from node.lab.churn import attendance
     from node.local_swarm import make_folders, run_swarm
-    from node.supervisor import State
+    from node.supervisor import State, nobody
 
     make_folders(plan)
-    outcome = run_swarm(plan, lambda nodes: None, started=began)
+    away = attendance(churn, plan.seed, plan.nodes).among if churn else nobody
+    outcome = run_swarm(plan, lambda nodes: None, started=began, away=away)
     failed = [child for child in outcome.children if child.state is State.FAILED]
     for child in failed:
         sys.stderr.write(f"error: {child.name} failed: {child.error}\n")

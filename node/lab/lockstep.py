@@ -8,7 +8,8 @@ finds in its buffer depends on how fast the others are.
 
 What is left out: processes, sockets and gossip. A group that a node publishes is checked as any peer's is, once for
 all, and lies in the buffer of every other node `delay` rounds after it was made, at the next round with `delay` 0.
-The last `slow` nodes take two rounds of the others for each of theirs.
+The last `slow` nodes take two rounds of the others for each of theirs. Under churn a node that is away sits out
+rounds of the others; when it is back it gets what was posted meanwhile, as a real one is announced what its peers hold.
 Under an attack the last nodes are hostile: they live as the others do, and what they publish is the attack's.
 What is not done again after a kill: a run that was cut off begins anew.
 """
@@ -29,9 +30,10 @@ from node.engines import Generated, SamplingParams
 from node.engines.hf import HfEngine
 from node.errors import UserError
 from node.lab.attacks import ATTACKS, LOOK_BACK, Attack, Scene
+from node.lab.churn import Departures, stretches
 from node.lab.damage import Witness
 from node.lab.ensemble import Request, generate, kind_of
-from node.lab.plan import AttackConfig
+from node.lab.plan import AttackConfig, ChurnConfig
 from node.local_swarm import Plan, make_folders, node_config, node_folders, record_plan, write_run_summary
 from node.policy import Policy, load_policy
 from node.rollouts.group import Group, encode
@@ -46,7 +48,13 @@ from protocol.host import Counters
 
 
 def run_in_memory(
-    plan: Plan, delay: int, *, started: float, attack: AttackConfig | None = None, slow: int = 0
+    plan: Plan,
+    delay: int,
+    *,
+    started: float,
+    attack: AttackConfig | None = None,
+    slow: int = 0,
+    churn: ChurnConfig | None = None,
 ) -> Summary:
     """Run `plan` to its end in this process; leave a run's folder, but no report.
 
@@ -56,6 +64,7 @@ def run_in_memory(
         started: when the command was given, Unix seconds.
         attack: of the last of the nodes on the others.
         slow: how many nodes, the last ones, take twice as long for a round.
+        churn: of all nodes; None: they are there from the first round to the last.
 
     Raises:
         UserError: the settings are of no use, or ask for what only a real node has.
@@ -64,7 +73,8 @@ def run_in_memory(
     record_plan(plan)
     torch.set_num_threads(1)
     configs = [node_config(plan, index, cores=1) for index in range(plan.nodes)]
-    _check(configs[0])
+    for config in configs:
+        _check(config)
     turns = Turns(plan.nodes, batched)
     tasks = load_tasks(plan.config.tasks)
     mail = Mail(tasks, 4 * plan.config.sampling.completions, delay)
@@ -74,19 +84,26 @@ def run_in_memory(
     def node(index: int, folder: Path) -> None:
         config = configs[index]
         policy = load_policy(config.policy, config.trainer.bf16)
-        engine = _Engine(turns, index, policy)
         if attack is not None and index >= honest:
             exchange: MailExchange = HostileExchange(mail, index, attack, config)
         else:
             exchange = mail.exchange(index, config.network.share == "informative", witness)
         if index >= plan.nodes - slow:
             exchange.slow_down(partial(turns.skip, index))
+        departures = Departures(stretches(churn, plan.seed, index)) if churn else None
+
+        def come_and_go(rounds: int) -> None:
+            if departures is not None:
+                exchange.stay_away(departures.due(rounds), partial(turns.skip, index))
+
+        engine = _Engine(turns, index, policy, come_and_go)
         metrics = MetricsLog(folder / "metrics.jsonl")
         train_node(Parts(config, folder, config.seed or 0, policy, engine, tasks, exchange, metrics))
 
     turns.run([partial(node, index, folder) for index, folder in enumerate(node_folders(plan).values())])
     witness.write(plan.out, honest)
-    return write_run_summary(plan, started, delay=delay, attack=attack and attack.model_dump(), slow=slow)
+    also = {"delay": delay, "attack": attack and attack.model_dump(), "slow": slow}
+    return write_run_summary(plan, started, **also, churn=churn and churn.model_dump())
 
 
 def _check(config: NodeConfig) -> None:
@@ -193,12 +210,13 @@ def batched(requests: Mapping[int, Request]) -> dict[int, list[list[Generated]]]
 
 
 class _Engine:
-    """A node's side of the common generation."""
+    """A node's side of the common generation; `begins` is called before each round with the rounds that are done."""
 
-    def __init__(self, turns: Turns, index: int, policy: Policy) -> None:
+    def __init__(self, turns: Turns, index: int, policy: Policy, begins: Callable[[int], None]) -> None:
         self._turns = turns
         self._index = index
         self._policy = policy
+        self._begins = begins
 
     def generate(
         self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
@@ -207,7 +225,8 @@ class _Engine:
         return self._turns.call(self._index, Request(self._policy, prompts, n, sampling, seed))
 
     def load(self, version: int) -> None:
-        """Do nothing: the trainer's weights are this engine's."""
+        """Begin a round; the trainer's weights are this engine's."""
+        self._begins(version)
 
     def close(self) -> None:
         """Do nothing: the model belongs to the trainer."""
@@ -280,11 +299,16 @@ class MailExchange:
         """Let each round take two of the others', in the second of which this node does nothing but call `pause`."""
         self._pause = pause
 
+    def stay_away(self, rounds: int, pause: Callable[[], None]) -> None:
+        """Let so many rounds of the others go by, in which this node does nothing but call `pause`."""
+        for _ in range(rounds):
+            pause()
+            self._round += 1
+
     def _next_round(self) -> None:
         self._round += 1
         if self._pause is not None:
-            self._pause()
-            self._round += 1
+            self.stay_away(1, self._pause)
 
     def _post(self, group: Group, key: int = 0) -> None:
         self._sent += self._mail.post(self._index, self._round, group, key)

@@ -19,8 +19,19 @@
     [arms."4/4, planted"]          # the last 2 nodes hostile, under "memory"
     attack = { kind = "planted", nodes = 2 }
 
-A run is one arm on one base under one seed, with the base's settings over the file's, and the arm's over both. All are
-checked before the first begins.
+    [arms."4/4, churn"]            # nodes leave and come back: each is away for a quarter of the time,
+    churn = { away = 0.25, rounds = 20 }    # for 20 rounds of the others in the mean (`node.lab.churn`)
+
+    [arms.mixed.parts.small]       # an arm of different nodes: so many for each part, in the order of the file, with
+    nodes = 4                      # settings over the arm's
+    baseline = "8/0"               # what this part is held against; default: what all are
+
+    [arms.mixed.parts.large]
+    nodes = 4
+    settings.policy.model = "examples/bases/middling-64"
+
+A run is one arm on one base under one seed, with the base's settings over the file's, the arm's over both, and a part's
+over all. All are checked before the first begins. The results of an arm in parts are followed by those of each part.
 """
 
 import itertools
@@ -28,11 +39,11 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from node.config import Section, apply_override, merge, parse_config
+from node.config import NodeConfig, Section, apply_override, merge, parse_config
 from node.errors import UserError
 from node.lab.attacks import ATTACKS
 
@@ -63,6 +74,34 @@ class AttackConfig(Section):
         return kind
 
 
+class ChurnConfig(Section):
+    """How nodes of a run leave and come back; see `node.lab.churn`."""
+
+    away: float = Field(gt=0, lt=1, description="part of the time that a node is away")
+    rounds: float = Field(20, ge=1, description="of the others, that it is then away in the mean")
+
+    @property
+    def present(self) -> float:
+        """Rounds of its own that a node is there for, in the mean."""
+        return self.rounds * (1 - self.away) / self.away
+
+    @model_validator(mode="after")
+    def _is_there_for_a_round(self) -> Self:
+        if self.present < 1:
+            least = self.away / (1 - self.away)
+            raise ValueError(f"a node that is there for a round at least is away for longer: rounds wants {least:.3g}")
+        return self
+
+
+class PartConfig(Section):
+    """Nodes of an arm that are alike; their settings are over the arm's."""
+
+    note: str = ""
+    nodes: int = Field(ge=1, le=1024)
+    baseline: str = Field("", description="arm that these nodes are held against; default: the file's")
+    settings: dict[str, Any] = Field({})
+
+
 class ArmConfig(Section):
     """One way to share, or whatever else a node's settings can say."""
 
@@ -71,6 +110,8 @@ class ArmConfig(Section):
     delay: int = Field(0, ge=0, description="rounds that a group needs to get to the others; of the runner 'memory'")
     attack: AttackConfig | None = Field(None, description="of the runner 'memory'")
     slow: int = Field(0, ge=0, description="nodes, the last, that take two rounds for one; of the runner 'memory'")
+    churn: ChurnConfig | None = Field(None, description="default: all nodes are there from the first round to the last")
+    parts: dict[str, PartConfig] = Field({}, description="by name, where not all nodes are alike; default: they are")
     settings: dict[str, Any] = Field({})
 
 
@@ -86,8 +127,17 @@ class LabConfig(Section):
     arms: dict[str, ArmConfig] = Field(min_length=1)
 
 
+class Part(NamedTuple):
+    """Nodes of a run that are alike: how many, with which settings, and the arm that they are held against."""
+
+    name: str
+    nodes: int
+    settings: Mapping[str, Any]
+    baseline: str = ""
+
+
 class Run(NamedTuple):
-    """One swarm to be run: where, how large, with which delay and settings."""
+    """One swarm to be run: where, how large, with which delay and settings; where it has parts, theirs go before."""
 
     base: str
     arm: str
@@ -98,6 +148,13 @@ class Run(NamedTuple):
     folder: Path
     attack: AttackConfig | None = None
     slow: int = 0
+    churn: ChurnConfig | None = None
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def by_node(self) -> list[Mapping[str, Any]]:
+        """The settings of each node."""
+        return [part.settings for part in self.parts for _ in range(part.nodes)] or [self.settings] * self.nodes
 
 
 class Lab(NamedTuple):
@@ -156,11 +213,15 @@ def lab_of(path: Path, config: LabConfig, out: Path, wanted: Sequence[tuple[str,
 
 
 def as_given(config: LabConfig, base: str, arm: str) -> ArmConfig:
-    """Return all that the runs of an arm on a base are given: the arm with its nodes and settings, without its note."""
+    """Return all that the runs of an arm on a base are given: the arm with its nodes and settings, without notes."""
     chosen = config.arms[arm]
     settings = merge(merge(config.settings, config.bases[base].settings), chosen.settings)
-    nodes = config.nodes if chosen.nodes is None else chosen.nodes
-    return chosen.model_copy(update={"note": "", "nodes": nodes, "settings": settings})
+    parts = {
+        name: part.model_copy(update={"note": "", "baseline": "", "settings": merge(settings, part.settings)})
+        for name, part in chosen.parts.items()
+    }
+    nodes = sum(part.nodes for part in parts.values()) or chosen.nodes or config.nodes
+    return chosen.model_copy(update={"note": "", "nodes": nodes, "settings": settings, "parts": parts})
 
 
 def arm_folder(out: Path, base: str, arm: str) -> Path:
@@ -198,23 +259,76 @@ def _seeds(path: Path, config: LabConfig) -> list[int]:
 
 
 def _run(config: LabConfig, base: str, arm: str, seed: int, out: Path) -> Run:
-    given = as_given(config, base, arm)
-    try:
-        parsed = parse_config(given.settings)
-    except UserError as error:
-        where = f" on base {base!r}" if base else ""
-        raise UserError(f"arm {arm!r}{where}: {error}") from None
-    if not parsed.ends:
-        raise UserError(f"arm {arm!r} has no end: set settings.rounds or settings.budget")
-    if (given.delay or given.attack or given.slow) and config.runner != "memory":
-        raise UserError(f"arm {arm!r}: delay, attack and slow are of the runner 'memory' only")
+    chosen, given = config.arms[arm], as_given(config, base, arm)
+    parts = tuple(
+        Part(name, part.nodes, part.settings, chosen.parts[name].baseline) for name, part in given.parts.items()
+    )
     nodes = given.nodes or config.nodes
-    if given.attack and given.attack.nodes >= nodes:
-        raise UserError(f"arm {arm!r}: of {nodes} nodes {given.attack.nodes} are hostile: leave one to be attacked")
-    if given.slow >= nodes:
-        raise UserError(f"arm {arm!r}: of {nodes} nodes {given.slow} are slow: leave one that is not")
     folder = arm_folder(out, base, arm) / f"seed{seed}"
-    return Run(base, arm, seed, nodes, given.delay, given.settings, folder, given.attack, given.slow)
+    run = Run(base, arm, seed, nodes, given.delay, given.settings, folder, given.attack, given.slow, given.churn, parts)
+    _check(config, run)
+    return run
+
+
+def _check(config: LabConfig, run: Run) -> None:
+    """Raise a `UserError` for a run that cannot be."""
+    name, nodes = f"arm {run.arm!r}", run.nodes
+    memory = config.runner == "memory"
+    parsed = _parsed(run)
+    if (run.delay or run.attack or run.slow) and not memory:
+        raise UserError(f"{name}: delay, attack and slow are of the runner 'memory' only")
+    if run.attack and run.attack.nodes >= nodes:
+        raise UserError(f"{name}: of {nodes} nodes {run.attack.nodes} are hostile: leave one to be attacked")
+    if run.slow >= nodes:
+        raise UserError(f"{name}: of {nodes} nodes {run.slow} are slow: leave one that is not")
+    if run.parts:
+        _check_parts(config, run, parsed)
+    if run.churn and not memory:
+        for one in parsed:
+            if one.trainer.save_steps > run.churn.present:
+                raise UserError(
+                    f"{name}: a node is killed after {run.churn.present:.3g} rounds in the mean, and has a checkpoint "
+                    f"every {one.trainer.save_steps}: set settings.trainer.save_steps to fewer"
+                )
+
+
+def _parsed(run: Run) -> list[NodeConfig]:
+    """Return the configurations that a run's nodes have, one for each part."""
+    where = f" on base {run.base!r}" if run.base else ""
+    parsed = []
+    for part in run.parts or [Part("", run.nodes, run.settings)]:
+        name = f"arm {run.arm!r}, part {part.name!r}" if run.parts else f"arm {run.arm!r}"
+        try:
+            parsed.append(parse_config(part.settings))
+        except UserError as error:
+            raise UserError(f"{name}{where}: {error}") from None
+        if not parsed[-1].ends:
+            raise UserError(f"{name} has no end: set settings.rounds or settings.budget")
+    return parsed
+
+
+def _check_parts(config: LabConfig, run: Run, parsed: Sequence[NodeConfig]) -> None:
+    name = f"arm {run.arm!r}"
+    if config.arms[run.arm].nodes is not None:
+        raise UserError(f"{name}: its nodes are those of its parts: leave nodes out")
+    if run.attack or run.slow:
+        raise UserError(f"{name}: attack and slow are of the last nodes of an arm that has no parts")
+    for part in run.parts:
+        if not part.name[:1].isalnum():
+            raise UserError(f"{name}: part {part.name!r} wants a name that begins with a letter or a digit")
+        if part.baseline and part.baseline not in config.arms:
+            raise UserError(
+                f"{name}, part {part.name!r}: there is no arm {part.baseline!r}: "
+                f"there is {', '.join(map(repr, config.arms))}"
+            )
+    if config.runner == "memory":
+        same: dict[str, list[Any]] = {
+            "tasks": [one.tasks for one in parsed],
+            "sampling.completions": [one.sampling.completions for one in parsed],
+        }
+        for key, values in same.items():
+            if any(value != values[0] for value in values):
+                raise UserError(f"{name}: under the runner 'memory' all parts have the same {key}")
 
 
 def _slug(name: str) -> str:

@@ -35,8 +35,8 @@ def _plot(
             1, len(bases), figsize=(8 if len(bases) == 1 else 5 * len(bases), 4.6), layout="constrained", squeeze=False
         )
         for axes, base in zip(panels[0], bases, strict=True):
-            for arm in dict.fromkeys(one.arm for one in results if one.base == base):
-                runs = [one for one in results if (one.base, one.arm) == (base, arm)]
+            for arm in dict.fromkeys(one.name for one in results if one.base == base):
+                runs = [one for one in results if (one.base, one.name) == (base, arm)]
                 grid, curves = _on_one_grid(places(runs), [smooth(one.rewards) for one in runs])
                 (line,) = axes.plot(grid, [statistics.fmean(at) for at in curves], label=arm, linewidth=1.8)
                 low, high = [min(at) for at in curves], [max(at) for at in curves]

@@ -10,6 +10,8 @@ Of a run, each a mean over its nodes:
     reach         what the baseline of the same seed spent until its best, over what this run spent until as much; 0 for
                   a run that did not get there
     accuracy, pass@1, pass@k, entropy    held out, at the end, where it was evaluated
+    gain          of a part of a run, all of whose figures are of its nodes alone: its accuracy less that of the arm
+                  that it is held against, under the same seed
 
 An interval is Student's at 95 % over seeds, a ratio or a difference is of runs of one seed; cumulative rewards are put
 in a ratio only where both runs have as many rounds.
@@ -20,7 +22,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +62,13 @@ class Result:
     entropy: float | None
     rewards: tuple[float, ...]
     spent: tuple[float, ...]
+    part: str = ""  # of the run, whose nodes alone are meant; all of them are
+    beside: str = ""  # the arm that it is held against; the file's baseline
+
+    @property
+    def name(self) -> str:
+        """What it is called beside others."""
+        return f"{self.arm}: {self.part}" if self.part else self.arm
 
 
 class Estimate(NamedTuple):
@@ -73,21 +82,31 @@ class Estimate(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A row of the table: an arm over all seeds, by the names of its figures."""
+    """A row of the table: an arm over all seeds, or a part of it, by the names of its figures."""
 
     base: str
     arm: str
     seeds: int
     figures: Mapping[str, Estimate]
+    part: str = ""
+    beside: str = ""  # as in `Result`
 
 
-def read_run(folder: Path, base: str, arm: str, seed: int) -> Result:
+def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] = ()) -> Result:
     """Read the folder of a finished run.
+
+    Args:
+        folder: the run's.
+        base: what the result is to say.
+        arm: likewise.
+        seed: likewise.
+        only: the names of the nodes that are looked at; default: all.
 
     Raises:
         UserError: there is none.
     """
-    nodes = [read_metrics(path) for path in sorted(folder.glob("nodes/*/metrics.jsonl"))]
+    paths = [path for path in sorted(folder.glob("nodes/*/metrics.jsonl")) if not only or path.parent.name in only]
+    nodes = [read_metrics(path) for path in paths]
     if not nodes or not all(nodes):
         raise UserError(f"{folder} is no run that has trained a round")
     rounds = min(map(len, nodes))
@@ -95,7 +114,7 @@ def read_run(folder: Path, base: str, arm: str, seed: int) -> Result:
     tenth = max(rounds // 10, 1)
     each = [[one.compute for one in accumulate(rows, Spent.after, initial=Spent())][1:] for rows in nodes]
     spent = tuple(statistics.fmean(values) for values in zip(*(one[:rounds] for one in each), strict=True))
-    lasts = [rows[-1] for path in sorted(folder.glob(f"nodes/*/{EVALUATIONS_FILE}")) if (rows := read_metrics(path))]
+    lasts = [rows[-1] for path in paths if (rows := read_metrics(path.with_name(EVALUATIONS_FILE)))]
     passes = sorted({key for row in lasts for key in row if _is_pass(key)}, key=lambda key: int(key.partition("@")[2]))
     return Result(
         base=base,
@@ -121,8 +140,17 @@ def read_run(folder: Path, base: str, arm: str, seed: int) -> Result:
 
 
 def read_runs(runs: Sequence[Run]) -> list[Result]:
-    """Read what these runs of an experiment left."""
-    return [read_run(run.folder, run.base, run.arm, run.seed) for run in runs]
+    """Read what these runs of an experiment left: of each all nodes together, then each of its parts."""
+    results = []
+    for run in runs:
+        results.append(read_run(run.folder, run.base, run.arm, run.seed))
+        first = 0
+        for part in run.parts:
+            names = [f"n{index}" for index in range(first, first + part.nodes)]
+            found = read_run(run.folder, run.base, run.arm, run.seed, names)
+            results.append(replace(found, part=part.name, beside=part.baseline))
+            first += part.nodes
+    return results
 
 
 def read_known(path: Path) -> tuple[LabConfig, list[Result]]:
@@ -230,12 +258,14 @@ def figures(result: Result) -> dict[str, float]:
 
 
 def tabulate(results: Sequence[Result], baseline: str) -> list[Line]:
-    """Return a line for each arm on each base, in the order of their first runs."""
-    alone = {(one.base, one.seed): one for one in results if one.arm == baseline}
+    """Return a line for each arm on each base, and for each part of it, in the order of their first runs."""
+    whole = {(one.base, one.arm, one.seed): one for one in results if not one.part}
     lines = []
-    for base, arm in dict.fromkeys((one.base, one.arm) for one in results):
-        mine = [one for one in results if (one.base, one.arm) == (base, arm)]
-        paired = [(one, alone[base, one.seed]) for one in mine if (base, one.seed) in alone]
+    for base, arm, part in dict.fromkeys((one.base, one.arm, one.part) for one in results):
+        mine = [one for one in results if (one.base, one.arm, one.part) == (base, arm, part)]
+        beside = mine[-1].beside
+        against = {one.seed: whole.get((base, beside or baseline, one.seed)) for one in mine}
+        paired = [(one, other) for one in mine if (other := against[one.seed]) is not None]
         values = [figures(one) for one in mine]
         estimates = {key: estimate([one[key] for one in values if key in one]) for key in values[0]}
         if paired:
@@ -246,7 +276,14 @@ def tabulate(results: Sequence[Result], baseline: str) -> list[Line]:
             ]
             estimates |= {"ratio": estimate(ratios)} if len(ratios) == len(paired) else {}
             estimates["reach"] = estimate([reach(one, other) for one, other in paired])
-        lines.append(Line(base, arm, len(mine), estimates))
+        gains = [
+            one.accuracy - other.accuracy
+            for one, other in paired
+            if one.part and one.accuracy is not None and other.accuracy is not None
+        ]
+        if gains:
+            estimates["gain"] = estimate(gains)
+        lines.append(Line(base, arm, len(mine), estimates, part, beside))
     return lines
 
 
@@ -258,6 +295,7 @@ COLUMNS = {
     "first": "first tenth",
     "last": "last tenth",
     "accuracy": "accuracy",
+    "gain": "accuracy gained",
     "pass@": "",
     "entropy": "entropy",
     "external": "external groups",
@@ -276,9 +314,19 @@ def to_markdown(lines: Sequence[Line], lab: Lab) -> str:
     rows = [head, ["---"] * len(head)]
     for line in lines:
         cells = [str(line.figures.get(key, "")) for key in keys]
-        note = lab.config.arms[line.arm].note
-        rows.append([*([line.base] if bases else []), line.arm, note, str(line.seeds), *cells])
+        name = f"{line.arm}: {line.part}" if line.part else line.arm
+        rows.append([*([line.base] if bases else []), name, _note(line, lab), str(line.seeds), *cells])
     return _table(rows)
+
+
+def _note(line: Line, lab: Lab) -> str:
+    """Return what the table says of a line; of a part also what it is held against, if it names an arm for that."""
+    arm = lab.config.arms[line.arm]
+    if not line.part:
+        return arm.note
+    note = arm.parts[line.part].note
+    beside = f"against {line.beside}" if line.beside else ""
+    return ", ".join(filter(None, [note, beside]))
 
 
 def to_json(results: Sequence[Result], lines: Sequence[Line], lab: Lab) -> str:
@@ -291,6 +339,7 @@ def to_json(results: Sequence[Result], lines: Sequence[Line], lab: Lab) -> str:
             {
                 "base": line.base,
                 "arm": line.arm,
+                **({"part": line.part} if line.part else {}),
                 "seeds": line.seeds,
                 "figures": {key: {"mean": one.mean, "half": finite(one.half)} for key, one in line.figures.items()},
             }
@@ -311,12 +360,12 @@ def price(results: Sequence[Result], beside: Sequence[float]) -> str:
         results: of an experiment.
         beside: what a round costs, in tokens of compute; a line on each base for each.
     """
-    arms = list(dict.fromkeys(one.arm for one in results))
+    arms = list(dict.fromkeys(one.name for one in results))
     rows = [["base", "a round beside its compute", *arms], ["---"] * (len(arms) + 2)]
     for base, cost in itertools.product(dict.fromkeys(one.base for one in results), beside):
         here = [one for one in results if one.base == base]
         until = min(cost_of(one, cost) for one in here)
-        found = [[by_compute(one, cost, until) for one in here if one.arm == arm] for arm in arms]
+        found = [[by_compute(one, cost, until) for one in here if one.name == arm] for arm in arms]
         rows.append([base, f"{cost:g}", *(str(estimate(values)) if values else "" for values in found)])
     return _table(rows)
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,31 +79,38 @@ def is_complete(run: Run) -> bool:
     except ValueError:
         return False
     _check_same(run, summary["run"])
-    config = parse_config(run.settings)
     nodes = summary["nodes"].values()
     spent = [Spent(node["tokens_generated"], node["tokens_trained"], node.get("tokens_scored", 0)) for node in nodes]
-    ends = [is_done(config, node["rounds"], one) for node, one in zip(nodes, spent, strict=True)]
-    return len(ends) == run.nodes and all(ends)
+    configs = map(parse_config, run.by_node)
+    ends = [is_done(config, node["rounds"], one) for config, node, one in zip(configs, nodes, spent, strict=True)]
+    return all(ends)
 
 
-def _settings_file(run: Run) -> Path:
-    return run.folder.with_suffix(".json")
+def _settings_files(run: Run) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Return where the settings of a run are kept, and which, by the name of its part; its own have none."""
+    files = {"": (run.folder.with_suffix(".json"), _plain(run.settings))}
+    for at, part in enumerate(run.parts):
+        files[part.name] = (run.folder.with_suffix(f".{at}.json"), _plain(part.settings))
+    return files
 
 
 def _check_same(run: Run, before: Mapping[str, Any]) -> None:
-    old = {"nodes": before["nodes"], "delay": 0, "attack": None, "slow": 0}
+    old = {"nodes": before["nodes"], "delay": 0, "attack": None, "slow": 0, "churn": None}
     old |= {key: before[key] for key in old if key in before}
+    old["parts"] = [[name, part["nodes"]] for name, part in before.get("parts", {}).items()]
     new = {
         "nodes": run.nodes,
         "delay": run.delay,
         "attack": run.attack and run.attack.model_dump(),
         "slow": run.slow,
+        "churn": run.churn and run.churn.model_dump(),
+        "parts": [[part.name, part.nodes] for part in run.parts],
     }
-    try:
-        old |= flatten(json.loads(_settings_file(run).read_text()))
-        new |= flatten(_settings(run))
-    except FileNotFoundError:
-        pass
+    for name, (path, settings) in _settings_files(run).items():
+        prefix = f"{name}." if name else ""
+        with suppress(FileNotFoundError):
+            old |= flatten(json.loads(path.read_text()), prefix)
+            new |= flatten(settings, prefix)
     differing = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     if differing:
         raise UserError(
@@ -110,16 +118,21 @@ def _check_same(run: Run, before: Mapping[str, Any]) -> None:
         )
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    return json.loads(json.dumps(dict(run.settings)))
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(settings)))
 
 
 def _start(lab: Lab, run: Run) -> _Started:
     run.folder.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(_settings_file(run), (json.dumps(_settings(run), indent=1) + "\n").encode())
-    command = [sys.executable, "-m", "node.lab", lab.config.runner, str(_settings_file(run)), "-n", str(run.nodes)]
+    files = _settings_files(run)
+    for path, settings in files.values():
+        write_atomically(path, (json.dumps(settings, indent=1) + "\n").encode())
+    command = [sys.executable, "-m", "node.lab", lab.config.runner, str(files[""][0]), "-n", str(run.nodes)]
+    for part in run.parts:
+        command += ["--part", part.name, str(part.nodes), str(files[part.name][0])]
     command += ["--seed", str(run.seed), "--out", str(run.folder), "--delay", str(run.delay), "--slow", str(run.slow)]
     command += ["--attack", run.attack.model_dump_json()] if run.attack else []
+    command += ["--churn", run.churn.model_dump_json()] if run.churn else []
     with run.folder.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=os.environ | THREADS

@@ -18,8 +18,8 @@ import pytest
 
 from node.config import NodeConfig
 from node.errors import UserError
-from node.local_swarm import Outcome, make_plan, run_swarm
-from node.supervisor import NodeProcess, State
+from node.local_swarm import NO_PARTS, Outcome, PlanPart, make_plan, run_swarm
+from node.supervisor import NodeProcess, State, nobody
 from node.telemetry.metrics import read_metrics
 from tests.fakes import nodes
 from tests.waiting import wait_until
@@ -27,9 +27,11 @@ from tests.waiting import wait_until
 LIMIT = 30.0
 
 
-def run(out: Path, count: int, rounds: int, target=nodes.quick, show=lambda children: None) -> Outcome:
-    plan = make_plan(out, count, NodeConfig(seed=1, rounds=rounds))
-    return run_swarm(plan, show, started=time.time(), target=target, preload=(), restart_delay=0.05)
+def run(
+    out: Path, count: int, rounds: int, target=nodes.quick, show=lambda children: None, away=nobody, parts=NO_PARTS
+) -> Outcome:
+    plan = make_plan(out, count, NodeConfig(seed=1, rounds=rounds), parts)
+    return run_swarm(plan, show, started=time.time(), target=target, preload=(), restart_delay=0.05, away=away)
 
 
 def rounds_of(out: Path, name: str) -> list[int]:
@@ -92,6 +94,66 @@ def test_a_killed_node_comes_back_with_a_living_seed_and_nobody_waits(tmp_path: 
     living = {(out / "nodes" / name / "address").read_text().strip() for name in ("n1", "n2")}
     assert set((out / "nodes" / "n0" / "seeds").read_text().splitlines()) <= living
     assert (out / "nodes" / "n0" / "seeds").read_text() != ""
+
+
+def test_a_node_that_is_to_be_away_is_killed_and_comes_back_and_one_may_join_late(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    looks = iter(range(8))  # for as many is the second one away, and the third one comes after it
+    life: list[State] = []
+    asleep: list[int] = []
+    late: list[bool] = []
+
+    def away(children: Sequence[NodeProcess]) -> set[str]:
+        left = children[1].progress.round >= 5
+        return {"n1", "n2"} if left and next(looks, None) is not None else set() if left else {"n2"}
+
+    def show(children: Sequence[NodeProcess]) -> None:
+        if life[-1:] != [children[1].state]:
+            life.append(children[1].state)
+        if children[1].state is State.AWAY and not children[1].alive:
+            asleep.append(children[1].progress.round)
+        if State.RESTARTING not in life:
+            late.append(children[2].state is State.WAITING)
+
+    outcome = run(out, 3, 200, show=show, away=away)
+    assert [child.state for child in outcome.children] == [State.DONE] * 3
+    assert [child.restarts for child in outcome.children] == [0, 1, 0]
+    assert [child.failures for child in outcome.children] == [0] * 3
+    assert [state for state in life if state is not State.RUNNING] == [
+        *(State.WAITING, State.STARTING, State.AWAY),
+        *(State.RESTARTING, State.STARTING, State.DONE),
+    ]
+    assert len(set(asleep)) == 1 and asleep[0] >= 5
+    assert all(late)
+    assert [rounds_of(out, f"n{index}") for index in range(3)] == [list(range(1, 201))] * 3
+
+
+def test_a_stop_ends_a_run_of_which_nodes_are_away(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def stop(children: Sequence[NodeProcess]) -> None:
+        if children[1].state is State.AWAY and not children[1].alive:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    outcome = run(
+        out, 2, 100_000, show=stop, away=lambda children: {"n1"} if children[1].progress.round >= 3 else set()
+    )
+    assert [child.state for child in outcome.children] == [State.STOPPED] * 2
+    assert outcome.signal == signal.SIGINT
+
+
+def test_nodes_of_a_part_go_by_its_configuration_and_a_run_goes_on_with_the_same_parts(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    parts = {"short": PlanPart(1, NodeConfig(seed=1, rounds=4)), "long": PlanPart(2, NodeConfig(seed=1, rounds=9))}
+    outcome = run(out, 3, 4, parts=parts)
+    assert [len(rounds_of(out, f"n{index}")) for index in range(3)] == [4, 9, 9]
+    assert outcome.summary["run"]["parts"]["long"]["nodes"] == 2
+    run(out, 3, 4, parts=parts)
+    longer = parts | {"long": PlanPart(2, NodeConfig(seed=1, rounds=10))}
+    with pytest.raises(UserError, match=r"other settings \(parts.long.config.rounds\)"):
+        run(out, 3, 4, parts=longer)
+    with pytest.raises(UserError, match=r"other settings \(parts\)"):
+        run(out, 3, 4)
 
 
 def test_a_node_that_fails_again_and_again_is_given_up_and_the_others_finish(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from node.lab.results import (
     reach,
     read_known,
     read_run,
+    read_runs,
     smooth,
     tabulate,
     to_json,
@@ -69,6 +70,46 @@ def test_a_run_is_an_arm_over_a_base_over_the_file_under_a_seed(tmp_path: Path) 
     assert len({run.folder for run in lab.runs}) == len(lab.runs)
 
 
+MIXED = """
+runner = "memory"
+seeds = 1
+[settings]
+budget.compute = 50
+sampling.completions = 4
+[arms.alone]
+nodes = 1
+[arms.mixed.settings]
+sampling.local = 2
+[arms.mixed.parts.small]
+nodes = 2
+baseline = "alone"
+note = "the same model"
+[arms.mixed.parts.large]
+nodes = 9
+settings = { sampling.local = 1, budget.compute = 20 }
+"""
+
+
+def test_an_arm_in_parts_has_their_nodes_in_order_with_their_settings_over_its_own(tmp_path: Path) -> None:
+    run = lab_of(tmp_path, MIXED).runs[1]
+    assert (run.nodes, [(part.name, part.nodes, part.baseline) for part in run.parts]) == (
+        11,
+        [("small", 2, "alone"), ("large", 9, "")],
+    )
+    small, large = run.by_node[0], run.by_node[2]
+    assert run.by_node == [small] * 2 + [large] * 9
+    assert small["sampling"] == {"completions": 4, "local": 2} and small["budget"] == {"compute": 50}
+    assert large["sampling"] == {"completions": 4, "local": 1} and large["budget"] == {"compute": 20}
+    assert lab_of(tmp_path, MIXED).runs[0].by_node == [{"budget": {"compute": 50}, "sampling": {"completions": 4}}]
+
+
+def test_an_arm_may_have_churn(tmp_path: Path) -> None:
+    text = "seeds = 1\n[settings]\nrounds = 2\ntrainer.save_steps = 5\n[arms.a]\nchurn = { away = 0.25, rounds = 20 }\n"
+    churn = lab_of(tmp_path, text).runs[0].churn
+    assert churn is not None and (churn.away, churn.rounds, churn.present) == (0.25, 20, 60)
+    assert lab_of(tmp_path, text.replace(", rounds = 20", "")).runs[0].churn == churn
+
+
 def test_a_part_of_it_can_be_asked_for_and_any_key_changed(tmp_path: Path) -> None:
     lab = lab_of(tmp_path, overrides=["seeds=1", "settings.rounds=7"], arms=["alone"], bases=["dense"])
     (run,) = lab.runs
@@ -87,6 +128,28 @@ def test_a_part_of_it_can_be_asked_for_and_any_key_changed(tmp_path: Path) -> No
         (FILE.replace("nodes = 2", "slow = 2"), "delay, attack and slow are of the runner 'memory'"),
         ("runner = 'memory'" + FILE.replace("nodes = 2", "nodes = 2\nslow = 2"), "of 2 nodes 2 are slow"),
         (FILE.replace("[arms.alone]", "[arms.alone"), "cannot read"),
+        (MIXED.replace("nodes = 9", ""), "arms.mixed.parts.large.nodes: Field required"),
+        (MIXED.replace("nodes = 9", "nodes = 0"), "arms.mixed.parts.large.nodes: Input should be greater"),
+        (MIXED.replace("nodes = 9", "nodes = 9\nslow = 1"), "arms.mixed.parts.large.slow: Extra inputs"),
+        (MIXED.replace("local = 1", "locl = 1"), "arm 'mixed', part 'large': unknown configuration key"),
+        (MIXED.replace("[arms.mixed.s", "[arms.mixed]\nnodes = 11\n[arms.mixed.s"), "leave nodes out"),
+        (MIXED.replace("[arms.mixed.s", "[arms.mixed]\nslow = 1\n[arms.mixed.s"), "of an arm that has no parts"),
+        (MIXED.replace('"alone"', '"alne"'), "part 'small': there is no arm 'alne': there is 'alone', 'mixed'"),
+        (MIXED.replace("parts.small", 'parts."-n"'), "part '-n' wants a name that begins"),
+        (MIXED.replace("parts.small", 'parts.""'), "part '' wants a name that begins"),
+        (MIXED.replace("compute = 50", "generated_tokens = -1"), "budget.generated_tokens"),
+        (MIXED.replace("[settings]\nbudget.compute = 50", "[settings]"), "arm 'alone' has no end"),
+        (
+            MIXED.replace("sampling.local = 1", "sampling.completions = 8"),
+            "all parts have the same sampling.completions",
+        ),
+        (MIXED.replace("sampling.local = 1", "tasks = [{name='builtin/sums'}]"), "all parts have the same tasks"),
+        (FILE.replace("nodes = 2", "churn = { away = 1 }"), "arms.1/1 slow.churn.away: Input should be less than 1"),
+        (FILE.replace("nodes = 2", "churn = { away = 0.9, rounds = 5 }"), "away for longer: rounds wants 9"),
+        (
+            FILE.replace("nodes = 2", "churn = { away = 0.5, rounds = 9 }"),
+            "killed after 9 rounds in the mean, and has a",
+        ),
     ],
 )
 def test_a_file_of_no_use_is_refused_in_a_line(tmp_path: Path, text: str, said: str) -> None:
@@ -135,6 +198,72 @@ def test_a_run_is_complete_when_every_node_is_at_its_end_and_its_settings_are_th
         is_complete(run._replace(delay=3))
     run.folder.with_suffix(".json").write_text(json.dumps(dict(longer.settings)))
     assert not is_complete(longer)  # it was cut off
+
+
+def test_a_run_in_parts_is_complete_by_the_ends_of_each_and_goes_by_the_settings_of_each(tmp_path: Path) -> None:
+    run = lab_of(tmp_path, MIXED).runs[1]
+    leave(run.folder, [[0.0] * 5] * 2 + [[0.0] * 2] * 9)  # 10 tokens a round: 50, and 20
+    summary = json.loads((run.folder / "summary.json").read_text())
+    summary["run"] |= {"parts": {"small": {"nodes": 2}, "large": {"nodes": 9}}}
+    (run.folder / "summary.json").write_text(json.dumps(summary))
+    for name, settings in (("", run.settings), (".0", run.by_node[0]), (".1", run.by_node[10])):
+        run.folder.with_suffix(f"{name}.json").write_text(json.dumps(settings))
+    assert is_complete(run)
+    large = {**run.parts[1].settings, "rounds": 7}
+    with pytest.raises(UserError, match=r"other settings \(large.rounds\)"):
+        is_complete(run._replace(parts=(run.parts[0], run.parts[1]._replace(settings=large))))
+    moved = (run.parts[0]._replace(nodes=3), run.parts[1]._replace(nodes=8))
+    with pytest.raises(UserError, match=r"other settings \(parts\)"):
+        is_complete(run._replace(parts=moved))
+    leave_alone = lab_of(tmp_path, MIXED + "[arms.mixed.churn]\naway = 0.5\n").runs[1]
+    with pytest.raises(UserError, match=r"other settings \(churn\)"):
+        is_complete(leave_alone)
+    summary["nodes"]["n10"] |= {"rounds": 1, "tokens_generated": 10}
+    (run.folder / "summary.json").write_text(json.dumps(summary))
+    assert not is_complete(run)
+
+
+def test_parts_have_figures_of_their_own_nodes_and_are_held_against_what_they_name(tmp_path: Path) -> None:
+    lab = lab_of(tmp_path, MIXED)
+    leave(lab.runs[0].folder, [[0.25, 0.5]])  # accuracy 0.5 + the number of the node
+    leave(lab.runs[1].folder, [[1.0] * 3, [0.5] * 3] + [[0.0] * 2] * 9)
+    found = in_order(read_runs(lab.runs), lab)
+    assert [(one.name, one.rounds, one.cumulative, one.accuracy) for one in found] == [
+        ("alone", 2, 0.75, 0.5),
+        ("mixed", 2, pytest.approx(3 / 11), 5.5),
+        ("mixed: small", 3, 2.25, 1.0),
+        ("mixed: large", 2, 0.0, 6.5),
+    ]
+    lines = tabulate(found, lab.baseline)
+    assert [line.figures["gain"].mean if "gain" in line.figures else None for line in lines] == [None, None, 0.5, 6.0]
+    assert "ratio" not in lines[2].figures and lines[3].figures["ratio"].mean == 0.0  # of as many rounds
+    table = to_markdown(lines, lab).splitlines()
+    assert "accuracy gained" in table[0]
+    assert [row.split(" | ")[1] for row in table[3:]] == ["", "the same model, against alone", ""]
+    (tmp_path / "a.json").write_text(to_json(found, lines, lab))
+    assert [arm.get("part") for arm in json.loads((tmp_path / "a.json").read_text())["arms"]][1:] == [
+        None,
+        "small",
+        "large",
+    ]
+    known, again = read_known(tmp_path / "a.json")
+    assert [(one.part, one.beside) for one in again] == [("", ""), ("", ""), ("small", "alone"), ("large", "")]
+    assert with_known(lab, known, again).runs == []
+    for other in (MIXED.replace("local = 1", "local = 3"), MIXED.replace("nodes = 9", "nodes = 8")):
+        with pytest.raises(UserError, match=r"'mixed'.* other settings"):
+            with_known(lab_of(tmp_path, other), known, again)
+    other = MIXED.replace('note = "the same model"', "").replace('baseline = "alone"', "")
+    assert with_known(lab_of(tmp_path, other), known, again).runs == []  # what is said of it is no setting
+    assert [row.split(" | ")[2:] for row in price(again, [0.0]).splitlines()[:1]] == [
+        ["alone", "mixed", "mixed: small", "mixed: large |"]
+    ]
+
+
+def test_a_part_may_be_held_against_another_arm_than_the_whole(tmp_path: Path) -> None:
+    whole = result("mixed", 1, [30.0])
+    part = dataclasses.replace(result("mixed", 1, [30.0]), part="small", beside="small alone")
+    lines = tabulate([result("a", 1, [10.0]), result("small alone", 1, [60.0]), whole, part], "a")
+    assert [line.figures["ratio"].mean for line in lines] == [1.0, 6.0, 3.0, 0.5]
 
 
 def test_a_run_folder_is_averaged_over_its_nodes(tmp_path: Path) -> None:

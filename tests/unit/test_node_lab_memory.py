@@ -1,27 +1,34 @@
 """The runner "memory": the tokens of a real node's engine, the numbers of real processes, one thread at a time."""
 
 import copy
+import itertools
+import json
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from node.config import PolicyConfig, TaskConfig, parse_config
+from node.config import NodeConfig, PolicyConfig, TaskConfig, parse_config
 from node.engines import Generated, SamplingParams
 from node.engines.hf import HfEngine
+from node.lab.churn import stretches
 from node.lab.ensemble import Request, generate, kind_of
 from node.lab.lockstep import Mail, Turns, batched, run_in_memory
+from node.lab.plan import ChurnConfig
 from node.lab.results import read_run
-from node.local_swarm import make_plan
+from node.local_swarm import PlanPart, make_plan, node_folders
 from node.policy import Policy, load_policy
+from node.policy.make_builtin import Recipe, build_model
 from node.rollouts.group import Completion, Group
 from node.tasks import load_tasks
+from node.telemetry.metrics import read_metrics
 
 
 def policies(count: int) -> list[Policy]:
@@ -210,17 +217,7 @@ def test_a_slow_node_hears_two_rounds_of_the_others_in_each_of_its_own_and_they_
 
 
 def test_a_run_in_memory_is_the_same_whenever_it_is_done_and_is_left_as_a_swarms(tmp_path: Path) -> None:
-    config = parse_config(
-        {
-            "rounds": 3,
-            "seed": 4,
-            "policy": {"model": str(dense_policy(tmp_path / "policy"))},
-            "engine": {"max_completion_length": 4},
-            "sampling": {"local": 2, "external": 2, "completions": 4},
-            "tasks": [{"name": "file/even", "options": {"path": str(even_task(tmp_path / "even.py"))}}],
-            "eval": {"ends": True, "count": 2, "completions": 4},
-        }
-    )
+    config = even_config(tmp_path, eval={"ends": True, "count": 2, "completions": 4})
     found = []
     for name in ("a", "b"):
         summary = run_in_memory(make_plan(tmp_path / name, 2, config), 0, started=time.time())
@@ -231,10 +228,65 @@ def test_a_run_in_memory_is_the_same_whenever_it_is_done_and_is_left_as_a_swarms
     assert all(node["groups_external"] > 0 and node["tokens_trained"] > 0 for node in nodes)
 
 
-def dense_policy(folder: Path) -> Path:
-    """The built-in policy's shape with weights that say anything."""
+def even_config(folder: Path, **tables: Any) -> NodeConfig:
+    """A node on a policy that says anything, and a task that every other completion solves."""
+    tree = {
+        "rounds": 3,
+        "seed": 4,
+        "policy": {"model": str(dense_policy(folder / "policy"))},
+        "engine": {"max_completion_length": 4},
+        "sampling": {"local": 2, "external": 2, "completions": 4},
+        "tasks": [{"name": "file/even", "options": {"path": str(even_task(folder / "even.py"))}}],
+    }
+    return parse_config(tree | tables)
+
+
+def test_parts_of_a_swarm_have_their_own_models_and_settings_and_learn_from_each_other(tmp_path: Path) -> None:
+    small = even_config(tmp_path, rounds=2)
+    wide = str(dense_policy(tmp_path / "wide", 64))
+    sampling = {"local": 1, "external": 2, "completions": 4}
+    large = even_config(tmp_path, rounds=4, sampling=sampling, policy={"model": wide})
+    parts = {"small": PlanPart(1, small), "large": PlanPart(2, large)}
+    plan = make_plan(tmp_path / "run", 3, small, parts)
+    summary = run_in_memory(plan, 0, started=time.time())
+    assert [one["rounds"] for one in summary["nodes"].values()] == [2, 4, 4]
+    assert [one["groups_local"] / one["rounds"] for one in summary["nodes"].values()] == [2, 1, 1]
+    assert all(one["groups_external"] > 0 for one in summary["nodes"].values())
+    widths = [
+        json.loads(next(folder.glob("checkpoints/*/config.json")).read_text())["hidden_size"]
+        for folder in node_folders(plan).values()
+    ]
+    assert widths == [32, 64, 64]
+    assert {name: part["nodes"] for name, part in summary["run"]["parts"].items()} == {"small": 1, "large": 2}
+    taught = {name for row in read_metrics(plan.out / "nodes/n1/metrics.jsonl") for name in row["swarm/taught_by"]}
+    assert "n0" in taught
+
+
+def test_under_churn_a_node_that_is_away_does_no_round_and_comes_back_to_its_end(tmp_path: Path) -> None:
+    churn, seed, rounds = ChurnConfig(away=0.5, rounds=3), 8, 8
+    absences = [list(itertools.islice(stretches(churn, seed, index), rounds)) for index in range(3)]
+    assert [made[0].present == 0 for made in absences] == [False, True, False]  # the seed is chosen so
+    config = even_config(tmp_path, rounds=rounds, seed=seed)
+    plan = make_plan(tmp_path / "run", 3, config)
+    summary = run_in_memory(plan, 0, started=time.time(), churn=churn)
+    assert [one["rounds"] for one in summary["nodes"].values()] == [rounds] * 3
+    assert summary["run"]["churn"] == {"away": 0.5, "rounds": 3}
+    done = []
+    for folder, made in zip(node_folders(plan).values(), absences, strict=True):
+        for at, row in enumerate(read_metrics(folder / "metrics.jsonl")):
+            ends = itertools.accumulate(one.present for one in made)
+            away = sum(one.away for one, end in zip(made, ends, strict=True) if end <= at)
+            done.append((row["time"], at + away))
+    assert [tick for _, tick in sorted(done)] == sorted(tick for _, tick in done)
+    assert len({tick for _, tick in done}) > rounds  # nobody was there in all of them
+
+
+def dense_policy(folder: Path, width: int = 32) -> Path:
+    """The built-in policy's shape, or a wider one, with weights that say anything."""
     torch.manual_seed(0)
     policy = load_policy(PolicyConfig())
+    if width != policy.model.config.hidden_size:
+        policy = replace(policy, model=build_model(Recipe(width=width), policy.tokenizer))
     for weight in policy.model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
     policy.model.save_pretrained(folder)
