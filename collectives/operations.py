@@ -27,7 +27,7 @@ from collectives.mesh.port import Port
 from collectives.reduce import all_reduce as allreduce
 from collectives.reduce import gather
 from collectives.reduce.all_reduce import pack_values, reduce_inline
-from collectives.reduce.codecs import Feedback
+from collectives.reduce.codecs import Feedback, coder_for
 from collectives.reduce.kernels import Scratch, check_weight, describe
 from collectives.reduce.tensors import TensorLike, check_target, dtype_name, flatten, fresh, publish
 from collectives.reduce.topology import PROBE_BYTES, Estimates, Topology, goes_inline, matrix, tour
@@ -101,6 +101,8 @@ class AllReduce:
         self._op, self._codec, self._feedback = op, codec, feedback
         self._target = check_target(x, out)
         self._flat = flatten(x)
+        if feedback is not None and coder_for(codec, self._flat.dtype) is not None:
+            feedback.check(self._flat, op)
         self.inline = (0, 0)
         self._pooled = False
         self.digest: Digest = (
@@ -118,6 +120,8 @@ class AllReduce:
     def perform(self, start: Perform, port: Port) -> torch.Tensor:
         """Reduce, by way of the shares if everybody put its values there."""
         shares = start.shares
+        if self._feedback is not None:
+            self._feedback.abort()  # what it collected for a call that was called off
         if any(len(share) < _HEAD.size for share in shares.values()):
             raise Aborted("a member's share is too short: every member must run the same version")
         heads = {member: _HEAD.unpack_from(share) for member, share in shares.items()}

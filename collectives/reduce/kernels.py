@@ -22,6 +22,7 @@ sums. Beside it, what the algorithms share: how a tensor is cut, and scratch mem
 """
 
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,7 +85,7 @@ def scaled_weights(order: Sequence[NodeId], weights: Mapping[NodeId, float], op:
     if not counted:
         raise BadArgument("every member gave weight 0, so there is no mean: let one give more")
     # A power of two, so that scaling itself rounds nothing.
-    unit = counted.pop() if len(counted) == 1 else 2.0 ** math.frexp(max(counted))[1]
+    unit = counted.pop() if len(counted) == 1 else 2.0 ** min(math.frexp(max(counted))[1], sys.float_info.max_exp - 1)
     return {member: weights[member] / unit for member in order}
 
 

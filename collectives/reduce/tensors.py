@@ -97,7 +97,8 @@ def check_target(x: TensorLike, out: TensorLike | None) -> TensorLike:
 def publish(result: torch.Tensor, target: TensorLike) -> None:
     """Copy a flat result of the same type into `target`, of any layout and device."""
     if isinstance(target, torch.Tensor):
-        with torch.no_grad():
+        # A tensor made under inference_mode can be written under it only, and this may be another thread.
+        with torch.inference_mode(target.is_inference()), torch.no_grad():
             target.copy_(result.view(target.shape))
     else:
         np.copyto(target, result.numpy().reshape(target.shape))

@@ -1,11 +1,16 @@
 """Direct exchange, ring and small messages: one value, the same bits everywhere, within bounds of float64."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from collectives.agreement.events import Perform
+from collectives.agreement.views import Member, OpId, View
 from collectives.errors import Aborted, BadArgument
+from collectives.operations import AllReduce, Known
 from collectives.reduce import all_reduce, direct, kernels, ring
 from collectives.reduce.all_reduce import pack_values, reduce, reduce_inline
 from collectives.reduce.codecs import Feedback
@@ -127,6 +132,14 @@ def test_a_member_of_weight_zero_does_not_count_even_with_nan(algorithm):
         results = run(algorithm, given, Op.AVG, weights=weights)
         assert_alike(results)
         assert results[0].tolist() == [mean] * 300
+
+
+def test_weights_at_the_end_of_their_range_have_a_mean():
+    results = run(
+        direct, [torch.zeros(300), torch.ones(300)], Op.AVG, weights=[sys.float_info.max / 2, sys.float_info.max]
+    )
+    assert_alike(results)
+    assert results[0].tolist() == [pytest.approx(2 / 3)] * 300
 
 
 def test_no_weight_at_all_is_an_error_that_says_so():
@@ -261,6 +274,34 @@ def test_feedback_of_an_aborted_call_stays_as_it_was():
         feedback.start(torch.ones(5), Op.SUM, torch.float32)
     with pytest.raises(BadArgument, match="SUM and AVG"):
         feedback.start(torch.ones(4), Op.MAX, torch.float32)
+
+
+def all_reduce_of(feedback, *, weight=1.0, op=Op.AVG):
+    return AllReduce(Known(), 2, torch.ones(300), op=op, out=None, weight=weight, codec=Codec.INT8, feedback=feedback)
+
+
+def test_what_a_call_that_was_called_off_collected_is_not_kept_by_the_next():
+    feedback = Feedback()
+    feedback.start(torch.ones(300), Op.AVG, torch.float32)
+    feedback.lost(0, torch.ones(300), torch.zeros(300))
+    order = members(2)
+    jobs = [all_reduce_of(feedback, weight=0.0), all_reduce_of(None)]
+    view = View(b"group", 1, b"the mark", tuple(Member(member, "", b"session!") for member in order))
+    shares = {member: job.share for member, job in zip(order, jobs, strict=True)}
+    start = Perform(OpId(view.mark, 1, 0, 0), "all_reduce", view, shares)
+    for job, outcome in zip(jobs, together(order, lambda port, i: jobs[i].perform(start, port)), strict=True):
+        job.publish(outcome)
+    assert feedback.residual is None
+
+
+def test_feedback_that_does_not_fit_is_refused_before_anything_is_sent():
+    used = Feedback()
+    used.start(torch.ones(4), Op.SUM, torch.float32)
+    used.commit()
+    with pytest.raises(BadArgument, match="each tensor"):
+        all_reduce_of(used)
+    with pytest.raises(BadArgument, match="SUM and AVG"):
+        all_reduce_of(Feedback(), op=Op.MAX)
 
 
 def test_a_share_of_another_length_is_refused():

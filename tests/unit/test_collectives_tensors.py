@@ -59,6 +59,15 @@ def test_a_contiguous_tensor_is_not_copied_and_one_with_gradients_may_be_written
     assert parameter.tolist() == [1.0, 1.0, 1.0]
 
 
+def test_a_tensor_made_under_inference_mode_is_filled_by_a_thread_that_is_not_in_it():
+    with torch.inference_mode():
+        x = torch.zeros(3)
+        publish(torch.ones(3), check_target(x, None))
+        assert x.tolist() == [1.0, 1.0, 1.0]
+    publish(torch.ones(3) * 2, check_target(x, None))
+    assert x.tolist() == [2.0, 2.0, 2.0]
+
+
 @pytest.mark.parametrize(
     "x",
     [
