@@ -27,6 +27,7 @@ MAX_STREAMS = 256  # of one link, both ends' together
 # over another connection; a member that is told nothing for so long is out of the group.
 PATIENCE_S = 60.0
 _JOIN_S = 1.0
+_OVER = "it ended before it started here"
 _TOO_MUCH = "too much came for operations that had not started here: call it again, with fewer in flight"
 
 
@@ -49,7 +50,7 @@ class DataPlane:
         self._lanes: dict[NodeId, _Lane] = {}
         self._ports: dict[bytes, tuple[Inbox, frozenset[NodeId]]] = {}
         self._unknown: dict[bytes, Inbox] = {}
-        self._ended: OrderedDict[bytes, None] = OrderedDict()
+        self._ended: OrderedDict[bytes, str] = OrderedDict()  # and why
         self._closed = False
 
     # --- attempts ------------------------------------------------------------------------------
@@ -60,10 +61,10 @@ class DataPlane:
         with self._lock:
             inbox = self._no_longer_early(key) or Inbox()
             self._ports[key] = inbox, frozenset(members)
-            dropped = key in self._ended
+            dropped = self._ended.get(key)
         inbox.start(deadline)
-        if dropped:
-            inbox.end(Aborted(_TOO_MUCH))
+        if dropped is not None:
+            inbox.end(Aborted(dropped))
         return SocketPort(self._own, key, inbox, deadline, self._post)
 
     def close_port(self, port: SocketPort, reason: str = "the operation is over") -> None:
@@ -80,7 +81,7 @@ class DataPlane:
             self._remember(key)
             inbox = self._no_longer_early(key)
         if inbox is not None:
-            inbox.end(Aborted("it ended before it started here"))
+            inbox.end(Aborted(_OVER))
 
     def begin_view(self) -> None:
         """Drop what came for operations that did not start here: they were of a view before this one."""
@@ -97,8 +98,8 @@ class DataPlane:
             lane.early.pop(key, None)
         return self._unknown.pop(key, None)
 
-    def _remember(self, key: bytes) -> None:
-        self._ended[key] = None
+    def _remember(self, key: bytes, reason: str = _OVER) -> None:
+        self._ended[key] = reason
         while len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
 
@@ -155,7 +156,7 @@ class DataPlane:
                 dropped = self._no_longer_early(oldest)
                 if dropped is not None:
                     dropped.end(Aborted(_TOO_MUCH))
-                self._remember(oldest)
+                self._remember(oldest, _TOO_MUCH)
             return self._unknown.setdefault(key, Inbox())
 
     # --- streams -------------------------------------------------------------------------------
@@ -184,10 +185,20 @@ class DataPlane:
             return {stream.number for stream, dialled in lane.streams.items() if dialled} if lane else set()
 
     def drop(self, member: NodeId, reason: str) -> None:
-        """Close all streams to a member, until it is linked again; attempts that wait for it are told."""
+        """Close all streams to a member, until it is linked again; attempts that wait for it are told.
+
+        What it sent early is let go, with the operations that it is for: else one that comes back again and again
+        would have more held each time.
+        """
         with self._lock:
             lane = self._lanes.pop(member, None)
+            keys = list(lane.early) if lane is not None else []
+            early = [self._no_longer_early(key) for key in keys]
+            for key in keys:
+                self._remember(key, reason)
             waiting = self._concerned(member)
+        for inbox in filter(None, early):
+            inbox.end(Aborted(reason))
         for inbox in waiting:
             inbox.lost(member, reason)
         if lane is not None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from collectives.agreement.views import OpId
+from collectives.mesh.port import MAX_REQUEST_BYTES
 from protocol.errors import PeerError
 
 _LAYOUT = struct.Struct("!16sBIQQI")
@@ -64,7 +65,8 @@ def read_header(data: bytes | memoryview) -> tuple[bytes, PieceKind, Piece]:
     key, kind, slot, offset, total, length = _LAYOUT.unpack(data)
     if kind not in (PieceKind.DATA, PieceKind.REQUEST, PieceKind.REFUSAL):
         raise WireError("kind")
-    if length > PIECE_BYTES or total > MAX_PAYLOAD_BYTES or offset + length > total:
+    longest = {PieceKind.DATA: PIECE_BYTES, PieceKind.REQUEST: MAX_REQUEST_BYTES, PieceKind.REFUSAL: 0}[kind]
+    if length > longest or total > MAX_PAYLOAD_BYTES or offset + length > total:
         raise WireError("piece")
     return key, PieceKind(kind), Piece(slot, offset, total, length)
 

@@ -26,7 +26,7 @@ from collectives.errors import Aborted
 from protocol.identity import NodeId
 
 MAX_SLOT = 2**31 - 1  # of the algorithm's own; above are answers to requests
-MAX_REQUEST_BYTES = 4096  # a question names what is wanted; answers are as large as `into`
+MAX_REQUEST_BYTES = 256  # a question names what is wanted, and many are held; answers are as large as `into`
 
 Handler = Callable[[NodeId, bytes], memoryview | bytes | None]  # (who asks, question) -> answer; None refuses
 

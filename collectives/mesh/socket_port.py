@@ -24,6 +24,7 @@ MAX_HELD_BYTES = 64 << 20  # of one member: what comes before it is expected
 MAX_HELD_PIECES = 4096
 LOOK_S = 0.05  # between looks whether another operation gave back what this member had held there
 MAX_REQUESTS = 1024  # that wait for an answer
+MAX_UNSENT_ANSWERS = 1024  # pieces that have yet to leave; those who ask have four requests under way each
 
 _Name = tuple[NodeId, int]
 
@@ -317,7 +318,7 @@ class SocketPort:
         """A piece has been handed to the kernel, or never will be."""
         with self._left:
             self._unsent -= 1
-            if self._unsent <= 0:
+            if self._unsent <= 0 or self._unsent == MAX_UNSENT_ANSWERS - 1:
                 self._left.notify_all()
 
     def queued(self, pieces: int) -> None:
@@ -342,9 +343,11 @@ class SocketPort:
     def _answer(self, handler: Handler) -> None:
         while (asked := self.inbox.requests.get()) is not None:
             source, slot, question = asked
-            answer = handler(source, question)
+            with self._left:  # one that asks and never reads must not have its answers pile up here
+                self._left.wait_for(lambda: self._unsent < MAX_UNSENT_ANSWERS or not self.wanted)
             if not self.wanted:
                 break
+            answer = handler(source, question)
             if answer is None:
                 self._queue(source, PieceKind.REFUSAL, slot, memoryview(b""))
             else:

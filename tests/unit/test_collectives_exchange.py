@@ -1,8 +1,10 @@
 """What streams bring for operations that have not started, are over, or are late; and whose memory it goes to."""
 
+import gc
 import threading
 import time
 import types
+import weakref
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from collectives import Codec, Op
 from collectives.agreement.views import OpId
 from collectives.errors import Aborted
 from collectives.mesh.data_plane import MAX_UNKNOWN, PATIENCE_S, DataPlane
-from collectives.mesh.framing import PIECE_BYTES, Piece, PieceKind, operation_key
-from collectives.mesh.socket_port import MAX_HELD_BYTES, Inbox
+from collectives.mesh.framing import PIECE_BYTES, Piece, PieceKind, WireError, header, operation_key, read_header
+from collectives.mesh.port import MAX_REQUEST_BYTES, MAX_SLOT
+from collectives.mesh.socket_port import MAX_HELD_BYTES, MAX_UNSENT_ANSWERS, Inbox
 from collectives.reduce import direct, gather, ring
 from collectives.reduce.kernels import Scratch, describe
 from protocol.identity import NodeId
@@ -140,6 +143,49 @@ def test_what_is_held_of_a_member_is_given_back_when_its_operation_ends():
     fill(exchange, early)
     exchange.begin_view()
     fill(exchange, OP._replace(n=4))
+
+
+def test_one_that_comes_back_again_and_again_has_no_more_held_than_one_that_stays(monkeypatch):
+    made = []
+
+    def make():
+        inbox = Inbox()
+        made.append(weakref.ref(inbox))
+        return inbox
+
+    monkeypatch.setattr("collectives.mesh.data_plane.Inbox", make)
+    exchange = DataPlane(A)
+    for n in range(5):
+        fill(exchange, OP._replace(n=n))
+        exchange.drop(B, "the connection is lost")
+    gc.collect()
+    assert made and not any(inbox() for inbox in made)
+    port = exchange.open(OP, {A, B}, time.monotonic() + 60)
+    with pytest.raises(Aborted, match="the connection is lost"):
+        port.wait(port.expect(B, 0, memoryview(bytearray(PIECE_BYTES))))
+
+
+def test_one_that_asks_and_never_reads_does_not_have_its_answers_pile_up():
+    exchange, answered = DataPlane(A), []
+    exchange.link(B)  # and no stream
+    port = exchange.open(OP, {A, B}, time.monotonic() + 60)
+    before = set(threading.enumerate())
+    port.serve(lambda _, question: answered.append(question) or b"x")
+    (server,) = set(threading.enumerate()) - before
+    for n in range(1, MAX_UNSENT_ANSWERS + 11):
+        exchange.told(B, port.key, PieceKind.REQUEST, MAX_SLOT + n, b"?")
+        wait_until(lambda n=n: len(answered) >= min(n, MAX_UNSENT_ANSWERS), 10)
+    exchange.close_port(port)
+    server.join(10)
+    assert not server.is_alive() and len(answered) == MAX_UNSENT_ANSWERS
+
+
+@pytest.mark.parametrize(
+    ("kind", "length"), [(PieceKind.REQUEST, MAX_REQUEST_BYTES + 1), (PieceKind.REFUSAL, 1), (PieceKind.DATA, 2**23)]
+)
+def test_what_is_longer_than_its_kind_may_be_is_not_read(kind, length):
+    with pytest.raises(WireError):
+        read_header(header(operation_key(OP), kind, Piece(0, 0, length, length)))
 
 
 def test_one_that_is_no_member_has_no_place_at_all():
