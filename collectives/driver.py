@@ -196,8 +196,10 @@ class Driver:
         self._mesh.close()
         self.exchange.close()
         self._publish(Status(closed=True))
-        waiting = [*self._calls.values(), *(call for _, call in self._mailbox if call is not None)]
-        for call in waiting:
+        waiting: list[Call | None] = [*self._calls.values()]
+        while self._mailbox:  # others may still append: `_post` fails what comes after this
+            waiting.append(self._mailbox.popleft()[1])
+        for call in filter(None, waiting):
             call.fail(Closed(HAS_LEFT))
 
     def _read_mailbox(self) -> None:

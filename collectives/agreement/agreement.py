@@ -170,6 +170,7 @@ class Agreement:
             case Unlinked(member):
                 self._detector.unlink(member, self.view, now)
                 self._dispatcher.unlinked(member)
+                self._out.spoken_to.pop(member, None)
             case ForceView():
                 self._state.force(now)
             case Leave():
@@ -239,6 +240,8 @@ class Agreement:
         rumoured = {name: line.address for name, (line, _) in state.admission.rumoured.items()}
         self._dial(view.addresses | rumoured, 2 * self._timing.heartbeat, now)
         self._dial(state.contacts, 2 * self._timing.timeout, now)
+        wanted = view.addresses | rumoured | state.contacts
+        self._dialled = {member: due for member, due in self._dialled.items() if member in wanted}
         for member in sorted(self._detector.linked.keys() - view.ids - state.admission.applicants.keys()):
             self._dispatcher.show(member, now, self._timing.timeout)
 

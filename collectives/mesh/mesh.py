@@ -39,6 +39,7 @@ from collectives.mesh.addresses import (
 from collectives.mesh.connection import Channel, ChannelState, MemberLink
 from collectives.mesh.handshake import Handshake, HandshakeError, Party, Peer, Purpose
 from collectives.mesh.limits import (
+    MAX_LINKS_OUTSIDE,
     MAX_STRANGERS,
     MAX_STRANGERS_OF_PREFIX,
     MAX_STRANGERS_WHO_MAY_JOIN,
@@ -303,8 +304,10 @@ class Mesh:
         while refused < REFUSED_AT_ONCE:
             try:
                 sock, where = listener.accept()
-            except OSError:  # none waits, it is gone again, or we have no descriptor left for it
+            except BlockingIOError:
                 return
+            except OSError:  # it is gone again, or we have no descriptor left for it: it would wake us on and on
+                break
             prefix = prefix_of(where[0]) if isinstance(where, tuple) else THIS_MACHINE
             if not self._rates.take(prefix, time.monotonic()):
                 self.refused["too_many_handshakes"] += 1
@@ -431,12 +434,16 @@ class Mesh:
             del self._wanted[wanted]
 
     def _admit_stranger(self, connection: ChannelState, member: NodeId) -> None:
-        """See to it that there is a link to spare for one that dialled us and is no member. Raises `MeshError`."""
-        if member in self._members or not self._members or not connection.inbound:
-            return  # who is outside cannot tell members from strangers, and whom we dial we want
+        """See to it that there is a link to spare for one that is no member. Raises `MeshError`."""
+        if not self._members:  # who is outside cannot tell members from strangers: it hangs up on nobody
+            if connection.inbound and len(self._links) >= MAX_LINKS_OUTSIDE:
+                raise MeshError("too_many_strangers")
+            return
+        if member in self._members:
+            return
         strangers = [(link.since, name) for name, link in self._links.items() if name not in self._members]
         of_prefix = [one for one in strangers if self._links[one[1]].prefix == connection.prefix]
-        if self._closed:
+        if self._closed or not connection.inbound:  # whom we dial may be a whole other view, too
             crowd, most = strangers, MAX_STRANGERS_WHO_MAY_JOIN
         elif len(of_prefix) >= MAX_STRANGERS_OF_PREFIX:
             crowd, most = of_prefix, MAX_STRANGERS_OF_PREFIX

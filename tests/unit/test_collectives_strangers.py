@@ -169,6 +169,21 @@ def test_a_stranger_cannot_decide_on_a_ballot_of_somebody_else():
     assert core.view.mark == b"truemark"
 
 
+def test_strangers_who_come_and_go_leave_nothing_behind_in_a_view_that_stays():
+    group = Group(SIZE, closed=False)
+    core, now = group.cores[0], group.network.now
+    for n in range(50):
+        stranger = id_of_bytes(n.to_bytes(20, "big"))
+        core.handle(Linked(stranger, ""), now)
+        core.handle(Unlinked(stranger), now)
+        core.handle(Heard(IDS[1], messages.Pending((Member(stranger, "99", b"session!"),))), now)
+    core.handle(Tick(), now)
+    remembered = core._dialled, core._out.spoken_to  # nothing else shows it
+    assert len(remembered[0]) == 50
+    group.run(5.0)
+    assert len(core._dialled) <= SIZE and len(core._out.spoken_to) <= SIZE
+
+
 # --- anything that one may say who knows all that members know ---
 
 
