@@ -39,6 +39,9 @@ FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 60.0  # a dead peer costs one connection attempt a minute until its record expires
 BUSY_S = 60.0  # a peer that had no room is asked again after this at the latest
 CANDIDATES = 2  # the part of the capacity that candidates may have, beside it
+# The part of the candidates that goes at a time: whom to forget is found by looking at all, and every message brings
+# more of them, so a node in a swarm of thousands would look at all at every message.
+THINNING = 8
 NETGROUPS = 16  # at least so many networks share a full book
 NOWHERE = "nowhere"  # the network of nodes that were only told of and that nobody can dial
 
@@ -264,8 +267,9 @@ class Book:
         self._crowded.clear()
         if len(self._entries) > self.capacity:
             self._remove(_worst(self._entries.items(), kept, len(self._entries) - self.capacity, rng))
-        excess = len(self._candidates) - max(1, self.capacity // CANDIDATES)
-        if excess > 0:
+        most = max(1, self.capacity // CANDIDATES)
+        if len(self._candidates) > most:
+            excess = len(self._candidates) - (most - most // THINNING)
             for node in _worst(self._candidates.items(), set(), excess, rng):
                 self._candidates.pop(node)
 

@@ -111,6 +111,16 @@ def test_one_teller_cannot_push_out_the_candidates_of_another() -> None:
     assert len(book.candidates("quiet")) == 2 and len(book.candidates("loud")) == 4
 
 
+def test_candidates_are_thinned_by_an_eighth_when_there_are_too_many_and_not_at_every_message() -> None:
+    book = Book((), 32)
+    counts = []
+    for number in range(24):
+        book.hear(record(number), "a")
+        book.trim((), random.Random(number))
+        counts.append(len(book.candidates("a")))
+    assert counts == [*range(1, 17), 14, 15, 16, 14, 15, 16, 14, 15]
+
+
 def test_the_dead_and_the_unreachable_go_before_the_loud() -> None:
     book = Book((), 3)
     told_by_two(book, 0, 1, 2)
