@@ -67,6 +67,7 @@ def decode(data: bytes) -> Message:
         max_bytes=form.longest_bytes,
         max_text=form.longest_text,
         max_array=form.longest_array,
+        max_arrays=len(data),
     )
     if said != number:
         _refuse("kind")
@@ -132,6 +133,7 @@ def _packed(inner: Form) -> Form:
             max_bytes=inner.longest_bytes,
             max_text=inner.longest_text,
             max_array=inner.longest_array,
+            max_arrays=len(data),
         )
         return inner.read(value)
 

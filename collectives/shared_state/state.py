@@ -179,7 +179,15 @@ def decode_table(data: bytes, share: Share) -> tuple[Entry, ...]:
     Raises:
         ShareError: it does not.
     """
-    (rows,) = unpack(data, 1, error=ShareError, max_bytes=HASH_BYTES, max_text=MAX_NAME_BYTES, max_array=len(data))
+    (rows,) = unpack(
+        data,
+        1,
+        error=ShareError,
+        max_bytes=HASH_BYTES,
+        max_text=MAX_NAME_BYTES,
+        max_array=len(data),
+        max_arrays=len(data),
+    )
     if not isinstance(rows, list):
         raise ShareError("malformed", "table")
     entries = tuple(_entry(row) for row in rows)

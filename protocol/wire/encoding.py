@@ -4,6 +4,7 @@ A peer's bytes are unpacked with every length bounded beforehand. Maps, floats' 
 extension types and time stamps have no use here and are refused.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -12,6 +13,7 @@ from protocol.errors import PeerError
 
 UINT64_MAX = 2**64 - 1
 MAX_NEWER_FIELDS = 8  # that a newer minor version may append to any array; what they say is ignored here
+MAX_ARRAYS = 1024  # in one message: 64 entries have one each, and a newer version may append 8 to each of those
 MAX_NEWER_BYTES = 64  # of a string or byte string in one of them, where no larger one is allowed anyway
 
 
@@ -29,13 +31,14 @@ def unpack(
     max_text: int = 0,
     max_array: int = 0,
     optional: int = 0,
+    max_arrays: int = MAX_ARRAYS,
 ) -> list[Any]:
     """Return the first `length` elements of the array in `data`, and of `optional` further ones those that are there.
 
     `max_bytes`, `max_text` and `max_array` bound any byte string, text (in bytes) and inner
     array; each is at least `MAX_NEWER_BYTES` or `MAX_NEWER_FIELDS`, so that a newer version may
-    append elements, which are dropped. Raises `error` with the reason "malformed" for everything
-    else, trailing bytes included.
+    append elements, which are dropped. There are at most `max_arrays` arrays in all. Raises `error`
+    with the reason "malformed" for everything else, trailing bytes included.
     """
     try:
         fields = msgpack.unpackb(
@@ -43,6 +46,7 @@ def unpack(
             raw=False,
             use_list=True,
             strict_map_key=True,
+            list_hook=_at_most(max_arrays),
             max_bin_len=max(max_bytes, MAX_NEWER_BYTES),
             max_str_len=max(max_text, MAX_NEWER_BYTES),
             max_array_len=max(max_array, length + MAX_NEWER_FIELDS),
@@ -54,6 +58,20 @@ def unpack(
     if not isinstance(fields, list) or not length <= len(fields) <= length + MAX_NEWER_FIELDS:
         raise error("malformed", "layout")
     return fields[: length + optional]
+
+
+def _at_most(count: int) -> Callable[[list[Any]], list[Any]]:
+    """Return what takes `count` arrays: an empty one is one byte of a frame, and takes 56 and 2 us here."""
+    left = count
+
+    def took(array: list[Any]) -> list[Any]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError("too many arrays")
+        return array
+
+    return took
 
 
 def is_uint(value: object, limit: int = UINT64_MAX) -> bool:

@@ -4,6 +4,8 @@ import hashlib
 import json
 import random
 import re
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import msgpack
@@ -27,6 +29,7 @@ from protocol.credentials.records import (
 )
 from protocol.errors import BadAddress, EnvelopeError, MessageError, RecordError
 from protocol.identity import Identity, id_of_bytes
+from protocol.wire.encoding import MAX_ARRAYS
 from protocol.wire.envelope import (
     CHUNK_BYTES,
     HEAD_BYTES,
@@ -254,6 +257,22 @@ def test_a_newer_minor_version_is_understood_and_another_major_one_told_apart_fr
         with pytest.raises(EnvelopeError, match=f"it speaks {said(version)}, this node 2.0") as caught:
             open_frame(frame)
         assert caught.value.reason == "other_version"
+
+
+@pytest.mark.parametrize(("decode", "width"), [(Hello.decode, 11), (Peers.decode, 57), (News.decode, 57)])
+def test_a_body_of_nothing_but_arrays_is_refused_before_it_takes_memory(
+    decode: Callable[[bytes], object], width: int
+) -> None:
+    arrays: list[object] = []
+    while len(body := msgpack.packb([arrays])) < MAX_BODY_BYTES // width:
+        arrays = [arrays] * width
+    body = msgpack.packb([arrays] * min(width, MAX_BODY_BYTES // len(body)))
+    tracemalloc.start()
+    with pytest.raises(MessageError, match="malformed"):
+        decode(body)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 200 * MAX_ARRAYS
 
 
 def test_messages_beyond_their_bounds_are_refused() -> None:
