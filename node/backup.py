@@ -61,13 +61,16 @@ def back_up(folder: Path, file: Path) -> Head:
     """Write what the node of `folder` needs to live on into `file`, whether it runs or not; return what the head says.
 
     Raises:
-        UserError: there is no node, its newest checkpoint is damaged, `file` is there already, or the disk is full.
+        UserError: there is no node, its newest checkpoint is damaged, `file` is there already or its folder is not, or
+            the disk is full.
         IdentityError: the folder's key cannot be used.
     """
     if not (folder / CONFIG_FILE).exists():
         raise UserError(f"{folder} is no node's folder, or of one that never ran: it has no {CONFIG_FILE}")
     if file.exists():
         raise UserError(f"{file} is there already: choose another name")
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {file.absolute().parent}: make it first")
     node = _node_of(folder)
     with full_disk_is_clear(file.parent), _scratch(folder / ".backup") as scratch:
         checkpoint = _link_checkpoint(folder / "checkpoints", scratch / "checkpoint")

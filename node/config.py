@@ -26,7 +26,7 @@ DECAYING = ("linear", "cosine")  # learning rates that come down to 0 at the las
 class Section(BaseModel):
     """A table of the configuration; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 def option_complaint(error: ValidationError, section: type[Section]) -> str:

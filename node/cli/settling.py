@@ -123,7 +123,7 @@ def with_preset(config: NodeConfig, nodes: int = 1) -> tuple[NodeConfig, dict[st
 
 def idle_settings(config: NodeConfig) -> list[str]:
     """Return a line for each setting that another one leaves without effect."""
-    network, sampling, trainer = config.network, config.sampling, config.trainer
+    network, sampling, trainer, weights = config.network, config.sampling, config.trainer, config.weights
     lines = []
     if not network.enabled and (network.seeds or network.listen != NetworkConfig().listen):
         lines.append("network.listen and network.seeds have no effect: network.enabled is false, and nobody is met")
@@ -132,6 +132,10 @@ def idle_settings(config: NodeConfig) -> list[str]:
             f"sampling.local={sampling.local} has no effect beyond sampling.questions={sampling.questions}: "
             "a round has no more own groups than questions"
         )
+    if not sampling.external and (sampling.probe or sampling.source == "self"):
+        lines.append("sampling.probe and sampling.source have no effect: sampling.external is 0, and nothing is drawn")
+    if weights.mode == "average" and (weights.outer_lr, weights.momentum) != (None, None):
+        lines.append("weights.outer_lr and weights.momentum have no effect: weights.mode is 'average'")
     if trainer.warmup_steps and trainer.lr_scheduler_type == "constant":
         lines.append(
             "trainer.warmup_steps has no effect: set trainer.lr_scheduler_type=constant_with_warmup, or another"

@@ -90,7 +90,9 @@ def template(
     from node.tasks.third_party import TEMPLATE
 
     if file.suffix != ".py":
-        raise UserError(f"{file} is no Python file: call it {file.with_suffix('.py')}")
+        raise UserError(f"{str(file)!r} is no Python file: give a name that ends in .py")
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {file.absolute().parent}: make it first")
     try:
         with file.open("x") as out:
             out.write(TEMPLATE.replace("FILE", file.name))

@@ -75,7 +75,7 @@ class HfEngine:
             use_cache=True,
             logits_to_keep=1,
         )
-        cache = output.get("past_key_values")
+        cache = output.get("cache")
         if not isinstance(cache, DynamicCache) or any(type(layer) not in _REPEATABLE for layer in cache.layers):
             return {}
         cache.batch_repeat_interleave(n)

@@ -42,6 +42,7 @@ from safetensors.torch import load_file, save_file
 
 from collectives import Codec, CollectiveError, Communicator, Protection
 from collectives.errors import BadArgument, Mismatch
+from collectives.mesh.addresses import Address, BadAddress
 from collectives.outer_optimizer import Outer, OuterGroup, OuterRounds, OuterStep, TrainedParameters
 from node.config import NetworkConfig, NodeConfig, WeightsConfig
 from node.errors import UserError
@@ -129,6 +130,11 @@ def exchange_weights(
     if weights.mode == "off":
         yield OwnWeights()
         return
+    try:
+        for text in (*weights.seeds, *([weights.listen] if weights.listen else [])):
+            Address.parse(text)  # on the exchange's own thread nobody would hear of it
+    except BadAddress as error:
+        raise UserError(f"weights.seeds and weights.listen: {error}") from None
     try:
         identity = Identity.load_or_generate(folder / "identity.key")
     except ProtocolError as error:

@@ -314,6 +314,16 @@ def test_only_nodes_that_the_swarm_admits_can_be_in_the_group(policy, tmp_path):
             assert member.world_size == 2
 
 
+@pytest.mark.parametrize("wrong", [{"seeds": ["tcp://10.0.0.1:7", "10.0.0.1"]}, {"listen": "anywhere"}])
+def test_an_address_that_is_none_is_one_clear_line(policy, tmp_path, wrong):
+    config = parse_config({"weights": {"mode": "average", **wrong}})
+    with (
+        pytest.raises(UserError, match=r"weights\.seeds and weights\.listen: '(10\.0\.0\.1|anywhere)' is no address"),
+        exchange_weights(config, tmp_path, policy, None),
+    ):
+        pass
+
+
 def test_off_means_off(policy, tmp_path):
     with exchange_weights(parse_config({}), tmp_path, policy, None) as weights:
         assert isinstance(weights, OwnWeights)

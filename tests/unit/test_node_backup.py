@@ -142,6 +142,8 @@ def test_nothing_is_written_over(folder: Path, tmp_path: Path) -> None:
         back_up(folder, tmp_path / "n0.tar")
     with pytest.raises(UserError, match="is there already"):
         restore(tmp_path / "n0.tar", folder)
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere: make it first"):
+        back_up(folder, tmp_path / "nowhere" / "n0.tar")
     assert (tmp_path / "n0.tar").read_bytes() == held
     (tmp_path / "empty").mkdir()
     restore(tmp_path / "n0.tar", tmp_path / "empty")

@@ -240,7 +240,8 @@ def test_the_template_is_a_task_that_passes_the_check(tmp_path: Path, capsys: py
     said = capsys.readouterr().out
     assert "FAILS" not in said and said.count("  ok  ") == 6 and "backwards" in said
     assert run(["tasks", "template", str(path)], debug=False) == 2
-    assert run(["tasks", "template", str(tmp_path / "words.txt")], debug=False) == 2
+    for wrong in (tmp_path / "words.txt", "", tmp_path / "nowhere" / "words.py"):
+        assert run(["tasks", "template", str(wrong)], debug=False) == 2
 
 
 HASHED = """
