@@ -1,7 +1,8 @@
 """What a node makes of what it hears: each message goes to the part it is for, if it counts.
 
 A message about an operation counts only in the view that it names, and only between that view's
-coordinator and its members. One from a view that this node has yet to enter is held until it does.
+coordinator and its members. One from a view that this node has yet to enter is held until it does, if it can
+have been sent before.
 
 Sides of a split group that meet show each other their views (ViewNotice), which count if they are proven
 (see `witnesses`); the one that does not outrank
@@ -87,6 +88,8 @@ class Dispatcher:
         state, op = self._state, message.op
         view = state.view
         if view is None or op.epoch > view.epoch:
+            if isinstance(message, messages.Start | messages.Commit):
+                return  # nothing starts in a view in which this node has called nothing yet; and they may be long
             known = member == state.own or member in state.witnesses.known
             queue = self._held.setdefault(member, deque(maxlen=MAX_HELD if known else MAX_HELD_OF_STRANGER))
             queue.append(message)

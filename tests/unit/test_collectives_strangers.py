@@ -135,6 +135,15 @@ def test_what_a_stranger_says_early_costs_no_member_what_it_said():
     assert STRANGERS[0] not in queues
 
 
+def test_no_start_or_commit_is_held_of_a_view_in_which_a_member_has_called_nothing():
+    group = Group(SIZE)
+    core, now = group.cores[1], group.network.now
+    early = OpId(b"nextmark", core.view.epoch + 1, 0, 0)
+    for message in (messages.Start(early, (bytes(1 << 16),) * SIZE), messages.Commit(early)):
+        core.handle(Heard(IDS[0], message), now)
+    assert not core._dispatcher._held
+
+
 def test_those_known_are_bounded_and_the_latest_view_is_kept():
     witnesses = Witnesses(IDS[0], closed=False)
     for n in range(2 * MAX_KNOWN // 64):
