@@ -14,11 +14,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+import structlog
+
 from collectives.mesh.framing import HEADER_BYTES, PIECE_BYTES, RECORD_BYTES, Piece, PieceKind, header, read_header
 from collectives.mesh.handshake import Peer
 from collectives.mesh.sealing import TAG_BYTES
 from protocol.errors import PeerError
 from protocol.identity import NodeId
+
+log = structlog.get_logger()
 
 
 class Sender(Protocol):
@@ -159,6 +163,9 @@ class Stream:
             reason = error.reason
         except OSError as error:
             reason = error.strerror or "broken"
+        except Exception:  # no memory, or a defect: half a stream would keep the other end waiting
+            log.exception("a data stream failed", member=self.member)
+            reason = "internal_error"
         self.close()
         with self._lock:
             self._running -= 1

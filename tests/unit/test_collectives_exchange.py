@@ -1,6 +1,7 @@
 """What streams bring for operations that have not started, are over, or are late; and whose memory it goes to."""
 
 import gc
+import socket
 import threading
 import time
 import types
@@ -14,8 +15,11 @@ from collectives.agreement.views import OpId
 from collectives.errors import Aborted
 from collectives.mesh.data_plane import MAX_UNKNOWN, PATIENCE_S, DataPlane
 from collectives.mesh.framing import PIECE_BYTES, Piece, PieceKind, WireError, header, operation_key, read_header
+from collectives.mesh.handshake import Peer, Purpose
 from collectives.mesh.port import MAX_REQUEST_BYTES, MAX_SLOT
+from collectives.mesh.sealing import KEY_BYTES, Opener, Sealer
 from collectives.mesh.socket_port import MAX_HELD_BYTES, MAX_UNSENT_ANSWERS, Inbox
+from collectives.mesh.stream import SendQueue, Stream
 from collectives.reduce import direct, gather, ring
 from collectives.reduce.kernels import Scratch, describe
 from protocol.identity import NodeId
@@ -195,6 +199,23 @@ def test_one_that_is_no_member_has_no_place_at_all():
         assert exchange.place(C, key, Piece(0, 0, 1, 1)) is None
     exchange.link(C)
     assert exchange.place(C, port.key, Piece(0, 0, 1, 1)) is not None
+
+
+def test_a_stream_that_cannot_go_on_ends_as_a_whole():
+    class Full:
+        def place(self, source, key, piece):
+            raise MemoryError
+
+    here, there = socket.socketpair()
+    peer = Peer(B, bytes(8), Purpose.DATA, 0, Sealer(bytes(KEY_BYTES)), Opener(bytes(KEY_BYTES)), b"")
+    ended = []
+    stream = Stream(peer, here, SendQueue(), Full(), lambda _, reason: ended.append(reason))
+    stream.start()
+    with there:
+        there.sendall(Sealer(bytes(KEY_BYTES)).seal(header(operation_key(OP), PieceKind.DATA, Piece(0, 0, 1, 1))))
+        assert there.recv(1) == b""
+    stream.join(10)
+    assert ended == ["internal_error"] and here.fileno() == -1
 
 
 def job():
