@@ -315,7 +315,7 @@ class WeightExchange:
             return
         try:
             state = load_file(path)
-            if state["outer"].shape != self._base.shape:
+            if not state["outer"].shape == state["momentum"].shape == self._base.shape:
                 raise ValueError("it is of another model")
             self._base, self._momentum, self._revision = state["outer"], state["momentum"], int(state["revision"])
         except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -326,7 +326,7 @@ class WeightExchange:
     def _run(self) -> None:
         try:
             self._member = self._reach()
-            if self._member is not None:
+            if self._member is not None and not self._stopping.is_set():
                 self._exchange(self._member)
         except CollectiveError as error:
             if not self._stopping.is_set():

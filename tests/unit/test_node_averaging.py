@@ -197,6 +197,21 @@ def test_close_leaves_the_group_and_ends_the_thread(make, tmp_path):
     assert not a.exchange._thread.is_alive()
 
 
+def test_one_that_is_let_in_after_its_node_has_closed_leaves_and_says_nothing(make, tmp_path):
+    a, closed = make(Hall("a"), "a"), threading.Event()
+
+    def connect():
+        assert closed.wait(LIMIT)
+        return a.member
+
+    a.exchange._connect = connect
+    a.exchange.begin()
+    a.exchange.close()
+    closed.set()
+    a.exchange._thread.join(LIMIT)
+    assert a.member.left and not (tmp_path / "a").exists()
+
+
 def test_what_was_not_exchanged_before_a_restart_counts_after_it(make, tmp_path):
     a = make(Hall("a"), "a", mode="diloco", outer_lr=0.5, momentum=0.5)
     a.exchange.begin()
@@ -228,9 +243,12 @@ def test_a_checkpoint_without_this_state_is_a_first_start_and_a_damaged_one_is_n
     (tmp_path / STATE_FILE).write_bytes(b"not a state")
     with pytest.raises(UserError, match=STATE_FILE):
         a.exchange.resume(tmp_path)
-    save_file({"outer": torch.zeros(2), "momentum": torch.zeros(2)}, tmp_path / STATE_FILE)
-    with pytest.raises(UserError, match="another model"):
-        a.exchange.resume(tmp_path)
+    revision = torch.tensor(3)
+    for sizes in ((2, 2), (4, 2), (2, 4)):
+        state = {name: torch.zeros(size) for name, size in zip(("outer", "momentum"), sizes, strict=True)}
+        save_file(state | {"revision": revision}, tmp_path / STATE_FILE)
+        with pytest.raises(UserError, match="another model"):
+            a.exchange.resume(tmp_path)
 
 
 def test_a_group_is_a_swarm_an_architecture_and_a_way_of_stepping(policy, tmp_path):
