@@ -153,11 +153,12 @@ class Downloads:
     def due(self, now: float) -> list[tuple[NodeId, PullChunks]]:
         """Return the chunks to ask for now, and of whom; the oldest download goes first."""
         asks: list[tuple[NodeId, PullChunks]] = []
+        in_flight = self._in_flight()
         for item_id, download in self._downloads.items():
             if not (download.in_progress or self._start(download, now)):
                 continue
             shared: dict[NodeId, list[int]] = {}
-            free = {node: WINDOW - self._in_flight(node) for node in download.sources} if download.missing else {}
+            free = {node: WINDOW - in_flight[node] for node in download.sources} if download.missing else {}
             while download.missing and any(count > 0 for count in free.values()):
                 # The holder with the most room, and of those the one that failed least: the load is spread.
                 node = max(free, key=lambda one: (free[one] > 0, -download.sources[one].strikes, free[one]))
@@ -169,6 +170,7 @@ class Downloads:
                 source.asked[index] = None
                 shared.setdefault(node, []).append(index)
                 free[node] -= 1
+                in_flight[node] += 1
             asks += [(node, PullChunks(item_id, tuple(indices))) for node, indices in shared.items()]
         return asks
 
@@ -182,8 +184,13 @@ class Downloads:
             self._size_of_signer[header.public_key] += header.size
         return download.in_progress
 
-    def _in_flight(self, node: NodeId) -> int:
-        return sum(len(one.sources[node].asked) for one in self._downloads.values() if node in one.sources)
+    def _in_flight(self) -> Counter[NodeId]:
+        """Return how many chunks each holder was asked for, over all downloads: counted once, for there may be many."""
+        in_flight: Counter[NodeId] = Counter()
+        for download in self._downloads.values():
+            for node, source in download.sources.items():
+                in_flight[node] += len(source.asked)
+        return in_flight
 
     def _relieve(self, download: _Download, source: _Source) -> None:
         download.missing = {**source.asked, **download.missing}

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from protocol.errors import MessageError
 from protocol.events import Item, Outline
-from protocol.gossip.downloads import LIFE_S, MAX_DOWNLOADS, MAX_STRIKES, SIGNER_SHARE, WINDOW, Downloads, Took
+from protocol.gossip.downloads import (
+    LIFE_S,
+    MAX_DOWNLOADS,
+    MAX_SOURCES,
+    MAX_STRIKES,
+    SIGNER_SHARE,
+    WINDOW,
+    Downloads,
+    Took,
+)
 from protocol.identity import Identity, NodeId
 from protocol.wire.compression import PLAIN, WORTH_BYTES, ZSTD, pack_content, unpack_content
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, Kind, chunk_count, chunk_hashes, header_of, seal
@@ -141,6 +150,26 @@ def test_a_signer_with_slow_holders_does_not_hold_the_whole_room() -> None:
         downloads.arrived(A, slow[0].chunk(index), 1.0)
     assert downloads.finish(slow[0].id) == slow[0]
     assert {pull.id for node, pull in downloads.due(1.0) if node == A} == {slow[2].id}
+
+
+class Holder(str):
+    """A node id that counts how often it is looked up."""
+
+    looked_up = 0
+
+    def __hash__(self) -> int:
+        Holder.looked_up += 1
+        return super().__hash__()
+
+
+def test_to_look_what_to_ask_for_costs_as_much_as_there_are_holders_and_not_their_square() -> None:
+    downloads, count = Downloads(1 << 30, PATIENCE), MAX_DOWNLOADS // SIGNER_SHARE
+    holders = [NodeId(Holder(number)) for number in range(MAX_SOURCES)]
+    assert all(downloads.begin(outline_of(large(CHUNK_BYTES + 1, seed)), holders, 0.0) for seed in range(count))
+    downloads.due(0.0)
+    Holder.looked_up = 0
+    assert downloads.due(0.0) == []
+    assert Holder.looked_up < 10 * count * MAX_SOURCES
 
 
 def test_what_is_announced_again_was_not_sent_and_is_asked_for_again() -> None:
