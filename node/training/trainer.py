@@ -362,6 +362,11 @@ class _RoundCallback(TrainerCallback):
         self._trainer = trainer
         self._on_update = on_update
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        state.compute_steps(args, state.max_steps)  # how often to save is set now: a checkpoint brings its own
+
     def on_log(
         self,
         args: TrainingArguments,

@@ -358,6 +358,14 @@ def test_what_is_set_now_holds_and_not_what_a_checkpoint_was_trained_with(policy
         assert {group["weight_decay"] for group in groups} == {0.5, 0.0}  # none of norms and biases
 
 
+def test_a_node_that_goes_on_saves_as_often_as_is_set_now(policy, tmp_path):
+    rounds = fixed_rounds(*[mixed_samples(policy)] * 5)
+    trainer_of(policy, node_config(rounds=2, save_steps=2), tmp_path, rounds).train()
+    trainer = trainer_of(policy, node_config(rounds=5, save_steps=1, save_total_limit=9), tmp_path, rounds)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoints/checkpoint-2"))
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {f"checkpoint-{n}" for n in (2, 3, 4, 5)}
+
+
 def test_rounds_of_another_number_of_updates_are_not_gone_on_from(policy, tmp_path):
     rounds = fixed_rounds(*[mixed_samples(policy)] * 4)
     trainer_of(policy, node_config(rounds=2, save_steps=1, num_iterations=2), tmp_path, rounds).train()
