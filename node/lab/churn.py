@@ -11,7 +11,8 @@ geometric:
 
 Both runners follow one schedule. In memory a node leaves after the very round; a process is killed when its supervisor
 sees that the round is done, some rounds later where they are short, and goes on from its newest checkpoint. What it
-does again counts once in what it has spent.
+does again counts once in what it has spent. The seconds that a process takes to start, in which the others go on, come
+on top of its absence.
 """
 
 import math

@@ -83,7 +83,6 @@ def render_report(
     summaries, swarm = _summaries(nodes)
     rejected = _total_rejected(summaries.values())
     started = any(metrics.values())
-    config = run.get("config")
     # The page escapes everything but the plots, which are SVG of our own making.
     page = Environment(
         loader=PackageLoader("node.telemetry", ""),
@@ -106,7 +105,7 @@ def render_report(
         groups_plot=Markup(plots.plot_groups(summaries)) if started else "",
         rejects_plot=Markup(plots.plot_rejects(rejected)) if rejected else "",
         time_plot=Markup(plots.plot_time(metrics)) if started else "",
-        settings=_flat(config) if isinstance(config, dict) else [],
+        settings=_settings(run),
     )
 
 
@@ -183,6 +182,19 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _settings(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what every node went by, and after it what each part of them did, where they differ."""
+    if not run.get("parts"):
+        return _flat(run["config"]) if isinstance(run.get("config"), dict) else []
+    parts = {name: dict(_flat(part["config"])) for name, part in run["parts"].items()}
+    keys = dict.fromkeys(key for settings in parts.values() for key in settings)
+    common = {key for key in keys if len({settings.get(key) for settings in parts.values()}) == 1}
+    own = [
+        (f"{name}: {key}", settings[key]) for name, settings in parts.items() for key in settings if key not in common
+    ]
+    return [*((key, next(iter(parts.values()))[key]) for key in keys if key in common), *own]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -114,6 +114,17 @@ def test_names_and_settings_are_escaped(tmp_path: Path) -> None:
     assert "policy.model" in page and "$x^2$" in page
 
 
+def test_where_nodes_have_settings_of_their_own_those_are_shown_of_each_part() -> None:
+    parts = {
+        name: {"nodes": 2, "config": {"policy": {"model": model}, "rounds": 7}}
+        for name, model in (("small", "builtin"), ("large", "wide"))
+    }
+    run = {"seed": 1, "swarm": "ab", "config": parts["small"]["config"], "parts": parts}
+    page = render_report("run", {"n0": NodeFiles([make_row(0, 1)])}, run)
+    found = dict(re.findall(r"<dt>([^<]*)</dt>\s*<dd>([^<]*)</dd>", page))
+    assert found == {"rounds": "7", "small: policy.model": "&#34;builtin&#34;", "large: policy.model": "&#34;wide&#34;"}
+
+
 def test_what_the_model_said_is_shown_early_and_late_marked_and_escaped(tmp_path: Path) -> None:
     fill(tmp_path, 1, 5)
     assert "early and late" not in write_report(tmp_path).read_text()
