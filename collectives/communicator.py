@@ -295,6 +295,7 @@ class Communicator:
         Raises:
             BadArgument: a majority can be reached, or this member is outside.
             DeadlineExceeded: those who can be reached did not agree in time.
+            Closed: this member left meanwhile.
         """
         self._driver.force_view(check_timeout(timeout))
 

@@ -113,6 +113,7 @@ class Driver:
         Raises:
             BadArgument: a majority can be reached.
             DeadlineExceeded: those who can be reached did not agree in time.
+            Closed: this member left meanwhile.
         """
         before = self.status
         if before.view is None or not before.stranded:
@@ -121,6 +122,8 @@ class Driver:
         with self.changed:
             if not self.changed.wait_for(lambda: self.status.view != before.view, timeout):
                 raise DeadlineExceeded(f"those who can be reached did not agree in {timeout:g} s: call it again")
+        if self.status.closed:
+            raise Closed(HAS_LEFT)
 
     def meet(self, addresses: Iterable[Address]) -> None:
         """See to it that whoever listens at these becomes linked."""

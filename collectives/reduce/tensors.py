@@ -85,13 +85,27 @@ def check_target(x: TensorLike, out: TensorLike | None) -> TensorLike:
             f"of shape {tuple(x.shape)}: give an out like the input"
         )
     if isinstance(target, np.ndarray):
-        writable = target.flags.writeable
+        writable = target.flags.writeable and not _shares_memory(target.strides, target.shape, target.itemsize)
     else:
-        # Elements that share memory, as expand() makes them, cannot hold different results.
-        writable = all(stride != 0 or size < 2 for stride, size in zip(target.stride(), target.shape, strict=True))
+        writable = not _shares_memory(target.stride(), target.shape, 1)
     if not writable:
-        raise BadArgument("the buffer cannot be written (read-only, or expanded): give a writable out=")
+        raise BadArgument("the buffer cannot be written (read-only, expanded or unfolded): give a writable out=")
     return target
+
+
+def _shares_memory(strides: Sequence[int], shape: Sequence[int], element: int) -> bool:
+    """Tell whether elements may share memory, as expand() and unfold() make them: they cannot hold different results.
+
+    Each stride must reach beyond all that the smaller ones span. `element` is an element's length, in their unit.
+    """
+    if 0 in shape:
+        return False
+    span = element
+    for stride, size in sorted((abs(stride), size) for stride, size in zip(strides, shape, strict=True) if size > 1):
+        if stride < span:
+            return True
+        span += stride * (size - 1)
+    return False
 
 
 def publish(result: torch.Tensor, target: TensorLike) -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from collectives import Aborted, Closed, Communicator, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers
 from collectives.agreement.events import Finished, Verdict
-from collectives.agreement.views import OpId
+from collectives.agreement.views import OpId, View
 from collectives.calls import Call, error_of
-from collectives.driver import Status
+from collectives.driver import Driver, Status
 from collectives.errors import BadArgument
 from collectives.types import Timing
 from protocol.identity import Identity
@@ -90,3 +90,14 @@ def test_waiting_for_members_ends_in_time_though_somebody_waits_whom_the_others_
     comm = Communicator(answering, Identity.generate(), "tcp://127.0.0.1:1")
     with pytest.raises(DeadlineExceeded, match="0 of 3 members"):
         comm.wait_for(3, timeout=0.05)
+
+
+def test_who_leaves_while_a_view_is_forced_is_told_so():
+    class Leaving:
+        def wake(self):
+            driver.status = Status(closed=True)
+
+    driver = Driver(None, Leaving(), None, QUICK, None)
+    driver.status = Status(View(b"group", 1, b"the mark", ()), stranded=True)
+    with pytest.raises(Closed):
+        driver.force_view(10.0)

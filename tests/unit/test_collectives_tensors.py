@@ -90,6 +90,39 @@ def test_what_cannot_be_reduced_is_refused_with_what_can(x):
         flatten(x)
 
 
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(3).expand(2, 3),
+        torch.zeros(5).unfold(0, 3, 1),
+        torch.zeros(9).as_strided((2, 3), (2, 1)),
+        np.lib.stride_tricks.as_strided(np.zeros(5), (3, 3), (8, 8)),
+        np.lib.stride_tricks.as_strided(np.zeros(5), (3,), (4,)),
+    ],
+)
+def test_a_target_whose_elements_share_memory_is_refused(x):
+    with pytest.raises(BadArgument, match="writable out="):
+        check_target(x, None)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(()),
+        torch.zeros(3, 0).expand(4, 3, 0),
+        torch.zeros(1).expand(1, 1),
+        torch.zeros(4, 3, 2).permute(2, 0, 1),
+        torch.zeros(6).unfold(0, 3, 3),
+        torch.zeros(4, 6)[::2, 1::2],
+        np.zeros((4, 6))[::-1, ::-2],
+        np.zeros((2, 3), order="F"),
+        np.zeros(0),
+    ],
+)
+def test_a_target_of_any_other_layout_is_taken(x):
+    assert check_target(x, None) is x
+
+
 def test_a_target_must_hold_the_result():
     x = torch.ones(2, 3)
     assert check_target(x, None) is x
