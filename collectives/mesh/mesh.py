@@ -409,8 +409,8 @@ class Mesh:
             address = None
         if address is None:
             raise MeshError("introduction")
-        connection.introduced = True
         self._link(connection, peer, str(Address(address.host, address.port)))
+        connection.introduced = True  # only now: one that there is no link for is tried again
 
     def _link(self, connection: ChannelState, peer: Peer, address: str) -> None:
         link = self._links.get(peer.member)

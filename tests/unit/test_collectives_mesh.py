@@ -29,15 +29,20 @@ def make():
         mesh.close(0.0)
 
 
+def poll(meshes, reached):
+    """Let all of them work until something is so."""
+
+    def work():
+        for mesh in meshes:
+            mesh.poll(0.01)
+        return reached()
+
+    wait_until(work, 20)
+
+
 def settle(own, others):
     """Go on until each of the others is linked, or was turned away."""
-
-    def settled():
-        for mesh in (own, *others):
-            mesh.poll(0.01)
-        return len(own.linked) + own.refused["too_many_strangers"] >= len(others)
-
-    wait_until(settled, 20, "all to be linked or turned away")
+    poll((own, *others), lambda: len(own.linked) + own.refused["too_many_strangers"] >= len(others))
 
 
 def test_those_whom_a_member_dials_are_bounded_as_those_are_who_dial_it(make, monkeypatch):
@@ -49,6 +54,20 @@ def test_those_whom_a_member_dials_are_bounded_as_those_are_who_dial_it(make, mo
         own.want(Address.parse(other.address))
     settle(own, others)
     assert len(own.linked) == 2
+
+
+def test_one_that_there_was_no_link_for_is_dialled_again(make, monkeypatch):
+    monkeypatch.setattr("collectives.mesh.mesh.MAX_STRANGERS_WHO_MAY_JOIN", 1)
+    own, node_id = make()
+    (first, first_id), (second, second_id) = make(), make()
+    own.enter(frozenset([node_id]))
+    for other in (first, second):
+        own.want(Address.parse(other.address))
+        poll((own, first, second), lambda: own.linked or own.refused)
+    poll((own, first, second), lambda: own.refused["too_many_strangers"] > 0)
+    (linked,) = own.linked
+    own.drop(linked, "it made way")
+    poll((own, first, second), lambda: own.linked == {first_id, second_id} - {linked})
 
 
 def test_one_outside_has_a_bounded_number_of_links(make, monkeypatch):
