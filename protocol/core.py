@@ -231,7 +231,8 @@ class Core:
         if self.admission.is_refused(subject, now):
             self.admission.offence("graylisted", None, now)
             return self._members(self.membership.handle(Expel(node), now), now) if node else []
-        if not self.admission.may_send(link, len(frame), now):
+        is_content = kind_of(frame) in (Kind.ITEM, Kind.CHUNK)
+        if not self.admission.may_send(link, len(frame), now, is_content=is_content):
             return self._offence("flood", link, subject, now)
         try:
             if node is not None and kind_of(frame) == Kind.ITEM and self._is_spared(node, claimed_id(frame), now):

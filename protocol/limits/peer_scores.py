@@ -10,6 +10,8 @@ from protocol.limits.rate_limits import Allowance
 from protocol.lru import Recent
 
 MAX_ALLOWANCES = 1024
+# What takes as long to read and to act on as any message: 512 announced ids are 24 kB, and 5 ms.
+MESSAGE_BYTES = 1 << 10
 # Points that one offence costs. Nothing here can happen to an honest node on a working machine,
 # except "replayed" and "flood" in small numbers and "stale" when clocks differ.
 PENALTIES = {
@@ -102,13 +104,16 @@ class Admission:
         self._allowances: Recent[bytes, Allowance] = Recent(MAX_ALLOWANCES)
         self.rejected: Counter[str] = Counter()
 
-    def may_send(self, link: Link, size: int, now: Instant) -> bool:
-        """Account for a frame of `size` bytes on the link; False: its holder sends too much."""
+    def may_send(self, link: Link, size: int, now: Instant, *, is_content: bool = False) -> bool:
+        """Account for a frame of `size` bytes on the link; False: its holder sends too much.
+
+        One that is no item's content counts as a message for each begun `MESSAGE_BYTES`.
+        """
         allowance = self._allowances.get(link.key)
         if allowance is None:
             allowance = Allowance(self._limits, now.steady)
             self._allowances.set(link.key, allowance)
-        return allowance.take(size, now.steady)
+        return allowance.take(size, now.steady, 1 if is_content else 1 + size // MESSAGE_BYTES)
 
     def score(self, subject: str, now: Instant) -> float:
         """Return the subject's score: 0 at best, refused for a while once it is below `Limits.graylist_score`."""

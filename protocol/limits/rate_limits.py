@@ -39,9 +39,9 @@ class Allowance:
         self._messages = TokenBucket(limits.messages_per_second, limits.messages_burst, now)
         self._bytes = TokenBucket(limits.bytes_per_second, limits.bytes_burst, now)
 
-    def take(self, size: int, now: float) -> bool:
-        """Account for one message of `size` bytes; False: it is too much."""
-        return self._messages.take(1, now) and self._bytes.take(size, now)
+    def take(self, size: int, now: float, messages: int = 1) -> bool:
+        """Account for `size` bytes that count as so many messages; False: it is too much."""
+        return self._messages.take(messages, now) and self._bytes.take(size, now)
 
 
 class Prefixes:

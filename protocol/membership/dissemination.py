@@ -64,6 +64,12 @@ class Dissemination:
             RecordError: a record is malformed, forged or another swarm's; those before it were taken in.
             MessageError: the peer tells too many.
         """
+        try:
+            return self._take_in(sender, voice, scope, peers, now)
+        finally:  # those before a bad one were taken in
+            self._book.trim(self._links.peers, self._rng)
+
+    def _take_in(self, sender: NodeId, voice: str, scope: Scope, peers: Peers, now: Instant) -> list[PeerRecord]:
         teller = self._links.peers.get(sender)
         fresh: list[PeerRecord] = []
         for encoded in peers.records:
@@ -81,7 +87,6 @@ class Dissemination:
                 not_before = now.steady + (0.0 if first else DIAL_YIELD_S)
                 if self._book.hear(record, voice, not_before, scope):
                     fresh.append(record)
-        self._book.trim(self._links.peers, self._rng)
         return fresh
 
     def pass_on(self, fresh: list[PeerRecord], teller: NodeId, now: Instant) -> list[MembershipAction]:

@@ -34,10 +34,10 @@ from protocol.gossip.subscriptions import hint
 from protocol.host import describe_peers
 from protocol.identity import KEY_BYTES, Identity, Verify
 from protocol.limits.peer_scores import FIRST_REFUSAL_S, PENALTIES
-from protocol.membership.address_book import Book
+from protocol.membership.address_book import CANDIDATES, Book
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
-from protocol.wire.envelope import HEADER_BYTES, MAX_FRAME_BYTES, Kind, digest, item_id, open_frame, seal
-from protocol.wire.messages import NO_TOPIC, Announce, Entry, Goodbye, Hello, Ping
+from protocol.wire.envelope import HEADER_BYTES, MAX_FRAME_BYTES, ItemId, Kind, digest, item_id, open_frame, seal
+from protocol.wire.messages import NO_TOPIC, Announce, Entry, Goodbye, Hello, Peers, Ping
 from protocol.wire.version import seal_v1, spoken_version
 
 SWARM = b"a swarm of tests"
@@ -462,6 +462,24 @@ def test_a_flood_is_dropped_and_counted() -> None:
         talk.say(Kind.ITEM, b"item %d" % number)
     assert talk.rejected == {"flood": 6}
     assert received(talk.hear(talk.frame(Kind.ITEM, b"later"), now=5.0))
+
+
+def test_a_message_counts_for_as_many_as_it_has_kilobytes_and_an_item_for_one() -> None:
+    talk = Talk(Limits(messages_per_second=1.0, messages_burst=30.0))
+    many = Announce(tuple(Entry(ItemId(bytes([n]) * 32), 1000) for n in range(200)) * 2)
+    for _ in range(2):
+        talk.say(Kind.ANNOUNCE, many.encode())
+    assert talk.rejected == {"flood": 1}
+    assert received(talk.say(Kind.ITEM, bytes(100_000)))
+
+
+def test_what_was_told_before_a_bad_record_makes_room_as_if_there_were_none() -> None:
+    talk = Talk()
+    told = [make_record(Identity(bytes([n]) * 32), SWARM, (), 1, "", int((UNIX + 60) * 1000)) for n in range(50, 90)]
+    talk.say(Kind.PEERS, Peers((*(record.encoded for record in told), b"bad")).encode())
+    assert talk.rejected == {"malformed": 1}
+    book = talk.core.membership.book
+    assert len(book.candidates(PEER.node_id)) <= book.capacity // CANDIDATES
 
 
 def test_what_never_became_a_link_is_counted() -> None:
