@@ -53,6 +53,8 @@ TICK = 0.25  # seconds between looks at the children; a death is noticed at once
 HEAVY = ("node.run",)  # imports torch, transformers and trl with it
 # A thread does not survive a fork: keep OpenBLAS and Arrow (its allocator) from starting one while they are imported.
 NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+# Nor does CUDA: a package that only asks whether there is a GPU would leave none to the children. NVML tells as well.
+NO_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 # It is started with `python -c`: a file of the user's called node.py, where the command is given, is none of ours.
 NO_FOLDER_OF_THE_USER = {"PYTHONSAFEPATH": "1"}
 EXIT_DEFECT = 1
@@ -78,7 +80,7 @@ def start_server(preload: Sequence[str] = HEAVY) -> ForkServerContext:
     resource_tracker.ensure_running()  # else the fork server starts it, which unblocks the other two
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     outside = dict(os.environ)
-    os.environ.update(NO_THREADS | NO_FOLDER_OF_THE_USER)
+    os.environ.update(NO_THREADS | NO_CUDA | NO_FOLDER_OF_THE_USER)
     try:
         forkserver.ensure_running()
     finally:

@@ -274,6 +274,6 @@ def test_a_terminal_that_goes_away_stops_a_run_as_a_person_does(tmp_path: Path) 
     assert all((out / "nodes" / name / "stopped").exists() for name in ("n0", "n1"))
 
 
-def test_the_fork_server_has_the_libraries_and_no_thread_beside_its_own(tmp_path: Path) -> None:
+def test_the_fork_server_has_the_libraries_no_thread_beside_its_own_and_no_cuda(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "tests.fakes.count_threads", str(tmp_path)], check=True, timeout=100)
-    assert (tmp_path / "threads").read_text() == "1 True"
+    assert (tmp_path / "threads").read_text() == "1 True True"

@@ -1,4 +1,4 @@
-"""Write how many threads a real swarm's fork server has: `python -m tests.fakes.count_threads DIR`."""
+"""Write what a real swarm's fork server is like: `python -m tests.fakes.count_threads DIR`."""
 
 import sys
 from pathlib import Path
@@ -10,8 +10,10 @@ from node.supervisor import start_child, start_server
 
 
 def note(config: NodeConfig, folder: Path) -> None:
-    """The node: write what its parent, the fork server, looks like, and whether torch is here already."""
-    (folder / "threads").write_text(f"{psutil.Process().parent().num_threads()} {'torch' in sys.modules}")
+    """The node: write its parent's threads, whether torch is here already, and whether asking it for a GPU is safe."""
+    torch = sys.modules.get("torch")
+    safe = torch is not None and torch.cuda._nvml_based_avail()
+    (folder / "threads").write_text(f"{psutil.Process().parent().num_threads()} {torch is not None} {safe}")
 
 
 if __name__ == "__main__":
