@@ -105,6 +105,14 @@ def test_a_driver_that_torch_makes_no_use_of_is_named(monkeypatch: pytest.Monkey
     assert "CUDA 13.0" in found("gpu", examine(0, tmp_path)).do
 
 
+def test_of_several_gpus_it_is_said_which_one_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "AB"[index])
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert found("gpu", examine(0, tmp_path)).text == "A"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert found("gpu", examine(0, tmp_path)).text == "A, B; a node trains on the first"
+
+
 @pytest.mark.parametrize(
     ("version", "ok", "says"), [(0, True, "builtin/sums: as the swarm's"), (9, False, "builtin/sums")]
 )
