@@ -254,10 +254,10 @@ class Links:
         return [peer.link] if peer.spare is None else [peer.link, peer.spare]
 
     def part(self, link: Link, now: float) -> bool:
-        """Close the link a little later; False: too many are about to be closed, so close it now."""
+        """Close the link a little later, however often that is said; False: so many are that it is to be closed now."""
         if len(self._parting) >= MAX_PARTING:
             return False
-        self._parting[link] = now + GRACE_S
+        self._parting.setdefault(link, now + GRACE_S)
         return True
 
     def due(self, now: float) -> list[Link]:

@@ -482,6 +482,16 @@ def test_what_was_told_before_a_bad_record_makes_room_as_if_there_were_none() ->
     assert len(book.candidates(PEER.node_id)) <= book.capacity // CANDIDATES
 
 
+def test_a_caller_for_whom_there_is_no_room_is_hung_up_on_however_often_it_greets() -> None:
+    talk = Talk(Limits(max_peers=2))
+    hello = Hello(make_record(OTHER, SWARM, (), 1, "", int((UNIX + 3600) * 1000)).encoded).encode()
+    ended = []
+    for second in range(4):
+        talk.hear(talk.frame(Kind.HELLO, hello, OTHER), OTHER_LINK, now=second)
+        ended += talk.core.handle(Tick(), at(second))
+    assert HangUp(OTHER_LINK) in ended and list(talk.core.membership.peers) == [PEER.node_id]
+
+
 def test_what_never_became_a_link_is_counted() -> None:
     talk = Talk()
     talk.core.handle(Refused("handshake"), at(0))
