@@ -5,6 +5,8 @@ not answer is asked once.
 """
 
 import importlib.util
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 def preset_for(policy: PolicyConfig, vllm: VllmConfig, nodes: int = 1) -> Overrides:
     """Return the preset of the policy's model on this machine, of which each of `nodes` nodes has an equal part.
 
+    Where there are several GPUs, as many nodes as come on one share it.
+
     Raises:
         UserError: there is no such model.
     """
@@ -30,7 +34,8 @@ def preset_for(policy: PolicyConfig, vllm: VllmConfig, nodes: int = 1) -> Overri
         return preset(BUILTIN_SIZE, Machine(_memory()), lora)  # without importing torch
     size = measure_model(policy.model)
     machine = detect_machine(policy.device, vllm.python)
-    return preset(size, machine._replace(memory=machine.memory // nodes, share=1 / nodes), lora)
+    beside = math.ceil(nodes / machine.devices)  # on one device
+    return preset(size, machine._replace(memory=machine.memory // beside, share=1 / beside), lora)
 
 
 def measure_model(model: str) -> ModelSize:
@@ -102,8 +107,23 @@ def detect_machine(device: str = "auto", vllm_python: str = "") -> Machine:
     vllm = bool(vllm_python) or importlib.util.find_spec("vllm") is not None
     if device in ("auto", "cuda") and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
-        return Machine(memory, gpu=True, bf16=computes_in_bf16("cuda"), vllm=vllm)
+        count = torch.cuda.device_count()
+        return Machine(memory, gpu=True, bf16=computes_in_bf16("cuda"), vllm=vllm, devices=count)
     return Machine(_memory(), bf16=computes_in_bf16("cpu"), vllm=vllm)
+
+
+def visible_gpus(policy: PolicyConfig) -> list[str]:
+    """Return the GPUs that nodes of this policy may train on, as CUDA_VISIBLE_DEVICES names them.
+
+    The built-in policy has use for one, and asking takes torch.
+    """
+    if policy.model == "builtin" or policy.device not in ("auto", "cuda"):
+        return []
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [one.strip() for one in named.split(",")][:count] if named else list(map(str, range(count)))
 
 
 def _memory() -> int:

@@ -125,7 +125,8 @@ def _torch() -> Iterator[Check]:
     count = torch.cuda.device_count()
     names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
     if count:
-        yield Check("gpu", True, names + ("; a node trains on the first" if count > 1 else ""))
+        which = "; a node trains on the first, those of `gossamer swarm` on each in turn" if count > 1 else ""
+        yield Check("gpu", True, names + which)
     elif driver and torch.version.cuda is None:
         remedy = "install the CUDA build of torch that its site names for this driver"
         yield Check("gpu", False, "there is one, but this torch is built for the CPU", needed=False, do=remedy)

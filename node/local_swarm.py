@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from node.config import NodeConfig, flatten
+from node.detection import visible_gpus
 from node.errors import UserError
 from node.machine import usable_cores
 from node.peering import agent
@@ -168,6 +169,12 @@ def node_config(plan: Plan, index: int, cores: int) -> NodeConfig:
     return config.model_copy(update=changes)
 
 
+def gpu_of(plan: Plan, index: int) -> dict[str, str]:
+    """Return what in its environment lets node `index` see one GPU of several: nodes take them in turns."""
+    gpus = visible_gpus(plan.config_of(index).policy)
+    return {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if len(gpus) > 1 else {}
+
+
 def run_swarm(
     plan: Plan,
     show: Show,
@@ -196,7 +203,7 @@ def run_swarm(
         cores = usable_cores()
         make_folders(plan)
         children = [
-            NodeProcess.create(folder, node_config(plan, index, cores))
+            NodeProcess.create(folder, node_config(plan, index, cores), gpu_of(plan, index))
             for index, folder in enumerate(node_folders(plan).values())
         ]
         record_plan(plan)

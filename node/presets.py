@@ -47,6 +47,7 @@ class Machine(NamedTuple):
     bf16: bool = False  # computes in bfloat16, rather than through float32
     vllm: bool = False  # installed beside the node
     share: float = 1.0  # of the device: `memory` is as large a part of its whole
+    devices: int = 1  # that are alike, of which a node has one
 
 
 BUILTIN_SIZE = ModelSize(

@@ -27,7 +27,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -35,6 +35,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import structlog
@@ -61,6 +62,7 @@ EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
 
 Target = Callable[[NodeConfig, Path], None]
+NOTHING_ELSE: Mapping[str, str] = MappingProxyType({})
 
 log = structlog.get_logger()
 
@@ -91,11 +93,21 @@ def start_server(preload: Sequence[str] = HEAVY) -> ForkServerContext:
 
 
 def start_child(
-    context: ForkServerContext, target: Target, config: NodeConfig, folder: Path, *, debug: bool = False
+    context: ForkServerContext,
+    target: Target,
+    config: NodeConfig,
+    folder: Path,
+    *,
+    environment: Mapping[str, str] = NOTHING_ELSE,
+    debug: bool = False,
 ) -> Started:
-    """Start one node process on `folder`; `target` must be picklable by reference."""
+    """Start one node process on `folder`; `target` must be picklable by reference.
+
+    `environment` is set over that of the fork server before anything runs.
+    """
     reading, writing = context.Pipe(duplex=False)
-    process = context.Process(target=_main, args=(target, config, folder, debug, writing), name=folder.name)
+    given = (target, config, folder, dict(environment), debug, writing)
+    process = context.Process(target=_main, args=given, name=folder.name)
     process.start()
     writing.close()
     return Started(process, reading)
@@ -108,7 +120,10 @@ def run_real_node(config: NodeConfig, folder: Path) -> None:
     run_node(config, folder)
 
 
-def _main(target: Target, config: NodeConfig, folder: Path, debug: bool, reason: Connection) -> None:
+def _main(
+    target: Target, config: NodeConfig, folder: Path, environment: dict[str, str], debug: bool, reason: Connection
+) -> None:
+    os.environ.update(environment)
     threading.Thread(target=_die_with_supervisor, name="supervisor-watch", daemon=True).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     _redirect_output(folder / "output.log")
@@ -164,6 +179,7 @@ class NodeProcess:
     config: NodeConfig
     progress: Progress
     tail: MetricsTail
+    environment: Mapping[str, str] = field(default_factory=dict)
     state: State = State.WAITING
     error: str = ""
     restarts: int = 0
@@ -173,9 +189,10 @@ class NodeProcess:
     best_round: int = 0
 
     @classmethod
-    def create(cls, folder: Path, config: NodeConfig) -> "NodeProcess":
+    def create(cls, folder: Path, config: NodeConfig, environment: Mapping[str, str] = NOTHING_ELSE) -> "NodeProcess":
         """Return a node that has not been started; its folder may hold an earlier run's state."""
-        return cls(folder.name, folder, config, Progress(config.rounds), MetricsTail(folder / "metrics.jsonl"))
+        tail = MetricsTail(folder / "metrics.jsonl")
+        return cls(folder.name, folder, config, Progress(config.rounds), tail, environment)
 
     @property
     def alive(self) -> bool:
@@ -328,7 +345,14 @@ def _start(supervisor: Supervisor, child: NodeProcess, children: Sequence[NodePr
     (child.folder / "address").unlink(missing_ok=True)  # of an earlier process, which nobody answers at now
     if child.state is State.RESTARTING:
         child.restarts += 1
-    child.started = start_child(supervisor.context, supervisor.target, config, child.folder, debug=supervisor.debug)
+    child.started = start_child(
+        supervisor.context,
+        supervisor.target,
+        config,
+        child.folder,
+        environment=child.environment,
+        debug=supervisor.debug,
+    )
     child.state = State.STARTING
 
 

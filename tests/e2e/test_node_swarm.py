@@ -18,7 +18,7 @@ import pytest
 
 from node.config import NodeConfig
 from node.errors import UserError
-from node.local_swarm import NO_PARTS, Outcome, PlanPart, make_plan, run_swarm
+from node.local_swarm import NO_PARTS, Outcome, PlanPart, gpu_of, make_plan, run_swarm
 from node.supervisor import NodeProcess, State, nobody
 from node.telemetry.metrics import read_metrics
 from tests.fakes import nodes
@@ -62,6 +62,25 @@ def test_every_node_runs_to_its_end_and_leaves_the_run_folder(tmp_path: Path) ->
     assert [node["rounds"] for node in outcome.summary["nodes"].values()] == [20, 20, 20]
     assert all(0 < seconds < LIMIT for seconds in outcome.summary["first_round_seconds"].values())
     assert "<svg" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "seen"), [(None, 2, ["0", "1", "0"]), ("3, GPU-5f,7", 3, ["3", "GPU-5f", "7"])]
+)
+def test_nodes_take_the_gpus_in_turns(
+    visible: str | None, count: int, seen: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    config = NodeConfig(seed=1, rounds=1, policy={"model": "a/model"})
+    plan = make_plan(tmp_path / "run", 3, config)
+    run_swarm(plan, lambda children: None, started=time.time(), target=nodes.quick, preload=())
+    assert [(tmp_path / "run" / "nodes" / f"n{index}" / "gpu").read_text() for index in range(3)] == seen
+    assert gpu_of(make_plan(tmp_path / "cpu", 1, NodeConfig(policy={"model": "a/model", "device": "cpu"})), 0) == {}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert gpu_of(plan, 0) == {}
 
 
 def test_the_first_node_starts_alone_and_is_the_others_seed(tmp_path: Path) -> None:

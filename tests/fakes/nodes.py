@@ -19,6 +19,7 @@ def quick(config: NodeConfig, folder: Path) -> None:
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     (folder / "pid").write_text(str(os.getpid()))
     (folder / "seeds").write_text("\n".join(config.network.seeds))
+    (folder / "gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
     (folder / "address").write_text(f"tcp://127.0.0.1:{1000 + int(folder.name[1:])}?key={os.getpid()}\n")
     done = len(read_metrics(folder / "metrics.jsonl"))
     log = MetricsLog(folder / "metrics.jsonl")

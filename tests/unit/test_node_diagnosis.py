@@ -110,7 +110,10 @@ def test_of_several_gpus_it_is_said_which_one_trains(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert found("gpu", examine(0, tmp_path)).text == "A"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert found("gpu", examine(0, tmp_path)).text == "A, B; a node trains on the first"
+    assert (
+        found("gpu", examine(0, tmp_path)).text
+        == "A, B; a node trains on the first, those of `gossamer swarm` on each in turn"
+    )
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,17 @@ def test_nodes_on_one_machine_share_its_memory(nodes: int, tmp_path: Path, monke
     assert ("policy.lora.r" in preset_for(config.policy, config.engine.vllm, nodes)) == (nodes > 1)
 
 
+@pytest.mark.parametrize(("nodes", "on_one"), [(1, 1), (4, 1), (5, 2), (8, 2)])
+def test_nodes_on_several_gpus_share_the_one_that_they_are_on(
+    nodes: int, on_one: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.detection.detect_machine", lambda *_: GPU._replace(devices=4))
+    monkeypatch.setattr("node.detection.measure_model", lambda _: model(135e6))
+    config = parse_config({"policy": {"model": "any"}})
+    of_one = preset(model(135e6), GPU._replace(memory=GPU.memory // on_one, share=1 / on_one))
+    assert preset_for(config.policy, config.engine.vllm, nodes) == of_one
+
+
 def test_what_a_person_set_goes_before_a_preset_and_is_told_from_it() -> None:
     config = parse_config({"trainer": {"learning_rate": 5e-4}, "policy": {"lora": {"r": 0}}})
     filled = fill(config, {"trainer.learning_rate": 1e-5, "policy.lora.r": 16, "policy.lora.alpha": 32, "threads": 1})
