@@ -217,10 +217,7 @@ def policy_logprobs(policy: Policy, tokens: Sequence[int]) -> list[float]:
 
 def _model_length(policy: Policy, config: EngineConfig) -> int:
     """Return how many tokens a sequence may have in vLLM."""
-    length = min(
-        config.vllm.max_model_len,
-        getattr(policy.model.config, "max_position_embeddings", config.vllm.max_model_len),
-    )
+    length = min(config.vllm.max_model_len, policy.positions or config.vllm.max_model_len)
     needed = config.max_prompt_length + config.max_completion_length
     if needed > length:
         raise UserError(

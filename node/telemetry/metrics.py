@@ -67,17 +67,18 @@ class MetricsLog:
 
     def rewind(self, round_number: int) -> None:
         """Drop the rows after `round_number`, as a node does that resumes from its checkpoint."""
-        total = kept = 0
         recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
-        for row in iter_metrics(self._path):
-            total += 1
-            if row["round"] <= round_number:
-                kept += 1
-                recent.append(row)
+        for path in (older(self._path), self._path):
+            total = kept = 0
+            for row in iter_metrics(path):
+                total += 1
+                if row["round"] <= round_number:
+                    kept += 1
+                    recent.append(row)
+            if kept < total:
+                left = (row for row in iter_metrics(path) if row["round"] <= round_number)
+                write_atomically(path, b"".join(map(_encode, left)))
         self._recent = recent
-        if kept < total:
-            left = (row for row in iter_metrics(self._path) if row["round"] <= round_number)
-            write_atomically(self._path, b"".join(map(_encode, left)))
 
 
 class MetricsTail:

@@ -42,7 +42,7 @@ READER_CAPACITY = 1024  # about 1 kB each; twice the directory
 _DOMAIN = b"gossamer/record/1\x00"
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _SERVICE = re.compile(rf"[a-z0-9._/-]{{1,{MAX_SERVICE_BYTES}}}")
-_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?", re.IGNORECASE)
+_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?", re.IGNORECASE | re.ASCII)
 _ENDPOINT = re.compile(r"tcp://(\[[0-9a-fA-F:.]{2,45}\]|[^\s/\[\]:;@?#]{1,253}):([0-9]{1,5})")
 
 

@@ -99,6 +99,16 @@ def test_a_file_with_a_bound_is_put_aside_once_it_is_above_it(tmp_path: Path) ->
     assert read_metrics(tmp_path / "metrics.jsonl")[-1] == log.last == {"round": 59}
 
 
+def test_a_rewind_drops_rows_that_were_moved_out_of_the_way_too(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", max_bytes=80)
+    for number in range(1, 9):
+        log.append({"round": number})
+    assert [row["round"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [8]
+    log.rewind(5)
+    assert [row["round"] for row in iter_with_older(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert log.last == {"round": 5}
+
+
 def test_to_read_a_long_run_takes_less_memory_than_its_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     fat = {f"something/that is/measured/{at}": 0.1 * at for at in range(60)}

@@ -384,6 +384,7 @@ def test_a_changed_record_is_forged(position: int) -> None:
         "tcp://a:80/",
         "tcp://a:80\n",
         "tcp://-a:80",
+        "tcp://\u212aevin.org:80",  # a K that is none
         "tcp://[127.0.0.1]:80",
         "tcp://" + "a" * 300 + ":80",
     ],
