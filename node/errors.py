@@ -8,3 +8,10 @@ other exception is a defect and keeps its traceback.
 
 class UserError(Exception):
     """One clear line that says what is wrong and what to do about it."""
+
+
+class PassingError(UserError):
+    """What may go well at another try, once others hold less memory: who keeps a node running starts it again.
+
+    The command line exits with 1.
+    """

@@ -42,7 +42,7 @@ import structlog
 
 from node.budget import is_done
 from node.config import NodeConfig
-from node.errors import UserError
+from node.errors import PassingError, UserError
 from node.telemetry.logs import setup_logs
 from node.telemetry.metrics import MetricsTail, Progress
 
@@ -133,7 +133,7 @@ def _main(
     except UserError as error:
         log.exception("stopped")
         reason.send(str(error))
-        sys.exit(EXIT_USER_ERROR)
+        sys.exit(EXIT_DEFECT if isinstance(error, PassingError) else EXIT_USER_ERROR)
     except Exception as error:  # whatever it was, the supervisor decides what comes next
         log.exception("failed")
         reason.send(f"{type(error).__name__}: {error}")

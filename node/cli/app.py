@@ -36,7 +36,7 @@ from node.cli import (
     swarm,
     tasks,
 )
-from node.errors import UserError
+from node.errors import PassingError, UserError
 from protocol.errors import ProtocolError
 
 EXIT_DEFECT = 1
@@ -114,7 +114,7 @@ def run(arguments: Sequence[str], *, debug: bool) -> int:
             traceback.print_exc()
         if line is not None:
             print(f"error: {line}", file=sys.stderr)
-        return EXIT_DEFECT if line is None else EXIT_USER_ERROR
+        return EXIT_DEFECT if line is None or isinstance(error, PassingError) else EXIT_USER_ERROR
 
 
 def explain(error: Exception) -> str | None:

@@ -21,7 +21,7 @@ import torch
 from node.config import EngineConfig
 from node.engines import Generated, SamplingParams
 from node.engines.vllm_worker import EXIT_NO_VLLM
-from node.errors import UserError
+from node.errors import PassingError, UserError
 from node.policy import Policy
 from node.policy.export import export_weights
 from node.tasks import derive_seed
@@ -37,7 +37,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 
-class EngineError(UserError):
+class EngineError(PassingError):
     """vLLM cannot be started, or ended twice in a row; the line quotes its log."""
 
 

@@ -191,6 +191,11 @@ def test_an_error_of_the_configuration_is_one_line_and_starts_nobody_else(tmp_pa
     assert not (tmp_path / "run" / "nodes" / "n1" / "log.jsonl").exists()
 
 
+def test_what_may_pass_is_tried_again(tmp_path: Path) -> None:
+    outcome = run(tmp_path / "run", 2, 3, target=nodes.short_of_memory)
+    assert [(child.state, child.restarts) for child in outcome.children] == [(State.DONE, 1)] * 2
+
+
 def test_a_run_goes_on_as_the_same_swarm(tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(out, 2, 20)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from node.config import NodeConfig
-from node.errors import UserError
+from node.errors import PassingError, UserError
 from node.telemetry.metrics import MetricsLog, read_metrics
 from tests.fakes.rows import make_row
 
@@ -44,6 +44,15 @@ def stuck(config: NodeConfig, folder: Path) -> None:
 def misconfigured(config: NodeConfig, folder: Path) -> None:
     """Find an error that a person has to correct."""
     raise UserError("unknown task 'riddles': choose one of sums, fractions")
+
+
+def short_of_memory(config: NodeConfig, folder: Path) -> None:
+    """Find no memory at the first try."""
+    tried = folder / "tried"
+    if not tried.exists():
+        tried.touch()
+        raise PassingError("no room on the GPU")
+    quick(config, folder)
 
 
 def first_crashes(config: NodeConfig, folder: Path) -> None:

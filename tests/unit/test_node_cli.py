@@ -23,6 +23,7 @@ from node.cli.app import app, explain, run
 from node.cli.options import to_toml
 from node.cli.trained import find_trained
 from node.config import NodeConfig, TaskConfig, load_config
+from node.engines.vllm import EngineError
 from node.footprint import ModelSize
 from node.presets import Machine
 from protocol.credentials.grants import Pass
@@ -426,6 +427,17 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capfd: py
     monkeypatch.setattr("node.cli.doctor.examine", broken)
     assert run(["doctor"], debug=False) == 1
     assert "ZeroDivisionError: division by zero" in capfd.readouterr().err
+
+
+def test_what_may_go_well_at_another_try_is_one_line_and_lets_a_service_start_again(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def short(*_: object) -> None:
+        raise EngineError("vLLM did not start: no room")
+
+    monkeypatch.setattr("node.cli.doctor.examine", short)
+    assert run(["doctor"], debug=False) == 1
+    assert capfd.readouterr().err == "error: vLLM did not start: no room\n"
 
 
 def test_an_end_of_file_somewhere_inside_is_a_defect_and_no_interrupt(
