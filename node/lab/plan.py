@@ -34,12 +34,13 @@ A run is one arm on one base under one seed, with the base's settings over the f
 over all. All are checked before the first begins. The results of an arm in parts are followed by those of each part.
 """
 
+import difflib
 import itertools
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -248,7 +249,26 @@ def read_experiment(path: Path, model: type[Model], overrides: Sequence[str]) ->
         return model.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        *table, key = map(str, first["loc"] or ("the file",))
+        what = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            close = [one for one in difflib.get_close_matches(key, _keys(model)) if one != key]
+            what = "there is no such key here: " + (
+                f"did you mean {close[0]!r}?" if close else "see docs/experiments.md"
+            )
+        elif first["type"] == "missing" and not table:
+            what = "it has none, so it is no experiment (docs/experiments.md); settings are for `gossamer swarm`"
+        raise UserError(f"{path}: {'.'.join([*table, key])}: {what}") from None
+
+
+def _keys(section: type[Section]) -> list[str]:
+    """Return the names of the keys of a file and of the tables in it."""
+    keys = set(section.model_fields)
+    for field in section.model_fields.values():
+        for kind in get_args(field.annotation):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                keys |= set(_keys(kind))
+    return sorted(keys)
 
 
 def _seeds(path: Path, config: LabConfig) -> list[int]:

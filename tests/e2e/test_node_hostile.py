@@ -22,7 +22,7 @@ from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.compression import pack_content
 from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, seal
 from protocol.wire.messages import NO_TOPIC, Hello
-from tests.e2e.test_node_resume import run_in_child
+from tests.commands import start_node
 from tests.swarms import UNBOUNDED, rows_of, small_config
 from tests.waiting import wait_until
 
@@ -153,7 +153,7 @@ def node(tmp_path: Path) -> Iterator[Path]:
     network = {"swarm": SWARM.hex(), "listen": "tcp://127.0.0.1:0"}
     # Only what peers share is trained on, so a group that slipped through would be seen.
     config = small_config(1_000_000, network=network, sampling={"local": 0, "external": 4, "questions": 1, **UNBOUNDED})
-    child = run_in_child(config, tmp_path)
+    child = start_node(config, tmp_path)
     try:
         wait_until(lambda: rows_of(tmp_path), 60, "the first round")
         yield tmp_path

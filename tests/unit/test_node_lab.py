@@ -3,12 +3,23 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from node.errors import UserError
-from node.lab.plan import Lab, arm_folder, read_lab
+from node.lab.plan import (
+    ArmConfig,
+    AttackConfig,
+    BaseConfig,
+    ChurnConfig,
+    Lab,
+    LabConfig,
+    PartConfig,
+    arm_folder,
+    read_lab,
+)
 from node.lab.plots import plot_compute, plot_rounds
 from node.lab.results import (
     Result,
@@ -28,6 +39,7 @@ from node.lab.results import (
     with_known,
 )
 from node.lab.runs import is_complete
+from node.lab.trials import DefenceConfig, TrialConfig, TrialsConfig, read_trials
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = """
@@ -129,8 +141,13 @@ def test_a_part_of_it_can_be_asked_for_and_any_key_changed(tmp_path: Path) -> No
         ("runner = 'memory'" + FILE.replace("nodes = 2", "nodes = 2\nslow = 2"), "of 2 nodes 2 are slow"),
         (FILE.replace("[arms.alone]", "[arms.alone"), "cannot read"),
         (MIXED.replace("nodes = 9", ""), "arms.mixed.parts.large.nodes: Field required"),
+        (FILE.replace("nodes = 2", "chrn = 2"), "arms.1/1 slow.chrn: there is no such key here: did you mean 'churn'?"),
+        ("rounds = 3", "arms: it has none, so it is no experiment"),
         (MIXED.replace("nodes = 9", "nodes = 0"), "arms.mixed.parts.large.nodes: Input should be greater"),
-        (MIXED.replace("nodes = 9", "nodes = 9\nslow = 1"), "arms.mixed.parts.large.slow: Extra inputs"),
+        (
+            MIXED.replace("nodes = 9", "nodes = 9\nslow = 1"),
+            "large.slow: there is no such key here: see docs",
+        ),
         (MIXED.replace("local = 1", "locl = 1"), "arm 'mixed', part 'large': unknown configuration key"),
         (MIXED.replace("[arms.mixed.s", "[arms.mixed]\nnodes = 11\n[arms.mixed.s"), "leave nodes out"),
         (MIXED.replace("[arms.mixed.s", "[arms.mixed]\nslow = 1\n[arms.mixed.s"), "of an arm that has no parts"),
@@ -391,3 +408,17 @@ def test_the_plots_are_drawn_and_name_every_arm(tmp_path: Path) -> None:
         plot(runs, tmp_path / "plot.svg")
         drawn = (tmp_path / "plot.svg").read_text()
         assert "8/0" in drawn and "4/4" in drawn
+
+
+def test_the_pages_experiment_is_one_and_its_words_are_all_that_there_are(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "experiments.md").read_text()
+    experiment, attacks = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "a.toml").write_text(experiment)
+    lab = read_lab(tmp_path / "a.toml", tmp_path / "out")
+    assert {run.arm for run in lab.runs} == set(lab.config.arms) and len(lab.runs) == 5 * len(lab.config.arms)
+    (tmp_path / "b.toml").write_text(attacks)
+    assert {run.attack.kind for run in read_trials(tmp_path / "b.toml", tmp_path / "out").lab.runs if run.attack}
+    words = set(re.findall(r"\w+", experiment + attacks))
+    kinds = (LabConfig, BaseConfig, ArmConfig, PartConfig, ChurnConfig, AttackConfig)
+    kinds += (TrialsConfig, DefenceConfig, TrialConfig)
+    assert {key for kind in kinds for key in kind.model_fields} - words == set()

@@ -61,8 +61,9 @@ class Host:
 
     def _received(self, number: int) -> Received:
         texts = ("11", "1", "2222")
-        lie = 0.5 if number % 7 == 6 else 0.0
-        made = tuple(Completion(text, True, self.task.verify(self.task.make(number), text) + lie) for text in texts)
+        rewards = [self.task.verify(self.task.make(number), text) for text in texts]
+        claimed = [1 - reward for reward in rewards] if number % 7 == 6 else rewards
+        made = tuple(Completion(text, True, reward) for text, reward in zip(texts, claimed, strict=True))
         body = encode(Group(self.task.key, number, self.task.make(number).question, made, "peer", number))
         return Received(content_id(body), PEERS[number % 3], body, 0.0, topic_of(self.task.key))
 
