@@ -5,17 +5,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import NamedTuple
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from node.rollouts.ingest import BLAMELESS
 from node.supervisor import NodeProcess, State
-from node.telemetry.metrics import Progress, number
+from node.telemetry.metrics import RECENT, Progress, number
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 TREND_WIDTH = 12
 WIDE = 92  # columns that the table needs with its trend
+LEFT = ("node", "trend", "state")  # columns of words
+LEAST = ("trend", "got", "sent", "peers", "external", "own", "rejects", "state")  # what is left out first, if need be
 REFRESH = 0.5  # seconds
 LINE_EVERY = 10.0  # seconds
 
@@ -63,41 +68,41 @@ def progress_lines(console: Console, every: float = LINE_EVERY) -> Iterator[Call
     yield show
 
 
-def render(children: Sequence[NodeProcess], elapsed: float, width: int) -> Table:
-    """Return the table of all nodes; the trend of rewards only where there is room for it."""
-    table = Table(
-        title=line(children, elapsed),
-        title_style="bold",
-        title_justify="left",
-        box=None,
-        padding=(0, 1, 0, 0),
-        header_style="dim",
-    )
-    wide = width >= WIDE
-    for name in ("node", "round", "reward", *(["trend"] if wide else []), "own", "external", "peers", "sent"):
-        table.add_column(name, justify="left" if name in ("node", "trend") else "right", no_wrap=True)
-    for name in ("got", "rejects"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for child in children:
-        progress = child.progress
-        last = progress.last
-        point = progress.points[-1] if progress.points else None
-        style = STYLES.get(child.state, "dim")
-        table.add_row(
-            child.name,
-            f"{progress.round}/{progress.rounds}" if progress.rounds else str(progress.round),
-            f"{progress.reward():.3f}" if point else "",
-            *([trend(progress)] if wide else []),
-            str(point.local) if point else "",
-            str(point.external) if point else "",
-            f"{number(last, 'swarm/peers'):.0f}" if point else "",
-            size(number(last, "swarm/bytes_sent")) if point else "",
-            size(number(last, "swarm/bytes_received")) if point else "",
-            str(rejects(progress)) if point else "",
-            f"[{style}]{child.state}{f' ↻{child.restarts}' if child.restarts else ''}[/]",
-        )
-    return table
+def render(children: Sequence[NodeProcess], elapsed: float, width: int) -> Group:
+    """Return a line, and the table of all nodes with as many columns as fit: node, round and reward always do."""
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    rows = [_row(child) for child in children]
+    shown = {name: max(len(name), *(len(row[name]) for row in rows)) + 1 for name in rows[0]}
+    if width < WIDE:
+        del shown["trend"]
+    for name in LEAST:
+        if sum(shown.values()) > width:
+            shown.pop(name, None)
+    for name in shown:
+        table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=True)
+    for child, row in zip(children, rows, strict=True):
+        styles = {"state": STYLES.get(child.state, "dim")}
+        table.add_row(*(Text(row[name], styles.get(name, "")) for name in shown))
+    return Group(Text(line(children, elapsed), "bold"), table)
+
+
+def _row(child: NodeProcess) -> dict[str, str]:
+    progress = child.progress
+    last = progress.last
+    point = progress.points[-1] if progress.points else None
+    return {
+        "node": child.name,
+        "round": f"{progress.round}/{progress.rounds}" if progress.rounds else str(progress.round),
+        "reward": f"{progress.reward():.3f}" if point else "",
+        "trend": trend(progress),
+        "own": str(point.local) if point else "",
+        "external": str(point.external) if point else "",
+        "peers": f"{number(last, 'swarm/peers'):.0f}" if point else "",
+        "sent": size(number(last, "swarm/bytes_sent")) if point else "",
+        "got": size(number(last, "swarm/bytes_received")) if point else "",
+        "rejects": str(refused(progress).rejected) if point else "",
+        "state": f"{child.state}{f' ↻{child.restarts}' if child.restarts else ''}",
+    }
 
 
 def line(children: Sequence[NodeProcess], elapsed: float) -> str:
@@ -109,10 +114,12 @@ def line(children: Sequence[NodeProcess], elapsed: float) -> str:
     reward = f"{statistics.fmean(rewards):.3f}" if rewards else "-"
     last = children[0].progress.rounds
     end = f" of {last}" if last else ""
+    counts = [refused(child.progress) for child in children]
     return (
         f"{clock(elapsed)}  {sum(child.alive for child in children)} of {len(children)} nodes up, "
-        f"round {min(rounds)} to {max(rounds)}{end}, reward {reward}, "
-        f"groups {local} own {external} external, {sum(rejects(child.progress) for child in children)} rejected"
+        f"round {min(rounds)} to {max(rounds)}{end}, reward {reward} (last {RECENT} rounds), "
+        f"groups {local} own {external} external, {sum(one.unfit for one in counts)} not fit to teach, "
+        f"{sum(one.rejected for one in counts)} rejected"
     )
 
 
@@ -136,10 +143,20 @@ def trend(progress: Progress, width: int = TREND_WIDTH) -> str:
     return "".join(BLOCKS[max(level, 0)] for level in levels)
 
 
-def rejects(progress: Progress) -> int:
-    """Return how many items the node's present process rejected, over all reasons."""
+class Refused(NamedTuple):
+    """How many items a node did not take: what an honest peer may send and does not help here, and all others."""
+
+    unfit: int
+    rejected: int
+
+
+def refused(progress: Progress) -> Refused:
+    """Return what the node's present process did not take, over all reasons."""
     reasons = progress.last.get("swarm/rejected")
-    return int(sum(number(reasons, reason) for reason in reasons)) if isinstance(reasons, dict) else 0
+    if not isinstance(reasons, dict):
+        return Refused(0, 0)
+    unfit = sum(int(number(reasons, reason)) for reason in reasons if reason in BLAMELESS)
+    return Refused(unfit, sum(int(number(reasons, reason)) for reason in reasons) - unfit)
 
 
 def clock(seconds: float) -> str:

@@ -245,7 +245,7 @@ class Progress:
             )
             self.last = row
 
-    def reward(self, window: int = 20) -> float:
+    def reward(self, window: int = RECENT) -> float:
         """Return the mean reward of the last `window` rounds, 0 before the first."""
         recent = self.points[-window:]
         return sum(point.reward for point in recent) / len(recent) if recent else 0.0

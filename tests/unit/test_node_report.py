@@ -224,12 +224,40 @@ def test_table_fits_its_terminal(width: int) -> None:
     assert ("█" in text) == (width > 100)
 
 
+def test_a_narrow_terminal_loses_columns_and_no_name_round_or_reward() -> None:
+    children = [child("n0", 250), child("n11", 300, State.DONE), child("n2", 0, State.WAITING)]
+    shown = []
+    for width in (60, 40, 24, 10):
+        console = Console(width=max(width, 23), record=True, file=io.StringIO())
+        console.print(render(children, 75.0, width))
+        text = console.export_text()
+        head, *rows = text[text.index("node ") :].splitlines()
+        assert max(map(len, (head, *rows))) <= max(width, 23)
+        assert [row.split()[:3] for row in (head, *rows[:2])] == [
+            ["node", "round", "reward"],
+            ["n0", "250/300", f"{children[0].progress.reward():.3f}"],
+            ["n11", "300/300", f"{children[1].progress.reward():.3f}"],
+        ]
+        shown.append(head.split()[3:])
+    assert shown == [["own", "external", "peers", "rejects", "state"], ["rejects", "state"], [], []]
+
+
 def test_line_tells_the_swarm() -> None:
     children = [child("n0", 10), child("n1", 20)]
     text = line(children, 3725.0)
     assert text.startswith("1:02:05  0 of 2 nodes up, round 10 to 20 of 300, reward ")
     assert "groups 120 own" in text
-    assert text.endswith("6 rejected")
+    assert "reward 0." in text and " (last 20 rounds), " in text
+    assert text.endswith(", 6 not fit to teach, 0 rejected")
+
+
+def test_what_honest_peers_may_send_and_does_not_help_here_is_not_told_as_rejected() -> None:
+    one = child("n0", 10)
+    one.progress.last["swarm/rejected"] = {"too_surprising": 100, "over_long": 7, "too_long": 2, "forged": 3}
+    assert line([one], 1.0).endswith(", 109 not fit to teach, 3 rejected")
+    console = Console(record=True, width=200, file=io.StringIO())
+    console.print(render([one], 1.0, 200))
+    assert console.export_text().splitlines()[-1].split()[-2:] == ["3", "running"]
 
 
 def test_a_swarm_without_a_last_round_is_told_without_one() -> None:
