@@ -112,15 +112,26 @@ def closing_lines(plan: "Plan", outcome: "Outcome") -> list[str]:
 
     lines = [describe(child) for child in outcome.children if child.state is State.FAILED]
     swarm = outcome.summary["swarm"]
-    times = f" ({swarm['ratio']:.1f} times)" if swarm["ratio"] is not None else ""
-    if any(node["rounds"] for node in outcome.summary["nodes"].values()):
-        lines.append(
-            f"mean reward {swarm['reward_first']:.3f} in the first tenth, {swarm['reward_last']:.3f} in the last{times}"
-        )
+    lines += reward_lines(outcome.summary)
     lines += evaluation_lines(swarm)
     if outcome.signal:
         lines.append(f"stopped: the same command with --out {plan.out} goes on")
     return [*lines, f"report: {plan.out / 'report.html'}"]
+
+
+def reward_lines(summary: "Summary") -> list[str]:
+    """Return how far reward went, over tenths of the rounds that were done; none before the first round."""
+    from node.telemetry.summary import gain, tenth_of
+
+    swarm = summary["swarm"]
+    tenths = sorted(tenth_of(node["rounds"]) for node in summary["nodes"].values() if node["rounds"])
+    if not tenths:
+        return []
+    span = f"{tenths[0]}" if tenths[0] == tenths[-1] else f"{tenths[0]} to {tenths[-1]}"
+    first, last, times = swarm["reward_first"], swarm["reward_last"], gain(swarm)
+    more = "" if times is None else f" ({times:.1f} times)"
+    rounds = "round" if tenths[-1] == 1 else "rounds"
+    return [f"mean reward {first:.3f} in the first tenth ({span} {rounds}), {last:.3f} in the last{more}"]
 
 
 def evaluation_lines(swarm: "Summary") -> list[str]:

@@ -18,7 +18,7 @@ from node.telemetry import plots
 from node.telemetry.evaluations import EVALUATIONS_FILE, PASS, evaluation_curve
 from node.telemetry.metrics import Row, number, read_metrics, read_with_older
 from node.telemetry.rollout_log import OWN, ROLLOUTS_FILE
-from node.telemetry.summary import Summary, summarise_nodes, summarise_swarm
+from node.telemetry.summary import Summary, gain, summarise_nodes, summarise_swarm
 from protocol.storage import write_atomically
 
 ALONE = "alone"  # in a run's folder: a run of one node without peers to compare it with
@@ -93,6 +93,7 @@ def render_report(
         title=title,
         run=run,
         swarm=swarm,
+        times=gain(swarm),
         nodes=summaries,
         rejected=rejected,
         reward_plot=Markup(plots.plot_reward(metrics)) if started else "",

@@ -22,6 +22,8 @@ from protocol.storage import write_atomically
 
 Summary = dict[str, Any]
 
+LEAST_COMPARED = 0.05  # a mean reward below it is a few lucky answers, and a ratio to it is chance
+
 
 Evaluated = Mapping[str, Sequence[Row]]  # each node's evaluation rows
 
@@ -50,7 +52,7 @@ def summarise_nodes(nodes: Mapping[str, Sequence[Row]], evaluated: Evaluated) ->
 def summarise_node(rows: Sequence[Row], evaluated: Sequence[Row] = ()) -> Summary:
     """Return one node's figures; `seconds` is the time its rounds took, without pauses between runs."""
     rewards = [number(row, "reward") for row in rows]
-    tenth = max(len(rewards) // 10, 1)
+    tenth = tenth_of(len(rewards))
     return {
         "rounds": len(rows),
         "reward_cumulative": sum(rewards),
@@ -67,6 +69,11 @@ def summarise_node(rows: Sequence[Row], evaluated: Sequence[Row] = ()) -> Summar
         "tokens_scored": int(sum(number(row, "tokens_scored") for row in rows)),
         **first_and_last([evaluated]),
     }
+
+
+def tenth_of(rounds: int) -> int:
+    """Return how many rounds a tenth of those done is, over which rewards at both ends are means: at least one."""
+    return max(rounds // 10, 1)
 
 
 def summarise_swarm(nodes: Sequence[Summary], evaluated: Sequence[Sequence[Row]]) -> Summary:
@@ -86,6 +93,11 @@ def summarise_swarm(nodes: Sequence[Summary], evaluated: Sequence[Sequence[Row]]
         "tokens_trained": sum(node["tokens_trained"] for node in nodes),
         **first_and_last(evaluated),
     }
+
+
+def gain(swarm: Summary) -> float | None:
+    """Return how many times the first tenth's reward the last one's is; None where the first is too small to tell."""
+    return swarm["ratio"] if swarm["reward_first"] >= LEAST_COMPARED else None
 
 
 def counted(values: Iterable[float]) -> float:

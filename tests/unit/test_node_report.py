@@ -162,6 +162,15 @@ def test_evaluations_and_a_run_alone_are_drawn_and_compared(tmp_path: Path) -> N
     assert "0.625 <small>(" in (tmp_path / "report.html").read_text()
 
 
+def test_a_factor_is_shown_where_it_is_no_chance() -> None:
+    def page(first: float) -> str:
+        rows = [make_row(0, number) | {"reward": first if number < 6 else 0.5} for number in range(1, 11)]
+        return render_report("run", {"n0": NodeFiles(rows)}, {})
+
+    assert "<b>5.0&thinsp;&times;</b><span>last over first</span>" in page(0.1)
+    assert "last over first" not in page(0.01)
+
+
 def test_a_curve_counts_all_tokens_generated_until_then() -> None:
     metrics = [{"round": number, "tokens_generated": 100} for number in range(1, 11)]
     evaluated = [{"round": done, "questions": 20, "accuracy": done / 10} for done in (0, 4, 10)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.cli.swarm import evaluation_lines
+from node.cli.swarm import evaluation_lines, reward_lines
 from node.telemetry.summary import counted, summarise, summarise_node, write_summary
 
 KEYS = [
@@ -70,6 +70,22 @@ def test_tokens_are_summed_and_evaluations_belong_to_their_node() -> None:
 def test_a_run_that_begins_at_nothing_has_no_ratio() -> None:
     assert summarise({"n0": [row(1, 0.0), row(2, 0.5)]}, {}, started=0.0)["swarm"]["ratio"] is None
     assert summarise({}, {}, started=0.0)["swarm"]["ratio"] is None
+
+
+def test_how_far_reward_went_is_told_over_tenths_of_the_rounds_done_and_as_a_factor_where_that_is_no_chance() -> None:
+    def told(*nodes: list[float]) -> list[str]:
+        rows = {f"n{at}": [row(*one) for one in enumerate(rewards, 1)] for at, rewards in enumerate(nodes)}
+        return reward_lines(summarise(rows, {}, started=0.0))
+
+    assert told([0.25] * 20 + [0.5] * 20) == [
+        "mean reward 0.250 in the first tenth (4 rounds), 0.500 in the last (2.0 times)"
+    ]
+    assert told([0.01] * 20 + [0.5] * 20) == ["mean reward 0.010 in the first tenth (4 rounds), 0.500 in the last"]
+    assert told([0.0] * 35, [0.0] * 22, []) == [
+        "mean reward 0.000 in the first tenth (2 to 3 rounds), 0.000 in the last"
+    ]
+    assert told([0.0]) == ["mean reward 0.000 in the first tenth (1 round), 0.000 in the last"]
+    assert told([], []) == []
 
 
 def test_first_round_is_measured_from_the_command_that_resumed() -> None:
