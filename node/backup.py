@@ -67,6 +67,8 @@ def back_up(folder: Path, file: Path) -> Head:
     """
     if not (folder / CONFIG_FILE).exists():
         raise UserError(f"{folder} is no node's folder, or of one that never ran: it has no {CONFIG_FILE}")
+    if not any((folder / name).exists() for name in (KEY_FILE, SETTINGS_FILE)):  # a model has a config.json, too
+        raise UserError(f"{folder} is no node's folder: it has neither {KEY_FILE} nor {SETTINGS_FILE}")
     if file.exists():
         raise UserError(f"{file} is there already: choose another name")
     if not file.absolute().parent.is_dir():

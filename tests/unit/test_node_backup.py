@@ -149,6 +149,17 @@ def test_nothing_is_written_over(folder: Path, tmp_path: Path) -> None:
     restore(tmp_path / "n0.tar", tmp_path / "empty")
 
 
+def test_a_model_is_not_taken_for_a_node(tmp_path: Path) -> None:
+    model, file = tmp_path / "model", tmp_path / "x.tar"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match="is no node's folder: it has neither"):
+        back_up(model, file)
+    assert not file.exists()
+    (model / "settings.json").write_text("{}")  # what a node leaves that never met a network
+    assert back_up(model, file)["node"] is None
+
+
 def test_a_damaged_checkpoint_is_not_backed_up(folder: Path, tmp_path: Path) -> None:
     (folder / "checkpoints/checkpoint-6/optimizer.pt").write_bytes(b"")
     with pytest.raises(UserError, match="checkpoint-6 is damaged"):
