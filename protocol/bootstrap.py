@@ -320,7 +320,10 @@ def _why_not(bootstrap: Bootstrap, invite: Invite, timeout: float) -> JoinError:
     refusals = bootstrap.refusals
     if not refusals:
         seeds = ", ".join(str(seed.endpoint) for seed in invite.seeds)
-        return JoinError(f"no seed of the invite answered within {timeout:g} s ({seeds}): ask for a newer invite")
+        return JoinError(
+            f"no seed of the invite answered within {timeout:g} s ({seeds}): "
+            "see that the invite is whole, or ask for a newer one"
+        )
     reason = Counter(refusals.values()).most_common(1)[0][0]
     if theirs := version_in(reason):
         return JoinError(

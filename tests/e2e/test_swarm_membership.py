@@ -262,14 +262,14 @@ def test_a_manifest_from_a_false_seed_and_a_seed_that_is_gone(tmp_path: Path, mo
         address = Address.parse((other / "address").read_text())
         manifest = load_manifest(club)
         assert manifest is not None
-        with pytest.raises(JoinError, match="no seed of the invite answered within 1 s"):
+        with pytest.raises(JoinError, match=r"within 1 s .*: see that the invite is whole, or ask"):
             join(tmp_path / "own", Invite("club", manifest.hash, (address,)))
         # The swarm's id is half of the hash: a seed could have what fits that half and not the other.
         half = load_manifest(other).hash[:16] + bytes(16)  # type: ignore[union-attr]
         with pytest.raises(JoinError, match="not the one that the invite names"):
             join(tmp_path / "own", Invite("other", half, (address,)))
     assert not (tmp_path / "own").exists()
-    with pytest.raises(JoinError, match="ask for a newer invite"):
+    with pytest.raises(JoinError, match="ask for a newer one"):
         join(tmp_path / "own", Invite("other", load_manifest(other).hash, (address,)))  # type: ignore[union-attr]
 
 
