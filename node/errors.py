@@ -5,6 +5,9 @@ Anything a person got wrong (a key, a file, a port, a missing extra) is raised a
 other exception is a defect and keeps its traceback.
 """
 
+import shlex
+from pathlib import Path
+
 
 class UserError(Exception):
     """One clear line that says what is wrong and what to do about it."""
@@ -15,3 +18,8 @@ class PassingError(UserError):
 
     The command line exits with 1.
     """
+
+
+def quoted(path: Path) -> str:
+    """Return `path` as it stands in a command that a person is to paste into a shell."""
+    return shlex.quote(str(path))

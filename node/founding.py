@@ -19,7 +19,7 @@ import structlog
 from pydantic import ValidationError
 
 from node.config import NodeConfig, TaskConfig, is_file_task
-from node.errors import UserError
+from node.errors import UserError, quoted
 from node.state_folder import exclusive, gone_if_new, keep_config, resolve_seed
 from node.tasks import Task, TaskKey, TaskSet, load_tasks
 from protocol.bootstrap import Fetched, fetch_manifest
@@ -27,6 +27,7 @@ from protocol.credentials.grants import REFUSALS, Gatekeeper, Pass, Ticket, Use,
 from protocol.credentials.invite import Invite, SharedInvite, make_shared_invite
 from protocol.credentials.manifest import (
     MAX_NAME_BYTES,
+    NAME,
     ManifestLimits,
     ManifestTask,
     Policy,
@@ -63,6 +64,11 @@ def found(config: NodeConfig, folder: Path, name: str, policy: Policy, allowed: 
         UserError: the folder belongs to a swarm already, or what was asked for fits no manifest.
         IdentityError: the folder's key cannot be used.
     """
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r:.80} is no name of a swarm: a name begins with a letter or digit, and has no more than "
+            f"{MAX_NAME_BYTES} letters without accents, digits, '.', '_' and '-'"
+        )
     if allowed and policy is Policy.OPEN:
         raise UserError("an open swarm admits everybody: leave out --allow, or use --policy allowlist")
     limits = ManifestLimits(
@@ -72,17 +78,14 @@ def found(config: NodeConfig, folder: Path, name: str, policy: Policy, allowed: 
     with gone_if_new(folder), exclusive(folder):
         if (known := load_manifest(folder)) is not None:
             raise UserError(
-                f"{folder} belongs to swarm {known.name!r} already: run `gossamer node --state {folder}`, "
+                f"{folder} belongs to swarm {known.name!r} already: run `gossamer node --state {quoted(folder)}`, "
                 "or choose another --state"
             )
         identity = Identity.load_or_generate(folder / "identity.key")
         try:
             manifest = make_manifest(identity, name, int(time.time() * 1000), policy, tasks, allowed, limits)
         except ManifestError as error:
-            raise UserError(
-                f"this makes no manifest ({error}): a name begins with a letter or digit, and has no more than "
-                f"{MAX_NAME_BYTES} letters, digits, '.', '_' and '-'; tasks have short names and options"
-            ) from None
+            raise UserError(f"this makes no manifest ({error}): tasks are few, with short names and options") from None
         keep_config(config, resolve_seed(config, folder), folder)
         save_manifest(folder, manifest)  # last, so that a folder with a manifest has all that it needs
         return manifest
@@ -108,8 +111,8 @@ def make_invite(folder: Path, seeds: Sequence[Address], grant: Pass | SharedInvi
     known = dict.fromkeys([*(seeds or _own_address(folder)), *_peers(folder, manifest)])
     if not known:
         raise UserError(
-            f"no address of this node is known: start it (`gossamer node --state {folder} --listen ...`), and ask "
-            "again when it says `listening`; or name a seed with --seed"
+            f"no address of this node is known: start it (`gossamer node --state {quoted(folder)} --listen ...`), and "
+            "ask again when it says `listening`; or name a seed with --seed"
         )
     return Invite(manifest.name, manifest.hash, tuple(known)[: max(MAX_INVITE_SEEDS, len(seeds))], grant)
 
@@ -216,7 +219,7 @@ def _owner_of(folder: Path) -> tuple[SwarmManifest, Identity, Gatekeeper]:
     identity = Identity.load(folder / "identity.key")
     if identity.public_key != gate.owners[-1]:
         who = f"the {'owner' if len(gate.owners) > 1 else 'founder'} of swarm {manifest.name!r}"
-        raise UserError(f"only {who} ({node_id(gate.owners[-1])}) can sign this: ask it for an invite")
+        raise UserError(f"only {who} ({node_id(gate.owners[-1])}) can sign this: ask whoever holds its key")
     return manifest, identity, gate
 
 

@@ -147,6 +147,10 @@ def node_folders(plan: Plan) -> dict[str, Path]:
 
 def make_folders(plan: Plan) -> None:
     """Make the folders of the run and of its nodes; `UserError` where that cannot be."""
+    try:
+        (plan.out / "nodes").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot use {plan.out} as a run's folder: {error.strerror}: name another with --out") from None
     for folder in node_folders(plan).values():
         make_folder(folder)
 

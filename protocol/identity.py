@@ -10,6 +10,7 @@ two public keys is stated by a signed `PeerRecord`; it cannot be checked from ou
 import base64
 import hashlib
 import os
+import shlex
 import stat
 from collections.abc import Callable
 from functools import lru_cache
@@ -148,7 +149,8 @@ class Identity:
         except OSError as error:
             raise IdentityError(f"cannot read the key file {path}: {error.strerror}") from None
         if mode & 0o077:
-            raise IdentityError(f"others can read the key file {path} (mode {mode:03o}): run `chmod 600 {path}`")
+            run = f"chmod 600 {shlex.quote(str(path))}"
+            raise IdentityError(f"others can read the key file {path} (mode {mode:03o}): run `{run}`")
         if len(data) > MAX_KEY_FILE_BYTES:
             raise IdentityError(f"{path} is too large to be a key file: check the path")
         try:

@@ -10,7 +10,7 @@ import typer
 from node.cli.options import Debug, check_tasks, task_config, to_toml
 from node.cli.settling import with_preset
 from node.config import NodeConfig, parse_config, put
-from node.errors import UserError
+from node.errors import UserError, quoted
 from protocol.storage import write_atomically
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The TOML file to write.")]
@@ -84,9 +84,10 @@ def init(
     for question, given in zip(QUESTIONS, (model, task, listen, seed_peer), strict=True):
         _answer(question, given, tree)
     config, notes = with_preset(parse_config(tree))
-    head = f"# A node's settings. What is commented out holds as it stands.\n#\n#   gossamer node {file}\n\n"
+    head = f"# A node's settings. What is commented out holds as it stands.\n#\n#   gossamer node {quoted(file)}\n\n"
     write_atomically(file, (head + to_toml(config, notes, only_what_is_set=True)).encode())
-    print(f"wrote {file}: start a node on it with gossamer node {file}, or several with gossamer swarm {file}")
+    name = quoted(file)
+    print(f"wrote {file}: start a node on it with gossamer node {name}, or several with gossamer swarm {name}")
 
 
 def _answer(question: Question, given: str | None, tree: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ def revoke(folder: Folder, what: What = None, undo: Undo = False, debug: Debug =
     from node import founding
 
     if not what:
-        print(*sorted(founding.revoked_in(folder)), sep="\n")
+        print("\n".join(sorted(founding.revoked_in(folder))) or "nobody is revoked")
         return
     made = founding.revoke(folder, [_id(text) for text in what], undo=undo)
     print(f"revocation list {made.sequence}: {len(made.revoked)} revoked; the node in {folder} tells the swarm")

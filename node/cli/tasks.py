@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from node.cli.options import Debug, task_config
-from node.errors import UserError
+from node.errors import UserError, quoted
 
 app = typer.Typer(help="List tasks, try one, or begin one of your own.", rich_markup_mode=None)
 
@@ -98,7 +98,7 @@ def template(
             out.write(TEMPLATE.replace("FILE", file.name))
     except FileExistsError:
         raise UserError(f"{file} is there already: choose another name") from None
-    print(f"wrote {file}: try it with gossamer tasks check {file}")
+    print(f"wrote {file}: try it with gossamer tasks check {quoted(file)}")
 
 
 def _short(text: str) -> str:

@@ -198,9 +198,9 @@ def found(folder: Path, *arguments: str) -> list[str]:
 def test_a_swarm_is_founded_once_and_its_folder_runs_without_more_options(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    club = tmp_path / "club"
+    club = tmp_path / "füß ☃"  # a shell would take it for two words
     assert run(found(club, "--listen", "tcp://0.0.0.0:4001", "--rounds", "9"), debug=False) == 0
-    assert f"gossamer node --state {club}" in capfd.readouterr().out
+    assert f"gossamer node --state '{club}'" in capfd.readouterr().out
     assert "belongs to swarm 'club' already" in fails(capfd, *found(club))
     assert run(["node", "--state", str(club), "--dry-run"], debug=False) == 0
     (tmp_path / "printed.toml").write_text(capfd.readouterr().out)
@@ -223,8 +223,9 @@ def test_what_makes_no_swarm(
 ) -> None:
     assert says in fails(capfd, *found(tmp_path / "club"), *arguments)
     assert list(tmp_path.iterdir()) == []
-    said = fails(capfd, "found", "a name", "--out", str(tmp_path / "new" / "other"), "--no-start")
-    assert "a name begins with a letter or digit" in said
+    for name in ("a name", "naïve☃", "x" * 5000):
+        said = fails(capfd, "found", name, "--out", str(tmp_path / "new" / "other"), "--no-start")
+        assert "a name begins with a letter or digit" in said and "task" not in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -297,6 +298,12 @@ def test_what_was_invited_is_taken_back_by_its_line_its_node_or_its_id(
     assert node in listed and len(listed) == 2
     assert run(["revoke", club, "--undo", *listed], debug=False) == 0
     assert "list 2: 0 revoked" in capfd.readouterr().out
+    assert run(["revoke", club], debug=False) == 0
+    assert capfd.readouterr().out == "nobody is revoked\n"
+    (tmp_path / "club" / "identity.key").unlink()
+    Identity.generate().save(tmp_path / "club" / "identity.key")
+    line = fails(capfd, "revoke", club, node)
+    assert "only the founder of swarm 'club'" in line and "invite" not in line
 
 
 def test_a_swarm_is_handed_over_once_and_the_old_owner_signs_no_more(
@@ -485,7 +492,8 @@ def test_a_full_disk_says_what_to_do() -> None:
 
 def test_a_folder_that_cannot_be_used_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    assert "cannot use" in fails(capfd, "swarm", "-n", "1", "--out", str(tmp_path / "file" / "run"))
+    line = fails(capfd, "swarm", "-n", "1", "--out", str(tmp_path / "file" / "run"))
+    assert f"cannot use {tmp_path / 'file' / 'run'} as a run's folder" in line and "--out" in line
     assert "choose another --out" in fails(capfd, "swarm", "-n", "1", "--out", str(tmp_path / "file"))
 
 
