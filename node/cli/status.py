@@ -44,7 +44,10 @@ def status(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(*render(tree, console.width), sep="\n")
+    with console.capture() as shown:
+        console.print(*render(tree, console.width), sep="\n")
+    for line in shown.get().splitlines():
+        print(line.rstrip())  # a table fills its last column with blanks
 
 
 def render(tree: Tree, width: int) -> "list[RenderableType]":
@@ -71,7 +74,7 @@ def render(tree: Tree, width: int) -> "list[RenderableType]":
         ("peers", f"{counters['live_peers']} live, {counters['known_peers']} known{_alone(tree)}"),
         ("sent", f"{size(counters['bytes_sent'])}, {counters['items_sent']} groups"),
         ("got", f"{size(counters['bytes_received'])}, {counters['items_received']} groups"),
-        ("again", f"{counters['duplicates']} groups that it had already"),
+        ("got twice", f"{counters['duplicates']} groups"),
     ):
         if value is not None:
             head.add_row(Text(name, "dim"), Text(str(value)))
@@ -83,7 +86,7 @@ def render(tree: Tree, width: int) -> "list[RenderableType]":
     for name in [*columns, *(["score"] if blamed else []), *(["runs"] if others else [])]:
         peers.add_column(name, overflow="fold")  # on the next line, rather than cut off
     for peer in tree["peers"]:
-        delay = "" if peer["rtt_s"] is None else f"{1000 * peer['rtt_s']:.1f} ms"
+        delay = "-" if peer["rtt_s"] is None else f"{1000 * peer['rtt_s']:.1f} ms"
         # Text, not markup: a peer chooses what its record says.
         cells = [
             peer["short_name"],

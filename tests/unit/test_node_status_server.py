@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
+from node.cli.app import run
 from node.cli.status import render
 from node.config import ObserveConfig
 from node.diagnosis import examine_node
@@ -186,6 +187,16 @@ def test_peers_can_be_read_on_eighty_columns() -> None:
     console.print(*render(state() | {"peers": [peer]}, 80), sep="\n")
     words = [peer["short_name"], "a" * 12, "tcp://203.0.113.254:40001", "suspect", "12.3", "ms"]
     assert any(line.split() == words for line in console.export_text().splitlines())
+
+
+def test_no_cell_is_left_empty_and_no_line_ends_in_blanks(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    console = Console(record=True, width=109, file=StringIO())
+    console.print(*render(state() | {"peers": [{**state()["peers"][0], "rtt_s": None}]}, 109), sep="\n")
+    assert re.search(r"alive +- +-4\.2", console.export_text())
+    assert run(["status", str(folder)], debug=False) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert "got twice  5 groups" in lines
+    assert any(line.startswith("forged ") for line in lines) and lines == [line.rstrip() for line in lines]
 
 
 def test_how_long_a_peer_is_there_its_traffic_and_its_score_are_shown_where_there_is_room() -> None:
