@@ -161,7 +161,7 @@ def _table(section: BaseModel, name: str, notes: Mapping[str, str], only_what_is
         elif value is None:
             yield f"# {key} ={comment}"
         else:
-            yield f"{unset}{key} = {_value(value)}{comment}"
+            yield f"{unset}{key} = {toml_value(value)}{comment}"
     for path, child, repeated in tables:
         yield ""
         yield f"[[{path}]]" if repeated else f"[{path}]"
@@ -172,16 +172,22 @@ def _is_tables(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, BaseModel) for item in value)
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Return a value of the configuration as TOML; in a table, without the keys that have none."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_string(str(key))} = {_value(item)}" for key, item in value.items()) + "}"
+        held = {key: item for key, item in value.items() if item is not None}
+        return "{" + ", ".join(f"{_key(str(key))} = {toml_value(item)}" for key, item in held.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
     if isinstance(value, str):
         return _string(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     return repr(value)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch("[A-Za-z0-9_-]+", name) else _string(name)
 
 
 def _string(text: str) -> str:

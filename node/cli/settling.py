@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from node.cli.options import toml_value
 from node.config import (
     NetworkConfig,
     NodeConfig,
@@ -33,6 +34,7 @@ from node.errors import UserError
 from node.state_folder import Memory, recall
 
 PRESET_OF = ("policy.model", "policy.device", "policy.lora.r")  # what a preset is made for
+SECRET = ("observe.token",)
 
 log = structlog.get_logger()
 
@@ -48,9 +50,9 @@ class Settled(NamedTuple):
     def say(self, path: Path | None) -> None:
         """Tell the log what the folder remembers, and what differs from its last start, a line each."""
         if self.remembered and path is not None:
-            log.info("the file goes before what the folder remembers", file=str(path), still_remembered=self.remembered)
-        elif self.remembered:
-            log.info("the folder remembers", settings=self.remembered)
+            log.info("the file goes before what the folder remembers", file=str(path))
+        for line in [f"the folder remembers {setting}" for setting in self.remembered]:
+            log.info(line)
         if self.changes:
             log.info("changed since the last start", settings=self.changes)
         for line in idle_settings(self.config):
@@ -97,7 +99,11 @@ def settle(
     return Settled(
         config,
         {**notes, **dict.fromkeys(remembered, "as remembered")},
-        [f"{key}={value!r}" for key, value in remembered.items()],
+        [
+            f"{key} = {_told(key, toml_value(value))}"
+            for key, value in remembered.items()
+            if value not in (None, "", [], {})
+        ],
         changes(memory.last, config.model_dump(mode="json")),
     )
 
@@ -155,10 +161,15 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return "KEY: OLD -> NEW" for what differs between two configurations; a seed not drawn yet does not."""
     old = flatten(before)
     return [
-        f"{key}: {old[key]!r} -> {value!r}"
+        f"{key}: {_told(key, repr(old[key]))} -> {_told(key, repr(value))}"
         for key, value in flatten(now).items()
         if key in old and old[key] != value and not (key == "seed" and value is None)
     ]
+
+
+def _told(key: str, value: str) -> str:
+    """Return `value` as a log may have it, which others may be able to read."""
+    return "..." if key in SECRET else value
 
 
 def _preset(config: NodeConfig, nodes: int = 1) -> tuple[dict[str, Any], dict[str, str]]:

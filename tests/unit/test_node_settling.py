@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,6 +49,13 @@ def test_what_a_node_was_told_is_for_its_owner_alone_also_in_a_folder_that_other
     }
 
 
+def test_no_log_has_what_is_for_a_nodes_owner_alone(tmp_path: Path) -> None:
+    start(tmp_path, "observe.token=s3cret", "sampling.local=3")
+    again = start(tmp_path, "sampling.local=4")
+    assert list(again.remembered) == ["observe.token = ..."]
+    assert start(tmp_path, "observe.token=other").changes == ["observe.token: ... -> ..."]
+
+
 def test_a_folder_alone_is_enough_to_start_again(tmp_path: Path) -> None:
     first = start(
         tmp_path, "sampling.local=3", network__listen="tcp://0.0.0.0:4001", seeds=[SEED], policy__model="large"
@@ -60,7 +68,7 @@ def test_a_folder_alone_is_enough_to_start_again(tmp_path: Path) -> None:
         [SEED],
     )
     assert again.config.trainer.learning_rate == 1e-5
-    assert "sampling.local=3" in again.remembered
+    assert "sampling.local = 3" in again.remembered
     assert again.changes == []
     assert again.notes["sampling.local"] == "as remembered"
 
@@ -98,7 +106,19 @@ def test_a_file_goes_before_the_folder_and_the_rest_is_remembered(tmp_path: Path
     again = start(folder, "trainer.save_steps=9", path=path)
     assert (again.config.sampling.local, again.config.trainer.save_steps) == (5, 9)
     assert (again.config.trainer.weight_decay, again.config.network.listen) == (0.1, "tcp://0.0.0.0:4001")
-    assert set(again.remembered) == {"trainer.weight_decay=0.1", "network.listen='tcp://0.0.0.0:4001'"}
+    assert set(again.remembered) == {"trainer.weight_decay = 0.1", 'network.listen = "tcp://0.0.0.0:4001"'}
+
+
+def test_what_a_folder_remembers_is_told_a_setting_a_line_without_what_is_empty(tmp_path: Path) -> None:
+    riddles = {"name": "file/riddles", "options": {"path": "/r.py", "of day": 1}}
+    start(tmp_path, "network.swarm=", "sampling.local=3", "observe.enabled=false", tasks=[riddles])
+    with structlog.testing.capture_logs() as logs:
+        start(tmp_path).say(None)
+    assert sorted(entry["event"] for entry in logs) == [
+        "the folder remembers observe.enabled = false",
+        "the folder remembers sampling.local = 3",
+        'the folder remembers tasks = [{name = "file/riddles", options = {path = "/r.py", "of day" = 1}}]',
+    ]
 
 
 @pytest.mark.parametrize(
