@@ -27,6 +27,7 @@ from protocol.errors import PortInUse, ProtocolError
 from protocol.host import Host
 from protocol.identity import Identity
 from protocol.storage import write_atomically
+from protocol.transport.addresses import check_bindable
 
 HOW_TO_BE_DIALLED = "start it with --listen tcp://0.0.0.0:4001, or another port"
 DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]
@@ -71,6 +72,16 @@ def open_network(config: NodeConfig, folder: Path) -> Iterator[Network]:
             (folder / "address").unlink(missing_ok=True)  # of an earlier start
             log.info("dialling only", node=identity.node_id, swarm=swarm.hex(), to_be_dialled=HOW_TO_BE_DIALLED)
         yield Network(host, identity, swarm, manifest, address, grant_expiry(load_grant(folder)))
+
+
+def check_endpoint(network: NetworkConfig) -> None:
+    """Try where a node is to listen: what is wrong with it shows before a model is loaded, or a folder made.
+
+    Raises:
+        ProtocolError: the endpoint or a seed is of no use.
+    """
+    if network.enabled and (listen := listens_at(network)) is not None:
+        check_bindable(listen)
 
 
 def swarm_id(config: NodeConfig, folder: Path) -> bytes:

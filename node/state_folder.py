@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from node.config import NodeConfig, read_tree
 from node.errors import UserError
@@ -50,6 +50,12 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"cannot use {folder} as a node's folder: {error.strerror}: choose another path") from None
 
 
+def check_free(folder: Path) -> None:
+    """Raise `UserError` where a node is running in `folder`; nothing is made, and the folder is not held."""
+    with contextlib.suppress(OSError), (folder / "lock").open("r+") as lock:  # `exclusive` says what else is wrong
+        _lock(lock, folder)
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Make `folder` and hold it for this process; `UserError` when another node holds it."""
@@ -59,11 +65,16 @@ def exclusive(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot use {folder} as a node's folder: {error.strerror}: choose another path") from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another node is running in {folder}: stop it, or choose another folder") from None
+        _lock(lock, folder)
         yield
+
+
+def _lock(lock: IO[str], folder: Path) -> None:
+    """Hold the folder until `lock` is closed."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"another node is running in {folder}: stop it, or choose another folder") from None
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from node.cli.running import print_invite, run
 from node.cli.settling import settle
 from node.config import NodeConfig, TaskConfig
 from node.errors import quoted
-from node.state_folder import gone_if_new
+from node.state_folder import check_free, gone_if_new
 
 if TYPE_CHECKING:
     from node.peering import Network
@@ -77,13 +77,17 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
       gossamer found riddles --tasks builtin --listen tcp://0.0.0.0:4001 --state n0
     """
     named = {"rounds": rounds, "seed": seed, "policy.model": model, "network.listen": listen or None}
+    check_free(folder)
     remembered = settle(config, settings, named, folder=folder)
     settled = remembered.config if tasks is None else _with_tasks(remembered.config, tasks)
 
     from node import founding
+    from node.peering import check_endpoint
     from node.telemetry.logs import setup_logs
     from protocol.credentials import manifest
 
+    if not no_start:
+        check_endpoint(settled.network)
     allowed = [founding.parse_node_id(text) for text in allow or []]
     is_known: list[bool] = []
 

@@ -19,6 +19,7 @@ from node.cli.options import (
 )
 from node.cli.running import run
 from node.cli.settling import settle
+from node.state_folder import check_free
 
 Uri = Annotated[
     str,
@@ -56,11 +57,15 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     """
     parsed = read_invite(invite)
     named = {"rounds": rounds, "seed": seed, "policy.model": model, "network.listen": listen or None}
+    check_free(folder)
     settled = settle(config, settings, named, folder=folder, forget=forget or [])
 
     from node import founding
+    from node.peering import check_endpoint
     from node.telemetry.logs import setup_logs
 
+    if not no_start:
+        check_endpoint(settled.config.network)
     setup_logs(None, debug=debug)  # the folder is not there before the swarm has admitted this node
     joined = founding.join(parsed, settled.config, folder)
     setup_logs(folder, debug=debug)

@@ -24,6 +24,7 @@ from node.cli.options import (
 )
 from node.cli.running import run
 from node.cli.settling import settle, warn
+from node.state_folder import check_free
 
 SeedPeers = Annotated[
     list[str] | None,
@@ -74,6 +75,8 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
       gossamer node --state n1 --seed-peer "$(cat n0/address)" --model runs/models/smollm2-135m-instruct
       gossamer node --state relay --join "$INVITE" --seed-only --listen tcp://0.0.0.0:4002
     """
+    if not dry_run:
+        check_free(folder)
     named = {
         "role": "relay" if seed_only else None,
         "rounds": rounds,
@@ -89,8 +92,10 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         warn(settled.config)
         return 0
 
+    from node.peering import check_endpoint
     from node.telemetry.logs import setup_logs
 
+    check_endpoint(settled.config.network)
     joined = settled.config
     if join is not None:
         from node import founding

@@ -4,6 +4,7 @@ A name server may take many seconds. libzmq would resolve a name on its only I/O
 one family of addresses or the other, whether or not anybody listens there.
 """
 
+import errno
 import ipaddress
 import socket
 import threading
@@ -11,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from protocol.credentials.records import Endpoint
-from protocol.errors import BadAddress
+from protocol.errors import BadAddress, PortInUse
 
 MAX_LOOKUPS = 16  # in flight; each is a thread that waits
 MAX_ADDRESSES = 4  # tried of one name
@@ -32,6 +33,37 @@ def bindable_host(host: str) -> str:
         return str(min(found, key=lambda answer: answer[0] != socket.AF_INET)[4][0])
     except (OSError, UnicodeError):
         raise BadAddress(f"cannot listen on {host!r}: no such host; give an address of this machine") from None
+
+
+def cannot_listen(listen: Endpoint, number: int | None, reason: str) -> PortInUse | BadAddress:
+    """Return what a person is told where binding to `listen` failed with the error `number`."""
+    if number == errno.EADDRINUSE:
+        return PortInUse(f"{listen} is in use: choose another port, or port 0 for any free one")
+    if number == errno.EADDRNOTAVAIL:
+        return BadAddress(
+            f"cannot listen on {listen}: no address of this machine; listen on tcp://0.0.0.0:{listen.port}, "
+            "and where a router forwards to it, advertise the address that others dial"
+        )
+    return BadAddress(f"cannot listen on {listen}: {reason}")
+
+
+def check_bindable(listen: Endpoint) -> None:
+    """Bind to `listen` as the transport will, and let go of it.
+
+    Raises:
+        PortInUse: somebody listens there.
+        BadAddress: this machine has no such address.
+    """
+    host = bindable_host(listen.host)
+    is_ipv6 = ":" in host
+    with socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # these two as libzmq does
+        if is_ipv6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            probe.bind(("" if host == "*" else host, listen.port))
+        except OSError as error:
+            raise cannot_listen(listen, error.errno, error.strerror or str(error)) from None
 
 
 def advertised_host(host: str) -> str:

@@ -6,7 +6,6 @@ encrypts but lets anybody in, silently. Ours answers on our own thread: CURVE on
 not graylisted. Who the key belongs to is settled one step later, by the signed record in its hello.
 """
 
-import errno
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,10 +14,9 @@ from dataclasses import dataclass, field
 import zmq
 
 from protocol.credentials.records import Endpoint
-from protocol.errors import BadAddress, PortInUse
 from protocol.events import Arrived, Link, NetworkEvent, Refused
 from protocol.lru import Recent
-from protocol.transport.addresses import advertised_host, bindable_host
+from protocol.transport.addresses import advertised_host, bindable_host, cannot_listen
 from protocol.transport.sockets import (
     HANDSHAKE_FAILED,
     POLL_BUDGET,
@@ -133,14 +131,7 @@ class Inbound:
             self._router.bind(str(bound))
         except zmq.ZMQError as error:
             self.close()
-            if error.errno == errno.EADDRINUSE:
-                raise PortInUse(f"{listen} is in use: choose another port, or port 0 for any free one") from None
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise BadAddress(
-                    f"cannot listen on {listen}: no address of this machine; listen on tcp://0.0.0.0:{listen.port}, "
-                    "and where a router forwards to it, advertise the address that others dial"
-                ) from None
-            raise BadAddress(f"cannot listen on {listen}: {error.strerror}") from None
+            raise cannot_listen(listen, error.errno, error.strerror) from None
         port = Endpoint.parse(self._router.getsockopt_string(zmq.LAST_ENDPOINT)).port
         self.endpoint = Endpoint(advertised_host(listen.host), port)
         sources.add(self._monitor.socket, self.take_changes)

@@ -10,10 +10,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from protocol.config import Limits
-from protocol.credentials.records import Address
+from protocol.credentials.records import Address, Endpoint
 from protocol.errors import BadAddress, NetworkFailed, PortInUse
 from protocol.host import Host, Verdict
 from protocol.identity import Identity
+from protocol.transport.addresses import check_bindable
 from tests.protocol_hosts import SWARM, ask, collect, mesh, running, spawn
 from tests.waiting import wait_until
 
@@ -112,6 +113,17 @@ def test_a_port_in_use_and_a_bad_address_are_told_apart() -> None:
     for listen, says in (bad | {"127.0.0.1:0": "", "tcp://127.0.0.1": ""}).items():
         with pytest.raises(BadAddress, match=says):
             Host(Identity.generate(), SWARM, listen, []).start()
+
+
+@pytest.mark.parametrize("listen", ["tcp://127.0.0.1:0", "tcp://*:0", "tcp://[::1]:0", "tcp://[::]:0"])
+def test_that_a_port_is_in_use_is_told_without_a_host(listen: str) -> None:
+    with running(listen=listen) as (_, address):
+        same = Endpoint(Endpoint.parse(listen, bind=True).host, address.endpoint.port)
+        with pytest.raises(PortInUse, match=f"{same.port} is in use: choose another port"):
+            check_bindable(same)
+    check_bindable(same)
+    with pytest.raises(BadAddress, match="no address of this machine"):
+        check_bindable(Endpoint("203.0.113.7", 0))
 
 
 def test_a_wildcard_host_is_advertised_as_something_that_can_be_dialled() -> None:

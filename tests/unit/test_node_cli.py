@@ -26,6 +26,7 @@ from node.config import NodeConfig, TaskConfig, load_config
 from node.engines.vllm import EngineError
 from node.footprint import ModelSize
 from node.presets import Machine
+from node.state_folder import exclusive
 from protocol.credentials.grants import Pass
 from protocol.credentials.invite import Invite, SharedInvite
 from protocol.credentials.records import Address
@@ -227,6 +228,23 @@ def test_what_makes_no_swarm(
         said = fails(capfd, "found", name, "--out", str(tmp_path / "new" / "other"), "--no-start")
         assert "a name begins with a letter or digit" in said and "task" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_or_port_in_use_is_told_before_anything_is_loaded_or_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for heavy in ("node.run", "node.relay"):  # no import of them from here on
+        monkeypatch.setitem(sys.modules, heavy, None)
+    held, new = tmp_path / "held", tmp_path / "runs" / "new"
+    with exclusive(held):
+        for verb in (["node"], ["join", EXAMPLE_INVITE], ["found", "club"]):
+            line = fails(capfd, *verb, "--state", str(held), "--model", str(tmp_path / "of no interest yet"))
+            assert f"another node is running in {held}" in line
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = ["--state", str(new), "--listen", f"tcp://127.0.0.1:{taken.getsockname()[1]}"]
+        for verb in (["node"], ["node", "--seed-only"], ["join", EXAMPLE_INVITE], ["found", "club"]):
+            assert "is in use: choose another port" in fails(capfd, *verb, *where)
+    assert list(tmp_path.iterdir()) == [held]
 
 
 def test_a_found_or_join_that_fails_leaves_a_folder_as_it_was(
