@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from node.cli.options import Debug, Settings
-from node.cli.trained import Target, find_trained
+from node.cli.trained import Target, find_trained, say_loading
 from node.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def chat(  # noqa: PLR0913  # one parameter for each option of the command
       gossamer chat my-model --remember --max-tokens 200
     """
     trained = find_trained(model, settings, [task] if task else None)
+    say_loading(trained)
 
     from node.engines import SamplingParams
     from node.engines.hf import HfEngine

@@ -9,7 +9,7 @@ import typer
 
 from node.cli.inspect import completion_line
 from node.cli.options import Debug, Settings
-from node.cli.trained import Target, find_trained
+from node.cli.trained import Target, find_trained, say_loading
 from node.telemetry.rollout_log import quoted
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
     """
     trained = find_trained(model, settings, tasks)
     config = trained.config
+    say_loading(trained)
 
     from node.engines import SamplingParams
     from node.engines.hf import HfEngine

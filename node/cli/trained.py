@@ -1,6 +1,7 @@
 """What a person names to evaluate or to export: a checkpoint, a node's folder (its newest one), or a model."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -55,6 +56,12 @@ def find_trained(model: str, settings: Sequence[str] | None, tasks: Sequence[str
     if node is None:  # which would have recorded the lengths that it trained with
         config = _with_lengths(config)
     return Trained(config, base, adapters, node, _round(checkpoint))
+
+
+def say_loading(trained: Trained) -> None:
+    """Tell a person who waits which model is loaded; on standard error, where no answer is."""
+    adapters = f" with the adapters in {trained.adapters}" if trained.adapters else ""
+    print(f"loading {trained.config.policy.model}{adapters} ...", file=sys.stderr, flush=True)
 
 
 def _with_lengths(config: NodeConfig) -> NodeConfig:

@@ -78,7 +78,9 @@ def test_an_export_answers_as_the_node_and_its_card_tells_of_it(
 def test_questions_and_answers_are_shown(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
     checkpoint = str(trained / "checkpoints" / "checkpoint-6")
     assert run(["eval", checkpoint, "--count", "3", "--completions", "2", "--show", "2"], debug=False) == 0
-    lines = capfd.readouterr().out.splitlines()
+    printed = capfd.readouterr()
+    assert printed.err.startswith(f"loading builtin with the adapters in {checkpoint} ...\n")
+    lines = printed.out.splitlines()
     assert lines[0].startswith("dataset/ones  ") and lines[1].startswith("  right answer  ")
     assert sum(line.startswith("  right answer  ") for line in lines) == 2
     assert sum(line.startswith("  reward ") for line in lines) == 2 * (1 + 2)
@@ -107,7 +109,10 @@ def test_a_person_asks_as_the_node_was_asked_and_gets_what_it_answers(
     assert len(shown) == 12 and (policy == "node" or len({said for _, said in shown}) > 3)
     monkeypatch.setattr("sys.stdin", StringIO("".join(f"{question}\n\n" for question, _ in shown)))
     assert run(["chat", *model], debug=False) == 0
-    assert capfd.readouterr().out.splitlines() == [said for _, said in shown]
+    printed = capfd.readouterr()
+    assert printed.out.splitlines() == [said for _, said in shown]
+    adapters = f" with the adapters in {trained}/checkpoints/checkpoint-"
+    assert printed.err.startswith(f"loading builtin{adapters if policy == 'node' else ' ...'}")
 
 
 def test_answers_are_drawn_bounded_and_remembered(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
