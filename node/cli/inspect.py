@@ -121,6 +121,7 @@ def _round(folder: Path, wanted: int) -> "Iterator[str]":
     """Yield lines about a round: what came and was refused, and each row that it trained on."""
     from node.journal import Round, read_journal
     from node.rollouts.group import content_id, decode
+    from node.rollouts.sampling import is_informative
 
     known: dict[bytes, tuple[str, float, int, bytes]] = {}  # of a group: whose, when and in which round it came, body
     found, came = None, dict(known)
@@ -142,14 +143,19 @@ def _round(folder: Path, wanted: int) -> "Iterator[str]":
     peers = len({row.group for row in found.rows if row.external})
     refused = [(one.reason, one.sender) for one in found.seen if one.reason]
     refused += [(one.reason, one.sender) for one in found.refused]
-    yield f"round {wanted}: {len(found.own)} own groups, {len(found.seen)} items came, {len(refused)} refused"
+    own, items = _number_of(len(found.own), "own group"), _number_of(len(found.seen), "item")
+    yield f"round {wanted}: {own}, {items} came, {len(refused)} refused"
     for reason, sender in refused:
         yield f"  refused  {reason} from {quoted(sender)}"
-    yield f"trained on {len(found.rows)} rows, peers' of {peers} groups"
+    flat = found.own and not any(is_informative(decode(body, len(body)).rewards) for body in found.own)
+    why = ": no own group's rewards differ, and no group of a peer's was of use" if flat and not found.rows else ""
+    yield f"trained on {_number_of(len(found.rows), 'row')}, peers' of {_number_of(peers, 'group')}{why}"
     for key, rows in groupby(found.rows, key=lambda row: row.group):
         whose, at, first, body = came[key]
         group = decode(body, len(body))
-        age = f", came {wanted - first} rounds and {found.times[-1] - at:.1f} s ago" if whose != OWN else ""
+        age = (
+            f", came {_number_of(wanted - first, 'round')} and {found.times[-1] - at:.1f} s ago" if whose != OWN else ""
+        )
         yield f"  {quoted(whose)}{age}, group {key.hex()[:ID_DIGITS]}, {quoted(group.task.name)}"
         yield f"    question  {quoted(group.question)}"
         for row in rows:
@@ -157,12 +163,16 @@ def _round(folder: Path, wanted: int) -> "Iterator[str]":
             yield f"    weight {row.weight:.4g}  advantage {row.advantage:+.4g}  {quoted(made.text)}"
 
 
+def _number_of(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _overview(db: sqlite3.Connection, last: int, now: float) -> list[str]:
     rows = db.execute("SELECT id, peer, task, received, length(body) FROM groups ORDER BY received DESC").fetchall()
     (used,) = db.execute("SELECT COUNT(*) FROM groups WHERE question IN (SELECT question FROM uses)").fetchone()
     size = sum(row[4] for row in rows)
     return [
-        f"{len(rows)} groups, {size} bytes, {used} of them used",
+        f"{_number_of(len(rows), 'group')}, {_number_of(size, 'byte')}, {used} of them used",
         *_counts("by task", (row[2] for row in rows)),
         *_counts("by peer", (row[1] for row in rows)),
         *_worths(db),

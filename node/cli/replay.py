@@ -10,7 +10,7 @@ from node.cli.options import Debug, of_a_node
 Place = Annotated[
     Path, typer.Argument(metavar="FOLDER", callback=of_a_node, help="A node's state folder, or a copy of it.")
 ]
-EVERY = 100  # rounds between two lines on how far it is
+EVERY = 1000  # rounds between two lines on how far it is, where no line can be rewritten
 
 
 def replay(folder: Place, debug: Debug = False) -> int:
@@ -25,15 +25,24 @@ def replay(folder: Place, debug: Debug = False) -> int:
     Example:
       gossamer replay runs/a/nodes/n0
     """
+    from rich.console import Console
+
     from node.replay import replay as rounds_again
 
+    console = Console()
     done = differing = 0
-    for one in rounds_again(folder):
-        done += 1
-        if one.difference:
-            differing += 1
-            print(f"round {one.number}: {one.difference}", flush=True)
-        elif done % EVERY == 0:
-            print(f"round {one.number}: as recorded", flush=True)
-    print(f"{done} rounds done again, {differing} of them otherwise than recorded")
+    with console.status("reading the record") as spinner:  # which is shown in a terminal alone
+        for one in rounds_again(folder):
+            done += 1
+            if one.difference:
+                differing += 1
+                console.print(
+                    f"round {one.number}: {one.difference}", highlight=False, markup=False, emoji=False, soft_wrap=True
+                )
+            elif console.is_terminal:
+                spinner.update(f"round {one.number}: as recorded")
+            elif done % EVERY == 0:
+                print(f"round {one.number}: as recorded", flush=True)
+    rounds = "1 round" if done == 1 else f"{done} rounds"
+    print(f"{rounds} done again, {differing} of them otherwise than recorded")
     return 1 if differing else 0

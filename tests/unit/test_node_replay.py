@@ -18,7 +18,7 @@ from node.errors import UserError
 from node.journal import JOURNAL_FILE, OLDER_FILE, Journal, Round, Start, read_journal
 from node.loop import Loop
 from node.policy import load_policy
-from node.replay import replay
+from node.replay import Compared, replay
 from node.rollouts.group import Completion, Group, content_id, encode
 from node.rollouts.ingest import Limits
 from node.rollouts.replay_buffer import ReplayBuffer, Snapshot
@@ -155,7 +155,8 @@ def test_the_record_alone_is_enough(folder: Path, tmp_path_factory: pytest.TempP
 def test_it_reaches_behind_a_restore(folder: Path) -> None:
     config = config_of(folder)
     live(config, folder, 0, 12, max_bytes=6000)  # two files
-    (folder / "config.json").write_text("{}")
+    for name in ("config.json", "settings.json"):
+        (folder / name).write_text("{}")
     before = [(one.number, one.difference) for one in replay(folder)]
     back_up(folder, folder / "n0.tar")
     restore(folder / "n0.tar", folder / "again")
@@ -254,6 +255,50 @@ def test_inspect_shows_whose_rows_a_round_trained_on(folder: Path, capfd: pytest
     assert any(line.startswith(f"  {peer}, came ") for peer in PEERS for line in said)
     assert any("weight 0.3333  advantage +1  " in line for line in said)
     assert run(["inspect", str(folder), "--round", "9"], debug=False) == 2
+
+
+def test_inspect_says_why_a_round_trained_on_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    task = load_tasks(config_of(folder).tasks).tasks[0]
+    flat = encode(Group(task.key, 0, "q", (Completion("1", True, 0.0), Completion("3", True, 0.0)), "peer", 0))
+    told = encode(Group(task.key, 1, "q", (Completion("1", True, 0.0), Completion("3", True, 1.0)), "peer", 0))
+    journal = Journal(folder, 1 << 20)
+    for number, own in enumerate(([flat], [flat, told], []), 1):
+        journal._append(Round(number, [], [], [], [1.0], [], own, [], b"", b""))
+    said = []
+    for number in (1, 2, 3):
+        assert run(["inspect", str(folder), "--round", str(number)], debug=False) == 0
+        said += capfd.readouterr().out.splitlines()
+    nothing = "trained on 0 rows, peers' of 0 groups"
+    assert said == [
+        "round 1: 1 own group, 0 items came, 0 refused",
+        f"{nothing}: no own group's rewards differ, and no group of a peer's was of use",
+        "round 2: 2 own groups, 0 items came, 0 refused",
+        nothing,
+        "round 3: 0 own groups, 0 items came, 0 refused",
+        nothing,
+    ]
+
+
+def test_replay_says_how_far_it_is_seldom_or_on_one_line_of_a_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rounds = [Compared(number, "other" if number == 9 else "") for number in range(1, 2502)]
+    monkeypatch.setattr("node.replay.replay", lambda folder: iter(rounds))
+    last = "2501 rounds done again, 1 of them otherwise than recorded"
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    assert run(["replay", str(folder)], debug=False) == 1
+    assert capfd.readouterr().out.splitlines() == [
+        "round 9: other",
+        "round 1000: as recorded",
+        "round 2000: as recorded",
+        last,
+    ]
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    assert run(["replay", str(folder)], debug=False) == 1
+    lines = [re.sub(r".*\x1b\[2K|\x1b\[[?0-9;]*[a-zA-Z]", "", line) for line in capfd.readouterr().out.split("\n")]
+    assert [line for line in lines if line.startswith(("round", last))] == ["round 9: other", last]
+    assert len(lines) < 8 and any("round 2501: as recorded" in line for line in lines)
 
 
 def test_a_snapshot_restores_a_buffer_with_its_uses(tmp_path: Path) -> None:
