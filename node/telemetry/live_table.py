@@ -111,13 +111,13 @@ def line(children: Sequence[NodeProcess], elapsed: float) -> str:
     rewards = [child.progress.reward() for child in children if child.progress.points]
     local = sum(child.progress.points[-1].local for child in children if child.progress.points)
     external = sum(child.progress.points[-1].external for child in children if child.progress.points)
-    reward = f"{statistics.fmean(rewards):.3f}" if rewards else "-"
+    reward = f"{statistics.fmean(rewards):.3f} (last {RECENT} rounds)" if rewards else "-"
     last = children[0].progress.rounds
     end = f" of {last}" if last else ""
     counts = [refused(child.progress) for child in children]
     return (
         f"{clock(elapsed)}  {sum(child.alive for child in children)} of {len(children)} nodes up, "
-        f"round {min(rounds)} to {max(rounds)}{end}, reward {reward} (last {RECENT} rounds), "
+        f"round {min(rounds)} to {max(rounds)}{end}, reward {reward}, "
         f"groups {local} own {external} external, {sum(one.unfit for one in counts)} not fit to teach, "
         f"{sum(one.rejected for one in counts)} rejected"
     )
