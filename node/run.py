@@ -163,6 +163,9 @@ def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
         loop.spent = spent_in(iter_with_older(folder / "metrics.jsonl"))
         if _has_ended(config, done, loop.spent):
             return
+        if stopping:  # a round may take minutes
+            log.info("stopped while starting", round=done)
+            return
         if node.journal is not None:
             settings = config.model_dump(mode="json")
             node.journal.begin(done, lambda at: Start(at, settings, node.seed, node.limits, pool.snapshot()))

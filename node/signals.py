@@ -5,7 +5,7 @@ last one is ignored, and stays so.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -20,13 +20,22 @@ def signals_to_stop() -> frozenset[signal.Signals]:
 def stop_signals() -> Iterator[list[int]]:
     """Yield the list to which each of `signals_to_stop` is added while the block lasts."""
     received: list[int] = []
-
-    def remember(number: int, _: FrameType | None) -> None:
-        received.append(number)
-
-    before = {number: signal.signal(number, remember) for number in signals_to_stop()}
-    try:
+    with _handled(lambda number, _: received.append(number)):
         yield received
+
+
+@contextmanager
+def interrupting_signals() -> Iterator[None]:
+    """Let each of `signals_to_stop` raise `KeyboardInterrupt`, as Ctrl-C does, while the block lasts."""
+    with _handled(signal.default_int_handler):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in signals_to_stop()}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

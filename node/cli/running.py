@@ -1,6 +1,5 @@
 """How the verbs that start a node start it: logs first, then whatever it needs, then the node to its end."""
 
-import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ import structlog
 
 from node.config import NodeConfig
 from node.machine import undefended
+from node.signals import interrupting_signals
 
 if TYPE_CHECKING:
     from node.peering import Network
@@ -30,15 +30,18 @@ def run(
     log.info("starting", folder=str(folder), role=config.role)
     for line in undefended():
         log.warning(line)
-    with contextlib.suppress(KeyboardInterrupt):  # while it still starts; later the node ends its round first
-        if config.role == "relay":
-            from node.relay import run_relay
+    try:
+        with interrupting_signals():  # while it still starts; later the node ends its round first
+            if config.role == "relay":
+                from node.relay import run_relay
 
-            run_relay(config, folder, listening)
-        else:
-            from node.run import run_node
+                run_relay(config, folder, listening)
+            else:
+                from node.run import run_node
 
-            run_node(config, folder, listening)
+                run_node(config, folder, listening)
+    except KeyboardInterrupt:
+        log.info("stopped while starting")
     return 0
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from node.backup import back_up, restore
+from node.run import run_node
 from node.telemetry.metrics import read_metrics
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 from node.training.checkpoint import Checkpoint, whole_checkpoint
-from tests.commands import start_node
+from tests.commands import FORK, start_node
 from tests.swarms import numbers, rows_of, small_config
 from tests.waiting import wait_until
 
@@ -95,6 +96,17 @@ def test_a_node_asked_to_stop_leaves_a_checkpoint_of_its_last_round(undisturbed:
     again = start_node(config, tmp_path)
     again.join(60)
     assert numbers(rows_of(tmp_path)) == undisturbed
+
+
+def test_a_node_asked_to_stop_while_it_loads_begins_no_round(tmp_path: Path) -> None:
+    def stop(_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    child = FORK.Process(target=run_node, args=(small_config(ROUNDS), tmp_path, stop))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert rows_of(tmp_path) == [] and not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "trainer_state.json"])

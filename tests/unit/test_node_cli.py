@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -483,6 +485,34 @@ def test_ctrl_c_is_no_error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     monkeypatch.setattr("node.cli.doctor.examine", interrupted)
     assert run(["doctor"], debug=False) == 130
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("module", ["node.cli.app", "node.cli.join", "typer", "pydantic"])
+def test_ctrl_c_while_the_command_is_imported_is_no_error(module: str) -> None:
+    code = (
+        "import sys\nclass Interrupt:\n def find_spec(self, name, *_):\n"
+        "  if name == sys.argv[1]: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\nfrom node.cli import main\nmain(['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, module], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("role", "module", "function"), [("train", "run", "run_node"), ("relay", "relay", "run_relay")]
+)
+def test_a_node_that_is_stopped_while_it_starts_says_so(
+    role: str, module: str, function: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    def stopped(*_: object) -> None:
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setitem(sys.modules, f"node.{module}", SimpleNamespace(**{function: stopped}))
+    before = signal.getsignal(number)
+    assert run(["node", "--state", str(tmp_path / "n0"), "--set", f"role={role}"], debug=False) == 0
+    assert "stopped while starting" in capfd.readouterr().err.splitlines()[-1]
+    assert signal.getsignal(number) is before
 
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
