@@ -16,8 +16,10 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "unverifiable": "this node's task failed on a group's seed or text",
         "prompt_too_long": "a group's question leaves this node's model no room; nobody's fault",
         "too_long": "a group's right answers are longer than this node lets its own be; nobody's fault",
-        "over_long": "a group's right answers are far longer than this node's (sampling.max_length_ratio)",
-        "too_surprising": "this node's policy would hardly say a group's right answers (sampling.max_surprise)",
+        "over_long": "a group's right answers are far longer than this node's (sampling.max_length_ratio); "
+        "nobody's fault",
+        "too_surprising": "this node's policy would hardly say a group's right answers (sampling.max_surprise); "
+        "nobody's fault",
         "group_size": "a group of one completion, or of more than the swarm allows",
         "own_oversized": "a group of this node's own that is too large to be sent",
         # Items on their way.

@@ -22,6 +22,9 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from node.config import ObserveConfig
+from node.telemetry.dashboard.app import Site
+from node.telemetry.dashboard.server import serve
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -103,7 +106,7 @@ def test_a_person_sees_a_swarm_learn_and_a_node_die(browser: Chrome, run: tuple[
     assert (of, state, score) == ("n0", "well", "0") and peer
 
     explained = browser.execute_script("return fetch('refusals').then(answer => answer.json())")
-    assert explained["forged"] == "a signature that does not hold"
+    assert explained["forged"]["means"] == "a signature that does not hold"
 
     address = json.loads((out / "nodes" / "n1" / "observe.json").read_text())
     psutil.Process(address["pid"]).kill()
@@ -119,6 +122,36 @@ def test_a_person_sees_a_swarm_learn_and_a_node_die(browser: Chrome, run: tuple[
     assert browser.find_elements(By.CSS_SELECTOR, "#rollouts img, #rollouts script") == []
     search.send_keys(Keys.TAB)  # what the keyboard reaches next is the next control
     assert browser.switch_to.active_element.get_attribute("id") == "whose"
+
+
+def test_what_was_not_fit_to_teach_is_told_apart_from_what_was_rejected_and_that_nobody_is_left(
+    browser: Chrome, tmp_path: Path
+) -> None:
+    peer = {"node": "b" * 32, "short_name": "bob", "agent": "g", "endpoint": None, "state": "well", "rtt_s": None}
+    traffic = {"age_s": 1.0, "bytes_sent": 5, "bytes_received": 5, "score": 0.0}
+    counters = {"live_peers": 1, "bytes_sent": 5, "bytes_received": 5, "items_sent": 3}
+    status = {"node": "a" * 32, "short_name": "ann", "agent": "g", "round": 7, "rounds": None, "reward": 0.5}
+    status |= {"round_s": 1.0, "weights": {}, "least_score": -20.0, "counters": counters, "peers": [peer | traffic]}
+    status |= {"rejected": {"too_surprising": 100, "forged": 2, "over_long": 17}}
+
+    def state() -> dict[str, object]:
+        return {"title": "n0", "nodes": [{"name": "n0", "state": "running", "status": status}]}
+
+    def is_shown(one: str) -> bool:
+        return browser.find_element(By.ID, one).is_displayed()
+
+    with serve(ObserveConfig(), Site({"n0": tmp_path}, dict, state, None, lambda: True)) as served:
+        browser.get(served.link)
+        wait_until(lambda: len(cells(browser, "unfit")) == 2, LIMIT, "what was not fit to teach")
+        assert [row[:2] for row in cells(browser, "unfit")] == [["too_surprising", "100"], ["over_long", "17"]]
+        assert cells(browser, "refused") == [["forged", "2", "a signature that does not hold"]]
+        assert cells(browser, "nodes")[0][-2:] == ["117", "2"]
+        assert is_shown("links") and is_shown("unfit-note") and not is_shown("refused-none")
+        assert not is_shown("peers-none")
+        status |= {"peers": [], "rejected": {}}
+        wait_until(lambda: not is_shown("links"), LIMIT, "an empty list of peers to go")
+        assert is_shown("peers-none") and is_shown("refused-none") and not is_shown("peers-note")
+        assert not is_shown("unfit-note")
 
 
 def test_the_page_fits_a_phone(browser: Chrome, run: tuple[Path, str]) -> None:

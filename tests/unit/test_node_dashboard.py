@@ -229,4 +229,7 @@ def test_names_of_a_swarm_seldom_meet() -> None:
 
 def test_the_page_can_ask_what_a_refusal_means(served: Served) -> None:
     status, _, said = get(served.port, "/refusals")
-    assert status == 200 and json.loads(said)["forged"] == "a signature that does not hold"
+    assert status == 200
+    told = json.loads(said)
+    assert told["forged"] == {"means": "a signature that does not hold", "blameless": False}
+    assert told["too_surprising"]["blameless"] and "nobody's fault" in told["too_surprising"]["means"]

@@ -2,7 +2,7 @@
 
     /            the page          /events   what it shows: server-sent events, see `feed`, and `state` each second
     /status      the state, JSON   /metrics  the same for Prometheus         /healthz   200 while all is well
-    /refusals    what each reason for a refusal means, JSON
+    /refusals    what each reason for a refusal means, and whether it is nobody's fault, JSON
 
 Nothing is taken in: GET and HEAD alone. A page of another site must not read this one through the visitor's browser:
 a request that names a host which is not ours (DNS rebinding) or comes from another origin is refused. Beyond
@@ -38,6 +38,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from node.rollouts.ingest import BLAMELESS
 from node.telemetry.dashboard.feed import Feed
 from node.telemetry.refusals import MEANINGS
 
@@ -94,7 +95,7 @@ def make_app(site: Site, closing: Event, hosts: frozenset[str], token: str = "")
         return PlainTextResponse("ok\n" if well else "the network failed\n", HTTPStatus.OK if well else 503)
 
     async def refusals(_: Request) -> Response:
-        return JSONResponse(dict(MEANINGS))
+        return JSONResponse({key: {"means": one, "blameless": key in BLAMELESS} for key, one in MEANINGS.items()})
 
     async def events(_: Request) -> Response:
         if pages.locked():

@@ -17,7 +17,7 @@ const PLOTS = [
 const nodes = new Map(); // name -> {rows, scores, taught, said}
 const rollouts = []; // newest first
 const label = new Map(); // node id -> what it is called here
-let meanings = {}; // of reasons for refusals
+let reasons = {}; // for refusals: what each means, and whether it is nobody's fault
 let shown = { title: "", nodes: [] };
 
 const called = (peer) => label.get(peer) || peer.slice(0, 8);
@@ -190,6 +190,9 @@ const span = (seconds) => {
   if (hours < 1) return `${minutes} min`;
   return hours < 48 ? `${hours} h` : `${Math.floor(hours / 24)} d`;
 };
+const total = (counts) => counts.reduce((sum, [, count]) => sum + count, 0);
+const isUnfit = ([reason]) => reasons[reason]?.blameless;
+const isRejected = (one) => !isUnfit(one);
 const figure = (value, digits = 3) => (typeof value === "number" ? value.toFixed(digits) : "–");
 
 // Cells are text, or [text, attributes]; a table is made anew only where its text has changed.
@@ -233,10 +236,10 @@ function drawState() {
   const averaging = states.some((one) => one.status && one.status.weights.members != null);
   fill(find("nodes"),
     ["node", "called", "state", right("round"), right("reward"), right("s a round"), right("accuracy"), right("peers"),
-      right("sent"), right("got"), right("groups taken by peers"), right("refused"), ...(averaging ? [right("averages with")] : [])],
+      right("sent"), right("got"), right("groups taken by peers"), right("not fit"), right("refused"), ...(averaging ? [right("averages with")] : [])],
     states.map((one) => {
       const said = one.status, rows = node(one.name).scores;
-      const refused = said ? Object.values(said.rejected).reduce((a, b) => a + b, 0) : 0;
+      const refused = Object.entries(said ? said.rejected : {});
       const state = one.restarts ? `${one.state} (${one.restarts} restarts)` : one.state;
       return [
         one.name, said ? said.short_name : "", [state, { class: `state-${one.state}`, title: one.error || "" }],
@@ -245,7 +248,7 @@ function drawState() {
         right(rows.length ? figure(rows[rows.length - 1].accuracy) : "–"),
         right(said ? String(said.counters.live_peers) : "–"),
         right(said ? bytes(said.counters.bytes_sent) : "–"), right(said ? bytes(said.counters.bytes_received) : "–"),
-        right(said ? String(said.counters.items_sent) : "–"), right(String(refused)),
+        right(said ? String(said.counters.items_sent) : "–"), right(String(total(refused.filter(isUnfit)))), right(String(total(refused.filter(isRejected)))),
         ...(averaging ? [right(said && said.weights.members != null ? `${said.weights.members}, revision ${said.weights.revision}` : "–")] : []),
       ];
     }));
@@ -277,6 +280,8 @@ function drawState() {
         right(String(node(peer.of.name).taught.get(peer.node) || 0)),
         peer.endpoint ? peer.endpoint.replace("tcp://", "") : "cannot be dialled", ...(others ? [peer.agent] : [])];
     }));
+  find("peers-none").hidden = peers.length > 0;
+  find("peers-note").hidden = find("links").hidden = peers.length === 0;
   if (peers.length) find("least-score").textContent = String(peers[0].of.status.least_score);
   drawGraph(states);
 
@@ -286,10 +291,14 @@ function drawState() {
       refused.set(reason, (refused.get(reason) || 0) + count);
     }
   }
-  fill(find("refused"), ["reason", right("times"), "which is"],
-    [...refused].sort((a, b) => b[1] - a[1]).map(([reason, count]) => [reason, right(String(count)), meanings[reason] || ""]));
-  find("refused-none").hidden = refused.size > 0;
-  find("refused").hidden = refused.size === 0;
+  const sorted = [...refused].sort((a, b) => b[1] - a[1]);
+  for (const [table, counts] of [["refused", sorted.filter(isRejected)], ["unfit", sorted.filter(isUnfit)]]) {
+    fill(find(table), ["reason", right("times"), "which is"],
+      counts.map(([reason, count]) => [reason, right(String(count)), reasons[reason]?.means || ""]));
+    find(table).hidden = counts.length === 0;
+  }
+  find("unfit-note").hidden = find("unfit").hidden;
+  find("refused-none").hidden = !find("refused").hidden;
 }
 
 const rounded = (score) => (score > -0.05 ? "0" : score.toFixed(1));
@@ -404,5 +413,5 @@ function listen() {
     setTimeout(() => { nodes.clear(); rollouts.length = 0; listen(); }, 2000);
   };
 }
-fetch("refusals").then((answer) => answer.json()).then((said) => { meanings = said; stale.state = true; });
+fetch("refusals").then((answer) => answer.json()).then((said) => { reasons = said; stale.state = true; });
 listen();
