@@ -42,8 +42,11 @@ def replacing(path: Path, aside: Path, mode: int) -> Iterator[IO[bytes]]:
 
     What a killed process left at `aside` goes first.
     """
-    aside.unlink(missing_ok=True)
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        aside.unlink(missing_ok=True)
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # nobody asked for the one aside
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -80,6 +81,13 @@ def init(
         raise UserError(f"{file} is there already: choose another name, or write over it with --force")
     if not file.absolute().parent.is_dir():
         raise UserError(f"there is no folder {file.absolute().parent}: make it first")
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: name a file")
+    try:
+        with TemporaryFile(dir=file.absolute().parent):  # before a person has answered anything
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}: choose another path") from None
     tree: dict[str, Any] = {}
     for question, given in zip(QUESTIONS, (model, task, listen, seed_peer), strict=True):
         _answer(question, given, tree)
@@ -110,7 +118,9 @@ def _ask(question: Question) -> str:
     default = f" [{question.default}]" if question.default else ""
     print(f"{question.text}{default} ", end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()  # empty at the end of the input: the default holds
-    if not line.endswith("\n"):
+    if not line:
+        print(f"no answer, which means {question.default or 'nothing'}", file=sys.stderr)
+    elif not line.endswith("\n"):
         print(file=sys.stderr)
     return line.strip() or question.default
 

@@ -33,6 +33,7 @@ from protocol.credentials.grants import Pass
 from protocol.credentials.invite import Invite, SharedInvite
 from protocol.credentials.records import Address
 from protocol.identity import Identity
+from protocol.storage import write_atomically
 
 EXAMPLE_INVITE = str(
     Invite("club", bytes(32), (Address.parse(f"tcp://192.0.2.7:4001?key={Identity(bytes(32)).curve_key.hex()}"),), None)
@@ -411,8 +412,23 @@ def test_init_asks_four_questions_and_writes_what_a_node_takes(
     assert "is there already" in fails(capfd, "init", str(file))
     answers("", monkeypatch)
     assert run(["init", str(file), "--force"], debug=False) == 0
-    capfd.readouterr()
+    said = capfd.readouterr().err.splitlines()
+    assert [line.partition("no answer, which means ")[2] for line in said] == [
+        "builtin",
+        "builtin",
+        "nothing",
+        "nothing",
+    ]
     assert load_config(file) == NodeConfig()  # nobody answered
+
+
+def test_init_asks_nothing_where_it_cannot_write(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    unwritable = "/sys/mine.toml"  # for root, too
+    assert fails(capfd, "init", unwritable).startswith(f"error: cannot write {unwritable}: ")
+    assert "is a folder" in fails(capfd, "init", "--force", str(tmp_path))
+    with pytest.raises(OSError) as failed:
+        write_atomically(Path(unwritable), b"")
+    assert failed.value.filename == unwritable
 
 
 def test_every_key_of_a_written_file_holds_as_its_comment_says(
