@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from node.rollouts.ingest import BLAMELESS
 from node.telemetry.evaluations import Point
 from node.telemetry.metrics import Row, number
 from node.telemetry.summary import Summary
@@ -180,11 +181,12 @@ def plot_time(nodes: Nodes) -> str:
 
 
 def plot_rejects(reasons: Mapping[str, int]) -> str:
-    """Draw how many items were rejected, by reason, the most frequent on top."""
+    """Draw how many items were rejected, by reason, the most frequent on top; grey what is nobody's fault."""
     with _style("rejects"):
         ordered = sorted(reasons.items(), key=lambda item: item[1])
         figure, axes = _figure(0.7 + 0.34 * max(len(ordered), 2))
-        bars = axes.barh([reason for reason, _ in ordered], [count for _, count in ordered], 0.6, color=WARNING)
+        colors = [MUTED if reason in BLAMELESS else WARNING for reason, _ in ordered]
+        bars = axes.barh([reason for reason, _ in ordered], [count for _, count in ordered], 0.6, color=colors)
         axes.bar_label(bars, padding=4, color=INK)
         axes.set(xlabel="items rejected, all nodes")
         axes.grid(axis="y", visible=False)

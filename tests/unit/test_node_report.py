@@ -16,7 +16,7 @@ from node.tasks import TaskKey
 from node.telemetry.evaluations import EVALUATIONS_FILE, evaluation_curve
 from node.telemetry.live_table import clock, line, render, size, trend
 from node.telemetry.metrics import MetricsLog, Progress
-from node.telemetry.plots import GRID, INK, MUTED
+from node.telemetry.plots import GRID, INK, MUTED, WARNING
 from node.telemetry.report import NodeFiles, pick_samples, read_nodes, render_report, write_report
 from node.telemetry.rollout_log import ROLLOUTS_FILE, own_rows
 from tests.fakes.rows import make_row
@@ -91,7 +91,10 @@ def test_a_run_without_rejects_says_so() -> None:
 
 def test_rejects_are_named(tmp_path: Path) -> None:
     page = render_report("run", {"n1": NodeFiles([make_row(1, number) for number in range(1, 61)])}, {})
-    assert "unknown_task" in page and "false_reward" in page
+    assert "unknown_task" in page and "false_reward" in page and f"fill: {WARNING}" in page
+    unfit = make_row(1, 60) | {"swarm/rejected": {"too_surprising": 9}}
+    page = render_report("run", {"n1": NodeFiles([unfit])}, {})
+    assert "too_surprising" in page and f"fill: {WARNING}" not in page  # nobody's fault
 
 
 def test_a_young_or_damaged_run_still_has_a_report(tmp_path: Path) -> None:
