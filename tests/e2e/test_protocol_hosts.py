@@ -115,15 +115,7 @@ def test_a_port_in_use_and_a_bad_address_are_told_apart() -> None:
             Host(Identity.generate(), SWARM, listen, []).start()
 
 
-IPV6 = pytest.mark.skipif(
-    not Path("/proc/net/if_inet6").is_file() or not Path("/proc/net/if_inet6").read_text(), reason="no IPv6 here"
-)
-
-
-@pytest.mark.parametrize(
-    "listen",
-    ["tcp://127.0.0.1:0", "tcp://*:0", *(pytest.param(f"tcp://[{host}]:0", marks=IPV6) for host in ("::1", "::"))],
-)
+@pytest.mark.parametrize("listen", ["tcp://127.0.0.1:0", "tcp://*:0", "tcp://0.0.0.0:0"])
 def test_that_a_port_is_in_use_is_told_without_a_host(listen: str) -> None:
     with running(listen=listen) as (_, address):
         same = Endpoint(Endpoint.parse(listen, bind=True).host, address.endpoint.port)
