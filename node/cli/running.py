@@ -10,6 +10,7 @@ import structlog
 from node.config import NodeConfig
 from node.machine import undefended
 from node.signals import interrupting_signals
+from node.state_folder import exclusive
 
 if TYPE_CHECKING:
     from node.peering import Network
@@ -32,14 +33,12 @@ def run(
         log.warning(line)
     try:
         with interrupting_signals():  # while it still starts; later the node ends its round first
-            if config.role == "relay":
-                from node.relay import run_relay
-
-                run_relay(config, folder, listening)
-            else:
-                from node.run import run_node
-
-                run_node(config, folder, listening)
+            with exclusive(folder):  # who starts another one here while it loads is told at once
+                if config.role == "relay":
+                    from node.relay import run_relay as run_it
+                else:
+                    from node.run import run_node as run_it
+            run_it(config, folder, listening)  # which holds the folder itself
     except KeyboardInterrupt:
         log.info("stopped while starting")
     return 0

@@ -26,9 +26,10 @@ from node.cli.options import to_toml
 from node.cli.trained import find_trained
 from node.config import NodeConfig, TaskConfig, load_config
 from node.engines.vllm import EngineError
+from node.errors import UserError
 from node.footprint import ModelSize
 from node.presets import Machine
-from node.state_folder import exclusive
+from node.state_folder import check_free, exclusive
 from protocol.credentials.grants import Pass
 from protocol.credentials.invite import Invite, SharedInvite
 from protocol.credentials.records import Address
@@ -248,6 +249,21 @@ def test_a_folder_or_port_in_use_is_told_before_anything_is_loaded_or_made(
         for verb in (["node"], ["node", "--seed-only"], ["join", EXAMPLE_INVITE], ["found", "club"]):
             assert "is in use: choose another port" in fails(capfd, *verb, *where)
     assert list(tmp_path.iterdir()) == [held]
+
+
+def test_a_folder_is_held_while_what_runs_in_it_is_loaded_and_not_when_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Module:
+        @property
+        def run_node(self) -> Any:
+            with pytest.raises(UserError, match="another node is running"):
+                check_free(tmp_path)
+            return lambda *_: check_free(tmp_path)
+
+    monkeypatch.setitem(sys.modules, "node.run", Module())
+    assert run(["node", "--state", str(tmp_path)], debug=False) == 0
+    assert "error" not in capfd.readouterr().err
 
 
 def test_a_found_or_join_that_fails_leaves_a_folder_as_it_was(
