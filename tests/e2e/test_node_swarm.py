@@ -138,10 +138,9 @@ def test_a_node_that_is_to_be_away_is_killed_and_comes_back_and_one_may_join_lat
     assert [child.state for child in outcome.children] == [State.DONE] * 3
     assert [child.restarts for child in outcome.children] == [0, 1, 0]
     assert [child.failures for child in outcome.children] == [0] * 3
-    assert [state for state in life if state is not State.RUNNING] == [
-        *(State.WAITING, State.STARTING, State.AWAY),
-        *(State.RESTARTING, State.STARTING, State.DONE),
-    ]
+    quick = {State.STARTING, State.RUNNING}  # which may begin and end between two looks
+    lasting = [state for state in life if state not in quick]
+    assert lasting == [State.WAITING, State.AWAY, State.RESTARTING, State.DONE]
     assert len(set(asleep)) == 1 and asleep[0] >= 5
     assert all(late)
     assert [rounds_of(out, f"n{index}") for index in range(3)] == [list(range(1, 201))] * 3
