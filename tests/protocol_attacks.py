@@ -46,15 +46,16 @@ class Target:
         identity = identity or Identity.generate()
         return RawPeer(identity, address or self.address, self.swarm, source=source, context=self.context)
 
-    def peer(self, address: Address | None = None) -> RawPeer:
+    def peer(self, through: Callable[[str], Address] | None = None) -> RawPeer:
         """Dial, say a good hello, and wait for one in answer: who finds no room is told so, and tries again.
 
         From another address of this machine each time, a network of its own: that of an offender is soon refused.
+        `through` starts a relay that dials from there in our stead, for one connection.
         """
         while True:
             self._peers += 1
             source = f"127.1.{self._peers // 250 % 250}.{1 + self._peers % 250}"
-            peer = self.stranger(address=address, source=source)
+            peer = self.stranger(address=through(source)) if through else self.stranger(source=source)
             with suppress(zmq.Again):  # refused all the same
                 peer.send(peer.hello())
                 answer = peer.receive(3)
@@ -130,12 +131,17 @@ def many_keys_from_one_address(target: Target) -> Steps:
 
 def endless_message(target: Target) -> Steps:
     """Parts without end: libzmq sends a message only when it has all of it, so a relay holds the last part back."""
+    relays: list[Withholding] = []
+
+    def relay(source: str) -> Address:
+        relays[:] = [Withholding(target.address, 60 << 20, source=source)]
+        return relays[0].address
+
     while True:
-        relay = Withholding(target.address, 60 << 20)
-        peer = target.peer(relay.address)
+        peer = target.peer(relay)
         peer.send(*[bytes(100_000)] * 640)
-        while not relay.cut:
-            relay.allow(8)
+        while not relays[0].cut:
+            relays[0].allow(8)
             yield
         peer.close()
 

@@ -12,10 +12,10 @@ _SMALL = 4096  # a handshake and a hello pass at once
 
 class Withholding:
     """Relays one connection to `target`, and of what the dialler says (or the target, with `of_target`)
-    only the first `size` bytes, in pieces that `allow` lets pass."""
+    only the first `size` bytes, in pieces that `allow` lets pass. It dials from the IP address `source`."""
 
-    def __init__(self, target: Address, size: int, *, of_target: bool = False) -> None:
-        self._target, self._left, self._of_target = target, size, of_target
+    def __init__(self, target: Address, size: int, *, of_target: bool = False, source: str = "127.0.0.1") -> None:
+        self._target, self._left, self._of_target, self._source = target, size, of_target, source
         self._allowed = threading.Semaphore(0)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = Address(Endpoint("127.0.0.1", self._listener.getsockname()[1]), target.key)
@@ -29,7 +29,8 @@ class Withholding:
     def _run(self) -> None:
         here, _ = self._listener.accept()
         self._listener.close()
-        there = socket.create_connection((self._target.endpoint.host, self._target.endpoint.port))
+        endpoint = self._target.endpoint
+        there = socket.create_connection((endpoint.host, endpoint.port), source_address=(self._source, 0))
         slow, fast = ((there, here), (here, there)) if self._of_target else ((here, there), (there, here))
         threading.Thread(target=self._pass_everything, args=fast, daemon=True).start()
         with suppress(OSError):
