@@ -34,7 +34,7 @@ from typing import IO, Any
 from node.errors import UserError
 from node.founding import GRANT_FILE, MANIFEST_FILE, REVOCATIONS_FILE, USES_FILE
 from node.journal import JOURNAL_FILE, OLDER_FILE
-from node.state_folder import CONFIG_FILE, KEY_FILE, SETTINGS_FILE, full_disk_is_clear, sole_process_of
+from node.state_folder import CONFIG_FILE, KEY_FILE, SETTINGS_FILE, check_parent, full_disk_is_clear, sole_process_of
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import older
 from node.training.checkpoint import Checkpoint, find_damage, latest_checkpoint, sync_tree
@@ -71,8 +71,7 @@ def back_up(folder: Path, file: Path) -> Head:
         raise UserError(f"{folder} is no node's folder: it has neither {KEY_FILE} nor {SETTINGS_FILE}")
     if file.exists():
         raise UserError(f"{file} is there already: choose another name")
-    if not file.absolute().parent.is_dir():
-        raise UserError(f"there is no folder {file.absolute().parent}: make it first")
+    check_parent(file)
     node = _node_of(folder)
     with full_disk_is_clear(file.parent), _scratch(folder / ".backup") as scratch:
         checkpoint = _link_checkpoint(folder / "checkpoints", scratch / "checkpoint")

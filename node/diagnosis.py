@@ -21,7 +21,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from node.config import NodeConfig, fill, load_config, parse_config
-from node.errors import UserError, quoted
+from node.errors import UserError, for_shell
 from node.footprint import ModelSize, footprint, peak
 from node.machine import undefended, usable_cores
 from node.presets import BUILTIN_SIZE, Machine, preset
@@ -293,11 +293,16 @@ def examine_node(folder: Path) -> Iterator[Check]:
         config = load_config(folder / "config.json")
     except UserError as error:
         yield Check(
-            "settings", False, str(error), do=f"gossamer node --state {quoted(folder)} --forget all, and set them again"
+            "settings",
+            False,
+            str(error),
+            do=f"gossamer node --state {for_shell(folder)} --forget all, and set them again",
         )
         return
     if folder.stat().st_mode & 0o077:  # older versions made it so
-        yield Check("privacy", False, f"others can look into {folder}", needed=False, do=f"chmod 700 {quoted(folder)}")
+        yield Check(
+            "privacy", False, f"others can look into {folder}", needed=False, do=f"chmod 700 {for_shell(folder)}"
+        )
     yield from _engine(config)
     yield from _swarm(config, folder)
     yield from _running(folder)

@@ -20,6 +20,6 @@ class PassingError(UserError):
     """
 
 
-def quoted(path: Path) -> str:
+def for_shell(path: Path) -> str:
     """Return `path` as it stands in a command that a person is to paste into a shell."""
     return shlex.quote(str(path))

@@ -19,7 +19,7 @@ import structlog
 from pydantic import ValidationError
 
 from node.config import NodeConfig, TaskConfig, is_file_task
-from node.errors import UserError, quoted
+from node.errors import UserError, for_shell
 from node.state_folder import exclusive, gone_if_new, keep_config, resolve_seed
 from node.tasks import Task, TaskKey, TaskSet, load_tasks
 from protocol.bootstrap import Fetched, fetch_manifest
@@ -78,7 +78,7 @@ def found(config: NodeConfig, folder: Path, name: str, policy: Policy, allowed: 
     with gone_if_new(folder), exclusive(folder):
         if (known := load_manifest(folder)) is not None:
             raise UserError(
-                f"{folder} belongs to swarm {known.name!r} already: run `gossamer node --state {quoted(folder)}`, "
+                f"{folder} belongs to swarm {known.name!r} already: run `gossamer node --state {for_shell(folder)}`, "
                 "or choose another --state"
             )
         identity = Identity.load_or_generate(folder / "identity.key")
@@ -111,8 +111,8 @@ def make_invite(folder: Path, seeds: Sequence[Address], grant: Pass | SharedInvi
     known = dict.fromkeys([*(seeds or _own_address(folder)), *_peers(folder, manifest)])
     if not known:
         raise UserError(
-            f"no address of this node is known: start it (`gossamer node --state {quoted(folder)} --listen ...`), and "
-            "ask again when it says `listening`; or name a seed with --seed"
+            f"no address of this node is known: start it (`gossamer node --state {for_shell(folder)} --listen ...`), "
+            "and ask again when it says `listening`; or name a seed with --seed"
         )
     return Invite(manifest.name, manifest.hash, tuple(known)[: max(MAX_INVITE_SEEDS, len(seeds))], grant)
 

@@ -50,6 +50,12 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"cannot use {folder} as a node's folder: {error.strerror}: choose another path") from None
 
 
+def check_parent(file: Path) -> None:
+    """Raise `UserError` where the folder that `file` is to be in is not there."""
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {file.absolute().parent}: make it first")
+
+
 def check_free(folder: Path) -> None:
     """Raise `UserError` where a node is running in `folder`; nothing is made, and the folder is not held."""
     with contextlib.suppress(OSError), (folder / "lock").open("r+") as lock:  # `exclusive` says what else is wrong

@@ -21,7 +21,7 @@ from node.cli.options import (
 from node.cli.running import print_invite, run
 from node.cli.settling import settle
 from node.config import NodeConfig, TaskConfig
-from node.errors import quoted
+from node.errors import for_shell
 from node.state_folder import check_free, gone_if_new
 
 if TYPE_CHECKING:
@@ -96,15 +96,15 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
         print_invite(founding.make_invite(folder, []))
         if policy is Policy.ALLOWLIST:
             who = "only the listed nodes" if allowed else "nobody"
-            more = f"gossamer invite {quoted(folder)} --uses N"
+            more = f"gossamer invite {for_shell(folder)} --uses N"
             print(f"note: this line admits {who}: `{more}` admits others", file=sys.stderr)
 
     with gone_if_new(folder, keep=lambda _: bool(is_known)):  # nobody can have heard of a swarm that never listened
         founding.found(settled, folder, name, manifest.Policy(policy), allowed)
         if no_start:
             print(
-                f"swarm {name} is founded: start it with `gossamer node --state {quoted(folder)}`, "
-                f"then `gossamer invite {quoted(folder)}`"
+                f"swarm {name} is founded: start it with `gossamer node --state {for_shell(folder)}`, "
+                f"then `gossamer invite {for_shell(folder)}`"
             )
             return 0
         setup_logs(folder, debug=debug)

@@ -11,7 +11,8 @@ import typer
 from node.cli.options import Debug, check_tasks, task_config, to_toml
 from node.cli.settling import with_preset
 from node.config import NodeConfig, parse_config, put
-from node.errors import UserError, quoted
+from node.errors import UserError, for_shell
+from node.state_folder import check_parent
 from protocol.storage import write_atomically
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The TOML file to write.")]
@@ -79,8 +80,7 @@ def init(
     """
     if file.exists() and not force:
         raise UserError(f"{file} is there already: choose another name, or write over it with --force")
-    if not file.absolute().parent.is_dir():
-        raise UserError(f"there is no folder {file.absolute().parent}: make it first")
+    check_parent(file)
     if file.is_dir():
         raise UserError(f"{file} is a folder: name a file")
     try:
@@ -92,9 +92,9 @@ def init(
     for question, given in zip(QUESTIONS, (model, task, listen, seed_peer), strict=True):
         _answer(question, given, tree)
     config, notes = with_preset(parse_config(tree))
-    head = f"# A node's settings. What is commented out holds as it stands.\n#\n#   gossamer node {quoted(file)}\n\n"
+    head = f"# A node's settings. What is commented out holds as it stands.\n#\n#   gossamer node {for_shell(file)}\n\n"
     write_atomically(file, (head + to_toml(config, notes, only_what_is_set=True)).encode())
-    name = quoted(file)
+    name = for_shell(file)
     print(f"wrote {file}: start a node on it with gossamer node {name}, or several with gossamer swarm {name}")
 
 

@@ -9,7 +9,7 @@ import typer
 
 from node.cli.options import Debug, of_a_node
 from node.cli.running import print_invite
-from node.errors import UserError, quoted
+from node.errors import UserError, for_shell
 
 if TYPE_CHECKING:
     from protocol.credentials.grants import Pass
@@ -83,7 +83,7 @@ def invite(
     made = founding.make_invite(folder, seeds, grant)
     print_invite(made)
     if (revocable := founding.revocable(made)) is not None:
-        print(f"note: `gossamer revoke {quoted(folder)} {revocable}` takes it back", file=sys.stderr)
+        print(f"note: `gossamer revoke {for_shell(folder)} {revocable}` takes it back", file=sys.stderr)
 
 
 def _lifetime(text: str) -> float:

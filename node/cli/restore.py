@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from node.cli.options import Debug
-from node.errors import quoted
+from node.errors import for_shell
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="What `gossamer backup` wrote.")]
 Folder = Annotated[Path, typer.Option("--folder", "--state", help="The folder to make.")]
@@ -30,5 +30,5 @@ def restore(file: File, folder: Folder = Path("node-state"), debug: Debug = Fals
     day = time.strftime("%Y-%m-%d %H:%M", time.localtime(head["time"]))
     at = "without a checkpoint" if head["round"] is None else f"at round {head['round']}"
     print(f"restored {folder} as of {day}: node {head['node'] or 'without a key'}, {at}")
-    print(f"start it with gossamer node --state {quoted(folder)}")
+    print(f"start it with gossamer node --state {for_shell(folder)}")
     print("note: start it only if this node runs nowhere else any more", file=sys.stderr)

@@ -22,7 +22,7 @@ from node.cli.options import (
 )
 from node.cli.settling import asked, warn, with_preset
 from node.config import parse_config
-from node.errors import UserError, quoted
+from node.errors import UserError, for_shell
 
 if TYPE_CHECKING:
     from node.local_swarm import Outcome, Plan, Show
@@ -115,7 +115,7 @@ def closing_lines(plan: "Plan", outcome: "Outcome") -> list[str]:
     lines += reward_lines(outcome.summary)
     lines += evaluation_lines(swarm)
     if outcome.signal:
-        lines.append(f"stopped: the same command with --out {quoted(plan.out)} goes on")
+        lines.append(f"stopped: the same command with --out {for_shell(plan.out)} goes on")
     return [*lines, f"report: {plan.out / 'report.html'}"]
 
 

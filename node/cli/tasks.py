@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from node.cli.options import Debug, task_config
-from node.errors import UserError, quoted
+from node.errors import UserError, for_shell
+from node.state_folder import check_parent
 
 app = typer.Typer(help="List tasks, try one, or begin one of your own.", rich_markup_mode=None)
 
@@ -91,14 +92,13 @@ def template(
 
     if file.suffix != ".py":
         raise UserError(f"{str(file)!r} is no Python file: give a name that ends in .py")
-    if not file.absolute().parent.is_dir():
-        raise UserError(f"there is no folder {file.absolute().parent}: make it first")
+    check_parent(file)
     try:
         with file.open("x") as out:
             out.write(TEMPLATE.replace("FILE", file.name))
     except FileExistsError:
         raise UserError(f"{file} is there already: choose another name") from None
-    print(f"wrote {file}: try it with gossamer tasks check {quoted(file)}")
+    print(f"wrote {file}: try it with gossamer tasks check {for_shell(file)}")
 
 
 def _short(text: str) -> str:

@@ -68,7 +68,12 @@ class Result:
     @property
     def name(self) -> str:
         """What it is called beside others."""
-        return f"{self.arm}: {self.part}" if self.part else self.arm
+        return named(self.arm, self.part)
+
+
+def named(arm: str, part: str) -> str:
+    """Return what an arm, or a part of it, is called in tables and plots."""
+    return f"{arm}: {part}" if part else arm
 
 
 class Estimate(NamedTuple):
@@ -314,8 +319,9 @@ def to_markdown(lines: Sequence[Line], lab: Lab) -> str:
     rows = [head, ["---"] * len(head)]
     for line in lines:
         cells = [str(line.figures.get(key, "")) for key in keys]
-        name = f"{line.arm}: {line.part}" if line.part else line.arm
-        rows.append([*([line.base] if bases else []), name, _note(line, lab), str(line.seeds), *cells])
+        rows.append(
+            [*([line.base] if bases else []), named(line.arm, line.part), _note(line, lab), str(line.seeds), *cells]
+        )
     return _table(rows)
 
 

@@ -66,9 +66,12 @@ class MetricsLog:
                 os.fsync(file.fileno())
 
     def rewind(self, round_number: int) -> None:
-        """Drop the rows after `round_number`, as a node does that resumes from its checkpoint."""
+        """Drop the rows after `round_number`, as a node does that resumes from its checkpoint.
+
+        What was moved out of the way is older, and looked at only where nothing is left here.
+        """
         recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
-        for path in (older(self._path), self._path):
+        for path in (self._path, older(self._path)):
             total = kept = 0
             for row in iter_metrics(path):
                 total += 1
@@ -78,6 +81,8 @@ class MetricsLog:
             if kept < total:
                 left = (row for row in iter_metrics(path) if row["round"] <= round_number)
                 write_atomically(path, b"".join(map(_encode, left)))
+            if kept:
+                break
         self._recent = recent
 
 

@@ -19,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from node.config import ObserveConfig
-from node.errors import UserError, quoted
+from node.errors import UserError, for_shell
 from node.names import short_name
 from node.peering import Network, agent
 from node.telemetry.dashboard.app import Site
@@ -190,7 +190,7 @@ def observe(config: ObserveConfig, folder: Path, state: Callable[[], Tree]) -> I
 def ask(folder: Path, timeout: float = TIMEOUT_S) -> Tree:
     """Return the state of the node that runs in `folder`; `UserError` if none does, or none within `timeout` s."""
     place = folder / OBSERVE_FILE
-    down = UserError(f"no node is running in {folder}: start one with `gossamer node --state {quoted(folder)}`")
+    down = UserError(f"no node is running in {folder}: start one with `gossamer node --state {for_shell(folder)}`")
     try:
         found = json.loads(place.read_text())
         host, port, token = str(found["host"]), int(found["port"]), str(found.get("token", ""))
