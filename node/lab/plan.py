@@ -36,6 +36,7 @@ over all. All are checked before the first begins. The results of an arm in part
 
 import difflib
 import itertools
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -88,7 +89,7 @@ class ChurnConfig(Section):
 
     @model_validator(mode="after")
     def _is_there_for_a_round(self) -> Self:
-        if self.present < 1:
+        if self.present < 1 and not math.isclose(self.present, 1):  # 4 x 0.2 / 0.8 is a little less
             least = self.away / (1 - self.away)
             raise ValueError(f"a node that is there for a round at least is away for longer: rounds wants {least:.3g}")
         return self
