@@ -448,9 +448,10 @@ def _canonical(name: str, options: Mapping[str, Any]) -> str:
 def adopt_tasks(manifest: SwarmManifest, own: Sequence[TaskConfig]) -> list[TaskConfig]:
     """Return the configuration of the manifest's tasks on this machine.
 
-    What `own` says of a task by the same name counts for its weight and for where its
-    files are; all else comes from the manifest. `UserError` names the task that this machine
-    cannot build, or builds differently, and the version that differs.
+    What `own` says of a task by the same name counts for its weight, for how this node asks its
+    own model (examples, instruction) and for where its files are; all else comes from the manifest.
+    `UserError` names the task that this machine cannot build, or builds differently, and the
+    version that differs.
     """
     return [_adopt(task, own) for task in manifest.tasks]
 
@@ -486,8 +487,11 @@ def _merged(task: ManifestTask, mine: TaskConfig) -> TaskConfig:
         if "path" in mine.options:  # and what is in ours, and in which columns, is for us to say
             options.pop("hub", None)
             options |= mine.options
+    asked = mine.model_dump(include={"examples", "instruction"}, exclude_unset=True)
     try:
-        return TaskConfig.model_validate({"name": task.name, "weight": mine.weight, **prompting, "options": options})
+        return TaskConfig.model_validate(
+            {"name": task.name, "weight": mine.weight, **prompting, **asked, "options": options}
+        )
     except (TypeError, ValidationError):
         raise _unreadable(task) from None
 

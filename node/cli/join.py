@@ -48,8 +48,8 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     """Join a swarm with an invite, and start a node in it.
 
     Its manifest is fetched and verified; the node trains on the swarm's tasks with a model of your own.
-    CONFIG says which model, and everything else but the tasks. Given again with the same folder,
-    the node goes on from its checkpoint.
+    CONFIG says which model, and everything else but the tasks, of which it may say how your model is
+    asked. Given again with the same folder, the node goes on from its checkpoint.
 
     \b
     Example:

@@ -54,7 +54,8 @@ class Item:
 
     `question` is what the policy is asked, `system` an optional instruction before it, and
     `examples` are solved questions to show before it, each with its answer as a completion
-    should give it. `answer` is the ground truth, private to the verifier; `solution` is a right
+    should give it; both are how this node asks its own model, and no verifier goes by them.
+    `answer` is the ground truth, private to the verifier; `solution` is a right
     answer where `answer` is not one itself. `content` names all that the verifier goes by, where
     a seed does not: it travels with a group, and who has another is not asked the same.
     """
@@ -114,7 +115,9 @@ class TaskSet:
         self._by_key: dict[TaskKey, Task] = {}
         for task in self.tasks:
             if task.key in self._by_key:
-                raise UserError(f"task {task.key.name!r} is listed twice with the same options: list it once")
+                raise UserError(
+                    f"task {task.key.name!r} is listed twice with the same options: list it once, as it is to be asked"
+                )
             self._by_key[task.key] = task
         self._bounds = list(accumulate(weight for _, weight in tasks))
 

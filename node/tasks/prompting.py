@@ -1,10 +1,12 @@
 """Around any task: solved examples before the question, an instruction, and where the answer is read.
 
 The examples of a question are questions of the same task whose seeds are derived by hash from its own,
-so a receiver rebuilds them as it rebuilds the question. How they are laid out, as turns of a chat or as
-plain text, is the policy's matter (`node.policy.prompt`).
+so they are the same whenever it is asked. How they are laid out, as turns of a chat or as plain text, is
+the policy's matter (`node.policy.prompt`).
 
-What is set here is part of the configuration hash; a task for which nothing is set stays as it is.
+How a node asks its own model, examples and instruction, is its own affair: the same text earns the same, so who asks
+otherwise has the same task, and trains a peer's completion as an answer to its own prompt. Where the answer is read
+decides what a text earns: it is part of the configuration hash.
 """
 
 from dataclasses import dataclass, replace
@@ -66,7 +68,10 @@ def prompted(task: Task, config: TaskConfig) -> Task:
     """
     if not config.prompting:
         return task
-    key = task.key._replace(config=config_hash({"prompting": VERSION, "task": task.key.config, **config.prompting}))
+    key = task.key
+    if config.answer is not None:
+        read = {"prompting": VERSION, "task": key.config, "answer": config.answer}
+        key = key._replace(config=config_hash(read))
     wrapped = Prompted(task, key, config.examples, config.answer, config.instruction)
     for trial in range(TRIALS):
         _check(wrapped, wrapped.make(derive_seed("trial", *key, trial)))

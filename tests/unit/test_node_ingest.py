@@ -56,6 +56,14 @@ def test_each_bad_item_has_its_reason(body: bytes, reason: str) -> None:
     assert check(body, TASKS, 8) == (None, reason)
 
 
+def test_a_group_of_who_asks_otherwise_passes_and_one_of_who_reads_otherwise_is_of_another_task() -> None:
+    group = honest()
+    name = group.task.name
+    otherwise = load_tasks([TaskConfig(name=name, examples=3, instruction="Think.")])
+    assert check(encode(group), otherwise, 8) == (group, "")
+    assert check(encode(group), load_tasks([TaskConfig(name=name, answer="whole")]), 8) == (None, "unknown_task")
+
+
 class Raising:
     """A third party's task whose scorer fails."""
 

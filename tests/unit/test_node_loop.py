@@ -125,6 +125,25 @@ def first_round(policy: Policy, tasks: TaskSet, folder: Path, exchange: NoExchan
         return list(next(loop.rounds(0)))
 
 
+def test_nodes_that_ask_otherwise_train_each_others_answers_each_under_its_own_prompt(
+    policy: Policy, tmp_path: Path
+) -> None:
+    ways: list[dict[str, Any]] = [{}, {"examples": 2, "instruction": "Add."}, {"examples": 1}]
+    (bare,), (told,), (shown,) = (load_tasks([TaskConfig(name="builtin/sums", **way)]).tasks for way in ways)
+    prompts = {id(task): policy.encode_prompt(task.make(3)) for task in (bare, told, shown)}
+    assert len(set(map(tuple, prompts.values()))) == 3
+    for number, (mine, theirs) in enumerate([(bare, told), (told, bare), (told, shown)]):
+        item = theirs.make(3)
+        made = tuple(Completion(text, True, theirs.verify(item, text)) for text in (item.answer, "no"))
+        peer = Peer(Group(theirs.key, 3, item.question, made, "peer", 0))
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        samples = first_round(policy, TaskSet([(mine, 1.0)]), folder, peer, HfEngine(policy))
+        external = [one for one in samples if one.external]
+        assert [list(one.prompt) for one in external] == [list(prompts[id(mine)])] * 2
+        assert list(external[0].completion) == policy.encode_completion(item.answer, finished=True)
+
+
 def test_a_peers_completion_that_is_too_long_is_left_out_and_counted(
     policy: Policy, tasks: TaskSet, tmp_path: Path
 ) -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from node.config import TaskConfig
 from node.errors import UserError
-from node.founding import adopt_tasks, describe_tasks
-from node.tasks import Item, Task, TaskKey, load_tasks
+from node.founding import adopt_tasks, check_rules, describe_tasks
+from node.tasks import Item, Task, TaskKey, config_hash, load_tasks
 from node.tasks.answers import INSTRUCTIONS, MAX_TEXT, READERS, show
 from node.tasks.builtin import FAMILIES
 from node.tasks.prompting import prompted
@@ -84,20 +84,26 @@ def test_neighbours_have_other_examples() -> None:
     assert len(set(shown)) > 590
 
 
-def test_what_is_set_is_part_of_the_key() -> None:
-    settings: list[dict[str, object]] = [
-        {},
-        {"examples": 1},
-        {"examples": 2},
-        {"answer": "whole"},
-        {"answer": "boxed"},
-        {"instruction": ""},
-        {"instruction": "Think."},
-        {"examples": 1, "answer": "whole"},
-    ]
-    keys = {_one("builtin/sums", **one).key for one in settings}
-    assert len(keys) == len(settings)
-    assert {key.name for key in keys} == {"builtin/sums"}
+def test_where_the_answer_is_read_is_part_of_the_key_and_how_it_is_asked_is_not(
+    kinds: dict[str, dict[str, object]],
+) -> None:
+    ways: list[dict[str, object]] = [{}, {"examples": 2}, {"instruction": ""}, {"examples": 1, "instruction": "Think."}]
+    for name, options in kinds.items():
+        keys = [{_one(name, options=options, answer=mode, **way).key for way in ways} for mode in (None, *MODES)]
+        assert [len(of_a_mode) for of_a_mode in keys] == [1] * len(keys)
+        assert len(set.union(*keys)) == len(keys)
+        assert keys[0] == {_one(name, options=options).key}
+        assert {key.name for of_a_mode in keys for key in of_a_mode} == {name}
+
+
+def test_the_key_of_a_task_whose_answer_is_read_otherwise_stays_what_it_was() -> None:
+    read = {"prompting": 1, "task": _one("builtin/sums").key.config, "answer": "boxed"}
+    assert _one("builtin/sums", answer="boxed", examples=2).key.config == config_hash(read)
+
+
+def test_one_task_that_is_asked_in_two_ways_is_listed_once() -> None:
+    with pytest.raises(UserError, match="'builtin/sums' is listed twice with the same options: list it once, as it is"):
+        load_tasks([TaskConfig(name="builtin/sums"), TaskConfig(name="builtin/sums", examples=3)])
 
 
 def test_an_instruction_replaces_the_tasks_own() -> None:
@@ -182,17 +188,41 @@ def test_as_many_examples_as_there_are_other_questions_can_be_shown() -> None:
     assert all(len(task.make(seed).examples) <= 1 for seed in range(500))
 
 
-def test_a_joiner_asks_and_reads_as_the_founder_does() -> None:
-    own = TaskConfig(
+def _joined(founder: TaskConfig, *own: TaskConfig) -> list[Task]:
+    manifest = make_manifest(Identity(bytes(32)), "s", 1, Policy.OPEN, describe_tasks([founder]))
+    adopted = load_tasks(adopt_tasks(manifest, own))
+    check_rules(manifest, adopted, 8)
+    return list(adopted.tasks)
+
+
+def test_a_joiner_that_says_nothing_asks_and_reads_as_the_founder_does() -> None:
+    founder = TaskConfig(
         name="builtin", examples=2, answer="boxed", instruction="Think, please.", options={"difficulty": 2}
     )
-    described = describe_tasks([own])
-    manifest = make_manifest(Identity(bytes(32)), "s", 1, Policy.OPEN, described)
-    adopted = load_tasks(adopt_tasks(manifest, [TaskConfig(name="builtin/sums", examples=9, answer="whole")]))
-    theirs = load_tasks([own])
-    assert [task.key for task in adopted.tasks] == [task.key for task in theirs.tasks]
-    for mine, other in zip(adopted.tasks, theirs.tasks, strict=True):
-        assert mine.make(5) == other.make(5)
+    theirs = load_tasks([founder]).tasks
+    for mine, other in zip(_joined(founder, TaskConfig(name="builtin/sums", weight=3.0)), theirs, strict=True):
+        assert mine.key == other.key and mine.make(5) == other.make(5)
+
+
+@pytest.mark.parametrize(
+    ("own", "examples", "system"),
+    [
+        ({"examples": 1}, 1, "Think."),
+        ({"examples": 0}, 0, "Think."),
+        ({"instruction": ""}, 2, ""),
+        ({"examples": 3, "instruction": "Now:", "answer": "whole"}, 3, "Now:"),
+    ],
+)
+def test_a_joiner_asks_its_own_model_as_it_says_and_reads_as_the_founder_does(
+    own: dict, examples: int, system: str
+) -> None:
+    founder = TaskConfig(name="builtin/sums", examples=2, answer="boxed", instruction="Think.")
+    (mine,) = _joined(founder, TaskConfig(name="builtin/sums", **own))
+    (theirs,) = load_tasks([founder]).tasks
+    item = mine.make(5)
+    assert (len(item.examples), item.system) == (examples, system)
+    assert (item.question, item.answer) == (theirs.make(5).question, theirs.make(5).answer)
+    assert mine.key == theirs.key and mine.verify(item, f"\\boxed{{{item.answer}}}") == 1.0
 
 
 @pytest.mark.parametrize(
