@@ -76,9 +76,9 @@ def run_in_memory(
     for config in configs:
         _check(config)
     turns = Turns(plan.nodes, batched)
-    tasks = load_tasks(plan.config.tasks)
-    mail = Mail(tasks, 4 * plan.config.sampling.completions, delay)
-    witness = Witness(tasks)
+    tasks = _tasks_of(configs)
+    mail = Mail(tasks[0], 4 * plan.config.sampling.completions, delay)
+    witness = Witness(tasks[0])
     honest = plan.nodes - (attack.nodes if attack else 0)
 
     def node(index: int, folder: Path) -> None:
@@ -98,7 +98,7 @@ def run_in_memory(
 
         engine = _Engine(turns, index, policy, come_and_go)
         metrics = MetricsLog(folder / "metrics.jsonl")
-        train_node(Parts(config, folder, config.seed or 0, policy, engine, tasks, exchange, metrics))
+        train_node(Parts(config, folder, config.seed or 0, policy, engine, tasks[index], exchange, metrics))
 
     turns.run([partial(node, index, folder) for index, folder in enumerate(node_folders(plan).values())])
     witness.write(plan.out, honest)
@@ -114,6 +114,15 @@ def _check(config: NodeConfig) -> None:
     }.items():
         if wrong:
             raise UserError(f"the runner 'memory' has no {key}: choose runner = \"processes\"")
+
+
+def _tasks_of(configs: Sequence[NodeConfig]) -> list[TaskSet]:
+    """Return the tasks of each node: of one key under all, and each asks them in its own way."""
+    sets: list[TaskSet] = []
+    for index, config in enumerate(configs):
+        alike = index > 0 and config.tasks == configs[index - 1].tasks
+        sets.append(sets[-1] if alike else load_tasks(config.tasks))
+    return sets
 
 
 class Turns:

@@ -48,6 +48,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from node.config import NodeConfig, Section, apply_override, merge, parse_config
 from node.errors import UserError
 from node.lab.attacks import ATTACKS
+from node.tasks import TaskKey, load_tasks
 
 MAX_SEEDS = 100
 
@@ -343,13 +344,18 @@ def _check_parts(config: LabConfig, run: Run, parsed: Sequence[NodeConfig]) -> N
                 f"there is {', '.join(map(repr, config.arms))}"
             )
     if config.runner == "memory":
-        same: dict[str, list[Any]] = {
-            "tasks": [one.tasks for one in parsed],
-            "sampling.completions": [one.sampling.completions for one in parsed],
-        }
-        for key, values in same.items():
-            if any(value != values[0] for value in values):
-                raise UserError(f"{name}: under the runner 'memory' all parts have the same {key}")
+        first = parsed[0]
+        if any(one.sampling.completions != first.sampling.completions for one in parsed):
+            raise UserError(f"{name}: under the runner 'memory' all parts have the same sampling.completions")
+        if any(one.tasks != first.tasks and _task_keys(one) != _task_keys(first) for one in parsed):
+            raise UserError(
+                f"{name}: under the runner 'memory' all parts have the same tasks, each asked as its part says by "
+                "examples and instruction"
+            )
+
+
+def _task_keys(config: NodeConfig) -> set[TaskKey]:
+    return {task.key for task in load_tasks(config.tasks).tasks}
 
 
 def _slug(name: str) -> str:

@@ -115,6 +115,11 @@ def test_an_arm_in_parts_has_their_nodes_in_order_with_their_settings_over_its_o
     assert lab_of(tmp_path, MIXED).runs[0].by_node == [{"budget": {"compute": 50}, "sampling": {"completions": 4}}]
 
 
+def test_parts_may_ask_the_same_tasks_each_in_its_own_way(tmp_path: Path) -> None:
+    text = MIXED.replace("sampling.local = 1", "tasks = [{name='builtin', weight=2, examples=2, instruction='Think.'}]")
+    assert lab_of(tmp_path, text).runs[1].by_node[2]["tasks"][0]["examples"] == 2
+
+
 def test_an_arm_may_have_churn(tmp_path: Path) -> None:
     text = "seeds = 1\n[settings]\nrounds = 2\ntrainer.save_steps = 5\n[arms.a]\nchurn = { away = 0.25, rounds = 20 }\n"
     churn = lab_of(tmp_path, text).runs[0].churn
@@ -161,6 +166,10 @@ def test_a_part_of_it_can_be_asked_for_and_any_key_changed(tmp_path: Path) -> No
             "all parts have the same sampling.completions",
         ),
         (MIXED.replace("sampling.local = 1", "tasks = [{name='builtin/sums'}]"), "all parts have the same tasks"),
+        (
+            MIXED.replace("sampling.local = 1", "tasks = [{name='builtin', answer='whole'}]"),
+            "all parts have the same tasks",
+        ),
         (FILE.replace("nodes = 2", "churn = { away = 1 }"), "arms.1/1 slow.churn.away: Input should be less than 1"),
         (FILE.replace("nodes = 2", "churn = { away = 0.9, rounds = 5 }"), "away for longer: rounds wants 9"),
         (

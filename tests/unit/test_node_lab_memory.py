@@ -262,6 +262,23 @@ def test_parts_of_a_swarm_have_their_own_models_and_settings_and_learn_from_each
     assert "n0" in taught
 
 
+def test_each_part_asks_the_common_tasks_in_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = even_config(tmp_path, rounds=2)
+    (task,) = bare.tasks
+    told = bare.model_copy(update={"tasks": [task.model_copy(update={"instruction": "0123456789"})]})
+    longest: dict[int, int] = {}
+
+    def answer(requests: dict[int, Request]) -> dict[int, list[list[Generated]]]:
+        longest.update({index: max(map(len, one.prompts)) for index, one in requests.items()})
+        return batched(requests)
+
+    monkeypatch.setattr("node.lab.lockstep.batched", answer)
+    plan = make_plan(tmp_path / "run", 3, bare, {"bare": PlanPart(1, bare), "told": PlanPart(2, told)})
+    summary = run_in_memory(plan, 0, started=time.time())
+    assert longest[0] <= 4 and longest[1] > 14 and longest[2] > 14  # a number of three digits, and what is before it
+    assert all(one["groups_external"] > 0 for one in summary["nodes"].values())
+
+
 def test_under_churn_a_node_that_is_away_does_no_round_and_comes_back_to_its_end(tmp_path: Path) -> None:
     churn, seed, rounds = ChurnConfig(away=0.5, rounds=3), 8, 8
     absences = [list(itertools.islice(stretches(churn, seed, index), rounds)) for index in range(3)]
