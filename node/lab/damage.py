@@ -146,8 +146,7 @@ def to_markdown(lines: Sequence[Line], trials: Trials) -> str:
     rows.append(["---"] * len(rows[0]))
     for line in lines:
         trial = line.trial
-        honest = trials.config.nodes - trial.hostile
-        who = f"{trial.hostile} of {trials.config.nodes}" if trial.attack else f"0 of {honest}"
+        who = f"{trial.hostile} of {trial.nodes}" if trial.attack else f"0 of {trial.nodes - trial.hostile}"
         cells = [trial.defence, trial.attack or "none", who, str(line.seeds)]
         cells += ["" if one is None else str(one) for one in line[2:]]
         rows.append([*([trial.base] if bases else []), *cells])

@@ -17,6 +17,7 @@
     defences = ["none", "length"]
     hostile = [1, 4]
     bases = ["sparse"]              # default: all
+    nodes = 32                      # default: the file's
 
 Beside the runs of a trial there is the control of each: the same honest nodes, and nobody else.
 """
@@ -48,6 +49,7 @@ class TrialConfig(Section):
     hostile: list[int] = Field(min_length=1, description="nodes, of all")
     groups: int = Field(8, ge=1, le=1024, description="that a hostile node signs a round")
     bases: list[str] = Field([], description="default: all")
+    nodes: int | None = Field(None, ge=2, le=1024, description="default: the file's")
 
 
 class TrialsConfig(Section):
@@ -64,12 +66,13 @@ class TrialsConfig(Section):
 
 
 class Trial(NamedTuple):
-    """One line of the results: who attacks whom with how many nodes (none in a control), and its arm's name."""
+    """One line of the results: who attacks whom with how many nodes of all (none in a control), and its arm's name."""
 
     base: str
     defence: str
     attack: str
     hostile: int
+    nodes: int
     arm: str
 
 
@@ -86,7 +89,7 @@ class Trials(NamedTuple):
 
     def control_of(self, trial: Trial) -> Trial:
         """Return the control of a trial: as many honest nodes under the same defence, and no others."""
-        return _control(trial.base, trial.defence, trial.hostile)
+        return _control(trial.base, trial.defence, trial.hostile, trial.nodes)
 
 
 def read_trials(path: Path, out: Path, overrides: Sequence[str] = ()) -> Trials:
@@ -106,8 +109,9 @@ def read_trials(path: Path, out: Path, overrides: Sequence[str] = ()) -> Trials:
             for name in wanted:
                 if name not in known:
                     raise UserError(f"{path} has no {kind} {name!r}: choose one of {', '.join(map(repr, known))}")
-        if not all(0 < hostile < config.nodes for hostile in one.hostile):
-            raise UserError(f"{path}: hostile wants numbers from 1 to {config.nodes - 1}, of {config.nodes} nodes")
+        nodes = one.nodes or config.nodes
+        if not all(0 < hostile < nodes for hostile in one.hostile):
+            raise UserError(f"{path}: hostile wants numbers from 1 to {nodes - 1}, of {nodes} nodes")
         trials |= _arms_of(config, one)
     arms = {trial.arm: arm for trial, arm in trials.items()}
     shape = config.model_dump(include={"seeds", "nodes", "runner", "settings", "bases"})
@@ -119,18 +123,20 @@ def read_trials(path: Path, out: Path, overrides: Sequence[str] = ()) -> Trials:
 
 def _arms_of(config: TrialsConfig, trial: TrialConfig) -> dict[Trial, ArmConfig]:
     arms: dict[Trial, ArmConfig] = {}
+    nodes = trial.nodes or config.nodes
     for base in trial.bases or config.bases:
         for defence in trial.defences:
             settings = config.defences[defence].settings
             for hostile in trial.hostile:
-                control = _control(base, defence, hostile)
-                arms[control] = ArmConfig(nodes=config.nodes - hostile, settings=settings)
+                control = _control(base, defence, hostile, nodes)
+                arms[control] = ArmConfig(nodes=nodes - hostile, settings=settings)
                 for kind in trial.attacks:
                     attack = AttackConfig(kind=kind, nodes=hostile, groups=trial.groups)
-                    name = f"{defence}, {hostile} {kind}"
-                    arms[Trial(base, defence, kind, hostile, name)] = ArmConfig(attack=attack, settings=settings)
+                    name = f"{defence}, {hostile} {kind} of {nodes}"
+                    arm = ArmConfig(nodes=nodes, attack=attack, settings=settings)
+                    arms[Trial(base, defence, kind, hostile, nodes, name)] = arm
     return arms
 
 
-def _control(base: str, defence: str, hostile: int) -> Trial:
-    return Trial(base, defence, "", hostile, f"{defence}, without {hostile}")
+def _control(base: str, defence: str, hostile: int, nodes: int) -> Trial:
+    return Trial(base, defence, "", hostile, nodes, f"{defence}, {nodes} without {hostile}")

@@ -212,6 +212,14 @@ def test_a_file_of_attacks_has_each_attack_on_each_defence_and_the_honest_nodes_
     assert len(trials_of(tmp_path, overrides=["seeds=1"]).lab.runs) == 9
 
 
+def test_a_trial_may_be_of_another_number_of_nodes_and_is_held_against_a_control_of_its_own(tmp_path: Path) -> None:
+    trials = trials_of(tmp_path, f"{TRIALS}nodes = 6\n")
+    (last,) = [one for one in trials.trials if one.attack == "overlong"]
+    assert {(run.nodes, run.attack and run.attack.nodes) for run in trials.runs_of(last)} == {(6, 1)}
+    assert [run.nodes for run in trials.runs_of(trials.control_of(last))] == [5, 5]
+    assert len(trials.lab.runs) == len({run.folder for run in trials.lab.runs}) == 2 * (4 + 4 + 2)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -252,11 +260,11 @@ def test_an_attack_is_held_against_the_honest_nodes_alone_over_the_last_rounds_o
         leave(run, (0.2 if run.seed == 3 else 0.3) if hit else 0.4, [0, 6, 8] if hit else [9, 0, 1])
     lines = tabulate(trials)
     by_name = {line.trial.arm: line for line in lines}
-    hit = by_name["none, 2 planted"]
+    hit = by_name["none, 2 planted of 4"]
     assert (hit.success.mean, hit.unattacked.mean, hit.accuracy.mean) == (0.7, 0.05, 0.25)
     assert hit.loss.mean == pytest.approx(0.375) and hit.compute.mean == 10
-    assert by_name["length, 1 planted"].loss.mean == 0
-    assert by_name["none, without 2"].success is None
+    assert by_name["length, 1 planted of 4"].loss.mean == 0
+    assert by_name["none, 4 without 2"].success is None
     table = to_markdown(lines, trials)
     assert "| none | planted | 2 of 4 | 2 | 0.7 ± 0 | 0.05 ± 0 | " in table and "| none | none | 0 of 2 | 2 | " in table
     tree = json.loads(to_json(lines, trials))
