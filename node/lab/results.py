@@ -9,7 +9,9 @@ Of a run, each a mean over its nodes:
     by_compute    the mean of the reward over what was spent: where arms are given the same, this is what compares them
     reach         what the baseline of the same seed spent until its best, over what this run spent until as much; 0 for
                   a run that did not get there
-    accuracy, pass@1, pass@k, entropy    held out, at the end, where it was evaluated
+    accuracy, pass@1, pass@k, entropy, right_entropy    held out, at the end, where it was evaluated
+    equal_...     pass@k and right_entropy when pass@1 was the baseline's best, less what the baseline had then, between
+                  two evaluations in proportion; for runs that got there, where evaluations were made on the way
     gain          of a part of a run, all of whose figures are of its nodes alone: its accuracy less that of the arm
                   that it is held against, under the same seed
 
@@ -37,6 +39,7 @@ from node.telemetry.metrics import Row, number, read_metrics
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 Z95 = 1.96
 WINDOW = 20  # rounds that a reward is smoothed over
+PASS_1, RIGHT_ENTROPY = "pass@1", "right_entropy"
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Result:
     entropy: float | None
     rewards: tuple[float, ...]
     spent: tuple[float, ...]
+    held_out: tuple[Mapping[str, float], ...] = ()  # by evaluation: what was sampled
     part: str = ""  # of the run, whose nodes alone are meant; all of them are
     beside: str = ""  # the arm that it is held against; the file's baseline
 
@@ -119,8 +123,9 @@ def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] =
     tenth = max(rounds // 10, 1)
     each = [[one.compute for one in accumulate(rows, Spent.after, initial=Spent())][1:] for rows in nodes]
     spent = tuple(statistics.fmean(values) for values in zip(*(one[:rounds] for one in each), strict=True))
-    lasts = [rows[-1] for path in paths if (rows := read_metrics(path.with_name(EVALUATIONS_FILE)))]
-    passes = sorted({key for row in lasts for key in row if _is_pass(key)}, key=lambda key: int(key.partition("@")[2]))
+    evaluated = [rows for path in paths if (rows := read_metrics(path.with_name(EVALUATIONS_FILE)))]
+    lasts = [rows[-1] for rows in evaluated]
+    on_the_way = zip(*(rows[:-1] for rows in evaluated), strict=False)  # nodes that end sooner have fewer
     return Result(
         base=base,
         arm=arm,
@@ -134,14 +139,19 @@ def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] =
         external=statistics.fmean(_by_round(nodes, lambda row: number(row, "groups_external"), rounds)),
         kib_sent=statistics.fmean(number(rows[-1], "swarm/bytes_sent") / len(rows) / 1024 for rows in nodes),
         accuracy=_mean(lasts, "accuracy"),
-        passes={
-            key: statistics.fmean(number(row, key) for row in lasts)
-            for key in dict.fromkeys([*passes[:1], *passes[-1:]])
-        },
+        passes={key: one for key, one in _sampled(lasts).items() if _is_pass(key)},
         entropy=_mean(lasts, "entropy"),
         rewards=rewards,
         spent=spent,
+        held_out=tuple(map(_sampled, [*on_the_way, lasts])),
     )
+
+
+def _sampled(rows: Sequence[Row]) -> dict[str, float]:
+    """Return the means over nodes of what an evaluation sampled: pass@1, the largest k, and `right_entropy`."""
+    passes = sorted({key for row in rows for key in row if _is_pass(key)}, key=lambda key: int(key.partition("@")[2]))
+    found = {key: _mean(rows, key) for key in dict.fromkeys([*passes[:1], *passes[-1:], RIGHT_ENTROPY])}
+    return {key: one for key, one in found.items() if one is not None}
 
 
 def read_runs(runs: Sequence[Run]) -> list[Result]:
@@ -176,7 +186,8 @@ def read_known(path: Path) -> tuple[LabConfig, list[Result]]:
 def _result(tree: Mapping[str, Any]) -> Result:
     """Return a run of a JSON; the best of its smoothed rewards is that of the rounded ones, so that it is reached."""
     rewards = tuple(tree["rewards"])
-    return Result(**{**tree, "rewards": rewards, "spent": tuple(tree["spent"]), "best": max(smooth(rewards))})
+    also = {"spent": tuple(tree["spent"]), "held_out": tuple(tree.get("held_out", ()))}
+    return Result(**{**tree, **also, "rewards": rewards, "best": max(smooth(rewards))})
 
 
 def with_known(lab: Lab, known: LabConfig, results: Sequence[Result]) -> Lab:
@@ -224,6 +235,23 @@ def reach(result: Result, baseline: Result) -> float:
     return theirs / ours if theirs and ours else 0.0
 
 
+def at_equal(result: Result, baseline: Result) -> dict[str, float]:
+    """Return pass@k and the entropy of right answers where pass@1 is the baseline's best, less the baseline's.
+
+    Empty where the run never got there, or there is but one evaluation of either.
+    """
+    ours, theirs = ([one for one in run.held_out if PASS_1 in one] for run in (result, baseline))
+    if min(len(ours), len(theirs)) < 2:
+        return {}
+    there = max(theirs, key=lambda one: one[PASS_1])
+    for before, after in pairwise(ours):
+        if before[PASS_1] <= there[PASS_1] <= after[PASS_1]:
+            part = (there[PASS_1] - before[PASS_1]) / ((after[PASS_1] - before[PASS_1]) or 1.0)
+            keys = [key for key in there if key != PASS_1 and key in before and key in after]
+            return {f"equal_{key}": before[key] + part * (after[key] - before[key]) - there[key] for key in keys}
+    return {}
+
+
 def by_compute(result: Result, beside: float = 0.0, until: float = math.inf) -> float:
     """Return the mean reward, each round's counted by what it cost.
 
@@ -258,7 +286,8 @@ def figures(result: Result) -> dict[str, float]:
     """Return the figures of one run that are numbers, by their names."""
     plain = {key: getattr(result, key) for key in ("cumulative", "first", "last", "compute", "external", "kib_sent")}
     plain["by_compute"] = by_compute(result)
-    held_out = {"accuracy": result.accuracy, **result.passes, "entropy": result.entropy}
+    last = result.held_out[-1].get(RIGHT_ENTROPY) if result.held_out else None
+    held_out = {"accuracy": result.accuracy, **result.passes, "entropy": result.entropy, RIGHT_ENTROPY: last}
     return plain | {key: value for key, value in held_out.items() if value is not None}
 
 
@@ -281,6 +310,9 @@ def tabulate(results: Sequence[Result], baseline: str) -> list[Line]:
             ]
             estimates |= {"ratio": estimate(ratios)} if len(ratios) == len(paired) else {}
             estimates["reach"] = estimate([reach(one, other) for one, other in paired])
+            equal = [found for one, other in paired if (found := at_equal(one, other))]
+            if len(equal) == len(paired):
+                estimates |= {key: estimate([one[key] for one in equal]) for key in equal[0]}
         gains = [
             one.accuracy - other.accuracy
             for one, other in paired
@@ -301,8 +333,11 @@ COLUMNS = {
     "last": "last tenth",
     "accuracy": "accuracy",
     "gain": "accuracy gained",
-    "pass@": "",
+    "pass@": "pass@{k}",
+    "equal_pass@": "pass@{k} less {baseline}'s at its best pass@1",
     "entropy": "entropy",
+    "right_entropy": "entropy of right answers",
+    "equal_right_entropy": "that less {baseline}'s at its best pass@1",
     "external": "external groups",
     "kib_sent": "KiB sent",
     "compute": "compute",
@@ -312,8 +347,8 @@ COLUMNS = {
 def to_markdown(lines: Sequence[Line], lab: Lab) -> str:
     """Return the table; a figure that no arm has is left out."""
     known = list(dict.fromkeys(key for line in lines for key in line.figures))
-    keys = [key for column in COLUMNS for key in known if key == column or (column == "pass@" and _is_pass(key))]
-    titles = [COLUMNS.get(key, key).format(baseline=lab.baseline) for key in keys]
+    keys = [key for column in COLUMNS for key in known if column == _column(key)]
+    titles = [COLUMNS[_column(key)].format(baseline=lab.baseline, k=key.partition("@")[2]) for key in keys]
     bases = any(line.base for line in lines)
     head = [*(["base"] if bases else []), "arm", "", "seeds", *titles]
     rows = [head, ["---"] * len(head)]
@@ -434,6 +469,11 @@ def _by_round(nodes: Sequence[Sequence[Row]], figure: Callable[[Row], float], ro
 def _mean(rows: Sequence[Row], key: str) -> float | None:
     values = [row[key] for row in rows if isinstance(row.get(key), int | float)]
     return statistics.fmean(values) if values else None
+
+
+def _column(key: str) -> str:
+    """Return the column of a figure: all pass@k have one."""
+    return "".join(key.partition("@")[:2])
 
 
 def _is_pass(key: str) -> bool:

@@ -9,7 +9,7 @@ about one completion in two hundred is right, the sparse regime of real post-tra
 guess, and a guess at a weekday is right once in seven.)
 
 Experiments want denser starts too: those are shown a share of right answers again, for a hundred steps more. And they
-want other sizes: `--width` is that of a hidden state, and the recipe is not tuned for others than its own.
+want other sizes and another task: `--width` is that of a hidden state, and the recipe is tuned for none but its own.
 
 The same seed gives the same weights on the same machine and library versions.
 """
@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from node.policy import BUILTIN
 from node.tasks import Task, derive_seed
-from node.tasks.builtin import FAMILIES
+from node.tasks.builtin import APART, FAMILIES
 
 PRINTABLE = "".join(map(chr, range(32, 127)))
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
@@ -52,6 +52,7 @@ class Recipe:
     show_steps: int = 100
     show_rate: float = 1e-3
     shown: float = 0.0  # the share of right answers that it is shown last; 0: it is not
+    tasks: tuple[str, ...] = tuple(FAMILIES)
 
 
 STARTS = {"sparse": Recipe(), "middling": Recipe(shown=0.4), "dense": Recipe(shown=0.7)}
@@ -99,8 +100,9 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 
 
 def tasks_of(recipe: Recipe) -> list[Task]:
-    """Return every built-in family at the recipe's difficulty."""
-    return [family(difficulty=recipe.difficulty) for family in FAMILIES.values()]
+    """Return the recipe's built-in families at its difficulty."""
+    families = {**FAMILIES, **APART}
+    return [families[name](difficulty=recipe.difficulty) for name in recipe.tasks]
 
 
 def sample_answers(recipe: Recipe, right: float, step: int) -> list[tuple[str, str]]:
@@ -211,13 +213,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=BUILTIN, help="folder to write (default: the package's own)")
     parser.add_argument("--start", choices=STARTS, default="sparse", help="how much of the skill speaks")
     parser.add_argument("--width", type=int, default=Recipe.width, help="of a hidden state: the model's size")
+    parser.add_argument(
+        "--task", choices=[*FAMILIES, *APART], action="append", help="that it learns; may be repeated (default: seven)"
+    )
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     arguments = parser.parse_args()
-    if (arguments.start, arguments.width) != ("sparse", Recipe.width) and arguments.out == BUILTIN:
-        parser.error(f"another start or width wants an --out: the package ships the sparse one of {Recipe.width}")
+    tasks = tuple(arguments.task or Recipe.tasks)
+    if (arguments.start, arguments.width, tasks) != ("sparse", Recipe.width, Recipe.tasks) and arguments.out == BUILTIN:
+        parser.error(f"another start, width or task wants an --out: the package ships the sparse one of {Recipe.width}")
     if arguments.width < 1 or arguments.width % (2 * Recipe.heads):
         parser.error(f"--width wants a multiple of {2 * Recipe.heads}: {Recipe.heads} heads, of an even width each")
-    make(replace(STARTS[arguments.start], seed=arguments.seed, width=arguments.width), arguments.out)
+    recipe = replace(STARTS[arguments.start], seed=arguments.seed, width=arguments.width, tasks=tasks)
+    make(recipe, arguments.out)
 
 
 if __name__ == "__main__":

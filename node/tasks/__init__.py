@@ -6,7 +6,7 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
 
     answers          reading and comparing answers that a model wrote
     prompting        around any task: solved examples, an instruction, where its answer is read
-    builtin          seven small families and natural arithmetic, in the standard library only
+    builtin          small families and natural arithmetic, in the standard library only
     dataset          questions and answers from a file, or from a set on the hub
     reasoning_gym    data sets of reasoning-gym, with scorers of our own
     verifiers        task sets of verifiers, scored in a process of their own
@@ -15,8 +15,9 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
 
 `load_tasks` goes from the `tasks` table of a configuration to the tasks themselves:
 
-    builtin                 all seven built-in families, sharing the weight
+    builtin                 seven built-in families, sharing the weight
     builtin/NAME            one of them
+    builtin/summands        `12=`, which has many right answers
     builtin/arithmetic      `What is 3 + 4?`, for models that know words
     dataset, dataset/LABEL  questions and answers from a file, or from a set on the hub
     file, file/LABEL        a Python file of yours
@@ -146,14 +147,15 @@ def load_tasks(configs: Sequence[TaskConfig]) -> TaskSet:
 
 
 def _load(config: TaskConfig) -> Iterator[tuple[Task, float]]:
-    from node.tasks.builtin import FAMILIES
+    from node.tasks.builtin import APART, FAMILIES
 
     group, _, name = config.name.partition("/")
+    families = {**FAMILIES, **APART}
     if config.name == "builtin":
         for family in FAMILIES.values():
             yield family(**config.options), config.weight / len(FAMILIES)
-    elif group == "builtin" and name in FAMILIES:
-        yield FAMILIES[name](**config.options), config.weight
+    elif group == "builtin" and name in families:
+        yield families[name](**config.options), config.weight
     else:
         yield _load_one(config, group, name), config.weight
 
@@ -176,10 +178,10 @@ def _load_one(config: TaskConfig, group: str, name: str) -> Task:
 
 def task_names() -> list[str]:
     """Return the names of all kinds of task that there are here, entry points included."""
-    from node.tasks.builtin import FAMILIES
+    from node.tasks.builtin import APART, FAMILIES
     from node.tasks.reasoning_gym import SCORERS
     from node.tasks.third_party import installed
 
-    builtin = ["builtin", *(f"builtin/{name}" for name in FAMILIES), "builtin/arithmetic"]
+    builtin = ["builtin", *(f"builtin/{name}" for name in (*FAMILIES, *APART)), "builtin/arithmetic"]
     gym = [f"reasoning-gym/{name}" for name in sorted(SCORERS)] if find_spec("reasoning_gym") else []
     return [*builtin, "dataset", "file", *gym, *sorted(installed())]

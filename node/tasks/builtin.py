@@ -1,7 +1,7 @@
-"""The seven built-in task families and natural arithmetic, in the standard library only.
+"""The built-in tasks: seven families with one right answer, one with many, and natural arithmetic.
 
-A family is one function from a random stream and a difficulty to a question and its only right
-answer; `Family` turns it into a `Task`. To add one: write its function, and name it in `FAMILIES`.
+A family is one function from a random stream and a difficulty to a question and its right answer; `Family` turns it
+into a `Task`. To add one: write its function, and name it in `FAMILIES`. All are in the standard library only.
 
     sums        whole numbers                         12+7=         19
     bases       a number written in another base      13 base 3=    111
@@ -11,13 +11,17 @@ answer; `Family` turns it into a `Task`. To add one: write its function, and nam
     weekdays    some days on or back                  Mon+3=        Thu
     logic       truth tables of two variables         p&~q=         0010
 
-They are for policies that know characters, and `builtin` stands for all seven. Arithmetic is apart from them, with
-options of its own: its questions are for models that know words.
+They are for policies that know characters, and `builtin` stands for all seven. Two are apart from them: one that has as
+many right answers as its number and one more, and arithmetic, with options of its own, whose questions are for models
+that know words.
 
+    summands    two numbers that make another one     12=           5+7
     arithmetic  two whole numbers                     What is 3 * 4?    12
 """
 
+import operator
 import random
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -39,14 +43,16 @@ MAX_DIFFICULTY = 10
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A built-in task: 1 for exactly the right answer, white space around it aside, and 0 for anything else.
+    """A built-in task: 1 for the right answer, white space around it aside, and 0 for anything else.
 
-    `difficulty` is 1 to 10 and makes numbers larger, matrices wider or formulas longer.
+    `difficulty` is 1 to 10 and makes numbers larger, matrices wider or formulas longer. `accepts` tells whether a text
+    is as right as the answer that the item has; only that itself is, unless a family says otherwise.
     """
 
     name: str
     maker: Maker
     difficulty: int = 1
+    accepts: Callable[[str, str], bool] = operator.eq
 
     @property
     def key(self) -> TaskKey:
@@ -58,10 +64,10 @@ class Family:
         return Item(question, answer)
 
     def verify(self, item: Item, text: str) -> float:
-        return float(text.strip() == item.answer)
+        return float(self.accepts(text.strip(), item.answer))
 
 
-def build(name: str, maker: Maker, /, **options: object) -> Family:
+def build(name: str, maker: Maker, accepts: Callable[[str, str], bool] = operator.eq, /, **options: object) -> Family:
     """Return the family under its options; raise `UserError` for an unknown or bad one."""
     difficulty = options.pop("difficulty", 1)
     if options:
@@ -70,7 +76,7 @@ def build(name: str, maker: Maker, /, **options: object) -> Family:
         raise UserError(
             f"task {name!r}: difficulty must be a whole number from 1 to {MAX_DIFFICULTY}, got {difficulty!r}"
         )
-    return Family(name, maker, difficulty)
+    return Family(name, maker, difficulty, accepts)
 
 
 def sums(rng: random.Random, difficulty: int) -> tuple[str, str]:
@@ -191,6 +197,22 @@ def _literal(rng: random.Random) -> tuple[str, list[bool]]:
     return f"{'~' if negated else ''}{'pq'[variable]}", values
 
 
+def summands(rng: random.Random, difficulty: int) -> tuple[str, str]:
+    """Return a number below 50 * 2**difficulty, and two that make it."""
+    total = rng.randrange(50 * 2**difficulty)
+    left = rng.randint(0, total)
+    return f"{total}=", f"{left}+{total - left}"
+
+
+SUM = re.compile(r"([0-9]{1,5})\+([0-9]{1,5})")  # no summand has more digits at any difficulty
+
+
+def same_sum(text: str, answer: str) -> bool:
+    """Tell whether both are two whole numbers with a plus between them, and make the same."""
+    found, right = (SUM.fullmatch(one) for one in (text, answer))
+    return bool(found and right and sum(map(int, found.groups())) == sum(map(int, right.groups())))
+
+
 class ArithmeticOptions(Section):
     """The options of `builtin/arithmetic`."""
 
@@ -243,3 +265,8 @@ FAMILIES: Mapping[str, Callable[..., Task]] = MappingProxyType(
     }
 )
 """Family name to constructor; each takes `difficulty` (1 to 10, default 1) and nothing else."""
+
+APART: Mapping[str, Callable[..., Task]] = MappingProxyType(
+    {"summands": partial(build, "builtin/summands", summands, same_sum)}
+)
+"""The same of families that `builtin` does not stand for."""

@@ -4,7 +4,7 @@
      "accuracy": ..., "accuracy_low": ..., "accuracy_high": ...,    greedy, temperature 0
      "reward": ..., "finished": ..., "mean_length": ...,            greedy
      "pass@1": ..., ..., "pass@8": ..., "pass@8_low": ..., "pass@8_high": ...,    sampled
-     "entropy": ...,                       sampled, nats a token
+     "entropy": ..., "right_entropy": ..., sampled: nats a token; of the right answers to a question, where it has some
      "tasks": {"builtin/sums": {"questions": ..., "accuracy": ..., "pass@8": ...}, ...}}
 
 Intervals are at 95 % and count questions alone. A question's result lies between 0 and 1

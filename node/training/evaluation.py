@@ -6,7 +6,9 @@ asked equally often, whatever its weight in training. Nothing here draws from a 
 state that training uses, so a run has the same numbers with and without evaluations.
 """
 
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -74,6 +76,11 @@ class Outcome:
     answers: Sequence[Generated]
     rewards: Sequence[float]
 
+    @property
+    def texts(self) -> list[str]:
+        """The completions without white space around them."""
+        return [one.text.strip() for one in self.answers]
+
 
 Answers = dict[str, list[Outcome]]  # by task
 
@@ -128,7 +135,8 @@ class Evaluations:
             return evaluation_row(greedy, None)
         sampled = self._ask(self._sampling, completions)
         entropy = mean_entropy(self._policy, sampled, self._sampling.temperature)
-        return evaluation_row(greedy, score(seed, sampled)) | {"entropy": entropy}
+        also = {"entropy": entropy, "right_entropy": right_entropy(sampled)}
+        return evaluation_row(greedy, score(seed, sampled)) | {key: one for key, one in also.items() if one is not None}
 
     def _ask(self, sampling: SamplingParams, completions: int) -> Answers:
         return answer(
@@ -239,6 +247,25 @@ def mean_entropy(policy: Policy, answers: Answers, temperature: float) -> float:
     rows = [(policy.encode_prompt(one.item), one.answers[0].token_ids) for one in outcomes]
     found = entropies(policy, rows, temperature)
     return sum(float(one.sum()) for one in found) / max(sum(map(len, found)), 1)
+
+
+def right_entropy(answers: Answers) -> float | None:
+    """Return how unlike the right answers to a question are: their collision entropy, in nats (Renyi's, of order 2).
+
+    It is -ln of the chance that two of them are the same, whose mean over questions the pairs of right completions
+    estimate without bias, however many there are: 0 where a question has one right answer, ln k where k are equally
+    likely. Where no two are the same it is what one such pair would give. None where no question has two right ones.
+    """
+    found = [
+        Counter(text for text, reward in zip(outcome.texts, outcome.rewards, strict=True) if reward >= SOLVED)
+        for outcomes in answers.values()
+        for outcome in outcomes
+    ]
+    counts = [one for one in found if one.total() > 1]
+    if not counts:
+        return None
+    same = _mean([sum(n * (n - 1) for n in one.values()) / (one.total() * (one.total() - 1)) for one in counts])
+    return -math.log(same or 1 / sum(comb(one.total(), 2) for one in counts)) or 0.0  # not -0
 
 
 def _ask(

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -24,13 +24,16 @@ from node.telemetry.evaluations import first_and_last, wilson_interval
 from node.telemetry.metrics import MetricsLog, Row, read_metrics
 from node.training.evaluation import (
     ROWS,
+    Answers,
     EvalReport,
     Evaluations,
+    Outcome,
     answer,
     held_out,
     is_due,
     mean_entropy,
     pass_at_k,
+    right_entropy,
     score,
 )
 
@@ -266,3 +269,22 @@ def test_entropy_is_the_mean_over_tokens_of_the_distributions_that_they_were_dra
     assert mean_entropy(policy, answers, 1.0) == pytest.approx(by_hand)
     assert mean_entropy(policy, answers, 1e3) == pytest.approx(math.log(4), abs=1e-3)
     assert policy.model.training
+
+
+def answered(*questions: Mapping[str, float]) -> Answers:
+    """Return what was answered: for each question completions with their rewards."""
+    item = Item("?", "")
+    return {
+        "a task": [Outcome(item, [Generated((), text, True) for text in one], list(one.values())) for one in questions]
+    }
+
+
+def test_right_answers_are_as_unlike_as_the_chance_that_two_of_them_are_the_same_says() -> None:
+    two = {"5+7": 1.0, " 5+7": 1.0, "6+6": 1.0, "6+6 ": 1.0, "1+1": 0.0}  # of six pairs of right ones two are alike
+    assert right_entropy(answered(two)) == pytest.approx(math.log(3))
+    assert right_entropy(answered(two, {"9": 1.0, "9 ": 1.0})) == pytest.approx(-math.log((1 / 3 + 1) / 2))
+    assert right_entropy(answered({"9": 1.0, " 9": 1.0, "8": 0.0}, {"1": 1.0})) == 0.0
+    assert right_entropy(answered({"1+2": 1.0, "2+1": 1.0, "3+0": 1.0})) == pytest.approx(math.log(3)), (
+        "no two the same"
+    )
+    assert right_entropy(answered({"1": 1.0, "2": 0.0})) is None

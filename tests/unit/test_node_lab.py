@@ -23,6 +23,7 @@ from node.lab.plan import (
 from node.lab.plots import plot_compute, plot_rounds
 from node.lab.results import (
     Result,
+    at_equal,
     by_compute,
     compare,
     estimate,
@@ -324,6 +325,24 @@ def test_reach_is_compute_to_the_baselines_best_and_0_where_it_is_never_reached(
     assert reach(alone, alone) == 1.0
     assert reach(result("x", 1, [0.5, 0.5]), alone) == 8.0
     assert reach(result("x", 1, [0.1, 0.1]), alone) == 0.0
+
+
+def evaluated(arm: str, *held_out: tuple[float, float, float]) -> Result:
+    names = ("pass@1", "pass@16", "right_entropy")
+    found = tuple(dict(zip(names, values, strict=True)) for values in held_out)
+    return dataclasses.replace(result(arm, 1, [0.5]), held_out=found)
+
+
+def test_answers_are_compared_where_they_are_right_as_often_as_the_baselines_at_their_best(tmp_path: Path) -> None:
+    alone = evaluated("8/0", (0.1, 0.3, 2.0), (0.4, 0.7, 1.5), (0.3, 0.6, 1.0))
+    other = evaluated("2/16", (0.1, 0.3, 2.0), (0.3, 0.6, 1.8), (0.5, 0.7, 1.4), (0.9, 0.9, 0.5))
+    assert at_equal(other, alone) == pytest.approx({"equal_pass@16": -0.05, "equal_right_entropy": 0.1})
+    assert at_equal(alone, alone) == {"equal_pass@16": 0.0, "equal_right_entropy": 0.0}
+    assert at_equal(evaluated("x", (0.1, 0.3, 2.0), (0.2, 0.5, 1.0)), alone) == {}, "it never got there"
+    assert at_equal(other, evaluated("8/0", (0.4, 0.7, 1.5))) == {}, "nothing was measured on the way"
+    lab = lab_of(tmp_path, '[settings]\nrounds = 1\n[arms."8/0"]\n[arms."2/16"]\n')
+    table = to_markdown(tabulate([alone, other], "8/0"), lab)
+    assert "pass@16 less 8/0's at its best pass@1" in table and "| -0.05 |" in table and "| 0.1 |" in table
 
 
 def test_reward_over_compute_counts_a_round_by_what_it_cost(tmp_path: Path) -> None:

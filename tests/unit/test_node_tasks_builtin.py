@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.errors import UserError
-from node.tasks.builtin import FAMILIES, load_arithmetic
+from node.tasks.builtin import APART, FAMILIES, load_arithmetic
 
 SEEDS = st.integers(0, 2**63 - 1)
 DIFFICULTIES = st.integers(1, 10)
@@ -161,6 +161,32 @@ def test_arithmetic_asks_in_words_and_takes_only_the_right_number(seed: int, dig
     assert task.verify(item, f" {result}") == task.verify(item, f"{result}.0") == 1.0
     for wrong in ("", str(result + 1), f"it is {result}", f"{result} {result}", f"{left} {asked[2]} {right}"):
         assert task.verify(item, wrong) == 0.0
+
+
+@given(SEEDS, DIFFICULTIES, st.data())
+def test_summands_takes_any_two_numbers_that_make_the_one_asked_for(
+    seed: int, difficulty: int, data: st.DataObject
+) -> None:
+    task = APART["summands"](difficulty=difficulty)
+    item = task.make(seed)
+    total = int(item.question.removesuffix("="))
+    assert total < 50 * 2**difficulty and task.verify(item, item.answer) == 1.0
+    left = data.draw(st.integers(0, total))
+    assert task.verify(item, f" {left}+{total - left}\n") == 1.0
+    for wrong in (f"{left}+{total - left + 1}", f"{total}", f"{left}+{total - left}+0", f"-1+{total + 1}", "", "+"):
+        assert task.verify(item, wrong) == 0.0
+    assert task.verify(item, "\u0661+\u0661".replace("\u0661", chr(0x660 + total % 10))) == 0.0
+
+
+def test_what_one_question_of_summands_shows_differs_and_it_is_none_of_the_seven() -> None:
+    task = APART["summands"]()
+    shown: dict[str, set[str]] = {}
+    for seed in range(2000):
+        shown.setdefault(task.make(seed).question, set()).add(task.make(seed).answer)
+    assert (
+        "summands" not in FAMILIES
+        and min(len(answers) for question, answers in shown.items() if len(question) == 3) > 1
+    )
 
 
 def test_arithmetic_is_apart_from_the_seven_and_its_options_make_its_key() -> None:
