@@ -1,9 +1,9 @@
-"""A real model learns: a swarm, and beside it one node alone that generates as much as the whole swarm.
+"""A real model learns: a swarm, and beside it one node alone that may spend as much as each of the swarm's.
 
     make real                                                  SmolLM2-135M, two nodes, under ten minutes on two cores
     python examples/real.py examples/real-sparse.toml --seed 2 --out runs/sparse-2
 
-    OUT          the swarm                 OUT/alone    the control: no network, as many questions in all
+    OUT          the swarm                 OUT/alone    the control: no network, nothing to draw but its own
 
 Both are ordinary run folders with a summary.json and a report.html; the swarm's report compares them. A run that is
 complete is not done again, one that was cut off goes on.
@@ -14,13 +14,14 @@ import datetime
 import json
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from examples.fetch_smollm2 import DEFAULT_FOLDER, fetch
+from node.budget import Spent, is_done
+from node.config import parse_config
 from node.errors import UserError
 from node.telemetry.report import ALONE, write_report
 
@@ -31,18 +32,14 @@ WITHOUT_PEERS = {"network.enabled": "false", "sampling.external": "0"}
 def main() -> int:
     """Run what is missing, and end with what came of both."""
     options = _options()
-    rounds = options.rounds or tomllib.loads(options.config.read_text())["rounds"]
     try:
         fetch(DEFAULT_FOLDER, "float32")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for folder, nodes, length, settings in (
-        (options.out, options.nodes, rounds, {}),
-        (options.out / ALONE, 1, rounds * options.nodes, WITHOUT_PEERS),
-    ):
-        print(f"\n{folder}: {nodes} node{'s' if nodes > 1 else ''}, {length} rounds", flush=True)
-        if not _is_complete(folder, length) and (status := _run(options, folder, nodes, length, settings)) != 0:
+    for folder, nodes, settings in ((options.out, options.nodes, {}), (options.out / ALONE, 1, WITHOUT_PEERS)):
+        print(f"\n{folder}: {nodes} node{'s' if nodes > 1 else ''}", flush=True)
+        if not _is_complete(folder) and (status := _run(options, folder, nodes, settings)) != 0:
             return status
     write_report(options.out)
     for line in _comparison(options.out, options.out / ALONE):
@@ -54,7 +51,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run a swarm on a real model, and one node alone as its control.")
     parser.add_argument("config", nargs="?", type=Path, default=ROOT / "examples" / "real.toml")
     parser.add_argument("--nodes", type=int, default=2)
-    parser.add_argument("--rounds", type=int, help="of each node of the swarm; default: CONFIG's")
+    parser.add_argument("--rounds", type=int, help="of each node; default: CONFIG's")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=_new_folder())
     return parser.parse_args()
@@ -64,18 +61,21 @@ def _new_folder() -> Path:
     return Path("runs") / datetime.datetime.now().astimezone().strftime("real-%Y%m%d-%H%M%S")
 
 
-def _is_complete(folder: Path, rounds: int) -> bool:
+def _is_complete(folder: Path) -> bool:
+    """Tell whether a run is there that has come to its end by its own settings."""
     try:
+        config = parse_config(json.loads((folder / "swarm.json").read_text())["config"])
         nodes = json.loads((folder / "summary.json").read_text())["nodes"].values()
     except FileNotFoundError:
         return False
-    return all(node["rounds"] == rounds for node in nodes)
+    spent = [Spent(node["tokens_generated"], node["tokens_trained"], node["tokens_scored"]) for node in nodes]
+    return all(is_done(config, node["rounds"], one) for node, one in zip(nodes, spent, strict=True))
 
 
-def _run(options: argparse.Namespace, folder: Path, nodes: int, rounds: int, settings: dict[str, str]) -> int:
+def _run(options: argparse.Namespace, folder: Path, nodes: int, settings: dict[str, str]) -> int:
     command = [sys.executable, "-c", "import sys; from node.cli import main; sys.exit(main())", "swarm"]
-    command += [str(options.config), "-n", str(nodes), "--rounds", str(rounds), "--seed", str(options.seed)]
-    command += ["--out", str(folder)]
+    command += [str(options.config), "-n", str(nodes), "--seed", str(options.seed), "--out", str(folder)]
+    command += ["--rounds", str(options.rounds)] if options.rounds else []
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]
     return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
