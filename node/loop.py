@@ -27,7 +27,7 @@ from node.journal import NoJournal, RoundJournal
 from node.policy import Policy
 from node.rollouts.group import Completion, EncodedGroup, Group, GroupError, Question, content_id, encode
 from node.rollouts.ingest import BLAMELESS, Refused, verify
-from node.rollouts.lengths import OwnLength, own_length, usual_length
+from node.rollouts.lengths import OwnLength, OwnLengths, own_length
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, own_shared
 from node.rollouts.rules import RULES
 from node.rollouts.sampling import (
@@ -81,11 +81,11 @@ def longest_prompt(engine: EngineConfig, policy: Policy) -> int:
 class _Judged:
     """Peers' groups that a round has looked at: those that are true, with their prompts, and why others are not."""
 
+    own_lengths: OwnLengths
     true: dict[bytes, EncodedGroup] = field(default_factory=dict)
     false: dict[bytes, str] = field(default_factory=dict)
     unfit: dict[Place, str] = field(default_factory=dict)  # of completions looked at: why one is left out, or ""
     encoded: dict[bytes, EncodedGroup] = field(default_factory=dict)  # with the tokens of completions looked at
-    own_lengths: Sequence[OwnLength] = ()
     usual: dict[str, float] = field(default_factory=dict)  # length of an answer, by task
     room: int | None = None  # completions that may still be looked at
 
@@ -108,12 +108,14 @@ class Loop:
     spent: Spent = field(default_factory=Spent)  # until the end of the round in progress
     _handed_over: float = 0.0
     _longest_text: int = field(init=False)
+    _longest_prompt: int = field(init=False)
     _probe: list[tuple[Sequence[int], Sequence[int]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # Characters that fit a completion if each token is the longest there is: more are not worth encoding.
         longest_token = max(map(len, self.policy.tokenizer.get_vocab()))
         self._longest_text = self.config.engine.max_completion_length * longest_token
+        self._longest_prompt = longest_prompt(self.config.engine, self.policy)
 
     def rounds(self, first: int) -> Iterator[Sequence[Sample]]:
         """Yield the samples of round `first` (counted from 0) and of each after it.
@@ -135,16 +137,17 @@ class Loop:
                     self._verified(question, made, version)
                     for question, made in zip(questions, completions, strict=True)
                 ]
-            with self._timed("share"):
-                self.exchange.publish([one.group for one in own])
-                received = self.exchange.receive(self.pool.__contains__)
-                now = self.journal.now()
-                if sampling.source == "self":
-                    self.pool.add(self._own_shared(own, now), now, first_round=version + 2)
-                elif sampling.external:
-                    self.pool.add(received, now, first_round=version + 1)
-            with self._timed("draw"):
-                samples, drawn = self._draw(own, version)
+            with self.pool.transaction():  # one a round: each commit costs a tenth of a millisecond
+                with self._timed("share"):
+                    self.exchange.publish([one.group for one in own])
+                    received = self.exchange.receive(self.pool.__contains__)
+                    now = self.journal.now()
+                    if sampling.source == "self":
+                        self.pool.add(self._own_shared(own, now), now, first_round=version + 2)
+                    elif sampling.external:
+                        self.pool.add(received, now, first_round=version + 1)
+                with self._timed("draw"):
+                    samples, drawn = self._draw(own, version)
             self.journal.end_round(version + 1, completions, [one.group for one in own], samples)
             self._describe(own, samples)
             self.spent = self.spent.after(self.row)
@@ -170,7 +173,7 @@ class Loop:
 
     def _encode_prompt(self, item: Item) -> list[int] | None:
         prompt = self.policy.encode_prompt(item)
-        return prompt if len(prompt) <= longest_prompt(self.config.engine, self.policy) else None
+        return prompt if len(prompt) <= self._longest_prompt else None
 
     def _questions(self, version: int, count: int) -> list[Question]:
         questions = []
@@ -182,7 +185,7 @@ class Loop:
             if len(questions) == count:
                 return questions
         raise UserError(
-            f"too many questions exceed {longest_prompt(self.config.engine, self.policy)} tokens: "
+            f"too many questions exceed {self._longest_prompt} tokens: "
             "raise engine.max_prompt_length if the policy has room, or ask other tasks"
         )
 
@@ -211,7 +214,7 @@ class Loop:
     def _draw(self, own: Sequence[EncodedGroup], version: int) -> tuple[list[Sample], list[Drawn]]:
         sampling = self.config.sampling
         rng = random.Random(derive_seed(self.seed, "draw", version))
-        judged = _Judged(own_lengths=self.pool.made(version + 1, list(map(_own_length, own))))
+        judged = _Judged(self.pool.made(version + 1, list(map(_own_length, own))))
         score = self._probe_score() if sampling.probe and sampling.external else None
         draw = Draw(
             sampling.external,
@@ -315,12 +318,13 @@ class Loop:
         tokens = group.completions.get(index)
         if tokens is None:
             return "too_long"
-        if not sampling.max_length_ratio or sampling.source != "peers" or not judged.own_lengths:
+        if not sampling.max_length_ratio or sampling.source != "peers":
             return ""
         task = group.group.task.name
         if task not in judged.usual:
-            judged.usual[task] = usual_length(judged.own_lengths, task)
-        return "over_long" if len(tokens) > sampling.max_length_ratio * judged.usual[task] else ""
+            judged.usual[task] = judged.own_lengths.usual(task)
+        usual = judged.usual[task]
+        return "over_long" if usual and len(tokens) > sampling.max_length_ratio * usual else ""
 
     def _verify(self, ids: Iterable[bytes], judged: _Judged) -> None:
         """Judge those of peers' groups that are not judged yet."""

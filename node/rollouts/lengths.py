@@ -10,7 +10,10 @@ No peer's answer is in it, so no peer moves it but by what it teaches.
 """
 
 import statistics
-from collections.abc import Sequence
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from node.rollouts.sampling import RIGHT
@@ -32,7 +35,39 @@ def own_length(task: str, lengths: Sequence[int], rewards: Sequence[float]) -> O
     return OwnLength(task, statistics.median(right) if right else None, statistics.median(lengths))
 
 
-def usual_length(own: Sequence[OwnLength], task: str) -> float:
-    """Return how many tokens an answer to `task` has here, by the node's own groups, of which there is one at least."""
-    of_task = [one for one in own if one.task == task] or own
-    return statistics.median([one.right for one in of_task if one.right is not None] or [one.made for one in of_task])
+class OwnLengths:
+    """Those of the last `KEPT` rounds, by task in their order: a round changes a few of a thousand and asks often."""
+
+    def __init__(self) -> None:
+        self._rounds: dict[int, Sequence[OwnLength]] = {}
+        self._right: defaultdict[str, list[float]] = defaultdict(list)
+        self._made: defaultdict[str, list[float]] = defaultdict(list)
+
+    def __iter__(self) -> Iterator[OwnLength]:
+        return chain.from_iterable(self._rounds.values())
+
+    def put(self, round_number: int, lengths: Sequence[OwnLength]) -> list[int]:
+        """Take those of a round, in place of what it had; return the rounds of which others are forgotten."""
+        last = round_number - KEPT
+        gone = [number for number in self._rounds if number == round_number or number <= last]
+        for one in chain.from_iterable(map(self._rounds.pop, gone)):
+            for values, length in self._of(one):
+                del values[bisect_left(values, length)]
+        self._rounds[round_number] = lengths
+        for one in lengths:
+            for values, length in self._of(one):
+                insort(values, length)
+        return gone
+
+    def usual(self, task: str) -> float:
+        """Return how many tokens an answer to `task` has here; 0 while there is no group of the node's own."""
+        if self._made[task]:
+            found = self._right[task] or self._made[task]
+        else:
+            found = [*chain(*self._right.values())] or [*chain(*self._made.values())]
+        return statistics.median(found) if found else 0.0
+
+    def _of(self, one: OwnLength) -> Iterator[tuple[list[float], float]]:
+        yield self._made[one.task], one.made
+        if one.right is not None:
+            yield self._right[one.task], one.right

@@ -27,16 +27,16 @@ import hashlib
 import math
 import sqlite3
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
 from node.config import PoolConfig
 from node.rollouts.group import Group, content_id, decode, encode
-from node.rollouts.lengths import KEPT as LENGTHS_KEPT
-from node.rollouts.lengths import OwnLength
+from node.rollouts.lengths import OwnLength, OwnLengths
 from node.rollouts.sampling import Candidate
 from node.rollouts.usefulness import KEPT, Lesson
 
@@ -163,6 +163,20 @@ class ReplayBuffer:
         """Close the file; the buffer is unusable afterwards."""
         self._db.close()
 
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Let all that the block writes be written at once, or nothing of it where the block raises."""
+        if self._db.in_transaction:
+            yield
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
     def add(self, shared: Iterable[Shared], now: float, first_round: int) -> int:
         """Store groups not seen before, then restore the bounds; return how many were new.
 
@@ -185,7 +199,7 @@ class ReplayBuffer:
             rows.append((item.id, item.peer, group.task.name, question, self._newest, first_round, packed, item.body))
         evicted = self._evict(now)
         if rows or evicted:
-            with _Transaction(self._db):
+            with self.transaction():
                 self._db.executemany("INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
                 self._db.executemany("DELETE FROM groups WHERE id = ?", [(i,) for i in evicted])
                 self._db.executemany("DELETE FROM buried WHERE id = ?", [(i,) for i in evicted])
@@ -220,10 +234,10 @@ class ReplayBuffer:
 
     def read(self, ids: Iterable[bytes]) -> dict[bytes, Group]:
         """Return the groups with these ids, of those that are here; that is no use of them."""
-        found = (
-            self._db.execute("SELECT id, body FROM groups WHERE id = ?", (i,)).fetchone() for i in dict.fromkeys(ids)
-        )
-        return {group_id: decode(body, len(body)) for group_id, body in filter(None, found)}
+        wanted = list(dict.fromkeys(ids))
+        marks = ",".join("?" * len(wanted))
+        bodies = dict(self._db.execute(f"SELECT id, body FROM groups WHERE id IN ({marks})", wanted))  # noqa: S608  # marks
+        return {group_id: decode(bodies[group_id], len(bodies[group_id])) for group_id in wanted if group_id in bodies}
 
     def use(self, ids: Iterable[bytes], round_number: int) -> None:
         """Record that `round_number` used the questions of these groups."""
@@ -234,7 +248,7 @@ class ReplayBuffer:
                 if self._uses[question] >= self._drawable.max_uses:
                     self._drawable.first.pop(question, None)
         if questions:
-            with _Transaction(self._db):
+            with self.transaction():
                 rows = [(question, round_number) for question in questions]
                 self._db.executemany("INSERT INTO uses (question, round) VALUES (?, ?)", rows)
             self._forget_uses()
@@ -245,7 +259,7 @@ class ReplayBuffer:
         for group_id in ids:
             if group_id in self._entries:
                 self._withdraw(self._entries[group_id].candidate)
-        with _Transaction(self._db):
+        with self.transaction():
             self._db.executemany("INSERT OR IGNORE INTO buried VALUES (?, ?)", [(one, round_number) for one in ids])
 
     def lessons(self, before: int) -> list[Lesson]:
@@ -255,28 +269,24 @@ class ReplayBuffer:
     def learned(self, round_number: int, lesson: Lesson) -> None:
         """Record the probe's score before round `round_number`, and each peer's share of its pull."""
         pulls = [(round_number, peer, share) for peer, share in lesson.pulls.items()]
-        with _Transaction(self._db):
+        with self.transaction():
             self._db.execute("INSERT OR REPLACE INTO probes VALUES (?, ?)", (round_number, lesson.score))
             self._db.execute("DELETE FROM pulls WHERE round = ?", (round_number,))
             self._db.executemany("INSERT INTO pulls VALUES (?, ?, ?)", pulls)
             self._db.execute("DELETE FROM probes WHERE round <= ?", (round_number - KEPT,))
             self._db.execute("DELETE FROM pulls WHERE round <= ?", (round_number - KEPT,))
 
-    def made(self, round_number: int, lengths: Sequence[OwnLength]) -> list[OwnLength]:
+    def made(self, round_number: int, lengths: Sequence[OwnLength]) -> OwnLengths:
         """Record the lengths of the groups that this node made in a round; return those of the last rounds too."""
-        last = round_number - LENGTHS_KEPT
-        gone = [number for number in self._own_lengths if number == round_number or number <= last]
-        with _Transaction(self._db):
+        gone = self._own_lengths.put(round_number, lengths)
+        with self.transaction():
             self._db.executemany("DELETE FROM own_lengths WHERE round = ?", [(number,) for number in gone])
             self._db.executemany("INSERT INTO own_lengths VALUES (?, ?, ?, ?)", [(round_number, *o) for o in lengths])
-        for number in gone:
-            del self._own_lengths[number]
-        self._own_lengths[round_number] = list(lengths)
-        return list(chain.from_iterable(self._own_lengths.values()))
+        return self._own_lengths
 
     def rewind(self, round_number: int) -> None:
         """Forget the uses, burials, lessons and own lengths of rounds after `round_number`."""
-        with _Transaction(self._db):
+        with self.transaction():
             self._db.execute("DELETE FROM uses WHERE round > ?", (round_number,))
             self._db.execute("DELETE FROM buried WHERE round > ?", (round_number,))
             self._db.execute("DELETE FROM probes WHERE round > ?", (round_number,))
@@ -301,7 +311,7 @@ class ReplayBuffer:
             group = decode(body, len(body))
             packed = array.array("d", group.rewards).tobytes()
             rows.append((group_id, peer, group.task.name, question_id(group), received, first_round, packed, body))
-        with _Transaction(self._db):
+        with self.transaction():
             self._db.execute("DELETE FROM groups")
             self._db.execute("DELETE FROM uses")
             self._db.execute("DELETE FROM buried")
@@ -337,9 +347,12 @@ class ReplayBuffer:
         self._peer_bytes: Counter[str] = Counter()
         self._uses = Counter(question for (question,) in self._db.execute("SELECT question FROM uses"))
         self._buried = {group_id for (group_id,) in self._db.execute("SELECT id FROM buried")}
-        self._own_lengths: dict[int, list[OwnLength]] = {}  # by round
+        self._own_lengths = OwnLengths()
+        own: dict[int, list[OwnLength]] = {}
         for number, *length in self._db.execute("SELECT round, task, correct, made FROM own_lengths ORDER BY rowid"):
-            self._own_lengths.setdefault(number, []).append(OwnLength(*length))
+            own.setdefault(number, []).append(OwnLength(*length))
+        for number, lengths in own.items():
+            self._own_lengths.put(number, lengths)
         rows = self._db.execute(
             "SELECT id, peer, question, received, first_round, rewards, length(body) FROM groups ORDER BY received, id"
         )
@@ -424,16 +437,3 @@ def _take_one(counts: Counter[K], key: K) -> None:
     counts[key] -= 1
     if not counts[key]:
         del counts[key]
-
-
-class _Transaction:
-    """BEGIN ... COMMIT, or ROLLBACK when the block raises."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from node.config import PoolConfig
 from node.rollouts.group import Completion, Group, encode
-from node.rollouts.lengths import KEPT, OwnLength, own_length, usual_length
+from node.rollouts.lengths import KEPT, OwnLength, OwnLengths, own_length
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, question_id
 from node.tasks import TaskKey
 
@@ -262,25 +262,46 @@ def test_own_lengths_survive_a_restart_and_a_restore_and_those_of_rounds_that_ar
 ) -> None:
     first, second = OwnLength("sums", None, 4.5), OwnLength("bases", 3.0, 4.0)
     with ReplayBuffer(path, PoolConfig()) as pool:
-        assert pool.made(1, [first]) == [first]
-        assert pool.made(2, [second]) == pool.made(2, [second]) == [first, second]
+        assert [*pool.made(1, [first])] == [first]
+        assert [*pool.made(2, [second])] == [*pool.made(2, [second])] == [first, second]
         snapshot = pool.snapshot()
     with ReplayBuffer(path, PoolConfig()) as pool:
         pool.rewind(1)
-        assert pool.made(2, []) == [first]
-        assert pool.made(1 + KEPT, [second]) == [second]
+        assert [*pool.made(2, [])] == [first]
+        assert [*pool.made(1 + KEPT, [second])] == [second]
     with ReplayBuffer(path, PoolConfig()) as pool:
-        assert pool.made(2 + KEPT, []) == [second]
+        assert [*pool.made(2 + KEPT, [])] == [second]
     with ReplayBuffer(tmp_path / "other.sqlite", PoolConfig()) as pool:
         pool.restore(snapshot)
-        assert pool.made(3, []) == [first, second]
+        assert [*pool.made(3, [])] == [first, second]
 
 
 def test_an_answers_usual_length_is_that_of_own_right_ones_then_of_own_ones_then_of_other_tasks() -> None:
     wrong, right = own_length("sums", [2, 9, 4], [0.0, 0.5, 0.0]), own_length("sums", [3, 9, 5], [1.0, 0.0, 1.0])
     assert (wrong, right) == (("sums", None, 4), ("sums", 4, 5))
     other = own_length("bases", [7, 7], [1.0, 0.0])
-    assert usual_length([wrong, other], "sums") == 4
-    assert usual_length([wrong, right, own_length("sums", [8, 1], [1.0, 0.0]), other], "sums") == 6
-    assert usual_length([wrong, other], "days") == 7
-    assert usual_length([wrong], "days") == 4
+    assert usual([wrong, other], "sums") == 4
+    assert usual([wrong, right, own_length("sums", [8, 1], [1.0, 0.0]), other], "sums") == 6
+    assert usual([wrong, other], "days") == 7
+    assert usual([wrong], "days") == 4
+    assert usual([], "days") == 0
+
+
+def usual(own: list[OwnLength], task: str) -> float:
+    lengths = OwnLengths()
+    lengths.put(1, [*own, *own])  # what a round had is replaced
+    lengths.put(1, own)
+    return lengths.usual(task)
+
+
+def test_what_is_written_in_a_transaction_is_there_at_its_end_or_not_at_all(path: Path) -> None:
+    with ReplayBuffer(path, PoolConfig()) as pool, ReplayBuffer(path, PoolConfig()) as other:
+        with pool.transaction():
+            pool.add([shared(1)], 0.0, 1)
+            pool.use([shared(1).id], 1)
+            assert not other.snapshot().groups
+        assert [len(other.snapshot().groups), len(other.snapshot().uses)] == [1, 1]
+        with suppress(ZeroDivisionError), pool.transaction():
+            pool.use([shared(1).id], 2)
+            raise ZeroDivisionError
+        assert len(other.snapshot().uses) == 1
