@@ -229,13 +229,13 @@ class Loop:
         if sampling.external == 0:
             return local, []
         now = self.journal.now()
-        candidates, picks = self._drawn(rule, draw, judged, version, now)
+        picks = self._drawn(rule, draw, judged, version, now)
         if sampling.external_negatives == "drop":
             picks = drop_negatives(picks)
         groups = {key: judged.encoded[key] for key in dict.fromkeys(pick.id for pick in picks)}
         self.pool.use(groups, version + 1)
         self.exchange.drew(len(groups))
-        came = {one.id: one for one in candidates if one.id in groups}
+        came = {key: self.pool.candidate(key) for key in groups}
         taught = Counter(one.peer for one in came.values())
         external = external_samples(picks, groups, sampling.external_weight, first=len(own))
         self.row |= {
@@ -252,9 +252,7 @@ class Loop:
         drawn = [Drawn(came[key].peer, now - came[key].received, one.group) for key, one in groups.items()]
         return local + external, drawn
 
-    def _drawn(
-        self, rule: Rule, draw: Draw, judged: _Judged, version: int, now: float
-    ) -> tuple[list[Candidate], list[Pick]]:
+    def _drawn(self, rule: Rule, draw: Draw, judged: _Judged, version: int, now: float) -> list[Pick]:
         """Draw again from peers' groups until all that was drawn is of use; what is not is buried, which ends it."""
         self.row["groups_unusable"] = 0
         while True:
@@ -264,7 +262,7 @@ class Loop:
             if not judged.false:
                 self._look_at(picks, judged)
             if not judged.false:
-                return candidates, [pick for pick in picks if not judged.unfit[pick.id, pick.index]]
+                return [pick for pick in picks if not judged.unfit[pick.id, pick.index]]
             self.pool.bury(judged.false, version + 1)
             for one in candidates:
                 if (reason := judged.false.get(one.id)) is not None:

@@ -74,6 +74,7 @@ from protocol.membership.membership import BEFORE_HELLO, TICK_S, Membership
 from protocol.wire.envelope import (
     CHUNK_BYTES,
     HASH_BYTES,
+    HEAD_BYTES,
     Envelope,
     Header,
     ItemId,
@@ -227,15 +228,15 @@ class Core:
     def _arrived(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
         node = self.membership.live_node(link)
         self._count(node, received=len(frame))
-        subject = self._subject(link)
+        subject: str = node if node is not None else self._subject(link)
         if self.admission.is_refused(subject, now):
             self.admission.offence("graylisted", None, now)
             return self._members(self.membership.handle(Expel(node), now), now) if node else []
-        is_content = kind_of(frame) in (Kind.ITEM, Kind.CHUNK)
-        if not self.admission.may_send(link, len(frame), now, is_content=is_content):
+        kind = kind_of(frame)
+        if not self.admission.may_send(link, len(frame), now, is_content=kind in (Kind.ITEM, Kind.CHUNK)):
             return self._offence("flood", link, subject, now)
         try:
-            if node is not None and kind_of(frame) == Kind.ITEM and self._is_spared(node, claimed_id(frame), now):
+            if node is not None and kind == Kind.ITEM and self._is_spared(node, claimed_id(frame), now):
                 return []
             envelope = open_frame(frame, self._identity.verify)
             if envelope.swarm != self._swarm:
@@ -246,7 +247,7 @@ class Core:
                 if not (envelope.kind == Kind.REVOCATIONS and self.membership.awaits_list(link)):
                     raise MessageError("no_hello")
             if envelope.kind == Kind.ITEM and node is not None:
-                return self._item(node, frame, envelope, now)
+                return self._item(node, envelope, now)
             return self._control(link, node, envelope, now)
         except PeerError as error:
             if is_older_form(frame):
@@ -281,7 +282,7 @@ class Core:
         actions = self._members(self.membership.handle(Misfit(link, said(theirs), goodbye_reason()), now), now)
         return [OtherVersion(self._subject(link), theirs), *actions] if news else actions
 
-    def _item(self, node: NodeId, frame: bytes, envelope: Envelope, now: Instant) -> list[CoreAction]:
+    def _item(self, node: NodeId, envelope: Envelope, now: Instant) -> list[CoreAction]:
         self.membership.heard(node, now)
         signer = node_id(envelope.public_key)
         if refusal := self._item_refusal(signer, envelope, now):
@@ -289,12 +290,12 @@ class Core:
             self.gossip.duplicate(node, envelope.item_id)
             blamed = node if node == signer and refusal == "stale" else None
             return self._offence(refusal, self.membership.link_of(node), blamed, now)
-        if len(envelope.body) < TOPIC_BYTES:
+        if envelope.size < TOPIC_BYTES:
             raise MessageError("malformed", "item")
-        if len(envelope.body) > CHUNK_BYTES:
+        if envelope.size > CHUNK_BYTES:
             raise MessageError("oversized", "an item of several chunks in one frame")
-        topic = envelope.body[:TOPIC_BYTES]
-        item = Item(envelope.item_id, signer, envelope.time_ms / 1000, topic, frame)
+        topic = envelope.frame[HEAD_BYTES : HEAD_BYTES + TOPIC_BYTES]
+        item = Item(envelope.item_id, signer, envelope.time_ms / 1000, topic, envelope.frame)
         return self._items(self.gossip.handle(Got(node, item), now), now)
 
     def _item_refusal(self, signer: NodeId, header: Header, now: Instant) -> str:

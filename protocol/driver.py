@@ -20,7 +20,7 @@ class Driver:
     """
 
     def __init__(
-        self, core: Core, transport: Transport, clock: Callable[[], Instant], deliver: Callable[[Received], None]
+        self, core: Core, transport: Transport, clock: Callable[[], Instant], deliver: Callable[[Received], object]
     ) -> None:
         self._core = core
         self._transport = transport

@@ -7,7 +7,7 @@ network.
 
 import random
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -77,14 +77,16 @@ class Mailbox(Generic[T]):
     def __len__(self) -> int:
         return len(self._items)
 
-    def put(self, item: T) -> None:
-        """Append an item."""
+    def put(self, item: T) -> bool:
+        """Append an item; True if it is the only one, so that whoever takes may have to be woken."""
         with self._lock:
+            is_first = not self._items
             self._items.append(item)
             self._bytes += self._size_of(item)
             while len(self._items) > self._max_items or self._bytes > self._max_bytes:
                 self._bytes -= self._size_of(self._items.popleft())
                 self.dropped += 1
+            return is_first
 
     def take(self, limit: int) -> list[T]:
         """Remove and return up to `limit` items, oldest first."""
@@ -288,8 +290,13 @@ class Host:
         core = self._core
         if core is None:
             return Counters(0, 0, 0, 0, 0, 0, 0, {})
-        rejected = Counter(dict(core.admission.rejected)) + Counter(dict(core.membership.refusals.counts))
-        rejected.update({"inbox_full": self._inbox.dropped, "outbox_full": self._commands.dropped})
+        rejected = dict(core.admission.rejected)
+        for reason, count in [
+            *dict(core.membership.refusals.counts).items(),
+            ("inbox_full", self._inbox.dropped),
+            ("outbox_full", self._commands.dropped),
+        ]:
+            rejected[reason] = rejected.get(reason, 0) + count
         return Counters(
             bytes_sent=core.bytes_sent,
             bytes_received=core.bytes_received,
@@ -362,8 +369,8 @@ class Host:
         return self._core is not None and self._driver is not None and self._core.refuses(key, self._driver.now())
 
     def _command(self, command: Command) -> None:
-        self._commands.put(command)
-        self._wake()
+        if self._commands.put(command):
+            self._wake()
 
     def _wake(self) -> None:
         if self._transport is not None:

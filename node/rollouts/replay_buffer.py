@@ -232,6 +232,10 @@ class ReplayBuffer:
                 first.setdefault(one.question, one)
         return list(first.values())
 
+    def candidate(self, group_id: bytes) -> Candidate:
+        """Return what there is to know of a group that is here."""
+        return self._entries[group_id].candidate
+
     def read(self, ids: Iterable[bytes]) -> dict[bytes, Group]:
         """Return the groups with these ids, of those that are here; that is no use of them."""
         wanted = list(dict.fromkeys(ids))

@@ -300,21 +300,17 @@ class Gossip:
     def _hold(self, item: Item, now: Instant) -> None:
         self._store.add(item, now, spare=lambda item_id: all(peer.has(item_id) for peer in self._peers.values()))
         is_small = len(item.frame) <= PUSH_BYTES
-        uninformed = [
-            peer
-            for peer in self._peers.values()
-            if peer.known.get(item.id) is None
-            and peer.wants.covers_topic(item.topic)
-            and not (is_small and item.signer in peer.wants.direct)
-        ]
-        for peer in uninformed:
-            peer.remind(item.id)
-        if uninformed:
-            may = min(peer.quiet_until for peer in uninformed)
-            if may <= now.steady:
-                self._timer.news(now.steady)
-            else:
-                self._timer.by(may)
+        may = math.inf
+        for peer in self._peers.values():
+            wants = peer.wants
+            hears = is_small and item.signer in wants.direct
+            if not hears and peer.known.get(item.id) is None and wants.covers_topic(item.topic):
+                peer.remind(item.id)
+                may = min(may, peer.quiet_until)
+        if may <= now.steady:
+            self._timer.news(now.steady)
+        else:
+            self._timer.by(may)
 
     def _publish(self, item: Item, now: Instant) -> list[GossipAction]:
         if item.id in self._seen:

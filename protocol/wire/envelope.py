@@ -96,9 +96,14 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Envelope(Header):
-    """A whole envelope: its header, and the body that this is about."""
+    """A whole envelope: its header, and the frame that it came as."""
 
-    body: bytes
+    frame: bytes
+
+    @property
+    def body(self) -> bytes:
+        """The body that the header is about; a copy, which who only passes the frame on does not need."""
+        return self.frame[HEAD_BYTES:]
 
 
 def seal(
@@ -129,11 +134,10 @@ def open_frame(frame: bytes, check: Verify = verify) -> Envelope:
     if len(frame) > MAX_FRAME_BYTES:
         raise EnvelopeError("oversized", f"{len(frame)} bytes")
     _verify_head(frame[:HEAD_BYTES], check)
-    body = frame[HEAD_BYTES:]
     _, kind, swarm, sequence, time_ms, size, root = _HEADER.unpack_from(frame, HEADER_BYTES)
-    if size != len(body) or root != digest(body):
+    if size != len(frame) - HEAD_BYTES or root != digest(memoryview(frame)[HEAD_BYTES:]):
         raise EnvelopeError("forged", "body")
-    return Envelope(frame[:KEY_BYTES], swarm, kind, sequence, time_ms, size, root, body)
+    return Envelope(frame[:KEY_BYTES], swarm, kind, sequence, time_ms, size, root, frame)
 
 
 def open_header(head: bytes, check: Verify = verify) -> Header:
@@ -176,7 +180,7 @@ def chunk_count(size: int) -> int:
     return max(1, -(-size // CHUNK_BYTES))
 
 
-def chunk_hashes(body: bytes) -> bytes:
+def chunk_hashes(body: bytes | memoryview) -> bytes:
     """Return the hashes of a body's chunks, joined."""
     if len(body) <= CHUNK_BYTES:
         return hashlib.sha256(body).digest()
@@ -186,7 +190,7 @@ def chunk_hashes(body: bytes) -> bytes:
     )
 
 
-def digest(body: bytes) -> bytes:
+def digest(body: bytes | memoryview) -> bytes:
     """Return the digest (32 bytes) that a header holds of its body."""
     return digest_of_chunks(chunk_hashes(body))
 
