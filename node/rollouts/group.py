@@ -20,6 +20,7 @@ from typing import NamedTuple
 import msgpack
 
 from node.tasks import Item, Task, TaskKey
+from protocol.wire.encoding import at_most
 
 FORMAT = 1
 MAX_GROUP_BYTES = 16 << 20  # where no manifest says another number: 32 completions of 16 thousand tokens have 2 MiB
@@ -106,46 +107,39 @@ def decode(data: bytes, max_bytes: int = MAX_GROUP_BYTES) -> Group:
     """Return the group in `data`; raise `GroupError` for anything else, or for more than `max_bytes`."""
     if len(data) > max_bytes:
         raise GroupError("oversized", f"{len(data)} bytes")
-    # A few kilobytes unpack to a body that holds an array in every byte, and each of them would take 56. So the arrays
-    # of the layout are walked here, and what lies in them may be none.
-    unpacker = msgpack.Unpacker(
-        max_buffer_size=max_bytes,
-        max_str_len=MAX_TEXT_BYTES,
-        max_array_len=0,
-        max_map_len=0,
-        max_bin_len=0,
-        max_ext_len=0,
-        strict_map_key=True,
-    )
-    unpacker.feed(data)
+    # A few kilobytes unpack to a body that holds an array in every byte, and each of them would take 56. So no more
+    # arrays are taken than the layout has.
     try:
-        group = _decode_group(unpacker)
-    except GroupError:
-        raise
+        fields = msgpack.unpackb(
+            data,
+            list_hook=at_most(MAX_COMPLETIONS + 2),
+            max_str_len=MAX_TEXT_BYTES,
+            max_array_len=MAX_COMPLETIONS,
+            max_map_len=0,
+            max_bin_len=0,
+            max_ext_len=0,
+            strict_map_key=True,
+        )
     except (ValueError, msgpack.UnpackException) as error:
         raise GroupError("malformed", type(error).__name__) from None
-    _check(unpacker.tell() == len(data), "layout")
-    return group
+    return _group(fields)
 
 
-def _decode_group(unpacker: msgpack.Unpacker) -> Group:
-    count = unpacker.read_array_header()
-    _check(count in (9, 10) and unpacker.unpack() == FORMAT, "layout")
-    name, version, config, seed, question = (unpacker.unpack() for _ in range(5))
+def _group(fields: object) -> Group:
+    _check(isinstance(fields, list) and len(fields) in (9, 10) and fields[0] == FORMAT, "layout")
+    assert isinstance(fields, list)
+    name, version, config, seed, question, completions, policy, policy_version, *content = fields[1:]
     _check(_is_name(name) and _is_name(config), "names")
     _check(isinstance(question, str) and len(question.encode(errors="replace")) <= MAX_QUESTION_BYTES, "question")
-    completions = unpacker.read_array_header()
-    _check(0 < completions <= MAX_COMPLETIONS, "completions")
-    made = tuple(_decode_completion(unpacker) for _ in range(completions))
-    policy, policy_version, *content = (unpacker.unpack() for _ in range(count - 7))
+    _check(isinstance(completions, list) and 0 < len(completions) <= MAX_COMPLETIONS, "completions")
+    made = tuple(map(_completion, completions))
     _check(_is_name(policy) and all(map(_is_name, content)), "names")
     _check(_is_count(version) and _is_count(seed) and _is_count(policy_version), "integers")
     return Group(TaskKey(name, version, config), seed, question, made, policy, policy_version, "".join(content))
 
 
-def _decode_completion(unpacker: msgpack.Unpacker) -> Completion:
-    _check(unpacker.read_array_header() == 3, "completion")
-    match [unpacker.unpack() for _ in range(3)]:
+def _completion(fields: object) -> Completion:
+    match fields:
         # Rewards are drawn by before they are verified: their sums and squares must be numbers.
         case [str() as text, bool() as finished, float() as reward] if 0 <= reward <= 1:
             return Completion(text, finished, reward)

@@ -46,7 +46,7 @@ def unpack(
             raw=False,
             use_list=True,
             strict_map_key=True,
-            list_hook=_at_most(max_arrays),
+            list_hook=at_most(max_arrays),
             max_bin_len=max(max_bytes, MAX_NEWER_BYTES),
             max_str_len=max(max_text, MAX_NEWER_BYTES),
             max_array_len=max(max_array, length + MAX_NEWER_FIELDS),
@@ -60,7 +60,7 @@ def unpack(
     return fields[: length + optional]
 
 
-def _at_most(count: int) -> Callable[[list[Any]], list[Any]]:
+def at_most(count: int) -> Callable[[list[Any]], list[Any]]:
     """Return what takes `count` arrays: an empty one is one byte of a frame, and takes 56 and 2 us here."""
     left = count
 
