@@ -288,7 +288,7 @@ class Membership:
             return [PeerUp(lost.switched)]
         return self._lose(lost.peer, now) if lost.peer is not None else []
 
-    def _hello(self, message: Message, now: Instant) -> list[MembershipAction]:
+    def _hello(self, message: Message, now: Instant, *, may_wait: bool = True) -> list[MembershipAction]:
         link, sender = message.link, message.sender
         worth, record, hello, reason = judge(message, self._setup, self.directory, self._links, self._refuses, now)
         match worth:
@@ -302,9 +302,9 @@ class Membership:
             case Worth.WAITS:
                 self._waiting.set(link, message)
                 return []
-            case Worth.ASK_LIST:
-                return [self._lists.ask_first(message)]
-            case Worth.REFUSED:
+            case Worth.ASK_LIST if may_wait and (ask := self._lists.ask_first(message, now)) is not None:
+                return [ask]
+            case Worth.ASK_LIST | Worth.REFUSED:
                 self.refusals.of(sender, reason, now)
                 return self._refuse(link, reason, now)
             case Worth.ADMITTED:
@@ -479,7 +479,15 @@ class Membership:
     def _list_brought(self, message: Message, now: Instant) -> list[MembershipAction]:
         encoded, hello = self._lists.take(message, now)
         actions = [] if encoded is None else self._obey(encoded, message.sender, now)
-        return [*actions, *self._hello(hello, now)] if hello else actions
+        return [*actions, *self._judge_waiting(hello, now)] if hello else actions
+
+    def _judge_waiting(self, hello: Message, now: Instant) -> list[MembershipAction]:
+        """Judge a hello that waited for a list as it is now."""
+        self._lists.forget(hello.link)
+        try:
+            return self._hello(hello, now, may_wait=False)
+        except PeerError as error:  # its record expired meanwhile
+            return self._refuse(hello.link, error.reason, now)
 
     def _obey(self, encoded: bytes, teller: NodeId | None, now: Instant) -> list[MembershipAction]:
         if not self._setup.gate.obey(encoded):
@@ -499,6 +507,8 @@ class Membership:
     def _tick(self, now: Instant) -> list[MembershipAction]:
         self.directory.tick(now)
         actions: list[MembershipAction] = [HangUp(link) for link in self._links.due(now.steady)]
+        for hello in self._lists.late(now):
+            actions += self._judge_waiting(hello, now)
         for link, attempt in self._links.late(now.steady):
             attempt.contact.failed(now, self._rng)
             actions.append(HangUp(link))

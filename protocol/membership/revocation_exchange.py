@@ -2,7 +2,8 @@
 
 A list has up to 24 KiB and a signature to check, so a link has an allowance of lists that it brings or asks for.
 A hello that we would not admit waits for the list that its sender knows and we do not: it may say that who signed
-its grant may.
+its grant may. It waits for `LIST_WAIT_S` and is judged then without one: to ask is an answer, and whoever was answered
+keeps its connection.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,8 @@ from protocol.membership.links import MAX_PROVEN
 from protocol.wire.messages import AskRevocations, Revocations
 
 LIST_S, LISTS = 10.0, 4  # a link may bring, and ask for, so many at once, and one in 10 s
-MAX_WAITING = 64  # hellos that wait for a disk, or for a list; whoever is not among them says hello again
+LIST_WAIT_S = 10.0  # as long as a stranger has for its hello
+MAX_WAITING = 64  # hellos that wait for a disk, or as many for a list
 
 
 class Brought(NamedTuple):
@@ -26,30 +28,46 @@ class Brought(NamedTuple):
     hello: Message | None
 
 
+class _Waiting(NamedTuple):
+    hello: Message
+    until: float
+
+
 class RevocationExchange:
     """See the module's comment. The list itself, and what it means, is the gate's."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._waiting: Recent[Link, Message] = Recent(MAX_WAITING)
+        self._waiting: dict[Link, _Waiting] = {}
         self._budgets: Recent[Link, TokenBucket] = Recent(MAX_PROVEN)
 
     def ask(self, link: Link) -> Send:
         """Ask for a list newer than ours."""
         return Send(link, AskRevocations(self._gate.revision))
 
-    def ask_first(self, hello: Message) -> Send:
-        """Let a hello wait for its sender's list, and ask for that."""
-        self._waiting.set(hello.link, hello)
+    def ask_first(self, hello: Message, now: Instant) -> Send | None:
+        """Let a hello wait for its sender's list, and ask for that; None: too many wait.
+
+        To say it again prolongs nothing.
+        """
+        waiting = self._waiting.get(hello.link)
+        if waiting is None and len(self._waiting) >= MAX_WAITING:
+            return None
+        until = now.steady + LIST_WAIT_S if waiting is None else waiting.until
+        self._waiting[hello.link] = _Waiting(hello, until)
         return self.ask(hello.link)
+
+    def late(self, now: Instant) -> list[Message]:
+        """Return the hellos that have waited for long enough; they are to be judged as they are."""
+        return [waiting.hello for waiting in self._waiting.values() if waiting.until <= now.steady]
 
     def awaits(self, link: Link) -> bool:
         """Tell whether who is not yet a peer may send a list over this link."""
         return link in self._waiting
 
     def forget(self, link: Link) -> None:
-        """The link is gone."""
-        self._waiting.pop(link)
+        """The link is gone, or its hello was judged."""
+        self._waiting.pop(link, None)
 
     def answer(self, message: Message, now: Instant) -> list[Send]:
         """Send our list to who asks, if it is newer than theirs.
@@ -65,7 +83,8 @@ class RevocationExchange:
     def take(self, message: Message, now: Instant) -> Brought:
         """Return what a peer sent, and what waited for it. Raises as `answer`."""
         encoded = Revocations.decode(message.body).encoded
-        hello = self._waiting.pop(message.link)
+        waiting = self._waiting.get(message.link)
+        hello = waiting.hello if waiting is not None else None
         if encoded == self._gate.revocations:
             return Brought(None, hello)
         self._spend(message.link, now)

@@ -27,7 +27,7 @@ from protocol.events import Arrived, Link, Message, PeerDown, PeerUp, Received, 
 from protocol.identity import Identity, NodeId
 from protocol.membership.address_book import Book
 from protocol.membership.membership import Membership
-from protocol.membership.revocation_exchange import LISTS
+from protocol.membership.revocation_exchange import LIST_WAIT_S, LISTS, MAX_WAITING
 from protocol.wire.envelope import Kind, open_frame, seal
 from protocol.wire.messages import (
     MAX_REVOCATIONS_BYTES,
@@ -265,6 +265,32 @@ def test_a_guest_of_an_owner_whom_we_do_not_know_shows_us_that_it_is_one() -> No
     greet(stranger, EVIL, pass_by(EVIL), handed_over.revision)
     actions = say(stranger, EVIL, Kind.REVOCATIONS, Revocations(handed_over.encoded).encode())
     assert told(actions, Kind.GOODBYE) == [link(EVIL)]
+
+
+def test_who_promises_a_list_and_brings_none_is_turned_away_and_so_is_who_comes_when_many_wait() -> None:
+    core = machine(Gatekeeper(CLUB))
+    strangers = [Identity(bytes([9, n]) * 16) for n in range(MAX_WAITING + 1)]
+    for stranger in strangers[:-1]:
+        assert told(greet(core, stranger, revision=7), Kind.ASK_REVOCATIONS) == [link(stranger)]
+    assert told(greet(core, strangers[-1], revision=7), Kind.GOODBYE) == [link(strangers[-1])]
+    later = Instant(NOW.steady + LIST_WAIT_S - 1, NOW.unix)
+    again = Message(
+        link(strangers[0]), strangers[0].node_id, Kind.HELLO, Hello(record(strangers[0]).encoded, revision=8).encode()
+    )
+    assert told(core.handle(again, later), Kind.ASK_REVOCATIONS) == [link(strangers[0])]
+    assert told(core.handle(Tick(), later), Kind.GOODBYE) == []
+    over = core.handle(Tick(), Instant(NOW.steady + LIST_WAIT_S, NOW.unix))
+    assert set(told(over, Kind.GOODBYE)) == {link(stranger) for stranger in strangers[:-1]}
+    assert not core.awaits_list(link(strangers[0]))
+
+
+def test_a_list_that_is_no_news_earns_a_stranger_no_more_time() -> None:
+    core = machine(Gatekeeper(CLUB))
+    new = signed()
+    core.handle(Revoked(new.encoded), NOW)
+    greet(core, EVIL, revision=new.revision + 1)
+    actions = say(core, EVIL, Kind.REVOCATIONS, Revocations(new.encoded).encode())
+    assert told(actions, Kind.GOODBYE) == [link(EVIL)] and not told(actions, Kind.ASK_REVOCATIONS)
 
 
 def test_a_peer_can_neither_have_lists_checked_nor_sent_without_end() -> None:
