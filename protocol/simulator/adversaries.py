@@ -29,6 +29,7 @@ from protocol.wire.messages import (
 LIE_INTERVAL_S = 1.0
 FLOOD_FRAMES = 30  # to each peer at each tick, twice a second: above the allowance of the simulated nodes
 TOLD_AT_A_TIME = 2
+CALLED_AT_A_TIME = 16  # beside the victims
 SYBILS = 512  # invented nodes: twice a book
 
 
@@ -133,8 +134,12 @@ class Flooder(_Speaker):
 
 @dataclass(eq=False)
 class Attack:
-    """What the eclipsers share: whom they surround, and the records that they fill these nodes' books with."""
+    """What the eclipsers share: whom they surround, and the records that they fill these nodes' books with.
 
+    Where there are `bystanders`, they call these, too: whoever has all their places leaves the victims none.
+    """
+
+    bystanders: tuple[Address, ...] = ()
     victims: tuple[Address, ...] = ()
     keys: frozenset[bytes] = frozenset()  # of the victims
     records: list[PeerRecord] = field(default_factory=list)
@@ -203,7 +208,9 @@ class Eclipser(Core):
         self._spoke = now.steady
         chosen = self._wiles.sample(self._attack.records, MAX_RECORDS)
         body = Peers(tuple(record.encoded for record in chosen)).encode()
-        actions: list[CoreAction] = [*map(Dial, self._attack.victims)]  # dialling twice is dialling once
+        others = self._attack.bystanders
+        called = (*self._attack.victims, *self._wiles.sample(others, min(CALLED_AT_A_TIME, len(others))))
+        actions: list[CoreAction] = [*map(Dial, called)]  # dialling twice is dialling once
         told = [link for link in self._greeted if link.key in self._attack.keys]
         # Of eight victims, two a second: as many records as a victim takes of one teller.
         chosen_links = self._wiles.sample(told, min(TOLD_AT_A_TIME, len(told)))

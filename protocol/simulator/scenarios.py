@@ -96,12 +96,16 @@ def _hostile(trial: Trial, seconds: float) -> None:
     """The hostile are there from the start, some of the seeds among them; their victims join in their midst."""
     for name in trial.victims:
         trial.start(name)
-    addresses = (trial.simulation.nodes[name].address for name in trial.victims)
-    trial.attack.victims = tuple(address for address in addresses if address)
+    trial.attack.victims = trial.addresses(trial.victims)
     trial.attack.keys = frozenset(address.key for address in trial.attack.victims)
     for name in trial.voices:
         trial.start(name)
     trial.pass_time(seconds)
+
+
+def _hostile_callers(trial: Trial, seconds: float) -> None:
+    trial.attack.bystanders = trial.addresses(node.name for node in trial.honest)
+    _hostile(trial, seconds)
 
 
 def _as_it_is(plan: Plan) -> Plan:
@@ -141,6 +145,12 @@ SCENARIOS = {
     "hostile": Scenario(
         "20 % are hostile, seeds too: drop, announce what is not, forge, bury the living, flood, and eclipse newcomers",
         _hostile,
+        lambda plan: replace(plan, hostile=0.2),
+    ),
+    # What is claimed of the others is not of this one: see docs/results/protocol.md.
+    "hostile-callers": Scenario(
+        "the same, and who eclipses newcomers calls all others, too, for their places: not withstood",
+        _hostile_callers,
         lambda plan: replace(plan, hostile=0.2),
     ),
 }

@@ -7,13 +7,13 @@ moment: who gets them, and when?
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from protocol.config import LOCAL, Limits, Timing
 from protocol.core import Core
-from protocol.credentials.records import PeerRecord
+from protocol.credentials.records import Address, PeerRecord
 from protocol.identity import NodeId
 from protocol.simulator.adversaries import (
     Attack,
@@ -134,6 +134,10 @@ class Trial:
         """Names of the honest nodes that live and are not paused."""
         return [node.name for node in self.honest if not node.transport.paused]
 
+    def addresses(self, names: Iterable[int]) -> tuple[Address, ...]:
+        """Return where live nodes can be dialled."""
+        return tuple(address for name in names if (address := self.simulation.nodes[name].address))
+
     def graph(self) -> Graph:
         """Return the overlay of live links among honest nodes."""
         names = {node.identity.node_id: node.name for node in self.honest}
@@ -167,7 +171,7 @@ class Trial:
         for name in self.seeds:
             self.start(name)
         simulation = self.simulation
-        simulation.seeds = tuple(address for name in self.seeds if (address := simulation.nodes[name].address))
+        simulation.seeds = self.addresses(self.seeds)
         names = [name for name in range(first) if name not in (*self.seeds, *self.victims)]
         steps = int(START_S / STEP_S)
         for step in range(steps):

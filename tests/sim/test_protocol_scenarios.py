@@ -55,7 +55,7 @@ def test_a_thousand_nodes_and_then_seven_hundred() -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("scenario", sorted(set(SCENARIOS) - {"hostile"}))
+@pytest.mark.parametrize("scenario", sorted(set(SCENARIOS) - {"hostile", "hostile-callers"}))
 def test_sixty_nodes(scenario: str, seed: int) -> None:
     assert failures(scenario, Plan(nodes=60, seed=seed, faults_s=20.0)) == []
 
@@ -77,6 +77,19 @@ def test_a_fifth_of_sixty_nodes_is_hostile() -> None:
             assert trial.spread_s is not None
             took[name] += trial.spread_s
     assert took["steady"] >= 0.8 * took["hostile"], took
+
+
+def test_who_eclipses_newcomers_may_call_all_others_too() -> None:
+    callers: dict[str, int] = {}
+    for name in ("hostile", "hostile-callers"):
+        plan = SCENARIOS[name].adapt(Plan(nodes=24, seed=1, faults_s=5.0))
+        trial = Trial(plan, print)
+        trial.settle(20.0)
+        SCENARIOS[name].faults(trial, plan.faults_s)
+        voices = {trial.simulation.nodes[voice].identity.node_id for voice in trial.voices}
+        spared = [node for node in trial.honest if node.name not in trial.victims]
+        callers[name] = sum(peer in voices for node in spared for peer in node.core.membership.peers)
+    assert callers["hostile"] < len(spared) < callers["hostile-callers"], callers
 
 
 @pytest.mark.timeout(300)  # three runs of five seconds each on a core of its own
