@@ -19,8 +19,8 @@ tasks' own sparse reward counts, and we leave the completions without advantage 
 forward pass, which TRL does not. Where products are in bfloat16 (a large model, on a machine that
 has them) they are so on both sides, and rounding sets the completions apart sooner.
 
-**Sharing.** See `benchmarks.sharing`: a node among seven peers against the same node alone. The
-peers run beside it and want a core for themselves; where there is none, they slow the node's
+**Sharing.** See `benchmarks.sharing`: a node among seven peers against the same node alone, with nothing beside it and
+beside as many peers of others. The peers want a core for themselves; where there is none, they slow the node's
 clock, and `mean_cpu_s`, the time of all threads of the node's process, is what it pays: the mean, as what peers cost
 comes in bursts, twice a second, and most short rounds have none.
 """
@@ -39,7 +39,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.block import SEED, Block, Stamp, block, stamp, time_gossamer
-from benchmarks.sharing import time_sharing
+from benchmarks.sharing import time_beside, time_sharing
 from node.config import NodeConfig, parse_config
 from node.policy import Policy, load_policy
 from node.policy.prompt import chat_turns, plain_text
@@ -119,18 +119,26 @@ def _sharing(config: NodeConfig, common: Row, blocks: int, warm: int) -> Generat
         groups.append(received / (config.last_round - warm))
         return timed
 
-    on, off = _in_turns(blocks, shared, partial(time_gossamer, config, tasks, NoExchange(), warm))
+    on, beside, off = _in_turns(
+        blocks,
+        shared,
+        partial(time_beside, config, tasks, PEERS, warm),
+        partial(time_gossamer, config, tasks, NoExchange(), warm),
+    )
     yield _row("sharing on", on, common | {"peers": PEERS, "peers_groups_a_round": round(statistics.fmean(groups), 1)})
+    yield _row("sharing off, beside others", beside, common | {"peers": 0, "peers_groups_a_round": 0})
     yield _row("sharing off", off, common | {"peers": 0, "peers_groups_a_round": 0})
     return {
         f"peers={PEERS}": _median(on) / _median(off),
         f"peers={PEERS} cpu": _mean_cpu(on) / _mean_cpu(off),
+        f"peers={PEERS} cpu, beside others": _mean_cpu(on) / _mean_cpu(beside),
     }
 
 
-def _in_turns(blocks: int, one: Callable[[], Block], other: Callable[[], Block]) -> tuple[list[Block], list[Block]]:
-    pairs = [(one(), other()) for _ in range(blocks)]
-    return [first for first, _ in pairs], [second for _, second in pairs]
+def _in_turns(blocks: int, *sides: Callable[[], Block]) -> list[list[Block]]:
+    """Return the blocks of each side, of which one after another had its turn."""
+    turns = [[side() for side in sides] for _ in range(blocks)]
+    return [list(found) for found in zip(*turns, strict=True)]
 
 
 def _median(blocks: Sequence[Block]) -> float:

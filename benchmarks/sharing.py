@@ -1,11 +1,15 @@
 """What sharing costs a round: the same rounds with a network and peers, and alone.
 
-Both sides train on their own groups only, so what is timed is the taking part: signing, sending, receiving, checking
+All sides train on their own groups only, so what is timed is the taking part: signing, sending, receiving, checking
 signatures, reading, storing and relaying of what peers publish as much as a node's sampler can use
 (`node.rollouts.sharing`), and drawing as many groups as a round has of its own: making their questions again, scoring
 and encoding them. For that the peers' groups have no advantage, and the rule draws them nevertheless; how surprising
 they are nobody asks, for that is a forward pass. The peers live in a child process and publish, at each end of a round
 here, what as many nodes of this size publish in one; they take from each other as much as the node does.
+
+A node is alone in two ways: with nothing beside it, and beside the same peers, who then have one of their own in its
+place. Cores that share caches and pipelines are slower while others work, whoever these are: what taking part costs
+the node is the difference to the second, and what company on its machine costs it is that between the two.
 
 Rounds go before those that are timed: a node asks for everything until it knows its own pace and its peers'.
 """
@@ -24,7 +28,7 @@ from benchmarks.block import Block, time_gossamer
 from node.config import NodeConfig
 from node.rollouts.group import Completion, Group, encode
 from node.rollouts.replay_buffer import Shared
-from node.rollouts.sharing import NetworkExchange, topic_of
+from node.rollouts.sharing import NetworkExchange, NoExchange, topic_of
 from node.tasks import Task, TaskSet, derive_seed
 from protocol.credentials.records import Address
 from protocol.host import Host
@@ -64,6 +68,22 @@ def time_sharing(config: NodeConfig, tasks: TaskSet, peers: int, warm: int) -> t
     return block, exchange.received
 
 
+def time_beside(config: NodeConfig, tasks: TaskSet, peers: int, warm: int) -> Block:
+    """Time rounds of a node alone, after `warm`, beside a swarm of so many peers and one more that is none of its."""
+    with feeder("-", secrets.token_bytes(16), _bodies(config, tasks, peers), config.sampling.local) as publish:
+        return time_gossamer(config, tasks, _Beside(publish), warm)
+
+
+class _Beside(NoExchange):
+    """A node alone, which lets others publish a round whenever it has made its own."""
+
+    def __init__(self, publish: Callable[[], None]) -> None:
+        self._let_others_publish = publish
+
+    def publish(self, groups: Sequence[Group]) -> None:
+        self._let_others_publish()
+
+
 class _Fed(NetworkExchange):
     """The node's exchange, which lets the peers publish a round whenever it publishes its own."""
 
@@ -86,10 +106,11 @@ class _Fed(NetworkExchange):
 
 
 @contextmanager
-def feeder(address: Address, swarm: bytes, bodies: Bodies, external: int = 0) -> Iterator[Callable[[], None]]:
+def feeder(address: Address | str, swarm: bytes, bodies: Bodies, external: int = 0) -> Iterator[Callable[[], None]]:
     """Run peers in a child process; each call of what is yielded lets all of them publish a round.
 
-    They ask for what a node does that draws `external` groups a round; for 0, for what only relays.
+    They join the node at `address`, or one of their own for "-", and ask for what a node does that draws `external`
+    groups a round; for 0, for what only relays.
     """
     with tempfile.NamedTemporaryFile() as file:
         file.write(msgpack.packb(bodies))

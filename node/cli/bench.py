@@ -32,7 +32,8 @@ def bench_round(  # noqa: PLR0913  # one option each
 ) -> None:
     """Time a round against TRL's, and with sharing.
 
-    TRL's own trainer does the same work; sharing on is held against off.
+    TRL's own trainer does the same work; sharing on is held against off, with nothing beside it and beside as many
+    peers of others.
 
     \b
     Example:

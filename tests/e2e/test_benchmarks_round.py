@@ -5,6 +5,8 @@ import torch
 
 from benchmarks.round import run
 
+SHARING = ["sharing on", "sharing off, beside others", "sharing off"]
+
 
 @pytest.fixture
 def threads():
@@ -16,10 +18,12 @@ def threads():
 def test_both_sides_make_the_same_completions_and_the_last_row_has_the_ratios(threads):
     *rows, last = run(rounds=3, warm_rounds=3, blocks=1)
 
-    assert [row["impl"] for row in rows] == ["gossamer", "trl", "gossamer", "trl", "sharing on", "sharing off"]
+    assert [row["impl"] for row in rows] == ["gossamer", "trl", "gossamer", "trl", *SHARING]
     assert all(row["bench"] == "round" and row["median_s"] > 0 and row["runs"] == 3 for row in rows)
     assert [row["same_completions"] for row in rows[:2]] == [1, 1]
     assert all(row["same_completions"] > 0.9 for row in rows[2:4])  # TRL steps in a round without signal, we do not
     assert rows[4]["peers_groups_a_round"] > 0
     assert last["ratio"]["trl"]["reward=dense"] == rows[0]["median_s"] / rows[1]["median_s"]
-    assert last["ratio"]["sharing off"]["peers=7"] == rows[4]["median_s"] / rows[5]["median_s"]
+    ratio = last["ratio"]["sharing off"]
+    assert ratio["peers=7"] == rows[4]["median_s"] / rows[6]["median_s"]
+    assert ratio["peers=7 cpu, beside others"] == rows[4]["mean_cpu_s"] / rows[5]["mean_cpu_s"]
