@@ -488,10 +488,8 @@ def _merged(task: ManifestTask, mine: TaskConfig) -> TaskConfig:
             options.pop("hub", None)
             options |= mine.options
     asked = mine.model_dump(include={"examples", "instruction"}, exclude_unset=True)
-    try:
-        return TaskConfig.model_validate(
-            {"name": task.name, "weight": mine.weight, **prompting, **asked, "options": options}
-        )
+    try:  # a founder who sets another field too, such as whose code to run, makes this a TypeError
+        return TaskConfig(name=task.name, weight=mine.weight, options=options, **(prompting | asked))
     except (TypeError, ValidationError):
         raise _unreadable(task) from None
 

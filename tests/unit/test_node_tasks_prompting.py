@@ -226,13 +226,34 @@ def test_a_joiner_asks_its_own_model_as_it_says_and_reads_as_the_founder_does(
 
 
 @pytest.mark.parametrize(
-    "prompting", [3, [], {"examples": 99}, {"examples": -1}, {"answer": "eval"}, {"weight": 0}, {"x": 1}, {"name": 5}]
+    "prompting",
+    [
+        3,
+        [],
+        {"examples": 99},
+        {"examples": -1},
+        {"answer": "eval"},
+        {"weight": 0},
+        {"weight": 2},
+        {"x": 1},
+        {"name": 5},
+    ],
 )
 def test_a_manifest_with_settings_that_cannot_be_is_refused(prompting: object) -> None:
     (task,) = describe_tasks([TaskConfig(name="builtin/sums")])
     hostile = task._replace(options=json.dumps({"prompting": prompting}))
     with pytest.raises(UserError, match="options that cannot be read"):
         adopt_tasks(make_manifest(Identity(bytes(32)), "s", 1, Policy.OPEN, [hostile]), [])
+
+
+def test_a_manifest_has_no_other_task_built_than_the_one_that_it_names(tmp_path: Path) -> None:
+    code, ran = tmp_path / "x.py", tmp_path / "ran"
+    code.write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n")
+    (task,) = describe_tasks([TaskConfig(name="builtin/sums")])
+    hostile = task._replace(options=json.dumps({"prompting": {"name": "file/x"}, "path": str(code)}))
+    with pytest.raises(UserError, match="options that cannot be read"):
+        adopt_tasks(make_manifest(Identity(bytes(32)), "s", 1, Policy.OPEN, [hostile]), [])
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize(
