@@ -312,7 +312,8 @@ def tabulate(results: Sequence[Result], baseline: str) -> list[Line]:
             estimates["reach"] = estimate([reach(one, other) for one, other in paired])
             equal = [found for one, other in paired if (found := at_equal(one, other))]
             if len(equal) == len(paired):
-                estimates |= {key: estimate([one[key] for one in equal]) for key in equal[0]}
+                common = [key for key in equal[0] if all(key in one for one in equal)]
+                estimates |= {key: estimate([one[key] for one in equal]) for key in common}
         gains = [
             one.accuracy - other.accuracy
             for one, other in paired

@@ -345,6 +345,16 @@ def test_answers_are_compared_where_they_are_right_as_often_as_the_baselines_at_
     assert "pass@16 less 8/0's at its best pass@1" in table and "| -0.05 |" in table and "| 0.1 |" in table
 
 
+def test_what_some_seeds_have_no_figure_for_is_not_compared_where_they_are_right_as_often() -> None:
+    def run(arm: str, seed: int, *names: str) -> Result:
+        held_out = tuple(dict.fromkeys(("pass@1", *names), value) for value in (0.1, 0.4))
+        return dataclasses.replace(result(arm, seed, [0.5]), held_out=held_out)
+
+    both = [run(arm, 1, "pass@16", "right_entropy") for arm in "ab"] + [run(arm, 2, "pass@16") for arm in "ab"]
+    for line in tabulate(both, "a"):
+        assert line.figures["equal_pass@16"].mean == 0.0 and "equal_right_entropy" not in line.figures
+
+
 def test_reward_over_compute_counts_a_round_by_what_it_cost(tmp_path: Path) -> None:
     cheap_first = dataclasses.replace(result("x", 1, [0.0, 1.0]), spent=(1.0, 4.0))
     assert by_compute(cheap_first) == 0.75
