@@ -254,7 +254,8 @@ def right_entropy(answers: Answers) -> float | None:
 
     It is -ln of the chance that two of them are the same, whose mean over questions the pairs of right completions
     estimate without bias, however many there are: 0 where a question has one right answer, ln k where k are equally
-    likely. Where no two are the same it is what one such pair would give. None where no question has two right ones.
+    likely. Where no two are the same it is what one such pair would give of the question with the most right ones. None
+    where no question has two right ones.
     """
     found = [
         Counter(text for text, reward in zip(outcome.texts, outcome.rewards, strict=True) if reward >= SOLVED)
@@ -265,7 +266,8 @@ def right_entropy(answers: Answers) -> float | None:
     if not counts:
         return None
     same = _mean([sum(n * (n - 1) for n in one.values()) / (one.total() * (one.total() - 1)) for one in counts])
-    return -math.log(same or 1 / sum(comb(one.total(), 2) for one in counts)) or 0.0  # not -0
+    least = 1 / (len(counts) * max(comb(one.total(), 2) for one in counts))
+    return -math.log(same or least) or 0.0  # not -0
 
 
 def _ask(

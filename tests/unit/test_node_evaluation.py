@@ -287,4 +287,9 @@ def test_right_answers_are_as_unlike_as_the_chance_that_two_of_them_are_the_same
     assert right_entropy(answered({"1+2": 1.0, "2+1": 1.0, "3+0": 1.0})) == pytest.approx(math.log(3)), (
         "no two the same"
     )
+    distinct = {f"{n}+9": 1.0 for n in range(10)}
+    one_pair = {**{f"{n}+9": 1.0 for n in range(9)}, "8+9 ": 1.0}
+    few = {"1+2": 1.0, "2+1": 1.0}
+    assert right_entropy(answered(few, one_pair)) == pytest.approx(math.log(90))
+    assert right_entropy(answered(few, distinct)) == pytest.approx(math.log(90)), "and not less"
     assert right_entropy(answered({"1": 1.0, "2": 0.0})) is None
