@@ -291,6 +291,8 @@ class Membership:
     def _hello(self, message: Message, now: Instant, *, may_wait: bool = True) -> list[MembershipAction]:
         link, sender = message.link, message.sender
         worth, record, hello, reason = judge(message, self._setup, self.directory, self._links, self._refuses, now)
+        if worth is not Worth.ASK_LIST:
+            self._lists.forget(link)  # of an older hello that waited, nothing is left to judge
         match worth:
             case Worth.UNEXPECTED:
                 return [HangUp(link), *self._closed(link, now)]

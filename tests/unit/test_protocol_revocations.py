@@ -284,6 +284,16 @@ def test_who_promises_a_list_and_brings_none_is_turned_away_and_so_is_who_comes_
     assert not core.awaits_list(link(strangers[0]))
 
 
+def test_a_hello_that_waited_is_not_judged_once_its_sender_was_taken_in_by_a_later_one() -> None:
+    core = machine(Gatekeeper(CLUB))
+    handed_over = signed(owners=(SECOND,))
+    greet(core, GUEST, pass_by(SECOND), handed_over.revision)
+    core.handle(Revoked(handed_over.encoded), NOW)  # somebody else was faster
+    assert PeerUp(GUEST.node_id) in greet(core, GUEST, pass_by(SECOND), handed_over.revision)
+    assert say(core, GUEST, Kind.REVOCATIONS, Revocations(handed_over.encoded).encode()) == []
+    assert core.peers == [GUEST.node_id] and not core.awaits_list(link(GUEST))
+
+
 def test_a_list_that_is_no_news_earns_a_stranger_no_more_time() -> None:
     core = machine(Gatekeeper(CLUB))
     new = signed()
