@@ -9,7 +9,7 @@ import pytest
 from examples.fetch_smollm2 import DEFAULT_FOLDER
 from tests.swarms import ROOT, gossamer
 
-ROUNDS = 24
+ROUNDS = 40
 
 
 def run(out: Path, rounds: int, **settings: object) -> dict[str, object]:
