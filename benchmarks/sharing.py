@@ -70,7 +70,7 @@ def time_sharing(config: NodeConfig, tasks: TaskSet, peers: int, warm: int) -> t
 
 def time_beside(config: NodeConfig, tasks: TaskSet, peers: int, warm: int) -> Block:
     """Time rounds of a node alone, after `warm`, beside a swarm of so many peers and one more that is none of its."""
-    with feeder("-", secrets.token_bytes(16), _bodies(config, tasks, peers), config.sampling.local) as publish:
+    with feeder(None, secrets.token_bytes(16), _bodies(config, tasks, peers), config.sampling.local) as publish:
         return time_gossamer(config, tasks, _Beside(publish), warm)
 
 
@@ -106,16 +106,17 @@ class _Fed(NetworkExchange):
 
 
 @contextmanager
-def feeder(address: Address | str, swarm: bytes, bodies: Bodies, external: int = 0) -> Iterator[Callable[[], None]]:
+def feeder(address: Address | None, swarm: bytes, bodies: Bodies, external: int = 0) -> Iterator[Callable[[], None]]:
     """Run peers in a child process; each call of what is yielded lets all of them publish a round.
 
-    They join the node at `address`, or one of their own for "-", and ask for what a node does that draws `external`
-    groups a round; for 0, for what only relays.
+    They join the node at `address`, or one of their own where that is None, and ask for what a node does that draws
+    `external` groups a round; for 0, for what only relays.
     """
     with tempfile.NamedTemporaryFile() as file:
         file.write(msgpack.packb(bodies))
         file.flush()
-        command = [sys.executable, "-m", "benchmarks.feeder", str(address), swarm.hex(), file.name, str(external)]
+        arguments = [str(address or "-"), swarm.hex(), file.name, str(external)]
+        command = [sys.executable, "-m", "benchmarks.feeder", *arguments]
         with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
             if child.stdin is None:
                 raise RuntimeError("the child's input was asked for")

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from examples.fetch_smollm2 import DEFAULT_FOLDER, fetch
-from node.budget import Spent, is_done
+from node.budget import is_done, spent_by
 from node.config import parse_config
 from node.errors import UserError
 from node.telemetry.report import ALONE, write_report
@@ -68,8 +68,7 @@ def _is_complete(folder: Path) -> bool:
         nodes = json.loads((folder / "summary.json").read_text())["nodes"].values()
     except FileNotFoundError:
         return False
-    spent = [Spent(node["tokens_generated"], node["tokens_trained"], node["tokens_scored"]) for node in nodes]
-    return all(is_done(config, node["rounds"], one) for node, one in zip(nodes, spent, strict=True))
+    return all(is_done(config, node["rounds"], spent_by(node)) for node in nodes)
 
 
 def _run(options: argparse.Namespace, folder: Path, nodes: int, settings: dict[str, str]) -> int:

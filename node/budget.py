@@ -43,6 +43,11 @@ class Spent(NamedTuple):
         )
 
 
+def spent_by(node: Mapping[str, Any]) -> Spent:
+    """Return what a node has spent, by its part of a run's summary, of which older ones lack the tokens scored."""
+    return Spent(node["tokens_generated"], node["tokens_trained"], node.get("tokens_scored", 0))
+
+
 def spent_in(rows: Iterable[Mapping[str, Any]]) -> Spent:
     """Return what the rounds of these metrics rows have spent."""
     spent = Spent()

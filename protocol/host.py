@@ -7,7 +7,7 @@ network.
 
 import random
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -290,13 +290,8 @@ class Host:
         core = self._core
         if core is None:
             return Counters(0, 0, 0, 0, 0, 0, 0, {})
-        rejected = dict(core.admission.rejected)
-        for reason, count in [
-            *dict(core.membership.refusals.counts).items(),
-            ("inbox_full", self._inbox.dropped),
-            ("outbox_full", self._commands.dropped),
-        ]:
-            rejected[reason] = rejected.get(reason, 0) + count
+        rejected = Counter(dict(core.admission.rejected)) + Counter(dict(core.membership.refusals.counts))
+        rejected.update({"inbox_full": self._inbox.dropped, "outbox_full": self._commands.dropped})
         return Counters(
             bytes_sent=core.bytes_sent,
             bytes_received=core.bytes_received,

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from node.budget import Spent, is_done
+from node.budget import is_done, spent_by
 from node.config import flatten, parse_config
 from node.errors import UserError
 from node.lab.plan import Lab, Run
@@ -79,11 +79,8 @@ def is_complete(run: Run) -> bool:
     except ValueError:
         return False
     _check_same(run, summary["run"])
-    nodes = summary["nodes"].values()
-    spent = [Spent(node["tokens_generated"], node["tokens_trained"], node.get("tokens_scored", 0)) for node in nodes]
-    configs = map(parse_config, run.by_node)
-    ends = [is_done(config, node["rounds"], one) for config, node, one in zip(configs, nodes, spent, strict=True)]
-    return all(ends)
+    nodes = zip(map(parse_config, run.by_node), summary["nodes"].values(), strict=True)
+    return all(is_done(config, node["rounds"], spent_by(node)) for config, node in nodes)
 
 
 def _settings_files(run: Run) -> dict[str, tuple[Path, dict[str, Any]]]:

@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from node.policy import BUILTIN
 from node.tasks import Task, derive_seed
-from node.tasks.builtin import APART, FAMILIES
+from node.tasks.builtin import BY_NAME, FAMILIES
 
 PRINTABLE = "".join(map(chr, range(32, 127)))
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
@@ -101,8 +101,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 
 def tasks_of(recipe: Recipe) -> list[Task]:
     """Return the recipe's built-in families at its difficulty."""
-    families = {**FAMILIES, **APART}
-    return [families[name](difficulty=recipe.difficulty) for name in recipe.tasks]
+    return [BY_NAME[name](difficulty=recipe.difficulty) for name in recipe.tasks]
 
 
 def sample_answers(recipe: Recipe, right: float, step: int) -> list[tuple[str, str]]:
@@ -214,7 +213,7 @@ def main() -> None:
     parser.add_argument("--start", choices=STARTS, default="sparse", help="how much of the skill speaks")
     parser.add_argument("--width", type=int, default=Recipe.width, help="of a hidden state: the model's size")
     parser.add_argument(
-        "--task", choices=[*FAMILIES, *APART], action="append", help="that it learns; may be repeated (default: seven)"
+        "--task", choices=BY_NAME, action="append", help="that it learns; may be repeated (default: seven)"
     )
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     arguments = parser.parse_args()

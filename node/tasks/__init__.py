@@ -147,15 +147,14 @@ def load_tasks(configs: Sequence[TaskConfig]) -> TaskSet:
 
 
 def _load(config: TaskConfig) -> Iterator[tuple[Task, float]]:
-    from node.tasks.builtin import APART, FAMILIES
+    from node.tasks.builtin import BY_NAME, FAMILIES
 
     group, _, name = config.name.partition("/")
-    families = {**FAMILIES, **APART}
     if config.name == "builtin":
         for family in FAMILIES.values():
             yield family(**config.options), config.weight / len(FAMILIES)
-    elif group == "builtin" and name in families:
-        yield families[name](**config.options), config.weight
+    elif group == "builtin" and name in BY_NAME:
+        yield BY_NAME[name](**config.options), config.weight
     else:
         yield _load_one(config, group, name), config.weight
 
@@ -178,10 +177,10 @@ def _load_one(config: TaskConfig, group: str, name: str) -> Task:
 
 def task_names() -> list[str]:
     """Return the names of all kinds of task that there are here, entry points included."""
-    from node.tasks.builtin import APART, FAMILIES
+    from node.tasks.builtin import BY_NAME
     from node.tasks.reasoning_gym import SCORERS
     from node.tasks.third_party import installed
 
-    builtin = ["builtin", *(f"builtin/{name}" for name in (*FAMILIES, *APART)), "builtin/arithmetic"]
+    builtin = ["builtin", *(f"builtin/{name}" for name in BY_NAME), "builtin/arithmetic"]
     gym = [f"reasoning-gym/{name}" for name in sorted(SCORERS)] if find_spec("reasoning_gym") else []
     return [*builtin, "dataset", "file", *gym, *sorted(installed())]

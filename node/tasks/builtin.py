@@ -266,7 +266,7 @@ FAMILIES: Mapping[str, Callable[..., Task]] = MappingProxyType(
 )
 """Family name to constructor; each takes `difficulty` (1 to 10, default 1) and nothing else."""
 
-APART: Mapping[str, Callable[..., Task]] = MappingProxyType(
-    {"summands": partial(build, "builtin/summands", summands, same_sum)}
+BY_NAME: Mapping[str, Callable[..., Task]] = MappingProxyType(
+    {**FAMILIES, "summands": partial(build, "builtin/summands", summands, same_sum)}
 )
-"""The same of families that `builtin` does not stand for."""
+"""The same, with the family that `builtin` does not stand for."""

@@ -80,11 +80,9 @@ class Peer:
 
     def remind(self, *ids: ItemId) -> None:
         """Let ids be announced at the next tick; beyond the bound the oldest are dropped."""
-        pending = self.pending
-        for item_id in ids:
-            pending[item_id] = None
-        while len(pending) > MAX_PENDING:
-            del pending[next(iter(pending))]
+        self.pending |= dict.fromkeys(ids)
+        while len(self.pending) > MAX_PENDING:
+            del self.pending[next(iter(self.pending))]
 
     def note(self, item_id: ItemId, knows: Knows) -> None:
         """Note what the peer knows of an item, unless we know of more."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.errors import UserError
-from node.tasks.builtin import APART, FAMILIES, load_arithmetic
+from node.tasks.builtin import BY_NAME, FAMILIES, load_arithmetic
 
 SEEDS = st.integers(0, 2**63 - 1)
 DIFFICULTIES = st.integers(1, 10)
@@ -167,7 +167,7 @@ def test_arithmetic_asks_in_words_and_takes_only_the_right_number(seed: int, dig
 def test_summands_takes_any_two_numbers_that_make_the_one_asked_for(
     seed: int, difficulty: int, data: st.DataObject
 ) -> None:
-    task = APART["summands"](difficulty=difficulty)
+    task = BY_NAME["summands"](difficulty=difficulty)
     item = task.make(seed)
     total = int(item.question.removesuffix("="))
     assert total < 50 * 2**difficulty and task.verify(item, item.answer) == 1.0
@@ -179,7 +179,7 @@ def test_summands_takes_any_two_numbers_that_make_the_one_asked_for(
 
 
 def test_what_one_question_of_summands_shows_differs_and_it_is_none_of_the_seven() -> None:
-    task = APART["summands"]()
+    task = BY_NAME["summands"]()
     shown: dict[str, set[str]] = {}
     for seed in range(2000):
         shown.setdefault(task.make(seed).question, set()).add(task.make(seed).answer)
