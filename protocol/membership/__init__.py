@@ -7,4 +7,5 @@ rumours        what is said about members' health         feelers           seed
 hellos         what a hello is worth                      reachability      whether we can be dialled, as others see us
 refusals       who did not admit whom, and why            dialing           whom we dial, and when
 random_table   what the book is kept in                   revocation_exchange  how the revocation list travels
+pairing        who is near whom for the time being
 """

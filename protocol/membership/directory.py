@@ -7,9 +7,10 @@ from protocol.config import Instant, Setup
 from protocol.credentials.records import RECORD_LIFE_S, REFUTATION_BITS, Endpoint, PeerRecord, Service, make_record
 from protocol.events import MembershipAction, Send
 from protocol.identity import KEY_BYTES, NodeId, node_id
-from protocol.limits.networks import Scope, scope_of
+from protocol.limits.networks import Scope, netgroup, scope_of
 from protocol.membership.address_book import Book
 from protocol.membership.links import Peer
+from protocol.membership.pairing import name_of
 from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, Digest, Peers
 
 EXPIRY_INTERVAL_S = 60.0
@@ -59,6 +60,12 @@ class Directory:
                 services,
             )
         return self._variants[variant]
+
+    @property
+    def here(self) -> str:
+        """As whom we are near to others (see `pairing`)."""
+        networks = (netgroup(endpoint.host) for endpoint in self.record.endpoints)
+        return name_of(next(filter(None, networks), ""), self._setup.identity.curve_key)
 
     def announce(self, peers: Iterable[Peer]) -> list[MembershipAction]:
         """Show our newest record to live peers."""

@@ -15,12 +15,13 @@ Rules
     `max_prefix_peers` of one public network. A third is kept for links that we chose ourselves: whoever
     dials us can take the rest only, so nobody can surround a node by dialling it. Links that we dialled
     are never given up for somebody who asks for room.
+ 3. While there are fewer than three quarters of `max_peers` we dial: what whoever dials us finds free is a quarter.
 """
 
 import random
 from dataclasses import dataclass
 
-from protocol.config import Limits
+from protocol.config import Instant, Limits
 from protocol.credentials.records import PeerRecord
 from protocol.events import Link, MembershipAction, Send
 from protocol.identity import NodeId
@@ -28,6 +29,7 @@ from protocol.limits.networks import Scope, netgroup, scope_of
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Contact
+from protocol.membership.pairing import distance, name_of
 from protocol.wire.messages import Body
 
 DIAL_TIMEOUT_S = 10.0  # a TCP and a CURVE handshake and a hello, on a machine busy with loading models
@@ -102,7 +104,7 @@ class Links:
         self._max_peers = max_peers = limits.max_peers
         self._max_group = limits.max_prefix_peers
         self.reserve = max(1, max_peers // 3)
-        self.target = max(1, max_peers - self.reserve)
+        self.target = max(1, max_peers * 3 // 4)
         self.attempts: dict[Link, Attempt] = {}
         self.peers: dict[NodeId, Peer] = {}
         self._holders: dict[bytes, NodeId] = {}  # of live peers' keys: as many as there are peers
@@ -126,9 +128,17 @@ class Links:
     def wanted(self) -> int:
         """How many more contacts to dial now."""
         live, busy = len(self.peers), len(self.attempts)
-        chosen = sum(peer.link.dialled for peer in self.peers.values())
-        missing = max(self.target - live, self.reserve - chosen) - busy
+        missing = max(self.target - live, self.reserve - self._chosen) - busy
         return max(0, min(missing, self._max_peers - live - busy, MAX_DIALS - busy))
+
+    @property
+    def lacks_chosen(self) -> bool:
+        """Whether fewer links than the reserve are of our own choice: we ask for room where there is none."""
+        return self._chosen < self.reserve
+
+    @property
+    def _chosen(self) -> int:
+        return sum(peer.link.dialled for peer in self.peers.values())
 
     def has_room(self, group: str) -> bool:
         """Tell whether somebody of that network (see `netgroup`) who dialled us can be taken in."""
@@ -153,14 +163,17 @@ class Links:
         """Return a random peer of those that we dialled, or of all."""
         return rng.choice([node for node, peer in self.peers.items() if peer.link.dialled] or list(self.peers))
 
-    def evictable(self, rng: random.Random) -> NodeId | None:
-        """Return a random peer of the younger half of those who dialled us.
+    def evictable(self, here: str, caller: str, now: Instant) -> NodeId | None:
+        """Return the farthest of the younger half of those who dialled us, if `caller` is nearer to us, who are `here`.
 
-        Keys cost nothing: were the older ones not safe, many callers who say that they are alone
-        would replace every honest peer.
+        Were the older ones not safe, whoever has many networks would replace every honest peer.
         """
-        came = [node for node, peer in self.peers.items() if not peer.link.dialled]
-        return rng.choice(came[len(came) // 2 :]) if came else None
+        came = [(node, peer) for node, peer in self.peers.items() if not peer.link.dialled]
+        distances = {
+            node: distance(here, name_of(peer.group, peer.link.key), now.unix) for node, peer in came[len(came) // 2 :]
+        }
+        farthest = max(distances, key=distances.__getitem__, default=None)
+        return farthest if farthest and distance(here, caller, now.unix) < distances[farthest] else None
 
     def busy_keys(self) -> set[bytes]:
         """Return the CURVE keys that need no dialling."""

@@ -12,8 +12,9 @@ Rules
  2. Who answers: a hello is answered if and only if it came over a link that the peer dialled.
     An unanswered hello is repeated every `HELLO_RETRY_S`.
  3. Who is graylisted is refused at the hello by its node id, whatever key it brings, and not dialled.
- 4. Where there is no room, the caller gets records of a few others and a goodbye. If it is alone, a
-    random peer that dialled us makes room for it, once in `EVICT_INTERVAL_S`.
+ 4. Where there is no room, the caller gets records of a few others and a goodbye. If it says that it lacks links
+    of its own choice, a peer that dialled us and is farther from us (see `pairing`) makes room for it, once in
+    `EVICT_INTERVAL_S`. Whoever lies about that gets no more than who calls and is near.
  5. A hello of a process that started at another time is a restarted peer: it goes down and
     comes up again. One that shows an older record of itself than we have is told the newer one. A
     record of ourselves that is newer than our own (our clock was set back, or another process has
@@ -67,6 +68,7 @@ from protocol.membership.failure_detector import (
 )
 from protocol.membership.hellos import Refuses, Worth, judge
 from protocol.membership.links import HELLO_RETRY_S, Links
+from protocol.membership.pairing import name_of
 from protocol.membership.reachability import Reachability
 from protocol.membership.refusals import Refusals
 from protocol.membership.revocation_exchange import MAX_WAITING, RevocationExchange
@@ -270,7 +272,7 @@ class Membership:
             return [HangUp(link)]
         attempt.greeted = now.steady
         attempt.host = host or attempt.host
-        return [Send(link, self._greeting(link, needy=not self._links.peers))]
+        return [Send(link, self._greeting(link, needy=self._links.lacks_chosen))]
 
     def _greeting(self, link: Link, *, needy: bool = False) -> Hello:
         own = self.directory.record_for(self._links.scope_of(link))
@@ -324,7 +326,8 @@ class Membership:
             raise MessageError("too_many_hellos")
         group = self._links.group_of(link, record)
         if known is None and not link.dialled and not self._links.has_room(group):
-            evicted = self._make_room(now) if hello.needy and not self._links.is_full_of(group) else None
+            makes_room = hello.needy and not self._links.is_full_of(group)
+            evicted = self._make_room(name_of(group, link.key), now) if makes_room else None
             if evicted is None:
                 others = Send(link, self.directory.sample(sender, self._links.scope_of(link), REFERRALS))
                 return [*actions, others, *self._refuse(link, "full", now)]
@@ -382,8 +385,10 @@ class Membership:
         goodbye = Send(link, Goodbye(reason))
         return [goodbye] if self._links.part(link, now.steady) else [goodbye, HangUp(link)]
 
-    def _make_room(self, now: Instant) -> list[MembershipAction] | None:
-        node = self._links.evictable(self._rng) if now.steady >= self._next_eviction else None
+    def _make_room(self, caller: str, now: Instant) -> list[MembershipAction] | None:
+        if now.steady < self._next_eviction:
+            return None
+        node = self._links.evictable(self.directory.here, caller, now)
         if node is None:
             return None
         self._next_eviction = now.steady + EVICT_INTERVAL_S

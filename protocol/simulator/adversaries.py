@@ -10,7 +10,9 @@ from protocol.credentials.records import RECORD_LIFE_S, Address, Endpoint, PeerR
 from protocol.errors import EnvelopeError
 from protocol.events import Arrived, Closed, CoreAction, CoreEvent, Dial, Link, Opened, SendFrame, Tick
 from protocol.identity import KEY_BYTES, SIGNATURE_BYTES, Identity, Verify, node_id
+from protocol.limits.networks import netgroup
 from protocol.membership.address_book import Book
+from protocol.membership.pairing import distance
 from protocol.wire.envelope import ItemId, Kind, open_frame
 from protocol.wire.messages import (
     ID_BYTES,
@@ -31,6 +33,7 @@ FLOOD_FRAMES = 30  # to each peer at each tick, twice a second: above the allowa
 TOLD_AT_A_TIME = 2
 CALLED_AT_A_TIME = 16  # beside the victims
 SYBILS = 512  # invented nodes: twice a book
+RENTABLE = 64  # networks among which an attacker chooses each of those that it takes
 
 
 def _verify(public_key: bytes, signature: bytes, message: bytes) -> bool:
@@ -136,20 +139,29 @@ class Flooder(_Speaker):
 class Attack:
     """What the eclipsers share: whom they surround, and the records that they fill these nodes' books with.
 
+    They rent such networks as are near to those of the victims, `networks` (see `pairing`).
+
     Where there are `bystanders`, they call these, too: whoever has all their places leaves the victims none.
     """
 
+    networks: tuple[str, ...] = ()
     bystanders: tuple[Address, ...] = ()
     victims: tuple[Address, ...] = ()
     keys: frozenset[bytes] = frozenset()  # of the victims
     records: list[PeerRecord] = field(default_factory=list)
+
+    def rent(self, number: int, now: Instant) -> str:
+        """Return a host in one of `RENTABLE` networks: in that which is nearest to a victim, to each by turns."""
+        victim = self.networks[number % len(self.networks)]
+        hosts = (f"rented{number}-{place}.invalid" for place in range(RENTABLE))
+        return min(hosts, key=lambda host: distance(netgroup(host), victim, now.unix))
 
     def invent(self, setup: Setup, now: Instant) -> None:
         """Make up nodes at addresses where nobody listens."""
         expiry_ms = int((now.unix + RECORD_LIFE_S) * 1000)
         for number in range(SYBILS):
             identity = SimulatedIdentity(b"sybil %27d" % number)
-            endpoints = (Endpoint(f"sybil{number}.invalid", 1),)
+            endpoints = (Endpoint(self.rent(-1 - number, now), 1),)
             record = make_record(identity, setup.swarm, endpoints, int(now.unix * 1000) << 16, "", expiry_ms)
             self.records.append(record)
 

@@ -147,9 +147,8 @@ SCENARIOS = {
         _hostile,
         lambda plan: replace(plan, hostile=0.2),
     ),
-    # What is claimed of the others is not of this one: see docs/results/protocol.md.
     "hostile-callers": Scenario(
-        "the same, and who eclipses newcomers calls all others, too, for their places: not withstood",
+        "the same, and who eclipses newcomers calls all others, too, for their places",
         _hostile_callers,
         lambda plan: replace(plan, hostile=0.2),
     ),

@@ -81,6 +81,7 @@ class Simulation:
         self.bytes_sent: Counter[int] = Counter()
         self.nodes: dict[int, SimulatedNode] = {}
         self.seeds: tuple[Address, ...] = ()
+        self.hosts: dict[int, str] = {}  # of nodes that are not in the network that `host_of` gives them
         self._by_transport: dict[MemoryTransport, SimulatedNode] = {}
         self._timers: list[tuple[float, int, SimulatedNode]] = []
         self._starts = 0
@@ -95,6 +96,10 @@ class Simulation:
     def clock(self, skew: float = 0.0) -> Instant:
         """Return the virtual time on both clocks, for a node whose unix clock is `skew` seconds ahead."""
         return Instant(self.network.now, EPOCH + self.network.now + skew)
+
+    def host_of(self, name: int) -> str:
+        """Return where a node can be dialled: in a network of its own."""
+        return self.hosts.get(name, f"node{name}.invalid")
 
     def start(
         self,
@@ -119,7 +124,7 @@ class Simulation:
         identity = self._make_identity(
             hashlib.sha256(b"simulated node %d" % (name if twin_of is None else twin_of)).digest()
         )
-        endpoint = Endpoint(f"node{name}.invalid", self._starts) if dialable else None
+        endpoint = Endpoint(self.host_of(name), self._starts) if dialable else None
         if seeds is None:
             seeds = () if known else self.seeds
         unix_ms = self.clock(skew).unix * 1000

@@ -15,6 +15,7 @@ from protocol.config import LOCAL, Limits, Timing
 from protocol.core import Core
 from protocol.credentials.records import Address, PeerRecord
 from protocol.identity import NodeId
+from protocol.limits.networks import netgroup
 from protocol.simulator.adversaries import (
     Attack,
     Dropper,
@@ -121,7 +122,10 @@ class Trial:
         bystanders = [name for name in range(plan.nodes) if name not in self.hostile and name not in self.seeds]
         self.victims = tuple(self.rng.sample(bystanders, min(VICTIMS, len(bystanders) // 2)))
         self.surrounded = {name: [] for name in self.victims}
+        simulation, attack = self.simulation, self.attack
+        attack.networks = tuple(netgroup(simulation.host_of(name)) for name in self.victims)
         self.voices = tuple(range(plan.nodes, plan.nodes + VOICES))
+        simulation.hosts |= {name: attack.rent(name, simulation.clock()) for name in self.voices}
         self.hostile |= dict.fromkeys(self.voices, eclipser)
 
     @property

@@ -58,8 +58,8 @@ def hint(node: NodeId) -> bytes:
 class Hello:
     """First on every connection, from both ends: the sender's own record, not yet verified.
 
-    `needy` says that the sender has no other peer: it is let in even where there is no room. `revision` is
-    that of the revocation list that it obeys, 0 for none.
+    `needy` says that the sender lacks links of its own choice: it may be let in even where there is no room. `revision`
+    is that of the revocation list that it obeys, 0 for none.
     """
 
     kind: ClassVar[Kind] = Kind.HELLO

@@ -39,9 +39,11 @@ from protocol.events import (
 )
 from protocol.identity import Identity
 from protocol.membership.address_book import LAST_RETRY_S, Book
+from protocol.membership.dialing import DRAWN
 from protocol.membership.dissemination import DIAL_YIELD_S
 from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS, MAX_PARTING
 from protocol.membership.membership import EVICT_INTERVAL_S, REFERRALS, TICK_S, Membership
+from protocol.membership.pairing import distance
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import Digest, Goodbye, Hello, News, Peers, Ping, Pong, Rumour, Status
 
@@ -340,22 +342,76 @@ def test_a_newer_record_of_a_suspect_clears_it() -> None:
     assert core.suspects == [] and core.live_record(HIGH.node_id).incarnation == (1 << REFUTATION_BITS) + 1
 
 
-def test_without_room_a_caller_is_sent_on_and_a_lonely_one_displaces_somebody_who_dialled() -> None:
+def by_distance(*identities: Identity) -> list[Identity]:
+    """Sort nodes by how far they are from the machine under test, the nearest first."""
+    return sorted(identities, key=lambda identity: distance("me", identity.node_id, UNIX))
+
+
+def test_without_room_a_caller_is_sent_on_and_a_near_one_that_lacks_links_displaces_one_that_is_farther() -> None:
     core = machine(limits=Limits(max_peers=3))
-    join(core, LOW)
-    join(core, HIGH)
-    refused = core.handle(hello(OTHERS[0], dialled=False), at(0))
-    link = Link(OTHERS[0].curve_key, False)
+    near, middle, old, farther, far = by_distance(*OTHERS[:3], LOW, HIGH)
+    join(core, old)
+    join(core, farther)
+    refused = core.handle(hello(near, dialled=False), at(0))
+    link = Link(near.curve_key, False)
     assert told(refused, Kind.PEERS) == told(refused, Kind.GOODBYE) == [link] and not told(refused, Kind.HELLO)
     known = Peers.decode(bodies(refused, Kind.PEERS)[0]).records
-    assert {record(LOW).encoded, record(HIGH).encoded} <= set(known)
-    taken = core.handle(hello(OTHERS[1], dialled=False, needy=True), at(1))
-    assert PeerUp(OTHERS[1].node_id) in taken
-    (gone,) = [action.node for action in taken if isinstance(action, PeerDown)]
-    assert gone in {LOW.node_id, HIGH.node_id} and len(core.peers) == 2
-    assert PeerUp(OTHERS[2].node_id) not in core.handle(hello(OTHERS[2], dialled=False, needy=True), at(1))
-    again = core.handle(hello(OTHERS[2], dialled=False, needy=True), at(1 + EVICT_INTERVAL_S))
-    assert PeerUp(OTHERS[2].node_id) in again
+    assert {record(old).encoded, record(farther).encoded} <= set(known)
+    for _ in range(3):  # says that it lacks links, again and again
+        assert PeerUp(far.node_id) not in core.handle(hello(far, dialled=False, needy=True), at(1))
+    taken = core.handle(hello(middle, dialled=False, needy=True), at(1))
+    assert PeerUp(middle.node_id) in taken and PeerDown(farther.node_id) in taken
+    assert core.peers == [old.node_id, middle.node_id]
+    assert PeerUp(near.node_id) not in core.handle(hello(near, dialled=False, needy=True), at(1))
+    again = core.handle(hello(near, dialled=False, needy=True), at(1 + EVICT_INTERVAL_S))
+    assert PeerUp(near.node_id) in again and PeerDown(middle.node_id) in again  # the older half is safe: `old` stays
+
+
+def test_however_many_near_ones_call_the_older_half_of_the_callers_stays() -> None:
+    core = machine(limits=Limits(max_peers=12))
+    callers = by_distance(*OTHERS)[::-1]
+    for identity in callers[:8]:  # the farthest, from afar
+        join(core, identity)
+    for number, identity in enumerate(callers[8:]):
+        core.handle(hello(identity, dialled=False, needy=True), at(EVICT_INTERVAL_S * (1 + number)))
+    assert core.peers[:4] == [identity.node_id for identity in callers[:4]] and len(core.peers) == 8
+    assert not {identity.node_id for identity in callers[4:8]} & set(core.peers)
+
+
+def test_a_node_that_lacks_links_of_its_own_choice_says_so() -> None:
+    core = machine(*OTHERS[:4], limits=Limits(max_peers=6))  # of which two are its own choice
+    for identity in OTHERS[4:7]:
+        join(core, identity)
+    dialled = [action.address.key for action in core.handle(Tick(), at(0)) if isinstance(action, Dial)]
+    said = []
+    for key in dialled:
+        link = Link(key, True)
+        said += [Hello.decode(body).needy for body in bodies(core.handle(Opened(link), at(0)), Kind.HELLO)]
+        (identity,) = (other for other in OTHERS if other.curve_key == key)
+        core.handle(hello(identity, dialled=True), at(0))
+    assert said == [True, True]
+
+
+@pytest.mark.parametrize("chance", range(8))
+def test_of_those_that_are_drawn_the_nearest_is_dialled_first(chance: int) -> None:
+    core = machine(limits=Limits(max_peers=1), chance=chance)
+    for identity in OTHERS[:DRAWN]:
+        core.book.add(record(identity))
+    (dial,) = core.handle(Tick(), at(0))
+    assert isinstance(dial, Dial) and dial.address == address(by_distance(*OTHERS[:DRAWN])[0])
+
+
+def test_every_other_of_those_that_are_dialled_is_random() -> None:
+    """Else whoever invents nodes that are near would be dialled only."""
+    found = set()
+    for chance in range(20):
+        core = machine(limits=Limits(max_peers=3), chance=chance)
+        for identity in OTHERS[:16]:
+            core.book.add(record(identity))
+        dials = [action.address for action in core.handle(Tick(), at(0)) if isinstance(action, Dial)]
+        assert dials[0] == address(by_distance(*OTHERS[:16])[0]) and len(dials) == 2
+        found.add(dials[1])
+    assert len(found) > 8
 
 
 def test_who_finds_no_room_is_told_of_a_few_others_and_who_comes_in_of_all() -> None:
@@ -475,8 +531,8 @@ def test_who_hung_up_while_its_hello_waited_does_not_come_up() -> None:
 
 
 def test_now_and_then_a_chosen_link_is_replaced_by_another() -> None:
-    core = machine(*OTHERS[:8])
-    for identity in OTHERS[:8]:
+    core = machine(*OTHERS[:9])
+    for identity in OTHERS[:9]:
         core.handle(Tick(), at(0))
         core.handle(Opened(Link(identity.curve_key, True)), at(0))
         core.handle(hello(identity, dialled=True), at(0))
@@ -596,8 +652,8 @@ def test_one_public_network_gets_so_many_links_that_dial_us_and_so_many_that_we_
     for turn in range(30):  # what is drawn may be of a network that has enough: then others are, next time
         actions += core.handle(Tick(), at(DIAL_YIELD_S + turn / 100))
     hosts = [action.address.endpoint.host for action in actions if isinstance(action, Dial)]
-    assert sum(host.startswith("198.41.0.") for host in hosts) in (1, 2)  # there are 4 of the others, in a /48 each
-    assert len(hosts) == len(set(hosts)) == 5  # with those 3 that are there, as many as it wants
+    assert sum(host.startswith("198.41.0.") for host in hosts) == 2  # there are 4 of the others, in a /48 each
+    assert len(hosts) == len(set(hosts)) == 6  # with those 3 that are there, as many as it wants
 
 
 def test_a_peer_may_tell_only_so_many_records() -> None:

@@ -1,0 +1,29 @@
+"""Pairing: who is near whom for the time being (rendezvous hashing, Thaler and Ravishankar 1998).
+
+Every two networks are at a distance that anybody can compute and that neither of them sets. Whom a node dials are
+mostly those that are near, of some that it draws (`Dialing`), and where there is no room a near caller takes the place
+of a far one (`Links`). So honest nodes find places where they look first. Whoever calls everybody is near to few, as
+all are: a network gets about as many places in all as an honest node's, however often and under however many keys it
+calls. In an order that each node keeps secret, the attacker who calls all has those places of each where it comes
+first, while an honest node cannot know where to call.
+
+What a network is near to can be known before it is rented, so whoever has many to choose from is near to whom it
+wants. Therefore not all places go by distance, nor all dials. And a pair's distance is another after `PERIOD_S`, each
+pair's at a time of its own, so that nobody is near to another for good.
+"""
+
+import hashlib
+
+PERIOD_S = 3600.0  # longer than most links last that are replaced by turns (see `Timing.rotate_interval`)
+
+
+def name_of(network: str, key: bytes) -> str:
+    """Return as whom a node is near or far: its public network, or where it is in none its CURVE key."""
+    return network or key.hex()
+
+
+def distance(one: str, other: str, unix: float) -> int:
+    """Return how far two names are from each other at a time: below 2**64, and the same both ways."""
+    pair = "|".join(sorted((one, other))).encode()
+    phase = int.from_bytes(hashlib.blake2b(pair, digest_size=4).digest()) / 2**32
+    return int.from_bytes(hashlib.blake2b(pair + b"|%d" % (unix / PERIOD_S + phase), digest_size=8).digest())

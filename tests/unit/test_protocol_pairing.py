@@ -1,0 +1,25 @@
+"""Who is near whom: the same both ways, for a period that each pair has for itself."""
+
+from protocol.membership.pairing import PERIOD_S, distance, name_of
+
+UNIX = 1_700_000_000.0
+NETWORKS = [f"93.184.{number}.0/24" for number in range(64)]
+
+
+def test_a_distance_is_the_same_both_ways_and_another_for_each_pair() -> None:
+    pairs = {(one, other): distance(one, other, UNIX) for one in NETWORKS[:8] for other in NETWORKS[8:16]}
+    assert all(distance(other, one, UNIX) == far for (one, other), far in pairs.items())
+    assert len(set(pairs.values())) == len(pairs) and all(0 <= far < 2**64 for far in pairs.values())
+
+
+def test_a_distance_changes_once_in_a_period_each_pairs_at_a_time_of_its_own() -> None:
+    times = [UNIX + PERIOD_S * part / 16 for part in range(17)]
+    seen = [[distance(NETWORKS[0], other, unix) for unix in times] for other in NETWORKS[1:]]
+    assert all(len(set(distances)) == 2 for distances in seen)
+    changes = [sum(distances[part] != distances[part + 1] for distances in seen) for part in range(16)]  # 63 in all
+    assert max(changes) <= 12 and sum(map(bool, changes)) >= 14
+
+
+def test_who_is_in_no_public_network_is_near_by_its_key() -> None:
+    assert name_of("93.184.216.0/24", b"key") == "93.184.216.0/24"
+    assert name_of("", b"key") == b"key".hex()
