@@ -137,11 +137,11 @@ class SamplingConfig(Section):
     )
     external_negatives: Literal["keep", "drop"] = "keep"
     max_surprise: float = Field(
-        4.6,
+        1.2,
         ge=0,
         le=700,
-        description="nats: a peer's completion is left out where one of its tokens is less likely here than all but "
-        "exp(-max_surprise) of what this policy would say itself; a forward pass is paid for it; 0: no bound",
+        description="nats: a peer's completion is left out where this policy would say a token as unlikely as its "
+        "least likely one in less than exp(-max_surprise) of such completions; costs a forward pass; 0: no bound",
     )
     max_length_ratio: float = Field(
         2.0,

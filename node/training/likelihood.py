@@ -6,23 +6,31 @@ memory than `LOGITS` says, or than one sequence has.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 
 from node.policy import Policy
 
 ROWS = 32  # sequences that go through the model at once, at most
+COMMON = 1 / 2000  # a token that is as likely as this is no surprise: of plants on a real model one in a hundred is
 LOGITS = 1 << 27  # numbers that it may return of them, 512 MiB as float32: of a large vocabulary that is few sequences
 PLACES = 1 << 24  # numbers of one sequence that are looked at together
 Row = tuple[Sequence[int], Sequence[int]]  # the tokens of a prompt, and of its completion
 
 # From log-probabilities (t, V), in nats, and the tokens (t,) that were drawn there, to something of each (t, ...).
 Of = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Places = Callable[[Of], torch.Tensor]  # from that to what it says of all of a completion's T places, (T, ...)
+
+
+def of_each_token(policy: Policy, rows: Sequence[Row], of: Of, temperature: float = 1.0) -> Iterator[torch.Tensor]:
+    """Yield, for each row, what `of` says of the distributions from which its completion's T tokens were drawn."""
+    return (places(of) for places in _places(policy, rows, temperature))
 
 
 @torch.no_grad()
-def of_each_token(policy: Policy, rows: Sequence[Row], of: Of, temperature: float = 1.0) -> Iterator[torch.Tensor]:
-    """Yield, for each row, what `of` says of the distributions from which its completion's T tokens were drawn."""
+def _places(policy: Policy, rows: Sequence[Row], temperature: float) -> Iterator[Places]:
+    """Yield each row's distributions, which may be looked at until the next one's come."""
     device, vocabulary = policy.model.device, policy.model.config.get_text_config().vocab_size
     slice_of = max(1, PLACES // vocabulary)
     training = policy.model.training
@@ -35,15 +43,15 @@ def of_each_token(policy: Policy, rows: Sequence[Row], of: Of, temperature: floa
         with policy.autocast():
             logits = policy.model(input_ids=ids, attention_mask=mask).logits
         for (prompt, made), found in zip(part, logits, strict=True):
-            places = torch.split(found[len(prompt) - 1 : len(prompt) + len(made) - 1], slice_of)
+            logits = torch.split(found[len(prompt) - 1 : len(prompt) + len(made) - 1], slice_of)
             tokens = torch.split(torch.tensor(made, device=device), slice_of)
-            yield torch.cat(
-                [
-                    of((some.float() / temperature).log_softmax(-1), drawn)
-                    for some, drawn in zip(places, tokens, strict=True)
-                ]
-            )
+            yield partial(_by_slices, list(zip(logits, tokens, strict=True)), temperature)
     policy.model.train(training)
+
+
+def _by_slices(slices: Sequence[tuple[torch.Tensor, torch.Tensor]], temperature: float, of: Of) -> torch.Tensor:
+    """Return what `of` says of the distributions that logits (t, V) and the tokens (t,) drawn there make, (T, ...)."""
+    return torch.cat([of((logits.float() / temperature).log_softmax(-1), drawn) for logits, drawn in slices])
 
 
 def _parts(rows: Sequence[Row], vocabulary: int) -> Iterator[list[Row]]:
@@ -71,24 +79,28 @@ def entropies(policy: Policy, rows: Sequence[Row], temperature: float = 1.0) -> 
 
 
 def surprises(policy: Policy, rows: Sequence[Row], temperature: float = 1.0) -> list[float]:
-    """Return how surprising each row's completion of T tokens is, in nats: -ln(T t), t the least of its tokens' tails.
+    """Return how surprising each row's completion is under the policy, in nats: see `surprise`."""
+    return [surprise(places) for places in _places(policy, rows, temperature)]
 
-    A token's tail is the probability, under the policy, of all tokens that are no likelier than it at its place. Of
-    completions that the policy drew itself, with T tokens, a part of at most exp(-s) is more surprising than s,
-    whatever model it is and however large its vocabulary: a tail of less than u is drawn with a probability of at most
-    u, and there are T of them. Likely tokens around an unlikely one do not hide it, as they do in a mean.
+
+def surprise(places: Places) -> float:
+    """Return how surprising a completion is, in nats: -ln n, with p the probability of its least likely token and
+
+        n = sum over its places of the probability there of all tokens that are no likelier than p
+
+    which is how many tokens as unlikely as that one the policy would say in such a completion: so it is large where
+    a token stands out, however many rare ones there are beside it at its place, and likely tokens around it hide
+    nothing. It is 0 where p is at least `COMMON`, or n at least 1. Of completions that the policy drew itself a part
+    of exp(-s) at most is more surprising than s, where what is said at one place does not change what is likely at the
+    others; of models that were measured about that part is, without the first exception.
     """
-    return [
-        -math.log(max(len(tails) * float(tails.min()), math.ulp(0.0)))
-        for tails in of_each_token(policy, rows, _tails, temperature)
-    ]
+    least = places(_drawn).min()
+    if least >= math.log(COMMON):
+        return 0.0
+    count = float(places(lambda logps, _: torch.where(logps <= least, logps.exp(), 0).sum(-1)).sum())
+    return max(0.0, -math.log(max(count, math.ulp(0.0))))
 
 
 def _drawn(logps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Return the log-probability (t,) of each token."""
     return logps.gather(-1, tokens[:, None]).squeeze(-1)
-
-
-def _tails(logps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the tail (t,) of each token."""
-    return (logps.exp() * (logps <= _drawn(logps, tokens)[:, None])).sum(-1)

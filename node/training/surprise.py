@@ -4,7 +4,7 @@ A peer's completion is trained on as if this policy had sampled it, though anoth
 is known (one that a peer stated could not be checked, and would set its own weight), so no ratio corrects for it. Its
 mean negative log-probability here says how far off it is: about the policy's entropy for one of our own, and more the
 older or the stranger its maker. The bound `sampling.max_surprise` goes by a completion's least likely token, not by
-a mean: see `likelihood.surprises`.
+a mean: see `likelihood.surprise`.
 """
 
 import torch

@@ -10,7 +10,7 @@ from node.engines import SamplingParams
 from node.engines.hf import HfEngine
 from node.policy import Policy
 from node.training import likelihood
-from node.training.likelihood import Row, entropies, mean_logprobs, of_each_token, surprises
+from node.training.likelihood import Row, entropies, mean_logprobs, of_each_token, surprise, surprises
 from tests.policies import tiny_policy
 
 
@@ -62,39 +62,71 @@ def test_what_is_found_does_not_depend_on_how_much_of_it_is_in_memory(
         assert torch.allclose(old_row, new_row, atol=1e-4)
 
 
-def test_surprise_is_by_the_least_tail_of_its_tokens_and_likely_ones_around_it_hide_nothing(tmp_path: Path) -> None:
+def surprise_of(probabilities: torch.Tensor, tokens: list[int]) -> float:
+    """Of a completion drawn from distributions (T, V)."""
+    return surprise(lambda of: of(probabilities.log(), torch.tensor(tokens)))
+
+
+def one_likely(places: int, rare: float, vocabulary: int = 50_000) -> torch.Tensor:
+    """Return as many distributions, each with one likely token and a mass of `rare` on all others alike."""
+    found = torch.full((places, vocabulary), rare / (vocabulary - 1), dtype=torch.float64)
+    found[:, 0] = 1 - rare
+    return found
+
+
+def test_one_of_very_many_rare_tokens_is_surprising_though_together_they_are_not() -> None:
+    """A tail alone says that one in 33 answers begins so; it is the share of these that are left out."""
+    probabilities = one_likely(4, rare=1e-5)
+    probabilities[0] = one_likely(1, rare=0.03)[0]
+    assert surprise_of(probabilities, [7, 0, 0, 0]) == pytest.approx(-math.log(0.03), abs=1e-3)
+
+
+@pytest.mark.parametrize(("token", "expected"), [(1 / 1900, 0.0), (1 / 2100, -math.log(1 / 2100 + 1e-5))])
+def test_a_token_that_is_common_is_no_surprise(token: float, expected: float) -> None:
+    probabilities = one_likely(1, rare=1e-5)
+    probabilities[0, 1], probabilities[0, 0] = token, 1 - 1e-5 - token
+    assert surprise_of(probabilities, [1]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_in_a_long_answer_a_rare_token_is_as_likely_as_there_are_places_for_one() -> None:
+    for places, expected in ((1, -math.log(0.01)), (10, -math.log(0.1)), (300, 0.0)):
+        assert surprise_of(one_likely(places, rare=0.01), [7] + [0] * (places - 1)) == pytest.approx(expected, abs=1e-3)
+
+
+def test_likely_tokens_around_an_unlikely_one_hide_nothing() -> None:
+    alone = surprise_of(one_likely(1, rare=1e-6), [7])
+    assert alone > 13
+    for at in (0, 50, 99):
+        hidden = [0] * at + [7] + [0] * (99 - at)
+        assert surprise_of(one_likely(100, rare=1e-6), hidden) == pytest.approx(alone - math.log(100), abs=1e-3)
+
+
+def test_what_cannot_be_said_or_is_no_number_is_most_surprising_of_all() -> None:
+    never = one_likely(2, rare=0.01)
+    never[0, 7] = 0.0
+    for probabilities in (never, torch.full((2, 50), math.nan)):
+        assert surprise_of(probabilities, [7, 0]) > 700
+
+
+def test_it_is_found_of_the_policys_own_distributions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy(tmp_path)
-    prompt = [1, 9, 12]
-
-    def tails(made: list[int]) -> list[float]:
-        (found,) = distributions(policy, (prompt, made))
-        return [float(row.exp()[row <= row[token]].sum()) for row, token in zip(found, made, strict=True)]
-
-    def go_on(made: list[int], least: bool) -> list[int]:
-        (found,) = distributions(policy, (prompt, [*made, 0]))
-        return [*made, int(found[-1].argmin() if least else found[-1].argmax())]
-
-    likely: list[int] = []
-    for _ in range(6):
-        likely = go_on(likely, least=False)
-    odd = go_on(likely[:3], least=True)
-    hidden = odd
-    for _ in range(6):
-        hidden = go_on(hidden, least=False)
-    found = surprises(policy, [(prompt, made) for made in (likely, odd, hidden)])
-    for made, surprise in zip((likely, odd, hidden), found, strict=True):
-        assert surprise == pytest.approx(-math.log(len(made) * min(tails(made))), abs=1e-4)
-    assert found[0] < 1 < 4 < found[2] < found[1]
-    assert found[1] - found[2] == pytest.approx(math.log(len(hidden) / len(odd)), abs=1e-4)
+    monkeypatch.setattr(likelihood, "COMMON", 1.0)
+    rows = [([1, 9, 12], [7, *range(2, at + 2)]) for at in range(6)]
+    for row, made, found in zip(distributions(policy, *rows), rows, surprises(policy, rows), strict=True):
+        least = min(float(of[token]) for of, token in zip(row, made[1], strict=True))
+        count = float(row.exp()[row <= least].sum())
+        assert found == pytest.approx(max(0.0, -math.log(count)), abs=1e-4)
 
 
-def test_of_what_a_policy_says_itself_no_more_than_the_bound_says_is_surprising(tmp_path: Path) -> None:
+def test_of_what_a_policy_says_itself_no_more_than_the_bound_says_is_surprising(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = tiny_policy(tmp_path)
+    monkeypatch.setattr(likelihood, "COMMON", 1.0)
     (made,) = HfEngine(policy).generate([[1, 9, 12]], 600, SamplingParams(0.8, 1.0, 8), 3)
     whole = [one.token_ids for one in made if len(one.token_ids) == 8]
     assert len(whole) > 300
     found = surprises(policy, [([1, 9, 12], tokens) for tokens in whole], temperature=0.8)
     for bound in (1.0, 2.0, 3.0):
         most = math.exp(-bound) * len(whole)
-        assert sum(one > bound for one in found) <= most + 2 * math.sqrt(most)
-    assert max(found) > 1.0  # a bound that nothing passes would say nothing
+        assert most / 2 < sum(one > bound for one in found) <= most + 2 * math.sqrt(most)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import node.loop as loop_module
 from node.config import NodeConfig, TaskConfig, parse_config
 from node.engines import Generated
 from node.engines.hf import HfEngine
@@ -26,6 +27,7 @@ from node.rollouts.sampling import Sample
 from node.rollouts.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, TaskSet, load_tasks
 from node.telemetry.metrics import MetricsLog
+from node.training import likelihood
 from node.training.batch import make_batches
 from node.training.likelihood import surprises
 from node.training.trainer import make_trainer
@@ -516,8 +518,9 @@ def test_an_answer_far_longer_than_own_right_ones_is_given_up_and_another_drawn(
 
 
 def test_an_answer_that_this_policy_would_hardly_say_is_given_up_and_another_drawn(
-    policy: Policy, tmp_path: Path
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(likelihood, "COMMON", 1.0)  # of so few tokens none is rare
     texts = ["ab", "zz", "5?", "##", "77", "qQ"]
     prompt = policy.encode_prompt(Guess().make(0))
     rows = [
@@ -533,9 +536,12 @@ def test_an_answer_that_this_policy_would_hardly_say_is_given_up_and_another_dra
     assert row["swarm/too_surprising"] == 5 and row["tokens_scored"] == 3 * len(texts)
 
 
-def test_a_flood_of_what_is_given_up_is_looked_at_within_a_bound(policy: Policy, tmp_path: Path) -> None:
+def test_a_flood_of_what_is_given_up_is_looked_at_within_a_bound(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "surprises", lambda _policy, rows, _temperature: [9.0] * len(rows))
     groups = {"loud": [sent(at, "22", "1") for at in range(60)]}
-    row, drawn, said = drawn_by(policy, tmp_path, groups, max_surprise=1e-9, external=3)
+    row, drawn, said = drawn_by(policy, tmp_path, groups, max_surprise=8.9, external=3)
     assert drawn == [] and row["groups_external"] == 0
     assert len(said) == LOOKED_AT * 3 and row["tokens_scored"] == LOOKED_AT * 3 * 3
 
