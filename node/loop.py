@@ -51,6 +51,7 @@ from node.rollouts.sampling import (
 from node.rollouts.sharing import Exchange, traffic_row
 from node.rollouts.usefulness import Lesson, choose_by_worth, worths
 from node.tasks import Item, TaskSet, derive_seed
+from node.tasks.prompting import own_mode
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.rollout_log import Drawn, external_rows, own_rows
 from node.training.likelihood import mean_logprobs, surprises
@@ -83,11 +84,17 @@ class _Judged:
 
     own_lengths: OwnLengths
     true: dict[bytes, EncodedGroup] = field(default_factory=dict)
+    questions: dict[bytes, Question] = field(default_factory=dict)  # that these answer
     false: dict[bytes, str] = field(default_factory=dict)
     unfit: dict[Place, str] = field(default_factory=dict)  # of completions looked at: why one is left out, or ""
     encoded: dict[bytes, EncodedGroup] = field(default_factory=dict)  # with the tokens of completions looked at
     usual: dict[str, float] = field(default_factory=dict)  # length of an answer, by task
     room: int | None = None  # completions that may still be looked at
+
+    def says_nothing_else(self, group_id: bytes, index: int) -> bool:
+        """Tell whether a completion is the bare right answer to a task that takes no other: it has room for nothing."""
+        made, question = self.true[group_id].group.completions[index], self.questions[group_id]
+        return made.reward >= RIGHT and made.text == question.item.answer and own_mode(question.task) == "whole"
 
 
 @dataclass(slots=True)
@@ -293,7 +300,7 @@ class Loop:
             judged.encoded[key] = replace(one, completions={**before.completions, **one.completions})
         encoded = judged.encoded
         judged.unfit |= {place: self._too_long(encoded[place[0]], place[1], judged) for place in new}
-        asked = [place for place in new if not judged.unfit[place]]
+        asked = [place for place in new if not judged.unfit[place] and not judged.says_nothing_else(*place)]
         bound = self.config.sampling.max_surprise
         if bound and self.config.sampling.source == "peers":
             rows = [(encoded[group].prompt, encoded[group].completions[index]) for group, index in asked]
@@ -316,7 +323,7 @@ class Loop:
         tokens = group.completions.get(index)
         if tokens is None:
             return "too_long"
-        if not sampling.max_length_ratio or sampling.source != "peers":
+        if not sampling.max_length_ratio or sampling.source != "peers" or judged.says_nothing_else(group.id, index):
             return ""
         task = group.group.task.name
         if task not in judged.usual:
@@ -328,7 +335,8 @@ class Loop:
         """Judge those of peers' groups that are not judged yet."""
         for key, group in self.pool.read(one for one in ids if one not in judged.true).items():
             try:
-                judged.true[key] = EncodedGroup(group, verify(group, self.tasks, self._encode_prompt), {}, id=key)
+                question = verify(group, self.tasks, self._encode_prompt)
+                judged.true[key], judged.questions[key] = EncodedGroup(group, question.prompt, {}, id=key), question
             except GroupError as error:
                 judged.false[key] = error.reason
 

@@ -12,7 +12,7 @@ a question that its policy has no room for.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from node.rollouts.group import MAX_GROUP_BYTES, Group, GroupError, decode
+from node.rollouts.group import MAX_GROUP_BYTES, Group, GroupError, Question, decode
 from node.tasks import Item, TaskSet
 
 REWARD_TOLERANCE = 1e-6
@@ -73,8 +73,8 @@ def read(body: bytes, tasks: TaskSet, max_completions: int, max_bytes: int = MAX
     return group
 
 
-def verify(group: Group, tasks: TaskSet, encode_prompt: EncodePrompt) -> Sequence[int]:
-    """Make the group's question again and score its completions; return the tokens that ask it.
+def verify(group: Group, tasks: TaskSet, encode_prompt: EncodePrompt) -> Question:
+    """Make the group's question again and score its completions; return it as the local policy is asked it.
 
     Raises:
         GroupError: what it claims is not so, or it is of no use here.
@@ -96,7 +96,7 @@ def verify(group: Group, tasks: TaskSet, encode_prompt: EncodePrompt) -> Sequenc
         raise GroupError("false_reward")
     if prompt is None:
         raise GroupError("prompt_too_long")
-    return prompt
+    return Question(task, group.seed, item, prompt)
 
 
 def check(

@@ -479,16 +479,39 @@ class Says(HfEngine):
         return [self.made for _ in prompts]
 
 
-def sent(seed: int, *texts: str) -> Group:
-    """A group of the task `Guess` with these completions."""
-    task = Guess()
+class Recite(Guess):
+    """A task that pays its answer, four digits, alone but for blanks around it."""
+
+    def make(self, seed: int) -> Item:
+        return Item(f"{seed % 10**6}", f"{seed % 10**4:04}")
+
+    def verify(self, item: Item, text: str) -> float:
+        return float(text.strip() == item.answer)
+
+
+class ReadsTheLastNumber(Recite):
+    """The same where anything may stand before the answer."""
+
+    answer_mode = "last_number"
+
+    def verify(self, item: Item, text: str) -> float:
+        return float(text.endswith(item.answer))
+
+
+def sent(seed: int, *texts: str, task: Task = Guess()) -> Group:  # noqa: B008  # it has no state
+    """A group of the task with these completions."""
     item = task.make(seed)
     made = tuple(Completion(text, True, task.verify(item, text)) for text in texts)
     return Group(task.key, seed, item.question, made, "peer", 0)
 
 
 def drawn_by(
-    policy: Policy, folder: Path, groups: dict[str, list[Group]], own: tuple[str, ...] = ("11", "1"), **sampling: Any
+    policy: Policy,
+    folder: Path,
+    groups: dict[str, list[Group]],
+    own: tuple[str, ...] = ("11", "1"),
+    task: Task = Guess(),  # noqa: B008  # it has no state
+    **sampling: Any,
 ) -> tuple[dict[str, Any], list[str], list[str]]:
     """One round among these groups of signers: its row, what was drawn of peers, what was said of the rest."""
     settings = {"local": 1, "external": 1, "completions": 2, "rule": "correct", **UNBOUNDED, **sampling}
@@ -499,7 +522,7 @@ def drawn_by(
         everyone = [(name, group) for name, mine in groups.items() for group in mine]
         pool.add([share(one, at)._replace(peer=name) for at, (name, one) in enumerate(everyone)], now, 1)
         metrics = MetricsLog(folder / "metrics.jsonl")
-        loop = Loop(config, 0, policy, Says(policy, *own), TaskSet([(Guess(), 1.0)]), pool, peer, metrics)
+        loop = Loop(config, 0, policy, Says(policy, *own), TaskSet([(task, 1.0)]), pool, peer, metrics)
         samples = next(loop.rounds(0))
     return loop.row, [policy.decode(one.completion) for one in samples if one.external], peer.reasons
 
@@ -534,6 +557,32 @@ def test_an_answer_that_this_policy_would_hardly_say_is_given_up_and_another_dra
     row, drawn, said = drawn_by(policy, tmp_path, groups, max_surprise=bound, external=2)
     assert drawn == [likely] and said == ["too_surprising"] * 5
     assert row["swarm/too_surprising"] == 5 and row["tokens_scored"] == 3 * len(texts)
+
+
+@pytest.mark.parametrize(("own", "why"), [(("1", "22"), "over_long"), (("123456", "654321"), "too_surprising")])
+@pytest.mark.parametrize(
+    ("task", "text", "is_drawn"),
+    [
+        (Recite(), "0003", True),
+        (Recite(), "0003 ", False),  # a blank may be planted
+        (ReadsTheLastNumber(), "0003", False),  # the bare answer would teach not to think
+    ],
+)
+def test_the_bare_answer_is_looked_at_no_further_where_a_task_takes_nothing_else(
+    own: tuple[str, ...],
+    why: str,
+    task: Task,
+    text: str,
+    is_drawn: bool,
+    policy: Policy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop_module, "surprises", lambda _policy, rows, _temperature: [9.0] * len(rows))
+    groups = {"peer": [sent(3, text, "1", task=task)]}
+    row, drawn, said = drawn_by(policy, tmp_path, groups, own, task, max_surprise=8.9, max_length_ratio=1, external=2)
+    assert (drawn, said) == (([text], []) if is_drawn else ([], [why]))
+    assert row.get("tokens_scored", 0) == (len(text) + 1 if why == "too_surprising" and not is_drawn else 0)
 
 
 def test_a_flood_of_what_is_given_up_is_looked_at_within_a_bound(
