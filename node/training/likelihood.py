@@ -13,7 +13,7 @@ import torch
 from node.policy import Policy
 
 ROWS = 32  # sequences that go through the model at once, at most
-COMMON = 1 / 2000  # a token that is as likely as this is no surprise: of plants on a real model one in a hundred is
+COMMON = 1 / 2000  # a token this likely is no surprise: SmolLM2's right answers have them, what was planted had none
 LOGITS = 1 << 27  # numbers that it may return of them, 512 MiB as float32: of a large vocabulary that is few sequences
 PLACES = 1 << 24  # numbers of one sequence that are looked at together
 Row = tuple[Sequence[int], Sequence[int]]  # the tokens of a prompt, and of its completion
@@ -89,10 +89,16 @@ def surprise(places: Places) -> float:
         n = sum over its places of the probability there of all tokens that are no likelier than p
 
     which is how many tokens as unlikely as that one the policy would say in such a completion: so it is large where
-    a token stands out, however many rare ones there are beside it at its place, and likely tokens around it hide
-    nothing. It is 0 where p is at least `COMMON`, or n at least 1. Of completions that the policy drew itself a part
-    of exp(-s) at most is more surprising than s, where what is said at one place does not change what is likely at the
-    others; of models that were measured about that part is, without the first exception.
+    a token stands out, however many rare ones there are beside it at its place, and sure tokens around it hide
+    nothing, as they do in a mean. It is 0 where p is at least `COMMON`, or n at least 1. Of completions that the policy
+    drew itself a part of exp(-s) at most is more surprising than s, where what is said at one place does not change
+    what is likely at the others; of models that were measured about that part is, without the first exception.
+
+    Others who go by the least likely tokens of a text: ONION (arXiv 2011.10369) against planted triggers, Min-K% Prob
+    (arXiv 2310.16789) to tell what a model was trained on.
+
+    Args:
+        places: the distributions from which its tokens were drawn, and these tokens.
     """
     least = places(_drawn).min()
     if least >= math.log(COMMON):

@@ -93,7 +93,7 @@ def test_in_a_long_answer_a_rare_token_is_as_likely_as_there_are_places_for_one(
         assert surprise_of(one_likely(places, rare=0.01), [7] + [0] * (places - 1)) == pytest.approx(expected, abs=1e-3)
 
 
-def test_likely_tokens_around_an_unlikely_one_hide_nothing() -> None:
+def test_sure_tokens_around_an_unlikely_one_hide_nothing() -> None:
     alone = surprise_of(one_likely(1, rare=1e-6), [7])
     assert alone > 13
     for at in (0, 50, 99):
