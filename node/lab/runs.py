@@ -23,6 +23,7 @@ from node.machine import usable_cores
 from protocol.storage import write_atomically
 
 POLL = 0.2  # seconds between looks at the processes
+PROGRESS = 30.0  # seconds between two lines that say how far runs have come
 THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 Say = Callable[[str], object]
@@ -39,7 +40,7 @@ def do_missing(lab: Lab, jobs: int, say: Say) -> None:
     Args:
         lab: the experiment.
         jobs: runs at once; 0: as many as there are cores for their nodes.
-        say: called with a line when a run begins or ends.
+        say: called with a line when a run ends, and each `PROGRESS` seconds for each that is under way.
 
     Raises:
         UserError: a run failed; the others that had begun are ended.
@@ -47,7 +48,7 @@ def do_missing(lab: Lab, jobs: int, say: Say) -> None:
     waiting = [run for run in lab.runs if not is_complete(run)]
     say(f"{len(lab.runs)} runs, {len(lab.runs) - len(waiting)} of them done")
     most = jobs or _at_once(lab)
-    began, ended = time.monotonic(), 0
+    began = spoke = time.monotonic()
     running: list[_Started] = []
     try:
         while waiting or running:
@@ -57,8 +58,11 @@ def do_missing(lab: Lab, jobs: int, say: Say) -> None:
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
                 _raise_failure(one)
-                ended += 1
                 say(f"{_name(one.run)}: done; {len(waiting) + len(running)} to go, {time.monotonic() - began:.0f} s")
+            if time.monotonic() - spoke >= PROGRESS:
+                spoke = time.monotonic()
+                for one in running:
+                    say(f"{_name(one.run)}: {progress(one.run)}, {spoke - began:.0f} s")
     finally:
         for one in running:
             one.process.terminate()
@@ -81,6 +85,13 @@ def is_complete(run: Run) -> bool:
     _check_same(run, summary["run"])
     nodes = zip(map(parse_config, run.by_node), summary["nodes"].values(), strict=True)
     return all(is_done(config, node["rounds"], spent_by(node)) for config, node in nodes)
+
+
+def progress(run: Run) -> str:
+    """Say how far a run has come that is under way: the rounds of its slowest node."""
+    done = min((path.read_bytes().count(b"\n") for path in run.folder.glob("nodes/*/metrics.jsonl")), default=0)
+    most = run.settings.get("rounds")
+    return f"round {done} of {most}" if most else f"round {done}"
 
 
 def _settings_files(run: Run) -> dict[str, tuple[Path, dict[str, Any]]]:

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import math
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from node.errors import UserError
+from node.lab import runs
 from node.lab.plan import (
     ArmConfig,
     AttackConfig,
@@ -39,7 +41,7 @@ from node.lab.results import (
     to_markdown,
     with_known,
 )
-from node.lab.runs import is_complete
+from node.lab.runs import do_missing, is_complete, progress
 from node.lab.trials import DefenceConfig, TrialConfig, TrialsConfig, read_trials
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -460,3 +462,34 @@ def test_the_pages_experiment_is_one_and_its_words_are_all_that_there_are(tmp_pa
     kinds = (LabConfig, BaseConfig, ArmConfig, PartConfig, ChurnConfig, AttackConfig)
     kinds += (TrialsConfig, DefenceConfig, TrialConfig)
     assert {key for kind in kinds for key in kind.model_fields} - words == set()
+
+
+def test_a_run_that_is_under_way_says_how_far_it_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = lab_of(tmp_path, bases=["sparse"], arms=["alone"], overrides=["seeds=1"])
+    (run,) = lab.runs
+    assert progress(run) == "round 0 of 2"
+
+    class TakesThreeLooks:
+        returncode = 0
+
+        def __init__(self, *_: object, **__: object) -> None:
+            self.looks = 0
+
+        def poll(self) -> int | None:
+            self.looks += 1
+            for node, rounds in (("n0", self.looks), ("n1", self.looks - 1)):
+                file = run.folder / "nodes" / node / "metrics.jsonl"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text("{}\n" * rounds)
+            return 0 if self.looks == 3 else None
+
+    said: list[str] = []
+    monkeypatch.setattr(subprocess, "Popen", TakesThreeLooks)
+    monkeypatch.setattr(runs, "POLL", 0.0)
+    monkeypatch.setattr(runs, "PROGRESS", 0.0)
+    do_missing(lab, 1, said.append)
+    assert [line.rpartition(", ")[0] for line in said[1:]] == [
+        "sparse, alone, seed 1: round 0 of 2",
+        "sparse, alone, seed 1: round 1 of 2",
+        "sparse, alone, seed 1: done; 0 to go",
+    ]
