@@ -38,6 +38,7 @@ from protocol.wire.encoding import is_uint, pack, unpack
 
 MAX_SOURCES = 8  # one fetches from; more would spread the same bytes thinner, with a thread each
 TABLE_PAGE = 1 << 20
+MOST_TIMES, MOST_MORE = 4, 1 << 20  # as long as ours, and bytes: of a longer table nobody wants to know what differs
 
 _TABLE, _HASHES, _CHUNK = range(3)  # what a question is about
 
@@ -161,8 +162,10 @@ def _check_layouts(port: Port, own: NodeId, shares: Mapping[NodeId, Share], cont
     """Name the first member whose tensors are others than ours, and what differs."""
     for member in sorted(shares):
         share = shares[member]
-        if member == own or share.layout == contents.layout:
+        if member == own or (share.layout == contents.layout and share.table_bytes == len(contents.table)):
             continue
+        if share.layout == contents.layout or share.table_bytes > MOST_TIMES * len(contents.table) + MOST_MORE:
+            raise Mismatch(member, "length of the table of tensors", share.table_bytes, len(contents.table))
         try:
             table = _table(port, [member], shares)
         except Aborted:

@@ -1,6 +1,7 @@
 """Shared state brought up to date from several sources, in one process, with sources that fail."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from collectives.errors import Aborted, BadArgument, Mismatch
 from collectives.mesh.port import SourceLost
 from collectives.reduce.tensors import flatten, memory
+from collectives.shared_state.selection import Share
 from collectives.shared_state.state import MIN_CHUNK, SharedState, share_of
 from collectives.shared_state.transfer import Answers, sync
 from collectives.types import SyncStrategy
@@ -210,6 +212,24 @@ def test_tensors_that_cannot_go_together_are_named(odd, field, many):
     assert all(isinstance(error, Mismatch) for error in results.values())
     assert {(results[name].member, results[name].field) for name in "ab"} == {("c", field)}
     assert (results["c"].member, results["c"].field) == ("a", field)
+
+
+@pytest.mark.parametrize(("layout", "claimed"), [("its own", 3 << 20), ("the others'", 5000)])
+def test_a_table_that_cannot_be_ours_is_not_asked_for(layout, claimed):
+    """One of 64 MiB that holds empty arrays, a byte each, would take gigabytes before it is found to be no table."""
+    states = {name: SharedState({"w": torch.ones(4)}) for name in "ab"} | {"c": SharedState({"x": torch.ones(4)})}
+    shares = {member: Share.decode(share_of(state, POPULAR)) for member, state in states.items()}
+    layout = shares["c" if layout == "its own" else "a"].layout
+    shares["c"] = replace(shares["c"], layout=layout, table_bytes=claimed, table=b"")
+    encoded = {member: share.encode() for member, share in shares.items()}
+    asked = []
+    room = Room(states, lambda source, question, answer: asked.append(source) or answer)
+    found = on_threads(
+        {name: lambda name=name: sync(room.ports[name], name, encoded, states[name], POPULAR) for name in "ab"}
+    )
+    assert all(isinstance(error, Mismatch) and error.member == "c" for error in found.values())
+    assert {(error.field, error.theirs) for error in found.values()} == {("length of the table of tensors", claimed)}
+    assert not asked
 
 
 def test_another_allow_difference_is_named():
