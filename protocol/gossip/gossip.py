@@ -23,9 +23,11 @@ Rules
     grow.
  6. A peer is known to have what it sent, announced or was sent. Bytes that a peer sends twice
     are a replay; an item that two peers send is an ordinary duplicate.
- 7. Who is linked to the signer of a small item hears of it from there. A node that is announced such an item by another
-    peer tells that peer so, and is told by it of none of this signer's any more: until the link to the signer ends, or
-    the signer does not bring what it was asked for.
+ 7. One word of a small item is enough, and a second one in case the first is lost. A node hears of what live peers sign
+    from themselves, and of what another signs from `SOURCES` of the peers that told it first. Whoever announces such
+    an item beside them is told so, and announces none of this signer's any more: until a link to whom the node
+    relies on ends, or one of those does not bring what it was asked for, or says nothing of what another brings.
+    A source takes at least what the node takes; where more is on offer than that, no other is left out.
  8. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed
     beyond our demand, or long after we asked for announcements only.
  9. An item is served to a peer once. Whoever asks again, for lines break, pays out of a small allowance of
@@ -39,6 +41,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import chain
 
 from protocol.config import Instant, Setup
 from protocol.events import (
@@ -75,6 +78,7 @@ from protocol.lru import Expiring, Recent
 from protocol.wire.envelope import HEAD_BYTES, ItemId
 from protocol.wire.messages import (
     ITEM_OVERHEAD_BYTES,
+    MAX_DIRECT,
     MAX_IDS,
     Announce,
     Entry,
@@ -93,6 +97,7 @@ RETRY_S = 1.0  # after a full queue
 DRAWS = 4  # in the patience for a pull: how often it is looked for what stalls, and drawn what is pulled
 SERVED_PEERS = 256  # whose allowance outlives their links
 SYNC_WINDOW = 4.0  # sync intervals
+SOURCES = 2  # peers that a node relies on for what a signer makes that is none of its peers
 
 
 class Gossip:
@@ -115,7 +120,8 @@ class Gossip:
         self._max_item = HEAD_BYTES + ITEM_OVERHEAD_BYTES + limits.max_item_bytes
         self._appetite = Appetite(own, now)
         self._next_sync = now.steady + setup.timing.sync_interval
-        self._next_direct = now.steady
+        self._next_choice = now.steady
+        self._sources: dict[NodeId, tuple[NodeId, ...]] = {}  # by signers that are no live peers; see rule 7
         self._uploads_until = now.steady  # when nobody fetches chunks of ours any more
         self._ticked = now.steady
         self._catching_up = False  # whether a peer is yet to be announced what we held when it came
@@ -202,7 +208,7 @@ class Gossip:
                 return self._up(node, now)
             case PeerDown(node):
                 self._down(node)
-                return self._hear_through_others(node, now)
+                return self._distrust(node, now)
             case Interested(node, interest):
                 if node in self._peers:
                     self._interested(self._peers[node], Filter.of(node, interest), now)
@@ -229,6 +235,7 @@ class Gossip:
             peer.remind(*held[-FIRST_IDS:])
             self._timer.by(now.steady)
         self._peers[node] = peer
+        self._sources.pop(node, None)
         self._catching_up = self._catching_up or bool(peer.backlog)
         self._neighbours[hint(node)] += 1
         return self._tell_interest([node], now) if self._appetite.told else []
@@ -253,27 +260,75 @@ class Gossip:
             peer.remind(*(one for one in ids if self._seen.get(one) in missed and peer.known.get(one) is None))
             self._timer.news(now.steady)
 
-    def _hear_directly(self, now: Instant) -> list[GossipAction]:
-        """Tell peers that announced what live peers signed that these do so themselves."""
-        if now.steady < self._next_direct:
+    def _rely_on_few(self, now: Instant) -> list[GossipAction]:
+        """Rule 7: choose whom to hear of items from, and tell the peers that announce them beside those."""
+        if now.steady < self._next_choice:
             return []
-        self._next_direct = now.steady + self._timing.pull_patience
+        self._next_choice = now.steady + self._timing.pull_patience
+        actions = self._hear_of_again(self._badly_heard(), now)
+        self._choose_sources()
         told = []
         for node, peer in self._peers.items():
-            if peer.repeated:
-                new = [one for one in self._peers if hint(one) in peer.repeated and not self._pulls.owes(one)]
-                peer.repeated.clear()
-                if not peer.direct.issuperset(new):
-                    peer.direct = peer.direct.union(new)
+            if peer.repeats:
+                peer.repeats = False
+                peer.brought.clear()
+                direct = self._heard_without(node)
+                if not peer.direct.issuperset(direct):
+                    peer.direct = direct
                     told.append(node)
+        return [*actions, *self._tell_interest(told, now)]
+
+    def _badly_heard(self) -> set[NodeId]:
+        """Return the signers whose sources do not take all that we take, or said nothing of what another brought."""
+        found = {signer for signer, sources in self._sources.items() if not self._are_fit(sources)}
+        for peer in self._peers.values():
+            for item_id in peer.brought:
+                signer = self._seen.get(item_id)
+                sources = self._sources.get(signer, ()) if signer is not None else ()
+                if signer and sources and all(self._peers[one].known.get(item_id) is None for one in sources):
+                    found.add(signer)
+        return found
+
+    def _choose_sources(self) -> None:
+        """Choose two of the peers that told us first, for each signer that is no peer and has none yet."""
+        brought: dict[NodeId, dict[NodeId, None]] = {}
+        for node, peer in self._peers.items():
+            if self._are_fit([node]) and not self._pulls.owes(node):
+                for item_id in peer.brought:
+                    signer = self._seen.get(item_id)
+                    if signer is not None and signer not in self._peers and signer not in self._sources:
+                        brought.setdefault(signer, {})[node] = None
+        used = Counter(chain.from_iterable(self._sources.values()))
+        for signer, nodes in brought.items():
+            if len(nodes) >= SOURCES and len(self._peers) + len(self._sources) < MAX_DIRECT:
+                # Few for all signers, as each takes a message; which, is drawn, so that no node has to serve many.
+                drawn = sorted(self._rng.sample([*nodes], len(nodes)), key=lambda one: -used[one])
+                self._sources[signer] = tuple(drawn[:SOURCES])
+                used.update(drawn[:SOURCES])
+
+    def _are_fit(self, sources: Iterable[NodeId]) -> bool:
+        """Tell whether we take everything, and these peers all that we take."""
+        ours = self._appetite.filter
+        return not ours.announce_only and all(self._peers[one].wants.includes(ours) for one in sources)
+
+    def _heard_without(self, node: NodeId) -> frozenset[NodeId]:
+        """Return the signers of whose small items we hear without the peer `node`."""
+        linked = (one for one in self._peers if one != node and not self._pulls.owes(one))
+        return frozenset((*linked, *(signer for signer, sources in self._sources.items() if node not in sources)))
+
+    def _hear_of_again(self, signers: Iterable[NodeId], now: Instant) -> list[GossipAction]:
+        """Let all peers announce what these signed."""
+        lost = frozenset(signers)
+        for signer in lost:
+            self._sources.pop(signer, None)
+        told = [node for node, peer in self._peers.items() if not lost.isdisjoint(peer.direct)]
+        for node in told:
+            self._peers[node].direct -= lost
         return self._tell_interest(told, now)
 
-    def _hear_through_others(self, signer: NodeId, now: Instant) -> list[GossipAction]:
-        """Let all peers announce again what a signer signed that is not to be relied on."""
-        told = [node for node, peer in self._peers.items() if signer in peer.direct]
-        for node in told:
-            self._peers[node].direct -= {signer}
-        return self._tell_interest(told, now)
+    def _distrust(self, node: NodeId, now: Instant) -> list[GossipAction]:
+        """Rely on a peer no more that is gone, or does not bring what it was asked for."""
+        return self._hear_of_again([node, *(one for one, sources in self._sources.items() if node in sources)], now)
 
     def _got(self, node: NodeId, item: Item, now: Instant) -> list[GossipAction]:
         peer = self._peers.get(node)
@@ -337,8 +392,8 @@ class Gossip:
         for entry in items:
             peer.note(entry.id, Knows.HAS)
             peer.pending.pop(entry.id, None)
-            if entry.signer in neighbours and entry.signer != holder and entry.size <= PUSH_BYTES:
-                peer.repeated.add(entry.signer)
+            is_relayed = entry.signer != holder and entry.size <= PUSH_BYTES
+            peer.repeats = peer.repeats or (is_relayed and (entry.signer in neighbours or not wants.announce_only))
             if is_fetching and entry.id in self._downloads:
                 self._downloads.offered(node, entry.id)
                 continue
@@ -349,8 +404,9 @@ class Gossip:
             ):
                 continue
             delay = 0.0
-            if not wants.announce_only and entry.signer != holder and entry.size <= PUSH_BYTES:
-                delay = self._timing.pull_delay if entry.signer in self._neighbours else 0.0
+            if is_relayed and not wants.announce_only:
+                delay = self._timing.pull_delay if entry.signer in neighbours else 0.0
+                peer.bring(entry.id)
             if self._pulls.offered(node, entry, now.steady, delay):
                 self._appetite.offered(now)
         # Where there is more than we take, it is drawn at the next tick from what all have announced, and not from what
@@ -449,9 +505,9 @@ class Gossip:
         failed, liars = self._pulls.check(now.steady, WANT_LIFE_S if self._appetite.bounded else math.inf)
         self._appetite.refund(failed + self._downloads.check(now.steady))
         actions: list[GossipAction] = [Blame(node, "broken_promise") for node in liars]
-        actions += [*self._ask(now), *self._fetch(now), *self._hear_directly(now)]
-        for signer in [one for one in self._peers if self._pulls.owes(one)]:
-            actions += self._hear_through_others(signer, now)
+        actions += [*self._ask(now), *self._fetch(now), *self._rely_on_few(now)]
+        for node in [one for one in self._peers if self._pulls.owes(one)]:
+            actions += self._distrust(node, now)
         if self._appetite.adjust(len(self._peers), now):
             actions += self._tell_interest(self._peers, now)
         if now.steady >= self._next_sync and self._peers:

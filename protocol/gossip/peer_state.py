@@ -12,6 +12,7 @@ from protocol.wire.envelope import ItemId
 
 KNOWN_ITEMS = 4096  # remembered for each peer
 MAX_PENDING = 8192  # ids that wait to be announced to one peer
+MAX_BROUGHT = 256  # looked at in the patience for a pull, to find out who tells us first
 AGAIN_S = 600.0
 PUSH_GRACE_S = 10.0  # after we asked a peer to announce only: what it had pushed by then is here
 
@@ -66,7 +67,8 @@ class Peer:
     backlog_due: float
     pending: dict[ItemId, None] = field(default_factory=dict)
     quiet_until: float = 0.0
-    repeated: set[bytes] = field(default_factory=set)  # hints of live peers whose items it announced
+    repeats: bool = False  # whether it announced what others sign, since we last looked
+    brought: dict[ItemId, None] = field(default_factory=dict)  # such items that we lacked
     direct: frozenset[NodeId] = frozenset()  # signers that it was told it need not announce
     declined: float = float("inf")  # when it was asked to announce only
 
@@ -83,6 +85,11 @@ class Peer:
         self.pending |= dict.fromkeys(ids)
         while len(self.pending) > MAX_PENDING:
             del self.pending[next(iter(self.pending))]
+
+    def bring(self, item_id: ItemId) -> None:
+        """Note that it told us of an item of somebody else that we lack."""
+        if len(self.brought) < MAX_BROUGHT:
+            self.brought[item_id] = None
 
     def note(self, item_id: ItemId, knows: Knows) -> None:
         """Note what the peer knows of an item, unless we know of more."""

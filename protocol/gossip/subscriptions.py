@@ -66,7 +66,7 @@ class Filter:
     topics: frozenset[bytes] | None = None
     bits: int = 0
     announce_only: bool = False
-    direct: frozenset[NodeId] = frozenset()  # signers whose small items it hears of from themselves
+    direct: frozenset[NodeId] = frozenset()  # signers of whose small items it hears without us
 
     @classmethod
     def of(cls, node: NodeId, interest: Interest) -> "Filter":
@@ -78,6 +78,12 @@ class Filter:
         """Return what is told to a peer that need not announce items of the signers `direct`."""
         topics = None if self.topics is None else tuple(sorted(self.topics))
         return Interest(topics, self.bits, self.announce_only, tuple(sorted(direct))[:MAX_DIRECT])
+
+    def includes(self, other: "Filter") -> bool:
+        """Tell whether the reader takes all items that the reader of `other` takes."""
+        if self.announce_only or self.bits:
+            return False
+        return self.topics is None or (other.topics is not None and other.topics <= self.topics)
 
     def covers_topic(self, topic: bytes) -> bool:
         """Tell whether items of the topic are wanted at all; one without a topic is for everybody."""

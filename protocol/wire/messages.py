@@ -374,7 +374,7 @@ class Interest:
     `topics` is None for every topic. Of what others signed than the receiver itself, it wants
     the signers whose shard begins with the `bits` first bits of its own (see
     `protocol.gossip.subscriptions`). With `announce_only` nothing is to be sent that it did not ask for. Small items of
-    the signers `direct` it hears of from themselves, and the receiver need not announce them.
+    the signers `direct` it hears of without the receiver, which need not announce them.
     """
 
     kind: ClassVar[Kind] = Kind.INTEREST

@@ -136,6 +136,20 @@ def test_everything_reaches_everybody_exactly_once_at_little_more_than_its_own_b
     assert model.sent["items"] == 64 * 63 * size  # no duplicate
 
 
+def test_a_small_swarm_announces_less_once_it_knows_who_brings_what_and_all_comes_as_soon_to_everybody() -> None:
+    model = Model(16)
+    told = []
+    for serial in range(3):
+        before = model.announced.total()
+        published = {model.publish(number, 10_000, serial): model.ids[number] for number in range(16)}
+        model.run(3 * (LAN.announce_interval + LOOK_S + 3 * DELAY))
+        for node, got in model.delivered.items():
+            assert all(got[item] == (signer != node) for item, signer in published.items())
+        told.append(model.announced.total() - before)
+        model.run(LAN.pull_patience)
+    assert told[2] < told[0] / 2
+
+
 def test_an_item_crosses_the_overlay_in_one_tick_and_a_pull_for_each_hop() -> None:
     model = Model(512)
     item = model.publish(0, 10_000)

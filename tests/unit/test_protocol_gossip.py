@@ -31,12 +31,12 @@ from protocol.events import (
 )
 from protocol.gossip.announce_timer import MAX_HOLD
 from protocol.gossip.gossip import CATCH_UP_S, DRAWS, FIRST_IDS, PUSH_BYTES, RETRY_S, Gossip
-from protocol.gossip.peer_state import AGAIN_S, KNOWN_ITEMS, MAX_PENDING, PUSH_GRACE_S
+from protocol.gossip.peer_state import AGAIN_S, KNOWN_ITEMS, MAX_BROUGHT, MAX_PENDING, PUSH_GRACE_S
 from protocol.gossip.subscriptions import MIN_BURST, hint, same_shard
 from protocol.gossip.want_list import MAX_BROKEN, MAX_WANTS, PROMISE_PATIENCE
 from protocol.identity import Identity, NodeId, id_of_bytes
 from protocol.wire.envelope import CHUNK_BYTES, ItemId
-from protocol.wire.messages import MAX_IDS, NO_TOPIC, Announce, Entry, Interest, Pull, PullChunks
+from protocol.wire.messages import MAX_DIRECT, MAX_IDS, NO_TOPIC, Announce, Entry, Interest, Pull, PullChunks
 
 UNIX = 1_700_000_000.0
 ME, A, B, C, FAR = (id_of_bytes(letter * 20) for letter in (b"m", b"a", b"b", b"c", b"f"))
@@ -518,16 +518,113 @@ def test_an_item_that_was_asked_for_and_comes_late_is_no_push() -> None:
 
 def test_a_peer_that_repeats_what_live_peers_sign_is_told_so_once_and_again_when_such_a_link_ends() -> None:
     core = machine(A, B, C)
-    repeated = (entry(1, signer=A), entry(2, signer=B), entry(3, signer=FAR), entry(4, PUSH_BYTES + 1, signer=C))
-    core.handle(Announced(B, repeated), at(1))
+    core.handle(Subscribe(None, 0.0), at(0))  # announcements only: nobody else is left out
     wait = LAN.pull_patience
-    assert sent(Interest, core.handle(Tick(), at(wait))) == [(B, Interest(None, direct=(A,)))]
+    core.handle(Announced(B, (entry(2, signer=B), entry(3), entry(4, PUSH_BYTES + 1, signer=C))), at(1))
+    assert sent(Interest, core.handle(Tick(), at(wait))) == []
     core.handle(Announced(B, (entry(5, signer=A),)), at(wait))
-    core.handle(Announced(B, (entry(6, signer=C),)), at(wait))
+    wish = Interest(None, announce_only=True)
     assert sent(Interest, core.handle(Tick(), at(wait + 0.1))) == []
-    assert sent(Interest, core.handle(Tick(), at(2 * wait))) == [(B, Interest(None, direct=(A, C)))]
-    assert sent(Interest, core.handle(PeerDown(A), at(2 * wait))) == [(B, Interest(None, direct=(C,)))]
-    assert sent(Interest, core.handle(PeerDown(FAR), at(2 * wait))) == []
+    assert sent(Interest, core.handle(Tick(), at(2 * wait))) == [(B, replace(wish, direct=(A, C)))]
+    core.handle(Announced(B, (entry(6, signer=C),)), at(2 * wait))
+    assert sent(Interest, core.handle(Tick(), at(3 * wait))) == []
+    assert sent(Interest, core.handle(PeerDown(A), at(3 * wait))) == [(B, replace(wish, direct=(C,)))]
+    assert sent(Interest, core.handle(PeerDown(FAR), at(3 * wait))) == []
+
+
+def machine_that_heard_of(signer: NodeId, *peers: NodeId) -> Gossip:
+    """One that was told of an item of `signer` by all `peers` before it came, and has chosen its sources by 2 s."""
+    core = machine(*peers)
+    for peer in peers:
+        core.handle(Announced(peer, (entry(1, signer=signer),)), at(0.5))
+    core.handle(Got(peers[0], item(1, signer=signer)), at(0.6))
+    return core
+
+
+def left_out(core: Gossip, now: float) -> dict[NodeId, bool]:
+    """Whom it tells by the tick at `now` what it hears of elsewhere; True: of FAR, too."""
+    return {node: FAR in wish.direct for node, wish in sent(Interest, core.handle(Tick(), at(now)))}
+
+
+def test_of_a_signer_that_is_no_peer_two_of_those_that_told_it_first_are_heard_and_the_others_told_so() -> None:
+    core = machine_that_heard_of(FAR, A, B, C)
+    told = left_out(core, 2)
+    assert sorted(told) == sorted((A, B, C)) and sorted(told.values()) == [False, False, True]
+    late = next(node for node, is_out in told.items() if is_out)
+    core.handle(Announced(late, (entry(1),)), at(2.1))  # once more, which says nothing new
+    assert left_out(core, 4) == {}
+
+
+@pytest.mark.parametrize("wish", [Interest(None, announce_only=True), Interest(None, bits=1), Interest((TOPIC,))])
+def test_a_peer_that_takes_less_than_we_do_is_no_source_and_one_that_does_so_later_no_more(wish: Interest) -> None:
+    for less in (A, B, C):
+        core = machine_that_heard_of(FAR, A, B, C)
+        core.handle(Interested(less, wish), at(1))
+        assert left_out(core, 2) == {node: node == less for node in (A, B, C)}
+        core.handle(Interested(next(node for node in (A, B, C) if node != less), wish), at(3))
+        assert left_out(core, 4) == {less: False}
+
+
+def test_where_more_is_on_offer_than_is_taken_any_peer_is_heard_of_any_signer() -> None:
+    core = machine_that_heard_of(FAR, A, B, C)
+    late = next(node for node, is_out in left_out(core, 2).items() if is_out)
+    core.handle(Subscribe(None, 0.0), at(3))
+    assert left_out(core, 4) == {late: False}
+    core.handle(Announced(late, (entry(2, signer=FAR),)), at(5))
+    assert left_out(core, 6) == {}
+
+
+def test_sources_are_chosen_for_no_more_signers_than_an_interest_names_and_at_any_time() -> None:
+    core = machine(A, B, C)
+    others = [id_of_bytes(bytes([number]) * 20) for number in range(MAX_DIRECT + 5)]
+    many = [item(number) for number in range(1000, 1000 + MAX_BROUGHT)]
+    for peer in (B, C):
+        core.handle(Announced(peer, tuple(one.entry for one in many)), at(0.5))
+    for one in many:
+        core.handle(Got(A, one), at(0.6))
+    left_out(core, 2)
+    for number, signer in enumerate(others):
+        for peer in (A, B, C):
+            core.handle(Announced(peer, (entry(number, signer=signer),)), at(2.5))
+        core.handle(Got(A, item(number, signer=signer)), at(2.6))
+    (late, wish), *_ = sorted(sent(Interest, core.handle(Tick(), at(4))), key=lambda told: -len(told[1].direct))
+    assert len(wish.direct) == MAX_DIRECT - 3 + 2
+    assert set(wish.direct) >= {A, B, C} - {late}
+
+
+def test_a_source_that_leaves_brings_nothing_or_stays_silent_is_replaced_by_all_peers_again() -> None:
+    def chosen() -> tuple[Gossip, NodeId, NodeId]:
+        core = machine_that_heard_of(FAR, A, B, C)
+        told = left_out(core, 2)
+        other = next(node for node, is_out in told.items() if is_out)
+        return core, next(node for node in told if node != other), other
+
+    core, source, other = chosen()
+    wishes = dict(sent(Interest, core.handle(PeerDown(source), at(2))))
+    assert FAR not in wishes[other].direct
+    core, source, other = chosen()
+    core.handle(Announced(source, (entry(2),)), at(2))
+    assert not left_out(core, 2.1 + LAN.pull_patience)[other]
+    core, source, other = chosen()
+    core.handle(Announced(other, (entry(2),)), at(3))  # as it does now and then, in case something was lost
+    core.handle(Got(other, item(2, signer=FAR)), at(3.1))
+    assert not left_out(core, 4)[other]
+    core, source, other = chosen()
+    core.handle(Announced(other, (entry(2),)), at(3))
+    core.handle(Got(other, item(2, signer=FAR)), at(3.1))
+    core.handle(Announced(source, (entry(2),)), at(3.2))
+    assert left_out(core, 4) == {}
+
+
+def test_once_a_signer_is_a_peer_its_sources_need_not_announce_its_items_either() -> None:
+    core = machine_that_heard_of(FAR, A, B, C)
+    told = left_out(core, 2)
+    source, late = (next(node for node, is_out in told.items() if is_out is wanted) for wanted in (False, True))
+    core.handle(PeerUp(FAR), at(3))
+    core.handle(Announced(source, (entry(2),)), at(3))
+    assert left_out(core, 4) == {source: True}
+    assert FAR in dict(sent(Interest, core.handle(PeerDown(source), at(5))))[late].direct
+    assert not any(FAR in wish.direct for _, wish in sent(Interest, core.handle(PeerDown(FAR), at(5))))
 
 
 def test_a_signer_that_does_not_bring_what_it_announced_is_heard_of_through_others() -> None:
