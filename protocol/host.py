@@ -90,6 +90,8 @@ class Mailbox(Generic[T]):
 
     def take(self, limit: int) -> list[T]:
         """Remove and return up to `limit` items, oldest first."""
+        if not self._items:
+            return []
         with self._lock:
             taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
             self._bytes -= sum(map(self._size_of, taken))
@@ -376,15 +378,19 @@ class Host:
         warned = ""
         endpoints, services, next_look = core.membership.record.endpoints, core.membership.record.services, 0.0
         notices = Notices(self._seeds, self._setup.grant, driver.now())
+        wait = driver.wait()
         try:
             while not self._stopping.is_set():
-                driver.step(0 if len(self._commands) else max(MIN_WAIT_S, driver.wait()))
+                wait = driver.step(0 if len(self._commands) else max(MIN_WAIT_S, wait))
                 now = driver.now()
-                for command in self._commands.take(COMMANDS_PER_STEP):
-                    driver.feed(command)
+                if commands := self._commands.take(COMMANDS_PER_STEP):
+                    for command in commands:
+                        driver.feed(command)
+                    wait = driver.wait()
                 if transport.is_clear and core.gossip.may_rest(now):
                     # One wake-up for all that comes meanwhile: each takes the interpreter from whoever trains.
                     self._stopping.wait(self._setup.timing.announce_interval)
+                    wait = driver.wait()
                 self._keep_uses(driver, now)
                 self._keep_list(driver, now)
                 if now.steady >= next_description:

@@ -25,6 +25,7 @@ from protocol.transport.sockets import (
     SocketMaker,
     Sources,
     Taken,
+    has_message,
 )
 from protocol.transport.tcp import TcpWatch
 
@@ -65,11 +66,8 @@ class ZapHandler:
 
     def answer(self) -> None:
         """Answer every request that waits."""
-        while True:
-            try:
-                request = self.socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return
+        while has_message(self.socket):
+            request = self.socket.recv_multipart(zmq.DONTWAIT)
             reply = decide(request, self._refuses)
             self.socket.send_multipart(reply)
             if reply[3] == _REFUSED:
@@ -178,11 +176,10 @@ class Inbound:
         """Read up to `budget` frames."""
         self.take_changes()  # a frame counts for its connection only when that is known
         for _ in range(budget):
-            try:
-                routing_id = self._router.recv(zmq.DONTWAIT)
-            except zmq.Again:
+            if not has_message(self._router):
                 self._watch.drained(None)
                 return
+            routing_id = self._router.recv(zmq.DONTWAIT)
             self._take(routing_id, self._router.recv(copy=False))
 
     def close(self) -> None:

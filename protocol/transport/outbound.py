@@ -27,6 +27,7 @@ from protocol.transport.sockets import (
     SocketMaker,
     Sources,
     Taken,
+    has_message,
 )
 from protocol.transport.tcp import TcpWatch
 
@@ -135,11 +136,10 @@ class DialledLinks:
 
     def _take_frames(self, dialled: _Dialled, budget: int) -> None:
         for _ in range(budget):
-            try:
-                part = dialled.socket.recv(zmq.DONTWAIT, copy=False)
-            except zmq.Again:
+            if not has_message(dialled.socket):
                 self._watch.drained(dialled.link)
                 return
+            part = dialled.socket.recv(zmq.DONTWAIT, copy=False)
             sizes = [len(part), *_rest(dialled.socket)] if part.more else [len(part)]
             if dialled.number is not None and not self._watch.took(dialled.number, dialled.link, sizes):
                 continue
