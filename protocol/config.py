@@ -67,7 +67,7 @@ class Limits:
     """
 
     # Live links. A random overlay of degree 8 stays whole when 30 % of its nodes die at once, and has a diameter
-    # of about log(n)/log(7): 5 at 10,000. A third more is room for those who dial us.
+    # of about log(n)/log(7): 5 at 10,000. A node looks for one more, and the rest is room for those who dial us.
     max_peers: int = 12
     max_known_peers: int = 512  # records in the book: a full directory up to that size, a random sample beyond
     # Of one public network (a /24, a /48, a domain): links, and places in the book. Raise both for a swarm whose

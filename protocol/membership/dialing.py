@@ -26,8 +26,8 @@ from protocol.membership.hellos import Refuses
 from protocol.membership.links import Links
 from protocol.membership.pairing import distance, name_of
 
-# Contacts that are drawn for each that is dialled: the nearest of eight is nearer than seven of eight callers who do
-# not choose, and to draw them costs a thirtieth of what joining costs.
+# Contacts that are drawn for each that is dialled: the nearest of eight is on average nearer than eight of nine who
+# call everybody, and to find more that are due a node would look through its whole book.
 DRAWN = 8
 
 

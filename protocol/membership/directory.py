@@ -63,7 +63,7 @@ class Directory:
 
     @property
     def here(self) -> str:
-        """As whom we are near to others (see `pairing`)."""
+        """As whom we are near to others (see `pairing`): a node that cannot be dialled does not know its network."""
         networks = (netgroup(endpoint.host) for endpoint in self.record.endpoints)
         return name_of(next(filter(None, networks), ""), self._setup.identity.curve_key)
 
