@@ -310,7 +310,10 @@ class Membership:
                 return [ask]
             case Worth.ASK_LIST | Worth.REFUSED:
                 self.refusals.of(sender, reason, now)
-                return self._refuse(link, reason, now)
+                peer = self._links.peers.get(sender)
+                left = self._leave(sender, reason, now) if peer is not None else []
+                is_told = peer is not None and link in (peer.link, peer.spare)
+                return left if is_told else [*left, *self._refuse(link, reason, now)]
             case Worth.ADMITTED:
                 return self._take_in(link, record, hello, now)
 

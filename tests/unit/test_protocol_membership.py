@@ -501,6 +501,22 @@ def test_who_is_admitted_no_more_is_told_why_and_parted_from() -> None:
     assert core.refusals.counts == {"invite_expired": 1}
 
 
+@pytest.mark.parametrize("dialled", [False, True])
+def test_a_live_peer_that_greets_again_with_a_record_that_is_not_admitted_is_parted_from(dialled: bool) -> None:
+    rule = Rule(lambda record, now: "not_admitted" if record.started > 1 else "")
+    core = Membership(Setup(ME, SWARM, gate=rule), Book((address(LOW),), 16), random.Random(1), at(0))
+    link = Link(LOW.curve_key, dialled)
+    if dialled:
+        core.handle(Tick(), at(0))
+        core.handle(Opened(link), at(0))
+    core.handle(hello(LOW, dialled=dialled), at(0))
+    assert core.peers == [LOW.node_id]
+    again = core.handle(hello(LOW, dialled=dialled, start=2), at(5))
+    assert told(again, Kind.GOODBYE) == [link] and PeerDown(LOW.node_id) in again
+    assert core.peers == [] and core.link_of(LOW.node_id) is None
+    assert HangUp(link) not in again and core.is_parting(link)  # it is closed when the goodbye has arrived
+
+
 def test_a_hello_waits_until_its_use_of_an_invite_is_on_disk_and_is_not_heard_when_that_fails() -> None:
     founder, link = OTHERS[0], Link(LOW.curve_key, False)
     club = make_manifest(founder, "club", 1, Policy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])
