@@ -26,7 +26,8 @@ Rules
  7. One word of a small item is enough, and a second one in case the first is lost. A node hears of what live peers sign
     from themselves, and of what another signs from `SOURCES` of the peers that told it first. Whoever announces such
     an item beside them is told so, and announces none of this signer's any more: until a link to whom the node
-    relies on ends, or one of those does not bring what it was asked for, or says nothing of what another brings.
+    relies on ends, or one of those does not bring what it was asked for, or none says anything of what another brings
+    (rule 4) until we tell them.
     A source takes at least what the node takes; where more is on offer than that, no other is left out.
  8. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed
     beyond our demand, or long after we asked for announcements only.
@@ -285,7 +286,7 @@ class Gossip:
             for item_id in peer.brought:
                 signer = self._seen.get(item_id)
                 sources = self._sources.get(signer, ()) if signer is not None else ()
-                if signer and sources and all(self._peers[one].known.get(item_id) is None for one in sources):
+                if signer and sources and not any(self._peers[one].told_us(item_id) for one in sources):
                     found.add(signer)
         return found
 
@@ -390,7 +391,7 @@ class Gossip:
         wants, seen, is_fetching = self._appetite.filter, self._seen.get, len(self._downloads) > 0
         neighbours = self._neighbours
         for entry in items:
-            peer.note(entry.id, Knows.HAS)
+            peer.note(entry.id, Knows.SAID if peer.known.get(entry.id) is None else Knows.HAS)
             peer.pending.pop(entry.id, None)
             is_relayed = entry.signer != holder and entry.size <= PUSH_BYTES
             peer.repeats = peer.repeats or (is_relayed and (entry.signer in neighbours or not wants.announce_only))

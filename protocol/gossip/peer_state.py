@@ -21,8 +21,9 @@ class Knows(IntEnum):
     """What a peer knows of an item, as far as we can tell."""
 
     TOLD = 0  # we announced it
-    HAS = 1  # it announced it, or we sent it
-    SENT = 2  # it sent it to us
+    HAS = 1  # it announced it after we did, or we sent it
+    SAID = 2  # it announced it before we did
+    SENT = 3  # it sent it to us
 
 
 class Serving:
@@ -99,4 +100,12 @@ class Peer:
 
     def has(self, item_id: ItemId) -> bool:
         """Tell whether the peer surely has the item."""
-        return self.known.get(item_id) in (Knows.HAS, Knows.SENT)
+        return self._knows(item_id, Knows.HAS)
+
+    def told_us(self, item_id: ItemId) -> bool:
+        """Tell whether we heard of the item from the peer, and not it from us."""
+        return self._knows(item_id, Knows.SAID)
+
+    def _knows(self, item_id: ItemId, least: Knows) -> bool:
+        knows = self.known.get(item_id)
+        return knows is not None and knows >= least

@@ -608,6 +608,8 @@ def test_a_source_that_leaves_brings_nothing_or_stays_silent_is_replaced_by_all_
     core, source, other = chosen()
     core.handle(Announced(other, (entry(2),)), at(3))  # as it does now and then, in case something was lost
     core.handle(Got(other, item(2, signer=FAR)), at(3.1))
+    assert [*announced(core.handle(Tick(), at(3.2)))]  # which makes the source's silence no word
+    core.handle(Announced(source, (entry(2),)), at(3.3))  # nor is it one to repeat ours
     assert not left_out(core, 4)[other]
     core, source, other = chosen()
     core.handle(Announced(other, (entry(2),)), at(3))
