@@ -26,7 +26,7 @@ from node.errors import UserError
 from node.journal import NoJournal, RoundJournal
 from node.policy import Policy
 from node.rollouts.group import Completion, EncodedGroup, Group, GroupError, Question, content_id, encode
-from node.rollouts.ingest import BLAMELESS, Refused, verify
+from node.rollouts.ingest import BLAMELESS, Refused, says_nothing_else, verify
 from node.rollouts.lengths import OwnLength, OwnLengths, own_length
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, own_shared
 from node.rollouts.rules import RULES
@@ -51,7 +51,6 @@ from node.rollouts.sampling import (
 from node.rollouts.sharing import Exchange, traffic_row
 from node.rollouts.usefulness import Lesson, choose_by_worth, worths
 from node.tasks import Item, TaskSet, derive_seed
-from node.tasks.prompting import own_mode
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.rollout_log import Drawn, external_rows, own_rows
 from node.training.likelihood import mean_logprobs, surprises
@@ -87,14 +86,10 @@ class _Judged:
     questions: dict[bytes, Question] = field(default_factory=dict)  # that these answer
     false: dict[bytes, str] = field(default_factory=dict)
     unfit: dict[Place, str] = field(default_factory=dict)  # of completions looked at: why one is left out, or ""
+    bare: set[Place] = field(default_factory=set)  # of completions looked at: right ones that have room for nothing
     encoded: dict[bytes, EncodedGroup] = field(default_factory=dict)  # with the tokens of completions looked at
     usual: dict[str, float] = field(default_factory=dict)  # length of an answer, by task
     room: int | None = None  # completions that may still be looked at
-
-    def says_nothing_else(self, group_id: bytes, index: int) -> bool:
-        """Tell whether a completion is the bare right answer to a task that takes no other: it has room for nothing."""
-        made, question = self.true[group_id].group.completions[index], self.questions[group_id]
-        return made.reward >= RIGHT and made.text == question.item.answer and own_mode(question.task) == "whole"
 
 
 @dataclass(slots=True)
@@ -299,10 +294,12 @@ class Loop:
             before = judged.encoded.get(key, one)
             judged.encoded[key] = replace(one, completions={**before.completions, **one.completions})
         encoded = judged.encoded
+        judged.bare |= {place for place in new if _is_bare(place, judged)}
         judged.unfit |= {place: self._too_long(encoded[place[0]], place[1], judged) for place in new}
-        asked = [place for place in new if not judged.unfit[place] and not judged.says_nothing_else(*place)]
+        asked = [place for place in new if not judged.unfit[place] and place not in judged.bare]
         bound = self.config.sampling.max_surprise
         if bound and self.config.sampling.source == "peers":
+            asked = [(group, index) for group, index in asked if encoded[group].completions[index]]  # it may be empty
             rows = [(encoded[group].prompt, encoded[group].completions[index]) for group, index in asked]
             found = self.journal.measured(
                 len(rows), lambda: surprises(self.policy, rows, self.config.engine.temperature)
@@ -323,7 +320,7 @@ class Loop:
         tokens = group.completions.get(index)
         if tokens is None:
             return "too_long"
-        if not sampling.max_length_ratio or sampling.source != "peers" or judged.says_nothing_else(group.id, index):
+        if not sampling.max_length_ratio or sampling.source != "peers" or (group.id, index) in judged.bare:
             return ""
         task = group.group.task.name
         if task not in judged.usual:
@@ -435,6 +432,11 @@ class Loop:
         began = time.perf_counter()
         yield
         self.row[f"time/{step}"] = time.perf_counter() - began
+
+
+def _is_bare(place: Place, judged: _Judged) -> bool:
+    group, index = place
+    return says_nothing_else(judged.questions[group], judged.true[group].group.completions[index])
 
 
 def _own_length(own: EncodedGroup) -> OwnLength:

@@ -12,8 +12,11 @@ a question that its policy has no room for.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from node.rollouts.group import MAX_GROUP_BYTES, Group, GroupError, Question, decode
+from node.errors import UserError
+from node.rollouts.group import MAX_GROUP_BYTES, Completion, Group, GroupError, Question, decode
+from node.rollouts.sampling import RIGHT
 from node.tasks import Item, TaskSet
+from node.tasks.prompting import takes_more
 
 REWARD_TOLERANCE = 1e-6
 
@@ -97,6 +100,16 @@ def verify(group: Group, tasks: TaskSet, encode_prompt: EncodePrompt) -> Questio
     if prompt is None:
         raise GroupError("prompt_too_long")
     return Question(task, group.seed, item, prompt)
+
+
+def says_nothing_else(question: Question, made: Completion) -> bool:
+    """Tell whether a completion is the bare right answer to a task that takes no other: it has room for nothing."""
+    if made.reward < RIGHT or made.text != question.item.answer:
+        return False
+    try:
+        return not takes_more(question.task, question.item)
+    except UserError:  # a third party's task may fail at any text: then nobody knows
+        return False
 
 
 def check(

@@ -19,6 +19,7 @@ from node.tasks.answers import INSTRUCTIONS, READERS, show
 VERSION = 1
 DRAWS = 8  # seeds tried for each example: one may repeat a question that is there already
 TRIALS = 4  # questions on which a task is tried when it is loaded
+MORE = "So it is."  # what a task is tried with that may take more than an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,16 @@ def _check(task: Prompted, item: Item) -> None:
             raise UserError(f"task {name!r} shows no answers to its questions: leave out examples")
     elif task.mode is not None and task.verify(item, show(solution(item), task.mode)) != 1.0:
         raise UserError(f"task {name!r} has answers that answer={task.mode!r} does not read: choose another")
+
+
+def takes_more(task: Task, item: Item) -> bool:
+    """Tell whether a task pays the right answer also where something stands before or after it, in whatever form.
+
+    It is tried, as a task that names no mode, such as a data set, may read answers in several.
+    """
+    shown = {show(item.answer, mode) for mode in READERS}
+    texts = (text for one in shown for text in (f"{MORE}\n{one}", f"{one}\n{MORE}"))
+    return own_mode(task) != "whole" or any(task.verify(item, text) >= 1.0 for text in texts)
 
 
 def own_mode(task: Task) -> AnswerMode:

@@ -498,6 +498,21 @@ class ReadsTheLastNumber(Recite):
         return float(text.endswith(item.answer))
 
 
+class SaysNoMode(ReadsTheLastNumber):
+    """The same, and it does not say so, as no data set does."""
+
+    answer_mode = "whole"
+
+
+class Fails(Recite):
+    """A task that fails at a text of more than one line."""
+
+    def verify(self, item: Item, text: str) -> float:
+        if "\n" in text:
+            raise UserError("no")
+        return super().verify(item, text)
+
+
 def sent(seed: int, *texts: str, task: Task = Guess()) -> Group:  # noqa: B008  # it has no state
     """A group of the task with these completions."""
     item = task.make(seed)
@@ -566,6 +581,8 @@ def test_an_answer_that_this_policy_would_hardly_say_is_given_up_and_another_dra
         (Recite(), "0003", True),
         (Recite(), "0003 ", False),  # a blank may be planted
         (ReadsTheLastNumber(), "0003", False),  # the bare answer would teach not to think
+        (SaysNoMode(), "0003", False),
+        (Fails(), "0003", False),
     ],
 )
 def test_the_bare_answer_is_looked_at_no_further_where_a_task_takes_nothing_else(
@@ -583,6 +600,13 @@ def test_the_bare_answer_is_looked_at_no_further_where_a_task_takes_nothing_else
     row, drawn, said = drawn_by(policy, tmp_path, groups, own, task, max_surprise=8.9, max_length_ratio=1, external=2)
     assert (drawn, said) == (([text], []) if is_drawn else ([], [why]))
     assert row.get("tokens_scored", 0) == (len(text) + 1 if why == "too_surprising" and not is_drawn else 0)
+
+
+def test_where_a_completion_says_nothing_there_is_nothing_to_be_surprised_at(policy: Policy, tmp_path: Path) -> None:
+    right = sent(3, "0003", task=Recite())
+    silent = replace(right, completions=(*right.completions, Completion("", False, 0.0)))
+    row, drawn, said = drawn_by(policy, tmp_path, {"peer": [silent]}, task=Recite(), rule="sapo", max_surprise=1.2)
+    assert (drawn, said, row["tokens_scored"]) == (["0003", ""], [], 0)
 
 
 def test_a_flood_of_what_is_given_up_is_looked_at_within_a_bound(

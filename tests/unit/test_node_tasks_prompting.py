@@ -15,7 +15,7 @@ from node.founding import adopt_tasks, check_rules, describe_tasks
 from node.tasks import Item, Task, TaskKey, config_hash, load_tasks
 from node.tasks.answers import INSTRUCTIONS, MAX_TEXT, READERS, show
 from node.tasks.builtin import FAMILIES
-from node.tasks.prompting import prompted
+from node.tasks.prompting import prompted, takes_more
 from node.tasks.reasoning_gym import SCORERS
 from protocol.credentials.manifest import Policy, make_manifest
 from protocol.identity import Identity
@@ -40,6 +40,22 @@ def kinds(tmp_path: Path) -> dict[str, dict[str, object]]:
         "dataset": {"path": str(rows)},
         "reasoning-gym/chain_sum": {},
     }
+
+
+def test_a_task_takes_more_than_its_answer_where_it_or_its_mode_reads_one_among_other_words(
+    kinds: dict[str, dict[str, object]],
+) -> None:
+    def takes(name: str, **settings: object) -> bool:
+        task = _one(name, options=kinds[name], **settings)
+        return takes_more(task, task.make(3))
+
+    assert {name: takes(name) for name in kinds} == {
+        "builtin/sums": False,
+        "builtin/arithmetic": False,
+        "dataset": True,  # it looks for answer tags, and says so nowhere
+        "reasoning-gym/chain_sum": True,
+    }
+    assert [takes("builtin/sums", answer=mode) for mode in MODES] == [mode != "whole" for mode in MODES]
 
 
 @pytest.mark.parametrize("mode", MODES)
