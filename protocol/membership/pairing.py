@@ -4,8 +4,8 @@ Every two networks are at a distance that anybody can compute and that neither o
 mostly those that are near, of some that it draws (`Dialing`), and where there is no room a near caller takes the place
 of a far one (`Links`). So honest nodes find places where they look first. Whoever calls everybody is near to few, as
 all are: a network gets about as many places in all as an honest node's, however often and under however many keys it
-calls. In an order that each node keeps secret, the attacker who calls all has those places of each where it comes
-first, while an honest node cannot know where to call.
+calls, and with time some more, as nobody replaces who has stayed longest. In an order that each node keeps secret, the
+attacker who calls all has those places of each where it comes first, while an honest node cannot know where to call.
 
 What a network is near to can be known before it is rented, so whoever has many to choose from is near to whom it
 wants. Therefore not all places go by distance, nor all dials. And a pair's distance is another after `PERIOD_S`, each

@@ -27,6 +27,8 @@ CONDITIONS = {
     "wan": Conditions(min_delay=0.005, max_delay=0.05, regions=4, far_delay=0.1),
 }
 
+FEWEST = 24  # nodes where a fifth is hostile: of fewer there are not `VICTIMS` to be eclipsed among as many others
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
@@ -48,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
             publishers=options.publishers,
         )
     )
+    if plan.hostile and plan.nodes < FEWEST:
+        print(f"error: --scenario {options.scenario} wants --nodes {FEWEST} or more", file=sys.stderr)
+        return 2
     print(f"{options.scenario}: {scenario.what}")
     print(f"{plan.nodes} nodes, {plan.faults_s:.0f} s of it, {options.timing} timing, seed {plan.seed}", flush=True)
     gc.disable()  # ten thousand nodes are millions of objects, hardly any in a cycle: to look for these costs a third

@@ -152,3 +152,11 @@ def test_a_swarm_that_stays_cut_in_two_is_found_out() -> None:
     trial.simulation.network.heal = lambda: None  # type: ignore[method-assign]
     failed = [str(check) for check in judge(trial, SCENARIOS["partition"]) if not check.holds]
     assert any("overlay" in line for line in failed) and any("fresh items" in line for line in failed)
+
+
+@pytest.mark.parametrize("scenario", ["hostile", "hostile-callers"])
+def test_a_swarm_too_small_for_its_attackers_is_told_how_many_nodes_it_wants(
+    scenario: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--nodes", "23", "--scenario", scenario]) == 2
+    assert capsys.readouterr().err == f"error: --scenario {scenario} wants --nodes 24 or more\n"
