@@ -294,7 +294,11 @@ class Loop:
             before = judged.encoded.get(key, one)
             judged.encoded[key] = replace(one, completions={**before.completions, **one.completions})
         encoded = judged.encoded
-        judged.bare |= {place for place in new if _is_bare(place, judged)}
+        judged.bare |= {
+            (group, index)
+            for group, index in new
+            if says_nothing_else(judged.questions[group], judged.true[group].group.completions[index])
+        }
         judged.unfit |= {place: self._too_long(encoded[place[0]], place[1], judged) for place in new}
         asked = [place for place in new if not judged.unfit[place] and place not in judged.bare]
         bound = self.config.sampling.max_surprise
@@ -432,11 +436,6 @@ class Loop:
         began = time.perf_counter()
         yield
         self.row[f"time/{step}"] = time.perf_counter() - began
-
-
-def _is_bare(place: Place, judged: _Judged) -> bool:
-    group, index = place
-    return says_nothing_else(judged.questions[group], judged.true[group].group.completions[index])
 
 
 def _own_length(own: EncodedGroup) -> OwnLength:

@@ -13,24 +13,24 @@ import torch
 from node.policy import Policy
 
 ROWS = 32  # sequences that go through the model at once, at most
-COMMON = 1 / 2000  # a token this likely is no surprise: SmolLM2's right answers have them, what was planted had none
+COMMON = 1 / 2000  # a token this likely is no surprise: SmolLM2's right answers have them, planted text hardly ever
 LOGITS = 1 << 27  # numbers that it may return of them, 512 MiB as float32: of a large vocabulary that is few sequences
 PLACES = 1 << 24  # numbers of one sequence that are looked at together
 Row = tuple[Sequence[int], Sequence[int]]  # the tokens of a prompt, and of its completion
 
 # From log-probabilities (t, V), in nats, and the tokens (t,) that were drawn there, to something of each (t, ...).
 Of = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Places = Callable[[Of], torch.Tensor]  # from that to what it says of all of a completion's T places, (T, ...)
+Distributions = Callable[[Of], torch.Tensor]  # of a completion's T tokens: from that to what it says of all, (T, ...)
 
 
 def of_each_token(policy: Policy, rows: Sequence[Row], of: Of, temperature: float = 1.0) -> Iterator[torch.Tensor]:
     """Yield, for each row, what `of` says of the distributions from which its completion's T tokens were drawn."""
-    return (places(of) for places in _places(policy, rows, temperature))
+    return (distributions(of) for distributions in _distributions(policy, rows, temperature))
 
 
 @torch.no_grad()
-def _places(policy: Policy, rows: Sequence[Row], temperature: float) -> Iterator[Places]:
-    """Yield each row's distributions, which may be looked at until the next one's come."""
+def _distributions(policy: Policy, rows: Sequence[Row], temperature: float) -> Iterator[Distributions]:
+    """Yield the distributions from which each row's completion was drawn, with the tokens that were."""
     device, vocabulary = policy.model.device, policy.model.config.get_text_config().vocab_size
     slice_of = max(1, PLACES // vocabulary)
     training = policy.model.training
@@ -80,10 +80,10 @@ def entropies(policy: Policy, rows: Sequence[Row], temperature: float = 1.0) -> 
 
 def surprises(policy: Policy, rows: Sequence[Row], temperature: float = 1.0) -> list[float]:
     """Return how surprising each row's completion is under the policy, in nats: see `surprise`."""
-    return [surprise(places) for places in _places(policy, rows, temperature)]
+    return [surprise(distributions) for distributions in _distributions(policy, rows, temperature)]
 
 
-def surprise(places: Places) -> float:
+def surprise(distributions: Distributions) -> float:
     """Return how surprising a completion is, in nats: -ln n, with p the probability of its least likely token and
 
         n = sum over its places of the probability there of all tokens that are no likelier than p
@@ -98,13 +98,13 @@ def surprise(places: Places) -> float:
     (arXiv 2310.16789) to tell what a model was trained on.
 
     Args:
-        places: the distributions from which its tokens were drawn, and these tokens.
+        distributions: from which its tokens were drawn, with these tokens.
     """
-    least = places(_drawn).min()
+    least = distributions(_drawn).min()
     if least >= math.log(COMMON):
         return 0.0
-    count = float(places(lambda logps, _: torch.where(logps <= least, logps.exp(), 0).sum(-1)).sum())
-    return max(0.0, -math.log(max(count, math.ulp(0.0))))
+    rare = distributions(lambda logps, _: torch.where(logps <= least, logps.exp(), 0).sum(-1))
+    return max(0.0, -math.log(max(float(rare.sum()), math.ulp(0.0))))
 
 
 def _drawn(logps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
