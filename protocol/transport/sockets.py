@@ -2,7 +2,7 @@
 
 import errno
 import resource
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum, auto
 from itertools import count
@@ -159,27 +159,40 @@ class Monitor:
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
         self._changes: deque[Change] = deque()
+        self._ended: Counter[int] = Counter()  # descriptors of the connections whose end is among the changes
 
     def take(self) -> Change | None:
         """Return what happened next, None if that is all until now."""
         if not self._changes:
             self._read()
-        return self._changes.popleft() if self._changes else None
+        if not self._changes:
+            return None
+        change = self._changes.popleft()
+        if change.event == zmq.EVENT_DISCONNECTED:
+            self._ended[change.value] -= 1
+        return change
 
     def has_ended(self, descriptor: int) -> bool:
-        """Tell whether the connection that was last told of with this descriptor has ended by now."""
+        """Tell whether the connection that was last told of with this descriptor has ended by now.
+
+        Asked for each that comes, and thousands may have come meanwhile: so nothing is searched.
+        """
         self._read()
-        return any(change == (zmq.EVENT_DISCONNECTED, descriptor) for change in self._changes)
+        return self._ended[descriptor] > 0
 
     def close(self) -> None:
         """Close the socket that the events come over."""
         self.socket.close()
         self._changes.clear()
+        self._ended.clear()
 
     def _read(self) -> None:
         while not self.socket.closed and has_message(self.socket):
             told = parse_monitor_message(self.socket.recv_multipart(zmq.DONTWAIT))
-            self._changes.append(Change(told["event"], told["value"]))
+            change = Change(int(told["event"]), int(told["value"]))
+            self._changes.append(change)
+            if change.event == zmq.EVENT_DISCONNECTED:
+                self._ended[change.value] += 1
 
 
 class Sources:

@@ -2,10 +2,14 @@
 
 import os
 import socket
+import struct
 from collections import deque
+
+import zmq
 
 from protocol.config import Limits
 from protocol.events import Accepted, Link
+from protocol.transport.sockets import Change, Monitor
 from protocol.transport.tcp import TcpWatch
 
 DIALLED, CAME = Link(b"d" * 32, dialled=True), Link(b"c" * 32, dialled=False)
@@ -64,3 +68,40 @@ def test_what_has_ended_by_the_time_it_is_looked_at_is_not_looked_at() -> None:
         assert len(watch) == 0 and watch.inbound(mine.fileno()) == -1
         far.close()
         mine.close()
+
+
+class Descriptor(int):
+    """A descriptor that counts how often it is compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Descriptor.compared += 1
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
+
+def test_whether_a_connection_has_ended_is_known_without_a_search_through_all_that_happened() -> None:
+    """While a node is busy, whoever connects a thousand times must not make it look a thousand times at each."""
+    with zmq.Context() as context, context.socket(zmq.PAIR) as told, context.socket(zmq.PAIR) as heard:
+        for one in (told, heard):
+            one.setsockopt(zmq.SNDHWM, 0)
+            one.setsockopt(zmq.RCVHWM, 0)
+        told.bind("inproc://told")
+        heard.connect("inproc://told")
+        monitor = Monitor(heard)
+
+        def tell(event: int, descriptor: int) -> None:
+            told.send_multipart([struct.pack("=hi", event, descriptor), b""])
+
+        for descriptor in range(1000):
+            tell(zmq.EVENT_DISCONNECTED, descriptor)
+        tell(zmq.EVENT_ACCEPTED, 7)
+        assert monitor.has_ended(7)  # the first of the two
+        assert not any(monitor.has_ended(Descriptor(descriptor)) for descriptor in range(1000, 2000))
+        assert Descriptor.compared < 2000
+        for descriptor in range(1000):
+            assert monitor.take() == Change(zmq.EVENT_DISCONNECTED, descriptor)
+        assert monitor.take() == Change(zmq.EVENT_ACCEPTED, 7) and not monitor.has_ended(7)
+        assert monitor.take() is None
