@@ -322,11 +322,11 @@ class Membership:
         sender = record.node_id
         actions: list[MembershipAction] = []
         known = self._links.peers.get(sender)
+        if known is not None and link in (known.link, known.spare) and now.steady < known.met + LEAST_HELLO_PAUSE_S:
+            raise MessageError("too_many_hellos")  # also of a restarted process, which says it again
         if known is not None and (known.record.started != record.started or known.link.key != link.key):
             actions += [action for action in self._lose(sender, now) if action != HangUp(link)]
             known = None
-        if known is not None and known.link == link and now.steady < known.met + LEAST_HELLO_PAUSE_S:
-            raise MessageError("too_many_hellos")
         group = self._links.group_of(link, record)
         if known is None and not link.dialled and not self._links.has_room(group):
             makes_room = hello.needy and not self._links.is_full_of(group)

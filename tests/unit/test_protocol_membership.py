@@ -160,6 +160,16 @@ def test_of_two_links_the_one_dialled_by_the_smaller_id_is_kept(
     assert core.peers == [other.node_id]
 
 
+def test_a_peer_that_greets_again_and_again_over_its_spare_link_is_not_answered_each_time() -> None:
+    core = machine(HIGH)
+    core.handle(Tick(), at(0))
+    core.handle(Opened(Link(HIGH.curve_key, True)), at(0))
+    core.handle(hello(HIGH, dialled=True), at(0))
+    assert told(core.handle(hello(HIGH, dialled=False), at(0)), Kind.HELLO)
+    with pytest.raises(PeerError, match="too_many_hellos"):
+        core.handle(hello(HIGH, dialled=False), at(0.1))
+
+
 def test_when_the_used_link_breaks_the_spare_takes_over() -> None:
     core = machine(HIGH)
     core.handle(Tick(), at(0))
@@ -469,6 +479,9 @@ def test_a_peer_that_greets_again_and_again_is_not_told_everything_each_time() -
     with pytest.raises(PeerError, match="too_many_hellos"):
         core.handle(hello(HIGH, dialled=False), at(0.1))
     assert PeerUp(HIGH.node_id) in core.handle(hello(HIGH, dialled=False), at(2))
+    with pytest.raises(PeerError, match="too_many_hellos"):  # whatever start of its process it claims
+        core.handle(hello(HIGH, dialled=False, start=2), at(2.1))
+    assert PeerUp(HIGH.node_id) in core.handle(hello(HIGH, dialled=False, start=2), at(4))
 
 
 def test_a_refusal_for_other_reasons_is_remembered_for_the_person() -> None:
