@@ -18,7 +18,8 @@ Rules
  4. A peer that comes up is told our interest and announced what we hold, so a node that was
     away catches up: the newest at once, the rest in batches that leave out what it has got
     meanwhile. Now and then a random peer is announced what is newest, in case something was lost: one that did not ask
-    for announcements only, as that has more on offer than it takes.
+    for announcements only, as that has more on offer than it takes. It is asked for what it left out by rule 7, in case
+    something was withheld.
  5. What could not be sent (a full queue) is announced later: no peer can make us wait or
     grow.
  6. A peer is known to have what it sent, announced or was sent. Bytes that a peer sends twice
@@ -537,8 +538,12 @@ class Gossip:
     def _synchronise(self, node: NodeId, now: Instant) -> list[GossipAction]:
         window = SYNC_WINDOW * self._timing.sync_interval
         newest = self._store.newest(MAX_IDS, since=now.steady - window)
-        known = self._peers[node].known
-        return self._announce(node, [item_id for item_id in newest if known.get(item_id) is not Knows.SENT], now)
+        peer = self._peers[node]
+        told = self._announce(node, [item_id for item_id in newest if peer.known.get(item_id) is not Knows.SENT], now)
+        if peer.direct.isdisjoint(self._sources):
+            return told
+        peer.direct -= self._sources.keys()  # until it has repeated what others sign, and is told so (`_rely_on_few`)
+        return [*told, *self._tell_interest([node], now)]
 
     def _catch_up(self, node: NodeId, peer: Peer, now: Instant) -> list[GossipAction]:
         if not peer.backlog or now.steady < peer.backlog_due:

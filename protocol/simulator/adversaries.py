@@ -8,12 +8,12 @@ from protocol.config import Instant, Setup
 from protocol.core import Core
 from protocol.credentials.records import RECORD_LIFE_S, Address, Endpoint, PeerRecord, make_record
 from protocol.errors import EnvelopeError
-from protocol.events import Arrived, Closed, CoreAction, CoreEvent, Dial, Link, Opened, SendFrame, Tick
+from protocol.events import Arrived, Closed, CoreAction, CoreEvent, Dial, Link, Opened, Received, SendFrame, Tick
 from protocol.identity import KEY_BYTES, SIGNATURE_BYTES, Identity, Verify, node_id
 from protocol.limits.networks import netgroup
 from protocol.membership.address_book import Book
 from protocol.membership.pairing import distance
-from protocol.wire.envelope import ItemId, Kind, open_frame
+from protocol.wire.envelope import HEAD_BYTES, ItemId, Kind, open_frame
 from protocol.wire.messages import (
     ID_BYTES,
     MAX_RECORDS,
@@ -26,10 +26,12 @@ from protocol.wire.messages import (
     Ping,
     Rumour,
     Status,
+    hint,
 )
 
 LIE_INTERVAL_S = 1.0
 FLOOD_FRAMES = 30  # to each peer at each tick, twice a second: above the allowance of the simulated nodes
+EAGER_S, SILENT_S = 6.0, 14.0  # long enough to be chosen as a source, and longer than a sync interval
 TOLD_AT_A_TIME = 2
 CALLED_AT_A_TIME = 16  # beside the victims
 SYBILS = 512  # invented nodes: twice a book
@@ -72,6 +74,28 @@ class Dropper(Core):
         """As an honest core, less what it should relay."""
         actions = super().handle(event, now)
         return [action for action in actions if not (isinstance(action, SendFrame) and action.ids)]
+
+
+class SilentSource(Dropper):
+    """Announces each item the moment it has it, so that its peers rely on it for that signer's; then drops; by turns.
+
+    All do so at the same time, so that whoever relies on two of them hears nothing.
+    """
+
+    def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:
+        """As an honest core that does not wait for company, or as a `Dropper`."""
+        if now.steady % (EAGER_S + SILENT_S) >= EAGER_S:
+            return super().handle(event, now)
+        actions = Core.handle(self, event, now)
+        fresh = tuple(
+            Entry(action.id, HEAD_BYTES + len(action.body), action.topic, hint(action.sender))
+            for action in actions
+            if isinstance(action, Received)
+        )
+        if fresh:
+            links = filter(None, map(self.membership.link_of, self.membership.peers))
+            actions += [SendFrame(link, self._seal(Kind.ANNOUNCE, Announce(fresh).encode(), now)) for link in links]
+        return actions
 
 
 class _Speaker(Core):

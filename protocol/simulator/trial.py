@@ -24,6 +24,7 @@ from protocol.simulator.adversaries import (
     Flooder,
     Forger,
     Gravedigger,
+    SilentSource,
     SimulatedIdentity,
 )
 from protocol.simulator.overlay import Graph, mutual
@@ -55,6 +56,7 @@ class Plan:
     publishers: int = 50
     items_during_faults: int = 10
     hostile: float = 0.0  # share of nodes
+    silent_sources: float = 0.0  # share of nodes
     skew_s: float = 0.0  # the most that a clock is off
     first: int | None = None  # how many nodes the settled swarm has, if not all
 
@@ -88,7 +90,8 @@ class Trial:
         self.simulation = Simulation(
             plan.seed, plan.conditions, plan.limits, timing=plan.timing, identity=SimulatedIdentity
         )
-        self.hostile: dict[int, MakeCore] = {}
+        silent = self.rng.sample(range(1, plan.nodes), int(plan.silent_sources * plan.nodes))
+        self.hostile: dict[int, MakeCore] = dict.fromkeys(silent, SilentSource)
         self.seeds: tuple[int, ...] = (0,)
         self.victims: tuple[int, ...] = ()
         self.surrounded: dict[int, list[float]] = {}  # victim -> the hostile share of its links, each second
@@ -100,6 +103,7 @@ class Trial:
         self.last_ghost = 0.0  # when a dead node was last seen in a view
         self.deaths_declared = 0  # by nodes that are gone or restarted since
         self.published: dict[ItemId, int] = {}  # during the faults, and by whom
+        self.withheld: list[float] = []  # the share of copies that lacked at the end of each silence of the sources
         self.fresh_bytes = 0  # of the items that were published last
         self.spread_s: float | None = None  # in which these were everywhere
         self._next_item = float("inf")
@@ -111,7 +115,7 @@ class Trial:
         names = self.rng.sample(range(plan.nodes), int(plan.hostile * plan.nodes))
         eclipser = partial(Eclipser, self.attack)
         kinds: list[MakeCore] = [Dropper, FalseAnnouncer, Forger, Gravedigger, Flooder, *(3 * [eclipser])]
-        self.hostile = {name: kinds[place % len(kinds)] for place, name in enumerate(names)}
+        self.hostile |= {name: kinds[place % len(kinds)] for place, name in enumerate(names)}
         if not names:
             return
         self.seeds = ()
@@ -237,7 +241,7 @@ class Trial:
         usage.node_seconds += len(self.simulation.nodes)
         if now >= self._next_item:
             self._next_item += self.plan.faults_s / self.plan.items_during_faults
-            self._publish_one(now)
+            self._publish_one()
         if int(now) % 10 == 0:
             links = sum(len(node.core.membership.peers) for node in self.honest)
             alive = sum(1 for _ in self.honest)
@@ -250,10 +254,14 @@ class Trial:
         honest = {other.identity.node_id for other in self.honest}
         return [sum(peer not in honest for peer in peers) / len(peers)] if peers else []
 
-    def _publish_one(self, now: float) -> None:
+    def _publish_one(self) -> None:
         name = self.rng.choice(self.healthy)
-        item = self.simulation.publish(name, f"{now:.0f} s, node {name}".encode().ljust(SMALL_BYTES))
-        self.published[item] = name
+        self.published[self.publish(name)] = name
+
+    def publish(self, name: int) -> ItemId:
+        """Let a node publish a small item, one a second at most."""
+        text = f"{self.simulation.network.now:.0f} s, node {name}"
+        return self.simulation.publish(name, text.encode().ljust(SMALL_BYTES))
 
     def publish_fresh(self) -> dict[ItemId, int]:
         """Let a sample of nodes publish one item each; return the items, and whose they are."""

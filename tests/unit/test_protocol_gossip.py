@@ -618,6 +618,20 @@ def test_a_source_that_leaves_brings_nothing_or_stays_silent_is_replaced_by_all_
     assert left_out(core, 4) == {}
 
 
+def test_now_and_then_a_peer_is_asked_for_what_the_sources_withhold_and_told_to_leave_it_out_again() -> None:
+    core = machine_that_heard_of(FAR, A, B, C)
+    late = next(node for node, is_out in left_out(core, 2).items() if is_out)
+    asked = next(
+        (now, is_out)
+        for now in range(4, int(32 * LAN.sync_interval), 2)
+        for node, is_out in left_out(core, now).items()
+        if node == late
+    )
+    assert asked[0] >= 0.75 * LAN.sync_interval and not asked[1]  # two announcements to others are likely before
+    core.handle(Announced(late, (entry(1),)), at(asked[0]))
+    assert left_out(core, asked[0] + LAN.pull_patience) == {late: True}
+
+
 def test_once_a_signer_is_a_peer_its_sources_need_not_announce_its_items_either() -> None:
     core = machine_that_heard_of(FAR, A, B, C)
     told = left_out(core, 2)
