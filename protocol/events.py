@@ -238,8 +238,11 @@ class Outline:
 
     def proves(self, index: int, data: bytes) -> bool:
         """Tell whether `data` is chunk `index`."""
-        size = min(CHUNK_BYTES, self.header.size - index * CHUNK_BYTES)
-        return len(data) == size and chunk_hashes(data) == self.hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
+        return chunk_hashes(data) == self.hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
+
+    def size_of(self, index: int) -> int:
+        """Return how many bytes chunk `index` has by the size that the signer states."""
+        return min(CHUNK_BYTES, self.header.size - index * CHUNK_BYTES)
 
     def fill(self, chunks: Iterable[bytes]) -> Item:
         """Return the item, once all its chunks are there."""

@@ -8,7 +8,9 @@ Rules
  3. A holder that is gone, that delivers nothing for `patience` and the time that its chunks take on a slow line,
     or that announces again what it was asked for (it could not send it), is relieved of what it was asked: another
     is. What has come stays.
- 4. A chunk that is not what its hash says is blamed, and its sender asked no more for this item.
+ 4. A chunk that is not what its hash says is blamed, and its sender asked no more for this item. One that is, and has
+    not the size that the header states, is its signer's lie: an id does not depend on the size, so a signer can give
+    one holder another header than us. Such an item is let go of.
  5. Downloads are begun in the order of their coming, as far as all that are in progress take `capacity` bytes, by
     what their signers say of their sizes; one that waits costs its outline. Given up is one in progress that nothing
     came to for `LIFE_S`, or, while others wait, for as long as a slow line takes for a window.
@@ -22,7 +24,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from protocol.events import Item, Outline
-from protocol.identity import NodeId
+from protocol.identity import NodeId, node_id
 from protocol.wire.envelope import CHUNK_BYTES, ItemId, chunk_count
 from protocol.wire.messages import ItemChunk, PullChunks
 
@@ -41,6 +43,7 @@ class Took(Enum):
     TAKEN = "taken"
     UNASKED = "unasked"  # late, twice or never asked for
     FALSE = "false"
+    MISSIZED = "missized"  # it is proven, and its signer stated another size: the download has ended
 
 
 @dataclass(slots=True)
@@ -91,6 +94,11 @@ class Downloads:
         self._downloads[outline.id] = _Download(outline, now, sources, missing)
         return True
 
+    def signer(self, item_id: ItemId) -> NodeId | None:
+        """Return who signed an item that is being fetched."""
+        download = self._downloads.get(item_id)
+        return node_id(download.outline.header.public_key) if download is not None else None
+
     def offered(self, node: NodeId, item_id: ItemId) -> None:
         """`node` announces an item that is being fetched: it holds it, and has sent none of what it was asked for."""
         download = self._downloads[item_id]
@@ -112,6 +120,9 @@ class Downloads:
             download.missing[index] = None
             self._expel(download, node)
             return Took.FALSE
+        if len(chunk.data) != download.outline.size_of(index):
+            self._forget(chunk.id)
+            return Took.MISSIZED
         source.since, source.strikes = now, 0
         download.touched = now
         download.chunks[index] = chunk.data

@@ -427,7 +427,12 @@ class Gossip:
         return self._fetch(now)
 
     def _chunk_arrived(self, node: NodeId, chunk: ItemChunk, now: Instant) -> list[GossipAction]:
+        signer = self._downloads.signer(chunk.id)
         match self._downloads.arrived(node, chunk, now.steady):
+            case Took.MISSIZED:
+                assert signer is not None
+                self._appetite.refund(1)
+                return [Blame(signer, "malformed"), *self._fetch(now)]
             case Took.FALSE:
                 return [Blame(node, "false_chunk"), *self._fetch(now)]
             case Took.UNASKED:

@@ -1,6 +1,7 @@
 """Every frame's path through the core: what is counted, who pays, and what is not disturbed."""
 
 import random
+import struct
 
 import msgpack
 import pytest
@@ -36,9 +37,32 @@ from protocol.identity import KEY_BYTES, Identity, Verify
 from protocol.limits.peer_scores import FIRST_REFUSAL_S, PENALTIES
 from protocol.membership.address_book import CANDIDATES, Book
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
-from protocol.wire.envelope import HEADER_BYTES, MAX_FRAME_BYTES, ItemId, Kind, digest, item_id, open_frame, seal
-from protocol.wire.messages import NO_TOPIC, Announce, Entry, Goodbye, Hello, Peers, Ping
-from protocol.wire.version import seal_v1, spoken_version
+from protocol.wire.envelope import (
+    CHUNK_BYTES,
+    HEADER_BYTES,
+    MAX_FRAME_BYTES,
+    ItemId,
+    Kind,
+    chunk_hashes,
+    digest,
+    digest_of_chunks,
+    item_id,
+    open_frame,
+    seal,
+)
+from protocol.wire.messages import (
+    NO_TOPIC,
+    Announce,
+    Entry,
+    Goodbye,
+    Hello,
+    ItemChunk,
+    ItemOutline,
+    Peers,
+    Ping,
+    PullChunks,
+)
+from protocol.wire.version import VERSION, seal_v1, spoken_version
 
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0
@@ -330,6 +354,32 @@ def test_a_stale_item_costs_its_signer_and_not_whoever_passes_it_on() -> None:
     assert talk.rejected == {"stale": 1} and talk.score == 0
     assert not received(talk.hear(talk.frame(Kind.ITEM, b"own", age=Limits().max_item_age_s + 1)))
     assert talk.rejected == {"stale": 2} and talk.score < 0
+
+
+def test_a_signer_that_states_two_sizes_of_one_item_pays_itself_and_not_who_holds_the_other() -> None:
+    """A hostile peer gives the outline with the wrong size, an honest one a chunk of what it was given itself."""
+    talk = Talk()
+    talk.greet(OTHER, OTHER_LINK)
+    liar = Identity(bytes([3]) * 32)
+    chunks = [bytes(CHUNK_BYTES), b"the end"]
+    hashes = b"".join(map(chunk_hashes, chunks))
+    root = digest_of_chunks(hashes)
+    header = struct.pack(">HH16sQQI32s", VERSION, Kind.ITEM, SWARM, 1, int(UNIX * 1000), CHUNK_BYTES + 9, root)
+    head = liar.public_key + liar.sign(b"gossamer/envelope/2\x00" + header) + header
+    item = item_id(liar.public_key, root)
+    announcement = Announce((Entry(item, CHUNK_BYTES + 500),)).encode()
+    asked = talk.say(Kind.ANNOUNCE, announcement, OTHER, OTHER_LINK)
+    assert [action.link for action in pulls(asked)] == [OTHER_LINK]
+    talk.say(Kind.ANNOUNCE, announcement)
+    asked = talk.say(Kind.OUTLINE, ItemOutline(head, hashes).encode(), OTHER, OTHER_LINK)
+    asked += talk.core.handle(Closed(OTHER_LINK), at(1)) + talk.core.handle(Tick(), at(5))
+    frames = [open_frame(action.frame) for action in asked if isinstance(action, SendFrame) and action.link == LINK]
+    indices = [PullChunks.decode(frame.body).indices for frame in frames if frame.kind == Kind.PULL_CHUNKS]
+    assert {index for some in indices for index in some} == {0, 1}
+    for index in (0, 1):
+        talk.say(Kind.CHUNK, ItemChunk(item, index, chunks[index]).encode())
+    assert talk.score == 0.0 and talk.core.admission.score(liar.node_id, at(0)) == -PENALTIES["malformed"]
+    assert talk.rejected == {"malformed": 1}
 
 
 def test_an_item_that_was_pushed_in_vain_is_taken_when_it_is_asked_for() -> None:

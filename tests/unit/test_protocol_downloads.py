@@ -3,6 +3,7 @@
 import random
 import tracemalloc
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import zstandard
@@ -23,7 +24,16 @@ from protocol.gossip.downloads import (
 )
 from protocol.identity import Identity, NodeId
 from protocol.wire.compression import PLAIN, WORTH_BYTES, ZSTD, pack_content, unpack_content
-from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, Kind, chunk_count, chunk_hashes, header_of, seal
+from protocol.wire.envelope import (
+    CHUNK_BYTES,
+    HEAD_BYTES,
+    Kind,
+    chunk_count,
+    chunk_hashes,
+    digest_of_chunks,
+    header_of,
+    seal,
+)
 from protocol.wire.messages import ItemChunk, PullChunks
 
 ALICE = Identity(bytes(32))
@@ -111,6 +121,22 @@ def test_a_false_chunk_ends_its_senders_part_and_nothing_else() -> None:
     assert not indices(again, A)
     assert sorted(indices(asks, B) + indices(again, B)) == [0, 1, 2]
     assert downloads.arrived(B, ItemChunk(item.id, 99, b"x"), 0.0) is Took.UNASKED
+
+
+@pytest.mark.parametrize("sizes", [(1, 2), (CHUNK_BYTES, 1)], ids=["the last is larger", "one inside is smaller"])
+def test_a_chunk_of_another_size_than_its_signer_states_is_not_its_senders_fault(sizes: tuple[int, int]) -> None:
+    """An id does not depend on the size, so whoever signs may state two of them."""
+    item = large(CHUNK_BYTES + 1)
+    stated, came = sizes
+    chunks = [bytes(CHUNK_BYTES), bytes(came)] if stated == 1 else [bytes(came), bytes(CHUNK_BYTES)]
+    hashes = b"".join(map(chunk_hashes, chunks))
+    header = replace(header_of(item.frame), size=CHUNK_BYTES + stated, digest=digest_of_chunks(hashes))
+    outline = Outline(header, item.frame[:HEAD_BYTES], hashes)
+    downloads = Downloads(1 << 30, PATIENCE)
+    assert downloads.begin(outline, [A], 0.0) and indices(downloads.due(0.0), A) == [0, 1]
+    took = [downloads.arrived(A, ItemChunk(outline.id, index, data), 0.0) for index, data in enumerate(chunks)]
+    assert Took.MISSIZED in took and Took.FALSE not in took
+    assert len(downloads) == 0 and downloads.begin(outline_of(item), [A], 0.0)
 
 
 def test_downloads_take_no_more_than_their_room_and_a_stuck_one_makes_way() -> None:
