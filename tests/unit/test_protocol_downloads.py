@@ -69,6 +69,7 @@ def test_whoever_comes_goes_stalls_or_lies_the_item_comes_out_as_it_was_signed(d
         match data.draw(st.sampled_from(["offer", "lose", "stall", "lie", "deliver"])):
             case "offer":
                 downloads.offered(node, item.id)
+                flying = [one for one in flying if one[0] != node]  # it says that it could not send them
             case "lose":
                 downloads.lost(node)
                 flying = [one for one in flying if one[0] != node]
