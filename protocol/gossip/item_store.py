@@ -1,4 +1,4 @@
-"""The items that a node holds for others: bounded in bytes and in age."""
+"""The items that a node holds for others: bounded in bytes, in number and in age."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,6 +13,9 @@ from protocol.wire.messages import Entry
 
 # A holder stops offering an item before it is stale for a receiver whose clock is ahead.
 OFFER_AGE = 0.8
+# One takes some 700 bytes beside its frame, so bytes alone would let a peer with the smallest items have five times as
+# many. It is also below the number of items that gossip knows again: what is held does not come twice.
+MAX_HELD = 1 << 15
 LOOKED_AT = 64  # of the oldest items, for one that nobody near needs any more
 
 
@@ -27,7 +30,7 @@ class _Held:
 class Store:
     """Items in the order they were added.
 
-    When `capacity` bytes are exceeded, of the oldest items one that can be spared goes first, or the oldest.
+    Beyond `capacity` bytes, or `MAX_HELD`, of the oldest items one that can be spared goes first, or the oldest.
     """
 
     def __init__(self, capacity: int, max_age: float) -> None:
@@ -40,10 +43,11 @@ class Store:
         return len(self._held)
 
     def add(self, item: Item, now: Instant, spare: Callable[[ItemId], bool] = lambda _: True) -> None:
-        """Hold an item that is not held yet; `spare` tells of a held one whether all who are near have it."""
+        """Hold an item; `spare` tells of a held one whether all who are near have it."""
+        self.pop(item.id)  # it may have been forgotten that it came: a clock that was set back holds it for longer
         self._held[item.id] = _Held(item, item.entry, now.steady)
         self.size += len(item.frame)
-        while self.size > self._capacity:
+        while self.size > self._capacity or len(self._held) > MAX_HELD:
             spared = next(filter(spare, islice(self._held, LOOKED_AT)), None)
             self.pop(next(iter(self._held)) if spared is None else spared)
 

@@ -30,7 +30,8 @@ from protocol.events import (
     Tick,
 )
 from protocol.gossip.announce_timer import MAX_HOLD
-from protocol.gossip.gossip import CATCH_UP_S, DRAWS, FIRST_IDS, PUSH_BYTES, RETRY_S, Gossip
+from protocol.gossip.gossip import CATCH_UP_S, DRAWS, FIRST_IDS, PUSH_BYTES, RETRY_S, SEEN_ITEMS, Gossip
+from protocol.gossip.item_store import MAX_HELD, Store
 from protocol.gossip.peer_state import AGAIN_S, KNOWN_ITEMS, MAX_BROUGHT, MAX_PENDING, PUSH_GRACE_S
 from protocol.gossip.subscriptions import MIN_BURST, hint, same_shard
 from protocol.gossip.want_list import MAX_BROKEN, MAX_WANTS, PROMISE_PATIENCE
@@ -275,6 +276,16 @@ def test_held_items_are_bounded_in_bytes() -> None:
         core.handle(Got(A, item(number)), at(1))
     core.handle(PeerUp(B), at(2))
     assert announced(core.handle(Tick(), at(2)))[B] == [name(number) for number in range(40, 50)]
+
+
+def test_held_items_are_bounded_in_number_and_one_that_comes_again_counts_once() -> None:
+    store = Store(1 << 30, 3600.0)
+    for number in range(MAX_HELD + 10):
+        store.add(item(number, 200), at(1))
+    assert len(store) == MAX_HELD < SEEN_ITEMS and store.size == 200 * MAX_HELD
+    store.add(item(MAX_HELD, 200), at(2))
+    assert len(store) == MAX_HELD and store.size == 200 * MAX_HELD
+    assert store.newest(1) == [name(MAX_HELD)]
 
 
 def test_what_a_peer_still_lacks_is_held_longer_than_what_all_have() -> None:
