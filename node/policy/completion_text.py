@@ -46,10 +46,10 @@ class CompletionText:
         other piece for it, as unigram models do: a peer's text must not be able to end, or begin, a turn.
         """
         if self._middle is not None:
-            ids = self._middle.encode(text, add_special_tokens=False).ids
+            ids: list[int] = self._middle.encode(text, add_special_tokens=False).ids
         else:
             ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        return [token for token in ids if token not in self._special]
+        return ids if self._special.isdisjoint(ids) else [token for token in ids if token not in self._special]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids` without special tokens."""

@@ -50,6 +50,13 @@ def test_a_plain_tokenizer_is_asked_the_bare_question(policy):
     assert ids[0] == policy.tokenizer.bos_token_id
 
 
+def test_what_others_asked_of_the_tokenizer_is_not_done_to_a_prompt(policy):
+    ids = policy.encode_prompt(Item("1+1=", ""))
+    policy.tokenizer(["1+1=", "1<eos>"], padding="max_length", truncation=True, max_length=3, split_special_tokens=True)
+    assert policy.encode_prompt(Item("1+1=", "")) == ids
+    assert policy.eos_token_ids[0] in policy.encode_prompt(Item("1<eos>", ""))
+
+
 def test_plain_text_shows_the_instruction_and_the_examples_before_the_question(policy):
     def asked(*args, **kwargs) -> str:
         return policy.tokenizer.decode(policy.encode_prompt(Item(*args, **kwargs)), skip_special_tokens=True)
