@@ -7,7 +7,7 @@ network.
 
 import random
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -292,8 +292,10 @@ class Host:
         core = self._core
         if core is None:
             return Counters(0, 0, 0, 0, 0, 0, 0, {})
-        rejected = Counter(dict(core.admission.rejected)) + Counter(dict(core.membership.refusals.counts))
-        rejected.update({"inbox_full": self._inbox.dropped, "outbox_full": self._commands.dropped})
+        rejected = dict(core.admission.rejected)
+        for reason, count in dict(core.membership.refusals.counts).items():
+            rejected[reason] = rejected.get(reason, 0) + count
+        rejected |= {"inbox_full": self._inbox.dropped, "outbox_full": self._commands.dropped}
         return Counters(
             bytes_sent=core.bytes_sent,
             bytes_received=core.bytes_received,
@@ -387,9 +389,9 @@ class Host:
                     for command in commands:
                         driver.feed(command)
                     wait = driver.wait()
-                if transport.is_clear and core.gossip.may_rest(now):
+                if transport.is_clear and core.gossip.may_rest(now) and not len(self._commands):
                     # One wake-up for all that comes meanwhile: each takes the interpreter from whoever trains.
-                    self._stopping.wait(self._setup.timing.announce_interval)
+                    self._stopping.wait(transport.until_review)
                     wait = driver.wait()
                 self._keep_uses(driver, now)
                 self._keep_list(driver, now)

@@ -160,7 +160,7 @@ class Gossip:
         return min(wait, timing.sync_interval)
 
     def may_rest(self, now: Instant) -> bool:
-        """Tell whether nobody waits for a node that looks at the network once in `announce_interval` only.
+        """Tell whether nobody waits for a node that looks at the network a few times a second only.
 
         It draws what it pulls at its ticks, has more on offer than it takes, and nothing large comes or goes.
         """
@@ -390,10 +390,9 @@ class Gossip:
             return []
         holder = hint(node)
         wants, seen, is_fetching = self._appetite.filter, self._seen.get, len(self._downloads) > 0
-        neighbours = self._neighbours
+        neighbours, fresh = self._neighbours, 0
         for entry in items:
-            peer.note(entry.id, Knows.SAID if peer.known.get(entry.id) is None else Knows.HAS)
-            peer.pending.pop(entry.id, None)
+            peer.said(entry.id)
             is_relayed = entry.signer != holder and entry.size <= PUSH_BYTES
             peer.repeats = peer.repeats or (is_relayed and (entry.signer in neighbours or not wants.announce_only))
             if is_fetching and entry.id in self._downloads:
@@ -409,8 +408,9 @@ class Gossip:
             if is_relayed and not wants.announce_only:
                 delay = self._timing.pull_delay if entry.signer in neighbours else 0.0
                 peer.bring(entry.id)
-            if self._pulls.offered(node, entry, now.steady, delay):
-                self._appetite.offered(now)
+            fresh += self._pulls.offered(node, entry, now.steady, delay)
+        if fresh:
+            self._appetite.offered(now, fresh)
         # Where there is more than we take, it is drawn at the next tick from what all have announced, and not from what
         # the quickest has; in one pull of each holder.
         return self._fetch(now) if wants.announce_only else [*self._ask(now), *self._fetch(now)]

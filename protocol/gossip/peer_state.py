@@ -83,7 +83,8 @@ class Peer:
 
     def remind(self, *ids: ItemId) -> None:
         """Let ids be announced at the next tick; beyond the bound the oldest are dropped."""
-        self.pending |= dict.fromkeys(ids)
+        for item_id in ids:
+            self.pending[item_id] = None
         while len(self.pending) > MAX_PENDING:
             del self.pending[next(iter(self.pending))]
 
@@ -97,6 +98,13 @@ class Peer:
         before = self.known.get(item_id)
         if before is None or before < knows:
             self.known.set(item_id, knows)
+
+    def said(self, item_id: ItemId) -> None:
+        """Note that the peer announced an item."""
+        before = self.known.get(item_id)
+        if before is None or before < Knows.HAS:
+            self.known.set(item_id, Knows.SAID if before is None else Knows.HAS)
+        self.pending.pop(item_id, None)
 
     def has(self, item_id: ItemId) -> bool:
         """Tell whether the peer surely has the item."""

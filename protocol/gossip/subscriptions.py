@@ -103,9 +103,9 @@ class Rate:
         self._count = 0.0  # of events, the older the less
         self._began = self._updated = now
 
-    def add(self, now: float) -> None:
-        """Note one event."""
-        self._count = self._faded(now) + 1
+    def add(self, now: float, events: int = 1) -> None:
+        """Note some events."""
+        self._count = self._faded(now) + events
         self._updated = now
 
     def value(self, now: float) -> float:
@@ -147,9 +147,9 @@ class Appetite:
         """Whether there can be more than is wanted."""
         return not math.isinf(self._demand)
 
-    def offered(self, now: Instant) -> None:
-        """Note one item that is on offer and was not before."""
-        self._supply.add(now.steady)
+    def offered(self, now: Instant, items: int = 1) -> None:
+        """Note items that are on offer and were not before."""
+        self._supply.add(now.steady, items)
 
     def level(self, now: Instant) -> float:
         """Return how many items may be taken now."""

@@ -106,6 +106,11 @@ class ZmqTransport:
         """Whether nothing that was read waits to be handled, and nothing to be sent."""
         return not self._events and self._queues.is_open
 
+    @property
+    def until_review(self) -> float:
+        """Seconds for which nothing need be read: who floods us is noticed no later for it."""
+        return max(0.0, self._next_review - time.monotonic())
+
     def charge(self, link: Link, points: float) -> None:
         """See `Transport.charge`."""
         self._watch.charge(link, points, time.monotonic())

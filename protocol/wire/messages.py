@@ -277,13 +277,12 @@ class Announce:
         fields = unpack(body, 4, error=MessageError, max_bytes=ID_BYTES * MAX_IDS, max_array=MAX_IDS)
         ids, sizes, topics, signers = fields
         _check(isinstance(sizes, list) and len(sizes) <= MAX_IDS)
-        _check(all(is_uint(size, MAX_ITEM_FRAME_BYTES) for size in sizes))
+        # One look at all, as there are hundreds: a boolean is no `int` here.
+        _check({*map(type, sizes)} <= {int} and (not sizes or 0 <= min(sizes) <= max(sizes) <= MAX_ITEM_FRAME_BYTES))
         for joined, width in ((ids, ID_BYTES), (topics, TOPIC_BYTES), (signers, HINT_BYTES)):
             _check(is_bytes(joined, width * len(sizes)))
-        columns = zip(
-            _split(ids, ID_BYTES), sizes, _split(topics, TOPIC_BYTES), _split(signers, HINT_BYTES), strict=True
-        )
-        return cls(tuple(Entry(ItemId(item), size, topic, signer) for item, size, topic, signer in columns))
+        columns = map(ItemId, _split(ids, ID_BYTES)), sizes, _split(topics, TOPIC_BYTES), _split(signers, HINT_BYTES)
+        return cls(tuple(map(Entry, *columns)))
 
 
 @dataclass(frozen=True, slots=True)
