@@ -36,7 +36,7 @@ def main(address: str, swarm: str, file: str, external: str) -> None:
     for _ in peers:
         start([seed] if seed else [])
     for number, _ in enumerate(sys.stdin):
-        demand.drew(int(external))
+        demand.drew(int(external), int(external))
         if demand.next_round(time.monotonic()):
             for host in hosts:
                 host.subscribe(None, demand.told)

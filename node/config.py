@@ -407,7 +407,7 @@ class PoolConfig(Section):
         description="rounds that a group may wait here for its turn; default: as many as max_age allows",
     )
     max_groups: int = Field(4096, ge=1)
-    max_bytes: int = Field(64 << 20, ge=1 << 16)
+    max_bytes: int = Field(64 << 20, ge=1 << 16, description="in memory, and on disk as much again")
     max_peer_share: float = Field(0.5, gt=0, le=1, description="part of the pool that one peer may fill")
 
 

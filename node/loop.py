@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from node.budget import Spent, is_done
@@ -79,15 +79,14 @@ def longest_prompt(engine: EngineConfig, policy: Policy) -> int:
 
 @dataclass(slots=True)
 class _Judged:
-    """Peers' groups that a round has looked at: those that are true, with their prompts, and why others are not."""
+    """Peers' groups that a round has looked at: those that are true, and why others are not."""
 
     own_lengths: OwnLengths
-    true: dict[bytes, EncodedGroup] = field(default_factory=dict)
-    questions: dict[bytes, Question] = field(default_factory=dict)  # that these answer
+    true: dict[bytes, tuple[Group, Question]] = field(default_factory=dict)  # and the question that it answers
     false: dict[bytes, str] = field(default_factory=dict)
     unfit: dict[Place, str] = field(default_factory=dict)  # of completions looked at: why one is left out, or ""
     bare: set[Place] = field(default_factory=set)  # of completions looked at: right ones that have room for nothing
-    encoded: dict[bytes, EncodedGroup] = field(default_factory=dict)  # with the tokens of completions looked at
+    tokens: dict[Place, Sequence[int]] = field(default_factory=dict)  # of completions looked at, if not too many
     usual: dict[str, float] = field(default_factory=dict)  # length of an answer, by task
     room: int | None = None  # completions that may still be looked at
 
@@ -234,9 +233,9 @@ class Loop:
         picks = self._drawn(rule, draw, judged, version, now)
         if sampling.external_negatives == "drop":
             picks = drop_negatives(picks)
-        groups = {key: judged.encoded[key] for key in dict.fromkeys(pick.id for pick in picks)}
+        groups = _drawn_groups(picks, judged)
         self.pool.use(groups, version + 1)
-        self.exchange.drew(len(groups))
+        self.exchange.drew(len(groups), self.pool.left)
         came = {key: self.pool.candidate(key) for key in groups}
         taught = Counter(one.peer for one in came.values())
         external = external_samples(picks, groups, sampling.external_weight, first=len(own))
@@ -290,21 +289,19 @@ class Loop:
         judged.unfit |= dict.fromkeys(new[judged.room :], "not_looked_at")
         new = new[: judged.room]
         judged.room -= len(new)
-        for key, one in self._encoded(judged.true, new).items():
-            before = judged.encoded.get(key, one)
-            judged.encoded[key] = replace(one, completions={**before.completions, **one.completions})
-        encoded = judged.encoded
-        judged.bare |= {
-            (group, index)
-            for group, index in new
-            if says_nothing_else(judged.questions[group], judged.true[group].group.completions[index])
-        }
-        judged.unfit |= {place: self._too_long(encoded[place[0]], place[1], judged) for place in new}
+        for place in new:
+            group, question = judged.true[place[0]]
+            made = group.completions[place[1]]
+            if (tokens := self._encode(made)) is not None:
+                judged.tokens[place] = tokens
+            if says_nothing_else(question, made):
+                judged.bare.add(place)
+            judged.unfit[place] = self._too_long(place, group.task.name, judged)
         asked = [place for place in new if not judged.unfit[place] and place not in judged.bare]
         bound = self.config.sampling.max_surprise
         if bound and self.config.sampling.source == "peers":
-            asked = [(group, index) for group, index in asked if encoded[group].completions[index]]  # it may be empty
-            rows = [(encoded[group].prompt, encoded[group].completions[index]) for group, index in asked]
+            asked = [place for place in asked if judged.tokens[place]]  # it may be empty
+            rows = [(judged.true[place[0]][1].prompt, judged.tokens[place]) for place in asked]
             found = self.journal.measured(
                 len(rows), lambda: surprises(self.policy, rows, self.config.engine.temperature)
             )
@@ -318,15 +315,14 @@ class Loop:
                 good.setdefault(pick.id, []).append(judged.unfit[pick.id, pick.index])
         judged.false |= {key: why[0] for key, why in good.items() if all(why) and "not_looked_at" not in why}
 
-    def _too_long(self, group: EncodedGroup, index: int, judged: _Judged) -> str:
+    def _too_long(self, place: Place, task: str, judged: _Judged) -> str:
         """Return why a peer's completion is too long, or nothing."""
         sampling = self.config.sampling
-        tokens = group.completions.get(index)
+        tokens = judged.tokens.get(place)
         if tokens is None:
             return "too_long"
-        if not sampling.max_length_ratio or sampling.source != "peers" or (group.id, index) in judged.bare:
+        if not sampling.max_length_ratio or sampling.source != "peers" or place in judged.bare:
             return ""
-        task = group.group.task.name
         if task not in judged.usual:
             judged.usual[task] = judged.own_lengths.usual(task)
         usual = judged.usual[task]
@@ -336,8 +332,7 @@ class Loop:
         """Judge those of peers' groups that are not judged yet."""
         for key, group in self.pool.read(one for one in ids if one not in judged.true).items():
             try:
-                question = verify(group, self.tasks, self._encode_prompt)
-                judged.true[key], judged.questions[key] = EncodedGroup(group, question.prompt, {}, id=key), question
+                judged.true[key] = group, verify(group, self.tasks, self._encode_prompt)
             except GroupError as error:
                 judged.false[key] = error.reason
 
@@ -382,23 +377,15 @@ class Loop:
         rows = own_rows(number, [one.group for one in own[: bounds.own]])
         self.record(rows + external_rows(number, drawn[: bounds.external]))
 
-    def _encoded(self, groups: Mapping[bytes, EncodedGroup], places: Sequence[Place]) -> dict[bytes, EncodedGroup]:
-        """Return the groups of these completions, with the tokens of these completions and no others.
+    def _encode(self, made: Completion) -> list[int] | None:
+        """Return a peer's completion as tokens; None if it is longer than an own one may be.
 
-        Left out are completions that are longer than an own one may be: what is cut is not what was rewarded.
+        What is cut is not what was rewarded.
         """
-        longest = self.config.engine.max_completion_length
-        encoded = {}
-        for key in dict.fromkeys(group for group, _ in places):
-            tokens = {}
-            for index in (index for group, index in places if group == key):
-                one = groups[key].group.completions[index]
-                if len(one.text) <= self._longest_text:
-                    ids = self.policy.encode_completion(one.text, one.finished)
-                    if len(ids) <= longest:
-                        tokens[index] = ids
-            encoded[key] = replace(groups[key], completions=tokens)
-        return encoded
+        if len(made.text) > self._longest_text:
+            return None
+        tokens = self.policy.encode_completion(made.text, made.finished)
+        return tokens if len(tokens) <= self.config.engine.max_completion_length else None
 
     def _describe(self, own: Sequence[EncodedGroup], samples: Sequence[Sample]) -> None:
         made = [completion for one in own for completion in one.group.completions]
@@ -436,6 +423,18 @@ class Loop:
         began = time.perf_counter()
         yield
         self.row[f"time/{step}"] = time.perf_counter() - began
+
+
+def _drawn_groups(picks: Sequence[Pick], judged: _Judged) -> dict[bytes, EncodedGroup]:
+    """Return the groups of these picks, with the tokens of what is picked of them."""
+    tokens: dict[bytes, dict[int, Sequence[int]]] = {}
+    for pick in picks:
+        tokens.setdefault(pick.id, {})[pick.index] = judged.tokens[pick.id, pick.index]
+    groups = {}
+    for key, made in tokens.items():
+        group, question = judged.true[key]
+        groups[key] = EncodedGroup(group, question.prompt, made, id=key)
+    return groups
 
 
 def _own_length(own: EncodedGroup) -> OwnLength:

@@ -330,7 +330,7 @@ class MailExchange:
         self._items_received += len(shared)
         return [one._replace(received=time.time()) for one in shared if not known(one.id)]
 
-    def drew(self, groups: int) -> None:
+    def drew(self, groups: int, left: int) -> None:
         """Ask nobody: all that is posted comes."""
 
     def report(self, group_id: bytes, reason: str) -> None:

@@ -58,11 +58,10 @@ class Group:
     policy: str
     policy_version: int
     content: str = ""
+    rewards: tuple[float, ...] = field(init=False, compare=False, repr=False)  # in the completions' order
 
-    @property
-    def rewards(self) -> tuple[float, ...]:
-        """The rewards in the completions' order."""
-        return tuple(completion.reward for completion in self.completions)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rewards", tuple([completion.reward for completion in self.completions]))
 
 
 class Question(NamedTuple):

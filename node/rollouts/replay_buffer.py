@@ -1,7 +1,4 @@
-"""The replay buffer: peers' groups, on disk, bounded by age, count and bytes.
-
-Bodies live in SQLite; what a sampling rule looks at (who, when, which rewards) is
-also kept in memory, so that a draw reads only the bodies it takes.
+"""The replay buffer: peers' groups, bounded by age, count and bytes; in memory, and in SQLite for the next start.
 
 **Uses belong to a question**, not to a group: whoever sends a question again, with other
 completions or under another name, gains no further use of it, and of several groups of
@@ -92,7 +89,7 @@ class Snapshot(NamedTuple):
 @dataclass(slots=True)
 class _Entry:
     candidate: Candidate
-    size: int
+    body: bytes
 
 
 class _Drawable:
@@ -159,6 +156,11 @@ class ReplayBuffer:
         """How many peers have a group here."""
         return len(self._peer_count)
 
+    @property
+    def left(self) -> int:
+        """How many groups the last draw might have taken and did not, as far as that is known without another look."""
+        return 0 if self._drawable is None else len(self._drawable.first)
+
     def close(self) -> None:
         """Close the file; the buffer is unusable afterwards."""
         self._db.close()
@@ -194,7 +196,7 @@ class ReplayBuffer:
             self._newest = max(self._newest, item.received)
             question, rewards = question_id(group), group.rewards
             candidate = Candidate(item.id, item.peer, question, self._newest, first_round, rewards)
-            self._remember(candidate, len(item.body))
+            self._remember(candidate, item.body)
             packed = array.array("d", rewards).tobytes()
             rows.append((item.id, item.peer, group.task.name, question, self._newest, first_round, packed, item.body))
         evicted = self._evict(now)
@@ -238,10 +240,8 @@ class ReplayBuffer:
 
     def read(self, ids: Iterable[bytes]) -> dict[bytes, Group]:
         """Return the groups with these ids, of those that are here; that is no use of them."""
-        wanted = list(dict.fromkeys(ids))
-        marks = ",".join("?" * len(wanted))
-        bodies = dict(self._db.execute(f"SELECT id, body FROM groups WHERE id IN ({marks})", wanted))  # noqa: S608  # marks
-        return {group_id: decode(bodies[group_id], len(bodies[group_id])) for group_id in wanted if group_id in bodies}
+        found = {group_id: self._entries[group_id].body for group_id in ids if group_id in self._entries}
+        return {group_id: decode(body, len(body)) for group_id, body in found.items()}
 
     def use(self, ids: Iterable[bytes], round_number: int) -> None:
         """Record that `round_number` used the questions of these groups."""
@@ -358,21 +358,21 @@ class ReplayBuffer:
         for number, lengths in own.items():
             self._own_lengths.put(number, lengths)
         rows = self._db.execute(
-            "SELECT id, peer, question, received, first_round, rewards, length(body) FROM groups ORDER BY received, id"
+            "SELECT id, peer, question, received, first_round, rewards, body FROM groups ORDER BY received, id"
         )
-        for group_id, peer, question, received, first_round, rewards, size in rows:
+        for group_id, peer, question, received, first_round, rewards, body in rows:
             self._newest = received
             unpacked = tuple(array.array("d", rewards))
-            self._remember(Candidate(group_id, peer, question, received, first_round, unpacked), size)
+            self._remember(Candidate(group_id, peer, question, received, first_round, unpacked), body)
 
-    def _remember(self, candidate: Candidate, size: int) -> None:
-        self._entries[candidate.id] = _Entry(candidate, size)
+    def _remember(self, candidate: Candidate, body: bytes) -> None:
+        self._entries[candidate.id] = _Entry(candidate, body)
         self._questions[candidate.question] += 1
         if self._drawable is not None:
             self._drawable.came(candidate)
-        self._bytes += size
+        self._bytes += len(body)
         self._peer_count[candidate.peer] += 1
-        self._peer_bytes[candidate.peer] += size
+        self._peer_bytes[candidate.peer] += len(body)
 
     def _evict(self, now: float) -> list[bytes]:
         """Drop entries from memory until every bound holds, oldest first; return their ids."""
@@ -410,8 +410,8 @@ class ReplayBuffer:
         self._buried.discard(group_id)
         _take_one(self._questions, entry.candidate.question)
         peer = entry.candidate.peer
-        self._bytes -= entry.size
-        self._peer_bytes[peer] -= entry.size
+        self._bytes -= len(entry.body)
+        self._peer_bytes[peer] -= len(entry.body)
         _take_one(self._peer_count, peer)
         if peer not in self._peer_count:
             del self._peer_bytes[peer]

@@ -5,9 +5,10 @@ the protocol's host; `NoExchange` is a node alone, for which the loop is plain G
 
 What a node asks the swarm for: its tasks' topics, and as many groups a second as it can use.
 
-The demand is what the sampler draws, times `OVERSAMPLING`, or down to `SPARE` while rounds find what they want, over
-the measured seconds a round. A node that trains on nobody's groups still takes `RELAY_DEMAND`: what it takes it passes
-on, and a link that ends at a node which carries nothing is lost to its neighbours.
+The demand is what the sampler draws, times `OVERSAMPLING`, over the measured seconds a round: down to `SPARE` times
+while rounds find what they want, and to no more than that while as much waits for the next one. A node that trains on
+nobody's groups still takes `RELAY_DEMAND`: what it takes it passes on, and a link that ends at a node which carries
+nothing is lost to its neighbours.
 """
 
 import hashlib
@@ -41,8 +42,8 @@ class Exchange(Protocol):
         """Return the groups that came since the last call, read and not verified; none whose id is `known`."""
         ...
 
-    def drew(self, groups: int) -> None:
-        """Say how many of peers' groups a round drew: with fewer than it wanted, more are asked for."""
+    def drew(self, groups: int, left: int) -> None:
+        """Say how many of peers' groups a round drew, and how many it left: what is asked for follows."""
         ...
 
     def report(self, group_id: bytes, reason: str) -> None:
@@ -62,7 +63,7 @@ class NoExchange:
         """Return nothing."""
         return []
 
-    def drew(self, groups: int) -> None:
+    def drew(self, groups: int, left: int) -> None:
         """Ask nobody."""
 
     def report(self, group_id: bytes, reason: str) -> None:
@@ -124,7 +125,7 @@ class NetworkExchange:
         self._max_bytes = max_bytes
         self._saw = saw
         self._informative_only = informative_only
-        self._unsent: Counter[str] = Counter()
+        self._unsent: Counter[str] = Counter()  # by reasons of ours, not the host's
         self._demand = Demand(external)
         self._topics = self._admission.topics
         host.subscribe(self._topics, self._demand.told)
@@ -157,9 +158,9 @@ class NetworkExchange:
                 self.report(item.id, reason)
         return shared
 
-    def drew(self, groups: int) -> None:
+    def drew(self, groups: int, left: int) -> None:
         """See `Exchange.drew`: the next round's demand follows."""
-        self._demand.drew(groups)
+        self._demand.drew(groups, left)
 
     def report(self, group_id: bytes, reason: str) -> None:
         """Tell the host, which counts it by its reason; unless that is nobody's fault it costs the group's signer."""
@@ -168,7 +169,7 @@ class NetworkExchange:
     def traffic(self) -> Counters:
         """Return the host's counts."""
         counters = self._host.counters()
-        return replace(counters, rejected=dict(Counter(counters.rejected) + self._unsent))
+        return replace(counters, rejected={**counters.rejected, **self._unsent}) if self._unsent else counters
 
 
 def traffic_row(traffic: Counters) -> dict[str, object]:
@@ -187,7 +188,8 @@ def traffic_row(traffic: Counters) -> dict[str, object]:
 
 # Of what comes, some is without advantage, some too long or too surprising, and some too old when its turn comes. While
 # every round finds as many groups as it wants, more than a few beyond them would be signatures checked, and bytes
-# stored, for groups that nobody draws, and what is drawn would be older. A round that finds too few raises it again.
+# stored, for groups that nobody draws, and what is drawn would be older. A round that finds too few raises it again;
+# one that leaves as many as the next wants takes no more than it draws, or what waits would grow, and grow old.
 OVERSAMPLING, SPARE = 2.0, 1.25
 EASE = 0.97  # a round: from one to the other in 16 rounds that are well supplied
 RELAY_DEMAND = 2.0  # items a second: about 20 kB a second of an ordinary node's line
@@ -214,9 +216,10 @@ class Demand:
         self._seconds = 0.0
         self.told = math.inf if external else RELAY_DEMAND
 
-    def drew(self, groups: int) -> None:
-        """Note how many groups a round drew."""
-        self._factor = OVERSAMPLING if groups < self._external else max(SPARE, EASE * self._factor)
+    def drew(self, groups: int, left: int) -> None:
+        """Note how many groups a round drew, and how many that it might have drawn are left."""
+        least = SPARE if left < self._external else 1.0
+        self._factor = OVERSAMPLING if groups < self._external else max(least, EASE * self._factor)
 
     def next_round(self, now: float) -> bool:
         """Note that a round begins at `now` (s, steady); True if `told` has become another number."""

@@ -76,6 +76,7 @@ class Peer(NoExchange):
     def __init__(self, *groups: Group) -> None:
         self.groups = groups
         self.reasons: list[str] = []
+        self.drew_and_left: list[tuple[int, int]] = []
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         groups, self.groups = self.groups, ()
@@ -83,6 +84,9 @@ class Peer(NoExchange):
 
     def report(self, group_id: bytes, reason: str) -> None:
         self.reasons.append(reason)
+
+    def drew(self, groups: int, left: int) -> None:
+        self.drew_and_left.append((groups, left))
 
 
 def share(group: Group, number: int) -> Shared:
@@ -187,6 +191,21 @@ def test_own_samples_are_the_tokens_that_were_sampled_with_their_samplers_logpro
     samples = first_round(policy, tasks, tmp_path, NoExchange(), Recorder(policy))
     assert [(one.completion, one.logprobs) for one in samples] == [(one.token_ids, one.logprobs) for one in made]
     assert {tuple(one.prompt) for one in samples} == {tuple(policy.encode_prompt(Item(SHORT, "2")))}
+
+
+def test_a_round_says_how_many_groups_it_drew_and_how_many_it_left(tmp_path: Path, policy: Policy) -> None:
+    sums = load_tasks([TaskConfig(name="builtin/sums")])
+    (task,) = sums.tasks
+    made = [(seed, task.make(seed)) for seed in range(6)]
+    groups = [
+        Group(
+            task.key, seed, item.question, (Completion(item.answer, True, 1.0), Completion("no", True, 0.0)), "peer", 0
+        )
+        for seed, item in made
+    ]
+    peer = Peer(*groups)
+    first_round(policy, sums, tmp_path, peer, HfEngine(policy))
+    assert peer.drew_and_left == [(4, 2)]
 
 
 def test_own_completions_whose_text_stands_for_other_tokens_are_counted(

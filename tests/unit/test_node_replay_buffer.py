@@ -109,6 +109,16 @@ def test_groups_of_one_moment_have_the_same_order_when_they_are_read_again(path:
         assert pool.candidates(0, 1, max_uses=1) == before
 
 
+def test_it_knows_how_many_a_draw_left(path: Path) -> None:
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        pool.add([shared(number) for number in range(1, 5)], now=0, first_round=1)
+        assert ids(pool) == {1, 2, 3, 4}
+        pool.use([shared(1).id, shared(2).id], 1)
+        assert pool.left == 2
+        pool.bury([shared(3).id], 1)
+        assert pool.left == 1
+
+
 def test_a_question_whose_use_is_forgotten_may_be_drawn_again_at_once(path: Path) -> None:
     with ReplayBuffer(path, PoolConfig(max_groups=2, max_peer_share=1)) as pool:
         pool.add([shared(1), shared(2)], now=0, first_round=1)

@@ -45,13 +45,14 @@ def test_the_demand_follows_the_pace_of_the_rounds_and_not_their_jitter() -> Non
     assert OVERSAMPLING * 4 / 2.7 <= later[-1] <= TELL_RATIO * OVERSAMPLING * 4 / 2.7
 
 
-def test_little_more_is_wanted_than_is_drawn_until_a_round_finds_too_few() -> None:
+@pytest.mark.parametrize(("left", "factor"), [(0, SPARE), (3, SPARE), (4, 1.0)])
+def test_little_more_is_wanted_than_is_drawn_or_no_more_while_as_many_wait(left: int, factor: float) -> None:
     demand = Demand(4)
     for number in range(40):
-        demand.drew(4)
+        demand.drew(4, left)
         demand.next_round(0.5 * number)
-    assert SPARE * 4 / 0.5 <= demand.told <= TELL_RATIO * SPARE * 4 / 0.5
-    demand.drew(3)
+    assert factor * 4 / 0.5 <= demand.told <= TELL_RATIO * factor * 4 / 0.5
+    demand.drew(3, left)
     assert demand.next_round(0.5 * 40)
     assert demand.told == OVERSAMPLING * 4 / 0.5
 
