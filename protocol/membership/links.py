@@ -53,7 +53,7 @@ class Attempt:
 
     contact: Contact
     deadline: float
-    group: str  # the network that it is said to be in
+    group: str  # the network that it is said to be in, and then that of who answered
     host: str = ""  # the IP address that answered
     greeted: float | None = None
     told: bool = False  # whether it sent records, which it may once before its hello
@@ -184,6 +184,16 @@ class Links:
         link = Link(contact.key, dialled=True)
         self._parting.pop(link, None)
         self.attempts[link] = Attempt(contact, now + DIAL_TIMEOUT_S, netgroup(contact.address.endpoint.host))
+
+    def answered(self, attempt: Attempt, host: str) -> bool:
+        """Note from which address a contact answered; False: of its network there are enough without it.
+
+        A name says nothing about that, and names cost less than addresses.
+        """
+        group = netgroup(host)
+        is_one_more = group != attempt.group and self.is_full_of(group)
+        attempt.host, attempt.group = host, group
+        return not is_one_more
 
     def accepted(self, link: Link, host: str) -> None:
         """Somebody dialled us from `host`."""

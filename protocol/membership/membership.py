@@ -270,8 +270,10 @@ class Membership:
         attempt = self._links.attempts.get(link)
         if attempt is None:
             return [HangUp(link)]
+        is_seed = any(seed.key == link.key for seed in self.book.seeds)
+        if host and not self._links.answered(attempt, host) and not is_seed:
+            return [HangUp(link), *self._closed(link, now)]
         attempt.greeted = now.steady
-        attempt.host = host or attempt.host
         return [Send(link, self._greeting(link, needy=self._links.lacks_chosen))]
 
     def _greeting(self, link: Link, *, needy: bool = False) -> Hello:

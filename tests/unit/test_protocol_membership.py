@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -99,6 +100,10 @@ def hello(identity: Identity, *, dialled: bool, start: int = 1, dialable: bool =
 def peers(sender: Identity, *records: PeerRecord) -> Message:
     body = Peers(tuple(record.encoded for record in records)).encode()
     return Message(Link(sender.curve_key, False), sender.node_id, Kind.PEERS, body)
+
+
+def peers_before_hello(sender: Identity, *records: PeerRecord) -> Message:
+    return replace(peers(sender, *records), link=Link(sender.curve_key, True))
 
 
 def told(actions, kind: Kind) -> list[Link]:
@@ -683,6 +688,32 @@ def test_one_public_network_gets_so_many_links_that_dial_us_and_so_many_that_we_
     hosts = [action.address.endpoint.host for action in actions if isinstance(action, Dial)]
     assert sum(host.startswith("198.41.0.") for host in hosts) == 2  # there are 4 of the others, in a /48 each
     assert len(hosts) == len(set(hosts)) == 6  # with those 3 that are there, as many as it wants
+
+
+def named(core: Membership, *identities: Identity) -> list[Identity]:
+    """Let nodes be dialled by names of as many domains that all mean one network; return who gets a hello."""
+    core.handle(peers(HIGH, *(at_host(one, f"node.domain{at}.org") for at, one in enumerate(identities))), at(0))
+    for turn in range(30):
+        core.handle(Tick(), at(DIAL_YIELD_S + turn / 100))
+    links = {one: Link(one.curve_key, True) for one in identities}
+    opened = {one: core.handle(Opened(links[one], f"198.41.0.{n}"), at(2)) for n, one in enumerate(identities)}
+    return [one for one, actions in opened.items() if told(actions, Kind.HELLO) == [links[one]]]
+
+
+def test_names_of_many_domains_do_not_make_one_network_many() -> None:
+    core = machine(limits=Limits(max_prefix_peers=2))
+    join(core, HIGH)
+    greeted = named(core, *OTHERS[:6])
+    assert len(greeted) == 2
+    for identity in greeted:
+        core.handle(peers_before_hello(identity, record(OTHERS[20])), at(2))
+    assert OTHERS[20].node_id not in core.book  # they told of it with one voice
+
+
+def test_a_seed_is_greeted_whatever_network_its_name_is_in() -> None:
+    core = machine(OTHERS[0], limits=Limits(max_prefix_peers=1))
+    join(core, HIGH)
+    assert OTHERS[0] in named(core, *OTHERS[1:6], OTHERS[0])
 
 
 def test_a_peer_may_tell_only_so_many_records() -> None:
