@@ -52,7 +52,7 @@ from protocol.events import (
     Tick,
 )
 from protocol.identity import NodeId
-from protocol.limits.networks import Scope
+from protocol.limits.networks import Scope, prefix_of
 from protocol.lru import Recent
 from protocol.membership.address_book import Acquaintance, Book, saved_scope
 from protocol.membership.dialing import Dialing
@@ -308,8 +308,8 @@ class Membership:
             case Worth.WAITS:
                 self._waiting.set(link, message)
                 return []
-            case Worth.ASK_LIST if may_wait and (ask := self._lists.ask_first(message, now)) is not None:
-                return [ask]
+            case Worth.ASK_LIST if may_wait and (asked := self._ask_first(message, now)):
+                return asked
             case Worth.ASK_LIST | Worth.REFUSED:
                 self.refusals.of(sender, reason, now)
                 peer = self._links.peers.get(sender)
@@ -487,6 +487,14 @@ class Membership:
     def awaits_list(self, link: Link) -> bool:
         """Tell whether who is not yet a peer may send a revocation list over this link."""
         return self._lists.awaits(link)
+
+    def _ask_first(self, hello: Message, now: Instant) -> list[MembershipAction]:
+        """Let a hello wait for its sender's list; nothing: it may not."""
+        network = prefix_of(self._links.host_of(hello.link))
+        displaced = self._lists.displaced_by(hello, network)
+        actions = self._judge_waiting(displaced, now) if displaced is not None else []
+        ask = self._lists.ask_first(hello, network, now)
+        return [*actions, ask] if ask is not None else []
 
     def _list_brought(self, message: Message, now: Instant) -> list[MembershipAction]:
         encoded, hello = self._lists.take(message, now)

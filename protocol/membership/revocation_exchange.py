@@ -3,9 +3,11 @@
 A list has up to 24 KiB and a signature to check, so a link has an allowance of lists that it brings or asks for.
 A hello that we would not admit waits for the list that its sender knows and we do not: it may say that who signed
 its grant may. It waits for `LIST_WAIT_S` and is judged then without one: to ask is an answer, and whoever was answered
-keeps its connection.
+keeps its connection. Promises are free and addresses are not: where as many wait as may, the oldest of the network that
+has most places is judged at once for one of a network that has fewer.
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 from protocol.config import Gate, Instant
@@ -31,6 +33,7 @@ class Brought(NamedTuple):
 class _Waiting(NamedTuple):
     hello: Message
     until: float
+    network: str
 
 
 class RevocationExchange:
@@ -45,7 +48,17 @@ class RevocationExchange:
         """Ask for a list newer than ours."""
         return Send(link, AskRevocations(self._gate.revision))
 
-    def ask_first(self, hello: Message, now: Instant) -> Send | None:
+    def displaced_by(self, hello: Message, network: str) -> Message | None:
+        """Return who is to be judged now, that a hello of `network` may wait; None: there is room, or none for it."""
+        if hello.link in self._waiting or len(self._waiting) < MAX_WAITING:
+            return None
+        places = Counter(waiting.network for waiting in self._waiting.values())
+        ((crowd, most),) = places.most_common(1)
+        if places[network] + 1 >= most:
+            return None
+        return next(waiting.hello for waiting in self._waiting.values() if waiting.network == crowd)
+
+    def ask_first(self, hello: Message, network: str, now: Instant) -> Send | None:
         """Let a hello wait for its sender's list, and ask for that; None: too many wait.
 
         To say it again prolongs nothing.
@@ -54,7 +67,7 @@ class RevocationExchange:
         if waiting is None and len(self._waiting) >= MAX_WAITING:
             return None
         until = now.steady + LIST_WAIT_S if waiting is None else waiting.until
-        self._waiting[hello.link] = _Waiting(hello, until)
+        self._waiting[hello.link] = _Waiting(hello, until, network)
         return self.ask(hello.link)
 
     def late(self, now: Instant) -> list[Message]:

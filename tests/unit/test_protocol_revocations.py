@@ -23,7 +23,7 @@ from protocol.credentials.revocations import (
     open_revocations,
 )
 from protocol.errors import RevocationError
-from protocol.events import Arrived, Link, Message, PeerDown, PeerUp, Received, Revoked, Send, SendFrame, Tick
+from protocol.events import Accepted, Arrived, Link, Message, PeerDown, PeerUp, Received, Revoked, Send, SendFrame, Tick
 from protocol.identity import Identity, NodeId
 from protocol.membership.address_book import Book
 from protocol.membership.membership import Membership
@@ -282,6 +282,27 @@ def test_who_promises_a_list_and_brings_none_is_turned_away_and_so_is_who_comes_
     over = core.handle(Tick(), Instant(NOW.steady + LIST_WAIT_S, NOW.unix))
     assert set(told(over, Kind.GOODBYE)) == {link(stranger) for stranger in strangers[:-1]}
     assert not core.awaits_list(link(strangers[0]))
+
+
+def test_whoever_waits_for_lists_in_all_places_loses_one_to_each_other_network() -> None:
+    core = machine(Gatekeeper(CLUB))
+
+    def promise(number: int, host: str) -> tuple[Link, list]:
+        guest = Identity(bytes([9, number]) * 16)
+        core.handle(Accepted(link(guest), host), NOW)
+        return link(guest), greet(core, guest, revision=7)
+
+    crowd = [promise(number, f"93.184.216.{number}")[0] for number in range(MAX_WAITING)]
+    for number in range(MAX_WAITING, MAX_WAITING + MAX_WAITING // 2):
+        other, actions = promise(number, "93.184.217.1")
+        assert told(actions, Kind.ASK_REVOCATIONS) == [other]
+        assert told(actions, Kind.GOODBYE) == [crowd[number - MAX_WAITING]]
+    for number, host in ((200, "93.184.216.200"), (201, "93.184.217.1")):  # each network has half of the places
+        refused, actions = promise(number, host)
+        assert told(actions, Kind.GOODBYE) == [refused] and not core.awaits_list(refused)
+    third, actions = promise(202, "93.184.218.1")
+    assert told(actions, Kind.ASK_REVOCATIONS) == [third] and core.awaits_list(third)
+    assert sum(map(core.awaits_list, crowd)) == MAX_WAITING // 2 - 1
 
 
 def test_a_hello_that_waited_is_not_judged_once_its_sender_was_taken_in_by_a_later_one() -> None:
