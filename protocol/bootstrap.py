@@ -16,7 +16,9 @@ Rules
  1. A link that closes or stays silent for `PATIENCE_S`, and a member without room: WAITING.
  2. `invite_used` is about one number of the invite: who says it is asked again, with the next one. No two members
     are shown different numbers at a time as long as nobody says so, since each might grant its own.
- 3. It is over when the manifest is there, or all have refused, or `GRACE_S` after the last refusal: somebody
+ 3. Of a member that another names count the endpoints that mean something from where that one answered: else
+    whoever is asked could make a joiner connect into its own network (see `protocol.membership.address_book`).
+ 4. It is over when the manifest is there, or all have refused, or `GRACE_S` after the last refusal: somebody
     answers, and the others had their time.
 """
 
@@ -35,6 +37,8 @@ from protocol.credentials.revocations import open_revocations
 from protocol.errors import JoinError, PeerError
 from protocol.events import Arrived, Closed, Dial, HangUp, Link, NetworkEvent, Opened, SendFrame, Tick
 from protocol.identity import Identity
+from protocol.limits.networks import Scope, scope_of
+from protocol.membership.address_book import usable
 from protocol.membership.links import HELLO_RETRY_S
 from protocol.membership.membership import NO_ROOM
 from protocol.transport.zeromq import ZmqTransport
@@ -68,6 +72,8 @@ class Member:
     """One that is asked; `since` is when its state began or is to end, `shown` which grant it last saw."""
 
     address: Address
+    scope: Scope = Scope.LOOPBACK  # of the nearest address that its host name may mean
+    host: str = ""  # the IP address that answered, "" if it is not known
     state: State = State.WAITING
     since: float = 0.0
     said: float = 0.0  # when we last said something
@@ -111,7 +117,7 @@ class Bootstrap:
         return {str(member.address.endpoint): member.reason for member in self._members.values() if member.reason}
 
     def is_over(self, now: Instant) -> bool:
-        """Rule 3."""
+        """Rule 4."""
         if self.manifest is not None or all(member.state is State.REFUSED for member in self._members.values()):
             return True
         return self._refused_at is not None and now.steady >= self._refused_at + GRACE_S and not self._is_admitted
@@ -125,9 +131,12 @@ class Bootstrap:
         match event:
             case Tick():
                 return [action for member in self._members.values() for action in self._tick(member, now)]
-            case Opened(link):
+            case Opened(link, host):
                 member = self._member(link)
-                return self._greet(member, now) if member and member.state is State.DIALLED else [HangUp(link)]
+                if member is None or member.state is not State.DIALLED:
+                    return [HangUp(link)]
+                member.host = host
+                return self._greet(member, now)
             case Closed(link):
                 member = self._member(link)
                 if member is not None and member.state not in (State.WAITING, State.REFUSED):
@@ -148,7 +157,7 @@ class Bootstrap:
         match member.state:
             case State.WAITING if now.steady >= member.since:
                 member.state, member.since = State.DIALLED, now.steady
-                return [Dial(member.address)]
+                return [Dial(member.address, member.scope)]
             case State.WAITING | State.REFUSED:
                 return []
         if now.steady >= member.since + PATIENCE_S:
@@ -209,7 +218,7 @@ class Bootstrap:
                     return [HangUp(link)]
                 return self._refused(member, reason, now)
             case Kind.PEERS:
-                self._hear_of(Peers.decode(envelope.body), now)
+                self._hear_of(scope_of(member.host), Peers.decode(envelope.body), now)
             case Kind.MANIFEST if member.state is State.ADMITTED:
                 return self._take(member, Manifest.decode(envelope.body).encoded, now)
             case Kind.REVOCATIONS if member.state is State.ADMITTED:
@@ -253,13 +262,14 @@ class Bootstrap:
         member.pauses = min(member.pauses + 1, 16)
         member.state, member.since = State.WAITING, now.steady + delay * self._rng.uniform(0.5, 1.0)
 
-    def _hear_of(self, peers: Peers, now: Instant) -> None:
+    def _hear_of(self, scope: Scope, peers: Peers, now: Instant) -> None:
         for encoded in peers.records:
             if len(self._members) >= MAX_MEMBERS:
                 return
             record = open_record(encoded, self._invite.swarm, now.unix, self._identity.verify)
-            if record.address is not None and record.curve_key != self._identity.curve_key:
-                self._members.setdefault(record.curve_key, Member(record.address))
+            addresses = usable(record, scope)
+            if addresses and record.curve_key != self._identity.curve_key:
+                self._members.setdefault(record.curve_key, Member(addresses[0], scope))
 
     def _send(self, member: Member, body: Body, now: Instant) -> SendFrame:
         self._sequence += 1
@@ -299,8 +309,8 @@ def fetch_manifest(identity: Identity, invite: Invite, grants: Sequence[bytes], 
             for event in events:
                 for action in bootstrap.handle(event, read_clock()):
                     match action:
-                        case Dial(address):
-                            transport.dial(address)
+                        case Dial(address, scope):
+                            transport.dial(address, scope)
                         case HangUp(link):
                             transport.hang_up(link)
                         case SendFrame(link, frame):

@@ -14,6 +14,7 @@ from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, m
 from protocol.credentials.records import Address, Endpoint, make_record, open_record
 from protocol.events import Arrived, Closed, Dial, HangUp, Link, Opened, SendFrame, Tick
 from protocol.identity import Identity
+from protocol.limits.networks import scope_of
 from protocol.membership.links import HELLO_RETRY_S
 from protocol.wire.envelope import Kind, open_frame, seal
 from protocol.wire.messages import Goodbye, Hello, Manifest, Peers
@@ -167,6 +168,30 @@ def test_a_member_without_room_names_others_who_are_asked_and_is_asked_again_lat
     assert dials == [other.curve_key for other in others[: MAX_MEMBERS - 1]]
     again = [action.address.key for action in talk.feed(Tick(), now=1.0) if isinstance(action, Dial)]
     assert again == [full.curve_key]
+
+
+@pytest.mark.parametrize(
+    ("teller", "reached"),
+    [
+        ("198.41.0.4", ["93.184.216.34", "a-name"]),
+        ("192.168.0.9", ["93.184.216.34", "192.168.0.7", "a-name"]),
+        ("127.0.0.1", ["93.184.216.34", "192.168.0.7", "127.0.0.1", "a-name"]),
+        ("", ["93.184.216.34", "a-name"]),
+    ],
+)
+def test_a_member_makes_no_joiner_connect_into_a_network_that_it_is_not_in_itself(
+    teller: str, reached: list[str]
+) -> None:
+    full, *others = SEEDS
+    talk = Talk(full)
+    talk.feed(Tick())
+    talk.feed(Opened(link(full), teller))
+    hosts = ["93.184.216.34", "192.168.0.7", "127.0.0.1", "a-name"]
+    told = [record(other, host).encoded for other, host in zip(others, hosts, strict=False)]
+    talk.say(full, Kind.PEERS, Peers(tuple(told)).encode())
+    dials = [action for action in talk.feed(Tick()) if isinstance(action, Dial)]
+    assert [dial.address.endpoint.host for dial in dials] == reached
+    assert {dial.scope for dial in dials} == {scope_of(teller)}  # where a name is looked up, it may mean anything
 
 
 def test_a_link_that_fails_or_falls_silent_is_dialled_again_after_a_growing_pause() -> None:
