@@ -47,6 +47,7 @@ from protocol.credentials.revocations import (
 )
 from protocol.errors import GrantError, JoinError, ManifestError, RevocationError
 from protocol.identity import Identity, NodeId, id_bytes, node_id
+from protocol.limits.networks import netgroup, scope_of
 from protocol.storage import load_peers, read_bounded, write_atomically
 from protocol.wire.messages import MAX_MANIFEST_BYTES, MAX_REVOCATIONS_BYTES
 
@@ -257,9 +258,18 @@ def _own_address(folder: Path) -> list[Address]:
 
 
 def _peers(folder: Path, manifest: SwarmManifest) -> list[Address]:
-    records = usable_records(load_peers(folder / "peers.json"), manifest.swarm, time.time())
-    newest = sorted(records, key=lambda record: record.expiry_ms, reverse=True)
-    return [record.address for record in newest if record.address is not None]
+    """Return where to dial peers that the node in `folder` knows, of each public network one, its links first.
+
+    Not those first whose records were renewed last: how long its record holds each says itself.
+    """
+    gate = load_gate(folder, manifest)
+    addresses: dict[str, Address] = {}
+    for record in usable_records(load_peers(folder / "peers.json"), manifest.swarm, time.time()):
+        if record.addresses and not gate.is_revoked(record.node_id):
+            farthest = max(record.addresses, key=lambda address: scope_of(address.endpoint.host))
+            network = netgroup(farthest.endpoint.host) or str(farthest)  # nodes of private networks are not one
+            addresses.setdefault(network, farthest)
+    return list(addresses.values())
 
 
 def join(invite: Invite, config: NodeConfig, folder: Path) -> NodeConfig:

@@ -145,8 +145,13 @@ class Membership:
 
     @property
     def saved_records(self) -> list[PeerRecord]:
-        """What to keep on disk: every record of the book, and the expired ones of whom we would look for."""
-        return [*self.book.dialable_records(), *self._dialing.feelers.records]
+        """What to keep on disk: every record of the book, and the expired ones of whom we would look for.
+
+        First are the peers that we dialled, and then those who dialled us: a person may be told of these.
+        """
+        ranks = {node: not peer.link.dialled for node, peer in self._links.peers.items()}
+        known = sorted(self.book.dialable_records(), key=lambda record: ranks.get(record.node_id, 2))
+        return [*known, *self._dialing.feelers.records]
 
     def restore(self, expired: Iterable[PeerRecord]) -> None:
         """Take in, before the first event, those of the saved records that have expired since."""

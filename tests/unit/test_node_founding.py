@@ -1,6 +1,7 @@
 """A swarm's tasks on this machine: described by the founder, built and checked by who joins."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,21 @@ from node.founding import (
     describe_tasks,
     load_grant,
     load_manifest,
+    make_invite,
     save_grant,
     save_manifest,
+    save_revocations,
 )
 from node.tasks import load_tasks
 from node.tasks.builtin import FAMILIES
 from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
+from protocol.credentials.records import Address, Endpoint, make_record
+from protocol.credentials.revocations import make_revocations
 from protocol.identity import Identity
+from protocol.storage import save_peers
 
 FOUNDER = Identity(bytes(32))
+DAY_MS = 24 * 3600 * 1000
 
 
 def manifest(tasks: list[ManifestTask]) -> SwarmManifest:
@@ -139,3 +146,29 @@ def test_a_damaged_manifest_is_one_clear_line(damage: bytes, tmp_path: Path) -> 
     (tmp_path / "manifest.bin").write_bytes(damage)
     with pytest.raises(UserError, match=r"manifest\.bin is damaged .*: delete it and join the swarm again"):
         load_manifest(tmp_path)
+
+
+def test_an_invite_names_peers_in_the_order_of_the_nodes_links_and_one_of_each_network(tmp_path: Path) -> None:
+    """A record says itself how long it holds, up to a week: whoever says so would be in every invite."""
+    manifest = make_manifest(FOUNDER, "club", 1, Policy.OPEN, [ManifestTask("t", 1, "ab", "{}")])
+    save_manifest(tmp_path, manifest)
+    now_ms = int(time.time() * 1000)
+    hosts = [
+        ["192.168.0.7", "93.184.216.34"],
+        ["93.184.216.35"],
+        ["10.0.0.1"],
+        ["10.0.0.2"],
+        *([f"198.41.{network}.4"] for network in range(20)),
+    ]
+    keys = [Identity(bytes([number]) * 32) for number in range(1, len(hosts) + 1)]
+    lives = [DAY_MS] * 4 + [7 * DAY_MS - 60_000] * 20
+    records = [
+        make_record(key, manifest.swarm, tuple(Endpoint(host, 4001) for host in some), 1, "", now_ms + life)
+        for key, some, life in zip(keys, hosts, lives, strict=True)
+    ]
+    save_peers(tmp_path / "peers.json", [record.encoded for record in records])
+    seeds = make_invite(tmp_path, [Address(Endpoint("203.0.113.1", 4001), FOUNDER.curve_key)]).seeds
+    assert [seed.endpoint.host for seed in seeds] == ["203.0.113.1", "93.184.216.34", "10.0.0.1", "10.0.0.2"]
+    save_revocations(tmp_path, make_revocations(FOUNDER, manifest, [keys[0].node_id, keys[2].node_id], 1).encoded)
+    seeds = make_invite(tmp_path, [Address(Endpoint("203.0.113.1", 4001), FOUNDER.curve_key)]).seeds
+    assert [seed.endpoint.host for seed in seeds] == ["203.0.113.1", "93.184.216.35", "10.0.0.2", "198.41.0.4"]

@@ -744,6 +744,19 @@ def test_links_are_bounded() -> None:
     assert len(dials) == MAX_DIALS
 
 
+def test_of_what_is_saved_the_peers_that_we_chose_are_first_and_then_those_who_came() -> None:
+    core = machine(HIGH)
+    join(core, LOW)
+    core.handle(peers(LOW, record(OTHERS[0])), at(0))
+    core.book.add(record(OTHERS[1]))
+    core.handle(Closed(Link(LOW.curve_key, False)), at(0))
+    join(core, OTHERS[2])
+    core.handle(Tick(), at(0))
+    core.handle(Opened(Link(HIGH.curve_key, True)), at(0))
+    core.handle(hello(HIGH, dialled=True), at(0))
+    assert core.saved_records == [record(HIGH), record(OTHERS[2]), record(LOW), record(OTHERS[1])]
+
+
 def test_known_records_are_bounded() -> None:
     core = machine(limits=Limits(max_known_peers=5))
     join(core, HIGH)
