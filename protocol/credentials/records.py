@@ -175,10 +175,10 @@ class PeerRecord:
         return self.addresses[0] if self.addresses else None
 
     @cached_property
-    def reach(self) -> tuple[Scope, Scope]:
-        """The scopes of its nearest and of its farthest endpoint; without one as if both were public."""
-        scopes = [scope_of(endpoint.host) for endpoint in self.endpoints]
-        return min(scopes, default=Scope.PUBLIC), max(scopes, default=Scope.PUBLIC)
+    def nearest(self) -> Scope:
+        """The scope of its nearest endpoint, services' included; without one as if it were public."""
+        endpoints = (*self.endpoints, *(service.endpoint for service in self.services))
+        return min((scope_of(endpoint.host) for endpoint in endpoints), default=Scope.PUBLIC)
 
     @property
     def started(self) -> int:

@@ -383,8 +383,7 @@ class Book:
 
 def usable(record: PeerRecord, scope: Scope) -> tuple[Address, ...]:
     """Return the record's addresses that are at least of that scope."""
-    nearest, _ = record.reach
-    if nearest >= scope:
+    if record.nearest >= scope:
         return record.addresses  # the very tuple that all nodes of a simulation share
     return tuple(address for address in record.addresses if scope_of(address.endpoint.host) >= scope)
 

@@ -153,6 +153,8 @@ def meant_for(scope: Scope, records: Iterable[PeerRecord]) -> list[PeerRecord]:
 
 
 def means_something(record: PeerRecord, scope: Scope) -> bool:
-    """Tell whether a record is of use to a reader of that scope: one with nearer endpoints only is not."""
-    _, farthest = record.reach
-    return farthest >= scope
+    """Tell whether a record is for readers of that scope.
+
+    One that names anything nearer is not, be there other endpoints beside: its node signs another for those out there.
+    """
+    return record.nearest >= scope

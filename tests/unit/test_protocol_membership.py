@@ -671,6 +671,28 @@ def test_private_endpoints_are_told_to_peers_of_the_same_network_only() -> None:
         assert (at_host(neighbour, "192.168.0.9").encoded in known) is is_told
 
 
+def test_a_neighbours_record_with_private_endpoints_beside_public_ones_is_told_to_neighbours_only() -> None:
+    """It signs another for those out there, and whoever hears of it there has that one."""
+    core = machine()
+    expiry_ms = int((UNIX + 3600) * 1000)
+    both = make_record(OTHERS[0], SWARM, (HOME, OUTSIDE), 1 << REFUTATION_BITS, "test", expiry_ms + 2)
+    outside = make_record(OTHERS[1], SWARM, (OUTSIDE,), 1 << REFUTATION_BITS, "test", expiry_ms + 1)
+    for identity, host, shown in ((OTHERS[0], "192.168.0.9", both), (OTHERS[1], "198.41.0.4", outside)):
+        link = Link(identity.curve_key, False)
+        core.handle(Accepted(link, host), at(0))
+        core.handle(Message(link, identity.node_id, Kind.HELLO, Hello(shown.encoded).encode()), at(0))
+    for identity, host, expected in (
+        (LOW, "192.168.0.8", {both.encoded, outside.encoded}),
+        (HIGH, "2001:4860:4860::8888", {outside.encoded}),
+    ):
+        core.handle(Accepted(Link(identity.curve_key, False), host), at(1))
+        told_at_once = bodies(core.handle(hello(identity, dialled=False), at(1)), Kind.PEERS)
+        asked = Message(Link(identity.curve_key, False), identity.node_id, Kind.DIGEST, Digest(()).encode())
+        for body in (*told_at_once, *bodies(core.handle(asked, at(20)), Kind.PEERS)):
+            known = set(Peers.decode(body).records)
+            assert known & {both.encoded, outside.encoded} == expected
+
+
 @settings(max_examples=20)
 @given(st.integers())
 def test_one_public_network_gets_so_many_links_that_dial_us_and_so_many_that_we_choose(chance: int) -> None:
