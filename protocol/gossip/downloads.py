@@ -19,7 +19,7 @@ Rules
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -135,6 +135,12 @@ class Downloads:
             return None
         self._forget(item_id)
         return download.outline.fill(download.chunks[index] for index in range(len(download.chunks)))
+
+    def forget_signed(self, is_by: Callable[[NodeId], bool]) -> None:
+        """Fetch nothing more that somebody signed for whom `is_by` holds."""
+        for item_id, download in list(self._downloads.items()):
+            if is_by(node_id(download.outline.header.public_key)):
+                self._forget(item_id)
 
     def lost(self, node: NodeId) -> None:
         """A holder is gone."""

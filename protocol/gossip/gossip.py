@@ -144,8 +144,9 @@ class Gossip:
         return self._seen.get(item)
 
     def withdraw_signed(self, is_by: Callable[[NodeId], bool]) -> None:
-        """Offer nobody any more what somebody signed for whom `is_by` holds."""
+        """Offer nobody any more what somebody signed for whom `is_by` holds, and fetch no more of it."""
         self._store.withdraw_signed(is_by)
+        self._downloads.forget_signed(is_by)
 
     def wait(self) -> float:
         """Return how many seconds after the last tick the next one is of use."""

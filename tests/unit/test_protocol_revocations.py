@@ -23,15 +23,29 @@ from protocol.credentials.revocations import (
     open_revocations,
 )
 from protocol.errors import RevocationError
-from protocol.events import Accepted, Arrived, Link, Message, PeerDown, PeerUp, Received, Revoked, Send, SendFrame, Tick
+from protocol.events import (
+    Accepted,
+    Arrived,
+    Item,
+    Link,
+    Message,
+    PeerDown,
+    PeerUp,
+    Received,
+    Revoked,
+    Send,
+    SendFrame,
+    Tick,
+)
 from protocol.identity import Identity, NodeId
 from protocol.membership.address_book import Book
 from protocol.membership.membership import Membership
 from protocol.membership.revocation_exchange import LIST_WAIT_S, LISTS, MAX_WAITING
-from protocol.wire.envelope import Kind, open_frame, seal
+from protocol.wire.envelope import CHUNK_BYTES, Kind, chunk_hashes, header_of, open_frame, seal
 from protocol.wire.messages import (
     MAX_REVOCATIONS_BYTES,
     NO_TOPIC,
+    Announce,
     AskRevocations,
     Goodbye,
     Hello,
@@ -358,6 +372,28 @@ def test_items_of_a_revoked_signer_are_dropped_whoever_brings_them_and_offered_n
         actions += core.handle(Tick(), later)
     offered = [a for a in actions if isinstance(a, SendFrame) and open_frame(a.frame).kind == Kind.ANNOUNCE]
     assert bool(offered) == (not revoked)
+
+
+@pytest.mark.parametrize("revoked", [(), (EVIL.node_id,)])
+def test_a_large_item_that_is_being_fetched_is_not_taken_once_its_signer_is_revoked(revoked) -> None:
+    core = Core(Setup(ME, CLUB.swarm, gate=Gatekeeper(CLUB)), Book((), 16), random.Random(1), NOW)
+    numbers = itertools.count(1)
+
+    def hear(kind: Kind, body: bytes):
+        frame = seal(MEMBER, CLUB.swarm, kind, next(numbers), int(NOW.unix * 1000), body)
+        return core.handle(Arrived(link(MEMBER), frame), NOW)
+
+    body = bytes(CHUNK_BYTES + 1)
+    hashes = chunk_hashes(body)
+    frame = seal(EVIL, CLUB.swarm, Kind.ITEM, 1, int(NOW.unix * 1000), body, hashes)
+    item = Item(header_of(frame).item_id, EVIL.node_id, NOW.unix, NO_TOPIC, frame, hashes)
+    hear(Kind.HELLO, Hello(record(MEMBER).encoded).encode())
+    hear(Kind.ANNOUNCE, Announce((item.entry,)).encode())
+    hear(Kind.OUTLINE, item.outline.encode())
+    core.handle(Revoked(signed(*revoked).encoded), NOW)
+    came = [action for index in (0, 1) for action in hear(Kind.CHUNK, item.chunk(index).encode())]
+    assert any(isinstance(action, Received) for action in came) == (not revoked)
+    assert core.admission.score(MEMBER.node_id, NOW) == 0
 
 
 def test_a_file_that_holds_no_list_is_counted_and_changes_nothing() -> None:
