@@ -126,4 +126,5 @@ class Dialing:
 
 
 def _name(contact: Contact) -> str:
-    return name_of(netgroup(contact.address.endpoint.host), contact.key)
+    host = contact.address.endpoint.host
+    return name_of(netgroup(host), host, contact.key)

@@ -64,8 +64,9 @@ class Directory:
     @property
     def here(self) -> str:
         """As whom we are near to others (see `pairing`): a node that cannot be dialled does not know its network."""
-        networks = (netgroup(endpoint.host) for endpoint in self.record.endpoints)
-        return name_of(next(filter(None, networks), ""), self._setup.identity.curve_key)
+        hosts = [endpoint.host for endpoint in self.record.endpoints]
+        host = next(filter(netgroup, hosts), hosts[0] if hosts else "")
+        return name_of(netgroup(host), host, self._setup.identity.curve_key)
 
     def announce(self, peers: Iterable[Peer]) -> list[MembershipAction]:
         """Show our newest record to live peers."""

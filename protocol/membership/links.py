@@ -170,7 +170,8 @@ class Links:
         """
         came = [(node, peer) for node, peer in self.peers.items() if not peer.link.dialled]
         distances = {
-            node: distance(here, name_of(peer.group, peer.link.key), now.unix) for node, peer in came[len(came) // 2 :]
+            node: distance(here, name_of(peer.group, peer.host, peer.link.key), now.unix)
+            for node, peer in came[len(came) // 2 :]
         }
         farthest = max(distances, key=distances.__getitem__, default=None)
         return farthest if farthest and distance(here, caller, now.unix) < distances[farthest] else None

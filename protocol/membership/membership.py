@@ -337,7 +337,7 @@ class Membership:
         group = self._links.group_of(link, record)
         if known is None and not link.dialled and not self._links.has_room(group):
             makes_room = hello.needy and not self._links.is_full_of(group)
-            evicted = self._make_room(name_of(group, link.key), now) if makes_room else None
+            evicted = self._make_room(name_of(group, self._links.host_of(link), link.key), now) if makes_room else None
             if evicted is None:
                 others = Send(link, self.directory.sample(sender, self._links.scope_of(link), REFERRALS))
                 return [*actions, others, *self._refuse(link, "full", now)]

@@ -10,16 +10,26 @@ attacker who calls all has those places of each where it comes first, while an h
 What a network is near to can be known before it is rented, so whoever has many to choose from is near to whom it
 wants. Therefore not all places go by distance, nor all dials. And a pair's distance is another after `PERIOD_S`, each
 pair's at a time of its own, so that nobody is near to another for good.
+
+A caller counts as of the network in which it is seen, and knows that of its own first public endpoint only. Where the
+two differ, as with a domain name, a second address family or NAT, it looks for room where it is no nearer than others
+are, and is turned away as often as a node that dials at random.
 """
 
 import hashlib
 
+from protocol.limits.networks import Scope, read_address, scope_of
+
 PERIOD_S = 3600.0  # longer than most links last that are replaced by turns (see `Timing.rotate_interval`)
 
 
-def name_of(network: str, key: bytes) -> str:
-    """Return as whom a node is near or far: its public network, or where it is in none its CURVE key."""
-    return network or key.hex()
+def name_of(network: str, host: str, key: bytes) -> str:
+    """Return as whom a node is near or far: its public network, else its address, or on this machine its CURVE key.
+
+    A key costs nothing, so whoever is in our own network, or behind a gateway that hides who calls, would make some
+    until one is near. On one machine there is nobody to keep out, and nothing else to tell nodes apart by.
+    """
+    return network or (key.hex() if scope_of(host) is Scope.LOOPBACK else str(read_address(host) or host))
 
 
 def distance(one: str, other: str, unix: float) -> int:

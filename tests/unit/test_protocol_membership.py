@@ -393,6 +393,20 @@ def test_however_many_near_ones_call_the_older_half_of_the_callers_stays() -> No
     assert not {identity.node_id for identity in callers[4:8]} & set(core.peers)
 
 
+def test_of_those_who_are_seen_at_one_private_address_no_key_is_nearer_than_another() -> None:
+    core = machine(limits=Limits(max_peers=3))
+
+    def call(identity: Identity) -> list:
+        core.handle(Accepted(Link(identity.curve_key, False), "192.168.0.1"), at(0))  # as a gateway may show all
+        return core.handle(hello(identity, dialled=False, needy=True), at(EVICT_INTERVAL_S))
+
+    first = [identity.node_id for identity in OTHERS[:2] if call(identity)]
+    assert core.peers == first
+    for identity in OTHERS[2:]:
+        assert told(call(identity), Kind.GOODBYE) == [Link(identity.curve_key, False)]
+    assert core.peers == first
+
+
 def test_a_node_that_lacks_links_of_its_own_choice_says_so() -> None:
     core = machine(*OTHERS[:4], limits=Limits(max_peers=6))  # of which two are its own choice
     for identity in OTHERS[4:7]:

@@ -20,6 +20,8 @@ def test_a_distance_changes_once_in_a_period_each_pairs_at_a_time_of_its_own() -
     assert max(changes) <= 12 and sum(map(bool, changes)) >= 14
 
 
-def test_who_is_in_no_public_network_is_near_by_its_key() -> None:
-    assert name_of("93.184.216.0/24", b"key") == "93.184.216.0/24"
-    assert name_of("", b"key") == b"key".hex()
+def test_who_is_in_no_public_network_is_near_by_its_address_and_on_this_machine_by_its_key() -> None:
+    assert name_of("93.184.216.0/24", "93.184.216.34", b"key") == "93.184.216.0/24"
+    assert name_of("", "192.168.0.8", b"key") == name_of("", "::ffff:192.168.0.8", b"other") == "192.168.0.8"
+    assert name_of("", "", b"key") == name_of("", "", b"other")  # a node that does not know where it is
+    assert name_of("", "127.0.0.1", b"key") == b"key".hex()
