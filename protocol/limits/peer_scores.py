@@ -56,7 +56,9 @@ class ScoreBoard:
     does not clear it. A subject whose score falls below `limit` is refused for `first_refusal_s`, and
     each further time for twice as long as the last, up to `last_refusal_s`; as long as that without a
     refusal takes one doubling back, so that a bad hour of an honest peer does not follow it for months. Only
-    offenders take up memory, at most `capacity`; beyond that the mildest eighth is forgotten, who is refused last.
+    offenders take up memory, at most `capacity`; beyond that the mildest eighth is forgotten, who is refused last, and
+    of those whose refusal ends first: a score fades within hours, and a refusal lasts for up to a day. So whoever wants
+    to be forgotten needs seven eighths of `capacity` others that are refused for longer.
     To find them is to look at all, and keys cost nothing: whoever has many must not make us do that each time.
     """
 
@@ -89,7 +91,10 @@ class ScoreBoard:
             standing.refused_until = now + delay
         if len(self._standings) > self.capacity:
             kept = self.capacity - self.capacity // THINNING
-            by_harm = sorted(self._standings, key=lambda name: (not self.is_refused(name, now), self.score(name, now)))
+            by_harm = sorted(
+                self._standings,
+                key=lambda name: (-max(now, self._standings[name].refused_until), self.score(name, now)),
+            )
             for mild in by_harm[kept:]:
                 del self._standings[mild]
 

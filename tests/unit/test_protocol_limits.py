@@ -98,6 +98,18 @@ def test_the_score_board_is_bounded_and_forgets_the_mildest() -> None:
     assert 8 <= sum(board.score(f"key {number}", 0.0) < 0 for number in range(100)) <= 9
 
 
+def test_of_the_refused_whose_refusal_lasts_longest_is_forgotten_last_however_old_its_score() -> None:
+    board, now = scores(capacity=8), 0.0
+    for refusals in range(8):
+        board.penalise("persistent", 30.0, now)
+        now += FIRST_REFUSAL_S * 2**refusals
+    now -= 3600.0
+    assert board.is_refused("persistent", now) and board.score("persistent", now) > -0.1
+    for number in range(100):
+        board.penalise(f"key {number}", 30.0, now)
+    assert board.is_refused("persistent", now)
+
+
 def test_new_offenders_on_a_full_board_cost_a_bounded_number_of_looks_each() -> None:
     class Counted(ScoreBoard):
         looks = 0
