@@ -13,7 +13,7 @@ MAX_ALLOWANCES = 1024
 # What takes as long to read and to act on as any message: 512 announced ids are 24 kB, and 5 ms.
 MESSAGE_BYTES = 1 << 10
 # Points that one offence costs. Nothing here can happen to an honest node on a working machine,
-# except "replayed" and "flood" in small numbers and "stale" when clocks differ.
+# except "replayed", "flood", "no_hello" and "unasked_chunk" in small numbers and "stale" when clocks differ.
 PENALTIES = {
     "oversized": 2.0,
     "malformed": 2.0,
@@ -22,8 +22,13 @@ PENALTIES = {
     "wrong_swarm": 2.0,
     "replayed": 0.2,
     "flood": 0.02,
+    # A signature is checked before it is known that nobody there said hello. A link that was just lost may bring a few.
+    "no_hello": 0.02,
     "stale": 0.1,
     "false_chunk": 2.0,
+    # As large as a message gets. A holder that is too slow each time brings four every 6 s for which others were asked
+    # by then, and comes to less than half of a refusal.
+    "unasked_chunk": 0.01,
     # Items of topics that it was told we do not want, or pushed long after we asked for announcements: some
     # may be on the way when we say so.
     "unwanted": 0.05,

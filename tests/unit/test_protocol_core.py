@@ -147,6 +147,7 @@ def test_an_item_is_delivered_with_its_signers_name_whoever_brings_it() -> None:
         ("impostor", lambda talk: talk.frame(Kind.PING, Ping(1).encode(), OTHER)),
         ("stale", lambda talk: talk.frame(Kind.ITEM, b"body", age=3601)),
         ("stale", lambda talk: talk.frame(Kind.ITEM, b"body", age=-601)),
+        ("unasked_chunk", lambda talk: talk.frame(Kind.CHUNK, ItemChunk(ItemId(bytes(32)), 0, b"data").encode())),
     ],
 )
 def test_what_breaks_the_protocol_is_counted_and_costs_whoever_sent_it(reason: str, make) -> None:
@@ -504,6 +505,17 @@ def test_a_strangers_offences_are_held_against_its_key() -> None:
     for _ in range(12):
         talk.hear(b"garbage", OTHER_LINK)
     assert talk.rejected == {"malformed": 11, "graylisted": 1}
+
+
+def test_a_stranger_that_talks_without_a_hello_pays_and_its_network_too() -> None:
+    """Each such message costs us a signature, and strangers of one network may send 2,000 a second."""
+    talk = Talk()
+    frame = talk.frame(Kind.PING, Ping(1).encode(), OTHER)
+    for _ in range(1010):
+        talk.hear(frame, OTHER_LINK)
+    assert talk.rejected["graylisted"] > 0
+    assert {charge.link for charge in talk.charged} == {OTHER_LINK}
+    assert sum(charge.points for charge in talk.charged) > -Limits().graylist_score
 
 
 def test_a_flood_is_dropped_and_counted() -> None:
