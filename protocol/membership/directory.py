@@ -102,7 +102,10 @@ class Directory:
 
     def tick(self, now: Instant) -> None:
         """Renew our record in good time, and let go of expired ones."""
-        if self.record.expiry_ms / 1000 - now.unix < RECORD_LIFE_S / 2:
+        left = self.record.expiry_ms / 1000 - now.unix
+        if left > 2 * RECORD_LIFE_S:  # our clock was set back: to others it may hold for too long to be one
+            self.renew(now, self.record.incarnation + 1)
+        elif left < RECORD_LIFE_S / 2:
             self.renew(now, self.record.incarnation)
         if now.steady >= self._next_expiry:
             self._next_expiry = now.steady + EXPIRY_INTERVAL_S

@@ -816,6 +816,15 @@ def test_our_record_is_renewed_before_it_expires() -> None:
         assert core.record.expiry_ms / 1000 > UNIX + hours * 3600 + 6 * 3600
 
 
+def test_our_record_is_renewed_when_our_clock_is_set_back_and_others_would_not_believe_it() -> None:
+    core = machine()
+    before, now = core.record, UNIX - 30 * 24 * 3600.0
+    with pytest.raises(RecordError, match="stale"):
+        open_record(before.encoded, SWARM, now)
+    core.handle(Tick(), Instant(1.0, now))
+    assert open_record(core.record.encoded, SWARM, now).replaces(before)
+
+
 def test_a_node_that_moved_tells_its_peers_at_once_and_is_not_taken_for_restarted() -> None:
     core = machine()
     join(core, HIGH)
