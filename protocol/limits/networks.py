@@ -12,6 +12,7 @@ from functools import lru_cache
 IPV4_PREFIX_BITS = 24
 IPV6_PREFIX_BITS = 56
 IPV6_SITE_BITS = 48  # what a hosting company gives a customer who asks (RFC 6177), and nobody gets more easily
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # as which a machine without IPv4 sees all of it (RFC 6052)
 MAX_CACHED = 4096
 
 
@@ -19,7 +20,7 @@ class Scope(IntEnum):
     """From how far an address can be reached: larger is farther."""
 
     LOOPBACK = 0
-    PRIVATE = 1  # RFC 1918, RFC 4193, RFC 6598, link-local, and what is reserved
+    PRIVATE = 1  # RFC 1918, RFC 4193, RFC 6598, link-local, site-local (RFC 3879), and what is reserved
     PUBLIC = 2
 
 
@@ -31,7 +32,8 @@ def scope_of(host: str) -> Scope:
         return Scope.LOOPBACK if host == "localhost" else Scope.PUBLIC
     if parsed.is_loopback or parsed.is_unspecified:  # connecting to 0.0.0.0 is connecting to ourselves
         return Scope.LOOPBACK
-    return Scope.PUBLIC if parsed.is_global else Scope.PRIVATE
+    is_site_local = isinstance(parsed, ipaddress.IPv6Address) and parsed.is_site_local
+    return Scope.PUBLIC if parsed.is_global and not is_site_local else Scope.PRIVATE
 
 
 def prefix_of(address: str) -> str:
@@ -55,7 +57,7 @@ def netgroup(host: str) -> str:
     parsed = read_address(host)
     if parsed is None:
         return ".".join(host.lower().rstrip(".").split(".")[-2:])
-    if not parsed.is_global:
+    if scope_of(host) is not Scope.PUBLIC:
         return ""
     bits = IPV4_PREFIX_BITS if parsed.version == 4 else IPV6_SITE_BITS
     return str(ipaddress.ip_network((parsed, bits), strict=False))
@@ -69,4 +71,6 @@ def read_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | N
         return None
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
         return parsed.ipv4_mapped  # how a socket that listens on both families sees IPv4
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed in NAT64:
+        return ipaddress.IPv4Address(parsed.packed[-4:])
     return parsed

@@ -56,7 +56,10 @@ def test_a_prefix_that_goes_on_is_remembered_among_any_number_of_others() -> Non
         ("100.64.0.1", Scope.PRIVATE),
         ("fe80::1%eth0", Scope.PRIVATE),
         ("fd00::1", Scope.PRIVATE),
+        ("fec0::1", Scope.PRIVATE),
         ("::ffff:192.168.1.1", Scope.PRIVATE),
+        ("64:ff9b::192.168.1.1", Scope.PRIVATE),
+        ("64:ff9b::198.41.0.4", Scope.PUBLIC),
         ("198.41.0.4", Scope.PUBLIC),
         ("2001:4860:4860::8888", Scope.PUBLIC),
         ("box.example", Scope.PUBLIC),  # until it is resolved
@@ -71,6 +74,8 @@ def test_the_scope_of_an_address(host: str, scope: Scope) -> None:
     [
         ("198.41.0.4", "198.41.0.0/24"),
         ("::ffff:198.41.0.4", "198.41.0.0/24"),
+        ("64:ff9b::198.41.0.4", "198.41.0.0/24"),
+        ("fec0::1", ""),
         ("2001:4860:4860:7::1", "2001:4860:4860::/48"),
         ("a.b.pool.example.", "pool.example"),
         ("A.POOL.example", "pool.example"),
