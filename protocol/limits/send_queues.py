@@ -12,8 +12,9 @@ Rules
  3. Whose turn it is: start-time fair queueing (Goyal, Vin, Cheng 1996). Each link has a virtual time, which
     rises by the bytes that it is sent; the link with the smallest goes next. One that was idle begins at the
     present virtual time: it is owed nothing for its silence.
- 4. Under an upload limit, items wait for tokens. What we signed ourselves does not wait, but is paid for. A
-    bucket may be in debt by a frame, which is how a frame larger than its burst gets out.
+ 4. Under an upload limit, items wait for tokens. What we signed ourselves does not wait, but is paid for, up to
+    `MAX_DEBT_S` ahead: else whoever makes us talk more than the line carries stops our items for long after it has
+    gone. An item may leave the bucket in debt by a frame, which is how one larger than its burst gets out.
  5. While nothing waits for anybody, and there is no upload limit, frames pass by the queues: there is no turn to take.
  6. A link whose socket takes no more is tried again after `RETRY_S`, twice that the next time, and so on up to
     `MAX_RETRY_S`: a ROUTER cannot be polled for one of its peers.
@@ -29,6 +30,7 @@ from protocol.events import Lane, Link
 CONTROL_BYTES = 1 << 20  # announcements and records of minutes; a peer that takes none for so long is gone
 RETRY_S, MAX_RETRY_S = 0.001, 0.064  # on a line of 100 Mbit/s, 800 kB: libzmq is not emptied meanwhile
 BURST_S = 0.25  # of the upload limit: what a line's own buffers hold
+MAX_DEBT_S = 1.0
 MAX_IDLE = 256  # links without frames whose virtual time is remembered
 
 
@@ -113,8 +115,9 @@ class SendQueues:
         self._virtual = max(self._virtual, queue.virtual)
         queue.virtual += size
         queue.pause = RETRY_S
+        least = -math.inf if lane is not Lane.CONTROL else min(self._tokens, -self._rate * MAX_DEBT_S)
         if self._rate:
-            self._tokens -= size
+            self._tokens = max(least, self._tokens - size)
         if queue.head is None:
             del self._busy[link]
 

@@ -167,6 +167,16 @@ def test_no_history_breaks_a_bound_loses_a_frame_or_swaps_two_of_a_lane(seed: in
         later += 1e4
 
 
+def test_whoever_makes_us_talk_beyond_the_limit_does_not_hold_back_items_once_that_ends() -> None:
+    queues = SendQueues(Limits(upload_bytes_per_second=1000.0), 0.0)
+    for second in range(600):
+        queues.put(A, bytes(1500), Lane.CONTROL)
+        assert len(drain(queues, float(second))) == 1
+    queues.put(B, bytes(100), Lane.SMALL)
+    assert drain(queues, 599.0) == [] and queues.wait(599.0) < 2.0
+    assert len(drain(queues, 601.0)) == 1
+
+
 @pytest.mark.parametrize("rate", [0.0, 1e6])
 def test_a_link_that_comes_and_goes_leaves_nothing_behind(rate: float) -> None:
     queues = SendQueues(Limits(upload_bytes_per_second=rate), 0.0)
