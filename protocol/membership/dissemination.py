@@ -9,7 +9,8 @@ Rules
     those of its records that are candidates here; while there are any, exchanges follow each other sooner.
  3. Live peers that nobody can dial are told of every newcomer, which cannot dial them.
  4. Private endpoints are told to peers that are seen at private addresses, loopback ones on the machine.
- 5. A peer may tell only so many records; what it tells beyond that is dropped.
+ 5. A peer may tell only so many records; what it tells beyond that is dropped. One network is told only so many in
+    answer to its digests; who asks for more of them at a time than are left is told by others, or later.
 """
 
 import random
@@ -21,10 +22,11 @@ from protocol.events import MembershipAction, Send
 from protocol.identity import KEY_BYTES, NodeId, node_id
 from protocol.limits.networks import Scope
 from protocol.limits.rate_limits import TokenBucket
+from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.directory import Directory, meant_for
 from protocol.membership.links import Links
-from protocol.wire.messages import AskRevocations, Digest, Peers
+from protocol.wire.messages import MAX_DIGEST, AskRevocations, Digest, Peers
 
 # Two ends that hear of each other would both dial: the larger id waits.
 DIAL_YIELD_S = 1.0
@@ -38,6 +40,11 @@ PASSED_PER_SECOND = 0.5
 PASSED_BURST = 4.0 * SMALL_BOOK
 # A digest that comes sooner after the last than this part of an exchange_interval is not answered.
 LEAST_PAUSE = 1 / 8
+# Records that one network is told in answer to digests: whole directories at once, and then what changes in a swarm of
+# 512 of whom one restarts every second. A digest that lacks everything is small, and its answer a thousand times that.
+ANSWERS_PER_SECOND = 2.0
+ANSWERS_BURST = 2.0 * MAX_DIGEST
+MAX_VOICES = 1024
 HURRY = 1 / 4  # of an exchange_interval, between exchanges while candidates wait for a second word
 
 
@@ -55,6 +62,7 @@ class Dissemination:
         self._links = links
         self._rng = rng
         self._next = now.steady + self._interval * rng.uniform(0.25, 1.0)
+        self._answers: Recent[str, TokenBucket] = Recent(MAX_VOICES)  # by voice: keys cost nothing
         self._passed = TokenBucket(PASSED_PER_SECOND, PASSED_BURST, now.steady)
 
     def learn(self, sender: NodeId, voice: str, scope: Scope, peers: Peers, now: Instant) -> list[PeerRecord]:
@@ -124,8 +132,12 @@ class Dissemination:
         peer.digested = now.steady
         fresh = self._book.vouch(dict(digest.entries), peer.voice, peer.scope)
         self._book.trim(self._links.peers, self._rng)
-        lacking = [Send(peer.link, told) for told in self._directory.lacking(digest, sender, peer.scope)]
-        return [*lacking, *self.pass_on(fresh, sender, now)]
+        lacking = [*self._directory.lacking(digest, sender, peer.scope)]
+        answers = self._answers.get(peer.voice) or TokenBucket(ANSWERS_PER_SECOND, ANSWERS_BURST, now.steady)
+        self._answers.set(peer.voice, answers)
+        if not answers.take(sum(len(told.records) for told in lacking), now.steady):
+            lacking = []
+        return [*(Send(peer.link, told) for told in lacking), *self.pass_on(fresh, sender, now)]
 
     def tick(self, now: Instant) -> list[MembershipAction]:
         """Begin an exchange, if it is time."""

@@ -41,7 +41,7 @@ from protocol.events import (
 from protocol.identity import Identity
 from protocol.membership.address_book import LAST_RETRY_S, Book
 from protocol.membership.dialing import DRAWN
-from protocol.membership.dissemination import DIAL_YIELD_S
+from protocol.membership.dissemination import ANSWERS_BURST, ANSWERS_PER_SECOND, DIAL_YIELD_S
 from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS, MAX_PARTING
 from protocol.membership.membership import EVICT_INTERVAL_S, REFERRALS, TICK_S, Membership
 from protocol.membership.pairing import distance
@@ -606,6 +606,27 @@ def test_a_digest_is_answered_with_what_it_lacks_and_not_too_often() -> None:
     assert Peers.decode(body).records == (record(OTHERS[1]).encoded,)
     with pytest.raises(PeerError):
         core.handle(message, at(1.1))
+
+
+def test_a_network_that_says_again_and_again_that_it_knows_nobody_is_not_told_of_all_each_time() -> None:
+    """Whatever keys it brings: an empty digest is small, and a directory is not."""
+    core = machine()
+    for number in range(300):
+        key = Identity(number.to_bytes(32, "big"))
+        core.book.add(record(key), f"60.{number}.0.1")
+    askers = {HIGH: "93.184.216.1", LOW: "93.184.216.2", OTHERS[0]: "198.41.0.4"}
+    for identity, host in askers.items():
+        core.handle(Accepted(Link(identity.curve_key, False), host), at(0))
+        join(core, identity)
+
+    def told_to(asker: Identity, now: float) -> int:
+        message = Message(Link(asker.curve_key, False), asker.node_id, Kind.DIGEST, Digest(()).encode())
+        answer = bodies(core.handle(message, at(now)), Kind.PEERS)
+        return sum(len(Peers.decode(body).records) for body in answer)
+
+    told_of = [told_to(HIGH, 10.0 * turn) for turn in range(1, 31)]
+    assert told_of[:4] == [256] * 4 and sum(told_of) <= ANSWERS_BURST + 300 * ANSWERS_PER_SECOND
+    assert told_to(LOW, 301) == 0 and told_to(OTHERS[0], 301) == 256
 
 
 def test_nobody_enters_the_book_by_the_word_of_one_peer_and_such_are_passed_on_to_nobody() -> None:
