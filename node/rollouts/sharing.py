@@ -6,7 +6,7 @@ the protocol's host; `NoExchange` is a node alone, for which the loop is plain G
 What a node asks the swarm for: its tasks' topics, and as many groups a second as it can use.
 
 The demand is what the sampler draws, times `OVERSAMPLING`, over the measured seconds a round: down to `SPARE` times
-while rounds find what they want, and to no more than that while as much waits for the next one. A node that trains on
+while rounds find what they want, and to `LESS` while they leave enough for the next ones. A node that trains on
 nobody's groups still takes `RELAY_DEMAND`: what it takes it passes on, and a link that ends at a node which carries
 nothing is lost to its neighbours.
 """
@@ -188,12 +188,15 @@ def traffic_row(traffic: Counters) -> dict[str, object]:
 
 # Of what comes, some is without advantage, some too long or too surprising, and some too old when its turn comes. While
 # every round finds as many groups as it wants, more than a few beyond them would be signatures checked, and bytes
-# stored, for groups that nobody draws, and what is drawn would be older. A round that finds too few raises it again;
-# one that leaves as many as the next wants takes no more than it draws, or what waits would grow, and grow old.
-OVERSAMPLING, SPARE = 2.0, 1.25
-EASE = 0.97  # a round: from one to the other in 16 rounds that are well supplied
+# stored, for groups that nobody draws, and what is drawn would be older. A round that finds too few raises it again.
+# While enough are left for the next round, or for `RESERVE_S`, as they come in bursts, less is taken than is drawn:
+# what waits would grow, and grow old.
+OVERSAMPLING, SPARE, LESS = 2.0, 1.25, 0.9
+RESERVE_S = 1.0
+EASE = 0.97  # a round: from the first to the last in 27 rounds that are well supplied
 RELAY_DEMAND = 2.0  # items a second: about 20 kB a second of an ordinary node's line
 SEED_DEMAND = 32.0  # of a node that only relays: as much as it remembers for an hour (`gossip.SEEN_ITEMS`)
+SHORTEST_ROUND_S = 1e-3
 FIRST_ROUNDS = 3  # measured before anything is declined: the first are slow, and a guess could starve the node
 WEIGHT = 0.2  # of the latest round in the average
 TELL_RATIO = 1.1  # a change by less is not worth waking the network thread
@@ -218,7 +221,8 @@ class Demand:
 
     def drew(self, groups: int, left: int) -> None:
         """Note how many groups a round drew, and how many that it might have drawn are left."""
-        least = SPARE if left < self._external else 1.0
+        enough = self._external * max(1.0, RESERVE_S / max(self._seconds, SHORTEST_ROUND_S))
+        least = LESS if left >= enough else SPARE
         self._factor = OVERSAMPLING if groups < self._external else max(least, EASE * self._factor)
 
     def next_round(self, now: float) -> bool:
@@ -230,7 +234,7 @@ class Demand:
         self._began = now
         if self._rounds < FIRST_ROUNDS or self._external == 0:
             return False
-        demand = max(RELAY_DEMAND, self._factor * self._external / max(self._seconds, 1e-3))
+        demand = max(RELAY_DEMAND, self._factor * self._external / max(self._seconds, SHORTEST_ROUND_S))
         if self.told / TELL_RATIO <= demand <= self.told * TELL_RATIO:
             return False
         self.told = demand

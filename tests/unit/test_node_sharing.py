@@ -7,6 +7,7 @@ import pytest
 from node.rollouts.group import Completion, Group, encode
 from node.rollouts.sharing import (
     FIRST_ROUNDS,
+    LESS,
     OVERSAMPLING,
     RELAY_DEMAND,
     SPARE,
@@ -45,8 +46,8 @@ def test_the_demand_follows_the_pace_of_the_rounds_and_not_their_jitter() -> Non
     assert OVERSAMPLING * 4 / 2.7 <= later[-1] <= TELL_RATIO * OVERSAMPLING * 4 / 2.7
 
 
-@pytest.mark.parametrize(("left", "factor"), [(0, SPARE), (3, SPARE), (4, 1.0)])
-def test_little_more_is_wanted_than_is_drawn_or_no_more_while_as_many_wait(left: int, factor: float) -> None:
+@pytest.mark.parametrize(("left", "factor"), [(0, SPARE), (7, SPARE), (8, LESS)])
+def test_little_more_is_wanted_than_is_drawn_or_less_while_enough_wait(left: int, factor: float) -> None:
     demand = Demand(4)
     for number in range(40):
         demand.drew(4, left)
@@ -55,6 +56,14 @@ def test_little_more_is_wanted_than_is_drawn_or_no_more_while_as_many_wait(left:
     demand.drew(3, left)
     assert demand.next_round(0.5 * 40)
     assert demand.told == OVERSAMPLING * 4 / 0.5
+
+
+def test_a_node_of_slow_rounds_has_enough_if_its_next_round_has() -> None:
+    demand = Demand(400)
+    for number in range(40):
+        demand.drew(400, 400)
+        demand.next_round(10.0 * number)
+    assert LESS * 40 <= demand.told <= TELL_RATIO * LESS * 40
 
 
 def test_a_node_that_uses_nothing_or_is_slow_still_relays() -> None:
