@@ -62,7 +62,12 @@ class TcpView:
         Raises:
             OSError: it is no connected socket, or not any more.
         """
-        self._socket = socket.socket(fileno=os.dup(descriptor))
+        duplicate = os.dup(descriptor)
+        try:
+            self._socket = socket.socket(fileno=duplicate)
+        except OSError:  # another thread of this process has a file there by now
+            os.close(duplicate)
+            raise
         try:
             self.peer = str(self._socket.getpeername()[0])
         except OSError:

@@ -4,7 +4,9 @@ import os
 import socket
 import struct
 from collections import deque
+from pathlib import Path
 
+import psutil
 import zmq
 
 from protocol.config import Limits
@@ -68,6 +70,14 @@ def test_what_has_ended_by_the_time_it_is_looked_at_is_not_looked_at() -> None:
         assert len(watch) == 0 and watch.inbound(mine.fileno()) == -1
         far.close()
         mine.close()
+
+
+def test_a_number_that_is_a_files_by_now_is_let_go_of_and_costs_no_descriptor(tmp_path: Path) -> None:
+    watch, before = TcpWatch(Limits(), deque()), psutil.Process().num_fds()
+    with (tmp_path / "file").open("wb") as file:
+        for _ in range(10):
+            watch.accepted(file.fileno(), lives, 1.0)
+    assert len(watch) == 0 and psutil.Process().num_fds() == before
 
 
 class Descriptor(int):
