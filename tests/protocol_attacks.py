@@ -19,7 +19,7 @@ from contextlib import suppress
 
 import zmq
 
-from protocol.credentials.records import Address, make_record
+from protocol.credentials.records import REFUTATION_BITS, Address, make_record
 from protocol.identity import Identity
 from protocol.wire.envelope import ItemId, Kind, open_frame
 from protocol.wire.messages import MAX_IDS, Announce, Entry, Peers, Ping, Pull
@@ -198,6 +198,22 @@ def curve_probe(target: Target) -> Steps:
         yield
 
 
+def talk_without_hello(target: Target) -> Steps:
+    """Prove a key, and send what costs a signature to check, but never who it is."""
+    peer = target.stranger()
+    while True:
+        frame = peer.frame(Kind.PING, Ping(1).encode())
+        if not all(peer.try_send(frame) for _ in range(100)):
+            peer.close()
+            peer = target.stranger()
+        yield
+
+
+def restarted(peer: RawPeer) -> list[bytes]:
+    """Say hello as a process that has just started, whom everything is told again."""
+    return [peer.hello(incarnation=time.time_ns() // 10**6 << REFUTATION_BITS)]
+
+
 def glutton(target: Target) -> Steps:
     """Ask for one item 512 times at once, again and again, and read nothing of it."""
     while True:
@@ -246,6 +262,8 @@ ATTACKS: dict[str, tuple[Attack, float]] = {
     "huge lengths in MessagePack": (repeat(lambda peer: [peer.frame(Kind.PEERS, HUGE_LENGTHS)]), 20),
     "slow-loris handshakes": (slow_loris, 20),
     "CURVE probing": (curve_probe, 20),
+    "talking without a hello": (talk_without_hello, 10),
+    "restarting again and again": (repeat(restarted), 50),
     "flood": (flood, 10),
     "asking and not reading": (glutton, 10),
 }

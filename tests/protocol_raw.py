@@ -54,10 +54,10 @@ class RawPeer:
         time_ms = int((time.time() - age) * 1000)
         return seal(signer or self.identity, swarm or self.swarm, kind, self._sequence, time_ms, body)
 
-    def hello(self, of: Identity | None = None, *, needy: bool = False) -> bytes:
+    def hello(self, of: Identity | None = None, *, needy: bool = False, incarnation: int = 1) -> bytes:
         """Return our hello, with the record of another node if `of` is given."""
         expiry_ms = int((time.time() + 3600) * 1000)
-        record = make_record(of or self.identity, self.swarm, (), 1, "raw", expiry_ms)
+        record = make_record(of or self.identity, self.swarm, (), incarnation, "raw", expiry_ms)
         return self.frame(Kind.HELLO, Hello(record.encoded, needy).encode())
 
     def send(self, *parts: bytes) -> None:

@@ -58,6 +58,8 @@ REASONS = {
     "huge lengths in MessagePack": {"malformed", "graylisted"},
     "slow-loris handshakes": {"handshake_unfinished"},
     "CURVE probing": {"no_hello"},
+    "talking without a hello": {"no_hello", "graylisted"},
+    "restarting again and again": {"too_many_hellos"},
     "flood": {"flood"},
     "asking and not reading": {"asked_again", "graylisted"},
 }
