@@ -38,8 +38,7 @@ class GroupError(ValueError):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(NamedTuple):
     """One completion: its text, whether it ended by itself, and its reward."""
 
     text: str

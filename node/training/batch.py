@@ -64,7 +64,12 @@ def make_batches(
     """
     tokens = sum(len(row.completion) for row in rows)
     batches = []
-    worth_training = [row for row in _weighted(rows, loss_type) if row.completion and row.advantage != 0]
+    factor = _factors(rows, loss_type)
+    worth_training = [
+        replace(row, advantage=row.advantage * factor(row))
+        for row in rows
+        if row.completion and row.advantage * factor(row) != 0
+    ]
     for part in _split(worth_training, budget, _laid_out_tokens if shared_prefixes else _padded_tokens):
         share = {
             "dapo": 1.0,
@@ -80,11 +85,11 @@ def make_batches(
     return batches
 
 
-def _weighted(rows: Sequence[Sample], loss_type: LossType) -> list[Sample]:
-    """Scale advantages so that the plain mean over rows, or over tokens, becomes the one by weights."""
+def _factors(rows: Sequence[Sample], loss_type: LossType) -> Callable[[Sample], float]:
+    """Return what scales a row's advantage so that the plain mean over rows, or over tokens, is the one by weights."""
     total = sum(row.weight for row in rows)
     if loss_type in PER_ROW:
-        return [replace(row, advantage=row.advantage * (row.weight / total * len(rows))) for row in rows]
+        return lambda row: row.weight / total * len(rows)
     weights: defaultdict[int, float] = defaultdict(float)
     tokens: Counter[int] = Counter()
     for row in rows:
@@ -92,7 +97,7 @@ def _weighted(rows: Sequence[Sample], loss_type: LossType) -> list[Sample]:
         tokens[_side(row)] += len(row.completion)
     length = tokens.total()
     factors = {side: weights[side] / total * (length / count) for side, count in tokens.items() if count}
-    return [replace(row, advantage=row.advantage * factors.get(_side(row), 0.0)) for row in rows]
+    return lambda row: factors[_side(row)]
 
 
 def _side(row: Sample) -> int:

@@ -104,7 +104,7 @@ def nonsense(attacker: Attacker) -> None:
 
 def huge_group(attacker: Attacker) -> None:
     group = honest_group(905)
-    made = [replace(one, text="x" * (MAX_TEXT_BYTES + 1)) for one in group.completions]
+    made = [one._replace(text="x" * (MAX_TEXT_BYTES + 1)) for one in group.completions]
     attacker.send(attacker.frame(Kind.ITEM, encode(replace(group, completions=tuple(made)))))
 
 

@@ -29,7 +29,7 @@ def test_an_honest_group_passes_unchanged(seed: int, texts: tuple[str, ...]) -> 
 
 def lie(group: Group, index: int, reward: float) -> Group:
     made = list(group.completions)
-    made[index] = replace(made[index], reward=reward)
+    made[index] = made[index]._replace(reward=reward)
     return replace(group, completions=tuple(made))
 
 
