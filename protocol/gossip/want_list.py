@@ -9,7 +9,8 @@ Rules
     it. The holder asked least is next, those that owe us something last.
  3. Which items are asked for first is drawn by lot among the signers, and then among the
     signer's items: nobody is starved by whoever publishes most, and two nodes that cannot take
-    everything take different things.
+    everything take different things. All that waits is looked at once in `announce_interval`, and between only what
+    is new: where all holders are busy each look is in vain, and announcements are free.
  4. An announcement is a promise. A holder that was asked, did not deliver within
     `PROMISE_PATIENCE` times the patience, and has gone on announcing since, broke it. One that
     broke `MAX_BROKEN` more than it kept is blamed; one slow reply, or a process that is
@@ -20,7 +21,7 @@ Rules
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice, takewhile, zip_longest
 
@@ -84,10 +85,13 @@ class Pulls:
 
     def __init__(self, timing: Timing, rng: random.Random) -> None:
         self._patience = timing.pull_patience
+        self._interval = timing.announce_interval
         self._rng = rng
         self._wants: dict[ItemId, _Want] = {}
         self._delayed: dict[ItemId, float] = {}  # all by the same delay: the first is due first
         self._waiting: dict[bytes, dict[ItemId, None]] = {}  # by signer
+        self._fresh: dict[ItemId, None] = {}  # that wait since the last look
+        self._next_look = float("-inf")  # at all that waits
         self._asked: dict[ItemId, None] = {}
         self._holders: dict[NodeId, _Holder] = {}
         self._departed: Recent[NodeId, _Holder] = Recent(MAX_DEPARTED)
@@ -127,6 +131,8 @@ class Pulls:
         if node not in want.holders and len(want.holders) < MAX_HOLDERS:
             want.holders[node] = 0
             holder.offers[entry.id] = None
+            if want.asked is None and entry.id not in self._delayed:
+                self._fresh[entry.id] = None  # it may be free where the others are busy
             if len(holder.offers) > MAX_OFFERS:
                 oldest = next(iter(holder.offers))
                 self._withdraw(node, next((one for one in holder.offers if self._wants[one].asked != node), oldest))
@@ -204,8 +210,14 @@ class Pulls:
             item_id = next(iter(self._delayed))
             del self._delayed[item_id]
             self._wait(self._wants[item_id])
+        if now >= self._next_look:
+            self._next_look = now + self._interval
+            waiting = self._waiting
+        else:
+            waiting = _by_signer(self._wants[one].entry for one in self._fresh)
+        self._fresh.clear()
         asks: defaultdict[NodeId, list[ItemId]] = defaultdict(list)
-        for item_id in self._draw(allowance) if allowance >= 1 else ():
+        for item_id in self._draw(waiting, allowance) if allowance >= 1 else ():
             want = self._wants[item_id]
             node = self._choose(want)
             if node is not None:
@@ -218,12 +230,12 @@ class Pulls:
             for start in range(0, len(ids), MAX_IDS):
                 yield node, Pull(tuple(ids[start : start + MAX_IDS]))
 
-    def _draw(self, allowance: float) -> Iterator[ItemId]:
-        """Return some waiting items, enough for the allowance, one of each signer in turn, all by lot."""
-        if not self._waiting:
+    def _draw(self, waiting: Mapping[bytes, Mapping[ItemId, None]], allowance: float) -> Iterator[ItemId]:
+        """Return some of these items, enough for the allowance, one of each signer in turn, all by lot."""
+        if not waiting:
             return iter(())
         looks = int(min(MAX_LOOKS, LOOKS_EACH * allowance))
-        signers = self._rng.sample(list(self._waiting.values()), min(looks, len(self._waiting)))
+        signers = self._rng.sample(list(waiting.values()), min(looks, len(waiting)))
         each = -(-looks // len(signers))
         drawn = [self._rng.sample(list(items), min(each, len(items))) for items in signers]
         return (item_id for item_id in chain.from_iterable(zip_longest(*drawn)) if item_id is not None)
@@ -285,8 +297,10 @@ class Pulls:
 
     def _wait(self, want: _Want) -> None:
         self._waiting.setdefault(want.entry.signer, {})[want.entry.id] = None
+        self._fresh[want.entry.id] = None
 
     def _unwait(self, want: _Want) -> None:
+        self._fresh.pop(want.entry.id, None)
         items = self._waiting.get(want.entry.signer, {})
         items.pop(want.entry.id, None)
         if not items:
@@ -321,3 +335,10 @@ class Pulls:
         for node in want.holders:
             del self._holders[node].offers[want.entry.id]
         del self._wants[want.entry.id]
+
+
+def _by_signer(entries: Iterable[Entry]) -> dict[bytes, dict[ItemId, None]]:
+    found: dict[bytes, dict[ItemId, None]] = {}
+    for entry in entries:
+        found.setdefault(entry.signer, {})[entry.id] = None
+    return found

@@ -13,6 +13,7 @@ from protocol.gossip.want_list import (
     MAX_ASKS,
     MAX_BROKEN,
     MAX_HOLDERS,
+    MAX_LOOKS,
     MAX_OFFERS,
     MAX_PULL_BYTES_PER_PEER,
     MAX_WANTS,
@@ -55,8 +56,29 @@ def test_no_more_than_the_allowance_is_asked_for() -> None:
     for number in range(20):
         pulls.offered(A, entry(number), 0.0)
     assert asked(pulls, 0.0, 0.9) == 0
-    assert asked(pulls, 0.0, 3.5) == 3
-    assert asked(pulls, 0.0) == 17
+    assert asked(pulls, LAN.announce_interval, 3.5) == 3
+    assert asked(pulls, 2 * LAN.announce_interval) == 17
+
+
+def test_all_that_waits_is_looked_at_once_in_an_interval_and_between_only_what_is_new(monkeypatch) -> None:
+    pulls = machine()
+    looks: list[ItemId] = []
+    choose = pulls._choose
+    monkeypatch.setattr(pulls, "_choose", lambda want: looks.append(want.entry.id) or choose(want))
+    for number in range(300):
+        pulls.offered(A, entry(number, signer=number), 0.0)
+    assert asked(pulls, 0.0) == FIRST_WINDOW
+    looks.clear()
+    for number in range(300, 310):  # A is busy, and announcements are free
+        pulls.offered(A, entry(number, signer=number), 0.0)
+        assert asked(pulls, 0.0) == 0
+    assert looks == [name(number) for number in range(300, 310)]
+    pulls.offered(B, entry(7), 0.0)
+    pulls.offered(B, entry(310), 0.0)
+    assert set(due(pulls, 0.0)[B]) >= {name(310)}
+    looks.clear()
+    due(pulls, LAN.announce_interval)
+    assert len(looks) == MAX_LOOKS
 
 
 def test_signers_take_turns_whatever_they_publish() -> None:
