@@ -11,9 +11,9 @@ Rules
     signer's items: nobody is starved by whoever publishes most, and two nodes that cannot take
     everything take different things. All that waits is looked at once in `announce_interval`, and between only what
     is new: where all holders are busy each look is in vain, and announcements are free.
- 4. An announcement is a promise. A holder that was asked, did not deliver within
-    `PROMISE_PATIENCE` times the patience, and has gone on announcing since, broke it. One that
-    broke `MAX_BROKEN` more than it kept is blamed; one slow reply, or a process that is
+ 4. An announcement is a promise for `PROMISE_LIFE_S`: what came after it may have pushed the item out since. A holder
+    that was asked by then, did not deliver within `PROMISE_PATIENCE` times the patience, and has gone on announcing
+    since, broke it. One that broke `MAX_BROKEN` more than it kept is blamed; one slow reply, or a process that is
     blocked and says nothing, is not. Hanging up pays no debt: it stands for who comes back.
  5. What is asked for is wanted until it comes or stalls, however old the want is and however full the list: an
     answer to a pull of ours must not look like a push that nobody asked for. Who was asked twice may answer twice.
@@ -24,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice, takewhile, zip_longest
+from typing import NamedTuple
 
 from protocol.config import Timing
 from protocol.identity import NodeId
@@ -46,8 +47,14 @@ MAX_LOOKS = 256  # wants looked at each time: bounds the work where all holders 
 LOOKS_EACH = 4  # for each item that may be asked for, some of whose holders are busy
 # While bytes flow, a stalled item may wait this many times the patience, and a promise this long in all.
 PROMISE_PATIENCE = 5
+PROMISE_LIFE_S = 10.0  # a node that gets 3 MiB of items a second holds each for as long, by default
 MAX_BROKEN = 8
 MAX_CREDIT = MAX_WINDOW  # promises kept in advance of as many broken: all that were in flight when a line broke
+
+
+class _Debt(NamedTuple):
+    asked_at: float
+    is_promise: bool  # whether it was asked for while the announcement was one
 
 
 @dataclass(slots=True)
@@ -57,17 +64,18 @@ class _Want:
     holders: dict[NodeId, int]  # and how often each was asked
     asked: NodeId | None = None
     asked_at: float = 0.0
+    is_promise: bool = True  # of whom it is asked now
 
 
 @dataclass(slots=True)
 class _Holder:
-    offers: dict[ItemId, None] = field(default_factory=dict)
+    offers: dict[ItemId, float] = field(default_factory=dict)  # and when each was last announced
     window: float = FIRST_WINDOW
     pulls: int = 0
     size: int = 0  # bytes in flight
     delivered: float = float("-inf")
     spoke: float = float("-inf")
-    owed: dict[ItemId, float] = field(default_factory=dict)  # stalled items, and when they were asked for
+    owed: dict[ItemId, _Debt] = field(default_factory=dict)  # stalled items
     broken: int = 0
     blameless_until: float = float("-inf")  # one bad moment is blamed once, however much was asked for in it
     narrowed: float = float("-inf")  # when the window was last halved
@@ -128,9 +136,11 @@ class Pulls:
                 self._wait(want)
         elif want.asked == node and now >= want.asked_at + self._patience / 2 and not self._stall(want, now):
             return False
-        if node not in want.holders and len(want.holders) < MAX_HOLDERS:
+        if node in want.holders:
+            holder.offers[entry.id] = now
+        elif len(want.holders) < MAX_HOLDERS:
             want.holders[node] = 0
-            holder.offers[entry.id] = None
+            holder.offers[entry.id] = now
             if want.asked is None and entry.id not in self._delayed:
                 self._fresh[entry.id] = None  # it may be free where the others are busy
             if len(holder.offers) > MAX_OFFERS:
@@ -257,6 +267,7 @@ class Pulls:
         holder.pulls += 1
         holder.size += want.entry.size
         want.asked, want.asked_at = node, now
+        want.is_promise = now <= holder.offers[want.entry.id] + PROMISE_LIFE_S
         want.holders[node] += 1
         self._asked[want.entry.id] = None
 
@@ -269,7 +280,7 @@ class Pulls:
         """Hold it against who was asked that it did not deliver; False: nobody is left to ask."""
         assert want.asked is not None
         holder = self._holders[want.asked]
-        holder.owed.setdefault(want.entry.id, want.asked_at)
+        holder.owed.setdefault(want.entry.id, _Debt(want.asked_at, want.is_promise))
         if now > holder.narrowed:
             holder.window, holder.narrowed = max(1.0, holder.window / 2), now
         self._failed += 1
@@ -281,9 +292,9 @@ class Pulls:
 
     def _blame(self, holder: _Holder, now: float) -> bool:
         period = PROMISE_PATIENCE * self._patience
-        overdue = [item_id for item_id, asked_at in holder.owed.items() if asked_at + period <= now]
-        for item_id in overdue:
-            holder.broken += holder.spoke > holder.owed.pop(item_id)
+        for item_id in [item_id for item_id, debt in holder.owed.items() if debt.asked_at + period <= now]:
+            debt = holder.owed.pop(item_id)
+            holder.broken += debt.is_promise and holder.spoke > debt.asked_at
         if holder.broken < MAX_BROKEN or now < holder.blameless_until:
             return False
         holder.broken = 0

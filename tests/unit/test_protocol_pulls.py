@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from protocol.gossip.want_list import (
     MAX_PULL_BYTES_PER_PEER,
     MAX_WANTS,
     MAX_WINDOW,
+    PROMISE_LIFE_S,
     PROMISE_PATIENCE,
     WANT_LIFE_S,
     Pulls,
@@ -244,6 +246,24 @@ def test_one_slow_reply_is_not_blamed_and_a_late_one_is_a_kept_promise() -> None
     for item in items:
         pulls.arrived(item, A, 5.0)
     assert pulls.check(PROMISE_PATIENCE * PATIENCE + 1)[1] == []
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_announcement_is_a_promise_for_a_while(again: bool) -> None:
+    """What is asked for later may have made room since: that is no offence, and an answer to it was asked for."""
+    pulls = machine()
+    for number in range(2 * MAX_BROKEN):
+        pulls.offered(A, entry(number), 0.0)
+    late = PROMISE_LIFE_S + 0.1
+    for number in range(2 * MAX_BROKEN) if again else ():
+        pulls.offered(A, entry(number), late)
+    items = due(pulls, late)[A]
+    stalled = late + PATIENCE + 0.1
+    assert pulls.check(stalled) == (2 * MAX_BROKEN, [])
+    pulls.offered(A, entry(1000), stalled)
+    assert pulls.arrived(items[0], A, stalled)
+    assert pulls.check(late + PROMISE_PATIENCE * PATIENCE) == (0, [A] if again else [])
+    assert not pulls.owes(A)
 
 
 def test_what_is_announced_again_was_not_sent_and_is_asked_for_again_a_few_times() -> None:
