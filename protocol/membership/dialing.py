@@ -18,7 +18,7 @@ from itertools import chain, islice
 from protocol.config import Instant, Setup
 from protocol.events import Dial, Link
 from protocol.identity import NodeId
-from protocol.limits.networks import netgroup
+from protocol.limits.networks import Scope, netgroup, scope_of
 from protocol.membership.address_book import Book, Contact
 from protocol.membership.directory import Directory
 from protocol.membership.feelers import Feelers
@@ -105,9 +105,9 @@ class Dialing:
 
         Were none random, whoever invents nodes in near networks would have us dial these only.
         """
-        here = self._directory.here
+        here = {scope: self._directory.here(scope) for scope in Scope}
         drawn = list(islice(contacts, DRAWN * wanted))
-        near = sorted(drawn, key=lambda contact: distance(here, _name(contact), now.unix))
+        near = sorted(drawn, key=lambda contact: distance(here[_scope(contact)], _name(contact), now.unix))
         return chain(chain.from_iterable(zip(near, drawn, strict=True)), contacts)
 
     def _is_ours(self, contact: Contact) -> bool:
@@ -123,6 +123,10 @@ class Dialing:
     def _seen_keys(self) -> set[bytes]:
         """Return the CURVE keys of the swarm that we see."""
         return {record.curve_key for record in self._book.good_records()} | self._busy_keys()
+
+
+def _scope(contact: Contact) -> Scope:
+    return scope_of(contact.address.endpoint.host)
 
 
 def _name(contact: Contact) -> str:

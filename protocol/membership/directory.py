@@ -61,12 +61,18 @@ class Directory:
             )
         return self._variants[variant]
 
-    @property
-    def here(self) -> str:
-        """As whom we are near to others (see `pairing`): a node that cannot be dialled does not know its network."""
-        hosts = [endpoint.host for endpoint in self.record.endpoints]
-        host = next(filter(netgroup, hosts), hosts[0] if hosts else "")
-        return name_of(netgroup(host), host, self._setup.identity.curve_key)
+    def here(self, scope: Scope) -> str:
+        """Return as whom we are near to nodes of that scope (see `pairing`).
+
+        A node that cannot be dialled from there does not know as whom it is seen: were all such the same, all would
+        look for room with the same others.
+        """
+        key = self._setup.identity.curve_key
+        hosts = [endpoint.host for endpoint in self.record_for(scope).endpoints]
+        if not hosts:
+            return key.hex()
+        host = next(filter(netgroup, hosts), hosts[0])
+        return name_of(netgroup(host), host, key)
 
     def announce(self, peers: Iterable[Peer]) -> list[MembershipAction]:
         """Show our newest record to live peers."""

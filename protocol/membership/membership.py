@@ -398,7 +398,7 @@ class Membership:
     def _make_room(self, caller: str, now: Instant) -> list[MembershipAction] | None:
         if now.steady < self._next_eviction:
             return None
-        node = self._links.evictable(self.directory.here, caller, now)
+        node = self._links.evictable(self.directory.here(Scope.LOOPBACK), caller, now)
         if node is None:
             return None
         self._next_eviction = now.steady + EVICT_INTERVAL_S

@@ -430,6 +430,21 @@ def test_of_those_that_are_drawn_the_nearest_is_dialled_first(chance: int) -> No
     assert isinstance(dial, Dial) and dial.address == address(by_distance(*OTHERS[:DRAWN])[0])
 
 
+@pytest.mark.parametrize("endpoints", [(), (Endpoint("192.168.1.2", 1),)], ids=["no endpoint", "a private one"])
+def test_nodes_that_do_not_know_their_public_network_do_not_all_look_for_room_with_the_same_others(
+    endpoints: tuple[Endpoint, ...],
+) -> None:
+    found = set()
+    for identity in OTHERS[DRAWN : DRAWN + 12]:
+        book = Book((), Limits().max_known_peers)
+        for other in OTHERS[:DRAWN]:
+            book.add(record(other))
+        setup = Setup(identity, SWARM, endpoints, Limits(max_peers=1))
+        core = Membership(setup, book, random.Random(1), at(0))
+        found |= {action.address for action in core.handle(Tick(), at(0)) if isinstance(action, Dial)}
+    assert len(found) > DRAWN // 2
+
+
 def test_every_other_of_those_that_are_dialled_is_random() -> None:
     """Else whoever invents nodes that are near would be dialled only."""
     found = set()
