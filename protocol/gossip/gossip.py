@@ -548,7 +548,7 @@ class Gossip:
         told = self._announce(node, [item_id for item_id in newest if peer.known.get(item_id) is not Knows.SENT], now)
         if peer.direct.isdisjoint(self._sources):
             return told
-        peer.direct -= self._sources.keys()  # until it has repeated what others sign, and is told so (`_rely_on_few`)
+        peer.direct = peer.direct.difference(self._sources)  # until it repeats others, and is told (`_rely_on_few`)
         return [*told, *self._tell_interest([node], now)]
 
     def _catch_up(self, node: NodeId, peer: Peer, now: Instant) -> list[GossipAction]:
