@@ -9,8 +9,8 @@ Rules
     it. The holder asked least is next, those that owe us something last.
  3. Which items are asked for first is drawn by lot among the signers, and then among the
     signer's items: nobody is starved by whoever publishes most, and two nodes that cannot take
-    everything take different things. All that waits is looked at once in `announce_interval`, and between only what
-    is new: where all holders are busy each look is in vain, and announcements are free.
+    everything take different things. It is drawn from all that waits once in `announce_interval`, and between from
+    what is new: where all holders are busy each look is in vain, and announcements are free.
  4. An announcement is a promise for `PROMISE_LIFE_S`: what came after it may have pushed the item out since. A holder
     that was asked by then, did not deliver within `PROMISE_PATIENCE` times the patience, and has gone on announcing
     since, broke it. One that broke `MAX_BROKEN` more than it kept is blamed; one slow reply, or a process that is

@@ -9,8 +9,9 @@ Rules
     those of its records that are candidates here; while there are any, exchanges follow each other sooner.
  3. Live peers that nobody can dial are told of every newcomer, which cannot dial them.
  4. Private endpoints are told to peers that are seen at private addresses, loopback ones on the machine.
- 5. A peer may tell only so many records; what it tells beyond that is dropped. One network is told only so many in
-    answer to its digests; who asks for more of them at a time than are left is told by others, or later.
+ 5. A peer may tell only so many records; what it tells beyond that is dropped. One public network, or one node
+    that is in none, is told only so many in answer to its digests; who lacks more at a time than are left is told by
+    others, or later.
 """
 
 import random
