@@ -158,7 +158,7 @@ class ReplayBuffer:
 
     @property
     def left(self) -> int:
-        """How many groups the last draw might have taken and did not, as far as that is known without another look."""
+        """How many groups the last round has left for the next, as far as that is known without another look."""
         return 0 if self._drawable is None else len(self._drawable.first)
 
     def close(self) -> None:
