@@ -94,10 +94,10 @@ def test_a_person_sees_a_swarm_learn_and_a_node_die(browser: Chrome, run: tuple[
     browser.get(link)
     wait_until(lambda: len(cells(browser, "taught")) == 2 and cells(browser, "taught")[1][-1] != "0", LIMIT, "teaching")
     wait_until(lambda: browser.find_elements(By.CSS_SELECTOR, "#plots canvas"), LIMIT, "a plot")
-    states = {row[0]: row[2] for row in cells(browser, "nodes")}
-    assert states == {"n0": "running", "n1": "running"}
 
-    # What a node says of its peers is a few seconds old: each part of the page comes when its answer does.
+    # What a node says of itself and its peers is a few seconds old: each part of the page comes when its answer does.
+    running = [["n0", "running"], ["n1", "running"]]
+    wait_until(lambda: [[row[0], row[2]] for row in cells(browser, "nodes")] == running, LIMIT, "both nodes' word")
     told = ["n0 of n1:", "n1 of n0:"]  # both ends' word on their connection, under the pointer
     wait_until(lambda: sorted(said(browser)) == told, LIMIT, "both ends' word on their connection")
     assert [len(browser.find_elements(By.CSS_SELECTOR, f"#graph {one}")) for one in ("line", "circle")] == [1, 2]
