@@ -19,7 +19,7 @@ Rules
     away catches up: the newest at once, the rest in batches that leave out what it has got
     meanwhile. Now and then a random peer is announced what is newest, in case something was lost: one that did not ask
     for announcements only, as that has more on offer than it takes. It is asked for what it left out by rule 7, in case
-    something was withheld.
+    something of that was lost or withheld (anti-entropy both ways: Demers et al. 1987).
  5. What could not be sent (a full queue) is announced later: no peer can make us wait or
     grow.
  6. A peer is known to have what it sent, announced or was sent. Bytes that a peer sends twice
@@ -546,9 +546,9 @@ class Gossip:
         newest = self._store.newest(MAX_IDS, since=now.steady - window)
         peer = self._peers[node]
         told = self._announce(node, [item_id for item_id in newest if peer.known.get(item_id) is not Knows.SENT], now)
-        if peer.direct.isdisjoint(self._sources):
+        if not peer.direct:
             return told
-        peer.direct = peer.direct.difference(self._sources)  # until it repeats others, and is told (`_rely_on_few`)
+        peer.direct = frozenset()  # until it has repeated what others sign, and is told so (`_rely_on_few`)
         return [*told, *self._tell_interest([node], now)]
 
     def _catch_up(self, node: NodeId, peer: Peer, now: Instant) -> list[GossipAction]:

@@ -643,6 +643,23 @@ def test_now_and_then_a_peer_is_asked_for_what_the_sources_withhold_and_told_to_
     assert left_out(core, asked[0] + LAN.pull_patience) == {late: True}
 
 
+def test_now_and_then_a_peer_is_asked_for_what_we_hear_from_its_signers_themselves() -> None:
+    """What a live peer pushed may be lost, and nobody else would tell of it."""
+    core = machine(A, B)
+    core.handle(Announced(B, (entry(1, signer=A),)), at(0))
+    assert sent(Interest, core.handle(Tick(), at(2))) == [(B, Interest(None, direct=(A,)))]
+    wishes = [
+        wish
+        for now in range(4, int(8 * LAN.sync_interval), 2)
+        for node, wish in sent(Interest, core.handle(Tick(), at(now)))
+        if node == B
+    ]
+    assert wishes == [Interest(None)]  # and no other before it repeats what A signs
+    core.handle(Announced(B, (entry(2, signer=A),)), at(8 * LAN.sync_interval))
+    later = core.handle(Tick(), at(8 * LAN.sync_interval + LAN.pull_patience))
+    assert (B, Interest(None, direct=(A,))) in sent(Interest, later)
+
+
 def test_once_a_signer_is_a_peer_its_sources_need_not_announce_its_items_either() -> None:
     core = machine_that_heard_of(FAR, A, B, C)
     told = left_out(core, 2)
