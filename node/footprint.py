@@ -92,7 +92,8 @@ def footprint(size: ModelSize, config: NodeConfig, *, bf16: bool, gpu_memory: in
         )
     if not gpu_memory:
         parts.append(Part("libraries", LIBRARIES, "torch and transformers"))
-        parts.append(Part("replay buffer", config.pool.max_bytes if sampling.external else 0, "pool.max_bytes"))
+        if sampling.external:
+            parts.append(Part("replay buffer", config.pool.max_bytes, "pool.max_bytes"))
     return parts
 
 

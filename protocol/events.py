@@ -236,6 +236,11 @@ class Outline:
         """The item's id."""
         return self.header.item_id
 
+    @property
+    def signer(self) -> NodeId:
+        """Who signed the header."""
+        return node_id(self.header.public_key)
+
     def proves(self, index: int, data: bytes) -> bool:
         """Tell whether `data` is chunk `index`."""
         return chunk_hashes(data) == self.hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
@@ -248,7 +253,7 @@ class Outline:
         """Return the item, once all its chunks are there."""
         frame = b"".join((self.head, *chunks))
         topic = frame[HEAD_BYTES : HEAD_BYTES + TOPIC_BYTES]
-        return Item(self.id, node_id(self.header.public_key), self.header.time_ms / 1000, topic, frame, self.hashes)
+        return Item(self.id, self.signer, self.header.time_ms / 1000, topic, frame, self.hashes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,11 +65,8 @@ def make_batches(
     tokens = sum(len(row.completion) for row in rows)
     batches = []
     factor = _factors(rows, loss_type)
-    worth_training = [
-        replace(row, advantage=row.advantage * factor(row))
-        for row in rows
-        if row.completion and row.advantage * factor(row) != 0
-    ]
+    scaled = ((row, row.advantage * factor(row)) for row in rows if row.completion)
+    worth_training = [replace(row, advantage=advantage) for row, advantage in scaled if advantage != 0]
     for part in _split(worth_training, budget, _laid_out_tokens if shared_prefixes else _padded_tokens):
         share = {
             "dapo": 1.0,

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from protocol.events import Item, Outline
-from protocol.identity import NodeId, node_id
+from protocol.identity import NodeId
 from protocol.wire.envelope import CHUNK_BYTES, ItemId, chunk_count
 from protocol.wire.messages import ItemChunk, PullChunks
 
@@ -97,7 +97,7 @@ class Downloads:
     def signer(self, item_id: ItemId) -> NodeId | None:
         """Return who signed an item that is being fetched."""
         download = self._downloads.get(item_id)
-        return node_id(download.outline.header.public_key) if download is not None else None
+        return download.outline.signer if download is not None else None
 
     def offered(self, node: NodeId, item_id: ItemId) -> None:
         """`node` announces an item that is being fetched: it holds it, and has sent none of what it was asked for."""
@@ -139,7 +139,7 @@ class Downloads:
     def forget_signed(self, is_by: Callable[[NodeId], bool]) -> None:
         """Fetch nothing more that somebody signed for whom `is_by` holds."""
         for item_id, download in list(self._downloads.items()):
-            if is_by(node_id(download.outline.header.public_key)):
+            if is_by(download.outline.signer):
                 self._forget(item_id)
 
     def lost(self, node: NodeId) -> None:

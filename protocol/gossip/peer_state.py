@@ -101,9 +101,7 @@ class Peer:
 
     def said(self, item_id: ItemId) -> None:
         """Note that the peer announced an item."""
-        before = self.known.get(item_id)
-        if before is None or before < Knows.HAS:
-            self.known.set(item_id, Knows.SAID if before is None else Knows.HAS)
+        self.note(item_id, Knows.SAID if self.known.get(item_id) is None else Knows.HAS)
         self.pending.pop(item_id, None)
 
     def has(self, item_id: ItemId) -> bool:

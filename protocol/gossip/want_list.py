@@ -64,7 +64,7 @@ class _Want:
     holders: dict[NodeId, int]  # and how often each was asked
     asked: NodeId | None = None
     asked_at: float = 0.0
-    is_promise: bool = True  # of whom it is asked now
+    is_promise: bool = True  # whether whoever is asked had promised it by then
 
 
 @dataclass(slots=True)
@@ -98,7 +98,7 @@ class Pulls:
         self._wants: dict[ItemId, _Want] = {}
         self._delayed: dict[ItemId, float] = {}  # all by the same delay: the first is due first
         self._waiting: dict[bytes, dict[ItemId, None]] = {}  # by signer
-        self._fresh: dict[ItemId, None] = {}  # that wait since the last look
+        self._fresh: dict[ItemId, None] = {}  # that wait, or have one holder more, since the last look
         self._next_look = float("-inf")  # at all that waits
         self._asked: dict[ItemId, None] = {}
         self._holders: dict[NodeId, _Holder] = {}

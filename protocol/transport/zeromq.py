@@ -120,7 +120,7 @@ class ZmqTransport:
         if self._events:
             timeout = 0.0
         elif len(self._watch):
-            timeout = min(timeout, self._next_review - time.monotonic())
+            timeout = min(timeout, self.until_review)
         self._sources.poll(min(timeout, self._queues.wait(time.monotonic())))
         self._flush()
         if time.monotonic() >= self._next_review:
