@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any, Protocol
 
-POLL_S = 0.002
+PATIENCE_S = 0.004  # until all nodes of a process were looked at
 
 
 class Peers(Protocol):
@@ -34,8 +34,11 @@ class Peers(Protocol):
         """Let each node publish `size` bytes in round `number`."""
         ...
 
-    def held(self, number: int) -> list[int]:
-        """Return how many nodes' items of the round each node holds."""
+    def held(self, number: int, enough: int, patience: float) -> list[int]:
+        """Return how many nodes' items of the round each node holds.
+
+        It waits up to `patience` seconds, shared among the nodes that lack some of the `enough`, for what comes next.
+        """
         ...
 
     def sent(self) -> int | None:
@@ -64,13 +67,12 @@ def _answer(peers: Peers, command: str, options: dict[str, Any]) -> dict[str, An
 def _round(peers: Peers, number: int, size: int, nodes: int, at: float, timeout: float) -> dict[str, Any]:
     time.sleep(max(0.0, at - time.time()))
     peers.publish(number, size)
-    held = peers.held(number)
-    seconds: list[float | None] = [None] * len(held)
-    while None in seconds and time.time() < at + timeout:
-        held = peers.held(number)
+    seconds: dict[int, float] = {}
+    held: list[int] = []
+    while not held or (len(seconds) < len(held) and time.time() < at + timeout):
+        held = peers.held(number, nodes, PATIENCE_S)
         now = time.time() - at
         for node, count in enumerate(held):
-            if count >= nodes and seconds[node] is None:
-                seconds[node] = now
-        time.sleep(POLL_S)
-    return {"seconds": seconds, "held": held}
+            if count >= nodes:
+                seconds.setdefault(node, now)
+    return {"seconds": [seconds.get(node) for node in range(len(held))], "held": held}

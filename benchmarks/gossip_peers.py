@@ -46,10 +46,12 @@ class Hosts:
             host.publish(number.to_bytes(NUMBER_BYTES, "big") + os.urandom(size - NUMBER_BYTES))
             held[number] += 1
 
-    def held(self, number: int) -> list[int]:
+    def held(self, number: int, enough: int, patience: float) -> list[int]:
         """See `Peers.held`."""
-        for host, held in zip(self._hosts, self._held, strict=True):
-            held.update(int.from_bytes(item.body[:NUMBER_BYTES], "big") for item in host.receive(RECEIVE_LIMIT))
+        lacking = [node for node, held in enumerate(self._held) if held[number] < enough]
+        for node in lacking:
+            for item in self._hosts[node].receive(RECEIVE_LIMIT, patience / len(lacking)):
+                self._held[node][int.from_bytes(item.body[:NUMBER_BYTES], "big")] += 1
         return [held[number] for held in self._held]
 
     def sent(self) -> int:

@@ -63,13 +63,14 @@ log = structlog.get_logger()
 
 
 class Mailbox(Generic[T]):
-    """A queue between two threads that never blocks. Beyond its bounds the oldest go, counted."""
+    """A queue between two threads. Beyond its bounds the oldest go, counted; to put never waits."""
 
     def __init__(self, max_items: int, max_bytes: int, size_of: Callable[[T], int]) -> None:
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._size_of = size_of
         self._lock = threading.Lock()
+        self._filled = threading.Condition(self._lock)
         self._items: deque[T] = deque()
         self._bytes = 0
         self.dropped = 0
@@ -86,13 +87,16 @@ class Mailbox(Generic[T]):
             while len(self._items) > self._max_items or self._bytes > self._max_bytes:
                 self._bytes -= self._size_of(self._items.popleft())
                 self.dropped += 1
+            self._filled.notify()
             return is_first
 
-    def take(self, limit: int) -> list[T]:
-        """Remove and return up to `limit` items, oldest first."""
-        if not self._items:
+    def take(self, limit: int, timeout: float = 0.0) -> list[T]:
+        """Remove and return up to `limit` items, oldest first; wait up to `timeout` seconds for the first."""
+        if not self._items and timeout <= 0:
             return []
         with self._lock:
+            if timeout > 0:
+                self._filled.wait_for(lambda: self._items, timeout)
             taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
             self._bytes -= sum(map(self._size_of, taken))
             return taken
@@ -254,16 +258,18 @@ class Host:
         """Ask for items of these topics only (8 bytes each; None: all), `demand` of them a second at most."""
         self._command(Subscribe(topics, demand))
 
-    def receive(self, limit: int) -> list[Received]:
+    def receive(self, limit: int, timeout: float = 0.0) -> list[Received]:
         """Return up to `limit` items that came since the last call, oldest first. Raises as `check`.
 
-        It returns fewer where they unpack to more than `inbox_bytes`.
+        Where none came it waits up to `timeout` seconds for one. It returns fewer where they unpack to more than
+        `inbox_bytes`.
         """
         self.check()
         items: list[Received] = []
         room = self._limits.inbox_bytes
-        while len(items) < limit and room > 0 and (taken := self._inbox.take(1)):
+        while len(items) < limit and room > 0 and (taken := self._inbox.take(1, timeout)):
             (item,) = taken
+            timeout = 0.0
             try:
                 body = unpack_content(item.body, self._limits.max_item_bytes)
             except MessageError as error:

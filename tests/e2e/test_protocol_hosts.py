@@ -70,6 +70,16 @@ def test_a_host_that_takes_less_than_is_on_offer_rests_from_one_review_of_its_co
     assert max(rests) > REVIEW_INTERVAL_S / 2
 
 
+def test_who_waits_for_an_item_is_woken_when_one_comes() -> None:
+    with mesh(2) as (one, two):
+        for number in range(20):
+            one.publish(b"question %d" % number)
+            (question,) = two.receive(10, timeout=20)
+            two.publish(b"answer to " + question.body)
+            (answer,) = one.receive(10, timeout=20)
+            assert answer.body == b"answer to question %d" % number
+
+
 def test_another_swarm_is_not_joined() -> None:
     with running() as (host, address), running(address, swarm=b"another swarm id") as (stranger, _):
         wait_until(lambda: host.counters().rejected.get("wrong_swarm"), 20, "the stranger's hello")

@@ -34,8 +34,8 @@ Core.note_sent = die_in_the_middle
 folder = Path(sys.argv[1])
 host = Host(Identity.generate(), {SWARM!r}, "tcp://127.0.0.1:0", [Address.parse(sys.argv[2])])
 (folder / "address").write_text(str(host.start()))
-while not host.receive(1):
-    time.sleep(0.01)
+while not host.receive(1, timeout=60):
+    pass
 (folder / "holds").touch()
 time.sleep(600)
 """

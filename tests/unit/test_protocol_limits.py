@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -175,6 +176,29 @@ def test_a_mailbox_keeps_the_newest_within_both_bounds(items: list[bytes], max_i
     assert box.dropped == len(items) - len(kept)
     assert box.take(len(items)) == kept
     assert len(box) == 0
+
+
+def test_who_waits_at_a_mailbox_is_woken_by_what_comes() -> None:
+    there: Mailbox[int] = Mailbox(10, 10, lambda _: 1)
+    back: Mailbox[int] = Mailbox(10, 10, lambda _: 1)
+
+    def answer() -> None:
+        for _ in range(1000):
+            back.put(*there.take(1, timeout=60))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    for number in range(1000):
+        there.put(number)
+        assert back.take(10, timeout=60) == [number]
+    thread.join()
+
+
+def test_nobody_waits_at_a_mailbox_for_longer_than_they_may() -> None:
+    box: Mailbox[int] = Mailbox(10, 10, lambda _: 1)
+    began = time.monotonic()
+    assert box.take(1) == box.take(1, timeout=0.05) == []
+    assert time.monotonic() >= began + 0.05
 
 
 def test_a_mailbox_loses_nothing_between_threads() -> None:
