@@ -227,9 +227,9 @@ class Connections:
 
     def drained(self, link: Link | None) -> None:
         """A socket was read until it was empty: that of a dialled link, or the one of all inbound links."""
-        for connection in self._table.values():
-            if connection.link == link if link is not None else connection.prefix:
-                connection.drained = True
+        inbound = (connection for connection in self._table.values() if connection.prefix)
+        for connection in inbound if link is None else filter(None, [self._current.get(link)]):
+            connection.drained = True
 
     def review(self, now: float) -> Review:
         """Judge every connection; see the module's comment."""

@@ -172,15 +172,15 @@ class Inbound:
                 case failed:
                     self._failure = _FAILURES[failed]
 
-    def take_frames(self, budget: int) -> None:
-        """Read up to `budget` frames."""
+    def take_frames(self, budget: int) -> bool:
+        """Read up to `budget` frames; True if there are no more."""
         self.take_changes()  # a frame counts for its connection only when that is known
         for _ in range(budget):
             if not has_message(self._router):
-                self._watch.drained(None)
-                return
+                return True
             routing_id = self._router.recv(zmq.DONTWAIT)
             self._take(routing_id, self._router.recv(copy=False))
+        return False
 
     def close(self) -> None:
         """Close both sockets."""

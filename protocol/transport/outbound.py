@@ -99,10 +99,9 @@ class DialledLinks:
         if (dialled := self._dialled.get(link)) is not None:
             self._close(dialled)
 
-    def take_frames(self, budget: int) -> None:
-        """Read up to `budget` frames of each link."""
-        for dialled in list(self._dialled.values()):
-            self._take_frames(dialled, budget)
+    def take_frames(self, budget: int) -> list[Link]:
+        """Read up to `budget` frames of each link; return those of which there are no more."""
+        return [dialled.link for dialled in list(self._dialled.values()) if self._take_frames(dialled, budget)]
 
     def close(self) -> None:
         """Close every link."""
@@ -134,17 +133,17 @@ class DialledLinks:
     def _ready(self, dialled: _Dialled) -> None:
         self._take_frames(dialled, min(SOCKET_BUDGET, POLL_BUDGET - len(self._events)))
 
-    def _take_frames(self, dialled: _Dialled, budget: int) -> None:
+    def _take_frames(self, dialled: _Dialled, budget: int) -> bool:
         for _ in range(budget):
             if not has_message(dialled.socket):
-                self._watch.drained(dialled.link)
-                return
+                return True
             part = dialled.socket.recv(zmq.DONTWAIT, copy=False)
             sizes = [len(part), *_rest(dialled.socket)] if part.more else [len(part)]
             if dialled.number is not None and not self._watch.took(dialled.number, dialled.link, sizes):
                 continue
             malformed = len(sizes) > 1
             self._events.append(Refused("malformed", dialled.link) if malformed else Arrived(dialled.link, part.bytes))
+        return False
 
     def _take_changes(self, dialled: _Dialled) -> None:
         while (change := dialled.monitor.take()) is not None:

@@ -168,9 +168,10 @@ class ZmqTransport:
         """Measure, read, judge: the order is explained in `connections`."""
         self._watch.measure()
         budget = max(0, 2 * POLL_BUDGET - len(self._events))
-        if self._inbound is not None:
-            self._inbound.take_frames(budget)
-        self._dialled.take_frames(budget)
+        if self._inbound is not None and self._inbound.take_frames(budget):
+            self._watch.drained(None)
+        for emptied in self._dialled.take_frames(budget):
+            self._watch.drained(emptied)
         for link in self._watch.review(time.monotonic()):
             if not link.dialled and self._inbound is not None:
                 self._inbound.ended(link)
