@@ -338,12 +338,17 @@ def _victims(trial: Trial) -> Iterator[Check]:
     graph = trial.graph()
     fewest = min(len(graph[name]) for name in trial.victims)
     yield Check(fewest > 0, f"each of the {len(trial.victims)} eclipsed nodes has {fewest} honest peers or more")
-    # A victim's links follow each other; the victims are what was drawn.
-    share, margin = interval([sum(shares) / len(shares) for shares in trial.surrounded.values()])
+    share, margin = hostile_share(trial)
     yield Check(
         share <= MAX_HOSTILE_LINKS,
         f"of their links {share:.2f} +- {margin:.2f} (95 %) lead to hostile nodes (bound {MAX_HOSTILE_LINKS:.2f})",
     )
+
+
+def hostile_share(trial: Trial) -> tuple[float, float]:
+    """Return which share of the eclipsed nodes' links led to hostile ones, and half the width of its 95 % interval."""
+    # A victim's links follow each other; the victims are what was drawn.
+    return interval([sum(shares) / len(shares) for shares in trial.surrounded.values()])
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
