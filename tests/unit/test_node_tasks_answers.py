@@ -122,10 +122,11 @@ UNITS = ("9", " ", "1,", "1,000", "9.", "<answer>", "</answer>", "\\frac{", "{",
 
 @pytest.mark.parametrize("unit", UNITS, ids=repr)
 def test_long_hostile_text_costs_little(unit: str) -> None:
+    """A step for each pair of characters would take minutes; it takes milliseconds; a garbage collection may come."""
     text = unit * (MAX_TEXT // len(unit))
-    began = time.process_time()
+    began = time.thread_time()  # others' threads run on in this process
     for body in (text, text[:MAX_ANSWER], f"{text[: MAX_TEXT - 20]}<answer>1</answer>"):
         extract_answer(body)
         for same in COMPARISONS:
             same(body, "1/2")
-    assert time.process_time() - began < 0.5
+    assert time.thread_time() - began < 5
