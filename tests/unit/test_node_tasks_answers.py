@@ -1,6 +1,8 @@
 """Reading answers: exact where it says so, and unmoved by whatever the text holds."""
 
+import gc
 import time
+from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
 
@@ -120,13 +122,20 @@ def test_no_text_raises_and_equality_is_of_meaning(answer: str, truth: str) -> N
 UNITS = ("9", " ", "1,", "1,000", "9.", "<answer>", "</answer>", "\\frac{", "{", "1/", "$", "a\n", "\u0130", "¬", "(")
 
 
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    gc.disable()  # what others left in this process would be looked through
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("unit", UNITS, ids=repr)
 def test_long_hostile_text_costs_little(unit: str) -> None:
-    """A step for each pair of characters would take minutes; it takes milliseconds; a garbage collection may come."""
     text = unit * (MAX_TEXT // len(unit))
     began = time.thread_time()  # others' threads run on in this process
     for body in (text, text[:MAX_ANSWER], f"{text[: MAX_TEXT - 20]}<answer>1</answer>"):
         extract_answer(body)
         for same in COMPARISONS:
             same(body, "1/2")
-    assert time.thread_time() - began < 5
+    assert time.thread_time() - began < 0.5
