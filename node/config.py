@@ -311,7 +311,9 @@ class NetworkConfig(Section):
         "informative",
         description="'all' also sends groups whose rewards are all equal, of use to the rule 'uniform' only",
     )
-    max_peers: int = Field(12, ge=1)
+    max_peers: int = Field(
+        16, ge=1, description="links; a swarm with more others than this has three quarters as many a node"
+    )
     upload_limit: int = Field(
         0, ge=0, description="bytes a second that it sends peers at most, shared fairly among them; 0: no limit"
     )

@@ -66,9 +66,10 @@ class Limits:
     or hostile one, whom nobody knows.
     """
 
-    # Live links. A random overlay of degree 8 stays whole when 30 % of its nodes die at once, and has a diameter
-    # of about log(n)/log(7): 5 at 10,000. A node looks for one more, and the rest is room for those who dial us.
-    max_peers: int = 12
+    # Live links: in a swarm that fits into so many a node is linked with everybody, and in a larger one with at most
+    # three quarters as many. A random overlay of degree 8 stays whole when 30 % of its nodes die at once, and has a
+    # diameter of about log(n)/log(7): 5 at 10,000. A node looks for one more, and the rest is room for those who dial.
+    max_peers: int = 16
     max_known_peers: int = 512  # records in the book: a full directory up to that size, a random sample beyond
     # Of one public network (a /24, a /48, a domain): links, and places in the book. Raise both for a swarm whose
     # nodes have neighbouring public addresses; loopback and private networks are not bounded.
@@ -90,7 +91,7 @@ class Limits:
     bytes_burst: float = 512.0 * MIB
 
     # What waits to be sent, in bytes of items (see `protocol.limits.send_queues`). A peer asks for 4 MiB at a time, and
-    # all of a dozen fit together; what does not fit is announced again.
+    # all of 16 fit together; what does not fit is announced again.
     max_link_queue_bytes: int = 4 * MIB
     max_queue_bytes: int = 64 * MIB
     upload_bytes_per_second: float = 0.0  # what the owner's line may be taken for; 0: all it has
@@ -109,8 +110,8 @@ class Limits:
     prefix_messages_burst: float = 16000.0
     prefix_bytes_per_second: float = 256.0 * MIB
     prefix_bytes_burst: float = 2048.0 * MIB
-    # Received and not yet read, over all connections: twice what 12 links bring at the most of 8 MiB
-    # each that we asked them for. The socket queues are bounded in messages only.
+    # Received and not yet read, over all connections: half as much again as 16 links bring at
+    # the most of 8 MiB each that we asked them for. The socket queues are bounded in messages only.
     max_backlog_bytes: int = 192 * MIB
 
     max_item_age_s: float = 3600.0  # older items are of no use to an on-policy learner

@@ -336,6 +336,11 @@ class Book:
         suitable = (entry.record for _, entry in self._entries.shuffled(rng) if entry.is_good and suits(entry.record))
         return list(islice(suitable, count))
 
+    def has_more_good_than(self, count: int) -> bool:
+        """Tell whether more nodes than `count`, be they candidates, are known that nobody failed to reach."""
+        good = (entry for entry in chain(self._entries.values(), self._candidates.values()) if entry.is_good)
+        return next(islice(good, count, None), None) is not None
+
     def good_records(self) -> list[PeerRecord]:
         """Return the records of nodes that nobody failed to reach and that are not said to be dead."""
         return [entry.record for entry in self._entries.values() if entry.is_good]

@@ -7,7 +7,8 @@ Rules
  2. Nobody at an endpoint of our own, as private ones occur twice; nobody who is graylisted, or whose key has a link
     already; of one public network no more than may have links. Seeds, a person's choice, are not bounded by network.
  3. Now and then (`rotate_interval`) a link that we chose is due to be replaced by a random other, if there is one:
-    so the overlay stays random, and whoever was surrounded by hostile peers finds others.
+    so the overlay stays random, and whoever was surrounded by hostile peers finds others. Where there are more links
+    than there is room for, one of somebody who dialled us ends instead.
  4. Seeds, and nodes that we once met and have forgotten, are tried for good (see `feelers`).
 """
 
@@ -91,6 +92,8 @@ class Dialing:
             return None
         self._next_rotation = now.steady + self._interval * self._rng.uniform(0.75, 1.25)
         peers = self._links.peers
+        if len(peers) > self._links.room:
+            return self._links.replaceable(self._rng, dialled=False)
         chosen = [node for node, peer in peers.items() if peer.link.dialled]
         if not chosen or not self._book.has_prospect(now, self._busy_keys()) or len(peers) < self._links.target:
             return None

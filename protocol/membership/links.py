@@ -11,11 +11,13 @@ Rules
  1. One link a pair. When both dialled, the one dialled by the smaller node id is used for
     sending. The other stays open `GRACE_S` for what is still on the way in it; then whoever
     dialled it hangs up. If the used link closes meanwhile, the spare takes over.
- 2. At most `max_peers` peers and attempts, and now and then one attempt more (a feeler); at most
-    `max_prefix_peers` of one public network. A third is kept for links that we chose ourselves: whoever
-    dials us can take the rest only, so nobody can surround a node by dialling it. Links that we dialled
-    are never given up for somebody who asks for room.
- 3. While there are fewer than three quarters of `max_peers` we dial: what whoever dials us finds free is a quarter.
+ 2. A small swarm, of which we know no more nodes than may be peers (`max_peers`), is linked wholly: then everybody has
+    everything from its signer. In a larger one there is room for three quarters as many, attempts included, and now
+    and then for one attempt more (a feeler). At most `max_prefix_peers` are of one public network. A third of the
+    room is kept for links that we chose ourselves: whoever dials us can take the rest only, so nobody can surround a
+    node by dialling it. Links that we dialled are never given up for somebody who asks for room.
+ 3. In a larger swarm we dial while there are fewer than three quarters of what there is room for: a quarter is what
+    whoever dials us finds free. A swarm that outgrows its links keeps them, until they are rotated (see `dialing`).
 """
 
 import random
@@ -101,10 +103,9 @@ class Links:
 
     def __init__(self, own: NodeId, limits: Limits) -> None:
         self._own = own
-        self._max_peers = max_peers = limits.max_peers
+        self._max_peers = limits.max_peers
         self._max_group = limits.max_prefix_peers
-        self.reserve = max(1, max_peers // 3)
-        self.target = max(1, max_peers * 3 // 4)
+        self.is_mesh = True  # whether there may be links with everybody whom we know
         self.attempts: dict[Link, Attempt] = {}
         self.peers: dict[NodeId, Peer] = {}
         self._holders: dict[bytes, NodeId] = {}  # of live peers' keys: as many as there are peers
@@ -125,16 +126,34 @@ class Links:
         self._proven.set(link.key, node)
 
     @property
+    def room(self) -> int:
+        """How many links there may be, but for those of our own choice that are lacking."""
+        return self._max_peers if self.is_mesh else max(1, self._max_peers * 3 // 4)
+
+    @property
+    def target(self) -> int:
+        """How many links we look for."""
+        return self.room if self.is_mesh else max(1, self.room * 3 // 4)
+
+    @property
     def wanted(self) -> int:
         """How many more contacts to dial now."""
         live, busy = len(self.peers), len(self.attempts)
-        missing = max(self.target - live, self.reserve - self._chosen) - busy
-        return max(0, min(missing, self._max_peers - live - busy, MAX_DIALS - busy))
+        missing = max(self.target - live, self._reserve - self._chosen) - busy
+        return max(0, min(missing, self._room_to_dial - live - busy, MAX_DIALS - busy))
 
     @property
     def lacks_chosen(self) -> bool:
         """Whether fewer links than the reserve are of our own choice: we ask for room where there is none."""
-        return self._chosen < self.reserve
+        return self._chosen < self._reserve
+
+    @property
+    def _reserve(self) -> int:
+        return max(1, self.room // 3)
+
+    @property
+    def _room_to_dial(self) -> int:
+        return self._max_peers if self.lacks_chosen else self.room
 
     @property
     def _chosen(self) -> int:
@@ -143,7 +162,7 @@ class Links:
     def has_room(self, group: str) -> bool:
         """Tell whether somebody of that network (see `netgroup`) who dialled us can be taken in."""
         came = sum(not peer.link.dialled for peer in self.peers.values())
-        if came >= self._max_peers - self.reserve or len(self.peers) + len(self.attempts) >= self._max_peers:
+        if came >= self.room - self._reserve or len(self.peers) + len(self.attempts) >= self.room:
             return False
         return not self.is_full_of(group)
 
@@ -156,12 +175,12 @@ class Links:
 
     @property
     def is_full(self) -> bool:
-        """Whether there are as many peers as there may be."""
-        return len(self.peers) >= self._max_peers
+        """Whether there are as many peers as there may be where one more is of our choice."""
+        return len(self.peers) >= self._room_to_dial
 
-    def replaceable(self, rng: random.Random) -> NodeId:
-        """Return a random peer of those that we dialled, or of all."""
-        return rng.choice([node for node, peer in self.peers.items() if peer.link.dialled] or list(self.peers))
+    def replaceable(self, rng: random.Random, *, dialled: bool = True) -> NodeId:
+        """Return a random peer of those that we dialled, or of those that dialled us; where none did, of all."""
+        return rng.choice([node for node, peer in self.peers.items() if peer.link.dialled == dialled] or [*self.peers])
 
     def evictable(self, here: str, caller: str, now: Instant) -> NodeId | None:
         """Return the farthest of the younger half of those who dialled us, if `caller` is nearer to us, who are `here`.

@@ -531,6 +531,7 @@ class Membership:
 
     def _tick(self, now: Instant) -> list[MembershipAction]:
         self.directory.tick(now)
+        self._links.is_mesh = not self.book.has_more_good_than(self._setup.limits.max_peers)
         actions: list[MembershipAction] = [HangUp(link) for link in self._links.due(now.steady)]
         for hello in self._lists.late(now):
             actions += self._judge_waiting(hello, now)

@@ -33,7 +33,7 @@ from protocol.transport.memory import Conditions
 from protocol.wire.envelope import ItemId, Kind
 
 # Far below the default, so that a flood is cheap to simulate; an honest node sends a few messages a second.
-LIMITS = replace(Limits(), max_peers=12, messages_per_second=20.0, messages_burst=200.0)
+LIMITS = replace(Limits(), messages_per_second=20.0, messages_burst=200.0)
 SMALL_BYTES, LARGE_BYTES = 1_000, 100_000
 LARGE_EVERY = 10  # of the fresh items one in ten is large enough to be announced and pulled
 SEEDS = 3  # that everybody has where any node may be hostile, the seeds too

@@ -5,9 +5,11 @@ import pytest
 from protocol.config import LAN, WAN
 from protocol.credentials.records import RECORD_LIFE_S
 from protocol.events import Verdict
+from protocol.membership.address_book import BUSY_S
 from protocol.simulator import SimulatedIdentity, Simulation
 from protocol.simulator.overlay import mutual, unreached
 from protocol.transport.memory import Conditions, Cut
+from protocol.wire.envelope import Kind
 
 LARGE = bytes(200_000)
 
@@ -42,11 +44,22 @@ def test_thirty_nodes_from_one_seed_know_each_other_and_share_everything_over_fe
     simulation = Simulation(seed=1)
     simulation.start_many(30)
     simulation.run(5.0)
-    assert all(8 <= len(node.core.membership.peers) <= 12 for node in simulation.nodes.values())
+    assert all(8 <= len(node.core.membership.peers) <= 16 for node in simulation.nodes.values())
     run_until_spread(simulation, spread(simulation, 1000), 4)
     simulation.run(3 * LAN.exchange_interval)  # nobody is known by the word of one, and whom one asks is drawn
     assert {len(node.core.membership.book) for node in simulation.nodes.values()} == {29}
     assert not any(node.core.admission.rejected for node in simulation.nodes.values())
+
+
+def test_a_swarm_that_fits_into_its_links_is_linked_wholly_and_has_everything_from_its_signers() -> None:
+    simulation = Simulation(seed=1)
+    simulation.start_many(17)
+    simulation.run(2 * BUSY_S)
+    assert {len(node.core.membership.peers) for node in simulation.nodes.values()} == {16}
+    asked = simulation.frames_sent[Kind.PULL]
+    for _ in range(5):
+        run_until_spread(simulation, spread(simulation, 1000), 1)
+    assert simulation.frames_sent[Kind.PULL] == asked
 
 
 def test_every_item_is_delivered_exactly_once_and_a_large_one_crosses_each_link_once() -> None:

@@ -408,7 +408,9 @@ def test_of_those_who_are_seen_at_one_private_address_no_key_is_nearer_than_anot
 
 
 def test_a_node_that_lacks_links_of_its_own_choice_says_so() -> None:
-    core = machine(*OTHERS[:4], limits=Limits(max_peers=6))  # of which two are its own choice
+    core = machine(*OTHERS[:4], limits=Limits(max_peers=8))  # of six in a larger swarm two are its own choice
+    for identity in OTHERS[7:16]:
+        core.book.add(record(identity, dialable=False))
     for identity in OTHERS[4:7]:
         join(core, identity)
     dialled = [action.address.key for action in core.handle(Tick(), at(0)) if isinstance(action, Dial)]
@@ -449,7 +451,7 @@ def test_every_other_of_those_that_are_dialled_is_random() -> None:
     """Else whoever invents nodes that are near would be dialled only."""
     found = set()
     for chance in range(20):
-        core = machine(limits=Limits(max_peers=3), chance=chance)
+        core = machine(limits=Limits(max_peers=4), chance=chance)
         for identity in OTHERS[:16]:
             core.book.add(record(identity))
         dials = [action.address for action in core.handle(Tick(), at(0)) if isinstance(action, Dial)]
@@ -594,7 +596,9 @@ def test_who_hung_up_while_its_hello_waited_does_not_come_up() -> None:
 
 
 def test_now_and_then_a_chosen_link_is_replaced_by_another() -> None:
-    core = machine(*OTHERS[:9])
+    core = machine(*OTHERS[:9], limits=Limits(max_peers=12))
+    for identity in OTHERS[12:25]:  # so that the swarm is larger than what it may be linked with
+        core.book.add(record(identity, dialable=False))
     for identity in OTHERS[:9]:
         core.handle(Tick(), at(0))
         core.handle(Opened(Link(identity.curve_key, True)), at(0))
@@ -608,6 +612,35 @@ def test_now_and_then_a_chosen_link_is_replaced_by_another() -> None:
         actions += core.handle(Tick(), at(now))
     assert "rotated" in {Goodbye.decode(body).reason for body in bodies(actions, Kind.GOODBYE)}
     assert {action.address.key for action in actions if isinstance(action, Dial)} & {i.curve_key for i in OTHERS[8:12]}
+
+
+def test_a_swarm_that_outgrows_its_links_keeps_them_until_they_are_rotated() -> None:
+    """Sixteen links while everybody fits; in a larger swarm twelve, of which whoever dials us has eight."""
+    core = machine()
+    callers, chosen, strangers = OTHERS[:11], OTHERS[11:16], OTHERS[16:]
+    for identity in callers:
+        join(core, identity)
+    for identity in chosen:
+        core.book.add(record(identity))
+    dialled = {action.address.key for action in core.handle(Tick(), at(0)) if isinstance(action, Dial)}
+    assert dialled == {identity.curve_key for identity in chosen}  # all that are left
+    for identity in chosen:
+        core.handle(Opened(Link(identity.curve_key, True)), at(0))
+        core.handle(hello(identity, dialled=True), at(0))
+    assert len(core.peers) == 16
+    for identity in strangers:
+        core.book.add(record(identity))
+    links, now = [len(core.peers)], 0.0
+    while len(core.peers) > 12:
+        assert now < 6 * LAN.rotate_interval
+        now += TICK_S
+        for node in core.peers:
+            core.heard(node, at(now))
+        assert not any(isinstance(action, Dial) for action in core.handle(Tick(), at(now)))
+        links.append(len(core.peers))
+    assert sorted(set(links)) == [12, 13, 14, 15, 16] and links == sorted(links, reverse=True)
+    assert {identity.node_id for identity in chosen} <= set(core.peers)
+    assert told(core.handle(hello(strangers[0], dialled=False), at(now)), Kind.GOODBYE)
 
 
 def test_a_digest_is_answered_with_what_it_lacks_and_not_too_often() -> None:
