@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any, Protocol
 
-PATIENCE_S = 0.004  # until all nodes of a process were looked at
+PATIENCE_S = 0.1  # until all nodes of a process were looked at, where none got all
 
 
 class Peers(Protocol):
@@ -37,7 +37,7 @@ class Peers(Protocol):
     def held(self, number: int, enough: int, patience: float) -> list[int]:
         """Return how many nodes' items of the round each node holds.
 
-        It waits up to `patience` seconds, shared among the nodes that lack some of the `enough`, for what comes next.
+        It waits up to `patience` seconds, shared among the nodes that lack some of the `enough`.
         """
         ...
 

@@ -50,7 +50,8 @@ class Hosts:
         """See `Peers.held`."""
         lacking = [node for node, held in enumerate(self._held) if held[number] < enough]
         for node in lacking:
-            for item in self._hosts[node].receive(RECEIVE_LIMIT, patience / len(lacking)):
+            least = enough - self._held[node][number]
+            for item in self._hosts[node].receive(RECEIVE_LIMIT, patience / len(lacking), least):
                 self._held[node][int.from_bytes(item.body[:NUMBER_BYTES], "big")] += 1
         return [held[number] for held in self._held]
 

@@ -17,6 +17,7 @@ from hivemind.utils import get_dht_time
 from benchmarks.child import serve
 
 PAUSE_S = 0.04  # from an answer to the next question: to be asked all the time makes hivemind slower
+LOOK_S = 0.004  # between two looks at whom to ask
 LIFE_S = 600.0  # of a stored rollout
 START_TIMEOUT_S = 60.0
 
@@ -63,6 +64,7 @@ class Dhts:
 
     def held(self, number: int, enough: int, patience: float) -> list[int]:
         """See `Peers.held`. Each DHT has one question at a time on its way."""
+        patience = min(patience, LOOK_S)
         lacking = [node for node, held in enumerate(self._held) if held < enough]
         for node in lacking:
             if self._asked[node] is None and time.monotonic() >= self._next[node]:

@@ -73,6 +73,7 @@ class Mailbox(Generic[T]):
         self._filled = threading.Condition(self._lock)
         self._items: deque[T] = deque()
         self._bytes = 0
+        self._awaited = 1  # items for which somebody waits
         self.dropped = 0
 
     def __len__(self) -> int:
@@ -87,16 +88,22 @@ class Mailbox(Generic[T]):
             while len(self._items) > self._max_items or self._bytes > self._max_bytes:
                 self._bytes -= self._size_of(self._items.popleft())
                 self.dropped += 1
-            self._filled.notify()
+                self._awaited = 1  # more will not fit
+            if len(self._items) >= self._awaited:
+                self._filled.notify()
             return is_first
 
-    def take(self, limit: int, timeout: float = 0.0) -> list[T]:
-        """Remove and return up to `limit` items, oldest first; wait up to `timeout` seconds for the first."""
+    def take(self, limit: int, timeout: float = 0.0, least: int = 1) -> list[T]:
+        """Remove and return up to `limit` items, oldest first. For one thread.
+
+        It waits up to `timeout` seconds until there are `least`, or as many as fit.
+        """
         if not self._items and timeout <= 0:
             return []
         with self._lock:
             if timeout > 0:
-                self._filled.wait_for(lambda: self._items, timeout)
+                self._awaited = least
+                self._filled.wait_for(lambda: len(self._items) >= self._awaited, timeout)
             taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
             self._bytes -= sum(map(self._size_of, taken))
             return taken
@@ -258,16 +265,16 @@ class Host:
         """Ask for items of these topics only (8 bytes each; None: all), `demand` of them a second at most."""
         self._command(Subscribe(topics, demand))
 
-    def receive(self, limit: int, timeout: float = 0.0) -> list[Received]:
+    def receive(self, limit: int, timeout: float = 0.0, least: int = 1) -> list[Received]:
         """Return up to `limit` items that came since the last call, oldest first. Raises as `check`.
 
-        Where none came it waits up to `timeout` seconds for one. It returns fewer where they unpack to more than
+        It waits up to `timeout` seconds until there are `least`. It returns fewer where they unpack to more than
         `inbox_bytes`.
         """
         self.check()
         items: list[Received] = []
         room = self._limits.inbox_bytes
-        while len(items) < limit and room > 0 and (taken := self._inbox.take(1, timeout)):
+        while len(items) < limit and room > 0 and (taken := self._inbox.take(1, timeout, least)):
             (item,) = taken
             timeout = 0.0
             try:

@@ -62,8 +62,8 @@ class Dialing:
             return []
         dials: list[Dial] = []
         busy = self._busy_keys()
-        drawn = self._book.contacts_due(now, self._rng, lambda node: self._refuses(node, now))
-        contacts = self._near_and_random(drawn, wanted, now)
+        due = self._book.contacts_due(now, self._rng, lambda node: self._refuses(node, now))
+        contacts = self._near_and_random((one for one in due if one.key not in busy), wanted, now)
         seeds = self._book.seeds_due(now)
         for contact in chain(contacts, seeds) if self._links.peers else chain(seeds, contacts):
             if len(dials) == wanted:

@@ -10,6 +10,7 @@ from protocol.host import Mailbox
 from protocol.limits.peer_scores import FIRST_REFUSAL_S, LAST_REFUSAL_S, REJECT_PENALTY, THINNING, ScoreBoard
 from protocol.limits.rate_limits import Allowance, TokenBucket
 from protocol.lru import Expiring, Recent
+from tests.waiting import wait_until
 
 
 def scores(capacity: int = 4096) -> ScoreBoard:
@@ -192,6 +193,22 @@ def test_who_waits_at_a_mailbox_is_woken_by_what_comes() -> None:
         there.put(number)
         assert back.take(10, timeout=60) == [number]
     thread.join()
+
+
+@pytest.mark.parametrize(("max_items", "max_bytes", "kept"), [(10, 10, 5), (3, 10, 3), (10, 3, 3)])
+def test_who_waits_for_several_is_woken_once_they_are_there_or_no_more_fit(
+    max_items: int, max_bytes: int, kept: int
+) -> None:
+    box: Mailbox[int] = Mailbox(max_items, max_bytes, lambda _: 1)
+    taken: list[list[int]] = []
+    thread = threading.Thread(target=lambda: taken.append(box.take(10, timeout=60, least=5)))
+    thread.start()
+    wait_until(lambda: box._filled._waiters, 20, "somebody to wait")
+    for number in range(min(5, kept + 1)):
+        assert thread.is_alive()
+        box.put(number)
+    thread.join(60)
+    assert [len(one) for one in taken] == [kept]
 
 
 def test_nobody_waits_at_a_mailbox_for_longer_than_they_may() -> None:
