@@ -1,6 +1,7 @@
 import pytest
 import zmq
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 from zmq.utils import z85
@@ -9,6 +10,17 @@ from protocol.errors import IdentityError
 from protocol.identity import Identity, node_id, verify
 
 SEED = bytes(range(32))
+# The points of order 1, 2, 4 and 8 (Chalkias, Garillot, Nikolaenko 2020), the last two also with the other sign.
+SMALL_ORDER = [
+    "0100000000000000000000000000000000000000000000000000000000000000",
+    "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    "0000000000000000000000000000000000000000000000000000000000000000",
+    "0000000000000000000000000000000000000000000000000000000000000080",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
+]
 
 
 def test_ids_and_curve_keys_follow_from_the_seed_alone() -> None:
@@ -33,6 +45,24 @@ def test_a_changed_signature_or_message_does_not_verify(message: bytes, position
     assert not verify(identity.public_key, bytes(signature), message + b"\0")
     signature[position] ^= 1
     assert not verify(identity.public_key, bytes(signature), message)
+
+
+@pytest.mark.parametrize("key", [bytes.fromhex(key) for key in SMALL_ORDER])
+def test_a_key_as_which_anybody_can_sign_is_nobodys(key: bytes) -> None:
+    """R, the neutral point, and S = 0 satisfy S B = R + h A for messages whose h is a multiple of the order of A."""
+    signature = bytes.fromhex(SMALL_ORDER[0]) + bytes(32)
+    messages = [number.to_bytes(2, "big") for number in range(256)]
+    openssl = Ed25519PublicKey.from_public_bytes(key)
+    assert any(is_good(openssl, signature, message) for message in messages)  # so the signature is one
+    assert not any(verify(key, signature, message) for message in messages)
+
+
+def is_good(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
+    try:
+        key.verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True
 
 
 @given(st.binary(max_size=40), st.binary(max_size=70))
