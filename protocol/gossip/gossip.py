@@ -356,19 +356,20 @@ class Gossip:
         return [Deliver(item)] if item.signer != self._own else []  # our own came back: we were restarted
 
     def _hold(self, item: Item, now: Instant) -> None:
-        self._store.add(item, now, spare=lambda item_id: all(peer.has(item_id) for peer in self._peers.values()))
-        is_small = len(item.frame) <= PUSH_BYTES
+        self._store.add(item, now, spare=self._is_spare)
         may = math.inf
         for peer in self._peers.values():
-            wants = peer.wants
-            hears = is_small and item.signer in wants.direct
-            if not hears and peer.known.get(item.id) is None and wants.covers_topic(item.topic):
+            if not _hears_of(peer, item) and peer.known.get(item.id) is None and peer.wants.covers_topic(item.topic):
                 peer.remind(item.id)
                 may = min(may, peer.quiet_until)
         if may <= now.steady:
             self._timer.news(now.steady)
         else:
             self._timer.by(may)
+
+    def _is_spare(self, held: Item) -> bool:
+        """Tell whether all who are near have an item, or hear of it without us."""
+        return all(peer.has(held.id) or _hears_of(peer, held) for peer in self._peers.values())
 
     def _publish(self, item: Item, now: Instant) -> list[GossipAction]:
         if item.id in self._seen:
@@ -548,8 +549,8 @@ class Gossip:
         told = self._announce(node, [item_id for item_id in newest if peer.known.get(item_id) is not Knows.SENT], now)
         if not peer.direct:
             return told
-        peer.direct = frozenset()  # until it has repeated what others sign, and is told so (`_rely_on_few`)
-        return [*told, *self._tell_interest([node], now)]
+        # Asked for what it left out until now, and not for what is next.
+        return [*told, Send(node, self._appetite.filter.interest(())), *self._tell_interest([node], now)]
 
     def _catch_up(self, node: NodeId, peer: Peer, now: Instant) -> list[GossipAction]:
         if not peer.backlog or now.steady < peer.backlog_due:
@@ -572,3 +573,8 @@ class Gossip:
         for entry in told:
             peer.note(entry.id, Knows.TOLD)
         return [Send(node, Announce(tuple(told[i : i + MAX_IDS]))) for i in range(0, len(told), MAX_IDS)]
+
+
+def _hears_of(peer: Peer, item: Item) -> bool:
+    """Tell whether a peer hears of the item without us."""
+    return len(item.frame) <= PUSH_BYTES and item.signer in peer.wants.direct

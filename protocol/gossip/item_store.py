@@ -42,13 +42,14 @@ class Store:
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, item: Item, now: Instant, spare: Callable[[ItemId], bool] = lambda _: True) -> None:
+    def add(self, item: Item, now: Instant, spare: Callable[[Item], bool] = lambda _: True) -> None:
         """Hold an item; `spare` tells of a held one whether all who are near have it."""
         self.pop(item.id)  # it may have been forgotten that it came: a clock that was set back holds it for longer
         self._held[item.id] = _Held(item, item.entry, now.steady)
         self.size += len(item.frame)
         while self.size > self._capacity or len(self._held) > MAX_HELD:
-            spared = next(filter(spare, islice(self._held, LOOKED_AT)), None)
+            oldest = islice(self._held.values(), LOOKED_AT)
+            spared = next((held.item.id for held in oldest if spare(held.item)), None)
             self.pop(next(iter(self._held)) if spared is None else spared)
 
     def get(self, item_id: ItemId) -> Item | None:
