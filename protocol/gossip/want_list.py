@@ -7,10 +7,11 @@ Rules
  2. A holder stalls when it delivered nothing at all for `pull_patience` and the time that the
     item takes on a slow line, or when it announces again what it was asked for: it could not send
     it. The holder asked least is next, those that owe us something last.
- 3. Which items are asked for first is drawn by lot among the signers, and then among the
-    signer's items: nobody is starved by whoever publishes most, and two nodes that cannot take
-    everything take different things. It is drawn from all that waits once in `announce_interval`, and between from
-    what is new: where all holders are busy each look is in vain, and announcements are free.
+ 3. Which items are asked for first is drawn by lot among the holders, then among the signers that one announced, and
+    then among the signer's items: nobody is starved by whoever publishes most or by a link that brings the items of
+    many keys, as keys are free and links are not, and two nodes that cannot take everything take different things. It
+    is drawn from all that waits once in `announce_interval`, and between from what is new: where all holders are busy
+    each look is in vain, and announcements are free.
  4. An announcement is a promise for `PROMISE_LIFE_S`: what came after it may have pushed the item out since. A holder
     that was asked by then, did not deliver within `PROMISE_PATIENCE` times the patience, and has gone on announcing
     since, broke it. One that broke `MAX_BROKEN` more than it kept is blamed; one slow reply, or a process that is
@@ -21,7 +22,7 @@ Rules
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, takewhile, zip_longest
 from typing import NamedTuple
@@ -45,11 +46,15 @@ MAX_FURTHER = 1024  # items that came, of whom was asked for them more than once
 MAX_DEPARTED = 256  # holders that left in debt
 MAX_LOOKS = 256  # wants looked at each time: bounds the work where all holders are busy
 LOOKS_EACH = 4  # for each item that may be asked for, some of whose holders are busy
+SLACK = 2  # times its even share is looked at of each holder, as some offer less, or the same
 # While bytes flow, a stalled item may wait this many times the patience, and a promise this long in all.
 PROMISE_PATIENCE = 5
 PROMISE_LIFE_S = 10.0  # a node that gets 3 MiB of items a second holds each for as long, by default
 MAX_BROKEN = 8
 MAX_CREDIT = MAX_WINDOW  # promises kept in advance of as many broken: all that were in flight when a line broke
+
+
+_BySigner = dict[bytes, dict[ItemId, None]]
 
 
 class _Debt(NamedTuple):
@@ -70,6 +75,7 @@ class _Want:
 @dataclass(slots=True)
 class _Holder:
     offers: dict[ItemId, float] = field(default_factory=dict)  # and when each was last announced
+    waiting: _BySigner = field(default_factory=dict)  # those that are asked of nobody
     window: float = FIRST_WINDOW
     pulls: int = 0
     size: int = 0  # bytes in flight
@@ -80,9 +86,16 @@ class _Holder:
     blameless_until: float = float("-inf")  # one bad moment is blamed once, however much was asked for in it
     narrowed: float = float("-inf")  # when the window was last halved
 
+    def unlist(self, entry: Entry) -> None:
+        """An item waits no more."""
+        items = self.waiting.get(entry.signer, {})
+        items.pop(entry.id, None)
+        if not items:
+            self.waiting.pop(entry.signer, None)
+
     def leave(self) -> bool:
         """Keep only what it owes, enough for one blame; True if there is anything."""
-        self.offers, self.pulls, self.size = {}, 0, 0
+        self.offers, self.waiting, self.pulls, self.size = {}, {}, 0, 0
         self.owed = dict(islice(self.owed.items(), MAX_BROKEN))
         self.broken = min(self.broken, MAX_BROKEN)
         return bool(self.owed) or self.broken > 0
@@ -97,7 +110,6 @@ class Pulls:
         self._rng = rng
         self._wants: dict[ItemId, _Want] = {}
         self._delayed: dict[ItemId, float] = {}  # all by the same delay: the first is due first
-        self._waiting: dict[bytes, dict[ItemId, None]] = {}  # by signer
         self._fresh: dict[ItemId, None] = {}  # that wait, or have one holder more, since the last look
         self._next_look = float("-inf")  # at all that waits
         self._asked: dict[ItemId, None] = {}
@@ -114,11 +126,6 @@ class Pulls:
         """Whether an item waits for a push."""
         return bool(self._delayed)
 
-    @property
-    def waiting(self) -> bool:
-        """Whether an item waits to be asked for."""
-        return bool(self._waiting)
-
     def offered(self, node: NodeId, entry: Entry, now: float, delay: float = 0.0) -> bool:
         """Note that `node` holds an item that we lack, to be asked for after `delay`; True if nobody held it before."""
         holder = self._holders.get(node)
@@ -132,8 +139,6 @@ class Pulls:
             want = self._wants[entry.id] = _Want(entry, now, {})
             if delay > 0:
                 self._delayed[entry.id] = now + delay
-            else:
-                self._wait(want)
         elif want.asked == node and now >= want.asked_at + self._patience / 2 and not self._stall(want, now):
             return False
         if node in want.holders:
@@ -142,6 +147,7 @@ class Pulls:
             want.holders[node] = 0
             holder.offers[entry.id] = now
             if want.asked is None and entry.id not in self._delayed:
+                holder.waiting.setdefault(entry.signer, {})[entry.id] = None
                 self._fresh[entry.id] = None  # it may be free where the others are busy
             if len(holder.offers) > MAX_OFFERS:
                 oldest = next(iter(holder.offers))
@@ -222,9 +228,9 @@ class Pulls:
             self._wait(self._wants[item_id])
         if now >= self._next_look:
             self._next_look = now + self._interval
-            waiting = self._waiting
+            waiting = [holder.waiting for holder in self._holders.values() if holder.waiting]
         else:
-            waiting = _by_signer(self._wants[one].entry for one in self._fresh)
+            waiting = _by_holder(self._wants[one] for one in self._fresh)
         self._fresh.clear()
         asks: defaultdict[NodeId, list[ItemId]] = defaultdict(list)
         for item_id in self._draw(waiting, allowance) if allowance >= 1 else ():
@@ -240,15 +246,20 @@ class Pulls:
             for start in range(0, len(ids), MAX_IDS):
                 yield node, Pull(tuple(ids[start : start + MAX_IDS]))
 
-    def _draw(self, waiting: Mapping[bytes, Mapping[ItemId, None]], allowance: float) -> Iterator[ItemId]:
-        """Return some of these items, enough for the allowance, one of each signer in turn, all by lot."""
+    def _draw(self, waiting: Sequence[_BySigner], allowance: float) -> Iterable[ItemId]:
+        """Return some of what holders offer, enough for the allowance, one of each holder in turn, all by lot."""
         if not waiting:
-            return iter(())
+            return ()
         looks = int(min(MAX_LOOKS, LOOKS_EACH * allowance))
-        signers = self._rng.sample(list(waiting.values()), min(looks, len(waiting)))
-        each = -(-looks // len(signers))
-        drawn = [self._rng.sample(list(items), min(each, len(items))) for items in signers]
-        return (item_id for item_id in chain.from_iterable(zip_longest(*drawn)) if item_id is not None)
+        share = SLACK * -(-looks // len(waiting))
+        drawn = [self._draw_of(offered, share) for offered in self._rng.sample(waiting, len(waiting))]
+        return islice(dict.fromkeys(_in_turn(drawn)), looks)
+
+    def _draw_of(self, offered: _BySigner, count: int) -> Iterable[ItemId]:
+        """Return some of what one holder offers, one of each signer in turn."""
+        signers = self._rng.sample(list(offered.values()), min(count, len(offered)))
+        each = -(-count // len(signers))
+        return _in_turn([self._rng.sample(list(items), min(each, len(items))) for items in signers])
 
     def _choose(self, want: _Want) -> NodeId | None:
         free = [node for node in want.holders if self._may_ask(self._holders[node], want.entry.size)]
@@ -307,15 +318,14 @@ class Pulls:
             self._forget(next((want for want in self._wants.values() if want.asked is None), oldest))
 
     def _wait(self, want: _Want) -> None:
-        self._waiting.setdefault(want.entry.signer, {})[want.entry.id] = None
+        for node in want.holders:
+            self._holders[node].waiting.setdefault(want.entry.signer, {})[want.entry.id] = None
         self._fresh[want.entry.id] = None
 
     def _unwait(self, want: _Want) -> None:
         self._fresh.pop(want.entry.id, None)
-        items = self._waiting.get(want.entry.signer, {})
-        items.pop(want.entry.id, None)
-        if not items:
-            self._waiting.pop(want.entry.signer, None)
+        for node in want.holders:
+            self._holders[node].unlist(want.entry)
 
     def _take_back(self, want: _Want) -> None:
         self._release(want)
@@ -336,6 +346,7 @@ class Pulls:
             self._take_back(want)
         del want.holders[node]
         del self._holders[node].offers[item_id]
+        self._holders[node].unlist(want.entry)
         if not want.holders:
             self._forget(want)
 
@@ -348,8 +359,14 @@ class Pulls:
         del self._wants[want.entry.id]
 
 
-def _by_signer(entries: Iterable[Entry]) -> dict[bytes, dict[ItemId, None]]:
-    found: dict[bytes, dict[ItemId, None]] = {}
-    for entry in entries:
-        found.setdefault(entry.signer, {})[entry.id] = None
-    return found
+def _by_holder(wants: Iterable[_Want]) -> list[_BySigner]:
+    found: defaultdict[NodeId, _BySigner] = defaultdict(dict)
+    for want in wants:
+        for node in want.holders:
+            found[node].setdefault(want.entry.signer, {})[want.entry.id] = None
+    return list(found.values())
+
+
+def _in_turn(columns: Iterable[Iterable[ItemId]]) -> Iterator[ItemId]:
+    """Return the first of each, then the second of each, and so on."""
+    return (item_id for item_id in chain.from_iterable(zip_longest(*columns)) if item_id is not None)

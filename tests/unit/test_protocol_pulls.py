@@ -96,6 +96,24 @@ def test_signers_take_turns_whatever_they_publish() -> None:
     assert counts == {True: 200, False: 20}
 
 
+@pytest.mark.parametrize("interval", [0.0, LAN.announce_interval])
+def test_holders_take_turns_whatever_keys_they_bring(interval: float) -> None:
+    """Of eleven links one brings a new key with each of its items, the others what seven signers made."""
+    counts: Counter[bool] = Counter()
+    flooder, *honest = (NodeId(f"peer {number}") for number in range(11))
+    for seed in range(20):
+        pulls = Pulls(LAN, random.Random(seed))
+        due(pulls, 0.0)
+        for number in range(1000):
+            pulls.offered(flooder, entry(number, signer=number), interval)
+        for number in range(1000, 1100):
+            for node in random.Random(number).sample(honest, 4):
+                pulls.offered(node, entry(number, signer=10_000 + number % 7), interval)
+        asked = due(pulls, interval, 22)
+        counts.update(node == flooder for node, ids in asked.items() for _ in ids)
+    assert sum(counts.values()) == 440 and 40 <= counts[True] <= 48  # what two others both drew is asked for once
+
+
 def test_two_nodes_that_cannot_take_everything_take_different_things() -> None:
     chosen = []
     for seed in (1, 2):
@@ -382,6 +400,12 @@ def test_pulls_in_flight_never_exceed_their_bounds_and_no_item_is_asked_of_two(h
                         assert item not in flying
                         flying[item] = (node, now, sizes[item])
                         asks[item, node] += 1
+        for node, holder in pulls._holders.items():
+            listed = [item for items in holder.waiting.values() for item in items]
+            assert sorted(listed) == sorted(
+                item for item in holder.offers if item not in pulls._asked and item not in pulls._delayed
+            )
+            assert all(node in pulls._wants[item].holders for item in listed) and all(holder.waiting.values())
         for node in {holder for holder, *_ in flying.values()}:
             loads = [size for holder, _, size in flying.values() if holder == node]
             assert len(loads) <= MAX_WINDOW
