@@ -5,7 +5,7 @@ Rules
     grows by one with what it delivers and halves when it stalls, as TCP's does: a slow line is
     asked for little, a liar for next to nothing.
  2. A holder stalls when it delivered nothing at all for `pull_patience` and the time that the
-    item takes on a slow line, or when it announces again what it was asked for: it could not send
+    item, or its first chunk, takes on a slow line, or when it announces again what it was asked for: it could not send
     it. The holder asked least is next, those that owe us something last.
  3. Which items are asked for first is drawn by lot among the holders, then among the signers that one announced, and
     then among the signer's items: nobody is starved by whoever publishes most or by a link that brings the items of
@@ -30,7 +30,7 @@ from typing import NamedTuple
 from protocol.config import Timing
 from protocol.identity import NodeId
 from protocol.lru import Recent
-from protocol.wire.envelope import ItemId
+from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId
 from protocol.wire.messages import MAX_IDS, Entry, Pull
 
 PULL_BYTES_PER_SECOND = 512 << 10  # a line of 4 Mbit/s
@@ -70,6 +70,11 @@ class _Want:
     asked: NodeId | None = None
     asked_at: float = 0.0
     is_promise: bool = True  # whether whoever is asked had promised it by then
+
+    @property
+    def answer_bytes(self) -> int:
+        """What a pull brings at the most, whatever size the first who announced it said: of a large item an outline."""
+        return min(self.entry.size, HEAD_BYTES + CHUNK_BYTES)
 
 
 @dataclass(slots=True)
@@ -262,7 +267,7 @@ class Pulls:
         return _in_turn([self._rng.sample(list(items), min(each, len(items))) for items in signers])
 
     def _choose(self, want: _Want) -> NodeId | None:
-        free = [node for node in want.holders if self._may_ask(self._holders[node], want.entry.size)]
+        free = [node for node in want.holders if self._may_ask(self._holders[node], want.answer_bytes)]
         if not free:
             return None
         holders = self._holders
@@ -276,14 +281,14 @@ class Pulls:
         self._unwait(want)
         holder = self._holders[node]
         holder.pulls += 1
-        holder.size += want.entry.size
+        holder.size += want.answer_bytes
         want.asked, want.asked_at = node, now
         want.is_promise = now <= holder.offers[want.entry.id] + PROMISE_LIFE_S
         want.holders[node] += 1
         self._asked[want.entry.id] = None
 
     def _stalls(self, want: _Want, holder: _Holder, now: float) -> bool:
-        patience = self._patience + want.entry.size / PULL_BYTES_PER_SECOND
+        patience = self._patience + want.answer_bytes / PULL_BYTES_PER_SECOND
         silent = now >= max(want.asked_at, holder.delivered) + patience
         return silent or now >= want.asked_at + PROMISE_PATIENCE * patience
 
@@ -335,7 +340,7 @@ class Pulls:
         if want.asked is not None:
             holder = self._holders[want.asked]
             holder.pulls -= 1
-            holder.size -= want.entry.size
+            holder.size -= want.answer_bytes
             want.asked = None
             del self._asked[want.entry.id]
 

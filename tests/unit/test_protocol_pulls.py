@@ -21,16 +21,18 @@ from protocol.gossip.want_list import (
     MAX_WINDOW,
     PROMISE_LIFE_S,
     PROMISE_PATIENCE,
+    PULL_BYTES_PER_SECOND,
     WANT_LIFE_S,
     Pulls,
 )
 from protocol.identity import NodeId
-from protocol.wire.envelope import ItemId
+from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, MAX_ITEM_BYTES, ItemId
 from protocol.wire.messages import NO_TOPIC, Entry
 
 A, B = NodeId("a"), NodeId("b")
 PATIENCE = LAN.pull_patience
 EVERYTHING = float("inf")
+SLOW_CHUNK_S = (HEAD_BYTES + CHUNK_BYTES) / PULL_BYTES_PER_SECOND + 1e-6
 
 
 def name(number: int) -> ItemId:
@@ -197,9 +199,20 @@ def test_a_holder_that_goes_on_delivering_does_not_stall() -> None:
         assert failed == (len(first[B]) if second + 1 == 3 else 0)
 
 
-def test_an_item_that_stalls_while_others_flow_is_asked_of_another_in_the_end() -> None:
+def test_who_announces_an_item_first_does_not_keep_it_by_claiming_that_it_is_large() -> None:
     pulls = machine()
-    pulls.offered(A, entry(0), 0.0)
+    pulls.offered(A, entry(0, size=MAX_ITEM_BYTES), 0.0)
+    assert due(pulls, 0.0) == {A: [name(0)]}
+    pulls.offered(B, entry(0), 0.0)
+    assert pulls.check(PATIENCE)[0] == 0
+    assert pulls.check(PATIENCE + SLOW_CHUNK_S)[0] == 1
+    assert due(pulls, PATIENCE + SLOW_CHUNK_S) == {B: [name(0)]}
+
+
+@pytest.mark.parametrize("size", [100, MAX_ITEM_BYTES])
+def test_an_item_that_stalls_while_others_flow_is_asked_of_another_in_the_end(size: int) -> None:
+    pulls = machine()
+    pulls.offered(A, entry(0, size), 0.0)
     assert due(pulls, 0.0) == {A: [name(0)]}
     pulls.offered(B, entry(0), 0.0)
     for tenth in range(1, 150):
@@ -208,7 +221,8 @@ def test_an_item_that_stalls_while_others_flow_is_asked_of_another_in_the_end() 
         pulls.arrived(name(tenth), A, tenth / 10)
         if pulls.check(tenth / 10)[0]:
             break
-    assert PROMISE_PATIENCE * PATIENCE <= tenth / 10 < PROMISE_PATIENCE * PATIENCE + 0.2
+    patience = PATIENCE + (SLOW_CHUNK_S if size > 100 else 0.0)
+    assert PROMISE_PATIENCE * PATIENCE <= tenth / 10 < PROMISE_PATIENCE * patience + 0.2
     assert due(pulls, tenth / 10) == {B: [name(0)]}
 
 
