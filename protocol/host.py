@@ -96,13 +96,13 @@ class Mailbox(Generic[T]):
     def take(self, limit: int, timeout: float = 0.0, least: int = 1) -> list[T]:
         """Remove and return up to `limit` items, oldest first. For one thread.
 
-        It waits up to `timeout` seconds until there are `least`, or as many as fit.
+        It waits up to `timeout` seconds until there are `least`, or one had to go for another.
         """
         if not self._items and timeout <= 0:
             return []
         with self._lock:
             if timeout > 0:
-                self._awaited = least
+                self._awaited = min(least, self._max_items)
                 self._filled.wait_for(lambda: len(self._items) >= self._awaited, timeout)
             taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
             self._bytes -= sum(map(self._size_of, taken))
@@ -274,7 +274,7 @@ class Host:
         self.check()
         items: list[Received] = []
         room = self._limits.inbox_bytes
-        while len(items) < limit and room > 0 and (taken := self._inbox.take(1, timeout, least)):
+        while len(items) < limit and room > 0 and (taken := self._inbox.take(1, timeout, min(least, limit))):
             (item,) = taken
             timeout = 0.0
             try:

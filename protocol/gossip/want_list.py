@@ -10,8 +10,7 @@ Rules
  3. Which items are asked for first is drawn by lot among the holders, then among the signers that one announced, and
     then among the signer's items: nobody is starved by whoever publishes most or by a link that brings the items of
     many keys, as keys are free and links are not, and two nodes that cannot take everything take different things. It
-    is drawn from all that waits once in `announce_interval`, and between from what is new: where all holders are busy
-    each look is in vain, and announcements are free.
+    is drawn from all that waits once in `announce_interval`, and between from what is new: announcements are free.
  4. An announcement is a promise for `PROMISE_LIFE_S`: what came after it may have pushed the item out since. A holder
     that was asked by then, did not deliver within `PROMISE_PATIENCE` times the patience, and has gone on announcing
     since, broke it. One that broke `MAX_BROKEN` more than it kept is blamed; one slow reply, or a process that is
@@ -91,6 +90,11 @@ class _Holder:
     blameless_until: float = float("-inf")  # one bad moment is blamed once, however much was asked for in it
     narrowed: float = float("-inf")  # when the window was last halved
 
+    @property
+    def has_room(self) -> bool:
+        """Whether it may be asked for one more, if that is small enough."""
+        return self.pulls < int(self.window)
+
     def unlist(self, entry: Entry) -> None:
         """An item waits no more."""
         items = self.waiting.get(entry.signer, {})
@@ -152,7 +156,7 @@ class Pulls:
             want.holders[node] = 0
             holder.offers[entry.id] = now
             if want.asked is None and entry.id not in self._delayed:
-                holder.waiting.setdefault(entry.signer, {})[entry.id] = None
+                holder.waiting.setdefault(want.entry.signer, {})[entry.id] = None  # whatever signer this one says
                 self._fresh[entry.id] = None  # it may be free where the others are busy
             if len(holder.offers) > MAX_OFFERS:
                 oldest = next(iter(holder.offers))
@@ -233,9 +237,9 @@ class Pulls:
             self._wait(self._wants[item_id])
         if now >= self._next_look:
             self._next_look = now + self._interval
-            waiting = [holder.waiting for holder in self._holders.values() if holder.waiting]
+            waiting = [holder.waiting for holder in self._holders.values() if holder.waiting and holder.has_room]
         else:
-            waiting = _by_holder(self._wants[one] for one in self._fresh)
+            waiting = self._by_holder(self._fresh)
         self._fresh.clear()
         asks: defaultdict[NodeId, list[ItemId]] = defaultdict(list)
         for item_id in self._draw(waiting, allowance) if allowance >= 1 else ():
@@ -260,6 +264,15 @@ class Pulls:
         drawn = [self._draw_of(offered, share) for offered in self._rng.sample(waiting, len(waiting))]
         return islice(dict.fromkeys(_in_turn(drawn)), looks)
 
+    def _by_holder(self, ids: Iterable[ItemId]) -> list[_BySigner]:
+        """Return these items as those of their holders that have room for one more offer them."""
+        found: defaultdict[NodeId, _BySigner] = defaultdict(dict)
+        for want in map(self._wants.__getitem__, ids):
+            for node in want.holders:
+                if self._holders[node].has_room:
+                    found[node].setdefault(want.entry.signer, {})[want.entry.id] = None
+        return list(found.values())
+
     def _draw_of(self, offered: _BySigner, count: int) -> Iterable[ItemId]:
         """Return some of what one holder offers, one of each signer in turn."""
         signers = self._rng.sample(list(offered.values()), min(count, len(offered)))
@@ -275,7 +288,7 @@ class Pulls:
 
     def _may_ask(self, holder: _Holder, size: int) -> bool:
         fits = holder.pulls == 0 or holder.size + size <= MAX_PULL_BYTES_PER_PEER
-        return fits and holder.pulls < int(holder.window)
+        return fits and holder.has_room
 
     def _ask(self, want: _Want, node: NodeId, now: float) -> None:
         self._unwait(want)
@@ -362,14 +375,6 @@ class Pulls:
         for node in want.holders:
             del self._holders[node].offers[want.entry.id]
         del self._wants[want.entry.id]
-
-
-def _by_holder(wants: Iterable[_Want]) -> list[_BySigner]:
-    found: defaultdict[NodeId, _BySigner] = defaultdict(dict)
-    for want in wants:
-        for node in want.holders:
-            found[node].setdefault(want.entry.signer, {})[want.entry.id] = None
-    return list(found.values())
 
 
 def _in_turn(columns: Iterable[Iterable[ItemId]]) -> Iterator[ItemId]:

@@ -24,7 +24,7 @@ through it look local).
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import NamedTuple
@@ -107,6 +107,10 @@ class _Entry:
     @property
     def is_good(self) -> bool:
         return not self.dead and (self.contact is None or self.contact.failures == 0)
+
+    @property
+    def may_answer(self) -> bool:
+        return bool(self.addresses) and (self.contact is None or self.contact.failures == 0)
 
     def is_due(self, now: Instant) -> bool:
         if self.contact is None:
@@ -336,10 +340,14 @@ class Book:
         suitable = (entry.record for _, entry in self._entries.shuffled(rng) if entry.is_good and suits(entry.record))
         return list(islice(suitable, count))
 
-    def has_more_good_than(self, count: int) -> bool:
-        """Tell whether more nodes than `count`, be they candidates, are known that nobody failed to reach."""
-        good = (entry for entry in chain(self._entries.values(), self._candidates.values()) if entry.is_good)
-        return next(islice(good, count, None), None) is not None
+    def has_more_prospects_than(self, count: int, but: Container[NodeId]) -> bool:
+        """Tell whether more nodes than `count`, be they candidates, may be dialled and did not fail, whoever is dead.
+
+        So nobody else's word makes them fewer. Those of `but` do not count.
+        """
+        known = chain(self._entries.items(), self._candidates.items())
+        prospects = (node for node, entry in known if entry.may_answer and node not in but)
+        return next(islice(prospects, max(0, count), None), None) is not None
 
     def good_records(self) -> list[PeerRecord]:
         """Return the records of nodes that nobody failed to reach and that are not said to be dead."""

@@ -8,7 +8,7 @@ Rules
     already; of one public network no more than may have links. Seeds, a person's choice, are not bounded by network.
  3. Now and then (`rotate_interval`) a link that we chose is due to be replaced by a random other, if there is one:
     so the overlay stays random, and whoever was surrounded by hostile peers finds others. Where there are more links
-    than there is room for, one of somebody who dialled us ends instead.
+    than there is room for, that of the last caller ends, or a random one where nobody called: one in `SHED_INTERVAL_S`.
  4. Seeds, and nodes that we once met and have forgotten, are tried for good (see `feelers`).
 """
 
@@ -30,6 +30,7 @@ from protocol.membership.pairing import distance, name_of
 # Contacts that are drawn for each that is dialled: the nearest of eight is on average nearer than eight of nine who
 # call everybody, and to find more that are due a node would look through its whole book.
 DRAWN = 8
+SHED_INTERVAL_S = 10.0  # so that who is sent away finds room elsewhere before the next
 
 
 class Dialing:
@@ -54,6 +55,7 @@ class Dialing:
         self._rng = rng
         self.feelers = Feelers(book.seeds, rng)
         self._next_rotation = now.steady + self._interval * rng.uniform(0.5, 1.0)
+        self._next_shed = now.steady
 
     def fill(self, now: Instant) -> list[Dial]:
         """Dial as many as links are wanted."""
@@ -87,13 +89,14 @@ class Dialing:
         return [self._dial(contact, now)]
 
     def replaceable(self, now: Instant) -> NodeId | None:
-        """Return a peer whose link, which we chose, gives way to another now, if it is time and there are others."""
+        """Return a peer whose link ends now by rule 3, if it is time for one."""
+        peers = self._links.peers
+        if len(peers) > self._links.room and now.steady >= self._next_shed:
+            self._next_shed = now.steady + SHED_INTERVAL_S
+            return self._links.last_caller or self._links.replaceable(self._rng)
         if now.steady < self._next_rotation:
             return None
         self._next_rotation = now.steady + self._interval * self._rng.uniform(0.75, 1.25)
-        peers = self._links.peers
-        if len(peers) > self._links.room:
-            return self._links.replaceable(self._rng, dialled=False)
         chosen = [node for node, peer in peers.items() if peer.link.dialled]
         if not chosen or not self._book.has_prospect(now, self._busy_keys()) or len(peers) < self._links.target:
             return None

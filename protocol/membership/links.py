@@ -11,13 +11,13 @@ Rules
  1. One link a pair. When both dialled, the one dialled by the smaller node id is used for
     sending. The other stays open `GRACE_S` for what is still on the way in it; then whoever
     dialled it hangs up. If the used link closes meanwhile, the spare takes over.
- 2. A small swarm, of which we know no more nodes than may be peers (`max_peers`), is linked wholly: then everybody has
-    everything from its signer. In a larger one there is room for three quarters as many, attempts included, and now
+ 2. A small swarm, where peers and those whom we could dial are at most `max_peers`, is linked wholly: then everybody
+    has everything from its signer. In a larger one there is room for three quarters as many, attempts included, and now
     and then for one attempt more (a feeler). At most `max_prefix_peers` are of one public network. A third of the
     room is kept for links that we chose ourselves: whoever dials us can take the rest only, so nobody can surround a
     node by dialling it. Links that we dialled are never given up for somebody who asks for room.
  3. In a larger swarm we dial while there are fewer than three quarters of what there is room for: a quarter is what
-    whoever dials us finds free. A swarm that outgrows its links keeps them, until they are rotated (see `dialing`).
+    whoever dials us finds free. Links that it has no room for as it grows end one after the other (see `dialing`).
 """
 
 import random
@@ -38,6 +38,7 @@ DIAL_TIMEOUT_S = 10.0  # a TCP and a CURVE handshake and a hello, on a machine b
 HELLO_RETRY_S = 2.0
 GRACE_S = 2.0
 MAX_DIALS = 8  # attempts in progress at a time
+FEW_PEERS = 8  # of so few none is kept for small swarms: a sparser overlay falls to pieces
 MAX_PROVEN = 1024
 MAX_PARTING = 256
 # Records that a peer may tell us: two full exchanges at once, and the news of a swarm of 512 in which
@@ -128,7 +129,7 @@ class Links:
     @property
     def room(self) -> int:
         """How many links there may be, but for those of our own choice that are lacking."""
-        return self._max_peers if self.is_mesh else max(1, self._max_peers * 3 // 4)
+        return self._max_peers if self.is_mesh else max(min(self._max_peers, FEW_PEERS), self._max_peers * 3 // 4)
 
     @property
     def target(self) -> int:
@@ -178,9 +179,14 @@ class Links:
         """Whether there are as many peers as there may be where one more is of our choice."""
         return len(self.peers) >= self._room_to_dial
 
-    def replaceable(self, rng: random.Random, *, dialled: bool = True) -> NodeId:
-        """Return a random peer of those that we dialled, or of those that dialled us; where none did, of all."""
-        return rng.choice([node for node, peer in self.peers.items() if peer.link.dialled == dialled] or [*self.peers])
+    def replaceable(self, rng: random.Random) -> NodeId:
+        """Return a random peer of those that we dialled, or of all."""
+        return rng.choice([node for node, peer in self.peers.items() if peer.link.dialled] or list(self.peers))
+
+    @property
+    def last_caller(self) -> NodeId | None:
+        """The peer that dialled us last."""
+        return next((node for node, peer in reversed(self.peers.items()) if not peer.link.dialled), None)
 
     def evictable(self, here: str, caller: str, now: Instant) -> NodeId | None:
         """Return the farthest of the younger half of those who dialled us, if `caller` is nearer to us, who are `here`.

@@ -412,9 +412,11 @@ class Membership:
             contact.busy(now, self._rng)
         self._detector.down(node)
         actions = self.reachability.gone(node)
-        for link in self._links.drop(node):
-            others = [Send(link, sample)] if reason in NO_ROOM else []
-            actions += [*others, *self._refuse(link, reason, now)]
+        links = self._links.drop(node)
+        if reason in NO_ROOM:
+            actions.append(Send(links[0], sample))
+        for link in links:
+            actions += self._refuse(link, reason, now)
         return [*actions, PeerDown(node)]
 
     def _goodbye(self, link: Link, goodbye: Goodbye, now: Instant) -> list[MembershipAction]:
@@ -449,6 +451,8 @@ class Membership:
 
     def _hear_of(self, link: Link, sender: NodeId, peers: Peers, now: Instant) -> list[MembershipAction]:
         if sender not in self._links.peers:
+            if self._links.is_parting(link):
+                return []  # both left at once: what still comes is nobody's fault
             attempt = self._links.attempts.get(link)
             if attempt is None or attempt.told:
                 raise MessageError("too_many_records")
@@ -531,7 +535,8 @@ class Membership:
 
     def _tick(self, now: Instant) -> list[MembershipAction]:
         self.directory.tick(now)
-        self._links.is_mesh = not self.book.has_more_good_than(self._setup.limits.max_peers)
+        others = self._setup.limits.max_peers - len(self._links.peers)
+        self._links.is_mesh = not self.book.has_more_prospects_than(others, self._links.peers)
         actions: list[MembershipAction] = [HangUp(link) for link in self._links.due(now.steady)]
         for hello in self._lists.late(now):
             actions += self._judge_waiting(hello, now)

@@ -47,6 +47,27 @@ def test_a_changed_signature_or_message_does_not_verify(message: bytes, position
     assert not verify(identity.public_key, bytes(signature), message)
 
 
+# Signatures over "msg" by the key of `SEED` of which verifiers think differently: with an R of small order, which
+# OpenSSL takes, and with a point of order 8 added to R, good for those only that multiply by the cofactor.
+SMALL_R = (
+    "0100000000000000000000000000000000000000000000000000000000000000"
+    "c8494a4e5947f76c6559acfc0898f8f1908b6d2140466365408a068df916220e"
+)
+R_BESIDE_THE_GROUP = (
+    "cdbc161be64c4302f56443ff29ccf36a2075be1a1fa67ff126b56315f5681c38"
+    "ea18df343bc62ef3c4fca8563ee83e052820d6d50519a7101b1e0269242a330d"
+)
+
+
+@pytest.mark.parametrize("signature", [SMALL_R, R_BESIDE_THE_GROUP], ids=["small R", "R beside the group"])
+def test_of_what_verifiers_disagree_about_nothing_is_good(signature: str) -> None:
+    identity = Identity(SEED)
+    assert verify(identity.public_key, identity.sign(b"msg"), b"msg")
+    assert not verify(identity.public_key, bytes.fromhex(signature), b"msg")
+    openssl = Ed25519PublicKey.from_public_bytes(identity.public_key)
+    assert is_good(openssl, bytes.fromhex(signature), b"msg") is (signature == SMALL_R)
+
+
 @pytest.mark.parametrize("key", [bytes.fromhex(key) for key in SMALL_ORDER])
 def test_a_key_as_which_anybody_can_sign_is_nobodys(key: bytes) -> None:
     """R, the neutral point, and S = 0 satisfy S B = R + h A for messages whose h is a multiple of the order of A."""

@@ -40,7 +40,7 @@ from protocol.events import (
 )
 from protocol.identity import Identity
 from protocol.membership.address_book import LAST_RETRY_S, Book
-from protocol.membership.dialing import DRAWN
+from protocol.membership.dialing import DRAWN, SHED_INTERVAL_S
 from protocol.membership.dissemination import ANSWERS_BURST, ANSWERS_PER_SECOND, DIAL_YIELD_S
 from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS, MAX_PARTING
 from protocol.membership.membership import EVICT_INTERVAL_S, REFERRALS, TICK_S, Membership
@@ -408,9 +408,7 @@ def test_of_those_who_are_seen_at_one_private_address_no_key_is_nearer_than_anot
 
 
 def test_a_node_that_lacks_links_of_its_own_choice_says_so() -> None:
-    core = machine(*OTHERS[:4], limits=Limits(max_peers=8))  # of six in a larger swarm two are its own choice
-    for identity in OTHERS[7:16]:
-        core.book.add(record(identity, dialable=False))
+    core = machine(*OTHERS[:4], limits=Limits(max_peers=6))  # of which two are its own choice
     for identity in OTHERS[4:7]:
         join(core, identity)
     dialled = [action.address.key for action in core.handle(Tick(), at(0)) if isinstance(action, Dial)]
@@ -420,7 +418,7 @@ def test_a_node_that_lacks_links_of_its_own_choice_says_so() -> None:
         said += [Hello.decode(body).needy for body in bodies(core.handle(Opened(link), at(0)), Kind.HELLO)]
         (identity,) = (other for other in OTHERS if other.curve_key == key)
         core.handle(hello(identity, dialled=True), at(0))
-    assert said == [True, True]
+    assert said == [True, True, False]
 
 
 @pytest.mark.parametrize("chance", range(8))
@@ -451,7 +449,7 @@ def test_every_other_of_those_that_are_dialled_is_random() -> None:
     """Else whoever invents nodes that are near would be dialled only."""
     found = set()
     for chance in range(20):
-        core = machine(limits=Limits(max_peers=4), chance=chance)
+        core = machine(limits=Limits(max_peers=3), chance=chance)
         for identity in OTHERS[:16]:
             core.book.add(record(identity))
         dials = [action.address for action in core.handle(Tick(), at(0)) if isinstance(action, Dial)]
@@ -596,14 +594,14 @@ def test_who_hung_up_while_its_hello_waited_does_not_come_up() -> None:
 
 
 def test_now_and_then_a_chosen_link_is_replaced_by_another() -> None:
-    core = machine(*OTHERS[:9], limits=Limits(max_peers=12))
-    for identity in OTHERS[12:25]:  # so that the swarm is larger than what it may be linked with
-        core.book.add(record(identity, dialable=False))
-    for identity in OTHERS[:9]:
+    core = machine(*OTHERS[:6], limits=Limits(max_peers=8))
+    strangers = OTHERS[6:]  # more than it may be linked with
+    for identity in strangers:
+        core.book.add(record(identity))
+    for identity in OTHERS[:6]:
         core.handle(Tick(), at(0))
         core.handle(Opened(Link(identity.curve_key, True)), at(0))
         core.handle(hello(identity, dialled=True), at(0))
-    core.handle(peers(OTHERS[0], *map(record, OTHERS[8:12])), at(0))
     now, actions = 0.0, []
     while now < 2 * LAN.rotate_interval:
         now += TICK_S
@@ -611,10 +609,10 @@ def test_now_and_then_a_chosen_link_is_replaced_by_another() -> None:
             core.heard(node, at(now))
         actions += core.handle(Tick(), at(now))
     assert "rotated" in {Goodbye.decode(body).reason for body in bodies(actions, Kind.GOODBYE)}
-    assert {action.address.key for action in actions if isinstance(action, Dial)} & {i.curve_key for i in OTHERS[8:12]}
+    assert {action.address.key for action in actions if isinstance(action, Dial)} & {i.curve_key for i in strangers}
 
 
-def test_a_swarm_that_outgrows_its_links_keeps_them_until_they_are_rotated() -> None:
+def test_of_a_swarm_that_outgrows_its_links_the_last_callers_go_one_after_the_other() -> None:
     """Sixteen links while everybody fits; in a larger swarm twelve, of which whoever dials us has eight."""
     core = machine()
     callers, chosen, strangers = OTHERS[:11], OTHERS[11:16], OTHERS[16:]
@@ -632,15 +630,42 @@ def test_a_swarm_that_outgrows_its_links_keeps_them_until_they_are_rotated() -> 
         core.book.add(record(identity))
     links, now = [len(core.peers)], 0.0
     while len(core.peers) > 12:
-        assert now < 6 * LAN.rotate_interval
+        assert now < 5 * SHED_INTERVAL_S
         now += TICK_S
         for node in core.peers:
             core.heard(node, at(now))
         assert not any(isinstance(action, Dial) for action in core.handle(Tick(), at(now)))
         links.append(len(core.peers))
     assert sorted(set(links)) == [12, 13, 14, 15, 16] and links == sorted(links, reverse=True)
-    assert {identity.node_id for identity in chosen} <= set(core.peers)
+    assert now > 3 * SHED_INTERVAL_S  # so that each finds room elsewhere before the next has to
+    assert core.peers == [identity.node_id for identity in (*callers[:7], *chosen)]
     assert told(core.handle(hello(strangers[0], dialled=False), at(now)), Kind.GOODBYE)
+
+
+def test_neither_rumours_of_deaths_nor_nodes_that_cannot_be_dialled_make_a_swarm_small_or_large() -> None:
+    core = machine()
+    for identity in OTHERS[:4]:
+        join(core, identity)
+    for identity in OTHERS[4:]:
+        core.book.add(record(identity, dialable=False))
+    assert sum(isinstance(action, Dial) for action in core.handle(Tick(), at(0))) == 0
+    assert core._links.is_mesh and core._links.room == 16
+    for identity in OTHERS[4:20]:
+        core.book.add(record(identity, start=2))
+    for identity in OTHERS[4:20]:
+        core.book.mark_dead(identity.node_id, record(identity, start=2).incarnation)
+    core.handle(Tick(), at(TICK_S))
+    assert not core._links.is_mesh and core._links.room == 12
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 8, 16])
+def test_however_few_links_a_node_may_have_it_takes_somebody_in_and_looks_for_somebody(most: int) -> None:
+    core = machine(limits=Limits(max_peers=most))
+    for identity in OTHERS[:20]:
+        core.book.add(record(identity))
+    dialled = [action for action in core.handle(Tick(), at(0)) if isinstance(action, Dial)]
+    assert not core._links.is_mesh and 1 <= len(dialled) <= most
+    assert core._links.room - core._links._reserve >= min(1, most - 1)  # what is left for whoever dials us
 
 
 def test_a_digest_is_answered_with_what_it_lacks_and_not_too_often() -> None:

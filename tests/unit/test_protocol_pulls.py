@@ -70,11 +70,11 @@ def test_all_that_waits_is_looked_at_once_in_an_interval_and_between_only_what_i
     choose = pulls._choose
     monkeypatch.setattr(pulls, "_choose", lambda want: looks.append(want.entry.id) or choose(want))
     for number in range(300):
-        pulls.offered(A, entry(number, signer=number), 0.0)
-    assert asked(pulls, 0.0) == FIRST_WINDOW
+        pulls.offered(A, entry(number, MAX_ITEM_BYTES, signer=number), 0.0)
+    assert asked(pulls, 0.0) == FIRST_WINDOW - 1 == MAX_PULL_BYTES_PER_PEER // (HEAD_BYTES + CHUNK_BYTES)
     looks.clear()
-    for number in range(300, 310):  # A is busy, and announcements are free
-        pulls.offered(A, entry(number, signer=number), 0.0)
+    for number in range(300, 310):  # A has room for one more, but for none so large, and announcements are free
+        pulls.offered(A, entry(number, MAX_ITEM_BYTES, signer=number), 0.0)
         assert asked(pulls, 0.0) == 0
     assert looks == [name(number) for number in range(300, 310)]
     pulls.offered(B, entry(7), 0.0)
@@ -114,6 +114,17 @@ def test_holders_take_turns_whatever_keys_they_bring(interval: float) -> None:
         asked = due(pulls, interval, 22)
         counts.update(node == flooder for node, ids in asked.items() for _ in ids)
     assert sum(counts.values()) == 440 and 40 <= counts[True] <= 48  # what two others both drew is asked for once
+
+
+def test_what_a_second_holder_says_of_the_signer_changes_nothing() -> None:
+    pulls = machine()
+    for number in range(40):
+        pulls.offered(A, entry(number, signer=1), 0.0)
+        pulls.offered(B, entry(number, signer=2), 0.0)
+    for now in range(1, 41):
+        for node, ids in due(pulls, now, 1).items():
+            assert all(pulls.arrived(item, node, now) for item in ids)
+    assert len(pulls) == 0 and due(pulls, 42.0) == {}
 
 
 def test_two_nodes_that_cannot_take_everything_take_different_things() -> None:
@@ -388,7 +399,7 @@ def test_pulls_in_flight_never_exceed_their_bounds_and_no_item_is_asked_of_two(h
         match what:
             case "offered":
                 size = sizes.setdefault(name(number), amount)
-                if pulls.offered(node, entry(number, size, number % 7), now, 0.2 if amount % 2 else 0.0):
+                if pulls.offered(node, entry(number, size, amount % 7), now, 0.2 if amount % 2 else 0.0):
                     asks = Counter({key: count for key, count in asks.items() if key[0] != name(number)})
                 if flying.get(name(number), ("", 0.0))[0] == node and now >= flying[name(number)][1] + PATIENCE / 2:
                     del flying[name(number)]
