@@ -312,7 +312,7 @@ class NetworkConfig(Section):
         description="'all' also sends groups whose rewards are all equal, of use to the rule 'uniform' only",
     )
     max_peers: int = Field(
-        16, ge=1, description="links; in a swarm with more others than this three quarters as many, or 8"
+        16, ge=1, description="links; in a swarm with more others than this at most three quarters as many, or 8"
     )
     upload_limit: int = Field(
         0, ge=0, description="bytes a second that it sends peers at most, shared fairly among them; 0: no limit"

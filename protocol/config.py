@@ -66,9 +66,10 @@ class Limits:
     or hostile one, whom nobody knows.
     """
 
-    # Live links: in a swarm that fits into so many a node is linked with everybody, and in a larger one it has three
-    # quarters as many, or 8. A random overlay of degree 8 stays whole when 30 % of its nodes die at once, and has a
-    # diameter of about log(n)/log(7): 5 at 10,000. A node looks for one more, and the rest is room for those who dial.
+    # Live links: in a swarm that fits into so many a node is linked with everybody, and in a larger one it has at
+    # most three quarters as many, or 8. A random overlay of degree 8 stays whole when 30 % of its nodes die at once,
+    # and has a diameter of about log(n)/log(7): 5 at 10,000. A node looks for one more, and the rest is room for those
+    # who dial.
     max_peers: int = 16
     max_known_peers: int = 512  # records in the book: a full directory up to that size, a random sample beyond
     # Of one public network (a /24, a /48, a domain): links, and places in the book. Raise both for a swarm whose

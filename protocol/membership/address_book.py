@@ -24,7 +24,7 @@ through it look local).
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import NamedTuple
@@ -340,14 +340,13 @@ class Book:
         suitable = (entry.record for _, entry in self._entries.shuffled(rng) if entry.is_good and suits(entry.record))
         return list(islice(suitable, count))
 
-    def has_more_prospects_than(self, count: int, but: Container[NodeId]) -> bool:
+    def has_more_prospects_than(self, count: int) -> bool:
         """Tell whether more nodes than `count`, be they candidates, may be dialled and did not fail, whoever is dead.
 
-        So nobody else's word makes them fewer. Those of `but` do not count.
+        So nobody else's word makes them fewer.
         """
-        known = chain(self._entries.items(), self._candidates.items())
-        prospects = (node for node, entry in known if entry.may_answer and node not in but)
-        return next(islice(prospects, max(0, count), None), None) is not None
+        known = chain(self._entries.values(), self._candidates.values())
+        return next(islice((entry for entry in known if entry.may_answer), count, None), None) is not None
 
     def good_records(self) -> list[PeerRecord]:
         """Return the records of nodes that nobody failed to reach and that are not said to be dead."""

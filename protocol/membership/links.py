@@ -11,8 +11,8 @@ Rules
  1. One link a pair. When both dialled, the one dialled by the smaller node id is used for
     sending. The other stays open `GRACE_S` for what is still on the way in it; then whoever
     dialled it hangs up. If the used link closes meanwhile, the spare takes over.
- 2. A small swarm, where peers and those whom we could dial are at most `max_peers`, is linked wholly: then everybody
-    has everything from its signer. In a larger one there is room for three quarters as many, attempts included, and now
+ 2. A small swarm, where those whom we could dial are at most `max_peers`, is linked wholly: then everybody has
+    everything from its signer. In a larger one there is room for three quarters as many, attempts included, and now
     and then for one attempt more (a feeler). At most `max_prefix_peers` are of one public network. A third of the
     room is kept for links that we chose ourselves: whoever dials us can take the rest only, so nobody can surround a
     node by dialling it. Links that we dialled are never given up for somebody who asks for room.

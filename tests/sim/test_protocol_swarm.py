@@ -62,6 +62,19 @@ def test_a_swarm_that_fits_into_its_links_is_linked_wholly_and_has_everything_fr
     assert simulation.frames_sent[Kind.PULL] == asked
 
 
+def test_links_last_in_a_small_swarm_some_of_whose_nodes_cannot_be_dialled() -> None:
+    simulation = Simulation(seed=1, identity=SimulatedIdentity)
+    for name in range(22):
+        simulation.start(name, dialable=name < 14)
+    simulation.run(600.0)
+    before = [set(node.core.membership.peers) for node in simulation.nodes.values()]
+    simulation.run(120.0)
+    after = [set(node.core.membership.peers) for node in simulation.nodes.values()]
+    kept = sum(len(one & other) for one, other in zip(before, after, strict=True))
+    assert kept > 0.9 * sum(map(len, before))
+    assert all(len(peers) >= 13 for peers in after[:14]) and all(after)
+
+
 def test_every_item_is_delivered_exactly_once_and_a_large_one_crosses_each_link_once() -> None:
     simulation = Simulation(seed=2)
     simulation.start_many(8)

@@ -658,6 +658,25 @@ def test_neither_rumours_of_deaths_nor_nodes_that_cannot_be_dialled_make_a_swarm
     assert not core._links.is_mesh and core._links.room == 12
 
 
+def test_who_comes_and_goes_does_not_make_links_come_and_go() -> None:
+    core = machine()
+    for identity in OTHERS[:16]:
+        core.book.add(record(identity))
+
+    def is_mesh(now: float) -> bool:
+        core._look_at_size(at(now))
+        return core._links.is_mesh
+
+    assert is_mesh(0)
+    for now in range(
+        1, 2 * int(LAN.rotate_interval)
+    ):  # one peer tells of a seventeenth that now can be dialled and now not
+        core.book.hear(record(HIGH, start=now, dialable=now % 2 > 0), OTHERS[0].node_id)
+        assert not is_mesh(now)
+    core.book.hear(record(HIGH, start=1000, dialable=False), OTHERS[0].node_id)
+    assert not is_mesh(now + LAN.rotate_interval - 1) and is_mesh(now + LAN.rotate_interval)
+
+
 @pytest.mark.parametrize("most", [1, 2, 3, 8, 16])
 def test_however_few_links_a_node_may_have_it_takes_somebody_in_and_looks_for_somebody(most: int) -> None:
     core = machine(limits=Limits(max_peers=most))
