@@ -5,8 +5,8 @@ Rules
     grows by one with what it delivers and halves when it stalls, as TCP's does: a slow line is
     asked for little, a liar for next to nothing.
  2. A holder stalls when it delivered nothing at all for `pull_patience` and the time that the
-    item, or its first chunk, takes on a slow line, or when it announces again what it was asked for: it could not send
-    it. The holder asked least is next, those that owe us something last.
+    item, or a chunk where it has more, takes on a slow line, or when it announces again what it was asked for: it could
+    not send it. The holder asked least is next, those that owe us something last.
  3. Which items are asked for first is drawn by lot among the holders, then among the signers that one announced, and
     then among the signer's items: nobody is starved by whoever publishes most or by a link that brings the items of
     many keys, as keys are free and links are not, and two nodes that cannot take everything take different things. It
@@ -52,7 +52,6 @@ PROMISE_LIFE_S = 10.0  # a node that gets 3 MiB of items a second holds each for
 MAX_BROKEN = 8
 MAX_CREDIT = MAX_WINDOW  # promises kept in advance of as many broken: all that were in flight when a line broke
 
-
 _BySigner = dict[bytes, dict[ItemId, None]]
 
 
@@ -94,6 +93,10 @@ class _Holder:
     def has_room(self) -> bool:
         """Whether it may be asked for one more, if that is small enough."""
         return self.pulls < int(self.window)
+
+    def enlist(self, entry: Entry) -> None:
+        """An item waits to be asked for."""
+        self.waiting.setdefault(entry.signer, {})[entry.id] = None
 
     def unlist(self, entry: Entry) -> None:
         """An item waits no more."""
@@ -156,7 +159,7 @@ class Pulls:
             want.holders[node] = 0
             holder.offers[entry.id] = now
             if want.asked is None and entry.id not in self._delayed:
-                holder.waiting.setdefault(want.entry.signer, {})[entry.id] = None  # whatever signer this one says
+                holder.enlist(want.entry)  # whatever signer this one says
                 self._fresh[entry.id] = None  # it may be free where the others are busy
             if len(holder.offers) > MAX_OFFERS:
                 oldest = next(iter(holder.offers))
@@ -337,7 +340,7 @@ class Pulls:
 
     def _wait(self, want: _Want) -> None:
         for node in want.holders:
-            self._holders[node].waiting.setdefault(want.entry.signer, {})[want.entry.id] = None
+            self._holders[node].enlist(want.entry)
         self._fresh[want.entry.id] = None
 
     def _unwait(self, want: _Want) -> None:

@@ -105,12 +105,12 @@ class _Entry:
     dead: bool = False  # said to be, in this incarnation
 
     @property
-    def is_good(self) -> bool:
-        return not self.dead and (self.contact is None or self.contact.failures == 0)
+    def has_failed(self) -> bool:
+        return self.contact is not None and self.contact.failures > 0
 
     @property
-    def may_answer(self) -> bool:
-        return bool(self.addresses) and (self.contact is None or self.contact.failures == 0)
+    def is_good(self) -> bool:
+        return not self.dead and not self.has_failed
 
     def is_due(self, now: Instant) -> bool:
         if self.contact is None:
@@ -346,7 +346,8 @@ class Book:
         So nobody else's word makes them fewer.
         """
         known = chain(self._entries.values(), self._candidates.values())
-        return next(islice((entry for entry in known if entry.may_answer), count, None), None) is not None
+        prospects = (entry for entry in known if entry.addresses and not entry.has_failed)
+        return next(islice(prospects, count, None), None) is not None
 
     def good_records(self) -> list[PeerRecord]:
         """Return the records of nodes that nobody failed to reach and that are not said to be dead."""

@@ -668,9 +668,8 @@ def test_who_comes_and_goes_does_not_make_links_come_and_go() -> None:
         return core._links.is_mesh
 
     assert is_mesh(0)
-    for now in range(
-        1, 2 * int(LAN.rotate_interval)
-    ):  # one peer tells of a seventeenth that now can be dialled and now not
+    for now in range(1, 2 * int(LAN.rotate_interval)):
+        # One peer tells of a seventeenth that now can be dialled and now not.
         core.book.hear(record(HIGH, start=now, dialable=now % 2 > 0), OTHERS[0].node_id)
         assert not is_mesh(now)
     core.book.hear(record(HIGH, start=1000, dialable=False), OTHERS[0].node_id)
