@@ -75,4 +75,5 @@ def _round(peers: Peers, number: int, size: int, nodes: int, at: float, timeout:
         for node, count in enumerate(held):
             if count >= nodes:
                 seconds.setdefault(node, now)
+    time.sleep(0.03)
     return {"seconds": [seconds.get(node) for node in range(len(held))], "held": held}

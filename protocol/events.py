@@ -8,13 +8,14 @@ A core is told events and answers with actions: `handle(event, now) -> actions`.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
 from protocol.credentials.records import Address, Endpoint, Service
 from protocol.identity import NodeId, node_id
 from protocol.limits.networks import Scope
+from protocol.value import value
 from protocol.wire.envelope import CHUNK_BYTES, HASH_BYTES, HEAD_BYTES, Header, ItemId, chunk_hashes
 from protocol.wire.messages import TOPIC_BYTES, Body, Entry, Interest, ItemChunk, ItemOutline, PullChunks, hint
 
@@ -28,7 +29,7 @@ class Link(NamedTuple):
     dialled: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Opened:
     """A dialled link is up: encrypted, and the other end, at the IP address `host` ("": unknown), proved its key."""
 
@@ -36,7 +37,7 @@ class Opened:
     host: str = field(default="", compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Accepted:
     """The holder of the link's key dialled us, from the IP address `host`, and its first frame follows."""
 
@@ -44,14 +45,14 @@ class Accepted:
     host: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Closed:
     """A link is gone; frames on the way are lost. The transport does not restore it."""
 
     link: Link
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Arrived:
     """A frame came over a link."""
 
@@ -59,7 +60,7 @@ class Arrived:
     frame: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Refused:
     """Something came that never reached a link; counted by `reason`. `link` where its key is known."""
 
@@ -67,7 +68,7 @@ class Refused:
     link: Link | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Unsent:
     """A frame with (or about) these items could not be queued on the link."""
 
@@ -75,7 +76,7 @@ class Unsent:
     ids: tuple[ItemId, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Tick:
     """Time has passed."""
 
@@ -91,7 +92,7 @@ class Verdict(Enum):
     REJECT = "reject"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Offer:
     """The node publishes a body under a topic (8 bytes); `hashes`, if known, are those of the chunks of both."""
 
@@ -100,7 +101,7 @@ class Offer:
     hashes: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Report:
     """The node's verdict on an item, with a reason to count it by."""
 
@@ -109,7 +110,7 @@ class Report:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Subscribe:
     """The node wants items of these topics (8 bytes each; None: all), `demand` of them a second at most."""
 
@@ -117,7 +118,7 @@ class Subscribe:
     demand: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Moved:
     """Where we and what else we run can be dialled is different now."""
 
@@ -128,14 +129,14 @@ class Moved:
 # What membership and gossip are told
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Revoked:
     """Here is a revocation list as bytes, from a person on this machine."""
 
     encoded: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stored:
     """What the gate had to be written down, invites' uses, is on disk, or could not be written."""
 
@@ -143,7 +144,7 @@ class Stored:
     ok: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Message:
     """An authentic control message that came over `link`, signed by `sender`."""
 
@@ -153,14 +154,14 @@ class Message:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Expel:
     """The node is no longer welcome: drop it and do not dial it for a while."""
 
     node: NodeId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Misfit:
     """Whoever is at the other end speaks version `theirs`, another major one; `reason` is what to part with."""
 
@@ -169,21 +170,21 @@ class Misfit:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PeerUp:
     """A peer can be talked to; again if it is a new connection or a restart, and it may have missed things."""
 
     node: NodeId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PeerDown:
     """A peer is gone for now."""
 
     node: NodeId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Item:
     """A verified item: who signed it, the unix time they gave, its topic, its frame, and its chunks' hashes.
 
@@ -223,7 +224,7 @@ class Item:
         return Entry(self.id, len(self.frame), self.topic, hint(self.signer))
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outline:
     """A large item without its body: its verified header, the same as bytes, and its chunks' hashes, joined."""
 
@@ -256,7 +257,7 @@ class Outline:
         return Item(self.id, self.signer, self.header.time_ms / 1000, topic, frame, self.hashes)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outlined:
     """A peer sent the outline of a large item."""
 
@@ -264,7 +265,7 @@ class Outlined:
     outline: Outline
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ChunksPulled:
     """A peer asks for chunks of an item."""
 
@@ -272,7 +273,7 @@ class ChunksPulled:
     pull: PullChunks
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ChunkArrived:
     """A peer sent a chunk of an item."""
 
@@ -280,14 +281,14 @@ class ChunkArrived:
     chunk: ItemChunk
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Publish:
     """We made an item."""
 
     item: Item
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Got:
     """A peer sent an item."""
 
@@ -295,7 +296,7 @@ class Got:
     item: Item
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Announced:
     """A peer says what it holds."""
 
@@ -303,7 +304,7 @@ class Announced:
     items: tuple[Entry, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Interested:
     """A peer says what it wants to be offered."""
 
@@ -311,7 +312,7 @@ class Interested:
     interest: Interest
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Pulled:
     """A peer asks for items."""
 
@@ -319,7 +320,7 @@ class Pulled:
     ids: tuple[ItemId, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NotSent:
     """These items, or their announcement, could not be sent to the peer."""
 
@@ -327,7 +328,7 @@ class NotSent:
     ids: tuple[ItemId, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Discard:
     """The node found the item worthless: do not pass it on any more."""
 
@@ -348,7 +349,7 @@ class Lane(IntEnum):
     LARGE = 2
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Dial:
     """Open a link; a name counts only for those of its addresses that are at least of that scope."""
 
@@ -356,14 +357,14 @@ class Dial:
     scope: Scope = Scope.LOOPBACK
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class HangUp:
     """Close a link."""
 
     link: Link
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Send:
     """Send a message that we sign, or an item as its signer made it, over a link or to a live peer."""
 
@@ -371,7 +372,7 @@ class Send:
     message: Body | Item
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SendFrame:
     """Send a sealed frame on a link; report `Unsent` with `ids` when it cannot be queued.
 
@@ -392,14 +393,14 @@ class SendFrame:
         return Lane.SMALL if len(self.frame) <= SMALL_ITEM_BYTES else Lane.LARGE
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Deliver:
     """A new item for the node."""
 
     item: Item
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Received:
     """An item for the node: its id, who signed it, its body and topic, and the unix time (s) its signer gave."""
 
@@ -410,7 +411,7 @@ class Received:
     topic: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ChargePrefix:
     """The holder of an inbound link broke the rules, for so many points: the network that it dialled from pays, too."""
 
@@ -418,7 +419,7 @@ class ChargePrefix:
     points: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class OtherVersion:
     """Tell the node's operator: `peer` speaks another major version of the protocol, `theirs`."""
 
@@ -426,7 +427,7 @@ class OtherVersion:
     theirs: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Blame:
     """A peer did what has a price (see `limits.PENALTIES`), or only a name to be counted by."""
 

@@ -28,8 +28,9 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from nacl.exceptions import CryptoError
-from nacl.signing import VerifyKey
+from nacl.bindings import crypto_sign_open
+from nacl.exceptions import BadSignatureError
+from nacl.signing import SigningKey
 
 from protocol.errors import IdentityError
 from protocol.storage import write_atomically
@@ -66,8 +67,8 @@ def verify(public_key: bytes, signature: bytes, message: bytes) -> bool:
     By libsodium, in three fifths of OpenSSL's time. It also refuses the keys of small order, as which anybody can sign.
     """
     try:
-        VerifyKey(public_key).verify(message, signature)
-    except CryptoError:
+        crypto_sign_open(signature + message, public_key)
+    except BadSignatureError:
         return False
     return True
 
@@ -85,6 +86,7 @@ class Identity:
             raise IdentityError(f"an identity seed has {KEY_BYTES} bytes, got {len(seed)}")
         self._seed = seed
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
+        self._signing = SigningKey(seed)
         self.public_key: bytes = self._key.public_key().public_bytes_raw()
         self.node_id: NodeId = node_id(self.public_key)
         secret = HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=_CURVE_INFO).derive(seed)
@@ -96,7 +98,7 @@ class Identity:
 
     def sign(self, message: bytes) -> bytes:
         """Return the 64-byte Ed25519 signature over `message`."""
-        return self._key.sign(message)
+        return self._signing.sign(message).signature
 
     @classmethod
     def generate(cls) -> "Identity":

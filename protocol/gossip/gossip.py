@@ -357,9 +357,10 @@ class Gossip:
 
     def _hold(self, item: Item, now: Instant) -> None:
         self._store.add(item, now, spare=self._is_spare)
-        may = math.inf
+        pusher, may = _pusher(item), math.inf
         for peer in self._peers.values():
-            if not _hears_of(peer, item) and peer.known.get(item.id) is None and peer.wants.covers_topic(item.topic):
+            wants = peer.wants
+            if pusher not in wants.direct and peer.known.get(item.id) is None and wants.covers_topic(item.topic):
                 peer.remind(item.id)
                 may = min(may, peer.quiet_until)
         if may <= now.steady:
@@ -369,7 +370,8 @@ class Gossip:
 
     def _is_spare(self, held: Item) -> bool:
         """Tell whether all who are near have an item, or hear of it without us."""
-        return all(peer.has(held.id) or _hears_of(peer, held) for peer in self._peers.values())
+        pusher = _pusher(held)
+        return all(pusher in peer.wants.direct or peer.has(held.id) for peer in self._peers.values())
 
     def _publish(self, item: Item, now: Instant) -> list[GossipAction]:
         if item.id in self._seen:
@@ -575,6 +577,6 @@ class Gossip:
         return [Send(node, Announce(tuple(told[i : i + MAX_IDS]))) for i in range(0, len(told), MAX_IDS)]
 
 
-def _hears_of(peer: Peer, item: Item) -> bool:
-    """Tell whether a peer hears of the item without us."""
-    return len(item.frame) <= PUSH_BYTES and item.signer in peer.wants.direct
+def _pusher(item: Item) -> NodeId | None:
+    """Return the signer of a small item: who hears of such from the signer itself hears of it without us."""
+    return item.signer if len(item.frame) <= PUSH_BYTES else None

@@ -165,7 +165,7 @@ class Appetite:
 
     def has_room(self, now: Instant) -> bool:
         """Tell whether pulls leave over room for an item that comes unasked."""
-        return self.level(now) - 1 >= RESERVE * self._burst
+        return not self.bounded or self.level(now) - 1 >= RESERVE * self._burst
 
     def take_push(self, now: Instant) -> bool:
         """Count an item that came unasked; False: it is more than pulls leave over."""

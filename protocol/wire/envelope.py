@@ -21,12 +21,12 @@ they hold, and an envelope is relayed as the very bytes that came.
 
 import hashlib
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NewType
 
 from protocol.errors import EnvelopeError
 from protocol.identity import KEY_BYTES, SIGNATURE_BYTES, Identity, Verify, verify
+from protocol.value import value
 from protocol.wire.version import MAJOR, VERSION, said, spoken_version
 
 ItemId = NewType("ItemId", bytes)
@@ -72,7 +72,7 @@ class Kind(IntEnum):
     DIALLED_BACK = 22
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Header:
     """What was signed of an envelope, and by whom; the signature was found good.
 
@@ -94,7 +94,7 @@ class Header:
         return item_id(self.public_key, self.digest)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Envelope(Header):
     """A whole envelope: its header, and the frame that it came as."""
 

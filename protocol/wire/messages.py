@@ -5,7 +5,6 @@ Every array and text is bounded before it is parsed. Every `decode` raises
 appended are skipped.
 """
 
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from typing import ClassVar, NamedTuple, Protocol
@@ -13,6 +12,7 @@ from typing import ClassVar, NamedTuple, Protocol
 from protocol.credentials.records import MAX_RECORD_BYTES
 from protocol.errors import MessageError
 from protocol.identity import NODE_ID_BYTES, NodeId, id_bytes, id_of_bytes
+from protocol.value import value
 from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
 from protocol.wire.envelope import CHUNK_BYTES, HASH_BYTES, HEAD_BYTES, MAX_ITEM_BYTES, ItemId, Kind, chunk_count
 
@@ -54,7 +54,7 @@ def hint(node: NodeId) -> bytes:
     return id_bytes(node)[:HINT_BYTES]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Hello:
     """First on every connection, from both ends: the sender's own record, not yet verified.
 
@@ -79,7 +79,7 @@ class Hello:
         return cls(record, needy > 0, revision)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Peers:
     """Records that the sender knows, each signed by the node it is about, not yet verified."""
 
@@ -98,7 +98,7 @@ class Peers:
         return cls(tuple(records))
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ping:
     """Asks for a pong with the same token: is the process alive, not only its socket?"""
 
@@ -117,14 +117,14 @@ class Ping:
         return cls(token)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Pong(Ping):
     """The answer to a `Ping` with that token."""
 
     kind: ClassVar[Kind] = Kind.PONG
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DialBack:
     """Asks at which address the receiver sees the sender, and whether it can be dialled there, at `port` (0: not)."""
 
@@ -143,7 +143,7 @@ class DialBack:
         return cls(port)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DialledBack:
     """The answer to a `DialBack`: `host` is the IP address, as text, and `reached` says that it could be dialled."""
 
@@ -179,7 +179,7 @@ class Rumour(NamedTuple):
     status: Status
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class News:
     """Rumours about members."""
 
@@ -206,7 +206,7 @@ def _rumour(fields: object) -> Rumour:
     return Rumour(id_of_bytes(node), incarnation, Status(status))
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Goodbye:
     """The sender is about to close this link, or will not take it; `reason` is a short name."""
 
@@ -225,7 +225,7 @@ class Goodbye:
         return cls(reason)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Digest:
     """The directory in short: for each record 8 bytes of its node's id and 8 bytes that change with the record."""
 
@@ -258,7 +258,7 @@ class Entry(NamedTuple):
     signer: bytes = NO_HINT
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Announce:
     """Items that the sender holds and will give."""
 
@@ -285,7 +285,7 @@ class Announce:
         return cls(tuple(map(Entry, *columns)))
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Pull:
     """Items that the sender asks for."""
 
@@ -304,7 +304,7 @@ class Pull:
         return cls(tuple(map(ItemId, _split(ids, ID_BYTES))))
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ItemOutline:
     """An item of several chunks, without its body: the first `HEAD_BYTES` of its frame, and its chunks' hashes."""
 
@@ -324,7 +324,7 @@ class ItemOutline:
         return cls(head, hashes)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PullChunks:
     """Chunks of an item that the sender asks for, by their places in it."""
 
@@ -345,7 +345,7 @@ class PullChunks:
         return cls(ItemId(item), tuple(indices))
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ItemChunk:
     """Chunk `index` of an item."""
 
@@ -366,7 +366,7 @@ class ItemChunk:
         return cls(ItemId(item), index, data)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Interest:
     """What the sender wants to be offered.
 
@@ -400,7 +400,7 @@ class Interest:
         return cls(None if everything else tuple(_split(topics, TOPIC_BYTES)), bits, announce_only > 0, nodes)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AskManifest:
     """Asks for the swarm's manifest."""
 
@@ -411,7 +411,7 @@ class AskManifest:
         return b""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Manifest:
     """The swarm's signed manifest as bytes, in answer to `AskManifest`."""
 
@@ -430,7 +430,7 @@ class Manifest:
         return cls(encoded)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AskRevocations:
     """Asks for the swarm's revocation list, if the receiver's has a larger revision than this."""
 
@@ -449,7 +449,7 @@ class AskRevocations:
         return cls(revision)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Revocations:
     """The swarm's signed revocation list as bytes: in answer to who asked, and to all peers when it is new."""
 
