@@ -17,6 +17,7 @@ import time
 from typing import Any, Protocol
 
 PATIENCE_S = 0.1  # until all nodes of a process were looked at, where none got all
+QUIET_S = 0.05  # before a round is answered: to write and read it takes the processor from those that are not done
 
 
 class Peers(Protocol):
@@ -75,5 +76,5 @@ def _round(peers: Peers, number: int, size: int, nodes: int, at: float, timeout:
         for node, count in enumerate(held):
             if count >= nodes:
                 seconds.setdefault(node, now)
-    time.sleep(0.03)
+    time.sleep(QUIET_S)
     return {"seconds": [seconds.get(node) for node in range(len(held))], "held": held}

@@ -26,6 +26,7 @@ from protocol.transport.sockets import (
     Sources,
     Taken,
     has_message,
+    take_messages,
 )
 from protocol.transport.tcp import TcpWatch
 
@@ -172,15 +173,10 @@ class Inbound:
                 case failed:
                     self._failure = _FAILURES[failed]
 
-    def take_frames(self, budget: int) -> bool:
+    def take_frames(self, budget: int, *, is_ready: bool = False) -> bool:
         """Read up to `budget` frames; True if there are no more."""
         self.take_changes()  # a frame counts for its connection only when that is known
-        for _ in range(budget):
-            if not has_message(self._router):
-                return True
-            routing_id = self._router.recv(zmq.DONTWAIT)
-            self._take(routing_id, self._router.recv(copy=False))
-        return False
+        return take_messages(self._router, self._take, budget, is_ready=is_ready)
 
     def close(self) -> None:
         """Close both sockets."""
@@ -189,9 +185,10 @@ class Inbound:
         self._router.close()
 
     def _ready(self) -> None:
-        self.take_frames(min(SOCKET_BUDGET, POLL_BUDGET - len(self._events)))
+        self.take_frames(min(SOCKET_BUDGET, POLL_BUDGET - len(self._events)), is_ready=True)
 
-    def _take(self, routing_id: bytes, part: zmq.Frame) -> None:
+    def _take(self) -> None:
+        routing_id, part = self._router.recv(zmq.DONTWAIT), self._router.recv(copy=False)
         link = self._link(str(part.get("User-Id")))
         sizes = [len(part), *self._rest()] if part.more else [len(part)]
         number = self._watch.inbound(int(part.get(zmq.SRCFD)))

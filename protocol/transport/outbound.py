@@ -27,7 +27,7 @@ from protocol.transport.sockets import (
     SocketMaker,
     Sources,
     Taken,
-    has_message,
+    take_messages,
 )
 from protocol.transport.tcp import TcpWatch
 
@@ -131,19 +131,18 @@ class DialledLinks:
             self._drop(dialled)
 
     def _ready(self, dialled: _Dialled) -> None:
-        self._take_frames(dialled, min(SOCKET_BUDGET, POLL_BUDGET - len(self._events)))
+        self._take_frames(dialled, min(SOCKET_BUDGET, POLL_BUDGET - len(self._events)), is_ready=True)
 
-    def _take_frames(self, dialled: _Dialled, budget: int) -> bool:
-        for _ in range(budget):
-            if not has_message(dialled.socket):
-                return True
-            part = dialled.socket.recv(zmq.DONTWAIT, copy=False)
-            sizes = [len(part), *_rest(dialled.socket)] if part.more else [len(part)]
-            if dialled.number is not None and not self._watch.took(dialled.number, dialled.link, sizes):
-                continue
-            malformed = len(sizes) > 1
-            self._events.append(Refused("malformed", dialled.link) if malformed else Arrived(dialled.link, part.bytes))
-        return False
+    def _take_frames(self, dialled: _Dialled, budget: int, *, is_ready: bool = False) -> bool:
+        return take_messages(dialled.socket, lambda: self._take(dialled), budget, is_ready=is_ready)
+
+    def _take(self, dialled: _Dialled) -> None:
+        part = dialled.socket.recv(zmq.DONTWAIT, copy=False)
+        sizes = [len(part), *_rest(dialled.socket)] if part.more else [len(part)]
+        if dialled.number is not None and not self._watch.took(dialled.number, dialled.link, sizes):
+            return
+        malformed = len(sizes) > 1
+        self._events.append(Refused("malformed", dialled.link) if malformed else Arrived(dialled.link, part.bytes))
 
     def _take_changes(self, dialled: _Dialled) -> None:
         while (change := dialled.monitor.take()) is not None:

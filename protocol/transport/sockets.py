@@ -64,6 +64,22 @@ def has_message(socket: Socket) -> bool:
     return int(socket.getsockopt(zmq.EVENTS)) & _POLLIN != 0
 
 
+def take_messages(socket: Socket, take: Callable[[], None], budget: int, *, is_ready: bool = False) -> bool:
+    """Call `take`, which receives one message without a wait, for up to `budget`; True if there are no more.
+
+    `is_ready` says that a poll found one just now: to ask again takes as long as to receive it.
+    """
+    try:
+        for _ in range(budget):
+            if not is_ready and not has_message(socket):
+                return True
+            is_ready = False
+            take()
+    except zmq.Again:  # libzmq does not promise that what a poll finds is still there
+        return True
+    return False
+
+
 def allow_many_descriptors() -> None:
     """Raise the soft limit of open files to the hard one: many systems start a process with 1024 of far more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
