@@ -54,7 +54,7 @@ class AwakeClock:
         now = self._read()
         self.asleep += max(0.0, now.steady - self._last - MAX_STEP_S)
         self._last = now.steady
-        return Instant(now.steady - self.asleep, now.unix)
+        return Instant(now.steady - self.asleep, now.unix) if self.asleep else now
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,6 @@ from protocol.wire.envelope import (
     chunk_hashes,
     claimed_id,
     digest_of_chunks,
-    header_of,
     kind_of,
     open_frame,
     open_header,
@@ -236,18 +235,15 @@ class Core:
         if not self.admission.may_send(link, len(frame), now, is_content=kind in (Kind.ITEM, Kind.CHUNK)):
             return self._offence("flood", link, subject, now)
         try:
-            if node is not None and kind == Kind.ITEM and self._is_spared(node, claimed_id(frame), now):
-                return []
-            envelope = open_frame(frame, self._identity.verify)
-            if envelope.swarm != self._swarm:
-                raise EnvelopeError("wrong_swarm")
+            if node is not None and kind == Kind.ITEM:
+                claimed = claimed_id(frame)
+                return [] if self._is_spared(node, claimed, now) else self._item(node, claimed, frame, now)
+            envelope = self._open(frame)
             if node is None and envelope.kind not in (BEFORE_HELLO if link.dialled else {Kind.HELLO}):
                 if self.membership.is_parting(link) or link in self._ended:
                     return []
                 if not (envelope.kind == Kind.REVOCATIONS and self.membership.awaits_list(link)):
                     raise MessageError("no_hello")
-            if envelope.kind == Kind.ITEM and node is not None:
-                return self._item(node, envelope, now)
             return self._control(link, node, envelope, now)
         except PeerError as error:
             if is_older_form(frame):
@@ -282,29 +278,36 @@ class Core:
         actions = self._members(self.membership.handle(Misfit(link, said(theirs), goodbye_reason()), now), now)
         return [OtherVersion(self._subject(link), theirs), *actions] if news else actions
 
-    def _item(self, node: NodeId, envelope: Envelope, now: Instant) -> list[CoreAction]:
+    def _open(self, frame: bytes) -> Envelope:
+        envelope = open_frame(frame, self._identity.verify)
+        if envelope.swarm != self._swarm:
+            raise EnvelopeError("wrong_swarm")
+        return envelope
+
+    def _item(self, node: NodeId, claimed: ItemId, frame: bytes, now: Instant) -> list[CoreAction]:
+        envelope = self._open(frame)  # so it is what it claims to be
         self.membership.heard(node, now)
         signer = node_id(envelope.public_key)
-        if refusal := self._item_refusal(signer, envelope, now):
+        if refusal := self._item_refusal(node, signer, envelope, now):
             # The stamp is its signer's. Whoever passed it on kept a promise, and its clock may differ from ours.
-            self.gossip.duplicate(node, envelope.item_id)
+            self.gossip.duplicate(node, claimed)
             blamed = node if node == signer and refusal == "stale" else None
             return self._offence(refusal, self.membership.link_of(node), blamed, now)
         if envelope.size < TOPIC_BYTES:
             raise MessageError("malformed", "item")
         if envelope.size > CHUNK_BYTES:
             raise MessageError("oversized", "an item of several chunks in one frame")
-        topic = envelope.frame[HEAD_BYTES : HEAD_BYTES + TOPIC_BYTES]
-        item = Item(envelope.item_id, signer, envelope.time_ms / 1000, topic, envelope.frame)
+        topic = frame[HEAD_BYTES : HEAD_BYTES + TOPIC_BYTES]
+        item = Item(claimed, signer, envelope.time_ms / 1000, topic, frame)
         return self._items(self.gossip.handle(Got(node, item), now), now)
 
-    def _item_refusal(self, signer: NodeId, header: Header, now: Instant) -> str:
+    def _item_refusal(self, node: NodeId, signer: NodeId, header: Header, now: Instant) -> str:
         age = now.unix - header.time_ms / 1000
         if not -self._limits.max_clock_ahead_s <= age <= self._limits.max_item_age_s:
             return "stale"
         if self._gate.is_revoked(signer):
             return "revoked"
-        return "graylisted" if self.admission.is_refused(signer, now) else ""
+        return "graylisted" if signer != node and self.admission.is_refused(signer, now) else ""
 
     def _outline(self, node: NodeId, body: bytes, now: Instant) -> list[CoreAction]:
         message = ItemOutline.decode(body)
@@ -318,7 +321,7 @@ class Core:
         if header.size > self._limits.max_item_bytes + ITEM_OVERHEAD_BYTES:
             raise MessageError("oversized", f"an item of {header.size} bytes")
         signer = node_id(header.public_key)
-        if refusal := self._item_refusal(signer, header, now):
+        if refusal := self._item_refusal(node, signer, header, now):
             self.gossip.duplicate(node, header.item_id)
             blamed = node if node == signer and refusal == "stale" else None
             return self._offence(refusal, self.membership.link_of(node), blamed, now)
@@ -376,7 +379,7 @@ class Core:
         hashes = chunk_hashes(body) if hashes is None else hashes
         frame = self._seal(Kind.ITEM, body, now, hashes)
         own = self._identity
-        item = Item(header_of(frame).item_id, own.node_id, now.unix, body[:TOPIC_BYTES], frame, hashes)
+        item = Item(claimed_id(frame), own.node_id, now.unix, body[:TOPIC_BYTES], frame, hashes)
         return self._items(self.gossip.handle(Publish(item), now), now)
 
     def _report(self, report: Report, now: Instant) -> list[CoreAction]:

@@ -25,6 +25,7 @@ class Driver:
         self._core = core
         self._transport = transport
         self.now = AwakeClock(clock)
+        self.at = self.now()  # when the last step had handled what came
         self._deliver = deliver
 
     def wait(self) -> float:
@@ -36,13 +37,14 @@ class Driver:
 
         Returns what `wait` would.
         """
-        if events := self._transport.poll(timeout):
-            now = self.now()
-            for event in events:
-                self._feed(event, now)
-        wait = self.wait()
+        events = self._transport.poll(timeout)
+        now = self.now()
+        for event in events:
+            self._feed(event, now)
+        self.at = self.now() if events else now
+        wait = self._core.wait(self.at)
         if wait <= 0:
-            self.feed(Tick())
+            self._feed(Tick(), self.at)
             wait = self.wait()
         return wait
 

@@ -402,12 +402,12 @@ class Host:
         try:
             while not self._stopping.is_set():
                 wait = driver.step(0 if len(self._commands) else max(MIN_WAIT_S, wait))
-                now = driver.now()
+                now = driver.at
                 if commands := self._commands.take(COMMANDS_PER_STEP):
                     for command in commands:
                         driver.feed(command)
                     wait = driver.wait()
-                if transport.is_clear and core.gossip.may_rest(now) and not len(self._commands):
+                if core.gossip.may_rest(now) and transport.is_clear and not len(self._commands):
                     # One wake-up for all that comes meanwhile: each takes the interpreter from whoever trains.
                     self._stopping.wait(transport.until_review)
                     wait = driver.wait()

@@ -89,12 +89,14 @@ class ZmqTransport:
     def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL) -> bool:
         """See `Transport.send`."""
         sockets = self._sockets(link)
-        if sockets is None or link not in sockets:
+        if sockets is None:
             return False
         if self._queues.is_open:
             taken = sockets.send(link, frame)
             if taken is not Taken.FULL:
                 return taken is Taken.YES
+        elif link not in sockets:
+            return False
         if not self._queues.put(link, frame, lane):
             self._events.append(Refused("queue_full", link))
             return False
@@ -121,8 +123,11 @@ class ZmqTransport:
             timeout = 0.0
         elif len(self._watch):
             timeout = min(timeout, self.until_review)
-        self._sources.poll(min(timeout, self._queues.wait(time.monotonic())))
-        self._flush()
+        if not self._queues.is_open:
+            timeout = min(timeout, self._queues.wait(time.monotonic()))
+        self._sources.poll(timeout)
+        if not self._queues.is_open:
+            self._flush()
         if time.monotonic() >= self._next_review:
             self._review()
         events = [self._events.popleft() for _ in range(min(POLL_BUDGET, len(self._events)))]
