@@ -7,7 +7,7 @@ Only the standard library: the peers of another network run under an interpreter
     {"round": {"number", "size", "nodes", "at", "timeout"}}      -> {"seconds": [... or null], "held": [...]}
     {"sent": {}}                                                 -> {"sent": bytes so far, or null}
 
-A round: at the unix time `at` each node publishes `size` bytes; then it is watched until it
+A round: at the unix time `at` each node publishes `size` bytes, made before; then it is watched until it
 holds what all `nodes` published, its own included. `seconds` are counted from `at`.
 """
 
@@ -31,8 +31,12 @@ class Peers(Protocol):
         """Return the number of peers of the node that has the fewest."""
         ...
 
-    def publish(self, number: int, size: int) -> None:
-        """Let each node publish `size` bytes in round `number`."""
+    def prepare(self, number: int, size: int) -> None:
+        """Make `size` bytes for each node to publish in round `number`."""
+        ...
+
+    def publish(self, number: int) -> None:
+        """Let each node publish what was made for round `number`."""
         ...
 
     def held(self, number: int, enough: int, patience: float) -> list[int]:
@@ -66,8 +70,9 @@ def _answer(peers: Peers, command: str, options: dict[str, Any]) -> dict[str, An
 
 
 def _round(peers: Peers, number: int, size: int, nodes: int, at: float, timeout: float) -> dict[str, Any]:
+    peers.prepare(number, size)
     time.sleep(max(0.0, at - time.time()))
-    peers.publish(number, size)
+    peers.publish(number)
     seconds: dict[int, float] = {}
     held: list[int] = []
     while not held or (len(seconds) < len(held) and time.time() < at + timeout):

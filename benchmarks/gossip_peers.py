@@ -24,6 +24,7 @@ class Hosts:
         self._swarm = swarm
         self._hosts: list[Host] = []
         self._held: list[Counter[int]] = []
+        self._bodies: list[bytes] = []
 
     def start(self, nodes: int, seeds: list[str]) -> list[str]:
         """See `Peers.start`."""
@@ -40,10 +41,14 @@ class Hosts:
         """See `Peers.peers`."""
         return min(host.counters().peers for host in self._hosts)
 
-    def publish(self, number: int, size: int) -> None:
+    def prepare(self, number: int, size: int) -> None:
+        """See `Peers.prepare`."""
+        self._bodies = [number.to_bytes(NUMBER_BYTES, "big") + os.urandom(size - NUMBER_BYTES) for _ in self._hosts]
+
+    def publish(self, number: int) -> None:
         """See `Peers.publish`."""
-        for host, held in zip(self._hosts, self._held, strict=True):
-            host.publish(number.to_bytes(NUMBER_BYTES, "big") + os.urandom(size - NUMBER_BYTES))
+        for host, held, body in zip(self._hosts, self._held, self._bodies, strict=True):
+            host.publish(body)
             held[number] += 1
 
     def held(self, number: int, enough: int, patience: float) -> list[int]:
