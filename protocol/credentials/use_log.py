@@ -4,12 +4,14 @@
     entry = invite key (32) | number (4) | node id (20) | expiry in ms (8) | CRC-32 of these (4)
 
 Entries are appended and synced. A process that dies in between leaves a part of an entry, or one whose
-sum is wrong: reading stops there, and the next start writes the file anew without it, and without what
-has expired. So the file holds what the machine in `grants` may hold, and what one process appended.
+sum is wrong: reading stops there, and the next start writes the file anew without it. What has expired goes
+only where there is no room for it: a clock that is ahead for once makes no used invite good again.
+So the file holds what the machine in `grants` may hold, and what one process appended.
 """
 
 import zlib
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 from protocol.credentials.grants import MAX_NUMBERS, Use
@@ -30,7 +32,9 @@ class UseLog:
         self._size = 0
 
     def load(self, now_ms: float) -> Sequence[Use]:
-        """Return the uses that hold at `now_ms`, Unix time; the first of two for one number.
+        """Return the uses that are on disk; of too many, those that hold at `now_ms`, Unix time.
+
+        Of two for one number it is the first.
 
         Raises:
             OSError: the file is there and cannot be read, or not be written anew.
@@ -40,10 +44,11 @@ class UseLog:
                 data = file.read(MAX_BYTES)
         except FileNotFoundError:
             return ()
-        read = list(_entries(data))
-        for use in read:
-            if use.expiry_ms > now_ms and len(self._kept) < MAX_NUMBERS:
-                self._kept.setdefault((use.key, use.number), use)
+        for use in _entries(data):
+            self._kept.setdefault((use.key, use.number), use)
+        if len(self._kept) > MAX_NUMBERS:
+            self._forget_expired(now_ms)
+            self._kept = dict(islice(self._kept.items(), MAX_NUMBERS))
         if len(self._kept) * ENTRY_BYTES != len(data):
             self._write_anew()
         self._size = len(self._kept) * ENTRY_BYTES
@@ -57,12 +62,15 @@ class UseLog:
         """
         data = b"".join(map(_entry, uses))
         if self._size + len(data) > MAX_BYTES:
-            self._kept = {place: use for place, use in self._kept.items() if use.expiry_ms > now_ms}
+            self._forget_expired(now_ms)
             self._write_anew()
             self._size = len(self._kept) * ENTRY_BYTES
         append_durably(self._path, self._size, data, MODE)
         self._size += len(data)
         self._kept.update(((use.key, use.number), use) for use in uses)
+
+    def _forget_expired(self, now_ms: float) -> None:
+        self._kept = {place: use for place, use in self._kept.items() if use.expiry_ms > now_ms}
 
     def _write_anew(self) -> None:
         write_atomically(self._path, b"".join(map(_entry, self._kept.values())), MODE)

@@ -186,10 +186,20 @@ def test_a_log_that_was_cut_short_or_damaged_holds_the_uses_before_the_damage(
     assert list(UseLog(path).load(0)) == [*before, use_by(FOUNDER)]
 
 
+def test_a_clock_that_is_ahead_for_once_makes_no_used_invite_good_again(tmp_path: Path) -> None:
+    log = UseLog(tmp_path / "uses.bin")
+    log.append([use_by(GUEST, 0)], 0)
+    started_late = UseLog(tmp_path / "uses.bin")
+    assert started_late.load(LATER_MS + 1)
+    started_late.append([use_by(GUEST, 1)], LATER_MS + 1)
+    assert [use.number for use in UseLog(tmp_path / "uses.bin").load(0)] == [0, 1]
+
+
 def test_a_log_lets_go_of_what_expired_and_never_outgrows_its_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("protocol.credentials.use_log.MAX_BYTES", 10 * ENTRY_BYTES)
+    monkeypatch.setattr("protocol.credentials.use_log.MAX_NUMBERS", 1)
     log = UseLog(tmp_path / "uses.bin")
     for number in range(100):
         log.append([use_by(GUEST, number, expiry_ms=number + 1)], now_ms=number)
