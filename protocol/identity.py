@@ -66,6 +66,8 @@ def verify(public_key: bytes, signature: bytes, message: bytes) -> bool:
 
     By libsodium, in three fifths of OpenSSL's time. It also refuses the keys of small order, as which anybody can sign.
     """
+    if len(public_key) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:  # the binding asks for neither
+        return False
     try:
         crypto_sign_open(signature + message, public_key)
     except BadSignatureError:

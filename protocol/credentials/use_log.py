@@ -34,7 +34,7 @@ class UseLog:
     def load(self, now_ms: float) -> Sequence[Use]:
         """Return the uses that are on disk; of too many, those that hold at `now_ms`, Unix time.
 
-        Of two for one number it is the first.
+        Of two for one number it is the first, or the first that holds.
 
         Raises:
             OSError: the file is there and cannot be read, or not be written anew.
@@ -45,7 +45,9 @@ class UseLog:
         except FileNotFoundError:
             return ()
         for use in _entries(data):
-            self._kept.setdefault((use.key, use.number), use)
+            first = self._kept.setdefault((use.key, use.number), use)
+            if first.expiry_ms <= now_ms < use.expiry_ms:
+                self._kept[use.key, use.number] = use
         if len(self._kept) > MAX_NUMBERS:
             self._forget_expired(now_ms)
             self._kept = dict(islice(self._kept.items(), MAX_NUMBERS))

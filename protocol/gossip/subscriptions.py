@@ -136,7 +136,7 @@ class Appetite:
             topics = None
         level = self.level(now)
         self._demand = max(0.0, demand)
-        self.bounded = not math.isinf(demand)
+        self.bounded = not math.isinf(self._demand)
         self._level = min(self._burst, level) if self.bounded else math.inf
         self.filter = replace(self.filter, topics=topics)
         self._mind_pushes(now)

@@ -47,6 +47,15 @@ def test_a_changed_signature_or_message_does_not_verify(message: bytes, position
     assert not verify(identity.public_key, bytes(signature), message)
 
 
+@given(st.binary(min_size=70, max_size=200), st.integers(1, 64))
+def test_a_signature_ends_where_it_has_to_and_so_does_a_key(message: bytes, moved: int) -> None:
+    identity = Identity(SEED)
+    key, signature = identity.public_key, identity.sign(message)
+    assert not verify(key, signature + message[:moved], message[moved:])
+    assert not verify(key, signature[:-moved], signature[-moved:] + message)
+    assert not verify(key + message[:moved], signature, message)
+
+
 # Signatures over "msg" by the key of `SEED` of which verifiers think differently: with an R of small order, which
 # OpenSSL takes, and with a point of order 8 added to R, good for those only that multiply by the cofactor.
 SMALL_R = (
