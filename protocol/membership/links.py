@@ -102,11 +102,14 @@ class Lost:
 class Links:
     """See the module's comment."""
 
-    def __init__(self, own: NodeId, limits: Limits) -> None:
+    def __init__(self, own: NodeId, limits: Limits, settling: float, now: float) -> None:
+        """Have none yet; `settling` is for how many seconds a swarm has to be small until it counts as that again."""
         self._own = own
         self._max_peers = limits.max_peers
         self._max_group = limits.max_prefix_peers
         self.is_mesh = True  # whether there may be links with everybody whom we know
+        self._settling = settling
+        self._small_from = now  # when the swarm may be taken for a small one again
         self.attempts: dict[Link, Attempt] = {}
         self.peers: dict[NodeId, Peer] = {}
         self._holders: dict[bytes, NodeId] = {}  # of live peers' keys: as many as there are peers
@@ -125,6 +128,18 @@ class Links:
     def prove(self, link: Link, node: NodeId) -> None:
         """Remember who bound the link's key to its id by a signed record."""
         self._proven.set(link.key, node)
+
+    def swarm_found(self, now: float, *, is_large: bool) -> None:
+        """Note whether more nodes could be dialled than there may be links: large at once, small only after a while.
+
+        Otherwise, where a swarm is at the limit, links would come and go with each node that does, or that somebody
+        invents.
+        """
+        if is_large:
+            self.is_mesh = False
+            self._small_from = now + self._settling
+        elif now >= self._small_from:
+            self.is_mesh = True
 
     @property
     def room(self) -> int:

@@ -118,7 +118,7 @@ class Membership:
         self._refuses = refuses
         self._own = setup.identity.node_id
         self._rng = rng
-        self._links = Links(self._own, setup.limits)
+        self._links = Links(self._own, setup.limits, setup.timing.rotate_interval, now.steady)
         self._detector = Detector(setup.timing, rng)
         self.reachability = Reachability(self._links, rng, now)
         self.book = book
@@ -129,7 +129,6 @@ class Membership:
         self._lists = RevocationExchange(setup.gate)
         self._next_review = now.steady
         self._next_eviction = now.steady
-        self._small_from = now.steady  # when the swarm may be taken for a small one again
         self._waiting: Recent[Link, Message] = Recent(MAX_WAITING)  # rule 7
         self.deaths = 0  # peers dropped for silence
         self.refusals = Refusals(now)
@@ -536,7 +535,8 @@ class Membership:
 
     def _tick(self, now: Instant) -> list[MembershipAction]:
         self.directory.tick(now)
-        self._look_at_size(now)
+        is_large = self.book.has_more_prospects_than(self._setup.limits.max_peers)
+        self._links.swarm_found(now.steady, is_large=is_large)
         actions: list[MembershipAction] = [HangUp(link) for link in self._links.due(now.steady)]
         for hello in self._lists.late(now):
             actions += self._judge_waiting(hello, now)
@@ -556,17 +556,6 @@ class Membership:
         if (node := self._dialing.replaceable(now)) is not None:
             actions += self._leave(node, "rotated", now)
         return [*actions, *self._dialing.fill(now), *self._dialing.feel(now)]
-
-    def _look_at_size(self, now: Instant) -> None:
-        """A swarm may be found to be large at once, and small again only after a while of being so.
-
-        Otherwise, where it is at the limit, links would come and go with each node that does, or that somebody invents.
-        """
-        if self.book.has_more_prospects_than(self._setup.limits.max_peers):
-            self._links.is_mesh = False
-            self._small_from = now.steady + self._setup.timing.rotate_interval
-        elif now.steady >= self._small_from:
-            self._links.is_mesh = True
 
     def _dismiss(self, now: Instant) -> list[MembershipAction]:
         """Part from live peers that are admitted no more: a grant's end is its holder's."""

@@ -664,7 +664,7 @@ def test_who_comes_and_goes_does_not_make_links_come_and_go() -> None:
         core.book.add(record(identity))
 
     def is_mesh(now: float) -> bool:
-        core._look_at_size(at(now))
+        core._links.swarm_found(now, is_large=core.book.has_more_prospects_than(16))
         return core._links.is_mesh
 
     assert is_mesh(0)
