@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -40,12 +41,10 @@ def mesh(size: int) -> Iterator[list[Host]]:
 def collect(host: Host, count: int, timeout: float = 20) -> list[Received]:
     """Wait for `count` items."""
     items: list[Received] = []
-
-    def enough() -> bool:
-        items.extend(host.receive(1000))
-        return len(items) >= count
-
-    wait_until(enough, timeout, f"{count} items")
+    deadline = time.monotonic() + timeout
+    while len(items) < count and (left := deadline - time.monotonic()) > 0:
+        items += host.receive(1000, left, count - len(items))
+    assert len(items) >= count, f"{len(items)} of {count} items after {timeout:g} s"
     return items
 
 
@@ -63,4 +62,8 @@ def ask(host: Host, question: str, timeout: float = 40) -> None:
     """Publish a question and wait for the child's answer."""
     host.publish(f"ask {question}".encode())
     answer = f"answer {question}".encode()
-    wait_until(lambda: any(item.body == answer for item in host.receive(100)), timeout, f"the answer to {question!r}")
+    deadline = time.monotonic() + timeout
+    while (left := deadline - time.monotonic()) > 0:
+        if any(item.body == answer for item in host.receive(100, left)):
+            return
+    raise AssertionError(f"no answer to {question!r} after {timeout:g} s")
