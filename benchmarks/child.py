@@ -31,12 +31,12 @@ class Peers(Protocol):
         """Return the number of peers of the node that has the fewest."""
         ...
 
-    def prepare(self, number: int, size: int) -> None:
-        """Make `size` bytes for each node to publish in round `number`."""
+    def bodies(self, number: int, size: int) -> list[bytes]:
+        """Return `size` bytes for each node to publish in round `number`."""
         ...
 
-    def publish(self, number: int) -> None:
-        """Let each node publish what was made for round `number`."""
+    def publish(self, number: int, bodies: list[bytes]) -> None:
+        """Let each node publish its own of `bodies` in round `number`."""
         ...
 
     def held(self, number: int, enough: int, patience: float) -> list[int]:
@@ -70,9 +70,9 @@ def _answer(peers: Peers, command: str, options: dict[str, Any]) -> dict[str, An
 
 
 def _round(peers: Peers, number: int, size: int, nodes: int, at: float, timeout: float) -> dict[str, Any]:
-    peers.prepare(number, size)
+    bodies = peers.bodies(number, size)
     time.sleep(max(0.0, at - time.time()))
-    peers.publish(number)
+    peers.publish(number, bodies)
     seconds: dict[int, float] = {}
     held: list[int] = []
     while not held or (len(seconds) < len(held) and time.time() < at + timeout):

@@ -24,7 +24,6 @@ class Hosts:
         self._swarm = swarm
         self._hosts: list[Host] = []
         self._held: list[Counter[int]] = []
-        self._bodies: list[bytes] = []
 
     def start(self, nodes: int, seeds: list[str]) -> list[str]:
         """See `Peers.start`."""
@@ -41,13 +40,13 @@ class Hosts:
         """See `Peers.peers`."""
         return min(host.counters().peers for host in self._hosts)
 
-    def prepare(self, number: int, size: int) -> None:
-        """See `Peers.prepare`."""
-        self._bodies = [number.to_bytes(NUMBER_BYTES, "big") + os.urandom(size - NUMBER_BYTES) for _ in self._hosts]
+    def bodies(self, number: int, size: int) -> list[bytes]:
+        """See `Peers.bodies`."""
+        return [number.to_bytes(NUMBER_BYTES, "big") + os.urandom(size - NUMBER_BYTES) for _ in self._hosts]
 
-    def publish(self, number: int) -> None:
+    def publish(self, number: int, bodies: list[bytes]) -> None:
         """See `Peers.publish`."""
-        for host, held, body in zip(self._hosts, self._held, self._bodies, strict=True):
+        for host, held, body in zip(self._hosts, self._held, bodies, strict=True):
             host.publish(body)
             held[number] += 1
 

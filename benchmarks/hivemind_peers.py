@@ -30,7 +30,6 @@ class Dhts:
         self._asked: list[Any] = []
         self._next: list[float] = []  # when each may be asked again
         self._held: list[int] = []
-        self._bodies: list[bytes] = []
 
     def start(self, nodes: int, seeds: list[str]) -> list[str]:
         """See `Peers.start`."""
@@ -53,14 +52,14 @@ class Dhts:
         """See `Peers.peers`: a DHT that has started has joined."""
         return 1 << 30
 
-    def prepare(self, number: int, size: int) -> None:
-        """See `Peers.prepare`."""
-        self._bodies = [os.urandom(size) for _ in self._dhts]
+    def bodies(self, number: int, size: int) -> list[bytes]:
+        """See `Peers.bodies`."""
+        return [os.urandom(size) for _ in self._dhts]
 
-    def publish(self, number: int) -> None:
+    def publish(self, number: int, bodies: list[bytes]) -> None:
         """See `Peers.publish`."""
         expiry = get_dht_time() + LIFE_S
-        for dht, body in zip(self._dhts, self._bodies, strict=True):
+        for dht, body in zip(self._dhts, bodies, strict=True):
             dht.store(key(number), body, expiry, subkey=str(dht.peer_id), return_future=True)
         self._asked = [None] * len(self._dhts)
         self._next = [time.monotonic() + PAUSE_S] * len(self._dhts)

@@ -289,10 +289,7 @@ class Core:
         self.membership.heard(node, now)
         signer = node_id(envelope.public_key)
         if refusal := self._item_refusal(node, signer, envelope, now):
-            # The stamp is its signer's. Whoever passed it on kept a promise, and its clock may differ from ours.
-            self.gossip.duplicate(node, claimed)
-            blamed = node if node == signer and refusal == "stale" else None
-            return self._offence(refusal, self.membership.link_of(node), blamed, now)
+            return self._refuse_item(refusal, node, signer, claimed, now)
         if envelope.size < TOPIC_BYTES:
             raise MessageError("malformed", "item")
         if envelope.size > CHUNK_BYTES:
@@ -309,6 +306,12 @@ class Core:
             return "revoked"
         return "graylisted" if signer != node and self.admission.is_refused(signer, now) else ""
 
+    def _refuse_item(self, refusal: str, node: NodeId, signer: NodeId, item: ItemId, now: Instant) -> list[CoreAction]:
+        # The stamp is its signer's. Whoever passed it on kept a promise, and its clock may differ from ours.
+        self.gossip.duplicate(node, item)
+        blamed = node if node == signer and refusal == "stale" else None
+        return self._offence(refusal, self.membership.link_of(node), blamed, now)
+
     def _outline(self, node: NodeId, body: bytes, now: Instant) -> list[CoreAction]:
         message = ItemOutline.decode(body)
         header = open_header(message.head, self._identity.verify)
@@ -322,9 +325,7 @@ class Core:
             raise MessageError("oversized", f"an item of {header.size} bytes")
         signer = node_id(header.public_key)
         if refusal := self._item_refusal(node, signer, header, now):
-            self.gossip.duplicate(node, header.item_id)
-            blamed = node if node == signer and refusal == "stale" else None
-            return self._offence(refusal, self.membership.link_of(node), blamed, now)
+            return self._refuse_item(refusal, node, signer, header.item_id, now)
         return self._items(self.gossip.handle(Outlined(node, Outline(header, message.head, message.hashes)), now), now)
 
     def _control(self, link: Link, node: NodeId | None, envelope: Envelope, now: Instant) -> list[CoreAction]:

@@ -276,8 +276,8 @@ class Host:
         room = self._limits.inbox_bytes
         largest = self._limits.max_item_bytes
         while len(items) < limit and room > 0:
-            surely = max(1, room // max(1, largest))  # so many fit, whatever they unpack to
-            taken = self._inbox.take(min(limit - len(items), surely), timeout, min(least, limit))
+            fit = 1 + room // (largest + 1)  # whatever they unpack to, before the last there is room
+            taken = self._inbox.take(min(limit - len(items), fit), timeout, min(least, limit))
             if not taken:
                 break
             timeout = 0.0

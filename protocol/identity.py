@@ -86,10 +86,8 @@ class Identity:
     def __init__(self, seed: bytes) -> None:
         if len(seed) != KEY_BYTES:
             raise IdentityError(f"an identity seed has {KEY_BYTES} bytes, got {len(seed)}")
-        self._seed = seed
-        self._key = Ed25519PrivateKey.from_private_bytes(seed)
-        self._signing = SigningKey(seed)
-        self.public_key: bytes = self._key.public_key().public_bytes_raw()
+        self._key = SigningKey(seed)
+        self.public_key: bytes = self._key.verify_key.encode()
         self.node_id: NodeId = node_id(self.public_key)
         secret = HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=_CURVE_INFO).derive(seed)
         self.curve_secret: bytes = secret
@@ -100,7 +98,7 @@ class Identity:
 
     def sign(self, message: bytes) -> bytes:
         """Return the 64-byte Ed25519 signature over `message`."""
-        return self._signing.sign(message).signature
+        return self._key.sign(message).signature
 
     @classmethod
     def generate(cls) -> "Identity":
@@ -109,7 +107,8 @@ class Identity:
 
     def export(self) -> str:
         """Return the private key as PEM text (PKCS #8, not encrypted): whoever holds it is this node."""
-        return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        key = Ed25519PrivateKey.from_private_bytes(self._key.encode())
+        return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
     @classmethod
     def import_(cls, text: str) -> "Identity":

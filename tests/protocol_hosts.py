@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from tests.waiting import wait_until
 
 SWARM = b"a swarm of tests"
 ROOT = Path(__file__).parents[1]
+LOOK_S = 0.5  # for which a host is waited for until the deadline is looked at
 
 
 @contextmanager
@@ -41,10 +41,12 @@ def mesh(size: int) -> Iterator[list[Host]]:
 def collect(host: Host, count: int, timeout: float = 20) -> list[Received]:
     """Wait for `count` items."""
     items: list[Received] = []
-    deadline = time.monotonic() + timeout
-    while len(items) < count and (left := deadline - time.monotonic()) > 0:
-        items += host.receive(1000, left, count - len(items))
-    assert len(items) >= count, f"{len(items)} of {count} items after {timeout:g} s"
+
+    def enough() -> bool:
+        items.extend(host.receive(1000, LOOK_S, count - len(items)))
+        return len(items) >= count
+
+    wait_until(enough, timeout, f"{count} items")
     return items
 
 
@@ -62,8 +64,6 @@ def ask(host: Host, question: str, timeout: float = 40) -> None:
     """Publish a question and wait for the child's answer."""
     host.publish(f"ask {question}".encode())
     answer = f"answer {question}".encode()
-    deadline = time.monotonic() + timeout
-    while (left := deadline - time.monotonic()) > 0:
-        if any(item.body == answer for item in host.receive(100, left)):
-            return
-    raise AssertionError(f"no answer to {question!r} after {timeout:g} s")
+    wait_until(
+        lambda: any(item.body == answer for item in host.receive(100, LOOK_S)), timeout, f"the answer to {question!r}"
+    )

@@ -136,6 +136,8 @@ class SendQueues:
 
     def wait(self, now: float) -> float:
         """Return in how many seconds `next` may have something; infinity while nothing waits."""
+        if not self._busy:
+            return math.inf
         self._refill(now)
         due = math.inf
         tokens_at = now if self._may_upload else now - self._tokens / self._rate

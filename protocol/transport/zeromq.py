@@ -123,11 +123,8 @@ class ZmqTransport:
             timeout = 0.0
         elif len(self._watch):
             timeout = min(timeout, self.until_review)
-        if not self._queues.is_open:
-            timeout = min(timeout, self._queues.wait(time.monotonic()))
-        self._sources.poll(timeout)
-        if not self._queues.is_open:
-            self._flush()
+        self._sources.poll(min(timeout, self._queues.wait(time.monotonic())))
+        self._flush()
         if time.monotonic() >= self._next_review:
             self._review()
         events = [self._events.popleft() for _ in range(min(POLL_BUDGET, len(self._events)))]

@@ -195,6 +195,17 @@ def test_a_clock_that_is_ahead_for_once_makes_no_used_invite_good_again(tmp_path
     assert [use.number for use in UseLog(tmp_path / "uses.bin").load(0)] == [0, 1]
 
 
+@pytest.mark.parametrize(("late", "holder"), [(99, GUEST), (600, STRANGER)])
+def test_of_two_uses_of_one_number_the_first_counts_that_has_not_expired(
+    tmp_path: Path, late: int, holder: Identity
+) -> None:
+    path = tmp_path / "uses.bin"
+    UseLog(path).append(
+        [use_by(GUEST, 0, expiry_ms=100), use_by(STRANGER, 0, expiry_ms=1000), use_by(FOUNDER, 0)], now_ms=0
+    )
+    assert [use.holder for use in UseLog(path).load(late)] == [holder.node_id]
+
+
 def test_a_log_lets_go_of_what_expired_and_never_outgrows_its_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
