@@ -11,16 +11,25 @@ from node.config import load_config
 from node.detection import measure_model
 from node.footprint import footprint, peak
 from node.policy import computes_in_bf16
-from tests.swarms import ROOT
+from tests.swarms import ROOT, rows_of
 
 MODEL = ROOT / "runs" / "models" / "smollm2-135m-instruct"
 PEAK_OF = (
     "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
     "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
 )
+# Arithmetic whose every completion earns something else: without it, no update is made where all are alike.
+TASK = """
+import zlib
+from node.tasks.builtin import load_arithmetic
+
+make = load_arithmetic({}).make
+
+def verify(item, text):
+    return 1.0 if text == item.answer else zlib.crc32(text.encode()) / 2**32
+"""
 SETTINGS = [
     "rounds=2",
-    'tasks=[{name="builtin/arithmetic",examples=3,answer="first_line"}]',
     "engine.max_prompt_length=160",
     "engine.max_completion_length=16",
     "sampling.external=0",
@@ -36,8 +45,11 @@ SETTINGS = [
 def test_the_estimate_is_near_what_a_node_takes(rank: int, tmp_path: Path) -> None:
     if not MODEL.exists():
         subprocess.run([sys.executable, ROOT / "examples/fetch_smollm2.py", MODEL], check=True)
-    settings = [*SETTINGS, f"policy.lora.r={rank}"]
-    node = [Path(sys.executable).with_name("gossamer"), "node", "--state", tmp_path, "--model", MODEL]
+    task = tmp_path / "task.py"
+    task.write_text(TASK)
+    tasks = f'tasks=[{{name="file",examples=3,answer="whole",options={{path="{task}"}}}}]'
+    settings = [*SETTINGS, tasks, f"policy.lora.r={rank}"]
+    node = [Path(sys.executable).with_name("gossamer"), "node", "--state", tmp_path / "node", "--model", MODEL]
     done = subprocess.run(
         [sys.executable, "-c", PEAK_OF, *node, *(f"--set={setting}" for setting in settings)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -45,6 +57,7 @@ def test_the_estimate_is_near_what_a_node_takes(rank: int, tmp_path: Path) -> No
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    assert [row["grad_norm"] > 0 for row in rows_of(tmp_path / "node")] == [True, True]
     taken = int(done.stdout.splitlines()[-1])
     bf16 = computes_in_bf16("cpu")
     parts = footprint(measure_model(str(MODEL)), load_config(None, settings), bf16=bf16)

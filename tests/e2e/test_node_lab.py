@@ -12,24 +12,25 @@ from node.lab.runs import is_complete
 from node.policy.make_builtin import Recipe, build_model, build_tokenizer
 from tests.swarms import events_of, gossamer, rows_of
 
+LONGEST = [120, 100, 100]  # rounds of each node; a second and more is left of them after its first departure
 FILE = """
 seeds = [5]
 runner = "RUNNER"
 [settings]
-rounds = 12
+rounds = 120
 threads = 1
 sampling = { local = 2, external = 4, completions = 4 }
 network.share = "all"
 trainer.save_steps = 1
 eval = { ends = true, count = 2, completions = 0 }
 [arms.mixed]
-churn = { away = 0.5, rounds = 4 }
+churn = { away = 0.5, rounds = 20 }
 [arms.mixed.parts.small]
 nodes = 1
 note = "as it ships"
 [arms.mixed.parts.large]
 nodes = 2
-settings = { rounds = 10, policy.model = "LARGE", sampling.local = 1 }
+settings = { rounds = 100, policy.model = "LARGE", sampling.local = 1 }
 """
 
 
@@ -54,11 +55,7 @@ def test_a_run_of_two_sizes_that_come_and_go_ends_with_figures_of_each(runner: s
     (run,) = read_lab(file, tmp_path / "out").runs
     assert is_complete(run)
     nodes = [run.folder / "nodes" / f"n{index}" for index in range(3)]
-    assert [[row["round"] for row in rows_of(node)] for node in nodes] == [
-        list(range(1, 13)),
-        list(range(1, 11)),
-        list(range(1, 11)),
-    ]
+    assert [[row["round"] for row in rows_of(node)] for node in nodes] == [list(range(1, 1 + last)) for last in LONGEST]
     assert [{row["groups_local"] for row in rows_of(node)} for node in nodes] == [{2}, {1}, {1}]
     widths = [
         {json.loads(path.read_text())["hidden_size"] for path in node.glob("checkpoints/*/config.json")}
@@ -81,11 +78,10 @@ def test_a_run_of_two_sizes_that_come_and_go_ends_with_figures_of_each(runner: s
 
 def were_killed_and_came_back(nodes: list[Path]) -> None:
     """Each node was killed about as often as its schedule says, is the same one after it, and meanwhile did nothing."""
-    churn, longest = ChurnConfig(away=0.5, rounds=4), [12, 10, 10]
+    churn = ChurnConfig(away=0.5, rounds=20)
     for index, node in enumerate(nodes):
         made = list(itertools.islice(stretches(churn, 5, index), 20))
-        ends = [end for end in itertools.accumulate(one.present for one in made) if 0 < end < longest[index]]
+        ends = [end for end in itertools.accumulate(one.present for one in made) if 0 < end < LONGEST[index]]
         starts = events_of(node, "listening")
-        assert 1 <= len(starts) <= 1 + len(ends)
+        assert 1 < len(starts) <= 1 + len(ends)
         assert len({start["node"] for start in starts}) == 1
-    assert any(len(events_of(node, "listening")) > 1 for node in nodes)
