@@ -11,20 +11,25 @@ Rules
  4. A chunk that is not what its hash says is blamed, and its sender asked no more for this item. One that is, and has
     not the size that the header states, is its signer's lie: an id does not depend on the size, so a signer can give
     one holder another header than us. Such an item is let go of.
- 5. Downloads are begun in the order of their coming, as far as all that are in progress take `capacity` bytes, by
-    what their signers say of their sizes; one that waits costs its outline. Given up is one in progress that nothing
-    came to for `LIFE_S`, or, while others wait, for as long as a slow line takes for a window.
- 6. One signer has one `SIGNER_SHARE`-th of the bytes in progress, or a single item if that is larger, and of the places
-    of those that wait: however slowly its holders give, the others' items pass it.
+ 5. Downloads are begun as far as all that are in progress take `capacity` bytes, by what their signers say of their
+    sizes; one that waits costs its outline. Given up is one in progress that nothing came to for `LIFE_S`, or, while
+    others wait, for as long as a slow line takes for a window.
+ 6. One signer has one `SHARE`-th of the bytes in progress, or a single item if that is larger, and of the places.
+ 7. Keys are free, links are not. A download is charged to that of its holders to which least is. A link has one
+    `SHARE`-th of the bytes, too, or a single item. What waits is begun in the order of its coming, or of when its link
+    last had a turn, if that is later. Where all places are taken, who has most of them gives one to who has fewer.
+    So whatever keys a link brings, and however slowly it gives, the items of others pass it.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import count
 
 from protocol.events import Item, Outline
 from protocol.identity import NodeId
+from protocol.lru import Recent
 from protocol.wire.envelope import CHUNK_BYTES, ItemId, chunk_count
 from protocol.wire.messages import ItemChunk, PullChunks
 
@@ -33,7 +38,8 @@ CHUNK_BYTES_PER_SECOND = 128 << 10  # a line of 1 Mbit/s
 LIFE_S = 60.0
 MAX_SOURCES = 8  # of one item
 MAX_DOWNLOADS = 256  # in progress or waiting, with an outline of 4 KiB for 16 MiB
-SIGNER_SHARE = 4  # one part in so many; a group of the largest size that a manifest names by default is two parts
+SHARE = 4  # one part in so many; a group of the largest size that a manifest names by default is two parts
+MAX_LINKS = 1024  # whose last turn is remembered
 MAX_STRIKES = 3  # times that a source was relieved with nothing delivered in between
 
 
@@ -59,6 +65,8 @@ class _Download:
     touched: float
     sources: dict[NodeId, _Source]
     missing: dict[int, None]  # asked of nobody
+    turn: int  # when it came
+    link: NodeId  # the holder that it is charged to
     in_progress: bool = False
     chunks: dict[int, bytes] = field(default_factory=dict)
     expelled: set[NodeId] = field(default_factory=set)
@@ -71,9 +79,15 @@ class Downloads:
         self._capacity = capacity
         self._patience = patience
         self._downloads: dict[ItemId, _Download] = {}  # the oldest first
+        self._turns = count(1)
+        self._last_turn: Recent[NodeId, int] = Recent(MAX_LINKS)
+        self._news = False  # since it was last tried to begin those that wait
+        self._given_up = 0  # to make room for others, since the last check
         self._size = 0
         self._of_signer: Counter[bytes] = Counter()  # downloads
+        self._of_link: Counter[NodeId] = Counter()
         self._size_of_signer: Counter[bytes] = Counter()  # of those in progress
+        self._size_of_link: Counter[NodeId] = Counter()
 
     def __len__(self) -> int:
         return len(self._downloads)
@@ -84,14 +98,19 @@ class Downloads:
     def begin(self, outline: Outline, holders: Iterable[NodeId], now: float) -> bool:
         """Fetch an item from `holders` as soon as there is room; False: there will be none."""
         size = outline.header.size
-        if outline.id in self._downloads or size > self._capacity or len(self._downloads) >= MAX_DOWNLOADS:
+        if outline.id in self._downloads or size > self._capacity:
             return False
-        if self._of_signer[outline.header.public_key] >= MAX_DOWNLOADS // SIGNER_SHARE:
+        if self._of_signer[outline.header.public_key] >= MAX_DOWNLOADS // SHARE:
+            return False
+        sources = {node: _Source() for node in list(holders)[:MAX_SOURCES]}
+        link = min(sources, key=self._of_link.__getitem__)
+        if len(self._downloads) >= MAX_DOWNLOADS and not self._make_room(link):
             return False
         self._of_signer[outline.header.public_key] += 1
-        sources = {node: _Source() for node in list(holders)[:MAX_SOURCES]}
+        self._of_link[link] += 1
         missing = dict.fromkeys(range(chunk_count(size)))
-        self._downloads[outline.id] = _Download(outline, now, sources, missing)
+        self._downloads[outline.id] = _Download(outline, now, sources, missing, next(self._turns), link)
+        self._news = True
         return True
 
     def signer(self, item_id: ItemId) -> NodeId | None:
@@ -107,6 +126,7 @@ class Downloads:
             self._relieve(download, source)
         elif node not in download.expelled and len(download.sources) < MAX_SOURCES:
             download.sources[node] = _Source()
+            self._news = True
 
     def arrived(self, node: NodeId, chunk: ItemChunk, now: float) -> Took:
         """A chunk came."""
@@ -165,14 +185,16 @@ class Downloads:
                     source.strikes += 1
                     if source.strikes >= MAX_STRIKES:
                         self._expel(download, node)
-        return len(over)
+        given_up, self._given_up = self._given_up + len(over), 0
+        return given_up
 
     def due(self, now: float) -> list[tuple[NodeId, PullChunks]]:
-        """Return the chunks to ask for now, and of whom; the oldest download goes first."""
+        """Return the chunks to ask for now, and of whom; the download that was begun first goes first."""
+        self._begin_those_that_wait(now)
         asks: list[tuple[NodeId, PullChunks]] = []
         in_flight = self._in_flight()
         for item_id, download in self._downloads.items():
-            if not (download.in_progress or self._start(download, now)):
+            if not download.in_progress:
                 continue
             shared: dict[NodeId, list[int]] = {}
             free = {node: WINDOW - in_flight[node] for node in download.sources} if download.missing else {}
@@ -191,15 +213,39 @@ class Downloads:
             asks += [(node, PullChunks(item_id, tuple(indices))) for node, indices in shared.items()]
         return asks
 
-    def _start(self, download: _Download, now: float) -> bool:
+    def _make_room(self, link: NodeId) -> bool:
+        """Let the link that has most places give its newest to `link`; False: it has no more of them, or none waits."""
+        most = max(self._of_link, key=self._of_link.__getitem__)
+        waiting = [
+            one for one, download in self._downloads.items() if download.link == most and not download.in_progress
+        ]
+        if not waiting or self._of_link[most] < self._of_link[link] + 2:
+            return False
+        self._forget(waiting[-1])
+        self._given_up += 1
+        return True
+
+    def _begin_those_that_wait(self, now: float) -> None:
+        if self._news:
+            self._news = False
+            for download in sorted((one for one in self._downloads.values() if not one.in_progress), key=self._turn):
+                self._begin(download, now)
+
+    def _turn(self, download: _Download) -> int:
+        return max(download.turn, min(self._last_turn.get(node) or 0 for node in download.sources or [download.link]))
+
+    def _begin(self, download: _Download, now: float) -> None:
         header = download.outline.header
-        begun = self._size_of_signer[header.public_key]
-        has_share = not begun or begun + header.size <= self._capacity // SIGNER_SHARE
-        if has_share and self._size + header.size <= self._capacity:
-            download.in_progress, download.touched = True, now
+        link = min(download.sources, key=self._size_of_link.__getitem__, default=download.link)
+        begun = self._size_of_signer[header.public_key], self._size_of_link[link]
+        has_shares = all(not size or size + header.size <= self._capacity // SHARE for size in begun)
+        if has_shares and self._size + header.size <= self._capacity:
+            self._of_link -= Counter([download.link])
+            self._of_link[link] += 1
+            download.link, download.in_progress, download.touched = link, True, now
             self._size += header.size
             self._size_of_signer[header.public_key] += header.size
-        return download.in_progress
+            self._size_of_link[link] += header.size
 
     def _in_flight(self) -> Counter[NodeId]:
         """Return how many chunks each holder was asked for, over all downloads: counted once, for there may be many."""
@@ -219,8 +265,12 @@ class Downloads:
 
     def _forget(self, item_id: ItemId) -> None:
         download = self._downloads.pop(item_id)
-        header = download.outline.header
+        header, link = download.outline.header, download.link
         self._of_signer -= Counter([header.public_key])
+        self._of_link -= Counter([link])
+        self._news = True
         if download.in_progress:
+            self._last_turn.set(link, next(self._turns))
             self._size -= header.size
             self._size_of_signer -= Counter({header.public_key: header.size})
+            self._size_of_link -= Counter({link: header.size})

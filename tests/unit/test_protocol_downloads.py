@@ -2,6 +2,8 @@
 
 import random
 import tracemalloc
+from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -17,7 +19,7 @@ from protocol.gossip.downloads import (
     MAX_DOWNLOADS,
     MAX_SOURCES,
     MAX_STRIKES,
-    SIGNER_SHARE,
+    SHARE,
     WINDOW,
     Downloads,
     Took,
@@ -155,11 +157,11 @@ def test_downloads_take_no_more_than_their_room_and_a_stuck_one_makes_way() -> N
 
 def test_outlines_that_wait_are_few_and_no_signer_has_all_their_places() -> None:
     downloads = Downloads(3 * CHUNK_BYTES, PATIENCE)
-    for signer in [Identity(bytes([number]) * 32) for number in range(SIGNER_SHARE + 1)]:
+    for signer in [Identity(bytes([number]) * 32) for number in range(SHARE + 1)]:
         before = len(downloads)
-        for seed in range(MAX_DOWNLOADS // SIGNER_SHARE + 3):
+        for seed in range(MAX_DOWNLOADS // SHARE + 3):
             downloads.begin(outline_of(large(CHUNK_BYTES + 9, seed, signer)), [A], 0.0)
-        assert len(downloads) - before in (MAX_DOWNLOADS // SIGNER_SHARE, 0)
+        assert len(downloads) - before in (MAX_DOWNLOADS // SHARE, 0)
     assert len(downloads) == MAX_DOWNLOADS
 
 
@@ -179,6 +181,68 @@ def test_a_signer_with_slow_holders_does_not_hold_the_whole_room() -> None:
     assert {pull.id for node, pull in downloads.due(1.0) if node == A} == {slow[2].id}
 
 
+def when_whole(downloads: Downloads, held: Mapping[NodeId, list[Item]], quick: NodeId, end: float) -> dict[Item, float]:
+    """Return when each item was fetched: from `quick` all at once, from others a chunk as late as they may give one."""
+    items = {item.id: item for held_by_one in held.values() for item in held_by_one}
+    owed: dict[NodeId, deque[tuple[bytes, int]]] = {node: deque() for node in held}
+    found: dict[Item, float] = {}
+    now = 0.0
+    while now < end:
+        while asks := downloads.due(now):
+            for node, pull in asks:
+                owed[node].extend((pull.id, index) for index in pull.indices)
+            while owed[quick]:
+                item_id, index = owed[quick].popleft()
+                assert downloads.arrived(quick, items[item_id].chunk(index), now) is Took.TAKEN
+                if (item := downloads.finish(item_id)) is not None:
+                    found[item] = now
+        now += PATIENCE + WINDOW - 0.1
+        for node in owed.keys() - {quick}:
+            if owed[node]:
+                item_id, index = owed[node].popleft()
+                downloads.arrived(node, items[item_id].chunk(index), now)
+                downloads.finish(item_id)
+        downloads.check(now)
+    return found
+
+
+def test_a_link_that_brings_many_keys_and_gives_slowly_holds_neither_the_room_nor_the_places() -> None:
+    keys = [Identity(number.to_bytes(32)) for number in range(1, MAX_DOWNLOADS + 9)]
+    held = {A: [large(2 * CHUNK_BYTES, 1, key) for key in keys], B: [large(2 * CHUNK_BYTES, seed) for seed in range(9)]}
+    downloads = Downloads(8 * CHUNK_BYTES, PATIENCE)
+    assert sum(downloads.begin(outline_of(item), [A], 0.0) for item in held[A]) == MAX_DOWNLOADS
+    assert all(downloads.begin(outline_of(item), [B], 0.0) for item in held[B])
+    assert len(downloads) == MAX_DOWNLOADS
+    assert downloads.check(0.0) == len(held[B])  # those that made room: what was to be spent on them is not
+    assert when_whole(downloads, held, B, 1.0) == dict.fromkeys(held[B], 0.0)
+
+
+def test_an_item_is_charged_to_that_holder_of_it_who_brings_least() -> None:
+    held = {A: [large(2 * CHUNK_BYTES, seed) for seed in range(9)]}
+    downloads = Downloads(8 * CHUNK_BYTES, PATIENCE)
+    assert all(downloads.begin(outline_of(item), [A], 0.0) for item in held[A])
+    theirs = large(2 * CHUNK_BYTES, 9, Identity(bytes([1]) * 32))
+    assert downloads.begin(outline_of(theirs), [A], 0.0)  # A was the first to say that it holds it
+    assert theirs.id not in {pull.id for _, pull in downloads.due(0.0)}
+    downloads.offered(B, theirs.id)
+    assert theirs.id in {pull.id for _, pull in downloads.due(0.0)}
+
+
+def test_links_that_give_the_largest_items_slowly_take_turns_with_others() -> None:
+    keys = [Identity(number.to_bytes(32)) for number in range(1, 21)]
+    held = {
+        A: [large(4 * CHUNK_BYTES, 1, key) for key in keys[::2]],
+        C: [large(4 * CHUNK_BYTES, 1, key) for key in keys[1::2]],
+        B: [large(4 * CHUNK_BYTES, seed) for seed in range(4)],
+    }
+    downloads = Downloads(8 * CHUNK_BYTES, PATIENCE)
+    for node, items in held.items():
+        assert all(downloads.begin(outline_of(item), [node], 0.0) for item in items)
+    found = when_whole(downloads, held, B, 200.0)
+    turn = 4 * (PATIENCE + WINDOW)
+    assert [found[item] <= turn * (1 + at) for at, item in enumerate(held[B])] == [True] * 4
+
+
 class Holder(str):
     """A node id that counts how often it is looked up."""
 
@@ -190,7 +254,7 @@ class Holder(str):
 
 
 def test_to_look_what_to_ask_for_costs_as_much_as_there_are_holders_and_not_their_square() -> None:
-    downloads, count = Downloads(1 << 30, PATIENCE), MAX_DOWNLOADS // SIGNER_SHARE
+    downloads, count = Downloads(1 << 30, PATIENCE), MAX_DOWNLOADS // SHARE
     holders = [NodeId(Holder(number)) for number in range(MAX_SOURCES)]
     assert all(downloads.begin(outline_of(large(CHUNK_BYTES + 1, seed)), holders, 0.0) for seed in range(count))
     downloads.due(0.0)
