@@ -237,7 +237,7 @@ class Core:
         try:
             if node is not None and kind == Kind.ITEM:
                 claimed = claimed_id(frame)
-                return [] if self._is_spared(node, claimed, now) else self._item(node, claimed, frame, now)
+                return [] if self._is_spared(node, claimed, len(frame), now) else self._item(node, claimed, frame, now)
             envelope = self._open(frame)
             if node is None and envelope.kind not in (BEFORE_HELLO if link.dialled else {Kind.HELLO}):
                 if self.membership.is_parting(link) or link in self._ended:
@@ -253,13 +253,13 @@ class Core:
             # Nobody changes version in the middle of a talk.
             return self._offence("forged" if error.reason == OTHER_VERSION else error.reason, link, subject, now)
 
-    def _is_spared(self, node: NodeId, item: ItemId, now: Instant) -> bool:
-        """Tell whether a frame that claims to be this item is one that we have or decline, and counted as such.
+    def _is_spared(self, node: NodeId, item: ItemId, size: int, now: Instant) -> bool:
+        """Tell whether `size` bytes that claim to be this item are one that we have or decline, and counted as such.
 
         Only items that passed every check are remembered, so what claims to be one needs none.
         """
         if self.gossip.signer(item) is None:
-            if self.gossip.declines(node, item, now):
+            if self.gossip.declines(node, item, size, now):
                 raise MessageError("over_demand")
             return False
         if self.gossip.duplicate(node, item):

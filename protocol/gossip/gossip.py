@@ -18,8 +18,9 @@ Rules
  4. A peer that comes up is told our interest and announced what we hold, so a node that was
     away catches up: the newest at once, the rest in batches that leave out what it has got
     meanwhile. Now and then a random peer is announced what is newest, in case something was lost: one that did not ask
-    for announcements only, as that has more on offer than it takes. It is asked for what it left out by rule 7, in case
-    something of that was lost or withheld (anti-entropy both ways: Demers et al. 1987).
+    for announcements only, as that has more on offer than it takes. What was sent to it lately is left out: it may wait
+    for a slow line yet, on which announcements go first. It is asked for what it left out by rule 7, in case something
+    of that was lost or withheld (anti-entropy both ways: Demers et al. 1987).
  5. What could not be sent (a full queue) is announced later: no peer can make us wait or
     grow.
  6. A peer is known to have what it sent, announced or was sent. Bytes that a peer sends twice
@@ -99,6 +100,7 @@ RETRY_S = 1.0  # after a full queue
 DRAWS = 4  # in the patience for a pull: how often it is looked for what stalls, and drawn what is pulled
 SERVED_PEERS = 256  # whose allowance outlives their links
 SYNC_WINDOW = 4.0  # sync intervals
+LEAVES_S = 32.0  # what was sent has left by then, a link's queue of 4 MiB on a line of 1 Mbit/s
 SOURCES = 2  # peers that a node relies on for what a signer makes that is none of its peers
 
 
@@ -177,13 +179,18 @@ class Gossip:
         self._pulls.arrived(item, node)
         return replayed
 
-    def declines(self, node: NodeId, item: ItemId, now: Instant) -> bool:
-        """Tell whether what `node` sends, if it is this item, is more than we take, so that it need not be verified.
+    def declines(self, node: NodeId, item: ItemId, size: int, now: Instant) -> bool:
+        """Tell whether the `size` bytes that `node` sends, if they are this item, are more than we take.
 
-        Nobody asked for it, the demand is met, and the sender may not know that we asked for announcements.
+        Then they need not be verified: nobody asked for them, the demand is met, and the sender may not know that we
+        asked for announcements.
         """
         peer = self._peers.get(node)
-        if self._appetite.has_room(now) or self._pulls.is_asked(item, node):
+        if self._pulls.is_asked(item, node):
+            return False
+        if peer is not None:
+            peer.pushed(size)
+        if self._appetite.has_room(now):
             return False
         if peer is not None and peer.should_know(now.steady):
             return False
@@ -337,7 +344,8 @@ class Gossip:
         peer = self._peers.get(node)
         if peer is not None:
             peer.note(item.id, Knows.SENT)
-        return self._take(node, item, self._pulls.arrived(item.id, node, now.steady), now)
+        asked = self._pulls.arrived(item.id, node, now.steady, pushes=node == item.signer)
+        return self._take(node, item, asked, now)
 
     def _take(self, node: NodeId, item: Item, asked: bool, now: Instant) -> list[GossipAction]:
         peer = self._peers.get(node)
@@ -548,7 +556,9 @@ class Gossip:
         window = SYNC_WINDOW * self._timing.sync_interval
         newest = self._store.newest(MAX_IDS, since=now.steady - window)
         peer = self._peers[node]
-        told = self._announce(node, [item_id for item_id in newest if peer.known.get(item_id) is not Knows.SENT], now)
+        leaving = {item_id for item_id in self._store.newest(MAX_IDS, since=now.steady - LEAVES_S) if peer.has(item_id)}
+        lost = [one for one in newest if one not in leaving and peer.known.get(one) is not Knows.SENT]
+        told = self._announce(node, lost, now)
         if not peer.direct:
             return told
         # Asked for what it left out until now, and not for what is next.

@@ -14,7 +14,8 @@ KNOWN_ITEMS = 4096  # remembered for each peer
 MAX_PENDING = 8192  # ids that wait to be announced to one peer
 MAX_BROUGHT = 256  # looked at in the patience for a pull, to find out who tells us first
 AGAIN_S = 600.0
-PUSH_GRACE_S = 10.0  # after we asked a peer to announce only: what it had pushed by then is here
+# After we asked a peer to announce only: what it had pushed by then has left its queue, a link's by default.
+PUSH_GRACE_S, PUSH_GRACE_BYTES = 10.0, Limits().max_link_queue_bytes
 
 
 class Knows(IntEnum):
@@ -72,14 +73,23 @@ class Peer:
     brought: dict[ItemId, None] = field(default_factory=dict)  # such items that we lacked
     direct: frozenset[NodeId] = frozenset()  # signers that it was told it need not announce
     declined: float = float("inf")  # when it was asked to announce only
+    pushed_since: int = 0  # bytes
 
     def tell(self, announce_only: bool, now: float) -> None:
         """Note that it is told our interest."""
-        self.declined = min(self.declined, now) if announce_only else float("inf")
+        if announce_only:
+            self.declined = min(self.declined, now)
+        else:
+            self.declined, self.pushed_since = float("inf"), 0
+
+    def pushed(self, size: int) -> None:
+        """Note that it sent so many bytes that nobody asked for."""
+        if self.declined < float("inf"):
+            self.pushed_since += size
 
     def should_know(self, now: float) -> bool:
         """Tell whether a push from it is an offence by now."""
-        return now >= self.declined + PUSH_GRACE_S
+        return now >= self.declined + PUSH_GRACE_S and self.pushed_since > PUSH_GRACE_BYTES
 
     def remind(self, *ids: ItemId) -> None:
         """Let ids be announced at the next tick; beyond the bound the oldest are dropped."""

@@ -16,7 +16,8 @@ Rules
     since, broke it. One that broke `MAX_BROKEN` more than it kept is blamed; one slow reply, or a process that is
     blocked and says nothing, is not. Hanging up pays no debt: it stands for who comes back.
  5. What is asked for is wanted until it comes or stalls, however old the want is and however full the list: an
-    answer to a pull of ours must not look like a push that nobody asked for. Who was asked twice may answer twice.
+    answer to a pull of ours must not look like a push that nobody asked for. Who was asked twice may answer twice, and
+    whoever signed it once more, as it may have pushed it before it was asked.
 """
 
 import random
@@ -181,8 +182,11 @@ class Pulls:
         want, holder = self._wants.get(item_id), self._holders.get(node)
         return (want is not None and want.asked is not None) or (holder is not None and item_id in holder.owed)
 
-    def arrived(self, item_id: ItemId, node: NodeId, now: float = float("-inf")) -> bool:
-        """The item came from `node`; True if it was asked for, of whomever, be it some time ago."""
+    def arrived(self, item_id: ItemId, node: NodeId, now: float = float("-inf"), *, pushes: bool = False) -> bool:
+        """The item came from `node`, who `pushes` what it signs itself.
+
+        Returns whether it was asked for, of whomever, be it some time ago.
+        """
         want = self._wants.get(item_id)
         asked = want is not None and want.asked is not None
         holder = self._holders.get(node)
@@ -192,8 +196,9 @@ class Pulls:
             holder.broken = max(-MAX_CREDIT, holder.broken - 1)
             holder.delivered = max(holder.delivered, now)
         if want is not None:
-            if (asks := want.holders.get(node, 0)) > 1:
-                self._further.set((item_id, node), asks - 1)
+            asks = want.holders.get(node, 0)
+            if asks and (further := asks - 1 + pushes):
+                self._further.set((item_id, node), further)
             self._forget(want)
         return asked
 

@@ -32,7 +32,7 @@ from protocol.events import (
 from protocol.gossip.announce_timer import MAX_HOLD
 from protocol.gossip.gossip import CATCH_UP_S, DRAWS, FIRST_IDS, PUSH_BYTES, RETRY_S, SEEN_ITEMS, Gossip
 from protocol.gossip.item_store import MAX_HELD, Store
-from protocol.gossip.peer_state import AGAIN_S, KNOWN_ITEMS, MAX_BROUGHT, MAX_PENDING, PUSH_GRACE_S
+from protocol.gossip.peer_state import AGAIN_S, KNOWN_ITEMS, MAX_BROUGHT, MAX_PENDING, PUSH_GRACE_BYTES, PUSH_GRACE_S
 from protocol.gossip.subscriptions import MIN_BURST, hint, same_shard
 from protocol.gossip.want_list import MAX_BROKEN, MAX_WANTS, PROMISE_PATIENCE
 from protocol.identity import Identity, NodeId, id_of_bytes
@@ -100,6 +100,15 @@ def test_a_large_item_is_announced_without_delay_and_sent_when_asked_for() -> No
     assert due(core) == 1
     assert announced(core.handle(Tick(), at(1))) == {A: [large.id], B: [large.id]}
     assert core.handle(Pulled(A, (large.id, name(9))), at(1)) == [Send(A, large)]
+
+
+@pytest.mark.parametrize(("signer", "copies"), [(A, 2), (B, 1)], ids=["its signer, who pushes", "another holder"])
+def test_who_signed_what_it_is_asked_for_may_have_pushed_it_before_and_no_other(signer: NodeId, copies: int) -> None:
+    core = machine(A)
+    core.handle(Announced(A, (entry(1, signer=signer),)), at(1))
+    assert pulled(core.handle(Tick(), at(1 + LAN.pull_delay))) in ({A: (name(1),)}, {})  # or before, where none pushes
+    assert core.handle(Got(A, item(1, signer=signer)), at(2)) == [Deliver(item(1, signer=signer))]
+    assert [core.duplicate(A, name(1)) for _ in range(2)] == [False] * (copies - 1) + [True] * (3 - copies)
 
 
 def test_a_new_item_is_delivered_once_and_announced_to_those_not_known_to_have_it() -> None:
@@ -225,10 +234,12 @@ def test_what_could_not_be_sent_is_announced_later() -> None:
 def test_the_newest_items_are_announced_now_and_then_in_case_something_was_lost() -> None:
     core = machine(A)
     core.handle(Publish(item(1, signer=ME)), at(1))
-    seen = {}
-    for second in range(2, int(2 * LAN.sync_interval)):
-        seen |= announced(core.handle(Tick(), at(second)))
-    assert seen == {A: [name(1)]}
+    core.handle(Publish(item(2, PUSH_BYTES + 1, signer=ME)), at(1))
+    assert announced(core.handle(Tick(), at(1.5))) == {A: [name(2)]}
+    seen = [announced(core.handle(Tick(), at(second))) for second in range(2, int(4 * LAN.sync_interval))]
+    told = [ids[A] for ids in seen if ids]
+    assert told[0] == [name(2)]  # what was pushed may wait for its line yet
+    assert told[-1] == [name(1), name(2)]
 
 
 def test_who_has_more_on_offer_than_it_takes_is_not_reminded_of_the_newest_items() -> None:
@@ -487,12 +498,15 @@ def test_what_is_pushed_beyond_the_demand_is_counted_and_can_be_pulled_later() -
 
 def test_a_push_beyond_the_demand_need_not_be_verified_unless_it_was_asked_for_or_is_an_offence() -> None:
     core = machine(A, B)
-    assert not core.declines(A, name(1), at(0))  # the demand is met by nothing yet
+    assert not core.declines(A, name(1), 100, at(0))  # the demand is met by nothing yet
     core.handle(Announced(A, (entry(1),)), at(0))
     core.handle(Subscribe(None, 0.0), at(1))
-    assert not core.declines(A, name(1), at(1))
-    assert core.declines(A, name(2), at(1))
-    assert not core.declines(A, name(2), at(1 + PUSH_GRACE_S))
+    assert not core.declines(A, name(1), 100, at(1))
+    assert core.declines(A, name(2), PUSH_GRACE_BYTES, at(1))
+    assert core.declines(A, name(2), 1, at(1 + PUSH_GRACE_S / 2))
+    assert not core.declines(A, name(2), 1, at(1 + PUSH_GRACE_S))
+    assert core.declines(B, name(2), PUSH_GRACE_BYTES, at(1 + 10 * PUSH_GRACE_S))  # what it queued may come so slowly
+    assert not core.declines(B, name(2), 1, at(1 + 10 * PUSH_GRACE_S))
 
 
 def test_what_is_pulled_is_drawn_from_what_all_have_announced_where_there_is_more_than_we_take() -> None:
@@ -511,6 +525,7 @@ def test_what_is_pulled_is_drawn_from_what_all_have_announced_where_there_is_mor
 def test_a_push_long_after_we_asked_for_announcements_only_is_an_offence() -> None:
     core = machine(A)
     core.handle(Subscribe(None, 0.0), at(0))  # nothing: announce only
+    core.declines(A, name(1), PUSH_GRACE_BYTES + 1, at(0))
     assert core.handle(Got(A, item(1)), at(PUSH_GRACE_S - 1)) == [Blame(A, "over_demand")]
     assert core.handle(Got(A, item(2)), at(PUSH_GRACE_S)) == [Blame(A, "unasked")]
     core.handle(Subscribe(None, 5.0), at(PUSH_GRACE_S))

@@ -1,0 +1,101 @@
+"""An honest node whose line is slow: what waits in its queue, its announcements first, is no offence of its own."""
+
+import heapq
+import random
+from collections import Counter, deque
+from itertools import count
+
+from protocol.config import LAN, Instant, Limits, Setup
+from protocol.core import Core
+from protocol.credentials.records import make_record
+from protocol.events import Accepted, Arrived, Link, Offer, Received, SendFrame, Subscribe, Tick, Unsent
+from protocol.identity import Identity
+from protocol.limits.send_queues import SendQueues
+from protocol.membership.address_book import Book
+from protocol.wire.envelope import Kind, seal
+from protocol.wire.messages import Hello
+
+SWARM = b"a swarm of tests"
+STEP_S, DELAY_S = 0.01, 0.02
+
+
+class End:
+    """A node whose frames wait in the queues of its transport for a line of so many bytes a second."""
+
+    def __init__(self, seed: int, line: float) -> None:
+        self.identity = Identity(bytes([seed]) * 32)
+        self.core = Core(Setup(self.identity, SWARM, timing=LAN), Book((), 512), random.Random(seed), moment(0.0))
+        self.queues = SendQueues(Limits(), 0.0)
+        self.line, self.free = line, 0.0
+        self.link = Link(b"", dialled=False)  # with the other
+        self.got = 0
+
+    def do(self, event: Arrived | Accepted | Offer | Subscribe | Tick | Unsent, now: float) -> None:
+        for action in self.core.handle(event, moment(now)):
+            match action:
+                case SendFrame(link, frame, ids):
+                    if self.queues.put(link, frame, action.lane):
+                        self.core.note_sent(action)
+                    elif ids:
+                        self.do(Unsent(link, ids), now)
+                case Received():
+                    self.got += 1
+
+    def greet(self, other: "End") -> None:
+        self.link = Link(other.identity.curve_key, dialled=False)
+        self.do(Accepted(self.link, "127.0.0.1"), 0.0)
+        expiry = int(moment(3600.0).unix * 1000)
+        hello = Hello(make_record(other.identity, SWARM, (), 1, "test", expiry).encoded).encode()
+        stamp = int(moment(0.0).unix * 1000)
+        self.do(Arrived(self.link, seal(other.identity, SWARM, Kind.HELLO, 1, stamp, hello)), 0.0)
+
+    def leaving(self, now: float) -> list[tuple[float, bytes]]:
+        """The frames that leave by now, each with when it is there."""
+        sent = []
+        while self.free <= now and (turn := self.queues.next(now)) is not None:
+            self.queues.sent(turn[0])
+            self.free = max(now, self.free) + len(turn[1]) / self.line
+            sent.append((self.free + DELAY_S, turn[1]))
+        return sent
+
+
+def moment(now: float) -> Instant:
+    return Instant(now, 1.7e9 + now)
+
+
+def talk(line: float, offers: list[tuple[float, int, int]], demand: float, end: float) -> tuple[End, End, Counter[str]]:
+    """Let a node publish, behind its line, at each time so many items of so many bytes; return what a peer rejected."""
+    slow, quick = End(1, line), End(2, 1e9)
+    slow.greet(quick)
+    quick.greet(slow)
+    quick.do(Subscribe(None, demand), 0.0)
+    wire: list[tuple[float, int, End, bytes]] = []
+    order, waiting, rng, now = count(), deque(offers), random.Random(0), 0.0
+    while now < end:
+        now += STEP_S
+        if waiting and waiting[0][0] <= now:
+            _, items, size = waiting.popleft()
+            for _ in range(items):
+                slow.do(Offer(rng.randbytes(size), bytes(8)), now)
+        for one, other in ((slow, quick), (quick, slow)):
+            for at, frame in one.leaving(now):
+                heapq.heappush(wire, (at, next(order), other, frame))
+        while wire and wire[0][0] <= now:
+            _, _, to, frame = heapq.heappop(wire)
+            to.do(Arrived(to.link, frame), now)
+        for one in (slow, quick):
+            if one.core.wait(moment(now)) <= 0:
+                one.do(Tick(), now)
+    return slow, quick, quick.core.admission.rejected
+
+
+def test_what_waits_behind_a_slow_line_is_not_announced_before_it_goes_and_no_copy_is_a_replay() -> None:
+    slow, quick, rejected = talk(60_000, [(5.0 + 10 * at, 60, 10_000) for at in range(9)], float("inf"), 100.0)
+    assert quick.got == slow.core.items_sent == 540
+    assert rejected["replayed"] == 0
+
+
+def test_what_was_pushed_before_the_request_for_announcements_and_waits_behind_a_slow_line_is_no_offence() -> None:
+    _, quick, rejected = talk(128 << 10, [(5.0, 1500, 2500)], 2.0, 45.0)
+    assert quick.core.gossip.wanted == 0 and rejected["over_demand"] > 1000
+    assert rejected["unasked"] == 0
