@@ -7,6 +7,7 @@ network.
 
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -143,7 +144,7 @@ class Counters:
 
 
 class Host:
-    """A member of a swarm. Construct, `start`, then `publish` and `receive` from any thread, `stop`."""
+    """A member of a swarm. Construct, `start`, then `publish` from any thread and `receive` from one, `stop`."""
 
     def __init__(  # noqa: PLR0913  # what a node is takes this many words, and most have a default
         self,
@@ -269,23 +270,26 @@ class Host:
         """Return up to `limit` items that came since the last call, oldest first. Raises as `check`.
 
         It waits up to `timeout` seconds until there are `least`. It returns fewer where they unpack to more than
-        `inbox_bytes`.
+        `inbox_bytes`, as which each that does not unpack counts with the size of the largest.
         """
         self.check()
         items: list[Received] = []
         room = self._limits.inbox_bytes
         largest = self._limits.max_item_bytes
+        deadline = time.monotonic() + timeout
         while len(items) < limit and room > 0:
             fit = 1 + room // (largest + 1)  # whatever they unpack to, before the last there is room
-            taken = self._inbox.take(min(limit - len(items), fit), timeout, min(least, limit))
+            lacking = min(least, limit) - len(items)
+            wait = deadline - time.monotonic() if lacking > 0 else 0.0
+            taken = self._inbox.take(min(limit - len(items), fit), wait, lacking)
             if not taken:
                 break
-            timeout = 0.0
             for item in taken:
                 try:
                     body = unpack_content(item.body, largest)
                 except MessageError as error:
                     self.report(item.id, Verdict.REJECT, error.reason)
+                    room -= largest  # it may have taken as long
                     continue
                 room -= len(body)
                 items.append(Received(item.id, item.sender, body, item.time, item.topic))

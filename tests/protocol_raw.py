@@ -46,11 +46,18 @@ class RawPeer:
         self._socket.connect(target.replace("tcp://", f"tcp://{source}:0;") if source else target)
 
     def frame(
-        self, kind: int, body: bytes, *, signer: Identity | None = None, swarm: bytes | None = None, age: float = 0.0
+        self,
+        kind: int,
+        body: bytes,
+        *,
+        signer: Identity | None = None,
+        swarm: bytes | None = None,
+        age: float = 0.0,
+        form: bytes = PLAIN,
     ) -> bytes:
-        """Return a well-formed envelope."""
+        """Return a well-formed envelope, of an item in that form of content."""
         self._sequence += 1
-        body = NO_TOPIC + PLAIN + body if kind == Kind.ITEM else body
+        body = NO_TOPIC + form + body if kind == Kind.ITEM else body
         time_ms = int((time.time() - age) * 1000)
         return seal(signer or self.identity, swarm or self.swarm, kind, self._sequence, time_ms, body)
 

@@ -6,14 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from protocol.config import Limits
 from protocol.credentials.records import Address
-from protocol.wire.envelope import CHUNK_BYTES
+from protocol.wire.compression import ZSTD
+from protocol.wire.envelope import CHUNK_BYTES, Kind
 from tests.protocol_hosts import ROOT, SWARM, collect, running
+from tests.protocol_raw import raw_peer
 from tests.waiting import wait_until
 
 SIZE = 8 << 20
@@ -98,3 +102,26 @@ def test_what_is_larger_than_the_limit_is_neither_published_nor_fetched() -> Non
         wait_until(lambda: strict.receive(10) or strict.counters().rejected == {"oversized": 1}, 20)
         began = time.process_time()
         assert strict.receive(10) == [] and time.process_time() - began < 1
+
+
+def test_what_does_not_unpack_takes_as_much_of_a_receive_as_the_largest_that_does() -> None:
+    packed = zstandard.ZstdCompressor(write_content_size=True, write_checksum=True).compress(bytes(16 << 20))
+    with running() as (victim, address), raw_peer(address, SWARM) as peer:
+        peer.send(peer.hello())
+        for number in range(1, 13):
+            peer.send(peer.frame(Kind.ITEM, packed[:-1] + bytes([packed[-1] ^ number]), form=ZSTD))
+        wait_until(lambda: victim.counters().items_received == 12, 20)
+        for looked_at in (4, 8, 12):
+            assert victim.receive(100) == []
+            wait_until(lambda count=looked_at: victim.counters().rejected.get("malformed", 0) >= count, 20)
+            assert victim.counters().rejected == {"malformed": looked_at}
+
+
+def test_what_does_not_unpack_does_not_end_a_wait_for_what_does() -> None:
+    with running() as (victim, address), raw_peer(address, SWARM) as peer, ThreadPoolExecutor(1) as pool:
+        peer.send(peer.hello())
+        waiting = pool.submit(victim.receive, 10, 60.0)
+        peer.send(peer.frame(Kind.ITEM, b"nothing packed", form=ZSTD))
+        wait_until(lambda: victim.counters().rejected == {"malformed": 1}, 20)
+        peer.send(peer.frame(Kind.ITEM, b"good"))
+        assert [item.body for item in waiting.result(20)] == [b"good"]
