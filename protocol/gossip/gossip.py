@@ -29,7 +29,7 @@ Rules
     from themselves, and of what another signs from `SOURCES` of the peers that told it first. Whoever announces such
     an item beside them is told so, and announces none of this signer's any more: until a link to whom the node
     relies on ends, or one of those does not bring what it was asked for, or none says anything of what another brings
-    (rule 4) until we tell them.
+    (rule 4) until we tell them, or nothing more comes of the signer while others lack a place for theirs.
     A source takes at least what the node takes; where more is on offer than that, no other is left out.
  8. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed
     beyond our demand, or long after we asked for announcements only.
@@ -44,6 +44,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import chain
 
 from protocol.config import Instant, Setup
@@ -102,6 +103,15 @@ SERVED_PEERS = 256  # whose allowance outlives their links
 SYNC_WINDOW = 4.0  # sync intervals
 LEAVES_S = 32.0  # what was sent has left by then, a link's queue of 4 MiB on a line of 1 Mbit/s
 SOURCES = 2  # peers that a node relies on for what a signer makes that is none of its peers
+SILENT_S = 600.0  # after which a signer's sources make room: longer than a round of most nodes
+
+
+@dataclass(slots=True)
+class _Relied:
+    """The peers that a node relies on for what a signer makes, and when something of it last came."""
+
+    sources: tuple[NodeId, ...]
+    heard: float
 
 
 class Gossip:
@@ -125,7 +135,7 @@ class Gossip:
         self._appetite = Appetite(own, now)
         self._next_sync = now.steady + setup.timing.sync_interval
         self._next_choice = now.steady
-        self._sources: dict[NodeId, tuple[NodeId, ...]] = {}  # by signers that are no live peers; see rule 7
+        self._relied: dict[NodeId, _Relied] = {}  # by signers that are no live peers; see rule 7
         self._uploads_until = now.steady  # when nobody fetches chunks of ours any more
         self._ticked = now.steady
         self._catching_up = False  # whether a peer is yet to be announced what we held when it came
@@ -245,7 +255,7 @@ class Gossip:
             peer.remind(*held[-FIRST_IDS:])
             self._timer.by(now.steady)
         self._peers[node] = peer
-        self._sources.pop(node, None)
+        self._relied.pop(node, None)
         self._catching_up = self._catching_up or bool(peer.backlog)
         self._neighbours[hint(node)] += 1
         return self._tell_interest([node], now) if self._appetite.told else []
@@ -275,8 +285,8 @@ class Gossip:
         if now.steady < self._next_choice:
             return []
         self._next_choice = now.steady + self._timing.pull_patience
-        actions = self._hear_of_again(self._badly_heard(), now)
-        self._choose_sources()
+        actions = self._hear_of_again(self._badly_heard() | self._silent(now), now)
+        self._choose_sources(now)
         told = []
         for node, peer in self._peers.items():
             if peer.repeats:
@@ -290,30 +300,39 @@ class Gossip:
 
     def _badly_heard(self) -> set[NodeId]:
         """Return the signers whose sources do not take all that we take, or said nothing of what another brought."""
-        found = {signer for signer, sources in self._sources.items() if not self._are_fit(sources)}
+        found = {signer for signer, relied in self._relied.items() if not self._are_fit(relied.sources)}
         for peer in self._peers.values():
             for item_id in peer.brought:
                 signer = self._seen.get(item_id)
-                sources = self._sources.get(signer, ()) if signer is not None else ()
-                if signer and sources and not any(self._peers[one].told_us(item_id) for one in sources):
+                relied = self._relied.get(signer) if signer is not None else None
+                if signer and relied and not any(self._peers[one].told_us(item_id) for one in relied.sources):
                     found.add(signer)
         return found
 
-    def _choose_sources(self) -> None:
+    def _has_place(self) -> bool:
+        return len(self._peers) + len(self._relied) < MAX_DIRECT
+
+    def _silent(self, now: Instant) -> set[NodeId]:
+        """Return, where others lack a place, the signers of whom nothing came for long: they may be gone for good."""
+        if self._has_place():
+            return set()
+        return {signer for signer, relied in self._relied.items() if relied.heard + SILENT_S <= now.steady}
+
+    def _choose_sources(self, now: Instant) -> None:
         """Choose two of the peers that told us first, for each signer that is no peer and has none yet."""
         brought: dict[NodeId, dict[NodeId, None]] = {}
         for node, peer in self._peers.items():
             if self._are_fit([node]) and not self._pulls.owes(node):
                 for item_id in peer.brought:
                     signer = self._seen.get(item_id)
-                    if signer is not None and signer not in self._peers and signer not in self._sources:
+                    if signer is not None and signer not in self._peers and signer not in self._relied:
                         brought.setdefault(signer, {})[node] = None
-        used = Counter(chain.from_iterable(self._sources.values()))
+        used = Counter(chain.from_iterable(relied.sources for relied in self._relied.values()))
         for signer, nodes in brought.items():
-            if len(nodes) >= SOURCES and len(self._peers) + len(self._sources) < MAX_DIRECT:
+            if len(nodes) >= SOURCES and self._has_place():
                 # Few for all signers, as each takes a message; which, is drawn, so that no node has to serve many.
                 drawn = sorted(self._rng.sample([*nodes], len(nodes)), key=lambda one: -used[one])
-                self._sources[signer] = tuple(drawn[:SOURCES])
+                self._relied[signer] = _Relied(tuple(drawn[:SOURCES]), now.steady)
                 used.update(drawn[:SOURCES])
 
     def _are_fit(self, sources: Iterable[NodeId]) -> bool:
@@ -324,13 +343,14 @@ class Gossip:
     def _heard_without(self, node: NodeId) -> frozenset[NodeId]:
         """Return the signers of whose small items we hear without the peer `node`."""
         linked = (one for one in self._peers if one != node and not self._pulls.owes(one))
-        return frozenset((*linked, *(signer for signer, sources in self._sources.items() if node not in sources)))
+        others = (signer for signer, relied in self._relied.items() if node not in relied.sources)
+        return frozenset((*linked, *others))
 
     def _hear_of_again(self, signers: Iterable[NodeId], now: Instant) -> list[GossipAction]:
         """Let all peers announce what these signed."""
         lost = frozenset(signers)
         for signer in lost:
-            self._sources.pop(signer, None)
+            self._relied.pop(signer, None)
         told = [node for node, peer in self._peers.items() if not lost.isdisjoint(peer.direct)]
         for node in told:
             self._peers[node].direct -= lost
@@ -338,7 +358,8 @@ class Gossip:
 
     def _distrust(self, node: NodeId, now: Instant) -> list[GossipAction]:
         """Rely on a peer no more that is gone, or does not bring what it was asked for."""
-        return self._hear_of_again([node, *(one for one, sources in self._sources.items() if node in sources)], now)
+        brought = [signer for signer, relied in self._relied.items() if node in relied.sources]
+        return self._hear_of_again([node, *brought], now)
 
     def _got(self, node: NodeId, item: Item, now: Instant) -> list[GossipAction]:
         peer = self._peers.get(node)
@@ -360,6 +381,8 @@ class Gossip:
             if not self._appetite.take_push(now):
                 return [Blame(node, "over_demand")]
         self._seen.set(item.id, item.signer)
+        if (relied := self._relied.get(item.signer)) is not None:
+            relied.heard = now.steady
         self._hold(item, now)
         return [Deliver(item)] if item.signer != self._own else []  # our own came back: we were restarted
 

@@ -30,7 +30,7 @@ from protocol.events import (
     Tick,
 )
 from protocol.gossip.announce_timer import MAX_HOLD
-from protocol.gossip.gossip import CATCH_UP_S, DRAWS, FIRST_IDS, PUSH_BYTES, RETRY_S, SEEN_ITEMS, Gossip
+from protocol.gossip.gossip import CATCH_UP_S, DRAWS, FIRST_IDS, PUSH_BYTES, RETRY_S, SEEN_ITEMS, SILENT_S, Gossip
 from protocol.gossip.item_store import MAX_HELD, Store
 from protocol.gossip.peer_state import AGAIN_S, KNOWN_ITEMS, MAX_BROUGHT, MAX_PENDING, PUSH_GRACE_BYTES, PUSH_GRACE_S
 from protocol.gossip.subscriptions import MIN_BURST, hint, same_shard
@@ -616,6 +616,30 @@ def test_sources_are_chosen_for_no_more_signers_than_an_interest_names_and_at_an
     (late, wish), *_ = sorted(sent(Interest, core.handle(Tick(), at(4))), key=lambda told: -len(told[1].direct))
     assert len(wish.direct) == MAX_DIRECT - 3 + 2
     assert set(wish.direct) >= {A, B, C} - {late}
+
+
+def test_signers_that_are_gone_make_room_for_the_sources_of_others_and_no_sooner() -> None:
+    core = machine(A, B, C)
+
+    def show(number: int, now: float) -> None:
+        signer = id_of_bytes(bytes([number]) * 20)
+        for peer in (A, B, C):
+            core.handle(Announced(peer, (entry(round(now) * 100 + number, signer=signer),)), at(now))
+        core.handle(Got(A, item(round(now) * 100 + number, signer=signer)), at(now))
+
+    def heard_elsewhere(now: float) -> int:
+        return sum(FAR in wish.direct for _, wish in sent(Interest, core.handle(Tick(), at(now))))
+
+    for number in range(MAX_DIRECT):
+        show(number, 1)
+    core.handle(Tick(), at(3))
+    show(ord("f"), SILENT_S)
+    assert heard_elsewhere(SILENT_S + 1) == 0  # there is no place
+    show(0, SILENT_S + 1)  # one of those that have one is not gone
+    core.handle(Tick(), at(SILENT_S + 4))
+    show(ord("f"), SILENT_S + 5)
+    assert heard_elsewhere(SILENT_S + 7) == 1
+    assert id_of_bytes(bytes(20)) in core._relied and id_of_bytes(bytes([1]) * 20) not in core._relied
 
 
 def test_a_source_that_leaves_brings_nothing_or_stays_silent_is_replaced_by_all_peers_again() -> None:
