@@ -204,8 +204,8 @@ class Core:
                 return self._report(event, now)
             case Refused(reason, offender):
                 return self._offence(reason, offender, self._subject(offender) if offender else None, now)
-            case Tick():
-                return self._tick(now)
+            case Tick(congested):
+                return self._tick(congested, now)
 
     def _revoked(self, event: Revoked, now: Instant) -> list[CoreAction]:
         try:
@@ -393,14 +393,16 @@ class Core:
             return self._offence(report.reason, link, signer, now, REJECT_PENALTY)
         return []
 
-    def _tick(self, now: Instant) -> list[CoreAction]:
+    def _tick(self, congested: frozenset[Link | NodeId], now: Instant) -> list[CoreAction]:
         actions: list[CoreAction] = []
         if now.steady >= self._members_ticked + TICK_S:
             self._members_ticked = now.steady
             actions += self._members(self.membership.handle(Tick(), now), now)
         if now.steady >= self._items_ticked + self.gossip.wait():
             self._items_ticked = now.steady
-            actions += self._items(self.gossip.handle(Tick(), now), now)
+            nodes = (self.membership.live_node(link) for link in congested if isinstance(link, Link))
+            tick = Tick(frozenset(node for node in nodes if node is not None))
+            actions += self._items(self.gossip.handle(tick, now), now)
         return actions
 
     def _members(self, wanted: list[MembershipAction], now: Instant) -> list[CoreAction]:

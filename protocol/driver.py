@@ -44,7 +44,7 @@ class Driver:
         self.at = self.now() if events else now
         wait = self._core.wait(self.at)
         if wait <= 0:
-            self._feed(Tick(), self.at)
+            self._feed(Tick(self._transport.congested), self.at)
             wait = self.wait()
         return wait
 

@@ -48,6 +48,14 @@ class MessageError(PeerError):
     """An authentic envelope whose body is not what its kind says."""
 
 
+class UnpackError(MessageError):
+    """Content that states `size` bytes, and turned out to be something else when it was unpacked."""
+
+    def __init__(self, detail: str, size: int) -> None:
+        super().__init__("malformed", detail)
+        self.size = size
+
+
 class ManifestError(PeerError):
     """Bytes that are no valid manifest of a swarm."""
 

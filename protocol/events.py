@@ -78,7 +78,9 @@ class Unsent:
 
 @value
 class Tick:
-    """Time has passed."""
+    """Time has passed. Items wait to be sent over the links `congested`, or to the nodes."""
+
+    congested: frozenset[Link | NodeId] = frozenset()
 
 
 # What a node's owner says

@@ -32,7 +32,7 @@ from protocol.credentials.records import (
 )
 from protocol.credentials.use_log import UseLog
 from protocol.driver import Driver
-from protocol.errors import MessageError, NetworkFailed
+from protocol.errors import MessageError, NetworkFailed, UnpackError
 from protocol.events import Moved, Offer, Received, Report, Revoked, Stored, Subscribe, Verdict
 from protocol.identity import Identity, NodeId
 from protocol.membership.address_book import Book
@@ -270,7 +270,7 @@ class Host:
         """Return up to `limit` items that came since the last call, oldest first. Raises as `check`.
 
         It waits up to `timeout` seconds until there are `least`. It returns fewer where they unpack to more than
-        `inbox_bytes`, as which each that does not unpack counts with the size of the largest.
+        `inbox_bytes`, or claim to.
         """
         self.check()
         items: list[Received] = []
@@ -279,9 +279,8 @@ class Host:
         deadline = time.monotonic() + timeout
         while len(items) < limit and room > 0:
             fit = 1 + room // (largest + 1)  # whatever they unpack to, before the last there is room
-            lacking = min(least, limit) - len(items)
-            wait = deadline - time.monotonic() if lacking > 0 else 0.0
-            taken = self._inbox.take(min(limit - len(items), fit), wait, lacking)
+            wait = 0.0 if items else deadline - time.monotonic()
+            taken = self._inbox.take(min(limit - len(items), fit), wait, min(least, limit))
             if not taken:
                 break
             for item in taken:
@@ -289,7 +288,7 @@ class Host:
                     body = unpack_content(item.body, largest)
                 except MessageError as error:
                     self.report(item.id, Verdict.REJECT, error.reason)
-                    room -= largest  # it may have taken as long
+                    room -= error.size if isinstance(error, UnpackError) else 0
                     continue
                 room -= len(body)
                 items.append(Received(item.id, item.sender, body, item.time, item.topic))

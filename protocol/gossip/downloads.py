@@ -13,12 +13,13 @@ Rules
     one holder another header than us. Such an item is let go of.
  5. Downloads are begun as far as all that are in progress take `capacity` bytes, by what their signers say of their
     sizes; one that waits costs its outline. Given up is one in progress that nothing came to for `LIFE_S`, or, while
-    others wait, for as long as a slow line takes for a window.
+    others wait, for as long as a slow line takes for a window; while its holders are busy with others, it waits.
  6. One signer has one `SHARE`-th of the bytes in progress, or a single item if that is larger, and of the places.
- 7. Keys are free, links are not. A download is charged to that of its holders to which least is. A link has one
-    `SHARE`-th of the bytes, too, or a single item. What waits is begun in the order of its coming, or of when its link
-    last had a turn, if that is later. Where all places are taken, who has most of them gives one to who has fewer.
-    So whatever keys a link brings, and however slowly it gives, the items of others pass it.
+ 7. Keys are free, links are not. A download is charged to that of its holders to which least is, of equals to the one
+    that had no turn for longest. A link has one `SHARE`-th of the bytes, too, or a single item; what it has beyond, as
+    others who held the same are gone, is given up while others wait. What waits is begun in the order of its coming,
+    or of its link's last turn, if that is later. Where all places are taken, who has most of those that wait gives one
+    to who has fewer. So whatever keys a link brings, and however slowly it gives, the items of others pass it.
 """
 
 from collections import Counter
@@ -103,6 +104,8 @@ class Downloads:
         if self._of_signer[outline.header.public_key] >= MAX_DOWNLOADS // SHARE:
             return False
         sources = {node: _Source() for node in list(holders)[:MAX_SOURCES]}
+        if not sources:
+            return False
         link = min(sources, key=self._of_link.__getitem__)
         if len(self._downloads) >= MAX_DOWNLOADS and not self._make_room(link):
             return False
@@ -168,15 +171,19 @@ class Downloads:
             source = download.sources.pop(node, None)
             if source is not None:
                 self._relieve(download, source)
+                self._charge_one_that_stays(download)
 
     def check(self, now: float) -> int:
         """Relieve those who are silent, and give up what nobody delivers; return how many items were given up."""
         progressing = [(item_id, one) for item_id, one in self._downloads.items() if one.in_progress]
         others_wait = len(progressing) < len(self._downloads)
+        self._spare_those_whose_holders_are_busy(now)
         life = self._patience + WINDOW * CHUNK_BYTES / CHUNK_BYTES_PER_SECOND if others_wait else LIFE_S
-        over = [item_id for item_id, one in progressing if one.touched + life <= now]
-        for item_id in over:
-            self._forget(item_id)
+        given_up, self._given_up = self._given_up, 0
+        for item_id, one in reversed(progressing):
+            if one.touched + life <= now or (others_wait and self._is_beyond_its_share(one)):
+                self._forget(item_id)
+                given_up += 1
         for download in self._downloads.values():
             for node, source in list(download.sources.items()):
                 patience = self._patience + len(source.asked) * CHUNK_BYTES / CHUNK_BYTES_PER_SECOND
@@ -185,7 +192,6 @@ class Downloads:
                     source.strikes += 1
                     if source.strikes >= MAX_STRIKES:
                         self._expel(download, node)
-        given_up, self._given_up = self._given_up + len(over), 0
         return given_up
 
     def due(self, now: float) -> list[tuple[NodeId, PullChunks]]:
@@ -214,14 +220,12 @@ class Downloads:
         return asks
 
     def _make_room(self, link: NodeId) -> bool:
-        """Let the link that has most places give its newest to `link`; False: it has no more of them, or none waits."""
-        most = max(self._of_link, key=self._of_link.__getitem__)
-        waiting = [
-            one for one, download in self._downloads.items() if download.link == most and not download.in_progress
-        ]
-        if not waiting or self._of_link[most] < self._of_link[link] + 2:
+        """Let the link that has most places, and something waiting, give its newest; False: it has no more of them."""
+        waiting = {one.link: item_id for item_id, one in self._downloads.items() if not one.in_progress}  # the newest
+        most = max(waiting, key=self._of_link.__getitem__, default=link)
+        if self._of_link[most] < self._of_link[link] + 2:
             return False
-        self._forget(waiting[-1])
+        self._forget(waiting[most])
         self._given_up += 1
         return True
 
@@ -232,20 +236,53 @@ class Downloads:
                 self._begin(download, now)
 
     def _turn(self, download: _Download) -> int:
-        return max(download.turn, min(self._last_turn.get(node) or 0 for node in download.sources or [download.link]))
+        return max(download.turn, self._last_turn.get(self._lightest(download)) or 0)
+
+    def _lightest(self, download: _Download) -> NodeId:
+        """Return the holder with least in progress, or of equals the one that had no turn for longest."""
+        sizes, turns = self._size_of_link, self._last_turn
+        return min(download.sources, key=lambda node: (sizes[node], turns.get(node) or 0), default=download.link)
 
     def _begin(self, download: _Download, now: float) -> None:
-        header = download.outline.header
-        link = min(download.sources, key=self._size_of_link.__getitem__, default=download.link)
+        header, link = download.outline.header, self._lightest(download)
         begun = self._size_of_signer[header.public_key], self._size_of_link[link]
         has_shares = all(not size or size + header.size <= self._capacity // SHARE for size in begun)
         if has_shares and self._size + header.size <= self._capacity:
-            self._of_link -= Counter([download.link])
-            self._of_link[link] += 1
-            download.link, download.in_progress, download.touched = link, True, now
+            self._charge(download, link)
+            self._last_turn.set(link, next(self._turns))
+            download.in_progress, download.touched = True, now
             self._size += header.size
             self._size_of_signer[header.public_key] += header.size
             self._size_of_link[link] += header.size
+
+    def _charge(self, download: _Download, link: NodeId) -> None:
+        """Let a download be another link's."""
+        size = download.outline.header.size if download.in_progress else 0
+        self._of_link -= Counter([download.link])
+        self._size_of_link -= Counter({download.link: size})
+        self._of_link[link] += 1
+        if size:
+            self._size_of_link[link] += size
+        download.link = link
+
+    def _spare_those_whose_holders_are_busy(self, now: float) -> None:
+        """Let no time pass for a download that nobody is asked for as all who hold it give others first."""
+        in_flight = self._in_flight()
+        for download in self._downloads.values():
+            is_asked = any(source.asked for source in download.sources.values())
+            if download.sources and not is_asked and all(in_flight[node] for node in download.sources):
+                download.touched = now
+
+    def _is_beyond_its_share(self, download: _Download) -> bool:
+        """Tell whether a link has more than its share, as others who held the same are gone, and others of them."""
+        size = self._size_of_link[download.link]
+        return size > self._capacity // SHARE and size > download.outline.header.size
+
+    def _charge_one_that_stays(self, download: _Download) -> None:
+        """Whoever it was charged to may be gone: who still gives it takes the room."""
+        if download.sources and download.link not in download.sources:
+            self._charge(download, self._lightest(download))
+            self._news = True
 
     def _in_flight(self) -> Counter[NodeId]:
         """Return how many chunks each holder was asked for, over all downloads: counted once, for there may be many."""
@@ -262,6 +299,7 @@ class Downloads:
     def _expel(self, download: _Download, node: NodeId) -> None:
         self._relieve(download, download.sources.pop(node))
         download.expelled.add(node)
+        self._charge_one_that_stays(download)
 
     def _forget(self, item_id: ItemId) -> None:
         download = self._downloads.pop(item_id)

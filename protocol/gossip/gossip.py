@@ -18,9 +18,9 @@ Rules
  4. A peer that comes up is told our interest and announced what we hold, so a node that was
     away catches up: the newest at once, the rest in batches that leave out what it has got
     meanwhile. Now and then a random peer is announced what is newest, in case something was lost: one that did not ask
-    for announcements only, as that has more on offer than it takes. What was sent to it lately is left out: it may wait
-    for a slow line yet, on which announcements go first. It is asked for what it left out by rule 7, in case something
-    of that was lost or withheld (anti-entropy both ways: Demers et al. 1987).
+    for announcements only, as that has more on offer than it takes, and for whom no items wait, as announcements would
+    overtake them. It is asked for what it left out by rule 7, in case something of that was lost or withheld
+    (anti-entropy both ways: Demers et al. 1987).
  5. What could not be sent (a full queue) is announced later: no peer can make us wait or
     grow.
  6. A peer is known to have what it sent, announced or was sent. Bytes that a peer sends twice
@@ -43,9 +43,9 @@ Rules
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 from protocol.config import Instant, Setup
 from protocol.events import (
@@ -60,6 +60,7 @@ from protocol.events import (
     Got,
     Interested,
     Item,
+    Link,
     NotSent,
     Outline,
     Outlined,
@@ -101,7 +102,6 @@ RETRY_S = 1.0  # after a full queue
 DRAWS = 4  # in the patience for a pull: how often it is looked for what stalls, and drawn what is pulled
 SERVED_PEERS = 256  # whose allowance outlives their links
 SYNC_WINDOW = 4.0  # sync intervals
-LEAVES_S = 32.0  # what was sent has left by then, a link's queue of 4 MiB on a line of 1 Mbit/s
 SOURCES = 2  # peers that a node relies on for what a signer makes that is none of its peers
 SILENT_S = 600.0  # after which a signer's sources make room: longer than a round of most nodes
 
@@ -238,8 +238,8 @@ class Gossip:
                 self._not_sent(node, ids, now)
             case Discard(item_id):
                 self._store.withdraw(item_id)
-            case Tick():
-                return self._tick(now)
+            case Tick(congested):
+                return self._tick(congested, now)
         return []
 
     def _up(self, node: NodeId, now: Instant) -> list[GossipAction]:
@@ -285,8 +285,10 @@ class Gossip:
         if now.steady < self._next_choice:
             return []
         self._next_choice = now.steady + self._timing.pull_patience
-        actions = self._hear_of_again(self._badly_heard() | self._silent(now), now)
-        self._choose_sources(now)
+        actions = self._hear_of_again(self._badly_heard(), now)
+        brought = self._brought()
+        actions += self._hear_of_again(self._silent(len(brought), now), now)
+        self._choose_sources(brought, now)
         told = []
         for node, peer in self._peers.items():
             if peer.repeats:
@@ -309,17 +311,8 @@ class Gossip:
                     found.add(signer)
         return found
 
-    def _has_place(self) -> bool:
-        return len(self._peers) + len(self._relied) < MAX_DIRECT
-
-    def _silent(self, now: Instant) -> set[NodeId]:
-        """Return, where others lack a place, the signers of whom nothing came for long: they may be gone for good."""
-        if self._has_place():
-            return set()
-        return {signer for signer, relied in self._relied.items() if relied.heard + SILENT_S <= now.steady}
-
-    def _choose_sources(self, now: Instant) -> None:
-        """Choose two of the peers that told us first, for each signer that is no peer and has none yet."""
+    def _brought(self) -> dict[NodeId, list[NodeId]]:
+        """Return the signers that are no peers and have no sources yet, and which of the peers told of each first."""
         brought: dict[NodeId, dict[NodeId, None]] = {}
         for node, peer in self._peers.items():
             if self._are_fit([node]) and not self._pulls.owes(node):
@@ -327,13 +320,27 @@ class Gossip:
                     signer = self._seen.get(item_id)
                     if signer is not None and signer not in self._peers and signer not in self._relied:
                         brought.setdefault(signer, {})[node] = None
+        return {signer: [*nodes] for signer, nodes in brought.items() if len(nodes) >= SOURCES}
+
+    @property
+    def _places(self) -> int:
+        """How many signers more may have sources: an interest names no more."""
+        return max(0, MAX_DIRECT - len(self._peers) - len(self._relied))
+
+    def _silent(self, wanted: int, now: Instant) -> list[NodeId]:
+        """Return the signers of whom nothing came for long, as many as others lack places: they may be gone."""
+        lacking = max(0, wanted - self._places)
+        silent = sorted(self._relied, key=lambda signer: self._relied[signer].heard)
+        return [signer for signer in silent[:lacking] if self._relied[signer].heard + SILENT_S <= now.steady]
+
+    def _choose_sources(self, brought: Mapping[NodeId, Sequence[NodeId]], now: Instant) -> None:
+        """Choose two of the peers that told us first, for each signer that has none yet."""
         used = Counter(chain.from_iterable(relied.sources for relied in self._relied.values()))
-        for signer, nodes in brought.items():
-            if len(nodes) >= SOURCES and self._has_place():
-                # Few for all signers, as each takes a message; which, is drawn, so that no node has to serve many.
-                drawn = sorted(self._rng.sample([*nodes], len(nodes)), key=lambda one: -used[one])
-                self._relied[signer] = _Relied(tuple(drawn[:SOURCES]), now.steady)
-                used.update(drawn[:SOURCES])
+        for signer, nodes in islice(brought.items(), self._places):
+            # Few for all signers, as each takes a message; which, is drawn, so that no node has to serve many.
+            drawn = sorted(self._rng.sample(nodes, len(nodes)), key=lambda one: -used[one])
+            self._relied[signer] = _Relied(tuple(drawn[:SOURCES]), now.steady)
+            used.update(drawn[:SOURCES])
 
     def _are_fit(self, sources: Iterable[NodeId]) -> bool:
         """Tell whether we take everything, and these peers all that we take."""
@@ -365,8 +372,7 @@ class Gossip:
         peer = self._peers.get(node)
         if peer is not None:
             peer.note(item.id, Knows.SENT)
-        asked = self._pulls.arrived(item.id, node, now.steady, pushes=node == item.signer)
-        return self._take(node, item, asked, now)
+        return self._take(node, item, self._pulls.arrived(item.id, node, now.steady, item.signer), now)
 
     def _take(self, node: NodeId, item: Item, asked: bool, now: Instant) -> list[GossipAction]:
         peer = self._peers.get(node)
@@ -540,7 +546,7 @@ class Gossip:
             peer.remind(*ids)
             self._timer.by(peer.quiet_until)
 
-    def _tick(self, now: Instant) -> list[GossipAction]:
+    def _tick(self, congested: Container[Link | NodeId], now: Instant) -> list[GossipAction]:
         self._ticked = now.steady
         self._store.expire(now)
         self._seen.expire(now.steady)
@@ -554,7 +560,8 @@ class Gossip:
             actions += self._tell_interest(self._peers, now)
         if now.steady >= self._next_sync and self._peers:
             self._next_sync = now.steady + self._timing.sync_interval * self._rng.uniform(0.75, 1.25)
-            if eager := [node for node, peer in self._peers.items() if not peer.wants.announce_only]:
+            eager = [one for one, peer in self._peers.items() if not peer.wants.announce_only and one not in congested]
+            if eager:
                 actions += self._synchronise(self._rng.choice(eager), now)
         flush = now.steady >= self._timer.due
         if flush:
@@ -579,9 +586,7 @@ class Gossip:
         window = SYNC_WINDOW * self._timing.sync_interval
         newest = self._store.newest(MAX_IDS, since=now.steady - window)
         peer = self._peers[node]
-        leaving = {item_id for item_id in self._store.newest(MAX_IDS, since=now.steady - LEAVES_S) if peer.has(item_id)}
-        lost = [one for one in newest if one not in leaving and peer.known.get(one) is not Knows.SENT]
-        told = self._announce(node, lost, now)
+        told = self._announce(node, [item_id for item_id in newest if peer.known.get(item_id) is not Knows.SENT], now)
         if not peer.direct:
             return told
         # Asked for what it left out until now, and not for what is next.

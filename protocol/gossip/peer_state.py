@@ -14,8 +14,8 @@ KNOWN_ITEMS = 4096  # remembered for each peer
 MAX_PENDING = 8192  # ids that wait to be announced to one peer
 MAX_BROUGHT = 256  # looked at in the patience for a pull, to find out who tells us first
 AGAIN_S = 600.0
-# After we asked a peer to announce only: what it had pushed by then has left its queue, a link's by default.
-PUSH_GRACE_S, PUSH_GRACE_BYTES = 10.0, Limits().max_link_queue_bytes
+# After we asked a peer to announce only: what it had pushed by then has left the queues of the link, twice our own.
+PUSH_GRACE_S, PUSH_GRACE_BYTES = 10.0, 2 * Limits().max_link_queue_bytes
 
 
 class Knows(IntEnum):

@@ -129,6 +129,7 @@ class Pulls:
         self._holders: dict[NodeId, _Holder] = {}
         self._departed: Recent[NodeId, _Holder] = Recent(MAX_DEPARTED)
         self._further: Recent[tuple[ItemId, NodeId], int] = Recent(MAX_FURTHER)  # answers that may come yet
+        self._pushed: Recent[tuple[ItemId, NodeId], int] = Recent(MAX_FURTHER)  # by whoever signed it, and may come yet
         self._failed = 0  # pulls since the last check
 
     def __len__(self) -> int:
@@ -182,11 +183,8 @@ class Pulls:
         want, holder = self._wants.get(item_id), self._holders.get(node)
         return (want is not None and want.asked is not None) or (holder is not None and item_id in holder.owed)
 
-    def arrived(self, item_id: ItemId, node: NodeId, now: float = float("-inf"), *, pushes: bool = False) -> bool:
-        """The item came from `node`, who `pushes` what it signs itself.
-
-        Returns whether it was asked for, of whomever, be it some time ago.
-        """
+    def arrived(self, item_id: ItemId, node: NodeId, now: float = float("-inf"), signer: NodeId | None = None) -> bool:
+        """The item came from `node`; True if it was asked for, of whomever, be it some time ago."""
         want = self._wants.get(item_id)
         asked = want is not None and want.asked is not None
         holder = self._holders.get(node)
@@ -196,18 +194,22 @@ class Pulls:
             holder.broken = max(-MAX_CREDIT, holder.broken - 1)
             holder.delivered = max(holder.delivered, now)
         if want is not None:
-            asks = want.holders.get(node, 0)
-            if asks and (further := asks - 1 + pushes):
-                self._further.set((item_id, node), further)
+            for holder_id, asks in want.holders.items():
+                if asks > 1:
+                    self._further.set((item_id, holder_id), asks - 1)
+            if signer is not None and want.holders.get(signer):
+                self._pushed.set((item_id, signer), 1)
             self._forget(want)
         return asked
 
     def expects_again(self, item_id: ItemId, node: NodeId) -> bool:
         """Tell whether `node` was asked for an item once more than it has brought it; that is counted as brought."""
-        further = self._further.pop((item_id, node)) or 0
-        if further > 1:
-            self._further.set((item_id, node), further - 1)
-        return further > 0
+        for memory in (self._further, self._pushed):
+            if further := memory.pop((item_id, node)) or 0:
+                if further > 1:
+                    memory.set((item_id, node), further - 1)
+                return True
+        return False
 
     def lost(self, node: NodeId) -> int:
         """A holder is gone, and with it what it was asked for; return how many items that were."""

@@ -69,6 +69,11 @@ class SendQueues:
         """Whether nothing waits and nothing has to, so that a frame may go past the queues."""
         return not self._busy and not self._rate
 
+    @property
+    def congested(self) -> frozenset[Link]:
+        """The links whose items wait."""
+        return frozenset(link for link, queue in self._busy.items() if queue.items)
+
     def put(self, link: Link, frame: bytes, lane: Lane) -> bool:
         """Queue a frame; False: there is no room."""
         queue = self._queues.get(link)

@@ -39,6 +39,11 @@ class Transport(Protocol):
         """
         ...
 
+    @property
+    def congested(self) -> frozenset[Link]:
+        """The links over which items wait to be sent."""
+        ...
+
     def charge(self, link: Link, points: float) -> None:
         """Hold `points` of misbehaviour against the network that an inbound link comes from, if that is known."""
         ...

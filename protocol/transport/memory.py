@@ -302,6 +302,11 @@ class MemoryTransport:
         self._events.append(event)
         return not self.paused
 
+    @property
+    def congested(self) -> frozenset[Link]:
+        """See `Transport.congested`: here frames keep their order, and nothing overtakes."""
+        return frozenset()
+
     def charge(self, link: Link, points: float) -> None:
         """See `Transport.charge`: no networks are told apart here."""
 

@@ -104,6 +104,11 @@ class ZmqTransport:
         return True
 
     @property
+    def congested(self) -> frozenset[Link]:
+        """See `Transport.congested`."""
+        return self._queues.congested
+
+    @property
     def is_clear(self) -> bool:
         """Whether nothing that was read waits to be handled, and nothing to be sent."""
         return not self._events and self._queues.is_open

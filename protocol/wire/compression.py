@@ -13,7 +13,7 @@ import threading
 
 import zstandard
 
-from protocol.errors import MessageError
+from protocol.errors import MessageError, UnpackError
 
 PLAIN, ZSTD = b"\x00", b"\x01"
 LEVEL = 3  # the library's own default: text shrinks to a third at some 200 MB/s
@@ -45,7 +45,8 @@ def unpack_content(content: bytes, max_bytes: int) -> bytes:
     """Return the body in an item's content.
 
     Raises:
-        MessageError: reason "oversized" (it has, or claims, more than `max_bytes`) or "malformed".
+        MessageError: reason "oversized" (it has, or claims, more than `max_bytes`) or "malformed"; an `UnpackError`
+            where that took as long as to unpack what it claims.
     """
     form, rest = content[:1], content[1:]
     if form == PLAIN:
@@ -54,16 +55,19 @@ def unpack_content(content: bytes, max_bytes: int) -> bytes:
         raise MessageError("malformed", "content")
     try:
         claim = zstandard.get_frame_parameters(rest)
-        unknown = claim.content_size == zstandard.CONTENTSIZE_UNKNOWN
-        if unknown or claim.dict_id:
-            raise MessageError("malformed", "content without a size, or with a dictionary")
-        _bounded(rest, claim.content_size, max_bytes)
+    except zstandard.ZstdError as error:
+        raise MessageError("malformed", type(error).__name__) from None
+    unknown = claim.content_size == zstandard.CONTENTSIZE_UNKNOWN
+    if unknown or claim.dict_id:
+        raise MessageError("malformed", "content without a size, or with a dictionary")
+    _bounded(rest, claim.content_size, max_bytes)
+    try:
         # The output is allocated by the claim, and never grows beyond it.
         body = _contexts.decompressor.decompress(rest, read_across_frames=False, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise MessageError("malformed", type(error).__name__) from None
+        raise UnpackError(type(error).__name__, claim.content_size) from None
     if len(body) != claim.content_size:
-        raise MessageError("malformed", "content's size")
+        raise UnpackError("content's size", claim.content_size)
     return bytes(body)
 
 

@@ -73,6 +73,8 @@ def test_a_core_is_told_a_time_without_the_sleeps_of_its_driver() -> None:
     seen: list[float] = []
 
     class Network:
+        congested: frozenset = frozenset()
+
         def poll(self, timeout: float) -> list:
             raw.time += 0.4
             return []

@@ -228,19 +228,53 @@ def test_an_item_is_charged_to_that_holder_of_it_who_brings_least() -> None:
     assert theirs.id in {pull.id for _, pull in downloads.due(0.0)}
 
 
-def test_links_that_give_the_largest_items_slowly_take_turns_with_others() -> None:
-    keys = [Identity(number.to_bytes(32)) for number in range(1, 21)]
-    held = {
-        A: [large(4 * CHUNK_BYTES, 1, key) for key in keys[::2]],
-        C: [large(4 * CHUNK_BYTES, 1, key) for key in keys[1::2]],
-        B: [large(4 * CHUNK_BYTES, seed) for seed in range(4)],
-    }
+@pytest.mark.parametrize("announce_all", [False, True], ids=["each its own", "all of them all"])
+def test_links_that_give_the_largest_items_slowly_take_turns_with_others(announce_all: bool) -> None:
+    keys = [Identity(number.to_bytes(32)) for number in range(1, 22)]
+    slow = (A, C, NodeId("d"))
+    held = {node: [large(4 * CHUNK_BYTES, 1, key) for key in keys[at::3]] for at, node in enumerate(slow)}
+    held[B] = [large(4 * CHUNK_BYTES, seed) for seed in range(4)]
     downloads = Downloads(8 * CHUNK_BYTES, PATIENCE)
     for node, items in held.items():
         assert all(downloads.begin(outline_of(item), [node], 0.0) for item in items)
+    for item in [item for node in slow for item in held[node] if announce_all]:
+        for node in slow:
+            downloads.offered(node, item.id)
     found = when_whole(downloads, held, B, 200.0)
     turn = 4 * (PATIENCE + WINDOW)
-    assert [found[item] <= turn * (1 + at) for at, item in enumerate(held[B])] == [True] * 4
+    assert [found[item] <= turn * (2 + at) for at, item in enumerate(held[B])] == [True] * 4
+
+
+def test_links_that_come_and_go_do_not_make_room_for_the_one_that_stays() -> None:
+    items = [large(2 * CHUNK_BYTES, 1, Identity(number.to_bytes(32))) for number in range(1, 5)]
+    downloads = Downloads(8 * CHUNK_BYTES, PATIENCE)
+    for number, item in enumerate(items):
+        node = NodeId(f"for a while {number}")
+        assert downloads.begin(outline_of(item), [A, node], 0.0)
+        downloads.due(0.0)
+        downloads.lost(node)
+    honest = large(2 * CHUNK_BYTES)
+    assert downloads.begin(outline_of(honest), [B], 0.0)
+    assert indices(downloads.due(0.0), B) == []
+    assert downloads.check(0.1) == 3
+    assert indices(downloads.due(0.1), B) == [0, 1]
+    assert items[0].id in downloads
+
+
+def test_on_a_slow_line_whatever_waits_for_its_turn_at_the_only_holder_is_not_given_up() -> None:
+    items = {
+        item.id: item for item in (large(8 * CHUNK_BYTES, 1, Identity(number.to_bytes(32))) for number in range(1, 13))
+    }
+    downloads, now, owed = Downloads(256 * CHUNK_BYTES, PATIENCE), 0.0, deque()
+    assert all(downloads.begin(outline_of(item), [A], now) for item in items.values())
+    found = set()
+    while len(found) < len(items):
+        assert downloads.check(now) == 0
+        owed.extend((pull.id, index) for _, pull in downloads.due(now) for index in pull.indices)
+        item_id, index = owed.popleft()
+        now += 0.5  # 2 Mbit/s
+        assert downloads.arrived(A, items[item_id].chunk(index), now) is Took.TAKEN
+        found |= {item_id} if downloads.finish(item_id) is not None else set()
 
 
 class Holder(str):

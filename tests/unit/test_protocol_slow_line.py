@@ -85,7 +85,7 @@ def talk(line: float, offers: list[tuple[float, int, int]], demand: float, end: 
             to.do(Arrived(to.link, frame), now)
         for one in (slow, quick):
             if one.core.wait(moment(now)) <= 0:
-                one.do(Tick(), now)
+                one.do(Tick(one.queues.congested), now)
     return slow, quick, quick.core.admission.rejected
 
 
