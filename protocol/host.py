@@ -269,8 +269,8 @@ class Host:
     def receive(self, limit: int, timeout: float = 0.0, least: int = 1) -> list[Received]:
         """Return up to `limit` items that came since the last call, oldest first. Raises as `check`.
 
-        It waits up to `timeout` seconds until there are `least`. It returns fewer where they unpack to more than
-        `inbox_bytes`, or claim to.
+        It waits up to `timeout` seconds until `least` came, of which one unpacks. It returns fewer where they unpack to
+        more than `inbox_bytes`, or claim to.
         """
         self.check()
         items: list[Received] = []

@@ -13,15 +13,17 @@ Rules
     one holder another header than us. Such an item is let go of.
  5. Downloads are begun as far as all that are in progress take `capacity` bytes, by what their signers say of their
     sizes; one that waits costs its outline. Given up is one in progress that nothing came to for `LIFE_S`, or, while
-    others wait, for as long as a slow line takes for a window; while its holders are busy with others, it waits.
+    others wait, for as long as a slow line takes for a window; no time passes while all its holders give others. One
+    that nobody holds any more stays only if it is in progress, and while no other waits.
  6. One signer has one `SHARE`-th of the bytes in progress, or a single item if that is larger, and of the places.
  7. Keys are free, links are not. A download is charged to that of its holders to which least is, of equals to the one
     that had no turn for longest. A link has one `SHARE`-th of the bytes, too, or a single item; what it has beyond, as
-    others who held the same are gone, is given up while others wait. What waits is begun in the order of its coming,
-    or of its link's last turn, if that is later. Where all places are taken, who has most of those that wait gives one
-    to who has fewer. So whatever keys a link brings, and however slowly it gives, the items of others pass it.
+    others who held the same are gone, waits again while others' do. What waits and fits is begun in the order of its
+    coming, or of its link's last turn, if that is later. Where all places are taken, who has most of those that wait
+    gives one to who has fewer. So whatever keys a link brings, and however slowly it gives, others' items pass it.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -82,6 +84,7 @@ class Downloads:
         self._downloads: dict[ItemId, _Download] = {}  # the oldest first
         self._turns = count(1)
         self._last_turn: Recent[NodeId, int] = Recent(MAX_LINKS)
+        self._delivered: Recent[NodeId, float] = Recent(MAX_LINKS)  # when a chunk last came of each
         self._news = False  # since it was last tried to begin those that wait
         self._given_up = 0  # to make room for others, since the last check
         self._size = 0
@@ -147,6 +150,7 @@ class Downloads:
             self._forget(chunk.id)
             return Took.MISSIZED
         source.since, source.strikes = now, 0
+        self._delivered.set(node, now)
         download.touched = now
         download.chunks[index] = chunk.data
         return Took.TAKEN
@@ -172,18 +176,22 @@ class Downloads:
             if source is not None:
                 self._relieve(download, source)
                 self._charge_one_that_stays(download)
+        for item_id in [one for one in self._waiting() if not self._downloads[one].sources]:
+            self._forget(item_id)
+            self._given_up += 1
 
     def check(self, now: float) -> int:
         """Relieve those who are silent, and give up what nobody delivers; return how many items were given up."""
         progressing = [(item_id, one) for item_id, one in self._downloads.items() if one.in_progress]
         others_wait = len(progressing) < len(self._downloads)
-        self._spare_those_whose_holders_are_busy(now)
         life = self._patience + WINDOW * CHUNK_BYTES / CHUNK_BYTES_PER_SECOND if others_wait else LIFE_S
-        given_up, self._given_up = self._given_up, 0
-        for item_id, one in reversed(progressing):
-            if one.touched + life <= now or (others_wait and self._is_beyond_its_share(one)):
+        self._spare_those_whose_holders_are_busy(life, now)
+        for item_id, one in progressing:
+            if one.touched + life <= now or (others_wait and not one.sources):
                 self._forget(item_id)
-                given_up += 1
+                self._given_up += 1
+        self._put_back_what_is_beyond_a_share()
+        given_up, self._given_up = self._given_up, 0
         for download in self._downloads.values():
             for node, source in list(download.sources.items()):
                 patience = self._patience + len(source.asked) * CHUNK_BYTES / CHUNK_BYTES_PER_SECOND
@@ -232,8 +240,11 @@ class Downloads:
     def _begin_those_that_wait(self, now: float) -> None:
         if self._news:
             self._news = False
-            for download in sorted((one for one in self._downloads.values() if not one.in_progress), key=self._turn):
-                self._begin(download, now)
+            for item_id in sorted(self._waiting(), key=lambda one: self._turn(self._downloads[one])):
+                self._begin(item_id, now)
+
+    def _waiting(self) -> list[ItemId]:
+        return [item_id for item_id, download in self._downloads.items() if not download.in_progress]
 
     def _turn(self, download: _Download) -> int:
         return max(download.turn, self._last_turn.get(self._lightest(download)) or 0)
@@ -243,7 +254,8 @@ class Downloads:
         sizes, turns = self._size_of_link, self._last_turn
         return min(download.sources, key=lambda node: (sizes[node], turns.get(node) or 0), default=download.link)
 
-    def _begin(self, download: _Download, now: float) -> None:
+    def _begin(self, item_id: ItemId, now: float) -> None:
+        download = self._downloads[item_id]
         header, link = download.outline.header, self._lightest(download)
         begun = self._size_of_signer[header.public_key], self._size_of_link[link]
         has_shares = all(not size or size + header.size <= self._capacity // SHARE for size in begun)
@@ -254,6 +266,16 @@ class Downloads:
             self._size += header.size
             self._size_of_signer[header.public_key] += header.size
             self._size_of_link[link] += header.size
+            self._downloads[item_id] = self._downloads.pop(item_id)  # in the order of their beginnings
+
+    def _end(self, download: _Download) -> None:
+        """A download is in progress no longer."""
+        header, link = download.outline.header, download.link
+        download.in_progress = False
+        self._last_turn.set(link, next(self._turns))
+        self._size -= header.size
+        self._size_of_signer -= Counter({header.public_key: header.size})
+        self._size_of_link -= Counter({link: header.size})
 
     def _charge(self, download: _Download, link: NodeId) -> None:
         """Let a download be another link's."""
@@ -265,18 +287,32 @@ class Downloads:
             self._size_of_link[link] += size
         download.link = link
 
-    def _spare_those_whose_holders_are_busy(self, now: float) -> None:
-        """Let no time pass for a download that nobody is asked for as all who hold it give others first."""
+    def _spare_those_whose_holders_are_busy(self, life: float, now: float) -> None:
+        """Let no time pass for a download that nobody is asked for, as all who hold it give others first."""
         in_flight = self._in_flight()
+        gave = {node for node in in_flight if (self._delivered.get(node) or -math.inf) + life > now}
         for download in self._downloads.values():
             is_asked = any(source.asked for source in download.sources.values())
-            if download.sources and not is_asked and all(in_flight[node] for node in download.sources):
+            if download.sources and not is_asked and gave.issuperset(download.sources):
                 download.touched = now
 
-    def _is_beyond_its_share(self, download: _Download) -> bool:
-        """Tell whether a link has more than its share, as others who held the same are gone, and others of them."""
-        size = self._size_of_link[download.link]
-        return size > self._capacity // SHARE and size > download.outline.header.size
+    def _put_back_what_is_beyond_a_share(self) -> None:
+        """Let a link's downloads wait again that it has beyond its share, as others who held them are gone.
+
+        Only while others wait for a link that has room in its own; of those that progressed least what they have goes.
+        """
+        waiting = {self._lightest(self._downloads[item_id]) for item_id in self._waiting()}
+        share = self._capacity // SHARE
+        for link in [one for one, size in self._size_of_link.items() if size > share and waiting - {one}]:
+            of_link = [one for one in self._downloads.values() if one.in_progress and one.link == link]
+            for download in sorted(of_link, key=lambda one: len(one.chunks))[:-1]:
+                if self._size_of_link[link] > share:
+                    self._end(download)
+                    download.chunks.clear()
+                    download.missing = dict.fromkeys(range(chunk_count(download.outline.header.size)))
+                    for source in download.sources.values():
+                        source.asked.clear()
+                    self._news = True
 
     def _charge_one_that_stays(self, download: _Download) -> None:
         """Whoever it was charged to may be gone: who still gives it takes the room."""
@@ -303,12 +339,8 @@ class Downloads:
 
     def _forget(self, item_id: ItemId) -> None:
         download = self._downloads.pop(item_id)
-        header, link = download.outline.header, download.link
-        self._of_signer -= Counter([header.public_key])
-        self._of_link -= Counter([link])
-        self._news = True
         if download.in_progress:
-            self._last_turn.set(link, next(self._turns))
-            self._size -= header.size
-            self._size_of_signer -= Counter({header.public_key: header.size})
-            self._size_of_link -= Counter({link: header.size})
+            self._end(download)
+        self._of_signer -= Counter([download.outline.header.public_key])
+        self._of_link -= Counter([download.link])
+        self._news = True

@@ -18,8 +18,8 @@ Rules
  4. A peer that comes up is told our interest and announced what we hold, so a node that was
     away catches up: the newest at once, the rest in batches that leave out what it has got
     meanwhile. Now and then a random peer is announced what is newest, in case something was lost: one that did not ask
-    for announcements only, as that has more on offer than it takes, and for whom no items wait, as announcements would
-    overtake them. It is asked for what it left out by rule 7, in case something of that was lost or withheld
+    for announcements only, as that has more on offer than it takes; and not while items wait for it, as announcements
+    would overtake them. It is asked for what it left out by rule 7, in case something of that was lost or withheld
     (anti-entropy both ways: Demers et al. 1987).
  5. What could not be sent (a full queue) is announced later: no peer can make us wait or
     grow.
@@ -329,9 +329,9 @@ class Gossip:
 
     def _silent(self, wanted: int, now: Instant) -> list[NodeId]:
         """Return the signers of whom nothing came for long, as many as others lack places: they may be gone."""
-        lacking = max(0, wanted - self._places)
-        silent = sorted(self._relied, key=lambda signer: self._relied[signer].heard)
-        return [signer for signer in silent[:lacking] if self._relied[signer].heard + SILENT_S <= now.steady]
+        lacking = wanted + len(self._peers) + len(self._relied) - MAX_DIRECT
+        silent = sorted(self._relied, key=lambda signer: self._relied[signer].heard)[: max(0, lacking)]
+        return [signer for signer in silent if self._relied[signer].heard + SILENT_S <= now.steady]
 
     def _choose_sources(self, brought: Mapping[NodeId, Sequence[NodeId]], now: Instant) -> None:
         """Choose two of the peers that told us first, for each signer that has none yet."""
@@ -459,7 +459,7 @@ class Gossip:
     def _outlined(self, node: NodeId, outline: Outline, now: Instant) -> list[GossipAction]:
         holders = self._pulls.holders(outline.id)
         if not self._pulls.arrived(outline.id, node, now.steady):
-            return [Blame(node, "unasked")]
+            return [] if self._pulls.expects_again(outline.id, node) else [Blame(node, "unasked")]
         if outline.id in self._seen or outline.id in self._downloads:
             return []
         if not self._downloads.begin(outline, dict.fromkeys([node, *holders]), now.steady):
@@ -560,9 +560,10 @@ class Gossip:
             actions += self._tell_interest(self._peers, now)
         if now.steady >= self._next_sync and self._peers:
             self._next_sync = now.steady + self._timing.sync_interval * self._rng.uniform(0.75, 1.25)
-            eager = [one for one, peer in self._peers.items() if not peer.wants.announce_only and one not in congested]
-            if eager:
-                actions += self._synchronise(self._rng.choice(eager), now)
+            if eager := [node for node, peer in self._peers.items() if not peer.wants.announce_only]:
+                chosen = self._rng.choice(eager)
+                actions += self._remind(chosen, now) if chosen not in congested else []
+                actions += self._ask_for_what_is_left_out(chosen, now)
         flush = now.steady >= self._timer.due
         if flush:
             self._timer.clear()
@@ -582,15 +583,16 @@ class Gossip:
         self._catching_up = any(peer.backlog for peer in self._peers.values())
         return actions
 
-    def _synchronise(self, node: NodeId, now: Instant) -> list[GossipAction]:
-        window = SYNC_WINDOW * self._timing.sync_interval
-        newest = self._store.newest(MAX_IDS, since=now.steady - window)
-        peer = self._peers[node]
-        told = self._announce(node, [item_id for item_id in newest if peer.known.get(item_id) is not Knows.SENT], now)
-        if not peer.direct:
-            return told
-        # Asked for what it left out until now, and not for what is next.
-        return [*told, Send(node, self._appetite.filter.interest(())), *self._tell_interest([node], now)]
+    def _remind(self, node: NodeId, now: Instant) -> list[GossipAction]:
+        newest = self._store.newest(MAX_IDS, since=now.steady - SYNC_WINDOW * self._timing.sync_interval)
+        known = self._peers[node].known
+        return self._announce(node, [item_id for item_id in newest if known.get(item_id) is not Knows.SENT], now)
+
+    def _ask_for_what_is_left_out(self, node: NodeId, now: Instant) -> list[GossipAction]:
+        """Ask a peer for what it left out until now, and not for what is next."""
+        if not self._peers[node].direct:
+            return []
+        return [Send(node, self._appetite.filter.interest(())), *self._tell_interest([node], now)]
 
     def _catch_up(self, node: NodeId, peer: Peer, now: Instant) -> list[GossipAction]:
         if not peer.backlog or now.steady < peer.backlog_due:

@@ -194,13 +194,17 @@ class Pulls:
             holder.broken = max(-MAX_CREDIT, holder.broken - 1)
             holder.delivered = max(holder.delivered, now)
         if want is not None:
-            for holder_id, asks in want.holders.items():
-                if asks > 1:
-                    self._further.set((item_id, holder_id), asks - 1)
+            self._expect(want, 1)
             if signer is not None and want.holders.get(signer):
                 self._pushed.set((item_id, signer), 1)
             self._forget(want)
         return asked
+
+    def _expect(self, want: _Want, brought: int) -> None:
+        """Note that whoever was asked more often than that may answer yet."""
+        for node, asks in want.holders.items():
+            if asks > brought:
+                self._further.set((want.entry.id, node), asks - brought)
 
     def expects_again(self, item_id: ItemId, node: NodeId) -> bool:
         """Tell whether `node` was asked for an item once more than it has brought it; that is counted as brought."""
@@ -325,6 +329,7 @@ class Pulls:
         self._failed += 1
         self._take_back(want)
         if min(want.holders.values()) >= MAX_ASKS:
+            self._expect(want, 0)
             self._forget(want)
             return False
         return True

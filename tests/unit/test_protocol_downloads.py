@@ -2,7 +2,7 @@
 
 import random
 import tracemalloc
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -142,6 +142,59 @@ def test_a_chunk_of_another_size_than_its_signer_states_is_not_its_senders_fault
     assert len(downloads) == 0 and downloads.begin(outline_of(item), [A], 0.0)
 
 
+def counts_hold(downloads: Downloads) -> None:
+    """Assert that what is counted of links and signers is what there is, within the bounds."""
+    held = downloads._downloads.values()
+    begun = [one for one in held if one.in_progress]
+    size = {id(one): one.outline.header.size for one in held}
+    assert downloads._size == sum(size[id(one)] for one in begun) <= downloads._capacity
+    assert downloads._of_link == Counter(one.link for one in held)
+    assert downloads._of_signer == Counter(one.outline.header.public_key for one in held)
+    for counted, of in (
+        (downloads._size_of_link, lambda one: one.link),
+        (downloads._size_of_signer, lambda one: one.outline.header.public_key),
+    ):
+        sums: Counter = Counter()
+        for one in begun:
+            sums[of(one)] += size[id(one)]
+        assert counted == sums
+
+
+MANY = [large(size * CHUNK_BYTES, seed, Identity(bytes([seed]) * 32)) for seed in (1, 2, 3) for size in (2, 3, 5)]
+
+
+@given(st.data())
+def test_whatever_comes_in_whatever_order_the_counts_hold_and_the_bounds(data: st.DataObject) -> None:
+    downloads, now = Downloads(9 * CHUNK_BYTES, PATIENCE), 0.0
+    flying: list[tuple[NodeId, Item, int]] = []
+    items = {item.id: item for item in MANY}
+    for _ in range(data.draw(st.integers(0, 60))):
+        item, node = data.draw(st.sampled_from(MANY)), data.draw(st.sampled_from([A, B, C]))
+        match data.draw(
+            st.sampled_from(["begin", "offer", "lose", "wait", "revoke", "ask", "deliver", "deliver", "lie"])
+        ):
+            case "begin":
+                downloads.begin(outline_of(item), data.draw(st.lists(st.sampled_from([A, B, C]), unique=True)), now)
+            case "offer" if item.id in downloads:
+                downloads.offered(node, item.id)
+            case "lose":
+                downloads.lost(node)
+            case "wait":
+                now += data.draw(st.sampled_from([0.5, 3.0, LIFE_S]))
+                downloads.check(now)
+            case "revoke":
+                downloads.forget_signed(lambda signer, one=item.signer: signer == one)
+            case "ask":
+                flying += [(to, items[pull.id], index) for to, pull in downloads.due(now) for index in pull.indices]
+            case what if flying:
+                to, fetched, index = flying.pop(0)
+                chunk = fetched.chunk(index) if what == "deliver" else ItemChunk(fetched.id, index, b"false")
+                downloads.arrived(to, chunk, now)
+                downloads.finish(fetched.id)
+        counts_hold(downloads)
+        assert all(one.sources for one in downloads._downloads.values() if not one.in_progress)
+
+
 def test_downloads_take_no_more_than_their_room_and_a_stuck_one_makes_way() -> None:
     first, second = large(4 * CHUNK_BYTES, 1), large(4 * CHUNK_BYTES, 2)
     downloads = Downloads(5 * CHUNK_BYTES, PATIENCE)
@@ -256,9 +309,54 @@ def test_links_that_come_and_go_do_not_make_room_for_the_one_that_stays() -> Non
     honest = large(2 * CHUNK_BYTES)
     assert downloads.begin(outline_of(honest), [B], 0.0)
     assert indices(downloads.due(0.0), B) == []
-    assert downloads.check(0.1) == 3
+    assert downloads.check(0.1) == 0  # what A holds alone now waits again
     assert indices(downloads.due(0.1), B) == [0, 1]
-    assert items[0].id in downloads
+    assert len(downloads) == 5
+
+
+def test_what_a_link_holds_alone_since_others_left_goes_on_while_nobody_else_waits() -> None:
+    items = [large(2 * CHUNK_BYTES, 1, Identity(number.to_bytes(32))) for number in range(1, 6)]
+    downloads = Downloads(8 * CHUNK_BYTES, PATIENCE)
+    for item, node in zip(items, "bcdef", strict=True):
+        assert downloads.begin(outline_of(item), [A, NodeId(node)], 0.0)
+    asks = downloads.due(0.0)
+    assert {pull.id for _, pull in asks} == {item.id for item in items[:4]}
+    for node in "bcdef":
+        downloads.lost(NodeId(node))
+    assert downloads.check(0.1) == 0
+    assert {pull.id for _, pull in [*asks, *downloads.due(0.1)]} == {item.id for item in items[:4]}
+
+
+def test_a_download_whose_holders_are_all_gone_keeps_no_place_and_takes_no_turn() -> None:
+    downloads = Downloads(8 * CHUNK_BYTES, PATIENCE)
+    begun, waiting = large(8 * CHUNK_BYTES, 1), [large(2 * CHUNK_BYTES, seed) for seed in range(2, 9)]
+    assert downloads.begin(outline_of(begun), [A], 0.0)
+    assert len(indices(downloads.due(0.0), A)) == WINDOW
+    downloads.lost(A)
+    assert downloads.check(0.1) == 0 and begun.id in downloads  # it may come back
+    for number, item in enumerate(waiting):
+        node = NodeId(f"for a while {number}")
+        assert downloads.begin(outline_of(item), [node], 0.1)
+        downloads.lost(node)
+    assert len(downloads) == 1 and downloads.check(0.2) == len(waiting)
+    assert downloads.begin(outline_of(waiting[0]), [B], 0.3)
+    assert indices(downloads.due(0.3), B) == []
+    assert downloads.check(0.4) == 1 and begun.id not in downloads
+    assert indices(downloads.due(0.4), B) == [0, 1]
+
+
+@pytest.mark.parametrize("gives", [True, False], ids=["a slow line", "a link that gives nothing"])
+def test_who_gives_nothing_holds_no_room_with_what_nobody_was_asked_for_yet(gives: bool) -> None:
+    first, second, other = (large(size * CHUNK_BYTES, size) for size in (5, 3, 25))
+    downloads = Downloads(32 * CHUNK_BYTES, PATIENCE)
+    assert downloads.begin(outline_of(first), [A], 0.0) and downloads.begin(outline_of(second), [A], 0.0)
+    assert {pull.id for _, pull in downloads.due(0.0)} == {first.id}  # the window is full
+    assert downloads.begin(outline_of(other), [B], 0.0)
+    slow = PATIENCE + WINDOW
+    if gives:
+        assert downloads.arrived(A, first.chunk(0), slow - 0.1) is Took.TAKEN
+    assert downloads.check(slow) == (0 if gives else 2)
+    assert bool(indices(downloads.due(slow), B)) is not gives
 
 
 def test_on_a_slow_line_whatever_waits_for_its_turn_at_the_only_holder_is_not_given_up() -> None:

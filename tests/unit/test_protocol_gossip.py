@@ -21,6 +21,8 @@ from protocol.events import (
     Interested,
     Item,
     NotSent,
+    Outline,
+    Outlined,
     PeerDown,
     PeerUp,
     Publish,
@@ -36,7 +38,7 @@ from protocol.gossip.peer_state import AGAIN_S, KNOWN_ITEMS, MAX_BROUGHT, MAX_PE
 from protocol.gossip.subscriptions import MIN_BURST, hint, same_shard
 from protocol.gossip.want_list import MAX_BROKEN, MAX_WANTS, PROMISE_PATIENCE
 from protocol.identity import Identity, NodeId, id_of_bytes
-from protocol.wire.envelope import CHUNK_BYTES, ItemId
+from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_hashes, header_of, seal
 from protocol.wire.messages import MAX_DIRECT, MAX_IDS, NO_TOPIC, Announce, Entry, Interest, Pull, PullChunks
 
 UNIX = 1_700_000_000.0
@@ -667,11 +669,15 @@ def test_a_source_that_leaves_brings_nothing_or_stays_silent_is_replaced_by_all_
     assert left_out(core, 4) == {}
 
 
-def test_now_and_then_a_peer_is_asked_for_what_the_sources_withhold_and_told_to_leave_out_what_is_next() -> None:
+@pytest.mark.parametrize("congested", [frozenset(), frozenset([A, B, C])], ids=["nothing waits", "items wait"])
+def test_now_and_then_a_peer_is_asked_for_what_the_sources_withhold_and_told_to_leave_out_what_is_next(
+    congested: frozenset[NodeId],
+) -> None:
     core = machine_that_heard_of(FAR, A, B, C)
     late = next(node for node, is_out in left_out(core, 2).items() if is_out)
     for now in range(4, int(32 * LAN.sync_interval), 2):
-        said = [FAR in wish.direct for node, wish in sent(Interest, core.handle(Tick(), at(now))) if node == late]
+        actions = core.handle(Tick(congested), at(now))
+        said = [FAR in wish.direct for node, wish in sent(Interest, actions) if node == late]
         if said:
             break
     assert now >= 0.75 * LAN.sync_interval and said == [False, True]  # two announcements to others are likely before
@@ -870,3 +876,17 @@ def test_no_history_delivers_twice_talks_to_strangers_or_grows_beyond_bounds(his
         for peer in core._peers.values():
             assert len(peer.pending) <= MAX_PENDING and len(peer.backlog) <= MAX_PENDING
             assert len(peer.known) <= KNOWN_ITEMS
+
+
+def test_who_was_asked_twice_for_a_large_item_may_answer_twice() -> None:
+    body = bytes(CHUNK_BYTES + 1)
+    frame = seal(OWNER, b"a swarm of tests", Kind.ITEM, 1, int(UNIX * 1000), body, hashes := chunk_hashes(body))
+    large = Item(header_of(frame).item_id, OWNER.node_id, UNIX, NO_TOPIC, frame, hashes)
+    answer = Outlined(A, Outline(header_of(frame), frame[:HEAD_BYTES], hashes))
+    core = machine(A)
+    core.handle(Announced(A, (large.entry,)), at(1))
+    asks = [ask for now in range(2, 8) for ask in sent(Pull, core.handle(Tick(), at(now)))]
+    assert len(asks) >= 1  # beside the one at once
+    said = [core.handle(answer, at(8)) for _ in range(len(asks) + 2)]
+    assert [*sent(PullChunks, said[0])] and said[1:-1] == [[]] * len(asks)
+    assert said[-1] == [Blame(A, "unasked")]
