@@ -9,8 +9,8 @@
 
 The margins were fitted to SmolLM2-135M on a processor: 5.2 GB for 8 rows of 160 tokens in float32 (estimated 5.2), 3.2
 with adapters (3.5), 4.6 with products in bfloat16 (4.6), 6.0 for 16 rows (6.1). A real node of it that trained in every
-round took 3.4 to 3.5 GB (3.95) with all weights and 2.7 (2.24) with adapters, whose activations are more than is
-counted: tests/e2e/test_node_footprint.py prints both.
+round took 3.4 to 3.5 GB (3.95) with all weights and 2.7 (2.24) with adapters, for which the estimate is too low:
+tests/e2e/test_node_footprint.py prints both.
 """
 
 from typing import NamedTuple

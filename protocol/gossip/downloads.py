@@ -81,13 +81,12 @@ class Downloads:
     def __init__(self, capacity: int, patience: float) -> None:
         self._capacity = capacity
         self._patience = patience
-        self._downloads: dict[ItemId, _Download] = {}  # the oldest first
+        self._downloads: dict[ItemId, _Download] = {}  # those that wait as they came, the others as they were begun
         self._turns = count(1)
         self._last_turn: Recent[NodeId, int] = Recent(MAX_LINKS)
         self._delivered: Recent[NodeId, float] = Recent(MAX_LINKS)  # when a chunk last came of each
         self._news = False  # since it was last tried to begin those that wait
         self._given_up = 0  # to make room for others, since the last check
-        self._size = 0
         self._of_signer: Counter[bytes] = Counter()  # downloads
         self._of_link: Counter[NodeId] = Counter()
         self._size_of_signer: Counter[bytes] = Counter()  # of those in progress
@@ -98,6 +97,10 @@ class Downloads:
 
     def __contains__(self, item_id: ItemId) -> bool:
         return item_id in self._downloads
+
+    @property
+    def _size(self) -> int:
+        return self._size_of_link.total()
 
     def begin(self, outline: Outline, holders: Iterable[NodeId], now: float) -> bool:
         """Fetch an item from `holders` as soon as there is room; False: there will be none."""
@@ -263,7 +266,6 @@ class Downloads:
             self._charge(download, link)
             self._last_turn.set(link, next(self._turns))
             download.in_progress, download.touched = True, now
-            self._size += header.size
             self._size_of_signer[header.public_key] += header.size
             self._size_of_link[link] += header.size
             self._downloads[item_id] = self._downloads.pop(item_id)  # in the order of their beginnings
@@ -273,7 +275,6 @@ class Downloads:
         header, link = download.outline.header, download.link
         download.in_progress = False
         self._last_turn.set(link, next(self._turns))
-        self._size -= header.size
         self._size_of_signer -= Counter({header.public_key: header.size})
         self._size_of_link -= Counter({link: header.size})
 
@@ -307,12 +308,16 @@ class Downloads:
             of_link = [one for one in self._downloads.values() if one.in_progress and one.link == link]
             for download in sorted(of_link, key=lambda one: len(one.chunks))[:-1]:
                 if self._size_of_link[link] > share:
-                    self._end(download)
-                    download.chunks.clear()
-                    download.missing = dict.fromkeys(range(chunk_count(download.outline.header.size)))
-                    for source in download.sources.values():
-                        source.asked.clear()
-                    self._news = True
+                    self._put_back(download)
+
+    def _put_back(self, download: _Download) -> None:
+        """Let a download wait again, as if nothing of it had come."""
+        self._end(download)
+        download.chunks.clear()
+        download.missing = dict.fromkeys(range(chunk_count(download.outline.header.size)))
+        for source in download.sources.values():
+            source.asked.clear()
+        self._news = True
 
     def _charge_one_that_stays(self, download: _Download) -> None:
         """Whoever it was charged to may be gone: who still gives it takes the room."""

@@ -324,19 +324,19 @@ class Gossip:
 
     @property
     def _places(self) -> int:
-        """How many signers more may have sources: an interest names no more."""
-        return max(0, MAX_DIRECT - len(self._peers) - len(self._relied))
+        """How many signers more may have sources, as an interest names no more; below 0 where peers became more."""
+        return MAX_DIRECT - len(self._peers) - len(self._relied)
 
     def _silent(self, wanted: int, now: Instant) -> list[NodeId]:
         """Return the signers of whom nothing came for long, as many as others lack places: they may be gone."""
-        lacking = wanted + len(self._peers) + len(self._relied) - MAX_DIRECT
-        silent = sorted(self._relied, key=lambda signer: self._relied[signer].heard)[: max(0, lacking)]
+        lacking = max(0, wanted - self._places)
+        silent = sorted(self._relied, key=lambda signer: self._relied[signer].heard)[:lacking]
         return [signer for signer in silent if self._relied[signer].heard + SILENT_S <= now.steady]
 
     def _choose_sources(self, brought: Mapping[NodeId, Sequence[NodeId]], now: Instant) -> None:
         """Choose two of the peers that told us first, for each signer that has none yet."""
         used = Counter(chain.from_iterable(relied.sources for relied in self._relied.values()))
-        for signer, nodes in islice(brought.items(), self._places):
+        for signer, nodes in islice(brought.items(), max(0, self._places)):
             # Few for all signers, as each takes a message; which, is drawn, so that no node has to serve many.
             drawn = sorted(self._rng.sample(nodes, len(nodes)), key=lambda one: -used[one])
             self._relied[signer] = _Relied(tuple(drawn[:SOURCES]), now.steady)
@@ -365,8 +365,8 @@ class Gossip:
 
     def _distrust(self, node: NodeId, now: Instant) -> list[GossipAction]:
         """Rely on a peer no more that is gone, or does not bring what it was asked for."""
-        brought = [signer for signer, relied in self._relied.items() if node in relied.sources]
-        return self._hear_of_again([node, *brought], now)
+        relying = [signer for signer, relied in self._relied.items() if node in relied.sources]
+        return self._hear_of_again([node, *relying], now)
 
     def _got(self, node: NodeId, item: Item, now: Instant) -> list[GossipAction]:
         peer = self._peers.get(node)
