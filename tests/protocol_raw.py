@@ -17,7 +17,8 @@ from protocol.wire.messages import NO_TOPIC, Hello
 class RawPeer:
     """A DEALER that dialled `address` with the CURVE key of `identity`, from the IP address `source` if one is given.
 
-    It does not dial again by itself. `context` is shared by peers that are many.
+    It does not dial again by itself, and once it is cut nothing is taken any more. `context` is shared by peers that
+    are many.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class RawPeer:
         self._socket.linger = 0
         self._socket.sndtimeo = 5000
         self._socket.reconnect_ivl = -1
+        self._socket.immediate = 1  # or libzmq takes, for nobody, what is sent before the handshake and after a cut
         if curve:
             self._socket.curve_publickey = z85.encode(identity.curve_key)
             self._socket.curve_secretkey = z85.encode(identity.curve_secret)

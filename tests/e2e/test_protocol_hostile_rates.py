@@ -37,6 +37,7 @@ HASTY = replace(LAN, pull_patience=0.2)  # promises are due in a second, not in 
 ROUND_S = 0.005
 WINDOW_S = 0.25
 MIN_WINDOWS, MAX_WINDOWS = 5, 15  # of each kind: more while others keep the machine too busy to tell
+MIN_PACE = 0.5  # of the acts a second that an attack is meant to make: fewer would say nothing of what one costs
 MIN_SHARE = 0.8  # of the undisturbed rate that an attack must leave, for one core
 MAX_GROWTH = 64 * MIB  # each attack on memory sends more than that in its windows
 
@@ -155,6 +156,7 @@ def arena() -> Iterator[Arena]:
 def test_an_honest_pair_keeps_its_rate_under(arena: Arena, attack: str) -> None:
     before, memory = arena.rejected(), psutil.Process().memory_info()
     taken, paces = [], []
+    acted, attacked_s = 0, 0.0
     share = 0.0
     while len(taken) < MIN_WINDOWS or (share < MIN_SHARE and len(taken) < MAX_WINDOWS):
         calm, acts = arena.window(), arena.acts()
@@ -162,6 +164,7 @@ def test_an_honest_pair_keeps_its_rate_under(arena: Arena, attack: str) -> None:
         disturbed = arena.window()
         arena.tell("stop")
         acts = arena.acts() - acts
+        acted, attacked_s = acted + acts, attacked_s + disturbed.seconds
         excess = disturbed.spent - disturbed.rounds * calm.spent / calm.rounds
         taken.append(excess / max(1, acts) * ATTACKS[attack][1])
         paces.append(disturbed.rounds / disturbed.seconds * calm.seconds / calm.rounds)
@@ -176,8 +179,9 @@ def test_an_honest_pair_keeps_its_rate_under(arena: Arena, attack: str) -> None:
     growth = psutil.Process().memory_info().rss - memory.rss
     print(
         f"{attack}: {share:.2f} of the rate in processor time, {statistics.median(paces):.2f} of the pace,"
-        f" {growth / MIB:+.0f} MiB, {dict(arena.rejected() - before)}"
+        f" {growth / MIB:+.0f} MiB, {acted / attacked_s:.0f} acts a second, {dict(arena.rejected() - before)}"
     )
+    assert acted > MIN_PACE * ATTACKS[attack][1] * attacked_s, "the attacker did not get at the victim"
     assert share >= MIN_SHARE, taken
     assert growth < MAX_GROWTH
     assert arena.rejected()["internal"] == 0
