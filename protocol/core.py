@@ -240,18 +240,24 @@ class Core:
                 return [] if self._is_spared(node, claimed, len(frame), now) else self._item(node, claimed, frame, now)
             envelope = self._open(frame)
             if node is None and envelope.kind not in (BEFORE_HELLO if link.dialled else {Kind.HELLO}):
-                if self.membership.is_parting(link) or link in self._ended:
+                if self._is_parting(link):
                     return []
                 if not (envelope.kind == Kind.REVOCATIONS and self.membership.awaits_list(link)):
                     raise MessageError("no_hello")
             return self._control(link, node, envelope, now)
         except PeerError as error:
             if is_older_form(frame):
-                return []  # it speaks our version, too, and has said hello in that before
+                # It speaks our version, too, and has said hello in that before: what it says in the other is nothing.
+                is_excused = node is not None or self._is_parting(link)
+                return [] if is_excused else self._offence("no_hello", link, subject, now)
             if error.reason == OTHER_VERSION and node is None:
                 return self._other_version(link, frame, now)
             # Nobody changes version in the middle of a talk.
             return self._offence("forged" if error.reason == OTHER_VERSION else error.reason, link, subject, now)
+
+    def _is_parting(self, link: Link) -> bool:
+        """Tell whether what still comes over the link, without a hello, is nobody's fault."""
+        return self.membership.is_parting(link) or link in self._ended
 
     def _is_spared(self, node: NodeId, item: ItemId, size: int, now: Instant) -> bool:
         """Tell whether `size` bytes that claim to be this item are one that we have or decline, and counted as such.

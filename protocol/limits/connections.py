@@ -15,7 +15,8 @@ difference is what libzmq holds. The rules, in the order of a connection's life:
     the socket was read until it was empty, and libzmq still
       holds more than one frame of this connection            -> "endless_message"
     a prefix is over its rate of messages or bytes: its
-      heaviest connection                                     -> "prefix_flood"
+      heaviest connection of those that we never answered,
+      or of all where we answered them all                    -> "prefix_flood"
     all together hold too much: the heaviest                  -> "backlog"
 
 The driver measures every connection (`measure`), then reads the sockets (`took`, `drained`),
@@ -278,8 +279,12 @@ class Connections:
         for prefix, crowd in crowds.items():
             messages, size = sum(c.messages for c in crowd), sum(c.growth for c in crowd)
             if not self._prefixes.may_send(prefix, messages, size, now):
-                # Of what the whole prefix sent, the larger share of either.
-                heaviest = max(crowd, key=lambda c: max(c.messages / max(1, messages), c.growth / max(1, size)))
+                # Strangers cost nothing, so their numbers do not end the link of a peer. Of what the whole prefix sent,
+                # the larger share of either.
+                strangers = [c for c in crowd if not c.answered]
+                heaviest = max(
+                    strangers or crowd, key=lambda c: max(c.messages / max(1, messages), c.growth / max(1, size))
+                )
                 cuts.append(self._cut(heaviest, "prefix_flood"))
             for connection in crowd:
                 connection.messages = 0

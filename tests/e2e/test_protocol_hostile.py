@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -128,9 +128,8 @@ def test_a_persistent_offender_is_refused_and_its_score_survives_a_reconnect(pai
         wait_until(lambda: pair.peers == 1, 20, "the offender's exclusion")
     before = pair.rejected("graylisted")
     with raw_peer(pair.address, SWARM, peer.identity) as again:
-        again.send(again.hello())
         pair.wait_for("graylisted", before + 1)
-        assert again.receive(0.5) is None
+        assert not again.try_send(again.hello()), "it got through the handshake"
     assert pair.peers == 1
 
 
@@ -185,6 +184,33 @@ def test_a_frame_beyond_what_libzmq_takes_ends_its_connection_only(pair: Pair) -
         pair.wait_for("framing")
         pair.go_on()
         assert pair.friend.counters().peers >= 1
+
+
+def test_strangers_at_a_peers_address_each_less_busy_than_it_do_not_end_its_link() -> None:
+    limits = Limits(prefix_messages_per_second=300.0, prefix_messages_burst=300.0)
+    with running(limits=limits) as (victim, address), running(address) as (friend, _), ExitStack() as stack:
+        wait_until(lambda: victim.counters().peers == 1, 20)
+        strangers = [stack.enter_context(raw_peer(address, SWARM)) for _ in range(16)]
+        for stranger in strangers:
+            stranger.send(stranger.frame(Kind.PING, Ping(1).encode()))
+
+        def cut() -> int:
+            return victim.counters().rejected.get("prefix_flood", 0)
+
+        def talk() -> int:
+            """Return how many strangers are cut off."""
+            return sum(not stranger.try_send(stranger.frame(Kind.PING, Ping(1).encode())) for stranger in strangers)
+
+        def crowd() -> bool:
+            for _ in range(3):
+                friend.publish(os.urandom(100))
+            return talk() >= 8
+
+        wait_until(crowd, 30, "strangers to be cut")
+        wait_until(lambda: talk() == cut(), 20, "those that were cut to be strangers, all of them")
+        body = os.urandom(100)
+        friend.publish(body)
+        wait_until(lambda: any(item.body == body for item in victim.receive(1000)), 20, "an honest item")
 
 
 def test_bad_keys_of_one_address_make_its_new_connections_wait_and_its_live_ones_stay() -> None:

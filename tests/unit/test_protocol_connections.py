@@ -144,6 +144,21 @@ def test_the_heaviest_of_a_prefix_pays_for_a_flood_of_it() -> None:
     assert review.cuts == [Cut(2, "prefix_flood", inbound(2))]
 
 
+def test_no_number_of_strangers_ends_the_link_of_a_peer_that_shares_their_prefix() -> None:
+    table = Table(prefix_messages_burst=100.0, prefix_messages_per_second=1.0)
+    table.admit(1, inbound(1))
+    for number in range(2, 20):
+        assert table.come(number) == []
+        assert table.took(number, inbound(number), [10]) == (True, [])
+    for stranger in range(2, 20):
+        for _ in range(101):
+            table.took(1, inbound(1), [10])
+        assert table.look().cuts == [Cut(stranger, "prefix_flood", inbound(stranger))]
+    for _ in range(101):
+        table.took(1, inbound(1), [10])
+    assert table.look().cuts == [Cut(1, "prefix_flood", inbound(1))], "who is alone pays itself"
+
+
 def test_many_small_messages_of_a_prefix_are_a_flood_too() -> None:
     table = Table(prefix_messages_burst=100.0, prefix_messages_per_second=1.0)
     for number in (1, 2):

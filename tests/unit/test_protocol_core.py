@@ -246,14 +246,18 @@ def test_a_peer_that_we_dialled_and_that_does_not_answer_is_greeted_in_the_older
     assert talk.core.membership.refusals.latest == "it speaks protocol 1.0"
 
 
-def test_what_a_node_of_our_version_says_in_the_older_form_is_left_aside_before_its_hello_and_after() -> None:
-    talk = Talk()
+def older_hello() -> bytes:
     record = make_record(OTHER, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
-    older = seal_v1(OTHER, SWARM, Kind.HELLO, 1, int(UNIX * 1000), Hello(record.encoded).encode())
-    assert talk.hear(older, OTHER_LINK) == []
+    return seal_v1(OTHER, SWARM, Kind.HELLO, 1, int(UNIX * 1000), Hello(record.encoded).encode())
+
+
+def test_what_a_node_of_our_version_says_in_the_older_form_is_left_aside_after_its_hello_and_is_none() -> None:
+    talk = Talk()
+    assert talk.hear(older_hello(), OTHER_LINK) == []
+    assert talk.rejected == {"no_hello": 1}
     talk.greet(OTHER, OTHER_LINK)
-    assert talk.hear(older, OTHER_LINK) == []
-    assert OTHER.node_id in talk.core.membership.peers and not talk.rejected
+    assert talk.hear(older_hello(), OTHER_LINK) == []
+    assert OTHER.node_id in talk.core.membership.peers and talk.rejected == {"no_hello": 1}
 
 
 def test_a_live_peer_that_changes_its_version_sends_nonsense() -> None:
@@ -507,10 +511,11 @@ def test_a_strangers_offences_are_held_against_its_key() -> None:
     assert talk.rejected == {"malformed": 11, "graylisted": 1}
 
 
-def test_a_stranger_that_talks_without_a_hello_pays_and_its_network_too() -> None:
+@pytest.mark.parametrize("older", [False, True])
+def test_a_stranger_that_talks_without_a_hello_pays_and_its_network_too(*, older: bool) -> None:
     """Each such message costs us a signature, and strangers of one network may send 2,000 a second."""
     talk = Talk()
-    frame = talk.frame(Kind.PING, Ping(1).encode(), OTHER)
+    frame = older_hello() if older else talk.frame(Kind.PING, Ping(1).encode(), OTHER)
     for _ in range(1010):
         talk.hear(frame, OTHER_LINK)
     assert talk.rejected["graylisted"] > 0
