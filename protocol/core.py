@@ -42,6 +42,7 @@ from protocol.events import (
     Message,
     Misfit,
     Moved,
+    NetworkRefused,
     NotSent,
     Offer,
     Opened,
@@ -61,6 +62,7 @@ from protocol.events import (
     Stored,
     Subscribe,
     Tick,
+    TurnedAway,
     Unsent,
     Verdict,
 )
@@ -177,7 +179,7 @@ class Core:
         """Tell whether the holder of a CURVE key is graylisted, under its node id if it ever proved one."""
         return self.admission.is_refused(self._subject(Link(key, dialled=False)), now)
 
-    def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:
+    def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:  # noqa: C901  # an arm an event
         """Advance by one event. Nothing that a peer sends raises: it is counted."""
         match event:
             case Arrived(link, frame):
@@ -193,7 +195,7 @@ class Core:
             case Closed(link):
                 self._ended.set(link, None)
                 return self._members(self.membership.handle(event, now), now)
-            case Moved() | Stored():
+            case Moved() | Stored() | TurnedAway():
                 return self._members(self.membership.handle(event, now), now)
             case Revoked():
                 return self._revoked(event, now)
@@ -202,6 +204,9 @@ class Core:
                 return self._items(self.gossip.handle(NotSent(node, ids), now), now) if node else []
             case Report():
                 return self._report(event, now)
+            case NetworkRefused(network):
+                self.membership.refusals.offender(network, "offences of its nodes", now)
+                return []
             case Refused(reason, offender):
                 return self._offence(reason, offender, self._subject(offender) if offender else None, now)
             case Tick(congested):
@@ -220,9 +225,11 @@ class Core:
     def _offence(
         self, reason: str, link: Link | None, subject: str | None, now: Instant, points: float | None = None
     ) -> list[CoreAction]:
-        """Count one refusal; `subject` pays, and the network that it dialled from by `link`."""
-        paid = self.admission.offence(reason, subject, now, points)
-        return [ChargePrefix(link, paid)] if paid and link is not None and not link.dialled else []
+        """Count one refusal; `subject` pays, and the network at the other end of `link`."""
+        paid, refused_for = self.admission.offence(reason, subject, now, points)
+        if subject is not None and refused_for is not None:
+            self.membership.refusals.offender(subject, refused_for, now)
+        return [ChargePrefix(link, paid)] if paid and link is not None else []
 
     def _arrived(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
         node = self.membership.live_node(link)

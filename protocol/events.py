@@ -53,6 +53,20 @@ class Closed:
 
 
 @value
+class TurnedAway:
+    """The other end of a link that we dialled refuses our key; that it is closed follows."""
+
+    link: Link
+
+
+@value
+class NetworkRefused:
+    """Nobody of the network `prefix` may connect for a while, for what its nodes did."""
+
+    prefix: str
+
+
+@value
 class Arrived:
     """A frame came over a link."""
 
@@ -415,7 +429,7 @@ class Received:
 
 @value
 class ChargePrefix:
-    """The holder of an inbound link broke the rules, for so many points: the network that it dialled from pays, too."""
+    """The holder of a link broke the rules, for so many points: the network at its other end pays, too."""
 
     link: Link
     points: float
@@ -437,8 +451,8 @@ class Blame:
     reason: str
 
 
-NetworkEvent = Opened | Accepted | Closed | Arrived | Refused
-MembershipEvent = Opened | Accepted | Closed | Message | Expel | Misfit | Moved | Revoked | Stored | Tick
+NetworkEvent = Opened | Accepted | TurnedAway | Closed | Arrived | Refused | NetworkRefused
+MembershipEvent = Opened | Accepted | TurnedAway | Closed | Message | Expel | Misfit | Moved | Revoked | Stored | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
 GossipEvent = (
     PeerUp

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from protocol.config import Instant
 from protocol.credentials.grants import grant_expiry
 from protocol.credentials.records import Address
-from protocol.membership.refusals import Refusal, Refusals
+from protocol.membership.refusals import Case, Refusal, Refusals
 
 ALONE_S = 60.0  # a seed that is there answers within seconds; a machine that loads models may take tens of them
 AGAIN_S = 1800.0
@@ -21,6 +21,7 @@ REMEDIES = {
     "invite_expired": "ask the swarm's owner for a newer invite and `gossamer join` with it",
     "invite_revoked": "ask the swarm's owner for another invite and `gossamer join` with it",
     "revoked": "the swarm's owner took this node back",
+    "graylisted": "refused for minutes or hours for what it did: are its clock, its line and its version in order?",
 }
 
 
@@ -72,9 +73,13 @@ class Notices:
 
 
 def _of_refusal(refusal: Refusal) -> Notice:
-    more = {"and_more": refusal.unsaid} if refusal.unsaid else {}
-    if refusal.by_them:
-        remedy = {"remedy": REMEDIES[refusal.reason]} if refusal.reason in REMEDIES else {}
-        fields = {"by": refusal.who, "reason": refusal.reason, **remedy, **more}
-        return Notice("this node is not admitted", True, fields)
-    return Notice("a node was not admitted", False, {"node": refusal.who, "reason": refusal.reason, **more})
+    reason, more = refusal.reason, {"and_more": refusal.unsaid} if refusal.unsaid else {}
+    match refusal.case:
+        case Case.NOT_ADMITTED:
+            return Notice("a node was not admitted", False, {"node": refusal.who, "reason": reason, **more})
+        case Case.OFFENDER:
+            fields = {"who": refusal.who, "most_of_all": reason, **more}
+            return Notice("refused for a while for what it did", True, fields)
+        case Case.BY_THEM:
+            remedy = {"remedy": REMEDIES[reason]} if reason in REMEDIES else {}
+            return Notice("this node is not admitted", True, {"by": refusal.who, "reason": reason, **remedy, **more})

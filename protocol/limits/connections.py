@@ -73,10 +73,11 @@ class Cut:
 
 @dataclass(slots=True)
 class Connection:
-    """One TCP connection. `prefix` is empty for one that we dialled: no cap applies to it."""
+    """One TCP connection. `prefix` is empty for one that we dialled: no cap applies to it. `payer` is its network."""
 
     number: int
     prefix: str
+    payer: str
     link: Link | None = None
     answered: bool = False
     received: int = 0  # by the kernel, at the last measurement
@@ -129,7 +130,7 @@ class Connections:
 
     def accepted(self, number: int, prefix: str, now: float) -> list[Cut]:
         """Somebody connected to us; return what is to be cut for it."""
-        new = self._table[number] = Connection(number, prefix)
+        new = self._table[number] = Connection(number, prefix, prefix)
         self._open[prefix] += 1
         if self._scores.is_refused(prefix, now):
             return [self._cut(new, "prefix_refused")]
@@ -141,9 +142,9 @@ class Connections:
             return [self._make_room(new, None)]
         return []
 
-    def connected(self, number: int, link: Link) -> None:
-        """We are connected to a node that we dialled."""
-        self._table[number] = self._current[link] = Connection(number, "", link, answered=True)
+    def connected(self, number: int, link: Link, prefix: str) -> None:
+        """We are connected to a node that we dialled, in the network `prefix`."""
+        self._table[number] = self._current[link] = Connection(number, "", prefix, link, answered=True)
         self._open[""] += 1
 
     def is_anonymous(self, number: int) -> bool:
@@ -180,11 +181,14 @@ class Connections:
         if (connection := self._current.get(link)) is not None:
             connection.answered = True
 
-    def charge(self, link: Link, points: float, now: float) -> None:
-        """The holder of an inbound link broke the rules, for so many points: its prefix pays."""
+    def charge(self, link: Link, points: float, now: float) -> str:
+        """The holder of a link broke the rules, for so many points: its prefix pays.
+
+        Return the prefix if it is refused from now on, else nothing.
+        """
         connection = self._current.get(link)
-        if connection is not None and connection.prefix:
-            self._scores.penalise(connection.prefix, points, now)
+        is_refused = connection is not None and self._scores.penalise(connection.payer, points, now) is not None
+        return connection.payer if connection is not None and is_refused else ""
 
     def hung_up(self, link: Link) -> list[Cut]:
         """We want no more of the link; return what is to be cut, which is no offence of theirs."""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from protocol.config import Instant, Limits
 from protocol.events import Link
@@ -35,9 +36,42 @@ PENALTIES = {
     "unasked": 0.05,
     # It had that item of us, and all that we hold once more. A line that breaks again and again gets there too.
     "asked_again": 0.05,
+    # libzmq ends a connection for what breaks ZMTP or CURVE, and for a frame of twice the largest that there is.
+    "framing": 2.0,
+    "endless_message": 2.0,
+    "false_manifest": 2.0,
+    # More than its allowance of one thing, or later than it was asked: as a flood. A node that starts again and
+    # again, or a swarm in which thousands do at once, gets there in small numbers.
+    "too_many_asks": 0.02,
+    "too_many_digests": 0.02,
+    "too_many_hellos": 0.02,
+    "too_many_lists": 0.02,
+    "too_many_records": 0.02,
+    "too_many_rumours": 0.02,
+    "unasked_answer": 0.02,
     # Eight items announced, asked for and never delivered while the peer talked on, at a lie each: three
     # times within ten minutes get it refused. An honest node whose line is full for once pays for one.
     "broken_promise": 8.0,
+}
+# What costs nobody score, and why.
+FREE = {
+    "backlog": "the heaviest is cut, and somebody has to be",
+    "graylisted": "it is refused already, and pays no longer for more of it",
+    "handshake_flood": "no key was proven, and a network has a rate of handshakes",
+    "handshake_malformed": "no key was proven, and a network has a rate of handshakes",
+    "handshake_unfinished": "no key was proven, and a network has a rate of handshakes",
+    "inbox_full": "our own owner does not take what came",
+    "internal": "a defect of ours",
+    "no_room": "its large item waits in vain, as its share is taken",
+    "other_version": "it is told so once, and is no offender",
+    "outbox_full": "our own owner says too much",
+    "over_demand": "it is dropped unverified; who goes on with it is unasked",
+    "prefix_flood": "the heaviest is cut, for what its neighbours do as well",
+    "prefix_refused": "it is refused already, and pays no longer for more of it",
+    "queue_full": "it reads too slowly, and hears less",
+    "revoked": "it is refused for as long as the list says so",
+    "superseded": "its own newer connection takes its place",
+    "too_many_connections": "the oldest that was never answered makes room",
 }
 REJECT_PENALTY = 1.0
 FIRST_REFUSAL_S = 120.0  # about the time in which a score that just fell below its limit is good again
@@ -49,6 +83,7 @@ THINNING = 8  # the part of a full board that is forgotten at a time
 class _Standing:
     score: float
     updated: float
+    points: dict[str, float] = field(default_factory=dict)  # by reason, since it was last refused
     refusals: int = 0
     refused_until: float = float("-inf")
 
@@ -82,12 +117,16 @@ class ScoreBoard:
         age = max(0.0, now - standing.updated)
         return float(standing.score * 0.5 ** (age / self.half_life_s))
 
-    def penalise(self, subject: str, points: float, now: float) -> None:
-        """Take `points` off the subject's score."""
+    def penalise(self, subject: str, points: float, now: float, reason: str = "") -> str | None:
+        """Take `points` off the subject's score; return what most were for if it is refused from now on, else None."""
         score = self.score(subject, now) - points
         standing = self._standings.setdefault(subject, _Standing(score, now))
         standing.score, standing.updated = score, now
+        standing.points[reason] = standing.points.get(reason, 0.0) + points
+        worst = None
         if score < self.limit and now >= standing.refused_until:
+            worst = max(standing.points, key=standing.points.__getitem__)
+            standing.points.clear()
             if standing.refusals:
                 atoned = int((now - standing.refused_until) / self.last_refusal_s)
                 standing.refusals = max(0, standing.refusals - atoned)
@@ -102,11 +141,19 @@ class ScoreBoard:
             )
             for mild in by_harm[kept:]:
                 del self._standings[mild]
+        return worst
 
     def is_refused(self, subject: str, now: float) -> bool:
         """Tell whether nothing more is taken from the subject for now (it is graylisted)."""
         standing = self._standings.get(subject)
         return standing is not None and now < standing.refused_until
+
+
+class Charge(NamedTuple):
+    """What an offence cost, and if the offender is refused from now on, for what most of all."""
+
+    points: float
+    refused_for: str | None = None
 
 
 class Admission:
@@ -137,14 +184,13 @@ class Admission:
         """Tell whether the subject is graylisted."""
         return self._scores.is_refused(subject, now.steady)
 
-    def offence(self, reason: str, subject: str | None, now: Instant, points: float | None = None) -> float:
-        """Count one refusal; `subject` pays `points`, or what the reason costs. Return what it paid."""
+    def offence(self, reason: str, subject: str | None, now: Instant, points: float | None = None) -> Charge:
+        """Count one refusal; `subject` pays `points`, or what the reason costs."""
         self.rejected[reason] += 1
         points = PENALTIES.get(reason, 0.0) if points is None else points
         if subject is None or not points:
-            return 0.0
-        self._scores.penalise(subject, points, now.steady)
-        return points
+            return Charge(0.0)
+        return Charge(points, self._scores.penalise(subject, points, now.steady, reason))
 
 
 def subject_of(link: Link, node: NodeId | None) -> str:

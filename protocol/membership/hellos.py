@@ -20,6 +20,7 @@ from protocol.events import Message
 from protocol.identity import NodeId
 from protocol.membership.directory import Directory
 from protocol.membership.links import Links
+from protocol.membership.refusals import GRAYLISTED
 from protocol.wire.messages import Hello
 
 Refuses = Callable[[NodeId, Instant], bool]
@@ -61,7 +62,7 @@ def judge(message: Message, setup: Setup, directory: Directory, links: Links, re
     if sender == setup.identity.node_id or not links.expects(link):
         return Judged(Worth.UNEXPECTED, record, hello)
     if refuses(sender, now):
-        return Judged(Worth.GRAYLISTED, record, hello, "graylisted")
+        return Judged(Worth.GRAYLISTED, record, hello, GRAYLISTED)
     reason = setup.gate.admits(record, now)
     if reason == NOT_KEPT:
         return Judged(Worth.WAITS, record, hello, reason)

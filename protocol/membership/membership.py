@@ -50,6 +50,7 @@ from protocol.events import (
     Send,
     Stored,
     Tick,
+    TurnedAway,
 )
 from protocol.identity import NodeId
 from protocol.limits.networks import Scope, prefix_of
@@ -70,7 +71,7 @@ from protocol.membership.hellos import Refuses, Worth, judge
 from protocol.membership.links import HELLO_RETRY_S, Links
 from protocol.membership.pairing import name_of
 from protocol.membership.reachability import Reachability
-from protocol.membership.refusals import Refusals
+from protocol.membership.refusals import GRAYLISTED, Refusals
 from protocol.membership.revocation_exchange import MAX_WAITING, RevocationExchange
 from protocol.membership.rumours import Rumours
 from protocol.wire.envelope import Kind
@@ -195,7 +196,7 @@ class Membership:
         """Note that a live peer said something."""
         self._detector.heard(node, now.steady)
 
-    def handle(self, event: MembershipEvent, now: Instant) -> list[MembershipAction]:
+    def handle(self, event: MembershipEvent, now: Instant) -> list[MembershipAction]:  # noqa: C901  # an arm an event
         """Advance by one event.
 
         Raises:
@@ -212,8 +213,12 @@ class Membership:
                 return self._closed(link, now)
             case Message():
                 return self._message(event, now)
+            case TurnedAway(link):
+                if (attempt := self._links.attempts.get(link)) is not None:
+                    self.refusals.by(str(attempt.contact.address.endpoint), GRAYLISTED, now)
+                return []
             case Expel(node):
-                return self._drop(node) if node in self._links.peers else []
+                return self._leave(node, GRAYLISTED, now) if node in self._links.peers else []
             case Misfit():
                 return self._misfit(event, now)
             case Moved(endpoints, services):

@@ -45,7 +45,7 @@ class Transport(Protocol):
         ...
 
     def charge(self, link: Link, points: float) -> None:
-        """Hold `points` of misbehaviour against the network that an inbound link comes from, if that is known."""
+        """Hold `points` of misbehaviour against the network at the other end of a link, if that is known."""
         ...
 
     def poll(self, timeout: float) -> list[NetworkEvent]:

@@ -13,7 +13,7 @@ import zmq
 from zmq.utils import z85
 
 from protocol.credentials.records import Address, Endpoint
-from protocol.events import Arrived, Closed, Link, NetworkEvent, Opened, Refused
+from protocol.events import Arrived, Closed, Link, NetworkEvent, Opened, Refused, TurnedAway
 from protocol.limits.networks import Scope, scope_of
 from protocol.transport.addresses import Resolver, is_address
 from protocol.transport.sockets import (
@@ -158,6 +158,9 @@ class DialledLinks:
                     self._take_frames(dialled, RECEIVE_QUEUE_MESSAGES)  # what came before the break is still good
                     if dialled.number is not None:
                         self._watch.gone(dialled.number, None)
+                    self._drop(dialled)
+                case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                    self._events.append(TurnedAway(dialled.link))
                     self._drop(dialled)
                 case _:  # whoever listens there does not hold the key
                     self._drop(dialled)

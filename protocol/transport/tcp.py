@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from protocol.config import Limits
-from protocol.events import Accepted, Closed, Link, NetworkEvent, Refused
+from protocol.events import Accepted, Closed, Link, NetworkEvent, NetworkRefused, Refused
 from protocol.limits.connections import Connections, Cut
 from protocol.limits.networks import prefix_of
 
@@ -154,7 +154,7 @@ class TcpWatch:
         number = self._look(descriptor, has_ended)
         if number is None:
             return -1
-        self._connections.connected(number, link)
+        self._connections.connected(number, link, prefix_of(self._views[number].peer))
         return number
 
     def gone(self, number: int, failure: str | None) -> None:
@@ -203,7 +203,8 @@ class TcpWatch:
 
     def charge(self, link: Link, points: float, now: float) -> None:
         """The holder of the link broke the rules."""
-        self._connections.charge(link, points, now)
+        if prefix := self._connections.charge(link, points, now):
+            self._events.append(NetworkRefused(prefix))
 
     def hang_up(self, link: Link) -> None:
         """End the link's connection."""

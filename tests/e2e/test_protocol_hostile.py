@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
 from protocol.config import Limits
 from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.wire.envelope import MAX_FRAME_BYTES, Kind
-from protocol.wire.messages import Ping
+from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, open_frame
+from protocol.wire.messages import Goodbye, Ping
 from tests.protocol_hosts import running
 from tests.protocol_raw import RawPeer, raw_peer
 from tests.waiting import wait_until
@@ -131,6 +132,28 @@ def test_a_persistent_offender_is_refused_and_its_score_survives_a_reconnect(pai
         pair.wait_for("graylisted", before + 1)
         assert not again.try_send(again.hello()), "it got through the handshake"
     assert pair.peers == 1
+
+
+def test_who_is_refused_for_what_it_did_is_told_and_so_are_both_operators(pair: Pair) -> None:
+    with capture_logs() as lines:
+        with admitted(pair) as peer:
+            for _ in range(6):
+                peer.send(flip(peer.frame(Kind.ITEM, b"not mine"), 40))
+            pair.wait_for("forged", 6)
+
+            def goodbye() -> str:
+                peer.try_send(peer.frame(Kind.PING, Ping(1).encode()))
+                envelope = open_frame(peer.receive(0.02) or peer.hello())
+                return Goodbye.decode(envelope.body).reason if envelope.kind == Kind.GOODBYE else ""
+
+            assert wait_until(goodbye, 20) == "graylisted"
+        wait_until(lambda: any(line.get("who") == peer.identity.node_id for line in lines), 20, "the victim's line")
+        (ours,) = (line for line in lines if line.get("who") == peer.identity.node_id)
+        assert ours["most_of_all"] == "forged" and ours["log_level"] == "warning"
+        with running(pair.address, identity=peer.identity) as (offender, _):
+            wait_until(lambda: offender.refusal == "graylisted", 20)
+            where = str(pair.address.endpoint)
+            wait_until(lambda: any(line.get("by") == where for line in lines), 20, "the offender's line")
 
 
 def test_a_client_without_curve_gets_nothing(pair: Pair) -> None:

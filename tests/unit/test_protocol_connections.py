@@ -240,7 +240,7 @@ def test_late_frames_of_another_connection_are_delivered_and_not_counted() -> No
 def test_a_dialled_link_is_measured_too(drained: bool) -> None:
     link = Link(b"d" * 32, dialled=True)
     table = Table()
-    table.connected(1, link)
+    table.connected(1, link, HERE)
     table.begin()
     table.measure(1, 4 * MIB, 0)
     if drained:
@@ -298,9 +298,12 @@ def test_a_prefix_whose_peers_broke_the_rules_waits_longer_each_time_and_its_liv
     assert table.come(8) == []
 
 
-def test_what_a_peer_does_that_we_dialled_is_held_against_no_prefix() -> None:
+def test_what_a_peer_does_that_we_dialled_is_held_against_its_network_too() -> None:
     table = Table(prefix_graylist_score=-10.0)
     link = Link(b"k" * 32, dialled=True)
-    table.connected(1, link)
-    table.charge(link, 1000.0, table.now)
-    assert table.come(2) == [] and table.come(3, "") == []
+    table.connected(1, link, HERE)
+    assert table.charge(link, 9.0, table.now) == ""
+    assert table.come(2) == []
+    assert table.charge(link, 9.0, table.now) == HERE, "whoever keeps the log is told once"
+    assert table.charge(link, 9.0, table.now) == ""
+    assert table.come(3) == [Cut(3, "prefix_refused", None)] and table.come(4, "10.0.0.0/24") == []

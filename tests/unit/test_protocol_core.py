@@ -36,6 +36,7 @@ from protocol.host import describe_peers
 from protocol.identity import KEY_BYTES, Identity, Verify
 from protocol.limits.peer_scores import FIRST_REFUSAL_S, PENALTIES
 from protocol.membership.address_book import CANDIDATES, Book
+from protocol.membership.refusals import Case
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
 from protocol.wire.envelope import (
     CHUNK_BYTES,
@@ -418,8 +419,10 @@ def test_a_persistent_offender_is_dropped_refused_and_heard_again_after_a_while(
     for _ in range(11):
         talk.hear(b"garbage")
     actions = talk.say(Kind.ITEM, b"body")
-    assert HangUp(LINK) in actions and not received(actions)
+    assert [open_frame(action.frame).kind for action in actions] == [Kind.GOODBYE]
     assert talk.core.membership.peers == []
+    (told,) = talk.core.membership.refusals.take()
+    assert (told.case, told.who, told.reason) == (Case.OFFENDER, PEER.node_id, "malformed")
     record = make_record(PEER, SWARM, (), 1, "", int((UNIX + 36000) * 1000))
     hello = talk.frame(Kind.HELLO, Hello(record.encoded).encode())
     assert talk.hear(hello) == []
@@ -486,7 +489,9 @@ def test_who_was_expelled_is_not_dialled_until_its_refusal_is_over() -> None:
     record = make_record(OTHER, SWARM, (Endpoint("other", 1),), 1, "", int((UNIX + 36000) * 1000))
     talk.say(Kind.HELLO, Hello(record.encoded).encode(), OTHER, OTHER_LINK)
     talk.core.admission.offence("lie", OTHER.node_id, at(1), 50)
-    assert HangUp(OTHER_LINK) in talk.hear(b"x" * 200, OTHER_LINK, now=1.0)
+    assert OTHER.node_id in talk.core.membership.peers
+    talk.hear(b"x" * 200, OTHER_LINK, now=1.0)
+    assert OTHER.node_id not in talk.core.membership.peers
 
     def dialled_by(seconds: float) -> bool:
         talk.core.membership.heard(PEER.node_id, at(seconds))

@@ -1,15 +1,28 @@
+import ast
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.config import Limits
+import protocol
+from protocol.config import Instant, Limits
 from protocol.host import Mailbox
-from protocol.limits.peer_scores import FIRST_REFUSAL_S, LAST_REFUSAL_S, REJECT_PENALTY, THINNING, ScoreBoard
+from protocol.limits.peer_scores import (
+    FIRST_REFUSAL_S,
+    FREE,
+    LAST_REFUSAL_S,
+    PENALTIES,
+    REJECT_PENALTY,
+    THINNING,
+    Admission,
+    ScoreBoard,
+)
 from protocol.limits.rate_limits import Allowance, TokenBucket
 from protocol.lru import Expiring, Recent
+from protocol.transport.inbound import _FAILURES
 from tests.waiting import wait_until
 
 
@@ -233,3 +246,37 @@ def test_a_mailbox_loses_nothing_between_threads() -> None:
         taken += box.take(100)
     taken += box.take(100_000)
     assert sorted(taken) == list(range(10_000))
+
+
+SOURCES = [path for path in Path(protocol.__file__).parent.rglob("*.py") if "simulator" not in path.parts]
+# What takes the reason as its first argument, and as its second.
+FIRST, SECOND = {"MessageError", "EnvelopeError", "Refused", "offence", "_offence"}, {"Blame", "_cut"}
+RETURNED_BY = {"_fault", "_item_refusal"}
+
+
+def reasons() -> set[str]:
+    """Return every reason that a peer's doing is counted by, wherever it is written."""
+    found = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                place = 0 if name in FIRST else 1 if name in SECOND else len(node.args)
+                found |= {one.value for one in node.args[place : place + 1] if isinstance(one, ast.Constant)}
+            if isinstance(node, ast.FunctionDef) and node.name in RETURNED_BY:
+                returned = [part for one in ast.walk(node) if isinstance(one, ast.Return) for part in ast.walk(one)]
+                found |= {part.value for part in returned if isinstance(part, ast.Constant)}
+    return (found | {*_FAILURES.values(), "framing", "inbox_full", "outbox_full"}) - {""}
+
+
+def test_every_reason_has_a_price_or_says_why_it_has_none() -> None:
+    assert not PENALTIES.keys() & FREE.keys()
+    assert reasons() == (PENALTIES | FREE).keys()
+
+
+def test_whoever_is_refused_is_refused_for_what_it_paid_most_for() -> None:
+    admission = Admission(Limits())
+    for _ in range(10):
+        assert admission.offence("no_hello", "key", Instant(0.0, 0.0)) == (PENALTIES["no_hello"], None)
+    told = [admission.offence("forged", "key", Instant(0.0, 0.0)).refused_for for _ in range(8)]
+    assert told == [None, None, None, None, "forged", None, None, None]

@@ -37,6 +37,7 @@ from protocol.events import (
     Send,
     Stored,
     Tick,
+    TurnedAway,
 )
 from protocol.identity import Identity
 from protocol.membership.address_book import LAST_RETRY_S, Book
@@ -45,6 +46,7 @@ from protocol.membership.dissemination import ANSWERS_BURST, ANSWERS_PER_SECOND,
 from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS, MAX_PARTING
 from protocol.membership.membership import EVICT_INTERVAL_S, REFERRALS, TICK_S, Membership
 from protocol.membership.pairing import distance
+from protocol.membership.refusals import Case
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import Digest, Goodbye, Hello, News, Peers, Ping, Pong, Rumour, Status
 
@@ -963,11 +965,21 @@ def test_however_many_are_refused_at_once_every_link_is_closed() -> None:
     assert closed == set(links)
 
 
-def test_an_expelled_peer_is_gone_at_once() -> None:
+def test_an_expelled_peer_is_told_and_is_none_from_then_on() -> None:
     core = machine()
     join(core, HIGH)
-    actions = core.handle(Expel(HIGH.node_id), at(1))
-    assert PeerDown(HIGH.node_id) in actions and HangUp(Link(HIGH.curve_key, False)) in actions
+    link = Link(HIGH.curve_key, False)
+    assert core.handle(Expel(HIGH.node_id), at(1)) == [Send(link, Goodbye("graylisted")), PeerDown(HIGH.node_id)]
+    assert core.peers == [] and HangUp(link) in core.handle(Tick(), at(60)), "it did not hang up itself"
+
+
+def test_whose_key_is_refused_in_the_handshake_learns_that_it_is() -> None:
+    core = machine(HIGH)
+    assert core.handle(Tick(), at(0)) == [Dial(address(HIGH))]
+    core.handle(TurnedAway(Link(HIGH.curve_key, True)), at(1))
+    (told,) = core.refusals.take()
+    assert (told.case, told.who, told.reason) == (Case.BY_THEM, str(address(HIGH).endpoint), "graylisted")
+    assert core.refusals.latest == "graylisted"
 
 
 identities = st.sampled_from([LOW, HIGH, *OTHERS[:4]])

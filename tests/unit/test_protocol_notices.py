@@ -4,7 +4,7 @@ from protocol.config import Instant
 from protocol.credentials.grants import make_pass
 from protocol.credentials.records import Address, Endpoint
 from protocol.identity import Identity
-from protocol.membership.refusals import AGAIN_S, LINES_BURST, LINES_PER_SECOND, MAX_WAITING, Refusal, Refusals
+from protocol.membership.refusals import AGAIN_S, LINES_BURST, LINES_PER_SECOND, MAX_WAITING, Case, Refusal, Refusals
 from protocol.notices import ALONE_S, SOON_S, Notices
 
 UNIX = 1_700_000_000.0
@@ -30,7 +30,12 @@ def test_a_refusal_is_told_once_an_hour_by_whom_and_why() -> None:
     for second in range(10):
         refusals.of("a node", "invite_used", at(second))
         refusals.by("tcp://192.0.2.7:4001", "invite_expired", at(second))
-    told = [Refusal("a node", "invite_used", False), Refusal("tcp://192.0.2.7:4001", "invite_expired", True)]
+        refusals.offender("10.0.0.0/24", "forged", at(second))
+    told = [
+        Refusal(Case.NOT_ADMITTED, "a node", "invite_used"),
+        Refusal(Case.BY_THEM, "tcp://192.0.2.7:4001", "invite_expired"),
+        Refusal(Case.OFFENDER, "10.0.0.0/24", "forged"),
+    ]
     assert refusals.take() == told and refusals.take() == []
     assert refusals.counts == {"invite_used": 10} and refusals.latest == "invite_expired"
     refusals.of("a node", "invite_used", at(AGAIN_S))
@@ -44,7 +49,7 @@ def test_whoever_brings_a_thousand_keys_gets_few_lines_and_the_rest_is_counted()
     first = refusals.take()
     assert len(first) == LINES_BURST and refusals.counts["not_admitted"] == 1000
     refusals.of("one more", "not_admitted", at(1 / LINES_PER_SECOND))
-    assert refusals.take() == [Refusal("one more", "not_admitted", False, unsaid=990)]
+    assert refusals.take() == [Refusal(Case.NOT_ADMITTED, "one more", "not_admitted", unsaid=990)]
     for second in range(10_000):
         refusals.of(f"later {second}", "not_admitted", at(100.0 * second))
     assert len(refusals.take()) == MAX_WAITING  # nobody took them
@@ -57,6 +62,11 @@ def test_a_notice_of_a_refusal_says_what_to_do_to_whom_it_concerns() -> None:
     ours, theirs = notices.due(refusals, 0, at(0))
     assert ours.is_warning and "newer invite" in ours.fields["remedy"] and ours.fields["by"] == "tcp://192.0.2.7:4001"
     assert not theirs.is_warning and theirs.fields == {"node": "a node", "reason": "not_admitted"}
+    refusals.offender("another", "forged", at(0))
+    refusals.by("tcp://192.0.2.7:4001", "graylisted", at(0))
+    theirs, ours = notices.due(refusals, 0, at(0))
+    assert theirs.is_warning and theirs.fields == {"who": "another", "most_of_all": "forged"}
+    assert ours.fields["reason"] == "graylisted" and "clock" in ours.fields["remedy"]
 
 
 def test_a_grant_that_ends_is_warned_of_a_day_before_and_when_it_does() -> None:
