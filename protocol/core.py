@@ -84,7 +84,7 @@ from protocol.wire.envelope import (
     chunk_count,
     chunk_hashes,
     claimed_id,
-    digest_of_chunks,
+    digest_of_hashes,
     kind_of,
     open_frame,
     open_header,
@@ -328,7 +328,7 @@ class Core:
     def _outline(self, node: NodeId, body: bytes, now: Instant) -> list[CoreAction]:
         message = ItemOutline.decode(body)
         header = open_header(message.head, self._identity.verify)
-        if header.digest != digest_of_chunks(message.hashes) or header.kind != Kind.ITEM:
+        if header.digest != digest_of_hashes(message.hashes) or header.kind != Kind.ITEM:
             raise MessageError("malformed", "outline")
         if len(message.hashes) != HASH_BYTES * chunk_count(header.size) or header.size <= CHUNK_BYTES:
             raise MessageError("malformed", "outline's size")
@@ -477,7 +477,8 @@ class Core:
                     return SendFrame(link, self._seal_message(message.outline, now), (id_,))
                 return SendFrame(link, frame, (id_,), is_item=True)
             case ItemChunk(id_, index):
-                return SendFrame(link, self._seal_message(message, now), (id_,), is_item=True, is_further=index > 0)
+                frame = self._seal(message.kind, message.encode(), now, message.hashes)
+                return SendFrame(link, frame, (id_,), is_item=True, is_further=index > 0)
             case Announce(items):
                 return SendFrame(link, self._seal_message(message, now), tuple(entry.id for entry in items))
             case _:
@@ -506,6 +507,6 @@ def _gossip_event(sender: NodeId, envelope: Envelope) -> GossipEvent:
         case Kind.PULL_CHUNKS:
             return ChunksPulled(sender, PullChunks.decode(body))
         case Kind.CHUNK:
-            return ChunkArrived(sender, ItemChunk.decode(body))
+            return ChunkArrived(sender, ItemChunk.decode(body, envelope.hashes))
         case _:
             return Interested(sender, Interest.decode(body))

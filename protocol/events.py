@@ -16,7 +16,7 @@ from protocol.credentials.records import Address, Endpoint, Service
 from protocol.identity import NodeId, node_id
 from protocol.limits.networks import Scope
 from protocol.value import value
-from protocol.wire.envelope import CHUNK_BYTES, HASH_BYTES, HEAD_BYTES, Header, ItemId, chunk_hashes
+from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, Header, ItemId, hash_in
 from protocol.wire.messages import TOPIC_BYTES, Body, Entry, Interest, ItemChunk, ItemOutline, PullChunks, hint
 
 # Links, as every transport has them
@@ -227,7 +227,7 @@ class Item:
     def chunk(self, index: int) -> ItemChunk:
         """Return a chunk, empty beyond the end."""
         start = HEAD_BYTES + index * CHUNK_BYTES
-        return ItemChunk(self.id, index, self.frame[start : start + CHUNK_BYTES])
+        return ItemChunk(self.id, index, self.frame[start : start + CHUNK_BYTES], hash_in(self.hashes, index))
 
     @property
     def content(self) -> bytes:
@@ -258,9 +258,9 @@ class Outline:
         """Who signed the header."""
         return node_id(self.header.public_key)
 
-    def proves(self, index: int, data: bytes) -> bool:
-        """Tell whether `data` is chunk `index`."""
-        return chunk_hashes(data) == self.hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
+    def proves(self, chunk: ItemChunk) -> bool:
+        """Tell whether the data of a chunk is what belongs in its place."""
+        return chunk.hash == hash_in(self.hashes, chunk.index)
 
     def size_of(self, index: int) -> int:
         """Return how many bytes chunk `index` has by the size that the signer states."""

@@ -42,7 +42,7 @@ from protocol.storage import exchange_bytes, load_peers, save_peers
 from protocol.transport.addresses import advertised_host
 from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.compression import pack_content, unpack_content
-from protocol.wire.envelope import SWARM_BYTES, ItemId, chunk_hashes, digest_of_chunks, item_id
+from protocol.wire.envelope import SWARM_BYTES, ItemId, chunk_hashes, digest_of_hashes, item_id
 from protocol.wire.messages import MAX_REVOCATIONS_BYTES, NO_TOPIC, TOPIC_BYTES
 
 __all__ = ["Counters", "Host", "PeerInfo", "Received", "Verdict"]
@@ -260,7 +260,7 @@ class Host:
         content = pack_content(body)  # here, and not on the network thread
         hashes = chunk_hashes(topic + content)
         self._command(Offer(content, topic, hashes))
-        return item_id(self._setup.identity.public_key, digest_of_chunks(hashes))
+        return item_id(self._setup.identity.public_key, digest_of_hashes(hashes))
 
     def subscribe(self, topics: frozenset[bytes] | None, demand: float) -> None:
         """Ask for items of these topics only (8 bytes each; None: all), `demand` of them a second at most."""

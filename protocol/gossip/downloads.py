@@ -145,7 +145,7 @@ class Downloads:
         if download is None or source is None or index not in source.asked:
             return Took.UNASKED
         del source.asked[index]
-        if not download.outline.proves(index, chunk.data):
+        if not download.outline.proves(chunk):
             download.missing[index] = None
             self._expel(download, node)
             return Took.FALSE

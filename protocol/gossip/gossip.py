@@ -491,17 +491,16 @@ class Gossip:
     def _chunks_pulled(self, node: NodeId, pull: PullChunks, now: Instant) -> list[GossipAction]:
         peer = self._peers.get(node)
         item = self._store.get(pull.id) if peer is not None and pull.id in peer.known else None
-        if peer is None or item is None:
+        if peer is None or item is None or not item.is_large:
             return []
         self._uploads_until = now.steady + self._timing.pull_patience
         actions: list[GossipAction] = []
         for index in pull.indices:
             chunk = item.chunk(index)
-            part = pull.id + index.to_bytes(2, "big")
             if not chunk.data:
                 continue
-            if not peer.serving.take(part, len(chunk.data), now.steady):
-                if peer.serving.had(part):
+            if not peer.serving.take(chunk.place, len(chunk.data), now.steady):
+                if peer.serving.had(chunk.place):
                     return [*actions, Blame(node, "asked_again")]
                 self._not_sent(node, (pull.id,), now)
                 break

@@ -10,7 +10,12 @@ it, and the same digest names it (`item_id`).
     digest = SHA-256(SHA-256(chunk 0) | SHA-256(chunk 1) | ...), chunks of `CHUNK_BYTES`, the last one shorter
 
 An item of more than one chunk never travels as one frame: its chunks do, each of which proves itself
-by the list of their hashes (see `protocol.gossip.downloads`).
+by the list of their hashes (see `protocol.gossip.downloads`). In the envelope of a chunk
+
+    digest = SHA-256(item's id (32) | index (2) | SHA-256(data)), of the body: id | index | data
+
+and the last of these is in that list, too: who holds an item hashes nothing of it for those who ask, and
+a receiver's one hash of the data proves the envelope and the chunk.
 
 `version` is major x 256 + minor. A newer minor version may append fields to the arrays in bodies and
 add kinds, which older nodes skip; another major version is refused (see `protocol.wire.version`).
@@ -36,6 +41,7 @@ HASH_BYTES = 32
 HEADER_BYTES = KEY_BYTES + SIGNATURE_BYTES  # before whatever is signed, here and in records and manifests
 _HEADER = struct.Struct(">HH16sQQI32s")
 HEAD_BYTES = HEADER_BYTES + _HEADER.size  # before an envelope's body
+PLACE_BYTES = HASH_BYTES + 2  # before a chunk's data: which chunk it is
 # At 1 MB/s a chunk holds a link up for an eighth of a second, and its proof is a 4096th of its size.
 CHUNK_BYTES = 128 << 10
 MAX_BODY_BYTES = 192 << 10  # the largest messages: 64 records of 2,688 bytes, and a chunk
@@ -47,7 +53,8 @@ _DOMAIN = b"gossamer/envelope/2\x00"
 class Kind(IntEnum):
     """What a body is. A number that is not listed is ignored, so that newer nodes may say more.
 
-    8 and 9 were indirect probes, which no released version of the protocol has.
+    8 and 9 were indirect probes, 19 and 20 chunks that were hashed for each who asked: no released version of the
+    protocol has them.
     """
 
     HELLO = 1
@@ -66,10 +73,10 @@ class Kind(IntEnum):
     ASK_REVOCATIONS = 16
     REVOCATIONS = 17
     OUTLINE = 18
-    PULL_CHUNKS = 19
-    CHUNK = 20
     DIAL_BACK = 21
     DIALLED_BACK = 22
+    PULL_CHUNKS = 23
+    CHUNK = 24
 
 
 @value
@@ -96,9 +103,10 @@ class Header:
 
 @value
 class Envelope(Header):
-    """A whole envelope: its header, and the frame that it came as."""
+    """A whole envelope: its header, the frame that it came as, and what its digest is of (`hashes_of`)."""
 
     frame: bytes
+    hashes: bytes
 
     @property
     def body(self) -> bytes:
@@ -117,9 +125,9 @@ def seal(
 ) -> bytes:
     """Return the signed frame; equal arguments give equal bytes (Ed25519 is deterministic).
 
-    `hashes` are the body's `chunk_hashes`, where they are known already.
+    `hashes` are the body's `hashes_of`, where they are known already.
     """
-    root = digest_of_chunks(chunk_hashes(body) if hashes is None else hashes)
+    root = digest_of_hashes(hashes_of(kind, body) if hashes is None else hashes)
     header = _HEADER.pack(VERSION, int(kind), swarm, sequence, time_ms, len(body), root)
     return b"".join((identity.public_key, identity.sign(_DOMAIN + header), header, body))
 
@@ -135,9 +143,10 @@ def open_frame(frame: bytes, check: Verify = verify) -> Envelope:
         raise EnvelopeError("oversized", f"{len(frame)} bytes")
     _verify_head(frame[:HEAD_BYTES], check)
     _, kind, swarm, sequence, time_ms, size, root = _HEADER.unpack_from(frame, HEADER_BYTES)
-    if size != len(frame) - HEAD_BYTES or root != digest(memoryview(frame)[HEAD_BYTES:]):
+    hashes = hashes_of(kind, memoryview(frame)[HEAD_BYTES:])
+    if size != len(frame) - HEAD_BYTES or root != digest_of_hashes(hashes):
         raise EnvelopeError("forged", "body")
-    return Envelope(frame[:KEY_BYTES], swarm, kind, sequence, time_ms, size, root, frame)
+    return Envelope(frame[:KEY_BYTES], swarm, kind, sequence, time_ms, size, root, frame, hashes)
 
 
 def open_header(head: bytes, check: Verify = verify) -> Header:
@@ -190,13 +199,26 @@ def chunk_hashes(body: bytes | memoryview) -> bytes:
     )
 
 
+def hash_in(hashes: bytes, index: int) -> bytes:
+    """Return that of chunk `index` among joined hashes, empty beyond the end."""
+    return hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
+
+
+def hashes_of(kind: int, body: bytes | memoryview) -> bytes:
+    """Return what the digest of a body is of: its chunks' hashes; of a CHUNK its place, and the hash of its data."""
+    if kind != Kind.CHUNK:
+        return chunk_hashes(body)
+    view = memoryview(body)
+    return bytes(view[:PLACE_BYTES]) + hashlib.sha256(view[PLACE_BYTES:]).digest()
+
+
 def digest(body: bytes | memoryview) -> bytes:
-    """Return the digest (32 bytes) that a header holds of its body."""
-    return digest_of_chunks(chunk_hashes(body))
+    """Return the digest (32 bytes) that an item's header holds of its body."""
+    return digest_of_hashes(chunk_hashes(body))
 
 
-def digest_of_chunks(hashes: bytes) -> bytes:
-    """Return the digest of the body whose chunks have these hashes, joined."""
+def digest_of_hashes(hashes: bytes) -> bytes:
+    """Return the digest of the body of which these are `hashes_of`."""
     return hashlib.sha256(hashes).digest()
 
 

@@ -14,7 +14,16 @@ from protocol.errors import MessageError
 from protocol.identity import NODE_ID_BYTES, NodeId, id_bytes, id_of_bytes
 from protocol.value import value
 from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
-from protocol.wire.envelope import CHUNK_BYTES, HASH_BYTES, HEAD_BYTES, MAX_ITEM_BYTES, ItemId, Kind, chunk_count
+from protocol.wire.envelope import (
+    CHUNK_BYTES,
+    HASH_BYTES,
+    HEAD_BYTES,
+    MAX_ITEM_BYTES,
+    PLACE_BYTES,
+    ItemId,
+    Kind,
+    chunk_count,
+)
 
 MAX_RECORDS = 64  # about 20 kB: all of a swarm of tens at once
 MAX_IDS = 512
@@ -347,23 +356,35 @@ class PullChunks:
 
 @value
 class ItemChunk:
-    """Chunk `index` of an item."""
+    """Chunk `index` of an item: its data, and SHA-256 of that, which the envelope's digest proves and is not sent."""
 
     kind: ClassVar[Kind] = Kind.CHUNK
     id: ItemId
     index: int
     data: bytes
+    hash: bytes
+
+    @property
+    def place(self) -> bytes:
+        """Which chunk it is, as the body begins."""
+        return self.id + self.index.to_bytes(PLACE_BYTES - ID_BYTES, "big")
+
+    @property
+    def hashes(self) -> bytes:
+        """What the digest of its envelope is of."""
+        return self.place + self.hash
 
     def encode(self) -> bytes:
-        """Return the body's bytes."""
-        return pack([self.id, self.index, self.data])
+        """Return the body's bytes, which are no array."""
+        return self.place + self.data
 
     @classmethod
-    def decode(cls, body: bytes) -> "ItemChunk":
-        """Read a body."""
-        item, index, data = unpack(body, 3, error=MessageError, max_bytes=CHUNK_BYTES)
-        _check(is_bytes(item, ID_BYTES) and is_uint(index, chunk_count(MAX_ITEM_BYTES)) and isinstance(data, bytes))
-        return cls(ItemId(item), index, data)
+    def decode(cls, body: bytes, hashes: bytes) -> "ItemChunk":
+        """Read a body, of which the digest is of `hashes`."""
+        _check(PLACE_BYTES <= len(body) <= PLACE_BYTES + CHUNK_BYTES)
+        index = int.from_bytes(body[ID_BYTES:PLACE_BYTES], "big")
+        _check(index <= chunk_count(MAX_ITEM_BYTES))
+        return cls(ItemId(body[:ID_BYTES]), index, body[PLACE_BYTES:], hashes[PLACE_BYTES:])
 
 
 @value

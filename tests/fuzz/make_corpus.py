@@ -69,7 +69,7 @@ def inputs() -> list[bytes]:
             seal(ME, SWARM, Kind.ITEM, 1, int(UNIX * 1000), bytes(CHUNK_BYTES + 1))[:HEAD_BYTES], bytes(64)
         ).encode(),
         PullChunks(item, (0, 7)).encode(),
-        ItemChunk(item, 3, b"part of a body").encode(),
+        ItemChunk(item, 3, b"part of a body", bytes(32)).encode(),
         manifest.encoded,
         make_pass(ME, SWARM, OTHER.node_id, int(UNIX * 1000)).encode(),
         str(Invite(manifest.name, manifest.hash, (seed,))).encode(),

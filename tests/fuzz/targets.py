@@ -21,7 +21,7 @@ from protocol.events import Arrived, Link
 from protocol.identity import Identity
 from protocol.membership.address_book import Book
 from protocol.simulator.adversaries import SimulatedIdentity
-from protocol.wire.envelope import Kind, open_frame, seal
+from protocol.wire.envelope import Kind, hashes_of, open_frame, seal
 from protocol.wire.messages import (
     Announce,
     AskRevocations,
@@ -89,9 +89,9 @@ TARGETS: list[Callable[[bytes], object]] = [
             Pull,
             ItemOutline,
             PullChunks,
-            ItemChunk,
         )
     ),
+    lambda data: ItemChunk.decode(data, hashes_of(Kind.CHUNK, data)),
     lambda data: open_manifest(data, believe),
     open_grant,
     text(Invite.parse),

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from benchmarks.large_items import Cores
 from protocol.credentials.records import (
     MAX_AGENT_BYTES,
     MAX_ENDPOINTS,
@@ -36,9 +37,12 @@ from protocol.wire.envelope import (
     HEADER_BYTES,
     MAX_BODY_BYTES,
     MAX_FRAME_BYTES,
+    PLACE_BYTES,
+    ItemId,
     Kind,
     chunk_hashes,
     digest,
+    hashes_of,
     header_of,
     item_id,
     open_frame,
@@ -93,7 +97,7 @@ values = st.recursive(
 )
 BODIES = [Hello, Peers, Ping, News, Goodbye, Digest, Announce, Interest, Manifest, Pull]
 BODIES += [AskRevocations, Revocations]
-BODIES += [ItemOutline, PullChunks, ItemChunk]
+BODIES += [ItemOutline, PullChunks]
 BODIES += [DialBack, DialledBack]
 packed = values.map(msgpack.packb) | st.binary() | st.just(msgpack.packb(msgpack.ExtType(5, b"x")))
 
@@ -140,9 +144,27 @@ def test_a_body_is_hashed_once_by_its_signer_and_once_by_its_receiver(monkeypatc
     assert len(body) <= sum(hashed) <= len(body) * 1.01
 
 
-@given(st.data())
-def test_one_changed_bit_anywhere_is_forged(data: st.DataObject) -> None:
-    frame = bytearray(seal(ALICE, SWARM, Kind.ITEM, 7, 8, b"body of the item"))
+@pytest.mark.parametrize("receivers", [1, 3])
+@pytest.mark.parametrize("size", [100_000, 1 << 20])
+def test_an_item_is_hashed_once_at_either_end_however_large_and_whoever_asks_for_it(
+    size: int, receivers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores, body = Cores(receivers), random.Random(size).randbytes(size)
+    hashed, sha256 = [], hashlib.sha256
+
+    def counting(data: bytes = b""):
+        hashed.append(len(data))
+        return sha256(data)
+
+    monkeypatch.setattr(hashlib, "sha256", counting)
+    assert cores.publish(body) == [body] * receivers
+    ends = 1 + receivers
+    assert ends * size <= sum(hashed) <= 1.01 * ends * size
+
+
+@given(st.data(), st.sampled_from([Kind.ITEM, Kind.CHUNK]))
+def test_one_changed_bit_anywhere_is_forged(data: st.DataObject, kind: Kind) -> None:
+    frame = bytearray(seal(ALICE, SWARM, kind, 7, 8, b"a body that is longer than the place of a chunk"))
     position = data.draw(st.integers(0, len(frame) * 8 - 1))
     frame[position // 8] ^= 1 << position % 8
     with pytest.raises(EnvelopeError) as caught:
@@ -231,10 +253,30 @@ def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
     | st.builds(Pull, st.lists(ids, max_size=20).map(tuple))
     | st.builds(ItemOutline, st.binary(min_size=HEAD_BYTES, max_size=HEAD_BYTES), ids)
     | st.builds(PullChunks, ids, st.lists(st.integers(0, 512), max_size=MAX_CHUNKS).map(tuple))
-    | st.builds(ItemChunk, ids, st.integers(0, 512), st.binary(max_size=300))
 )
 def test_messages_come_back(message) -> None:
     assert type(message).decode(message.encode()) == message
+
+
+@given(ids, st.integers(0, 512), st.binary(max_size=300))
+def test_a_chunks_digest_is_of_its_place_and_of_the_hash_of_its_data(item: ItemId, index: int, data: bytes) -> None:
+    place, known = item + index.to_bytes(2, "big"), hashlib.sha256(data).digest()
+    chunk = ItemChunk(item, index, data, known)
+    frame = seal(ALICE, SWARM, Kind.CHUNK, 1, 1, chunk.encode(), chunk.hashes)
+    assert frame == seal(ALICE, SWARM, Kind.CHUNK, 1, 1, place + data)
+    envelope = open_frame(frame)
+    assert envelope.digest == hashlib.sha256(place + known).digest()
+    assert ItemChunk.decode(envelope.body, envelope.hashes) == chunk
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", bytes(PLACE_BYTES - 1), bytes(32) + b"\x02\x01", bytes(PLACE_BYTES + CHUNK_BYTES + 1)],
+    ids=["nothing", "no place", "a place beyond the largest item", "more than a chunk"],
+)
+def test_a_chunk_that_is_none_is_malformed(body: bytes) -> None:
+    with pytest.raises(MessageError, match="malformed"):
+        ItemChunk.decode(body, hashes_of(Kind.CHUNK, body))
 
 
 def test_fields_that_a_newer_minor_version_appended_are_skipped() -> None:

@@ -40,13 +40,17 @@ from protocol.membership.refusals import Case
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
 from protocol.wire.envelope import (
     CHUNK_BYTES,
+    HASH_BYTES,
+    HEAD_BYTES,
     HEADER_BYTES,
     MAX_FRAME_BYTES,
+    PLACE_BYTES,
     ItemId,
     Kind,
     chunk_hashes,
     digest,
-    digest_of_chunks,
+    digest_of_hashes,
+    header_of,
     item_id,
     open_frame,
     seal,
@@ -148,7 +152,8 @@ def test_an_item_is_delivered_with_its_signers_name_whoever_brings_it() -> None:
         ("impostor", lambda talk: talk.frame(Kind.PING, Ping(1).encode(), OTHER)),
         ("stale", lambda talk: talk.frame(Kind.ITEM, b"body", age=3601)),
         ("stale", lambda talk: talk.frame(Kind.ITEM, b"body", age=-601)),
-        ("unasked_chunk", lambda talk: talk.frame(Kind.CHUNK, ItemChunk(ItemId(bytes(32)), 0, b"data").encode())),
+        ("unasked_chunk", lambda talk: talk.frame(Kind.CHUNK, bytes(PLACE_BYTES) + b"data")),
+        ("malformed", lambda talk: talk.frame(Kind.CHUNK, bytes(PLACE_BYTES - 1))),
     ],
 )
 def test_what_breaks_the_protocol_is_counted_and_costs_whoever_sent_it(reason: str, make) -> None:
@@ -321,9 +326,10 @@ def test_what_was_on_its_way_when_a_link_ended_is_nobodys_fault() -> None:
     assert talk.rejected == {"no_hello": 1}
 
 
-def test_an_unknown_kind_is_ignored() -> None:
+@pytest.mark.parametrize("kind", [8, 9, 19, 20, 200], ids=lambda kind: f"{kind}")
+def test_a_kind_that_is_unknown_or_no_more_is_ignored(kind: int) -> None:
     talk = Talk()
-    assert talk.say(200, b"from a newer node") == []
+    assert talk.say(kind, b"from another node") == []
     assert talk.rejected == {}
 
 
@@ -369,7 +375,7 @@ def test_a_signer_that_states_two_sizes_of_one_item_pays_itself_and_not_who_hold
     liar = Identity(bytes([3]) * 32)
     chunks = [bytes(CHUNK_BYTES), b"the end"]
     hashes = b"".join(map(chunk_hashes, chunks))
-    root = digest_of_chunks(hashes)
+    root = digest_of_hashes(hashes)
     header = struct.pack(">HH16sQQI32s", VERSION, Kind.ITEM, SWARM, 1, int(UNIX * 1000), CHUNK_BYTES + 9, root)
     head = liar.public_key + liar.sign(b"gossamer/envelope/2\x00" + header) + header
     item = item_id(liar.public_key, root)
@@ -383,9 +389,47 @@ def test_a_signer_that_states_two_sizes_of_one_item_pays_itself_and_not_who_hold
     indices = [PullChunks.decode(frame.body).indices for frame in frames if frame.kind == Kind.PULL_CHUNKS]
     assert {index for some in indices for index in some} == {0, 1}
     for index in (0, 1):
-        talk.say(Kind.CHUNK, ItemChunk(item, index, chunks[index]).encode())
+        talk.say(Kind.CHUNK, item + index.to_bytes(2, "big") + chunks[index])
     assert talk.score == 0.0 and talk.core.admission.score(liar.node_id, at(0)) == -PENALTIES["malformed"]
     assert talk.rejected == {"malformed": 1}
+
+
+@pytest.mark.parametrize(
+    ("reason", "make"),
+    [
+        ("forged", lambda place, data, known: (place + data[:-1] + b"!", place + known)),
+        ("forged", lambda place, data, known: (place + data[:-1], place + known)),
+        ("forged", lambda place, data, known: (place[:-1] + b"\x01" + data, place + known)),
+        ("false_chunk", lambda place, data, known: (place + data[:-1] + b"!", None)),
+        ("malformed", lambda place, data, known: (place + data + b"!", None)),
+    ],
+    ids=["other data", "less data", "another place", "other data, signed", "more than a chunk"],
+)
+def test_a_chunk_that_is_none_costs_its_sender_and_not_the_items_signer(reason: str, make) -> None:
+    talk = Talk()
+    signer = Identity(bytes([3]) * 32)
+    data = bytes(CHUNK_BYTES)
+    frame = seal(signer, SWARM, Kind.ITEM, 1, int(UNIX * 1000), data + b"the end")
+    item, hashes = header_of(frame).item_id, chunk_hashes(data + b"the end")
+    talk.say(Kind.ANNOUNCE, Announce((Entry(item, len(frame)),)).encode())
+    talk.say(Kind.OUTLINE, ItemOutline(frame[:HEAD_BYTES], hashes).encode())
+    body, of = make(item + bytes(2), data, hashes[:HASH_BYTES])
+    talk.hear(seal(PEER, SWARM, Kind.CHUNK, 99, int(UNIX * 1000), body, of))
+    assert talk.rejected == {reason: 1} and talk.score == -PENALTIES[reason]
+    assert talk.core.admission.score(signer.node_id, at(0)) == 0.0
+
+
+def test_nothing_of_a_chunk_is_read_before_its_signature_and_its_digest_hold(monkeypatch) -> None:
+    talk = Talk()
+    frame = talk.frame(Kind.CHUNK, bytes(PLACE_BYTES) + b"data")
+    signed = frame[:KEY_BYTES] + bytes(64) + frame[HEADER_BYTES:]
+    monkeypatch.setattr(ItemChunk, "decode", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("protocol.wire.envelope.hashes_of", lambda *_: pytest.fail("hashed"))
+    talk.hear(signed)
+    monkeypatch.undo()
+    monkeypatch.setattr(ItemChunk, "decode", lambda *_: pytest.fail("read"))
+    talk.hear(frame[:-1] + b"!")
+    assert talk.rejected == {"forged": 2} and talk.score == -2 * PENALTIES["forged"]
 
 
 def test_an_item_that_was_pushed_in_vain_is_taken_when_it_is_asked_for() -> None:

@@ -29,10 +29,11 @@ from protocol.wire.compression import PLAIN, WORTH_BYTES, ZSTD, pack_content, un
 from protocol.wire.envelope import (
     CHUNK_BYTES,
     HEAD_BYTES,
+    ItemId,
     Kind,
     chunk_count,
     chunk_hashes,
-    digest_of_chunks,
+    digest_of_hashes,
     header_of,
     seal,
 )
@@ -52,6 +53,10 @@ def large(size: int, seed: int = 0, signer: Identity = ALICE) -> Item:
 
 def outline_of(item: Item) -> Outline:
     return Outline(header_of(item.frame), item.frame[:HEAD_BYTES], item.hashes)
+
+
+def chunk_of(item: ItemId, index: int, data: bytes) -> ItemChunk:
+    return ItemChunk(item, index, data, chunk_hashes(data))
 
 
 def indices(asks: list[tuple[NodeId, PullChunks]], node: NodeId) -> list[int]:
@@ -80,7 +85,7 @@ def test_whoever_comes_goes_stalls_or_lies_the_item_comes_out_as_it_was_signed(d
                 downloads.check(now)
             case what if flying:
                 to, index = flying.pop(0)
-                chunk = item.chunk(index) if what == "deliver" else ItemChunk(item.id, index, bytes(CHUNK_BYTES))
+                chunk = item.chunk(index) if what == "deliver" else chunk_of(item.id, index, bytes(CHUNK_BYTES))
                 downloads.arrived(to, chunk, now)
         if downloads.finish(item.id) is not None:
             return
@@ -117,13 +122,13 @@ def test_a_false_chunk_ends_its_senders_part_and_nothing_else() -> None:
     downloads = Downloads(1 << 30, PATIENCE)
     downloads.begin(outline_of(item), [A, B], 0.0)
     asks = downloads.due(0.0)
-    lie = ItemChunk(item.id, indices(asks, A)[0], bytes(CHUNK_BYTES))
+    lie = chunk_of(item.id, indices(asks, A)[0], bytes(CHUNK_BYTES))
     assert downloads.arrived(A, lie, 0.0) is Took.FALSE
     downloads.offered(A, item.id)
     again = downloads.due(0.0)
     assert not indices(again, A)
     assert sorted(indices(asks, B) + indices(again, B)) == [0, 1, 2]
-    assert downloads.arrived(B, ItemChunk(item.id, 99, b"x"), 0.0) is Took.UNASKED
+    assert downloads.arrived(B, chunk_of(item.id, 99, b"x"), 0.0) is Took.UNASKED
 
 
 @pytest.mark.parametrize("sizes", [(1, 2), (CHUNK_BYTES, 1)], ids=["the last is larger", "one inside is smaller"])
@@ -133,11 +138,11 @@ def test_a_chunk_of_another_size_than_its_signer_states_is_not_its_senders_fault
     stated, came = sizes
     chunks = [bytes(CHUNK_BYTES), bytes(came)] if stated == 1 else [bytes(came), bytes(CHUNK_BYTES)]
     hashes = b"".join(map(chunk_hashes, chunks))
-    header = replace(header_of(item.frame), size=CHUNK_BYTES + stated, digest=digest_of_chunks(hashes))
+    header = replace(header_of(item.frame), size=CHUNK_BYTES + stated, digest=digest_of_hashes(hashes))
     outline = Outline(header, item.frame[:HEAD_BYTES], hashes)
     downloads = Downloads(1 << 30, PATIENCE)
     assert downloads.begin(outline, [A], 0.0) and indices(downloads.due(0.0), A) == [0, 1]
-    took = [downloads.arrived(A, ItemChunk(outline.id, index, data), 0.0) for index, data in enumerate(chunks)]
+    took = [downloads.arrived(A, chunk_of(outline.id, index, data), 0.0) for index, data in enumerate(chunks)]
     assert Took.MISSIZED in took and Took.FALSE not in took
     assert len(downloads) == 0 and downloads.begin(outline_of(item), [A], 0.0)
 
@@ -188,7 +193,7 @@ def test_whatever_comes_in_whatever_order_the_counts_hold_and_the_bounds(data: s
                 flying += [(to, items[pull.id], index) for to, pull in downloads.due(now) for index in pull.indices]
             case what if flying:
                 to, fetched, index = flying.pop(0)
-                chunk = fetched.chunk(index) if what == "deliver" else ItemChunk(fetched.id, index, b"false")
+                chunk = fetched.chunk(index) if what == "deliver" else chunk_of(fetched.id, index, b"false")
                 downloads.arrived(to, chunk, now)
                 downloads.finish(fetched.id)
         counts_hold(downloads)

@@ -39,7 +39,7 @@ from protocol.gossip.subscriptions import MIN_BURST, hint, same_shard
 from protocol.gossip.want_list import MAX_BROKEN, MAX_WANTS, PROMISE_PATIENCE
 from protocol.identity import Identity, NodeId, id_of_bytes
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_hashes, header_of, seal
-from protocol.wire.messages import MAX_DIRECT, MAX_IDS, NO_TOPIC, Announce, Entry, Interest, Pull, PullChunks
+from protocol.wire.messages import MAX_DIRECT, MAX_IDS, NO_TOPIC, Announce, Entry, Interest, ItemChunk, Pull, PullChunks
 
 UNIX = 1_700_000_000.0
 ME, A, B, C, FAR = (id_of_bytes(letter * 20) for letter in (b"m", b"a", b"b", b"c", b"f"))
@@ -768,6 +768,16 @@ def test_nobody_waits_for_a_node_that_draws_what_it_pulls_but_who_fetches_what_i
     core.handle(ChunksPulled(B, PullChunks(large.id, (0,))), at(1))
     assert not core.may_rest(at(1))
     assert core.may_rest(at(1 + LAN.pull_patience))
+
+
+def test_chunks_are_given_of_what_has_an_outline_only() -> None:
+    core = machine(A)
+    small, large = item(1, signer=ME), item(2, CHUNK_BYTES + 1000, signer=ME)
+    for one in (small, large):
+        core.handle(Publish(one), at(1))
+        core.handle(Tick(), at(2))
+    given = [core.handle(ChunksPulled(A, PullChunks(one.id, (0,))), at(3)) for one in (small, large)]
+    assert [[to for to, _ in sent(ItemChunk, actions)] for actions in given] == [[], [A]]
 
 
 def test_an_item_that_is_stale_soon_is_delivered_and_not_announced() -> None:
