@@ -17,7 +17,8 @@ an interpreter of its own:
 
 `sent_per_delivered` is all that left the nodes' transports, control messages included, over
 the bytes of the bodies that were delivered to others. `cpu_s` is of all processes of a side and
-includes half a second after the round. The rows of part "ingest" are of `benchmarks.ingest`.
+includes half a second after the round. The rows of part "ingest" are of `benchmarks.ingest`, those of part "large" of
+`benchmarks.large_items`.
 """
 
 import json
@@ -29,7 +30,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from benchmarks import ingest
+from benchmarks import ingest, large_items
 from benchmarks.crowd import Crowd, CrowdError, Round
 
 Row = dict[str, Any]
@@ -58,7 +59,8 @@ def run(
         runs: rounds of each kind.
         timeout: seconds after which a round has failed.
         hivemind_python: an interpreter that has hivemind; empty: ours alone.
-        ingest_groups: groups verified in each run of part "ingest"; 0: without that part.
+        ingest_groups: groups verified in each run of part "ingest", and a hundred times as many as there are items of a
+            hundred times their size in one of part "large"; 0: without these parts.
     """
     ratios: dict[str, float | None] = {}
     for count in nodes:
@@ -80,6 +82,7 @@ def run(
                 ratios[f"nodes={count} kib={size}"] = ours / theirs if ours and theirs else None
     if ingest_groups:
         yield from ingest.run(runs, ingest_groups)
+        yield from large_items.run(runs, ingest_groups // 100)
     yield {"bench": "gossip", "ratio": {"hivemind": ratios} if hivemind_python else {}}
 
 

@@ -12,13 +12,15 @@ from node.errors import UserError
 
 
 def test_everybody_holds_everything_at_little_more_than_its_own_bytes() -> None:
-    small, large, *ingest, last = run(nodes=(4,), kib=(10, 100), runs=1, ingest_groups=200)
+    small, large, *ingest, noise, text, last = run(nodes=(4,), kib=(10, 100), runs=1, ingest_groups=200)
     for row in (small, large):
         assert (row["impl"], row["failed"], row["held"], row["processes"]) == ("gossamer", 0, 1.0, 4)
         assert row["median_s"] > 0 and row["cpu_s"] >= 0
     assert large["sent_per_delivered"] <= 1.5
     assert [row["path"] for row in ingest] == ["frames", "pool", "sockets"]
     assert all(row["bytes"] >= 10_000 and row["groups_per_cpu_s"] > 0 for row in ingest)
+    assert [(row["part"], row["body"]) for row in (noise, text)] == [("large", "random"), ("large", "text")]
+    assert noise["median_s"] > 0 and text["median_s"] > 0
     assert last == {"bench": "gossip", "ratio": {}}
 
 
