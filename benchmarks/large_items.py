@@ -30,7 +30,7 @@ STEPS = 1000
 
 
 def run(runs: int, items: int) -> Iterator[dict[str, Any]]:
-    """Yield a row for each sort of body, of `runs` times `items`, in turns; `median_s` is CPU s an item, of both ends."""
+    """Yield a row for each sort of body, of `runs` times `items`; `median_s` is CPU seconds an item, of both ends."""
     sorts = {"random": os.urandom(2 * BODY_BYTES), "text": _library(2 * BODY_BYTES)}
     seconds: dict[str, list[float]] = {sort: [] for sort in sorts}
     for _ in range(runs):

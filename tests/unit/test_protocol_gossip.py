@@ -772,7 +772,7 @@ def test_nobody_waits_for_a_node_that_draws_what_it_pulls_but_who_fetches_what_i
 
 def test_chunks_are_given_of_what_has_an_outline_only() -> None:
     core = machine(A)
-    small, large = item(1, signer=ME), item(2, CHUNK_BYTES + 1000, signer=ME)
+    small, large = item(1, CHUNK_BYTES, signer=ME), item(2, CHUNK_BYTES + 1000, signer=ME)
     for one in (small, large):
         core.handle(Publish(one), at(1))
         core.handle(Tick(), at(2))
