@@ -478,6 +478,9 @@ def test_the_documented_vector_holds() -> None:
         identity, bytes.fromhex(vector["swarm"]), vector["kind"], vector["sequence"], vector["time_ms"],
         bytes.fromhex(vector["body"]),
     )  # fmt: skip
+    chunk = bytes.fromhex(vector["chunk_body"])
+    sealed = seal(identity, bytes.fromhex(vector["swarm"]), Kind.CHUNK, 2, vector["time_ms"], chunk)
+    assert sealed.hex() == vector["chunk_frame"] and chunk.hex().startswith(vector["item_id"])
     assert identity.public_key.hex() == vector["public_key"]
     assert identity.curve_key.hex() == vector["curve_key"]
     assert identity.node_id == vector["node_id"]
