@@ -143,8 +143,8 @@ def open_frame(frame: bytes, check: Verify = verify) -> Envelope:
         raise EnvelopeError("oversized", f"{len(frame)} bytes")
     _verify_head(frame[:HEAD_BYTES], check)
     _, kind, swarm, sequence, time_ms, size, root = _HEADER.unpack_from(frame, HEADER_BYTES)
-    hashes = hashes_of(kind, memoryview(frame)[HEAD_BYTES:])
-    if size != len(frame) - HEAD_BYTES or root != digest_of_hashes(hashes):
+    body = memoryview(frame)[HEAD_BYTES:]
+    if size != len(body) or root != digest_of_hashes(hashes := hashes_of(kind, body)):
         raise EnvelopeError("forged", "body")
     return Envelope(frame[:KEY_BYTES], swarm, kind, sequence, time_ms, size, root, frame, hashes)
 
