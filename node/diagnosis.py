@@ -383,7 +383,8 @@ def reachability(tree: Tree) -> str:
         return "no peer on another machine has said where it sees this node"
     asked = tree["dialable_asked"]
     peers = "the one peer" if asked == 1 else f"the {asked} peers"
-    said = "can be dialled there" if tree["dialable"] else f"cannot be dialled there, by {peers} asked: it dials"
+    able = "can be dialled there, says one peer" if asked == 1 else "can be dialled there"
+    said = able if tree["dialable"] else f"cannot be dialled there, by {peers} asked: it dials"
     return f"at {tree['seen_at']}, {said}"
 
 

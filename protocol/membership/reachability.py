@@ -3,10 +3,12 @@
 Asking
  1. A node asks live peers on other machines, one after the other and then now and then again: at which
     address do you see me, and can you dial me there, at the port where I listen?
- 2. What one network says counts once. One that dialled us is enough to be dialable; the record changes for
-    the worse only when two networks could not and none could.
- 3. A node that can be dialled at its public address, and has told only private endpoints, tells that one. One that
-    cannot takes the endpoint back: peers then tell it of every newcomer, which it dials (see `dissemination`).
+ 2. What one network says counts once: of a public address all that are seen at private ones count as one, of a
+    private address each key as one, as nodes of a laboratory are not told apart. The address that most say is ours.
+ 3. The record changes only when `DOUBT` networks say the same address. If it is public, one of them could dial us
+    there and we have told only private endpoints, we tell it, too: on the word of one peer, all others would dial
+    whomever it names. If none could, we take the endpoint there back: peers then tell us of every newcomer, which we
+    dial (see `dissemination`).
 
 Answering
  4. A fresh connection is dialled to the address from which the asker's link comes, under the key that it
@@ -16,7 +18,7 @@ Answering
 """
 
 import random
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 
 from protocol.config import Instant
@@ -35,7 +37,7 @@ NEXT_ASK_S = 10.0
 AGAIN_S = 600.0  # a router's lease ends, a firewall is opened
 ENOUGH = 3  # answers to know for a while
 PATIENCE_S = DIAL_TIMEOUT_S + 5.0
-DOUBT = 2  # networks that have to say that we cannot be dialled
+DOUBT = 2  # networks that have to say where we are seen, before we tell or take back anything for it
 PAUSE_S = 30.0
 SERVED_PER_SECOND = 0.2
 SERVED_BURST = 4.0
@@ -48,12 +50,19 @@ MAX_ANSWERS = 8
 class Standing:
     """What others say of us: the IP address at which most see us ("": nobody said), and whether we can be dialled.
 
-    `dialable` is None while nobody tried; `answers` is how many networks were asked.
+    `dialable` is None while nobody tried; `answers` is how many networks see us there.
     """
 
     seen_at: str = ""
     dialable: bool | None = None
     answers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    network: str  # as which it counts; see rule 2
+    host: str
+    reached: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,7 @@ class Reachability:
         self._next_ask = now.steady + FIRST_ASK_S
         self._asked: dict[NodeId, float] = {}  # live peers that did not answer yet, and until when we wait
         self._last_asked: Recent[NodeId, float] = Recent(MAX_ASKERS)
-        self._answers: Recent[str, DialledBack] = Recent(MAX_ANSWERS)  # the newest, by voice
+        self._answers: Recent[str, _Answer] = Recent(MAX_ANSWERS)  # the newest, by voice
         self._checks: dict[Link, _Check] = {}
         self._served: Recent[str, float] = Recent(MAX_ASKERS)
         self._budget = TokenBucket(SERVED_PER_SECOND, SERVED_BURST, now.steady)
@@ -85,19 +94,23 @@ class Reachability:
         answers = self._answers.values()
         if not answers:
             return Standing()
-        ((seen_at, _),) = Counter(answer.host for answer in answers).most_common(1)
-        there = [answer.reached for answer in answers if answer.host == seen_at]
-        return Standing(seen_at, any(there), len(there))
+        networks: defaultdict[str, set[str]] = defaultdict(set)
+        for answer in answers:
+            networks[answer.host].add(answer.network)
+        seen_at = max(networks, key=lambda host: len(networks[host]))
+        dialable = any(answer.reached for answer in answers if answer.host == seen_at)
+        return Standing(seen_at, dialable, len(networks[seen_at]))
 
     def reachable(self, told: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
-        """Return which endpoints to tell, of those that the node listens on or was given. Rules 2 and 3."""
+        """Return which endpoints to tell, of those that the node listens on or was given. Rule 3."""
         standing = self.standing
-        if standing.dialable and scope_of(standing.seen_at) is Scope.PUBLIC and self._port:
-            if any(scope_of(endpoint.host) is Scope.PUBLIC for endpoint in told):
-                return told
-            return (*told, Endpoint(standing.seen_at, self._port))[:MAX_ENDPOINTS]
-        if standing.dialable is False and standing.answers >= DOUBT:
+        if standing.answers < DOUBT:
+            return told
+        if not standing.dialable:
             return tuple(one for one in told if read_address(one.host) != read_address(standing.seen_at))
+        is_new = not any(scope_of(endpoint.host) is Scope.PUBLIC for endpoint in told)
+        if is_new and scope_of(standing.seen_at) is Scope.PUBLIC and self._port:
+            return (*told, Endpoint(standing.seen_at, self._port))[:MAX_ENDPOINTS]
         return told
 
     # Asking
@@ -148,7 +161,9 @@ class Reachability:
         if host is None:
             raise MessageError("malformed", "address")
         if answer.port == self._port:
-            self._answers.set(self._links.peers[sender].voice, DialledBack(str(host), answer.port, answer.reached))
+            peer = self._links.peers[sender]
+            network = peer.group if scope_of(str(host)) is Scope.PUBLIC else peer.voice
+            self._answers.set(peer.voice, _Answer(network, str(host), answer.reached))
         fresh, _ = self._able(now)
         if len(self._answers) >= ENOUGH or not fresh:
             self._next_ask = now.steady + AGAIN_S * self._rng.uniform(0.75, 1.25)

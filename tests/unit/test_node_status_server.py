@@ -237,6 +237,7 @@ def test_until_when_a_grant_admits_is_shown_and_that_it_does_no_longer() -> None
         ({}, "at 198.41.0.4, cannot be dialled there, by the 2 peers asked: it dials"),
         ({"dialable": True}, "at 198.41.0.4, can be dialled there"),
         ({"dialable_asked": 1}, "at 198.41.0.4, cannot be dialled there, by the one peer asked: it dials"),
+        ({"dialable_asked": 1, "dialable": True}, "at 198.41.0.4, can be dialled there, says one peer"),
         ({"seen_at": None, "dialable": None}, "no peer on another machine has said where it sees this node"),
     ],
 )

@@ -1,8 +1,11 @@
 """Dial-back: what a node learns about how it is reached, and what others cannot make it dial."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from protocol.config import Instant, Limits, Setup
 from protocol.credentials.records import REFUTATION_BITS, Address, Endpoint, make_record
@@ -21,6 +24,8 @@ ME, *OTHERS = (Identity(bytes([n]) * 32) for n in range(20))
 PORT = 4001
 INSIDE = Endpoint("192.168.0.7", PORT)
 OUTSIDE = "198.41.0.4"
+VICTIM = "8.8.8.8"
+APART = [f"93.184.{number}.1" for number in range(16)]  # each in a network of its own
 
 
 def at(seconds: float) -> Instant:
@@ -28,13 +33,13 @@ def at(seconds: float) -> Instant:
 
 
 class Node:
-    """A membership whose peers dialled it from addresses of their own, all in different networks."""
+    """A membership whose peers dialled it, each from one of `hosts`."""
 
-    def __init__(self, *endpoints: Endpoint, peers: int = 3, host: str = "93.184.{}.1") -> None:
+    def __init__(self, *endpoints: Endpoint, hosts: Sequence[str] = APART[:3]) -> None:
         self.core = Membership(Setup(ME, SWARM, endpoints, Limits(max_peers=30)), Book((), 60), random.Random(1), at(0))
         self.now = 0.0
         self.log: list = []
-        self.hosts = {identity: host.format(number) for number, identity in enumerate(OTHERS[:peers])}
+        self.hosts = dict(zip(OTHERS, hosts, strict=False))
         for identity, seen in self.hosts.items():
             self.log += self.core.handle(Accepted(Link(identity.curve_key, False), seen), at(0))
             self.log += self.core.handle(self.said(identity, Hello(record_of(identity).encoded)), at(0))
@@ -94,7 +99,7 @@ def test_a_node_asks_peers_on_other_machines_once_each_and_then_rests() -> None:
         node.hear(identity, DialledBack(OUTSIDE, PORT, True))
         asked.append(identity)
     assert len(set(asked)) == 3 and node.asks(300.0) == [] and node.asks(600.0) != []
-    assert Node(INSIDE, host="127.0.0.{}").asks() == []
+    assert Node(INSIDE, hosts=["127.0.0.1", "127.0.0.2", "127.0.0.3"]).asks() == []
 
 
 def test_one_that_reached_us_is_enough_and_a_port_that_we_left_is_no_news() -> None:
@@ -111,14 +116,40 @@ def test_one_that_reached_us_is_enough_and_a_port_that_we_left_is_no_news() -> N
 
 def test_the_address_at_which_most_see_us_is_ours() -> None:
     node = Node(INSIDE)
-    node.learn(True, host="8.8.8.8")
+    node.learn(True, host=VICTIM)
     node.learn(False, False)
     assert node.core.reachability.standing == Standing(OUTSIDE, False, 2)
 
 
-def test_a_node_that_can_be_dialled_from_outside_tells_that_address_at_once() -> None:
+@given(
+    st.sampled_from([["93.185.7.1", "93.185.7.2", "93.185.7.3"], ["172.17.0.1"] * 5, ["10.0.0.1", "192.168.3.1"]]),
+    st.lists(st.booleans(), max_size=3),
+    st.integers(0, 2**32),
+)
+def test_an_address_that_one_network_names_is_told_to_nobody(liars: list[str], honest: list[bool], seed: int) -> None:
+    hosts = [*liars, *APART[: len(honest)]]
+    random.Random(seed).shuffle(hosts)
+    node = Node(INSIDE, hosts=hosts)
+    answers = dict(zip(APART, honest, strict=False))
+    for _ in range(int(60 / TICK_S)):
+        for asked in node.asks(TICK_S):
+            host = node.hosts[asked]
+            node.hear(asked, DialledBack(OUTSIDE if host in answers else VICTIM, PORT, answers.get(host, True)))
+        assert set(node.core.record.endpoints) <= {INSIDE, Endpoint(OUTSIDE, PORT)}
+
+
+def test_all_that_are_seen_at_private_addresses_are_one_network_that_sees_us_at_a_public_one() -> None:
+    node = Node(INSIDE, hosts=["172.17.0.1", "172.17.0.1", APART[0]])
+    while len(told := node.core.record.endpoints) == 1:
+        node.hear(node.question(), DialledBack(OUTSIDE, PORT, True))
+        node.run(TICK_S)
+    assert told == (INSIDE, Endpoint(OUTSIDE, PORT)) and node.core.reachability.standing.answers == 2
+
+
+def test_a_node_that_two_networks_see_where_one_could_dial_it_tells_that_address_at_once() -> None:
     node = Node(INSIDE)
-    actions = node.learn(True)
+    assert shown(node.learn(True)) == set() and node.core.record.endpoints == (INSIDE,)
+    actions = node.learn(False)
     assert node.core.record.endpoints == (INSIDE, Endpoint(OUTSIDE, PORT))
     assert shown(actions) == {Link(identity.curve_key, False) for identity in node.hosts}
     before = node.core.record.incarnation
@@ -171,7 +202,7 @@ def test_an_asker_is_dialled_where_it_is_seen_under_the_key_that_it_proved_and_t
 
 
 def test_who_asks_again_at_once_pays_and_who_is_many_is_not_served() -> None:
-    node = Node(peers=16)
+    node = Node(hosts=APART)
     dials = [action for asker in OTHERS[:16] for action in node.hear(asker, DialBack(7777)) if isinstance(action, Dial)]
     assert len(dials) == MAX_CHECKS
     with pytest.raises(PeerError, match="too_many_asks"):
