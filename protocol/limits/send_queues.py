@@ -8,7 +8,9 @@ Rules
     large ones. Nothing large holds up anything small.
  2. The items of a link have `max_link_queue_bytes`, those of all links together `max_queue_bytes`. What does not
     fit is refused, and whoever offered it offers it again later. What we signed ourselves has `CONTROL_BYTES`
-    a link of its own, so that a peer that takes our items slowly still hears that we live.
+    a link of its own, so that a peer that takes our items slowly still hears that we live, and `MAX_CONTROL_BYTES`
+    in all. Where these are full, the link that has most of it loses its newest to one that would have less (as SFQ
+    drops from the longest queue, McKenney 1990): links that do not read, however many, silence no other.
  3. Whose turn it is: start-time fair queueing (Goyal, Vin, Cheng 1996). Each link has a virtual time, which
     rises by the bytes that it is sent; the link with the smallest goes next. One that was idle begins at the
     present virtual time: it is owed nothing for its silence.
@@ -28,6 +30,7 @@ from protocol.config import Limits
 from protocol.events import Lane, Link
 
 CONTROL_BYTES = 1 << 20  # announcements and records of minutes; a peer that takes none for so long is gone
+MAX_CONTROL_BYTES = 16 * CONTROL_BYTES  # of all links: 32 KiB each where all connections that there may be are full
 RETRY_S, MAX_RETRY_S = 0.001, 0.064  # on a line of 100 Mbit/s, 800 kB: libzmq is not emptied meanwhile
 BURST_S = 0.25  # of the upload limit: what a line's own buffers hold
 MAX_DEBT_S = 1.0
@@ -60,6 +63,7 @@ class SendQueues:
         self._tokens = self._rate * BURST_S
         self._filled = now
         self.item_bytes = 0  # of all links
+        self.control_bytes = 0  # of all links
 
     def __len__(self) -> int:
         return sum(len(lane) for queue in self._busy.values() for lane in queue.lanes)
@@ -80,7 +84,7 @@ class SendQueues:
         size = len(frame)
         control, items = (queue.control, queue.items) if queue is not None else (0, 0)
         if lane is Lane.CONTROL:
-            if control + size > CONTROL_BYTES:
+            if control + size > CONTROL_BYTES or not self._make_room(size, control + size):
                 return False
         elif items + size > self._limits.max_link_queue_bytes or self.item_bytes + size > self._limits.max_queue_bytes:
             return False
@@ -137,6 +141,7 @@ class SendQueues:
         queue = self._queues.pop(link, None)
         if queue is not None:
             self.item_bytes -= queue.items
+            self.control_bytes -= queue.control
             self._busy.pop(link, None)
 
     def wait(self, now: float) -> float:
@@ -163,9 +168,21 @@ class SendQueues:
     def _count(self, queue: _Queue, lane: Lane, size: int) -> None:
         if lane is Lane.CONTROL:
             queue.control += size
+            self.control_bytes += size
         else:
             queue.items += size
             self.item_bytes += size
+
+    def _make_room(self, size: int, total: int) -> bool:
+        """Have room for `size` bytes of control frames, of a link that then has `total`; False: none has more."""
+        while self.control_bytes + size > MAX_CONTROL_BYTES:
+            link, most = max(self._busy.items(), key=lambda item: item[1].control)
+            if most.control <= total:
+                return False
+            self._count(most, Lane.CONTROL, -len(most.lanes[Lane.CONTROL].pop()))
+            if most.head is None:
+                del self._busy[link]
+        return True
 
     def _forget_idle(self) -> None:
         if len(self._queues) - len(self._busy) >= MAX_IDLE:
