@@ -21,7 +21,7 @@ from functools import cached_property
 
 from protocol.errors import BadAddress, RecordError
 from protocol.identity import KEY_BYTES, Identity, NodeId, Verify, node_id, verify
-from protocol.limits.networks import Scope, scope_of
+from protocol.limits.networks import Scope, netgroup, scope_of
 from protocol.lru import Recent
 from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
 from protocol.wire.envelope import HEADER_BYTES, SWARM_BYTES
@@ -179,6 +179,11 @@ class PeerRecord:
         """The scope of its nearest endpoint, services' included; without one as if it were public."""
         endpoints = (*self.endpoints, *(service.endpoint for service in self.services))
         return min((scope_of(endpoint.host) for endpoint in endpoints), default=Scope.PUBLIC)
+
+    @cached_property
+    def networks(self) -> frozenset[str]:
+        """The public networks in which it can be dialled (see `netgroup`)."""
+        return frozenset(filter(None, (netgroup(endpoint.host) for endpoint in self.endpoints)))
 
     @property
     def started(self) -> int:

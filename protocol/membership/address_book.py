@@ -12,9 +12,10 @@ the upper half of its interval so that nodes do not dial in step.
 When the book is full, what failed and what is said to be dead goes first, then entries of the
 source that has the most: no peer can push out what others told us, and what we found out by
 meeting a node ourselves goes last. Keys cost nothing and addresses do: one network (see
-`netgroup`) has a bounded number of places, counted by where a node was seen, or for one that was
-only told of, by where it says that it is. A rumour that a node is dead never removes it: it is
-dialled and passed on only after the others.
+`netgroup`) has a bounded number of places, and a node takes one where it was seen, and one in each
+network in which it says that it can be dialled: else callers from a few networks make us, and all
+whom we tell, dial into another. There, who was seen elsewhere goes first. A rumour that a node is
+dead never removes it: it is dialled and passed on only after the others.
 
 Endpoints count from whom they mean something to: a private or a loopback one only if the node, or
 whoever told of it, was itself seen at such an address. So nobody out there can make us connect
@@ -98,11 +99,17 @@ def saved_scope(record: PeerRecord) -> Scope:
 class _Entry:
     record: PeerRecord
     source: str  # the node itself once we met it, else the network of who told us first
-    group: str  # the network whose place it takes, "" where places are not counted
+    group: str  # the network where it was seen, "" if that is not known or not public
     scope: Scope  # of the nearest endpoints that count
+    claimed: frozenset[str] = frozenset()  # the networks in which it says that it can be dialled
     addresses: tuple[Address, ...] = ()  # those that do
     contact: Contact | None = None  # made when it is first asked for: most entries are never dialled
     dead: bool = False  # said to be, in this incarnation
+
+    @property
+    def networks(self) -> frozenset[str]:
+        """Where it takes a place."""
+        return self.claimed | {self.group} if self.group else self.claimed
 
     @property
     def has_failed(self) -> bool:
@@ -201,7 +208,7 @@ class Book:
             entry.update(record, 0.0)
         entry.see_from(scope)
         entry.source, entry.dead = node, False
-        self._enter(node, entry, netgroup(host) if host else _group_of(record, ""))
+        self._enter(node, entry, netgroup(host))
 
     def hear(self, record: PeerRecord, teller: str, not_before: float = 0.0, scope: Scope = Scope.PUBLIC) -> bool:
         """Take in a verified record that somebody of the network `teller` told us; True if it is to be passed on.
@@ -215,7 +222,7 @@ class Book:
                 known.see_from(scope)
             if not known.update(record, not_before):
                 return False
-            self._enter(node, known, known.group if known.source == node else _group_of(record, NOWHERE))
+            self._enter(node, known, known.group if known.source == node else _nowhere(record))
             return True
         candidate = self._candidates.get(node)
         if candidate is None:
@@ -230,24 +237,26 @@ class Book:
         candidate.update(record, not_before)
         if candidate.source == teller:
             return False
-        self._enter(node, candidate, _group_of(candidate.record, NOWHERE))
+        self._enter(node, candidate, _nowhere(candidate.record))
         return True
 
     def _enter(self, node: NodeId, entry: _Entry, group: str) -> None:
         self._candidates.pop(node)
         if self._entries.get(node) is entry:
-            self._leave_group(entry)
+            self._leave_groups(entry)
         self._entries.put(node, entry)
-        entry.group = group
-        self._groups[group] += 1
-        if group and self._groups[group] > self._max_group:
-            self._crowded.add(group)
+        entry.group, entry.claimed = group, entry.record.networks
+        for network in entry.networks:
+            self._groups[network] += 1
+            if self._groups[network] > self._max_group:
+                self._crowded.add(network)
         self.revision += 1
 
-    def _leave_group(self, entry: _Entry) -> None:
-        self._groups[entry.group] -= 1
-        if not self._groups[entry.group]:
-            del self._groups[entry.group]
+    def _leave_groups(self, entry: _Entry) -> None:
+        for network in entry.networks:
+            self._groups[network] -= 1
+            if not self._groups[network]:
+                del self._groups[network]
 
     def mark_dead(self, node: NodeId, incarnation: int) -> bool:
         """Note that `node` is said to be dead in that incarnation; False if that is no news about our book."""
@@ -266,8 +275,8 @@ class Book:
         """Forget what is over the capacity, or over the places of a network, nobody of `live`."""
         kept = set(live) if self._crowded or len(self._entries) > self.capacity else set()
         for group in sorted(self._crowded):
-            crowd = [(node, entry) for node, entry in self._entries.items() if entry.group == group]
-            self._remove(_worst(crowd, kept, len(crowd) - self._max_group, rng))
+            crowd = [(node, entry) for node, entry in self._entries.items() if group in entry.networks]
+            self._remove(_worst(crowd, kept, len(crowd) - self._max_group, rng, group))
         self._crowded.clear()
         if len(self._entries) > self.capacity:
             self._remove(_worst(self._entries.items(), kept, len(self._entries) - self.capacity, rng))
@@ -281,7 +290,7 @@ class Book:
         for node in nodes:
             entry = self._entries.pop(node)
             assert entry is not None
-            self._leave_group(entry)
+            self._leave_groups(entry)
             if entry.source == node and entry.addresses:
                 self._lapsed.append(Acquaintance(entry.record, entry.scope))
 
@@ -401,19 +410,22 @@ def usable(record: PeerRecord, scope: Scope) -> tuple[Address, ...]:
     return tuple(address for address in record.addresses if scope_of(address.endpoint.host) >= scope)
 
 
-def _group_of(record: PeerRecord, nowhere: str) -> str:
-    """Return the network in which the record says that its node is; `nowhere` for one that cannot be dialled."""
-    return netgroup(record.endpoints[0].host) if record.endpoints else nowhere
+def _nowhere(record: PeerRecord) -> str:
+    """Return the network of a node that was only told of, beside those that it names."""
+    return "" if record.endpoints else NOWHERE
 
 
-def _worst(table: Iterable[tuple[NodeId, _Entry]], kept: set[NodeId], count: int, rng: random.Random) -> list[NodeId]:
-    """Return whom to forget first; see the module's comment."""
+def _worst(
+    table: Iterable[tuple[NodeId, _Entry]], kept: set[NodeId], count: int, rng: random.Random, network: str = ""
+) -> list[NodeId]:
+    """Return whom to forget first, of those who take a place in `network` if there is one; see the module's comment."""
     entries = list(table)
     told = Counter([entry.source for _, entry in entries])
-    ranks: defaultdict[tuple[bool, int], list[NodeId]] = defaultdict(list)
+    ranks: defaultdict[tuple[bool, bool, int], list[NodeId]] = defaultdict(list)
     for node, entry in entries:
         if node not in kept:
-            ranks[entry.is_good, -told[entry.source]].append(node)
+            is_native = not network or entry.group in ("", network)
+            ranks[entry.is_good, is_native, -told[entry.source]].append(node)
     worst: list[NodeId] = []
     for _, nodes in sorted(ranks.items()):
         room = max(0, count - len(worst))

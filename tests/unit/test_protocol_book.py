@@ -148,6 +148,31 @@ def test_one_network_has_a_bounded_number_of_places_and_the_living_and_the_other
     assert len(kept(book) - ids(23)) == 4 and ids(23) <= kept(book)
 
 
+@pytest.mark.parametrize("own", [(), ("93.185.{}.1",), ("10.0.0.1",)])
+def test_callers_of_many_networks_fill_no_more_places_with_endpoints_of_one_than_it_has(own: tuple[str, ...]) -> None:
+    book = Book((), 24, max_group=4)
+    for number in range(20):
+        hosts = [host.format(number) for host in (*own, "198.41.0.{}")]
+        book.add(at_hosts(number, *hosts), f"93.184.{number}.1", Scope.PUBLIC)
+        book.trim((), random.Random(1))
+    assert len(book) == 4
+
+
+@pytest.mark.parametrize("is_met", [True, False])
+def test_who_is_seen_elsewhere_takes_no_place_from_who_is_where_it_says(is_met: bool) -> None:
+    book = Book((), 24, max_group=4)
+    for number in range(3):
+        if is_met:
+            book.add(at_hosts(number, f"198.41.0.{number}"), f"198.41.0.{number}", Scope.PUBLIC)
+        else:
+            book.hear(at_hosts(number, f"198.41.0.{number}"), "a")
+            book.hear(at_hosts(number, f"198.41.0.{number}"), "b")
+    for number in range(3, 23):
+        book.add(at_hosts(number, "198.41.0.99"), f"93.184.{number}.1", Scope.PUBLIC)
+        book.trim((), random.Random(number))
+    assert ids(0, 1, 2) <= kept(book) and len(book) == 4
+
+
 def test_who_was_only_told_of_has_its_place_where_it_says_that_it_is() -> None:
     book = Book((), 24, max_group=3)
     for number in range(10):
