@@ -1,7 +1,7 @@
 """The address book: everybody we know of, which is the passive view of HyParView (Leitao 2007).
 
 Three ways into it: the seeds a person gave, which are never forgotten; to have been admitted, by
-dialling us or by being dialled; and to be told of by two peers of different networks. Who was told
+dialling us or by being dialled; and to be told of by two voices (see `voice_of`). Who was told
 of once is a *candidate*: it is dialled as others are, and passed on to nobody. So no peer alone, and
 no caller that was turned away, makes us speak of whom it invented (compare the new and the tried
 table of Bitcoin's addrman, where a candidate is passed on).

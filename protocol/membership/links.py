@@ -27,7 +27,7 @@ from protocol.config import Instant, Limits
 from protocol.credentials.records import PeerRecord
 from protocol.events import Link, MembershipAction, Send
 from protocol.identity import NodeId
-from protocol.limits.networks import Scope, netgroup, scope_of
+from protocol.limits.networks import Scope, netgroup, read_address, scope_of
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Contact
@@ -86,8 +86,16 @@ class Peer:
 
     @property
     def voice(self) -> str:
-        """As whom it counts when it tells of others: all of one public network are one."""
-        return self.group or self.record.node_id
+        """As whom it counts when it tells of others; see `voice_of`."""
+        return voice_of(self.group, self.host, self.record.node_id)
+
+
+def voice_of(group: str, host: str, node: NodeId) -> str:
+    """Return as whom a node tells of others: all of one public network, or at one private address, count as one.
+
+    On this machine, and where its address is not known, a node counts for itself; `name_of` has the reasons.
+    """
+    return group or (str(read_address(host)) if scope_of(host) is Scope.PRIVATE else node)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ from protocol.membership.failure_detector import (
     Suspect,
 )
 from protocol.membership.hellos import Refuses, Worth, judge
-from protocol.membership.links import HELLO_RETRY_S, Links
+from protocol.membership.links import HELLO_RETRY_S, Links, voice_of
 from protocol.membership.pairing import name_of
 from protocol.membership.reachability import Reachability
 from protocol.membership.refusals import GRAYLISTED, Refusals
@@ -462,7 +462,8 @@ class Membership:
             if attempt is None or attempt.told:
                 raise MessageError("too_many_records")
             attempt.told = True
-            return self._learn(sender, attempt.group or sender, self._links.scope_of(link), peers, now)
+            voice = voice_of(attempt.group, attempt.host, sender)
+            return self._learn(sender, voice, self._links.scope_of(link), peers, now)
         peer = self._links.peers[sender]
         return self._learn(sender, peer.voice, peer.scope, peers, now)
 

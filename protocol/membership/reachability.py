@@ -4,7 +4,7 @@ Asking
  1. A node asks live peers on other machines, one after the other and then now and then again: at which
     address do you see me, and can you dial me there, at the port where I listen?
  2. What one network says counts once: of a public address all that are seen at private ones count as one, of a
-    private address each key as one, as nodes of a laboratory are not told apart. The address that most say is ours.
+    private address each address as one (see `voice_of`). The address that most say is ours.
  3. The record changes only when `DOUBT` networks say the same address. If it is public, one of them could dial us
     there and we have told only private endpoints, we tell it, too: on the word of one peer, all others would dial
     whomever it names. If none could, we take the endpoint there back: peers then tell us of every newcomer, which we

@@ -734,10 +734,16 @@ def test_nobody_enters_the_book_by_the_word_of_one_peer_and_such_are_passed_on_t
     assert OTHERS[0].node_id in core.book and [link.key for link in told(actions, Kind.PEERS)] == [LOW.curve_key]
 
 
-def test_tellers_of_one_public_network_count_as_one() -> None:
+@pytest.mark.parametrize(
+    ("hosts", "other"),
+    [
+        (["93.184.216.1", "93.184.216.2"], "198.41.0.4"),
+        (["172.17.0.1", "::ffff:172.17.0.1"], "172.17.0.2"),  # behind a gateway, or one neighbour with two keys
+    ],
+)
+def test_tellers_of_one_public_network_or_at_one_private_address_count_as_one(hosts: list[str], other: str) -> None:
     core = machine()
-    for number, identity in enumerate([LOW, HIGH, OTHERS[0]]):
-        host = f"93.184.216.{number}" if identity is not OTHERS[0] else "198.41.0.4"
+    for identity, host in zip([LOW, HIGH, OTHERS[0]], [*hosts, other], strict=True):
         core.handle(Accepted(Link(identity.curve_key, False), host), at(0))
         join(core, identity)
     for identity in (LOW, HIGH):
@@ -838,6 +844,27 @@ def test_one_public_network_gets_so_many_links_that_dial_us_and_so_many_that_we_
     hosts = [action.address.endpoint.host for action in actions if isinstance(action, Dial)]
     assert sum(host.startswith("198.41.0.") for host in hosts) == 2  # there are 4 of the others, in a /48 each
     assert len(hosts) == len(set(hosts)) == 6  # with those 3 that are there, as many as it wants
+
+
+def test_who_tells_before_its_hello_counts_as_all_at_its_private_address_do() -> None:
+    core = machine()
+    join(core, HIGH)
+    core.handle(peers(HIGH, record(OTHERS[0]), record(OTHERS[1])), at(0))
+    for turn in range(10):
+        core.handle(Tick(), at(DIAL_YIELD_S + turn / 100))
+    for identity in OTHERS[:2]:
+        core.handle(Opened(Link(identity.curve_key, True), "10.0.0.1"), at(2))
+        core.handle(peers_before_hello(identity, record(OTHERS[20])), at(2))
+    assert core.book.get(OTHERS[20].node_id) is not None and OTHERS[20].node_id not in core.book
+
+
+def test_nodes_of_one_machine_are_tellers_of_their_own() -> None:
+    core = machine()
+    for identity in (LOW, HIGH):
+        core.handle(Accepted(Link(identity.curve_key, False), "127.0.0.1"), at(0))
+        join(core, identity)
+        core.handle(peers(identity, record(OTHERS[1])), at(0))
+    assert OTHERS[1].node_id in core.book
 
 
 def named(core: Membership, *identities: Identity) -> list[Identity]:

@@ -15,7 +15,7 @@ from protocol.identity import Identity
 from protocol.membership.address_book import Book
 from protocol.membership.links import DIAL_TIMEOUT_S
 from protocol.membership.membership import TICK_S, Membership
-from protocol.membership.reachability import DOUBT, FIRST_ASK_S, MAX_CHECKS, PAUSE_S, Standing
+from protocol.membership.reachability import AGAIN_S, DOUBT, FIRST_ASK_S, MAX_CHECKS, PAUSE_S, Standing
 from protocol.wire.messages import DialBack, DialledBack, Hello, Peers
 
 SWARM = b"a swarm of tests"
@@ -165,6 +165,16 @@ def test_a_node_that_two_networks_could_not_dial_takes_its_endpoint_back() -> No
     node.learn(False)
     assert node.core.record.endpoints == ()  # so its peers tell it of newcomers
     assert node.core.directory.given == (told,)
+
+
+@pytest.mark.parametrize(("hosts", "kept"), [(["10.0.0.7"] * 3, True), (["10.0.0.7", "10.0.0.8"], False)])
+def test_keys_at_one_private_address_make_nobody_take_back_its_endpoint(hosts: list[str], kept: bool) -> None:
+    told = Endpoint("10.0.0.9", PORT)
+    node = Node(told, hosts=hosts)
+    while node.now < 2 * AGAIN_S:
+        for asked in node.asks(TICK_S):
+            node.hear(asked, DialledBack(told.host, PORT, False))
+    assert node.core.record.endpoints == ((told,) if kept else ())
 
 
 def test_an_endpoint_that_nobody_tried_is_kept() -> None:
