@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes COMMIT.tar.xz: the folder of a node as that commit's code wrote it, for the tests of an upgrade.
 # The node founded a swarm with an allowlist, admitted a guest by an invite, and trained among groups of both.
+# And COMMIT-protocol.tar.xz: that commit's protocol/, for the tests of two versions.
 #
 #   tests/old_folder/make.sh [COMMIT]
 set -euo pipefail
@@ -11,6 +12,7 @@ work=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null; wait; rm -rf "$work"' EXIT
 git -C "$root" archive --prefix=old/ "$commit" | tar -x -C "$work"
 export PYTHONPATH=$work/old OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+git -C "$root" archive "$commit" protocol | xz -9e >"$root/tests/old_folder/$commit-protocol.tar.xz"
 cd "$work"
 
 main='import sys; from node.cli import main; sys.exit(main())'

@@ -137,7 +137,6 @@ MAY_SKIP = {
     "test_benchmarks_allreduce.py": "network namespaces",
     "test_protocol_nat.py": "network namespaces",
     "test_tutorials.py": "network namespaces",
-    "test_protocol_versions.py": "a clone whose history goes back to version 1",
     "test_collectives_links.py": "network namespaces",
     "test_collectives_local.py": "abstract Unix sockets",
 }
