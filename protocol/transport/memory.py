@@ -5,9 +5,8 @@ What is true of TCP and ZeroMQ is true here, as far as a core can tell:
   when a process is killed. Whoever redials replaces the older connection at the other end.
 - Across a cut, and to a machine that vanished, nothing passes and nothing says so. The
   kernel finds out: a connection with one dead direction closes at both ends after `KEEPALIVE_S`.
-- A node has one line, of `Conditions.line` bytes a second each way, for all its connections: frames wait
-  their turn in it at both ends, first come, first served. Of one connection at most `QUEUE_BYTES` wait
-  to leave, then `send` returns False.
+- A node has one line, of `Conditions.line` bytes a second each way, for all its connections. What is to leave waits in
+  the queues of the ZeroMQ transport (`protocol.limits.send_queues`); what comes is received first come, first served.
 - A paused process takes nothing. Its queues fill up to `QUEUE_BYTES` a connection, then
   `send` returns False. Of a stopped one (SIGSTOP) the kernel, too, takes no more once its buffers are full, and
   peers' kernels give the connections up; of one whose interpreter is blocked, ZeroMQ's own thread reads on for a while.
@@ -20,9 +19,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from protocol.config import Limits
 from protocol.credentials.records import Address
 from protocol.events import Arrived, Closed, Lane, Link, NetworkEvent, Opened
 from protocol.limits.networks import Scope
+from protocol.limits.send_queues import SendQueues
 
 KEEPALIVE_S = 15.0  # as the ZeroMQ transport's sockets have it
 QUEUE_BYTES = 4 << 20  # as the ZeroMQ transport's bound for items, `Limits.max_link_queue_bytes`
@@ -73,8 +74,6 @@ class _End:
     last: float = 0.0  # when the newest event reaches this end
     shut: bool = False
     waiting: int = 0  # bytes that a paused owner has not read
-    leaving: deque[tuple[float, int]] = field(default_factory=deque)  # frames to this end: when each has left, its size
-    to_leave: int = 0  # bytes of these
 
 
 class MemoryNetwork:
@@ -200,7 +199,8 @@ class MemoryTransport:
     _ends: dict[Link, _End] = field(default_factory=dict)
     _events: deque[NetworkEvent] = field(default_factory=deque)
     _silences: int = 0  # that ended
-    _sent_by: float = 0.0  # when our line has carried all that we sent
+    _queues: SendQueues = field(default_factory=lambda: SendQueues(Limits(), 0.0))
+    _transmitting: bool = False  # whether our line carries a frame just now
     _received_by: float = 0.0  # and all that has come to it
 
     def __post_init__(self) -> None:
@@ -230,12 +230,14 @@ class MemoryTransport:
         old = self._ends.get(link)
         if old is not None:
             old.shut = True
+            self._queues.drop(link)
             self._tell_closed(old)
         end = self._ends[link] = _End(self, link, dialler)
         return end
 
     def hang_up(self, link: Link) -> None:
         """See `Transport.hang_up`."""
+        self._queues.drop(link)
         end = self._ends.pop(link, None)
         if end is not None:
             end.shut = True
@@ -267,25 +269,27 @@ class MemoryTransport:
             if other.waiting + len(frame) > QUEUE_BYTES:
                 return False
             other.waiting += len(frame)
-        left = self._leave(other, len(frame))
-        if left is None:
+        if self.network.conditions.line == math.inf:
+            self.network.carry(other, Arrived(other.link, frame), self.network.now)
+            return True
+        if not self._queues.put(link, frame, lane):
             return False
-        self.network.carry(other, Arrived(other.link, frame), left)
+        if not self._transmitting:
+            self._transmit()
         return True
 
-    def _leave(self, end: _End, size: int) -> float | None:
-        """Return when a frame to `end` has left by our line; None if too much of its connection waits already."""
-        now, line = self.network.now, self.network.conditions.line
-        if line == math.inf:
-            return now
-        while end.leaving and end.leaving[0][0] <= now:
-            end.to_leave -= end.leaving.popleft()[1]
-        if end.to_leave + size > QUEUE_BYTES:
-            return None
-        self._sent_by = max(now, self._sent_by) + size / line
-        end.leaving.append((self._sent_by, size))
-        end.to_leave += size
-        return self._sent_by
+    def _transmit(self) -> None:
+        """Hand our line, which is free, the frame whose turn it is, and so on until none waits."""
+        turn = None if self.closed else self._queues.next(self.network.now)
+        self._transmitting = turn is not None
+        if turn is None:
+            return
+        link, frame = turn
+        self._queues.sent(link)
+        took = len(frame) / self.network.conditions.line
+        if (other := self._ends[link].other) is not None:
+            self.network.carry(other, Arrived(other.link, frame), self.network.now + took)
+        self.network.after(took, self._transmit)
 
     def receive(self, size: int) -> float:
         """Return when a frame that has come to our line has been received by it."""
@@ -299,13 +303,14 @@ class MemoryTransport:
         if isinstance(event, Closed):
             end.shut, end.other = True, None
             self._ends.pop(end.link, None)
+            self._queues.drop(end.link)
         self._events.append(event)
         return not self.paused
 
     @property
     def congested(self) -> frozenset[Link]:
-        """See `Transport.congested`: here frames keep their order, and nothing overtakes."""
-        return frozenset()
+        """See `Transport.congested`."""
+        return self._queues.congested
 
     def charge(self, link: Link, points: float) -> None:
         """See `Transport.charge`: no networks are told apart here."""

@@ -3,8 +3,9 @@
 import gc
 import random
 
+from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint
-from protocol.events import Arrived, Closed, Link, Opened
+from protocol.events import Arrived, Closed, Lane, Link, Opened
 from protocol.transport.memory import KEEPALIVE_S, QUEUE_BYTES, Conditions, Cut, MemoryNetwork, MemoryTransport
 
 A, B = b"A" * 32, b"B" * 32
@@ -180,17 +181,23 @@ def test_a_line_carries_so_many_bytes_a_second_at_either_end_whatever_the_connec
     assert arrived == [10, 15, 20, 25]
 
 
-def test_frames_wait_for_the_line_in_a_bounded_queue_and_a_hang_up_waits_behind_them() -> None:
-    size = QUEUE_BYTES // 64
+def test_frames_wait_for_the_line_in_bounded_queues_and_what_is_urgent_overtakes() -> None:
+    size = Limits().max_link_queue_bytes // 64
     pair = Pair(Conditions(0.0, 0.0, line=10.0 * size))
-    assert [pair.a.send(TO_B, bytes(size)) for _ in range(66)] == [True] * 64 + [False] * 2
+    sent = [pair.a.send(TO_B, bytes(size), Lane.LARGE) for _ in range(67)]
+    assert sent == [True] * 65 + [False] * 2, "one leaves, and 64 wait"
+    assert pair.a.congested == {TO_B} and pair.b.congested == frozenset()
     pair.pass_time(1.05)
-    assert [pair.a.send(TO_B, bytes(size)) for _ in range(11)] == [True] * 10 + [False]
-    pair.b.hang_up(FROM_A)
-    pair.pass_time(30)
-    assert pair.a.poll(0) == [Closed(TO_B)]
-    again = Pair(Conditions(0.0, 0.0, line=1000.0))
-    again.a.send(TO_B, bytes(500))
-    again.a.hang_up(TO_B)
-    again.pass_time(2)
-    assert [type(event) for event in again.b.poll(0)] == [Arrived, Closed]
+    assert [pair.a.send(TO_B, bytes(size), Lane.LARGE) for _ in range(11)] == [True] * 10 + [False]
+    assert pair.a.send(TO_B, b"control")
+    pair.pass_time(0.3)
+    frames = [event.frame for event in pair.b.poll(0) if isinstance(event, Arrived)]
+    assert b"control" in frames and len(frames) < 20
+
+
+def test_a_hang_up_drops_what_waits_and_not_what_is_on_its_way() -> None:
+    pair = Pair(Conditions(0.0, 0.0, line=1000.0))
+    assert pair.a.send(TO_B, bytes(500)) and pair.a.send(TO_B, bytes(500))
+    pair.a.hang_up(TO_B)
+    pair.pass_time(2)
+    assert [type(event) for event in pair.b.poll(0)] == [Arrived, Closed]
