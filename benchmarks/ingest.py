@@ -29,7 +29,7 @@ from node.tasks.builtin import FAMILIES
 from protocol.config import Instant, Setup, read_clock
 from protocol.core import Core
 from protocol.credentials.records import make_record
-from protocol.events import Arrived, Link, Received
+from protocol.events import Arrived, Deliver, Link
 from protocol.host import Host
 from protocol.identity import Identity
 from protocol.membership.address_book import Book
@@ -69,7 +69,9 @@ def _frames(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
     verified = 0
     for frame in frames:
         for action in core.handle(Arrived(link, frame), now):
-            verified += isinstance(action, Received) and check(action.body, tasks, COMPLETIONS).group is not None
+            verified += (
+                isinstance(action, Deliver) and check(bytes(action.item.content), tasks, COMPLETIONS).group is not None
+            )
     took = time.process_time() - began
     if verified != len(bodies):
         raise RuntimeError(f"{verified} of {len(bodies)} groups were verified: {dict(core.admission.rejected)}")
@@ -86,10 +88,11 @@ def _to_pool(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
             shared = []
             for frame in frames[start : start + BURST]:
                 for action in core.handle(Arrived(link, frame), now):
-                    if isinstance(action, Received):
-                        group, _ = admission.read(action.body, action.topic)
+                    if isinstance(action, Deliver):
+                        item, body = action.item, bytes(action.item.content)
+                        group, _ = admission.read(body, item.topic)
                         if group is not None:
-                            shared.append(Shared(action.id, action.sender, now.unix, group, action.body))
+                            shared.append(Shared(item.id, item.signer, now.unix, group, body))
             added += pool.add(shared, now.unix, 1)
         took = time.process_time() - began
     if added != len(bodies):

@@ -16,7 +16,7 @@ from typing import Any
 from protocol.config import Instant, Setup, read_clock
 from protocol.core import Core
 from protocol.credentials.records import Address, Endpoint
-from protocol.events import Accepted, Arrived, CoreEvent, Dial, Link, Offer, Opened, Received, SendFrame, Tick
+from protocol.events import Accepted, Arrived, CoreEvent, Deliver, Dial, Item, Link, Offer, Opened, SendFrame, Tick
 from protocol.identity import Identity
 from protocol.membership.address_book import Book
 from protocol.wire.compression import pack_content, unpack_content
@@ -73,20 +73,20 @@ class Cores:
 
     def publish(self, body: bytes) -> list[bytes]:
         """Publish a body and return what each receiver has of it."""
-        content = pack_content(body)
-        self._events.append((0, Offer(content, NO_TOPIC, chunk_hashes(NO_TOPIC + content))))
-        received: list[Received] = []
+        packed = pack_content(body, NO_TOPIC)
+        self._events.append((0, Offer(packed, chunk_hashes(packed))))
+        received: list[Item] = []
         for _ in range(STEPS):
             received += self._step()
             if len(received) == len(self._cores) - 1:
                 break
-        return [unpack_content(item.body, BODY_BYTES * 2) for item in received]
+        return [unpack_content(item.content, BODY_BYTES * 2) for item in received]
 
-    def _step(self) -> list[Received]:
+    def _step(self) -> list[Item]:
         """Let time pass, and all that is on its way arrive."""
         self._now = Instant(self._now.steady + STEP_S, self._now.unix + STEP_S)
         self._events.extend((number, Tick()) for number in range(len(self._cores)))
-        received: list[Received] = []
+        received: list[Item] = []
         while self._events:
             at, event = self._events.popleft()
             for action in self._cores[at].handle(event, self._now):
@@ -97,8 +97,8 @@ class Cores:
                     case SendFrame(link, frame):
                         there = Link(self._keys[at], dialled=not link.dialled)
                         self._events.append((self._keys.index(link.key), Arrived(there, frame)))
-                    case Received():
-                        received.append(action)
+                    case Deliver(item):
+                        received.append(item)
         return received
 
 

@@ -53,7 +53,6 @@ from protocol.events import (
     PeerUp,
     Publish,
     Pulled,
-    Received,
     Refused,
     Report,
     Revoked,
@@ -184,8 +183,8 @@ class Core:
         match event:
             case Arrived(link, frame):
                 return self._arrived(link, frame, now)
-            case Offer(body, topic, hashes):
-                return self._offer(topic + body, hashes, now)
+            case Offer(body, hashes):
+                return self._offer(body, hashes, now)
             case Subscribe():
                 return self._items(self.gossip.handle(event, now), now)
             case Opened(link) | Accepted(link):
@@ -458,8 +457,7 @@ class Core:
         for action in wanted:
             if isinstance(action, Deliver):
                 self.items_received += 1
-                item = action.item
-                actions.append(Received(item.id, item.signer, item.content, item.time, item.topic))
+                actions.append(action)
                 continue
             if isinstance(action, Blame):
                 blamed = self.membership.link_of(action.node)

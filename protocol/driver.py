@@ -6,7 +6,7 @@ import structlog
 
 from protocol.config import AwakeClock, Instant
 from protocol.core import Core
-from protocol.events import ChargePrefix, CoreEvent, Dial, HangUp, OtherVersion, Received, SendFrame, Tick, Unsent
+from protocol.events import ChargePrefix, CoreEvent, Deliver, Dial, HangUp, Item, OtherVersion, SendFrame, Tick, Unsent
 from protocol.transport import Transport
 from protocol.wire.version import VERSION, said
 
@@ -20,7 +20,7 @@ class Driver:
     """
 
     def __init__(
-        self, core: Core, transport: Transport, clock: Callable[[], Instant], deliver: Callable[[Received], object]
+        self, core: Core, transport: Transport, clock: Callable[[], Instant], deliver: Callable[[Item], object]
     ) -> None:
         self._core = core
         self._transport = transport
@@ -68,8 +68,8 @@ class Driver:
                         self._transport.hang_up(link)
                     case ChargePrefix(link, points):
                         self._transport.charge(link, points)
-                    case Received():
-                        self._deliver(action)
+                    case Deliver(item):
+                        self._deliver(item)
                     case OtherVersion(peer, theirs):
                         log.warning(
                             "refused a peer that speaks another version of the protocol",

@@ -110,10 +110,9 @@ class Verdict(Enum):
 
 @value
 class Offer:
-    """The node publishes a body under a topic (8 bytes); `hashes`, if known, are those of the chunks of both."""
+    """The node publishes an item's body: a topic (8 bytes) and content. `hashes` are those of its chunks, if known."""
 
     body: bytes
-    topic: bytes
     hashes: bytes | None = None
 
 
@@ -230,9 +229,9 @@ class Item:
         return ItemChunk(self.id, index, self.frame[start : start + CHUNK_BYTES], hash_in(self.hashes, index))
 
     @property
-    def content(self) -> bytes:
-        """The application's bytes, after the topic."""
-        return self.frame[HEAD_BYTES + TOPIC_BYTES :]
+    def content(self) -> memoryview:
+        """The application's bytes, after the topic: a view of the frame."""
+        return memoryview(self.frame)[HEAD_BYTES + TOPIC_BYTES :]
 
     @property
     def entry(self) -> Entry:
@@ -417,17 +416,6 @@ class Deliver:
 
 
 @value
-class Received:
-    """An item for the node: its id, who signed it, its body and topic, and the unix time (s) its signer gave."""
-
-    id: ItemId
-    sender: NodeId
-    body: bytes
-    time: float
-    topic: bytes
-
-
-@value
 class ChargePrefix:
     """The holder of a link broke the rules, for so many points: the network at its other end pays, too."""
 
@@ -472,4 +460,4 @@ GossipEvent = (
 )
 GossipAction = Deliver | Send | Blame
 CoreEvent = NetworkEvent | Moved | Revoked | Stored | Offer | Subscribe | Report | Unsent | Tick
-CoreAction = Dial | HangUp | SendFrame | Received | ChargePrefix | OtherVersion
+CoreAction = Dial | HangUp | SendFrame | Deliver | ChargePrefix | OtherVersion

@@ -33,7 +33,7 @@ from protocol.credentials.records import (
 from protocol.credentials.use_log import UseLog
 from protocol.driver import Driver
 from protocol.errors import MessageError, NetworkFailed, UnpackError
-from protocol.events import Moved, Offer, Received, Report, Revoked, Stored, Subscribe, Verdict
+from protocol.events import Item, Moved, Offer, Report, Revoked, Stored, Subscribe, Verdict
 from protocol.identity import Identity, NodeId
 from protocol.membership.address_book import Book
 from protocol.membership.reachability import Standing
@@ -41,6 +41,7 @@ from protocol.notices import Notices
 from protocol.storage import exchange_bytes, load_peers, save_peers
 from protocol.transport.addresses import advertised_host
 from protocol.transport.zeromq import ZmqTransport
+from protocol.value import value
 from protocol.wire.compression import pack_content, unpack_content
 from protocol.wire.envelope import SWARM_BYTES, ItemId, chunk_hashes, digest_of_hashes, item_id
 from protocol.wire.messages import MAX_REVOCATIONS_BYTES, NO_TOPIC, TOPIC_BYTES
@@ -108,6 +109,17 @@ class Mailbox(Generic[T]):
             taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
             self._bytes -= sum(map(self._size_of, taken))
             return taken
+
+
+@value
+class Received:
+    """An item for the node: its id, who signed it, its body and topic, and the unix time (s) its signer gave."""
+
+    id: ItemId
+    sender: NodeId
+    body: bytes
+    time: float
+    topic: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +207,8 @@ class Host:
         self._next_list = 0.0
         self._writing: tuple[Future[None], tuple[Use, ...]] | None = None
         self._saving: Future[None] | None = None
-        self._inbox: Mailbox[Received] = Mailbox(
-            self._limits.inbox_items, self._limits.inbox_bytes, lambda item: len(item.body)
+        self._inbox: Mailbox[Item] = Mailbox(
+            self._limits.inbox_items, self._limits.inbox_bytes, lambda item: len(item.frame)
         )
         self._commands: Mailbox[Command] = Mailbox(self._limits.inbox_items, self._limits.inbox_bytes, _command_size)
         self._stopping = threading.Event()
@@ -257,9 +269,9 @@ class Host:
             raise ValueError(f"an item has at most {self._limits.max_item_bytes} bytes, got {len(body)}")
         if len(topic) != TOPIC_BYTES:
             raise ValueError(f"a topic has {TOPIC_BYTES} bytes, got {len(topic)}")
-        content = pack_content(body)  # here, and not on the network thread
-        hashes = chunk_hashes(topic + content)
-        self._command(Offer(content, topic, hashes))
+        packed = pack_content(body, topic)  # here, and not on the network thread
+        hashes = chunk_hashes(packed)
+        self._command(Offer(packed, hashes))
         return item_id(self._setup.identity.public_key, digest_of_hashes(hashes))
 
     def subscribe(self, topics: frozenset[bytes] | None, demand: float) -> None:
@@ -285,13 +297,13 @@ class Host:
                 break
             for item in taken:
                 try:
-                    body = unpack_content(item.body, largest)
+                    body = unpack_content(item.content, largest)
                 except MessageError as error:
                     self.report(item.id, Verdict.REJECT, error.reason)
                     room -= error.size if isinstance(error, UnpackError) else 0
                     continue
                 room -= len(body)
-                items.append(Received(item.id, item.sender, body, item.time, item.topic))
+                items.append(Received(item.id, item.signer, body, item.time, item.topic))
         return items
 
     def check(self) -> None:

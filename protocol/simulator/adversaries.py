@@ -8,12 +8,12 @@ from protocol.config import Instant, Setup
 from protocol.core import Core
 from protocol.credentials.records import RECORD_LIFE_S, Address, Endpoint, PeerRecord, make_record
 from protocol.errors import EnvelopeError
-from protocol.events import Arrived, Closed, CoreAction, CoreEvent, Dial, Link, Opened, Received, SendFrame, Tick
+from protocol.events import Arrived, Closed, CoreAction, CoreEvent, Deliver, Dial, Link, Opened, SendFrame, Tick
 from protocol.identity import KEY_BYTES, SIGNATURE_BYTES, Identity, Verify, node_id
 from protocol.limits.networks import netgroup
 from protocol.membership.address_book import Book
 from protocol.membership.pairing import distance
-from protocol.wire.envelope import HEAD_BYTES, ItemId, Kind, open_frame
+from protocol.wire.envelope import ItemId, Kind, open_frame
 from protocol.wire.messages import (
     ID_BYTES,
     MAX_RECORDS,
@@ -26,7 +26,6 @@ from protocol.wire.messages import (
     Ping,
     Rumour,
     Status,
-    hint,
 )
 
 LIE_INTERVAL_S = 1.0
@@ -87,11 +86,7 @@ class SilentSource(Dropper):
         if now.steady % (EAGER_S + SILENT_S) >= EAGER_S:
             return super().handle(event, now)
         actions = Core.handle(self, event, now)
-        fresh = tuple(
-            Entry(action.id, HEAD_BYTES + len(action.body), action.topic, hint(action.sender))
-            for action in actions
-            if isinstance(action, Received)
-        )
+        fresh = tuple(action.item.entry for action in actions if isinstance(action, Deliver))
         if fresh:
             links = filter(None, map(self.membership.link_of, self.membership.peers))
             actions += [SendFrame(link, self._seal(Kind.ANNOUNCE, Announce(fresh).encode(), now)) for link in links]

@@ -19,7 +19,7 @@ from protocol.config import LAN, Gate, Instant, Limits, OpenGate, Setup, Timing
 from protocol.core import Core
 from protocol.credentials.records import Address, Endpoint, PeerRecord, RecordReader
 from protocol.driver import Driver
-from protocol.events import Offer, Received, Report, Subscribe, Verdict
+from protocol.events import Item, Offer, Report, Subscribe, Verdict
 from protocol.identity import KEY_BYTES, Identity
 from protocol.membership.address_book import Book
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
@@ -47,7 +47,7 @@ class SimulatedNode:
     driver: Driver
     transport: MemoryTransport
     address: Address | None
-    received: list[Received] = field(default_factory=list)
+    received: list[Item] = field(default_factory=list)
     due: float = 0.0
 
     @property
@@ -146,7 +146,7 @@ class Simulation:
         )
         made = core(setup, book, random.Random(self._rng.getrandbits(64)), self.clock(skew))
         made.membership.restore(record for record in known if record.expiry_ms <= unix_ms)
-        received: list[Received] = []
+        received: list[Item] = []
         driver = Driver(made, transport, lambda: self.clock(skew), received.append)
         address = Address(endpoint, identity.curve_key) if endpoint else None
         self.seeds = self.seeds or ((address,) if address else ())
@@ -182,7 +182,7 @@ class Simulation:
     def publish(self, name: int, body: bytes) -> ItemId:
         """Let a node publish."""
         node = self.nodes[name]
-        self._feed(node, Offer(body, NO_TOPIC))
+        self._feed(node, Offer(NO_TOPIC + body))
         return item_id(node.identity.public_key, digest(NO_TOPIC + body))
 
     def subscribe(self, name: int, demand: float) -> None:

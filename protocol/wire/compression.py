@@ -32,25 +32,26 @@ class _Contexts(threading.local):
 _contexts = _Contexts()
 
 
-def pack_content(body: bytes) -> bytes:
-    """Return the content of an item that holds `body`: compressed where that is worth it."""
+def pack_content(body: bytes, before: bytes = b"") -> bytes:
+    """Return `before`, and the content of an item that holds `body`: compressed where that is worth it."""
     if len(body) >= WORTH_BYTES:
         packed = _contexts.compressor.compress(body)
         if len(packed) <= WORTH_RATIO * len(body):
-            return ZSTD + packed
-    return PLAIN + body
+            return b"".join((before, ZSTD, packed))
+    return b"".join((before, PLAIN, body))
 
 
-def unpack_content(content: bytes, max_bytes: int) -> bytes:
+def unpack_content(content: bytes | memoryview, max_bytes: int) -> bytes:
     """Return the body in an item's content.
 
     Raises:
         MessageError: reason "oversized" (it has, or claims, more than `max_bytes`) or "malformed"; an `UnpackError`
             where that took as long as to unpack what it claims.
     """
-    form, rest = content[:1], content[1:]
+    form, rest = content[:1], memoryview(content)[1:]
     if form == PLAIN:
-        return _bounded(rest, len(rest), max_bytes)
+        _bound(len(rest), max_bytes)
+        return bytes(rest)
     if form != ZSTD:
         raise MessageError("malformed", "content")
     try:
@@ -60,7 +61,7 @@ def unpack_content(content: bytes, max_bytes: int) -> bytes:
     unknown = claim.content_size == zstandard.CONTENTSIZE_UNKNOWN
     if unknown or claim.dict_id:
         raise MessageError("malformed", "content without a size, or with a dictionary")
-    _bounded(rest, claim.content_size, max_bytes)
+    _bound(claim.content_size, max_bytes)
     try:
         # The output is allocated by the claim, and never grows beyond it.
         body = _contexts.decompressor.decompress(rest, read_across_frames=False, allow_extra_data=False)
@@ -71,7 +72,6 @@ def unpack_content(content: bytes, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _bounded(data: bytes, size: int, max_bytes: int) -> bytes:
+def _bound(size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise MessageError("oversized", f"{size} bytes unpacked")
-    return data

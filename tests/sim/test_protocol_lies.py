@@ -31,10 +31,10 @@ def test_a_lie_reaches_as_many_nodes_as_demand_carries_an_item_to_and_its_signer
             pool += node.received
             node.received.clear()
             for drawn in [pool.pop(rng.randrange(len(pool))) for _ in range(min(DRAWN, len(pool)))]:
-                if drawn.sender == liar.identity.node_id:
+                if drawn.signer == liar.identity.node_id:
                     found += 1
                     simulation.report(node.name, drawn.id, Verdict.REJECT, "false_reward")
-    undrawn = sum(item.sender == liar.identity.node_id for pool in pools.values() for item in pool)
+    undrawn = sum(item.signer == liar.identity.node_id for pool in pools.values() for item in pool)
     reached = (found + undrawn) / (MADE * ROUNDS)
     print(f"a lie reached {reached:.2f} of {len(honest)} nodes, and was found by {found / (MADE * ROUNDS):.2f}")
     taken = MIN_BURST + DEMAND * ROUND_S * ROUNDS  # by a node, of what the others made

@@ -17,13 +17,14 @@ from protocol.events import (
     Arrived,
     ChargePrefix,
     Closed,
+    Deliver,
     Dial,
     HangUp,
+    Item,
     Link,
     Offer,
     Opened,
     OtherVersion,
-    Received,
     Refused,
     Report,
     SendFrame,
@@ -124,17 +125,18 @@ def pulls(actions: list) -> list[SendFrame]:
     return [action for action in frames if open_frame(action.frame).kind == Kind.PULL]
 
 
-def received(actions: list) -> list[Received]:
-    return [action for action in actions if isinstance(action, Received)]
+def received(actions: list) -> list[Item]:
+    return [action.item for action in actions if isinstance(action, Deliver)]
 
 
 def test_an_item_is_delivered_with_its_signers_name_whoever_brings_it() -> None:
     talk = Talk()
     frame = talk.frame(Kind.ITEM, b"body", OTHER, age=60)
     (item,) = received(talk.hear(frame))
-    assert item == Received(
-        item_id(OTHER.public_key, digest(NO_TOPIC + b"body")), OTHER.node_id, b"body", UNIX - 60, NO_TOPIC
+    assert item == Item(
+        item_id(OTHER.public_key, digest(NO_TOPIC + b"body")), OTHER.node_id, UNIX - 60, NO_TOPIC, frame
     )
+    assert item.content == b"body"
     assert talk.rejected == {} and talk.core.items_received == 1
 
 
@@ -309,7 +311,7 @@ def test_a_stranger_gets_nothing_and_gives_nothing() -> None:
     assert talk.hear(talk.frame(Kind.ITEM, b"body", OTHER), OTHER_LINK) == []
     assert talk.hear(talk.frame(Kind.PING, Ping(1).encode(), OTHER), OTHER_LINK) == []
     assert talk.rejected == {"no_hello": 2}
-    offered = talk.core.handle(Offer(b"mine", NO_TOPIC), at(0))
+    offered = talk.core.handle(Offer(NO_TOPIC + b"mine"), at(0))
     assert [action.link for action in offered] == [LINK]
 
 
@@ -617,18 +619,18 @@ def test_what_never_became_a_link_is_counted() -> None:
 
 def test_a_published_frame_is_signed_and_pushed_as_it_will_be_relayed() -> None:
     talk = Talk()
-    (action,) = talk.core.handle(Offer(b"mine", NO_TOPIC), at(0))
+    (action,) = talk.core.handle(Offer(NO_TOPIC + b"mine"), at(0))
     assert isinstance(action, SendFrame) and action.is_item
     envelope = open_frame(action.frame)
     assert (envelope.public_key, envelope.body, envelope.kind) == (ME.public_key, NO_TOPIC + b"mine", Kind.ITEM)
-    assert talk.core.handle(Offer(b"mine", NO_TOPIC), at(1)) == []
+    assert talk.core.handle(Offer(NO_TOPIC + b"mine"), at(1)) == []
 
 
 def test_waiting_is_bounded_by_the_next_timer() -> None:
     talk = Talk()
     talk.core.handle(Tick(), at(1))
     assert 0.4 < talk.core.wait(at(1)) <= 0.5
-    talk.core.handle(Offer(bytes(100_000), NO_TOPIC), at(1))
+    talk.core.handle(Offer(NO_TOPIC + bytes(100_000)), at(1))
     assert talk.core.wait(at(1)) == 0.0
 
 
@@ -663,7 +665,7 @@ def test_a_live_peers_bytes_are_counted_apart_from_strangers_and_forgotten_when_
 def test_a_defect_in_a_core_is_counted_and_the_driver_goes_on(monkeypatch) -> None:
     talk = Talk()
     network = MemoryNetwork(Conditions(), random.Random(1), lambda _: None)
-    got: list[Received] = []
+    got: list[Item] = []
     driver = Driver(talk.core, MemoryTransport(network, ME.curve_key, None), lambda: at(0), got.append)
     bad, good = talk.frame(Kind.ITEM, b"bad"), talk.frame(Kind.ITEM, b"good")
 
@@ -676,7 +678,7 @@ def test_a_defect_in_a_core_is_counted_and_the_driver_goes_on(monkeypatch) -> No
     driver.feed(Arrived(LINK, bad))
     driver.feed(Arrived(LINK, good))
     assert talk.rejected == {"internal": 1}
-    assert [item.body for item in got] == [b"good"]
+    assert [item.content for item in got] == [b"good"]
 
 
 def test_an_item_that_a_full_queue_refused_is_announced_later(monkeypatch) -> None:
@@ -687,7 +689,7 @@ def test_an_item_that_a_full_queue_refused_is_announced_later(monkeypatch) -> No
     sent: list[bytes] = []
     driver = Driver(talk.core, transport, lambda: at(now), lambda _: None)
     monkeypatch.setattr(transport, "send", lambda link, frame, lane: now > 0 and (sent.append(frame) or True))
-    driver.feed(Offer(b"mine", NO_TOPIC))
+    driver.feed(Offer(NO_TOPIC + b"mine"))
     assert talk.core.items_sent == talk.core.bytes_sent == 0
     now = 5.0
     driver.feed(Tick())

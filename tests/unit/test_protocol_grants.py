@@ -157,7 +157,7 @@ def test_uses_are_bounded_and_a_new_one_waits_for_others_to_expire(monkeypatch: 
 uses = st.lists(
     st.builds(
         Use,
-        st.binary(min_size=32, max_size=32),
+        st.binary(min_size=31, max_size=31).map(lambda key: key + b"\1"),  # another than that of `use_by`
         st.integers(0, MAX_USES - 1),
         st.sampled_from([GUEST.node_id, STRANGER.node_id]),
         st.integers(1, 2**64 - 1),

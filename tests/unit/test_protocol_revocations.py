@@ -26,12 +26,12 @@ from protocol.errors import RevocationError
 from protocol.events import (
     Accepted,
     Arrived,
+    Deliver,
     Item,
     Link,
     Message,
     PeerDown,
     PeerUp,
-    Received,
     Revoked,
     Send,
     SendFrame,
@@ -361,10 +361,10 @@ def test_items_of_a_revoked_signer_are_dropped_whoever_brings_them_and_offered_n
         return core.handle(Arrived(link(bearer), frame), NOW)
 
     hear(MEMBER, MEMBER, Kind.HELLO, Hello(record(MEMBER).encoded).encode())
-    assert any(isinstance(a, Received) for a in hear(MEMBER, EVIL, Kind.ITEM, NO_TOPIC + b"before"))
+    assert any(isinstance(a, Deliver) for a in hear(MEMBER, EVIL, Kind.ITEM, NO_TOPIC + b"before"))
     core.handle(Revoked(signed(*revoked).encoded), NOW)
     after = hear(MEMBER, EVIL, Kind.ITEM, NO_TOPIC + b"after")
-    assert any(isinstance(a, Received) for a in after) == (not revoked)
+    assert any(isinstance(a, Deliver) for a in after) == (not revoked)
     assert core.admission.rejected["revoked"] == len(revoked) and core.membership.peers == [MEMBER.node_id]
     actions = hear(GUEST, GUEST, Kind.HELLO, Hello(record(GUEST, pass_by(FOUNDER)).encoded).encode())
     for second in range(30):
@@ -393,7 +393,7 @@ def test_a_large_item_that_is_being_fetched_is_not_taken_once_its_signer_is_revo
     hear(Kind.OUTLINE, item.outline.encode())
     core.handle(Revoked(signed(*revoked).encoded), NOW)
     came = [action for index in (0, 1) for action in hear(Kind.CHUNK, item.chunk(index).encode())]
-    assert any(isinstance(action, Received) for action in came) == (not revoked)
+    assert any(isinstance(action, Deliver) for action in came) == (not revoked)
     assert core.admission.score(MEMBER.node_id, NOW) >= -2 * PENALTIES["unasked_chunk"]  # they were on their way
 
 

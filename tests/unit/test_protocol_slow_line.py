@@ -8,7 +8,7 @@ from itertools import count
 from protocol.config import LAN, Instant, Limits, Setup
 from protocol.core import Core
 from protocol.credentials.records import make_record
-from protocol.events import Accepted, Arrived, Link, Offer, Received, SendFrame, Subscribe, Tick, Unsent
+from protocol.events import Accepted, Arrived, Deliver, Link, Offer, SendFrame, Subscribe, Tick, Unsent
 from protocol.identity import Identity
 from protocol.limits.send_queues import SendQueues
 from protocol.membership.address_book import Book
@@ -38,7 +38,7 @@ class End:
                         self.core.note_sent(action)
                     elif ids:
                         self.do(Unsent(link, ids), now)
-                case Received():
+                case Deliver():
                     self.got += 1
 
     def greet(self, other: "End") -> None:
@@ -76,7 +76,7 @@ def talk(line: float, offers: list[tuple[float, int, int]], demand: float, end: 
         if waiting and waiting[0][0] <= now:
             _, items, size = waiting.popleft()
             for _ in range(items):
-                slow.do(Offer(rng.randbytes(size), bytes(8)), now)
+                slow.do(Offer(bytes(8) + rng.randbytes(size)), now)
         for one, other in ((slow, quick), (quick, slow)):
             for at, frame in one.leaving(now):
                 heapq.heappush(wire, (at, next(order), other, frame))
