@@ -22,7 +22,6 @@ from node.config import NodeConfig, TaskConfig, is_file_task
 from node.errors import UserError, for_shell
 from node.state_folder import exclusive, gone_if_new, keep_config, resolve_seed
 from node.tasks import Task, TaskKey, TaskSet, load_tasks
-from protocol.bootstrap import Fetched, fetch_manifest
 from protocol.credentials.grants import REFUSALS, Gatekeeper, Pass, Ticket, Use, make_pass, open_grant, revocable_id
 from protocol.credentials.invite import Invite, SharedInvite, make_shared_invite
 from protocol.credentials.manifest import (
@@ -47,6 +46,7 @@ from protocol.credentials.revocations import (
 )
 from protocol.errors import GrantError, JoinError, ManifestError, RevocationError
 from protocol.identity import Identity, NodeId, id_bytes, node_id
+from protocol.joiner import Fetched, fetch_manifest
 from protocol.limits.networks import netgroup, scope_of
 from protocol.storage import load_peers, read_bounded, write_atomically
 from protocol.wire.messages import MAX_MANIFEST_BYTES, MAX_REVOCATIONS_BYTES

@@ -1,6 +1,14 @@
 """What peers say to each other: identity, envelopes, transport, membership and gossip.
 
-The cores (`membership`, `gossip`, `limits`, joined in `core`) are pure state machines:
+The cores (`membership`, `gossip`, `limits`, joined in `core`, and `bootstrap`) are pure state machines:
 `handle(event, now) -> actions`, without sockets, clocks or threads. `host` drives them
-on real sockets in one network thread, `simulator` on a virtual clock.
+on real sockets in one network thread, `joiner` for a node that is yet to join, `simulator` on a virtual clock.
+
+core         one node's whole machine             bootstrap  asking for a swarm's manifest, before there is a node
+driver       its step, on any transport           joiner     bootstrap on real sockets
+host         the network thread, and the way to it
+events       what the cores take and ask for      config     limits, timing, clocks
+notices      what a person is told in the log     identity   keys and node ids
+value, lru   what is made once; what is bounded   storage    files that a crash leaves whole
+errors       what is raised
 """

@@ -23,28 +23,25 @@ Rules
 """
 
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import NamedTuple
 
-from protocol.config import Instant, Limits, read_clock
+from protocol.config import Instant
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import SwarmManifest, open_manifest
 from protocol.credentials.records import RECORD_LIFE_S, REFUTATION_BITS, Address, make_record, open_record
 from protocol.credentials.revocations import open_revocations
-from protocol.errors import JoinError, PeerError
+from protocol.errors import PeerError
 from protocol.events import Arrived, Closed, Dial, HangUp, Link, NetworkEvent, Opened, SendFrame, Tick
 from protocol.identity import Identity
 from protocol.limits.networks import Scope, scope_of
 from protocol.membership.address_book import usable
 from protocol.membership.links import HELLO_RETRY_S
 from protocol.membership.membership import NO_ROOM
-from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.envelope import Envelope, Kind, open_frame, seal
 from protocol.wire.messages import AskManifest, AskRevocations, Body, Goodbye, Hello, Manifest, Peers, Revocations
-from protocol.wire.version import MAJOR, VERSION, goodbye_reason, said, seal_v1, spoken_version, version_in
+from protocol.wire.version import MAJOR, goodbye_reason, seal_v1, spoken_version
 
 AGENT = "gossamer/joining"
 MAX_MEMBERS = 16  # that are asked: an invite's eight seeds, and as many that those name
@@ -54,7 +51,6 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 8.0
 GRACE_S = 5.0
 FALSE_MANIFEST = "false_manifest"  # what we count a member as that gives another one than the invite's
 FALSE_LIST = "false_list"  # and one whose revocation list is none
-POLL_S = 0.1
 
 
 class State(Enum):
@@ -281,71 +277,3 @@ class Bootstrap:
         stamp = int(now.unix * 1000)
         frame = seal_v1(self._identity, self._invite.swarm, body.kind, self._sequence, stamp, body.encode())
         return SendFrame(Link(member.address.key, dialled=True), frame)
-
-
-class Fetched(NamedTuple):
-    """The swarm's manifest, the grant with which it was given, and the revocation list, empty if there is none."""
-
-    manifest: SwarmManifest
-    grant: bytes
-    revocations: bytes
-
-
-def fetch_manifest(identity: Identity, invite: Invite, grants: Sequence[bytes], timeout: float) -> Fetched:
-    """Ask the invite's seeds, and whom they name, for the manifest that the invite names.
-
-    Waits up to `timeout` seconds; all that it opened is closed when this returns.
-
-    Raises:
-        JoinError: no member answered, or those that did keep this node out; `reason` says for what, and
-            `refusals` who said what.
-    """
-    bootstrap = Bootstrap(identity, invite, grants, random.Random(), read_clock())
-    transport = ZmqTransport(identity, None, Limits())
-    deadline = read_clock().steady + timeout
-    try:
-        events: list[NetworkEvent | Tick] = [Tick()]
-        while True:
-            for event in events:
-                for action in bootstrap.handle(event, read_clock()):
-                    match action:
-                        case Dial(address, scope):
-                            transport.dial(address, scope)
-                        case HangUp(link):
-                            transport.hang_up(link)
-                        case SendFrame(link, frame):
-                            transport.send(link, frame)
-            now = read_clock()
-            if bootstrap.is_over(now) or now.steady >= deadline:
-                break
-            events = [*transport.poll(POLL_S), Tick()]
-    finally:
-        transport.close()
-    if bootstrap.manifest is not None:
-        return Fetched(bootstrap.manifest, bootstrap.grant, bootstrap.revocations)
-    raise _why_not(bootstrap, invite, timeout)
-
-
-def _why_not(bootstrap: Bootstrap, invite: Invite, timeout: float) -> JoinError:
-    refusals = bootstrap.refusals
-    if not refusals:
-        seeds = ", ".join(str(seed.endpoint) for seed in invite.seeds)
-        return JoinError(
-            f"no seed of the invite answered within {timeout:g} s ({seeds}): "
-            "see that the invite is whole, or ask for a newer one"
-        )
-    reason = Counter(refusals.values()).most_common(1)[0][0]
-    if theirs := version_in(reason):
-        return JoinError(
-            f"swarm {invite.name!r} speaks protocol {theirs}, and this node {said(VERSION)}: "
-            "install the version of gossamer that the swarm's nodes run",
-            reason,
-            refusals,
-        )
-    if reason == FALSE_MANIFEST:
-        return JoinError(
-            f"the manifest of swarm {invite.name!r} is not the one that the invite names: do not join it",
-            reason,
-            refusals,
-        )
-    return JoinError(f"swarm {invite.name!r} does not admit this node: {reason}", reason, refusals)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import structlog
 
-from protocol.bootstrap import fetch_manifest
 from protocol.credentials.invite import Invite
 from protocol.credentials.records import Address
 from protocol.errors import JoinError
 from protocol.identity import Identity
+from protocol.joiner import fetch_manifest
 from tests.protocol_hosts import SWARM, running
 from tests.waiting import wait_until
 

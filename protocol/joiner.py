@@ -1,0 +1,86 @@
+"""The joiner: drives `bootstrap` on real sockets and a real clock, on the thread of whoever calls it."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from protocol.bootstrap import FALSE_MANIFEST, Bootstrap
+from protocol.config import Limits, read_clock
+from protocol.credentials.invite import Invite
+from protocol.credentials.manifest import SwarmManifest
+from protocol.errors import JoinError
+from protocol.events import Dial, HangUp, NetworkEvent, SendFrame, Tick
+from protocol.identity import Identity
+from protocol.transport.zeromq import ZmqTransport
+from protocol.wire.version import VERSION, said, version_in
+
+POLL_S = 0.1
+
+
+class Fetched(NamedTuple):
+    """The swarm's manifest, the grant with which it was given, and the revocation list, empty if there is none."""
+
+    manifest: SwarmManifest
+    grant: bytes
+    revocations: bytes
+
+
+def fetch_manifest(identity: Identity, invite: Invite, grants: Sequence[bytes], timeout: float) -> Fetched:
+    """Ask the invite's seeds, and whom they name, for the manifest that the invite names.
+
+    Waits up to `timeout` seconds; all that it opened is closed when this returns.
+
+    Raises:
+        JoinError: no member answered, or those that did keep this node out; `reason` says for what, and
+            `refusals` who said what.
+    """
+    bootstrap = Bootstrap(identity, invite, grants, random.Random(), read_clock())
+    transport = ZmqTransport(identity, None, Limits())
+    deadline = read_clock().steady + timeout
+    try:
+        events: list[NetworkEvent | Tick] = [Tick()]
+        while True:
+            for event in events:
+                for action in bootstrap.handle(event, read_clock()):
+                    match action:
+                        case Dial(address, scope):
+                            transport.dial(address, scope)
+                        case HangUp(link):
+                            transport.hang_up(link)
+                        case SendFrame(link, frame):
+                            transport.send(link, frame)
+            now = read_clock()
+            if bootstrap.is_over(now) or now.steady >= deadline:
+                break
+            events = [*transport.poll(POLL_S), Tick()]
+    finally:
+        transport.close()
+    if bootstrap.manifest is not None:
+        return Fetched(bootstrap.manifest, bootstrap.grant, bootstrap.revocations)
+    raise _why_not(bootstrap, invite, timeout)
+
+
+def _why_not(bootstrap: Bootstrap, invite: Invite, timeout: float) -> JoinError:
+    refusals = bootstrap.refusals
+    if not refusals:
+        seeds = ", ".join(str(seed.endpoint) for seed in invite.seeds)
+        return JoinError(
+            f"no seed of the invite answered within {timeout:g} s ({seeds}): "
+            "see that the invite is whole, or ask for a newer one"
+        )
+    reason = Counter(refusals.values()).most_common(1)[0][0]
+    if theirs := version_in(reason):
+        return JoinError(
+            f"swarm {invite.name!r} speaks protocol {theirs}, and this node {said(VERSION)}: "
+            "install the version of gossamer that the swarm's nodes run",
+            reason,
+            refusals,
+        )
+    if reason == FALSE_MANIFEST:
+        return JoinError(
+            f"the manifest of swarm {invite.name!r} is not the one that the invite names: do not join it",
+            reason,
+            refusals,
+        )
+    return JoinError(f"swarm {invite.name!r} does not admit this node: {reason}", reason, refusals)
