@@ -2,16 +2,17 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from protocol.bootstrap import FALSE_MANIFEST, Bootstrap
-from protocol.config import Limits, read_clock
+from protocol.config import AwakeClock, Instant, Limits, read_clock
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import SwarmManifest
 from protocol.errors import JoinError
 from protocol.events import Dial, HangUp, NetworkEvent, SendFrame, Tick
 from protocol.identity import Identity
+from protocol.transport import Transport
 from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.version import VERSION, said, version_in
 
@@ -37,28 +38,34 @@ def fetch_manifest(identity: Identity, invite: Invite, grants: Sequence[bytes], 
     """
     bootstrap = Bootstrap(identity, invite, grants, random.Random(), read_clock())
     transport = ZmqTransport(identity, None, Limits())
-    deadline = read_clock().steady + timeout
     try:
-        events: list[NetworkEvent | Tick] = [Tick()]
-        while True:
-            for event in events:
-                for action in bootstrap.handle(event, read_clock()):
-                    match action:
-                        case Dial(address, scope):
-                            transport.dial(address, scope)
-                        case HangUp(link):
-                            transport.hang_up(link)
-                        case SendFrame(link, frame):
-                            transport.send(link, frame)
-            now = read_clock()
-            if bootstrap.is_over(now) or now.steady >= deadline:
-                break
-            events = [*transport.poll(POLL_S), Tick()]
+        drive(bootstrap, transport, read_clock, timeout)
     finally:
         transport.close()
     if bootstrap.manifest is not None:
         return Fetched(bootstrap.manifest, bootstrap.grant, bootstrap.revocations)
     raise _why_not(bootstrap, invite, timeout)
+
+
+def drive(bootstrap: Bootstrap, transport: Transport, clock: Callable[[], Instant], timeout: float) -> None:
+    """Let `bootstrap` talk over `transport` until it is over, or for `timeout` seconds of `clock` in which we ran."""
+    awake = AwakeClock(clock)
+    deadline = awake().steady + timeout
+    events: list[NetworkEvent | Tick] = [Tick()]
+    while True:
+        for event in events:
+            for action in bootstrap.handle(event, awake()):
+                match action:
+                    case Dial(address, scope):
+                        transport.dial(address, scope)
+                    case HangUp(link):
+                        transport.hang_up(link)
+                    case SendFrame(link, frame):
+                        transport.send(link, frame)
+        now = awake()
+        if bootstrap.is_over(now) or now.steady >= deadline:
+            return
+        events = [*transport.poll(POLL_S), Tick()]
 
 
 def _why_not(bootstrap: Bootstrap, invite: Invite, timeout: float) -> JoinError:

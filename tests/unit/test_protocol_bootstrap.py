@@ -14,6 +14,7 @@ from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, m
 from protocol.credentials.records import Address, Endpoint, make_record, open_record
 from protocol.events import Arrived, Closed, Dial, HangUp, Link, Opened, SendFrame, Tick
 from protocol.identity import Identity
+from protocol.joiner import drive
 from protocol.limits.networks import scope_of
 from protocol.membership.links import HELLO_RETRY_S
 from protocol.wire.envelope import Kind, open_frame, seal
@@ -257,3 +258,48 @@ def test_a_member_of_another_version_is_told_ours_in_its_own_form_and_named() ->
 )
 def test_no_other_goodbye_names_a_version(reason: str) -> None:
     assert version_in(reason) == ""
+
+
+class Answering:
+    """A transport to one seed that answers at once, and whose second `poll` brings nothing but a long stop."""
+
+    def __init__(self, seed: Identity, stop: float) -> None:
+        self.seed = seed
+        self.time = 0.0
+        self.waiting: list[Opened | Arrived] = []
+        self.polls = iter([0.1, stop])
+        self.hung_up = 0
+
+    def clock(self) -> Instant:
+        return at(self.time)
+
+    def dial(self, address: Address, scope: object) -> None:
+        self.waiting.append(Opened(link(self.seed)))
+
+    def send(self, to: Link, frame: bytes) -> None:
+        if open_frame(frame).kind == Kind.HELLO:
+            self.answer(Kind.HELLO, Hello(record(self.seed).encoded).encode())
+        else:
+            self.answer(Kind.MANIFEST, Manifest(CLUB.encoded).encode())
+
+    def answer(self, kind: Kind, body: bytes) -> None:
+        self.waiting.append(Arrived(link(self.seed), seal(self.seed, CLUB.swarm, kind, 1, int(UNIX * 1000), body)))
+
+    def hang_up(self, to: Link) -> None:
+        self.hung_up += 1
+
+    def poll(self, timeout: float) -> list[Opened | Arrived]:
+        passed = next(self.polls, 0.1)
+        self.time += passed
+        if passed > 1.0:
+            return []
+        arrived, self.waiting = self.waiting, []
+        return arrived
+
+
+def test_a_joiner_that_was_stopped_holds_that_time_against_no_seed_and_not_against_its_deadline() -> None:
+    network = Answering(SEEDS[0], stop=25.0)
+    machine = Talk(SEEDS[0]).machine
+    drive(machine, network, network.clock, timeout=20.0)
+    assert machine.manifest == CLUB
+    assert network.hung_up == 1  # when it had what it came for
