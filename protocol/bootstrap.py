@@ -18,8 +18,8 @@ Rules
     are shown different numbers at a time as long as nobody says so, since each might grant its own.
  3. Of a member that another names count the endpoints that mean something from where that one answered: else
     whoever is asked could make a joiner connect into its own network (see `protocol.membership.address_book`).
- 4. It is over when the manifest is there, or all have refused, or `GRACE_S` after the last refusal: somebody
-    answers, and the others had their time.
+ 4. It is over when the manifest is there or all have refused. Whoever is full or starts again may grant yet: how
+    long to wait for those, the caller says.
 """
 
 import random
@@ -48,7 +48,6 @@ MAX_MEMBERS = 16  # that are asked: an invite's eight seeds, and as many that th
 MAX_FRAMES = 256  # that a member may send us: its hello, some records, the manifest and what it sends every peer
 PATIENCE_S = 10.0  # for a link, a hello and an answer, as long as membership has
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 8.0
-GRACE_S = 5.0
 FALSE_MANIFEST = "false_manifest"  # what we count a member as that gives another one than the invite's
 FALSE_LIST = "false_list"  # and one whose revocation list is none
 
@@ -102,7 +101,6 @@ class Bootstrap:
         self._sequence = int(now.unix * 1e6)
         self._incarnation = int(now.unix * 1000) << REFUTATION_BITS
         self._members = {seed.key: Member(seed) for seed in invite.seeds}
-        self._refused_at: float | None = None
         self.manifest: SwarmManifest | None = None
         self.grant = b""  # with which the manifest was given
         self.revocations = b""  # the swarm's verified revocation list, if that member had one
@@ -112,15 +110,10 @@ class Bootstrap:
         """Why each member that refused did, by its endpoint."""
         return {str(member.address.endpoint): member.reason for member in self._members.values() if member.reason}
 
-    def is_over(self, now: Instant) -> bool:
-        """Rule 4."""
-        if self.manifest is not None or all(member.state is State.REFUSED for member in self._members.values()):
-            return True
-        return self._refused_at is not None and now.steady >= self._refused_at + GRACE_S and not self._is_admitted
-
     @property
-    def _is_admitted(self) -> bool:
-        return any(member.state is State.ADMITTED for member in self._members.values())
+    def is_over(self) -> bool:
+        """Rule 4."""
+        return self.manifest is not None or all(member.state is State.REFUSED for member in self._members.values())
 
     def handle(self, event: NetworkEvent | Tick, now: Instant) -> list[Action]:
         """Advance by one event; what a member sends that makes no sense is dropped."""
@@ -245,7 +238,6 @@ class Bootstrap:
 
     def _refused(self, member: Member, reason: str, now: Instant) -> list[Action]:
         member.state, member.since, member.reason = State.REFUSED, now.steady, reason
-        self._refused_at = now.steady
         link = Link(member.address.key, dialled=True)
         if reason == "invite_used":  # rule 2
             self._current = max(self._current, min(member.shown + 1, len(self._grants) - 1))

@@ -2,8 +2,10 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
+
+import structlog
 
 from protocol.bootstrap import FALSE_MANIFEST, Bootstrap
 from protocol.config import AwakeClock, Instant, Limits, read_clock
@@ -17,6 +19,8 @@ from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.version import VERSION, said, version_in
 
 POLL_S = 0.1
+
+log = structlog.get_logger()
 
 
 class Fetched(NamedTuple):
@@ -48,9 +52,13 @@ def fetch_manifest(identity: Identity, invite: Invite, grants: Sequence[bytes], 
 
 
 def drive(bootstrap: Bootstrap, transport: Transport, clock: Callable[[], Instant], timeout: float) -> None:
-    """Let `bootstrap` talk over `transport` until it is over, or for `timeout` seconds of `clock` in which we ran."""
+    """Let `bootstrap` talk over `transport` until it is over, or for `timeout` seconds of `clock` in which we ran.
+
+    Who refuses is named in the log while others are still waited for.
+    """
     awake = AwakeClock(clock)
     deadline = awake().steady + timeout
+    said: Mapping[str, str] = {}
     events: list[NetworkEvent | Tick] = [Tick()]
     while True:
         for event in events:
@@ -62,9 +70,11 @@ def drive(bootstrap: Bootstrap, transport: Transport, clock: Callable[[], Instan
                         transport.hang_up(link)
                     case SendFrame(link, frame):
                         transport.send(link, frame)
-        now = awake()
-        if bootstrap.is_over(now) or now.steady >= deadline:
+        if bootstrap.is_over or awake().steady >= deadline:
             return
+        before, said = said, bootstrap.refusals
+        for member, reason in said.items() - before.items():
+            log.info("refused by a member, others are asked", member=member, reason=reason)
         events = [*transport.poll(POLL_S), Tick()]
 
 

@@ -4,10 +4,11 @@ import itertools
 import random
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.bootstrap import FALSE_MANIFEST, GRACE_S, MAX_FRAMES, MAX_MEMBERS, PATIENCE_S, Bootstrap
+from protocol.bootstrap import FALSE_MANIFEST, MAX_FRAMES, MAX_MEMBERS, PATIENCE_S, Bootstrap
 from protocol.config import Instant
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
@@ -70,7 +71,7 @@ class Talk:
 
     @property
     def is_over(self) -> bool:
-        return self.machine.is_over(at(self.now))
+        return self.machine.is_over
 
 
 def link(seed: Identity) -> Link:
@@ -118,17 +119,26 @@ def test_one_refusal_ends_nothing_and_all_of_them_do() -> None:
     assert talk.machine.refusals == {"tcp://s0:1": "not_admitted", "tcp://s1:1": "invite_expired"}
 
 
-def test_whoever_refused_is_asked_once_and_the_silent_have_some_seconds_more() -> None:
-    refuser, silent = SEEDS[:2]
-    talk = Talk(refuser, silent)
-    talk.open(refuser)
+def test_whoever_refused_is_asked_once_and_those_who_are_full_or_start_again_as_long_as_somebody_waits() -> None:
+    refuser, full, starting = SEEDS[:3]
+    talk = Talk(refuser, full, starting)
+    talk.open(refuser, full)
     talk.refuse(refuser, "not_admitted")
     before = len(talk.actions)
-    talk.feed(Tick(), now=GRACE_S - 0.1)
-    assert not talk.is_over
+    for second in range(20):
+        dials = [action.address.key for action in talk.feed(Tick(), now=second) if isinstance(action, Dial)]
+        if full.curve_key in dials:
+            talk.feed(Opened(link(full)))
+        talk.refuse(full, "full")
+        talk.feed(Closed(link(starting)))
+        assert not talk.is_over
     assert Dial(Address(Endpoint("s0", 1), refuser.curve_key)) not in talk.actions[before:]
-    talk.feed(Tick(), now=GRACE_S)
-    assert talk.is_over
+    while Dial(Address(Endpoint("s2", 1), starting.curve_key)) not in talk.feed(Tick(), now=talk.now + 1):
+        pass
+    talk.feed(Opened(link(starting)))
+    talk.admit(starting)
+    talk.give(starting)
+    assert talk.machine.manifest == CLUB
 
 
 def test_a_used_number_makes_way_for_the_next_until_there_is_none() -> None:
@@ -261,23 +271,27 @@ def test_no_other_goodbye_names_a_version(reason: str) -> None:
 
 
 class Answering:
-    """A transport to one seed that answers at once, and whose second `poll` brings nothing but a long stop."""
+    """A transport to one seed that answers at once; its second `poll` brings nothing if it lasts for a long `stop`."""
 
-    def __init__(self, seed: Identity, stop: float) -> None:
+    def __init__(self, seed: Identity, *, stop: float = 0.1, refuses: bool = False) -> None:
         self.seed = seed
         self.time = 0.0
         self.waiting: list[Opened | Arrived] = []
         self.polls = iter([0.1, stop])
+        self.refuses = refuses
         self.hung_up = 0
 
     def clock(self) -> Instant:
         return at(self.time)
 
     def dial(self, address: Address, scope: object) -> None:
-        self.waiting.append(Opened(link(self.seed)))
+        if address.key == self.seed.curve_key:
+            self.waiting.append(Opened(link(self.seed)))
 
     def send(self, to: Link, frame: bytes) -> None:
-        if open_frame(frame).kind == Kind.HELLO:
+        if self.refuses:
+            self.answer(Kind.GOODBYE, Goodbye("not_admitted").encode())
+        elif open_frame(frame).kind == Kind.HELLO:
             self.answer(Kind.HELLO, Hello(record(self.seed).encoded).encode())
         else:
             self.answer(Kind.MANIFEST, Manifest(CLUB.encoded).encode())
@@ -303,3 +317,17 @@ def test_a_joiner_that_was_stopped_holds_that_time_against_no_seed_and_not_again
     drive(machine, network, network.clock, timeout=20.0)
     assert machine.manifest == CLUB
     assert network.hung_up == 1  # when it had what it came for
+
+
+def test_a_join_waits_until_its_deadline_for_whoever_has_not_refused_and_says_at_once_who_has() -> None:
+    network = Answering(SEEDS[0], refuses=True)
+    talk = Talk(*SEEDS[:2])  # the other one is silent
+    with structlog.testing.capture_logs() as logs:
+        drive(talk.machine, network, network.clock, timeout=20.0)
+    assert talk.machine.refusals == {"tcp://s0:1": "not_admitted"}
+    assert [(line["member"], line["reason"]) for line in logs] == [("tcp://s0:1", "not_admitted")]
+    assert 20.0 <= network.time < 20.5
+    alone = Answering(SEEDS[0], refuses=True)
+    with structlog.testing.capture_logs() as logs:
+        drive(Talk(SEEDS[0]).machine, alone, alone.clock, timeout=20.0)
+    assert alone.time < 1.0 and logs == []  # the error says it
