@@ -20,12 +20,16 @@ Rules
     whoever is asked could make a joiner connect into its own network (see `protocol.membership.address_book`).
  4. It is over when the manifest is there or all have refused. Whoever is full or starts again may grant yet: how
     long to wait for those, the caller says.
+ 5. A name is charged to the seed from which it came, by way of others too: of the places for those who are asked, each
+    seed has an even share. Where none is free, the seed with most names gives the place of one, a member that refused
+    or else has come least far, to a seed with fewer: else one hostile member could keep out whom honest ones name.
 """
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import IntEnum, auto
 
 from protocol.config import Instant
 from protocol.credentials.invite import Invite
@@ -52,14 +56,14 @@ FALSE_MANIFEST = "false_manifest"  # what we count a member as that gives anothe
 FALSE_LIST = "false_list"  # and one whose revocation list is none
 
 
-class State(Enum):
-    """See the module's comment."""
+class State(IntEnum):
+    """See the module's comment; in order of what is lost with a member."""
 
+    REFUSED = auto()
     WAITING = auto()
     DIALLED = auto()
     GREETED = auto()
     ADMITTED = auto()
-    REFUSED = auto()
 
 
 @dataclass(slots=True)
@@ -67,6 +71,7 @@ class Member:
     """One that is asked; `since` is when its state began or is to end, `shown` which grant it last saw."""
 
     address: Address
+    seed: bytes  # the key of the seed to which its name is charged: its own, if it is one
     scope: Scope = Scope.LOOPBACK  # of the nearest address that its host name may mean
     host: str = ""  # the IP address that answered, "" if it is not known
     state: State = State.WAITING
@@ -100,7 +105,7 @@ class Bootstrap:
         self._current = 0  # of the grants
         self._sequence = int(now.unix * 1e6)
         self._incarnation = int(now.unix * 1000) << REFUTATION_BITS
-        self._members = {seed.key: Member(seed) for seed in invite.seeds}
+        self._members = {seed.key: Member(seed, seed.key) for seed in invite.seeds}
         self.manifest: SwarmManifest | None = None
         self.grant = b""  # with which the manifest was given
         self.revocations = b""  # the swarm's verified revocation list, if that member had one
@@ -207,7 +212,7 @@ class Bootstrap:
                     return [HangUp(link)]
                 return self._refused(member, reason, now)
             case Kind.PEERS:
-                self._hear_of(scope_of(member.host), Peers.decode(envelope.body), now)
+                return self._hear_of(member, Peers.decode(envelope.body), now)
             case Kind.MANIFEST if member.state is State.ADMITTED:
                 return self._take(member, Manifest.decode(envelope.body).encoded, now)
             case Kind.REVOCATIONS if member.state is State.ADMITTED:
@@ -250,14 +255,41 @@ class Bootstrap:
         member.pauses = min(member.pauses + 1, 16)
         member.state, member.since = State.WAITING, now.steady + delay * self._rng.uniform(0.5, 1.0)
 
-    def _hear_of(self, scope: Scope, peers: Peers, now: Instant) -> None:
+    def _hear_of(self, teller: Member, peers: Peers, now: Instant) -> list[Action]:
+        """Rules 3 and 5."""
+        scope = scope_of(teller.host)
+        actions: list[Action] = []
         for encoded in peers.records:
+            if not self._has_place(teller.seed):
+                break
+            try:
+                record = open_record(encoded, self._invite.swarm, now.unix, self._identity.verify)
+            except PeerError:
+                break
+            key, addresses = record.curve_key, usable(record, scope)
+            if not addresses or key == self._identity.curve_key or key in self._members:
+                continue
             if len(self._members) >= MAX_MEMBERS:
-                return
-            record = open_record(encoded, self._invite.swarm, now.unix, self._identity.verify)
-            addresses = usable(record, scope)
-            if addresses and record.curve_key != self._identity.curve_key:
-                self._members.setdefault(record.curve_key, Member(addresses[0], scope))
+                actions.append(self._make_place())
+            self._members[key] = Member(addresses[0], teller.seed, scope)
+        return actions
+
+    def _has_place(self, seed: bytes) -> bool:
+        names = self._names
+        return len(self._members) < MAX_MEMBERS or names[seed] + 1 < max(names.values())
+
+    def _make_place(self) -> HangUp:
+        """Let go of one that the seed with most names named, the last of those who have come least far."""
+        (most, _), *_ = self._names.most_common(1)
+        named = [member for key, member in reversed(self._members.items()) if member.seed == most != key]
+        key = min(named, key=lambda member: member.state).address.key
+        del self._members[key]
+        return HangUp(Link(key, dialled=True))
+
+    @property
+    def _names(self) -> Counter[bytes]:
+        """How many members are charged to each seed, itself included."""
+        return Counter(member.seed for member in self._members.values())
 
     def _send(self, member: Member, body: Body, now: Instant) -> SendFrame:
         self._sequence += 1

@@ -181,6 +181,49 @@ def test_a_member_without_room_names_others_who_are_asked_and_is_asked_again_lat
     assert again == [full.curve_key]
 
 
+def names(*told: Identity) -> bytes:
+    return Peers(tuple(record(one).encoded for one in told)).encode()
+
+
+def test_who_fills_all_places_with_names_and_those_names_too_leaves_each_other_seed_its_share() -> None:
+    hostile, full, third, *others = SEEDS
+    theirs, ours = others[:24], others[24:33]
+    talk = Talk(hostile, full, third)
+    talk.open(hostile, full)
+    talk.say(hostile, Kind.PEERS, names(*theirs[:20]))
+    talk.open(*theirs[:3])
+    assert len(talk.machine._members) == MAX_MEMBERS
+    ended = talk.say(full, Kind.PEERS, names(*ours))
+    asked = {action.address.key for action in talk.feed(Tick()) if isinstance(action, Dial)}
+    share = (MAX_MEMBERS - 3) // 2  # the third seed names nobody
+    assert asked == {one.curve_key for one in ours[:share]}
+    # Those of whom least had come made room, the last first.
+    assert ended == [HangUp(link(one)) for one in reversed(theirs[MAX_MEMBERS - 3 - share : MAX_MEMBERS - 3])]
+    # Neither the hostile one nor whom it named takes anything back by more names.
+    assert talk.say(hostile, Kind.PEERS, names(*theirs[16:])) == []
+    assert talk.say(theirs[0], Kind.PEERS, names(*theirs[16:])) == []
+    assert not [action for action in talk.feed(Tick()) if isinstance(action, Dial)]
+    talk.open(ours[0])
+    talk.admit(ours[0])
+    talk.give(ours[0])
+    assert talk.machine.manifest == CLUB
+
+
+def test_of_those_whom_a_seed_named_one_that_refused_makes_room_first_and_one_that_admits_us_last() -> None:
+    hostile, full, *others = SEEDS
+    talk = Talk(hostile, full)
+    talk.open(hostile, full)
+    theirs = others[: MAX_MEMBERS - 2]
+    talk.say(hostile, Kind.PEERS, names(*theirs))
+    talk.open(*theirs)
+    talk.refuse(theirs[0], "not_admitted")
+    for one in theirs[2:]:
+        talk.admit(one)
+    for gone, told in zip((0, 1, -1), others[len(theirs) :], strict=False):
+        told_and_more = Peers((record(told).encoded, b"no record")).encode()
+        assert talk.say(full, Kind.PEERS, told_and_more) == [HangUp(link(theirs[gone]))]
+
+
 @pytest.mark.parametrize(
     ("teller", "reached"),
     [
