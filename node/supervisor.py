@@ -43,7 +43,7 @@ import structlog
 from node.budget import is_done
 from node.config import NodeConfig
 from node.errors import PassingError, UserError
-from node.telemetry.logs import setup_logs
+from node.telemetry.logs import flush_logs, setup_logs
 from node.telemetry.metrics import MetricsTail, Progress
 
 MAX_FAILURES = 4
@@ -138,6 +138,8 @@ def _main(
         log.exception("failed")
         reason.send(f"{type(error).__name__}: {error}")
         sys.exit(EXIT_DEFECT)
+    finally:
+        flush_logs()
 
 
 def _die_with_supervisor() -> None:

@@ -37,6 +37,7 @@ from node.cli import (
     tasks,
 )
 from node.errors import PassingError, UserError
+from node.telemetry.logs import flush_logs
 from protocol.errors import ProtocolError
 
 EXIT_DEFECT = 1
@@ -102,7 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str], *, debug: bool) -> int:
     """Run the command and return its exit status; what a person can correct is one line on stderr."""
     try:
-        return app(list(arguments), prog_name="gossamer", standalone_mode=False) or 0
+        try:
+            return app(list(arguments), prog_name="gossamer", standalone_mode=False) or 0
+        finally:
+            flush_logs()  # before the last word
     except (typer.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # typer takes any for the end of a person's input; here none is read
             traceback.print_exception(error.__cause__)

@@ -2,11 +2,17 @@
 
 One event a line, with fields rather than prose. Events of libraries that use the
 standard `logging` take the same way, from WARNING up.
+
+Who logs makes the line and waits for nothing, for the network thread logs too, and a disk or a terminal may hang: each
+place has a thread that writes to it. What waits is written when Python ends. `multiprocessing` ends its processes
+otherwise, so these call `flush_logs`; what kills a process at once takes the last lines with it.
 """
 
 import logging
+import os
+import queue
 import sys
-from logging.handlers import RotatingFileHandler
+from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
 
 import structlog
@@ -14,6 +20,8 @@ import structlog
 from node.state_folder import make_folder
 
 MAX_LOG_BYTES = 16 << 20  # one older file of the same size is kept beside it
+MAX_WAITING = 4096  # lines for a place that is slow, some MB; a node at work writes a few a second
+FLUSH_S = 2.0  # an end waits so long for a place that hangs: a service manager kills after tens of seconds
 OURS = ("node", "protocol", "collectives")
 
 
@@ -28,14 +36,14 @@ def setup_logs(folder: Path | None = None, *, stderr: bool = True, debug: bool =
         make_folder(folder)
         file = RotatingFileHandler(folder / "log.jsonl", maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8")
         file.setFormatter(_formatter(structlog.processors.format_exc_info, structlog.processors.JSONRenderer()))
-        handlers.append(file)
+        handlers.append(BackgroundHandler(file))
     if stderr:
         stream = logging.StreamHandler(sys.stderr)
         plain = structlog.dev.plain_traceback
         stream.setFormatter(
             _formatter(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain))
         )
-        handlers.append(stream)
+        handlers.append(BackgroundHandler(stream))
     logging.basicConfig(handlers=handlers, level=logging.WARNING, force=True)
     # It keeps its messages to itself, on a handler of its own, from the moment it is imported.
     transformers = logging.getLogger("transformers")
@@ -53,6 +61,95 @@ def setup_logs(folder: Path | None = None, *, stderr: bool = True, debug: bool =
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def flush_logs() -> None:
+    """Wait until what was logged is written, at most `FLUSH_S` for each place."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+class BackgroundHandler(QueueHandler):
+    """Makes each line as `target` would and has a thread write it there, in order. To log never waits for `target`.
+
+    While `MAX_WAITING` lines wait, more are dropped; a line in their place says how many. The thread starts with the
+    first line, in a forked process too: what waited at the fork its parent writes.
+    """
+
+    def __init__(self, target: logging.Handler) -> None:
+        super().__init__(queue.Queue())
+        self.setFormatter(target.formatter)
+        target.setFormatter(None)  # what it gets is a line already
+        self._target = target
+        self._begin_anew()
+
+    def after_fork(self) -> None:
+        """Go on in a forked process: the thread, and a file's locks that it held, are the parent's."""
+        self._begin_anew()
+        if isinstance(self._target, logging.FileHandler):
+            self._target.stream = None  # it opens its file again
+
+    def _begin_anew(self) -> None:
+        self.queue = self._lines = queue.Queue[logging.LogRecord | None]()
+        self._listener: QueueListener | None = None
+        self._dropped = 0
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Let a line wait for the thread, if there is room. `logging` calls it under this handler's lock."""
+        if self._lines.qsize() >= MAX_WAITING:
+            self._dropped += 1
+            return
+        self._say_dropped()
+        self._put(record)
+
+    def flush(self) -> None:
+        """Wait until all that waits is written, at most `FLUSH_S`."""
+        self.acquire()
+        try:
+            self._say_dropped()
+        finally:
+            self.release()
+        lines = self._lines
+        with lines.all_tasks_done:
+            lines.all_tasks_done.wait_for(lambda: not lines.unfinished_tasks, FLUSH_S)
+
+    def close(self) -> None:
+        """Flush, and end the thread. Where `target` hangs, that ends once it has written what waits."""
+        self.acquire()
+        try:
+            self.flush()
+            listener = self._listener
+            if listener is not None and self._lines.unfinished_tasks:
+                listener.enqueue_sentinel()
+            else:
+                if listener is not None:
+                    listener.stop()
+                self._target.close()
+            self._begin_anew()
+        finally:
+            self.release()
+        super().close()
+
+    def _say_dropped(self) -> None:
+        if self._dropped:
+            said = f"{self._dropped} lines are missing here: what is logged could not be written as fast"
+            self._dropped = 0
+            self._put(self.prepare(logging.LogRecord(__name__, logging.WARNING, __file__, 0, said, None, None)))
+
+    def _put(self, line: logging.LogRecord) -> None:
+        if self._listener is None:
+            self._listener = QueueListener(self._lines, self._target, respect_handler_level=True)
+            self._listener.start()
+        self._lines.put_nowait(line)
+
+
+def _after_fork() -> None:
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, BackgroundHandler):
+            handler.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _shared() -> list[structlog.typing.Processor]:

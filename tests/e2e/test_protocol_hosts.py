@@ -9,14 +9,20 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from node.telemetry.logs import setup_logs
 from protocol.config import Limits
-from protocol.credentials.records import Address, Endpoint
+from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.errors import BadAddress, NetworkFailed, PortInUse
 from protocol.host import Host, Verdict
 from protocol.identity import Identity
 from protocol.transport.addresses import check_bindable
 from protocol.transport.zeromq import REVIEW_INTERVAL_S
+from protocol.wire.envelope import Kind
+from protocol.wire.messages import Hello
+from protocol.wire.version import seal_v1
+from tests.log_places import hanging_log, own_logs
 from tests.protocol_hosts import SWARM, ask, collect, mesh, running, spawn
+from tests.protocol_raw import raw_peer
 from tests.waiting import wait_until
 
 
@@ -227,3 +233,17 @@ def test_two_hosts_of_one_identity_are_noticed_by_both_and_logged() -> None:
                 lambda: any("another process runs with this node's key" in log["event"] for log in logs), 5, "the log"
             )
         assert third.twin == ""
+
+
+def test_a_log_that_hangs_holds_up_no_network_thread(tmp_path: Path) -> None:
+    with own_logs(), running() as (host, address), running(address) as (other, _), hanging_log(tmp_path) as place:
+        wait_until(lambda: host.counters().peers == 1, 20, "the peer")
+        setup_logs(tmp_path, stderr=False)
+        with raw_peer(address, SWARM) as stranger:
+            expiry_ms = int((time.time() + 3600) * 1000)
+            hello = Hello(make_record(stranger.identity, SWARM, (), 1, "", expiry_ms).encoded).encode()
+            stranger.send(seal_v1(stranger.identity, SWARM, Kind.HELLO, 1, int(time.time() * 1000), hello, 0x0100))
+            assert stranger.receive(20)  # our goodbye: the host saw it, and has logged that or is about to
+            other.publish(b"all the same")
+            assert collect(host, 1)[0].body == b"all the same"
+        assert place.read(1)[0]["event"] == "refused a peer that speaks another version of the protocol"

@@ -2,28 +2,31 @@
 
 import json
 import logging
+import multiprocessing
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import structlog
 
-from node.telemetry.logs import setup_logs
+from node.config import NodeConfig
+from node.supervisor import start_child, start_server
+from node.telemetry import logs
+from node.telemetry.logs import BackgroundHandler, flush_logs, setup_logs
+from tests.log_places import hanging_log, own_logs
 
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield
-    for handler in logging.root.handlers:
-        if handler not in handlers:
-            handler.close()
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
-    structlog.reset_defaults()
+    with own_logs():
+        yield
 
 
 def events(folder: Path) -> list[dict[str, object]]:
+    flush_logs()
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
@@ -33,6 +36,7 @@ def test_an_event_is_one_line_with_its_fields(tmp_path: Path, capsys: pytest.Cap
     (event,) = events(tmp_path)
     assert (event["event"], event["address"], event["peer"]) == ("listening", "tcp://a:1", "x\ny")
     assert (event["level"], event["logger"]) == ("info", "node.run")
+    flush_logs()
     error = capsys.readouterr().err
     assert "listening" in error and len(error.splitlines()) == 1
 
@@ -56,3 +60,124 @@ def test_a_failure_keeps_its_traceback_on_its_line(tmp_path: Path, capsys: pytes
     (event,) = events(tmp_path)
     assert "ValueError: shape" in str(event["exception"])
     assert capsys.readouterr().err == ""
+
+
+def say_numbers(count: int) -> None:
+    for number in range(count):
+        structlog.get_logger("node.loop").info("said", number=number)
+
+
+def test_who_logs_waits_for_no_place_that_hangs_and_the_lines_come_in_order(tmp_path: Path) -> None:
+    with hanging_log(tmp_path) as place:
+        setup_logs(tmp_path, stderr=False)
+        teller = threading.Thread(target=say_numbers, args=(20,), daemon=True)
+        teller.start()
+        teller.join(20)
+        assert not teller.is_alive()
+        assert [event["number"] for event in place.read(20)] == list(range(20))
+
+
+def test_lines_beyond_the_bound_are_dropped_and_the_log_says_where_and_how_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "MAX_WAITING", 10)
+    with hanging_log(tmp_path) as place:
+        setup_logs(tmp_path, stderr=False)
+        say_numbers(30)
+        place.read(10)
+        flush_logs()  # says it; else the next line would
+        structlog.get_logger("node.loop").info("after")
+        flush_logs()
+        *kept, missing, after = place.read(12)
+    assert len(kept) in (10, 11)  # the thread may have had one in hand
+    assert [event["number"] for event in kept] == list(range(len(kept)))
+    assert str(missing["event"]).startswith(f"{30 - len(kept)} lines are missing here")
+    assert (missing["level"], after["event"]) == ("warning", "after")
+
+
+def test_a_places_own_level_and_form_hold() -> None:
+    written: list[str] = []
+
+    class Place(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            written.append(self.format(record))
+
+    place, logger = Place(logging.ERROR), logging.getLogger("library")
+    place.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logger.addHandler(handler := BackgroundHandler(place))
+    logger.warning("quiet %d", 0)
+    logger.error("heard %d%%", 1)
+    logger.removeHandler(handler)
+    handler.close()
+    assert written == ["ERROR heard 1%"]
+
+
+def test_logs_that_are_set_up_twice_have_one_writer_and_closed_ones_none(tmp_path: Path) -> None:
+    before = threading.active_count()
+    for _ in range(2):
+        setup_logs(tmp_path, stderr=False)
+        say_numbers(1)
+    assert len(events(tmp_path)) == 2
+    assert threading.active_count() == before + 1
+    logging.root.handlers[0].close()
+    assert threading.active_count() == before
+
+
+def test_a_forked_process_logs_and_repeats_nothing_of_its_parents(tmp_path: Path) -> None:
+    def child() -> None:
+        structlog.get_logger("node.loop").info("in the child")
+        flush_logs()
+
+    with hanging_log(tmp_path) as place:
+        setup_logs(tmp_path, stderr=False)
+        say_numbers(3)  # they wait while the process forks
+        forked = multiprocessing.get_context("fork").Process(target=child)
+        forked.start()
+        assert len(place.read(4)) == 4
+        forked.join()
+        flush_logs()
+        assert sorted(str(event["event"]) for event in place.read(4)) == ["in the child", "said", "said", "said"]
+
+
+BURST = 3000  # lines, more than are written while Python ends
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [("pass", 0), ("raise SystemExit(3)", 3), ("raise ValueError", 1), ("kill(getpid(), SIGTERM)", 130)],
+)
+def test_all_that_was_logged_is_written_before_a_process_ends(tmp_path: Path, end: str, status: int) -> None:
+    code = f"""
+import sys
+from os import getpid, kill
+from pathlib import Path
+from signal import SIGTERM
+import structlog
+from node.signals import interrupting_signals
+from node.telemetry.logs import setup_logs
+setup_logs(Path({str(tmp_path)!r}), stderr=False)
+try:
+    with interrupting_signals():
+        for number in range({BURST}):
+            structlog.get_logger("node.loop").info("said", number=number)
+        {end}
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+    child = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, timeout=60)
+    assert child.returncode == status, child.stderr
+    assert [event["number"] for event in events(tmp_path)] == list(range(BURST))
+
+
+def say_and_fail(config: NodeConfig, folder: Path) -> None:
+    say_numbers(BURST)
+    raise ValueError("shape")
+
+
+def test_a_supervised_node_that_crashes_leaves_its_log_whole(tmp_path: Path) -> None:
+    with hanging_log(tmp_path) as place:
+        child = start_child(start_server(()), say_and_fail, NodeConfig(), tmp_path)
+        assert child.reason.recv() == "ValueError: shape"  # and now it ends
+        *said, last = place.read(BURST + 1)
+    assert len(said) == BURST and "ValueError: shape" in str(last["exception"])
+    child.process.join()
