@@ -184,7 +184,8 @@ class Gossip:
         peer = self._peers.get(node)
         if peer is None:
             return False
-        replayed = peer.known.get(item) is Knows.SENT and not self._pulls.expects_again(item, node)
+        expected = self._pulls.expects_again(item, node)
+        replayed = peer.known.get(item) is Knows.SENT and not expected
         peer.note(item, Knows.SENT)
         self._pulls.arrived(item, node)
         return replayed

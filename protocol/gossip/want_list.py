@@ -16,8 +16,8 @@ Rules
     since, broke it. One that broke `MAX_BROKEN` more than it kept is blamed; one slow reply, or a process that is
     blocked and says nothing, is not. Hanging up pays no debt: it stands for who comes back.
  5. What is asked for is wanted until it comes or stalls, however old the want is and however full the list: an
-    answer to a pull of ours must not look like a push that nobody asked for. Who was asked twice may answer twice, and
-    whoever signed it once more, as it may have pushed it before it was asked.
+    answer to a pull of ours must not look like a push that nobody asked for. Everybody may answer as often as it was
+    asked, whoever else brought the item meanwhile, and whoever signed it once more, as it may have pushed it before.
 """
 
 import random
@@ -42,7 +42,7 @@ MAX_OFFERS = 2048  # wanted items of one holder: four can fill the table, one ca
 MAX_HOLDERS = 8  # remembered of one item; more are not needed to try
 MAX_ASKS = 3  # of one holder for one item
 WANT_LIFE_S = 60.0  # a round of most nodes: what demand did not reach by then, fresher items replace
-MAX_FURTHER = 1024  # items that came, of whom was asked for them more than once
+MAX_FURTHER = 1024  # answers to come to pulls of items that came
 MAX_DEPARTED = 256  # holders that left in debt
 MAX_LOOKS = 256  # wants looked at each time: bounds the work where all holders are busy
 LOOKS_EACH = 4  # for each item that may be asked for, some of whose holders are busy
@@ -194,17 +194,17 @@ class Pulls:
             holder.broken = max(-MAX_CREDIT, holder.broken - 1)
             holder.delivered = max(holder.delivered, now)
         if want is not None:
-            self._expect(want, 1)
+            self._expect(want, node)
             if signer is not None and want.holders.get(signer):
                 self._pushed.set((item_id, signer), 1)
             self._forget(want)
         return asked
 
-    def _expect(self, want: _Want, brought: int) -> None:
-        """Note that whoever was asked more often than that may answer yet."""
+    def _expect(self, want: _Want, brought_by: NodeId | None) -> None:
+        """Note that whoever was asked may answer yet, but for the one answer that came."""
         for node, asks in want.holders.items():
-            if asks > brought:
-                self._further.set((want.entry.id, node), asks - brought)
+            if further := asks - (node == brought_by):
+                self._further.set((want.entry.id, node), further)
 
     def expects_again(self, item_id: ItemId, node: NodeId) -> bool:
         """Tell whether `node` was asked for an item once more than it has brought it; that is counted as brought."""
@@ -329,7 +329,7 @@ class Pulls:
         self._failed += 1
         self._take_back(want)
         if min(want.holders.values()) >= MAX_ASKS:
-            self._expect(want, 0)
+            self._expect(want, None)
             self._forget(want)
             return False
         return True

@@ -888,15 +888,41 @@ def test_no_history_delivers_twice_talks_to_strangers_or_grows_beyond_bounds(his
             assert len(peer.known) <= KNOWN_ITEMS
 
 
+def large_item(size: int = CHUNK_BYTES + 1) -> tuple[Item, Outline]:
+    frame = seal(OWNER, b"a swarm of tests", Kind.ITEM, 1, int(UNIX * 1000), body := bytes(size), chunk_hashes(body))
+    header, hashes = header_of(frame), chunk_hashes(body)
+    return Item(header.item_id, OWNER.node_id, UNIX, NO_TOPIC, frame, hashes), Outline(
+        header, frame[:HEAD_BYTES], hashes
+    )
+
+
 def test_who_was_asked_twice_for_a_large_item_may_answer_twice() -> None:
-    body = bytes(CHUNK_BYTES + 1)
-    frame = seal(OWNER, b"a swarm of tests", Kind.ITEM, 1, int(UNIX * 1000), body, hashes := chunk_hashes(body))
-    large = Item(header_of(frame).item_id, OWNER.node_id, UNIX, NO_TOPIC, frame, hashes)
-    answer = Outlined(A, Outline(header_of(frame), frame[:HEAD_BYTES], hashes))
+    large, outline = large_item()
     core = machine(A)
     core.handle(Announced(A, (large.entry,)), at(1))
     asks = [ask for now in range(2, 8) for ask in sent(Pull, core.handle(Tick(), at(now)))]
     assert len(asks) >= 1  # beside the one at once
-    said = [core.handle(answer, at(8)) for _ in range(len(asks) + 2)]
+    said = [core.handle(Outlined(A, outline), at(8)) for _ in range(len(asks) + 2)]
     assert [*sent(PullChunks, said[0])] and said[1:-1] == [[]] * len(asks)
     assert said[-1] == [Blame(A, "unasked")]
+
+
+def test_who_answers_a_pull_after_another_did_is_not_blamed_for_it() -> None:
+    """Who was asked first announces again, so another is asked, and answers at once."""
+    large, outline = large_item()
+    core = machine(A, B)
+    assert pulled(core.handle(Announced(A, (large.entry,)), at(1))) == {A: (large.id,)}
+    core.handle(Announced(B, (large.entry,)), at(1))
+    assert pulled(core.handle(Announced(A, (large.entry,)), at(1 + 0.6 * LAN.pull_patience))) == {B: (large.id,)}
+    assert sent(PullChunks, core.handle(Outlined(A, outline), at(3)))
+    assert core.handle(Outlined(B, outline), at(3)) == []
+    assert core.handle(Outlined(B, outline), at(3)) == [Blame(B, "unasked")]
+
+
+def test_a_copy_is_a_replay_unless_it_was_asked_for_whoever_brought_the_item_first() -> None:
+    core = machine(A, B)
+    core.handle(Announced(A, (entry(1),)), at(1))
+    core.handle(Announced(B, (entry(1),)), at(1))
+    assert pulled(core.handle(Announced(A, (entry(1),)), at(1 + 0.6 * LAN.pull_patience))) == {B: (name(1),)}
+    assert core.handle(Got(A, item(1, signer=FAR)), at(3)) == [Deliver(item(1, signer=FAR))]
+    assert [core.duplicate(B, name(1)) for _ in range(2)] == [False, True]

@@ -185,6 +185,17 @@ def test_who_was_asked_twice_may_answer_twice_and_no_more() -> None:
     assert not pulls.expects_again(name(0), A) and not pulls.expects_again(name(0), B)
 
 
+def test_who_was_asked_once_may_answer_though_another_did_before() -> None:
+    pulls = machine()
+    pulls.offered(A, entry(0), 0.0)
+    assert asked(pulls, 0.0) == 1
+    pulls.offered(B, entry(0), 0.1)
+    pulls.check(0.1 + PATIENCE)
+    assert due(pulls, 0.1 + PATIENCE) == {B: [name(0)]}
+    assert pulls.arrived(name(0), A, 0.2 + PATIENCE) and not pulls.expects_again(name(0), A)
+    assert pulls.expects_again(name(0), B) and not pulls.expects_again(name(0), B)
+
+
 def test_a_window_grows_with_what_is_delivered_and_halves_when_the_holder_stalls() -> None:
     pulls = machine()
     for number in range(1000):
