@@ -242,6 +242,7 @@ class Core:
             return self._offence("flood", link, subject, now)
         try:
             if node is not None and kind == Kind.ITEM:
+                self.gossip.heard(node, now)
                 claimed = claimed_id(frame)
                 return [] if self._is_spared(node, claimed, len(frame), now) else self._item(node, claimed, frame, now)
             envelope = self._open(frame)

@@ -7,14 +7,16 @@ Rules
     between small messages, and a link is never full of it.
  3. A holder that is gone, that delivers nothing for `patience` and the time that its chunks take on a slow line,
     or that announces again what it was asked for (it could not send it), is relieved of what it was asked: another
-    is. What has come stays.
+    is, and it goes last until it gives again. What has come stays. Chunks wait behind small items on their line: a
+    holder of whom items come has `PROMISE_PATIENCE` times as long, unless another is free.
  4. A chunk that is not what its hash says is blamed, and its sender asked no more for this item. One that is, and has
     not the size that the header states, is its signer's lie: an id does not depend on the size, so a signer can give
     one holder another header than us. Such an item is let go of.
  5. Downloads are begun as far as all that are in progress take `capacity` bytes, by what their signers say of their
     sizes; one that waits costs its outline. Given up is one in progress that nothing came to for `LIFE_S`, or, while
-    others wait, for as long as a slow line takes for a window; no time passes while all its holders give others. One
-    that nobody holds any more stays only if it is in progress, and while no other waits.
+    others wait, for as long as a slow line takes for a window, once all its holders failed as in rule 3 and give
+    nothing else. No time passes while one that is not asked for it gives others. One that nobody holds any more stays
+    only if it is in progress, and while no other waits.
  6. One signer has one `SHARE`-th of the bytes in progress, or a single item if that is larger, and of the places.
  7. Keys are free, links are not. A download is charged to that of its holders to which least is, of equals to the one
     that had no turn for longest. A link has one `SHARE`-th of the bytes, too, or a single item; what it has beyond, as
@@ -23,7 +25,6 @@ Rules
     gives one to who has fewer. So whatever keys a link brings, and however slowly it gives, others' items pass it.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from enum import Enum
 from itertools import count
 
 from protocol.events import Item, Outline
+from protocol.gossip.want_list import PROMISE_PATIENCE
 from protocol.identity import NodeId
 from protocol.lru import Recent
 from protocol.wire.envelope import CHUNK_BYTES, ItemId, chunk_count
@@ -43,7 +45,7 @@ MAX_SOURCES = 8  # of one item
 MAX_DOWNLOADS = 256  # in progress or waiting, with an outline of 4 KiB for 16 MiB
 SHARE = 4  # one part in so many; a group of the largest size that a manifest names by default is two parts
 MAX_LINKS = 1024  # whose last turn is remembered
-MAX_STRIKES = 3  # times that a source was relieved with nothing delivered in between
+MAX_STRIKES = 3  # after which a source that was silent is asked for nothing of the item any more
 
 
 class Took(Enum):
@@ -59,7 +61,7 @@ class Took(Enum):
 class _Source:
     asked: dict[int, None] = field(default_factory=dict)
     since: float = 0.0  # of the last chunk, or of the asking
-    strikes: int = 0
+    strikes: int = 0  # times that it was relieved since it gave something
 
 
 @dataclass(slots=True)
@@ -85,6 +87,7 @@ class Downloads:
         self._turns = count(1)
         self._last_turn: Recent[NodeId, int] = Recent(MAX_LINKS)
         self._delivered: Recent[NodeId, float] = Recent(MAX_LINKS)  # when a chunk last came of each
+        self._heard: Recent[NodeId, float] = Recent(MAX_LINKS)  # when a chunk or another item last did
         self._news = False  # since it was last tried to begin those that wait
         self._given_up = 0  # to make room for others, since the last check
         self._of_signer: Counter[bytes] = Counter()  # downloads
@@ -132,6 +135,8 @@ class Downloads:
         download = self._downloads[item_id]
         source = download.sources.get(node)
         if source is not None:
+            if source.asked:
+                source.strikes = max(source.strikes, 1)
             self._relieve(download, source)
         elif node not in download.expelled and len(download.sources) < MAX_SOURCES:
             download.sources[node] = _Source()
@@ -154,6 +159,7 @@ class Downloads:
             return Took.MISSIZED
         source.since, source.strikes = now, 0
         self._delivered.set(node, now)
+        self._heard.set(node, now)
         download.touched = now
         download.chunks[index] = chunk.data
         return Took.TAKEN
@@ -183,26 +189,28 @@ class Downloads:
             self._forget(item_id)
             self._given_up += 1
 
+    def heard(self, node: NodeId, now: float) -> None:
+        """An item came of `node`: behind that its chunks may wait for their turn on its line."""
+        self._heard.set(node, now)
+
     def check(self, now: float) -> int:
         """Relieve those who are silent, and give up what nobody delivers; return how many items were given up."""
         progressing = [(item_id, one) for item_id, one in self._downloads.items() if one.in_progress]
         others_wait = len(progressing) < len(self._downloads)
-        life = self._patience + WINDOW * CHUNK_BYTES / CHUNK_BYTES_PER_SECOND if others_wait else LIFE_S
-        self._spare_those_whose_holders_are_busy(life, now)
+        life = self._patience_for(WINDOW)
+        gave = {node for node, when in self._delivered.items() if when + life > now}
+        for _, one in progressing:
+            if any(not source.asked and node in gave for node, source in one.sources.items()):
+                one.touched = now
+        self._relieve_the_silent(now)
+        failed = {node for one in self._downloads.values() for node, source in one.sources.items() if source.strikes}
         for item_id, one in progressing:
-            if one.touched + life <= now or (others_wait and not one.sources):
+            hopeless = others_wait and one.sources.keys() <= failed - gave
+            if one.touched + (life if hopeless else LIFE_S) <= now or (others_wait and not one.sources):
                 self._forget(item_id)
                 self._given_up += 1
         self._put_back_what_is_beyond_a_share()
         given_up, self._given_up = self._given_up, 0
-        for download in self._downloads.values():
-            for node, source in list(download.sources.items()):
-                patience = self._patience + len(source.asked) * CHUNK_BYTES / CHUNK_BYTES_PER_SECOND
-                if source.asked and source.since + patience <= now:
-                    self._relieve(download, source)
-                    source.strikes += 1
-                    if source.strikes >= MAX_STRIKES:
-                        self._expel(download, node)
         return given_up
 
     def due(self, now: float) -> list[tuple[NodeId, PullChunks]]:
@@ -288,14 +296,23 @@ class Downloads:
             self._size_of_link[link] += size
         download.link = link
 
-    def _spare_those_whose_holders_are_busy(self, life: float, now: float) -> None:
-        """Let no time pass for a download that nobody is asked for, as all who hold it give others first."""
+    def _relieve_the_silent(self, now: float) -> None:
+        """Relieve holders of what they do not give in time; who was silent too often holds the item no more."""
         in_flight = self._in_flight()
-        gave = {node for node in in_flight if (self._delivered.get(node) or -math.inf) + life > now}
         for download in self._downloads.values():
-            is_asked = any(source.asked for source in download.sources.values())
-            if download.sources and not is_asked and gave.issuperset(download.sources):
-                download.touched = now
+            free = {one for one, it in download.sources.items() if not it.strikes and in_flight[one] < WINDOW}
+            for node, source in list(download.sources.items()):
+                heard = self._heard.get(node) or 0.0
+                patience = self._patience_for(len(source.asked))
+                is_silent = max(source.since, 0.0 if free - {node} else heard) + patience <= now
+                if source.asked and (is_silent or source.since + PROMISE_PATIENCE * patience <= now):
+                    self._relieve(download, source)
+                    source.strikes += 1
+                    if source.strikes >= MAX_STRIKES:
+                        self._expel(download, node)
+
+    def _patience_for(self, chunks: int) -> float:
+        return self._patience + chunks * CHUNK_BYTES / CHUNK_BYTES_PER_SECOND
 
     def _put_back_what_is_beyond_a_share(self) -> None:
         """Let a link's downloads wait again that it has beyond its share, as others who held them are gone.

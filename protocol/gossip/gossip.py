@@ -179,6 +179,10 @@ class Gossip:
         """
         return self._appetite.filter.announce_only and not len(self._downloads) and now.steady >= self._uploads_until
 
+    def heard(self, node: NodeId, now: Instant) -> None:
+        """Note that a frame with an item came of `node`, whatever becomes of it."""
+        self._downloads.heard(node, now.steady)
+
     def duplicate(self, node: NodeId, item: ItemId) -> bool:
         """Note that `node` sent bytes that were accepted before; True if it had sent this item itself (a replay)."""
         peer = self._peers.get(node)

@@ -24,6 +24,7 @@ from protocol.gossip.downloads import (
     Downloads,
     Took,
 )
+from protocol.gossip.want_list import PROMISE_PATIENCE
 from protocol.identity import Identity, NodeId
 from protocol.wire.compression import PLAIN, WORTH_BYTES, ZSTD, pack_content, unpack_content
 from protocol.wire.envelope import (
@@ -176,7 +177,7 @@ def test_whatever_comes_in_whatever_order_the_counts_hold_and_the_bounds(data: s
     for _ in range(data.draw(st.integers(0, 60))):
         item, node = data.draw(st.sampled_from(MANY)), data.draw(st.sampled_from([A, B, C]))
         match data.draw(
-            st.sampled_from(["begin", "offer", "lose", "wait", "revoke", "ask", "deliver", "deliver", "lie"])
+            st.sampled_from(["begin", "offer", "lose", "wait", "hear", "revoke", "ask", "deliver", "deliver", "lie"])
         ):
             case "begin":
                 downloads.begin(outline_of(item), data.draw(st.lists(st.sampled_from([A, B, C]), unique=True)), now)
@@ -187,6 +188,8 @@ def test_whatever_comes_in_whatever_order_the_counts_hold_and_the_bounds(data: s
             case "wait":
                 now += data.draw(st.sampled_from([0.5, 3.0, LIFE_S]))
                 downloads.check(now)
+            case "hear":
+                downloads.heard(node, now)
             case "revoke":
                 downloads.forget_signed(lambda signer, one=item.signer: signer == one)
             case "ask":
@@ -198,6 +201,53 @@ def test_whatever_comes_in_whatever_order_the_counts_hold_and_the_bounds(data: s
                 downloads.finish(fetched.id)
         counts_hold(downloads)
         assert all(one.sources for one in downloads._downloads.values() if not one.in_progress)
+
+
+@given(st.data())
+def test_whatever_the_other_holders_do_who_gives_at_once_gets_its_item_through(data: st.DataObject) -> None:
+    item = large(data.draw(st.integers(2, 8)) * CHUNK_BYTES)
+    junk = [large(10 * CHUNK_BYTES, seed, Identity(bytes([seed]) * 32)) for seed in (1, 2, 3)]
+    items = {one.id: one for one in (item, *junk)}
+    downloads, now = Downloads(40 * CHUNK_BYTES, PATIENCE), 0.0
+    assert downloads.begin(outline_of(item), data.draw(st.permutations([A, B, C])), now)
+    assert all(downloads.begin(outline_of(one), data.draw(st.permutations([B, C])), now) for one in junk)
+    owed: dict[NodeId, deque[tuple[bytes, int]]] = {node: deque() for node in (A, B, C)}
+
+    def is_whole() -> bool:
+        while asks := downloads.due(now):
+            for node, pull in asks:
+                owed[node].extend((pull.id, index) for index in pull.indices)
+            while owed[A]:
+                item_id, index = owed[A].popleft()
+                assert downloads.arrived(A, items[item_id].chunk(index), now) is Took.TAKEN
+        return downloads.finish(item.id) is not None
+
+    for _ in range(data.draw(st.integers(0, 80))):
+        if is_whole():
+            return
+        node, one = data.draw(st.sampled_from([B, C])), data.draw(st.sampled_from([item, item, *junk]))
+        match data.draw(st.sampled_from(["wait", "wait", "announce", "lose", "hear", "deliver", "lie"])):
+            case "wait":
+                now += data.draw(st.sampled_from([0.5, 1.0, 3.0]))
+                downloads.check(now)
+            case "announce" if one.id in downloads:
+                downloads.offered(node, one.id)
+            case "lose":
+                downloads.lost(node)
+                owed[node].clear()
+            case "hear":
+                downloads.heard(node, now)
+            case what if owed[node]:
+                item_id, index = owed[node].popleft()
+                chunk = items[item_id].chunk(index) if what == "deliver" else ItemChunk(items[item_id].id, index, b"")
+                downloads.arrived(node, chunk, now)
+        assert item.id in downloads
+    for _ in range(MAX_STRIKES * 2 * int(PATIENCE + WINDOW)):  # the others fall silent
+        if is_whole():
+            return
+        now += 0.5
+        downloads.check(now)
+    assert is_whole()
 
 
 def test_downloads_take_no_more_than_their_room_and_a_stuck_one_makes_way() -> None:
@@ -378,6 +428,86 @@ def test_on_a_slow_line_whatever_waits_for_its_turn_at_the_only_holder_is_not_gi
         now += 0.5  # 2 Mbit/s
         assert downloads.arrived(A, items[item_id].chunk(index), now) is Took.TAKEN
         found |= {item_id} if downloads.finish(item_id) is not None else set()
+
+
+def test_a_holder_that_gives_nothing_ends_nothing_that_another_gives_in_its_turn() -> None:
+    first, second, other = (large(size * CHUNK_BYTES, size, Identity(bytes([size]) * 32)) for size in (70, 6, 50))
+    downloads, now = Downloads(100 * CHUNK_BYTES, PATIENCE), 0.0
+    assert all(downloads.begin(outline_of(item), [A], now) for item in (first, second))
+    assert len(indices(downloads.due(now), A)) == WINDOW  # of the first
+    assert downloads.begin(outline_of(other), [C], now)  # and waits
+    for index in range(int(LIFE_S) + 5):
+        downloads.offered(B, second.id)
+        assert len(indices(downloads.due(now), B)) == WINDOW
+        now += 1.0
+        assert downloads.arrived(A, first.chunk(index), now) is Took.TAKEN
+        assert downloads.check(now) == 0
+
+
+@pytest.mark.parametrize("gives", [True, False], ids=["one gives others", "they give nothing"])
+def test_an_item_is_given_up_for_others_once_all_its_holders_failed_and_give_nothing_else(gives: bool) -> None:
+    first, item, other = (large(size * CHUNK_BYTES, size, Identity(bytes([size]) * 32)) for size in (2, 6, 40))
+    downloads = Downloads(41 * CHUNK_BYTES, PATIENCE)
+    assert downloads.begin(outline_of(first), [A], 0.0) and downloads.begin(outline_of(item), [A, B], 0.0)
+    assert downloads.begin(outline_of(other), [C], 0.0)
+    downloads.due(0.0)
+    if gives:
+        assert downloads.arrived(A, first.chunk(0), 1.0) is Took.TAKEN
+    for node in (A, B):  # could not send what they were asked for
+        downloads.offered(node, item.id)
+    downloads.due(1.0)
+    downloads.check(PATIENCE + WINDOW)
+    assert (item.id in downloads) is gives
+
+
+@pytest.mark.parametrize("given", [12, 0], ids=["and gave all else at once", "and was not asked yet"])
+def test_what_one_holder_withholds_is_asked_of_another_before_the_item_is_given_up(given: int) -> None:
+    item, other = large((4 + given) * CHUNK_BYTES, 1), large(40 * CHUNK_BYTES, 2)
+    downloads = Downloads(41 * CHUNK_BYTES, PATIENCE)
+    assert downloads.begin(outline_of(item), [B], 0.0) and downloads.begin(outline_of(other), [C], 0.0)
+    withheld = indices(downloads.due(0.0), B)
+    downloads.offered(A, item.id)
+    while asks := indices(downloads.due(0.0), A):
+        assert [downloads.arrived(A, item.chunk(index), 0.0) for index in asks] == [Took.TAKEN] * len(asks)
+    slow = PATIENCE + WINDOW
+    assert downloads.check(slow) == 0 and len(withheld) == WINDOW
+    assert indices(downloads.due(slow), A) == withheld
+    assert downloads.check(2 * slow) == 1  # nobody is left who did not fail
+
+
+def test_who_announces_again_and_again_what_it_is_asked_for_is_asked_last() -> None:
+    item = large(2 * CHUNK_BYTES)
+    downloads = Downloads(1 << 30, PATIENCE)
+    assert downloads.begin(outline_of(item), [B, A], 0.0)
+    assert (indices(asks := downloads.due(0.0), B), indices(asks, A)) == ([0], [1])
+    assert downloads.arrived(A, item.chunk(1), 0.0) is Took.TAKEN
+    downloads.offered(B, item.id)
+    assert downloads.due(1.0) == [(A, PullChunks(item.id, (0,)))]
+    downloads.lost(A)
+    for now in range(2, 20):  # and, its queue may be full, for good only once it was silent
+        assert downloads.due(now) == [(B, PullChunks(item.id, (0,)))]
+        downloads.offered(B, item.id)
+    assert downloads.due(20.0) and downloads.check(20.0 + PATIENCE + 1.0) == 0
+    assert downloads.due(24.0) == [(B, PullChunks(item.id, (0,)))]
+
+
+@pytest.mark.parametrize("another", [False, True], ids=["the only holder", "another one is free"])
+def test_chunks_wait_behind_other_items_of_their_holder_for_a_while_and_only_where_nobody_else_is_free(
+    another: bool,
+) -> None:
+    item, now = large(4 * CHUNK_BYTES), 0.0
+    downloads = Downloads(1 << 30, PATIENCE)
+    assert downloads.begin(outline_of(item), [B], now)
+    asked = indices(downloads.due(now), B)
+    if another:
+        downloads.offered(A, item.id)
+    while not (asks := downloads.due(now)):
+        now += 1.0
+        downloads.heard(B, now)
+        assert downloads.check(now) == 0
+    slow = PATIENCE + WINDOW
+    assert now == (slow if another else PROMISE_PATIENCE * slow)
+    assert indices(asks, A if another else B) == asked
 
 
 class Holder(str):

@@ -17,6 +17,7 @@ from protocol.wire.messages import Hello
 
 SWARM = b"a swarm of tests"
 STEP_S, DELAY_S = 0.01, 0.02
+ROUND = ((0.0, 40, 60_000), (0.1, 1, 3_000_000))
 
 
 class End:
@@ -99,3 +100,11 @@ def test_what_was_pushed_before_the_request_for_announcements_and_waits_behind_a
     _, quick, rejected = talk(128 << 10, [(5.0, 1500, 2500)], 2.0, 45.0)
     assert quick.core.gossip.wanted == 0 and rejected["over_demand"] > 1000
     assert rejected["unasked"] == 0
+
+
+def test_large_items_come_over_a_line_that_carries_many_small_ones_first() -> None:
+    """A minute's items take 41 s of the line, 18 of them before the first chunk of the large one."""
+    offers = [(5.0 + 60 * at + later, items, size) for at in range(3) for later, items, size in ROUND]
+    slow, quick, rejected = talk(128 << 10, offers, float("inf"), 200.0)
+    assert quick.got == slow.core.items_sent == 3 * 41
+    assert rejected.keys() <= {"too_many_hellos"}  # this test's own greeting is one
