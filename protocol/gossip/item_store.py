@@ -1,7 +1,11 @@
-"""The items that a node holds for others: bounded in bytes, in number and in age."""
+"""The items that a node holds for others: bounded in bytes, in number and in age.
+
+Beyond a bound one of the oldest that can be spared goes first, or the oldest. Large items have half of the bytes at the
+most, or one of them has more: two of the largest size would push out all small ones, which were just announced.
+"""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -28,15 +32,13 @@ class _Held:
 
 
 class Store:
-    """Items in the order they were added.
-
-    Beyond `capacity` bytes, or `MAX_HELD`, of the oldest items one that can be spared goes first, or the oldest.
-    """
+    """Items in the order they were added, of at most `capacity` bytes; see the module's comment."""
 
     def __init__(self, capacity: int, max_age: float) -> None:
         self._capacity = capacity
         self._max_age = max_age * OFFER_AGE
         self._held: OrderedDict[ItemId, _Held] = OrderedDict()
+        self._large: OrderedDict[ItemId, _Held] = OrderedDict()  # those of them that are
         self.size = 0  # bytes
 
     def __len__(self) -> int:
@@ -45,12 +47,14 @@ class Store:
     def add(self, item: Item, now: Instant, spare: Callable[[Item], bool] = lambda _: True) -> None:
         """Hold an item; `spare` tells of a held one whether all who are near have it."""
         self.pop(item.id)  # it may have been forgotten that it came: a clock that was set back holds it for longer
-        self._held[item.id] = _Held(item, item.entry, now.steady)
+        self._held[item.id] = held = _Held(item, item.entry, now.steady)
         self.size += len(item.frame)
+        if item.is_large:
+            self._large[item.id] = held
+            while len(self._large) > 1 and self._size_of_large() > self._capacity // 2:
+                self._let_one_go(self._large, spare)
         while self.size > self._capacity or len(self._held) > MAX_HELD:
-            oldest = islice(self._held.values(), LOOKED_AT)
-            spared = next((held.item.id for held in oldest if spare(held.item)), None)
-            self.pop(next(iter(self._held)) if spared is None else spared)
+            self._let_one_go(self._held, spare)
 
     def get(self, item_id: ItemId) -> Item | None:
         """Return the item if it is held."""
@@ -75,6 +79,7 @@ class Store:
     def pop(self, item_id: ItemId) -> None:
         """Let go of an item, if it is held."""
         held = self._held.pop(item_id, None)
+        self._large.pop(item_id, None)
         if held is not None:
             self.size -= len(held.item.frame)
 
@@ -84,7 +89,7 @@ class Store:
             oldest = next(iter(self._held.values()))
             if oldest.item.time + self._max_age > now.unix:
                 return
-            self._drop_oldest()
+            self.pop(oldest.item.id)
 
     def newest(self, count: int, since: float = float("-inf")) -> list[ItemId]:
         """Return the ids of at most `count` newest items that were added at or after `since`, oldest first."""
@@ -95,6 +100,10 @@ class Store:
             ids.append(item_id)
         return ids[::-1]
 
-    def _drop_oldest(self) -> None:
-        _, held = self._held.popitem(last=False)
-        self.size -= len(held.item.frame)
+    def _size_of_large(self) -> int:
+        return sum(len(held.item.frame) for held in self._large.values())  # 128 by default, at the most
+
+    def _let_one_go(self, of: Mapping[ItemId, _Held], spare: Callable[[Item], bool]) -> None:
+        oldest = islice(of.values(), LOOKED_AT)
+        spared = next((held.item.id for held in oldest if spare(held.item)), None)
+        self.pop(next(iter(of)) if spared is None else spared)

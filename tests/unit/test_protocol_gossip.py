@@ -300,6 +300,21 @@ def test_held_items_are_bounded_in_number_and_one_that_comes_again_counts_once()
     assert store.newest(1) == [name(MAX_HELD)]
 
 
+def test_large_items_push_out_large_ones_only_and_one_may_be_larger_than_their_half() -> None:
+    store, chunk = Store(32 * CHUNK_BYTES, 3600.0), CHUNK_BYTES
+    for number in range(8):
+        store.add(item(number, chunk), at(1))
+    for number, size in enumerate((5 * chunk, 9 * chunk, 4 * chunk, 20 * chunk, 20 * chunk, 6 * chunk), start=8):
+        store.add(item(number, size), at(2))
+        assert store.size == sum(len(one.frame) for one in map(store.get, store.newest(99)) if one) <= 32 * chunk
+    assert store.newest(99) == [name(number) for number in (*range(8), 13)]
+    for number in range(14, 40):  # small ones have what large ones leave
+        store.add(item(number, chunk), at(3))
+    assert store.newest(99) == [name(number) for number in range(13, 40)]
+    store.add(item(40, chunk), at(3))
+    assert store.newest(99) == [name(number) for number in range(14, 41)]
+
+
 def test_what_a_peer_still_lacks_is_held_longer_than_what_all_have() -> None:
     core = machine(A, B, limits=Limits(held_bytes=1000))
     for number in range(10):
