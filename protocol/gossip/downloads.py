@@ -141,6 +141,8 @@ class Downloads:
         elif node not in download.expelled and len(download.sources) < MAX_SOURCES:
             download.sources[node] = _Source()
             self._news = True
+            if not download.in_progress and self._of_link[node] + 1 < self._of_link[download.link]:
+                self._charge(download, node)
 
     def arrived(self, node: NodeId, chunk: ItemChunk, now: float) -> Took:
         """A chunk came."""

@@ -336,6 +336,21 @@ def test_an_item_is_charged_to_that_holder_of_it_who_brings_least() -> None:
     assert theirs.id in {pull.id for _, pull in downloads.due(0.0)}
 
 
+@pytest.mark.parametrize("first", [A, B], ids=["and another was the first to say so", "and was the first"])
+def test_the_only_item_of_a_link_keeps_its_place_whoever_else_holds_it(first: NodeId) -> None:
+    items = [large(2 * CHUNK_BYTES, 1, Identity(number.to_bytes(32))) for number in range(1, MAX_DOWNLOADS + 1)]
+    downloads = Downloads(2 * CHUNK_BYTES, PATIENCE)
+    assert all(downloads.begin(outline_of(item), [A], 0.0) for item in items[2:])
+    downloads.due(0.0)
+    assert downloads.begin(outline_of(items[0]), [first], 0.0)
+    downloads.offered(A if first == B else B, items[0].id)
+    assert downloads.begin(outline_of(items[1]), [C], 0.0)
+    one_more = large(2 * CHUNK_BYTES, 2)
+    assert downloads.begin(outline_of(one_more), [C], 0.0)  # in the place of A's newest
+    counts_hold(downloads)
+    assert [item.id in downloads for item in (items[0], items[-1])] == [True, False]
+
+
 @pytest.mark.parametrize("announce_all", [False, True], ids=["each its own", "all of them all"])
 def test_links_that_give_the_largest_items_slowly_take_turns_with_others(announce_all: bool) -> None:
     keys = [Identity(number.to_bytes(32)) for number in range(1, 22)]
