@@ -17,9 +17,10 @@ Rules
     others wait, for as long as a slow line takes for a window, once all its holders failed as in rule 3 and give
     nothing else. No time passes while one that is not asked for it gives others. One that nobody holds any more stays
     only if it is in progress, and while no other waits.
- 6. One signer has one `SHARE`-th of the bytes in progress, or a single item if that is larger, and of the places.
+ 6. One signer has one `SHARE`-th of the places for what one link brings; what other links bring of it counts apart, so
+    that nobody keeps a signer's items away by giving one of them.
  7. Keys are free, links are not. A download is charged to that of its holders to which least is, of equals to the one
-    that had no turn for longest. A link has one `SHARE`-th of the bytes, too, or a single item; what it has beyond, as
+    that had no turn for longest. A link has one `SHARE`-th of the bytes, or a single item; what it has beyond, as
     others who held the same are gone, waits again while others' do. What waits and fits is begun in the order of its
     coming, or of its link's last turn, if that is later. Where all places are taken, who has most of those that wait
     gives one to who has fewer. So whatever keys a link brings, and however slowly it gives, others' items pass it.
@@ -90,10 +91,9 @@ class Downloads:
         self._heard: Recent[NodeId, float] = Recent(MAX_LINKS)  # when a chunk or another item last did
         self._news = False  # since it was last tried to begin those that wait
         self._given_up = 0  # to make room for others, since the last check
-        self._of_signer: Counter[bytes] = Counter()  # downloads
-        self._of_link: Counter[NodeId] = Counter()
-        self._size_of_signer: Counter[bytes] = Counter()  # of those in progress
-        self._size_of_link: Counter[NodeId] = Counter()
+        self._of_link: Counter[NodeId] = Counter()  # downloads
+        self._of_signer: Counter[tuple[NodeId, bytes]] = Counter()  # by link and signer's key
+        self._size_of_link: Counter[NodeId] = Counter()  # of those in progress
 
     def __len__(self) -> int:
         return len(self._downloads)
@@ -110,16 +110,16 @@ class Downloads:
         size = outline.header.size
         if outline.id in self._downloads or size > self._capacity:
             return False
-        if self._of_signer[outline.header.public_key] >= MAX_DOWNLOADS // SHARE:
-            return False
         sources = {node: _Source() for node in list(holders)[:MAX_SOURCES]}
         if not sources:
             return False
         link = min(sources, key=self._of_link.__getitem__)
+        if self._of_signer[link, outline.header.public_key] >= MAX_DOWNLOADS // SHARE:
+            return False
         if len(self._downloads) >= MAX_DOWNLOADS and not self._make_room(link):
             return False
-        self._of_signer[outline.header.public_key] += 1
         self._of_link[link] += 1
+        self._of_signer[link, outline.header.public_key] += 1
         missing = dict.fromkeys(range(chunk_count(size)))
         self._downloads[outline.id] = _Download(outline, now, sources, missing, next(self._turns), link)
         self._news = True
@@ -269,31 +269,30 @@ class Downloads:
 
     def _begin(self, item_id: ItemId, now: float) -> None:
         download = self._downloads[item_id]
-        header, link = download.outline.header, self._lightest(download)
-        begun = self._size_of_signer[header.public_key], self._size_of_link[link]
-        has_shares = all(not size or size + header.size <= self._capacity // SHARE for size in begun)
-        if has_shares and self._size + header.size <= self._capacity:
+        size, link = download.outline.header.size, self._lightest(download)
+        begun = self._size_of_link[link]
+        if (not begun or begun + size <= self._capacity // SHARE) and self._size + size <= self._capacity:
             self._charge(download, link)
             self._last_turn.set(link, next(self._turns))
             download.in_progress, download.touched = True, now
-            self._size_of_signer[header.public_key] += header.size
-            self._size_of_link[link] += header.size
+            self._size_of_link[link] += size
             self._downloads[item_id] = self._downloads.pop(item_id)  # in the order of their beginnings
 
     def _end(self, download: _Download) -> None:
         """A download is in progress no longer."""
-        header, link = download.outline.header, download.link
         download.in_progress = False
-        self._last_turn.set(link, next(self._turns))
-        self._size_of_signer -= Counter({header.public_key: header.size})
-        self._size_of_link -= Counter({link: header.size})
+        self._last_turn.set(download.link, next(self._turns))
+        self._size_of_link -= Counter({download.link: download.outline.header.size})
 
     def _charge(self, download: _Download, link: NodeId) -> None:
         """Let a download be another link's."""
-        size = download.outline.header.size if download.in_progress else 0
+        header = download.outline.header
+        size = header.size if download.in_progress else 0
         self._of_link -= Counter([download.link])
+        self._of_signer -= Counter([(download.link, header.public_key)])
         self._size_of_link -= Counter({download.link: size})
         self._of_link[link] += 1
+        self._of_signer[link, header.public_key] += 1
         if size:
             self._size_of_link[link] += size
         download.link = link
@@ -365,6 +364,6 @@ class Downloads:
         download = self._downloads.pop(item_id)
         if download.in_progress:
             self._end(download)
-        self._of_signer -= Counter([download.outline.header.public_key])
         self._of_link -= Counter([download.link])
+        self._of_signer -= Counter([(download.link, download.outline.header.public_key)])
         self._news = True

@@ -149,21 +149,17 @@ def test_a_chunk_of_another_size_than_its_signer_states_is_not_its_senders_fault
 
 
 def counts_hold(downloads: Downloads) -> None:
-    """Assert that what is counted of links and signers is what there is, within the bounds."""
+    """Assert that what is counted of links and their signers is what there is, within the bounds."""
     held = downloads._downloads.values()
     begun = [one for one in held if one.in_progress]
     size = {id(one): one.outline.header.size for one in held}
     assert downloads._size == sum(size[id(one)] for one in begun) <= downloads._capacity
     assert downloads._of_link == Counter(one.link for one in held)
-    assert downloads._of_signer == Counter(one.outline.header.public_key for one in held)
-    for counted, of in (
-        (downloads._size_of_link, lambda one: one.link),
-        (downloads._size_of_signer, lambda one: one.outline.header.public_key),
-    ):
-        sums: Counter = Counter()
-        for one in begun:
-            sums[of(one)] += size[id(one)]
-        assert counted == sums
+    assert downloads._of_signer == Counter((one.link, one.outline.header.public_key) for one in held)
+    sums: Counter = Counter()
+    for one in begun:
+        sums[one.link] += size[id(one)]
+    assert downloads._size_of_link == sums
 
 
 MANY = [large(size * CHUNK_BYTES, seed, Identity(bytes([seed]) * 32)) for seed in (1, 2, 3) for size in (2, 3, 5)]
@@ -273,10 +269,9 @@ def test_outlines_that_wait_are_few_and_no_signer_has_all_their_places() -> None
     assert len(downloads) == MAX_DOWNLOADS
 
 
-def test_a_signer_with_slow_holders_does_not_hold_the_whole_room() -> None:
-    other = Identity(bytes([1]) * 32)
-    slow = [large(2 * CHUNK_BYTES, seed) for seed in range(8)]
-    quick = large(4 * CHUNK_BYTES, 9, other)
+def test_who_gives_a_signers_items_slowly_holds_neither_the_room_nor_the_places_for_those_that_others_give() -> None:
+    slow = [large(2 * CHUNK_BYTES, seed) for seed in range(MAX_DOWNLOADS // SHARE)]
+    quick = large(4 * CHUNK_BYTES, 99)
     downloads = Downloads(16 * CHUNK_BYTES, PATIENCE)
     assert all(downloads.begin(outline_of(item), [A], 0.0) for item in slow)
     assert downloads.begin(outline_of(quick), [B], 0.0)
