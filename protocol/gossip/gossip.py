@@ -75,7 +75,7 @@ from protocol.events import (
 from protocol.gossip.announce_timer import AnnounceTimer
 from protocol.gossip.downloads import Downloads, Took
 from protocol.gossip.item_store import Store
-from protocol.gossip.peer_state import KNOWN_ITEMS, MAX_PENDING, Knows, Peer, Serving
+from protocol.gossip.peer_state import KNOWN_ITEMS, MAX_PENDING, Account, Knows, Peer
 from protocol.gossip.subscriptions import Appetite, Filter
 from protocol.gossip.want_list import WANT_LIFE_S, Pulls
 from protocol.identity import NodeId
@@ -100,7 +100,7 @@ FIRST_IDS = 64  # announced at once to a peer that comes up: about 3 kB, whateve
 CATCH_UP_S = 2.0  # between its further batches of `MAX_IDS`: 12 kB a second, and what it pulls strikes out the next
 RETRY_S = 1.0  # after a full queue
 DRAWS = 4  # in the patience for a pull: how often it is looked for what stalls, and drawn what is pulled
-SERVED_PEERS = 256  # whose allowance outlives their links
+MAX_ACCOUNTS = 256  # that outlive their links
 SYNC_WINDOW = 4.0  # sync intervals
 SOURCES = 2  # peers that a node relies on for what a signer makes that is none of its peers
 SILENT_S = 600.0  # after which a signer's sources make room: longer than a round of most nodes
@@ -129,7 +129,7 @@ class Gossip:
         self._seen: Expiring[ItemId, NodeId] = Expiring(SEEN_ITEMS, limits.max_item_age_s + limits.max_clock_ahead_s)
         self._store = Store(limits.held_bytes, limits.max_item_age_s)
         self._pulls = Pulls(setup.timing, rng)
-        self._serving: Recent[NodeId, Serving] = Recent(SERVED_PEERS)
+        self._accounts: Recent[NodeId, Account] = Recent(MAX_ACCOUNTS)
         self._downloads = Downloads(limits.held_bytes, setup.timing.pull_patience)
         self._max_item = HEAD_BYTES + ITEM_OVERHEAD_BYTES + limits.max_item_bytes
         self._appetite = Appetite(own, now)
@@ -204,10 +204,10 @@ class Gossip:
         if self._pulls.is_asked(item, node):
             return False
         if peer is not None:
-            peer.pushed(size)
+            peer.account.pushed(size)
         if self._appetite.has_room(now):
             return False
-        if peer is not None and peer.should_know(now.steady):
+        if peer is not None and peer.account.should_know(now.steady):
             return False
         self._appetite.offered(now)
         return True
@@ -249,13 +249,14 @@ class Gossip:
 
     def _up(self, node: NodeId, now: Instant) -> list[GossipAction]:
         self._down(node)
-        serving = self._serving.get(node) or Serving(self._limits, now.steady)
-        self._serving.set(node, serving)
+        account = self._accounts.get(node) or Account(self._limits, now.steady)
+        account.linked(now.steady)
+        self._accounts.set(node, account)
         self._store.expire(now)
         held = self._store.newest(MAX_PENDING)
         # Two nodes that meet again hold much the same: of the two, whose batch is later leaves out the other's.
         due = now.steady + CATCH_UP_S * self._rng.random()
-        peer = Peer(Filter(hint(node)), Recent(KNOWN_ITEMS), serving, held[:-FIRST_IDS], due)
+        peer = Peer(Filter(hint(node)), Recent(KNOWN_ITEMS), account, held[:-FIRST_IDS], due)
         if held:
             peer.remind(*held[-FIRST_IDS:])
             self._timer.by(now.steady)
@@ -273,7 +274,7 @@ class Gossip:
 
     def _tell_interest(self, nodes: Iterable[NodeId], now: Instant) -> list[GossipAction]:
         for node in nodes:
-            self._peers[node].tell(self._appetite.filter.announce_only, now.steady)
+            self._peers[node].account.told(self._appetite.filter.announce_only, now.steady)
         return [Send(node, self._appetite.filter.interest(self._peers[node].direct)) for node in nodes]
 
     def _interested(self, peer: Peer, wants: Filter, now: Instant) -> None:
@@ -387,7 +388,7 @@ class Gossip:
             return [Blame(node, "unwanted")]
         if not asked:
             self._appetite.offered(now)
-            if peer is not None and peer.should_know(now.steady):
+            if peer is not None and peer.account.should_know(now.steady):
                 return [Blame(node, "unasked")]
             if not self._appetite.take_push(now):
                 return [Blame(node, "over_demand")]
@@ -504,8 +505,8 @@ class Gossip:
             chunk = item.chunk(index)
             if not chunk.data:
                 continue
-            if not peer.serving.take(chunk.place, len(chunk.data), now.steady):
-                if peer.serving.had(chunk.place):
+            if not peer.account.take(chunk.place, len(chunk.data), now.steady):
+                if peer.account.had(chunk.place):
                     return [*actions, Blame(node, "asked_again")]
                 self._not_sent(node, (pull.id,), now)
                 break
@@ -529,10 +530,10 @@ class Gossip:
             if item is None:
                 continue
             size = len(item.hashes) if item.is_large else len(item.frame)
-            if peer.serving.take(item_id, size, now.steady):
+            if peer.account.take(item_id, size, now.steady):
                 peer.note(item_id, Knows.HAS)
                 actions.append(Send(node, item))
-            elif peer.serving.had(item_id):
+            elif peer.account.had(item_id):
                 actions.append(Blame(node, "asked_again"))
             else:
                 later.append(item_id)
@@ -546,7 +547,7 @@ class Gossip:
             peer.quiet_until = now.steady + RETRY_S
             for item_id in ids:
                 peer.known.pop(item_id)
-                peer.serving.undo(item_id)
+                peer.account.undo(item_id)
             peer.remind(*ids)
             self._timer.by(peer.quiet_until)
 

@@ -27,8 +27,8 @@ class Knows(IntEnum):
     SENT = 3  # it sent it to us
 
 
-class Serving:
-    """What a peer may have of us: an allowance of bytes, and one more for what it was given before.
+class Account:
+    """What a peer may have of us, an allowance of bytes and one more for what it was given before, and may push to us.
 
     It outlives the link, so that hanging up and dialling again renews nothing.
     """
@@ -38,6 +38,8 @@ class Serving:
         # A peer that lost its memory asks for everything that we hold again; twice in ten minutes it has other holders.
         self._again = TokenBucket(limits.held_bytes / AGAIN_S, limits.held_bytes, now)
         self._served: Recent[bytes, int] = Recent(KNOWN_ITEMS)  # how often, by item, or item and chunk
+        self._declined = float("inf")  # when it was asked to announce only
+        self._pushed_since = 0  # bytes
 
     def had(self, what: bytes) -> bool:
         """Tell whether it was given this item, or chunk of one, before."""
@@ -57,6 +59,27 @@ class Serving:
         if self.had(what):
             self._served.set(what, (self._served.get(what) or 0) - 1)
 
+    def linked(self, now: float) -> None:
+        """Its link begins, and it may push until it is told otherwise, as it may have done ten minutes ago."""
+        if now >= self._declined + AGAIN_S:
+            self._declined, self._pushed_since = float("inf"), 0
+
+    def told(self, announce_only: bool, now: float) -> None:
+        """Note that it is told our interest."""
+        if announce_only:
+            self._declined = min(self._declined, now)
+        else:
+            self._declined, self._pushed_since = float("inf"), 0
+
+    def pushed(self, size: int) -> None:
+        """Note that it sent so many bytes that nobody asked for."""
+        if self._declined < float("inf"):
+            self._pushed_since += size
+
+    def should_know(self, now: float) -> bool:
+        """Tell whether a push from it is an offence by now."""
+        return now >= self._declined + PUSH_GRACE_S and self._pushed_since > PUSH_GRACE_BYTES
+
 
 @dataclass(slots=True)
 class Peer:
@@ -64,7 +87,7 @@ class Peer:
 
     wants: Filter
     known: Recent[ItemId, Knows]
-    serving: Serving
+    account: Account
     backlog: list[ItemId]  # what it may have missed, the newest last
     backlog_due: float
     pending: dict[ItemId, None] = field(default_factory=dict)
@@ -72,24 +95,6 @@ class Peer:
     repeats: bool = False  # whether it announced what others sign, since we last looked
     brought: dict[ItemId, None] = field(default_factory=dict)  # such items that we lacked
     direct: frozenset[NodeId] = frozenset()  # signers that it was told it need not announce
-    declined: float = float("inf")  # when it was asked to announce only
-    pushed_since: int = 0  # bytes
-
-    def tell(self, announce_only: bool, now: float) -> None:
-        """Note that it is told our interest."""
-        if announce_only:
-            self.declined = min(self.declined, now)
-        else:
-            self.declined, self.pushed_since = float("inf"), 0
-
-    def pushed(self, size: int) -> None:
-        """Note that it sent so many bytes that nobody asked for."""
-        if self.declined < float("inf"):
-            self.pushed_since += size
-
-    def should_know(self, now: float) -> bool:
-        """Tell whether a push from it is an offence by now."""
-        return now >= self.declined + PUSH_GRACE_S and self.pushed_since > PUSH_GRACE_BYTES
 
     def remind(self, *ids: ItemId) -> None:
         """Let ids be announced at the next tick; beyond the bound the oldest are dropped."""

@@ -549,6 +549,17 @@ def test_a_push_long_after_we_asked_for_announcements_only_is_an_offence() -> No
     assert core.handle(Got(A, item(3)), at(500)) == [Deliver(item(3))]
 
 
+@pytest.mark.parametrize("away", [1.0, 2 * AGAIN_S], ids=["at once", "after long"])
+def test_hanging_up_renews_nothing_of_what_may_be_pushed_until_ten_minutes_later(away: float) -> None:
+    core = machine(A)
+    core.handle(Subscribe(None, 0.0), at(0))
+    core.declines(A, name(1), PUSH_GRACE_BYTES + 1, at(0))
+    core.handle(PeerDown(A), at(1))
+    core.handle(PeerUp(A), at(1 + away))
+    blamed = core.handle(Got(A, item(1)), at(1 + away + PUSH_GRACE_S))
+    assert blamed == [Blame(A, "unasked" if away == 1.0 else "over_demand")]
+
+
 def test_an_item_that_was_asked_for_and_comes_late_is_no_push() -> None:
     core = machine(A, B)
     core.handle(Subscribe(None, 1.0), at(0))
