@@ -34,7 +34,7 @@ Rules
  8. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed
     beyond our demand, or long after we asked for announcements only.
  9. An item is served to a peer once. Whoever asks again, for lines break, pays out of a small allowance of
-    its own, which outlives its link: what is beyond that stays unanswered.
+    its own, which outlives its link: what is beyond that, or named again in one request, is an offence.
 10. A promise is kept. An item found bad is announced to nobody any more, but whoever was told of
     it may have it, and judges for itself: that costs its signer, not whoever passed it on. An item
     that will soon be stale is not announced.
@@ -501,7 +501,7 @@ class Gossip:
             return []
         self._uploads_until = now.steady + self._timing.pull_patience
         actions: list[GossipAction] = []
-        for index in pull.indices:
+        for index in dict.fromkeys(pull.indices):
             chunk = item.chunk(index)
             if not chunk.data:
                 continue
@@ -511,7 +511,7 @@ class Gossip:
                 self._not_sent(node, (pull.id,), now)
                 break
             actions.append(Send(node, chunk))
-        return actions
+        return actions + _named_again(node, pull.indices)
 
     def _ask(self, now: Instant) -> list[GossipAction]:
         pulls = [*self._pulls.due(now.steady, self._appetite.level(now))]
@@ -524,7 +524,7 @@ class Gossip:
             return []
         actions: list[GossipAction] = []
         later: list[ItemId] = []
-        for item_id in ids:
+        for item_id in dict.fromkeys(ids):
             may_have = item_id in peer.known or self._store.offered(item_id, now) is not None
             item = self._store.get(item_id) if may_have else None
             if item is None:
@@ -539,7 +539,7 @@ class Gossip:
                 later.append(item_id)
         if later:
             self._not_sent(node, tuple(later), now)
-        return actions
+        return actions + _named_again(node, ids)
 
     def _not_sent(self, node: NodeId, ids: tuple[ItemId, ...], now: Instant) -> None:
         peer = self._peers.get(node)
@@ -620,6 +620,11 @@ class Gossip:
         for entry in told:
             peer.note(entry.id, Knows.TOLD)
         return [Send(node, Announce(tuple(told[i : i + MAX_IDS]))) for i in range(0, len(told), MAX_IDS)]
+
+
+def _named_again(node: NodeId, named: Sequence[ItemId] | Sequence[int]) -> list[GossipAction]:
+    """Return a blame for each time that one request names again what it named."""
+    return [Blame(node, "asked_again")] * (len(named) - len(set(named)))
 
 
 def _pusher(item: Item) -> NodeId | None:

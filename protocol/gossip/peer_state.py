@@ -14,6 +14,7 @@ KNOWN_ITEMS = 4096  # remembered for each peer
 MAX_PENDING = 8192  # ids that wait to be announced to one peer
 MAX_BROUGHT = 256  # looked at in the patience for a pull, to find out who tells us first
 AGAIN_S = 600.0
+AGAIN_BYTES = 1 << 10  # what giving something again counts for at least: to send a small one costs time, not bytes
 # After we asked a peer to announce only: what it had pushed by then has left the queues of the link, twice our own.
 PUSH_GRACE_S, PUSH_GRACE_BYTES = 10.0, 2 * Limits().max_link_queue_bytes
 
@@ -47,7 +48,7 @@ class Account:
 
     def take(self, what: bytes, size: int, now: float) -> bool:
         """Account for an item, or a chunk of one, of `size` bytes; False: it is too much."""
-        if self.had(what) and not self._again.take(size, now):
+        if self.had(what) and not self._again.take(max(size, AGAIN_BYTES), now):
             return False
         if not self._all.take(size, now):
             return False

@@ -34,7 +34,15 @@ from protocol.events import (
 from protocol.gossip.announce_timer import MAX_HOLD
 from protocol.gossip.gossip import CATCH_UP_S, DRAWS, FIRST_IDS, PUSH_BYTES, RETRY_S, SEEN_ITEMS, SILENT_S, Gossip
 from protocol.gossip.item_store import MAX_HELD, Store
-from protocol.gossip.peer_state import AGAIN_S, KNOWN_ITEMS, MAX_BROUGHT, MAX_PENDING, PUSH_GRACE_BYTES, PUSH_GRACE_S
+from protocol.gossip.peer_state import (
+    AGAIN_BYTES,
+    AGAIN_S,
+    KNOWN_ITEMS,
+    MAX_BROUGHT,
+    MAX_PENDING,
+    PUSH_GRACE_BYTES,
+    PUSH_GRACE_S,
+)
 from protocol.gossip.subscriptions import MIN_BURST, hint, same_shard
 from protocol.gossip.want_list import MAX_BROKEN, MAX_WANTS, PROMISE_PATIENCE
 from protocol.identity import Identity, NodeId, id_of_bytes
@@ -61,6 +69,14 @@ def item(number: int, size: int = 100, signer: NodeId = A, time: float = UNIX, t
 
 def entry(number: int, size: int = 100, signer: NodeId = FAR, topic: bytes = NO_TOPIC) -> Entry:
     return item(number, size, signer, topic=topic).entry
+
+
+def large_item(size: int = CHUNK_BYTES + 1) -> tuple[Item, Outline]:
+    frame = seal(OWNER, b"a swarm of tests", Kind.ITEM, 1, int(UNIX * 1000), body := bytes(size), chunk_hashes(body))
+    header, hashes = header_of(frame), chunk_hashes(body)
+    return Item(header.item_id, OWNER.node_id, UNIX, NO_TOPIC, frame, hashes), Outline(
+        header, frame[:HEAD_BYTES], hashes
+    )
 
 
 def machine(*peers: NodeId, limits: Limits | None = None) -> Gossip:
@@ -335,16 +351,38 @@ def test_serving_pulls_is_bounded() -> None:
     assert core.handle(Pulled(B, (name(4),)), at(2.1)) == [Send(B, item(4))]
 
 
-def test_an_item_is_served_to_a_peer_once_and_again_only_out_of_an_allowance_that_outlives_its_link() -> None:
-    core = machine(A, B, limits=Limits(held_bytes=1000))
-    core.handle(Got(A, item(1)), at(1))
-    served = [core.handle(Pulled(B, (name(1),) * 5), at(1)) for _ in range(50)]
+@pytest.mark.parametrize("size", [10, AGAIN_BYTES], ids=["a small one, for as much as one of 1 KiB", "one of 1 KiB"])
+def test_an_item_is_served_to_a_peer_once_and_again_only_out_of_an_allowance_that_outlives_its_link(size: int) -> None:
+    core = machine(A, B, limits=Limits(held_bytes=10 * AGAIN_BYTES))
+    core.handle(Got(A, item(1, size)), at(1))
+    served = [core.handle(Pulled(B, (name(1),)), at(1)) for _ in range(250)]
     assert sum(isinstance(action, Send) for actions in served for action in actions) == 1 + 10
     core.handle(PeerDown(B), at(2))
     core.handle(PeerUp(B), at(2))
     assert core.handle(Pulled(B, (name(1),)), at(2)) == [Blame(B, "asked_again")]
-    assert core.handle(Pulled(A, (name(1),)), at(2)) == [Send(A, item(1))]
-    assert core.handle(Pulled(B, (name(1),)), at(2 + AGAIN_S / 10)) == [Send(B, item(1))]
+    assert core.handle(Pulled(A, (name(1),)), at(2)) == [Send(A, item(1, size))]
+    assert core.handle(Pulled(B, (name(1),)), at(2 + AGAIN_S / 10)) == [Send(B, item(1, size))]
+
+
+def test_what_one_request_names_again_is_given_once_and_costs_each_time() -> None:
+    core = machine(A)
+    large, _ = large_item()
+    for one in (large, item(1, signer=ME)):
+        core.handle(Publish(one), at(1))
+    again = Blame(A, "asked_again")
+    assert core.handle(Pulled(A, (large.id, name(1), large.id, large.id)), at(2)) == [
+        Send(A, large),
+        Send(A, item(1, signer=ME)),
+        again,
+        again,
+    ]
+    core.handle(Tick(), at(2))
+    assert core.handle(ChunksPulled(A, PullChunks(large.id, (1, 1, 0, 1))), at(3)) == [
+        Send(A, large.chunk(1)),
+        Send(A, large.chunk(0)),
+        again,
+        again,
+    ]
 
 
 def test_what_did_not_leave_was_not_served() -> None:
@@ -912,14 +950,6 @@ def test_no_history_delivers_twice_talks_to_strangers_or_grows_beyond_bounds(his
         for peer in core._peers.values():
             assert len(peer.pending) <= MAX_PENDING and len(peer.backlog) <= MAX_PENDING
             assert len(peer.known) <= KNOWN_ITEMS
-
-
-def large_item(size: int = CHUNK_BYTES + 1) -> tuple[Item, Outline]:
-    frame = seal(OWNER, b"a swarm of tests", Kind.ITEM, 1, int(UNIX * 1000), body := bytes(size), chunk_hashes(body))
-    header, hashes = header_of(frame), chunk_hashes(body)
-    return Item(header.item_id, OWNER.node_id, UNIX, NO_TOPIC, frame, hashes), Outline(
-        header, frame[:HEAD_BYTES], hashes
-    )
 
 
 def test_who_was_asked_twice_for_a_large_item_may_answer_twice() -> None:
