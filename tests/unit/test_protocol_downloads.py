@@ -235,7 +235,7 @@ def test_whatever_the_other_holders_do_who_gives_at_once_gets_its_item_through(d
                 downloads.heard(node, now)
             case what if owed[node]:
                 item_id, index = owed[node].popleft()
-                chunk = items[item_id].chunk(index) if what == "deliver" else ItemChunk(items[item_id].id, index, b"")
+                chunk = items[item_id].chunk(index) if what == "deliver" else chunk_of(items[item_id].id, index, b"")
                 downloads.arrived(node, chunk, now)
         assert item.id in downloads
     for _ in range(MAX_STRIKES * 2 * int(PATIENCE + WINDOW)):  # the others fall silent
