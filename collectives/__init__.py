@@ -5,7 +5,18 @@
     with Communicator.connect(group="run-1", seeds=["tcp://10.0.0.1:7700"], listen="tcp://0.0.0.0:0") as comm:
         result = comm.all_reduce(gradient)  # in place: the mean of all members' gradients
 
-It stands on `protocol` and serves `node`, and imports nothing from `node`.
+communicator  the public API, of:   types, errors            its words, and what can go wrong
+                                    calls, operations        a call from beginning to verdict, and what each one does
+                                    steps, step_runner       training steps that a group takes together
+                                    driver                   the control thread between the mesh and the agreement
+diloco        many steps apart, then one together, by `outer_optimizer`
+
+agreement/    who is in the group, and what became of each call: pure
+mesh/         connections between members           reduce/       all-reduce: topologies, kernels, codecs
+shared_state/ the same tensors at every member      simulator/    groups under a seed and a virtual clock
+
+A new operation is declared in `operations`, and has a method of `Communicator`. It all stands on `protocol` and serves
+`node`, and imports nothing from `node`.
 """
 
 from collectives.communicator import Communicator

@@ -11,4 +11,9 @@ events       what the cores take and ask for      config     limits, timing, clo
 notices      what a person is told in the log     identity   keys and node ids
 value, lru   what is made once; what is bounded   storage    files that a crash leaves whole
 errors       what is raised
+
+wire/        what is said, as bytes               gossip/     getting items around
+credentials/ what is signed and kept              limits/     what others may cost us
+membership/  who is here                          transport/  links, frames, sockets
+simulator/   many nodes under a virtual clock
 """

@@ -7,4 +7,5 @@ sharing         between the loop and the network; what the node asks the swarm f
 ingest          what a peer's group must pass
 replay_buffer   peers' groups, on disk and bounded
 lengths         how long an answer is here
+usefulness      how useful each peer was, and a draw that follows it
 """

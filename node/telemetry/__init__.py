@@ -8,5 +8,8 @@ round_log       a line now and then on how training goes
 status_server   a running node over HTTP
 live_table      a running swarm in a terminal
 summary         summary.json
+swarm_page      the page of a swarm on this machine
+refusals        the reasons by which a node refuses, and what each tells a person
 report          report.html, with the figures of `plots`
+dashboard/      what the pages look like in a browser
 """

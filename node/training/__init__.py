@@ -5,4 +5,7 @@ batch           from samples to tensors
 checkpoint      folders that are whole or absent
 averaging       exchanging weights with peers of the same architecture
 evaluation      scoring a policy on questions that training never asks
+likelihood      how likely completions are, without a gradient
+surprise        how unlikely peers' completions are to this node
+shared_prefix   a group's prompt computed once
 """

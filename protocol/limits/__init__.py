@@ -5,4 +5,6 @@ rate_limits    token buckets: of a peer, and of the network prefix that it speak
 peer_scores    what each peer did: offences, refusals, and how long these last
 send_queues    what waits to be sent: bounded in bytes, shared fairly, under the owner's upload limit
 connections    which TCP connections are cut: what libzmq does not defend by itself
+
+A new offence is a reason with a price in `peer_scores`, or with the reason why it has none.
 """

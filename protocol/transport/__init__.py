@@ -9,6 +9,8 @@ zeromq     `Transport` on ZeroMQ, of:   inbound    the ROUTER that peers dial, a
                                         tcp        the connections below them: measured, and ended
                                         addresses  names and addresses, ours and others'
 memory     `Transport` on a network in memory, under a virtual clock: for the simulator
+
+A third one implements `Transport`, and is given to a `Driver`.
 """
 
 from typing import Protocol

@@ -26,12 +26,18 @@ MAX_BUILTIN_BYTES = 5_000_000
 # Declared for what they do through another package, not imported by name.
 INDIRECT = {"accelerate": "device placement and mixed precision, through TRL"}
 
+# Files of `node/cli/` whose name says what they are: a verb's.
+VERBS = {"evaluate" if group.name == "eval" else group.name for group in typer.main.get_command(app).commands.values()}
+
 # Run by another interpreter, in an environment that has what they compare us with.
 FOREIGN = {"benchmarks/hivemind_peers.py": "hivemind", "benchmarks/pccl_rank.py": "pccl"}
 
 
 def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+DOORS = [str(path.relative_to(ROOT)) for path in sources(*PACKAGES[:3]) if path.name == "__init__.py"]
 
 
 def text_files() -> Iterator[Path]:
@@ -84,6 +90,18 @@ def test_every_folder_of_code_is_a_package() -> None:
         str(path.parent.relative_to(ROOT)) for path in sources(*PACKAGES) if not (path.parent / "__init__.py").exists()
     }
     assert not bare, "import-linter and the wheel miss folders without __init__.py"
+
+
+@pytest.mark.parametrize(
+    "door", [str(path.relative_to(ROOT)) for path in sources(*PACKAGES[:3]) if path.name == "__init__.py"]
+)
+def test_a_folders_door_names_all_that_is_in_it(door: str) -> None:
+    path = ROOT / door
+    named = set(re.findall(r"\w+", ast.get_docstring(ast.parse(path.read_text())) or ""))
+    files = {file.stem for file in path.parent.glob("*.py") if not file.stem.startswith("_")}
+    folders = {folder.parent.name for folder in path.parent.glob("*/__init__.py")}
+    unsaid = VERBS if path.parent.name == "cli" else set()
+    assert not (files | folders) - named - unsaid
 
 
 def test_what_is_imported_is_declared() -> None:
