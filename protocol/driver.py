@@ -58,7 +58,7 @@ class Driver:
             for action in actions:
                 match action:
                     case SendFrame(link, frame, ids):
-                        if self._transport.send(link, frame, action.lane):
+                        if self._transport.send(link, frame, action.lane, ids):
                             self._core.note_sent(action)
                         elif ids:
                             self._core.handle(Unsent(link, ids), now)

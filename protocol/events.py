@@ -84,7 +84,7 @@ class Refused:
 
 @value
 class Unsent:
-    """A frame with (or about) these items could not be queued on the link."""
+    """A frame with (or about) these items could not be queued on the link, or had to make room in its queue."""
 
     link: Link
     ids: tuple[ItemId, ...]
@@ -439,7 +439,7 @@ class Blame:
     reason: str
 
 
-NetworkEvent = Opened | Accepted | TurnedAway | Closed | Arrived | Refused | NetworkRefused
+NetworkEvent = Opened | Accepted | TurnedAway | Closed | Arrived | Refused | NetworkRefused | Unsent
 MembershipEvent = Opened | Accepted | TurnedAway | Closed | Message | Expel | Misfit | Moved | Revoked | Stored | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
 GossipEvent = (
@@ -459,5 +459,5 @@ GossipEvent = (
     | ChunkArrived
 )
 GossipAction = Deliver | Send | Blame
-CoreEvent = NetworkEvent | Moved | Revoked | Stored | Offer | Subscribe | Report | Unsent | Tick
+CoreEvent = NetworkEvent | Moved | Revoked | Stored | Offer | Subscribe | Report | Tick
 CoreAction = Dial | HangUp | SendFrame | Deliver | ChargePrefix | OtherVersion

@@ -14,9 +14,9 @@ difference is what libzmq holds. The rules, in the order of a connection's life:
       hello gets an answer                                    -> "no_hello"
     the socket was read until it was empty, and libzmq still
       holds more than one frame of this connection            -> "endless_message"
-    a prefix is over its rate of messages or bytes: its
-      heaviest connection of those that we never answered,
-      or of all where we answered them all                    -> "prefix_flood"
+    the connections of a prefix that we answered, or those
+      that we never did, are over its rate of messages or
+      bytes: the heaviest of these                            -> "prefix_flood"
     all together hold too much: the heaviest                  -> "backlog"
 
 The driver measures every connection (`measure`), then reads the sockets (`took`, `drained`),
@@ -187,8 +187,11 @@ class Connections:
         Return the prefix if it is refused from now on, else nothing.
         """
         connection = self._current.get(link)
-        is_refused = connection is not None and self._scores.penalise(connection.payer, points, now) is not None
-        return connection.payer if connection is not None and is_refused else ""
+        return self.charge_network(connection.payer, points, now) if connection is not None else ""
+
+    def charge_network(self, prefix: str, points: float, now: float) -> str:
+        """As `charge`, of a network."""
+        return prefix if self._scores.penalise(prefix, points, now) is not None else ""
 
     def hung_up(self, link: Link) -> list[Cut]:
         """We want no more of the link; return what is to be cut, which is no offence of theirs."""
@@ -275,20 +278,17 @@ class Connections:
                 result.closed.append(connection.link)
 
     def _judge_prefixes(self, now: float) -> list[Cut]:
-        crowds: dict[str, list[Connection]] = {}
+        # Strangers cost nothing: what they send is counted apart, or their numbers would end the link of a peer.
+        crowds: dict[tuple[str, bool], list[Connection]] = {}
         for connection in self._table.values():
             if connection.prefix and not (connection.cut or connection.gone):
-                crowds.setdefault(connection.prefix, []).append(connection)
+                crowds.setdefault((connection.prefix, connection.answered), []).append(connection)
         cuts = []
-        for prefix, crowd in crowds.items():
+        for (prefix, answered), crowd in crowds.items():
             messages, size = sum(c.messages for c in crowd), sum(c.growth for c in crowd)
-            if not self._prefixes.may_send(prefix, messages, size, now):
-                # Strangers cost nothing, so their numbers do not end the link of a peer. Of what the whole prefix sent,
-                # the larger share of either.
-                strangers = [c for c in crowd if not c.answered]
-                heaviest = max(
-                    strangers or crowd, key=lambda c: max(c.messages / max(1, messages), c.growth / max(1, size))
-                )
+            if not self._prefixes.may_send(prefix, messages, size, now, answered=answered):
+                # Of what they all sent, the larger share of either.
+                heaviest = max(crowd, key=lambda c: max(c.messages / max(1, messages), c.growth / max(1, size)))
                 cuts.append(self._cut(heaviest, "prefix_flood"))
             for connection in crowd:
                 connection.messages = 0

@@ -83,7 +83,7 @@ THINNING = 8  # the part of a full board that is forgotten at a time
 class _Standing:
     score: float
     updated: float
-    points: dict[str, float] = field(default_factory=dict)  # by reason, since it was last refused
+    points: dict[str, float] = field(default_factory=dict)  # by reason, since it was last refused; fading as well
     refusals: int = 0
     refused_until: float = float("-inf")
 
@@ -119,8 +119,11 @@ class ScoreBoard:
 
     def penalise(self, subject: str, points: float, now: float, reason: str = "") -> str | None:
         """Take `points` off the subject's score; return what most were for if it is refused from now on, else None."""
-        score = self.score(subject, now) - points
+        before = self.score(subject, now)
+        score = before - points
         standing = self._standings.setdefault(subject, _Standing(score, now))
+        left = before / standing.score if before else 0.0
+        standing.points = {one: paid * left for one, paid in standing.points.items()}
         standing.score, standing.updated = score, now
         standing.points[reason] = standing.points.get(reason, 0.0) + points
         worst = None

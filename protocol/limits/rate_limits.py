@@ -3,10 +3,15 @@
 The table of prefixes is bounded; the one that was silent for longest is forgotten first.
 """
 
+from collections.abc import Hashable
+from typing import TypeVar
+
 from protocol.config import Limits
 from protocol.lru import Recent
 
 MAX_PREFIXES = 4096
+
+K = TypeVar("K", bound=Hashable)
 
 
 class TokenBucket:
@@ -50,8 +55,8 @@ class Prefixes:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._handshakes: Recent[str, TokenBucket] = Recent(MAX_PREFIXES)
-        self._messages: Recent[str, TokenBucket] = Recent(MAX_PREFIXES)
-        self._bytes: Recent[str, TokenBucket] = Recent(MAX_PREFIXES)
+        self._messages: Recent[tuple[str, bool], TokenBucket] = Recent(2 * MAX_PREFIXES)
+        self._bytes: Recent[tuple[str, bool], TokenBucket] = Recent(2 * MAX_PREFIXES)
 
     def may_connect(self, prefix: str, now: float) -> bool:
         """Account for one handshake; False: there are too many of them."""
@@ -60,20 +65,23 @@ class Prefixes:
             self._handshakes, prefix, limits.prefix_handshakes_per_second, limits.prefix_handshakes_burst, 1, now
         )
 
-    def may_send(self, prefix: str, messages: int, size: int, now: float) -> bool:
-        """Account for `messages` messages and `size` bytes from the prefix; False: that is too much."""
-        limits = self._limits
+    def may_send(self, prefix: str, messages: int, size: int, now: float, *, answered: bool) -> bool:
+        """Account for `messages` messages and `size` bytes from the prefix; False: that is too much.
+
+        What came over connections that we `answered` is counted apart from what came over the others.
+        """
+        limits, whose = self._limits, (prefix, answered)
         few = self._take(
-            self._messages, prefix, limits.prefix_messages_per_second, limits.prefix_messages_burst, messages, now
+            self._messages, whose, limits.prefix_messages_per_second, limits.prefix_messages_burst, messages, now
         )
-        small = self._take(self._bytes, prefix, limits.prefix_bytes_per_second, limits.prefix_bytes_burst, size, now)
+        small = self._take(self._bytes, whose, limits.prefix_bytes_per_second, limits.prefix_bytes_burst, size, now)
         return few and small
 
     def _take(
-        self, table: Recent[str, TokenBucket], prefix: str, rate: float, burst: float, amount: float, now: float
+        self, table: Recent[K, TokenBucket], whose: K, rate: float, burst: float, amount: float, now: float
     ) -> bool:
-        bucket = table.get(prefix)
+        bucket = table.get(whose)
         if bucket is None:
             bucket = TokenBucket(rate, burst, now)
-        table.set(prefix, bucket)
+        table.set(whose, bucket)
         return bucket.take(amount, now)

@@ -10,7 +10,8 @@ Rules
     fit is refused, and whoever offered it offers it again later. What we signed ourselves has `CONTROL_BYTES`
     a link of its own, so that a peer that takes our items slowly still hears that we live, and `MAX_CONTROL_BYTES`
     in all. Where these are full, the link that has most of it loses its newest to one that would have less (as SFQ
-    drops from the longest queue, McKenney 1990): links that do not read, however many, silence no other.
+    drops from the longest queue, McKenney 1990): links that do not read, however many, silence no other. What items a
+    lost frame was about is told (`take_lost`), as of one that is refused.
  3. Whose turn it is: start-time fair queueing (Goyal, Vin, Cheng 1996). Each link has a virtual time, which
     rises by the bytes that it is sent; the link with the smallest goes next. One that was idle begins at the
     present virtual time: it is owed nothing for its silence.
@@ -25,9 +26,11 @@ Rules
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from protocol.config import Limits
-from protocol.events import Lane, Link
+from protocol.events import Lane, Link, Unsent
+from protocol.wire.envelope import ItemId
 
 CONTROL_BYTES = 1 << 20  # announcements and records of minutes; a peer that takes none for so long is gone
 MAX_CONTROL_BYTES = 16 * CONTROL_BYTES  # of all links: 32 KiB each where all connections that there may be are full
@@ -37,10 +40,15 @@ MAX_DEBT_S = 1.0
 MAX_IDLE = 256  # links without frames whose virtual time is remembered
 
 
+class _Waiting(NamedTuple):
+    frame: bytes
+    ids: tuple[ItemId, ...]  # of the items that it is about
+
+
 @dataclass(slots=True)
 class _Queue:
     virtual: float
-    lanes: tuple[deque[bytes], ...] = field(default_factory=lambda: tuple(deque() for _ in Lane))
+    lanes: tuple[deque[_Waiting], ...] = field(default_factory=lambda: tuple(deque() for _ in Lane))
     control: int = 0  # bytes
     items: int = 0
     blocked_until: float = -math.inf
@@ -64,6 +72,7 @@ class SendQueues:
         self._filled = now
         self.item_bytes = 0  # of all links
         self.control_bytes = 0  # of all links
+        self._lost: list[Unsent] = []
 
     def __len__(self) -> int:
         return sum(len(lane) for queue in self._busy.values() for lane in queue.lanes)
@@ -78,8 +87,8 @@ class SendQueues:
         """The links whose items wait."""
         return frozenset(link for link, queue in self._busy.items() if queue.items)
 
-    def put(self, link: Link, frame: bytes, lane: Lane) -> bool:
-        """Queue a frame; False: there is no room."""
+    def put(self, link: Link, frame: bytes, lane: Lane, ids: tuple[ItemId, ...] = ()) -> bool:
+        """Queue a frame about these items; False: there is no room. What went for it `take_lost` tells."""
         queue = self._queues.get(link)
         size = len(frame)
         control, items = (queue.control, queue.items) if queue is not None else (0, 0)
@@ -94,9 +103,14 @@ class SendQueues:
         if link not in self._busy:
             queue.virtual = max(queue.virtual, self._virtual)
             self._busy[link] = queue
-        queue.lanes[lane].append(frame)
+        queue.lanes[lane].append(_Waiting(frame, ids))
         self._count(queue, lane, size)
         return True
+
+    def take_lost(self) -> list[Unsent]:
+        """Return which items frames were about that had to make room since the last call."""
+        lost, self._lost = self._lost, []
+        return lost
 
     def next(self, now: float) -> tuple[Link, bytes] | None:
         """Return the frame to hand over now, and to whom; say with `sent` or `full` what came of it."""
@@ -111,7 +125,7 @@ class SendQueues:
                 continue
             rank = (lane is not Lane.CONTROL, queue.virtual)
             if best is None or rank < best:
-                best, turn = rank, (link, queue.lanes[lane][0])
+                best, turn = rank, (link, queue.lanes[lane][0].frame)
         return turn
 
     def sent(self, link: Link) -> None:
@@ -119,7 +133,7 @@ class SendQueues:
         queue = self._busy[link]
         lane = queue.head
         assert lane is not None
-        size = len(queue.lanes[lane].popleft())
+        size = len(queue.lanes[lane].popleft().frame)
         self._count(queue, lane, -size)
         self._virtual = max(self._virtual, queue.virtual)
         queue.virtual += size
@@ -179,7 +193,10 @@ class SendQueues:
             link, most = max(self._busy.items(), key=lambda item: item[1].control)
             if most.control <= total:
                 return False
-            self._count(most, Lane.CONTROL, -len(most.lanes[Lane.CONTROL].pop()))
+            lost = most.lanes[Lane.CONTROL].pop()
+            self._count(most, Lane.CONTROL, -len(lost.frame))
+            if lost.ids:
+                self._lost.append(Unsent(link, lost.ids))
             if most.head is None:
                 del self._busy[link]
         return True

@@ -168,7 +168,7 @@ class Inbound:
                     self._watch.accepted(change.value, self._monitor.has_ended, time.monotonic())
                 case zmq.EVENT_DISCONNECTED:
                     # libzmq reports a failed handshake, and then, with nothing in between, the end of its connection.
-                    self._watch.gone(self._watch.inbound(change.value), self._failure)
+                    self._watch.gone(self._watch.inbound(change.value), self._failure, time.monotonic())
                     self._failure = None
                 case failed:
                     self._failure = _FAILURES[failed]

@@ -6,7 +6,8 @@ What is true of TCP and ZeroMQ is true here, as far as a core can tell:
 - Across a cut, and to a machine that vanished, nothing passes and nothing says so. The
   kernel finds out: a connection with one dead direction closes at both ends after `KEEPALIVE_S`.
 - A node has one line, of `Conditions.line` bytes a second each way, for all its connections. What is to leave waits in
-  the queues of the ZeroMQ transport (`protocol.limits.send_queues`); what comes is received first come, first served.
+  the queues of the ZeroMQ transport (`protocol.limits.send_queues`); what comes is received first come, first served,
+  and waits at its receiver, where TCP would leave it with those who send.
 - A paused process takes nothing. Its queues fill up to `QUEUE_BYTES` a connection, then
   `send` returns False. Of a stopped one (SIGSTOP) the kernel, too, takes no more once its buffers are full, and
   peers' kernels give the connections up; of one whose interpreter is blocked, ZeroMQ's own thread reads on for a while.
@@ -24,6 +25,7 @@ from protocol.credentials.records import Address
 from protocol.events import Arrived, Closed, Lane, Link, NetworkEvent, Opened
 from protocol.limits.networks import Scope
 from protocol.limits.send_queues import SendQueues
+from protocol.wire.envelope import ItemId
 
 KEEPALIVE_S = 15.0  # as the ZeroMQ transport's sockets have it
 QUEUE_BYTES = 4 << 20  # as the ZeroMQ transport's bound for items, `Limits.max_link_queue_bytes`
@@ -259,7 +261,7 @@ class MemoryTransport:
             if which(end):
                 self.network.post(end, Closed(end.link))
 
-    def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL) -> bool:
+    def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL, ids: tuple[ItemId, ...] = ()) -> bool:
         """See `Transport.send`."""
         end = self._ends.get(link)
         if end is None or end.other is None:
@@ -272,7 +274,9 @@ class MemoryTransport:
         if self.network.conditions.line == math.inf:
             self.network.carry(other, Arrived(other.link, frame), self.network.now)
             return True
-        if not self._queues.put(link, frame, lane):
+        has_room = self._queues.put(link, frame, lane, ids)
+        self._events.extend(self._queues.take_lost())
+        if not has_room:
             return False
         if not self._transmitting:
             self._transmit()

@@ -4,6 +4,7 @@ A host name is resolved first (see `resolver`). Of its addresses one is tried af
 until one answers, in the order the system prefers (RFC 6724).
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -157,7 +158,7 @@ class DialledLinks:
                 case zmq.EVENT_DISCONNECTED:
                     self._take_frames(dialled, RECEIVE_QUEUE_MESSAGES)  # what came before the break is still good
                     if dialled.number is not None:
-                        self._watch.gone(dialled.number, None)
+                        self._watch.gone(dialled.number, None, time.monotonic())
                     self._drop(dialled)
                 case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                     self._events.append(TurnedAway(dialled.link))

@@ -35,6 +35,7 @@ from protocol.config import Limits
 from protocol.events import Accepted, Closed, Link, NetworkEvent, NetworkRefused, Refused
 from protocol.limits.connections import Connections, Cut
 from protocol.limits.networks import prefix_of
+from protocol.limits.peer_scores import PENALTIES
 
 # struct tcp_info of Linux, stable since 4.2: the state, milliseconds since data came, bytes received.
 _STATE_AT, _LAST_DATA_AT, _RECEIVED_AT = 0, 52, 128
@@ -157,7 +158,7 @@ class TcpWatch:
         self._connections.connected(number, link, prefix_of(self._views[number].peer))
         return number
 
-    def gone(self, number: int, failure: str | None) -> None:
+    def gone(self, number: int, failure: str | None, now: float) -> None:
         """A connection ended; `failure` is what to count if its handshake failed, None if it did not."""
         view = self._views.pop(number, None)
         if view is None:
@@ -169,6 +170,8 @@ class TcpWatch:
             reason = failure
             if reason is None and view.was_ended_by_us():
                 reason = "framing"
+                if connection.link is not None and connection.link.dialled:  # of which nothing is known once it ended
+                    self._told(self._connections.charge_network(connection.payer, PENALTIES[reason], now))
             if reason:
                 self._events.append(Refused(reason, connection.link))
         view.close()
@@ -203,8 +206,11 @@ class TcpWatch:
 
     def charge(self, link: Link, points: float, now: float) -> None:
         """The holder of the link broke the rules."""
-        if prefix := self._connections.charge(link, points, now):
-            self._events.append(NetworkRefused(prefix))
+        self._told(self._connections.charge(link, points, now))
+
+    def _told(self, refused: str) -> None:
+        if refused:
+            self._events.append(NetworkRefused(refused))
 
     def hang_up(self, link: Link) -> None:
         """End the link's connection."""

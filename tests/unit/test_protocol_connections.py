@@ -149,14 +149,16 @@ def test_no_number_of_strangers_ends_the_link_of_a_peer_that_shares_their_prefix
     table.admit(1, inbound(1))
     for number in range(2, 20):
         assert table.come(number) == []
-        assert table.took(number, inbound(number), [10]) == (True, [])
-    for stranger in range(2, 20):
-        for _ in range(101):
-            table.took(1, inbound(1), [10])
-        assert table.look().cuts == [Cut(stranger, "prefix_flood", inbound(stranger))]
-    for _ in range(101):
-        table.took(1, inbound(1), [10])
-    assert table.look().cuts == [Cut(1, "prefix_flood", inbound(1))], "who is alone pays itself"
+
+    def talk(times: int, *numbers: int) -> list[Cut]:
+        for number in numbers * times:
+            table.took(number, inbound(number), [10])
+        return table.look().cuts
+
+    assert talk(90, 1) == [], "more than any of the strangers"
+    for stranger in range(2, 8):
+        assert talk(10, *range(stranger, 20)) == [Cut(stranger, "prefix_flood", inbound(stranger))]
+    assert talk(101, 1) == [Cut(1, "prefix_flood", inbound(1))], "idle strangers do not stand in for it"
 
 
 def test_many_small_messages_of_a_prefix_are_a_flood_too() -> None:

@@ -688,7 +688,7 @@ def test_an_item_that_a_full_queue_refused_is_announced_later(monkeypatch) -> No
     now = 0.0
     sent: list[bytes] = []
     driver = Driver(talk.core, transport, lambda: at(now), lambda _: None)
-    monkeypatch.setattr(transport, "send", lambda link, frame, lane: now > 0 and (sent.append(frame) or True))
+    monkeypatch.setattr(transport, "send", lambda link, frame, lane, ids: now > 0 and (sent.append(frame) or True))
     driver.feed(Offer(NO_TOPIC + b"mine"))
     assert talk.core.items_sent == talk.core.bytes_sent == 0
     now = 5.0

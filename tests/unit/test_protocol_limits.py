@@ -280,3 +280,11 @@ def test_whoever_is_refused_is_refused_for_what_it_paid_most_for() -> None:
         assert admission.offence("no_hello", "key", Instant(0.0, 0.0)) == (PENALTIES["no_hello"], None)
     told = [admission.offence("forged", "key", Instant(0.0, 0.0)).refused_for for _ in range(8)]
     assert told == [None, None, None, None, "forged", None, None, None]
+
+
+def test_what_was_paid_long_ago_is_not_what_somebody_is_refused_for() -> None:
+    admission, day = Admission(Limits()), 24 * 3600.0
+    for number in range(2000):
+        admission.offence("flood", "key", Instant(600.0 * number, 0.0))
+    told = [admission.offence("forged", "key", Instant(15 * day, 0.0)).refused_for for _ in range(6)]
+    assert [one for one in told if one] == ["forged"]

@@ -29,8 +29,10 @@ def test_each_prefix_has_its_own_buckets() -> None:
     assert [prefixes.may_connect("a", 0.0) for _ in range(3)] == [True, True, False]
     assert prefixes.may_connect("b", 0.0)
     assert prefixes.may_connect("a", 1.0)
-    assert prefixes.may_send("a", 1, 10, 0.0)
-    assert not prefixes.may_send("a", 1, 1, 0.0)
+    assert prefixes.may_send("a", 1, 10, 0.0, answered=False)
+    assert not prefixes.may_send("a", 1, 1, 0.0, answered=False)
+    assert prefixes.may_send("a", 1, 10, 0.0, answered=True)
+    assert not prefixes.may_send("a", 1, 1, 0.0, answered=True)
 
 
 def test_a_prefix_that_goes_on_is_remembered_among_any_number_of_others() -> None:

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import Limits
-from protocol.events import Lane, Link
+from protocol.events import Lane, Link, Unsent
 from protocol.limits.send_queues import BURST_S, CONTROL_BYTES, MAX_CONTROL_BYTES, MAX_RETRY_S, RETRY_S, SendQueues
+from protocol.wire.envelope import ItemId
 
 LINKS = [Link(bytes([number]) * 32, dialled=number % 2 == 0) for number in range(4)]
 A, B, C, D = LINKS
@@ -61,6 +62,18 @@ def test_links_that_read_nothing_however_many_share_the_room_of_what_we_say_and_
     kept = [frame for link, frame in drain(queues, 1.0) if link == silent[0]]
     assert kept == [number.to_bytes(CONTROL_BYTES // 64, "big") for number in range(len(kept))] and kept
     assert queues.control_bytes == 0 and len(queues) == 0 and queues.wait(1.0) == math.inf
+
+
+def test_of_what_makes_room_is_told_which_items_it_was_about() -> None:
+    queues = SendQueues(Limits(), 0.0)
+    full = [Link(number.to_bytes(32, "big"), dialled=False) for number in range(16)]
+    for number, link in enumerate(full):
+        queues.put(link, bytes(CONTROL_BYTES - 10), Lane.CONTROL)
+        queues.put(link, bytes(9), Lane.CONTROL, (ItemId(bytes([number]) * 32),))
+    assert queues.take_lost() == []
+    assert all(queues.put(A, b"ping" * 10, Lane.CONTROL) for _ in range(2))
+    assert queues.take_lost() == [Unsent(full[number], (ItemId(bytes([number]) * 32),)) for number in range(8)]
+    assert queues.take_lost() == [] and len(queues) == 26
 
 
 def test_a_link_whose_last_frame_made_room_waits_for_nothing() -> None:

@@ -10,7 +10,7 @@ import psutil
 import zmq
 
 from protocol.config import Limits
-from protocol.events import Accepted, Link
+from protocol.events import Accepted, Link, NetworkRefused, Refused
 from protocol.transport.sockets import Change, Monitor
 from protocol.transport.tcp import TcpWatch
 
@@ -47,17 +47,31 @@ def test_the_end_of_a_dialled_connection_is_not_that_of_an_inbound_one_with_its_
         watch.accepted(descriptor, lives, 1.0)
         assert watch.took(watch.inbound(descriptor), CAME, [100])
         assert events.popleft() == Accepted(CAME, "127.0.0.1")
-        watch.gone(number, None)
+        watch.gone(number, None, 0.0)
         watch.forget(number)
         for second in (2.0, 3.0):
             review(watch, second)
         assert len(watch) == 1 and not events
         far.close()
-        watch.gone(watch.inbound(descriptor), None)
+        watch.gone(watch.inbound(descriptor), None, 0.0)
         for second in (4.0, 5.0):
             review(watch, second)
         assert len(watch) == 0
         mine.close()
+        watch.close()
+
+
+def test_a_frame_for_which_libzmq_ends_a_dialled_connection_costs_its_network_though_the_link_is_forgotten() -> None:
+    events: deque = deque()
+    watch = TcpWatch(Limits(prefix_graylist_score=-1.0), events)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        far, mine = connection(server)
+        number = watch.connected(mine.fileno(), lives, DIALLED)
+        mine.close()  # as libzmq does, of a connection that the other end keeps
+        watch.gone(number, None, 0.0)
+        watch.forget(number)
+        assert list(events) == [NetworkRefused("127.0.0.1"), Refused("framing", DIALLED)]
+        far.close()
         watch.close()
 
 
