@@ -138,8 +138,9 @@ class BackgroundHandler(QueueHandler):
 
     def _put(self, line: logging.LogRecord) -> None:
         if self._listener is None:
-            self._listener = QueueListener(self._lines, self._target, respect_handler_level=True)
-            self._listener.start()
+            listener = QueueListener(self._lines, self._target, respect_handler_level=True)
+            listener.start()  # fails where there are too many threads: the next line tries again
+            self._listener = listener
         self._lines.put_nowait(line)
 
 

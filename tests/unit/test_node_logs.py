@@ -123,6 +123,21 @@ def test_logs_that_are_set_up_twice_have_one_writer_and_closed_ones_none(tmp_pat
     assert threading.active_count() == before
 
 
+def test_a_thread_that_cannot_be_started_costs_the_line_that_wanted_it_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    setup_logs(tmp_path, stderr=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        patch.setattr(logging, "raiseExceptions", False)
+        say_numbers(1)
+    say_numbers(2)
+    assert [event["number"] for event in events(tmp_path)] == [0, 1]
+
+
 def test_a_forked_process_logs_and_repeats_nothing_of_its_parents(tmp_path: Path) -> None:
     def child() -> None:
         structlog.get_logger("node.loop").info("in the child")
