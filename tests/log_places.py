@@ -47,19 +47,22 @@ class HangingLog:
         """Wait for `count` events, and return all that came so far."""
 
         def events() -> list[dict[str, object]] | None:
-            try:
-                while data := os.read(self._reader, 1 << 16):
-                    self._bytes += data
-            except BlockingIOError:
-                pass
+            self._take()
             lines = [line for line in self._bytes[: self._bytes.rfind(b"\n") + 1].split(b"\n") if line]
             return list(map(json.loads, lines)) if len(lines) >= count else None
 
         return wait_until(events, 20, f"{count} events")
 
+    def _take(self) -> None:
+        try:
+            while data := os.read(self._reader, 1 << 16):
+                self._bytes += data
+        except BlockingIOError:
+            pass
+
     def close(self) -> None:
         """Let whoever writes go on, and wait until it has."""
-        self.read(0)
+        self._take()
         flush_logs()
         os.close(self._writer)
         os.close(self._reader)

@@ -8,6 +8,7 @@ place has a thread that writes to it. What waits is written when Python ends. `m
 otherwise, so these call `flush_logs`; what kills a process at once takes the last lines with it.
 """
 
+import copy
 import logging
 import os
 import queue
@@ -64,7 +65,7 @@ def setup_logs(folder: Path | None = None, *, stderr: bool = True, debug: bool =
 
 
 def flush_logs() -> None:
-    """Wait until what was logged is written, at most `FLUSH_S` for each place."""
+    """Wait until what was logged is written, at most `FLUSH_S` for each place, and once for one that hangs."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 
@@ -74,13 +75,17 @@ class BackgroundHandler(QueueHandler):
 
     While `MAX_WAITING` lines wait, more are dropped; a line in their place says how many. The thread starts with the
     first line, in a forked process too: what waited at the fork its parent writes.
+
+    When Python ends, `logging` waits for the lock of each handler that was made, and the thread holds that of a place
+    that hangs. So the thread has a copy of `target`, of which `logging` does not know; let go of `target` itself.
     """
 
     def __init__(self, target: logging.Handler) -> None:
         super().__init__(queue.Queue())
         self.setFormatter(target.formatter)
-        target.setFormatter(None)  # what it gets is a line already
-        self._target = target
+        self._target = copy.copy(target)
+        self._target.createLock()  # a lock that is anew in a forked process
+        self._target.setFormatter(None)  # what it gets is a line already
         self._begin_anew()
 
     def after_fork(self) -> None:
@@ -93,6 +98,7 @@ class BackgroundHandler(QueueHandler):
         self.queue = self._lines = queue.Queue[logging.LogRecord | None]()
         self._listener: QueueListener | None = None
         self._dropped = 0
+        self._hangs = False  # a flush waited in vain, and all was never written since
 
     def enqueue(self, record: logging.LogRecord) -> None:
         """Let a line wait for the thread, if there is room. `logging` calls it under this handler's lock."""
@@ -103,7 +109,7 @@ class BackgroundHandler(QueueHandler):
         self._put(record)
 
     def flush(self) -> None:
-        """Wait until all that waits is written, at most `FLUSH_S`."""
+        """Wait until all that waits is written, at most `FLUSH_S`, and not again for a place that hangs."""
         self.acquire()
         try:
             self._say_dropped()
@@ -111,7 +117,8 @@ class BackgroundHandler(QueueHandler):
             self.release()
         lines = self._lines
         with lines.all_tasks_done:
-            lines.all_tasks_done.wait_for(lambda: not lines.unfinished_tasks, FLUSH_S)
+            wait = 0.0 if self._hangs else FLUSH_S
+            self._hangs = not lines.all_tasks_done.wait_for(lambda: not lines.unfinished_tasks, wait)
 
     def close(self) -> None:
         """Flush, and end the thread. Where `target` hangs, that ends once it has written what waits."""
@@ -119,7 +126,7 @@ class BackgroundHandler(QueueHandler):
         try:
             self.flush()
             listener = self._listener
-            if listener is not None and self._lines.unfinished_tasks:
+            if listener is not None and self._hangs:
                 listener.enqueue_sentinel()
             else:
                 if listener is not None:

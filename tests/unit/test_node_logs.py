@@ -184,6 +184,28 @@ except KeyboardInterrupt:
     assert [event["number"] for event in events(tmp_path)] == list(range(BURST))
 
 
+@pytest.mark.parametrize(
+    "before",
+    ["", "logs.flush_logs(); logs.FLUSH_S = 3600"],
+    ids=["after one wait", "and waits no more where it waited before"],
+)
+def test_a_process_whose_log_hangs_ends(tmp_path: Path, before: str) -> None:
+    code = f"""
+from pathlib import Path
+import structlog
+from node.telemetry import logs
+logs.FLUSH_S = 0.1
+logs.setup_logs(Path({str(tmp_path)!r}), stderr=False)
+structlog.get_logger("node.loop").info("said")
+{before}
+"""
+    with hanging_log(tmp_path):
+        child = subprocess.run(
+            [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, timeout=60
+        )
+    assert (child.returncode, child.stderr) == (0, b"")
+
+
 def say_and_fail(config: NodeConfig, folder: Path) -> None:
     say_numbers(BURST)
     raise ValueError("shape")
