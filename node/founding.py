@@ -48,6 +48,8 @@ from protocol.errors import GrantError, JoinError, ManifestError, RevocationErro
 from protocol.identity import Identity, NodeId, id_bytes, node_id
 from protocol.joiner import Fetched, fetch_manifest
 from protocol.limits.networks import netgroup, scope_of
+from protocol.membership.refusals import GRAYLISTED
+from protocol.notices import REMEDIES
 from protocol.storage import load_peers, read_bounded, write_atomically
 from protocol.wire.messages import MAX_MANIFEST_BYTES, MAX_REVOCATIONS_BYTES
 
@@ -355,6 +357,7 @@ def _explained(error: JoinError, identity: Identity, invite: Invite) -> JoinErro
         "invite_expired": f"this invite to swarm {invite.name!r} has expired: {ask}",
         "revoked": f"node {identity.node_id} was revoked by the owner of swarm {invite.name!r}",
         "invite_revoked": f"this invite to swarm {invite.name!r} was revoked: {ask}",
+        GRAYLISTED: f"swarm {invite.name!r} does not admit node {identity.node_id}, {REMEDIES[GRAYLISTED]}",
     }
     said = ", ".join(f"{endpoint} says {reason}" for endpoint, reason in error.refusals.items())
     by = f" ({said})" if said else ""

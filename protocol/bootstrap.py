@@ -13,7 +13,8 @@ Members, by the key that they have to prove
     REFUSED    it said why, or gave another manifest, or speaks another version of the protocol: asked no more
 
 Rules
- 1. A link that closes or stays silent for `PATIENCE_S`, and a member without room: WAITING.
+ 1. A link that closes or stays silent for `PATIENCE_S`, and a member without room: WAITING. So, too, where our key is
+    refused in the handshake: that is noted as a refusal, but nobody signed it, and it may not last.
  2. `invite_used` is about one number of the invite: who says it is asked again, with the next one. No two members
     are shown different numbers at a time as long as nobody says so, since each might grant its own.
  3. Of a member that another names count the endpoints that mean something from where that one answered: else
@@ -37,12 +38,13 @@ from protocol.credentials.manifest import SwarmManifest, open_manifest
 from protocol.credentials.records import RECORD_LIFE_S, REFUTATION_BITS, Address, make_record, open_record
 from protocol.credentials.revocations import open_revocations
 from protocol.errors import PeerError
-from protocol.events import Arrived, Closed, Dial, HangUp, Link, NetworkEvent, Opened, SendFrame, Tick
+from protocol.events import Arrived, Closed, Dial, HangUp, Link, NetworkEvent, Opened, SendFrame, Tick, TurnedAway
 from protocol.identity import Identity
 from protocol.limits.networks import Scope, scope_of
 from protocol.membership.address_book import usable
 from protocol.membership.links import HELLO_RETRY_S
 from protocol.membership.membership import NO_ROOM
+from protocol.membership.refusals import GRAYLISTED
 from protocol.wire.envelope import Envelope, Kind, open_frame, seal
 from protocol.wire.messages import AskManifest, AskRevocations, Body, Goodbye, Hello, Manifest, Peers, Revocations
 from protocol.wire.version import MAJOR, goodbye_reason, seal_v1, spoken_version
@@ -80,7 +82,7 @@ class Member:
     pauses: int = 0
     shown: int = -1
     frames: int = 0
-    reason: str = ""  # why it refused
+    reason: str = ""  # why it refused, or refused our key
     owes_list: bool = False
     manifest: SwarmManifest | None = None  # the invite's, if it gave it
     revocations: bytes = b""  # not yet checked
@@ -112,7 +114,7 @@ class Bootstrap:
 
     @property
     def refusals(self) -> Mapping[str, str]:
-        """Why each member that refused did, by its endpoint."""
+        """Why each member that refused us or our key did, by its endpoint."""
         return {str(member.address.endpoint): member.reason for member in self._members.values() if member.reason}
 
     @property
@@ -131,6 +133,10 @@ class Bootstrap:
                     return [HangUp(link)]
                 member.host = host
                 return self._greet(member, now)
+            case TurnedAway(link):
+                if (member := self._member(link)) is not None:
+                    member.reason = GRAYLISTED
+                return []
             case Closed(link):
                 member = self._member(link)
                 if member is not None and member.state not in (State.WAITING, State.REFUSED):

@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,12 +18,14 @@ from node.errors import UserError
 from node.founding import load_grant, load_manifest
 from node.peering import Network, open_network
 from node.telemetry.status_server import ask
+from protocol.config import Limits
 from protocol.credentials.grants import make_pass
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import Policy
-from protocol.credentials.records import Address
+from protocol.credentials.records import Address, Endpoint
 from protocol.errors import JoinError
 from protocol.identity import Identity
+from protocol.transport.zeromq import ZmqTransport
 from tests.swarms import events_of, gossamer, small_config
 from tests.waiting import wait_until
 
@@ -271,6 +274,28 @@ def test_a_manifest_from_a_false_seed_and_a_seed_that_is_gone(tmp_path: Path, mo
     assert not (tmp_path / "own").exists()
     with pytest.raises(JoinError, match="ask for a newer one"):
         join(tmp_path / "own", Invite("other", load_manifest(other).hash, (address,)))  # type: ignore[union-attr]
+
+
+def test_whose_key_a_seed_refuses_in_the_handshake_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(founding, "FETCH_TIMEOUT_S", 2.0)
+    seed, ended = Identity.generate(), threading.Event()
+    transport = ZmqTransport(seed, Endpoint.parse(LOOPBACK, bind=True), Limits(), lambda key: True)
+    assert transport.endpoint is not None
+
+    def serve() -> None:
+        while not ended.is_set():
+            transport.poll(0.1)
+
+    server = threading.Thread(target=serve)
+    server.start()
+    try:
+        with pytest.raises(JoinError, match="are its clock, its line and its version in order") as caught:
+            join(tmp_path / "own", Invite("club", bytes(32), (Address(transport.endpoint, seed.curve_key),)))
+    finally:
+        ended.set()
+        server.join()
+        transport.close()
+    assert caught.value.refusals == {str(transport.endpoint): "graylisted"}
 
 
 def test_a_folder_belongs_to_one_swarm(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from protocol.config import Instant
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
 from protocol.credentials.records import Address, Endpoint, make_record, open_record
-from protocol.events import Arrived, Closed, Dial, HangUp, Link, Opened, SendFrame, Tick
+from protocol.events import Arrived, Closed, Dial, HangUp, Link, Opened, SendFrame, Tick, TurnedAway
 from protocol.identity import Identity
 from protocol.joiner import drive
 from protocol.limits.networks import scope_of
 from protocol.membership.links import HELLO_RETRY_S
+from protocol.membership.refusals import GRAYLISTED
 from protocol.wire.envelope import Kind, open_frame, seal
 from protocol.wire.messages import Goodbye, Hello, Manifest, Peers
 from protocol.wire.version import VERSION, seal_v1, spoken_version, version_in
@@ -138,6 +139,19 @@ def test_whoever_refused_is_asked_once_and_those_who_are_full_or_start_again_as_
     talk.feed(Opened(link(starting)))
     talk.admit(starting)
     talk.give(starting)
+    assert talk.machine.manifest == CLUB
+
+
+def test_who_refuses_our_key_in_the_handshake_is_named_and_may_admit_us_yet() -> None:
+    talk = Talk(SEEDS[0])
+    talk.feed(Tick())
+    talk.feed(TurnedAway(link(SEEDS[0])))
+    talk.feed(Closed(link(SEEDS[0])))
+    assert talk.machine.refusals == {"tcp://s0:1": GRAYLISTED} and not talk.is_over
+    assert Dial(Address(Endpoint("s0", 1), SEEDS[0].curve_key)) in talk.feed(Tick(), now=1.0)
+    talk.feed(Opened(link(SEEDS[0])))
+    talk.admit(SEEDS[0])
+    talk.give(SEEDS[0])
     assert talk.machine.manifest == CLUB
 
 
