@@ -21,9 +21,12 @@ Rules
     whoever is asked could make a joiner connect into its own network (see `protocol.membership.address_book`).
  4. It is over when the manifest is there or all have refused. Whoever is full or starts again may grant yet: how
     long to wait for those, the caller says.
- 5. A name is charged to the seed from which it came, by way of others too: of the places for those who are asked, each
-    seed has an even share. Where none is free, the seed with most names gives the place of one, a member that refused
-    or else has come least far, to a seed with fewer: else one hostile member could keep out whom honest ones name.
+ 5. A name, a key at an address, is charged to the seed from which it came, by way of others too: of the places for
+    names, each seed has an even share. Where none is free, the seed with most names gives the place of one, that of a
+    member that refused or else has come least far, to a seed with fewer: else one hostile member could keep out whom
+    honest ones name.
+ 6. Nobody proves that a key is where it is named: each seed may name a key at one more address, save those of seeds,
+    which the invite names. They are tried in turn, and share the time and the pauses that one address has.
 """
 
 import random
@@ -31,6 +34,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
+from typing import NamedTuple
 
 from protocol.config import Instant
 from protocol.credentials.invite import Invite
@@ -50,8 +54,9 @@ from protocol.wire.messages import AskManifest, AskRevocations, Body, Goodbye, H
 from protocol.wire.version import MAJOR, goodbye_reason, seal_v1, spoken_version
 
 AGENT = "gossamer/joining"
-MAX_MEMBERS = 16  # that are asked: an invite's eight seeds, and as many that those name
+MAX_NAMES = 16  # of members that are asked: an invite's eight seeds, and as many that those name
 MAX_FRAMES = 256  # that a member may send us: its hello, some records, the manifest and what it sends every peer
+MAX_PAUSES = 128  # that are counted: those of as many addresses as a key may have, until long after the longest
 PATIENCE_S = 10.0  # for a link, a hello and an answer, as long as membership has
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 8.0
 FALSE_MANIFEST = "false_manifest"  # what we count a member as that gives another one than the invite's
@@ -68,13 +73,18 @@ class State(IntEnum):
     ADMITTED = auto()
 
 
+class Name(NamedTuple):
+    """Where a member is said to be; `scope` is that of the nearest address that its host name may mean."""
+
+    address: Address
+    scope: Scope = Scope.LOOPBACK
+
+
 @dataclass(slots=True)
 class Member:
     """One that is asked; `since` is when its state began or is to end, `shown` which grant it last saw."""
 
-    address: Address
-    seed: bytes  # the key of the seed to which its name is charged: its own, if it is one
-    scope: Scope = Scope.LOOPBACK  # of the nearest address that its host name may mean
+    names: dict[Name, bytes]  # each with the key of the seed that it is charged to; the first is where we dial
     host: str = ""  # the IP address that answered, "" if it is not known
     state: State = State.WAITING
     since: float = 0.0
@@ -83,9 +93,30 @@ class Member:
     shown: int = -1
     frames: int = 0
     reason: str = ""  # why it refused, or refused our key
+    refused_at: str = ""  # the endpoint of who did
     owes_list: bool = False
     manifest: SwarmManifest | None = None  # the invite's, if it gave it
     revocations: bytes = b""  # not yet checked
+
+    @property
+    def name(self) -> Name:
+        """Where we dial it."""
+        return next(iter(self.names))
+
+    @property
+    def link(self) -> Link:
+        """The link over which it is asked."""
+        return Link(self.name.address.key, dialled=True)
+
+    @property
+    def seed(self) -> bytes:
+        """The key of the seed through which we found it: its own, if it is one."""
+        return self.names[self.name]
+
+    def may_be_at(self, name: Name, seed: bytes) -> bool:
+        """Tell whether `seed` may name it there: rule 6."""
+        named_by = self.names.values()
+        return name not in self.names and seed not in named_by and name.address.key not in named_by
 
 
 Action = Dial | HangUp | SendFrame
@@ -107,7 +138,7 @@ class Bootstrap:
         self._current = 0  # of the grants
         self._sequence = int(now.unix * 1e6)
         self._incarnation = int(now.unix * 1000) << REFUTATION_BITS
-        self._members = {seed.key: Member(seed, seed.key) for seed in invite.seeds}
+        self._members = {seed.key: Member({Name(seed): seed.key}) for seed in invite.seeds}
         self.manifest: SwarmManifest | None = None
         self.grant = b""  # with which the manifest was given
         self.revocations = b""  # the swarm's verified revocation list, if that member had one
@@ -115,7 +146,7 @@ class Bootstrap:
     @property
     def refusals(self) -> Mapping[str, str]:
         """Why each member that refused us or our key did, by its endpoint."""
-        return {str(member.address.endpoint): member.reason for member in self._members.values() if member.reason}
+        return {member.refused_at: member.reason for member in self._members.values() if member.reason}
 
     @property
     def is_over(self) -> bool:
@@ -135,12 +166,12 @@ class Bootstrap:
                 return self._greet(member, now)
             case TurnedAway(link):
                 if (member := self._member(link)) is not None:
-                    member.reason = GRAYLISTED
+                    self._note(member, GRAYLISTED)
                 return []
             case Closed(link):
                 member = self._member(link)
                 if member is not None and member.state not in (State.WAITING, State.REFUSED):
-                    self._pause(member, now)
+                    self._failed(member, now)
                 return []
             case Arrived(link, frame):
                 member = self._member(link)
@@ -153,16 +184,16 @@ class Bootstrap:
         return self._members.get(link.key) if link.dialled else None
 
     def _tick(self, member: Member, now: Instant) -> list[Action]:
-        link = Link(member.address.key, dialled=True)
         match member.state:
             case State.WAITING if now.steady >= member.since:
                 member.state, member.since = State.DIALLED, now.steady
-                return [Dial(member.address, member.scope)]
+                return [Dial(*member.name)]
             case State.WAITING | State.REFUSED:
                 return []
-        if now.steady >= member.since + PATIENCE_S:
-            self._pause(member, now)
-            return [HangUp(link)]
+        tried = len(member.names) if member.state is State.DIALLED else 1
+        if now.steady >= member.since + PATIENCE_S / tried:
+            self._failed(member, now)
+            return [HangUp(member.link)]
         if member.state is State.GREETED and now.steady >= member.said + HELLO_RETRY_S:
             return self._greet(member, now)
         return []
@@ -202,7 +233,6 @@ class Bootstrap:
             return []
 
     def _message(self, member: Member, envelope: Envelope, now: Instant) -> list[Action]:
-        link = Link(member.address.key, dialled=True)
         match envelope.kind:
             case Kind.HELLO if member.state is State.GREETED:
                 hello = Hello.decode(envelope.body)
@@ -215,7 +245,7 @@ class Bootstrap:
                 reason = Goodbye.decode(envelope.body).reason
                 if reason in NO_ROOM:
                     self._pause(member, now)
-                    return [HangUp(link)]
+                    return [HangUp(member.link)]
                 return self._refused(member, reason, now)
             case Kind.PEERS:
                 return self._hear_of(member, Peers.decode(envelope.body), now)
@@ -245,24 +275,33 @@ class Bootstrap:
             except PeerError:
                 return self._refused(member, FALSE_LIST, now)
         self.manifest, self.grant, self.revocations = member.manifest, self._grants[member.shown], member.revocations
-        return [HangUp(Link(member.address.key, dialled=True))]
+        return [HangUp(member.link)]
+
+    def _note(self, member: Member, reason: str) -> None:
+        member.reason, member.refused_at = reason, str(member.name.address.endpoint)
 
     def _refused(self, member: Member, reason: str, now: Instant) -> list[Action]:
-        member.state, member.since, member.reason = State.REFUSED, now.steady, reason
-        link = Link(member.address.key, dialled=True)
+        self._note(member, reason)
+        member.state, member.since = State.REFUSED, now.steady
         if reason == "invite_used":  # rule 2
             self._current = max(self._current, min(member.shown + 1, len(self._grants) - 1))
             if member.shown < self._current:
                 member.state, member.since, member.frames = State.WAITING, now.steady, 0
-        return [HangUp(link)]
+        return [HangUp(member.link)]
 
-    def _pause(self, member: Member, now: Instant) -> None:
-        delay = min(LAST_PAUSE_S, FIRST_PAUSE_S * 2.0**member.pauses)
-        member.pauses = min(member.pauses + 1, 16)
+    def _failed(self, member: Member, now: Instant) -> None:
+        """Its link closed or stayed silent: the next address, rule 6."""
+        tried = member.name
+        member.names[tried] = member.names.pop(tried)
+        self._pause(member, now, among=len(member.names))
+
+    def _pause(self, member: Member, now: Instant, among: int = 1) -> None:
+        delay = min(LAST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (member.pauses // among)) / among
+        member.pauses = min(member.pauses + 1, MAX_PAUSES)
         member.state, member.since = State.WAITING, now.steady + delay * self._rng.uniform(0.5, 1.0)
 
     def _hear_of(self, teller: Member, peers: Peers, now: Instant) -> list[Action]:
-        """Rules 3 and 5."""
+        """Rules 3, 5 and 6."""
         scope = scope_of(teller.host)
         actions: list[Action] = []
         for encoded in peers.records:
@@ -273,37 +312,52 @@ class Bootstrap:
             except PeerError:
                 break
             key, addresses = record.curve_key, usable(record, scope)
-            if not addresses or key == self._identity.curve_key or key in self._members:
+            if not addresses or key == self._identity.curve_key:
                 continue
-            if len(self._members) >= MAX_MEMBERS:
-                actions.append(self._make_place())
-            self._members[key] = Member(addresses[0], teller.seed, scope)
+            name, known = Name(addresses[0], scope), self._members.get(key)
+            if known is not None and not known.may_be_at(name, teller.seed):
+                continue
+            if self._names.total() >= MAX_NAMES:
+                actions += self._make_place(now)
+            self._members.setdefault(key, Member({})).names[name] = teller.seed
         return actions
 
     def _has_place(self, seed: bytes) -> bool:
         names = self._names
-        return len(self._members) < MAX_MEMBERS or names[seed] + 1 < max(names.values())
+        return names.total() < MAX_NAMES or names[seed] + 1 < max(names.values())
 
-    def _make_place(self) -> HangUp:
-        """Let go of one that the seed with most names named, the last of those who have come least far."""
+    def _make_place(self, now: Instant) -> list[HangUp]:
+        """Let go of a name of the seed with most, the last of those of whom least has come."""
         (most, _), *_ = self._names.most_common(1)
-        named = [member for key, member in reversed(self._members.items()) if member.seed == most != key]
-        key = min(named, key=lambda member: member.state).address.key
-        del self._members[key]
-        return HangUp(Link(key, dialled=True))
+        named = [
+            (member, name)
+            for key, member in reversed(self._members.items())
+            for name, seed in member.names.items()
+            if seed == most != key
+        ]
+        member, name = min(named, key=lambda pair: pair[0].state)
+        link, is_dialled = member.link, member.state is State.DIALLED and name == member.name
+        del member.names[name]
+        if not member.names:
+            del self._members[link.key]
+            return [HangUp(link)]
+        if not is_dialled:
+            return []
+        member.state, member.since = State.WAITING, now.steady
+        return [HangUp(link)]
 
     @property
     def _names(self) -> Counter[bytes]:
-        """How many members are charged to each seed, itself included."""
-        return Counter(member.seed for member in self._members.values())
+        """How many names are charged to each seed, its own included."""
+        return Counter(seed for member in self._members.values() for seed in member.names.values())
 
     def _send(self, member: Member, body: Body, now: Instant) -> SendFrame:
         self._sequence += 1
         frame = seal(self._identity, self._invite.swarm, body.kind, self._sequence, int(now.unix * 1000), body.encode())
-        return SendFrame(Link(member.address.key, dialled=True), frame)
+        return SendFrame(member.link, frame)
 
     def _send_v1(self, member: Member, body: Hello | Goodbye, now: Instant) -> SendFrame:
         self._sequence += 1
         stamp = int(now.unix * 1000)
         frame = seal_v1(self._identity, self._invite.swarm, body.kind, self._sequence, stamp, body.encode())
-        return SendFrame(Link(member.address.key, dialled=True), frame)
+        return SendFrame(member.link, frame)

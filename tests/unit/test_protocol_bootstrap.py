@@ -2,13 +2,14 @@
 
 import itertools
 import random
+from types import SimpleNamespace
 
 import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.bootstrap import FALSE_MANIFEST, MAX_FRAMES, MAX_MEMBERS, PATIENCE_S, Bootstrap
+from protocol.bootstrap import FALSE_MANIFEST, MAX_FRAMES, MAX_NAMES, PATIENCE_S, Bootstrap
 from protocol.config import Instant
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
@@ -190,7 +191,7 @@ def test_a_member_without_room_names_others_who_are_asked_and_is_asked_again_lat
     talk.refuse(full, "full")
     assert not talk.is_over
     dials = [action.address.key for action in talk.feed(Tick()) if isinstance(action, Dial)]
-    assert dials == [other.curve_key for other in others[: MAX_MEMBERS - 1]]
+    assert dials == [other.curve_key for other in others[: MAX_NAMES - 1]]
     again = [action.address.key for action in talk.feed(Tick(), now=1.0) if isinstance(action, Dial)]
     assert again == [full.curve_key]
 
@@ -206,13 +207,13 @@ def test_who_fills_all_places_with_names_and_those_names_too_leaves_each_other_s
     talk.open(hostile, full)
     talk.say(hostile, Kind.PEERS, names(*theirs[:20]))
     talk.open(*theirs[:3])
-    assert len(talk.machine._members) == MAX_MEMBERS
+    assert len(talk.machine._members) == MAX_NAMES
     ended = talk.say(full, Kind.PEERS, names(*ours))
     asked = {action.address.key for action in talk.feed(Tick()) if isinstance(action, Dial)}
-    share = (MAX_MEMBERS - 3) // 2  # the third seed names nobody
+    share = (MAX_NAMES - 3) // 2  # the third seed names nobody
     assert asked == {one.curve_key for one in ours[:share]}
     # Those of whom least had come made room, the last first.
-    assert ended == [HangUp(link(one)) for one in reversed(theirs[MAX_MEMBERS - 3 - share : MAX_MEMBERS - 3])]
+    assert ended == [HangUp(link(one)) for one in reversed(theirs[MAX_NAMES - 3 - share : MAX_NAMES - 3])]
     # Neither the hostile one nor whom it named takes anything back by more names.
     assert talk.say(hostile, Kind.PEERS, names(*theirs[16:])) == []
     assert talk.say(theirs[0], Kind.PEERS, names(*theirs[16:])) == []
@@ -227,7 +228,7 @@ def test_of_those_whom_a_seed_named_one_that_refused_makes_room_first_and_one_th
     hostile, full, *others = SEEDS
     talk = Talk(hostile, full)
     talk.open(hostile, full)
-    theirs = others[: MAX_MEMBERS - 2]
+    theirs = others[: MAX_NAMES - 2]
     talk.say(hostile, Kind.PEERS, names(*theirs))
     talk.open(*theirs)
     talk.refuse(theirs[0], "not_admitted")
@@ -236,6 +237,70 @@ def test_of_those_whom_a_seed_named_one_that_refused_makes_room_first_and_one_th
     for gone, told in zip((0, 1, -1), others[len(theirs) :], strict=False):
         told_and_more = Peers((record(told).encoded, b"no record")).encode()
         assert talk.say(full, Kind.PEERS, told_and_more) == [HangUp(link(theirs[gone]))]
+
+
+def elsewhere(signer: Identity, named: Identity) -> bytes:
+    """A record that holds: its signer says that another's key is at an address of its own."""
+    key = SimpleNamespace(
+        public_key=signer.public_key, node_id=signer.node_id, sign=signer.sign, curve_key=named.curve_key
+    )
+    return record(key, "false").encoded
+
+
+def dialled(actions) -> list[tuple[bytes, str]]:
+    return [(dial.address.key, dial.address.endpoint.host) for dial in actions if isinstance(dial, Dial)]
+
+
+@pytest.mark.parametrize("count", [7, 14])
+def test_whom_a_hostile_seed_names_at_false_addresses_is_dialled_where_another_seed_names_it(count: int) -> None:
+    hostile, full, *others = SEEDS
+    honest, throwaway = others[:count], others[-1]
+    talk = Talk(hostile, full)
+    talk.open(hostile, full)
+    talk.say(hostile, Kind.PEERS, Peers(tuple(elsewhere(throwaway, one) for one in honest)).encode())
+    assert dialled(talk.feed(Tick())) == [(one.curve_key, "false") for one in honest]
+    talk.say(full, Kind.PEERS, names(*honest))
+    asked = []
+    while talk.now < PATIENCE_S:
+        asked += dialled(talk.feed(Tick(), now=talk.now + 0.5))
+    share = (MAX_NAMES - 2) // 2
+    assert {key for key, host in asked if host == "elsewhere"} == {one.curve_key for one in honest[:share]}
+    talk.feed(Opened(link(honest[0])))
+    talk.admit(honest[0])
+    talk.give(honest[0])
+    assert talk.machine.manifest == CLUB
+
+
+def test_a_key_is_tried_at_one_address_for_each_seed_in_turn_and_a_seed_only_where_the_invite_says() -> None:
+    hostile, full, third, one = SEEDS[:4]
+    talk = Talk(hostile, full, third)
+    talk.open(hostile, full, third)
+    for named in (one, full):
+        talk.say(hostile, Kind.PEERS, Peers((elsewhere(third, named),)).encode())
+    talk.feed(Tick())
+    talk.say(hostile, Kind.PEERS, Peers((record(one, "more").encoded,)).encode())
+    talk.say(full, Kind.PEERS, names(one))
+    talk.say(third, Kind.PEERS, names(one))  # at the same address: no more of them
+    talk.feed(Closed(link(full)))
+    talk.actions.clear()
+    while talk.now < 2 * PATIENCE_S:
+        talk.feed(Tick(), now=talk.now + 0.25)
+    asked = dialled(talk.actions)
+    assert [host for key, host in asked if key == one.curve_key] == ["elsewhere", "false", "elsewhere"]
+    assert {host for key, host in asked if key == full.curve_key} == {"s1"}
+
+
+def test_a_name_that_makes_room_while_it_is_dialled_makes_way_for_the_next_of_its_key() -> None:
+    hostile, full, *others = SEEDS
+    last = others[MAX_NAMES - 4]
+    talk = Talk(hostile, full)
+    talk.open(hostile, full)
+    theirs = [*others[: MAX_NAMES - 4], last]
+    talk.say(hostile, Kind.PEERS, Peers(tuple(elsewhere(others[-1], one) for one in theirs)).encode())
+    talk.feed(Tick())
+    assert talk.say(full, Kind.PEERS, names(last)) == []
+    assert talk.say(full, Kind.PEERS, names(others[-2])) == [HangUp(link(last))]
+    assert dialled(talk.feed(Tick())) == [(last.curve_key, "elsewhere"), (others[-2].curve_key, "elsewhere")]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +369,7 @@ def test_no_sequence_of_events_raises_or_gives_a_manifest_that_nobody_sent(seque
     for event, wait in sequence:
         talk.feed(event, talk.now + wait)
     assert talk.machine.manifest is None
-    assert len(talk.machine._members) <= MAX_MEMBERS
+    assert len(talk.machine._members) <= MAX_NAMES
 
 
 def test_a_member_of_another_version_is_told_ours_in_its_own_form_and_named() -> None:
