@@ -1,7 +1,7 @@
 """The items that a node holds for others: bounded in bytes, in number and in age.
 
-Beyond a bound one of the oldest that can be spared goes first, or the oldest. Large items have half of the bytes at the
-most, or one of them has more: two of the largest size would push out all small ones, which were just announced.
+Beyond a bound one of the oldest that can be spared goes first, or the oldest; a large one while several of them have
+more than half of the bytes: two of the largest size would push out all small ones, which were just announced.
 """
 
 from collections import OrderedDict
@@ -51,10 +51,9 @@ class Store:
         self.size += len(item.frame)
         if item.is_large:
             self._large[item.id] = held
-            while len(self._large) > 1 and self._size_of_large() > self._capacity // 2:
-                self._let_one_go(self._large, spare)
         while self.size > self._capacity or len(self._held) > MAX_HELD:
-            self._let_one_go(self._held, spare)
+            several_large = len(self._large) > 1 and self._size_of_large() > self._capacity // 2
+            self._let_one_go(self._large if several_large else self._held, spare)
 
     def get(self, item_id: ItemId) -> Item | None:
         """Return the item if it is held."""
@@ -101,7 +100,7 @@ class Store:
         return ids[::-1]
 
     def _size_of_large(self) -> int:
-        return sum(len(held.item.frame) for held in self._large.values())  # 128 by default, at the most
+        return sum(len(held.item.frame) for held in self._large.values())  # 256 by default, at the most
 
     def _let_one_go(self, of: Mapping[ItemId, _Held], spare: Callable[[Item], bool]) -> None:
         oldest = islice(of.values(), LOOKED_AT)

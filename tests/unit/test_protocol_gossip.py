@@ -316,7 +316,7 @@ def test_held_items_are_bounded_in_number_and_one_that_comes_again_counts_once()
     assert store.newest(1) == [name(MAX_HELD)]
 
 
-def test_large_items_push_out_large_ones_only_and_one_may_be_larger_than_their_half() -> None:
+def test_large_items_beyond_half_of_the_store_push_out_large_ones_only_and_one_may_be_larger() -> None:
     store, chunk = Store(32 * CHUNK_BYTES, 3600.0), CHUNK_BYTES
     for number in range(8):
         store.add(item(number, chunk), at(1))
@@ -329,6 +329,15 @@ def test_large_items_push_out_large_ones_only_and_one_may_be_larger_than_their_h
     assert store.newest(99) == [name(number) for number in range(13, 40)]
     store.add(item(40, chunk), at(3))
     assert store.newest(99) == [name(number) for number in range(14, 41)]
+
+
+def test_large_items_have_all_of_the_store_while_there_is_room() -> None:
+    store = Store(32 * CHUNK_BYTES, 3600.0)
+    for number, size in enumerate((20, 5, 5, 2)):
+        store.add(item(number, size * CHUNK_BYTES), at(1))
+    assert store.newest(99) == [name(number) for number in range(4)]
+    store.add(item(4, CHUNK_BYTES), at(2))
+    assert store.newest(99) == [name(number) for number in range(1, 5)]
 
 
 def test_what_a_peer_still_lacks_is_held_longer_than_what_all_have() -> None:
