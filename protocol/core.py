@@ -275,7 +275,7 @@ class Core:
             if self.gossip.declines(node, item, size, now):
                 raise MessageError("over_demand")
             return False
-        if self.gossip.duplicate(node, item):
+        if self.gossip.duplicate(node, item, now):
             raise MessageError("replayed", "the same item from the same peer")
         self.duplicates += 1
         return True
@@ -321,7 +321,7 @@ class Core:
 
     def _refuse_item(self, refusal: str, node: NodeId, signer: NodeId, item: ItemId, now: Instant) -> list[CoreAction]:
         # The stamp is its signer's. Whoever passed it on kept a promise, and its clock may differ from ours.
-        self.gossip.duplicate(node, item)
+        self.gossip.duplicate(node, item, now)
         blamed = node if node == signer and refusal == "stale" else None
         return self._offence(refusal, self.membership.link_of(node), blamed, now)
 

@@ -183,15 +183,14 @@ class Gossip:
         """Note that a frame with an item came of `node`, whatever becomes of it."""
         self._downloads.heard(node, now.steady)
 
-    def duplicate(self, node: NodeId, item: ItemId) -> bool:
+    def duplicate(self, node: NodeId, item: ItemId, now: Instant) -> bool:
         """Note that `node` sent bytes that were accepted before; True if it had sent this item itself (a replay)."""
         peer = self._peers.get(node)
         if peer is None:
             return False
-        expected = self._pulls.expects_again(item, node)
-        replayed = peer.known.get(item) is Knows.SENT and not expected
+        is_answer = self._pulls.arrived(item, node, now.steady)
+        replayed = peer.known.get(item) is Knows.SENT and not is_answer
         peer.note(item, Knows.SENT)
-        self._pulls.arrived(item, node)
         return replayed
 
     def declines(self, node: NodeId, item: ItemId, size: int, now: Instant) -> bool:
@@ -465,7 +464,7 @@ class Gossip:
     def _outlined(self, node: NodeId, outline: Outline, now: Instant) -> list[GossipAction]:
         holders = self._pulls.holders(outline.id)
         if not self._pulls.arrived(outline.id, node, now.steady):
-            return [] if self._pulls.expects_again(outline.id, node) else [Blame(node, "unasked")]
+            return [Blame(node, "unasked")]
         if outline.id in self._seen or outline.id in self._downloads:
             return []
         if not self._downloads.begin(outline, dict.fromkeys([node, *holders]), now.steady):

@@ -17,7 +17,8 @@ Rules
     blocked and says nothing, is not. Hanging up pays no debt: it stands for who comes back.
  5. What is asked for is wanted until it comes or stalls, however old the want is and however full the list: an
     answer to a pull of ours must not look like a push that nobody asked for. Everybody may answer as often as it was
-    asked, whoever else brought the item meanwhile, and whoever signed it once more, as it may have pushed it before.
+    asked, whoever else brought the item meanwhile, be it wanted still or not, and whoever signed it once more, as it
+    may have pushed it before.
 """
 
 import random
@@ -180,19 +181,29 @@ class Pulls:
 
     def is_asked(self, item_id: ItemId, node: NodeId) -> bool:
         """Tell whether the item was asked for, of `node` some time ago or of anybody."""
-        want, holder = self._wants.get(item_id), self._holders.get(node)
-        return (want is not None and want.asked is not None) or (holder is not None and item_id in holder.owed)
-
-    def arrived(self, item_id: ItemId, node: NodeId, now: float = float("-inf"), signer: NodeId | None = None) -> bool:
-        """The item came from `node`; True if it was asked for, of whomever, be it some time ago."""
         want = self._wants.get(item_id)
-        asked = want is not None and want.asked is not None
-        holder = self._holders.get(node)
+        return (want is not None and want.asked is not None) or self._was_asked(item_id, node)
+
+    def _was_asked(self, item_id: ItemId, node: NodeId) -> bool:
+        """Tell whether `node` was asked for an item, and may answer yet."""
+        want, holder = self._wants.get(item_id), self._holders.get(node)
+        is_owed = holder is not None and item_id in holder.owed
+        return is_owed or (item_id, node) in self._further or bool(want and want.holders.get(node))
+
+    def arrived(self, item_id: ItemId, node: NodeId, now: float, signer: NodeId | None = None) -> bool:
+        """The item came from `node`, for the first time or not; True if it may answer a pull, be that some time ago.
+
+        So may what whoever signed it sends once more: it may have pushed it before.
+        """
+        want, holder = self._wants.get(item_id), self._holders.get(node)
+        asked = self.is_asked(item_id, node)
+        if holder is not None and self._was_asked(item_id, node):
+            holder.delivered = now
         if holder is not None and (holder.owed.pop(item_id, None) is not None or (want and want.asked == node)):
-            asked = True
             holder.window = min(MAX_WINDOW, holder.window + 1)
             holder.broken = max(-MAX_CREDIT, holder.broken - 1)
-            holder.delivered = max(holder.delivered, now)
+        if want is None or not want.holders.get(node):
+            asked = self._is_further(item_id, node) or asked
         if want is not None:
             self._expect(want, node)
             if signer is not None and want.holders.get(signer):
@@ -204,9 +215,10 @@ class Pulls:
         """Note that whoever was asked may answer yet, but for the one answer that came."""
         for node, asks in want.holders.items():
             if further := asks - (node == brought_by):
-                self._further.set((want.entry.id, node), further)
+                key = (want.entry.id, node)
+                self._further.set(key, further + (self._further.get(key) or 0))
 
-    def expects_again(self, item_id: ItemId, node: NodeId) -> bool:
+    def _is_further(self, item_id: ItemId, node: NodeId) -> bool:
         """Tell whether `node` was asked for an item once more than it has brought it; that is counted as brought."""
         for memory in (self._further, self._pushed):
             if further := memory.pop((item_id, node)) or 0:
@@ -235,7 +247,7 @@ class Pulls:
         """
         for want in list(takewhile(lambda want: want.since + life <= now, self._wants.values())):
             if want.asked is None:
-                self._forget(want)
+                self._give_up(want)
         for item_id in list(self._asked):
             want = self._wants[item_id]
             if want.asked is not None and self._stalls(want, self._holders[want.asked], now):
@@ -329,8 +341,7 @@ class Pulls:
         self._failed += 1
         self._take_back(want)
         if min(want.holders.values()) >= MAX_ASKS:
-            self._expect(want, None)
-            self._forget(want)
+            self._give_up(want)
             return False
         return True
 
@@ -348,7 +359,7 @@ class Pulls:
     def _make_room(self) -> None:
         if len(self._wants) >= MAX_WANTS:
             oldest = next(iter(self._wants.values()))
-            self._forget(next((want for want in self._wants.values() if want.asked is None), oldest))
+            self._give_up(next((want for want in self._wants.values() if want.asked is None), oldest))
 
     def _wait(self, want: _Want) -> None:
         for node in want.holders:
@@ -382,6 +393,11 @@ class Pulls:
         self._holders[node].unlist(want.entry)
         if not want.holders:
             self._forget(want)
+
+    def _give_up(self, want: _Want) -> None:
+        """Want an item no more that did not come."""
+        self._expect(want, None)
+        self._forget(want)
 
     def _forget(self, want: _Want) -> None:
         self._release(want)

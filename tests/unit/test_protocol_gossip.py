@@ -126,7 +126,7 @@ def test_who_signed_what_it_is_asked_for_may_have_pushed_it_before_and_no_other(
     core.handle(Announced(A, (entry(1, signer=signer),)), at(1))
     assert pulled(core.handle(Tick(), at(1 + LAN.pull_delay))) in ({A: (name(1),)}, {})  # or before, where none pushes
     assert core.handle(Got(A, item(1, signer=signer)), at(2)) == [Deliver(item(1, signer=signer))]
-    assert [core.duplicate(A, name(1)) for _ in range(2)] == [False] * (copies - 1) + [True] * (3 - copies)
+    assert [core.duplicate(A, name(1), at(2)) for _ in range(2)] == [False] * (copies - 1) + [True] * (3 - copies)
 
 
 def test_a_new_item_is_delivered_once_and_announced_to_those_not_known_to_have_it() -> None:
@@ -182,9 +182,9 @@ def test_a_peer_whose_queue_is_full_does_not_hold_up_the_others() -> None:
 def test_bytes_that_one_peer_sends_twice_are_a_replay_and_from_two_peers_are_not() -> None:
     core = machine(A, B)
     core.handle(Got(A, item(1)), at(1))
-    assert core.duplicate(B, name(1)) is False
-    assert core.duplicate(B, name(1)) is True
-    assert core.duplicate(A, name(1)) is True
+    assert core.duplicate(B, name(1), at(2)) is False
+    assert core.duplicate(B, name(1), at(2)) is True
+    assert core.duplicate(A, name(1), at(2)) is True
 
 
 def test_a_missed_push_is_pulled_after_a_delay_from_whoever_announced() -> None:
@@ -990,4 +990,4 @@ def test_a_copy_is_a_replay_unless_it_was_asked_for_whoever_brought_the_item_fir
     core.handle(Announced(B, (entry(1),)), at(1))
     assert pulled(core.handle(Announced(A, (entry(1),)), at(1 + 0.6 * LAN.pull_patience))) == {B: (name(1),)}
     assert core.handle(Got(A, item(1, signer=FAR)), at(3)) == [Deliver(item(1, signer=FAR))]
-    assert [core.duplicate(B, name(1)) for _ in range(2)] == [False, True]
+    assert [core.duplicate(B, name(1), at(2)) for _ in range(2)] == [False, True]

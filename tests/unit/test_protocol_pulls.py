@@ -177,12 +177,11 @@ def test_who_was_asked_twice_may_answer_twice_and_no_more() -> None:
     pulls.offered(A, entry(0), 0.0)
     pulls.offered(A, entry(1), 0.0)
     assert asked(pulls, 0.0) == 2
-    assert pulls.arrived(name(1), A, 1.0) and not pulls.expects_again(name(1), A)  # asked once
+    assert [pulls.arrived(name(1), A, 1.0) for _ in range(2)] == [True, False]  # asked once
     pulls.check(1.1 + PATIENCE)
     assert due(pulls, 1.1 + PATIENCE) == {A: [name(0)]}  # of the same holder, for there is no other
     assert pulls.arrived(name(0), A, 1.2 + PATIENCE)  # the late answer to the first time
-    assert pulls.expects_again(name(0), A)
-    assert not pulls.expects_again(name(0), A) and not pulls.expects_again(name(0), B)
+    assert [pulls.arrived(name(0), node, 1.2 + PATIENCE) for node in (A, A, B)] == [True, False, False]
 
 
 def test_who_was_asked_once_may_answer_though_another_did_before() -> None:
@@ -192,8 +191,25 @@ def test_who_was_asked_once_may_answer_though_another_did_before() -> None:
     pulls.offered(B, entry(0), 0.1)
     pulls.check(0.1 + PATIENCE)
     assert due(pulls, 0.1 + PATIENCE) == {B: [name(0)]}
-    assert pulls.arrived(name(0), A, 0.2 + PATIENCE) and not pulls.expects_again(name(0), A)
-    assert pulls.expects_again(name(0), B) and not pulls.expects_again(name(0), B)
+    assert [pulls.arrived(name(0), node, 0.2 + PATIENCE) for node in (A, A, B, B)] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("since", ["the want expired", "the list was full", "it owes it no more"])
+def test_a_late_answer_was_asked_for_whatever_became_of_the_want(since: str) -> None:
+    pulls = machine()
+    pulls.offered(A, entry(0), 0.0)
+    assert asked(pulls, 0.0) == 1
+    now = PROMISE_PATIENCE * PATIENCE
+    for _ in range(2):  # it stalls, and then it owes it no more
+        pulls.check(now)
+    if since == "the want expired":
+        pulls.check(WANT_LIFE_S)
+    if since == "the list was full":
+        for number in range(1, MAX_WANTS + 1):
+            pulls.offered(NodeId(str(number % 8)), entry(number), now)
+    assert not pulls.owes(A) and bool(pulls.holders(name(0))) is (since == "it owes it no more")
+    assert pulls.is_asked(name(0), A) and not pulls.is_asked(name(0), B)
+    assert [pulls.arrived(name(0), node, WANT_LIFE_S) for node in (A, A, B)] == [True, False, False]
 
 
 def test_a_window_grows_with_what_is_delivered_and_halves_when_the_holder_stalls() -> None:
@@ -406,6 +422,7 @@ def test_pulls_in_flight_never_exceed_their_bounds_and_no_item_is_asked_of_two(h
     flying: dict[ItemId, tuple[NodeId, float, int]] = {}
     sizes: dict[ItemId, int] = {}
     asks: Counter[tuple[ItemId, NodeId]] = Counter()
+    answers: Counter[tuple[ItemId, NodeId]] = Counter()  # that may come yet, at the most
     for what, node, number, amount in history:
         match what:
             case "offered":
@@ -415,7 +432,10 @@ def test_pulls_in_flight_never_exceed_their_bounds_and_no_item_is_asked_of_two(h
                 if flying.get(name(number), ("", 0.0))[0] == node and now >= flying[name(number)][1] + PATIENCE / 2:
                     del flying[name(number)]
             case "arrived":
-                assert pulls.arrived(name(number), node, now) == (name(number) in flying)
+                is_answer = pulls.arrived(name(number), node, now)
+                assert is_answer >= (name(number) in flying)
+                assert is_answer <= (name(number) in flying or answers[name(number), node] > 0)
+                answers[name(number), node] -= answers[name(number), node] > 0
                 flying.pop(name(number), None)
             case "lost":
                 gone = [item for item, (holder, *_) in flying.items() if holder == node]
@@ -436,6 +456,7 @@ def test_pulls_in_flight_never_exceed_their_bounds_and_no_item_is_asked_of_two(h
                         assert item not in flying
                         flying[item] = (node, now, sizes[item])
                         asks[item, node] += 1
+                        answers[item, node] += 1
         for node, holder in pulls._holders.items():
             listed = [item for items in holder.waiting.values() for item in items]
             assert sorted(listed) == sorted(
