@@ -67,7 +67,7 @@ from protocol.events import (
 )
 from protocol.gossip.gossip import Gossip
 from protocol.identity import NodeId, node_id
-from protocol.limits.peer_scores import REJECT_PENALTY, Admission, subject_of
+from protocol.limits.peer_scores import NODE_ALONE, REJECT_PENALTY, Admission, subject_of
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
@@ -224,11 +224,11 @@ class Core:
     def _offence(
         self, reason: str, link: Link | None, subject: str | None, now: Instant, points: float | None = None
     ) -> list[CoreAction]:
-        """Count one refusal; `subject` pays, and the network at the other end of `link`."""
+        """Count one refusal; `subject` pays, and, but for `NODE_ALONE`, the network at the other end of `link`."""
         paid, refused_for = self.admission.offence(reason, subject, now, points)
         if subject is not None and refused_for is not None:
             self.membership.refusals.offender(subject, refused_for, now)
-        return [ChargePrefix(link, paid)] if paid and link is not None else []
+        return [ChargePrefix(link, paid)] if paid and link is not None and reason not in NODE_ALONE else []
 
     def _arrived(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
         node = self.membership.live_node(link)

@@ -12,9 +12,11 @@ Rules
     many keys, as keys are free and links are not, and two nodes that cannot take everything take different things. It
     is drawn from all that waits once in `announce_interval`, and between from what is new: announcements are free.
  4. An announcement is a promise for `PROMISE_LIFE_S`: what came after it may have pushed the item out since. A holder
-    that was asked by then, did not deliver within `PROMISE_PATIENCE` times the patience, and has gone on announcing
-    since, broke it. One that broke `MAX_BROKEN` more than it kept is blamed; one slow reply, or a process that is
-    blocked and says nothing, is not. Hanging up pays no debt: it stands for who comes back.
+    that was asked by then, delivered neither it nor anything else that it was asked for within `PROMISE_PATIENCE` times
+    the patience, and has gone on announcing since, broke it; so did one that delivered others, be they copies, and not
+    it within `MAX_QUEUE_S`: what is asked for waits behind what was, and announcements go first. One that broke
+    `MAX_BROKEN` more than it kept is blamed; one slow reply, or a process that is blocked and says nothing, is not.
+    Hanging up pays no debt: it stands for who comes back.
  5. What is asked for is wanted until it comes or stalls, however old the want is and however full the list: an
     answer to a pull of ours must not look like a push that nobody asked for. Everybody may answer as often as it was
     asked, whoever else brought the item meanwhile, be it wanted still or not, and whoever signed it once more, as it
@@ -50,6 +52,7 @@ LOOKS_EACH = 4  # for each item that may be asked for, some of whose holders are
 SLACK = 2  # times its even share is looked at of each holder, as some offer less, or the same
 # While bytes flow, a stalled item may wait this many times the patience, and a promise this long in all.
 PROMISE_PATIENCE = 5
+MAX_QUEUE_S = MAX_PULL_BYTES_PER_PEER / (16 << 10)  # the queue of one link on a 16th of a line of 2 Mbit/s
 PROMISE_LIFE_S = 10.0  # a node that gets 3 MiB of items a second holds each for as long, by default
 MAX_BROKEN = 8
 MAX_CREDIT = MAX_WINDOW  # promises kept in advance of as many broken: all that were in flight when a line broke
@@ -347,7 +350,7 @@ class Pulls:
 
     def _blame(self, holder: _Holder, now: float) -> bool:
         period = PROMISE_PATIENCE * self._patience
-        for item_id in [item_id for item_id, debt in holder.owed.items() if debt.asked_at + period <= now]:
+        for item_id in [one for one, debt in holder.owed.items() if self._is_overdue(debt, holder, now)]:
             debt = holder.owed.pop(item_id)
             holder.broken += debt.is_promise and holder.spoke > debt.asked_at
         if holder.broken < MAX_BROKEN or now < holder.blameless_until:
@@ -355,6 +358,10 @@ class Pulls:
         holder.broken = 0
         holder.blameless_until = now + period
         return True
+
+    def _is_overdue(self, debt: _Debt, holder: _Holder, now: float) -> bool:
+        period = PROMISE_PATIENCE * self._patience
+        return max(debt.asked_at, min(holder.delivered, debt.asked_at + MAX_QUEUE_S - period)) + period <= now
 
     def _make_room(self) -> None:
         if len(self._wants) >= MAX_WANTS:

@@ -13,8 +13,9 @@ from protocol.lru import Recent
 MAX_ALLOWANCES = 1024
 # What takes as long to read and to act on as any message: 512 announced ids are 24 kB, and 5 ms.
 MESSAGE_BYTES = 1 << 10
-# Points that one offence costs. Nothing here can happen to an honest node on a working machine,
-# except "replayed", "flood", "no_hello" and "unasked_chunk" in small numbers and "stale" when clocks differ.
+# Points that one offence costs. Nothing here can happen to an honest node on a working machine, except "replayed",
+# "flood", "no_hello" and "unasked_chunk" in small numbers, "stale" when clocks differ, and "broken_promise" where its
+# line is full for minutes.
 PENALTIES = {
     "oversized": 2.0,
     "malformed": 2.0,
@@ -53,6 +54,8 @@ PENALTIES = {
     # times within ten minutes get it refused. An honest node whose line is full for once pays for one.
     "broken_promise": 8.0,
 }
+# What the network pays nothing for: its lines are full together, and the points of a few would close it.
+NODE_ALONE = frozenset({"broken_promise"})
 # What costs nobody score, and why.
 FREE = {
     "backlog": "the heaviest is cut, and somebody has to be",

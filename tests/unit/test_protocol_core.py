@@ -555,6 +555,18 @@ def test_a_lie_costs_the_network_that_its_signer_dialled_from_and_not_that_of_it
         assert charged == ([ChargePrefix(LINK, 1.0)] if signer is PEER else [])
 
 
+def test_broken_promises_cost_a_node_and_not_its_network() -> None:
+    talk = Talk()
+    talk.core.handle(Subscribe(None, float("inf")), at(0))
+    for second in range(12):
+        names = (ItemId(number.to_bytes(32)) for number in range(10 * second, 10 * second + 10))
+        promises = Announce(tuple(Entry(name, 1000) for name in names))
+        talk.hear(talk.frame(Kind.ANNOUNCE, promises.encode()), now=second)
+        talk.charged += [one for one in talk.core.handle(Tick(), at(second)) if isinstance(one, ChargePrefix)]
+    assert talk.rejected == {"broken_promise": 1} and talk.score < -PENALTIES["broken_promise"] / 2
+    assert talk.charged == []
+
+
 def test_a_strangers_offences_are_held_against_its_key() -> None:
     talk = Talk()
     for _ in range(12):

@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections import Counter
+from collections import Counter, deque
 
 import pytest
 from hypothesis import given
@@ -17,6 +17,7 @@ from protocol.gossip.want_list import (
     MAX_LOOKS,
     MAX_OFFERS,
     MAX_PULL_BYTES_PER_PEER,
+    MAX_QUEUE_S,
     MAX_WANTS,
     MAX_WINDOW,
     PROMISE_LIFE_S,
@@ -302,6 +303,36 @@ def test_a_holder_that_fell_silent_is_not_blamed() -> None:
     assert liar(talks=False) == []
 
 
+def test_who_gives_what_it_is_asked_for_in_turn_and_slowly_is_not_blamed_for_what_waits() -> None:
+    """Its announcements go before its items, one in four seconds, and before copies of those that stalled."""
+    pulls, queue, stalled = machine(), deque[ItemId](), 0
+    for number in range(60):
+        pulls.offered(A, entry(number), 0.0)
+    for second in range(240):
+        pulls.offered(A, entry(60 + second), second)
+        queue.extend(item for ids in due(pulls, second).values() for item in ids)
+        if second % 4 == 3:
+            assert pulls.arrived(queue.popleft(), A, second)
+        failed, blamed = pulls.check(second)
+        stalled += failed
+        assert blamed == []
+    assert stalled > 60
+
+
+def test_who_gives_one_item_now_and_then_does_not_owe_the_others_for_ever() -> None:
+    pulls, given, blamed = machine(), 0.0, []
+    for half in range(1000):
+        now = half / 2
+        for number in range(10):
+            pulls.offered(A, entry(10 * half + number), now)
+        for item in [item for ids in due(pulls, now).values() for item in ids]:
+            if now >= given + PROMISE_PATIENCE * PATIENCE - 1:
+                given = now
+                pulls.arrived(item, A, now)
+        blamed += [now for _ in pulls.check(now)[1]]
+    assert MAX_QUEUE_S <= blamed[0] < MAX_QUEUE_S + 60
+
+
 def test_a_holder_that_keeps_most_promises_is_not_blamed() -> None:
     assert liar(talks=True, delivers=8) == []
 
@@ -332,7 +363,7 @@ def test_an_announcement_is_a_promise_for_a_while(again: bool) -> None:
     assert pulls.check(stalled) == (2 * MAX_BROKEN, [])
     pulls.offered(A, entry(1000), stalled)
     assert pulls.arrived(items[0], A, stalled)
-    assert pulls.check(late + PROMISE_PATIENCE * PATIENCE) == (0, [A] if again else [])
+    assert pulls.check(stalled + PROMISE_PATIENCE * PATIENCE) == (0, [A] if again else [])
     assert not pulls.owes(A)
 
 

@@ -108,3 +108,10 @@ def test_large_items_come_over_a_line_that_carries_many_small_ones_first() -> No
     slow, quick, rejected = talk(128 << 10, offers, float("inf"), 200.0)
     assert quick.got == slow.core.items_sent == 3 * 41
     assert rejected.keys() <= {"too_many_hellos"}  # this test's own greeting is one
+
+
+def test_items_that_are_pulled_whole_over_a_line_that_takes_long_for_them_are_no_broken_promises() -> None:
+    """Each burst takes 105 s of the line, and longer as what stalls is asked for again."""
+    slow, quick, rejected = talk(38_000, [(5.0 + 100 * at, 40, 100_000) for at in range(3)], float("inf"), 420.0)
+    assert 80 < quick.got < slow.core.items_sent
+    assert rejected.keys() <= {"too_many_hellos"}
