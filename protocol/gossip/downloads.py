@@ -8,7 +8,8 @@ Rules
  3. A holder that is gone, that delivers nothing for `patience` and the time that its chunks take on a slow line,
     or that announces again what it was asked for (it could not send it), is relieved of what it was asked: another
     is, and it goes last until it gives again. What has come stays. Chunks wait behind small items on their line: a
-    holder of whom items come has `PROMISE_PATIENCE` times as long, unless another is free.
+    holder of whom items come has `PROMISE_PATIENCE` times as long, unless another is free; what that adds is counted
+    for each item, and spent once.
  4. A chunk that is not what its hash says is blamed, and its sender asked no more for this item. One that is, and has
     not the size that the header states, is its signer's lie: an id does not depend on the size, so a signer can give
     one holder another header than us. Such an item is let go of.
@@ -75,6 +76,7 @@ class _Download:
     link: NodeId  # the holder that it is charged to
     in_progress: bool = False
     chunks: dict[int, bytes] = field(default_factory=dict)
+    spared: float = 0.0  # seconds that its chunks came later than a slow line brings them, as other items came
     expelled: set[NodeId] = field(default_factory=set)
 
 
@@ -162,6 +164,7 @@ class Downloads:
         source.since, source.strikes = now, 0
         self._delivered.set(node, now)
         self._heard.set(node, now)
+        download.spared += max(0.0, now - download.touched - self._patience_for(WINDOW))
         download.touched = now
         download.chunks[index] = chunk.data
         return Took.TAKEN
@@ -306,7 +309,8 @@ class Downloads:
                 heard = self._heard.get(node) or 0.0
                 patience = self._patience_for(len(source.asked))
                 is_silent = max(source.since, 0.0 if free - {node} else heard) + patience <= now
-                if source.asked and (is_silent or source.since + PROMISE_PATIENCE * patience <= now):
+                longest = max(patience, PROMISE_PATIENCE * patience - download.spared)
+                if source.asked and (is_silent or source.since + longest <= now):
                     self._relieve(download, source)
                     source.strikes += 1
                     if source.strikes >= MAX_STRIKES:

@@ -162,6 +162,15 @@ def counts_hold(downloads: Downloads) -> None:
     assert downloads._size_of_link == sums
 
 
+def nobody_has_longer_than_is_left(downloads: Downloads, now: float) -> None:
+    """Assert that of what an item may be late in all, each holder has what its chunks were not late yet, or none."""
+    for one in downloads._downloads.values():
+        for source in one.sources.values():
+            patience = PATIENCE + len(source.asked)  # a chunk a second
+            left = PROMISE_PATIENCE * patience - one.spared
+            assert not source.asked or now < source.since + max(patience, left)
+
+
 MANY = [large(size * CHUNK_BYTES, seed, Identity(bytes([seed]) * 32)) for seed in (1, 2, 3) for size in (2, 3, 5)]
 
 
@@ -184,6 +193,7 @@ def test_whatever_comes_in_whatever_order_the_counts_hold_and_the_bounds(data: s
             case "wait":
                 now += data.draw(st.sampled_from([0.5, 3.0, LIFE_S]))
                 downloads.check(now)
+                nobody_has_longer_than_is_left(downloads, now)
             case "hear":
                 downloads.heard(node, now)
             case "revoke":
@@ -518,6 +528,23 @@ def test_chunks_wait_behind_other_items_of_their_holder_for_a_while_and_only_whe
     slow = PATIENCE + WINDOW
     assert now == (slow if another else PROMISE_PATIENCE * slow)
     assert indices(asks, A if another else B) == asked
+
+
+@pytest.mark.parametrize("gap", [9, 14, 29])
+def test_small_items_that_come_before_each_chunk_hold_the_room_no_longer_than_before_one(gap: int) -> None:
+    item, other = large(64 * CHUNK_BYTES, 1), large(8 * CHUNK_BYTES, 2)
+    downloads, now, owed = Downloads(64 * CHUNK_BYTES, PATIENCE), 0, deque[int]()
+    assert downloads.begin(outline_of(item), [A], now) and downloads.begin(outline_of(other), [B], now)
+    while not indices(asks := downloads.due(now), B):
+        owed.extend(indices(asks, A))
+        now += 1
+        downloads.heard(A, now)
+        if now % gap == 0:
+            downloads.arrived(A, item.chunk(owed.popleft()), now)
+        downloads.check(now)
+    slow = PATIENCE + WINDOW
+    late = gap - slow  # each time, until what it may be in all is spent
+    assert now <= (PROMISE_PATIENCE - 1) * slow / late * gap + MAX_STRIKES * slow + gap
 
 
 class Holder(str):
