@@ -143,6 +143,7 @@ class Downloads:
         elif node not in download.expelled and len(download.sources) < MAX_SOURCES:
             download.sources[node] = _Source()
             self._news = True
+            self._charge_one_that_stays(download)
             if not download.in_progress and self._of_link[node] + 1 < self._of_link[download.link]:
                 self._charge(download, node)
 

@@ -160,6 +160,7 @@ def counts_hold(downloads: Downloads) -> None:
     for one in begun:
         sums[one.link] += size[id(one)]
     assert downloads._size_of_link == sums
+    assert all(one.link in one.sources or not one.sources for one in held)
 
 
 def nobody_has_longer_than_is_left(downloads: Downloads, now: float) -> None:
@@ -387,6 +388,20 @@ def test_links_that_come_and_go_do_not_make_room_for_the_one_that_stays() -> Non
     assert downloads.check(0.1) == 0  # what A holds alone now waits again
     assert indices(downloads.due(0.1), B) == [0, 1]
     assert len(downloads) == 5
+
+
+def test_what_is_taken_up_by_one_link_after_those_that_brought_it_are_gone_is_that_links() -> None:
+    items = [large(2 * CHUNK_BYTES, 1, Identity(number.to_bytes(32))) for number in range(1, 5)]
+    downloads = Downloads(8 * CHUNK_BYTES, PATIENCE)
+    for number, item in enumerate(items):
+        node = NodeId(f"for a while {number}")
+        assert downloads.begin(outline_of(item), [node], 0.0)
+        downloads.due(0.0)
+        downloads.lost(node)
+        downloads.offered(A, item.id)
+    assert downloads.begin(outline_of(large(2 * CHUNK_BYTES)), [B], 0.0)
+    assert downloads.check(0.1) == 0  # what A has beyond its share waits again
+    assert indices(downloads.due(0.1), B) == [0, 1]
 
 
 def test_what_a_link_holds_alone_since_others_left_goes_on_while_nobody_else_waits() -> None:
