@@ -475,9 +475,9 @@ class Core:
                 if message.is_large:
                     return SendFrame(link, self._seal_message(message.outline, now), (id_,))
                 return SendFrame(link, frame, (id_,), is_item=True)
-            case ItemChunk(id_, index):
+            case ItemChunk(index=index):
                 frame = self._seal(message.kind, message.encode(), now, message.hashes)
-                return SendFrame(link, frame, (id_,), is_item=True, is_further=index > 0)
+                return SendFrame(link, frame, (message.place,), is_item=True, is_further=index > 0)
             case Announce(items):
                 return SendFrame(link, self._seal_message(message, now), tuple(entry.id for entry in items))
             case _:

@@ -84,10 +84,10 @@ class Refused:
 
 @value
 class Unsent:
-    """A frame with (or about) these items could not be queued on the link, or had to make room in its queue."""
+    """A frame with (or about) these items, or the chunk of such a place, found no room on the link, or had to make some."""
 
     link: Link
-    ids: tuple[ItemId, ...]
+    ids: tuple[bytes, ...]
 
 
 @value
@@ -337,10 +337,10 @@ class Pulled:
 
 @value
 class NotSent:
-    """These items, or their announcement, could not be sent to the peer."""
+    """These items, their announcement, or the chunk of such a place, could not be sent to the peer."""
 
     node: NodeId
-    ids: tuple[ItemId, ...]
+    ids: tuple[bytes, ...]
 
 
 @value
@@ -396,7 +396,7 @@ class SendFrame:
 
     link: Link
     frame: bytes
-    ids: tuple[ItemId, ...] = ()
+    ids: tuple[bytes, ...] = ()
     is_item: bool = False
     is_further: bool = False
 

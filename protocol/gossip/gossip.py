@@ -80,7 +80,7 @@ from protocol.gossip.subscriptions import Appetite, Filter
 from protocol.gossip.want_list import WANT_LIFE_S, Pulls
 from protocol.identity import NodeId
 from protocol.lru import Expiring, Recent
-from protocol.wire.envelope import HEAD_BYTES, ItemId
+from protocol.wire.envelope import HASH_BYTES, HEAD_BYTES, ItemId
 from protocol.wire.messages import (
     ITEM_OVERHEAD_BYTES,
     MAX_DIRECT,
@@ -507,7 +507,7 @@ class Gossip:
             if not peer.account.take(chunk.place, len(chunk.data), now.steady):
                 if peer.account.had(chunk.place):
                     return [*actions, Blame(node, "asked_again")]
-                self._not_sent(node, (pull.id,), now)
+                self._not_sent(node, (chunk.place,), now)
                 break
             actions.append(Send(node, chunk))
         return actions + _named_again(node, pull.indices)
@@ -540,14 +540,15 @@ class Gossip:
             self._not_sent(node, tuple(later), now)
         return actions + _named_again(node, ids)
 
-    def _not_sent(self, node: NodeId, ids: tuple[ItemId, ...], now: Instant) -> None:
+    def _not_sent(self, node: NodeId, ids: tuple[bytes, ...], now: Instant) -> None:
         peer = self._peers.get(node)
         if peer is not None:
             peer.quiet_until = now.steady + RETRY_S
-            for item_id in ids:
+            for what in ids:
+                peer.account.undo(what)
+                item_id = ItemId(what[:HASH_BYTES])
                 peer.known.pop(item_id)
-                peer.account.undo(item_id)
-            peer.remind(*ids)
+                peer.remind(item_id)
             self._timer.by(peer.quiet_until)
 
     def _tick(self, congested: Container[Link | NodeId], now: Instant) -> list[GossipAction]:

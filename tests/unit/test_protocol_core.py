@@ -30,6 +30,7 @@ from protocol.events import (
     SendFrame,
     Subscribe,
     Tick,
+    Unsent,
     Verdict,
 )
 from protocol.gossip.subscriptions import hint
@@ -368,6 +369,20 @@ def test_a_stale_item_costs_its_signer_and_not_whoever_passes_it_on() -> None:
     assert talk.rejected == {"stale": 1} and talk.score == 0
     assert not received(talk.hear(talk.frame(Kind.ITEM, b"own", age=Limits().max_item_age_s + 1)))
     assert talk.rejected == {"stale": 2} and talk.score < 0
+
+
+def test_a_chunk_that_a_full_queue_refused_was_not_given() -> None:
+    talk = Talk(Limits(held_bytes=4 * CHUNK_BYTES))
+    body = NO_TOPIC + bytes(CHUNK_BYTES)
+    talk.core.handle(Offer(body), at(0))
+    pull = PullChunks(item_id(ME.public_key, digest(body)), (0, 1)).encode()
+    for second in range(1, 20):  # it is announced again after each
+        talk.core.handle(Tick(), at(second))
+        chunks = [one for one in talk.hear(talk.frame(Kind.PULL_CHUNKS, pull), now=second) if one.is_item]
+        assert len(chunks) == 2
+        for chunk in chunks:
+            talk.core.handle(Unsent(LINK, chunk.ids), at(second))
+    assert talk.rejected == {}
 
 
 def test_a_signer_that_states_two_sizes_of_one_item_pays_itself_and_not_who_holds_the_other() -> None:
