@@ -16,8 +16,8 @@ Rules
  5. Downloads are begun as far as all that are in progress take `capacity` bytes, by what their signers say of their
     sizes; one that waits costs its outline. Given up is one in progress that nothing came to for `LIFE_S`, or, while
     others wait, for as long as a slow line takes for a window, once all its holders failed as in rule 3 and give
-    nothing else. No time passes while one that is not asked for it gives others. One that nobody holds any more stays
-    only if it is in progress, and while no other waits.
+    nothing else. No time passes while one that is not asked for it, and did not fail, gives others. One that nobody
+    holds any more stays only if it is in progress, and while no other waits.
  6. One signer has one `SHARE`-th of the places for what one link brings; what other links bring of it counts apart, so
     that nobody keeps a signer's items away by giving one of them.
  7. Keys are free, links are not. A download is charged to that of its holders to which least is, of equals to the one
@@ -206,7 +206,7 @@ class Downloads:
         life = self._patience_for(WINDOW)
         gave = {node for node, when in self._delivered.items() if when + life > now}
         for _, one in progressing:
-            if any(not source.asked and node in gave for node, source in one.sources.items()):
+            if any(not (it.asked or it.strikes) and node in gave for node, it in one.sources.items()):
                 one.touched = now
         self._relieve_the_silent(now)
         failed = {node for one in self._downloads.values() for node, source in one.sources.items() if source.strikes}

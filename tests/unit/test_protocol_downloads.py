@@ -545,8 +545,11 @@ def test_chunks_wait_behind_other_items_of_their_holder_for_a_while_and_only_whe
     assert indices(asks, A if another else B) == asked
 
 
+@pytest.mark.parametrize("announces", [False, True])
 @pytest.mark.parametrize("gap", [9, 14, 29])
-def test_small_items_that_come_before_each_chunk_hold_the_room_no_longer_than_before_one(gap: int) -> None:
+def test_small_items_that_come_before_each_chunk_hold_the_room_no_longer_than_before_one(
+    gap: int, announces: bool
+) -> None:
     item, other = large(64 * CHUNK_BYTES, 1), large(8 * CHUNK_BYTES, 2)
     downloads, now, owed = Downloads(64 * CHUNK_BYTES, PATIENCE), 0, deque[int]()
     assert downloads.begin(outline_of(item), [A], now) and downloads.begin(outline_of(other), [B], now)
@@ -554,8 +557,11 @@ def test_small_items_that_come_before_each_chunk_hold_the_room_no_longer_than_be
         owed.extend(indices(asks, A))
         now += 1
         downloads.heard(A, now)
-        if now % gap == 0:
+        if now % gap == 1:
             downloads.arrived(A, item.chunk(owed.popleft()), now)
+        if announces:
+            downloads.offered(A, item.id)
+            owed.clear()
         downloads.check(now)
     slow = PATIENCE + WINDOW
     late = gap - slow  # each time, until what it may be in all is spent
