@@ -16,8 +16,9 @@ Rules
  5. Downloads are begun as far as all that are in progress take `capacity` bytes, by what their signers say of their
     sizes; one that waits costs its outline. Given up is one in progress that nothing came to for `LIFE_S`, or, while
     others wait, for as long as a slow line takes for a window, once all its holders failed as in rule 3 and give
-    nothing else. No time passes while one that is not asked for it, and did not fail, gives others. One that nobody
-    holds any more stays only if it is in progress, and while no other waits.
+    nothing else; while small items come of one, for what rule 3 adds to that as well. No time passes while one that is
+    not asked for it, and did not fail, gives others. One that nobody holds any more stays only if it is in progress,
+    and while no other waits.
  6. One signer has one `SHARE`-th of the places for what one link brings; what other links bring of it counts apart, so
     that nobody keeps a signer's items away by giving one of them.
  7. Keys are free, links are not. A download is charged to that of its holders to which least is, of equals to the one
@@ -205,6 +206,7 @@ class Downloads:
         others_wait = len(progressing) < len(self._downloads)
         life = self._patience_for(WINDOW)
         gave = {node for node, when in self._delivered.items() if when + life > now}
+        heard = {node for node, when in self._heard.items() if when + life > now}
         for _, one in progressing:
             if any(not (it.asked or it.strikes) and node in gave for node, it in one.sources.items()):
                 one.touched = now
@@ -212,7 +214,8 @@ class Downloads:
         failed = {node for one in self._downloads.values() for node, source in one.sources.items() if source.strikes}
         for item_id, one in progressing:
             hopeless = others_wait and one.sources.keys() <= failed - gave
-            if one.touched + (life if hopeless else LIFE_S) <= now or (others_wait and not one.sources):
+            longest = life if heard.isdisjoint(one.sources) else max(life, PROMISE_PATIENCE * life - one.spared)
+            if one.touched + (longest if hopeless else LIFE_S) <= now or (others_wait and not one.sources):
                 self._forget(item_id)
                 self._given_up += 1
         self._put_back_what_is_beyond_a_share()

@@ -568,6 +568,22 @@ def test_small_items_that_come_before_each_chunk_hold_the_room_no_longer_than_be
     assert now <= (PROMISE_PATIENCE - 1) * slow / late * gap + MAX_STRIKES * slow + gap
 
 
+@pytest.mark.parametrize("full", [25, 31])
+def test_what_a_full_queue_holds_back_is_given_up_for_others_when_small_items_came_of_it_for_long(full: int) -> None:
+    item, other = large(4 * CHUNK_BYTES, 1), large(8 * CHUNK_BYTES, 2)
+    downloads = Downloads(8 * CHUNK_BYTES, PATIENCE)
+    assert downloads.begin(outline_of(item), [A], 0.0) and downloads.begin(outline_of(other), [B], 0.0)
+    for now in range(full):
+        asks = indices(downloads.due(now), A)
+        assert (len(asks) == WINDOW) is (now <= PROMISE_PATIENCE * (PATIENCE + WINDOW))
+        downloads.heard(A, now)
+        downloads.check(now)
+        if item.id in downloads:
+            downloads.offered(A, item.id)  # it could not send them
+    assert (item.id in downloads) is (full < PROMISE_PATIENCE * (PATIENCE + WINDOW))
+    assert bool(indices(downloads.due(full), B)) is (item.id not in downloads)
+
+
 class Holder(str):
     """A node id that counts how often it is looked up."""
 
