@@ -7,9 +7,9 @@ Rules
     between small messages, and a link is never full of it.
  3. A holder that is gone, that delivers nothing for `patience` and the time that its chunks take on a slow line,
     or that announces again what it was asked for (it could not send it), is relieved of what it was asked: another
-    is, and it goes last until it gives again. What has come stays. Chunks wait behind small items on their line: a
-    holder of whom items come has `PROMISE_PATIENCE` times as long, unless another is free; what that adds is counted
-    for each item, and spent once.
+    is, and it goes last until it gives again. What has come stays, and what comes late is taken. Chunks wait behind
+    small items on their line: a holder of whom items come has `PROMISE_PATIENCE` times as long, unless another is free;
+    what that adds is counted for each item, and spent once.
  4. A chunk that is not what its hash says is blamed, and its sender asked no more for this item. One that is, and has
     not the size that the header states, is its signer's lie: an id does not depend on the size, so a signer can give
     one holder another header than us. Such an item is let go of.
@@ -55,7 +55,7 @@ class Took(Enum):
     """What became of a chunk that came."""
 
     TAKEN = "taken"
-    UNASKED = "unasked"  # late, twice or never asked for
+    UNASKED = "unasked"  # never asked for, or once too often, or of an item that came or was given up
     FALSE = "false"
     MISSIZED = "missized"  # it is proven, and its signer stated another size: the download has ended
 
@@ -65,6 +65,7 @@ class _Source:
     asked: dict[int, None] = field(default_factory=dict)
     since: float = 0.0  # of the last chunk, or of the asking
     strikes: int = 0  # times that it was relieved since it gave something
+    late: set[int] = field(default_factory=set)  # what it was relieved of as it was silent, and may give yet
 
 
 @dataclass(slots=True)
@@ -153,22 +154,26 @@ class Downloads:
         index = chunk.index
         download = self._downloads.get(chunk.id)
         source = download.sources.get(node) if download is not None else None
-        if download is None or source is None or index not in source.asked:
+        if download is None or source is None or not (index in source.asked or index in source.late):
             return Took.UNASKED
-        del source.asked[index]
         if not download.outline.proves(chunk):
-            download.missing[index] = None
             self._expel(download, node)
             return Took.FALSE
         if len(chunk.data) != download.outline.size_of(index):
             self._forget(chunk.id)
             return Took.MISSIZED
-        source.since, source.strikes = now, 0
-        self._delivered.set(node, now)
+        if index in source.asked:
+            del source.asked[index]
+        else:
+            source.late.remove(index)
         self._heard.set(node, now)
-        download.spared += max(0.0, now - download.touched - self._patience_for(WINDOW))
-        download.touched = now
-        download.chunks[index] = chunk.data
+        if index not in download.chunks:
+            source.since, source.strikes = now, 0
+            self._delivered.set(node, now)
+            download.spared += max(0.0, now - download.touched - self._patience_for(WINDOW))
+            download.touched = now
+            download.missing.pop(index, None)
+            download.chunks[index] = chunk.data
         return Took.TAKEN
 
     def finish(self, item_id: ItemId) -> Item | None:
@@ -315,6 +320,7 @@ class Downloads:
                 is_silent = max(source.since, 0.0 if free - {node} else heard) + patience <= now
                 longest = max(patience, PROMISE_PATIENCE * patience - download.spared)
                 if source.asked and (is_silent or source.since + longest <= now):
+                    source.late.update(source.asked)
                     self._relieve(download, source)
                     source.strikes += 1
                     if source.strikes >= MAX_STRIKES:
@@ -343,6 +349,7 @@ class Downloads:
         download.missing = dict.fromkeys(range(chunk_count(download.outline.header.size)))
         for source in download.sources.values():
             source.asked.clear()
+            source.late.clear()
         self._news = True
 
     def _charge_one_that_stays(self, download: _Download) -> None:
@@ -360,7 +367,8 @@ class Downloads:
         return in_flight
 
     def _relieve(self, download: _Download, source: _Source) -> None:
-        download.missing = {**source.asked, **download.missing}
+        lacking = {index: None for index in source.asked if index not in download.chunks}  # another may have been late
+        download.missing = {**lacking, **download.missing}
         source.asked.clear()
 
     def _expel(self, download: _Download, node: NodeId) -> None:

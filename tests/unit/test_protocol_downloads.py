@@ -41,7 +41,7 @@ from protocol.wire.envelope import (
 from protocol.wire.messages import ItemChunk, PullChunks
 
 ALICE = Identity(bytes(32))
-A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
+A, B, C, D = (NodeId(letter) for letter in "abcd")
 PATIENCE = 2.0
 
 
@@ -161,6 +161,11 @@ def counts_hold(downloads: Downloads) -> None:
         sums[one.link] += size[id(one)]
     assert downloads._size_of_link == sums
     assert all(one.link in one.sources or not one.sources for one in held)
+    for one in held:
+        asked = {index for source in one.sources.values() for index in source.asked}
+        assert asked | one.missing.keys() | one.chunks.keys() == set(range(chunk_count(size[id(one)])))
+        assert one.missing.keys().isdisjoint(asked | one.chunks.keys())
+        assert one.in_progress or not any(source.asked or source.late for source in one.sources.values())
 
 
 def nobody_has_longer_than_is_left(downloads: Downloads, now: float) -> None:
@@ -390,6 +395,23 @@ def test_links_that_come_and_go_do_not_make_room_for_the_one_that_stays() -> Non
     assert len(downloads) == 5
 
 
+def test_of_what_waits_again_nothing_is_taken_that_comes_late() -> None:
+    first, second = (large(2 * CHUNK_BYTES, 1, Identity(bytes([number]) * 32)) for number in (1, 2))
+    downloads, slow = Downloads(4 * CHUNK_BYTES, PATIENCE), PATIENCE + 2
+    for item, node in ((first, B), (second, C)):
+        assert downloads.begin(outline_of(item), [A, node], 0.0)
+        downloads.due(0.0)
+        downloads.lost(node)
+    downloads.due(0.0)
+    assert downloads.check(slow) == 0  # A was silent
+    assert downloads.begin(outline_of(large(2 * CHUNK_BYTES, 3)), [D], slow)
+    downloads.check(slow)
+    counts_hold(downloads)
+    waits = next(item for item in (first, second) if not downloads._downloads[item.id].in_progress)
+    assert downloads.arrived(A, chunk_of(waits.id, 0, b"false"), slow) is Took.UNASKED
+    counts_hold(downloads)
+
+
 def test_what_is_taken_up_by_one_link_after_those_that_brought_it_are_gone_is_that_links() -> None:
     items = [large(2 * CHUNK_BYTES, 1, Identity(number.to_bytes(32))) for number in range(1, 5)]
     downloads = Downloads(8 * CHUNK_BYTES, PATIENCE)
@@ -508,6 +530,38 @@ def test_what_one_holder_withholds_is_asked_of_another_before_the_item_is_given_
     assert downloads.check(slow) == 0 and len(withheld) == WINDOW
     assert indices(downloads.due(slow), A) == withheld
     assert downloads.check(2 * slow) == 1  # nobody is left who did not fail
+
+
+@pytest.mark.parametrize("late", [4, 3], ids=["all of them", "but for one"])
+def test_what_comes_late_is_taken_though_another_was_asked_for_it(late: int) -> None:
+    item = large(4 * CHUNK_BYTES)
+    downloads, slow = Downloads(1 << 30, PATIENCE), PATIENCE + WINDOW
+    assert downloads.begin(outline_of(item), [A], 0.0)
+    asked = indices(downloads.due(0.0), A)
+    downloads.offered(B, item.id)
+    assert downloads.check(slow) == 0 and indices(downloads.due(slow), B) == asked
+    given = asked[:late]
+    assert [downloads.arrived(A, item.chunk(index), slow + 1.0) for index in given] == [Took.TAKEN] * late
+    assert downloads.arrived(A, item.chunk(0), slow + 1.0) is Took.UNASKED
+    if late < 4:
+        assert downloads.finish(item.id) is None
+        assert [downloads.arrived(B, item.chunk(index), slow + 2.0) for index in asked] == [Took.TAKEN] * 4
+    assert downloads.finish(item.id) == item
+
+
+def test_who_gives_again_what_came_late_of_another_gives_nothing() -> None:
+    item, other = large(4 * CHUNK_BYTES, 1), large(8 * CHUNK_BYTES, 2)
+    downloads, slow = Downloads(8 * CHUNK_BYTES, PATIENCE), PATIENCE + WINDOW
+    assert downloads.begin(outline_of(item), [A], 0.0) and downloads.begin(outline_of(other), [C], 0.0)
+    downloads.due(0.0)
+    downloads.offered(B, item.id)
+    downloads.check(slow)
+    assert indices(downloads.due(slow), B) == [0, 1, 2, 3]
+    assert downloads.arrived(A, item.chunk(0), slow + 1.0) is Took.TAKEN
+    assert downloads.arrived(B, item.chunk(0), 2 * slow - 1.0) is Took.TAKEN
+    assert downloads.check(2 * slow) == 0  # B is relieved, and A has given something
+    downloads.due(2 * slow)
+    assert downloads.check(3 * slow) == 1 and indices(downloads.due(3 * slow), C)
 
 
 def test_who_announces_again_and_again_what_it_is_asked_for_is_asked_last() -> None:
