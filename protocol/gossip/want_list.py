@@ -217,7 +217,7 @@ class Pulls:
     def _expect(self, want: _Want, brought_by: NodeId | None) -> None:
         """Note that whoever was asked may answer yet, but for the one answer that came."""
         for node, asks in want.holders.items():
-            if further := asks - (node == brought_by):
+            if (further := asks - (node == brought_by)) > 0:
                 key = (want.entry.id, node)
                 self._further.set(key, further + (self._further.get(key) or 0))
 

@@ -195,6 +195,12 @@ def test_who_was_asked_once_may_answer_though_another_did_before() -> None:
     assert [pulls.arrived(name(0), node, 0.2 + PATIENCE) for node in (A, A, B, B)] == [True, False, True, False]
 
 
+def test_who_brings_what_it_announced_before_it_is_asked_has_brought_it() -> None:
+    pulls = machine()
+    pulls.offered(A, entry(0), 0.0, delay=1.0)
+    assert [pulls.arrived(name(0), A, 0.5) for _ in range(2)] == [False, False]
+
+
 @pytest.mark.parametrize("since", ["the want expired", "the list was full", "it owes it no more"])
 def test_a_late_answer_was_asked_for_whatever_became_of_the_want(since: str) -> None:
     pulls = machine()
