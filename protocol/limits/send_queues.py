@@ -30,7 +30,6 @@ from typing import NamedTuple
 
 from protocol.config import Limits
 from protocol.events import Lane, Link, Unsent
-from protocol.wire.envelope import ItemId
 
 CONTROL_BYTES = 1 << 20  # announcements and records of minutes; a peer that takes none for so long is gone
 MAX_CONTROL_BYTES = 16 * CONTROL_BYTES  # of all links: 32 KiB each where all connections that there may be are full
@@ -42,7 +41,7 @@ MAX_IDLE = 256  # links without frames whose virtual time is remembered
 
 class _Waiting(NamedTuple):
     frame: bytes
-    ids: tuple[ItemId, ...]  # of the items that it is about
+    ids: tuple[bytes, ...]  # of the items that it is about, or the place of its chunk
 
 
 @dataclass(slots=True)
@@ -87,7 +86,7 @@ class SendQueues:
         """The links whose items wait."""
         return frozenset(link for link, queue in self._busy.items() if queue.items)
 
-    def put(self, link: Link, frame: bytes, lane: Lane, ids: tuple[ItemId, ...] = ()) -> bool:
+    def put(self, link: Link, frame: bytes, lane: Lane, ids: tuple[bytes, ...] = ()) -> bool:
         """Queue a frame about these items; False: there is no room. What went for it `take_lost` tells."""
         queue = self._queues.get(link)
         size = len(frame)

@@ -18,7 +18,6 @@ from typing import Protocol
 from protocol.credentials.records import Address
 from protocol.events import Lane, Link, NetworkEvent
 from protocol.limits.networks import Scope
-from protocol.wire.envelope import ItemId
 
 
 class Transport(Protocol):
@@ -35,7 +34,7 @@ class Transport(Protocol):
         """Close a link, without waiting for what was sent. A link that is not there is no error."""
         ...
 
-    def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL, ids: tuple[ItemId, ...] = ()) -> bool:
+    def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL, ids: tuple[bytes, ...] = ()) -> bool:
         """Queue a frame about these items; False if the link is gone or its queue is full. Never blocks.
 
         `Unsent` follows if it has to make room for another's later.

@@ -25,7 +25,6 @@ from protocol.credentials.records import Address
 from protocol.events import Arrived, Closed, Lane, Link, NetworkEvent, Opened
 from protocol.limits.networks import Scope
 from protocol.limits.send_queues import SendQueues
-from protocol.wire.envelope import ItemId
 
 KEEPALIVE_S = 15.0  # as the ZeroMQ transport's sockets have it
 QUEUE_BYTES = 4 << 20  # as the ZeroMQ transport's bound for items, `Limits.max_link_queue_bytes`
@@ -261,7 +260,7 @@ class MemoryTransport:
             if which(end):
                 self.network.post(end, Closed(end.link))
 
-    def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL, ids: tuple[ItemId, ...] = ()) -> bool:
+    def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL, ids: tuple[bytes, ...] = ()) -> bool:
         """See `Transport.send`."""
         end = self._ends.get(link)
         if end is None or end.other is None:

@@ -24,7 +24,6 @@ from protocol.transport.inbound import Inbound, Refuses, ZapHandler, refuse_nobo
 from protocol.transport.outbound import DialledLinks
 from protocol.transport.sockets import POLL_BUDGET, SocketMaker, Sources, Taken
 from protocol.transport.tcp import TcpWatch
-from protocol.wire.envelope import ItemId
 
 # How long whoever floods us stays unnoticed: on a line of 1 Gbit/s, 31 MB. A review of 100 connections takes 1 ms.
 REVIEW_INTERVAL_S = 0.25
@@ -87,7 +86,7 @@ class ZmqTransport:
         elif self._inbound is not None:
             self._inbound.hang_up(link)
 
-    def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL, ids: tuple[ItemId, ...] = ()) -> bool:
+    def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL, ids: tuple[bytes, ...] = ()) -> bool:
         """See `Transport.send`."""
         sockets = self._sockets(link)
         if sockets is None:
