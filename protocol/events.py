@@ -84,7 +84,7 @@ class Refused:
 
 @value
 class Unsent:
-    """A frame with (or about) these items, or the chunk of such a place, found no room on the link, or had to make it."""
+    """A frame with (or about) these items, or the chunk of such a place, found no room on the link, or made some."""
 
     link: Link
     ids: tuple[bytes, ...]
