@@ -43,6 +43,7 @@ class _Dialled:
     scope: Scope
     addresses: deque[Endpoint] = field(default_factory=deque)  # to try, the present one first
     number: int | None = None  # its TCP connection
+    is_open: bool = False  # whether the holder of the key is at its other end
     in_flight: InFlight = field(default_factory=InFlight)
 
 
@@ -151,6 +152,7 @@ class DialledLinks:
                 case zmq.EVENT_CONNECTED:
                     dialled.number = self._watch.connected(change.value, dialled.monitor.has_ended, dialled.link)
                 case zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    dialled.is_open = True
                     host = self._watch.host(dialled.number) if dialled.number is not None else ""
                     self._events.append(Opened(dialled.link, host))
                 case zmq.EVENT_CLOSED:
@@ -158,7 +160,8 @@ class DialledLinks:
                 case zmq.EVENT_DISCONNECTED:
                     self._take_frames(dialled, RECEIVE_QUEUE_MESSAGES)  # what came before the break is still good
                     if dialled.number is not None:
-                        self._watch.gone(dialled.number, None, time.monotonic())
+                        # Another service that a record named may be at fault for nothing: no key was proven there.
+                        self._watch.gone(dialled.number, None if dialled.is_open else "", time.monotonic())
                     self._drop(dialled)
                 case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                     self._events.append(TurnedAway(dialled.link))
