@@ -17,7 +17,6 @@ policy/  the model        engines/   what generates        tasks/      what is a
 rollouts/  groups, and what is trained on      training/   the update     telemetry/  what is told of it all
 cli/     the command      lab/       experiments
 
-
 Libraries beneath it report their use unless they are told not to, and they look when they are imported. This is
 imported before them in every process of a node, and what it says its child processes inherit. Who set a variable
 keeps it.

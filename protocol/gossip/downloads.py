@@ -81,6 +81,10 @@ class _Download:
     spared: float = 0.0  # seconds that its chunks came later than a slow line brings them, as other items came
     expelled: set[NodeId] = field(default_factory=set)
 
+    def stretched(self, patience: float) -> float:
+        """Return how long that patience is for chunks which wait behind small items: rule 3."""
+        return max(patience, PROMISE_PATIENCE * patience - self.spared)
+
 
 class Downloads:
     """See the module's comment. `now` is steady, in seconds."""
@@ -219,7 +223,7 @@ class Downloads:
         failed = {node for one in self._downloads.values() for node, source in one.sources.items() if source.strikes}
         for item_id, one in progressing:
             hopeless = others_wait and one.sources.keys() <= failed - gave
-            longest = life if heard.isdisjoint(one.sources) else max(life, PROMISE_PATIENCE * life - one.spared)
+            longest = life if heard.isdisjoint(one.sources) else one.stretched(life)
             if one.touched + (longest if hopeless else LIFE_S) <= now or (others_wait and not one.sources):
                 self._forget(item_id)
                 self._given_up += 1
@@ -318,8 +322,7 @@ class Downloads:
                 heard = self._heard.get(node) or 0.0
                 patience = self._patience_for(len(source.asked))
                 is_silent = max(source.since, 0.0 if free - {node} else heard) + patience <= now
-                longest = max(patience, PROMISE_PATIENCE * patience - download.spared)
-                if source.asked and (is_silent or source.since + longest <= now):
+                if source.asked and (is_silent or source.since + download.stretched(patience) <= now):
                     source.late.update(source.asked)
                     self._relieve(download, source)
                     source.strikes += 1

@@ -208,10 +208,6 @@ class TcpWatch:
         """The holder of the link broke the rules."""
         self._told(self._connections.charge(link, points, now))
 
-    def _told(self, refused: str) -> None:
-        if refused:
-            self._events.append(NetworkRefused(refused))
-
     def hang_up(self, link: Link) -> None:
         """End the link's connection."""
         self._carry_out(self._connections.hung_up(link))
@@ -240,6 +236,10 @@ class TcpWatch:
         for view in self._views.values():
             view.close()
         self._views.clear()
+
+    def _told(self, refused: str) -> None:
+        if refused:
+            self._events.append(NetworkRefused(refused))
 
     def _look(self, descriptor: int, has_ended: Callable[[int], bool]) -> int | None:
         try:

@@ -60,6 +60,14 @@ def chunk_of(item: ItemId, index: int, data: bytes) -> ItemChunk:
     return ItemChunk(item, index, data, chunk_hashes(data))
 
 
+def ask(downloads: Downloads, owed: dict[NodeId, deque[tuple[bytes, int]]], now: float) -> bool:
+    """Let each holder owe what it is asked for now; False: nobody is asked for anything."""
+    asks = downloads.due(now)
+    for node, pull in asks:
+        owed[node].extend((pull.id, index) for index in pull.indices)
+    return bool(asks)
+
+
 def indices(asks: list[tuple[NodeId, PullChunks]], node: NodeId) -> list[int]:
     return [index for to, pull in asks if to == node for index in pull.indices]
 
@@ -226,9 +234,7 @@ def test_whatever_the_other_holders_do_who_gives_at_once_gets_its_item_through(d
     owed: dict[NodeId, deque[tuple[bytes, int]]] = {node: deque() for node in (A, B, C)}
 
     def is_whole() -> bool:
-        while asks := downloads.due(now):
-            for node, pull in asks:
-                owed[node].extend((pull.id, index) for index in pull.indices)
+        while ask(downloads, owed, now):
             while owed[A]:
                 item_id, index = owed[A].popleft()
                 assert downloads.arrived(A, items[item_id].chunk(index), now) is Took.TAKEN
@@ -307,9 +313,7 @@ def when_whole(downloads: Downloads, held: Mapping[NodeId, list[Item]], quick: N
     found: dict[Item, float] = {}
     now = 0.0
     while now < end:
-        while asks := downloads.due(now):
-            for node, pull in asks:
-                owed[node].extend((pull.id, index) for index in pull.indices)
+        while ask(downloads, owed, now):
             while owed[quick]:
                 item_id, index = owed[quick].popleft()
                 assert downloads.arrived(quick, items[item_id].chunk(index), now) is Took.TAKEN
