@@ -91,7 +91,7 @@ def test_a_number_that_is_a_files_by_now_is_let_go_of_and_costs_no_descriptor(tm
     with (tmp_path / "file").open("wb") as file:
         for _ in range(10):
             watch.accepted(file.fileno(), lives, 1.0)
-    assert len(watch) == 0 and psutil.Process().num_fds() == before
+    assert len(watch) == 0 and psutil.Process().num_fds() <= before  # an earlier test's may be closed meanwhile
 
 
 class Descriptor(int):
