@@ -116,8 +116,8 @@ def test_logs_that_are_set_up_twice_have_one_writer_and_closed_ones_none(tmp_pat
     before = set(threading.enumerate())  # some may be an earlier test's, and end meanwhile
     for _ in range(2):
         setup_logs(tmp_path, stderr=False)
-        say_numbers(1)
-    assert len(events(tmp_path)) == 2
+        say_numbers(2)
+    assert len(events(tmp_path)) == 4
     (writer,) = set(threading.enumerate()) - before
     logging.root.handlers[0].close()
     assert not writer.is_alive()
