@@ -48,8 +48,7 @@ from protocol.errors import GrantError, JoinError, ManifestError, RevocationErro
 from protocol.identity import Identity, NodeId, id_bytes, node_id
 from protocol.joiner import Fetched, fetch_manifest
 from protocol.limits.networks import netgroup, scope_of
-from protocol.membership.refusals import GRAYLISTED
-from protocol.notices import REMEDIES
+from protocol.notices import GRAYLISTED, REMEDIES
 from protocol.storage import load_peers, read_bounded, write_atomically
 from protocol.wire.messages import MAX_MANIFEST_BYTES, MAX_REVOCATIONS_BYTES
 

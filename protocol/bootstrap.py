@@ -48,7 +48,7 @@ from protocol.limits.networks import Scope, scope_of
 from protocol.membership.address_book import usable
 from protocol.membership.links import HELLO_RETRY_S
 from protocol.membership.membership import NO_ROOM
-from protocol.membership.refusals import GRAYLISTED
+from protocol.notices import GRAYLISTED
 from protocol.wire.envelope import Envelope, Kind, open_frame, seal
 from protocol.wire.messages import AskManifest, AskRevocations, Body, Goodbye, Hello, Manifest, Peers, Revocations
 from protocol.wire.version import MAJOR, goodbye_reason, seal_v1, spoken_version

@@ -2,15 +2,27 @@
 
 Who was refused by whom and why, that this node's own right to be here has ended, and that nobody answers.
 Decided here without I/O, in a bounded number of lines; the host writes them into its log.
+
+Keys cost nothing, so whoever wants to be refused can be, again and again: the same words about the same
+node come once in `SAME_S`, and lines in all at the pace of a token bucket. What that leaves out is counted.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from protocol.config import Instant
 from protocol.credentials.grants import grant_expiry
 from protocol.credentials.records import Address
-from protocol.membership.refusals import Case, Refusal, Refusals
+from protocol.limits.rate_limits import TokenBucket
+from protocol.lru import Recent
+
+GRAYLISTED = "graylisted"  # what who is refused for what it did is told
+SAME_S = 3600.0
+LINES_PER_SECOND, LINES_BURST = 1 / 60, 10.0
+MAX_SAID = 256
+MAX_WAITING = 32  # lines that nobody took yet
 
 ALONE_S = 60.0  # a seed that is there answers within seconds; a machine that loads models may take tens of them
 AGAIN_S = 1800.0
@@ -21,8 +33,67 @@ REMEDIES = {
     "invite_expired": "ask the swarm's owner for a newer invite and `gossamer join` with it",
     "invite_revoked": "ask the swarm's owner for another invite and `gossamer join` with it",
     "revoked": "the swarm's owner took this node back",
-    "graylisted": "refused for minutes or hours for what it did: are its clock, its line and its version in order?",
+    GRAYLISTED: "refused for minutes or hours for what it did: are its clock, its line and its version in order?",
 }
+
+
+class Case(Enum):
+    """Who refused whom."""
+
+    NOT_ADMITTED = auto()  # we somebody, at the hello
+    OFFENDER = auto()  # we a node, a key or a network, for what it did
+    BY_THEM = auto()  # somebody us
+
+
+class Refusal(NamedTuple):
+    """Who was refused, or refused us, and why; `unsaid` others came before it without a line."""
+
+    case: Case
+    who: str
+    reason: str
+    unsaid: int = 0
+
+
+class Refusals:
+    """Notes them for a person: each of what is said once, in a bounded number of lines."""
+
+    def __init__(self, now: Instant) -> None:
+        self.counts: Counter[str] = Counter()  # of those that we did not admit, by reason
+        self.latest = ""  # why somebody last did not admit us
+        self._said: Recent[tuple[Case, str, str], float] = Recent(MAX_SAID)
+        self._lines = TokenBucket(LINES_PER_SECOND, LINES_BURST, now.steady)
+        self._waiting: list[Refusal] = []
+        self._unsaid = 0
+
+    def of(self, who: str, reason: str, now: Instant) -> None:
+        """Note that we do not admit `who`."""
+        self.counts[reason] += 1
+        self._note(Case.NOT_ADMITTED, who, reason, now)
+
+    def offender(self, who: str, reason: str, now: Instant) -> None:
+        """Note that we take nothing more from `who` for now, most of all for `reason`."""
+        self._note(Case.OFFENDER, who, reason, now)
+
+    def by(self, who: str, reason: str, now: Instant) -> None:
+        """Note that `who` does not admit us."""
+        self.latest = reason
+        self._note(Case.BY_THEM, who, reason, now)
+
+    def take(self) -> list[Refusal]:
+        """Return what a person is to be told, each once."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def _note(self, case: Case, who: str, reason: str, now: Instant) -> None:
+        said = self._said.get((case, who, reason))
+        if said is not None and now.steady < said + SAME_S:
+            return
+        if len(self._waiting) >= MAX_WAITING or not self._lines.take(1, now.steady):
+            self._unsaid += 1
+            return
+        self._said.set((case, who, reason), now.steady)
+        self._waiting.append(Refusal(case, who, reason, self._unsaid))
+        self._unsaid = 0
 
 
 class Notice(NamedTuple):

@@ -28,13 +28,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from protocol.config import Instant
 from protocol.credentials.records import Address, PeerRecord, Service
 from protocol.identity import NodeId
 from protocol.limits.networks import Scope, netgroup, scope_of
-from protocol.membership.random_table import RandomTable
 
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 60.0  # a dead peer costs one connection attempt a minute until its record expires
@@ -45,6 +44,9 @@ CANDIDATES = 2  # the part of the capacity that candidates may have, beside it
 THINNING = 8
 NETGROUPS = 16  # at least so many networks share a full book
 NOWHERE = "nowhere"  # the network of nodes that were only told of and that nobody can dial
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(slots=True)
@@ -431,3 +433,62 @@ def _worst(
         room = max(0, count - len(worst))
         worst += nodes if len(nodes) <= room else rng.sample(nodes, room)
     return worst
+
+
+class RandomTable(Generic[K, V]):
+    """What a dict does, as far as a book needs it, and a walk in random order at the cost of what is taken.
+
+    A book is asked for a few entries at every hello.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[K, V] = {}
+        self._order: list[K] = []
+        self._places: dict[K, int] = {}  # in the order
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def get(self, key: K) -> V | None:
+        """Return the value of a key, None if there is none."""
+        return self._values.get(key)
+
+    def put(self, key: K, value: V) -> None:
+        """Set the value of a key."""
+        if key not in self._values:
+            self._places[key] = len(self._order)
+            self._order.append(key)
+        self._values[key] = value
+
+    def pop(self, key: K) -> V | None:
+        """Remove a key and return its value, None if there was none."""
+        if key not in self._values:
+            return None
+        place, last = self._places.pop(key), self._order.pop()
+        if last != key:
+            self._order[place], self._places[last] = last, place
+        return self._values.pop(key)
+
+    def items(self) -> Iterator[tuple[K, V]]:
+        """Yield keys with their values, those that were put first first."""
+        yield from self._values.items()
+
+    def values(self) -> Iterator[V]:
+        """Yield the values in the same order."""
+        yield from self._values.values()
+
+    def shuffled(self, rng: random.Random) -> Iterator[tuple[K, V]]:
+        """Yield keys and values in uniformly random order (Fisher and Yates, as far as is asked).
+
+        Nothing may be put or popped meanwhile.
+        """
+        order, count = self._order, len(self._order)
+        moved: dict[int, int] = {}  # places that hold another's key by now
+        for at in range(count):
+            drawn = at + int(rng.random() * (count - at))
+            key = order[moved.get(drawn, drawn)]
+            moved[drawn] = moved.pop(at, at)
+            yield key, self._values[key]

@@ -20,7 +20,7 @@ from protocol.events import Message
 from protocol.identity import NodeId
 from protocol.membership.directory import Directory
 from protocol.membership.links import Links
-from protocol.membership.refusals import GRAYLISTED
+from protocol.notices import GRAYLISTED
 from protocol.wire.messages import Hello
 
 Refuses = Callable[[NodeId, Instant], bool]

@@ -71,9 +71,9 @@ from protocol.membership.hellos import Refuses, Worth, judge
 from protocol.membership.links import HELLO_RETRY_S, Links, voice_of
 from protocol.membership.pairing import name_of
 from protocol.membership.reachability import Reachability
-from protocol.membership.refusals import GRAYLISTED, Refusals
 from protocol.membership.revocation_exchange import MAX_WAITING, RevocationExchange
 from protocol.membership.rumours import Rumours
+from protocol.notices import GRAYLISTED, Refusals
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import (
     DialBack,

@@ -19,7 +19,7 @@ from protocol.identity import Identity
 from protocol.joiner import drive
 from protocol.limits.networks import scope_of
 from protocol.membership.links import HELLO_RETRY_S
-from protocol.membership.refusals import GRAYLISTED
+from protocol.notices import GRAYLISTED
 from protocol.wire.envelope import Kind, open_frame, seal
 from protocol.wire.messages import Goodbye, Hello, Manifest, Peers
 from protocol.wire.version import VERSION, seal_v1, spoken_version, version_in

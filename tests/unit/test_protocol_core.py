@@ -38,7 +38,7 @@ from protocol.host import describe_peers
 from protocol.identity import KEY_BYTES, Identity, Verify
 from protocol.limits.peer_scores import FIRST_REFUSAL_S, PENALTIES
 from protocol.membership.address_book import CANDIDATES, Book
-from protocol.membership.refusals import Case
+from protocol.notices import Case
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
 from protocol.wire.envelope import (
     CHUNK_BYTES,

@@ -46,7 +46,7 @@ from protocol.membership.dissemination import ANSWERS_BURST, ANSWERS_PER_SECOND,
 from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS, MAX_PARTING
 from protocol.membership.membership import EVICT_INTERVAL_S, REFERRALS, TICK_S, Membership
 from protocol.membership.pairing import distance
-from protocol.membership.refusals import Case
+from protocol.notices import Case
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import Digest, Goodbye, Hello, News, Peers, Ping, Pong, Rumour, Status
 

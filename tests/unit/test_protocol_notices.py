@@ -4,8 +4,18 @@ from protocol.config import Instant
 from protocol.credentials.grants import make_pass
 from protocol.credentials.records import Address, Endpoint
 from protocol.identity import Identity
-from protocol.membership.refusals import AGAIN_S, LINES_BURST, LINES_PER_SECOND, MAX_WAITING, Case, Refusal, Refusals
-from protocol.notices import ALONE_S, SOON_S, Notices
+from protocol.notices import (
+    ALONE_S,
+    LINES_BURST,
+    LINES_PER_SECOND,
+    MAX_WAITING,
+    SAME_S,
+    SOON_S,
+    Case,
+    Notices,
+    Refusal,
+    Refusals,
+)
 
 UNIX = 1_700_000_000.0
 SEED = Address(Endpoint("192.0.2.7", 4001), bytes(32))
@@ -38,7 +48,7 @@ def test_a_refusal_is_told_once_an_hour_by_whom_and_why() -> None:
     ]
     assert refusals.take() == told and refusals.take() == []
     assert refusals.counts == {"invite_used": 10} and refusals.latest == "invite_expired"
-    refusals.of("a node", "invite_used", at(AGAIN_S))
+    refusals.of("a node", "invite_used", at(SAME_S))
     assert refusals.take() == told[:1]
 
 

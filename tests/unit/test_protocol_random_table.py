@@ -6,7 +6,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.membership.random_table import RandomTable
+from protocol.membership.address_book import RandomTable
 
 KEYS = st.integers(0, 9)
 
