@@ -26,7 +26,8 @@ Rules
     member that refused or else has come least far, to a seed with fewer: else one hostile member could keep out whom
     honest ones name.
  6. Nobody proves that a key is where it is named: each seed may name a key at one more address, save those of seeds,
-    which the invite names. They are tried in turn, and share the time and the pauses that one address has.
+    which the invite names, at as many as it likes. They are tried in turn, and share the time and the pauses that one
+    address has.
 """
 
 import random
@@ -138,7 +139,9 @@ class Bootstrap:
         self._current = 0  # of the grants
         self._sequence = int(now.unix * 1e6)
         self._incarnation = int(now.unix * 1000) << REFUTATION_BITS
-        self._members = {seed.key: Member({Name(seed): seed.key}) for seed in invite.seeds}
+        self._members: dict[bytes, Member] = {}
+        for seed in invite.seeds:
+            self._members.setdefault(seed.key, Member({})).names[Name(seed)] = seed.key
         self.manifest: SwarmManifest | None = None
         self.grant = b""  # with which the manifest was given
         self.revocations = b""  # the swarm's verified revocation list, if that member had one
@@ -348,8 +351,8 @@ class Bootstrap:
 
     @property
     def _names(self) -> Counter[bytes]:
-        """How many names are charged to each seed, its own included."""
-        return Counter(seed for member in self._members.values() for seed in member.names.values())
+        """How many names are charged to each seed, its own included: once, however many addresses an invite gives it."""
+        return Counter(seed for member in self._members.values() for seed in set(member.names.values()))
 
     def _send(self, member: Member, body: Body, now: Instant) -> SendFrame:
         self._sequence += 1

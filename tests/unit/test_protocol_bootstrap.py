@@ -38,6 +38,7 @@ class Talk:
     """A machine that asks `seeds`, with numbers for grants, and what they say to it."""
 
     def __init__(self, *seeds: Identity, grants: int = 1) -> None:
+        """A seed that is given twice has two addresses."""
         addresses = tuple(Address(Endpoint(f"s{n}", 1), seed.curve_key) for n, seed in enumerate(seeds))
         self.grants = [b"grant %d" % number for number in range(grants)]
         invite = Invite("club", CLUB.hash, addresses)
@@ -288,6 +289,20 @@ def test_a_key_is_tried_at_one_address_for_each_seed_in_turn_and_a_seed_only_whe
     asked = dialled(talk.actions)
     assert [host for key, host in asked if key == one.curve_key] == ["elsewhere", "false", "elsewhere"]
     assert {host for key, host in asked if key == full.curve_key} == {"s1"}
+
+
+def test_a_seed_of_which_the_invite_has_many_addresses_is_tried_at_all_and_takes_no_places_of_others() -> None:
+    twice, *full = SEEDS[:4]
+    talk = Talk(twice, *full, *[twice] * 4)
+    talk.open(*full)
+    told = iter(SEEDS[4:])
+    for seed in full:  # each its share, with one place more than there is room for
+        talk.say(seed, Kind.PEERS, names(*itertools.islice(told, MAX_NAMES // 4)))
+    while talk.now < PATIENCE_S:
+        talk.feed(Tick(), now=talk.now + 0.25)
+    asked = dialled(talk.actions)
+    assert [host for key, host in asked if key == twice.curve_key] == ["s0", "s4", "s5", "s6", "s7"]
+    assert len({key for key, host in asked if host == "elsewhere"}) == MAX_NAMES - 4
 
 
 def test_a_name_that_makes_room_while_it_is_dialled_makes_way_for_the_next_of_its_key() -> None:
