@@ -351,7 +351,7 @@ class Bootstrap:
 
     @property
     def _names(self) -> Counter[bytes]:
-        """How many names are charged to each seed, its own included: once, however many addresses an invite gives it."""
+        """How many names are charged to each seed. Its own counts once, however many addresses the invite gives it."""
         return Counter(seed for member in self._members.values() for seed in set(member.names.values()))
 
     def _send(self, member: Member, body: Body, now: Instant) -> SendFrame:
