@@ -21,8 +21,9 @@ Rules
     for announcements only, as that has more on offer than it takes; and not while items wait for it, as announcements
     would overtake them. It is asked for what it left out by rule 7, in case something of that was lost or withheld
     (anti-entropy both ways: Demers et al. 1987).
- 5. What could not be sent (a full queue) is announced later: no peer can make us wait or
-    grow.
+ 5. What could not be sent (a full queue) is announced once nothing waits for the peer any more, or `FULL_S` later: it
+    would be asked for at once, and the answer wait behind all that does, or find the queue full again. No peer can make
+    us wait or grow.
  6. A peer is known to have what it sent, announced or was sent. Bytes that a peer sends twice
     are a replay; an item that two peers send is an ordinary duplicate.
  7. One word of a small item is enough, and a second one in case the first is lost. A node hears of what live peers sign
@@ -33,8 +34,9 @@ Rules
     A source takes at least what the node takes; where more is on offer than that, no other is left out.
  8. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed
     beyond our demand, or long after we asked for announcements only.
- 9. An item is served to a peer once. Whoever asks again, for lines break, pays out of a small allowance of
-    its own, which outlives its link: what is beyond that, or named again in one request, is an offence.
+ 9. An item is served to a peer once. What waits for a peer is on its way, and not put there again. Whoever asks again
+    for what left, for lines break, pays out of a small allowance of its own, which outlives its link: what is beyond
+    that, or named again in one request, is an offence.
 10. A promise is kept. An item found bad is announced to nobody any more, but whoever was told of
     it may have it, and judges for itself: that costs its signer, not whoever passed it on. An item
     that will soon be stale is not announced.
@@ -98,7 +100,6 @@ PUSH_BYTES = 64 << 10
 SEEN_ITEMS = 1 << 17  # at 32 items a second, the hour after which items are stale anyway
 FIRST_IDS = 64  # announced at once to a peer that comes up: about 3 kB, whatever it turns out to want
 CATCH_UP_S = 2.0  # between its further batches of `MAX_IDS`: 12 kB a second, and what it pulls strikes out the next
-RETRY_S = 1.0  # after a full queue
 DRAWS = 4  # in the patience for a pull: how often it is looked for what stalls, and drawn what is pulled
 MAX_ACCOUNTS = 256  # that outlive their links
 SYNC_WINDOW = 4.0  # sync intervals
@@ -424,6 +425,7 @@ class Gossip:
         for node, peer in self._peers.items():
             if small and not peer.wants.announce_only and peer.wants.covers_topic(item.topic):
                 peer.note(item.id, Knows.HAS)
+                peer.give(item.id)
                 actions.append(Send(node, item))
         self._hold(item, now)
         if not small:
@@ -502,13 +504,14 @@ class Gossip:
         actions: list[GossipAction] = []
         for index in dict.fromkeys(pull.indices):
             chunk = item.chunk(index)
-            if not chunk.data:
+            if not chunk.data or chunk.place in peer.waiting:
                 continue
             if not peer.account.take(chunk.place, len(chunk.data), now.steady):
                 if peer.account.had(chunk.place):
                     return [*actions, Blame(node, "asked_again")]
                 self._not_sent(node, (chunk.place,), now)
                 break
+            peer.give(chunk.place)
             actions.append(Send(node, chunk))
         return actions + _named_again(node, pull.indices)
 
@@ -526,11 +529,12 @@ class Gossip:
         for item_id in dict.fromkeys(ids):
             may_have = item_id in peer.known or self._store.offered(item_id, now) is not None
             item = self._store.get(item_id) if may_have else None
-            if item is None:
+            if item is None or item_id in peer.waiting:
                 continue
             size = len(item.hashes) if item.is_large else len(item.frame)
             if peer.account.take(item_id, size, now.steady):
                 peer.note(item_id, Knows.HAS)
+                peer.give(item_id)
                 actions.append(Send(node, item))
             elif peer.account.had(item_id):
                 actions.append(Blame(node, "asked_again"))
@@ -543,9 +547,10 @@ class Gossip:
     def _not_sent(self, node: NodeId, ids: tuple[bytes, ...], now: Instant) -> None:
         peer = self._peers.get(node)
         if peer is not None:
-            peer.quiet_until = now.steady + RETRY_S
+            peer.found_full(now.steady)
             for what in ids:
                 peer.account.undo(what)
+                peer.waiting.pop(what, None)
                 item_id = ItemId(what[:HASH_BYTES])
                 peer.known.pop(item_id)
                 peer.remind(item_id)
@@ -573,6 +578,7 @@ class Gossip:
         if flush:
             self._timer.clear()
         for node, peer in self._peers.items():
+            peer.look_at_queue(node in congested, now.steady)
             if now.steady < peer.quiet_until:
                 if peer.pending:
                     self._timer.by(peer.quiet_until)

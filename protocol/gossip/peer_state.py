@@ -1,5 +1,6 @@
 """What gossip keeps of one live peer; every part is bounded."""
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -17,6 +18,9 @@ AGAIN_S = 600.0
 AGAIN_BYTES = 1 << 10  # what giving something again counts for at least: to send a small one costs time, not bytes
 # After we asked a peer to announce only: what it had pushed by then has left the queues of the link, twice our own.
 PUSH_GRACE_S, PUSH_GRACE_BYTES = 10.0, 2 * Limits().max_link_queue_bytes
+
+RETRY_S = 1.0  # after a full queue
+FULL_S = 32.0  # a full queue takes so long on a line of 1 Mbit/s
 
 
 class Knows(IntEnum):
@@ -93,6 +97,8 @@ class Peer:
     backlog_due: float
     pending: dict[ItemId, None] = field(default_factory=dict)
     quiet_until: float = 0.0
+    waiting: dict[bytes, None] = field(default_factory=dict)  # given since the link was last empty: ids, chunks' places
+    full_since: float = math.inf  # when its queue refused something, and was not empty since
     repeats: bool = False  # whether it announced what others sign, since we last looked
     brought: dict[ItemId, None] = field(default_factory=dict)  # such items that we lacked
     direct: frozenset[NodeId] = frozenset()  # signers that it was told it need not announce
@@ -103,6 +109,26 @@ class Peer:
             self.pending[item_id] = None
         while len(self.pending) > MAX_PENDING:
             del self.pending[next(iter(self.pending))]
+
+    def give(self, what: bytes) -> None:
+        """Note that an item, or a chunk, is put into the queue of its link; beyond the bound the oldest have left."""
+        self.waiting[what] = None
+        if len(self.waiting) > KNOWN_ITEMS:
+            del self.waiting[next(iter(self.waiting))]
+
+    def found_full(self, now: float) -> None:
+        """Its queue refused something: nothing is announced to it for a while."""
+        self.quiet_until = now + RETRY_S
+        self.full_since = min(self.full_since, now)
+
+    def look_at_queue(self, is_congested: bool, now: float) -> None:
+        """Note whether items wait for it; after a refusal nothing is announced to it meanwhile, as far as `FULL_S`."""
+        if not is_congested:
+            self.waiting.clear()
+        if not is_congested or now >= self.full_since + FULL_S:
+            self.full_since = math.inf
+        elif self.full_since < math.inf:
+            self.quiet_until = max(self.quiet_until, now + RETRY_S)
 
     def bring(self, item_id: ItemId) -> None:
         """Note that it told us of an item of somebody else that we lack."""

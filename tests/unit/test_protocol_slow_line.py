@@ -12,7 +12,7 @@ from protocol.events import Accepted, Arrived, Deliver, Link, Offer, SendFrame, 
 from protocol.identity import Identity
 from protocol.limits.send_queues import SendQueues
 from protocol.membership.address_book import Book
-from protocol.wire.envelope import Kind, seal
+from protocol.wire.envelope import Kind, chunk_count, kind_of, seal
 from protocol.wire.messages import Hello
 
 SWARM = b"a swarm of tests"
@@ -30,6 +30,7 @@ class End:
         self.line, self.free = line, 0.0
         self.link = Link(b"", dialled=False)  # with the other
         self.got = 0
+        self.left: Counter[int] = Counter()  # frames, by kind
 
     def do(self, event: Arrived | Accepted | Offer | Subscribe | Tick | Unsent, now: float) -> None:
         for action in self.core.handle(event, moment(now)):
@@ -55,6 +56,7 @@ class End:
         sent = []
         while self.free <= now and (turn := self.queues.next(now)) is not None:
             self.queues.sent(turn[0])
+            self.left[kind_of(turn[1])] += 1
             self.free = max(now, self.free) + len(turn[1]) / self.line
             sent.append((self.free + DELAY_S, turn[1]))
         return sent
@@ -111,7 +113,20 @@ def test_large_items_come_over_a_line_that_carries_many_small_ones_first() -> No
 
 
 def test_items_that_are_pulled_whole_over_a_line_that_takes_long_for_them_are_no_broken_promises() -> None:
-    """Each burst takes 105 s of the line, and longer as what stalls is asked for again."""
+    """Each burst takes 105 s of the line, and is asked for again as it stalls."""
     slow, quick, rejected = talk(38_000, [(5.0 + 100 * at, 40, 100_000) for at in range(3)], float("inf"), 420.0)
-    assert 80 < quick.got < slow.core.items_sent
+    assert quick.got == slow.core.items_sent == 120
+    assert rejected.keys() <= {"too_many_hellos"}
+
+
+def test_chunks_that_find_a_full_queue_do_not_bring_copies_of_others_into_it() -> None:
+    slow, quick, rejected = talk(128 << 10, [(5.0, 100, 60_000), (5.1, 2, 2_000_000)], float("inf"), 120.0)
+    assert quick.got == slow.core.items_sent == 102
+    assert slow.left[Kind.CHUNK] == 2 * chunk_count(2_000_000) and slow.left[Kind.ITEM] == 100
+    assert rejected.keys() <= {"too_many_hellos"}
+
+
+def test_what_a_full_queue_refused_is_no_broken_promise_while_that_empties() -> None:
+    slow, quick, rejected = talk(256 << 10, [(5.0 + 50 * at, 100, 60_000) for at in range(2)], float("inf"), 120.0)
+    assert quick.got == slow.core.items_sent == 200
     assert rejected.keys() <= {"too_many_hellos"}
