@@ -48,6 +48,7 @@ MAX_SOURCES = 8  # of one item
 MAX_DOWNLOADS = 256  # in progress or waiting, with an outline of 4 KiB for 16 MiB
 SHARE = 4  # one part in so many; a group of the largest size that a manifest names by default is two parts
 MAX_LINKS = 1024  # whose last turn is remembered
+MAX_LATE = 1024  # holders of items of whom chunks may come yet that are of no use any more
 MAX_STRIKES = 3  # after which a source that was silent is asked for nothing of the item any more
 
 
@@ -55,7 +56,8 @@ class Took(Enum):
     """What became of a chunk that came."""
 
     TAKEN = "taken"
-    UNASKED = "unasked"  # never asked for, or once too often, or of an item that came or was given up
+    UNASKED = "unasked"  # never asked for, or once too often
+    LATE = "late"  # it was asked for, before its item came, was given up or put back, or its sender failed too often
     FALSE = "false"
     MISSIZED = "missized"  # it is proven, and its signer stated another size: the download has ended
 
@@ -97,6 +99,7 @@ class Downloads:
         self._last_turn: Recent[NodeId, int] = Recent(MAX_LINKS)
         self._delivered: Recent[NodeId, float] = Recent(MAX_LINKS)  # when a chunk last came of each
         self._heard: Recent[NodeId, float] = Recent(MAX_LINKS)  # when a chunk or another item last did
+        self._late: Recent[tuple[NodeId, ItemId], int] = Recent(MAX_LATE)  # chunks that may come yet
         self._news = False  # since it was last tried to begin those that wait
         self._given_up = 0  # to make room for others, since the last check
         self._of_link: Counter[NodeId] = Counter()  # downloads
@@ -159,7 +162,7 @@ class Downloads:
         download = self._downloads.get(chunk.id)
         source = download.sources.get(node) if download is not None else None
         if download is None or source is None or not (index in source.asked or index in source.late):
-            return Took.UNASKED
+            return Took.LATE if self._was_late(node, chunk.id) else Took.UNASKED
         if not download.outline.proves(chunk):
             self._expel(download, node)
             return Took.FALSE
@@ -216,8 +219,9 @@ class Downloads:
         life = self._patience_for(WINDOW)
         gave = {node for node, when in self._delivered.items() if when + life > now}
         heard = {node for node, when in self._heard.items() if when + life > now}
+        in_flight = self._in_flight()
         for _, one in progressing:
-            if any(not (it.asked or it.strikes) and node in gave for node, it in one.sources.items()):
+            if any(node in gave and self._waits_its_turn(it, in_flight[node]) for node, it in one.sources.items()):
                 one.touched = now
         self._relieve_the_silent(now)
         failed = {node for one in self._downloads.values() for node, source in one.sources.items() if source.strikes}
@@ -313,6 +317,10 @@ class Downloads:
             self._size_of_link[link] += size
         download.link = link
 
+    def _waits_its_turn(self, source: _Source, in_flight: int) -> bool:
+        """Tell whether a holder is not asked for this item as it gives others: one that failed, if it has no room."""
+        return not source.asked and (not source.strikes or in_flight >= WINDOW)
+
     def _relieve_the_silent(self, now: float) -> None:
         """Relieve holders of what they do not give in time; who was silent too often holds the item no more."""
         in_flight = self._in_flight()
@@ -350,6 +358,7 @@ class Downloads:
         self._end(download)
         download.chunks.clear()
         download.missing = dict.fromkeys(range(chunk_count(download.outline.header.size)))
+        self._note_late(download, download.sources)
         for source in download.sources.values():
             source.asked.clear()
             source.late.clear()
@@ -375,14 +384,30 @@ class Downloads:
         source.asked.clear()
 
     def _expel(self, download: _Download, node: NodeId) -> None:
+        self._note_late(download, [node])
         self._relieve(download, download.sources.pop(node))
         download.expelled.add(node)
         self._charge_one_that_stays(download)
 
     def _forget(self, item_id: ItemId) -> None:
         download = self._downloads.pop(item_id)
+        self._note_late(download, download.sources)
         if download.in_progress:
             self._end(download)
         self._of_link -= Counter([download.link])
         self._of_signer -= Counter([(download.link, download.outline.header.public_key)])
         self._news = True
+
+    def _note_late(self, download: _Download, nodes: Iterable[NodeId]) -> None:
+        """What these holders were asked for may come yet, and be of no use."""
+        for node in nodes:
+            source = download.sources[node]
+            if count := len(source.late.union(source.asked)):
+                self._late.set((node, download.outline.id), count)
+
+    def _was_late(self, node: NodeId, item_id: ItemId) -> bool:
+        key = (node, item_id)
+        count = self._late.pop(key) or 0
+        if count > 1:
+            self._late.set(key, count - 1)
+        return count > 0

@@ -483,6 +483,8 @@ class Gossip:
                 return [Blame(signer, "malformed"), *self._fetch(now)]
             case Took.FALSE:
                 return [Blame(node, "false_chunk"), *self._fetch(now)]
+            case Took.LATE:
+                return []
             case Took.UNASKED:
                 return [Blame(node, "unasked_chunk")]
         item = self._downloads.finish(chunk.id)

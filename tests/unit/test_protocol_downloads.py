@@ -412,8 +412,60 @@ def test_of_what_waits_again_nothing_is_taken_that_comes_late() -> None:
     downloads.check(slow)
     counts_hold(downloads)
     waits = next(item for item in (first, second) if not downloads._downloads[item.id].in_progress)
-    assert downloads.arrived(A, chunk_of(waits.id, 0, b"false"), slow) is Took.UNASKED
+    late = [downloads.arrived(A, chunk_of(waits.id, 0, b"false"), slow) for _ in range(3)]
+    assert late == [Took.LATE, Took.LATE, Took.UNASKED]  # it was asked for two
     counts_hold(downloads)
+
+
+def test_chunks_that_come_after_their_item_did_were_asked_for() -> None:
+    item = large(2 * CHUNK_BYTES)
+    downloads, slow = Downloads(1 << 30, PATIENCE), PATIENCE + WINDOW
+    assert downloads.begin(outline_of(item), [A], 0.0)
+    asked = indices(downloads.due(0.0), A)
+    downloads.offered(B, item.id)
+    downloads.check(slow)
+    assert indices(downloads.due(slow), B) == asked
+    assert [downloads.arrived(A, item.chunk(index), slow) for index in asked] == [Took.TAKEN] * 2
+    assert downloads.finish(item.id) is not None
+    late = [downloads.arrived(B, item.chunk(index), slow + 1) for index in (*asked, 0)]
+    assert late == [Took.LATE, Took.LATE, Took.UNASKED]
+    assert downloads.arrived(A, item.chunk(0), slow + 1) is Took.UNASKED
+
+
+def test_chunks_of_a_holder_that_was_silent_too_often_were_asked_for() -> None:
+    item, now = large(CHUNK_BYTES + 1), 0.0
+    downloads = Downloads(1 << 30, PATIENCE)
+    assert downloads.begin(outline_of(item), [A], now)
+    for _ in range(MAX_STRIKES):
+        downloads.due(now)
+        now += PATIENCE + WINDOW
+        downloads.check(now)
+    assert downloads.due(now) == []  # it holds the item no more
+    late = [downloads.arrived(A, item.chunk(index), now) for index in (0, 1, 1)]
+    assert late == [Took.LATE, Took.LATE, Took.UNASKED]
+
+
+def test_no_time_passes_for_an_item_whose_holder_could_not_send_it_while_that_gives_another() -> None:
+    """What was begun first is asked for first, and takes all that its holder may be asked for at a time."""
+    items = {one.id: one for one in (large(100 * CHUNK_BYTES, 1), large(2 * CHUNK_BYTES, 2))}
+    downloads, now = Downloads(1 << 30, PATIENCE), 0.0
+    owed: dict[NodeId, deque[tuple[bytes, int]]] = {A: deque(), B: deque()}
+    for node, one in zip((B, A), items.values(), strict=True):
+        assert downloads.begin(outline_of(one), [node], now)
+        ask(downloads, owed, now)
+    for one in reversed(items):  # A's queue was full
+        downloads.offered(A, ItemId(one))
+    owed[A].clear()
+    came = []
+    ask(downloads, owed, now)
+    while len(downloads):
+        now += 1.0
+        item_id, index = owed[A].popleft()
+        assert downloads.arrived(A, items[ItemId(item_id)].chunk(index), now) is Took.TAKEN
+        came += [one for one in items if downloads.finish(one) is not None]
+        ask(downloads, owed, now)
+        assert downloads.check(now) == 0
+    assert came == [*items] and now > LIFE_S
 
 
 def test_what_is_taken_up_by_one_link_after_those_that_brought_it_are_gone_is_that_links() -> None:
