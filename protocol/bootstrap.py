@@ -27,7 +27,7 @@ Rules
     honest ones name.
  6. Nobody proves that a key is where it is named: each seed may name a key at one more address, save those of seeds,
     which the invite names, at as many as it likes. They are tried in turn, and share the time and the pauses that one
-    address has.
+    address has; with each whole turn an address has twice as long, as lines may be slow.
 """
 
 import random
@@ -114,6 +114,14 @@ class Member:
         """The key of the seed through which we found it: its own, if it is one."""
         return self.names[self.name]
 
+    @property
+    def patience(self) -> float:
+        """How long it has now, in seconds: rules 1 and 6."""
+        if self.state is not State.DIALLED:
+            return PATIENCE_S
+        addresses = len(self.names)
+        return PATIENCE_S * min(1.0, 2.0 ** (self.pauses // addresses) / addresses)
+
     def may_be_at(self, name: Name, seed: bytes) -> bool:
         """Tell whether `seed` may name it there: rule 6."""
         named_by = self.names.values()
@@ -193,8 +201,7 @@ class Bootstrap:
                 return [Dial(*member.name)]
             case State.WAITING | State.REFUSED:
                 return []
-        tried = len(member.names) if member.state is State.DIALLED else 1
-        if now.steady >= member.since + PATIENCE_S / tried:
+        if now.steady >= member.since + member.patience:
             self._failed(member, now)
             return [HangUp(member.link)]
         if member.state is State.GREETED and now.steady >= member.said + HELLO_RETRY_S:

@@ -284,7 +284,7 @@ def test_a_key_is_tried_at_one_address_for_each_seed_in_turn_and_a_seed_only_whe
     talk.say(third, Kind.PEERS, names(one))  # at the same address: no more of them
     talk.feed(Closed(link(full)))
     talk.actions.clear()
-    while talk.now < 2 * PATIENCE_S:
+    while talk.now < 2.5 * PATIENCE_S:
         talk.feed(Tick(), now=talk.now + 0.25)
     asked = dialled(talk.actions)
     assert [host for key, host in asked if key == one.curve_key] == ["elsewhere", "false", "elsewhere"]
@@ -303,6 +303,20 @@ def test_a_seed_of_which_the_invite_has_many_addresses_is_tried_at_all_and_takes
     asked = dialled(talk.actions)
     assert [host for key, host in asked if key == twice.curve_key] == ["s0", "s4", "s5", "s6", "s7"]
     assert len({key for key, host in asked if host == "elsewhere"}) == MAX_NAMES - 4
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_a_seed_with_many_addresses_is_met_over_a_line_on_which_a_link_takes_long_to_open(count: int) -> None:
+    talk, opens_s = Talk(*SEEDS[:1] * count), 4.0
+    dialled_at = None
+    while not kinds(talk.actions):
+        actions = talk.feed(Tick(), now=talk.now + 0.25)
+        if dialled_at is not None and talk.now >= dialled_at + opens_s:
+            talk.feed(Opened(link(SEEDS[0])))
+        if any(isinstance(action, HangUp) for action in actions):
+            dialled_at = None
+        dialled_at = talk.now if dialled(actions) else dialled_at
+        assert talk.now < 40
 
 
 def test_a_name_that_makes_room_while_it_is_dialled_makes_way_for_the_next_of_its_key() -> None:
