@@ -62,14 +62,14 @@ class Driver:
                             self._core.note_sent(action)
                         elif ids:
                             self._core.handle(Unsent(link, ids), now)
+                    case Deliver(item):
+                        self._deliver(item)
                     case Dial(address, scope):
                         self._transport.dial(address, scope)
                     case HangUp(link):
                         self._transport.hang_up(link)
                     case ChargePrefix(link, points):
                         self._transport.charge(link, points)
-                    case Deliver(item):
-                        self._deliver(item)
                     case OtherVersion(peer, theirs):
                         log.warning(
                             "refused a peer that speaks another version of the protocol",

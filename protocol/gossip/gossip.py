@@ -141,6 +141,8 @@ class Gossip:
         self._ticked = now.steady
         self._catching_up = False  # whether a peer is yet to be announced what we held when it came
         self._timer = AnnounceTimer(setup.timing.announce_interval)
+        # Who signed an item that was accepted, None if that is not remembered: asked for each that comes.
+        self.signer: Callable[[ItemId], NodeId | None] = self._seen.get
 
     @property
     def held_bytes(self) -> int:
@@ -152,10 +154,6 @@ class Gossip:
         """How many items were announced that it lacks and may ask for."""
         return len(self._pulls)
 
-    def signer(self, item: ItemId) -> NodeId | None:
-        """Return who signed an item that was accepted, if that is still remembered."""
-        return self._seen.get(item)
-
     def withdraw_signed(self, is_by: Callable[[NodeId], bool]) -> None:
         """Offer nobody any more what somebody signed for whom `is_by` holds, and fetch no more of it."""
         self._store.withdraw_signed(is_by)
@@ -165,9 +163,9 @@ class Gossip:
         """Return how many seconds after the last tick the next one is of use."""
         timing = self._timing
         wait = max(0.0, self._timer.due - self._ticked)
-        if self._pulls.delayed:
-            return min(wait, timing.announce_interval)
-        if len(self._pulls) or len(self._downloads):
+        if len(self._pulls):
+            return min(wait, timing.announce_interval if self._pulls.delayed else timing.pull_patience / DRAWS)
+        if len(self._downloads):
             return min(wait, timing.pull_patience / DRAWS)
         if self._catching_up:
             return min(wait, CATCH_UP_S / 4)
@@ -382,7 +380,7 @@ class Gossip:
 
     def _take(self, node: NodeId, item: Item, asked: bool, now: Instant) -> list[GossipAction]:
         peer = self._peers.get(node)
-        if item.id in self._seen:
+        if self._seen.get(item.id) is not None:
             return []
         if not self._appetite.filter.covers_topic(item.topic):
             return [Blame(node, "unwanted")]
@@ -408,7 +406,7 @@ class Gossip:
                 may = min(may, peer.quiet_until)
         if may <= now.steady:
             self._timer.news(now.steady)
-        else:
+        elif may < math.inf:
             self._timer.by(may)
 
     def _is_spare(self, held: Item) -> bool:

@@ -26,9 +26,9 @@ LOOKED_AT = 64  # of the oldest items, for one that nobody near needs any more
 @dataclass(slots=True)
 class _Held:
     item: Item
-    entry: Entry
     since: float
     withdrawn: bool = False
+    entry: Entry | None = None  # made when it is first announced: where all are linked with all, few are
 
 
 class Store:
@@ -46,8 +46,9 @@ class Store:
 
     def add(self, item: Item, now: Instant, spare: Callable[[Item], bool] = lambda _: True) -> None:
         """Hold an item; `spare` tells of a held one whether all who are near have it."""
-        self.pop(item.id)  # it may have been forgotten that it came: a clock that was set back holds it for longer
-        self._held[item.id] = held = _Held(item, item.entry, now.steady)
+        if item.id in self._held:  # it was forgotten that it came: a clock that was set back holds it for longer
+            self.pop(item.id)
+        self._held[item.id] = held = _Held(item, now.steady)
         self.size += len(item.frame)
         if item.is_large:
             self._large[item.id] = held
@@ -63,7 +64,10 @@ class Store:
     def offered(self, item_id: ItemId, now: Instant) -> Entry | None:
         """Return what is announced of an item if it is held, was not withdrawn, and is not stale soon."""
         held = self._held.get(item_id)
-        return held.entry if held and not held.withdrawn and held.item.time + self._max_age > now.unix else None
+        if held is None or held.withdrawn or held.item.time + self._max_age <= now.unix:
+            return None
+        held.entry = held.entry or held.item.entry
+        return held.entry
 
     def withdraw(self, item_id: ItemId) -> None:
         """Offer the item to nobody any more, if it is held."""

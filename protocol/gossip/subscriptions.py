@@ -123,6 +123,7 @@ class Appetite:
         self.filter = Filter(hint(own))
         self.told = False  # whether peers were ever told: without a word from us they offer everything
         self._demand = math.inf
+        self.bounded = False  # whether there can be more than is wanted
         self._level = math.inf
         self._filled = now.steady
         self._supply = Rate(now.steady)
@@ -135,17 +136,13 @@ class Appetite:
             topics = None
         level = self.level(now)
         self._demand = max(0.0, demand)
+        self.bounded = not math.isinf(self._demand)
         self._level = min(self._burst, level) if self.bounded else math.inf
         self.filter = replace(self.filter, topics=topics)
         self._mind_pushes(now)
         news = not self.told or self.filter != before
         self.told = True
         return news
-
-    @property
-    def bounded(self) -> bool:
-        """Whether there can be more than is wanted."""
-        return not math.isinf(self._demand)
 
     def offered(self, now: Instant, items: int = 1) -> None:
         """Note items that are on offer and were not before."""

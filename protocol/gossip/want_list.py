@@ -185,13 +185,14 @@ class Pulls:
     def is_asked(self, item_id: ItemId, node: NodeId) -> bool:
         """Tell whether the item was asked for, of `node` some time ago or of anybody."""
         want = self._wants.get(item_id)
-        return (want is not None and want.asked is not None) or self._was_asked(item_id, node)
+        return (want is not None and want.asked is not None) or self._may_answer(item_id, node, want)
 
-    def _was_asked(self, item_id: ItemId, node: NodeId) -> bool:
-        """Tell whether `node` was asked for an item, and may answer yet."""
-        want, holder = self._wants.get(item_id), self._holders.get(node)
+    def _may_answer(self, item_id: ItemId, node: NodeId, want: _Want | None) -> bool:
+        """Tell whether `node` was asked for an item, which may be one that we `want`, and may answer yet."""
+        holder = self._holders.get(node)
         is_owed = holder is not None and item_id in holder.owed
-        return is_owed or (item_id, node) in self._further or bool(want and want.holders.get(node))
+        is_further = self._further.get((item_id, node)) is not None
+        return is_owed or is_further or (want is not None and bool(want.holders.get(node)))
 
     def arrived(self, item_id: ItemId, node: NodeId, now: float, signer: NodeId | None = None) -> bool:
         """The item came from `node`, for the first time or not; True if it may answer a pull, be that some time ago.
@@ -199,8 +200,9 @@ class Pulls:
         So may what whoever signed it sends once more: it may have pushed it before.
         """
         want, holder = self._wants.get(item_id), self._holders.get(node)
-        asked = self.is_asked(item_id, node)
-        if holder is not None and self._was_asked(item_id, node):
+        may_answer = self._may_answer(item_id, node, want)
+        asked = may_answer or (want is not None and want.asked is not None)
+        if holder is not None and may_answer:
             holder.delivered = now
         if holder is not None and (holder.owed.pop(item_id, None) is not None or (want and want.asked == node)):
             holder.window = min(MAX_WINDOW, holder.window + 1)
@@ -223,10 +225,12 @@ class Pulls:
 
     def _is_further(self, item_id: ItemId, node: NodeId) -> bool:
         """Tell whether `node` was asked for an item once more than it has brought it; that is counted as brought."""
+        key = (item_id, node)
         for memory in (self._further, self._pushed):
-            if further := memory.pop((item_id, node)) or 0:
+            if further := memory.get(key):
+                memory.pop(key)
                 if further > 1:
-                    memory.set((item_id, node), further - 1)
+                    memory.set(key, further - 1)
                 return True
         return False
 

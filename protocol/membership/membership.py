@@ -27,7 +27,7 @@ Rules
 
 import contextlib
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from protocol.config import NOT_KEPT, Instant, Setup
 from protocol.credentials.records import PeerRecord
@@ -120,6 +120,8 @@ class Membership:
         self._own = setup.identity.node_id
         self._rng = rng
         self._links = Links(self._own, setup.limits, setup.timing.rotate_interval, now.steady)
+        # The live peer that holds a link's key, or None: asked for each frame that comes or goes.
+        self.live_node: Callable[[Link], NodeId | None] = self._links.live_node
         self._detector = Detector(setup.timing, rng)
         self.reachability = Reachability(self._links, rng, now)
         self.book = book
@@ -179,10 +181,6 @@ class Membership:
         """Return the link to send to a live peer on."""
         peer = self._links.peers.get(node)
         return peer.link if peer else None
-
-    def live_node(self, link: Link) -> NodeId | None:
-        """Return the live peer that holds the link's key."""
-        return self._links.live_node(link)
 
     def proven_node(self, link: Link) -> NodeId | None:
         """Return who once bound the link's key to its id by a signed record, live or not."""

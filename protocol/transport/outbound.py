@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import zmq
 from zmq.utils import z85
@@ -75,8 +76,8 @@ class DialledLinks:
         dealer.curve_serverkey = z85.encode(address.key)
         dialled = _Dialled(link, dealer, self._maker.watch(dealer, _CHANGES | HANDSHAKE_FAILED), scope)
         self._dialled[link] = dialled
-        self._sources.add(dealer, lambda: self._ready(dialled))
-        self._sources.add(dialled.monitor.socket, lambda: self._take_changes(dialled))
+        self._sources.add(dealer, partial(self._ready, dialled))
+        self._sources.add(dialled.monitor.socket, partial(self._take_changes, dialled))
         if not named:
             self._connect(dialled, [address.endpoint])
         elif not self._resolver.ask(dialled, address.endpoint):
@@ -136,7 +137,7 @@ class DialledLinks:
         self._take_frames(dialled, min(SOCKET_BUDGET, POLL_BUDGET - len(self._events)), is_ready=True)
 
     def _take_frames(self, dialled: _Dialled, budget: int, *, is_ready: bool = False) -> bool:
-        return take_messages(dialled.socket, lambda: self._take(dialled), budget, is_ready=is_ready)
+        return take_messages(dialled.socket, partial(self._take, dialled), budget, is_ready=is_ready)
 
     def _take(self, dialled: _Dialled) -> None:
         part = dialled.socket.recv(zmq.DONTWAIT, copy=False)

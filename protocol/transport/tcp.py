@@ -131,6 +131,7 @@ class TcpWatch:
 
     def __init__(self, limits: Limits, events: deque[NetworkEvent]) -> None:
         self._connections = Connections(limits)
+        self.answered: Callable[[Link], None] = self._connections.answered  # told of each frame that went out
         self._views: dict[int, TcpView] = {}  # of those not yet gone, by number
         self._inbound: dict[int, int] = {}  # by descriptor
         self._count = count()
@@ -191,7 +192,8 @@ class TcpWatch:
         """Account for a whole message; return whether it is wanted."""
         is_first = self._connections.is_anonymous(number)
         wanted, cuts = self._connections.took(number, link, parts)
-        self._carry_out(cuts)
+        if cuts:
+            self._carry_out(cuts)
         if wanted and is_first:
             self._events.append(Accepted(link, self.host(number)))
         return wanted
@@ -199,10 +201,6 @@ class TcpWatch:
     def carries(self, number: int, link: Link) -> bool:
         """Tell whether this connection is the link's newest, of whose end `review` will tell."""
         return self._connections.carries(number, link)
-
-    def answered(self, link: Link) -> None:
-        """A frame was sent over the link."""
-        self._connections.answered(link)
 
     def charge(self, link: Link, points: float, now: float) -> None:
         """The holder of the link broke the rules."""

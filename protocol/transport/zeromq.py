@@ -88,7 +88,7 @@ class ZmqTransport:
 
     def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL, ids: tuple[bytes, ...] = ()) -> bool:
         """See `Transport.send`."""
-        sockets = self._sockets(link)
+        sockets = self._dialled if link.dialled else self._inbound
         if sockets is None:
             return False
         if self._queues.is_open:
@@ -130,8 +130,11 @@ class ZmqTransport:
             timeout = 0.0
         elif len(self._watch):
             timeout = min(timeout, self.until_review)
-        self._sources.poll(min(timeout, self._queues.wait(time.monotonic())))
-        self._flush()
+        if self._queues.is_open:
+            self._sources.poll(timeout)
+        else:
+            self._sources.poll(min(timeout, self._queues.wait(time.monotonic())))
+            self._flush()
         if time.monotonic() >= self._next_review:
             self._review()
         events = [self._events.popleft() for _ in range(min(POLL_BUDGET, len(self._events)))]
@@ -156,15 +159,12 @@ class ZmqTransport:
         self._wake_in.close()
         self._wake_out.close()
 
-    def _sockets(self, link: Link) -> DialledLinks | Inbound | None:
-        return self._dialled if link.dialled else self._inbound
-
     def _flush(self) -> None:
         """Hand the sockets what they take of what waits."""
         now = time.monotonic()
         while (turn := self._queues.next(now)) is not None:
             link, frame = turn
-            sockets = self._sockets(link)
+            sockets = self._dialled if link.dialled else self._inbound
             match sockets.send(link, frame) if sockets is not None else Taken.GONE:
                 case Taken.YES:
                     self._queues.sent(link)
