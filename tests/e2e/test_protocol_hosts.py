@@ -232,7 +232,7 @@ def test_two_hosts_of_one_identity_are_noticed_by_both_and_logged(monkeypatch: p
         with running(seed, identity=identity) as (second, _):
             wait_until(lambda: first.twin and second.twin, 60, "both notice")
             wait_until(
-                lambda: any("another process runs with this node's key" in log["event"] for log in logs), 5, "the log"
+                lambda: any("another process runs with this node's key" in log["event"] for log in logs), 20, "the log"
             )
         assert third.twin == ""
 
