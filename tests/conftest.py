@@ -4,6 +4,8 @@ The environment is set here, before any test module imports torch, matplotlib or
 """
 
 import os
+import sys
+from multiprocessing import forkserver
 
 from hypothesis import HealthCheck, settings
 
@@ -20,3 +22,13 @@ SLOW_MACHINE = [HealthCheck.too_slow]
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True, suppress_health_check=SLOW_MACHINE)
 settings.register_profile("local", deadline=None, print_blob=True, suppress_health_check=SLOW_MACHINE)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_finish() -> None:
+    """Start the fork server where members of groups are collected, with what they import.
+
+    A process has one, and who starts it says what it has imported: after a test of the node's that did, each member
+    would import all by itself, for seconds, and those on a busy machine are more than others wait.
+    """
+    if "tests.collectives_member" in sys.modules:
+        forkserver.ensure_running()

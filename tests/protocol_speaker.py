@@ -15,6 +15,7 @@ from pathlib import Path
 from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
+from protocol.membership import reachability
 from protocol.storage import write_atomically
 
 INTERVAL_S = 0.5
@@ -22,6 +23,8 @@ INTERVAL_S = 0.5
 if __name__ == "__main__":
     folder, swarm, name, listen = Path(sys.argv[1]), bytes.fromhex(sys.argv[2]), sys.argv[3], sys.argv[4]
     seeds = [Address.parse(text) for text in sys.argv[5:]]
+    reachability.NEXT_ASK_S = 1.0  # who starts first has nobody yet to ask how it is seen
+    reachability.DIAL_TIMEOUT_S = 2.0  # in which those whom nobody can dial are dialled back, in vain
     host = Host(Identity.load_or_generate(folder / "identity.key"), swarm, None if listen == "-" else listen, seeds)
     write_atomically(folder / "address", str(host.start()).encode())
     said = 0

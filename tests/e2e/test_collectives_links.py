@@ -23,7 +23,8 @@ def test_the_halves_of_a_group_go_apart_and_the_state_of_the_larger_holds_when_t
         with cut_off(*spaces[3:]):
             if partition == "majority":
                 revision, _ = commit(larger, "apart", "larger")
-                answers = mix(smaller, "alone", timeout=3.0)
+                wait_until(lambda: all(member.ask("stranded") for member in smaller), PATIENCE_S, "them to find so few")
+                answers = mix(smaller, "alone", timeout=0.5)
                 # Only one that counted the reports itself knows that they are too few; to the other, time is up.
                 ended = {answer[:2] for of_one in answers for answer in of_one}
                 assert ("NotEnoughPeers", True) in ended

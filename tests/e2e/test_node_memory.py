@@ -47,7 +47,8 @@ def test_a_node_goes_on_as_it_was_started(folder: Path) -> None:
     assert said["settings"] == ["rounds: 1000 -> 2000"]
 
 
-def test_a_node_says_where_it_is_from_its_first_second_on(folder: Path) -> None:
+def test_a_node_says_where_it_is_from_its_first_second_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.telemetry.round_log.INTERVAL_S", 0.5)  # of the node, too: it is forked from here
     run_for_a_while(folder, "round")
     events = [json.loads(line)["event"] for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [event for event in events if event != "round"] == [

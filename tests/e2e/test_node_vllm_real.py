@@ -53,7 +53,10 @@ def policy(installed):
 
 def alive(process):
     """A dead process that its parent has not asked after yet counts as dead."""
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def disturb(policy, size):

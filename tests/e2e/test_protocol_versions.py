@@ -69,7 +69,7 @@ def test_an_old_node_that_dials_a_new_one_is_told_which_version_it_lacks(tmp_pat
     with structlog.testing.capture_logs() as logs, running() as (host, address), old_node(tmp_path, address):
         seen = tmp_path / "seen"
         wait_until(lambda: seen.read_text().startswith("other_version_2_0 0"), 20, "the old node's refusal")
-        wait_until(lambda: clear_lines(logs) == [CLEAR], 5, "our line in the log")
+        wait_until(lambda: clear_lines(logs) == [CLEAR], 20, "our line in the log")
         assert host.counters().peers == 0
 
 

@@ -1,34 +1,46 @@
 """`found`, `invite`, `join` and `status` as a person gives them: two trainers on this machine, from one line."""
 
 import json
+import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from node.founding import load_manifest
 from protocol.identity import Identity
-from tests.swarms import events_of, gossamer, rows_of
+from tests import commands
+from tests.swarms import events_of, rows_of
 from tests.waiting import wait_until
 
 SMALL = ["--set", "threads=1", "--set", "sampling.local=8", "--set", "trainer.save_steps=5"]
 
 
+def start(folder: Path, *arguments: str | Path) -> BaseProcess:
+    """Start the command on `folder`; what it prints goes into files beside `folder`, its node's."""
+    output = folder.with_name(f"{folder.name}-printed")
+    output.mkdir(exist_ok=True)
+    return commands.start(output, *arguments, folder)
+
+
 def run(*arguments: str | Path) -> str:
-    process = gossamer(*arguments)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    return output
+    done = commands.run(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def stop(process: subprocess.Popen[str]) -> str:
-    process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    return output
+def stop(process: BaseProcess, folder: Path) -> None:
+    os.kill(process.pid or 0, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 0, printed(folder, "stderr")
+
+
+def printed(folder: Path, stream: str = "stdout") -> str:
+    path = folder.with_name(f"{folder.name}-printed") / stream
+    return path.read_text() if path.exists() else ""
 
 
 def external(folder: Path) -> int:
@@ -36,28 +48,24 @@ def external(folder: Path) -> int:
 
 
 @contextmanager
-def two_nodes(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], subprocess.Popen[str], str]]:
-    """A founder in tmp_path/first and a joiner in tmp_path/second; their processes and the invite."""
-    founder = gossamer(
-        "found", "riddles", "--tasks", "builtin/sums,builtin/weekdays", "--out", tmp_path / "first", *SMALL
-    )
-    started = [founder]
+def two_nodes(first: Path, second: Path) -> Iterator[tuple[BaseProcess, BaseProcess, str]]:
+    """A founder and one that joins it; their processes and the invite."""
+    started = [start(first, "found", "riddles", "--tasks", "builtin/sums,builtin/weekdays", *SMALL, "--out")]
     try:
-        assert founder.stdout is not None
-        invite = founder.stdout.readline().strip()
-        assert invite.startswith("gossamer://riddles/")
-        started.append(gossamer("join", invite, "--out", tmp_path / "second", *SMALL))
+        wait_until(lambda: "\n" in printed(first) or not started[0].is_alive(), 60, "the invite")
+        invite = printed(first).partition("\n")[0].strip()
+        assert invite.startswith("gossamer://riddles/"), printed(first, "stderr")
+        started.append(start(second, "join", invite, *SMALL, "--out"))
         yield started[0], started[1], invite
     finally:
         for process in started:
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
+            process.kill()
+            process.join()
 
 
 def test_two_nodes_train_together_from_one_line(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    with two_nodes(tmp_path) as (founder, joiner, invite):
+    with two_nodes(first, second) as (founder, joiner, invite):
         wait_until(lambda: external(first) > 0 and external(second) > 0, 90, "both to train on the other's groups")
         assert run("invite", first).startswith(invite)  # and then the address of the joiner, which it knows by now
         state = json.loads(run("status", second, "--json"))
@@ -65,8 +73,8 @@ def test_two_nodes_train_together_from_one_line(tmp_path: Path) -> None:
         assert [peer["node"] for peer in state["peers"]] == [Identity.load(first / "identity.key").node_id]
         assert state["round"] > 0 and state["counters"]["items_received"] > 0
         assert state["rejected"].keys().isdisjoint({"unknown_task", "false_reward", "false_question"})
-        stop(founder)
-        stop(joiner)
+        stop(founder, first)
+        stop(joiner, second)
     tasks = json.loads((second / "config.json").read_text())["tasks"]
     assert [task["name"] for task in tasks] == ["builtin/sums", "builtin/weekdays"]
 
@@ -74,12 +82,12 @@ def test_two_nodes_train_together_from_one_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_node_that_joined_goes_on_with_the_same_line_or_without_any(tmp_path: Path) -> None:
     second = tmp_path / "second"
-    with two_nodes(tmp_path) as (_, joiner, invite):
+    with two_nodes(tmp_path / "first", second) as (_, joiner, invite):
         for again in (["join", invite, "--out"], ["node", "--state"]):
             wait_until(lambda: rows_of(second) and external(second) > 0, 90, "the joiner to train")
-            stop(joiner)
+            stop(joiner, second)
             done = rows_of(second)[-1]["round"]
-            joiner = gossamer(*again, second)
+            joiner = start(second, *again)
             wait_until(lambda: rows_of(second)[-1]["round"] > done, 90, "the joiner to go on")  # noqa: B023  # awaited here
             assert events_of(second, "training")[-1]["round"] == done
-        stop(joiner)
+        stop(joiner, second)

@@ -218,7 +218,7 @@ def test_a_relay_alone_bridges_two_nodes_that_nobody_can_dial(tmp_path: Path) ->
         wait_until(received(right, small), 20)
         right.host.publish(large)
         wait_until(received(left, large), 20)
-        wait_until(lambda: [peer.node_id for peer in left.host.peers()] == [key_of(club).node_id], 5)
+        wait_until(lambda: [peer.node_id for peer in left.host.peers()] == [key_of(club).node_id], 20)
         wait_until(lambda: ask(club)["counters"]["items_received"] == 2, 20)
         state = ask(club)
     assert (state["rounds"], state["counters"]["live_peers"]) == (None, 2)

@@ -207,6 +207,7 @@ structlog.get_logger("node.loop").info("said")
 
 
 def say_and_fail(config: NodeConfig, folder: Path) -> None:
+    logs.FLUSH_S = 60.0  # however slowly the test reads
     say_numbers(BURST)
     raise ValueError("shape")
 

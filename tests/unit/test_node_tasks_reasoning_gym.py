@@ -52,19 +52,22 @@ FEW = 6  # of each of the others
 
 PRINT_DIGESTS = """
 import json
-from tests.unit.test_node_tasks_reasoning_gym import digests
-print(json.dumps(digests()))
+from tests.unit.test_node_tasks_reasoning_gym import digests, load_all
+print(json.dumps(digests(load_all())))
 """
+
+
+def load_all() -> Mapping[str, GymTask]:
+    return {name: load_reasoning_gym(name, {}) for name in SCORERS}
 
 
 @pytest.fixture(scope="module")
 def tasks() -> Mapping[str, GymTask]:
-    return {name: load_reasoning_gym(name, {}) for name in SCORERS}
+    return load_all()
 
 
-def digests() -> dict[str, str]:
+def digests(tasks: Mapping[str, GymTask]) -> dict[str, str]:
     """Hash what every data set makes of some seeds."""
-    tasks = {name: load_reasoning_gym(name, {}) for name in sorted(SCORERS)}
     made = {name: [task.key, *(task.make(seed) for seed in range(2))] for name, task in tasks.items()}
     return {name: hashlib.sha256(repr(items).encode()).hexdigest() for name, items in made.items()}
 
@@ -109,8 +112,7 @@ def test_right_answers_earn_one_and_wrong_ones_nothing(tasks: Mapping[str, GymTa
             assert task.verify(item, untagged) == 0.0, (untagged, item)
 
 
-def test_another_process_with_another_hash_seed_makes_the_same() -> None:
-    here = digests()
+def test_another_process_with_another_hash_seed_makes_the_same(tasks: Mapping[str, GymTask]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PRINT_DIGESTS],
         cwd=ROOT,
@@ -119,7 +121,7 @@ def test_another_process_with_another_hash_seed_makes_the_same() -> None:
         text=True,
         timeout=100,
     )
-    assert json.loads(done.stdout) == here, done.stderr
+    assert json.loads(done.stdout) == digests(tasks), done.stderr
 
 
 def test_an_expression_that_divides_by_zero_is_drawn_again(tasks: Mapping[str, GymTask]) -> None:

@@ -22,6 +22,7 @@ from node.engines.vllm import EngineError, VllmEngine, WeightMismatchError, poli
 from node.errors import UserError
 from node.worker_process import WorkerError, WorkerProcess
 from tests.policies import tiny_policy
+from tests.swarms import vllm_workers
 from tests.waiting import wait_until
 
 FAKES = Path(__file__).parents[1] / "fakes"
@@ -72,12 +73,15 @@ def engine_of(policy, tmp_path, monkeypatch):
 
 def alive(pid):
     """A dead process that its parent has not asked after yet counts as dead."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def worker_pids():
-    """Other tests' fork servers are children of this process too."""
-    return [child.pid for child in psutil.Process().children() if "vllm_worker.py" in " ".join(child.cmdline())]
+    """Other tests' children, some of them dead, are children of this process too."""
+    return [child.pid for child in vllm_workers(psutil.Process().children())]
 
 
 def worker_pid():
