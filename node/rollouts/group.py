@@ -14,12 +14,13 @@ reason fit for a counter. How large a group may be is its swarm's to say; the pr
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 import msgpack
 
 from node.tasks import Item, Task, TaskKey
+from protocol.value import value
 from protocol.wire.encoding import at_most
 
 FORMAT = 1
@@ -46,7 +47,7 @@ class Completion(NamedTuple):
     reward: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Group:
     """A question's completions, as made by one policy version."""
 
@@ -72,7 +73,7 @@ class Question(NamedTuple):
     prompt: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EncodedGroup:
     """A group under the local policy's tokenizer, whoever made it. Tokens never leave the node.
 

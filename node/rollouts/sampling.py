@@ -17,13 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from node.rollouts.group import EncodedGroup
+from protocol.value import value
 
 _EPSILON = 1e-4  # TRL's guard against a zero deviation in group scaling
 RIGHT = 1.0  # the reward of a completion that is wholly right
 _FLAT = 1e-9  # rewards closer than this are equal: the group carries no gradient
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Sample:
     """One completion to train on: its tokens after those of its prompt, weighted by `advantage`.
 
@@ -44,7 +45,7 @@ class Sample:
     index: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Candidate:
     """What a rule may know of a peer's group, as its signer says: it is verified once it is drawn.
 
@@ -64,7 +65,7 @@ class Candidate:
         object.__setattr__(self, "informative", is_informative(self.rewards))  # once, and not in every round
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Pick:
     """A rule's choice: completion `index` of candidate `id`, trained with `advantage`, as `weight` of a group."""
 
