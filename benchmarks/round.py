@@ -125,7 +125,9 @@ def _sharing(config: NodeConfig, common: Row, blocks: int, warm: int) -> Generat
         partial(time_beside, config, tasks, PEERS, warm),
         partial(time_gossamer, config, tasks, NoExchange(), warm),
     )
-    yield _row("sharing on", on, common | {"peers": PEERS, "peers_groups_a_round": round(statistics.fmean(groups), 1)})
+    taken = round(statistics.fmean(groups), 1)
+    same = {"same_completions": _agreement(on, off)}
+    yield _row("sharing on", on, common | same | {"peers": PEERS, "peers_groups_a_round": taken})
     yield _row("sharing off, beside others", beside, common | {"peers": 0, "peers_groups_a_round": 0})
     yield _row("sharing off", off, common | {"peers": 0, "peers_groups_a_round": 0})
     return {

@@ -3,8 +3,8 @@
 All sides train on their own groups only, so what is timed is the taking part: signing, sending, receiving, checking
 signatures, reading, storing and relaying of what peers publish as much as a node's sampler can use
 (`node.rollouts.sharing`), and drawing as many groups as a round has of its own: making their questions again, scoring
-and encoding them. For that the peers' groups have no advantage, and the rule draws them nevertheless; how surprising
-they are nobody asks, for that is a forward pass. The peers live in a child process and publish, at each end of a round
+and encoding them. For that the peers' groups have no advantage and no weight, and the rule draws them nevertheless; how
+surprising they are nobody asks, for that is a forward pass. The peers live in a child process and publish, at each end of a round
 here, what as many nodes of this size publish in one; they take from each other as much as the node does.
 
 A node is alone in two ways: with nothing beside it, and beside the same peers, who then have one of their own in its
@@ -57,7 +57,12 @@ def time_sharing(config: NodeConfig, tasks: TaskSet, peers: int, warm: int) -> t
             wait_for_peers(host, peers)
             exchange = _Fed(host, tasks, publish, config, warm)
             sampling = config.sampling.model_copy(
-                update={"rule": "uniform", "external": config.sampling.local, "max_surprise": 0.0}
+                update={
+                    "rule": "uniform",
+                    "external": config.sampling.local,
+                    "external_weight": 0.0,  # with any, own groups would count for less, and the policies part
+                    "max_surprise": 0.0,
+                }
             )
             block = time_gossamer(config.model_copy(update={"sampling": sampling}), tasks, exchange, warm)
         rejected = {reason: count for reason, count in host.counters().rejected.items() if reason not in HONEST}

@@ -22,7 +22,7 @@ def test_both_sides_make_the_same_completions_and_the_last_row_has_the_ratios(th
     assert all(row["bench"] == "round" and row["median_s"] > 0 and row["runs"] == 3 for row in rows)
     assert [row["same_completions"] for row in rows[:2]] == [1, 1]
     assert all(row["same_completions"] > 0.9 for row in rows[2:4])  # TRL steps in a round without signal, we do not
-    assert rows[4]["peers_groups_a_round"] > 0
+    assert rows[4]["peers_groups_a_round"] > 0 and rows[4]["same_completions"] == 1
     assert last["ratio"]["trl"]["reward=dense"] == rows[0]["median_s"] / rows[1]["median_s"]
     ratio = last["ratio"]["sharing off"]
     assert ratio["peers=7"] == rows[4]["median_s"] / rows[6]["median_s"]
