@@ -4,8 +4,8 @@ All sides train on their own groups only, so what is timed is the taking part: s
 signatures, reading, storing and relaying of what peers publish as much as a node's sampler can use
 (`node.rollouts.sharing`), and drawing as many groups as a round has of its own: making their questions again, scoring
 and encoding them. For that the peers' groups have no advantage and no weight, and the rule draws them nevertheless; how
-surprising they are nobody asks, for that is a forward pass. The peers live in a child process and publish, at each end of a round
-here, what as many nodes of this size publish in one; they take from each other as much as the node does.
+surprising they are nobody asks, for that is a forward pass. The peers live in a child process and publish, at each end
+of a round here, what as many nodes of this size publish in one; they take from each other as much as the node does.
 
 A node is alone in two ways: with nothing beside it, and beside the same peers, who then have one of their own in its
 place. Cores that share caches and pipelines are slower while others work, whoever these are: what taking part costs
