@@ -58,6 +58,8 @@ class Driver:
             for action in actions:
                 match action:
                     case SendFrame(link, frame, ids):
+                        if action.is_item and self._transport.holds(link, ids):
+                            continue  # it was asked for again, and is on its way
                         if self._transport.send(link, frame, action.lane, ids):
                             self._core.note_sent(action)
                         elif ids:

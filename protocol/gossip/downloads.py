@@ -67,7 +67,12 @@ class _Source:
     asked: dict[int, None] = field(default_factory=dict)
     since: float = 0.0  # of the last chunk, or of the asking
     strikes: int = 0  # times that it was relieved since it gave something
-    late: set[int] = field(default_factory=set)  # what it was relieved of as it was silent, and may give yet
+    late: Counter[int] = field(default_factory=Counter)  # what it was relieved of and may give yet, and how often
+
+    def expect_late(self) -> None:
+        """What it is asked for may come yet, though it is asked no more: a few times, as often as it was asked."""
+        for index in self.asked:
+            self.late[index] = min(MAX_STRIKES, self.late[index] + 1)
 
 
 @dataclass(slots=True)
@@ -148,6 +153,7 @@ class Downloads:
         if source is not None:
             if source.asked:
                 source.strikes = max(source.strikes, 1)
+                source.expect_late()
             self._relieve(download, source)
         elif node not in download.expelled and len(download.sources) < MAX_SOURCES:
             download.sources[node] = _Source()
@@ -172,7 +178,7 @@ class Downloads:
         if index in source.asked:
             del source.asked[index]
         else:
-            source.late.remove(index)
+            source.late -= Counter([index])  # without it once it is zero
         self._heard.set(node, now)
         if index not in download.chunks:
             source.since, source.strikes = now, 0
@@ -331,7 +337,7 @@ class Downloads:
                 patience = self._patience_for(len(source.asked))
                 is_silent = max(source.since, 0.0 if free - {node} else heard) + patience <= now
                 if source.asked and (is_silent or source.since + download.stretched(patience) <= now):
-                    source.late.update(source.asked)
+                    source.expect_late()
                     self._relieve(download, source)
                     source.strikes += 1
                     if source.strikes >= MAX_STRIKES:
@@ -402,7 +408,7 @@ class Downloads:
         """What these holders were asked for may come yet, and be of no use."""
         for node in nodes:
             source = download.sources[node]
-            if count := len(source.late.union(source.asked)):
+            if count := source.late.total() + len(source.asked):
                 self._late.set((node, download.outline.id), count)
 
     def _was_late(self, node: NodeId, item_id: ItemId) -> bool:

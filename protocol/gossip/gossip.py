@@ -34,9 +34,9 @@ Rules
     A source takes at least what the node takes; where more is on offer than that, no other is left out.
  8. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed
     beyond our demand, or long after we asked for announcements only.
- 9. An item is served to a peer once. What waits for a peer is on its way, and not put there again. Whoever asks again
-    for what left, for lines break, pays out of a small allowance of its own, which outlives its link: what is beyond
-    that, or named again in one request, is an offence.
+ 9. An item is served to a peer once. Whoever asks again, for lines break, pays out of a small allowance of
+    its own, which outlives its link: what is beyond that, or named again in one request, is an offence. What still
+    waits for it is not put into its queue again (see `protocol.driver`).
 10. A promise is kept. An item found bad is announced to nobody any more, but whoever was told of
     it may have it, and judges for itself: that costs its signer, not whoever passed it on. An item
     that will soon be stale is not announced.
@@ -403,7 +403,7 @@ class Gossip:
             wants = peer.wants
             if pusher not in wants.direct and peer.known.get(item.id) is None and wants.covers_topic(item.topic):
                 peer.remind(item.id)
-                may = min(may, peer.quiet_until)
+                may = min(may, peer.quiet)
         if may <= now.steady:
             self._timer.news(now.steady)
         elif may < math.inf:
@@ -423,7 +423,6 @@ class Gossip:
         for node, peer in self._peers.items():
             if small and not peer.wants.announce_only and peer.wants.covers_topic(item.topic):
                 peer.note(item.id, Knows.HAS)
-                peer.give(item.id)
                 actions.append(Send(node, item))
         self._hold(item, now)
         if not small:
@@ -504,14 +503,13 @@ class Gossip:
         actions: list[GossipAction] = []
         for index in dict.fromkeys(pull.indices):
             chunk = item.chunk(index)
-            if not chunk.data or chunk.place in peer.waiting:
+            if not chunk.data:
                 continue
             if not peer.account.take(chunk.place, len(chunk.data), now.steady):
                 if peer.account.had(chunk.place):
                     return [*actions, Blame(node, "asked_again")]
                 self._not_sent(node, (chunk.place,), now)
                 break
-            peer.give(chunk.place)
             actions.append(Send(node, chunk))
         return actions + _named_again(node, pull.indices)
 
@@ -529,12 +527,11 @@ class Gossip:
         for item_id in dict.fromkeys(ids):
             may_have = item_id in peer.known or self._store.offered(item_id, now) is not None
             item = self._store.get(item_id) if may_have else None
-            if item is None or item_id in peer.waiting:
+            if item is None:
                 continue
             size = len(item.hashes) if item.is_large else len(item.frame)
             if peer.account.take(item_id, size, now.steady):
                 peer.note(item_id, Knows.HAS)
-                peer.give(item_id)
                 actions.append(Send(node, item))
             elif peer.account.had(item_id):
                 actions.append(Blame(node, "asked_again"))
@@ -550,7 +547,6 @@ class Gossip:
             peer.found_full(now.steady)
             for what in ids:
                 peer.account.undo(what)
-                peer.waiting.pop(what, None)
                 item_id = ItemId(what[:HASH_BYTES])
                 peer.known.pop(item_id)
                 peer.remind(item_id)
@@ -579,15 +575,16 @@ class Gossip:
             self._timer.clear()
         for node, peer in self._peers.items():
             peer.look_at_queue(node in congested, now.steady)
-            if now.steady < peer.quiet_until:
+            if now.steady < peer.quiet:
                 if peer.pending:
-                    self._timer.by(peer.quiet_until)
+                    self._timer.by(peer.quiet)
                 continue
             if flush and peer.pending:
                 actions += self._announce(
                     node, [item_id for item_id in peer.pending if peer.known.get(item_id) is None], now
                 )
                 peer.pending.clear()
+                peer.full_since = math.inf
                 if peer.wants.announce_only:
                     peer.quiet_until = now.steady + self._timing.pull_patience / DRAWS
             actions += self._catch_up(node, peer, now)

@@ -97,8 +97,7 @@ class Peer:
     backlog_due: float
     pending: dict[ItemId, None] = field(default_factory=dict)
     quiet_until: float = 0.0
-    waiting: dict[bytes, None] = field(default_factory=dict)  # given since the link was last empty: ids, chunks' places
-    full_since: float = math.inf  # when its queue refused something, and was not empty since
+    full_since: float = math.inf  # when its queue refused something; it was not empty, nor was it told anything, since
     repeats: bool = False  # whether it announced what others sign, since we last looked
     brought: dict[ItemId, None] = field(default_factory=dict)  # such items that we lacked
     direct: frozenset[NodeId] = frozenset()  # signers that it was told it need not announce
@@ -110,11 +109,10 @@ class Peer:
         while len(self.pending) > MAX_PENDING:
             del self.pending[next(iter(self.pending))]
 
-    def give(self, what: bytes) -> None:
-        """Note that an item, or a chunk, is put into the queue of its link; beyond the bound the oldest have left."""
-        self.waiting[what] = None
-        if len(self.waiting) > KNOWN_ITEMS:
-            del self.waiting[next(iter(self.waiting))]
+    @property
+    def quiet(self) -> float:
+        """Until when nothing is announced to it."""
+        return min(self.quiet_until, self.full_since + FULL_S)
 
     def found_full(self, now: float) -> None:
         """Its queue refused something: nothing is announced to it for a while."""
@@ -122,10 +120,8 @@ class Peer:
         self.full_since = min(self.full_since, now)
 
     def look_at_queue(self, is_congested: bool, now: float) -> None:
-        """Note whether items wait for it; after a refusal nothing is announced to it meanwhile, as far as `FULL_S`."""
+        """Note whether items wait for it: after a refusal nothing is announced to it meanwhile, as far as `FULL_S`."""
         if not is_congested:
-            self.waiting.clear()
-        if not is_congested or now >= self.full_since + FULL_S:
             self.full_since = math.inf
         elif self.full_since < math.inf:
             self.quiet_until = max(self.quiet_until, now + RETRY_S)

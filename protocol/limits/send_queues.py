@@ -48,6 +48,7 @@ class _Waiting(NamedTuple):
 class _Queue:
     virtual: float
     lanes: tuple[deque[_Waiting], ...] = field(default_factory=lambda: tuple(deque() for _ in Lane))
+    held: set[bytes] = field(default_factory=set)  # ids of the items, and places of chunks, that wait
     control: int = 0  # bytes
     items: int = 0
     blocked_until: float = -math.inf
@@ -86,6 +87,11 @@ class SendQueues:
         """The links whose items wait."""
         return frozenset(link for link, queue in self._busy.items() if queue.items)
 
+    def holds(self, link: Link, ids: tuple[bytes, ...]) -> bool:
+        """Tell whether these items, or chunks, wait for the link: what is on its way need not be put here again."""
+        queue = self._busy.get(link)
+        return queue is not None and queue.held.issuperset(ids)
+
     def put(self, link: Link, frame: bytes, lane: Lane, ids: tuple[bytes, ...] = ()) -> bool:
         """Queue a frame about these items; False: there is no room. What went for it `take_lost` tells."""
         queue = self._queues.get(link)
@@ -103,6 +109,8 @@ class SendQueues:
             queue.virtual = max(queue.virtual, self._virtual)
             self._busy[link] = queue
         queue.lanes[lane].append(_Waiting(frame, ids))
+        if lane is not Lane.CONTROL:
+            queue.held.update(ids)
         self._count(queue, lane, size)
         return True
 
@@ -132,7 +140,10 @@ class SendQueues:
         queue = self._busy[link]
         lane = queue.head
         assert lane is not None
-        size = len(queue.lanes[lane].popleft().frame)
+        left = queue.lanes[lane].popleft()
+        size = len(left.frame)
+        if lane is not Lane.CONTROL:
+            queue.held.difference_update(left.ids)
         self._count(queue, lane, -size)
         self._virtual = max(self._virtual, queue.virtual)
         queue.virtual += size

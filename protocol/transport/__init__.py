@@ -43,6 +43,10 @@ class Transport(Protocol):
         """
         ...
 
+    def holds(self, link: Link, ids: tuple[bytes, ...]) -> bool:
+        """Tell whether these items, or chunks, wait to be sent over a link: a copy would only be in its way."""
+        ...
+
     @property
     def congested(self) -> frozenset[Link]:
         """The links over which items wait to be sent."""

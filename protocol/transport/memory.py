@@ -310,6 +310,10 @@ class MemoryTransport:
         self._events.append(event)
         return not self.paused
 
+    def holds(self, link: Link, ids: tuple[bytes, ...]) -> bool:
+        """See `Transport.holds`."""
+        return self._queues.holds(link, ids)
+
     @property
     def congested(self) -> frozenset[Link]:
         """See `Transport.congested`."""

@@ -105,6 +105,10 @@ class ZmqTransport:
         self._flush()
         return True
 
+    def holds(self, link: Link, ids: tuple[bytes, ...]) -> bool:
+        """See `Transport.holds`."""
+        return self._queues.holds(link, ids)
+
     @property
     def congested(self) -> frozenset[Link]:
         """See `Transport.congested`."""

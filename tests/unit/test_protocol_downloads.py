@@ -441,8 +441,22 @@ def test_chunks_of_a_holder_that_was_silent_too_often_were_asked_for() -> None:
         now += PATIENCE + WINDOW
         downloads.check(now)
     assert downloads.due(now) == []  # it holds the item no more
-    late = [downloads.arrived(A, item.chunk(index), now) for index in (0, 1, 1)]
-    assert late == [Took.LATE, Took.LATE, Took.UNASKED]
+    late = [downloads.arrived(A, item.chunk(index), now) for index in (0, 1) * (MAX_STRIKES + 1)]
+    assert late == [Took.LATE] * 2 * MAX_STRIKES + [Took.UNASKED] * 2
+
+
+def test_a_chunk_that_a_holder_was_asked_for_twice_may_come_twice() -> None:
+    item = large(2 * CHUNK_BYTES)
+    downloads, slow = Downloads(1 << 30, PATIENCE), PATIENCE + WINDOW
+    assert downloads.begin(outline_of(item), [A], 0.0)
+    downloads.due(0.0)
+    downloads.offered(A, item.id)  # it could not send one of them
+    downloads.due(0.0)
+    downloads.check(slow)  # and is slow
+    downloads.due(slow)
+    came = [downloads.arrived(A, item.chunk(index), slow) for index in (0, 1) * 4]
+    assert downloads.finish(item.id) is not None
+    assert came == [Took.TAKEN] * 6 + [Took.UNASKED] * 2
 
 
 def test_no_time_passes_for_an_item_whose_holder_could_not_send_it_while_that_gives_another() -> None:

@@ -374,10 +374,7 @@ def test_serving_pulls_is_bounded() -> None:
 def test_an_item_is_served_to_a_peer_once_and_again_only_out_of_an_allowance_that_outlives_its_link(size: int) -> None:
     core = machine(A, B, limits=Limits(held_bytes=10 * AGAIN_BYTES))
     core.handle(Got(A, item(1, size)), at(1))
-    served = []
-    for _ in range(250):
-        served.append(core.handle(Pulled(B, (name(1),)), at(1)))
-        core.handle(Tick(), at(1))  # it has left
+    served = [core.handle(Pulled(B, (name(1),)), at(1)) for _ in range(250)]
     assert sum(isinstance(action, Send) for actions in served for action in actions) == 1 + 10
     core.handle(PeerDown(B), at(2))
     core.handle(PeerUp(B), at(2))
@@ -392,7 +389,6 @@ def test_what_one_request_names_again_is_given_once_and_costs_each_time() -> Non
     for one in (large, item(1, signer=ME)):
         core.handle(Publish(one), at(1))
     again = Blame(A, "asked_again")
-    core.handle(Tick(), at(2))
     assert core.handle(Pulled(A, (large.id, name(1), large.id, large.id)), at(2)) == [
         Send(A, large),
         Send(A, item(1, signer=ME)),
@@ -408,46 +404,28 @@ def test_what_one_request_names_again_is_given_once_and_costs_each_time() -> Non
     ]
 
 
-def test_what_waits_for_a_peer_is_not_given_to_it_once_more() -> None:
-    core = machine(A)
-    large, _ = large_item()
-    for one in (large, item(1, signer=ME)):
-        core.handle(Publish(one), at(1))
-    asks = (Pulled(A, (name(1), large.id)), ChunksPulled(A, PullChunks(large.id, (0, 1))))
-    given = (Send(A, item(1, signer=ME)), Send(A, large), Send(A, large.chunk(0)), Send(A, large.chunk(1)))
-
-    def answers(second: int, congested: frozenset[NodeId]) -> list[Send]:
-        sent = [action for ask in asks for action in core.handle(ask, at(second))]
-        core.handle(Tick(congested), at(second))
-        return sent
-
-    waits = frozenset({A})
-    core.handle(Tick(waits), at(1))  # the small one was pushed, and waits
-    assert answers(2, waits) == [*given[1:]]
-    assert answers(3, waits) == []
-    core.handle(NotSent(A, (name(1),)), at(3))  # it made room for another
-    assert answers(4, waits) == [given[0]]
-    assert answers(5, frozenset()) == []
-    assert answers(6, waits) == [*given]  # all had left, and were lost
-
-
-def test_a_peer_whose_queue_was_full_is_announced_what_it_lacks_once_nothing_waits_for_it_or_a_while_later() -> None:
+@pytest.mark.parametrize("refusals", [1, 1000], ids=["one refusal", "one in each tenth of a second"])
+def test_a_peer_whose_queue_was_full_is_announced_what_it_lacks_once_nothing_waits_for_it_or_a_while_later(
+    refusals: int,
+) -> None:
     core, waits = machine(A, B), frozenset({B})
     for number in (1, 2):
         core.handle(Got(A, item(number)), at(1))
-        core.handle(NotSent(B, (name(number),)), at(1))
 
     def first_told(start: float, congested: frozenset[NodeId]) -> float:
-        return next(
-            start + tenth / 10
-            for tenth in range(1000)
-            if B in announced(core.handle(Tick(congested), at(start + tenth / 10)))
-        )
+        for tenth in range(1000):
+            now = start + tenth / 10
+            if tenth < refusals:
+                core.handle(NotSent(B, (name(1), name(2))), at(now))
+            if B in announced(core.handle(Tick(congested), at(now))):
+                return now - start
+        return math.inf
 
-    assert first_told(1, waits) == pytest.approx(1.5 + FULL_S, abs=0.6)
-    core.handle(NotSent(B, (name(1),)), at(40))
-    assert B not in announced(core.handle(Tick(waits), at(45)))
-    assert first_told(45, frozenset()) == pytest.approx(45 + RETRY_S, abs=0.2)
+    assert first_told(1, waits) == pytest.approx(FULL_S, abs=RETRY_S)
+    assert first_told(100, waits) == pytest.approx(FULL_S, abs=RETRY_S)
+    core.handle(Tick(waits), at(210))
+    refusals = 1
+    assert first_told(220, frozenset()) == pytest.approx(RETRY_S, abs=0.2)
 
 
 def test_what_did_not_leave_was_not_served() -> None:

