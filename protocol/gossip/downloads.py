@@ -408,8 +408,9 @@ class Downloads:
         """What these holders were asked for may come yet, and be of no use."""
         for node in nodes:
             source = download.sources[node]
-            if count := source.late.total() + len(source.asked):
-                self._late.set((node, download.outline.id), count)
+            key, count = (node, download.outline.id), source.late.total() + len(source.asked)
+            if count:
+                self._late.set(key, count + (self._late.get(key) or 0))
 
     def _was_late(self, node: NodeId, item_id: ItemId) -> bool:
         key = (node, item_id)

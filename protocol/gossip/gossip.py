@@ -35,8 +35,8 @@ Rules
  8. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed
     beyond our demand, or long after we asked for announcements only.
  9. An item is served to a peer once. Whoever asks again, for lines break, pays out of a small allowance of
-    its own, which outlives its link: what is beyond that, or named again in one request, is an offence. What still
-    waits for it is not put into its queue again (see `protocol.driver`).
+    its own, which outlives its link: what is beyond that, or named again in one request, is an offence. Of what
+    still waits for it, but outlines, no copy is put into its queue (see `protocol.driver`).
 10. A promise is kept. An item found bad is announced to nobody any more, but whoever was told of
     it may have it, and judges for itself: that costs its signer, not whoever passed it on. An item
     that will soon be stale is not announced.
@@ -584,9 +584,10 @@ class Gossip:
                     node, [item_id for item_id in peer.pending if peer.known.get(item_id) is None], now
                 )
                 peer.pending.clear()
-                peer.full_since = math.inf
                 if peer.wants.announce_only:
                     peer.quiet_until = now.steady + self._timing.pull_patience / DRAWS
+            if not peer.pending:
+                peer.full_since = math.inf
             actions += self._catch_up(node, peer, now)
         self._catching_up = any(peer.backlog for peer in self._peers.values())
         return actions

@@ -97,7 +97,7 @@ class Peer:
     backlog_due: float
     pending: dict[ItemId, None] = field(default_factory=dict)
     quiet_until: float = 0.0
-    full_since: float = math.inf  # when its queue refused something; it was not empty, nor was it told anything, since
+    full_since: float = math.inf  # when its queue refused something of which it is yet to be told
     repeats: bool = False  # whether it announced what others sign, since we last looked
     brought: dict[ItemId, None] = field(default_factory=dict)  # such items that we lacked
     direct: frozenset[NodeId] = frozenset()  # signers that it was told it need not announce
@@ -122,7 +122,7 @@ class Peer:
     def look_at_queue(self, is_congested: bool, now: float) -> None:
         """Note whether items wait for it: after a refusal nothing is announced to it meanwhile, as far as `FULL_S`."""
         if not is_congested:
-            self.full_since = math.inf
+            self.full_since = math.inf if now >= self.quiet_until else self.full_since
         elif self.full_since < math.inf:
             self.quiet_until = max(self.quiet_until, now + RETRY_S)
 

@@ -459,6 +459,17 @@ def test_a_chunk_that_a_holder_was_asked_for_twice_may_come_twice() -> None:
     assert came == [Took.TAKEN] * 6 + [Took.UNASKED] * 2
 
 
+def test_what_was_asked_for_of_an_item_that_was_given_up_twice_may_come_yet() -> None:
+    item = large(2 * CHUNK_BYTES)
+    downloads = Downloads(1 << 30, PATIENCE)
+    for _ in range(2):
+        assert downloads.begin(outline_of(item), [A], 0.0)
+        downloads.due(0.0)
+        downloads.forget_signed(lambda signer: True)
+    came = [downloads.arrived(A, item.chunk(index), 1.0) for index in (0, 1, 0, 1, 0)]
+    assert came == [Took.LATE] * 4 + [Took.UNASKED]
+
+
 def test_no_time_passes_for_an_item_whose_holder_could_not_send_it_while_that_gives_another() -> None:
     """What was begun first is asked for first, and takes all that its holder may be asked for at a time."""
     items = {one.id: one for one in (large(100 * CHUNK_BYTES, 1), large(2 * CHUNK_BYTES, 2))}
