@@ -55,7 +55,7 @@ class Refusal(NamedTuple):
 
 
 class Refusals:
-    """Notes them for a person: each of what is said once, in a bounded number of lines."""
+    """Notes refusals for a person: the same words once in `SAME_S`, in a bounded number of lines."""
 
     def __init__(self, now: Instant) -> None:
         self.counts: Counter[str] = Counter()  # of those that we did not admit, by reason

@@ -69,6 +69,10 @@ class _Source:
     strikes: int = 0  # times that it was relieved since it gave something
     late: Counter[int] = field(default_factory=Counter)  # what it was relieved of and may give yet, and how often
 
+    def waits_its_turn(self, in_flight: int) -> bool:
+        """Tell whether a holder is not asked for this item as it gives others: one that failed, if it has no room."""
+        return not self.asked and (not self.strikes or in_flight >= WINDOW)
+
     def expect_late(self) -> None:
         """What it is asked for may come yet, though it is asked no more: a few times, as often as it was asked."""
         for index in self.asked:
@@ -227,9 +231,9 @@ class Downloads:
         heard = {node for node, when in self._heard.items() if when + life > now}
         in_flight = self._in_flight()
         for _, one in progressing:
-            if any(node in gave and self._waits_its_turn(it, in_flight[node]) for node, it in one.sources.items()):
+            if any(node in gave and it.waits_its_turn(in_flight[node]) for node, it in one.sources.items()):
                 one.touched = now
-        self._relieve_the_silent(now)
+        self._relieve_the_silent(in_flight, now)
         failed = {node for one in self._downloads.values() for node, source in one.sources.items() if source.strikes}
         for item_id, one in progressing:
             hopeless = others_wait and one.sources.keys() <= failed - gave
@@ -323,13 +327,8 @@ class Downloads:
             self._size_of_link[link] += size
         download.link = link
 
-    def _waits_its_turn(self, source: _Source, in_flight: int) -> bool:
-        """Tell whether a holder is not asked for this item as it gives others: one that failed, if it has no room."""
-        return not source.asked and (not source.strikes or in_flight >= WINDOW)
-
-    def _relieve_the_silent(self, now: float) -> None:
+    def _relieve_the_silent(self, in_flight: Counter[NodeId], now: float) -> None:
         """Relieve holders of what they do not give in time; who was silent too often holds the item no more."""
-        in_flight = self._in_flight()
         for download in self._downloads.values():
             free = {one for one, it in download.sources.items() if not it.strikes and in_flight[one] < WINDOW}
             for node, source in list(download.sources.items()):

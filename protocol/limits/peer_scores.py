@@ -28,8 +28,7 @@ PENALTIES = {
     "no_hello": 0.02,
     "stale": 0.1,
     "false_chunk": 2.0,
-    # As large as a message gets. A holder that is too slow each time brings four every 6 s of items that came or were
-    # given up by then, and comes to less than half of a refusal.
+    # As large as a message gets. What was asked for and comes too late to be of use is none.
     "unasked_chunk": 0.01,
     # Items of topics that it was told we do not want, or pushed long after we asked for announcements: some
     # may be on the way when we say so.

@@ -88,7 +88,7 @@ class ZmqTransport:
 
     def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL, ids: tuple[bytes, ...] = ()) -> bool:
         """See `Transport.send`."""
-        sockets = self._dialled if link.dialled else self._inbound
+        sockets = self._sockets(link)
         if sockets is None:
             return False
         if self._queues.is_open:
@@ -163,12 +163,15 @@ class ZmqTransport:
         self._wake_in.close()
         self._wake_out.close()
 
+    def _sockets(self, link: Link) -> DialledLinks | Inbound | None:
+        return self._dialled if link.dialled else self._inbound
+
     def _flush(self) -> None:
         """Hand the sockets what they take of what waits."""
         now = time.monotonic()
         while (turn := self._queues.next(now)) is not None:
             link, frame = turn
-            sockets = self._dialled if link.dialled else self._inbound
+            sockets = self._sockets(link)
             match sockets.send(link, frame) if sockets is not None else Taken.GONE:
                 case Taken.YES:
                     self._queues.sent(link)
