@@ -63,6 +63,6 @@ VOLUME /state
 EXPOSE 4001
 # A first start may download a model; after it a silence of half an hour means that the node hangs.
 HEALTHCHECK --interval=60s --timeout=20s --start-period=30m --retries=3 \
-    CMD ["python", "-P", "-m", "node.health", "/state", "--limit", "1800"]
+    CMD ["python", "-P", "-m", "node.operations.health", "/state", "--limit", "1800"]
 ENTRYPOINT ["tini", "--", "gossamer"]
 CMD ["node", "--state", "/state", "--listen", "tcp://0.0.0.0:4001"]

@@ -11,9 +11,9 @@ from typing import Any
 from node.config import NodeConfig
 from node.engines.hf import HfEngine
 from node.loop import Loop
-from node.policy import Policy, load_policy
+from node.policy.load import Policy, load_policy
 from node.rollouts.replay_buffer import ReplayBuffer
-from node.rollouts.sharing import Exchange
+from node.swarm.sharing import Exchange
 from node.tasks import TaskSet
 from node.telemetry.metrics import MetricsLog
 from node.training.trainer import make_trainer

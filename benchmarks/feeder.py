@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgpack
 
-from node.rollouts.sharing import Demand
+from node.swarm.sharing import Demand
 from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity

@@ -21,9 +21,9 @@ from typing import Any
 from benchmarks.sharing import feeder, wait_for_peers
 from node.config import PoolConfig
 from node.rollouts.group import MAX_GROUP_BYTES, Completion, Group, encode
-from node.rollouts.ingest import Limits, check
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
-from node.rollouts.sharing import Admission, topic_of
+from node.rollouts.screening import Limits, check
+from node.swarm.sharing import Admission, topic_of
 from node.tasks import Task, TaskKey, TaskSet, derive_seed
 from node.tasks.builtin import FAMILIES
 from protocol.config import Instant, Setup, read_clock

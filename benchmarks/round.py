@@ -41,9 +41,9 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks.block import SEED, Block, Stamp, block, stamp, time_gossamer
 from benchmarks.sharing import time_beside, time_sharing
 from node.config import NodeConfig, parse_config
-from node.policy import Policy, load_policy
+from node.policy.load import Policy, load_policy
 from node.policy.prompt import chat_turns, plain_text
-from node.rollouts.sharing import NoExchange
+from node.swarm.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, TaskSet, derive_seed, load_tasks
 
 Reward = Literal["dense", "task"]

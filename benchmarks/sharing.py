@@ -2,7 +2,7 @@
 
 All sides train on their own groups only, so what is timed is the taking part: signing, sending, receiving, checking
 signatures, reading, storing and relaying of what peers publish as much as a node's sampler can use
-(`node.rollouts.sharing`), and drawing as many groups as a round has of its own: making their questions again, scoring
+(`node.swarm.sharing`), and drawing as many groups as a round has of its own: making their questions again, scoring
 and encoding them. For that the peers' groups have no advantage and no weight, and the rule draws them nevertheless; how
 surprising they are nobody asks, for that is a forward pass. The peers live in a child process and publish, at each end
 of a round here, what as many nodes of this size publish in one; they take from each other as much as the node does.
@@ -28,7 +28,7 @@ from benchmarks.block import Block, time_gossamer
 from node.config import NodeConfig
 from node.rollouts.group import Completion, Group, encode
 from node.rollouts.replay_buffer import Shared
-from node.rollouts.sharing import NetworkExchange, NoExchange, topic_of
+from node.swarm.sharing import NetworkExchange, NoExchange, topic_of
 from node.tasks import Task, TaskSet, derive_seed
 from protocol.credentials.records import Address
 from protocol.host import Host

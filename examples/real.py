@@ -20,10 +20,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from examples.fetch_smollm2 import DEFAULT_FOLDER, fetch
-from node.budget import is_done, spent_by
 from node.config import parse_config
 from node.errors import UserError
-from node.telemetry.report import ALONE, write_report
+from node.fleet.report import ALONE, write_report
+from node.training.budget import is_done, spent_by
 
 ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_PEERS = {"network.enabled": "false", "sampling.external": "0"}

@@ -389,7 +389,7 @@ class EvalConfig(Section):
 
 
 class BudgetConfig(Section):
-    """What a node may spend before it ends, beside `rounds`; `node.budget` says how it is counted."""
+    """What a node may spend before it ends, beside `rounds`; `node.training.budget` says how it is counted."""
 
     generated_tokens: int | None = Field(
         None, ge=1, description="the node ends with the round in which it has generated so many; default: no bound"

@@ -20,6 +20,11 @@ class PassingError(UserError):
     """
 
 
+def one_line(error: Exception) -> str:
+    """Return what `error` says, on one line."""
+    return " ".join(str(error).split())
+
+
 def for_shell(path: Path) -> str:
     """Return `path` as it stands in a command that a person is to paste into a shell."""
     return shlex.quote(str(path))

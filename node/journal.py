@@ -24,9 +24,9 @@ import zstandard
 
 from node.engines import Generated
 from node.rollouts.group import Group, encode
-from node.rollouts.ingest import Limits, Refused, Seen
 from node.rollouts.replay_buffer import Snapshot
 from node.rollouts.sampling import Sample
+from node.rollouts.screening import Limits, Refused, Seen
 
 JOURNAL_FILE = "rounds.journal"
 OLDER_FILE = "rounds.old.journal"

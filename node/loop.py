@@ -19,14 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from node.budget import Spent, is_done
 from node.config import EngineConfig, NodeConfig
 from node.engines import Generated, RolloutEngine, SamplingParams
 from node.errors import UserError
 from node.journal import NoJournal, RoundJournal
-from node.policy import Policy
+from node.policy.load import Policy
 from node.rollouts.group import Completion, EncodedGroup, Group, GroupError, Question, content_id, encode
-from node.rollouts.ingest import BLAMELESS, Refused, says_nothing_else, verify
 from node.rollouts.lengths import OwnLength, OwnLengths, own_length
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, own_shared
 from node.rollouts.rules import RULES
@@ -48,11 +46,13 @@ from node.rollouts.sampling import (
     is_informative,
     local_samples,
 )
-from node.rollouts.sharing import Exchange, traffic_row
+from node.rollouts.screening import BLAMELESS, Refused, says_nothing_else, verify
 from node.rollouts.usefulness import Lesson, choose_by_worth, worths
+from node.swarm.sharing import Exchange, traffic_row
 from node.tasks import Item, TaskSet, derive_seed
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.rollout_log import Drawn, external_rows, own_rows
+from node.training.budget import Spent, is_done
 from node.training.likelihood import mean_logprobs, surprises
 
 Row = dict[str, Any]

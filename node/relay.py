@@ -13,10 +13,10 @@ import structlog
 
 from node.config import NodeConfig
 from node.errors import UserError
-from node.peering import Network, open_network
-from node.rollouts.sharing import SEED_DEMAND, traffic_row
-from node.signals import stop_signals
+from node.processes.signals import stop_signals
 from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
+from node.swarm.peering import Network, open_network
+from node.swarm.sharing import SEED_DEMAND, traffic_row
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.status_server import describe, observe
 from protocol.host import Host

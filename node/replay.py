@@ -15,12 +15,12 @@ from node.engines import Generated, SamplingParams
 from node.errors import UserError
 from node.journal import JOURNAL_FILE, Round, Start, digest_of_draw, digest_of_verdicts, read_journal, verdicts
 from node.loop import Loop
-from node.policy import Policy, load_policy
+from node.policy.load import Policy, load_policy
 from node.rollouts.group import Group, encode
-from node.rollouts.ingest import Refused, Seen
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.sampling import Sample
-from node.rollouts.sharing import Admission, NoExchange
+from node.rollouts.screening import Refused, Seen
+from node.swarm.sharing import Admission, NoExchange
 from node.tasks import TaskSet, load_tasks
 from node.telemetry.metrics import MetricsLog
 

@@ -15,30 +15,30 @@ import structlog
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from node.budget import Spent, is_done, spent_in
 from node.config import NodeConfig
 from node.engines import RolloutEngine, SamplingParams, make_engine
 from node.errors import UserError
-from node.founding import check_rules
 from node.journal import Journal, NoJournal, RoundJournal, Start
 from node.loop import Loop, longest_prompt
-from node.machine import return_freed_memory
-from node.peering import Network, open_network
-from node.policy import Policy, load_policy
-from node.presets import check_rate
-from node.rollouts.ingest import Limits
+from node.policy.load import Policy, load_policy
+from node.policy.presets import check_rate
+from node.processes.machine import return_freed_memory
+from node.processes.signals import stop_signals
 from node.rollouts.replay_buffer import ReplayBuffer
 from node.rollouts.sampling import Sample
-from node.rollouts.sharing import Exchange, NetworkExchange, NoExchange
-from node.signals import stop_signals
+from node.rollouts.screening import Limits
 from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
+from node.swarm.averaging import exchange_weights
+from node.swarm.founding import check_rules
+from node.swarm.peering import Network, open_network
+from node.swarm.sharing import Exchange, NetworkExchange, NoExchange
 from node.tasks import TaskSet, load_tasks
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import MetricsLog, iter_with_older
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 from node.telemetry.round_log import RoundLog
 from node.telemetry.status_server import describe, observe
-from node.training.averaging import exchange_weights
+from node.training.budget import Spent, is_done, spent_in
 from node.training.checkpoint import whole_checkpoint
 from node.training.evaluation import Evaluations
 from node.training.trainer import make_trainer
@@ -121,7 +121,8 @@ def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
             journal=node.journal or NoJournal(),
         )
         checkpoint = whole_checkpoint(folder / "checkpoints")
-        weights = stack.enter_context(exchange_weights(config, folder, policy, checkpoint, node.directory))
+        resumed = checkpoint.path if checkpoint else None
+        weights = stack.enter_context(exchange_weights(config, folder, policy, resumed, node.directory))
         scores = MetricsLog(folder / EVALUATIONS_FILE, None if config.ends else MAX_EVALUATIONS_BYTES)
         evaluations = Evaluations(
             config.eval,

@@ -137,3 +137,12 @@ def save_peers(path: Path, records: Sequence[bytes]) -> None:
     """
     tree = {"version": _PEERS_VERSION, "records": [record.hex() for record in records[:MAX_SAVED_RECORDS]]}
     write_atomically(path, json.dumps(tree, indent=1).encode())
+
+
+def sync_tree(root: Path) -> None:
+    """Wait until everything in `root` is on the disk."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            with Path(folder, name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(folder))

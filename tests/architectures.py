@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from node.config import LoraConfig, PolicyConfig
-from node.policy import Policy, load_policy
+from node.policy.load import Policy, load_policy
 from tests.policies import character_tokenizer
 
 SMALL = {"vocab_size": 99, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3}

@@ -27,7 +27,7 @@ from collectives import CollectiveError, Communicator, Op, SharedState
 from collectives import operations as jobs_of
 from collectives.agreement.events import Begin, Heard, Send
 from collectives.agreement.messages import Commit
-from node.machine import return_freed_memory
+from node.processes.machine import return_freed_memory
 
 CLONE_NEWNET = 0x40000000
 STATE_COUNT = 300_000  # 2.4 MB: three chunks

@@ -7,7 +7,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from node.config import LoraConfig, PolicyConfig
-from node.policy import Policy, load_policy
+from node.policy.load import Policy, load_policy
 
 CHARACTERS = "".join(map(chr, range(32, 127)))
 

@@ -8,7 +8,7 @@ from typing import Any
 from node.config import NodeConfig, parse_config
 from node.engines import SamplingParams
 from node.engines.hf import HfEngine
-from node.policy import Policy
+from node.policy.load import Policy
 from node.rollouts.sampling import Sample
 from node.tasks import Item
 from node.training.trainer import SwarmTrainer, make_trainer

@@ -22,7 +22,7 @@ def backup(folder: Source, file: File, debug: Debug = False) -> None:
     Example:
       gossamer backup n0 n0.tar
     """
-    from node.backup import back_up
+    from node.operations.backup import back_up
 
     head = back_up(folder, file)
     size = file.stat().st_size

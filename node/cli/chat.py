@@ -12,7 +12,7 @@ from node.cli.trained import Target, find_trained, say_loading
 from node.errors import UserError
 
 if TYPE_CHECKING:
-    from node.policy import Policy
+    from node.policy.load import Policy
     from node.tasks import Item
 
 Questions = Annotated[
@@ -70,7 +70,7 @@ def chat(  # noqa: PLR0913  # one parameter for each option of the command
 
     from node.engines import SamplingParams
     from node.engines.hf import HfEngine
-    from node.policy import load_policy
+    from node.policy.load import load_policy
     from node.tasks import Item, load_tasks
     from node.telemetry.logs import setup_logs
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from node.cli.options import Debug, Model, of_a_node
-from node.diagnosis import Check, examine, examine_model, examine_node
+from node.operations.diagnosis import Check, examine, examine_model, examine_node
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -66,7 +66,7 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
     from node.engines import SamplingParams
     from node.engines.hf import HfEngine
     from node.loop import longest_prompt
-    from node.policy import load_policy
+    from node.policy.load import load_policy
     from node.tasks import load_tasks
     from node.telemetry.logs import setup_logs
     from node.training.evaluation import answer, score

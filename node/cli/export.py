@@ -34,8 +34,8 @@ def export(model: Target, out: Out, dtype: Dtype = None, settings: Settings = No
         raise UserError(f"{out} exists already: choose another folder, or delete it")
     trained = find_trained(model, settings)
 
-    from node.policy import load_policy
     from node.policy.export import export_model
+    from node.policy.load import load_policy
     from node.policy.model_card import model_card
     from node.telemetry.logs import setup_logs
 
@@ -48,17 +48,20 @@ def export(model: Target, out: Out, dtype: Dtype = None, settings: Settings = No
 
 
 def _history(trained: Trained) -> "History | None":
-    from node.founding import load_manifest
+    from node.fleet.summary import summarise_node
     from node.policy.model_card import History
+    from node.swarm.founding import load_manifest
     from node.telemetry.evaluations import EVALUATIONS_FILE
-    from node.telemetry.metrics import iter_metrics, iter_with_older
+    from node.telemetry.metrics import iter_metrics, iter_with_older, number
 
     if trained.node is None or trained.round is None:
         return None
     manifest = load_manifest(trained.node)
+    rows = [row for row in iter_with_older(trained.node / "metrics.jsonl") if row["round"] <= trained.round]
     return History(
         trained.round,
-        [row for row in iter_with_older(trained.node / "metrics.jsonl") if row["round"] <= trained.round],
+        summarise_node(rows),
+        int(max((number(row, "swarm/peers") for row in rows), default=0)),
         [row for row in iter_metrics(trained.node / EVALUATIONS_FILE) if row["round"] <= trained.round],
         manifest.name if manifest else "",
     )

@@ -25,7 +25,7 @@ from node.errors import for_shell
 from node.state_folder import check_free, gone_if_new
 
 if TYPE_CHECKING:
-    from node.peering import Network
+    from node.swarm.peering import Network
 
 
 class Policy(StrEnum):
@@ -81,8 +81,8 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
     remembered = settle(config, settings, named, folder=folder)
     settled = remembered.config if tasks is None else _with_tasks(remembered.config, tasks)
 
-    from node import founding
-    from node.peering import check_endpoint
+    from node.swarm import founding
+    from node.swarm.peering import check_endpoint
     from node.telemetry.logs import setup_logs
     from protocol.credentials import manifest
 

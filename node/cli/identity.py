@@ -89,7 +89,7 @@ def hand_over(
     Example:
       gossamer identity hand-over 03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8 --state n0
     """
-    from node import founding
+    from node.swarm import founding
 
     if not re.fullmatch("[0-9a-fA-F]{64}", key):
         raise UserError("KEY has 64 hex digits, as `gossamer identity show` prints it on the next owner's machine")

@@ -9,9 +9,9 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from node.cli.options import Debug, check_tasks, task_config, to_toml
-from node.cli.settling import with_preset
 from node.config import NodeConfig, parse_config, put
 from node.errors import UserError, for_shell
+from node.policy.detection import with_preset
 from node.state_folder import check_parent
 from protocol.storage import write_atomically
 
@@ -134,7 +134,7 @@ def _check(settings: dict[str, Any]) -> NodeConfig:
     if "tasks" in tree:
         check_tasks(config)
     if "policy" in tree and config.policy.model != "builtin":
-        from node.detection import find_model
+        from node.policy.detection import find_model
 
         find_model(config.policy.model)
     return config

@@ -69,7 +69,7 @@ def invite(
         raise UserError("--expires says how long --for or --uses admit: give one of them, or leave it out")
     lifetime = _lifetime(expires or "7d")
 
-    from node import founding
+    from node.swarm import founding
     from protocol.credentials.records import Address
 
     seeds = [Address.parse(text) for text in seed or []]

@@ -60,8 +60,8 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     check_free(folder)
     settled = settle(config, settings, named, folder=folder, forget=forget or [])
 
-    from node import founding
-    from node.peering import check_endpoint
+    from node.swarm import founding
+    from node.swarm.peering import check_endpoint
     from node.telemetry.logs import setup_logs
 
     if not no_start:

@@ -92,13 +92,13 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         warn(settled.config)
         return 0
 
-    from node.peering import check_endpoint
+    from node.swarm.peering import check_endpoint
     from node.telemetry.logs import setup_logs
 
     check_endpoint(settled.config.network)
     joined = settled.config
     if join is not None:
-        from node import founding
+        from node.swarm import founding
 
         setup_logs(None, debug=debug)  # the folder is not there before the swarm has admitted this node
         joined = founding.join(read_invite(join), settled.config, folder)

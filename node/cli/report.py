@@ -29,7 +29,7 @@ def report(run: Run, alone: Alone = None, debug: Debug = False) -> None:
     Example:
       gossamer report runs/a --alone runs/a-alone
     """
-    from node.telemetry.report import write_report
+    from node.fleet.report import write_report
 
     for folder in (run, alone):
         if folder is not None and not (folder / "nodes").is_dir():

@@ -24,7 +24,7 @@ def restore(file: File, folder: Folder = Path("node-state"), debug: Debug = Fals
     Example:
       gossamer restore n0.tar --state n0
     """
-    from node.backup import restore as make
+    from node.operations.backup import restore as make
 
     head = make(file, folder)
     day = time.strftime("%Y-%m-%d %H:%M", time.localtime(head["time"]))

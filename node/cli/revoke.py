@@ -33,7 +33,7 @@ def revoke(folder: Folder, what: What = None, undo: Undo = False, debug: Debug =
       gossamer revoke n0 kzdvvj2umnduyauf35o36k6kw462mujv
       gossamer revoke n0 'gossamer://club/...'
     """
-    from node import founding
+    from node.swarm import founding
 
     if not what:
         print("\n".join(sorted(founding.revoked_in(folder))) or "nobody is revoked")
@@ -43,7 +43,7 @@ def revoke(folder: Folder, what: What = None, undo: Undo = False, debug: Debug =
 
 
 def _id(text: str) -> "NodeId":
-    from node import founding
+    from node.swarm import founding
     from protocol.credentials.invite import SCHEME
 
     if not text.startswith(("@", SCHEME)):

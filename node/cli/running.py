@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from node.config import NodeConfig
-from node.machine import undefended
-from node.signals import interrupting_signals
+from node.processes.machine import undefended
+from node.processes.signals import interrupting_signals
 from node.state_folder import exclusive
 
 if TYPE_CHECKING:
-    from node.peering import Network
+    from node.swarm.peering import Network
     from protocol.credentials.invite import Invite
 
 log = structlog.get_logger()
@@ -46,7 +46,7 @@ def run(
 
 def print_invite(invite: "Invite") -> None:
     """Print the line, alone on stdout, and on stderr what should be known about it."""
-    from node.founding import works_elsewhere
+    from node.swarm.founding import works_elsewhere
 
     print(invite, flush=True)
     if not works_elsewhere(invite):

@@ -31,6 +31,7 @@ from node.config import (
     unknown_key,
 )
 from node.errors import UserError
+from node.policy.detection import preset_of
 from node.state_folder import Memory, recall
 
 PRESET_OF = ("policy.model", "policy.device", "policy.lora.r")  # what a preset is made for
@@ -117,16 +118,6 @@ def asked(path: Path | None, settings: Sequence[str] | None, named: Mapping[str,
     return tree
 
 
-def with_preset(config: NodeConfig, nodes: int = 1) -> tuple[NodeConfig, dict[str, str]]:
-    """Return `config` with the preset of its model below it, for one of `nodes` nodes here, and why for each key.
-
-    Raises:
-        UserError: there is no such model.
-    """
-    values, reasons = _preset(config, nodes)
-    return fill(config, values), reasons
-
-
 def idle_settings(config: NodeConfig) -> list[str]:
     """Return a line for each setting that another one leaves without effect."""
     network, sampling, trainer, weights = config.network, config.sampling, config.trainer, config.weights
@@ -172,19 +163,6 @@ def _told(key: str, value: str) -> str:
     return "..." if key in SECRET else value
 
 
-def _preset(config: NodeConfig, nodes: int = 1) -> tuple[dict[str, Any], dict[str, str]]:
-    if config.role == "relay":  # runs no model
-        return {}, {}
-    from node.detection import preset_for
-
-    choices = preset_for(config.policy, config.engine.vllm, nodes)
-    reasons = {key: choice.reason for key, choice in choices.items() if not is_set(config, key)}
-    return (
-        {key: choice.value for key, choice in choices.items()},
-        {key: f"for a model of this size: {reason}" for key, reason in reasons.items()},
-    )
-
-
 def _unset_values(config: NodeConfig, memory: Memory, *, as_before: bool) -> tuple[dict[str, Any], dict[str, str]]:
     """Return what holds where nothing is set: what ran last, for the same model, so that a run stays what it is."""
     last = flatten(memory.last)
@@ -192,7 +170,7 @@ def _unset_values(config: NodeConfig, memory: Memory, *, as_before: bool) -> tup
     same = all(last.get(key) == now[key] for key in PRESET_OF if is_set(config, key))
     if last and as_before and same:
         return {key: value for key, value in last.items() if is_key(key)}, {}
-    return _preset(config)
+    return preset_of(config)
 
 
 def _without(memory: Memory, forget: Sequence[str]) -> Memory:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from node.cli.options import Debug, of_a_node
-from node.diagnosis import printable, reachability
+from node.operations.diagnosis import printable, reachability
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -55,7 +55,7 @@ def render(tree: Tree, width: int) -> "list[RenderableType]":
     from rich.table import Table
     from rich.text import Text
 
-    from node.telemetry.live_table import clock, size
+    from node.fleet.live_table import clock, size
     from node.telemetry.refusals import meaning
 
     swarm, counters = tree["swarm"], tree["counters"]

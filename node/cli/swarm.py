@@ -20,13 +20,14 @@ from node.cli.options import (
     task_config,
     to_toml,
 )
-from node.cli.settling import asked, warn, with_preset
+from node.cli.settling import asked, warn
 from node.config import parse_config
 from node.errors import UserError, for_shell
+from node.policy.detection import with_preset
 
 if TYPE_CHECKING:
-    from node.local_swarm import Outcome, Plan, Show
-    from node.telemetry.summary import Summary
+    from node.fleet.local_swarm import Outcome, Plan, Show
+    from node.fleet.summary import Summary
 
 Nodes = Annotated[int, typer.Option("-n", "--nodes", min=1, max=1024, help="Number of nodes.")]
 DEFAULT_ROUNDS = 300  # a run ends, and leaves its report
@@ -83,9 +84,9 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
 
     from rich.console import Console
 
-    from node.local_swarm import make_folders, make_plan, node_folders, run_swarm
-    from node.telemetry.live_table import live_table, progress_lines
-    from node.telemetry.swarm_page import swarm_page
+    from node.fleet.live_table import live_table, progress_lines
+    from node.fleet.local_swarm import make_folders, make_plan, node_folders, run_swarm
+    from node.fleet.swarm_page import swarm_page
 
     began = command_began()
     plan = make_plan(out or _new_folder(), nodes, settled)
@@ -107,8 +108,8 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
 
 def closing_lines(plan: "Plan", outcome: "Outcome") -> list[str]:
     """Return what a person should know at the end: who failed, how far reward went, where the report is."""
-    from node.supervisor import State
-    from node.telemetry.live_table import describe
+    from node.fleet.live_table import describe
+    from node.fleet.supervisor import State
 
     lines = [describe(child) for child in outcome.children if child.state is State.FAILED]
     swarm = outcome.summary["swarm"]
@@ -121,7 +122,7 @@ def closing_lines(plan: "Plan", outcome: "Outcome") -> list[str]:
 
 def reward_lines(summary: "Summary") -> list[str]:
     """Return how far reward went, over tenths of the rounds that were done; none before the first round."""
-    from node.telemetry.summary import gain, tenth_of
+    from node.fleet.summary import gain, tenth_of
 
     swarm = summary["swarm"]
     tenths = sorted(tenth_of(node["rounds"]) for node in summary["nodes"].values() if node["rounds"])
@@ -153,7 +154,7 @@ def _rate(swarm: "Summary", key: str) -> str:
 
 def exit_status(outcome: "Outcome") -> int:
     """Return 128 plus the signal that ended the run, 1 when a node failed for good, else 0."""
-    from node.supervisor import State
+    from node.fleet.supervisor import State
 
     if outcome.signal:
         return 128 + outcome.signal

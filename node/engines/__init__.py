@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from node.config import EngineConfig
 
 if TYPE_CHECKING:
-    from node.policy import Policy
+    from node.policy.load import Policy
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from node.engines import Generated, SamplingParams
-from node.policy import LARGE, Policy
+from node.policy.load import LARGE, Policy
 
 _REPEATABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 

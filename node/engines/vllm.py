@@ -22,10 +22,10 @@ from node.config import EngineConfig
 from node.engines import Generated, SamplingParams
 from node.engines.vllm_worker import EXIT_NO_VLLM
 from node.errors import PassingError, UserError
-from node.policy import Policy
 from node.policy.export import export_weights
+from node.policy.load import Policy
+from node.processes.worker_process import Message, WorkerError, WorkerProcess
 from node.tasks import derive_seed
-from node.worker_process import Message, WorkerError, WorkerProcess
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 PROBE = (

@@ -1,7 +1,7 @@
 """The process that holds vLLM: `python -P vllm_worker.py CHANNEL LIFE`, started by `node.engines.vllm`.
 
 It may run under another interpreter than the node, so it imports the standard library,
-vLLM and `node.worker_process`, nothing else. It answers one request at a time on the socket
+vLLM and `node.processes.worker_process`, nothing else. It answers one request at a time on the socket
 CHANNEL; the pipe LIFE ends when the node does. Its standard output and error are a log file,
 where vLLM may print what it likes.
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the interpreter may know no node
-from node.worker_process import Message, connect, receive, send
+from node.processes.worker_process import Message, connect, receive, send
 
 del sys.path[0]  # and is to import nothing else from there
 

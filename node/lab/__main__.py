@@ -14,12 +14,11 @@ import threading
 import time
 from pathlib import Path
 
-from node.cli.app import explain
-from node.cli.settling import with_preset
 from node.config import NodeConfig, load_config
-from node.errors import UserError
+from node.errors import UserError, one_line
+from node.fleet.local_swarm import Plan, PlanPart, make_plan
 from node.lab.plan import AttackConfig, ChurnConfig
-from node.local_swarm import Plan, PlanPart, make_plan
+from node.policy.detection import with_preset
 
 
 def main() -> int:
@@ -46,7 +45,7 @@ def main() -> int:
             return _in_processes(plan, options.churn, began)
         return _in_memory(plan, options, began)
     except UserError as error:
-        sys.stderr.write(f"error: {explain(error)}\n")
+        sys.stderr.write(f"error: {one_line(error)}\n")
         return 2
 
 
@@ -68,9 +67,9 @@ def _in_memory(plan: Plan, options: argparse.Namespace, began: float) -> int:
 
 
 def _in_processes(plan: Plan, churn: ChurnConfig | None, began: float) -> int:
+    from node.fleet.local_swarm import make_folders, run_swarm
+    from node.fleet.supervisor import State, nobody
     from node.lab.churn import attendance
-    from node.local_swarm import make_folders, run_swarm
-    from node.supervisor import State, nobody
 
     make_folders(plan)
     away = attendance(churn, plan.seed, plan.nodes).among if churn else nobody

@@ -20,10 +20,10 @@ import random
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from node.budget import is_done
+from node.fleet.supervisor import NodeProcess, State
 from node.lab.plan import ChurnConfig
-from node.supervisor import NodeProcess, State
 from node.tasks import derive_seed
+from node.training.budget import is_done
 
 ENDED = (State.DONE, State.STOPPED, State.FAILED)
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from node.budget import spent_in
 from node.lab.attacks import ATTACKS
 from node.lab.plan import Run
 from node.lab.results import Estimate, estimate, finite, rounded
@@ -21,6 +20,7 @@ from node.rollouts.group import Group
 from node.tasks import TaskSet
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import read_metrics
+from node.training.budget import spent_in
 from protocol.storage import write_atomically
 
 FILE = "attack.json"
@@ -76,7 +76,8 @@ def read_seen(folder: Path) -> Seen:
 class Damage(NamedTuple):
     """One run's figures: the part of honest nodes' completions with an attack's marks, and what those nodes came to.
 
-    Accuracy is held out, at the end; compute is what a node spent (`node.budget`). Both are means over honest nodes.
+    Accuracy is held out, at the end; compute is what a node spent (`node.training.budget`). Both are means over honest
+    nodes.
     """
 
     success: float

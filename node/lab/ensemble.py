@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from node.engines import Generated, SamplingParams
-from node.policy import Policy
+from node.policy.load import Policy
 
 Tensors = Mapping[str, torch.Tensor]
 

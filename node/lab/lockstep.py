@@ -29,21 +29,21 @@ from node.config import NodeConfig
 from node.engines import Generated, SamplingParams
 from node.engines.hf import HfEngine
 from node.errors import UserError
+from node.fleet.local_swarm import Plan, make_folders, node_config, node_folders, record_plan, write_run_summary
+from node.fleet.summary import Summary
 from node.lab.attacks import ATTACKS, LOOK_BACK, Attack, Scene
 from node.lab.churn import Departures, stretches
 from node.lab.damage import Witness
 from node.lab.ensemble import Request, generate, kind_of
 from node.lab.plan import AttackConfig, ChurnConfig
-from node.local_swarm import Plan, make_folders, node_config, node_folders, record_plan, write_run_summary
-from node.policy import Policy, load_policy
+from node.policy.load import Policy, load_policy
 from node.rollouts.group import Group, encode
-from node.rollouts.ingest import check
 from node.rollouts.replay_buffer import Shared, own_shared
 from node.rollouts.sampling import is_informative
+from node.rollouts.screening import check
 from node.run import Parts, train_node
 from node.tasks import TaskSet, derive_seed, load_tasks
 from node.telemetry.metrics import MetricsLog
-from node.telemetry.summary import Summary
 from protocol.host import Counters
 
 
@@ -283,7 +283,7 @@ class Mail:
 
 
 class MailExchange:
-    """A node's place at the mail (`node.rollouts.sharing.Exchange`)."""
+    """A node's place at the mail (`node.swarm.sharing.Exchange`)."""
 
     def __init__(self, mail: Mail, index: int, informative_only: bool, witness: Witness | None = None) -> None:
         self._mail = mail

@@ -5,7 +5,7 @@ Of a run, each a mean over its nodes:
     cumulative    the sum over rounds of the mean reward of a round's own completions
     first, last   that reward in the first and the last tenth of the rounds
     best          the most that the reward got to, smoothed over `WINDOW` rounds
-    compute       what a node spent, generated and scored tokens + 3 x trained ones (`node.budget`)
+    compute       what a node spent, generated and scored tokens + 3 x trained ones (`node.training.budget`)
     by_compute    the mean of the reward over what was spent: where arms are given the same, this is what compares them
     reach         what the baseline of the same seed spent until its best, over what this run spent until as much; 0 for
                   a run that did not get there
@@ -29,11 +29,11 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from node.budget import Spent
 from node.errors import UserError
 from node.lab.plan import Lab, LabConfig, Run, as_given
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import Row, number, read_metrics
+from node.training.budget import Spent
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond, the normal's.
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}

@@ -15,11 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from node.budget import is_done, spent_by
 from node.config import flatten, parse_config
 from node.errors import UserError
 from node.lab.plan import Lab, Run
-from node.machine import usable_cores
+from node.processes.machine import usable_cores
+from node.training.budget import is_done, spent_by
 from protocol.storage import write_atomically
 
 POLL = 0.2  # seconds between looks at the processes

@@ -15,9 +15,8 @@ import torch
 from safetensors.torch import save
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from node.policy import Policy
-from node.training.checkpoint import sync_tree
-from protocol.storage import sync_folder
+from node.policy.load import Policy
+from protocol.storage import sync_folder, sync_tree
 
 SHARD_BYTES = 256 << 20  # what is held in memory twice while a shard is written
 

@@ -25,7 +25,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from node.policy import BUILTIN
+from node.policy.load import BUILTIN
 from node.tasks import Task, derive_seed
 from node.tasks.builtin import BY_NAME, FAMILIES
 

@@ -6,25 +6,29 @@ folder is told by the folder's own name, a task by its name, and peers by their 
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from node.config import NodeConfig
-from node.telemetry.metrics import Row, number
-from node.telemetry.summary import summarise_node
 
 PACKAGES = ("gossamer", "transformers", "trl", "torch", "peft")
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What is known of the training: its rounds, their metrics and evaluations, the swarm's name, "" without one."""
+    """What is known of the training.
+
+    Its rounds, the node's figures in a run's summary, the most peers it had, its evaluations, and the swarm's name,
+    "" without one.
+    """
 
     rounds: int
-    metrics: Sequence[Row]
-    evaluations: Sequence[Row]
+    summary: Mapping[str, Any]
+    peers: int
+    evaluations: Sequence[Mapping[str, Any]]
     swarm: str
 
 
@@ -57,7 +61,7 @@ def model_card(base_model: str, config: NodeConfig, name: str, history: History 
 
 
 def _training(config: NodeConfig, history: History) -> list[str]:
-    summary = summarise_node(history.metrics)
+    summary = history.summary
     trained = summary["groups_local"] + summary["groups_external"]
     share = summary["groups_external"] / trained if trained else 0.0
     lines = [
@@ -67,7 +71,7 @@ def _training(config: NodeConfig, history: History) -> list[str]:
         f"- Mean reward of its own completions: {summary['reward_first']:.3f} in the first tenth of the rounds, "
         f"{summary['reward_last']:.3f} in the last.",
         f"- Swarm: {json.dumps(history.swarm) if history.swarm else 'none with a name'}; "
-        f"at most {max((number(row, 'swarm/peers') for row in history.metrics), default=0):.0f} live peers. "
+        f"at most {history.peers} live peers. "
         f"{summary['groups_external']} of the {trained} groups of completions that it trained on ({share:.0%}) "
         "came from peers.",
         f"- {summary['tokens_generated']} tokens generated, {summary['tokens_trained']} trained on.",
@@ -77,7 +81,7 @@ def _training(config: NodeConfig, history: History) -> list[str]:
     return lines
 
 
-def _evaluations(first: Row, last: Row) -> list[str]:
+def _evaluations(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
     kinds = [("greedy accuracy", "accuracy"), ("pass@8", "pass@8")]
     header = ["held-out questions", f"after round {first['round']}"]
     rows = [first] if first["round"] == last["round"] else [first, last]

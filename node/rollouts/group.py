@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import msgpack
 
-from node.tasks import Item, Task, TaskKey
+from node.tasks import MAX_QUESTION_BYTES, Item, Task, TaskKey
 from protocol.value import value
 from protocol.wire.encoding import at_most
 
@@ -27,7 +27,6 @@ FORMAT = 1
 MAX_GROUP_BYTES = 16 << 20  # where no manifest says another number: 32 completions of 16 thousand tokens have 2 MiB
 MAX_COMPLETIONS = 128
 MAX_TEXT_BYTES = 128 << 10  # of a completion: 16 thousand tokens of eight bytes
-MAX_QUESTION_BYTES = 64 << 10
 MAX_NAME_BYTES = 256
 
 

@@ -183,7 +183,7 @@ class ReplayBuffer:
         """Store groups not seen before, then restore the bounds; return how many were new.
 
         Args:
-            shared: from anybody, as `node.rollouts.ingest.read` lets them in.
+            shared: from anybody, as `node.rollouts.screening.read` lets them in.
             now: Unix seconds.
             first_round: the first round that may draw them.
         """

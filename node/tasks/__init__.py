@@ -9,6 +9,7 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     builtin          small families and natural arithmetic, in the standard library only
     dataset          questions and answers from a file, or from a set on the hub
     reasoning_gym    data sets of reasoning-gym, with scorers of our own
+    propositional_logic  does a statement follow from premises
     verifiers        task sets of verifiers, scored in a process of their own
     third_party      a Python file of yours, and entry points of installed packages
     check            what `gossamer tasks check` tries
@@ -39,6 +40,8 @@ from typing import NamedTuple, Protocol
 
 from node.config import TaskConfig
 from node.errors import UserError
+
+MAX_QUESTION_BYTES = 64 << 10
 
 
 class TaskKey(NamedTuple):

@@ -26,8 +26,7 @@ from pydantic import Field, ValidationError
 
 from node.config import Section, option_complaint
 from node.errors import UserError
-from node.rollouts.group import MAX_QUESTION_BYTES
-from node.tasks import Item, TaskKey, config_hash, derive_seed
+from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash, derive_seed
 from node.tasks.answers import MAX_ANSWER, MAX_TEXT, extract_answer, same_number, same_text
 
 KIND = "dataset"

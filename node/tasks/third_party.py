@@ -32,8 +32,7 @@ from pydantic import ValidationError
 
 from node.config import AnswerMode, Section, TaskConfig, option_complaint
 from node.errors import UserError
-from node.rollouts.group import MAX_QUESTION_BYTES
-from node.tasks import Item, Task, TaskKey, config_hash, derive_seed, task_names
+from node.tasks import MAX_QUESTION_BYTES, Item, Task, TaskKey, config_hash, derive_seed, task_names
 from node.tasks.answers import READERS, same_output
 
 KIND = "file"

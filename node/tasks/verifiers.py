@@ -9,13 +9,13 @@
     config = {}                      # the task set's own configuration
 
 A question cannot be made again from a seed alone: a seed stands for a row of what is installed here. So a group
-carries the row's hash, and a receiver whose row has another one sets the group aside (`node.rollouts.ingest`).
+carries the row's hash, and a receiver whose row has another one sets the group aside (`node.rollouts.screening`).
 
 The task set is other people's code: it is loaded, and rewards are computed, in a worker process with limits on time and
 memory and, once it is loaded, without network; a joiner loads one only if its own configuration lists it. A completion
 whose reward fails or takes too long earns nothing.
 
-`python -m node.tasks.verifiers CHANNEL LIFE` is that process (`node.worker_process`).
+`python -m node.tasks.verifiers CHANNEL LIFE` is that process (`node.processes.worker_process`).
 """
 
 import asyncio
@@ -38,10 +38,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from node.config import Section, option_complaint
 from node.errors import UserError
-from node.rollouts.group import MAX_QUESTION_BYTES
-from node.tasks import Item, TaskKey, config_hash, derive_seed
+from node.processes.worker_process import Message, WorkerError, WorkerProcess, connect, receive, send
+from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash, derive_seed
 from node.tasks.answers import MAX_TEXT
-from node.worker_process import Message, WorkerError, WorkerProcess, connect, receive, send
 
 KIND = "verifiers"
 VERSION = 1

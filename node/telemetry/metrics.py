@@ -3,8 +3,6 @@
 The writer is the node; readers (table, summary, report) look while it writes and
 after it was killed, so a reader stops at the last whole line, and the writer cuts a
 torn one off before it appends.
-
-How far a running node is, kept up to date from the rows it writes.
 """
 
 import io
@@ -16,9 +14,8 @@ import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-from node.budget import Spent
 from protocol.storage import write_atomically
 
 Row = dict[str, Any]
@@ -202,55 +199,3 @@ def mean(rows: Iterable[Mapping[str, Any]], key: str) -> float | None:
     """Return the mean of `row[key]` over the rows that have a number there; None where none has."""
     found = [value for row in rows if isinstance(value := row.get(key), int | float)]
     return statistics.fmean(found) if found else None
-
-
-class Point(NamedTuple):
-    """What a display needs of one round, with running totals of the groups trained on and of tokens."""
-
-    round: int
-    reward: float
-    local: int
-    external: int
-    spent: Spent
-
-
-class Progress:
-    """Figures of one node; small, so that a long run does not fill the supervisor's memory."""
-
-    def __init__(self, rounds: int | None) -> None:
-        """Start before the first of `rounds` rounds; None for a node without a last one."""
-        self.rounds = rounds
-        self.points: list[Point] = []
-        self.last: Row = {}
-
-    @property
-    def round(self) -> int:
-        """The last finished round, 0 before the first."""
-        return self.points[-1].round if self.points else 0
-
-    @property
-    def spent(self) -> Spent:
-        """What the finished rounds have spent."""
-        return self.points[-1].spent if self.points else Spent()
-
-    def update(self, rows: Iterable[Row]) -> None:
-        """Take new rows; one of round r replaces what is known from r on (a node resumed there)."""
-        for row in rows:
-            while self.points and self.points[-1].round >= row["round"]:
-                self.points.pop()
-            local, external = self.points[-1][2:4] if self.points else (0, 0)
-            self.points.append(
-                Point(
-                    row["round"],
-                    number(row, "reward"),
-                    local + int(number(row, "groups_local")),
-                    external + int(number(row, "groups_external")),
-                    self.spent.after(row),
-                )
-            )
-            self.last = row
-
-    def reward(self, window: int = RECENT) -> float:
-        """Return the mean reward of the last `window` rounds, 0 before the first."""
-        recent = self.points[-window:]
-        return sum(point.reward for point in recent) / len(recent) if recent else 0.0

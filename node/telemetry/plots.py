@@ -13,10 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from node.rollouts.ingest import BLAMELESS
+from node.rollouts.screening import BLAMELESS
 from node.telemetry.evaluations import Point
 from node.telemetry.metrics import Row, number
-from node.telemetry.summary import Summary
 
 Nodes = Mapping[str, Sequence[Row]]
 Line = tuple[list[int], list[float]]  # rounds, rewards
@@ -162,7 +161,7 @@ def plot_signals(nodes: Nodes) -> str:
         return _svg(figure)
 
 
-def plot_groups(summaries: Mapping[str, Summary]) -> str:
+def plot_groups(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """Draw the groups that each node trained on: its own and its peers'."""
     with _style("groups"):
         own = [node["groups_local"] for node in summaries.values()]

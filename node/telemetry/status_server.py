@@ -20,11 +20,11 @@ from prometheus_client.registry import Collector
 
 from node.config import ObserveConfig
 from node.errors import UserError, for_shell
-from node.names import short_name
-from node.peering import Network, agent
+from node.swarm.peering import Network, agent
 from node.telemetry.dashboard.app import Site
 from node.telemetry.dashboard.server import serve
 from node.telemetry.metrics import mean
+from node.telemetry.names import short_name
 from protocol.config import Limits
 from protocol.errors import NetworkFailed
 from protocol.storage import write_atomically

@@ -3,7 +3,7 @@
 trainer         TRL's GRPOTrainer on rounds of our own
 batch           from samples to tensors
 checkpoint      folders that are whole or absent
-averaging       exchanging weights with peers of the same architecture
+budget          what a node has spent, and when that ends it
 evaluation      scoring a policy on questions that training never asks
 likelihood      how likely completions are, without a gradient
 surprise        how unlikely peers' completions are to this node

@@ -16,7 +16,6 @@ from it: a damaged one is passed over for the newest that is whole.
 
 import errno
 import json
-import os
 import re
 import shutil
 import zipfile
@@ -31,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 
 from node.errors import UserError
 from node.state_folder import is_disk_full
-from protocol.storage import sync_folder, write_atomically
+from protocol.storage import sync_folder, sync_tree, write_atomically
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _NEEDED = ("*model*.safetensors", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
@@ -184,15 +183,6 @@ def _discard(path: Path) -> None:
 def _keep_weights_alone(path: Path) -> None:
     write_atomically(path / _WEIGHTS_ONLY, b"")
     (path / _OPTIMISER).unlink(missing_ok=True)
-
-
-def sync_tree(root: Path) -> None:
-    """Wait until everything in `root` is on the disk."""
-    for folder, _, names in os.walk(root, topdown=False):
-        for name in names:
-            with Path(folder, name).open("rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(Path(folder))
 
 
 @contextmanager

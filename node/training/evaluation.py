@@ -20,7 +20,7 @@ import structlog
 from node.config import EvalConfig
 from node.engines import Generated, RolloutEngine, SamplingParams
 from node.errors import UserError
-from node.policy import Policy
+from node.policy.load import Policy
 from node.tasks import Item, Task, TaskSet, derive_seed
 from node.telemetry.evaluations import PASS, wilson_interval
 from node.telemetry.metrics import MetricsLog, Row

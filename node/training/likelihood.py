@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from node.policy import Policy
+from node.policy.load import Policy
 
 ROWS = 32  # sequences that go through the model at once, at most
 COMMON = 1 / 2000  # a token this likely is no surprise: SmolLM2's right answers have them, planted text hardly ever

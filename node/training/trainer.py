@@ -34,7 +34,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from node.config import NodeConfig
 from node.errors import UserError
-from node.policy import LARGE, Policy
+from node.policy.load import LARGE, Policy
 from node.rollouts.sampling import Sample
 from node.training.batch import Batch, make_batches
 from node.training.checkpoint import Keep, has_optimiser, remove_leftovers, save_checkpoint

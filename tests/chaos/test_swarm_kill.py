@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from node.config import NodeConfig
-from node.local_swarm import make_plan, run_swarm
-from node.supervisor import NodeProcess, run_real_node
+from node.fleet.child_process import run_real_node
+from node.fleet.local_swarm import make_plan, run_swarm
+from node.fleet.supervisor import NodeProcess
 from tests.swarms import events_of, rows_of, small_config
 from tests.waiting import wait_until
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from node.config import load_config
-from node.detection import measure_model
-from node.footprint import footprint, peak
-from node.policy import computes_in_bf16
+from node.policy.detection import computes_in_bf16, measure_model
+from node.policy.footprint import footprint, peak
 from tests.swarms import ROOT, rows_of
 
 MODEL = ROOT / "runs" / "models" / "smollm2-135m-instruct"

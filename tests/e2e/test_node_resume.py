@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from node.backup import back_up, restore
+from node.operations.backup import back_up, restore
 from node.run import run_node
 from node.telemetry.metrics import read_metrics
 from node.telemetry.rollout_log import ROLLOUTS_FILE

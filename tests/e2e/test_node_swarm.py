@@ -18,8 +18,8 @@ import pytest
 
 from node.config import NodeConfig
 from node.errors import UserError
-from node.local_swarm import NO_PARTS, Outcome, PlanPart, gpu_of, make_plan, run_swarm
-from node.supervisor import NodeProcess, State, nobody
+from node.fleet.local_swarm import NO_PARTS, Outcome, PlanPart, gpu_of, make_plan, run_swarm
+from node.fleet.supervisor import NodeProcess, State, nobody
 from node.telemetry.metrics import read_metrics
 from tests.fakes import nodes
 from tests.waiting import wait_until

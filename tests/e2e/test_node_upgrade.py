@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from node.backup import back_up, restore
 from node.cli.app import run
 from node.cli.settling import settle
 from node.cli.trained import find_trained
 from node.config import upgraded
+from node.operations.backup import back_up, restore
 from node.telemetry.metrics import read_metrics
 from node.training.checkpoint import latest_checkpoint
 from protocol.identity import Identity

@@ -21,8 +21,8 @@ from node.config import EngineConfig, PolicyConfig
 from node.engines import SamplingParams, vllm_worker
 from node.engines import vllm as engine_module
 from node.engines.vllm import VllmEngine, WeightMismatchError, policy_logprobs
-from node.policy import load_policy
 from node.policy.export import export_model, export_weights
+from node.policy.load import load_policy
 from node.tasks import Item
 from tests.swarms import vllm_workers
 from tests.waiting import wait_until
@@ -189,7 +189,7 @@ def test_vllm_dies_with_a_node_that_is_killed_while_it_generates(policy, tmp_pat
     export_weights(policy.model, tmp_path / "weights", "bfloat16")
     node = f"""
 from pathlib import Path
-from node.worker_process import WorkerProcess
+from node.processes.worker_process import WorkerProcess
 child = WorkerProcess([{str(PYTHON)!r}, "-P", {vllm_worker.__file__!r}], {engine_module._environment()!r}, Path("log"))
 child.call(dict(call="start", model="weights", dtype="bfloat16", max_model_len=4096, tensor_parallel_size=1,
                 enforce_eager=True, kv_cache_bytes=1 << 30), 600)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from node.founding import load_manifest
+from node.swarm.founding import load_manifest
 from protocol.identity import Identity
 from tests import commands
 from tests.swarms import events_of, rows_of

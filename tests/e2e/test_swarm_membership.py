@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from node import founding
 from node.config import NodeConfig
 from node.errors import UserError
-from node.founding import load_grant, load_manifest
-from node.peering import Network, open_network
+from node.swarm import founding
+from node.swarm.founding import load_grant, load_manifest
+from node.swarm.peering import Network, open_network
 from node.telemetry.status_server import ask
 from protocol.config import Limits
 from protocol.credentials.grants import make_pass

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 
 from node.config import NodeConfig
-from node.supervisor import start_child, start_server
+from node.fleet.child_process import start_child, start_server
 
 
 def note(config: NodeConfig, folder: Path) -> None:

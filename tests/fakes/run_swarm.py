@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from node.config import NodeConfig
-from node.local_swarm import make_plan, run_swarm
-from node.telemetry.live_table import progress_lines
+from node.fleet.live_table import progress_lines
+from node.fleet.local_swarm import make_plan, run_swarm
 from tests.fakes import nodes
 
 

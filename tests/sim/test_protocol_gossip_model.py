@@ -184,7 +184,7 @@ def test_with_a_fixed_demand_the_cost_of_a_node_does_not_grow_with_the_swarm() -
 
 
 def test_no_publisher_is_starved_when_there_is_more_than_anybody_wants() -> None:
-    model = steady(48, 2.0, 40)  # twice what a node makes itself is what `node.rollouts.sharing` asks for
+    model = steady(48, 2.0, 40)  # twice what a node makes itself is what `node.swarm.sharing` asks for
     heard = Counter(model.items[item].signer for got in model.delivered.values() for item in got)
     assert len(heard) == 48
     assert min(heard.values()) >= sum(heard.values()) / 48 / 4

@@ -8,7 +8,7 @@ from protocol.simulator import SimulatedIdentity, Simulation
 
 NODES, ROUNDS, ROUND_S = 10, 15, 1.0
 MADE, DRAWN = 4, 4  # items a round, of each node
-DEMAND = 2 * DRAWN / ROUND_S  # the most that `node.rollouts.sharing` asks for
+DEMAND = 2 * DRAWN / ROUND_S  # the most that `node.swarm.sharing` asks for
 
 
 def test_a_lie_reaches_as_many_nodes_as_demand_carries_an_item_to_and_its_signer_pays_where_it_is_drawn() -> None:

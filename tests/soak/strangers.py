@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 from node.config import TaskConfig
-from node.founding import load_manifest
 from node.rollouts.group import Completion, Group, encode
-from node.rollouts.sharing import topic_of
+from node.swarm.founding import load_manifest
+from node.swarm.sharing import topic_of
 from node.tasks import Task, derive_seed, load_tasks
 from protocol.config import LOCAL, Limits
 from protocol.credentials.records import Address

@@ -11,8 +11,8 @@ from collectives.errors import Aborted, DeadlineExceeded
 from collectives.outer_optimizer import TrainedParameters
 from node.config import WeightsConfig, parse_config
 from node.errors import UserError
-from node.peering import swarm_id
-from node.training.averaging import ADDRESS_FILE, STATE_FILE, OwnWeights, WeightExchange, exchange_weights, group_name
+from node.swarm.averaging import ADDRESS_FILE, STATE_FILE, OwnWeights, WeightExchange, exchange_weights, group_name
+from node.swarm.peering import swarm_id
 from protocol.credentials.records import Endpoint, Service
 from protocol.identity import Identity
 from tests.fakes.groups import FakeCommunicator, Hall
@@ -163,7 +163,7 @@ def test_a_newcomer_takes_the_groups_weights_and_keeps_what_it_learns_from_then_
 
 
 def test_a_group_that_is_not_reached_is_tried_again(make, monkeypatch):
-    monkeypatch.setattr("node.training.averaging.FIRST_RETRY", 0.01)
+    monkeypatch.setattr("node.swarm.averaging.FIRST_RETRY", 0.01)
     a = make(Hall("a"), "a")
     tries = []
 

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from node.backup import HEAD, SUMS, back_up, restore
 from node.errors import UserError
+from node.operations.backup import HEAD, SUMS, back_up, restore
 from node.state_folder import sole_process_of
 from node.training.checkpoint import find_damage
 from protocol.identity import Identity

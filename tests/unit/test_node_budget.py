@@ -2,9 +2,9 @@
 
 import pytest
 
-from node.budget import Spent, is_done, spent_in
 from node.config import NodeConfig
-from node.telemetry.metrics import Progress
+from node.fleet.progress import Progress
+from node.training.budget import Spent, is_done, spent_in
 
 
 def config(**budget: int) -> NodeConfig:

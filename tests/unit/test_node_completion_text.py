@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from node.policy import Policy
 from node.policy.completion_text import INCOMPLETE, CompletionText
+from node.policy.load import Policy
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<|im_end|>", "<unk>"]
 WORDS = "one two seven eleven plus minus is the answer Answer therefore 12 345 7 0 + - = . , ( ) naïve café"

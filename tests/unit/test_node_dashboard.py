@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.config import ObserveConfig
-from node.names import short_name
 from node.telemetry.dashboard.app import Site
 from node.telemetry.dashboard.feed import MAX_POINTS, Feed, taught_by, thinned
 from node.telemetry.dashboard.server import Served, serve
 from node.telemetry.metrics import MetricsLog
+from node.telemetry.names import short_name
 
 TOKEN = "s3cret"
 

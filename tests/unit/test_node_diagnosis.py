@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from node import diagnosis
 from node.cli.app import run
-from node.diagnosis import Check, examine, examine_node
+from node.operations import diagnosis
+from node.operations.diagnosis import Check, examine, examine_node
 from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
 from protocol.identity import Identity
 
@@ -123,7 +123,7 @@ def test_the_swarms_tasks_and_protocol_are_held_against_what_is_here(
     version: int, ok: bool, says: str, tmp_path: Path
 ) -> None:
     from node.config import TaskConfig
-    from node.founding import describe_tasks, save_manifest
+    from node.swarm.founding import describe_tasks, save_manifest
 
     (described,) = describe_tasks([TaskConfig(name="builtin/sums")])
     if version:

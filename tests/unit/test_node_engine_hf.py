@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from node.config import PolicyConfig
 from node.engines import Generated, SamplingParams
 from node.engines.hf import HfEngine
-from node.policy import Policy, load_policy
+from node.policy.load import Policy, load_policy
 from node.tasks import Item
 from tests.architectures import OTHERS, SHARING, policy_of
 from tests.policies import tiny_policy, write_tiny_policy

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from node.config import EvalConfig, TaskConfig
 from node.engines import Generated, RolloutEngine, SamplingParams
 from node.errors import UserError
-from node.policy import Policy
+from node.policy.load import Policy
 from node.tasks import Item, TaskSet, load_tasks
 from node.telemetry.evaluations import first_and_last, wilson_interval
 from node.telemetry.metrics import MetricsLog, Row, read_metrics

@@ -8,9 +8,9 @@ import pytest
 from node.cli import doctor
 from node.cli.app import run
 from node.config import parse_config
-from node.detection import measure_model
-from node.footprint import ModelSize, adapter_parameters, footprint, peak
-from node.presets import Machine
+from node.policy.detection import measure_model
+from node.policy.footprint import ModelSize, adapter_parameters, footprint, peak
+from node.policy.presets import Machine
 from tests.policies import tiny_policy
 
 SMOLLM2 = ModelSize(134_515_008, 30, 576, 1536, 9, 192, 49152, 8192)
@@ -55,8 +55,8 @@ def test_generation_and_the_update_take_turns() -> None:
 def test_doctor_says_what_a_model_takes_and_what_to_set(
     gigabytes: int, fits: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("node.detection.measure_model", lambda model: SMOLLM2)
-    monkeypatch.setattr("node.detection.detect_machine", lambda device="auto": Machine(gigabytes << 30))
+    monkeypatch.setattr("node.policy.detection.measure_model", lambda model: SMOLLM2)
+    monkeypatch.setattr("node.policy.detection.detect_machine", lambda device="auto": Machine(gigabytes << 30))
     monkeypatch.setattr(doctor, "examine", lambda port, folder: iter(()))
     # Whole checkpoints of 1.6 GB each: one, another while it is written, and weights alone; of adapters it is little.
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3.9e9 if fits else 6e7))

@@ -8,7 +8,7 @@ import pytest
 
 from node.config import TaskConfig
 from node.errors import UserError
-from node.founding import (
+from node.swarm.founding import (
     adopt_tasks,
     check_rules,
     describe_tasks,

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from node.rollouts.group import (
     MAX_COMPLETIONS,
     MAX_GROUP_BYTES,
-    MAX_QUESTION_BYTES,
     Completion,
     Group,
     GroupError,
     decode,
     encode,
 )
-from node.tasks import TaskKey
+from node.tasks import MAX_QUESTION_BYTES, TaskKey
 
 names = st.text(min_size=1, max_size=20).filter(lambda text: len(text.encode()) <= 80)
 counts = st.integers(0, 2**63 - 1)

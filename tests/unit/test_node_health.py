@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from node import health
+from node.operations import health
 
 
 def write(path: Path, modified: float) -> None:

@@ -19,7 +19,7 @@ import pytest
 from node.config import TaskConfig
 from node.errors import UserError
 from node.rollouts.group import MAX_TEXT_BYTES, Completion, Group, encode
-from node.rollouts.ingest import BLAMELESS, check
+from node.rollouts.screening import BLAMELESS, check
 from node.tasks import Item, TaskKey, TaskSet, load_tasks
 from node.tasks.reasoning_gym import SCORERS
 

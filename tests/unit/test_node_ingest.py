@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from node.config import TaskConfig
 from node.rollouts.group import MAX_GROUP_BYTES, Completion, Group, encode
-from node.rollouts.ingest import BLAMELESS, check
+from node.rollouts.screening import BLAMELESS, check
 from node.tasks import Item, TaskKey, TaskSet, load_tasks
 
 TASKS = load_tasks([TaskConfig(name="builtin")])

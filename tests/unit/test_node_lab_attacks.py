@@ -15,9 +15,9 @@ from node.lab.lockstep import HostileExchange, Mail
 from node.lab.plan import AttackConfig, Run, read_lab
 from node.lab.trials import Trials, read_trials
 from node.rollouts.group import Completion, Group
-from node.rollouts.ingest import verify
 from node.rollouts.replay_buffer import ReplayBuffer, own_shared
 from node.rollouts.sampling import is_informative
+from node.rollouts.screening import verify
 from node.tasks import TaskSet, load_tasks
 
 NUMERALS = ("sums", "bases", "decimals")

@@ -18,13 +18,13 @@ from transformers import LlamaForCausalLM
 from node.config import NodeConfig, PolicyConfig, TaskConfig, parse_config
 from node.engines import Generated, SamplingParams
 from node.engines.hf import HfEngine
+from node.fleet.local_swarm import PlanPart, make_plan, node_folders
 from node.lab.churn import stretches
 from node.lab.ensemble import Request, generate, kind_of
 from node.lab.lockstep import Mail, Turns, batched, run_in_memory
 from node.lab.plan import ChurnConfig
 from node.lab.results import read_run
-from node.local_swarm import PlanPart, make_plan, node_folders
-from node.policy import Policy, load_policy
+from node.policy.load import Policy, load_policy
 from node.policy.make_builtin import Recipe, build_model
 from node.rollouts.group import Completion, Group
 from node.tasks import load_tasks

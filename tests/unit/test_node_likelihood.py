@@ -8,7 +8,7 @@ import torch
 
 from node.engines import SamplingParams
 from node.engines.hf import HfEngine
-from node.policy import Policy
+from node.policy.load import Policy
 from node.training import likelihood
 from node.training.likelihood import Row, entropies, mean_logprobs, of_each_token, surprise, surprises
 from tests.policies import tiny_policy

@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from node.config import NodeConfig
-from node.supervisor import start_child, start_server
+from node.fleet.child_process import start_child, start_server
 from node.telemetry import logs
 from node.telemetry.logs import BackgroundHandler, flush_logs, setup_logs
 from tests.log_places import hanging_log, own_logs
@@ -168,7 +168,7 @@ from os import getpid, kill
 from pathlib import Path
 from signal import SIGTERM
 import structlog
-from node.signals import interrupting_signals
+from node.processes.signals import interrupting_signals
 from node.telemetry.logs import setup_logs
 setup_logs(Path({str(tmp_path)!r}), stderr=False)
 try:

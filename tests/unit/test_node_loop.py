@@ -19,12 +19,12 @@ from node.engines import Generated
 from node.engines.hf import HfEngine
 from node.errors import UserError
 from node.loop import LOOKED_AT, Loop, longest_prompt
-from node.policy import Policy
+from node.policy.load import Policy
 from node.rollouts.group import Completion, Group, encode
-from node.rollouts.ingest import BLAMELESS
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.sampling import Sample
-from node.rollouts.sharing import NoExchange
+from node.rollouts.screening import BLAMELESS
+from node.swarm.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, TaskSet, load_tasks
 from node.telemetry.metrics import MetricsLog
 from node.training import likelihood

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from node.config import parse_config
-from node.detection import detect_machine
 from node.engines import hf
 from node.errors import UserError
-from node.machine import return_freed_memory, undefended, usable_cores
-from node.policy import _device, computes_in_bf16
+from node.policy.detection import computes_in_bf16, detect_machine
+from node.policy.load import _device
+from node.processes.machine import return_freed_memory, undefended, usable_cores
 
 
 def test_processors_are_counted_where_nobody_tells_which_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,10 @@ import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
-from node.budget import spent_in
+from node.fleet.progress import Progress
 from node.telemetry.dashboard.feed import Feed
-from node.telemetry.metrics import MetricsLog, MetricsTail, Progress, iter_with_older, read_metrics
+from node.telemetry.metrics import MetricsLog, MetricsTail, iter_with_older, read_metrics
+from node.training.budget import spent_in
 
 
 def rows(count: int, first: int = 1) -> list[dict[str, object]]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from node.config import NetworkConfig, parse_config
-from node.local_swarm import LOOPBACK, Plan, node_config
-from node.peering import listens_at, open_network, timing_of
+from node.fleet.local_swarm import LOOPBACK, Plan, node_config
+from node.swarm.peering import listens_at, open_network, timing_of
 from protocol.config import LAN, LOCAL, WAN, Limits
 from protocol.credentials.records import Address
 from protocol.identity import Identity

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from node.config import LoraConfig, PolicyConfig
 from node.errors import UserError
-from node.policy import Policy, load_policy
+from node.policy.load import Policy, load_policy
 from node.policy.prompt import plain_text
 from node.tasks import Item
 from tests.policies import CHARACTERS, tiny_policy, write_tiny_policy

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from node.policy import BUILTIN
+from node.policy.load import BUILTIN
 from node.policy.make_builtin import (
     IGNORED,
     PRINTABLE,

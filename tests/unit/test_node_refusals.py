@@ -15,7 +15,7 @@ BEFORE = (
 GIVEN = re.compile(f'(?:{"|".join(BEFORE)})"([a-z_]+)"')
 SOURCES = [
     path.read_text()
-    for folder in ("protocol", "node/rollouts")
+    for folder in ("protocol", "node/rollouts", "node/swarm")
     for path in (ROOT / folder).rglob("*.py")
     if "simulator" not in path.parts
 ]

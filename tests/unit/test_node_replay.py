@@ -10,19 +10,19 @@ import msgpack
 import pytest
 
 from node import journal as journals
-from node.backup import back_up, restore
 from node.cli.app import run
 from node.config import NodeConfig, parse_config
 from node.engines.hf import HfEngine
 from node.errors import UserError
 from node.journal import JOURNAL_FILE, OLDER_FILE, Journal, Round, Start, read_journal
 from node.loop import Loop
-from node.policy import load_policy
+from node.operations.backup import back_up, restore
+from node.policy.load import load_policy
 from node.replay import Compared, replay
 from node.rollouts.group import Completion, Group, content_id, encode
-from node.rollouts.ingest import Limits
 from node.rollouts.replay_buffer import ReplayBuffer, Snapshot
-from node.rollouts.sharing import NetworkExchange, topic_of
+from node.rollouts.screening import Limits
+from node.swarm.sharing import NetworkExchange, topic_of
 from node.tasks import Task, load_tasks
 from node.telemetry.metrics import MetricsLog
 from node.training import likelihood

@@ -10,14 +10,15 @@ from rich.console import Console
 
 from node.cli.app import run
 from node.config import NodeConfig
+from node.fleet.live_table import clock, line, render, size, trend
+from node.fleet.progress import Progress
+from node.fleet.report import NodeFiles, pick_samples, read_nodes, render_report, write_report
+from node.fleet.supervisor import NodeProcess, State
 from node.rollouts.group import Completion, Group
-from node.supervisor import NodeProcess, State
 from node.tasks import TaskKey
 from node.telemetry.evaluations import EVALUATIONS_FILE, evaluation_curve
-from node.telemetry.live_table import clock, line, render, size, trend
-from node.telemetry.metrics import MetricsLog, Progress
+from node.telemetry.metrics import MetricsLog
 from node.telemetry.plots import GRID, INK, MUTED, WARNING
-from node.telemetry.report import NodeFiles, pick_samples, read_nodes, render_report, write_report
 from node.telemetry.rollout_log import ROLLOUTS_FILE, own_rows
 from tests.fakes.rows import make_row
 

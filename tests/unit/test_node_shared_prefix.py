@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import MistralConfig
 
 from node.config import PolicyConfig
-from node.policy import Policy, load_policy
+from node.policy.load import Policy, load_policy
 from node.training.batch import make_batches
 from node.training.shared_prefix import attention_window, blocks_of, lay_out, side_by_side
 from node.training.trainer import SwarmTrainer
@@ -202,7 +202,7 @@ def test_in_bfloat16_with_shared_prompts_a_run_goes_on_from_a_checkpoint_to_the_
 def test_bfloat16_is_chosen_for_a_large_model_on_a_processor_that_has_it(
     capabilities, weights, expected, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("node.policy.LARGE", weights)
+    monkeypatch.setattr("node.policy.load.LARGE", weights)
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
     write_tiny_policy(tmp_path)
     config = PolicyConfig(model=str(tmp_path), device="cpu")

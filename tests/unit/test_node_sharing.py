@@ -5,7 +5,7 @@ import math
 import pytest
 
 from node.rollouts.group import Completion, Group, encode
-from node.rollouts.sharing import (
+from node.swarm.sharing import (
     FIRST_ROUNDS,
     LESS,
     OVERSAMPLING,

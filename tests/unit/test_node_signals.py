@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 
-from node.signals import stop_signals
+from node.processes.signals import stop_signals
 
 
 def test_a_terminal_that_goes_away_asks_as_a_person_does() -> None:
@@ -18,7 +18,7 @@ def test_a_terminal_that_goes_away_asks_as_a_person_does() -> None:
 
 def test_under_nohup_the_terminal_does_not_matter() -> None:
     code = (
-        "import os, signal\nfrom node.signals import stop_signals\n"
+        "import os, signal\nfrom node.processes.signals import stop_signals\n"
         "with stop_signals() as received:\n os.kill(os.getpid(), signal.SIGHUP)\nprint(received)"
     )
     done = subprocess.run(["nohup", sys.executable, "-c", code], capture_output=True, text=True, check=True)

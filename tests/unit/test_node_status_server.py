@@ -17,9 +17,9 @@ from rich.console import Console
 from node.cli.app import run
 from node.cli.status import render
 from node.config import ObserveConfig
-from node.diagnosis import examine_node
 from node.errors import UserError
-from node.peering import Network, agent
+from node.operations.diagnosis import examine_node
+from node.swarm.peering import Network, agent
 from node.telemetry.status_server import ask, describe, observe
 from protocol.credentials.records import Address
 from protocol.host import Counters, PeerInfo

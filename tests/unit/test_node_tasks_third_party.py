@@ -10,7 +10,7 @@ from node.cli import options
 from node.cli.app import run
 from node.config import TaskConfig, load_config
 from node.errors import UserError
-from node.founding import adopt_tasks, describe_tasks
+from node.swarm.founding import adopt_tasks, describe_tasks
 from node.tasks import Item, TaskKey, load_tasks, task_names
 from node.tasks.check import HASH_SEEDS, check, digest, digest_elsewhere
 from node.tasks.third_party import MAX_FILE_BYTES, TEMPLATE, TaskError, checked, load_file

@@ -11,9 +11,9 @@ import pytest
 
 from node.config import TaskConfig
 from node.errors import UserError
-from node.founding import adopt_tasks
 from node.rollouts.group import Completion, Group, encode
-from node.rollouts.ingest import BLAMELESS, check
+from node.rollouts.screening import BLAMELESS, check
+from node.swarm.founding import adopt_tasks
 from node.tasks import TaskSet
 from node.tasks.prompting import prompted
 from node.tasks.verifiers import RefusedError, VerifiersTask, load_rows, load_verifiers

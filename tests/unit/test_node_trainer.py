@@ -15,7 +15,7 @@ from node.config import parse_config
 from node.engines import SamplingParams
 from node.engines.hf import HfEngine
 from node.errors import UserError
-from node.policy import Policy
+from node.policy.load import Policy
 from node.rollouts.sampling import Sample
 from node.tasks import Item
 from node.training.batch import make_batches

@@ -15,12 +15,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node import worker_process
 from node.config import EngineConfig
 from node.engines import SamplingParams, vllm_worker
 from node.engines.vllm import EngineError, VllmEngine, WeightMismatchError, policy_logprobs
 from node.errors import UserError
-from node.worker_process import WorkerError, WorkerProcess
+from node.processes import worker_process
+from node.processes.worker_process import WorkerError, WorkerProcess
 from tests.policies import tiny_policy
 from tests.swarms import vllm_workers
 from tests.waiting import wait_until
@@ -208,7 +208,7 @@ def test_everything_dies_with_a_node_that_is_killed(tmp_path, policy):
     node = f"""
 import sys, time
 from pathlib import Path
-from node.worker_process import WorkerProcess
+from node.processes.worker_process import WorkerProcess
 child = WorkerProcess([sys.executable, "-P", {vllm_worker.__file__!r}], {{}}, Path("log"))
 child.call(dict(call="start", model="weights", dtype="float32", max_model_len=64, tensor_parallel_size=1,
                 enforce_eager=True, kv_cache_bytes=1), 60)

@@ -16,7 +16,7 @@ import pytest
 import typer.main
 
 from node.cli.app import EXIT_USER_ERROR, app
-from node.signals import signals_to_stop
+from node.processes.signals import signals_to_stop
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("node", "collectives", "protocol", "benchmarks")

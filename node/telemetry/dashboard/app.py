@@ -38,7 +38,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from node.rollouts.ingest import BLAMELESS
+from node.rollouts.screening import BLAMELESS
 from node.telemetry.dashboard.feed import Feed
 from node.telemetry.refusals import MEANINGS
 

@@ -32,14 +32,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from node.errors import UserError
-from node.founding import GRANT_FILE, MANIFEST_FILE, REVOCATIONS_FILE, USES_FILE
 from node.journal import JOURNAL_FILE, OLDER_FILE
 from node.state_folder import CONFIG_FILE, KEY_FILE, SETTINGS_FILE, check_parent, full_disk_is_clear, sole_process_of
+from node.swarm.founding import GRANT_FILE, MANIFEST_FILE, REVOCATIONS_FILE, USES_FILE
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import older
-from node.training.checkpoint import Checkpoint, find_damage, latest_checkpoint, sync_tree
+from node.training.checkpoint import Checkpoint, find_damage, latest_checkpoint
 from protocol.identity import Identity
-from protocol.storage import replacing, sync_folder
+from protocol.storage import replacing, sync_folder, sync_tree
 
 POOL_FILE = "pool.sqlite"
 ROWS = (

@@ -16,8 +16,8 @@ import structlog
 
 from node.config import NetworkConfig, NodeConfig
 from node.errors import UserError
-from node.founding import REVOCATIONS_FILE, USES_FILE, load_gate, load_grant, load_manifest
 from node.state_folder import KEY_FILE, sole_process_of
+from node.swarm.founding import REVOCATIONS_FILE, USES_FILE, load_gate, load_grant, load_manifest
 from protocol.config import PRESETS, Limits, Timing, read_clock
 from protocol.credentials.grants import grant_expiry
 from protocol.credentials.manifest import SwarmManifest

@@ -9,14 +9,14 @@ model wants otherwise, each difference with its reason; `gossamer node --model I
     LoRA            where all weights, their gradients and Adam's two moments would fill half of the memory
     micro-batches   of fewer tokens where the activations would not fit
 
-Pure: `node.detection` looks at the model and the machine.
+Pure: `node.policy.detection` looks at the model and the machine.
 """
 
 from typing import Any, NamedTuple
 
 from node.config import TrainerConfig, VllmConfig
 from node.errors import UserError
-from node.footprint import ModelSize, token_bytes
+from node.policy.footprint import ModelSize, token_bytes
 
 SMALL = 10_000_000  # parameters: up to here one core multiplies a layer's matrices faster than several hand it around
 SPEAKING = 50_000_000  # parameters: from here on models answer in sentences

@@ -20,9 +20,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from node.rollouts.group import MAX_GROUP_BYTES, Group, GroupError, encode
-from node.rollouts.ingest import BLAMELESS, Limits, Seen, Verified, read
 from node.rollouts.replay_buffer import Shared
 from node.rollouts.sampling import is_informative
+from node.rollouts.screening import BLAMELESS, Limits, Seen, Verified, read
 from node.tasks import TaskKey, TaskSet
 from protocol.host import Counters, Host, Verdict
 from protocol.wire.envelope import ItemId
@@ -47,7 +47,7 @@ class Exchange(Protocol):
         ...
 
     def report(self, group_id: bytes, reason: str) -> None:
-        """Say that a group that was drawn is of no use, and why: one of the reasons of `node.rollouts.ingest`."""
+        """Say that a group that was drawn is of no use, and why: one of the reasons of `node.rollouts.screening`."""
         ...
 
     def traffic(self) -> Counters: ...

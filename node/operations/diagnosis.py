@@ -22,9 +22,9 @@ from packaging.requirements import Requirement
 
 from node.config import NodeConfig, fill, load_config, parse_config
 from node.errors import UserError, for_shell
-from node.footprint import ModelSize, footprint, peak
-from node.machine import undefended, usable_cores
-from node.presets import BUILTIN_SIZE, Machine, preset
+from node.policy.footprint import ModelSize, footprint, peak
+from node.policy.presets import BUILTIN_SIZE, Machine, preset
+from node.processes.machine import undefended, usable_cores
 
 MIN_PYTHON = (3, 11)
 MIN_MEMORY = 1.5e9  # bytes available: one node on the built-in policy, with room to start
@@ -227,7 +227,7 @@ def examine_model(model: str, folder: Path) -> Iterator[Check]:
     Raises:
         UserError: there is no such model.
     """
-    from node.detection import detect_machine, measure_model
+    from node.policy.detection import detect_machine, measure_model
 
     size = BUILTIN_SIZE if model == "builtin" else measure_model(model)
     yield Check(
@@ -273,7 +273,7 @@ def _advice(config: NodeConfig) -> str:
 
 def _checkpoints(size: ModelSize, config: NodeConfig, folder: Path) -> Check:
     """Return whether checkpoints, and the pool, fit on the disk; while one is written there is one more."""
-    from node.footprint import adapter_parameters
+    from node.policy.footprint import adapter_parameters
 
     trainer, rank = config.trainer, config.policy.lora.r
     trained = adapter_parameters(size, rank) if rank else size.parameters
@@ -319,7 +319,7 @@ def _engine(config: NodeConfig) -> Iterator[Check]:
 
 def _swarm(config: NodeConfig, folder: Path) -> Iterator[Check]:
     """Compare the swarm's manifest with what is here: the protocol, and the tasks to the bit."""
-    from node.founding import adopt_tasks, load_manifest
+    from node.swarm.founding import adopt_tasks, load_manifest
     from protocol.wire.version import MAJOR, VERSION, said
 
     try:
@@ -346,7 +346,7 @@ def _swarm(config: NodeConfig, folder: Path) -> Iterator[Check]:
 
 def _running(folder: Path) -> Iterator[Check]:
     """Ask the node that runs in `folder`, if one does: only others know whether it can be dialled."""
-    from node.peering import agent
+    from node.swarm.peering import agent
     from node.telemetry.status_server import ask
 
     try:

@@ -46,9 +46,8 @@ from collectives.mesh.addresses import Address, BadAddress
 from collectives.outer_optimizer import Outer, OuterGroup, OuterRounds, OuterStep, TrainedParameters
 from node.config import NetworkConfig, NodeConfig, WeightsConfig
 from node.errors import UserError
-from node.peering import listens_at, swarm_id
-from node.policy import Policy
-from node.training.checkpoint import Checkpoint
+from node.policy.load import Policy
+from node.swarm.peering import listens_at, swarm_id
 from protocol.credentials.records import Endpoint, Service
 from protocol.errors import ProtocolError
 from protocol.identity import Identity, NodeId
@@ -111,7 +110,7 @@ def exchange_weights(
     config: NodeConfig,
     folder: Path,
     policy: Policy,
-    checkpoint: Checkpoint | None,
+    checkpoint: Path | None,
     directory: Directory | None = None,
 ) -> Iterator[Weights]:
     """Take part in the group for as long as the block lasts, as `config.weights` says.
@@ -120,7 +119,7 @@ def exchange_weights(
         config: of the node.
         folder: the node's; its key is who it is in the group.
         policy: loaded, not yet trained.
-        checkpoint: what training goes on from.
+        checkpoint: the folder that training goes on from.
         directory: of the swarm, if the node is in one.
 
     Raises:
@@ -167,7 +166,7 @@ def exchange_weights(
     address.unlink(missing_ok=True)  # of an earlier process
     exchange = WeightExchange(weights, policy, connect, address, find)
     if checkpoint is not None:
-        exchange.resume(checkpoint.path)
+        exchange.resume(checkpoint)
     try:
         yield exchange
     finally:

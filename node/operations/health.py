@@ -1,4 +1,4 @@
-"""Is the node in this state folder alive? `python -m node.health FOLDER` exits 0 if it is.
+"""Is the node in this state folder alive? `python -m node.operations.health FOLDER` exits 0 if it is.
 
 A node whose process died takes its container with it, so what a health check has to find is a
 node that hangs. A working node writes to its folder in every round: it is healthy while the
@@ -20,7 +20,9 @@ def idle_seconds(folder: Path, now: float) -> float | None:
 
 def main() -> int:
     """Print one line on the node's state; 0 if it is healthy, 1 if not."""
-    parser = argparse.ArgumentParser(prog="python -m node.health", description="Check that a node is making progress.")
+    parser = argparse.ArgumentParser(
+        prog="python -m node.operations.health", description="Check that a node is making progress."
+    )
     parser.add_argument("folder", type=Path, help="the node's state folder")
     parser.add_argument("--limit", type=float, default=1800.0, help="longest silence, in seconds (default 1800)")
     options = parser.parse_args()

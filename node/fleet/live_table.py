@@ -12,9 +12,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from node.rollouts.ingest import BLAMELESS
-from node.supervisor import NodeProcess, State
-from node.telemetry.metrics import RECENT, Progress, number
+from node.fleet.progress import Progress
+from node.fleet.supervisor import NodeProcess, State
+from node.rollouts.screening import BLAMELESS
+from node.telemetry.metrics import RECENT, number
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 TREND_WIDTH = 12

@@ -1,4 +1,4 @@
-"""Looks at a model and at this machine for `node.presets`; reads no weights.
+"""Looks at a model and at this machine for `node.policy.presets`; reads no weights.
 
 A model that is not there is found out at once: what looks like a path is no matter for a hub, and a hub that does
 not answer is asked once.
@@ -12,10 +12,10 @@ from typing import Any
 
 import psutil
 
-from node.config import PolicyConfig, VllmConfig
+from node.config import NodeConfig, PolicyConfig, VllmConfig, fill, is_set
 from node.errors import UserError
-from node.footprint import ModelSize
-from node.presets import BUILTIN_SIZE, Machine, Overrides, preset
+from node.policy.footprint import ModelSize
+from node.policy.presets import BUILTIN_SIZE, Machine, Overrides, preset
 
 HUB_TIMEOUT_S = 10.0
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -36,6 +36,28 @@ def preset_for(policy: PolicyConfig, vllm: VllmConfig, nodes: int = 1) -> Overri
     machine = detect_machine(policy.device, vllm.python)
     beside = math.ceil(nodes / machine.devices)  # on one device
     return preset(size, machine._replace(memory=machine.memory // beside, share=1 / beside), lora)
+
+
+def with_preset(config: NodeConfig, nodes: int = 1) -> tuple[NodeConfig, dict[str, str]]:
+    """Return `config` with the preset of its model below it, for one of `nodes` nodes here, and why for each key.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    values, reasons = preset_of(config, nodes)
+    return fill(config, values), reasons
+
+
+def preset_of(config: NodeConfig, nodes: int = 1) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what the preset of the policy's model sets, by dotted key, and why for what is not set."""
+    if config.role == "relay":  # runs no model
+        return {}, {}
+    choices = preset_for(config.policy, config.engine.vllm, nodes)
+    reasons = {key: choice.reason for key, choice in choices.items() if not is_set(config, key)}
+    return (
+        {key: choice.value for key, choice in choices.items()},
+        {key: f"for a model of this size: {reason}" for key, reason in reasons.items()},
+    )
 
 
 def measure_model(model: str) -> ModelSize:
@@ -102,14 +124,24 @@ def detect_machine(device: str = "auto", vllm_python: str = "") -> Machine:
     """Return what this machine has for one node that trains on `device`, as `policy.device` names it."""
     import torch
 
-    from node.policy import computes_in_bf16
-
     vllm = bool(vllm_python) or importlib.util.find_spec("vllm") is not None
     if device in ("auto", "cuda") and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         count = torch.cuda.device_count()
         return Machine(memory, gpu=True, bf16=computes_in_bf16("cuda"), vllm=vllm, devices=count)
     return Machine(_memory(), bf16=computes_in_bf16("cpu"), vllm=vllm)
+
+
+def computes_in_bf16(device: str) -> bool:
+    """Tell whether this machine's "cpu" or "cuda" has instructions for products in bfloat16; of others: no."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device != "cpu":
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def visible_gpus(policy: PolicyConfig) -> list[str]:

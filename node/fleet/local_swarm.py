@@ -17,30 +17,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from node.config import NodeConfig, flatten
-from node.detection import visible_gpus
 from node.errors import UserError
-from node.machine import usable_cores
-from node.peering import agent
-from node.signals import stop_signals
+from node.fleet.child_process import HEAVY, Target, run_real_node, start_server
+from node.fleet.report import write_report
+from node.fleet.summary import Summary, summarise, write_summary
+from node.fleet.supervisor import RESTART_DELAY, Away, NodeProcess, State, Supervisor, nobody, supervise
+from node.policy.detection import visible_gpus
+from node.processes.machine import usable_cores
+from node.processes.signals import stop_signals
 from node.state_folder import make_folder
-from node.supervisor import (
-    HEAVY,
-    RESTART_DELAY,
-    Away,
-    NodeProcess,
-    State,
-    Supervisor,
-    Target,
-    nobody,
-    run_real_node,
-    start_server,
-    supervise,
-)
+from node.swarm.peering import agent
 from node.tasks import derive_seed
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import iter_metrics, read_metrics
-from node.telemetry.report import write_report
-from node.telemetry.summary import Summary, summarise, write_summary
 from protocol.storage import write_atomically
 
 FORMAT = 1

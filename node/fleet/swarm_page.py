@@ -13,7 +13,7 @@ from typing import Any
 
 from node.config import ObserveConfig
 from node.errors import UserError
-from node.supervisor import NodeProcess, State
+from node.fleet.supervisor import NodeProcess, State
 from node.telemetry.dashboard.app import Site
 from node.telemetry.dashboard.server import Served, serve
 from node.telemetry.status_server import ask

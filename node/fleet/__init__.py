@@ -1,0 +1,11 @@
+"""Several nodes of one person: a run of N of them on this machine.
+
+local_swarm     one run: its folder, its nodes, its end
+supervisor      starts, watches, restarts and stops the nodes
+child_process   one node's process
+progress        how far a running node is
+live_table      the nodes in a terminal, as they run
+swarm_page      the same in a browser
+summary         what came of a run, in figures
+report          the same as a page with plots
+"""

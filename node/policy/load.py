@@ -1,0 +1,260 @@
+"""A policy: a causal language model with its tokenizer, loaded and placed on its device."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from node.config import LoraConfig, PolicyConfig
+from node.errors import UserError
+from node.policy.completion_text import INCOMPLETE, CompletionText
+from node.policy.detection import computes_in_bf16, find_model
+from node.policy.prompt import chat_turns, plain_text
+from node.tasks import Item
+
+BUILTIN = Path(__file__).with_name("builtin")
+"""The policy that ships with the node: a tiny Llama-style model over characters, as `transformers` saves it."""
+
+LARGE = 10_000_000  # weights; below, a round is mostly overhead, and neither bfloat16 nor shared prompts save time
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A model being trained.
+
+    `name` says what it is ("llama-24k": architecture and parameters) and travels in groups;
+    it tells nothing about folders or accounts. `prompt` is the style of its prompts, as configured.
+    `bf16`: training and generation compute products in bfloat16, with the weights as they are.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    eos_token_ids: tuple[int, ...]
+    prompt: Literal["auto", "chat", "plain"] = "auto"
+    bf16: bool = False
+    _completion_text: CompletionText = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_completion_text", CompletionText(self.tokenizer))
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which this policy computes: products in bfloat16 where `bf16` says so."""
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens a sequence may have; None for an architecture that sets no bound."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills the unused places of a batch; always masked."""
+        return self.tokenizer.pad_token_id
+
+    def encode_prompt(self, item: Item) -> list[int]:
+        """Return the tokens that ask `item`: a chat by the template, or plain text; see `node.policy.prompt`.
+
+        Raises `UserError` where the template refuses the turns.
+        """
+        text, special = (self._chat(item), False) if self._chats else (plain_text(item), True)
+        return _tokens(self.tokenizer, text, special)
+
+    @property
+    def _chats(self) -> bool:
+        return self.prompt == "chat" or (self.prompt == "auto" and self.tokenizer.chat_template is not None)
+
+    def _chat(self, item: Item) -> str:
+        text = self._render(chat_turns(item, system_role=True))
+        if text is None or item.system.strip() not in text:  # it refuses the system's role, or drops what that says
+            text = self._render(chat_turns(item, system_role=False))
+        if text is None:
+            raise UserError("the chat template of policy.model refuses these turns: set policy.prompt to 'plain'")
+        return text
+
+    def _render(self, turns: Sequence[Mapping[str, str]]) -> str | None:
+        try:
+            return self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        except TemplateError:
+            return None
+
+    def encode_completion(self, text: str, finished: bool) -> list[int]:
+        """Return the tokens of a completion, with end-of-text only where it really `finished`.
+
+        A special token spelt out in `text` is encoded letter by letter: a peer's text must
+        not be able to end, or begin, a turn.
+        """
+        ids = self._completion_text.encode(text)
+        return [*ids, self.eos_token_ids[0]] if finished else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of a completion's `ids` up to the first end-of-text, without special tokens.
+
+        Of one that was cut off inside a character, the part of that character is left out.
+        """
+        end = next((at for at, token in enumerate(ids) if token in self.eos_token_ids), None)
+        text = self._completion_text.decode(ids[:end])
+        return text.rstrip(INCOMPLETE) if end is None else text
+
+
+def load_policy(config: PolicyConfig, bf16: bool | Literal["auto"] = "auto", adapters: Path | None = None) -> Policy:
+    """Load a policy and place it on its device, ready to be trained and evaluated.
+
+    Args:
+        config: of the policy.
+        bf16: as `trainer.bf16`.
+        adapters: a checkpoint of LoRA adapters for `config.model`, to load in place of new ones.
+
+    Raises:
+        UserError: there is no such model, it is not a causal language model that
+            transformers knows, its weights are incomplete, the adapters do not fit it,
+            or there is no such device.
+    """
+    disable_progress_bar()  # a bar a load and a checkpoint would drown a node's own output
+    device = _device(config.device)
+    source = str(BUILTIN) if config.model == "builtin" else config.model
+    if config.model != "builtin":
+        find_model(config.model)
+    here = Path(source).is_dir()  # then nobody is asked for anything
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=here)
+        architecture = _without_dropout(AutoConfig.from_pretrained(source, local_files_only=here))
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=architecture,
+            dtype=getattr(torch, config.dtype),
+            output_loading_info=True,
+            local_files_only=here,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise UserError(_complaint(config.model, error)) from error
+    if loading["missing_keys"]:
+        some = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise UserError(
+            f"policy.model {config.model!r} lacks weights ({some}): it is damaged or no causal language model"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of policy.model {config.model!r} has no end-of-text token: choose another model"
+        )
+    if config.prompt == "chat" and tokenizer.chat_template is None:
+        raise UserError(
+            f"the tokenizer of policy.model {config.model!r} has no chat template: set policy.prompt to 'plain'"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    name = f"{model.config.model_type}-{_short(model.num_parameters())}"
+    eos = _end_tokens(tokenizer.eos_token_id, model.generation_config.eos_token_id)
+    # Sampling is decided by the engine's configuration alone: `generate` fills every option that it
+    # is not given from here, and published models set penalties and cut-offs.
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=list(eos), pad_token_id=tokenizer.pad_token_id
+    )
+    if adapters is not None:
+        model = _with_saved_adapters(model, adapters)
+    elif config.lora.r > 0:
+        model = _with_adapters(model, config.lora)
+    model = model.to(device)
+    return Policy(model, tokenizer, name, eos, config.prompt, gains_by_bf16(model) if bf16 == "auto" else bf16)
+
+
+def gains_by_bf16(model: Any) -> bool:
+    """Tell whether products in bfloat16 save time: the model is large, and the machine has instructions for them.
+
+    Weights that are bfloat16 themselves need no conversion.
+    """
+    return model.num_parameters() > LARGE and model.dtype == torch.float32 and computes_in_bf16(model.device.type)
+
+
+def _tokens(tokenizer: Any, text: str, special: bool) -> list[int]:
+    """Return what `tokenizer(text)` does, with the tokens that open and close a text where `special`.
+
+    Of a short text that call takes three times as long as the encoding. What an earlier one has set is undone.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])  # too long is no event
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return list(backend.encode(text, add_special_tokens=special).ids)
+
+
+def _device(choice: str) -> str:
+    available = torch.cuda.is_available()
+    if choice == "cuda" and not available:
+        raise UserError("policy.device is 'cuda' but torch sees no GPU: use 'auto' or 'cpu', or install a CUDA build")
+    if choice == "mps" and not torch.backends.mps.is_available():
+        raise UserError("policy.device is 'mps' but torch sees no Apple GPU: use 'auto' or 'cpu'")
+    if choice == "auto":
+        return "cuda" if available else "cpu"
+    return choice
+
+
+def _without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Set every dropout to 0: TRL's own option reaches layers, not the probabilities that attention keeps itself.
+
+    With it, the ratio of the first update would not be 1, nor a resumed run equal to an undisturbed one.
+    """
+    text = config.get_text_config()
+    for key, value in text.to_dict().items():
+        if "drop" in key and isinstance(value, float):
+            setattr(text, key, 0.0)
+    return config
+
+
+def _complaint(model: str, error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if Path(model).exists():
+        return f"cannot load policy.model {model!r}: {reason}"
+    return f"cannot load policy.model {model!r}: no such folder here, and not to be had from the model hub ({reason})"
+
+
+def _short(count: int) -> str:
+    for unit, size in (("b", 10**9), ("m", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def _end_tokens(first: int, declared: int | list[int] | None) -> tuple[int, ...]:
+    others = [declared] if isinstance(declared, int) else (declared or [])
+    return tuple(dict.fromkeys([first, *others]))
+
+
+def _with_saved_adapters(model: PreTrainedModel, folder: Path) -> Any:
+    import peft
+
+    try:
+        return peft.PeftModel.from_pretrained(model, str(folder))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"cannot load the adapters in {folder} ({reason}): they are damaged or of another model"
+        ) from error
+
+
+def _with_adapters(model: PreTrainedModel, lora: LoraConfig) -> Any:
+    import peft
+
+    adapters = peft.LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # every node begins with the same adapters, and so does a node that starts again
+        return peft.get_peft_model(model, adapters)

@@ -1,0 +1,6 @@
+"""Processes and the operating system: knows nothing of nodes.
+
+worker_process   code that must not run in the node itself, and how both sides speak
+signals          what asks a process to stop
+machine          processors, freed memory, what is defended on Linux alone
+"""
