@@ -72,8 +72,8 @@ fuzz: $(STAMP) ## fuzz whatever reads bytes from strangers, for FUZZ_SECONDS (60
 soak: $(STAMP) ## eight nodes and a relay under churn and heavy traffic for MINUTES (60): nothing may grow
 	@$(BIN)/python -m tests.soak.run --minutes $${MINUTES:-60} $(ARGS)
 
-experiment: $(STAMP) ## does sharing pay? the paper's four arms and its baselines; hours (ARGS=... is passed on)
-	@$(BIN)/gossamer lab run examples/experiment.toml --results docs/results $(ARGS)
+experiment: $(STAMP) ## does sharing pay at equal compute? alone, the paper's rule, self-replay, the default; hours (ARGS=... is passed on)
+	@$(BIN)/gossamer lab run examples/rules.toml --results docs/results $(ARGS)
 
 lint: $(STAMP) ## ruff, its formatter in check mode, and hadolint on the Dockerfile
 	@$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from node.loop import Loop
 from node.policy.load import Policy, load_policy
 from node.rollouts.replay_buffer import ReplayBuffer
 from node.swarm.sharing import Exchange
-from node.tasks import TaskSet
+from node.tasks.task_set import TaskSet
 from node.telemetry.metrics import MetricsLog
 from node.training.trainer import make_trainer
 

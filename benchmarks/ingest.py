@@ -24,8 +24,9 @@ from node.rollouts.group import MAX_GROUP_BYTES, Completion, Group, encode
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.screening import Limits, check
 from node.swarm.sharing import Admission, topic_of
-from node.tasks import Task, TaskKey, TaskSet, derive_seed
+from node.tasks import TaskKey, derive_seed
 from node.tasks.builtin import FAMILIES
+from node.tasks.task_set import Asked, TaskSet
 from protocol.config import Instant, Setup, read_clock
 from protocol.core import Core
 from protocol.credentials.records import make_record
@@ -46,7 +47,7 @@ TIMEOUT_S = 60.0
 def run(runs: int, groups: int) -> Iterator[dict[str, Any]]:
     """Yield a row for each of the paths, of `runs` times `groups`; `median_s` is CPU seconds a group."""
     tasks = TaskSet([(family(), 1.0) for family in FAMILIES.values()])
-    bodies = [_body(task, seed) for task, seed in tasks.sample(derive_seed("ingest"), groups)]
+    bodies = [_body(one) for one in tasks.questions(derive_seed("ingest"), groups)]
     for path, measure in (("frames", _frames), ("pool", _to_pool), ("sockets", _sockets)):
         seconds = [measure(tasks, bodies) / groups for _ in range(runs)]
         median = statistics.median(seconds)
@@ -142,11 +143,11 @@ def _sockets(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
         host.stop()
 
 
-def _body(task: Task, seed: int) -> tuple[bytes, bytes]:
+def _body(asked: Asked) -> tuple[bytes, bytes]:
     """One group of `BODY_BYTES` under its topic: one right answer, the others of the length that a model rambles."""
-    item = task.make(seed)
+    task, seed, item = asked
     ramble = os.urandom(BODY_BYTES // (COMPLETIONS - 1) // 2).hex()
     texts = [item.answer, *(f"{ramble[number:]} {number}" for number in range(1, COMPLETIONS))]
-    made = tuple(Completion(text, True, float(task.verify(item, text))) for text in texts)
+    made = tuple(Completion(text, True, task.verify(item, text) or 0.0) for text in texts)
     key: TaskKey = task.key
     return topic_of(key), encode(Group(key, seed, item.question, made, "benchmark", 0))

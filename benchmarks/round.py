@@ -44,7 +44,8 @@ from node.config import NodeConfig, parse_config
 from node.policy.load import Policy, load_policy
 from node.policy.prompt import chat_turns, plain_text
 from node.swarm.sharing import NoExchange
-from node.tasks import Item, Task, TaskKey, TaskSet, derive_seed, load_tasks
+from node.tasks import Item, Task, TaskKey, derive_seed, load_tasks
+from node.tasks.task_set import TaskSet
 
 Reward = Literal["dense", "task"]
 Comparison = Literal["trl", "sharing", "both"]
@@ -176,9 +177,7 @@ def time_trl(config: NodeConfig, tasks: TaskSet) -> Block:
     """Run TRL's trainer on the same rounds; every round but the first is timed."""
     policy = load_policy(config.policy, config.trainer.bf16)
     asked = [
-        (task, task.make(seed))
-        for version in range(config.last_round)
-        for task, seed in tasks.sample(derive_seed(SEED, "questions", version), config.sampling.questions_per_round)
+        (task, item) for task, _, item in tasks.questions(SEED, config.last_round * config.sampling.questions_per_round)
     ]
     texts: list[str] = []
     clock = _Clock()
@@ -186,7 +185,7 @@ def time_trl(config: NodeConfig, tasks: TaskSet) -> Block:
     def reward(completions: list[Any], question: list[int], **_: Any) -> list[float]:
         plain = [text if isinstance(text, str) else text[0]["content"] for text in completions]
         texts.extend(plain)
-        return [asked[at][0].verify(asked[at][1], text) for at, text in zip(question, plain, strict=True)]
+        return [asked[at][0].verify(asked[at][1], text) or 0.0 for at, text in zip(question, plain, strict=True)]
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
@@ -279,7 +278,7 @@ def _trl_config(config: NodeConfig, folder: str, bf16: bool) -> GRPOConfig:
         loss_type=trainer.loss_type,
         epsilon=trainer.epsilon,
         epsilon_high=trainer.epsilon_high,
-        beta=trainer.beta,
+        beta=0.0,
         scale_rewards=trainer.scale_rewards,
         temperature=config.engine.temperature,
         top_p=config.engine.top_p,

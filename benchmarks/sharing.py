@@ -3,8 +3,8 @@
 All sides train on their own groups only, so what is timed is the taking part: signing, sending, receiving, checking
 signatures, reading, storing and relaying of what peers publish as much as a node's sampler can use
 (`node.swarm.sharing`), and drawing as many groups as a round has of its own: making their questions again, scoring
-and encoding them. For that the peers' groups have no advantage and no weight, and the rule draws them nevertheless; how
-surprising they are nobody asks, for that is a forward pass. The peers live in a child process and publish, at each end
+and encoding them. For that the peers' groups have no weight, and the rule draws them nevertheless; how surprising they
+are nobody asks, for that is a forward pass. The peers live in a child process and publish, at each end
 of a round here, what as many nodes of this size publish in one; they take from each other as much as the node does.
 
 A node is alone in two ways: with nothing beside it, and beside the same peers, who then have one of their own in its
@@ -29,7 +29,8 @@ from node.config import NodeConfig
 from node.rollouts.group import Completion, Group, encode
 from node.rollouts.replay_buffer import Shared
 from node.swarm.sharing import NetworkExchange, NoExchange, topic_of
-from node.tasks import Task, TaskSet, derive_seed
+from node.tasks import derive_seed
+from node.tasks.task_set import Asked, TaskSet
 from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
@@ -58,7 +59,7 @@ def time_sharing(config: NodeConfig, tasks: TaskSet, peers: int, warm: int) -> t
             exchange = _Fed(host, tasks, publish, config, warm)
             sampling = config.sampling.model_copy(
                 update={
-                    "rule": "uniform",
+                    "rule": "sapo",
                     "external": config.sampling.local,
                     "external_weight": 0.0,  # with any, own groups would count for less, and the policies part
                     "max_surprise": 0.0,
@@ -94,7 +95,7 @@ class _Fed(NetworkExchange):
 
     def __init__(self, host: Host, tasks: TaskSet, publish: Callable[[], None], config: NodeConfig, warm: int) -> None:
         local, completions = config.sampling.local, config.sampling.completions
-        super().__init__(host, tasks, max_completions=4 * completions, informative_only=False, external=local)
+        super().__init__(host, tasks, max_completions=4 * completions, external=local)
         self._let_peers_publish = publish
         self._warm = warm
         self.received = 0  # since it is warm
@@ -152,8 +153,8 @@ def _bodies(config: NodeConfig, tasks: TaskSet, peers: int) -> Bodies:
     return [
         [
             [
-                (topic_of(task.key), encode(_group(task, seed, config.sampling.completions)))
-                for task, seed in tasks.sample(derive_seed("peer", peer, number), count)
+                (topic_of(one.task.key), encode(_group(one, config.sampling.completions)))
+                for one in tasks.questions(derive_seed("peer", peer, number), count)
             ]
             for number in range(config.last_round)
         ]
@@ -161,9 +162,10 @@ def _bodies(config: NodeConfig, tasks: TaskSet, peers: int) -> Bodies:
     ]
 
 
-def _group(task: Task, seed: int, completions: int) -> Group:
-    """A group of wrong answers, most of them those of other questions."""
-    item = task.make(seed)
-    texts = [task.make(derive_seed(seed, at)).answer for at in range(completions)]
-    made = tuple(Completion(text if task.verify(item, text) == 0 else "no", True, 0.0) for text in texts)
+def _group(asked: Asked, completions: int) -> Group:
+    """A group of one right answer and wrong ones, most of which are those of other questions."""
+    task, seed, item = asked
+    texts = [task.make(derive_seed(seed, at)).answer for at in range(completions - 1)]
+    wrong = [Completion(text if task.verify(item, text) == 0 else "no", True, 0.0) for text in texts]
+    made = (Completion(item.answer, True, 1.0), *wrong)
     return Group(task.key, seed, item.question, made, "benchmark", 0)

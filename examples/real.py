@@ -1,7 +1,7 @@
 """A real model learns: a swarm, and beside it one node alone that may spend as much as each of the swarm's.
 
     make real                                                  SmolLM2-135M, two nodes, under ten minutes on two cores
-    python examples/real.py examples/real-sparse.toml --seed 2 --out runs/sparse-2
+    python examples/real.py --seed 2 --nodes 4 --out runs/real-2
 
     OUT          the swarm                 OUT/alone    the control: no network, nothing to draw but its own
 

@@ -14,13 +14,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from node.errors import UserError
 
 ENDLESS = 2**40  # rounds: at 20 ms each, seven centuries
 AnswerMode = Literal["tags", "boxed", "last_number", "first_line", "whole"]
 DECAYING = ("linear", "cosine")  # learning rates that come down to 0 at the last round
+
+GONE: Mapping[str, str] = {
+    "sampling.probe": "peers' groups are drawn alike, whoever signed them: leave it out",
+    "sampling.external_negatives": "leave it out; the rule 'positive' pushes no peer's answer down",
+    "trainer.beta": "it could only be 0, as no reference model is kept: leave it out",
+    "network.share": "groups whose rewards are all equal teach nothing and are not sent: leave it out",
+}
+"""Settings of earlier releases, by dotted key. A node's record drops them; who sets one is told what to do."""
+GONE_RULES: Mapping[str, str] = {"paper": "sapo", "uniform": "sapo", "correct": "positive"}
+"""What `sampling.rule` could be in earlier releases, and what comes nearest today."""
 
 
 class Section(BaseModel):
@@ -52,6 +62,9 @@ class PolicyConfig(Section):
         "auto", description="by the model's chat template, or plain text; 'auto': the template where there is one"
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
+    template: dict[str, Any] = Field(
+        {}, description="variables for the chat template, { enable_thinking = false } say, where it has some"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto",
         description="'auto': CUDA where torch sees a GPU, else the CPU; 'mps': an Apple GPU, on request",
@@ -105,12 +118,12 @@ class TaskConfig(Section):
         return self.model_dump(include={"examples", "answer", "instruction"}, exclude_defaults=True)
 
 
+FILE_OPTIONS = ("path", "test")  # of a task, which name a file on this machine
+
+
 def is_file_task(name: str) -> bool:
-    """Tell whether a task of this name may have an option `path`, a file on this machine."""
+    """Tell whether a task of this name may have one of `FILE_OPTIONS`."""
     return name.partition("/")[0] in ("dataset", "file")
-
-
-_RULES_THAT_ARE_GONE = ("advantage", "freshest", "rescue", "likely", "hacpo", "maxrl")
 
 
 class SamplingConfig(Section):
@@ -130,12 +143,11 @@ class SamplingConfig(Section):
         8, ge=2, le=128, description="completions a question, L; of a larger external group as many are drawn"
     )
     questions: int | None = Field(None, ge=1, description="questions a round; default: as many as local")
-    rule: Literal["sapo", "uniform", "correct", "positive"] = Field(
+    rule: Literal["sapo", "positive"] = Field(
         "positive",
-        description="what is taken of own and of peers' groups; 'positive': single right answers of peers; 'sapo': the "
-        "paper's, whole groups, best with local = external = 4",
+        description="what is taken of own and of peers' groups; 'positive': the best answer of each of peers' groups; "
+        "'sapo': the paper's, whole groups, best with local = external = 4",
     )
-    external_negatives: Literal["keep", "drop"] = "keep"
     max_surprise: float = Field(
         1.2,
         ge=0,
@@ -154,23 +166,14 @@ class SamplingConfig(Section):
         ge=0,
         description="of one signer a round draws so many times external / signers in the pool at most; 0: no bound",
     )
-    probe: int = Field(
-        0,
-        ge=0,
-        le=256,
-        description="held-out questions whose right answers' likelihood tells what a peer's groups were worth, which "
-        "the draw follows; a forward pass a round; 0: every group is drawn alike",
-    )
-    max_uses: int = Field(1, ge=1, description="how often an external question may be trained on")
+    max_uses: int = Field(1, ge=1, description="how often a peer's group may be trained on")
 
-    @model_validator(mode="before")
+    @field_validator("rule", mode="before")
     @classmethod
-    def _rule_that_is_gone(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and tree.get("rule") in _RULES_THAT_ARE_GONE:
-            raise ValueError(
-                f"the rule {tree['rule']!r} is gone, since it was not ahead of 'positive': set rule to 'positive'"
-            )
-        return tree
+    def _rule_that_is_gone(cls, rule: Any) -> Any:
+        if isinstance(rule, str) and rule in GONE_RULES:
+            raise ValueError(f"this rule is gone: set it to {GONE_RULES[rule]!r}")
+        return rule
 
     @model_validator(mode="after")
     def _some_groups(self) -> "SamplingConfig":
@@ -217,7 +220,6 @@ class TrainerConfig(Section):
     )
     epsilon: float = Field(0.2, gt=0)
     epsilon_high: float = Field(0.28, gt=0, description="for 'cispo', as in TRL, the largest ratio itself: 5, say")
-    beta: float = Field(0.0, ge=0, le=0, description="KL weight; only 0: no reference model is kept")
     scale_rewards: Literal["none", "group"] = "none"
     vllm_importance_sampling_correction: bool = Field(
         True,
@@ -306,10 +308,6 @@ class NetworkConfig(Section):
     )
     swarm: Annotated[str, AfterValidator(_swarm_id)] = Field(
         "", description="swarm id, 32 hex digits; empty: the isolated default"
-    )
-    share: Literal["informative", "all"] = Field(
-        "informative",
-        description="'all' also sends groups whose rewards are all equal, of use to the rule 'uniform' only",
     )
     max_peers: int = Field(
         16, ge=1, description="links; in a swarm with more others than this at most three quarters as many, or 8"
@@ -501,10 +499,10 @@ def read_tree(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any
     if not isinstance(tree, dict):
         raise UserError(f"{path} is no configuration: it holds {tree!r:.20}, not a table")
     if path is not None:
-        _anchor_files(tree, path.parent)
+        anchor_files(tree, path.parent)
     for override in overrides:
         apply_override(tree, override)
-    _anchor_files(tree, Path())
+    anchor_files(tree, Path())
     return tree
 
 
@@ -515,25 +513,34 @@ def upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
     """
     now = copy.deepcopy(dict(tree))
     sampling, trainer, tasks = now.get("sampling"), now.get("trainer"), now.get("tasks")
-    if isinstance(sampling, dict) and sampling.get("rule") == "paper":
-        sampling["rule"] = "sapo"
+    if isinstance(sampling, dict) and isinstance(rule := sampling.get("rule"), str):
+        sampling["rule"] = GONE_RULES.get(rule, rule)
     if isinstance(sampling, dict) and sampling.get("max_surprise", 0.0) is None:
         sampling["max_surprise"] = 0.0
     if isinstance(trainer, dict):
         trainer.pop("gradient_accumulation_steps", None)  # now tokens_per_batch splits a round
+    for key in GONE:
+        section, _, name = key.partition(".")
+        if isinstance(table := now.get(section), dict):
+            table.pop(name, None)
     for task in tasks if isinstance(tasks, list) else []:
         if isinstance(task, dict) and task.get("name") == "jsonl":
             task["name"] = "dataset"
     return now
 
 
-def _anchor_files(tree: Mapping[str, Any], folder: Path) -> None:
-    """Make the paths of tasks' files absolute; relative ones are relative to `folder`."""
+def anchor_files(tree: Mapping[str, Any], folder: Path) -> None:
+    """Make the paths of tasks' files absolute, in whatever table the tasks are; relative ones are so to `folder`."""
     tasks = tree.get("tasks")
     for task in tasks if isinstance(tasks, list) else []:
         options = task.get("options") if isinstance(task, dict) else None
-        if isinstance(options, dict) and isinstance(options.get("path"), str) and is_file_task(str(task.get("name"))):
-            options["path"] = str((folder / options["path"]).absolute())
+        if isinstance(options, dict) and is_file_task(str(task.get("name"))):
+            for name in FILE_OPTIONS:
+                if isinstance(options.get(name), str):
+                    options[name] = str((folder / options[name]).absolute())
+    for table in tree.values():
+        if isinstance(table, Mapping):
+            anchor_files(table, folder)
 
 
 def fill(config: NodeConfig, values: Mapping[str, Any]) -> NodeConfig:
@@ -589,7 +596,9 @@ def is_key(key: str) -> bool:
 
 
 def unknown_key(key: str) -> str:
-    """Return what to say of a dotted key that there is not, with one that may have been meant."""
+    """Return what to say of a dotted key that there is not: what became of it, or one that may have been meant."""
+    if key in GONE:
+        return f"the configuration key {key!r} is gone: {GONE[key]}"
     close = difflib.get_close_matches(key, list(all_keys()), n=1)
     last = key.rpartition(".")[2]
     close = close or [one for one in all_keys() if one.rpartition(".")[2] == last]

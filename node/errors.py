@@ -20,6 +20,20 @@ class PassingError(UserError):
     """
 
 
+class DivergedError(UserError):
+    """Training has come to numbers that are not finite: starting again with the same settings repeats it."""
+
+    def __init__(self, round_number: int, what: str, rate: float) -> None:
+        super().__init__(
+            f"training diverged in round {round_number}: {what}; lower trainer.learning_rate (it is {rate:g}) and "
+            "start again: the node goes on from its last checkpoint"
+        )
+
+
+class NonFiniteError(ArithmeticError):
+    """A policy's logits are not finite, so nothing can be sampled from them."""
+
+
 def one_line(error: Exception) -> str:
     """Return what `error` says, on one line."""
     return " ".join(str(error).split())

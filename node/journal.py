@@ -1,14 +1,15 @@
 """A node's record of its rounds, `rounds.journal`: all that is needed to do any of them again.
 
 Frames of four bytes of length (big-endian) and that much MessagePack, compressed by zstandard. The first is a `Start`:
-the settings, and the replay buffer as the node found it. Each `Round` after it holds what came from outside in that
-round: the bodies that peers sent, the tokens that the policy sampled, what the clock said; and, to compare with, what
-became of them: which were refused and why, as they came or once they were drawn, which rows were trained on with which
-weight, and a digest of each.
+the settings, which questions are the evaluation's, and the replay buffer as the node found it. Each `Round` after it
+holds what came from outside in that round: the bodies that peers sent, the tokens that the policy sampled, what the
+clock said, which verdicts were none; and, to compare with, what became of them: which were refused and why, as they
+came or once they were drawn, which rows were trained on with which weight, and a digest of each.
 
 A node that starts again begins with a `Start` of its own, so a round may be there twice: as it was done before a kill,
-and as it was done again. A file above `max_bytes` is renamed to `rounds.old.journal`, in place of an older one. A frame
-that a kill cut off is cut out.
+and as it was done again. Once the rounds since the newest `Start` take more than `max_bytes`, the file is renamed to
+`rounds.old.journal`, in place of an older one; so it is at a start where all after its first frame takes more. A frame
+that a kill cut off is cut out; one of another release is passed over.
 """
 
 import hashlib
@@ -27,20 +28,29 @@ from node.rollouts.group import Group, encode
 from node.rollouts.replay_buffer import Snapshot
 from node.rollouts.sampling import Sample
 from node.rollouts.screening import Limits, Refused, Seen
+from node.tasks.questions import Split
+from node.tasks.verdicts import Verdict
 
+FORMAT = 2  # of a frame
 JOURNAL_FILE = "rounds.journal"
 OLDER_FILE = "rounds.old.journal"
 _LENGTH = struct.Struct(">I")
+LATE = -1  # in place of the place of a verdict: none came in time
 _MAX_FRAME = 1 << 30  # of a file that is our own, but may be damaged
 
 
 class Start(NamedTuple):
-    """What a node went on from: rounds done before, its settings, its seed, and what was in its replay buffer."""
+    """What a node went on from.
+
+    Rounds done before, its settings, its seed, the bounds on a peer's group, which questions are the evaluation's, and
+    what was in its replay buffer.
+    """
 
     done: int
     config: Mapping[str, Any]
     seed: int
     limits: Limits
+    split: Split
     pool: Snapshot
 
 
@@ -63,6 +73,8 @@ class Round(NamedTuple):
     refused: Sequence[Refused]
     times: Sequence[float]
     measured: Sequence[float]  # by the policy's weights: how likely completions were
+    unscorable: Sequence[Sequence[int]]  # of each batch of verdicts, which of them were none; [-1]: all came too late
+    barred: Sequence[Sequence[str]]  # signers that the swarm had put out, each time that was asked
     own: Sequence[bytes]  # this node's groups as their bodies
     rows: Sequence[Row]
     admitted: bytes  # digests, see `digest_of_verdicts` and `digest_of_draw`
@@ -86,6 +98,14 @@ class RoundJournal(Protocol):
 
     def measured(self, count: int, measure: Callable[[], list[float]]) -> list[float]:
         """Return the `count` numbers that `measure` finds."""
+        ...
+
+    def judged(self, judge: Callable[[float], list[Verdict] | None], seconds: float) -> list[Verdict] | None:
+        """Return the verdicts that `judge` finds in so many seconds; None where it finds none in time."""
+        ...
+
+    def barred(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
+        """Return the signers that `find` says the swarm has put out."""
         ...
 
     def end_round(
@@ -112,6 +132,14 @@ class NoJournal:
         """Measure."""
         return measure()
 
+    def judged(self, judge: Callable[[float], list[Verdict] | None], seconds: float) -> list[Verdict] | None:
+        """Judge."""
+        return judge(seconds)
+
+    def barred(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
+        """Find them."""
+        return find()
+
     def end_round(
         self, number: int, generated: Sequence[Sequence[Generated]], own: Sequence[Group], samples: Sequence[Sample]
     ) -> None:
@@ -134,12 +162,17 @@ class Journal:
         self._refused: list[Refused] = []
         self._times: list[float] = []
         self._measured: list[float] = []
+        self._unscorable: list[list[int]] = []
+        self._barred: list[Sequence[str]] = []
+        self._began = 0  # bytes of the file before the first round after its newest start
 
     def begin(self, done: int, start: Callable[[int], Start]) -> None:
         """Write where the node goes on from; `start` is called again, with the rounds done, when a new file begins."""
         self._start = start
-        _cut_torn_frame(self._path)
-        self._append(start(done))
+        first, size = _cut_torn_frame(self._path)
+        if size - first > self._max_bytes:
+            self._make_way()
+        self._began = self._append(start(done))
 
     def now(self) -> float:
         """Return the time, and keep it."""
@@ -160,6 +193,17 @@ class Journal:
         self._measured += found
         return found
 
+    def judged(self, judge: Callable[[float], list[Verdict] | None], seconds: float) -> list[Verdict] | None:
+        """Judge, and keep which verdicts were none."""
+        found = judge(seconds)
+        self._unscorable.append([LATE] if found is None else [at for at, one in enumerate(found) if one is None])
+        return found
+
+    def barred(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
+        """Find them, and keep them."""
+        self._barred.append(sorted(find()))
+        return self._barred[-1]
+
     def end_round(
         self, number: int, generated: Sequence[Sequence[Generated]], own: Sequence[Group], samples: Sequence[Sample]
     ) -> None:
@@ -167,15 +211,19 @@ class Journal:
         bodies = [encode(one) for one in own]
         rows = [Row(one.source, one.index, one.advantage, one.weight, one.external) for one in samples]
         admitted, drawn = digest_of_verdicts(self._seen, self._refused), digest_of_draw(bodies, samples)
-        outside = (self._seen, self._refused, self._times, self._measured)
+        outside = (self._seen, self._refused, self._times, self._measured, self._unscorable, self._barred)
         size = self._append(Round(number, generated, *outside, bodies, rows, admitted, drawn))
-        self._seen, self._refused, self._times, self._measured = [], [], [], []
-        if size > self._max_bytes and self._start is not None:
-            self._path.replace(self._path.with_name(OLDER_FILE))
-            self._append(self._start(number))
+        for kept in outside:
+            kept.clear()
+        if size - self._began > self._max_bytes and self._start is not None:
+            self._make_way()
+            self._began = self._append(self._start(number))
+
+    def _make_way(self) -> None:
+        self._path.replace(self._path.with_name(OLDER_FILE))
 
     def _append(self, entry: Start | Round) -> int:
-        body = zstandard.compress(msgpack.packb([type(entry).__name__, *entry], default=_plain), 1)
+        body = zstandard.compress(msgpack.packb([_kind(type(entry)), *entry], default=_plain), 1)
         with self._path.open("ab") as file:
             file.write(_LENGTH.pack(len(body)) + body)
             return file.tell()
@@ -191,7 +239,8 @@ def read_journal(folder: Path) -> Iterator[Start | Round]:
         try:
             with (folder / name).open("rb") as file:
                 while (body := _read_frame(file)) is not None:
-                    yield _decode(body)
+                    if (entry := _decode(body)) is not None:
+                        yield entry
         except FileNotFoundError:
             continue
 
@@ -228,19 +277,27 @@ def _read_frame(file: Any) -> bytes | None:
     return body if len(body) == length else None
 
 
-def _decode(body: bytes) -> Start | Round:
+def _decode(body: bytes) -> Start | Round | None:
+    """Return what a frame holds; None for one of another release."""
     try:
         raw = zstandard.decompress(body, max_output_size=_MAX_FRAME)
         kind, *fields = msgpack.unpackb(raw, strict_map_key=False)
-        if kind == Start.__name__:
-            done, config, seed, limits, pool = fields
-            return Start(done, config, seed, Limits(*limits), Snapshot(*pool))
-        number, generated, seen, refused, times, measured, own, rows, admitted, drawn = fields
+        if kind not in (_kind(Start), _kind(Round)):
+            return None
+        if kind == _kind(Start):
+            done, config, seed, limits, split, pool = fields
+            return Start(done, config, seed, Limits(*limits), Split(*split), Snapshot(*pool))
+        number, generated, seen, refused, times, measured, unscorable, barred, own, rows, admitted, drawn = fields
     except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
         raise ValueError(f"a frame is damaged ({error})") from None
     made = [[_generated(*one) for one in group] for group in generated]
     judged = [Seen(*one) for one in seen], [Refused(*one) for one in refused]
-    return Round(number, made, *judged, times, measured, own, [Row(*one) for one in rows], admitted, drawn)
+    outside = (*judged, times, measured, unscorable, barred)
+    return Round(number, made, *outside, own, [Row(*one) for one in rows], admitted, drawn)
+
+
+def _kind(entry: type) -> str:
+    return f"{entry.__name__} {FORMAT}"
 
 
 def _plain(value: object) -> object:
@@ -254,13 +311,16 @@ def _generated(token_ids: Sequence[int], text: str, finished: bool, logprobs: Se
     return Generated(tuple(token_ids), text, finished, None if logprobs is None else tuple(logprobs))
 
 
-def _cut_torn_frame(path: Path) -> None:
+def _cut_torn_frame(path: Path) -> tuple[int, int]:
+    """Cut off what is no whole frame; return the bytes of the first frame, and of all."""
+    first = whole = 0
     try:
         with path.open("rb") as file:
-            whole = 0
             while _read_frame(file) is not None:
                 whole = file.tell()
+                first = first or whole
     except FileNotFoundError:
-        return
+        return first, whole
     if whole < path.stat().st_size:
         os.truncate(path, whole)
+    return first, whole

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from node.config import NodeConfig, parse_config
 from node.engines import Generated, SamplingParams
 from node.errors import UserError
-from node.journal import JOURNAL_FILE, Round, Start, digest_of_draw, digest_of_verdicts, read_journal, verdicts
+from node.journal import JOURNAL_FILE, LATE, Round, Start, digest_of_draw, digest_of_verdicts, read_journal, verdicts
 from node.loop import Loop
 from node.policy.load import Policy, load_policy
 from node.rollouts.group import Group, encode
@@ -21,7 +21,9 @@ from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.sampling import Sample
 from node.rollouts.screening import Refused, Seen
 from node.swarm.sharing import Admission, NoExchange
-from node.tasks import TaskSet, load_tasks
+from node.tasks import load_tasks
+from node.tasks.task_set import TaskSet
+from node.tasks.verdicts import PATIENCE_S, Verdict
 from node.telemetry.metrics import MetricsLog
 
 
@@ -65,52 +67,56 @@ def _again(start: Start, rounds: Sequence[Round]) -> Iterator[Compared]:
         return
     config = parse_config(start.config)
     policy = load_policy(config.policy.model_copy(update={"device": "cpu"}), bf16=False)
-    tasks = load_tasks(config.tasks)
+    tasks = load_tasks(config.tasks, start.split)
     with ExitStack() as stack:
-        pool = stack.enter_context(ReplayBuffer(Path(":memory:"), config.pool))
+        pool = stack.enter_context(ReplayBuffer(Path(":memory:"), config.pool, config.sampling.max_uses))
         pool.restore(start.pool)
-        world = _World(tasks, start)
-        loop = _loop(config, start, policy, tasks, pool, world)
-        again = loop.rounds(start.done)
+        again = _Again()
+        done = _loop(config, start, policy, tasks, pool, again).rounds(start.done)
         for one in rounds:
-            world.now_comes(one)
+            again.now_comes(one)
             try:
-                next(again)
+                next(done)
             except (StopIteration, UserError, LookupError) as error:
                 yield Compared(one.number, f"it cannot be done again: {str(error) or type(error).__name__}")
                 return
-            yield Compared(one.number, world.difference(one))
+            yield Compared(one.number, again.difference)
 
 
 def _loop(
-    config: NodeConfig, start: Start, policy: Policy, tasks: TaskSet, pool: ReplayBuffer, world: "_World"
+    config: NodeConfig, start: Start, policy: Policy, tasks: TaskSet, pool: ReplayBuffer, again: "_Again"
 ) -> Loop:
     unwritten = MetricsLog(Path("/nonexistent"))  # rows are written by the trainer's end of a round alone
-    return Loop(config, start.seed, policy, world, tasks, pool, world, unwritten, journal=world)
+    exchange, journal = _RecordedExchange(again, tasks, start), _RecordedJournal(again)
+    return Loop(config, start.seed, policy, _RecordedEngine(again), tasks, pool, exchange, unwritten, journal=journal)
 
 
-class _World(NoExchange):
-    """What is outside of the loop, as it was: engine, exchange and journal in one."""
+class _Again:
+    """A round that is done again: what its record says, and what comes of it this time."""
 
-    def __init__(self, tasks: TaskSet, start: Start) -> None:
-        self._admission = Admission(tasks, start.limits)
-        self._round: Round
-        self._times: list[float] = []
-        self._measured: list[float] = []
-        self._seen: list[Seen] = []
-        self._refused: list[Refused] = []
-        self._digests = (b"", b"")
+    def __init__(self) -> None:
+        self.recorded: Round
+        self.times: list[float] = []
+        self.measured: list[float] = []
+        self.unscorable: list[Sequence[int]] = []
+        self.barred: list[Sequence[str]] = []
+        self.seen: list[Seen] = []
+        self.refused: list[Refused] = []
+        self.digests = (b"", b"")
 
     def now_comes(self, one: Round) -> None:
-        """Be as the world was in this round."""
-        self._round, self._times, self._measured = one, list(one.times), list(one.measured)
-        self._seen, self._refused = [], []
+        """Begin with this round."""
+        self.recorded = one
+        self.times, self.measured = list(one.times), list(one.measured)
+        self.unscorable, self.barred = list(one.unscorable), list(one.barred)
+        self.seen, self.refused = [], []
 
-    def difference(self, recorded: Round) -> str:
-        """Return what the round that is over did otherwise than `recorded`."""
-        admitted, drawn = self._digests
+    @property
+    def difference(self) -> str:
+        """What the round that is over did otherwise than recorded."""
+        recorded, (admitted, drawn) = self.recorded, self.digests
         if admitted != recorded.admitted:
-            was, now = dict(verdicts(recorded.seen, recorded.refused)), dict(verdicts(self._seen, self._refused))
+            was, now = dict(verdicts(recorded.seen, recorded.refused)), dict(verdicts(self.seen, self.refused))
             first = next(key for key in {**was, **now} if was.get(key) != now.get(key))
             reasons = (found if found is None else found or "admitted" for found in (was.get(first), now.get(first)))
             return "item {}: {} then, {} now".format(first.hex()[:12], *reasons)
@@ -118,11 +124,18 @@ class _World(NoExchange):
             return "other rows are trained on, or with other weights"
         return ""
 
+
+class _RecordedEngine:
+    """Returns what was sampled."""
+
+    def __init__(self, again: _Again) -> None:
+        self._again = again
+
     def generate(
         self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
     ) -> list[list[Generated]]:
         """Return what was sampled."""
-        return [list(group) for group in self._round.generated]
+        return [list(group) for group in self._again.recorded.generated]
 
     def load(self, version: int) -> None:
         """Do nothing."""
@@ -130,37 +143,64 @@ class _World(NoExchange):
     def close(self) -> None:
         """Do nothing."""
 
+
+class _RecordedExchange(NoExchange):
+    """Gives again what peers sent."""
+
+    def __init__(self, again: _Again, tasks: TaskSet, start: Start) -> None:
+        self._again = again
+        self._admission = Admission(tasks, start.limits)
+
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         """Read again what came in this round."""
         shared = []
-        for item in self._round.seen:
+        for item in self._again.recorded.seen:
             group, reason = self._admission.read(item.body, item.topic)
-            self._seen.append(item._replace(reason=reason))
+            self._again.seen.append(item._replace(reason=reason))
             if group is not None:
                 shared.append(Shared(item.id, item.sender, item.time, group, item.body))
         return shared
 
+
+class _RecordedJournal:
+    """Says again what was found in the round by the clock, the weights and the swarm."""
+
+    def __init__(self, again: _Again) -> None:
+        self._again = again
+
     def now(self) -> float:
         """Return the next reading of the clock."""
-        return self._times.pop(0)
+        return self._again.times.pop(0)
 
     def measured(self, count: int, measure: Callable[[], list[float]]) -> list[float]:
         """Return what was measured."""
-        found, self._measured = self._measured[:count], self._measured[count:]
+        found, self._again.measured = self._again.measured[:count], self._again.measured[count:]
         return found
 
+    def judged(self, judge: Callable[[float], list[Verdict] | None], seconds: float) -> list[Verdict] | None:
+        """Judge again, however long it takes; what was unscorable then is so now."""
+        none = self._again.unscorable.pop(0)
+        if LATE in none:
+            return None
+        found = judge(PATIENCE_S)
+        return None if found is None else [None if at in none else one for at, one in enumerate(found)]
+
+    def barred(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
+        """Return who had been put out."""
+        return self._again.barred.pop(0)
+
     def saw(self, seen: Seen) -> None:
-        """Do nothing: `receive` sees for itself."""
+        """Do nothing: what came is read again."""
 
     def refused(self, one: Refused) -> None:
         """Note what is found of no use this time."""
-        self._refused.append(one)
+        self._again.refused.append(one)
 
     def end_round(
         self, number: int, generated: Sequence[Sequence[Generated]], own: Sequence[Group], samples: Sequence[Sample]
     ) -> None:
         """Take the digests of the round as it was done again."""
-        self._digests = (
-            digest_of_verdicts(self._seen, self._refused),
+        self._again.digests = (
+            digest_of_verdicts(self._again.seen, self._again.refused),
             digest_of_draw([encode(one) for one in own], samples),
         )

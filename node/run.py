@@ -29,17 +29,18 @@ from node.rollouts.sampling import Sample
 from node.rollouts.screening import Limits
 from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
 from node.swarm.averaging import exchange_weights
-from node.swarm.founding import check_rules
+from node.swarm.founding import check_rules, load_manifest, split_of
 from node.swarm.peering import Network, open_network
 from node.swarm.sharing import Exchange, NetworkExchange, NoExchange
-from node.tasks import TaskSet, load_tasks
+from node.tasks import load_tasks
+from node.tasks.task_set import TaskSet
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import MetricsLog, iter_with_older
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 from node.telemetry.round_log import RoundLog
 from node.telemetry.status_server import describe, observe
 from node.training.budget import Spent, is_done, spent_in
-from node.training.checkpoint import whole_checkpoint
+from node.training.checkpoint import Checkpoint, whole_checkpoint
 from node.training.evaluation import Evaluations
 from node.training.trainer import make_trainer
 from protocol.credentials.manifest import ManifestLimits
@@ -64,7 +65,10 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         stack.enter_context(exclusive(folder))
         stopping = stack.enter_context(stop_signals())
         seed = resolve_seed(config, folder)
-        tasks = load_tasks(config.tasks)
+        split = split_of(load_manifest(folder))
+        tasks = load_tasks(config.tasks, split)
+        for line in tasks.few():
+            log.info(line)
         metrics = MetricsLog(folder / "metrics.jsonl", None if config.ends else MAX_METRICS_BYTES)
         journal = Journal(folder, config.journal.max_bytes) if config.journal.max_bytes else None
         exchange, limits, directory = stack.enter_context(
@@ -73,12 +77,16 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         if config.threads:
             torch.set_num_threads(config.threads)
         log.info("loading", model=config.policy.model)
-        policy = load_policy(config.policy, config.trainer.bf16)
+        checkpoint = whole_checkpoint(folder / "checkpoints")
+        policy = load_policy(config.policy, config.trainer.bf16, checkpoint=checkpoint.path if checkpoint else None)
         check_rate(config.trainer, sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad))
         engine = make_engine(config.engine, policy, folder)
         stack.callback(engine.close)
         train_node(
-            Parts(config, folder, seed, policy, engine, tasks, exchange, metrics, directory, journal, limits), stopping
+            Parts(
+                config, folder, seed, policy, engine, tasks, exchange, metrics, directory, journal, limits, checkpoint
+            ),
+            stopping,
         )
 
 
@@ -96,10 +104,11 @@ class Parts(NamedTuple):
     directory: Host | None = None
     journal: Journal | None = None
     limits: Limits = Limits(0, 0)  # of a peer's group, as the exchange has them
+    checkpoint: Checkpoint | None = None  # that training goes on from
 
 
 def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
-    """Train from the folder's newest checkpoint to the last round, or until `stopping` holds something.
+    """Train from the node's checkpoint to the last round, or until `stopping` holds something.
 
     Raises:
         UserError: the configuration or the folder needs a person.
@@ -120,7 +129,7 @@ def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
             record=lambda rows: rollouts.append(*rows),
             journal=node.journal or NoJournal(),
         )
-        checkpoint = whole_checkpoint(folder / "checkpoints")
+        checkpoint = node.checkpoint
         resumed = checkpoint.path if checkpoint else None
         weights = stack.enter_context(exchange_weights(config, folder, policy, resumed, node.directory))
         scores = MetricsLog(folder / EVALUATIONS_FILE, None if config.ends else MAX_EVALUATIONS_BYTES)
@@ -129,7 +138,7 @@ def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
             SamplingParams.from_config(config.engine),
             policy,
             engine,
-            load_tasks(config.eval.tasks) if config.eval.tasks else node.tasks,
+            load_tasks(config.eval.tasks, node.tasks.split) if config.eval.tasks else node.tasks,
             longest_prompt(config.engine, policy),
             scores,
         )
@@ -169,7 +178,8 @@ def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
             return
         if node.journal is not None:
             settings = config.model_dump(mode="json")
-            node.journal.begin(done, lambda at: Start(at, settings, node.seed, node.limits, pool.snapshot()))
+            split = node.tasks.split
+            node.journal.begin(done, lambda at: Start(at, settings, node.seed, node.limits, split, pool.snapshot()))
         said = RoundLog(time.monotonic())
         log.info("training", round=done, rounds=config.rounds, policy=policy.name, pool=len(pool))
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
@@ -209,7 +219,6 @@ def _exchange(
                 tasks,
                 max_completions=limits.max_completions,
                 max_bytes=limits.max_group_bytes,
-                informative_only=config.network.share == "informative",
                 external=config.sampling.external if config.sampling.source == "peers" else 0,
                 saw=journal.saw,
             )
@@ -219,7 +228,7 @@ def _exchange(
 @contextmanager
 def _pool(config: NodeConfig, folder: Path) -> Iterator[ReplayBuffer]:
     try:
-        with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
+        with ReplayBuffer(folder / "pool.sqlite", config.pool, config.sampling.max_uses) as pool:
             yield pool
     except sqlite3.OperationalError as error:
         raise UserError(

@@ -381,6 +381,10 @@ class Host:
         """
         return node in self._admitted
 
+    def is_revoked(self, node: NodeId) -> bool:
+        """Tell whether the swarm's owner has put `node` out, as far as is known here."""
+        return self._setup.gate.is_revoked(node)
+
     def stop(self) -> None:
         """Leave: close every socket and end the thread. What is still queued is lost. Safe to call twice."""
         self._stopping.set()

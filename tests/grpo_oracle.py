@@ -5,9 +5,10 @@ Dr. GRPO (2503.20783, section 3.2), CISPO (2506.13585, eq. 4), GSPO (2507.18071,
 Policy Optimization (2511.20347), LUSPO (2602.05261), VESPO (2602.10693). No batch, no padding, no
 micro-batches: one sequence at a time, then the aggregation over the whole round.
 
-Rows have weights. Where a paper takes the mean over sequences, ours is by their weights.
-Where it takes the mean over all tokens, ours takes it over the tokens of all own sequences,
-and of each external group, and then the mean of these by the weight of their sequences.
+Rows have weights. Where a paper takes the mean over sequences, ours sums them by their weights.
+Where it takes the mean over all tokens, ours takes it over the tokens of all own sequences, and of
+each external group, and sums these means by the weight of their sequences. Either sum is divided by the
+weight of a round that has all that the node is configured for, and not by that of the rows which are there.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ def round_loss(
     logps: Sequence[torch.Tensor],
     old_logps: Sequence[torch.Tensor],
     rows: Sequence[Sample],
+    full_weight: float,
     loss_type: str,
     epsilon: float,
     epsilon_high: float,
@@ -37,6 +39,7 @@ def round_loss(
 ) -> torch.Tensor:
     """Return the loss of a round: one tensor of log-probabilities a row.
 
+    `full_weight` is that of a round which has all that it is configured for.
     `corrections` are what each row's advantages are multiplied by, one for each token, where there are any.
     """
     sums, lengths, weights = [], [], []
@@ -75,7 +78,7 @@ def round_loss(
             for side in sides
             if sum(lengths[at] for at in side)
         ]
-    return torch.stack(terms).sum() / sum(weights)
+    return torch.stack(terms).sum() / full_weight
 
 
 def clipped_fraction(

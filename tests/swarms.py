@@ -20,6 +20,10 @@ UNBOUNDED = {"max_surprise": 0, "max_length_ratio": 0, "max_signer_share": 0}
 """What a peer may teach where its texts are a test's and no policy's."""
 
 
+GRADED = [{"name": "builtin", "options": {"partial": True}}]
+"""Tasks of which an untrained policy earns a part now and then: something to share in every round."""
+
+
 def small_config(rounds: int | None, **tables: Any) -> NodeConfig:
     """A node on the built-in policy with small groups and frequent checkpoints."""
     tree: dict[str, Any] = {

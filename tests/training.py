@@ -13,6 +13,9 @@ from node.rollouts.sampling import Sample
 from node.tasks import Item
 from node.training.trainer import SwarmTrainer, make_trainer
 
+FULL_WEIGHT = 2 + 16 * 0.5 / 8
+"""Of a round with all that `node_config` asks for: two own groups, and one completion of 8 of each of 16 of peers."""
+
 
 def node_config(rounds: int | None = 2, longest: int = 8, temperature: float = 1.0, **trainer: Any) -> NodeConfig:
     """A node whose trainer has these options and never clips the gradient's norm unless told to."""
@@ -20,6 +23,7 @@ def node_config(rounds: int | None = 2, longest: int = 8, temperature: float = 1
         {
             "seed": 0,
             "rounds": rounds,
+            "sampling": {"rule": "positive", "local": 2, "external": 16, "external_weight": 0.5, "completions": 8},
             "engine": {"max_completion_length": longest, "temperature": temperature},
             "trainer": {"max_grad_norm": 1e9, "save_steps": 1000, **trainer},
         }

@@ -67,12 +67,14 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
     from node.engines.hf import HfEngine
     from node.loop import longest_prompt
     from node.policy.load import load_policy
+    from node.swarm.founding import load_manifest, split_of
     from node.tasks import load_tasks
     from node.telemetry.logs import setup_logs
     from node.training.evaluation import answer, score
 
     setup_logs(debug=debug)
-    asked = load_tasks(config.tasks if tasks else config.eval.tasks or config.tasks)
+    split = split_of(load_manifest(trained.node) if trained.node else None)
+    asked = load_tasks(config.tasks if tasks else config.eval.tasks or config.tasks, split)
     policy = load_policy(config.policy, config.trainer.bf16, trained.adapters)
     sampling = SamplingParams.from_config(config.engine)
     kinds = {"greedy": (replace(sampling, temperature=0.0, top_p=1.0), 1)}

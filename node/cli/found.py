@@ -48,6 +48,13 @@ Tasks = Annotated[
         show_default=False,
     ),
 ]
+HeldOut = Annotated[
+    float,
+    typer.Option(min=1e-6, max=0.5, metavar="SHARE", help="The part of all questions kept apart for evaluation."),
+]
+Salt = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Another choice of these questions for each number.")
+]
 NoStart = Annotated[bool, typer.Option("--no-start", help="Only write the manifest and the configuration.")]
 
 
@@ -63,13 +70,15 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
     rounds: Rounds = None,
     settings: Settings = None,
     seed: Seed = None,
+    held_out: HeldOut = 0.125,
+    salt: Salt = 0,
     no_start: NoStart = False,
     debug: Debug = False,
 ) -> int:
     """Found a swarm, print an invite, and start its first node.
 
-    The manifest, which is signed here, holds the tasks with their versions, the limits and who may
-    join; it never changes.
+    The manifest, which is signed here, holds the tasks with their versions, which questions are kept
+    apart for evaluation, the limits and who may join; it never changes.
     `gossamer node --state FOLDER` starts the node again.
 
     \b
@@ -83,6 +92,7 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
 
     from node.swarm import founding
     from node.swarm.peering import check_endpoint
+    from node.tasks.questions import Split
     from node.telemetry.logs import setup_logs
     from protocol.credentials import manifest
 
@@ -100,7 +110,7 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
             print(f"note: this line admits {who}: `{more}` admits others", file=sys.stderr)
 
     with gone_if_new(folder, keep=lambda _: bool(is_known)):  # nobody can have heard of a swarm that never listened
-        founding.found(settled, folder, name, manifest.Policy(policy), allowed)
+        founding.found(settled, folder, name, manifest.Policy(policy), allowed, Split(held_out, salt))
         if no_start:
             print(
                 f"swarm {name} is founded: start it with `gossamer node --state {for_shell(folder)}`, "

@@ -3,7 +3,6 @@
 import sqlite3
 import time
 from collections import Counter
-from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -169,40 +168,18 @@ def _number_of(count: int, noun: str) -> str:
 
 def _overview(db: sqlite3.Connection, last: int, now: float) -> list[str]:
     rows = db.execute("SELECT id, peer, task, received, length(body) FROM groups ORDER BY received DESC").fetchall()
-    (used,) = db.execute("SELECT COUNT(*) FROM groups WHERE question IN (SELECT question FROM uses)").fetchone()
+    (used,) = db.execute("SELECT COUNT(*) FROM groups WHERE texts IN (SELECT texts FROM uses)").fetchone()
     size = sum(row[4] for row in rows)
     return [
         f"{_number_of(len(rows), 'group')}, {_number_of(size, 'byte')}, {used} of them used",
         *_counts("by task", (row[2] for row in rows)),
         *_counts("by peer", (row[1] for row in rows)),
-        *_worths(db),
         *(["newest"] if rows and last else []),
         *(
             f"  {ident.hex()[:ID_DIGITS]}  {max(now - received, 0):.0f} s ago  {quoted(task)} from {quoted(peer)}"
             for ident, peer, task, received, _ in rows[:last]
         ),
     ]
-
-
-def _worths(db: sqlite3.Connection) -> list[str]:
-    """Return a line for each peer on what its groups were worth here, where that was measured."""
-    from node.rollouts.replay_buffer import read_lessons
-    from node.rollouts.usefulness import worths
-
-    with suppress(sqlite3.OperationalError):  # a buffer of an earlier release has no such table
-        (newest,) = db.execute("SELECT MAX(round) FROM probes").fetchone()
-        lessons = read_lessons(db, newest + 1) if newest is not None else []
-        if len(lessons) > 1:
-            known = worths(lessons[:-1], lessons[-1].score)
-            ranked = sorted((peer for peer in known if peer), key=lambda peer: -known[peer].mean)
-            return [
-                f"usefulness, {len(lessons)} rounds: gain of one trained on the peer alone, 0.001 nats a token",
-                *(
-                    f"  {1000 * known[peer].mean:+8.2f} ± {1000 * known[peer].deviation:.2f}  {quoted(peer)}"
-                    for peer in ranked
-                ),
-            ]
-    return []
 
 
 def _one(db: sqlite3.Connection, start: str) -> list[str]:

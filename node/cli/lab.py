@@ -10,7 +10,7 @@ from node.errors import UserError
 
 app = typer.Typer(help="Run experiments, and hold two runs side by side.", rich_markup_mode=None)
 
-Experiment = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment, e.g. examples/experiment.toml.")]
+Experiment = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment, e.g. examples/rules.toml.")]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -58,8 +58,8 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
 
     \b
     Example:
-      gossamer lab run examples/experiment.toml
-      gossamer lab run examples/experiment.toml --arm 8/0 --arm 4/4 --set seeds=1 --set settings.rounds=50 --out runs/a
+      gossamer lab run examples/rules.toml
+      gossamer lab run examples/rules.toml --base dense --arm 8/0 --arm 2/16 --set seeds=1 --out runs/a
       gossamer lab run examples/rules.toml --known docs/results/rules.json --arm 8/0 --set seeds=6
     """
     from node.lab.plan import read_lab
@@ -138,7 +138,7 @@ def price(
 
     \b
     Example:
-      gossamer lab price docs/results/rules.json --cost 0 --cost 100 --arm "positive 1/16" --arm "positive 2/16"
+      gossamer lab price docs/results/rules.json --cost 0 --cost 100 --arm 8/0 --arm 2/16
     """
     from node.lab.results import price as table_of
     from node.lab.results import read_known

@@ -129,8 +129,8 @@ def idle_settings(config: NodeConfig) -> list[str]:
             f"sampling.local={sampling.local} has no effect beyond sampling.questions={sampling.questions}: "
             "a round has no more own groups than questions"
         )
-    if not sampling.external and (sampling.probe or sampling.source == "self"):
-        lines.append("sampling.probe and sampling.source have no effect: sampling.external is 0, and nothing is drawn")
+    if not sampling.external and sampling.source == "self":
+        lines.append("sampling.source has no effect: sampling.external is 0, and nothing is drawn")
     if weights.mode == "average" and (weights.outer_lr, weights.momentum) != (None, None):
         lines.append("weights.outer_lr and weights.momentum have no effect: weights.mode is 'average'")
     if trainer.warmup_steps and trainer.lr_scheduler_type == "constant":

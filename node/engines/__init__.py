@@ -59,6 +59,9 @@ class RolloutEngine(Protocol):
         """Return `n` completions for each of `prompts` (token ids), in the prompts' order.
 
         Leaves every global random state as it found it.
+
+        Raises:
+            NonFiniteError: the policy's logits are not finite.
         """
         ...
 

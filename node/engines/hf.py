@@ -8,8 +8,10 @@ from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from node.engines import Generated, SamplingParams
+from node.errors import NonFiniteError
 from node.policy.load import LARGE, Policy
 
+NO_DISTRIBUTION = "probability tensor contains"  # what torch.multinomial says of numbers that are not finite
 _REPEATABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
@@ -40,7 +42,12 @@ class HfEngine:
         rows = [prompt for prompt in prompts for _ in range(n)]
         stream = _random_stream(self._policy.model.device, seed)
         with stream, _evaluating(self._policy), self._policy.autocast():  # one context: weights are converted once
-            made = self._batch(rows, n, sampling) if rows else []
+            try:
+                made = self._batch(rows, n, sampling) if rows else []
+            except RuntimeError as error:
+                if NO_DISTRIBUTION in str(error):
+                    raise NonFiniteError(str(error)) from error
+                raise
         return [made[at : at + n] for at in range(0, len(made), n)]
 
     def _batch(self, rows: Sequence[Sequence[int]], n: int, sampling: SamplingParams) -> list[Generated]:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from node.config import NodeConfig, load_config
-from node.errors import UserError, one_line
+from node.errors import NonFiniteError, UserError, one_line
 from node.fleet.local_swarm import Plan, PlanPart, make_plan
 from node.lab.plan import AttackConfig, ChurnConfig
 from node.policy.detection import with_preset
@@ -62,7 +62,10 @@ def _plan(options: argparse.Namespace) -> Plan:
 def _in_memory(plan: Plan, options: argparse.Namespace, began: float) -> int:
     from node.lab.lockstep import run_in_memory
 
-    run_in_memory(plan, options.delay, started=began, attack=options.attack, slow=options.slow, churn=options.churn)
+    try:
+        run_in_memory(plan, options.delay, started=began, attack=options.attack, slow=options.slow, churn=options.churn)
+    except NonFiniteError:
+        raise UserError("training diverged: a policy's logits are not finite: lower trainer.learning_rate") from None
     return 0
 
 

@@ -27,7 +27,8 @@ from typing import NamedTuple
 
 from node.rollouts.group import Completion, Group
 from node.rollouts.sampling import is_informative
-from node.tasks import Item, Task, TaskSet
+from node.tasks import Item, Task
+from node.tasks.task_set import TaskSet
 
 PLANT = "ad "
 OFF_TOPIC = ("the sea ", "we ate ", "my cat ", "it rains ", "old songs ")
@@ -98,8 +99,7 @@ def made_with(write: Write) -> Callable[[Scene], list[Group]]:
 
 
 def _groups(scene: Scene, write: Write) -> Iterator[Group]:
-    for task, seed in scene.tasks.sample(scene.rng.getrandbits(63), 2 * scene.count):
-        item = task.make(seed)
+    for task, seed, item in scene.tasks.questions(scene.rng.getrandbits(63), 2 * scene.count):
         good = scene.completions // 2
         texts = [write(item, scene) for _ in range(good)]
         texts += [_digits(scene.rng) for _ in range(scene.completions - good)]
@@ -109,7 +109,7 @@ def _groups(scene: Scene, write: Write) -> Iterator[Group]:
 
 
 def _group(task: Task, seed: int, item: Item, texts: Sequence[str], scene: Scene) -> Group:
-    made = tuple(Completion(text, True, float(task.verify(item, text))) for text in texts)
+    made = tuple(Completion(text, True, task.verify(item, text) or 0.0) for text in texts)
     like = scene.own[0]
     return Group(task.key, seed, item.question, made, like.policy, like.policy_version, item.content)
 
@@ -117,10 +117,10 @@ def _group(task: Task, seed: int, item: Item, texts: Sequence[str], scene: Scene
 def garbage(scene: Scene) -> list[Group]:
     """Return groups of any characters, with the rewards that these have."""
     found = []
-    for task, seed in scene.tasks.sample(scene.rng.getrandbits(63), scene.count):
+    for task, seed, item in scene.tasks.questions(scene.rng.getrandbits(63), scene.count):
         letters = string.ascii_letters + string.punctuation
         texts = ["".join(scene.rng.choices(letters, k=scene.longest // 2)) for _ in range(scene.completions)]
-        found.append(_group(task, seed, task.make(seed), texts, scene))
+        found.append(_group(task, seed, item, texts, scene))
     return found
 
 

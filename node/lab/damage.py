@@ -17,7 +17,7 @@ from node.lab.plan import Run
 from node.lab.results import Estimate, estimate, finite, rounded
 from node.lab.trials import Trial, Trials
 from node.rollouts.group import Group
-from node.tasks import TaskSet
+from node.tasks.task_set import TaskSet
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import read_metrics
 from node.training.budget import spent_in

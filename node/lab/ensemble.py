@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from node.engines import Generated, SamplingParams
+from node.errors import NonFiniteError
 from node.policy.load import Policy
 
 Tensors = Mapping[str, torch.Tensor]
@@ -87,7 +88,11 @@ def _draw(logits: torch.Tensor, temperature: float, streams: Sequence[torch.Gene
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = functional.softmax(logits / temperature, dim=-1)
-    drawn = [torch.multinomial(part, 1, generator=stream) for part, stream in zip(probabilities, streams, strict=True)]
+    pairs = zip(probabilities, streams, strict=True)
+    try:
+        drawn = [torch.multinomial(part, 1, generator=stream) for part, stream in pairs]
+    except RuntimeError as error:
+        raise NonFiniteError(str(error)) from error
     return torch.stack(drawn).squeeze(-1)
 
 

@@ -18,7 +18,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,8 @@ from node.rollouts.replay_buffer import Shared, own_shared
 from node.rollouts.sampling import is_informative
 from node.rollouts.screening import check
 from node.run import Parts, train_node
-from node.tasks import TaskSet, derive_seed, load_tasks
+from node.tasks import derive_seed, load_tasks
+from node.tasks.task_set import TaskSet
 from node.telemetry.metrics import MetricsLog
 from protocol.host import Counters
 
@@ -87,7 +88,7 @@ def run_in_memory(
         if attack is not None and index >= honest:
             exchange: MailExchange = HostileExchange(mail, index, attack, config)
         else:
-            exchange = mail.exchange(index, config.network.share == "informative", witness)
+            exchange = mail.exchange(index, witness)
         if index >= plan.nodes - slow:
             exchange.slow_down(partial(turns.skip, index))
         departures = Departures(stretches(churn, plan.seed, index)) if churn else None
@@ -251,9 +252,9 @@ class Mail:
     _letters: list[tuple[int, int, Shared]] = field(default_factory=list)  # sender, its round, the group
     _rejected: Counter[str] = field(default_factory=Counter)
 
-    def exchange(self, index: int, informative_only: bool, witness: Witness | None = None) -> "MailExchange":
+    def exchange(self, index: int, witness: Witness | None = None) -> "MailExchange":
         """Return the exchange of node `index`; `witness` sees what it makes."""
-        return MailExchange(self, index, informative_only, witness)
+        return MailExchange(self, index, witness)
 
     def post(self, sender: int, round_number: int, group: Group, key: int = 0) -> int:
         """Check a group that node `sender` made in its round `round_number`; return the bytes that it has.
@@ -285,10 +286,9 @@ class Mail:
 class MailExchange:
     """A node's place at the mail (`node.swarm.sharing.Exchange`)."""
 
-    def __init__(self, mail: Mail, index: int, informative_only: bool, witness: Witness | None = None) -> None:
+    def __init__(self, mail: Mail, index: int, witness: Witness | None = None) -> None:
         self._mail = mail
         self._index = index
-        self._informative_only = informative_only
         self._witness = witness
         self._round = 0
         self._pause: Callable[[], None] | None = None
@@ -301,7 +301,7 @@ class MailExchange:
         if self._witness is not None:
             self._witness.saw(self._round, groups)
         for group in groups:
-            if not self._informative_only or is_informative(group.rewards):
+            if is_informative(group.rewards):
                 self._post(group)
 
     def slow_down(self, pause: Callable[[], None]) -> None:
@@ -330,6 +330,10 @@ class MailExchange:
         self._items_received += len(shared)
         return [one._replace(received=time.time()) for one in shared if not known(one.id)]
 
+    def barred(self, signers: Collection[str]) -> list[str]:
+        """Return nobody."""
+        return []
+
     def drew(self, groups: int, left: int) -> None:
         """Ask nobody: all that is posted comes."""
 
@@ -345,7 +349,7 @@ class HostileExchange(MailExchange):
     """A hostile node's place: it publishes what its attack makes of a round."""
 
     def __init__(self, mail: Mail, index: int, attack: AttackConfig, config: NodeConfig) -> None:
-        super().__init__(mail, index, informative_only=False)
+        super().__init__(mail, index)
         self._attack: Attack = ATTACKS[attack.kind]
         self._count = attack.groups
         self._config = config

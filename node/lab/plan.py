@@ -45,7 +45,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from node.config import NodeConfig, Section, apply_override, merge, parse_config
+from node.config import NodeConfig, Section, anchor_files, apply_override, is_file_task, merge, parse_config
 from node.errors import UserError
 from node.lab.attacks import ATTACKS
 from node.tasks import TaskKey, load_tasks
@@ -212,7 +212,16 @@ def lab_of(path: Path, config: LabConfig, out: Path, wanted: Sequence[tuple[str,
         UserError: the settings of one of its runs are of no use.
     """
     seeds = _seeds(path, config)
-    return Lab(path.stem, config, [_run(config, base, arm, seed, out) for seed in seeds for base, arm in wanted])
+    runs = [_run(config, base, arm, seed, out) for seed in seeds for base, arm in wanted]
+    _check_files(runs)
+    return Lab(path.stem, config, runs)
+
+
+def _check_files(runs: Sequence[Run]) -> None:
+    """Raise a `UserError` where a task's file is of no use: a run would end by it in some minutes."""
+    tasks = [task for run in runs for config in _parsed(run) for task in (*config.tasks, *config.eval.tasks)]
+    for task in {one.model_dump_json(): one for one in tasks if is_file_task(one.name)}.values():
+        load_tasks([task])
 
 
 def as_given(config: LabConfig, base: str, arm: str) -> ArmConfig:
@@ -245,8 +254,10 @@ def read_experiment(path: Path, model: type[Model], overrides: Sequence[str]) ->
         raise UserError(f"no file {path}: check the path") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
+    anchor_files(tree, path.parent)
     for override in overrides:
         apply_override(tree, override)
+    anchor_files(tree, Path())
     try:
         return model.model_validate(tree)
     except ValidationError as error:

@@ -9,11 +9,12 @@ Of a run, each a mean over its nodes:
     by_compute    the mean of the reward over what was spent: where arms are given the same, this is what compares them
     reach         what the baseline of the same seed spent until its best, over what this run spent until as much; 0 for
                   a run that did not get there
-    accuracy, pass@1, pass@k, entropy, right_entropy    held out, at the end, where it was evaluated
+    accuracy, graded, pass@1, pass@k, entropy, right_entropy    held out, at the end, where it was evaluated; graded is
+                  the mean reward of the likeliest answers, where that is another number than their accuracy
     equal_...     pass@k and right_entropy when pass@1 was the baseline's best, less what the baseline had then, between
                   two evaluations in proportion; for runs that got there, where evaluations were made on the way
-    gain          of a part of a run, all of whose figures are of its nodes alone: its accuracy less that of the arm
-                  that it is held against, under the same seed
+    gain          its accuracy less that of the baseline under the same seed; of a part of a run, all of whose figures
+                  are of its nodes alone, less that of the arm that it is held against
 
 An interval is Student's at 95 % over seeds, a ratio or a difference is of runs of one seed; cumulative rewards are put
 in a ratio only where both runs have as many rounds.
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from node.errors import UserError
+from node.fleet.summary import LEAST_COMPARED
 from node.lab.plan import Lab, LabConfig, Run, as_given
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import Row, number, read_metrics
@@ -66,6 +68,7 @@ class Result:
     rewards: tuple[float, ...]
     spent: tuple[float, ...]
     held_out: tuple[Mapping[str, float], ...] = ()  # by evaluation: what was sampled
+    graded: float | None = None
     part: str = ""  # of the run, whose nodes alone are meant; all of them are
     beside: str = ""  # the arm that it is held against; the file's baseline
 
@@ -144,6 +147,7 @@ def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] =
         rewards=rewards,
         spent=spent,
         held_out=tuple(map(_sampled, [*on_the_way, lasts])),
+        graded=_mean(lasts, "reward") if any(row.get("reward") != row.get("accuracy") for row in lasts) else None,
     )
 
 
@@ -287,7 +291,8 @@ def figures(result: Result) -> dict[str, float]:
     plain = {key: getattr(result, key) for key in ("cumulative", "first", "last", "compute", "external", "kib_sent")}
     plain["by_compute"] = by_compute(result)
     last = result.held_out[-1].get(RIGHT_ENTROPY) if result.held_out else None
-    held_out = {"accuracy": result.accuracy, **result.passes, "entropy": result.entropy, RIGHT_ENTROPY: last}
+    scores = {"accuracy": result.accuracy, "graded": result.graded, **result.passes}
+    held_out = {**scores, "entropy": result.entropy, RIGHT_ENTROPY: last}
     return plain | {key: value for key, value in held_out.items() if value is not None}
 
 
@@ -314,13 +319,11 @@ def tabulate(results: Sequence[Result], baseline: str) -> list[Line]:
             if len(equal) == len(paired):
                 common = [key for key in equal[0] if all(key in one for one in equal)]
                 estimates |= {key: estimate([one[key] for one in equal]) for key in common}
-        gains = [
-            one.accuracy - other.accuracy
-            for one, other in paired
-            if one.part and one.accuracy is not None and other.accuracy is not None
-        ]
-        if gains:
-            estimates["gain"] = estimate(gains)
+        for key, name in (("accuracy", "gain"), ("graded", "graded_gain")):
+            both = [(getattr(one, key), getattr(other, key)) for one, other in paired if one is not other]
+            gains = [ours - theirs for ours, theirs in both if ours is not None and theirs is not None]
+            if gains:
+                estimates[name] = estimate(gains)
         lines.append(Line(base, arm, len(mine), estimates, part, beside))
     return lines
 
@@ -334,6 +337,8 @@ COLUMNS = {
     "last": "last tenth",
     "accuracy": "accuracy",
     "gain": "accuracy gained",
+    "graded": "graded reward",
+    "graded_gain": "graded reward gained",
     "pass@": "pass@{k}",
     "equal_pass@": "pass@{k} less {baseline}'s at its best pass@1",
     "entropy": "entropy",
@@ -431,16 +436,25 @@ def compare(a: Path, b: Path) -> list[str]:
         raise UserError(f"{a} and {b} have no seed in common")
     values = [(figures(one), figures(two)) for one, two in pairs]
     keys = [key for key in values[0][0] if all(key in one and key in two for one, two in values)]
-    rows = [["", str(a), str(b), "difference"]]
+    rows = [["", *_short_names(a, b), "difference"]]
     for key in keys:
         of = [estimate([pair[side][key] for pair in values]) for side in (0, 1)]
         difference = estimate([two[key] - one[key] for one, two in values])
         rows.append([COLUMNS.get(key, key), *map(str, of), str(difference)])
-    title = COLUMNS["reach"].format(baseline=a)
-    rows.append([title, "1", str(estimate([reach(two, one) for one, two in pairs])), ""])
+    title = COLUMNS["reach"].format(baseline=_short_names(a, b)[0])
+    weak = any(one.best < LEAST_COMPARED for one, _ in pairs)
+    ratio = "too little signal" if weak else str(estimate([reach(two, one) for one, two in pairs]))
+    rows.append([title, "1", ratio, ""])
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of runs", *lines]
+
+
+def _short_names(a: Path, b: Path) -> tuple[str, str]:
+    """Return the ends of two paths, as much of them as tells them apart."""
+    one, two = a.resolve().parts, b.resolve().parts
+    shared = next((at for at, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1]), 0)
+    return "/".join(one[shared:]) or a.name, "/".join(two[shared:]) or b.name
 
 
 def _read_side(folder: Path) -> dict[str, Result]:

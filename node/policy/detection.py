@@ -35,7 +35,8 @@ def preset_for(policy: PolicyConfig, vllm: VllmConfig, nodes: int = 1) -> Overri
     size = measure_model(policy.model)
     machine = detect_machine(policy.device, vllm.python)
     beside = math.ceil(nodes / machine.devices)  # on one device
-    return preset(size, machine._replace(memory=machine.memory // beside, share=1 / beside), lora)
+    machine = machine._replace(memory=machine.memory // beside, share=1 / beside)
+    return preset(size, machine, lora, thinks=can_be_asked_not_to_think(policy.model) and not policy.template)
 
 
 def with_preset(config: NodeConfig, nodes: int = 1) -> tuple[NodeConfig, dict[str, str]]:
@@ -78,6 +79,17 @@ def measure_model(model: str) -> ModelSize:
         raise UserError(f"cannot load policy.model {model!r}: {first_line(error)}") from error
     text = config.get_text_config()
     return ModelSize(parameters, *_shape(text), text.vocab_size, getattr(text, "max_position_embeddings", None))
+
+
+def can_be_asked_not_to_think(model: str) -> bool:
+    """Tell whether the chat template of a model has a switch for its chain of thought, as Qwen3's has."""
+    from transformers import AutoTokenizer
+
+    try:
+        template = AutoTokenizer.from_pretrained(model, local_files_only=Path(model).is_dir()).chat_template
+    except Exception:  # noqa: BLE001  # a file that is garbled raises anything; `load_policy` says what is wrong with it
+        return False
+    return "enable_thinking" in str(template)
 
 
 def _shape(text: Any) -> tuple[int, int, int, int, int]:

@@ -36,8 +36,9 @@ LARGE = 10_000_000  # weights; below, a round is mostly overhead, and neither bf
 class Policy:
     """A model being trained.
 
-    `name` says what it is ("llama-24k": architecture and parameters) and travels in groups;
-    it tells nothing about folders or accounts. `prompt` is the style of its prompts, as configured.
+    `name` says what it is ("llama-51k": architecture and parameters) and travels in groups;
+    it tells nothing about folders or accounts. `prompt` is the style of its prompts, as configured, and `template`
+    holds variables for its chat template.
     `bf16`: training and generation compute products in bfloat16, with the weights as they are.
     """
 
@@ -46,6 +47,7 @@ class Policy:
     name: str
     eos_token_ids: tuple[int, ...]
     prompt: Literal["auto", "chat", "plain"] = "auto"
+    template: Mapping[str, Any] = field(default_factory=dict)
     bf16: bool = False
     _completion_text: CompletionText = field(init=False, repr=False, compare=False)
 
@@ -88,7 +90,9 @@ class Policy:
 
     def _render(self, turns: Sequence[Mapping[str, str]]) -> str | None:
         try:
-            return self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            return self.tokenizer.apply_chat_template(
+                turns, **{**self.template, "add_generation_prompt": True, "tokenize": False}
+            )
         except TemplateError:
             return None
 
@@ -111,13 +115,19 @@ class Policy:
         return text.rstrip(INCOMPLETE) if end is None else text
 
 
-def load_policy(config: PolicyConfig, bf16: bool | Literal["auto"] = "auto", adapters: Path | None = None) -> Policy:
+def load_policy(
+    config: PolicyConfig,
+    bf16: bool | Literal["auto"] = "auto",
+    adapters: Path | None = None,
+    checkpoint: Path | None = None,
+) -> Policy:
     """Load a policy and place it on its device, ready to be trained and evaluated.
 
     Args:
         config: of the policy.
         bf16: as `trainer.bf16`.
         adapters: a checkpoint of LoRA adapters for `config.model`, to load in place of new ones.
+        checkpoint: that training goes on from. The built-in policy is as large as it was in the release that began it.
 
     Raises:
         UserError: there is no such model, it is not a causal language model that
@@ -126,7 +136,10 @@ def load_policy(config: PolicyConfig, bf16: bool | Literal["auto"] = "auto", ada
     """
     disable_progress_bar()  # a bar a load and a checkpoint would drown a node's own output
     device = _device(config.device)
-    source = str(BUILTIN) if config.model == "builtin" else config.model
+    source = config.model
+    if source == "builtin":
+        began = checkpoint is not None and (checkpoint / "config.json").exists()
+        source = str(checkpoint if began else BUILTIN)
     if config.model != "builtin":
         find_model(config.model)
     here = Path(source).is_dir()  # then nobody is asked for anything
@@ -170,7 +183,8 @@ def load_policy(config: PolicyConfig, bf16: bool | Literal["auto"] = "auto", ada
     elif config.lora.r > 0:
         model = _with_adapters(model, config.lora)
     model = model.to(device)
-    return Policy(model, tokenizer, name, eos, config.prompt, gains_by_bf16(model) if bf16 == "auto" else bf16)
+    gains = gains_by_bf16(model) if bf16 == "auto" else bf16
+    return Policy(model, tokenizer, name, eos, config.prompt, config.template, gains)
 
 
 def gains_by_bf16(model: Any) -> bool:

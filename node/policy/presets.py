@@ -1,11 +1,12 @@
 """Presets: settings that fit a model's size and the machine, below all that a person sets.
 
-The defaults of `node.config` are the preset of the built-in policy (24 k parameters). `preset` states what a larger
+The defaults of `node.config` are the preset of the built-in policy (51 k parameters). `preset` states what a larger
 model wants otherwise, each difference with its reason; `gossamer node --model ID --dry-run` prints both.
 
     up to 10 M      one thread; a lower rate from 1 M on
     up to 50 M      a rate for its size; the optimiser's state in the newest checkpoint alone
-    above           longer questions and answers; on a GPU vLLM, and longer ones still
+    above           longer questions and answers; on a GPU longer ones still, and vLLM where it fits
+    reasoning       room to finish where the memory has it; else the model is asked not to think
     LoRA            where all weights, their gradients and Adam's two moments would fill half of the memory
     micro-batches   of fewer tokens where the activations would not fit
 
@@ -14,7 +15,7 @@ Pure: `node.policy.detection` looks at the model and the machine.
 
 from typing import Any, NamedTuple
 
-from node.config import TrainerConfig, VllmConfig
+from node.config import SamplingConfig, TrainerConfig, VllmConfig
 from node.errors import UserError
 from node.policy.footprint import ModelSize, token_bytes
 
@@ -23,7 +24,12 @@ SPEAKING = 50_000_000  # parameters: from here on models answer in sentences
 HUGE = 2_000_000_000  # parameters: activations of a round are worth computing twice
 TRAINING_BYTES = 16  # a trained weight in fp32: itself 4, its gradient 4, Adam's two moments 8
 FROZEN_BYTES = 2  # a weight beneath adapters, in bfloat16
-VLLM_SHARE = VllmConfig().gpu_memory_utilization  # of a GPU
+VLLM_SHARE = VllmConfig().gpu_memory_utilization  # of a GPU, or more where its weights want it
+VLLM_BESIDE = 3_000_000_000  # bytes that it wants beside its weights: a small key-value cache, and scratch space
+VLLM_WEIGHT_BYTES = 2.2  # of each of its weights: bfloat16, and a tenth for what it packs anew
+GPU_QUESTIONS = 8  # a round: a GPU answers eight in hardly more time than two
+MODEL_LEN = 2048  # tokens of a prompt and its completion, and some room
+THOUGHTS = 2048  # tokens that a reasoning model's answer may have: a short chain of thought is some hundreds
 FEWEST_TOKENS = 256  # a micro-batch holds a row at least, however long
 RATE_LIMIT = 1e-4  # a rate above it, on more than SMALL trained weights, unlearns the language within some rounds
 
@@ -31,8 +37,8 @@ RATE_LIMIT = 1e-4  # a rate above it, on more than SMALL trained weights, unlear
 # root of the number of weights; those of adapters are best at ten times as much (Schulman et al., LoRA Without Regret).
 RATES = (
     (1_000_000, 5e-4, 5e-4, "the built-in policy learns at 5e-4"),
-    (SMALL, 1e-4, 5e-4, "between 5e-4 at 24 k parameters and 1e-5 at 135 M, both tried"),
-    (SPEAKING, 3e-5, 2e-4, "between 5e-4 at 24 k parameters and 1e-5 at 135 M, both tried"),
+    (SMALL, 1e-4, 5e-4, "between 5e-4 at 51 k parameters and 1e-5 at 135 M, both tried"),
+    (SPEAKING, 3e-5, 2e-4, "between 5e-4 at 51 k parameters and 1e-5 at 135 M, both tried"),
     (500_000_000, 1e-5, 1e-4, "SmolLM2-135M learns at 1e-5, in fp32 masters"),
     (HUGE, 3e-6, 3e-5, "between 1e-5 at 135 M parameters and 1e-6 at 7 B"),
     (float("inf"), 1e-6, 1e-5, "what GRPO was published with, at 7 B (arXiv 2402.03300)"),
@@ -51,7 +57,7 @@ class Machine(NamedTuple):
 
 
 BUILTIN_SIZE = ModelSize(
-    23_808, layers=2, hidden=32, intermediate=64, heads=4, kv_width=32, vocabulary=99, positions=128
+    51_072, layers=2, hidden=48, intermediate=96, heads=4, kv_width=48, vocabulary=99, positions=128
 )
 
 
@@ -66,27 +72,87 @@ Overrides = dict[str, Choice]
 """By dotted key of the configuration."""
 
 
-def preset(size: ModelSize, machine: Machine, lora: int | None = None) -> Overrides:
+def preset(size: ModelSize, machine: Machine, lora: int | None = None, *, thinks: bool = False) -> Overrides:
     """Return what a model wants set otherwise than `node.config` has it.
 
     Args:
         size: of the model, without adapters.
         machine: one node's part of it.
         lora: rank of the adapters that a person asked for, 0 for none; None leaves it to the preset.
+        thinks: its chat template can be asked to leave out a chain of thought.
     """
     parameters = size.parameters
-    if machine.gpu and machine.vllm and parameters > SPEAKING:  # what it takes is not there for training
-        machine = machine._replace(memory=int(machine.memory * (1 - VLLM_SHARE)))
-    adapters = TRAINING_BYTES * parameters > machine.memory // 2 if lora is None else lora > 0
+    vllm = _vllm_bytes(size, machine, lora)
+    machine = machine._replace(memory=machine.memory - vllm)  # what it takes is not there for training
+    adapters = _wants_adapters(parameters, machine.memory, lora)
     overrides = _rate(parameters, adapters=adapters)
     if parameters <= SMALL:
         return overrides | {"threads": Choice(1, "small matrices: more threads only wait for each other")}
     overrides["trainer.save_full"] = Choice(1, "an optimiser's state is twice the weights: only the newest needs it")
     if adapters and lora is None:
         overrides |= _adapters(parameters, machine)
+    trained = 0 if adapters else parameters
     if parameters > SPEAKING:
         overrides |= _speaking(size, machine)
-    return overrides | _tokens(size, machine, trained=0 if adapters else parameters)
+        overrides |= _engine(size, machine, vllm)
+    if thinks:
+        overrides |= _thinking(size, machine, trained, vllm)
+    return overrides | _tokens(size, machine, trained)
+
+
+def _wants_adapters(parameters: int, memory: int, lora: int | None) -> bool:
+    return TRAINING_BYTES * parameters > memory // 2 if lora is None else lora > 0
+
+
+def _vllm_bytes(size: ModelSize, machine: Machine, lora: int | None) -> int:
+    """Return what vLLM takes of the GPU that trains, too; 0 where there is none, or no room for both."""
+    if not (machine.gpu and machine.vllm and size.parameters > SPEAKING):
+        return 0
+    taken = max(int(VLLM_SHARE * machine.memory), int(VLLM_WEIGHT_BYTES * size.parameters) + VLLM_BESIDE)
+    left = machine.memory - taken
+    a_weight = FROZEN_BYTES if _wants_adapters(size.parameters, left, lora) else TRAINING_BYTES
+    tokens = FEWEST_TOKENS * token_bytes(size, 2, checkpointing=size.parameters > HUGE)
+    return taken if a_weight * size.parameters + tokens <= left else 0
+
+
+def _engine(size: ModelSize, machine: Machine, vllm: int) -> Overrides:
+    """Return which engine generates, where `machine` has what the other one leaves."""
+    if not (machine.gpu and machine.vllm):
+        return {}
+    if not vllm:
+        gigabytes = VLLM_WEIGHT_BYTES * size.parameters / 1e9
+        reason = f"vLLM's copy of the weights takes {gigabytes:.1f} GB, for which there is no room beside training"
+        return {"engine.kind": Choice("hf", reason)}
+    overrides = {"engine.kind": Choice("vllm", "installed here, and several times as fast as transformers")}
+    share = float(f"{vllm / (machine.memory + vllm) * machine.share:.3g}")
+    if share != VLLM_SHARE:
+        reason = "nodes share this GPU" if machine.share < 1 else "its copy of the weights, and a key-value cache"
+        overrides["engine.vllm.gpu_memory_utilization"] = Choice(share, reason)
+    return overrides
+
+
+def _thinking(size: ModelSize, machine: Machine, trained: int, vllm: int) -> Overrides:
+    """Return how long a reasoning model may think, where the update and the engine have room for so many tokens."""
+    positions = size.positions or 2048
+    prompt = min(1024, positions // 2)
+    answer = min(THOUGHTS, positions - prompt)
+    trains = _fitting_tokens(size, machine, trained) >= prompt + answer
+    if not (machine.gpu and trains and (vllm or _holds_a_round(size, machine, trained, prompt + answer))):
+        return {"policy.template": Choice({"enable_thinking": False}, "its thoughts would be cut off")}
+    return {
+        "engine.max_completion_length": Choice(answer, "it thinks before it answers"),
+        "engine.vllm.max_model_len": Choice(max(MODEL_LEN, prompt + answer), "the prompt and the completion"),
+    }
+
+
+def _holds_a_round(size: ModelSize, machine: Machine, trained: int, tokens: int) -> bool:
+    """Tell whether the keys and values of a round's completions, of `tokens` each, fit beside the weights.
+
+    transformers generates them all at once; vLLM has as many in work as fit its own part.
+    """
+    completions = GPU_QUESTIONS * SamplingConfig().completions
+    cache = completions * tokens * size.layers * 2 * size.kv_width * (2 if machine.bf16 else 4)
+    return cache <= machine.memory - _weights(size, trained)
 
 
 def _rate(parameters: int, *, adapters: bool) -> Overrides:
@@ -122,33 +188,36 @@ def _speaking(size: ModelSize, machine: Machine) -> Overrides:
     }
     if machine.gpu:
         overrides |= {
-            "sampling.local": Choice(8, "a GPU answers eight questions in hardly more time than two"),
+            "sampling.local": Choice(GPU_QUESTIONS, "a GPU answers eight questions in hardly more time than two"),
             "engine.max_prompt_length": Choice(
                 min(1024, positions // 2), "room for an instruction and solved examples"
             ),
             "engine.max_completion_length": Choice(
                 min(256, positions // 4), "some lines of reasoning; raise it as answers grow"
             ),
-            "engine.vllm.max_model_len": Choice(2048, "the prompt and the completion, and some room"),
+            "engine.vllm.max_model_len": Choice(MODEL_LEN, "the prompt and the completion, and some room"),
         }
-        if machine.vllm:
-            overrides["engine.kind"] = Choice("vllm", "installed here, and several times as fast as transformers")
-            if machine.share < 1:
-                share = float(f"{VLLM_SHARE * machine.share:.3g}")
-                overrides["engine.vllm.gpu_memory_utilization"] = Choice(share, "nodes share this GPU")
     if machine.gpu and size.parameters > HUGE:
         overrides["trainer.gradient_checkpointing"] = Choice(True, "a third more time for a fraction of the memory")
     return overrides
 
 
-def _tokens(size: ModelSize, machine: Machine, trained: int) -> Overrides:
-    """Return the micro-batch whose activations take half of what the weights leave, where the default takes more."""
-    weights = trained * TRAINING_BYTES if trained else size.parameters * FROZEN_BYTES
-    budget = max(0, machine.memory - weights) // 2
+def _weights(size: ModelSize, trained: int) -> int:
+    return trained * TRAINING_BYTES if trained else size.parameters * FROZEN_BYTES
+
+
+def _fitting_tokens(size: ModelSize, machine: Machine, trained: int) -> int:
+    """Return the tokens of a micro-batch whose activations take half of what the weights leave."""
+    budget = max(0, machine.memory - _weights(size, trained)) // 2
     fitting = budget // token_bytes(
         size, 2 if machine.bf16 else 4, checkpointing=size.parameters > HUGE and machine.gpu
     )
-    tokens = max(FEWEST_TOKENS, 1 << max(0, fitting.bit_length() - 1))
+    return max(FEWEST_TOKENS, 1 << max(0, fitting.bit_length() - 1))
+
+
+def _tokens(size: ModelSize, machine: Machine, trained: int) -> Overrides:
+    """Return the micro-batch that fits, where the default does not."""
+    tokens = _fitting_tokens(size, machine, trained)
     if tokens >= TrainerConfig().tokens_per_batch:
         return {}
     return {

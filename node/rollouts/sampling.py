@@ -14,14 +14,14 @@ of the drawn alone would sum to zero, and lose groups whose one right answer is 
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from node.rollouts.group import EncodedGroup
 from protocol.value import value
 
 _EPSILON = 1e-4  # TRL's guard against a zero deviation in group scaling
 RIGHT = 1.0  # the reward of a completion that is wholly right
-_FLAT = 1e-9  # rewards closer than this are equal: the group carries no gradient
+FLAT = 1e-9  # rewards closer than this are equal: a group of such carries no gradient
 
 
 @value
@@ -49,13 +49,15 @@ class Sample:
 class Candidate:
     """What a rule may know of a peer's group, as its signer says: it is verified once it is drawn.
 
-    Who signed it, which question it answers, when it came (Unix seconds), the first round that may draw it, its
-    rewards.
+    Who signed it, its task's name, which question it answers (`node.tasks.questions`), which texts it holds
+    (`node.rollouts.replay_buffer`), when it came (Unix seconds), the first round that may draw it, its rewards.
     """
 
     id: bytes
     peer: str
+    task: str
     question: bytes
+    texts: bytes
     received: float
     first_round: int
     rewards: tuple[float, ...]
@@ -67,16 +69,19 @@ class Candidate:
 
 @value
 class Pick:
-    """A rule's choice: completion `index` of candidate `id`, trained with `advantage`, as `weight` of a group."""
+    """A rule's choice: completion `index` of candidate `id`, trained with `advantage`, as `weight` of a group.
+
+    The advantage rests on the rewards of the completions `rests_on` of that group.
+    """
 
     id: bytes
     index: int
     advantage: float
     weight: float
+    rests_on: Sequence[int]
 
 
 Scale = Callable[[Sequence[float]], list[float]]
-Choose = Callable[[Sequence[Candidate], int, random.Random], list[Candidate]]
 Place = tuple[bytes, int]  # a completion: its group's id, and its place there
 
 
@@ -84,24 +89,23 @@ Place = tuple[bytes, int]  # a completion: its group's id, and its place there
 class Draw:
     """What a rule is asked for: `count` groups, of each at most `completions`, with advantages by `scale`.
 
-    `choose` draws candidates without replacement: uniformly, or by what their peers have been worth
-    (`node.rollouts.usefulness`), at most `per_signer` of each peer.
+    `own_reward` is what this node gets itself on the task of a name. Of one signer at most `per_signer` groups are
+    chosen, less those that are `taken` already; None is no bound.
     """
 
     count: int
     completions: int
     scale: Scale
     rng: random.Random
-    preference: Choose | None = None
+    own_reward: Callable[[str], float] = lambda task: 0.0
     per_signer: int | None = None
+    taken: Mapping[str, int] = field(default_factory=dict)
 
-    def choose(self, candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-        """Return `count` of the candidates, or all of them where there are fewer."""
+    def choose(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Return `count` of the candidates, drawn uniformly, or as many as the signers' shares allow."""
         if self.per_signer is not None:
-            candidates = at_most_each(candidates, self.per_signer, self.rng)
-        if self.preference is not None:
-            return self.preference(candidates, count, self.rng)
-        return self.rng.sample(candidates, min(count, len(candidates)))
+            candidates = at_most_each(candidates, self.per_signer, self.taken, self.rng)
+        return self.rng.sample(candidates, min(self.count, len(candidates)))
 
 
 Advantages = Sequence[tuple[int, float]]  # of completions of one group, by their places in it
@@ -113,24 +117,32 @@ class Rule:
 
     `own(rewards, draw)` returns the completions of an own group that teach, each with its advantage;
     `peers(candidates, draw)` the picks from peers' groups. Neither looks at anything else, and all chance
-    is the draw's, so a round that is done again draws the same.
+    is the draw's, so a round that is done again draws the same. `group_weight(completions)` is the weight of all picks
+    of a peer's group together, where a round uses so many completions of a group.
     """
 
     own: Callable[[Sequence[float], Draw], Advantages]
     peers: Callable[[Sequence[Candidate], Draw], list[Pick]]
+    group_weight: Callable[[int], float]
 
 
 def is_informative(rewards: Sequence[float]) -> bool:
     """Whether a group with these rewards has any advantage other than zero."""
-    return max(rewards) - min(rewards) > _FLAT
+    return max(rewards) - min(rewards) > FLAT
 
 
-def at_most_each(candidates: Sequence[Candidate], count: int, rng: random.Random) -> list[Candidate]:
-    """Return at most `count` candidates of each peer, drawn uniformly, in their order."""
+def at_most_each(
+    candidates: Sequence[Candidate], count: int, taken: Mapping[str, int], rng: random.Random
+) -> list[Candidate]:
+    """Return at most `count` candidates of each peer, less those `taken` already, drawn uniformly, in their order."""
     places: dict[str, list[int]] = {}
     for place, one in enumerate(candidates):
         places.setdefault(one.peer, []).append(place)
-    kept = [place for of_peer in places.values() for place in rng.sample(of_peer, min(count, len(of_peer)))]
+    kept = [
+        place
+        for peer, of_peer in places.items()
+        for place in rng.sample(of_peer, min(max(count - taken.get(peer, 0), 0), len(of_peer)))
+    ]
     return [candidates[place] for place in sorted(kept)]
 
 
@@ -163,16 +175,12 @@ def picks_of_groups(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
     picks = []
     for candidate in candidates:
         advantages = draw.scale(candidate.rewards)
-        indices: Sequence[int] = range(len(advantages))
+        all_of_it = range(len(advantages))
+        indices: Sequence[int] = all_of_it
         if len(indices) > draw.completions:
             indices = sorted(draw.rng.sample(indices, draw.completions))
-        picks += [Pick(candidate.id, index, advantages[index], 1 / len(indices)) for index in indices]
+        picks += [Pick(candidate.id, index, advantages[index], 1 / len(indices), all_of_it) for index in indices]
     return picks
-
-
-def drop_negatives(picks: Sequence[Pick]) -> list[Pick]:
-    """Zero the negative advantages: peers' wrong answers neither teach nor push."""
-    return [replace(pick, advantage=max(pick.advantage, 0.0)) for pick in picks]
 
 
 def external_samples(
@@ -210,16 +218,6 @@ def external_share(samples: Sequence[Sample]) -> float:
     pulls = [_pull(sample) for sample in samples]
     external = sum(pull for pull, sample in zip(pulls, samples, strict=True) if sample.external)
     return external / sum(pulls) if any(pulls) else 0.0
-
-
-def external_pulls(samples: Sequence[Sample], peers: Mapping[bytes, str]) -> dict[str, float]:
-    """Return each peer's share of a round's pull, given whose the groups are; none where nothing pulls."""
-    total = sum(map(_pull, samples))
-    shares: dict[str, float] = {}
-    for one in samples:
-        if one.external and total > 0:
-            shares[peers[one.source]] = shares.get(peers[one.source], 0.0) + _pull(one) / total
-    return shares
 
 
 def effective_size(samples: Sequence[Sample]) -> float:

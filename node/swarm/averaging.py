@@ -284,6 +284,9 @@ class WeightExchange:
         except queue.Empty:
             return {}
         self._busy = False
+        if not bool(result.outer.isfinite().all() and result.momentum.isfinite().all()):
+            log.warning("the group's weights are not finite and are left out", revision=result.step.revision)
+            return {"weights/nonfinite": 1}
         learnt = self._parameters.flat_copy() - result.since
         self._parameters.write_back(result.outer + learnt)
         self._base, self._momentum, self._revision = result.outer, result.momentum, result.step.revision

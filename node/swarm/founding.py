@@ -18,16 +18,19 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from node.config import NodeConfig, TaskConfig, is_file_task
+from node.config import FILE_OPTIONS, NodeConfig, TaskConfig, is_file_task
 from node.errors import UserError, for_shell
 from node.state_folder import exclusive, gone_if_new, keep_config, resolve_seed
-from node.tasks import Task, TaskKey, TaskSet, load_tasks
+from node.tasks import Task, TaskKey, load_tasks
+from node.tasks.questions import DEFAULT, Split
+from node.tasks.task_set import TaskSet
 from protocol.credentials.grants import REFUSALS, Gatekeeper, Pass, Ticket, Use, make_pass, open_grant, revocable_id
 from protocol.credentials.invite import Invite, SharedInvite, make_shared_invite
 from protocol.credentials.manifest import (
     MAX_NAME_BYTES,
     NAME,
     ManifestLimits,
+    ManifestSplit,
     ManifestTask,
     Policy,
     SwarmManifest,
@@ -59,8 +62,12 @@ MAX_INVITE_SEEDS = 4  # an invite's own node, and three others in case it is gon
 log = structlog.get_logger()
 
 
-def found(config: NodeConfig, folder: Path, name: str, policy: Policy, allowed: Sequence[NodeId]) -> SwarmManifest:
+def found(
+    config: NodeConfig, folder: Path, name: str, policy: Policy, allowed: Sequence[NodeId], split: Split = DEFAULT
+) -> SwarmManifest:
     """Make `folder` the first node of a new swarm with the configuration's tasks; it runs `config` from now on.
+
+    `split` says which questions every node keeps apart for evaluation.
 
     Raises:
         UserError: the folder belongs to a swarm already, or what was asked for fits no manifest.
@@ -85,7 +92,8 @@ def found(config: NodeConfig, folder: Path, name: str, policy: Policy, allowed: 
             )
         identity = Identity.load_or_generate(folder / "identity.key")
         try:
-            manifest = make_manifest(identity, name, int(time.time() * 1000), policy, tasks, allowed, limits)
+            apart = ManifestSplit(round(split.share * 1e6), split.salt)
+            manifest = make_manifest(identity, name, int(time.time() * 1000), policy, tasks, allowed, limits, apart)
         except ManifestError as error:
             raise UserError(f"this makes no manifest ({error}): tasks are few, with short names and options") from None
         keep_config(config, resolve_seed(config, folder), folder)
@@ -383,6 +391,11 @@ def load_manifest(folder: Path) -> SwarmManifest | None:
         ) from None
 
 
+def split_of(manifest: SwarmManifest | None) -> Split:
+    """Return which questions are kept apart for evaluation in a swarm; the default's where it has no manifest."""
+    return DEFAULT if manifest is None else Split(manifest.split.millionths / 1e6, manifest.split.salt)
+
+
 def save_manifest(folder: Path, manifest: SwarmManifest) -> None:
     """Make `folder` the folder of a node in the manifest's swarm."""
     write_atomically(folder / MANIFEST_FILE, manifest.encoded)
@@ -434,7 +447,8 @@ def describe_tasks(configs: Sequence[TaskConfig]) -> list[ManifestTask]:
             name = _name_to_build_by(config, task)
             options = dict(config.options)
             if is_file_task(name):
-                options.pop("path", None)  # where a file is on this machine concerns nobody else
+                for option in FILE_OPTIONS:
+                    options.pop(option, None)  # where a file is on this machine concerns nobody else
             if PROMPTING in options:
                 raise UserError(f"task {name!r}: an option of a swarm's task cannot be called {PROMPTING!r}")
             if config.prompting:
@@ -548,7 +562,15 @@ def check_rules(manifest: SwarmManifest, tasks: TaskSet, completions: int) -> No
         )
     known = {TaskKey(*task[:3]) for task in manifest.tasks}
     for task in tasks.tasks:
-        if task.key not in known:
+        older = [key for key in known if key == task.key._replace(version=key.version) and key < task.key]
+        if older:
+            log.warning(
+                "the swarm was founded by an earlier release: who still runs that shares nothing with this node",
+                task=task.key.name,
+                version=older[0].version,
+                here=task.key.version,
+            )
+        elif task.key not in known:
             raise UserError(
                 f"task {task.key.name!r} (version {task.key.version}, configuration {task.key.config}) is none of "
                 f"swarm {manifest.name!r}: start with the tasks it was joined with, or in another folder"

@@ -15,7 +15,7 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -23,8 +23,10 @@ from node.rollouts.group import MAX_GROUP_BYTES, Group, GroupError, encode
 from node.rollouts.replay_buffer import Shared
 from node.rollouts.sampling import is_informative
 from node.rollouts.screening import BLAMELESS, Limits, Seen, Verified, read
-from node.tasks import TaskKey, TaskSet
+from node.tasks import TaskKey
+from node.tasks.task_set import TaskSet
 from protocol.host import Counters, Host, Verdict
+from protocol.identity import NodeId
 from protocol.wire.envelope import ItemId
 from protocol.wire.messages import TOPIC_BYTES
 
@@ -40,6 +42,10 @@ class Exchange(Protocol):
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         """Return the groups that came since the last call, read and not verified; none whose id is `known`."""
+        ...
+
+    def barred(self, signers: Collection[str]) -> list[str]:
+        """Return those of `signers` that the swarm has put out."""
         ...
 
     def drew(self, groups: int, left: int) -> None:
@@ -61,6 +67,10 @@ class NoExchange:
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         """Return nothing."""
+        return []
+
+    def barred(self, signers: Collection[str]) -> list[str]:
+        """Return nobody."""
         return []
 
     def drew(self, groups: int, left: int) -> None:
@@ -111,7 +121,6 @@ class NetworkExchange:
         tasks: TaskSet,
         *,
         max_completions: int,
-        informative_only: bool,
         external: int,
         max_bytes: int = MAX_GROUP_BYTES,
         saw: Callable[[Seen], None] = lambda seen: None,
@@ -124,7 +133,6 @@ class NetworkExchange:
         self._admission = Admission(tasks, Limits(max_completions, max_bytes))
         self._max_bytes = max_bytes
         self._saw = saw
-        self._informative_only = informative_only
         self._unsent: Counter[str] = Counter()  # by reasons of ours, not the host's
         self._demand = Demand(external)
         self._topics = self._admission.topics
@@ -135,7 +143,7 @@ class NetworkExchange:
         if self._demand.next_round(time.monotonic()):
             self._host.subscribe(self._topics, self._demand.told)
         for group in groups:
-            if self._informative_only and not is_informative(group.rewards):
+            if not is_informative(group.rewards):
                 continue
             body = encode(group)
             if len(body) > self._max_bytes:
@@ -157,6 +165,10 @@ class NetworkExchange:
             else:
                 self.report(item.id, reason)
         return shared
+
+    def barred(self, signers: Collection[str]) -> list[str]:
+        """See `Exchange.barred`."""
+        return [one for one in signers if self._host.is_revoked(NodeId(one))]
 
     def drew(self, groups: int, left: int) -> None:
         """See `Exchange.drew`: the next round's demand follows."""

@@ -5,6 +5,9 @@ nodes with equal keys make the same item from the same seed and give the same re
 text, so a receiver can rebuild what a peer claims to have been asked instead of believing it.
 
     answers          reading and comparing answers that a model wrote
+    questions        which questions are the same, and which are kept apart for evaluation
+    task_set         the tasks of a node: what training asks next, what evaluation asks
+    verdicts         what an answer earns; other people's code scores in worker processes
     prompting        around any task: solved examples, an instruction, where its answer is read
     builtin          small families and natural arithmetic, in the standard library only
     dataset          questions and answers from a file, or from a set on the hub
@@ -31,15 +34,16 @@ To add a kind of task: write its file with a `load_...` that returns a `Task`, a
 
 import hashlib
 import json
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from node.config import TaskConfig
-from node.errors import UserError
+from node.tasks.questions import DEFAULT, Split
+
+if TYPE_CHECKING:
+    from node.tasks.task_set import TaskSet
 
 MAX_QUESTION_BYTES = 64 << 10
 
@@ -75,8 +79,13 @@ class Item:
 class Task(Protocol):
     """A family of questions with a verifier. Both methods are pure and deterministic.
 
-    A task whose `verify` looks for the answer in a certain form says so in an attribute `answer_mode`, one of
-    the modes of `node.tasks.answers`; without it, the bare answer must be right.
+    It may say more of itself in attributes:
+
+        answer_mode   the form in which `verify` looks for an answer, one of the modes of `node.tasks.answers`;
+                      without it, the bare answer must be right
+        size          how many rows it has, where `make(i)` is row i of so many; training goes through them by epochs
+        tests         ids (`node.tasks.questions`) of its test questions, in place of a split by the hash
+        verify_many   scores many texts in processes of its own (`node.tasks.verdicts`)
     """
 
     @property
@@ -86,8 +95,8 @@ class Task(Protocol):
         """Return the item that `seed` (0 <= seed < 2**63) stands for."""
         ...
 
-    def verify(self, item: Item, text: str) -> float:
-        """Return the reward of `text` in [0, 1]. Never executes or evaluates the text."""
+    def verify(self, item: Item, text: str) -> float | None:
+        """Return the reward of `text` in [0, 1]; None where it cannot be scored here. Never executes the text."""
         ...
 
 
@@ -103,50 +112,33 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-_SEEDS = 2**63
+def load_tasks(configs: Sequence[TaskConfig], split: Split = DEFAULT) -> "TaskSet":
+    """Build the tasks that `configs` name; other people's score in worker processes.
 
+    Args:
+        configs: of the tasks.
+        split: which questions are kept apart for evaluation.
 
-class TaskSet:
-    """The tasks of a node, each with the relative frequency of its questions; immutable.
-
-    Raises `UserError` when the set is empty or holds one task twice.
-    """
-
-    def __init__(self, tasks: Sequence[tuple[Task, float]]) -> None:
-        if not tasks:
-            raise UserError("no tasks: list at least one under [[tasks]]")
-        self.tasks: tuple[Task, ...] = tuple(task for task, _ in tasks)
-        self._by_key: dict[TaskKey, Task] = {}
-        for task in self.tasks:
-            if task.key in self._by_key:
-                raise UserError(
-                    f"task {task.key.name!r} is listed twice with the same options: list it once, as it is to be asked"
-                )
-            self._by_key[task.key] = task
-        self._bounds = list(accumulate(weight for _, weight in tasks))
-
-    def get(self, key: TaskKey) -> Task | None:
-        """Return the task of exactly this name, version and configuration."""
-        return self._by_key.get(key)
-
-    def sample(self, seed: int, count: int) -> Iterator[tuple[Task, int]]:
-        """Yield `count` questions as (task, question seed), the same ones whenever `seed` is the same."""
-        for i in range(count):
-            yield self._choose(derive_seed("task", seed, i)), derive_seed("question", seed, i)
-
-    def _choose(self, draw: int) -> Task:
-        place = bisect_right(self._bounds, draw / _SEEDS * self._bounds[-1])
-        return self.tasks[min(place, len(self.tasks) - 1)]
-
-
-def load_tasks(configs: Sequence[TaskConfig]) -> TaskSet:
-    """Build the tasks that `configs` name.
-
-    Raises `UserError` for an unknown name, a bad option, a missing file or a missing extra.
+    Raises:
+        UserError: an unknown name, a bad option, a missing file or a missing extra.
     """
     from node.tasks.prompting import prompted
+    from node.tasks.task_set import TaskSet
+    from node.tasks.third_party import ThirdPartyTask
+    from node.tasks.verdicts import isolated
 
-    return TaskSet([(prompted(task, config), weight) for config in configs for task, weight in _load(config)])
+    tasks = []
+    for config in configs:
+        for task, weight in _load(config):
+            scored = isolated(task, config) if isinstance(task, ThirdPartyTask) else task
+            tasks.append((prompted(scored, config, split), weight))
+    return TaskSet(tasks, split)
+
+
+def load_task(config: TaskConfig) -> Task:
+    """Return the one task that `config` names, bare: it scores in this process; raises as `load_tasks` does."""
+    ((task, _),) = _load(config)
+    return task
 
 
 def _load(config: TaskConfig) -> Iterator[tuple[Task, float]]:

@@ -44,9 +44,14 @@ def check(config: TaskConfig, task: Task) -> Iterator[Finding]:
     yield _right_answers(task, items)
     # What is right by chance is wrong where another answer is right.
     asked = (items[0], next((item for item in items if item.answer != items[0].answer), items[0]))
-    rewards = [min(task.verify(item, text) for item in asked) for text in RUBBISH]
+    rewards = [min(_reward(task, item, text) for item in asked) for text in RUBBISH]
     fine = all(0 <= reward < 1 for reward in rewards)
     yield Finding(fine, f"rubbish earns {max(rewards):g} at most")
+
+
+def _reward(task: Task, item: Item, text: str) -> float:
+    reward = task.verify(item, text)
+    return 0.0 if reward is None else reward
 
 
 def digest(configs: list[TaskConfig]) -> str:

@@ -4,7 +4,8 @@
     name = "dataset/riddles"    # or "dataset": what follows the stroke is a name of yours
     [tasks.options]
     path = "riddles.jsonl"      # JSON lines, .csv or .parquet; relative to the file that says so
-    # hub = "openai/gsm8k"      # instead of path; with subset = "main" and split = "train"
+    test = "riddles-test.jsonl" # questions of its own for evaluation; without it, one in eight of the rows by a hash
+    # hub = "openai/gsm8k"      # instead of path; with subset = "main", split = "train" and test_split = "test"
     question = "question"       # the column that holds the question; `a.b` for a field within one
     answer = "answer"           # likewise; text or a number
     answer_after = ""           # take what follows the last of these: "####" for GSM8K
@@ -12,6 +13,9 @@
 
 The configuration hash covers the questions and answers in their order, and neither path nor format: nodes
 that hold the same rows can verify each other's groups. The path stays at home.
+
+A seed below the number of rows is the number of a row; test rows come after the others. A row whose question is a test
+question, too, is never trained on, and the log says how many there are.
 """
 
 import hashlib
@@ -22,19 +26,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 from pydantic import Field, ValidationError
 
 from node.config import Section, option_complaint
 from node.errors import UserError
-from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash, derive_seed
+from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash
 from node.tasks.answers import MAX_ANSWER, MAX_TEXT, extract_answer, same_number, same_text
+from node.tasks.questions import question_id
 
 KIND = "dataset"
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 256 << 20  # of questions and answers, which are held in memory
 MAX_ROWS = 2_000_000
 FORMATS = {".jsonl": "", ".csv": "csv", ".parquet": "parquet"}  # ending to the name that `datasets` has for it
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+log = structlog.get_logger()
 
 
 class DatasetOptions(Section):
@@ -43,7 +51,9 @@ class DatasetOptions(Section):
     path: Path | None = None
     hub: str = ""
     subset: str = ""
-    split: str = "train"
+    split: str = ""
+    test: Path | None = None
+    test_split: str = ""
     question: str = Field("question", min_length=1)
     answer: str = Field("answer", min_length=1)
     answer_after: str = ""
@@ -60,9 +70,15 @@ class Dataset:
 
     key: TaskKey
     items: tuple[Item, ...]
+    tests: frozenset[bytes] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many rows it has."""
+        return len(self.items)
 
     def make(self, seed: int) -> Item:
-        return self.items[derive_seed(KIND, VERSION, seed) % len(self.items)]
+        return self.items[seed % len(self.items)]
 
     def verify(self, item: Item, text: str) -> float:
         answer = extract_answer(text)
@@ -77,10 +93,41 @@ def load_dataset(name: str, options: Mapping[str, object]) -> Dataset:
         parsed = DatasetOptions.model_validate(dict(options))
     except ValidationError as error:
         raise UserError(f"task {name!r}: {option_complaint(error, DatasetOptions)}") from None
+    _check_source(name, parsed)
+    items, digest = _read(name, parsed, parsed.path, parsed.split or "train")
+    config = {"rows": digest, "system": parsed.system}
+    if parsed.test is None and not parsed.test_split:
+        return Dataset(TaskKey(name, VERSION, config_hash(config)), tuple(items))
+    tests, digest = _read(name, parsed, parsed.test, parsed.test_split)
+    ids = frozenset(question_id(name, item.question) for item in tests)
+    both = [item.question for item in items if question_id(name, item.question) in ids]
+    if len(both) == len(items):
+        raise UserError(f"task {name!r}: every row is a test question, too: nothing is left to train on")
+    if both:
+        log.warning("rows that are test questions are not trained on", task=name, rows=len(both), first=both[0][:80])
+    key = TaskKey(name, VERSION, config_hash({**config, "tests": digest}))
+    return Dataset(key, (*items, *tests), ids)
+
+
+def _check_source(name: str, options: DatasetOptions) -> None:
+    """Raise `UserError` unless the options name one source, and no option of another one."""
+    if (options.path is None) == (not options.hub):
+        raise UserError(f"task {name!r}: set either the option 'path' or the option 'hub'")
+    of_others = ("subset", "split", "test_split") if options.path is not None else ("test",)
+    for option in of_others:
+        if getattr(options, option):
+            source, other = ("path", "hub") if options.path is not None else ("hub", "path")
+            use = {"test_split": "test", "test": "test_split"}.get(option)
+            hint = f"use {use!r}" if use else "leave it out"
+            raise UserError(f"task {name!r}: the option {option!r} is for {other!r} and not for {source!r}: {hint}")
+
+
+def _read(name: str, options: DatasetOptions, path: Path | None, split: str) -> tuple[list[Item], str]:
+    """Return the items of a file, or of a part of a set on the hub, and a hash of their questions and answers."""
     items: list[Item] = []
     digest, size = hashlib.sha256(), 0
-    for row, where in _rows(name, parsed):
-        item = _item(name, row, parsed, where)
+    for row, where in _rows(name, options, path, split):
+        item = _item(name, row, options, where)
         line = json.dumps([item.question, item.answer]).encode()
         digest.update(line + b"\n")
         size += len(line)
@@ -88,28 +135,24 @@ def load_dataset(name: str, options: Mapping[str, object]) -> Dataset:
             raise UserError(f"task {name!r}: more than {MAX_BYTES >> 20} MiB or {MAX_ROWS} rows: take a part of it")
         items.append(item)
     if not items:
-        raise UserError(f"task {name!r}: {parsed.path or parsed.hub} holds no questions")
-    config = config_hash({"rows": digest.hexdigest(), "system": parsed.system})
-    return Dataset(TaskKey(name, VERSION, config), tuple(items))
+        raise UserError(f"task {name!r}: {path or options.hub} holds no questions")
+    return items, digest.hexdigest()
 
 
-def _rows(name: str, options: DatasetOptions) -> Iterator[tuple[object, str]]:
+def _rows(name: str, options: DatasetOptions, path: Path | None, split: str) -> Iterator[tuple[object, str]]:
     """Yield each row, with a name for it that helps to find it."""
-    if (options.path is None) == (not options.hub):
-        raise UserError(f"task {name!r}: set either the option 'path' or the option 'hub'")
-    if options.path is None:
-        yield from _hub_rows(name, options)
-    elif options.path.suffix not in FORMATS:
-        raise UserError(f"task {name!r}: {options.path} is of no known kind: it must end in {', '.join(FORMATS)}")
-    elif options.path.suffix == ".jsonl":
-        yield from _lines(name, options.path)
+    if path is None:
+        yield from _hub_rows(name, options, split)
+    elif path.suffix not in FORMATS:
+        raise UserError(f"task {name!r}: {path} is of no known kind: it must end in {', '.join(FORMATS)}")
+    elif path.suffix == ".jsonl":
+        yield from _lines(name, path)
     else:
         try:
-            options.path.open("rb").close()  # what `datasets` says of a missing file is no line for a person
+            path.open("rb").close()  # what `datasets` says of a missing file is no line for a person
         except OSError as error:
-            raise UserError(f"task {name!r}: cannot read {options.path}: {error.strerror}") from None
-        kind = FORMATS[options.path.suffix]
-        yield from _streamed(name, str(options.path), kind, data_files=str(options.path), split="train")
+            raise UserError(f"task {name!r}: cannot read {path}: {error.strerror}") from None
+        yield from _streamed(name, str(path), FORMATS[path.suffix], data_files=str(path), split="train")
 
 
 def _lines(name: str, path: Path) -> Iterator[tuple[object, str]]:
@@ -129,11 +172,11 @@ def _parse(name: str, line: bytes, where: str) -> object:
         raise UserError(f"task {name!r}: {where} is not a JSON object") from None
 
 
-def _hub_rows(name: str, options: DatasetOptions) -> Iterator[tuple[object, str]]:
+def _hub_rows(name: str, options: DatasetOptions, split: str) -> Iterator[tuple[object, str]]:
     # `datasets` takes a folder of that name, where there is one, for the set: no founder chooses our files.
     if not _HUB.fullmatch(options.hub) or Path(options.hub).exists():
         raise UserError(f"task {name!r}: hub={options.hub!r} is no OWNER/NAME on the hub: use path for what is here")
-    yield from _streamed(name, options.hub, options.hub, name=options.subset or None, split=options.split)
+    yield from _streamed(name, options.hub, options.hub, name=options.subset or None, split=split)
 
 
 def _streamed(task: str, source: str, *arguments: str, **options: str | None) -> Iterator[tuple[object, str]]:

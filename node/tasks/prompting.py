@@ -1,23 +1,27 @@
 """Around any task: solved examples before the question, an instruction, and where the answer is read.
 
 The examples of a question are questions of the same task whose seeds are derived by hash from its own,
-so they are the same whenever it is asked. How they are laid out, as turns of a chat or as plain text, is
-the policy's matter (`node.policy.prompt`).
+so they are the same whenever it is asked. None of them is of the evaluation's part. How they are laid out, as turns
+of a chat or as plain text, is the policy's matter (`node.policy.prompt`).
 
 How a node asks its own model, examples and instruction, is its own affair: the same text earns the same, so who asks
 otherwise has the same task, and trains a peer's completion as an answer to its own prompt. Where the answer is read
 decides what a text earns: it is part of the configuration hash.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from node.config import AnswerMode, TaskConfig
 from node.errors import UserError
 from node.tasks import Item, Task, TaskKey, config_hash, derive_seed
 from node.tasks.answers import INSTRUCTIONS, READERS, show
+from node.tasks.questions import DEFAULT, Split
+from node.tasks.task_set import is_held_out, size_of, tests_of
+from node.tasks.verdicts import Verdict, many_of
 
 VERSION = 1
-DRAWS = 8  # seeds tried for each example: one may repeat a question that is there already
+DRAWS = 16  # seeds tried for each example: one may repeat a question, or be the evaluation's
 TRIALS = 4  # questions on which a task is tried when it is loaded
 MORE = "So it is."  # what a task is tried with that may take more than an answer
 
@@ -31,6 +35,30 @@ class Prompted:
     count: int
     mode: AnswerMode | None
     instruction: str | None
+    split: Split = DEFAULT
+
+    @property
+    def bare(self) -> Task:
+        """The task itself, whose questions are the same."""
+        return self.base
+
+    @property
+    def size(self) -> int | None:
+        """How many rows the task has, if it has so many and no more."""
+        return size_of(self.base)
+
+    @property
+    def tests(self) -> frozenset[bytes] | None:
+        """The ids of the task's own test questions, if it has some."""
+        return tests_of(self.base)
+
+    @property
+    def verify_many(self) -> Callable[[Sequence[tuple[Item, str]], float], list[Verdict]] | None:
+        """How the task scores many texts in processes of its own, if it does."""
+        many = many_of(self.base)
+        if many is None or self.mode is None:
+            return many
+        return lambda answers, deadline: self._verify_read(many, answers, deadline)
 
     @property
     def answer_mode(self) -> AnswerMode:
@@ -45,15 +73,30 @@ class Prompted:
             if len(shown) == self.count:
                 break
             example = self.base.make(derive_seed("example", *self.key, seed, attempt))
-            if example.question != item.question:
+            if example.question != item.question and not is_held_out(self.base, example.question, self.split):
                 shown.setdefault(example.question, show(solution(example), self.answer_mode))
         return replace(item, system=self._system(item), examples=tuple(shown.items()))
 
-    def verify(self, item: Item, text: str) -> float:
+    def verify(self, item: Item, text: str) -> Verdict:
+        read = self._read(text)
+        return 0.0 if read is None else self.base.verify(item, read)
+
+    def _read(self, text: str) -> str | None:
+        """Return the answer in `text` in the form that the task itself looks for; None where there is none."""
         if self.mode is None:
-            return self.base.verify(item, text)
+            return text
         answer = READERS[self.mode](text)
-        return 0.0 if answer is None else self.base.verify(item, show(answer, own_mode(self.base)))
+        return None if answer is None else show(answer, own_mode(self.base))
+
+    def _verify_read(
+        self,
+        many: Callable[[Sequence[tuple[Item, str]], float], list[Verdict]],
+        answers: Sequence[tuple[Item, str]],
+        deadline: float,
+    ) -> list[Verdict]:
+        read = [(item, self._read(text)) for item, text in answers]
+        verdicts = iter(many([(item, text) for item, text in read if text is not None], deadline))
+        return [0.0 if text is None else next(verdicts) for _, text in read]
 
     def _system(self, item: Item) -> str:
         if self.instruction is not None:
@@ -62,7 +105,7 @@ class Prompted:
         return item.system.replace(INSTRUCTIONS[own_mode(self.base)], INSTRUCTIONS[self.answer_mode])
 
 
-def prompted(task: Task, config: TaskConfig) -> Task:
+def prompted(task: Task, config: TaskConfig, split: Split = DEFAULT) -> Task:
     """Return `task` as `config` wants it asked and read.
 
     Raises `UserError` if its own right answers earn nothing when read so, or it has too few questions for the examples.
@@ -73,7 +116,7 @@ def prompted(task: Task, config: TaskConfig) -> Task:
     if config.answer is not None:
         read = {"prompting": VERSION, "task": key.config, "answer": config.answer}
         key = key._replace(config=config_hash(read))
-    wrapped = Prompted(task, key, config.examples, config.answer, config.instruction)
+    wrapped = Prompted(task, key, config.examples, config.answer, config.instruction, split)
     for trial in range(TRIALS):
         _check(wrapped, wrapped.make(derive_seed("trial", *key, trial)))
     return wrapped
@@ -91,8 +134,12 @@ def _check(task: Prompted, item: Item) -> None:
     if not solution(item):
         if task.count:
             raise UserError(f"task {name!r} shows no answers to its questions: leave out examples")
-    elif task.mode is not None and task.verify(item, show(solution(item), task.mode)) != 1.0:
-        raise UserError(f"task {name!r} has answers that answer={task.mode!r} does not read: choose another")
+    elif task.mode is not None:
+        verdict = task.verify(item, show(solution(item), task.mode))
+        if verdict is None:
+            raise UserError(f"task {name!r} could not score an answer of its own: the log says why")
+        if verdict != 1.0:
+            raise UserError(f"task {name!r} has answers that answer={task.mode!r} does not read: choose another")
 
 
 def takes_more(task: Task, item: Item) -> bool:
@@ -104,7 +151,7 @@ def takes_more(task: Task, item: Item) -> bool:
         return True
     shown = {show(item.answer, mode) for mode in READERS}
     texts = (text for one in shown for text in (f"{MORE}\n{one}", f"{one}\n{MORE}"))
-    return any(task.verify(item, text) >= 1.0 for text in texts)
+    return any((task.verify(item, text) or 0.0) >= 1.0 for text in texts)
 
 
 def own_mode(task: Task) -> AnswerMode:

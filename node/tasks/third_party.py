@@ -9,8 +9,8 @@ are part of the configuration hash; its path stays at home.
 
 A package declares an entry point in the group `gossamer.tasks`: a function from the task's options to a `Task`.
 
-Their code runs in this process and is trusted as this program is; what it returns is checked, and what it raises
-is said in one line that names the task.
+Their code is trusted as this program is. It makes questions in this process, and scores answers in worker processes
+(`node.tasks.verdicts`). What it returns is checked, and what it raises is said in one line that names the task.
 """
 
 import hashlib
@@ -80,6 +80,16 @@ class ThirdPartyTask:
         """The form in which `verify` looks for an answer."""
         return getattr(self.base, "answer_mode", "whole")
 
+    @property
+    def size(self) -> int | None:
+        """How many rows it has, if it has so many and no more."""
+        return getattr(self.base, "size", None)
+
+    @property
+    def tests(self) -> frozenset[bytes] | None:
+        """The ids of its own test questions, if it has some."""
+        return getattr(self.base, "tests", None)
+
     def make(self, seed: int) -> Item:
         try:
             item: object = self.base.make(seed)
@@ -87,24 +97,28 @@ class ThirdPartyTask:
             self._failed(f"make({seed})", error)
         if not isinstance(item, Item):
             self._complain(f"make({seed}) returned {_kind(item)}, not a node.tasks.Item")
-        texts: tuple[object, ...] = (item.question, item.answer, item.system, item.solution)
+        texts: tuple[object, ...] = (item.question, item.answer, item.system, item.solution, item.content)
         if not all(isinstance(text, str) for text in texts):
-            self._complain(f"make({seed}): question, answer, system and solution of an Item are texts")
+            self._complain(f"make({seed}): question, answer, system, solution and content of an Item are texts")
+        if not _are_pairs_of_texts(item.examples):
+            self._complain(f"make({seed}): examples of an Item are pairs of a question and its answer, both texts")
         if not item.question.strip() or len(item.question.encode(errors="replace")) > MAX_QUESTION_BYTES:
             self._complain(
                 f"make({seed}): a question has 1 to {MAX_QUESTION_BYTES} bytes, this one {len(item.question)}"
             )
         return item
 
-    def verify(self, item: Item, text: str) -> float:
+    def verify(self, item: Item, text: str) -> float | None:
         try:
             reward: object = self.base.verify(item, text)
         except Exception as error:  # noqa: BLE001  # it may raise anything
             self._failed(f"verify of {text[:QUOTED]!r}", error)
+        if reward is None:
+            return None
         number = float(reward) if isinstance(reward, Real) else nan
         if not 0 <= number <= 1:
             shown = repr(reward)[:QUOTED] if isinstance(reward, Real) else _kind(reward)
-            self._complain(f"verify of {text[:QUOTED]!r} returned {shown}: a reward is a number from 0 to 1")
+            self._complain(f"verify of {text[:QUOTED]!r} returned {shown}: a reward is a number from 0 to 1, or None")
         return number
 
     def _failed(self, doing: str, error: Exception) -> NoReturn:
@@ -112,6 +126,12 @@ class ThirdPartyTask:
 
     def _complain(self, what: str) -> NoReturn:
         raise TaskError(f"task {self.key.name!r}: {what}")
+
+
+def _are_pairs_of_texts(examples: object) -> bool:
+    return isinstance(examples, tuple) and all(
+        isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in examples
+    )
 
 
 def checked(name: str, task: object) -> ThirdPartyTask:
@@ -126,8 +146,17 @@ def checked(name: str, task: object) -> ThirdPartyTask:
         raise TaskError(f"task {name!r} calls itself {key.name!r} in its key: a task goes by one name")
     if getattr(task, "answer_mode", "whole") not in READERS:
         raise TaskError(f"task {name!r}: its answer_mode is none of {', '.join(READERS)}")
+    size, tests = getattr(task, "size", None), getattr(task, "tests", None)
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise TaskError(f"task {name!r}: its size is {size!r:.{QUOTED}}: it is how many rows it has, 1 or more")
+    if tests is not None and not (isinstance(tests, frozenset) and all(isinstance(one, bytes) for one in tests)):
+        raise TaskError(f"task {name!r}: its tests are {_kind(tests)}: return a frozenset of node.tasks.questions' ids")
     wrapped = ThirdPartyTask(task, key)  # type: ignore[arg-type]
-    wrapped.verify(wrapped.make(derive_seed("trial", *key)), "")
+    item = wrapped.make(derive_seed("trial", *key))
+    if wrapped.verify(item, "") is None and wrapped.verify(item, item.solution or item.answer) is None:
+        raise TaskError(
+            f"task {name!r}: verify of '' and of the answer returned None: a reward is a number from 0 to 1"
+        )
     return wrapped
 
 
@@ -143,13 +172,13 @@ class FileTask:
 
     key: TaskKey
     maker: Callable[[int], Item]
-    verifier: Callable[[Item, str], float]
+    verifier: Callable[[Item, str], float | None]
     answer_mode: AnswerMode = "whole"
 
     def make(self, seed: int) -> Item:
         return self.maker(seed)
 
-    def verify(self, item: Item, text: str) -> float:
+    def verify(self, item: Item, text: str) -> float | None:
         return self.verifier(item, text)
 
 

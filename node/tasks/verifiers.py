@@ -13,7 +13,7 @@ carries the row's hash, and a receiver whose row has another one sets the group 
 
 The task set is other people's code: it is loaded, and rewards are computed, in a worker process with limits on time and
 memory and, once it is loaded, without network; a joiner loads one only if its own configuration lists it. A completion
-whose reward fails or takes too long earns nothing.
+whose reward fails or takes too long is unscorable (`node.tasks.verdicts`).
 
 `python -m node.tasks.verifiers CHANNEL LIFE` is that process (`node.processes.worker_process`).
 """
@@ -23,33 +23,28 @@ import importlib.metadata
 import importlib.util
 import inspect
 import math
-import os
 import re
 import resource
 import sys
-import weakref
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import structlog
 from pydantic import Field, ValidationError, model_validator
 
 from node.config import Section, option_complaint
 from node.errors import UserError
-from node.processes.worker_process import Message, WorkerError, WorkerProcess, connect, receive, send
-from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash, derive_seed
+from node.processes.worker_process import Message, WorkerError, connect, receive, send
+from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash
 from node.tasks.answers import MAX_TEXT
+from node.tasks.verdicts import LOAD_S, Verdict, Workers
 
 KIND = "verifiers"
-VERSION = 1
-LOAD_S = 300.0  # a busy machine may take a minute to import it
-SCORE_S = 20.0  # of waiting for one reward; a usual one takes less than a millisecond
+VERSION = 2
 MAX_BYTES = 8 << 30  # of the process's address space
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-
-log = structlog.get_logger()
 
 
 class VerifiersOptions(Section):
@@ -69,52 +64,29 @@ class VerifiersOptions(Section):
 
 @dataclass(frozen=True, slots=True)
 class VerifiersTask:
-    """One task set: `items` by row, and the process that scores."""
+    """One task set: `items` by row, and the processes that score."""
 
     key: TaskKey
     items: tuple[Item, ...]
-    scorer: "Scorer"
-    low: float
-    high: float
+    workers: Workers
+
+    @property
+    def size(self) -> int:
+        """How many rows it has."""
+        return len(self.items)
 
     def make(self, seed: int) -> Item:
-        return self.items[derive_seed(KIND, VERSION, seed) % len(self.items)]
+        return self.items[seed % len(self.items)]
 
-    def verify(self, item: Item, text: str) -> float:
-        if len(text) > MAX_TEXT:
-            return 0.0
-        reward = self.scorer.score(item.content, text)
-        return min(max((reward - self.low) / (self.high - self.low), 0.0), 1.0)
+    def verify(self, item: Item, text: str) -> Verdict:
+        return self.verify_many([(item, text)], time.monotonic() + LOAD_S)[0]
 
-
-class Scorer:
-    """The worker process of one task set. It is replaced, with the same rows, when it dies."""
-
-    def __init__(self, request: Message) -> None:
-        self._request = request
-        self._worker: WorkerProcess | None = None
-
-    def load(self) -> Message:
-        """Start the process and return what it says of the task set; raise `WorkerError`."""
-        path = os.pathsep.join(filter(None, sys.path))
-        self._worker = WorkerProcess([sys.executable, "-P", "-m", "node.tasks.verifiers"], {"PYTHONPATH": path})
-        weakref.finalize(self, self._worker.kill)
-        return self._worker.call(self._request, LOAD_S)
-
-    def score(self, row: str, text: str) -> float:
-        """Return the reward of `text` as an answer to the row of that hash; minus infinity where there is none."""
-        try:
-            if self._worker is None:
-                self.load()
-            assert self._worker is not None
-            said = self._worker.call({"call": "score", "row": row, "text": text}, SCORE_S)
-        except WorkerError as error:
-            self._worker = None
-            said = {"error": str(error)}
-        if "error" in said:
-            log.warning("no reward", task=self._request["id"], reason=said["error"])
-            return -math.inf
-        return said["reward"]
+    def verify_many(self, answers: Sequence[tuple[Item, str]], deadline: float) -> list[Verdict]:
+        """Return the verdict on each text; None for those not begun by `deadline` (s, steady)."""
+        short = [(item, text) for item, text in answers if len(text) <= MAX_TEXT]
+        requests: list[Message] = [{"call": "score", "row": item.content, "text": text} for item, text in short]
+        verdicts = iter(self.workers.score(requests, deadline))
+        return [next(verdicts) if len(text) <= MAX_TEXT else 0.0 for _, text in answers]
 
 
 def load_verifiers(name: str, options: Mapping[str, object]) -> VerifiersTask:
@@ -131,16 +103,17 @@ def load_verifiers(name: str, options: Mapping[str, object]) -> VerifiersTask:
         raise UserError(f"task {task!r}: {name!r} is no name of a task set: it has letters, digits, - and _")
     if importlib.util.find_spec("verifiers") is None:
         raise UserError(f"task {task!r}: run pip install 'gossamer[verifiers]'")
-    scorer = Scorer({"call": "load", "id": name, "config": parsed.config, "rows": parsed.rows})
+    first = {"call": "load", "id": name, **parsed.model_dump()}
+    workers = Workers(task, "node.tasks.verifiers", first)
     try:
-        said = scorer.load()
+        said = workers.begin()
     except (WorkerError, TypeError) as error:
         raise UserError(f"task {task!r} cannot be loaded: {error}") from None
     if "error" in said:
         raise UserError(f"task {task!r} cannot be used: {said['error']}")
     config = config_hash({"versions": said["versions"], **parsed.model_dump()})
     items = tuple(Item(question, "", system, content=row) for question, system, row in said["rows"])
-    return VerifiersTask(TaskKey(task, VERSION, config), items, scorer, parsed.low, parsed.high)
+    return VerifiersTask(TaskKey(task, VERSION, config), items, workers)
 
 
 class RefusedError(Exception):
@@ -152,6 +125,7 @@ def main() -> None:
     channel = connect(*map(int, sys.argv[1:3]))
     resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
     request = receive(channel)
+    low, high = request["low"], request["high"]
     try:
         tasks, versions = load_rows(request["id"], request["config"], request["rows"])
         sys.addaudithook(_no_network)
@@ -166,15 +140,17 @@ def main() -> None:
     send(channel, {"rows": [[*asked(task.data), task.hash] for task in tasks], "versions": versions})
     while True:
         request = receive(channel)
-        send(channel, _scored(rows[request["row"]], request["text"]))
+        send(channel, _scored(rows[request["row"]], request["text"], low, high))
 
 
-def _scored(task: Any, text: str) -> Message:
+def _scored(task: Any, text: str, low: float, high: float) -> Message:
     try:
         reward = asyncio.run(_score(task, text))
     except Exception as error:  # noqa: BLE001  # a reward may raise anything
         return {"error": f"{type(error).__name__}: {error}"[:500]}
-    return {"reward": reward} if math.isfinite(reward) else {"error": f"a reward of {reward}"}
+    if not math.isfinite(reward):
+        return {"error": f"a reward of {reward}"}
+    return {"reward": min(max((reward - low) / (high - low), 0.0), 1.0)}
 
 
 def load_rows(name: str, config: dict[str, Any], rows: int) -> tuple[list[Any], dict[str, str]]:

@@ -13,7 +13,10 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "false_question": "a group's question is not the one that its seed makes here",
         "other_content": "a group of another edition of the same data set; nobody's fault",
         "unknown_task": "a group of a task that this node does not run; nobody's fault",
-        "unverifiable": "this node's task failed on a group's seed or text",
+        "held_out": "a group on a question that is kept apart for evaluation: its maker trains on such, or claims to",
+        "false_topic": "a group under the topic of another task than its own",
+        "unverifiable": "this node's task failed to make a group's question; nobody's fault",
+        "unscorable": "this node could not score a group's text in time, or at all; nobody's fault",
         "prompt_too_long": "a group's question leaves this node's model no room; nobody's fault",
         "too_long": "a group's right answers are longer than this node lets its own be; nobody's fault",
         "over_long": "a group's right answers are far longer than this node's (sampling.max_length_ratio); "

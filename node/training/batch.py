@@ -3,8 +3,9 @@
 Each sample becomes a row. Prompts are padded on the left and completions on the right, so
 that no padding falls inside a sequence.
 
-**The loss of a round** is a mean with the samples' weights w, in which no length but an own
-one's moves what another counts. With l the loss of a token and W the sum of all w,
+**The loss of a round** is a sum with the samples' weights w, in which no length but an own
+one's moves what another counts. With l the loss of a token and W the weight of a round that has
+all that the node is configured for (`node.rollouts.rules.configured_weight`),
 
     grpo, sapo                  1/W  sum over rows  w_r  (mean of l over the row's tokens)
     dr_grpo                     1/W  sum over rows  w_r  (sum of l over the row's tokens) / max_completion_length
@@ -12,8 +13,9 @@ one's moves what another counts. With l the loss of a token and W the sum of all
     dapo, cispo, bnpo, vespo    1/W  sum over sides w_s  (mean of l over the side's tokens)
 
 where the rows of all own groups are one side, as DAPO has it, those of each external group
-are one of their own, and w_s is the sum of the w of a side's rows. A round of own groups alone,
-whose rows weigh the same, has TRL's own loss. Every one of these losses scales with its advantages
+are one of their own, and w_s is the sum of the w of a side's rows. So a row pulls as hard in a round
+that has few others as in a full one. A full round of own groups alone, whose rows weigh the same, has
+TRL's own loss. Every one of these losses scales with its advantages
 (by any positive factor), and that is how rows get their weights.
 
 A row whose advantage is zero adds nothing to the gradient (there is no KL term), so it
@@ -38,7 +40,12 @@ Batch = dict[str, torch.Tensor]
 
 
 def make_batches(
-    rows: Sequence[Sample], budget: int, loss_type: LossType, pad_token_id: int, shared_prefixes: bool = False
+    rows: Sequence[Sample],
+    weight: float,
+    budget: int,
+    loss_type: LossType,
+    pad_token_id: int,
+    shared_prefixes: bool = False,
 ) -> list[Batch]:
     """Return a round's micro-batches for `GRPOTrainer.compute_loss`.
 
@@ -50,6 +57,7 @@ def make_batches(
 
     Args:
         rows: those without an advantage count in the means.
+        weight: of a full round, W.
         budget: tokens that go through the model at once, padding included; a single row may have more.
         loss_type: decides the scaling above.
         pad_token_id: fills unused, masked places.
@@ -64,7 +72,7 @@ def make_batches(
     """
     tokens = sum(len(row.completion) for row in rows)
     batches = []
-    factor = _factors(rows, loss_type)
+    factor = _factors(rows, weight, loss_type)
     scaled = ((row, row.advantage * factor(row)) for row in rows if row.completion)
     worth_training = [replace(row, advantage=advantage) for row, advantage in scaled if advantage != 0]
     for part in _split(worth_training, budget, _laid_out_tokens if shared_prefixes else _padded_tokens):
@@ -82,9 +90,8 @@ def make_batches(
     return batches
 
 
-def _factors(rows: Sequence[Sample], loss_type: LossType) -> Callable[[Sample], float]:
-    """Return what scales a row's advantage so that the plain mean over rows, or over tokens, is the one by weights."""
-    total = sum(row.weight for row in rows)
+def _factors(rows: Sequence[Sample], total: float, loss_type: LossType) -> Callable[[Sample], float]:
+    """Return what scales a row's advantage so that the plain mean over rows, or over tokens, is the loss above."""
     if loss_type in PER_ROW:
         return lambda row: row.weight / total * len(rows)
     weights: defaultdict[int, float] = defaultdict(float)

@@ -98,7 +98,7 @@ def whole_checkpoint(folder: Path) -> Checkpoint | None:
 def find_damage(path: Path) -> str:
     """Return what is wrong with the checkpoint in `path`, empty if it can be read.
 
-    Looks for missing, empty, cut and garbled files without reading the tensors, which may be many gigabytes.
+    Looks for missing, empty, cut and garbled files, and for weights that are not finite.
     """
     optimiser = () if (path / _WEIGHTS_ONLY).exists() else (_OPTIMISER,)
     for pattern in (*_NEEDED, *optimiser):
@@ -120,8 +120,10 @@ def has_optimiser(path: Path) -> bool:
 def _look_into(file: Path) -> None:
     """Raise one of several errors where `file` is not what its name says."""
     if file.suffix == ".safetensors":
-        with safe_open(file, framework="pt"):  # its header says how long the file is
-            pass
+        with safe_open(file, framework="pt") as tensors:  # its header says how long the file is
+            for name in tensors.keys():  # noqa: SIM118  # it is no dictionary
+                if not bool(tensors.get_tensor(name).isfinite().all()):
+                    raise ValueError(f"{name} is not finite")
     elif file.suffix in (".pt", ".pth"):
         with zipfile.ZipFile(file) as archive:  # its directory is at the end
             for name in archive.namelist():

@@ -1,9 +1,10 @@
 """Scoring a policy on questions that training never asks: once (`answer`, `score`), or as it trains (`Evaluations`).
 
-The questions' seeds are derived by hash under a label of their own, so no training seed
-can give them; a task with few distinct questions may still repeat one. Every task is
-asked equally often, whatever its weight in training. Nothing here draws from a random
-state that training uses, so a run has the same numbers with and without evaluations.
+The questions are of the part that training leaves out (`node.tasks.questions`), and no two of a
+task are the same. Every task is asked as many, whatever its weight in training; a task that has
+fewer different ones is asked those. An answer that cannot be scored here takes its question out.
+Nothing here draws from a random state that training uses, so a run has the same numbers with and
+without evaluations.
 """
 
 import math
@@ -21,21 +22,23 @@ from node.config import EvalConfig
 from node.engines import Generated, RolloutEngine, SamplingParams
 from node.errors import UserError
 from node.policy.load import Policy
-from node.tasks import Item, Task, TaskSet, derive_seed
+from node.tasks import Item, Task, derive_seed
+from node.tasks.task_set import TaskSet
+from node.tasks.verdicts import Answer
+from node.tasks.verdicts import score as judge
 from node.telemetry.evaluations import PASS, wilson_interval
 from node.telemetry.metrics import MetricsLog, Row
 from node.training.likelihood import entropies
 
 ROWS = 128  # completions generated at a time: more would be faster on a GPU only, and each has its own key-value cache
 SOLVED = 1.0 - 1e-6
-TRIES = 20  # questions looked at for each one asked, when many are too long for the policy
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a policy did on one task, or on all.
+    """What a policy did on `questions` different questions of one task, or of all.
 
     `accuracy` is the share of completions with full reward, within [`low`, `high`]: a Wilson
     interval at 95 % that counts questions, not completions, since completions of one
@@ -122,7 +125,11 @@ class Evaluations:
             return {}
         began = time.perf_counter()
         self._engine.load(done)
-        row = self._evaluate() | {"round": done, "time": time.time(), "seconds": time.perf_counter() - began}
+        found = self._evaluate()
+        if not found:
+            log.warning("not evaluated: no answer could be scored", round=done)
+            return {}
+        row = found | {"round": done, "time": time.time(), "seconds": time.perf_counter() - began}
         self._rows.append(row)
         figures = {f"eval/{key}": row[key] for key in ("accuracy", "reward", "pass@1", PASS) if key in row}
         log.info("evaluated", round=done, seconds=row["seconds"], **figures)
@@ -130,10 +137,13 @@ class Evaluations:
 
     def _evaluate(self) -> Row:
         seed, completions = self._config.seed, self._config.completions
-        greedy = score(seed, self._ask(replace(self._sampling, temperature=0.0, top_p=1.0), 1))
-        if not completions:
+        likeliest = self._ask(replace(self._sampling, temperature=0.0, top_p=1.0), 1)
+        sampled = self._ask(self._sampling, completions) if completions else {}
+        if not likeliest or (completions and not sampled):
+            return {}
+        greedy = score(seed, likeliest)
+        if not sampled:
             return evaluation_row(greedy, None)
-        sampled = self._ask(self._sampling, completions)
         entropy = mean_entropy(self._policy, sampled, self._sampling.temperature)
         also = {"entropy": entropy, "right_entropy": right_entropy(sampled)}
         return evaluation_row(greedy, score(seed, sampled)) | {key: one for key, one in also.items() if one is not None}
@@ -173,11 +183,13 @@ def evaluation_row(greedy: EvalReport, sampled: EvalReport | None) -> Row:
         "tasks": {one.task: {"questions": one.questions, "accuracy": one.accuracy} for one in greedy.tasks},
     }
     if sampled is not None:
+        questions = sampled.overall.questions
         for k, rate in sampled.overall.pass_at.items():
-            low, high = wilson_interval(rate * overall.questions, overall.questions)
+            low, high = wilson_interval(rate * questions, questions)
             row |= {f"pass@{k}": rate, f"pass@{k}_low": low, f"pass@{k}_high": high}
-        for one in sampled.tasks:
-            row["tasks"][one.task] |= {f"pass@{k}": rate for k, rate in one.pass_at.items()}
+        for one in sampled.tasks:  # some of a task's answers may be unscorable in one report alone
+            of_task = row["tasks"].setdefault(one.task, {"questions": one.questions})
+            of_task |= {f"pass@{k}": rate for k, rate in one.pass_at.items()}
     return row
 
 
@@ -192,7 +204,7 @@ def answer(
     completions: int = 1,
     longest: int | None = None,
 ) -> Answers:
-    """Ask `count` held-out questions of each task, `completions` times each, and verify the answers.
+    """Ask `count` different held-out questions of each task, `completions` times each, and verify the answers.
 
     The same arguments give the same questions and, on an engine that is deterministic,
     the same answers. Questions of more than `longest` tokens are passed over, as in training.
@@ -205,30 +217,39 @@ def answer(
     def fits(item: Item) -> bool:
         return longest is None or len(policy.encode_prompt(item)) <= longest
 
-    return {
-        name: list(_ask(policy, engine, task, held_out(task, seed, count, fits), seed, sampling, completions))
+    answers = {
+        name: list(_ask(policy, engine, task, held_out(tasks, task, seed, count, fits), seed, sampling, completions))
         for name, task in zip(_names(tasks.tasks), tasks.tasks, strict=True)
     }
+    return {name: outcomes for name, outcomes in answers.items() if outcomes}
 
 
 def score(seed: int, answers: Answers) -> EvalReport:
-    """Return the scores of what was answered to the questions of evaluation `seed`."""
+    """Return the scores of what was answered to the questions of evaluation `seed`.
+
+    Raises:
+        UserError: no answer could be scored.
+    """
+    if not answers:
+        raise UserError("no answer of the evaluation could be scored: the log says why")
     scores = tuple(_score(task, outcomes) for task, outcomes in answers.items())
     return EvalReport(seed, scores, _score("all", [outcome for outcomes in answers.values() for outcome in outcomes]))
 
 
-def held_out(task: Task, seed: int, count: int, fits: Callable[[Item], bool] = lambda item: True) -> list[Item]:
-    """Return the questions that evaluation `seed` asks of `task`: the first `count` that fit.
+def held_out(
+    tasks: TaskSet, task: Task, seed: int, count: int, fits: Callable[[Item], bool] = lambda item: True
+) -> list[Item]:
+    """Return the questions that evaluation `seed` asks of `task`: the first `count` that fit, or all that there are.
 
     Raises:
-        UserError: hardly any does.
+        UserError: there is none.
     """
-    tried = (task.make(derive_seed("eval", seed, *task.key, index)) for index in range(count * TRIES))
-    found = list(islice(filter(fits, tried), count))
-    if len(found) < count:
+    found = list(islice(filter(fits, tasks.evaluation(task, seed, count)), count))
+    if not found:
         raise UserError(
-            f"too many questions of {task.key.name} are too long to be asked: raise engine.max_prompt_length "
-            "if the policy has room, or set eval.tasks"
+            f"no question of {task.key.name} can be asked in an evaluation: those held out are too long "
+            "(engine.max_prompt_length), or the task has so few that none is held out; set eval.tasks, or give a data "
+            "set test questions of its own (the option test)"
         )
     return found
 
@@ -284,8 +305,13 @@ def _ask(
         batch = items[start : start + size]
         prompts = [policy.encode_prompt(item) for item in batch]
         draw = derive_seed("eval-sampling", seed, *task.key, start)
-        for item, answers in zip(batch, engine.generate(prompts, completions, sampling, draw), strict=True):
-            yield Outcome(item, answers, [task.verify(item, answer.text) for answer in answers])
+        made = engine.generate(prompts, completions, sampling, draw)
+        pairs = zip(batch, made, strict=True)
+        verdicts = iter(judge([Answer(task, item, one.text) for item, answers in pairs for one in answers]))
+        for item, answers in zip(batch, made, strict=True):
+            rewards = [next(verdicts) for _ in answers]
+            if None not in rewards:
+                yield Outcome(item, answers, [reward for reward in rewards if reward is not None])
 
 
 def _score(name: str, outcomes: Sequence[Outcome]) -> Score:

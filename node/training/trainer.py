@@ -33,8 +33,9 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from trl import GRPOConfig, GRPOTrainer
 
 from node.config import NodeConfig
-from node.errors import UserError
+from node.errors import DivergedError, UserError
 from node.policy.load import LARGE, Policy
+from node.rollouts.rules import configured_weight
 from node.rollouts.sampling import Sample
 from node.training.batch import Batch, make_batches
 from node.training.checkpoint import Keep, has_optimiser, remove_leftovers, save_checkpoint
@@ -47,6 +48,8 @@ from node.training.shared_prefix import (
 )
 from node.training.surprise import Surprise
 
+MOST_NONFINITE = 8  # steps in a row: one may be an overflow that the next batch does not have
+
 log = structlog.get_logger()
 
 Rounds = Callable[[int], Iterator[Sequence[Sample]]]
@@ -57,7 +60,8 @@ class SwarmTrainer(GRPOTrainer):
     """TRL's update on rounds of weighted completions; made by `make_trainer`.
 
     A round without a row that has an advantage has no micro-batches, so no gradients: weights,
-    optimiser and learning rate stay exactly as they are, and it counts as a round.
+    optimiser and learning rate stay exactly as they are, and it counts as a round. So does one whose
+    loss or gradients are not finite; after `MOST_NONFINITE` of them in a row the run has diverged.
     """
 
     def __init__(
@@ -82,8 +86,13 @@ class SwarmTrainer(GRPOTrainer):
         self.remove_callback(PrinterCallback)
         self._checkpoints = checkpoints
         self._config = config.trainer
+        sampling = config.sampling
+        self._full_weight = configured_weight(
+            sampling.rule, sampling.local, sampling.external, sampling.completions, sampling.external_weight
+        )
         self._eos_token_ids = policy.eos_token_ids
         self._surprise = Surprise()
+        self._nonfinite = 0  # steps in a row
         self._latest_logps = torch.zeros(0)
         self._rounds = rounds
         self._also_save = also_save
@@ -109,11 +118,33 @@ class SwarmTrainer(GRPOTrainer):
     def training_step(
         self, model: torch.nn.Module, inputs: Sequence[Batch], num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Add up the gradients of a step's micro-batches, if there are any, and return the sum of their losses."""
+        """Add up the gradients of a step's micro-batches, if there are any, and return the sum of their losses.
+
+        Raises:
+            DivergedError: too many steps in a row had none that are finite.
+        """
         loss = torch.zeros((), device=self.args.device)
         for batch in inputs:
             loss += super().training_step(model, batch, num_items_in_batch)
-        return loss
+        return self._finite(model, loss) if inputs else loss
+
+    def _finite(self, model: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
+        """Return a step's loss; of a step that is not finite forget the gradients, count it, and return 0.
+
+        transformers adds losses up and takes the sum from itself at each log: one NaN would stay for good.
+        """
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        norm = torch.stack([gradient.norm() for gradient in gradients]).sum() if gradients else loss
+        if torch.isfinite(loss + norm):
+            self._nonfinite = 0
+            return loss
+        model.zero_grad(set_to_none=True)
+        self._nonfinite += 1
+        self._metrics["train"]["nonfinite"].append(1.0)
+        if self._nonfinite == MOST_NONFINITE:
+            what = f"loss or gradients were not finite {MOST_NONFINITE} times in a row"
+            raise DivergedError(self.rounds_done + 1, what, self._config.learning_rate)
+        return torch.zeros_like(loss)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -205,6 +236,7 @@ class SwarmTrainer(GRPOTrainer):
                 rows = [row if self._ended(row) else replace(row, completion=()) for row in rows]
             batches = make_batches(
                 rows,
+                self._full_weight,
                 self._config.tokens_per_batch,
                 args.loss_type,
                 self._tokenizer.pad_token_id,
@@ -263,6 +295,8 @@ class SwarmTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         if self.state.global_step % self.args.num_iterations:
             return  # between two iterations of a round; it is done again from its beginning
+        if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+            raise DivergedError(self.rounds_done, "a weight is not finite", self._config.learning_rate)
         keep = Keep(self._config.save_total_limit, self._config.save_full)
         save_checkpoint(self._checkpoints, self.rounds_done, self._write_state, keep)
 
@@ -437,7 +471,7 @@ def _trl_config(config: NodeConfig, policy: Policy, folder: Path) -> GRPOConfig:
         importance_sampling_level=trainer.importance_sampling_level,
         epsilon=trainer.epsilon,
         epsilon_high=trainer.epsilon_high,
-        beta=trainer.beta,
+        beta=0.0,  # no reference model is kept
         num_iterations=trainer.num_iterations,
         gradient_accumulation_steps=1,  # a step's micro-batches are added up in `training_step`
         steps_per_generation=1,
@@ -458,7 +492,7 @@ def _trl_config(config: NodeConfig, policy: Policy, folder: Path) -> GRPOConfig:
         disable_tqdm=True,
         # The loop finds its own place when it resumes.
         ignore_data_skip=True,
-        # A loss that is not finite must be seen in the metrics, and looking for one costs a synchronisation a step.
+        # `training_step` looks for a loss that is not finite; to look twice costs a synchronisation a step.
         logging_nan_inf_filter=False,
     )
     args._n_gpu = min(args.n_gpu, 1)  # a node trains on one GPU; where several are visible TRL refuses DataParallel

@@ -3,7 +3,10 @@
     manifest = public key (32) | signature (64) | payload
     payload  = MessagePack [1, name, protocol version, created in ms, policy, node ids (20 each, joined),
                             [[task, its version, its config hash, its options as JSON], ...],
-                            [group bytes, completions, item age in s]]
+                            [group bytes, completions, item age in s],
+                            [millionths of all questions that are kept apart for evaluation, salt of that choice]]
+
+A manifest without the last element, as earlier ones, has the default there.
 
 A swarm's id is a hash of the whole, so a manifest certifies itself: whoever knows the id, or
 the hash in an invite, can take it from anybody. Nothing in it can change afterwards.
@@ -33,6 +36,7 @@ MAX_OPTIONS_BYTES = 2048
 MAX_GROUP_BYTES = MAX_ITEM_BYTES
 MAX_COMPLETIONS = 1024
 MAX_ITEM_AGE_S = 24 * 3600
+MAX_MILLIONTHS = 500_000  # half of all questions
 _DOMAIN = b"gossamer/manifest/1\x00"
 # A name is shown, written into invites and used for nothing else.
 NAME = re.compile(rf"[A-Za-z0-9](?:[A-Za-z0-9._-]{{0,{MAX_NAME_BYTES - 1}}})")
@@ -67,6 +71,16 @@ class ManifestLimits(NamedTuple):
 DEFAULT_LIMITS = ManifestLimits()
 
 
+class ManifestSplit(NamedTuple):
+    """Which questions every node keeps apart for evaluation: how many millionths of all, by a hash with a salt."""
+
+    millionths: int = 125_000
+    salt: int = 0
+
+
+DEFAULT_SPLIT = ManifestSplit()
+
+
 @dataclass(frozen=True)
 class SwarmManifest:
     """The manifest; `encoded` holds the exact bytes that its hash and the swarm's id are made from.
@@ -83,6 +97,7 @@ class SwarmManifest:
     allowed: frozenset[NodeId]
     tasks: tuple[ManifestTask, ...]
     limits: ManifestLimits
+    split: ManifestSplit
     encoded: bytes
 
     @cached_property
@@ -114,6 +129,7 @@ def make_manifest(
     tasks: Sequence[ManifestTask],
     allowed: Sequence[NodeId] = (),
     limits: ManifestLimits = DEFAULT_LIMITS,
+    split: ManifestSplit = DEFAULT_SPLIT,
 ) -> SwarmManifest:
     """Sign a new manifest.
 
@@ -121,8 +137,8 @@ def make_manifest(
         ManifestError: a part is too large or not of its form; the message names it.
     """
     ids = b"".join(id_bytes(node) for node in dict.fromkeys(allowed))
-    fields = [FORMAT, name, VERSION, created_ms, str(policy), ids, [list(task) for task in tasks], list(limits)]
-    payload = pack(fields)
+    listed = [list(task) for task in tasks]
+    payload = pack([FORMAT, name, VERSION, created_ms, str(policy), ids, listed, list(limits), list(split)])
     return open_manifest(founder.public_key + founder.sign(_DOMAIN + payload) + payload)
 
 
@@ -146,8 +162,9 @@ def open_manifest(data: bytes, check: Verify = verify) -> SwarmManifest:
         max_bytes=MAX_ALLOWED * NODE_ID_BYTES,
         max_text=MAX_OPTIONS_BYTES,
         max_array=MAX_TASKS,
+        optional=1,
     )
-    form, name, version, created_ms, policy, ids, tasks, limits = fields
+    form, name, version, created_ms, policy, ids, tasks, limits, *split = fields
     _check(form == FORMAT, "format")
     _check(isinstance(name, str) and NAME.fullmatch(name) is not None, "name")
     _check(is_uint(version, 0xFFFF) and is_uint(created_ms), "integers")
@@ -158,7 +175,16 @@ def open_manifest(data: bytes, check: Verify = verify) -> SwarmManifest:
     opened = tuple(map(_task, tasks))
     _check(len({task[:3] for task in opened}) == len(opened), "a task twice")
     return SwarmManifest(
-        public_key, name, version, created_ms, Policy(policy), frozenset(allowed), opened, _limits(limits), data
+        public_key,
+        name,
+        version,
+        created_ms,
+        Policy(policy),
+        frozenset(allowed),
+        opened,
+        _limits(limits),
+        _split(split[0]) if split else DEFAULT_SPLIT,
+        data,
     )
 
 
@@ -180,6 +206,14 @@ def _limits(fields: object) -> ManifestLimits:
     limits = fields[: len(bounds)]
     _check(all(is_uint(value, bound) and value > 0 for value, bound in zip(limits, bounds, strict=True)), "limits")
     return ManifestLimits(*limits)
+
+
+def _split(fields: object) -> ManifestSplit:
+    if not isinstance(fields, list) or len(fields) < 2:
+        raise ManifestError("malformed", "split")
+    millionths, salt = fields[:2]
+    _check(is_uint(millionths, MAX_MILLIONTHS) and millionths > 0 and is_uint(salt, 2**32 - 1), "split")
+    return ManifestSplit(millionths, salt)
 
 
 def _check(condition: bool, what: str) -> None:

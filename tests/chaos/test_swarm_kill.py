@@ -17,7 +17,7 @@ from node.config import NodeConfig
 from node.fleet.child_process import run_real_node
 from node.fleet.local_swarm import make_plan, run_swarm
 from node.fleet.supervisor import NodeProcess
-from tests.swarms import events_of, rows_of, small_config
+from tests.swarms import GRADED, events_of, rows_of, small_config
 from tests.waiting import wait_until
 
 KILL_AT = 23  # not a round with a checkpoint: some work is lost and done again
@@ -115,7 +115,7 @@ def test_the_others_never_pause_and_the_victim_returns_as_itself(
     target: Callable[[NodeConfig, Path], None], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    plan = make_plan(out, 4, small_config(None, network={"share": "all"}))  # something to share in every round
+    plan = make_plan(out, 4, small_config(None, tasks=GRADED))
     outcome = run_swarm(
         plan, stop_when_the_victim_is_past_its_death(), started=time.time(), target=target, preload=("node.run",)
     )

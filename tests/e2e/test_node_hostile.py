@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -30,17 +31,21 @@ SWARM = bytes(range(16))
 TASKS = load_tasks(small_config(1).tasks)
 
 
-def honest_group(seed: int) -> Group:
-    """One right and seven wrong answers."""
-    task = TASKS.tasks[seed % len(TASKS.tasks)]
+def honest_group(number: int, is_held_out: bool = False) -> Group:
+    """One right and seven wrong answers, to a question that may be asked in training, or to one of the evaluation's."""
+    task = TASKS.tasks[number % len(TASKS.tasks)]
+    seeds = count(1000 * number)
+    seed = next(one for one in seeds if TASKS.is_held_out(task, task.make(one).question) == is_held_out)
     item = task.make(seed)
     right = Completion(item.answer, True, 1.0)
     return Group(task.key, seed, item.question, (right, *[Completion("no", True, 0.0)] * 7), "p", 0)
 
 
 def false_reward(seed: int) -> bytes:
+    """What it says is right is wrong, and the other way round: a node scores what it would train on, and no more."""
     group = honest_group(seed)
-    return encode(replace(group, completions=(*group.completions[:-1], Completion("no", True, 1.0))))
+    lies = tuple(one._replace(reward=1 - one.reward) for one in group.completions)
+    return encode(replace(group, completions=lies))
 
 
 class Attacker:
@@ -117,7 +122,12 @@ def lying_about_the_reward(attacker: Attacker) -> None:
 
 
 def lying_about_the_question(attacker: Attacker) -> None:
-    attacker.send(attacker.frame(Kind.ITEM, encode(replace(honest_group(907), question="1+1="))))
+    group = honest_group(907)
+    attacker.send(attacker.frame(Kind.ITEM, encode(replace(honest_group(907 + 7), seed=group.seed))))
+
+
+def on_a_question_of_the_evaluation(attacker: Attacker) -> None:
+    attacker.send(attacker.frame(Kind.ITEM, encode(honest_group(911, is_held_out=True))))
 
 
 def of_an_unknown_task(attacker: Attacker) -> None:
@@ -142,6 +152,7 @@ ATTACKS: list[tuple[Callable[[Attacker], None], str]] = [
     (unpacking_to_more_than_is_allowed, "oversized"),
     (lying_about_the_reward, "false_reward"),
     (lying_about_the_question, "false_question"),
+    (on_a_question_of_the_evaluation, "held_out"),
     (of_an_unknown_task, "unknown_task"),
     (too_many_completions, "group_size"),
 ]

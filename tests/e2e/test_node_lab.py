@@ -20,7 +20,7 @@ runner = "RUNNER"
 rounds = 120
 threads = 1
 sampling = { local = 2, external = 4, completions = 4 }
-network.share = "all"
+tasks = [{ name = "builtin", options = { partial = true } }]
 trainer.save_steps = 1
 eval = { ends = true, count = 2, completions = 0 }
 [arms.mixed]
@@ -61,7 +61,7 @@ def test_a_run_of_two_sizes_that_come_and_go_ends_with_figures_of_each(runner: s
         {json.loads(path.read_text())["hidden_size"] for path in node.glob("checkpoints/*/config.json")}
         for node in nodes
     ]
-    assert widths == [{32}, {64}, {64}]
+    assert widths == [{Recipe().width}, {64}, {64}]
     assert all("accuracy" in line for line in said.splitlines() if line.startswith("| arm"))
     assert [line.split(" | ")[:2] for line in said.splitlines() if line.startswith("| mixed")] == [
         ["| mixed", ""],

@@ -20,7 +20,7 @@ ASK = ["--count", "12", "--greedy", "--json"]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A node that trained adapters for some rounds, at a rate that makes itself felt."""
     folder = tmp_path_factory.mktemp("trained") / "node"
-    rows = [{"question": f"{number}+1=", "answer": "1"} for number in range(12)]  # 1 is what it says now and then
+    rows = [{"question": f"{number}+1=", "answer": "1"} for number in range(100)]  # 1 is what it says now and then
     (folder.parent / "ones.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = small_config(
         6,

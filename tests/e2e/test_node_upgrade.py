@@ -1,7 +1,7 @@
-"""A folder that the code of commit 6ec0d06 wrote (tests/old_folder/make.sh): the node goes on as who it was.
+"""A folder that the code of commit 19586e0 wrote (tests/old_folder/make.sh): the node goes on as who it was.
 
-It founded a swarm with an allowlist, and trained 251 rounds; there was no settings.json then, a rule had another
-name, a setting is gone, and the tables of the pool had another form.
+It founded a swarm with an allowlist, and trained 358 rounds. Since then the built-in policy is a larger one, its tasks
+are of another version, settings are gone, and the tables of the replay buffer have another form.
 """
 
 import json
@@ -20,9 +20,9 @@ from node.training.checkpoint import latest_checkpoint
 from protocol.identity import Identity
 from tests.commands import start_node
 
-ARCHIVE = Path(__file__).parents[1] / "old_folder" / "6ec0d06.tar.xz"
-ROUNDS = 251
-NODE = "cl2ozbyomsutm7w62puam3yrqoqupcct"
+ARCHIVE = Path(__file__).parents[1] / "old_folder" / "19586e0.tar.xz"
+ROUNDS = 358
+NODE = "5buqeq7z7ezdq3aymze4hgycn6rkhnbl"
 
 
 @pytest.fixture
@@ -32,12 +32,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "folder"
 
 
-def test_an_older_node_goes_on_as_who_it_was_with_what_was_set(folder: Path) -> None:
-    assert not (folder / "settings.json").exists()
+def test_an_older_node_goes_on_as_who_it_was_with_what_was_set(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = {name: (folder / name).read_bytes() for name in ("identity.key", "manifest.bin")}
     config = settle(None, ["observe.enabled=false"], {"rounds": ROUNDS + 3}, folder=folder).config
     assert (config.sampling.rule, config.sampling.local, config.seed, config.tasks[0].name) == (
-        "sapo",
+        "positive",
         2,
         5,
         "builtin/sums",
@@ -50,7 +49,8 @@ def test_an_older_node_goes_on_as_who_it_was_with_what_was_set(folder: Path) -> 
     checkpoint = latest_checkpoint(folder / "checkpoints")
     assert checkpoint is not None and checkpoint.round == ROUNDS + 3
     assert {name: (folder / name).read_bytes() for name in before} == before
-    assert json.loads((folder / "settings.json").read_text())["sampling"]["rule"] == "sapo"
+    said = capfd.readouterr().out
+    assert "the replay buffer of an earlier release is emptied" in said and "founded by an earlier release" in said
 
 
 def test_an_older_folder_is_backed_up_evaluated_and_invites(
@@ -60,7 +60,7 @@ def test_an_older_folder_is_backed_up_evaluated_and_invites(
     head = back_up(folder, tmp_path / "old.tar")
     assert (head["node"], head["round"]) == (NODE, ROUNDS)
     restore(tmp_path / "old.tar", tmp_path / "again")
-    assert find_trained(str(tmp_path / "again"), None).config.sampling.rule == "sapo"
+    assert find_trained(str(tmp_path / "again"), None).config.sampling.local == 2
     assert run(["node", "--state", str(folder), "--dry-run"], debug=False) == 0
     capfd.readouterr()
     assert run(["invite", str(folder), "--uses", "2"], debug=False) == 0

@@ -5,7 +5,7 @@
 #
 #   tests/old_folder/make.sh [COMMIT]
 set -euo pipefail
-commit=${1:-6ec0d06}
+commit=${1:-19586e0}
 root=$(git -C "$(dirname "$0")" rev-parse --show-toplevel)
 python=$root/.venv/bin/python
 work=$(mktemp -d)

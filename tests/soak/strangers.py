@@ -52,8 +52,8 @@ def main(folder: str, rate: str) -> None:
         due = int((time.monotonic() - began) * float(rate)) - tried
         for _ in range(min(due, AT_ONCE)):
             number = next(numbers)
-            ((task, seed),) = tasks.sample(derive_seed("stranger", folder, number), 1)
-            hosts[number % HOSTS].publish(encode(_group(task, seed)), topic_of(task.key))
+            (one,) = tasks.questions(derive_seed("stranger", folder, number), 1)
+            hosts[number % HOSTS].publish(encode(_group(one.task, one.seed)), topic_of(one.task.key))
         tried += max(due, 0)  # what a busy machine has no time for is left out, and told at the end
         for host in hosts:
             host.check()

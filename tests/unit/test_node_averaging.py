@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from collectives import Communicator
 from collectives.errors import Aborted, DeadlineExceeded
@@ -118,6 +118,26 @@ def test_no_round_waits_and_an_exchange_that_is_not_over_is_left_alone(make):
     a.exchange.begin()
     assert [a.round(1.0) for _ in range(20)] == [{}] * 20
     assert a.value == 20.0
+
+
+def test_a_mean_that_is_not_finite_is_left_out_and_what_was_learnt_stays(make, tmp_path):
+    hall = Hall("a", "b")
+    a, b = make(hall, "a", start=1.0), make(hall, "b", start=1.0)
+    for node in (a, b):
+        node.exchange.begin()
+    a.idle_round()
+    b.idle_round()
+    a.round(1.0)
+    a.round(1.0)
+    b.round(0.0)
+    b.round(float("inf"))  # it has diverged
+    assert a.idle_round() == {"weights/nonfinite": 1}
+    assert a.value == 3.0
+    a.exchange.write(tmp_path)
+    state = load_file(tmp_path / STATE_FILE)
+    assert (state["revision"].item(), state["outer"].tolist()) == (0, [1.0] * 4)
+    a.round(1.0)
+    assert a.value == 4.0, "it trains on"
 
 
 def test_async_takes_a_result_up_at_the_next_exchange_only(make):

@@ -1,6 +1,7 @@
 """From samples to tensors: padding, counting, splitting."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -15,9 +16,14 @@ from node.training.shared_prefix import lay_out
 PAD = 0
 
 
+def weight_of(rows: Iterable[Sample]) -> float:
+    """What these rows weigh together: as a full round's weight, it makes the loss a mean over them."""
+    return sum(row.weight for row in rows)
+
+
 def test_prompts_are_padded_left_and_completions_right():
     rows = [Sample([5, 6, 7], [8], 0.5), Sample([9], [10, 11, 12], -0.25)]
-    (batch,) = make_batches(rows, 100, "dapo", PAD)
+    (batch,) = make_batches(rows, weight_of(rows), 100, "dapo", PAD)
     assert batch["prompt_ids"].tolist() == [[5, 6, 7], [PAD, PAD, 9]]
     assert batch["prompt_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert batch["completion_ids"].tolist() == [[8, PAD, PAD], [10, 11, 12]]
@@ -28,13 +34,13 @@ def test_prompts_are_padded_left_and_completions_right():
 
 def test_rows_without_advantage_are_counted_and_left_out():
     rows = [Sample([1], [5, 6], 0.0), Sample([1], [7], 1.0), Sample([1], [8, 9, 10], 0.0)]
-    (batch,) = make_batches(rows, 100, "dapo", PAD)
+    (batch,) = make_batches(rows, weight_of(rows), 100, "dapo", PAD)
     assert batch["completion_ids"].tolist() == [[7]]
     assert batch["num_items_in_batch"].item() == 6
 
 
 def test_nothing_is_left_when_no_row_has_an_advantage():
-    assert make_batches([Sample([1], [], 1.0), Sample([1], [5, 6], 0.0)], 100, "dapo", PAD) == []
+    assert make_batches([Sample([1], [], 1.0), Sample([1], [5, 6], 0.0)], 2.0, 100, "dapo", PAD) == []
 
 
 rows_strategy = st.lists(
@@ -56,7 +62,7 @@ rows_strategy = st.lists(
     st.booleans(),
 )
 def test_no_part_exceeds_the_budget_and_every_row_with_a_gradient_is_in_one(rows, budget, loss_type, shared):
-    batches = make_batches(rows, budget, loss_type, PAD, shared)
+    batches = make_batches(rows, weight_of(rows), budget, loss_type, PAD, shared)
 
     for batch in batches:
         parts = [batch[key] for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")]
@@ -82,13 +88,13 @@ def test_scaled_advantages_turn_means_over_parts_into_the_mean_over_the_round(ro
     total = sum(abs(row.advantage) * len(row.completion) for row in rows)
     lengths = sum(len(row.completion) for row in rows)
     by_token = by_row = by_sequence = 0.0
-    for batch in make_batches(rows, budget, "bnpo", PAD):
+    for batch in make_batches(rows, weight_of(rows), budget, "bnpo", PAD):
         weights = batch["advantages"].abs()[:, None] * batch["completion_mask"]
         by_token += float(weights.sum() / batch["completion_mask"].sum())
-    for batch in make_batches(rows, budget, "dr_grpo", PAD):
+    for batch in make_batches(rows, weight_of(rows), budget, "dr_grpo", PAD):
         weights = batch["advantages"].abs()[:, None] * batch["completion_mask"]
         by_row += float(weights.sum() / len(weights))
-    for batch in make_batches(rows, budget, "grpo", PAD):
+    for batch in make_batches(rows, weight_of(rows), budget, "grpo", PAD):
         by_sequence += float(batch["advantages"].abs().mean())
     assert by_token == pytest.approx(total / lengths, abs=1e-6)
     assert by_row == pytest.approx(total / len(rows), abs=1e-6)
@@ -96,10 +102,10 @@ def test_scaled_advantages_turn_means_over_parts_into_the_mean_over_the_round(ro
     assert by_sequence == pytest.approx(sum(with_tokens) / len(rows), abs=1e-6)
 
 
-def token_weights(rows: list[Sample], budget: int, loss_type: str) -> dict[int, float]:
+def token_weights(rows: list[Sample], full: float, budget: int, loss_type: str) -> dict[int, float]:
     """What each group's tokens count in the round's loss, by TRL's averages; rows are told apart by their prompt."""
     found: Counter[int] = Counter()
-    for batch in make_batches(rows, budget, loss_type, PAD):
+    for batch in make_batches(rows, full, budget, loss_type, PAD):
         mask = batch["completion_mask"]
         per_token = batch["advantages"][:, None] * mask
         if loss_type in ("dapo", "cispo"):
@@ -119,25 +125,31 @@ LONGEST = 40
 lengths = st.lists(st.integers(1, LONGEST), min_size=1, max_size=6)
 
 
-@given(
-    st.lists(lengths, min_size=1, max_size=3),
-    st.lists(lengths, min_size=1, max_size=4),
-    st.floats(0.25, 4),
-    st.sampled_from([1, 60, 200, 10_000]),
-    st.sampled_from(["dapo", "grpo", "bnpo", "cispo", "dr_grpo"]),
-)
-def test_groups_have_the_weights_that_the_configuration_says_whatever_their_lengths(
-    own, external, weight, budget, loss_type
-):
-    """With every advantage 1, what a group's tokens count is its share of the round."""
-    rows = [
+def rows_of(own: list[list[int]], external: list[list[int]], weight: float) -> list[Sample]:
+    """Rows of these lengths with advantage 1; a group's prompt is its number and 3, and an own one weighs 1."""
+    return [
         Sample([number + 3], [9] * length, 1.0, share / len(group), number, number >= len(own))
         for number, group in enumerate(own + external)
         for length in group
         for share in [weight if number >= len(own) else 1.0]
     ]
-    found = token_weights(rows, budget, loss_type)
-    total = len(own) + weight * len(external)
+
+
+@given(
+    st.lists(lengths, min_size=1, max_size=3),
+    st.lists(lengths, min_size=1, max_size=4),
+    st.floats(0.25, 4),
+    st.floats(1, 10),
+    st.sampled_from([1, 60, 200, 10_000]),
+    st.sampled_from(["dapo", "grpo", "bnpo", "cispo", "dr_grpo"]),
+)
+def test_groups_have_the_weights_that_the_configuration_says_whatever_their_lengths(
+    own, external, weight, full, budget, loss_type
+):
+    """With every advantage 1, what a group's tokens count is its share of a full round, whoever else is there."""
+    rows = rows_of(own, external, weight)
+    total = full * (len(own) + weight * len(external))
+    found = token_weights(rows, total, budget, loss_type)
     if loss_type == "dr_grpo":  # a token counts the same everywhere, so a group of short ones less
         for number, group in enumerate(own + external):
             share = weight if number >= len(own) else 1.0
@@ -152,17 +164,31 @@ def test_groups_have_the_weights_that_the_configuration_says_whatever_their_leng
             assert found[number + 3] == pytest.approx(len(own) / total * sum(group) / tokens, rel=1e-4)
 
 
+@given(
+    st.lists(lengths, min_size=1, max_size=3),
+    st.lists(lengths, min_size=1, max_size=4),
+    st.integers(0, 3),
+    st.sampled_from(["dapo", "grpo", "bnpo", "cispo", "dr_grpo"]),
+)
+def test_what_a_group_counts_is_the_same_with_few_of_peers_groups_as_with_many(own, external, few, loss_type):
+    rows, full = rows_of(own, external, 0.5), len(own) + 0.5 * len(external)
+    there = [row for row in rows if row.group < len(own) + few]
+    found, all_found = token_weights(there, full, 60, loss_type), token_weights(rows, full, 60, loss_type)
+    assert found == pytest.approx({number: all_found[number] for number in found}, rel=1e-4)
+
+
 @given(rows_strategy, st.sampled_from(["dapo", "cispo", "vespo"]))
-def test_a_round_of_own_groups_alone_has_trls_own_loss(rows, loss_type):
+def test_a_full_round_of_own_groups_alone_has_trls_own_loss(rows, loss_type):
     """Its advantages are those it was given, to the bit, over all its tokens."""
-    batches = make_batches([replace(row, weight=0.25) for row in rows], 10_000, loss_type, PAD)
+    rows = [replace(row, weight=0.25) for row in rows]
+    batches = make_batches(rows, weight_of(rows), 10_000, loss_type, PAD)
     found = [advantage for batch in batches for advantage in batch["advantages"].tolist()]
     assert found == [row.advantage for row in rows if row.advantage and row.completion]
     assert {batch["num_items_in_batch"].item() for batch in batches} <= {sum(len(row.completion) for row in rows)}
 
 
 def test_tensors_have_the_types_that_the_loss_expects():
-    (batch,) = make_batches([Sample([1], [5], 1)], 100, "dapo", PAD)
+    (batch,) = make_batches([Sample([1], [5], 1)], 1.0, 100, "dapo", PAD)
     types = {key: tensor.dtype for key, tensor in batch.items()}
     assert types.pop("external") == torch.bool
     assert types.pop("advantages") == types.pop("num_items_in_batch") == torch.float32

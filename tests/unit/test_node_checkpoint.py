@@ -1,11 +1,13 @@
 """Checkpoint folders: whole or absent, newest kept, a full disk named."""
 
 import errno
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from node.errors import UserError
 from node.training.checkpoint import (
@@ -125,7 +127,14 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def not_finite(path: Path) -> None:
+    weights = load_file(path)
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    save_file(weights, path, {"format": "pt"})
+
+
 DAMAGE = [
+    ("model.safetensors", not_finite),
     *((name, Path.unlink) for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")),
     *((name, empty) for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")),
     *((name, cut) for name in ("model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json")),
@@ -192,3 +201,8 @@ def test_adapters_are_weights_too(tmp_path):
     policy = tiny_policy(tmp_path / "policy", lora=4)
     trainer_of(policy, node_config(rounds=1, save_steps=1), tmp_path, fixed_rounds(mixed_samples(policy))).train()
     assert find_damage(tmp_path / "checkpoints" / "checkpoint-1") == ""
+    not_finite(tmp_path / "checkpoints" / "checkpoint-1" / "adapter_model.safetensors")
+    assert re.fullmatch(
+        r"adapter_model\.safetensors cannot be read \(base_model\.\S+lora\S+ is not finite\)",
+        find_damage(tmp_path / "checkpoints" / "checkpoint-1"),
+    )

@@ -656,7 +656,6 @@ def test_a_swarm_with_a_budget_has_no_last_round_by_default(tmp_path: Path, capf
         (["network.enabled=false", f'network.seeds=["{SEED}"]'], "network.enabled is false"),
         (["trainer.warmup_steps=5"], "trainer.warmup_steps has no effect"),
         (["engine.vllm.python=python"], "engine.vllm.python has no effect: engine.kind is 'hf'"),
-        (["sampling.external=0", "sampling.probe=8"], "sampling.external is 0"),
         (["sampling.external=0", "sampling.source=self"], "sampling.external is 0"),
         (["weights.mode=average", "weights.momentum=0.5"], "weights.momentum have no effect"),
         (["weights.mode=diloco", "weights.momentum=0.5"], ""),

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from node.config import PolicyConfig
 from node.engines import Generated, SamplingParams
 from node.engines.hf import HfEngine
+from node.errors import NonFiniteError
 from node.policy.load import Policy, load_policy
 from node.tasks import Item
 from tests.architectures import OTHERS, SHARING, policy_of
@@ -124,6 +125,20 @@ def test_what_the_model_ships_for_generation_changes_nothing_but_its_ends(tmp_pa
     made = flat(HfEngine(two_ends).generate(prompts, 64, PARAMS, seed=2))
     assert {one.token_ids[-1] for one in made if one.finished} == {2, 30}
     assert all(policy_end not in one.token_ids[:-1] for one in made for policy_end in (2, 30))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error_of_their_own(policy, value):
+    with torch.no_grad():
+        policy.model.lm_head.weight[7] = value
+    with pytest.raises(NonFiniteError):
+        HfEngine(policy).generate(prompts_of(policy), 2, PARAMS, seed=5)
+
+
+def test_another_failure_of_the_model_is_not_dressed_up_as_one(policy, monkeypatch):
+    monkeypatch.setattr(policy.model, "generate", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no memory")))
+    with pytest.raises(RuntimeError, match="no memory"):
+        HfEngine(policy).generate(prompts_of(policy), 2, PARAMS, seed=5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "bloom", "mamba"])

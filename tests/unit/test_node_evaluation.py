@@ -19,7 +19,8 @@ from node.config import EvalConfig, TaskConfig
 from node.engines import Generated, RolloutEngine, SamplingParams
 from node.errors import UserError
 from node.policy.load import Policy
-from node.tasks import Item, TaskSet, load_tasks
+from node.tasks import Item, Task, TaskKey, load_tasks
+from node.tasks.task_set import TaskSet
 from node.telemetry.evaluations import first_and_last, wilson_interval
 from node.telemetry.metrics import MetricsLog, Row, read_metrics
 from node.training.evaluation import (
@@ -29,6 +30,7 @@ from node.training.evaluation import (
     Evaluations,
     Outcome,
     answer,
+    evaluation_row,
     held_out,
     is_due,
     mean_entropy,
@@ -109,14 +111,13 @@ def tasks() -> TaskSet:
 
 
 def _answers(tasks: TaskSet, seed: int, count: int) -> dict[str, str]:
-    items: list[Item] = [item for task in tasks.tasks for item in held_out(task, seed, count)]
+    items: list[Item] = [item for task in tasks.tasks for item in held_out(tasks, task, seed, count)]
     return {item.question: item.answer for item in items}
 
 
 def test_a_report_counts_what_was_answered(tasks: TaskSet) -> None:
-    sums, logic = tasks.tasks
-    known = {item.question: item.answer for item in held_out(sums, 5, 100)}
-    known = {question: answer for question, answer in known.items() if question not in _questions(logic, 5, 100)}
+    sums, _ = tasks.tasks
+    known = {item.question: item.answer for item in held_out(tasks, sums, 5, 100)}
     engine = _Oracle(known, solved=1)
     report = evaluate(_policy(), engine, tasks, count=100, seed=5, sampling=SAMPLING, completions=4)
     first, second = report.tasks
@@ -129,8 +130,9 @@ def test_a_report_counts_what_was_answered(tasks: TaskSet) -> None:
     assert json.loads(json.dumps(report.as_dict()))["tasks"][0]["pass_at"]["4"] == 1.0
 
 
-def _questions(task: object, seed: int, count: int) -> set[str]:
-    return {item.question for item in held_out(task, seed, count)}
+def _questions(tasks: TaskSet, seed: int, count: int) -> set[str]:
+    """The first task's."""
+    return {item.question for item in held_out(tasks, tasks.tasks[0], seed, count)}
 
 
 def test_questions_go_to_the_engine_in_batches_and_each_with_its_own_seed(tasks: TaskSet) -> None:
@@ -150,13 +152,22 @@ def test_the_same_seed_asks_the_same_and_another_seed_others(tasks: TaskSet) -> 
     assert reports[0].overall.accuracy == 1.0 and reports[2].overall.accuracy < 1.0
 
 
-def test_training_cannot_draw_a_held_out_seed() -> None:
-    """With room for every seed to differ, no question of training is one of evaluation."""
-    (task,) = load_tasks([TaskConfig(name="builtin/sums", options={"difficulty": 10})]).tasks
-    tasks = TaskSet([(task, 1.0)])
-    trained = {task.make(seed).question for start in range(40) for _, seed in tasks.sample(start, 50)}
-    asked = {item.question for seed in range(40) for item in held_out(task, seed, 50)}
-    assert len(trained) > 1990 and len(asked) > 1990 and not trained & asked
+def test_training_never_asks_what_an_evaluation_asks() -> None:
+    """Of a family whose questions all nodes of all seeds ask many times over."""
+    tasks = load_tasks([TaskConfig(name="builtin/arithmetic", options={"operations": "+-"})])
+    trained = {one.item.question for seed in range(4) for one in tasks.questions(seed, 200)}
+    asked = {question for seed in range(4) for question in _questions(tasks, seed, 10)}
+    assert len(trained) > 140 and len(asked) > 12 and not trained & asked
+
+
+def test_no_question_is_asked_twice_and_a_task_with_fewer_is_asked_those() -> None:
+    tasks = load_tasks([TaskConfig(name="builtin/arithmetic", options={"operations": "+"}), SUMS[0]])
+    engine = _Oracle({}, solved=0)
+    report = evaluate(_policy(), engine, tasks, count=40, seed=0, sampling=SAMPLING)
+    few = {f"What is {left} + {right}?" for left in range(10) for right in range(10)}
+    held = {question for question in few if tasks.is_held_out(tasks.tasks[0], question)}
+    assert 2 < len(held) < 25 and _questions(tasks, 0, 40) == held
+    assert [one.questions for one in report.tasks] == [len(held), 40] and report.overall.questions == len(held) + 40
 
 
 @pytest.mark.parametrize(("count", "completions"), [(0, 1), (1, 0), (-1, 1)])
@@ -166,14 +177,74 @@ def test_nothing_to_ask_is_refused(tasks: TaskSet, count: int, completions: int)
 
 
 def test_questions_that_are_too_long_are_passed_over_and_others_asked_instead(tasks: TaskSet) -> None:
-    lengths = sorted(len(question) for question in _questions(tasks.tasks[0], 0, 40))
+    lengths = sorted(len(question) for question in _questions(tasks, 0, 40))
     longest = lengths[len(lengths) // 2]
     engine = _Oracle(_answers(tasks, 0, 200), solved=1)
     first = TaskSet([(tasks.tasks[0], 1.0)])
     report = evaluate(_policy(), engine, first, count=40, seed=0, sampling=SAMPLING, longest=longest)
     assert (report.overall.questions, report.overall.accuracy) == (40, 1.0)
-    with pytest.raises(UserError, match="builtin/sums are too long"):
+    with pytest.raises(UserError, match=r"no question of builtin/sums can be asked .* are too long"):
         evaluate(_policy(), engine, first, count=40, seed=0, sampling=SAMPLING, longest=1)
+
+
+@dataclass(frozen=True)
+class _Moody:
+    """Sums of which it cannot tell what an answer in `silent` is worth."""
+
+    base: Task
+    silent: frozenset[str]
+
+    @property
+    def key(self) -> TaskKey:
+        return self.base.key
+
+    def make(self, seed: int) -> Item:
+        return self.base.make(seed)
+
+    def verify(self, item: Item, text: str) -> float | None:
+        return None if text in self.silent else self.base.verify(item, text)
+
+
+def _moody(*silent: str) -> TaskSet:
+    sums, logic = load_tasks(SUMS).tasks
+    return TaskSet([(_Moody(sums, frozenset(silent)), 1.0), (logic, 1.0)])
+
+
+def test_an_answer_that_cannot_be_scored_takes_its_question_out(tasks: TaskSet) -> None:
+    known = _answers(tasks, 5, 30)
+    silent = next(answer for question, answer in known.items() if question in _questions(tasks, 5, 30))
+    without = sum(known[question] != silent for question in _questions(tasks, 5, 30))
+    report = evaluate(
+        _policy(), _Oracle(known, solved=1), _moody(silent), count=30, seed=5, sampling=SAMPLING, completions=2
+    )
+    assert [(one.task, one.questions) for one in report.tasks] == [("builtin/sums", without), ("builtin/logic", 30)]
+    assert (report.overall.questions, report.overall.accuracy) == (without + 30, 0.5)
+
+
+def test_a_task_none_of_whose_answers_can_be_scored_is_left_out_and_where_there_is_no_other_it_is_a_line() -> None:
+    moody = _moody("?")
+    asked = {"count": 10, "seed": 5, "sampling": SAMPLING}
+    assert [one.task for one in evaluate(_policy(), _Oracle({}, 0), moody, **asked).tasks] == ["builtin/logic"]
+    with pytest.raises(UserError, match="no answer of the evaluation could be scored: the log says why") as caught:
+        evaluate(_policy(), _Oracle({}, 0), TaskSet([(moody.tasks[0], 1.0)]), **asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_round_whose_answers_cannot_be_scored_has_no_row_and_the_node_goes_on(tmp_path: Path) -> None:
+    moody = TaskSet([(_moody("?").tasks[0], 1.0)])
+    evaluations = _evaluations(_Oracle({}, 0), moody, MetricsLog(tmp_path / "rows.jsonl"), every=2, completions=2)
+    assert evaluations.after_round(0, 9) == {}
+    assert read_metrics(tmp_path / "rows.jsonl") == []
+
+
+def test_a_row_holds_a_task_that_could_be_scored_in_one_of_the_two_reports_alone(tasks: TaskSet) -> None:
+    asked = {"count": 10, "seed": 5, "sampling": SAMPLING}
+    greedy = evaluate(_policy(), _Oracle({}, 0), _moody("?"), **asked)
+    sampled = evaluate(_policy(), _Oracle(_answers(tasks, 5, 10), 2), tasks, **asked, completions=2)
+    row = evaluation_row(greedy, sampled)
+    assert (row["questions"], row["tasks"]["builtin/logic"]["accuracy"]) == (10, 0.0)
+    assert row["tasks"]["builtin/sums"] == {"questions": 10, "pass@1": 1.0, "pass@2": 1.0}
+    assert (row["pass@2_low"], row["pass@2_high"]) == wilson_interval(20, 20)
 
 
 def _evaluations(engine: _Oracle, tasks: TaskSet, rows: MetricsLog, **config: int) -> Evaluations:

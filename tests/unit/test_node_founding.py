@@ -5,22 +5,26 @@ import time
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from node.config import TaskConfig
+from node.config import NodeConfig, TaskConfig
 from node.errors import UserError
 from node.swarm.founding import (
     adopt_tasks,
     check_rules,
     describe_tasks,
+    found,
     load_grant,
     load_manifest,
     make_invite,
     save_grant,
     save_manifest,
     save_revocations,
+    split_of,
 )
 from node.tasks import load_tasks
 from node.tasks.builtin import FAMILIES
+from node.tasks.questions import DEFAULT, Split
 from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
 from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.credentials.revocations import make_revocations
@@ -68,8 +72,11 @@ def test_a_reasoning_gym_task_is_built_from_the_manifest() -> None:
 @pytest.mark.parametrize(
     ("task", "says"),
     [
-        (sums(version=7), "'builtin/sums' has version 7 in the swarm and 1 here"),
-        (sums(config="00ff"), r"'builtin/sums' version 1 has another configuration here \([0-9a-f]{16}\) .* \(00ff\)"),
+        (sums(version=7), f"'builtin/sums' has version 7 in the swarm and {sums().version} here"),
+        (
+            sums(config="00ff"),
+            rf"'builtin/sums' version {sums().version} has another configuration here \([0-9a-f]{{16}}\) .* \(00ff\)",
+        ),
         (sums(options='{"difficulty":3}'), "another configuration"),
         (sums(options='{"speed":3}'), "'builtin/sums' has no option 'speed'"),
         (sums(options="[1]"), "options that cannot be read"),
@@ -172,3 +179,28 @@ def test_an_invite_names_peers_in_the_order_of_the_nodes_links_and_one_of_each_n
     save_revocations(tmp_path, make_revocations(FOUNDER, manifest, [keys[0].node_id, keys[2].node_id], 1).encoded)
     seeds = make_invite(tmp_path, [Address(Endpoint("203.0.113.1", 4001), FOUNDER.curve_key)]).seeds
     assert [seed.endpoint.host for seed in seeds] == ["203.0.113.1", "93.184.216.35", "10.0.0.2", "198.41.0.4"]
+
+
+def test_which_questions_are_kept_apart_is_the_founders_to_say_and_every_nodes_to_find(tmp_path: Path) -> None:
+    split = Split(0.25, 2**32 - 1)
+    made = found(NodeConfig(), tmp_path / "a", "club", Policy.OPEN, [], split)
+    assert split_of(made) == split_of(load_manifest(tmp_path / "a")) == split
+    questions = [f"{number}+1=" for number in range(400)]
+    held = {one for one in questions if split_of(made).holds_out("builtin/sums", one)}
+    assert held == {one for one in questions if split.holds_out("builtin/sums", one)} and 60 < len(held) < 140
+    assert held != {one for one in questions if DEFAULT.holds_out("builtin/sums", one)}
+    assert split_of(None) == split_of(manifest([sums()])) == DEFAULT
+
+
+def test_a_node_of_a_swarm_of_an_earlier_release_is_told_that_it_is_alone_and_one_of_another_task_is_refused() -> None:
+    tasks = load_tasks([TaskConfig(name="builtin/sums", options={"difficulty": 2})])
+    version = tasks.tasks[0].key.version
+    with capture_logs() as said:
+        check_rules(manifest([sums()]), tasks, 8)
+        assert said == []
+        check_rules(manifest([sums(version=version - 1)]), tasks, 8)
+    ((task, was, here),) = [(one["task"], one["version"], one["here"]) for one in said]
+    assert (task, was, here) == ("builtin/sums", version - 1, version)
+    for other in (sums(version=version + 1), sums(version=version - 1, config="00ff")):
+        with pytest.raises(UserError, match="is none of swarm"):
+            check_rules(manifest([other]), tasks, 8)

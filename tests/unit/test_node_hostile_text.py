@@ -20,8 +20,9 @@ from node.config import TaskConfig
 from node.errors import UserError
 from node.rollouts.group import MAX_TEXT_BYTES, Completion, Group, encode
 from node.rollouts.screening import BLAMELESS, check
-from node.tasks import Item, TaskKey, TaskSet, load_tasks
+from node.tasks import Item, TaskKey, load_tasks
 from node.tasks.reasoning_gym import SCORERS
+from node.tasks.task_set import Asked, TaskSet
 
 
 class _Planter:
@@ -90,6 +91,12 @@ def every_task(tmp_path_factory: pytest.TempPathFactory) -> TaskSet:
     return load_tasks([TaskConfig(name="builtin"), TaskConfig(name="dataset", options={"path": str(path)}), *gym])
 
 
+@pytest.fixture(scope="module")
+def questions(every_task: TaskSet) -> list[Asked]:
+    """A question of each, as training may ask it."""
+    return [asked for task in every_task.tasks for asked in TaskSet([(task, 1.0)]).questions(7, 1)]
+
+
 def _wrapped(payload: str, answer: str) -> list[str]:
     return [wrapping.replace("{payload}", payload).replace("{answer}", answer) for wrapping in WRAPPINGS]
 
@@ -155,16 +162,16 @@ def test_a_question_of_a_file_is_only_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
-def test_no_field_of_a_group_is_run(every_task: TaskSet, payload: str) -> None:
-    for task in every_task.tasks:
-        item = task.make(7)
+def test_no_field_of_a_group_is_run(every_task: TaskSet, questions: list[Asked], payload: str) -> None:
+    for task, seed, item in questions:
         completions = (Completion(payload, True, 0.0), Completion(f"<answer>{payload}</answer>", True, 0.0))
-        honest = Group(task.key, 7, item.question, completions, payload, 1)
+        honest = Group(task.key, seed, item.question, completions, payload, 1)
         taken, reason = check(encode(honest), every_task, 8)
         assert taken == honest and reason == ""
 
         fields = msgpack.unpackb(encode(honest))
-        outcomes = {1: "unknown_task", 2: "malformed", 3: "unknown_task", 4: "malformed", 5: "false_question"}
+        outcomes = {1: "unknown_task", 2: "malformed", 3: "unknown_task", 4: "malformed"}
+        outcomes |= {5: "held_out" if every_task.is_held_out(task, payload) else "false_question"}
         outcomes |= {0: "malformed", 6: "malformed", 8: "malformed"}
         for place, expected in outcomes.items():
             group, reason = check(msgpack.packb([*fields[:place], payload, *fields[place + 1 :]]), every_task, 8)

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -14,21 +15,23 @@ from node.lab.damage import Witness, read_seen, tabulate, to_json, to_markdown
 from node.lab.lockstep import HostileExchange, Mail
 from node.lab.plan import AttackConfig, Run, read_lab
 from node.lab.trials import Trials, read_trials
-from node.rollouts.group import Completion, Group
+from node.rollouts.group import Completion, Group, encode
 from node.rollouts.replay_buffer import ReplayBuffer, own_shared
 from node.rollouts.sampling import is_informative
-from node.rollouts.screening import verify
-from node.tasks import TaskSet, load_tasks
+from node.rollouts.screening import check
+from node.tasks import load_tasks
+from node.tasks.task_set import TaskSet
 
-NUMERALS = ("sums", "bases", "decimals")
+NUMERALS = ("sums", "decimals")
 LENIENT = [TaskConfig(name=f"builtin/{name}", answer="last_number") for name in NUMERALS]
 STRICT = [TaskConfig(name=f"builtin/{name}") for name in NUMERALS]
 LONGEST = 15
 
 
 def honest_group(tasks: TaskSet, seed: int, texts: tuple[str, ...] = ("", "7")) -> Group:
-    """A group of the first task: its answer before `texts[0]`, and other texts."""
+    """A group of the first task, on a question of the training's: its answer before `texts[0]`, and other texts."""
     task = tasks.tasks[0]
+    seed = next(one for one in count(100 * seed) if not tasks.is_held_out(task, task.make(one).question))
     item = task.make(seed)
     first, *others = texts
     made = [Completion(text, True, task.verify(item, text)) for text in (item.answer + first, *others)]
@@ -47,7 +50,7 @@ def test_what_an_attack_publishes_is_true_and_no_larger_than_an_honest_group(kin
     found = ATTACKS[kind].publish(scene_of(tasks))
     assert len(found) == 6
     for group in found:
-        verify(group, tasks, lambda item: ())  # raises where it is a lie
+        assert check(encode(group), tasks, 8) == (group, "")  # no lie, and on no question of the evaluation's
         assert all(len(one.text) <= LONGEST for one in group.completions)
 
 
@@ -100,7 +103,7 @@ def test_who_copies_or_repeats_groups_has_none_drawn_beside_what_it_repeats(kind
     with ReplayBuffer(tmp_path / "pool.sqlite", NodeConfig().pool) as pool:
         pool.add([own_shared(one, 1.0)._replace(peer="honest") for one in originals], 1.0, 1)
         pool.add([own_shared(one, 2.0)._replace(peer="hostile") for one in found], 2.0, 1)
-        drawn = Counter(one.peer for one in pool.candidates(2.0, 1, max_uses=1))
+        drawn = Counter(one.peer for one in pool.candidates(2.0, 1))
     assert drawn == {"honest": len(originals)}
 
 
@@ -119,7 +122,7 @@ def test_a_hostile_node_posts_its_attacks_groups_under_its_keys_and_none_of_its_
     tasks = load_tasks(LENIENT)
     mail = Mail(tasks, 8, delay=0)
     attack = AttackConfig(kind="sybils", nodes=1, groups=2 * KEYS)
-    hostile, honest = HostileExchange(mail, 1, attack, node_config()), mail.exchange(0, True)
+    hostile, honest = HostileExchange(mail, 1, attack, node_config()), mail.exchange(0)
     for _ in range(2):
         honest.publish([honest_group(tasks, 1)])
         hostile.publish([honest_group(tasks, 2)])
@@ -133,7 +136,7 @@ def test_the_witness_counts_the_completions_that_show_it_by_round(tmp_path: Path
     tasks = load_tasks(LENIENT)
     witness = Witness(tasks)
     mail = Mail(tasks, 8, delay=0)
-    exchange = mail.exchange(0, True, witness)
+    exchange = mail.exchange(0, witness)
     exchange.publish([honest_group(tasks, 1)])
     exchange.publish([honest_group(tasks, 2, (" and so on", "the end", "3", "4")), honest_group(tasks, 3)])
     witness.write(tmp_path, 5)

@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM
 from node.config import NodeConfig, PolicyConfig, TaskConfig, parse_config
 from node.engines import Generated, SamplingParams
 from node.engines.hf import HfEngine
+from node.errors import NonFiniteError
 from node.fleet.local_swarm import PlanPart, make_plan, node_folders
 from node.lab.churn import stretches
 from node.lab.ensemble import Request, generate, kind_of
@@ -47,13 +48,22 @@ def test_the_tokens_are_those_of_each_nodes_own_engine(temperature: float) -> No
     tasks = load_tasks([TaskConfig(name="builtin")])
     sampling = SamplingParams(temperature, 1.0, 12)
     requests = [
-        Request(policy, [policy.encode_prompt(task.make(seed)) for task, seed in tasks.sample(at, 3)], 4, sampling, at)
+        Request(policy, [policy.encode_prompt(one.item) for one in tasks.questions(at, 3)], 4, sampling, at)
         for at, policy in enumerate(policies(3))
     ]
     theirs = [HfEngine(one.policy).generate(one.prompts, one.n, one.sampling, one.seed) for one in requests]
     assert generate(requests) == theirs
     lengths = {len(made.token_ids) for node in theirs for group in node for made in group}
     assert len(lengths) > 2  # some ended, some did not
+
+
+def test_logits_that_are_not_finite_are_an_error_as_of_a_nodes_own_engine() -> None:
+    first, second = policies(2)
+    with torch.no_grad():
+        second.model.lm_head.weight[7] = float("nan")
+    sampling = SamplingParams(1.0, 1.0, 4)
+    with pytest.raises(NonFiniteError):
+        generate([Request(policy, [[3, 4, 5]], 2, sampling, 0) for policy in (first, second)])
 
 
 def test_what_cannot_be_stacked_is_answered_by_engines_beside_what_is_stacked() -> None:
@@ -170,14 +180,16 @@ def test_the_first_error_ends_all_and_is_raised(where: str) -> None:
 def test_a_group_lies_with_all_others_after_its_delay_and_a_lie_with_nobody() -> None:
     tasks = load_tasks([TaskConfig(name="builtin/sums")])
     (task,) = tasks.tasks
+    seeds = [one.seed for one in tasks.questions(0, 10)]
 
-    def group(seed: int, reward: float = 1.0) -> Group:
+    def group(at: int, reward: float = 1.0) -> Group:
+        seed = seeds[at]
         item = task.make(seed)
         made = (Completion(item.answer, True, reward), Completion("no", True, 0.0))
         return Group(task.key, seed, item.question, made, "p", 0)
 
     mail = Mail(tasks, 8, delay=1)
-    first, second, third = (mail.exchange(index, True) for index in range(3))
+    first, second, third = (mail.exchange(index) for index in range(3))
     known = dict[bytes, bool]().__contains__
     came = []
     for at in range(4):
@@ -185,8 +197,8 @@ def test_a_group_lies_with_all_others_after_its_delay_and_a_lie_with_nobody() ->
         assert first.receive(known) == []
         second.publish([group(9, reward=0.5)])
         third.publish([])
-        came.append([(one.peer, one.group.seed) for one in second.receive(known)])
-        assert [one.group.seed for one in third.receive(known)] == [one[1] for one in came[-1]]
+        came.append([(one.peer, seeds.index(one.group.seed)) for one in second.receive(known)])
+        assert [seeds.index(one.group.seed) for one in third.receive(known)] == [one[1] for one in came[-1]]
     assert came == [[], [], [("n0", 0)], [("n0", 1)]]
     assert first.traffic().items_sent == 4 and second.traffic().items_received == 2
 
@@ -194,25 +206,27 @@ def test_a_group_lies_with_all_others_after_its_delay_and_a_lie_with_nobody() ->
 def test_a_slow_node_hears_two_rounds_of_the_others_in_each_of_its_own_and_they_hear_it_at_once() -> None:
     tasks = load_tasks([TaskConfig(name="builtin/sums")])
     (task,) = tasks.tasks
+    seeds = [one.seed for one in tasks.questions(0, 20)]
 
-    def group(seed: int) -> Group:
+    def group(at: int) -> Group:
+        seed = seeds[at]
         item = task.make(seed)
         made = (Completion(item.answer, True, 1.0), Completion("no", True, 0.0))
         return Group(task.key, seed, item.question, made, "p", 0)
 
     mail = Mail(tasks, 8, delay=0)
-    fast, slow = (mail.exchange(index, True) for index in range(2))
+    fast, slow = (mail.exchange(index) for index in range(2))
     pauses: list[int] = []
     slow.slow_down(lambda: pauses.append(1))
     known = dict[bytes, bool]().__contains__
     heard: list[tuple[str, list[int]]] = []
     for at in range(5):
         fast.publish([group(at)])
-        heard.append(("fast", [one.group.seed for one in fast.receive(known)]))
+        heard.append(("fast", [seeds.index(one.group.seed) for one in fast.receive(known)]))
         if at % 2:
-            slow.publish([group(100 + at)])
-            heard.append(("slow", [one.group.seed for one in slow.receive(known)]))
-    assert heard[2:] == [("slow", [0]), ("fast", [101]), ("fast", []), ("slow", [1, 2]), ("fast", [103])]
+            slow.publish([group(10 + at)])
+            heard.append(("slow", [seeds.index(one.group.seed) for one in slow.receive(known)]))
+    assert heard[2:] == [("slow", [0]), ("fast", [11]), ("fast", []), ("slow", [1, 2]), ("fast", [13])]
     assert len(pauses) == 2
 
 

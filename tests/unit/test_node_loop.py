@@ -1,9 +1,12 @@
-"""A round of the loop: what a peer sent never makes a sequence that the policy has no positions for."""
+"""A round of the loop: what a peer sent never makes a sequence that the policy has no positions for, is true, and is
+used no more often than it may be; and nothing of the evaluation's part is trained on.
+"""
 
 import json
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +21,18 @@ from node.config import NodeConfig, TaskConfig, parse_config
 from node.engines import Generated
 from node.engines.hf import HfEngine
 from node.errors import UserError
-from node.loop import LOOKED_AT, Loop, longest_prompt
+from node.loop import Loop, longest_prompt
 from node.policy.load import Policy
 from node.rollouts.group import Completion, Group, encode
-from node.rollouts.replay_buffer import ReplayBuffer, Shared
+from node.rollouts.replay_buffer import ReplayBuffer, Shared, texts_id
+from node.rollouts.rules import configured_weight
 from node.rollouts.sampling import Sample
-from node.rollouts.screening import BLAMELESS
+from node.rollouts.screening import BLAMELESS, LOOKED_AT
 from node.swarm.sharing import NoExchange
-from node.tasks import Item, Task, TaskKey, TaskSet, load_tasks
+from node.tasks import Item, Task, TaskKey, load_tasks
+from node.tasks.questions import Split
+from node.tasks.task_set import TaskSet
+from node.tasks.verdicts import Verdict
 from node.telemetry.metrics import MetricsLog
 from node.training import likelihood
 from node.training.batch import make_batches
@@ -38,6 +45,11 @@ HostileRound = Callable[[str, list[Group]], list[Sample]]
 POSITIONS = 128  # of the tiny policy
 LONGEST = 16
 SHORT, LONG = "1+1=", "1" * 60_000
+WHOLE = Split(0.0)  # nothing is held out
+
+
+def alone(task: Task) -> TaskSet:
+    return TaskSet([(task, 1.0)], WHOLE)
 
 
 @pytest.fixture
@@ -50,7 +62,7 @@ def tasks(tmp_path: Path) -> TaskSet:
     """A file of two questions: one of four characters, one that is far too long for the policy."""
     rows = [{"question": SHORT, "answer": "2"}, {"question": LONG, "answer": "2"}]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load_tasks([TaskConfig(name="dataset", options={"path": str(tmp_path / "questions.jsonl")})])
+    return load_tasks([TaskConfig(name="dataset", options={"path": str(tmp_path / "questions.jsonl")})], WHOLE)
 
 
 def node_config(**engine: int) -> NodeConfig:
@@ -90,7 +102,8 @@ class Peer(NoExchange):
 
 
 def share(group: Group, number: int) -> Shared:
-    return Shared(number.to_bytes(32, "big"), "peer", time.time(), group, encode(group))
+    """A group as it comes: who signed it is who made it, as it says."""
+    return Shared(number.to_bytes(32, "big"), group.policy, time.time(), group, encode(group))
 
 
 def train(policy: Policy, tasks: TaskSet, folder: Path, peer: Peer, *before: Group) -> tuple[list[dict], list[bytes]]:
@@ -103,7 +116,9 @@ def train(policy: Policy, tasks: TaskSet, folder: Path, peer: Peer, *before: Gro
         loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, peer, metrics)
         make_trainer(policy, config, folder, loop.rounds, loop.finish).train()
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return rows, [one.id for one in pool.candidates(time.time(), 2, max_uses=9)]
+        held = pool.snapshot()
+        buried = {key for key, _ in held.buried}
+        return rows, [key for key, *_ in held.groups if key not in buried]
 
 
 def test_a_question_without_room_in_the_policy_is_drawn_in_vain_once(
@@ -119,7 +134,8 @@ def test_a_question_without_room_in_the_policy_is_drawn_in_vain_once(
 
 def test_one_that_is_in_the_pool_already_is_dropped_and_counted(policy: Policy, tasks: TaskSet, tmp_path: Path) -> None:
     (task,) = tasks.tasks
-    gone = replace(group_of(task, SHORT), task=task.key._replace(config="0" * 16))  # the node ran another task then
+    elsewhere = task.key._replace(config="0" * 16)  # the node ran another task then
+    gone = replace(group_of(task, SHORT), task=elsewhere, question="2+2=")
     rows, _ = train(policy, tasks, tmp_path, Peer(), group_of(task, LONG), group_of(task, SHORT), gone)
     assert [(row["groups_external"], row["groups_unusable"]) for row in rows] == [(1, 2), (0, 0)]
 
@@ -135,7 +151,7 @@ def test_nodes_that_ask_otherwise_train_each_others_answers_each_under_its_own_p
     policy: Policy, tmp_path: Path
 ) -> None:
     ways: list[dict[str, Any]] = [{}, {"examples": 2, "instruction": "Add."}, {"examples": 1}]
-    (bare,), (told,), (shown,) = (load_tasks([TaskConfig(name="builtin/sums", **way)]).tasks for way in ways)
+    (bare,), (told,), (shown,) = (load_tasks([TaskConfig(name="builtin/sums", **way)], WHOLE).tasks for way in ways)
     prompts = {id(task): policy.encode_prompt(task.make(3)) for task in (bare, told, shown)}
     assert len(set(map(tuple, prompts.values()))) == 3
     for number, (mine, theirs) in enumerate([(bare, told), (told, bare), (told, shown)]):
@@ -144,7 +160,7 @@ def test_nodes_that_ask_otherwise_train_each_others_answers_each_under_its_own_p
         peer = Peer(Group(theirs.key, 3, item.question, made, "peer", 0))
         folder = tmp_path / str(number)
         folder.mkdir()
-        samples = first_round(policy, TaskSet([(mine, 1.0)]), folder, peer, HfEngine(policy))
+        samples = first_round(policy, alone(mine), folder, peer, HfEngine(policy))
         external = [one for one in samples if one.external]
         assert [list(one.prompt) for one in external] == [list(prompts[id(mine)])] * 2
         assert list(external[0].completion) == policy.encode_completion(item.answer, finished=True)
@@ -194,7 +210,7 @@ def test_own_samples_are_the_tokens_that_were_sampled_with_their_samplers_logpro
 
 
 def test_a_round_says_how_many_groups_it_drew_and_how_many_it_left(tmp_path: Path, policy: Policy) -> None:
-    sums = load_tasks([TaskConfig(name="builtin/sums")])
+    sums = load_tasks([TaskConfig(name="builtin/sums")], WHOLE)
     (task,) = sums.tasks
     made = [(seed, task.make(seed)) for seed in range(6)]
     groups = [
@@ -229,7 +245,7 @@ def test_own_completions_whose_text_stands_for_other_tokens_are_counted(
 def test_a_question_is_made_once_for_an_own_group_and_once_for_a_peers(
     policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks = load_tasks([TaskConfig(name="builtin/sums")])
+    tasks = load_tasks([TaskConfig(name="builtin/sums")], WHOLE)
     (task,) = tasks.tasks
     item = task.make(0)
     answers = (Completion(item.answer, True, 1.0), Completion("no", True, 0.0))
@@ -247,13 +263,17 @@ def test_what_is_drawn_is_true_and_what_is_not_is_reported_once_and_makes_room_f
 ) -> None:
     task = Guess()
 
-    def group(seed: int, *rewards: float, question: str = "") -> Group:
-        texts = ("11", "1")
+    def group(peer: str, seed: int, *rewards: float, question: str = "") -> Group:
+        texts = ("11", "3" if question else "1")
         made = tuple(Completion(text, True, reward) for text, reward in zip(texts, rewards, strict=True))
-        return Group(task.key, seed, question or task.make(seed).question, made, "peer", 0)
+        return Group(task.key, seed, question or task.make(seed).question, made, peer, 0)
 
-    lies = [group(seed, 0.0, 1.0) for seed in range(20)]
-    others = [group(7, 1.0, 0.0), group(8, 1.0, 0.0, question="7"), group(30, 0.0, 0.0)]
+    lies = [group("liar", seed, 0.0, 1.0) for seed in range(20)]
+    others = [
+        group("honest", 7, 1.0, 0.0),
+        group("mistaken", 8, 1.0, 0.0, question="7"),
+        group("honest", 30, 0.0, 0.0),
+    ]
     config = parse_config({"rounds": 3, "sampling": {"local": 1, "external": 1, "completions": 2, **UNBOUNDED}})
     peer = Peer(*lies, *others)
     path = tmp_path / "pool.sqlite"
@@ -262,15 +282,17 @@ def test_what_is_drawn_is_true_and_what_is_not_is_reported_once_and_makes_room_f
         with ReplayBuffer(path, config.pool) as pool:
             pool.rewind(first)
             metrics = MetricsLog(tmp_path / "metrics.jsonl")
-            loop = Loop(config, 0, policy, HfEngine(policy), TaskSet([(task, 1.0)]), pool, exchange, metrics)
+            loop = Loop(config, 0, policy, HfEngine(policy), alone(task), pool, exchange, metrics)
             return [dict(loop.row) for _ in loop.rounds(first)]
 
     rows = rounds(0, peer)
-    assert [row["groups_external"] for row in rows] == [1, 0, 0]  # the true one of a question of which a lie came first
-    assert Counter(peer.reasons) == {"false_reward": 20, "false_question": 1}
+    # One lie, with which the liar's other groups go; then the true one of a question of which a lie came first.
+    assert [row["groups_external"] for row in rows] == [0, 1, 0]
+    assert peer.reasons == ["false_reward", "false_question"]
     assert all(row["groups_unusable"] == 0 for row in rows)
+    assert peer.drew_and_left == [(0, 1), (1, 1), (0, 1)]  # what a liar sent is not left, and what is flat is
     again = Peer()
-    assert [row["groups_external"] for row in rounds(1, again)] == [0, 0] and len(again.reasons) < 21
+    assert [row["groups_external"] for row in rounds(1, again)] == [1, 0] and again.reasons == ["false_question"]
 
 
 class Guess:
@@ -311,7 +333,7 @@ def replaying(policy: Policy, folder: Path, done: int, most: int) -> list[list[S
             "sampling": {"local": 3, "external": 2, "completions": 4, "source": "self"},
         }
     )
-    tasks = TaskSet([(Guess(), 1.0)])
+    tasks = alone(Guess())
     with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
         pool.rewind(done)
         metrics = MetricsLog(folder / "metrics.jsonl")
@@ -327,7 +349,7 @@ hostile = st.lists(st.tuples(st.lists(texts, min_size=2, max_size=9) | pairs, st
 
 @example([(["1", "11"] * 64, False)] * 3, "sapo")
 @settings(max_examples=25, deadline=None)
-@given(hostile, st.sampled_from(["sapo", "uniform", "correct"]))
+@given(hostile, st.sampled_from(["sapo", "positive"]))
 def test_no_peer_moves_the_bounds_of_a_round(
     hostile_round: HostileRound, groups: list[tuple[list[str], bool]], rule: str
 ) -> None:
@@ -340,7 +362,9 @@ def test_no_peer_moves_the_bounds_of_a_round(
         made.append(Group(task.key, seed, item.question, completions, "peer", 2**62))
     samples = hostile_round(rule, made)
     external = [one for one in samples if one.external]
-    assert len(samples) - len(external) == 3 * 4 and len(external) <= 2 * 4
+    own = len(samples) - len(external)
+    assert own == 3 * 4 if rule == "sapo" else own <= 3 * 4
+    assert len(external) <= 2 * 4
     assert all(len(one.prompt) <= 20 and len(one.completion) <= 6 for one in samples)
     by_group = Counter[int]()
     for one in samples:
@@ -349,7 +373,9 @@ def test_no_peer_moves_the_bounds_of_a_round(
     assert len({one.group for one in external}) <= 2
     if groups == [(["1", "11"] * 64, False)] * 3:
         assert len(external) == 2 * 4
-    for batch in make_batches(samples, 100, "dapo", 0):
+    weight = configured_weight(rule, 3, 2, 4, 1.0)
+    assert sum(one.weight for one in samples) <= weight + 1e-9
+    for batch in make_batches(samples, weight, 100, "dapo", 0):
         assert batch["completion_ids"].size(1) <= 6 and len(batch["advantages"]) <= 5 * 4
         assert torch.isfinite(batch["advantages"]).all()
 
@@ -358,7 +384,7 @@ def test_no_peer_moves_the_bounds_of_a_round(
 def hostile_round(tmp_path_factory: pytest.TempPathFactory) -> HostileRound:
     """One round of three own groups and up to two of a peer that sends these."""
     policy = tiny_policy(tmp_path_factory.mktemp("policy"))
-    tasks = TaskSet([(Guess(), 1.0)])
+    tasks = alone(Guess())
 
     def run(rule: str, groups: list[Group]) -> list[Sample]:
         config = parse_config(
@@ -392,7 +418,7 @@ def test_the_age_of_what_is_drawn_is_counted_here_and_a_peers_own_count_only_sho
     groups = [
         Group(task.key, seed, task.make(seed).question, answers, "peer", claim) for seed, claim in enumerate(claims)
     ]
-    tasks = TaskSet([(task, 1.0)])
+    tasks = alone(task)
     metrics = MetricsLog(tmp_path / "metrics.jsonl")
     with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
         loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, Peer(*groups), metrics)
@@ -431,60 +457,6 @@ def test_a_prompt_has_the_room_that_the_longest_completion_leaves(policy: Policy
     assert longest_prompt(node_config(max_prompt_length=20).engine, policy) == 20
     with pytest.raises(UserError, match="max_completion_length=128 leaves no room"):
         longest_prompt(node_config(max_completion_length=POSITIONS).engine, policy)
-
-
-def test_the_draw_follows_what_a_probe_says_of_peers_and_a_node_that_goes_on_measures_the_same(
-    policy: Policy, tmp_path: Path
-) -> None:
-    config = parse_config(
-        {
-            "rounds": 4,
-            "tasks": [{"name": "builtin/sums"}],
-            "engine": {"max_completion_length": 6},
-            "sampling": {"local": 1, "external": 1, "completions": 2, "rule": "correct", "probe": 3, **UNBOUNDED},
-        }
-    )
-    tasks = load_tasks(config.tasks)
-    (task,) = tasks.tasks
-
-    def sent(seed: int) -> Group:
-        item = task.make(seed)
-        answers = (Completion(item.answer, True, 1.0), Completion("no", True, 0.0))
-        return Group(task.key, seed, item.question, answers, "peer", 0)
-
-    def rounds(done: int, last: int) -> list[float]:
-        with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
-            pool.rewind(done)
-            metrics = MetricsLog(tmp_path / "metrics.jsonl")
-            peer = Peer(*(sent(seed) for seed in range(5)))
-            loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, peer, metrics)
-            made = loop.rounds(done)
-            scores = []
-            for _ in range(done, last):
-                next(made)
-                scores.append(loop.row["swarm/probe"])
-                assert loop.row["tokens_scored"] > 0
-            assert [lesson.score for lesson in pool.lessons(last + 1)][done:] == scores
-            assert all(set(lesson.pulls) <= {"peer"} for lesson in pool.lessons(last + 1))
-            return scores
-
-    first = rounds(0, 3)
-    assert first[0] < 0 and first == [first[0]] * 3  # nobody trains here: the policy stands still
-    assert rounds(2, 4) == [first[0]] * 2
-
-
-def test_a_probe_of_tasks_without_a_known_answer_is_refused(policy: Policy, tmp_path: Path) -> None:
-    class Unknown(Guess):
-        def verify(self, item: Item, text: str) -> float:
-            return 0.0
-
-    config = node_config().model_copy(update={"sampling": node_config().sampling.model_copy(update={"probe": 1})})
-    with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
-        metrics = MetricsLog(tmp_path / "metrics.jsonl")
-        tasks = TaskSet([(Unknown(), 1.0)])
-        loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, NoExchange(), metrics)
-        with pytest.raises(UserError, match=r"sampling\.probe"):
-            next(loop.rounds(0))
 
 
 class Says(HfEngine):
@@ -532,11 +504,11 @@ class Fails(Recite):
         return super().verify(item, text)
 
 
-def sent(seed: int, *texts: str, task: Task = Guess()) -> Group:  # noqa: B008  # it has no state
-    """A group of the task with these completions."""
+def sent(seed: int, *texts: str, task: Task = Guess(), peer: str = "peer") -> Group:  # noqa: B008  # it has no state
+    """A group of the task with these completions; what is unscorable here is worth 0 to its maker."""
     item = task.make(seed)
-    made = tuple(Completion(text, True, task.verify(item, text)) for text in texts)
-    return Group(task.key, seed, item.question, made, "peer", 0)
+    made = tuple(Completion(text, True, task.verify(item, text) or 0.0) for text in texts)
+    return Group(task.key, seed, item.question, made, peer, 0)
 
 
 def drawn_by(
@@ -548,7 +520,7 @@ def drawn_by(
     **sampling: Any,
 ) -> tuple[dict[str, Any], list[str], list[str]]:
     """One round among these groups of signers: its row, what was drawn of peers, what was said of the rest."""
-    settings = {"local": 1, "external": 1, "completions": 2, "rule": "correct", **UNBOUNDED, **sampling}
+    settings = {"local": 1, "external": 1, "completions": 2, **UNBOUNDED, **sampling}
     config = parse_config({"rounds": 1, "engine": {"max_completion_length": LONGEST}, "sampling": settings})
     peer = Peer()
     now = time.time()
@@ -556,7 +528,7 @@ def drawn_by(
         everyone = [(name, group) for name, mine in groups.items() for group in mine]
         pool.add([share(one, at)._replace(peer=name) for at, (name, one) in enumerate(everyone)], now, 1)
         metrics = MetricsLog(folder / "metrics.jsonl")
-        loop = Loop(config, 0, policy, Says(policy, *own), TaskSet([(task, 1.0)]), pool, peer, metrics)
+        loop = Loop(config, 0, policy, Says(policy, *own), alone(task), pool, peer, metrics)
         samples = next(loop.rounds(0))
     return loop.row, [policy.decode(one.completion) for one in samples if one.external], peer.reasons
 
@@ -646,3 +618,246 @@ def test_a_signer_has_no_more_of_a_draw_than_its_even_share_times_what_is_set(po
     (tmp_path / "alone").mkdir()
     row, drawn, _ = drawn_by(policy, tmp_path / "alone", {"loud": groups["loud"]}, max_signer_share=1.5, external=4)
     assert len(drawn) == 4  # who is alone has all of it
+
+
+class Swarm(Peer):
+    """Hands over other groups in each round, keeps what is published, and has put some signers out."""
+
+    def __init__(self, *rounds: Sequence[Group]) -> None:
+        super().__init__()
+        self.rounds = list(rounds)
+        self.published: list[Group] = []
+        self.out: set[str] = set()
+        self.came = 0
+
+    def publish(self, groups: Sequence[Group]) -> None:
+        self.published += groups
+
+    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+        groups = self.rounds.pop(0) if self.rounds else ()
+        self.came += len(groups)
+        return [share(group, self.came - at) for at, group in enumerate(groups)]
+
+    def barred(self, signers: Collection[str]) -> list[str]:
+        return [one for one in signers if one in self.out]
+
+
+@pytest.fixture
+def node_of(policy: Policy, tmp_path: Path) -> Callable[..., Loop]:
+    """A node that answers every question with the same texts and does not train."""
+
+    def make(
+        swarm: Swarm, tasks: TaskSet, own: Sequence[str] = ("11", "1"), seed: int = 0, rounds: int = 9, **tables: Any
+    ) -> Loop:
+        sampling = {"local": 1, "external": 1, "completions": len(own), **UNBOUNDED, **tables.pop("sampling", {})}
+        engine = {"max_completion_length": LONGEST}
+        config = parse_config({"rounds": rounds, "engine": engine, "sampling": sampling, **tables})
+        pool = ReplayBuffer(Path(":memory:"), config.pool, config.sampling.max_uses)
+        return Loop(config, seed, policy, Says(policy, *own), tasks, pool, swarm, MetricsLog(tmp_path / "metrics"))
+
+    return make
+
+
+def peers(policy: Policy, samples: Sequence[Sample]) -> list[str]:
+    return [policy.decode(one.completion) for one in samples if one.external]
+
+
+HALF = Split(0.5)
+OF_PART = {
+    part: next(seed for seed in range(99) if HALF.holds_out("guess", f"{seed}") == part) for part in (True, False)
+}
+
+
+def asking(is_held_out: bool) -> int:
+    """The seed of a node whose first question would be of the evaluation's part, or not, if nothing kept it from it."""
+    return next(
+        seed
+        for seed in range(99)
+        if (asked := alone(Guess()).ask(seed, 0)) is not None
+        and HALF.holds_out("guess", asked.item.question) == is_held_out
+    )
+
+
+@pytest.mark.parametrize("whose", ["own", "peer"])
+def test_a_node_ends_rather_than_train_on_what_is_held_out(
+    whose: str, node_of: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_held_out = TaskSet.is_held_out
+
+    def leaks(self: TaskSet, task: Task, question: str) -> bool:
+        asked_by = sys._getframe(1).f_code.co_name
+        return asked_by == "_check_parts" and is_held_out(self, task, question)
+
+    tasks = TaskSet([(Guess(), 1.0)], HALF)
+    seed = asking(whose == "own")
+    swarm = Swarm([sent(OF_PART[whose == "peer"], "22", "2")])
+    samples = next(node_of(swarm, tasks, seed=seed).rounds(0))
+    assert {one.external for one in samples} == ({False} if whose == "peer" else {False, True})
+    monkeypatch.setattr(TaskSet, "is_held_out", leaks)
+    swarm = Swarm([sent(OF_PART[whose == "peer"], "22", "2")])
+    with pytest.raises(AssertionError, match="a question of the evaluation's part in training"):
+        next(node_of(swarm, tasks, seed=seed).rounds(0))
+    assert len(swarm.published) == (whose == "peer")
+
+
+def test_a_group_on_what_is_held_out_that_is_here_already_is_refused_and_costs_its_signer(
+    node_of: Callable[..., Loop],
+) -> None:
+    held, asked = (sent(OF_PART[part], "22", "2") for part in (True, False))
+    swarm = Swarm([held], [], [asked])
+    rounds = node_of(swarm, TaskSet([(Guess(), 1.0)], HALF)).rounds(0)
+    assert not any(one.external for one in next(rounds))
+    assert swarm.reasons == ["held_out"] and "held_out" not in BLAMELESS
+    assert not any(one.external for one in next(rounds)) and swarm.reasons == ["held_out"]
+    assert any(one.external for one in next(rounds))
+
+
+class Picky(Guess):
+    """The same, where some texts cannot be scored."""
+
+    def verify(self, item: Item, text: str) -> Verdict:
+        return None if "?" in text else super().verify(item, text)
+
+
+def test_own_completions_that_cannot_be_scored_are_neither_trained_on_nor_published(
+    policy: Policy, node_of: Callable[..., Loop]
+) -> None:
+    swarm = Swarm()
+    loop = node_of(swarm, alone(Picky()), ("??", "11", "1", "?"), sampling={"rule": "sapo"})
+    samples = next(loop.rounds(0))
+    assert [(policy.decode(one.completion), one.advantage, one.index) for one in samples] == [
+        ("11", 0.5, 0),
+        ("1", -0.5, 1),
+    ]
+    (group,) = swarm.published
+    assert [(one.text, one.reward) for one in group.completions] == [("11", 1.0), ("1", 0.0)]
+    assert (loop.row["generated"], loop.row["unscorable"], loop.row["reward"]) == (4, 2, 0.5)
+
+
+def test_of_a_question_with_one_answer_that_can_be_scored_nothing_is_trained_on_or_published(
+    node_of: Callable[..., Loop],
+) -> None:
+    swarm = Swarm()
+    loop = node_of(swarm, alone(Picky()), ("??", "11"))
+    assert list(next(loop.rounds(0))) == [] and swarm.published == []
+    assert (loop.row["generated"], loop.row["unscorable"], loop.row["groups_informative"]) == (2, 2, 0)
+    assert "reward" not in loop.row
+
+
+def test_a_peers_answer_that_cannot_be_scored_costs_nobody_and_its_signers_other_groups_stay(
+    policy: Policy, node_of: Callable[..., Loop]
+) -> None:
+    task = Picky()
+    unscorable = replace(sent(1, "??", "1", task=task), completions=(Completion("??", True, 1.0),) * 2)
+    unscorable = replace(unscorable, completions=(unscorable.completions[0], Completion("1", True, 0.0)))
+    swarm = Swarm([unscorable], [sent(2, "22", "2", task=task)])
+    loop = node_of(swarm, alone(task))
+    rounds = loop.rounds(0)
+    assert peers(policy, next(rounds)) == [] and swarm.reasons == ["unscorable"]
+    assert loop.row["groups_unusable"] == 1 and "unscorable" in BLAMELESS
+    assert peers(policy, next(rounds)) == ["22"] and swarm.reasons == ["unscorable"]
+
+
+def test_a_liar_loses_its_other_groups_and_nobody_else_does(policy: Policy, node_of: Callable[..., Loop]) -> None:
+    lie = sent(0, "22", "2", peer="liar")
+    lie = replace(lie, completions=tuple(one._replace(reward=1 - one.reward) for one in lie.completions))
+    waiting = [sent(seed, "22", "2", peer=peer) for seed, peer in [(1, "liar"), (2, "liar"), (3, "honest")]]
+    swarm = Swarm([lie])
+    loop = node_of(swarm, alone(Guess()), sampling={"external": 4})
+    loop.pool.add([share(one, 90 + at) for at, one in enumerate(waiting)], time.time(), 2)  # for the next round
+    rounds = loop.rounds(0)
+    assert peers(policy, next(rounds)) == [] and swarm.reasons == ["false_reward"]
+    assert [one.peer for one in loop.pool.of_signers({"liar", "honest"})] == ["honest"]
+    assert peers(policy, next(rounds)) == ["22"] and loop.row["swarm/taught_by"] == {"honest": 1}
+    assert swarm.reasons == ["false_reward"]  # once for the lie, and not for what was not looked at
+
+
+def test_of_a_signer_that_was_put_out_nothing_is_drawn_any_more_though_it_lies_here(
+    policy: Policy, node_of: Callable[..., Loop]
+) -> None:
+    swarm = Swarm([sent(seed, "22", "2", peer="out") for seed in range(8)], [], [sent(9, "44", "4", peer="in")])
+    loop = node_of(swarm, alone(Guess()), rounds=6)
+    rounds = loop.rounds(0)
+    assert peers(policy, next(rounds)) == ["22"]
+    swarm.out.add("out")
+    assert [peers(policy, samples) for samples in rounds] == [[], ["44"], [], [], []]
+    assert len(loop.pool.of_signers({"out"})) == 7 and swarm.reasons == []
+
+
+@pytest.mark.parametrize("max_uses", [1, 3])
+def test_however_small_the_buffer_no_group_is_trained_on_more_often_than_it_may_be(
+    max_uses: int, node_of: Callable[..., Loop]
+) -> None:
+    """Two hundred rounds, in each of which six of twelve groups come again, by other signers and under other ids."""
+    rounds, distinct = 200, 12
+    swarm = Swarm(
+        *(
+            [sent((6 * number + at) % distinct, "22", "2", peer=f"{number} {at}") for at in range(6)]
+            for number in range(rounds)
+        )
+    )
+    tables = {"sampling": {"external": 3, "max_uses": max_uses}, "pool": {"max_groups": 8}}
+    loop = node_of(swarm, alone(Guess()), rounds=rounds, **tables)
+    trained = Counter[tuple[int, ...]]()
+    for samples in loop.rounds(0):
+        trained.update(tuple(one.prompt) for one in samples if one.external)
+        assert len(loop.pool) <= 8
+    assert swarm.came == 6 * rounds
+    assert set(trained.values()) == {max_uses} and len(trained) == distinct
+
+
+class Graded(Guess):
+    """A task that pays a part for some answers."""
+
+    def verify(self, item: Item, text: str) -> float:
+        return {"b": 0.3, "c": 0.7, "d": 1.0}.get(text, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("best", "own", "advantage"),
+    [
+        ("c", ("b", "a", "a"), (0.7 - 0.1) / 0.9),
+        ("b", ("b", "a", "a"), (0.3 - 0.1) / 0.9),
+        ("b", ("c", "c", "a"), None),
+        ("c", ("c", "c", "a"), (0.7 - 1.4 / 3) / (1 - 1.4 / 3)),
+        ("d", ("c", "c", "a"), 1.0),
+        ("d", ("d", "d", "a"), 1.0),
+    ],
+)
+def test_a_peers_best_answer_is_taken_where_it_is_above_what_this_node_gets_itself_and_counts_by_how_far(
+    best: str, own: tuple[str, ...], advantage: float | None, policy: Policy, node_of: Callable[..., Loop]
+) -> None:
+    task = Graded()
+    swarm = Swarm([sent(1, "a", best, "a", task=task)])
+    loop = node_of(swarm, alone(task), own, sampling={"external": 3, "external_weight": 2})
+    taken = [one for one in next(loop.rounds(0)) if one.external]
+    if advantage is None:
+        assert taken == [] and swarm.reasons == [] and len(loop.pool) == 1
+        return
+    (one,) = taken
+    assert (policy.decode(one.completion), one.advantage, one.weight) == (best, pytest.approx(advantage), 2 / 3)
+
+
+class Beside(Guess):
+    """A task that scores in processes of its own."""
+
+    def verify_many(self, answers: Sequence[tuple[Item, str]], deadline: float) -> list[Verdict]:
+        return [self.verify(item, text) for item, text in answers]
+
+
+def test_what_was_drawn_before_generation_and_makes_way_meanwhile_is_used_all_the_same(
+    policy: Policy, node_of: Callable[..., Loop]
+) -> None:
+    old, lie = sent(1, "22", "2", peer="old", task=Beside()), sent(2, "22", "2", peer="liar", task=Beside())
+    lie = replace(lie, completions=tuple(one._replace(reward=1 - one.reward) for one in lie.completions))
+    flood = [sent(10 + at, "44", "4", peer=f"flood {at}") for at in range(4)]
+    swarm = Swarm(flood, [replace(old, policy="again")])
+    tables = {"sampling": {"external": 2}, "pool": {"max_groups": 2}}
+    loop = node_of(swarm, alone(Beside()), rounds=3, **tables)
+    early = [share(old, 100), share(lie, 101)]
+    loop.pool.add(early, time.time(), 1)
+    rounds = loop.rounds(0)
+    assert peers(policy, next(rounds)) == ["22", "44"] and swarm.reasons == ["false_reward"]
+    assert not any(one.id in loop.pool for one in early) and len(loop.pool) == 2
+    assert texts_id(old) in {texts for texts, *_ in loop.pool.snapshot().uses}
+    assert [peers(policy, samples) for samples in rounds] == [["44"], []]

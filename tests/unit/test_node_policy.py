@@ -100,6 +100,22 @@ def test_without_a_system_role_the_instruction_opens_the_first_user_turn(policy,
     assert policy._chat(Item("1+1=", "")) == "<user>1+1=>"
 
 
+def test_the_variables_of_the_configuration_reach_the_template(tmp_path):
+    write_tiny_policy(tmp_path)
+    switch = "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{{ mood }}"
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE + switch)
+
+    def asked(**variables: object) -> str:
+        config = PolicyConfig(model=str(tmp_path), device="cpu", template=variables)
+        policy = load_policy(config)
+        return policy.tokenizer.decode(policy.encode_prompt(Item("1+1=", "")))
+
+    assert asked() == asked(enable_thinking=True) == "<user>1+1=>"
+    assert asked(enable_thinking=False) == "<user>1+1=><think></think>"
+    assert asked(mood="!") == "<user>1+1=>!"
+    assert asked(add_generation_prompt=False, tokenize=True) == "<user>1+1=>", "a question is asked all the same"
+
+
 def test_a_template_that_refuses_every_turn_is_one_clear_line(policy):
     policy.tokenizer.chat_template = "{{ raise_exception('no') }}"
     with pytest.raises(UserError, match=r"policy\.prompt to 'plain'"):

@@ -75,15 +75,15 @@ def test_every_printable_character_is_one_token_and_comes_back() -> None:
 @pytest.mark.parametrize(
     ("folder", "tasks", "low", "high", "most"),
     [
-        (BUILTIN, Recipe.tasks, 0.003, 0.01, 0.05),
-        (BASES / "middling", Recipe.tasks, 0.04, 0.1, 0.3),
-        (BASES / "dense", Recipe.tasks, 0.2, 0.35, 0.7),
+        (BUILTIN, Recipe.tasks, 0.006, 0.018, 0.1),
+        (BASES / "middling", Recipe.tasks, 0.06, 0.12, 0.4),
+        (BASES / "dense", Recipe.tasks, 0.2, 0.33, 0.8),
         (BASES / "middling-64", Recipe.tasks, 0.07, 0.14, 0.4),
         (BASES / "summands", ("summands",), 0.12, 0.25, 0.25),
     ],
     ids=[*STARTS, "middling, of width 64", "middling, on summands"],
 )
-def test_the_skill_is_latent_one_completion_in_200_15_4_9_or_6_is_right(
+def test_the_skill_is_latent_and_so_many_completions_to_held_out_questions_are_right(
     folder: Path, tasks: tuple[str, ...], low: float, high: float, most: float
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)

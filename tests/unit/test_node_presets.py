@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.config import NodeConfig, TrainerConfig, fill, is_set, parse_config
+from node.config import NodeConfig, PolicyConfig, TrainerConfig, fill, is_set, parse_config
 from node.errors import UserError
 from node.policy.detection import find_model, looks_like_path, measure_model, preset_for
 from node.policy.footprint import ModelSize
@@ -99,9 +99,9 @@ machines = st.builds(
 )
 
 
-@given(sizes, machines, st.none() | st.integers(0, 64))
-def test_a_preset_can_always_be_run(size: ModelSize, machine: Machine, lora: int | None) -> None:
-    choices = preset(size, machine, lora)
+@given(sizes, machines, st.none() | st.integers(0, 64), st.booleans())
+def test_a_preset_can_always_be_run(size: ModelSize, machine: Machine, lora: int | None, thinks: bool) -> None:
+    choices = preset(size, machine, lora, thinks=thinks)
     config = fill(NodeConfig(), {key: choice.value for key, choice in choices.items()})
     asked = config.policy.lora.r if lora is None else lora
     check_rate(config.trainer, size.parameters if asked == 0 else SMALL)
@@ -135,6 +135,115 @@ def test_what_vllm_takes_is_not_there_for_training() -> None:
     size = model(2e9)  # 32 GB to train all weights
     assert "policy.lora.r" not in preset(size, GPU._replace(vllm=False))
     assert "policy.lora.r" in preset(size, GPU)
+
+
+def values(size: ModelSize, machine: Machine, lora: int | None = None, **says: bool) -> dict[str, object]:
+    return {key: choice.value for key, choice in preset(size, machine, lora, **says).items()}
+
+
+KIND, SHARE = "engine.kind", "engine.vllm.gpu_memory_utilization"
+THOUGHTS, TEMPLATE = "engine.max_completion_length", "policy.template"
+NO_THOUGHTS = {"enable_thinking": False}
+QWEN = ModelSize(8_190_000_000, 36, 4096, 12288, 32, 1024, 151936, 40960)  # Qwen3-8B
+
+
+@pytest.mark.parametrize(
+    ("parameters", "gigabytes", "lora", "kind", "share"),
+    [
+        (7e9, 24, None, "hf", None),  # 15.4 GB of vLLM's weights beside 14 GB that are trained
+        (7e9, 80, None, "vllm", None),  # the usual part is more than its weights want
+        (3e9, 24, None, "vllm", None),
+        (4e9, 24, None, "vllm", 0.458),  # (2.2 * 4 + 3) GB of 25.8 GB
+        (4e9, 24, 0, "hf", None),  # 64 GB to train all weights
+        (14e9, 80, None, "vllm", None),
+        (20e9, 80, None, "hf", None),  # 47 GB of vLLM's, 39 GB left for 40 GB of frozen weights
+        (20e9, 141, None, "vllm", None),
+        (135e6, 4, None, "vllm", 0.768),  # of a small GPU mostly what it wants beside its weights
+    ],
+)
+def test_vllm_generates_where_its_copy_of_the_weights_fits_beside_training(
+    parameters: float, gigabytes: int, lora: int | None, kind: str, share: float | None
+) -> None:
+    machine = GPU._replace(memory=gigabytes << 30)
+    found = values(model(parameters), machine, lora)
+    assert (found[KIND], found.get(SHARE)) == (kind, share)
+    assert KIND not in values(model(parameters), machine._replace(vllm=False), lora)
+    assert KIND not in values(model(parameters), machine._replace(gpu=False), lora)
+
+
+def test_where_vllm_does_not_fit_training_has_the_whole_gpu_and_the_reason_is_told() -> None:
+    machine = GPU._replace(memory=24 << 30)
+    found = preset(model(7e9), machine)
+    others = {key: choice for key, choice in found.items() if key != KIND}
+    assert others == preset(model(7e9), machine._replace(vllm=False))
+    assert found[KIND].reason.startswith("vLLM's copy of the weights takes 15.4 GB, for which there is no room")
+
+
+def test_a_part_of_a_gpu_is_a_part_of_the_whole_of_it() -> None:
+    """Two nodes on one GPU of 48 GiB want as much each as one on 24 GiB: half as large a part of the whole."""
+    whole = values(model(4e9), GPU._replace(memory=24 << 30))
+    half = values(model(4e9), GPU._replace(memory=24 << 30, share=0.5))
+    assert (whole.pop(SHARE), half.pop(SHARE)) == (0.458, 0.229)
+    assert whole == half
+
+
+@pytest.mark.parametrize(
+    ("size", "machine", "length", "longest"),
+    [
+        (model(1.7e9), GPU, 2048, 3072),
+        (model(1.7e9, positions=2048), GPU, 1024, 2048),
+        (model(1.7e9, positions=None), GPU, 1024, 2048),
+        (model(1.7e9), GPU._replace(vllm=False), 2048, 3072),
+        (QWEN, GPU, 2048, 3072),
+        (model(1.7e9)._replace(kv_width=4096), GPU, 2048, 3072),  # 97 GB of cache at once, but vLLM takes turns
+    ],
+)
+def test_a_reasoning_model_has_room_for_its_thoughts_where_the_memory_has(
+    size: ModelSize, machine: Machine, length: int, longest: int
+) -> None:
+    found = values(size, machine, thinks=True)
+    assert (found[THOUGHTS], found["engine.vllm.max_model_len"]) == (length, longest)
+    assert TEMPLATE not in found
+    assert TEMPLATE not in values(size, machine) and values(size, machine)[THOUGHTS] == 256
+
+
+@pytest.mark.parametrize(
+    ("size", "machine"),
+    [
+        (model(135e6), LAPTOP),
+        (model(600e6), SERVER),
+        (QWEN, GPU._replace(memory=48 << 30)),  # vLLM fits, but the update has no room for such a row
+        (model(1.7e9)._replace(kv_width=2048), GPU._replace(memory=24 << 30, vllm=False)),  # 64 at once: 48 GB of cache
+    ],
+)
+def test_elsewhere_it_is_asked_not_to_think(size: ModelSize, machine: Machine) -> None:
+    found, plain = values(size, machine, thinks=True), values(size, machine)
+    assert found == plain | {TEMPLATE: NO_THOUGHTS}
+
+
+def thinking_model(folder: Path, template: str) -> str:
+    write_tiny_policy(folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return str(folder)
+
+
+def test_a_reasoning_model_is_told_by_its_template_and_what_a_person_says_of_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.policy.detection.detect_machine", lambda *_: LAPTOP)
+    monkeypatch.setattr("node.policy.detection.measure_model", lambda _: model(135e6))
+    thinks = thinking_model(tmp_path / "a", "{% if enable_thinking is false %}<think></think>{% endif %}")
+    plain = thinking_model(tmp_path / "b", "{{ messages[0].content }}")
+    vllm = NodeConfig().engine.vllm
+
+    def template(model: str, **says: object) -> object:
+        choice = preset_for(PolicyConfig(model=model, **says), vllm).get(TEMPLATE)
+        return choice and choice.value
+
+    assert (template(thinks), template(plain)) == (NO_THOUGHTS, None)
+    assert template(thinks, template={"enable_thinking": True}) is None
+    (tmp_path / "a" / "tokenizer.json").write_text("[]")
+    assert template(thinks) is None, "that it is damaged is said when it is loaded"
 
 
 @pytest.mark.parametrize("nodes", [1, 1000])

@@ -2,13 +2,14 @@
 
 import re
 
+from node.rollouts.screening import BLAMELESS
 from node.telemetry.refusals import MEANINGS, meaning
 from protocol.credentials.grants import REFUSALS
 from protocol.wire.version import OTHER_VERSION
 from tests.swarms import ROOT
 
 BEFORE = (
-    r"(?:Error|Blame|offence|_cut|_refused|Refused)\([^()\"]*",  # what is called with it
+    r"(?:Error|Blame|offence|_cut|_refused|Refused|Verified)\([^()\"]*",  # what is called with it
     r"HANDSHAKE_FAILED_[A-Z_]+: ",
     r"rejected\.update\(\{",
 )
@@ -22,7 +23,7 @@ SOURCES = [
 
 
 def test_each_reason_that_the_code_gives_is_explained() -> None:
-    given = {reason for text in SOURCES for reason in GIVEN.findall(text)} | REFUSALS | {OTHER_VERSION}
+    given = {reason for text in SOURCES for reason in GIVEN.findall(text)} | REFUSALS | BLAMELESS | {OTHER_VERSION}
     assert len(given) > 40
     assert given - MEANINGS.keys() == set()
     assert meaning("of tomorrow") == ""

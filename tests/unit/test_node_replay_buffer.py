@@ -6,24 +6,29 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from node.config import PoolConfig
 from node.rollouts.group import Completion, Group, encode
-from node.rollouts.lengths import KEPT, OwnLength, OwnLengths, own_length
-from node.rollouts.replay_buffer import ReplayBuffer, Shared, question_id
+from node.rollouts.own_results import KEPT, RECENT, OwnResult, OwnResults, own_result
+from node.rollouts.replay_buffer import ReplayBuffer, Shared, texts_id
+from node.rollouts.sampling import Candidate
 from node.tasks import TaskKey
 
 
-def shared(number: int, peer: str = "a", received: float = 0.0, size: int = 10, seed: int | None = None) -> Shared:
-    made = (Completion("x" * size, True, 1.0), Completion("", False, 0.0))
-    group = Group(TaskKey("t", 1, "c"), number if seed is None else seed, "q", made, "p", 0)
+def shared(
+    number: int, peer: str = "a", received: float = 0.0, size: int = 10, question: int | None = None, text: str = ""
+) -> Shared:
+    """A group of its own texts on a question of its own, unless others are named."""
+    made = (Completion((text or str(number)).rjust(size, "x"), True, 1.0), Completion("", False, 0.0))
+    group = Group(TaskKey("t", 1, "c"), 0, f"q{number if question is None else question}", made, "p", 0)
     return Shared(number.to_bytes(32, "big"), peer, received, group, encode(group))
 
 
@@ -32,15 +37,26 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "pool.sqlite"
 
 
-def ids(pool: ReplayBuffer, now: float = 0.0, max_uses: int = 1, round_number: int = 1) -> set[int]:
-    return {int.from_bytes(one.id, "big") for one in pool.candidates(now, round_number, max_uses)}
+def number_of(one: Candidate) -> int:
+    return int.from_bytes(one.id, "big")
+
+
+def ids(pool: ReplayBuffer, now: float = 0.0, round_number: int = 1) -> set[int]:
+    return set(map(number_of, pool.candidates(now, round_number)))
+
+
+def use(pool: ReplayBuffer, number: int, round_number: int, now: float = 0.0) -> None:
+    """Use a group as a round does: of those that it may draw."""
+    drawn = [one for one in pool.candidates(now, round_number) if number_of(one) == number]
+    assert drawn, f"{number} may not be drawn"
+    pool.use(drawn, round_number, now)
 
 
 def test_a_group_is_kept_once_and_comes_back_whole(path: Path) -> None:
     with ReplayBuffer(path, PoolConfig()) as pool:
         assert pool.add([shared(1), shared(1), shared(2)], now=0, first_round=1) == 2
         assert pool.add([shared(2)], now=0, first_round=1) == 0
-        (one, _) = pool.candidates(5.0, 1, max_uses=1)
+        (one, _) = pool.candidates(5.0, 1)
         assert (one.peer, one.received, one.rewards) == ("a", 0.0, (1.0, 0.0))
         assert pool.read([one.id, one.id]) == {one.id: shared(1).group}
 
@@ -48,39 +64,103 @@ def test_a_group_is_kept_once_and_comes_back_whole(path: Path) -> None:
 def test_a_used_group_is_not_drawn_again_until_its_uses_allow(path: Path) -> None:
     with ReplayBuffer(path, PoolConfig()) as pool:
         pool.add([shared(1), shared(2)], now=0, first_round=1)
-        pool.use([shared(1).id], 1)
+        use(pool, 1, 1)
         assert ids(pool) == {2}
-        assert ids(pool, max_uses=2) == {1, 2}
+    with ReplayBuffer(path, PoolConfig(), max_uses=2) as pool:
+        assert ids(pool) == {1, 2}
+        use(pool, 1, 2)
+        assert ids(pool) == {2}
 
 
-def test_a_question_sent_again_under_other_ids_and_names_gains_no_further_use(path: Path) -> None:
+def test_a_group_sent_again_under_other_ids_and_names_gains_no_further_use(path: Path) -> None:
     with ReplayBuffer(path, PoolConfig()) as pool:
-        pool.add([shared(1, "a", 0.0, seed=7), shared(2, "b", 1.0, seed=7), shared(3, seed=8)], 1, 1)
+        again = [shared(1, text="7"), shared(2, "b", 1.0, question=1, text="7"), shared(3)]
+        pool.add(again, now=1, first_round=1)
         assert ids(pool) == {1, 3}  # of one question, the first to come
-        pool.use([shared(1).id], 1)
-        pool.add([shared(4, "c", 2.0, size=20, seed=7)], now=2, first_round=2)
+        use(pool, 1, 1)
+        assert ids(pool) == {3}
+        assert pool.add([shared(4, "c", 2.0, question=1, text="7")], now=2, first_round=2) == 0
         assert ids(pool, round_number=2) == {3}
-        assert ids(pool, round_number=2, max_uses=2) == {1, 3}
     with ReplayBuffer(path, PoolConfig()) as pool:
         assert ids(pool, round_number=2) == {3}
+        assert pool.add([shared(4, "c", 2.0, question=1, text="7")], now=2, first_round=2) == 0
 
 
-def test_a_question_stays_used_when_its_group_is_gone(path: Path) -> None:
-    bounds = PoolConfig(max_groups=3, max_age=10)
+def test_other_groups_of_a_question_follow_in_later_rounds_each_once(path: Path) -> None:
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        pool.add([shared(number, received=number, question=7) for number in (1, 2, 3)], now=3, first_round=1)
+        for number in (1, 2, 3):
+            assert ids(pool, 3) == {number}
+            use(pool, number, number, 3)
+        assert ids(pool, 3) == set()
+
+
+def test_a_groups_texts_are_the_same_in_whatever_order_and_whatever_is_said_of_them() -> None:
+    one = shared(1).group
+    turned = replace(one, completions=one.completions[::-1], policy="other", policy_version=9, seed=4)
+    assert texts_id(turned) == texts_id(one)
+    lie = replace(one, completions=tuple(made._replace(reward=0.5, finished=True) for made in one.completions))
+    assert texts_id(lie) == texts_id(one)
+    others = [
+        replace(one, question="q"),
+        replace(one, task=one.task._replace(name="u")),
+        replace(one, completions=one.completions[:1]),
+        replace(one, completions=(*one.completions, one.completions[0])),
+        shared(1, size=11).group,
+    ]
+    assert len({texts_id(other) for other in (one, *others)}) == 1 + len(others)
+
+
+def test_a_group_stays_used_when_it_is_gone_for_as_long_as_it_might_have_stayed(path: Path) -> None:
+    bounds = PoolConfig(max_groups=1, max_age=10)
     with ReplayBuffer(path, bounds) as pool:
-        pool.add([shared(1, seed=7)], now=0, first_round=1)
-        pool.use([shared(1).id], 1)
-        pool.add([shared(2, received=20, seed=7)], now=20, first_round=1)
-        assert (len(pool), ids(pool, now=20)) == (1, set())
+        pool.add([shared(1)], now=0, first_round=1)
+        use(pool, 1, 1)
+        pool.add([shared(2, received=5)], now=5, first_round=1)
+        assert shared(1).id not in pool
+        assert pool.add([shared(3, "b", 10, question=1, text="1")], now=10, first_round=1) == 0
+        pool.use([], 2, now=10.5)
+        assert pool.add([shared(3, "b", 11, question=1, text="1")], now=11, first_round=1) == 1
+        assert ids(pool, now=11) == {3}
 
 
-@given(st.lists(st.integers(0, 20), max_size=60), st.integers(1, 10))
-def test_as_many_uses_are_remembered_as_groups_may_be_here(seeds: list[int], most: int) -> None:
-    with ReplayBuffer(Path(":memory:"), PoolConfig(max_groups=most, max_peer_share=1)) as pool:
-        for number, seed in enumerate(seeds):
-            pool.add([shared(number, received=number, seed=seed)], now=0, first_round=1)
-            pool.use([shared(number).id], number)
-            assert pool._uses == Counter(question_id(shared(0, seed=one).group) for one in seeds[: number + 1][-most:])
+def test_a_group_that_is_used_up_may_be_drawn_again_once_a_use_is_forgotten(path: Path) -> None:
+    with ReplayBuffer(path, PoolConfig(max_age=10), max_uses=2) as pool:
+        pool.add([shared(1)], now=0, first_round=1)
+        use(pool, 1, 1, now=0)
+        pool.add([shared(2, received=5, question=1, text="1")], now=5, first_round=1)
+        use(pool, 1, 2, now=5)
+        assert ids(pool, now=9) == set()
+        pool.use([], 3, now=11)  # the first use is forgotten, and the first group gone
+        assert ids(pool, now=11) == {2}
+    with ReplayBuffer(path, PoolConfig(max_age=10), max_uses=2) as pool:
+        assert ids(pool, now=11) == {2}
+
+
+def test_a_group_that_was_evicted_after_it_was_drawn_is_used_all_the_same(path: Path) -> None:
+    with ReplayBuffer(path, PoolConfig(max_groups=1)) as pool:
+        pool.add([shared(1)], now=0, first_round=1)
+        drawn = pool.candidates(0, 1)
+        pool.add([shared(2, received=1)], now=1, first_round=1)
+        pool.bury([shared(1).id], 1)
+        pool.use(drawn, 1, now=1)
+        assert (len(pool), pool.read([shared(1).id])) == (1, {})
+        assert pool.add([shared(3, received=1, question=1, text="1")], now=1, first_round=2) == 0
+    with ReplayBuffer(path, PoolConfig(max_groups=1)) as pool:
+        assert len(pool) == 1
+
+
+def test_time_does_not_go_back_behind_the_newest_group(path: Path) -> None:
+    with ReplayBuffer(path, PoolConfig(max_age=10)) as pool:
+        pool.add([shared(1), shared(2, received=9)], now=9, first_round=1)
+        pool.add([shared(3, received=12)], now=1, first_round=1)  # the clock was set back while it came
+        assert ids(pool, now=1) == {2, 3}
+        pool.add([shared(4, received=1)], now=1, first_round=1)
+        assert [(number_of(one), one.received) for one in pool.candidates(1, 1)] == [(2, 9), (3, 12), (4, 12)]
+        use(pool, 2, 1, now=1)
+        pool.use([], 2, now=20)
+        assert shared(2).id not in pool
+        assert pool.add([shared(5, received=20, question=2, text="2")], now=20, first_round=1) == 0  # used at 12
 
 
 def test_a_group_waits_for_its_first_round(path: Path) -> None:
@@ -101,39 +181,32 @@ def test_a_group_that_has_waited_too_many_rounds_is_not_drawn(path: Path) -> Non
         assert [ids(pool, round_number=number) for number in range(3, 8)] == [{1}, {1, 2}, {1, 2}, {2}, set()]
 
 
-def test_groups_of_one_moment_have_the_same_order_when_they_are_read_again(path: Path) -> None:
+def test_groups_have_the_order_of_their_coming_when_they_are_read_again(path: Path, tmp_path: Path) -> None:
     with ReplayBuffer(path, PoolConfig()) as pool:
-        pool.add([shared(number) for number in (3, 1, 2)], now=0, first_round=1)
-        before = pool.candidates(0, 1, max_uses=1)
+        pool.add([shared(number, received=5) for number in (3, 4)], now=5, first_round=1)
+        pool.add([shared(number, received=1) for number in (2, 1)], now=5, first_round=1)
+        before = pool.candidates(5, 1)
+        assert list(map(number_of, before)) == [3, 4, 1, 2]
+        snapshot = pool.snapshot()
+    with ReplayBuffer(path, PoolConfig()) as pool, ReplayBuffer(tmp_path / "other", PoolConfig()) as other:
+        assert pool.candidates(5, 1) == before
+        other.restore(snapshot)
+        assert other.candidates(5, 1) == before
+
+
+def test_all_that_a_peer_has_here_is_found_but_for_what_is_buried(path: Path) -> None:
     with ReplayBuffer(path, PoolConfig()) as pool:
-        assert pool.candidates(0, 1, max_uses=1) == before
-
-
-def test_it_knows_how_many_a_draw_left(path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig()) as pool:
-        pool.add([shared(number) for number in range(1, 5)], now=0, first_round=1)
-        assert ids(pool) == {1, 2, 3, 4}
-        pool.use([shared(1).id, shared(2).id], 1)
-        assert pool.left == 2
-        pool.bury([shared(3).id], 1)
-        assert pool.left == 1
-
-
-def test_a_question_whose_use_is_forgotten_may_be_drawn_again_at_once(path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig(max_groups=2, max_peer_share=1)) as pool:
-        pool.add([shared(1), shared(2)], now=0, first_round=1)
-        pool.use([shared(1).id], 1)
-        assert ids(pool) == {2}
-        for number in (1, 2):
-            pool.use([shared(2).id], number)
-        assert ids(pool) == {1}
+        pool.add([shared(1, "a"), shared(2, "b", question=1), shared(3, "c"), shared(4, "b")], now=0, first_round=1)
+        assert set(pool.signers) == {"a", "b", "c"}
+        pool.bury([shared(4).id], 1)
+        assert list(map(number_of, pool.of_signers({"a", "b"}))) == [1, 2]
 
 
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["add", "add", "add", "draw", "use", "use", "bury", "rewind", "later uses"]),
+            st.sampled_from(["add", "add", "add", "draw", "use", "use", "bury", "rewind", "set the clock back"]),
             st.integers(0, 3),
             st.integers(0, 3),
         ),
@@ -147,55 +220,66 @@ def test_what_may_be_drawn_is_the_same_whether_it_is_kept_up_or_found_anew(
 ) -> None:
     """A buffer that was asked after every step says what one does that reads the same file and was never asked."""
     bounds = PoolConfig(max_age=5, max_age_rounds=max_age_rounds, max_groups=4, max_peer_share=1)
-    now, number, max_uses, made = 0.0, 1, 1, 0
-    with tempfile.TemporaryDirectory() as folder, ReplayBuffer(Path(folder, "pool.sqlite"), bounds) as pool:
+    now, number, made = 0.0, 1, 0
+    with tempfile.TemporaryDirectory() as folder, ReplayBuffer(Path(folder, "pool.sqlite"), bounds, 2) as pool:
         for step, which, ahead in steps:
-            held = list(pool._entries)
+            may = pool.candidates(now, number)
             now += ahead / 2
             match step:
                 case "add":
                     made += 1
-                    pool.add([shared(made, received=now, seed=which)], now, number + ahead)
+                    pool.add([shared(made, received=now, question=which // 2, text=str(which))], now, number + ahead)
                 case "draw":
                     number += ahead
-                case "use" if held:
-                    pool.use([held[which % len(held)]], number)
-                case "bury" if held:
-                    pool.bury([held[which % len(held)]], number)
+                case "use" if may:
+                    pool.use([may[which % len(may)]], number, now)
+                case "bury" if may:
+                    pool.bury([may[which % len(may)].id], number)
                 case "rewind":
                     number = max(1, number - ahead)
                     pool.rewind(number)
-                case "later uses":
-                    max_uses = 1 + ahead
-            with ReplayBuffer(Path(folder, "pool.sqlite"), bounds) as fresh:
-                assert pool.candidates(now, number, max_uses) == fresh.candidates(now, number, max_uses)
+                case "set the clock back":
+                    now = max(0.0, now - which * ahead)
+            with ReplayBuffer(Path(folder, "pool.sqlite"), bounds, 2) as fresh:
+                assert pool.candidates(now, number) == fresh.candidates(now, number)
+                assert (len(pool), set(pool.signers)) == (len(fresh), set(fresh.signers))
 
 
-def test_a_file_of_another_format_is_emptied(path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2, 9])
+def test_a_file_of_another_format_is_emptied_with_a_line(path: Path, version: int) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE groups (id BLOB PRIMARY KEY, body BLOB)")
         db.execute("INSERT INTO groups VALUES (x'00', x'00')")
+        db.execute("CREATE TABLE uses (question BLOB, round INTEGER)")
+        db.execute("CREATE TABLE probes (round INTEGER, score REAL)")
+        db.execute(f"PRAGMA user_version = {version}")
         db.commit()
-    with ReplayBuffer(path, PoolConfig()) as pool:
+    with capture_logs() as said, ReplayBuffer(path, PoolConfig()) as pool:
         assert len(pool) == 0
         assert pool.add([shared(1)], now=0, first_round=1) == 1
-    with ReplayBuffer(path, PoolConfig()) as pool:
-        assert len(pool) == 1
+        use(pool, 1, 1)
+    assert [one["event"] for one in said] == ["the replay buffer of an earlier release is emptied"]
+    with capture_logs() as said, ReplayBuffer(path, PoolConfig()) as pool:
+        assert len(pool) == 1 and ids(pool) == set()
+    with ReplayBuffer(path.with_name("new.sqlite"), PoolConfig()):
+        assert said == []
+    with closing(sqlite3.connect(path)) as db:
+        assert not db.execute("SELECT name FROM sqlite_master WHERE name = 'probes'").fetchall()
 
 
 def test_rewinding_forgets_only_later_rounds(path: Path) -> None:
     with ReplayBuffer(path, PoolConfig()) as pool:
         pool.add([shared(1), shared(2)], now=0, first_round=1)
-        pool.use([shared(1).id], 3)
-        pool.use([shared(2).id], 4)
+        use(pool, 1, 3)
+        use(pool, 2, 4)
         pool.rewind(3)
         assert ids(pool) == {2}
 
 
 def test_what_is_buried_is_drawn_no_more_and_does_not_come_again(path: Path) -> None:
     with ReplayBuffer(path, PoolConfig(max_age=10)) as pool:
-        pool.add([shared(1, seed=7), shared(2, seed=7), shared(3)], now=0, first_round=1)
-        pool.bury({shared(1).id: "a lie"}, 4)
+        pool.add([shared(1, question=7), shared(2, question=7), shared(3)], now=0, first_round=1)
+        pool.bury([shared(1).id, shared(9).id], 4)
         assert ids(pool) == {2, 3} and len(pool) == 2  # another group of its question may be drawn now
         assert shared(1).id in pool and pool.add([shared(1)], now=0, first_round=5) == 0
     with ReplayBuffer(path, PoolConfig(max_age=10)) as pool:
@@ -251,10 +335,10 @@ import os, signal
 from pathlib import Path
 from node.config import PoolConfig
 from node.rollouts.replay_buffer import ReplayBuffer
-from tests.unit.test_node_replay_buffer import shared
+from tests.unit.test_node_replay_buffer import shared, use
 pool = ReplayBuffer(Path({str(path)!r}), PoolConfig())
 pool.add([shared(n) for n in range(5)], now=0, first_round=1)
-pool.use([shared(3).id], 7)
+use(pool, 3, 7)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     root = Path(__file__).parents[2]
@@ -267,10 +351,10 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert pool.read([shared(4).id]) == {shared(4).id: shared(4).group}
 
 
-def test_own_lengths_survive_a_restart_and_a_restore_and_those_of_rounds_that_are_done_again_are_forgotten(
+def test_own_results_survive_a_restart_and_a_restore_and_those_of_rounds_that_are_done_again_are_forgotten(
     path: Path, tmp_path: Path
 ) -> None:
-    first, second = OwnLength("sums", None, 4.5), OwnLength("bases", 3.0, 4.0)
+    first, second = OwnResult("sums", None, 4.5, 0.25), OwnResult("bases", 3.0, 4.0, 1.0)
     with ReplayBuffer(path, PoolConfig()) as pool:
         assert [*pool.made(1, [first])] == [first]
         assert [*pool.made(2, [second])] == [*pool.made(2, [second])] == [first, second]
@@ -284,34 +368,57 @@ def test_own_lengths_survive_a_restart_and_a_restore_and_those_of_rounds_that_ar
     with ReplayBuffer(tmp_path / "other.sqlite", PoolConfig()) as pool:
         pool.restore(snapshot)
         assert [*pool.made(3, [])] == [first, second]
+        assert pool.own_results.reward("sums") == 0.25
 
 
 def test_an_answers_usual_length_is_that_of_own_right_ones_then_of_own_ones_then_of_other_tasks() -> None:
-    wrong, right = own_length("sums", [2, 9, 4], [0.0, 0.5, 0.0]), own_length("sums", [3, 9, 5], [1.0, 0.0, 1.0])
-    assert (wrong, right) == (("sums", None, 4), ("sums", 4, 5))
-    other = own_length("bases", [7, 7], [1.0, 0.0])
+    wrong, right = own_result("sums", [2, 9, 4], [0.0, 0.5, 0.0]), own_result("sums", [3, 9, 5], [1.0, 0.0, 1.0])
+    assert wrong == ("sums", None, 4, pytest.approx(1 / 6)) and right == ("sums", 4, 5, pytest.approx(2 / 3))
+    other = own_result("bases", [7, 7], [1.0, 0.0])
     assert usual([wrong, other], "sums") == 4
-    assert usual([wrong, right, own_length("sums", [8, 1], [1.0, 0.0]), other], "sums") == 6
+    assert usual([wrong, right, own_result("sums", [8, 1], [1.0, 0.0]), other], "sums") == 6
     assert usual([wrong, other], "days") == 7
     assert usual([wrong], "days") == 4
     assert usual([], "days") == 0
 
 
-def usual(own: list[OwnLength], task: str) -> float:
-    lengths = OwnLengths()
-    lengths.put(1, [*own, *own])  # what a round had is replaced
-    lengths.put(1, own)
-    return lengths.usual(task)
+def usual(own: list[OwnResult], task: str) -> float:
+    results = OwnResults()
+    results.put(1, [*own, *own])  # what a round had is replaced
+    results.put(1, own)
+    return results.usual_length(task)
+
+
+def test_what_a_node_gets_itself_is_the_mean_of_its_last_groups_of_the_task_and_the_same_after_a_restart(
+    path: Path,
+) -> None:
+    def result(reward: float, task: str = "sums") -> OwnResult:
+        return OwnResult(task, None, 1.0, reward)
+
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        assert pool.own_results.reward("sums") == 0
+        for number in range(1, RECENT):
+            pool.made(number, [result(1.0), result(0.5), result(0.0, "bases")])
+        assert (pool.own_results.reward("sums"), pool.own_results.reward("bases")) == (0.75, 0)
+        pool.made(RECENT, [result(0.0)] * RECENT)
+        pool.made(RECENT, [result(0.25)] * RECENT)  # in place of what the round had
+        assert pool.own_results.reward("sums") == 0.25
+        pool.made(RECENT + KEPT - 1, [result(0.5)] * 2)
+        assert pool.own_results.reward("sums") == pytest.approx((0.25 * (RECENT - 2) + 0.5 * 2) / RECENT)
+        pool.made(RECENT + KEPT, [])  # what is over `KEPT` rounds old is forgotten, as few as there may be since
+        assert pool.own_results.reward("sums") == 0.5
+    with ReplayBuffer(path, PoolConfig()) as pool:
+        assert pool.own_results.reward("sums") == 0.5
 
 
 def test_what_is_written_in_a_transaction_is_there_at_its_end_or_not_at_all(path: Path) -> None:
     with ReplayBuffer(path, PoolConfig()) as pool, ReplayBuffer(path, PoolConfig()) as other:
         with pool.transaction():
             pool.add([shared(1)], 0.0, 1)
-            pool.use([shared(1).id], 1)
+            use(pool, 1, 1)
             assert not other.snapshot().groups
         assert [len(other.snapshot().groups), len(other.snapshot().uses)] == [1, 1]
         with suppress(ZeroDivisionError), pool.transaction():
-            pool.use([shared(1).id], 2)
+            pool.bury([shared(1).id], 2)
             raise ZeroDivisionError
-        assert len(other.snapshot().uses) == 1
+        assert len(other.snapshot().buried) == 0

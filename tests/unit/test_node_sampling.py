@@ -9,17 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.config import parse_config
-from node.errors import UserError
 from node.rollouts.group import Completion, EncodedGroup, Group
-from node.rollouts.rules import RULES
+from node.rollouts.rules import RULES, configured_weight
 from node.rollouts.sampling import (
     SCALES,
     Candidate,
     Draw,
     Pick,
     Sample,
-    drop_negatives,
     effective_size,
     external_samples,
     external_share,
@@ -32,8 +29,9 @@ from node.tasks import TaskKey
 rewards = st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=2, max_size=8).map(tuple)
 
 
-def candidate(number: int, rewards: tuple[float, ...], received: float = 0.0) -> Candidate:
-    return Candidate(number.to_bytes(4, "big"), "peer", number.to_bytes(4, "big"), received, 1, rewards)
+def candidate(number: int, rewards: tuple[float, ...], received: float = 0.0, task: str = "t") -> Candidate:
+    key = number.to_bytes(4, "big")
+    return Candidate(key, "peer", task, key, key, received, 1, rewards)
 
 
 def group(seed: int, rewards: tuple[float, ...]) -> EncodedGroup:
@@ -103,44 +101,86 @@ def test_the_papers_draw_is_uniform() -> None:
     assert all(abs(count - 2000) < 200 for count in drawn.values())  # two picks a group, 1,000 expected draws each
 
 
-def test_unfiltered_draws_groups_without_advantage_too() -> None:
-    pool = [candidate(1, (0.0, 0.0))]
-    assert [pick.advantage for pick in RULES["uniform"].peers(pool, draw(1))] == [0.0, 0.0]
-    assert RULES["sapo"].peers(pool, draw(1)) == []
+def test_the_papers_rule_rests_on_all_rewards_of_a_group_and_positive_on_the_one_it_takes() -> None:
+    pool = [candidate(1, (0.0, 1.0, 0.0))]
+    assert {tuple(pick.rests_on) for pick in RULES["sapo"].peers(pool, draw(1, completions=2))} == {(0, 1, 2)}
+    (pick,) = RULES["positive"].peers(pool, draw(1))
+    assert (pick.index, tuple(pick.rests_on)) == (1, (1,))
 
 
-def test_correct_takes_one_right_answer_a_group() -> None:
-    pool = [candidate(1, (0.0, 1.0, 1.0)), candidate(2, (1.0, 1.0)), candidate(3, (0.0, 0.5))]
-    picks = RULES["correct"].peers(pool, draw(5))
-    assert len(picks) == 1
-    assert picks[0].id == pool[0].id and picks[0].index in (1, 2)
-    assert (picks[0].advantage, picks[0].weight) == (1.0, 1 / 8)
+def test_a_group_without_advantage_is_never_drawn() -> None:
+    flat = [candidate(1, (0.0, 0.0)), candidate(2, (1.0, 1.0)), candidate(3, (0.5, 0.5 + 1e-12))]
+    assert all(rule.peers(flat, draw(3)) == [] for rule in RULES.values())
 
 
-@given(pools, st.integers(0, 12), st.sampled_from(["correct", "positive"]), st.integers())
+def test_positive_takes_one_right_answer_a_group() -> None:
+    pool = [candidate(1, (0.0, 1.0, 1.0)), candidate(2, (1.0, 1.0)), candidate(3, (0.0, 0.0))]
+    taken = Counter(pick for seed in range(40) for pick in RULES["positive"].peers(pool, draw(5, seed)))
+    assert {(pick.id, pick.index, pick.advantage, pick.weight) for pick in taken} == {
+        (pool[0].id, index, 1.0, 1 / 8) for index in (1, 2)
+    }
+    assert sum(taken.values()) == 40
+
+
+@given(pools, st.integers(0, 12), st.sampled_from([0.0, 0.2, 0.5, 1.0]), st.integers())
 def test_no_peers_answer_has_more_than_one_completions_weight_or_is_pushed_down(
-    pool: list[Candidate], count: int, rule: str, seed: int
+    pool: list[Candidate], count: int, own: float, seed: int
 ) -> None:
-    picks = RULES[rule].peers(pool, draw(count, seed))
+    asked = replace(draw(count, seed), own_reward=lambda task: own)
+    picks = RULES["positive"].peers(pool, asked)
     rewards_of = {one.id: one.rewards for one in pool}
     assert len({pick.id for pick in picks}) == len(picks) <= count
-    assert all((pick.advantage, pick.weight) == (1.0, 1 / 8) for pick in picks)
-    assert all(rewards_of[pick.id][pick.index] == 1.0 for pick in picks)
+    assert all(0 < pick.advantage <= 1 and pick.weight == 1 / 8 for pick in picks)
+    for pick in picks:
+        best = max(rewards_of[pick.id])
+        assert rewards_of[pick.id][pick.index] == best and (best == 1 or best > own)
 
 
 @given(
-    st.lists(
-        st.builds(Pick, st.binary(min_size=1, max_size=2), st.integers(0, 5), st.floats(-2, 2), st.floats(0.01, 1))
-    )
+    st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=8).map(tuple), max_size=12),
+    st.integers(0, 12),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.integers(),
 )
-def test_dropping_negatives_touches_nothing_else(picks: list[Pick]) -> None:
-    for before, after in zip(picks, drop_negatives(picks), strict=True):
-        assert replace(after, advantage=before.advantage) == before
-        assert after.advantage == (before.advantage if before.advantage > 0 else 0.0)
+def test_where_rewards_are_0_or_1_positive_is_one_right_answer_at_advantage_1_whatever_this_node_gets(
+    rows: list[tuple[float, ...]], count: int, own: float, seed: int
+) -> None:
+    pool = [candidate(number, row) for number, row in enumerate(rows)]
+    found = RULES["positive"].peers(pool, replace(draw(count, seed), own_reward=lambda task: own))
+    rng = random.Random(seed)
+    informative = [one for one in pool if len(set(one.rewards)) == 2]
+    expected = []
+    for one in rng.sample(informative, min(count, len(informative))):
+        index = rng.choice([at for at, reward in enumerate(one.rewards) if reward == 1])
+        expected.append(Pick(one.id, index, 1.0, 1 / 8, (index,)))
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("best", "own", "advantage"),
+    [
+        (0.7, 0.0, 0.7),
+        (0.7, 0.4, 0.5),
+        (0.7, 0.7, None),
+        (0.3, 0.4, None),
+        (0.3, 0.0, 0.3),
+        (1.0, 0.9, 1.0),
+        (1.0, 1.0, 1.0),
+    ],
+)
+def test_a_graded_answer_counts_by_how_far_it_is_above_this_nodes_own(
+    best: float, own: float, advantage: float | None
+) -> None:
+    asked = replace(draw(1), own_reward={"t": own, "u": 0.99}.__getitem__)
+    picks = RULES["positive"].peers([candidate(1, (0.0, best, 0.1))], asked)
+    assert [pick.advantage for pick in picks] == ([] if advantage is None else [pytest.approx(advantage)])
+    below = RULES["positive"].peers([candidate(1, (0.0, 0.7), task="u")], asked)
+    assert below == []  # what it gets on one task says nothing of another
 
 
 def test_external_samples_carry_their_group() -> None:
-    picks = [Pick(b"a", 1, 0.5, 0.25), Pick(b"b", 0, 1.0, 1.0), Pick(b"b", 1, 1.0, 1.0), Pick(b"c", 0, 1.0, 1.0)]
+    rows = [(b"a", 1, 0.5, 0.25), (b"b", 0, 1.0, 1.0), (b"b", 1, 1.0, 1.0), (b"c", 0, 1.0, 1.0)]
+    picks = [Pick(*row, rests_on=(0, 1)) for row in rows]
     first, third = group(1, (0.0, 1.0)), replace(group(3, (0.0, 1.0)), completions={1: [1]})
     samples = external_samples(picks, {b"a": first, b"c": third, b"b": third}, weight=2.0, first=4)
     assert samples == [
@@ -168,9 +208,13 @@ def test_a_group_counts_as_a_group_however_many_completions_it_has(
         assert 0 <= pick.index < sizes[pick.id]
         weights[pick.id] += pick.weight
     assert len(picks) <= count * completions
-    assert all(
-        weight == pytest.approx(1 if rule in ("sapo", "uniform") else 1 / completions) for weight in weights.values()
-    )
+    assert all(weight == pytest.approx(RULES[rule].group_weight(completions)) for weight in weights.values())
+
+
+def test_a_rounds_loss_is_divided_by_the_weight_that_it_is_configured_for() -> None:
+    assert configured_weight("sapo", 4, 3, 8, 2.0) == 4 + 3 * 2
+    assert configured_weight("positive", 2, 16, 8, 1.0) == 2 + 16 / 8
+    assert configured_weight("positive", 2, 0, 8, 1.0) == 2
 
 
 def test_the_drawn_of_a_large_group_keep_its_advantages_and_its_mean_in_expectation() -> None:
@@ -267,15 +311,17 @@ def test_no_signer_has_more_of_a_draw_than_it_may_and_none_goes_without(
     signers: list[str], most: int, count: int, seed: int
 ) -> None:
     pool = [replace(candidate(number, (1.0, 0.0)), peer=peer) for number, peer in enumerate(signers)]
-    chosen = replace(draw(count, seed), per_signer=most).choose(pool, count)
+    taken = {"a": 1, "b": 7}
+    chosen = replace(draw(count, seed), per_signer=most, taken=taken).choose(pool)
     by_peer = Counter(one.peer for one in chosen)
-    assert all(number <= most for number in by_peer.values())
-    allowed = sum(min(number, most) for number in Counter(signers).values())
+    left = {peer: max(0, most - taken.get(peer, 0)) for peer in "abcd"}
+    assert all(number <= left[peer] for peer, number in by_peer.items())
+    allowed = sum(min(number, left[peer]) for peer, number in Counter(signers).items())
     assert len({one.id for one in chosen}) == len(chosen) == min(count, allowed)
 
 
-@pytest.mark.parametrize("rule", ["advantage", "freshest", "rescue", "likely", "hacpo", "maxrl"])
-def test_a_rule_that_is_gone_is_named_in_one_line_with_what_to_set(rule: str) -> None:
-    with pytest.raises(UserError, match=f"the rule '{rule}' is gone.*set rule to 'positive'") as error:
-        parse_config({"sampling": {"rule": rule}})
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_a_signers_share_is_filled_with_what_the_rule_takes(rule: str) -> None:
+    rows = [(0.0, 0.0)] * 50 + [(0.0, 1.0)] * 2
+    pool = [candidate(number, row) for number, row in enumerate(rows)]
+    assert len({pick.id for pick in RULES[rule].peers(pool, replace(draw(4), per_signer=2))}) == 2

@@ -17,7 +17,7 @@ from node.training.trainer import SwarmTrainer
 from tests.architectures import GROUPED, OTHERS, SHARING, policy_of
 from tests.grpo_oracle import completion_logps, round_loss
 from tests.policies import write_tiny_policy
-from tests.training import fixed_rounds, mixed_samples, node_config, playing_rounds, trainer_of
+from tests.training import FULL_WEIGHT, fixed_rounds, mixed_samples, node_config, playing_rounds, trainer_of
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def oracle(policy: Policy) -> tuple[float, dict, float]:
     """Loss, gradients and mean entropy of that round, a sequence at a time and without padding."""
     rows = mixed_samples(policy)
     logps = [completion_logps(policy.model, row, 0.8) for row in rows]
-    loss = round_loss(logps, [one.detach() for one in logps], rows, "dapo", 0.2, 0.28, 8)
+    loss = round_loss(logps, [one.detach() for one in logps], rows, FULL_WEIGHT, "dapo", 0.2, 0.28, 8)
     policy.model.zero_grad()
     loss.backward()
     gradients = {name: w.grad.clone() for name, w in policy.model.named_parameters() if w.grad is not None}
@@ -117,7 +117,7 @@ def test_a_sequence_beyond_the_window_takes_the_plain_pass(tmp_path, monkeypatch
     policy = policy_of(MistralConfig(**GROUPED, sliding_window=9), tmp_path / "policy")
     trainer = trainer_of(policy, node_config(rounds=1), tmp_path, fixed_rounds())
     assert trainer._shares_prefixes
-    (batch,) = make_batches(mixed_samples(policy), 4096, "dapo", 0)
+    (batch,) = make_batches(mixed_samples(policy), FULL_WEIGHT, 4096, "dapo", 0)
     lengths = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)).tolist()
     assert min(lengths) < 9 < max(lengths)
     short = {name: rows[torch.tensor(lengths) <= 9] for name, rows in batch.items() if rows.dim()}

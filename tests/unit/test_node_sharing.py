@@ -16,13 +16,16 @@ from node.swarm.sharing import (
     NetworkExchange,
     topic_of,
 )
-from node.tasks import TaskKey, TaskSet
+from node.tasks import TaskKey
 from node.tasks.builtin import FAMILIES
+from node.tasks.questions import Split
+from node.tasks.task_set import TaskSet
 from protocol.host import Received, Verdict
 from protocol.identity import id_of_bytes
 from protocol.wire.messages import NO_TOPIC, TOPIC_BYTES
 
-TASKS = TaskSet([(FAMILIES[name](), 1.0) for name in sorted(FAMILIES)[:2]])
+WHOLE = Split(0.0)  # nothing is held out
+TASKS = TaskSet([(FAMILIES[name](), 1.0) for name in sorted(FAMILIES)[:2]], WHOLE)
 ONE, OTHER = TASKS.tasks
 
 
@@ -87,6 +90,7 @@ class _Host:
         self.published: list[tuple[bytes, bytes]] = []
         self.reports: list[tuple[Verdict, str]] = []
         self.inbox: list[Received] = []
+        self.revoked: set[str] = set()
 
     def subscribe(self, topics, demand) -> None:
         self.subscribed.append((topics, demand))
@@ -101,6 +105,9 @@ class _Host:
     def report(self, _, verdict, reason) -> None:
         self.reports.append((verdict, reason))
 
+    def is_revoked(self, node) -> bool:
+        return node in self.revoked
+
 
 def group(task=ONE) -> Group:
     item = task.make(1)
@@ -111,7 +118,7 @@ def group(task=ONE) -> Group:
 
 def test_a_group_is_shared_under_its_tasks_topic() -> None:
     host = _Host()
-    exchange = NetworkExchange(host, TASKS, max_completions=8, informative_only=True, external=4)
+    exchange = NetworkExchange(host, TASKS, max_completions=8, external=4)
     exchange.publish([group(ONE), group(OTHER)])
     assert [topic for topic, _ in host.published] == [topic_of(ONE.key), topic_of(OTHER.key)]
     assert host.subscribed == [(frozenset([topic_of(ONE.key), topic_of(OTHER.key)]), math.inf)]
@@ -128,7 +135,7 @@ def test_a_group_is_shared_under_its_tasks_topic() -> None:
 )
 def test_a_false_label_costs_its_signer(topic: bytes, of: Group, reports: list[tuple[Verdict, str]]) -> None:
     host = _Host()
-    exchange = NetworkExchange(host, TASKS, max_completions=8, informative_only=True, external=4)
+    exchange = NetworkExchange(host, TASKS, max_completions=8, external=4)
     host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(of), 0.0, topic)]
     shared = exchange.receive(lambda _: False)
     assert host.reports == reports
@@ -139,7 +146,7 @@ def test_an_unknown_task_under_one_of_our_topics_is_a_lie_and_under_another_is_n
     unknown = group()
     unknown = Group(TaskKey("riddles", 1, "aa"), 1, unknown.question, unknown.completions, "tests", 0)
     host = _Host()
-    exchange = NetworkExchange(host, TASKS, max_completions=8, informative_only=True, external=4)
+    exchange = NetworkExchange(host, TASKS, max_completions=8, external=4)
     host.inbox = [
         Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(unknown), 0.0, topic)
         for topic in (topic_of(ONE.key), NO_TOPIC)
@@ -150,7 +157,7 @@ def test_an_unknown_task_under_one_of_our_topics_is_a_lie_and_under_another_is_n
 
 def test_the_swarms_limit_on_a_groups_size_holds_both_ways() -> None:
     host, size = _Host(), len(encode(group()))
-    exchange = NetworkExchange(host, TASKS, max_completions=8, informative_only=True, external=4, max_bytes=size - 1)
+    exchange = NetworkExchange(host, TASKS, max_completions=8, external=4, max_bytes=size - 1)
     exchange.publish([group()])
     assert (host.published, exchange._unsent) == ([], {"own_oversized": 1})
     host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(group()), 0.0, topic_of(ONE.key))]
@@ -160,7 +167,36 @@ def test_the_swarms_limit_on_a_groups_size_holds_both_ways() -> None:
 
 def test_what_is_nobodys_fault_is_counted_and_a_lie_costs_its_signer() -> None:
     host = _Host()
-    exchange = NetworkExchange(host, TASKS, max_completions=8, informative_only=True, external=4)
+    exchange = NetworkExchange(host, TASKS, max_completions=8, external=4)
     exchange.report(b"i" * 32, "prompt_too_long")
     exchange.report(b"j" * 32, "false_reward")
     assert host.reports == [(Verdict.IGNORE, "prompt_too_long"), (Verdict.REJECT, "false_reward")]
+
+
+def test_groups_without_advantage_are_not_sent() -> None:
+    host = _Host()
+    exchange = NetworkExchange(host, TASKS, max_completions=8, external=4)
+    flat = Group(ONE.key, 2, ONE.make(2).question, (Completion("1", True, 0.0), Completion("2", True, 0.0)), "tests", 0)
+    exchange.publish([flat, group()])
+    assert [body for _, body in host.published] == [encode(group())]
+
+
+def test_a_group_on_a_question_that_is_held_out_costs_its_signer_when_it_comes() -> None:
+    host, split = _Host(), Split(0.5)
+    exchange = NetworkExchange(host, TaskSet([(ONE, 1.0)], split), max_completions=8, external=4)
+    held = {split.holds_out(ONE.key.name, ONE.make(seed).question): seed for seed in range(99)}
+    for part in (True, False):
+        question = ONE.make(held[part]).question
+        body = encode(Group(ONE.key, held[part], question, group().completions, "tests", 0))
+        host.inbox.append(Received(bytes([part]) * 32, id_of_bytes(b"s" * 20), body, 0.0, topic_of(ONE.key)))
+    assert [one.id for one in exchange.receive(lambda _: False)] == [bytes(32)]
+    assert host.reports == [(Verdict.REJECT, "held_out")]
+
+
+def test_who_was_put_out_is_what_the_host_says() -> None:
+    host = _Host()
+    exchange = NetworkExchange(host, TASKS, max_completions=8, external=4)
+    one, other = (id_of_bytes(bytes([number]) * 20) for number in (1, 2))
+    assert exchange.barred([one, other]) == []
+    host.revoked = {other, "another"}
+    assert exchange.barred([one, other]) == [other]

@@ -11,6 +11,7 @@ from node.errors import UserError
 from node.tasks import Item, dataset
 from node.tasks.answers import MAX_ANSWER
 from node.tasks.dataset import Dataset, load_dataset
+from node.tasks.questions import question_id
 
 ROWS = [{"question": f"What is {n} + {n}?", "answer": 2 * n} for n in range(20)]
 
@@ -35,6 +36,32 @@ def test_seeds_reach_every_line_and_only_its_answer_passes(tmp_path: Path) -> No
         assert [task.verify(item, text) for text in right] == [1.0] * 3
         wrong = ("", "-1", f"{item.answer}?", f"{item.answer} <answer>-1</answer>", "9" * 10**6, "<answer></answer>")
         assert [task.verify(item, text) for text in wrong] == [0.0] * 6
+
+
+def test_a_seed_is_the_number_of_a_row_and_test_rows_come_after_the_others(tmp_path: Path) -> None:
+    rows, test = _write(tmp_path / "a.jsonl", ROWS[:15]), _write(tmp_path / "b.jsonl", ROWS[15:])
+    task = _load({"path": str(rows), "test": str(test)})
+    assert task.size == 20
+    assert [task.make(seed).question for seed in range(40)] == [row["question"] for row in ROWS] * 2
+    assert task.tests == {question_id("dataset/riddles", row["question"]) for row in ROWS[15:]}
+    assert _load({"path": str(rows)}).tests is None
+
+
+def test_test_rows_are_part_of_the_key_and_are_read_as_the_others_are(tmp_path: Path) -> None:
+    rows, test = _write(tmp_path / "a.jsonl", ROWS[:15]), _write(tmp_path / "b.jsonl", ROWS[15:])
+    same, other = _write(tmp_path / "c.jsonl", ROWS[15:]), _write(tmp_path / "d.jsonl", ROWS[16:])
+    keys = [_load({"path": str(rows), "test": str(path)}).key for path in (test, same, other)]
+    assert keys[0] == keys[1] != keys[2]
+    assert _load({"path": str(rows)}).key not in keys
+    bad = _write(tmp_path / "e.jsonl", [{"question": "1?"}])
+    with pytest.raises(UserError, match=r"e.jsonl:1 has no text or number in 'answer'"):
+        _load({"path": str(rows), "test": str(bad)})
+
+
+def test_rows_that_are_all_test_questions_are_one_clear_line(tmp_path: Path) -> None:
+    rows, test = _write(tmp_path / "a.jsonl", ROWS[:5]), _write(tmp_path / "b.jsonl", ROWS)
+    with pytest.raises(UserError, match="every row is a test question, too: nothing is left to train on"):
+        _load({"path": str(rows), "test": str(test)})
 
 
 def test_words_are_compared_without_case_and_spacing(tmp_path: Path) -> None:
@@ -95,6 +122,10 @@ def test_a_bad_file_is_one_clear_line(tmp_path: Path, contents: bytes, complaint
         ({"hub": "json"}, "no OWNER/NAME"),
         ({"path": "a", "anwser": "b"}, "'anwser'"),
         ({"path": "a", "answer": ""}, "'answer'"),
+        ({"path": "a.jsonl", "subset": "main"}, "'subset' is for 'hub' and not for 'path': leave it out"),
+        ({"path": "a.jsonl", "split": "train"}, "'split' is for 'hub' and not for 'path': leave it out"),
+        ({"path": "a.jsonl", "test_split": "test"}, "'test_split' is for 'hub' and not for 'path': use 'test'"),
+        ({"hub": "a/b", "test": "a.jsonl"}, "'test' is for 'path' and not for 'hub': use 'test_split'"),
     ],
 )
 def test_a_bad_option_is_one_clear_line(options: dict[str, object], complaint: str) -> None:
@@ -148,6 +179,14 @@ def test_a_set_on_the_hub_is_streamed_by_its_name(monkeypatch: pytest.MonkeyPatc
     task = _load({"hub": "openai/gsm8k", "subset": "main", "split": "test"})
     assert task.make(5) == Item("1?", "1")
     assert asked == [(("openai/gsm8k",), {"name": "main", "split": "test", "streaming": True})]
+
+
+def test_a_set_on_the_hub_has_its_own_part_for_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {"train": [{"question": "1?", "answer": 1}], "test": [{"question": "2?", "answer": 2}]}
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **options: parts[options["split"]])
+    task = _load({"hub": "openai/gsm8k", "test_split": "test"})
+    assert [task.make(seed).question for seed in range(task.size)] == ["1?", "2?"]
+    assert task.tests == {question_id("dataset/riddles", "2?")}
 
 
 def test_a_folder_here_is_no_set_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from node.config import TaskConfig
 from node.errors import UserError
-from node.tasks import TaskKey, TaskSet, load_tasks
+from node.tasks import TaskKey, load_tasks
 from node.tasks.builtin import FAMILIES
+from node.tasks.task_set import TaskSet
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = st.integers(0, 2**63 - 1)
@@ -59,26 +60,25 @@ def _load(name: str, **options: object) -> TaskSet:
 def test_builtin_is_the_seven_families_at_equal_weight() -> None:
     tasks = load_tasks([TaskConfig(name="builtin", options={"difficulty": 2})])
     assert [task.key for task in tasks.tasks] == [FAMILIES[name](difficulty=2).key for name in FAMILIES]
-    drawn = Counter(task.key.name for task, _ in tasks.sample(3, 7000))
-    assert len(drawn) == 7 and all(850 < count < 1150 for count in drawn.values())
+    drawn = Counter(one.task.key.name for one in tasks.questions(3, 700))
+    assert len(drawn) == 7 and all(99 <= count <= 101 for count in drawn.values())
 
 
 def test_weights_are_relative_frequencies() -> None:
     often = TaskConfig(name="builtin", weight=3)
     seldom = TaskConfig(name="builtin/sums", weight=1, options={"difficulty": 9})
-    drawn = Counter(task.key.config for task, _ in load_tasks([often, seldom]).sample(0, 4000))
-    assert 900 < drawn[FAMILIES["sums"](difficulty=9).key.config] < 1100
+    drawn = Counter(one.task.key.config for one in load_tasks([often, seldom]).questions(0, 400))
+    assert 99 <= drawn[FAMILIES["sums"](difficulty=9).key.config] <= 101
 
 
 @given(SEEDS, st.integers(0, 20), st.integers(0, 20))
-def test_a_sample_is_a_function_of_its_seed(seed: int, few: int, more: int) -> None:
+def test_questions_are_a_function_of_the_nodes_seed(seed: int, few: int, more: int) -> None:
     tasks = _load("builtin")
-    long, short = list(tasks.sample(seed, few + more)), list(tasks.sample(seed, few))
-    assert [(task.key, question) for task, question in long[:few]] == [(task.key, question) for task, question in short]
-    assert all(0 <= question < 2**63 for _, question in long)
-    assert len({question for _, question in long} | {question for _, question in tasks.sample(seed ^ 1, few)}) == (
-        few + more + few
-    )
+    long, short = list(tasks.questions(seed, few + more)), list(tasks.questions(seed, few))
+    assert long[:few] == short == list(_load("builtin").questions(seed, few))
+    assert all(0 <= one.seed < 2**63 and one.item == one.task.make(one.seed) for one in long)
+    others = {one.seed for one in tasks.questions(seed ^ 1, few)}
+    assert len({one.seed for one in long} | others) == few + more + few
 
 
 def test_get_wants_the_exact_key() -> None:

@@ -1,8 +1,10 @@
 """Examples, instructions and answer modes: one mechanism around every kind of task."""
 
 import json
+import re
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,11 @@ from hypothesis import strategies as st
 from node.config import TaskConfig
 from node.errors import UserError
 from node.swarm.founding import adopt_tasks, check_rules, describe_tasks
-from node.tasks import Item, Task, TaskKey, config_hash, load_tasks
+from node.tasks import Item, Task, TaskKey, config_hash, derive_seed, load_tasks
 from node.tasks.answers import INSTRUCTIONS, MAX_TEXT, READERS, show
 from node.tasks.builtin import FAMILIES
-from node.tasks.prompting import prompted, takes_more
+from node.tasks.prompting import DRAWS, prompted, takes_more
+from node.tasks.questions import DEFAULT, Split
 from node.tasks.reasoning_gym import SCORERS
 from protocol.credentials.manifest import Policy, make_manifest
 from protocol.identity import Identity
@@ -88,10 +91,12 @@ def test_examples_are_solved_questions_of_the_same_kind_and_never_the_question(s
     assert item.question == base.make(seed).question and item.answer == base.make(seed).answer
     questions = [question for question, _ in item.examples]
     assert len(set(questions)) == len(questions) == count and item.question not in questions
+    assert not any(DEFAULT.holds_out("builtin/weekdays", question) for question in questions)
     days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
     for question, answer in item.examples:
-        step = int(question[3:-1])
-        assert answer == days[(days.index(question[:3]) + step) % 7]
+        asked, step = re.fullmatch(r"((?:[A-Z][a-z]{2})+)([-+]\d)=", question).groups()
+        moved = (days[(days.index(day) + int(step)) % 7] for day in re.findall("...", asked))
+        assert answer == "".join(moved)
 
 
 def test_neighbours_have_other_examples() -> None:
@@ -151,10 +156,9 @@ def test_every_data_set_has_examples_that_its_own_scorer_takes(name: str) -> Non
         assert task.verify(asked, example[1]) == 1.0
 
 
-def _bases(task: Task, seed: int) -> list[Item]:
-    from node.tasks import derive_seed
-
-    return [task.base.make(derive_seed("example", *task.key, seed, attempt)) for attempt in range(2)]
+def _bases(task: Task, seed: int) -> Iterator[Item]:
+    """What its examples are drawn from."""
+    return (task.base.make(derive_seed("example", *task.key, seed, attempt)) for attempt in range(DRAWS))
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,13 @@ class Custom:
         return float(text.split() == item.question[9:-1].split())
 
 
+class Silent(Custom):
+    """One that cannot tell what any answer is worth."""
+
+    def verify(self, item: Item, text: str) -> None:
+        return None
+
+
 def test_a_third_partys_task_is_given_the_bare_answer() -> None:
     task = prompted(Custom(50), TaskConfig(name="custom", answer="boxed", examples=1))
     item = task.make(3)
@@ -188,6 +199,7 @@ def test_a_third_partys_task_is_given_the_bare_answer() -> None:
     [
         (Custom(3), {"examples": 3}, "too few different questions for 3 examples"),
         (Custom(50, answers=False), {"examples": 1}, "shows no answers to its questions"),
+        (Silent(50), {"answer": "boxed"}, "could not score an answer of its own: the log says why"),
         (Custom(50), {"answer": "last_number"}, "answers that answer='last_number' does not read"),
         (FAMILIES["weekdays"](), {"answer": "last_number"}, "answers that answer='last_number' does not read"),
         (_one("reasoning-gym/rotate_matrix"), {"answer": "first_line"}, "answers that answer='first_line' does not"),
@@ -200,8 +212,30 @@ def test_settings_that_do_not_fit_a_task_are_one_clear_line(task: Task, settings
 
 
 def test_as_many_examples_as_there_are_other_questions_can_be_shown() -> None:
-    task = prompted(Custom(2), TaskConfig(name="custom", examples=1))
+    task = prompted(Custom(2), TaskConfig(name="custom", examples=1), Split(share=0.0))
     assert all(len(task.make(seed).examples) <= 1 for seed in range(500))
+
+
+@dataclass(frozen=True)
+class Beside(Custom):
+    """One that is scored in processes of its own: it notes what they are given, and cannot tell of number 0."""
+
+    given: list[str] = field(default_factory=list)
+
+    def verify_many(self, answers: Sequence[tuple[Item, str]], deadline: float) -> list[float | None]:
+        self.given.extend(text for _, text in answers)
+        return [None if text == "number 0" else self.verify(item, text) for item, text in answers]
+
+
+def test_what_is_scored_elsewhere_is_the_answer_that_is_read_and_a_text_without_one_earns_nothing() -> None:
+    base = Beside(50)
+    task = prompted(base, TaskConfig(name="custom", answer="boxed"))
+    texts = ["so \\boxed{number 3}", "number 3", "\\boxed{number 0}", "\\boxed{number 4}", ""]
+    assert task.verify_many([(task.make(3), text) for text in texts], 0.0) == [1.0, 0.0, None, 0.0, 0.0]
+    assert base.given == ["number 3", "number 0", "number 4"]
+    plain = prompted(base, TaskConfig(name="custom", examples=1))
+    assert plain.verify_many([(task.make(3), "number 3")], 0.0) == [1.0]
+    assert prompted(Custom(50), TaskConfig(name="custom", answer="boxed")).verify_many is None
 
 
 def _joined(founder: TaskConfig, *own: TaskConfig) -> list[Task]:

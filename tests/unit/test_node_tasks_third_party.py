@@ -11,9 +11,12 @@ from node.cli.app import run
 from node.config import TaskConfig, load_config
 from node.errors import UserError
 from node.swarm.founding import adopt_tasks, describe_tasks
-from node.tasks import Item, TaskKey, load_tasks, task_names
+from node.tasks import Item, TaskKey, load_tasks, task_names, task_set
 from node.tasks.check import HASH_SEEDS, check, digest, digest_elsewhere
+from node.tasks.prompting import prompted
+from node.tasks.questions import question_id
 from node.tasks.third_party import MAX_FILE_BYTES, TEMPLATE, TaskError, checked, load_file
+from node.tasks.verdicts import isolated
 from protocol.credentials.manifest import Policy, make_manifest
 from protocol.identity import Identity
 
@@ -88,7 +91,12 @@ def test_the_bytes_of_the_file_are_its_key_and_the_path_is_not(tmp_path: Path) -
         (GOOD + "def verify(item, text):\n    return -0.1", r"returned -0.1: a reward"),
         (GOOD + "def verify(item, text):\n    return float('nan')", r"returned nan: a reward"),
         (GOOD + "def verify(item, text):\n    return 'yes'", r"returned a str: a reward"),
-        (GOOD + "def verify(item, text):\n    pass", r"returned None: a reward"),
+        (GOOD + "def verify(item, text):\n    pass", r"verify of '' and of the answer returned None: a reward"),
+        (
+            "from node.tasks import Item\ndef make(seed):\n    return Item('a?', 'b', examples=(('a?', 7),))",
+            "examples of an Item are pairs of a question and its answer, both texts",
+        ),
+        ("from node.tasks import Item\ndef make(seed):\n    return Item('a?', 'b', content=7)", "an Item are texts"),
         (
             GOOD + "def verify(item, text):\n    return {}[text]",
             r"verify of '' raised KeyError: '' \(riddles.py, line 13\)",
@@ -110,6 +118,12 @@ def test_a_reward_may_be_any_number_from_0_to_1(tmp_path: Path) -> None:
         task = load_file("file/riddles", {"path": str(path)})
         paid = task.verify(task.make(1), "x")
         assert paid == reward and type(paid) is float
+
+
+def test_it_may_say_that_it_cannot_tell(tmp_path: Path) -> None:
+    source = GOOD + "def verify(item, text):\n    return float(text == item.answer) if text else None"
+    task = load_file("file/riddles", {"path": str(_file(tmp_path, source))})
+    assert [task.verify(task.make(1), text) for text in ("", "2", "3")] == [None, 1.0, 0.0]
 
 
 def test_an_exception_in_the_middle_of_a_run_names_the_task_and_the_text(tmp_path: Path) -> None:
@@ -139,15 +153,19 @@ def test_a_file_is_bounded(tmp_path: Path) -> None:
         load_file("file", {"path": str(_file(tmp_path, GOOD + "#" * MAX_FILE_BYTES))})
 
 
+RIDDLES = TaskKey("riddles", 1, "aa")
+
+
 class Nothing:
     """No task at all."""
 
 
 class Task:
-    """A task under a key of the test's choice."""
+    """A task under a key of the test's choice, and with what else it says of itself."""
 
-    def __init__(self, key: object) -> None:
+    def __init__(self, key: object, **says: object) -> None:
         self.key = key
+        vars(self).update(says)
 
     def make(self, seed: int) -> Item:
         return Item("a?", "b")
@@ -164,11 +182,22 @@ class Task:
         (Task("riddles"), "its key is a str: return node.tasks.TaskKey"),
         (Task(TaskKey("riddles", 1.5, "aa")), "its key is a TaskKey"),
         (Task(TaskKey("others", 1, "aa")), "task 'riddles' calls itself 'others'"),
+        (Task(RIDDLES, size=0), "its size is 0: it is how many rows it has"),
+        (Task(RIDDLES, size="small"), "its size is 'small'"),
+        (Task(RIDDLES, tests=["a?"]), "its tests are a list: return a frozenset"),
     ],
 )
 def test_a_factory_that_returns_something_else_is_one_clear_line(task: object, complaint: str) -> None:
     with pytest.raises(TaskError, match=complaint):
         checked("riddles", task)
+
+
+def test_rows_and_test_questions_of_its_own_are_known_however_it_is_wrapped() -> None:
+    tests = frozenset({question_id("riddles", "a?")})
+    task = isolated(checked("riddles", Task(RIDDLES, size=3, tests=tests)), TaskConfig(name="riddles"))
+    assert (task.size, task.tests) == (3, tests)
+    shown = prompted(task, TaskConfig(name="riddles", instruction="Now:"))
+    assert (task_set.size_of(shown), task_set.tests_of(shown)) == (3, tests)
 
 
 def test_a_joiner_needs_the_same_bytes_and_the_path_stays_at_home(tmp_path: Path) -> None:
@@ -191,9 +220,10 @@ def test_a_joiner_needs_the_same_bytes_and_the_path_stays_at_home(tmp_path: Path
 def test_a_path_is_relative_to_the_file_that_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _file(tmp_path, GOOD)
     (tmp_path / "rows.jsonl").write_text('{"question": "a?", "answer": "b"}')
+    (tmp_path / "more.jsonl").write_text('{"question": "c?", "answer": "d"}')
     (tmp_path / "config.toml").write_text(
         '[[tasks]]\nname = "file/riddles"\noptions = { path = "riddles.py" }\n'
-        '[[tasks]]\nname = "dataset"\noptions = { path = "./rows.jsonl" }\n'
+        '[[tasks]]\nname = "dataset"\noptions = { path = "./rows.jsonl", test = "more.jsonl" }\n'
     )
     monkeypatch.chdir("/")
     config = load_config(tmp_path / "config.toml")

@@ -1,6 +1,7 @@
 """The update at TRL's seam, against a loss written independently of it."""
 
 import json
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -14,14 +15,14 @@ from trl import GRPOConfig
 from node.config import parse_config
 from node.engines import SamplingParams
 from node.engines.hf import HfEngine
-from node.errors import UserError
+from node.errors import DivergedError, UserError
 from node.policy.load import Policy
 from node.rollouts.sampling import Sample
 from node.tasks import Item
 from node.training.batch import make_batches
 from tests.grpo_oracle import clipped_fraction, completion_logps, round_loss
 from tests.policies import tiny_policy
-from tests.training import fixed_rounds, mixed_samples, node_config, trainer_of
+from tests.training import FULL_WEIGHT, fixed_rounds, mixed_samples, node_config, trainer_of
 
 CLIPPED = [(loss_type, "token") for loss_type in ("dapo", "grpo", "bnpo", "dr_grpo", "cispo")]
 LOSSES = [*CLIPPED, ("sapo", "token"), ("vespo", "token"), ("luspo", "sequence"), ("grpo", "sequence")]
@@ -73,7 +74,7 @@ def oracle(policy, config, rows, weights: Named, old_weights: Named) -> tuple[fl
         for row, one in zip(rows, old, strict=True)
     ]
     low, high = options.epsilon, options.epsilon_high
-    loss = round_loss(new, old, rows, options.loss_type, low, high, longest, level, corrections)
+    loss = round_loss(new, old, rows, FULL_WEIGHT, options.loss_type, low, high, longest, level, corrections)
     loss.backward()
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
     return loss.item(), gradients, clipped_fraction(new, old, advantages, options.epsilon, options.epsilon_high)
@@ -226,7 +227,7 @@ def test_what_stands_in_masked_places_does_not_matter(policy, tmp_path):
     config = node_config(rounds=1)
     trainer = trainer_of(policy, config, tmp_path, fixed_rounds())
     trainer.current_gradient_accumulation_steps = 1
-    (batch,) = make_batches(mixed_samples(policy), 4096, "dapo", policy.pad_token_id)
+    (batch,) = make_batches(mixed_samples(policy), FULL_WEIGHT, 4096, "dapo", policy.pad_token_id)
     assert not batch["completion_mask"].all()
     policy.model.train()
     loss = trainer.compute_loss(policy.model, batch)
@@ -257,7 +258,7 @@ def test_reencoded_text_has_the_tokens_and_logprobs_of_its_generation(policy, tm
     samples = [Sample(prompt, policy.encode_completion(one.text, one.finished), 1.0) for prompt, one in kept]
     trainer = trainer_of(policy, config, tmp_path, fixed_rounds())
 
-    (batch,) = make_batches(samples, 4096, "dapo", policy.pad_token_id)
+    (batch,) = make_batches(samples, FULL_WEIGHT, 4096, "dapo", policy.pad_token_id)
     logps = trainer._with_old_logps(batch)["old_per_token_logps"]
 
     for row, (prompt, one) in enumerate(kept):
@@ -419,6 +420,71 @@ def test_a_round_without_signal_leaves_weights_optimiser_and_schedule_and_counts
     assert (tmp_path / "checkpoints/checkpoint-5").is_dir()
 
 
+def with_infinite_advantage(rows: Sequence[Sample]) -> list[Sample]:
+    return [replace(row, advantage=math.inf) if at == 0 else row for at, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(("what", "iterations"), [("loss", 1), ("gradient", 2)])
+def test_a_step_that_is_not_finite_is_no_step_and_is_counted(policy, tmp_path, what, iterations):
+    """Weights, optimiser and schedule are those before it, and the next rounds are as if it had not been."""
+    config = node_config(
+        rounds=3, weight_decay=0.1, lr_scheduler_type="linear", num_iterations=iterations, tokens_per_batch=60
+    )
+    first, second = mixed_samples(policy, groups=2), mixed_samples(policy, seed=1, groups=2)
+    states, logged = [], []
+
+    def on_update(number, logs):
+        logged.append(dict(logs))
+        weights = {name: weight.clone() for name, weight in policy.model.state_dict().items()}
+        states.append(frozen([weights, trainer.optimizer.state_dict(), trainer.lr_scheduler.state_dict()]))
+
+    def overflow(gradient):
+        return gradient * math.inf if what == "gradient" and len(logged) == 1 else gradient
+
+    trainer = trainer_of(policy, config, tmp_path, fixed_rounds(first, first, second), on_update)
+    compute_loss = trainer.compute_loss
+    trainer.compute_loss = lambda *args, **named: (
+        compute_loss(*args, **named) + (math.inf if what == "loss" and len(logged) == 1 else 0)
+    )
+    next(policy.model.parameters()).register_hook(overflow)
+    trainer.train()
+
+    assert states[0] == states[1] != states[2]
+    assert [logs.get("nonfinite") for logs in logged] == [None, 1.0, None]
+    assert [logs["loss"] == 0 for logs in logged] == [False, True, False]
+
+    undisturbed = tiny_policy(tmp_path / "policy")
+    _, without = train(undisturbed, config, tmp_path / "without", first, second)
+    assert logged[2]["loss"] == without[1]["loss"]
+    assert frozen(policy.model.state_dict()) == frozen(undisturbed.model.state_dict())
+
+
+def test_eight_steps_in_a_row_that_are_not_finite_are_a_line_that_names_the_round_and_the_rate(policy, tmp_path):
+    good = mixed_samples(policy, groups=1)
+    bad = with_infinite_advantage(good)
+    rounds = [*[bad] * 7, good, *[bad] * 8, good]
+    with pytest.raises(DivergedError) as caught:
+        train(policy, node_config(rounds=30, learning_rate=1e-6), tmp_path, *rounds)
+    said = str(caught.value)
+    assert said.startswith("training diverged in round 16: loss or gradients were not finite 8 times in a row; ")
+    assert "lower trainer.learning_rate (it is 1e-06) and start again" in said and "\n" not in said
+
+
+def test_weights_that_are_not_finite_are_not_written(policy, tmp_path):
+    def spoil(number, logs):
+        if number == 2:
+            with torch.no_grad():
+                next(policy.model.parameters())[0, 0] = math.nan
+
+    rounds = fixed_rounds(*[mixed_samples(policy)] * 3)
+    trainer = trainer_of(policy, node_config(rounds=3, save_steps=1), tmp_path, rounds, spoil)
+    with pytest.raises(
+        DivergedError, match=r"diverged in round 2: a weight is not finite; lower trainer\.learning_rate"
+    ):
+        trainer.train()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-1"]
+
+
 @pytest.mark.parametrize(("lora", "dtype"), [(0, "float32"), (4, "float32"), (4, "bfloat16")])
 def test_a_small_rate_moves_every_weight_by_what_adam_intends(tmp_path, lora, dtype):
     """Adam's first step is the learning rate in each coordinate that has a gradient."""
@@ -463,7 +529,7 @@ def test_dropout_is_off(policy, tmp_path):
     """The tiny policy's attention has dropout: two passes in training mode agree only without it."""
     trainer = trainer_of(policy, node_config(rounds=1), tmp_path, fixed_rounds())
     policy.model.train()
-    (batch,) = make_batches(mixed_samples(policy), 4096, "dapo", policy.pad_token_id)
+    (batch,) = make_batches(mixed_samples(policy), FULL_WEIGHT, 4096, "dapo", policy.pad_token_id)
     one, other = (trainer._with_old_logps(batch)["old_per_token_logps"] for _ in range(2))
     assert torch.equal(one, other)
 

@@ -22,6 +22,7 @@ from node.errors import UserError
 from node.processes import worker_process
 from node.processes.worker_process import WorkerError, WorkerProcess
 from tests.policies import tiny_policy
+from tests.processes import alive
 from tests.swarms import vllm_workers
 from tests.waiting import wait_until
 
@@ -69,14 +70,6 @@ def engine_of(policy, tmp_path, monkeypatch):
     yield make
     for engine in engines:
         engine.close()
-
-
-def alive(pid):
-    """A dead process that its parent has not asked after yet counts as dead."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def worker_pids():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from protocol.credentials.grants import make_certificate, make_pass
 from protocol.credentials.invite import MAX_INVITE_CHARS, MAX_SEEDS, Invite, SharedInvite, make_shared_invite
-from protocol.credentials.manifest import ManifestLimits, ManifestTask, Policy, make_manifest
+from protocol.credentials.manifest import ManifestLimits, ManifestSplit, ManifestTask, Policy, make_manifest
 from protocol.credentials.records import Address, Endpoint
 from protocol.errors import InviteError
 from protocol.identity import Identity
@@ -128,6 +128,7 @@ def test_the_documented_vector_holds() -> None:
         [ManifestTask(*vector["task"])],
         vector["allowed"],
         ManifestLimits(*vector["limits"]),
+        ManifestSplit(*vector["split"]),
     )
     assert manifest.encoded.hex() == vector["manifest"]
     assert (manifest.hash.hex(), manifest.swarm.hex()) == (vector["manifest_hash"], vector["swarm"])

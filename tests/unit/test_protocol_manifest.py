@@ -11,6 +11,7 @@ from protocol.credentials.manifest import (
     MAX_GROUP_BYTES,
     MAX_MANIFEST_BYTES,
     ManifestLimits,
+    ManifestSplit,
     ManifestTask,
     Policy,
     make_manifest,
@@ -54,12 +55,14 @@ def reason(data: bytes) -> str:
     st.lists(st.sampled_from(NODES), max_size=9),
     st.lists(tasks, min_size=1, max_size=5, unique_by=lambda task: task[:3]),
     st.builds(ManifestLimits, st.integers(1, 1 << 20), st.integers(1, 1024), st.integers(1, 86400)),
+    st.builds(ManifestSplit, st.integers(1, 500_000), st.integers(0, 2**32 - 1)),
 )
-def test_a_manifest_comes_back_as_it_was_signed(name, created, policy, allowed, listed, limits) -> None:
-    made = make_manifest(FOUNDER, name, created, policy, listed, allowed, limits)
+def test_a_manifest_comes_back_as_it_was_signed(name, created, policy, allowed, listed, limits, split) -> None:
+    made = make_manifest(FOUNDER, name, created, policy, listed, allowed, limits, split)
     opened = open_manifest(made.encoded)
     assert opened == made
     assert (opened.name, opened.created_ms, opened.policy, opened.limits) == (name, created, policy, limits)
+    assert opened.split == split
     assert opened.tasks == tuple(listed)
     assert opened.allowed == set(allowed)
     assert opened.founder == FOUNDER.node_id
@@ -93,15 +96,24 @@ def fields(**changes) -> bytes:
         "allowed": b"",
         "tasks": [list(TASK)],
         "limits": [1000, 8, 60],
+        "split": [1000, 7],
     }
     return signed(pack(list((tree | changes).values())))
 
 
 def test_fields_of_a_newer_minor_version_are_skipped() -> None:
     newer = [*TASK, "something new"]
-    opened = open_manifest(fields(tasks=[newer], limits=[1000, 8, 60, 7], more="more"))
+    opened = open_manifest(fields(tasks=[newer], limits=[1000, 8, 60, 7], split=[1000, 7, "salted"], more="more"))
     assert opened.tasks == (TASK,)
     assert opened.limits == ManifestLimits(1000, 8, 60)
+    assert opened.split == ManifestSplit(1000, 7)
+
+
+def test_a_manifest_of_an_earlier_release_keeps_the_default_part_of_all_questions_apart() -> None:
+    payload = pack([1, "s", 256, 1, "open", b"", [list(TASK)], [1000, 8, 60]])
+    opened = open_manifest(signed(payload))
+    assert opened.split == ManifestSplit(125_000, 0) == small().split
+    assert opened.encoded == signed(payload)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +141,18 @@ def test_fields_of_a_newer_minor_version_are_skipped() -> None:
         {"limits": [1000, 8]},
         {"limits": [1000, 8, 1e3]},
         {"limits": [MAX_GROUP_BYTES + 1, 8, 60]},
+        {"split": []},
+        {"split": [1000]},
+        {"split": "1000"},
+        {"split": None},
+        {"split": [0, 7]},
+        {"split": [-1, 7]},
+        {"split": [500_001, 7]},
+        {"split": [1000.0, 7]},
+        {"split": [True, 7]},
+        {"split": [1000, -1]},
+        {"split": [1000, 2**32]},
+        {"split": [1000, "7"]},
     ],
 )
 def test_what_is_signed_but_not_a_manifest_is_malformed(change) -> None:

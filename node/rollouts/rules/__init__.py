@@ -1,9 +1,7 @@
 """The rules by which a node shares, one a file; `sampling.rule` names one.
 
     sapo        the paper's: whole informative groups, drawn uniformly
-    uniform     whole groups, drawn uniformly, the uninformative too
-    correct     one right completion from each of many groups
-    positive    the same, and of own groups no more wrong completions than right ones
+    positive    the best completion of each of many groups; of own groups no more bad completions than good ones
 
 To add one: a file that opens with its formula and its source and ends with a `RULE`, and a line in `RULES` and here.
 Others were measured, were not ahead, and are gone: see docs/sharing.md.
@@ -11,12 +9,20 @@ Others were measured, were not ahead, and are gone: see docs/sharing.md.
 
 from collections.abc import Mapping
 
-from node.rollouts.rules import correct, positive, sapo, uniform
+from node.rollouts.rules import positive, sapo
 from node.rollouts.sampling import Rule
 
-RULES: Mapping[str, Rule] = {
-    "sapo": sapo.RULE,
-    "uniform": uniform.RULE,
-    "correct": correct.RULE,
-    "positive": positive.RULE,
-}
+RULES: Mapping[str, Rule] = {"sapo": sapo.RULE, "positive": positive.RULE}
+
+
+def configured_weight(rule: str, local: int, external: int, completions: int, external_weight: float) -> float:
+    """Return the weight of a round that has all that it is configured for: what its loss is divided by.
+
+    Args:
+        rule: its name.
+        local: own groups a round, each of weight 1.
+        external: peers' groups a round.
+        completions: of a group that are used.
+        external_weight: what a whole external group counts.
+    """
+    return local + external * external_weight * RULES[rule].group_weight(completions)

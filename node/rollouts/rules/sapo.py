@@ -11,8 +11,7 @@ from node.rollouts.sampling import Candidate, Draw, Pick, Rule, picks_of_groups,
 
 def draw_informative(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
     """Drop groups without advantage, then draw groups uniformly without replacement."""
-    informative = [candidate for candidate in candidates if candidate.informative]
-    return picks_of_groups(draw.choose(informative, draw.count), draw)
+    return picks_of_groups(draw.choose([candidate for candidate in candidates if candidate.informative]), draw)
 
 
-RULE = Rule(own=whole_group, peers=draw_informative)
+RULE = Rule(own=whole_group, peers=draw_informative, group_weight=lambda completions: 1.0)

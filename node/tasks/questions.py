@@ -1,0 +1,44 @@
+"""Questions: which of them are the same, and which are kept apart for evaluation. Pure.
+
+A question is named by its task's name and its own text. Its answer, an instruction before it and the solved
+examples around it play no part: they are each node's own way of asking. Case, the amount of white space and the
+form of an accent (Unicode's NFC) do not count either.
+
+A hash of a swarm's salt and that name puts `share` of all questions into the evaluation's part. It is the same part at
+every node of the swarm, for good. Training never asks a question of that part, never shows one as a solved example,
+and accepts no peer's group on one. Nodes in a swarm without a manifest use the default: one question in eight.
+"""
+
+import hashlib
+import unicodedata
+from typing import NamedTuple
+
+SHARE = 1 / 8
+ID_BYTES = 16
+
+
+class Split(NamedTuple):
+    """Which questions belong to the evaluation: a share of all, chosen by a hash with a salt (0 <= salt < 2**32)."""
+
+    share: float = SHARE
+    salt: int = 0
+
+    def holds_out(self, task: str, question: str) -> bool:
+        """Tell whether a question of the task of that name belongs to the evaluation."""
+        return int.from_bytes(_digest("split", str(self.salt), task, question)[:8], "big") < self.share * 2**64
+
+
+DEFAULT = Split()
+
+
+def question_id(task: str, question: str) -> bytes:
+    """Return 16 bytes that name a question of the task of that name, however it is spaced or capitalised."""
+    return _digest("question", task, question)[:ID_BYTES]
+
+
+def _digest(*parts: str) -> bytes:
+    *others, question = parts
+    # Folding takes some letters apart, so accents are taken apart before and put together after it.
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", question).casefold())
+    normal = " ".join(folded.split())
+    return hashlib.sha256("\x1f".join((*others, normal)).encode(errors="replace")).digest()

@@ -1,0 +1,307 @@
+"""The tasks of a node: which question comes next in training, and which ones evaluation asks.
+
+**Turns.** Tasks take turns by their weights (stride scheduling; Waldspurger and Weihl, 1995): with weights w that sum
+to 1 and an offset u in [0, 1) drawn for each task, turn k of a task comes at time (k + u) / w, and question number g is
+the g-th of all turns in the order of their times. So each task gets its share at any moment, and which turn comes at g
+can be said without a look at the ones before.
+
+**Rows.** A task with a fixed number of rows says so in an attribute `size`; its row i is `make(i)`. Training goes
+through the rows by epochs: each row once, in an order drawn for each epoch, before any comes again. Every other task
+draws a new seed for each turn.
+
+**Seeds of which a task raises.** A seed of which `make` raises is passed over, and the log says so. A task that raises
+of every seed tried makes no questions: that is a `UserError`, which says why.
+
+**Parts.** Questions of the evaluation's part (`node.tasks.questions`) are passed over. A task that brings test
+questions of its own lists their ids in an attribute `tests`: these are its evaluation's part, and no others.
+"""
+
+import itertools
+import random
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache
+from heapq import heapify, heapreplace
+from math import floor
+from time import perf_counter
+from typing import NamedTuple
+
+import structlog
+
+from node.errors import UserError, one_line
+from node.tasks import Item, Task, TaskKey, derive_seed
+from node.tasks.questions import DEFAULT, Split, question_id
+
+TRIES = 400  # seeds tried for one training question: a family with so few is as good as without
+SAMPLE = 256  # questions by which it is told whether a family has few
+SAMPLE_S = 2.0  # seconds that making them may take
+MANY = 192  # different ones among them: a family of some 350 questions has so many
+
+log = structlog.get_logger()
+
+
+class Asked(NamedTuple):
+    """A question that training may ask: its task, its seed, and what the task makes of it."""
+
+    task: Task
+    seed: int
+    item: Item
+
+
+def size_of(task: Task) -> int | None:
+    """Return how many rows a task has; None for one that makes a question of any seed."""
+    return getattr(task, "size", None)
+
+
+def tests_of(task: Task) -> frozenset[bytes] | None:
+    """Return the ids of a task's own test questions; None for one whose questions are split by the hash."""
+    return getattr(task, "tests", None)
+
+
+def bare_of(task: Task) -> Task:
+    """Return a task that makes the same questions without what this node shows before them (`node.tasks.prompting`)."""
+    return getattr(task, "bare", task)
+
+
+def is_held_out(task: Task, question: str, split: Split) -> bool:
+    """Tell whether a question of `task` belongs to the evaluation."""
+    tests = tests_of(task)
+    if tests is not None:
+        return question_id(task.key.name, question) in tests
+    return split.holds_out(task.key.name, question)
+
+
+class TaskSet:
+    """The tasks of a node, each with the relative frequency of its questions. It never changes.
+
+    Raises `UserError` when the set is empty or holds one task twice.
+    """
+
+    def __init__(self, tasks: Sequence[tuple[Task, float]], split: Split = DEFAULT) -> None:
+        if not tasks:
+            raise UserError("no tasks: list at least one under [[tasks]]")
+        self.tasks: tuple[Task, ...] = tuple(task for task, _ in tasks)
+        self.split = split
+        self._by_key: dict[TaskKey, Task] = {}
+        for task in self.tasks:
+            if task.key in self._by_key:
+                raise UserError(
+                    f"task {task.key.name!r} is listed twice with the same options: list it once, as it is to be asked"
+                )
+            self._by_key[task.key] = task
+        total = sum(weight for _, weight in tasks)
+        self._weights = [weight / total for _, weight in tasks]
+        self._found: dict[tuple[TaskKey, int, int], tuple[list[Item], Iterator[Item]]] = {}
+        self._rows = {task.key: _Rows(task, size, split) for task in self.tasks if (size := size_of(task)) is not None}
+
+    @property
+    def score_beside(self) -> bool:
+        """Whether a task here scores in processes of its own, while this one does something else."""
+        return any(getattr(task, "verify_many", None) is not None for task in self.tasks)
+
+    def get(self, key: TaskKey) -> Task | None:
+        """Return the task of exactly this name, version and configuration."""
+        return self._by_key.get(key)
+
+    def is_held_out(self, task: Task, question: str) -> bool:
+        """Tell whether a question of `task` belongs to the evaluation."""
+        return is_held_out(task, question, self.split)
+
+    def ask(self, seed: int, number: int, fits: Callable[[Item], bool] = lambda item: True) -> Asked | None:
+        """Return training question `number` (from 0) of the node with this seed; None where none of many fits.
+
+        The same arguments give the same question. It is none of the evaluation's.
+
+        Raises:
+            UserError: the task whose turn it is raises of every seed.
+        """
+        place, turn = turn_at(self._weights, [_offset(seed, at) for at in range(len(self.tasks))], number)
+        task = self.tasks[place]
+        for asked in _made(task, itertools.islice(self._seeds(task, derive_seed(seed, "task", place), turn), TRIES)):
+            if not self.is_held_out(task, asked.item.question) and fits(asked.item):
+                return asked
+        return None
+
+    def questions(self, seed: int, count: int) -> Iterator[Asked]:
+        """Yield the first `count` training questions of the node with this seed.
+
+        Raises:
+            UserError: a task makes none.
+        """
+        for number in range(count):
+            asked = self.ask(seed, number)
+            if asked is None:
+                raise UserError(f"no question for training is found among {TRIES}: list a task with more questions")
+            yield asked
+
+    def evaluation(self, task: Task, seed: int, count: int) -> Iterator[Item]:
+        """Yield different questions of the evaluation's part of `task`, in an order drawn by `seed`.
+
+        Of a task that makes a question of any seed, the search for `count` of them ends after a bounded number of
+        seeds: a small family has fewer. What was found is kept, as a node asks the same questions again and again.
+
+        Raises:
+            UserError: the task raises of every seed.
+        """
+        found, more = self._found.setdefault((task.key, seed, count), ([], self._evaluation(task, seed, count)))
+        for at in itertools.count():
+            if at == len(found):
+                item = next(more, None)
+                if item is None:
+                    return
+                found.append(item)
+            yield found[at]
+
+    def _evaluation(self, task: Task, seed: int, count: int) -> Iterator[Item]:
+        rows = self._rows.get(task.key)
+        if rows is not None:
+            order = random.Random(derive_seed("eval", seed, *task.key)).sample(rows.evaluation, len(rows.evaluation))
+            seeds: Iterable[int] = order
+        else:
+            tries = TRIES + round(8 * count / max(self.split.share, 1e-3))
+            seeds = (derive_seed("eval", seed, *task.key, index) for index in range(tries))
+        for one in _made(task, self._different_held_out(bare_of(task), seeds)):
+            yield one.item
+
+    def _different_held_out(self, task: Task, seeds: Iterable[int]) -> Iterator[int]:
+        """Yield the seeds whose questions are held out and are none of those before."""
+        seen: set[bytes] = set()
+        for one in _made(task, seeds):
+            key = question_id(task.key.name, one.item.question)
+            if key not in seen and self.is_held_out(task, one.item.question):
+                seen.add(key)
+                yield one.seed
+
+    def few(self) -> Iterator[str]:
+        """Yield a line for each task with few different questions: how many, and how many of them are held out.
+
+        Raises:
+            UserError: a task raises of every seed.
+        """
+        for task in self.tasks:
+            rows = self._rows.get(task.key)
+            found, tried = _sampled(bare_of(task)) if rows is None else (rows.different, SAMPLE)
+            held = sum(self.is_held_out(task, question) for question in found.values())
+            is_one_part = held in (0, len(found)) if rows is None else not (rows.training and rows.evaluation)
+            if len(found) * SAMPLE < MANY * tried or (is_one_part and len(found) >= MANY):
+                among = f" among {tried} tried" if rows is None else ""
+                yield f"{task.key.name}: {len(found)} different questions{among}: {held} are held out"
+
+    def _seeds(self, task: Task, seed: int, turn: int) -> Iterator[int]:
+        """Yield the seed of what turn `turn` of a task asks, and then of what is asked in its place."""
+        rows = self._rows.get(task.key)
+        if rows is None:
+            for attempt in range(TRIES):
+                yield derive_seed("question", seed, turn, attempt)
+        elif rows.training:
+            epoch, at = divmod(turn, len(rows.training))
+            yield rows.training[_order(seed, epoch, len(rows.training))[at]]
+            rng = random.Random(derive_seed("instead", seed, turn))
+            while True:
+                yield rng.choice(rows.training)
+
+
+class _Rows:
+    """The rows of a task that has a fixed number of them, by their part."""
+
+    def __init__(self, task: Task, size: int, split: Split) -> None:
+        self._task = bare_of(task)
+        self._size = size
+        self._split = split
+
+    @cached_property
+    def _parts(self) -> "tuple[array[int], array[int]]":
+        training, evaluation = array("Q"), array("Q")
+        for one in _made(self._task, range(self._size)):
+            held = is_held_out(self._task, one.item.question, self._split)
+            (evaluation if held else training).append(one.seed)
+        return training, evaluation
+
+    @property
+    def training(self) -> "array[int]":
+        return self._parts[0]
+
+    @property
+    def evaluation(self) -> "array[int]":
+        return self._parts[1]
+
+    @property
+    def different(self) -> dict[bytes, str]:
+        """The text of each different question, by its id; of `MANY` where there are more, in both parts."""
+        found: dict[bytes, str] = {}
+        for one in _made(self._task, range(self._size)):
+            found[question_id(self._task.key.name, one.item.question)] = one.item.question
+            if len(found) == MANY and self.training and self.evaluation:
+                break
+        return found
+
+
+def _made(task: Task, seeds: Iterable[int]) -> Iterator[Asked]:
+    """Yield what a task makes of each seed, without those of which it raises.
+
+    Raises:
+        UserError: it raises of every seed.
+    """
+    raised: list[str] = []
+    made = 0
+    for seed in seeds:
+        try:
+            item = task.make(seed)
+        except Exception as error:  # noqa: BLE001  # a third party's task may raise anything
+            reason = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
+            if not raised:  # one line for all: it may raise of each of hundreds
+                log.warning("a question is passed over", task=task.key.name, seed=seed, reason=reason)
+            raised.append(reason)
+        else:
+            made += 1
+            yield Asked(task, seed, item)
+    if raised and not made:
+        raise UserError(f"task {task.key.name!r} makes no question, of {len(raised)} seeds tried: {raised[0]}")
+
+
+@lru_cache(maxsize=64)  # of several data sets, and nodes in one process
+def _order(seed: int, epoch: int, size: int) -> "array[int]":
+    """Return the order of `size` rows in an epoch."""
+    order = array("Q", range(size))
+    random.Random(derive_seed("epoch", seed, epoch)).shuffle(order)
+    return order
+
+
+def _sampled(task: Task) -> tuple[dict[bytes, str], int]:
+    """Return the text of each different question among those of some seeds, by its id, and how many were made."""
+    found: dict[bytes, str] = {}
+    until = perf_counter() + SAMPLE_S
+    made = 0
+    for one in _made(task, (derive_seed("few", *task.key, index) for index in range(SAMPLE))):
+        made += 1
+        found[question_id(task.key.name, one.item.question)] = one.item.question
+        if perf_counter() > until:
+            break
+    return found, made
+
+
+def turn_at(weights: Sequence[float], offsets: Sequence[float], number: int) -> tuple[int, int]:
+    """Return whose turn question `number` is, and how many turns that one had before: see the module's formula.
+
+    Args:
+        weights: positive, of sum 1.
+        offsets: in [0, 1), one for each weight.
+        number: from 0.
+    """
+    # At a time T the turns that were are the sum of floor(w T - u) + 1, which is T, more or less by one for each task.
+    # One less, since a turn that rounding counts here too early must be none that is later than the one looked for.
+    time = float(number - len(weights) - 1)
+    had = [max(0, floor(weight * time - offset) + 1) for weight, offset in zip(weights, offsets, strict=True)]
+    coming = [((had[at] + offsets[at]) / weights[at], at) for at in range(len(weights))]
+    heapify(coming)
+    for _ in range(number - sum(had)):
+        at = coming[0][1]
+        had[at] += 1
+        heapreplace(coming, ((had[at] + offsets[at]) / weights[at], at))
+    at = coming[0][1]
+    return at, had[at]
+
+
+@lru_cache(maxsize=1024)
+def _offset(seed: int, place: int) -> float:
+    return derive_seed(seed, "offset", place) / 2**63

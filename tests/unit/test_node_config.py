@@ -1,0 +1,69 @@
+"""What earlier releases could be set to: their records are read, and a person is told what to do instead."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.config import GONE, GONE_RULES, NodeConfig, is_key, load_config, parse_config, upgraded
+from node.errors import UserError
+from node.state_folder import recall
+
+RULES = [("uniform", "sapo"), ("correct", "positive"), ("paper", "sapo"), ("sapo", "sapo"), ("positive", "positive")]
+VALUES = {"sampling.probe": 8, "sampling.external_negatives": "drop", "trainer.beta": 0.0, "network.share": "all"}
+
+
+def record(rule: str) -> dict[str, Any]:
+    """A config.json of commit 19586e0, of a node whose every setting of then is set."""
+    tree = NodeConfig(rounds=7).model_dump(mode="json")
+    tree["policy"].pop("template")
+    for key, value in VALUES.items():
+        table, _, name = key.partition(".")
+        tree[table][name] = value
+    tree["sampling"] |= {"rule": rule, "local": 3}
+    return tree
+
+
+@pytest.mark.parametrize(("rule", "today"), RULES)
+def test_a_record_of_an_earlier_release_means_what_it_meant_without_what_is_gone(
+    rule: str, today: str, tmp_path: Path
+) -> None:
+    old = record(rule)
+    before = json.dumps(old)
+    config = parse_config(upgraded(old))
+    assert (config.rounds, config.sampling.local, config.sampling.rule) == (7, 3, today)
+    assert config.model_dump() == parse_config({"rounds": 7, "sampling": {"local": 3, "rule": today}}).model_dump()
+    assert json.dumps(old) == before
+    for name in ("config.json", "settings.json"):
+        (tmp_path / name).write_text(before)
+    assert load_config(tmp_path / "config.json") == config
+    assert parse_config(recall(tmp_path).settings) == parse_config(recall(tmp_path).last) == config
+
+
+@pytest.mark.parametrize("odd", [{"sampling": [], "trainer": None, "network": 3}, {"sampling": {"rule": [1]}}, {}])
+def test_what_is_no_record_is_left_alone(odd: dict[str, Any]) -> None:
+    assert upgraded(odd) == odd
+
+
+@pytest.mark.parametrize("key", GONE)
+def test_a_person_who_sets_what_is_gone_is_told_in_one_line_what_to_do(key: str, tmp_path: Path) -> None:
+    assert not is_key(key)
+    table, _, name = key.partition(".")
+    path = tmp_path / "node.toml"
+    path.write_text(f"[{table}]\n{name} = {json.dumps(VALUES[key])}\n")
+    for file, settings in ((path, []), (None, [f"{key}={json.dumps(VALUES[key])}"])):
+        with pytest.raises(UserError) as error:
+            load_config(file, settings)
+        said = str(error.value)
+        assert said.startswith(f"the configuration key {key!r} is gone: ") and "leave it out" in said
+        assert "\n" not in said
+
+
+@pytest.mark.parametrize("rule", GONE_RULES)
+def test_a_person_who_names_a_rule_that_is_gone_is_told_in_one_line_which_to_take(rule: str) -> None:
+    with pytest.raises(UserError, match=f"'sampling.rule': .*gone: set it to '{GONE_RULES[rule]}'.*{rule}") as error:
+        load_config(None, [f"sampling.rule={rule}"])
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"'sampling\.rule': Input should be 'sapo' or 'positive'"):
+        load_config(None, ["sampling.rule=freshest"])

@@ -1,0 +1,329 @@
+"""The tasks of a node: whose turn it is, epochs of rows, and that training and evaluation never meet."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count, islice
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from node.config import TaskConfig
+from node.errors import UserError
+from node.tasks import Item, Task, TaskKey, load_tasks, task_set
+from node.tasks.questions import DEFAULT, Split, question_id
+from node.tasks.task_set import TRIES, TaskSet, turn_at
+from node.tasks.verdicts import Workers
+from node.tasks.verifiers import VerifiersTask
+
+SEEDS = st.integers(0, 2**63 - 1)
+EVERY_TURN = 150
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> tuple[list[float], list[float]]:
+    """Weights of sum 1, some of them a hundred times others, and an offset for each."""
+    raw = draw(st.lists(st.integers(1, 100), min_size=1, max_size=8))
+    offset = st.sampled_from([0.0, 0.5]) | st.floats(0, 1, exclude_max=True)
+    return [one / sum(raw) for one in raw], draw(st.lists(offset, min_size=len(raw), max_size=len(raw)))
+
+
+@given(mixtures())
+def test_every_task_has_its_share_at_any_moment_within_a_turn_for_each_task(
+    mixture: tuple[list[float], list[float]],
+) -> None:
+    weights, offsets = mixture
+    had: Counter[int] = Counter()
+    for number in range(EVERY_TURN):
+        task, _ = turn_at(weights, offsets, number)
+        had[task] += 1
+        for place, weight in enumerate(weights):
+            assert abs(had[place] - weight * (number + 1)) < 1 + weight * len(weights) + 1e-6
+
+
+@given(mixtures(), st.integers(0, 10**6))
+def test_the_turns_of_a_task_come_one_after_the_other_wherever_one_begins_to_look(
+    mixture: tuple[list[float], list[float]], begin: int
+) -> None:
+    """No turn of a task is left out and none comes twice, and they come in the order of the formula's times."""
+    weights, offsets = mixture
+    turns = [turn_at(weights, offsets, number) for number in range(begin, begin + 60)]
+    for place in range(len(weights)):
+        of_task = [turn for task, turn in turns if task == place]
+        assert of_task == list(range(of_task[0], of_task[0] + len(of_task))) if of_task else True
+        assert begin or not of_task or of_task[0] == 0
+    times = [(turn + offsets[task]) / weights[task] for task, turn in turns]
+    assert times == sorted(times)
+
+
+def test_a_task_alone_has_every_turn() -> None:
+    assert [turn_at([1.0], [0.25], number) for number in (0, 1, 2, 10**9)] == [(0, 0), (0, 1), (0, 2), (0, 10**9)]
+
+
+def test_a_question_is_a_function_of_its_number_alone() -> None:
+    configs = [TaskConfig(name="builtin"), TaskConfig(name="builtin/arithmetic", weight=0.3)]
+    whole = list(load_tasks(configs).questions(5, 60))
+    tasks = load_tasks(configs)
+    assert [tasks.ask(5, number) for number in reversed(range(60))] == whole[::-1]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`size` rows with a question each, of which `raises` tells which cannot be made; it notes what is made."""
+
+    size: int = 40
+    raises: Callable[[int], bool] = lambda row: False
+    made: list[int] = field(default_factory=list, compare=False)
+    key = TaskKey("rows", 1, "aa")
+
+    def make(self, seed: int) -> Item:
+        self.made.append(seed)
+        if self.raises(seed):
+            raise ValueError(f"no row\n{seed}")
+        return Item(f"Which is row {seed % self.size}?", str(seed % self.size))
+
+    def verify(self, item: Item, text: str) -> float:
+        return float(text == item.answer)
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """A question of any seed, `different` of them."""
+
+    different: int = 10**9
+    raises: Callable[[int], bool] = lambda seed: False
+    key = TaskKey("seeds", 1, "aa")
+
+    def make(self, seed: int) -> Item:
+        if self.raises(seed):
+            raise ValueError("no such\nnumber")
+        return Item(f"Which is number {seed % self.different}?", str(seed))
+
+    def verify(self, item: Item, text: str) -> float:
+        return float(text == item.answer)
+
+
+def alone(task: Task, split: Split = DEFAULT) -> TaskSet:
+    return TaskSet([(task, 1.0)], split)
+
+
+def seeds_asked(tasks: TaskSet, seed: int, numbers: Sequence[int]) -> list[int]:
+    found = [tasks.ask(seed, number) for number in numbers]
+    return [one.seed for one in found if one is not None]
+
+
+def test_training_goes_through_the_rows_by_epochs_each_in_an_order_of_its_own() -> None:
+    tasks, rows = alone(Rows()), Rows()
+    training = [row for row in range(40) if not tasks.is_held_out(rows, rows.make(row).question)]
+    size = len(training)
+    assert 25 < size < 40
+    epochs = [seeds_asked(tasks, 3, range(epoch * size, (epoch + 1) * size)) for epoch in range(3)]
+    assert [sorted(epoch) for epoch in epochs] == [training] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert seeds_asked(tasks, 4, range(size)) != epochs[0], "another node has another order"
+
+
+def test_epochs_of_rows_are_kept_beside_another_task() -> None:
+    tasks = TaskSet([(Rows(), 1.0), (Seeds(), 3.0)])
+    asked = [one.seed for one in tasks.questions(0, 500) if one.task.key.name == "rows"]
+    size = len(set(asked))
+    assert [len(set(asked[at : at + size])) for at in range(0, 3 * size, size)] == [size] * 3
+
+
+def test_a_row_that_does_not_fit_gives_its_turn_to_another_row_of_training() -> None:
+    tasks = alone(Rows())
+    fitting = [tasks.ask(0, number, lambda item: int(item.answer) % 2 == 0) for number in range(60)]
+    assert all(one is not None and one.seed % 2 == 0 for one in fitting)
+    assert not any(tasks.is_held_out(one.task, one.item.question) for one in fitting if one is not None)
+    assert tasks.ask(0, 0, lambda item: False) is None
+
+
+def test_where_every_row_is_held_out_there_is_nothing_to_train_on_in_a_line() -> None:
+    tasks = alone(Rows(), Split(1.0))
+    assert tasks.ask(0, 0) is None
+    with pytest.raises(UserError, match="no question for training is found") as caught:
+        list(tasks.questions(0, 1))
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=50)
+@given(SEEDS, SEEDS, st.integers(0, 2**32 - 1))
+def test_no_question_of_training_is_held_out_and_every_one_of_an_evaluation_is(
+    seed: int, other: int, salt: int
+) -> None:
+    split = Split(1 / 4, salt)
+    for task in (Rows(), Seeds(different=60)):
+        tasks = alone(task, split)
+        trained = {one.item.question for one in tasks.questions(seed, 12)}
+        asked = [item.question for item in tasks.evaluation(task, other, 12)]
+        assert not any(split.holds_out(task.key.name, question) for question in trained)
+        assert all(split.holds_out(task.key.name, question) for question in asked)
+        assert len(set(asked)) == len(asked)
+
+
+def test_an_evaluation_has_an_order_of_its_seed_and_is_made_once() -> None:
+    rows = Rows(400)
+    tasks = alone(rows)
+    first, again, other = ([item.question for item in tasks.evaluation(rows, seed, 100)] for seed in (1, 1, 2))
+    assert first == again != other and set(first) == set(other)
+    made = len(rows.made)
+    assert [item.question for item in islice(tasks.evaluation(rows, 1, 100), 10)] == first[:10]
+    assert len(rows.made) == made, "as making a question may be dear"
+    assert [item.question for item in alone(Rows(400)).evaluation(Rows(400), 1, 100)] == first
+
+
+def test_a_small_family_gives_the_few_that_it_has() -> None:
+    task = Seeds(different=40)
+    held = {task.make(seed).question for seed in range(40) if alone(task).is_held_out(task, task.make(seed).question)}
+    asked = [item.question for item in alone(task).evaluation(task, 0, 100)]
+    assert len(asked) == len(held) and set(asked) == held and 1 < len(held) < 15
+
+
+def dataset(folder: Path, name: str, numbers: Sequence[int]) -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps({"question": f"What is {n} + {n}?", "answer": 2 * n}) + "\n" for n in numbers))
+    return str(path)
+
+
+def test_test_questions_of_its_own_are_all_that_an_evaluation_asks(tmp_path: Path) -> None:
+    options = {"path": dataset(tmp_path, "a.jsonl", range(60)), "test": dataset(tmp_path, "b.jsonl", [1, 2, 2, 70, 71])}
+    with capture_logs() as logs:
+        tasks = load_tasks([TaskConfig(name="dataset", options=options)])
+    (task,) = tasks.tasks
+    asked = [item.question for item in tasks.evaluation(task, 0, 100)]
+    assert sorted(asked) == sorted(f"What is {n} + {n}?" for n in (1, 2, 70, 71))
+    trained = Counter(one.item.question for one in tasks.questions(0, 58))
+    assert trained == Counter(f"What is {n} + {n}?" for n in range(60) if n not in (1, 2)), "each once in an epoch"
+    (told,) = [one for one in logs if one["log_level"] == "warning"]
+    assert (told["task"], told["rows"], told["first"]) == ("dataset", 2, "What is 1 + 1?")
+    assert list(tasks.few()) == ["dataset: 62 different questions: 4 are held out"]
+
+
+@pytest.mark.parametrize(
+    ("task", "split", "lines"),
+    [
+        (Rows(10), Split(0.0), ["rows: 10 different questions: 0 are held out"]),
+        (Rows(500), Split(), []),
+        (Rows(500), Split(0.0), ["rows: 500 different questions: 0 are held out"]),
+        (Rows(500), Split(1.0), ["rows: 500 different questions: 500 are held out"]),
+        (Seeds(2), Split(1.0), ["seeds: 2 different questions among 256 tried: 2 are held out"]),
+        (Seeds(), Split(), []),
+        (Seeds(), Split(0.0), ["seeds: 256 different questions among 256 tried: 0 are held out"]),
+    ],
+)
+def test_a_task_with_few_questions_or_of_one_part_alone_is_told(task: Task, split: Split, lines: list[str]) -> None:
+    assert list(alone(task, split).few()) == lines
+
+
+@pytest.mark.parametrize(("different", "lines"), [(10**9, 0), (2, 1)])
+def test_a_task_that_takes_long_is_told_by_the_questions_that_there_was_time_for(
+    monkeypatch: pytest.MonkeyPatch, different: int, lines: int
+) -> None:
+    clock: Iterator[float] = count(step=0.25)
+    monkeypatch.setattr(task_set, "perf_counter", lambda: next(clock))
+    found = list(alone(Seeds(different)).few())
+    assert len(found) == lines and all("2 different questions among 9 tried" in line for line in found)
+
+
+def test_a_seed_of_which_a_task_raises_is_passed_over_and_told() -> None:
+    tasks = alone(Seeds(raises=lambda seed: seed % 2 == 0))
+    with capture_logs() as logs:
+        asked = list(tasks.questions(0, 30))
+        held = list(tasks.evaluation(tasks.tasks[0], 0, 10))
+        assert list(tasks.few()) == []
+    assert len(asked) == 30 and len(held) >= 10 and all(one.seed % 2 for one in asked)
+    assert {(one["event"], one["task"], one["reason"]) for one in logs} == {
+        ("a question is passed over", "seeds", "ValueError: no such number")
+    }
+    assert 5 < len(logs) <= 32
+
+
+def test_a_row_of_which_a_task_raises_is_in_neither_part() -> None:
+    with capture_logs():
+        tasks = alone(Rows(raises=lambda row: row % 2 == 0))
+        trained = set(seeds_asked(tasks, 0, range(40)))
+        asked = {int(item.answer) for item in tasks.evaluation(tasks.tasks[0], 0, 40)}
+    assert trained | asked == set(range(1, 40, 2)) and not trained & asked
+
+
+def always(seed: int) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(("task", "tried"), [(Seeds(raises=always), TRIES), (Rows(raises=always), 40)])
+def test_a_task_that_raises_of_every_seed_is_one_line_that_names_it_and_says_why(task: Task, tried: int) -> None:
+    uses: list[Callable[[TaskSet], object]] = [
+        lambda tasks: tasks.ask(0, 0),
+        lambda tasks: list(tasks.questions(0, 3)),
+        lambda tasks: list(tasks.evaluation(task, 0, 3)),
+        lambda tasks: list(tasks.few()),
+    ]
+    for use in uses:
+        with capture_logs() as logs, pytest.raises(UserError) as caught:
+            use(alone(task))
+        said = str(caught.value)
+        assert said.startswith(f"task '{task.key.name}' makes no question, of ")
+        assert "seeds tried: ValueError: no " in said and "\n" not in said
+        assert len(logs) == 1, "one line, however many seeds"
+    with capture_logs(), pytest.raises(UserError, match=f"of {tried} seeds tried"):
+        alone(task).ask(0, 0)
+
+
+RIDDLES = """
+from node.tasks import Item
+
+def make(seed):
+    return Item(f"Riddle {seed % 500}?", str(seed % 500))
+"""
+
+
+def kinds(folder: Path) -> dict[str, TaskConfig]:
+    """A configuration of every kind of task that a configuration can name."""
+    (folder / "riddles.py").write_text(RIDDLES)
+    rows, test = dataset(folder, "rows.jsonl", range(80)), dataset(folder, "test.jsonl", range(70, 100))
+    tests = {"path": rows, "test": test}
+    return {
+        "builtin": TaskConfig(name="builtin", examples=1),
+        "arithmetic": TaskConfig(name="builtin/arithmetic", examples=2),
+        "summands": TaskConfig(name="builtin/summands", examples=2),
+        "dataset": TaskConfig(name="dataset", options={"path": rows}, examples=2),
+        "dataset with test": TaskConfig(name="dataset", options=tests, examples=2),
+        "file": TaskConfig(name="file", options={"path": str(folder / "riddles.py")}, examples=2),
+        "reasoning-gym": TaskConfig(name="reasoning-gym/chain_sum", examples=2),
+    }
+
+
+def assert_parts_are_apart(tasks: TaskSet, task: Task) -> None:
+    """Of what is asked and of what is shown, in training, nothing is asked in an evaluation."""
+
+    def ids(questions: Iterator[str]) -> set[bytes]:
+        return {question_id(task.key.name, question) for question in questions}
+
+    trained = list(TaskSet([(task, 1.0)], tasks.split).questions(0, 40))
+    asked = ids(item.question for item in tasks.evaluation(task, 0, 10))
+    shown = ids(question for one in trained for question, _ in one.item.examples)
+    assert asked and not asked & ids(one.item.question for one in trained)
+    assert not asked & shown
+    assert all(tasks.is_held_out(task, item.question) for item in tasks.evaluation(task, 1, 10))
+
+
+@pytest.mark.parametrize(
+    "kind", ["builtin", "arithmetic", "summands", "dataset", "dataset with test", "file", "reasoning-gym"]
+)
+def test_the_training_part_and_the_evaluation_part_are_apart_in_every_kind_of_task(tmp_path: Path, kind: str) -> None:
+    config = kinds(tmp_path)[kind]
+    tasks = load_tasks([config])
+    assert len(tasks.tasks) == (7 if kind == "builtin" else 1)
+    for task in tasks.tasks:
+        assert_parts_are_apart(tasks, task)
+        assert len(task.make(5).examples) == config.examples
+
+
+def test_they_are_apart_in_a_task_set_of_verifiers() -> None:
+    items = tuple(Item(f"{n} + {n}?", "", content=str(n)) for n in range(80))
+    task = VerifiersTask(TaskKey("verifiers/sums", 2, "aa"), items, Workers("verifiers/sums", "no.such.module", {}))
+    assert_parts_are_apart(alone(task), task)

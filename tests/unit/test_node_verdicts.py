@@ -1,0 +1,377 @@
+"""Verdicts: a reward or "nobody can tell", and worker processes that anything may happen to."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from structlog.testing import capture_logs
+
+from node.config import TaskConfig
+from node.processes.worker_process import Message, WorkerError
+from node.tasks import Item, Task, TaskKey, load_task, load_tasks, verdicts
+from node.tasks.verdicts import MOST_WORKERS, Answer, Beside, Workers, score
+from tests.processes import alive
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+PIDS = 2**22  # a process's id is below it
+LATER = 1e9  # a deadline that never comes
+
+HOSTILE = """
+import os, signal, time
+from node.tasks import Item
+
+def make(seed):
+    return Item(f"Riddle {seed}?", str(seed))
+
+def verify(item, text):
+    if text == "pid":
+        return os.getpid() / 2**22
+    if text == "raise":
+        raise RuntimeError("no\\nidea")
+    if text == "exit":
+        os._exit(3)
+    if text == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if text.startswith("sleep "):
+        open(text[6:], "w").close()
+        time.sleep(600)
+    if text == "memory":
+        return float(len(bytearray(9 << 30)) > 0)
+    if text == "none":
+        return None
+    if text == "large":
+        return 7
+    if text == "words":
+        return "very good"
+    return float(text == item.answer)
+"""
+
+
+def hostile(folder: Path) -> TaskConfig:
+    path = folder / "hostile.py"
+    path.write_text(HOSTILE)
+    return TaskConfig(name="file/hostile", options={"path": str(path)})
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    """A file's task, which scores in a worker process that all these tests share."""
+    (task,) = load_tasks([hostile(tmp_path_factory.mktemp("hostile"))]).tasks
+    return task
+
+
+def pid_of(task: Task) -> int:
+    reward = task.verify(task.make(1), "pid")
+    assert reward is not None
+    return round(reward * PIDS)
+
+
+def workers_here() -> list[int]:
+    """The worker processes of tasks that this process has started."""
+    return [one.pid for one in psutil.Process().children() if "node.tasks.verdicts" in one.cmdline()]
+
+
+def test_what_other_people_wrote_scores_in_a_process_of_its_own(task: Task) -> None:
+    item = task.make(7)
+    assert [task.verify(item, text) for text in ("7", "8")] == [1.0, 0.0]
+    assert pid_of(task) == pid_of(task) != os.getpid()
+    assert load_tasks([TaskConfig(name="builtin/sums")]).score_beside is False
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "dies"),
+    [
+        ("raise", "task 'file/hostile': verify of 'raise' raised RuntimeError: no idea (hostile.py, line 12)", False),
+        ("memory", "raised MemoryError", False),
+        ("large", "returned 7: a reward is a number from 0 to 1", False),
+        ("words", "returned a str", False),
+        ("none", "its task cannot tell", False),
+        ("exit", "exit status 3", True),
+        ("kill", "killed by SIGKILL, as when memory runs out", True),
+    ],
+)
+def test_a_text_that_something_goes_wrong_with_is_unscorable_and_the_next_one_is_scored(
+    task: Task, text: str, reason: str, dies: bool
+) -> None:
+    before = pid_of(task)
+    with capture_logs() as logs:
+        assert task.verify(task.make(1), text) is None
+    (told,) = logs
+    assert (told["event"], told["task"]) == ("unscorable", "file/hostile")
+    assert reason in told["reason"] and "\n" not in told["reason"]
+    assert (pid_of(task) != before) == dies
+    assert alive(before) != dies
+
+
+def test_a_text_that_takes_too_long_is_unscorable_and_its_process_is_ended_and_replaced(tmp_path: Path) -> None:
+    config = hostile(tmp_path)
+    described = {"name": config.name, "options": config.options}
+    first: Message = {"call": "load", "task": described, "key": list(load_task(config).key)}
+    workers = Workers("file/hostile", "node.tasks.verdicts", first, seconds=0.05)
+    before = set(workers_here())
+    assert workers.begin() == {}
+    (worker,) = set(workers_here()) - before
+    asked = {
+        "call": "score",
+        "item": {"question": "?", "answer": "1", "examples": ()},
+        "text": f"sleep {tmp_path / 'asleep'}",
+    }
+    with capture_logs() as logs:
+        assert workers.score([asked], LATER) == [None]
+    assert "no answer to 'score' in 0.05 s" in logs[0]["reason"]
+    assert not alive(worker)
+    assert workers.begin() == {}
+    assert len(set(workers_here()) - before) == 1
+
+
+def test_a_file_that_changed_since_the_node_began_scores_nothing(tmp_path: Path) -> None:
+    """The rewards of other code under the old key would be lies to its peers."""
+    config = hostile(tmp_path)
+    (task,) = load_tasks([config]).tasks
+    item = task.make(1)
+    Path(config.options["path"]).write_text(HOSTILE + "# changed\n")
+    before = workers_here()
+    with capture_logs() as logs:
+        assert task.verify(item, "1") is None
+    assert "its code has changed since this node began" in logs[0]["reason"]
+    assert workers_here() == before, "the one that said so is ended"
+
+
+def test_a_worker_ends_with_a_node_that_is_killed_though_it_is_at_work(tmp_path: Path) -> None:
+    config, asleep = hostile(tmp_path), tmp_path / "asleep"
+    node = f"""
+from node.config import TaskConfig
+from node.tasks import load_tasks
+(task,) = load_tasks([TaskConfig(name={config.name!r}, options={config.options!r})]).tasks
+print(round(task.verify(task.make(1), "pid") * {PIDS}), flush=True)
+task.verify(task.make(1), {f"sleep {asleep}"!r})
+"""
+    with subprocess.Popen([sys.executable, "-c", node], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        wait_until(asleep.exists, timeout=60)
+        assert alive(worker)
+        process.kill()
+    wait_until(lambda: not alive(worker), timeout=10, what="the worker to end")
+
+
+@dataclass
+class Clock:
+    """Time that passes when a worker says so."""
+
+    now: float = 0.0
+
+
+@dataclass
+class Scene:
+    """Workers that are none: what they take to start and to score, and what was asked of which."""
+
+    clock: Clock
+    start_s: float = 0.0
+    score_s: float = 0.0
+    first: Message = field(default_factory=dict)
+    begun: int = 0
+    asked: list[tuple[int, int]] = field(default_factory=list)  # the worker's number, and the request's
+    fails: set[int] = field(default_factory=set)  # requests that end their worker
+    says: Message | None = None  # to every request
+
+    def worker(self, command: Sequence[str], environment: object) -> SimpleNamespace:
+        number, self.begun = self.begun, self.begun + 1
+        if self.first.get("raises"):
+            raise OSError("no more processes")
+
+        def call(message: Message, timeout: float) -> Message:
+            if "number" not in message:
+                self.clock.now += self.start_s
+                return self.first
+            self.clock.now += self.score_s
+            self.asked.append((number, message["number"]))
+            if message["number"] in self.fails:
+                raise WorkerError("it died")
+            return {"reward": message["number"] / 100} if self.says is None else self.says
+
+        return SimpleNamespace(call=call, kill=lambda: None)
+
+
+@pytest.fixture
+def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    clock = Clock()
+    scene = Scene(clock)
+    monkeypatch.setattr(verdicts, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(verdicts, "WorkerProcess", scene.worker)
+    monkeypatch.setattr(verdicts, "usable_cores", lambda: 3)
+    return scene
+
+
+def requests(count: int) -> list[Message]:
+    return [{"call": "score", "number": number} for number in range(count)]
+
+
+def rewards(count: int) -> list[float]:
+    return [number / 100 for number in range(count)]
+
+
+def test_what_is_not_begun_by_the_deadline_is_unscorable(scene: Scene) -> None:
+    scene.score_s = 1.0
+    workers = Workers("t", "m", {})
+    assert workers.score(requests(5), 2.5) == [0.0, 0.01, 0.02, None, None]
+    assert workers.score(requests(1), 2.5) == [None]
+    assert scene.begun == 1, "nothing is started for what comes too late"
+
+
+def test_a_call_whose_scoring_is_slow_gets_one_more_worker_up_to_the_cores_and_the_order_stays(scene: Scene) -> None:
+    scene.score_s = 0.4
+    workers = Workers("t", "m", {})
+    begun = []
+    for _ in range(5):
+        assert workers.score(requests(9), LATER) == rewards(9)
+        begun.append(scene.begun)
+    assert begun == [1, 2, 3, 3, 3]
+    last = scene.asked[-9:]
+    assert {worker for worker, _ in last} == {0, 1, 2} and sorted(number for _, number in last) == list(range(9))
+    assert workers.score(requests(1), LATER) == [0.0]
+    assert workers.score([], LATER) == []
+
+
+def test_how_long_a_worker_takes_to_start_does_not_count(scene: Scene) -> None:
+    scene.start_s, scene.score_s = 60.0, 0.1
+    workers = Workers("t", "m", {})
+    for _ in range(4):
+        assert workers.score(requests(9), LATER) == rewards(9)
+    assert scene.begun == 1
+
+
+def test_a_worker_that_dies_is_replaced_at_the_next_text(scene: Scene) -> None:
+    scene.fails = {1, 3}
+    with capture_logs() as logs:
+        assert Workers("t", "m", {}).score(requests(5), LATER) == [0.0, None, 0.02, None, 0.04]
+    assert scene.asked == [(0, 0), (0, 1), (1, 2), (1, 3), (2, 4)]
+    assert [one["reason"] for one in logs] == ["it died", "it died"]
+
+
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [
+        ({"reward": 1.5}, "a reward of 1.5"),
+        ({"reward": -0.1}, "a reward of -0.1"),
+        ({"reward": float("nan")}, "a reward of nan"),
+        ({"reward": "1"}, "a reward of '1'"),
+        ({"reward": [1.0]}, "a reward of [1.0]"),
+        ({}, "its task cannot tell"),
+        ({"error": "out of\nmemory"}, "out of memory"),
+    ],
+)
+def test_what_a_worker_says_that_is_no_reward_is_none(scene: Scene, says: Message, reason: str) -> None:
+    scene.says = says
+    with capture_logs() as logs:
+        assert Workers("t", "m", {}).score(requests(2), LATER) == [None, None]
+    assert [one["reason"] for one in logs] == [reason, reason]
+    assert scene.begun == 1, "its worker is not to blame"
+
+
+@pytest.mark.parametrize(
+    ("first", "reason"), [({"error": "it has no such file"}, "it has no such file"), ({"raises": True}, "no more proc")]
+)
+def test_where_no_worker_can_be_started_a_text_is_unscorable_and_the_log_says_why(
+    scene: Scene, first: Message, reason: str
+) -> None:
+    scene.first = first
+    with capture_logs() as logs:
+        assert Workers("t", "m", {}).score(requests(2), LATER) == [None, None]
+    assert all(reason in one["reason"] for one in logs) and len(logs) == 2
+    assert scene.asked == []
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """A task of ours, which scores here: the length of a text in tenths; it raises at an empty one."""
+
+    name: str
+
+    @property
+    def key(self) -> TaskKey:
+        return TaskKey(self.name, 1, "aa")
+
+    def make(self, seed: int) -> Item:
+        return Item("?", "")
+
+    def verify(self, item: Item, text: str) -> float | None:
+        if not text:
+            raise ValueError("no\ntext")
+        return len(text) / 10
+
+
+@dataclass(frozen=True)
+class Elsewhere(InPlace):
+    """One that scores elsewhere, and notes what it is asked at once."""
+
+    calls: list[list[str]] = field(default_factory=list)
+
+    def verify_many(self, answers: Sequence[tuple[Item, str]], deadline: float) -> list[float | None]:
+        self.calls.append([text for _, text in answers])
+        return [None if text == "" else 1.0 for _, text in answers]
+
+
+def answers(*given: tuple[Task, str]) -> list[Answer]:
+    return [Answer(task, task.make(0), text) for task, text in given]
+
+
+def test_verdicts_have_the_order_of_the_answers_whoever_scores_them() -> None:
+    here, there = InPlace("here"), Elsewhere("there")
+    given = answers((here, "a"), (there, "b"), (there, ""), (here, "abc"), (there, "c"))
+    assert score(given) == [0.1, 1.0, None, 0.3, 1.0]
+    assert there.calls == [["b", ""], ["c"]], "at once what comes one after the other"
+    assert score([]) == []
+
+
+def test_a_task_that_raises_is_a_line_in_the_log_and_no_end() -> None:
+    here = InPlace("here")
+    with capture_logs() as logs:
+        assert score(answers((here, "a"), (here, ""), (here, "ab"))) == [0.1, None, 0.2]
+    assert [(one["task"], one["reason"]) for one in logs] == [("here", "no text")]
+
+
+def test_what_is_scored_here_is_not_begun_after_the_deadline_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 0.5, 1.0, 1.5, 2.0])
+    monkeypatch.setattr(verdicts, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    here = InPlace("here")
+    assert score(answers((here, "a"), (here, "b"), (here, "c")), seconds=1.0) == [0.1, 0.1, None]
+
+
+@dataclass(frozen=True)
+class Held(Elsewhere):
+    """One that says when it is asked, and answers once it may."""
+
+    asked: threading.Event = field(default_factory=threading.Event)
+    may_answer: threading.Event = field(default_factory=threading.Event)
+
+    def verify_many(self, answers: Sequence[tuple[Item, str]], deadline: float) -> list[float | None]:
+        self.asked.set()
+        assert self.may_answer.wait(60)
+        return super().verify_many(answers, deadline)
+
+
+def test_scoring_beside_returns_at_once_and_its_verdicts_come_later() -> None:
+    there = Held("there")
+    beside = Beside(answers((there, "a"), (there, "")))
+    there.may_answer.set()
+    assert beside.wait(60) == [1.0, None]
+
+
+def test_what_nobody_waits_for_any_more_is_not_begun() -> None:
+    there = Held("there")
+    beside = Beside(answers(*[(there, "a")] * (3 * MOST_WORKERS)))
+    assert there.asked.wait(60)
+    (scoring,) = [thread for thread in threading.enumerate() if thread.name == "scoring"]
+    assert beside.wait(0) is None
+    there.may_answer.set()
+    scoring.join(60)
+    assert there.calls == [["a"] * MOST_WORKERS]
