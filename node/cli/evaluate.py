@@ -128,7 +128,7 @@ def _print(reports: "dict[str, EvalReport]") -> None:
     greedy = reports["greedy"]
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("task", no_wrap=True)
-    columns = ["asked", "accuracy", "95 %", "reward", "finished", "tokens"]
+    columns = ["questions", "accuracy", "95 %", "reward", "finished", "tokens"]
     best = max(reports["sampled"].overall.pass_at) if "sampled" in reports else None
     for name in [*columns, *([] if best is None else ["pass@1", f"pass@{best}"])]:
         table.add_column(name, justify="right", no_wrap=True)
@@ -139,6 +139,7 @@ def _print(reports: "dict[str, EvalReport]") -> None:
     if not console.is_terminal:
         console.width = WIDE
     console.print(table)
+    console.print(f"{greedy.overall.questions} different questions that training leaves out; intervals count questions.")
 
 
 def _cells(score: "Score") -> tuple[str, ...]:
@@ -157,5 +158,5 @@ def _pass_cells(reports: "dict[str, EvalReport]", task: str, best: int | None) -
     if best is None:
         return ()
     sampled = reports["sampled"]
-    score = next(one for one in (*sampled.tasks, sampled.overall) if one.task == task)
-    return f"{score.pass_at[1]:.1%}", f"{score.pass_at[best]:.1%}"
+    score = next((one for one in (*sampled.tasks, sampled.overall) if one.task == task), None)
+    return ("", "") if score is None else (f"{score.pass_at[1]:.1%}", f"{score.pass_at[best]:.1%}")

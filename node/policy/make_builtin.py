@@ -116,14 +116,20 @@ def tasks_of(recipe: Recipe) -> list[Task]:
 
 def sample_answers(recipe: Recipe, right: float, step: int) -> list[tuple[str, str]]:
     """Return a batch of questions with answers, of which about a fraction `right` are right."""
+    return [(item.question, answer) for _, item, answer in sample_items(recipe, right, step)]
+
+
+def sample_items(recipe: Recipe, right: float, step: int) -> list[tuple[Task, Item, str]]:
+    """Return what `sample_answers` does, each with the task and the item that it is of."""
     rng = random.Random(derive_seed("builtin policy", recipe.seed, right, step))
     tasks = tasks_of(recipe)
-    pairs = []
+    found = []
     for _ in range(recipe.batch):
-        item = training_item(rng.choice(tasks), rng)
+        task = rng.choice(tasks)
+        item = training_item(task, rng)
         answer = item.answer if rng.random() < right else wrong_answer(item.answer, rng)
-        pairs.append((item.question, answer))
-    return pairs
+        found.append((task, item, answer))
+    return found
 
 
 def training_item(task: Task, rng: random.Random) -> Item:

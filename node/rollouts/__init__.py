@@ -3,7 +3,7 @@
 group           a question's completions with their rewards, and their wire form
 sampling        what a round trains on: from groups to weighted completions, by a rule
 rules/          the rules, one a file
-screening       what a peer's group must pass, from its coming to the round that trains on it
+screening       what a peer's group must pass, from its arrival to the round that trains on it
 replay_buffer   peers' groups, on disk and bounded
-own_results     what this node's own groups came to: how long its answers are, and how good
+own_results     the results of this node's own groups: how long its answers are, and how good
 """

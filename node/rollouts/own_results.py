@@ -1,15 +1,17 @@
-"""What this node's own groups came to of late: how long its answers are, and how good. Pure.
+"""The results of this node's own recent groups: how long its answers are, and how good. Pure.
 
-Peers' answers are measured by it, and no peer moves it but by what it teaches.
+Peers' answers are measured by them. A peer changes them only by what it teaches.
 
-**Length.** A right answer may be padded: said again and again, or argued for at any length, and every verifier pays it.
-A peer's completion is compared with the node's own, in tokens of its own tokenizer:
+**Length.** A right answer may be padded: repeated, or argued for at any length, and every verifier pays it. So a peer's
+completion is compared with the node's own completions, in tokens of its own tokenizer. The usual length of an answer to
+a task is the first of these that there is:
 
-    usual = median over this node's groups of the task of the median length of their right completions,
-            where it has none of these, of all its completions of the task, and where it has none, of all tasks
+    1. over this node's groups of the task, the median of the median length of their right completions
+    2. over the same groups, the median of the median length of all their completions
+    3. 1, or else 2, over this node's groups of all tasks
 
-**Reward.** What the node gets itself on a task is the mean reward of its last `RECENT` groups of the task, and 0 where
-it has none.
+**Reward.** This node's own reward on a task is the mean reward of its last `RECENT` groups of the task, and 0 if it has
+none.
 """
 
 import statistics
@@ -22,13 +24,13 @@ from typing import NamedTuple
 from node.rollouts.sampling import RIGHT
 
 KEPT = 256  # rounds that are remembered
-RECENT = 32  # groups of a task whose rewards are averaged: a policy that learns gets better from round to round
+RECENT = 32  # groups of a task whose rewards are averaged: older ones say little of a policy that learns
 
 
 class OwnResult(NamedTuple):
-    """Of a group that this node made.
+    """The result of a group that this node made.
 
-    Its task, the median tokens of its right completions, if any, and of all, and its mean reward.
+    Its task, the median length in tokens of its right completions (None if it has none) and of all, its mean reward.
     """
 
     task: str
@@ -38,26 +40,29 @@ class OwnResult(NamedTuple):
 
 
 def own_result(task: str, lengths: Sequence[int], rewards: Sequence[float]) -> OwnResult:
-    """Return what a group came to whose completions have so many tokens and these rewards."""
+    """Return the result of a group whose completions have these lengths in tokens and these rewards."""
     right = [length for length, reward in zip(lengths, rewards, strict=True) if reward >= RIGHT]
     usual = statistics.median(right) if right else None
     return OwnResult(task, usual, statistics.median(lengths), statistics.fmean(rewards))
 
 
 class OwnResults:
-    """Those of the last `KEPT` rounds, by task in their order: a round changes a few of a thousand and asks often."""
+    """The results of the last `KEPT` rounds.
+
+    Each task's lengths are kept sorted: a round changes a few of a thousand and asks for medians often.
+    """
 
     def __init__(self) -> None:
         self._rounds: dict[int, Sequence[OwnResult]] = {}
         self._right: defaultdict[str, list[float]] = defaultdict(list)
         self._made: defaultdict[str, list[float]] = defaultdict(list)
-        self._rewards: dict[str, float] = {}  # by task, as far as they were asked for since the last round
+        self._rewards: dict[str, float] = {}  # by task: what `reward` has returned since the last `put`
 
     def __iter__(self) -> Iterator[OwnResult]:
         return chain.from_iterable(self._rounds.values())
 
     def put(self, round_number: int, results: Sequence[OwnResult]) -> list[int]:
-        """Take those of a round, in place of what it had; return the rounds of which others are forgotten."""
+        """Set the results of a round; return the rounds whose earlier results are forgotten."""
         last = round_number - KEPT
         gone = [number for number in self._rounds if number == round_number or number <= last]
         for one in chain.from_iterable(map(self._rounds.pop, gone)):
@@ -71,7 +76,7 @@ class OwnResults:
         return gone
 
     def usual_length(self, task: str) -> float:
-        """Return how many tokens an answer to `task` has here; 0 while there is no group of the node's own."""
+        """Return the usual length of an answer to `task`, in tokens; 0 while this node has no group of its own."""
         if self._made[task]:
             found = self._right[task] or self._made[task]
         else:
@@ -79,7 +84,7 @@ class OwnResults:
         return statistics.median(found) if found else 0.0
 
     def reward(self, task: str) -> float:
-        """Return the mean reward that this node gets on `task`; 0 where it has not answered it yet."""
+        """Return this node's own reward on `task`; 0 while it has no group of it."""
         if task not in self._rewards:
             newest = chain.from_iterable(map(reversed, reversed(self._rounds.values())))
             found = list(islice((one.reward for one in newest if one.task == task), RECENT))

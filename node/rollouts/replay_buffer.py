@@ -1,19 +1,20 @@
 """The replay buffer: peers' groups, bounded by age, count and bytes; in memory, and in SQLite for the next start.
 
-- **A group is used at most `max_uses` times.** It is named by a hash of its question and of its completions' texts
-  (`texts_id`): whoever sends it again, under whatever id, gains no further use. A use is remembered for `max_age`,
-  whether the group is still here or not, and a group that is used up is not taken in again.
+- **A group is used at most `max_uses` times.** A hash of its question and its completions' texts names it (`texts_id`).
+  So it gains no further use when somebody sends it again under another id. A use is remembered for `max_age`, whether
+  the group is still here or not. A group that is used up is not taken in again.
 - **A question stands once in a draw.** Of several groups on one question the first to come may be drawn; the others
   may follow in later rounds.
-- **What is here is not verified** before a round draws it. What that round finds false or of no use is buried: it
-  stays, so that it does not come again, and it is drawn no more.
-- **Rounds that are done again draw the same.** A group has the first round that may draw it, a use and a burial the
-  round that made it. A node that goes on from an older checkpoint forgets those of the rounds it will do again.
-- **Time does not go back** behind the newest group: where the clock was set back, that one's time counts. So a group is
-  gone before its use is forgotten.
+- **No group is verified** before a round draws it. A group that the round finds false or of no use is *buried*: it is
+  kept, so that it is not taken in again, but no round draws it again.
+- **A round that is done again draws the same.** A group is stored with the first round that may draw it, and a use or a
+  burial with the round that made it. A node that goes on from an older checkpoint forgets the uses and burials of the
+  rounds that it will do again.
+- **Time does not go back** behind the newest group. If the clock was set back, the newest group's time counts. So a
+  group is evicted before its uses are forgotten.
 
-Rows lie in the order of their coming, and their random ids in an index: in a tree of the ids themselves a burst of
-bodies costs twice as much to store.
+The rows of a table lie in the order of arrival, and their random ids in an index. In a tree sorted by id, a burst of
+bodies would cost twice as much to store.
 
 One thread owns a buffer. WAL with NORMAL synchronisation keeps the file consistent through kill -9. A power cut may
 lose the last transactions, never the file.
@@ -55,7 +56,7 @@ _EMPTY = "".join(  # of the tables of this format and of older ones
     f"DROP TABLE IF EXISTS {table};"
     for table in ("groups", "uses", "buried", "probes", "pulls", "own_lengths", "own_results")
 )
-_FORMAT = 3  # of the tables: a file of another is emptied
+_FORMAT = 3  # of the tables; a file of another format is emptied
 _CLEAR = ("DELETE FROM groups", "DELETE FROM uses", "DELETE FROM buried", "DELETE FROM own_results")
 _INSERT_GROUP = "INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 OWN = "self"  # who signed this node's own groups: no peer's id
@@ -82,7 +83,7 @@ def own_shared(group: Group, now: float) -> Shared:
 
 
 def texts_id(group: Group) -> bytes:
-    """Return 16 bytes that name a group by its question and its completions' texts, in whatever order these stand."""
+    """Return 16 bytes that name a group by its question and its completions' texts, whatever their order."""
     digest = hashlib.sha256()
     for text in (group.task.name, group.question, *sorted(completion.text for completion in group.completions)):
         data = text.encode(errors="replace")
@@ -150,7 +151,7 @@ class ReplayBuffer:
 
     @property
     def own_results(self) -> OwnResults:
-        """What this node's own groups of the last rounds came to."""
+        """The results of this node's own groups in the last rounds."""
         return self._own_results
 
     def close(self) -> None:
@@ -175,7 +176,7 @@ class ReplayBuffer:
         """Store groups that are neither here nor used up, then restore the bounds; return how many were stored.
 
         Args:
-            shared: from anybody, as `node.rollouts.screening.read` lets them in.
+            shared: from anybody, once `node.rollouts.screening.read` has accepted them.
             now: Unix seconds.
             first_round: the first round that may draw them.
         """
@@ -196,11 +197,10 @@ class ReplayBuffer:
         return len(rows)
 
     def candidates(self, now: float, round_number: int) -> list[Candidate]:
-        """Return what `round_number` may draw, in the order of their coming: at most one group of a question.
+        """Return the groups that `round_number` may draw, in order of arrival: at most one group for each question.
 
-        Left out are groups that are buried or used up, those over `max_age` or `max_age_rounds`, and those that later
-        rounds may draw first. Age is counted from a group's coming: what a peer says of its own rounds or clock plays
-        no part.
+        Left out are groups that are buried or used up, those older than `max_age` or `max_age_rounds`, and those that
+        only a later round may draw. Age is counted from a group's arrival: a peer's own rounds and clock play no part.
         """
         oldest = self._time(now) - self._bounds.max_age
         stay = self._bounds.max_age_rounds
@@ -218,14 +218,14 @@ class ReplayBuffer:
         return [one for one in self._free.values() if one.peer in peers]
 
     def read(self, ids: Iterable[bytes]) -> dict[bytes, Group]:
-        """Return the groups with these ids, of those that are here; that is no use of them."""
+        """Return the groups with these ids, if they are here. Reading a group is not a use of it."""
         found = {group_id: self._entries[group_id].body for group_id in ids if group_id in self._entries}
         return {group_id: decode(body, len(body)) for group_id, body in found.items()}
 
     def use(self, drawn: Iterable[Candidate], round_number: int, now: float) -> None:
-        """Record that `round_number` used these groups, at `now` (Unix seconds); forget what is over `max_age` by then.
+        """Record that `round_number` used these groups at `now` (Unix seconds); forget what is older than `max_age`.
 
-        A group that was drawn may have been evicted since: it counts as used all the same.
+        A group that was evicted after it was drawn counts as used all the same.
         """
         time = self._time(now)
         texts = [one.texts for one in drawn]
@@ -237,12 +237,12 @@ class ReplayBuffer:
             forgotten = self._db.execute("SELECT texts FROM uses WHERE time < ?", (old,)).fetchall()
             for (one,) in forgotten:
                 _take_one(self._uses, one)
-            if forgotten and self._max_uses > 1:  # a group that came between two uses may be drawn once more
+            if forgotten and self._max_uses > 1:  # a used-up group that came between two uses may be drawn once more
                 self._free_all()
             self._db.execute("DELETE FROM uses WHERE time < ?", (old,))
 
     def bury(self, ids: Iterable[bytes], round_number: int) -> None:
-        """Let nobody draw these groups any more, as `round_number` found out; those that are gone stay so."""
+        """Bury these groups: no round draws them again, as `round_number` found out. Ignore those that are gone."""
         here = [group_id for group_id in ids if group_id in self._entries]
         self._buried.update(here)
         for group_id in here:
@@ -251,7 +251,7 @@ class ReplayBuffer:
             self._db.executemany("INSERT OR IGNORE INTO buried VALUES (?, ?)", [(one, round_number) for one in here])
 
     def made(self, round_number: int, results: Sequence[OwnResult]) -> OwnResults:
-        """Record what the groups that this node made in a round came to; return that of the last rounds too."""
+        """Record the results of the groups that this node made in a round; return those of all the last rounds."""
         gone = self._own_results.put(round_number, results)
         with self.transaction():
             self._db.executemany("DELETE FROM own_results WHERE round = ?", [(number,) for number in gone])
@@ -276,7 +276,7 @@ class ReplayBuffer:
         return Snapshot(*(rows.fetchall() for rows in (groups, uses, buried, results)))
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Hold what `snapshot` does, and nothing else."""
+        """Replace all that is here by what `snapshot` holds."""
         rows = []
         for group_id, peer, received, first_round, body in snapshot.groups:
             group = decode(body, len(body))
@@ -292,7 +292,7 @@ class ReplayBuffer:
 
     def _load(self) -> None:
         self._entries: dict[bytes, _Entry] = {}  # oldest first
-        self._free: dict[bytes, Candidate] = {}  # likewise: those that are not buried, nor known to be used up
+        self._free: dict[bytes, Candidate] = {}  # oldest first: those not buried, and not known to be used up
         self._bytes = 0
         self._peer_count: Counter[str] = Counter()
         self._peer_bytes: Counter[str] = Counter()
@@ -382,7 +382,7 @@ def _row(one: Candidate, body: bytes) -> tuple[object, ...]:
 
 
 def _take_one(counts: Counter[K], key: K) -> None:
-    """Count one less of `key`, and forget it where none is left."""
+    """Count one `key` less, and forget it if none is left."""
     counts[key] -= 1
     if not counts[key]:
         del counts[key]

@@ -21,7 +21,7 @@ from protocol.value import value
 
 _EPSILON = 1e-4  # TRL's guard against a zero deviation in group scaling
 RIGHT = 1.0  # the reward of a completion that is wholly right
-FLAT = 1e-9  # rewards closer than this are equal: a group of such carries no gradient
+FLAT = 1e-9  # rewards closer than this are equal: a group in which all are equal has no gradient
 
 
 @value
@@ -47,9 +47,9 @@ class Sample:
 
 @value
 class Candidate:
-    """What a rule may know of a peer's group, as its signer says: it is verified once it is drawn.
+    """What a rule may know of a peer's group, as the signer claims it: it is verified once it is drawn.
 
-    Who signed it, its task's name, which question it answers (`node.tasks.questions`), which texts it holds
+    Its signer, its task's name, the id of its question (`node.tasks.questions`), the id of its texts
     (`node.rollouts.replay_buffer`), when it came (Unix seconds), the first round that may draw it, its rewards.
     """
 
@@ -71,7 +71,7 @@ class Candidate:
 class Pick:
     """A rule's choice: completion `index` of candidate `id`, trained with `advantage`, as `weight` of a group.
 
-    The advantage rests on the rewards of the completions `rests_on` of that group.
+    The advantage is computed from the rewards of the group's completions `rests_on`: these must be verified.
     """
 
     id: bytes
@@ -87,10 +87,10 @@ Place = tuple[bytes, int]  # a completion: its group's id, and its place there
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What a rule is asked for: `count` groups, of each at most `completions`, with advantages by `scale`.
+    """What a rule is asked for: `count` groups, at most `completions` of each, with advantages by `scale`.
 
-    `own_reward` is what this node gets itself on the task of a name. Of one signer at most `per_signer` groups are
-    chosen, less those that are `taken` already; None is no bound.
+    `own_reward` returns this node's own reward on the task of that name. At most `per_signer` groups of one signer are
+    chosen, less those already `taken` from it; None is no bound.
     """
 
     count: int
@@ -102,7 +102,7 @@ class Draw:
     taken: Mapping[str, int] = field(default_factory=dict)
 
     def choose(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Return `count` of the candidates, drawn uniformly, or as many as the signers' shares allow."""
+        """Return `count` candidates, drawn uniformly, or fewer if the signers' shares allow no more."""
         if self.per_signer is not None:
             candidates = at_most_each(candidates, self.per_signer, self.taken, self.rng)
         return self.rng.sample(candidates, min(self.count, len(candidates)))
@@ -118,7 +118,7 @@ class Rule:
     `own(rewards, draw)` returns the completions of an own group that teach, each with its advantage;
     `peers(candidates, draw)` the picks from peers' groups. Neither looks at anything else, and all chance
     is the draw's, so a round that is done again draws the same. `group_weight(completions)` is the weight of all picks
-    of a peer's group together, where a round uses so many completions of a group.
+    from one peer's group together, if a round uses so many completions of a group.
     """
 
     own: Callable[[Sequence[float], Draw], Advantages]
@@ -134,7 +134,7 @@ def is_informative(rewards: Sequence[float]) -> bool:
 def at_most_each(
     candidates: Sequence[Candidate], count: int, taken: Mapping[str, int], rng: random.Random
 ) -> list[Candidate]:
-    """Return at most `count` candidates of each peer, less those `taken` already, drawn uniformly, in their order."""
+    """Return at most `count` candidates of each peer, less those already `taken`; drawn uniformly, order kept."""
     places: dict[str, list[int]] = {}
     for place, one in enumerate(candidates):
         places.setdefault(one.peer, []).append(place)

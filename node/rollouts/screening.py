@@ -1,24 +1,25 @@
-"""Screening: what a peer's group must pass, from the moment it comes to the round that trains on it.
+"""Screening: what a peer's group must pass, from its arrival to the round that trains on it.
 
-Most of what comes is never drawn. So what enters the replay buffer is only read: its layout, its bounds, whether its
-task is ours, and that its question is none of the evaluation's (`read`). Whether it is true is found out when a round
-draws it (`Screening`).
+Most groups that arrive are never drawn. So a group is only read before it enters the replay buffer (`read`): its
+layout, its bounds, whether its task is ours, and that its question is not held out. Whether it is true is checked when
+a round draws it (`Screening`).
 
 Ground truth is regenerated, never received. The seed gives the question and the answer, and the texts that the draw
-uses are scored here. A claimed question or reward that differs is a lie: it costs its signer, whose other groups are
-drawn no more either. A task that this node does not run, a question that its policy has no room for, and a text that
-cannot be scored here (`node.tasks.verdicts`) are nobody's fault.
+rests on are scored here. A claimed question or reward that differs is a lie. It costs its signer, and the signer's
+other groups are not drawn any more. Nobody is at fault for a task that this node does not run, a question that its
+policy has no room for, or a text that cannot be scored here (`node.tasks.verdicts`).
 
 A drawn group goes through these states, and no other:
 
-    drawn -> pending -> usable        its verdicts agree, and a completion of it may be trained on
+    drawn -> pending -> usable        its rewards are true, and one of its completions may be trained on
                      -> refused       it is a lie, or of no use here: it is not drawn again
                      -> late          its verdicts took too long: it may be drawn in another round
+          -> refused                  its question is not the one it claims, or of no use here
 
-Invariants of a round:
-- Never more groups are drawn than `LOOKED_AT` times those it has places for, and of no signer more than its share.
-- No group is drawn twice, and a place that a refused group leaves is filled from those not drawn yet.
-- Nothing is usable whose verdict was not found here.
+Invariants of a round, which has a slot for each group that it may use:
+- At most `LOOKED_AT` groups are drawn for each slot, and of no signer more than its share.
+- No group is drawn twice. A slot that a refused group leaves is filled from the groups not drawn yet.
+- A group is usable only if its verdicts were found here.
 """
 
 import math
@@ -38,9 +39,9 @@ from node.tasks.task_set import TaskSet
 from node.tasks.verdicts import Answer, Beside, Verdict, many_of, score
 
 REWARD_TOLERANCE = 1e-6
-LOOKED_AT = 4  # groups drawn in a round for each of its places: a flood costs no more
+LOOKED_AT = 4  # groups drawn for each slot of a round, at most: that bounds what a flood costs
 
-# Reasons that an honest peer can give: its groups are set aside at no cost to it.
+# Reasons that are no fault of the signer: the group is set aside at no cost to it.
 BLAMELESS = frozenset(
     {
         "unknown_task",
@@ -61,11 +62,11 @@ EncodeCompletion = Callable[[Completion], Sequence[int] | None]
 Row = tuple[Sequence[int], Sequence[int]]  # the tokens of a prompt, and of a completion
 Surprises = Callable[[Sequence[Row]], list[float]]
 Judged = Callable[[Callable[[float], list[Verdict] | None], float], list[Verdict] | None]
-"""Calls the first argument with the seconds that it may take, and returns what it found: a journal's (`judged`)."""
+"""A journal's `judged`: it calls its first argument with the seconds that this may take, and returns the verdicts."""
 
 
 class Seen(NamedTuple):
-    """An item from a peer as it was read: when it was looked at (Unix seconds); no reason where it was taken."""
+    """An item from a peer as it was read, and when (Unix seconds); `reason` is empty if it was taken."""
 
     id: bytes
     sender: str
@@ -76,7 +77,7 @@ class Seen(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A group that a round drew, whose it is, and why it was of no use."""
+    """A group that a round drew and refused, its signer, and why."""
 
     id: bytes
     sender: str
@@ -91,17 +92,18 @@ class Limits(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """Either a usable group, or why there is none."""
+    """Either a group, or why it is refused."""
 
     group: Group | None
     reason: str
 
 
 def read(body: bytes, tasks: TaskSet, max_completions: int, max_bytes: int = MAX_GROUP_BYTES) -> Group:
-    """Return the group that a peer sent, of which nothing is verified yet.
+    """Return the group that a peer sent; nothing in it is verified yet.
 
     Raises:
-        GroupError: it is none, or too large, of a task that is not ours, or on a question of the evaluation's.
+        GroupError: it is malformed or too large, has too few or too many completions, its task is not ours, or its
+            question is held out.
     """
     group = decode(body, max_bytes)
     task = tasks.get(group.task)
@@ -115,10 +117,10 @@ def read(body: bytes, tasks: TaskSet, max_completions: int, max_bytes: int = MAX
 
 
 def rebuild(group: Group, tasks: TaskSet, encode_prompt: EncodePrompt) -> Question:
-    """Make the group's question again; return it as the local policy is asked it.
+    """Make the group's question again; return it with the prompt that asks the local policy.
 
     Raises:
-        GroupError: its question is another one, or of no use here.
+        GroupError: its question is not the one that it claims, or is of no use here.
     """
     task = tasks.get(group.task)
     if task is None:
@@ -140,7 +142,10 @@ def rebuild(group: Group, tasks: TaskSet, encode_prompt: EncodePrompt) -> Questi
 
 
 def compare(group: Group, places: Iterable[int], verdicts: Iterable[Verdict]) -> str:
-    """Return what is wrong with the rewards that a group claims at these places, given what they are; "" if nothing."""
+    """Compare the rewards that a group claims for the completions at `places` with the verdicts on these.
+
+    Returns what is wrong, "" if nothing is.
+    """
     reason = ""
     for place, verdict in zip(places, verdicts, strict=True):
         if verdict is None:
@@ -157,7 +162,7 @@ def check(
     max_bytes: int = MAX_GROUP_BYTES,
     encode_prompt: EncodePrompt = lambda item: (),
 ) -> Verified:
-    """Read one group and score all of it at once. Never raises: one bad item is one reason."""
+    """Read one group and score all of its completions. Never raises: a bad group is a reason."""
     try:
         group = read(body, tasks, max_completions, max_bytes)
         question = rebuild(group, tasks, encode_prompt)
@@ -170,15 +175,15 @@ def check(
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """What a round's screening goes by.
+    """What the screening of every round needs.
 
     Args:
         sampling: the bounds on what a peer may teach, and how many groups a round takes.
-        tasks: that this node verifies.
+        tasks: those that this node verifies.
         read: returns groups of the replay buffer by their ids.
-        encode_prompt, encode: under the local policy.
-        surprises: how surprising completions are under the local policy, in nats.
-        judged: what waits for verdicts.
+        encode_prompt, encode: return tokens under the local policy.
+        surprises: returns how surprising completions are under the local policy, in nats.
+        judged: waits for verdicts.
     """
 
     sampling: SamplingConfig
@@ -192,7 +197,10 @@ class Screen:
 
 @dataclass(slots=True)
 class _Pending:
-    """A drawn group whose verdicts are awaited: `places` are scored, and `picks` may be trained on."""
+    """A drawn group whose verdicts are awaited.
+
+    The completions at `places` are scored; those of `picks` may be trained on.
+    """
 
     candidate: Candidate
     group: Group
@@ -205,17 +213,17 @@ class _Pending:
 class Screening:
     """One round's draw from peers' groups; see the module's states.
 
-    `draw` and then `settle` fill the round's places once; `fill` does so until they are full or nothing is left.
+    `draw` and then `settle` try once to fill the round's slots. `fill` goes on until all are full or nothing is left.
     """
 
     screen: Screen
     rule: Rule
-    asked: Draw
+    asked: Draw  # what the rule is asked for where all slots are free
     signers: int  # that have a group in the buffer
-    usable: dict[bytes, EncodedGroup] = field(default_factory=dict)  # with the tokens of what is picked of each
+    usable: dict[bytes, EncodedGroup] = field(default_factory=dict)  # each with the tokens of its picked completions
     picks: list[Pick] = field(default_factory=list)  # from usable groups
     refused: list[Refused] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)  # completions of drawn groups, by why they are left out
+    left_out: Counter[str] = field(default_factory=Counter)  # completions of drawn groups, counted by reason
     _drawn: dict[bytes, Candidate] = field(default_factory=dict)
     _pending: list[_Pending] = field(default_factory=list)
     _scoring: Beside | None = None
@@ -229,18 +237,18 @@ class Screening:
 
     @property
     def liars(self) -> set[str]:
-        """Who signed a group that claims what is not so."""
+        """The signers of groups that were refused for a lie."""
         return {one.sender for one in self.refused if one.reason not in BLAMELESS}
 
     def left(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Return those that may still be drawn: of no liar, and on no question that was drawn."""
+        """Return the candidates that may still be drawn: those of no liar, on questions that were not drawn yet."""
         liars, drawn = self.liars, {one.question for one in self._drawn.values()}
         return [one for one in candidates if one.peer not in liars and one.question not in drawn]
 
     def draw(self, candidates: Sequence[Candidate]) -> bool:
-        """Draw for the places that are free; tell whether anything was drawn.
+        """Draw groups for the free slots; tell whether any was drawn.
 
-        What is scored in other processes begins to be.
+        If a task scores in worker processes, scoring begins at once.
         """
         asked = self._asked_now()
         left = self.left(candidates) if asked.count else []
@@ -263,7 +271,7 @@ class Screening:
         return bool(of_group)
 
     def settle(self, own: OwnResults, seconds: float) -> None:
-        """Decide on what was drawn, once it is scored; what is not within `seconds` is late."""
+        """Wait for the verdicts on what was drawn, and decide on each group; all are late if that takes `seconds`."""
         pending, scoring, answers = self._pending, self._scoring, self._answers()
         self._pending, self._scoring = [], None
         if not pending:
@@ -284,16 +292,16 @@ class Screening:
         self._take(true, own)
 
     def fill(self, candidates: Sequence[Candidate], own: OwnResults, seconds: float) -> None:
-        """Settle what was drawn, and draw again until the round's places are full or nothing is left to be drawn.
+        """Settle what was drawn, and draw again until the round's slots are full or nothing is left to be drawn.
 
-        Once verdicts were late no more are asked for: a round waits for them no longer than `seconds`.
+        Once verdicts come late, nothing more is drawn: a round waits in vain only once, for `seconds`.
         """
         self.settle(own, seconds)
         while not self._is_late and self.draw(candidates):
             self.settle(own, seconds)
 
     def _asked_now(self) -> Draw:
-        """Return what the rule is asked for: as many groups as places are free, within the round's bounds."""
+        """Return what the rule is asked for now: a group for each free slot, within the round's bounds."""
         free = self.asked.count - len(self.usable) - len(self._pending)
         room = LOOKED_AT * self.asked.count - len(self._drawn)
         share, most = self.screen.sampling.max_signer_share, None
@@ -310,9 +318,9 @@ class Screening:
         ]
 
     def _take(self, true: Sequence[_Pending], own: OwnResults) -> None:
-        """Take what may be trained on of true groups.
+        """Take the picks of true groups that may be trained on; refuse a group whose good picks are all left out.
 
-        A group is refused, for the first reason, where nothing of it is left, or none of what it shows as good.
+        A group without a good pick is refused if all of its picks are left out. The first pick's reason counts.
         """
         tokens: dict[Place, Sequence[int]] = {}
         why: dict[Place, str] = {}
@@ -332,7 +340,7 @@ class Screening:
         self.left_out.update(filter(None, why.values()))
         for one in true:
             good = [pick for pick in one.picks if not why[pick.id, pick.index]]
-            right = [pick for pick in one.picks if pick.advantage > 0]  # of a large group none may be drawn
+            right = [pick for pick in one.picks if pick.advantage > 0]  # may be none where a large group is cut down
             reasons = [why[pick.id, pick.index] for pick in right or one.picks]
             if all(reasons):
                 self.refused.append(Refused(one.candidate.id, one.candidate.peer, reasons[0]))
@@ -361,10 +369,10 @@ class Screening:
 
 
 def says_nothing_else(question: Question, made: Completion) -> bool:
-    """Tell whether a completion is the bare right answer to a task that takes no other: it has room for nothing."""
+    """Tell whether a completion is the bare right answer to a task that pays no other text: nothing can hide in it."""
     if made.reward < RIGHT or made.text != question.item.answer:
         return False
-    if many_of(question.task) is not None:  # it would be scored once more, in another process
+    if many_of(question.task) is not None:  # `takes_more` would score again, in another process
         return False
     try:
         return not takes_more(question.task, question.item)

@@ -5,7 +5,7 @@ nodes with equal keys make the same item from the same seed and give the same re
 text, so a receiver can rebuild what a peer claims to have been asked instead of believing it.
 
     answers          reading and comparing answers that a model wrote
-    questions        which questions are the same, and which are kept apart for evaluation
+    questions        which questions are the same, and which are held out for evaluation
     task_set         the tasks of a node: what training asks next, what evaluation asks
     verdicts         what an answer earns; other people's code scores in worker processes
     prompting        around any task: solved examples, an instruction, where its answer is read
@@ -83,9 +83,11 @@ class Task(Protocol):
 
         answer_mode   the form in which `verify` looks for an answer, one of the modes of `node.tasks.answers`;
                       without it, the bare answer must be right
-        size          how many rows it has, where `make(i)` is row i of so many; training goes through them by epochs
-        tests         ids (`node.tasks.questions`) of its test questions, in place of a split by the hash
-        verify_many   scores many texts in processes of its own (`node.tasks.verdicts`)
+        size          how many rows it has, if it has rows: then `make(i)` is row i, and training goes through them by
+                      epochs
+        tests         ids (`node.tasks.questions`) of its own test questions: these are held out, in place of those
+                      that the hash chooses
+        verify_many   scores many texts in worker processes (`node.tasks.verdicts`)
     """
 
     @property
@@ -113,11 +115,11 @@ def derive_seed(*parts: object) -> int:
 
 
 def load_tasks(configs: Sequence[TaskConfig], split: Split = DEFAULT) -> "TaskSet":
-    """Build the tasks that `configs` name; other people's score in worker processes.
+    """Build the tasks that `configs` name; other people's tasks score in worker processes.
 
     Args:
         configs: of the tasks.
-        split: which questions are kept apart for evaluation.
+        split: which questions are held out for evaluation.
 
     Raises:
         UserError: an unknown name, a bad option, a missing file or a missing extra.
@@ -136,7 +138,10 @@ def load_tasks(configs: Sequence[TaskConfig], split: Split = DEFAULT) -> "TaskSe
 
 
 def load_task(config: TaskConfig) -> Task:
-    """Return the one task that `config` names, bare: it scores in this process; raises as `load_tasks` does."""
+    """Return the one task that `config` names, without prompting around it; it scores in this process.
+
+    Raises as `load_tasks` does.
+    """
     ((task, _),) = _load(config)
     return task
 

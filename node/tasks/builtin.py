@@ -11,10 +11,10 @@ into a `Task`. To add one: write its function, and name it in `FAMILIES`. All ar
     weekdays    three days, some days on or back         MonThuSun+2=    WedSatTue
     logic       truth tables of two variables            ((p&~q)|p)>q=   1101
 
-Each has thousands of different questions at difficulty 1, so that a part of them can be kept apart for evaluation, and
-what is learnt on the others has to carry over. They are for policies that know characters, and `builtin` stands for all
-seven. Two are apart from them: one that has as many right answers as its number and one more, and arithmetic, with
-options of its own, whose questions are for models that know words.
+Each has thousands of different questions at difficulty 1, so that some can be held out for evaluation, and what is
+learnt on the others has to carry over to them. They are for policies that know characters, and `builtin` stands for all
+seven. Two more are not among the seven. `summands` has one more right answer than the number that it asks for.
+`arithmetic` has options of its own, and its questions are for models that know words.
 
     summands    two numbers that make another one     12=           5+7
     arithmetic  two or more whole numbers             What is 3 * 4?    12
@@ -46,8 +46,8 @@ class Family:
     """A built-in task: 1 for the right answer, white space around it aside, and 0 for anything else.
 
     `difficulty` is 1 to 10 and makes numbers larger, matrices wider or formulas longer. `accepts` tells whether a text
-    is as right as the answer that the item has; only that itself is, unless a family says otherwise. With `partial` a
-    wrong text earns the share of its characters that stand where the answer has them.
+    is as right as the item's answer; unless a family says otherwise, only the answer itself is. With `partial` a wrong
+    text earns the share of its characters that are the answer's characters at the same places.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Family:
 
 
 def share_in_place(text: str, answer: str) -> float:
-    """Return the share of characters that are the same at the same place, of as many as the longer one has."""
+    """Return how many characters are the same at the same place, over the length of the longer text."""
     same = sum(one == other for one, other in zip(text, answer, strict=False))
     return same / max(len(text), len(answer), 1)
 

@@ -14,8 +14,8 @@
 The configuration hash covers the questions and answers in their order, and neither path nor format: nodes
 that hold the same rows can verify each other's groups. The path stays at home.
 
-A seed below the number of rows is the number of a row; test rows come after the others. A row whose question is a test
-question, too, is never trained on, and the log says how many there are.
+A seed below the number of rows is the number of a row; test rows come after the others. A row whose question is also a
+test question is never trained on, and the log says how many there are.
 """
 
 import hashlib
@@ -110,7 +110,7 @@ def load_dataset(name: str, options: Mapping[str, object]) -> Dataset:
 
 
 def _check_source(name: str, options: DatasetOptions) -> None:
-    """Raise `UserError` unless the options name one source, and no option of another one."""
+    """Raise `UserError` unless the options name one source, and none of them is for the other source."""
     if (options.path is None) == (not options.hub):
         raise UserError(f"task {name!r}: set either the option 'path' or the option 'hub'")
     of_others = ("subset", "split", "test_split") if options.path is not None else ("test",)

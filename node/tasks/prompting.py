@@ -1,8 +1,8 @@
 """Around any task: solved examples before the question, an instruction, and where the answer is read.
 
 The examples of a question are questions of the same task whose seeds are derived by hash from its own,
-so they are the same whenever it is asked. None of them is of the evaluation's part. How they are laid out, as turns
-of a chat or as plain text, is the policy's matter (`node.policy.prompt`).
+so they are the same whenever it is asked. None of them is held out for evaluation. How they are laid out, as turns of
+a chat or as plain text, is the policy's matter (`node.policy.prompt`).
 
 How a node asks its own model, examples and instruction, is its own affair: the same text earns the same, so who asks
 otherwise has the same task, and trains a peer's completion as an answer to its own prompt. Where the answer is read
@@ -21,7 +21,7 @@ from node.tasks.task_set import is_held_out, size_of, tests_of
 from node.tasks.verdicts import Verdict, many_of
 
 VERSION = 1
-DRAWS = 16  # seeds tried for each example: one may repeat a question, or be the evaluation's
+DRAWS = 16  # seeds tried for each example: its question may repeat another one, or be held out
 TRIALS = 4  # questions on which a task is tried when it is loaded
 MORE = "So it is."  # what a task is tried with that may take more than an answer
 
@@ -39,22 +39,22 @@ class Prompted:
 
     @property
     def bare(self) -> Task:
-        """The task itself, whose questions are the same."""
+        """The task itself: its questions are the same, without examples."""
         return self.base
 
     @property
     def size(self) -> int | None:
-        """How many rows the task has, if it has so many and no more."""
+        """How many rows the task has; None if it makes a question of any seed."""
         return size_of(self.base)
 
     @property
     def tests(self) -> frozenset[bytes] | None:
-        """The ids of the task's own test questions, if it has some."""
+        """The ids of the task's own test questions; None if it has none of its own."""
         return tests_of(self.base)
 
     @property
     def verify_many(self) -> Callable[[Sequence[tuple[Item, str]], float], list[Verdict]] | None:
-        """How the task scores many texts in processes of its own, if it does."""
+        """What scores many texts in worker processes (`node.tasks.verdicts.many_of`); None if the task has none."""
         many = many_of(self.base)
         if many is None or self.mode is None:
             return many
@@ -82,7 +82,7 @@ class Prompted:
         return 0.0 if read is None else self.base.verify(item, read)
 
     def _read(self, text: str) -> str | None:
-        """Return the answer in `text` in the form that the task itself looks for; None where there is none."""
+        """Return the answer in `text`, in the form that the task itself looks for; None if there is no answer."""
         if self.mode is None:
             return text
         answer = READERS[self.mode](text)

@@ -1,19 +1,19 @@
-"""The tasks of a node: which question comes next in training, and which ones evaluation asks.
+"""The tasks of a node: which question comes next in training, and which ones an evaluation asks.
 
-**Turns.** Tasks take turns by their weights (stride scheduling; Waldspurger and Weihl, 1995): with weights w that sum
-to 1 and an offset u in [0, 1) drawn for each task, turn k of a task comes at time (k + u) / w, and question number g is
-the g-th of all turns in the order of their times. So each task gets its share at any moment, and which turn comes at g
-can be said without a look at the ones before.
+**Turns.** Tasks take turns by their weights (stride scheduling; Waldspurger and Weihl, 1995). The weights w sum to 1,
+and an offset u in [0, 1) is drawn for each task. Turn k of a task comes at time (k + u) / w. Question number g is the
+g-th of all turns, in the order of their times. So each task has its share at any moment, and the turn at g is computed
+without those before it.
 
-**Rows.** A task with a fixed number of rows says so in an attribute `size`; its row i is `make(i)`. Training goes
-through the rows by epochs: each row once, in an order drawn for each epoch, before any comes again. Every other task
-draws a new seed for each turn.
+**Rows.** A task with a fixed number of rows has an attribute `size`; its row i is `make(i)`. Training goes through the
+rows by epochs: each row once, in an order drawn for each epoch, before any row comes again. Every other task draws a
+new seed for each turn.
 
-**Seeds of which a task raises.** A seed of which `make` raises is passed over, and the log says so. A task that raises
-of every seed tried makes no questions: that is a `UserError`, which says why.
+**Seeds that fail.** If `make` raises for a seed, the seed is skipped, and the log says so. If it raises for every seed
+that is tried, the task makes no questions: that is a `UserError`, which says why.
 
-**Parts.** Questions of the evaluation's part (`node.tasks.questions`) are passed over. A task that brings test
-questions of its own lists their ids in an attribute `tests`: these are its evaluation's part, and no others.
+**Held-out questions** (`node.tasks.questions`) are skipped in training. A task that brings test questions of its own
+lists their ids in an attribute `tests`: then these are held out, and no others.
 """
 
 import itertools
@@ -32,10 +32,10 @@ from node.errors import UserError, one_line
 from node.tasks import Item, Task, TaskKey, derive_seed
 from node.tasks.questions import DEFAULT, Split, question_id
 
-TRIES = 400  # seeds tried for one training question: a family with so few is as good as without
-SAMPLE = 256  # questions by which it is told whether a family has few
+TRIES = 400  # seeds tried for one training question: a family in which so many fail counts as empty
+SAMPLE = 256  # questions made to find out whether a family has few different ones
 SAMPLE_S = 2.0  # seconds that making them may take
-MANY = 192  # different ones among them: a family of some 350 questions has so many
+MANY = 192  # different ones among them: a family with fewer has few; one of some 350 questions has so many
 
 log = structlog.get_logger()
 
@@ -59,12 +59,12 @@ def tests_of(task: Task) -> frozenset[bytes] | None:
 
 
 def bare_of(task: Task) -> Task:
-    """Return a task that makes the same questions without what this node shows before them (`node.tasks.prompting`)."""
+    """Return the task that makes the same questions without this node's examples (`node.tasks.prompting`)."""
     return getattr(task, "bare", task)
 
 
 def is_held_out(task: Task, question: str, split: Split) -> bool:
-    """Tell whether a question of `task` belongs to the evaluation."""
+    """Tell whether a question of `task` is held out for evaluation."""
     tests = tests_of(task)
     if tests is not None:
         return question_id(task.key.name, question) in tests
@@ -96,7 +96,7 @@ class TaskSet:
 
     @property
     def score_beside(self) -> bool:
-        """Whether a task here scores in processes of its own, while this one does something else."""
+        """Whether a task here scores in worker processes, so that this process can generate meanwhile."""
         return any(getattr(task, "verify_many", None) is not None for task in self.tasks)
 
     def get(self, key: TaskKey) -> Task | None:
@@ -104,16 +104,16 @@ class TaskSet:
         return self._by_key.get(key)
 
     def is_held_out(self, task: Task, question: str) -> bool:
-        """Tell whether a question of `task` belongs to the evaluation."""
+        """Tell whether a question of `task` is held out for evaluation."""
         return is_held_out(task, question, self.split)
 
     def ask(self, seed: int, number: int, fits: Callable[[Item], bool] = lambda item: True) -> Asked | None:
-        """Return training question `number` (from 0) of the node with this seed; None where none of many fits.
+        """Return training question `number` (from 0) of the node with this seed; None if none of `TRIES` fits.
 
-        The same arguments give the same question. It is none of the evaluation's.
+        The same arguments give the same question. It is never a held-out one.
 
         Raises:
-            UserError: the task whose turn it is raises of every seed.
+            UserError: the task whose turn it is raises for every seed.
         """
         place, turn = turn_at(self._weights, [_offset(seed, at) for at in range(len(self.tasks))], number)
         task = self.tasks[place]
@@ -126,7 +126,7 @@ class TaskSet:
         """Yield the first `count` training questions of the node with this seed.
 
         Raises:
-            UserError: a task makes none.
+            UserError: a task has none.
         """
         for number in range(count):
             asked = self.ask(seed, number)
@@ -135,13 +135,13 @@ class TaskSet:
             yield asked
 
     def evaluation(self, task: Task, seed: int, count: int) -> Iterator[Item]:
-        """Yield different questions of the evaluation's part of `task`, in an order drawn by `seed`.
+        """Yield different held-out questions of `task`, in an order drawn by `seed`.
 
-        Of a task that makes a question of any seed, the search for `count` of them ends after a bounded number of
-        seeds: a small family has fewer. What was found is kept, as a node asks the same questions again and again.
+        If the task has no rows, the search for `count` questions ends after a bounded number of seeds, since a small
+        family has fewer. The questions found are kept: a node asks them again in every evaluation.
 
         Raises:
-            UserError: the task raises of every seed.
+            UserError: the task raises for every seed.
         """
         found, more = self._found.setdefault((task.key, seed, count), ([], self._evaluation(task, seed, count)))
         for at in itertools.count():
@@ -164,7 +164,7 @@ class TaskSet:
             yield one.item
 
     def _different_held_out(self, task: Task, seeds: Iterable[int]) -> Iterator[int]:
-        """Yield the seeds whose questions are held out and are none of those before."""
+        """Yield the seeds whose questions are held out, one seed for each question."""
         seen: set[bytes] = set()
         for one in _made(task, seeds):
             key = question_id(task.key.name, one.item.question)
@@ -173,10 +173,12 @@ class TaskSet:
                 yield one.seed
 
     def few(self) -> Iterator[str]:
-        """Yield a line for each task with few different questions: how many, and how many of them are held out.
+        """Yield a line for each task with few different questions, or with all or none of them held out.
+
+        It says how many different questions there are, and how many of them are held out.
 
         Raises:
-            UserError: a task raises of every seed.
+            UserError: a task raises for every seed.
         """
         for task in self.tasks:
             rows = self._rows.get(task.key)
@@ -188,7 +190,7 @@ class TaskSet:
                 yield f"{task.key.name}: {len(found)} different questions{among}: {held} are held out"
 
     def _seeds(self, task: Task, seed: int, turn: int) -> Iterator[int]:
-        """Yield the seed of what turn `turn` of a task asks, and then of what is asked in its place."""
+        """Yield the seed of the question for turn `turn` of a task, then seeds of questions to ask in its place."""
         rows = self._rows.get(task.key)
         if rows is None:
             for attempt in range(TRIES):
@@ -202,7 +204,7 @@ class TaskSet:
 
 
 class _Rows:
-    """The rows of a task that has a fixed number of them, by their part."""
+    """The rows of a task that has a fixed number of them, split into training and evaluation."""
 
     def __init__(self, task: Task, size: int, split: Split) -> None:
         self._task = bare_of(task)
@@ -227,7 +229,7 @@ class _Rows:
 
     @property
     def different(self) -> dict[bytes, str]:
-        """The text of each different question, by its id; of `MANY` where there are more, in both parts."""
+        """The texts of the different questions, by id; no more than `MANY` if both parts have rows."""
         found: dict[bytes, str] = {}
         for one in _made(self._task, range(self._size)):
             found[question_id(self._task.key.name, one.item.question)] = one.item.question
@@ -237,10 +239,10 @@ class _Rows:
 
 
 def _made(task: Task, seeds: Iterable[int]) -> Iterator[Asked]:
-    """Yield what a task makes of each seed, without those of which it raises.
+    """Yield what a task makes of each seed, and skip the seeds for which it raises.
 
     Raises:
-        UserError: it raises of every seed.
+        UserError: it raises for every seed.
     """
     raised: list[str] = []
     made = 0
@@ -249,7 +251,7 @@ def _made(task: Task, seeds: Iterable[int]) -> Iterator[Asked]:
             item = task.make(seed)
         except Exception as error:  # noqa: BLE001  # a third party's task may raise anything
             reason = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
-            if not raised:  # one line for all: it may raise of each of hundreds
+            if not raised:  # one line for all: it may raise for hundreds of seeds
                 log.warning("a question is passed over", task=task.key.name, seed=seed, reason=reason)
             raised.append(reason)
         else:
@@ -259,7 +261,7 @@ def _made(task: Task, seeds: Iterable[int]) -> Iterator[Asked]:
         raise UserError(f"task {task.key.name!r} makes no question, of {len(raised)} seeds tried: {raised[0]}")
 
 
-@lru_cache(maxsize=64)  # of several data sets, and nodes in one process
+@lru_cache(maxsize=64)  # several data sets, and several nodes in one process
 def _order(seed: int, epoch: int, size: int) -> "array[int]":
     """Return the order of `size` rows in an epoch."""
     order = array("Q", range(size))
@@ -268,7 +270,7 @@ def _order(seed: int, epoch: int, size: int) -> "array[int]":
 
 
 def _sampled(task: Task) -> tuple[dict[bytes, str], int]:
-    """Return the text of each different question among those of some seeds, by its id, and how many were made."""
+    """Return the texts of the different questions of up to `SAMPLE` seeds, by id, and how many questions were made."""
     found: dict[bytes, str] = {}
     until = perf_counter() + SAMPLE_S
     made = 0
@@ -281,15 +283,17 @@ def _sampled(task: Task) -> tuple[dict[bytes, str], int]:
 
 
 def turn_at(weights: Sequence[float], offsets: Sequence[float], number: int) -> tuple[int, int]:
-    """Return whose turn question `number` is, and how many turns that one had before: see the module's formula.
+    """Return which task has the turn of question `number`, and how many turns it had before.
+
+    The module's formula says so.
 
     Args:
         weights: positive, of sum 1.
         offsets: in [0, 1), one for each weight.
         number: from 0.
     """
-    # At a time T the turns that were are the sum of floor(w T - u) + 1, which is T, more or less by one for each task.
-    # One less, since a turn that rounding counts here too early must be none that is later than the one looked for.
+    # Up to a time T there were sum of floor(w T - u) + 1 turns. That is T, give or take one for each task. So the count
+    # starts that much earlier, and by one more: rounding must not count a turn later than the one looked for.
     time = float(number - len(weights) - 1)
     had = [max(0, floor(weight * time - offset) + 1) for weight, offset in zip(weights, offsets, strict=True)]
     coming = [((had[at] + offsets[at]) / weights[at], at) for at in range(len(weights))]

@@ -10,7 +10,7 @@ are part of the configuration hash; its path stays at home.
 A package declares an entry point in the group `gossamer.tasks`: a function from the task's options to a `Task`.
 
 Their code is trusted as this program is. It makes questions in this process, and scores answers in worker processes
-(`node.tasks.verdicts`). What it returns is checked, and what it raises is said in one line that names the task.
+(`node.tasks.verdicts`). What it returns is checked. What it raises becomes one line that names the task.
 """
 
 import hashlib
@@ -82,12 +82,12 @@ class ThirdPartyTask:
 
     @property
     def size(self) -> int | None:
-        """How many rows it has, if it has so many and no more."""
+        """How many rows it has; None if it makes a question of any seed."""
         return getattr(self.base, "size", None)
 
     @property
     def tests(self) -> frozenset[bytes] | None:
-        """The ids of its own test questions, if it has some."""
+        """The ids of its own test questions; None if it has none of its own."""
         return getattr(self.base, "tests", None)
 
     def make(self, seed: int) -> Item:

@@ -1,15 +1,15 @@
-"""Verdicts: what an answer earns, or that nobody here can tell.
+"""Verdicts: what an answer earns, or that it cannot be scored here.
 
-A verdict is a reward in [0, 1], or None: the answer is *unscorable* here. It is so where the scorer ran out of time or
-memory, died, or raised. What is unscorable is not trained on, not published, and costs nobody: it is no reward of 0.
+A verdict is a reward in [0, 1], or None. None means *unscorable*: the scorer ran out of time or memory, died, raised,
+or could not tell. An unscorable answer is not trained on and not published, and it costs nobody: it does not earn 0.
 
-Our own scorers are bounded in time by what they are, and score in place. Code of other people, a file or a package,
-scores in worker processes with limits on memory and on the time of each text: `Workers` keeps them. The first text
-starts one; each call whose scoring took longer than `SLOW_S` gets one more for the next, up to the machine's cores.
+Our own scorers take little time by construction, and score in this process. Other people's code, a file or a package,
+scores in worker processes with limits on memory and on the time for each text (`Workers`). The first text starts one
+worker. After a call whose scoring took longer than `SLOW_S` there is one more, up to the machine's cores.
 
-A worker is a program that takes a channel (`node.processes.worker_process`), replies to its first message once it is
-ready, or with {"error": why not}, and to each after it with {"reward": ...}, in [0, 1], or {"error": ...}.
-`python -m node.tasks.verdicts CHANNEL LIFE` is the one for tasks of a file or a package.
+A worker is a program that takes a channel (`node.processes.worker_process`). It replies to its first message once it is
+ready, or with {"error": why not}. It replies to each later message with {"reward": ...}, in [0, 1], or {"error": ...}.
+`python -m node.tasks.verdicts CHANNEL LIFE` is the worker for tasks of a file or a package.
 """
 
 import os
@@ -36,10 +36,10 @@ Verdict = float | None
 
 LOAD_S = 300.0  # a busy machine may take a minute to import what a task needs
 SCORE_S = 20.0  # for one text; a usual one takes less than a millisecond
-SLOW_S = 1.0  # a call whose scoring takes longer gets one more worker the next time
+SLOW_S = 1.0  # after a call whose scoring took longer, one more worker is started
 MAX_BYTES = 8 << 30  # of a worker's data: as much as a verifier with a model of its own may want
 MOST_WORKERS = 8
-PATIENCE_S = 120.0  # that the scoring of a node's own answers may take in a round
+PATIENCE_S = 120.0  # seconds that scoring a node's own answers may take in a round
 QUOTED = 200  # characters of a reason in the log
 
 log = structlog.get_logger()
@@ -70,9 +70,9 @@ def score(answers: Sequence[Answer], seconds: float = PATIENCE_S) -> list[Verdic
 
 
 class Beside:
-    """Scores answers on a thread of its own, for tasks that do so in processes of theirs.
+    """Scores answers on a thread of its own, for tasks that score in worker processes.
 
-    They are taken a few at a time, so that not many more are begun once nobody waits for them.
+    It takes a few answers at a time, so that it begins few more once nobody waits for them.
     """
 
     def __init__(self, answers: Sequence[Answer]) -> None:
@@ -83,7 +83,7 @@ class Beside:
         threading.Thread(target=self._run, name="scoring", daemon=True).start()
 
     def wait(self, seconds: float) -> list[Verdict] | None:
-        """Return the verdicts; None where they take longer than `seconds`, and then no more are sought."""
+        """Return the verdicts; if they take longer than `seconds`, stop scoring and return None."""
         if self._done.wait(seconds):
             return self._verdicts
         self._given_up.set()
@@ -98,9 +98,9 @@ class Beside:
 
 
 def many_of(task: Task) -> Callable[[Sequence[tuple[Item, str]], float], list[Verdict]] | None:
-    """Return how a task scores many texts in processes of its own, until a deadline (s, steady); None if it does not.
+    """Return a task's `verify_many`, which scores many texts in worker processes; None if it has none.
 
-    Such a task has a method `verify_many`.
+    It takes the items with their texts, and a deadline (s, monotonic).
     """
     return getattr(task, "verify_many", None)
 
@@ -149,7 +149,7 @@ class Workers:
         return self._threads.submit(self._start, self._lanes[0]).result()
 
     def score(self, requests: Sequence[Message], deadline: float) -> list[Verdict]:
-        """Return the verdict on each request; None for those not begun by `deadline` (s, steady)."""
+        """Return the verdict on each request; None for those not begun by `deadline` (s, monotonic)."""
         lanes = self._lanes[: max(1, len(requests))]
         shares = [
             self._threads.submit(self._work, lane, requests[at :: len(lanes)], deadline)
@@ -165,7 +165,7 @@ class Workers:
         return verdicts
 
     def _work(self, lane: "_Lane", requests: Sequence[Message], deadline: float) -> tuple[list[Verdict], float]:
-        """Return the verdicts, and how long (s) their scoring took; a worker's start is no part of it."""
+        """Return the verdicts, and how long (s) their scoring took, without the start of a worker."""
         verdicts: list[Verdict] = []
         seconds = 0.0
         for request in requests:
@@ -182,7 +182,7 @@ class Workers:
         return verdicts, seconds
 
     def _ready(self, lane: "_Lane") -> Message:
-        """See to it that the lane has a worker; return {"error": why not} if it has none."""
+        """Start a worker if the lane has none; return {"error": why not} if that fails."""
         if lane.worker is not None:
             return {}
         try:
@@ -206,12 +206,12 @@ class Workers:
         return None
 
     def _start(self, lane: "_Lane") -> Message:
-        """Start a worker and return its first reply; the lane has it unless that says {"error": why not}."""
+        """Start a worker and return its first reply; unless that is {"error": why not}, the lane keeps the worker."""
         path = os.pathsep.join(filter(None, sys.path))
         worker = WorkerProcess([sys.executable, "-P", "-m", self._module], {"PYTHONPATH": path})
         try:
             said = worker.call(self._first, LOAD_S)
-        except TypeError:  # options that are no JSON
+        except TypeError:  # options that cannot be written as JSON
             worker.kill()
             raise
         if "error" in said:
@@ -254,12 +254,12 @@ class IsolatedTask:
 
     @property
     def size(self) -> int | None:
-        """How many rows the task has, if it has so many and no more."""
+        """How many rows the task has; None if it makes a question of any seed."""
         return getattr(self.base, "size", None)
 
     @property
     def tests(self) -> frozenset[bytes] | None:
-        """The ids of the task's own test questions, if it has some."""
+        """The ids of the task's own test questions; None if it has none of its own."""
         return getattr(self.base, "tests", None)
 
     def make(self, seed: int) -> Item:
@@ -269,13 +269,13 @@ class IsolatedTask:
         return self.verify_many([(item, text)], time.monotonic() + LOAD_S)[0]
 
     def verify_many(self, answers: Sequence[tuple[Item, str]], deadline: float) -> list[Verdict]:
-        """Return the verdict on each text; None for those not begun by `deadline` (s, steady)."""
+        """Return the verdict on each text; None for those not begun by `deadline` (s, monotonic)."""
         requests: list[Message] = [{"call": "score", "item": asdict(item), "text": text} for item, text in answers]
         return self.workers.score(requests, deadline)
 
 
 def isolated(task: Task, config: TaskConfig) -> IsolatedTask:
-    """Return `task`, which `config` names, so that its answers are scored in worker processes."""
+    """Return `task`, which `config` names, with its answers scored in worker processes."""
     described = config.model_dump(mode="json", include={"name", "options"})
     first: Message = {"call": "load", "task": described, "key": list(task.key)}
     return IsolatedTask(task, Workers(task.key.name, "node.tasks.verdicts", first))

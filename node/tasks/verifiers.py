@@ -11,9 +11,9 @@
 A question cannot be made again from a seed alone: a seed stands for a row of what is installed here. So a group
 carries the row's hash, and a receiver whose row has another one sets the group aside (`node.rollouts.screening`).
 
-The task set is other people's code: it is loaded, and rewards are computed, in a worker process with limits on time and
-memory and, once it is loaded, without network; a joiner loads one only if its own configuration lists it. A completion
-whose reward fails or takes too long is unscorable (`node.tasks.verdicts`).
+The task set is other people's code. A worker process loads it and computes rewards, with limits on time and memory, and
+without network once it is loaded. A joiner loads a task set only if its own configuration lists it. A completion whose
+reward fails or takes too long is unscorable (`node.tasks.verdicts`).
 
 `python -m node.tasks.verifiers CHANNEL LIFE` is that process (`node.processes.worker_process`).
 """
@@ -82,7 +82,7 @@ class VerifiersTask:
         return self.verify_many([(item, text)], time.monotonic() + LOAD_S)[0]
 
     def verify_many(self, answers: Sequence[tuple[Item, str]], deadline: float) -> list[Verdict]:
-        """Return the verdict on each text; None for those not begun by `deadline` (s, steady)."""
+        """Return the verdict on each text; None for those not begun by `deadline` (s, monotonic)."""
         short = [(item, text) for item, text in answers if len(text) <= MAX_TEXT]
         requests: list[Message] = [{"call": "score", "row": item.content, "text": text} for item, text in short]
         verdicts = iter(self.workers.score(requests, deadline))

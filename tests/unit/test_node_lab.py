@@ -214,6 +214,15 @@ def leave(folder: Path, rewards: list[list[float]], trained: int = 0) -> None:
     (folder / "summary.json").write_text(json.dumps({"run": run, "nodes": nodes}))
 
 
+def test_a_tasks_file_is_where_the_experiments_file_says_and_is_looked_at_before_the_first_run(tmp_path: Path) -> None:
+    told = '[settings]\nrounds = 1\n[[settings.tasks]]\nname = "dataset"\noptions = { path = "rows.jsonl" }\n[arms.a]\n'
+    with pytest.raises(UserError, match=r"task 'dataset': cannot read .*rows\.jsonl"):
+        lab_of(tmp_path, told)
+    (tmp_path / "rows.jsonl").write_text('{"question": "1+1=", "answer": "2"}\n')
+    run = lab_of(tmp_path, told).runs[0]
+    assert run.settings["tasks"][0]["options"]["path"] == str(tmp_path / "rows.jsonl")
+
+
 def test_a_run_is_complete_when_every_node_is_at_its_end_and_its_settings_are_these(tmp_path: Path) -> None:
     run = lab_of(tmp_path, FILE.replace("nodes = 2", "nodes = 1")).runs[1]
     assert not is_complete(run)
@@ -424,7 +433,10 @@ def test_two_arms_are_compared_over_their_common_seeds_and_two_runs_as_they_are(
     assert lines[0] == "1 pair of runs"
     (cumulative,) = (line.split()[2:] for line in lines if line.startswith("cumulative reward"))
     assert cumulative == ["0.5", "1", "0.5"]
+    assert lines[1].split() == ["a", "b", "difference"], "a column has as much of a path as tells it apart"
     lines = compare(tmp_path / "a" / "seed1", tmp_path / "b" / "seed3")
+    weak = compare(tmp_path / "b" / "seed3", tmp_path / "a" / "seed1")[-1]
+    assert weak.split("  ")[-1] == "too little signal", "a ratio to rewards of 0 is chance"
     (cumulative,) = (line.split()[2:] for line in lines if line.startswith("cumulative reward"))
     assert cumulative == ["0.25", "0", "-0.25"]
     (tmp_path / "a" / "seed2" / "summary.json").unlink()  # it is under way

@@ -312,6 +312,29 @@ def test_under_churn_a_node_that_is_away_does_no_round_and_comes_back_to_its_end
     assert len({tick for _, tick in done}) > rounds  # nobody was there in all of them
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("max_uses", [1, 2])
+def test_over_a_long_run_with_a_small_buffer_no_group_is_used_more_often_than_it_may(
+    max_uses: int, tmp_path: Path
+) -> None:
+    settings = {
+        "rounds": 150,
+        "threads": 1,
+        "tasks": [{"name": "builtin", "options": {"partial": True}}],
+        "sampling": {"local": 2, "external": 8, "completions": 4, "max_uses": max_uses},
+        "pool": {"max_groups": 12, "max_peer_share": 1.0},
+        "trainer": {"save_steps": 1000},
+    }
+    plan = make_plan(tmp_path / "run", 3, parse_config({**settings, "seed": 5}))
+    run_in_memory(plan, 0, started=time.time())
+    for folder in node_folders(plan).values():
+        rows = read_metrics(folder / "metrics.jsonl")
+        trained, received = sum(row["groups_external"] for row in rows), rows[-1]["swarm/items_received"]
+        assert rows[-1]["swarm/pool"] <= 12 < received
+        assert 100 < trained <= max_uses * received
+
+
 def dense_policy(folder: Path, width: int = 32) -> Path:
     """The built-in policy's shape, or a wider one, with weights that say anything."""
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import random
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,12 @@ from node.policy.make_builtin import (
     main,
     pass_rates,
     sample_answers,
+    sample_items,
     tasks_of,
     train,
     wrong_answer,
 )
+from node.tasks.questions import DEFAULT
 
 BASES = Path(__file__).parents[2] / "examples" / "bases"  # what `--start` and `--width` made for the examples
 
@@ -119,3 +122,27 @@ def test_one_seed_gives_the_same_weights() -> None:
     first, second = (model.state_dict() for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert sample_answers(recipe, 0.5, 1) != sample_answers(recipe, 0.5, 2)
+
+
+def held_out_among(recipe: Recipe, steps: int, every: int) -> list[str]:
+    """The questions of the evaluation's part in what the recipe's policies are shown, each stage and each start."""
+    return [
+        item.question
+        for right in (1.0, recipe.right, *filter(None, STARTS.values()))
+        for step in range(0, steps, every)
+        for task, item, _ in sample_items(recipe, right, step)
+        if DEFAULT.holds_out(task.key.name, item.question)
+    ]
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(width=64), Recipe(tasks=("summands",))])
+def test_no_question_of_the_evaluation_is_in_what_the_policies_were_made_from(recipe: Recipe) -> None:
+    small = replace(recipe, batch=32)
+    questions = [item for step in range(20) for item, _ in sample_answers(small, 1.0, step)]
+    assert len(set(questions)) > 400, "it asks many different ones"
+    assert not held_out_among(recipe, recipe.learn_steps, recipe.learn_steps // 8)
+
+
+@pytest.mark.long
+def test_nor_in_any_step_of_the_making() -> None:
+    assert not held_out_among(Recipe(), Recipe.learn_steps, 1)

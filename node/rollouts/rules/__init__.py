@@ -16,13 +16,13 @@ RULES: Mapping[str, Rule] = {"sapo": sapo.RULE, "positive": positive.RULE}
 
 
 def configured_weight(rule: str, local: int, external: int, completions: int, external_weight: float) -> float:
-    """Return the weight of a round that has all that it is configured for: what its loss is divided by.
+    """Return the weight of a full round, with all groups that are configured: a round's loss is divided by it.
 
     Args:
         rule: its name.
-        local: own groups a round, each of weight 1.
-        external: peers' groups a round.
-        completions: of a group that are used.
-        external_weight: what a whole external group counts.
+        local: own groups in a round, each of weight 1.
+        external: peers' groups in a round.
+        completions: how many of a group are used.
+        external_weight: the weight of a whole external group.
     """
     return local + external * external_weight * RULES[rule].group_weight(completions)

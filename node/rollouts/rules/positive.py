@@ -1,23 +1,25 @@
 """Right answers first: the best one of each of J peers' groups, and of own groups as many bad answers as good ones.
 
-**Of a peer's group** with best reward r, where this node gets b itself on the task (the mean of its last groups):
+**A peer's group.** Its best answer has reward r, and this node's own reward on the task is b
+(`node.rollouts.own_results`). The best answer is taken with the advantage
 
-    A = (r - b) / (1 - b)  where b < r < 1,  1  where r = 1
+    A = 1                    if r = 1
+    A = (r - b) / (1 - b)    if b < r < 1
 
-and nothing where r is not above b, or all rewards of the group are equal. So a right answer counts 1, and one that
-earns a part counts by how far it is above this node's own. It is one completion of L: it weighs 1/L of an own group.
-Peers' wrong answers are never pushed down: what a peer sends can only be imitated, and only where a verifier that runs
-here paid it. This is supervised learning on verified text, and no estimate of a policy gradient.
+Nothing is taken if r is not above b, or if all rewards of the group are equal. So a right answer counts 1, and a partly
+right one counts by how far it is above this node's own reward. It is one completion of L: it weighs 1/L of an own
+group. Peers' wrong answers are never pushed down: what a peer sends can only be imitated, and only if a verifier that
+runs here paid it. This is supervised learning on verified text, and no estimate of a policy gradient.
 
-**Of an own group** with advantages A (its rewards less their mean, scaled as the trainer is set), in which p
-completions have A > 0 and q have A < 0:
+**An own group.** Its advantages A are its rewards less their mean, scaled as the trainer is set. With p completions of
+A > 0 and q of A < 0, these are trained on:
 
-    each of the p                                    A, as it is
-    k = min(p, q) of the q, drawn uniformly          A times (the sum of all q) / (the sum of the k drawn)
+    each of the p                                    with A
+    k = min(p, q) of the q, drawn uniformly          with A times (the sum of all q) / (the sum of the k drawn)
 
-so the advantages sum to zero as those of the whole group do, and what is left out costs no training. Where rewards are
-0 or 1, n of L right and m = n / L, that is 1 - m for a right answer and -m (L - n) / k for a wrong one. A group whose
-rewards are all equal teaches nothing.
+So the advantages sum to zero, as those of the whole group do, and what is left out costs no training. If rewards are 0
+or 1, n of L are right, and m = n / L, a right answer has 1 - m and a wrong one -m (L - n) / k. A group whose rewards
+are all equal teaches nothing.
 
 Source: measured here (docs/results). The asymmetry is that of success-gated transfer in Mutual RL (arXiv 2605.07244).
 """
@@ -28,7 +30,7 @@ from node.rollouts.sampling import FLAT, RIGHT, Advantages, Candidate, Draw, Pic
 
 
 def best_of_each(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
-    """Draw groups whose best answer is above this node's own, uniformly; take one of the best ones of each."""
+    """Draw groups whose best answer is above this node's own reward, uniformly; take one best answer of each."""
     better = [one for one in candidates if one.informative and gain(max(one.rewards), draw.own_reward(one.task)) > 0]
     picks = []
     for candidate in draw.choose(better):
@@ -40,14 +42,14 @@ def best_of_each(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
 
 
 def gain(reward: float, own: float) -> float:
-    """Return how far a reward is above this node's own, 1 for a right answer; 0 where it is not above it."""
+    """Return the advantage of a peer's best answer by the module's formula; 0 if it is not taken."""
     if reward >= RIGHT - FLAT:
         return 1.0
     return (reward - own) / (1 - own) if reward - own > FLAT else 0.0
 
 
 def balanced(rewards: Sequence[float], draw: Draw) -> Advantages:
-    """Return the good completions of an own group and at most as many bad ones, in their order."""
+    """Return the good completions of an own group and at most as many bad ones, in their order in the group."""
     advantages = draw.scale(rewards)
     good = [(index, one) for index, one in enumerate(advantages) if one > 0]
     bad = [(index, one) for index, one in enumerate(advantages) if one < 0]
