@@ -1,11 +1,13 @@
 """What sharing costs a round: the same rounds with a network and peers, and alone.
 
-All sides train on their own groups only, so what is timed is the taking part: signing, sending, receiving, checking
-signatures, reading, storing and relaying of what peers publish as much as a node's sampler can use
-(`node.swarm.sharing`), and drawing as many groups as a round has of its own: making their questions again, scoring
-and encoding them. For that the peers' groups have no weight, and the rule draws them nevertheless; how surprising they
-are nobody asks, for that is a forward pass. The peers live in a child process and publish, at each end
-of a round here, what as many nodes of this size publish in one; they take from each other as much as the node does.
+All sides train on their own groups only, so what is timed is taking part. A node signs and sends its groups. It
+receives, checks, reads, stores and relays as many of its peers' groups as its sampler can use (`node.swarm.sharing`).
+It draws as many of them as a round has of its own: it makes their questions again, scores them and encodes them. The
+rule draws peers' groups, but they have no weight in the update. How surprising they are is not measured, since that is
+a forward pass.
+
+The peers live in a child process. At each end of a round here they publish what as many nodes of this size publish in
+one. They take from each other as much as the node does.
 
 A node is alone in two ways: with nothing beside it, and beside the same peers, who then have one of their own in its
 place. Cores that share caches and pipelines are slower while others work, whoever these are: what taking part costs
@@ -163,7 +165,7 @@ def _bodies(config: NodeConfig, tasks: TaskSet, peers: int) -> Bodies:
 
 
 def _group(asked: Asked, completions: int) -> Group:
-    """A group of one right answer and wrong ones, most of which are those of other questions."""
+    """A group of one right answer and wrong ones, most of them the answers to other questions."""
     task, seed, item = asked
     texts = [task.make(derive_seed(seed, at)).answer for at in range(completions - 1)]
     wrong = [Completion(text if task.verify(item, text) == 0 else "no", True, 0.0) for text in texts]

@@ -1,10 +1,10 @@
 """The node: one policy, its rollouts, its training and its place in a swarm.
 
-Top floor first; a folder imports only what stands below it, and a `layers` contract holds that.
+Top layer first: a folder imports only what stands below it. A `layers` contract in pyproject.toml checks that.
 
 cli/            a verb a file
 lab/            experiments: arms x seeds, attacks, churn
-fleet/          several nodes of one person
+fleet/          several nodes on this machine
 run             a node put together and run to its end
 relay           a node that trains nothing
 replay          a node's rounds again, from its journal

@@ -28,7 +28,7 @@ GONE: Mapping[str, str] = {
     "trainer.beta": "it could only be 0, as no reference model is kept: leave it out",
     "network.share": "groups whose rewards are all equal teach nothing and are not sent: leave it out",
 }
-"""Settings of earlier releases, by dotted key. A node's record drops them; who sets one is told what to do."""
+"""Settings of earlier releases, by dotted key. A node's record drops them; a person who sets one is told what to do."""
 GONE_RULES: Mapping[str, str] = {"paper": "sapo", "uniform": "sapo", "correct": "positive"}
 """What `sampling.rule` could be in earlier releases, and what comes nearest today."""
 
@@ -63,7 +63,7 @@ class PolicyConfig(Section):
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
     template: dict[str, Any] = Field(
-        {}, description="variables for the chat template, { enable_thinking = false } say, where it has some"
+        {}, description="variables for the model's chat template, such as { enable_thinking = false }"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto",
@@ -145,7 +145,7 @@ class SamplingConfig(Section):
     questions: int | None = Field(None, ge=1, description="questions a round; default: as many as local")
     rule: Literal["sapo", "positive"] = Field(
         "positive",
-        description="what is taken of own and of peers' groups; 'positive': the best answer of each of peers' groups; "
+        description="what a round takes of own and of peers' groups; 'positive': the best answer of each peer's group; "
         "'sapo': the paper's, whole groups, best with local = external = 4",
     )
     max_surprise: float = Field(
@@ -164,7 +164,7 @@ class SamplingConfig(Section):
     max_signer_share: float = Field(
         2.0,
         ge=0,
-        description="of one signer a round draws so many times external / signers in the pool at most; 0: no bound",
+        description="a round draws of each signer at most so many times external / signers in the pool; 0: no bound",
     )
     max_uses: int = Field(1, ge=1, description="how often a peer's group may be trained on")
 
@@ -530,7 +530,7 @@ def upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def anchor_files(tree: Mapping[str, Any], folder: Path) -> None:
-    """Make the paths of tasks' files absolute, in whatever table the tasks are; relative ones are so to `folder`."""
+    """Make the paths of tasks' files absolute, in whatever table the tasks stand; relative ones begin at `folder`."""
     tasks = tree.get("tasks")
     for task in tasks if isinstance(tasks, list) else []:
         options = task.get("options") if isinstance(task, dict) else None
@@ -596,7 +596,7 @@ def is_key(key: str) -> bool:
 
 
 def unknown_key(key: str) -> str:
-    """Return what to say of a dotted key that there is not: what became of it, or one that may have been meant."""
+    """Return what to say of an unknown dotted key: what became of it, or which key may have been meant."""
     if key in GONE:
         return f"the configuration key {key!r} is gone: {GONE[key]}"
     close = difflib.get_close_matches(key, list(all_keys()), n=1)

@@ -21,7 +21,7 @@ class PassingError(UserError):
 
 
 class DivergedError(UserError):
-    """Training has come to numbers that are not finite: starting again with the same settings repeats it."""
+    """Training has reached numbers that are not finite: starting again with the same settings would repeat that."""
 
     def __init__(self, round_number: int, what: str, rate: float) -> None:
         super().__init__(

@@ -1,15 +1,18 @@
 """A node's record of its rounds, `rounds.journal`: all that is needed to do any of them again.
 
-Frames of four bytes of length (big-endian) and that much MessagePack, compressed by zstandard. The first is a `Start`:
-the settings, which questions are the evaluation's, and the replay buffer as the node found it. Each `Round` after it
-holds what came from outside in that round: the bodies that peers sent, the tokens that the policy sampled, what the
-clock said, which verdicts were none; and, to compare with, what became of them: which were refused and why, as they
-came or once they were drawn, which rows were trained on with which weight, and a digest of each.
+The file is a row of frames: four bytes of length (big-endian), then that much MessagePack, compressed by zstandard. The
+first frame is a `Start`: the settings, which questions are held out, and the replay buffer as the node found it. Each
+`Round` after it holds
 
-A node that starts again begins with a `Start` of its own, so a round may be there twice: as it was done before a kill,
-and as it was done again. Once the rounds since the newest `Start` take more than `max_bytes`, the file is renamed to
-`rounds.old.journal`, in place of an older one; so it is at a start where all after its first frame takes more. A frame
-that a kill cut off is cut out; one of another release is passed over.
+- what came from outside in that round: the bodies that peers sent, the tokens that the policy sampled, what the clock
+  said, which verdicts were None;
+- what the round made of it, to compare with: which groups were refused and why, on arrival or once drawn; which rows
+  were trained on with which weight; a digest of each.
+
+A node that starts again writes a new `Start`, so a round may be there twice: as it was done before a kill, and as it
+was done again. Once the rounds since the newest `Start` take more than `max_bytes`, the file is renamed to
+`rounds.old.journal`, in place of an older one. A node that starts does the same if all frames after the first take
+more. A frame that a kill cut off is removed; a frame of another release is skipped.
 """
 
 import hashlib
@@ -35,15 +38,15 @@ FORMAT = 2  # of a frame
 JOURNAL_FILE = "rounds.journal"
 OLDER_FILE = "rounds.old.journal"
 _LENGTH = struct.Struct(">I")
-LATE = -1  # in place of the place of a verdict: none came in time
-_MAX_FRAME = 1 << 30  # of a file that is our own, but may be damaged
+LATE = -1  # in place of the index of an unscorable answer: no verdict came in time
+_MAX_FRAME = 1 << 30  # bytes: the file is our own, but may be damaged
 
 
 class Start(NamedTuple):
     """What a node went on from.
 
-    Rounds done before, its settings, its seed, the bounds on a peer's group, which questions are the evaluation's, and
-    what was in its replay buffer.
+    Rounds done before, its settings, its seed, the bounds on a peer's group, which questions are held out, and what was
+    in its replay buffer.
     """
 
     done: int
@@ -72,17 +75,17 @@ class Round(NamedTuple):
     seen: Sequence[Seen]
     refused: Sequence[Refused]
     times: Sequence[float]
-    measured: Sequence[float]  # by the policy's weights: how likely completions were
-    unscorable: Sequence[Sequence[int]]  # of each batch of verdicts, which of them were none; [-1]: all came too late
-    barred: Sequence[Sequence[str]]  # signers that the swarm had put out, each time that was asked
-    own: Sequence[bytes]  # this node's groups as their bodies
+    measured: Sequence[float]  # how surprising completions were under the policy's weights
+    unscorable: Sequence[Sequence[int]]  # for each batch of verdicts the indices of None; [-1]: the batch was too late
+    barred: Sequence[Sequence[str]]  # the revoked signers, each time that the round asked for them
+    own: Sequence[bytes]  # the bodies of this node's groups
     rows: Sequence[Row]
     admitted: bytes  # digests, see `digest_of_verdicts` and `digest_of_draw`
     drawn: bytes
 
 
 class RoundJournal(Protocol):
-    """What a loop tells of its rounds."""
+    """What a loop tells of its rounds, and through which it reads what comes from outside."""
 
     def now(self) -> float:
         """Return the time, Unix seconds, that this round goes by from here on."""
@@ -101,11 +104,11 @@ class RoundJournal(Protocol):
         ...
 
     def judged(self, judge: Callable[[float], list[Verdict] | None], seconds: float) -> list[Verdict] | None:
-        """Return the verdicts that `judge` finds in so many seconds; None where it finds none in time."""
+        """Return the verdicts that `judge` finds within `seconds`; None if it is not done in time."""
         ...
 
     def barred(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
-        """Return the signers that `find` says the swarm has put out."""
+        """Return the revoked signers that `find` returns."""
         ...
 
     def end_round(
@@ -194,7 +197,7 @@ class Journal:
         return found
 
     def judged(self, judge: Callable[[float], list[Verdict] | None], seconds: float) -> list[Verdict] | None:
-        """Judge, and keep which verdicts were none."""
+        """Judge, and keep which verdicts were None."""
         found = judge(seconds)
         self._unscorable.append([LATE] if found is None else [at for at, one in enumerate(found) if one is None])
         return found
@@ -246,12 +249,12 @@ def read_journal(folder: Path) -> Iterator[Start | Round]:
 
 
 def digest_of_verdicts(seen: Sequence[Seen], refused: Sequence[Refused]) -> bytes:
-    """Return a SHA-256 over which items were judged, as they came and as they were drawn, and how."""
+    """Return a SHA-256 over the decision on each item, on arrival and once drawn (`verdicts`)."""
     return _digest(verdicts(seen, refused))
 
 
 def verdicts(seen: Sequence[Seen], refused: Sequence[Refused]) -> list[tuple[bytes, str]]:
-    """Return what was found of each item, as they came and then as they were drawn; no reason where it was taken."""
+    """Return the decision on each item, first on arrival and then once drawn: a reason, empty if it was taken."""
     return [*((one.id, one.reason) for one in seen), *((one.id, one.reason) for one in refused)]
 
 

@@ -8,8 +8,8 @@ policy is one version newer. Nothing here waits for a peer. All randomness deriv
 from the node's seed and the round's number, so a round that is done again after a
 crash asks the same questions and draws the same completions.
 
-No sample, own or a peer's, is on a question of the evaluation's part. Questions are asked from the other part alone, a
-peer's group on one is refused, and `_check_parts` ends the node if one got through all the same.
+No sample, own or a peer's, is on a held-out question (`node.tasks.questions`). Training never asks one, a peer's group
+on one is refused, and `_check_parts` ends the node if one got through all the same.
 """
 
 import random
@@ -53,7 +53,7 @@ from node.training.budget import Spent, is_done
 from node.training.likelihood import surprises
 
 Row = dict[str, Any]
-PEERS_S = 5.0  # that the scoring of peers' answers may take at least, and as long as the node's own took in this round
+PEERS_S = 5.0  # seconds that scoring peers' answers may take; more if making and scoring the node's own took longer
 
 LEFT_OUT = ("swarm/too_long", "swarm/over_long", "swarm/too_surprising")  # peers' completions that a round left out
 
@@ -202,7 +202,10 @@ class Loop:
     def _verified(
         self, questions: Sequence[Question], completions: Sequence[Sequence[Generated]], version: int
     ) -> list[EncodedGroup]:
-        """Return the groups that the completions make, without what cannot be scored here."""
+        """Return the completions as groups, without those that cannot be scored here.
+
+        A group of which fewer than two are left is left out.
+        """
         answers = [
             Answer(question.task, question.item, one.text)
             for question, made in zip(questions, completions, strict=True)
@@ -228,7 +231,7 @@ class Loop:
         return EncodedGroup(group, prompt, tokens, logprobs, content_id(encode(group)))
 
     def _own_shared(self, own: Sequence[EncodedGroup], now: float) -> list[Shared]:
-        """Return what peers get of these groups, as a peer gets it."""
+        """Return the groups that peers would get, as if they had come from a peer."""
         return [own_shared(one.group, now) for one in own if is_informative(one.group.rewards)]
 
     def _screening(self, version: int) -> Screening:
@@ -241,7 +244,7 @@ class Loop:
         return Screening(self._screen, RULES[sampling.rule], asked, len(self.pool.signers))
 
     def _candidates(self, version: int) -> list[Candidate]:
-        """Return peers' groups that the round may draw, without those of signers that the swarm has put out."""
+        """Return peers' groups that the round may draw, without those of signers whom the swarm's owner has revoked."""
         if not self.config.sampling.external:
             return []
         out = set(self.journal.barred(lambda: self.exchange.barred(self.pool.signers)))
@@ -276,7 +279,7 @@ class Loop:
         return local + external, drawn
 
     def _refuse(self, screening: Screening, version: int) -> None:
-        """Bury what a round found to be of no use, and all that is here of who lied; tell the swarm of each."""
+        """Bury the groups that a round refused and the liars' other groups; report each refused group to the swarm."""
         buried = [one.id for one in screening.refused]
         if screening.liars:
             used = screening.usable
@@ -288,7 +291,7 @@ class Loop:
             self.journal.refused(one)
 
     def _check_parts(self, groups: Iterable[EncodedGroup]) -> None:
-        """See to it that nothing of the evaluation's part is published or trained on."""
+        """Raise if a group on a held-out question is about to be published or trained on."""
         for one in groups:
             task = self.tasks.get(one.group.task)
             if task is None or self.tasks.is_held_out(task, one.group.question):
@@ -309,7 +312,7 @@ class Loop:
     def _encode(self, made: Completion) -> list[int] | None:
         """Return a peer's completion as tokens; None if it is longer than an own one may be.
 
-        What is cut is not what was rewarded.
+        It is not cut: what is left would not be the text that was scored.
         """
         if len(made.text) > self._longest_text:
             return None

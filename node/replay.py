@@ -1,8 +1,8 @@
 """Do a node's rounds again, from its record alone (`node.journal`), and compare.
 
-It is the loop itself that runs: the questions are drawn again from the seed, rewards are computed again, every item
-that a peer sent is read again, and the draw is made and verified again from a replay buffer that began as the node's
-did. Only what came from outside is taken from the record: sampled tokens, peers' bytes, the clock. No weight is used.
+The loop itself runs again. Questions are drawn from the seed, rewards are computed, and every item that a peer sent is
+read. The draw is made and verified from a replay buffer that began as the node's did. Only what came from outside is
+taken from the record: sampled tokens, peers' bytes, the clock, and what was unscorable. No weight is used.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ from node.telemetry.metrics import MetricsLog
 
 
 class Compared(NamedTuple):
-    """A round that was done again, and what was not as recorded: empty where all was."""
+    """A round that was done again, and what came out otherwise than recorded: empty if nothing did."""
 
     number: int
     difference: str
@@ -62,7 +62,7 @@ def _entries(folder: Path) -> Iterator[Start | Round]:
 
 
 def _again(start: Start, rounds: Sequence[Round]) -> Iterator[Compared]:
-    """Do `rounds`, which follow on `start`, again."""
+    """Do again `rounds`, which the node did from `start` on."""
     if not rounds:
         return
     config = parse_config(start.config)
@@ -178,7 +178,7 @@ class _RecordedJournal:
         return found
 
     def judged(self, judge: Callable[[float], list[Verdict] | None], seconds: float) -> list[Verdict] | None:
-        """Judge again, however long it takes; what was unscorable then is so now."""
+        """Judge again, however long it takes; what was unscorable then counts as unscorable now."""
         none = self._again.unscorable.pop(0)
         if LATE in none:
             return None
@@ -186,14 +186,14 @@ class _RecordedJournal:
         return None if found is None else [None if at in none else one for at, one in enumerate(found)]
 
     def barred(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
-        """Return who had been put out."""
+        """Return the signers that were revoked then."""
         return self._again.barred.pop(0)
 
     def saw(self, seen: Seen) -> None:
         """Do nothing: what came is read again."""
 
     def refused(self, one: Refused) -> None:
-        """Note what is found of no use this time."""
+        """Note a group that is refused this time."""
         self._again.refused.append(one)
 
     def end_round(

@@ -104,7 +104,7 @@ class Parts(NamedTuple):
     directory: Host | None = None
     journal: Journal | None = None
     limits: Limits = Limits(0, 0)  # of a peer's group, as the exchange has them
-    checkpoint: Checkpoint | None = None  # that training goes on from
+    checkpoint: Checkpoint | None = None  # the one that training goes on from
 
 
 def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:

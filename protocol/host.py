@@ -382,7 +382,7 @@ class Host:
         return node in self._admitted
 
     def is_revoked(self, node: NodeId) -> bool:
-        """Tell whether the swarm's owner has put `node` out, as far as is known here."""
+        """Tell whether the swarm's owner has revoked `node`, as far as is known here."""
         return self._setup.gate.is_revoked(node)
 
     def stop(self) -> None:

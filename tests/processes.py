@@ -4,7 +4,7 @@ import psutil
 
 
 def alive(pid: int) -> bool:
-    """A dead process that its parent has not asked after yet counts as dead."""
+    """Tell whether a process lives; one that its parent has not waited for yet (a zombie) counts as dead."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -21,7 +21,7 @@ UNBOUNDED = {"max_surprise": 0, "max_length_ratio": 0, "max_signer_share": 0}
 
 
 GRADED = [{"name": "builtin", "options": {"partial": True}}]
-"""Tasks of which an untrained policy earns a part now and then: something to share in every round."""
+"""Tasks on which an untrained policy now and then earns part of a reward: something to share in every round."""
 
 
 def small_config(rounds: int | None, **tables: Any) -> NodeConfig:

@@ -14,7 +14,7 @@ from node.tasks import Item
 from node.training.trainer import SwarmTrainer, make_trainer
 
 FULL_WEIGHT = 2 + 16 * 0.5 / 8
-"""Of a round with all that `node_config` asks for: two own groups, and one completion of 8 of each of 16 of peers."""
+"""The weight of a full round of `node_config`: two own groups, and one completion of 8 of each of 16 peers' groups."""
 
 
 def node_config(rounds: int | None = 2, longest: int = 8, temperature: float = 1.0, **trainer: Any) -> NodeConfig:

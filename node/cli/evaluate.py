@@ -139,7 +139,9 @@ def _print(reports: "dict[str, EvalReport]") -> None:
     if not console.is_terminal:
         console.width = WIDE
     console.print(table)
-    console.print(f"{greedy.overall.questions} different questions that training leaves out; intervals count questions.")
+    console.print(
+        f"{greedy.overall.questions} different questions that training leaves out; intervals count questions."
+    )
 
 
 def _cells(score: "Score") -> tuple[str, ...]:

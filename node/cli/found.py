@@ -50,11 +50,9 @@ Tasks = Annotated[
 ]
 HeldOut = Annotated[
     float,
-    typer.Option(min=1e-6, max=0.5, metavar="SHARE", help="The part of all questions kept apart for evaluation."),
+    typer.Option(min=1e-6, max=0.5, metavar="SHARE", help="The share of all questions held out for evaluation."),
 ]
-Salt = Annotated[
-    int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Another choice of these questions for each number.")
-]
+Salt = Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Decides which questions these are.")]
 NoStart = Annotated[bool, typer.Option("--no-start", help="Only write the manifest and the configuration.")]
 
 
@@ -77,8 +75,8 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
 ) -> int:
     """Found a swarm, print an invite, and start its first node.
 
-    The manifest, which is signed here, holds the tasks with their versions, which questions are kept
-    apart for evaluation, the limits and who may join; it never changes.
+    The manifest, which is signed here, holds the tasks with their versions, which questions are held
+    out for evaluation, the limits and who may join; it never changes.
     `gossamer node --state FOLDER` starts the node again.
 
     \b

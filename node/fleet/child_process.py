@@ -2,9 +2,9 @@
 
 Children are forked from a server that has imported the heavy libraries once, so N
 nodes share the cost in time and in memory. The server is started with SIGINT, SIGTERM and
-SIGHUP blocked, and its children inherit that: a Ctrl-C in the terminal, or its end, which
-reaches the whole process group, is the supervisor's alone to hear, and it asks its children
-to stop by SIGTERM, which each unblocks for itself.
+SIGHUP blocked, and its children inherit that. A Ctrl-C in the terminal, or the terminal's end,
+reaches the whole process group, but only the supervisor reacts. It asks its children to stop
+by SIGTERM, which each of them unblocks for itself.
 """
 
 import multiprocessing
@@ -29,9 +29,9 @@ from node.telemetry.logs import flush_logs, setup_logs
 HEAVY = ("node.run",)  # imports torch, transformers and trl with it
 # A thread does not survive a fork: keep OpenBLAS and Arrow (its allocator) from starting one while they are imported.
 NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
-# Nor does CUDA: a package that only asks whether there is a GPU would leave none to the children. NVML tells as well.
+# Nor does CUDA: if a package asked CUDA whether there is a GPU, the children could not use it. NVML tells as well.
 NO_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-# It is started with `python -c`: a file of the user's called node.py, where the command is given, is none of ours.
+# The server is started with `python -c`: a user's node.py in the current folder must not be imported in place of ours.
 NO_FOLDER_OF_THE_USER = {"PYTHONSAFEPATH": "1"}
 EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2

@@ -145,7 +145,7 @@ def trend(progress: Progress, width: int = TREND_WIDTH) -> str:
 
 
 class Refused(NamedTuple):
-    """How many items a node did not take: what an honest peer may send and does not help here, and all others."""
+    """How many items a node did not take: those that are no fault of their signers, and all others."""
 
     unfit: int
     rejected: int

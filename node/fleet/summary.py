@@ -72,7 +72,7 @@ def summarise_node(rows: Sequence[Row], evaluated: Sequence[Row] = ()) -> Summar
 
 
 def tenth_of(rounds: int) -> int:
-    """Return how many rounds a tenth of those done is, over which rewards at both ends are means: at least one."""
+    """Return a tenth of the rounds done, at least one: rewards at both ends are means over so many."""
     return max(rounds // 10, 1)
 
 
@@ -96,7 +96,7 @@ def summarise_swarm(nodes: Sequence[Summary], evaluated: Sequence[Sequence[Row]]
 
 
 def gain(swarm: Summary) -> float | None:
-    """Return how many times the first tenth's reward the last one's is; None where the first is too small to tell."""
+    """Return the last tenth's reward over the first tenth's; None if the first is too small for a ratio."""
     return swarm["ratio"] if swarm["reward_first"] >= LEAST_COMPARED else None
 
 

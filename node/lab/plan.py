@@ -218,7 +218,7 @@ def lab_of(path: Path, config: LabConfig, out: Path, wanted: Sequence[tuple[str,
 
 
 def _check_files(runs: Sequence[Run]) -> None:
-    """Raise a `UserError` where a task's file is of no use: a run would end by it in some minutes."""
+    """Raise a `UserError` if a task's file cannot be used: else a run would fail minutes later."""
     tasks = [task for run in runs for config in _parsed(run) for task in (*config.tasks, *config.eval.tasks)]
     for task in {one.model_dump_json(): one for one in tasks if is_file_task(one.name)}.values():
         load_tasks([task])

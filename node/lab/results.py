@@ -1,23 +1,23 @@
 """What came of an experiment: from run folders to figures with intervals. No run is started here.
 
-Of a run, each a mean over its nodes:
+The figures of a run, each a mean over its nodes:
 
     cumulative    the sum over rounds of the mean reward of a round's own completions
     first, last   that reward in the first and the last tenth of the rounds
-    best          the most that the reward got to, smoothed over `WINDOW` rounds
+    best          the highest reward, smoothed over `WINDOW` rounds
     compute       what a node spent, generated and scored tokens + 3 x trained ones (`node.training.budget`)
-    by_compute    the mean of the reward over what was spent: where arms are given the same, this is what compares them
-    reach         what the baseline of the same seed spent until its best, over what this run spent until as much; 0 for
-                  a run that did not get there
-    accuracy, graded, pass@1, pass@k, entropy, right_entropy    held out, at the end, where it was evaluated; graded is
-                  the mean reward of the likeliest answers, where that is another number than their accuracy
-    equal_...     pass@k and right_entropy when pass@1 was the baseline's best, less what the baseline had then, between
-                  two evaluations in proportion; for runs that got there, where evaluations were made on the way
-    gain          its accuracy less that of the baseline under the same seed; of a part of a run, all of whose figures
-                  are of its nodes alone, less that of the arm that it is held against
+    by_compute    the mean of the reward over what was spent: this compares arms that are given the same compute
+    reach         what the baseline of the same seed spent until its best reward, over what this run spent until the
+                  same reward; 0 if it never got there
+    accuracy, graded, pass@1, pass@k, entropy, right_entropy    on held-out questions at the end, if it was evaluated
+                  then; graded is the mean reward of the likeliest answers, if that differs from their accuracy
+    equal_...     pass@k and right_entropy at the moment when pass@1 was the baseline's best, less what the baseline had
+                  then; interpolated between two evaluations, for runs that got there and were evaluated on the way
+    gain          its accuracy less the baseline's under the same seed; the figures of a part of a run are of its nodes
+                  alone, and its gain is over the arm that it is compared with
 
-An interval is Student's at 95 % over seeds, a ratio or a difference is of runs of one seed; cumulative rewards are put
-in a ratio only where both runs have as many rounds.
+An interval is Student's at 95 % over seeds. A ratio or a difference is of runs of one seed. Cumulative rewards are put
+in a ratio only if both runs have as many rounds.
 """
 
 import itertools

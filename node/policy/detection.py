@@ -40,7 +40,7 @@ def preset_for(policy: PolicyConfig, vllm: VllmConfig, nodes: int = 1) -> Overri
 
 
 def with_preset(config: NodeConfig, nodes: int = 1) -> tuple[NodeConfig, dict[str, str]]:
-    """Return `config` with the preset of its model below it, for one of `nodes` nodes here, and why for each key.
+    """Return `config` filled up with its model's preset, for one of `nodes` nodes here, and the reason for each key.
 
     Raises:
         UserError: there is no such model.
@@ -50,7 +50,7 @@ def with_preset(config: NodeConfig, nodes: int = 1) -> tuple[NodeConfig, dict[st
 
 
 def preset_of(config: NodeConfig, nodes: int = 1) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return what the preset of the policy's model sets, by dotted key, and why for what is not set."""
+    """Return the preset of the policy's model by dotted key, and the reasons for the keys that `config` leaves open."""
     if config.role == "relay":  # runs no model
         return {}, {}
     choices = preset_for(config.policy, config.engine.vllm, nodes)

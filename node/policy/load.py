@@ -108,7 +108,7 @@ class Policy:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of a completion's `ids` up to the first end-of-text, without special tokens.
 
-        Of one that was cut off inside a character, the part of that character is left out.
+        If the completion was cut off inside a character, the part of that character is left out.
         """
         end = next((at for at, token in enumerate(ids) if token in self.eos_token_ids), None)
         text = self._completion_text.decode(ids[:end])
@@ -127,7 +127,8 @@ def load_policy(
         config: of the policy.
         bf16: as `trainer.bf16`.
         adapters: a checkpoint of LoRA adapters for `config.model`, to load in place of new ones.
-        checkpoint: that training goes on from. The built-in policy is as large as it was in the release that began it.
+        checkpoint: the one that training goes on from. The built-in policy is loaded from it, as its size is that of
+            the release that began the training.
 
     Raises:
         UserError: there is no such model, it is not a causal language model that
@@ -198,7 +199,7 @@ def gains_by_bf16(model: Any) -> bool:
 def _tokens(tokenizer: Any, text: str, special: bool) -> list[int]:
     """Return what `tokenizer(text)` does, with the tokens that open and close a text where `special`.
 
-    Of a short text that call takes three times as long as the encoding. What an earlier one has set is undone.
+    For a short text that call takes three times as long as the encoding. Settings of an earlier call are undone.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

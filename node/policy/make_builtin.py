@@ -11,8 +11,8 @@ about one completion in eighty is right, the sparse regime of real post-training
 (Answers to other questions in place of digits would not do: they teach the model to
 guess, and a guess at a truth table is right once in sixteen.)
 
-No question of the evaluation's part (`node.tasks.questions`, at its default) is in what it is shown, so what a swarm
-learns of those it has not been taught here either.
+It is shown no held-out question (`node.tasks.questions`, by the default split). So what a swarm learns of those was not
+taught here.
 
 Experiments want denser starts too: those are shown a share of right answers again, for a hundred steps more. And they
 want other sizes and another task: the recipe is tuned for none but its own.
@@ -133,7 +133,7 @@ def sample_items(recipe: Recipe, right: float, step: int) -> list[tuple[Task, It
 
 
 def training_item(task: Task, rng: random.Random) -> Item:
-    """Return a question of `task` that is none of the evaluation's."""
+    """Return a question of `task` that is not held out."""
     while True:
         item = task.make(rng.getrandbits(63))
         if not DEFAULT.holds_out(task.key.name, item.question):

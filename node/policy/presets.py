@@ -24,11 +24,11 @@ SPEAKING = 50_000_000  # parameters: from here on models answer in sentences
 HUGE = 2_000_000_000  # parameters: activations of a round are worth computing twice
 TRAINING_BYTES = 16  # a trained weight in fp32: itself 4, its gradient 4, Adam's two moments 8
 FROZEN_BYTES = 2  # a weight beneath adapters, in bfloat16
-VLLM_SHARE = VllmConfig().gpu_memory_utilization  # of a GPU, or more where its weights want it
-VLLM_BESIDE = 3_000_000_000  # bytes that it wants beside its weights: a small key-value cache, and scratch space
-VLLM_WEIGHT_BYTES = 2.2  # of each of its weights: bfloat16, and a tenth for what it packs anew
+VLLM_SHARE = VllmConfig().gpu_memory_utilization  # of a GPU; vLLM takes more if its weights need it
+VLLM_BESIDE = 3_000_000_000  # bytes that vLLM needs beside its weights: a small key-value cache, and scratch space
+VLLM_WEIGHT_BYTES = 2.2  # bytes that it needs for each weight: bfloat16, and a tenth for what it packs anew
 GPU_QUESTIONS = 8  # a round: a GPU answers eight in hardly more time than two
-MODEL_LEN = 2048  # tokens of a prompt and its completion, and some room
+MODEL_LEN = 2048  # tokens: room for a prompt, its completion and some more
 THOUGHTS = 2048  # tokens that a reasoning model's answer may have: a short chain of thought is some hundreds
 FEWEST_TOKENS = 256  # a micro-batch holds a row at least, however long
 RATE_LIMIT = 1e-4  # a rate above it, on more than SMALL trained weights, unlearns the language within some rounds
@@ -73,7 +73,7 @@ Overrides = dict[str, Choice]
 
 
 def preset(size: ModelSize, machine: Machine, lora: int | None = None, *, thinks: bool = False) -> Overrides:
-    """Return what a model wants set otherwise than `node.config` has it.
+    """Return the settings in which a model should differ from the defaults of `node.config`.
 
     Args:
         size: of the model, without adapters.
@@ -105,7 +105,7 @@ def _wants_adapters(parameters: int, memory: int, lora: int | None) -> bool:
 
 
 def _vllm_bytes(size: ModelSize, machine: Machine, lora: int | None) -> int:
-    """Return what vLLM takes of the GPU that trains, too; 0 where there is none, or no room for both."""
+    """Return how many bytes vLLM takes of the GPU that also trains; 0 without vLLM, or without room for both."""
     if not (machine.gpu and machine.vllm and size.parameters > SPEAKING):
         return 0
     taken = max(int(VLLM_SHARE * machine.memory), int(VLLM_WEIGHT_BYTES * size.parameters) + VLLM_BESIDE)
@@ -116,7 +116,7 @@ def _vllm_bytes(size: ModelSize, machine: Machine, lora: int | None) -> int:
 
 
 def _engine(size: ModelSize, machine: Machine, vllm: int) -> Overrides:
-    """Return which engine generates, where `machine` has what the other one leaves."""
+    """Return which engine generates; `machine` has the memory that vLLM leaves, which takes `vllm` bytes."""
     if not (machine.gpu and machine.vllm):
         return {}
     if not vllm:
@@ -132,7 +132,7 @@ def _engine(size: ModelSize, machine: Machine, vllm: int) -> Overrides:
 
 
 def _thinking(size: ModelSize, machine: Machine, trained: int, vllm: int) -> Overrides:
-    """Return how long a reasoning model may think, where the update and the engine have room for so many tokens."""
+    """Return how long a reasoning model may think; without room in the update or the engine it is asked not to."""
     positions = size.positions or 2048
     prompt = min(1024, positions // 2)
     answer = min(THOUGHTS, positions - prompt)
@@ -216,7 +216,7 @@ def _fitting_tokens(size: ModelSize, machine: Machine, trained: int) -> int:
 
 
 def _tokens(size: ModelSize, machine: Machine, trained: int) -> Overrides:
-    """Return the micro-batch that fits, where the default does not."""
+    """Return the micro-batch that fits, if the default one does not."""
     tokens = _fitting_tokens(size, machine, trained)
     if tokens >= TrainerConfig().tokens_per_batch:
         return {}

@@ -271,7 +271,7 @@ class Screening:
         return bool(of_group)
 
     def settle(self, own: OwnResults, seconds: float) -> None:
-        """Wait for the verdicts on what was drawn, and decide on each group; all are late if that takes `seconds`."""
+        """Wait for the verdicts on what was drawn, and decide on each group; after `seconds` all of them are late."""
         pending, scoring, answers = self._pending, self._scoring, self._answers()
         self._pending, self._scoring = [], None
         if not pending:

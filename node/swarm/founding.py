@@ -67,7 +67,7 @@ def found(
 ) -> SwarmManifest:
     """Make `folder` the first node of a new swarm with the configuration's tasks; it runs `config` from now on.
 
-    `split` says which questions every node keeps apart for evaluation.
+    `split` says which questions every node holds out for evaluation.
 
     Raises:
         UserError: the folder belongs to a swarm already, or what was asked for fits no manifest.
@@ -392,7 +392,7 @@ def load_manifest(folder: Path) -> SwarmManifest | None:
 
 
 def split_of(manifest: SwarmManifest | None) -> Split:
-    """Return which questions are kept apart for evaluation in a swarm; the default's where it has no manifest."""
+    """Return which questions a swarm holds out for evaluation; the default if it has no manifest."""
     return DEFAULT if manifest is None else Split(manifest.split.millionths / 1e6, manifest.split.salt)
 
 
@@ -565,7 +565,7 @@ def check_rules(manifest: SwarmManifest, tasks: TaskSet, completions: int) -> No
         older = [key for key in known if key == task.key._replace(version=key.version) and key < task.key]
         if older:
             log.warning(
-                "the swarm was founded by an earlier release: who still runs that shares nothing with this node",
+                "the swarm was founded by an earlier release: nodes that still run it share nothing with this one",
                 task=task.key.name,
                 version=older[0].version,
                 here=task.key.version,

@@ -5,10 +5,9 @@ the protocol's host; `NoExchange` is a node alone, for which the loop is plain G
 
 What a node asks the swarm for: its tasks' topics, and as many groups a second as it can use.
 
-The demand is what the sampler draws, times `OVERSAMPLING`, over the measured seconds a round: down to `SPARE` times
-while rounds find what they want, and to `LESS` while they leave enough for the next ones. A node that trains on
-nobody's groups still takes `RELAY_DEMAND`: what it takes it passes on, and a link that ends at a node which carries
-nothing is lost to its neighbours.
+The demand is what the sampler draws, times `OVERSAMPLING`, over the measured seconds of a round. The factor goes down
+to `SPARE` while rounds find what they want, and to `LESS` while they leave enough for the next ones. A node that trains
+on nobody's groups still takes `RELAY_DEMAND` and passes it on: a node that relays nothing wastes its neighbours' links.
 """
 
 import hashlib
@@ -45,7 +44,7 @@ class Exchange(Protocol):
         ...
 
     def barred(self, signers: Collection[str]) -> list[str]:
-        """Return those of `signers` that the swarm has put out."""
+        """Return those of `signers` that the swarm's owner has revoked."""
         ...
 
     def drew(self, groups: int, left: int) -> None:
@@ -98,9 +97,9 @@ class Admission:
         self.topics = frozenset(topic_of(task.key) for task in tasks.tasks)
 
     def read(self, body: bytes, topic: bytes) -> Verified:
-        """Return the group in `body`, which came under `topic`, or why it is refused; nothing that it says is verified.
+        """Return the group in `body`, which came under `topic`, or why it is refused; nothing in it is verified.
 
-        One of another of our tasks than the topic's, or of none that is ours, lies about the topic.
+        If the topic is ours and the group's task does not match it, the group is refused as `false_topic`.
         """
         try:
             group = read(body, self._tasks, self._limits.completions, self._limits.bytes)
@@ -125,7 +124,7 @@ class NetworkExchange:
         max_bytes: int = MAX_GROUP_BYTES,
         saw: Callable[[Seen], None] = lambda seen: None,
     ) -> None:
-        """Share over `host`; ask it for the tasks' groups, as many as a node uses that draws `external` a round.
+        """Share over `host`; ask it for the tasks' groups, as many as a node needs that draws `external` a round.
 
         `saw` is told of every item that is read.
         """
@@ -198,11 +197,11 @@ def traffic_row(traffic: Counters) -> dict[str, object]:
     }
 
 
-# Of what comes, some is without advantage, some too long or too surprising, and some too old when its turn comes. While
-# every round finds as many groups as it wants, more than a few beyond them would be signatures checked, and bytes
-# stored, for groups that nobody draws, and what is drawn would be older. A round that finds too few raises it again.
-# While enough are left for the next round, or for `RESERVE_S`, as they come in bursts, less is taken than is drawn:
-# what waits would grow, and grow old.
+# Some groups have no advantage, some are too long or too surprising, and some are too old when their turn comes. So a
+# node asks for more than it draws (`OVERSAMPLING`). While every round finds as many as it wants, a few more are enough
+# (`SPARE`): beyond them signatures would be checked, and bytes stored, for groups that nobody draws, and what is drawn
+# would be older. While enough are left for the next round, or for `RESERVE_S` since they come in bursts, the node takes
+# less than it draws (`LESS`): else what waits would grow, and grow old. A round that finds too few raises it again.
 OVERSAMPLING, SPARE, LESS = 2.0, 1.25, 0.9
 RESERVE_S = 1.0
 EASE = 0.97  # a round: from the first to the last in 27 rounds that are well supplied
@@ -238,7 +237,7 @@ class Demand:
         self._factor = OVERSAMPLING if groups < self._external else max(least, EASE * self._factor)
 
     def next_round(self, now: float) -> bool:
-        """Note that a round begins at `now` (s, steady); True if `told` has become another number."""
+        """Note that a round begins at `now` (s, monotonic); True if `told` has become another number."""
         if self._began is not None:
             took = now - self._began
             self._seconds = took if self._rounds == 0 else self._seconds + WEIGHT * (took - self._seconds)

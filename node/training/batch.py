@@ -3,20 +3,20 @@
 Each sample becomes a row. Prompts are padded on the left and completions on the right, so
 that no padding falls inside a sequence.
 
-**The loss of a round** is a sum with the samples' weights w, in which no length but an own
-one's moves what another counts. With l the loss of a token and W the weight of a round that has
-all that the node is configured for (`node.rollouts.rules.configured_weight`),
+**The loss of a round** is a sum with the samples' weights w. No peer's length moves what another
+sample counts in it. With l the loss of a token and W the weight of a full round, with all groups
+that are configured (`node.rollouts.rules.configured_weight`),
 
     grpo, sapo                  1/W  sum over rows  w_r  (mean of l over the row's tokens)
     dr_grpo                     1/W  sum over rows  w_r  (sum of l over the row's tokens) / max_completion_length
     luspo                       1/W  sum over rows  w_r  (sum of l over the row's tokens)
     dapo, cispo, bnpo, vespo    1/W  sum over sides w_s  (mean of l over the side's tokens)
 
-where the rows of all own groups are one side, as DAPO has it, those of each external group
-are one of their own, and w_s is the sum of the w of a side's rows. So a row pulls as hard in a round
-that has few others as in a full one. A full round of own groups alone, whose rows weigh the same, has
-TRL's own loss. Every one of these losses scales with its advantages
-(by any positive factor), and that is how rows get their weights.
+where the rows of all own groups together are one side, as DAPO has it, and those of each external
+group are a side of their own; w_s is the sum of the w of a side's rows. So a row pulls as hard in
+a round that has few others as in a full one. A full round of own groups alone, whose rows weigh
+the same, has TRL's own loss. Each of these losses scales with its advantages (by any positive
+factor): so a row's weight is multiplied into its advantage.
 
 A row whose advantage is zero adds nothing to the gradient (there is no KL term), so it
 is counted in the loss's denominator but not sent through the model. The entropy and
@@ -57,7 +57,7 @@ def make_batches(
 
     Args:
         rows: those without an advantage count in the means.
-        weight: of a full round, W.
+        weight: W, that of a full round.
         budget: tokens that go through the model at once, padding included; a single row may have more.
         loss_type: decides the scaling above.
         pad_token_id: fills unused, masked places.

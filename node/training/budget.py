@@ -2,7 +2,7 @@
 
     generated    tokens of its own completions
     trained      tokens of completions, own and peers', that an update was computed on, once for each iteration
-    scored       tokens whose likelihood `sampling.max_surprise` asked for
+    scored       tokens whose likelihood was computed for `sampling.max_surprise`
     compute      generated + scored + 3 x trained
 
 A token passes forward through the model to be generated or scored, and forward and backward to be trained on; the

@@ -1,10 +1,10 @@
 """Scoring a policy on questions that training never asks: once (`answer`, `score`), or as it trains (`Evaluations`).
 
-The questions are of the part that training leaves out (`node.tasks.questions`), and no two of a
-task are the same. Every task is asked as many, whatever its weight in training; a task that has
-fewer different ones is asked those. An answer that cannot be scored here takes its question out.
-Nothing here draws from a random state that training uses, so a run has the same numbers with and
-without evaluations.
+The questions are held out from training (`node.tasks.questions`), and no two of a task are the
+same. Every task is asked equally many, whatever its weight in training; a task with fewer
+different ones is asked all of these. A question with an answer that cannot be scored here is left
+out. Nothing here draws from a random state that training uses, so a run has the same numbers with
+and without evaluations.
 """
 
 import math
@@ -187,7 +187,7 @@ def evaluation_row(greedy: EvalReport, sampled: EvalReport | None) -> Row:
         for k, rate in sampled.overall.pass_at.items():
             low, high = wilson_interval(rate * questions, questions)
             row |= {f"pass@{k}": rate, f"pass@{k}_low": low, f"pass@{k}_high": high}
-        for one in sampled.tasks:  # some of a task's answers may be unscorable in one report alone
+        for one in sampled.tasks:  # one report may lack a task whose answers were all unscorable
             of_task = row["tasks"].setdefault(one.task, {"questions": one.questions})
             of_task |= {f"pass@{k}": rate for k, rate in one.pass_at.items()}
     return row
@@ -208,8 +208,8 @@ def answer(
 
     The same arguments give the same questions and, on an engine that is deterministic,
     the same answers. Questions of more than `longest` tokens are passed over, as in training.
-    Raises `ValueError` unless `count` and `completions` are positive, and `UserError` where
-    hardly any question is short enough.
+    Raises `ValueError` unless `count` and `completions` are positive, and `UserError` if no
+    held-out question of a task is short enough.
     """
     if count < 1 or completions < 1:
         raise ValueError("count and completions must be at least 1")
@@ -239,10 +239,10 @@ def score(seed: int, answers: Answers) -> EvalReport:
 def held_out(
     tasks: TaskSet, task: Task, seed: int, count: int, fits: Callable[[Item], bool] = lambda item: True
 ) -> list[Item]:
-    """Return the questions that evaluation `seed` asks of `task`: the first `count` that fit, or all that there are.
+    """Return the questions that evaluation `seed` asks of `task`: the first `count` that fit, or fewer if it has fewer.
 
     Raises:
-        UserError: there is none.
+        UserError: none fits.
     """
     found = list(islice(filter(fits, tasks.evaluation(task, seed, count)), count))
     if not found:

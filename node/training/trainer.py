@@ -48,7 +48,7 @@ from node.training.shared_prefix import (
 )
 from node.training.surprise import Surprise
 
-MOST_NONFINITE = 8  # steps in a row: one may be an overflow that the next batch does not have
+MOST_NONFINITE = 8  # steps in a row; a single one may be an overflow that the next batch does not have
 
 log = structlog.get_logger()
 
@@ -60,8 +60,8 @@ class SwarmTrainer(GRPOTrainer):
     """TRL's update on rounds of weighted completions; made by `make_trainer`.
 
     A round without a row that has an advantage has no micro-batches, so no gradients: weights,
-    optimiser and learning rate stay exactly as they are, and it counts as a round. So does one whose
-    loss or gradients are not finite; after `MOST_NONFINITE` of them in a row the run has diverged.
+    optimiser and learning rate stay exactly as they are, and it counts as a round. The same holds for
+    a step whose loss or gradients are not finite; after `MOST_NONFINITE` in a row the run has diverged.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class SwarmTrainer(GRPOTrainer):
         """Add up the gradients of a step's micro-batches, if there are any, and return the sum of their losses.
 
         Raises:
-            DivergedError: too many steps in a row had none that are finite.
+            DivergedError: loss or gradients were not finite in too many steps in a row.
         """
         loss = torch.zeros((), device=self.args.device)
         for batch in inputs:
@@ -129,9 +129,9 @@ class SwarmTrainer(GRPOTrainer):
         return self._finite(model, loss) if inputs else loss
 
     def _finite(self, model: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
-        """Return a step's loss; of a step that is not finite forget the gradients, count it, and return 0.
+        """Return a step's loss; if the step is not finite, drop its gradients, count it, and return 0.
 
-        transformers adds losses up and takes the sum from itself at each log: one NaN would stay for good.
+        transformers adds losses up and subtracts the sum from itself at each log: one NaN would stay for good.
         """
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         norm = torch.stack([gradient.norm() for gradient in gradients]).sum() if gradients else loss
@@ -492,7 +492,7 @@ def _trl_config(config: NodeConfig, policy: Policy, folder: Path) -> GRPOConfig:
         disable_tqdm=True,
         # The loop finds its own place when it resumes.
         ignore_data_skip=True,
-        # `training_step` looks for a loss that is not finite; to look twice costs a synchronisation a step.
+        # `training_step` looks for a loss that is not finite; looking twice would cost a synchronisation a step.
         logging_nan_inf_filter=False,
     )
     args._n_gpu = min(args.n_gpu, 1)  # a node trains on one GPU; where several are visible TRL refuses DataParallel

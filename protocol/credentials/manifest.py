@@ -4,9 +4,9 @@
     payload  = MessagePack [1, name, protocol version, created in ms, policy, node ids (20 each, joined),
                             [[task, its version, its config hash, its options as JSON], ...],
                             [group bytes, completions, item age in s],
-                            [millionths of all questions that are kept apart for evaluation, salt of that choice]]
+                            [millionths of all questions that are held out for evaluation, salt of that choice]]
 
-A manifest without the last element, as earlier ones, has the default there.
+A manifest of an earlier release lacks the last element, which means the default.
 
 A swarm's id is a hash of the whole, so a manifest certifies itself: whoever knows the id, or
 the hash in an invite, can take it from anybody. Nothing in it can change afterwards.
@@ -72,7 +72,7 @@ DEFAULT_LIMITS = ManifestLimits()
 
 
 class ManifestSplit(NamedTuple):
-    """Which questions every node keeps apart for evaluation: how many millionths of all, by a hash with a salt."""
+    """Which questions every node holds out for evaluation: how many millionths of all, by a hash with a salt."""
 
     millionths: int = 125_000
     salt: int = 0

@@ -32,7 +32,7 @@ TASKS = load_tasks(small_config(1).tasks)
 
 
 def honest_group(number: int, is_held_out: bool = False) -> Group:
-    """One right and seven wrong answers, to a question that may be asked in training, or to one of the evaluation's."""
+    """One right and seven wrong answers, to a question that training may ask, or to a held-out one."""
     task = TASKS.tasks[number % len(TASKS.tasks)]
     seeds = count(1000 * number)
     seed = next(one for one in seeds if TASKS.is_held_out(task, task.make(one).question) == is_held_out)
@@ -42,7 +42,7 @@ def honest_group(number: int, is_held_out: bool = False) -> Group:
 
 
 def false_reward(seed: int) -> bytes:
-    """What it says is right is wrong, and the other way round: a node scores what it would train on, and no more."""
+    """It claims the opposite reward for each answer: a node scores only those that it would train on."""
     group = honest_group(seed)
     lies = tuple(one._replace(reward=1 - one.reward) for one in group.completions)
     return encode(replace(group, completions=lies))

@@ -17,7 +17,7 @@ PAD = 0
 
 
 def weight_of(rows: Iterable[Sample]) -> float:
-    """What these rows weigh together: as a full round's weight, it makes the loss a mean over them."""
+    """The weight of all these rows together: as a full round's weight, it makes the loss a mean over them."""
     return sum(row.weight for row in rows)
 
 
@@ -146,7 +146,7 @@ def rows_of(own: list[list[int]], external: list[list[int]], weight: float) -> l
 def test_groups_have_the_weights_that_the_configuration_says_whatever_their_lengths(
     own, external, weight, full, budget, loss_type
 ):
-    """With every advantage 1, what a group's tokens count is its share of a full round, whoever else is there."""
+    """With every advantage 1, a group's tokens count as its share of a full round, however full the round is."""
     rows = rows_of(own, external, weight)
     total = full * (len(own) + weight * len(external))
     found = token_weights(rows, total, budget, loss_type)

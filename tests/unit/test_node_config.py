@@ -1,4 +1,4 @@
-"""What earlier releases could be set to: their records are read, and a person is told what to do instead."""
+"""Settings of earlier releases: records with them are read, and a person who sets one is told what to do instead."""
 
 import json
 from pathlib import Path

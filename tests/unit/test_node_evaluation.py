@@ -131,7 +131,7 @@ def test_a_report_counts_what_was_answered(tasks: TaskSet) -> None:
 
 
 def _questions(tasks: TaskSet, seed: int, count: int) -> set[str]:
-    """The first task's."""
+    """The first task's held-out questions."""
     return {item.question for item in held_out(tasks, tasks.tasks[0], seed, count)}
 
 
@@ -153,7 +153,7 @@ def test_the_same_seed_asks_the_same_and_another_seed_others(tasks: TaskSet) -> 
 
 
 def test_training_never_asks_what_an_evaluation_asks() -> None:
-    """Of a family whose questions all nodes of all seeds ask many times over."""
+    """The family is so small that a node asks each of its questions many times."""
     tasks = load_tasks([TaskConfig(name="builtin/arithmetic", options={"operations": "+-"})])
     trained = {one.item.question for seed in range(4) for one in tasks.questions(seed, 200)}
     asked = {question for seed in range(4) for question in _questions(tasks, seed, 10)}
@@ -189,7 +189,7 @@ def test_questions_that_are_too_long_are_passed_over_and_others_asked_instead(ta
 
 @dataclass(frozen=True)
 class _Moody:
-    """Sums of which it cannot tell what an answer in `silent` is worth."""
+    """Sums; an answer in `silent` is unscorable."""
 
     base: Task
     silent: frozenset[str]

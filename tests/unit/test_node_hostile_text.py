@@ -93,7 +93,7 @@ def every_task(tmp_path_factory: pytest.TempPathFactory) -> TaskSet:
 
 @pytest.fixture(scope="module")
 def questions(every_task: TaskSet) -> list[Asked]:
-    """A question of each, as training may ask it."""
+    """A question of each task that training may ask."""
     return [asked for task in every_task.tasks for asked in TaskSet([(task, 1.0)]).questions(7, 1)]
 
 

@@ -50,7 +50,7 @@ def test_what_an_attack_publishes_is_true_and_no_larger_than_an_honest_group(kin
     found = ATTACKS[kind].publish(scene_of(tasks))
     assert len(found) == 6
     for group in found:
-        assert check(encode(group), tasks, 8) == (group, "")  # no lie, and on no question of the evaluation's
+        assert check(encode(group), tasks, 8) == (group, "")  # no lie, and not on a held-out question
         assert all(len(one.text) <= LONGEST for one in group.completions)
 
 

@@ -1,5 +1,5 @@
-"""A round of the loop: what a peer sent never makes a sequence that the policy has no positions for, is true, and is
-used no more often than it may be; and nothing of the evaluation's part is trained on.
+"""A round of the loop: what it takes from a peer is true, fits the policy's positions, and is used no more often than
+it may be. It trains on no held-out question.
 """
 
 import json
@@ -286,11 +286,11 @@ def test_what_is_drawn_is_true_and_what_is_not_is_reported_once_and_makes_room_f
             return [dict(loop.row) for _ in loop.rounds(first)]
 
     rows = rounds(0, peer)
-    # One lie, with which the liar's other groups go; then the true one of a question of which a lie came first.
+    # First a lie, with which the liar's other groups go. Then the true group on a question for which a lie came first.
     assert [row["groups_external"] for row in rows] == [0, 1, 0]
     assert peer.reasons == ["false_reward", "false_question"]
     assert all(row["groups_unusable"] == 0 for row in rows)
-    assert peer.drew_and_left == [(0, 1), (1, 1), (0, 1)]  # what a liar sent is not left, and what is flat is
+    assert peer.drew_and_left == [(0, 1), (1, 1), (0, 1)]  # a liar's groups are not left; one of equal rewards is
     again = Peer()
     assert [row["groups_external"] for row in rounds(1, again)] == [1, 0] and again.reasons == ["false_question"]
 
@@ -505,7 +505,7 @@ class Fails(Recite):
 
 
 def sent(seed: int, *texts: str, task: Task = Guess(), peer: str = "peer") -> Group:  # noqa: B008  # it has no state
-    """A group of the task with these completions; what is unscorable here is worth 0 to its maker."""
+    """A group of the task with these completions; its maker claims 0 for what is unscorable here."""
     item = task.make(seed)
     made = tuple(Completion(text, True, task.verify(item, text) or 0.0) for text in texts)
     return Group(task.key, seed, item.question, made, peer, 0)
@@ -621,7 +621,7 @@ def test_a_signer_has_no_more_of_a_draw_than_its_even_share_times_what_is_set(po
 
 
 class Swarm(Peer):
-    """Hands over other groups in each round, keeps what is published, and has put some signers out."""
+    """Hands over different groups in each round, keeps what is published, and has revoked some signers."""
 
     def __init__(self, *rounds: Sequence[Group]) -> None:
         super().__init__()
@@ -669,7 +669,7 @@ OF_PART = {
 
 
 def asking(is_held_out: bool) -> int:
-    """The seed of a node whose first question would be of the evaluation's part, or not, if nothing kept it from it."""
+    """The seed of a node whose first question would be held out, or would not, if training could ask any."""
     return next(
         seed
         for seed in range(99)
@@ -769,7 +769,7 @@ def test_a_liar_loses_its_other_groups_and_nobody_else_does(policy: Policy, node
     assert peers(policy, next(rounds)) == [] and swarm.reasons == ["false_reward"]
     assert [one.peer for one in loop.pool.of_signers({"liar", "honest"})] == ["honest"]
     assert peers(policy, next(rounds)) == ["22"] and loop.row["swarm/taught_by"] == {"honest": 1}
-    assert swarm.reasons == ["false_reward"]  # once for the lie, and not for what was not looked at
+    assert swarm.reasons == ["false_reward"]  # once for the lie, and not for the groups that nobody verified
 
 
 def test_of_a_signer_that_was_put_out_nothing_is_drawn_any_more_though_it_lies_here(
@@ -788,7 +788,7 @@ def test_of_a_signer_that_was_put_out_nothing_is_drawn_any_more_though_it_lies_h
 def test_however_small_the_buffer_no_group_is_trained_on_more_often_than_it_may_be(
     max_uses: int, node_of: Callable[..., Loop]
 ) -> None:
-    """Two hundred rounds, in each of which six of twelve groups come again, by other signers and under other ids."""
+    """In each of two hundred rounds six of twelve groups come again, from other signers and under other ids."""
     rounds, distinct = 200, 12
     swarm = Swarm(
         *(

@@ -1,4 +1,4 @@
-"""Which questions are the same, and which are kept apart for evaluation."""
+"""Which questions are the same, and which are held out for evaluation."""
 
 import json
 import unicodedata
@@ -72,7 +72,7 @@ def test_a_share_of_nothing_holds_out_nothing_a_whole_one_all_and_a_larger_one_w
 
 
 def test_a_salt_and_a_task_have_a_part_of_their_own() -> None:
-    """Two that are unrelated have one in eight of theirs in common."""
+    """Two unrelated parts have one in eight of their questions in common."""
     part = held(Split(salt=0))
     assert held(Split(salt=0)) == part
     for other in (held(Split(salt=1)), held(Split(salt=0), "u")):

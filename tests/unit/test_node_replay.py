@@ -34,7 +34,7 @@ from protocol.identity import id_of_bytes
 from tests.policies import write_tiny_policy
 from tests.swarms import UNBOUNDED
 
-APART = Split(1 / 8, 5)  # not what a swarm without a manifest keeps apart
+APART = Split(1 / 8, 5)  # not what a swarm without a manifest holds out
 PEERS = [id_of_bytes(bytes([number]) * 20) for number in range(3)]
 TASK = """
 from node.tasks import Item
@@ -373,7 +373,7 @@ def test_what_could_not_be_scored_and_who_was_put_out_then_is_so_again(folder: P
 
 
 def start_of(pool_bytes: int) -> Callable[[int], Start]:
-    """What a node goes on from with so many bytes in its replay buffer, and more after each round."""
+    """What makes a `Start` with so many bytes in the replay buffer, and more after each round."""
 
     def start(done: int) -> Start:
         rows = [(bytes(32), "peer", 0.0, 1, random.Random(7).randbytes(pool_bytes + 500 * done))]

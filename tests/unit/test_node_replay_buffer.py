@@ -405,7 +405,7 @@ def test_what_a_node_gets_itself_is_the_mean_of_its_last_groups_of_the_task_and_
         assert pool.own_results.reward("sums") == 0.25
         pool.made(RECENT + KEPT - 1, [result(0.5)] * 2)
         assert pool.own_results.reward("sums") == pytest.approx((0.25 * (RECENT - 2) + 0.5 * 2) / RECENT)
-        pool.made(RECENT + KEPT, [])  # what is over `KEPT` rounds old is forgotten, as few as there may be since
+        pool.made(RECENT + KEPT, [])  # results over `KEPT` rounds old are forgotten, even if there are few since
         assert pool.own_results.reward("sums") == 0.5
     with ReplayBuffer(path, PoolConfig()) as pool:
         assert pool.own_results.reward("sums") == 0.5

@@ -49,7 +49,7 @@ what_a_round_meets = {
 
 
 def group_of(text: int, policy: str) -> Group:
-    """A group whose texts are those of `text`; who made it, as it says, makes it another item."""
+    """Group number `text`, by its texts; another `policy` makes it another item with the same texts."""
     size = LARGE if text == TEXTS - 1 else 1
     made = (Completion(str(text) * size, True, 1.0), Completion("", True, 0.0))
     return Group(TaskKey("t", 1, "c"), 0, f"{text // 2}", made, policy, 0)
@@ -68,7 +68,7 @@ class Held:
 
 
 class Buffer(RuleBasedStateMachine):
-    """A buffer that rounds draw from, and the books that a careful person would keep of it."""
+    """A buffer that rounds draw from, and the books that the model keeps of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Buffer(RuleBasedStateMachine):
     round_3 = rule(**what_a_round_meets)(do_a_round)
 
     def add(self, batch: list[tuple[int, str]], later: int, again: bool) -> None:
-        """Groups come under ids that nobody has seen, and one of them once more as it is."""
+        """Add groups under ids that are new, and with `again` one of them once more as it is."""
         shared = []
         for text, peer in batch:
             self.items += 1
@@ -170,7 +170,7 @@ class Buffer(RuleBasedStateMachine):
         self.see_what_was_dropped()
 
     def see_what_was_dropped(self) -> None:
-        """Take note of what is gone, which is nothing unless a bound or a quota makes it so; see that all hold."""
+        """Note which groups are gone: none may be, unless a bound or a quota was full. Check that all bounds hold."""
         fits = self.fits(self.came) and all(one.received >= self.time - MAX_AGE for one in self.came)
         gone = {one.id for one in self.came if one.id not in self.pool}
         assert not (fits and gone)
@@ -194,7 +194,7 @@ class Buffer(RuleBasedStateMachine):
         self.buried |= dict.fromkeys(ids, self.round)
 
     def use(self, drawn: list[Candidate]) -> None:
-        """Use them, which none of them may be more often than is set."""
+        """Use these groups, and check that none is used more often than it may be."""
         time, known = self.time, {one.id: one.text for one in self.came}
         self.pool.use(drawn, self.round, self.now)
         for one in drawn:
@@ -208,7 +208,7 @@ class Buffer(RuleBasedStateMachine):
     @precondition(lambda self: self.came)
     @rule(peer=st.sampled_from(PEERS))
     def put_a_signer_out(self, peer: str) -> None:
-        """All that a liar has here is buried, by the round that was done last."""
+        """Bury all groups of a liar, as found out by the round that was done last."""
         self.bury([one.id for one in self.pool.of_signers({peer})])
         assert not [one for one in self.drawn(self.round + 1) if one.peer == peer]
 
@@ -256,6 +256,6 @@ class Buffer(RuleBasedStateMachine):
 
 
 def test_it_keeps_what_it_promises_whatever_comes_and_whenever_it_is_opened_again() -> None:
-    # What fails is shown as it is: to find a shorter story takes minutes.
+    # A failing run is shown as it is, since shrinking it takes minutes.
     phases = set(Phase) - {Phase.shrink, Phase.explain}
     run_state_machine_as_test(Buffer, settings=settings(max_examples=50, stateful_step_count=25, phases=phases))

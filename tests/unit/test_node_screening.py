@@ -1,5 +1,5 @@
-"""What a peer's group must pass: every lie and every malformed item has its reason, none raises, and a round's places
-are filled from what is true.
+"""What a peer's group must pass: every lie and every malformed item has its reason, none raises, and a round's slots
+are filled with true groups.
 """
 
 import random
@@ -48,7 +48,7 @@ def test_a_question_of_the_evaluations_part_costs_its_signer() -> None:
     seeds = {TASKS.is_held_out(TASKS.tasks[0], honest(seed).question): seed for seed in range(40)}
     assert check(encode(honest(seeds[True])), TASKS, 8) == (None, "held_out")
     asked = load_tasks([TaskConfig(name="builtin")], Split(1e-6))
-    assert check(encode(honest(seeds[True])), asked, 8) == (honest(seeds[True]), "")  # another swarm's part is another
+    assert check(encode(honest(seeds[True])), asked, 8) == (honest(seeds[True]), "")  # another swarm holds out others
     assert "held_out" not in BLAMELESS
 
 
@@ -145,7 +145,7 @@ class Even:
 
 @dataclass
 class Slow(Even):
-    """The same in processes of its own, which answer once they are let."""
+    """The same, scored in other processes, which answer once they may."""
 
     may_answer: threading.Event = field(default_factory=threading.Event)
 
@@ -156,7 +156,7 @@ class Slow(Even):
 
 @dataclass
 class Round:
-    """A screening of these groups, as a round does it; `judging` are the seconds that verdicts were given."""
+    """A screening of these groups, as a round does it; `judging` has the seconds that each call for verdicts got."""
 
     task: Task
     rule: str = "positive"
@@ -225,7 +225,7 @@ def test_a_place_that_a_refused_group_leaves_is_filled_by_another() -> None:
     assert {pick.id for pick in screening.picks} == set(screening.usable)
     assert sorted(group.id for group in screening.used) == sorted(screening.usable)
     lies = [refused.sender for refused in screening.refused]
-    assert lies == ["liar"] * 2  # once it lied nothing else of it is drawn
+    assert lies == ["liar"] * 2  # two were drawn at once; after a lie no other group of its signer is drawn
 
 
 @pytest.mark.parametrize(("rule", "texts"), [("positive", ["11"]), ("sapo", ["11", "1", "333"])])
@@ -239,7 +239,7 @@ def test_only_the_texts_that_a_draw_uses_are_scored(rule: str, texts: list[str])
 
 
 def test_of_a_large_group_the_paper_needs_every_reward_even_where_it_trains_on_few() -> None:
-    for seed in range(8):  # with a few of these draws no right answer is among the four that are trained on
+    for seed in range(8):  # in some of these draws no right answer is among the four that are trained on
         one = Round(Even(), "sapo", external=1, completions=4)
         one.send("peer", seed, "11", *["1"] * 19)
         screening = one.screening()

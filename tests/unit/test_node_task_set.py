@@ -73,7 +73,7 @@ def test_a_question_is_a_function_of_its_number_alone() -> None:
 
 @dataclass(frozen=True)
 class Rows:
-    """`size` rows with a question each, of which `raises` tells which cannot be made; it notes what is made."""
+    """`size` rows with a question each; `raises` tells which cannot be made, and `made` notes which were asked for."""
 
     size: int = 40
     raises: Callable[[int], bool] = lambda row: False
@@ -92,7 +92,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Seeds:
-    """A question of any seed, `different` of them."""
+    """A task that makes a question of any seed, `different` ones in all."""
 
     different: int = 10**9
     raises: Callable[[int], bool] = lambda seed: False
@@ -298,7 +298,7 @@ def kinds(folder: Path) -> dict[str, TaskConfig]:
 
 
 def assert_parts_are_apart(tasks: TaskSet, task: Task) -> None:
-    """Of what is asked and of what is shown, in training, nothing is asked in an evaluation."""
+    """An evaluation asks nothing that training asks or shows."""
 
     def ids(questions: Iterator[str]) -> set[bytes]:
         return {question_id(task.key.name, question) for question in questions}

@@ -157,7 +157,7 @@ def test_every_data_set_has_examples_that_its_own_scorer_takes(name: str) -> Non
 
 
 def _bases(task: Task, seed: int) -> Iterator[Item]:
-    """What its examples are drawn from."""
+    """The items from which the examples of the question with this seed are chosen."""
     return (task.base.make(derive_seed("example", *task.key, seed, attempt)) for attempt in range(DRAWS))
 
 
@@ -180,7 +180,7 @@ class Custom:
 
 
 class Silent(Custom):
-    """One that cannot tell what any answer is worth."""
+    """A task to which every answer is unscorable."""
 
     def verify(self, item: Item, text: str) -> None:
         return None
@@ -218,7 +218,7 @@ def test_as_many_examples_as_there_are_other_questions_can_be_shown() -> None:
 
 @dataclass(frozen=True)
 class Beside(Custom):
-    """One that is scored in processes of its own: it notes what they are given, and cannot tell of number 0."""
+    """A task that scores in other processes; it notes what these are given, and an answer to number 0 is unscorable."""
 
     given: list[str] = field(default_factory=list)
 

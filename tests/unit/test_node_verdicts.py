@@ -133,7 +133,7 @@ def test_a_text_that_takes_too_long_is_unscorable_and_its_process_is_ended_and_r
 
 
 def test_a_file_that_changed_since_the_node_began_scores_nothing(tmp_path: Path) -> None:
-    """The rewards of other code under the old key would be lies to its peers."""
+    """Rewards of the changed code, under the old key, would be lies to peers."""
     config = hostile(tmp_path)
     (task,) = load_tasks([config]).tasks
     item = task.make(1)
@@ -172,7 +172,7 @@ class Clock:
 
 @dataclass
 class Scene:
-    """Workers that are none: what they take to start and to score, and what was asked of which."""
+    """Fake workers: how long they take to start and to score, and which of them was asked what."""
 
     clock: Clock
     start_s: float = 0.0
@@ -311,7 +311,7 @@ class InPlace:
 
 @dataclass(frozen=True)
 class Elsewhere(InPlace):
-    """One that scores elsewhere, and notes what it is asked at once."""
+    """A task that scores elsewhere, and notes which answers it gets in one call."""
 
     calls: list[list[str]] = field(default_factory=list)
 
@@ -348,7 +348,7 @@ def test_what_is_scored_here_is_not_begun_after_the_deadline_either(monkeypatch:
 
 @dataclass(frozen=True)
 class Held(Elsewhere):
-    """One that says when it is asked, and answers once it may."""
+    """A task that says when it is asked, and answers once it may."""
 
     asked: threading.Event = field(default_factory=threading.Event)
     may_answer: threading.Event = field(default_factory=threading.Event)
