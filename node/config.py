@@ -22,14 +22,14 @@ ENDLESS = 2**40  # rounds: at 20 ms each, seven centuries
 AnswerMode = Literal["tags", "boxed", "last_number", "first_line", "whole"]
 DECAYING = ("linear", "cosine")  # learning rates that come down to 0 at the last round
 
-GONE: Mapping[str, str] = {
+REMOVED_SETTINGS: Mapping[str, str] = {
     "sampling.probe": "peers' groups are drawn alike, whoever signed them: leave it out",
     "sampling.external_negatives": "leave it out; the rule 'positive' pushes no peer's answer down",
     "trainer.beta": "it could only be 0, as no reference model is kept: leave it out",
     "network.share": "groups whose rewards are all equal teach nothing and are not sent: leave it out",
 }
 """Settings of earlier releases, by dotted key. A node's record drops them; a person who sets one is told what to do."""
-GONE_RULES: Mapping[str, str] = {"paper": "sapo", "uniform": "sapo", "correct": "positive"}
+REMOVED_RULES: Mapping[str, str] = {"paper": "sapo", "uniform": "sapo", "correct": "positive"}
 """What `sampling.rule` could be in earlier releases, and what comes nearest today."""
 
 
@@ -171,8 +171,8 @@ class SamplingConfig(Section):
     @field_validator("rule", mode="before")
     @classmethod
     def _rule_that_is_gone(cls, rule: Any) -> Any:
-        if isinstance(rule, str) and rule in GONE_RULES:
-            raise ValueError(f"this rule is gone: set it to {GONE_RULES[rule]!r}")
+        if isinstance(rule, str) and rule in REMOVED_RULES:
+            raise ValueError(f"this rule is gone: set it to {REMOVED_RULES[rule]!r}")
         return rule
 
     @model_validator(mode="after")
@@ -514,12 +514,12 @@ def upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
     now = copy.deepcopy(dict(tree))
     sampling, trainer, tasks = now.get("sampling"), now.get("trainer"), now.get("tasks")
     if isinstance(sampling, dict) and isinstance(rule := sampling.get("rule"), str):
-        sampling["rule"] = GONE_RULES.get(rule, rule)
+        sampling["rule"] = REMOVED_RULES.get(rule, rule)
     if isinstance(sampling, dict) and sampling.get("max_surprise", 0.0) is None:
         sampling["max_surprise"] = 0.0
     if isinstance(trainer, dict):
         trainer.pop("gradient_accumulation_steps", None)  # now tokens_per_batch splits a round
-    for key in GONE:
+    for key in REMOVED_SETTINGS:
         section, _, name = key.partition(".")
         if isinstance(table := now.get(section), dict):
             table.pop(name, None)
@@ -597,8 +597,8 @@ def is_key(key: str) -> bool:
 
 def unknown_key(key: str) -> str:
     """Return what to say of an unknown dotted key: what became of it, or which key may have been meant."""
-    if key in GONE:
-        return f"the configuration key {key!r} is gone: {GONE[key]}"
+    if key in REMOVED_SETTINGS:
+        return f"the configuration key {key!r} is gone: {REMOVED_SETTINGS[key]}"
     close = difflib.get_close_matches(key, list(all_keys()), n=1)
     last = key.rpartition(".")[2]
     close = close or [one for one in all_keys() if one.rpartition(".")[2] == last]

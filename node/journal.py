@@ -77,7 +77,7 @@ class Round(NamedTuple):
     times: Sequence[float]
     measured: Sequence[float]  # how surprising completions were under the policy's weights
     unscorable: Sequence[Sequence[int]]  # for each batch of verdicts the indices of None; [-1]: the batch was too late
-    barred: Sequence[Sequence[str]]  # the revoked signers, each time that the round asked for them
+    revoked: Sequence[Sequence[str]]  # the revoked signers, each time that the round asked for them
     own: Sequence[bytes]  # the bodies of this node's groups
     rows: Sequence[Row]
     admitted: bytes  # digests, see `digest_of_verdicts` and `digest_of_draw`
@@ -107,7 +107,7 @@ class RoundJournal(Protocol):
         """Return the verdicts that `judge` finds within `seconds`; None if it is not done in time."""
         ...
 
-    def barred(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
+    def revoked(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
         """Return the revoked signers that `find` returns."""
         ...
 
@@ -139,7 +139,7 @@ class NoJournal:
         """Judge."""
         return judge(seconds)
 
-    def barred(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
+    def revoked(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
         """Find them."""
         return find()
 
@@ -166,7 +166,7 @@ class Journal:
         self._times: list[float] = []
         self._measured: list[float] = []
         self._unscorable: list[list[int]] = []
-        self._barred: list[Sequence[str]] = []
+        self._revoked: list[Sequence[str]] = []
         self._began = 0  # bytes of the file before the first round after its newest start
 
     def begin(self, done: int, start: Callable[[int], Start]) -> None:
@@ -202,10 +202,10 @@ class Journal:
         self._unscorable.append([LATE] if found is None else [at for at, one in enumerate(found) if one is None])
         return found
 
-    def barred(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
+    def revoked(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
         """Find them, and keep them."""
-        self._barred.append(sorted(find()))
-        return self._barred[-1]
+        self._revoked.append(sorted(find()))
+        return self._revoked[-1]
 
     def end_round(
         self, number: int, generated: Sequence[Sequence[Generated]], own: Sequence[Group], samples: Sequence[Sample]
@@ -214,7 +214,7 @@ class Journal:
         bodies = [encode(one) for one in own]
         rows = [Row(one.source, one.index, one.advantage, one.weight, one.external) for one in samples]
         admitted, drawn = digest_of_verdicts(self._seen, self._refused), digest_of_draw(bodies, samples)
-        outside = (self._seen, self._refused, self._times, self._measured, self._unscorable, self._barred)
+        outside = (self._seen, self._refused, self._times, self._measured, self._unscorable, self._revoked)
         size = self._append(Round(number, generated, *outside, bodies, rows, admitted, drawn))
         for kept in outside:
             kept.clear()
@@ -290,12 +290,12 @@ def _decode(body: bytes) -> Start | Round | None:
         if kind == _kind(Start):
             done, config, seed, limits, split, pool = fields
             return Start(done, config, seed, Limits(*limits), Split(*split), Snapshot(*pool))
-        number, generated, seen, refused, times, measured, unscorable, barred, own, rows, admitted, drawn = fields
+        number, generated, seen, refused, times, measured, unscorable, revoked, own, rows, admitted, drawn = fields
     except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
         raise ValueError(f"a frame is damaged ({error})") from None
     made = [[_generated(*one) for one in group] for group in generated]
     judged = [Seen(*one) for one in seen], [Refused(*one) for one in refused]
-    outside = (*judged, times, measured, unscorable, barred)
+    outside = (*judged, times, measured, unscorable, revoked)
     return Round(number, made, *outside, own, [Row(*one) for one in rows], admitted, drawn)
 
 

@@ -9,7 +9,7 @@ from the node's seed and the round's number, so a round that is done again after
 crash asks the same questions and draws the same completions.
 
 No sample, own or a peer's, is on a held-out question (`node.tasks.questions`). Training never asks one, a peer's group
-on one is refused, and `_check_parts` ends the node if one got through all the same.
+on one is refused, and `_check_held_out` ends the node if one got through all the same.
 """
 
 import random
@@ -41,7 +41,7 @@ from node.rollouts.sampling import (
     is_informative,
     local_samples,
 )
-from node.rollouts.screening import BLAMELESS, Screen, Screening
+from node.rollouts.screening import BLAMELESS, Screening, ScreeningContext
 from node.rollouts.screening import Row as ScoredRow
 from node.swarm.sharing import Exchange, traffic_row
 from node.tasks import Item, derive_seed
@@ -94,14 +94,14 @@ class Loop:
     _handed_over: float = 0.0
     _longest_text: int = field(init=False)
     _longest_prompt: int = field(init=False)
-    _screen: Screen = field(init=False)
+    _screen: ScreeningContext = field(init=False)
 
     def __post_init__(self) -> None:
         # Characters that fit a completion if each token is the longest there is: more are not worth encoding.
         longest_token = max(map(len, self.policy.tokenizer.get_vocab()))
         self._longest_text = self.config.engine.max_completion_length * longest_token
         self._longest_prompt = longest_prompt(self.config.engine, self.policy)
-        self._screen = Screen(
+        self._screen = ScreeningContext(
             self.config.sampling,
             self.tasks,
             self.pool.read,
@@ -125,7 +125,7 @@ class Loop:
             with self._timed("questions"):
                 questions = self._questions(version, sampling.questions_per_round)
             screening = self._screening(version)
-            if self.tasks.score_beside:
+            if self.tasks.scores_in_workers:
                 screening.draw(self._candidates(version))
             began = time.monotonic()
             with self._timed("generate"):
@@ -133,7 +133,7 @@ class Loop:
             with self._timed("verify"):
                 own = self._verified(questions, completions, version)
             took = time.monotonic() - began
-            self._check_parts(own)
+            self._check_held_out(own)
             with self.pool.transaction():  # one a round: each commit costs a tenth of a millisecond
                 with self._timed("share"):
                     self.exchange.publish([one.group for one in own])
@@ -145,7 +145,7 @@ class Loop:
                         self.pool.add(received, now, first_round=version + 1)
                 with self._timed("draw"):
                     samples, drawn = self._draw(own, version, screening, max(took, PEERS_S))
-            self._check_parts(screening.usable.values())
+            self._check_held_out(screening.usable.values())
             self.journal.end_round(version + 1, completions, [one.group for one in own], samples)
             self._describe(own, completions, samples)
             self.spent = self.spent.after(self.row)
@@ -247,7 +247,7 @@ class Loop:
         """Return peers' groups that the round may draw, without those of signers whom the swarm's owner has revoked."""
         if not self.config.sampling.external:
             return []
-        out = set(self.journal.barred(lambda: self.exchange.barred(self.pool.signers)))
+        out = set(self.journal.revoked(lambda: self.exchange.revoked(self.pool.signers)))
         found = self.pool.candidates(self.journal.now(), version + 1)
         return [one for one in found if one.peer not in out]
 
@@ -255,7 +255,7 @@ class Loop:
         self, own: Sequence[EncodedGroup], version: int, screening: Screening, seconds: float
     ) -> tuple[list[Sample], list[Drawn]]:
         sampling = self.config.sampling
-        results = self.pool.made(version + 1, list(map(_own_result, own)))
+        results = self.pool.record_own_results(version + 1, list(map(_own_result, own)))
         local = local_samples(own, sampling.local, screening.rule, screening.asked)
         if sampling.external == 0:
             return local, []
@@ -290,7 +290,7 @@ class Loop:
             self.exchange.report(one.id, one.reason)
             self.journal.refused(one)
 
-    def _check_parts(self, groups: Iterable[EncodedGroup]) -> None:
+    def _check_held_out(self, groups: Iterable[EncodedGroup]) -> None:
         """Raise if a group on a held-out question is about to be published or trained on."""
         for one in groups:
             task = self.tasks.get(one.group.task)

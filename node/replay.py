@@ -99,7 +99,7 @@ class _Again:
         self.times: list[float] = []
         self.measured: list[float] = []
         self.unscorable: list[Sequence[int]] = []
-        self.barred: list[Sequence[str]] = []
+        self.revoked: list[Sequence[str]] = []
         self.seen: list[Seen] = []
         self.refused: list[Refused] = []
         self.digests = (b"", b"")
@@ -108,7 +108,7 @@ class _Again:
         """Begin with this round."""
         self.recorded = one
         self.times, self.measured = list(one.times), list(one.measured)
-        self.unscorable, self.barred = list(one.unscorable), list(one.barred)
+        self.unscorable, self.revoked = list(one.unscorable), list(one.revoked)
         self.seen, self.refused = [], []
 
     @property
@@ -185,9 +185,9 @@ class _RecordedJournal:
         found = judge(PATIENCE_S)
         return None if found is None else [None if at in none else one for at, one in enumerate(found)]
 
-    def barred(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
+    def revoked(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
         """Return the signers that were revoked then."""
-        return self._again.barred.pop(0)
+        return self._again.revoked.pop(0)
 
     def saw(self, seen: Seen) -> None:
         """Do nothing: what came is read again."""

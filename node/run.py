@@ -67,7 +67,7 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         seed = resolve_seed(config, folder)
         split = split_of(load_manifest(folder))
         tasks = load_tasks(config.tasks, split)
-        for line in tasks.few():
+        for line in tasks.small_tasks():
             log.info(line)
         metrics = MetricsLog(folder / "metrics.jsonl", None if config.ends else MAX_METRICS_BYTES)
         journal = Journal(folder, config.journal.max_bytes) if config.journal.max_bytes else None

@@ -330,7 +330,7 @@ class MailExchange:
         self._items_received += len(shared)
         return [one._replace(received=time.time()) for one in shared if not known(one.id)]
 
-    def barred(self, signers: Collection[str]) -> list[str]:
+    def revoked(self, signers: Collection[str]) -> list[str]:
         """Return nobody."""
         return []
 

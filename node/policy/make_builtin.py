@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from node.policy.load import BUILTIN
 from node.tasks import Item, Task, derive_seed
 from node.tasks.builtin import BY_NAME, FAMILIES
-from node.tasks.questions import DEFAULT
+from node.tasks.questions import DEFAULT_SPLIT
 from node.tasks.task_set import TaskSet
 
 PRINTABLE = "".join(map(chr, range(32, 127)))
@@ -136,7 +136,7 @@ def training_item(task: Task, rng: random.Random) -> Item:
     """Return a question of `task` that is not held out."""
     while True:
         item = task.make(rng.getrandbits(63))
-        if not DEFAULT.holds_out(task.key.name, item.question):
+        if not DEFAULT_SPLIT.holds_out(task.key.name, item.question):
             return item
 
 

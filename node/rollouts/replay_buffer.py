@@ -250,7 +250,7 @@ class ReplayBuffer:
         with self.transaction():
             self._db.executemany("INSERT OR IGNORE INTO buried VALUES (?, ?)", [(one, round_number) for one in here])
 
-    def made(self, round_number: int, results: Sequence[OwnResult]) -> OwnResults:
+    def record_own_results(self, round_number: int, results: Sequence[OwnResult]) -> OwnResults:
         """Record the results of the groups that this node made in a round; return those of all the last rounds."""
         gone = self._own_results.put(round_number, results)
         with self.transaction():

@@ -17,7 +17,7 @@ A drawn group goes through these states, and no other:
           -> refused                  its question is not the one it claims, or of no use here
 
 Invariants of a round, which has a slot for each group that it may use:
-- At most `LOOKED_AT` groups are drawn for each slot, and of no signer more than its share.
+- At most `MAX_DRAWN_PER_SLOT` groups are drawn for each slot, and of no signer more than its share.
 - No group is drawn twice. A slot that a refused group leaves is filled from the groups not drawn yet.
 - A group is usable only if its verdicts were found here.
 """
@@ -36,10 +36,10 @@ from node.rollouts.sampling import RIGHT, Candidate, Draw, Pick, Place, Rule
 from node.tasks import Item
 from node.tasks.prompting import takes_more
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import Answer, Beside, Verdict, many_of, score
+from node.tasks.verdicts import Answer, BackgroundScoring, Verdict, batch_verifier_of, score
 
 REWARD_TOLERANCE = 1e-6
-LOOKED_AT = 4  # groups drawn for each slot of a round, at most: that bounds what a flood costs
+MAX_DRAWN_PER_SLOT = 4  # groups drawn for each slot of a round, at most: that bounds what a flood costs
 
 # Reasons that are no fault of the signer: the group is set aside at no cost to it.
 BLAMELESS = frozenset(
@@ -91,7 +91,7 @@ class Limits(NamedTuple):
     bytes: int
 
 
-class Verified(NamedTuple):
+class ReadResult(NamedTuple):
     """Either a group, or why it is refused."""
 
     group: Group | None
@@ -161,20 +161,20 @@ def check(
     max_completions: int,
     max_bytes: int = MAX_GROUP_BYTES,
     encode_prompt: EncodePrompt = lambda item: (),
-) -> Verified:
+) -> ReadResult:
     """Read one group and score all of its completions. Never raises: a bad group is a reason."""
     try:
         group = read(body, tasks, max_completions, max_bytes)
         question = rebuild(group, tasks, encode_prompt)
     except GroupError as error:
-        return Verified(None, error.reason)
+        return ReadResult(None, error.reason)
     verdicts = score([Answer(question.task, question.item, one.text) for one in group.completions])
     reason = compare(group, range(len(verdicts)), verdicts)
-    return Verified(None, reason) if reason else Verified(group, "")
+    return ReadResult(None, reason) if reason else ReadResult(group, "")
 
 
 @dataclass(frozen=True, slots=True)
-class Screen:
+class ScreeningContext:
     """What the screening of every round needs.
 
     Args:
@@ -216,7 +216,7 @@ class Screening:
     `draw` and then `settle` try once to fill the round's slots. `fill` goes on until all are full or nothing is left.
     """
 
-    screen: Screen
+    context: ScreeningContext
     rule: Rule
     asked: Draw  # what the rule is asked for where all slots are free
     signers: int  # that have a group in the buffer
@@ -226,7 +226,7 @@ class Screening:
     left_out: Counter[str] = field(default_factory=Counter)  # completions of drawn groups, counted by reason
     _drawn: dict[bytes, Candidate] = field(default_factory=dict)
     _pending: list[_Pending] = field(default_factory=list)
-    _scoring: Beside | None = None
+    _scoring: BackgroundScoring | None = None
     _is_late: bool = False
     _usual: dict[str, float] = field(default_factory=dict)  # length of an answer, by task
 
@@ -256,18 +256,18 @@ class Screening:
         for pick in self.rule.peers(left, asked):
             of_group.setdefault(pick.id, []).append(pick)
         self._drawn |= {one.id: one for one in left if one.id in of_group}
-        for key, group in self.screen.read(of_group).items():
+        for key, group in self.context.read(of_group).items():
             one = self._drawn[key]
             try:
-                question = rebuild(group, self.screen.tasks, self.screen.encode_prompt)
+                question = rebuild(group, self.context.tasks, self.context.encode_prompt)
             except GroupError as error:
                 self.refused.append(Refused(key, one.peer, error.reason))
                 continue
             places = sorted({place for pick in of_group[key] for place in pick.rests_on})
             self._pending.append(_Pending(one, group, question, of_group[key], places))
         answers = self._answers()
-        if any(many_of(one.task) is not None for one in answers):
-            self._scoring = Beside(answers)
+        if any(batch_verifier_of(one.task) is not None for one in answers):
+            self._scoring = BackgroundScoring(answers)
         return bool(of_group)
 
     def settle(self, own: OwnResults, seconds: float) -> None:
@@ -276,7 +276,9 @@ class Screening:
         self._pending, self._scoring = [], None
         if not pending:
             return
-        verdicts = self.screen.judged(lambda limit: score(answers) if scoring is None else scoring.wait(limit), seconds)
+        verdicts = self.context.judged(
+            lambda limit: score(answers) if scoring is None else scoring.wait(limit), seconds
+        )
         if verdicts is None:
             self.left_out["late"] += sum(len(one.picks) for one in pending)
             self._is_late = True
@@ -303,10 +305,10 @@ class Screening:
     def _asked_now(self) -> Draw:
         """Return what the rule is asked for now: a group for each free slot, within the round's bounds."""
         free = self.asked.count - len(self.usable) - len(self._pending)
-        room = LOOKED_AT * self.asked.count - len(self._drawn)
-        share, most = self.screen.sampling.max_signer_share, None
+        room = MAX_DRAWN_PER_SLOT * self.asked.count - len(self._drawn)
+        share, most = self.context.sampling.max_signer_share, None
         if share and self.signers:
-            most = math.ceil(share * self.screen.sampling.external / self.signers)
+            most = math.ceil(share * self.context.sampling.external / self.signers)
         taken = Counter(one.peer for one in self._drawn.values())
         return replace(self.asked, count=max(min(free, room), 0), per_signer=most, taken=taken)
 
@@ -329,7 +331,7 @@ class Screening:
             for pick in one.picks:
                 place = (pick.id, pick.index)
                 made = one.group.completions[pick.index]
-                encoded = self.screen.encode(made)
+                encoded = self.context.encode(made)
                 bare = says_nothing_else(one.question, made)
                 why[place] = "too_long" if encoded is None else self._over_long(one, encoded, bare, own)
                 if encoded is not None and not why[place]:
@@ -351,7 +353,7 @@ class Screening:
             self.picks += good
 
     def _over_long(self, one: _Pending, encoded: Sequence[int], bare: bool, own: OwnResults) -> str:
-        sampling = self.screen.sampling
+        sampling = self.context.sampling
         if not sampling.max_length_ratio or sampling.source != "peers" or bare:
             return ""
         task = one.group.task.name
@@ -361,10 +363,10 @@ class Screening:
         return "over_long" if usual and len(encoded) > sampling.max_length_ratio * usual else ""
 
     def _bound_surprise(self, asked: Sequence[tuple[Place, Row]], why: dict[Place, str]) -> None:
-        bound = self.screen.sampling.max_surprise
-        if not bound or self.screen.sampling.source != "peers":
+        bound = self.context.sampling.max_surprise
+        if not bound or self.context.sampling.source != "peers":
             return
-        found = self.screen.surprises([row for _, row in asked])
+        found = self.context.surprises([row for _, row in asked])
         why |= {place: "too_surprising" for (place, _), one in zip(asked, found, strict=True) if not one <= bound}
 
 
@@ -372,7 +374,7 @@ def says_nothing_else(question: Question, made: Completion) -> bool:
     """Tell whether a completion is the bare right answer to a task that pays no other text: nothing can hide in it."""
     if made.reward < RIGHT or made.text != question.item.answer:
         return False
-    if many_of(question.task) is not None:  # `takes_more` would score again, in another process
+    if batch_verifier_of(question.task) is not None:  # `takes_more` would score again, in another process
         return False
     try:
         return not takes_more(question.task, question.item)

@@ -22,7 +22,7 @@ from node.config import FILE_OPTIONS, NodeConfig, TaskConfig, is_file_task
 from node.errors import UserError, for_shell
 from node.state_folder import exclusive, gone_if_new, keep_config, resolve_seed
 from node.tasks import Task, TaskKey, load_tasks
-from node.tasks.questions import DEFAULT, Split
+from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.tasks.task_set import TaskSet
 from protocol.credentials.grants import REFUSALS, Gatekeeper, Pass, Ticket, Use, make_pass, open_grant, revocable_id
 from protocol.credentials.invite import Invite, SharedInvite, make_shared_invite
@@ -63,7 +63,7 @@ log = structlog.get_logger()
 
 
 def found(
-    config: NodeConfig, folder: Path, name: str, policy: Policy, allowed: Sequence[NodeId], split: Split = DEFAULT
+    config: NodeConfig, folder: Path, name: str, policy: Policy, allowed: Sequence[NodeId], split: Split = DEFAULT_SPLIT
 ) -> SwarmManifest:
     """Make `folder` the first node of a new swarm with the configuration's tasks; it runs `config` from now on.
 
@@ -393,7 +393,7 @@ def load_manifest(folder: Path) -> SwarmManifest | None:
 
 def split_of(manifest: SwarmManifest | None) -> Split:
     """Return which questions a swarm holds out for evaluation; the default if it has no manifest."""
-    return DEFAULT if manifest is None else Split(manifest.split.millionths / 1e6, manifest.split.salt)
+    return DEFAULT_SPLIT if manifest is None else Split(manifest.split.millionths / 1e6, manifest.split.salt)
 
 
 def save_manifest(folder: Path, manifest: SwarmManifest) -> None:

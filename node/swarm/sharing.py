@@ -21,7 +21,7 @@ from typing import Protocol
 from node.rollouts.group import MAX_GROUP_BYTES, Group, GroupError, encode
 from node.rollouts.replay_buffer import Shared
 from node.rollouts.sampling import is_informative
-from node.rollouts.screening import BLAMELESS, Limits, Seen, Verified, read
+from node.rollouts.screening import BLAMELESS, Limits, ReadResult, Seen, read
 from node.tasks import TaskKey
 from node.tasks.task_set import TaskSet
 from protocol.host import Counters, Host, Verdict
@@ -43,7 +43,7 @@ class Exchange(Protocol):
         """Return the groups that came since the last call, read and not verified; none whose id is `known`."""
         ...
 
-    def barred(self, signers: Collection[str]) -> list[str]:
+    def revoked(self, signers: Collection[str]) -> list[str]:
         """Return those of `signers` that the swarm's owner has revoked."""
         ...
 
@@ -68,7 +68,7 @@ class NoExchange:
         """Return nothing."""
         return []
 
-    def barred(self, signers: Collection[str]) -> list[str]:
+    def revoked(self, signers: Collection[str]) -> list[str]:
         """Return nobody."""
         return []
 
@@ -96,7 +96,7 @@ class Admission:
         self._limits = limits
         self.topics = frozenset(topic_of(task.key) for task in tasks.tasks)
 
-    def read(self, body: bytes, topic: bytes) -> Verified:
+    def read(self, body: bytes, topic: bytes) -> ReadResult:
         """Return the group in `body`, which came under `topic`, or why it is refused; nothing in it is verified.
 
         If the topic is ours and the group's task does not match it, the group is refused as `false_topic`.
@@ -105,10 +105,10 @@ class Admission:
             group = read(body, self._tasks, self._limits.completions, self._limits.bytes)
         except GroupError as error:
             is_lie = error.reason == "unknown_task" and topic in self.topics
-            return Verified(None, "false_topic" if is_lie else error.reason)
+            return ReadResult(None, "false_topic" if is_lie else error.reason)
         if topic in self.topics and topic != topic_of(group.task):
-            return Verified(None, "false_topic")
-        return Verified(group, "")
+            return ReadResult(None, "false_topic")
+        return ReadResult(group, "")
 
 
 class NetworkExchange:
@@ -165,8 +165,8 @@ class NetworkExchange:
                 self.report(item.id, reason)
         return shared
 
-    def barred(self, signers: Collection[str]) -> list[str]:
-        """See `Exchange.barred`."""
+    def revoked(self, signers: Collection[str]) -> list[str]:
+        """See `Exchange.revoked`."""
         return [one for one in signers if self._host.is_revoked(NodeId(one))]
 
     def drew(self, groups: int, left: int) -> None:

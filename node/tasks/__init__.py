@@ -40,7 +40,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from node.config import TaskConfig
-from node.tasks.questions import DEFAULT, Split
+from node.tasks.questions import DEFAULT_SPLIT, Split
 
 if TYPE_CHECKING:
     from node.tasks.task_set import TaskSet
@@ -85,7 +85,7 @@ class Task(Protocol):
                       without it, the bare answer must be right
         size          how many rows it has, if it has rows: then `make(i)` is row i, and training goes through them by
                       epochs
-        tests         ids (`node.tasks.questions`) of its own test questions: these are held out, in place of those
+        test_ids      ids (`node.tasks.questions`) of its own test questions: these are held out, in place of those
                       that the hash chooses
         verify_many   scores many texts in worker processes (`node.tasks.verdicts`)
     """
@@ -114,7 +114,7 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def load_tasks(configs: Sequence[TaskConfig], split: Split = DEFAULT) -> "TaskSet":
+def load_tasks(configs: Sequence[TaskConfig], split: Split = DEFAULT_SPLIT) -> "TaskSet":
     """Build the tasks that `configs` name; other people's tasks score in worker processes.
 
     Args:

@@ -70,7 +70,7 @@ class Dataset:
 
     key: TaskKey
     items: tuple[Item, ...]
-    tests: frozenset[bytes] | None = None
+    test_ids: frozenset[bytes] | None = None
 
     @property
     def size(self) -> int:

@@ -16,9 +16,9 @@ from node.config import AnswerMode, TaskConfig
 from node.errors import UserError
 from node.tasks import Item, Task, TaskKey, config_hash, derive_seed
 from node.tasks.answers import INSTRUCTIONS, READERS, show
-from node.tasks.questions import DEFAULT, Split
-from node.tasks.task_set import is_held_out, size_of, tests_of
-from node.tasks.verdicts import Verdict, many_of
+from node.tasks.questions import DEFAULT_SPLIT, Split
+from node.tasks.task_set import is_held_out, size_of, test_ids_of
+from node.tasks.verdicts import Verdict, batch_verifier_of
 
 VERSION = 1
 DRAWS = 16  # seeds tried for each example: its question may repeat another one, or be held out
@@ -35,7 +35,7 @@ class Prompted:
     count: int
     mode: AnswerMode | None
     instruction: str | None
-    split: Split = DEFAULT
+    split: Split = DEFAULT_SPLIT
 
     @property
     def bare(self) -> Task:
@@ -48,14 +48,14 @@ class Prompted:
         return size_of(self.base)
 
     @property
-    def tests(self) -> frozenset[bytes] | None:
+    def test_ids(self) -> frozenset[bytes] | None:
         """The ids of the task's own test questions; None if it has none of its own."""
-        return tests_of(self.base)
+        return test_ids_of(self.base)
 
     @property
     def verify_many(self) -> Callable[[Sequence[tuple[Item, str]], float], list[Verdict]] | None:
-        """What scores many texts in worker processes (`node.tasks.verdicts.many_of`); None if the task has none."""
-        many = many_of(self.base)
+        """Score many texts in worker processes (`node.tasks.verdicts.batch_verifier_of`); None if the task cannot."""
+        many = batch_verifier_of(self.base)
         if many is None or self.mode is None:
             return many
         return lambda answers, deadline: self._verify_read(many, answers, deadline)
@@ -105,7 +105,7 @@ class Prompted:
         return item.system.replace(INSTRUCTIONS[own_mode(self.base)], INSTRUCTIONS[self.answer_mode])
 
 
-def prompted(task: Task, config: TaskConfig, split: Split = DEFAULT) -> Task:
+def prompted(task: Task, config: TaskConfig, split: Split = DEFAULT_SPLIT) -> Task:
     """Return `task` as `config` wants it asked and read.
 
     Raises `UserError` if its own right answers earn nothing when read so, or it has too few questions for the examples.

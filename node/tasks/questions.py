@@ -28,7 +28,7 @@ class Split(NamedTuple):
         return int.from_bytes(_digest("split", str(self.salt), task, question)[:8], "big") < self.share * 2**64
 
 
-DEFAULT = Split()
+DEFAULT_SPLIT = Split()
 
 
 def question_id(task: str, question: str) -> bytes:

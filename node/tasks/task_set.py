@@ -30,7 +30,7 @@ import structlog
 
 from node.errors import UserError, one_line
 from node.tasks import Item, Task, TaskKey, derive_seed
-from node.tasks.questions import DEFAULT, Split, question_id
+from node.tasks.questions import DEFAULT_SPLIT, Split, question_id
 
 TRIES = 400  # seeds tried for one training question: a family in which so many fail counts as empty
 SAMPLE = 256  # questions made to find out whether a family has few different ones
@@ -53,9 +53,9 @@ def size_of(task: Task) -> int | None:
     return getattr(task, "size", None)
 
 
-def tests_of(task: Task) -> frozenset[bytes] | None:
+def test_ids_of(task: Task) -> frozenset[bytes] | None:
     """Return the ids of a task's own test questions; None for one whose questions are split by the hash."""
-    return getattr(task, "tests", None)
+    return getattr(task, "test_ids", None)
 
 
 def bare_of(task: Task) -> Task:
@@ -65,7 +65,7 @@ def bare_of(task: Task) -> Task:
 
 def is_held_out(task: Task, question: str, split: Split) -> bool:
     """Tell whether a question of `task` is held out for evaluation."""
-    tests = tests_of(task)
+    tests = test_ids_of(task)
     if tests is not None:
         return question_id(task.key.name, question) in tests
     return split.holds_out(task.key.name, question)
@@ -77,7 +77,7 @@ class TaskSet:
     Raises `UserError` when the set is empty or holds one task twice.
     """
 
-    def __init__(self, tasks: Sequence[tuple[Task, float]], split: Split = DEFAULT) -> None:
+    def __init__(self, tasks: Sequence[tuple[Task, float]], split: Split = DEFAULT_SPLIT) -> None:
         if not tasks:
             raise UserError("no tasks: list at least one under [[tasks]]")
         self.tasks: tuple[Task, ...] = tuple(task for task, _ in tasks)
@@ -95,7 +95,7 @@ class TaskSet:
         self._rows = {task.key: _Rows(task, size, split) for task in self.tasks if (size := size_of(task)) is not None}
 
     @property
-    def score_beside(self) -> bool:
+    def scores_in_workers(self) -> bool:
         """Whether a task here scores in worker processes, so that this process can generate meanwhile."""
         return any(getattr(task, "verify_many", None) is not None for task in self.tasks)
 
@@ -172,7 +172,7 @@ class TaskSet:
                 seen.add(key)
                 yield one.seed
 
-    def few(self) -> Iterator[str]:
+    def small_tasks(self) -> Iterator[str]:
         """Yield a line for each task with few different questions, or with all or none of them held out.
 
         It says how many different questions there are, and how many of them are held out.

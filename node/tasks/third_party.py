@@ -86,9 +86,9 @@ class ThirdPartyTask:
         return getattr(self.base, "size", None)
 
     @property
-    def tests(self) -> frozenset[bytes] | None:
+    def test_ids(self) -> frozenset[bytes] | None:
         """The ids of its own test questions; None if it has none of its own."""
-        return getattr(self.base, "tests", None)
+        return getattr(self.base, "test_ids", None)
 
     def make(self, seed: int) -> Item:
         try:
@@ -146,11 +146,15 @@ def checked(name: str, task: object) -> ThirdPartyTask:
         raise TaskError(f"task {name!r} calls itself {key.name!r} in its key: a task goes by one name")
     if getattr(task, "answer_mode", "whole") not in READERS:
         raise TaskError(f"task {name!r}: its answer_mode is none of {', '.join(READERS)}")
-    size, tests = getattr(task, "size", None), getattr(task, "tests", None)
+    size, test_ids = getattr(task, "size", None), getattr(task, "test_ids", None)
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise TaskError(f"task {name!r}: its size is {size!r:.{QUOTED}}: it is how many rows it has, 1 or more")
-    if tests is not None and not (isinstance(tests, frozenset) and all(isinstance(one, bytes) for one in tests)):
-        raise TaskError(f"task {name!r}: its tests are {_kind(tests)}: return a frozenset of node.tasks.questions' ids")
+    if test_ids is not None and not (
+        isinstance(test_ids, frozenset) and all(isinstance(one, bytes) for one in test_ids)
+    ):
+        raise TaskError(
+            f"task {name!r}: its test_ids are {_kind(test_ids)}: return a frozenset of node.tasks.questions' ids"
+        )
     wrapped = ThirdPartyTask(task, key)  # type: ignore[arg-type]
     item = wrapped.make(derive_seed("trial", *key))
     if wrapped.verify(item, "") is None and wrapped.verify(item, item.solution or item.answer) is None:

@@ -62,14 +62,14 @@ def score(answers: Sequence[Answer], seconds: float = PATIENCE_S) -> list[Verdic
     verdicts: list[Verdict] = []
     for task, found in groupby(answers, key=lambda one: one.task):
         pairs = [(one.item, one.text) for one in found]
-        if (many := many_of(task)) is not None:
+        if (many := batch_verifier_of(task)) is not None:
             verdicts += many(pairs, deadline)
         else:
             verdicts += [_in_place(task, item, text, deadline) for item, text in pairs]
     return verdicts
 
 
-class Beside:
+class BackgroundScoring:
     """Scores answers on a thread of its own, for tasks that score in worker processes.
 
     It takes a few answers at a time, so that it begins few more once nobody waits for them.
@@ -97,7 +97,7 @@ class Beside:
         self._done.set()
 
 
-def many_of(task: Task) -> Callable[[Sequence[tuple[Item, str]], float], list[Verdict]] | None:
+def batch_verifier_of(task: Task) -> Callable[[Sequence[tuple[Item, str]], float], list[Verdict]] | None:
     """Return a task's `verify_many`, which scores many texts in worker processes; None if it has none.
 
     It takes the items with their texts, and a deadline (s, monotonic).
@@ -258,9 +258,9 @@ class IsolatedTask:
         return getattr(self.base, "size", None)
 
     @property
-    def tests(self) -> frozenset[bytes] | None:
+    def test_ids(self) -> frozenset[bytes] | None:
         """The ids of the task's own test questions; None if it has none of its own."""
-        return getattr(self.base, "tests", None)
+        return getattr(self.base, "test_ids", None)
 
     def make(self, seed: int) -> Item:
         return self.base.make(seed)

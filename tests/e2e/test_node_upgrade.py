@@ -18,7 +18,7 @@ from node.operations.backup import back_up, restore
 from node.telemetry.metrics import read_metrics
 from node.training.checkpoint import latest_checkpoint
 from protocol.identity import Identity
-from tests.commands import start_node
+from tests.commands import run as run_command
 
 ARCHIVE = Path(__file__).parents[1] / "old_folder" / "19586e0.tar.xz"
 ROUNDS = 358
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "folder"
 
 
-def test_an_older_node_goes_on_as_who_it_was_with_what_was_set(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_older_node_goes_on_as_who_it_was_with_what_was_set(folder: Path) -> None:
     before = {name: (folder / name).read_bytes() for name in ("identity.key", "manifest.bin")}
     config = settle(None, ["observe.enabled=false"], {"rounds": ROUNDS + 3}, folder=folder).config
     assert (config.sampling.rule, config.sampling.local, config.seed, config.tasks[0].name) == (
@@ -41,15 +41,14 @@ def test_an_older_node_goes_on_as_who_it_was_with_what_was_set(folder: Path, cap
         5,
         "builtin/sums",
     )
-    child = start_node(config, folder)
-    child.join(60)
-    assert child.exitcode == 0
+    node = run_command("node", "--state", folder, "--set", "observe.enabled=false", "--rounds", str(ROUNDS + 3))
+    assert node.returncode == 0, node.stderr
     rows = read_metrics(folder / "metrics.jsonl")
     assert [row["round"] for row in rows] == list(range(1, ROUNDS + 4))
     checkpoint = latest_checkpoint(folder / "checkpoints")
     assert checkpoint is not None and checkpoint.round == ROUNDS + 3
     assert {name: (folder / name).read_bytes() for name in before} == before
-    said = capfd.readouterr().out
+    said = node.stdout + node.stderr
     assert "the replay buffer of an earlier release is emptied" in said and "founded by an earlier release" in said
 
 

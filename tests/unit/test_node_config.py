@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from node.config import GONE, GONE_RULES, NodeConfig, is_key, load_config, parse_config, upgraded
+from node.config import REMOVED_RULES, REMOVED_SETTINGS, NodeConfig, is_key, load_config, parse_config, upgraded
 from node.errors import UserError
 from node.state_folder import recall
 
@@ -46,7 +46,7 @@ def test_what_is_no_record_is_left_alone(odd: dict[str, Any]) -> None:
     assert upgraded(odd) == odd
 
 
-@pytest.mark.parametrize("key", GONE)
+@pytest.mark.parametrize("key", REMOVED_SETTINGS)
 def test_a_person_who_sets_what_is_gone_is_told_in_one_line_what_to_do(key: str, tmp_path: Path) -> None:
     assert not is_key(key)
     table, _, name = key.partition(".")
@@ -60,9 +60,9 @@ def test_a_person_who_sets_what_is_gone_is_told_in_one_line_what_to_do(key: str,
         assert "\n" not in said
 
 
-@pytest.mark.parametrize("rule", GONE_RULES)
+@pytest.mark.parametrize("rule", REMOVED_RULES)
 def test_a_person_who_names_a_rule_that_is_gone_is_told_in_one_line_which_to_take(rule: str) -> None:
-    with pytest.raises(UserError, match=f"'sampling.rule': .*gone: set it to '{GONE_RULES[rule]}'.*{rule}") as error:
+    with pytest.raises(UserError, match=f"'sampling.rule': .*gone: set it to '{REMOVED_RULES[rule]}'.*{rule}") as error:
         load_config(None, [f"sampling.rule={rule}"])
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"'sampling\.rule': Input should be 'sapo' or 'positive'"):

@@ -24,7 +24,7 @@ from node.swarm.founding import (
 )
 from node.tasks import load_tasks
 from node.tasks.builtin import FAMILIES
-from node.tasks.questions import DEFAULT, Split
+from node.tasks.questions import DEFAULT_SPLIT, Split
 from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
 from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.credentials.revocations import make_revocations
@@ -188,8 +188,8 @@ def test_which_questions_are_kept_apart_is_the_founders_to_say_and_every_nodes_t
     questions = [f"{number}+1=" for number in range(400)]
     held = {one for one in questions if split_of(made).holds_out("builtin/sums", one)}
     assert held == {one for one in questions if split.holds_out("builtin/sums", one)} and 60 < len(held) < 140
-    assert held != {one for one in questions if DEFAULT.holds_out("builtin/sums", one)}
-    assert split_of(None) == split_of(manifest([sums()])) == DEFAULT
+    assert held != {one for one in questions if DEFAULT_SPLIT.holds_out("builtin/sums", one)}
+    assert split_of(None) == split_of(manifest([sums()])) == DEFAULT_SPLIT
 
 
 def test_a_node_of_a_swarm_of_an_earlier_release_is_told_that_it_is_alone_and_one_of_another_task_is_refused() -> None:

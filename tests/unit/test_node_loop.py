@@ -27,7 +27,7 @@ from node.rollouts.group import Completion, Group, encode
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, texts_id
 from node.rollouts.rules import configured_weight
 from node.rollouts.sampling import Sample
-from node.rollouts.screening import BLAMELESS, LOOKED_AT
+from node.rollouts.screening import BLAMELESS, MAX_DRAWN_PER_SLOT
 from node.swarm.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split
@@ -607,7 +607,7 @@ def test_a_flood_of_what_is_given_up_is_looked_at_within_a_bound(
     groups = {"loud": [sent(at, "22", "1") for at in range(60)]}
     row, drawn, said = drawn_by(policy, tmp_path, groups, max_surprise=8.9, external=3)
     assert drawn == [] and row["groups_external"] == 0
-    assert len(said) == LOOKED_AT * 3 and row["tokens_scored"] == LOOKED_AT * 3 * 3
+    assert len(said) == MAX_DRAWN_PER_SLOT * 3 and row["tokens_scored"] == MAX_DRAWN_PER_SLOT * 3 * 3
 
 
 def test_a_signer_has_no_more_of_a_draw_than_its_even_share_times_what_is_set(policy: Policy, tmp_path: Path) -> None:
@@ -638,7 +638,7 @@ class Swarm(Peer):
         self.came += len(groups)
         return [share(group, self.came - at) for at, group in enumerate(groups)]
 
-    def barred(self, signers: Collection[str]) -> list[str]:
+    def revoked(self, signers: Collection[str]) -> list[str]:
         return [one for one in signers if one in self.out]
 
 
@@ -686,7 +686,7 @@ def test_a_node_ends_rather_than_train_on_what_is_held_out(
 
     def leaks(self: TaskSet, task: Task, question: str) -> bool:
         asked_by = sys._getframe(1).f_code.co_name
-        return asked_by == "_check_parts" and is_held_out(self, task, question)
+        return asked_by == "_check_held_out" and is_held_out(self, task, question)
 
     tasks = TaskSet([(Guess(), 1.0)], HALF)
     seed = asking(whose == "own")

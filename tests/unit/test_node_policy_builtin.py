@@ -26,7 +26,7 @@ from node.policy.make_builtin import (
     train,
     wrong_answer,
 )
-from node.tasks.questions import DEFAULT
+from node.tasks.questions import DEFAULT_SPLIT
 
 BASES = Path(__file__).parents[2] / "examples" / "bases"  # what `--start` and `--width` made for the examples
 
@@ -131,7 +131,7 @@ def held_out_among(recipe: Recipe, steps: int, every: int) -> list[str]:
         for right in (1.0, recipe.right, *filter(None, STARTS.values()))
         for step in range(0, steps, every)
         for task, item, _ in sample_items(recipe, right, step)
-        if DEFAULT.holds_out(task.key.name, item.question)
+        if DEFAULT_SPLIT.holds_out(task.key.name, item.question)
     ]
 
 

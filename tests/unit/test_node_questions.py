@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from node.config import TaskConfig
 from node.tasks import load_tasks
-from node.tasks.questions import DEFAULT, Split, question_id
+from node.tasks.questions import DEFAULT_SPLIT, Split, question_id
 
 TEXTS = [f"What is {n} and {n * n}?" for n in range(4000)]
 TEXT = st.text(st.characters(codec="utf-8"))
@@ -80,7 +80,7 @@ def test_a_salt_and_a_task_have_a_part_of_their_own() -> None:
 
 
 def test_one_question_in_eight_is_held_out_where_nobody_says_otherwise() -> None:
-    assert DEFAULT == Split() == Split(1 / 8, 0)
+    assert DEFAULT_SPLIT == Split() == Split(1 / 8, 0)
 
 
 def test_the_answer_the_instruction_and_the_examples_play_no_part(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_the_answer_the_instruction_and_the_examples_play_no_part(tmp_path: Path
         return {item.question for item in items}
 
     plain = part(7)
-    assert plain == held(DEFAULT, "dataset") & set(TEXTS[:200])
+    assert plain == held(DEFAULT_SPLIT, "dataset") & set(TEXTS[:200])
     assert part(8) == plain
     assert part(7, instruction="Think.") == plain
     assert part(7, examples=2, answer="boxed") == plain

@@ -9,7 +9,7 @@ from protocol.wire.version import OTHER_VERSION
 from tests.swarms import ROOT
 
 BEFORE = (
-    r"(?:Error|Blame|offence|_cut|_refused|Refused|Verified)\([^()\"]*",  # what is called with it
+    r"(?:Error|Blame|offence|_cut|_refused|Refused|ReadResult)\([^()\"]*",  # what is called with it
     r"HANDSHAKE_FAILED_[A-Z_]+: ",
     r"rejected\.update\(\{",
 )

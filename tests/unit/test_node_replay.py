@@ -26,7 +26,7 @@ from node.rollouts.replay_buffer import ReplayBuffer, Shared, Snapshot
 from node.rollouts.screening import Limits
 from node.swarm.sharing import NetworkExchange, topic_of
 from node.tasks import Task, load_tasks
-from node.tasks.questions import DEFAULT, Split
+from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.telemetry.metrics import MetricsLog
 from node.training import likelihood
 from protocol.host import Received
@@ -367,7 +367,7 @@ def test_what_could_not_be_scored_and_who_was_put_out_then_is_so_again(folder: P
     rounds = [entry for entry in read_journal(folder) if isinstance(entry, Round)]
     assert [any(map(len, one.unscorable)) for one in rounds] == [True, True, False, False, False, False]
     assert "unscorable" in {one.reason for entry in rounds[:2] for one in entry.refused}
-    assert [{*one.barred[-1]} for one in rounds] == [set()] * 3 + [{PEERS[0]}] * 3
+    assert [{*one.revoked[-1]} for one in rounds] == [set()] * 3 + [{PEERS[0]}] * 3
     rewritten(folder, lambda one: one._replace(unscorable=[[] for _ in one.unscorable]) if one.number == 1 else one)
     assert [one.number for one in replay(folder) if one.difference][:1] == [1]
 
@@ -377,7 +377,7 @@ def start_of(pool_bytes: int) -> Callable[[int], Start]:
 
     def start(done: int) -> Start:
         rows = [(bytes(32), "peer", 0.0, 1, random.Random(7).randbytes(pool_bytes + 500 * done))]
-        return Start(done, {}, 7, Limits(8, 1000), DEFAULT, Snapshot(rows, [], []))
+        return Start(done, {}, 7, Limits(8, 1000), DEFAULT_SPLIT, Snapshot(rows, [], []))
 
     return start
 

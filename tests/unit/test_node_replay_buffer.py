@@ -356,18 +356,18 @@ def test_own_results_survive_a_restart_and_a_restore_and_those_of_rounds_that_ar
 ) -> None:
     first, second = OwnResult("sums", None, 4.5, 0.25), OwnResult("bases", 3.0, 4.0, 1.0)
     with ReplayBuffer(path, PoolConfig()) as pool:
-        assert [*pool.made(1, [first])] == [first]
-        assert [*pool.made(2, [second])] == [*pool.made(2, [second])] == [first, second]
+        assert [*pool.record_own_results(1, [first])] == [first]
+        assert [*pool.record_own_results(2, [second])] == [*pool.record_own_results(2, [second])] == [first, second]
         snapshot = pool.snapshot()
     with ReplayBuffer(path, PoolConfig()) as pool:
         pool.rewind(1)
-        assert [*pool.made(2, [])] == [first]
-        assert [*pool.made(1 + KEPT, [second])] == [second]
+        assert [*pool.record_own_results(2, [])] == [first]
+        assert [*pool.record_own_results(1 + KEPT, [second])] == [second]
     with ReplayBuffer(path, PoolConfig()) as pool:
-        assert [*pool.made(2 + KEPT, [])] == [second]
+        assert [*pool.record_own_results(2 + KEPT, [])] == [second]
     with ReplayBuffer(tmp_path / "other.sqlite", PoolConfig()) as pool:
         pool.restore(snapshot)
-        assert [*pool.made(3, [])] == [first, second]
+        assert [*pool.record_own_results(3, [])] == [first, second]
         assert pool.own_results.reward("sums") == 0.25
 
 
@@ -398,14 +398,16 @@ def test_what_a_node_gets_itself_is_the_mean_of_its_last_groups_of_the_task_and_
     with ReplayBuffer(path, PoolConfig()) as pool:
         assert pool.own_results.reward("sums") == 0
         for number in range(1, RECENT):
-            pool.made(number, [result(1.0), result(0.5), result(0.0, "bases")])
+            pool.record_own_results(number, [result(1.0), result(0.5), result(0.0, "bases")])
         assert (pool.own_results.reward("sums"), pool.own_results.reward("bases")) == (0.75, 0)
-        pool.made(RECENT, [result(0.0)] * RECENT)
-        pool.made(RECENT, [result(0.25)] * RECENT)  # in place of what the round had
+        pool.record_own_results(RECENT, [result(0.0)] * RECENT)
+        pool.record_own_results(RECENT, [result(0.25)] * RECENT)  # in place of what the round had
         assert pool.own_results.reward("sums") == 0.25
-        pool.made(RECENT + KEPT - 1, [result(0.5)] * 2)
+        pool.record_own_results(RECENT + KEPT - 1, [result(0.5)] * 2)
         assert pool.own_results.reward("sums") == pytest.approx((0.25 * (RECENT - 2) + 0.5 * 2) / RECENT)
-        pool.made(RECENT + KEPT, [])  # results over `KEPT` rounds old are forgotten, even if there are few since
+        pool.record_own_results(
+            RECENT + KEPT, []
+        )  # results over `KEPT` rounds old are forgotten, even if there are few since
         assert pool.own_results.reward("sums") == 0.5
     with ReplayBuffer(path, PoolConfig()) as pool:
         assert pool.own_results.reward("sums") == 0.5

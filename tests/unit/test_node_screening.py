@@ -18,7 +18,7 @@ from node.rollouts.group import MAX_GROUP_BYTES, Completion, Group, content_id, 
 from node.rollouts.own_results import OwnResults
 from node.rollouts.rules import RULES
 from node.rollouts.sampling import Candidate, Draw, mean_advantages
-from node.rollouts.screening import BLAMELESS, LOOKED_AT, Refused, Screen, Screening, check, compare
+from node.rollouts.screening import BLAMELESS, MAX_DRAWN_PER_SLOT, Refused, Screening, ScreeningContext, check, compare
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split, question_id
 from node.tasks.task_set import TaskSet
@@ -187,7 +187,7 @@ class Round:
             self.judging.append(seconds)
             return judge(seconds)
 
-        screen = Screen(
+        screen = ScreeningContext(
             sampling,
             tasks,
             lambda ids: {key: self.groups[key] for key in ids if key in self.groups},
@@ -210,9 +210,11 @@ def test_a_flood_of_lies_is_looked_at_within_a_bound_and_no_liar_twice() -> None
     for number in range(60):
         one.send(f"liar {number}", number, "11", "1", lie=True)
     screening = one.filled()
-    assert len(screening.refused) == LOOKED_AT * 3 and screening.usable == {}
+    assert len(screening.refused) == MAX_DRAWN_PER_SLOT * 3 and screening.usable == {}
     assert {lie.reason for lie in screening.refused} == {"false_reward"}
-    assert screening.liars == {lie.sender for lie in screening.refused} and len(screening.liars) == LOOKED_AT * 3
+    assert (
+        screening.liars == {lie.sender for lie in screening.refused} and len(screening.liars) == MAX_DRAWN_PER_SLOT * 3
+    )
 
 
 def test_a_place_that_a_refused_group_leaves_is_filled_by_another() -> None:

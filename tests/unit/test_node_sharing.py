@@ -197,6 +197,6 @@ def test_who_was_put_out_is_what_the_host_says() -> None:
     host = _Host()
     exchange = NetworkExchange(host, TASKS, max_completions=8, external=4)
     one, other = (id_of_bytes(bytes([number]) * 20) for number in (1, 2))
-    assert exchange.barred([one, other]) == []
+    assert exchange.revoked([one, other]) == []
     host.revoked = {other, "another"}
-    assert exchange.barred([one, other]) == [other]
+    assert exchange.revoked([one, other]) == [other]

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from node.config import TaskConfig
 from node.errors import UserError
 from node.tasks import Item, Task, TaskKey, load_tasks, task_set
-from node.tasks.questions import DEFAULT, Split, question_id
+from node.tasks.questions import DEFAULT_SPLIT, Split, question_id
 from node.tasks.task_set import TRIES, TaskSet, turn_at
 from node.tasks.verdicts import Workers
 from node.tasks.verifiers import VerifiersTask
@@ -107,7 +107,7 @@ class Seeds:
         return float(text == item.answer)
 
 
-def alone(task: Task, split: Split = DEFAULT) -> TaskSet:
+def alone(task: Task, split: Split = DEFAULT_SPLIT) -> TaskSet:
     return TaskSet([(task, 1.0)], split)
 
 
@@ -200,7 +200,7 @@ def test_test_questions_of_its_own_are_all_that_an_evaluation_asks(tmp_path: Pat
     assert trained == Counter(f"What is {n} + {n}?" for n in range(60) if n not in (1, 2)), "each once in an epoch"
     (told,) = [one for one in logs if one["log_level"] == "warning"]
     assert (told["task"], told["rows"], told["first"]) == ("dataset", 2, "What is 1 + 1?")
-    assert list(tasks.few()) == ["dataset: 62 different questions: 4 are held out"]
+    assert list(tasks.small_tasks()) == ["dataset: 62 different questions: 4 are held out"]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_test_questions_of_its_own_are_all_that_an_evaluation_asks(tmp_path: Pat
     ],
 )
 def test_a_task_with_few_questions_or_of_one_part_alone_is_told(task: Task, split: Split, lines: list[str]) -> None:
-    assert list(alone(task, split).few()) == lines
+    assert list(alone(task, split).small_tasks()) == lines
 
 
 @pytest.mark.parametrize(("different", "lines"), [(10**9, 0), (2, 1)])
@@ -225,7 +225,7 @@ def test_a_task_that_takes_long_is_told_by_the_questions_that_there_was_time_for
 ) -> None:
     clock: Iterator[float] = count(step=0.25)
     monkeypatch.setattr(task_set, "perf_counter", lambda: next(clock))
-    found = list(alone(Seeds(different)).few())
+    found = list(alone(Seeds(different)).small_tasks())
     assert len(found) == lines and all("2 different questions among 9 tried" in line for line in found)
 
 
@@ -234,7 +234,7 @@ def test_a_seed_of_which_a_task_raises_is_passed_over_and_told() -> None:
     with capture_logs() as logs:
         asked = list(tasks.questions(0, 30))
         held = list(tasks.evaluation(tasks.tasks[0], 0, 10))
-        assert list(tasks.few()) == []
+        assert list(tasks.small_tasks()) == []
     assert len(asked) == 30 and len(held) >= 10 and all(one.seed % 2 for one in asked)
     assert {(one["event"], one["task"], one["reason"]) for one in logs} == {
         ("a question is passed over", "seeds", "ValueError: no such number")
@@ -260,7 +260,7 @@ def test_a_task_that_raises_of_every_seed_is_one_line_that_names_it_and_says_why
         lambda tasks: tasks.ask(0, 0),
         lambda tasks: list(tasks.questions(0, 3)),
         lambda tasks: list(tasks.evaluation(task, 0, 3)),
-        lambda tasks: list(tasks.few()),
+        lambda tasks: list(tasks.small_tasks()),
     ]
     for use in uses:
         with capture_logs() as logs, pytest.raises(UserError) as caught:

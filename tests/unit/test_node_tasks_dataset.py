@@ -43,8 +43,8 @@ def test_a_seed_is_the_number_of_a_row_and_test_rows_come_after_the_others(tmp_p
     task = _load({"path": str(rows), "test": str(test)})
     assert task.size == 20
     assert [task.make(seed).question for seed in range(40)] == [row["question"] for row in ROWS] * 2
-    assert task.tests == {question_id("dataset/riddles", row["question"]) for row in ROWS[15:]}
-    assert _load({"path": str(rows)}).tests is None
+    assert task.test_ids == {question_id("dataset/riddles", row["question"]) for row in ROWS[15:]}
+    assert _load({"path": str(rows)}).test_ids is None
 
 
 def test_test_rows_are_part_of_the_key_and_are_read_as_the_others_are(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_set_on_the_hub_has_its_own_part_for_evaluation(monkeypatch: pytest.Mo
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **options: parts[options["split"]])
     task = _load({"hub": "openai/gsm8k", "test_split": "test"})
     assert [task.make(seed).question for seed in range(task.size)] == ["1?", "2?"]
-    assert task.tests == {question_id("dataset/riddles", "2?")}
+    assert task.test_ids == {question_id("dataset/riddles", "2?")}
 
 
 def test_a_folder_here_is_no_set_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

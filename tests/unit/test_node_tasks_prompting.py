@@ -18,7 +18,7 @@ from node.tasks import Item, Task, TaskKey, config_hash, derive_seed, load_tasks
 from node.tasks.answers import INSTRUCTIONS, MAX_TEXT, READERS, show
 from node.tasks.builtin import FAMILIES
 from node.tasks.prompting import DRAWS, prompted, takes_more
-from node.tasks.questions import DEFAULT, Split
+from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.tasks.reasoning_gym import SCORERS
 from protocol.credentials.manifest import Policy, make_manifest
 from protocol.identity import Identity
@@ -91,7 +91,7 @@ def test_examples_are_solved_questions_of_the_same_kind_and_never_the_question(s
     assert item.question == base.make(seed).question and item.answer == base.make(seed).answer
     questions = [question for question, _ in item.examples]
     assert len(set(questions)) == len(questions) == count and item.question not in questions
-    assert not any(DEFAULT.holds_out("builtin/weekdays", question) for question in questions)
+    assert not any(DEFAULT_SPLIT.holds_out("builtin/weekdays", question) for question in questions)
     days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
     for question, answer in item.examples:
         asked, step = re.fullmatch(r"((?:[A-Z][a-z]{2})+)([-+]\d)=", question).groups()

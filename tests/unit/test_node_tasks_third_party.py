@@ -184,7 +184,7 @@ class Task:
         (Task(TaskKey("others", 1, "aa")), "task 'riddles' calls itself 'others'"),
         (Task(RIDDLES, size=0), "its size is 0: it is how many rows it has"),
         (Task(RIDDLES, size="small"), "its size is 'small'"),
-        (Task(RIDDLES, tests=["a?"]), "its tests are a list: return a frozenset"),
+        (Task(RIDDLES, test_ids=["a?"]), "its test_ids are a list: return a frozenset"),
     ],
 )
 def test_a_factory_that_returns_something_else_is_one_clear_line(task: object, complaint: str) -> None:
@@ -194,10 +194,10 @@ def test_a_factory_that_returns_something_else_is_one_clear_line(task: object, c
 
 def test_rows_and_test_questions_of_its_own_are_known_however_it_is_wrapped() -> None:
     tests = frozenset({question_id("riddles", "a?")})
-    task = isolated(checked("riddles", Task(RIDDLES, size=3, tests=tests)), TaskConfig(name="riddles"))
-    assert (task.size, task.tests) == (3, tests)
+    task = isolated(checked("riddles", Task(RIDDLES, size=3, test_ids=tests)), TaskConfig(name="riddles"))
+    assert (task.size, task.test_ids) == (3, tests)
     shown = prompted(task, TaskConfig(name="riddles", instruction="Now:"))
-    assert (task_set.size_of(shown), task_set.tests_of(shown)) == (3, tests)
+    assert (task_set.size_of(shown), task_set.test_ids_of(shown)) == (3, tests)
 
 
 def test_a_joiner_needs_the_same_bytes_and_the_path_stays_at_home(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from node.config import TaskConfig
 from node.processes.worker_process import Message, WorkerError
 from node.tasks import Item, Task, TaskKey, load_task, load_tasks, verdicts
-from node.tasks.verdicts import MOST_WORKERS, Answer, Beside, Workers, score
+from node.tasks.verdicts import MOST_WORKERS, Answer, BackgroundScoring, Workers, score
 from tests.processes import alive
 from tests.waiting import wait_until
 
@@ -83,7 +83,7 @@ def test_what_other_people_wrote_scores_in_a_process_of_its_own(task: Task) -> N
     item = task.make(7)
     assert [task.verify(item, text) for text in ("7", "8")] == [1.0, 0.0]
     assert pid_of(task) == pid_of(task) != os.getpid()
-    assert load_tasks([TaskConfig(name="builtin/sums")]).score_beside is False
+    assert load_tasks([TaskConfig(name="builtin/sums")]).scores_in_workers is False
 
 
 @pytest.mark.parametrize(
@@ -361,14 +361,14 @@ class Held(Elsewhere):
 
 def test_scoring_beside_returns_at_once_and_its_verdicts_come_later() -> None:
     there = Held("there")
-    beside = Beside(answers((there, "a"), (there, "")))
+    beside = BackgroundScoring(answers((there, "a"), (there, "")))
     there.may_answer.set()
     assert beside.wait(60) == [1.0, None]
 
 
 def test_what_nobody_waits_for_any_more_is_not_begun() -> None:
     there = Held("there")
-    beside = Beside(answers(*[(there, "a")] * (3 * MOST_WORKERS)))
+    beside = BackgroundScoring(answers(*[(there, "a")] * (3 * MOST_WORKERS)))
     assert there.asked.wait(60)
     (scoring,) = [thread for thread in threading.enumerate() if thread.name == "scoring"]
     assert beside.wait(0) is None
