@@ -5,7 +5,7 @@ first frame is a `Start`: the settings, which questions are held out, and the re
 `Round` after it holds
 
 - what came from outside in that round: the bodies that peers sent, the tokens that the policy sampled, what the clock
-  said, which verdicts were None;
+  said, which verdicts were None or late;
 - what the round made of it, to compare with: which groups were refused and why, on arrival or once drawn; which rows
   were trained on with which weight; a digest of each.
 
@@ -32,13 +32,12 @@ from node.rollouts.replay_buffer import Snapshot
 from node.rollouts.sampling import Sample
 from node.rollouts.screening import Limits, Refused, Seen
 from node.tasks.questions import Split
-from node.tasks.verdicts import Verdict
+from node.tasks.verdicts import LATE, MaybeLate
 
 FORMAT = 2  # of a frame
 JOURNAL_FILE = "rounds.journal"
 OLDER_FILE = "rounds.old.journal"
 _LENGTH = struct.Struct(">I")
-LATE = -1  # in place of the index of an unscorable answer: no verdict came in time
 _MAX_FRAME = 1 << 30  # bytes: the file is our own, but may be damaged
 
 
@@ -76,7 +75,7 @@ class Round(NamedTuple):
     refused: Sequence[Refused]
     times: Sequence[float]
     measured: Sequence[float]  # how surprising completions were under the policy's weights
-    unscorable: Sequence[Sequence[int]]  # for each batch of verdicts the indices of None; [-1]: the batch was too late
+    unscorable: Sequence[Sequence[int]]  # of each batch of verdicts: i where number i is None, -1 - i if it is late
     revoked: Sequence[Sequence[str]]  # the revoked signers, each time that the round asked for them
     own: Sequence[bytes]  # the bodies of this node's groups
     rows: Sequence[Row]
@@ -103,8 +102,8 @@ class RoundJournal(Protocol):
         """Return the `count` numbers that `measure` finds."""
         ...
 
-    def judged(self, judge: Callable[[float], list[Verdict] | None], seconds: float) -> list[Verdict] | None:
-        """Return the verdicts that `judge` finds within `seconds`; None if it is not done in time."""
+    def judged(self, judge: Callable[[float], list[MaybeLate]], seconds: float) -> list[MaybeLate]:
+        """Return the verdicts that `judge` finds within `seconds`."""
         ...
 
     def revoked(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
@@ -135,7 +134,7 @@ class NoJournal:
         """Measure."""
         return measure()
 
-    def judged(self, judge: Callable[[float], list[Verdict] | None], seconds: float) -> list[Verdict] | None:
+    def judged(self, judge: Callable[[float], list[MaybeLate]], seconds: float) -> list[MaybeLate]:
         """Judge."""
         return judge(seconds)
 
@@ -196,10 +195,12 @@ class Journal:
         self._measured += found
         return found
 
-    def judged(self, judge: Callable[[float], list[Verdict] | None], seconds: float) -> list[Verdict] | None:
-        """Judge, and keep which verdicts were None."""
+    def judged(self, judge: Callable[[float], list[MaybeLate]], seconds: float) -> list[MaybeLate]:
+        """Judge, and keep which verdicts were None and which late."""
         found = judge(seconds)
-        self._unscorable.append([LATE] if found is None else [at for at, one in enumerate(found) if one is None])
+        self._unscorable.append(
+            [-1 - at if one == LATE else at for at, one in enumerate(found) if one is None or one == LATE]
+        )
         return found
 
     def revoked(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:

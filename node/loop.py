@@ -46,7 +46,7 @@ from node.rollouts.screening import Row as ScoredRow
 from node.swarm.sharing import Exchange, traffic_row
 from node.tasks import Item, derive_seed
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import PATIENCE_S, Answer, Verdict, score
+from node.tasks.verdicts import PATIENCE_S, Answer, Scoring, Verdict, late_as_none
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.rollout_log import Drawn, external_rows, own_rows
 from node.training.budget import Spent, is_done
@@ -126,7 +126,7 @@ class Loop:
                 questions = self._questions(version, sampling.questions_per_round)
             screening = self._screening(version)
             if self.tasks.scores_in_workers:
-                screening.draw(self._candidates(version))
+                screening.draw(self._candidates(version, screening))
             began = time.monotonic()
             with self._timed("generate"):
                 completions = self._generate(questions, version)
@@ -211,10 +211,11 @@ class Loop:
             for question, made in zip(questions, completions, strict=True)
             for one in made
         ]
-        verdicts = iter(self.journal.judged(lambda seconds: score(answers, seconds), PATIENCE_S) or [])
+        found = self.journal.judged(Scoring(answers, is_own=True).wait, PATIENCE_S)
+        verdicts = iter(late_as_none(found))
         groups = []
         for question, made in zip(questions, completions, strict=True):
-            judged = [next(verdicts, None) for _ in made]
+            judged = [next(verdicts) for _ in made]
             if sum(one is not None for one in judged) > 1:
                 groups.append(self._group(question, made, judged, version))
         return groups
@@ -243,13 +244,13 @@ class Loop:
         )
         return Screening(self._screen, RULES[sampling.rule], asked, len(self.pool.signers))
 
-    def _candidates(self, version: int) -> list[Candidate]:
-        """Return peers' groups that the round may draw, without those of signers whom the swarm's owner has revoked."""
+    def _candidates(self, version: int, screening: Screening) -> list[Candidate]:
+        """Return peers' groups that the round may draw, and tell the screening whom the swarm's owner has revoked."""
         if not self.config.sampling.external:
             return []
-        out = set(self.journal.revoked(lambda: self.exchange.revoked(self.pool.signers)))
-        found = self.pool.candidates(self.journal.now(), version + 1)
-        return [one for one in found if one.peer not in out]
+        signers = {*self.pool.signers, *screening.signers_drawn}
+        screening.revoked = frozenset(self.journal.revoked(lambda: self.exchange.revoked(signers)))
+        return self.pool.candidates(self.journal.now(), version + 1)
 
     def _draw(
         self, own: Sequence[EncodedGroup], version: int, screening: Screening, seconds: float
@@ -260,7 +261,7 @@ class Loop:
         if sampling.external == 0:
             return local, []
         screening.signers = len(self.pool.signers)
-        candidates = self._candidates(version)
+        candidates = self._candidates(version, screening)
         screening.fill(candidates, results, seconds)
         now = self.journal.now()
         self._refuse(screening, version)
@@ -282,8 +283,7 @@ class Loop:
         """Bury the groups that a round refused and the liars' other groups; report each refused group to the swarm."""
         buried = [one.id for one in screening.refused]
         if screening.liars:
-            used = screening.usable
-            buried += [one.id for one in self.pool.of_signers(screening.liars) if one.id not in used]
+            buried += [one.id for one in self.pool.of_signers(screening.liars)]
         if buried:
             self.pool.bury(buried, version + 1)
         for one in screening.refused:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from node.config import NodeConfig, parse_config
 from node.engines import Generated, SamplingParams
 from node.errors import UserError
-from node.journal import JOURNAL_FILE, LATE, Round, Start, digest_of_draw, digest_of_verdicts, read_journal, verdicts
+from node.journal import JOURNAL_FILE, Round, Start, digest_of_draw, digest_of_verdicts, read_journal, verdicts
 from node.loop import Loop
 from node.policy.load import Policy, load_policy
 from node.rollouts.group import Group, encode
@@ -23,7 +23,7 @@ from node.rollouts.screening import Refused, Seen
 from node.swarm.sharing import Admission, NoExchange
 from node.tasks import load_tasks
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import PATIENCE_S, Verdict
+from node.tasks.verdicts import LATE, PATIENCE_S, MaybeLate
 from node.telemetry.metrics import MetricsLog
 
 
@@ -177,13 +177,10 @@ class _RecordedJournal:
         found, self._again.measured = self._again.measured[:count], self._again.measured[count:]
         return found
 
-    def judged(self, judge: Callable[[float], list[Verdict] | None], seconds: float) -> list[Verdict] | None:
-        """Judge again, however long it takes; what was unscorable then counts as unscorable now."""
+    def judged(self, judge: Callable[[float], list[MaybeLate]], seconds: float) -> list[MaybeLate]:
+        """Judge again, however long it takes; what was unscorable or late then counts as such now."""
         none = self._again.unscorable.pop(0)
-        if LATE in none:
-            return None
-        found = judge(PATIENCE_S)
-        return None if found is None else [None if at in none else one for at, one in enumerate(found)]
+        return [None if at in none else LATE if -1 - at in none else one for at, one in enumerate(judge(PATIENCE_S))]
 
     def revoked(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
         """Return the signers that were revoked then."""

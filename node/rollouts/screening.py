@@ -13,16 +13,17 @@ A drawn group goes through these states, and no other:
 
     drawn -> pending -> usable        its rewards are true, and one of its completions may be trained on
                      -> refused       it is a lie, or of no use here: it is not drawn again
-                     -> late          its verdicts took too long: it may be drawn in another round
+                     -> late          its texts' turn did not come in time: it may be drawn in another round
           -> refused                  its question is not the one it claims, or of no use here
 
 Invariants of a round, which has a slot for each group that it may use:
 - At most `MAX_DRAWN_PER_SLOT` groups are drawn for each slot, and of no signer more than its share.
 - No group is drawn twice. A slot that a refused group leaves is filled from the groups not drawn yet.
-- A group is usable only if its verdicts were found here.
+- A group is usable only if its verdicts were found here, and only while its signer is neither found to lie nor revoked.
 """
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,7 @@ from node.rollouts.sampling import RIGHT, Candidate, Draw, Pick, Place, Rule
 from node.tasks import Item
 from node.tasks.prompting import takes_more
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import Answer, BackgroundScoring, Verdict, batch_verifier_of, score
+from node.tasks.verdicts import LATE, Answer, MaybeLate, Scoring, Verdict, late_as_none, score, submit_of
 
 REWARD_TOLERANCE = 1e-6
 MAX_DRAWN_PER_SLOT = 4  # groups drawn for each slot of a round, at most: that bounds what a flood costs
@@ -61,7 +62,7 @@ EncodeCompletion = Callable[[Completion], Sequence[int] | None]
 """Returns the tokens of a completion, or None where it is longer than one of this node's may be."""
 Row = tuple[Sequence[int], Sequence[int]]  # the tokens of a prompt, and of a completion
 Surprises = Callable[[Sequence[Row]], list[float]]
-Judged = Callable[[Callable[[float], list[Verdict] | None], float], list[Verdict] | None]
+Judged = Callable[[Callable[[float], list[MaybeLate]], float], list[MaybeLate]]
 """A journal's `judged`: it calls its first argument with the seconds that this may take, and returns the verdicts."""
 
 
@@ -223,10 +224,11 @@ class Screening:
     usable: dict[bytes, EncodedGroup] = field(default_factory=dict)  # each with the tokens of its picked completions
     picks: list[Pick] = field(default_factory=list)  # from usable groups
     refused: list[Refused] = field(default_factory=list)
+    revoked: frozenset[str] = frozenset()  # signers whose groups the round must not use
     left_out: Counter[str] = field(default_factory=Counter)  # completions of drawn groups, counted by reason
     _drawn: dict[bytes, Candidate] = field(default_factory=dict)
     _pending: list[_Pending] = field(default_factory=list)
-    _scoring: BackgroundScoring | None = None
+    _scoring: Scoring | None = None
     _is_late: bool = False
     _usual: dict[str, float] = field(default_factory=dict)  # length of an answer, by task
 
@@ -236,14 +238,23 @@ class Screening:
         return [self._drawn[key] for key in self.usable]
 
     @property
+    def signers_drawn(self) -> set[str]:
+        """The signers of the drawn groups."""
+        return {one.peer for one in self._drawn.values()}
+
+    @property
     def liars(self) -> set[str]:
         """The signers of groups that were refused for a lie."""
         return {one.sender for one in self.refused if one.reason not in BLAMELESS}
 
+    @property
+    def _distrusted(self) -> set[str]:
+        return self.liars | self.revoked
+
     def left(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Return the candidates that may still be drawn: those of no liar, on questions that were not drawn yet."""
-        liars, drawn = self.liars, {one.question for one in self._drawn.values()}
-        return [one for one in candidates if one.peer not in liars and one.question not in drawn]
+        """Return the candidates that may still be drawn: of trusted signers, on questions that were not drawn yet."""
+        distrusted, drawn = self._distrusted, {one.question for one in self._drawn.values()}
+        return [one for one in candidates if one.peer not in distrusted and one.question not in drawn]
 
     def draw(self, candidates: Sequence[Candidate]) -> bool:
         """Draw groups for the free slots; tell whether any was drawn.
@@ -265,42 +276,47 @@ class Screening:
                 continue
             places = sorted({place for pick in of_group[key] for place in pick.rests_on})
             self._pending.append(_Pending(one, group, question, of_group[key], places))
-        answers = self._answers()
-        if any(batch_verifier_of(one.task) is not None for one in answers):
-            self._scoring = BackgroundScoring(answers)
+        if any(submit_of(one.question.task) is not None for one in self._pending):
+            self._scoring = Scoring(self._answers(), is_own=False)
         return bool(of_group)
 
     def settle(self, own: OwnResults, seconds: float) -> None:
-        """Wait for the verdicts on what was drawn, and decide on each group; after `seconds` all of them are late."""
+        """Decide on each drawn group by the verdicts that are there after `seconds`; the others are late."""
         pending, scoring, answers = self._pending, self._scoring, self._answers()
         self._pending, self._scoring = [], None
         if not pending:
             return
-        verdicts = self.context.judged(
-            lambda limit: score(answers) if scoring is None else scoring.wait(limit), seconds
-        )
-        if verdicts is None:
-            self.left_out["late"] += sum(len(one.picks) for one in pending)
-            self._is_late = True
-            return
-        found = iter(verdicts)
+        verdicts = iter(self.context.judged((scoring or Scoring(answers, is_own=False)).wait, seconds))
         true: list[_Pending] = []
         for one in pending:
-            reason = compare(one.group, one.places, [next(found) for _ in one.places])
-            if reason:
+            found = [next(verdicts) for _ in one.places]
+            if one.candidate.peer in self.revoked:
+                continue
+            if LATE in found:
+                self.left_out["late"] += len(one.picks)
+                self._is_late = True
+            elif reason := compare(one.group, one.places, late_as_none(found)):
                 self.refused.append(Refused(one.candidate.id, one.candidate.peer, reason))
             else:
                 true.append(one)
         self._take(true, own)
+        self._withdraw()
 
     def fill(self, candidates: Sequence[Candidate], own: OwnResults, seconds: float) -> None:
         """Settle what was drawn, and draw again until the round's slots are full or nothing is left to be drawn.
 
-        Once verdicts come late, nothing more is drawn: a round waits in vain only once, for `seconds`.
+        It waits for `seconds` in all. Once a verdict comes late, nothing more is drawn.
         """
+        deadline = time.monotonic() + seconds
         self.settle(own, seconds)
         while not self._is_late and self.draw(candidates):
-            self.settle(own, seconds)
+            self.settle(own, max(0.0, deadline - time.monotonic()))
+
+    def _withdraw(self) -> None:
+        """Give up the usable groups of distrusted signers."""
+        distrusted = self._distrusted
+        self.usable = {key: one for key, one in self.usable.items() if self._drawn[key].peer not in distrusted}
+        self.picks = [one for one in self.picks if one.id in self.usable]
 
     def _asked_now(self) -> Draw:
         """Return what the rule is asked for now: a group for each free slot, within the round's bounds."""
@@ -374,7 +390,7 @@ def says_nothing_else(question: Question, made: Completion) -> bool:
     """Tell whether a completion is the bare right answer to a task that pays no other text: nothing can hide in it."""
     if made.reward < RIGHT or made.text != question.item.answer:
         return False
-    if batch_verifier_of(question.task) is not None:  # `takes_more` would score again, in another process
+    if submit_of(question.task) is not None:  # `takes_more` would score again, in another process
         return False
     try:
         return not takes_more(question.task, question.item)

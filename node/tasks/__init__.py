@@ -87,7 +87,8 @@ class Task(Protocol):
                       epochs
         test_ids      ids (`node.tasks.questions`) of its own test questions: these are held out, in place of those
                       that the hash chooses
-        verify_many   scores many texts in worker processes (`node.tasks.verdicts`)
+        submit        queues a text for a worker process (`node.tasks.verdicts.Submit`); other people's tasks get
+                      theirs when they are loaded
     """
 
     @property

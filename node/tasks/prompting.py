@@ -9,7 +9,6 @@ otherwise has the same task, and trains a peer's completion as an answer to its 
 decides what a text earns: it is part of the configuration hash.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from node.config import AnswerMode, TaskConfig
@@ -18,7 +17,7 @@ from node.tasks import Item, Task, TaskKey, config_hash, derive_seed
 from node.tasks.answers import INSTRUCTIONS, READERS, show
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.tasks.task_set import is_held_out, size_of, test_ids_of
-from node.tasks.verdicts import Verdict, batch_verifier_of
+from node.tasks.verdicts import Submit, Verdict, already, submit_of
 
 VERSION = 1
 DRAWS = 16  # seeds tried for each example: its question may repeat another one, or be held out
@@ -53,12 +52,14 @@ class Prompted:
         return test_ids_of(self.base)
 
     @property
-    def verify_many(self) -> Callable[[Sequence[tuple[Item, str]], float], list[Verdict]] | None:
-        """Score many texts in worker processes (`node.tasks.verdicts.batch_verifier_of`); None if the task cannot."""
-        many = batch_verifier_of(self.base)
-        if many is None or self.mode is None:
-            return many
-        return lambda answers, deadline: self._verify_read(many, answers, deadline)
+    def submit(self) -> Submit | None:
+        """What queues a text for a worker process; None if the task scores in this process."""
+        submit = submit_of(self.base)
+        if submit is None or self.mode is None:
+            return submit
+        return lambda item, text, is_own: (
+            already(0.0) if (read := self._read(text)) is None else submit(item, read, is_own)
+        )
 
     @property
     def answer_mode(self) -> AnswerMode:
@@ -87,16 +88,6 @@ class Prompted:
             return text
         answer = READERS[self.mode](text)
         return None if answer is None else show(answer, own_mode(self.base))
-
-    def _verify_read(
-        self,
-        many: Callable[[Sequence[tuple[Item, str]], float], list[Verdict]],
-        answers: Sequence[tuple[Item, str]],
-        deadline: float,
-    ) -> list[Verdict]:
-        read = [(item, self._read(text)) for item, text in answers]
-        verdicts = iter(many([(item, text) for item, text in read if text is not None], deadline))
-        return [0.0 if text is None else next(verdicts) for _, text in read]
 
     def _system(self, item: Item) -> str:
         if self.instruction is not None:

@@ -97,7 +97,7 @@ class TaskSet:
     @property
     def scores_in_workers(self) -> bool:
         """Whether a task here scores in worker processes, so that this process can generate meanwhile."""
-        return any(getattr(task, "verify_many", None) is not None for task in self.tasks)
+        return any(getattr(task, "submit", None) is not None for task in self.tasks)
 
     def get(self, key: TaskKey) -> Task | None:
         """Return the task of exactly this name, version and configuration."""

@@ -4,25 +4,27 @@ A verdict is a reward in [0, 1], or None. None means *unscorable*: the scorer ra
 or could not tell. An unscorable answer is not trained on and not published, and it costs nobody: it does not earn 0.
 
 Our own scorers take little time by construction, and score in this process. Other people's code, a file or a package,
-scores in worker processes with limits on memory and on the time for each text (`Workers`). The first text starts one
-worker. After a call whose scoring took longer than `SLOW_S` there is one more, up to the machine's cores.
+scores in worker processes with limits on memory and on the time for each text (`Workers`). This node's own answers go
+before its peers': a peer's slow text delays an own one by `SCORE_S` at most.
 
 A worker is a program that takes a channel (`node.processes.worker_process`). It replies to its first message once it is
 ready, or with {"error": why not}. It replies to each later message with {"reward": ...}, in [0, 1], or {"error": ...}.
 `python -m node.tasks.verdicts CHANNEL LIFE` is the worker for tasks of a file or a package.
 """
 
+import itertools
 import os
+import queue
 import resource
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from itertools import groupby
-from typing import Any, NamedTuple
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, NamedTuple
 
 import structlog
 
@@ -33,10 +35,14 @@ from node.processes.worker_process import Message, WorkerError, WorkerProcess, c
 from node.tasks import Item, Task, TaskKey
 
 Verdict = float | None
+LATE: Final = "late"  # in place of a verdict: the text's turn did not come in time
+MaybeLate = Verdict | Literal["late"]
+Submit = Callable[[Item, str, bool], "Future[Verdict]"]
+"""A task's `submit`: it queues a text for a worker process, before peers' texts if the third argument is true."""
 
 LOAD_S = 300.0  # a busy machine may take a minute to import what a task needs
 SCORE_S = 20.0  # for one text; a usual one takes less than a millisecond
-SLOW_S = 1.0  # after a call whose scoring took longer, one more worker is started
+SLOW_S = 1.0  # a worker that was busy for longer while other texts wait gets another beside it
 MAX_BYTES = 8 << 30  # of a worker's data: as much as a verifier with a model of its own may want
 MOST_WORKERS = 8
 PATIENCE_S = 120.0  # seconds that scoring a node's own answers may take in a round
@@ -54,65 +60,90 @@ class Answer(NamedTuple):
 
 
 def score(answers: Sequence[Answer], seconds: float = PATIENCE_S) -> list[Verdict]:
-    """Return the verdict on each answer; None where it is unscorable, or was not reached within `seconds`.
+    """Return the verdict on each of this node's own answers; None where it is unscorable, or not there in `seconds`.
 
     Never raises: what a task raises is one line in the log.
     """
-    deadline = time.monotonic() + seconds
-    verdicts: list[Verdict] = []
-    for task, found in groupby(answers, key=lambda one: one.task):
-        pairs = [(one.item, one.text) for one in found]
-        if (many := batch_verifier_of(task)) is not None:
-            verdicts += many(pairs, deadline)
-        else:
-            verdicts += [_in_place(task, item, text, deadline) for item, text in pairs]
-    return verdicts
+    return late_as_none(Scoring(answers, is_own=True).wait(seconds))
 
 
-class BackgroundScoring:
-    """Scores answers on a thread of its own, for tasks that score in worker processes.
+def late_as_none(found: Sequence[MaybeLate]) -> list[Verdict]:
+    """Return verdicts, of which those that were late are unscorable."""
+    return [None if one == LATE else one for one in found]
 
-    It takes a few answers at a time, so that it begins few more once nobody waits for them.
+
+class Scoring:
+    """The scoring of some answers: those for worker processes are queued at once, the others are scored in `wait`.
+
+    Args:
+        answers: to score.
+        is_own: whether they are this node's own, which go before peers'.
     """
 
-    def __init__(self, answers: Sequence[Answer]) -> None:
+    def __init__(self, answers: Sequence[Answer], is_own: bool) -> None:
         self._answers = answers
-        self._verdicts: list[Verdict] = []
-        self._given_up = threading.Event()
-        self._done = threading.Event()
-        threading.Thread(target=self._run, name="scoring", daemon=True).start()
+        self._queued = [_submitted(one, is_own) for one in answers]
 
-    def wait(self, seconds: float) -> list[Verdict] | None:
-        """Return the verdicts; if they take longer than `seconds`, stop scoring and return None."""
-        if self._done.wait(seconds):
-            return self._verdicts
-        self._given_up.set()
-        return None
+    def wait(self, seconds: float) -> list[MaybeLate]:
+        """Return the verdict on each answer, after `seconds` at most.
 
-    def _run(self) -> None:
-        for at in range(0, len(self._answers), MOST_WORKERS):
-            if self._given_up.is_set():
-                return
-            self._verdicts += score(self._answers[at : at + MOST_WORKERS])
-        self._done.set()
-
-
-def batch_verifier_of(task: Task) -> Callable[[Sequence[tuple[Item, str]], float], list[Verdict]] | None:
-    """Return a task's `verify_many`, which scores many texts in worker processes; None if it has none.
-
-    It takes the items with their texts, and a deadline (s, monotonic).
-    """
-    return getattr(task, "verify_many", None)
+        Then an answer that is being scored is unscorable, and one whose turn did not come is `LATE`: it is not scored.
+        """
+        deadline = time.monotonic() + seconds
+        here = [
+            _in_place(one, deadline) if future is None else None
+            for one, future in zip(self._answers, self._queued, strict=True)
+        ]
+        wait_for([one for one in self._queued if one is not None], max(0.0, deadline - time.monotonic()))
+        return [
+            verdict if future is None else _outcome(one, future)
+            for one, future, verdict in zip(self._answers, self._queued, here, strict=True)
+        ]
 
 
-def _in_place(task: Task, item: Item, text: str, deadline: float) -> Verdict:
-    if time.monotonic() > deadline:
+def submit_of(task: Task) -> Submit | None:
+    """Return what queues a task's texts for its worker processes; None if the task scores in this process."""
+    return getattr(task, "submit", None)
+
+
+def _submitted(answer: Answer, is_own: bool) -> "Future[Verdict] | None":
+    submit = submit_of(answer.task)
+    if submit is None:
         return None
     try:
-        return task.verify(item, text)
-    except Exception as error:  # noqa: BLE001  # a third party's task may raise anything; its failure is not the round's
-        warn_unscorable(task.key.name, one_line(error) or type(error).__name__)
-        return None
+        return submit(answer.item, answer.text, is_own)
+    except Exception as error:  # noqa: BLE001  # as in `_in_place`
+        return already(_raised(answer, error))
+
+
+def _outcome(answer: Answer, future: "Future[Verdict]") -> MaybeLate:
+    if future.cancel():
+        return LATE
+    if future.done():
+        return future.result()
+    warn_unscorable(answer.task.key.name, "it took too long")
+    return None
+
+
+def _in_place(answer: Answer, deadline: float) -> MaybeLate:
+    if time.monotonic() > deadline:
+        return LATE
+    try:
+        return answer.task.verify(answer.item, answer.text)
+    except Exception as error:  # noqa: BLE001  # a task may raise anything; its failure is not the round's
+        return _raised(answer, error)
+
+
+def _raised(answer: Answer, error: Exception) -> Verdict:
+    warn_unscorable(answer.task.key.name, one_line(error) or type(error).__name__)
+    return None
+
+
+def already(verdict: Verdict) -> "Future[Verdict]":
+    """Return a verdict that is known without a worker as `submit` returns one."""
+    future: Future[Verdict] = Future()
+    future.set_result(verdict)
+    return future
 
 
 def warn_unscorable(task: str, reason: str) -> None:
@@ -121,7 +152,10 @@ def warn_unscorable(task: str, reason: str) -> None:
 
 
 class Workers:
-    """The worker processes of one task: started with the first text, each replaced when it dies.
+    """The worker processes of one task, each replaced when it dies.
+
+    The first text starts one. There is another once a worker was busy for `SLOW_S` while texts wait, up to the
+    machine's cores. All end with this object, and with the node.
 
     Args:
         task: its name, for the log.
@@ -131,14 +165,8 @@ class Workers:
     """
 
     def __init__(self, task: str, module: str, first: Message, seconds: float = SCORE_S) -> None:
-        self._task = task
-        self._module = module
-        self._first = first
-        self._seconds = seconds
-        self._lanes = [_Lane()]
-        # A worker dies with the thread that starts it, so these threads stay.
-        self._threads = ThreadPoolExecutor(MOST_WORKERS, f"scoring {task}")
-        weakref.finalize(self, _close, self._lanes, self._threads)
+        self._lanes = _Lanes(task, module, first, seconds)
+        weakref.finalize(self, self._lanes.close)
 
     def begin(self) -> Message:
         """Start a worker and return what it replied to its first message.
@@ -146,94 +174,122 @@ class Workers:
         Raises:
             WorkerError: it ended, or was not ready in time.
         """
-        return self._threads.submit(self._start, self._lanes[0]).result()
+        future: Future[Message] = Future()
+        self._lanes.put(_OWN, lambda lane: lane.start(), future)
+        return future.result()
 
-    def score(self, requests: Sequence[Message], deadline: float) -> list[Verdict]:
-        """Return the verdict on each request; None for those not begun by `deadline` (s, monotonic)."""
-        lanes = self._lanes[: max(1, len(requests))]
-        shares = [
-            self._threads.submit(self._work, lane, requests[at :: len(lanes)], deadline)
-            for at, lane in enumerate(lanes)
-        ]
-        verdicts: list[Verdict] = [None] * len(requests)
-        longest = 0.0
-        for at, share in enumerate(shares):
-            verdicts[at :: len(lanes)], seconds = share.result()
-            longest = max(longest, seconds)
-        if longest > SLOW_S and len(self._lanes) < min(MOST_WORKERS, usable_cores()):
-            self._lanes.append(_Lane())
-        return verdicts
+    def submit(self, request: Message, is_own: bool) -> "Future[Verdict]":
+        """Queue a request; the verdict on it is None if anything goes wrong."""
+        future: Future[Verdict] = Future()
+        self._lanes.put(_OWN if is_own else _PEERS, lambda lane: lane.verdict(request), future)
+        return future
 
-    def _work(self, lane: "_Lane", requests: Sequence[Message], deadline: float) -> tuple[list[Verdict], float]:
-        """Return the verdicts, and how long (s) their scoring took, without the start of a worker."""
-        verdicts: list[Verdict] = []
-        seconds = 0.0
-        for request in requests:
-            with lane.lock:
-                if time.monotonic() > deadline:
-                    verdicts.append(None)
-                    continue
-                said = self._ready(lane)
-                began = time.monotonic()
-                if lane.worker is not None:
-                    said = self._ask(lane, lane.worker, request)
-                seconds += time.monotonic() - began
-            verdicts.append(self._verdict(said))
-        return verdicts, seconds
 
-    def _ready(self, lane: "_Lane") -> Message:
-        """Start a worker if the lane has none; return {"error": why not} if that fails."""
-        if lane.worker is not None:
-            return {}
-        try:
-            return self._start(lane)
-        except (WorkerError, OSError) as error:
-            return {"error": str(error)}
+_CLOSE, _OWN, _PEERS = range(3)  # the order in which a lane takes what waits
 
-    def _ask(self, lane: "_Lane", worker: WorkerProcess, request: Message) -> Message:
-        try:
-            return worker.call(request, self._seconds)
-        except WorkerError as error:
-            lane.worker = None
-            return {"error": str(error)}
 
-    def _verdict(self, said: Message) -> Verdict:
-        reward = said.get("reward")
-        if isinstance(reward, int | float) and 0 <= reward <= 1:
-            return float(reward)
-        unknown = "its task cannot tell" if reward is None else f"a reward of {reward!r}"
-        warn_unscorable(self._task, " ".join(str(said.get("error", unknown)).split()))
-        return None
+class _Lanes:
+    """Threads that take requests from one queue, each with a worker of its own.
 
-    def _start(self, lane: "_Lane") -> Message:
+    The threads hold no reference to `Workers`. A worker dies with the thread that starts it, so they stay.
+    """
+
+    def __init__(self, task: str, module: str, first: Message, seconds: float) -> None:
+        self.task = task
+        self.module = module
+        self.first = first
+        self.seconds = seconds
+        self.waiting: queue.PriorityQueue[tuple[int, int, Callable[[_Lane], Any] | None, Future[Any]]] = (
+            queue.PriorityQueue()
+        )
+        self._numbers = itertools.count()
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def put(self, order: int, job: "Callable[[_Lane], Any] | None", future: "Future[Any]") -> None:
+        self.waiting.put((order, next(self._numbers), job, future))
+        self.grow(1)
+
+    def grow(self, most: int) -> None:
+        """Add a lane unless there are `most`."""
+        with self._lock:
+            if self._count < most:
+                self._count += 1
+                threading.Thread(target=_Lane(self).run, name=f"scoring {self.task}", daemon=True).start()
+
+    def close(self) -> None:
+        """End the lanes, each after what it is at."""
+        for _ in range(self._count):
+            self.waiting.put((_CLOSE, next(self._numbers), None, Future()))
+
+
+class _Lane:
+    """A thread with a worker, which answers one request at a time."""
+
+    def __init__(self, lanes: _Lanes) -> None:
+        self._lanes = lanes
+        self._worker: WorkerProcess | None = None
+        self._busy = 0.0  # seconds of scoring since nothing waited
+
+    def run(self) -> None:
+        waiting = self._lanes.waiting
+        while True:
+            *_, job, future = waiting.get()
+            if job is None:
+                break
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(job(self))
+            except Exception as error:  # noqa: BLE001  # it is for who waits
+                future.set_exception(error)
+            if waiting.empty():
+                self._busy = 0.0
+            elif self._busy > SLOW_S:
+                self._busy = 0.0
+                self._lanes.grow(min(MOST_WORKERS, usable_cores()))
+        if self._worker is not None:
+            self._worker.kill()
+
+    def start(self) -> Message:
         """Start a worker and return its first reply; unless that is {"error": why not}, the lane keeps the worker."""
         path = os.pathsep.join(filter(None, sys.path))
-        worker = WorkerProcess([sys.executable, "-P", "-m", self._module], {"PYTHONPATH": path})
+        worker = WorkerProcess([sys.executable, "-P", "-m", self._lanes.module], {"PYTHONPATH": path})
         try:
-            said = worker.call(self._first, LOAD_S)
+            said = worker.call(self._lanes.first, LOAD_S)
         except TypeError:  # options that cannot be written as JSON
             worker.kill()
             raise
         if "error" in said:
             worker.kill()
         else:
-            lane.worker = worker
+            self._worker = worker
         return said
 
+    def verdict(self, request: Message) -> Verdict:
+        said = self._asked(request)
+        reward = said.get("reward")
+        if isinstance(reward, int | float) and 0 <= reward <= 1:
+            return float(reward)
+        unknown = "its task cannot tell" if reward is None else f"a reward of {reward!r}"
+        warn_unscorable(self._lanes.task, " ".join(str(said.get("error", unknown)).split()))
+        return None
 
-@dataclass(slots=True)
-class _Lane:
-    """A place for a worker, which answers one request at a time."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    worker: WorkerProcess | None = None
-
-
-def _close(lanes: Sequence[_Lane], threads: ThreadPoolExecutor) -> None:
-    for lane in lanes:
-        if lane.worker is not None:
-            lane.worker.kill()
-    threads.shutdown(wait=False, cancel_futures=True)
+    def _asked(self, request: Message) -> Message:
+        try:
+            if self._worker is None and "error" in (said := self.start()):
+                return said
+        except (WorkerError, OSError, TypeError) as error:
+            return {"error": str(error)}
+        assert self._worker is not None
+        began = time.monotonic()
+        try:
+            return self._worker.call(request, self._lanes.seconds)
+        except WorkerError as error:
+            self._worker = None
+            return {"error": str(error)}
+        finally:
+            self._busy += time.monotonic() - began
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,12 +322,11 @@ class IsolatedTask:
         return self.base.make(seed)
 
     def verify(self, item: Item, text: str) -> Verdict:
-        return self.verify_many([(item, text)], time.monotonic() + LOAD_S)[0]
+        return score([Answer(self, item, text)], LOAD_S)[0]
 
-    def verify_many(self, answers: Sequence[tuple[Item, str]], deadline: float) -> list[Verdict]:
-        """Return the verdict on each text; None for those not begun by `deadline` (s, monotonic)."""
-        requests: list[Message] = [{"call": "score", "item": asdict(item), "text": text} for item, text in answers]
-        return self.workers.score(requests, deadline)
+    def submit(self, item: Item, text: str, is_own: bool) -> "Future[Verdict]":
+        """Queue a text for a worker process."""
+        return self.workers.submit({"call": "score", "item": asdict(item), "text": text}, is_own)
 
 
 def isolated(task: Task, config: TaskConfig) -> IsolatedTask:

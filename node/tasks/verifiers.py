@@ -26,8 +26,8 @@ import math
 import re
 import resource
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -39,7 +39,7 @@ from node.errors import UserError
 from node.processes.worker_process import Message, WorkerError, connect, receive, send
 from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash
 from node.tasks.answers import MAX_TEXT
-from node.tasks.verdicts import LOAD_S, Verdict, Workers
+from node.tasks.verdicts import LOAD_S, Answer, Verdict, Workers, already, score
 
 KIND = "verifiers"
 VERSION = 2
@@ -79,14 +79,13 @@ class VerifiersTask:
         return self.items[seed % len(self.items)]
 
     def verify(self, item: Item, text: str) -> Verdict:
-        return self.verify_many([(item, text)], time.monotonic() + LOAD_S)[0]
+        return score([Answer(self, item, text)], LOAD_S)[0]
 
-    def verify_many(self, answers: Sequence[tuple[Item, str]], deadline: float) -> list[Verdict]:
-        """Return the verdict on each text; None for those not begun by `deadline` (s, monotonic)."""
-        short = [(item, text) for item, text in answers if len(text) <= MAX_TEXT]
-        requests: list[Message] = [{"call": "score", "row": item.content, "text": text} for item, text in short]
-        verdicts = iter(self.workers.score(requests, deadline))
-        return [next(verdicts) if len(text) <= MAX_TEXT else 0.0 for _, text in answers]
+    def submit(self, item: Item, text: str, is_own: bool) -> "Future[Verdict]":
+        """Queue a text for a worker process; one that is too long earns nothing."""
+        if len(text) > MAX_TEXT:
+            return already(0.0)
+        return self.workers.submit({"call": "score", "row": item.content, "text": text}, is_own)
 
 
 def load_verifiers(name: str, options: Mapping[str, object]) -> VerifiersTask:

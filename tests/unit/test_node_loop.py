@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from node.swarm.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import Verdict
+from node.tasks.verdicts import Verdict, already
 from node.telemetry.metrics import MetricsLog
 from node.training import likelihood
 from node.training.batch import make_batches
@@ -841,8 +842,8 @@ def test_a_peers_best_answer_is_taken_where_it_is_above_what_this_node_gets_itse
 class Beside(Guess):
     """A task that scores in processes of its own."""
 
-    def verify_many(self, answers: Sequence[tuple[Item, str]], deadline: float) -> list[Verdict]:
-        return [self.verify(item, text) for item, text in answers]
+    def submit(self, item: Item, text: str, is_own: bool) -> "Future[Verdict]":
+        return already(self.verify(item, text))
 
 
 def test_what_was_drawn_before_generation_and_makes_way_meanwhile_is_used_all_the_same(

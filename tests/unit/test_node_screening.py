@@ -3,9 +3,8 @@ are filled with true groups.
 """
 
 import random
-import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +21,7 @@ from node.rollouts.screening import BLAMELESS, MAX_DRAWN_PER_SLOT, Refused, Scre
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split, question_id
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import Verdict
+from node.tasks.verdicts import MaybeLate, Verdict
 from tests.swarms import UNBOUNDED
 
 TASKS = load_tasks([TaskConfig(name="builtin")])
@@ -145,13 +144,15 @@ class Even:
 
 @dataclass
 class Slow(Even):
-    """The same, scored in other processes, which answer once they may."""
+    """The same, scored in other processes: a text with a dot is never done, one with a comma never begun."""
 
-    may_answer: threading.Event = field(default_factory=threading.Event)
-
-    def verify_many(self, answers: Sequence[tuple[Item, str]], deadline: float) -> list[Verdict]:
-        self.may_answer.wait()
-        return [self.verify(item, text) for item, text in answers]
+    def submit(self, item: Item, text: str, is_own: bool) -> "Future[Verdict]":
+        future: Future[Verdict] = Future()
+        if "," not in text:
+            future.set_running_or_notify_cancel()
+            if "." not in text:
+                future.set_result(self.verify(item, text))
+        return future
 
 
 @dataclass
@@ -183,7 +184,7 @@ class Round:
         sampling = SamplingConfig(external=self.external, completions=self.completions, **UNBOUNDED | self.bounds)
         tasks = TaskSet([(self.task, 1.0)], Split(1e-6))
 
-        def judged(judge: Any, seconds: float) -> list[Verdict] | None:
+        def judged(judge: Any, seconds: float) -> list[MaybeLate]:
             self.judging.append(seconds)
             return judge(seconds)
 
@@ -276,33 +277,26 @@ def test_what_cannot_be_scored_is_set_aside_at_no_cost_and_its_place_filled() ->
     assert screening.liars == set()
 
 
-@pytest.fixture
-def slow() -> Iterator[Slow]:
-    task = Slow()
-    yield task
-    task.may_answer.set()
-
-
-def test_late_verdicts_leave_a_group_to_another_round_and_no_more_are_asked_for(slow: Slow) -> None:
-    one = Round(slow, external=2)
-    for number in range(6):
-        one.send(f"peer {number}", number, "11", "1")
+def test_a_late_group_is_left_to_another_round_one_that_took_too_long_is_refused_and_the_others_are_used() -> None:
+    one = Round(Slow(), external=4)
+    texts = {"a": "11", "b": "1.", "c": "1,", "d": "22"}
+    sent = {peer: one.send(peer, at, text, "1") for at, (peer, text) in enumerate(texts.items())}
+    spare = one.send("e", 9, "33", "1")
     screening = one.screening()
-    assert screening.draw(one.candidates)
+    assert screening.draw(list(sent.values()))
     screening.fill(one.candidates, one.own, 0.0)
-    assert (screening.usable, screening.refused, screening.picks) == ({}, [], [])
-    assert screening.left_out == {"late": 2}
-    assert one.judging == [0.0]
-    slow.may_answer.set()
-    assert len(one.filled(60.0).usable) == 2  # the same groups, in another round
+    assert {group.peer for group in screening.used} == {"a", "d"}
+    assert screening.refused == [Refused(sent["b"].id, "b", "unscorable")] and screening.liars == set()
+    assert screening.left_out == {"late": 1}
+    assert one.judging == [0.0], "once a verdict is late nothing more is drawn"
+    assert spare.id not in screening.usable
 
 
-def test_what_is_drawn_before_generation_is_scored_meanwhile_and_not_drawn_again(slow: Slow) -> None:
-    one = Round(slow, external=2)
+def test_what_is_drawn_before_generation_is_scored_meanwhile_and_not_drawn_again() -> None:
+    one = Round(Slow(), external=2)
     early = [one.send("a", number, "11", "1") for number in range(2)]
     screening = one.screening()
     assert screening.draw(one.candidates)
-    slow.may_answer.set()
     for group in early:  # they are evicted meanwhile, and others of their questions stand in their place
         del one.groups[group.id]
     others = [one.send("b", number, "11", "3") for number in range(2)]
@@ -315,6 +309,34 @@ def test_what_is_drawn_before_generation_is_scored_meanwhile_and_not_drawn_again
     screening.draw([lie])
     screening.fill([one.send("b", 1, "11", "3")], one.own, 9.0)
     assert screening.refused == [Refused(lie.id, "a", "false_reward")] and screening.usable == {}
+
+
+def test_of_a_signer_that_is_revoked_during_generation_nothing_is_used() -> None:
+    one = Round(Even(), external=2)
+    out, other = one.send("out", 1, "11", "1"), one.send("in", 2, "11", "1")
+    screening = one.screening()
+    assert screening.draw(one.candidates)
+    screening.revoked = frozenset({"out"})
+    screening.fill(one.candidates, one.own, 9.0)
+    assert set(screening.usable) == {other.id} and out.id not in screening.usable
+    assert {pick.id for pick in screening.picks} == {other.id}
+    assert screening.refused == []
+
+
+def test_of_a_signer_that_lies_once_no_group_is_used_though_it_was_found_true_in_the_same_draw_or_before() -> None:
+    one = Round(Even(), external=3)
+    for number in range(2):
+        one.send("two-faced", number, "11", "1")
+    screening = one.screening()
+    screening.draw(one.candidates)
+    screening.settle(one.own, 9.0)
+    assert len(screening.usable) == 2
+    one.send("two-faced", 2, "11", "1", lie=True)
+    honest = [one.send("honest", 10 + number, "11", "1") for number in range(3)]
+    screening.draw([group for group in one.candidates if group.peer == "two-faced"])
+    screening.fill(one.candidates, one.own, 9.0)
+    assert screening.liars == {"two-faced"}
+    assert set(screening.usable) == {pick.id for pick in screening.picks} == {group.id for group in honest}
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))

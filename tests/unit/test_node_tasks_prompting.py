@@ -3,7 +3,8 @@
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from node.tasks.builtin import FAMILIES
 from node.tasks.prompting import DRAWS, prompted, takes_more
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.tasks.reasoning_gym import SCORERS
+from node.tasks.verdicts import Answer, Verdict, already, score, submit_of
 from protocol.credentials.manifest import Policy, make_manifest
 from protocol.identity import Identity
 
@@ -222,20 +224,20 @@ class Beside(Custom):
 
     given: list[str] = field(default_factory=list)
 
-    def verify_many(self, answers: Sequence[tuple[Item, str]], deadline: float) -> list[float | None]:
-        self.given.extend(text for _, text in answers)
-        return [None if text == "number 0" else self.verify(item, text) for item, text in answers]
+    def submit(self, item: Item, text: str, is_own: bool) -> "Future[Verdict]":
+        self.given.append(text)
+        return already(None if text == "number 0" else self.verify(item, text))
 
 
 def test_what_is_scored_elsewhere_is_the_answer_that_is_read_and_a_text_without_one_earns_nothing() -> None:
     base = Beside(50)
     task = prompted(base, TaskConfig(name="custom", answer="boxed"))
     texts = ["so \\boxed{number 3}", "number 3", "\\boxed{number 0}", "\\boxed{number 4}", ""]
-    assert task.verify_many([(task.make(3), text) for text in texts], 0.0) == [1.0, 0.0, None, 0.0, 0.0]
+    assert score([Answer(task, task.make(3), text) for text in texts]) == [1.0, 0.0, None, 0.0, 0.0]
     assert base.given == ["number 3", "number 0", "number 4"]
     plain = prompted(base, TaskConfig(name="custom", examples=1))
-    assert plain.verify_many([(task.make(3), "number 3")], 0.0) == [1.0]
-    assert prompted(Custom(50), TaskConfig(name="custom", answer="boxed")).verify_many is None
+    assert score([Answer(plain, task.make(3), "number 3")]) == [1.0]
+    assert submit_of(prompted(Custom(50), TaskConfig(name="custom", answer="boxed"))) is None
 
 
 def _joined(founder: TaskConfig, *own: TaskConfig) -> list[Task]:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +17,13 @@ from structlog.testing import capture_logs
 from node.config import TaskConfig
 from node.processes.worker_process import Message, WorkerError
 from node.tasks import Item, Task, TaskKey, load_task, load_tasks, verdicts
-from node.tasks.verdicts import MOST_WORKERS, Answer, BackgroundScoring, Workers, score
+from node.tasks.verdicts import LATE, Answer, Scoring, Verdict, Workers, score
 from tests.processes import alive
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 PIDS = 2**22  # a process's id is below it
-LATER = 1e9  # a deadline that never comes
+LATER = 60.0  # seconds: more than any of these takes
 
 HOSTILE = """
 import os, signal, time
@@ -125,7 +126,7 @@ def test_a_text_that_takes_too_long_is_unscorable_and_its_process_is_ended_and_r
         "text": f"sleep {tmp_path / 'asleep'}",
     }
     with capture_logs() as logs:
-        assert workers.score([asked], LATER) == [None]
+        assert found(workers, [asked]) == [None]
     assert "no answer to 'score' in 0.05 s" in logs[0]["reason"]
     assert not alive(worker)
     assert workers.begin() == {}
@@ -163,6 +164,28 @@ task.verify(task.make(1), {f"sleep {asleep}"!r})
     wait_until(lambda: not alive(worker), timeout=10, what="the worker to end")
 
 
+def test_a_node_that_ends_while_a_text_is_scored_does_not_wait_for_it(tmp_path: Path) -> None:
+    config, asleep = hostile(tmp_path), tmp_path / "asleep"
+    node = f"""
+from node.config import TaskConfig
+from node.tasks import load_tasks
+from node.tasks.verdicts import Answer, Scoring
+(task,) = load_tasks([TaskConfig(name={config.name!r}, options={config.options!r})]).tasks
+print(round(task.verify(task.make(1), "pid") * {PIDS}), flush=True)
+scoring = Scoring([Answer(task, task.make(1), {f"sleep {asleep}"!r})], is_own=False)
+input()
+print(scoring.wait(0))
+"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", node], cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        worker = int(process.stdout.readline())
+        wait_until(asleep.exists, timeout=60)
+        said, _ = process.communicate("\n", timeout=10)  # scoring may take 20 s
+        assert said.endswith("[None]\n")
+    wait_until(lambda: not alive(worker), timeout=10, what="the worker to end")
+
+
 @dataclass
 class Clock:
     """Time that passes when a worker says so."""
@@ -179,8 +202,10 @@ class Scene:
     score_s: float = 0.0
     first: Message = field(default_factory=dict)
     begun: int = 0
+    killed: int = 0
     asked: list[tuple[int, int]] = field(default_factory=list)  # the worker's number, and the request's
     fails: set[int] = field(default_factory=set)  # requests that end their worker
+    holds: dict[int, threading.Event] = field(default_factory=dict)  # requests that are not answered before
     says: Message | None = None  # to every request
 
     def worker(self, command: Sequence[str], environment: object) -> SimpleNamespace:
@@ -194,11 +219,16 @@ class Scene:
                 return self.first
             self.clock.now += self.score_s
             self.asked.append((number, message["number"]))
+            if (event := self.holds.get(message["number"])) is not None:
+                assert event.wait(60)
             if message["number"] in self.fails:
                 raise WorkerError("it died")
             return {"reward": message["number"] / 100} if self.says is None else self.says
 
-        return SimpleNamespace(call=call, kill=lambda: None)
+        def kill() -> None:
+            self.killed += 1
+
+        return SimpleNamespace(call=call, kill=kill)
 
 
 @pytest.fixture
@@ -219,40 +249,60 @@ def rewards(count: int) -> list[float]:
     return [number / 100 for number in range(count)]
 
 
-def test_what_is_not_begun_by_the_deadline_is_unscorable(scene: Scene) -> None:
-    scene.score_s = 1.0
-    workers = Workers("t", "m", {})
-    assert workers.score(requests(5), 2.5) == [0.0, 0.01, 0.02, None, None]
-    assert workers.score(requests(1), 2.5) == [None]
-    assert scene.begun == 1, "nothing is started for what comes too late"
+def found(workers: Workers, asked: Sequence[Message]) -> list[Verdict]:
+    return [one.result(LATER) for one in [workers.submit(each, True) for each in asked]]
 
 
-def test_a_call_whose_scoring_is_slow_gets_one_more_worker_up_to_the_cores_and_the_order_stays(scene: Scene) -> None:
+def test_a_worker_that_is_busy_while_texts_wait_gets_another_beside_it_up_to_the_cores(scene: Scene) -> None:
     scene.score_s = 0.4
     workers = Workers("t", "m", {})
-    begun = []
-    for _ in range(5):
-        assert workers.score(requests(9), LATER) == rewards(9)
-        begun.append(scene.begun)
-    assert begun == [1, 2, 3, 3, 3]
-    last = scene.asked[-9:]
-    assert {worker for worker, _ in last} == {0, 1, 2} and sorted(number for _, number in last) == list(range(9))
-    assert workers.score(requests(1), LATER) == [0.0]
-    assert workers.score([], LATER) == []
+    first = threading.Event()
+    scene.holds[0] = first
+    futures = [workers.submit(one, True) for one in requests(30)]  # all wait before the first is answered
+    first.set()
+    assert [one.result(LATER) for one in futures] == rewards(30)
+    assert scene.begun == 3 and {worker for worker, _ in scene.asked} == {0, 1, 2}
+
+
+def test_texts_that_come_one_by_one_need_one_worker_however_slow(scene: Scene) -> None:
+    scene.start_s, scene.score_s = 60.0, 2.0
+    workers = Workers("t", "m", {})
+    for _ in range(4):
+        assert found(workers, requests(1)) == [0.0]
+    assert scene.begun == 1
 
 
 def test_how_long_a_worker_takes_to_start_does_not_count(scene: Scene) -> None:
-    scene.start_s, scene.score_s = 60.0, 0.1
+    scene.start_s, scene.score_s = 60.0, 0.01
     workers = Workers("t", "m", {})
     for _ in range(4):
-        assert workers.score(requests(9), LATER) == rewards(9)
+        assert found(workers, requests(9)) == rewards(9)
     assert scene.begun == 1
+
+
+def test_own_texts_go_before_those_of_peers_that_wait(scene: Scene) -> None:
+    workers = Workers("t", "m", {})
+    first = threading.Event()
+    scene.holds[0] = first
+    peers = [workers.submit(one, False) for one in requests(4)]
+    wait_until(lambda: scene.asked == [(0, 0)], timeout=10)
+    own = [workers.submit({"call": "score", "number": 10 + number}, True) for number in range(2)]
+    first.set()
+    assert [one.result(LATER) for one in own + peers] == [0.1, 0.11, *rewards(4)]
+    assert [number for _, number in scene.asked] == [0, 10, 11, 1, 2, 3]
+
+
+def test_workers_end_with_what_owns_them(scene: Scene) -> None:
+    workers = Workers("t", "m", {})
+    assert found(workers, requests(2)) == rewards(2)
+    del workers
+    wait_until(lambda: scene.killed == 1, timeout=10)
 
 
 def test_a_worker_that_dies_is_replaced_at_the_next_text(scene: Scene) -> None:
     scene.fails = {1, 3}
     with capture_logs() as logs:
-        assert Workers("t", "m", {}).score(requests(5), LATER) == [0.0, None, 0.02, None, 0.04]
+        assert found(Workers("t", "m", {}), requests(5)) == [0.0, None, 0.02, None, 0.04]
     assert scene.asked == [(0, 0), (0, 1), (1, 2), (1, 3), (2, 4)]
     assert [one["reason"] for one in logs] == ["it died", "it died"]
 
@@ -272,7 +322,7 @@ def test_a_worker_that_dies_is_replaced_at_the_next_text(scene: Scene) -> None:
 def test_what_a_worker_says_that_is_no_reward_is_none(scene: Scene, says: Message, reason: str) -> None:
     scene.says = says
     with capture_logs() as logs:
-        assert Workers("t", "m", {}).score(requests(2), LATER) == [None, None]
+        assert found(Workers("t", "m", {}), requests(2)) == [None, None]
     assert [one["reason"] for one in logs] == [reason, reason]
     assert scene.begun == 1, "its worker is not to blame"
 
@@ -285,7 +335,7 @@ def test_where_no_worker_can_be_started_a_text_is_unscorable_and_the_log_says_wh
 ) -> None:
     scene.first = first
     with capture_logs() as logs:
-        assert Workers("t", "m", {}).score(requests(2), LATER) == [None, None]
+        assert found(Workers("t", "m", {}), requests(2)) == [None, None]
     assert all(reason in one["reason"] for one in logs) and len(logs) == 2
     assert scene.asked == []
 
@@ -311,13 +361,22 @@ class InPlace:
 
 @dataclass(frozen=True)
 class Elsewhere(InPlace):
-    """A task that scores elsewhere, and notes which answers it gets in one call."""
+    """A task whose texts wait until they are answered here."""
 
-    calls: list[list[str]] = field(default_factory=list)
+    queued: list[tuple[str, bool, "Future[Verdict]"]] = field(default_factory=list)
 
-    def verify_many(self, answers: Sequence[tuple[Item, str]], deadline: float) -> list[float | None]:
-        self.calls.append([text for _, text in answers])
-        return [None if text == "" else 1.0 for _, text in answers]
+    def submit(self, item: Item, text: str, is_own: bool) -> "Future[Verdict]":
+        if text == "raise":
+            raise ValueError("not this one")
+        future: Future[Verdict] = Future()
+        self.queued.append((text, is_own, future))
+        return future
+
+    def begin(self, text: str, verdict: Verdict = None, *, and_end: bool = True) -> None:
+        (future,) = [future for one, _, future in self.queued if one == text]
+        assert future.set_running_or_notify_cancel()
+        if and_end:
+            future.set_result(verdict)
 
 
 def answers(*given: tuple[Task, str]) -> list[Answer]:
@@ -326,17 +385,32 @@ def answers(*given: tuple[Task, str]) -> list[Answer]:
 
 def test_verdicts_have_the_order_of_the_answers_whoever_scores_them() -> None:
     here, there = InPlace("here"), Elsewhere("there")
-    given = answers((here, "a"), (there, "b"), (there, ""), (here, "abc"), (there, "c"))
-    assert score(given) == [0.1, 1.0, None, 0.3, 1.0]
-    assert there.calls == [["b", ""], ["c"]], "at once what comes one after the other"
+    scoring = Scoring(answers((here, "a"), (there, "b"), (there, "c"), (here, "abc")), is_own=True)
+    there.begin("c", None)
+    there.begin("b", 1.0)
+    assert scoring.wait(LATER) == [0.1, 1.0, None, 0.3]
     assert score([]) == []
 
 
-def test_a_task_that_raises_is_a_line_in_the_log_and_no_end() -> None:
-    here = InPlace("here")
+def test_after_the_deadline_what_is_there_counts_what_is_begun_is_unscorable_and_the_rest_is_late_and_never_begun() -> (
+    None
+):
+    there = Elsewhere("there")
+    scoring = Scoring(answers((there, "slow"), (there, "done"), (there, "waits")), is_own=False)
+    there.begin("slow", and_end=False)
+    there.begin("done", 0.5)
     with capture_logs() as logs:
-        assert score(answers((here, "a"), (here, ""), (here, "ab"))) == [0.1, None, 0.2]
-    assert [(one["task"], one["reason"]) for one in logs] == [("here", "no text")]
+        assert scoring.wait(0) == [None, 0.5, LATE]
+    assert [one["reason"] for one in logs] == ["it took too long"]
+    assert [future.cancelled() for _, _, future in there.queued] == [False, False, True]
+    assert [is_own for _, is_own, _ in there.queued] == [False] * 3
+
+
+def test_a_task_that_raises_is_a_line_in_the_log_and_no_end() -> None:
+    here, there = InPlace("here"), Elsewhere("there")
+    with capture_logs() as logs:
+        assert score(answers((here, "a"), (here, ""), (there, "raise"), (here, "ab"))) == [0.1, None, None, 0.2]
+    assert sorted((one["task"], one["reason"]) for one in logs) == [("here", "no text"), ("there", "not this one")]
 
 
 def test_what_is_scored_here_is_not_begun_after_the_deadline_either(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,34 +418,3 @@ def test_what_is_scored_here_is_not_begun_after_the_deadline_either(monkeypatch:
     monkeypatch.setattr(verdicts, "time", SimpleNamespace(monotonic=lambda: next(times)))
     here = InPlace("here")
     assert score(answers((here, "a"), (here, "b"), (here, "c")), seconds=1.0) == [0.1, 0.1, None]
-
-
-@dataclass(frozen=True)
-class Held(Elsewhere):
-    """A task that says when it is asked, and answers once it may."""
-
-    asked: threading.Event = field(default_factory=threading.Event)
-    may_answer: threading.Event = field(default_factory=threading.Event)
-
-    def verify_many(self, answers: Sequence[tuple[Item, str]], deadline: float) -> list[float | None]:
-        self.asked.set()
-        assert self.may_answer.wait(60)
-        return super().verify_many(answers, deadline)
-
-
-def test_scoring_beside_returns_at_once_and_its_verdicts_come_later() -> None:
-    there = Held("there")
-    beside = BackgroundScoring(answers((there, "a"), (there, "")))
-    there.may_answer.set()
-    assert beside.wait(60) == [1.0, None]
-
-
-def test_what_nobody_waits_for_any_more_is_not_begun() -> None:
-    there = Held("there")
-    beside = BackgroundScoring(answers(*[(there, "a")] * (3 * MOST_WORKERS)))
-    assert there.asked.wait(60)
-    (scoring,) = [thread for thread in threading.enumerate() if thread.name == "scoring"]
-    assert beside.wait(0) is None
-    there.may_answer.set()
-    scoring.join(60)
-    assert there.calls == [["a"] * MOST_WORKERS]
