@@ -63,7 +63,7 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
       gossamer lab run examples/rules.toml --known docs/results/rules.json --arm 8/0 --set seeds=6
     """
     from node.lab.plan import read_lab
-    from node.lab.plots import plot_compute, plot_rounds
+    from node.lab.plots import plot
     from node.lab.results import Result, in_order, read_known, read_runs, tabulate, to_json, to_markdown, with_known
     from node.lab.runs import do_missing
 
@@ -78,11 +78,9 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     lines = tabulate(found, lab.baseline)
     table = to_markdown(lines, lab)
     target = results or folder
-    _write(target, lab.name, table, to_json(found, lines, lab))
-    shown = [one for one in found if not arm or one.arm in arm]
-    plot_rounds(shown, target / f"{lab.name}.svg")
-    plot_compute(shown, target / f"{lab.name}-compute.svg")
-    print(f"\n{table}\nwritten to {target}/{lab.name}.md, .json, .svg and -compute.svg")
+    write_results(target, lab.name, table, to_json(found, lines, lab))
+    drawn = plot([one for one in found if not arm or one.arm in arm], target, lab.name)
+    print(f"\n{table}\nwritten to {target}: {', '.join([f'{lab.name}.md', f'{lab.name}.json', *drawn])}")
 
 
 @app.command()
@@ -113,7 +111,7 @@ def attack(
     lines = tabulate(trials)
     table = to_markdown(lines, trials)
     target = results or folder
-    _write(target, file.stem, table, to_json(lines, trials))
+    write_results(target, file.stem, table, to_json(lines, trials))
     print(f"\n{table}\nwritten to {target}/{file.stem}.md and .json")
 
 
@@ -170,9 +168,19 @@ def compare(a: Side, b: Side, debug: Debug = False) -> None:
         print(line)
 
 
-def _write(target: Path, name: str, table: str, json_text: str) -> None:
+def write_results(target: Path, name: str, table: str, json_text: str) -> None:
+    """Write an experiment's table, into its page if there is one, and its JSON."""
     from protocol.storage import write_atomically
 
     target.mkdir(parents=True, exist_ok=True)
     write_atomically(target / f"{name}.json", json_text.encode())
-    write_atomically(target / f"{name}.md", table.encode())
+    page = target / f"{name}.md"
+    write_atomically(page, (_with_table(page.read_text(), table) if page.is_file() else table).encode())
+
+
+def _with_table(page: str, table: str) -> str:
+    """Return a page with its first table replaced, or with one at its end."""
+    lines = page.splitlines(keepends=True)
+    begin = next((at for at, line in enumerate(lines) if line.startswith("|")), len(lines))
+    end = next((at for at in range(begin, len(lines)) if not lines[at].startswith("|")), len(lines))
+    return "".join([*lines[:begin], table, *lines[end:]])

@@ -1,14 +1,62 @@
-"""The plots of an experiment: reward over rounds and over compute, an arm a line, the range of its seeds a band."""
+"""The plots of an experiment.
 
+Held-out accuracy at the end, if it was measured: an arm a row. Else reward over rounds and over compute: an arm a line,
+the range of its seeds a band.
+"""
+
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from node.lab.results import WINDOW, Result, smooth
+from node.lab.results import WINDOW, Result, estimate, smooth
 
 POINTS = 200  # of a line over compute
+
+
+def plot(results: Sequence[Result], folder: Path, name: str) -> list[str]:
+    """Draw the plots of an experiment called `name` into `folder`; return the names of their files."""
+    if any(one.accuracy is not None for one in results):
+        plot_accuracy(results, folder / f"{name}.svg")
+        return [f"{name}.svg"]
+    plot_rounds(results, folder / f"{name}.svg")
+    plot_compute(results, folder / f"{name}-compute.svg")
+    return [f"{name}.svg", f"{name}-compute.svg"]
+
+
+def plot_accuracy(results: Sequence[Result], path: Path) -> None:
+    """Draw held-out accuracy at the end, a panel for each base: a dot for each seed, and the mean with its interval."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    bases = list(dict.fromkeys(one.base for one in results))
+    arms = list(dict.fromkeys(one.name for one in results))
+    size = (2.0 + 3.2 * len(bases), 1.2 + 0.42 * len(arms))
+    with mpl.rc_context({"svg.hashsalt": "gossamer"}):
+        figure, panels = pyplot.subplots(1, len(bases), figsize=size, layout="constrained", squeeze=False, sharey=True)
+        for axes, base in zip(panels[0], bases, strict=True):
+            for row, arm in enumerate(arms):
+                here = [one for one in results if (one.base, one.name) == (base, arm)]
+                values = [one.accuracy for one in here if one.accuracy is not None]
+                if not values:
+                    continue
+                mean, half = estimate(values)
+                axes.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.35, markersize=4)
+                half = 0.0 if math.isnan(half) else half
+                axes.errorbar([mean], [row], xerr=[half], fmt="D", color="tab:blue", markersize=5, capsize=3)
+            axes.set_title(base)
+            axes.set_xlabel("accuracy on held-out questions")
+            axes.set_yticks(range(len(arms)), arms)
+            axes.set_xlim(0, 1)
+            axes.grid(axis="x", alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[0][0].invert_yaxis()
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
 
 
 def plot_rounds(results: Sequence[Result], path: Path) -> None:

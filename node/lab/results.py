@@ -350,9 +350,17 @@ COLUMNS = {
 }
 
 
+TRAINED = {"cumulative", "ratio", "by_compute", "reach", "first", "last"}  # figures of rewards in training
+
+
 def to_markdown(lines: Sequence[Line], lab: Lab) -> str:
-    """Return the table; a figure that no arm has is left out."""
+    """Return the table; a figure that no arm has is left out.
+
+    If there is accuracy on held-out questions, so are the figures of rewards in training.
+    """
     known = list(dict.fromkeys(key for line in lines for key in line.figures))
+    if "accuracy" in known:
+        known = [key for key in known if key not in TRAINED]
     keys = [key for column in COLUMNS for key in known if column == _column(key)]
     titles = [COLUMNS[_column(key)].format(baseline=lab.baseline, k=key.partition("@")[2]) for key in keys]
     bases = any(line.base for line in lines)

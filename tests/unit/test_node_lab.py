@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from node.cli import lab as lab_command
 from node.errors import UserError
 from node.lab import runs
 from node.lab.plan import (
@@ -22,7 +23,7 @@ from node.lab.plan import (
     arm_folder,
     read_lab,
 )
-from node.lab.plots import plot_compute, plot_rounds
+from node.lab.plots import plot
 from node.lab.results import (
     Result,
     at_equal,
@@ -456,10 +457,21 @@ def leave_arm(folder: Path) -> Path:
 
 def test_the_plots_are_drawn_and_name_every_arm(tmp_path: Path) -> None:
     runs = [result("8/0", 1, [1, 2]), result("4/4", 1, [1, 3], cost=3.0), result("4/4", 2, [1, 2, 3])]
-    for plot in (plot_rounds, plot_compute):
-        plot(runs, tmp_path / "plot.svg")
-        drawn = (tmp_path / "plot.svg").read_text()
-        assert "8/0" in drawn and "4/4" in drawn
+    evaluated = [dataclasses.replace(one, accuracy=0.5) for one in runs]
+    for given, names in ((runs, ["a.svg", "a-compute.svg"]), (evaluated, ["a.svg"])):
+        assert plot(given, tmp_path, "a") == names
+        for name in names:
+            drawn = (tmp_path / name).read_text()
+            assert "8/0" in drawn and "4/4" in drawn
+            assert ("held-out" in drawn) == (given is evaluated)
+
+
+def test_a_page_keeps_what_it_says_around_its_table(tmp_path: Path) -> None:
+    lab_command.write_results(tmp_path, "a", "| a |\n", "{}")
+    assert (tmp_path / "a.md").read_text() == "| a |\n"
+    (tmp_path / "a.md").write_text("# Why?\n\n| a |\n| b |\n\nSo.\n\n| c |\n")
+    lab_command.write_results(tmp_path, "a", "| d |\n", "{}")
+    assert (tmp_path / "a.md").read_text() == "# Why?\n\n| d |\n\nSo.\n\n| c |\n"
 
 
 def test_the_pages_experiment_is_one_and_its_words_are_all_that_there_are(tmp_path: Path) -> None:
