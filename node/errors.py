@@ -30,8 +30,14 @@ class DivergedError(UserError):
         )
 
 
-class NonFiniteError(ArithmeticError):
-    """A policy's logits are not finite, so nothing can be sampled from them."""
+class NonFiniteError(UserError):
+    """A policy's logits are not finite, so it says nothing; a node in training makes it a `DivergedError`."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's logits are not finite, so it cannot answer: its weights are damaged, or training diverged; "
+            "name another model, or an earlier checkpoint"
+        )
 
 
 def one_line(error: Exception) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 from node.config import EngineConfig, NodeConfig
 from node.engines import Generated, RolloutEngine, SamplingParams
-from node.errors import DivergedError, NonFiniteError, UserError
+from node.errors import UserError
 from node.journal import NoJournal, RoundJournal
 from node.policy.load import Policy
 from node.rollouts.group import Completion, EncodedGroup, Group, Question, content_id, encode
@@ -193,11 +193,7 @@ class Loop:
         params = SamplingParams.from_config(self.config.engine)
         prompts = [question.prompt for question in questions]
         seed = derive_seed(self.seed, "generate", version)
-        try:
-            return self.engine.generate(prompts, self.config.sampling.completions, params, seed)
-        except NonFiniteError:
-            rate = self.config.trainer.learning_rate
-            raise DivergedError(version + 1, "the policy's logits are not finite", rate) from None
+        return self.engine.generate(prompts, self.config.sampling.completions, params, seed)
 
     def _verified(
         self, questions: Sequence[Question], completions: Sequence[Sequence[Generated]], version: int

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from node.config import NodeConfig
 from node.engines import RolloutEngine, SamplingParams, make_engine
-from node.errors import UserError
+from node.errors import DivergedError, NonFiniteError, UserError
 from node.journal import Journal, NoJournal, RoundJournal, Start
 from node.loop import Loop, longest_prompt
 from node.policy.load import Policy, load_policy
@@ -111,6 +111,7 @@ def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
     """Train from the node's checkpoint to the last round, or until `stopping` holds something.
 
     Raises:
+        DivergedError: logits, losses or weights are not finite.
         UserError: the configuration or the folder needs a person.
     """
     config, folder, policy, engine, metrics = node.config, node.folder, node.policy, node.engine, node.metrics
@@ -182,7 +183,11 @@ def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
             node.journal.begin(done, lambda at: Start(at, settings, node.seed, node.limits, split, pool.snapshot()))
         said = RoundLog(time.monotonic())
         log.info("training", round=done, rounds=config.rounds, policy=policy.name, pool=len(pool))
-        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        except NonFiniteError:  # in a round, or in an evaluation after it
+            what, rate = "the policy's logits are not finite", config.trainer.learning_rate
+            raise DivergedError(loop.row.get("round", done), what, rate) from None
         log.info("finished", round=loop.row.get("round", done))
 
 

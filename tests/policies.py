@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -41,6 +42,14 @@ def write_tiny_policy(folder: Path, seed: int = 0, width: int = 16) -> None:
         )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def write_diverged_policy(folder: Path) -> None:
+    """Save a tiny policy whose logits are not finite."""
+    write_tiny_policy(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"].fill_(torch.nan)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:

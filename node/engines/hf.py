@@ -4,14 +4,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from transformers import Cache, DynamicCache, GenerationConfig
+from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from node.engines import Generated, SamplingParams
 from node.errors import NonFiniteError
 from node.policy.load import LARGE, Policy
 
-NO_DISTRIBUTION = "probability tensor contains"  # what torch.multinomial says of numbers that are not finite
 _REPEATABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
@@ -42,12 +41,7 @@ class HfEngine:
         rows = [prompt for prompt in prompts for _ in range(n)]
         stream = _random_stream(self._policy.model.device, seed)
         with stream, _evaluating(self._policy), self._policy.autocast():  # one context: weights are converted once
-            try:
-                made = self._batch(rows, n, sampling) if rows else []
-            except RuntimeError as error:
-                if NO_DISTRIBUTION in str(error):
-                    raise NonFiniteError(str(error)) from error
-                raise
+            made = self._batch(rows, n, sampling) if rows else []
         return [made[at : at + n] for at in range(0, len(made), n)]
 
     def _batch(self, rows: Sequence[Sequence[int]], n: int, sampling: SamplingParams) -> list[Generated]:
@@ -60,6 +54,7 @@ class HfEngine:
             input_ids=ids,
             attention_mask=mask,
             generation_config=_generation_config(policy, sampling),
+            logits_processor=LogitsProcessorList([_Finite()]),
             **self._prefilled(ids[::n], mask[::n], n),
         )
         return [_completion(policy, tokens) for tokens in output[:, width:].tolist()]
@@ -87,6 +82,15 @@ class HfEngine:
             return {}
         cache.batch_repeat_interleave(n)
         return {"cache": cache}
+
+
+class _Finite(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+    """Refuses logits (B, V) of which a row makes no distribution: the likeliest token of such a row is a wrong one."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not scores.amax(-1).isfinite().all():
+            raise NonFiniteError
+        return scores
 
 
 def _generation_config(policy: Policy, sampling: SamplingParams) -> GenerationConfig:

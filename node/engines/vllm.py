@@ -7,6 +7,7 @@ fixed text and the trainer scores it too. A weight update that did not arrive sh
 soon as what was missed exceeds the rounding noise, and the engine refuses to go on.
 """
 
+import math
 import shutil
 import sys
 import tempfile
@@ -21,7 +22,7 @@ import torch
 from node.config import EngineConfig
 from node.engines import Generated, SamplingParams
 from node.engines.vllm_worker import EXIT_NO_VLLM
-from node.errors import PassingError, UserError
+from node.errors import NonFiniteError, PassingError, UserError
 from node.policy.export import export_weights
 from node.policy.load import Policy
 from node.processes.worker_process import Message, WorkerError, WorkerProcess
@@ -49,7 +50,7 @@ class VllmEngine:
     """Generates with vLLM. A child that dies is replaced, once in a row, by one with the same weights.
 
     Generation is deterministic in (weights, prompts, n, sampling, seed) as far as vLLM is:
-    on a CPU, yes. `load` and `generate` raise `EngineError` and `WeightMismatchError`.
+    on a CPU, yes. `load` and `generate` raise `EngineError`, `NonFiniteError` and `WeightMismatchError`.
 
     Args:
         policy: whose weights are taken, and whose tokenizer reads the completions.
@@ -191,6 +192,8 @@ class VllmEngine:
     def _probe(self, child: WorkerProcess) -> None:
         theirs = child.call({"call": "score", "tokens": self._probe_ids}, self._settings.call_timeout)["logprobs"]
         ours = policy_logprobs(self._policy, self._probe_ids)
+        if not all(map(math.isfinite, ours)):
+            raise NonFiniteError
         error = sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
         log.debug("vllm probed", version=self._version, error=error)
         if not error <= self._settings.logprob_tolerance:  # NaN is no agreement either

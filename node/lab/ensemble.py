@@ -85,14 +85,13 @@ def generate(requests: Sequence[Request]) -> list[list[list[Generated]]]:
 
 def _draw(logits: torch.Tensor, temperature: float, streams: Sequence[torch.Generator]) -> torch.Tensor:
     """Return a token for each row, (N, R), from logits (N, R, V)."""
+    if not logits.amax(-1).isfinite().all():
+        raise NonFiniteError
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = functional.softmax(logits / temperature, dim=-1)
     pairs = zip(probabilities, streams, strict=True)
-    try:
-        drawn = [torch.multinomial(part, 1, generator=stream) for part, stream in pairs]
-    except RuntimeError as error:
-        raise NonFiniteError(str(error)) from error
+    drawn = [torch.multinomial(part, 1, generator=stream) for part, stream in pairs]
     return torch.stack(drawn).squeeze(-1)
 
 

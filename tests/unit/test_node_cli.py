@@ -35,6 +35,7 @@ from protocol.credentials.invite import Invite, SharedInvite
 from protocol.credentials.records import Address
 from protocol.identity import Identity
 from protocol.storage import write_atomically
+from tests.policies import write_diverged_policy
 
 EXAMPLE_INVITE = str(
     Invite("club", bytes(32), (Address.parse(f"tcp://192.0.2.7:4001?key={Identity(bytes(32)).curve_key.hex()}"),), None)
@@ -702,6 +703,19 @@ def test_a_model_alone_is_evaluated_at_the_lengths_that_it_would_train_with(monk
     config = find_trained("owner/model", ["engine.max_prompt_length=99"]).config
     assert (config.engine.max_prompt_length, config.engine.max_completion_length) == (99, 32)
     assert config.policy.lora.r == 0
+
+
+@pytest.mark.parametrize(
+    "asked", [["eval", "--count", "2", "--greedy"], ["chat", "12+7="], ["chat", "12+7=", "-n", "4"]]
+)
+def test_a_model_whose_logits_are_not_finite_says_nothing(
+    asked: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_diverged_policy(tmp_path)
+    verb, *others = asked
+    assert run([verb, str(tmp_path), *others], debug=False) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and "error: the model's logits are not finite" in err.splitlines()[-1]
 
 
 def test_a_founder_trains_until_it_is_stopped(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -127,12 +128,13 @@ def test_what_the_model_ships_for_generation_changes_nothing_but_its_ends(tmp_pa
     assert all(policy_end not in one.token_ids[:-1] for one in made for policy_end in (2, 30))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_are_an_error_of_their_own(policy, value):
+def test_logits_that_are_not_finite_are_an_error_of_their_own(policy, value, temperature):
     with torch.no_grad():
         policy.model.lm_head.weight[7] = value
     with pytest.raises(NonFiniteError):
-        HfEngine(policy).generate(prompts_of(policy), 2, PARAMS, seed=5)
+        HfEngine(policy).generate(prompts_of(policy), 2, replace(PARAMS, temperature=temperature), seed=5)
 
 
 def test_another_failure_of_the_model_is_not_dressed_up_as_one(policy, monkeypatch):

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from node.config import EvalConfig, TaskConfig
 from node.engines import Generated, RolloutEngine, SamplingParams
-from node.errors import UserError
+from node.errors import DivergedError, UserError
 from node.policy.load import Policy
+from node.run import run_node
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.task_set import TaskSet
 from node.telemetry.evaluations import first_and_last, wilson_interval
@@ -38,6 +39,8 @@ from node.training.evaluation import (
     right_entropy,
     score,
 )
+from tests.policies import write_diverged_policy
+from tests.swarms import small_config
 
 SAMPLING = SamplingParams(temperature=1.0, top_p=1.0, max_completion_length=8)
 SUMS = [TaskConfig(name="builtin/sums"), TaskConfig(name="builtin/logic", weight=9)]
@@ -235,6 +238,25 @@ def test_a_round_whose_answers_cannot_be_scored_has_no_row_and_the_node_goes_on(
     evaluations = _evaluations(_Oracle({}, 0), moody, MetricsLog(tmp_path / "rows.jsonl"), every=2, completions=2)
     assert evaluations.after_round(0, 9) == {}
     assert read_metrics(tmp_path / "rows.jsonl") == []
+
+
+@pytest.mark.parametrize(("ends", "number"), [(True, 0), (False, 1)])
+def test_logits_that_are_not_finite_end_a_node_with_a_line_of_the_round_and_the_rate(
+    tmp_path: Path, ends: bool, number: int
+) -> None:
+    write_diverged_policy(tmp_path / "policy")
+    config = small_config(
+        1,
+        policy={"model": str(tmp_path / "policy")},
+        network={"enabled": False},
+        sampling={"external": 0},
+        eval={"ends": ends, "count": 2},
+        trainer={"learning_rate": 1e-4},
+    )
+    line = f"^training diverged in round {number}: the policy's logits are not finite; .* \\(it is 0.0001\\)"
+    with pytest.raises(DivergedError, match=line):
+        run_node(config, tmp_path / "state")
+    assert not (tmp_path / "state" / "evaluations.jsonl").exists()
 
 
 def test_a_row_holds_a_task_that_could_be_scored_in_one_of_the_two_reports_alone(tasks: TaskSet) -> None:

@@ -57,11 +57,12 @@ def test_the_tokens_are_those_of_each_nodes_own_engine(temperature: float) -> No
     assert len(lengths) > 2  # some ended, some did not
 
 
-def test_logits_that_are_not_finite_are_an_error_as_of_a_nodes_own_engine() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_logits_that_are_not_finite_are_an_error_as_of_a_nodes_own_engine(temperature: float) -> None:
     first, second = policies(2)
     with torch.no_grad():
         second.model.lm_head.weight[7] = float("nan")
-    sampling = SamplingParams(1.0, 1.0, 4)
+    sampling = SamplingParams(temperature, 1.0, 4)
     with pytest.raises(NonFiniteError):
         generate([Request(policy, [[3, 4, 5]], 2, sampling, 0) for policy in (first, second)])
 

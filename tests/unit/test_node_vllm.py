@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from node.config import EngineConfig
 from node.engines import SamplingParams, vllm_worker
 from node.engines.vllm import EngineError, VllmEngine, WeightMismatchError, policy_logprobs
-from node.errors import UserError
+from node.errors import NonFiniteError, UserError
 from node.processes import worker_process
 from node.processes.worker_process import WorkerError, WorkerProcess
 from tests.policies import tiny_policy
@@ -119,6 +119,13 @@ def test_load_brings_the_trainers_new_weights_and_leaves_no_export(engine_of, po
         assert list(one.logprobs) == pytest.approx(policy_logprobs(policy, [1, *one.token_ids]), abs=1e-4)
     assert list((tmp_path / "vllm-weights").iterdir()) == []
     assert engine.restarts == 0
+
+
+def test_a_policy_whose_logits_are_not_finite_is_an_error_of_its_own(engine_of, policy):
+    with torch.no_grad():
+        policy.model.lm_head.weight[7] = float("nan")
+    with pytest.raises(NonFiniteError):
+        engine_of().load(0)
 
 
 def test_a_reload_that_leaves_old_weights_is_refused(engine_of, policy):
