@@ -69,7 +69,8 @@ def _again(start: Start, rounds: Sequence[Round]) -> Iterator[Compared]:
     policy = load_policy(config.policy.model_copy(update={"device": "cpu"}), bf16=False)
     tasks = load_tasks(config.tasks, start.split)
     with ExitStack() as stack:
-        pool = stack.enter_context(ReplayBuffer(Path(":memory:"), config.pool, config.sampling.max_uses))
+        uses, life = config.sampling.max_uses, start.limits.life
+        pool = stack.enter_context(ReplayBuffer(Path(":memory:"), config.pool, uses, life))
         pool.restore(start.pool)
         again = _Again()
         done = _loop(config, start, policy, tasks, pool, again).rounds(start.done)

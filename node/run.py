@@ -30,7 +30,7 @@ from node.rollouts.screening import Limits
 from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
 from node.swarm.averaging import exchange_weights
 from node.swarm.founding import check_rules, load_manifest, split_of
-from node.swarm.peering import Network, open_network
+from node.swarm.peering import Network, item_life, open_network
 from node.swarm.sharing import Exchange, NetworkExchange, NoExchange
 from node.tasks import load_tasks
 from node.tasks.task_set import TaskSet
@@ -116,7 +116,7 @@ def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
     """
     config, folder, policy, engine, metrics = node.config, node.folder, node.policy, node.engine, node.metrics
     with ExitStack() as stack:
-        pool = stack.enter_context(_pool(config, folder))
+        pool = stack.enter_context(_pool(config, folder, node.limits.life))
         rollouts = MetricsLog(folder / ROLLOUTS_FILE, config.rollout_log.max_bytes)
         loop = Loop(
             config,
@@ -227,13 +227,14 @@ def _exchange(
                 external=config.sampling.external if config.sampling.source == "peers" else 0,
                 saw=journal.saw,
             )
-            yield exchange, Limits(limits.max_completions, limits.max_group_bytes), network.host
+            life = item_life(limits.max_item_age_s)
+            yield exchange, Limits(limits.max_completions, limits.max_group_bytes, life), network.host
 
 
 @contextmanager
-def _pool(config: NodeConfig, folder: Path) -> Iterator[ReplayBuffer]:
+def _pool(config: NodeConfig, folder: Path, item_life: float) -> Iterator[ReplayBuffer]:
     try:
-        with ReplayBuffer(folder / "pool.sqlite", config.pool, config.sampling.max_uses) as pool:
+        with ReplayBuffer(folder / "pool.sqlite", config.pool, config.sampling.max_uses, item_life) as pool:
             yield pool
     except sqlite3.OperationalError as error:
         raise UserError(

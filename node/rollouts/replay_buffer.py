@@ -1,8 +1,9 @@
 """The replay buffer: peers' groups, bounded by age, count and bytes; in memory, and in SQLite for the next start.
 
 - **A group is used at most `max_uses` times.** A hash of its question and its completions' texts names it (`texts_id`).
-  So it gains no further use when somebody sends it again under another id. A use is remembered for `max_age`, whether
-  the group is still here or not. A group that is used up is not taken in again.
+  So it gains no further use when somebody sends it again under another id. A group that is used up is not taken in
+  again. A use is remembered, whether the group is still here or not, for as long as an item that was signed before it
+  may come (`item_life`), and may then wait here (`max_age`).
 - **A question stands once in a draw.** Of several groups on one question the first to come may be drawn; the others
   may follow in later rounds.
 - **No group is verified** before a round draws it. A group that the round finds false or of no use is *buried*: it is
@@ -115,11 +116,13 @@ class ReplayBuffer:
         path: of the file; ":memory:" for none.
         bounds: what may be held.
         max_uses: of a group.
+        item_life: seconds from when an item is signed to when it can come no more.
     """
 
-    def __init__(self, path: Path, bounds: PoolConfig, max_uses: int = 1) -> None:
+    def __init__(self, path: Path, bounds: PoolConfig, max_uses: int = 1, item_life: float = 0.0) -> None:
         self._bounds = bounds
         self._max_uses = max_uses
+        self._remembers_for = item_life + bounds.max_age
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
@@ -223,7 +226,7 @@ class ReplayBuffer:
         return {group_id: decode(body, len(body)) for group_id, body in found.items()}
 
     def use(self, drawn: Iterable[Candidate], round_number: int, now: float) -> None:
-        """Record that `round_number` used these groups at `now` (Unix seconds); forget what is older than `max_age`.
+        """Record that `round_number` used these groups at `now` (Unix seconds); forget uses that are too long ago.
 
         A group that was evicted after it was drawn counts as used all the same.
         """
@@ -233,7 +236,7 @@ class ReplayBuffer:
         with self.transaction():
             self._db.executemany("INSERT INTO uses VALUES (?, ?, ?)", [(one, round_number, time) for one in texts])
             self._delete(self._evict(time))
-            old = time - self._bounds.max_age
+            old = time - self._remembers_for
             forgotten = self._db.execute("SELECT texts FROM uses WHERE time < ?", (old,)).fetchall()
             for (one,) in forgotten:
                 _take_one(self._uses, one)

@@ -90,6 +90,7 @@ class Limits(NamedTuple):
 
     completions: int
     bytes: int
+    life: float = 0.0  # seconds from when it is signed to when it can come no more
 
 
 class ReadResult(NamedTuple):

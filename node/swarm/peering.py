@@ -89,6 +89,14 @@ def swarm_id(config: NodeConfig, folder: Path) -> bytes:
     return _swarm(config.network, load_manifest(folder))
 
 
+def item_life(max_age_s: float) -> float:
+    """Return for how many seconds an item can come, from when it is signed, by a clock that is ahead if it may be.
+
+    `max_age_s` is the age up to which nodes of the swarm take an item.
+    """
+    return max_age_s + Limits().max_clock_ahead_s
+
+
 def agent() -> str:
     """Return what a node says it runs."""
     return f"gossamer/{version('gossamer')}"

@@ -6,7 +6,7 @@ import pytest
 
 from node.config import NetworkConfig, parse_config
 from node.fleet.local_swarm import LOOPBACK, Plan, node_config
-from node.swarm.peering import listens_at, open_network, timing_of
+from node.swarm.peering import item_life, listens_at, open_network, timing_of
 from protocol.config import LAN, LOCAL, WAN, Limits
 from protocol.credentials.records import Address
 from protocol.identity import Identity
@@ -83,3 +83,7 @@ def test_a_swarm_on_this_machine_listens_on_loopback_whatever_it_is_given(tmp_pa
     assert str(listens_at(network)) == LOOPBACK
     assert timing_of(network) is LOCAL
     assert network.seeds == []
+
+
+def test_an_item_of_a_clock_that_is_ahead_comes_for_longer() -> None:
+    assert item_life(3600) == 3600 + Limits().max_clock_ahead_s

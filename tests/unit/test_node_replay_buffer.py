@@ -124,6 +124,21 @@ def test_a_group_stays_used_when_it_is_gone_for_as_long_as_it_might_have_stayed(
         assert ids(pool, now=11) == {3}
 
 
+@pytest.mark.parametrize("max_uses", [1, 2])
+def test_a_group_gains_no_use_by_an_item_that_was_signed_before_it_was_used(path: Path, max_uses: int) -> None:
+    uses = []
+    with ReplayBuffer(path, PoolConfig(max_age=10), max_uses, item_life=30) as pool:
+        for now in range(100):
+            if now <= 30:  # the life of an item that was signed when the group was made
+                pool.add([shared(now, received=now, question=1, text="1")], now=now, first_round=1)
+            if drawn := pool.candidates(now, 1):
+                pool.use(drawn, 1, now)
+                uses.append(now)
+            else:
+                pool.use([], 1, now)
+    assert len(uses) == max_uses
+
+
 def test_a_group_that_is_used_up_may_be_drawn_again_once_a_use_is_forgotten(path: Path) -> None:
     with ReplayBuffer(path, PoolConfig(max_age=10), max_uses=2) as pool:
         pool.add([shared(1)], now=0, first_round=1)
