@@ -25,6 +25,7 @@ from node.tasks import load_tasks
 from node.tasks.task_set import TaskSet
 from node.tasks.verdicts import LATE, PATIENCE_S, MaybeLate
 from node.telemetry.metrics import MetricsLog
+from node.training.checkpoint import latest_checkpoint
 
 
 class Compared(NamedTuple):
@@ -42,16 +43,20 @@ def replay(folder: Path) -> Iterator[Compared]:
     """
     section: list[Round] = []
     start: Start | None = None
+    newest = latest_checkpoint(folder / "checkpoints")
+    checkpoint = newest.path if newest else None
     for entry in _entries(folder):
         if isinstance(entry, Round):
             section.append(entry)
             continue
         if start is not None:
-            yield from _again(start, section)
+            yield from _again(start, section, checkpoint)
         start, section = entry, []
     if start is None:
-        raise UserError(f"{folder} has no round in {JOURNAL_FILE}: name the folder of a node that has trained")
-    yield from _again(start, section)
+        raise UserError(
+            f"{folder} has no round of this release in {JOURNAL_FILE}: name the folder of a node that trained with it"
+        )
+    yield from _again(start, section, checkpoint)
 
 
 def _entries(folder: Path) -> Iterator[Start | Round]:
@@ -61,12 +66,12 @@ def _entries(folder: Path) -> Iterator[Start | Round]:
         raise UserError(f"the record in {folder} cannot be read: {error}") from None
 
 
-def _again(start: Start, rounds: Sequence[Round]) -> Iterator[Compared]:
-    """Do again `rounds`, which the node did from `start` on."""
+def _again(start: Start, rounds: Sequence[Round], checkpoint: Path | None) -> Iterator[Compared]:
+    """Do again `rounds`, which the node did from `start` on; `checkpoint` is of the same policy, whatever the round."""
     if not rounds:
         return
     config = parse_config(start.config)
-    policy = load_policy(config.policy.model_copy(update={"device": "cpu"}), bf16=False)
+    policy = load_policy(config.policy.model_copy(update={"device": "cpu"}), bf16=False, checkpoint=checkpoint)
     tasks = load_tasks(config.tasks, start.split)
     with ExitStack() as stack:
         uses, life = config.sampling.max_uses, start.limits.life

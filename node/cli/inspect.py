@@ -65,6 +65,7 @@ def inspect(  # one parameter for each option of the command
         raise UserError(f"{folder} has no pool.sqlite: name a node's state folder, e.g. runs/a/nodes/n0")
     try:
         with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True) as db:
+            _check_format(db, folder)
             lines = _one(db, group) if group else _overview(db, last, time.time())
     except sqlite3.DatabaseError as error:
         raise UserError(f"cannot read {path}: {error}") from None
@@ -137,7 +138,8 @@ def _round(folder: Path, wanted: int) -> "Iterator[str]":
         raise UserError(f"the record in {folder} cannot be read: {error}") from None
     if found is None:
         raise UserError(
-            f"{folder} has no record of a round {wanted}: rounds.journal reaches back as far as it may grow"
+            f"{folder} has no record of a round {wanted}: rounds.journal reaches back as far as it may grow, "
+            "and not to those of an earlier release"
         )
     peers = len({row.group for row in found.rows if row.external})
     refused = [(one.reason, one.sender) for one in found.seen if one.reason]
@@ -164,6 +166,17 @@ def _round(folder: Path, wanted: int) -> "Iterator[str]":
 
 def _number_of(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _check_format(db: sqlite3.Connection, folder: Path) -> None:
+    """Raise `UserError` where the replay buffer is of another release."""
+    from node.rollouts.replay_buffer import FORMAT
+
+    if db.execute("PRAGMA user_version").fetchone() != (FORMAT,):
+        raise UserError(
+            f"the replay buffer in {folder} is of another release, and the node empties it when it starts: start it, "
+            "or look at what its rollouts say with --own"
+        )
 
 
 def _overview(db: sqlite3.Connection, last: int, now: float) -> list[str]:

@@ -57,7 +57,7 @@ _EMPTY = "".join(  # of the tables of this format and of older ones
     f"DROP TABLE IF EXISTS {table};"
     for table in ("groups", "uses", "buried", "probes", "pulls", "own_lengths", "own_results")
 )
-_FORMAT = 3  # of the tables; a file of another format is emptied
+FORMAT = 3  # of the tables; a file of another format is emptied
 _CLEAR = ("DELETE FROM groups", "DELETE FROM uses", "DELETE FROM buried", "DELETE FROM own_results")
 _INSERT_GROUP = "INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 OWN = "self"  # who signed this node's own groups: no peer's id
@@ -127,11 +127,11 @@ class ReplayBuffer:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         (found,) = self._db.execute("PRAGMA user_version").fetchone()
-        if found != _FORMAT:
+        if found != FORMAT:
             if found:
                 log.info("the replay buffer of an earlier release is emptied", path=str(path))
             self._db.executescript(_EMPTY)
-            self._db.execute(f"PRAGMA user_version = {_FORMAT}")
+            self._db.execute(f"PRAGMA user_version = {FORMAT}")
         self._db.executescript(_SCHEMA)
         self._load()
 

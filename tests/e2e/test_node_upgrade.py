@@ -32,7 +32,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "folder"
 
 
-def test_an_older_node_goes_on_as_who_it_was_with_what_was_set(folder: Path) -> None:
+def test_an_older_node_goes_on_as_who_it_was_with_what_was_set(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for verb, says in {"inspect": "of another release", "replay": "no round of this release"}.items():
+        assert run([verb, str(folder)], debug=False) == 2
+        assert says in capfd.readouterr().err
     before = {name: (folder / name).read_bytes() for name in ("identity.key", "manifest.bin")}
     config = settle(None, ["observe.enabled=false"], {"rounds": ROUNDS + 3}, folder=folder).config
     assert (config.sampling.rule, config.sampling.local, config.seed, config.tasks[0].name) == (
@@ -48,6 +51,8 @@ def test_an_older_node_goes_on_as_who_it_was_with_what_was_set(folder: Path) -> 
     checkpoint = latest_checkpoint(folder / "checkpoints")
     assert checkpoint is not None and checkpoint.round == ROUNDS + 3
     assert {name: (folder / name).read_bytes() for name in before} == before
+    assert run(["replay", str(folder)], debug=False) == 0
+    assert run(["inspect", str(folder)], debug=False) == 0
     said = node.stdout + node.stderr
     assert "the replay buffer of an earlier release is emptied" in said and "founded by an earlier release" in said
 

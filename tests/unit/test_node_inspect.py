@@ -1,5 +1,7 @@
 """`gossamer inspect` on a pool as a node leaves it."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,18 @@ def test_an_id_that_names_no_group(tmp_path: Path, capfd: pytest.CaptureFixture[
     fill(tmp_path)
     assert run(["inspect", str(tmp_path), "--group", start], debug=False) == 2
     assert says in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [[], ["--group", "01"]])
+def test_a_pool_of_another_release_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], asked: list[str]
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "pool.sqlite")) as db:
+        db.execute("CREATE TABLE groups (id BLOB PRIMARY KEY, peer TEXT, task TEXT, received REAL, body BLOB)")
+        db.execute("PRAGMA user_version = 2")
+    assert run(["inspect", str(tmp_path), *asked], debug=False) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "is of another release" in line and "start it" in line
 
 
 def test_a_damaged_pool_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import zstandard
 
 from node import journal as journals
 from node.cli.app import run
-from node.config import NodeConfig, parse_config
+from node.config import NodeConfig, PolicyConfig, parse_config
 from node.engines.hf import HfEngine
 from node.errors import UserError
 from node.journal import JOURNAL_FILE, OLDER_FILE, Journal, Round, Start, read_journal
@@ -29,6 +29,7 @@ from node.tasks import Task, load_tasks
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.telemetry.metrics import MetricsLog
 from node.training import likelihood
+from node.training.checkpoint import latest_checkpoint
 from protocol.host import Received
 from protocol.identity import id_of_bytes
 from tests.policies import write_tiny_policy
@@ -109,7 +110,8 @@ def live(
 ) -> list[list[object]]:
     """Run a node's rounds `done` + 1 to `last` with its record; return what they trained on."""
     tasks = load_tasks(config.tasks, APART)
-    policy = load_policy(config.policy)
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    policy = load_policy(config.policy, checkpoint=checkpoint.path if checkpoint else None)
     journal = Journal(folder, max_bytes)
     host = Host(tasks.tasks[0])
     host.sent = 3 * done
@@ -247,7 +249,7 @@ def test_a_torn_frame_is_passed_over_and_cut_before_the_next(folder: Path) -> No
 
 
 def test_no_record_and_a_damaged_one_are_a_line(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"has no round in rounds\.journal"):
+    with pytest.raises(UserError, match=r"has no round of this release in rounds\.journal"):
         list(replay(folder))
     (folder / JOURNAL_FILE).write_bytes(b"\x00\x00\x00\x04abcd")
     with pytest.raises(UserError, match="damaged"):
@@ -372,6 +374,13 @@ def test_what_could_not_be_scored_and_who_was_put_out_then_is_so_again(folder: P
     assert [one.number for one in replay(folder) if one.difference][:1] == [1]
 
 
+def test_a_built_in_policy_of_an_earlier_release_is_that_of_the_nodes_checkpoint(folder: Path) -> None:
+    config = config_of(folder).model_copy(update={"policy": PolicyConfig(device="cpu")})
+    shutil.copytree(folder / "policy", folder / "checkpoints" / "checkpoint-0")
+    live(config, folder, 0, 2)
+    assert [(one.number, one.difference) for one in replay(folder)] == [(1, ""), (2, "")]
+
+
 def start_of(pool_bytes: int) -> Callable[[int], Start]:
     """What makes a `Start` with so many bytes in the replay buffer, and more after each round."""
 
@@ -426,7 +435,7 @@ def test_frames_of_another_release_are_passed_over(folder: Path) -> None:
             body = zstandard.compress(msgpack.packb(frame))
             file.write(len(body).to_bytes(4, "big") + body)
     assert list(read_journal(folder)) == []
-    with pytest.raises(UserError, match=r"has no round in rounds\.journal"):
+    with pytest.raises(UserError, match=r"has no round of this release in rounds\.journal"):
         list(replay(folder))
     live(config_of(folder), folder, 0, 2)
     assert starts_and_rounds(folder) == ["after 0", "1", "2"]
