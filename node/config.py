@@ -119,6 +119,7 @@ class TaskConfig(Section):
 
 
 FILE_OPTIONS = ("path", "test")  # of a task, which name a file on this machine
+HUB_OPTIONS = ("hub", "subset", "split", "test_split")  # of a task, which name a data set elsewhere
 
 
 def is_file_task(name: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from node.config import FILE_OPTIONS, NodeConfig, TaskConfig, is_file_task
+from node.config import FILE_OPTIONS, HUB_OPTIONS, NodeConfig, TaskConfig, is_file_task
 from node.errors import UserError, for_shell
 from node.state_folder import exclusive, gone_if_new, keep_config, resolve_seed
 from node.tasks import Task, TaskKey, load_tasks
@@ -509,9 +509,10 @@ def _merged(task: ManifestTask, mine: TaskConfig) -> TaskConfig:
     options = _options(task)
     prompting = options.pop(PROMPTING, {})
     if is_file_task(task.name):
-        options.pop("path", None)  # no founder chooses our files
-        if "path" in mine.options:  # and what is in ours, and in which columns, is for us to say
-            options.pop("hub", None)
+        ours = "path" in mine.options
+        for option in (*FILE_OPTIONS, *(HUB_OPTIONS if ours else ())):
+            options.pop(option, None)  # no founder chooses our files
+        if ours:  # and what is in them, and in which columns, is for us to say
             options |= mine.options
     asked = mine.model_dump(include={"examples", "instruction"}, exclude_unset=True)
     try:  # a founder who sets another field too, such as whose code to run, makes this a TypeError

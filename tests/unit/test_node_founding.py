@@ -45,8 +45,12 @@ def sums(**changes: object) -> ManifestTask:
 
 
 def riddles(path: Path, answer: str = "4") -> TaskConfig:
-    path.write_text(json.dumps({"question": "2 and 2?", "answer": answer}) + "\n")
-    return TaskConfig(name="dataset", weight=3.0, options={"path": str(path)})
+    return TaskConfig(name="dataset", weight=3.0, options={"path": written(path, "2 and 2?", answer)})
+
+
+def written(path: Path, question: str, answer: str) -> str:
+    path.write_text(json.dumps({"question": question, "answer": answer}) + "\n")
+    return str(path)
 
 
 def test_a_group_of_tasks_is_described_one_by_one() -> None:
@@ -111,15 +115,37 @@ def test_no_founder_chooses_a_file_on_another_machine(tmp_path: Path) -> None:
     assert adopt_tasks(swarm, [mine]) == [mine]
 
 
+def test_a_file_of_test_questions_stays_at_home_and_must_be_the_same(tmp_path: Path) -> None:
+    theirs, mine = (
+        TaskConfig(
+            name="dataset",
+            options={
+                "path": riddles(tmp_path / f"{whose}.jsonl").options["path"],
+                "test": written(tmp_path / f"{whose}-test.jsonl", "3 and 3?", "6"),
+            },
+        )
+        for whose in ("theirs", "mine")
+    )
+    described = describe_tasks([theirs])
+    assert described[0].options == "{}"
+    assert adopt_tasks(manifest(described), [mine]) == [mine]
+    without = riddles(tmp_path / "mine.jsonl")
+    hostile = described[0]._replace(options=json.dumps({"test": theirs.options["test"]}))
+    for task in (described[0], hostile):
+        with pytest.raises(UserError, match="another configuration"):
+            adopt_tasks(manifest([task]), [without])
+
+
 def test_a_set_on_the_hub_needs_no_file_of_ours_and_takes_none_of_the_founders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: [{"question": "2 and 2?", "answer": "4"}])
-    (task,) = describe_tasks([TaskConfig(name="dataset", options={"hub": "some/riddles"})])
-    hostile = task._replace(options=json.dumps({"hub": "some/riddles", "path": "/etc/passwd"}))
+    (task,) = describe_tasks([TaskConfig(name="dataset", options={"hub": "some/riddles", "split": "train"})])
+    named = {"hub": "some/riddles", "split": "train"}
+    hostile = task._replace(options=json.dumps({**named, "path": "/etc/passwd", "test": "/etc/passwd"}))
     own = TaskConfig(name="dataset", weight=2.0, options={"hub": "another/set"})
     (adopted,) = adopt_tasks(manifest([hostile]), [own])
-    assert adopted == TaskConfig(name="dataset", weight=2.0, options={"hub": "some/riddles"})
+    assert adopted == TaskConfig(name="dataset", weight=2.0, options=named)
     mine = riddles(tmp_path / "mine.jsonl").model_copy(update={"name": "dataset"})
     assert adopt_tasks(manifest([hostile]), [mine]) == [mine], "the same rows in a file are as good"
 
