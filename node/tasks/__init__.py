@@ -103,6 +103,17 @@ class Task(Protocol):
         ...
 
 
+def is_text(value: object) -> bool:
+    """Tell whether a value is a text that UTF-8 can hold: one without half of a surrogate pair."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def config_hash(config: Mapping[str, object]) -> str:
     """Return 16 hex digits that name a task's configuration (canonical JSON, SHA-256)."""
     canonical = json.dumps(dict(config), sort_keys=True, separators=(",", ":"))

@@ -31,7 +31,7 @@ from pydantic import Field, ValidationError
 
 from node.config import Section, option_complaint
 from node.errors import UserError
-from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash
+from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash, is_text
 from node.tasks.answers import MAX_ANSWER, MAX_TEXT, extract_answer, same_number, same_text
 from node.tasks.questions import question_id
 
@@ -201,7 +201,7 @@ def _item(name: str, row: object, options: DatasetOptions, where: str) -> Item:
         if not marker or not answer.strip():
             raise UserError(f"task {name!r}: {where} has nothing after {options.answer_after!r} in {options.answer!r}")
         answer = answer.strip()
-    if len(question.encode(errors="replace")) > MAX_QUESTION_BYTES:
+    if len(question.encode()) > MAX_QUESTION_BYTES:
         raise UserError(f"task {name!r}: {where}: the question is longer than {MAX_QUESTION_BYTES >> 10} KiB")
     if len(answer) > MAX_ANSWER:
         raise UserError(f"task {name!r}: {where}: the answer is longer than {MAX_ANSWER} characters")
@@ -217,4 +217,8 @@ def _text(name: str, row: dict[str, Any], column: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         columns = ", ".join(list(map(str, row))[:8])
         raise UserError(f"task {name!r}: {where} has no text or number in {column!r}; its columns are {columns}")
+    if not is_text(value):
+        raise UserError(
+            f"task {name!r}: {where} has half of a surrogate pair (\\ud800 to \\udfff) in {column!r}: mend it"
+        )
     return value

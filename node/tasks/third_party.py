@@ -32,7 +32,7 @@ from pydantic import ValidationError
 
 from node.config import AnswerMode, Section, TaskConfig, option_complaint
 from node.errors import UserError
-from node.tasks import MAX_QUESTION_BYTES, Item, Task, TaskKey, config_hash, derive_seed, task_names
+from node.tasks import MAX_QUESTION_BYTES, Item, Task, TaskKey, config_hash, derive_seed, is_text, task_names
 from node.tasks.answers import READERS, same_output
 
 KIND = "file"
@@ -98,11 +98,13 @@ class ThirdPartyTask:
         if not isinstance(item, Item):
             self._complain(f"make({seed}) returned {_kind(item)}, not a node.tasks.Item")
         texts: tuple[object, ...] = (item.question, item.answer, item.system, item.solution, item.content)
-        if not all(isinstance(text, str) for text in texts):
-            self._complain(f"make({seed}): question, answer, system, solution and content of an Item are texts")
+        if not all(map(is_text, texts)):
+            self._complain(
+                f"make({seed}): question, answer, system, solution and content of an Item are texts that UTF-8 can hold"
+            )
         if not _are_pairs_of_texts(item.examples):
             self._complain(f"make({seed}): examples of an Item are pairs of a question and its answer, both texts")
-        if not item.question.strip() or len(item.question.encode(errors="replace")) > MAX_QUESTION_BYTES:
+        if not item.question.strip() or len(item.question.encode()) > MAX_QUESTION_BYTES:
             self._complain(
                 f"make({seed}): a question has 1 to {MAX_QUESTION_BYTES} bytes, this one {len(item.question)}"
             )
@@ -130,7 +132,7 @@ class ThirdPartyTask:
 
 def _are_pairs_of_texts(examples: object) -> bool:
     return isinstance(examples, tuple) and all(
-        isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in examples
+        isinstance(pair, tuple) and len(pair) == 2 and all(map(is_text, pair)) for pair in examples
     )
 
 

@@ -90,6 +90,8 @@ def test_the_key_names_the_contents_and_not_the_path(tmp_path: Path) -> None:
         (b"{broken", ":1 is not a JSON object"),
         (b"\xff\xfe", ":1 is not a JSON object"),
         (b"[" * 100_000, ":1 is not a JSON object"),
+        (rb'{"question": "a\ud800", "answer": "b"}', ":1 has half of a surrogate pair"),
+        (rb'{"question": "a", "answer": "\udfff"}', "in 'answer': mend it"),
         (b'{"question": "a"}', "no text or number in 'answer'"),
         (b'{"question": "", "answer": "b"}', "no text or number in 'question'"),
         (b'{"question": "a", "answer": true}', "no text or number in 'answer'"),

@@ -85,6 +85,10 @@ def test_the_bytes_of_the_file_are_its_key_and_the_path_is_not(tmp_path: Path) -
         ("def make(seed):\n    return ('a', 'b')", r"make\(\d+\) returned a tuple, not a node.tasks.Item"),
         ("def make(seed):\n    pass", r"returned None, not a node.tasks.Item"),
         ("from node.tasks import Item\ndef make(seed):\n    return Item('a?', 7)", "answer, .* of an Item are texts"),
+        (
+            "from node.tasks import Item\ndef make(seed):\n    return Item('a?', '\\ud800')",
+            "an Item are texts that UTF-8 can hold",
+        ),
         ("from node.tasks import Item\ndef make(seed):\n    return Item(' ', '7')", "a question has 1 to 65536 bytes"),
         ("from node.tasks import Item\ndef make(seed):\n    return Item('a' * 70000, '7')", "a question has 1 to"),
         (GOOD + "def verify(item, text):\n    return 7", r"verify of '' returned 7: a reward is a number from 0 to 1"),
@@ -94,6 +98,10 @@ def test_the_bytes_of_the_file_are_its_key_and_the_path_is_not(tmp_path: Path) -
         (GOOD + "def verify(item, text):\n    pass", r"verify of '' and of the answer returned None: a reward"),
         (
             "from node.tasks import Item\ndef make(seed):\n    return Item('a?', 'b', examples=(('a?', 7),))",
+            "examples of an Item are pairs of a question and its answer, both texts",
+        ),
+        (
+            "from node.tasks import Item\ndef make(seed):\n    return Item('a?', 'b', examples=(('a?', '\\ud800'),))",
             "examples of an Item are pairs of a question and its answer, both texts",
         ),
         ("from node.tasks import Item\ndef make(seed):\n    return Item('a?', 'b', content=7)", "an Item are texts"),
