@@ -274,8 +274,12 @@ class WeightExchange:
         if due or self._config.mode != "async-diloco":
             row = self._take_up()
         if due and not self._busy and self._thread.is_alive():
+            weights = self._parameters.flat_copy()
+            if not bool(weights.isfinite().all()):  # the mean would not be finite for anybody
+                log.warning("this node's weights are not finite and are not exchanged", round=number)
+                return row | {"weights/nonfinite": 1}
             self._busy = True
-            self._jobs.put(self._parameters.flat_copy())
+            self._jobs.put(weights)
         return row
 
     def _take_up(self) -> dict[str, object]:

@@ -129,8 +129,7 @@ def test_a_mean_that_is_not_finite_is_left_out_and_what_was_learnt_stays(make, t
     b.idle_round()
     a.round(1.0)
     a.round(1.0)
-    b.round(0.0)
-    b.round(float("inf"))  # it has diverged
+    b.exchange._jobs.put(torch.full((4,), torch.inf))  # it lies
     assert a.idle_round() == {"weights/nonfinite": 1}
     assert a.value == 3.0
     a.exchange.write(tmp_path)
@@ -138,6 +137,24 @@ def test_a_mean_that_is_not_finite_is_left_out_and_what_was_learnt_stays(make, t
     assert (state["revision"].item(), state["outer"].tolist()) == (0, [1.0] * 4)
     a.round(1.0)
     assert a.value == 4.0, "it trains on"
+
+
+def test_weights_that_are_not_finite_are_not_offered_to_the_group(make):
+    hall = Hall("a", "b")
+    a, b = make(hall, "a", start=1.0), make(hall, "b", start=1.0)
+    for node in (a, b):
+        node.exchange.begin()
+    a.idle_round()
+    b.idle_round()
+    a.round(1.0)
+    a.round(1.0)
+    b.round(0.0)
+    assert b.round(float("inf")) == {"weights/nonfinite": 1}  # it has diverged
+    b.set(1.0)
+    b.round(0.0)
+    b.round(0.0)
+    assert a.idle_round()["weights/members"] == 2
+    assert (a.value, b.idle_round()["weights/revision"], b.value) == (2.0, 1, 2.0)
 
 
 def test_async_takes_a_result_up_at_the_next_exchange_only(make):
