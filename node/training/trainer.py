@@ -86,10 +86,7 @@ class SwarmTrainer(GRPOTrainer):
         self.remove_callback(PrinterCallback)
         self._checkpoints = checkpoints
         self._config = config.trainer
-        sampling = config.sampling
-        self._full_weight = configured_weight(
-            sampling.rule, sampling.local, sampling.external, sampling.completions, sampling.external_weight
-        )
+        self._full_weight = configured_weight(config.sampling)
         self._eos_token_ids = policy.eos_token_ids
         self._surprise = Surprise()
         self._nonfinite = 0  # steps in a row

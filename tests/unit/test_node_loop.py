@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import node.loop as loop_module
-from node.config import NodeConfig, TaskConfig, parse_config
+from node.config import NodeConfig, SamplingConfig, TaskConfig, parse_config
 from node.engines import Generated
 from node.engines.hf import HfEngine
 from node.errors import UserError
@@ -374,7 +374,7 @@ def test_no_peer_moves_the_bounds_of_a_round(
     assert len({one.group for one in external}) <= 2
     if groups == [(["1", "11"] * 64, False)] * 3:
         assert len(external) == 2 * 4
-    weight = configured_weight(rule, 3, 2, 4, 1.0)
+    weight = configured_weight(SamplingConfig(rule=rule, local=3, external=2, completions=4))
     assert sum(one.weight for one in samples) <= weight + 1e-9
     for batch in make_batches(samples, weight, 100, "dapo", 0):
         assert batch["completion_ids"].size(1) <= 6 and len(batch["advantages"]) <= 5 * 4

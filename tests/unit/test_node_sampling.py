@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.config import SamplingConfig
 from node.rollouts.group import Completion, EncodedGroup, Group
 from node.rollouts.rules import RULES, configured_weight
 from node.rollouts.sampling import (
@@ -212,9 +213,14 @@ def test_a_group_counts_as_a_group_however_many_completions_it_has(
 
 
 def test_a_rounds_loss_is_divided_by_the_weight_that_it_is_configured_for() -> None:
-    assert configured_weight("sapo", 4, 3, 8, 2.0) == 4 + 3 * 2
-    assert configured_weight("positive", 2, 16, 8, 1.0) == 2 + 16 / 8
-    assert configured_weight("positive", 2, 0, 8, 1.0) == 2
+    sapo = SamplingConfig(rule="sapo", local=4, external=3, external_weight=2.0)
+    positive = SamplingConfig(rule="positive", local=2, external=16)
+    assert configured_weight(sapo) == 4 + 3 * 2
+    assert configured_weight(positive) == 2 + 16 / 8
+    assert configured_weight(positive.model_copy(update={"external": 0})) == 2
+    assert configured_weight(positive.model_copy(update={"local": 0})) == 16 / 8
+    for questions, local in ((1, 1), (2, 2), (9, 2)):  # no more own groups than a round asks questions
+        assert configured_weight(positive.model_copy(update={"questions": questions})) == local + 16 / 8
 
 
 def test_the_drawn_of_a_large_group_keep_its_advantages_and_its_mean_in_expectation() -> None:

@@ -9,20 +9,17 @@ Others were measured, were not ahead, and are gone: see docs/sharing.md.
 
 from collections.abc import Mapping
 
+from node.config import SamplingConfig
 from node.rollouts.rules import positive, sapo
 from node.rollouts.sampling import Rule
 
 RULES: Mapping[str, Rule] = {"sapo": sapo.RULE, "positive": positive.RULE}
 
 
-def configured_weight(rule: str, local: int, external: int, completions: int, external_weight: float) -> float:
+def configured_weight(config: SamplingConfig) -> float:
     """Return the weight of a full round, with all groups that are configured: a round's loss is divided by it.
 
-    Args:
-        rule: its name.
-        local: own groups in a round, each of weight 1.
-        external: peers' groups in a round.
-        completions: how many of a group are used.
-        external_weight: the weight of a whole external group.
+    An own group counts 1, and a round has no more of them than it asks questions.
     """
-    return local + external * external_weight * RULES[rule].group_weight(completions)
+    local = min(config.local, config.questions_per_round)
+    return local + config.external * config.external_weight * RULES[config.rule].group_weight(config.completions)
