@@ -38,7 +38,7 @@ from node.policy.load import LARGE, Policy
 from node.rollouts.rules import configured_weight
 from node.rollouts.sampling import Sample
 from node.training.batch import Batch, make_batches
-from node.training.checkpoint import Keep, has_optimiser, remove_leftovers, save_checkpoint
+from node.training.checkpoint import Keep, has_optimiser, is_finite, remove_leftovers, save_checkpoint
 from node.training.shared_prefix import (
     attention_window,
     disagreement,
@@ -292,7 +292,7 @@ class SwarmTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         if self.state.global_step % self.args.num_iterations:
             return  # between two iterations of a round; it is done again from its beginning
-        if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+        if not all(map(is_finite, model.parameters())):
             raise DivergedError(self.rounds_done, "a weight is not finite", self._config.learning_rate)
         keep = Keep(self._config.save_total_limit, self._config.save_full)
         save_checkpoint(self._checkpoints, self.rounds_done, self._write_state, keep)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -15,6 +16,7 @@ from node.training.checkpoint import (
     Keep,
     find_damage,
     has_optimiser,
+    is_finite,
     latest_checkpoint,
     list_checkpoints,
     remove_leftovers,
@@ -206,3 +208,14 @@ def test_adapters_are_weights_too(tmp_path):
         r"adapter_model\.safetensors cannot be read \(base_model\.\S+lora\S+ is not finite\)",
         find_damage(tmp_path / "checkpoints" / "checkpoint-1"),
     )
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "bfloat16", "float64", "int64"])
+def test_numbers_of_any_kind_are_looked_at_in_slices(dtype, monkeypatch):
+    monkeypatch.setattr("node.training.checkpoint.SLICE", 5)
+    numbers = torch.full((4, 4), 1e300 if dtype == "float64" else 1.0, dtype=torch.float64)
+    assert is_finite(numbers.to(getattr(torch, dtype)))
+    if dtype != "int64":
+        numbers[3, 2] = float("nan")
+        assert not is_finite(numbers.to(getattr(torch, dtype)))
+    assert is_finite(numbers[:0].to(getattr(torch, dtype)))
