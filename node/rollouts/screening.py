@@ -7,7 +7,8 @@ a round draws it (`Screening`).
 Ground truth is regenerated, never received. The seed gives the question and the answer, and the texts that the draw
 rests on are scored here. A claimed question or reward that differs is a lie. It costs its signer, and the signer's
 other groups are not drawn any more. Nobody is at fault for a task that this node does not run, a question that its
-policy has no room for, or a text that cannot be scored here (`node.tasks.verdicts`).
+policy has no room for, or a text that cannot be scored here (`node.tasks.verdicts`). Nor is anybody at fault for a
+held-out question: nodes of an earlier release, or with fewer test questions, do not hold it out.
 
 A drawn group goes through these states, and no other:
 
@@ -46,6 +47,7 @@ MAX_DRAWN_PER_SLOT = 4  # groups drawn for each slot of a round, at most: that b
 BLAMELESS = frozenset(
     {
         "unknown_task",
+        "held_out",
         "unverifiable",
         "unscorable",
         "prompt_too_long",

@@ -13,7 +13,7 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "false_question": "a group's question is not the one that its seed makes here",
         "other_content": "a group of another edition of the same data set; nobody's fault",
         "unknown_task": "a group of a task that this node does not run; nobody's fault",
-        "held_out": "a group on a question that is held out for evaluation, on which nobody may train",
+        "held_out": "a group on a question that is held out for evaluation here; nobody's fault",
         "false_topic": "a group under the topic of another task than its own",
         "unverifiable": "this node's task failed to make a group's question; nobody's fault",
         "unscorable": "this node could not score a group's text in time, or at all; nobody's fault",

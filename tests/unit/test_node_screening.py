@@ -43,12 +43,12 @@ def test_an_honest_group_passes_unchanged_unless_its_question_is_the_evaluations
     assert check(encode(group), TASKS, 8) == ((None, "held_out") if is_held_out else (group, ""))
 
 
-def test_a_question_of_the_evaluations_part_costs_its_signer() -> None:
+def test_a_held_out_question_is_refused_and_is_nobodys_fault() -> None:
     seeds = {TASKS.is_held_out(TASKS.tasks[0], honest(seed).question): seed for seed in range(40)}
     assert check(encode(honest(seeds[True])), TASKS, 8) == (None, "held_out")
     asked = load_tasks([TaskConfig(name="builtin")], Split(1e-6))
     assert check(encode(honest(seeds[True])), asked, 8) == (honest(seeds[True]), "")  # another swarm holds out others
-    assert "held_out" not in BLAMELESS
+    assert "held_out" in BLAMELESS
 
 
 def lie(group: Group, index: int, reward: float) -> Group:

@@ -181,7 +181,7 @@ def test_groups_without_advantage_are_not_sent() -> None:
     assert [body for _, body in host.published] == [encode(group())]
 
 
-def test_a_group_on_a_question_that_is_held_out_costs_its_signer_when_it_comes() -> None:
+def test_a_group_on_a_question_that_is_held_out_is_refused_when_it_comes_and_costs_nobody() -> None:
     host, split = _Host(), Split(0.5)
     exchange = NetworkExchange(host, TaskSet([(ONE, 1.0)], split), max_completions=8, external=4)
     held = {split.holds_out(ONE.key.name, ONE.make(seed).question): seed for seed in range(99)}
@@ -190,7 +190,7 @@ def test_a_group_on_a_question_that_is_held_out_costs_its_signer_when_it_comes()
         body = encode(Group(ONE.key, held[part], question, group().completions, "tests", 0))
         host.inbox.append(Received(bytes([part]) * 32, id_of_bytes(b"s" * 20), body, 0.0, topic_of(ONE.key)))
     assert [one.id for one in exchange.receive(lambda _: False)] == [bytes(32)]
-    assert host.reports == [(Verdict.REJECT, "held_out")]
+    assert host.reports == [(Verdict.IGNORE, "held_out")]
 
 
 def test_who_was_put_out_is_what_the_host_says() -> None:
