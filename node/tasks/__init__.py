@@ -35,7 +35,7 @@ To add a kind of task: write its file with a `load_...` that returns a `Task`, a
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -137,15 +137,16 @@ def load_tasks(configs: Sequence[TaskConfig], split: Split = DEFAULT_SPLIT) -> "
         UserError: an unknown name, a bad option, a missing file or a missing extra.
     """
     from node.tasks.prompting import prompted
-    from node.tasks.task_set import TaskSet
+    from node.tasks.task_set import HeldOut, TaskSet
     from node.tasks.third_party import ThirdPartyTask
     from node.tasks.verdicts import isolated
 
+    loaded = [(config, task, weight) for config in configs for task, weight in _load(config)]
+    held_out = HeldOut([task for _, task, _ in loaded], split)
     tasks = []
-    for config in configs:
-        for task, weight in _load(config):
-            scored = isolated(task, config) if isinstance(task, ThirdPartyTask) else task
-            tasks.append((prompted(scored, config, split), weight))
+    for config, task, weight in loaded:
+        scored = isolated(replace(task, held_out=held_out), config) if isinstance(task, ThirdPartyTask) else task
+        tasks.append((prompted(scored, config, held_out), weight))
     return TaskSet(tasks, split)
 
 

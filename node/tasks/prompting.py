@@ -15,8 +15,7 @@ from node.config import AnswerMode, TaskConfig
 from node.errors import UserError
 from node.tasks import Item, Task, TaskKey, config_hash, derive_seed
 from node.tasks.answers import INSTRUCTIONS, READERS, show
-from node.tasks.questions import DEFAULT_SPLIT, Split
-from node.tasks.task_set import is_held_out, size_of, test_ids_of
+from node.tasks.task_set import HeldOut, size_of, test_ids_of
 from node.tasks.verdicts import Submit, Verdict, already, submit_of
 
 VERSION = 1
@@ -34,7 +33,7 @@ class Prompted:
     count: int
     mode: AnswerMode | None
     instruction: str | None
-    split: Split = DEFAULT_SPLIT
+    held_out: HeldOut
 
     @property
     def bare(self) -> Task:
@@ -74,7 +73,7 @@ class Prompted:
             if len(shown) == self.count:
                 break
             example = self.base.make(derive_seed("example", *self.key, seed, attempt))
-            if example.question != item.question and not is_held_out(self.base, example.question, self.split):
+            if example.question != item.question and not self.held_out(self.key.name, example.question):
                 shown.setdefault(example.question, show(solution(example), self.answer_mode))
         return replace(item, system=self._system(item), examples=tuple(shown.items()))
 
@@ -96,8 +95,10 @@ class Prompted:
         return item.system.replace(INSTRUCTIONS[own_mode(self.base)], INSTRUCTIONS[self.answer_mode])
 
 
-def prompted(task: Task, config: TaskConfig, split: Split = DEFAULT_SPLIT) -> Task:
+def prompted(task: Task, config: TaskConfig, held_out: HeldOut | None = None) -> Task:
     """Return `task` as `config` wants it asked and read.
+
+    No example is one of the questions that are `held_out`; None: those of the task alone, by the default split.
 
     Raises `UserError` if its own right answers earn nothing when read so, or it has too few questions for the examples.
     """
@@ -107,7 +108,7 @@ def prompted(task: Task, config: TaskConfig, split: Split = DEFAULT_SPLIT) -> Ta
     if config.answer is not None:
         read = {"prompting": VERSION, "task": key.config, "answer": config.answer}
         key = key._replace(config=config_hash(read))
-    wrapped = Prompted(task, key, config.examples, config.answer, config.instruction, split)
+    wrapped = Prompted(task, key, config.examples, config.answer, config.instruction, held_out or HeldOut([task]))
     for trial in range(TRIALS):
         _check(wrapped, wrapped.make(derive_seed("trial", *key, trial)))
     return wrapped

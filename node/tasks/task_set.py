@@ -13,7 +13,8 @@ new seed for each turn.
 that is tried, the task makes no questions: that is a `UserError`, which says why.
 
 **Held-out questions** (`node.tasks.questions`) are skipped in training. A task that brings test questions of its own
-lists their ids in an attribute `tests`: then these are held out, and no others.
+lists their ids in an attribute `test_ids`: then these are held out, and no others. If several tasks have one name, what
+one of them holds out is held out of all.
 """
 
 import itertools
@@ -63,12 +64,28 @@ def bare_of(task: Task) -> Task:
     return getattr(task, "bare", task)
 
 
-def is_held_out(task: Task, question: str, split: Split) -> bool:
-    """Tell whether a question of `task` is held out for evaluation."""
-    tests = test_ids_of(task)
-    if tests is not None:
-        return question_id(task.key.name, question) in tests
-    return split.holds_out(task.key.name, question)
+class HeldOut:
+    """Tells which questions of a node's tasks are held out for evaluation. It never changes.
+
+    Tasks of one name share their questions: what one of them holds out, all of them do.
+    """
+
+    def __init__(self, tasks: Iterable[Task], split: Split = DEFAULT_SPLIT) -> None:
+        self.split = split
+        self._tests: dict[str, frozenset[bytes]] = {}
+        self._by_hash: set[str] = set()
+        for task in tasks:
+            name, tests = task.key.name, test_ids_of(task)
+            if tests is None:
+                self._by_hash.add(name)
+            else:
+                self._tests[name] = self._tests.get(name, frozenset()) | tests
+
+    def __call__(self, name: str, question: str) -> bool:
+        """Tell whether a question of the tasks named `name` is held out."""
+        if name in self._tests and question_id(name, question) in self._tests[name]:
+            return True
+        return name in self._by_hash and self.split.holds_out(name, question)
 
 
 class TaskSet:
@@ -81,7 +98,7 @@ class TaskSet:
         if not tasks:
             raise UserError("no tasks: list at least one under [[tasks]]")
         self.tasks: tuple[Task, ...] = tuple(task for task, _ in tasks)
-        self.split = split
+        self._held_out = HeldOut(self.tasks, split)
         self._by_key: dict[TaskKey, Task] = {}
         for task in self.tasks:
             if task.key in self._by_key:
@@ -92,7 +109,14 @@ class TaskSet:
         total = sum(weight for _, weight in tasks)
         self._weights = [weight / total for _, weight in tasks]
         self._found: dict[tuple[TaskKey, int, int], tuple[list[Item], Iterator[Item]]] = {}
-        self._rows = {task.key: _Rows(task, size, split) for task in self.tasks if (size := size_of(task)) is not None}
+        self._rows = {
+            task.key: _Rows(task, size, self._held_out) for task in self.tasks if (size := size_of(task)) is not None
+        }
+
+    @property
+    def split(self) -> Split:
+        """Which questions are held out for evaluation, unless a task has test questions of its own."""
+        return self._held_out.split
 
     @property
     def scores_in_workers(self) -> bool:
@@ -105,7 +129,7 @@ class TaskSet:
 
     def is_held_out(self, task: Task, question: str) -> bool:
         """Tell whether a question of `task` is held out for evaluation."""
-        return is_held_out(task, question, self.split)
+        return self._held_out(task.key.name, question)
 
     def ask(self, seed: int, number: int, fits: Callable[[Item], bool] = lambda item: True) -> Asked | None:
         """Return training question `number` (from 0) of the node with this seed; None if none of `TRIES` fits.
@@ -161,7 +185,8 @@ class TaskSet:
             tries = TRIES + round(8 * count / max(self.split.share, 1e-3))
             seeds = (derive_seed("eval", seed, *task.key, index) for index in range(tries))
         for one in _made(task, self._different_held_out(bare_of(task), seeds)):
-            yield one.item
+            if self.is_held_out(task, one.item.question):  # a third party's task may make another question of a seed
+                yield one.item
 
     def _different_held_out(self, task: Task, seeds: Iterable[int]) -> Iterator[int]:
         """Yield the seeds whose questions are held out, one seed for each question."""
@@ -206,16 +231,16 @@ class TaskSet:
 class _Rows:
     """The rows of a task that has a fixed number of them, split into training and evaluation."""
 
-    def __init__(self, task: Task, size: int, split: Split) -> None:
+    def __init__(self, task: Task, size: int, held_out: HeldOut) -> None:
         self._task = bare_of(task)
         self._size = size
-        self._split = split
+        self._held_out = held_out
 
     @cached_property
     def _parts(self) -> "tuple[array[int], array[int]]":
         training, evaluation = array("Q"), array("Q")
         for one in _made(self._task, range(self._size)):
-            held = is_held_out(self._task, one.item.question, self._split)
+            held = self._held_out(self._task.key.name, one.item.question)
             (evaluation if held else training).append(one.seed)
         return training, evaluation
 

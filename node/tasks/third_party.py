@@ -10,7 +10,8 @@ are part of the configuration hash; its path stays at home.
 A package declares an entry point in the group `gossamer.tasks`: a function from the task's options to a `Task`.
 
 Their code is trusted as this program is. It makes questions in this process, and scores answers in worker processes
-(`node.tasks.verdicts`). What it returns is checked. What it raises becomes one line that names the task.
+(`node.tasks.verdicts`). What it returns is checked. What it raises becomes one line that names the task. Examples of
+its own that are held-out questions are not shown.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib.abc import InspectLoader
 from importlib.metadata import EntryPoint, entry_points
@@ -74,6 +75,7 @@ class ThirdPartyTask:
 
     base: Task
     key: TaskKey
+    held_out: Callable[[str, str], bool] = lambda name, question: False  # such questions are no examples
 
     @property
     def answer_mode(self) -> AnswerMode:
@@ -108,7 +110,8 @@ class ThirdPartyTask:
             self._complain(
                 f"make({seed}): a question has 1 to {MAX_QUESTION_BYTES} bytes, this one {len(item.question)}"
             )
-        return item
+        shown = tuple(pair for pair in item.examples if not self.held_out(self.key.name, pair[0]))
+        return item if shown == item.examples else replace(item, examples=shown)
 
     def verify(self, item: Item, text: str) -> float | None:
         try:

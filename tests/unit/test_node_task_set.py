@@ -203,6 +203,39 @@ def test_test_questions_of_its_own_are_all_that_an_evaluation_asks(tmp_path: Pat
     assert list(tasks.small_tasks()) == ["dataset: 62 different questions: 4 are held out"]
 
 
+@pytest.mark.parametrize("test", [[3, 4], None])
+def test_what_one_task_of_a_name_holds_out_no_task_of_that_name_asks_or_shows(
+    tmp_path: Path, test: list[int] | None
+) -> None:
+    path = dataset(tmp_path, "rows.jsonl", range(60))
+    one = {"path": path, "test": dataset(tmp_path, "one.jsonl", [1, 2])}
+    other = {"path": path, "system": "Add."} | ({"test": dataset(tmp_path, "other.jsonl", test)} if test else {})
+    tasks = load_tasks([TaskConfig(name="dataset", options=options, examples=2) for options in (one, other)])
+    held = {f"What is {n} + {n}?" for n in (1, 2, *(test or []))}
+    if test is None:
+        held |= {asked for n in range(60) if DEFAULT_SPLIT.holds_out("dataset", asked := f"What is {n} + {n}?")}
+    trained = [one.item for one in tasks.questions(0, 130)]
+    assert not held & {question for item in trained for question, _ in [(item.question, ""), *item.examples]}
+    for task in tasks.tasks:
+        assert {item.question for item in tasks.evaluation(task, 0, 60)} == held
+
+
+class Fickle(Seeds):
+    """Makes another question whenever it is asked again."""
+
+    def make(self, seed: int) -> Item:
+        return Item(f"Which is number {seed}, said {next(SAID)}?", str(seed))
+
+
+SAID = count()
+
+
+def test_a_task_that_makes_another_question_of_its_seed_is_asked_only_what_is_held_out() -> None:
+    task = Fickle()
+    asked = list(alone(task).evaluation(task, 0, 5))
+    assert asked and all(DEFAULT_SPLIT.holds_out("seeds", item.question) for item in asked)
+
+
 @pytest.mark.parametrize(
     ("task", "split", "lines"),
     [
@@ -277,7 +310,8 @@ RIDDLES = """
 from node.tasks import Item
 
 def make(seed):
-    return Item(f"Riddle {seed % 500}?", str(seed % 500))
+    solved = tuple((f"Riddle {n % 500}?", str(n % 500)) for n in range(seed + 1, seed + 30))
+    return Item(f"Riddle {seed % 500}?", str(seed % 500), examples=solved)
 """
 
 
@@ -293,6 +327,7 @@ def kinds(folder: Path) -> dict[str, TaskConfig]:
         "dataset": TaskConfig(name="dataset", options={"path": rows}, examples=2),
         "dataset with test": TaskConfig(name="dataset", options=tests, examples=2),
         "file": TaskConfig(name="file", options={"path": str(folder / "riddles.py")}, examples=2),
+        "file with examples of its own": TaskConfig(name="file", options={"path": str(folder / "riddles.py")}),
         "reasoning-gym": TaskConfig(name="reasoning-gym/chain_sum", examples=2),
     }
 
@@ -305,14 +340,24 @@ def assert_parts_are_apart(tasks: TaskSet, task: Task) -> None:
 
     trained = list(TaskSet([(task, 1.0)], tasks.split).questions(0, 40))
     asked = ids(item.question for item in tasks.evaluation(task, 0, 10))
-    shown = ids(question for one in trained for question, _ in one.item.examples)
+    shown = [question for one in trained for question, _ in one.item.examples]
     assert asked and not asked & ids(one.item.question for one in trained)
-    assert not asked & shown
+    assert not any(tasks.is_held_out(task, question) for question in shown)
     assert all(tasks.is_held_out(task, item.question) for item in tasks.evaluation(task, 1, 10))
 
 
 @pytest.mark.parametrize(
-    "kind", ["builtin", "arithmetic", "summands", "dataset", "dataset with test", "file", "reasoning-gym"]
+    "kind",
+    [
+        "builtin",
+        "arithmetic",
+        "summands",
+        "dataset",
+        "dataset with test",
+        "file",
+        "file with examples of its own",
+        "reasoning-gym",
+    ],
 )
 def test_the_training_part_and_the_evaluation_part_are_apart_in_every_kind_of_task(tmp_path: Path, kind: str) -> None:
     config = kinds(tmp_path)[kind]
@@ -320,7 +365,7 @@ def test_the_training_part_and_the_evaluation_part_are_apart_in_every_kind_of_ta
     assert len(tasks.tasks) == (7 if kind == "builtin" else 1)
     for task in tasks.tasks:
         assert_parts_are_apart(tasks, task)
-        assert len(task.make(5).examples) == config.examples
+        assert len(task.make(5).examples) == config.examples or kind == "file with examples of its own"
 
 
 def test_they_are_apart_in_a_task_set_of_verifiers() -> None:

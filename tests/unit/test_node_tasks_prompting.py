@@ -19,8 +19,9 @@ from node.tasks import Item, Task, TaskKey, config_hash, derive_seed, load_tasks
 from node.tasks.answers import INSTRUCTIONS, MAX_TEXT, READERS, show
 from node.tasks.builtin import FAMILIES
 from node.tasks.prompting import DRAWS, prompted, takes_more
-from node.tasks.questions import DEFAULT_SPLIT, Split
+from node.tasks.questions import DEFAULT_SPLIT
 from node.tasks.reasoning_gym import SCORERS
+from node.tasks.task_set import HeldOut
 from node.tasks.verdicts import Answer, Verdict, already, score, submit_of
 from protocol.credentials.manifest import Policy, make_manifest
 from protocol.identity import Identity
@@ -214,7 +215,7 @@ def test_settings_that_do_not_fit_a_task_are_one_clear_line(task: Task, settings
 
 
 def test_as_many_examples_as_there_are_other_questions_can_be_shown() -> None:
-    task = prompted(Custom(2), TaskConfig(name="custom", examples=1), Split(share=0.0))
+    task = prompted(Custom(2), TaskConfig(name="custom", examples=1), HeldOut([]))
     assert all(len(task.make(seed).examples) <= 1 for seed in range(500))
 
 
