@@ -139,7 +139,7 @@ def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
             SamplingParams.from_config(config.engine),
             policy,
             engine,
-            load_tasks(config.eval.tasks, node.tasks.split) if config.eval.tasks else node.tasks,
+            load_tasks(config.eval.tasks, node.tasks.split, node.tasks) if config.eval.tasks else node.tasks,
             longest_prompt(config.engine, policy),
             scores,
         )

@@ -126,12 +126,15 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def load_tasks(configs: Sequence[TaskConfig], split: Split = DEFAULT_SPLIT) -> "TaskSet":
+def load_tasks(
+    configs: Sequence[TaskConfig], split: Split = DEFAULT_SPLIT, trained: "TaskSet | None" = None
+) -> "TaskSet":
     """Build the tasks that `configs` name; other people's tasks score in worker processes.
 
     Args:
         configs: of the tasks.
         split: which questions are held out for evaluation.
+        trained: the tasks that are trained on, if they are others: an evaluation leaves their questions out.
 
     Raises:
         UserError: an unknown name, a bad option, a missing file or a missing extra.
@@ -147,7 +150,7 @@ def load_tasks(configs: Sequence[TaskConfig], split: Split = DEFAULT_SPLIT) -> "
     for config, task, weight in loaded:
         scored = isolated(replace(task, held_out=held_out), config) if isinstance(task, ThirdPartyTask) else task
         tasks.append((prompted(scored, config, held_out), weight))
-    return TaskSet(tasks, split)
+    return TaskSet(tasks, split, trained)
 
 
 def load_task(config: TaskConfig) -> Task:

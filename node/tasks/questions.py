@@ -36,6 +36,11 @@ def question_id(task: str, question: str) -> bytes:
     return _digest("question", task, question)[:ID_BYTES]
 
 
+def text_id(question: str) -> bytes:
+    """Return 16 bytes that name a question's text, whichever task asks it, however it is spaced or capitalised."""
+    return _digest("text", question)[:ID_BYTES]
+
+
 def _digest(*parts: str) -> bytes:
     *others, question = parts
     # `casefold` takes some letters apart. So accents are taken apart before it (NFD) and put together after it (NFC).

@@ -15,6 +15,10 @@ that is tried, the task makes no questions: that is a `UserError`, which says wh
 **Held-out questions** (`node.tasks.questions`) are skipped in training. A task that brings test questions of its own
 lists their ids in an attribute `test_ids`: then these are held out, and no others. If several tasks have one name, what
 one of them holds out is held out of all.
+
+**Trained on under another name.** The hash goes by the name of a task, so two data sets may hold out different ones of
+the questions that they share. An evaluation leaves out a question that is a training row of another task, by its text.
+Questions that are made from seeds cannot be looked through: there only the name tells.
 """
 
 import itertools
@@ -31,7 +35,7 @@ import structlog
 
 from node.errors import UserError, one_line
 from node.tasks import Item, Task, TaskKey, derive_seed
-from node.tasks.questions import DEFAULT_SPLIT, Split, question_id
+from node.tasks.questions import DEFAULT_SPLIT, Split, question_id, text_id
 
 TRIES = 400  # seeds tried for one training question: a family in which so many fail counts as empty
 SAMPLE = 256  # questions made to find out whether a family has few different ones
@@ -91,14 +95,23 @@ class HeldOut:
 class TaskSet:
     """The tasks of a node, each with the relative frequency of its questions. It never changes.
 
+    Args:
+        tasks: each with its weight.
+        split: which questions are held out for evaluation.
+        trained: the tasks that are trained on, if they are others: an evaluation leaves their questions out.
+
     Raises `UserError` when the set is empty or holds one task twice.
     """
 
-    def __init__(self, tasks: Sequence[tuple[Task, float]], split: Split = DEFAULT_SPLIT) -> None:
+    def __init__(
+        self, tasks: Sequence[tuple[Task, float]], split: Split = DEFAULT_SPLIT, trained: "TaskSet | None" = None
+    ) -> None:
         if not tasks:
             raise UserError("no tasks: list at least one under [[tasks]]")
         self.tasks: tuple[Task, ...] = tuple(task for task, _ in tasks)
         self._held_out = HeldOut(self.tasks, split)
+        several = len({task.key.name for task in self.tasks}) > 1  # tasks of one name hold out the same
+        self._trained = trained or (self if several else None)
         self._by_key: dict[TaskKey, Task] = {}
         for task in self.tasks:
             if task.key in self._by_key:
@@ -108,6 +121,7 @@ class TaskSet:
             self._by_key[task.key] = task
         total = sum(weight for _, weight in tasks)
         self._weights = [weight / total for _, weight in tasks]
+        self._told: set[TaskKey] = set()  # tasks of which the log says that other tasks train on their questions
         self._found: dict[tuple[TaskKey, int, int], tuple[list[Item], Iterator[Item]]] = {}
         self._rows = {
             task.key: _Rows(task, size, self._held_out) for task in self.tasks if (size := size_of(task)) is not None
@@ -130,6 +144,19 @@ class TaskSet:
     def is_held_out(self, task: Task, question: str) -> bool:
         """Tell whether a question of `task` is held out for evaluation."""
         return self._held_out(task.key.name, question)
+
+    def trains_on(self, name: str, question: str) -> bool:
+        """Tell whether training on these tasks may ask a question of a task named `name`, as far as that can be told.
+
+        A question is looked for by its text among training rows, and by the split in tasks of its name without rows.
+        """
+        text = text_id(question)
+        return any(
+            text in self._rows[task.key].training_texts
+            if task.key in self._rows
+            else task.key.name == name and not self.is_held_out(task, question)
+            for task in self.tasks
+        )
 
     def ask(self, seed: int, number: int, fits: Callable[[Item], bool] = lambda item: True) -> Asked | None:
         """Return training question `number` (from 0) of the node with this seed; None if none of `TRIES` fits.
@@ -184,18 +211,30 @@ class TaskSet:
         else:
             tries = TRIES + round(8 * count / max(self.split.share, 1e-3))
             seeds = (derive_seed("eval", seed, *task.key, index) for index in range(tries))
-        for one in _made(task, self._different_held_out(bare_of(task), seeds)):
-            if self.is_held_out(task, one.item.question):  # a third party's task may make another question of a seed
+        for one in _made(task, self._different(bare_of(task), seeds)):
+            if self._may_evaluate(task, one.item.question):  # a third party's task may make another one of a seed
                 yield one.item
 
-    def _different_held_out(self, task: Task, seeds: Iterable[int]) -> Iterator[int]:
-        """Yield the seeds whose questions are held out, one seed for each question."""
+    def _different(self, task: Task, seeds: Iterable[int]) -> Iterator[int]:
+        """Yield the seeds whose questions an evaluation may ask, one seed for each question."""
         seen: set[bytes] = set()
         for one in _made(task, seeds):
             key = question_id(task.key.name, one.item.question)
-            if key not in seen and self.is_held_out(task, one.item.question):
+            if key not in seen and self._may_evaluate(task, one.item.question):
                 seen.add(key)
                 yield one.seed
+
+    def _may_evaluate(self, task: Task, question: str) -> bool:
+        if not self.is_held_out(task, question):
+            return False
+        if self._trained is None or not self._trained.trains_on(task.key.name, question):
+            return True
+        if task.key not in self._told:
+            self._told.add(task.key)
+            log.warning(
+                "held-out questions that another task trains on are not asked", task=task.key.name, first=question[:80]
+            )
+        return False
 
     def small_tasks(self) -> Iterator[str]:
         """Yield a line for each task with few different questions, or with all or none of them held out.
@@ -247,6 +286,11 @@ class _Rows:
     @property
     def training(self) -> "array[int]":
         return self._parts[0]
+
+    @cached_property
+    def training_texts(self) -> frozenset[bytes]:
+        """The ids of the texts of all training rows."""
+        return frozenset(text_id(one.item.question) for one in _made(self._task, self.training))
 
     @property
     def evaluation(self) -> "array[int]":

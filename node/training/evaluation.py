@@ -2,9 +2,10 @@
 
 The questions are held out from training (`node.tasks.questions`), and no two of a task are the
 same. Every task is asked equally many, whatever its weight in training; a task with fewer
-different ones is asked all of these. A question with an answer that cannot be scored here is left
-out. Nothing here draws from a random state that training uses, so a run has the same numbers with
-and without evaluations.
+different ones is asked all of these. A question that another task trains on is left out, as far as
+that can be told (`node.tasks.task_set`). So is one with an answer that cannot be scored here.
+Nothing here draws from a random state that training uses, so a run has the same numbers with and
+without evaluations.
 """
 
 import math
@@ -248,8 +249,8 @@ def held_out(
     if not found:
         raise UserError(
             f"no question of {task.key.name} can be asked in an evaluation: those held out are too long "
-            "(engine.max_prompt_length), or the task has so few that none is held out; set eval.tasks, or give a data "
-            "set test questions of its own (the option test)"
+            "(engine.max_prompt_length) or trained on by another task, or the task has so few that none is held out; "
+            "set eval.tasks, or give a data set test questions of its own (the option test)"
         )
     return found
 

@@ -220,6 +220,31 @@ def test_what_one_task_of_a_name_holds_out_no_task_of_that_name_asks_or_shows(
         assert {item.question for item in tasks.evaluation(task, 0, 60)} == held
 
 
+def test_an_evaluation_leaves_out_what_is_trained_on_under_another_name_and_the_log_says_so(tmp_path: Path) -> None:
+    trained, other = dataset(tmp_path, "a.jsonl", range(60)), dataset(tmp_path, "b.jsonl", range(40, 140))
+    both = [TaskConfig(name=f"dataset/{name}", options={"path": path}) for name, path in (("a", trained), ("b", other))]
+    a, b = load_tasks(both[:1]), load_tasks(both[1:])
+    rows = {asked.item.question for asked in a.questions(0, 60)}
+    alone = {item.question for item in b.evaluation(b.tasks[0], 0, 200)}
+    assert alone & rows
+    for tasks in (load_tasks(both[1:], DEFAULT_SPLIT, a), load_tasks(both)):
+        with capture_logs() as logs:
+            asked = {item.question for seed in (0, 1) for item in tasks.evaluation(tasks.tasks[-1], seed, 200)}
+        assert asked == alone - rows
+        (told,) = logs
+        assert told["task"] == "dataset/b" and told["first"] in rows
+    assert not any(a.trains_on("dataset/b", question) for question in asked)
+
+
+def test_what_a_task_that_makes_questions_of_seeds_trains_on_is_told_by_its_name() -> None:
+    trained = alone(Seeds())
+    parts = {
+        trained.is_held_out(Seeds(), question): question for question in (f"Which is number {n}?" for n in range(99))
+    }
+    assert trained.trains_on("seeds", parts[False]) and not trained.trains_on("seeds", parts[True])
+    assert not trained.trains_on("another", parts[False])
+
+
 class Fickle(Seeds):
     """Makes another question whenever it is asked again."""
 
