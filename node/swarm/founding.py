@@ -70,7 +70,8 @@ def found(
     `split` says which questions every node holds out for evaluation.
 
     Raises:
-        UserError: the folder belongs to a swarm already, or what was asked for fits no manifest.
+        UserError: the folder belongs to a swarm already, its node has trained under another split, or what was asked
+            for fits no manifest.
         IdentityError: the folder's key cannot be used.
     """
     if not NAME.fullmatch(name):
@@ -96,9 +97,19 @@ def found(
             manifest = make_manifest(identity, name, int(time.time() * 1000), policy, tasks, allowed, limits, apart)
         except ManifestError as error:
             raise UserError(f"this makes no manifest ({error}): tasks are few, with short names and options") from None
+        _check_split(folder, manifest)
         keep_config(config, resolve_seed(config, folder), folder)
         save_manifest(folder, manifest)  # last, so that a folder with a manifest has all that it needs
         return manifest
+
+
+def _check_split(folder: Path, manifest: SwarmManifest) -> None:
+    """Raise `UserError` where the node in `folder`, until now in no swarm, has trained on what the swarm holds out."""
+    if split_of(manifest) != DEFAULT_SPLIT and any((folder / "checkpoints").glob("checkpoint-*")):
+        raise UserError(
+            f"the node in {folder} has trained on questions that swarm {manifest.name!r} holds out for evaluation: "
+            "choose a new folder"
+        )
 
 
 def parse_node_id(text: str) -> NodeId:
@@ -288,7 +299,8 @@ def join(invite: Invite, config: NodeConfig, folder: Path) -> NodeConfig:
     manifest's, unless the node only relays. What else the node does is up to `config`.
 
     Raises:
-        UserError: the folder belongs to another swarm, or a task cannot be verified here.
+        UserError: the folder belongs to another swarm, its node has trained under another split, or a task cannot be
+            verified here.
         JoinError: no seed answered, or this node is not admitted.
         IdentityError: the folder's key cannot be used.
     """
@@ -300,6 +312,8 @@ def join(invite: Invite, config: NodeConfig, folder: Path) -> NodeConfig:
             raise UserError(f"{folder} belongs to another swarm, {manifest.name!r}: choose another --out")
         if manifest is None or _needs_grant(invite, folder):
             fetched = _fetch(identity, invite)
+            if manifest is None:
+                _check_split(folder, fetched.manifest)
             manifest = fetched.manifest
             gate = load_gate(folder, manifest)
             if fetched.revocations and gate.obey(fetched.revocations):

@@ -9,11 +9,13 @@ from structlog.testing import capture_logs
 
 from node.config import NodeConfig, TaskConfig
 from node.errors import UserError
+from node.swarm import founding
 from node.swarm.founding import (
     adopt_tasks,
     check_rules,
     describe_tasks,
     found,
+    join,
     load_grant,
     load_manifest,
     make_invite,
@@ -25,10 +27,12 @@ from node.swarm.founding import (
 from node.tasks import load_tasks
 from node.tasks.builtin import FAMILIES
 from node.tasks.questions import DEFAULT_SPLIT, Split
+from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
 from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.credentials.revocations import make_revocations
 from protocol.identity import Identity
+from protocol.joiner import Fetched
 from protocol.storage import save_peers
 
 FOUNDER = Identity(bytes(32))
@@ -216,6 +220,31 @@ def test_which_questions_are_kept_apart_is_the_founders_to_say_and_every_nodes_t
     assert held == {one for one in questions if split.holds_out("builtin/sums", one)} and 60 < len(held) < 140
     assert held != {one for one in questions if DEFAULT_SPLIT.holds_out("builtin/sums", one)}
     assert split_of(None) == split_of(manifest([sums()])) == DEFAULT_SPLIT
+
+
+@pytest.mark.parametrize("verb", ["found", "join"])
+def test_a_node_that_has_trained_under_one_split_is_in_no_swarm_with_another(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def enter(folder: Path, split: Split) -> None:
+        if verb == "found":
+            found(NodeConfig(), folder, "club", Policy.OPEN, [], split)
+            return
+        swarm = found(NodeConfig(), tmp_path / f"founder {split.salt}", "club", Policy.OPEN, [], split)
+        monkeypatch.setattr(founding, "fetch_manifest", lambda *_: Fetched(swarm, b"", b""))
+        address = Address(Endpoint("203.0.113.1", 4001), FOUNDER.curve_key)
+        with capture_logs():
+            join(Invite("club", swarm.hash, (address,)), NodeConfig(), folder)
+
+    for folder in ("same", "other"):
+        (tmp_path / folder / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=r"has trained on questions that swarm 'club' holds out .*: choose a new folder"
+    ):
+        enter(tmp_path / "other", Split(salt=7))
+    assert load_manifest(tmp_path / "other") is None and not (tmp_path / "other" / "config.json").exists()
+    enter(tmp_path / "new", Split(salt=8))
+    enter(tmp_path / "same", DEFAULT_SPLIT)
 
 
 def test_a_node_of_a_swarm_of_an_earlier_release_is_told_that_it_is_alone_and_one_of_another_task_is_refused() -> None:
