@@ -41,7 +41,7 @@ from node.telemetry.round_log import RoundLog
 from node.telemetry.status_server import describe, observe
 from node.training.budget import Spent, is_done, spent_in
 from node.training.checkpoint import Checkpoint, whole_checkpoint
-from node.training.evaluation import Evaluations
+from node.training.evaluation import Evaluations, doubts
 from node.training.trainer import make_trainer
 from protocol.credentials.manifest import ManifestLimits
 from protocol.host import Host
@@ -69,6 +69,8 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         tasks = load_tasks(config.tasks, split)
         for line in tasks.small_tasks():
             log.info(line)
+        for line in doubts(folder, config.policy.model, split):
+            log.warning(line)
         metrics = MetricsLog(folder / "metrics.jsonl", None if config.ends else MAX_METRICS_BYTES)
         journal = Journal(folder, config.journal.max_bytes) if config.journal.max_bytes else None
         exchange, limits, directory = stack.enter_context(

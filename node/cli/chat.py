@@ -76,7 +76,7 @@ def chat(  # noqa: PLR0913  # one parameter for each option of the command
 
     setup_logs(debug=debug)
     config = trained.config
-    around = Item("", "") if bare else load_tasks(config.tasks).tasks[0].make(seed)
+    around = Item("", "") if bare else load_tasks(config.tasks, trained.split()).tasks[0].make(seed)
     policy = load_policy(config.policy, config.trainer.bf16, trained.adapters)
     engine = HfEngine(policy)
     sampling = SamplingParams.from_config(config.engine)

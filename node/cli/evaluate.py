@@ -1,8 +1,10 @@
 """`gossamer eval`: score a policy on questions that training never asks."""
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain, islice, zip_longest
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +12,7 @@ import typer
 from node.cli.inspect import completion_line
 from node.cli.options import Debug, Settings
 from node.cli.trained import Target, find_trained, say_loading
+from node.errors import UserError
 from node.telemetry.rollout_log import quoted
 
 if TYPE_CHECKING:
@@ -52,7 +55,8 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
 ) -> None:
     """Score a policy on held-out questions.
 
-    Prints greedy accuracy and sampled pass@k by task, with 95 % intervals.
+    Prints greedy accuracy and sampled pass@k by task, with 95 % intervals. A note on standard error says
+    why the policy may have been trained on such questions, if that is so.
 
     \b
     Example:
@@ -67,14 +71,23 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
     from node.engines.hf import HfEngine
     from node.loop import longest_prompt
     from node.policy.load import load_policy
-    from node.swarm.founding import load_manifest, split_of
     from node.tasks import load_tasks
     from node.telemetry.logs import setup_logs
-    from node.training.evaluation import answer, score
+    from node.training.evaluation import answer, doubts, score
 
     setup_logs(debug=debug)
-    split = split_of(load_manifest(trained.node) if trained.node else None)
-    asked = load_tasks(config.tasks if tasks else config.eval.tasks or config.tasks, split)
+    split = trained.split()
+    notes = list(doubts(trained.node, trained.base, split))
+    chosen = config.tasks if tasks else config.eval.tasks or config.tasks
+    own = None
+    if trained.tasks and chosen != trained.tasks:
+        try:
+            own = load_tasks(trained.tasks, split)
+        except UserError as error:
+            notes.append(f"some of these questions may be trained on: the node's own tasks cannot be read ({error})")
+    asked = load_tasks(chosen, split, own)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     policy = load_policy(config.policy, config.trainer.bf16, trained.adapters)
     sampling = SamplingParams.from_config(config.engine)
     kinds = {"greedy": (replace(sampling, temperature=0.0, top_p=1.0), 1)}
@@ -96,29 +109,28 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
     }
     reports = {kind: score(questions, given) for kind, given in answers.items()}
     if as_json:
-        print(json.dumps({"model": model} | {kind: report.as_dict() for kind, report in reports.items()}))
+        scored = {kind: report.as_dict() for kind, report in reports.items()}
+        print(json.dumps({"model": model, "notes": notes, **scored}))
         return
-    for line in _shown(answers, show):
+    for line in shown(answers, show):
         print(line)
     _print(reports)
 
 
-def _shown(answers: "dict[str, dict[str, list[Outcome]]]", count: int) -> Iterator[str]:
-    """Yield lines about `count` questions, as many of each task as of another, with each kind of answers."""
-    places = [
-        (task, index)
-        for index in range(max(len(outcomes) for outcomes in answers["greedy"].values()))
-        for task in answers["greedy"]
-    ]
-    for task, index in places[:count]:
-        first = answers["greedy"][task][index]
-        yield f"{quoted(task)}  {quoted(first.item.question)}"
-        yield f"  right answer  {quoted(first.item.solution or first.item.answer)}"
+def shown(answers: "dict[str, dict[str, list[Outcome]]]", count: int) -> Iterator[str]:
+    """Yield lines about `count` questions, as many of each task as of another, with each kind of answers.
+
+    Of a kind whose answers to a question could not be scored, nothing is shown.
+    """
+    turns = zip_longest(*([(task, one.item) for one in found] for task, found in answers["greedy"].items()))
+    for task, item in islice(filter(None, chain.from_iterable(turns)), count):
+        yield f"{quoted(task)}  {quoted(item.question)}"
+        yield f"  right answer  {quoted(item.solution or item.answer)}"
         for kind, given in answers.items():
-            yield f"  {kind}"
-            outcome = given[task][index]
-            for made, reward in zip(outcome.answers, outcome.rewards, strict=True):
-                yield completion_line(reward, made.finished, made.text)
+            for outcome in (one for one in given.get(task, ()) if one.item == item):
+                yield f"  {kind}"
+                for made, reward in zip(outcome.answers, outcome.rewards, strict=True):
+                    yield completion_line(reward, made.finished, made.text)
 
 
 def _print(reports: "dict[str, EvalReport]") -> None:
@@ -139,9 +151,7 @@ def _print(reports: "dict[str, EvalReport]") -> None:
     if not console.is_terminal:
         console.width = WIDE
     console.print(table)
-    console.print(
-        f"{greedy.overall.questions} different questions that training leaves out; intervals count questions."
-    )
+    console.print(f"{greedy.overall.questions} different held-out questions; intervals count questions.")
 
 
 def _cells(score: "Score") -> tuple[str, ...]:

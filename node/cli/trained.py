@@ -4,13 +4,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from node.cli.options import of_a_node, read_config, task_config
-from node.config import NodeConfig, fill, merge, parse_config, upgraded
+from node.config import NodeConfig, TaskConfig, fill, merge, parse_config, upgraded
 from node.errors import UserError
+
+if TYPE_CHECKING:
+    from node.tasks.questions import Split
 
 Target = Annotated[
     str, typer.Argument(metavar="MODEL", help="A checkpoint, a node's folder (its newest checkpoint), or a model.")
@@ -23,6 +26,7 @@ class Trained(NamedTuple):
 
     `base` is what training began from, as far as is known, `adapters` the folder of LoRA adapters to load onto it,
     `node` that of the node that trained it, and `round` the rounds that it trained for; None where there is none.
+    `tasks` are those that the node trained on, as far as is known.
     """
 
     config: NodeConfig
@@ -30,6 +34,13 @@ class Trained(NamedTuple):
     adapters: Path | None
     node: Path | None
     round: int | None
+    tasks: Sequence[TaskConfig]
+
+    def split(self) -> "Split":
+        """Return which questions its node holds out for evaluation; the default where no swarm says otherwise."""
+        from node.swarm.founding import load_manifest, split_of
+
+        return split_of(load_manifest(self.node) if self.node else None)
 
 
 def find_trained(model: str, settings: Sequence[str] | None, tasks: Sequence[str] | None = None) -> Trained:
@@ -40,8 +51,8 @@ def find_trained(model: str, settings: Sequence[str] | None, tasks: Sequence[str
     """
     checkpoint, node = _locate(model)
     tree = read_config(None, settings).model_dump(exclude_unset=True)
-    if node is not None:
-        tree = merge(_recorded(node), tree)
+    recorded = {} if node is None else _recorded(node)
+    tree = merge(recorded, tree)
     policy = tree.get("policy", {})
     adapters = checkpoint if checkpoint is not None and (checkpoint / ADAPTERS).is_file() else None
     base = str(policy.get("model", "builtin")) if node is not None else model
@@ -55,7 +66,8 @@ def find_trained(model: str, settings: Sequence[str] | None, tasks: Sequence[str
     config = parse_config(tree)
     if node is None:  # which would have recorded the lengths that it trained with
         config = _with_lengths(config)
-    return Trained(config, base, adapters, node, _round(checkpoint))
+    trained_on = parse_config({"tasks": recorded["tasks"]}).tasks if "tasks" in recorded else []
+    return Trained(config, base, adapters, node, _round(checkpoint), trained_on)
 
 
 def say_loading(trained: Trained) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from math import comb
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -24,11 +25,12 @@ from node.engines import Generated, RolloutEngine, SamplingParams
 from node.errors import UserError
 from node.policy.load import Policy
 from node.tasks import Item, Task, derive_seed
+from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.tasks.task_set import TaskSet
 from node.tasks.verdicts import Answer
 from node.tasks.verdicts import score as judge
 from node.telemetry.evaluations import PASS, wilson_interval
-from node.telemetry.metrics import MetricsLog, Row
+from node.telemetry.metrics import MetricsLog, Row, iter_with_older
 from node.training.likelihood import entropies
 
 ROWS = 128  # completions generated at a time: more would be faster on a GPU only, and each has its own key-value cache
@@ -253,6 +255,24 @@ def held_out(
             "set eval.tasks, or give a data set test questions of its own (the option test)"
         )
     return found
+
+
+def doubts(folder: Path | None, model: str, split: Split) -> Iterator[str]:
+    """Yield a line for each known reason for which a policy was taught some of the held-out questions.
+
+    Args:
+        folder: of the node that trained it; None if no node did.
+        model: what the training began from, as `policy.model`.
+        split: which questions are held out.
+    """
+    first = next(iter_with_older(folder / "metrics.jsonl"), None) if folder else None
+    if first is not None and "unscorable" not in first:  # in every row since questions are held out
+        yield "this node began under an earlier release, which trained on the questions that are held out now"
+    if model == "builtin" and split != DEFAULT_SPLIT:
+        yield (
+            "the built-in policy was taught questions of the built-in tasks that this swarm holds out: it was made "
+            "with the default split"
+        )
 
 
 def pass_at_k(solved: int, completions: int, k: int) -> float:

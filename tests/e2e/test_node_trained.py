@@ -85,7 +85,7 @@ def test_questions_and_answers_are_shown(trained: Path, capfd: pytest.CaptureFix
     assert sum(line.startswith("  right answer  ") for line in lines) == 2
     assert sum(line.startswith("  reward ") for line in lines) == 2 * (1 + 2)
     assert "pass@2" in lines[-3]
-    assert lines[-1] == "3 different questions that training leaves out; intervals count questions."
+    assert lines[-1] == "3 different held-out questions; intervals count questions."
 
 
 def test_damaged_adapters_are_one_line(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

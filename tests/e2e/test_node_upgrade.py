@@ -15,8 +15,10 @@ from node.cli.settling import settle
 from node.cli.trained import find_trained
 from node.config import upgraded
 from node.operations.backup import back_up, restore
+from node.tasks.questions import DEFAULT_SPLIT
 from node.telemetry.metrics import read_metrics
 from node.training.checkpoint import latest_checkpoint
+from node.training.evaluation import doubts
 from protocol.identity import Identity
 from tests.commands import run as run_command
 
@@ -55,6 +57,9 @@ def test_an_older_node_goes_on_as_who_it_was_with_what_was_set(folder: Path, cap
     assert run(["inspect", str(folder)], debug=False) == 0
     said = node.stdout + node.stderr
     assert "the replay buffer of an earlier release is emptied" in said and "founded by an earlier release" in said
+    assert "which trained on the questions that are held out now" in said
+    (note,) = doubts(folder, "builtin", DEFAULT_SPLIT)  # which `gossamer eval` prints, also after new rounds
+    assert "began under an earlier release" in note
 
 
 def test_an_older_folder_is_backed_up_evaluated_and_invites(

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import importlib.metadata
+import json
 import os
 import re
 import signal
@@ -30,6 +31,9 @@ from node.errors import UserError
 from node.policy.footprint import ModelSize
 from node.policy.presets import Machine
 from node.state_folder import check_free, exclusive
+from node.tasks import load_tasks
+from node.tasks.questions import Split
+from node.tasks.task_set import TaskSet
 from protocol.credentials.grants import Pass
 from protocol.credentials.invite import Invite, SharedInvite
 from protocol.credentials.records import Address
@@ -716,6 +720,40 @@ def test_a_model_whose_logits_are_not_finite_says_nothing(
     assert run([verb, str(tmp_path), *others], debug=False) == 2
     out, err = capfd.readouterr()
     assert out == "" and "error: the model's logits are not finite" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("verb", ["eval", "chat"])
+def test_a_policy_is_asked_by_the_split_of_its_swarm_and_nothing_that_its_node_trains_on(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    club, load, made = tmp_path / "club", load_tasks, list[TaskSet]()
+    rows, copy = tmp_path / "rows.jsonl", tmp_path / "copy.jsonl"
+    for path in (rows, copy):
+        path.write_text("".join(json.dumps({"question": f"{n}?", "answer": n}) + "\n" for n in range(80)))
+    config = tmp_path / "club.toml"
+    config.write_text('[[tasks]]\nname = "dataset/rows"\noptions = { path = "rows.jsonl" }\n')
+    assert run(["found", "club", str(config), "--salt", "7", "--out", str(club), "--no-start"], debug=False) == 0
+    (club / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    monkeypatch.setattr("node.tasks.load_tasks", lambda *arguments: made.append(load(*arguments)) or made[-1])
+
+    def asked(*arguments: str) -> str:
+        made.clear()
+        assert run([verb, str(club), *arguments], debug=False) == 2  # there is no policy in this checkpoint
+        assert {tasks.split for tasks in made} == {Split(salt=7)}
+        return capfd.readouterr().err
+
+    said = asked()
+    assert len(made) == 1 and ("note: the built-in policy was taught questions" in said) == (verb == "eval")
+    asked("--task", str(copy))
+    (task,) = made[-1].tasks
+    assert task.key.name == "dataset/copy"
+    if verb == "eval":
+        trained = {one.item.question for one in made[0].questions(0, 60)}
+        assert not trained & {item.question for item in made[-1].evaluation(task, 0, 80)}
+        rows.unlink()
+        assert "note: some of these questions may be trained on: the node's own tasks cannot be read" in asked(
+            "--task", str(copy)
+        )
 
 
 def test_a_founder_trains_until_it_is_stopped(tmp_path: Path) -> None:

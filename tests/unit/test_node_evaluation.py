@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, takewhile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,15 +15,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.cli.evaluate import shown
 from node.config import EvalConfig, TaskConfig
 from node.engines import Generated, RolloutEngine, SamplingParams
 from node.errors import DivergedError, UserError
 from node.policy.load import Policy
 from node.run import run_node
 from node.tasks import Item, Task, TaskKey, load_tasks
+from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.tasks.task_set import TaskSet
 from node.telemetry.evaluations import first_and_last, wilson_interval
 from node.telemetry.metrics import MetricsLog, Row, read_metrics
+from node.telemetry.rollout_log import quoted
 from node.training.evaluation import (
     ROWS,
     Answers,
@@ -31,6 +34,7 @@ from node.training.evaluation import (
     Evaluations,
     Outcome,
     answer,
+    doubts,
     evaluation_row,
     held_out,
     is_due,
@@ -267,6 +271,36 @@ def test_a_row_holds_a_task_that_could_be_scored_in_one_of_the_two_reports_alone
     assert (row["questions"], row["tasks"]["builtin/logic"]["accuracy"]) == (10, 0.0)
     assert row["tasks"]["builtin/sums"] == {"questions": 10, "pass@1": 1.0, "pass@2": 1.0}
     assert (row["pass@2_low"], row["pass@2_high"]) == wilson_interval(20, 20)
+
+
+def test_every_answer_is_shown_under_its_own_question(tasks: TaskSet) -> None:
+    known = _answers(tasks, 5, 6)
+    asked = {"count": 6, "seed": 5, "sampling": SAMPLING}
+    silent = [known[question] for question in list(_questions(tasks, 5, 6))[:2]]
+    greedy = answer(_policy(), _Oracle({}, 0), tasks, **asked)
+    sampled = answer(_policy(), _Oracle(known, 1), _moody(*silent), **asked, completions=2)
+    few = {"builtin/sums": greedy["builtin/sums"], "builtin/logic": greedy["builtin/logic"][:1]}
+    for kinds in ({"greedy": greedy, "sampled": sampled}, {"greedy": few, "sampled": {}}):
+        lines = list(shown(kinds, 99))
+        for task, outcomes in kinds["greedy"].items():
+            for one in outcomes:
+                at = lines.index(f"{quoted(task)}  {quoted(one.item.question)}")
+                block = list(takewhile(lambda line: line.startswith("  "), lines[at + 1 :]))
+                scored = [other for other in kinds["sampled"].get(task, ()) if other.item == one.item]
+                assert block.count("  sampled") == len(scored) and block.count("  greedy") == 1
+                right = [line for line in block if line.startswith("  reward 1")]
+                assert len(right) == len(scored) and all(quoted(one.item.answer) in line for line in right)
+    assert sum(line.startswith("builtin/") for line in shown({"greedy": greedy}, 5)) == 5
+
+
+def test_why_a_policy_may_have_been_taught_what_is_held_out_is_a_line_each(tmp_path: Path) -> None:
+    other = Split(salt=7)
+    (tmp_path / "metrics.jsonl").write_text('{"round": 1, "unscorable": 0}\n')
+    assert list(doubts(None, "builtin", DEFAULT_SPLIT)) == list(doubts(tmp_path, "builtin", DEFAULT_SPLIT)) == []
+    assert list(doubts(tmp_path, "owner/model", other)) == list(doubts(tmp_path / "new", "owner/model", other)) == []
+    (tmp_path / "metrics.jsonl").write_text('{"round": 1}\n{"round": 2, "unscorable": 0}\n')
+    first, second = doubts(tmp_path, "builtin", other)
+    assert "began under an earlier release" in first and "the built-in policy was taught" in second
 
 
 def _evaluations(engine: _Oracle, tasks: TaskSet, rows: MetricsLog, **config: int) -> Evaluations:
