@@ -242,10 +242,10 @@ def reach(result: Result, baseline: Result) -> float:
 def at_equal(result: Result, baseline: Result) -> dict[str, float]:
     """Return pass@k and the entropy of right answers where pass@1 is the baseline's best, less the baseline's.
 
-    Empty where the run never got there, or there is but one evaluation of either.
+    Empty where the run never got there, or either was not evaluated on the way: of its ends alone nothing follows.
     """
     ours, theirs = ([one for one in run.held_out if PASS_1 in one] for run in (result, baseline))
-    if min(len(ours), len(theirs)) < 2:
+    if min(len(ours), len(theirs)) < 3:
         return {}
     there = max(theirs, key=lambda one: one[PASS_1])
     for before, after in pairwise(ours):

@@ -342,7 +342,7 @@ def _try(name: str, options: Mapping[str, Any]) -> None:
     """Raise `ValueError` unless questions under `options` are made in time and of a size that a model could read."""
     worker = _start_worker()
     try:
-        said = worker.call({"call": "try", "name": name, "options": dict(options)}, TRIAL_S)
+        said = worker.call({"call": "try", "name": name, "options": dict(options), "cpu_s": TRIAL_CPU_S}, TRIAL_S)
     except TypeError as error:  # options that are no JSON
         raise ValueError(str(error)) from None
     except WorkerError as error:
@@ -372,14 +372,14 @@ def main() -> None:
         if request["call"] == "draw":
             send(channel, {"drawn": draw_here(name, options, request["seed"])})
         else:
-            send(channel, _trial(name, options))
+            send(channel, _trial(name, options, request["cpu_s"]))
 
 
-def _trial(name: str, options: Mapping[str, Any]) -> Message:
+def _trial(name: str, options: Mapping[str, Any], cpu_s: int) -> Message:
     from reasoning_gym import factory  # noqa: F401  # its seconds are not the questions'
 
     used = int(time.process_time())
-    resource.setrlimit(resource.RLIMIT_CPU, (used + TRIAL_CPU_S, used + TRIAL_CPU_S + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (used + cpu_s, used + cpu_s + 1))
     longest = 0
     for index in range(TRIALS):
         try:
