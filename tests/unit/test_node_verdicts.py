@@ -143,7 +143,7 @@ def test_a_file_that_changed_since_the_node_began_scores_nothing(tmp_path: Path)
     with capture_logs() as logs:
         assert task.verify(item, "1") is None
     assert "its code has changed since this node began" in logs[0]["reason"]
-    assert workers_here() == before, "the one that said so is ended"
+    assert set(workers_here()) <= set(before), "the one that said so is ended"
 
 
 def test_a_worker_ends_with_a_node_that_is_killed_though_it_is_at_work(tmp_path: Path) -> None:
