@@ -90,7 +90,11 @@ class Estimate(NamedTuple):
     half: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3g}" if math.isnan(self.half) else f"{self.mean:.3g} ± {self.half:.2g}"
+        if not self.half > 0:
+            mean = f"{round(self.mean):,}" if abs(self.mean) >= 1000 else f"{self.mean:.3g}"
+            return mean if math.isnan(self.half) else f"{mean} ± 0"
+        digits = min(1 - math.floor(math.log10(self.half)), 3)  # two of the interval's, and three decimals at most
+        return " ± ".join(f"{round(one, digits):,.{max(digits, 0)}f}" for one in self)
 
 
 class Line(NamedTuple):
@@ -351,16 +355,17 @@ COLUMNS = {
 
 
 TRAINED = {"cumulative", "ratio", "by_compute", "reach", "first", "last"}  # figures of rewards in training
+SAMPLED = {PASS_1, "entropy"}  # of answers that are sampled: what they add to accuracy is in the JSON
 
 
 def to_markdown(lines: Sequence[Line], lab: Lab) -> str:
-    """Return the table; a figure that no arm has is left out.
+    """Return the table; a figure that no arm has, or that is 0 for all, is left out.
 
-    If there is accuracy on held-out questions, so are the figures of rewards in training.
+    If there is accuracy on held-out questions, so are figures of rewards in training and of single sampled answers.
     """
-    known = list(dict.fromkeys(key for line in lines for key in line.figures))
+    known = list(dict.fromkeys(key for line in lines for key, one in line.figures.items() if one != (0.0, 0.0)))
     if "accuracy" in known:
-        known = [key for key in known if key not in TRAINED]
+        known = [key for key in known if key not in TRAINED | SAMPLED]
     keys = [key for column in COLUMNS for key in known if column == _column(key)]
     titles = [COLUMNS[_column(key)].format(baseline=lab.baseline, k=key.partition("@")[2]) for key in keys]
     bases = any(line.base for line in lines)

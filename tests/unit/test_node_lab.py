@@ -25,6 +25,7 @@ from node.lab.plan import (
 )
 from node.lab.plots import plot
 from node.lab.results import (
+    Estimate,
     Result,
     at_equal,
     by_compute,
@@ -386,6 +387,14 @@ def test_what_a_round_costs_beside_its_compute_counts_against_small_rounds() -> 
     assert table[2:] == ["|  | 0 | 0.625 | 0.5 |", "|  | 1 | 0.5 | 0.5 |"]
     other = dataclasses.replace(large, base="dense")
     assert price([small, other], [0.0]).splitlines()[2:] == ["|  | 0 | 0.625 |  |", "| dense | 0 |  | 0.5 |"]
+
+
+def test_an_estimate_is_written_to_two_digits_of_its_interval() -> None:
+    assert str(Estimate(0.48213, 0.03219)) == "0.482 ± 0.032"
+    assert str(Estimate(0.90861, 0.00823)) == "0.909 ± 0.008"
+    assert str(Estimate(88213.4, 2134.0)) == "88,200 ± 2,100"
+    assert [str(Estimate(mean, math.nan)) for mean in (0.123456, 88213.4)] == ["0.123", "88,213"]
+    assert str(Estimate(1.0, 0.0)) == "1 ± 0"
 
 
 def test_ratios_are_paired_by_seed(tmp_path: Path) -> None:
