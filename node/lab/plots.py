@@ -54,7 +54,7 @@ def plot_accuracy(results: Sequence[Result], path: Path) -> None:
             axes.set_xlim(0, 1)
             axes.grid(axis="x", alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
-        panels[0][0].invert_yaxis()
+        panels[0][0].set_ylim(len(arms) - 0.5, -0.5)
         figure.savefig(path, metadata={"Date": None})
         pyplot.close(figure)
 
