@@ -23,9 +23,11 @@ from node.rollouts.screening import Refused, Seen
 from node.swarm.sharing import Admission, NoExchange
 from node.tasks import load_tasks
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import LATE, PATIENCE_S, MaybeLate
+from node.tasks.verdicts import LATE, MaybeLate
 from node.telemetry.metrics import MetricsLog
 from node.training.checkpoint import latest_checkpoint
+
+FOREVER_S = 1e9  # scoring takes as long as it takes: nobody waits for a replay's rounds
 
 
 class Compared(NamedTuple):
@@ -186,7 +188,7 @@ class _RecordedJournal:
     def judged(self, judge: Callable[[float], list[MaybeLate]], seconds: float) -> list[MaybeLate]:
         """Judge again, however long it takes; what was unscorable or late then counts as such now."""
         none = self._again.unscorable.pop(0)
-        return [None if at in none else LATE if -1 - at in none else one for at, one in enumerate(judge(PATIENCE_S))]
+        return [None if at in none else LATE if -1 - at in none else one for at, one in enumerate(judge(FOREVER_S))]
 
     def revoked(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
         """Return the signers that were revoked then."""

@@ -315,7 +315,7 @@ def _check(config: LabConfig, run: Run) -> None:
     if run.slow >= nodes:
         raise UserError(f"{name}: of {nodes} nodes {run.slow} are slow: leave one that is not")
     if run.parts:
-        _check_held_out(config, run, parsed)
+        _check_parts(config, run, parsed)
     if run.churn and not memory:
         for one in parsed:
             if one.trainer.save_steps > run.churn.present:
@@ -340,7 +340,7 @@ def _parsed(run: Run) -> list[NodeConfig]:
     return parsed
 
 
-def _check_held_out(config: LabConfig, run: Run, parsed: Sequence[NodeConfig]) -> None:
+def _check_parts(config: LabConfig, run: Run, parsed: Sequence[NodeConfig]) -> None:
     name = f"arm {run.arm!r}"
     if config.arms[run.arm].nodes is not None:
         raise UserError(f"{name}: its nodes are those of its parts: leave nodes out")

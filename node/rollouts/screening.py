@@ -38,7 +38,7 @@ from node.rollouts.sampling import RIGHT, Candidate, Draw, Pick, Place, Rule
 from node.tasks import Item
 from node.tasks.prompting import takes_more
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import LATE, Answer, MaybeLate, Scoring, Verdict, late_as_none, score, submit_of
+from node.tasks.verdicts import LATE, Answer, MaybeLate, Scoring, Verdict, score, submit_of
 
 REWARD_TOLERANCE = 1e-6
 MAX_DRAWN_PER_SLOT = 4  # groups drawn for each slot of a round, at most: that bounds what a flood costs
@@ -145,13 +145,13 @@ def rebuild(group: Group, tasks: TaskSet, encode_prompt: EncodePrompt) -> Questi
     return Question(task, group.seed, item, prompt)
 
 
-def compare(group: Group, places: Iterable[int], verdicts: Iterable[Verdict]) -> str:
-    """Compare the rewards that a group claims for the completions at `places` with the verdicts on these.
+def compare(group: Group, verdicts: Iterable[tuple[int, Verdict]]) -> str:
+    """Compare the rewards that a group claims with verdicts, each with the place of its completion.
 
     Returns what is wrong, "" if nothing is.
     """
     reason = ""
-    for place, verdict in zip(places, verdicts, strict=True):
+    for place, verdict in verdicts:
         if verdict is None:
             reason = "unscorable"
         elif abs(verdict - group.rewards[place]) > REWARD_TOLERANCE:
@@ -173,7 +173,7 @@ def check(
     except GroupError as error:
         return ReadResult(None, error.reason)
     verdicts = score([Answer(question.task, question.item, one.text) for one in group.completions])
-    reason = compare(group, range(len(verdicts)), verdicts)
+    reason = compare(group, enumerate(verdicts))
     return ReadResult(None, reason) if reason else ReadResult(group, "")
 
 
@@ -285,25 +285,28 @@ class Screening:
 
     def settle(self, own: OwnResults, seconds: float) -> None:
         """Decide on each drawn group by the verdicts that are there after `seconds`; the others are late."""
+        if self._pending:
+            self._decide(own, seconds)
+        self._withdraw()
+
+    def _decide(self, own: OwnResults, seconds: float) -> None:
         pending, scoring, answers = self._pending, self._scoring, self._answers()
         self._pending, self._scoring = [], None
-        if not pending:
-            return
         verdicts = iter(self.context.judged((scoring or Scoring(answers, is_own=False)).wait, seconds))
         true: list[_Pending] = []
         for one in pending:
             found = [next(verdicts) for _ in one.places]
             if one.candidate.peer in self.revoked:
                 continue
-            if LATE in found:
+            there = [(place, verdict) for place, verdict in zip(one.places, found, strict=True) if verdict != LATE]
+            if reason := compare(one.group, there):
+                self.refused.append(Refused(one.candidate.id, one.candidate.peer, reason))
+            elif LATE in found:
                 self.left_out["late"] += len(one.picks)
                 self._is_late = True
-            elif reason := compare(one.group, one.places, late_as_none(found)):
-                self.refused.append(Refused(one.candidate.id, one.candidate.peer, reason))
             else:
                 true.append(one)
         self._take(true, own)
-        self._withdraw()
 
     def fill(self, candidates: Sequence[Candidate], own: OwnResults, seconds: float) -> None:
         """Settle what was drawn, and draw again until the round's slots are full or nothing is left to be drawn.

@@ -108,7 +108,7 @@ def _check_split(folder: Path, manifest: SwarmManifest) -> None:
     if split_of(manifest) != DEFAULT_SPLIT and any((folder / "checkpoints").glob("checkpoint-*")):
         raise UserError(
             f"the node in {folder} has trained on questions that swarm {manifest.name!r} holds out for evaluation: "
-            "choose a new folder"
+            "choose a new folder (with this one's identity.key in it, if your invite is spent)"
         )
 
 
@@ -401,7 +401,8 @@ def load_manifest(folder: Path) -> SwarmManifest | None:
         return open_manifest(data)
     except ManifestError as error:
         raise UserError(
-            f"{folder / MANIFEST_FILE} is damaged ({error}): delete it and join the swarm again with an invite"
+            f"{folder / MANIFEST_FILE} is damaged ({error}): copy it from another node of the swarm, "
+            "or delete it and join the swarm again with an invite"
         ) from None
 
 

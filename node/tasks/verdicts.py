@@ -5,7 +5,8 @@ or could not tell. An unscorable answer is not trained on and not published, and
 
 Our own scorers take little time by construction, and score in this process. Other people's code, a file or a package,
 scores in worker processes with limits on memory and on the time for each text (`Workers`). This node's own answers go
-before its peers': a peer's slow text delays an own one by `SCORE_S` at most.
+before its peers': what delays them is at most one text of a peer for each worker, `SCORE_S` long, and the start of a
+worker in the place of one that such a text ended.
 
 A worker is a program that takes a channel (`node.processes.worker_process`). It replies to its first message once it is
 ready, or with {"error": why not}. It replies to each later message with {"reward": ...}, in [0, 1], or {"error": ...}.
@@ -23,6 +24,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -175,7 +177,7 @@ class Workers:
             WorkerError: it ended, or was not ready in time.
         """
         future: Future[Message] = Future()
-        self._lanes.put(_OWN, lambda lane: lane.start(), future)
+        self._lanes.put(_OWN, lambda lane: lane.first_reply(), future)
         return future.result()
 
     def submit(self, request: Message, is_own: bool) -> "Future[Verdict]":
@@ -214,13 +216,12 @@ class _Lanes:
         """Add a lane unless there are `most`."""
         with self._lock:
             if self._count < most:
-                self._count += 1
                 threading.Thread(target=_Lane(self).run, name=f"scoring {self.task}", daemon=True).start()
+                self._count += 1
 
     def close(self) -> None:
-        """End the lanes, each after what it is at."""
-        for _ in range(self._count):
-            self.waiting.put((_CLOSE, next(self._numbers), None, Future()))
+        """End the lanes, each after what it is at: each passes this on to the next."""
+        self.waiting.put((_CLOSE, next(self._numbers), None, Future()))
 
 
 class _Lane:
@@ -229,6 +230,7 @@ class _Lane:
     def __init__(self, lanes: _Lanes) -> None:
         self._lanes = lanes
         self._worker: WorkerProcess | None = None
+        self._said: Message | Exception = {}  # the worker's first reply, or why there is no worker
         self._busy = 0.0  # seconds of scoring since nothing waited
 
     def run(self) -> None:
@@ -236,7 +238,10 @@ class _Lane:
         while True:
             *_, job, future = waiting.get()
             if job is None:
+                self._lanes.close()
                 break
+            if self._worker is None:
+                self._start()  # while it loads, the text is not begun
             if not future.set_running_or_notify_cancel():
                 continue
             try:
@@ -247,24 +252,30 @@ class _Lane:
                 self._busy = 0.0
             elif self._busy > SLOW_S:
                 self._busy = 0.0
-                self._lanes.grow(min(MOST_WORKERS, usable_cores()))
+                with suppress(RuntimeError):  # no thread can be started: those that are there go on
+                    self._lanes.grow(min(MOST_WORKERS, usable_cores()))
+        self._end()
+
+    def _start(self) -> None:
+        """Start a worker; the lane keeps it unless it replies {"error": why not}."""
+        path = os.pathsep.join(filter(None, sys.path))
+        try:
+            self._worker = WorkerProcess([sys.executable, "-P", "-m", self._lanes.module], {"PYTHONPATH": path})
+            self._said = self._worker.call(self._lanes.first, LOAD_S)
+        except (WorkerError, OSError, TypeError) as error:  # TypeError: options that cannot be written as JSON
+            self._said = error
+        if isinstance(self._said, Exception) or "error" in self._said:
+            self._end()
+
+    def _end(self) -> None:
         if self._worker is not None:
             self._worker.kill()
+            self._worker = None
 
-    def start(self) -> Message:
-        """Start a worker and return its first reply; unless that is {"error": why not}, the lane keeps the worker."""
-        path = os.pathsep.join(filter(None, sys.path))
-        worker = WorkerProcess([sys.executable, "-P", "-m", self._lanes.module], {"PYTHONPATH": path})
-        try:
-            said = worker.call(self._lanes.first, LOAD_S)
-        except TypeError:  # options that cannot be written as JSON
-            worker.kill()
-            raise
-        if "error" in said:
-            worker.kill()
-        else:
-            self._worker = worker
-        return said
+    def first_reply(self) -> Message:
+        if isinstance(self._said, Exception):
+            raise self._said
+        return self._said
 
     def verdict(self, request: Message) -> Verdict:
         said = self._asked(request)
@@ -276,17 +287,13 @@ class _Lane:
         return None
 
     def _asked(self, request: Message) -> Message:
-        try:
-            if self._worker is None and "error" in (said := self.start()):
-                return said
-        except (WorkerError, OSError, TypeError) as error:
-            return {"error": str(error)}
-        assert self._worker is not None
+        if self._worker is None:
+            return {"error": str(self._said)} if isinstance(self._said, Exception) else self._said
         began = time.monotonic()
         try:
             return self._worker.call(request, self._lanes.seconds)
-        except WorkerError as error:
-            self._worker = None
+        except Exception as error:  # noqa: BLE001  # it ended, or the request cannot be written as JSON
+            self._end()
             return {"error": str(error)}
         finally:
             self._busy += time.monotonic() - began

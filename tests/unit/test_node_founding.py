@@ -181,7 +181,9 @@ def test_what_a_folder_keeps(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [b"", b"x", bytes(100), bytes(1 << 20)])
 def test_a_damaged_manifest_is_one_clear_line(damage: bytes, tmp_path: Path) -> None:
     (tmp_path / "manifest.bin").write_bytes(damage)
-    with pytest.raises(UserError, match=r"manifest\.bin is damaged .*: delete it and join the swarm again"):
+    with pytest.raises(
+        UserError, match=r"manifest\.bin is damaged .*: copy it from another node of the swarm, or delete"
+    ):
         load_manifest(tmp_path)
 
 

@@ -108,9 +108,9 @@ def test_a_scorer_that_raises_costs_one_item_and_nobody_else() -> None:
 
 def test_what_is_unscorable_is_no_cover_for_a_lie_beside_it() -> None:
     group = Group(Raising.key, 1, "q", tuple(Completion(text, True, 0.0) for text in "abc"), "p", 0)
-    assert compare(group, (0, 2), (0.0, None)) == "unscorable"
-    assert compare(group, (0, 2), (None, 1.0)) == compare(group, (0, 1), (1.0, None)) == "false_reward"
-    assert compare(group, (0, 1, 2), (0.0, 0.0, 1e-9)) == compare(group, (), ()) == ""
+    assert compare(group, [(0, 0.0), (2, None)]) == "unscorable"
+    assert compare(group, [(0, None), (2, 1.0)]) == compare(group, [(0, 1.0), (1, None)]) == "false_reward"
+    assert compare(group, [(0, 0.0), (1, 0.0), (2, 1e-9)]) == compare(group, []) == ""
 
 
 def test_a_question_that_the_policy_has_no_room_for_is_nobodys_fault_and_no_cover_for_another_question() -> None:
@@ -337,6 +337,44 @@ def test_of_a_signer_that_lies_once_no_group_is_used_though_it_was_found_true_in
     screening.fill(one.candidates, one.own, 9.0)
     assert screening.liars == {"two-faced"}
     assert set(screening.usable) == {pick.id for pick in screening.picks} == {group.id for group in honest}
+
+
+def test_a_false_question_alone_costs_its_signer_the_groups_that_were_found_true_too() -> None:
+    one = Round(Even(), external=2)
+    one.send("two-faced", 1, "11", "1")
+    screening = one.screening()
+    screening.draw(one.candidates)
+    screening.settle(one.own, 9.0)
+    assert len(screening.usable) == 1
+    false = one.send("two-faced", 2, "11", "1")
+    one.groups[false.id] = replace(one.groups[false.id], question="another?")
+    honest = one.send("honest", 3, "11", "1")
+    screening.fill([false], one.own, 9.0)  # nothing is left to score
+    assert (screening.usable, screening.picks, screening.liars) == ({}, [], {"two-faced"})
+    screening.fill([honest], one.own, 9.0)
+    assert set(screening.usable) == {honest.id}
+
+
+@pytest.mark.parametrize(
+    ("texts", "lie", "reason"),
+    [
+        (("11", "1,", "3"), True, "false_reward"),
+        (("1,", "33", "3"), True, "false_reward"),
+        (("1.", "1,", "3"), False, "unscorable"),
+        (("1,", "1.", "3"), False, "unscorable"),
+        (("11", "1,", "3"), False, None),
+    ],
+)
+def test_a_late_text_hides_neither_a_lie_nor_one_that_took_too_long(
+    texts: tuple[str, ...], lie: bool, reason: str | None
+) -> None:
+    one = Round(Slow(), "sapo", external=1)
+    group = one.send("peer", 1, *texts, lie=lie)
+    screening = one.screening()
+    screening.draw(one.candidates)
+    screening.fill(one.candidates, one.own, 0.0)
+    assert screening.refused == ([Refused(group.id, "peer", reason)] if reason else [])
+    assert screening.left_out["late"] == (0 if reason else 3) and screening.usable == {}
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))

@@ -204,6 +204,8 @@ class Scene:
     begun: int = 0
     killed: int = 0
     asked: list[tuple[int, int]] = field(default_factory=list)  # the worker's number, and the request's
+    loads: threading.Event | None = None  # until then no worker is ready
+    raises: dict[int, Exception] = field(default_factory=dict)
     fails: set[int] = field(default_factory=set)  # requests that end their worker
     holds: dict[int, threading.Event] = field(default_factory=dict)  # requests that are not answered before
     says: Message | None = None  # to every request
@@ -215,12 +217,15 @@ class Scene:
 
         def call(message: Message, timeout: float) -> Message:
             if "number" not in message:
+                assert self.loads is None or self.loads.wait(60)
                 self.clock.now += self.start_s
                 return self.first
             self.clock.now += self.score_s
             self.asked.append((number, message["number"]))
             if (event := self.holds.get(message["number"])) is not None:
                 assert event.wait(60)
+            if message["number"] in self.raises:
+                raise self.raises[message["number"]]
             if message["number"] in self.fails:
                 raise WorkerError("it died")
             return {"reward": message["number"] / 100} if self.says is None else self.says
@@ -292,11 +297,38 @@ def test_own_texts_go_before_those_of_peers_that_wait(scene: Scene) -> None:
     assert [number for _, number in scene.asked] == [0, 10, 11, 1, 2, 3]
 
 
-def test_workers_end_with_what_owns_them(scene: Scene) -> None:
+def test_workers_end_with_what_owns_them_though_one_is_busy(scene: Scene) -> None:
+    scene.score_s = 2.0
     workers = Workers("t", "m", {})
-    assert found(workers, requests(2)) == rewards(2)
+    first = threading.Event()
+    scene.holds[0] = first
+    futures = [workers.submit(one, True) for one in requests(3)]
+    wait_until(lambda: scene.asked == [(0, 0)], timeout=10)
     del workers
-    wait_until(lambda: scene.killed == 1, timeout=10)
+    first.set()
+    wait_until(lambda: scene.killed == scene.begun and not scoring_threads(), timeout=10)
+    assert futures[0].result(LATER) == 0.0
+
+
+def scoring_threads() -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if one.name == "scoring t"]
+
+
+def test_a_text_that_waits_for_a_worker_to_load_is_late_and_not_unscorable(scene: Scene) -> None:
+    scene.loads = threading.Event()
+    workers = Workers("t", "m", {})
+    future = workers.submit(*requests(1), False)
+    wait_until(lambda: scene.begun == 1, timeout=10)
+    assert future.cancel(), "it is not begun"
+    scene.loads.set()
+    assert found(workers, requests(1)) == [0.0] and scene.asked == [(0, 0)]
+
+
+def test_a_request_that_cannot_be_written_is_unscorable_and_the_next_one_is_scored(scene: Scene) -> None:
+    scene.raises = {1: TypeError("no JSON")}
+    with capture_logs() as logs:
+        assert found(Workers("t", "m", {}), requests(3)) == [0.0, None, 0.02]
+    assert [one["reason"] for one in logs] == ["no JSON"]
 
 
 def test_a_worker_that_dies_is_replaced_at_the_next_text(scene: Scene) -> None:
