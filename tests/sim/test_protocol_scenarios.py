@@ -21,7 +21,7 @@ from protocol.transport.memory import Conditions
 from protocol.wire.envelope import Kind
 
 ROOT = Path(__file__).parents[2]
-SEEDS = [1, pytest.param(2, marks=pytest.mark.slow)]
+PLAIN = {"steady", "kill", "partition", "rolling-restarts"}  # the rest, and a second seed, are slow tests
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +55,14 @@ def test_a_thousand_nodes_and_then_seven_hundred() -> None:
     assert len(trial.simulation.nodes) == 701
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("scenario", sorted(set(SCENARIOS) - {"hostile", "hostile-callers", "silent-sources"}))
+@pytest.mark.parametrize(
+    ("scenario", "seed"),
+    [
+        pytest.param(scenario, seed, marks=[] if seed == 1 and scenario in PLAIN else pytest.mark.slow)
+        for scenario in sorted(set(SCENARIOS) - {"hostile", "hostile-callers", "silent-sources"})
+        for seed in (1, 2)
+    ],
+)
 def test_sixty_nodes(scenario: str, seed: int) -> None:
     assert failures(scenario, Plan(nodes=60, seed=seed, faults_s=20.0)) == []
 
