@@ -39,7 +39,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from node.config import TaskConfig
+from node.config import AnswerMode, TaskConfig
 from node.tasks.questions import DEFAULT_SPLIT, Split
 
 if TYPE_CHECKING:
@@ -112,6 +112,28 @@ def is_text(value: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapper:
+    """What a task around another one says of itself unless it says otherwise: what the inner one does."""
+
+    base: Task
+
+    @property
+    def answer_mode(self) -> AnswerMode:
+        """The form in which `verify` looks for an answer."""
+        return getattr(self.base, "answer_mode", "whole")
+
+    @property
+    def size(self) -> int | None:
+        """How many rows the task has; None if it makes a question of any seed."""
+        return getattr(self.base, "size", None)
+
+    @property
+    def test_ids(self) -> frozenset[bytes] | None:
+        """The ids of the task's own test questions; None if it has none of its own."""
+        return getattr(self.base, "test_ids", None)
 
 
 def config_hash(config: Mapping[str, object]) -> str:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from node.config import AnswerMode, TaskConfig
 from node.errors import UserError
-from node.tasks import Item, Task, TaskKey, config_hash, derive_seed
+from node.tasks import Item, Task, TaskKey, Wrapper, config_hash, derive_seed
 from node.tasks.answers import INSTRUCTIONS, READERS, show
-from node.tasks.task_set import HeldOut, size_of, test_ids_of
+from node.tasks.task_set import HeldOut
 from node.tasks.verdicts import Submit, Verdict, already, submit_of
 
 VERSION = 1
@@ -25,10 +25,9 @@ MORE = "So it is."  # what a task is tried with that may take more than an answe
 
 
 @dataclass(frozen=True, slots=True)
-class Prompted:
+class Prompted(Wrapper):
     """A task with `count` examples before each question, read by `mode`, under `instruction` if that is not None."""
 
-    base: Task
     key: TaskKey
     count: int
     mode: AnswerMode | None
@@ -39,16 +38,6 @@ class Prompted:
     def bare(self) -> Task:
         """The task itself: its questions are the same, without examples."""
         return self.base
-
-    @property
-    def size(self) -> int | None:
-        """How many rows the task has; None if it makes a question of any seed."""
-        return size_of(self.base)
-
-    @property
-    def test_ids(self) -> frozenset[bytes] | None:
-        """The ids of the task's own test questions; None if it has none of its own."""
-        return test_ids_of(self.base)
 
     @property
     def submit(self) -> Submit | None:

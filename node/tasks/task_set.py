@@ -36,6 +36,7 @@ import structlog
 from node.errors import UserError, one_line
 from node.tasks import Item, Task, TaskKey, derive_seed
 from node.tasks.questions import DEFAULT_SPLIT, Split, question_id, text_id
+from node.tasks.verdicts import submit_of
 
 TRIES = 400  # seeds tried for one training question: a family in which so many fail counts as empty
 SAMPLE = 256  # questions made to find out whether a family has few different ones
@@ -135,7 +136,7 @@ class TaskSet:
     @property
     def scores_in_workers(self) -> bool:
         """Whether a task here scores in worker processes, so that this process can generate meanwhile."""
-        return any(getattr(task, "submit", None) is not None for task in self.tasks)
+        return any(submit_of(task) is not None for task in self.tasks)
 
     def get(self, key: TaskKey) -> Task | None:
         """Return the task of exactly this name, version and configuration."""

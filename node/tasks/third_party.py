@@ -33,7 +33,7 @@ from pydantic import ValidationError
 
 from node.config import AnswerMode, Section, TaskConfig, option_complaint
 from node.errors import UserError
-from node.tasks import MAX_QUESTION_BYTES, Item, Task, TaskKey, config_hash, derive_seed, is_text, task_names
+from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, Wrapper, config_hash, derive_seed, is_text, task_names
 from node.tasks.answers import READERS, same_output
 
 KIND = "file"
@@ -70,27 +70,11 @@ class TaskError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class ThirdPartyTask:
+class ThirdPartyTask(Wrapper):
     """A task that is not ours: what it makes and pays is checked. Raises `TaskError`, which names it."""
 
-    base: Task
     key: TaskKey
     held_out: Callable[[str, str], bool] = lambda name, question: False  # such questions are no examples
-
-    @property
-    def answer_mode(self) -> AnswerMode:
-        """The form in which `verify` looks for an answer."""
-        return getattr(self.base, "answer_mode", "whole")
-
-    @property
-    def size(self) -> int | None:
-        """How many rows it has; None if it makes a question of any seed."""
-        return getattr(self.base, "size", None)
-
-    @property
-    def test_ids(self) -> frozenset[bytes] | None:
-        """The ids of its own test questions; None if it has none of its own."""
-        return getattr(self.base, "test_ids", None)
 
     def make(self, seed: int) -> Item:
         try:

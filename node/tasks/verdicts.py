@@ -30,11 +30,11 @@ from typing import Any, Final, Literal, NamedTuple
 
 import structlog
 
-from node.config import AnswerMode, TaskConfig
+from node.config import TaskConfig
 from node.errors import UserError, one_line
 from node.processes.machine import usable_cores
 from node.processes.worker_process import Message, WorkerError, WorkerProcess, connect, receive, send
-from node.tasks import Item, Task, TaskKey
+from node.tasks import Item, Task, TaskKey, Wrapper
 
 Verdict = float | None
 LATE: Final = "late"  # in place of a verdict: the text's turn did not come in time
@@ -300,30 +300,14 @@ class _Lane:
 
 
 @dataclass(frozen=True, slots=True)
-class IsolatedTask:
+class IsolatedTask(Wrapper):
     """A task of other people's code: its questions are made here, and its `verify` runs in worker processes."""
 
-    base: Task
     workers: Workers
 
     @property
     def key(self) -> TaskKey:
         return self.base.key
-
-    @property
-    def answer_mode(self) -> AnswerMode:
-        """The form in which `verify` looks for an answer."""
-        return getattr(self.base, "answer_mode", "whole")
-
-    @property
-    def size(self) -> int | None:
-        """How many rows the task has; None if it makes a question of any seed."""
-        return getattr(self.base, "size", None)
-
-    @property
-    def test_ids(self) -> frozenset[bytes] | None:
-        """The ids of the task's own test questions; None if it has none of its own."""
-        return getattr(self.base, "test_ids", None)
 
     def make(self, seed: int) -> Item:
         return self.base.make(seed)
