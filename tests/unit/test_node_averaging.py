@@ -120,7 +120,8 @@ def test_no_round_waits_and_an_exchange_that_is_not_over_is_left_alone(make):
     assert a.value == 20.0
 
 
-def test_a_mean_that_is_not_finite_is_left_out_and_what_was_learnt_stays(make, tmp_path):
+def ahead_of_another(make):
+    """Two nodes of a group at 1.0; the first has trained for two rounds since."""
     hall = Hall("a", "b")
     a, b = make(hall, "a", start=1.0), make(hall, "b", start=1.0)
     for node in (a, b):
@@ -129,6 +130,11 @@ def test_a_mean_that_is_not_finite_is_left_out_and_what_was_learnt_stays(make, t
     b.idle_round()
     a.round(1.0)
     a.round(1.0)
+    return a, b
+
+
+def test_a_mean_that_is_not_finite_is_left_out_and_what_was_learnt_stays(make, tmp_path):
+    a, b = ahead_of_another(make)
     b.exchange._jobs.put(torch.full((4,), torch.inf))  # it lies
     assert a.idle_round() == {"weights/nonfinite": 1}
     assert a.value == 3.0
@@ -140,14 +146,7 @@ def test_a_mean_that_is_not_finite_is_left_out_and_what_was_learnt_stays(make, t
 
 
 def test_weights_that_are_not_finite_are_not_offered_to_the_group(make):
-    hall = Hall("a", "b")
-    a, b = make(hall, "a", start=1.0), make(hall, "b", start=1.0)
-    for node in (a, b):
-        node.exchange.begin()
-    a.idle_round()
-    b.idle_round()
-    a.round(1.0)
-    a.round(1.0)
+    a, b = ahead_of_another(make)
     b.round(0.0)
     assert b.round(float("inf")) == {"weights/nonfinite": 1}  # it has diverged
     b.set(1.0)
