@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,10 @@ def run(*arguments: str | Path) -> str:
     done = commands.run(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def status(folder: Path) -> dict[str, Any]:
+    return json.loads(run("status", folder, "--json"))
 
 
 def stop(process: BaseProcess, folder: Path) -> None:
@@ -68,9 +73,10 @@ def test_two_nodes_train_together_from_one_line(tmp_path: Path) -> None:
     with two_nodes(first, second) as (founder, joiner, invite):
         wait_until(lambda: external(first) > 0 and external(second) > 0, 90, "both to train on the other's groups")
         assert run("invite", first).startswith(invite)  # and then the address of the joiner, which it knows by now
-        state = json.loads(run("status", second, "--json"))
+        founders = [Identity.load(first / "identity.key").node_id]
+        wait_until(lambda: [peer["node"] for peer in status(second)["peers"]] == founders, 60, "a link to the founder")
+        state = status(second)
         assert state["swarm"] == {"id": load_manifest(first).swarm.hex(), "name": "riddles"}  # type: ignore[union-attr]
-        assert [peer["node"] for peer in state["peers"]] == [Identity.load(first / "identity.key").node_id]
         assert state["round"] > 0 and state["counters"]["items_received"] > 0
         assert state["rejected"].keys().isdisjoint({"unknown_task", "false_reward", "false_question"})
         stop(founder, first)
