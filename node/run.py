@@ -20,8 +20,8 @@ from node.engines import RolloutEngine, SamplingParams, make_engine
 from node.errors import DivergedError, NonFiniteError, UserError
 from node.journal import Journal, NoJournal, RoundJournal, Start
 from node.loop import Loop, longest_prompt
+from node.operations.presets import check_rate
 from node.policy.load import Policy, load_policy
-from node.policy.presets import check_rate
 from node.processes.machine import return_freed_memory
 from node.processes.signals import stop_signals
 from node.rollouts.replay_buffer import ReplayBuffer

@@ -11,7 +11,7 @@ import typer
 from node.cli.options import Debug, check_tasks, task_config, to_toml
 from node.config import NodeConfig, parse_config, put
 from node.errors import UserError, for_shell
-from node.policy.detection import with_preset
+from node.operations.presets import with_preset
 from node.state_folder import check_parent
 from protocol.storage import write_atomically
 

@@ -31,7 +31,7 @@ from node.config import (
     unknown_key,
 )
 from node.errors import UserError
-from node.policy.detection import preset_of
+from node.operations.presets import preset_of
 from node.state_folder import Memory, recall
 
 PRESET_OF = ("policy.model", "policy.device", "policy.lora.r")  # what a preset is made for

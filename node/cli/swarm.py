@@ -23,7 +23,7 @@ from node.cli.options import (
 from node.cli.settling import asked, warn
 from node.config import parse_config
 from node.errors import UserError, for_shell
-from node.policy.detection import with_preset
+from node.operations.presets import with_preset
 
 if TYPE_CHECKING:
     from node.fleet.local_swarm import Outcome, Plan, Show

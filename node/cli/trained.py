@@ -78,7 +78,7 @@ def say_loading(trained: Trained) -> None:
 
 def _with_lengths(config: NodeConfig) -> NodeConfig:
     """Return `config` with the lengths that a node would train its model with."""
-    from node.policy.detection import preset_for
+    from node.operations.presets import preset_for
 
     choices = preset_for(config.policy, config.engine.vllm)
     return fill(config, {key: choice.value for key, choice in choices.items() if key.startswith("engine.max_")})

@@ -18,7 +18,7 @@ from node.config import NodeConfig, load_config
 from node.errors import NonFiniteError, UserError, one_line
 from node.fleet.local_swarm import Plan, PlanPart, make_plan
 from node.lab.plan import AttackConfig, ChurnConfig
-from node.policy.detection import with_preset
+from node.operations.presets import with_preset
 
 
 def main() -> int:

@@ -22,8 +22,8 @@ from packaging.requirements import Requirement
 
 from node.config import NodeConfig, fill, load_config, parse_config
 from node.errors import UserError, for_shell
-from node.policy.footprint import ModelSize, footprint, peak
-from node.policy.presets import BUILTIN_SIZE, Machine, preset
+from node.operations.presets import preset
+from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, footprint, peak
 from node.processes.machine import undefended, usable_cores
 
 MIN_PYTHON = (3, 11)

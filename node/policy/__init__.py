@@ -3,7 +3,6 @@
 load            the policy itself, from a folder or a model id
 prompt          a question as the turns of a chat, or as plain text
 completion_text between a completion's tokens and its text
-presets         settings that fit a model's size and the machine
 detection       what this machine is, and how large a model is
 footprint       memory that a node takes with a model
 export          its weights as an ordinary model folder

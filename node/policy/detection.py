@@ -1,64 +1,22 @@
-"""Looks at a model and at this machine for `node.policy.presets`; reads no weights.
+"""Looks at a model and at this machine; reads no weights.
 
 A model that is not there is found out at once: what looks like a path is no matter for a hub, and a hub that does
 not answer is asked once.
 """
 
 import importlib.util
-import math
 import os
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from node.config import NodeConfig, PolicyConfig, VllmConfig, fill, is_set
+from node.config import PolicyConfig
 from node.errors import UserError
-from node.policy.footprint import ModelSize
-from node.policy.presets import BUILTIN_SIZE, Machine, Overrides, preset
+from node.policy.footprint import Machine, ModelSize
 
 HUB_TIMEOUT_S = 10.0
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-
-
-def preset_for(policy: PolicyConfig, vllm: VllmConfig, nodes: int = 1) -> Overrides:
-    """Return the preset of the policy's model on this machine, of which each of `nodes` nodes has an equal part.
-
-    Where there are several GPUs, as many nodes as come on one share it.
-
-    Raises:
-        UserError: there is no such model.
-    """
-    lora = policy.lora.r if "r" in policy.lora.model_fields_set else None
-    if policy.model == "builtin":
-        return preset(BUILTIN_SIZE, Machine(_memory()), lora)  # without importing torch
-    size = measure_model(policy.model)
-    machine = detect_machine(policy.device, vllm.python)
-    beside = math.ceil(nodes / machine.devices)  # on one device
-    machine = machine._replace(memory=machine.memory // beside, share=1 / beside)
-    return preset(size, machine, lora, thinks=can_be_asked_not_to_think(policy.model) and not policy.template)
-
-
-def with_preset(config: NodeConfig, nodes: int = 1) -> tuple[NodeConfig, dict[str, str]]:
-    """Return `config` filled up with its model's preset, for one of `nodes` nodes here, and the reason for each key.
-
-    Raises:
-        UserError: there is no such model.
-    """
-    values, reasons = preset_of(config, nodes)
-    return fill(config, values), reasons
-
-
-def preset_of(config: NodeConfig, nodes: int = 1) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the preset of the policy's model by dotted key, and the reasons for the keys that `config` leaves open."""
-    if config.role == "relay":  # runs no model
-        return {}, {}
-    choices = preset_for(config.policy, config.engine.vllm, nodes)
-    reasons = {key: choice.reason for key, choice in choices.items() if not is_set(config, key)}
-    return (
-        {key: choice.value for key, choice in choices.items()},
-        {key: f"for a model of this size: {reason}" for key, reason in reasons.items()},
-    )
 
 
 def measure_model(model: str) -> ModelSize:
@@ -141,7 +99,7 @@ def detect_machine(device: str = "auto", vllm_python: str = "") -> Machine:
         memory = torch.cuda.get_device_properties(0).total_memory
         count = torch.cuda.device_count()
         return Machine(memory, gpu=True, bf16=computes_in_bf16("cuda"), vllm=vllm, devices=count)
-    return Machine(_memory(), bf16=computes_in_bf16("cpu"), vllm=vllm)
+    return Machine(memory_here(), bf16=computes_in_bf16("cpu"), vllm=vllm)
 
 
 def computes_in_bf16(device: str) -> bool:
@@ -170,7 +128,7 @@ def visible_gpus(policy: PolicyConfig) -> list[str]:
     return [one.strip() for one in named.split(",")][:count] if named else list(map(str, range(count)))
 
 
-def _memory() -> int:
+def memory_here() -> int:
     """Bytes that this process may use: the machine's, or its container's."""
     total = int(psutil.virtual_memory().total)
     try:

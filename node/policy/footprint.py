@@ -35,6 +35,22 @@ class ModelSize(NamedTuple):
     positions: int | None
 
 
+BUILTIN_SIZE = ModelSize(
+    51_072, layers=2, hidden=48, intermediate=96, heads=4, kv_width=48, vocabulary=99, positions=128
+)
+
+
+class Machine(NamedTuple):
+    """What a node has for itself: memory of the device that trains, in bytes, and what the device can do."""
+
+    memory: int
+    gpu: bool = False
+    bf16: bool = False  # computes in bfloat16, rather than through float32
+    vllm: bool = False  # installed beside the node
+    share: float = 1.0  # of the device: `memory` is as large a part of its whole
+    devices: int = 1  # that are alike, of which a node has one
+
+
 class Part(NamedTuple):
     """What one thing takes, in bytes, and how it comes about."""
 

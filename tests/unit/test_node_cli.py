@@ -28,8 +28,7 @@ from node.cli.trained import find_trained
 from node.config import NodeConfig, TaskConfig, load_config
 from node.engines.vllm import EngineError
 from node.errors import UserError
-from node.policy.footprint import ModelSize
-from node.policy.presets import Machine
+from node.policy.footprint import Machine, ModelSize
 from node.state_folder import check_free, exclusive
 from node.tasks import load_tasks
 from node.tasks.questions import Split
@@ -683,7 +682,7 @@ def test_a_model_brings_the_settings_of_its_size_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     size = ModelSize(135_000_000, 30, 576, 1536, 9, 192, 49152, 8192)
-    monkeypatch.setattr("node.policy.detection.measure_model", lambda model: {"owner/model": size}[model])
+    monkeypatch.setattr("node.operations.presets.measure_model", lambda model: {"owner/model": size}[model])
     for verb in ("node", "swarm"):
         arguments = [verb, "--model", "owner/model", "--set", "engine.max_completion_length=24", "--dry-run"]
         assert run(arguments, debug=False) == 0
@@ -700,9 +699,9 @@ def test_a_model_brings_the_settings_of_its_size_and_says_so(
 
 def test_a_model_alone_is_evaluated_at_the_lengths_that_it_would_train_with(monkeypatch: pytest.MonkeyPatch) -> None:
     size = ModelSize(135_000_000, 30, 576, 1536, 9, 192, 49152, 8192)
-    monkeypatch.setattr("node.policy.detection.measure_model", lambda model: {"owner/model": size}[model])
+    monkeypatch.setattr("node.operations.presets.measure_model", lambda model: {"owner/model": size}[model])
     monkeypatch.setattr(
-        "node.policy.detection.detect_machine", lambda *_: Machine(1 << 30)
+        "node.operations.presets.detect_machine", lambda *_: Machine(1 << 30)
     )  # where it would train adapters
     config = find_trained("owner/model", ["engine.max_prompt_length=99"]).config
     assert (config.engine.max_prompt_length, config.engine.max_completion_length) == (99, 32)

@@ -9,8 +9,7 @@ from node.cli import doctor
 from node.cli.app import run
 from node.config import parse_config
 from node.policy.detection import measure_model
-from node.policy.footprint import ModelSize, adapter_parameters, footprint, peak
-from node.policy.presets import Machine
+from node.policy.footprint import Machine, ModelSize, adapter_parameters, footprint, peak
 from tests.policies import tiny_policy
 
 SMOLLM2 = ModelSize(134_515_008, 30, 576, 1536, 9, 192, 49152, 8192)

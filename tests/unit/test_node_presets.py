@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from node.config import NodeConfig, PolicyConfig, TrainerConfig, fill, is_set, parse_config
 from node.errors import UserError
-from node.policy.detection import find_model, looks_like_path, measure_model, preset_for
-from node.policy.footprint import ModelSize
+from node.operations.presets import SMALL, check_rate, preset, preset_for
+from node.policy.detection import find_model, looks_like_path, measure_model
+from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize
 from node.policy.load import BUILTIN
-from node.policy.presets import BUILTIN_SIZE, SMALL, Machine, check_rate, preset
 from node.run import run_node
 from tests.policies import write_tiny_policy
 from tests.swarms import small_config
@@ -230,8 +230,8 @@ def thinking_model(folder: Path, template: str) -> str:
 def test_a_reasoning_model_is_told_by_its_template_and_what_a_person_says_of_it_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node.policy.detection.detect_machine", lambda *_: LAPTOP)
-    monkeypatch.setattr("node.policy.detection.measure_model", lambda _: model(135e6))
+    monkeypatch.setattr("node.operations.presets.detect_machine", lambda *_: LAPTOP)
+    monkeypatch.setattr("node.operations.presets.measure_model", lambda _: model(135e6))
     thinks = thinking_model(tmp_path / "a", "{% if enable_thinking is false %}<think></think>{% endif %}")
     plain = thinking_model(tmp_path / "b", "{{ messages[0].content }}")
     vllm = NodeConfig().engine.vllm
@@ -248,8 +248,8 @@ def test_a_reasoning_model_is_told_by_its_template_and_what_a_person_says_of_it_
 
 @pytest.mark.parametrize("nodes", [1, 1000])
 def test_nodes_on_one_machine_share_its_memory(nodes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.policy.detection.detect_machine", lambda *_: LAPTOP)
-    monkeypatch.setattr("node.policy.detection.measure_model", lambda _: model(135e6))
+    monkeypatch.setattr("node.operations.presets.detect_machine", lambda *_: LAPTOP)
+    monkeypatch.setattr("node.operations.presets.measure_model", lambda _: model(135e6))
     config = parse_config({"policy": {"model": "any"}})
     assert ("policy.lora.r" in preset_for(config.policy, config.engine.vllm, nodes)) == (nodes > 1)
 
@@ -258,8 +258,8 @@ def test_nodes_on_one_machine_share_its_memory(nodes: int, tmp_path: Path, monke
 def test_nodes_on_several_gpus_share_the_one_that_they_are_on(
     nodes: int, on_one: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node.policy.detection.detect_machine", lambda *_: GPU._replace(devices=4))
-    monkeypatch.setattr("node.policy.detection.measure_model", lambda _: model(135e6))
+    monkeypatch.setattr("node.operations.presets.detect_machine", lambda *_: GPU._replace(devices=4))
+    monkeypatch.setattr("node.operations.presets.measure_model", lambda _: model(135e6))
     config = parse_config({"policy": {"model": "any"}})
     of_one = preset(model(135e6), GPU._replace(memory=GPU.memory // on_one, share=1 / on_one))
     assert preset_for(config.policy, config.engine.vllm, nodes) == of_one
@@ -301,7 +301,7 @@ def test_a_rate_that_would_destroy_a_model_is_refused_unless_forced(
 @pytest.mark.parametrize("lora", [0, 1])
 def test_a_node_counts_the_weights_that_it_trains(lora: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tiny_policy(tmp_path / "policy")
-    monkeypatch.setattr("node.policy.presets.SMALL", 2000)  # of 4600; the adapters of rank 1 have fewer
+    monkeypatch.setattr("node.operations.presets.SMALL", 2000)  # of 4600; the adapters of rank 1 have fewer
     config = small_config(
         1,
         policy={"model": str(tmp_path / "policy"), "lora": {"r": lora}},

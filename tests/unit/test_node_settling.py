@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from node.cli.settling import Settled, changes, settle
 from node.config import NodeConfig, all_keys, fill, flatten, is_key, merge, parse_config
 from node.errors import UserError
-from node.policy.detection import with_preset
+from node.operations.presets import with_preset
 from node.policy.footprint import ModelSize
 from node.state_folder import keep_config, recall, resolve_seed
 
@@ -25,7 +25,7 @@ SEED = f"tcp://192.0.2.7:4001?key={'ab' * 32}"
 
 @pytest.fixture(autouse=True)
 def known_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.policy.detection.measure_model", lambda model: SIZES[model])
+    monkeypatch.setattr("node.operations.presets.measure_model", lambda model: SIZES[model])
 
 
 def start(folder: Path, *settings: str, path: Path | None = None, **options: Any) -> Settled:

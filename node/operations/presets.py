@@ -10,14 +10,16 @@ model wants otherwise, each difference with its reason; `gossamer node --model I
     LoRA            where all weights, their gradients and Adam's two moments would fill half of the memory
     micro-batches   of fewer tokens where the activations would not fit
 
-Pure: `node.policy.detection` looks at the model and the machine.
+`preset` is pure; `preset_for` has `node.policy.detection` look at the model and the machine first.
 """
 
+import math
 from typing import Any, NamedTuple
 
-from node.config import SamplingConfig, TrainerConfig, VllmConfig
+from node.config import NodeConfig, PolicyConfig, SamplingConfig, TrainerConfig, VllmConfig, fill, is_set
 from node.errors import UserError
-from node.policy.footprint import ModelSize, token_bytes
+from node.policy.detection import can_be_asked_not_to_think, detect_machine, measure_model, memory_here
+from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, token_bytes
 
 SMALL = 10_000_000  # parameters: up to here one core multiplies a layer's matrices faster than several hand it around
 SPEAKING = 50_000_000  # parameters: from here on models answer in sentences
@@ -45,22 +47,6 @@ RATES = (
 )
 
 
-class Machine(NamedTuple):
-    """What a node has for itself: memory of the device that trains, in bytes, and what the device can do."""
-
-    memory: int
-    gpu: bool = False
-    bf16: bool = False  # computes in bfloat16, rather than through float32
-    vllm: bool = False  # installed beside the node
-    share: float = 1.0  # of the device: `memory` is as large a part of its whole
-    devices: int = 1  # that are alike, of which a node has one
-
-
-BUILTIN_SIZE = ModelSize(
-    51_072, layers=2, hidden=48, intermediate=96, heads=4, kv_width=48, vocabulary=99, positions=128
-)
-
-
 class Choice(NamedTuple):
     """The value of one setting, and why."""
 
@@ -70,6 +56,46 @@ class Choice(NamedTuple):
 
 Overrides = dict[str, Choice]
 """By dotted key of the configuration."""
+
+
+def preset_for(policy: PolicyConfig, vllm: VllmConfig, nodes: int = 1) -> Overrides:
+    """Return the preset of the policy's model on this machine, of which each of `nodes` nodes has an equal part.
+
+    Where there are several GPUs, as many nodes as come on one share it.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    lora = policy.lora.r if "r" in policy.lora.model_fields_set else None
+    if policy.model == "builtin":
+        return preset(BUILTIN_SIZE, Machine(memory_here()), lora)  # without importing torch
+    size = measure_model(policy.model)
+    machine = detect_machine(policy.device, vllm.python)
+    beside = math.ceil(nodes / machine.devices)  # on one device
+    machine = machine._replace(memory=machine.memory // beside, share=1 / beside)
+    return preset(size, machine, lora, thinks=can_be_asked_not_to_think(policy.model) and not policy.template)
+
+
+def with_preset(config: NodeConfig, nodes: int = 1) -> tuple[NodeConfig, dict[str, str]]:
+    """Return `config` filled up with its model's preset, for one of `nodes` nodes here, and the reason for each key.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    values, reasons = preset_of(config, nodes)
+    return fill(config, values), reasons
+
+
+def preset_of(config: NodeConfig, nodes: int = 1) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the preset of the policy's model by dotted key, and the reasons for the keys that `config` leaves open."""
+    if config.role == "relay":  # runs no model
+        return {}, {}
+    choices = preset_for(config.policy, config.engine.vllm, nodes)
+    reasons = {key: choice.reason for key, choice in choices.items() if not is_set(config, key)}
+    return (
+        {key: choice.value for key, choice in choices.items()},
+        {key: f"for a model of this size: {reason}" for key, reason in reasons.items()},
+    )
 
 
 def preset(size: ModelSize, machine: Machine, lora: int | None = None, *, thinks: bool = False) -> Overrides:
