@@ -27,6 +27,12 @@ REMOVED_SETTINGS: Mapping[str, str] = {
     "sampling.external_negatives": "leave it out; the rule 'positive' pushes no peer's answer down",
     "trainer.beta": "it could only be 0, as no reference model is kept: leave it out",
     "network.share": "groups whose rewards are all equal teach nothing and are not sent: leave it out",
+    "engine.vllm.tensor_parallel_size": "vLLM takes all GPUs of engine.placement.devices for one model: leave it out",
+    "engine.vllm.kv_cache_gib": "on a processor vLLM has 1 GiB for it: leave it out",
+    "engine.vllm.max_model_len": "it is the longest prompt and the longest completion together: leave it out",
+    "engine.vllm.enforce_eager": "CUDA graphs are used on a GPU and nowhere else: leave it out",
+    "engine.vllm.start_timeout": "engine.timeout bounds it: leave it out",
+    "engine.vllm.call_timeout": "engine.timeout bounds it: leave it out",
 }
 """Settings of earlier releases, by dotted key. A node's record drops them; a person who sets one is told what to do."""
 REMOVED_RULES: Mapping[str, str] = {"paper": "sapo", "uniform": "sapo", "correct": "positive"}
@@ -76,21 +82,48 @@ class VllmConfig(Section):
     """The vLLM engine's child process."""
 
     python: str = Field("", description="interpreter that has vLLM; empty: the node's own")
-    tensor_parallel_size: int = Field(1, ge=1)
-    gpu_memory_utilization: float = Field(0.4, gt=0, le=1)
-    kv_cache_gib: int = Field(1, ge=1, description="key-value cache on a CPU, in GiB")
-    max_model_len: int = Field(1024, ge=32)
+    gpu_memory_utilization: float = Field(
+        0.4, gt=0, le=1, description="the part of a GPU that vLLM has while it generates; it sleeps during training"
+    )
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    enforce_eager: bool = True
-    start_timeout: float = Field(300.0, gt=0, description="seconds")
-    call_timeout: float = Field(1800.0, gt=0, description="seconds that one batch or weight update may take")
     logprob_tolerance: float = Field(0.1, gt=0, description="mean absolute error a token after a weight update")
 
 
-class EngineConfig(Section):
-    """Who generates the rollouts, and how it samples."""
+class PlacementConfig(Section):
+    """Where rollouts are generated; "same", or an empty table, is the trainer's own device."""
 
-    kind: Literal["hf", "vllm"] = "hf"
+    devices: list[int] = Field([], description="GPUs by number, for vLLM alone; of several it takes all for one model")
+    url: list[str] = Field([], description="vLLM servers, http://HOST:PORT; each gets a part of a round's questions")
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _one_or_several(cls, url: Any) -> Any:
+        return [url] if isinstance(url, str) else url
+
+    @field_validator("url")
+    @classmethod
+    def _web_addresses(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            if not re.fullmatch(r"https?://[^\s/]+(/[^\s]*)?", url):
+                raise ValueError(f"{url!r} is no address of a server: write http://HOST:PORT")
+        return [url.rstrip("/") for url in urls]
+
+    @field_validator("devices")
+    @classmethod
+    def _different_devices(cls, devices: list[int]) -> list[int]:
+        if len(set(devices)) < len(devices) or any(number < 0 for number in devices):
+            raise ValueError("GPUs have different numbers, from 0 on")
+        return devices
+
+
+class EngineConfig(Section):
+    """Who generates the rollouts, where, and how it samples."""
+
+    kind: Literal["hf", "vllm", "server"] = Field(
+        "hf", description="'hf': transformers, in the trainer; 'vllm': a child process; 'server': vLLM at placement.url"
+    )
+    placement: PlacementConfig = PlacementConfig()
+    timeout: float = Field(1800.0, gt=0, description="seconds that a start, a batch or a weight update may take")
     temperature: float = Field(1.0, gt=0, le=10)
     top_p: float = Field(1.0, gt=0, le=1)
     max_prompt_length: int = Field(
@@ -98,6 +131,31 @@ class EngineConfig(Section):
     )
     max_completion_length: int = Field(16, ge=1, description="tokens")
     vllm: VllmConfig = VllmConfig()
+
+    @field_validator("placement", mode="before")
+    @classmethod
+    def _placement_by_word(cls, placement: Any) -> Any:
+        if isinstance(placement, str) and placement != "same":
+            raise ValueError('write "same", { devices = [1] } or { url = "http://HOST:PORT" }')
+        return {} if placement == "same" else placement
+
+    @model_validator(mode="after")
+    def _placement_of_the_kind(self) -> "EngineConfig":
+        if (self.kind == "server") != bool(self.placement.url):
+            raise ValueError("engine.kind='server' and engine.placement.url go together: set both or neither")
+        if self.placement.devices and self.kind != "vllm":
+            raise ValueError(f"engine.placement.devices are for engine.kind='vllm', which is {self.kind!r}")
+        return self
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence: a prompt and its completion."""
+        return self.max_prompt_length + self.max_completion_length
+
+    @property
+    def own_weights(self) -> bool:
+        """Whether the tokens come from the very weights that are then trained on them."""
+        return self.kind == "hf"
 
 
 class TaskConfig(Section):
@@ -457,11 +515,11 @@ class NodeConfig(Section):
 
     @model_validator(mode="after")
     def _ratio_is_of_one_distribution(self) -> "NodeConfig":
-        corrected = self.engine.kind == "vllm" and self.trainer.vllm_importance_sampling_correction
+        corrected = not self.engine.own_weights and self.trainer.vllm_importance_sampling_correction
         if corrected and self.engine.top_p < 1:
             raise ValueError(
-                f"engine.top_p={self.engine.top_p} cuts the distribution that vLLM's probabilities are of: leave it at "
-                "1, or set trainer.vllm_importance_sampling_correction=false"
+                f"engine.top_p={self.engine.top_p} cuts the distribution that the engine's probabilities are of: leave "
+                "it at 1, or set trainer.vllm_importance_sampling_correction=false"
             )
         return self
 
@@ -521,8 +579,11 @@ def upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(trainer, dict):
         trainer.pop("gradient_accumulation_steps", None)  # now tokens_per_batch splits a round
     for key in REMOVED_SETTINGS:
-        section, _, name = key.partition(".")
-        if isinstance(table := now.get(section), dict):
+        *sections, name = key.split(".")
+        table: Any = now
+        for section in sections:
+            table = table.get(section) if isinstance(table, dict) else None
+        if isinstance(table, dict):
             table.pop(name, None)
     for task in tasks if isinstance(tasks, list) else []:
         if isinstance(task, dict) and task.get("name") == "jsonl":

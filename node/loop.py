@@ -150,6 +150,8 @@ class Loop:
             self._describe(own, completions, samples)
             self.spent = self.spent.after(self.row)
             self._record(own, drawn)
+            if samples:
+                self.engine.rest()
             self._handed_over = time.perf_counter()
             yield samples
 

@@ -148,6 +148,9 @@ class _RecordedEngine:
     def load(self, version: int) -> None:
         """Do nothing."""
 
+    def rest(self) -> None:
+        """Do nothing."""
+
     def close(self) -> None:
         """Do nothing."""
 

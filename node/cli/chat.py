@@ -68,8 +68,7 @@ def chat(  # noqa: PLR0913  # one parameter for each option of the command
     trained = find_trained(model, settings, [task] if task else None)
     say_loading(trained)
 
-    from node.engines import SamplingParams
-    from node.engines.hf import HfEngine
+    from node.engines import SamplingParams, in_process
     from node.policy.load import load_policy
     from node.tasks import Item, load_tasks
     from node.telemetry.logs import setup_logs
@@ -78,7 +77,7 @@ def chat(  # noqa: PLR0913  # one parameter for each option of the command
     config = trained.config
     around = Item("", "") if bare else load_tasks(config.tasks, trained.split()).tasks[0].make(seed)
     policy = load_policy(config.policy, config.trainer.bf16, trained.adapters)
-    engine = HfEngine(policy)
+    engine = in_process(policy)
     sampling = SamplingParams.from_config(config.engine)
     if max_tokens is not None:
         sampling = replace(sampling, max_completion_length=max_tokens)

@@ -67,8 +67,7 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
     config = trained.config
     say_loading(trained)
 
-    from node.engines import SamplingParams
-    from node.engines.hf import HfEngine
+    from node.engines import SamplingParams, in_process
     from node.loop import longest_prompt
     from node.policy.load import load_policy
     from node.tasks import load_tasks
@@ -97,7 +96,7 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
     answers = {
         kind: answer(
             policy,
-            HfEngine(policy),
+            in_process(policy),
             asked,
             count=count,
             seed=questions,

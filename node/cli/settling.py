@@ -137,7 +137,7 @@ def idle_settings(config: NodeConfig) -> list[str]:
         lines.append(
             "trainer.warmup_steps has no effect: set trainer.lr_scheduler_type=constant_with_warmup, or another"
         )
-    if config.engine.kind != "vllm" and config.engine.vllm.python:
+    if config.engine.own_weights and config.engine.vllm.python:
         lines.append(f"engine.vllm.python has no effect: engine.kind is {config.engine.kind!r}")
     return lines
 

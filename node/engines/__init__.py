@@ -1,20 +1,27 @@
 """Engines: what generates rollouts, in one batched call from prompts to completions.
 
-    hf              `transformers.generate`, with the very model that is being trained
-    vllm            vLLM in a child process that is given the trainer's weights (`vllm_worker`)
+    hf              transformers, with the very model that is being trained
+    vllm            vLLM in a child process (`vllm_worker`), on the trainer's GPU or on others
+    server          vLLM's own server, anywhere
+    hand_over       how weights and adapters get into another process, and the probe that tells whether they arrived
 
-To add one: write a class with the methods of `RolloutEngine`, and name it in `make_engine` and in `EngineConfig.kind`.
+To add one: write a module that is a `Kind`, and name it in `kind_of` and in `EngineConfig.kind`. Presets, doctor,
+evaluations and the laboratory ask nothing else of an engine.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from node.config import EngineConfig
+from node.config import EngineConfig, NodeConfig
+from node.errors import PassingError
 
 if TYPE_CHECKING:
+    from node.policy.footprint import Machine, ModelSize, Part
     from node.policy.load import Policy
+
+BY_PREFERENCE = ("vllm", "hf")  # engines that a preset may choose, the best first
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,10 @@ class Generated:
     logprobs: tuple[float, ...] | None = None
 
 
+class EngineError(PassingError):
+    """An engine cannot be started, or failed twice in a row."""
+
+
 class RolloutEngine(Protocol):
     """Generates with the policy version that it was last given."""
 
@@ -62,11 +73,16 @@ class RolloutEngine(Protocol):
 
         Raises:
             NonFiniteError: the policy's logits are not finite.
+            EngineError: it failed, and was tried again.
         """
         ...
 
     def load(self, version: int) -> None:
-        """Take the trainer's current weights as policy `version`."""
+        """Take the trainer's current weights as policy `version`; costs nothing where they have not changed."""
+        ...
+
+    def rest(self) -> None:
+        """Leave the device's memory to the update, until the next `load`."""
         ...
 
     def close(self) -> None:
@@ -74,12 +90,69 @@ class RolloutEngine(Protocol):
         ...
 
 
+class Beside(NamedTuple):
+    """What an engine takes of the device that trains, in bytes."""
+
+    generating: int  # while it generates
+    resting: int  # while the policy is trained
+
+
+class Kind(Protocol):
+    """An engine before it runs; each engine's module is one."""
+
+    SHARES_WEIGHTS: bool
+    """Whether it generates with the trainer's own tensors, in its process."""
+
+    def make(self, config: EngineConfig, policy: "Policy", folder: Path) -> RolloutEngine:
+        """Return the engine, for a node whose state is in `folder`."""
+        ...
+
+    def missing(self, config: EngineConfig) -> str:
+        """Return what is to be installed or set before it can start; empty where nothing is. Takes no time."""
+        ...
+
+    def memory(self, size: "ModelSize", config: NodeConfig, width: int, gpu_memory: int) -> "list[Part]":
+        """Return what it takes of the memory of the device that trains.
+
+        Args:
+            size: of the policy's model.
+            config: of the node.
+            width: bytes of a number in the key-value cache.
+            gpu_memory: of the GPU that trains, in bytes; 0 for a processor.
+        """
+        ...
+
+    def beside(self, size: "ModelSize", machine: "Machine", config: EngineConfig) -> Beside | None:
+        """Return what it takes beside the trainer on this machine; None where it is of no use there."""
+        ...
+
+    def settings(
+        self, size: "ModelSize", machine: "Machine", config: EngineConfig, resident: int
+    ) -> dict[str, tuple[Any, str]]:
+        """Return the settings, by dotted key, that it wants there, each with its reason.
+
+        Args:
+            size: of the policy's model.
+            machine: one node's part of it.
+            config: of the engine, as far as a person set it.
+            resident: bytes that the trainer holds while the engine generates.
+        """
+        ...
+
+
+def kind_of(name: str) -> Kind:
+    """Return the engine of this name."""
+    from node.engines import hf, server, vllm
+
+    kinds: dict[str, Kind] = {"hf": hf, "vllm": vllm, "server": server}
+    return kinds[name]
+
+
+def in_process(policy: "Policy") -> RolloutEngine:
+    """Return the engine that needs nothing but the model: for a chat, an evaluation, the laboratory."""
+    return kind_of("hf").make(EngineConfig(), policy, Path())
+
+
 def make_engine(config: EngineConfig, policy: "Policy", folder: Path) -> RolloutEngine:
     """Return the engine that `config.kind` names, for a node whose state is in `folder`."""
-    if config.kind == "hf":
-        from node.engines.hf import HfEngine
-
-        return HfEngine(policy)
-    from node.engines.vllm import VllmEngine
-
-    return VllmEngine(policy, config, folder)
+    return kind_of(config.kind).make(config, policy, folder)

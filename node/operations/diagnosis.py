@@ -21,9 +21,10 @@ import psutil
 from packaging.requirements import Requirement
 
 from node.config import NodeConfig, fill, load_config, parse_config
+from node.engines import kind_of
 from node.errors import UserError, for_shell
 from node.operations.presets import preset
-from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, footprint, peak
+from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, cache_width, footprint, peak
 from node.processes.machine import undefended, usable_cores
 
 MIN_PYTHON = (3, 11)
@@ -249,7 +250,10 @@ def _preset_config(model: str, size: ModelSize, machine: Machine) -> NodeConfig:
 def _fit(model: str, size: ModelSize, machine: Machine) -> Iterator[Check]:
     device = "gpu" if machine.gpu else "cpu"
     config = _preset_config(model, size, machine)
-    parts = footprint(size, config, bf16=machine.bf16, gpu_memory=machine.memory if machine.gpu else 0)
+    gpu_memory = machine.memory if machine.gpu else 0
+    width = cache_width(config, bf16=machine.bf16)
+    engine = kind_of(config.engine.kind).memory(size, config, width, gpu_memory)
+    parts = footprint(size, config, engine, bf16=machine.bf16, gpu_memory=gpu_memory)
     for part in parts:
         yield Check(f"{device} {part.name}", True, f"{part.bytes / 1e9:6.2f} GB  {part.why}")
     need = peak(parts)
@@ -309,12 +313,10 @@ def examine_node(folder: Path) -> Iterator[Check]:
 
 
 def _engine(config: NodeConfig) -> Iterator[Check]:
-    if config.role == "train" and config.engine.kind == "vllm":
-        python = config.engine.vllm.python
-        there = shutil.which(python) is not None if python else _version("vllm") is not None
-        remedy = "pip install 'gossamer[vllm]', or name an interpreter that has it in engine.vllm.python"
-        text = f"{python or 'this interpreter'} {'is there' if there else 'is not there, or has none'}"
-        yield Check("engine vllm", there, text, do=remedy)
+    if config.role == "train" and not config.engine.own_weights:
+        kind = config.engine.kind
+        missing = kind_of(kind).missing(config.engine)
+        yield Check(f"engine {kind}", not missing, missing or "can start", do=missing)
 
 
 def _swarm(config: NodeConfig, folder: Path) -> Iterator[Check]:

@@ -16,7 +16,8 @@ model wants otherwise, each difference with its reason; `gossamer node --model I
 import math
 from typing import Any, NamedTuple
 
-from node.config import NodeConfig, PolicyConfig, SamplingConfig, TrainerConfig, VllmConfig, fill, is_set
+from node.config import EngineConfig, NodeConfig, PolicyConfig, SamplingConfig, TrainerConfig, fill, is_set
+from node.engines import BY_PREFERENCE, Beside, kind_of
 from node.errors import UserError
 from node.policy.detection import can_be_asked_not_to_think, detect_machine, measure_model, memory_here
 from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, token_bytes
@@ -26,11 +27,8 @@ SPEAKING = 50_000_000  # parameters: from here on models answer in sentences
 HUGE = 2_000_000_000  # parameters: activations of a round are worth computing twice
 TRAINING_BYTES = 16  # a trained weight in fp32: itself 4, its gradient 4, Adam's two moments 8
 FROZEN_BYTES = 2  # a weight beneath adapters, in bfloat16
-VLLM_SHARE = VllmConfig().gpu_memory_utilization  # of a GPU; vLLM takes more if its weights need it
-VLLM_BESIDE = 3_000_000_000  # bytes that vLLM needs beside its weights: a small key-value cache, and scratch space
-VLLM_WEIGHT_BYTES = 2.2  # bytes that it needs for each weight: bfloat16, and a tenth for what it packs anew
+MOST_GENERATING = 0.95  # of a GPU that trainer and engine may fill together while it generates
 GPU_QUESTIONS = 8  # a round: a GPU answers eight in hardly more time than two
-MODEL_LEN = 2048  # tokens: room for a prompt, its completion and some more
 THOUGHTS = 2048  # tokens that a reasoning model's answer may have: a short chain of thought is some hundreds
 FEWEST_TOKENS = 256  # a micro-batch holds a row at least, however long
 RATE_LIMIT = 1e-4  # a rate above it, on more than SMALL trained weights, unlearns the language within some rounds
@@ -58,7 +56,7 @@ Overrides = dict[str, Choice]
 """By dotted key of the configuration."""
 
 
-def preset_for(policy: PolicyConfig, vllm: VllmConfig, nodes: int = 1) -> Overrides:
+def preset_for(policy: PolicyConfig, engine: EngineConfig, nodes: int = 1) -> Overrides:
     """Return the preset of the policy's model on this machine, of which each of `nodes` nodes has an equal part.
 
     Where there are several GPUs, as many nodes as come on one share it.
@@ -70,10 +68,11 @@ def preset_for(policy: PolicyConfig, vllm: VllmConfig, nodes: int = 1) -> Overri
     if policy.model == "builtin":
         return preset(BUILTIN_SIZE, Machine(memory_here()), lora)  # without importing torch
     size = measure_model(policy.model)
-    machine = detect_machine(policy.device, vllm.python)
+    machine = detect_machine(policy.device, vllm=not kind_of("vllm").missing(engine))
     beside = math.ceil(nodes / machine.devices)  # on one device
     machine = machine._replace(memory=machine.memory // beside, share=1 / beside)
-    return preset(size, machine, lora, thinks=can_be_asked_not_to_think(policy.model) and not policy.template)
+    thinks = can_be_asked_not_to_think(policy.model) and not policy.template
+    return preset(size, machine, lora, thinks=thinks, engine=engine)
 
 
 def with_preset(config: NodeConfig, nodes: int = 1) -> tuple[NodeConfig, dict[str, str]]:
@@ -90,7 +89,7 @@ def preset_of(config: NodeConfig, nodes: int = 1) -> tuple[dict[str, Any], dict[
     """Return the preset of the policy's model by dotted key, and the reasons for the keys that `config` leaves open."""
     if config.role == "relay":  # runs no model
         return {}, {}
-    choices = preset_for(config.policy, config.engine.vllm, nodes)
+    choices = preset_for(config.policy, config.engine, nodes)
     reasons = {key: choice.reason for key, choice in choices.items() if not is_set(config, key)}
     return (
         {key: choice.value for key, choice in choices.items()},
@@ -98,7 +97,14 @@ def preset_of(config: NodeConfig, nodes: int = 1) -> tuple[dict[str, Any], dict[
     )
 
 
-def preset(size: ModelSize, machine: Machine, lora: int | None = None, *, thinks: bool = False) -> Overrides:
+def preset(
+    size: ModelSize,
+    machine: Machine,
+    lora: int | None = None,
+    *,
+    thinks: bool = False,
+    engine: EngineConfig | None = None,
+) -> Overrides:
     """Return the settings in which a model should differ from the defaults of `node.config`.
 
     Args:
@@ -106,10 +112,11 @@ def preset(size: ModelSize, machine: Machine, lora: int | None = None, *, thinks
         machine: one node's part of it.
         lora: rank of the adapters that a person asked for, 0 for none; None leaves it to the preset.
         thinks: its chat template can be asked to leave out a chain of thought.
+        engine: what a person set of it, above all its placement.
     """
-    parameters = size.parameters
-    vllm = _vllm_bytes(size, machine, lora)
-    machine = machine._replace(memory=machine.memory - vllm)  # what it takes is not there for training
+    parameters, whole, engine = size.parameters, machine, engine or EngineConfig()
+    name, beside = _choose_engine(size, machine, lora, engine) if parameters > SPEAKING else ("hf", Beside(0, 0))
+    machine = machine._replace(memory=machine.memory - beside.resting)  # what it keeps is not there for training
     adapters = _wants_adapters(parameters, machine.memory, lora)
     overrides = _rate(parameters, adapters=adapters)
     if parameters <= SMALL:
@@ -120,9 +127,9 @@ def preset(size: ModelSize, machine: Machine, lora: int | None = None, *, thinks
     trained = 0 if adapters else parameters
     if parameters > SPEAKING:
         overrides |= _speaking(size, machine)
-        overrides |= _engine(size, machine, vllm)
+        overrides |= _engine(size, whole, name, _resident(size, trained), engine)
     if thinks:
-        overrides |= _thinking(size, machine, trained, vllm)
+        overrides |= _thinking(size, machine, trained, by_itself=name != "hf")
     return overrides | _tokens(size, machine, trained)
 
 
@@ -130,44 +137,48 @@ def _wants_adapters(parameters: int, memory: int, lora: int | None) -> bool:
     return TRAINING_BYTES * parameters > memory // 2 if lora is None else lora > 0
 
 
-def _vllm_bytes(size: ModelSize, machine: Machine, lora: int | None) -> int:
-    """Return how many bytes vLLM takes of the GPU that also trains; 0 without vLLM, or without room for both."""
-    if not (machine.gpu and machine.vllm and size.parameters > SPEAKING):
-        return 0
-    taken = max(int(VLLM_SHARE * machine.memory), int(VLLM_WEIGHT_BYTES * size.parameters) + VLLM_BESIDE)
-    left = machine.memory - taken
-    a_weight = FROZEN_BYTES if _wants_adapters(size.parameters, left, lora) else TRAINING_BYTES
-    tokens = FEWEST_TOKENS * token_bytes(size, 2, checkpointing=size.parameters > HUGE)
-    return taken if a_weight * size.parameters + tokens <= left else 0
+def _choose_engine(size: ModelSize, machine: Machine, lora: int | None, config: EngineConfig) -> tuple[str, Beside]:
+    """Return the best engine that fits beside the trainer, and what it takes there."""
+    for name in BY_PREFERENCE:
+        beside = kind_of(name).beside(size, machine, config)
+        if beside is None:
+            continue
+        left = machine.memory - beside.resting
+        adapters = _wants_adapters(size.parameters, left, lora)
+        trained = 0 if adapters else size.parameters
+        tokens = FEWEST_TOKENS * token_bytes(size, 2, checkpointing=size.parameters > HUGE)
+        generates = _resident(size, trained) + beside.generating <= MOST_GENERATING * machine.memory
+        if generates and _weights(size, trained) + tokens <= left:
+            return name, beside
+    return "hf", Beside(0, 0)
 
 
-def _engine(size: ModelSize, machine: Machine, vllm: int) -> Overrides:
-    """Return which engine generates; `machine` has the memory that vLLM leaves, which takes `vllm` bytes."""
+def _engine(size: ModelSize, machine: Machine, name: str, resident: int, config: EngineConfig) -> Overrides:
+    """Return which engine generates, and its own settings."""
     if not (machine.gpu and machine.vllm):
         return {}
-    if not vllm:
-        gigabytes = VLLM_WEIGHT_BYTES * size.parameters / 1e9
-        reason = f"vLLM's copy of the weights takes {gigabytes:.1f} GB, for which there is no room beside training"
-        return {"engine.kind": Choice("hf", reason)}
-    overrides = {"engine.kind": Choice("vllm", "installed here, and several times as fast as transformers")}
-    share = float(f"{vllm / (machine.memory + vllm) * machine.share:.3g}")
-    if share != VLLM_SHARE:
-        reason = "nodes share this GPU" if machine.share < 1 else "its copy of the weights, and a key-value cache"
-        overrides["engine.vllm.gpu_memory_utilization"] = Choice(share, reason)
-    return overrides
+    if name == "hf":
+        return {"engine.kind": Choice("hf", "another engine's copy of the weights has no room beside training")}
+    chosen = {"engine.kind": Choice(name, "installed here, and several times as fast as transformers")}
+    own = kind_of(name).settings(size, machine, config, resident)
+    return chosen | {key: Choice(value, reason) for key, (value, reason) in own.items()}
 
 
-def _thinking(size: ModelSize, machine: Machine, trained: int, vllm: int) -> Overrides:
+def _resident(size: ModelSize, trained: int) -> int:
+    """Return what the trainer holds while an engine generates: weights, and Adam's moments of trained ones."""
+    return trained * (TRAINING_BYTES - 4) if trained else size.parameters * FROZEN_BYTES
+
+
+def _thinking(size: ModelSize, machine: Machine, trained: int, *, by_itself: bool) -> Overrides:
     """Return how long a reasoning model may think; without room in the update or the engine it is asked not to."""
     positions = size.positions or 2048
     prompt = min(1024, positions // 2)
     answer = min(THOUGHTS, positions - prompt)
     trains = _fitting_tokens(size, machine, trained) >= prompt + answer
-    if not (machine.gpu and trains and (vllm or _holds_a_round(size, machine, trained, prompt + answer))):
+    if not (machine.gpu and trains and (by_itself or _holds_a_round(size, machine, trained, prompt + answer))):
         return {"policy.template": Choice({"enable_thinking": False}, "its thoughts would be cut off")}
     return {
         "engine.max_completion_length": Choice(answer, "it thinks before it answers"),
-        "engine.vllm.max_model_len": Choice(max(MODEL_LEN, prompt + answer), "the prompt and the completion"),
     }
 
 
@@ -221,7 +232,6 @@ def _speaking(size: ModelSize, machine: Machine) -> Overrides:
             "engine.max_completion_length": Choice(
                 min(256, positions // 4), "some lines of reasoning; raise it as answers grow"
             ),
-            "engine.vllm.max_model_len": Choice(MODEL_LEN, "the prompt and the completion, and some room"),
         }
     if machine.gpu and size.parameters > HUGE:
         overrides["trainer.gradient_checkpointing"] = Choice(True, "a third more time for a fraction of the memory")

@@ -4,7 +4,6 @@ A model that is not there is found out at once: what looks like a path is no mat
 not answer is asked once.
 """
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def measure_model(model: str) -> ModelSize:
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"cannot load policy.model {model!r}: {first_line(error)}") from error
     text = config.get_text_config()
-    return ModelSize(parameters, *_shape(text), text.vocab_size, getattr(text, "max_position_embeddings", None))
+    return ModelSize(parameters, *shape_of(text), text.vocab_size, getattr(text, "max_position_embeddings", None))
 
 
 def can_be_asked_not_to_think(model: str) -> bool:
@@ -50,7 +49,8 @@ def can_be_asked_not_to_think(model: str) -> bool:
     return "enable_thinking" in str(template)
 
 
-def _shape(text: Any) -> tuple[int, int, int, int, int]:
+def shape_of(text: Any) -> tuple[int, int, int, int, int]:
+    """Return layers, hidden width, intermediate width, heads, and key-value heads times their width."""
     heads = text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
@@ -90,11 +90,10 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def detect_machine(device: str = "auto", vllm_python: str = "") -> Machine:
+def detect_machine(device: str = "auto", *, vllm: bool = False) -> Machine:
     """Return what this machine has for one node that trains on `device`, as `policy.device` names it."""
     import torch
 
-    vllm = bool(vllm_python) or importlib.util.find_spec("vllm") is not None
     if device in ("auto", "cuda") and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         count = torch.cuda.device_count()

@@ -13,7 +13,8 @@ round took 3.4 to 3.5 GB (3.95) with all weights and 2.7 (2.24) with adapters, f
 tests/e2e/test_node_footprint.py prints both.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from node.config import NodeConfig
 
@@ -57,14 +58,23 @@ class Part(NamedTuple):
     name: str
     bytes: int
     why: str
+    when: Literal["always", "generation", "update"] = "always"  # the last two take turns
 
 
-def footprint(size: ModelSize, config: NodeConfig, *, bf16: bool, gpu_memory: int = 0) -> list[Part]:
+def cache_width(config: NodeConfig, *, bf16: bool) -> int:
+    """Return the bytes of a number in the key-value cache, and in what a layer keeps for its backward pass."""
+    return 2 if bf16 or config.policy.dtype != "float32" else 4
+
+
+def footprint(
+    size: ModelSize, config: NodeConfig, engine_parts: Sequence[Part], *, bf16: bool, gpu_memory: int = 0
+) -> list[Part]:
     """Return what a node with this configuration takes of the memory of the device that trains.
 
     Args:
         size: of the policy's model.
-        config: of the node; with `engine.kind` "vllm" its process takes its share of the same device.
+        config: of the node.
+        engine_parts: what its engine takes of the device, as the engine says (`node.engines.Kind.memory`).
         bf16: whether products are computed in bfloat16.
         gpu_memory: of the GPU that trains, whose libraries are in another memory; 0 for a processor.
     """
@@ -78,35 +88,24 @@ def footprint(size: ModelSize, config: NodeConfig, *, bf16: bool, gpu_memory: in
     checkpointing = config.trainer.gradient_checkpointing
     parts = [
         Part("weights", size.parameters * width, f"{size.parameters / 1e6:.3g} M of {width} bytes"),
-        Part("gradients", 4 * trained, f"{trained / 1e6:.3g} M trained weights"),
+        Part("gradients", 4 * trained, f"{trained / 1e6:.3g} M trained weights", when="update"),
         Part("Adam", 8 * trained, "two moments of each trained weight"),
         Part(
             "activations",
-            tokens * activation_bytes(size, 2 if bf16 else width, checkpointing=checkpointing),
+            tokens * activation_bytes(size, cache_width(config, bf16=bf16), checkpointing=checkpointing),
             f"{tokens} tokens at once: trainer.tokens_per_batch",
+            when="update",
         ),
         Part(
             "logits",
             tokens * answers // group * LOGITS * size.vocabulary,
             f"{tokens * answers // group} tokens of completions, {size.vocabulary} words",
+            when="update",
         ),
     ]
     if bf16 and width == 4:
         parts.append(Part("bf16 weights", 2 * size.parameters, "cast once a pass"))
-    if engine.kind == "vllm":
-        cache = (engine.vllm.kv_cache_gib << 30) + 2 * size.parameters
-        share = engine.vllm.gpu_memory_utilization
-        parts.append(
-            Part("vllm", int(share * gpu_memory), f"engine.vllm.gpu_memory_utilization={share:g} of the GPU")
-            if gpu_memory
-            else Part("vllm", cache, "its own copy of the weights, and engine.vllm.kv_cache_gib")
-        )
-    else:
-        rows = sampling.questions_per_round * sampling.completions
-        cache = rows * (prompt + completion) * size.layers * 2 * size.kv_width * (2 if bf16 else width)
-        parts.append(
-            Part("key-value cache", cache, f"{rows} completions of up to {prompt + completion} tokens at once")
-        )
+    parts += engine_parts
     if not gpu_memory:
         parts.append(Part("libraries", LIBRARIES, "torch and transformers"))
         if sampling.external:
@@ -116,10 +115,8 @@ def footprint(size: ModelSize, config: NodeConfig, *, bf16: bool, gpu_memory: in
 
 def peak(parts: list[Part]) -> int:
     """Return what `footprint`'s parts take at once: generation, and the update with its gradients, take turns."""
-    of = {part.name: part.bytes for part in parts}
-    cache = of.pop("key-value cache", 0)
-    update = of.pop("gradients") + of.pop("activations") + of.pop("logits")
-    return int(MARGIN * (sum(of.values()) + max(cache, update)))
+    of = {when: sum(part.bytes for part in parts if part.when == when) for when in ("always", "generation", "update")}
+    return int(MARGIN * (of["always"] + max(of["generation"], of["update"])))
 
 
 def adapter_parameters(size: ModelSize, rank: int) -> int:

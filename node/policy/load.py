@@ -38,7 +38,7 @@ class Policy:
 
     `name` says what it is ("llama-51k": architecture and parameters) and travels in groups;
     it tells nothing about folders or accounts. `prompt` is the style of its prompts, as configured, and `template`
-    holds variables for its chat template.
+    holds variables for its chat template. `source` is the folder or the model id that it was loaded from.
     `bf16`: training and generation compute products in bfloat16, with the weights as they are.
     """
 
@@ -49,6 +49,7 @@ class Policy:
     prompt: Literal["auto", "chat", "plain"] = "auto"
     template: Mapping[str, Any] = field(default_factory=dict)
     bf16: bool = False
+    source: str = ""
     _completion_text: CompletionText = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -185,7 +186,7 @@ def load_policy(
         model = _with_adapters(model, config.lora)
     model = model.to(device)
     gains = gains_by_bf16(model) if bf16 == "auto" else bf16
-    return Policy(model, tokenizer, name, eos, config.prompt, config.template, gains)
+    return Policy(model, tokenizer, name, eos, config.prompt, config.template, gains, source)
 
 
 def gains_by_bf16(model: Any) -> bool:

@@ -6,6 +6,8 @@ Both come by the scripts in examples/, which do nothing where their work is done
 import copy
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,10 +19,11 @@ import psutil
 import pytest
 import torch
 
-from node.config import EngineConfig, PolicyConfig
-from node.engines import SamplingParams, vllm_worker
+from node.config import EngineConfig, PlacementConfig, PolicyConfig
+from node.engines import EngineError, SamplingParams, kind_of, make_engine, vllm_worker
 from node.engines import vllm as engine_module
-from node.engines.vllm import VllmEngine, WeightMismatchError, policy_logprobs
+from node.engines.hand_over import SharedWeights, WeightMismatchError, policy_logprobs
+from node.engines.vllm import VllmEngine
 from node.policy.export import export_model, export_weights
 from node.policy.load import load_policy
 from node.tasks import Item
@@ -33,9 +36,7 @@ ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 MODEL = ROOT / "runs" / "models" / "smollm2-135m-instruct"
 SAMPLING = SamplingParams(temperature=1.0, top_p=1.0, max_completion_length=24)
-CONFIG = EngineConfig(
-    max_prompt_length=64, max_completion_length=24, vllm={"python": str(PYTHON), "max_model_len": 128}
-)
+CONFIG = EngineConfig(kind="vllm", max_prompt_length=104, max_completion_length=24, vllm={"python": str(PYTHON)})
 NOISE = 0.1  # nats a token, mean: what bfloat16 may cost
 
 
@@ -96,8 +97,9 @@ def test_vllm_generates_with_the_trainers_weights_of_the_moment(policy, tmp_path
 
         disturb(policy, 0.05)
         assert disagreement(policy, prompts, groups) > 3 * NOISE, "old weights would show"
-        engine.load(1)
-        assert disagreement(policy, prompts, engine.generate(prompts, 4, SAMPLING, seed=1)) < NOISE
+        for version in (1, 2):
+            engine.load(version)
+            assert disagreement(policy, prompts, engine.generate(prompts, 4, SAMPLING, seed=1)) < NOISE
 
         [worker] = vllm_workers(psutil.Process().children())
         worker.kill()
@@ -160,20 +162,21 @@ print(json.dumps([answer.prompt_token_ids, chosen]))
         assert disagreement(policy, [prompt], [group]) > NOISE, "a model without them would show"
 
 
-def test_a_reload_that_vllm_does_by_half_is_refused(policy, tmp_path, monkeypatch):
-    """As with tied weights where vLLM keeps the old output matrix, on some processors: the export has them apart."""
+def test_weights_of_which_half_arrive_are_refused(policy, tmp_path, monkeypatch):
+    """As with tied weights where vLLM keeps the old output matrix, on some processors."""
+    whole = SharedWeights.write
     first = {}
 
-    def export_half(model, folder, dtype):
-        half = copy.deepcopy(model)
+    def write_half(shared, policy):
+        half = copy.deepcopy(policy.model)
         state = half.state_dict()
         if first:
             half.load_state_dict({name: first[name] if at % 2 else state[name] for at, name in enumerate(state)})
         else:
             first.update({name: weight.clone() for name, weight in state.items()})
-        export_weights(half, folder, dtype)
+        return whole(shared, replace(policy, model=half))
 
-    monkeypatch.setattr(engine_module, "export_weights", export_half)
+    monkeypatch.setattr(SharedWeights, "write", write_half)
     engine = VllmEngine(policy, CONFIG, tmp_path)
     try:
         engine.load(0)
@@ -184,17 +187,80 @@ def test_a_reload_that_vllm_does_by_half_is_refused(policy, tmp_path, monkeypatc
         engine.close()
 
 
+def test_vllm_is_given_adapters_alone_and_generates_with_those_of_the_moment(installed, tmp_path):
+    policy = load_policy(PolicyConfig(model=str(MODEL), device="cpu", lora={"r": 4, "alpha": 32}))
+    prompts = [policy.encode_prompt(Item("Name a colour of the rainbow.", ""))]
+    engine = VllmEngine(policy, CONFIG, tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for version in range(3):
+            with torch.no_grad():
+                for name, weight in policy.model.named_parameters():
+                    if ".lora_B" in name:
+                        weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
+            engine.load(version)
+            groups = engine.generate(prompts, 4, SAMPLING, seed=1)
+            assert disagreement(policy, prompts, groups) < NOISE
+            with policy.model.disable_adapter():
+                assert disagreement(policy, prompts, groups) > 2 * NOISE, "a model without them would show"
+        folder = engine._adapters._folder
+        assert {path.name for path in folder.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+        assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
+    finally:
+        engine.close()
+    assert not folder.exists()
+
+
+def test_a_real_server_is_given_weights_and_answers_with_them(policy, tmp_path):
+    """vLLM's server from its build for processors, as packages of it are started; tied weights are exported apart."""
+    (tmp_path / "start").mkdir()
+    export_weights(policy.model, tmp_path / "start", "bfloat16")
+    policy.tokenizer.save_pretrained(tmp_path / "start")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", "start", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--max-model-len", "128", "--enforce-eager", "--no-enable-chunked-prefill"]
+    command += ["--logprobs-mode", "processed_logprobs", "--kv-cache-memory-bytes", str(1 << 28)]
+    environment = os.environ | engine_module._environment() | {"VLLM_SERVER_DEV_MODE": "1"}
+    del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]
+    config = CONFIG.model_copy(update={"kind": "server", "placement": PlacementConfig(url=f"http://127.0.0.1:{port}")})
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait_until(
+            lambda: server.poll() is not None or not kind_of("server").missing(config), 300, "the server to answer"
+        )
+        assert server.poll() is None, (tmp_path / "log").read_text()[-2000:]
+        engine = make_engine(config, policy, tmp_path)
+        prompts = [policy.encode_prompt(Item(question, "")) for question in ("What is 2 + 2?", "Say yes.")]
+        for version in range(3):
+            engine.load(version)
+            groups = engine.generate(prompts, 4, SAMPLING, seed=1)
+            assert [len(group) for group in groups] == [4, 4]
+            assert disagreement(policy, prompts, groups) < NOISE
+            disturb(policy, 0.05)
+            assert disagreement(policy, prompts, groups) > 3 * NOISE, "old weights would show"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    engine.load(3)
+    with pytest.raises(EngineError, match="no server answers"):
+        engine.generate(prompts, 4, SAMPLING, seed=1)
+
+
 def test_vllm_dies_with_a_node_that_is_killed_while_it_generates(policy, tmp_path):
-    (tmp_path / "weights").mkdir()
-    export_weights(policy.model, tmp_path / "weights", "bfloat16")
+    policy.model.config.save_pretrained(tmp_path / "weights")
     node = f"""
 from pathlib import Path
 from node.processes.worker_process import WorkerProcess
 child = WorkerProcess([{str(PYTHON)!r}, "-P", {vllm_worker.__file__!r}], {engine_module._environment()!r}, Path("log"))
 child.call(dict(call="start", model="weights", dtype="bfloat16", max_model_len=4096, tensor_parallel_size=1,
-                enforce_eager=True, kv_cache_bytes=1 << 30), 600)
+                lora_rank=0, sleeps=True, gpu_memory_utilization=0.4), 600)
 print(child.pid, flush=True)
-child.call(dict(call="generate", prompts=[[1, 2, 3]] * 8, seeds=list(range(8)), n=4, temperature=1.0, top_p=1.0,
+child.call(dict(call="generate", prompts=[[1, 2, 3]] * 8, seed=0, n=4, temperature=1.0, top_p=1.0,
                 max_tokens=4000, stop=[], logprobs=False), 600)
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -26,7 +26,7 @@ from node.cli.app import app, explain, run
 from node.cli.options import to_toml
 from node.cli.trained import find_trained
 from node.config import NodeConfig, TaskConfig, load_config
-from node.engines.vllm import EngineError
+from node.engines import EngineError
 from node.errors import UserError
 from node.policy.footprint import Machine, ModelSize
 from node.state_folder import check_free, exclusive
@@ -701,7 +701,7 @@ def test_a_model_alone_is_evaluated_at_the_lengths_that_it_would_train_with(monk
     size = ModelSize(135_000_000, 30, 576, 1536, 9, 192, 49152, 8192)
     monkeypatch.setattr("node.operations.presets.measure_model", lambda model: {"owner/model": size}[model])
     monkeypatch.setattr(
-        "node.operations.presets.detect_machine", lambda *_: Machine(1 << 30)
+        "node.operations.presets.detect_machine", lambda *_, **__: Machine(1 << 30)
     )  # where it would train adapters
     config = find_trained("owner/model", ["engine.max_prompt_length=99"]).config
     assert (config.engine.max_prompt_length, config.engine.max_completion_length) == (99, 32)

@@ -1,5 +1,6 @@
 """Settings of earlier releases: records with them are read, and a person who sets one is told what to do instead."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,28 @@ from node.errors import UserError
 from node.state_folder import recall
 
 RULES = [("uniform", "sapo"), ("correct", "positive"), ("paper", "sapo"), ("sapo", "sapo"), ("positive", "positive")]
-VALUES = {"sampling.probe": 8, "sampling.external_negatives": "drop", "trainer.beta": 0.0, "network.share": "all"}
+VALUES = {
+    "sampling.probe": 8,
+    "sampling.external_negatives": "drop",
+    "trainer.beta": 0.0,
+    "network.share": "all",
+    "engine.vllm.tensor_parallel_size": 2,
+    "engine.vllm.kv_cache_gib": 1,
+    "engine.vllm.max_model_len": 1024,
+    "engine.vllm.enforce_eager": True,
+    "engine.vllm.start_timeout": 300.0,
+    "engine.vllm.call_timeout": 1800.0,
+}
 
 
 def record(rule: str) -> dict[str, Any]:
     """A config.json of commit 19586e0, of a node whose every setting of then is set."""
     tree = NodeConfig(rounds=7).model_dump(mode="json")
     tree["policy"].pop("template")
+    del tree["engine"]["placement"], tree["engine"]["timeout"]
     for key, value in VALUES.items():
-        table, _, name = key.partition(".")
-        tree[table][name] = value
+        *tables, name = key.split(".")
+        functools.reduce(dict.__getitem__, tables, tree)[name] = value
     tree["sampling"] |= {"rule": rule, "local": 3}
     return tree
 
@@ -49,7 +62,7 @@ def test_what_is_no_record_is_left_alone(odd: dict[str, Any]) -> None:
 @pytest.mark.parametrize("key", REMOVED_SETTINGS)
 def test_a_person_who_sets_what_is_gone_is_told_in_one_line_what_to_do(key: str, tmp_path: Path) -> None:
     assert not is_key(key)
-    table, _, name = key.partition(".")
+    table, _, name = key.rpartition(".")
     path = tmp_path / "node.toml"
     path.write_text(f"[{table}]\n{name} = {json.dumps(VALUES[key])}\n")
     for file, settings in ((path, []), (None, [f"{key}={json.dumps(VALUES[key])}"])):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 from transformers import DynamicCache
 
 from node.config import PolicyConfig
@@ -154,3 +155,48 @@ def test_a_prompt_that_is_computed_once_is_answered_as_one_that_is_computed_for_
     monkeypatch.setattr(DynamicCache, "batch_repeat_interleave", lambda *args: (repeated.append(args), repeat(*args)))
     assert HfEngine(policy).generate(prompts, 8, PARAMS, seed=5) == expected
     assert len(repeated) == (name != "mamba")
+
+
+def test_pages_are_drawn_from_the_same_distribution_and_the_seed_decides(policy):
+    """The continuous batching of a GPU, as far as a CPU runs it: each row is drawn apart, with the policy's odds."""
+    engine, prompts = HfEngine(policy, paged=True), prompts_of(policy)
+    attention, before = policy.model.config._attn_implementation, torch.random.get_rng_state()
+    made = engine.generate(prompts, 24, PARAMS, seed=5)
+    assert engine.generate(prompts, 24, PARAMS, seed=5) == made != engine.generate(prompts, 24, PARAMS, seed=6)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert policy.model.config._attn_implementation == attention
+    assert engine._paged, "it did not have to fall back"
+    for prompt, of_prompt in zip(prompts, made, strict=True):
+        firsts = [one.token_ids[0] for one in of_prompt]
+        with torch.no_grad():
+            odds = policy.model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
+        assert len(set(firsts)) > 5, "rows of one prompt do not begin alike"
+        assert odds[firsts].mean() > 1.5 / len(odds)
+    for one in flat(made):
+        assert one.finished == (one.token_ids[-1] in policy.eos_token_ids)
+        assert one.finished or len(one.token_ids) == 6
+    greedy = replace(PARAMS, temperature=0.0)
+    assert engine.generate(prompts, 1, greedy, seed=0) == HfEngine(policy).generate(prompts, 1, greedy, seed=0)
+
+
+def test_a_model_that_trains_in_float32_and_computes_in_bfloat16_generates_by_a_copy_of_today(policy):
+    policy = replace(policy, bf16=True)
+    engine, prompts, greedy = HfEngine(policy, paged=True), prompts_of(policy), replace(PARAMS, temperature=0.0)
+    first = engine.generate(prompts, 1, greedy, seed=0)
+    with torch.no_grad():
+        policy.model.lm_head.weight[policy.eos_token_ids[0]] = 100 * policy.model.lm_head.weight[7]
+    assert engine.generate(prompts, 1, greedy, seed=0) == first
+    engine.load(1)
+    assert engine.generate(prompts, 1, greedy, seed=0) != first
+
+
+def test_where_continuous_batching_fails_the_rows_come_by_the_other_way(policy, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("no kernel for this")
+
+    monkeypatch.setattr(type(policy.model), "generate_batch", fails, raising=False)
+    engine, prompts = HfEngine(policy, paged=True), prompts_of(policy)
+    with capture_logs() as said:
+        assert engine.generate(prompts, 4, PARAMS, seed=5) == HfEngine(policy).generate(prompts, 4, PARAMS, seed=5)
+        engine.generate(prompts, 4, PARAMS, seed=5)
+    assert [line["reason"] for line in said] == ["no kernel for this"]

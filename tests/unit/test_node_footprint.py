@@ -8,17 +8,23 @@ import pytest
 from node.cli import doctor
 from node.cli.app import run
 from node.config import parse_config
+from node.engines import kind_of
 from node.policy.detection import measure_model
-from node.policy.footprint import Machine, ModelSize, adapter_parameters, footprint, peak
+from node.policy.footprint import Machine, ModelSize, Part, adapter_parameters, cache_width, footprint, peak
 from tests.policies import tiny_policy
 
 SMOLLM2 = ModelSize(134_515_008, 30, 576, 1536, 9, 192, 49152, 8192)
 
 
+def parts_of(tree: dict[str, object], *, bf16: bool = False, gpu_memory: int = 0) -> list[Part]:
+    config = parse_config(tree)
+    width = cache_width(config, bf16=bf16)
+    engine = kind_of(config.engine.kind).memory(SMOLLM2, config, width, gpu_memory)
+    return footprint(SMOLLM2, config, engine, bf16=bf16, gpu_memory=gpu_memory)
+
+
 def of(config: dict[str, object], *, bf16: bool = False, gpu_memory: int = 0) -> dict[str, int]:
-    return {
-        part.name: part.bytes for part in footprint(SMOLLM2, parse_config(config), bf16=bf16, gpu_memory=gpu_memory)
-    }
+    return {part.name: part.bytes for part in parts_of(config, bf16=bf16, gpu_memory=gpu_memory)}
 
 
 @pytest.mark.parametrize("rank", [1, 4])
@@ -41,10 +47,13 @@ def test_what_each_setting_saves() -> None:
     assert "libraries" not in of({}, gpu_memory=1 << 30)
     on_gpu = of({"engine": {"kind": "vllm", "vllm": {"gpu_memory_utilization": 0.25}}}, gpu_memory=1 << 30)
     assert on_gpu["vllm"] == 1 << 28 and "key-value cache" not in on_gpu
+    apart = of({"engine": {"kind": "vllm", "placement": {"devices": [1]}}}, gpu_memory=1 << 30)
+    elsewhere = of({"engine": {"kind": "server", "placement": {"url": "http://box:8000"}}}, gpu_memory=1 << 30)
+    assert sum(apart.values()) == sum(elsewhere.values()) < sum(on_gpu.values())
 
 
 def test_generation_and_the_update_take_turns() -> None:
-    parts = footprint(SMOLLM2, parse_config({"engine": {"max_prompt_length": 8000}}), bf16=False)
+    parts = parts_of({"engine": {"max_prompt_length": 8000}})
     least = [part for part in parts if part.name not in ("gradients", "activations", "logits")]
     assert peak(parts) < sum(part.bytes for part in parts)
     assert peak(parts) >= sum(part.bytes for part in least)

@@ -14,10 +14,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from node.config import EngineConfig
-from node.engines import SamplingParams, vllm_worker
-from node.engines.vllm import EngineError, VllmEngine, WeightMismatchError, policy_logprobs
+from node.engines import EngineError, SamplingParams, vllm_worker
+from node.engines.hand_over import SharedWeights, WeightMismatchError, digest, policy_logprobs
+from node.engines.vllm import VllmEngine, _environment
 from node.errors import NonFiniteError, UserError
 from node.processes import worker_process
 from node.processes.worker_process import WorkerError, WorkerProcess
@@ -57,12 +59,15 @@ def engine_of(policy, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(FAKES))
     engines = []
 
-    def make(fault="", **settings):
+    def make(fault="", timeout=60, placement="same", **settings):
         monkeypatch.setenv("VLLM_FAKE", fault)
         config = EngineConfig(
+            kind="vllm",
+            placement=placement,
+            timeout=timeout,
             max_prompt_length=64,
             max_completion_length=12,
-            vllm={"dtype": "float32", "start_timeout": 60, "call_timeout": 60} | settings,
+            vllm={"dtype": "float32"} | settings,
         )
         engines.append(VllmEngine(policy, config, tmp_path))
         return engines[-1]
@@ -110,15 +115,86 @@ def test_a_completion_that_ends_is_finished(engine_of, policy):
     assert (one.token_ids, one.text, one.finished) == ((policy.eos_token_ids[0],), "", True)
 
 
-def test_load_brings_the_trainers_new_weights_and_leaves_no_export(engine_of, policy, tmp_path):
+def told(folder):
+    """What the stand-in was told to do."""
+    return re.findall(r"told (.*)", (folder / "vllm.log").read_text())
+
+
+def test_load_brings_the_trainers_new_weights_by_way_of_no_disk(engine_of, policy, tmp_path):
     engine = engine_of()
     for version in range(3):
         set_logits(policy.model, seed=version)
         engine.load(version)
         [[one, _]] = engine.generate([[1, 5]], 2, SAMPLING, seed=version)
         assert list(one.logprobs) == pytest.approx(policy_logprobs(policy, [1, *one.token_ids]), abs=1e-4)
-    assert list((tmp_path / "vllm-weights").iterdir()) == []
+    assert [path.name for path in (tmp_path / "vllm-model").iterdir()] == ["config.json"]
     assert engine.restarts == 0
+    assert told(tmp_path).count("take_weights") == 3
+
+
+def test_nothing_is_handed_over_when_nothing_changed(engine_of, policy, tmp_path):
+    engine = engine_of()
+    for version in range(3):
+        engine.load(version)
+    assert told(tmp_path).count("take_weights") == 1
+    with torch.no_grad():
+        policy.model.lm_head.weight[3, 4] += 1e-6
+    engine.load(3)
+    assert told(tmp_path).count("take_weights") == 2
+
+
+def test_weights_that_are_tied_are_handed_over_once(tmp_path):
+    shared = SharedWeights("bfloat16")
+    policy = tiny_policy(tmp_path / "tied")
+    given = shared.write(policy)
+    shared.close()
+    names = [name for name, _, _ in given["tensors"]]
+    assert "lm_head.weight" not in names
+    assert len(names) == len(list(policy.model.parameters()))
+
+
+def test_the_digest_changes_with_any_trained_weight(tmp_path):
+    policy = tiny_policy(tmp_path / "tied", lora=2)
+    before = digest(policy)
+    assert digest(policy) == before
+    for weight in (weight for weight in policy.model.parameters() if weight.requires_grad):
+        with torch.no_grad():
+            weight.flatten()[0].add_(1e-5)
+        assert digest(policy) != before
+        before = digest(policy)
+
+
+def test_on_a_gpu_that_is_too_full_vllm_starts_with_less(engine_of):
+    with capture_logs() as said:
+        engine_of("full").load(0)
+    lines = [line["set"] for line in said if line["event"] == "vllm starts again with less memory"]
+    assert lines == ["engine.vllm.gpu_memory_utilization=0.32", "engine.vllm.gpu_memory_utilization=0.256"]
+
+
+def test_on_the_trainers_gpu_vllm_sleeps_during_the_update_and_wakes_to_its_weights(engine_of, policy, tmp_path):
+    engine = engine_of("gpu")
+    for version in range(2):
+        engine.load(version)
+        [[one, _]] = engine.generate([[1, 5]], 2, SAMPLING, seed=version)
+        assert list(one.logprobs) == pytest.approx(policy_logprobs(policy, [1, *one.token_ids]), abs=1e-4)
+        engine.rest()
+    awake = ["take_weights", "set_seed", "sleep 2"]
+    assert told(tmp_path) == [*awake, "wake_up ['weights']", "take_weights", "wake_up ['kv_cache']", *awake[1:]]
+
+
+def test_on_gpus_of_its_own_vllm_stays_awake(engine_of, tmp_path):
+    engine = engine_of("gpu", placement={"devices": [1]})
+    engine.load(0)
+    engine.rest()
+    assert told(tmp_path) == ["take_weights"]
+
+
+def test_other_gpus_are_named_by_what_this_process_sees(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert _environment([2, 3])["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert "CUDA_VISIBLE_DEVICES" not in _environment()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,GPU-a")
+    assert _environment([1, 2])["CUDA_VISIBLE_DEVICES"] == "6,GPU-a"
 
 
 def test_a_policy_whose_logits_are_not_finite_is_an_error_of_its_own(engine_of, policy):
@@ -134,13 +210,6 @@ def test_a_reload_that_leaves_old_weights_is_refused(engine_of, policy):
     set_logits(policy.model, seed=1)
     with pytest.raises(WeightMismatchError, match="version 1"):
         engine.load(1)
-
-
-def test_exports_that_a_killed_node_left_are_removed(engine_of, tmp_path):
-    left = tmp_path / "vllm-weights" / "7-abc"
-    left.mkdir(parents=True)
-    engine_of()
-    assert not left.exists()
 
 
 def test_a_killed_child_is_replaced_by_one_with_the_same_weights(engine_of, policy):
@@ -168,7 +237,7 @@ def test_a_child_that_dies_again_is_an_error_that_quotes_its_log(engine_of):
 
 
 def test_a_child_that_falls_silent_is_killed(engine_of):
-    engine = engine_of("hangs", call_timeout=2)
+    engine = engine_of("hangs", timeout=2)
     with pytest.raises(EngineError, match="no answer to 'generate' in 2 s"):
         engine.generate([[1, 5]], 2, SAMPLING, seed=0)
     assert worker_pids() == []
@@ -194,24 +263,16 @@ def test_an_interpreter_that_is_not_there_is_a_users_error(engine_of):
         engine_of(python="/nowhere/python").load(0)
 
 
-def test_lengths_beyond_the_models_are_a_users_error(engine_of):
-    with pytest.raises(UserError, match=r"76 tokens, but vLLM is given 64"):
-        engine_of(max_model_len=64)
-
-
 def test_everything_dies_with_a_node_that_is_killed(tmp_path, policy):
     """The child, and what vLLM has started, end by themselves when nobody is left to end them."""
-    from node.policy.export import export_weights
-
-    (tmp_path / "weights").mkdir()
-    export_weights(policy.model, tmp_path / "weights", "float32")
+    policy.model.config.save_pretrained(tmp_path / "weights")
     node = f"""
 import sys, time
 from pathlib import Path
 from node.processes.worker_process import WorkerProcess
 child = WorkerProcess([sys.executable, "-P", {vllm_worker.__file__!r}], {{}}, Path("log"))
 child.call(dict(call="start", model="weights", dtype="float32", max_model_len=64, tensor_parallel_size=1,
-                enforce_eager=True, kv_cache_bytes=1), 60)
+                lora_rank=0, sleeps=True, gpu_memory_utilization=0.4), 60)
 print(child.pid, flush=True)
 time.sleep(600)
 """

@@ -1,12 +1,11 @@
 """Stands in for vLLM in the worker process: what the worker uses of it, in the standard library.
 
 It "runs" unigram models: the logit of a token is the sum of its row of `lm_head.weight`,
-whatever came before. `VLLM_FAKE` makes it misbehave: `broken-start`, `stale-head` (a reload
-leaves the output matrix as it was), `dies`, `dies-once` (in generate), `hangs`, `helper`
-(starts a process of its own).
+whatever came before. It writes what it is told to do into its log. `VLLM_FAKE` makes it misbehave: `broken-start`,
+`full` (its GPU has less memory free than it is to take), `stale-head` (new weights leave the output matrix as it was),
+`dies`, `dies-once` (in generate), `hangs`, `helper` (starts a process of its own), `gpu` (it says that it has one).
 """
 
-import json
 import math
 import os
 import random
@@ -32,14 +31,28 @@ class LLM:
             raise RuntimeError("no room for the cache")
         if FAULT == "helper":
             print("helper", subprocess.Popen(["sleep", "600"]).pid, flush=True)
+        if FAULT == "full" and settings["gpu_memory_utilization"] > 0.3:
+            raise ValueError("Free memory on device (5/10 GiB) on startup is less than desired GPU memory utilization")
         assert settings["dtype"] == "float32"
         assert settings["logprobs_mode"] == "processed_logprobs"
-        self._logits = read_logits(Path(model))
+        assert settings["load_format"] == "dummy"
+        assert (Path(model) / "config.json").exists()
+        self._logits = None
+        self._seed = settings["seed"]
 
     def collective_rpc(self, method, kwargs):
-        assert method == "reload_weights"
-        if FAULT != "stale-head":
-            self._logits = read_logits(Path(kwargs["weights_path"]))
+        print(f"told {method.__name__}", flush=True)
+        if method.__name__ == "set_seed":
+            self._seed = kwargs["seed"]
+        elif self._logits is None or FAULT != "stale-head":
+            self._logits = read_logits(**kwargs)
+
+    def sleep(self, level):
+        print(f"told sleep {level}", flush=True)
+        self._logits = None
+
+    def wake_up(self, tags):
+        print(f"told wake_up {tags}", flush=True)
 
     def reset_prefix_cache(self):
         pass
@@ -55,10 +68,11 @@ class LLM:
             logprobs = log_softmax(self._logits, 1.0)
             return SimpleNamespace(prompt_logprobs=[None, *(entry(token, logprobs) for token in tokens[1:])])
         misbehave()
-        return SimpleNamespace(outputs=[self._sample(params, params.seed + index) for index in range(params.n)])
+        return SimpleNamespace(outputs=[self._sample(params) for _ in range(params.n)])
 
-    def _sample(self, params, seed):
-        rng = random.Random(seed)
+    def _sample(self, params):
+        self._seed += 1
+        rng = random.Random(self._seed)
         logprobs = log_softmax(self._logits, params.temperature)
         tokens = []
         while len(tokens) < params.max_tokens and (not tokens or tokens[-1] not in params.stop_token_ids):
@@ -88,15 +102,10 @@ def log_softmax(logits, temperature):
     return [value - norm for value in scaled]
 
 
-def read_logits(folder):
-    """Read the output matrix from safetensors: a length, a header in JSON, the numbers."""
-    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
-    for path in folder.glob("*.safetensors"):
-        data = path.read_bytes()
-        (size,) = struct.unpack_from("<Q", data)
-        about = json.loads(data[8 : 8 + size]).get("lm_head.weight")
-        if about is not None:
-            rows, columns = about["shape"]
-            values = struct.unpack_from(f"<{rows * columns}f", data, 8 + size + about["data_offsets"][0])
-            return [sum(values[row * columns : (row + 1) * columns]) for row in range(rows)]
-    raise ValueError(f"{folder} has no output matrix")
+def read_logits(path, dtype, tensors):
+    """Read the output matrix from shared memory, where `node.engines.hand_over` has put it."""
+    assert dtype == "float32"
+    [((rows, columns), start)] = [(shape, start) for name, shape, start in tensors if name == "lm_head.weight"]
+    data = Path(path).read_bytes()[start : start + 4 * rows * columns]
+    values = struct.unpack(f"<{rows * columns}f", data)
+    return [sum(values[row * columns : (row + 1) * columns]) for row in range(rows)]

@@ -1,5 +1,7 @@
 """The part of `vllm.platforms` that the worker asks."""
 
+import os
 from types import SimpleNamespace
 
-current_platform = SimpleNamespace(device_type="cpu", is_cpu=lambda: True)
+gpu = os.environ.get("VLLM_FAKE") in ("full", "gpu")
+current_platform = SimpleNamespace(device_type="cuda" if gpu else "cpu", is_cpu=lambda: not gpu)

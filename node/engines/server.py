@@ -1,0 +1,270 @@
+"""Rollouts by vLLM's own server, on this machine or on another, or by several of them.
+
+    vllm serve MODEL --logprobs-mode processed_logprobs             with VLLM_SERVER_DEV_MODE=1 in its environment
+    ... --enable-lora --max-lora-rank R                             for adapters, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1
+
+A round's questions are divided among the servers that answer. New weights are written to the node's folder, which a
+server has to see under the same path, and loaded by its `/collective_rpc`; adapters by `/v1/load_lora_adapter`. Each
+hand-over is probed (`hand_over`). A server that fails, or lacks the weights, is left out until the next round. Its
+questions go to the others.
+"""
+
+import json
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from node.config import EngineConfig, NodeConfig
+from node.engines import Beside, EngineError, Generated, SamplingParams
+from node.engines.hand_over import AdapterFolder, WeightMismatchError, adapters_of, check_probe, digest, probe_tokens
+from node.policy.export import export_weights
+from node.policy.footprint import Machine, ModelSize, Part
+from node.policy.load import Policy
+
+SHARES_WEIGHTS = False
+ADAPTERS = "gossamer"  # what a server calls them
+QUICK_S = 10.0  # for a question that takes a server no time
+
+log = structlog.get_logger()
+
+
+def make(config: EngineConfig, policy: Policy, folder: Path) -> "ServerEngine":
+    """Return the engine; see `node.engines.Kind`."""
+    return ServerEngine(policy, config, folder)
+
+
+def missing(config: EngineConfig) -> str:
+    """Say which server does not answer, if all of them do not; see `node.engines.Kind`."""
+    reasons = [reason for url in config.placement.url if (reason := _no_answer(url, 2.0))]
+    return "; ".join(reasons) if len(reasons) == len(config.placement.url) else ""
+
+
+def _no_answer(url: str, timeout: float) -> str:
+    try:
+        Server(url).call("/v1/models", None, timeout)
+    except ServerError as error:
+        return str(error)
+    return ""
+
+
+def memory(size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> list[Part]:
+    """Return nothing: it runs elsewhere."""
+    return []
+
+
+def beside(size: ModelSize, machine: Machine, config: EngineConfig) -> Beside | None:
+    """Return nothing: it runs elsewhere, where a person has placed it."""
+    return Beside(0, 0) if config.placement.url else None
+
+
+def settings(
+    size: ModelSize,  # others want them
+    machine: Machine,
+    config: EngineConfig,
+    resident: int,
+) -> dict[str, tuple[Any, str]]:
+    """Return nothing: it wants no settings."""
+    return {}
+
+
+class ServerError(Exception):
+    """A server did not answer, or said no; the text names it and its reason."""
+
+
+@dataclass(slots=True)
+class Server:
+    """One server, and which weights it has."""
+
+    url: str
+    given: tuple[float, ...] = ()  # digest of the weights that it was given
+    model: str = ""  # what it calls its model
+    failed: str = ""  # why it is left out
+
+    def call(self, path: str, body: Any, timeout: float) -> Any:
+        """Ask for `path`, with `body` as JSON if there is one; return what it answers, None if that is no JSON.
+
+        Raises:
+            ServerError: there is no good answer within `timeout` seconds.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(  # the configuration admits http and https alone
+            self.url + path, data, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            said = " ".join(error.read(2000).decode(errors="replace").split())
+            raise ServerError(f"{self.url}{path} answers {error.code}: {said[:300]}") from error
+        except (OSError, HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise ServerError(f"{self.url}{path} does not answer: {reason}") from error
+        try:
+            return json.loads(text) if text.strip() else None
+        except ValueError:
+            return None
+
+
+class ServerEngine:
+    """Generates by the servers of `engine.placement.url`.
+
+    Args:
+        policy: whose weights are taken, and whose tokenizer reads the completions.
+        config: the engine's part of the configuration.
+        folder: the node's, in which weights lie while they are handed over.
+    """
+
+    def __init__(self, policy: Policy, config: EngineConfig, folder: Path) -> None:
+        self._policy = policy
+        self._config = config
+        self._folder = folder
+        self._servers = [Server(url) for url in config.placement.url]
+        self._adapters = AdapterFolder(folder) if adapters_of(policy) else None
+        self._probe_ids = probe_tokens(policy, config.longest)
+        self._version = 0
+        self._wanted: tuple[float, ...] = ()
+
+    def load(self, version: int) -> None:
+        """Give every server the trainer's weights, those too that failed before, and check that they arrived."""
+        self._version, self._wanted = version, digest(self._policy)
+        behind = [server for server in self._servers if server.given != self._wanted or server.failed]
+        if not behind:
+            return
+        with self._written() as folder:
+            for server in behind:
+                self._try(server, lambda server: self._hand_over(server, folder))
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
+    ) -> list[list[Generated]]:
+        """Return `n` completions for each prompt; see `RolloutEngine.generate`."""
+        made: dict[int, list[Generated]] = {}
+        while open_prompts := [at for at in range(len(prompts)) if at not in made]:
+            servers = [server for server in self._servers if not server.failed and server.given]
+            if not servers:
+                raise EngineError("no server answers: " + "; ".join(one.failed for one in self._servers))
+            parts = [open_prompts[at :: len(servers)] for at in range(len(servers))]
+
+            def ask(server: Server, part: list[int]) -> None:
+                def use(server: Server) -> None:
+                    answers = self._ask(server, [prompts[at] for at in part], n, sampling, seed)
+                    made.update(zip(part, answers, strict=True))
+
+                if part:
+                    self._try(server, use)
+
+            with ThreadPoolExecutor(len(servers)) as threads:
+                list(threads.map(ask, servers, parts))
+        return [made[at] for at in range(len(prompts))]
+
+    def rest(self) -> None:
+        """Do nothing: the trainer's device is not in use."""
+
+    def close(self) -> None:
+        """Remove the adapters that were handed over; the servers stay as they are."""
+        if self._adapters is not None:
+            self._adapters.close()
+
+    def _try(self, server: Server, use: Any) -> None:
+        """Use a server; leave it out where it fails."""
+        try:
+            use(server)
+        except (ServerError, WeightMismatchError) as error:
+            if not server.failed:
+                log.warning("a server is left out", url=server.url, reason=str(error))
+            server.failed = str(error)
+        else:
+            if server.failed:
+                log.info("a server is back", url=server.url)
+            server.failed = ""
+
+    @contextmanager
+    def _written(self) -> Iterator[Path]:
+        """The weights, or the adapters, in a folder, for as long as the block lasts."""
+        if self._adapters is not None:
+            yield self._adapters.write(self._policy)
+            return
+        folder = Path(tempfile.mkdtemp(dir=self._folder, prefix=f"weights-{self._version}-"))
+        try:
+            export_weights(self._policy.model, folder, self._config.vllm.dtype)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _hand_over(self, server: Server, folder: Path) -> None:
+        timeout = self._config.timeout
+        if not server.model:
+            models = server.call("/v1/models", None, QUICK_S)
+            try:
+                server.model = str(models["data"][0]["id"])
+            except (TypeError, LookupError):
+                raise ServerError(f"{server.url} names no model: is it vLLM's server?") from None
+        if self._adapters is not None:
+            body = {"lora_name": ADAPTERS, "lora_path": str(folder), "load_inplace": True}
+            server.call("/v1/load_lora_adapter", body, timeout)
+        else:
+            body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}, "timeout": timeout}
+            server.call("/collective_rpc", body, timeout)
+        server.call("/reset_prefix_cache", {}, QUICK_S)
+        self._probe(server)
+        server.given = self._wanted
+
+    def _probe(self, server: Server) -> None:
+        body = {"prompt": self._probe_ids, "max_tokens": 1, "prompt_logprobs": 0}
+        answer = server.call("/v1/completions", self._named(server, body), self._config.timeout)
+        try:
+            entries = answer["choices"][0]["prompt_logprobs"][1:]
+            theirs = [
+                float(entry[str(token)]["logprob"]) for token, entry in zip(self._probe_ids[1:], entries, strict=True)
+            ]
+        except (TypeError, LookupError, ValueError) as error:
+            raise ServerError(f"{server.url} gives no log-probabilities of a prompt ({error!r})") from error
+        tolerance = self._config.vllm.logprob_tolerance
+        check_probe(self._policy, self._probe_ids, theirs, self._version, tolerance)
+
+    def _named(self, server: Server, body: dict[str, Any]) -> dict[str, Any]:
+        return {"model": server.model if self._adapters is None else ADAPTERS, **body}
+
+    def _ask(
+        self, server: Server, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
+    ) -> list[list[Generated]]:
+        whole = sampling.top_p == 1  # else its log-probabilities are of the nucleus
+        body = {
+            "prompt": [list(prompt) for prompt in prompts],
+            "n": n,
+            "seed": seed % 2**31,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_completion_length,
+            "stop_token_ids": list(self._policy.eos_token_ids),
+            "ignore_eos": True,
+            "return_token_ids": True,
+            **({"logprobs": 0} if whole else {}),
+        }
+        answer = server.call("/v1/completions", self._named(server, body), self._config.timeout)
+        try:
+            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+            made = [self._read(choice, whole) for choice in choices]
+        except (TypeError, LookupError, ValueError) as error:
+            raise ServerError(f"{server.url} answers what vLLM's server would not ({error!r})") from error
+        if len(made) != len(prompts) * n:
+            raise ServerError(f"{server.url} answers {len(made)} completions, and {len(prompts) * n} were asked for")
+        return [made[at : at + n] for at in range(0, len(made), n)]
+
+    def _read(self, choice: dict[str, Any], whole: bool) -> Generated:
+        tokens = tuple(int(token) for token in choice["token_ids"])
+        logprobs = tuple(float(one) for one in choice["logprobs"]["token_logprobs"]) if whole else None
+        if logprobs is not None and len(logprobs) != len(tokens):
+            raise ValueError(f"{len(logprobs)} log-probabilities of {len(tokens)} tokens")
+        finished = bool(tokens) and tokens[-1] in self._policy.eos_token_ids
+        return Generated(tokens, self._policy.decode(tokens), finished, logprobs)

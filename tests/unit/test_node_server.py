@@ -1,0 +1,192 @@
+"""The engine over vLLM's servers, against stand-ins that speak its interface over real sockets."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from structlog.testing import capture_logs
+
+from node.config import EngineConfig, parse_config
+from node.engines import EngineError, SamplingParams, kind_of, make_engine
+from node.errors import UserError
+from node.policy.load import load_policy
+from tests.policies import tiny_policy
+
+SAMPLING = SamplingParams(temperature=1.0, top_p=1.0, max_completion_length=6)
+
+
+class StandIn(ThreadingHTTPServer):
+    """Answers as vLLM's server does, with the weights that it was last told to load."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.calls, self.fault, self.model = [], "", None
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def logprobs(self, tokens):
+        with torch.no_grad():
+            return self.model.model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.reply({"data": [{"id": "policy"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.calls.append(self.path)
+        if self.server.fault == "fails":
+            self.send_error(500, "out of luck")
+            return
+        if self.server.fault == "odd" and "prompt" in body:
+            self.reply({"choices": [{"index": 0}]})
+            return
+        if self.path == "/collective_rpc":
+            weights = load_file(next(Path(body["kwargs"]["weights_path"]).glob("*.safetensors")))
+            if self.server.fault != "stale":
+                self.server.model.model.load_state_dict(weights, strict=False)
+        self.reply(self.completions(body) if self.path == "/v1/completions" else {})
+
+    def completions(self, body):
+        if "prompt_logprobs" in body:
+            tokens = body["prompt"]
+            rows = self.server.logprobs(tokens)
+            entries = [
+                {str(token): {"logprob": float(row[token])}} for token, row in zip(tokens[1:], rows, strict=False)
+            ]
+            return {"choices": [{"index": 0, "prompt_logprobs": [None, *entries]}]}
+        assert body["ignore_eos"] and body["return_token_ids"] and body["max_tokens"] == 6
+        choices = []
+        for at, prompt in enumerate(body["prompt"]):
+            for index in range(at * body["n"], (at + 1) * body["n"]):
+                row = self.server.logprobs(prompt)[-1]
+                token = int(row.argmax())
+                choices.append(
+                    {"index": index, "token_ids": [token], "logprobs": {"token_logprobs": [float(row[token])]}}
+                )
+        return {"choices": choices[::-1]}
+
+    def reply(self, body):
+        data = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def servers(tmp_path):
+    tiny_policy(tmp_path / "policy")
+    started = [StandIn(), StandIn()]
+    for server in started:
+        server.model = load_policy(parse_config({"policy": {"model": str(tmp_path / "policy")}}).policy)
+        server.model.model.eval()
+    yield started
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def engine(servers, tmp_path):
+    policy = tiny_policy(tmp_path / "policy")
+    urls = [server.url for server in servers]
+    config = EngineConfig(
+        kind="server", placement={"url": urls}, timeout=20, max_completion_length=6, vllm={"dtype": "float32"}
+    )
+    made = make_engine(config, policy, tmp_path)
+    made.policy = policy
+    return made
+
+
+PROMPTS = [[1, 5, 6], [1, 7], [1, 8, 9], [1, 10], [1, 11]]
+
+
+def test_a_round_is_divided_and_comes_back_in_order_with_todays_weights(engine, servers):
+    engine.load(0)
+    for version in (1, 2):
+        with torch.no_grad():
+            engine.policy.model.lm_head.weight.mul_(-1)
+        engine.load(version)
+        groups = engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+        for prompt, group in zip(PROMPTS, groups, strict=True):
+            with torch.no_grad():
+                row = engine.policy.model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+            assert [one.token_ids for one in group] == [(int(row.argmax()),)] * 2
+            assert group[0].logprobs[0] == pytest.approx(float(row.max()), abs=1e-4)
+    assert all(server.calls.count("/v1/completions") == 3 + 2 for server in servers), "each probed, each asked"
+    assert not list(engine._folder.glob("weights-*"))
+
+
+def test_nothing_is_handed_over_when_nothing_changed(engine, servers):
+    engine.load(0)
+    engine.load(1)
+    assert [server.calls.count("/collective_rpc") for server in servers] == [1, 1]
+
+
+@pytest.mark.parametrize("fault", ["fails", "odd"])
+def test_a_server_that_fails_is_left_out_once_and_tried_again(engine, servers, fault):
+    engine.load(0)
+    whole = engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+    servers[0].fault = fault
+    with capture_logs() as said:
+        assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == whole
+        assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == whole
+        servers[0].fault = ""
+        engine.load(1)
+        assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == whole
+    assert [line["event"] for line in said] == ["a server is left out", "a server is back"]
+
+
+def test_where_no_server_answers_the_reasons_are_told(engine, servers):
+    engine.load(0)
+    for server in servers:
+        server.fault = "fails"
+    with pytest.raises(EngineError, match=r"no server answers: .*answers 500.*out of luck"):
+        engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+
+
+def test_weights_that_did_not_arrive_are_noticed(engine, servers):
+    engine.load(0)
+    servers[1].fault = "stale"
+    with torch.no_grad():
+        engine.policy.model.lm_head.weight.mul_(-1)
+    with capture_logs() as said:
+        engine.load(1)
+    [line] = said
+    assert line["event"] == "a server is left out" and "does not have policy version 1" in line["reason"]
+    before = servers[1].calls.count("/v1/completions")
+    engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+    assert servers[1].calls.count("/v1/completions") == before
+
+
+def test_a_server_that_is_not_there_is_told_before_anything_is_loaded():
+    config = EngineConfig(kind="server", placement={"url": "http://127.0.0.1:9"})
+    assert "127.0.0.1:9" in kind_of("server").missing(config)
+
+
+@pytest.mark.parametrize(
+    ("engine", "complaint"),
+    [
+        ({"kind": "server"}, "go together"),
+        ({"placement": {"url": "http://a:1"}}, "go together"),
+        ({"placement": {"devices": [1]}}, "are for engine.kind='vllm'"),
+        ({"placement": "elsewhere"}, 'write "same"'),
+        ({"kind": "vllm", "placement": {"devices": [1, 1]}}, "different numbers"),
+        ({"kind": "server", "placement": {"url": "box:8000"}}, "write http://HOST:PORT"),
+    ],
+)
+def test_a_placement_that_cannot_be_is_refused_in_a_line(engine, complaint):
+    with pytest.raises(UserError, match=complaint):
+        parse_config({"engine": engine})
+    assert parse_config({"engine": {"placement": "same"}}) == parse_config({})
