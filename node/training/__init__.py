@@ -8,4 +8,5 @@ evaluation      scoring a policy on questions that training never asks
 likelihood      how likely completions are, without a gradient
 surprise        how unlikely peers' completions are to this node
 shared_prefix   a group's prompt computed once
+head            the logits of completions alone, some positions at a time
 """

@@ -13,16 +13,13 @@ Why not a key-value cache that is filled by the prompts and repeated for the com
 two passes with smaller matrices (on one core 3.2 s against 2.5 s for SmolLM2-135M, 4 x 8 rows of
 60 + 12 tokens in bfloat16), and gradient checkpointing forbids it.
 
-Only positions that predict a completion's token go through the language model's head.
-
-Where it does not apply, TRL's own pass is used: `disagreement` decides it once for a model, and
-`attention_window` for a micro-batch whose sequences are longer than what a layer looks back. TRL's
-pass counts the padding before a prompt as positions: a model with learned positions (GPT-2) needs
-this one, whatever its size.
+Where it does not apply, each row has its prompt, as in TRL: `disagreement` decides it once for a
+model, and `attention_window` for a micro-batch whose sequences are longer than what a layer looks
+back. Such rows count the padding before a prompt as positions: a model with learned positions
+(GPT-2) needs this layout, whatever its size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +28,6 @@ import torch
 MAX_WIDTH = 1024  # tokens of a block: attention grows with its square, and a prompt costs its length once a block
 _WINDOWS = ("sliding_window", "attention_window", "window_size", "attention_chunk_size", "local_attention")
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # nats a token; a mask that is not heeded is off by 1
-_ENTROPY_ROWS = 128  # positions whose probabilities are held at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +43,26 @@ class Block:
 class Layout:
     """A micro-batch, laid out: R rows of S tokens that hold N completion tokens.
 
-    `ids`, `positions` (R, S) and `visible` (R, 1, S, S), which says what a query (third) may see of the
-    keys (fourth); `sources` (N,), the flat places in (R, S) that predict the completions' tokens, and
-    `targets` (N,), the flat places of these in (B, C).
+    `ids` (R, S); `visible`, which tokens there are, (R, S), or with `positions` (R, S) which of the keys
+    (fourth) a query (third) may see, (R, 1, S, S); `sources` (N,), the flat places in (R, S) that predict
+    the completions' tokens, and `targets` (N,), the flat places of these in (B, C).
     """
 
     ids: torch.Tensor
-    positions: torch.Tensor
     visible: torch.Tensor
     sources: torch.Tensor
     targets: torch.Tensor
+    positions: torch.Tensor | None = None
+
+    def inputs(self, model: Any) -> dict[str, torch.Tensor]:
+        """Return what `model`'s forward pass takes of it."""
+        if self.positions is None:
+            return {"input_ids": self.ids, "attention_mask": self.visible}
+        mask = self.visible
+        if model.config._attn_implementation == "eager":  # adds the mask to the scores, and so wants numbers
+            lowest = torch.finfo(model.dtype).min
+            mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, lowest)
+        return {"input_ids": self.ids, "position_ids": self.positions, "attention_mask": mask}
 
 
 def blocks_of(prompts: Sequence[tuple[int, ...]], lengths: Sequence[int], width: int = MAX_WIDTH) -> list[Block]:
@@ -141,69 +147,25 @@ def lay_out(
     visible = causal & of_block & of_prompt_or_self
     return Layout(
         ids=torch.tensor(ids, device=device),
-        positions=torch.tensor(positions, device=device),
         visible=visible[:, None],
         sources=torch.tensor(sources, device=device),
         targets=torch.tensor(targets, device=device),
+        positions=torch.tensor(positions, device=device),
     )
 
 
-def logps_and_entropies(
-    model: Any, head: torch.nn.Module, layout: Layout, tokens: torch.Tensor, temperature: float, eager: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-probability and entropy, in nats, of each completion token, (B, C) float32, 0 where there is none.
-
-    Args:
-        model: called once.
-        head: of the model: what turns hidden states into logits.
-        layout: of the micro-batch.
-        tokens: the completions, (B, C).
-        temperature: that logits are divided by.
-        eager: the model adds its mask to the scores, and so wants numbers.
-
-    The entropy has no gradient.
-    """
-    mask = layout.visible
-    if eager:
-        lowest = torch.finfo(model.dtype).min
-        mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, lowest)
-    with _only(head, layout.sources):
-        logits = model(
-            input_ids=layout.ids, position_ids=layout.positions, attention_mask=mask, use_cache=False
-        ).logits.squeeze(0)
-    logits = logits.float()
-    if temperature != 1:
-        logits = logits / temperature
-    sums = logits.logsumexp(-1)
-    chosen = tokens.flatten()[layout.targets]
-    logps = logits.gather(-1, chosen[:, None]).squeeze(-1) - sums
-    with torch.no_grad():
-        entropies = torch.cat(
-            [
-                some_sums - ((some - some_sums[:, None]).exp() * some).sum(-1)
-                for some, some_sums in zip(logits.split(_ENTROPY_ROWS), sums.split(_ENTROPY_ROWS), strict=True)
-            ]
-        )
-    empty = logps.new_zeros(tokens.numel())
-    return (
-        empty.index_put((layout.targets,), logps).view_as(tokens),
-        empty.index_put((layout.targets,), entropies).view_as(tokens),
+def in_rows(
+    prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, completion_ids: torch.Tensor, completion_mask: torch.Tensor
+) -> Layout:
+    """Lay out a micro-batch of B rows as `lay_out` does, but each with its own prompt and padding."""
+    ids = torch.cat([prompt_ids, completion_ids], dim=1)
+    rows, places = completion_mask.nonzero(as_tuple=True)
+    return Layout(
+        ids=ids,
+        visible=torch.cat([prompt_mask, completion_mask], dim=1),
+        sources=rows * ids.size(1) + prompt_ids.size(1) - 1 + places,
+        targets=rows * completion_ids.size(1) + places,
     )
-
-
-@contextmanager
-def _only(head: torch.nn.Module, places: torch.Tensor) -> Iterator[None]:
-    """Give the head the hidden states of these flat places alone, as one row; what follows it stays the model's."""
-
-    def pick(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        (hidden,) = arguments
-        return (hidden.flatten(0, 1)[places].unsqueeze(0),)
-
-    handle = head.register_forward_pre_hook(pick)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def attention_window(config: Any) -> float:
@@ -214,7 +176,7 @@ def attention_window(config: Any) -> float:
 
 
 Pass = Callable[[dict[str, torch.Tensor]], torch.Tensor]
-"""A way to the log-probabilities (B, C) of a micro-batch."""
+"""A way to the log-probabilities of a micro-batch, (B, C) or those of its tokens."""
 
 
 def takes_our_mask(model: Any) -> bool:
@@ -222,24 +184,33 @@ def takes_our_mask(model: Any) -> bool:
     return model.config._attn_implementation in ("sdpa", "eager")
 
 
-def disagreement(model: Any, plain: Pass, tried: Pass, precision: torch.dtype) -> str:
-    """Return how `tried` differs on a small batch from rows that are computed one by one; empty if it does not.
+def alone(way: Pass) -> Pass:
+    """Let each row go that way as a micro-batch of its own, without its padding; returns the tokens' (N,)."""
+    return lambda batch: torch.cat([way(row)[0] for row in _rows_of(batch)])
 
-    Log-probabilities are compared, and gradients.
+
+def together(way: Pass) -> Pass:
+    """Let a micro-batch go that way; returns the tokens' (N,)."""
+    return lambda batch: way(batch)[batch["completion_mask"] == 1]
+
+
+def disagreement(model: Any, right: Pass, tried: Pass, precision: torch.dtype) -> str:
+    """Return how `tried` differs from `right` on a small batch; empty if it does not.
+
+    Log-probabilities (N,) are compared, and gradients.
 
     Args:
         model: any causal language model of `transformers`.
-        plain: right for a single row, which nothing pads.
-        tried: for a micro-batch.
+        right: what is known to be so.
+        tried: what may fail.
         precision: in which both compute.
     """
     batch = _small_batch(model.config.get_text_config().vocab_size, model.device)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     first_and_last = [weights[0], weights[-1]]  # what lies between cannot be wrong alone, and takes much memory
-    expected = _with_gradients(torch.cat([plain(row)[0] for row in _alone(batch)]), first_and_last)
+    expected = _with_gradients(right(batch), first_and_last)
     try:
-        logps = tried(batch)[batch["completion_mask"] == 1]
-        found = _with_gradients(logps, first_and_last)
+        found = _with_gradients(tried(batch), first_and_last)
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     tolerance = _TOLERANCE[precision]
@@ -258,7 +229,7 @@ def _with_gradients(logps: torch.Tensor, weights: list[torch.Tensor]) -> list[to
     return [logps.detach(), *torch.autograd.grad(loss, weights)]
 
 
-def _alone(batch: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+def _rows_of(batch: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
     """Yield each row as a batch of its own, without its padding."""
     for row in range(len(batch["prompt_ids"])):
         prompt, completion = batch["prompt_mask"][row] == 1, batch["completion_mask"][row] == 1

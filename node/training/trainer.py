@@ -7,7 +7,8 @@ clipping, optimiser, schedule, precision, devices, logging, callbacks) is theirs
     get_train_dataloader   hands out the micro-batches of each optimiser step
     training_step          adds their gradients up: as many as the round's tokens need
     _prepare_inputs        moves a micro-batch to its device, as transformers itself does
-    _get_per_token_logps_and_entropies   computes a group's prompt once (`shared_prefix`)
+    _get_per_token_logps_and_entropies   computes a group's prompt once (`shared_prefix`), and the logits of
+                           completions alone, some at a time (`head`)
 
 and some at the edges: `_save_checkpoint` writes the same files as theirs, but atomically
 and without a model card, and what reads them says in one line what will not do.
@@ -20,7 +21,6 @@ One round is `num_iterations` optimiser steps.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,16 @@ from node.rollouts.rules import configured_weight
 from node.rollouts.sampling import Sample
 from node.training.batch import Batch, make_batches
 from node.training.checkpoint import Keep, has_optimiser, is_finite, remove_leftovers, save_checkpoint
+from node.training.head import logps_and_entropies, positions_at_once
 from node.training.shared_prefix import (
+    Pass,
+    alone,
     attention_window,
     disagreement,
+    in_rows,
     lay_out,
-    logps_and_entropies,
     takes_our_mask,
+    together,
 )
 from node.training.surprise import Surprise
 
@@ -97,7 +101,7 @@ class SwarmTrainer(GRPOTrainer):
         self._window = attention_window(policy.model.config)
         # TRL reports the time of each pass; before training begins trackio has nobody to report to, and fails.
         args.report_to, trackers = [], args.report_to
-        self._shares_prefixes = self._choose_pass()
+        self._chunk, self._shares_prefixes = self._choose_pass()
         args.report_to = trackers
 
     @property
@@ -173,48 +177,70 @@ class SwarmTrainer(GRPOTrainer):
         logits_to_keep: int,
         **others: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        if not self._shares_prefixes or others.get("compute_aux_loss") or attention_mask.sum(1).max() > self._window:
+        if others.get("compute_aux_loss"):
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, **others
             )
+        shares = self._shares_prefixes and attention_mask.sum(1).max() <= self._window
         completions = input_ids[:, -logits_to_keep:]
-        layout = lay_out(
+        layout = (lay_out if shares else in_rows)(
             input_ids[:, :-logits_to_keep],
             attention_mask[:, :-logits_to_keep],
             completions,
             attention_mask[:, -logits_to_keep:],
         )
-        unwrapped = self.accelerator.unwrap_model(model)
-        eager = unwrapped.config._attn_implementation == "eager"
+        bare = self.accelerator.unwrap_model(model)
+        chosen = completions.flatten()[layout.targets]
         with self.accelerator.autocast():
             logps, entropies = logps_and_entropies(
-                model, unwrapped.get_output_embeddings(), layout, completions, self.temperature, eager
+                model, bare, layout.inputs(bare), layout.sources, chosen, self.temperature, self._chunk or len(chosen)
             )
-        return logps, entropies, None
+        empty = logps.new_zeros(completions.numel())
+        return (
+            empty.index_put((layout.targets,), logps).view_as(completions),
+            empty.index_put((layout.targets,), entropies).view_as(completions),
+            None,
+        )
 
-    def _choose_pass(self) -> bool:
-        """Tell whether prompts are shared: in a large model, and where TRL's pass is wrong about padding."""
+    def _choose_pass(self) -> tuple[int | None, bool]:
+        """Return how many positions go through the head at once, None for all, and whether prompts are shared.
 
-        def logps(batch: Batch, shared: bool) -> torch.Tensor:
-            self._shares_prefixes = shared
-            return self._logps(batch)
+        They are in a large model, and where padding would be taken for positions. What is wrong is not done: each
+        is tried on a few short rows.
+        """
 
-        plain, shared = partial(logps, shared=False), partial(logps, shared=True)
+        def way(chunk: int | None = None, shares: bool = False) -> Pass:
+            def logps(batch: Batch) -> torch.Tensor:
+                self._chunk, self._shares_prefixes = chunk, shares
+                return self._logps(batch)
+
+            return logps
+
+        def differs(tried: Pass) -> str:
+            return disagreement(self.model, alone(way()), tried, precision)
+
         precision = torch.bfloat16 if self.args.bf16 or self.model.dtype == torch.bfloat16 else torch.float32
         large = self.model.num_parameters() > LARGE
-        padding = "" if large else disagreement(self.model, plain, plain, precision)
-        if not large and not padding:
-            return False
-        if takes_our_mask(self.model):
-            reason = disagreement(self.model, plain, shared, precision)
-        else:
-            reason = f"its attention, {self.model.config._attn_implementation}, takes no mask of ours"
-        if reason:
-            padding = padding or disagreement(self.model, plain, plain, precision)
-            log.info("a prompt is computed once for each completion", reason=reason)
-        if reason and padding:
-            log.warning("padding before a prompt changes what the model computes", how=padding)
-        return not reason
+        padding = "" if large else differs(together(way()))
+        shares = large or bool(padding)
+        if shares:
+            kind = self.model.config._attn_implementation
+            reason = (
+                differs(together(way(shares=True)))
+                if takes_our_mask(self.model)
+                else f"its attention, {kind}, takes no mask of ours"
+            )
+            if reason:
+                padding = padding or differs(together(way()))
+                log.info("a prompt is computed once for each completion", reason=reason)
+            if reason and padding:
+                log.warning("padding before a prompt changes what the model computes", how=padding)
+            shares = not reason
+        chunk = positions_at_once(self.model)
+        if chunk < self._config.tokens_per_batch and (reason := differs(alone(way(chunk=1)))):
+            log.warning("all logits of a micro-batch are held at once", reason=reason)
+            return None, shares
+        return chunk, shares
 
     def _logps(self, batch: Batch) -> torch.Tensor:
         logps, _, _ = self._get_per_token_logps_and_entropies(
@@ -435,7 +461,7 @@ def make_trainer(
             to log of the round beside TRL's metrics.
 
     Raises:
-        UserError: `report_to` names a package that is not installed.
+        UserError: `report_to` names a package that is not installed, or `target_modules` the output matrix.
     """
     checkpoints = folder / "checkpoints"
     remove_leftovers(checkpoints)
@@ -446,6 +472,10 @@ def make_trainer(
         if "requires" in str(error) and config.trainer.report_to:
             extras = ",".join(config.trainer.report_to)
             raise UserError(f"trainer.report_to: {error}; install it with pip install 'gossamer[{extras}]'") from error
+        raise
+    except ValueError as error:
+        if "lm_head" in str(error):
+            raise UserError(f"policy.lora.target_modules: {error}") from error
         raise
 
 
