@@ -1,7 +1,7 @@
 """How likely completions are under a policy, without a gradient: for rules and bounds that ask, and for evaluations.
 
 A distribution has as many numbers as the vocabulary, and a completion has one at each place: no more of them are in
-memory than `LOGITS` says, or than one sequence has.
+memory than `LOGITS` says, or than one completion has. Prompts have none: the head runs over completions alone.
 """
 
 import math
@@ -11,10 +11,13 @@ from functools import partial
 import torch
 
 from node.policy.load import Policy
+from node.training.head import only_at
 
 ROWS = 32  # sequences that go through the model at once, at most
 COMMON = 1 / 2000  # a token this likely is no surprise: SmolLM2's right answers have them, planted text hardly ever
-LOGITS = 1 << 27  # numbers that it may return of them, 512 MiB as float32: of a large vocabulary that is few sequences
+LOGITS = (
+    1 << 27
+)  # numbers that it may return of them, 512 MiB as float32: of a large vocabulary that is few completions
 PLACES = 1 << 24  # numbers of one sequence that are looked at together
 Row = tuple[Sequence[int], Sequence[int]]  # the tokens of a prompt, and of its completion
 
@@ -40,12 +43,13 @@ def _distributions(policy: Policy, rows: Sequence[Row], temperature: float) -> I
         whole = [[*prompt, *made] for prompt, made in part]
         ids = torch.tensor([row + [policy.pad_token_id] * (width - len(row)) for row in whole], device=device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in whole], device=device)
-        with policy.autocast():
-            logits = policy.model(input_ids=ids, attention_mask=mask).logits
-        for (prompt, made), found in zip(part, logits, strict=True):
-            logits = torch.split(found[len(prompt) - 1 : len(prompt) + len(made) - 1], slice_of)
+        begins = [at * width + len(prompt) - 1 for at, (prompt, _) in enumerate(part)]
+        places = [begin + at for begin, (_, made) in zip(begins, part, strict=True) for at in range(len(made))]
+        with policy.autocast(), only_at(policy.model, torch.tensor(places, device=device)):
+            logits = policy.model(input_ids=ids, attention_mask=mask).logits.squeeze(0)
+        for (_, made), found in zip(part, torch.split(logits, [len(made) for _, made in part]), strict=True):
             tokens = torch.split(torch.tensor(made, device=device), slice_of)
-            yield partial(_by_slices, list(zip(logits, tokens, strict=True)), temperature)
+            yield partial(_by_slices, list(zip(torch.split(found, slice_of), tokens, strict=True)), temperature)
     policy.model.train(training)
 
 
@@ -57,13 +61,14 @@ def _by_slices(slices: Sequence[tuple[torch.Tensor, torch.Tensor]], temperature:
 def _parts(rows: Sequence[Row], vocabulary: int) -> Iterator[list[Row]]:
     """Cut rows into parts that may go through the model at once."""
     part: list[Row] = []
-    width = 0
-    for prompt, made in rows:
-        width = max(width, len(prompt) + len(made))
-        if part and (len(part) == ROWS or (len(part) + 1) * width * vocabulary > LOGITS):
+    numbers = 0
+    for row in rows:
+        of_row = len(row[1]) * vocabulary
+        if part and (len(part) == ROWS or numbers + of_row > LOGITS):
             yield part
-            part, width = [], len(prompt) + len(made)
-        part.append((prompt, made))
+            part, numbers = [], 0
+        part.append(row)
+        numbers += of_row
     if part:
         yield part
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.modeling_outputs import BaseModelOutput
 
 from node.cli.evaluate import shown
 from node.config import EvalConfig, TaskConfig
@@ -54,21 +55,26 @@ def evaluate(policy: Policy, engine: RolloutEngine, tasks: TaskSet, *, seed: int
     return score(seed, answer(policy, engine, tasks, seed=seed, **settings))
 
 
-class _Model:
+class _Layers(torch.nn.Module):
+    """Knows which token is next."""
+
+    def forward(self, input_ids: torch.Tensor) -> BaseModelOutput:
+        return BaseModelOutput(torch.nn.functional.one_hot((input_ids + 1) % 4, 4))
+
+
+class _Model(torch.nn.Module):
     """Says token t + 1 after token t with probability 3/4, and each of three others with 1/12."""
 
-    device, training = torch.device("cpu"), True
+    device = torch.device("cpu")
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=4))
 
-    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
-        said = torch.nn.functional.one_hot((input_ids + 1) % 4, 4)
+    def __init__(self) -> None:
+        super().__init__()
+        self.base_model = _Layers()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        said = self.base_model(input_ids).last_hidden_state
         return SimpleNamespace(logits=torch.where(said == 1, 9.0, 1.0).log())
-
-    def eval(self) -> None:
-        self.training = False
-
-    def train(self, mode: bool) -> None:
-        self.training = mode
 
 
 def _policy() -> Policy:

@@ -49,13 +49,15 @@ def test_what_is_found_does_not_depend_on_how_much_of_it_is_in_memory(
     forward = policy.model.forward
 
     def watched(**given: torch.Tensor) -> object:
-        most.append(given["input_ids"].shape)
-        return forward(**given)
+        output = forward(**given)
+        most.append((len(given["input_ids"]), output.logits.numel()))
+        return output
 
     monkeypatch.setattr(policy.model, "forward", watched)
     after = mean_logprobs(policy, rows), surprises(policy, rows), entropies(policy, rows)
-    assert all(count == 1 or count * width * vocabulary <= numbers for count, width in most)
+    assert all(count == 1 or logits <= numbers for count, logits in most)
     assert sum(count for count, _ in most) == 3 * len(rows)
+    assert sum(logits for _, logits in most) == 3 * vocabulary * sum(len(made) for _, made in rows), "prompts have none"
     for old, new in zip(before[:2], after[:2], strict=True):
         assert new == pytest.approx(old, abs=1e-4)
     for old_row, new_row in zip(before[2], after[2], strict=True):
