@@ -21,6 +21,9 @@ factor): so a row's weight is multiplied into its advantage.
 A row whose advantage is zero adds nothing to the gradient (there is no KL term), so it
 is counted in the loss's denominator but not sent through the model. The entropy and
 clipping that TRL logs are therefore means over the rows that do train.
+
+Rows of like length are in one micro-batch, so that little is padding, and the longest come first: a round that does
+not fit the memory fails at its beginning. Where prompts are shared, the rows of a prompt come one after another.
 """
 
 import math
@@ -75,7 +78,8 @@ def make_batches(
     factor = _factors(rows, weight, loss_type)
     scaled = ((row, row.advantage * factor(row)) for row in rows if row.completion)
     worth_training = [replace(row, advantage=advantage) for row, advantage in scaled if advantage != 0]
-    for part in _split(worth_training, budget, _laid_out_tokens if shared_prefixes else _padded_tokens):
+    ordered = _by_prompts(worth_training) if shared_prefixes else sorted(worth_training, key=_length, reverse=True)
+    for part in _split(ordered, budget, _laid_out_tokens if shared_prefixes else _padded_tokens):
         share = {
             "dapo": 1.0,
             "cispo": 1.0,
@@ -106,6 +110,21 @@ def _factors(rows: Sequence[Sample], total: float, loss_type: LossType) -> Calla
 
 def _side(row: Sample) -> int:
     return row.group if row.external else -1
+
+
+def _length(row: Sample) -> int:
+    return len(row.prompt) + len(row.completion)
+
+
+def _by_prompts(rows: Sequence[Sample]) -> list[Sample]:
+    """Order rows by what their prompt and all its completions have together, then by their own length."""
+    groups: dict[tuple[int, ...], list[Sample]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.prompt), []).append(row)
+    longest_first = sorted(
+        groups.items(), key=lambda group: len(group[0]) + sum(len(row.completion) for row in group[1]), reverse=True
+    )
+    return [row for _, group in longest_first for row in sorted(group, key=_length, reverse=True)]
 
 
 def _split(rows: Sequence[Sample], budget: int, cost: Callable[[Sequence[Sample]], int]) -> list[list[Sample]]:

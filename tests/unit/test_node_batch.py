@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
 import torch
@@ -79,7 +80,36 @@ def test_no_part_exceeds_the_budget_and_every_row_with_a_gradient_is_in_one(rows
         )
         if advantage != 0
     ]
-    assert trained == [(row.prompt, row.completion) for row in rows if row.advantage and row.completion]
+    assert sorted(trained) == sorted((row.prompt, row.completion) for row in rows if row.advantage and row.completion)
+
+
+def lengths_of(batches: list[dict[str, torch.Tensor]]) -> list[list[tuple[int, int]]]:
+    """Return the lengths of prompt and completion of each row of each micro-batch."""
+    both = [(batch["prompt_mask"].sum(1).tolist(), batch["completion_mask"].sum(1).tolist()) for batch in batches]
+    return [list(zip(*lengths, strict=True)) for lengths in both]
+
+
+def test_rows_of_like_length_are_in_one_micro_batch_the_longest_first():
+    rows = [Sample([3] * prompt, [5] * made, 1.0) for prompt, made in [(2, 1), (2, 9), (2, 2), (3, 8), (2, 2), (2, 9)]]
+    batches = make_batches(rows, weight_of(rows), 36, "dapo", PAD)
+    assert lengths_of(batches) == [[(2, 9), (3, 8), (2, 9)], [(2, 2), (2, 2), (2, 1)]]
+
+
+@given(rows_strategy, st.integers(1, 60))
+def test_where_prompts_are_shared_the_rows_of_one_follow_one_another_and_the_longest_group_is_first(rows, budget):
+    batches = make_batches(rows, weight_of(rows), budget, "dapo", PAD, True)
+    prompts = [
+        tuple(ids[mask == 1].tolist())
+        for batch in batches
+        for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+    ]
+    groups = [prompt for prompt, _ in groupby(prompts)]
+    assert len(groups) == len(set(groups))
+    tokens = [
+        len(prompt) + sum(len(row.completion) for row in rows if tuple(row.prompt) == prompt and row.advantage)
+        for prompt in groups
+    ]
+    assert tokens == sorted(tokens, reverse=True)
 
 
 @given(rows_strategy, st.integers(1, 60))
@@ -183,7 +213,7 @@ def test_a_full_round_of_own_groups_alone_has_trls_own_loss(rows, loss_type):
     rows = [replace(row, weight=0.25) for row in rows]
     batches = make_batches(rows, weight_of(rows), 10_000, loss_type, PAD)
     found = [advantage for batch in batches for advantage in batch["advantages"].tolist()]
-    assert found == [row.advantage for row in rows if row.advantage and row.completion]
+    assert sorted(found) == sorted(row.advantage for row in rows if row.advantage and row.completion)
     assert {batch["num_items_in_batch"].item() for batch in batches} <= {sum(len(row.completion) for row in rows)}
 
 

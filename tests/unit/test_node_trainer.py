@@ -255,6 +255,7 @@ def test_reencoded_text_has_the_tokens_and_logprobs_of_its_generation(policy, tm
     ]
     assert len(kept) > 20
     assert {one.finished for _, one in kept} == {True, False}
+    kept.sort(key=lambda pair: -len(pair[0]) - len(pair[1].token_ids))  # as micro-batches have them
     samples = [Sample(prompt, policy.encode_completion(one.text, one.finished), 1.0) for prompt, one in kept]
     trainer = trainer_of(policy, config, tmp_path, fixed_rounds())
 
