@@ -300,6 +300,12 @@ class TrainerConfig(Section):
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         [], description="trackers that each round's metrics go to; what they send where is theirs to say"
     )
+    stop_grace: float = Field(
+        30.0,
+        ge=0,
+        description="seconds that a round in progress may still take after a signal to stop; then it is abandoned, and "
+        "done again at the next start",
+    )
     save_steps: int = Field(20, ge=1, description="rounds between checkpoints")
     save_total_limit: int = Field(2, ge=1, description="checkpoints to keep")
     save_full: int = Field(

@@ -1,13 +1,16 @@
 """Put a node together from its configuration and folder, and run it until it is stopped or its last round is done.
 
 The network comes up first: peers may dial while the model still loads. A signal to
-stop (Ctrl-C, SIGTERM, SIGHUP) ends the node after the round in progress, with a checkpoint.
+stop (Ctrl-C, SIGTERM, SIGHUP) ends the node after the round in progress, with a checkpoint. If that
+round takes longer than `trainer.stop_grace`, it is abandoned wherever it is: in the engine, in a scorer, between
+two micro-batches, in an evaluation. The checkpoint is then of the last whole round, and the node does the
+abandoned one again at its next start, with the same numbers on a CPU.
 """
 
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +18,7 @@ import structlog
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from node.config import NodeConfig
+from node.config import NodeConfig, TrainerConfig
 from node.engines import RolloutEngine, SamplingParams, make_engine
 from node.errors import DivergedError, NonFiniteError, UserError
 from node.journal import Journal, NoJournal, RoundJournal, Start
@@ -23,7 +26,7 @@ from node.loop import Loop, longest_prompt
 from node.operations.presets import check_rate
 from node.policy.load import Policy, load_policy
 from node.processes.machine import return_freed_memory
-from node.processes.signals import stop_signals
+from node.processes.signals import GiveUp, Stopping, graceful_stop
 from node.rollouts.replay_buffer import ReplayBuffer
 from node.rollouts.sampling import Sample
 from node.rollouts.screening import Limits
@@ -42,7 +45,7 @@ from node.telemetry.status_server import describe, observe
 from node.training.budget import Spent, is_done, spent_in
 from node.training.checkpoint import Checkpoint, whole_checkpoint
 from node.training.evaluation import Evaluations, doubts
-from node.training.trainer import make_trainer
+from node.training.trainer import SwarmTrainer, make_trainer
 from protocol.credentials.manifest import ManifestLimits
 from protocol.host import Host
 
@@ -63,33 +66,37 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
     with ExitStack() as stack:
         stack.enter_context(full_disk_is_clear(folder))
         stack.enter_context(exclusive(folder))
-        stopping = stack.enter_context(stop_signals())
-        seed = resolve_seed(config, folder)
-        split = split_of(load_manifest(folder))
-        tasks = load_tasks(config.tasks, split)
-        for line in tasks.small_tasks():
-            log.info(line)
-        for line in doubts(folder, config.policy.model, split):
-            log.warning(line)
-        metrics = MetricsLog(folder / "metrics.jsonl", None if config.ends else MAX_METRICS_BYTES)
-        journal = Journal(folder, config.journal.max_bytes) if config.journal.max_bytes else None
-        exchange, limits, directory = stack.enter_context(
-            _exchange(config, folder, tasks, metrics, listening, journal or NoJournal())
-        )
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        log.info("loading", model=config.policy.model)
-        checkpoint = whole_checkpoint(folder / "checkpoints")
-        policy = load_policy(config.policy, config.trainer.bf16, checkpoint=checkpoint.path if checkpoint else None)
-        check_rate(config.trainer, sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad))
-        engine = make_engine(config.engine, policy, folder)
-        stack.callback(engine.close)
-        train_node(
-            Parts(
-                config, folder, seed, policy, engine, tasks, exchange, metrics, directory, journal, limits, checkpoint
-            ),
-            stopping,
-        )
+        stopping = stack.enter_context(graceful_stop(config.trainer.stop_grace))
+        try:
+            train_node(_start(config, folder, listening, stack), stopping)
+        except GiveUp:  # before the first round: nothing is lost
+            stopping.finish()
+            log.info("stopped while starting")
+
+
+def _start(config: NodeConfig, folder: Path, listening: Callable[[Network], None], stack: ExitStack) -> "Parts":
+    """Make the parts of the node in `folder`; `stack` ends them."""
+    seed = resolve_seed(config, folder)
+    split = split_of(load_manifest(folder))
+    tasks = load_tasks(config.tasks, split)
+    for line in tasks.small_tasks():
+        log.info(line)
+    for line in doubts(folder, config.policy.model, split):
+        log.warning(line)
+    metrics = MetricsLog(folder / "metrics.jsonl", None if config.ends else MAX_METRICS_BYTES)
+    journal = Journal(folder, config.journal.max_bytes) if config.journal.max_bytes else None
+    exchange, limits, directory = stack.enter_context(
+        _exchange(config, folder, tasks, metrics, listening, journal or NoJournal())
+    )
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    log.info("loading", model=config.policy.model)
+    checkpoint = whole_checkpoint(folder / "checkpoints")
+    policy = load_policy(config.policy, config.trainer.bf16, checkpoint=checkpoint.path if checkpoint else None)
+    check_rate(config.trainer, sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad))
+    engine = make_engine(config.engine, policy, folder)
+    stack.callback(engine.close)
+    return Parts(config, folder, seed, policy, engine, tasks, exchange, metrics, directory, journal, limits, checkpoint)
 
 
 class Parts(NamedTuple):
@@ -109,13 +116,15 @@ class Parts(NamedTuple):
     checkpoint: Checkpoint | None = None  # the one that training goes on from
 
 
-def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
-    """Train from the node's checkpoint to the last round, or until `stopping` holds something.
+def train_node(node: Parts, stopping: Stopping | None = None) -> None:
+    """Train from the node's checkpoint to the last round, or until `stopping` is true.
 
     Raises:
         DivergedError: logits, losses or weights are not finite.
+        GiveUp: a signal came before the first round.
         UserError: the configuration or the folder needs a person.
     """
+    stopping = Stopping() if stopping is None else stopping  # one that nobody has asked to stop is false
     config, folder, policy, engine, metrics = node.config, node.folder, node.policy, node.engine, node.metrics
     with ExitStack() as stack:
         pool = stack.enter_context(_pool(config, folder, node.limits.life))
@@ -155,7 +164,8 @@ def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
         def after_update(number: int) -> dict[str, float]:
             loop.row |= weights.after_round(number)
             if not stopping:  # a node that is to end does it soon, and evaluates when it goes on from here
-                loop.row |= evaluations.after_round(number, number if loop.is_last() else config.last_round)
+                with suppress(GiveUp):  # likewise: the round is whole without its evaluation
+                    loop.row |= evaluations.after_round(number, number if loop.is_last() else config.last_round)
             return loop.figures()
 
         def finish(number: int, logs: Mapping[str, float]) -> None:
@@ -169,15 +179,12 @@ def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
             weights.write(path)
 
         trainer = make_trainer(policy, config, folder, rounds, finish, also_save, after_update)
-        trainer.add_callback(_StopCallback(lambda: bool(stopping) or loop.is_last(), config.trainer.num_iterations))
+        trainer.add_callback(_StopCallback(stopping, loop.is_last))
         done = checkpoint.round if checkpoint else 0
         for kept in (pool, metrics, scores, rollouts):
             kept.rewind(done)
         loop.spent = spent_in(iter_with_older(folder / "metrics.jsonl"))
         if _has_ended(config, done, loop.spent):
-            return
-        if stopping:  # a round may take minutes
-            log.info("stopped while starting", round=done)
             return
         if node.journal is not None:
             settings = config.model_dump(mode="json")
@@ -185,12 +192,26 @@ def train_node(node: Parts, stopping: Sequence[object] = ()) -> None:
             node.journal.begin(done, lambda at: Start(at, settings, node.seed, node.limits, split, pool.snapshot()))
         said = RoundLog(time.monotonic())
         log.info("training", round=done, rounds=config.rounds, policy=policy.name, pool=len(pool))
-        try:
+        with _ending_in_order(stopping, trainer, config.trainer, loop):
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-        except NonFiniteError:  # in a round, or in an evaluation after it
-            what, rate = "the policy's logits are not finite", config.trainer.learning_rate
-            raise DivergedError(loop.row.get("round", done), what, rate) from None
-        log.info("finished", round=loop.row.get("round", done))
+        log.info("finished", round=metrics.last.get("round", done))
+
+
+@contextmanager
+def _ending_in_order(stopping: Stopping, trainer: SwarmTrainer, config: TrainerConfig, loop: Loop) -> Iterator[None]:
+    """Abandon a round that outlasts the grace period; name the round whose numbers are not finite."""
+    try:
+        with stopping.patient():
+            yield
+    except NonFiniteError:  # in a round, or in an evaluation after it
+        raise DivergedError(
+            loop.row.get("round", trainer.rounds_done), "the policy's logits are not finite", config.learning_rate
+        ) from None
+    except GiveUp:
+        stopping.finish()
+        trainer.save_whole_round()
+        log.warning("a round was abandoned", seconds=config.stop_grace, more="the next start does it again")
+    stopping.finish()
 
 
 def _has_ended(config: NodeConfig, done: int, spent: Spent) -> bool:
@@ -249,17 +270,17 @@ def _pool(config: NodeConfig, folder: Path, item_life: float) -> Iterator[Replay
 
 
 class _StopCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Ends training after the round in which a signal came or the budget was reached, with a checkpoint."""
+    """Ends training, with a checkpoint, when a round was logged and a signal came or the budget was reached."""
 
-    def __init__(self, stopping: Callable[[], bool], steps_per_round: int) -> None:
+    def __init__(self, stopping: Stopping, is_last: Callable[[], bool]) -> None:
         self._stopping = stopping
-        self._steps_per_round = steps_per_round
+        self._is_last = is_last
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: object
     ) -> TrainerControl:
-        # Not between two iterations of a round: only a whole round is saved.
-        if self._stopping() and state.global_step % self._steps_per_round == 0:
+        if "loss" in logs and (self._stopping or self._is_last()):  # once a round: `finish` has its row
+            self._stopping.finish()
             control.should_training_stop = True
             control.should_save = True
         return control

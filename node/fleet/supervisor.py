@@ -3,7 +3,8 @@
 The first node starts alone; each other starts as soon as a living node has written the
 address to dial. A node that dies is started again from its checkpoint, with living
 nodes as its seeds, until it has failed `MAX_FAILURES` times without finishing a round
-in between. The others never wait for it.
+in between. The others never wait for it. A node that is asked to stop and has not ended `END_S` after its own
+`trainer.stop_grace` is killed.
 
     waiting -> starting -> running -> done
                   ^           |-> stopped      (asked to)
@@ -13,6 +14,7 @@ in between. The others never wait for it.
                   restarting <-'
 """
 
+import math
 import os
 import signal
 import time
@@ -24,6 +26,8 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+import structlog
+
 from node.config import NodeConfig
 from node.fleet.child_process import EXIT_USER_ERROR, NOTHING_ELSE, Started, Target, start_child
 from node.fleet.progress import Progress
@@ -34,7 +38,10 @@ MAX_FAILURES = 4
 MAX_SEEDS = 3
 RESTART_DELAY = 1.0  # seconds, doubled with each failure in a row
 LOST = 255  # what multiprocessing reports when the fork server died, and its child perhaps lives on
+END_S = 120.0  # seconds after a node's grace period: to write its last checkpoint, of a large model to a slow disk
 TICK = 0.25  # seconds between looks at the children; a death is noticed at once
+
+log = structlog.get_logger()
 
 
 class State(StrEnum):
@@ -119,10 +126,12 @@ def supervise(
         supervisor: how a node is started.
         children: the nodes, in the order of their starts.
         stops_asked: how often a person has asked to stop. Once: each node finishes its
-            round and leaves a checkpoint. Twice: each is killed.
+            round, or gives it up after its grace period, and leaves a checkpoint. Twice: each is killed.
         show: called about four times a second with the children.
     """
     obeyed = 0
+    patience = max(child.config.trainer.stop_grace for child in children) + END_S
+    deadline = math.inf
     try:
         while True:
             for child in children:
@@ -130,7 +139,12 @@ def supervise(
             _share_first_error(children)
             if (asked := stops_asked()) > obeyed:
                 _stop(children, kill=asked > 1)
+                deadline = min(deadline, time.monotonic() + patience)
                 obeyed = asked
+            elif time.monotonic() > deadline:
+                log.warning("nodes did not end in time and are killed", seconds=patience)
+                _stop(children, kill=True)
+                deadline = math.inf
             away = supervisor.away(children)
             for child in children:
                 _come_and_go(child, away=child.name in away)

@@ -2,12 +2,94 @@
 
 SIGINT is a person's Ctrl-C, SIGTERM a service manager's, SIGHUP a terminal's that goes away; under `nohup` the
 last one is ignored, and stays so.
+
+A process with work in progress stops in this order (`Stopping`):
+
+    the first signal    the work may end by itself, for as long as the grace period lasts
+    grace is over       `GiveUp` is raised in the main thread, wherever that is, every few seconds until it is caught
+    10 s later          the main thread is in a call that never returns: its stack is printed, and the process ends
+    a second signal     ends the process at once, as if it had never been caught
 """
 
+import faulthandler
+import os
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+
+TWICE_S = 1.0  # `timeout` and a terminal that closes send one request as two signals
+AGAIN_S = 5.0  # an exception that is raised in a destructor is lost; what is left to unwind takes less
+STUCK_S = 10.0  # from `GiveUp` to the end of what does not heed it: some kernels on a GPU take seconds
+STDERR = 2
+
+
+Handler = Callable[[int, FrameType | None], object]
+
+
+class GiveUp(BaseException):
+    """The work in progress is not to be waited for; no `Exception`, so that no library takes it for its own failure."""
+
+
+class Stopping:
+    """Requests to stop, and how long the work in progress is waited for; true once a signal came.
+
+    Made by `graceful_stop`. It begins with nothing in progress that is worth waiting for: `GiveUp` comes with the
+    signal. All methods are for the main thread, but for the truth, which any thread may ask for.
+    """
+
+    def __init__(self, grace: float = 0.0) -> None:
+        self.received: list[int] = []
+        self._grace = grace
+        self._first = 0.0
+        self._waits = False
+        self._over = False
+
+    def __bool__(self) -> bool:
+        return bool(self.received)
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Let the work in the block end by itself within the grace period; raise `GiveUp` if a signal came already."""
+        if self.received:
+            raise GiveUp
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
+    def finish(self) -> None:
+        """Raise `GiveUp` no more: the work has ended or was given up, and what is left to do has to be done."""
+        self._over = True
+        if self.received:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            faulthandler.cancel_dump_traceback_later()
+
+    def stop(self, number: int, _: FrameType | None) -> None:
+        """Take a signal to stop."""
+        now = time.monotonic()
+        if self.received:
+            if number != signal.SIGHUP and now - self._first > TWICE_S:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+                os._exit(128 + number)  # the first process of a container does not die of it
+            return
+        self.received.append(number)
+        self._first = now
+        if self._over:
+            return
+        grace = self._grace if self._waits else 0.0
+        faulthandler.dump_traceback_later(grace + STUCK_S, exit=True, file=STDERR)
+        signal.setitimer(signal.ITIMER_REAL, grace or AGAIN_S, AGAIN_S)
+        if not grace:
+            raise GiveUp
+
+    def give_up(self, number: int, _: FrameType | None) -> None:
+        """Take the end of the grace period."""
+        if not self._over:
+            raise GiveUp
 
 
 def signals_to_stop() -> frozenset[signal.Signals]:
@@ -17,23 +99,34 @@ def signals_to_stop() -> frozenset[signal.Signals]:
 
 
 @contextmanager
+def graceful_stop(grace: float) -> Iterator[Stopping]:
+    """Yield what has come of `signals_to_stop` while the block lasts; `grace` is in seconds."""
+    stopping = Stopping(grace)
+    with _handled(dict.fromkeys(signals_to_stop(), stopping.stop) | {signal.SIGALRM: stopping.give_up}):
+        try:
+            yield stopping
+        finally:
+            stopping.finish()
+
+
+@contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Yield the list to which each of `signals_to_stop` is added while the block lasts."""
     received: list[int] = []
-    with _handled(lambda number, _: received.append(number)):
+    with _handled(dict.fromkeys(signals_to_stop(), lambda number, _: received.append(number))):
         yield received
 
 
 @contextmanager
 def interrupting_signals() -> Iterator[None]:
     """Let each of `signals_to_stop` raise `KeyboardInterrupt`, as Ctrl-C does, while the block lasts."""
-    with _handled(signal.default_int_handler):
+    with _handled(dict.fromkeys(signals_to_stop(), signal.default_int_handler)):
         yield
 
 
 @contextmanager
-def _handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in signals_to_stop()}
+def _handled(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:

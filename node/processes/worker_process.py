@@ -77,7 +77,11 @@ def connect(channel: int, life: int) -> socket.socket:
 
     The kernel ends this process with its parent. A forked guard waits for the end of the
     pipe `life`, which nobody writes to, and kills the group, so those that the worker started too.
+
+    Signals to stop or to save are for the node, though service managers and Slurm send them to all processes of a job.
     """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     ours = socket.socket(fileno=channel)
     if sys.platform == "linux":  # elsewhere the guard does it alone
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -38,7 +38,14 @@ from node.policy.load import LARGE, Policy
 from node.rollouts.rules import configured_weight
 from node.rollouts.sampling import Sample
 from node.training.batch import Batch, make_batches
-from node.training.checkpoint import Keep, has_optimiser, is_finite, remove_leftovers, save_checkpoint
+from node.training.checkpoint import (
+    Keep,
+    has_optimiser,
+    is_finite,
+    latest_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+)
 from node.training.head import logps_and_entropies, positions_at_once
 from node.training.shared_prefix import (
     Pass,
@@ -94,6 +101,7 @@ class SwarmTrainer(GRPOTrainer):
         self._eos_token_ids = policy.eos_token_ids
         self._surprise = Surprise()
         self._nonfinite = 0  # steps in a row
+        self._whole: int | None = None  # rounds done that the weights are of; None between a step and its round's end
         self._latest_logps = torch.zeros(0)
         self._rounds = rounds
         self._also_save = also_save
@@ -108,6 +116,14 @@ class SwarmTrainer(GRPOTrainer):
     def rounds_done(self) -> int:
         """Rounds whose last optimiser step is done."""
         return self.state.global_step // self.args.num_iterations
+
+    def begin_step(self) -> None:
+        """Note that the weights are no round's from now on."""
+        self._whole = None
+
+    def end_round(self) -> None:
+        """Note that the weights are those of `rounds_done` rounds, of which the last one was logged."""
+        self._whole = self.rounds_done
 
     def get_train_dataloader(self) -> Any:
         """Return an iterable over steps' micro-batches, without a length; it starts where the trainer's state is."""
@@ -254,6 +270,7 @@ class SwarmTrainer(GRPOTrainer):
     def micro_batches(self) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each optimiser step from the next round on."""
         args = self.args
+        self._whole = self.rounds_done
         for rows in self._rounds(self.rounds_done):
             if self._config.mask_truncated_completions:
                 rows = [row if self._ended(row) else replace(row, completion=()) for row in rows]
@@ -322,6 +339,16 @@ class SwarmTrainer(GRPOTrainer):
             raise DivergedError(self.rounds_done, "a weight is not finite", self._config.learning_rate)
         keep = Keep(self._config.save_total_limit, self._config.save_full)
         save_checkpoint(self._checkpoints, self.rounds_done, self._write_state, keep)
+
+    def save_whole_round(self) -> None:
+        """Write a checkpoint of the last whole round, for a run whose round in progress was abandoned.
+
+        Gradients are no part of a checkpoint, so a round that has made no optimiser step has changed nothing. After a
+        step the weights are of no round: then the newest checkpoint stays, as it does if it is of this round already.
+        """
+        newest = latest_checkpoint(self._checkpoints)
+        if self._whole and (newest is None or newest.round != self._whole):
+            self._save_checkpoint(self.model, None)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         with _must_fit(resume_from_checkpoint):
@@ -424,6 +451,11 @@ class _RoundCallback(TrainerCallback):
     ) -> None:
         state.compute_steps(args, state.max_steps)  # how often to save is set now: a checkpoint brings its own
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        self._trainer.begin_step()
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -436,6 +468,7 @@ class _RoundCallback(TrainerCallback):
             return  # the summary at the end of training
         state.log_history.clear()  # the node keeps its metrics itself; here they would grow every checkpoint
         self._on_update(self._trainer.rounds_done, logs)
+        self._trainer.end_round()
 
 
 def make_trainer(

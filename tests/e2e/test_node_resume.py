@@ -1,18 +1,28 @@
 """A node alone is killed with SIGKILL and started again: the very numbers of an undisturbed run."""
 
+import itertools
 import os
 import signal
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import torch
 
+import node.run
+from node.config import EvalConfig, NodeConfig
+from node.engines.hf import HfEngine
 from node.operations.backup import back_up, restore
 from node.run import run_node
+from node.tasks.verdicts import Scoring
 from node.telemetry.metrics import read_metrics
 from node.telemetry.rollout_log import ROLLOUTS_FILE
-from node.training.checkpoint import Checkpoint, whole_checkpoint
+from node.training.checkpoint import Checkpoint, list_checkpoints, whole_checkpoint
+from node.training.evaluation import Evaluations
+from node.training.trainer import SwarmTrainer
 from tests.commands import FORK, start_node
-from tests.swarms import numbers, rows_of, small_config
+from tests.swarms import GRADED, numbers, rows_of, small_config
 from tests.waiting import wait_until
 
 ROUNDS = 24
@@ -156,3 +166,139 @@ def test_a_budget_ends_a_node_with_the_round_that_reaches_it_killed_or_not(
     assert spent - last < budget <= spent
     assert whole_checkpoint(tmp_path / "checkpoints").round == len(rows)
     assert [row["round"] for row in read_metrics(tmp_path / "evaluations.jsonl")] == [0, len(rows)]
+
+
+SHORT = small_config(
+    6,
+    **ALONE,
+    tasks=GRADED,
+    trainer={"save_steps": 100, "num_iterations": 2, "tokens_per_batch": 100, "stop_grace": 0.2},
+)
+
+
+class Moment(NamedTuple):
+    """The `call`-th call of a function when so many rounds are `done`; `after`: once it has done its work."""
+
+    target: object
+    name: str
+    done: int = 3
+    call: int = 1
+    after: bool = False
+    seconds: float = 600
+
+
+def stop_at(moment: Moment, folder: Path) -> None:
+    """Ask this process to stop in one call of a function, which takes some seconds more than it would."""
+    original, calls = getattr(moment.target, moment.name), itertools.count(1)
+
+    def stopping(*args: object, **named: object) -> object:
+        if len(rows_of(folder)) != moment.done or next(calls) != moment.call:
+            return original(*args, **named)
+        done = original(*args, **named) if moment.after else None
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(moment.seconds)
+        return done if moment.after else original(*args, **named)
+
+    setattr(moment.target, moment.name, stopping)
+
+
+def run_armed(config: NodeConfig, folder: Path, moment: Moment | None) -> None:
+    if moment is not None:
+        stop_at(moment, folder)
+    run_node(config, folder)
+
+
+def in_child(config: NodeConfig, folder: Path, moment: Moment | None = None) -> int | None:
+    child = FORK.Process(target=run_armed, args=(config, folder, moment))
+    child.start()
+    child.join(30)
+    code = child.exitcode
+    child.kill()
+    child.join()
+    return code
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("short")
+    assert in_child(SHORT, folder) == 0
+    return folder
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    assert numbers(rows_of(one)) == numbers(rows_of(other))
+    for name in ("model.safetensors", "optimizer.pt"):
+        path = Path("checkpoints", "checkpoint-6", name)
+        assert (one / path).read_bytes() == (other / path).read_bytes()
+
+
+GENERATING = Moment(HfEngine, "_batch")
+MOMENTS = [
+    pytest.param(GENERATING, id="generating"),
+    pytest.param(Moment(Scoring, "wait"), id="verifying", marks=pytest.mark.slow),
+    pytest.param(Moment(SwarmTrainer, "compute_loss", call=2), id="between two passes", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_round_that_outlasts_the_grace_period_is_abandoned_and_done_again_to_the_bit(
+    short: Path, moment: Moment, tmp_path: Path
+) -> None:
+    assert in_child(SHORT, tmp_path, moment) == 0
+    assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == [3]
+    assert [row["round"] for row in rows_of(tmp_path)] == [1, 2, 3]
+    assert in_child(SHORT, tmp_path) == 0
+    assert_same_end(tmp_path, short)
+
+
+def test_a_round_that_ends_within_the_grace_period_is_the_last_one(tmp_path: Path) -> None:
+    config = SHORT.model_copy(update={"trainer": SHORT.trainer.model_copy(update={"stop_grace": 600})})
+    assert in_child(config, tmp_path, GENERATING._replace(seconds=0)) == 0
+    assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == [4]
+    assert [row["round"] for row in rows_of(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [2, 100])
+def test_a_round_that_is_half_done_is_not_saved(short: Path, steps: int, tmp_path: Path) -> None:
+    config = SHORT.model_copy(update={"trainer": SHORT.trainer.model_copy(update={"save_steps": steps})})
+    assert in_child(config, tmp_path, Moment(torch.optim.AdamW, "step", after=True)) == 0
+    assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == ([2] if steps == 2 else [])
+    assert in_child(config, tmp_path) == 0
+    assert_same_end(tmp_path, short)
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_outlasts_the_grace_period_is_abandoned_and_its_round_is_whole(
+    short: Path, tmp_path: Path
+) -> None:
+    config = SHORT.model_copy(update={"eval": EvalConfig(every=3, count=2, completions=0)})
+    assert in_child(config, tmp_path, Moment(Evaluations, "_ask", done=2)) == 0
+    assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == [3]
+    assert in_child(config, tmp_path) == 0
+    assert_same_end(tmp_path, short)
+    assert [row["round"] for row in read_metrics(tmp_path / "evaluations.jsonl")] == [0, 3, 6]
+
+
+def test_a_node_that_still_loads_its_model_is_not_waited_for(tmp_path: Path) -> None:
+    config = SHORT.model_copy(update={"trainer": SHORT.trainer.model_copy(update={"stop_grace": 600})})
+    assert in_child(config, tmp_path, Moment(node.run, "load_policy", done=0)) == 0
+    assert rows_of(tmp_path) == [] and not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_a_node_at_once_as_the_signal_does(short: Path, tmp_path: Path) -> None:
+    config = SHORT.model_copy(update={"trainer": SHORT.trainer.model_copy(update={"stop_grace": 600})})
+    child = FORK.Process(target=run_armed, args=(config, tmp_path, GENERATING))
+    child.start()
+    wait_until(lambda: len(rows_of(tmp_path)) == 3, 60)
+
+    def asked_again() -> bool:  # what comes within a second of the first counts as one with it
+        os.kill(child.pid or 0, signal.SIGINT)
+        child.join(0.1)
+        return child.exitcode is not None
+
+    wait_until(asked_again, 30)
+    assert child.exitcode == -signal.SIGINT
+    assert in_child(SHORT, tmp_path) == 0
+    assert_same_end(tmp_path, short)

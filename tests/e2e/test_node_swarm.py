@@ -229,6 +229,21 @@ def test_a_second_stop_kills(tmp_path: Path) -> None:
         assert not psutil.pid_exists(pid_of(stuck, "n0"))
 
 
+def test_nodes_that_do_not_end_in_time_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.fleet.supervisor.END_S", 0.1)
+    config = NodeConfig.model_validate({"seed": 1, "rounds": 5, "trainer": {"stop_grace": 0.1}})
+
+    def ask_once(children: Sequence[NodeProcess]) -> None:
+        if children[0].progress.round and children[0].state is State.RUNNING and not asked:
+            asked.append(os.kill(os.getpid(), signal.SIGTERM))
+
+    asked: list[None] = []
+    plan = make_plan(tmp_path / "run", 2, config)
+    outcome = run_swarm(plan, ask_once, started=time.time(), target=nodes.stuck, preload=())
+    assert [child.state for child in outcome.children] == [State.STOPPED] * 2
+    assert (tmp_path / "run/nodes/n0/asked").exists()
+
+
 def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with supervisor(out, 2, 100_000, "stuck") as process:
