@@ -307,6 +307,9 @@ class TrainerConfig(Section):
         "done again at the next start",
     )
     save_steps: int = Field(20, ge=1, description="rounds between checkpoints")
+    save_minutes: float | None = Field(
+        None, gt=0, description="minutes between checkpoints at most, for long rounds; default: as save_steps says"
+    )
     save_total_limit: int = Field(2, ge=1, description="checkpoints to keep")
     save_full: int = Field(
         2, ge=1, description="how many of them, the newest, keep the optimiser's state; older ones keep weights alone"

@@ -7,6 +7,7 @@ two micro-batches, in an evaluation. The checkpoint is then of the last whole ro
 abandoned one again at its next start, with the same numbers on a CPU.
 """
 
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -179,7 +180,7 @@ def train_node(node: Parts, stopping: Stopping | None = None) -> None:
             weights.write(path)
 
         trainer = make_trainer(policy, config, folder, rounds, finish, also_save, after_update)
-        trainer.add_callback(_StopCallback(stopping, loop.is_last))
+        trainer.add_callback(_StopCallback(stopping, loop.is_last, 60 * (config.trainer.save_minutes or math.inf)))
         done = checkpoint.round if checkpoint else 0
         for kept in (pool, metrics, scores, rollouts):
             kept.rewind(done)
@@ -270,17 +271,29 @@ def _pool(config: NodeConfig, folder: Path, item_life: float) -> Iterator[Replay
 
 
 class _StopCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Ends training, with a checkpoint, when a round was logged and a signal came or the budget was reached."""
+    """Ends training, with a checkpoint, when a round was logged and a signal came or the budget was reached.
 
-    def __init__(self, stopping: Stopping, is_last: Callable[[], bool]) -> None:
+    Saves, too, when a signal asked for it, or when the newest checkpoint is `seconds` old.
+    """
+
+    def __init__(self, stopping: Stopping, is_last: Callable[[], bool], seconds: float) -> None:
         self._stopping = stopping
         self._is_last = is_last
+        self._seconds = seconds
+        self._saved = time.monotonic()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: object
     ) -> TrainerControl:
-        if "loss" in logs and (self._stopping or self._is_last()):  # once a round: `finish` has its row
+        if "loss" not in logs:  # once a round: `finish` has its row
+            return control
+        if self._stopping or self._is_last():
             self._stopping.finish()
             control.should_training_stop = True
             control.should_save = True
+        if self._stopping.takes_save() or time.monotonic() - self._saved >= self._seconds:
+            control.should_save = True
         return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        self._saved = time.monotonic()

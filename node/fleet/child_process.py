@@ -1,10 +1,10 @@
 """One supervised node process: how it is started, and what it does before the node runs.
 
 Children are forked from a server that has imported the heavy libraries once, so N
-nodes share the cost in time and in memory. The server is started with SIGINT, SIGTERM and
-SIGHUP blocked, and its children inherit that. A Ctrl-C in the terminal, or the terminal's end,
+nodes share the cost in time and in memory. The server is started with SIGINT, SIGTERM, SIGHUP and
+SIGUSR1 blocked, and its children inherit that. A Ctrl-C in the terminal, or the terminal's end,
 reaches the whole process group, but only the supervisor reacts. It asks its children to stop
-by SIGTERM, which each of them unblocks for itself.
+by SIGTERM, and to save by SIGUSR1, which each of them unblocks for itself.
 """
 
 import multiprocessing
@@ -55,7 +55,7 @@ def start_server(preload: Sequence[str] = HEAVY) -> ForkServerContext:
     context.set_forkserver_preload(list(preload))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     resource_tracker.ensure_running()  # else the fork server starts it, which unblocks the other two
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
     outside = dict(os.environ)
     os.environ.update(NO_THREADS | NO_CUDA | NO_FOLDER_OF_THE_USER)
     try:
@@ -100,7 +100,8 @@ def _main(
 ) -> None:
     os.environ.update(environment)
     threading.Thread(target=_die_with_supervisor, name="supervisor-watch", daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to save
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGUSR1})
     _redirect_output(folder / "output.log")
     setup_logs(folder, stderr=False, debug=debug)
     try:

@@ -21,10 +21,19 @@ from node.errors import UserError
 from node.fleet.child_process import HEAVY, Target, run_real_node, start_server
 from node.fleet.report import write_report
 from node.fleet.summary import Summary, summarise, write_summary
-from node.fleet.supervisor import RESTART_DELAY, Away, NodeProcess, State, Supervisor, nobody, supervise
+from node.fleet.supervisor import (
+    RESTART_DELAY,
+    Away,
+    NodeProcess,
+    State,
+    Supervisor,
+    ask_to_save,
+    nobody,
+    supervise,
+)
 from node.policy.detection import visible_gpus
 from node.processes.machine import usable_cores
-from node.processes.signals import stop_signals
+from node.processes.signals import save_signal, stop_signals
 from node.state_folder import make_folder
 from node.swarm.peering import agent
 from node.tasks import derive_seed
@@ -179,7 +188,7 @@ def run_swarm(
     restart_delay: float = RESTART_DELAY,
     away: Away = nobody,
 ) -> Outcome:
-    """Run `plan` to its end, or until a signal to stop; leave summary and report.
+    """Run `plan` to its end, or until a signal to stop; leave summary and report. SIGUSR1 is passed on to the nodes.
 
     Args:
         plan: from `make_plan`.
@@ -191,11 +200,12 @@ def run_swarm(
         restart_delay: seconds before the first restart of a node that died.
         away: asked at every look at the nodes for the names of those that are to be away: killed, and started later.
     """
-    with stop_signals() as received:
+    children: list[NodeProcess] = []
+    with stop_signals() as received, save_signal(lambda: ask_to_save(children)):
         context = start_server(preload)
         cores = usable_cores()
         make_folders(plan)
-        children = [
+        children += [
             NodeProcess.create(folder, node_config(plan, index, cores), gpu_of(plan, index))
             for index, folder in enumerate(node_folders(plan).values())
         ]

@@ -162,6 +162,14 @@ def supervise(
             child.tail.close()
 
 
+def ask_to_save(children: Sequence[NodeProcess]) -> None:
+    """Ask each node that runs for a checkpoint after its round in progress."""
+    for child in children:
+        if child.started is not None and child.started.process.pid:
+            with suppress(ProcessLookupError):
+                os.kill(child.started.process.pid, signal.SIGUSR1)
+
+
 def _look(child: NodeProcess, restart_delay: float, *, stopping: bool) -> None:
     """Read the node's new rows, and take note if its process has ended."""
     alive = child.started is not None and child.started.process.is_alive()

@@ -1,7 +1,7 @@
-"""The signals that ask a process to stop, collected instead of dying of them.
+"""The signals that ask a process to stop, or to save: collected instead of dying of them.
 
 SIGINT is a person's Ctrl-C, SIGTERM a service manager's, SIGHUP a terminal's that goes away; under `nohup` the
-last one is ignored, and stays so.
+last one is ignored, and stays so. SIGUSR1 asks for a checkpoint.
 
 A process with work in progress stops in this order (`Stopping`):
 
@@ -45,6 +45,7 @@ class Stopping:
         self._first = 0.0
         self._waits = False
         self._over = False
+        self._save = False
 
     def __bool__(self) -> bool:
         return bool(self.received)
@@ -67,6 +68,11 @@ class Stopping:
             signal.setitimer(signal.ITIMER_REAL, 0)
             faulthandler.cancel_dump_traceback_later()
 
+    def takes_save(self) -> bool:
+        """Tell whether a signal asked for a checkpoint since the last call."""
+        asked, self._save = self._save, False
+        return asked
+
     def stop(self, number: int, _: FrameType | None) -> None:
         """Take a signal to stop."""
         now = time.monotonic()
@@ -86,6 +92,10 @@ class Stopping:
         if not grace:
             raise GiveUp
 
+    def save(self, number: int, _: FrameType | None) -> None:
+        """Take a request for a checkpoint."""
+        self._save = True
+
     def give_up(self, number: int, _: FrameType | None) -> None:
         """Take the end of the grace period."""
         if not self._over:
@@ -100,9 +110,10 @@ def signals_to_stop() -> frozenset[signal.Signals]:
 
 @contextmanager
 def graceful_stop(grace: float) -> Iterator[Stopping]:
-    """Yield what has come of `signals_to_stop` while the block lasts; `grace` is in seconds."""
+    """Yield what has come of `signals_to_stop` and SIGUSR1 while the block lasts; `grace` is in seconds."""
     stopping = Stopping(grace)
-    with _handled(dict.fromkeys(signals_to_stop(), stopping.stop) | {signal.SIGALRM: stopping.give_up}):
+    others = {signal.SIGALRM: stopping.give_up, signal.SIGUSR1: stopping.save}
+    with _handled(dict.fromkeys(signals_to_stop(), stopping.stop) | others):
         try:
             yield stopping
         finally:
@@ -118,9 +129,17 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
+def save_signal(ask: Callable[[], object]) -> Iterator[None]:
+    """Call `ask` whenever SIGUSR1 comes, while the block lasts."""
+    with _handled({signal.SIGUSR1: lambda number, _: ask()}):
+        yield
+
+
+@contextmanager
 def interrupting_signals() -> Iterator[None]:
-    """Let each of `signals_to_stop` raise `KeyboardInterrupt`, as Ctrl-C does, while the block lasts."""
-    with _handled(dict.fromkeys(signals_to_stop(), signal.default_int_handler)):
+    """Let each of `signals_to_stop` raise `KeyboardInterrupt`, as Ctrl-C does, and SIGUSR1 do nothing."""
+    handlers: dict[signal.Signals, Handler] = dict.fromkeys(signals_to_stop(), signal.default_int_handler)
+    with _handled(handlers | {signal.SIGUSR1: lambda number, _: None}):
         yield
 
 

@@ -185,6 +185,7 @@ class Moment(NamedTuple):
     call: int = 1
     after: bool = False
     seconds: float = 600
+    sends: signal.Signals = signal.SIGTERM
 
 
 def stop_at(moment: Moment, folder: Path) -> None:
@@ -195,7 +196,7 @@ def stop_at(moment: Moment, folder: Path) -> None:
         if len(rows_of(folder)) != moment.done or next(calls) != moment.call:
             return original(*args, **named)
         done = original(*args, **named) if moment.after else None
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), moment.sends)
         time.sleep(moment.seconds)
         return done if moment.after else original(*args, **named)
 
@@ -302,3 +303,14 @@ def test_a_second_signal_ends_a_node_at_once_as_the_signal_does(short: Path, tmp
     assert child.exitcode == -signal.SIGINT
     assert in_child(SHORT, tmp_path) == 0
     assert_same_end(tmp_path, short)
+
+
+def test_a_checkpoint_is_written_when_a_signal_asks_for_one_after_the_round_in_progress(tmp_path: Path) -> None:
+    assert in_child(SHORT, tmp_path, GENERATING._replace(seconds=0, sends=signal.SIGUSR1)) == 0
+    assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == [4, 6]
+
+
+def test_a_checkpoint_is_written_when_the_newest_is_so_many_minutes_old(tmp_path: Path) -> None:
+    config = SHORT.model_copy(update={"rounds": 2, "trainer": SHORT.trainer.model_copy(update={"save_minutes": 1e-6})})
+    assert in_child(config, tmp_path) == 0
+    assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == [1, 2]

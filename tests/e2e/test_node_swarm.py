@@ -217,6 +217,18 @@ def test_one_stop_lets_each_node_end_its_round(tmp_path: Path) -> None:
     assert json.loads((out / "summary.json").read_text())["nodes"]["n1"]["rounds"] >= 3
 
 
+@pytest.mark.slow
+def test_a_request_for_checkpoints_is_passed_on_to_each_node(tmp_path: Path) -> None:
+    with supervisor(tmp_path / "run", 2, 1000, "quick") as process:
+        wait_until(lambda: all(rounds_of(tmp_path / "run", name) for name in ("n0", "n1")), LIMIT)
+        os.killpg(process.pid, signal.SIGUSR1)  # as a batch system does: to all processes of a job
+        asked = [tmp_path / "run" / "nodes" / name / "asked to save" for name in ("n0", "n1")]
+        wait_until(lambda: all(path.exists() for path in asked), LIMIT)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT) == 128 + signal.SIGTERM
+
+
 def test_a_second_stop_kills(tmp_path: Path) -> None:
     stuck = tmp_path / "stuck"
     with supervisor(stuck, 1, 100_000, "stuck") as process:
@@ -229,6 +241,7 @@ def test_a_second_stop_kills(tmp_path: Path) -> None:
         assert not psutil.pid_exists(pid_of(stuck, "n0"))
 
 
+@pytest.mark.slow
 def test_nodes_that_do_not_end_in_time_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.fleet.supervisor.END_S", 0.1)
     config = NodeConfig.model_validate({"seed": 1, "rounds": 5, "trainer": {"stop_grace": 0.1}})

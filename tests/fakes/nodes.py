@@ -14,9 +14,10 @@ ROUND = 0.02  # seconds
 
 
 def quick(config: NodeConfig, folder: Path) -> None:
-    """Go on after the last whole round; stop after the round in which SIGTERM comes."""
+    """Go on after the last whole round; stop after the round in which SIGTERM comes; take note of SIGUSR1."""
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
+    signal.signal(signal.SIGUSR1, lambda *_: (folder / "asked to save").touch())
     (folder / "pid").write_text(str(os.getpid()))
     (folder / "seeds").write_text("\n".join(config.network.seeds))
     (folder / "gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
