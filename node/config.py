@@ -310,9 +310,12 @@ class TrainerConfig(Section):
     save_minutes: float | None = Field(
         None, gt=0, description="minutes between checkpoints at most, for long rounds; default: as save_steps says"
     )
-    save_total_limit: int = Field(2, ge=1, description="checkpoints to keep")
+    save_total_limit: int = Field(2, ge=1, description="checkpoints to keep, beside the best by evaluation")
     save_full: int = Field(
-        2, ge=1, description="how many of them, the newest, keep the optimiser's state; older ones keep weights alone"
+        2,
+        ge=0,
+        description="how many of them, the newest, keep the optimiser's state; others keep weights alone, or adapters "
+        "where those are trained; 0: the optimiser begins anew at each start",
     )
 
     @model_validator(mode="before")
@@ -440,7 +443,10 @@ class JournalConfig(Section):
 
 
 class EvalConfig(Section):
-    """Scoring the policy, while it trains, on questions that training never asks; `evaluations.jsonl` keeps it."""
+    """Scoring the policy, while it trains, on questions that training never asks; `evaluations.jsonl` keeps it.
+
+    The policy with the highest score is kept: `checkpoints/best` in the node's folder.
+    """
 
     every: int = Field(
         0, ge=0, description="rounds between two evaluations, with one before the first and one after the last; 0: none"

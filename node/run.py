@@ -44,7 +44,7 @@ from node.telemetry.rollout_log import ROLLOUTS_FILE
 from node.telemetry.round_log import RoundLog
 from node.telemetry.status_server import describe, observe
 from node.training.budget import Spent, is_done, spent_in
-from node.training.checkpoint import Checkpoint, whole_checkpoint
+from node.training.checkpoint import Checkpoint, is_better, whole_checkpoint, write_score
 from node.training.evaluation import Evaluations, doubts
 from node.training.trainer import SwarmTrainer, make_trainer
 from protocol.credentials.manifest import ManifestLimits
@@ -178,9 +178,16 @@ def train_node(node: Parts, stopping: Stopping | None = None) -> None:
         def also_save(path: Path) -> None:
             metrics.sync()  # a checkpoint is never ahead of the rows that say what was spent until it
             weights.write(path)
+            if scores.last.get("round") == trainer.rounds_done:
+                write_score(path, scores.last)
+
+        def improved() -> bool:
+            return "eval/accuracy" in loop.row and is_better(scores.last, folder / "checkpoints")
 
         trainer = make_trainer(policy, config, folder, rounds, finish, also_save, after_update)
-        trainer.add_callback(_StopCallback(stopping, loop.is_last, 60 * (config.trainer.save_minutes or math.inf)))
+        trainer.add_callback(
+            _EndsAndSaves(stopping, loop.is_last, improved, 60 * (config.trainer.save_minutes or math.inf))
+        )
         done = checkpoint.round if checkpoint else 0
         for kept in (pool, metrics, scores, rollouts):
             kept.rewind(done)
@@ -270,15 +277,19 @@ def _pool(config: NodeConfig, folder: Path, item_life: float) -> Iterator[Replay
         ) from error
 
 
-class _StopCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+class _EndsAndSaves(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     """Ends training, with a checkpoint, when a round was logged and a signal came or the budget was reached.
 
-    Saves, too, when a signal asked for it, or when the newest checkpoint is `seconds` old.
+    Saves, too, when a signal asked for it, when the policy scored more than before, or when the newest checkpoint is
+    `seconds` old.
     """
 
-    def __init__(self, stopping: Stopping, is_last: Callable[[], bool], seconds: float) -> None:
+    def __init__(
+        self, stopping: Stopping, is_last: Callable[[], bool], improved: Callable[[], bool], seconds: float
+    ) -> None:
         self._stopping = stopping
         self._is_last = is_last
+        self._improved = improved
         self._seconds = seconds
         self._saved = time.monotonic()
 
@@ -291,7 +302,7 @@ class _StopCallback(TrainerCallback):  # type: ignore[misc]  # transformers is u
             self._stopping.finish()
             control.should_training_stop = True
             control.should_save = True
-        if self._stopping.takes_save() or time.monotonic() - self._saved >= self._seconds:
+        if self._stopping.takes_save() or self._improved() or time.monotonic() - self._saved >= self._seconds:
             control.should_save = True
         return control
 

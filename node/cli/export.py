@@ -28,6 +28,7 @@ def export(model: Target, out: Out, dtype: Dtype = None, settings: Settings = No
     \b
     Example:
       gossamer export runs/a/nodes/n0 my-model
+      gossamer export runs/a/nodes/n0/checkpoints/best my-model   # by evaluation: eval.every
       gossamer export runs/a/nodes/n0/checkpoints/checkpoint-200 my-model --dtype bfloat16
     """
     if out.exists():

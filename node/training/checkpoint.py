@@ -4,6 +4,8 @@
     checkpoints/.writing-<round>       being written; of no use to anyone after a crash
     checkpoints/.deleting-<round>      being removed; likewise
     .../checkpoint-<round>/weights-only  marks one whose optimiser's state, two thirds of it, was or may be removed
+    .../checkpoint-<round>/evaluation.json  what the policy scored then, if it was evaluated
+    checkpoints/best                   a link to the one with the highest score; `gossamer eval` and `export` take it
 
 A folder is written aside, every file and folder in it is fsynced, and then it is renamed:
 the rename is the commit, so a folder of the first kind is complete by construction. An old
@@ -19,8 +21,8 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +38,8 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 _NEEDED = ("*model*.safetensors", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
 _OPTIMISER = "optimizer.pt"
 _WEIGHTS_ONLY = "weights-only"
+_EVALUATION = "evaluation.json"
+_BEST = "best"
 SLICE = 1 << 24  # numbers of a tensor that are looked at together: it takes a few times their bytes
 _ALMOST_NOTHING = 1 << 20  # bytes free; the last file's remains leave this little on a disk that filled up
 
@@ -52,7 +56,10 @@ class Checkpoint:
 
 
 class Keep(NamedTuple):
-    """How many of the newest checkpoints are kept at all, and how many of those with the optimiser's state."""
+    """How many of the newest checkpoints are kept at all, and how many of those with the optimiser's state.
+
+    The best one by evaluation is kept beside them.
+    """
 
     total: int
     full: int
@@ -69,6 +76,32 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the newest complete checkpoint in `folder`, or None."""
     return max(list_checkpoints(folder), key=lambda one: one.round, default=None)
+
+
+def best_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the complete checkpoint in `folder` with the highest score, the oldest of equals; None if none has one."""
+    scored = [(found, one) for one in list_checkpoints(folder) if (found := _score(one.path)) is not None]
+    return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+def write_score(path: Path, row: Mapping[str, Any]) -> None:
+    """Add to the checkpoint in `path` what an evaluation of its policy came to: a row of `evaluations.jsonl`."""
+    (path / _EVALUATION).write_text(json.dumps({key: row[key] for key in ("accuracy", "reward")}))
+
+
+def is_better(row: Mapping[str, Any], folder: Path) -> bool:
+    """Tell whether an evaluation came to more than that of any complete checkpoint in `folder`."""
+    best = best_checkpoint(folder)
+    found = None if best is None else _score(best.path)
+    return found is None or (row["accuracy"], row["reward"]) > found
+
+
+def _score(path: Path) -> tuple[float, float] | None:
+    try:
+        row = json.loads((path / _EVALUATION).read_text())
+        return float(row["accuracy"]), float(row["reward"])
+    except (OSError, ValueError, KeyError, TypeError):  # not evaluated, or damaged: then it is no worse than that
+        return None
 
 
 def whole_checkpoint(folder: Path) -> Checkpoint | None:
@@ -165,12 +198,7 @@ def save_checkpoint(folder: Path, round_number: int, write: Callable[[Path], Non
     _discard(final)
     aside.rename(final)
     sync_folder(folder)
-    kept = [one for one in list_checkpoints(folder) if one.round <= round_number][-keep.total :]
-    for other in list_checkpoints(folder):
-        if other not in kept:
-            _discard(other.path)
-    for old in kept[: -keep.full]:
-        _keep_weights_alone(old.path)
+    _prune(folder, round_number, keep)
     return Checkpoint(round_number, final)
 
 
@@ -179,6 +207,20 @@ def remove_leftovers(folder: Path) -> None:
     for pattern in (".writing-*", ".deleting-*"):
         for path in folder.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _prune(folder: Path, newest: int, keep: Keep) -> None:
+    for one in list_checkpoints(folder):
+        if one.round > newest:
+            _discard(one.path)
+    found, best = list_checkpoints(folder), best_checkpoint(folder)
+    for one in found[: -keep.total]:
+        if one != best:
+            _discard(one.path)
+    for one in found[: max(0, len(found) - keep.full)]:
+        if has_optimiser(one.path):
+            _keep_weights_alone(one.path)
+    _link(folder / _BEST, best)
 
 
 def _discard(path: Path) -> None:
@@ -191,8 +233,25 @@ def _discard(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _keep_weights_alone(path: Path) -> None:
+def _link(link: Path, checkpoint: Checkpoint | None) -> None:
+    """Have `link` lead to `checkpoint`; where a file system knows no links there is none."""
+    aside = link.with_name(f".{link.name}")
+    with suppress(OSError):
+        aside.unlink(missing_ok=True)
+        if checkpoint is None:
+            link.unlink(missing_ok=True)
+            return
+        aside.symlink_to(checkpoint.path.name)
+        aside.rename(link)
+
+
+def mark_weights_only(path: Path) -> None:
+    """Note in a checkpoint that it lacks the optimiser's state, or may lack it, on purpose."""
     write_atomically(path / _WEIGHTS_ONLY, b"")
+
+
+def _keep_weights_alone(path: Path) -> None:
+    mark_weights_only(path)
     (path / _OPTIMISER).unlink(missing_ok=True)
 
 

@@ -43,6 +43,7 @@ from node.training.checkpoint import (
     has_optimiser,
     is_finite,
     latest_checkpoint,
+    mark_weights_only,
     remove_leftovers,
     save_checkpoint,
 )
@@ -394,7 +395,11 @@ class SwarmTrainer(GRPOTrainer):
     def _write_state(self, folder: Path) -> None:
         path = str(folder)
         self.save_model(path, _internal_call=True)
-        self._save_optimizer_and_scheduler(path)
+        if self._config.save_full:
+            self._save_optimizer_and_scheduler(path)
+        else:
+            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+            mark_weights_only(folder)
         self._save_scaler(path)
         self._save_rng_state(path)
         self._also_save(folder)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import node.run
+from node.cli.trained import find_trained
 from node.config import EvalConfig, NodeConfig
 from node.engines.hf import HfEngine
 from node.operations.backup import back_up, restore
@@ -314,3 +315,16 @@ def test_a_checkpoint_is_written_when_the_newest_is_so_many_minutes_old(tmp_path
     config = SHORT.model_copy(update={"rounds": 2, "trainer": SHORT.trainer.model_copy(update={"save_minutes": 1e-6})})
     assert in_child(config, tmp_path) == 0
     assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == [1, 2]
+
+
+def test_the_policy_with_the_highest_score_is_saved_and_kept_and_can_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.1, 0.2, 0.5, 0.3, 0.5])  # before the first round and after each
+    monkeypatch.setattr(Evaluations, "_evaluate", lambda _: {"accuracy": next(scores), "reward": 0.0})
+    trainer = SHORT.trainer.model_copy(update={"save_total_limit": 1})
+    config = SHORT.model_copy(update={"rounds": 4, "trainer": trainer, "eval": EvalConfig(every=1)})
+    assert in_child(config, tmp_path) == 0
+    assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == [2, 4]
+    best = find_trained(str(tmp_path / "checkpoints" / "best"), None)
+    assert (best.round, best.node) == (2, tmp_path)

@@ -16,12 +16,14 @@ from node.training.checkpoint import (
     Keep,
     find_damage,
     has_optimiser,
+    is_better,
     is_finite,
     latest_checkpoint,
     list_checkpoints,
     remove_leftovers,
     save_checkpoint,
     whole_checkpoint,
+    write_score,
 )
 from tests.policies import tiny_policy
 from tests.training import fixed_rounds, mixed_samples, node_config, trainer_of
@@ -219,3 +221,36 @@ def test_numbers_of_any_kind_are_looked_at_in_slices(dtype, monkeypatch):
         numbers[3, 2] = float("nan")
         assert not is_finite(numbers.to(getattr(torch, dtype)))
     assert is_finite(numbers[:0].to(getattr(torch, dtype)))
+
+
+def scoring(accuracy: float, reward: float = 0.0):
+    def write(folder: Path) -> None:
+        writes(str(accuracy))(folder)
+        write_score(folder, {"accuracy": accuracy, "reward": reward, "questions": 4})
+
+    return write
+
+
+def test_the_best_by_evaluation_is_kept_and_has_a_name(tmp_path):
+    for number, write in enumerate([writes("no score"), scoring(0.5), scoring(0.5), scoring(0.25), writes("")], 1):
+        save_checkpoint(tmp_path, number, write, keep=Keep(1, 1))
+    assert rounds_in(tmp_path) == [2, 5]
+    assert (tmp_path / "best").readlink() == Path("checkpoint-2")
+    assert is_better({"accuracy": 0.5, "reward": 0.1}, tmp_path)
+    assert not is_better({"accuracy": 0.5, "reward": 0.0}, tmp_path)
+    save_checkpoint(tmp_path, 6, scoring(0.5, reward=0.1), keep=Keep(1, 1))
+    assert (rounds_in(tmp_path), (tmp_path / "best").readlink()) == ([6], Path("checkpoint-6"))
+    save_checkpoint(tmp_path, 4, writes("again, as 6 is damaged"), keep=Keep(1, 1))
+    assert (rounds_in(tmp_path), (tmp_path / "best").is_symlink()) == ([4], False)
+
+
+def test_a_node_may_keep_no_optimiser_at_all(tmp_path):
+    policy = tiny_policy(tmp_path / "policy")
+    config = node_config(rounds=2, save_steps=1, save_full=0, lr_scheduler_type="linear", learning_rate=0.01)
+    rounds = fixed_rounds(*[mixed_samples(policy)] * 2)
+    trainer_of(policy, config, tmp_path, rounds).train()
+    checkpoints = list_checkpoints(tmp_path / "checkpoints")
+    assert [(has_optimiser(one.path), find_damage(one.path)) for one in checkpoints] == [(False, "")] * 2
+    trainer = trainer_of(policy, config, tmp_path, rounds)
+    trainer.train(resume_from_checkpoint=str(checkpoints[0].path))
+    assert trainer.rounds_done == 2
