@@ -42,7 +42,7 @@ def run_relay(config: NodeConfig, folder: Path, listening: Callable[[Network], N
         stack.enter_context(exclusive(folder))
         stopping = stack.enter_context(stop_signals())
         seed = resolve_seed(config, folder)
-        network = stack.enter_context(open_network(config, folder))
+        network = stack.enter_context(open_network(config, folder, relays=True))
         stack.enter_context(observe(config.observe, folder, lambda: describe(network, (), None, trains=False)))
         keep_config(config, seed, folder)
         network.host.subscribe(None, SEED_DEMAND)

@@ -253,6 +253,9 @@ class Bootstrap:
                 return list(asks)
             case Kind.GOODBYE:
                 reason = Goodbye.decode(envelope.body).reason
+                if reason in NO_ROOM and member.state is State.GREETED:
+                    member.state, member.since = State.ADMITTED, now.steady  # it serves the manifest nevertheless
+                    return [self._send(member, AskManifest(), now)]
                 if reason in NO_ROOM:
                     self._pause(member, now)
                     return [HangUp(member.link)]

@@ -247,6 +247,8 @@ class Core:
                 return [] if self._is_spared(node, claimed, len(frame), now) else self._item(node, claimed, frame, now)
             envelope = self._open(frame)
             if node is None and envelope.kind not in (BEFORE_HELLO if link.dialled else {Kind.HELLO}):
+                if envelope.kind == Kind.ASK_MANIFEST and self.membership.proven_node(link) is not None:
+                    return self._answer_manifest(link, now)  # it is admitted, and had no room
                 if self._is_parting(link):
                     return []
                 if not (envelope.kind == Kind.REVOCATIONS and self.membership.awaits_list(link)):

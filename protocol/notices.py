@@ -60,6 +60,7 @@ class Refusals:
     def __init__(self, now: Instant) -> None:
         self.counts: Counter[str] = Counter()  # of those that we did not admit, by reason
         self.latest = ""  # why somebody last did not admit us
+        self.full = ""  # who last said that it has no room for us
         self._said: Recent[tuple[Case, str, str], float] = Recent(MAX_SAID)
         self._lines = TokenBucket(LINES_PER_SECOND, LINES_BURST, now.steady)
         self._waiting: list[Refusal] = []
@@ -139,6 +140,8 @@ class Notices:
             return []
         self._next_alone = now.steady + AGAIN_S
         why = "they do not admit this node" if refusals.latest else "are they up, and in this swarm?"
+        if refusals.full and not refusals.latest:
+            why = f"{refusals.full} is full: one more node that can be dialled has to join, or this one has to listen"
         fields = {"seconds": round(now.steady - self._alone_since), "seeds": self._seeds, "why": why}
         return [Notice("no peer: this node is alone", True, fields)]
 

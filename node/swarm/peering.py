@@ -32,6 +32,9 @@ from protocol.transport.addresses import check_bindable
 HOW_TO_BE_DIALLED = "start it with --listen tcp://0.0.0.0:4001, or another port"
 DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]
 
+# Nodes that nobody can dial, at one that only relays. To measure as many connections takes a twelfth of a core.
+RELAY_CALLERS = 2048
+
 log = structlog.get_logger()
 
 
@@ -49,8 +52,10 @@ class Network(NamedTuple):
 
 
 @contextmanager
-def open_network(config: NodeConfig, folder: Path) -> Iterator[Network]:
+def open_network(config: NodeConfig, folder: Path, *, relays: bool = False) -> Iterator[Network]:
     """Run a host for as long as the block lasts; its address is written to `folder`/address.
+
+    A node that only `relays` has room for more nodes that nobody can dial.
 
     Raises:
         UserError: the key, the manifest, a seed or the endpoint to listen on is of no use, or the key's node runs here.
@@ -61,7 +66,7 @@ def open_network(config: NodeConfig, folder: Path) -> Iterator[Network]:
         try:
             identity = Identity.load_or_generate(folder / KEY_FILE)
             stack.enter_context(sole_process_of(identity.node_id, folder))
-            host, address = _start(config, folder, identity, swarm, manifest)
+            host, address = _start(config, folder, identity, swarm, manifest, relays=relays)
         except ProtocolError as error:
             raise UserError(str(error)) from error
         stack.callback(host.stop)
@@ -112,11 +117,14 @@ def _swarm(network: NetworkConfig, manifest: SwarmManifest | None) -> bytes:
 
 
 def _start(
-    config: NodeConfig, folder: Path, identity: Identity, swarm: bytes, manifest: SwarmManifest | None
+    config: NodeConfig, folder: Path, identity: Identity, swarm: bytes, manifest: SwarmManifest | None, *, relays: bool
 ) -> tuple[Host, Address | None]:
     network = config.network
     seeds = [Address.parse(text) for text in network.seeds]
     limits = Limits(max_peers=network.max_peers, upload_bytes_per_second=float(network.upload_limit))
+    if relays:
+        callers = RELAY_CALLERS
+        limits = replace(limits, max_callers=callers, max_connections=limits.max_connections + callers)
     if manifest is not None:
         largest = manifest.limits.max_group_bytes
         limits = replace(

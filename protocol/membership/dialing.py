@@ -91,7 +91,7 @@ class Dialing:
     def replaceable(self, now: Instant) -> NodeId | None:
         """Return a peer whose link ends now by rule 3, if it is time for one."""
         peers = self._links.peers
-        if len(peers) > self._links.room and now.steady >= self._next_shed:
+        if self._links.is_crowded and now.steady >= self._next_shed:
             self._next_shed = now.steady + SHED_INTERVAL_S
             return self._links.last_caller or self._links.replaceable(self._rng)
         if now.steady < self._next_rotation:

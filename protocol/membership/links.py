@@ -16,11 +16,15 @@ Rules
     and then for one attempt more (a feeler). At most `max_prefix_peers` are of one public network. A third of the
     room is kept for links that we chose ourselves: whoever dials us can take the rest only, so nobody can surround a
     node by dialling it. Links that we dialled are never given up for somebody who asks for room.
- 3. In a larger swarm we dial while there are fewer than three quarters of what there is room for: a quarter is what
+ 3. Nodes that nobody can dial, home nodes, have `max_callers` places of their own at whom they dial, which count for
+    nothing else. Where all are taken, the network that has most gives one to a network that has two fewer, and a node
+    that had a peer when it called gives its place to one that has none: so each has one place before others have two.
+ 4. In a larger swarm we dial while there are fewer than three quarters of what there is room for: a quarter is what
     whoever dials us finds free. Links that it has no room for as it grows end one after the other (see `dialing`).
 """
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 
 from protocol.config import Instant, Limits
@@ -78,6 +82,12 @@ class Peer:
     met: float = 0.0  # when its last hello came
     digested: float = float("-inf")  # when we last answered its digest
     warned: float = float("-inf")  # when we last told it what is said of it
+    needy: bool = False  # whether it lacked links when it called
+
+    @property
+    def is_home(self) -> bool:
+        """Whether it dialled us and nobody can dial it. Rule 3."""
+        return not self.link.dialled and not self.record.endpoints
 
     @property
     def scope(self) -> Scope:
@@ -115,6 +125,7 @@ class Links:
         self._own = own
         self._max_peers = limits.max_peers
         self._max_group = limits.max_prefix_peers
+        self._max_callers = limits.max_callers
         self.is_mesh = True  # whether there may be links with everybody whom we know
         self._settling = settling
         self._small_from = now  # when the swarm may be taken for a small one again
@@ -162,7 +173,7 @@ class Links:
     @property
     def wanted(self) -> int:
         """How many more contacts to dial now."""
-        live, busy = len(self.peers), len(self.attempts)
+        live, busy = self._overlay, len(self.attempts)
         missing = max(self.target - live, self._reserve - self._chosen) - busy
         return max(0, min(missing, self._room_to_dial - live - busy, MAX_DIALS - busy))
 
@@ -183,40 +194,72 @@ class Links:
     def _chosen(self) -> int:
         return sum(peer.link.dialled for peer in self.peers.values())
 
+    @property
+    def _overlay(self) -> int:
+        """How many peers there are but for home nodes."""
+        return len(self.peers) - self._homes
+
+    @property
+    def _homes(self) -> int:
+        return sum(peer.is_home for peer in self.peers.values())
+
     def has_room(self, group: str) -> bool:
-        """Tell whether somebody of that network (see `netgroup`) who dialled us can be taken in."""
-        came = sum(not peer.link.dialled for peer in self.peers.values())
-        if came >= self.room - self._reserve or len(self.peers) + len(self.attempts) >= self.room:
+        """Tell whether somebody of that network (see `netgroup`) who dialled us and can be dialled can be taken in."""
+        came = sum(not (peer.link.dialled or peer.is_home) for peer in self.peers.values())
+        if came >= self.room - self._reserve or self._overlay + len(self.attempts) >= self.room:
             return False
         return not self.is_full_of(group)
+
+    def has_room_for_a_home(self) -> bool:
+        """Tell whether a home node can be taken in."""
+        return self._homes < self._max_callers
+
+    def displaced_home(self, voice: str, *, needy: bool) -> NodeId | None:
+        """Return the home node that gives its place to one that counts as `voice`, if any does. Rule 3."""
+        homes = {node: peer for node, peer in reversed(self.peers.items()) if peer.is_home}
+        counts = Counter(peer.voice for peer in homes.values())
+        most = max(counts.values(), default=0)
+        if most >= counts[voice] + 2:
+            return next(node for node, peer in homes.items() if counts[peer.voice] == most)
+        return next((node for node, peer in homes.items() if not peer.needy), None) if needy else None
 
     def is_full_of(self, group: str) -> bool:
         """Tell whether there are as many links as there may be with that network."""
         if not group:
             return False
-        live = sum(peer.group == group for peer in self.peers.values())
+        live = sum(peer.group == group and not peer.is_home for peer in self.peers.values())
         return live + sum(attempt.group == group for attempt in self.attempts.values()) >= self._max_group
 
     @property
     def is_full(self) -> bool:
         """Whether there are as many peers as there may be where one more is of our choice."""
-        return len(self.peers) >= self._room_to_dial
+        return self._overlay >= self._room_to_dial
 
     def replaceable(self, rng: random.Random) -> NodeId:
         """Return a random peer of those that we dialled, or of all."""
-        return rng.choice([node for node, peer in self.peers.items() if peer.link.dialled] or list(self.peers))
+        return rng.choice(
+            [node for node, peer in self.peers.items() if peer.link.dialled]
+            or [node for node, peer in self.peers.items() if not peer.is_home]
+        )
 
     @property
     def last_caller(self) -> NodeId | None:
         """The peer that dialled us last."""
-        return next((node for node, peer in reversed(self.peers.items()) if not peer.link.dialled), None)
+        return next(
+            (node for node, peer in reversed(self.peers.items()) if not (peer.link.dialled or peer.is_home)), None
+        )
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are more links than there is room for."""
+        return self._overlay > self.room
 
     def evictable(self, here: str, caller: str, now: Instant) -> NodeId | None:
         """Return the farthest of the younger half of those who dialled us, if `caller` is nearer to us, who are `here`.
 
         Were the older ones not safe, whoever has many networks would replace every honest peer.
         """
-        came = [(node, peer) for node, peer in self.peers.items() if not peer.link.dialled]
+        came = [(node, peer) for node, peer in self.peers.items() if not (peer.link.dialled or peer.is_home)]
         distances = {
             node: distance(here, name_of(peer.group, peer.host, peer.link.key), now.unix)
             for node, peer in came[len(came) // 2 :]
@@ -271,7 +314,7 @@ class Links:
         peer = self.peers[node] if node is not None else None
         return not link.dialled or link in self.attempts or (peer is not None and link in (peer.link, peer.spare))
 
-    def settle(self, node: NodeId, record: PeerRecord, link: Link, now: float) -> bool:
+    def settle(self, node: NodeId, record: PeerRecord, link: Link, now: float, *, needy: bool = False) -> bool:
         """Make the link live; True unless it only gave a live peer its second link."""
         host, group = self.host_of(link), self.group_of(link, record)
         attempt = self.attempts.pop(link, None)
@@ -284,7 +327,7 @@ class Links:
         if known is None:
             told = TokenBucket(RECORDS_PER_SECOND, RECORDS_BURST, now)
             rumours = TokenBucket(RUMOURS_PER_SECOND, RUMOURS_BURST, now)
-            self.peers[node] = Peer(record, link, told, rumours, host, group, port, met=now)
+            self.peers[node] = Peer(record, link, told, rumours, host, group, port, met=now, needy=needy)
             return True
         known.record, known.host, known.group, known.met = record, host, group, now
         known.port = port or known.port

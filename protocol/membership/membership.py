@@ -12,9 +12,10 @@ Rules
  2. Who answers: a hello is answered if and only if it came over a link that the peer dialled.
     An unanswered hello is repeated every `HELLO_RETRY_S`.
  3. Who is graylisted is refused at the hello by its node id, whatever key it brings, and not dialled.
- 4. Where there is no room, the caller gets records of a few others and a goodbye. If it says that it lacks links
-    of its own choice, a peer that dialled us and is farther from us (see `pairing`) makes room for it, once in
-    `EVICT_INTERVAL_S`. Whoever lies about that gets no more than who calls and is near.
+ 4. Where there is no room, the caller gets records of a few others, a goodbye, and the manifest if it asks at once.
+    If it says that it lacks links of its own choice, a peer that dialled us and is farther from us (see `pairing`)
+    makes room for it, once in `EVICT_INTERVAL_S`. Whoever lies about that gets no more than who calls and is near. A
+    node that nobody can dial says it while it has no peer, and has places of its own (see `links`, rule 3).
  5. A hello of a process that started at another time is a restarted peer: it goes down and
     comes up again. One that shows an older record of itself than we have is told the newer one. A
     record of ourselves that is newer than our own (our clock was set back, or another process has
@@ -282,7 +283,8 @@ class Membership:
         if host and not self._links.answered(attempt, host) and not is_seed:
             return [HangUp(link), *self._closed(link, now)]
         attempt.greeted = now.steady
-        return [Send(link, self._greeting(link, needy=self._links.lacks_chosen))]
+        needy = self._links.lacks_chosen if self.directory.record.endpoints else not self._links.peers
+        return [Send(link, self._greeting(link, needy=needy))]
 
     def _greeting(self, link: Link, *, needy: bool = False) -> Hello:
         own = self.directory.record_for(self._links.scope_of(link))
@@ -338,16 +340,16 @@ class Membership:
             actions += [action for action in self._lose(sender, now) if action != HangUp(link)]
             known = None
         group = self._links.group_of(link, record)
-        if known is None and not link.dialled and not self._links.has_room(group):
-            makes_room = hello.needy and not self._links.is_full_of(group)
-            evicted = self._make_room(name_of(group, self._links.host_of(link), link.key), now) if makes_room else None
+        if known is None and not link.dialled:
+            evicted = self._room_for(link, record, group, now, needy=hello.needy)
             if evicted is None:
+                self._links.prove(link, sender)
                 others = Send(link, self.directory.sample(sender, self._links.scope_of(link), REFERRALS))
                 return [*actions, others, *self._refuse(link, "full", now)]
             actions += evicted
         if known is None and link.dialled and self._links.is_full:
             actions += self._leave(self._links.replaceable(self._rng), "rotated", now)
-        actions += self._welcome(link, record, now)
+        actions += self._welcome(link, record, now, needy=hello.needy)
         newest = self.book.get(sender)
         if newest is not None and newest.replaces(record):
             actions.append(Send(link, Peers((newest.encoded,))))  # it has a twin, or its clock was set back
@@ -363,7 +365,7 @@ class Membership:
                 actions += self._hello(message, now)
         return actions
 
-    def _welcome(self, link: Link, record: PeerRecord, now: Instant) -> list[MembershipAction]:
+    def _welcome(self, link: Link, record: PeerRecord, now: Instant, *, needy: bool) -> list[MembershipAction]:
         node = record.node_id
         actions: list[MembershipAction] = []
         if not link.dialled:
@@ -371,7 +373,7 @@ class Membership:
         is_new = node not in self._links.peers
         self._dialing.feelers.met(node)
         attempt = self._links.attempts.get(link)
-        is_up = self._links.settle(node, record, link, now.steady)
+        is_up = self._links.settle(node, record, link, now.steady, needy=needy)
         peer = self._links.peers[node]
         if is_up:
             self._detector.up(node, now.steady)
@@ -397,6 +399,21 @@ class Membership:
             attempt.contact.busy(now, self._rng)
         goodbye = Send(link, Goodbye(reason))
         return [goodbye] if self._links.part(link, now.steady) else [goodbye, HangUp(link)]
+
+    def _room_for(
+        self, link: Link, record: PeerRecord, group: str, now: Instant, *, needy: bool
+    ) -> list[MembershipAction] | None:
+        """Return what is done so that who dialled us has a place, nothing if it has one; None: it gets none."""
+        host = self._links.host_of(link)
+        if record.endpoints:
+            if self._links.has_room(group):
+                return []
+            makes_room = needy and not self._links.is_full_of(group)
+            return self._make_room(name_of(group, host, link.key), now) if makes_room else None
+        if self._links.has_room_for_a_home():
+            return []
+        node = self._links.displaced_home(voice_of(group, host, record.node_id), needy=needy)
+        return self._leave(node, "evicted", now) if node is not None else None
 
     def _make_room(self, caller: str, now: Instant) -> list[MembershipAction] | None:
         if now.steady < self._next_eviction:
@@ -425,6 +442,8 @@ class Membership:
     def _goodbye(self, link: Link, goodbye: Goodbye, now: Instant) -> list[MembershipAction]:
         attempt = self._links.attempts.pop(link, None)
         node = self._links.live_node(link)
+        if goodbye.reason == "full" and attempt is not None:
+            self.refusals.full = str(attempt.contact.address.endpoint)
         if goodbye.reason not in NO_ROOM:
             if node is not None:
                 self.refusals.by(node, goodbye.reason, now)

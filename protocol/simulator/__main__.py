@@ -15,6 +15,7 @@ from dataclasses import replace
 import structlog
 
 from protocol.config import PRESETS
+from protocol.simulator.matrices import MATRICES
 from protocol.simulator.scenarios import SCENARIOS, judge
 from protocol.simulator.trial import LIMITS, Plan, Trial
 from protocol.transport.memory import Conditions
@@ -34,10 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     options = _parse(arguments)
     if options.list:
-        for name, scenario in SCENARIOS.items():
-            print(f"{name:17} {scenario.what}")
+        whats = {name: one.what for name, one in SCENARIOS.items()} | {name: one.what for name, one in MATRICES.items()}
+        for name, what in whats.items():
+            print(f"{name:18} {what}")
         return 0
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    if options.scenario in MATRICES:
+        return _matrix(options)
     scenario = SCENARIOS[options.scenario]
     plan = scenario.adapt(
         Plan(
@@ -77,6 +81,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+def _matrix(options: argparse.Namespace) -> int:
+    failed = 0
+    for check in MATRICES[options.scenario].checks(options.seed, 60.0 * options.minutes):
+        failed += not check.holds
+        print(check, flush=True)
+        _progress("")
+    return 1 if failed else 0
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m protocol.simulator",
@@ -85,7 +98,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--nodes", type=_count, default=1000, help="how many (default 1000)")
     parser.add_argument("--seed", type=int, default=1, help="what all chance is drawn from (default 1)")
-    parser.add_argument("--scenario", choices=SCENARIOS, default="steady", help="what happens (default steady)")
+    parser.add_argument(
+        "--scenario", choices=[*SCENARIOS, *MATRICES], default="steady", help="what happens (default steady)"
+    )
     parser.add_argument("--minutes", type=_minutes, default=1.0, help="how long, in virtual time (default 1)")
     parser.add_argument("--timing", choices=PRESETS, default="lan", help="preset and network (default lan)")
     parser.add_argument("--publishers", type=_count, default=50, help="how many publish afterwards (default 50)")

@@ -82,6 +82,7 @@ class Simulation:
         self.nodes: dict[int, SimulatedNode] = {}
         self.seeds: tuple[Address, ...] = ()
         self.hosts: dict[int, str] = {}  # of nodes that are not in the network that `host_of` gives them
+        self.seen_at: dict[int, str] = {}  # IP addresses that the nodes' peers see; of others they see none
         self._by_transport: dict[MemoryTransport, SimulatedNode] = {}
         self._timers: list[tuple[float, int, SimulatedNode]] = []
         self._starts = 0
@@ -99,7 +100,7 @@ class Simulation:
 
     def host_of(self, name: int) -> str:
         """Return where a node can be dialled: in a network of its own."""
-        return self.hosts.get(name, f"node{name}.invalid")
+        return self.hosts.get(name) or self.seen_at.get(name) or f"node{name}.invalid"
 
     def start(
         self,
@@ -132,7 +133,8 @@ class Simulation:
         for record in known:
             if record.expiry_ms > unix_ms:
                 book.add(record)
-        transport = MemoryTransport(self.network, identity.curve_key, str(endpoint) if endpoint else None)
+        listen = str(endpoint) if endpoint else None
+        transport = MemoryTransport(self.network, identity.curve_key, listen, self.seen_at.get(name, ""))
         endpoints = (endpoint,) if endpoint else ()
         setup = Setup(
             identity,

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from protocol.config import Limits
 from protocol.credentials.records import Address
-from protocol.events import Arrived, Closed, Lane, Link, NetworkEvent, Opened
+from protocol.events import Accepted, Arrived, Closed, Lane, Link, NetworkEvent, Opened
 from protocol.limits.networks import Scope
 from protocol.limits.send_queues import SendQueues
 
@@ -194,6 +194,7 @@ class MemoryTransport:
     network: MemoryNetwork
     key: bytes
     listen: str | None
+    host: str = ""  # the IP address at which others see it, "" if they cannot tell
     paused: bool = False
     closed: bool = False
     region: int = 0
@@ -223,7 +224,7 @@ class MemoryTransport:
             self.network.post(end, Closed(link))
         elif not (listener.paused or listener.closed or self.network.severed(self.key, listener.key)):
             end.other = listener.accept(end)
-            self.network.post(end, Opened(link))
+            self.network.post(end, Opened(link, listener.host))
 
     def accept(self, dialler: _End) -> _End:
         """Make our end of a connection that somebody dialled; it replaces an older one from the same key."""
@@ -234,6 +235,8 @@ class MemoryTransport:
             self._queues.drop(link)
             self._tell_closed(old)
         end = self._ends[link] = _End(self, link, dialler)
+        if dialler.owner.host:
+            self.network.post(end, Accepted(link, dialler.owner.host))
         return end
 
     def hang_up(self, link: Link) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import structlog
 
-from protocol.config import LOCAL, WAN
+from protocol.config import LOCAL, WAN, Limits
 from protocol.simulator.__main__ import CONDITIONS, main
 from protocol.simulator.adversaries import Gravedigger
-from protocol.simulator.scenarios import MAX_HOSTILE_LINKS, SCENARIOS, hostile_share, judge, suffer
+from protocol.simulator.matrices import MATRICES, Crowd, admittance
+from protocol.simulator.scenarios import MAX_HOSTILE_LINKS, SCENARIOS, Check, hostile_share, judge, suffer
 from protocol.simulator.trial import LIMITS, Plan, Trial
 from protocol.transport.memory import Conditions
 from protocol.wire.envelope import Kind
@@ -178,7 +179,7 @@ def test_the_command_fails_and_says_how_to_do_it_again_when_an_invariant_does_no
 
 def test_the_command_lists_its_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(SCENARIOS)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*SCENARIOS, *MATRICES]
 
 
 def test_a_swarm_that_stays_cut_in_two_is_found_out() -> None:
@@ -196,3 +197,23 @@ def test_a_swarm_too_small_for_its_attackers_is_told_how_many_nodes_it_wants(
 ) -> None:
     assert main(["--nodes", "23", "--scenario", scenario]) == 2
     assert capsys.readouterr().err == f"error: --scenario {scenario} wants --nodes 24 or more\n"
+
+
+def unmet(*checks: Check) -> list[str]:
+    return [str(check) for check in checks if not check.holds]
+
+
+@pytest.mark.parametrize("crowd", [Crowd(1, 14), Crowd(2, 20), Crowd(1, 8, one_address=True), Crowd(1, 2, True)])
+def test_every_home_user_gets_in_and_is_heard(crowd: Crowd) -> None:
+    assert unmet(*admittance(1, crowd, 120.0)) == []
+
+
+@pytest.mark.parametrize(("limit", "crowd"), [(14, Crowd(1, 14)), (8, Crowd(2, 14))])
+def test_where_places_are_scarce_each_home_user_has_one_before_others_have_two(limit: int, crowd: Crowd) -> None:
+    assert unmet(*admittance(1, crowd, 180.0, Limits(max_callers=limit))) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # a minute on a core of its own
+def test_ninety_five_home_users_get_in_at_five_public_nodes() -> None:
+    assert unmet(*admittance(1, Crowd(5, 95), 120.0)) == []

@@ -190,11 +190,20 @@ def test_a_member_without_room_names_others_who_are_asked_and_is_asked_again_lat
     talk.open(full)
     talk.say(full, Kind.PEERS, Peers(tuple(record(other).encoded for other in others)).encode())
     talk.refuse(full, "full")
+    talk.feed(Closed(link(full)))  # it had no manifest to give either
     assert not talk.is_over
     dials = [action.address.key for action in talk.feed(Tick()) if isinstance(action, Dial)]
     assert dials == [other.curve_key for other in others[: MAX_NAMES - 1]]
     again = [action.address.key for action in talk.feed(Tick(), now=1.0) if isinstance(action, Dial)]
     assert again == [full.curve_key]
+
+
+def test_a_member_without_room_is_asked_for_the_manifest_before_it_hangs_up() -> None:
+    talk = Talk(SEEDS[0])
+    talk.open(SEEDS[0])
+    assert kinds(talk.refuse(SEEDS[0], "full")) == [(link(SEEDS[0]), Kind.ASK_MANIFEST)]
+    talk.give(SEEDS[0])
+    assert talk.machine.manifest == CLUB
 
 
 def names(*told: Identity) -> bytes:

@@ -86,8 +86,9 @@ def at(seconds: float) -> Instant:
 class Talk:
     """A core with one live peer, and that peer's voice."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self.core = Core(Setup(ME, SWARM, limits=limits or Limits()), Book((), 16), random.Random(1), at(0))
+    def __init__(self, limits: Limits | None = None, manifest: bytes | None = None) -> None:
+        setup = Setup(ME, SWARM, limits=limits or Limits(), manifest=manifest)
+        self.core = Core(setup, Book((), 16), random.Random(1), at(0))
         self.sequence = 0
         self.charged: list[ChargePrefix] = []
         self.greet(PEER, LINK)
@@ -628,13 +629,31 @@ def test_what_was_told_before_a_bad_record_makes_room_as_if_there_were_none() ->
 
 
 def test_a_caller_for_whom_there_is_no_room_is_hung_up_on_however_often_it_greets() -> None:
-    talk = Talk(Limits(max_peers=2))
+    talk = Talk(Limits(max_callers=1))
     hello = Hello(make_record(OTHER, SWARM, (), 1, "", int((UNIX + 3600) * 1000)).encoded).encode()
     ended = []
     for second in range(4):
         talk.hear(talk.frame(Kind.HELLO, hello, OTHER), OTHER_LINK, now=second)
         ended += talk.core.handle(Tick(), at(second))
     assert HangUp(OTHER_LINK) in ended and list(talk.core.membership.peers) == [PEER.node_id]
+
+
+def test_a_caller_for_whom_there_is_no_room_gets_the_manifest_nevertheless_and_a_stranger_does_not() -> None:
+    manifest = b"a manifest"
+    talk = Talk(Limits(max_callers=1), manifest=manifest)
+    asks = talk.frame(Kind.ASK_MANIFEST, b"", OTHER)
+    assert talk.hear(asks, OTHER_LINK) == [] and talk.rejected == {"no_hello": 1}
+    talk.hear(
+        talk.frame(
+            Kind.HELLO,
+            Hello(make_record(OTHER, SWARM, (), 1, "", int((UNIX + 3600) * 1000)).encoded).encode(),
+            OTHER,
+        ),
+        OTHER_LINK,
+    )
+    (answer,) = talk.hear(talk.frame(Kind.ASK_MANIFEST, b"", OTHER), OTHER_LINK)
+    assert isinstance(answer, SendFrame) and manifest in answer.frame
+    assert list(talk.core.membership.peers) == [PEER.node_id]
 
 
 def test_what_never_became_a_link_is_counted() -> None:

@@ -409,6 +409,36 @@ def test_of_those_who_are_seen_at_one_private_address_no_key_is_nearer_than_anot
     assert core.peers == first
 
 
+def call_from(core: Membership, identity: Identity, host: str, *, needy: bool = False) -> list:
+    core.handle(Accepted(Link(identity.curve_key, False), host), at(0))
+    return core.handle(hello(identity, dialled=False, dialable=False, needy=needy), at(0))
+
+
+def test_nodes_that_nobody_can_dial_have_places_of_their_own_and_take_none_of_the_others() -> None:
+    core = machine(limits=Limits(max_peers=3, max_callers=4))
+    for identity in OTHERS[:4]:  # of one home, as long as nobody else wants the places
+        assert PeerUp(identity.node_id) in call_from(core, identity, "9.9.9.9")
+    join(core, LOW)
+    join(core, HIGH)
+    assert len(core.peers) == 6
+
+
+def test_where_home_places_are_taken_the_network_with_most_gives_one_and_who_has_a_peer_gives_to_who_has_none() -> None:
+    core = machine(limits=Limits(max_callers=4))
+    for identity in OTHERS[:3]:
+        call_from(core, identity, "9.9.9.9", needy=True)
+    call_from(core, OTHERS[3], "8.8.8.8")
+    taken = call_from(core, OTHERS[4], "7.7.7.7", needy=True)
+    assert PeerDown(OTHERS[2].node_id) in taken and PeerUp(OTHERS[4].node_id) in taken
+    assert told(call_from(core, OTHERS[5], "9.9.9.9"), Kind.GOODBYE) == [Link(OTHERS[5].curve_key, False)]
+    taken = call_from(core, OTHERS[6], "6.6.6.6", needy=True)
+    assert PeerDown(OTHERS[1].node_id) in taken and PeerUp(OTHERS[6].node_id) in taken
+    taken = call_from(core, OTHERS[7], "5.5.5.5", needy=True)
+    assert PeerDown(OTHERS[3].node_id) in taken and PeerUp(OTHERS[7].node_id) in taken  # it had a peer when it called
+    assert PeerUp(LOW.node_id) not in call_from(core, LOW, "4.4.4.4", needy=True)
+    assert len(core.peers) == 4
+
+
 def test_a_node_that_lacks_links_of_its_own_choice_says_so() -> None:
     core = machine(*OTHERS[:4], limits=Limits(max_peers=6))  # of which two are its own choice
     for identity in OTHERS[4:7]:

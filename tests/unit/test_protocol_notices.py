@@ -100,9 +100,12 @@ def test_a_node_whose_seeds_do_not_answer_says_that_it_is_alone_and_why_if_it_kn
     }
     assert events(notices, 2 * ALONE_S, peers=0) == []  # said
     assert events(notices, 1000, peers=1) == events(notices, 1000 + ALONE_S - 1, peers=0) == []
+    refusals.full = "tcp://192.0.2.7:4001"
+    (notice,) = notices.due(refusals, 0, at(1000 + ALONE_S))
+    assert notice.fields["why"].startswith("tcp://192.0.2.7:4001 is full: ")
     refusals.by("tcp://192.0.2.7:4001", "not_admitted", at(1000))
     refusals.take()
-    (notice,) = notices.due(refusals, 0, at(1000 + ALONE_S))
+    (notice,) = notices.due(refusals, 0, at(4000 + ALONE_S))
     assert notice.fields["why"] == "they do not admit this node"
 
 

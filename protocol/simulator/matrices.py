@@ -1,0 +1,139 @@
+"""Matrices: the two plain things that a swarm is for, over every size, line and crowd that people bring.
+
+Everything arrives: each node publishes one item, and every other node gets it before it is stale, in at most
+`ALL_TO_ALL` times the time in which the narrowest line carries the bytes.
+
+Everybody gets in: of public nodes and nodes behind NAT, which can dial and not be dialled, none is without a peer after
+a minute or later, and what each publishes reaches all.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from protocol.config import WAN, Limits
+from protocol.simulator.adversaries import SimulatedIdentity
+from protocol.simulator.scenarios import Check
+from protocol.simulator.simulation import Simulation
+from protocol.transport.memory import Conditions
+
+ALL_TO_ALL, ONE_TO_ALL = 1.5, 2.0  # times what the narrowest line takes for the bytes
+SLACK_S = 10.0  # round trips, and the first announcements
+SETTLE_S = 20.0
+CONDITIONS = Conditions(0.02, 0.05)
+LINES = {1: 125e3, 10: 1.25e6, 100: 12.5e6, 1000: 125e6}  # Mbit/s: bytes a second
+SIZES = (10_000, 100_000, 1_000_000, 5_000_000, 16_000_000)
+ADMITTED_S = 60.0
+
+
+class Row(NamedTuple):
+    """Of the first matrix: so many nodes, bytes an item, and Mbit/s a line."""
+
+    nodes: int
+    size: int
+    line: int
+
+
+class Crowd(NamedTuple):
+    """Of the second: public nodes, nodes behind NAT, and whether the latter share one public address."""
+
+    public: int
+    nat: int
+    one_address: bool = False
+
+
+ROWS = [Row(nodes, size, line) for nodes in (2, 8, 16) for size in SIZES for line in LINES] + [
+    Row(64, 100_000, line) for line in LINES
+]
+CROWDS = [Crowd(1, 14), Crowd(1, 30), Crowd(5, 95), Crowd(20, 480), Crowd(1, 8, one_address=True), Crowd(1, 2, True)]
+
+
+def arrival(seed: int, row: Row, publishers: int | None = None) -> Check:
+    """Let the first `publishers` nodes (default: all) publish one item each, and see whether all get them in time."""
+    conditions = Conditions(CONDITIONS.min_delay, CONDITIONS.max_delay, line=LINES[row.line])
+    simulation = Simulation(seed, conditions, timing=WAN, identity=SimulatedIdentity)
+    for name in range(row.nodes):
+        simulation.start(name)
+        simulation.run(0.2)
+    simulation.run(SETTLE_S)
+    content = random.Random(seed)
+    names = range(row.nodes if publishers is None else publishers)
+    began = simulation.network.now
+    items = {simulation.publish(name, content.randbytes(row.size)) for name in names}
+    due = len(items) * (row.nodes - 1)
+    ideal = (len(items) - (len(names) == row.nodes)) * row.size / LINES[row.line]
+    bound = min(simulation.limits.max_item_age_s, (ALL_TO_ALL if publishers is None else ONE_TO_ALL) * ideal + SLACK_S)
+    got = 0
+    while got < due and simulation.network.now < began + bound:
+        simulation.run(min(1.0, began + bound - simulation.network.now))
+        got = sum(len(node.ids & items) for node in simulation.nodes.values())
+    took = simulation.network.now - began
+    return Check(
+        got == due,
+        f"{row.nodes} nodes, {len(items)} items of {row.size / 1e6:g} MB, lines of {row.line} Mbit/s:"
+        f" {got} of {due} arrived in {took:.0f} s (ideal {ideal:.1f} s, bound {bound:.0f} s)",
+    )
+
+
+def admittance(seed: int, crowd: Crowd, seconds: float, limits: Limits | None = None) -> Iterator[Check]:
+    """Let a crowd come, the public nodes first, and see whether everybody is in and hears of everybody."""
+    simulation = Simulation(seed, CONDITIONS, limits, timing=WAN, identity=SimulatedIdentity)
+    behind = range(crowd.public, crowd.public + crowd.nat)
+    for name in range(crowd.public):
+        simulation.seen_at[name] = _address(name)
+        simulation.start(name)
+        simulation.run(0.2)
+    for name in behind:
+        simulation.seen_at[name] = _address(crowd.public if crowd.one_address else name)
+        simulation.start(name, dialable=False)
+        simulation.run(0.05)
+    text = f"{crowd.public} public nodes and {crowd.nat} behind NAT" + (" of one address" if crowd.one_address else "")
+    most = 0
+    for minute in range(1, math.ceil(seconds / ADMITTED_S) + 1):
+        simulation.run(ADMITTED_S)
+        alone = sum(not node.core.membership.peers for node in simulation.nodes.values())
+        if minute == 1:
+            yield Check(alone == 0, f"{text}: {alone} without a peer after a minute")
+        most = max(most, alone)
+    yield Check(most == 0, f"{text}: {most} without a peer at some minute of {seconds:.0f} s")
+    items = {simulation.publish(name, b"of %d" % name): name for name in simulation.nodes}
+    simulation.run(ADMITTED_S)
+    lacking = sum(
+        item not in ids
+        for node in simulation.nodes.values()
+        for ids in (node.ids,)
+        for item, signer in items.items()
+        if signer != node.name
+    )
+    yield Check(lacking == 0, f"{text}: {lacking} of {len(items) * (len(items) - 1)} copies did not arrive in a minute")
+
+
+def _address(number: int) -> str:
+    """Return a public address, each in a network of its own."""
+    return f"{60 + number // 200}.{number % 200}.7.9"
+
+
+class Matrix(NamedTuple):
+    """What it tries, in a line, and its checks, given a seed and for how many seconds each crowd is watched."""
+
+    what: str
+    checks: Callable[[int, float], Iterator[Check]]
+
+
+def everything_arrives(seed: int, seconds: float) -> Iterator[Check]:
+    """Yield a check for each of `ROWS`, which take as long as they take."""
+    return (arrival(seed, row) for row in ROWS)
+
+
+def everybody_gets_in(seed: int, seconds: float) -> Iterator[Check]:
+    """Yield checks for each of `CROWDS`: after a minute, at each minute, and whether all hear of all."""
+    return (check for crowd in CROWDS for check in admittance(seed, crowd, seconds))
+
+
+MATRICES = {
+    "everything-arrives": Matrix(
+        "2 to 64 nodes publish 10 kB to 16 MB each on lines of 1 to 1000 Mbit/s", everything_arrives
+    ),
+    "everybody-gets-in": Matrix("1 to 20 public nodes and 2 to 480 behind NAT meet", everybody_gets_in),
+}
