@@ -15,7 +15,7 @@ import structlog
 from protocol.config import LOCAL, WAN, Limits
 from protocol.simulator.__main__ import CONDITIONS, main
 from protocol.simulator.adversaries import Gravedigger
-from protocol.simulator.matrices import MATRICES, Crowd, admittance
+from protocol.simulator.matrices import MATRICES, Crowd, Row, admittance, arrival
 from protocol.simulator.scenarios import MAX_HOSTILE_LINKS, SCENARIOS, Check, hostile_share, judge, suffer
 from protocol.simulator.trial import LIMITS, Plan, Trial
 from protocol.transport.memory import Conditions
@@ -201,6 +201,20 @@ def test_a_swarm_too_small_for_its_attackers_is_told_how_many_nodes_it_wants(
 
 def unmet(*checks: Check) -> list[str]:
     return [str(check) for check in checks if not check.holds]
+
+
+@pytest.mark.parametrize(
+    "row", [Row(2, 16_000_000, 100), Row(8, 10_000, 1), Row(8, 1_000_000, 10), Row(8, 5_000_000, 1000)]
+)
+def test_every_item_arrives_while_the_lines_can_carry_it(row: Row) -> None:
+    assert unmet(arrival(1, row)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # a minute on a core of its own
+@pytest.mark.parametrize("line", [10, 100])
+def test_sixteen_nodes_lose_none_of_their_large_items(line: int) -> None:
+    assert unmet(arrival(1, Row(16, 5_000_000, line))) == []
 
 
 @pytest.mark.parametrize("crowd", [Crowd(1, 14), Crowd(2, 20), Crowd(1, 8, one_address=True), Crowd(1, 2, True)])
