@@ -82,8 +82,8 @@ class Limits:
 
     inbox_items: int = 4096  # received and not yet fetched by the node
     inbox_bytes: int = 64 * MIB
-    # Items kept for peers that still lack them, and as much again of items on their way. 16 nodes that publish 5 MB each
-    # are 80 MB: where less was kept, what a node relayed pushed out its own before its peers had fetched it.
+    # Items kept for peers that still lack them, and as much again of items on their way. 16 nodes that publish 5 MB
+    # each are 80 MB: where less was kept, what a node relayed pushed out its own before its peers had fetched it.
     held_bytes: int = 256 * MIB
     # 32 completions of 16 thousand tokens are some 2 MiB of text; eight times that is in nobody's way, as chunks.
     max_item_bytes: int = 16 * MIB
