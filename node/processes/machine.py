@@ -1,6 +1,7 @@
-"""What depends on the operating system: processors to use, freed memory, and what is defended on Linux alone."""
+"""What depends on the operating system: processors to use, memory, and what is defended on Linux alone."""
 
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,31 @@ def return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error means that memory was wanted which is not there, of the GPU or of this machine.
+
+    torch raises a class of its own for the one, and a RuntimeError for the other and in some libraries of the GPU.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
+
+
+def free_memory() -> None:
+    """Give back what this process holds and does not use, torch's cache of a GPU included.
+
+    What a caught error still refers to is in use: call this outside of its `except`.
+    """
+    gc.collect()
+    torch = sys.modules.get("torch")  # imported or not: where nobody has, it caches nothing
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return_freed_memory()
 
 
 def undefended(system: str = sys.platform) -> Iterator[str]:

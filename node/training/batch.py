@@ -143,8 +143,49 @@ def _padded_tokens(rows: Sequence[Sample]) -> int:
 
 
 def _laid_out_tokens(rows: Sequence[Sample]) -> int:
-    layout = side_by_side(blocks_of([tuple(row.prompt) for row in rows], [len(row.completion) for row in rows]))
+    return _tokens_side_by_side([tuple(row.prompt) for row in rows], [len(row.completion) for row in rows])
+
+
+def _tokens_side_by_side(prompts: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> int:
+    layout = side_by_side(blocks_of(prompts, lengths))
     return len(layout) * max(block.length for line in layout for block in line)
+
+
+def tokens_of(batch: Batch, shared_prefixes: bool) -> int:
+    """Return how many tokens go through the model at once with a micro-batch, padding included."""
+    if not shared_prefixes:
+        return batch["prompt_ids"].numel() + batch["completion_ids"].numel()
+    rows = zip(batch["prompt_ids"], batch["prompt_mask"] == 1, strict=True)
+    prompts = [tuple(ids[there].tolist()) for ids, there in rows]
+    return _tokens_side_by_side(prompts, batch["completion_mask"].sum(1).tolist())
+
+
+def parts_within(batch: Batch, budget: int, loss_type: LossType, shared_prefixes: bool) -> list[Batch]:
+    """Split a micro-batch into parts of at most `budget` tokens, or of a row, whose gradients add up to its own."""
+    rows = len(batch["advantages"])
+    if rows == 1 or tokens_of(batch, shared_prefixes) <= budget:
+        return [batch]
+    halves = [_some_rows(batch, slice(0, rows // 2), loss_type), _some_rows(batch, slice(rows // 2, rows), loss_type)]
+    return [part for half in halves for part in parts_within(half, budget, loss_type, shared_prefixes)]
+
+
+def _some_rows(batch: Batch, rows: slice, loss_type: LossType) -> Batch:
+    """Return some rows of a micro-batch, without the padding that only the others needed, scaled as a part of it."""
+    mask = batch["completion_mask"]
+    prompt = int(batch["prompt_mask"][rows].sum(1).max())
+    completion = int(mask[rows].sum(1).max())
+    share = 1.0
+    if loss_type in PER_ROW:
+        share = len(mask[rows]) / len(mask)
+    elif loss_type == "bnpo":
+        share = float(mask[rows].sum() / mask.sum())
+    part = {name: values[rows] if values.dim() else values for name, values in batch.items()}
+    for name, values in part.items():
+        if name.startswith("prompt_"):
+            part[name] = values[:, -prompt:]
+        elif values.dim() == 2:
+            part[name] = values[:, :completion]
+    return part | {"advantages": part["advantages"] * share}
 
 
 def _tensors(rows: Sequence[Sample], scale: float, tokens: int, pad: int) -> Batch:

@@ -18,9 +18,11 @@ is resumed only when the update of its last round, its log and its checkpoint ar
 One round is `num_iterations` optimiser steps.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,12 @@ from trl import GRPOConfig, GRPOTrainer
 
 from node.config import NodeConfig
 from node.errors import DivergedError, UserError
+from node.policy.detection import first_line
 from node.policy.load import LARGE, Policy
+from node.processes.machine import free_memory, is_out_of_memory
 from node.rollouts.rules import configured_weight
 from node.rollouts.sampling import Sample
-from node.training.batch import Batch, make_batches
+from node.training.batch import Batch, make_batches, parts_within, tokens_of
 from node.training.checkpoint import (
     Keep,
     has_optimiser,
@@ -100,6 +104,7 @@ class SwarmTrainer(GRPOTrainer):
         self._config = config.trainer
         self._full_weight = configured_weight(config.sampling)
         self._eos_token_ids = policy.eos_token_ids
+        self._budget = self._told = config.trainer.tokens_per_batch  # halved where that many do not fit the memory
         self._surprise = Surprise()
         self._nonfinite = 0  # steps in a row
         self._whole: int | None = None  # rounds done that the weights are of; None between a step and its round's end
@@ -138,13 +143,75 @@ class SwarmTrainer(GRPOTrainer):
     ) -> torch.Tensor:
         """Add up the gradients of a step's micro-batches, if there are any, and return the sum of their losses.
 
+        Where the memory does not suffice for one, all are done again, with half as many tokens at once.
+
         Raises:
             DivergedError: loss or gradients were not finite in too many steps in a row.
+            UserError: the memory does not suffice for a single row.
         """
-        loss = torch.zeros((), device=self.args.device)
-        for batch in inputs:
-            loss += super().training_step(model, batch, num_items_in_batch)
+        metrics = self._metrics["train"]
+        known = {name: len(values) for name, values in metrics.items()}
+        while True:
+            loss = torch.zeros((), device=self.args.device)
+            batch = None
+            try:
+                for batch in self._within_budget(inputs):
+                    loss += super().training_step(model, batch, num_items_in_batch)
+                break
+            except (RuntimeError, MemoryError) as error:
+                self._take_fewer(batch, error)
+            model.zero_grad(set_to_none=True)  # a part of them is of the pass that failed
+            self._surprise.take()
+            for name, values in metrics.items():
+                del values[known.get(name, 0) :]
+            free_memory()
+        if self._budget < self._told:
+            self._told = self._budget
+            remedy = f"trainer.tokens_per_batch={self._budget}"
+            log.warning("out of memory: fewer tokens go through the model at once", set=remedy)
         return self._finite(model, loss) if inputs else loss
+
+    def _within_budget(self, batches: Sequence[Batch]) -> list[Batch]:
+        if self._budget == self._config.tokens_per_batch:
+            return list(batches)
+        split = partial(
+            parts_within, budget=self._budget, loss_type=self.loss_type, shared_prefixes=self._shares_prefixes
+        )
+        return [part for batch in batches for part in split(batch)]
+
+    def _take_fewer(self, batch: Batch | None, error: Exception) -> None:
+        """Halve the budget where `error` says that there is no memory for a micro-batch; to be called in its `except`.
+
+        Raises:
+            UserError: it has a single row.
+        """
+        if batch is None or not is_out_of_memory(error):
+            raise error
+        tokens = tokens_of(batch, self._shares_prefixes)
+        if len(batch["advantages"]) == 1:
+            raise UserError(
+                f"out of memory in the update, with one completion and its prompt at once ({tokens} tokens): set "
+                "trainer.gradient_checkpointing=true, train adapters (policy.lora.r=16), or bound texts by "
+                "engine.max_prompt_length and engine.max_completion_length"
+            ) from error
+        self._budget = min(self._budget, tokens) // 2
+
+    def train(self, *args: Any, **named: Any) -> Any:
+        """Train to the last round.
+
+        Raises:
+            UserError: there is no memory for a single row, or for the optimiser's step, half of which cannot be undone.
+        """
+        try:
+            return super().train(*args, **named)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"out of memory outside of the update's passes ({first_line(error)}): the optimiser keeps 8 bytes for "
+                "each trained weight; train adapters (policy.lora.r=16) or a smaller model, and start again: the node "
+                "goes on from its last checkpoint"
+            ) from error
 
     def _finite(self, model: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
         """Return a step's loss; if the step is not finite, drop its gradients, count it, and return 0.
@@ -278,20 +345,37 @@ class SwarmTrainer(GRPOTrainer):
             batches = make_batches(
                 rows,
                 self._full_weight,
-                self._config.tokens_per_batch,
+                self._budget,
                 args.loss_type,
                 self._tokenizer.pad_token_id,
                 self._shares_prefixes,
             )
-            corrects = self._config.vllm_importance_sampling_correction
-            for at, batch in enumerate(batches):
-                samplers = batch.pop("sampling_per_token_logps", None)
-                if args.num_iterations > 1 or (corrects and samplers is not None):
-                    batches[at] = self._with_old_logps(batch)
-                if corrects and samplers is not None:
-                    batches[at] = self._corrected(batches[at], samplers)
+            batches = self._with_ratios(batches)
             for _ in range(args.num_iterations):
                 yield batches
+
+    def _with_ratios(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Add what a round's first policy says, where iterations or samplers are compared with it."""
+        waiting, done = deque(batches), []
+        while waiting:
+            batch = waiting.popleft()
+            try:
+                done.append(self._compared(batch))
+                continue
+            except (RuntimeError, MemoryError) as error:
+                self._take_fewer(batch, error)
+            free_memory()
+            waiting = deque(self._within_budget([batch, *waiting]))
+        return done
+
+    def _compared(self, batch: Batch) -> Batch:
+        batch = dict(batch)
+        samplers = batch.pop("sampling_per_token_logps", None)
+        if not self._config.vllm_importance_sampling_correction:
+            samplers = None
+        if self.args.num_iterations > 1 or samplers is not None:
+            batch = self._with_old_logps(batch)
+        return batch if samplers is None else self._corrected(batch, samplers)
 
     def _with_old_logps(self, batch: Batch) -> Batch:
         """Fix the policy that later iterations are clipped against: the one before the round's first step."""

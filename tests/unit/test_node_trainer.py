@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
@@ -20,6 +21,7 @@ from node.policy.load import Policy
 from node.rollouts.sampling import Sample
 from node.tasks import Item
 from node.training.batch import make_batches
+from node.training.trainer import SwarmTrainer
 from tests.grpo_oracle import clipped_fraction, completion_logps, round_loss
 from tests.policies import tiny_policy
 from tests.training import FULL_WEIGHT, fixed_rounds, mixed_samples, node_config, trainer_of
@@ -555,3 +557,116 @@ def test_a_missing_reporting_package_is_a_clear_error(policy, tmp_path, monkeypa
     monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
     with pytest.raises(UserError, match=r"gossamer\[tensorboard\]"):
         trainer_of(policy, node_config(report_to=["tensorboard"]), tmp_path, fixed_rounds())
+
+
+GPU_IS_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+MACHINE_IS_FULL = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+
+class Room:
+    """Memory for passes over so many tokens: a larger one fails, "forward", "backward", or in "old log-probabilities"."""
+
+    def __init__(self, trainer: SwarmTrainer, tokens: int, where: str, error: Exception) -> None:
+        self.error, self.failures = error, 0
+        forward, layer = trainer._forward, next(iter(trainer.model.parameters()))
+
+        def watched(model: torch.nn.Module, ids: torch.Tensor, *args: object, **named: object) -> object:
+            self.full = ids.numel() > tokens
+            found = forward(model, ids, *args, **named)
+            if self.full and where == ("forward" if torch.is_grad_enabled() else "old log-probabilities"):
+                self.fail()
+            return found
+
+        trainer._forward = watched
+        layer.register_hook(lambda _: self.fail() if self.full and where == "backward" else None)
+
+    def fail(self) -> None:
+        self.failures += 1
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "loss_type", "iterations"),
+    [
+        ("forward", GPU_IS_FULL, "grpo", 1),
+        ("backward", MACHINE_IS_FULL, "dapo", 1),
+        ("backward", GPU_IS_FULL, "bnpo", 2),
+        ("old log-probabilities", MACHINE_IS_FULL, "vespo", 2),
+    ],
+)
+def test_without_memory_for_a_micro_batch_a_step_is_done_again_by_smaller_ones(
+    policy, tmp_path, where, error, loss_type, iterations
+):
+    """Weights and logs are those of a run whose memory suffices, to float error."""
+    rounds = [sampled_elsewhere(policy), mixed_samples(policy, seed=1)]
+    config = node_config(rounds=2, loss_type=loss_type, num_iterations=iterations)
+    undisturbed = tiny_policy(tmp_path / "policy")
+    _, expected = train(undisturbed, config, tmp_path / "undisturbed", *rounds)
+
+    logged = []
+    trainer = trainer_of(policy, config, tmp_path, fixed_rounds(*rounds), lambda _, logs: logged.append(dict(logs)))
+    room = Room(trainer, 40, where, error)
+    with capture_logs() as lines:
+        trainer.train()
+
+    assert room.failures == 2, "halved twice, and the second round is within that"
+    (line,) = [line for line in lines if "out of memory" in line["event"]]
+    assert line["set"] == f"trainer.tokens_per_batch={trainer._budget}" and 15 < trainer._budget <= 40
+    assert_same(dict(policy.model.named_parameters()), dict(undisturbed.model.named_parameters()))
+    for row, other in zip(logged, expected, strict=True):
+        assert row.keys() == other.keys()
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-3, abs=1e-6)
+        assert row.get("swarm/surprise") == pytest.approx(other.get("swarm/surprise"), rel=1e-4)
+
+
+def test_shared_prompts_too_are_split(tmp_path, monkeypatch):
+    monkeypatch.setattr("node.training.trainer.LARGE", 0)
+    one, other = tiny_policy(tmp_path / "one"), tiny_policy(tmp_path / "other")
+    rows, config = mixed_samples(one), node_config(rounds=1)
+    train(other, config, tmp_path / "b", rows)
+    trainer = trainer_of(one, config, tmp_path / "a", fixed_rounds(rows))
+    assert trainer._shares_prefixes
+    room = Room(trainer, 40, "backward", GPU_IS_FULL)
+    trainer.train()
+    assert room.failures > 1 and trainer._budget < 40
+    assert_same(dict(one.model.named_parameters()), dict(other.model.named_parameters()))
+
+
+@pytest.mark.parametrize("where", ["backward", "old log-probabilities"])
+def test_without_memory_for_a_single_row_the_line_says_what_to_set(policy, tmp_path, where):
+    rounds = fixed_rounds(mixed_samples(policy))
+    trainer = trainer_of(policy, node_config(rounds=1, num_iterations=2), tmp_path, rounds)
+    Room(trainer, 1, where, GPU_IS_FULL)
+    with pytest.raises(UserError, match=r"with one completion and its prompt at once \(\d+ tokens\): set ") as caught:
+        trainer.train()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_optimiser_without_memory_is_a_line_and_the_last_checkpoint_holds(policy, tmp_path, monkeypatch):
+    """Some weights may have moved, so nothing is done again in this process."""
+    config = node_config(rounds=3, save_steps=1)
+    rounds = [mixed_samples(policy, seed=seed) for seed in range(3)]
+    undisturbed = tiny_policy(tmp_path / "policy")
+    train(undisturbed, config, tmp_path / "undisturbed", *rounds)
+    step = torch.optim.AdamW.step
+
+    def third(optimizer, *args, **named):
+        if trainer.rounds_done == 2:
+            raise GPU_IS_FULL
+        return step(optimizer, *args, **named)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", third)
+    trainer = trainer_of(policy, config, tmp_path, fixed_rounds(*rounds))
+    with pytest.raises(UserError, match=r"optimiser keeps 8 bytes for each trained weight.* from its last checkpoint"):
+        trainer.train()
+    monkeypatch.undo()
+    again = trainer_of(policy, config, tmp_path, fixed_rounds(*rounds))
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoints/checkpoint-2"))
+    assert frozen(policy.model.state_dict()) == frozen(undisturbed.model.state_dict())
+
+
+def test_another_failure_of_a_pass_is_not_taken_for_one(policy, tmp_path):
+    trainer = trainer_of(policy, node_config(rounds=1), tmp_path, fixed_rounds(mixed_samples(policy)))
+    Room(trainer, 60, "backward", RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        trainer.train()
