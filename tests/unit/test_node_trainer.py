@@ -564,15 +564,17 @@ MACHINE_IS_FULL = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAl
 
 
 class Room:
-    """Memory for passes over so many tokens: a larger one fails, "forward", "backward", or in "old log-probabilities"."""
+    """Memory for passes over so many tokens: a larger one fails, in its "forward" or "backward" pass, or where
+    "old log-probabilities" are asked for."""
 
     def __init__(self, trainer: SwarmTrainer, tokens: int, where: str, error: Exception) -> None:
-        self.error, self.failures = error, 0
+        self.error, self.failures, self.passes = error, 0, 0
         forward, layer = trainer._forward, next(iter(trainer.model.parameters()))
 
         def watched(model: torch.nn.Module, ids: torch.Tensor, *args: object, **named: object) -> object:
             self.full = ids.numel() > tokens
             found = forward(model, ids, *args, **named)
+            self.passes += 1
             if self.full and where == ("forward" if torch.is_grad_enabled() else "old log-probabilities"):
                 self.fail()
             return found
@@ -581,7 +583,7 @@ class Room:
         layer.register_hook(lambda _: self.fail() if self.full and where == "backward" else None)
 
     def fail(self) -> None:
-        self.failures += 1
+        self.failures, self.passes = self.failures + 1, 0
         raise self.error
 
 
@@ -606,6 +608,13 @@ def test_without_memory_for_a_micro_batch_a_step_is_done_again_by_smaller_ones(
     logged = []
     trainer = trainer_of(policy, config, tmp_path, fixed_rounds(*rounds), lambda _, logs: logged.append(dict(logs)))
     room = Room(trainer, 40, where, error)
+
+    class Counts(TrainerCallback):
+        def on_pre_optimizer_step(self, *_, **__):
+            if trainer.state.global_step == 0 and where != "old log-probabilities":
+                assert len(trainer._metrics["train"]["entropy"]) == len(trainer._surprise._nats) == room.passes > 3
+
+    trainer.add_callback(Counts())
     with capture_logs() as lines:
         trainer.train()
 
