@@ -124,6 +124,9 @@ class EngineConfig(Section):
     )
     placement: PlacementConfig = PlacementConfig()
     timeout: float = Field(1800.0, gt=0, description="seconds that a start, a batch or a weight update may take")
+    ahead: int = Field(
+        0, ge=0, le=1, description="1: the next round is generated while this one trains, by the weights before it"
+    )
     temperature: float = Field(1.0, gt=0, le=10)
     top_p: float = Field(1.0, gt=0, le=1)
     max_prompt_length: int = Field(
@@ -155,7 +158,7 @@ class EngineConfig(Section):
     @property
     def own_weights(self) -> bool:
         """Whether the tokens come from the very weights that are then trained on them."""
-        return self.kind == "hf"
+        return self.kind == "hf" and not self.ahead
 
 
 class TaskConfig(Section):

@@ -9,6 +9,7 @@ brought up to date before each round.
 
 import copy
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +24,11 @@ from transformers.utils import is_flash_attn_2_available
 
 from node.config import EngineConfig, NodeConfig
 from node.engines import Beside, Generated, SamplingParams
-from node.errors import NonFiniteError
+from node.errors import NonFiniteError, UserError
 from node.policy.detection import shape_of
 from node.policy.footprint import Machine, ModelSize, Part
 from node.policy.load import LARGE, Policy
+from node.processes.machine import free_memory, is_out_of_memory
 
 SHARES_WEIGHTS = True
 PAGE = 32  # tokens of a page of keys and values
@@ -36,12 +38,13 @@ _REPEATABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 log = structlog.get_logger()
 
 
-def make(config: EngineConfig, policy: Policy, folder: Path) -> "HfEngine":  # others want it
+def make(config: EngineConfig, policy: Policy, folder: Path) -> "HfEngine":
     """Return the engine; see `node.engines.Kind`."""
-    return HfEngine(policy, paged=policy.model.device.type == "cuda" and is_flash_attn_2_available())
+    paged = policy.model.device.type == "cuda" and is_flash_attn_2_available()
+    return HfEngine(policy, paged=paged, ahead=config.ahead > 0)
 
 
-def missing(config: EngineConfig) -> str:  # others want it
+def missing(config: EngineConfig) -> str:
     """Return nothing: transformers is there."""
     return ""
 
@@ -51,18 +54,21 @@ def memory(size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> 
     rows, longest = config.sampling.questions_per_round * config.sampling.completions, config.engine.longest
     cache = rows * longest * size.layers * 2 * size.kv_width * width
     parts = [Part("key-value cache", cache, f"{rows} completions of up to {longest} tokens at once", when="generation")]
-    if gpu_memory and width == 2 and config.policy.dtype == "float32":
+    if config.engine.ahead:
+        own = 4 if config.policy.dtype == "float32" else 2
+        parts.append(Part("weights to generate", own * size.parameters, "a copy, as the policy is trained meanwhile"))
+    elif gpu_memory and width == 2 and config.policy.dtype == "float32":
         parts.append(Part("weights to generate", 2 * size.parameters, "a copy in bfloat16"))
     return parts
 
 
-def beside(size: ModelSize, machine: Machine, config: EngineConfig) -> Beside:  # others want them
+def beside(size: ModelSize, machine: Machine, config: EngineConfig) -> Beside:
     """Return nothing: it generates with what the trainer has; see `node.engines.Kind`."""
     return Beside(0, 0)
 
 
 def settings(
-    size: ModelSize,  # others want them
+    size: ModelSize,
     machine: Machine,
     config: EngineConfig,
     resident: int,
@@ -76,25 +82,32 @@ class HfEngine:
 
     On a CPU the completions are a function of (weights, prompts, n, sampling, seed). The
     batch takes part in that: prompts are padded to the longest, and one stream of random
-    numbers serves all rows.
+    numbers serves all rows. Where the memory does not suffice for all rows at once, it is
+    halved, for this engine's life.
 
     Args:
         policy: the model, its tokenizer and its end-of-text tokens.
         paged: generate by continuous batching, as far as the model can.
+        ahead: the policy is trained while this generates: by a copy, and with log-probabilities.
     """
 
-    def __init__(self, policy: Policy, *, paged: bool = False) -> None:
+    def __init__(self, policy: Policy, *, paged: bool = False, ahead: bool = False) -> None:
         self._policy = policy
         self._paged = paged
-        self._copy: Any = None
-        if paged and policy.bf16 and policy.model.dtype == torch.float32:
-            self._copy = copy.deepcopy(policy.model).to(torch.bfloat16).requires_grad_(False)
+        self._ahead = ahead
+        self._most = sys.maxsize  # rows at once
+        self._model: Any = policy.model
+        narrow = paged and policy.bf16 and policy.model.dtype == torch.float32
+        if narrow or ahead:
+            self._model = copy.deepcopy(policy.model).requires_grad_(False)
+        if narrow:
+            self._model = self._model.to(torch.bfloat16)
 
-    def load(self, version: int) -> None:  # the weights say it
+    def load(self, version: int) -> None:
         """Bring the copy up to date, if there is one: otherwise the trainer's weights are this engine's."""
-        if self._copy is not None:
+        if self._model is not self._policy.model:
             with torch.no_grad():
-                torch._foreach_copy_(list(self._copy.parameters()), list(self._policy.model.parameters()))
+                torch._foreach_copy_(list(self._model.parameters()), list(self._policy.model.parameters()))
 
     def rest(self) -> None:
         """Give the device's memory back that torch keeps for the next generation."""
@@ -108,16 +121,40 @@ class HfEngine:
         self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
     ) -> list[list[Generated]]:
         """Return `n` completions for each prompt; see `RolloutEngine.generate`."""
-        rows = [prompt for prompt in prompts for _ in range(n)]
-        if not rows:
+        if not prompts:
             return []
-        with _random_stream(self._policy.model.device, seed), _evaluating(self._policy):
-            made = (self._paged and self._by_pages(rows, sampling, seed)) or self._padded(rows, n, sampling)
-        return [made[at : at + n] for at in range(0, len(made), n)]
+        with _random_stream(self._model.device, seed), _evaluating(self._model):
+            if self._paged and (made := self._by_pages([row for row in prompts for _ in range(n)], sampling, seed)):
+                return [made[at : at + n] for at in range(0, len(made), n)]
+            with self._policy.autocast():  # one context: weights are converted once
+                return self._in_parts(prompts, n, sampling)
 
-    def _padded(self, rows: Sequence[Sequence[int]], n: int, sampling: SamplingParams) -> list[Generated]:
-        with self._policy.autocast():  # one context: weights are converted once
-            return self._batch(rows, n, sampling)
+    def _in_parts(self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams) -> list[list[Generated]]:
+        """Generate for all prompts at once, or in halves where the memory does not suffice for that.
+
+        Raises:
+            UserError: it does not suffice for one completion.
+        """
+        rows, half = [prompt for prompt in prompts for _ in range(n)], (len(prompts) + 1) // 2
+        if len(rows) <= self._most:
+            try:
+                made = self._batch(rows, n, sampling)
+                return [made[at : at + n] for at in range(0, len(made), n)]
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(rows) == 1:
+                    raise UserError(
+                        "out of memory for one completion: bound texts by engine.max_prompt_length and "
+                        "engine.max_completion_length, or choose a smaller model"
+                    ) from error
+            free_memory()
+            self._most = len(rows) // 2
+            log.warning("out of memory: fewer completions are generated at once", rows=self._most)
+        if len(prompts) > 1:
+            return [one for some in (prompts[:half], prompts[half:]) for one in self._in_parts(some, n, sampling)]
+        (first,), (second,) = (self._in_parts(prompts, count, sampling) for count in (n - n // 2, n // 2))
+        return [first + second]
 
     def _by_pages(self, rows: Sequence[Sequence[int]], sampling: SamplingParams, seed: int) -> list[Generated]:
         """Return a completion for each row by continuous batching; nothing where the model cannot, from then on.
@@ -125,13 +162,14 @@ class HfEngine:
         Each row is a request of its own: children of one request (`num_return_sequences`) begin with the same tokens in
         transformers 5.24, so they are not drawn apart.
         """
-        model = self._policy.model if self._copy is None else self._copy
+        model = self._model
         pages = sum(math.ceil((len(row) + sampling.max_completion_length) / PAGE) + 1 for row in rows)
         batching = ContinuousBatchingConfig(
             page_size=PAGE,
             num_blocks=min(pages, _pages_that_fit(model)),
             max_batch_tokens=BATCH_TOKENS,
             seed=seed % 2**63,
+            return_logprobs=self._ahead and sampling.top_p == 1,
         )
         attention = model.config._attn_implementation
         found: Mapping[str, Any] = {}
@@ -148,26 +186,31 @@ class HfEngine:
         finally:
             model.set_attn_implementation(attention)  # it was switched to FlashAttention; the update has a mask of ours
         if len(found) == len(rows) and all(one.error is None for one in found.values()):
-            return [_completion(self._policy, list(one.generated_tokens)) for one in found.values()]
+            return [_completion(self._policy, list(one.generated_tokens), one.logprobs) for one in found.values()]
         reason = next((one.error for one in found.values() if one.error), reason)
         log.warning("generates without continuous batching from here on", reason=reason)
         self._paged = False
         return []
 
     def _batch(self, rows: Sequence[Sequence[int]], n: int, sampling: SamplingParams) -> list[Generated]:
-        policy = self._policy
+        policy, device = self._policy, self._model.device
         width = max(map(len, rows))
         pad = policy.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=policy.model.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=policy.model.device)
-        output = policy.model.generate(
+        ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+        watch = _Watch(sampling.temperature, logprobs=self._ahead and sampling.temperature > 0)
+        output = self._model.generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=_generation_config(policy, sampling),
-            logits_processor=LogitsProcessorList([_Finite()]),
+            logits_processor=LogitsProcessorList([watch]),
             **self._prefilled(ids[::n], mask[::n], n),
         )
-        return [_completion(policy, tokens) for tokens in output[:, width:].tolist()]
+        found = watch.logprobs_of(output)
+        return [
+            _completion(policy, tokens, logprobs)
+            for tokens, logprobs in zip(output[:, width:].tolist(), found, strict=True)
+        ]
 
     @torch.no_grad()
     def _prefilled(self, ids: torch.Tensor, mask: torch.Tensor, n: int) -> dict[str, Cache]:
@@ -176,7 +219,7 @@ class HfEngine:
         Nothing for a small model, which saves no time by it, and for an architecture that keeps
         more than keys and values.
         """
-        model, known = self._policy.model, ids.size(1) - 1
+        model, known = self._model, ids.size(1) - 1
         if n == 1 or known == 0 or model.num_parameters() <= LARGE:
             return {}
         positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -203,13 +246,35 @@ def _pages_that_fit(model: Any) -> int:
     return max(1, free * 4 // 5 // (layers * 2 * kv_width * model.dtype.itemsize * PAGE))
 
 
-class _Finite(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
-    """Refuses logits (B, V) of which a row makes no distribution: the likeliest token of such a row is a wrong one."""
+class _Watch(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+    """Sees the logits (B, V) of each step before they are sampled from.
+
+    It refuses logits of which a row makes no distribution: the likeliest token of such a row is a wrong one. With
+    `logprobs` it notes how likely each sampled token was, one step later, when the token is known.
+    """
+
+    def __init__(self, temperature: float, *, logprobs: bool) -> None:
+        self._temperature = temperature
+        self._notes = logprobs
+        self._before: torch.Tensor | None = None  # the last step's distribution
+        self._found: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if not scores.amax(-1).isfinite().all():
             raise NonFiniteError
+        self._note(input_ids)
+        if self._notes:
+            self._before = (scores.float() / self._temperature).log_softmax(-1)
         return scores
+
+    def _note(self, input_ids: torch.Tensor) -> None:
+        if self._before is not None:
+            self._found.append(self._before.gather(1, input_ids[:, -1:]).squeeze(1))
+
+    def logprobs_of(self, output: torch.Tensor) -> list[list[float]] | list[None]:
+        """Return the log-probabilities of each row of `output` (B, T), in nats; None for each without `logprobs`."""
+        self._note(output)
+        return torch.stack(self._found, dim=1).tolist() if self._found else [None] * len(output)
 
 
 def _generation_config(policy: Policy, sampling: SamplingParams) -> GenerationConfig:
@@ -224,13 +289,14 @@ def _generation_config(policy: Policy, sampling: SamplingParams) -> GenerationCo
     )
 
 
-def _completion(policy: Policy, tokens: list[int]) -> Generated:
+def _completion(policy: Policy, tokens: list[int], logprobs: Sequence[float] | None) -> Generated:
     end = next((at for at, token in enumerate(tokens) if token in policy.eos_token_ids), None)
     length = len(tokens) if end is None else end + 1
     return Generated(
         token_ids=tuple(tokens[:length]),
         text=policy.decode(tokens[:length]),
         finished=end is not None,
+        logprobs=tuple(logprobs[:length]) if logprobs else None,
     )
 
 
@@ -248,10 +314,10 @@ def _random_stream(device: torch.device, seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(policy: Policy) -> Iterator[None]:
-    training = policy.model.training
-    policy.model.eval()
+def _evaluating(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
     try:
         yield  # no inference mode: a model may keep tensors from here, and training could not use them
     finally:
-        policy.model.train(training)
+        model.train(training)

@@ -68,7 +68,7 @@ def beside(size: ModelSize, machine: Machine, config: EngineConfig) -> Beside | 
 
 
 def settings(
-    size: ModelSize,  # others want them
+    size: ModelSize,
     machine: Machine,
     config: EngineConfig,
     resident: int,

@@ -85,7 +85,7 @@ def beside(size: ModelSize, machine: Machine, config: EngineConfig) -> Beside | 
 
 
 def settings(
-    size: ModelSize,  # others want it
+    size: ModelSize,
     machine: Machine,
     config: EngineConfig,
     resident: int,

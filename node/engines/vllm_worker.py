@@ -119,7 +119,7 @@ class Engine:
         self._llm.reset_prefix_cache()
         return {}
 
-    def rest(self, request: Message) -> Message:  # all calls have one
+    def rest(self, request: Message) -> Message:
         """Give the device's memory back: the cache, and the weights, which come again unless adapters alone do."""
         if self._sleeps and not self._asleep:
             self._llm.sleep(level=1 if self._keeps_weights else 2)
@@ -155,7 +155,7 @@ class Engine:
         return self._llm.generate([{"prompt_token_ids": one} for one in prompts], params, use_tqdm=False, **adapters)
 
 
-def set_seed(worker: Any, seed: int) -> None:  # vLLM calls it with one
+def set_seed(worker: Any, seed: int) -> None:
     """Begin the stream of random numbers from which a worker of vLLM samples."""
     import torch
 

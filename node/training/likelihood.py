@@ -5,13 +5,19 @@ memory than `LOGITS` says, or than one completion has. Prompts have none: the he
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import structlog
 import torch
 
+from node.errors import UserError
 from node.policy.load import Policy
+from node.processes.machine import free_memory, is_out_of_memory
 from node.training.head import only_at
+
+log = structlog.get_logger()
 
 ROWS = 32  # sequences that go through the model at once, at most
 COMMON = 1 / 2000  # a token this likely is no surprise: SmolLM2's right answers have them, planted text hardly ever
@@ -31,26 +37,55 @@ def of_each_token(policy: Policy, rows: Sequence[Row], of: Of, temperature: floa
     return (distributions(of) for distributions in _distributions(policy, rows, temperature))
 
 
-@torch.no_grad()
 def _distributions(policy: Policy, rows: Sequence[Row], temperature: float) -> Iterator[Distributions]:
     """Yield the distributions from which each row's completion was drawn, with the tokens that were."""
     device, vocabulary = policy.model.device, policy.model.config.get_text_config().vocab_size
     slice_of = max(1, PLACES // vocabulary)
     training = policy.model.training
     policy.model.eval()
-    for part in _parts(rows, vocabulary):
-        width = max(len(prompt) + len(made) for prompt, made in part)
-        whole = [[*prompt, *made] for prompt, made in part]
-        ids = torch.tensor([row + [policy.pad_token_id] * (width - len(row)) for row in whole], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in whole], device=device)
-        begins = [at * width + len(prompt) - 1 for at, (prompt, _) in enumerate(part)]
-        places = [begin + at for begin, (_, made) in zip(begins, part, strict=True) for at in range(len(made))]
-        with policy.autocast(), only_at(policy.model, torch.tensor(places, device=device)):
-            logits = policy.model(input_ids=ids, attention_mask=mask).logits.squeeze(0)
+    waiting = deque(_parts(rows, vocabulary))
+    while waiting:
+        part = waiting.popleft()
+        logits = _logits(policy, part)
+        if logits is None:
+            free_memory()
+            most = len(part) // 2
+            waiting = deque(some[at : at + most] for some in [part, *waiting] for at in range(0, len(some), most))
+            continue
         for (_, made), found in zip(part, torch.split(logits, [len(made) for _, made in part]), strict=True):
             tokens = torch.split(torch.tensor(made, device=device), slice_of)
             yield partial(_by_slices, list(zip(torch.split(found, slice_of), tokens, strict=True)), temperature)
     policy.model.train(training)
+
+
+@torch.no_grad()
+def _logits(policy: Policy, rows: Sequence[Row]) -> torch.Tensor | None:
+    """Return the logits of the rows' completions, one after another, (N, V); None without memory for so many rows.
+
+    Raises:
+        UserError: there is none for a single row.
+    """
+    device = policy.model.device
+    width = max(len(prompt) + len(made) for prompt, made in rows)
+    whole = [[*prompt, *made] for prompt, made in rows]
+    ids = torch.tensor([row + [policy.pad_token_id] * (width - len(row)) for row in whole], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in whole], device=device)
+    begins = [at * width + len(prompt) - 1 for at, (prompt, _) in enumerate(rows)]
+    places = [begin + at for begin, (_, made) in zip(begins, rows, strict=True) for at in range(len(made))]
+    try:
+        with policy.autocast(), only_at(policy.model, torch.tensor(places, device=device)):
+            logits: torch.Tensor = policy.model(input_ids=ids, attention_mask=mask).logits.squeeze(0)
+        return logits
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(rows) == 1:
+            raise UserError(
+                f"out of memory for the likelihood of one completion and its prompt ({width} tokens): bound texts by "
+                "engine.max_prompt_length and engine.max_completion_length, or choose a smaller model"
+            ) from error
+        log.warning("out of memory: fewer completions at once for their likelihood", rows=len(rows) // 2)
+        return None
 
 
 def _by_slices(slices: Sequence[tuple[torch.Tensor, torch.Tensor]], temperature: float, of: Of) -> torch.Tensor:

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from node.config import PolicyConfig
 from node.engines import Generated, SamplingParams
 from node.engines.hf import HfEngine
-from node.errors import NonFiniteError
+from node.errors import NonFiniteError, UserError
 from node.policy.load import Policy, load_policy
 from node.tasks import Item
 from tests.architectures import OTHERS, SHARING, policy_of
@@ -200,3 +200,38 @@ def test_where_continuous_batching_fails_the_rows_come_by_the_other_way(policy, 
         assert engine.generate(prompts, 4, PARAMS, seed=5) == HfEngine(policy).generate(prompts, 4, PARAMS, seed=5)
         engine.generate(prompts, 4, PARAMS, seed=5)
     assert [line["reason"] for line in said] == ["no kernel for this"]
+
+
+def with_room_for(policy, rows, monkeypatch):
+    """Let more rows at once fail; return the list of how many there were each time."""
+    generate, seen = policy.model.generate, []
+
+    def watched(**given):
+        seen.append(len(given["input_ids"]))
+        if seen[-1] > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return generate(**given)
+
+    monkeypatch.setattr(policy.model, "generate", watched)
+    return seen
+
+
+@pytest.mark.parametrize(("n", "rows", "expected"), [(4, 5, [12, 4, 4, 4]), (5, 3, [15, 5, *[2, 1, 2] * 3])])
+def test_without_memory_for_all_rows_fewer_are_generated_at_once_from_then_on(policy, monkeypatch, n, rows, expected):
+    seen = with_room_for(policy, rows, monkeypatch)
+    engine, prompts = HfEngine(policy), prompts_of(policy)
+    with capture_logs() as logs:
+        made = engine.generate(prompts, n, PARAMS, seed=5)
+    assert [len(of_prompt) for of_prompt in made] == [n] * 3
+    assert all(one.token_ids and one.text == policy.decode(one.token_ids) for one in flat(made))
+    assert seen == expected
+    assert all(line["event"].startswith("out of memory: ") for line in logs) and logs
+    told = len(logs)
+    engine.generate(prompts, n, PARAMS, seed=5)
+    assert max(seen[-3:]) <= rows and len(logs) == told
+
+
+def test_without_memory_for_one_completion_the_line_says_what_to_set(policy, monkeypatch):
+    with_room_for(policy, 0, monkeypatch)
+    with pytest.raises(UserError, match=r"out of memory for one completion: bound texts by engine\.max_prompt_length"):
+        HfEngine(policy).generate(prompts_of(policy), 1, PARAMS, seed=5)

@@ -8,6 +8,7 @@ import torch
 
 from node.engines import SamplingParams
 from node.engines.hf import HfEngine
+from node.errors import UserError
 from node.policy.load import Policy
 from node.training import likelihood
 from node.training.likelihood import Row, entropies, mean_logprobs, of_each_token, surprise, surprises
@@ -62,6 +63,43 @@ def test_what_is_found_does_not_depend_on_how_much_of_it_is_in_memory(
         assert new == pytest.approx(old, abs=1e-4)
     for old_row, new_row in zip(before[2], after[2], strict=True):
         assert torch.allclose(old_row, new_row, atol=1e-4)
+
+
+def with_room_for(policy: Policy, rows: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[int]:
+    """Let passes over more rows fail; return the list of how many each pass had."""
+    forward, seen = policy.model.forward, []
+
+    def watched(**given: torch.Tensor) -> object:
+        seen.append(len(given["input_ids"]))
+        if seen[-1] > rows:
+            raise error
+        return forward(**given)
+
+    monkeypatch.setattr(policy.model, "forward", watched)
+    return seen
+
+
+def test_without_memory_for_so_many_rows_there_are_fewer_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tiny_policy(tmp_path)
+    rows = [([1, *range(5, 5 + at % 7 + 1)], [7, *range(2, at % 5 + 2)]) for at in range(40)]
+    expected = mean_logprobs(policy, rows)
+    seen = with_room_for(policy, 8, monkeypatch, torch.OutOfMemoryError("CUDA out of memory"))
+    policy.model.train()
+    assert mean_logprobs(policy, rows) == pytest.approx(expected, abs=1e-5)
+    assert policy.model.training
+    assert seen == [32, 16, 8, 8, 8, 8, 8]
+
+
+def test_without_memory_for_one_row_the_line_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy(tmp_path)
+    with_room_for(policy, 0, monkeypatch, RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+    with pytest.raises(UserError, match=r"one completion and its prompt \(5 tokens\): bound texts by"):
+        surprises(policy, [([1, 2, 3], [4, 5])] * 3)
+    with_room_for(policy, 0, monkeypatch, RuntimeError("another failure"))
+    with pytest.raises(RuntimeError, match="another failure"):
+        surprises(policy, [([1, 2, 3], [4, 5])] * 3)
 
 
 def surprise_of(probabilities: torch.Tensor, tokens: list[int]) -> float:
