@@ -5,6 +5,11 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> int:
@@ -12,6 +17,17 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Return how many bytes this process may still take: of the machine's, or of its container's."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return min(free, limit - used + int(counts["inactive_file"]))  # which the kernel gives back at once
+    except (OSError, ValueError, KeyError):  # in no container, or in one without a limit ("max")
+        return free
 
 
 def return_freed_memory() -> None:

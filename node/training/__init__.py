@@ -3,6 +3,7 @@
 trainer         TRL's GRPOTrainer on rounds of our own
 batch           from samples to tensors
 checkpoint      folders that are whole or absent
+snapshot        a copy in main memory, to write a checkpoint from
 budget          what a node has spent, and when that ends it
 evaluation      scoring a policy on questions that training never asks
 likelihood      how likely completions are, without a gradient

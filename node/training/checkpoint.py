@@ -178,28 +178,39 @@ def _look_into(file: Path) -> None:
             (file.parent / part).stat()
 
 
-def save_checkpoint(folder: Path, round_number: int, write: Callable[[Path], None], keep: Keep) -> Checkpoint:
-    """Let `write` fill a new folder, commit it as that of `round_number`, and remove what is not to be kept.
-
-    One that already carries this number is replaced: the same round, done again after a restart. Those with
-    larger numbers are damaged, or the node would have gone on from there, and are deleted.
+def begin_checkpoint(folder: Path, round_number: int, write: Callable[[Path], None]) -> Path:
+    """Let `write` begin to fill a new folder for `round_number`, which `end_checkpoint` makes a checkpoint.
 
     Raises:
         UserError: the disk is full. What was there before is as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".writing-{round_number}"
-    final = folder / f"checkpoint-{round_number}"
     shutil.rmtree(aside, ignore_errors=True)
     with _full_disk_is_clear(aside):
         aside.mkdir()
         write(aside)
+    return aside
+
+
+def end_checkpoint(aside: Path, write: Callable[[Path], None], keep: Keep) -> None:
+    """Let `write` fill the folder to its end, commit it, and remove what is not to be kept.
+
+    A checkpoint of the same round is replaced: the round was done again after a restart. Those of later rounds are
+    damaged, or the node would have gone on from there, and are deleted.
+
+    Raises:
+        UserError: the disk is full. What was there before is as it was.
+    """
+    folder, number = aside.parent, aside.name.removeprefix(".writing-")
+    with _full_disk_is_clear(aside):
+        write(aside)
         sync_tree(aside)
+    final = folder / f"checkpoint-{number}"
     _discard(final)
     aside.rename(final)
     sync_folder(folder)
-    _prune(folder, round_number, keep)
-    return Checkpoint(round_number, final)
+    _prune(folder, int(number), keep)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -237,12 +248,12 @@ def _link(link: Path, checkpoint: Checkpoint | None) -> None:
     """Have `link` lead to `checkpoint`; where a file system knows no links there is none."""
     aside = link.with_name(f".{link.name}")
     with suppress(OSError):
-        aside.unlink(missing_ok=True)
-        if checkpoint is None:
-            link.unlink(missing_ok=True)
-            return
-        aside.symlink_to(checkpoint.path.name)
-        aside.rename(link)
+        for old in (aside, *([link] if checkpoint is None else [])):
+            if old.is_symlink():
+                old.unlink()
+        if checkpoint is not None:
+            aside.symlink_to(checkpoint.path.name)
+            aside.rename(link)
 
 
 def mark_weights_only(path: Path) -> None:

@@ -11,15 +11,18 @@ clipping, optimiser, schedule, precision, devices, logging, callbacks) is theirs
                            completions alone, some at a time (`head`)
 
 and some at the edges: `_save_checkpoint` writes the same files as theirs, but atomically
-and without a model card, and what reads them says in one line what will not do.
+and without a model card, and what reads them says in one line what will not do. Weights and
+optimiser are copied, and written on a thread while training goes on; one checkpoint at a time.
 
 The data loader is not prepared by accelerate, which would fetch one batch ahead: the loop
-is resumed only when the update of its last round, its log and its checkpoint are done.
+is resumed only when the update of its last round, its log and the copy for its checkpoint are done.
 One round is `num_iterations` optimiser steps.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -31,7 +34,7 @@ import torch
 from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from trl import GRPOConfig, GRPOTrainer
 
 from node.config import NodeConfig
@@ -44,12 +47,13 @@ from node.rollouts.sampling import Sample
 from node.training.batch import Batch, make_batches, parts_within, tokens_of
 from node.training.checkpoint import (
     Keep,
+    begin_checkpoint,
+    end_checkpoint,
     has_optimiser,
     is_finite,
     latest_checkpoint,
     mark_weights_only,
     remove_leftovers,
-    save_checkpoint,
 )
 from node.training.head import logps_and_entropies, positions_at_once
 from node.training.shared_prefix import (
@@ -62,8 +66,10 @@ from node.training.shared_prefix import (
     takes_our_mask,
     together,
 )
+from node.training.snapshot import copied
 from node.training.surprise import Surprise
 
+SAY_S = 60.0  # seconds between lines on a wait
 MOST_NONFINITE = 8  # steps in a row; a single one may be an overflow that the next batch does not have
 
 log = structlog.get_logger()
@@ -107,6 +113,8 @@ class SwarmTrainer(GRPOTrainer):
         self._budget = self._told = config.trainer.tokens_per_batch  # halved where that many do not fit the memory
         self._surprise = Surprise()
         self._nonfinite = 0  # steps in a row
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._written: Future[None] | None = None
         self._whole: int | None = None  # rounds done that the weights are of; None between a step and its round's end
         self._latest_logps = torch.zeros(0)
         self._rounds = rounds
@@ -340,6 +348,8 @@ class SwarmTrainer(GRPOTrainer):
         args = self.args
         self._whole = self.rounds_done
         for rows in self._rounds(self.rounds_done):
+            if self._written is not None and self._written.done():
+                self.wait_for_checkpoint()  # a failure ends the run now
             if self._config.mask_truncated_completions:
                 rows = [row if self._ended(row) else replace(row, completion=()) for row in rows]
             batches = make_batches(
@@ -422,8 +432,37 @@ class SwarmTrainer(GRPOTrainer):
             return  # between two iterations of a round; it is done again from its beginning
         if not all(map(is_finite, model.parameters())):
             raise DivergedError(self.rounds_done, "a weight is not finite", self._config.learning_rate)
+        self.wait_for_checkpoint()
         keep = Keep(self._config.save_total_limit, self._config.save_full)
-        save_checkpoint(self._checkpoints, self.rounds_done, self._write_state, keep)
+        aside = begin_checkpoint(self._checkpoints, self.rounds_done, self._write_small)
+        large = self._large_state()
+        copy = copied(large)
+        if copy is None:
+            log.info("training waits for its checkpoint", reason="a copy would take over half of the free memory")
+            end_checkpoint(aside, partial(self._write_large, large), keep)
+        else:
+            self._written = self._writer.submit(end_checkpoint, aside, partial(self._write_large, copy), keep)
+
+    def wait_for_checkpoint(self) -> None:
+        """Return when nothing is being written any more.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        if self._written is None:
+            return
+        began = time.monotonic()
+        while not wait([self._written], SAY_S).done:  # a disk may take any time; a second signal ends the node
+            log.warning("waiting for a checkpoint to be written", seconds=round(time.monotonic() - began))
+        self._written.result()
+        self._written = None
+
+    def train(self, *args: Any, **named: Any) -> Any:
+        """Train as transformers does, and return when the last checkpoint is written."""
+        try:
+            return super().train(*args, **named)
+        finally:
+            self.wait_for_checkpoint()
 
     def save_whole_round(self) -> None:
         """Write a checkpoint of the last whole round, for a run whose round in progress was abandoned.
@@ -431,9 +470,11 @@ class SwarmTrainer(GRPOTrainer):
         Gradients are no part of a checkpoint, so a round that has made no optimiser step has changed nothing. After a
         step the weights are of no round: then the newest checkpoint stays, as it does if it is of this round already.
         """
+        self.wait_for_checkpoint()
         newest = latest_checkpoint(self._checkpoints)
         if self._whole and (newest is None or newest.round != self._whole):
             self._save_checkpoint(self.model, None)
+            self.wait_for_checkpoint()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         with _must_fit(resume_from_checkpoint):
@@ -476,18 +517,32 @@ class SwarmTrainer(GRPOTrainer):
                 load_result.missing_keys.remove(name)
         super()._issue_warnings_after_load(load_result)
 
-    def _write_state(self, folder: Path) -> None:
+    def _write_small(self, folder: Path) -> None:
+        """Write what changes with the next round and takes no time, and what another thread must not touch."""
         path = str(folder)
-        self.save_model(path, _internal_call=True)
-        if self._config.save_full:
-            self._save_optimizer_and_scheduler(path)
-        else:
-            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+        self.processing_class.save_pretrained(path)
+        torch.save(self.args, folder / TRAINING_ARGS_NAME)
+        torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+        if not self._config.save_full:
             mark_weights_only(folder)
         self._save_scaler(path)
         self._save_rng_state(path)
         self._also_save(folder)
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+    def _large_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+        """Return the weights, of which only adapters are saved where there are some, and the optimiser's state."""
+        weights = self.model.state_dict()
+        if hasattr(self.model, "peft_config"):
+            trained = {name for name, weight in self.model.named_parameters() if weight.requires_grad}
+            weights = {name: weight for name, weight in weights.items() if name in trained}
+        return weights, self.optimizer.state_dict() if self._config.save_full else None
+
+    def _write_large(self, state: tuple[dict[str, torch.Tensor], dict[str, Any] | None], folder: Path) -> None:
+        weights, optimiser = state
+        self.model.save_pretrained(str(folder), state_dict=weights)
+        if optimiser is not None:
+            torch.save(optimiser, folder / OPTIMIZER_NAME)
 
 
 @contextmanager

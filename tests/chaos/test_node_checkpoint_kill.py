@@ -1,10 +1,12 @@
 """SIGKILL at chosen moments of training, and the run goes on with the very numbers it would have had."""
 
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +81,21 @@ def die_at(target: str, call: int, *, after: bool = False) -> Callable[[], None]
     return arm
 
 
+def die_while_writing() -> None:
+    """Let the second checkpoint take for ever, and make the process kill itself in the round after it."""
+    import node.training.checkpoint
+
+    original, calls = node.training.checkpoint.sync_tree, itertools.count(1)
+
+    def slow(folder: Path) -> None:
+        original(folder)
+        if next(calls) == 2:
+            threading.Event().wait()
+
+    node.training.checkpoint.sync_tree = slow
+    die_at("HfEngine.generate", 5)()
+
+
 def resolve(dotted: str):
     import node.engines.hf
     import node.training.checkpoint
@@ -117,9 +134,11 @@ MOMENTS = {
     "between the micro-batches of a step": die_at("SwarmTrainer.compute_loss", 4 * 3 + 2),
     "between the iterations of a round": die_at("AdamW.step", 2 * 4 + 1, after=True),
     "after the update of round 4, before its checkpoint": die_at("AdamW.step", 2 * 4, after=True),
-    "when the first checkpoint holds the model only": die_at("SwarmTrainer._save_optimizer_and_scheduler", 1),
-    "when the second checkpoint holds the model only": die_at("SwarmTrainer._save_optimizer_and_scheduler", 2),
-    "in the middle of writing the optimiser": die_at("torch.save", 6),
+    "when the first checkpoint lacks the model": die_at("SwarmTrainer._write_large", 1),
+    "when the first checkpoint lacks the optimiser alone": die_at("torch.save", 4),
+    "when the second checkpoint lacks the model": die_at("SwarmTrainer._write_large", 2),
+    "when the second checkpoint lacks the optimiser alone": die_at("torch.save", 8),
+    "generating round 5, while the second checkpoint is written": die_while_writing,
     "when all is written and nothing is synced": die_at("checkpoint.sync_tree", 2),
     "just before the rename": die_at("Path.rename", 2),
     "just after the rename": die_at("Path.rename", 2, after=True),
@@ -132,7 +151,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path, undisturbed, momen
     state = tmp_path / "state"
     assert in_child(state, MOMENTS[moment]) == -signal.SIGKILL
     for one in list_checkpoints(state / "checkpoints"):
-        assert (one.path / "trainer_state.json").exists()  # written last: what is listed is complete
+        assert find_damage(one.path) == ""  # what is listed is complete
 
     assert in_child(state) == 0
 

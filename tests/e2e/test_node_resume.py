@@ -61,7 +61,7 @@ def test_a_node_restored_from_a_backup_that_was_made_while_it_ran_goes_on_with_t
 ) -> None:
     config, folder = small_config(ROUNDS, **ALONE), tmp_path / "n0"
     child = start_node(config, folder)
-    wait_until(lambda: len(rows_of(folder)) >= 11, 60)
+    wait_until((folder / "checkpoints" / "checkpoint-10").is_dir, 60)
     head = back_up(folder, tmp_path / "n0.tar")
     os.kill(child.pid or 0, signal.SIGKILL)
     child.join(10)

@@ -3,6 +3,7 @@
 import errno
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from node.errors import UserError
 from node.training.checkpoint import (
     Checkpoint,
     Keep,
+    begin_checkpoint,
+    end_checkpoint,
     find_damage,
     has_optimiser,
     is_better,
@@ -21,7 +24,6 @@ from node.training.checkpoint import (
     latest_checkpoint,
     list_checkpoints,
     remove_leftovers,
-    save_checkpoint,
     whole_checkpoint,
     write_score,
 )
@@ -36,6 +38,10 @@ def writes(text: str):
         (folder / "deeper" / "state").write_text(text)
 
     return write
+
+
+def save_checkpoint(folder: Path, round_number: int, write: Callable[[Path], None], keep: Keep) -> None:
+    end_checkpoint(begin_checkpoint(folder, round_number, lambda _: None), write, keep)
 
 
 def rounds_in(folder: Path) -> list[int]:

@@ -1,11 +1,13 @@
 """The update at TRL's seam, against a loss written independently of it."""
 
+import errno
 import json
 import math
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from threading import Event
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from node.policy.load import Policy
 from node.rollouts.sampling import Sample
 from node.tasks import Item
 from node.training.batch import make_batches
+from node.training.checkpoint import list_checkpoints
 from node.training.trainer import SwarmTrainer
 from tests.grpo_oracle import clipped_fraction, completion_logps, round_loss
 from tests.policies import tiny_policy
@@ -272,27 +275,95 @@ def test_reencoded_text_has_the_tokens_and_logprobs_of_its_generation(policy, tm
         assert logps[row, :length].tolist() == pytest.approx(sampled, abs=1e-4)
 
 
-def test_the_loop_is_not_resumed_before_the_update_its_log_and_its_checkpoint(policy, tmp_path):
+def test_the_loop_is_not_resumed_before_the_update_and_its_log(policy, tmp_path):
     config = node_config(rounds=3, num_iterations=2, tokens_per_batch=60, save_steps=1)
     events = []
 
     def rounds(done):
         for number in range(done, config.rounds):
-            saved = sorted(path.name for path in (tmp_path / "checkpoints").glob("*"))
-            events.append(("draw", number + 1, trainer.state.global_step, saved[-1:]))
+            events.append(("draw", number + 1, trainer.state.global_step))
             yield mixed_samples(policy, seed=number)
 
     trainer = trainer_of(policy, config, tmp_path, rounds, lambda number, _: events.append(("updated", number)))
     trainer.train()
 
     assert events == [
-        ("draw", 1, 0, []),
+        ("draw", 1, 0),
         ("updated", 1),
-        ("draw", 2, 2, ["checkpoint-1"]),
+        ("draw", 2, 2),
         ("updated", 2),
-        ("draw", 3, 4, ["checkpoint-2"]),
+        ("draw", 3, 4),
         ("updated", 3),
     ]
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_training_goes_on_while_a_checkpoint_is_written_of_the_weights_as_they_were(tmp_path, lora, monkeypatch):
+    policy = tiny_policy(tmp_path / "policy", lora=lora)
+    config, began, drawn, states = node_config(rounds=3, save_steps=1, learning_rate=0.01), Event(), Event(), []
+    write = SwarmTrainer._write_large
+
+    def slow(self, state, folder):
+        began.set()
+        assert drawn.wait(30)
+        write(self, state, folder)
+
+    def rounds(done):
+        yield mixed_samples(policy)
+        assert began.wait(30) and list_checkpoints(tmp_path / "checkpoints") == []
+        yield mixed_samples(policy)
+        drawn.set()  # the second checkpoint waits for the first
+        yield mixed_samples(policy)
+
+    def on_update(number, logs):
+        states.append(frozen(trainer.optimizer.state_dict()["state"]))
+        if number == 2:
+            drawn.set()
+
+    monkeypatch.setattr(SwarmTrainer, "_write_large", slow)
+    trainer = trainer_of(policy, config, tmp_path, rounds, on_update)
+    trainer.train()
+    written = list_checkpoints(tmp_path / "checkpoints")
+    assert [one.round for one in written] == [2, 3]  # all is written when training has ended
+    for one, state in zip(written, states[1:], strict=True):
+        assert frozen(torch.load(one.path / "optimizer.pt", weights_only=True)["state"]) == state
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_a_checkpoint_has_the_files_that_transformers_writes(tmp_path, lora):
+    policy = tiny_policy(tmp_path / "policy", lora=lora)
+    trainer = trainer_of(policy, node_config(rounds=1, save_steps=1), tmp_path, fixed_rounds(mixed_samples(policy)))
+    trainer.train()
+    trainer.save_model(str(tmp_path / "theirs"), _internal_call=True)
+    trainer._save_optimizer_and_scheduler(str(tmp_path / "theirs"))
+    ours = {path.name: path.read_bytes() for path in (tmp_path / "checkpoints" / "checkpoint-1").iterdir()}
+    theirs = {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()}
+    assert {name for name in theirs if ours.get(name) != theirs[name]} == set()
+    assert ours.keys() - theirs.keys() == {"rng_state.pth", "trainer_state.json"}
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(SwarmTrainer, "_write_large", fails)
+    trainer = trainer_of(policy, node_config(rounds=1, save_steps=1), tmp_path, fixed_rounds(mixed_samples(policy)))
+    with pytest.raises(UserError, match="full: free some space"):
+        trainer.train()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def fails(self, state, folder):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_where_memory_is_short_a_checkpoint_is_written_in_place(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr("node.training.snapshot.free_memory", lambda: 1000)
+    rounds = fixed_rounds(*[mixed_samples(policy)] * 2)
+    seen = []
+
+    def on_update(number, logs):
+        seen.append([one.round for one in list_checkpoints(tmp_path / "checkpoints")])
+
+    trainer_of(policy, node_config(rounds=2, save_steps=1), tmp_path, rounds, on_update).train()
+    assert seen == [[], [1]]
 
 
 def test_a_stop_between_the_iterations_of_a_round_saves_nothing_of_it(policy, tmp_path):

@@ -1,0 +1,48 @@
+"""A copy of what is trained, in main memory: a checkpoint is written from it while training goes on."""
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+
+from node.processes.machine import free_memory
+
+T = TypeVar("T")
+MOST = 0.5  # of the free memory; the next round may want the rest
+
+
+def copied(state: T) -> T | None:
+    """Return a copy of a tree of dictionaries, lists, tensors and plain values; None where it would be too large.
+
+    What shares its numbers goes on to share them: safetensors writes tied weights once.
+    """
+    tensors = {_place(one): one for one in _tensors(state)}
+    if sum(one.nbytes for one in tensors.values()) > MOST * free_memory():
+        return None
+    copies = {place: one.detach().to("cpu", copy=True) for place, one in tensors.items()}
+    return _replaced(state, copies)
+
+
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _tensors(state: Any) -> Iterator[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict):
+        for one in state.values():
+            yield from _tensors(one)
+    elif isinstance(state, list | tuple):
+        for one in state:
+            yield from _tensors(one)
+
+
+def _replaced(state: Any, copies: dict[tuple[Any, ...], torch.Tensor]) -> Any:
+    if isinstance(state, torch.Tensor):
+        return copies[_place(state)]
+    if isinstance(state, dict):
+        return {key: _replaced(one, copies) for key, one in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_replaced(one, copies) for one in state)
+    return state
