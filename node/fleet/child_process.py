@@ -33,6 +33,7 @@ NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_t
 NO_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 # The server is started with `python -c`: a user's node.py in the current folder must not be imported in place of ours.
 NO_FOLDER_OF_THE_USER = {"PYTHONSAFEPATH": "1"}
+MOST_SAID = 4096  # characters of a reason: nobody reads the pipe before the child's end, and it holds 64 KiB
 EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
 
@@ -108,11 +109,11 @@ def _main(
         target(config, folder)
     except UserError as error:
         log.exception("stopped")
-        reason.send(str(error))
+        reason.send(str(error)[:MOST_SAID])
         sys.exit(EXIT_DEFECT if isinstance(error, PassingError) else EXIT_USER_ERROR)
     except Exception as error:  # whatever it was, the supervisor decides what comes next
         log.exception("failed")
-        reason.send(f"{type(error).__name__}: {error}")
+        reason.send(f"{type(error).__name__}: {error}"[:MOST_SAID])
         sys.exit(EXIT_DEFECT)
     finally:
         flush_logs()

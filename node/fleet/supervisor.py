@@ -220,7 +220,8 @@ def _collect(started: Started) -> tuple[int, str]:
             os.kill(started.process.pid, signal.SIGKILL)
     reason = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
     with started.reason, suppress(EOFError):  # a killed process says nothing
-        reason = started.reason.recv()
+        if started.reason.poll():  # else a process that it started holds the pipe open
+            reason = started.reason.recv()
     return code, reason
 
 

@@ -23,6 +23,7 @@ from node.training.budget import is_done, spent_by
 from protocol.storage import write_atomically
 
 POLL = 0.2  # seconds between looks at the processes
+PATIENCE_S = 300.0  # for the end of a run that was asked to stop: its nodes have half a minute, and two to save
 PROGRESS = 30.0  # seconds between two lines that say how far runs have come
 THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -67,7 +68,16 @@ def do_missing(lab: Lab, jobs: int, say: Say) -> None:
         for one in running:
             one.process.terminate()
         for one in running:
-            one.process.wait()
+            _wait_or_kill(one.process)
+
+
+def _wait_or_kill(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for a run that was asked to stop, longer than that waits for its own nodes, and kill it."""
+    try:
+        process.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(PATIENCE_S)
 
 
 def is_complete(run: Run) -> bool:

@@ -30,6 +30,7 @@ from typing import Any, BinaryIO
 HEADER = struct.Struct(">I")
 MAX_FRAME = 1 << 28  # bytes; a thousand completions of 8,192 tokens with their log-probabilities nearly fill it
 PR_SET_PDEATHSIG = 1
+END_S = 10.0  # seconds from SIGKILL to the end; more takes a process that the kernel waits in for a broken device
 LAST_LINES = 3  # of the log, quoted in an error
 LAST_CHARACTERS = 400
 
@@ -167,7 +168,10 @@ class WorkerProcess:
             raise self._failed(_describe(status), status) from None
 
     def kill(self) -> None:
-        """End the child and all that it started, at once; harmless when that is done."""
+        """End the child and all that it started, at once; harmless when that is done.
+
+        One that the kernel cannot end within `END_S` is left to it.
+        """
         if self._channel.fileno() < 0:
             return
         self._channel.close()
@@ -175,7 +179,8 @@ class WorkerProcess:
         os.close(self._life)
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_S)
 
     def _failed(self, reason: str, status: int | None) -> WorkerError:
         end = _last_lines(self._log)

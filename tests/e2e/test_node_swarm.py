@@ -190,6 +190,16 @@ def test_an_error_of_the_configuration_is_one_line_and_starts_nobody_else(tmp_pa
     assert not (tmp_path / "run" / "nodes" / "n1" / "log.jsonl").exists()
 
 
+def test_neither_many_words_nor_a_process_that_is_left_behind_keep_the_others_waiting(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no node could start: RuntimeError: no no no"):
+        run(tmp_path / "words", 1, 3, nodes.talkative)
+    try:
+        outcome = run(tmp_path / "left", 1, 3, nodes.leaves_a_process_behind)
+    finally:
+        os.kill(int((tmp_path / "left/nodes/n0/left").read_text()), signal.SIGKILL)
+    assert (outcome.children[0].state, outcome.children[0].restarts) == (State.DONE, 1)
+
+
 def test_what_may_pass_is_tried_again(tmp_path: Path) -> None:
     outcome = run(tmp_path / "run", 2, 3, target=nodes.short_of_memory)
     assert [(child.state, child.restarts) for child in outcome.children] == [(State.DONE, 1)] * 2

@@ -56,6 +56,24 @@ def short_of_memory(config: NodeConfig, folder: Path) -> None:
     quick(config, folder)
 
 
+def talkative(config: NodeConfig, folder: Path) -> None:
+    """Fail with more words than a pipe holds."""
+    raise RuntimeError("no " * 100_000)
+
+
+def leaves_a_process_behind(config: NodeConfig, folder: Path) -> None:
+    """At the first try, be killed while a process lives that was forked from this one."""
+    left = folder / "left"
+    if not left.exists():
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(600)
+            os._exit(0)
+        left.write_text(str(pid))
+        os.kill(os.getpid(), signal.SIGKILL)
+    quick(config, folder)
+
+
 def first_crashes(config: NodeConfig, folder: Path) -> None:
     """n0 fails in its third round whenever it gets there; the others are well."""
     if folder.name == "n0":

@@ -2,9 +2,11 @@
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
+from threading import Event
 
 import pytest
 from hypothesis import given
@@ -233,3 +235,13 @@ def test_the_page_can_ask_what_a_refusal_means(served: Served) -> None:
     told = json.loads(said)
     assert told["forged"] == {"means": "a signature that does not hold", "blameless": False}
     assert told["too_surprising"]["blameless"] and "nobody's fault" in told["too_surprising"]["means"]
+
+
+def test_a_server_that_does_not_end_keeps_no_node_from_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = Event()
+    monkeypatch.setattr("node.telemetry.dashboard.server.STOP_S", 0.01)
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_: blocked.wait(60))
+    with serve(ObserveConfig(), site(tmp_path)):
+        began = time.monotonic()
+    assert time.monotonic() - began < 30
+    blocked.set()

@@ -527,3 +527,37 @@ def test_a_run_that_is_under_way_says_how_far_it_has_come(tmp_path: Path, monkey
         "sparse, alone, seed 1: round 1 of 2",
         "sparse, alone, seed 1: done; 0 to go",
     ]
+
+
+def test_a_run_that_does_not_end_when_it_is_asked_to_is_killed(tmp_path, monkeypatch):
+    done = []
+
+    class Stubborn:
+        returncode = None
+
+        def __init__(self, *_, **__):
+            self.stdin = None
+
+        def poll(self):
+            return None
+
+        def terminate(self):
+            done.append("asked")
+
+        def wait(self, seconds):
+            if "killed" not in done:
+                raise subprocess.TimeoutExpired("run", seconds)
+
+        def kill(self):
+            done.append("killed")
+
+    def interrupted(line):
+        if "round 0" in line:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", Stubborn)
+    monkeypatch.setattr(runs, "POLL", 0.0)
+    monkeypatch.setattr(runs, "PROGRESS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        do_missing(lab_of(tmp_path, bases=["sparse"], arms=["alone"], overrides=["seeds=1"]), 1, interrupted)
+    assert done == ["asked", "killed"]

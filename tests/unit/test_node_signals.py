@@ -5,7 +5,10 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from node.processes.signals import stop_signals
+from node.processes.worker_process import WorkerProcess
 
 
 def test_a_terminal_that_goes_away_asks_as_a_person_does() -> None:
@@ -82,3 +85,12 @@ def test_a_worker_that_does_not_answer_is_given_up_and_can_be_killed() -> None:
         " except GiveUp:\n  stopping.finish()\n  worker.kill()\n  print('killed')\n"
     )
     assert done.stdout == "killed\n"
+
+
+def test_a_worker_that_even_the_kernel_cannot_end_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = WorkerProcess([sys.executable, "-c", "import time; time.sleep(600)"], {})
+    monkeypatch.setattr("node.processes.worker_process.END_S", 0.01)
+    monkeypatch.setattr(os, "killpg", lambda *_: None)
+    worker.kill()
+    os.kill(worker.pid, signal.SIGKILL)
+    os.waitpid(worker.pid, 0)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from threading import Event, Thread
 from typing import NamedTuple
 
+import structlog
 import uvicorn
 
 from node.config import ObserveConfig
@@ -17,6 +18,8 @@ from node.telemetry.dashboard.app import Site, make_app
 MAX_CONNECTIONS = 256  # a reader that says nothing holds one of them, and nobody up
 STOP_S = 2  # for streams that are open when the node ends; each looks twice a second whether it does
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+log = structlog.get_logger()
 
 
 class Served(NamedTuple):
@@ -66,7 +69,9 @@ def serve(config: ObserveConfig, site: Site) -> Iterator[Served]:
     finally:
         closing.set()
         server.should_exit = True
-        server_thread.join()
+        server_thread.join(2 * STOP_S)
+        if server_thread.is_alive():
+            log.warning("the page's server does not end and is left behind", seconds=2 * STOP_S)
         listening.close()
 
 
