@@ -19,7 +19,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def free_memory() -> int:
+def available_memory() -> int:
     """Return how many bytes this process may still take: of the machine's, or of its container's."""
     free = int(psutil.virtual_memory().available)
     try:

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from node.processes.machine import free_memory
+from node.processes.machine import available_memory
 
 T = TypeVar("T")
 MOST = 0.5  # of the free memory; the next round may want the rest
@@ -17,7 +17,7 @@ def copied(state: T) -> T | None:
     What shares its numbers goes on to share them: safetensors writes tied weights once.
     """
     tensors = {_place(one): one for one in _tensors(state)}
-    if sum(one.nbytes for one in tensors.values()) > MOST * free_memory():
+    if sum(one.nbytes for one in tensors.values()) > MOST * available_memory():
         return None
     copies = {place: one.detach().to("cpu", copy=True) for place, one in tensors.items()}
     return _replaced(state, copies)

@@ -205,7 +205,7 @@ class SwarmTrainer(GRPOTrainer):
         self._budget = min(self._budget, tokens) // 2
 
     def train(self, *args: Any, **named: Any) -> Any:
-        """Train to the last round.
+        """Train to the last round, and return when the last checkpoint is written.
 
         Raises:
             UserError: there is no memory for a single row, or for the optimiser's step, half of which cannot be undone.
@@ -220,6 +220,8 @@ class SwarmTrainer(GRPOTrainer):
                 "each trained weight; train adapters (policy.lora.r=16) or a smaller model, and start again: the node "
                 "goes on from its last checkpoint"
             ) from error
+        finally:
+            self.wait_for_checkpoint()
 
     def _finite(self, model: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
         """Return a step's loss; if the step is not finite, drop its gradients, count it, and return 0.
@@ -456,13 +458,6 @@ class SwarmTrainer(GRPOTrainer):
             log.warning("waiting for a checkpoint to be written", seconds=round(time.monotonic() - began))
         self._written.result()
         self._written = None
-
-    def train(self, *args: Any, **named: Any) -> Any:
-        """Train as transformers does, and return when the last checkpoint is written."""
-        try:
-            return super().train(*args, **named)
-        finally:
-            self.wait_for_checkpoint()
 
     def save_whole_round(self) -> None:
         """Write a checkpoint of the last whole round, for a run whose round in progress was abandoned.

@@ -355,7 +355,7 @@ def fails(self, state, folder):
 
 
 def test_where_memory_is_short_a_checkpoint_is_written_in_place(policy, tmp_path, monkeypatch):
-    monkeypatch.setattr("node.training.snapshot.free_memory", lambda: 1000)
+    monkeypatch.setattr("node.training.snapshot.available_memory", lambda: 1000)
     rounds = fixed_rounds(*[mixed_samples(policy)] * 2)
     seen = []
 
