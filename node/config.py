@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from node.errors import UserError
 
 ENDLESS = 2**40  # rounds: at 20 ms each, seven centuries
+ImportanceMode = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 AnswerMode = Literal["tags", "boxed", "last_number", "first_line", "whole"]
 DECAYING = ("linear", "cosine")  # learning rates that come down to 0 at the last round
 
@@ -285,9 +286,16 @@ class TrainerConfig(Section):
     scale_rewards: Literal["none", "group"] = "none"
     vllm_importance_sampling_correction: bool = Field(
         True,
-        description="weight tokens that vLLM sampled by the trainer's probability over vLLM's: their rounding differs",
+        description="weight tokens that others than the trainer's weights of today sampled, by the trainer's "
+        "probability over theirs: vLLM's, whose rounding differs, and those of engine.ahead",
+    )
+    vllm_importance_sampling_mode: ImportanceMode = Field(
+        "token_truncate", description="of a token or of its whole completion; a larger weight is cut, or made 0"
     )
     vllm_importance_sampling_clip_max: float = Field(2.0, ge=1, description="the largest such weight")
+    off_policy_mask_threshold: float | None = Field(
+        None, gt=0, description="nats a token between sampler and trainer above which a poor completion does not train"
+    )
     num_iterations: int = Field(1, ge=1, description="updates on each batch")
     tokens_per_batch: int = Field(
         2048,

@@ -19,10 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from node.config import EngineConfig, NodeConfig
 from node.engines import Generated, RolloutEngine, SamplingParams
+from node.engines.ahead import Ahead
 from node.errors import UserError
 from node.journal import NoJournal, RoundJournal
 from node.policy.load import Policy
@@ -133,6 +135,8 @@ class Loop:
             with self._timed("verify"):
                 own = self._verified(questions, completions, version)
             took = time.monotonic() - began
+            if isinstance(self.engine, Ahead) and version + 1 < self.config.last_round:
+                self._begin(self.engine, version + 1)
             self._check_held_out(own)
             with self.pool.transaction():  # one a round: each commit costs a tenth of a millisecond
                 with self._timed("share"):
@@ -154,6 +158,16 @@ class Loop:
                 self.engine.rest()
             self._handed_over = time.perf_counter()
             yield samples
+
+    def save(self, checkpoint: Path) -> None:
+        """Add to a checkpoint what the next rounds need beside the weights: the rollouts that were made ahead."""
+        if isinstance(self.engine, Ahead):
+            self.engine.save(checkpoint)
+
+    def resume(self, checkpoint: Path | None) -> None:
+        """Take up what `save` added."""
+        if checkpoint is not None and isinstance(self.engine, Ahead):
+            self.engine.resume(checkpoint)
 
     def is_last(self) -> bool:
         """Tell whether the node ends with the round in progress, at its last round or at its budget."""
@@ -192,10 +206,16 @@ class Loop:
         return questions
 
     def _generate(self, questions: Sequence[Question], version: int) -> list[list[Generated]]:
+        return self.engine.generate(*self._batch(questions, version))
+
+    def _begin(self, engine: Ahead, version: int) -> None:
+        """Begin the rollouts of round `version`, by the weights that the round in progress trains."""
+        engine.begin(*self._batch(self._questions(version, self.config.sampling.questions_per_round), version))
+
+    def _batch(self, questions: Sequence[Question], version: int) -> tuple[list[list[int]], int, SamplingParams, int]:
         params = SamplingParams.from_config(self.config.engine)
-        prompts = [question.prompt for question in questions]
-        seed = derive_seed(self.seed, "generate", version)
-        return self.engine.generate(prompts, self.config.sampling.completions, params, seed)
+        prompts = [list(question.prompt) for question in questions]
+        return prompts, self.config.sampling.completions, params, derive_seed(self.seed, "generate", version)
 
     def _verified(
         self, questions: Sequence[Question], completions: Sequence[Sequence[Generated]], version: int
@@ -224,7 +244,8 @@ class Loop:
         task, seed, item, prompt = question
         scored = [(one, reward) for one, reward in zip(made, judged, strict=True) if reward is not None]
         completions = tuple(Completion(one.text, one.finished, reward) for one, reward in scored)
-        group = Group(task.key, seed, item.question, completions, self.policy.name, version, item.content)
+        made_by = max(0, version - self.config.engine.ahead)
+        group = Group(task.key, seed, item.question, completions, self.policy.name, made_by, item.content)
         tokens = {index: one.token_ids for index, (one, _) in enumerate(scored)}
         logprobs = {index: one.logprobs for index, (one, _) in enumerate(scored) if one.logprobs is not None}
         return EncodedGroup(group, prompt, tokens, logprobs, content_id(encode(group)))

@@ -144,6 +144,7 @@ def train_node(node: Parts, stopping: Stopping | None = None) -> None:
         )
         checkpoint = node.checkpoint
         resumed = checkpoint.path if checkpoint else None
+        loop.resume(resumed)
         weights = stack.enter_context(exchange_weights(config, folder, policy, resumed, node.directory))
         scores = MetricsLog(folder / EVALUATIONS_FILE, None if config.ends else MAX_EVALUATIONS_BYTES)
         evaluations = Evaluations(
@@ -178,6 +179,7 @@ def train_node(node: Parts, stopping: Stopping | None = None) -> None:
         def also_save(path: Path) -> None:
             metrics.sync()  # a checkpoint is never ahead of the rows that say what was spent until it
             weights.write(path)
+            loop.save(path)
             if scores.last.get("round") == trainer.rounds_done:
                 write_score(path, scores.last)
 

@@ -3,6 +3,7 @@
     hf              transformers, with the very model that is being trained
     vllm            vLLM in a child process (`vllm_worker`), on the trainer's GPU or on others
     server          vLLM's own server, anywhere
+    ahead           one of these on a thread of its own, so that a round is generated while another trains
     hand_over       how weights and adapters get into another process, and the probe that tells whether they arrived
 
 To add one: write a module that is a `Kind`, and name it in `kind_of` and in `EngineConfig.kind`. Presets, doctor,
@@ -155,4 +156,9 @@ def in_process(policy: "Policy") -> RolloutEngine:
 
 def make_engine(config: EngineConfig, policy: "Policy", folder: Path) -> RolloutEngine:
     """Return the engine that `config.kind` names, for a node whose state is in `folder`."""
-    return kind_of(config.kind).make(config, policy, folder)
+    engine = kind_of(config.kind).make(config, policy, folder)
+    if config.ahead:
+        from node.engines.ahead import Ahead
+
+        return Ahead(engine)
+    return engine

@@ -119,16 +119,24 @@ def probe_tokens(policy: Policy, longest: int) -> list[int]:
     return list(policy.tokenizer(PROBE)["input_ids"])[: longest - 1]
 
 
-def check_probe(policy: Policy, tokens: Sequence[int], theirs: Sequence[float], version: int, tolerance: float) -> None:
-    """Compare an engine's log-probabilities of the probe, in nats, with the policy's.
+def expected_probe(policy: Policy, tokens: Sequence[int]) -> list[float]:
+    """Return what an engine with the policy's weights should say of the probe, in nats a token after the first.
 
     Raises:
-        NonFiniteError: the policy's are not finite.
-        WeightMismatchError: they differ by more than `tolerance` nats a token, in the mean.
+        NonFiniteError: that is no number.
     """
     ours = policy_logprobs(policy, tokens)
     if not all(map(math.isfinite, ours)):
         raise NonFiniteError
+    return ours
+
+
+def check_probe(ours: Sequence[float], theirs: Sequence[float], version: int, tolerance: float) -> None:
+    """Compare an engine's log-probabilities of the probe, in nats, with those expected.
+
+    Raises:
+        WeightMismatchError: they differ by more than `tolerance` nats a token, in the mean.
+    """
     error = sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
     if not error <= tolerance:  # NaN is no agreement either
         raise WeightMismatchError(

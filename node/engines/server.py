@@ -26,7 +26,15 @@ import structlog
 
 from node.config import EngineConfig, NodeConfig
 from node.engines import Beside, EngineError, Generated, SamplingParams
-from node.engines.hand_over import AdapterFolder, WeightMismatchError, adapters_of, check_probe, digest, probe_tokens
+from node.engines.hand_over import (
+    AdapterFolder,
+    WeightMismatchError,
+    adapters_of,
+    check_probe,
+    digest,
+    expected_probe,
+    probe_tokens,
+)
 from node.policy.export import export_weights
 from node.policy.footprint import Machine, ModelSize, Part
 from node.policy.load import Policy
@@ -229,8 +237,8 @@ class ServerEngine:
             ]
         except (TypeError, LookupError, ValueError) as error:
             raise ServerError(f"{server.url} gives no log-probabilities of a prompt ({error!r})") from error
-        tolerance = self._config.vllm.logprob_tolerance
-        check_probe(self._policy, self._probe_ids, theirs, self._version, tolerance)
+        ours = expected_probe(self._policy, self._probe_ids)
+        check_probe(ours, theirs, self._version, self._config.vllm.logprob_tolerance)
 
     def _named(self, server: Server, body: dict[str, Any]) -> dict[str, Any]:
         return {"model": server.model if self._adapters is None else ADAPTERS, **body}

@@ -20,7 +20,15 @@ import torch
 
 from node.config import EngineConfig, NodeConfig
 from node.engines import Beside, EngineError, Generated, SamplingParams
-from node.engines.hand_over import AdapterFolder, SharedWeights, adapters_of, check_probe, digest, probe_tokens
+from node.engines.hand_over import (
+    AdapterFolder,
+    SharedWeights,
+    adapters_of,
+    check_probe,
+    digest,
+    expected_probe,
+    probe_tokens,
+)
 from node.engines.vllm_worker import CPU_CACHE_BYTES, EXIT_NO_VLLM
 from node.errors import UserError
 from node.policy.footprint import Machine, ModelSize, Part
@@ -134,7 +142,9 @@ class VllmEngine:
         self._weights = None if self._adapters else SharedWeights(config.vllm.dtype)
         self._hand_overs = 0
         self._version = 0
-        self._wanted: tuple[float, ...] = ()  # digest of the weights that are to generate
+        self._wanted: tuple[float, ...] = ()  # digest of the weights that are to generate, and that lie ready
+        self._ready_message: Message = {}  # which tells a child where they lie
+        self._expected: list[float] = []  # what it should say of the probe
         self._given: tuple[float, ...] = ()  # and of those that the child has
         self._sleeps = False  # the child shares the trainer's GPU
         self._asleep = False
@@ -142,13 +152,16 @@ class VllmEngine:
 
     def load(self, version: int) -> None:
         """Give the trainer's weights to the child, started if need be, and check that they arrived."""
-        self._version, self._wanted = version, digest(self._policy)
+        self._version = version
+        self._prepare()
         self._with_child(lambda _: None)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
     ) -> list[list[Generated]]:
         """Return `n` completions for each prompt; see `RolloutEngine.generate`."""
+        if not self._wanted:
+            self._prepare()
         request: Message = {
             "call": "generate",
             "prompts": [list(prompt) for prompt in prompts],
@@ -213,22 +226,28 @@ class VllmEngine:
         """Return a child that has the current weights."""
         if self._child is None:
             self._child, self._given, self._asleep = self._start(), (), False
-        if not self._wanted:
-            self._wanted = digest(self._policy)
         if self._given != self._wanted or self._asleep:
             self._hand_over(self._child)
         return self._child
 
-    def _hand_over(self, child: WorkerProcess) -> None:
+    def _prepare(self) -> None:
+        """Put the policy's weights where a child finds them, if they have changed: it reads them whenever it starts."""
+        if (now := digest(self._policy)) == self._wanted:
+            return
         self._hand_overs += 1
+        self._expected = expected_probe(self._policy, self._probe_ids)
         if self._adapters is not None:
             folder = self._adapters.write(self._policy)
-            child.call({"call": "adapt", "folder": str(folder), "number": self._hand_overs}, self._config.timeout)
+            self._ready_message = {"call": "adapt", "folder": str(folder), "number": self._hand_overs}
         if self._weights is not None:
-            child.call({"call": "load", **self._weights.write(self._policy)}, self._config.timeout)
+            self._ready_message = {"call": "load", **self._weights.write(self._policy)}
+        self._wanted = now
+
+    def _hand_over(self, child: WorkerProcess) -> None:
+        child.call(self._ready_message, self._config.timeout)
         theirs = child.call({"call": "score", "tokens": self._probe_ids}, self._config.timeout)["logprobs"]
         try:
-            check_probe(self._policy, self._probe_ids, theirs, self._version, self._settings.logprob_tolerance)
+            check_probe(self._expected, theirs, self._version, self._settings.logprob_tolerance)
         except BaseException:
             self._end_child()
             raise
@@ -269,7 +288,7 @@ class VllmEngine:
                 "max_model_len": self._max_model_len,
                 "tensor_parallel_size": max(1, len(devices)),
                 "gpu_memory_utilization": self._share,
-                "sleeps": not devices,
+                "sleeps": not devices and not self._config.ahead,
             }
             about = child.call(request, self._config.timeout)
         except WorkerError as error:

@@ -382,7 +382,8 @@ class SwarmTrainer(GRPOTrainer):
 
     def _compared(self, batch: Batch) -> Batch:
         batch = dict(batch)
-        samplers = batch.pop("sampling_per_token_logps", None)
+        masks = self._config.off_policy_mask_threshold is not None  # then TRL's loss looks at them too
+        samplers = batch.get("sampling_per_token_logps") if masks else batch.pop("sampling_per_token_logps", None)
         if not self._config.vllm_importance_sampling_correction:
             samplers = None
         if self.args.num_iterations > 1 or samplers is not None:
@@ -402,8 +403,9 @@ class SwarmTrainer(GRPOTrainer):
         """Weight each token by how much likelier it was to the trainer than to its sampler, up to a bound.
 
         Truncated importance sampling: tokens are of the sampler's distribution, which differs from
-        the trainer's by rounding alone, and the gradient is to be of the trainer's. TRL has it only
-        for a vLLM that it runs itself. A token without its sampler's log-probability (NaN) keeps weight 1.
+        the trainer's by rounding, or by a round's update (`engine.ahead`), and the gradient is to be of the
+        trainer's. TRL has it only for a vLLM that it runs itself. A token without its sampler's
+        log-probability (NaN) keeps weight 1.
         """
         mask, old = batch["completion_mask"], batch["old_per_token_logps"]
         samplers = samplers.to(old.device)
@@ -418,7 +420,10 @@ class SwarmTrainer(GRPOTrainer):
             "importance_sampling_ratio/max": known.max() if len(known) else ratios.new_ones(()),
         }.items():
             self._metrics["train"][f"sampling/{name}"].append(value.item())
-        weights = ratios.clamp(max=self._config.vllm_importance_sampling_clip_max)
+        config = self._config
+        weights = importance_weights(
+            differences, config.vllm_importance_sampling_mode, config.vllm_importance_sampling_clip_max
+        )
         if self.loss_type == "vespo":  # weighs whole sequences, and takes these into its weight
             return batch | {"importance_sampling_ratio": weights}
         return batch | {"advantages": batch["advantages"][:, None] * weights}
@@ -538,6 +543,19 @@ class SwarmTrainer(GRPOTrainer):
         self.model.save_pretrained(str(folder), state_dict=weights)
         if optimiser is not None:
             torch.save(optimiser, folder / OPTIMIZER_NAME)
+
+
+def importance_weights(differences: torch.Tensor, mode: str, most: float) -> torch.Tensor:
+    """Return the weight of each token, (B, C) or (B, 1), by one of TRL's modes.
+
+    Args:
+        differences: the trainer's log-probability less the sampler's, in nats (B, C); 0 where either is unknown.
+        mode: "token_..." weighs each token by itself, "sequence_..." by its whole completion; a weight above `most` is
+            cut to that by "..._truncate" and made 0 by "..._mask".
+        most: the largest weight.
+    """
+    ratios = (differences.sum(-1, keepdim=True) if mode.startswith("sequence") else differences).exp()
+    return ratios.clamp(max=most) if mode.endswith("truncate") else ratios.masked_fill(ratios > most, 0.0)
 
 
 @contextmanager
@@ -672,6 +690,7 @@ def _trl_config(config: NodeConfig, policy: Policy, folder: Path) -> GRPOConfig:
         epsilon_high=trainer.epsilon_high,
         beta=0.0,  # no reference model is kept
         num_iterations=trainer.num_iterations,
+        off_policy_mask_threshold=trainer.off_policy_mask_threshold,
         gradient_accumulation_steps=1,  # a step's micro-batches are added up in `training_step`
         steps_per_generation=1,
         gradient_checkpointing=trainer.gradient_checkpointing or None,  # False, too, makes newer transformers warn
