@@ -20,7 +20,7 @@ from node.config import EngineConfig, NodeConfig, PolicyConfig, SamplingConfig, 
 from node.engines import BY_PREFERENCE, Beside, kind_of
 from node.errors import UserError
 from node.policy.detection import can_be_asked_not_to_think, detect_machine, measure_model, memory_here
-from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, token_bytes
+from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, activation_bytes, logits_bytes
 
 SMALL = 10_000_000  # parameters: up to here one core multiplies a layer's matrices faster than several hand it around
 SPEAKING = 50_000_000  # parameters: from here on models answer in sentences
@@ -146,7 +146,8 @@ def _choose_engine(size: ModelSize, machine: Machine, lora: int | None, config: 
         left = machine.memory - beside.resting
         adapters = _wants_adapters(size.parameters, left, lora)
         trained = 0 if adapters else size.parameters
-        tokens = FEWEST_TOKENS * token_bytes(size, 2, checkpointing=size.parameters > HUGE)
+        tokens = FEWEST_TOKENS * activation_bytes(size, 2, checkpointing=size.parameters > HUGE)
+        tokens += logits_bytes(size, FEWEST_TOKENS, adapters=adapters)
         generates = _resident(size, trained) + beside.generating <= MOST_GENERATING * machine.memory
         if generates and _weights(size, trained) + tokens <= left:
             return name, beside
@@ -243,9 +244,10 @@ def _weights(size: ModelSize, trained: int) -> int:
 
 
 def _fitting_tokens(size: ModelSize, machine: Machine, trained: int) -> int:
-    """Return the tokens of a micro-batch whose activations take half of what the weights leave."""
-    budget = max(0, machine.memory - _weights(size, trained)) // 2
-    fitting = budget // token_bytes(
+    """Return the tokens of a micro-batch whose activations take half of what weights and logits leave."""
+    logits = logits_bytes(size, TrainerConfig().tokens_per_batch, adapters=not trained)
+    budget = max(0, machine.memory - _weights(size, trained) - logits) // 2
+    fitting = budget // activation_bytes(
         size, 2 if machine.bf16 else 4, checkpointing=size.parameters > HUGE and machine.gpu
     )
     return max(FEWEST_TOKENS, 1 << max(0, fitting.bit_length() - 1))

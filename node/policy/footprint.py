@@ -3,7 +3,8 @@
     weights           as `policy.dtype` says
     gradients, Adam   of the trained weights, in float32: 4 and 8 bytes each
     activations       what the backward pass needs again, of the micro-batch in work
-    logits            of its completions: themselves, their logarithms and their gradient
+    logits            of `CHUNK` numbers of its completions: themselves, their logarithms, their gradients, and copies;
+                      and a gradient of the output matrix that is added to the others
     key-value cache   of all completions that a round generates at once
     libraries         torch and transformers themselves, in main memory
 
@@ -18,7 +19,8 @@ from typing import Literal, NamedTuple
 
 from node.config import NodeConfig
 
-LOGITS = 12  # bytes a word: a logit, its logarithm and its gradient, in float32
+CHUNK = 1 << 24  # logits at a time (`node.training.head`): 64 MiB in float32
+LOGIT = 24  # bytes of each: six tensors in float32, as measured
 MARGIN = 1.1  # what the allocator holds between two passes
 LIBRARIES = 500_000_000  # torch and transformers, as measured
 
@@ -98,8 +100,8 @@ def footprint(
         ),
         Part(
             "logits",
-            tokens * answers // group * LOGITS * size.vocabulary,
-            f"{tokens * answers // group} tokens of completions, {size.vocabulary} words",
+            logits_bytes(size, tokens * answers // group, adapters=lora.r > 0),
+            f"{tokens * answers // group} tokens of completions, {size.vocabulary} words; {CHUNK / 1e6:.0f} M at once",
             when="update",
         ),
     ]
@@ -139,6 +141,7 @@ def activation_bytes(size: ModelSize, product: int, *, checkpointing: bool = Fal
     return size.layers * (stream + inner)
 
 
-def token_bytes(size: ModelSize, product: int, *, checkpointing: bool = False) -> int:
-    """Return what a token of a completion takes in the update: its activations and its logits."""
-    return activation_bytes(size, product, checkpointing=checkpointing) + LOGITS * size.vocabulary
+def logits_bytes(size: ModelSize, tokens: int, *, adapters: bool) -> int:
+    """Return what the logits of so many tokens of completions take in the update, a chunk at a time."""
+    matrix = 0 if adapters else 4 * size.vocabulary * size.hidden
+    return LOGIT * min(tokens * size.vocabulary, CHUNK) + matrix

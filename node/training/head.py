@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 1 << 24  # logits at a time, 64 MiB in float32, of which the backward pass holds some six
+from node.policy.footprint import CHUNK
 
 
 def positions_at_once(model: Any) -> int:

@@ -10,7 +10,18 @@ from node.cli.app import run
 from node.config import parse_config
 from node.engines import kind_of
 from node.policy.detection import measure_model
-from node.policy.footprint import Machine, ModelSize, Part, adapter_parameters, cache_width, footprint, peak
+from node.policy.footprint import (
+    CHUNK,
+    LOGIT,
+    Machine,
+    ModelSize,
+    Part,
+    adapter_parameters,
+    cache_width,
+    footprint,
+    logits_bytes,
+    peak,
+)
 from tests.policies import tiny_policy
 
 SMOLLM2 = ModelSize(134_515_008, 30, 576, 1536, 9, 192, 49152, 8192)
@@ -50,6 +61,17 @@ def test_what_each_setting_saves() -> None:
     apart = of({"engine": {"kind": "vllm", "placement": {"devices": [1]}}}, gpu_memory=1 << 30)
     elsewhere = of({"engine": {"kind": "server", "placement": {"url": "http://box:8000"}}}, gpu_memory=1 << 30)
     assert sum(apart.values()) == sum(elsewhere.values()) < sum(on_gpu.values())
+
+
+def test_of_the_logits_there_is_a_chunk_at_a_time() -> None:
+    """A micro-batch twice as large, or a vocabulary three times as large, has no more of them at once."""
+    few, many = (of({"trainer": {"tokens_per_batch": tokens}})["logits"] for tokens in (2048, 4096))
+    matrix = 4 * SMOLLM2.vocabulary * SMOLLM2.hidden
+    assert few == many == LOGIT * CHUNK + matrix
+    assert of({"policy": {"lora": {"r": 16}}})["logits"] == LOGIT * CHUNK
+    assert of({"trainer": {"tokens_per_batch": 64}})["logits"] < few
+    large = SMOLLM2._replace(vocabulary=3 * SMOLLM2.vocabulary)
+    assert logits_bytes(large, 4096, adapters=True) == logits_bytes(SMOLLM2, 4096, adapters=True)
 
 
 def test_generation_and_the_update_take_turns() -> None:
