@@ -24,6 +24,8 @@ from node.cli.options import (
 )
 from node.cli.running import run
 from node.cli.settling import settle, warn
+from node.config import NodeConfig
+from node.operations.preflight import check_first
 from node.state_folder import check_free
 
 SeedPeers = Annotated[
@@ -85,7 +87,12 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         "network.listen": listen or None,
         "tasks": [task_config(one) for one in task or []] or None,
     }
-    settled = settle(config, settings, named, folder=folder, seeds=seed_peer or [], forget=forget or [])
+
+    def look(given: NodeConfig) -> None:
+        if not dry_run:
+            check_first(given, folder)
+
+    settled = settle(config, settings, named, folder=folder, seeds=seed_peer or [], forget=forget or [], look=look)
     if dry_run:
         check_tasks(settled.config)
         print(to_toml(settled.config, settled.notes), end="")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from node.config import NodeConfig
+from node.operations.preflight import check_first, check_size
 from node.processes.machine import undefended
 from node.processes.signals import interrupting_signals
 from node.state_folder import exclusive
@@ -28,6 +29,8 @@ def run(
 
     The caller has set the logs up: the libraries of a node that trains log while they load.
     """
+    check_first(config, folder)
+    check_size(config)
     log.info("starting", folder=str(folder), role=config.role)
     for line in undefended():
         log.warning(line)

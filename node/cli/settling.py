@@ -10,7 +10,7 @@ defaults    of `node.config`
 import copy
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +68,7 @@ def settle(
     folder: Path,
     seeds: Sequence[str] = (),
     forget: Sequence[str] = (),
+    look: Callable[[NodeConfig], object] = lambda given: None,
 ) -> Settled:
     """Settle what the node in `folder` is to run.
 
@@ -78,6 +79,7 @@ def settle(
         folder: the node's; it need not exist.
         seeds: further addresses to meet the swarm by.
         forget: keys that the folder shall not remember, or "all".
+        look: called with what was said, before a preset is made, for which torch may be imported.
 
     Raises:
         UserError: something that was said is of no use, or there is no such model.
@@ -93,6 +95,7 @@ def settle(
     if seeds:
         put(tree, "network.seeds", list(dict.fromkeys([*given.network.seeds, *seeds])))
         given = parse_config(merge(memory.settings, tree))
+    look(given)
     values, notes = _unset_values(given, memory, as_before=not forget)
     config = fill(given, values)
     now = flatten(tree)

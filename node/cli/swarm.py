@@ -23,6 +23,7 @@ from node.cli.options import (
 from node.cli.settling import asked, warn
 from node.config import parse_config
 from node.errors import UserError, for_shell
+from node.operations.preflight import check_first, check_size
 from node.operations.presets import with_preset
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     check_tasks(given)  # a wrong name shows here at once, not in N processes
     if given.role == "relay":
         raise UserError("role=relay trains nothing: leave it out, or start one with `gossamer node --seed-only`")
+    if not dry_run:
+        check_first(given, out or Path())
     settled, reasons = with_preset(given, nodes)
     warn(settled)
     if dry_run:
@@ -88,6 +91,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     from node.fleet.local_swarm import make_folders, make_plan, node_folders, run_swarm
     from node.fleet.swarm_page import swarm_page
 
+    check_size(settled)
     began = command_began()
     plan = make_plan(out or _new_folder(), nodes, settled)
     make_folders(plan)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from node.config import EngineConfig, NodeConfig, PolicyConfig, SamplingConfig, TrainerConfig, fill, is_set
 from node.engines import BY_PREFERENCE, Beside, kind_of
 from node.errors import UserError
-from node.policy.detection import can_be_asked_not_to_think, detect_machine, measure_model, memory_here
+from node.policy.detection import can_be_asked_not_to_think, detect_machine, main_memory, measure_model
 from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, activation_bytes, logits_bytes
 
 SMALL = 10_000_000  # parameters: up to here one core multiplies a layer's matrices faster than several hand it around
@@ -66,7 +66,7 @@ def preset_for(policy: PolicyConfig, engine: EngineConfig, nodes: int = 1) -> Ov
     """
     lora = policy.lora.r if "r" in policy.lora.model_fields_set else None
     if policy.model == "builtin":
-        return preset(BUILTIN_SIZE, Machine(memory_here()), lora)  # without importing torch
+        return preset(BUILTIN_SIZE, Machine(main_memory()), lora)  # without importing torch
     size = measure_model(policy.model)
     machine = detect_machine(policy.device, vllm=not kind_of("vllm").missing(engine))
     beside = math.ceil(nodes / machine.devices)  # on one device

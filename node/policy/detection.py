@@ -4,6 +4,7 @@ A model that is not there is found out at once: what looks like a path is no mat
 not answer is asked once.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ from node.errors import UserError
 from node.policy.footprint import Machine, ModelSize
 
 HUB_TIMEOUT_S = 10.0
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")  # as transformers reads them
+GPUS = (  # NVIDIA's, AMD's, Windows', Jetson's
+    "/proc/driver/nvidia/version",
+    "/dev/nvidiactl",
+    "/dev/kfd",
+    "/dev/dxg",
+    "/dev/nvmap",
+)
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -24,10 +33,10 @@ def measure_model(model: str) -> ModelSize:
     Raises:
         UserError: there is no such model, or none that transformers takes for a causal language model.
     """
+    find_model(model)
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    find_model(model)
     try:
         config = AutoConfig.from_pretrained(model, local_files_only=Path(model).is_dir())
         with torch.device("meta"):
@@ -36,6 +45,39 @@ def measure_model(model: str) -> ModelSize:
         raise UserError(f"cannot load policy.model {model!r}: {first_line(error)}") from error
     text = config.get_text_config()
     return ModelSize(parameters, *shape_of(text), text.vocab_size, getattr(text, "max_position_embeddings", None))
+
+
+def check_policy(policy: PolicyConfig) -> None:
+    """Look for what would keep a policy from being loaded, without importing torch.
+
+    Raises:
+        UserError: there is no GPU, no such folder, or no weights in it.
+    """
+    if policy.device == "cuda" and not has_gpu():
+        raise UserError("policy.device is 'cuda' but this machine has no GPU, or hides it: use 'auto' or 'cpu'")
+    folder = Path(policy.model)
+    if policy.model == "builtin":
+        return
+    if not folder.is_dir():
+        if looks_like_path(policy.model):
+            find_model(policy.model)
+        return
+    try:
+        parts = set(json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].values())
+    except FileNotFoundError:
+        parts = set()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"policy.model {policy.model!r} has a damaged model.safetensors.index.json") from None
+    if missing := sorted(part for part in parts if not (folder / part).exists()):
+        raise UserError(f"policy.model {policy.model!r} lacks {len(missing)} files of weights, {missing[0]} first")
+    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+        raise UserError(f"policy.model {policy.model!r} has no weights ({', '.join(WEIGHTS)}): check the path")
+
+
+def has_gpu() -> bool:
+    """Tell whether torch may see a GPU of CUDA or ROCm: whether a driver shows one, and nobody hides it."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip()
+    return shown not in ("", "-1") and any(Path(one).exists() for one in GPUS)
 
 
 def can_be_asked_not_to_think(model: str) -> bool:
@@ -98,7 +140,7 @@ def detect_machine(device: str = "auto", *, vllm: bool = False) -> Machine:
         memory = torch.cuda.get_device_properties(0).total_memory
         count = torch.cuda.device_count()
         return Machine(memory, gpu=True, bf16=computes_in_bf16("cuda"), vllm=vllm, devices=count)
-    return Machine(memory_here(), bf16=computes_in_bf16("cpu"), vllm=vllm)
+    return Machine(main_memory(), bf16=computes_in_bf16("cpu"), vllm=vllm)
 
 
 def computes_in_bf16(device: str) -> bool:
@@ -127,8 +169,8 @@ def visible_gpus(policy: PolicyConfig) -> list[str]:
     return [one.strip() for one in named.split(",")][:count] if named else list(map(str, range(count)))
 
 
-def memory_here() -> int:
-    """Bytes that this process may use: the machine's, or its container's."""
+def main_memory() -> int:
+    """Return how many bytes this process may use: the machine's, or its container's."""
     total = int(psutil.virtual_memory().total)
     try:
         limit = CGROUP_LIMIT.read_text().strip()

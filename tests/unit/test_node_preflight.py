@@ -1,0 +1,88 @@
+"""What would end a node anyway is told at once: before torch is imported, and before a model is loaded."""
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from node.config import NodeConfig, parse_config
+from node.errors import UserError
+from node.operations.preflight import check_first, check_size, weights_in
+
+
+def config_of(**tables: object) -> NodeConfig:
+    return parse_config(tables)
+
+
+def model_folder(folder: Path, weights: int = 0) -> Path:
+    """A folder as a model's; its file of weights holds a header alone."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    if weights:
+        header = json.dumps({"__metadata__": {"format": "pt"}, "a": {"shape": [weights // 10, 10]}}).encode()
+        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    return folder
+
+
+def test_what_is_missing_is_told_without_importing_torch(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        cases = {
+            "has no GPU": ["--set", "policy.device=cuda"],
+            "has no vLLM": ["--set", "engine.kind=vllm", "--set", f"engine.vllm.python={sys.executable}"],
+            "cannot run engine.vllm.python": ["--set", "engine.kind=vllm", "--set", "engine.vllm.python=/no/such"],
+            "has no weights": ["--model", str(model_folder(tmp_path / "empty"))],
+            "no such folder": ["--model", "./no-such-folder"],
+            f"cannot listen on 127.0.0.1:{port}": ["--set", f"observe.port={port}"],
+            "is in use: choose another port": ["--listen", f"tcp://127.0.0.1:{port}"],
+        }
+        code = (
+            "import json, sys\nfrom node.cli.app import run\n"
+            "for case in json.loads(sys.argv[1]):\n"
+            " assert run(['node', '--state', sys.argv[2], *case], debug=False) == 2\n"
+            "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, json.dumps(list(cases.values())), str(tmp_path / "node")],
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for expected, line in zip(cases, lines, strict=True):
+        assert expected in line
+    assert not (tmp_path / "node").exists()
+
+
+def test_a_full_disk_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=1e9, free=1_000_000))
+    with pytest.raises(UserError, match=r"the disk that holds .*new/node is full \(1 MB are free\): free some space"):
+        check_first(config_of(), tmp_path / "new" / "node")
+
+
+def test_missing_parts_of_a_model_are_named(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "parts", weights=100)
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"lacks 1 files of weights, model-00002-of-00002\.safetensors first"):
+        check_first(config_of(policy={"model": str(folder)}), tmp_path)
+
+
+def test_a_model_that_is_far_too_large_is_told_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.operations.preflight.has_gpu", lambda: True)
+    monkeypatch.setattr("node.operations.preflight.gpu_memory", lambda: 80_000_000_000)
+    folder = str(model_folder(tmp_path / "large", weights=8_000_000_000))
+    assert weights_in(Path(folder)) == 8_000_000_000
+    with pytest.raises(UserError, match=r"8 G weights, which take 128 GB .* the GPU has 80 GB: set policy\.lora\.r=16"):
+        check_size(config_of(policy={"model": folder}))
+    check_size(config_of(policy={"model": folder, "dtype": "bfloat16", "lora": {"r": 16}}))
+    with pytest.raises(UserError, match="this machine has"):
+        check_size(config_of(policy={"model": str(model_folder(tmp_path / "huge", 10**15)), "device": "cpu"}))
