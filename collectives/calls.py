@@ -5,7 +5,8 @@ The control thread says when it starts and how it ended; the caller's thread car
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -34,9 +35,10 @@ FLAGS = {False: b"\0", True: b"\1"}  # before each share: does its sender know o
 
 
 class Call:
-    """Where the control thread leaves what becomes of a call. `deadline` is on the monotonic clock."""
+    """Where the control thread leaves what becomes of the call under `tag`. `deadline` is on the monotonic clock."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, tag: int, deadline: float) -> None:
+        self.tag = tag
         self.deadline = deadline
         self.port: SocketPort | None = None
         self._changed = threading.Condition()
@@ -103,8 +105,22 @@ class Runner(Protocol):
     def done(self, event: Performed) -> None:
         """Say how carrying it out went."""
 
+    def give_up(self, call: Call) -> None:
+        """Say that nobody waits for it any more."""
+
 
 Work = Callable[[Perform, SocketPort], T]
+
+
+@contextmanager
+def waiting(control: Runner, call: Call) -> Iterator[None]:
+    """Give the call up if the block is interrupted (Ctrl-C): its tag is free then, and nobody waits for this member."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            control.give_up(call)
+        raise
 
 
 def finish_call(control: Runner, call: Call, settling: float, perform: Work[T]) -> Committed[T]:
@@ -116,7 +132,8 @@ def finish_call(control: Runner, call: Call, settling: float, perform: Work[T]) 
         Exception: what `perform` raised by itself; the operation was called off for everybody.
     """
     last = last_moment(call, settling)
-    started = call.wait_start(last)
+    with waiting(control, call):
+        started = call.wait_start(last)
     if started is None:
         raise error_of(call.wait_finish(last))
     start, port = started
@@ -198,11 +215,11 @@ class Handle(Generic[T]):
             timeout: seconds to wait at most; None: until the operation's own deadline ends it.
 
         Raises:
-            DeadlineExceeded: it is not over yet. It goes on: wait again.
+            TimeoutError: it is not over yet. It goes on: wait again.
             CollectiveError: what the operation ended with.
         """
         if not self._done.wait(timeout):
-            raise DeadlineExceeded(f"not over after {timeout:g} s: it goes on, wait for it again")
+            raise TimeoutError(f"not over after {timeout:g} s: it goes on, wait for it again")
         if self._error is not None:
             raise self._error
         return self._result[0]

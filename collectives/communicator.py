@@ -39,9 +39,10 @@ from collectives.calls import (
     finish_call,
     last_moment,
     wait_for_all,
+    waiting,
 )
 from collectives.driver import HAS_LEFT, Driver, Observer, Status
-from collectives.errors import CALLED_OFF, Aborted, BadArgument, Closed, DeadlineExceeded, InDoubt
+from collectives.errors import CALLED_OFF, Aborted, BadArgument, Closed, DeadlineExceeded
 from collectives.mesh.addresses import Address
 from collectives.mesh.data_plane import DataPlane
 from collectives.mesh.handshake import SESSION_BYTES, Party, anybody, group_id, group_key
@@ -68,6 +69,7 @@ from collectives.step_runner import StepRunner
 from collectives.types import (
     LAN,
     Codec,
+    Health,
     Op,
     Partition,
     Protection,
@@ -212,8 +214,17 @@ class Communicator:
         view = self._status.view
         return view.epoch if view is not None else 0
 
+    def health(self, timeout: float = 5.0) -> dict[NodeId, Health]:
+        """Return when each other member last called, beat and moved bytes, as far as this one knows.
+
+        Raises:
+            DeadlineExceeded: this member's own control thread did not answer in time.
+            Closed: this member left.
+        """
+        return self._driver.health(check_timeout(timeout))
+
     def pending(self) -> bool:
-        """Tell whether anybody waits to be admitted; asks nobody, so ask as often as you like.
+        """Tell whether anybody can be let in who asks to be; asks nobody, so ask as often as you like.
 
         Right after an operation every member gets the same answer, so that all admit, or none. One that
         has done nothing for `PENDING_S` is told what is known now.
@@ -249,7 +260,8 @@ class Communicator:
             Aborted, DeadlineExceeded, NotEnoughPeers, Evicted, InDoubt: nobody was let in, as far as is known.
         """
         call = self._begin(ADMIT_TAG, ADMIT, (), b"", timeout)
-        finished = call.wait_finish(last_moment(call, self._driver.timing.settling))
+        with waiting(self._driver, call):
+            finished = call.wait_finish(last_moment(call, self._driver.timing.settling))
         if finished.verdict is not Verdict.COMMIT:
             raise error_of(finished)
 
@@ -267,9 +279,13 @@ class Communicator:
         if not 1 <= members <= MAX_MEMBERS:
             raise BadArgument(f"members = {members}: give 1 to {MAX_MEMBERS}")
         until = time.monotonic() + check_timeout(timeout)
+
+        def has_changed(now: Status) -> bool:
+            return now.size >= members or now.pending or now.view is None  # left out: `admit` asks to be let in
+
         while self.world_size < members:
             left = until - time.monotonic()
-            if left <= 0 or not self._driver.wait_changed(lambda now: now.size >= members or now.pending, left):
+            if left <= 0 or not self._driver.wait_changed(has_changed, left):
                 raise DeadlineExceeded(
                     f"{self.world_size} of {members} members after {timeout:g} s: start the others with "
                     f"seeds=[{self.address!r}], and this one with the address of a member if it should have "
@@ -428,11 +444,12 @@ class Communicator:
 
         With `retry` a tensor whose reduction was called off because a member failed is reduced again with
         those who are left, until all are done; a member that is left alone has only its own values to combine.
-        In a step of `run` it is not: there the step is taken again.
+        In a step of `run` it is not: there the step is taken again. What is in doubt is not reduced again: others
+        may have its result.
 
         Raises:
-            BadArgument, Mismatch, DeadlineExceeded, NotEnoughPeers, Evicted: tensors before it may be reduced.
-            Aborted, InDoubt: only without `retry`.
+            BadArgument, Mismatch, DeadlineExceeded, NotEnoughPeers, Evicted, InDoubt: tensors before it may be reduced.
+            Aborted: only without `retry`.
         """
         if in_flight < 1:
             raise BadArgument(f"in_flight = {in_flight}: give at least 1")
@@ -443,7 +460,7 @@ class Communicator:
                 timeout,
             )
 
-        again = (Aborted, InDoubt) if retry and not self._step_runner.under_way else ()
+        again = (Aborted,) if retry and not self._step_runner.under_way else ()
         return wait_for_all(start, len(tensors), in_flight, again)
 
     def all_gather(self, x: TensorLike, tag: int = 0, timeout: float = 30.0, step: int | None = None) -> ReduceResult:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 
 import structlog
@@ -25,6 +26,7 @@ from collectives.agreement.events import (
     Event,
     Finished,
     ForceView,
+    GiveUp,
     Heard,
     Install,
     Leave,
@@ -35,6 +37,7 @@ from collectives.agreement.events import (
     Send,
     Tick,
     Unlinked,
+    Verdict,
 )
 from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.views import View
@@ -43,7 +46,7 @@ from collectives.errors import BadArgument, Closed, CollectiveError, DeadlineExc
 from collectives.mesh import mesh as links
 from collectives.mesh.addresses import Address, BadAddress
 from collectives.mesh.data_plane import DataPlane
-from collectives.types import Timing
+from collectives.types import Health, Timing
 from protocol.errors import PeerError
 from protocol.identity import NodeId
 
@@ -65,6 +68,7 @@ class Status:
     outside: str = ""  # why it was left out
     closed: bool = False
     stay: int = 0  # how often it has come into the group
+    unreached: tuple[NodeId, ...] = ()  # outside: members that there is no link with
 
     @property
     def size(self) -> int:
@@ -88,6 +92,7 @@ class Driver:
         self._mailbox: deque[tuple[Event, Call | None]] = deque()
         self._to_meet: deque[Address] = deque()
         self._calls: dict[int, Call] = {}
+        self._questions: deque[Future[dict[NodeId, Health]]] = deque()
         self._over: deque[tuple[Call, Finished]] = deque()
         self._stopping = False
         self._next_tick = 0.0
@@ -99,13 +104,29 @@ class Driver:
 
     def begin(self, begin: Begin) -> Call:
         """Hand a call to the core; everything that becomes of it is told to the `Call`."""
-        call = Call(time.monotonic() + begin.deadline)
+        call = Call(begin.tag, time.monotonic() + begin.deadline)
         self._post(begin, call)
         return call
 
     def done(self, event: Performed) -> None:
         """Tell the core how carrying out an operation went."""
         self._post(event, None)
+
+    def give_up(self, call: Call) -> None:
+        """Tell the core that nobody waits for a call any more."""
+        self._post(GiveUp(call.tag), None)
+
+    def health(self, timeout: float) -> dict[NodeId, Health]:
+        """Return when each other member last gave a sign. Raises `DeadlineExceeded`, `Closed`."""
+        question: Future[dict[NodeId, Health]] = Future()
+        self._questions.append(question)
+        self._mesh.wake()
+        if self.status.closed:
+            raise Closed(HAS_LEFT)
+        try:
+            return question.result(timeout)
+        except (TimeoutError, CancelledError):
+            raise DeadlineExceeded(f"the control thread did not answer in {timeout:g} s") from None
 
     def force_view(self, timeout: float) -> None:
         """Tell the core to go on without the majority, and wait for the view that this leads to.
@@ -140,6 +161,11 @@ class Driver:
             if self.changed.wait_for(lambda: self.status.view is not None, timeout):
                 return
         found = self.linked()
+        if found and self.status.unreached:
+            raise DeadlineExceeded(
+                f"no connection with {', '.join(self.status.unreached[:4])} in {timeout:g} s, in either direction: "
+                "let this one dial all members, or all members this one (listen=)"
+            )
         if found:
             raise DeadlineExceeded(f"{found} members know of this one, but none called admit() in {timeout:g} s")
         said = ", ".join(f"{reason} ({count})" for reason, count in self.refused().items())
@@ -205,7 +231,16 @@ class Driver:
         for call in filter(None, waiting):
             call.fail(Closed(HAS_LEFT))
 
+    def _examine(self) -> dict[NodeId, Health]:
+        now = time.monotonic()
+        return {
+            member: Health(*(None if at is None else now - at for at in (*signs, self.exchange.moved(member))))
+            for member, signs in self._agreement.last_signs().items()
+        }
+
     def _read_mailbox(self) -> None:
+        while self._questions:
+            self._questions.popleft().set_result(self._examine())
         while self._to_meet:
             self._mesh.want(self._to_meet.popleft())
         while self._mailbox:
@@ -254,9 +289,10 @@ class Driver:
             if call is not None and isinstance(event, Begin):
                 self._calls.pop(event.tag, None)
                 call.fail(CollectiveError(f"internal error, which is a defect: {error}"))
-        pending, stranded = self._agreement.pending, self._agreement.stranded
-        if pending != self.status.pending or stranded != self.status.stranded:
-            self._publish(replace(self.status, pending=pending, stranded=stranded))
+        core = self._agreement
+        now = replace(self.status, pending=core.pending, stranded=core.stranded, unreached=core.unreached)
+        if now != self.status:
+            self._publish(now)
 
     def _observe(self, what: Event | Action) -> None:
         if self._observer is not None:
@@ -272,7 +308,8 @@ class Driver:
             case Finished(op):
                 call = self._calls.pop(op.tag)
                 if call.port is not None:
-                    self.exchange.close_port(call.port, action.reason or "the operation is over")
+                    late = action.verdict is Verdict.DEADLINE
+                    self.exchange.close_port(call.port, action.reason or "the operation is over", late=late)
                 else:
                     self.exchange.forget(op)
                 self._over.append((call, action))

@@ -44,11 +44,17 @@ class Stepping(Protocol):
 Meet = Callable[[Rendezvous | EndOfStep, float], ReduceResult]  # carries out an operation within a time (s)
 
 
+# Of a step's time: what one call of the runner's own waits for the others at most. So who hangs has missed enough calls
+# (`Timing.misses`, 3) to be left out before the time is up, and the others take the step.
+PATIENCE = 1 / 5
+
+
 class StepRunner(Generic[C]):
     """The steps of one communicator, one at a time."""
 
     def __init__(self) -> None:
         self._steps: Steps | None = None
+        self._patience = 0.0  # seconds, of one call of the runner's own
         self._one_at_a_time = threading.Lock()
         self._doubtful: StepResult[Any] | None = None  # what the last step gave, if whether it counts is unknown
 
@@ -66,6 +72,7 @@ class StepRunner(Generic[C]):
         try:
             if self._steps is None:
                 self._steps = Steps(state.revision if state is not None else 0)
+            self._patience = timeout * PATIENCE
             done = self._until_it_counts(comm, meet, self._steps, step, state, time.monotonic() + timeout)
         finally:
             self._one_at_a_time.release()
@@ -98,11 +105,11 @@ class StepRunner(Generic[C]):
         while steps.phase is not Phase.STEP:
             left = until - time.monotonic()
             if steps.phase is Phase.ADMIT:
-                comm.admit(left)
+                comm.admit(min(left, self._patience))
                 steps.admitted()
             elif steps.phase is Phase.MEET:
                 claim = steps.claim(comm.stay)
-                claims = meet(Rendezvous(claim, state is not None), left).value
+                claims = meet(Rendezvous(claim, state is not None), min(left, self._patience)).value
                 earlier, self._doubtful = self._doubtful, None
                 if steps.met(comm.node_id, claims) and earlier is not None:
                     return earlier
@@ -117,7 +124,7 @@ class StepRunner(Generic[C]):
         end = EndOfStep(steps.done + 1)
         joined = steps.joined
         try:
-            done = meet(end, until - time.monotonic())
+            done = meet(end, min(until - time.monotonic(), self._patience))
         except InDoubt:
             if end.op is not None:
                 steps.doubted(end.op)

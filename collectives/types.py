@@ -65,6 +65,9 @@ class Timing:
     grace       a link that closed has this long to come back before its end is missed, and calls
                 that nobody carries out any more do not wait longer for who is quick to return
     patience    how long a proposer waits for a member's report, and a member for the decision
+    misses      who lets so many of the others' calls end at their deadline, one after the other, and makes
+                none itself, is left out: its process lives, and its owner hangs. Calls that wait less
+                than `timeout` do not count
 
     a dead member is out of the view within
         timeout (or grace, where its socket closed) + heartbeat (others are told) + 2 round trips
@@ -73,6 +76,7 @@ class Timing:
 
     heartbeat: float
     timeout: float
+    misses: int = 3
 
     @property
     def grace(self) -> float:
@@ -92,6 +96,19 @@ class Timing:
 
 LAN = Timing(heartbeat=0.25, timeout=1.5)
 WAN = Timing(heartbeat=1.0, timeout=6.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How many seconds ago another member last did something, as far as this one knows; None: not in this view.
+
+    `called`: made a call. The coordinator knows of each, the others of those that started. `beat`: was heard; its
+    control thread lives, also where its owner hangs. `moved`: sent bytes of a tensor to this member.
+    """
+
+    called: float | None
+    beat: float | None
+    moved: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ say that were not let in, not against a member that lies.
     Start                coordinator -> members                 Done
     Done                 member -> coordinator                  Commit, once all have; Abort
     Commit               coordinator -> members                 Ack
+    Evict                coordinator -> who is left out         Goodbye, and Apply once its owner calls ADMIT
     Propose              proposer -> members                    Report, or Beat with a greater round
     Accept (MAJORITY)    proposer -> members                    Accepted, or Beat with a greater round
     Decide               proposer, or who is ahead -> members   Beat
@@ -65,6 +66,7 @@ from collectives.agreement.events import (
     Dial,
     Event,
     ForceView,
+    GiveUp,
     Heard,
     Leave,
     Linked,
@@ -144,9 +146,23 @@ class Agreement:
 
     @property
     def pending(self) -> bool:
-        """Whether somebody waits to be let in, as of the last event."""
-        admission = self._state.admission
-        return self.view is not None and (admission.elsewhere or bool(admission.waiting(self._out.now)))
+        """Whether somebody can be let in, as of the last event: it asks, and every member reaches it."""
+        view, admission = self.view, self._state.admission
+        if view is None or self._state.coordinator is None:
+            return view is not None and admission.says_pending.get(view.coordinator, False)
+        return bool(admission.admissible(view, self._out.now))
+
+    @property
+    def unreached(self) -> tuple[NodeId, ...]:
+        """Outside: the members of the group, as far as it is known, that there is no link with."""
+        return (
+            () if self.view is not None else tuple(sorted(self._state.contacts.keys() - self._detector.linked.keys()))
+        )
+
+    def last_signs(self) -> dict[NodeId, tuple[float | None, float | None]]:
+        """Return when each other member's last known call was made, and when it was last heard."""
+        detector, others = self._detector, self.view.members if self.view is not None else ()
+        return {name: (detector.called.get(name), detector.heard.get(name)) for name in others if name != self.own}
 
     # --- events ---
 
@@ -165,6 +181,8 @@ class Agreement:
                 self._begin(event, now)
             case Performed():
                 self._state.operations.done(event)
+            case GiveUp(tag):
+                self._state.operations.give_up(tag)
             case Linked(member, address):
                 self._linked(member, address, now)
             case Unlinked(member):
@@ -204,7 +222,7 @@ class Agreement:
         operations = self._state.operations
         operations.begin(event, now)
         if self.view is None:
-            operations.dismiss(Verdict.EVICTED, "this node is not in the group: admit() waits until it is let in")
+            operations.dismiss(Verdict.EVICTED, self._state.why_out)
 
     def _linked(self, member: NodeId, address: str, now: float) -> None:
         self._detector.link(member, address, now)
@@ -256,7 +274,7 @@ class Agreement:
             for seed in self._seeds if not self._detector.linked else ():
                 self._out.do(Dial(None, seed))
         abandoned = now - self._dispatcher.insider_heard > 4 * self._timing.timeout
-        if abandoned and state.epoch and self._partition is Partition.CONTINUE:
+        if abandoned and state.epoch and self._partition is Partition.CONTINUE and not state.resting:
             state.found(now)
 
     def _quiet_to(self, member: NodeId, now: float) -> bool:

@@ -13,6 +13,11 @@ wait take part in it unasked (see participant) and go on waiting, in the view th
 members that admit and members that are already in the next operation never wait for each other,
 whatever each does when a call of its is called off. An admission that is called off is over for all.
 
+Nobody is waited for for ever. When a call ends at its deadline before all have made it, while at least half of the
+members wait in calls, it is a miss of each one that waits in none. After `Timing.misses` misses in a row a
+member is left out. A member whose arguments differ from those that more than half gave is left out at once: the
+others are told to call again, and it is told of its mismatch.
+
 At a rendezvous members that have lost each other begin anew. It needs the calls of all, and any other call
 that lacks a member which waits in it is called off at once, for that member will not make it: so all
 come. When it commits, whatever had not started is called off, and the next operation of every tag has a
@@ -20,12 +25,13 @@ number that is the same for all, however many calls each of them has made before
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from collectives.agreement.messages import MAX_OPEN, Abort, Ack, Commit, Digest, Done, Initiate, Mismatched, Start
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, OpId, View, first_after
+from collectives.types import Timing
 from protocol.identity import NodeId
 
 SET_APART = (ADMIT_TAG, RENDEZVOUS_TAG)  # nothing starts beside them, and all are told when they are called off
@@ -41,7 +47,7 @@ class Transaction:
     acks: set[NodeId] = field(default_factory=set)
     started: bool = False
     committed: Commit | None = None
-    due_since: float | None = None  # of an admission: nothing else holds it up since
+    since: float = 0.0  # when it was first called
 
 
 class Coordinator:
@@ -52,25 +58,28 @@ class Coordinator:
         own: NodeId,
         view: View,
         outbox: Outbox,
+        timing: Timing,
         *,
-        ready: Callable[[float], bool],
         admit: Callable[[], View | None],
         elect: Callable[[OpId, View], None] | None,
         holds: Callable[[OpId], None],
+        evict: Callable[[NodeId, OpId, str], None],
     ) -> None:
         """Begin with no transaction.
 
-        `ready(since)` tells whether the newcomers can be let in, given since when everybody would;
-        `admit()` returns the view with them, or None; `holds(op)` is told before Commit is sent. With
+        `admit()` returns the view with the newcomers, or None; `holds(op)` is told before Commit is sent. With
         `elect(op, view)` an admission that leads to a view is no more the coordinator's to commit.
+        `evict(member, op, reason)` leaves a member out.
         """
         self._own = own
         self._view = view
         self._out = outbox
-        self._ready = ready
+        self._timing = timing
         self._admit = admit
         self._elect = elect
         self._holds = holds
+        self._evict = evict
+        self._misses: dict[NodeId, tuple[int, float]] = {}  # in a row, and when the last one was counted
         self._transactions: dict[OpId, Transaction] = {}
         self._settled: dict[int, int] = {}  # by tag: operations before this one have a verdict
         self._last_abort: dict[int, tuple[int, Abort]] = {}  # by tag: from this one on all settled are aborted
@@ -79,6 +88,7 @@ class Coordinator:
     def initiate(self, member: NodeId, message: Initiate, now: float) -> None:
         """`member` called it."""
         op = message.op
+        self._misses.pop(member, None)
         settled = self._due(op.tag)
         if op.n < settled and op not in self._transactions:
             since, abort = self._last_abort.get(op.tag, (settled, None))
@@ -89,7 +99,7 @@ class Coordinator:
                     member, Abort(op, abort.late, abort.reason, self._seen_by(abort, member, message.digest))
                 )
             return
-        transaction = self._transactions.get(op) or self._open(member, op)
+        transaction = self._transactions.get(op) or self._open(member, op, now)
         if transaction is not None:
             transaction.calls.setdefault(member, message)
             self.advance(now)
@@ -99,7 +109,7 @@ class Coordinator:
         op = message.op
         transaction = self._transactions.get(op)
         if transaction is None:
-            if message.ok or op.n != self._due(op.tag) or self._open(member, op) is None:
+            if message.ok or op.n != self._due(op.tag) or self._open(member, op, now) is None:
                 return
             transaction = self._transactions[op]
         if transaction.committed is not None:
@@ -108,6 +118,8 @@ class Coordinator:
             absent = [name for name in self._view.members if name not in transaction.calls]
             waiting = f"; not called by {', '.join(absent[:4])}" if absent and message.late else ""
             self._abort(op, Abort(op, message.late, f"{message.reason} at {member}{waiting}"))
+            if absent and message.late:
+                self._count_misses(op, transaction, now)
         elif transaction.started:
             transaction.done.add(member)
             if len(transaction.done) == len(self._view.members):
@@ -134,15 +146,9 @@ class Coordinator:
         if admissions:
             called = [op for op in full if op.tag == ADMIT_TAG]
             due = called or ([] if full else self._wanted_by_all(waiting))
-            for op, transaction in admissions.items():
-                held_up = bool(under_way) or op not in due
-                transaction.due_since = (
-                    None if held_up else now if transaction.due_since is None else transaction.due_since
-                )
             if due and not under_way:
                 for op in due:
-                    if self._ready(admissions[op].due_since or now):
-                        self._start(op, admissions[op])
+                    self._start(op, admissions[op])
                 return
             if called:
                 return
@@ -177,7 +183,21 @@ class Coordinator:
 
     # --- within ---
 
-    def _open(self, member: NodeId, op: OpId) -> Transaction | None:
+    def _count_misses(self, op: OpId, transaction: Transaction, now: float) -> None:
+        """Leave out who has missed too many calls in a row, this one included."""
+        waiting = transaction.calls.keys() | {m for other in self._transactions.values() for m in other.calls}
+        if 2 * len(waiting) < len(self._view.members) or now - transaction.since < self._timing.timeout:
+            return
+        for member in sorted(self._view.ids - waiting):
+            missed, last = self._misses.get(member, (0, float("-inf")))
+            if transaction.since < last:
+                continue  # it was under way beside one that is counted
+            self._misses[member] = missed + 1, now
+            if missed + 1 >= self._timing.misses:
+                kind = next(iter(transaction.calls.values())).kind
+                self._evict(member, op, f"it missed {missed + 1} calls in a row, the last one {kind}")
+
+    def _open(self, member: NodeId, op: OpId, now: float) -> Transaction | None:
         """Open a transaction, unless `member` has too many open or is too far ahead."""
         settled = self._due(op.tag)
         mine = (
@@ -185,18 +205,28 @@ class Coordinator:
         )
         if op.n >= settled + MAX_AHEAD or mine >= 2 * MAX_OPEN:
             return None
-        return self._transactions.setdefault(op, Transaction())
+        return self._transactions.setdefault(op, Transaction(since=now))
 
     def _start(self, op: OpId, transaction: Transaction) -> None:
         calls = {member: transaction.calls[member] for member in self._view.members if member in transaction.calls}
         mismatch = odd_one_out(calls)
         if mismatch is not None:
-            self._abort(op, Abort(op, reason="the members' arguments differ", mismatch=mismatch))
+            self._refuse(op, mismatch, odd_ones(calls))
             return
         transaction.started = True
         shares = tuple(calls[member].share if member in calls else b"" for member in self._view.members)
         for member in self._view.members:
             self._out.send(member, Start(op, shares))
+
+    def _refuse(self, op: OpId, found: Mismatched, odd: list[NodeId]) -> None:
+        """Call off what the members called with different arguments, and leave out the odd ones."""
+        if not odd:
+            self._abort(op, Abort(op, reason="the members' arguments differ", mismatch=found))
+            return
+        reason = f"it gave {found.field} = {found.theirs!r}, and the others {found.ours!r}"
+        self._abort(op, Abort(op, reason=f"member {found.member}: {reason}", mismatch=found), odd)
+        for member in odd:
+            self._evict(member, op, reason)
 
     def _commit(self, op: OpId, transaction: Transaction) -> None:
         after = self._admit() if op.tag == ADMIT_TAG else None
@@ -232,13 +262,14 @@ class Coordinator:
             del self._transactions[op]
             self._out.send(self._own, transaction.committed)
 
-    def _abort(self, op: OpId, abort: Abort) -> None:
+    def _abort(self, op: OpId, abort: Abort, odd: Collection[NodeId] | None = None) -> None:
+        """End it for all. With `odd` only these are told of the mismatch, and the others that it is called off."""
         transaction = self._transactions.pop(op)
         since, _ = self._last_abort.get(op.tag, (op.n, abort))
         self._last_abort[op.tag] = (min(since, op.n), abort)
         self._settled[op.tag] = max(self._due(op.tag), op.n + 1)
         for member, call in transaction.calls.items():
-            seen = self._seen_by(abort, member, call.digest)
+            seen = self._seen_by(abort, member, call.digest) if odd is None or member in odd else None
             self._out.send(member, Abort(op, abort.late, abort.reason, seen))
         if op.tag in SET_APART:
             for member in sorted(self._view.ids - transaction.calls.keys()):
@@ -258,6 +289,13 @@ class Coordinator:
 
 def _anew(op: OpId) -> Abort:
     return Abort(op, reason="the members meet to begin anew")
+
+
+def odd_ones(calls: Mapping[NodeId, Initiate]) -> list[NodeId]:
+    """Return the members whose arguments are not those that more than half gave; nobody if no half agrees."""
+    wholes = {member: (call.kind, call.digest) for member, call in calls.items()}
+    common, count = Counter(wholes.values()).most_common(1)[0]
+    return [member for member, whole in wholes.items() if whole != common] if 2 * count > len(calls) else []
 
 
 def odd_one_out(calls: dict[NodeId, Initiate]) -> Mismatched | None:

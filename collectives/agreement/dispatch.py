@@ -18,6 +18,7 @@ is in that, and goes over to it; what it carried out, and hears no ruling on, en
 from collections import deque
 
 from collectives.agreement import messages
+from collectives.agreement.coordinator import Coordinator
 from collectives.agreement.events import Drop
 from collectives.agreement.member import MemberState
 from collectives.agreement.messages import OperationMessage
@@ -96,29 +97,34 @@ class Dispatcher:
         elif op.mark != view.mark:
             if member not in view.ids:
                 self.show(member, now, self._timing.heartbeat)
+        elif isinstance(message, messages.Evict) and member == view.coordinator:
+            state.left_out(message.reason, now)  # also when it is fenced: it may leave whenever it likes
         elif state.change.fenced or member not in view.ids:
             return
         elif isinstance(message, messages.Start | messages.Commit | messages.Abort):
             self._verdict(member, message, view, now)
         elif state.coordinator is not None:
-            self.insider_heard = now
-            match message:
-                case messages.Initiate():
-                    state.coordinator.initiate(member, message, now)
-                case messages.Done():
-                    state.coordinator.done(member, message, now)
-                case messages.Ack():
-                    state.coordinator.ack(member, message, now)
+            self._coordinate(member, message, state.coordinator, now)
 
-    def _verdict(
-        self, member: NodeId, message: messages.Start | messages.Commit | messages.Abort, view: View, now: float
-    ) -> None:
+    def _coordinate(self, member: NodeId, message: OperationMessage, coordinator: Coordinator, now: float) -> None:
+        self.insider_heard = now
+        match message:
+            case messages.Initiate():
+                self._state.detector.called[member] = now
+                coordinator.initiate(member, message, now)
+            case messages.Done():
+                coordinator.done(member, message, now)
+            case messages.Ack():
+                coordinator.ack(member, message, now)
+
+    def _verdict(self, member: NodeId, message: OperationMessage, view: View, now: float) -> None:
         state = self._state
         if member != view.coordinator:
             return
         self.insider_heard = now
         match message:
             case messages.Start():
+                state.detector.called.update(dict.fromkeys(view.members, now))
                 state.operations.start(message)
             case messages.Abort():
                 state.operations.abort(message)
@@ -232,8 +238,7 @@ class Dispatcher:
         state.detector.beat(member, beat, view, now)
         state.change.round_seen(beat.round)
         state.admission.reaches[member] = frozenset(beat.reaches)
-        if member == view.coordinator:
-            state.admission.elsewhere = beat.pending
+        state.admission.says_pending[member] = beat.pending
         if state.coordinator is not None and not state.change.fenced:
             state.coordinator.advance(now)
 

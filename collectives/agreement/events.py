@@ -78,6 +78,13 @@ class Performed:
 
 
 @dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The owner waits no more for its call under `tag`: it was interrupted. One that was carried out goes on."""
+
+    tag: int
+
+
+@dataclass(frozen=True, slots=True)
 class ForceView:
     """The owner wants to go on without the majority, which it takes to be lost for good: see view_change."""
 
@@ -92,7 +99,7 @@ class Tick:
     """Time passed."""
 
 
-Event = Linked | Unlinked | Heard | Begin | Performed | ForceView | Leave | Tick
+Event = Linked | Unlinked | Heard | Begin | Performed | GiveUp | ForceView | Leave | Tick
 
 # --- actions ---
 

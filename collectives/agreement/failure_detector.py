@@ -30,6 +30,7 @@ class FailureDetector:
     torn: set[NodeId] = field(default_factory=set)  # links that closed in this view
     astray: dict[NodeId, float] = field(default_factory=dict)  # members that speak from another view, and since when
     complaints: dict[NodeId, frozenset[NodeId]] = field(default_factory=dict)  # whom each member misses
+    called: dict[NodeId, float] = field(default_factory=dict)  # when each member's last known call was made
     last: float = 0.0  # when anything was handled
 
     def wake(self, now: float) -> None:
@@ -49,6 +50,7 @@ class FailureDetector:
         self.heard.update(dict.fromkeys(others, now))
         self.cut = {member: late for member in others if member not in self.linked}
         self.gone, self.torn, self.astray, self.complaints = set(), set(), {}, {}
+        self.called = {}
 
     def link(self, member: NodeId, address: str, now: float) -> None:
         """A link came up."""

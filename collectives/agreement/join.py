@@ -2,9 +2,10 @@
 
 A node outside sends Apply to every member it has a link with, each heartbeat. Members answer with their
 view, so that it can link with all, and tell the coordinator, which tells all, so that either end dials.
-When every member has called ADMIT the coordinator waits, at most a timeout, until all reach all who
-wait; the commit of that operation carries the view with those whom everybody reaches (they need not
-reach each other yet: see operations), and everybody who enters that view welcomes them. One whose
+An applicant that everybody reaches can be let in, and only such a one is *pending*: who is out of some member's
+reach waits, and slows nobody. When every member has called ADMIT, the commit of that operation carries the view
+with those whom everybody reaches (they need not reach each other yet: see operations), and everybody who enters
+that view welcomes them. One whose
 welcome is lost goes on applying, with the same session, and is welcomed again by whoever hears it; one
 that was started anew, or was out of the group meanwhile, applies with another session, and is not
 mistaken for the member that it was.
@@ -46,14 +47,15 @@ class Admission:
     applicants: dict[NodeId, Applicant] = field(default_factory=dict)  # heard from here
     rumoured: dict[NodeId, tuple[Member, float]] = field(default_factory=dict)  # heard of, and when
     reaches: dict[NodeId, frozenset[NodeId]] = field(default_factory=dict)  # whom each other member hears
-    elsewhere: bool = False  # the coordinator says that somebody waits
+    says_pending: dict[NodeId, bool] = field(default_factory=dict)  # whether each other member's beat says so
 
     def enter(self, view: View) -> None:
         """A view was installed."""
         self.applicants = {name: one for name, one in self.applicants.items() if name not in view.ids}
         self.rumoured = {name: one for name, one in self.rumoured.items() if name not in view.ids}
-        self.reaches = {}
-        self.elsewhere = False
+        # What a member said holds until it says otherwise: it may have entered, and said it, before this one.
+        self.reaches = {name: those for name, those in self.reaches.items() if name in view.ids}
+        self.says_pending = {name: says for name, says in self.says_pending.items() if name in view.ids}
 
     def forget(self, member: NodeId) -> None:
         """It left."""
@@ -108,22 +110,17 @@ class Admission:
         self.applicants = {name: one for name, one in self.applicants.items() if now - one.heard < fresh}
         self.rumoured = {name: one for name, one in self.rumoured.items() if now - one[1] < fresh}
 
-    def ready(self, view: View, since: float, now: float) -> bool:
-        """Tell whether everybody reaches all who wait, or that took too long; all have called ADMIT since `since`."""
-        if now - since >= self.timing.timeout:
-            return True
-        waiting = self.waiting(now).keys()
-        if self.rumoured.keys() - waiting:
-            return False
-        return all(waiting <= self.reaches.get(member, frozenset()) for member in view.members if member != self.own)
-
-    def view_with(self, view: View, now: float) -> View | None:
-        """Return the view with all whom everybody reaches, or None if that is nobody."""
-        chosen = [
+    def admissible(self, view: View, now: float) -> list[Applicant]:
+        """Return those who ask and whom everybody reaches, as far as this member knows."""
+        return [
             one
             for name, one in sorted(self.waiting(now).items())
             if all(name in self.reaches.get(member, frozenset()) for member in view.members if member != self.own)
-        ][: MAX_MEMBERS - len(view.members)]
+        ]
+
+    def view_with(self, view: View, now: float) -> View | None:
+        """Return the view with all whom everybody reaches, or None if that is nobody."""
+        chosen = self.admissible(view, now)[: MAX_MEMBERS - len(view.members)]
         if not chosen:
             return None
         epoch = max(view.epoch, *(one.epoch for one in chosen)) + 1

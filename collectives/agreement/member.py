@@ -51,6 +51,8 @@ class MemberState:
         self.coordinator: Coordinator | None = None
         self.contacts: dict[NodeId, str] = {}  # where those are dialled who are in no view with this node
         self.epoch = 0  # the greatest that this node was in
+        self.why_out = "this node is not in the group"
+        self.resting = False  # the others left it out: it asks to be let in while its owner does
         self.entered_by = messages.Decide(
             Ballot(0, own.id), View(group, 0, NOWHERE, (own,)), ()
         )  # how the view came to hold
@@ -136,6 +138,7 @@ class MemberState:
             self.operations.leave({ruling.op: ruling.stage for ruling in rulings}, Verdict.ABORT, reason)
             self.remember(before)
         self.epoch = view.epoch
+        self.resting = False
         self.witnesses.enter(view)
         self.detector.enter(view, now)
         self.change.enter(view)
@@ -152,21 +155,36 @@ class MemberState:
             self.own,
             view,
             self.out,
-            ready=lambda since: self.admission.ready(view, since, self.out.now),
+            self.detector.timing,
             admit=lambda: self.admission.view_with(view, self.out.now),
             elect=self._elect if self.change.consensus else None,
             holds=self.operations.holds,
+            evict=self._evict,
         )
 
     def _elect(self, op: OpId, after: View) -> None:
         self.change.admit(op, after)
         self.operations.closed = True
 
+    def _evict(self, member: NodeId, op: OpId, reason: str) -> None:
+        self.out.send(member, messages.Evict(op, reason))
+        if member != self.own:
+            self.detector.gone.add(member)
+
     # --- out ---
 
     def yield_to(self, theirs: View) -> None:
         """Go out of the group, because the side with `theirs` goes on; ask it to be let in."""
-        view, reason = self.view, "the others went on without this member"
+        self._go_out("the others went on without this member", theirs)
+
+    def left_out(self, reason: str, now: float) -> None:
+        """Go out of the group, as its coordinator says, and leave the others alone until the owner calls ADMIT."""
+        self.resting = True
+        self._say_goodbye(now)
+        self._go_out(f"the others left this member out: {reason}")
+
+    def _go_out(self, reason: str, theirs: View | None = None) -> None:
+        view, self.why_out = self.view, reason
         self._end(Verdict.EVICTED, reason)
         self._line = self._line._replace(session=self._rng.randbytes(SESSION_BYTES))
         for known in (view, theirs):
@@ -177,14 +195,18 @@ class MemberState:
             self.apply(member)
 
     def depart(self, now: float) -> None:
-        """Leave for good. Under MAJORITY one of those who stay is given this member's vote."""
+        """Leave for good."""
+        self._say_goodbye(now)
+        self._end(Verdict.CLOSED, "this member left")
+
+    def _say_goodbye(self, now: float) -> None:
+        """Tell the others. Under MAJORITY one of those who stay is given this member's vote."""
         view, linked = self.view, self.detector.linked.keys()
         others = linked if view is None else linked & (view.ids - self.detector.missing(view, now))
         if self.change.consensus and others:
             self.out.send(min(others), self.change.proxy(self._line.session, view, self.epoch))
         for member in self.detector.linked:
             self.out.send(member, messages.Goodbye())
-        self._end(Verdict.CLOSED, "this member left")
 
     def _end(self, verdict: Verdict, reason: str) -> None:
         view = self.view
@@ -207,11 +229,13 @@ class MemberState:
         """Return what this member says of itself."""
         reaches = tuple(sorted(self.admission.waiting(now)))
         missing = tuple(sorted(self.detector.missing(view, now)))
-        pending = self.coordinator is not None and bool(reaches)
+        pending = self.coordinator is not None and bool(self.admission.admissible(view, now))
         return messages.Beat(view.mark, view.epoch, self.change.promised.round, missing, reaches, pending)
 
     def apply(self, member: NodeId) -> None:
         """Ask to be let in."""
+        if self.resting and ADMIT_TAG not in self.operations.open:
+            return
         self.out.send(member, messages.Apply(self._line.address, self._line.session, self.epoch))
 
     def remember(self, view: View) -> None:

@@ -148,6 +148,14 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class Evict:
+    """The coordinator leaves the receiver out, because of `reason`, which `op` was the last to show."""
+
+    op: OpId
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
 class Propose:
     """Leave your view; `members` shall make the next one. `epoch` and `mark` are those of the proposer's view."""
 
@@ -251,7 +259,7 @@ class Goodbye:
     """The sender is gone for good."""
 
 
-OperationMessage = Initiate | Start | Done | Commit | Ack | Abort
+OperationMessage = Initiate | Start | Done | Commit | Ack | Abort | Evict
 BallotMessage = Propose | Report | Accept | Accepted | Decide | Proxy
 Message = OperationMessage | BallotMessage | Beat | Apply | ViewNotice | Pending | Welcome | Goodbye
 
@@ -275,4 +283,5 @@ MESSAGES: dict[int, type[Message]] = {
     16: Accept,
     17: Accepted,
     18: Proxy,
+    19: Evict,
 }

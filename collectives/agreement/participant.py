@@ -103,6 +103,12 @@ class Operations:
             call.stage = Stage.DONE
             self._tell(messages.Done(call.op, ok=True))
 
+    def give_up(self, tag: int) -> None:
+        """End a call whose owner waits for it no more, unless it was carried out: then its verdict ends it."""
+        call = self.open.get(tag)
+        if call is not None and call.asked and call.stage < Stage.DONE:
+            self._give_up(call, Verdict.ABORT, "its caller was interrupted")
+
     def tick(self, now: float, stuck: Verdict) -> None:
         """End what is late; `stuck` is why a call that could not start was not."""
         for call in [call for call in self.open.values() if now >= call.deadline]:

@@ -136,13 +136,22 @@ def is_vouched(sock: socket.socket) -> bool:
     return process != 0 and user == os.geteuid()
 
 
+# A path that drops everything without a word ends its connection after 30 s, and not after TCP's 15 minutes: also one
+# that has nothing to send is asked, so that a NAT does not forget it (some do after 60 s), and so that its end is seen.
+KEEPALIVE = {"SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
+
+
 def prepare(sock: socket.socket) -> None:
     """Set a connected or connecting socket's options."""
-    with suppress(OSError):
-        if sock.family == socket.AF_UNIX:
+    if sock.family == socket.AF_UNIX:
+        with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER_BYTES)
-        else:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return
+    for name, value in {"TCP_NODELAY": 1, **KEEPALIVE}.items():
+        if hasattr(socket, name):  # macOS has no user time-out
+            with suppress(OSError):
+                level = socket.SOL_SOCKET if name.startswith("SO_") else socket.IPPROTO_TCP
+                sock.setsockopt(level, getattr(socket, name), value)
 
 
 def numeric(endpoint: Endpoint) -> tuple[Any, Any]:

@@ -67,11 +67,19 @@ class DataPlane:
             inbox.end(Aborted(dropped))
         return SocketPort(self._own, key, inbox, deadline, self._post)
 
-    def close_port(self, port: SocketPort, reason: str = "the operation is over") -> None:
-        """Forget an attempt: what still comes for it is dropped."""
+    def close_port(self, port: SocketPort, reason: str = "the operation is over", *, late: bool = False) -> None:
+        """Forget an attempt: what still comes for it is dropped.
+
+        `late`: it was called off because time was up. Then a stream on which nothing has come since it began may have
+        lost its path without a word (a NAT that forgot it): it is closed, and whoever dialled it dials again.
+        """
         with self._lock:
-            self._ports.pop(port.key, None)
+            _, members = self._ports.pop(port.key, (None, frozenset[NodeId]()))
             self._remember(port.key)
+            lanes = [self._lanes[member] for member in members if member in self._lanes] if late else []
+            silent = [stream for lane in lanes for stream in lane.streams if stream.moved < port.opened]
+        for stream in silent:
+            stream.close()
         port.cancel(reason)
 
     def forget(self, op: OpId) -> None:
@@ -183,6 +191,12 @@ class DataPlane:
         with self._lock:
             lane = self._lanes.get(member)
             return {stream.number for stream, dialled in lane.streams.items() if dialled} if lane else set()
+
+    def moved(self, member: NodeId) -> float | None:
+        """Return when bytes last came from a member, on the monotonic clock; None: never on the streams there are."""
+        with self._lock:
+            lane = self._lanes.get(member)
+            return max((stream.moved for stream in lane.streams if stream.moved), default=None) if lane else None
 
     def drop(self, member: NodeId, reason: str) -> None:
         """Close all streams to a member, until it is linked again; attempts that wait for it are told.

@@ -244,6 +244,7 @@ class SocketPort:
         self.key = key
         self.inbox = inbox
         self.bytes_sent = 0
+        self.opened = time.monotonic()
         self._deadline = deadline
         self._post = post
         self._unsent = 0

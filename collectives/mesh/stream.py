@@ -8,6 +8,7 @@ What waits to be sent to one member is one queue (`SendQueue`), and all of its s
 
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -130,6 +131,7 @@ class Stream:
         self._outbox = outbox
         self._arrivals = arrivals
         self._on_end = on_end
+        self.moved = 0.0  # when bytes last came, on the monotonic clock
         self._early = memoryview(peer.leftover)
         self._lock = threading.Lock()
         self._running = 2
@@ -230,6 +232,7 @@ class Stream:
             count = self._socket.recv_into(buffer, 0, socket.MSG_WAITALL)
             if count == 0:
                 return False
+            self.moved = time.monotonic()
             buffer = buffer[count:]
         return True
 

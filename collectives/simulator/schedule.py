@@ -225,6 +225,10 @@ ONE_AT_A_TIME = 0.2  # the part of schedules whose members make one call at a ti
 FAULT_SECONDS = 6.0  # faults happen within this time after the group has formed
 ROLLING_SECONDS = 24.0  # and within this where partitions roll: one that heals in part and is cut anew, and again
 KINDS = ("crash", "power", "restart", "pause", "cut", "split", "oneway", "isolate", "join", "leave")
+# What owners and half-open networks do: an owner hangs for good while its core lives on, takes seconds to carry
+# operations out, is interrupted in its calls; and somebody asks to be let in whom only some can reach.
+LIVENESS_KINDS = ("hang", "slow", "interrupt", "half")
+LIVENESS = 0.25  # the part of schedules that have these faults besides
 MOMENTS = (
     messages.Initiate,
     messages.Start,
@@ -293,11 +297,20 @@ class Schedule:
             cls._programs(Random(f"programs {seed}")),
             faults,
         )
+        schedule = replace(schedule, faults=(*faults, *cls._liveness(Random(f"liveness {seed}"))))
         if partition is None:
             return schedule
         rolling = cls._rolling(Random(f"rolling {seed}")) if partition is Partition.MAJORITY else ()
         seconds = ROLLING_SECONDS if rolling else FAULT_SECONDS
-        return replace(schedule, partition=partition, faults=(*faults, *rolling), seconds=seconds)
+        return replace(schedule, partition=partition, faults=(*schedule.faults, *rolling), seconds=seconds)
+
+    @staticmethod
+    def _liveness(rng: Random) -> tuple[Fault, ...]:
+        """Return none for most seeds; else up to three faults of owners, of which one hangs at most."""
+        kinds = rng.sample(LIVENESS_KINDS, rng.randint(1, 3)) if rng.random() < LIVENESS else []
+        return tuple(
+            Fault(kind, None, 0, True, rng.uniform(0.0, FAULT_SECONDS), rng.choice((1.0, 2.0, 4.0))) for kind in kinds
+        )
 
     @staticmethod
     def _rolling(rng: Random) -> tuple[Fault, ...]:

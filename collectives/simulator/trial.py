@@ -15,6 +15,7 @@ from collectives.agreement.events import (
     Dial,
     Event,
     Finished,
+    GiveUp,
     Heard,
     Install,
     Leave,
@@ -61,6 +62,9 @@ class Node:
         self.owner = owner
         self.alive = True
         self.paused = False
+        self.hung = False  # its owner, for good; the core lives
+        self.slow = 0.2  # seconds that carrying an operation out takes at most
+        self.reaches: set[int] | None = None  # whom it can be linked with, if not everybody
         self.paused_at = 0.0
         self.waiting: list[Event] = []  # while it is paused
         self.admits_next = False  # in a loop
@@ -106,7 +110,11 @@ class Trial:
         network.heal()
         for node in list(self.nodes.values()):
             self._resume(node)
+            node.slow, node.reaches = 0.2, None
         self._until(self._recovered, "the group did not recover")
+        for node in self._live():
+            node.hung = False
+        self._until(self._recovered, "the group did not let in who had hung")
         if schedule.programs:
             self._disagree()
         self.busy = False
@@ -135,7 +143,11 @@ class Trial:
         return any(2 * len(newest.ids & those) > len(newest.ids) for those in votes)
 
     def _recovered(self) -> bool:
-        live = self._live()
+        """Tell whether all are in one view, but for one that hangs: it is in none, or alone in its own."""
+        live = [node for node in self._live() if not node.hung]
+        views = [node.core.view for node in self._live() if node.hung and node.core.view is not None]
+        if views or not live:
+            return not live or not self._able() or len(views[0].members) == 1
         marks = {node.core.view.mark if node.core.view is not None else b"" for node in live}
         one = len(marks) == 1 and b"" not in marks and not any(node.core.fenced for node in live)
         members = {IDS[node.number] for node in live}
@@ -231,7 +243,8 @@ class Trial:
         self._feed(node, Tick())
         if not node.paused:
             node.owner.check(self.network.now)
-            self._call(node)
+            if not node.hung:
+                self._call(node)
         self.network.at(self.network.now + TICK, self._tick, node)
 
     def _call(self, node: Node) -> None:
@@ -239,7 +252,7 @@ class Trial:
         if self.schedule.programs and self._seen:
             self._call_one(node)
             return
-        if view is not None and node.core.pending and ADMIT_TAG not in owner.outstanding:
+        if ADMIT_TAG not in owner.outstanding and (node.core.pending if view is not None else owner.stay):
             self._feed(node, owner.begin(ADMIT_TAG, 5.0, self.network.now))
         formed = len(self.nodes) >= self.schedule.members and (self.faulty or self._seen)
         for tag in TAGS if owner.busy and view is not None and formed else ():
@@ -248,12 +261,14 @@ class Trial:
 
     def _call_one(self, node: Node) -> None:
         owner = node.owner
-        if node.core.view is None or owner.outstanding or self.rng.random() < 0.5:
+        if owner.outstanding or (node.core.view is None and not owner.stay) or self.rng.random() < 0.5:
             return
         if owner.busy and node.stepper is not None:
             self._feed(node, node.stepper.begin(SINGLE_DEADLINE, self.network.now, pending=node.core.pending))
             return
-        if not owner.busy or node.program is Program.FREE:
+        if node.core.view is None:
+            admits = True
+        elif not owner.busy or node.program is Program.FREE:
             admits = node.core.pending or self.rng.random() < 0.1 * owner.busy
         else:
             admits = node.admits_next
@@ -284,7 +299,8 @@ class Trial:
                     self._connect(node, int(address))
             case Perform():
                 done = node.owner.start(action)
-                self.network.at(self.network.now + self.rng.uniform(0.0, 0.2), self._feed, node, done)
+                if not node.hung:
+                    self.network.at(self.network.now + self.rng.uniform(0.0, node.slow), self._feed, node, done)
             case Finished():
                 node.owner.finished(action)
                 node.admits_next = node.program.admits_next(action)
@@ -305,8 +321,11 @@ class Trial:
 
     def _connect(self, node: Node, number: int) -> None:
         other = self.nodes.get(number)
-        if node.alive and other is not None and other.alive and not other.paused:
+        if node.alive and other is not None and other.alive and not other.paused and self._in_reach(node, other):
             self.network.connect(node.number, other.number)
+
+    def _in_reach(self, one: Node, other: Node) -> bool:
+        return all(a.reaches is None or b.number in a.reaches for a, b in ((one, other), (other, one)))
 
     # --- the network's side ---
 
@@ -351,9 +370,29 @@ class Trial:
                 self._part(side, fault)
             case "rolling":
                 self._roll(fault, self.rng.randint(2, 4))
-            case "join":
-                if len(self.nodes) < self.schedule.members + NEWCOMERS:
-                    self._boot(len(self.nodes))
+            case "hang" if others:
+                node.hung = True
+            case "slow":
+                node.slow = fault.lasts
+            case "interrupt":
+                self._interrupt(node)
+            case "join" | "half":
+                self._join(within_reach=0.5 if fault.kind == "half" else 1.0)
+
+    def _interrupt(self, node: Node) -> None:
+        """Press Ctrl-C at an owner: its calls end at once, but for what it has carried out already."""
+        for tag in list(node.owner.outstanding):
+            self._feed(node, GiveUp(tag))
+            if tag in node.owner.outstanding and not node.paused:
+                expect(node.owner.started.get(tag) is not None, f"the call under tag {tag} was given up and goes on")
+
+    def _join(self, within_reach: float) -> None:
+        """Start one more node, which so many of the others can reach."""
+        new = len(self.nodes)
+        if new < self.schedule.members + NEWCOMERS:
+            self._boot(new)
+            if within_reach < 1.0:
+                self.nodes[new].reaches = {n for n in range(new) if self.rng.random() < within_reach}
 
     def _end(self, node: Node, fault: Fault) -> None:
         if len(self._live()) <= 1:

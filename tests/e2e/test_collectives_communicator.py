@@ -17,6 +17,7 @@ from collectives import (
     Codec,
     Communicator,
     DeadlineExceeded,
+    Evicted,
     Mismatch,
     Op,
     Protection,
@@ -102,7 +103,7 @@ def test_many_operations_in_flight_are_told_apart_by_tag(three):
 def test_one_call_a_tag_at_a_time(three):
     handle = three[0].all_reduce_async(torch.ones(3), tag=5, timeout=20)
     assert not handle.done()
-    with pytest.raises(DeadlineExceeded, match="goes on"):
+    with pytest.raises(TimeoutError, match="goes on"):
         handle.wait(0.01)
     with pytest.raises(Exception, match="tag 5"):
         three[0].all_reduce(torch.ones(3), tag=5)
@@ -153,6 +154,12 @@ def test_shared_state_comes_to_whoever_lacks_it(three):
     assert [result.bytes_received for result in again] == [0, 0, 0]
 
 
+@pytest.fixture(scope="module")
+def two():
+    with group(2) as comms:
+        yield comms
+
+
 @pytest.mark.parametrize(
     ("field", "odd"),
     [
@@ -164,24 +171,46 @@ def test_shared_state_comes_to_whoever_lacks_it(three):
         ("step", lambda c: c.all_reduce(torch.ones(3), step=1)),
     ],
 )
-def test_a_mismatch_names_the_member_and_the_field(three, field, odd):
+def test_of_two_that_differ_each_is_told_of_the_other_and_of_the_field(two, field, odd):
     x = torch.ones(3)
-    first, second, third = together(
-        lambda: three[0].all_reduce(x), lambda: odd(three[1]), lambda: three[2].all_reduce(torch.ones(3))
-    )
-    for error in (first, second, third):
-        assert isinstance(error, Mismatch) and error.field == field
-        assert error.member in three[0].members and error.member in str(error) and field in str(error)
+    errors = together(lambda: two[0].all_reduce(x), lambda: odd(two[1]))
+    for error, other in zip(errors, reversed(two), strict=True):
+        assert isinstance(error, Mismatch) and (error.field, error.member) == (field, other.node_id)
+        assert other.node_id in str(error) and field in str(error)
     assert x.tolist() == [1, 1, 1]
-    assert all(not isinstance(r, Exception) for r in together(*(comm.barrier for comm in three)))
+    assert all(not isinstance(r, Exception) for r in together(*(comm.barrier for comm in two)))
 
 
 def test_a_member_that_skipped_a_step_is_told_so_and_is_in_nobodys_mean(three):
     x = torch.ones(3)
     calls = [lambda c=c, n=n: c.all_reduce(x, step=n) for c, n in zip(three, (7, 7, 8), strict=True)]
-    errors = together(*calls)
-    assert [(error.field, error.theirs, error.ours) for error in errors] == [("step", 8, 7)] * 2 + [("step", 7, 8)]
+    *others, skipped = together(*calls)
+    assert isinstance(skipped, Mismatch) and (skipped.field, skipped.theirs, skipped.ours) == ("step", 7, 8)
+    assert all(isinstance(error, Aborted) and "gave step = 8, and the others 7" in str(error) for error in others)
     assert x.tolist() == [1, 1, 1]
+    # Once it is left out the others' calls count, until it comes back.
+    wait_until(lambda: three[2].outside and three[0].world_size == three[1].world_size == 2, 10, "it to be out")
+    assert [r.value.tolist() for r in together(*(lambda c=c: c.all_reduce(x, out=x + 1) for c in three[:2]))] == [
+        [1] * 3
+    ] * 2
+    assert isinstance(together(three[2].barrier)[0], Evicted)
+    assert together(*(lambda c=c: c.wait_for(3) for c in three)) == [None] * 3
+
+
+def test_an_owner_that_hangs_is_left_out_and_told_and_the_others_see_when_it_last_called(three):
+    together(*(comm.barrier for comm in three))
+    hung, *others = three
+    for _ in range(3):
+        late = together(*(lambda c=c: c.all_reduce(torch.ones(3), timeout=1.6) for c in others))
+        assert all(isinstance(error, DeadlineExceeded) for error in late)
+    wait_until(lambda: {comm.world_size for comm in others} == {2}, 10, "it to be out")
+    assert {r.contributors for r in together(*(comm.barrier for comm in others))} == {others[0].members}
+    with pytest.raises(Evicted, match="missed 3 calls in a row"):
+        hung.barrier()
+    signs = others[0].health()
+    assert signs.keys() == {others[1].node_id}
+    assert signs[others[1].node_id].called < 5 and signs[others[1].node_id].beat < 5
+    assert together(*(lambda c=c: c.wait_for(3) for c in three)) == [None] * 3
 
 
 def test_a_call_that_others_make_too_late_ends_at_its_deadline_for_all(three):

@@ -9,13 +9,11 @@ import pytest
 
 from collectives.agreement.events import ADMIT, Action, Begin, Dial, Finished, Install
 from collectives.agreement.views import ADMIT_TAG
-from tests.agreements import Group
+from tests.agreements import IDS, Group
 
 DEADLINE = 30.0
 SLOWEST_DIAL = 0.4
-SECONDS = (
-    12.0  # from the founding until all are in: they come one by one, each admission waits up to a timeout for links
-)
+SECONDS = 12.0  # from the founding until all are in: they come one by one
 
 
 class Comers(Group):
@@ -55,3 +53,33 @@ def test_members_that_do_nothing_but_admit_let_everybody_in(size: int, spread: f
         assert [members for _, members in group.views()] == [tuple(range(size))], f"seed {seed}"
         assert {ended for all_of_one in group.verdicts(tag=ADMIT_TAG).values() for ended in all_of_one} == {"commit"}
         assert group.begun == {number: len(ended) for number, ended in group.finished.items()}, f"seed {seed}"
+
+
+class OutOfReach(Group):
+    """Node 3 can be linked with node 1 only."""
+
+    def act(self, number: int, action: Action) -> None:
+        if isinstance(action, Dial) and 3 in (number, int(action.address)) and 1 not in (number, int(action.address)):
+            return
+        super().act(number, action)
+
+
+def test_an_applicant_whom_only_some_reach_is_not_pending_slows_no_admission_and_knows_who_is_out_of_its_reach() -> (
+    None
+):
+    group = OutOfReach(3)
+    group.boot(3)
+    group.run(5.0)
+    assert [core.pending for core in group.cores.values()] == [False] * 4
+    assert group.cores[3].unreached == (IDS[0], IDS[2])
+    group.clear()
+    for number in (0, 1, 2):
+        group.feed(number, Begin(ADMIT_TAG, ADMIT, DEADLINE))
+    group.run(0.2)
+    assert [group.verdicts(tag=ADMIT_TAG)[number] for number in (0, 1, 2)] == [["commit"]] * 3
+    group.network.connect(3, 0), group.network.connect(3, 2)
+    group.run(1.0)
+    assert [core.pending for core in group.cores.values()] == [True] * 3 + [False]
+    assert group.cores[3].unreached == ()
+    group.admit()
+    assert [members for _, members in group.views()] == [(0, 1, 2, 3)]

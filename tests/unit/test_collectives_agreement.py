@@ -14,6 +14,7 @@ from collectives.agreement.events import (
     Begin,
     Event,
     ForceView,
+    GiveUp,
     Heard,
     Install,
     Leave,
@@ -76,22 +77,126 @@ def test_one_that_fails_aborts_it_for_all_and_the_next_one_commits() -> None:
 
 
 @pytest.mark.parametrize("odd", ALL)
-def test_a_mismatch_names_the_member_and_the_field_to_everybody(odd: int) -> None:
+def test_an_odd_call_costs_its_member_its_place_and_the_others_one_call(odd: int) -> None:
     group = group_of_three()
+    others = tuple(number for number in ALL if number != odd)
     for number in ALL:
         group.call(number, count=7 if number == odd else 3)
     group.run(0.5)
-    for number in ALL:
+    assert group.verdicts() == {number: ["mismatch" if number == odd else "abort"] for number in ALL}
+    (ended,) = [ended for ended in group.finished[odd] if ended.op.tag == 0]
+    assert ended.mismatch is not None
+    assert (ended.mismatch.field, ended.mismatch.theirs, ended.mismatch.ours) == ("count", 3, 7)
+    for number in others:
+        assert f"member {IDS[odd]}: it gave count = 7" in group.finished[number][-1].reason
+    group.run(1.0)
+    assert group.cores[odd].view is None
+    for number in others:
+        group.call(number)
+    group.run(0.5)
+    assert {group.verdicts()[number][-1] for number in others} == {"commit"}
+
+
+def test_where_no_half_agrees_a_mismatch_names_the_member_and_the_field_to_everybody() -> None:
+    group = Group(2)
+    group.call(0, count=3), group.call(1, count=7)
+    group.run(0.5)
+    for number in (0, 1):
         (ended,) = [ended for ended in group.finished[number] if ended.op.tag == 0]
         assert ended.verdict.value == "mismatch"
         assert ended.mismatch is not None
-        assert ended.mismatch.field == "count"
-        if number == odd:
-            assert ended.mismatch.member != IDS[odd]
-            assert (ended.mismatch.theirs, ended.mismatch.ours) == (3, 7)
-        else:
-            assert ended.mismatch.member == IDS[odd]
-            assert (ended.mismatch.theirs, ended.mismatch.ours) == (7, 3)
+        assert ended.mismatch.member == IDS[1 - number]
+        assert (ended.mismatch.field, ended.mismatch.ours) == ("count", 7 if number else 3)
+    assert all(core.view is not None for core in group.cores.values())
+
+
+# --- owners that hang ---
+
+
+def hang(group: Group, *hung: int, calls: int, deadline: float = 5.0) -> None:
+    """Let all but the hung ones call again and again."""
+    for _ in range(calls):
+        for number in group.cores:
+            if number not in hung and group.cores[number].view is not None:
+                group.call(number, deadline=deadline)
+        group.run(deadline + 1.0)
+
+
+@pytest.mark.parametrize("partition", Partition)
+@pytest.mark.parametrize("hung", ALL)
+def test_who_misses_three_calls_that_all_others_made_is_left_out_and_told_and_comes_back_when_it_asks(
+    hung: int, partition: Partition
+) -> None:
+    group = group_of_three(partition)
+    others = tuple(number for number in ALL if number != hung)
+    hang(group, hung, calls=4)
+    assert {tuple(group.verdicts()[number]) for number in others} == {("deadline",) * 3 + ("commit",)}
+    assert group.cores[hung].view is None
+    group.run(30.0)
+    assert not any(group.cores[number].pending for number in others)  # while its owner hangs it does not ask
+    assert group.cores[hung].view is None
+    group.call(hung)
+    ended = group.finished[hung][-1]
+    assert ended.verdict.value == "evicted"
+    assert "left this member out: it missed 3 calls in a row, the last one reduce" in ended.reason
+    group.feed(hung, Begin(ADMIT_TAG, ADMIT, 10.0))
+    group.run(2.0)
+    group.admit()
+    assert [members for _, members in group.views()] == [ALL]
+
+
+def test_of_two_the_one_that_hangs_is_left_out_also_under_majority() -> None:
+    group = Group(2, Partition.MAJORITY)
+    hang(group, 0, calls=4)
+    assert group.verdicts()[1][-1] == "commit"
+
+
+def test_who_is_late_but_calls_is_not_left_out() -> None:
+    group = group_of_three()
+    for _ in range(4):
+        hang(group, 2, calls=2)
+        group.call(2, deadline=0.5)
+        group.run(1.0)
+    assert group.views() == [(3, ALL)]
+
+
+def test_who_waits_in_another_call_is_not_left_out_and_neither_is_anybody_for_calls_that_hardly_wait() -> None:
+    group = group_of_three()
+    group.call(2, tag=5, deadline=300.0)
+    hang(group, 2, calls=5)
+    assert group.views() == [(3, ALL)]
+    group = group_of_three()
+    hang(group, 2, calls=10, deadline=LAN.timeout / 2)
+    assert group.views() == [(3, ALL)]
+
+
+def test_one_that_calls_alone_leaves_nobody_out_and_calls_beside_each_other_are_one_miss() -> None:
+    group = group_of_three()
+    hang(group, 1, 2, calls=5)
+    assert group.views() == [(3, ALL)]
+    group = group_of_three()
+    for tag in range(6):
+        group.call(0, tag=tag), group.call(1, tag=tag)
+    group.run(8.0)
+    assert group.views() == [(3, ALL)]
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_call_that_its_owner_gives_up_ends_at_once_and_its_tag_is_free(started: bool) -> None:
+    group = group_of_three()
+    group.obedient = False
+    for number in ALL if started else (0,):
+        group.call(number)
+    group.run(0.3)
+    group.feed(0, GiveUp(0))
+    assert group.verdicts()[0] == ["abort"]
+    group.obedient = True
+    group.run(0.3)
+    for number in ALL if started else (1, 2, 1, 2, 0):  # the others' first call is the one that was given up
+        group.call(number)
+        group.run(0.1)
+    group.run(0.5)
+    assert group.verdicts() == {number: ["abort", "commit"] for number in ALL}
 
 
 def test_a_call_that_some_never_make_ends_at_its_deadline_for_all_who_made_it_and_later_for_the_rest() -> None:

@@ -2,13 +2,15 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from collectives import Aborted, Closed, Communicator, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers
 from collectives.agreement.events import Finished, Verdict
 from collectives.agreement.views import OpId, View
-from collectives.calls import Call, error_of
+from collectives.calls import Call, error_of, finish_call
 from collectives.driver import Driver, Status
 from collectives.errors import BadArgument
 from collectives.types import Timing
@@ -27,7 +29,7 @@ class Answering:
         self.verdict = verdict
 
     def begin(self, begin):
-        call = Call(time.monotonic() + begin.deadline)
+        call = Call(begin.tag, time.monotonic() + begin.deadline)
         late = begin.deadline + self.timing.settling + self.timing.heartbeat
         finished = Finished(OpId(b"the mark", 1, begin.tag, 0), self.verdict)
         threading.Timer(late, call.finish, [finished]).start()
@@ -101,3 +103,23 @@ def test_who_leaves_while_a_view_is_forced_is_told_so():
     driver.status = Status(View(b"group", 1, b"the mark", ()), stranded=True)
     with pytest.raises(Closed):
         driver.force_view(10.0)
+
+
+def test_ctrl_c_in_a_call_that_waits_tells_the_core_that_nobody_waits_any_more(monkeypatch):
+    told = []
+    runner = SimpleNamespace(give_up=lambda call: told.append(call.tag))
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    call = Call(7, time.monotonic() + 30)
+    monkeypatch.setattr(call, "wait_start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finish_call(runner, call, 6.0, lambda start, port: None)
+    assert told == [7]
+
+
+def test_what_is_in_doubt_is_not_reduced_again():
+    comm = Communicator(Answering(Verdict.DOUBT), Identity.generate(), "tcp://127.0.0.1:1")
+    with pytest.raises(InDoubt):
+        comm.all_reduce_many([np.ones(3)], timeout=0.05)

@@ -13,7 +13,8 @@ import torch
 
 from collectives import Codec, Op
 from collectives.agreement.views import OpId
-from collectives.errors import Aborted
+from collectives.errors import Aborted, DeadlineExceeded
+from collectives.mesh.addresses import prepare
 from collectives.mesh.data_plane import MAX_UNKNOWN, PATIENCE_S, DataPlane
 from collectives.mesh.framing import PIECE_BYTES, Piece, PieceKind, WireError, header, operation_key, read_header
 from collectives.mesh.handshake import Peer, Purpose
@@ -263,3 +264,36 @@ def test_no_later_operation_gets_memory_that_a_stream_may_still_write_to(algorit
     later.append(scratch.take(32 * 2**20, torch.uint8).zero_())
     where[:] = b"\xff" * length
     assert all(not buffer.any() for buffer in later)
+
+
+def test_a_stream_whose_path_drops_everything_is_closed_by_the_first_operation_that_times_out():
+    planes, sockets, far = {A: DataPlane(A), B: DataPlane(B)}, {}, {}
+    for own, other in ((A, B), (B, A)):
+        sockets[own], far[own] = socket.socketpair()  # nobody carries what is sent, and nobody says so
+        planes[own].link(other)
+        sealer, opener = Sealer(bytes(KEY_BYTES)), Opener(bytes(KEY_BYTES))
+        planes[own].add_stream(Peer(other, bytes(8), Purpose.DATA, 0, sealer, opener, b""), sockets[own], own == A)
+    assert planes[A].open_streams(B) == {0}
+    for late in (False, True):
+        op = OP._replace(n=int(late))
+        ports = {own: planes[own].open(op, {A, B}, time.monotonic() + 0.02) for own in (A, B)}
+        ports[A].send(B, 0, memoryview(bytes(1000)))
+        with pytest.raises(DeadlineExceeded):
+            ports[B].wait(ports[B].expect(A, 0, memoryview(bytearray(1000))))
+        for own, port in ports.items():
+            planes[own].close_port(port, late=late)
+        if not late:
+            assert planes[A].open_streams(B) == {0}
+    wait_until(lambda: planes[A].open_streams(B) == set(), 10, "the stream to end")
+    for plane in planes.values():
+        plane.close()
+    for sock in far.values():
+        sock.close()
+
+
+def test_tcp_streams_find_out_that_their_path_is_dead():
+    with socket.socket() as sock:
+        prepare(sock)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 15
