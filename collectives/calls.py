@@ -140,7 +140,8 @@ def finish_call(control: Runner, call: Call, settling: float, perform: Work[T]) 
     try:
         outcome = perform(start, port)
     except (Aborted, DeadlineExceeded) as error:
-        control.done(Performed(start.op, ok=False, reason=str(error)))
+        blames = error.member if isinstance(error, Aborted) else ""
+        control.done(Performed(start.op, ok=False, reason=str(error), blames=blames))
         finished = call.wait_finish(last)
         if isinstance(error, DeadlineExceeded) and finished.verdict is Verdict.ABORT:
             raise

@@ -116,6 +116,7 @@ class Communicator:
         identity: Identity | None = None,
         may_join: Callable[[NodeId], bool] | None = None,
         secret: str | bytes | None = None,
+        closed: bool | None = None,
         protection: Protection | str = Protection.ENCRYPTED,
         streams: int = 1,
         timeout: float = 30.0,
@@ -136,6 +137,9 @@ class Communicator:
                 it must be quick, and the same at all members. None: whoever knows the name and the secret.
             secret: what members share besides the name, at random and of 16 bytes or more (`secrets.token_hex()`):
                 nobody completes a handshake without it.
+            closed: that no stranger can have a key that may join: you chose the keys, or the secret settles it. Then
+                two groups of several members that meet become one, because what more than half of the other's members
+                say is believed. None: whether there is a secret. A predicate that admits whoever asks closes nothing.
             protection: "encrypted"; "authenticated": everybody on the way can read what is sent, and nobody can change
                 it (between processes of one user on one machine the kernel sees to that); or "unauthenticated": tensors
                 can be changed on the way too. All members must want the same.
@@ -162,7 +166,7 @@ class Communicator:
         key = group_key(group, secret.encode() if isinstance(secret, str) else secret)
         exchange = DataPlane(identity.node_id)
         party = Party(identity, key, os.urandom(SESSION_BYTES), protected, may_join or anybody)
-        closed = may_join is not None or secret is not None
+        closed = secret is not None if closed is None else closed
         mesh = Mesh(party, listening, streams, exchange.add_stream, exchange.open_streams, closed=closed)
         agreement = Agreement(
             identity.node_id,

@@ -9,7 +9,14 @@ class CollectiveError(Exception):
 
 
 class Aborted(CollectiveError):  # noqa: N818  # the names are the public interface
-    """The operation was called off for everybody: a member failed. Call it again, with whoever is left."""
+    """The operation was called off for everybody: a member failed. Call it again, with whoever is left.
+
+    `member` is the one that sent what nobody can use, "" if there is none such.
+    """
+
+    def __init__(self, text: str = "", member: str = "") -> None:
+        super().__init__(text)
+        self.member = member
 
 
 class DeadlineExceeded(CollectiveError):  # noqa: N818

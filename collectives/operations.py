@@ -122,10 +122,8 @@ class AllReduce:
         shares = start.shares
         if self._feedback is not None:
             self._feedback.abort()  # what it collected for a call that was called off
-        if any(len(share) < _HEAD.size for share in shares.values()):
-            raise Aborted("a member's share is too short: every member must run the same version")
-        heads = {member: _HEAD.unpack_from(share) for member, share in shares.items()}
-        weights = {member: check_weight(weight) for member, (weight, _) in heads.items()}
+        heads = {member: _read_head(member, share) for member, share in shares.items()}
+        weights = {member: weight for member, (weight, _) in heads.items()}
         job = describe(start.view.members, self._flat.dtype, self._op, weights, self._codec)
         if all(len(share) == _HEAD.size + self._flat.nbytes for share in shares.values()):
             values = {member: share[_HEAD.size :] for member, share in shares.items()}
@@ -146,6 +144,15 @@ class AllReduce:
         return self._target
 
 
+def _read_head(member: NodeId, share: bytes) -> tuple[float, bytes]:
+    """Return the weight and the topology's mark of a share. Raises `Aborted`, and blames its sender."""
+    try:
+        weight, mark = _HEAD.unpack_from(share)
+        return check_weight(weight), mark
+    except (struct.error, BadArgument) as error:
+        raise Aborted(f"member {member} sent a share that is none: {error}", member) from None
+
+
 class AllGather:
     """Everybody's values, in the members' order."""
 
@@ -160,7 +167,7 @@ class AllGather:
         self.digest: Digest = (("dtype", dtype_name(x)), ("count", self._flat.numel()))
 
     def perform(self, start: Perform, port: Port) -> torch.Tensor:
-        """DataPlane."""
+        """Send to all, receive from all."""
         self._members = len(start.view.members)
         return gather.all_gather(port, start.view.members, self._flat, self._known.scratch)
 
@@ -225,11 +232,18 @@ class Rendezvous:
 
     def perform(self, start: Perform, port: Port) -> dict[NodeId, Claim]:
         """Read what all say."""
-        return {member: Claim.decode(share) for member, share in start.shares.items()}
+        return {member: _read_claim(member, share) for member, share in start.shares.items()}
 
     def publish(self, outcome: dict[NodeId, Claim]) -> dict[NodeId, Claim]:
         """Return it."""
         return outcome
+
+
+def _read_claim(member: NodeId, share: bytes) -> Claim:
+    try:
+        return Claim.decode(share)
+    except CollectiveError as error:
+        raise Aborted(f"member {member}: {error}", member) from None
 
 
 class EndOfStep:

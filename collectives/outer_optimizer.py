@@ -12,6 +12,9 @@ happened; the synchronisation brings everybody to the same outer state (late joi
 come back, one that missed a step). A member whose state was replaced contributes nothing to that
 round: its inner steps began somewhere else.
 
+A mean that is not finite, or leads to parameters that are not, is not taken: some member's values are no numbers.
+All have the same bits of it, so all leave it out: the round ends without a step.
+
 The step itself uses additions and multiplications that are each rounded once, on the CPU, so
 equal means give equal bits on any machine.
 """
@@ -99,6 +102,7 @@ class OuterStep:
     bytes_sent: int
     bytes_received: int
     seconds: float
+    finite: bool = True  # False: the mean was not, and no step was taken
 
 
 def nesterov(outer: torch.Tensor, momentum: torch.Tensor, gradient: torch.Tensor, lr: float, mu: float) -> None:
@@ -193,6 +197,7 @@ class OuterRounds:
                 progress.bytes_sent,
                 progress.bytes_received,
                 time.monotonic() - began,
+                progress.finite,
             )
 
     def _attempt(self, gradient: torch.Tensor, progress: "_Progress") -> tuple[NodeId, ...]:
@@ -220,8 +225,13 @@ class OuterRounds:
                 raise
             return synced.contributors  # all have just joined: there is nothing to step with, and all know it
         progress.add(mean)
-        nesterov(self.outer, self.momentum, mean.value, settings.lr, settings.momentum)
-        self.state.revision += 1
+        outer, momentum = self.outer.clone(), self.momentum.clone()
+        nesterov(outer, momentum, mean.value, settings.lr, settings.momentum)
+        progress.finite = bool(outer.isfinite().all() and momentum.isfinite().all())
+        if progress.finite:
+            self.outer.copy_(outer)
+            self.momentum.copy_(momentum)
+            self.state.revision += 1
         return mean.contributors
 
     def state_dict(self) -> dict[str, Any]:
@@ -257,6 +267,7 @@ class _Progress:
     attempts: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    finite: bool = True
 
     def add(self, traffic: ReduceResult | SyncResult) -> None:
         self.bytes_sent += traffic.bytes_sent

@@ -179,8 +179,15 @@ class Agreement:
                 self._tick(now)
             case Begin():
                 self._begin(event, now)
-            case Performed():
+            case Performed(op, _, reason, blames):
                 self._state.operations.done(event)
+                if (
+                    blames
+                    and self._state.coordinator is not None
+                    and self.view is not None
+                    and op.mark == self.view.mark
+                ):
+                    self._state.coordinator.blame(NodeId(blames), op, reason)
             case GiveUp(tag):
                 self._state.operations.give_up(tag)
             case Linked(member, address):

@@ -16,7 +16,8 @@ whatever each does when a call of its is called off. An admission that is called
 Nobody is waited for for ever. When a call ends at its deadline before all have made it, while at least half of the
 members wait in calls, it is a miss of each one that waits in none. After `Timing.misses` misses in a row a
 member is left out. A member whose arguments differ from those that more than half gave is left out at once: the
-others are told to call again, and it is told of its mismatch.
+others are told to call again, and it is told of its mismatch. So is one whose values the coordinator's own owner could
+not use.
 
 At a rendezvous members that have lost each other begin anew. It needs the calls of all, and any other call
 that lacks a member which waits in it is called off at once, for that member will not make it: so all
@@ -182,6 +183,11 @@ class Coordinator:
         ]
 
     # --- within ---
+
+    def blame(self, member: NodeId, op: OpId, reason: str) -> None:
+        """This member's own owner could not use what `member` sent: leave it out."""
+        if member in self._view.ids and member != self._own:
+            self._evict(member, op, reason)
 
     def _count_misses(self, op: OpId, transaction: Transaction, now: float) -> None:
         """Leave out who has missed too many calls in a row, this one included."""

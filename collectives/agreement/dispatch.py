@@ -250,7 +250,10 @@ class Dispatcher:
             return
         self.insider_heard = now
         if view is None:
-            state.remember(theirs)
+            if (
+                state.witnesses.knows(member) or state.witnesses.closed
+            ):  # others could fill it with names that are nobody's
+                state.remember(theirs)
             return
         if theirs.mark == view.mark or state.own in theirs.ids:
             return

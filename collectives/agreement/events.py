@@ -70,11 +70,15 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Performed:
-    """The owner has carried out `op` up to publication, or could not (`ok` is False)."""
+    """The owner has carried out `op` up to publication, or could not (`ok` is False).
+
+    `blames`: who sent what nobody can use. Where the coordinator's owner says so, that member is left out.
+    """
 
     op: OpId
     ok: bool = True
     reason: str = ""
+    blames: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,9 @@ STRANGER_S = 30.0  # a link's turn: until then an admission may be under way
 # core. Members on this machine dial all their streams at once, over Unix sockets that nobody else reaches.
 PREFIX_HANDSHAKES_PER_S, PREFIX_HANDSHAKES_AT_ONCE, LOCAL_HANDSHAKES_AT_ONCE = 16.0, 64.0, 512.0
 HANDSHAKES_PER_S, HANDSHAKES_AT_ONCE = 64.0, 1024.0
+# A prefix's first few are not of that budget: many prefixes that each keep below their own limit use it up, and who
+# comes anew still gets in. Each has so many, and one more a minute; all together have a budget of the same size.
+FIRST_HANDSHAKES, FIRST_HANDSHAKES_PER_S = 8.0, 1 / 60
 # Accepting only to close costs 0.1 ms: after a few, nothing is accepted for a while, and all wait in the backlog.
 REFUSED_AT_ONCE, REFUSED_PAUSE_S = 4, 0.05
 MAX_PREFIXES = 4096
@@ -62,13 +65,16 @@ class HandshakeRates:
 
     def __init__(self, now: float) -> None:
         self._all = TokenBucket(HANDSHAKES_PER_S, HANDSHAKES_AT_ONCE, now)
-        self._prefixes: Recent[str, TokenBucket] = Recent(MAX_PREFIXES)
+        self._first = TokenBucket(HANDSHAKES_PER_S, HANDSHAKES_AT_ONCE, now)
+        self._prefixes: Recent[str, tuple[TokenBucket, TokenBucket]] = Recent(MAX_PREFIXES)  # its own; its first few
 
     def take(self, prefix: str, now: float) -> bool:
         """Account for one from `prefix`; False: it is one too many."""
-        bucket = self._prefixes.get(prefix)
-        if bucket is None:
+        buckets = self._prefixes.get(prefix)
+        if buckets is None:
             burst = LOCAL_HANDSHAKES_AT_ONCE if prefix == THIS_MACHINE else PREFIX_HANDSHAKES_AT_ONCE
-            bucket = TokenBucket(PREFIX_HANDSHAKES_PER_S, burst, now)
-        self._prefixes.set(prefix, bucket)
-        return bucket.take(1, now) and self._all.take(1, now)
+            first = TokenBucket(FIRST_HANDSHAKES_PER_S, FIRST_HANDSHAKES, now)
+            buckets = TokenBucket(PREFIX_HANDSHAKES_PER_S, burst, now), first
+        self._prefixes.set(prefix, buckets)
+        own, first = buckets
+        return own.take(1, now) and ((first.take(1, now) and self._first.take(1, now)) or self._all.take(1, now))

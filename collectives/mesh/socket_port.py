@@ -119,7 +119,7 @@ class Inbox:
             ticket.error = SourceLost(problem)
             self.changed.notify_all()
         else:
-            self._end(Aborted(problem + ": every member must run the same version"))
+            self._end(Aborted(problem + ": every member must run the same version", ticket.source))
         return None
 
     def arrived(self, source: NodeId, piece: Piece, where: memoryview) -> None:

@@ -76,7 +76,8 @@ def reduce_inline(job: Reduction, count: int, shares: Mapping[NodeId, bytes]) ->
     wanted = count * job.dtype.itemsize
     for member in job.order:
         if len(shares[member]) != wanted:
-            raise Aborted(f"member {member} sent {len(shares[member])} bytes of values where {wanted} were due")
+            text = f"member {member} sent {len(shares[member])} bytes of values where {wanted} were due"
+            raise Aborted(text, member)
     result = torch.empty(count, dtype=job.dtype)
     work = result if job.work is job.dtype else torch.empty(count, dtype=job.work)
     counted = [member for member in job.order if job.weights[member]]

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from collectives.errors import CollectiveError, Mismatch, NotEnoughPeers
+from collectives.errors import Aborted, Mismatch, NotEnoughPeers
 from collectives.types import SyncStrategy
 from protocol.errors import PeerError
 from protocol.identity import NodeId
@@ -151,12 +151,12 @@ def decode_all(shares: Mapping[NodeId, bytes]) -> dict[NodeId, Share]:
     """Read every member's share.
 
     Raises:
-        CollectiveError: a member sent something else; it runs another version, or lies.
+        Aborted: a member sent something else; it runs another version, or lies.
     """
     read = {}
     for member, data in shares.items():
         try:
             read[member] = Share.decode(data)
         except ShareError as error:
-            raise CollectiveError(f"member {member} sent no share of a state ({error}): run one version") from None
+            raise Aborted(f"member {member} sent no share of a state ({error}): run one version", member) from None
     return read

@@ -20,8 +20,6 @@ skips an exchange while the one before is not over. What the node has learnt mea
     weights = result + (weights now - weights in the copy)
 
 and counts in the next exchange, whose pseudo-gradient is measured from `result`.
-
-What the modes are and who is in a group is in `weights.py`.
 """
 
 import hashlib
@@ -44,10 +42,13 @@ from collectives import Codec, CollectiveError, Communicator, Protection
 from collectives.errors import BadArgument, Mismatch
 from collectives.mesh.addresses import Address, BadAddress
 from collectives.outer_optimizer import Outer, OuterGroup, OuterRounds, OuterStep, TrainedParameters
+from collectives.types import LAN, WAN
 from node.config import NetworkConfig, NodeConfig, WeightsConfig
 from node.errors import UserError
 from node.policy.load import Policy
+from node.swarm.founding import load_manifest
 from node.swarm.peering import listens_at, swarm_id
+from protocol.credentials.manifest import Policy as SwarmPolicy
 from protocol.credentials.records import Endpoint, Service
 from protocol.errors import ProtocolError
 from protocol.identity import Identity, NodeId
@@ -149,6 +150,8 @@ def exchange_weights(
             weights.listen or _listen(config.network),
             identity=identity,
             may_join=directory.admits if directory is not None else None,
+            closed=_keeps_strangers_out(config.network, folder),
+            timing=LAN if _is_on_loopback(config.network) else INTERNET,
             protection=Protection.ENCRYPTED if weights.encrypt else Protection.AUTHENTICATED,
             streams=weights.streams,
             timeout=JOIN_TIMEOUT,
@@ -173,6 +176,12 @@ def exchange_weights(
         exchange.close()
 
 
+def _keeps_strangers_out(network: NetworkConfig, folder: Path) -> bool:
+    """Tell whether nobody can be in the swarm whom its owner, or this machine, did not let in."""
+    manifest = load_manifest(folder)
+    return _is_on_loopback(network) or (manifest is not None and manifest.policy is not SwarmPolicy.OPEN)
+
+
 def _listen(network: NetworkConfig) -> str:
     """Where members dial a node that does not say: on the host where its peers do, at any port."""
     listen = listens_at(network)
@@ -187,6 +196,8 @@ def _is_on_loopback(network: NetworkConfig) -> bool:
 STATE_FILE = "weights.safetensors"  # in a checkpoint
 CALL_TIMEOUT = 60.0  # seconds for one collective call; a round that times out is simply begun again
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between attempts to reach the group, doubling
+# Members come to an exchange as fast as their machines are: who is an hour late is taken to hang.
+INTERNET = replace(WAN, misses=60)
 CLOSE_TIMEOUT = 10.0  # seconds
 
 log = structlog.get_logger()
@@ -288,8 +299,10 @@ class WeightExchange:
         except queue.Empty:
             return {}
         self._busy = False
-        if not bool(result.outer.isfinite().all() and result.momentum.isfinite().all()):
-            log.warning("the group's weights are not finite and are left out", revision=result.step.revision)
+        step = result.step
+        if not (step.finite and bool(result.outer.isfinite().all() and result.momentum.isfinite().all())):
+            members = list(step.contributors)
+            log.warning("the group's weights are not finite and are left out", members=members, revision=step.revision)
             return {"weights/nonfinite": 1}
         learnt = self._parameters.flat_copy() - result.since
         self._parameters.write_back(result.outer + learnt)
@@ -331,9 +344,21 @@ class WeightExchange:
 
     def _run(self) -> None:
         try:
-            self._member = self._reach()
-            if self._member is not None and not self._stopping.is_set():
-                self._exchange(self._member)
+            while (member := self._reach()) is not None:
+                self._member = member
+                if self._stopping.is_set():
+                    break
+                try:
+                    self._exchange(member)
+                    break
+                except (
+                    Mismatch
+                ) as error:  # of some member, perhaps of an older version: it must not end this one's part
+                    log.warning(
+                        "a member of the group of weights does not fit", reason=str(error), again_in_s=LAST_RETRY
+                    )
+                    member.leave()
+                    self._stopping.wait(LAST_RETRY)
         except CollectiveError as error:
             if not self._stopping.is_set():
                 log.error("weights are no longer exchanged", reason=str(error))  # noqa: TRY400  # the text says it all
@@ -364,7 +389,11 @@ class WeightExchange:
         while (given := self._jobs.get()) is not None and not self._stopping.is_set():
             member.meet(self._find())
             start = rounds.outer.clone()
-            step = rounds.run(None if joining else start - given)
+            try:
+                step = rounds.run(None if joining else start - given)
+            except Mismatch:
+                self._jobs.put(given)
+                raise
             log.info("weights exchanged", revision=step.revision, members=len(step.contributors), seconds=step.seconds)
             # What was learnt since `start` counts the next time, unless the group's state replaced it.
             since = start if joining and not step.joined else given

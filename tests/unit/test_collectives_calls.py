@@ -123,3 +123,20 @@ def test_what_is_in_doubt_is_not_reduced_again():
     comm = Communicator(Answering(Verdict.DOUBT), Identity.generate(), "tcp://127.0.0.1:1")
     with pytest.raises(InDoubt):
         comm.all_reduce_many([np.ones(3)], timeout=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "closed"),
+    [
+        ({}, False),
+        ({"may_join": lambda _: True}, False),  # five free keys would outvote a group of three
+        ({"may_join": lambda _: True, "closed": True}, True),
+        ({"secret": "a secret"}, True),
+    ],
+)
+def test_a_group_is_closed_if_its_caller_says_so_or_gives_a_secret(monkeypatch, options, closed):
+    asked = []
+    monkeypatch.setattr("collectives.communicator.Mesh", lambda *_, closed: asked.append(closed) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Communicator.connect("test", **options)
+    assert asked == [closed]

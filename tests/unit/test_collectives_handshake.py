@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from contextlib import suppress
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from collectives.mesh.handshake import (
     group_id,
     group_key,
 )
+from collectives.mesh.limits import HandshakeRates
 from collectives.mesh.sealing import KEY_BYTES, TAG_BYTES, Opener, Sealer, SealError
 from collectives.types import Protection
 from protocol.identity import Identity
@@ -323,3 +325,12 @@ def test_what_was_said_right_before_the_other_end_hung_up_is_read(reset):
     with pytest.raises(ChannelError):
         bob.read()
     bob.close()
+
+
+def test_many_networks_that_each_keep_below_their_limit_do_not_keep_a_new_one_out():
+    rates = HandshakeRates(0.0)
+    rng = Random(1)
+    crowd = [(rng.uniform(0.0, 120.0), f"10.0.{prefix}.0/24") for prefix in range(64) for _ in range(15 * 120)]
+    newcomers = [(60.0 + number / 2, f"198.51.{number}.0/24") for number in range(100)]
+    let_in = {prefix for now, prefix in sorted([*crowd, *newcomers]) if rates.take(prefix, now)}
+    assert let_in >= {prefix for _, prefix in newcomers}

@@ -6,7 +6,18 @@ from hypothesis import strategies as st
 
 from collectives.agreement import messages
 from collectives.agreement.dispatch import MAX_HELD_OF_STRANGER
-from collectives.agreement.events import Finished, Heard, Install, Linked, OutOfGroup, Perform, Send, Tick, Unlinked
+from collectives.agreement.events import (
+    Finished,
+    Heard,
+    Install,
+    Linked,
+    OutOfGroup,
+    Perform,
+    Performed,
+    Send,
+    Tick,
+    Unlinked,
+)
 from collectives.agreement.messages import Stage
 from collectives.agreement.views import ADMIT_TAG, NOWHERE, Ballot, Member, OpId, View
 from collectives.agreement.witnesses import MAX_KNOWN, Witnesses
@@ -262,3 +273,29 @@ def test_nothing_that_two_strangers_say_changes_a_members_view_its_calls_or_its_
         group.feed(number, Tick())
         group.run(LAN.heartbeat)
         assert group.verdicts()[number] == ["commit"]
+
+
+def test_a_node_outside_does_not_learn_addresses_from_strangers_of_an_open_group():
+    group = Group(SIZE, closed=False)
+    core = group.cores[2]
+    group.feed(2, Heard(IDS[0], messages.Evict(OpId(core.view.mark, core.view.epoch, 0, 0), "a test")))
+    assert core.view is None
+    roster = [Member(member, "somewhere", b"session!") for member in STRANGERS]
+    group.feed(2, Linked(STRANGERS[0], ""))
+    group.feed(2, Heard(STRANGERS[0], messages.ViewNotice(View.of(b"group", 9, b"fakemark", roster))))
+    assert set(core.unreached) <= set(IDS[:SIZE])
+
+
+def test_values_that_the_coordinator_cannot_use_cost_their_sender_its_place():
+    group = Group(SIZE)
+    group.obedient = False
+    for number in range(SIZE):
+        group.call(number)
+    group.run(0.3)
+    (start,) = [action for action in group.actions[0] if isinstance(action, Perform)]
+    for number, blames in ((1, IDS[2]), (0, IDS[2])):
+        group.feed(number, Performed(start.op, ok=False, reason="a share that is none", blames=blames))
+        assert (IDS[2] in group.cores[0]._detector.gone) is (number == 0)  # another member's word is only its word
+    group.run(2.0)
+    assert group.cores[2].view is None
+    assert [members for _, members in group.views()][1:] == [(0, 1)]

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from collectives import Communicator
-from collectives.errors import Aborted, DeadlineExceeded
+from collectives.errors import Aborted, DeadlineExceeded, Mismatch
 from collectives.outer_optimizer import TrainedParameters
 from node.config import WeightsConfig, parse_config
 from node.errors import UserError
@@ -143,6 +143,13 @@ def test_a_mean_that_is_not_finite_is_left_out_and_what_was_learnt_stays(make, t
     assert (state["revision"].item(), state["outer"].tolist()) == (0, [1.0] * 4)
     a.round(1.0)
     assert a.value == 4.0, "it trains on"
+    # The group's own state is finite still, so once all values are numbers the next exchange counts, with all of a's.
+    wait_until(lambda: not b.exchange._results.empty(), LIMIT, "b's part")
+    b.idle_round()
+    a.round(0.0)
+    b.round(0.0), b.round(0.0)
+    row = a.idle_round()
+    assert (row["weights/revision"], a.value) == (1, 2.5)
 
 
 def test_weights_that_are_not_finite_are_not_offered_to_the_group(make):
@@ -213,6 +220,36 @@ def test_a_group_that_is_not_reached_is_tried_again(make, monkeypatch):
     a.exchange.begin()
     a.idle_round()
     assert len(tries) == 3
+
+
+def test_a_member_that_does_not_fit_does_not_end_the_exchange(make, monkeypatch):
+    monkeypatch.setattr("node.swarm.averaging.LAST_RETRY", 0.01)
+    hall = Hall("a")
+    a = make(hall, "a")
+    sync, calls = a.member.sync_state, []
+
+    def differ_once(*args, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise Mismatch("b", "layout", "1", "2")
+        return sync(*args, **options)
+
+    a.member.sync_state = differ_once
+    a.exchange._connect = lambda: hall.members.add("a") or a.member
+    a.exchange.begin()
+    a.idle_round()
+    assert len(calls) == 2
+
+
+def test_a_group_is_closed_where_no_stranger_can_come_and_patient_over_the_internet(policy, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Communicator, "connect", lambda *_, **options: asked.append(options) or 1 / 0)
+    for number, listen in enumerate(("tcp://127.0.0.1:0", "tcp://0.0.0.0:0")):
+        config = parse_config({"weights": {"mode": "average"}, "network": {"listen": listen}})
+        with exchange_weights(config, tmp_path, policy, None, Board()) as weights:
+            weights.begin()
+            wait_until(lambda n=number: len(asked) > n, LIMIT)
+    assert [(options["closed"], options["timing"].timeout) for options in asked] == [(True, 1.5), (False, 6.0)]
 
 
 def test_what_cannot_be_mended_ends_the_exchange_and_not_the_node(make):
