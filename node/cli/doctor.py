@@ -1,6 +1,7 @@
 """`gossamer doctor`: can this machine run a node, and does the node in a folder work?"""
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Debug, Model, of_a_node
+from node.cli.options import Debug, Model, Settings, of_a_node
+from node.errors import UserError
 from node.operations.diagnosis import Check, examine, examine_model, examine_node
 
 if TYPE_CHECKING:
@@ -18,6 +20,10 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="Port that a node shou
 Folder = Annotated[
     Path, typer.Option("--folder", "--state", callback=of_a_node, help="Where the node's state is, or would go.")
 ]
+Gpu = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Sum for a GPU of this memory, e.g. 24GB, that is not here.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 GOOD, WORTH_KNOWING, BAD = ("✓", "green"), ("!", "yellow"), ("✗", "red")
@@ -25,7 +31,13 @@ ASCII = {"✓": "ok", "!": "-", "✗": "FAIL", "→": "->"}  # where the termina
 
 
 def doctor(
-    port: Port = 0, folder: Folder = Path(), model: Model = None, as_json: Json = False, debug: Debug = False
+    port: Port = 0,
+    folder: Folder = Path(),
+    model: Model = None,
+    settings: Settings = None,
+    gpu: Gpu = None,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> int:
     """Check this machine, a node, and what a model needs.
 
@@ -34,7 +46,8 @@ def doctor(
     Where a node has its folder: its swarm's tasks and protocol against what is installed here; and, while it runs, its
     peers, how they see it and whether they can dial it, who does not admit it, and what versions they run.
 
-    With a model: what a node takes with it, by part, whether that fits here, and what to set.
+    With a model: what a node takes with it and with the settings given, by part, whether that fits here, or a GPU that
+    is not here, and what to set.
 
     What has to be mended (✗) makes it exit with 1; what may be as it is (!) does not. Each says what to do.
 
@@ -42,9 +55,10 @@ def doctor(
     Example:
       gossamer doctor --port 4001 --state /var/lib/gossamer
       gossamer doctor --model HuggingFaceTB/SmolLM2-360M-Instruct --json
+      gossamer doctor --model Qwen/Qwen3-8B --gpu 24GB --set policy.lora.r=16
     """
     # First, for a model that is not there is no finding, but something to correct.
-    of_model = {f"The model {model}": list(examine_model(model, folder))} if model is not None else {}
+    of_model = _of_model(model, folder, settings or [], gpu)
     parts = {"This machine": examine(port, folder), f"The node in {folder}": examine_node(folder), **of_model}
     if as_json:
         found = {title: list(checks) for title, checks in parts.items()}
@@ -63,6 +77,22 @@ def doctor(
     verdict = f"to be mended: {', '.join(bad)}" if bad else "nothing has to be mended"
     console.print(f"\n{verdict}; {known} worth knowing")
     return 0 if _is_good(checks) else 1
+
+
+def _of_model(model: str | None, folder: Path, settings: list[str], gpu: str | None) -> dict[str, list[Check]]:
+    if model is None:
+        if settings or gpu:
+            raise UserError("doctor's --set and --gpu are for a sum of memory: name the model with --model")
+        return {}
+    title = f"The model {model}" + (f" on a GPU of {gpu}" if gpu else "")
+    return {title: list(examine_model(model, folder, settings, _bytes(gpu) if gpu else 0))}
+
+
+def _bytes(size: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB|G|)", size.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise UserError(f"--gpu wants the memory of a GPU such as 24GB, got {size!r}")
+    return int(float(match[1]) * (1 << 30 if match[2].lower() == "gib" else 10**9))
 
 
 def _is_good(checks: Iterable[Check]) -> bool:

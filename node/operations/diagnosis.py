@@ -6,6 +6,7 @@ To add a finding, yield a `Check` from one of the functions here: what is so, wh
 import ctypes
 import email.utils
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -13,17 +14,17 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 from packaging.requirements import Requirement
 
-from node.config import NodeConfig, fill, load_config, parse_config
+from node.config import NodeConfig, fill, is_set, load_config
 from node.engines import kind_of
 from node.errors import UserError, for_shell
-from node.operations.presets import preset
+from node.operations.presets import Overrides, preset
 from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, cache_width, footprint, peak
 from node.processes.machine import undefended, usable_cores
 
@@ -222,46 +223,60 @@ def _clock_state() -> int | None:
     return None if state < 0 else state
 
 
-def examine_model(model: str, folder: Path) -> Iterator[Check]:
+def examine_model(model: str, folder: Path, settings: Sequence[str] = (), gpu: int = 0) -> Iterator[Check]:
     """Yield what a node takes with `model` on each device here, and on the disk that holds `folder`.
 
+    Args:
+        model: as `policy.model` names it.
+        folder: of the node.
+        settings: `key.path=value` each, which go before the preset.
+        gpu: bytes of a GPU that is not here, for which the sum is made instead.
+
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or no such setting.
     """
     from node.policy.detection import detect_machine, measure_model
 
+    asked = load_config(None, [*settings, f"policy.model={json.dumps(model)}"])
     size = BUILTIN_SIZE if model == "builtin" else measure_model(model)
     yield Check(
         "model", True, f"{size.parameters / 1e6:.4g} M parameters in {size.layers} layers, {size.vocabulary} words"
     )
-    machines = [detect_machine("cpu")]
-    if (gpu := detect_machine()).gpu:
-        machines.insert(0, gpu)
+    vllm = not kind_of("vllm").missing(asked.engine)
+    here = detect_machine(vllm=vllm)
+    machines = [here, detect_machine("cpu", vllm=vllm)] if here.gpu else [here]
+    if gpu:
+        machines = [Machine(gpu, gpu=True, bf16=True, vllm=here.vllm)]
     for machine in machines:
-        yield from _fit(model, size, machine)
-    yield _checkpoints(size, _preset_config(model, size, machines[0]), folder)
+        yield from _fit(asked, size, machine)
+    yield _checkpoints(size, _with_preset(asked, size, machines[0]), folder)
 
 
-def _preset_config(model: str, size: ModelSize, machine: Machine) -> NodeConfig:
-    choices = preset(size, machine)
-    return fill(parse_config({"policy": {"model": model}}), {key: choice.value for key, choice in choices.items()})
+def _preset(asked: NodeConfig, size: ModelSize, machine: Machine) -> Overrides:
+    rank = asked.policy.lora.r if is_set(asked, "policy.lora.r") else None
+    return preset(size, machine, rank, engine=asked.engine)
 
 
-def _fit(model: str, size: ModelSize, machine: Machine) -> Iterator[Check]:
+def _with_preset(asked: NodeConfig, size: ModelSize, machine: Machine) -> NodeConfig:
+    return fill(asked, {key: choice.value for key, choice in _preset(asked, size, machine).items()})
+
+
+def _fit(asked: NodeConfig, size: ModelSize, machine: Machine) -> Iterator[Check]:
     device = "gpu" if machine.gpu else "cpu"
-    config = _preset_config(model, size, machine)
+    config = _with_preset(asked, size, machine)
+    bf16 = machine.bf16 if config.trainer.bf16 == "auto" else config.trainer.bf16
     gpu_memory = machine.memory if machine.gpu else 0
-    width = cache_width(config, bf16=machine.bf16)
-    engine = kind_of(config.engine.kind).memory(size, config, width, gpu_memory)
-    parts = footprint(size, config, engine, bf16=machine.bf16, gpu_memory=gpu_memory)
+    engine = kind_of(config.engine.kind).memory(size, config, cache_width(config, bf16=bf16), gpu_memory)
+    parts = footprint(size, config, engine, bf16=bf16, gpu_memory=gpu_memory)
     for part in parts:
         yield Check(f"{device} {part.name}", True, f"{part.bytes / 1e9:6.2f} GB  {part.why}")
     need = peak(parts)
     what = "adapters" if config.policy.lora.r else "all weights"
-    text = f"{need / 1e9:6.2f} GB  of {machine.memory / 1e9:.1f} GB, training {what} as --model sets it"
+    text = f"{need / 1e9:6.2f} GB  of {machine.memory / 1e9:.1f} GB, training {what} with what is set here"
     yield Check(f"{device} together", need <= machine.memory, text, needed=False, do=_advice(config))
-    for key, choice in preset(size, machine).items():
-        yield Check(f"{device} set", True, f"{key}={choice.value}  # {choice.reason}")
+    for key, choice in _preset(asked, size, machine).items():
+        if not is_set(asked, key):
+            yield Check(f"{device} set", True, f"{key}={choice.value}  # {choice.reason}")
 
 
 def _advice(config: NodeConfig) -> str:

@@ -16,7 +16,7 @@ from node.errors import UserError
 from node.policy.footprint import Machine, ModelSize
 
 HUB_TIMEOUT_S = 10.0
-WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")  # as transformers reads them
+_WEIGHTS = (".safetensors", ".bin", ".gguf")  # as transformers reads them
 GPUS = (  # NVIDIA's, AMD's, Windows', Jetson's
     "/proc/driver/nvidia/version",
     "/dev/nvidiactl",
@@ -31,9 +31,9 @@ def measure_model(model: str) -> ModelSize:
     """Return the size of a model, from its configuration alone.
 
     Raises:
-        UserError: there is no such model, or none that transformers takes for a causal language model.
+        UserError: there is no such model, its weights are missing, or it is no causal language model to transformers.
     """
-    find_model(model)
+    find_model(model)  # first: what follows takes seconds to import
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -55,23 +55,8 @@ def check_policy(policy: PolicyConfig) -> None:
     """
     if policy.device == "cuda" and not has_gpu():
         raise UserError("policy.device is 'cuda' but this machine has no GPU, or hides it: use 'auto' or 'cpu'")
-    folder = Path(policy.model)
-    if policy.model == "builtin":
-        return
-    if not folder.is_dir():
-        if looks_like_path(policy.model):
-            find_model(policy.model)
-        return
-    try:
-        parts = set(json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].values())
-    except FileNotFoundError:
-        parts = set()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"policy.model {policy.model!r} has a damaged model.safetensors.index.json") from None
-    if missing := sorted(part for part in parts if not (folder / part).exists()):
-        raise UserError(f"policy.model {policy.model!r} lacks {len(missing)} files of weights, {missing[0]} first")
-    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
-        raise UserError(f"policy.model {policy.model!r} has no weights ({', '.join(WEIGHTS)}): check the path")
+    if policy.model != "builtin" and (Path(policy.model).is_dir() or looks_like_path(policy.model)):
+        find_model(policy.model)  # asks nobody
 
 
 def has_gpu() -> bool:
@@ -101,8 +86,13 @@ def shape_of(text: Any) -> tuple[int, int, int, int, int]:
 
 
 def find_model(model: str) -> None:
-    """Raise `UserError` at once where `model` is no folder here, not in the hub's cache and not to be had from it."""
+    """Raise `UserError` at once where `model` is no folder here, not in the hub's cache and not to be had from it.
+
+    A folder has to hold weights: all parts that its index names, where it has one.
+    """
     if Path(model).is_dir():
+        if missing := _missing_weights(Path(model)):
+            raise UserError(f"cannot load policy.model {model!r}: it has {missing}: copy the weights into it too")
         return
     if looks_like_path(model):
         raise UserError(f"cannot load policy.model {model!r}: no such folder here: check the path")
@@ -120,6 +110,22 @@ def find_model(model: str) -> None:
     raise UserError(
         f"cannot load policy.model {model!r}: no such folder here, and not to be had from the model hub ({reason})"
     )
+
+
+def _missing_weights(folder: Path) -> str:
+    """Return what a model's folder lacks of its weights; empty where nothing is missing, or it is no model's."""
+    if not (folder / "config.json").is_file():
+        return ""  # transformers says what it wants
+    for index in (*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")):
+        try:
+            parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError):
+            return f"a damaged {index.name}"
+        absent = [part for part in parts if not (folder / str(part)).is_file()]
+        if absent:
+            return f"{len(parts) - len(absent)} of {len(parts)} files of weights, without {absent[0]}"
+    there = any(path.suffix in _WEIGHTS for path in folder.iterdir())
+    return "" if there else "a config.json and no weights"
 
 
 def looks_like_path(model: str) -> bool:

@@ -1,5 +1,6 @@
 """What a node takes of memory, by the shape of its model; the slow tests hold it against a real node."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,7 +87,7 @@ def test_doctor_says_what_a_model_takes_and_what_to_set(
     gigabytes: int, fits: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("node.policy.detection.measure_model", lambda model: SMOLLM2)
-    monkeypatch.setattr("node.policy.detection.detect_machine", lambda device="auto": Machine(gigabytes << 30))
+    monkeypatch.setattr("node.policy.detection.detect_machine", lambda device="auto", **_: Machine(gigabytes << 30))
     monkeypatch.setattr(doctor, "examine", lambda port, folder: iter(()))
     # Whole checkpoints of 1.6 GB each: one, another while it is written, and weights alone; of adapters it is little.
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3.9e9 if fits else 6e7))
@@ -98,3 +99,51 @@ def test_doctor_says_what_a_model_takes_and_what_to_set(
     assert ("choose a smaller model" in said) == ("trainer.save_total_limit=1" in said) == (not fits)
     assert any("trainer.learning_rate=" in line and "# " in line for line in lines)
     assert any("weights" in line and "135 M of" in line for line in lines)
+
+
+def doctor_says(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *options: str) -> dict[str, str]:
+    """Return what `gossamer doctor --model` finds of the model, by name, on a machine without a GPU."""
+    monkeypatch.setattr("node.policy.detection.measure_model", lambda model: SMOLLM2)
+    monkeypatch.setattr("node.policy.detection.detect_machine", lambda device="auto", **_: Machine(16 << 30))
+    monkeypatch.setattr(doctor, "examine", lambda port, folder: iter(()))
+    assert run(["doctor", "--model", "a/model", "--json", *options], debug=False) == 0
+    (found,) = (checks for title, checks in json.loads(capfd.readouterr().out)["checks"].items() if checks)
+    return {check["name"]: check["text"] for check in found}
+
+
+def test_doctor_sums_for_a_gpu_that_is_not_here(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    here = doctor_says(monkeypatch, capfd)
+    there = doctor_says(monkeypatch, capfd, "--gpu", "24GB")
+    assert {name.split()[0] for name in here} == {"model", "cpu", "disk"}
+    assert {name.split()[0] for name in there} == {"model", "gpu", "disk"}
+    assert "of 24.0 GB" in there["gpu together"]
+    assert "of 25.8 GB" in doctor_says(monkeypatch, capfd, "--gpu", "24GiB")["gpu together"]
+
+
+def test_doctor_sums_with_what_a_person_sets(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    as_is = doctor_says(monkeypatch, capfd)
+    asked = doctor_says(monkeypatch, capfd, "--set", "policy.lora.r=16", "--set", "trainer.tokens_per_batch=512")
+    assert "all weights" in as_is["cpu together"] and "adapters" in asked["cpu together"]
+    assert asked["cpu activations"].endswith("512 tokens at once: trainer.tokens_per_batch")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--gpu", "24GB"], "name the model with --model"),
+        (["--set", "policy.lora.r=16"], "name the model with --model"),
+        (["--model", "builtin", "--gpu", "large"], "such as 24GB, got 'large'"),
+        (["--model", "builtin", "--gpu", "0"], "such as 24GB, got '0'"),
+        (["--model", "builtin", "--set", "policy.lora.rank=16"], "policy.lora.rank"),
+    ],
+)
+def test_what_doctor_cannot_sum_is_refused_in_a_line(
+    options: list[str], complaint: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["doctor", *options], debug=False) == 2
+    said = capfd.readouterr().err
+    assert complaint in said and said.count("\n") == 1

@@ -37,7 +37,7 @@ def test_what_is_missing_is_told_without_importing_torch(tmp_path: Path) -> None
             "has no GPU": ["--set", "policy.device=cuda"],
             "has no vLLM": ["--set", "engine.kind=vllm", "--set", f"engine.vllm.python={sys.executable}"],
             "cannot run engine.vllm.python": ["--set", "engine.kind=vllm", "--set", "engine.vllm.python=/no/such"],
-            "has no weights": ["--model", str(model_folder(tmp_path / "empty"))],
+            "config.json and no weights": ["--model", str(model_folder(tmp_path / "empty"))],
             "no such folder": ["--model", "./no-such-folder"],
             f"cannot listen on 127.0.0.1:{port}": ["--set", f"observe.port={port}"],
             "is in use: choose another port": ["--listen", f"tcp://127.0.0.1:{port}"],
@@ -72,7 +72,7 @@ def test_missing_parts_of_a_model_are_named(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "parts", weights=100)
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match=r"lacks 1 files of weights, model-00002-of-00002\.safetensors first"):
+    with pytest.raises(UserError, match=r"1 of 2 files of weights, without model-00002-of-00002\.safetensors"):
         check_first(config_of(policy={"model": str(folder)}), tmp_path)
 
 

@@ -1,6 +1,8 @@
 """Presets: what a model of some size wants on some machine, below all that a person set."""
 
+import json
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -357,3 +359,25 @@ def test_a_folder_is_a_model_whatever_its_name(tmp_path: Path, monkeypatch: pyte
     write_tiny_policy(Path("gpt2"))
     find_model("gpt2")
     assert measure_model("gpt2").positions == 128
+
+
+@pytest.mark.parametrize(
+    ("files", "complaint"),
+    [
+        ({}, "it has a config.json and no weights: copy the weights into it too"),
+        ({"model-1-of-2.safetensors": b""}, "it has 1 of 2 files of weights, without model-2-of-2.safetensors"),
+    ],
+)
+def test_a_folder_without_its_weights_is_found_out_before_torch_is_imported(
+    files: dict[str, bytes], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took the time of loading a model, and a line of transformers about file names."""
+    write_tiny_policy(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=complaint):
+        measure_model(str(tmp_path))
