@@ -437,23 +437,24 @@ class SwarmTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         if self.state.global_step % self.args.num_iterations:
             return  # between two iterations of a round; it is done again from its beginning
-        if not all(map(is_finite, model.parameters())):
-            raise DivergedError(self.rounds_done, "a weight is not finite", self._config.learning_rate)
         self.wait_for_checkpoint()
+        number = self.rounds_done
         keep = Keep(self._config.save_total_limit, self._config.save_full)
-        aside = begin_checkpoint(self._checkpoints, self.rounds_done, self._write_small)
+        aside = begin_checkpoint(self._checkpoints, number, self._write_small)
         large = self._large_state()
         copy = copied(large)
         if copy is None:
             log.info("training waits for its checkpoint", reason="a copy would take over half of the free memory")
-            end_checkpoint(aside, partial(self._write_large, large), keep)
+            end_checkpoint(aside, partial(self._write_large, number, large), keep)
         else:
-            self._written = self._writer.submit(end_checkpoint, aside, partial(self._write_large, copy), keep)
+            write = partial(self._write_large, number, copy)
+            self._written = self._writer.submit(end_checkpoint, aside, write, keep)
 
     def wait_for_checkpoint(self) -> None:
         """Return when nothing is being written any more.
 
         Raises:
+            DivergedError: the weights to be written are not finite.
             UserError: the disk is full.
         """
         if self._written is None:
@@ -538,8 +539,12 @@ class SwarmTrainer(GRPOTrainer):
             weights = {name: weight for name, weight in weights.items() if name in trained}
         return weights, self.optimizer.state_dict() if self._config.save_full else None
 
-    def _write_large(self, state: tuple[dict[str, torch.Tensor], dict[str, Any] | None], folder: Path) -> None:
+    def _write_large(
+        self, number: int, state: tuple[dict[str, torch.Tensor], dict[str, Any] | None], folder: Path
+    ) -> None:
         weights, optimiser = state
+        if not all(map(is_finite, weights.values())):
+            raise DivergedError(number, "a weight is not finite", self._config.learning_rate)
         self.model.save_pretrained(str(folder), state_dict=weights)
         if optimiser is not None:
             torch.save(optimiser, folder / OPTIMIZER_NAME)

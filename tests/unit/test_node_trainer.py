@@ -303,10 +303,10 @@ def test_training_goes_on_while_a_checkpoint_is_written_of_the_weights_as_they_w
     config, began, drawn, states = node_config(rounds=3, save_steps=1, learning_rate=0.01), Event(), Event(), []
     write = SwarmTrainer._write_large
 
-    def slow(self, state, folder):
+    def slow(self, number, state, folder):
         began.set()
         assert drawn.wait(30)
-        write(self, state, folder)
+        write(self, number, state, folder)
 
     def rounds(done):
         yield mixed_samples(policy)
@@ -350,7 +350,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(policy, tmp_path, monk
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def fails(self, state, folder):
+def fails(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
