@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from node.config import NodeConfig, flatten
+from node.config import NodeConfig, flatten, parse_config, upgraded
 from node.errors import UserError
 from node.fleet.child_process import HEAVY, Target, run_real_node, start_server
 from node.fleet.report import write_report
@@ -117,9 +117,11 @@ def make_plan(
     try:
         found = json.loads(record.read_text())
         swarm, seed = str(found["swarm"]), int(found["seed"])
-        before = {"nodes": found["nodes"], **found["config"]}
+        before = {"nodes": found["nodes"], **_in_todays_words(found["config"])}
         before |= {key: value for key, value in found.items() if key not in RECORD}
-    except (OSError, ValueError, KeyError, TypeError):
+        for part in before.get("parts", {}).values():
+            part["config"] = _in_todays_words(part["config"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
         raise UserError(f"{record} cannot be read: choose another --out") from None
     resumed = config.model_copy(update={"seed": seed if config.seed is None else config.seed})
     now = {"nodes": nodes, **resumed.model_dump(mode="json"), **_more(parts, also)}
@@ -130,6 +132,11 @@ def make_plan(
             f"{out} holds a run with other settings ({', '.join(changed)}): repeat them, or choose another --out"
         )
     return Plan(out, swarm, nodes, resumed.seed or 0, resumed, parts, also)
+
+
+def _in_todays_words(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an earlier release recorded of a configuration, with the settings that it did not have."""
+    return parse_config(upgraded(recorded)).model_dump(mode="json")
 
 
 def _more(parts: Mapping[str, PlanPart], also: Mapping[str, Any]) -> dict[str, Any]:

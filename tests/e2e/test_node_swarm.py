@@ -282,6 +282,10 @@ def test_only_the_same_run_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(out, 1, 2)
     make_plan(out, 1, NodeConfig(rounds=2))  # no seed given: the run's own
+    record = json.loads((out / "swarm.json").read_text())
+    del record["config"]["trainer"]["stop_grace"]
+    (out / "swarm.json").write_text(json.dumps(record))
+    make_plan(out, 1, NodeConfig(rounds=2))  # of an earlier release, which had no such setting
     with pytest.raises(UserError, match=r"nodes, sampling\.local"):
         make_plan(out, 2, NodeConfig(seed=1, rounds=2, sampling={"local": 1}))
     for nearer in ({"rounds": 1}, {"rounds": 2, "budget": {"compute": 9}}):
