@@ -311,12 +311,14 @@ def test_a_checkpoint_is_written_when_a_signal_asks_for_one_after_the_round_in_p
     assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == [4, 6]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_written_when_the_newest_is_so_many_minutes_old(tmp_path: Path) -> None:
     config = SHORT.model_copy(update={"rounds": 2, "trainer": SHORT.trainer.model_copy(update={"save_minutes": 1e-6})})
     assert in_child(config, tmp_path) == 0
     assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_the_policy_with_the_highest_score_is_saved_and_kept_and_can_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,6 +190,7 @@ def test_an_error_of_the_configuration_is_one_line_and_starts_nobody_else(tmp_pa
     assert not (tmp_path / "run" / "nodes" / "n1" / "log.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_neither_many_words_nor_a_process_that_is_left_behind_keep_the_others_waiting(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no node could start: RuntimeError: no no no"):
         run(tmp_path / "words", 1, 3, nodes.talkative)
