@@ -52,6 +52,12 @@ long: $(STAMP) ## the longest tests, beyond what CI has time for: two nodes on v
 	@PYTHON=$(BIN)/python tests/install_trackers.sh
 	@$(BIN)/pytest -m long
 
+gpu: ## what only a GPU shows: its tests, and rounds against TRL's, under 10 minutes; needs a Python that has torch for CUDA
+	@test -x .venv-gpu/bin/python || $(PYTHON) -m venv --system-site-packages .venv-gpu
+	@.venv-gpu/bin/python -m pip install --quiet --progress-bar off -e '.[dev]'
+	@.venv-gpu/bin/python -m pytest -m gpu tests/gpu
+	@.venv-gpu/bin/python -m benchmarks.gpu --out runs/gpu
+
 browser: $(STAMP) docs ## the dashboard, and the site from its folder, in a real browser; wants Debian's packages chromium and chromium-driver
 	@$(BIN)/pytest -m browser
 

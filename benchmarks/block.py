@@ -3,12 +3,17 @@
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from node.config import NodeConfig
+from node.engines import Generated, RolloutEngine, SamplingParams, make_engine
+from node.engines.ahead import Ahead
 from node.engines.hf import HfEngine
 from node.loop import Loop
 from node.policy.load import Policy, load_policy
@@ -19,25 +24,35 @@ from node.telemetry.metrics import MetricsLog
 from node.training.trainer import make_trainer
 
 SEED = 0
+Engine = Literal["generate", "paged", "vllm"]
 Stamp = tuple[float, float]
 
 
 @dataclass(slots=True)
 class Block:
-    """Some rounds in a row: seconds of each on the clock and of all the process's threads, and the texts made."""
+    """Some rounds in a row.
+
+    Seconds of each on the clock and of all the process's threads, the texts made, the tokens made in each, and the most
+    bytes of a GPU that torch held (0 on a processor).
+    """
 
     seconds: list[float]
     cpu_seconds: list[float]
     texts: list[str]
+    tokens: list[int]
+    peak_bytes: int
 
 
-def time_gossamer(config: NodeConfig, tasks: TaskSet, exchange: Exchange, warm: int = 1) -> Block:
+def time_gossamer(
+    config: NodeConfig, tasks: TaskSet, exchange: Exchange, warm: int = 1, engine_name: Engine = "generate"
+) -> Block:
     """Run the node's loop and trainer; every round but the first `warm` is timed."""
+    forget_peak()
     with tempfile.TemporaryDirectory() as name, ReplayBuffer(Path(name, "pool.sqlite"), config.pool) as pool:
         folder = Path(name)
         policy = load_policy(config.policy, config.trainer.bf16)
         metrics = MetricsLog(folder / "metrics.jsonl")
-        engine = _Listening(policy)
+        engine = _Listening(_engine(config, policy, folder, engine_name))
         loop = Loop(config, SEED, policy, engine, tasks, pool, exchange, metrics)
         stamps: list[Stamp] = []
 
@@ -45,8 +60,23 @@ def time_gossamer(config: NodeConfig, tasks: TaskSet, exchange: Exchange, warm: 
             loop.finish(number, logs)
             stamps.append(stamp())
 
-        make_trainer(policy, config, folder, loop.rounds, on_update).train()
-    return block(stamps[warm - 1 :], engine.texts)
+        with closing(engine):
+            make_trainer(policy, config, folder, loop.rounds, on_update).train()
+    return block(stamps[warm - 1 :], engine.texts, engine.tokens[warm:])
+
+
+def _engine(config: NodeConfig, policy: Policy, folder: Path, name: Engine) -> RolloutEngine:
+    if name == "vllm":
+        return make_engine(config.engine, policy, folder)
+    engine = HfEngine(policy, paged=name == "paged", ahead=config.engine.ahead > 0)
+    return Ahead(engine) if config.engine.ahead else engine
+
+
+def forget_peak() -> None:
+    """Begin to count anew what torch holds of a GPU at most."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def stamp() -> Stamp:
@@ -54,20 +84,36 @@ def stamp() -> Stamp:
     return time.perf_counter(), time.process_time()
 
 
-def block(stamps: Sequence[Stamp], texts: list[str]) -> Block:
+def block(stamps: Sequence[Stamp], texts: list[str], tokens: list[int]) -> Block:
     """Return the block whose rounds end at `stamps`; the first only starts the clock."""
     pairs = list(pairwise(stamps))
-    return Block([later[0] - one[0] for one, later in pairs], [later[1] - one[1] for one, later in pairs], texts)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return Block(
+        [later[0] - one[0] for one, later in pairs], [later[1] - one[1] for one, later in pairs], texts, tokens, peak
+    )
 
 
-class _Listening(HfEngine):
-    """The hf engine, and what it said."""
+class _Listening:
+    """An engine, and what it said."""
 
-    def __init__(self, policy: Policy) -> None:
-        super().__init__(policy)
+    def __init__(self, engine: RolloutEngine) -> None:
+        self._engine = engine
         self.texts: list[str] = []
+        self.tokens: list[int] = []
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        made = super().generate(*args, **kwargs)
+    def generate(
+        self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
+    ) -> list[list[Generated]]:
+        made = self._engine.generate(prompts, n, sampling, seed)
         self.texts += [one.text for of_prompt in made for one in of_prompt]
+        self.tokens.append(sum(len(one.token_ids) for of_prompt in made for one in of_prompt))
         return made
+
+    def load(self, version: int) -> None:
+        self._engine.load(version)
+
+    def rest(self) -> None:
+        self._engine.rest()
+
+    def close(self) -> None:
+        self._engine.close()

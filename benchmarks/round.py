@@ -38,7 +38,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.block import SEED, Block, Stamp, block, stamp, time_gossamer
+from benchmarks.block import SEED, Block, Engine, Stamp, block, forget_peak, stamp, time_gossamer
 from benchmarks.sharing import time_beside, time_sharing
 from node.config import NodeConfig, parse_config
 from node.policy.load import Policy, load_policy
@@ -64,6 +64,9 @@ def run(  # noqa: PLR0913  # one argument each option
     threads: int = 1,
     compare: Comparison = "both",
     examples: int = 0,
+    engine: Engine = "generate",
+    device: str = "cpu",
+    lengths: tuple[int, int] | None = None,
 ) -> Iterator[Row]:
     """Yield a row for each side of each comparison, and last the ratios of their medians.
 
@@ -77,6 +80,9 @@ def run(  # noqa: PLR0913  # one argument each option
         threads: of torch; set for the whole process.
         compare: which of the two comparisons to make.
         examples: solved ones before each question, which is then arithmetic, in plain text.
+        engine: of both sides: transformers' `generate`, its continuous batching ("paged"), or vLLM on the same GPU.
+        device: as in `policy.device`.
+        lengths: the longest prompt and the longest completion, in tokens; default: as the model's preset has them.
     """
     torch.set_num_threads(threads)
     common = {
@@ -85,29 +91,37 @@ def run(  # noqa: PLR0913  # one argument each option
         "completions": completions,
         "examples": examples,
         "threads": threads,
+        "engine": engine,
+        "device": device,
     }
     ratio: dict[str, dict[str, float]] = {}
     if compare != "sharing":
-        config = _config(model, questions, completions, rounds + 1, examples)
-        ratio["trl"] = yield from _against_trl(config, common, blocks)
+        config = _config(model, questions, completions, rounds + 1, examples, device, engine, lengths)
+        ratio["trl"] = yield from _against_trl(config, common, blocks, engine)
     if compare != "trl":
-        config = _config(model, questions, completions, rounds + warm_rounds, examples)
+        config = _config(model, questions, completions, rounds + warm_rounds, examples, device, "generate", lengths)
         ratio["sharing off"] = yield from _sharing(config, common, blocks, warm_rounds)
     yield {"bench": "round", "ratio": ratio}
 
 
-def _against_trl(config: NodeConfig, common: Row, blocks: int) -> Generator[Row, None, dict[str, float]]:
+def _against_trl(
+    config: NodeConfig, common: Row, blocks: int, engine: Engine
+) -> Generator[Row, None, dict[str, float]]:
     ratios = {}
     for reward in ("dense", "task"):
         tasks = _tasks(config, reward)
         ours, theirs = _in_turns(
-            blocks, partial(time_gossamer, config, tasks, NoExchange()), partial(time_trl, config, tasks)
+            blocks,
+            partial(time_gossamer, config, tasks, NoExchange(), engine_name=engine),
+            partial(time_trl, config, tasks, engine),
         )
         parameters = common | {"reward": reward, "same_completions": _agreement(ours, theirs)}
         yield _row("gossamer", ours, parameters)
         yield _row("trl", theirs, parameters)
         ratios[f"reward={reward}"] = _median(ours) / _median(theirs)
         ratios[f"reward={reward} cpu"] = _median_cpu(ours) / _median_cpu(theirs)
+        if theirs[0].peak_bytes:
+            ratios[f"reward={reward} memory"] = _peak(ours) / _peak(theirs)
     return ratios
 
 
@@ -156,6 +170,10 @@ def _mean_cpu(blocks: Sequence[Block]) -> float:
     return statistics.fmean(second for one in blocks for second in one.cpu_seconds)
 
 
+def _peak(blocks: Sequence[Block]) -> int:
+    return max(one.peak_bytes for one in blocks)
+
+
 def _row(impl: str, blocks: Sequence[Block], parameters: Row) -> Row:
     return {
         "bench": "round",
@@ -165,6 +183,8 @@ def _row(impl: str, blocks: Sequence[Block], parameters: Row) -> Row:
         "median_cpu_s": _median_cpu(blocks),
         "mean_cpu_s": _mean_cpu(blocks),
         "runs": sum(len(one.seconds) for one in blocks),
+        "tokens_s": sum(sum(one.tokens) for one in blocks) / sum(sum(one.seconds) for one in blocks),
+        "peak_bytes": _peak(blocks),
     }
 
 
@@ -173,16 +193,19 @@ def _agreement(ours: Sequence[Block], theirs: Sequence[Block]) -> float:
     return round(statistics.fmean(one == other for one, other in pairs), 4)
 
 
-def time_trl(config: NodeConfig, tasks: TaskSet) -> Block:
+def time_trl(config: NodeConfig, tasks: TaskSet, engine: Engine = "generate") -> Block:
     """Run TRL's trainer on the same rounds; every round but the first is timed."""
+    forget_peak()
     policy = load_policy(config.policy, config.trainer.bf16)
     asked = [
         (task, item) for task, _, item in tasks.questions(SEED, config.last_round * config.sampling.questions_per_round)
     ]
     texts: list[str] = []
+    tokens: list[int] = []
     clock = _Clock()
 
-    def reward(completions: list[Any], question: list[int], **_: Any) -> list[float]:
+    def reward(completions: list[Any], question: list[int], completion_ids: list[Any], **_: Any) -> list[float]:
+        tokens.append(sum(map(len, completion_ids)))
         plain = [text if isinstance(text, str) else text[0]["content"] for text in completions]
         texts.extend(plain)
         return [asked[at][0].verify(asked[at][1], text) or 0.0 for at, text in zip(question, plain, strict=True)]
@@ -191,7 +214,7 @@ def time_trl(config: NodeConfig, tasks: TaskSet) -> Block:
         trainer = GRPOTrainer(
             model=policy.model,
             reward_funcs=reward,
-            args=_trl_config(config, folder, policy.bf16),
+            args=_trl_config(config, folder, policy.bf16, engine),
             train_dataset=Dataset.from_dict(
                 {"prompt": [_prompt(policy, item) for _, item in asked], "question": list(range(len(asked)))}
             ),
@@ -200,7 +223,7 @@ def time_trl(config: NodeConfig, tasks: TaskSet) -> Block:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return block(clock.stamps, texts)
+    return block(clock.stamps, texts, tokens[1:])
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
@@ -240,24 +263,35 @@ def _tasks(config: NodeConfig, reward: Reward) -> TaskSet:
     return TaskSet([(_Dense(task), 1.0) for task in tasks.tasks]) if reward == "dense" else tasks
 
 
-def _config(model: str, questions: int, completions: int, rounds: int, examples: int) -> NodeConfig:
+def _config(  # each is an option
+    model: str,
+    questions: int,
+    completions: int,
+    rounds: int,
+    examples: int,
+    device: str,
+    engine: Engine,
+    lengths: tuple[int, int] | None,
+) -> NodeConfig:
+    longest = {"max_prompt_length": lengths[0], "max_completion_length": lengths[1]} if lengths else {}
+    kind = {"kind": "vllm"} if engine == "vllm" else {}
     shown: Row = {
-        "policy": {"model": model, "device": "cpu", "prompt": "plain"},
-        "engine": {"max_completion_length": 12},
+        "policy": {"model": model, "device": device, "prompt": "plain"},
+        "engine": {"max_completion_length": 12} | longest | kind,
         "tasks": [{"name": "builtin/arithmetic", "examples": examples, "answer": "first_line"}],
     }
     return parse_config(
         {
             "seed": SEED,
             "rounds": rounds,
-            **(shown if examples else {"policy": {"model": model, "device": "cpu"}}),
+            **(shown if examples else {"policy": {"model": model, "device": device}, "engine": longest | kind}),
             "sampling": {"rule": "sapo", "local": questions, "external": 0, "completions": completions},
             "trainer": {"save_steps": rounds},
         }
     )
 
 
-def _trl_config(config: NodeConfig, folder: str, bf16: bool) -> GRPOConfig:
+def _trl_config(config: NodeConfig, folder: str, bf16: bool, engine: Engine) -> GRPOConfig:
     trainer, sampling = config.trainer, config.sampling
     return GRPOConfig(
         output_dir=folder,
@@ -266,7 +300,10 @@ def _trl_config(config: NodeConfig, folder: str, bf16: bool) -> GRPOConfig:
         num_generations=sampling.completions,
         shuffle_dataset=False,
         seed=SEED,
-        use_cpu=True,
+        use_cpu=config.policy.device == "cpu",
+        use_transformers_continuous_batching=engine == "paged",
+        use_vllm=engine == "vllm",
+        vllm_mode="colocate",
         bf16=bf16,
         gradient_checkpointing=None,
         learning_rate=trainer.learning_rate,

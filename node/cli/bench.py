@@ -28,6 +28,12 @@ def bench_round(  # noqa: PLR0913  # one option each
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for tensors.")] = 1,
     compare: Annotated[Compare, typer.Option(help="Which comparison to make.")] = "both",
     examples: Annotated[int, typer.Option(min=0, help="Solved examples before each question, for real models.")] = 0,
+    engine: Annotated[
+        Literal["generate", "paged", "vllm"],
+        typer.Option(help="Of both sides: transformers' generate, its continuous batching, or vLLM on the same GPU."),
+    ] = "generate",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="As policy.device.")] = "cpu",
+    lengths: Annotated[str, typer.Option(help="Longest prompt and completion in tokens, such as 256,128.")] = "",
     debug: Debug = False,
 ) -> None:
     """Time a round against TRL's, and with sharing.
@@ -39,6 +45,7 @@ def bench_round(  # noqa: PLR0913  # one option each
     Example:
       gossamer bench round --blocks 6 > round.jsonl
       gossamer bench round --compare trl --model runs/models/smollm2-135m-instruct --examples 3 --rounds 3 --blocks 2
+      gossamer bench round --compare trl --model Qwen/Qwen3-0.6B --device cuda --engine vllm --lengths 256,128
       gossamer bench round --compare sharing --model runs/models/smollm2-135m-instruct --rounds 3 --warm-rounds 4
     """
     with _checkout():
@@ -53,8 +60,20 @@ def bench_round(  # noqa: PLR0913  # one option each
         threads=threads,
         compare=compare,
         examples=examples,
+        engine=engine,
+        device=device,
+        lengths=_lengths(lengths),
     ):
         print(json.dumps(row), flush=True)
+
+
+def _lengths(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    numbers = _numbers("--lengths", text, 1)
+    if len(numbers) != 2:
+        raise UserError(f"--lengths wants two numbers, of a prompt and a completion, such as 256,128; got {text!r}")
+    return numbers[0], numbers[1]
 
 
 @app.command("gossip")
