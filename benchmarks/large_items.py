@@ -16,7 +16,20 @@ from typing import Any
 from protocol.config import Instant, Setup, read_clock
 from protocol.core import Core
 from protocol.credentials.records import Address, Endpoint
-from protocol.events import Accepted, Arrived, CoreEvent, Deliver, Dial, Item, Link, Offer, Opened, SendFrame, Tick
+from protocol.events import (
+    Accepted,
+    Arrived,
+    CoreEvent,
+    Deliver,
+    Dial,
+    Item,
+    Link,
+    Offer,
+    Opened,
+    QueuePlace,
+    SendFrame,
+    Tick,
+)
 from protocol.identity import Identity
 from protocol.membership.address_book import Book
 from protocol.wire.compression import pack_content, unpack_content
@@ -91,6 +104,10 @@ class Cores:
             at, event = self._events.popleft()
             for action in self._cores[at].handle(event, self._now):
                 match action:
+                    case QueuePlace(link, place):
+                        there = Link(self._keys[at], dialled=not link.dialled)
+                        frame = self._cores[at].make_frame(link, place, self._now)
+                        self._events.append((self._keys.index(link.key), Arrived(there, frame)))
                     case Dial(address):
                         self._events.append((at, Opened(Link(address.key, dialled=True))))
                         self._events.append((0, Accepted(Link(self._keys[at], dialled=False), "10.0.0.2")))

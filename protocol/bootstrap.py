@@ -50,9 +50,9 @@ from protocol.membership.address_book import usable
 from protocol.membership.links import HELLO_RETRY_S
 from protocol.membership.membership import NO_ROOM
 from protocol.notices import GRAYLISTED
-from protocol.wire.envelope import Envelope, Kind, open_frame, seal
+from protocol.wire.envelope import CONTROL, Control, Envelope, Kind, control_frame, open_frame, read_control, seal
 from protocol.wire.messages import AskManifest, AskRevocations, Body, Goodbye, Hello, Manifest, Peers, Revocations
-from protocol.wire.version import MAJOR, goodbye_reason, seal_v1, spoken_version
+from protocol.wire.version import MAJOR, goodbye_reason, spoken_version
 
 AGENT = "gossamer/joining"
 MAX_NAMES = 16  # of members that are asked: an invite's eight seeds, and as many that those name
@@ -209,8 +209,7 @@ class Bootstrap:
         return []
 
     def _greet(self, member: Member, now: Instant) -> list[Action]:
-        is_repeated = member.state is State.GREETED  # it may not even read ours
-        if not is_repeated:
+        if member.state is not State.GREETED:
             member.state, member.since = State.GREETED, now.steady
         member.shown, member.said = self._current, now.steady
         record = make_record(
@@ -222,27 +221,26 @@ class Bootstrap:
             int((now.unix + RECORD_LIFE_S) * 1000),
             self._grants[self._current],
         )
-        hello = Hello(record.encoded, needy=True)
-        repeated = [self._send_v1(member, hello, now)] if is_repeated else []
-        return [self._send(member, hello, now), *repeated]
+        return [self._send(member, Hello(record.encoded, needy=True), now)]
 
     def _arrived(self, member: Member, frame: bytes, now: Instant) -> list[Action]:
         member.frames += 1
         if member.frames > MAX_FRAMES:
             return self._refused(member, "too_many_frames", now)
-        version = spoken_version(frame)
+        version = None if frame.startswith(CONTROL) else spoken_version(frame)
         if version is not None and version >> 8 != MAJOR:
-            goodbye = self._send_v1(member, Goodbye(goodbye_reason()), now)
+            goodbye = self._send(member, Goodbye(goodbye_reason()), now)
             return [goodbye, *self._refused(member, goodbye_reason(version), now)]
         try:
+            if (said := read_control(frame)) is not None:
+                return self._message(member, said, now)
             envelope = open_frame(frame, self._identity.verify)
-            if envelope.swarm != self._invite.swarm:
-                return []
-            return self._message(member, envelope, now)
+            is_hello = envelope.kind == Kind.HELLO and envelope.swarm == self._invite.swarm
+            return self._message(member, envelope, now) if is_hello else []
         except PeerError:
             return []
 
-    def _message(self, member: Member, envelope: Envelope, now: Instant) -> list[Action]:
+    def _message(self, member: Member, envelope: Envelope | Control, now: Instant) -> list[Action]:
         match envelope.kind:
             case Kind.HELLO if member.state is State.GREETED:
                 hello = Hello.decode(envelope.body)
@@ -365,12 +363,10 @@ class Bootstrap:
         return Counter(seed for member in self._members.values() for seed in set(member.names.values()))
 
     def _send(self, member: Member, body: Body, now: Instant) -> SendFrame:
-        self._sequence += 1
-        frame = seal(self._identity, self._invite.swarm, body.kind, self._sequence, int(now.unix * 1000), body.encode())
-        return SendFrame(member.link, frame)
-
-    def _send_v1(self, member: Member, body: Hello | Goodbye, now: Instant) -> SendFrame:
+        if not isinstance(body, Hello | Goodbye):  # which say our version; see `protocol.wire.version`
+            return SendFrame(member.link, control_frame(body.kind, body.encode()))
         self._sequence += 1
         stamp = int(now.unix * 1000)
-        frame = seal_v1(self._identity, self._invite.swarm, body.kind, self._sequence, stamp, body.encode())
-        return SendFrame(member.link, frame)
+        return SendFrame(
+            member.link, seal(self._identity, self._invite.swarm, body.kind, self._sequence, stamp, body.encode())
+        )

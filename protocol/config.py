@@ -83,7 +83,7 @@ class Limits:
     inbox_items: int = 4096  # received and not yet fetched by the node
     inbox_bytes: int = 64 * MIB
     # Items kept for peers that still lack them, and as much again of items on their way. 16 nodes that publish 5 MB
-    # each are 80 MB: where less was kept, what a node relayed pushed out its own before its peers had fetched it.
+    # each are 80 MB.
     held_bytes: int = 256 * MIB
     # 32 completions of 16 thousand tokens are some 2 MiB of text; eight times that is in nobody's way, as chunks.
     max_item_bytes: int = 16 * MIB
@@ -96,10 +96,6 @@ class Limits:
     bytes_per_second: float = 64.0 * MIB
     bytes_burst: float = 512.0 * MIB
 
-    # What waits to be sent, in bytes of items (see `protocol.limits.send_queues`). A peer asks for 4 MiB at a time, and
-    # all of 16 fit together; what does not fit is announced again.
-    max_link_queue_bytes: int = 4 * MIB
-    max_queue_bytes: int = 64 * MIB
     upload_bytes_per_second: float = 0.0  # what the owner's line may be taken for; 0: all it has
 
     # TCP connections, inbound: a live link each, and strangers that ask, probe or leave. One costs

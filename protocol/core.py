@@ -2,28 +2,27 @@
 
 It joins the cores. Every frame takes the same path, cheapest check first:
 
-    who is it -> graylisted? -> within its allowance? -> an item seen before, or beyond our demand? -> version
-    -> signature -> digest -> swarm -> membership (control messages) or gossip (items)
+    who is it -> graylisted? -> within its allowance? -> membership or gossip (what is said to us only)
+    an item or a hello: seen before, or beyond our demand? -> version -> signature -> digest -> swarm
 
-A control message counts only over a link whose proven holder signed it, in rising
-sequence. An item may come from any live peer, whoever signed it. The first failing check
+What is said over a link is its holder's: CURVE proved the key that the holder's record binds to its node id. An item
+may come from any live peer, whoever signed it. The first failing check
 drops the frame, counts it by reason, and costs whoever is to blame.
 """
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocol.config import Instant, Setup
 from protocol.errors import EnvelopeError, MessageError, PeerError, RevocationError
 from protocol.events import (
     Accepted,
-    Announced,
     Arrived,
     Blame,
     ChargePrefix,
     ChunkArrived,
-    ChunksPulled,
     Closed,
     CoreAction,
     CoreEvent,
@@ -32,10 +31,9 @@ from protocol.events import (
     Discard,
     Expel,
     GossipAction,
-    GossipEvent,
     Got,
     HangUp,
-    Interested,
+    Heard,
     Item,
     Link,
     MembershipAction,
@@ -43,7 +41,6 @@ from protocol.events import (
     Misfit,
     Moved,
     NetworkRefused,
-    NotSent,
     Offer,
     Opened,
     OtherVersion,
@@ -52,20 +49,20 @@ from protocol.events import (
     PeerDown,
     PeerUp,
     Publish,
-    Pulled,
+    QueuePlace,
     Refused,
     Report,
     Revoked,
     Send,
     SendFrame,
+    Serve,
     Stored,
     Subscribe,
     Tick,
     TurnedAway,
-    Unsent,
     Verdict,
 )
-from protocol.gossip.gossip import Gossip
+from protocol.gossip.exchange import Gossip
 from protocol.identity import NodeId, node_id
 from protocol.limits.peer_scores import NODE_ALONE, REJECT_PENALTY, Admission, subject_of
 from protocol.limits.rate_limits import TokenBucket
@@ -76,6 +73,7 @@ from protocol.wire.envelope import (
     CHUNK_BYTES,
     HASH_BYTES,
     HEAD_BYTES,
+    Control,
     Envelope,
     Header,
     ItemId,
@@ -83,30 +81,35 @@ from protocol.wire.envelope import (
     chunk_count,
     chunk_hashes,
     claimed_id,
+    control_frame,
     digest_of_hashes,
     kind_of,
     open_frame,
     open_header,
+    read_control,
     seal,
 )
 from protocol.wire.messages import (
     ITEM_OVERHEAD_BYTES,
     TOPIC_BYTES,
-    Announce,
     AskManifest,
     Body,
+    Busy,
+    Cancel,
+    DontHave,
     Goodbye,
+    Have,
     Hello,
+    IDontWant,
     Interest,
     ItemChunk,
     ItemOutline,
     Manifest,
-    Pull,
-    PullChunks,
+    Want,
 )
-from protocol.wire.version import OTHER_VERSION, goodbye_reason, is_older_form, said, seal_v1, spoken_version
+from protocol.wire.version import OTHER_VERSION, goodbye_reason, said, spoken_version
 
-MAX_LINKS = 1024  # whose last sequence number is remembered
+MAX_LINKS = 1024  # of which something is remembered
 # A manifest has up to 64 KiB. Whoever lacks it asks once each time that a peer comes up.
 MANIFEST_ASK_S, MANIFEST_ASKS = 10.0, 4
 NOTICE_S, NOTICES = 60.0, 16  # lines in our log about peers of other versions: keys, and so such peers, are free
@@ -119,6 +122,11 @@ class Traffic:
     since: float
     received: int = 0
     sent: int = 0
+
+
+GOSSIP: dict[int, Callable[[bytes], Have | Want | DontHave | Interest]] = {
+    message.kind: message.decode for message in (Have, Want, Cancel, DontHave, Busy, IDontWant, Interest)
+}
 
 
 class Core:
@@ -140,8 +148,6 @@ class Core:
         self.membership = Membership(setup, book, rng, now, self.admission.is_refused)
         self.gossip = Gossip(setup.identity.node_id, setup, rng, now)
         self.manifest = setup.manifest  # empty until a peer sent it
-        self._sequences: Recent[Link, int] = Recent(MAX_LINKS)
-        self._said_hello: Recent[Link, None] = Recent(MAX_LINKS)  # that we dialled and sent a hello
         self._ended: Recent[Link, None] = Recent(MAX_LINKS)  # whose last words may yet come: nobody's fault
         self._misfits: Recent[bytes, int] = Recent(MAX_LINKS)  # CURVE keys whose holders speak another version
         self._notices = TokenBucket(1 / NOTICE_S, NOTICES, now.steady)
@@ -165,7 +171,23 @@ class Core:
     def note_sent(self, action: SendFrame) -> None:
         """Count a frame that the transport took."""
         self._count(self.membership.live_node(action.link), sent=len(action.frame))
-        self.items_sent += action.is_item and not action.is_further
+
+    def make_frame(self, link: Link, place: bytes, now: Instant) -> bytes:
+        """Return the frame of what waited for a link that is free now; empty if nobody waits for it any more."""
+        node = self.membership.live_node(link)
+        served = self.gossip.serve(node, place, now) if node is not None else None
+        match served:
+            case None:
+                return b""
+            case Item(frame=frame):
+                self.items_sent += 1
+            case ItemChunk(index=index):
+                frame = _frame(served)
+                self.items_sent += index == 0
+            case _:
+                frame = _frame(served)
+        self._count(node, sent=len(frame))
+        return frame
 
     def _count(self, node: NodeId | None, *, received: int = 0, sent: int = 0) -> None:
         self.bytes_received += received
@@ -178,7 +200,7 @@ class Core:
         """Tell whether the holder of a CURVE key is graylisted, under its node id if it ever proved one."""
         return self.admission.is_refused(self._subject(Link(key, dialled=False)), now)
 
-    def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:  # noqa: C901  # an arm an event
+    def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:  # an arm an event
         """Advance by one event. Nothing that a peer sends raises: it is counted."""
         match event:
             case Arrived(link, frame):
@@ -188,7 +210,6 @@ class Core:
             case Subscribe():
                 return self._items(self.gossip.handle(event, now), now)
             case Opened(link) | Accepted(link):
-                self._said_hello.pop(link)
                 self._ended.pop(link)
                 return self._members(self.membership.handle(event, now), now)
             case Closed(link):
@@ -198,9 +219,6 @@ class Core:
                 return self._members(self.membership.handle(event, now), now)
             case Revoked():
                 return self._revoked(event, now)
-            case Unsent(link, ids):
-                node = self.membership.live_node(link)
-                return self._items(self.gossip.handle(NotSent(node, ids), now), now) if node else []
             case Report():
                 return self._report(event, now)
             case NetworkRefused(network):
@@ -208,8 +226,8 @@ class Core:
                 return []
             case Refused(reason, offender):
                 return self._offence(reason, offender, self._subject(offender) if offender else None, now)
-            case Tick(congested):
-                return self._tick(congested, now)
+            case Tick():
+                return self._tick(now)
 
     def _revoked(self, event: Revoked, now: Instant) -> list[CoreAction]:
         try:
@@ -242,23 +260,20 @@ class Core:
             return self._offence("flood", link, subject, now)
         try:
             if node is not None and kind == Kind.ITEM:
-                self.gossip.heard(node, now)
                 claimed = claimed_id(frame)
                 return [] if self._is_spared(node, claimed, len(frame), now) else self._item(node, claimed, frame, now)
-            envelope = self._open(frame)
-            if node is None and envelope.kind not in (BEFORE_HELLO if link.dialled else {Kind.HELLO}):
-                if envelope.kind == Kind.ASK_MANIFEST and self.membership.proven_node(link) is not None:
+            control = read_control(frame)
+            if control is None:
+                return self._greeted(link, frame, now)
+            if node is None and not (link.dialled and control.kind in BEFORE_HELLO):
+                if control.kind == Kind.ASK_MANIFEST and self.membership.proven_node(link) is not None:
                     return self._answer_manifest(link, now)  # it is admitted, and had no room
                 if self._is_parting(link):
                     return []
-                if not (envelope.kind == Kind.REVOCATIONS and self.membership.awaits_list(link)):
+                if not (control.kind == Kind.REVOCATIONS and self.membership.awaits_list(link)):
                     raise MessageError("no_hello")
-            return self._control(link, node, envelope, now)
+            return self._control(link, node, control, now)
         except PeerError as error:
-            if is_older_form(frame):
-                # It speaks our version, too, and has said hello in that before: what it says in the other is nothing.
-                is_excused = node is not None or self._is_parting(link)
-                return [] if is_excused else self._offence("no_hello", link, subject, now)
             if error.reason == OTHER_VERSION and node is None:
                 return self._other_version(link, frame, now)
             # Nobody changes version in the middle of a talk.
@@ -343,31 +358,41 @@ class Core:
             return self._refuse_item(refusal, node, signer, header.item_id, now)
         return self._items(self.gossip.handle(Outlined(node, Outline(header, message.head, message.hashes)), now), now)
 
-    def _control(self, link: Link, node: NodeId | None, envelope: Envelope, now: Instant) -> list[CoreAction]:
+    def _greeted(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
+        """Hear a hello, which alone is sealed beside items."""
+        envelope = self._open(frame)
+        if envelope.kind != Kind.HELLO:
+            if self._is_parting(link):
+                return []
+            raise MessageError("no_hello" if envelope.kind == Kind.ITEM else "malformed")
         sender = node_id(envelope.public_key)
-        if node is not None and envelope.kind != Kind.HELLO:
-            if sender != node:
-                raise MessageError("impostor", "signed by another node than the link's")
-            # A chunk waits while messages that were sealed after it go first; and it is taken once anyway.
-            if envelope.kind != Kind.CHUNK and envelope.sequence <= (self._sequences.get(link) or 0):
-                raise MessageError("replayed", "sequence")
+        actions = self._members(self.membership.handle(Message(link, sender, Kind.HELLO, envelope.body), now), now)
+        if self.membership.live_node(link) == sender:
+            self.membership.heard(sender, now)
+        return actions
+
+    def _control(self, link: Link, node: NodeId | None, said: Control, now: Instant) -> list[CoreAction]:
+        sender = node or self.membership.proven_node(link) or NodeId(link.key.hex())
         actions: list[CoreAction]
-        match envelope.kind:
-            case Kind.ANNOUNCE | Kind.PULL | Kind.PULL_CHUNKS | Kind.CHUNK | Kind.INTEREST:
-                actions = self._items(self.gossip.handle(_gossip_event(sender, envelope), now), now)
+        match said.kind:
+            case Kind.CHUNK:
+                chunk = ItemChunk.decode(said.body)
+                actions = self._items(self.gossip.handle(ChunkArrived(sender, chunk), now), now)
+            case Kind.HELLO | Kind.ITEM:
+                raise MessageError("malformed", "it has to be sealed")
+            case kind if (read := GOSSIP.get(kind)) is not None:
+                actions = self._items(self.gossip.handle(Heard(sender, read(said.body)), now), now)
             case Kind.OUTLINE:
-                actions = self._outline(sender, envelope.body, now)
+                actions = self._outline(sender, said.body, now)
             case Kind.ASK_MANIFEST:
                 actions = self._answer_manifest(link, now)
             case Kind.MANIFEST:
-                self._take_manifest(Manifest.decode(envelope.body).encoded)
+                self._take_manifest(Manifest.decode(said.body).encoded)
                 actions = []
             case _:
-                message = Message(link, sender, envelope.kind, envelope.body)
+                message = Message(link, sender, said.kind, said.body)
                 actions = self._members(self.membership.handle(message, now), now)
         if self.membership.live_node(link) == sender:
-            if envelope.kind != Kind.CHUNK:
-                self._sequences.set(link, envelope.sequence)
             self.membership.heard(sender, now)
         return actions
 
@@ -408,16 +433,14 @@ class Core:
             return self._offence(report.reason, link, signer, now, REJECT_PENALTY)
         return []
 
-    def _tick(self, congested: frozenset[Link | NodeId], now: Instant) -> list[CoreAction]:
+    def _tick(self, now: Instant) -> list[CoreAction]:
         actions: list[CoreAction] = []
         if now.steady >= self._members_ticked + TICK_S:
             self._members_ticked = now.steady
             actions += self._members(self.membership.handle(Tick(), now), now)
         if now.steady >= self._items_ticked + self.gossip.wait():
             self._items_ticked = now.steady
-            nodes = (self.membership.live_node(link) for link in congested if isinstance(link, Link))
-            tick = Tick(frozenset(node for node in nodes if node is not None))
-            actions += self._items(self.gossip.handle(tick, now), now)
+            actions += self._items(self.gossip.handle(Tick(), now), now)
         return actions
 
     def _members(self, wanted: list[MembershipAction], now: Instant) -> list[CoreAction]:
@@ -429,7 +452,7 @@ class Core:
             match action:
                 case Send(link, message):
                     assert isinstance(link, Link)
-                    actions += self._tell(link, message, now)
+                    actions.append(self._send(link, message, now))
                 case Dial():
                     actions.append(action)
                 case HangUp(link):
@@ -445,16 +468,6 @@ class Core:
                         actions += self._ask_manifest(action.node, now)
         return actions
 
-    def _tell(self, link: Link, message: Body | Item, now: Instant) -> list[CoreAction]:
-        if isinstance(message, Goodbye) and link.key in self._misfits:
-            return [SendFrame(link, self._seal_v1(message, now))]
-        sent: list[CoreAction] = [self._send(link, message, now)]
-        if isinstance(message, Hello) and link.dialled:
-            if link in self._said_hello:  # and no answer came: it may not even read ours
-                sent.append(SendFrame(link, self._seal_v1(message, now)))
-            self._said_hello.set(link, None)
-        return sent
-
     def _items(self, wanted: list[GossipAction], now: Instant) -> list[CoreAction]:
         actions: list[CoreAction] = []
         for action in wanted:
@@ -467,47 +480,23 @@ class Core:
                 actions += self._offence(action.reason, blamed, action.node, now)
                 continue
             link = action.to if isinstance(action.to, Link) else self.membership.link_of(action.to)
-            if link is not None:
+            if link is None:
+                continue
+            if isinstance(action, Serve):
+                actions.append(QueuePlace(link, action.place, action.size))
+            else:
                 actions.append(self._send(link, action.message, now))
         return actions
 
-    def _send(self, link: Link, message: Body | Item, now: Instant) -> SendFrame:
-        match message:
-            case Item(id_, frame=frame):
-                if message.is_large:
-                    return SendFrame(link, self._seal_message(message.outline, now), (id_,))
-                return SendFrame(link, frame, (id_,), is_item=True)
-            case ItemChunk(index=index):
-                frame = self._seal(message.kind, message.encode(), now, message.hashes)
-                return SendFrame(link, frame, (message.place,), is_item=True, is_further=index > 0)
-            case Announce(items):
-                return SendFrame(link, self._seal_message(message, now), tuple(entry.id for entry in items))
-            case _:
-                return SendFrame(link, self._seal_message(message, now))
-
-    def _seal_message(self, message: Body, now: Instant) -> bytes:
-        return self._seal(message.kind, message.encode(), now)
+    def _send(self, link: Link, message: Body, now: Instant) -> SendFrame:
+        says_version = isinstance(message, Hello) or (isinstance(message, Goodbye) and link.key in self._misfits)
+        return SendFrame(link, self._seal(message.kind, message.encode(), now) if says_version else _frame(message))
 
     def _seal(self, kind: Kind, body: bytes, now: Instant, hashes: bytes | None = None) -> bytes:
         self._sequence += 1
         return seal(self._identity, self._swarm, kind, self._sequence, int(now.unix * 1000), body, hashes)
 
-    def _seal_v1(self, message: Hello | Goodbye, now: Instant) -> bytes:
-        self._sequence += 1
-        stamp = int(now.unix * 1000)
-        return seal_v1(self._identity, self._swarm, message.kind, self._sequence, stamp, message.encode())
 
-
-def _gossip_event(sender: NodeId, envelope: Envelope) -> GossipEvent:
-    body = envelope.body
-    match envelope.kind:
-        case Kind.ANNOUNCE:
-            return Announced(sender, Announce.decode(body).items)
-        case Kind.PULL:
-            return Pulled(sender, Pull.decode(body).ids)
-        case Kind.PULL_CHUNKS:
-            return ChunksPulled(sender, PullChunks.decode(body))
-        case Kind.CHUNK:
-            return ChunkArrived(sender, ItemChunk.decode(body, envelope.hashes))
-        case _:
-            return Interested(sender, Interest.decode(body))
+def _frame(message: Body) -> bytes:
+    """Return the frame of what is said to one peer only."""
+    return control_frame(message.kind, message.encode())

@@ -6,7 +6,19 @@ import structlog
 
 from protocol.config import AwakeClock, Instant
 from protocol.core import Core
-from protocol.events import ChargePrefix, CoreEvent, Deliver, Dial, HangUp, Item, OtherVersion, SendFrame, Tick, Unsent
+from protocol.events import (
+    ChargePrefix,
+    CoreEvent,
+    Deliver,
+    Dial,
+    HangUp,
+    Item,
+    Link,
+    OtherVersion,
+    QueuePlace,
+    SendFrame,
+    Tick,
+)
 from protocol.transport import Transport
 from protocol.wire.version import VERSION, said
 
@@ -27,6 +39,7 @@ class Driver:
         self.now = AwakeClock(clock)
         self.at = self.now()  # when the last step had handled what came
         self._deliver = deliver
+        transport.serve(self._make)
 
     def wait(self) -> float:
         """Return how many seconds may pass before the next `step`, if nothing comes."""
@@ -44,9 +57,19 @@ class Driver:
         self.at = self.now() if events else now
         wait = self._core.wait(self.at)
         if wait <= 0:
-            self._feed(Tick(self._transport.congested), self.at)
+            self._feed(Tick(), self.at)
             wait = self.wait()
         return wait
+
+    def _make(self, link: Link, place: bytes) -> bytes:
+        """Return the frame of what waited for a link. A defect is as in `feed`."""
+        now = self.now()
+        try:
+            return self._core.make_frame(link, place, now)
+        except Exception:  # as below
+            log.exception("internal error", event_type="make_frame")
+            self._core.admission.offence("internal", None, now)
+            return b""
 
     def feed(self, event: CoreEvent) -> None:
         """Handle one event. A defect that it runs into is logged and counted; the node goes on."""
@@ -57,13 +80,11 @@ class Driver:
             actions = self._core.handle(event, now)
             for action in actions:
                 match action:
-                    case SendFrame(link, frame, ids):
-                        if action.is_item and self._transport.holds(link, ids):
-                            continue  # it was asked for again, and is on its way
-                        if self._transport.send(link, frame, action.lane, ids):
+                    case SendFrame(link, frame):
+                        if self._transport.send(link, frame):
                             self._core.note_sent(action)
-                        elif ids:
-                            self._core.handle(Unsent(link, ids), now)
+                    case QueuePlace(link, place, size):
+                        self._transport.queue(link, place, action.lane, size)
                     case Deliver(item):
                         self._deliver(item)
                     case Dial(address, scope):

@@ -17,7 +17,18 @@ from protocol.identity import NodeId, node_id
 from protocol.limits.networks import Scope
 from protocol.value import value
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, Header, ItemId, hash_in
-from protocol.wire.messages import TOPIC_BYTES, Body, Entry, Interest, ItemChunk, ItemOutline, PullChunks, hint
+from protocol.wire.messages import (
+    TOPIC_BYTES,
+    Body,
+    DontHave,
+    Entry,
+    Have,
+    Interest,
+    ItemChunk,
+    ItemOutline,
+    Want,
+    hint,
+)
 
 # Links, as every transport has them
 
@@ -83,18 +94,8 @@ class Refused:
 
 
 @value
-class Unsent:
-    """A frame with (or about) these items, or the chunk of such a place, found no room on the link, or made some."""
-
-    link: Link
-    ids: tuple[bytes, ...]
-
-
-@value
 class Tick:
-    """Time has passed. Items wait to be sent over the links `congested`, or to the nodes."""
-
-    congested: frozenset[Link | NodeId] = frozenset()
+    """Time has passed."""
 
 
 # What a node's owner says
@@ -265,6 +266,10 @@ class Outline:
         """Return how many bytes chunk `index` has by the size that the signer states."""
         return min(CHUNK_BYTES, self.header.size - index * CHUNK_BYTES)
 
+    def chunk(self, index: int, data: bytes) -> ItemChunk:
+        """Return a chunk of which the data is known to be good."""
+        return ItemChunk(self.id, index, data, hash_in(self.hashes, index))
+
     def fill(self, chunks: Iterable[bytes]) -> Item:
         """Return the item, once all its chunks are there."""
         frame = b"".join((self.head, *chunks))
@@ -278,14 +283,6 @@ class Outlined:
 
     node: NodeId
     outline: Outline
-
-
-@value
-class ChunksPulled:
-    """A peer asks for chunks of an item."""
-
-    node: NodeId
-    pull: PullChunks
 
 
 @value
@@ -312,35 +309,11 @@ class Got:
 
 
 @value
-class Announced:
-    """A peer says what it holds."""
+class Heard:
+    """A peer says something of items, or of what it wants to be offered."""
 
     node: NodeId
-    items: tuple[Entry, ...]
-
-
-@value
-class Interested:
-    """A peer says what it wants to be offered."""
-
-    node: NodeId
-    interest: Interest
-
-
-@value
-class Pulled:
-    """A peer asks for items."""
-
-    node: NodeId
-    ids: tuple[ItemId, ...]
-
-
-@value
-class NotSent:
-    """These items, their announcement, or the chunk of such a place, could not be sent to the peer."""
-
-    node: NodeId
-    ids: tuple[bytes, ...]
+    message: Have | Want | DontHave | Interest
 
 
 @value
@@ -381,31 +354,41 @@ class HangUp:
 
 @value
 class Send:
-    """Send a message that we sign, or an item as its signer made it, over a link or to a live peer."""
+    """Send a message over a link or to a live peer."""
 
     to: Link | NodeId
-    message: Body | Item
+    message: Body
+
+
+@value
+class Serve:
+    """Let an item, an outline or a chunk of `size` bytes wait for a peer's line; see `Gossip.serve`."""
+
+    to: NodeId
+    place: bytes
+    size: int
 
 
 @value
 class SendFrame:
-    """Send a sealed frame on a link; report `Unsent` with `ids` when it cannot be queued.
-
-    `is_further`: a chunk of an item, but not the first, by which the item is counted.
-    """
+    """Send a sealed frame on a link."""
 
     link: Link
     frame: bytes
-    ids: tuple[bytes, ...] = ()
-    is_item: bool = False
-    is_further: bool = False
+
+
+@value
+class QueuePlace:
+    """Let what a peer wants wait for its link; it becomes a frame when that is free (`Core.make_frame`)."""
+
+    link: Link
+    place: bytes
+    size: int
 
     @property
     def lane(self) -> Lane:
         """How urgent it is."""
-        if not self.is_item:
-            return Lane.CONTROL
-        return Lane.SMALL if len(self.frame) <= SMALL_ITEM_BYTES else Lane.LARGE
+        return Lane.SMALL if self.size <= SMALL_ITEM_BYTES else Lane.LARGE
 
 
 @value
@@ -439,25 +422,10 @@ class Blame:
     reason: str
 
 
-NetworkEvent = Opened | Accepted | TurnedAway | Closed | Arrived | Refused | NetworkRefused | Unsent
+NetworkEvent = Opened | Accepted | TurnedAway | Closed | Arrived | Refused | NetworkRefused
 MembershipEvent = Opened | Accepted | TurnedAway | Closed | Message | Expel | Misfit | Moved | Revoked | Stored | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
-GossipEvent = (
-    PeerUp
-    | PeerDown
-    | Publish
-    | Got
-    | Announced
-    | Interested
-    | Pulled
-    | Subscribe
-    | NotSent
-    | Discard
-    | Tick
-    | Outlined
-    | ChunksPulled
-    | ChunkArrived
-)
-GossipAction = Deliver | Send | Blame
+GossipEvent = PeerUp | PeerDown | Publish | Got | Heard | Outlined | ChunkArrived | Subscribe | Discard | Tick
+GossipAction = Deliver | Send | Serve | Blame
 CoreEvent = NetworkEvent | Moved | Revoked | Stored | Offer | Subscribe | Report | Tick
-CoreAction = Dial | HangUp | SendFrame | Deliver | ChargePrefix | OtherVersion
+CoreAction = Dial | HangUp | SendFrame | QueuePlace | Deliver | ChargePrefix | OtherVersion

@@ -21,8 +21,9 @@ import zmq
 
 from protocol.credentials.records import REFUTATION_BITS, Address, make_record
 from protocol.identity import Identity
-from protocol.wire.envelope import ItemId, Kind, open_frame
-from protocol.wire.messages import MAX_IDS, Announce, Entry, Peers, Ping, Pull
+from protocol.wire.envelope import Envelope, ItemId, Kind, seal
+from protocol.wire.messages import MAX_IDS, Entry, Have, Part, Peers, Ping, Want
+from tests.protocol_frames import opened
 from tests.protocol_raw import RawPeer
 from tests.withholding import Withholding
 
@@ -59,7 +60,7 @@ class Target:
             with suppress(zmq.Again):  # refused all the same
                 peer.send(peer.hello())
                 answer = peer.receive(3)
-                if answer and open_frame(answer).kind == Kind.HELLO:
+                if answer and opened(answer).kind == Kind.HELLO:
                     return peer
             peer.close()
 
@@ -100,10 +101,10 @@ def false_record(peer: RawPeer) -> list[bytes]:
 
 def promise(peer: RawPeer) -> list[bytes]:
     entries = tuple(Entry(os.urandom(32), 10_000) for _ in range(32))
-    return [peer.frame(Kind.ANNOUNCE, Announce(entries).encode())]
+    return [peer.frame(Kind.HAVE, Have(entries).encode())]
 
 
-REPEATED = Announce(tuple(Entry(ItemId(bytes([number]) * 32), 10_000) for number in range(32))).encode()
+REPEATED = Have(tuple(Entry(ItemId(bytes([number]) * 32), 10_000) for number in range(32))).encode()
 
 
 def speak(dialled: list[RawPeer], say: Callable[[RawPeer], bytes]) -> None:
@@ -227,10 +228,10 @@ def glutton(target: Target) -> Steps:
         wanted: ItemId | None = None
         while wanted is None:
             if frame := peer.receive(0.1):
-                envelope = open_frame(frame)
-                wanted = envelope.item_id if envelope.kind == Kind.ITEM else None
+                envelope = opened(frame)
+                wanted = envelope.item_id if isinstance(envelope, Envelope) and envelope.kind == Kind.ITEM else None
             yield
-        while peer.try_send(peer.frame(Kind.PULL, Pull((wanted,) * MAX_IDS).encode())):
+        while peer.try_send(peer.frame(Kind.WANT, Want((Part(wanted),) * MAX_IDS).encode())):
             yield
         peer.close()
 
@@ -252,13 +253,13 @@ ATTACKS: dict[str, tuple[Attack, float]] = {
     "replay": (replay, 50),
     "stale time stamps": (repeat(lambda peer: [peer.frame(Kind.ITEM, os.urandom(8), age=7200)]), 50),
     "forged signatures": (repeat(lambda peer: [flip(peer.frame(Kind.ITEM, os.urandom(8)), 40)]), 50),
-    "stolen ids": (
-        repeat(lambda peer: [peer.frame(Kind.PING, Ping(1).encode(), signer=Identity.generate())]),
+    "sealing what is not sealed": (
+        repeat(lambda peer: [seal(peer.identity, peer.swarm, Kind.PING, 1, 1, Ping(1).encode())]),
         50,
     ),
     "false records": (repeat(false_record), 50),
-    "promises broken": (repeat(promise), 10),
-    "promises broken and repeated": (repeat(lambda peer: [peer.frame(Kind.ANNOUNCE, REPEATED)]), 10),
+    "announcing what is not there": (repeat(promise), 10),
+    "announcing it again and again": (repeat(lambda peer: [peer.frame(Kind.HAVE, REPEATED)]), 10),
     "one key, many addresses": (one_key_from_many_addresses, 20),
     "many keys, one address": (many_keys_from_one_address, 50),
     "endless multipart": (endless_message, 50),

@@ -10,8 +10,9 @@ from zmq.utils import z85
 from protocol.credentials.records import Address, make_record
 from protocol.identity import Identity
 from protocol.wire.compression import PLAIN
-from protocol.wire.envelope import Kind, seal
+from protocol.wire.envelope import Kind
 from protocol.wire.messages import NO_TOPIC, Hello
+from tests.protocol_frames import frame_of
 
 
 class RawPeer:
@@ -61,7 +62,7 @@ class RawPeer:
         self._sequence += 1
         body = NO_TOPIC + form + body if kind == Kind.ITEM else body
         time_ms = int((time.time() - age) * 1000)
-        return seal(signer or self.identity, swarm or self.swarm, kind, self._sequence, time_ms, body)
+        return frame_of(signer or self.identity, swarm or self.swarm, kind, self._sequence, time_ms, body)
 
     def hello(self, of: Identity | None = None, *, needy: bool = False, incarnation: int = 1) -> bytes:
         """Return our hello, with the record of another node if `of` is given."""

@@ -1,10 +1,10 @@
 """Getting items around: what is announced, asked for, held and passed on.
 
-gossip      the machine and its rules                      want_list       what to ask for, of whom, and when
-peer_state  what one live peer wants, knows and is owed    subscriptions   which items anybody wants, and how many
-item_store  what is held for others                        announce_timer  when news is told
-downloads   large items, a chunk at a time
+exchange       the machine and its rules             wants          what to ask for, of whom, and when
+ledger         a row for each peer and item          chunks         large items, of which some chunks are there
+store          what is held for others               account        what one peer may have of us
+subscriptions  which items are wanted, and how many  announce_timer when news is told
 
-What gossip is told and asks for is declared in `protocol.events` and has an arm in `gossip`; a part with state of its
-own has a file here.
+A new message of a peer about items is a class in `protocol.wire.messages` and an arm of `Gossip._heard`; what it
+changes is a row of the tables in `ledger`.
 """

@@ -14,8 +14,7 @@ MAX_ALLOWANCES = 1024
 # What takes as long to read and to act on as any message: 512 announced ids are 24 kB, and 5 ms.
 MESSAGE_BYTES = 1 << 10
 # Points that one offence costs. Nothing here can happen to an honest node on a working machine, except "replayed",
-# "flood", "no_hello" and "unasked_chunk" in small numbers, "stale" when clocks differ, and "broken_promise" where its
-# line is full for minutes.
+# "flood", "no_hello", "unasked_chunk" and "unanswered" in small numbers, and "stale" when clocks differ.
 PENALTIES = {
     "oversized": 2.0,
     "malformed": 2.0,
@@ -34,8 +33,6 @@ PENALTIES = {
     # may be on the way when we say so.
     "unwanted": 0.05,
     "unasked": 0.05,
-    # It had that item of us, and all that we hold once more. A line that breaks again and again gets there too.
-    "asked_again": 0.05,
     # libzmq ends a connection for what breaks ZMTP or CURVE, and for a frame of twice the largest that there is.
     "framing": 2.0,
     "endless_message": 2.0,
@@ -49,12 +46,14 @@ PENALTIES = {
     "too_many_records": 0.02,
     "too_many_rumours": 0.02,
     "unasked_answer": 0.02,
-    # Eight items announced, asked for and never delivered while the peer talked on, at a lie each: three
-    # times within ten minutes get it refused. An honest node whose line is full for once pays for one.
-    "broken_promise": 8.0,
+    # It was asked for what it had announced, and talked on without an answer for seconds. A node whose line is full
+    # says that it is busy; one that is blocked says nothing at all.
+    "unanswered": 4.0,
+    # It was asked for what it had announced, and does not have it: at some 4 GiB of others' items an hour, or a lie.
+    "false_have": 0.1,
 }
 # What the network pays nothing for: its lines are full together, and the points of a few would close it.
-NODE_ALONE = frozenset({"broken_promise"})
+NODE_ALONE = frozenset({"unanswered"})
 # What costs nobody score, and why.
 FREE = {
     "backlog": "the heaviest is cut, and somebody has to be",
@@ -64,7 +63,7 @@ FREE = {
     "handshake_unfinished": "no key was proven, and a network has a rate of handshakes",
     "inbox_full": "our own owner does not take what came",
     "internal": "a defect of ours",
-    "no_room": "its large item waits in vain, as its share is taken",
+    "no_room": "its large item waits until others are there",
     "other_version": "it is told so once, and is no offender",
     "outbox_full": "our own owner says too much",
     "over_demand": "it is dropped unverified; who goes on with it is unasked",

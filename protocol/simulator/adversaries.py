@@ -7,19 +7,18 @@ from dataclasses import dataclass, field
 from protocol.config import Instant, Setup
 from protocol.core import Core
 from protocol.credentials.records import RECORD_LIFE_S, Address, Endpoint, PeerRecord, make_record
-from protocol.errors import EnvelopeError
-from protocol.events import Arrived, Closed, CoreAction, CoreEvent, Deliver, Dial, Link, Opened, SendFrame, Tick
+from protocol.events import Arrived, Closed, CoreAction, CoreEvent, Dial, Link, Opened, QueuePlace, SendFrame, Tick
 from protocol.identity import KEY_BYTES, SIGNATURE_BYTES, Identity, Verify, node_id
 from protocol.limits.networks import netgroup
 from protocol.membership.address_book import Book
 from protocol.membership.pairing import distance
-from protocol.wire.envelope import ItemId, Kind, open_frame
+from protocol.wire.envelope import ItemId, Kind, control_frame, kind_of, read_control
 from protocol.wire.messages import (
     ID_BYTES,
     MAX_RECORDS,
     NO_TOPIC,
-    Announce,
     Entry,
+    Have,
     Hello,
     News,
     Peers,
@@ -30,7 +29,6 @@ from protocol.wire.messages import (
 
 LIE_INTERVAL_S = 1.0
 FLOOD_FRAMES = 30  # to each peer at each tick, twice a second: above the allowance of the simulated nodes
-EAGER_S, SILENT_S = 6.0, 14.0  # long enough to be chosen as a source, and longer than a sync interval
 TOLD_AT_A_TIME = 2
 CALLED_AT_A_TIME = 16  # beside the victims
 SYBILS = 512  # invented nodes: twice a book
@@ -72,25 +70,11 @@ class Dropper(Core):
     def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:
         """As an honest core, less what it should relay."""
         actions = super().handle(event, now)
-        return [action for action in actions if not (isinstance(action, SendFrame) and action.ids)]
+        return [action for action in actions if not _passes_on(action)]
 
 
-class SilentSource(Dropper):
-    """Announces each item the moment it has it, so that its peers rely on it for that signer's; then drops; by turns.
-
-    All do so at the same time, so that whoever relies on two of them hears nothing.
-    """
-
-    def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:
-        """As an honest core that does not wait for company, or as a `Dropper`."""
-        if now.steady % (EAGER_S + SILENT_S) >= EAGER_S:
-            return super().handle(event, now)
-        actions = Core.handle(self, event, now)
-        fresh = tuple(action.item.entry for action in actions if isinstance(action, Deliver))
-        if fresh:
-            links = filter(None, map(self.membership.link_of, self.membership.peers))
-            actions += [SendFrame(link, self._seal(Kind.ANNOUNCE, Announce(fresh).encode(), now)) for link in links]
-        return actions
+def _passes_on(action: CoreAction) -> bool:
+    return isinstance(action, QueuePlace) or (isinstance(action, SendFrame) and kind_of(action.frame) == Kind.HAVE)
 
 
 class _Speaker(Core):
@@ -123,7 +107,7 @@ class FalseAnnouncer(_Speaker):
 
     def _say(self, now: Instant) -> list[bytes]:
         entry = Entry(ItemId(self._wiles.randbytes(ID_BYTES)), 1000, NO_TOPIC)
-        return [self._seal(Kind.ANNOUNCE, Announce((entry,)).encode(), now)]
+        return [control_frame(Kind.HAVE, Have((entry,)).encode())]
 
 
 class Forger(_Speaker):
@@ -142,7 +126,7 @@ class Gravedigger(_Speaker):
         records = self.membership.book.records()
         chosen = self._wiles.sample(records, min(8, len(records)))
         rumours = tuple(Rumour(record.node_id, record.incarnation, Status.DEAD) for record in chosen)
-        return [self._seal(Kind.NEWS, News(rumours).encode(), now)]
+        return [control_frame(Kind.NEWS, News(rumours).encode())]
 
 
 class Flooder(_Speaker):
@@ -151,7 +135,7 @@ class Flooder(_Speaker):
     interval = 0.0
 
     def _say(self, now: Instant) -> list[bytes]:
-        return [self._seal(Kind.PING, Ping(token).encode(), now) for token in range(FLOOD_FRAMES)]
+        return [control_frame(Kind.PING, Ping(token).encode()) for token in range(FLOOD_FRAMES)]
 
 
 @dataclass(eq=False)
@@ -197,7 +181,7 @@ class Eclipser(Core):
         self._attack = attack
         self._wiles = rng
         self._spoke = now.steady
-        self._greeted: dict[Link, None] = {}
+        self._greetings: dict[Link, None] = {}
         if not attack.records:
             attack.invent(setup, now)
         attack.records.append(self.membership.record)
@@ -212,7 +196,7 @@ class Eclipser(Core):
             case Opened(link):
                 return [self._hello(link, now)]
             case Closed(link):
-                self._greeted.pop(link, None)
+                self._greetings.pop(link, None)
             case Arrived(link, frame):
                 return self._answer(link, frame, now)
             case Tick():
@@ -224,15 +208,12 @@ class Eclipser(Core):
         return SendFrame(link, self._seal(Kind.HELLO, body, now))
 
     def _answer(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
-        try:
-            envelope = open_frame(frame, SimulatedIdentity.verify)
-        except EnvelopeError:
-            return []  # another villain's
-        if envelope.kind == Kind.HELLO:
-            self._greeted[link] = None
+        if kind_of(frame) == Kind.HELLO:
+            self._greetings[link] = None
             return [] if link.dialled else [self._hello(link, now)]
-        if envelope.kind == Kind.PING:
-            return [SendFrame(link, self._seal(Kind.PONG, envelope.body, now))]
+        said = read_control(frame)
+        if said is not None and said.kind == Kind.PING:
+            return [SendFrame(link, control_frame(Kind.PONG, said.body))]
         return []
 
     def _press(self, now: Instant) -> list[CoreAction]:
@@ -242,7 +223,7 @@ class Eclipser(Core):
         others = self._attack.bystanders
         called = (*self._attack.victims, *self._wiles.sample(others, min(CALLED_AT_A_TIME, len(others))))
         actions: list[CoreAction] = [*map(Dial, called)]  # dialling twice is dialling once
-        told = [link for link in self._greeted if link.key in self._attack.keys]
+        told = [link for link in self._greetings if link.key in self._attack.keys]
         # Of eight victims, two a second: as many records as a victim takes of one teller.
         chosen_links = self._wiles.sample(told, min(TOLD_AT_A_TIME, len(told)))
-        return [*actions, *(SendFrame(link, self._seal(Kind.PEERS, body, now)) for link in chosen_links)]
+        return [*actions, *(SendFrame(link, control_frame(Kind.PEERS, body)) for link in chosen_links)]

@@ -11,17 +11,14 @@ from dataclasses import dataclass, replace
 
 from protocol.config import Timing
 from protocol.credentials.records import PeerRecord
-from protocol.gossip.want_list import MAX_WANTS
-from protocol.simulator.adversaries import EAGER_S, SILENT_S
+from protocol.gossip.wants import MAX_WANTS
 from protocol.simulator.overlay import farthest, unreached
 from protocol.simulator.simulation import MIN_WAIT_S
 from protocol.simulator.trial import Plan, Trial
 from protocol.transport.memory import Conditions, Cut
-from protocol.wire.envelope import ItemId
 
 PAUSE_S = 30.0
 RESTART_S = 2  # how long a node that is restarted is away
-PUBLISHERS = 12  # of whom half are no peers of a node, and have sources
 CROWD = 20  # one node in so many is there before the crowd
 
 SETTLE_S = 20.0  # from the seed to a settled overlay
@@ -111,21 +108,6 @@ def _hostile_callers(trial: Trial, seconds: float) -> None:
     _hostile(trial, seconds)
 
 
-def _silent_sources(trial: Trial, seconds: float) -> None:
-    """Some publish an item a second; whoever relies on two of the hostile hears of none while these are silent."""
-    publishers = trial.rng.sample(trial.healthy, PUBLISHERS)
-    period = EAGER_S + SILENT_S  # one of which `SETTLE_S` is
-    for _ in range(round(seconds / period)):
-        silent: dict[ItemId, int] = {}
-        for second in range(int(period)):
-            items = {trial.publish(name): name for name in publishers}
-            trial.published |= items
-            if second >= EAGER_S:
-                silent |= items
-            trial.pass_time(1.0)
-        trial.withheld.append(trial.lacking(silent) / (len(silent) * (len(trial.healthy) - 1)))
-
-
 def _as_it_is(plan: Plan) -> Plan:
     return plan
 
@@ -159,11 +141,6 @@ SCENARIOS = {
         _steady,
         lambda plan: replace(plan, skew_s=240.0),
         undisturbed=True,
-    ),
-    "silent-sources": Scenario(
-        "a quarter announce first what others sign, so as to be relied on, and withhold it in 14 of 20 seconds",
-        _silent_sources,
-        lambda plan: replace(plan, silent_sources=0.25, items_during_faults=0),
     ),
     "hostile": Scenario(
         "20 % are hostile, seeds too: drop, announce what is not, forge, bury the living, flood, and eclipse newcomers",
@@ -249,13 +226,6 @@ def suffer(trial: Trial, scenario: Scenario) -> Iterator[Check]:
         f" the faults (bound {patience:.0f} s), {unreached(graph)} nodes cut off",
     )
     yield from _spread(trial)
-    if trial.withheld:
-        shares, bound = ", ".join(f"{share:.3f}" for share in trial.withheld), plan.silent_sources**2
-        yield Check(
-            trial.withheld[-1] <= bound,
-            f"of the copies of what was published in each silence {shares} lacked at its end (bound of the last"
-            f" {bound:.3f}: as if each node drew two sources once)",
-        )
     yield from _bounds(trial, scenario)
 
 

@@ -20,7 +20,7 @@ from protocol.core import Core
 from protocol.credentials.records import Address, Endpoint, PeerRecord, RecordReader
 from protocol.driver import Driver
 from protocol.events import Item, Offer, Report, Subscribe, Verdict
-from protocol.identity import KEY_BYTES, Identity
+from protocol.identity import Identity
 from protocol.membership.address_book import Book
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
 from protocol.wire.envelope import HEADER_BYTES, ItemId, digest, item_id, kind_of
@@ -32,6 +32,7 @@ MIN_WAIT_S = 0.001  # a driver that asks for less would stop the clock
 # One reader serves all nodes, so that a record exists once however many know it. Enough for
 # ten thousand nodes with some refutations, renewals and restarts each.
 SHARED_RECORDS = 1 << 16
+TRACED_BYTES = 4 * HEADER_BYTES  # of each frame
 
 
 MakeCore = Callable[[Setup, Book, random.Random, Instant], Core]
@@ -134,7 +135,7 @@ class Simulation:
             if record.expiry_ms > unix_ms:
                 book.add(record)
         listen = str(endpoint) if endpoint else None
-        transport = MemoryTransport(self.network, identity.curve_key, listen, self.seen_at.get(name, ""))
+        transport = MemoryTransport(self.network, identity.curve_key, listen, host=self.seen_at.get(name, ""))
         endpoints = (endpoint,) if endpoint else ()
         setup = Setup(
             identity,
@@ -231,7 +232,7 @@ class Simulation:
             trace.update(item.id)
 
     def _sent(self, frame: bytes) -> None:
-        self._trace.update(frame[KEY_BYTES:HEADER_BYTES])  # the signature stands for all that it covers
+        self._trace.update(frame[:TRACED_BYTES])  # a signature stands for all that it covers, a chunk's place for it
         kind = kind_of(frame) or 0
         self.frames_sent[kind] += 1
         self.bytes_sent[kind] += len(frame)

@@ -24,7 +24,6 @@ from protocol.simulator.adversaries import (
     Flooder,
     Forger,
     Gravedigger,
-    SilentSource,
     SimulatedIdentity,
 )
 from protocol.simulator.overlay import Graph, mutual
@@ -56,7 +55,6 @@ class Plan:
     publishers: int = 50
     items_during_faults: int = 10
     hostile: float = 0.0  # share of nodes
-    silent_sources: float = 0.0  # share of nodes
     skew_s: float = 0.0  # the most that a clock is off
     first: int | None = None  # how many nodes the settled swarm has, if not all
 
@@ -90,8 +88,7 @@ class Trial:
         self.simulation = Simulation(
             plan.seed, plan.conditions, plan.limits, timing=plan.timing, identity=SimulatedIdentity
         )
-        silent = self.rng.sample(range(1, plan.nodes), int(plan.silent_sources * plan.nodes))
-        self.hostile: dict[int, MakeCore] = dict.fromkeys(silent, SilentSource)
+        self.hostile: dict[int, MakeCore] = {}
         self.seeds: tuple[int, ...] = (0,)
         self.victims: tuple[int, ...] = ()
         self.surrounded: dict[int, list[float]] = {}  # victim -> the hostile share of its links, each second
@@ -103,7 +100,6 @@ class Trial:
         self.last_ghost = 0.0  # when a dead node was last seen in a view
         self.deaths_declared = 0  # by nodes that are gone or restarted since
         self.published: dict[ItemId, int] = {}  # during the faults, and by whom
-        self.withheld: list[float] = []  # the share of copies that lacked at the end of each silence of the sources
         self.fresh_bytes = 0  # of the items that were published last
         self.spread_s: float | None = None  # in which these were everywhere
         self._next_item = float("inf")

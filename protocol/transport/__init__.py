@@ -13,11 +13,19 @@ memory     `Transport` on a network in memory, under a virtual clock: for the si
 A third one implements `Transport`, and is given to a `Driver`.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from protocol.credentials.records import Address
 from protocol.events import Lane, Link, NetworkEvent
 from protocol.limits.networks import Scope
+
+Make = Callable[[Link, bytes], bytes]  # the frame of a place; empty if it is not wanted any more
+
+
+def make_nothing(link: Link, place: bytes) -> bytes:
+    """The rule where nobody serves anything."""
+    return b""
 
 
 class Transport(Protocol):
@@ -34,22 +42,19 @@ class Transport(Protocol):
         """Close a link, without waiting for what was sent. A link that is not there is no error."""
         ...
 
-    def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL, ids: tuple[bytes, ...] = ()) -> bool:
-        """Queue a frame about these items; False if the link is gone or its queue is full. Never blocks.
+    def serve(self, make: Make) -> None:
+        """Let `make` make the frames of what waits for a link."""
+        ...
 
-        `Unsent` follows if it has to make room for another's later.
+    def send(self, link: Link, frame: bytes) -> bool:
+        """Queue a frame that says something; False if the link is gone or its queue is full. Never blocks.
 
-        Frames of one lane keep their order; those of a lower lane overtake.
+        Frames keep their order, and overtake what waits by `queue`.
         """
         ...
 
-    def holds(self, link: Link, ids: tuple[bytes, ...]) -> bool:
-        """Tell whether these items, or chunks, wait to be sent over a link: a copy would only be in its way."""
-        ...
-
-    @property
-    def congested(self) -> frozenset[Link]:
-        """The links over which items wait to be sent."""
+    def queue(self, link: Link, place: bytes, lane: Lane, size: int) -> None:
+        """Let something of about `size` bytes wait for a link: `make` makes a frame of it once that is free."""
         ...
 
     def charge(self, link: Link, points: float) -> None:

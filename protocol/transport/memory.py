@@ -25,9 +25,10 @@ from protocol.credentials.records import Address
 from protocol.events import Accepted, Arrived, Closed, Lane, Link, NetworkEvent, Opened
 from protocol.limits.networks import Scope
 from protocol.limits.send_queues import SendQueues
+from protocol.transport import Make, make_nothing
 
 KEEPALIVE_S = 15.0  # as the ZeroMQ transport's sockets have it
-QUEUE_BYTES = 4 << 20  # as the ZeroMQ transport's bound for items, `Limits.max_link_queue_bytes`
+QUEUE_BYTES = 4 << 20  # as kernels and libzmq keep for a process that reads nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +203,7 @@ class MemoryTransport:
     _events: deque[NetworkEvent] = field(default_factory=deque)
     _silences: int = 0  # that ended
     _queues: SendQueues = field(default_factory=lambda: SendQueues(Limits(), 0.0))
+    _make: Make = make_nothing
     _transmitting: bool = False  # whether our line carries a frame just now
     _received_by: float = 0.0  # and all that has come to it
 
@@ -263,39 +265,60 @@ class MemoryTransport:
             if which(end):
                 self.network.post(end, Closed(end.link))
 
-    def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL, ids: tuple[bytes, ...] = ()) -> bool:
+    def serve(self, make: Make) -> None:
+        """See `Transport.serve`."""
+        self._make = make
+
+    def send(self, link: Link, frame: bytes) -> bool:
         """See `Transport.send`."""
         end = self._ends.get(link)
-        if end is None or end.other is None:
+        if end is None or end.other is None or not self._reads(end.other, len(frame)):
             return False
-        other = end.other
-        if other.owner.paused:
-            if other.waiting + len(frame) > QUEUE_BYTES:
-                return False
-            other.waiting += len(frame)
         if self.network.conditions.line == math.inf:
-            self.network.carry(other, Arrived(other.link, frame), self.network.now)
+            self.network.carry(end.other, Arrived(end.other.link, frame), self.network.now)
             return True
-        has_room = self._queues.put(link, frame, lane, ids)
-        self._events.extend(self._queues.take_lost())
-        if not has_room:
-            return False
+        return self._queues.put(link, frame) and self._begin()
+
+    def queue(self, link: Link, place: bytes, lane: Lane, size: int) -> None:
+        """See `Transport.queue`."""
+        end = self._ends.get(link)
+        if end is None or end.other is None:
+            return
+        if self.network.conditions.line < math.inf:
+            self._queues.queue(link, place, lane, size)
+            self._begin()
+        elif (frame := self._make(link, place)) and self._reads(end.other, len(frame)):
+            self.network.carry(end.other, Arrived(end.other.link, frame), self.network.now)
+
+    def _reads(self, other: _End, size: int) -> bool:
+        """Tell whether the other end, or its queues, can take so many bytes."""
+        if other.owner.paused:
+            if other.waiting + size > QUEUE_BYTES:
+                return False
+            other.waiting += size
+        return True
+
+    def _begin(self) -> bool:
         if not self._transmitting:
             self._transmit()
         return True
 
     def _transmit(self) -> None:
         """Hand our line, which is free, the frame whose turn it is, and so on until none waits."""
-        turn = None if self.closed else self._queues.next(self.network.now)
-        self._transmitting = turn is not None
-        if turn is None:
+        self._transmitting = True
+        while turn := None if self.closed else self._queues.next(self.network.now):
+            link, waiting = turn
+            waiting.frame = waiting.frame or self._make(link, waiting.place)
+            if not waiting.frame:
+                self._queues.skip(link)
+                continue
+            self._queues.sent(link)
+            took = len(waiting.frame) / self.network.conditions.line
+            if (other := self._ends[link].other) is not None:
+                self.network.carry(other, Arrived(other.link, waiting.frame), self.network.now + took)
+            self.network.after(took, self._transmit)
             return
-        link, frame = turn
-        self._queues.sent(link)
-        took = len(frame) / self.network.conditions.line
-        if (other := self._ends[link].other) is not None:
-            self.network.carry(other, Arrived(other.link, frame), self.network.now + took)
-        self.network.after(took, self._transmit)
+        self._transmitting = False
 
     def receive(self, size: int) -> float:
         """Return when a frame that has come to our line has been received by it."""
@@ -312,15 +335,6 @@ class MemoryTransport:
             self._queues.drop(end.link)
         self._events.append(event)
         return not self.paused
-
-    def holds(self, link: Link, ids: tuple[bytes, ...]) -> bool:
-        """See `Transport.holds`."""
-        return self._queues.holds(link, ids)
-
-    @property
-    def congested(self) -> frozenset[Link]:
-        """See `Transport.congested`."""
-        return self._queues.congested
 
     def charge(self, link: Link, points: float) -> None:
         """See `Transport.charge`: no networks are told apart here."""

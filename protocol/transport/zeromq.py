@@ -19,6 +19,7 @@ from protocol.events import Closed, Lane, Link, NetworkEvent, Refused
 from protocol.identity import Identity
 from protocol.limits.networks import Scope
 from protocol.limits.send_queues import SendQueues
+from protocol.transport import Make, make_nothing
 from protocol.transport.addresses import Resolver
 from protocol.transport.inbound import Inbound, Refuses, ZapHandler, refuse_nobody
 from protocol.transport.outbound import DialledLinks
@@ -45,6 +46,7 @@ class ZmqTransport:
             PortInUse: somebody listens there.
             BadAddress: this machine has no such address.
         """
+        self._make: Make = make_nothing
         self._events: deque[NetworkEvent] = deque()
         self._sources = Sources()
         self._wake_out, self._wake_in = socket.socketpair()
@@ -86,7 +88,11 @@ class ZmqTransport:
         elif self._inbound is not None:
             self._inbound.hang_up(link)
 
-    def send(self, link: Link, frame: bytes, lane: Lane = Lane.CONTROL, ids: tuple[bytes, ...] = ()) -> bool:
+    def serve(self, make: Make) -> None:
+        """See `Transport.serve`."""
+        self._make = make
+
+    def send(self, link: Link, frame: bytes) -> bool:
         """See `Transport.send`."""
         sockets = self._sockets(link)
         if sockets is None:
@@ -97,22 +103,18 @@ class ZmqTransport:
                 return taken is Taken.YES
         elif link not in sockets:
             return False
-        has_room = self._queues.put(link, frame, lane, ids)
-        self._events.extend(self._queues.take_lost())
-        if not has_room:
+        if not self._queues.put(link, frame):
             self._events.append(Refused("queue_full", link))
             return False
         self._flush()
         return True
 
-    def holds(self, link: Link, ids: tuple[bytes, ...]) -> bool:
-        """See `Transport.holds`."""
-        return self._queues.holds(link, ids)
-
-    @property
-    def congested(self) -> frozenset[Link]:
-        """See `Transport.congested`."""
-        return self._queues.congested
+    def queue(self, link: Link, place: bytes, lane: Lane, size: int) -> None:
+        """See `Transport.queue`."""
+        sockets = self._sockets(link)
+        if sockets is not None and link in sockets:
+            self._queues.queue(link, place, lane, size)
+            self._flush()
 
     @property
     def is_clear(self) -> bool:
@@ -170,9 +172,13 @@ class ZmqTransport:
         """Hand the sockets what they take of what waits."""
         now = time.monotonic()
         while (turn := self._queues.next(now)) is not None:
-            link, frame = turn
+            link, waiting = turn
             sockets = self._sockets(link)
-            match sockets.send(link, frame) if sockets is not None else Taken.GONE:
+            waiting.frame = waiting.frame or self._make(link, waiting.place)
+            if not waiting.frame:
+                self._queues.skip(link)
+                continue
+            match sockets.send(link, waiting.frame) if sockets is not None else Taken.GONE:
                 case Taken.YES:
                     self._queues.sent(link)
                 case Taken.FULL:

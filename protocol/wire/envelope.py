@@ -1,4 +1,7 @@
-"""The envelope: the one form in which anything crosses the network.
+"""Frames: the two forms in which anything crosses the network.
+
+What is relayed, an item, and a hello, the first frame of either end, are sealed in an envelope, as is a goodbye to
+whoever speaks another version:
 
     frame  = public key (32) | signature (64) | header (72) | body
     header = version (2) | kind (2) | swarm id (16) | sequence (8) | time in ms (8) | body's size (4) | digest (32)
@@ -9,13 +12,13 @@ it, and the same digest names it (`item_id`).
 
     digest = SHA-256(SHA-256(chunk 0) | SHA-256(chunk 1) | ...), chunks of `CHUNK_BYTES`, the last one shorter
 
-An item of more than one chunk never travels as one frame: its chunks do, each of which proves itself
-by the list of their hashes (see `protocol.gossip.downloads`). In the envelope of a chunk
+All else is said to one peer only. CURVE has proven that peer's key, which the record in its hello binds to its node
+id, and lets nobody change, repeat or reorder what is said. So it carries no signature:
 
-    digest = SHA-256(item's id (32) | index (2) | SHA-256(data)), of the body: id | index | data
+    frame  = "gossamer" (8) | kind (2) | body
 
-and the last of these is in that list, too: who holds an item hashes nothing of it for those who ask, and
-a receiver's one hash of the data proves the envelope and the chunk.
+No key begins like that but by a chance of one in 2**64. An item of more than one chunk never travels as one frame: its
+chunks do, each of which proves itself by the list of their hashes (see `protocol.gossip.chunks`).
 
 `version` is major x 256 + minor. A newer minor version may append fields to the arrays in bodies and
 add kinds, which older nodes skip; another major version is refused (see `protocol.wire.version`).
@@ -42,29 +45,29 @@ HEADER_BYTES = KEY_BYTES + SIGNATURE_BYTES  # before whatever is signed, here an
 _HEADER = struct.Struct(">HH16sQQI32s")
 HEAD_BYTES = HEADER_BYTES + _HEADER.size  # before an envelope's body
 PLACE_BYTES = HASH_BYTES + 2  # before a chunk's data: which chunk it is
+CONTROL = b"gossamer"
+CONTROL_BYTES = len(CONTROL) + 2  # before the body of what is not sealed
 # At 1 MB/s a chunk holds a link up for an eighth of a second, and its proof is a 4096th of its size.
 CHUNK_BYTES = 128 << 10
 MAX_BODY_BYTES = 192 << 10  # the largest messages: 64 records of 2,688 bytes, and a chunk
 MAX_ITEM_BYTES = 64 << 20  # what a swarm may allow: the hashes of its chunks fill 16 KiB
 MAX_FRAME_BYTES = HEAD_BYTES + MAX_BODY_BYTES
-_DOMAIN = b"gossamer/envelope/2\x00"
+_DOMAIN = b"gossamer/envelope/3\x00"
 
 
 class Kind(IntEnum):
-    """What a body is. A number that is not listed is ignored, so that newer nodes may say more.
-
-    8 and 9 were indirect probes, 19 and 20 chunks that were hashed for each who asked: no released version of the
-    protocol has them.
-    """
+    """What a body is. A number that is not listed is ignored, so that newer nodes may say more."""
 
     HELLO = 1
     PEERS = 2
     PING = 3
     PONG = 4
-    ANNOUNCE = 5
-    PULL = 6
+    HAVE = 5
+    WANT = 6
     ITEM = 7
-    NEWS = 10
+    DONT_HAVE = 8
+    BUSY = 9
+    CANCEL = 10
     GOODBYE = 11
     DIGEST = 12
     INTEREST = 13
@@ -73,10 +76,11 @@ class Kind(IntEnum):
     ASK_REVOCATIONS = 16
     REVOCATIONS = 17
     OUTLINE = 18
+    CHUNK = 19
+    IDONTWANT = 20
     DIAL_BACK = 21
     DIALLED_BACK = 22
-    PULL_CHUNKS = 23
-    CHUNK = 24
+    NEWS = 23
 
 
 @value
@@ -103,10 +107,9 @@ class Header:
 
 @value
 class Envelope(Header):
-    """A whole envelope: its header, the frame that it came as, and what its digest is of (`hashes_of`)."""
+    """A whole envelope: its header, and the frame that it came as."""
 
     frame: bytes
-    hashes: bytes
 
     @property
     def body(self) -> bytes:
@@ -125,9 +128,9 @@ def seal(
 ) -> bytes:
     """Return the signed frame; equal arguments give equal bytes (Ed25519 is deterministic).
 
-    `hashes` are the body's `hashes_of`, where they are known already.
+    `hashes` are the body's `chunk_hashes`, where they are known already.
     """
-    root = digest_of_hashes(hashes_of(kind, body) if hashes is None else hashes)
+    root = digest_of_hashes(chunk_hashes(body) if hashes is None else hashes)
     header = _HEADER.pack(VERSION, int(kind), swarm, sequence, time_ms, len(body), root)
     return b"".join((identity.public_key, identity.sign(_DOMAIN + header), header, body))
 
@@ -144,9 +147,35 @@ def open_frame(frame: bytes, check: Verify = verify) -> Envelope:
     _verify_head(frame[:HEAD_BYTES], check)
     _, kind, swarm, sequence, time_ms, size, root = _HEADER.unpack_from(frame, HEADER_BYTES)
     body = memoryview(frame)[HEAD_BYTES:]
-    if size != len(body) or root != digest_of_hashes(hashes := hashes_of(kind, body)):
+    if size != len(body) or root != digest(body):
         raise EnvelopeError("forged", "body")
-    return Envelope(frame[:KEY_BYTES], swarm, kind, sequence, time_ms, size, root, frame, hashes)
+    return Envelope(frame[:KEY_BYTES], swarm, kind, sequence, time_ms, size, root, frame)
+
+
+@value
+class Control:
+    """What a peer says to us only: which message, and its body."""
+
+    kind: int
+    body: bytes
+
+
+def control_frame(kind: int, body: bytes) -> bytes:
+    """Return the frame of what is said to one peer only."""
+    return b"".join((CONTROL, int(kind).to_bytes(2), body))
+
+
+def read_control(frame: bytes) -> Control | None:
+    """Return what is said in a frame, None in one that is sealed or nonsense.
+
+    Raises:
+        EnvelopeError: reason "oversized".
+    """
+    if not frame.startswith(CONTROL) or len(frame) < CONTROL_BYTES:
+        return None
+    if len(frame) > CONTROL_BYTES + MAX_BODY_BYTES:
+        raise EnvelopeError("oversized", f"{len(frame)} bytes")
+    return Control(int.from_bytes(frame[len(CONTROL) : CONTROL_BYTES]), frame[CONTROL_BYTES:])
 
 
 def open_header(head: bytes, check: Verify = verify) -> Header:
@@ -173,7 +202,9 @@ def header_of(frame: bytes) -> Header:
 
 
 def kind_of(frame: bytes) -> int | None:
-    """Return the kind that a frame of this major version says it has, whoever signed it; None for any other."""
+    """Return the kind that a frame of this major version says it has, whoever sent it; None for any other."""
+    if frame.startswith(CONTROL):
+        return int.from_bytes(frame[len(CONTROL) : CONTROL_BYTES])
     if not HEAD_BYTES <= len(frame) <= MAX_FRAME_BYTES or frame[HEADER_BYTES] != MAJOR:
         return None
     return int.from_bytes(frame[HEADER_BYTES + 2 : HEADER_BYTES + 4], "big")
@@ -204,21 +235,13 @@ def hash_in(hashes: bytes, index: int) -> bytes:
     return hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
 
 
-def hashes_of(kind: int, body: bytes | memoryview) -> bytes:
-    """Return what the digest of a body is of: its chunks' hashes; of a CHUNK its place, and the hash of its data."""
-    if kind != Kind.CHUNK:
-        return chunk_hashes(body)
-    view = memoryview(body)
-    return bytes(view[:PLACE_BYTES]) + hashlib.sha256(view[PLACE_BYTES:]).digest()
-
-
 def digest(body: bytes | memoryview) -> bytes:
     """Return the digest (32 bytes) that an item's header holds of its body."""
     return digest_of_hashes(chunk_hashes(body))
 
 
 def digest_of_hashes(hashes: bytes) -> bytes:
-    """Return the digest of the body of which these are `hashes_of`."""
+    """Return the digest of the body of which these are `chunk_hashes`."""
     return hashlib.sha256(hashes).digest()
 
 

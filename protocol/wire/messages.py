@@ -5,9 +5,10 @@ Every array and text is bounded before it is parsed. Every `decode` raises
 appended are skipped.
 """
 
+import hashlib
 from enum import IntEnum
 from functools import lru_cache
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 from protocol.credentials.records import MAX_RECORD_BYTES
 from protocol.errors import MessageError
@@ -34,9 +35,8 @@ MAX_MANIFEST_BYTES = 32 << 10
 MAX_REVOCATIONS_BYTES = 24 << 10
 MAX_REASON_BYTES = 64
 MAX_HOST_BYTES = 64  # an IPv6 address has at most 45 characters, and its zone
-MAX_SHARD_BITS = 16
-MAX_CHUNKS = 16  # asked for at once
-MAX_DIRECT = 25  # signers that one peer need not announce: twice the links of a node
+MAX_CHUNKS = 16  # of one item, asked for at once
+MAX_PARTS_BYTES = (chunk_count(MAX_ITEM_BYTES) + 8) // 8
 ID_BYTES = 32
 TOPIC_BYTES = 8
 NO_TOPIC = bytes(TOPIC_BYTES)
@@ -258,47 +258,89 @@ class Entry(NamedTuple):
     """An item that somebody holds: its id, the size of its frame in bytes, and its topic (8 bytes).
 
     `signer` is the beginning of its signer's node id. Nothing proves it before the item is
-    there: it decides when and in which turn to ask, never what to believe.
+    there: it decides when and in which turn to ask, never what to believe. `parts` says which chunks of it are there,
+    a bit each, the first one lowest in the first byte; empty: all.
     """
 
     id: ItemId
     size: int
     topic: bytes = NO_TOPIC
     signer: bytes = NO_HINT
+    parts: bytes = b""
 
 
 @value
-class Announce:
-    """Items that the sender holds and will give."""
+class Have:
+    """Items that the sender holds, or has some chunks of, and will give."""
 
-    kind: ClassVar[Kind] = Kind.ANNOUNCE
+    kind: ClassVar[Kind] = Kind.HAVE
     items: tuple[Entry, ...]
 
     def encode(self) -> bytes:
         """Return the body's bytes."""
-        columns = [[*column] for column in zip(*self.items, strict=True)] if self.items else [[], [], [], []]
-        ids, sizes, topics, signers = columns
-        return pack([b"".join(ids), sizes, b"".join(topics), b"".join(signers)])
+        columns = [[*column] for column in zip(*self.items, strict=True)] if self.items else [[], [], [], [], []]
+        ids, sizes, topics, signers, parts = columns
+        return pack([b"".join(ids), sizes, b"".join(topics), b"".join(signers), parts if any(parts) else []])
 
     @classmethod
-    def decode(cls, body: bytes) -> "Announce":
+    def decode(cls, body: bytes) -> "Have":
         """Read a body."""
-        fields = unpack(body, 4, error=MessageError, max_bytes=ID_BYTES * MAX_IDS, max_array=MAX_IDS)
-        ids, sizes, topics, signers = fields
+        fields = unpack(body, 5, error=MessageError, max_bytes=ID_BYTES * MAX_IDS, max_array=MAX_IDS)
+        ids, sizes, topics, signers, parts = fields
         _check(isinstance(sizes, list) and len(sizes) <= MAX_IDS)
         # One look at all, as there are hundreds: a boolean is no `int` here.
         _check({*map(type, sizes)} <= {int} and (not sizes or 0 <= min(sizes) <= max(sizes) <= MAX_ITEM_FRAME_BYTES))
         for joined, width in ((ids, ID_BYTES), (topics, TOPIC_BYTES), (signers, HINT_BYTES)):
             _check(is_bytes(joined, width * len(sizes)))
+        _check(isinstance(parts, list) and len(parts) in (0, len(sizes)) and {*map(type, parts)} <= {bytes})
+        _check(max(map(len, parts), default=0) <= MAX_PARTS_BYTES)
         columns = map(ItemId, _split(ids, ID_BYTES)), sizes, _split(topics, TOPIC_BYTES), _split(signers, HINT_BYTES)
-        return cls(tuple(map(Entry, *columns)))
+        return cls(tuple(map(Entry, *columns, parts or [b""] * len(sizes))))
+
+
+class Part(NamedTuple):
+    """What is asked for of an item: these chunks; with none the item itself, or if that has several its outline."""
+
+    id: ItemId
+    chunks: tuple[int, ...] = ()
 
 
 @value
-class Pull:
-    """Items that the sender asks for."""
+class Want:
+    """Items and chunks that the sender asks for. The answer is each of them, or `DontHave`, or `Busy`."""
 
-    kind: ClassVar[Kind] = Kind.PULL
+    kind: ClassVar[Kind] = Kind.WANT
+    parts: tuple[Part, ...]
+
+    def encode(self) -> bytes:
+        """Return the body's bytes."""
+        chunks = [list(part.chunks) for part in self.parts] if any(part.chunks for part in self.parts) else []
+        return pack([b"".join(part.id for part in self.parts), chunks])
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        """Read a body."""
+        joined, chunks = unpack(body, 2, error=MessageError, max_bytes=ID_BYTES * MAX_IDS, max_array=MAX_IDS)
+        ids = _ids(joined)
+        _check(isinstance(chunks, list) and len(chunks) in (0, len(ids)))
+        for indices in chunks:
+            _check(isinstance(indices, list) and len(indices) <= MAX_CHUNKS)
+            _check(all(is_uint(index, chunk_count(MAX_ITEM_BYTES)) for index in indices))
+        return cls(tuple(map(Part, ids, map(tuple, chunks) if chunks else [()] * len(ids))))
+
+
+@value
+class Cancel(Want):
+    """The sender no longer asks for these: somebody else gives them. What has left comes nevertheless."""
+
+    kind: ClassVar[Kind] = Kind.CANCEL
+
+
+@value
+class DontHave:
+    """The sender was asked for these items, or chunks of them, and does not have them (any more)."""
+
+    kind: ClassVar[Kind] = Kind.DONT_HAVE
     ids: tuple[ItemId, ...]
 
     def encode(self) -> bytes:
@@ -306,11 +348,33 @@ class Pull:
         return pack([b"".join(self.ids)])
 
     @classmethod
-    def decode(cls, body: bytes) -> "Pull":
+    def decode(cls, body: bytes) -> Self:
         """Read a body."""
-        (ids,) = unpack(body, 1, error=MessageError, max_bytes=ID_BYTES * MAX_IDS)
-        _check(isinstance(ids, bytes) and len(ids) % ID_BYTES == 0)
-        return cls(tuple(map(ItemId, _split(ids, ID_BYTES))))
+        (joined,) = unpack(body, 1, error=MessageError, max_bytes=ID_BYTES * MAX_IDS)
+        return cls(_ids(joined))
+
+
+@value
+class Busy(DontHave):
+    """Of these items the sender gives nothing for now, and may be asked again.
+
+    Without any: all that it was asked for waits for its line, and comes.
+    """
+
+    kind: ClassVar[Kind] = Kind.BUSY
+
+
+@value
+class IDontWant(DontHave):
+    """The sender has these items, or refuses them: they need neither be sent nor be told of."""
+
+    kind: ClassVar[Kind] = Kind.IDONTWANT
+
+
+def _ids(joined: object) -> tuple[ItemId, ...]:
+    _check(isinstance(joined, bytes) and len(joined) % ID_BYTES == 0)
+    assert isinstance(joined, bytes)
+    return tuple(map(ItemId, _split(joined, ID_BYTES)))
 
 
 @value
@@ -334,29 +398,8 @@ class ItemOutline:
 
 
 @value
-class PullChunks:
-    """Chunks of an item that the sender asks for, by their places in it."""
-
-    kind: ClassVar[Kind] = Kind.PULL_CHUNKS
-    id: ItemId
-    indices: tuple[int, ...]
-
-    def encode(self) -> bytes:
-        """Return the body's bytes."""
-        return pack([self.id, list(self.indices)])
-
-    @classmethod
-    def decode(cls, body: bytes) -> "PullChunks":
-        """Read a body."""
-        item, indices = unpack(body, 2, error=MessageError, max_bytes=ID_BYTES, max_array=MAX_CHUNKS)
-        _check(is_bytes(item, ID_BYTES) and isinstance(indices, list) and len(indices) <= MAX_CHUNKS)
-        _check(all(is_uint(index, chunk_count(MAX_ITEM_BYTES)) for index in indices))
-        return cls(ItemId(item), tuple(indices))
-
-
-@value
 class ItemChunk:
-    """Chunk `index` of an item: its data, and SHA-256 of that, which the envelope's digest proves and is not sent."""
+    """Chunk `index` of an item: its data, and SHA-256 of that, which is not sent."""
 
     kind: ClassVar[Kind] = Kind.CHUNK
     id: ItemId
@@ -369,56 +412,42 @@ class ItemChunk:
         """Which chunk it is, as the body begins."""
         return self.id + self.index.to_bytes(PLACE_BYTES - ID_BYTES, "big")
 
-    @property
-    def hashes(self) -> bytes:
-        """What the digest of its envelope is of."""
-        return self.place + self.hash
-
     def encode(self) -> bytes:
         """Return the body's bytes, which are no array."""
         return self.place + self.data
 
     @classmethod
-    def decode(cls, body: bytes, hashes: bytes) -> "ItemChunk":
-        """Read a body, of which the digest is of `hashes`."""
+    def decode(cls, body: bytes) -> "ItemChunk":
+        """Read a body."""
         _check(PLACE_BYTES <= len(body) <= PLACE_BYTES + CHUNK_BYTES)
         index = int.from_bytes(body[ID_BYTES:PLACE_BYTES], "big")
         _check(index <= chunk_count(MAX_ITEM_BYTES))
-        return cls(ItemId(body[:ID_BYTES]), index, body[PLACE_BYTES:], hashes[PLACE_BYTES:])
+        data = body[PLACE_BYTES:]
+        return cls(ItemId(body[:ID_BYTES]), index, data, hashlib.sha256(data).digest())
 
 
 @value
 class Interest:
     """What the sender wants to be offered.
 
-    `topics` is None for every topic. Of what others signed than the receiver itself, it wants
-    the signers whose shard begins with the `bits` first bits of its own (see
-    `protocol.gossip.subscriptions`). With `announce_only` nothing is to be sent that it did not ask for. Small items of
-    the signers `direct` it hears of without the receiver, which need not announce them.
+    `topics` is None for every topic. With `announce_only` nothing is to be sent that it did not ask for.
     """
 
     kind: ClassVar[Kind] = Kind.INTEREST
     topics: tuple[bytes, ...] | None
-    bits: int = 0
     announce_only: bool = False
-    direct: tuple[NodeId, ...] = ()
 
     def encode(self) -> bytes:
         """Return the body's bytes."""
-        topics, direct = b"".join(self.topics or ()), b"".join(map(id_bytes, self.direct))
-        return pack([int(self.topics is None), topics, self.bits, int(self.announce_only), direct])
+        return pack([int(self.topics is None), b"".join(self.topics or ()), int(self.announce_only)])
 
     @classmethod
     def decode(cls, body: bytes) -> "Interest":
         """Read a body."""
-        fields = unpack(body, 4, optional=1, error=MessageError, max_bytes=TOPIC_BYTES * MAX_TOPICS)
-        everything, topics, bits, announce_only, *more = fields
-        (direct,) = more or (b"",)  # the first nodes of version 2.0 do not say it
-        _check(is_uint(everything, 1) and is_uint(bits, MAX_SHARD_BITS) and is_uint(announce_only, 1))
+        everything, topics, announce_only = unpack(body, 3, error=MessageError, max_bytes=TOPIC_BYTES * MAX_TOPICS)
+        _check(is_uint(everything, 1) and is_uint(announce_only, 1))
         _check(isinstance(topics, bytes) and len(topics) % TOPIC_BYTES == 0)
-        _check(isinstance(direct, bytes) and len(direct) % NODE_ID_BYTES == 0)
-        nodes = tuple(map(id_of_bytes, _split(direct, NODE_ID_BYTES)))
-        return cls(None if everything else tuple(_split(topics, TOPIC_BYTES)), bits, announce_only > 0, nodes)
+        return cls(None if everything else tuple(_split(topics, TOPIC_BYTES)), announce_only > 0)
 
 
 @value

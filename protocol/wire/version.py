@@ -1,66 +1,49 @@
 """Protocol versions: how two nodes of different major versions find out, and what each tells its person.
 
-A version is major x 256 + minor. Every frame says its version at the same place, before whatever
-else differs: the two bytes after the signature, since version 2. In version 1 these are the beginning
-of a MessagePack array, whose first element is the version.
-
-A node of version 1 knows frames of version 1 only: to it, ours are forged. So it is told in
-its own form: who dialled us gets a goodbye, and whom we dialled, and who does not answer, gets a
-hello, which makes it answer in its form, and then a goodbye. Nothing else is ever said to it.
-Whoever does not answer may as well be a node of ours that our hello did not reach. What we say in the older form
-therefore says version 1.255, which a node of version 1 takes and no such node ever said: ours leave it aside.
+A version is major x 256 + minor. The first frame that either end of a connection sends, a hello, says its version in
+the same place in every major version since 2: the two bytes after the key and the signature. A node of version 2 that
+meets us logs ours, and a node of ours logs theirs. Whoever speaks another major version is told so with a goodbye that
+is sealed as a hello is, so that it says our version in that place, too, and hung up on. Version 1 had a MessagePack
+array in that place; version 2 answered those that it could not read in the form of version 1, so what begins like that
+is of either.
 """
 
 import re
 
-from protocol.identity import KEY_BYTES, SIGNATURE_BYTES, Identity
-from protocol.wire.encoding import pack
+from protocol.identity import KEY_BYTES, SIGNATURE_BYTES
 
-MAJOR, MINOR = 2, 0
+MAJOR, MINOR = 3, 0
 VERSION = MAJOR << 8 | MINOR
 OTHER_VERSION = "other_version"
 
 _GOODBYE = re.compile(rf"{OTHER_VERSION}_(\d{{1,3}})_(\d{{1,3}})")
 _AT = KEY_BYTES + SIGNATURE_BYTES
-_OLDER_FORM = 0x01FF
-_V1_DOMAIN = b"gossamer/envelope/1\x00"
-_ARRAY, _ARRAY_MASK, _UINT16 = 0x90, 0xF0, 0xCD  # of MessagePack, as every envelope of version 1 began
+_ARRAY, _ARRAY_MASK = 0x90, 0xF0  # of MessagePack
+EARLIER = 0  # as a version: 1, or 2 in the form of 1
+_EARLIER = f"{OTHER_VERSION}_earlier"
 
 
 def said(version: int) -> str:
     """Return a version as people write it."""
-    return f"{version >> 8}.{version & 0xFF}"
+    return "1 or 2" if version == EARLIER else f"{version >> 8}.{version & 0xFF}"
 
 
 def spoken_version(frame: bytes) -> int | None:
     """Return the version that a frame says it is of; None for one that is too short to say."""
-    said_at = frame[_AT : _AT + 4]
-    if len(said_at) < 4:
+    said_at = frame[_AT : _AT + 2]
+    if len(said_at) < 2:
         return None
-    if said_at[0] & _ARRAY_MASK == _ARRAY and said_at[1] == _UINT16:
-        return int.from_bytes(said_at[2:4], "big")
-    return int.from_bytes(said_at[:2], "big")
-
-
-def is_older_form(frame: bytes) -> bool:
-    """Tell whether a frame is what a node of this version says to those of version 1."""
-    return spoken_version(frame) == _OLDER_FORM
+    return EARLIER if said_at[0] & _ARRAY_MASK == _ARRAY else int.from_bytes(said_at)
 
 
 def goodbye_reason(version: int = VERSION) -> str:
     """Return what a goodbye says to a node of another major version: it may show this to its person."""
-    return f"{OTHER_VERSION}_{version >> 8}_{version & 0xFF}"
+    return _EARLIER if version == EARLIER else f"{OTHER_VERSION}_{version >> 8}_{version & 0xFF}"
 
 
 def version_in(reason: str) -> str:
     """Return the version that a goodbye of another major version names, as people write it; "" in any other."""
+    if reason == _EARLIER:
+        return said(EARLIER)
     match = _GOODBYE.fullmatch(reason)
     return f"{match[1]}.{match[2]}" if match else ""
-
-
-def seal_v1(
-    identity: Identity, swarm: bytes, kind: int, sequence: int, time_ms: int, body: bytes, version: int = _OLDER_FORM
-) -> bytes:
-    """Return a frame as a node of version 1 reads it. Kinds and bodies of a hello and a goodbye have not changed."""
-    payload = pack([version, swarm, int(kind), sequence, time_ms, body])
-    return identity.public_key + identity.sign(_V1_DOMAIN + payload) + payload

@@ -21,9 +21,10 @@ from protocol.host import Host
 from protocol.identity import Identity
 from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.compression import pack_content
-from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, seal
+from protocol.wire.envelope import MAX_FRAME_BYTES, Kind
 from protocol.wire.messages import NO_TOPIC, Hello
 from tests.commands import start_node
+from tests.protocol_frames import frame_of
 from tests.swarms import UNBOUNDED, rows_of, small_config
 from tests.waiting import wait_until
 
@@ -65,7 +66,7 @@ class Attacker:
     def frame(self, kind: int, body: bytes, at: float | None = None) -> bytes:
         self.sequence += 1
         body = NO_TOPIC + pack_content(body) if kind == Kind.ITEM else body
-        return seal(self.identity, self.swarm, kind, self.sequence, int((at or time.time()) * 1000), body)
+        return frame_of(self.identity, self.swarm, kind, self.sequence, int((at or time.time()) * 1000), body)
 
     def send(self, frame: bytes) -> None:
         assert self.transport.send(self.link, frame)

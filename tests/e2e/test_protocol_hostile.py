@@ -12,8 +12,9 @@ from protocol.config import Limits
 from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, open_frame
+from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, seal
 from protocol.wire.messages import Goodbye, Ping
+from tests.protocol_frames import opened
 from tests.protocol_hosts import running
 from tests.protocol_raw import RawPeer, raw_peer
 from tests.waiting import wait_until
@@ -89,7 +90,7 @@ def flip(frame: bytes, position: int) -> bytes:
         ("malformed", lambda peer: [os.urandom(50)]),
         ("forged", lambda peer: [os.urandom(5000)]),
         ("malformed", lambda peer: [peer.frame(Kind.ITEM, b"x"), b"a second part"]),
-        ("malformed", lambda peer: [peer.frame(Kind.PULL, os.urandom(33))]),
+        ("malformed", lambda peer: [peer.frame(Kind.WANT, os.urandom(33))]),
         ("forged", lambda peer: [peer.frame(Kind.ITEM, b"truncated")[:-3]]),
         ("forged", lambda peer: [flip(peer.frame(Kind.ITEM, b"stolen name"), 0)]),
         ("forged", lambda peer: [flip(peer.frame(Kind.ITEM, b"altered"), 120)]),
@@ -97,7 +98,7 @@ def flip(frame: bytes, position: int) -> bytes:
         ("oversized", lambda peer: [bytes(MAX_FRAME_BYTES + 1)]),
         ("wrong_swarm", lambda peer: [peer.frame(Kind.ITEM, b"x", swarm=b"another swarm id")]),
         ("stale", lambda peer: [peer.frame(Kind.ITEM, b"x", age=2 * 3600)]),
-        ("impostor", lambda peer: [peer.frame(Kind.PING, Ping(1).encode(), signer=Identity.generate())]),
+        ("malformed", lambda peer: [seal(peer.identity, peer.swarm, Kind.PING, 1, 1, Ping(1).encode())]),
     ],
 )
 def test_each_kind_of_bad_frame_is_counted_by_its_reason(
@@ -142,7 +143,7 @@ def test_who_is_refused_for_what_it_did_is_told_and_so_are_both_operators(pair: 
 
             def goodbye() -> str:
                 peer.try_send(peer.frame(Kind.PING, Ping(1).encode()))
-                envelope = open_frame(peer.receive(0.02) or peer.hello())
+                envelope = opened(peer.receive(0.02) or peer.hello())
                 return Goodbye.decode(envelope.body).reason if envelope.kind == Kind.GOODBYE else ""
 
             assert wait_until(goodbye, 20) == "graylisted"

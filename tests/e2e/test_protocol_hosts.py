@@ -17,9 +17,8 @@ from protocol.host import Host, Verdict
 from protocol.identity import Identity
 from protocol.transport.addresses import check_bindable
 from protocol.transport.zeromq import REVIEW_INTERVAL_S
-from protocol.wire.envelope import Kind
+from protocol.wire.envelope import HEADER_BYTES, Kind
 from protocol.wire.messages import Hello
-from protocol.wire.version import seal_v1
 from tests.log_places import hanging_log, own_logs
 from tests.protocol_hosts import SWARM, ask, collect, mesh, running, spawn
 from tests.protocol_raw import raw_peer
@@ -244,7 +243,8 @@ def test_a_log_that_hangs_holds_up_no_network_thread(tmp_path: Path) -> None:
         with raw_peer(address, SWARM) as stranger:
             expiry_ms = int((time.time() + 3600) * 1000)
             hello = Hello(make_record(stranger.identity, SWARM, (), 1, "", expiry_ms).encoded).encode()
-            stranger.send(seal_v1(stranger.identity, SWARM, Kind.HELLO, 1, int(time.time() * 1000), hello, 0x0100))
+            ours = stranger.frame(Kind.HELLO, hello)
+            stranger.send(ours[:HEADER_BYTES] + b"\x02\x00" + ours[HEADER_BYTES + 2 :])
             assert stranger.receive(20)  # our goodbye: the host saw it, and has logged that or is about to
             other.publish(b"all the same")
             assert collect(host, 1)[0].body == b"all the same"

@@ -29,12 +29,13 @@ from protocol.core import Core
 from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
-note_sent = Core.note_sent
-def die_in_the_middle(core, action):
-    note_sent(core, action)
+make_frame = Core.make_frame
+def die_in_the_middle(core, *what):
+    frame = make_frame(core, *what)
     if core.bytes_sent > {DIES_AFTER}:
         os.kill(os.getpid(), signal.SIGKILL)
-Core.note_sent = die_in_the_middle
+    return frame
+Core.make_frame = die_in_the_middle
 folder = Path(sys.argv[1])
 host = Host(Identity.generate(), {SWARM!r}, "tcp://127.0.0.1:0", [Address.parse(sys.argv[2])])
 (folder / "address").write_text(str(host.start()))

@@ -9,18 +9,18 @@ from protocol.config import LOCAL
 from protocol.host import Host
 from protocol.identity import Identity
 from protocol.wire.envelope import ItemId, Kind
-from protocol.wire.messages import Announce, Entry
+from protocol.wire.messages import Entry, Have
 from tests.protocol_raw import RawPeer
 from tests.waiting import wait_until
 
 SWARM = b"a swarm of tests"
-HASTY = replace(LOCAL, pull_patience=0.2)  # promises are due in a second, not in ten
+HASTY = replace(LOCAL, pull_patience=0.2)  # who is silent is found out within three seconds
 
 
 def promises(batch: int) -> bytes:
     """An announcement of ten items that nobody has."""
     names = (hashlib.sha256(b"%d %d" % (batch, number)).digest() for number in range(10))
-    return Announce(tuple(Entry(ItemId(name), 1000) for name in names)).encode()
+    return Have(tuple(Entry(ItemId(name), 1000) for name in names)).encode()
 
 
 def test_a_peer_that_pushes_what_nobody_asked_for_does_not_keep_others_items_away() -> None:
@@ -67,7 +67,7 @@ def test_promises_that_are_broken_get_a_peer_refused_while_an_honest_one_is_hear
         deadline = time.monotonic() + 40
         while not host.counters().rejected.get("graylisted"):
             assert time.monotonic() < deadline, host.counters()
-            liar.try_send(liar.frame(Kind.ANNOUNCE, promises(batch)))
+            liar.try_send(liar.frame(Kind.HAVE, promises(batch)))
             batch += 1
             honest.publish(b"%d" % published)
             published += 1
@@ -82,7 +82,7 @@ def test_promises_that_are_broken_get_a_peer_refused_while_an_honest_one_is_hear
             return heard == published
 
         wait_until(all_heard, 20, "what the honest peer said")
-        assert host.counters().rejected["broken_promise"] >= 2
+        assert host.counters().rejected["unanswered"] >= 2
         assert honest.counters().rejected == {}
     finally:
         liar.close()

@@ -11,13 +11,13 @@ from protocol.config import MIB, Limits
 from protocol.identity import Identity
 from protocol.limits.send_queues import BURST_S
 from protocol.wire.envelope import CHUNK_BYTES, MAX_FRAME_BYTES, ItemId, Kind
-from protocol.wire.messages import Pull, PullChunks
+from protocol.wire.messages import Part, Want
 from tests.protocol_hosts import SWARM, collect, running
 from tests.protocol_raw import RawPeer
 from tests.waiting import wait_until
 
 SILENT_PEERS = 4
-# A link's queue of 4 MiB, and in libzmq 1 MiB under way and one frame sealed; and what the silent peers, in this
+# In libzmq 1 MiB under way and one frame sealed; and what the silent peers, in this
 # process too, have read of it. One such peer made a node hold 124 MiB.
 MIB_A_PEER = 16
 
@@ -36,11 +36,9 @@ def test_peers_that_ask_and_do_not_read_cost_a_bounded_number_of_bytes_and_other
                 silent.append(peer)
                 peer.send(peer.hello())
                 assert peer.receive(10) is not None
-                peer.send(peer.frame(Kind.PULL, Pull(tuple(ids)).encode()))
                 for item_id in 3 * ids:
-                    pull = PullChunks(item_id, tuple(range(MIB // CHUNK_BYTES)))
-                    peer.send(peer.frame(Kind.PULL_CHUNKS, pull.encode()))
-            wait_until(lambda: host.counters().rejected.get("queue_full", 0) >= SILENT_PEERS, 30, "full queues")
+                    parts = Part(item_id), Part(item_id, tuple(range(MIB // CHUNK_BYTES)))
+                    peer.send(peer.frame(Kind.WANT, Want(parts).encode()))
             with running(address) as (reader, _):
                 assert {item.body for item in collect(reader, len(ids), 60)} == set(bodies)
             grown = psutil.Process().memory_info().rss - before
@@ -79,7 +77,7 @@ def test_an_upload_limit_holds_whoever_asks_and_both_get_their_share() -> None:
                 peer.send(peer.hello())
                 assert peer.receive(10) is not None
             for greed, peer in zip((40, 14), peers, strict=True):  # both at once: what one got before is no share
-                peer.send(peer.frame(Kind.PULL, Pull(tuple(ids[:greed])).encode()))
+                peer.send(peer.frame(Kind.WANT, Want(tuple(map(Part, ids[:greed]))).encode()))
             wait_until(lambda: min(download.take() for download in downloads) >= 800_000, 60, "a share for both")
             received = sum(download.received for download in downloads)
             assert received <= limit * (time.monotonic() - began + BURST_S) + MAX_FRAME_BYTES

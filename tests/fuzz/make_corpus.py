@@ -12,26 +12,27 @@ from protocol.credentials.revocations import make_handover, make_revocations
 from protocol.identity import Identity
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, seal
 from protocol.wire.messages import (
-    Announce,
     AskRevocations,
     DialBack,
     DialledBack,
     Digest,
+    DontHave,
     Entry,
     Goodbye,
+    Have,
     Hello,
     Interest,
     ItemChunk,
     ItemOutline,
     Manifest,
     News,
+    Part,
     Peers,
     Ping,
-    Pull,
-    PullChunks,
     Revocations,
     Rumour,
     Status,
+    Want,
 )
 from tests.fuzz.targets import CLUB, SWARM, TARGETS, UNIX
 
@@ -61,14 +62,14 @@ def inputs() -> list[bytes]:
         News((Rumour(OTHER.node_id, 1 << 16, Status.DEAD),)).encode(),
         Goodbye("full").encode(),
         Digest((record.summary,)).encode(),
-        Announce((Entry(item, 1000),)).encode(),
-        Interest((bytes(8),), 2, announce_only=True, direct=(OTHER.node_id,)).encode(),
+        Have((Entry(item, 1000), Entry(item, 1 << 20, parts=b"\x05"))).encode(),
+        Interest((bytes(8),), announce_only=True).encode(),
         Manifest(manifest.encoded).encode(),
-        Pull((item,)).encode(),
+        Want((Part(item), Part(item, (0, 7)))).encode(),
         ItemOutline(
             seal(ME, SWARM, Kind.ITEM, 1, int(UNIX * 1000), bytes(CHUNK_BYTES + 1))[:HEAD_BYTES], bytes(64)
         ).encode(),
-        PullChunks(item, (0, 7)).encode(),
+        DontHave((item,)).encode(),
         ItemChunk(item, 3, b"part of a body", bytes(32)).encode(),
         manifest.encoded,
         make_pass(ME, SWARM, OTHER.node_id, int(UNIX * 1000)).encode(),

@@ -21,14 +21,15 @@ from protocol.events import Arrived, Link
 from protocol.identity import Identity
 from protocol.membership.address_book import Book
 from protocol.simulator.adversaries import SimulatedIdentity
-from protocol.wire.envelope import Kind, hashes_of, open_frame, seal
+from protocol.wire.envelope import Kind, open_frame
 from protocol.wire.messages import (
-    Announce,
     AskRevocations,
     DialBack,
     DialledBack,
     Digest,
+    DontHave,
     Goodbye,
+    Have,
     Hello,
     Interest,
     ItemChunk,
@@ -37,10 +38,10 @@ from protocol.wire.messages import (
     News,
     Peers,
     Ping,
-    Pull,
-    PullChunks,
     Revocations,
+    Want,
 )
+from tests.protocol_frames import frame_of
 
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0
@@ -63,7 +64,7 @@ def in_core(data: bytes) -> None:
     record = make_record(PEER, SWARM, (), 1 << 16, "", int((UNIX + 3600) * 1000))
     frames = [(int(Kind.HELLO), Hello(record.encoded).encode()), (data[0] % (max(Kind) + 2) if data else 0, data[1:])]
     for sequence, (kind, body) in enumerate(frames, 1):
-        core.handle(Arrived(LINK, seal(PEER, SWARM, kind, sequence, int(UNIX * 1000), body)), NOW)
+        core.handle(Arrived(LINK, frame_of(PEER, SWARM, kind, sequence, int(UNIX * 1000), body)), NOW)
 
 
 def text(read: Callable[[str], object]) -> Callable[[bytes], object]:
@@ -83,15 +84,15 @@ TARGETS: list[Callable[[bytes], object]] = [
             News,
             Goodbye,
             Digest,
-            Announce,
+            Have,
             Interest,
             Manifest,
-            Pull,
+            Want,
             ItemOutline,
-            PullChunks,
+            DontHave,
         )
     ),
-    lambda data: ItemChunk.decode(data, hashes_of(Kind.CHUNK, data)),
+    ItemChunk.decode,
     lambda data: open_manifest(data, believe),
     open_grant,
     text(Invite.parse),

@@ -3,7 +3,6 @@
 import gc
 import random
 
-from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint
 from protocol.events import Arrived, Closed, Lane, Link, Opened
 from protocol.transport.memory import KEEPALIVE_S, QUEUE_BYTES, Conditions, Cut, MemoryNetwork, MemoryTransport
@@ -181,18 +180,24 @@ def test_a_line_carries_so_many_bytes_a_second_at_either_end_whatever_the_connec
     assert arrived == [10, 15, 20, 25]
 
 
-def test_frames_wait_for_the_line_in_bounded_queues_and_what_is_urgent_overtakes() -> None:
-    size = Limits().max_link_queue_bytes // 64
-    pair = Pair(Conditions(0.0, 0.0, line=10.0 * size))
-    sent = [pair.a.send(TO_B, bytes(size), Lane.LARGE) for _ in range(67)]
-    assert sent == [True] * 65 + [False] * 2, "one leaves, and 64 wait"
-    assert pair.a.congested == {TO_B} and pair.b.congested == frozenset()
-    pair.pass_time(1.05)
-    assert [pair.a.send(TO_B, bytes(size), Lane.LARGE) for _ in range(11)] == [True] * 10 + [False]
+def test_what_waits_for_the_line_becomes_a_frame_when_that_is_free_and_what_is_urgent_overtakes() -> None:
+    pair = Pair(Conditions(0.0, 0.0, line=1000.0))
+    made: list[bytes] = []
+
+    def make(link: Link, place: bytes) -> bytes:
+        made.append(place)
+        return b"" if place == b"2" else place.ljust(100)
+
+    pair.a.serve(make)
+    for number in range(5):
+        pair.a.queue(TO_B, b"%d" % number, Lane.LARGE, 100)
+    assert made == [b"0"]
     assert pair.a.send(TO_B, b"control")
-    pair.pass_time(0.3)
-    frames = [event.frame for event in pair.b.poll(0) if isinstance(event, Arrived)]
-    assert b"control" in frames and len(frames) < 20
+    pair.pass_time(0.15)
+    assert made == [b"0", b"1"]
+    pair.pass_time(0.6)
+    frames = [event.frame.strip() for event in pair.b.poll(0) if isinstance(event, Arrived)]
+    assert frames == [b"0", b"control", b"1", b"3", b"4"] and made == [b"0", b"1", b"2", b"3", b"4"]
 
 
 def test_a_hang_up_drops_what_waits_and_not_what_is_on_its_way() -> None:

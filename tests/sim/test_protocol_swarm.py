@@ -56,10 +56,10 @@ def test_a_swarm_that_fits_into_its_links_is_linked_wholly_and_has_everything_fr
     simulation.start_many(17)
     simulation.run(2 * BUSY_S)
     assert {len(node.core.membership.peers) for node in simulation.nodes.values()} == {16}
-    asked = simulation.frames_sent[Kind.PULL]
+    asked = simulation.frames_sent[Kind.WANT]
     for _ in range(5):
         run_until_spread(simulation, spread(simulation, 1000), 1)
-    assert simulation.frames_sent[Kind.PULL] == asked
+    assert simulation.frames_sent[Kind.WANT] == asked
 
 
 def test_links_last_in_a_small_swarm_some_of_whose_nodes_cannot_be_dialled() -> None:

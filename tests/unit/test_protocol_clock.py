@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from protocol.config import LAN, MAX_STEP_S, WAN, AwakeClock, Instant, Setup, Timing
 from protocol.driver import Driver
-from protocol.events import Announced, Blame, PeerUp, Tick
-from protocol.gossip.gossip import Gossip
+from protocol.events import Blame, Heard, PeerUp, Tick
+from protocol.gossip.exchange import Gossip
 from protocol.identity import Identity
 from protocol.storage import load_peers, save_peers
-from protocol.wire.messages import NO_TOPIC, Entry
+from protocol.wire.messages import NO_TOPIC, Entry, Have
 from tests.protocol_hosts import running
 from tests.waiting import wait_until
 
@@ -54,9 +54,9 @@ def blamed_after_a_stop(clock, raw: Clock, timing: Timing, stop: float) -> list[
     """A holder is asked for 32 items and delivers, but we are stopped: of what waits we read its next words first."""
     gossip = Gossip(ME.node_id, Setup(ME, b"s" * 16, timing=timing), random.Random(1), clock())
     gossip.handle(PeerUp(HOLDER.node_id), clock())
-    assert gossip.handle(Announced(HOLDER.node_id, entries(32)), clock())
+    assert gossip.handle(Heard(HOLDER.node_id, Have(entries(32))), clock())
     raw.time += stop
-    gossip.handle(Announced(HOLDER.node_id, entries(1)), clock())
+    gossip.handle(Heard(HOLDER.node_id, Have(entries(1))), clock())
     return [action for action in gossip.handle(Tick(), clock()) if isinstance(action, Blame)]
 
 
@@ -73,7 +73,8 @@ def test_a_core_is_told_a_time_without_the_sleeps_of_its_driver() -> None:
     seen: list[float] = []
 
     class Network:
-        congested: frozenset = frozenset()
+        def serve(self, make) -> None:
+            """Nothing waits for a link."""
 
         def poll(self, timeout: float) -> list:
             raw.time += 0.4

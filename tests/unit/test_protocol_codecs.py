@@ -39,46 +39,51 @@ from protocol.wire.envelope import (
     MAX_BODY_BYTES,
     MAX_FRAME_BYTES,
     PLACE_BYTES,
+    Control,
     ItemId,
     Kind,
     chunk_hashes,
+    control_frame,
     digest,
-    hashes_of,
     header_of,
     item_id,
+    kind_of,
     open_frame,
+    read_control,
     seal,
 )
 from protocol.wire.messages import (
     MAX_CHUNKS,
-    MAX_DIRECT,
     MAX_IDS,
     MAX_NEWS,
     MAX_RECORDS,
-    MAX_SHARD_BITS,
     MAX_TOPICS,
-    Announce,
     AskRevocations,
+    Busy,
+    Cancel,
     DialBack,
     DialledBack,
     Digest,
+    DontHave,
     Entry,
     Goodbye,
+    Have,
     Hello,
+    IDontWant,
     Interest,
     ItemChunk,
     ItemOutline,
     Manifest,
     News,
+    Part,
     Peers,
     Ping,
-    Pull,
-    PullChunks,
     Revocations,
     Rumour,
     Status,
+    Want,
 )
-from protocol.wire.version import MAJOR, said, seal_v1, spoken_version
+from protocol.wire.version import EARLIER, MAJOR, said, spoken_version
 
 ALICE = Identity(bytes(32))
 BOB = Identity(bytes([1]) * 32)
@@ -88,7 +93,10 @@ NOW = 1_700_000_000.0
 uint64 = st.integers(0, 2**64 - 1)
 ids = st.binary(min_size=32, max_size=32)
 eight = st.binary(min_size=8, max_size=8)
-entries = st.builds(Entry, ids, st.integers(0, MAX_FRAME_BYTES), eight, st.binary(min_size=4, max_size=4))
+entries = st.builds(
+    Entry, ids, st.integers(0, MAX_FRAME_BYTES), eight, st.binary(min_size=4, max_size=4), st.binary(max_size=64)
+)
+parts = st.lists(st.builds(Part, ids, st.lists(st.integers(0, 512), max_size=MAX_CHUNKS).map(tuple)), max_size=20)
 nodes = st.binary(min_size=20, max_size=20).map(id_of_bytes)
 # Valid MessagePack of every sort, the sorts that the protocol has no use for included.
 values = st.recursive(
@@ -165,9 +173,9 @@ def test_an_item_is_hashed_once_at_either_end_however_large_and_whoever_asks_for
     assert ends * size <= sum(hashed) <= 1.01 * ends * size
 
 
-@given(st.data(), st.sampled_from([Kind.ITEM, Kind.CHUNK]))
-def test_one_changed_bit_anywhere_is_forged(data: st.DataObject, kind: Kind) -> None:
-    frame = bytearray(seal(ALICE, SWARM, kind, 7, 8, b"a body that is longer than the place of a chunk"))
+@given(st.data())
+def test_one_changed_bit_anywhere_is_forged(data: st.DataObject) -> None:
+    frame = bytearray(seal(ALICE, SWARM, Kind.ITEM, 7, 8, b"a body"))
     position = data.draw(st.integers(0, len(frame) * 8 - 1))
     frame[position // 8] ^= 1 << position % 8
     with pytest.raises(EnvelopeError) as caught:
@@ -202,27 +210,31 @@ def signed(domain: bytes, payload: bytes) -> bytes:
 @example(b"\xc6\xff\xff\xff\xff")  # 4 GiB of bytes, declared
 def test_signed_nonsense_raises_only_the_typed_error(payload: bytes) -> None:
     with pytest.raises(EnvelopeError):
-        open_frame(signed(b"gossamer/envelope/2\x00", payload))
+        open_frame(signed(b"gossamer/envelope/3\x00", payload))
     with pytest.raises(RecordError) as record_caught:
         open_record(signed(b"gossamer/record/1\x00", payload), SWARM, NOW)
     assert record_caught.value.reason == "malformed"
 
 
 @given(packed, st.sampled_from(BODIES))
-@example(msgpack.packb([b"x" * 31]), Pull)
-@example(msgpack.packb([b"x" * 32, [1, 2], b"t" * 8, b"s" * 4]), Announce)
-@example(msgpack.packb([b"x" * 32, [1], b"t" * 7, b"s" * 4]), Announce)
-@example(msgpack.packb([b"x" * 32, [-1], b"t" * 8, b"s" * 4]), Announce)
-@example(msgpack.packb([b"x" * 32, [MAX_FRAME_BYTES + 1], b"t" * 8, b"s" * 4]), Announce)
+@example(msgpack.packb([b"x" * 31, []]), Want)
+@example(msgpack.packb([b"x" * 32, [[0], [1]]]), Want)
+@example(msgpack.packb([b"x" * 32, [[-1]]]), Want)
+@example(msgpack.packb([b"x" * 31]), DontHave)
+@example(msgpack.packb([b"x" * 32, [1, 2], b"t" * 8, b"s" * 4, []]), Have)
+@example(msgpack.packb([b"x" * 32, [1], b"t" * 7, b"s" * 4, []]), Have)
+@example(msgpack.packb([b"x" * 32, [-1], b"t" * 8, b"s" * 4, []]), Have)
+@example(msgpack.packb([b"x" * 32, [MAX_FRAME_BYTES + 1], b"t" * 8, b"s" * 4, []]), Have)
 @example(msgpack.packb([[[b"x" * 20, 1, 9]]]), News)
 @example(msgpack.packb([[[b"x" * 20, 1]]]), News)
 @example(msgpack.packb(["no such name!"]), Goodbye)
 @example(msgpack.packb([b"x" * 17]), Digest)
-@example(msgpack.packb([b"x" * 32, [1], b"t" * 8, b"s" * 3]), Announce)
-@example(msgpack.packb([2, b"", 0, 0]), Interest)
-@example(msgpack.packb([1, b"", 0, 2]), Interest)
-@example(msgpack.packb([1, b"", 0, 0, bytes(21)]), Interest)
-@example(msgpack.packb([1, b"", 0, 0, 7]), Interest)
+@example(msgpack.packb([b"x" * 32, [1], b"t" * 8, b"s" * 3, []]), Have)
+@example(msgpack.packb([b"x" * 32, [1], b"t" * 8, b"s" * 4, [b"", b""]]), Have)
+@example(msgpack.packb([b"x" * 32, [1], b"t" * 8, b"s" * 4, [bytes(66)]]), Have)
+@example(msgpack.packb([b"x" * 32, [1], b"t" * 8, b"s" * 4, [7]]), Have)
+@example(msgpack.packb([2, b"", 0]), Interest)
+@example(msgpack.packb([1, b"", 2]), Interest)
 @example(msgpack.packb([True]), Ping)
 def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
     try:
@@ -237,7 +249,7 @@ def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
     st.builds(Hello, st.binary(max_size=2048), st.booleans(), uint64)
     | st.builds(Peers, st.lists(st.binary(max_size=300), max_size=MAX_RECORDS).map(tuple))
     | st.builds(Ping, uint64)
-    | st.builds(Announce, st.lists(entries, max_size=20).map(tuple))
+    | st.builds(Have, st.lists(entries, max_size=20).map(tuple))
     | st.builds(News, st.lists(st.builds(Rumour, nodes, uint64, st.sampled_from(Status)), max_size=MAX_NEWS).map(tuple))
     | st.builds(DialBack, st.integers(0, 0xFFFF))
     | st.builds(DialledBack, st.sampled_from(["", "198.41.0.4", "fe80::1%eth0"]), st.integers(0, 0xFFFF), st.booleans())
@@ -246,30 +258,38 @@ def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
     | st.builds(
         Interest,
         st.none() | st.lists(eight, max_size=MAX_TOPICS).map(tuple),
-        st.integers(0, MAX_SHARD_BITS),
         st.booleans(),
-        st.lists(nodes, max_size=MAX_DIRECT).map(tuple),
     )
     | st.builds(Manifest, st.binary(max_size=300))
     | st.builds(AskRevocations, uint64)
     | st.builds(Revocations, st.binary(max_size=300))
-    | st.builds(Pull, st.lists(ids, max_size=20).map(tuple))
+    | st.sampled_from([Want, Cancel]).flatmap(lambda kind: parts.map(tuple).map(kind))
+    | st.sampled_from([DontHave, Busy, IDontWant]).flatmap(lambda kind: st.lists(ids, max_size=20).map(tuple).map(kind))
     | st.builds(ItemOutline, st.binary(min_size=HEAD_BYTES, max_size=HEAD_BYTES), ids)
-    | st.builds(PullChunks, ids, st.lists(st.integers(0, 512), max_size=MAX_CHUNKS).map(tuple))
 )
 def test_messages_come_back(message) -> None:
     assert type(message).decode(message.encode()) == message
 
 
 @given(ids, st.integers(0, 512), st.binary(max_size=300))
-def test_a_chunks_digest_is_of_its_place_and_of_the_hash_of_its_data(item: ItemId, index: int, data: bytes) -> None:
-    place, known = item + index.to_bytes(2, "big"), hashlib.sha256(data).digest()
-    chunk = ItemChunk(item, index, data, known)
-    frame = seal(ALICE, SWARM, Kind.CHUNK, 1, 1, chunk.encode(), chunk.hashes)
-    assert frame == seal(ALICE, SWARM, Kind.CHUNK, 1, 1, place + data)
-    envelope = open_frame(frame)
-    assert envelope.digest == hashlib.sha256(place + known).digest()
-    assert ItemChunk.decode(envelope.body, envelope.hashes) == chunk
+def test_a_chunk_comes_back_with_the_hash_of_its_data(item: ItemId, index: int, data: bytes) -> None:
+    chunk = ItemChunk(item, index, data, hashlib.sha256(data).digest())
+    assert ItemChunk.decode(chunk.encode()) == chunk
+
+
+@given(st.integers(0, 0xFFFF), st.binary(max_size=300))
+def test_what_is_said_to_one_peer_comes_back_and_is_no_envelope(kind: int, body: bytes) -> None:
+    frame = control_frame(kind, body)
+    assert read_control(frame) == Control(kind, body) and kind_of(frame) == kind
+    assert read_control(seal(ALICE, SWARM, Kind.ITEM, 1, 1, body)) is None
+    with pytest.raises(EnvelopeError):
+        open_frame(frame)
+
+
+def test_what_is_said_has_a_bound() -> None:
+    assert read_control(control_frame(Kind.PEERS, bytes(MAX_BODY_BYTES))) is not None
+    with pytest.raises(EnvelopeError, match="oversized"):
+        read_control(control_frame(Kind.PEERS, bytes(MAX_BODY_BYTES + 1)))
 
 
 @pytest.mark.parametrize(
@@ -279,7 +299,7 @@ def test_a_chunks_digest_is_of_its_place_and_of_the_hash_of_its_data(item: ItemI
 )
 def test_a_chunk_that_is_none_is_malformed(body: bytes) -> None:
     with pytest.raises(MessageError, match="malformed"):
-        ItemChunk.decode(body, hashes_of(Kind.CHUNK, body))
+        ItemChunk.decode(body)
 
 
 def test_fields_that_a_newer_minor_version_appended_are_skipped() -> None:
@@ -288,18 +308,14 @@ def test_fields_that_a_newer_minor_version_appended_are_skipped() -> None:
         Ping.decode(msgpack.packb([7] * 20))
 
 
-def test_an_interest_of_before_signers_could_be_left_out_says_that_none_is() -> None:
-    assert Interest.decode(msgpack.packb([0, b"", 2, 1])) == Interest((), bits=2, announce_only=True)
-
-
 def test_a_newer_minor_version_is_understood_and_another_major_one_told_apart_from_nonsense() -> None:
     header = seal(ALICE, SWARM, Kind.ITEM, 1, 1, b"x")[HEADER_BYTES:HEAD_BYTES]
-    newer = signed(b"gossamer/envelope/2\x00", (MAJOR << 8 | 9).to_bytes(2, "big") + header[2:])
+    newer = signed(b"gossamer/envelope/3\x00", (MAJOR << 8 | 9).to_bytes(2, "big") + header[2:])
     assert open_frame(newer + b"x").body == b"x"
-    first = seal_v1(ALICE, SWARM, Kind.HELLO, 1, 1, b"x", 0x0100)
-    for frame, version in ((first, 0x0100), (newer[:HEADER_BYTES] + b"\x03\x07" + header[2:], 0x0307)):
+    for place, version in ((b"\x96\xcd", EARLIER), (b"\x02\x00", 0x0200), (b"\x04\x07", 0x0407)):
+        frame = newer[:HEADER_BYTES] + place + header[2:]
         assert spoken_version(frame) == version
-        with pytest.raises(EnvelopeError, match=f"it speaks {said(version)}, this node 2.0") as caught:
+        with pytest.raises(EnvelopeError, match=f"it speaks {said(version)}, this node 3.0") as caught:
             open_frame(frame)
         assert caught.value.reason == "other_version"
 
@@ -321,13 +337,17 @@ def test_a_body_of_nothing_but_arrays_is_refused_before_it_takes_memory(
 
 
 def test_messages_beyond_their_bounds_are_refused() -> None:
-    too_many = Interest(None, direct=(id_of_bytes(bytes(20)),) * (MAX_DIRECT + 1))
-    for message in (too_many, Pull((bytes(32),) * (MAX_IDS + 1)), Announce((Entry(bytes(32), 1),) * (MAX_IDS + 1))):
+    item = bytes(32)
+    too_many = Interest((bytes(8),) * (MAX_TOPICS + 1))
+    chunks = Want((Part(item, tuple(range(MAX_CHUNKS + 1))),))
+    for message in (too_many, chunks, DontHave((item,) * (MAX_IDS + 1)), Have((Entry(item, 1),) * (MAX_IDS + 1))):
         with pytest.raises(MessageError):
             type(message).decode(message.encode())
     with pytest.raises(MessageError):
         Peers.decode(Peers((b"",) * (MAX_RECORDS + 1)).encode())
-    assert len(Pull.decode(Pull((bytes(32),) * MAX_IDS).encode()).ids) == MAX_IDS
+    assert len(Want.decode(Want((Part(item),) * MAX_IDS).encode()).parts) == MAX_IDS
+    full = Want((Part(item, tuple(range(MAX_CHUNKS))),) * MAX_IDS)
+    assert Want.decode(full.encode()) == full
 
 
 hosts = st.sampled_from(["127.0.0.1", "::1", "fe80::1:2", "localhost", "a-1.example.org", "10.0.0.255"])
@@ -481,9 +501,8 @@ def test_the_documented_vector_holds() -> None:
         identity, bytes.fromhex(vector["swarm"]), vector["kind"], vector["sequence"], vector["time_ms"],
         bytes.fromhex(vector["body"]),
     )  # fmt: skip
-    chunk = bytes.fromhex(vector["chunk_body"])
-    sealed = seal(identity, bytes.fromhex(vector["swarm"]), Kind.CHUNK, 2, vector["time_ms"], chunk)
-    assert sealed.hex() == vector["chunk_frame"] and chunk.hex().startswith(vector["item_id"])
+    chunk = control_frame(Kind.CHUNK, bytes.fromhex(vector["chunk_body"]))
+    assert chunk.hex() == vector["chunk_frame"] and vector["chunk_body"].startswith(vector["item_id"])
     assert identity.public_key.hex() == vector["public_key"]
     assert identity.curve_key.hex() == vector["curve_key"]
     assert identity.node_id == vector["node_id"]

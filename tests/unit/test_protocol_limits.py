@@ -250,7 +250,7 @@ def test_a_mailbox_loses_nothing_between_threads() -> None:
 
 SOURCES = [path for path in Path(protocol.__file__).parent.rglob("*.py") if "simulator" not in path.parts]
 # What takes the reason as its first argument, and as its second.
-FIRST, SECOND = {"MessageError", "EnvelopeError", "Refused", "offence", "_offence"}, {"Blame", "_cut"}
+FIRST, SECOND = {"MessageError", "EnvelopeError", "RecordError", "Refused", "offence", "_offence"}, {"Blame", "_cut"}
 RETURNED_BY = {"_fault", "_item_refusal"}
 
 

@@ -42,17 +42,18 @@ from protocol.limits.peer_scores import PENALTIES
 from protocol.membership.address_book import Book
 from protocol.membership.membership import Membership
 from protocol.membership.revocation_exchange import LIST_WAIT_S, LISTS, MAX_WAITING
-from protocol.wire.envelope import CHUNK_BYTES, Kind, chunk_hashes, header_of, open_frame, seal
+from protocol.wire.envelope import CHUNK_BYTES, Kind, chunk_hashes, header_of, seal
 from protocol.wire.messages import (
     MAX_REVOCATIONS_BYTES,
     NO_TOPIC,
-    Announce,
     AskRevocations,
     Goodbye,
+    Have,
     Hello,
     Peers,
     Revocations,
 )
+from tests.protocol_frames import frame_of, opened
 
 FOUNDER, SECOND, THIRD, ME, MEMBER, GUEST, EVIL = (Identity(bytes([n]) * 32) for n in range(7))
 NOW = Instant(1000.0, 1_700_000_000.0)
@@ -357,7 +358,7 @@ def test_items_of_a_revoked_signer_are_dropped_whoever_brings_them_and_offered_n
     numbers = itertools.count(1)
 
     def hear(bearer: Identity, signer: Identity, kind: Kind, body: bytes):
-        frame = seal(signer, CLUB.swarm, kind, next(numbers), int(NOW.unix * 1000), body)
+        frame = frame_of(signer, CLUB.swarm, kind, next(numbers), int(NOW.unix * 1000), body)
         return core.handle(Arrived(link(bearer), frame), NOW)
 
     hear(MEMBER, MEMBER, Kind.HELLO, Hello(record(MEMBER).encoded).encode())
@@ -371,7 +372,7 @@ def test_items_of_a_revoked_signer_are_dropped_whoever_brings_them_and_offered_n
         later = Instant(NOW.steady + second, NOW.unix + second)
         core.membership.heard(GUEST.node_id, later)
         actions += core.handle(Tick(), later)
-    offered = [a for a in actions if isinstance(a, SendFrame) and open_frame(a.frame).kind == Kind.ANNOUNCE]
+    offered = [a for a in actions if isinstance(a, SendFrame) and opened(a.frame).kind == Kind.HAVE]
     assert bool(offered) == (not revoked)
 
 
@@ -381,7 +382,7 @@ def test_a_large_item_that_is_being_fetched_is_not_taken_once_its_signer_is_revo
     numbers = itertools.count(1)
 
     def hear(kind: Kind, body: bytes):
-        frame = seal(MEMBER, CLUB.swarm, kind, next(numbers), int(NOW.unix * 1000), body)
+        frame = frame_of(MEMBER, CLUB.swarm, kind, next(numbers), int(NOW.unix * 1000), body)
         return core.handle(Arrived(link(MEMBER), frame), NOW)
 
     body = bytes(CHUNK_BYTES + 1)
@@ -389,7 +390,7 @@ def test_a_large_item_that_is_being_fetched_is_not_taken_once_its_signer_is_revo
     frame = seal(EVIL, CLUB.swarm, Kind.ITEM, 1, int(NOW.unix * 1000), body, hashes)
     item = Item(header_of(frame).item_id, EVIL.node_id, NOW.unix, NO_TOPIC, frame, hashes)
     hear(Kind.HELLO, Hello(record(MEMBER).encoded).encode())
-    hear(Kind.ANNOUNCE, Announce((item.entry,)).encode())
+    hear(Kind.HAVE, Have((item.entry,)).encode())
     hear(Kind.OUTLINE, item.outline.encode())
     core.handle(Revoked(signed(*revoked).encoded), NOW)
     came = [action for index in (0, 1) for action in hear(Kind.CHUNK, item.chunk(index).encode())]

@@ -8,13 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import Limits
-from protocol.events import Lane, Link, Unsent
+from protocol.events import Lane, Link
 from protocol.limits.send_queues import BURST_S, CONTROL_BYTES, MAX_CONTROL_BYTES, MAX_RETRY_S, RETRY_S, SendQueues
-from protocol.wire.envelope import ItemId
 
 LINKS = [Link(bytes([number]) * 32, dialled=number % 2 == 0) for number in range(4)]
 A, B, C, D = LINKS
-SMALL = Limits(max_link_queue_bytes=1000, max_queue_bytes=2500)
 
 
 def drain(queues: SendQueues, now: float, *blocked: Link) -> list[tuple[Link, bytes]]:
@@ -25,38 +23,39 @@ def drain(queues: SendQueues, now: float, *blocked: Link) -> list[tuple[Link, by
             queues.full(turn[0], now)
         else:
             queues.sent(turn[0])
-            sent.append(turn)
+            sent.append((turn[0], turn[1].frame))
     return sent
 
 
-def test_a_link_has_room_for_so_many_bytes_of_items_and_all_links_for_so_many() -> None:
-    queues = SendQueues(SMALL, 0.0)
-    taken = [queues.put(link, bytes(500), Lane.LARGE) for link in (A, A, A, B, B, C, D)]
-    assert taken == [True, True, False, True, True, True, False] and queues.item_bytes == 2500
-    queues.drop(A)
-    assert queues.item_bytes == 1500 and queues.put(D, bytes(500), Lane.SMALL)
-    drain(queues, 0.0)
-    assert queues.item_bytes == 0 and len(queues) == 0
+def put(queues: SendQueues, link: Link, frame: bytes, lane: Lane = Lane.CONTROL) -> bool:
+    """Queue a frame that says something, or the name of what becomes one."""
+    if lane is Lane.CONTROL:
+        return queues.put(link, frame)
+    queues.queue(link, b"of " + frame[:8], lane, len(frame), frame)
+    return True
 
 
-def test_it_is_known_which_items_and_chunks_wait_for_whom() -> None:
-    queues, one, other = SendQueues(SMALL, 0.0), (b"one",), (b"other",)
-    assert not queues.holds(A, one)
-    assert queues.put(A, bytes(500), Lane.LARGE, one) and queues.put(B, bytes(500), Lane.SMALL, other)
-    assert not queues.put(A, bytes(600), Lane.SMALL, other)  # no room
-    assert queues.put(A, b"announced", Lane.CONTROL, other)  # that is not the item itself
-    assert [queues.holds(link, ids) for link in (A, B) for ids in (one, other)] == [True, False, False, True]
-    drain(queues, 0.0, B)
-    assert [queues.holds(link, ids) for link in (A, B) for ids in (one, other)] == [False, False, False, True]
-    queues.drop(B)
-    assert not queues.holds(B, other)
+def test_what_waits_by_its_name_becomes_a_frame_in_its_turn_or_is_left_out() -> None:
+    queues = SendQueues(Limits(), 0.0)
+    for name in (b"one", b"gone", b"two"):
+        queues.queue(A, name, Lane.LARGE, 100)
+    sent = []
+    while (turn := queues.next(0.0)) is not None:
+        link, waiting = turn
+        assert waiting.frame == b""
+        if waiting.place == b"gone":
+            queues.skip(link)
+        else:
+            waiting.frame = waiting.place + b" as a frame"
+            queues.sent(link)
+            sent.append(waiting.frame)
+    assert sent == [b"one as a frame", b"two as a frame"]
+    assert len(queues) == 0 and queues.is_open and queues.wait(0.0) == math.inf
 
 
-def test_what_we_say_ourselves_has_room_of_its_own_which_is_bounded_too() -> None:
-    queues = SendQueues(SMALL, 0.0)
-    assert queues.put(A, bytes(1000), Lane.LARGE) and not queues.put(A, b"x", Lane.SMALL)
-    said = [queues.put(A, bytes(CONTROL_BYTES // 4), Lane.CONTROL) for _ in range(5)]
-    assert said == [True] * 4 + [False]
+def test_what_we_say_ourselves_has_a_bounded_room() -> None:
+    queues = SendQueues(Limits(), 0.0)
+    assert [queues.put(A, bytes(CONTROL_BYTES // 4)) for _ in range(5)] == [True] * 4 + [False]
 
 
 def test_links_that_read_nothing_however_many_share_the_room_of_what_we_say_and_silence_no_other() -> None:
@@ -64,12 +63,12 @@ def test_links_that_read_nothing_however_many_share_the_room_of_what_we_say_and_
     silent = [Link(number.to_bytes(32, "big"), dialled=False) for number in range(1, 513)]
     for link in silent:
         for number in range(64):
-            queues.put(link, number.to_bytes(CONTROL_BYTES // 64, "big"), Lane.CONTROL)
+            put(queues, link, number.to_bytes(CONTROL_BYTES // 64, "big"), Lane.CONTROL)
         assert queues.control_bytes <= MAX_CONTROL_BYTES
     said = [b"hello" * 1000, *(b"heartbeat %d" % number for number in range(100))]
-    assert all(queues.put(A, frame, Lane.CONTROL) for frame in said) and queues.control_bytes <= MAX_CONTROL_BYTES
+    assert all(put(queues, A, frame, Lane.CONTROL) for frame in said) and queues.control_bytes <= MAX_CONTROL_BYTES
     for link in silent:  # they go on asking
-        queues.put(link, bytes(CONTROL_BYTES // 64), Lane.CONTROL)
+        put(queues, link, bytes(CONTROL_BYTES // 64), Lane.CONTROL)
     assert drain(queues, 0.0, *silent) == [(A, frame) for frame in said]
     assert queues.control_bytes > MAX_CONTROL_BYTES - CONTROL_BYTES
     kept = [frame for link, frame in drain(queues, 1.0) if link == silent[0]]
@@ -77,32 +76,20 @@ def test_links_that_read_nothing_however_many_share_the_room_of_what_we_say_and_
     assert queues.control_bytes == 0 and len(queues) == 0 and queues.wait(1.0) == math.inf
 
 
-def test_of_what_makes_room_is_told_which_items_it_was_about() -> None:
-    queues = SendQueues(Limits(), 0.0)
-    full = [Link(number.to_bytes(32, "big"), dialled=False) for number in range(16)]
-    for number, link in enumerate(full):
-        queues.put(link, bytes(CONTROL_BYTES - 10), Lane.CONTROL)
-        queues.put(link, bytes(9), Lane.CONTROL, (ItemId(bytes([number]) * 32),))
-    assert queues.take_lost() == []
-    assert all(queues.put(A, b"ping" * 10, Lane.CONTROL) for _ in range(2))
-    assert queues.take_lost() == [Unsent(full[number], (ItemId(bytes([number]) * 32),)) for number in range(8)]
-    assert queues.take_lost() == [] and len(queues) == 26
-
-
 def test_a_link_whose_last_frame_made_room_waits_for_nothing() -> None:
     queues = SendQueues(Limits(), 0.0)
     full = [Link(number.to_bytes(32, "big"), dialled=False) for number in range(16)]
     for link in full:
-        assert queues.put(link, bytes(CONTROL_BYTES), Lane.CONTROL)
-    assert queues.put(A, b"ping", Lane.CONTROL) and len(queues) == 16
+        assert put(queues, link, bytes(CONTROL_BYTES), Lane.CONTROL)
+    assert put(queues, A, b"ping", Lane.CONTROL) and len(queues) == 16
     assert len(drain(queues, 0.0)) == 16 and queues.wait(0.0) == math.inf
-    assert queues.put(full[0], b"ping", Lane.CONTROL) and drain(queues, 0.0) == [(full[0], b"ping")]
+    assert put(queues, full[0], b"ping", Lane.CONTROL) and drain(queues, 0.0) == [(full[0], b"ping")]
 
 
 def test_what_a_link_that_is_gone_was_to_be_told_takes_no_room() -> None:
     queues = SendQueues(Limits(), 0.0)
-    queues.put(A, bytes(1000), Lane.CONTROL)
-    queues.put(B, bytes(500), Lane.CONTROL)
+    put(queues, A, bytes(1000), Lane.CONTROL)
+    put(queues, B, bytes(500), Lane.CONTROL)
     queues.drop(A)
     assert queues.control_bytes == 500
 
@@ -110,14 +97,14 @@ def test_what_a_link_that_is_gone_was_to_be_told_takes_no_room() -> None:
 def test_nothing_large_holds_up_anything_small_and_what_we_sign_keeps_its_order() -> None:
     queues = SendQueues(Limits(), 0.0)
     for frame, lane in ((b"large", Lane.LARGE), (b"small", Lane.SMALL), (b"one", Lane.CONTROL), (b"two", Lane.CONTROL)):
-        queues.put(A, frame, lane)
+        put(queues, A, frame, lane)
     assert [frame for _, frame in drain(queues, 0.0)] == [b"one", b"two", b"small", b"large"]
 
 
 def test_a_peer_that_does_not_read_holds_up_no_other_and_is_tried_less_and_less_often() -> None:
     queues = SendQueues(Limits(), 0.0)
-    queues.put(A, b"for a", Lane.CONTROL)
-    queues.put(B, b"for b", Lane.LARGE)
+    put(queues, A, b"for a", Lane.CONTROL)
+    put(queues, B, b"for b", Lane.LARGE)
     assert drain(queues, 0.0, A) == [(B, b"for b")]
     now, tries = 0.0, 0
     while now < 10.0:
@@ -138,7 +125,7 @@ def upload(rate: float, seconds: float, sizes: dict[Link, int], demand: dict[Lin
     now = 0.0
     while now < seconds:
         for link, size in sizes.items():
-            while offered[link] + size <= demand[link] * now and queues.put(link, bytes(size), Lane.LARGE):
+            while offered[link] + size <= demand[link] * now and put(queues, link, bytes(size), Lane.LARGE):
                 offered[link] += size
             offered[link] = max(offered[link], demand[link] * now - 2 * size)  # what did not fit is asked for anew
         for link, frame in drain(queues, now):
@@ -167,13 +154,13 @@ def test_a_peer_that_was_silent_is_owed_nothing_for_it() -> None:
     queues = SendQueues(Limits(upload_bytes_per_second=rate), 0.0)
     now = 0.0
     while now < 20.0:  # B alone
-        queues.put(B, bytes(10_000), Lane.SMALL)
+        put(queues, B, bytes(10_000), Lane.SMALL)
         drain(queues, now)
         now += 0.01
     got = {A: 0, B: 0}
     while now < 22.0:
         for link in got:
-            queues.put(link, bytes(10_000), Lane.SMALL)
+            put(queues, link, bytes(10_000), Lane.SMALL)
         for link, frame in drain(queues, now):
             got[link] += len(frame)
         now += 0.01
@@ -182,10 +169,10 @@ def test_a_peer_that_was_silent_is_owed_nothing_for_it() -> None:
 
 def test_a_limit_holds_back_items_and_not_what_we_say_but_counts_both() -> None:
     queues = SendQueues(Limits(upload_bytes_per_second=1000.0), 0.0)
-    queues.put(A, bytes(5000), Lane.LARGE)
+    put(queues, A, bytes(5000), Lane.LARGE)
     assert len(drain(queues, 0.0)) == 1  # into debt
-    queues.put(A, b"item", Lane.SMALL)
-    queues.put(A, b"ping", Lane.CONTROL)
+    put(queues, A, b"item", Lane.SMALL)
+    put(queues, A, b"ping", Lane.CONTROL)
     assert [frame for _, frame in drain(queues, 0.1)] == [b"ping"]
     wait = queues.wait(0.1)
     assert 4.5 < wait < 5.0
@@ -195,16 +182,16 @@ def test_a_limit_holds_back_items_and_not_what_we_say_but_counts_both() -> None:
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 3000.0]))
 def test_no_history_breaks_a_bound_loses_a_frame_or_swaps_two_of_a_lane(seed: int, rate: float) -> None:
     rng = random.Random(seed)
-    queues = SendQueues(Limits(max_link_queue_bytes=1000, max_queue_bytes=2500, upload_bytes_per_second=rate), 0.0)
+    queues = SendQueues(Limits(upload_bytes_per_second=rate), 0.0)
     waiting: dict[Link, dict[Lane, list[bytes]]] = {link: {lane: [] for lane in Lane} for link in LINKS}
-    now, items_out = 0.0, 0
+    now = 0.0
     for number in range(200):
         now += rng.choice([0.0, 0.001, 0.2])
         link = rng.choice(LINKS)
         action = rng.randrange(10)
         if action < 6:
             lane, frame = rng.choice(list(Lane)), b"%06d" % number * rng.randrange(1, 100)
-            if queues.put(link, frame, lane):
+            if put(queues, link, frame, lane):
                 waiting[link][lane].append(frame)
         elif action < 9:
             turn = queues.next(now)
@@ -212,14 +199,11 @@ def test_no_history_breaks_a_bound_loses_a_frame_or_swaps_two_of_a_lane(seed: in
                 queues.full(turn[0], now)
             elif turn is not None:
                 lane = next(lane for lane in Lane if waiting[turn[0]][lane])
-                assert waiting[turn[0]][lane].pop(0) == turn[1]
-                items_out += len(turn[1])
+                assert waiting[turn[0]][lane].pop(0) == turn[1].frame
                 queues.sent(turn[0])
         else:
             queues.drop(link)
             waiting[link] = {lane: [] for lane in Lane}
-        items = {link: sum(map(len, lanes[Lane.SMALL] + lanes[Lane.LARGE])) for link, lanes in waiting.items()}
-        assert max(items.values()) <= 1000 and queues.item_bytes == sum(items.values()) <= 2500
         assert queues.control_bytes == sum(len(frame) for lanes in waiting.values() for frame in lanes[Lane.CONTROL])
         assert len(queues) == sum(len(lane) for lanes in waiting.values() for lane in lanes.values())
         assert queues.wait(now) < math.inf or len(queues) == 0
@@ -233,9 +217,9 @@ def test_no_history_breaks_a_bound_loses_a_frame_or_swaps_two_of_a_lane(seed: in
 def test_whoever_makes_us_talk_beyond_the_limit_does_not_hold_back_items_once_that_ends() -> None:
     queues = SendQueues(Limits(upload_bytes_per_second=1000.0), 0.0)
     for second in range(600):
-        queues.put(A, bytes(1500), Lane.CONTROL)
+        put(queues, A, bytes(1500), Lane.CONTROL)
         assert len(drain(queues, float(second))) == 1
-    queues.put(B, bytes(100), Lane.SMALL)
+    put(queues, B, bytes(100), Lane.SMALL)
     assert drain(queues, 599.0) == [] and queues.wait(599.0) < 2.0
     assert len(drain(queues, 601.0)) == 1
 
@@ -245,6 +229,6 @@ def test_a_link_that_comes_and_goes_leaves_nothing_behind(rate: float) -> None:
     queues = SendQueues(Limits(upload_bytes_per_second=rate), 0.0)
     for number in range(5000):
         link = Link(number.to_bytes(32, "big"), dialled=False)
-        queues.put(link, b"goodbye", Lane.CONTROL)
+        put(queues, link, b"goodbye", Lane.CONTROL)
         drain(queues, 0.0)
     assert len(queues._queues) <= 300

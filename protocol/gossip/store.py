@@ -1,13 +1,12 @@
 """The items that a node holds for others: bounded in bytes, in number and in age.
 
-Beyond a bound one of the oldest that can be spared goes first, or the oldest; a large one while several of them have
-more than half of the bytes: two of the largest size would push out all small ones, which were just announced.
+Beyond a bound the oldest goes first, but none that we signed, nor one that is being given to somebody: these stay
+until they are stale, as nobody else may have them yet.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 
 from protocol.config import Instant
 from protocol.events import Item
@@ -20,7 +19,6 @@ OFFER_AGE = 0.8
 # One takes some 700 bytes beside its frame, so bytes alone would let a peer with the smallest items have five times as
 # many. It is also below the number of items that gossip knows again: what is held does not come twice.
 MAX_HELD = 1 << 15
-LOOKED_AT = 64  # of the oldest items, for one that nobody near needs any more
 
 
 @dataclass(slots=True)
@@ -28,33 +26,33 @@ class _Held:
     item: Item
     since: float
     withdrawn: bool = False
-    entry: Entry | None = None  # made when it is first announced: where all are linked with all, few are
+    entry: Entry | None = None  # made when it is first announced
 
 
 class Store:
     """Items in the order they were added, of at most `capacity` bytes; see the module's comment."""
 
-    def __init__(self, capacity: int, max_age: float) -> None:
+    def __init__(self, own: NodeId, capacity: int, max_age: float) -> None:
+        self._own = own
         self._capacity = capacity
         self._max_age = max_age * OFFER_AGE
         self._held: OrderedDict[ItemId, _Held] = OrderedDict()
-        self._large: OrderedDict[ItemId, _Held] = OrderedDict()  # those of them that are
+        self._evictable: OrderedDict[ItemId, None] = OrderedDict()  # those that we did not sign
+        self._in_service: Counter[ItemId] = Counter()
         self.size = 0  # bytes
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, item: Item, now: Instant, spare: Callable[[Item], bool] = lambda _: True) -> None:
-        """Hold an item; `spare` tells of a held one whether all who are near have it."""
-        if item.id in self._held:  # it was forgotten that it came: a clock that was set back holds it for longer
-            self.pop(item.id)
-        self._held[item.id] = held = _Held(item, now.steady)
+    def add(self, item: Item, now: Instant) -> None:
+        """Hold an item."""
+        self.pop(item.id)  # it was forgotten that it came: a clock that was set back holds it for longer
+        self._held[item.id] = _Held(item, now.steady)
+        if item.signer != self._own:
+            self._evictable[item.id] = None
         self.size += len(item.frame)
-        if item.is_large:
-            self._large[item.id] = held
         while self.size > self._capacity or len(self._held) > MAX_HELD:
-            several_large = len(self._large) > 1 and self._size_of_large() > self._capacity // 2
-            self._let_one_go(self._large if several_large else self._held, spare)
+            self.pop(self._oldest_to_spare())
 
     def get(self, item_id: ItemId) -> Item | None:
         """Return the item if it is held."""
@@ -69,6 +67,16 @@ class Store:
         held.entry = held.entry or held.item.entry
         return held.entry
 
+    def serve(self, item_id: ItemId) -> None:
+        """Keep an item, of which something is to be given to somebody, until as many times `served` is said."""
+        self._in_service[item_id] += 1
+
+    def served(self, item_id: ItemId) -> None:
+        """It was given, or is not wanted any more."""
+        self._in_service[item_id] -= 1
+        if self._in_service[item_id] <= 0:
+            del self._in_service[item_id]
+
     def withdraw(self, item_id: ItemId) -> None:
         """Offer the item to nobody any more, if it is held."""
         if (held := self._held.get(item_id)) is not None:
@@ -82,7 +90,7 @@ class Store:
     def pop(self, item_id: ItemId) -> None:
         """Let go of an item, if it is held."""
         held = self._held.pop(item_id, None)
-        self._large.pop(item_id, None)
+        self._evictable.pop(item_id, None)
         if held is not None:
             self.size -= len(held.item.frame)
 
@@ -103,10 +111,10 @@ class Store:
             ids.append(item_id)
         return ids[::-1]
 
-    def _size_of_large(self) -> int:
-        return sum(len(held.item.frame) for held in self._large.values())  # 256 by default, at the most
-
-    def _let_one_go(self, of: Mapping[ItemId, _Held], spare: Callable[[Item], bool]) -> None:
-        oldest = islice(of.values(), LOOKED_AT)
-        spared = next((held.item.id for held in oldest if spare(held.item)), None)
-        self.pop(next(iter(of)) if spared is None else spared)
+    def _oldest_to_spare(self) -> ItemId:
+        for _ in range(len(self._evictable)):
+            item_id = next(iter(self._evictable))
+            if item_id not in self._in_service:
+                return item_id
+            self._evictable.move_to_end(item_id)
+        return next(iter(self._held))

@@ -1,0 +1,121 @@
+"""Partial items: those larger than one chunk, of which some chunks are there, each proven as it came.
+
+Such an item is never sent whole. A WANT of it is answered with its **outline**: the header that its signer signed, and
+the hashes of its chunks, which the header's digest proves (see `protocol.wire.envelope`). Its chunks come from all who
+have them, the rarest first, and who has a chunk gives it.
+
+Partial items have `capacity` bytes, by what their signers say of their sizes, and `MAX_PARTIALS` places. Where there
+is no room, the one that got nothing for longest gives way to another, if that is more than `STALL_S`; its chunks are
+dropped, and it is wanted as if nothing of it had come.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from protocol.events import Item, Outline
+from protocol.identity import NodeId
+from protocol.wire.envelope import ItemId, chunk_count
+from protocol.wire.messages import ItemChunk
+
+MAX_PARTIALS = 256  # each with an outline of 4 KiB for 16 MiB
+STALL_S = 10.0  # a chunk on a sixteenth of a line of 2 Mbit/s
+
+
+@dataclass(slots=True)
+class Partial:
+    """An item that is being fetched: what is there, what is asked of whom, and how many holders each chunk has."""
+
+    outline: Outline
+    touched: float  # when something of it last came
+    missing: int = 0  # the chunks that are neither there nor asked for, a bit each
+    chunks: dict[int, bytes] = field(default_factory=dict)
+    asked: dict[int, NodeId] = field(default_factory=dict)
+    holders: list[int] = field(default_factory=list)  # of each chunk, how many have it
+
+    @classmethod
+    def begin(cls, outline: Outline, now: float) -> "Partial":
+        """Return one of which nothing is there."""
+        count = chunk_count(outline.header.size)
+        return cls(outline, now, (1 << count) - 1, holders=[0] * count)
+
+    @property
+    def count(self) -> int:
+        """How many chunks it has in all."""
+        return len(self.holders)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all chunks are there."""
+        return len(self.chunks) == self.count
+
+    @property
+    def parts(self) -> bytes:
+        """Which chunks are there, as HAVE says it."""
+        bits = sum(1 << index for index in self.chunks)
+        return bits.to_bytes((self.count + 7) // 8, "little")
+
+    def held(self, parts: int, by: int) -> None:
+        """Count one holder more (`by` 1) or less (-1) of the chunks in `parts`."""
+        for index in range(self.count):
+            if parts >> index & 1:
+                self.holders[index] += by
+
+    def chunk(self, index: int) -> ItemChunk | None:
+        """Return a chunk that is there."""
+        data = self.chunks.get(index)
+        return None if data is None else self.outline.chunk(index, data)
+
+    def item(self) -> Item:
+        """Return the whole item."""
+        return self.outline.fill(self.chunks[index] for index in range(self.count))
+
+
+class Partials:
+    """All partial items, within their bounds. `now` is steady, in seconds."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._partials: dict[ItemId, Partial] = {}  # in the order of their beginnings
+        self._size = 0
+        self.get: Callable[[ItemId], Partial | None] = self._partials.get
+
+    def __len__(self) -> int:
+        return len(self._partials)
+
+    def __contains__(self, item_id: ItemId) -> bool:
+        return item_id in self._partials
+
+    def has_room(self, size: int, now: float) -> bool:
+        """Tell whether an item of that size can be begun, in place of one that stalls if need be."""
+        if size > self._capacity:
+            return False
+        if self._size + size <= self._capacity and len(self._partials) < MAX_PARTIALS:
+            return True
+        return self._partials[self._stalest].touched + STALL_S <= now
+
+    def begin(self, outline: Outline, now: float) -> list[ItemId] | None:
+        """Begin an item; return those that gave way, or None if there is no room."""
+        size, gone = outline.header.size, []
+        while self._size + size > self._capacity or len(self._partials) >= MAX_PARTIALS:
+            if not self.has_room(size, now):
+                return None
+            gone.append(self._stalest)
+            self.pop(gone[-1])
+        self._partials[outline.id] = Partial.begin(outline, now)
+        self._size += size
+        return gone
+
+    def items(self) -> Iterator[tuple[ItemId, Partial]]:
+        """Return them in the order of their beginnings."""
+        return iter(self._partials.items())
+
+    @property
+    def _stalest(self) -> ItemId:
+        return min(self._partials, key=lambda item_id: self._partials[item_id].touched)
+
+    def pop(self, item_id: ItemId) -> Partial | None:
+        """Forget an item."""
+        partial = self._partials.pop(item_id, None)
+        if partial is not None:
+            self._size -= partial.outline.header.size
+        return partial

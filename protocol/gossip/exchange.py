@@ -1,0 +1,655 @@
+"""Getting items around: what is announced, asked for, served and passed on. A pure state machine.
+
+An item is a signed envelope that is passed on as the bytes its signer made. Its id is a
+hash of the signer's key and the body. What each peer was told, asked and given of each item stands in the ledger.
+
+    message     says                                              is answered by
+    HAVE        I hold these items, or these chunks of them       WANT, or nothing
+    WANT        give me these items, outlines, chunks             each of them, DONT_HAVE or BUSY
+    DONT_HAVE   I do not have these
+    BUSY        not now; without ids: what you asked for waits for my line
+    CANCEL      I have these from somebody else
+    IDONTWANT   I have these, or refuse them: do not send or name them
+    INTEREST    I want these topics; nothing that I did not ask for
+
+Rules
+ 1. Whoever publishes an item of at most `PUSH_BYTES` sends it to the live peers that are interested and did not ask
+    for announcements only, `MAX_PUSHES` of them by lot. A larger one, and to all others, is announced.
+ 2. Whoever gets an item for the first time delivers it, holds it, and announces it to the interested live peers that
+    are not known to have it: once nothing new has come for `announce_interval`, or `MAX_HOLD` times that after the
+    first, so that a burst is announced once. Whoever gets a chunk announces that it has it in the same way. A peer
+    that asked for announcements only, and draws from them, is told no more often than it draws.
+ 3. An announced item that we want and lack is asked for (see `wants`), as far as our demand goes (see
+    `subscriptions`): at once, unless it is small and its signer is a live peer of ours, whose push is probably on its
+    way: then after `pull_delay`. A node that asked for announcements only draws by lot what it asks for, at its ticks.
+ 4. A peer that comes up is told our interest and announced what we hold, so a node that was
+    away catches up: the newest at once, the rest in batches that leave out what it has got
+    meanwhile. Now and then a random peer is announced what is newest, in case something was lost: one that did not ask
+    for announcements only, as that has more on offer than it takes, and for whom nothing waits.
+ 5. What a peer wants is queued by its id, and becomes a frame when its line is free for it. It is told every half
+    `pull_patience` that what it wants still waits, that it is BUSY beyond `MAX_SERVED` at a time or its allowance, and
+    what is not here. So no peer can make us wait or grow, and whoever waits knows for what.
+ 6. Bytes that a peer sends twice, and was not asked for again, are a replay; an item that two peers send is an
+    ordinary duplicate. A signer that is our peer and whose push is not here yet is told that we do not want it.
+ 7. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed
+    beyond our demand, or long after we asked for announcements only.
+ 8. A promise is kept. An item found bad is announced to nobody any more, but whoever was told of
+    it may have it, and judges for itself: that costs its signer, not whoever passed it on. An item
+    that will soon be stale is not announced.
+"""
+
+import random
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+
+from protocol.config import Instant, Setup
+from protocol.events import (
+    Blame,
+    ChunkArrived,
+    Deliver,
+    Discard,
+    GossipAction,
+    GossipEvent,
+    Got,
+    Heard,
+    Item,
+    Outlined,
+    PeerDown,
+    PeerUp,
+    Publish,
+    Send,
+    Serve,
+    Subscribe,
+    Tick,
+)
+from protocol.gossip.account import Account
+from protocol.gossip.announce_timer import MAX_HOLD, AnnounceTimer
+from protocol.gossip.ledger import WHOLE, Ledger, Ours, Row, Said, Theirs, place_of, read_place
+from protocol.gossip.store import Store
+from protocol.gossip.subscriptions import Appetite, Filter
+from protocol.gossip.wants import Asks, Took, Wants
+from protocol.identity import NodeId
+from protocol.lru import Expiring, Recent
+from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, PLACE_BYTES, ItemId
+from protocol.wire.messages import (
+    ITEM_OVERHEAD_BYTES,
+    MAX_IDS,
+    Busy,
+    Cancel,
+    DontHave,
+    Entry,
+    Have,
+    IDontWant,
+    Interest,
+    ItemChunk,
+    ItemOutline,
+    Want,
+    hint,
+)
+
+# Below this a push costs less than the announcement and the pull that it saves cost in time: at
+# 64 KiB a transfer takes about one round trip on a line of 10 Mbit/s and 50 ms.
+PUSH_BYTES = 64 << 10
+MAX_PUSHES = 32  # of one item: twice the links of a node, of the hundreds that a node may have which many dial
+SEEN_ITEMS = 1 << 17  # at 32 items a second, the hour after which items are stale anyway
+FIRST_IDS = 64  # announced at once to a peer that comes up: about 3 kB, whatever it turns out to want
+CATCH_UP_S = 2.0  # between its further batches of `MAX_IDS`: 12 kB a second, and what it pulls strikes out the next
+DRAWS = 4  # in the patience for an answer: how often it is looked for who is silent, and drawn what is asked for
+MAX_ACCOUNTS = 256  # that outlive their links
+MAX_PENDING = 8192  # ids that wait to be announced to one peer
+MAX_GIVEN = 1 << 14  # chunks of 2 GiB
+LOOKED_AT = 16  # chunks that wait for one line, for the one that fewest were given
+MAX_SERVED = 2048  # items and chunks that one peer may wait for
+SYNC_WINDOW = 4.0  # sync intervals
+
+
+@dataclass(slots=True)
+class _Peer:
+    """A live peer: what it wants, what it is still to be told, and what it waits for."""
+
+    wants: Filter
+    account: Account
+    backlog: list[ItemId]  # what it may have missed, the newest last
+    backlog_due: float
+    pending: dict[ItemId, None] = field(default_factory=dict)
+    quiet_until: float = 0.0
+    served: OrderedDict[bytes, int] = field(default_factory=OrderedDict)  # places of what waits for its line, by size
+    gave_at: float = float("-inf")  # when something last left for it
+    waiting_since: float = 0.0  # for its line, or when it was last told so
+    pushes: set[ItemId] = field(default_factory=set)  # of those, what it did not ask for
+    lacking: dict[ItemId, None] = field(default_factory=dict)  # what waited for its line and is not here any more
+
+    def remind(self, *ids: ItemId) -> None:
+        """Let ids be announced at the next tick; beyond the bound the oldest are dropped."""
+        for item_id in ids:
+            self.pending[item_id] = None
+        while len(self.pending) > MAX_PENDING:
+            del self.pending[next(iter(self.pending))]
+
+
+class Gossip:
+    """See the module's comment."""
+
+    def __init__(self, own: NodeId, setup: Setup, rng: random.Random, now: Instant) -> None:
+        self._own = own
+        self._limits = limits = setup.limits
+        self._timing = setup.timing
+        self._rng = rng
+        self._peers: dict[NodeId, _Peer] = {}
+        self._neighbours: Counter[bytes] = Counter()  # hints of the live peers
+        # Nobody's stamp is further ahead, so whatever is forgotten is refused as stale.
+        self._seen: Expiring[ItemId, NodeId] = Expiring(SEEN_ITEMS, limits.max_item_age_s + limits.max_clock_ahead_s)
+        self._store = Store(own, limits.held_bytes, limits.max_item_age_s)
+        self._ledger = Ledger(lambda item_id: item_id in self._wants)
+        self._wants = Wants(self._ledger, setup.timing, limits.held_bytes, limits.max_item_age_s, rng)
+        self._accounts: Recent[NodeId, Account] = Recent(MAX_ACCOUNTS)
+        self._max_item = HEAD_BYTES + ITEM_OVERHEAD_BYTES + limits.max_item_bytes
+        self._appetite = Appetite(now)
+        self._next_sync = now.steady + setup.timing.sync_interval
+        self._uploads_until = now.steady  # when nobody fetches chunks of ours any more
+        self._ticked = now.steady
+        self._given: Recent[bytes, int] = Recent(MAX_GIVEN)  # how often each chunk was given
+        self._serving = 0  # how much waits for peers' lines
+        self._catching_up = False  # whether a peer is yet to be announced what we held when it came
+        self._timer = AnnounceTimer(setup.timing.announce_interval)
+        # Who signed an item that was accepted, None if that is not remembered: asked for each that comes.
+        self.signer: Callable[[ItemId], NodeId | None] = self._seen.get
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes of items it holds for others."""
+        return self._store.size
+
+    @property
+    def wanted(self) -> int:
+        """How many items were announced that it lacks and may ask for."""
+        return len(self._wants)
+
+    def withdraw_signed(self, is_by: Callable[[NodeId], bool]) -> None:
+        """Offer nobody any more what somebody signed for whom `is_by` holds, and fetch no more of it."""
+        self._store.withdraw_signed(is_by)
+        self._wants.forget_signed(is_by)
+
+    def wait(self) -> float:
+        """Return how many seconds after the last tick the next one is of use."""
+        timing = self._timing
+        wait = max(0.0, self._timer.due - self._ticked)
+        if len(self._wants):
+            return min(wait, timing.announce_interval if self._wants.delayed else timing.pull_patience / DRAWS)
+        if self._catching_up:
+            return min(wait, CATCH_UP_S / 4)
+        if self._serving:
+            return min(wait, timing.pull_patience / DRAWS)
+        return min(wait, timing.sync_interval)
+
+    def may_rest(self, now: Instant) -> bool:
+        """Tell whether nobody waits for a node that looks at the network a few times a second only.
+
+        It draws what it asks for at its ticks, has more on offer than it takes, and nothing large comes or goes.
+        """
+        is_idle = not self._wants.partials and now.steady >= self._uploads_until
+        return self._appetite.filter.announce_only and is_idle
+
+    def duplicate(self, node: NodeId, item: ItemId, now: Instant) -> bool:
+        """Note that `node` sent bytes that were accepted before; True if it had sent this item itself (a replay)."""
+        if node not in self._peers:
+            return False
+        row = self._ledger.row(node, item)
+        had_sent = row.theirs is Theirs.SENT
+        return not self._wants.arrived(item, node, now.steady) and had_sent
+
+    def declines(self, node: NodeId, item: ItemId, size: int, now: Instant) -> bool:
+        """Tell whether the `size` bytes that `node` sends, if they are this item, are more than we take.
+
+        Then they need not be verified: nobody asked for them, the demand is met, and the sender may not know that we
+        asked for announcements.
+        """
+        if self._wants.is_asked(item, node):
+            return False
+        peer = self._peers.get(node)
+        if peer is not None:
+            peer.account.pushed(size)
+        if self._appetite.has_room(now):
+            return False
+        if peer is not None and peer.account.should_know(now.steady):
+            return False
+        self._appetite.came(now)
+        return True
+
+    def handle(self, event: GossipEvent, now: Instant) -> list[GossipAction]:  # one arm for each event
+        """Advance by one event."""
+        match event:
+            case Got(node, item):
+                asked = self._wants.arrived(item.id, node, now.steady)
+                more = self._ask(now) if asked and not self._appetite.filter.announce_only else []
+                return [*self._take(node, item, asked, now), *more]
+            case Heard(node, message):
+                return self._heard(node, message, now) if node in self._peers else []
+            case Publish(item):
+                return self._publish(item, now)
+            case Outlined():
+                return self._outlined(event, now)
+            case ChunkArrived(node, chunk):
+                return self._chunk_arrived(node, chunk, now)
+            case PeerUp(node):
+                return self._up(node, now)
+            case PeerDown(node):
+                self._down(node)
+            case Subscribe(topics, demand):
+                return self._tell_interest(self._peers, now) if self._appetite.subscribe(topics, demand, now) else []
+            case Discard(item_id):
+                self._store.withdraw(item_id)
+            case Tick():
+                return self._tick(now)
+        return []
+
+    def serve(self, node: NodeId, place: bytes, now: Instant) -> Item | ItemOutline | ItemChunk | None:
+        """Return what a line that is free is to carry: the item, outline or chunk that waited for it.
+
+        None: it is not wanted any more, or not here.
+        """
+        peer = self._peers.get(node)
+        if peer is None:
+            return None
+        if len(place) == PLACE_BYTES:
+            place = self._least_given(peer) or place
+        if not self._forget_served(peer, place):
+            return None
+        item_id, part = read_place(place)
+        found = self._find(item_id, part)
+        row = self._ledger.row(node, item_id)
+        if found is None:
+            peer.lacking[item_id] = None
+            self._timer.by(now.steady)
+            return None
+        if not peer.served:
+            peer.waiting_since = now.steady
+        peer.gave_at = now.steady
+        row.note(Said.WE_GAVE)
+        row.given |= 1 << (part + 1)
+        self._given.set(place, 1 + (self._given.get(place) or 0))
+        return found
+
+    def _least_given(self, peer: _Peer) -> bytes | None:
+        """Return which of the chunks that a peer waits for was given to fewest others, whoever's turn it is.
+
+        These can give it then, too; and all of them have a turn.
+        """
+        chunks = islice((place for place in peer.served if len(place) == PLACE_BYTES), LOOKED_AT)
+        return min(chunks, key=lambda place: self._given.get(place) or 0, default=None)
+
+    # Peers
+
+    def _up(self, node: NodeId, now: Instant) -> list[GossipAction]:
+        self._down(node)
+        account = self._accounts.get(node) or Account(self._limits, now.steady)
+        account.linked(now.steady)
+        self._accounts.set(node, account)
+        self._store.expire(now)
+        held = self._store.newest(MAX_PENDING)
+        # Two nodes that meet again hold much the same: of the two, whose batch is later leaves out the other's.
+        due = now.steady + CATCH_UP_S * self._rng.random()
+        peer = self._peers[node] = _Peer(Filter(), account, held[:-FIRST_IDS], due)
+        self._ledger.up(node)
+        self._wants.up(node)
+        if held:
+            peer.remind(*held[-FIRST_IDS:])
+            self._timer.by(now.steady)
+        self._catching_up = self._catching_up or bool(peer.backlog)
+        self._neighbours[hint(node)] += 1
+        return self._tell_interest([node], now) if self._appetite.told else []
+
+    def _down(self, node: NodeId) -> None:
+        peer = self._peers.pop(node, None)
+        if peer is None:
+            return
+        self._neighbours -= Counter([hint(node)])
+        for place in list(peer.served):
+            self._forget_served(peer, place)
+        self._wants.lost(node)
+        self._ledger.down(node)
+
+    def _tell_interest(self, nodes: Iterable[NodeId], now: Instant) -> list[GossipAction]:
+        for node in nodes:
+            self._peers[node].account.told(self._appetite.filter.announce_only, now.steady)
+        return [Send(node, self._appetite.filter.interest) for node in nodes]
+
+    def _heard(self, node: NodeId, message: Have | Want | DontHave | Interest, now: Instant) -> list[GossipAction]:
+        peer = self._peers[node]
+        match message:
+            case Have(items):
+                return self._offered(node, items, now)
+            case Cancel():
+                self._cancelled(node, message)
+            case Want():
+                return self._wanted(node, message, now)
+            case Busy(ids):
+                self._wants.busy(node, ids, now.steady)
+                return self._ask_all(now)
+            case IDontWant(ids):
+                for item_id in ids:
+                    self._forget_served(peer, item_id)
+                    self._ledger.row(node, item_id).note(Said.THEY_DECLINE)
+                    peer.pending.pop(item_id, None)
+            case DontHave(ids):
+                lies = self._wants.lack(node, ids, now.steady)
+                return [Blame(node, "false_have")] * lies + self._ask_all(now)
+            case Interest():
+                peer.wants = Filter.of(message)
+                if peer.wants.announce_only:
+                    self._keep_pushes(node, peer)
+        return []
+
+    def _keep_pushes(self, node: NodeId, peer: _Peer) -> None:
+        """Let go of what waits to be pushed to a peer that asked for announcements only, and announce it."""
+        for item_id in list(peer.pushes):
+            if self._forget_served(peer, item_id):
+                row = self._ledger.row(node, item_id)
+                row.note(Said.WE_KEPT)
+                row.told = False
+                peer.remind(item_id)
+
+    # What comes
+
+    def _take(self, node: NodeId, item: Item, asked: bool, now: Instant) -> list[GossipAction]:
+        peer = self._peers.get(node)
+        if self._seen.get(item.id) is not None:
+            return []
+        if not self._appetite.filter.covers(item.topic):
+            # Who gave the last chunk of a large item is not who lied about its topic.
+            return [] if item.is_large else [Blame(node, "unwanted")]
+        self._appetite.came(now)
+        if not asked:
+            if peer is not None and peer.account.should_know(now.steady):
+                return [Blame(node, "unasked")]
+            if not self._appetite.take_push(now):
+                return [Blame(node, "over_demand")]
+        if peer is not None:
+            self._ledger.row(node, item.id).note(Said.THEY_GAVE_ALL)
+        self._seen.set(item.id, item.signer)
+        self._hold(item, now)
+        actions: list[GossipAction] = []
+        if item.signer in self._peers and self._ledger.row(item.signer, item.id).theirs is Theirs.NONE:
+            actions.append(Send(item.signer, IDontWant((item.id,))))  # its push is yet to come
+        # Our own came back: we were restarted.
+        return [Deliver(item), *actions] if item.signer != self._own else actions
+
+    def _outlined(self, event: Outlined, now: Instant) -> list[GossipAction]:
+        node, outline = event.node, event.outline
+        if not self._wants.was_asked(outline.id, node):
+            return [Blame(node, "unasked")]
+        if outline.id not in self._wants or self._wants.partial(outline.id) is not None:
+            self._wants.late(outline.id, node)
+            return []
+        if not self._wants.outlined(node, outline, now.steady):
+            self._appetite.refund(1)
+            return [Blame(node, "no_room")]
+        return self._ask_all(now)
+
+    def _chunk_arrived(self, node: NodeId, chunk: ItemChunk, now: Instant) -> list[GossipAction]:
+        partial = self._wants.partial(chunk.id)
+        match self._wants.chunk_arrived(node, chunk, now.steady):
+            case Took.MISSIZED:
+                assert partial is not None
+                self._appetite.refund(1)
+                return [Blame(partial.outline.signer, "malformed"), *self._ask_all(now)]
+            case Took.FALSE:
+                return [Blame(node, "false_chunk"), *self._ask_all(now)]
+            case Took.UNASKED:
+                return [Blame(node, "unasked_chunk")]
+            case Took.LATE:
+                return self._sent(self._wants.fill(node, now.steady))
+        item = self._wants.finish(chunk.id, node)
+        asks = self._sent([*self._wants.fill(node, now.steady), *self._wants.take_cancels()])
+        if item is not None:
+            return [*self._take(node, item, True, now), *asks]
+        self._remind_of_parts(chunk.id, now)
+        return asks
+
+    def _remind_of_parts(self, item_id: ItemId, now: Instant) -> None:
+        for node, peer in self._peers.items():
+            row = self._ledger.find(node, item_id)
+            if row is None or not (row.has_all or row.ours is Ours.DECLINED):
+                peer.remind(item_id)
+        self._timer.by(now.steady + MAX_HOLD * self._timing.announce_interval)
+
+    # What we hold
+
+    def _hold(self, item: Item, now: Instant) -> None:
+        self._store.add(item, now)
+        may = float("inf")
+        for node, peer in self._peers.items():
+            row = self._ledger.find(node, item.id)
+            if (row is None or row.is_news) and peer.wants.covers(item.topic):
+                peer.remind(item.id)
+                may = min(may, peer.quiet_until)
+        if may <= now.steady:
+            self._timer.news(now.steady)
+        elif may < float("inf"):
+            self._timer.by(may)
+
+    def _publish(self, item: Item, now: Instant) -> list[GossipAction]:
+        if item.id in self._seen:
+            return []
+        self._seen.set(item.id, item.signer)
+        actions: list[GossipAction] = []
+        if len(item.frame) <= PUSH_BYTES:
+            eager = [
+                node
+                for node, peer in self._peers.items()
+                if not peer.wants.announce_only and peer.wants.covers(item.topic)
+            ]
+            for node in eager if len(eager) <= MAX_PUSHES else self._rng.sample(eager, MAX_PUSHES):
+                if len(self._peers[node].served) < MAX_SERVED:
+                    actions.append(self._queue(node, item.id, WHOLE, len(item.frame), now))
+                    self._peers[node].pushes.add(item.id)
+                    self._ledger.row(node, item.id).told = True
+        self._hold(item, now)
+        if len(item.frame) > PUSH_BYTES:
+            self._timer.by(now.steady)
+        return actions
+
+    def _find(self, item_id: ItemId, part: int) -> Item | ItemOutline | ItemChunk | None:
+        """Return what a WANT is answered with, if it is here."""
+        item, partial = self._store.get(item_id), self._wants.partial(item_id)
+        if item is not None:
+            if part == WHOLE:
+                return item.outline if item.is_large else item
+            chunk = item.chunk(part) if item.is_large else None
+            return chunk if chunk is not None and chunk.data else None
+        if partial is not None:
+            return ItemOutline(partial.outline.head, partial.outline.hashes) if part == WHOLE else partial.chunk(part)
+        return None
+
+    def _wanted(self, node: NodeId, want: Want, now: Instant) -> list[GossipAction]:
+        peer = self._peers[node]
+        actions: list[GossipAction] = []
+        lacking: dict[ItemId, None] = {}
+        busy: dict[ItemId, None] = {}
+        for item_id, chunks in want.parts:
+            row = self._ledger.row(node, item_id)
+            was_offered = row.ours is not Ours.NONE or self._store.offered(item_id, now) is not None
+            item = self._store.get(item_id)
+            for part in chunks or (WHOLE,):
+                if place_of(item_id, part) in peer.served:
+                    continue  # it waits for its line already
+                size = self._size_of(item_id, part) if item is None or was_offered else 0
+                if not size:
+                    lacking[item_id] = None
+                elif len(peer.served) >= MAX_SERVED or not peer.account.take(size, now.steady, again=row.had(part)):
+                    busy[item_id] = None
+                else:
+                    actions.append(self._queue(node, item_id, part, size, now))
+        if any(part.chunks for part in want.parts):
+            self._uploads_until = now.steady + self._timing.pull_patience
+        if lacking:
+            actions.append(Send(node, DontHave(tuple(lacking))))
+        if busy:
+            actions.append(Send(node, Busy(tuple(busy))))
+        return actions
+
+    def _size_of(self, item_id: ItemId, part: int) -> int:
+        """Return how many bytes a WANT is answered with, 0 if it is not here."""
+        item, partial = self._store.get(item_id), self._wants.partial(item_id)
+        if item is not None:
+            if part == WHOLE:
+                return HEAD_BYTES + len(item.hashes) if item.is_large else len(item.frame)
+            return min(CHUNK_BYTES, max(0, len(item.frame) - HEAD_BYTES - part * CHUNK_BYTES)) if item.is_large else 0
+        if partial is None:
+            return 0
+        return HEAD_BYTES + len(partial.outline.hashes) if part == WHOLE else len(partial.chunks.get(part, b""))
+
+    def _queue(self, node: NodeId, item_id: ItemId, part: int, size: int, now: Instant) -> Serve:
+        """Let something wait for a peer's line."""
+        peer, place = self._peers[node], place_of(item_id, part)
+        if not peer.served:
+            peer.waiting_since = now.steady
+        peer.served[place] = size
+        self._serving += 1
+        self._store.serve(item_id)
+        self._ledger.row(node, item_id).note(Said.THEY_WANT)
+        return Serve(node, place, size)
+
+    def _cancelled(self, node: NodeId, cancel: Cancel) -> None:
+        for item_id, chunks in cancel.parts:
+            for part in chunks or (WHOLE,):
+                self._forget_served(self._peers[node], place_of(item_id, part))
+            self._ledger.row(node, item_id).note(Said.THEY_CANCEL)
+
+    def _forget_served(self, peer: _Peer, place: bytes) -> bool:
+        """Let something wait no longer for a peer's line; False if it did not."""
+        if peer.served.pop(place, None) is None:
+            return False
+        item_id, _ = read_place(place)
+        self._serving -= 1
+        self._store.served(item_id)
+        peer.pushes.discard(item_id)
+        return True
+
+    # What we ask for
+
+    def _offered(self, node: NodeId, items: tuple[Entry, ...], now: Instant) -> list[GossipAction]:
+        peer, holder = self._peers[node], hint(node)
+        wants, seen = self._appetite.filter, self._seen.get
+        for entry in items:
+            if not entry.parts:
+                peer.pending.pop(entry.id, None)
+            if seen(entry.id) is not None:
+                self._ledger.row(node, entry.id).note(Said.THEY_HAVE)
+            elif entry.size <= self._max_item and wants.covers(entry.topic):
+                is_pushed = entry.signer != holder and entry.size <= PUSH_BYTES and entry.signer in self._neighbours
+                delay = self._timing.pull_delay if is_pushed and not wants.announce_only else 0.0
+                self._wants.have(node, entry, now.steady, delay)
+        # Where there is more than we take, it is drawn at the next tick from what all have announced, and not from what
+        # the quickest has; in one message to each holder.
+        if self._appetite.has_room(now) and not wants.announce_only:
+            return [*self._ask(now), *self._sent(self._wants.fill(node, now.steady))]
+        return self._sent(self._wants.fill(node, now.steady))
+
+    def _ask(self, now: Instant) -> list[GossipAction]:
+        self._appetite.refund(self._wants.take_failed())
+        return self._sent(self._wants.due(now.steady, self._appetite.level(now)))
+
+    def _ask_all(self, now: Instant) -> list[GossipAction]:
+        return [*self._ask(now), *self._sent(self._wants.fill_all(now.steady))]
+
+    def _sent(self, asks: Asks) -> list[GossipAction]:
+        self._appetite.spend(
+            sum(not part.chunks for _, want in asks for part in want.parts if not isinstance(want, Cancel))
+        )
+        return [Send(node, want) for node, want in asks]
+
+    # Time
+
+    def _tick(self, now: Instant) -> list[GossipAction]:
+        self._ticked = now.steady
+        self._store.expire(now)
+        self._seen.expire(now.steady)
+        silent = self._wants.check(now.steady, bounded=self._appetite.bounded)
+        actions: list[GossipAction] = [Blame(node, "unanswered") for node in silent]
+        actions += self._ask_all(now)
+        if self._appetite.adjust(now):
+            actions += self._tell_interest(self._peers, now)
+        if now.steady >= self._next_sync and self._peers:
+            self._next_sync = now.steady + self._timing.sync_interval * self._rng.uniform(0.75, 1.25)
+            if eager := [node for node, peer in self._peers.items() if self._may_lack(peer, now)]:
+                actions += self._remind(self._rng.choice(eager), now)
+        flush = now.steady >= self._timer.due
+        if flush:
+            self._timer.clear()
+        for node, peer in self._peers.items():
+            actions += self._answer(node, peer, now)
+            if now.steady < peer.quiet_until:
+                if peer.pending:
+                    self._timer.by(peer.quiet_until)
+                continue
+            if flush and peer.pending:
+                actions += self._announce(node, [one for one in peer.pending if self._is_news(node, one)], now)
+                peer.pending.clear()
+                if peer.wants.announce_only:
+                    peer.quiet_until = now.steady + self._timing.pull_patience / DRAWS
+            actions += self._catch_up(node, peer, now)
+        self._catching_up = any(peer.backlog for peer in self._peers.values())
+        return actions
+
+    def _answer(self, node: NodeId, peer: _Peer, now: Instant) -> list[GossipAction]:
+        """Tell a peer that what it wants still waits, and what it waits for in vain."""
+        actions: list[GossipAction] = []
+        if peer.lacking:
+            actions.append(Send(node, DontHave(tuple(peer.lacking)[:MAX_IDS])))
+            peer.lacking.clear()
+        if peer.served and now.steady >= peer.waiting_since + self._timing.pull_patience / 2:
+            peer.waiting_since = now.steady
+            actions.append(Send(node, Busy(())))
+        return actions
+
+    def _is_news(self, node: NodeId, item_id: ItemId) -> bool:
+        row = self._ledger.find(node, item_id)
+        return row is None or row.is_news or (self._wants.partial(item_id) is not None and not row.has_all)
+
+    def _may_lack(self, peer: _Peer, now: Instant) -> bool:
+        """Tell whether a peer may be reminded: it takes everything, and nothing that it lacks is on its way."""
+        is_served = peer.served or now.steady < peer.gave_at + self._timing.pull_patience
+        return not (peer.wants.announce_only or is_served)
+
+    def _remind(self, node: NodeId, now: Instant) -> list[GossipAction]:
+        newest = self._store.newest(MAX_IDS, since=now.steady - SYNC_WINDOW * self._timing.sync_interval)
+        return self._announce(node, [one for one in newest if not _has_surely(self._ledger.find(node, one))], now)
+
+    def _catch_up(self, node: NodeId, peer: _Peer, now: Instant) -> list[GossipAction]:
+        if not peer.backlog or now.steady < peer.backlog_due:
+            return []
+        peer.backlog_due = now.steady + CATCH_UP_S
+        batch: list[ItemId] = []
+        while peer.backlog and len(batch) < MAX_IDS:
+            item_id = peer.backlog.pop()
+            if self._ledger.find(node, item_id) is None:
+                batch.append(item_id)
+        return self._announce(node, batch, now)
+
+    def _announce(self, node: NodeId, ids: list[ItemId], now: Instant) -> list[GossipAction]:
+        """Announce those that are held, or chunks of them, and that the peer is interested in."""
+        peer = self._peers[node]
+        told = [entry for one in ids if (entry := self._entry(one, now)) and peer.wants.covers(entry.topic)]
+        for entry in told:
+            if not entry.parts:
+                row = self._ledger.row(node, entry.id)
+                row.note(Said.WE_HAVE)
+                row.told = True
+        return [Send(node, Have(tuple(told[i : i + MAX_IDS]))) for i in range(0, len(told), MAX_IDS)]
+
+    def _entry(self, item_id: ItemId, now: Instant) -> Entry | None:
+        """Return what is announced of an item."""
+        partial = self._wants.partial(item_id)
+        if partial is None or not partial.chunks:
+            return self._store.offered(item_id, now)
+        header = partial.outline.header
+        topic = self._wants.topic(item_id)
+        return Entry(item_id, HEAD_BYTES + header.size, topic, hint(partial.outline.signer), partial.parts)
+
+
+def _has_surely(row: Row | None) -> bool:
+    """Tell whether a peer has an item for sure: it sent it to us or announced it."""
+    return row is not None and row.has_all

@@ -1,0 +1,467 @@
+"""What is asked for, of whom, in which order, and who is asked instead when it does not come."""
+
+import hashlib
+import random
+from collections import Counter
+from itertools import chain
+
+import pytest
+
+from protocol.config import LAN
+from protocol.events import Item, Outline
+from protocol.gossip.chunks import MAX_PARTIALS, STALL_S, Partials
+from protocol.gossip.ledger import ALL, MAX_PEER_ROWS, OURS, THEIRS, WHOLE, Ledger, Ours, Row, Said, Theirs
+from protocol.gossip.wants import (
+    FIRST_WINDOW,
+    MAX_HOLDERS,
+    MAX_OFFERS,
+    MAX_WANTS,
+    MAX_WINDOW,
+    OTHERS,
+    UNASKED_S,
+    Took,
+    Wants,
+)
+from protocol.identity import Identity, NodeId
+from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_count, chunk_hashes, header_of, seal
+from protocol.wire.messages import NO_TOPIC, Cancel, Entry, ItemChunk, Want
+
+A, B, C, D = (NodeId(letter) for letter in "abcd")
+EVERYTHING = float("inf")
+LIFE_S = 3600.0
+ALICE = Identity(bytes(32))
+
+
+def name(number: int) -> ItemId:
+    return ItemId(hashlib.sha256(b"%d" % number).digest())
+
+
+def entry(number: int, size: int = 100, signer: int = 0) -> Entry:
+    return Entry(name(number), size, NO_TOPIC, signer.to_bytes(4, "big"))
+
+
+def large(chunks: int, seed: int = 0) -> tuple[Item, Outline]:
+    body = bytes(8) + random.Random(seed).randbytes(chunks * CHUNK_BYTES - 8)
+    hashes = chunk_hashes(body)
+    frame = seal(ALICE, b"a swarm of tests", Kind.ITEM, 1, 1000, body, hashes)
+    header = header_of(frame)
+    return Item(header.item_id, ALICE.node_id, 1.0, NO_TOPIC, frame, hashes), Outline(
+        header, frame[:HEAD_BYTES], hashes
+    )
+
+
+class Machine(Wants):
+    """The machine, with its own ledger, and a way to look at what it asks for."""
+
+    def __init__(self, *peers: NodeId, seed: int = 1, capacity: int = 1 << 24) -> None:
+        self.ledger = Ledger(lambda item: item in self)
+        super().__init__(self.ledger, LAN, capacity, LIFE_S, random.Random(seed))
+        self.patience = self._patience
+        for peer in peers:
+            self.ledger.up(peer)
+            self.up(peer)
+
+    def ask(self, now: float, allowance: float = EVERYTHING) -> dict[NodeId, list[ItemId]]:
+        """Return what is asked for, but chunks."""
+        found: dict[NodeId, list[ItemId]] = {}
+        for node, want in self.due(now, allowance):
+            if not isinstance(want, Cancel):
+                found.setdefault(node, []).extend(part.id for part in want.parts)
+        return found
+
+    def chunks(self, now: float, *nodes: NodeId) -> dict[NodeId, list[int]]:
+        """Return which chunks the nodes, or all, are asked for."""
+        asks = [ask for node in nodes for ask in self.fill(node, now)] if nodes else self.fill_all(now)
+        return {node: [chunk for part in want.parts for chunk in part.chunks] for node, want in asks}
+
+    def begin(self, item: Item, outline: Outline, *holders: NodeId, now: float = 0.0) -> None:
+        for node in holders:
+            self.have(node, item.entry, now)
+        (asked,) = self.ask(now)
+        assert self.outlined(asked, outline, now)
+
+
+def machine(*peers: NodeId, seed: int = 1, capacity: int = 1 << 24) -> Machine:
+    return Machine(*(peers or (A, B)), seed=seed, capacity=capacity)
+
+
+# The ledger
+
+
+def test_every_state_can_be_reached_and_what_is_in_no_table_changes_nothing() -> None:
+    assert {*THEIRS.values()} == {*Theirs} - {Theirs.NONE} and {*OURS.values()} == {*Ours}
+    row = Row()
+    row.note(Said.THEY_ARE_BUSY)
+    row.note(Said.WE_GAVE)
+    assert row == Row()
+
+
+def test_rows_are_bounded_and_those_of_what_is_wanted_stay() -> None:
+    ledger = Ledger(lambda item: item == name(0))
+    ledger.up(A)
+    for number in range(MAX_PEER_ROWS + 10):
+        ledger.row(A, name(number)).note(Said.THEY_HAVE)
+    assert ledger.find(A, name(0)) is not None and ledger.find(A, name(1)) is None
+    assert sum(ledger.find(A, name(number)) is not None for number in range(MAX_PEER_ROWS + 10)) == MAX_PEER_ROWS
+    for number in range(2000):
+        ledger.up(NodeId(f"peer {number}"))
+    assert ledger.room < MAX_PEER_ROWS
+
+
+# The lot
+
+
+def test_no_more_than_the_allowance_is_asked_for() -> None:
+    wants = machine()
+    for number in range(100):
+        wants.have(A, entry(number), 0.0)
+    assert sum(map(len, wants.ask(0.0, 10).values())) == 10
+    assert wants.ask(1.0, 0.9) == {}
+    assert len(wants) == 100
+
+
+def test_signers_take_turns_whatever_they_publish() -> None:
+    counts: Counter[bool] = Counter()
+    for seed in range(20):
+        wants = machine(seed=seed)
+        for number in range(500):
+            wants.have(A, entry(number, signer=1), 0.0)
+        for number in range(500, 510):
+            wants.have(A, entry(number, signer=number), 0.0)
+        rare = {name(number) for number in range(500, 510)}
+        counts.update(item in rare for item in wants.ask(0.0, 11)[A])
+    assert counts == {True: 200, False: 20}
+
+
+@pytest.mark.parametrize("interval", [0.0, LAN.announce_interval])
+def test_holders_take_turns_whatever_keys_they_bring(interval: float) -> None:
+    """Of eleven links one brings a new key with each of its items, the others what seven signers made."""
+    counts: Counter[bool] = Counter()
+    flooder, *honest = (NodeId(f"peer {number}") for number in range(11))
+    for seed in range(20):
+        wants = machine(flooder, *honest, seed=seed)
+        wants.ask(0.0)
+        for number in range(1000):
+            wants.have(flooder, entry(number, signer=number), interval)
+        for number in range(1000, 1100):
+            for node in random.Random(number).sample(honest, 4):
+                wants.have(node, entry(number, signer=10_000 + number % 7), interval)
+        counts.update(node == flooder for node, ids in wants.ask(interval, 22).items() for _ in ids)
+    assert sum(counts.values()) == 440 and 40 <= counts[True] <= 48  # what two others both drew is asked for once
+
+
+def test_what_a_second_holder_says_of_the_signer_changes_nothing() -> None:
+    wants = machine()
+    for number in range(40):
+        wants.have(A, entry(number, signer=1), 0.0)
+        wants.have(B, entry(number, signer=2), 0.0)
+    for now in range(1, 41):
+        for node, ids in wants.ask(now, 1).items():
+            assert all(wants.arrived(item, node, now) for item in ids)
+    assert len(wants) == 0 and wants.ask(42.0) == {}
+
+
+def test_two_nodes_that_cannot_take_everything_take_different_things() -> None:
+    chosen = []
+    for seed in (1, 2):
+        wants = machine(seed=seed)
+        for number in range(200):
+            wants.have(A, entry(number), 0.0)
+        chosen.append(set(wants.ask(0.0, 20)[A]))
+    assert len(chosen[0] & chosen[1]) < 10
+
+
+# A want lives
+
+
+def test_a_want_lives_until_its_item_is_stale_whoever_fails() -> None:
+    wants, asked, now = machine(), Counter[NodeId](), 0.0
+    wants.have(A, entry(1), 0.0)
+    wants.have(B, entry(1), 0.0)
+    while now < LIFE_S:
+        asked.update(wants.ask(now).keys())
+        now += 1.0
+        wants.check(now, bounded=True)
+        assert (len(wants) == 1) == (now < LIFE_S)
+    assert min(asked[A], asked[B]) > 5
+
+
+def test_where_the_demand_has_a_bound_what_was_never_asked_for_is_forgotten_after_a_while() -> None:
+    wants = machine()
+    wants.have(A, entry(1), 0.0)
+    wants.check(UNASKED_S, bounded=False)
+    assert len(wants) == 1
+    wants.check(UNASKED_S, bounded=True)
+    assert len(wants) == 0
+
+
+def test_wants_and_what_one_holder_offers_are_bounded_and_what_was_asked_for_stays() -> None:
+    wants = machine(*(NodeId(f"peer {number}") for number in range(8)))
+    wants.have(NodeId("peer 0"), entry(0), 0.0)
+    assert wants.ask(0.0) == {NodeId("peer 0"): [name(0)]}
+    for number in range(1, MAX_WANTS + 3000):
+        wants.have(NodeId(f"peer {number % 8}"), entry(number), 0.0)
+    assert len(wants) <= MAX_WANTS and name(0) in wants
+    alone = machine()
+    for number in range(MAX_OFFERS + 100):
+        alone.have(A, entry(number), 0.0)
+    assert len(alone) == MAX_OFFERS
+    for number in range(2 * MAX_HOLDERS):
+        node = NodeId(f"holder {number}")
+        alone.ledger.up(node)
+        alone.up(node)
+        alone.have(node, entry(MAX_OFFERS), 0.0)
+    assert len(alone._wants[name(MAX_OFFERS)].holders) == MAX_HOLDERS
+
+
+# Who is asked
+
+
+def test_an_item_is_asked_of_one_holder_at_a_time_and_of_another_when_that_says_no_leaves_or_is_silent() -> None:
+    wants = machine(A, B, C, D)
+    for node in (A, B, C, D):
+        wants.have(node, entry(1), 0.0)
+    ((first, _),) = wants.ask(0.0).items()
+    assert wants.ask(0.1) == {}
+    assert wants.lack(first, [name(1)], 0.2) == 1
+    ((second, _),) = wants.ask(0.3).items()
+    wants.lost(second)
+    ((third, _),) = wants.ask(0.4).items()
+    assert wants.check(0.4 + wants.patience, bounded=False) == [] and wants.take_failed() == 3
+    ((fourth, _),) = wants.ask(10.0).items()
+    assert {first, second, third, fourth} == {A, B, C, D}
+    assert wants.arrived(name(1), fourth, 10.1) and len(wants) == 0
+
+
+def test_who_says_that_it_does_not_have_what_it_announced_is_told_apart_from_who_was_not_asked() -> None:
+    wants = machine()
+    wants.have(A, entry(1), 0.0)
+    assert wants.lack(A, [name(1), name(2)], 0.0) == 0  # nobody asked it yet, and it takes it back
+    wants.have(A, entry(1), 0.0)
+    wants.ask(0.0)
+    assert wants.lack(A, [name(1)], 0.1) == 1 and len(wants) == 0
+
+
+def test_a_holder_that_was_silent_is_asked_last_and_pays_if_it_went_on_announcing() -> None:
+    wants = machine()
+    wants.have(A, entry(1), 0.0)
+    wants.ask(0.0)
+    wants.have(A, entry(2), 1.0)
+    assert wants.check(wants.patience, bounded=False) == [A]
+    wants.have(A, entry(3), 10.0)
+    wants.have(B, entry(3), 10.0)
+    wants.have(B, entry(1), 10.0)
+    assert name(1) in wants.ask(10.0)[B]
+
+
+def test_a_process_that_is_blocked_and_says_nothing_does_not_pay() -> None:
+    wants = machine()
+    for number in range(20):
+        wants.have(A, entry(number), 0.0)
+    wants.ask(0.0)
+    assert wants.check(30.0, bounded=False) == [] and wants.take_failed() == 20
+
+
+def test_who_says_that_it_is_busy_is_waited_for_and_not_blamed() -> None:
+    wants = machine()
+    wants.have(A, entry(1), 0.0)
+    wants.ask(0.0)
+    for second in range(1, 60):
+        wants.busy(A, [], float(second))
+        assert wants.check(float(second), bounded=False) == [] and wants.ask(float(second)) == {}
+    assert wants.arrived(name(1), A, 60.0)
+
+
+def test_what_a_busy_holder_was_asked_for_is_asked_of_one_that_has_nothing_to_do_and_cancelled() -> None:
+    wants = machine()
+    wants.have(A, entry(1), 0.0)
+    wants.ask(0.0)
+    wants.have(B, entry(1), 0.5)
+    wants.busy(A, [], 1.0)
+    asks = wants.due(1.0, EVERYTHING)
+    assert {(node, type(want)) for node, want in asks} == {(A, Cancel), (B, Want)}
+    assert wants.arrived(name(1), A, 1.1), "it had left"
+    assert [(node, type(want)) for node, want in wants.due(1.1, EVERYTHING)] == [(B, Cancel)]
+    assert wants.arrived(name(1), B, 1.2), "as well"
+    assert not wants.arrived(name(1), B, 1.3)
+
+
+def test_who_refuses_for_now_is_asked_again_later() -> None:
+    wants = machine()
+    wants.have(A, entry(1), 0.0)
+    wants.ask(0.0)
+    wants.busy(A, [name(1)], 1.0)
+    assert wants.check(1.0, bounded=False) == [] and wants.ask(1.1) == {}
+    assert wants.ask(1.0 + wants.patience) == {A: [name(1)]}
+
+
+def test_who_answers_others_and_not_one_is_asked_for_that_no_more_after_a_while() -> None:
+    wants = machine()
+    wants.have(A, entry(0), 0.0)
+    wants.ask(0.0)
+    now, number, blamed = 0.0, 1, []
+    while now < OTHERS * wants.patience:
+        now += 0.5
+        wants.have(A, entry(number), now)
+        for item in wants.ask(now).get(A, []):
+            wants.arrived(item, A, now)
+        number += 1
+        blamed += wants.check(now, bounded=False)
+    assert blamed == [A]
+    wants.have(B, entry(0), now)
+    assert wants.ask(now) == {B: [name(0)]}
+
+
+def test_a_window_grows_with_what_comes_at_once_and_not_with_what_takes_long() -> None:
+    def in_flight(wait: float) -> int:
+        wants, now = machine(), 0.0
+        for number in range(400):
+            wants.have(A, entry(number, 60_000), now)
+        asked = wants.ask(now)[A]
+        for _ in range(60):
+            now += wait
+            wants.arrived(asked.pop(0), A, now)
+            wants.check(now, bounded=False)
+            asked += wants.ask(now).get(A, [])
+        return 60_000 * len(asked)
+
+    assert 3 * FIRST_WINDOW < in_flight(LAN.announce_interval) <= MAX_WINDOW
+    assert in_flight(2.0) <= FIRST_WINDOW
+
+
+def test_an_answer_that_comes_late_was_asked_for_as_often_as_it_was_and_no_more() -> None:
+    wants = machine()
+    wants.have(A, entry(1), 0.0)
+    wants.have(B, entry(1), 0.0)
+    ((first, _),) = wants.ask(0.0).items()
+    wants.check(wants.patience, bounded=False)
+    ((second, _),) = wants.ask(5.0).items()
+    assert first != second and wants.is_asked(name(1), first)
+    assert wants.arrived(name(1), second, 5.1)
+    assert wants.arrived(name(1), first, 5.2) and not wants.arrived(name(1), first, 5.3)
+
+
+# Large items
+
+
+def test_chunks_come_from_all_who_have_them_and_make_the_item() -> None:
+    item, outline = large(6)
+    wants = machine(A, B, C)
+    wants.begin(item, outline, A, B, C)
+    asked = wants.chunks(0.0)
+    assert sorted(chain(*asked.values())) == list(range(6)) and set(asked) == {A, B, C}
+    for node, indices in asked.items():
+        for index in indices:
+            assert wants.finish(item.id, node) is None
+            assert wants.chunk_arrived(node, item.chunk(index), 1.0) is Took.TAKEN
+    assert wants.finish(item.id, C) == item and len(wants) == 0 and wants.partials == 0
+
+
+def test_who_has_a_part_gives_it_and_the_rarest_chunk_goes_first() -> None:
+    item, outline = large(3)
+    wants = machine(A, B)
+    wants.begin(item, outline, A)
+    wants.have(B, item.entry._replace(parts=b"\x05"), 0.0)
+    assert wants.chunks(0.0, A)[A][0] == 1
+    chunks = wants.partial(item.id)
+    assert chunks is not None and chunks.holders == [2, 1, 2]
+    assert set(wants.chunks(0.0, B)[B]) < {0, 2}
+    wants.have(B, item.entry._replace(parts=b"\x07"), 0.1)
+    assert chunks.holders == [2, 2, 2]
+
+
+def test_a_chunk_that_a_silent_holder_was_asked_for_is_asked_of_another_and_what_came_stays() -> None:
+    item, outline = large(2)
+    wants = machine(A, B)
+    wants.begin(item, outline, A)
+    first, _ = wants.chunks(0.0)[A]
+    assert wants.chunk_arrived(A, item.chunk(first), 0.1) is Took.TAKEN
+    wants.have(B, item.entry, 0.2)
+    wants.check(0.2 + wants.patience, bounded=False)
+    assert wants.chunks(10.0) == {B: [1 - first]}
+    assert wants.chunk_arrived(A, item.chunk(1 - first), 10.1) is Took.TAKEN, "late, and good"
+    assert wants.chunk_arrived(B, item.chunk(1 - first), 10.2) is Took.LATE
+    assert wants.chunk_arrived(B, item.chunk(1 - first), 10.3) is Took.UNASKED
+    assert wants.finish(item.id, A) == item
+
+
+def test_a_chunk_that_is_not_what_its_hash_says_ends_its_sender_for_the_item_only() -> None:
+    item, outline = large(2)
+    wants = machine(A, B)
+    wants.begin(item, outline, A)
+    index, _ = wants.chunks(0.0)[A]
+    false = ItemChunk(item.id, index, bytes(CHUNK_BYTES), chunk_hashes(bytes(CHUNK_BYTES)))
+    wants.have(B, item.entry, 0.1)
+    assert wants.chunk_arrived(A, false, 0.1) is Took.FALSE
+    wants.have(A, item.entry, 0.2)
+    assert {node: sorted(asked) for node, asked in wants.chunks(0.2).items()} == {B: [0, 1]}
+    wants.have(A, entry(1), 0.3)
+    assert wants.ask(0.3) == {A: [name(1)]}
+
+
+def test_a_chunk_of_another_size_than_the_signer_states_ends_the_want() -> None:
+    item, outline = large(2)
+    size = len(item.frame) - HEAD_BYTES - 1
+    header = header_of(outline.head[:-36] + size.to_bytes(4, "big") + outline.head[-32:])
+    wants = machine(A)
+    wants.begin(item, Outline(header, outline.head, outline.hashes), A)
+    wants.chunks(0.0)
+    assert wants.chunk_arrived(A, item.chunk(1), 0.1) is Took.MISSIZED
+    assert len(wants) == 0 and wants.partials == 0
+
+
+def test_a_holder_that_leaves_takes_nothing_with_it_that_came() -> None:
+    item, outline = large(3)
+    wants = machine(A, B)
+    wants.begin(item, outline, A)
+    first, *_ = wants.chunks(0.0)[A]
+    wants.chunk_arrived(A, item.chunk(first), 0.1)
+    wants.lost(A)
+    assert item.id in wants
+    wants.have(B, item.entry, 1.0)
+    assert sorted(chain(*wants.chunks(1.0).values())) == sorted({0, 1, 2} - {first})
+
+
+def test_what_is_begun_has_a_bounded_room_and_what_got_nothing_for_longest_gives_way() -> None:
+    one, of_one = large(4, seed=1)
+    two, of_two = large(4, seed=2)
+    wants = machine(A, B, capacity=6 * CHUNK_BYTES)
+    wants.begin(one, of_one, A)
+    wants.have(B, two.entry, 1.0)
+    assert wants.ask(1.0) == {}  # an outline would be of no use
+    assert wants.ask(STALL_S + 1.0) == {B: [two.id]}
+    assert wants.outlined(B, of_two, STALL_S + 1.0)
+    assert wants.partials == 1 and one.id in wants and two.id in wants
+    for index in range(4):
+        wants.chunks(STALL_S + 2.0)
+        wants.chunk_arrived(B, two.chunk(index), STALL_S + 2.0)
+    assert wants.finish(two.id, B) == two
+    assert wants.ask(STALL_S + 20.0) == {A: [one.id]}
+
+
+def test_partial_items_are_bounded_in_number() -> None:
+    partials = Partials(1 << 40)
+    outlines = [large(2, seed)[1] for seed in range(3)]
+    fakes = [Outline(outlines[0].header, outlines[0].head, outlines[0].hashes)]
+    assert partials.begin(fakes[0], 0.0) == []
+    for number in range(MAX_PARTIALS - 1):
+        partials._partials[name(number)] = partials._partials[fakes[0].id]
+    assert partials.begin(outlines[1], STALL_S / 2) is None
+    gone = partials.begin(outlines[2], STALL_S)
+    assert gone is not None and len(gone) == 1 and len(partials) == MAX_PARTIALS
+
+
+def test_an_item_has_as_many_chunks_as_its_size_says() -> None:
+    item, outline = large(4)
+    assert item.is_large and chunk_count(len(item.frame) - HEAD_BYTES) == 4
+    assert item.chunk(4).data == b""
+    assert outline.fill(item.chunk(index).data for index in range(4)) == item
+
+
+def test_a_row_says_who_has_all_of_an_item() -> None:
+    row = Row()
+    assert row.is_news and not row.has_all
+    row.note(Said.THEY_HAVE)
+    assert row.has_all and not row.is_news
+    row.parts = 5
+    assert not row.has_all and row.is_news and row.parts != ALL and not row.had(WHOLE)
