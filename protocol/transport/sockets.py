@@ -8,6 +8,7 @@ from enum import Enum, auto
 from itertools import count
 from typing import NamedTuple
 
+import structlog
 import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
@@ -16,6 +17,8 @@ from protocol.identity import Identity
 from protocol.limits.connections import MAX_WIRE_FRAME_BYTES
 
 Socket = zmq.Socket[bytes]
+
+log = structlog.get_logger()
 
 # libzmq's queues are bounded in messages and not in bytes, so little is left to them. What is to be sent waits in
 # `protocol.limits.send_queues`, what is received in the kernel. A link is handed so many frames below
@@ -217,7 +220,9 @@ class Monitor:
 class Sources:
     """What a poll waits for, ZeroMQ sockets and file descriptors, each with what to call when it is ready."""
 
-    def __init__(self) -> None:
+    def __init__(self, failed: Callable[[], None]) -> None:
+        """Have none yet; `failed` is called when a handler runs into a defect."""
+        self._failed = failed
         self._poller = zmq.Poller()
         self._handlers: dict[Socket | int, Callable[[], None]] = {}
 
@@ -236,4 +241,12 @@ class Sources:
         for source, _ in self._poller.poll(max(0, int(timeout * 1000 + 0.999))):
             handler = self._handlers.get(source)  # a handler before it may have dropped it
             if handler is not None:
-                handler()
+                self.guard(handler)
+
+    def guard(self, act: Callable[[], None]) -> None:
+        """Do something. A defect that it runs into is logged and told; the only network thread goes on."""
+        try:
+            act()
+        except Exception:  # whatever is wrong with us, and with what is at the other end
+            log.exception("internal error", event_type="transport")
+            self._failed()

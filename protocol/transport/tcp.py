@@ -70,6 +70,8 @@ class TcpView:
             os.close(duplicate)
             raise
         try:
+            if self._socket.family not in (socket.AF_INET, socket.AF_INET6):
+                raise OSError("another thread of this process has a socket of its own there by now")
             self.peer = str(self._socket.getpeername()[0])
         except OSError:
             self._socket.close()

@@ -48,7 +48,7 @@ class ZmqTransport:
         """
         self._make: Make = make_nothing
         self._events: deque[NetworkEvent] = deque()
-        self._sources = Sources()
+        self._sources = Sources(lambda: self._events.append(Refused("internal")))
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
         self._wake_in.setblocking(False)
@@ -142,7 +142,8 @@ class ZmqTransport:
             self._sources.poll(min(timeout, self._queues.wait(time.monotonic())))
             self._flush()
         if time.monotonic() >= self._next_review:
-            self._review()
+            self._sources.guard(self._review)
+            self._next_review = time.monotonic() + REVIEW_INTERVAL_S
         events = [self._events.popleft() for _ in range(min(POLL_BUDGET, len(self._events)))]
         for event in events:
             if isinstance(event, Closed):
@@ -197,7 +198,6 @@ class ZmqTransport:
         for link in self._watch.review(time.monotonic()):
             if not link.dialled and self._inbound is not None:
                 self._inbound.ended(link)
-        self._next_review = time.monotonic() + REVIEW_INTERVAL_S
 
     def _woken(self) -> None:
         self._wake_in.recv(4096)  # ready, or we would not be here; what it leaves wakes the next poll

@@ -11,7 +11,7 @@ import zmq
 
 from protocol.config import Limits
 from protocol.events import Accepted, Link, NetworkRefused, Refused
-from protocol.transport.sockets import Change, Monitor
+from protocol.transport.sockets import Change, Monitor, Sources
 from protocol.transport.tcp import TcpWatch
 
 DIALLED, CAME = Link(b"d" * 32, dialled=True), Link(b"c" * 32, dialled=False)
@@ -92,6 +92,34 @@ def test_a_number_that_is_a_files_by_now_is_let_go_of_and_costs_no_descriptor(tm
         for _ in range(10):
             watch.accepted(file.fileno(), lives, 1.0)
     assert len(watch) == 0 and psutil.Process().num_fds() <= before  # an earlier test's may be closed meanwhile
+
+
+def test_a_number_that_is_another_socket_by_now_is_let_go_of() -> None:
+    """A port scanner that comes and goes while a process is busy leaves its number to a pipe of some library."""
+    watch = TcpWatch(Limits(), deque())
+    one, other = socket.socketpair()
+    with one, other:
+        watch.accepted(other.fileno(), lives, 1.0)
+    assert len(watch) == 0
+
+
+def test_a_defect_in_what_a_poll_calls_is_told_and_the_poll_goes_on() -> None:
+    failed: list[int] = []
+    sources = Sources(lambda: failed.append(1))
+    one, other = socket.socketpair()
+    handled: list[bytes] = []
+
+    def read() -> None:
+        handled.append(other.recv(10))
+        if len(handled) == 1:
+            raise IndexError
+
+    with one, other:
+        sources.add(other.fileno(), read)
+        for word in (b"bad", b"good"):
+            one.send(word)
+            sources.poll(1.0)
+    assert handled == [b"bad", b"good"] and failed == [1]
 
 
 class Descriptor(int):
