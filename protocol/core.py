@@ -69,6 +69,7 @@ from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.membership import BEFORE_HELLO, TICK_S, Membership
+from protocol.notices import PeerClocks
 from protocol.wire.envelope import (
     CHUNK_BYTES,
     HASH_BYTES,
@@ -148,6 +149,7 @@ class Core:
         self.membership = Membership(setup, book, rng, now, self.admission.is_refused)
         self.gossip = Gossip(setup.identity.node_id, setup, rng, now)
         self.manifest = setup.manifest  # empty until a peer sent it
+        self.clocks = PeerClocks()
         self._ended: Recent[Link, None] = Recent(MAX_LINKS)  # whose last words may yet come: nobody's fault
         self._misfits: Recent[bytes, int] = Recent(MAX_LINKS)  # CURVE keys whose holders speak another version
         self._notices = TokenBucket(1 / NOTICE_S, NOTICES, now.steady)
@@ -366,6 +368,7 @@ class Core:
                 return []
             raise MessageError("no_hello" if envelope.kind == Kind.ITEM else "malformed")
         sender = node_id(envelope.public_key)
+        self.clocks.said(self.membership.voice_of(link, sender), envelope.time_ms / 1000, now)
         actions = self._members(self.membership.handle(Message(link, sender, Kind.HELLO, envelope.body), now), now)
         if self.membership.live_node(link) == sender:
             self.membership.heard(sender, now)

@@ -434,7 +434,7 @@ class Host:
                 self._keep_list(driver, now)
                 if now.steady >= next_description:
                     self._peers = describe_peers(core, now)
-                    for notice in notices.due(core.membership.refusals, len(self._peers), now):
+                    for notice in notices.due(core.membership.refusals, core.clocks, len(self._peers), now):
                         (log.warning if notice.is_warning else log.info)(notice.event, **notice.fields)
                     self._standing = core.membership.reachability.standing
                     self._offers = core.membership.book.services()

@@ -1,12 +1,14 @@
 """Operator notices: what a person would want to know of the network and would not see in any count.
 
-Who was refused by whom and why, that this node's own right to be here has ended, and that nobody answers.
+Who was refused by whom and why, that this node's own right to be here has ended, that nobody answers, and that this
+machine's clock is off.
 Decided here without I/O, in a bounded number of lines; the host writes them into its log.
 
 Keys cost nothing, so whoever wants to be refused can be, again and again: the same words about the same
 node come once in `SAME_S`, and lines in all at the pace of a token bucket. What that leaves out is counted.
 """
 
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from enum import Enum, auto
@@ -26,6 +28,8 @@ MAX_WAITING = 32  # lines that nobody took yet
 
 ALONE_S = 60.0  # a seed that is there answers within seconds; a machine that loads models may take tens of them
 AGAIN_S = 1800.0
+MAX_CLOCKS = 64
+CLOCK_OFF_S = 300.0  # half of what an item's stamp may be ahead
 SOON_S = 24 * 3600.0  # before a grant's end: time to ask for another
 REMEDIES = {
     "not_admitted": "ask the swarm's owner for an invite and `gossamer join` with it",
@@ -97,6 +101,22 @@ class Refusals:
         self._unsaid = 0
 
 
+class PeerClocks:
+    """What time it is by the hellos of others; what one network says counts once."""
+
+    def __init__(self) -> None:
+        self._ahead: Recent[str, float] = Recent(MAX_CLOCKS)  # of our steady clock, in seconds, by network
+
+    def said(self, network: str, unix: float, now: Instant) -> None:
+        """Note that a node of that network, or one that counts for itself, gives this Unix time."""
+        self._ahead.set(network, unix - now.steady)
+
+    def off(self, now: Instant) -> float:
+        """Return how many seconds our clock is behind the median of the others', 0 where fewer than two networks say."""
+        ahead = self._ahead.values()
+        return statistics.median(ahead) + now.steady - now.unix if len(ahead) > 1 else 0.0
+
+
 class Notice(NamedTuple):
     """A line for the log: what happened, whether a person should act, and the fields."""
 
@@ -114,10 +134,26 @@ class Notices:
         self._warned_of_end = self._warned_of_expiry = False
         self._alone_since = now.steady
         self._next_alone = now.steady + ALONE_S
+        self._next_clock = now.steady
 
-    def due(self, refusals: Refusals, peers: int, now: Instant) -> list[Notice]:
+    def due(self, refusals: Refusals, clocks: PeerClocks, peers: int, now: Instant) -> list[Notice]:
         """Return what is to be said now, with `peers` live."""
-        return [*map(_of_refusal, refusals.take()), *self._of_grant(now), *self._of_solitude(refusals, peers, now)]
+        return [
+            *map(_of_refusal, refusals.take()),
+            *self._of_grant(now),
+            *self._of_solitude(refusals, peers, now),
+            *self._of_clock(clocks.off(now), now),
+        ]
+
+    def _of_clock(self, behind: float, now: Instant) -> list[Notice]:
+        if abs(behind) < CLOCK_OFF_S or now.steady < self._next_clock:
+            return []
+        self._next_clock = now.steady + AGAIN_S
+        how = f"{abs(behind):.0f} s {'behind' if behind > 0 else 'ahead of'} its peers' clocks"
+        remedy = (
+            "set this machine's clock (`timedatectl set-ntp true`): peers and it refuse each other's items as stale"
+        )
+        return [Notice("this machine's clock is off", True, {"by": how, "remedy": remedy})]
 
     def _of_grant(self, now: Instant) -> list[Notice]:
         if self._expires is None:

@@ -54,7 +54,7 @@ from protocol.events import (
     TurnedAway,
 )
 from protocol.identity import NodeId
-from protocol.limits.networks import Scope, prefix_of
+from protocol.limits.networks import Scope, netgroup, prefix_of
 from protocol.lru import Recent
 from protocol.membership.address_book import Acquaintance, Book, saved_scope
 from protocol.membership.dialing import Dialing
@@ -186,6 +186,11 @@ class Membership:
     def proven_node(self, link: Link) -> NodeId | None:
         """Return who once bound the link's key to its id by a signed record, live or not."""
         return self._links.proven_node(link)
+
+    def voice_of(self, link: Link, node: NodeId) -> str:
+        """Return as whom a node at the other end of a link counts; see `links.voice_of`."""
+        host = self._links.host_of(link)
+        return voice_of(netgroup(host), host, node)
 
     def is_parting(self, link: Link) -> bool:
         """Tell whether the link is about to be closed with a goodbye: what still comes is nobody's fault."""

@@ -279,3 +279,14 @@ def test_a_clock_that_was_set_back_before_a_restart_is_no_twin() -> None:
         simulation.run(20.0)
     assert simulation.nodes[3].core.membership.directory.twin is None
     assert len(simulation.nodes[3].core.membership.peers) == 3
+
+
+@pytest.mark.parametrize("skew", [-1200.0, 7200.0])
+def test_a_node_whose_clock_is_off_knows_by_how_much_and_the_others_know_that_theirs_are_right(skew: float) -> None:
+    simulation = Simulation(1, timing=WAN, identity=SimulatedIdentity)
+    for name in range(5):
+        simulation.start(name, skew=skew if name == 4 else 0.0)
+    simulation.run(30.0)
+    off = {name: node.core.clocks.off(simulation.clock(skew * (name == 4))) for name, node in simulation.nodes.items()}
+    assert off.pop(4) == pytest.approx(-skew, abs=1.0)
+    assert all(abs(behind) < 1.0 for behind in off.values())
