@@ -112,7 +112,10 @@ class PeerClocks:
         self._ahead.set(network, unix - now.steady)
 
     def off(self, now: Instant) -> float:
-        """Return how many seconds our clock is behind the median of the others', 0 where fewer than two networks say."""
+        """Return how many seconds our clock is behind the median of the others'.
+
+        That is 0 where fewer than two networks said anything.
+        """
         ahead = self._ahead.values()
         return statistics.median(ahead) + now.steady - now.unix if len(ahead) > 1 else 0.0
 
