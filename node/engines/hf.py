@@ -32,6 +32,7 @@ from node.processes.machine import free_memory, is_out_of_memory
 
 SHARES_WEIGHTS = True
 PAGE = 32  # tokens of a page of keys and values
+CACHE_PART = 0.15  # of a GPU, for keys and values; more rows than fit take turns
 BATCH_TOKENS = 4096  # tokens of prompts and completions that go through the model at once
 _REPEATABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -52,13 +53,16 @@ def missing(config: EngineConfig) -> str:
 def memory(size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> list[Part]:
     """Return the keys and values of a round's completions, and the copy that generates; see `node.engines.Kind`."""
     rows, longest = config.sampling.questions_per_round * config.sampling.completions, config.engine.longest
-    cache = rows * longest * size.layers * 2 * size.kv_width * width
-    parts = [Part("key-value cache", cache, f"{rows} completions of up to {longest} tokens at once", when="generation")]
+    row = longest * size.layers * 2 * size.kv_width * width
+    if gpu_memory:
+        rows = max(1, min(rows, int(CACHE_PART * gpu_memory) // row))
+    why = f"{rows} completions of up to {longest} tokens at once"
+    parts = [Part("key-value cache", rows * row, why, when="generation")]
     if config.engine.ahead:
         own = 4 if config.policy.dtype == "float32" else 2
         parts.append(Part("weights to generate", own * size.parameters, "a copy, as the policy is trained meanwhile"))
-    elif gpu_memory and width == 2 and config.policy.dtype == "float32":
-        parts.append(Part("weights to generate", 2 * size.parameters, "a copy in bfloat16"))
+    elif width == 2 and config.policy.dtype == "float32":
+        parts.append(Part("weights to generate", 2 * size.parameters, "in bfloat16", when="generation"))
     return parts
 
 
@@ -126,8 +130,18 @@ class HfEngine:
         with _random_stream(self._model.device, seed), _evaluating(self._model):
             if self._paged and (made := self._by_pages([row for row in prompts for _ in range(n)], sampling, seed)):
                 return [made[at : at + n] for at in range(0, len(made), n)]
+            self._most = min(self._most, self._rows_that_fit(prompts, sampling))
             with self._policy.autocast():  # one context: weights are converted once
                 return self._in_parts(prompts, n, sampling)
+
+    def _rows_that_fit(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> int:
+        """Return for how many rows the keys and values fit their part of the GPU."""
+        if self._model.device.type != "cuda":
+            return sys.maxsize
+        longest = max(map(len, prompts)) + sampling.max_completion_length
+        total = torch.cuda.get_device_properties(self._model.device).total_memory
+        narrow = 2 if self._policy.bf16 else self._model.dtype.itemsize
+        return max(1, int(CACHE_PART * total) // (longest * _token_bytes(self._model, narrow)))
 
     def _in_parts(self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams) -> list[list[Generated]]:
         """Generate for all prompts at once, or in halves where the memory does not suffice for that.
@@ -242,8 +256,13 @@ def _pages_that_fit(model: Any) -> int:
     if model.device.type != "cuda":
         return 1 << 30
     free, _ = torch.cuda.mem_get_info(model.device)
+    return max(1, free * 4 // 5 // (_token_bytes(model, model.dtype.itemsize) * PAGE))
+
+
+def _token_bytes(model: Any, width: int) -> int:
+    """Return what the keys and values of a token take, in numbers of `width` bytes."""
     layers, *_, kv_width = shape_of(model.config.get_text_config())
-    return max(1, free * 4 // 5 // (layers * 2 * kv_width * model.dtype.itemsize * PAGE))
+    return layers * 2 * kv_width * width
 
 
 class _Watch(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped

@@ -31,7 +31,7 @@ from node.engines.hand_over import (
 )
 from node.engines.vllm_worker import CPU_CACHE_BYTES, EXIT_NO_VLLM
 from node.errors import UserError
-from node.policy.footprint import Machine, ModelSize, Part
+from node.policy.footprint import MARGIN, Machine, ModelSize, Part
 from node.policy.load import Policy
 from node.processes.worker_process import Message, WorkerError, WorkerProcess
 
@@ -79,8 +79,9 @@ def memory(size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> 
         return [Part("vllm", CPU_CACHE_BYTES + 4 * size.parameters, why)]
     share = config.engine.vllm.gpu_memory_utilization
     why = f"engine.vllm.gpu_memory_utilization={share:g} of the GPU, while it generates"
-    asleep = Part("vllm asleep", ASLEEP, "CUDA itself and its graphs, while the policy is trained", when="update")
-    return [Part("vllm", int(share * gpu_memory), why, when="generation"), asleep]
+    why_asleep = "CUDA itself and its graphs, while the policy is trained"
+    asleep = Part("vllm asleep", ASLEEP, why_asleep, when="update", bound=True)
+    return [Part("vllm", int(share * gpu_memory), why, when="generation", bound=True), asleep]
 
 
 def beside(size: ModelSize, machine: Machine, config: EngineConfig) -> Beside | None:
@@ -101,7 +102,7 @@ def settings(
     """Return how much of the GPU it has; see `node.engines.Kind`."""
     if config.placement.devices:
         return {"engine.vllm.gpu_memory_utilization": (MOST, "it has the GPUs for itself")}
-    share = min(MOST, 1 - SPARE - resident / machine.memory) * machine.share
+    share = min(MOST, 1 - SPARE - MARGIN * resident / machine.memory) * machine.share
     return {
         "engine.vllm.gpu_memory_utilization": (
             float(f"{0.995 * share:.3g}"),  # rounded down

@@ -61,6 +61,7 @@ class Part(NamedTuple):
     bytes: int
     why: str
     when: Literal["always", "generation", "update"] = "always"  # the last two take turns
+    bound: bool = False  # what takes it takes no more; else torch's allocator does, by `MARGIN`
 
 
 def cache_width(config: NodeConfig, *, bf16: bool) -> int:
@@ -106,7 +107,7 @@ def footprint(
         ),
     ]
     if bf16 and width == 4:
-        parts.append(Part("bf16 weights", 2 * size.parameters, "cast once a pass"))
+        parts.append(Part("bf16 weights", 2 * size.parameters, "cast once a pass", when="update"))
     parts += engine_parts
     if not gpu_memory:
         parts.append(Part("libraries", LIBRARIES, "torch and transformers"))
@@ -117,8 +118,11 @@ def footprint(
 
 def peak(parts: list[Part]) -> int:
     """Return what `footprint`'s parts take at once: generation, and the update with its gradients, take turns."""
-    of = {when: sum(part.bytes for part in parts if part.when == when) for when in ("always", "generation", "update")}
-    return int(MARGIN * (of["always"] + max(of["generation"], of["update"])))
+    of = {
+        when: sum(part.bytes if part.bound else MARGIN * part.bytes for part in parts if part.when == when)
+        for when in ("always", "generation", "update")
+    }
+    return int(of["always"] + max(of["generation"], of["update"]))
 
 
 def adapter_parameters(size: ModelSize, rank: int) -> int:

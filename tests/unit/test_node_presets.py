@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.cards import CARDS, MODELS, choice, table
 from node.config import EngineConfig, NodeConfig, PolicyConfig, TrainerConfig, fill, is_set, parse_config
 from node.errors import UserError
 from node.operations.presets import SMALL, check_rate, preset, preset_for
@@ -381,3 +382,16 @@ def test_a_folder_without_its_weights_is_found_out_before_torch_is_imported(
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=complaint):
         measure_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("vllm", [True, False])
+def test_the_page_on_gpus_has_the_table_of_what_is_chosen_today(vllm: bool) -> None:
+    assert "\n".join(table(vllm=vllm)) in (Path(__file__).parents[2] / "docs" / "gpu.md").read_text()
+
+
+@pytest.mark.parametrize("gigabytes", CARDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_preset_that_does_not_fit_its_card_is_not_chosen_where_another_does(name: str, gigabytes: int) -> None:
+    """By the preset's own sum, with vLLM and without: where either fits, so does what is chosen."""
+    sums = [choice(MODELS[name], gigabytes, vllm=vllm)[1] for vllm in (True, False)]
+    assert (min(sums) <= gigabytes * 10**9) == (max(sums) <= gigabytes * 10**9)
