@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from collectives.agreement.agreement import Agreement
 from collectives.agreement.events import ADMIT, Begin, Perform, Verdict
 from collectives.agreement.fields import MAX_MEMBERS
-from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG
+from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, OpId, View
 from collectives.calls import (
     FLAGS,
     AgreedPending,
@@ -523,6 +523,23 @@ class Communicator:
             done.contributors,
             done.seconds,
         )
+
+    # --- operations without an agreement ---------------------------------------------------------
+
+    @property
+    def turn(self) -> OpId | None:
+        """What the steps since the last rendezvous of `run` have in common, the same at all members; None before it."""
+        return self._step_runner.turn
+
+    @property
+    def data_plane(self) -> DataPlane:
+        """The streams to the other members."""
+        return self._driver.exchange
+
+    @property
+    def view(self) -> View | None:
+        """The view that holds; None outside of the group."""
+        return self._status.view
 
     # --- how an operation runs -----------------------------------------------------------------
 

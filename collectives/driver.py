@@ -318,8 +318,8 @@ class Driver:
                 stay = self.status.stay + (self.status.view is None)
                 self._publish(replace(self.status, view=view, outside="", stay=stay))
             case OutOfGroup(reason):
-                self.exchange.begin_view()
                 self._open_lanes(frozenset(), "this member was left out of the group: call it again")
+                self.exchange.begin_view(reason)
                 self._publish(replace(self.status, view=None, outside=reason))
             case Dial(member, address):
                 self._dial(member, address)
@@ -328,8 +328,10 @@ class Driver:
 
     def _leave_behind(self, view: View) -> None:
         """Drop what came for the view before. Who is out of it may be stopped: nothing waits in its streams."""
-        self.exchange.begin_view()
+        before = self.status.view
+        lost = sorted(before.ids - view.ids) if before is not None else []
         self._open_lanes(view.ids, "it was left out of the group")
+        self.exchange.begin_view("the group changed" + (f": {', '.join(lost[:4])} failed" if lost else ""))
 
     def _open_lanes(self, members: frozenset[NodeId], reason: str) -> None:
         """Let there be data streams with these and nobody else."""

@@ -229,9 +229,11 @@ class Rendezvous:
     def __init__(self, claim: Claim, has_state: bool) -> None:
         self.share = claim.encode()
         self.digest: Digest = (("state", "given" if has_state else "not given"),)
+        self.op: OpId | None = None
 
     def perform(self, start: Perform, port: Port) -> dict[NodeId, Claim]:
         """Read what all say."""
+        self.op = start.op
         return {member: _read_claim(member, share) for member, share in start.shares.items()}
 
     def publish(self, outcome: dict[NodeId, Claim]) -> dict[NodeId, Claim]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
+from collectives.agreement.views import OpId
 from collectives.errors import CALLED_OFF, BadArgument, InDoubt
 from collectives.operations import EndOfStep, Rendezvous
 from collectives.shared_state.state import SharedState
@@ -54,6 +55,7 @@ class StepRunner(Generic[C]):
 
     def __init__(self) -> None:
         self._steps: Steps | None = None
+        self.turn: OpId | None = None  # the last rendezvous: all members who take a step have the same one
         self._patience = 0.0  # seconds, of one call of the runner's own
         self._one_at_a_time = threading.Lock()
         self._doubtful: StepResult[Any] | None = None  # what the last step gave, if whether it counts is unknown
@@ -109,7 +111,9 @@ class StepRunner(Generic[C]):
                 steps.admitted()
             elif steps.phase is Phase.MEET:
                 claim = steps.claim(comm.stay)
-                claims = meet(Rendezvous(claim, state is not None), min(left, self._patience)).value
+                rendezvous = Rendezvous(claim, state is not None)
+                claims = meet(rendezvous, min(left, self._patience)).value
+                self.turn = rendezvous.op
                 earlier, self._doubtful = self._doubtful, None
                 if steps.met(comm.node_id, claims) and earlier is not None:
                     return earlier

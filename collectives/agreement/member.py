@@ -167,8 +167,9 @@ class MemberState:
         self.operations.closed = True
 
     def _evict(self, member: NodeId, op: OpId, reason: str) -> None:
+        """Tell a member to go. Under MAJORITY it takes part until it does: its vote may be needed."""
         self.out.send(member, messages.Evict(op, reason))
-        if member != self.own:
+        if member != self.own and not self.change.consensus:
             self.detector.gone.add(member)
 
     # --- out ---

@@ -9,23 +9,24 @@ for each member, in bytes and in operations, so that what one sends costs no oth
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 
 from collectives.agreement.views import OpId
 from collectives.errors import Aborted
 from collectives.mesh.framing import PIECE_BYTES, SPREAD_BYTES, Piece, PieceKind, cut, operation_key
 from collectives.mesh.handshake import Peer
-from collectives.mesh.socket_port import Budget, Inbox, SocketPort
+from collectives.mesh.port import MAX_REQUEST_BYTES
+from collectives.mesh.socket_port import CALL_OFF, Budget, Inbox, SocketPort
 from collectives.mesh.stream import Outgoing, SendQueue, Stream
 from protocol.identity import NodeId
 
-MAX_UNKNOWN = 64  # operations that a member started and we did not yet
+MAX_UNKNOWN = 1024  # operations that a member started and we did not yet: 1 KB each
 MAX_ENDED = 4096  # operations whose late pieces are told from those of unknown ones
 MAX_STREAMS = 256  # of one link, both ends' together
-# How long a stream waits for an operation to start here. Everybody has called it, and what says so is on its way
-# over another connection; a member that is told nothing for so long is out of the group.
-PATIENCE_S = 60.0
+# How long a stream whose member's room is used up waits for an operation to start here: as long as torch's own backends
+# wait for a rank that is late. One that is not in the group any more is not waited for.
+PATIENCE_S = 1800.0
 _JOIN_S = 1.0
 _OVER = "it ended before it started here"
 _TOO_MUCH = "too much came for operations that had not started here: call it again, with fewer in flight"
@@ -41,6 +42,17 @@ class _Lane:
     early: OrderedDict[bytes, None] = field(default_factory=OrderedDict)  # operations that have yet to start here
 
 
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """Whose piece it is when an operation is called off: it is sent though its port has ended."""
+
+    key: bytes
+    wanted: bool = True
+
+    def left(self) -> None:
+        """Nobody waits for it."""
+
+
 class DataPlane:
     """Thread-safe."""
 
@@ -50,22 +62,57 @@ class DataPlane:
         self._lanes: dict[NodeId, _Lane] = {}
         self._ports: dict[bytes, tuple[Inbox, frozenset[NodeId]]] = {}
         self._unknown: dict[bytes, Inbox] = {}
+        self._loose: set[bytes] = set()  # of the ports, those of operations without an agreement
         self._ended: OrderedDict[bytes, str] = OrderedDict()  # and why
         self._closed = False
 
     # --- attempts ------------------------------------------------------------------------------
 
-    def open(self, op: OpId, members: Set[NodeId], deadline: float) -> SocketPort:
-        """Return the port of an operation that starts; `deadline` is on the monotonic clock. Close it afterwards."""
+    def open(
+        self,
+        op: OpId,
+        members: Set[NodeId],
+        deadline: float,
+        told: Callable[[NodeId, str], None] | None = None,
+        salt: int | None = None,
+    ) -> SocketPort:
+        """Return the port of an operation that starts; `deadline` is on the monotonic clock. Close it afterwards.
+
+        Of an operation that members carry out without an agreement: `told` is called if another one calls it off, and
+        the view's end ends the port. Its slots are `salt << SALT_SHIFT` and above; a payload in another one is of a
+        member that has called something else.
+        """
         key = operation_key(op)
         with self._lock:
             inbox = self._no_longer_early(key) or Inbox()
             self._ports[key] = inbox, frozenset(members)
             dropped = self._ended.get(key)
-        inbox.start(deadline)
+            if told is not None:
+                self._loose.add(key)
+        inbox.start(deadline, told, salt)
         if dropped is not None:
             inbox.end(Aborted(dropped))
-        return SocketPort(self._own, key, inbox, deadline, self._post)
+        return SocketPort(self._own, key, inbox, deadline, self._post, salt)
+
+    def has_early(self, op: OpId) -> bool:
+        """Tell whether something came for an operation that has not started here."""
+        with self._lock:
+            return operation_key(op) in self._unknown
+
+    def has_ways_to(self, members: Set[NodeId]) -> bool:
+        """Tell whether what is sent to these would go somewhere."""
+        with self._lock:
+            return members - {self._own} <= self._lanes.keys()
+
+    def call_off(self, port: SocketPort, members: Set[NodeId], reason: str) -> None:
+        """Tell the others that an operation without an agreement is off, and why (at most `MAX_REQUEST_BYTES`)."""
+        text = memoryview(reason.encode()[:MAX_REQUEST_BYTES])
+        piece = Piece(CALL_OFF, 0, len(text), len(text))
+        for member in members - {self._own}:
+            with self._lock:
+                lane = self._lanes.get(member)
+            if lane is not None:
+                lane.outbox.put([Outgoing(_Last(port.key), PieceKind.REFUSAL, piece, text)])
 
     def close_port(self, port: SocketPort, reason: str = "the operation is over", *, late: bool = False) -> None:
         """Forget an attempt: what still comes for it is dropped.
@@ -75,6 +122,7 @@ class DataPlane:
         """
         with self._lock:
             _, members = self._ports.pop(port.key, (None, frozenset[NodeId]()))
+            self._loose.discard(port.key)
             self._remember(port.key)
             lanes = [self._lanes[member] for member in members if member in self._lanes] if late else []
             silent = [stream for lane in lanes for stream in lane.streams if stream.moved < port.opened]
@@ -91,15 +139,21 @@ class DataPlane:
         if inbox is not None:
             inbox.end(Aborted(_OVER))
 
-    def begin_view(self) -> None:
-        """Drop what came for operations that did not start here: they were of a view before this one."""
+    def begin_view(self, reason: str = "the group changed") -> None:
+        """Drop what came for operations that did not start here: they were of a view before this one.
+
+        Operations without an agreement end with their view.
+        """
         with self._lock:
+            loose = [self._ports[key][0] for key in self._loose]
             keys = list(self._unknown)
             late = [self._no_longer_early(key) for key in keys]
             for key in keys:
                 self._remember(key)
         for inbox in filter(None, late):
             inbox.end(Aborted("the group changed before it started here"))
+        for inbox in loose:
+            inbox.end(Aborted(reason))
 
     def _no_longer_early(self, key: bytes) -> Inbox | None:
         for lane in self._lanes.values():
@@ -147,7 +201,7 @@ class DataPlane:
         if kind is PieceKind.REQUEST:
             inbox.asked(source, slot, text)
         else:
-            inbox.refused(source, slot)
+            inbox.refused(source, slot, text)
 
     def _inbox(self, source: NodeId, key: bytes) -> Inbox | None:
         with self._lock:

@@ -36,7 +36,7 @@ class PieceKind(IntEnum):
 
     DATA = 1
     REQUEST = 2  # `slot` is where the answer goes
-    REFUSAL = 3  # the answer: no
+    REFUSAL = 3  # the answer: no; or, of an operation without an agreement, that it is off, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,9 @@ def read_header(data: bytes | memoryview) -> tuple[bytes, PieceKind, Piece]:
     key, kind, slot, offset, total, length = _LAYOUT.unpack(data)
     if kind not in (PieceKind.DATA, PieceKind.REQUEST, PieceKind.REFUSAL):
         raise WireError("kind")
-    longest = {PieceKind.DATA: PIECE_BYTES, PieceKind.REQUEST: MAX_REQUEST_BYTES, PieceKind.REFUSAL: 0}[kind]
+    longest = {PieceKind.DATA: PIECE_BYTES, PieceKind.REQUEST: MAX_REQUEST_BYTES, PieceKind.REFUSAL: MAX_REQUEST_BYTES}[
+        kind
+    ]
     if length > longest or total > MAX_PAYLOAD_BYTES or offset + length > total:
         raise WireError("piece")
     return key, PieceKind(kind), Piece(slot, offset, total, length)

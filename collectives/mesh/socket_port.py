@@ -26,6 +26,11 @@ LOOK_S = 0.05  # between looks whether another operation gave back what this mem
 MAX_REQUESTS = 1024  # that wait for an answer
 MAX_UNSENT_ANSWERS = 1024  # pieces that have yet to leave; those who ask have four requests under way each
 
+CALL_OFF = 0  # the slot of a refusal that means all of an operation without an agreement
+
+SALT_SHIFT = 16  # what is above in a slot is the hash of an operation's arguments, where it has no agreement
+MAX_SALT = MAX_SLOT >> SALT_SHIFT
+
 _Name = tuple[NodeId, int]
 
 
@@ -82,6 +87,9 @@ class Inbox:
         self._held: defaultdict[_Name, list[tuple[Piece, bytearray]]] = defaultdict(list)
         self._paid: dict[int, tuple[bytearray, Budget]] = {}  # buffers that were taken from a budget, by their id
         self.lost_members: dict[NodeId, str] = {}
+        self._told: Callable[[NodeId, str], None] | None = None  # of an operation without an agreement
+        self._called_off: tuple[NodeId, str] | None = None
+        self._salt: int | None = None
 
     # --- the readers' side ---------------------------------------------------------------------
 
@@ -94,6 +102,7 @@ class Inbox:
         name = (source, piece.slot)
         began = time.monotonic()
         with self.changed:
+            self._check_salt(source, piece.slot)
             while self.ended is None:
                 ticket = self._tickets.get(name)
                 if ticket is not None:
@@ -110,6 +119,10 @@ class Inbox:
                 else:
                     break
         return None
+
+    def _check_salt(self, source: NodeId, slot: int) -> None:
+        if self._salt is not None and slot >> SALT_SHIFT != self._salt:
+            self._end(Aborted(f"member {source} has called another operation, or with other arguments", source))
 
     def _within(self, ticket: SocketReceive, piece: Piece) -> memoryview | None:
         if piece.total == ticket.into.nbytes:
@@ -154,8 +167,14 @@ class Inbox:
         if budget is not None:  # else the attempt has ended
             budget.give_back(len(buffer))
 
-    def refused(self, source: NodeId, slot: int) -> None:
-        """`source` does not answer the request that `slot` belongs to."""
+    def refused(self, source: NodeId, slot: int, text: bytes = b"") -> None:
+        """`source` does not answer the request that `slot` belongs to, or calls the operation off, with a reason."""
+        if slot == CALL_OFF:
+            with self.changed:
+                told, self._called_off = self._told, (source, text.decode(errors="replace"))
+            if told is not None:
+                told(*self._called_off)
+            return
         with self.changed:
             ticket = self._tickets.get((source, slot))
             if ticket is not None:
@@ -178,11 +197,19 @@ class Inbox:
 
     # --- the algorithm's side ------------------------------------------------------------------
 
-    def start(self, deadline: float) -> None:
-        """It has started here: what comes is expected soon, or has no use after `deadline`."""
+    def start(
+        self, deadline: float, told: Callable[[NodeId, str], None] | None = None, salt: int | None = None
+    ) -> None:
+        """It has started here: what comes is expected soon, or has no use after `deadline`. See `DataPlane.open`."""
         with self.changed:
             self.deadline = deadline
+            self._told, self._salt = told, salt
+            for source, slot in list(self._held):
+                self._check_salt(source, slot)
+            early = self._called_off
             self.changed.notify_all()
+        if told is not None and early is not None:
+            told(*early)
 
     def expect(self, source: NodeId, slot: int, into: memoryview) -> SocketReceive:
         """See `Port.expect`."""
@@ -238,13 +265,15 @@ class SocketPort:
         inbox: Inbox,
         deadline: float,
         post: Callable[[NodeId, "SocketPort", PieceKind, int, memoryview], None],
+        salt: int | None = None,
     ) -> None:
-        """`post` queues a payload as pieces; `deadline` is on the monotonic clock."""
+        """`post` queues a payload as pieces; `deadline` is on the monotonic clock; `salt`: see `DataPlane.open`."""
         self.own = own
         self.key = key
         self.inbox = inbox
         self.bytes_sent = 0
         self.opened = time.monotonic()
+        self._first = (salt or 0) << SALT_SHIFT  # slot
         self._deadline = deadline
         self._post = post
         self._unsent = 0
@@ -264,11 +293,11 @@ class SocketPort:
             raise ValueError(f"slot {slot} is not in [0, {MAX_SLOT}]")
         self._sent_to.add(to)
         self._check()
-        self._queue(to, PieceKind.DATA, slot, payload)
+        self._queue(to, PieceKind.DATA, self._first + slot, payload)
 
     def expect(self, source: NodeId, slot: int, into: memoryview) -> SocketReceive:
         """See `Port.expect`."""
-        return self.inbox.expect(source, slot, into)
+        return self.inbox.expect(source, self._first + slot, into)
 
     def wait(self, ticket: PendingReceive) -> None:
         """See `Port.wait`."""

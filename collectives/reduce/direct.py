@@ -40,8 +40,9 @@ def all_reduce(
     *,
     capacity: Sequence[float] = (),
     feedback: Feedback | None = None,
+    into: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the reduced values, from `scratch`, with the same bits at every member.
+    """Return the reduced values, from `scratch` or in `into`, with the same bits at every member.
 
     Args:
         port: the way to the other members.
@@ -50,11 +51,13 @@ def all_reduce(
         scratch: where the result's memory comes from.
         capacity: bytes a second of each member in order, agreed by all; empty: equal. Slices follow it.
         feedback: collects what the codec loses of this member's contribution.
+        into: like the values, or these themselves, for a caller that can do without them if this fails: a result
+            comes to where a value was once its owner has that value.
 
     Raises:
         Aborted, DeadlineExceeded: the port was cancelled or is out of time.
     """
-    return _Exchange(port, job, values, scratch, capacity, feedback).run()
+    return _Exchange(port, job, values, scratch, capacity, feedback, into).run()
 
 
 class _Exchange:
@@ -66,9 +69,10 @@ class _Exchange:
         scratch: Scratch,
         capacity: Sequence[float],
         feedback: Feedback | None,
+        into: torch.Tensor | None,
     ) -> None:
         self._port, self._job, self._values, self._feedback = port, job, values, feedback
-        self._result = scratch.take(values.numel(), job.dtype)
+        self._result = scratch.take(values.numel(), job.dtype) if into is None else into
         slices = cut(values.numel(), capacity or [1.0] * len(job.order))
         own = job.order.index(port.own)
         self._own = list(chunks(slices[own], job.chunk))
@@ -180,6 +184,8 @@ class _Exchange:
         """Fill `work` with the members' values, combined in their order."""
         job, own = self._job, self._values[slice(*self._own[k])]
         counted = [member for member in job.order if job.weights[member]]
+        if work.data_ptr() == own.data_ptr() and self._port.own in counted[2:]:
+            own = own.clone()  # the first two are added up where it is
         first = self._contribution(counted[0], k, own)
         rest = counted[1:]
         if rest and job.weights[counted[0]] == job.weights[rest[0]] == 1:

@@ -189,7 +189,12 @@ def test_one_that_asks_and_never_reads_does_not_have_its_answers_pile_up():
 
 
 @pytest.mark.parametrize(
-    ("kind", "length"), [(PieceKind.REQUEST, MAX_REQUEST_BYTES + 1), (PieceKind.REFUSAL, 1), (PieceKind.DATA, 2**23)]
+    ("kind", "length"),
+    [
+        (PieceKind.REQUEST, MAX_REQUEST_BYTES + 1),
+        (PieceKind.REFUSAL, MAX_REQUEST_BYTES + 1),
+        (PieceKind.DATA, 2**23),
+    ],
 )
 def test_what_is_longer_than_its_kind_may_be_is_not_read(kind, length):
     with pytest.raises(WireError):

@@ -1,0 +1,829 @@
+"""`torch.distributed` over a group that outlives its members: the process-group backend "gossamer".
+
+    import collectives.torch_backend
+    torch.distributed.init_process_group("gossamer")     # a fixed world, as `torchrun` starts it
+
+    comm.run(step, state)                                # a world that changes, where `step` begins with
+    if torch_backend.enter(comm): ...                    # True: the ranks are others, so wrap the model anew
+
+**An operation has no agreement of its own.** It is a port of the members' data streams, and has a name that all
+ranks know: the view, the turn (what they last met for), the group, and how many operations the group had before. So
+it costs its bytes and no message besides, and on an error its buffer is undefined, as gloo's is. What counts is
+decided once a step, by the end of a step of `Communicator.run`.
+
+**Errors.** When a member is lost, or calls something else (a hash of the arguments is in each payload's slot), or
+the time is up, an operation raises `BackendError`, which names the rank. The group is *broken* from then on: its other
+operations raise the same, here and, because this is told to them, at its other ranks. `enter` begins anew.
+
+**Order.** Collectives of one group run one after the other on a thread of the group, or on the caller's own if it
+waits for the result and nothing is under way. Sends and receives are begun where they are called.
+
+Left out: what gloo does not have either on the CPU (uneven reduce-scatter), and operations on CUDA tensors.
+"""
+
+import hashlib
+import math
+import os
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.futures import Future
+
+from collectives.agreement.views import NOWHERE, OpId
+from collectives.communicator import Communicator
+from collectives.errors import Aborted, BadArgument, CollectiveError, DeadlineExceeded
+from collectives.mesh.socket_port import MAX_SALT, SocketPort
+from collectives.reduce import direct, gather
+from collectives.reduce.kernels import Scratch, combine, describe, finish, start, work_dtype
+from collectives.reduce.tensors import memory
+from collectives.types import WAN, Codec, Op, Protection
+from protocol.identity import NodeId
+
+NAME = "gossamer"
+DEFAULT_TIMEOUT_S = 1800.0  # torch's own
+FIRST_TAG = 2**63  # above all of a communicator's tags
+MEETING = OpId(NOWHERE, 0, 0, 0)  # the turn of a world that never changes
+LOOK_S = 0.001  # between looks for a message from any source
+
+_TorchGroup: Any = dist.ProcessGroup  # whose stubs have every signature that torch ever had
+_TorchWork: Any = vars(dist)["_Work"]
+_OPS = {
+    dist.ReduceOp.SUM: Op.SUM,
+    dist.ReduceOp.AVG: Op.AVG,
+    dist.ReduceOp.PRODUCT: Op.PROD,
+    dist.ReduceOp.MIN: Op.MIN,
+    dist.ReduceOp.MAX: Op.MAX,
+}
+_OF_BOOLS = {Op.SUM: Op.MAX, Op.MAX: Op.MAX, Op.PROD: Op.MIN, Op.MIN: Op.MIN}
+
+
+class BackendError(Aborted, RuntimeError):
+    """An operation of a process group failed, and the group is broken: `enter` in a step of `run`, or start anew."""
+
+
+@dataclass
+class Options:
+    """What `init_process_group(pg_options=)` takes; the same at all ranks.
+
+    `listen` is where other ranks dial this one; by default on loopback if `MASTER_ADDR` is, else on all interfaces.
+    """
+
+    protection: Protection = Protection.AUTHENTICATED
+    streams: int = 1
+    listen: str = ""
+
+
+class Group(_TorchGroup):
+    """One rank's part in one process group. Its members do not change."""
+
+    def __init__(self, comm: Communicator, name: str, members: Sequence[NodeId], turn: OpId, timeout: float) -> None:
+        """`members` are in the order of their ranks; `turn` and `name` are the same at all of them."""
+        self.members = tuple(members)
+        self.comm = comm
+        self.turn = turn
+        super().__init__(self.members.index(comm.node_id), len(members))
+        self.broken: BackendError | None = None
+        view = comm.view
+        self._mark, self._epoch = (view.mark, view.epoch) if view is not None else (NOWHERE, 0)
+        self._name = name
+        self._timeout = timeout
+        self._ids = frozenset(members)
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._ports: set[SocketPort] = set()
+        self._waiting: SimpleQueue[tuple[Work, Callable[[], None]] | None] = SimpleQueue()
+        self._under_way = 0
+        self._thread: threading.Thread | None = None
+        self._coalesced: list[Work] | None = None
+        self._scratch = Scratch()
+        # What calls off all that follows: whoever finds the group broken ends this one.
+        self._all = comm.data_plane.open(self._op("all"), self._ids, math.inf, self._called_off)
+
+    # --- who it is -----------------------------------------------------------------------------
+
+    def getBackendName(self) -> str:  # noqa: N802  # torch's name
+        """See torch."""
+        return NAME
+
+    def getRank(self) -> int:  # noqa: N802
+        """See torch."""
+        return self.members.index(self.comm.node_id)
+
+    def getSize(self) -> int:  # noqa: N802
+        """See torch."""
+        return len(self.members)
+
+    @property
+    def group_name(self) -> str:
+        """The name that torch knows it by."""
+        return self._name
+
+    def _set_group_name(self, name: str) -> None:
+        self._name = name
+
+    # --- collectives ---------------------------------------------------------------------------
+
+    def allreduce(self, tensors: list[torch.Tensor], opts: Any = None) -> "Work":
+        """Reduce each tensor in place."""
+        op, factor = _read_op(opts)
+
+        def work() -> None:
+            for each in tensors:
+                self._all_reduce(each, op, factor)
+
+        return self._run(tensors, opts, work)
+
+    def allreduce_coalesced(self, tensors: list[torch.Tensor], opts: Any = None) -> "Work":
+        """Reduce each tensor in place."""
+        return self.allreduce(tensors, opts)
+
+    def broadcast(self, tensors: list[torch.Tensor], opts: Any) -> "Work":
+        """Fill each tensor with the root's."""
+        root = self.members[opts.rootRank]
+
+        def work() -> None:
+            for each in tensors:
+                self._broadcast(each, root)
+
+        return self._run(tensors, opts, work)
+
+    def reduce(self, tensors: list[torch.Tensor], opts: Any) -> "Work":
+        """Reduce to the root; the others' tensors are as they were."""
+        op, factor = _read_op(opts)
+
+        def work() -> None:
+            for each in tensors:
+                reduced = self._reduce_blocks("reduce", {self.members[opts.rootRank]: each}, op, factor)
+                if self.rank() == opts.rootRank:
+                    each.copy_(reduced)
+
+        return self._run(tensors, opts, work)
+
+    def allgather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any = None) -> "Work":
+        """Fill each list with everybody's tensor."""
+
+        def work() -> None:
+            for outs, own in zip(outputs, inputs, strict=True):
+                self._exchange(
+                    "allgather", dict.fromkeys(self.members, own), dict(zip(self.members, outs, strict=True))
+                )
+
+        return self._run(outputs, opts, work)
+
+    def allgather_coalesced(
+        self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any = None
+    ) -> "Work":
+        """Fill one list a rank with that rank's tensors."""
+        return self.allgather([list(outs) for outs in zip(*outputs, strict=True)], inputs, opts)
+
+    def all_gather_single(self, output: torch.Tensor, tensor: torch.Tensor, opts: Any = None) -> "Work":
+        """Fill `output` with everybody's tensor, one after the other."""
+        return self._run([output], opts, lambda: self._gather_into(output, tensor))
+
+    def all_gather_single_coalesced(
+        self, outputs: list[torch.Tensor], inputs: list[torch.Tensor], opts: Any = None
+    ) -> "Work":
+        """The same for each pair."""
+
+        def work() -> None:
+            for output, tensor in zip(outputs, inputs, strict=True):
+                self._gather_into(output, tensor)
+
+        return self._run(outputs, opts, work)
+
+    def gather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any) -> "Work":
+        """Fill the root's list with everybody's tensor."""
+        root = self.members[opts.rootRank]
+
+        def work() -> None:
+            outs = dict(zip(self.members, outputs[0], strict=True)) if self.rank() == opts.rootRank else {}
+            self._exchange("gather", {root: inputs[0]}, outs)
+
+        return self._run(outputs, opts, work)
+
+    def scatter(self, outputs: list[torch.Tensor], inputs: list[list[torch.Tensor]], opts: Any) -> "Work":
+        """Fill everybody's tensor with its place in the root's list."""
+        root = self.members[opts.rootRank]
+
+        def work() -> None:
+            given = dict(zip(self.members, inputs[0], strict=True)) if self.rank() == opts.rootRank else {}
+            self._exchange("scatter", given, {root: outputs[0]})
+
+        return self._run(outputs, opts, work)
+
+    def reduce_scatter(self, outputs: list[torch.Tensor], inputs: list[list[torch.Tensor]], opts: Any = None) -> "Work":
+        """Fill each rank's tensor with its place of the lists, reduced."""
+        op, factor = _read_op(opts)
+
+        def work() -> None:
+            for output, blocks in zip(outputs, inputs, strict=True):
+                given = dict(zip(self.members, blocks, strict=True))
+                output.copy_(self._reduce_blocks("reduce_scatter", given, op, factor))
+
+        return self._run(outputs, opts, work)
+
+    def reduce_scatter_single(self, output: torch.Tensor, tensor: torch.Tensor, opts: Any = None) -> "Work":
+        """Fill each rank's tensor with its part of `tensor`, reduced."""
+        return self.reduce_scatter_single_coalesced([output], [tensor], opts)
+
+    def reduce_scatter_single_coalesced(
+        self, outputs: list[torch.Tensor], inputs: list[torch.Tensor], opts: Any = None
+    ) -> "Work":
+        """The same for each pair."""
+        blocks = [list(tensor.reshape(-1).chunk(self.size())) for tensor in inputs]
+        for output, parts in zip(outputs, blocks, strict=True):
+            if [part.numel() for part in parts] != [output.numel()] * self.size():
+                raise BadArgument(f"the input must be {self.size()} times as long as the output")
+        return self.reduce_scatter([output.view(-1) for output in outputs], blocks, opts)
+
+    def alltoall(self, outputs: list[torch.Tensor], inputs: list[torch.Tensor], opts: Any = None) -> "Work":
+        """Give each rank its place in the list, whatever the lengths."""
+
+        def work() -> None:
+            given, outs = (dict(zip(self.members, each, strict=True)) for each in (inputs, outputs))
+            self._exchange("alltoall", given, outs, is_uneven=True)
+
+        return self._run(outputs, opts, work)
+
+    def all_to_all_single(
+        self,
+        output: torch.Tensor,
+        tensor: torch.Tensor,
+        output_splits: list[int],
+        input_splits: list[int],
+        opts: Any = None,
+    ) -> "Work":
+        """Give each rank its rows of `tensor`: `input_splits` of them, or equally many."""
+        outs = _rows(output, output_splits, self.size())
+        return self.alltoall(outs, _rows(tensor, input_splits, self.size()), opts)
+
+    def barrier(self, opts: Any = None) -> "Work":
+        """Wait for all."""
+        token = torch.zeros(1, dtype=torch.uint8)
+
+        def work() -> None:
+            self._exchange("barrier", dict.fromkeys(self.members, token), {m: token.clone() for m in self.members})
+
+        return self._run([], opts, work)
+
+    _allgather_base = all_gather_single  # the names that torch had before 2.13
+    _reduce_scatter_base = reduce_scatter_single
+    allgather_into_tensor_coalesced = all_gather_single_coalesced
+    reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
+    alltoall_base = all_to_all_single
+
+    def _start_coalescing(self, device: torch.device) -> None:
+        self._coalesced = []
+
+    def _end_coalescing(self, device: torch.device) -> "Work":
+        works, self._coalesced = self._coalesced or [], None
+        return self._run([], None, lambda: [work.wait() for work in works], on_a_thread=True)
+
+    # --- one to one ----------------------------------------------------------------------------
+
+    def send(self, tensors: list[torch.Tensor], to: int, tag: int) -> "Work":
+        """Send to a rank. Over once it is handed to the kernel."""
+        receiver = self.members[to]
+        values = _flat(tensors[0])
+        port = self._begin(self._channel(self.comm.node_id, receiver, tag), {receiver}, ())
+        port.send(receiver, 0, memory(values))
+        return self._point(tensors, port, port.flush, keep=values)
+
+    def recv(self, tensors: list[torch.Tensor], source: int, tag: int) -> "Work":
+        """Receive from a rank."""
+        return self._receive(tensors[0], self.members[source], tag)
+
+    def recv_anysource(self, tensors: list[torch.Tensor], tag: int) -> "Work":
+        """Receive from whoever sends first."""
+        until = time.monotonic() + self._timeout
+        others = [member for member in self.members if member != self.comm.node_id]
+        while True:
+            self._check()
+            for member in others:
+                channel = self._channel(member, self.comm.node_id, tag)
+                if self.comm.data_plane.has_early(self._op(channel, self._counts[channel])):
+                    work = self._receive(tensors[0], member, tag)
+                    work.source = self.members.index(member)
+                    return work
+            if time.monotonic() >= until:
+                raise self._break(DeadlineExceeded("no rank sent anything in time"))
+            time.sleep(LOOK_S)
+
+    def _receive(self, tensor: torch.Tensor, source: NodeId, tag: int) -> "Work":
+        into = _landing(tensor)
+        port = self._begin(self._channel(source, self.comm.node_id, tag), {source}, ())
+        ticket = port.expect(source, 0, memory(into))
+
+        def finish() -> None:
+            port.wait(ticket)
+            _land(into, tensor)
+
+        return self._point([tensor], port, finish, keep=into)
+
+    def _channel(self, source: NodeId, to: NodeId, tag: int) -> str:
+        return f"{source} {to} {tag}"
+
+    def _point(self, tensors: list[torch.Tensor], port: SocketPort, finish: Callable[[], None], keep: Any) -> "Work":
+        def work() -> None:
+            with self._until_over(port):
+                finish()
+
+        over = Work(tensors, work, keep)
+        if self._coalesced is not None:
+            self._coalesced.append(over)
+        return over
+
+    # --- how an operation runs -----------------------------------------------------------------
+
+    def _run(self, tensors: Any, opts: Any, work: Callable[[], Any], *, on_a_thread: bool = False) -> "Work":
+        """Carry an operation out: now, if its caller waits for it anyway and nothing is under way, else in its turn."""
+        self._check()
+        timeout = getattr(opts, "timeout", None)
+        over = Work(tensors, None, None)
+
+        def timed() -> None:
+            with self._lock:
+                self._time_left = _seconds(timeout) or self._timeout
+            work()
+
+        with self._lock:
+            alone = self._under_way == 0
+            self._under_way += 1
+            if not alone or on_a_thread or getattr(opts, "asyncOp", True):
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._work, name="gossamer-torch", daemon=True)
+                    self._thread.start()
+                self._waiting.put((over, timed))
+                return over
+        self._carry_out(over, timed)
+        return over
+
+    def _work(self) -> None:
+        while (next_one := self._waiting.get()) is not None:
+            self._carry_out(*next_one)
+
+    def _carry_out(self, over: "Work", work: Callable[[], None]) -> None:
+        error: BaseException | None = None
+        try:
+            self._check()
+            with torch.no_grad():
+                work()
+        except CollectiveError as failed:
+            error = self._break(failed)
+        except BaseException as failed:  # noqa: BLE001  # it belongs to whoever waits
+            error = failed
+            self._break(Aborted(f"{type(failed).__name__} at this rank: {failed}"))
+        finally:
+            with self._lock:
+                self._under_way -= 1
+            over.end(error)
+
+    def _op(self, channel: str, n: int = 0) -> OpId:
+        """Return the name of the n-th operation of a channel of this group."""
+        what = f"{self._name}|{channel}|{self.turn.n}|{self.turn.mark.hex()}|{','.join(self.members)}"
+        tag = FIRST_TAG + (int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], "big") >> 2)
+        return OpId(self._mark, self._epoch, tag, n)
+
+    def _begin(self, channel: str, with_whom: set[NodeId], arguments: tuple[Any, ...]) -> SocketPort:
+        """Open the port of the channel's next operation; its slots say what the arguments are."""
+        self._check()
+        with self._lock:
+            n = self._counts[channel]
+            self._counts[channel] += 1
+        salt = int.from_bytes(hashlib.sha256(repr(arguments).encode()).digest()[:4], "big") % (MAX_SALT + 1)
+        deadline = time.monotonic() + getattr(self, "_time_left", self._timeout)
+        members = with_whom | {self.comm.node_id}
+        port = self.comm.data_plane.open(self._op(channel, n), members, deadline, self._called_off, salt)
+        with self._lock:
+            self._ports.add(port)
+            broken = self.broken
+        if broken is not None:
+            port.cancel(str(broken))
+        return port
+
+    @contextmanager
+    def _until_over(self, port: SocketPort) -> Iterator[None]:
+        try:
+            yield
+        except CollectiveError as error:
+            raise self._break(error) from error
+        finally:
+            with self._lock:
+                self._ports.discard(port)
+            self.comm.data_plane.close_port(port)
+
+    @contextmanager
+    def _port(self, kind: str, *arguments: Any) -> Iterator[SocketPort]:
+        port = self._begin("", set(self.members), (kind, *arguments))
+        with self._until_over(port):
+            yield port
+
+    # --- when it breaks ------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        view = self.comm.view
+        if self.broken is None and (view is None or view.mark != self._mark):
+            self._break(Aborted("the group changed: its members have to meet again"))
+        if self.broken is not None:
+            raise self.broken
+
+    def _called_off(self, by: NodeId, why: str) -> None:
+        self._break(Aborted(f"called off by member {by}: {why}"), tell=False)
+
+    def _break(self, why: CollectiveError, *, tell: bool = True) -> BackendError:
+        """Let all operations, here and elsewhere, end with `why`."""
+        with self._lock:
+            if self.broken is not None:
+                return self.broken
+            text = str(why)
+            for rank, member in enumerate(self.members):
+                text = text.replace(f"member {member}", f"rank {rank} ({member})")
+            self.broken = BackendError(text)
+            ports = list(self._ports)
+        for port in ports:
+            port.cancel(text)
+        if tell:
+            self.comm.data_plane.call_off(self._all, self._ids, text)
+        return self.broken
+
+    def shutdown(self) -> None:
+        """End the group's thread; torch calls it in `destroy_process_group`."""
+        self._waiting.put(None)
+        self.comm.data_plane.close_port(self._all)
+        if _worlds.get(self._name) is self.comm:
+            del _worlds[self._name]
+            self.comm.leave()
+
+    abort = shutdown
+
+    # --- what they are made of -----------------------------------------------------------------
+
+    def _all_reduce(self, tensor: torch.Tensor, op: Op, factor: float) -> None:
+        flat = _flat(tensor)
+        values, op = _as_numbers(flat, op)
+        if factor != 1.0:
+            values.mul_(factor)
+        with self._port("allreduce", op.value, str(values.dtype), values.numel()) as port:
+            job = describe(self.members, values.dtype, op, dict.fromkeys(self.members, 1.0), Codec.NONE)
+            direct.all_reduce(port, job, values, self._scratch, into=values)
+        _land(flat, tensor)
+
+    def _broadcast(self, tensor: torch.Tensor, root: NodeId) -> None:
+        flat = _flat(tensor)
+        with self._port("broadcast", root, str(flat.dtype), flat.numel()) as port:
+            result = gather.broadcast(port, self.members, flat.view(torch.uint8), root, self._scratch)
+        if root != self.comm.node_id:
+            flat.view(torch.uint8).copy_(result)
+            _land(flat, tensor)
+        self._scratch.give(result)
+
+    def _gather_into(self, output: torch.Tensor, tensor: torch.Tensor) -> None:
+        flat = output.view(-1) if output.is_contiguous() else output.reshape(-1).clone()
+        parts = list(flat.chunk(self.size())) if flat.numel() else [flat] * self.size()
+        if [part.numel() for part in parts] != [tensor.numel()] * self.size():
+            raise BadArgument(f"the output must be {self.size()} times as long as the input")
+        self._exchange(
+            "all_gather_single", dict.fromkeys(self.members, tensor), dict(zip(self.members, parts, strict=True))
+        )
+        _land(flat, output)
+
+    def _exchange(
+        self,
+        kind: str,
+        given: dict[NodeId, torch.Tensor],
+        outs: dict[NodeId, torch.Tensor],
+        *,
+        is_uneven: bool = False,
+    ) -> None:
+        """Send to each member what is given for it, and receive what is to come from each; own to own is a copy."""
+        own = self.comm.node_id
+        blocks = {member: _flat(tensor) for member, tensor in given.items()}
+        into = {member: _landing(tensor) for member, tensor in outs.items()}
+        example = next(iter({**blocks, **into}.values()))
+        length = () if is_uneven else (example.numel(),)
+        with self._port(kind, str(example.dtype), *length) as port:
+            tickets = [port.expect(member, 0, memory(where)) for member, where in into.items() if member != own]
+            for member in _after(own, self.members):
+                if member in blocks:
+                    port.send(member, 0, memory(blocks[member]))
+            if own in blocks and own in into:
+                into[own].copy_(blocks[own])
+            for ticket in tickets:
+                port.wait(ticket)
+            port.flush()
+        for member, tensor in outs.items():
+            _land(into[member], tensor)
+
+    def _reduce_blocks(self, kind: str, given: dict[NodeId, torch.Tensor], op: Op, factor: float) -> torch.Tensor:
+        """Send each member its block, and return everybody's blocks for this one, reduced in the ranks' order.
+
+        One that gives itself no block has nothing to reduce, and what is returned is of no use.
+        """
+        own, example = self.comm.node_id, next(iter(given.values()))
+        op = _as_numbers(_flat(example), op)[1]
+        blocks = {member: _as_numbers(_flat(tensor), op)[0] for member, tensor in given.items()}
+        if factor != 1.0:
+            blocks = {member: block * factor for member, block in blocks.items()}
+        mine = blocks.get(own)
+        with self._port(kind, op.value, str(example.dtype), example.numel()) as port:
+            came = {m: torch.empty_like(mine) for m in self.members if m != own} if mine is not None else {}
+            tickets = {member: port.expect(member, 0, memory(where)) for member, where in came.items()}
+            for member in _after(own, self.members):
+                if member in blocks:
+                    port.send(member, 0, memory(blocks[member]))
+            if mine is None:
+                port.flush()
+                return example
+            came[own] = mine
+            work = torch.empty(mine.numel(), dtype=work_dtype(mine.dtype, op))
+            for rank, member in enumerate(self.members):
+                if member != own:
+                    port.wait(tickets[member])
+                if rank == 0:
+                    start(came[member], 1.0, work)
+                else:
+                    combine(op, work, came[member], 1.0)
+            port.flush()
+        result = torch.empty_like(mine)
+        finish(op, work, float(len(self.members)), result)
+        return _as_before(result, example)
+
+
+class Work(_TorchWork):
+    """One operation under way. `finish`, if there is one, is carried out by whoever waits."""
+
+    def __init__(self, tensors: Any, finish: Callable[[], None] | None, keep: Any) -> None:
+        super().__init__()
+        self.source = -1
+        self._tensors = tensors
+        self._finish = finish
+        self._keep = keep  # memory that is sent from, or received to
+        self._over = threading.Event()
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._root: Future[None] = Future()
+        self._future = self._root.then(self._conclude)
+
+    def end(self, error: BaseException | None) -> None:
+        """It is over."""
+        self._error = error
+        self._finish = self._keep = None
+        self._over.set()
+        self._root.set_result(None)  # with an exception set instead, DDP's own callback would end the process
+
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        """Wait until it is over. Raises `BackendError`, or TimeoutError if `timeout` passed before."""
+        if self._finish is not None:
+            self._carry_out()
+        if not self._over.wait(_seconds(timeout)):
+            raise TimeoutError("it is not over: wait for it again")
+        if self._error is not None:
+            raise self._error
+        return True
+
+    synchronize = wait
+
+    def is_completed(self) -> bool:
+        """Tell whether `wait` would return at once."""
+        return self._over.is_set()
+
+    def is_success(self) -> bool:
+        """Tell whether it is over and did not fail."""
+        return self._over.is_set() and self._error is None
+
+    def exception(self) -> BaseException | None:
+        """Return what it failed with."""
+        return self._error
+
+    def result(self) -> Any:
+        """Return the tensors."""
+        return self._tensors
+
+    def source_rank(self) -> int:
+        """Return whom it was received from."""
+        return self.source
+
+    _source_rank = source_rank
+
+    def get_future(self) -> Any:
+        """Return a future of the tensors."""
+        if self._finish is not None:
+            threading.Thread(target=self._carry_out, name="gossamer-torch", daemon=True).start()
+        return self._future
+
+    def _carry_out(self) -> None:
+        with self._lock:
+            if self._finish is None:
+                return
+            error: BaseException | None = None
+            try:
+                self._finish()
+            except BaseException as failed:  # noqa: BLE001  # it belongs to whoever waits
+                error = failed
+            self.end(error)
+
+    def _conclude(self, _: Any) -> Any:
+        if self._error is not None:
+            raise RuntimeError(str(self._error))
+        return self._tensors
+
+
+# --- tensors ---
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the values, 1-D and contiguous: the tensor's own memory where that is possible."""
+    if tensor.device.type != "cpu" or tensor.is_sparse:
+        raise BadArgument(f"a {tensor.layout} tensor on {tensor.device}: the backend takes dense tensors on the CPU")
+    return tensor.detach().contiguous().resolve_conj().resolve_neg().view(-1)
+
+
+def _landing(tensor: torch.Tensor) -> torch.Tensor:
+    """Return memory to receive a tensor's values to: its own where that is possible; then `_land`."""
+    return _flat(tensor) if tensor.is_contiguous() else torch.empty(tensor.numel(), dtype=tensor.dtype)
+
+
+def _land(flat: torch.Tensor, tensor: torch.Tensor) -> None:
+    if flat.data_ptr() != tensor.data_ptr() and flat.numel():
+        with torch.no_grad():
+            tensor.copy_(flat.view(tensor.shape))
+
+
+def _as_numbers(flat: torch.Tensor, op: Op) -> tuple[torch.Tensor, Op]:
+    """Return the same memory as numbers that can be reduced: of complex ones both parts, of truth values 0 and 1."""
+    if flat.dtype is torch.bool:
+        if op not in _OF_BOOLS:
+            raise BadArgument(f"{op.value} of truth values: use SUM or MAX for any, PRODUCT or MIN for all")
+        return flat.view(torch.uint8), _OF_BOOLS[op]
+    if flat.is_complex():
+        if op not in (Op.SUM, Op.AVG):
+            raise BadArgument(f"all_reduce does not support {op.value} on complex tensors")
+        return torch.view_as_real(flat).view(-1), op
+    return flat, op
+
+
+def _as_before(numbers: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Return numbers that were made of the kind of `tensor`, as that kind and in its shape."""
+    if tensor.is_complex():
+        numbers = torch.view_as_complex(numbers.view(-1, 2))
+    return numbers.view(torch.bool if tensor.dtype is torch.bool else numbers.dtype).view(tensor.shape)
+
+
+def _rows(tensor: torch.Tensor, splits: Sequence[int], count: int) -> list[torch.Tensor]:
+    """Return the rows that go to, or come from, each rank."""
+    if splits:
+        if len(splits) != count or sum(splits) != tensor.shape[0]:
+            raise BadArgument(f"splits {list(splits)} do not fit {tensor.shape[0]} rows and {count} ranks")
+        return list(torch.split(tensor, list(splits)))
+    if tensor.shape[0] % count:
+        raise BadArgument(f"Tensor's dim 0 does not divide equally across group size: {tensor.shape[0]} by {count}")
+    return list(torch.split(tensor, tensor.shape[0] // count)) if tensor.shape[0] else [tensor] * count
+
+
+def _after(own: NodeId, members: Sequence[NodeId]) -> list[NodeId]:
+    """Return the others, from the next one on: so not all send to the same one first."""
+    at = members.index(own)
+    return [*members[at + 1 :], *members[:at]]
+
+
+def _read_op(opts: Any) -> tuple[Op, float]:
+    """Return how to reduce, and what to multiply each contribution with."""
+    asked = opts.reduceOp if opts is not None else dist.ReduceOp.SUM
+    for theirs, ours in _OPS.items():
+        if asked == theirs:
+            return ours, 1.0
+    if asked == dist.ReduceOp.PREMUL_SUM:
+        state: Any = asked.__getstate__()
+        return Op.SUM, float(state[1])
+    raise BadArgument(f"{asked}: the backend has SUM, AVG, PRODUCT, MIN, MAX and PREMUL_SUM")
+
+
+def _seconds(timeout: timedelta | None) -> float | None:
+    """Return a time-out in seconds; None where none was given."""
+    if timeout is None or timeout.total_seconds() <= 0:
+        return None
+    return timeout.total_seconds()
+
+
+# --- worlds ---
+
+_worlds: dict[str, Communicator] = {}  # by the name of its default group: what `destroy_process_group` leaves
+_entering: list[Communicator] = []  # whose members the default group that is being made has
+
+
+def _make(made: Any, options: Any) -> Group:
+    """Make one of torch's process groups: the world, or a part of it."""
+    timeout = _seconds(made.timeout) or DEFAULT_TIMEOUT_S
+    ranks = list(made.global_ranks_in_group)
+    if ranks:
+        world: Any = dist.distributed_c10d._get_default_group()
+        return Group(world.comm, made.group_id, [world.members[rank] for rank in ranks], world.turn, timeout)
+    if _entering:
+        comm = _entering[-1]
+        assert comm.turn is not None
+        return Group(comm, made.group_id, comm.members, comm.turn, timeout)
+    if options is not None and not isinstance(options, Options):
+        raise BadArgument("pg_options: give a collectives.torch_backend.Options")
+    comm, members = _meet(made.store, made.group_rank, made.group_size, options or Options(), timeout)
+    _worlds[made.group_id] = comm
+    return Group(comm, made.group_id, members, MEETING, timeout)
+
+
+def _meet(store: Any, rank: int, size: int, options: Options, timeout: float) -> tuple[Communicator, list[NodeId]]:
+    """Found a group by way of torch's store, or join it; return the members in the order of their ranks."""
+    listen = options.listen or ("tcp://127.0.0.1:0" if _is_loopback() else "tcp://0.0.0.0:0")
+    if rank == 0:
+        secret = secrets.token_hex(16)
+        comm = _connect((), listen, secret, options, timeout)
+        store.set("gossamer/founder", f"{secret} {comm.address}")
+    else:
+        secret, address = store.get("gossamer/founder").decode().split(" ")
+        comm = _connect([address], listen, secret, options, timeout)
+    store.set(f"gossamer/rank/{rank}", comm.node_id)
+    comm.wait_for(size, timeout)
+    comm.barrier(timeout)
+    members = [NodeId(store.get(f"gossamer/rank/{other}").decode()) for other in range(size)]
+    until = time.monotonic() + timeout
+    while not comm.data_plane.has_ways_to(frozenset(members)):
+        if time.monotonic() > until:
+            raise DeadlineExceeded(f"not all ranks can be reached in {timeout:g} s")
+        time.sleep(LOOK_S)
+    return comm, members
+
+
+def _connect(seeds: Sequence[str], listen: str, secret: str, options: Options, timeout: float) -> Communicator:
+    return Communicator.connect(
+        "torch.distributed",
+        seeds,
+        listen,
+        secret=secret,
+        protection=options.protection,
+        streams=options.streams,
+        timeout=timeout,
+        timing=WAN,  # a rank that loads a model may hold its interpreter for seconds
+    )
+
+
+def _is_loopback() -> bool:
+    return os.environ.get("MASTER_ADDR", "localhost") in ("localhost", "127.0.0.1", "::1")
+
+
+def enter(comm: Communicator, timeout: float = DEFAULT_TIMEOUT_S) -> bool:
+    """Make torch's default process group that of `comm`'s members, in a step of `comm.run`.
+
+    Call it first in each step. A rank is the place among `comm.members`.
+
+    Returns:
+        Whether the group is another one, because members came or went or a step is taken again: then wrap the model
+        anew, and make sub-groups anew.
+    """
+    known = dist.distributed_c10d._get_default_group() if dist.is_initialized() else None
+    if comm.turn is None:
+        raise BadArgument("enter: call it in a step of comm.run")
+    if isinstance(known, Group) and known.comm is comm and known.turn == comm.turn and known.broken is None:
+        return False
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    _entering.append(comm)
+    try:
+        rank, size = comm.members.index(comm.node_id), comm.world_size
+        dist.init_process_group(
+            NAME, store=vars(dist)["HashStore"](), rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
+        )
+    finally:
+        _entering.pop()
+    return True
+
+
+@contextmanager
+def failures_are_called_off() -> Iterator[None]:
+    """Around what a step does with torch: raise `BackendError`, which `run` takes a step again for, where DDP hides it.
+
+    Errors reach DDP's caller as a RuntimeError with the text only.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        group = dist.distributed_c10d._get_default_group() if dist.is_initialized() else None
+        if isinstance(group, Group) and group.broken is not None and group.broken is not error:
+            raise group.broken from error
+        raise
+
+
+def register() -> None:
+    """Tell torch of the backend; importing this module does."""
+    if NAME.upper() not in dir(dist.Backend):
+        dist.Backend.register_backend(NAME, _make, extended_api=True, devices=["cpu"])
+
+
+register()

@@ -1,0 +1,252 @@
+"""The backend for `torch.distributed`: each operation among ranks on threads, and what an error does to a group."""
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal import distributed
+
+from collectives.agreement.views import OpId
+from collectives.errors import BadArgument
+from collectives.torch_backend import MEETING, BackendError, Group, _read_op
+from tests.groups import group, together
+from tests.torch_ranks import lose, spawn, train
+
+SIZE = 3
+TIMEOUT_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def comms():
+    with group(SIZE) as members:
+        yield sorted(members, key=lambda comm: comm.node_id, reverse=True)  # ranks are in no order of ids
+
+
+@pytest.fixture
+def ranks(comms, request):
+    members = [comm.node_id for comm in comms]
+    groups = [Group(comm, request.node.name, members, MEETING, TIMEOUT_S) for comm in comms]
+    yield groups
+    for one in groups:
+        one.shutdown()
+
+
+def options():
+    return SimpleNamespace(reduceOp=dist.ReduceOp.SUM, asyncOp=False, rootRank=0, timeout=timedelta(-1))
+
+
+def each(ranks, call):
+    """Let each rank call, and wait; return what came of it."""
+
+    def one(rank):
+        work = call(rank, rank.getRank(), options())
+        return work.wait() and work.result()
+
+    return together(*(lambda r=r: one(r) for r in ranks))
+
+
+@pytest.mark.parametrize("count", [0, 1, 1000, 300_001])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.complex64, torch.bool], ids=str)
+def test_all_reduce_of_every_size_in_place(ranks, count, dtype):
+    given = [(torch.arange(count) % 5 + rank).to(dtype) for rank in range(SIZE)]
+    expected = sum(one.to(torch.complex128) for one in given).bool() if dtype is torch.bool else sum(given)
+    works = (lambda r=r, x=x: r.allreduce([x], options()).wait() for r, x in zip(ranks, given, strict=True))
+    assert together(*works) == [True] * SIZE
+    assert all(torch.equal(x, given[0]) for x in given)
+    assert torch.equal(given[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [
+        (dist.ReduceOp.SUM, 6.0),
+        (dist.ReduceOp.AVG, 2.0),
+        (dist.ReduceOp.PRODUCT, 6.0),
+        (dist.ReduceOp.MIN, 1.0),
+        (dist.ReduceOp.MAX, 3.0),
+        (dist._make_nccl_premul_sum(0.5), 3.0),
+    ],
+)
+@pytest.mark.parametrize("count", [7, 200_000])
+def test_every_way_of_reducing(ranks, op, expected, count):
+    def all_of_them(rank, number, opts):
+        opts.reduceOp = op
+        own = [torch.full((count,), number + 1.0) for _ in range(SIZE + 2)]
+        kept = torch.full((2 * SIZE,), number + 1.0)
+        part = torch.zeros(2)
+        rank.allreduce([own[0]], opts).wait()
+        rank.reduce([own[1]], opts).wait()
+        rank.reduce_scatter([scattered := torch.zeros(count)], [own[2:]], opts).wait()
+        rank.reduce_scatter_single(part, kept, opts).wait()
+        assert (own[0] == expected).all() and (scattered == expected).all() and (part == expected).all()
+        assert (own[1] == (expected if number == 0 else number + 1.0)).all()
+        return rank.barrier(opts)
+
+    assert each(ranks, all_of_them) == [[]] * SIZE
+
+
+@pytest.mark.parametrize("count", [3, 100_000])
+def test_what_only_moves_comes_to_where_it_belongs(ranks, count):
+    def all_of_them(rank, number, opts):
+        own, everybody = torch.full((count, 2), float(number)), range(SIZE)
+        opts.rootRank = 1
+        for strided in (torch.zeros(count, 2), torch.zeros(2, count).t()):
+            strided.fill_(number)
+            rank.broadcast([strided], opts).wait()
+            assert (strided == 1).all()
+        rank.allgather([gathered := [torch.zeros(2, count).t() for _ in everybody]], [own], opts).wait()
+        assert [one[0, 0].item() for one in gathered] == [*everybody]
+        rank.all_gather_single(flat := torch.zeros(SIZE * count, 2), own, opts).wait()
+        assert torch.equal(flat, torch.cat(gathered))
+        outs = [torch.zeros(count, 2) for _ in everybody] if number == 1 else []
+        rank.gather([outs] if outs else [], [own], opts).wait()
+        assert [one[0, 0].item() for one in outs] == ([*everybody] if number == 1 else [])
+        rank.scatter([one := torch.zeros(count, 2)], [outs] if outs else [], opts).wait()
+        assert (one == number).all()
+        rows = torch.arange(SIZE * (SIZE + 1) // 2) + 100 * number  # one for rank 0, two for rank 1, ...
+        mine = torch.zeros(SIZE * (number + 1), dtype=torch.int64)
+        rank.all_to_all_single(mine, rows, [number + 1] * SIZE, [1, 2, 3], opts).wait()
+        first = number * (number + 1) // 2
+        assert mine.tolist() == [100 * r + first + i for r in everybody for i in range(number + 1)]
+        rank.alltoall(
+            outs := [torch.zeros(4) for _ in everybody], [torch.full((4,), 10.0 * number + r) for r in everybody]
+        )
+        return rank.barrier(opts)  # comes after it, as all do
+
+    assert each(ranks, all_of_them) == [[]] * SIZE
+
+
+def test_sends_and_receives_of_one_tag_stay_in_order_and_those_of_others_do_not_wait(ranks):
+    def work(rank, number, opts):
+        if number == 0:
+            for value in (1.0, 2.0):
+                rank.send([torch.full((2,), value)], 1, 5).wait()
+            rank.send([torch.full((2,), 3.0)], 1, 6).wait()
+            rank.send([torch.full((2,), 4.0)], 2, 0).wait()
+        if number == 1:
+            got = [torch.zeros(2) for _ in range(3)]
+            works = [rank.recv([got[2]], 0, 6), rank.recv([got[0]], 0, 5), rank.recv([got[1]], 0, 5)]
+            assert all(one.wait() for one in works)
+            assert [one[0].item() for one in got] == [1.0, 2.0, 3.0]
+        if number == 2:
+            any_source = rank.recv_anysource([got := torch.zeros(2)], 0)
+            assert any_source.wait() and any_source._source_rank() == 0 and got[0] == 4.0
+        return rank.barrier(opts)
+
+    assert each(ranks, work) == [[]] * SIZE
+
+
+def test_works_are_carried_out_in_their_order_and_their_futures_give_the_tensors(ranks):
+    def work(rank, number, opts):
+        opts.asyncOp = True
+        tensors = [torch.full((100_000,), float(i)) for i in range(20)]
+        futures = [rank.allreduce([each], opts).get_future() for each in tensors]
+        assert [future.wait()[0][0].item() for future in futures] == [3.0 * i for i in range(20)]
+        return rank.barrier(opts)
+
+    assert each(ranks, work) == [[]] * SIZE
+
+
+def test_a_rank_that_calls_something_else_breaks_the_group_for_all_at_once(ranks):
+    def work(rank, number, opts):
+        return rank.allreduce([torch.ones(8 if number == 1 else 7)], opts)
+
+    began = time.monotonic()
+    errors = each(ranks, work)
+    assert all(isinstance(error, BackendError) and isinstance(error, RuntimeError) for error in errors)
+    assert any("has called another operation, or with other arguments" in str(error) for error in errors)
+    assert time.monotonic() - began < TIMEOUT_S / 2
+    again = each(ranks, lambda rank, number, opts: rank.barrier(opts))
+    assert [str(error) for error in again] == [str(rank.broken) for rank in ranks]
+
+
+def test_who_does_not_come_is_named_and_the_future_gives_a_runtime_error(ranks):
+    late = options()
+    late.timeout, late.asyncOp = timedelta(seconds=0.3), True
+    for work in [rank.allreduce([torch.ones(300_000)], late) for rank in ranks[:2]]:
+        with pytest.raises(RuntimeError, match="sent too little in time"):
+            work.get_future().wait()
+        with pytest.raises(BackendError, match=rf"rank 2 \({ranks[2].members[2]}\)"):
+            work.wait()
+
+
+def test_a_member_that_is_lost_breaks_its_groups_and_a_new_turn_makes_new_ones():
+    with group(3) as comms:
+        members = [comm.node_id for comm in comms]
+        ranks = [Group(comm, "0", members, MEETING, TIMEOUT_S) for comm in comms]
+        waiting = [threading.Thread(target=comms[2].leave)]
+        works = [rank.allreduce([torch.ones(5)], None) for rank in ranks[:2]]
+        waiting[0].start()
+        for work in works:
+            with pytest.raises(BackendError):
+                work.wait()
+        waiting[0].join()
+        stay = comms[:2]
+        together(*(lambda c=c: c.barrier() for c in stay))
+        turn = OpId(stay[0].view.mark, stay[0].epoch, 0, 1)
+        anew = [Group(comm, "0", members[:2], turn, TIMEOUT_S) for comm in stay]
+        tensors = [torch.ones(5), torch.ones(5)]
+        together(*(lambda r=r, x=x: r.allreduce([x], options()).wait() for r, x in zip(anew, tensors, strict=True)))
+        assert all((x == 2).all() for x in tensors)
+        for rank in (*ranks, *anew):
+            rank.shutdown()
+
+
+def test_what_it_cannot_do_is_said(ranks):
+    with pytest.raises(BadArgument, match="BAND"):
+        _read_op(SimpleNamespace(reduceOp=dist.ReduceOp.BAND))
+    with pytest.raises(BadArgument, match="times as long"):
+        ranks[0].reduce_scatter_single(torch.zeros(2), torch.zeros(5))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_ddp_and_fsdp_train_to_the_loss_of_gloo_bit_by_bit(tmp_path):
+    losses = []
+    for backend in ("gloo", "gossamer"):
+        (tmp_path / backend).mkdir()
+        losses.append(spawn(train, backend, 2, tmp_path / backend))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", ["is killed", "is stopped", "hangs"])
+def test_under_ddp_a_lost_rank_makes_the_others_calls_raise_in_time_and_is_named(tmp_path, how):
+    told = spawn(lose, "gossamer", 3, tmp_path, how)
+    assert told.keys() == {0, 2}
+    for errors, seconds in told.values():
+        assert len(errors) == 2 and all("rank 1" in error for error in errors), errors
+        assert seconds < 15  # the time-out is 10 s
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_of_torchs_own_tests_none_fails_that_gloo_passes(tmp_path):
+    pytest.importorskip("expecttest")
+    wanted = re.compile(
+        r"test_(all_reduce|all_gather|all_to_all|broadcast|reduce|gather|scatter|send_recv|isend|irecv|barrier|coalescing)"
+    )
+    left_out = re.compile(r"cuda|nccl|gpu|sparse|profiler|prof|timeout|twice")
+    source = Path(distributed.__path__[0], "distributed_test.py").read_text()
+    names = [name for name in re.findall(r"^        def (test_\w+)", source, re.MULTILINE) if wanted.match(name)]
+    names = [name for name in dict.fromkeys(names) if not left_out.search(name)]
+    told = {}
+    for backend in ("gloo", "gossamer"):
+        (folder := tmp_path / backend).mkdir()
+        command = [sys.executable, "-m", "tests.torch_distributed", backend, str(folder), "3", *names]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+        lines = [line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith("test_")]
+        told[backend] = {name: outcome.split(":")[0] for name, outcome in lines}
+        assert told[backend].keys() == set(names), done.stderr[-2000:]
+    passed = {name for name, outcome in told["gloo"].items() if outcome == "ok"}
+    assert len(passed) > 40
+    assert {name: told["gossamer"][name] for name in passed} == dict.fromkeys(passed, "ok")
