@@ -397,6 +397,10 @@ class NetworkConfig(Section):
     upload_limit: int = Field(
         0, ge=0, description="bytes a second that it sends peers at most, shared fairly among them; 0: no limit"
     )
+    store_memory: int = Field(256 << 20, ge=1 << 20, description="bytes of items that it keeps in memory for peers")
+    store_disk: int = Field(
+        4096 << 20, ge=0, description="bytes of items that wait on disk where the memory has no room; 0: none"
+    )
     timing: Literal["auto", "local", "lan", "wan"] = Field(
         "auto",
         description="how patient with peers; 'auto': 'local' for a node that listens on loopback only, else 'wan'",

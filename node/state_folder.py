@@ -5,7 +5,7 @@
     peers.json     whom it has met                pool.sqlite   peers' verified groups
     checkpoints/   model, optimiser, counters     metrics.jsonl one object a round
     address        where peers dial it now        log.jsonl     structured events
-    rounds.journal what `gossamer replay` does again
+    rounds.journal what `gossamer replay` does again   items/    what other nodes may still ask for, of this run
 
 Nobody but its owner may look into it (0700): it holds a key, rights to enter swarms and what was said there.
 One process at a time: the folder is locked while a node runs, and the lock dies with it.

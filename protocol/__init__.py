@@ -10,6 +10,7 @@ host         the network thread, and the way to it
 events       what the cores take and ask for      config     limits, timing, clocks
 notices      what a person is told in the log     identity   keys and node ids
 value, lru   what is made once; what is bounded   storage    files that a crash leaves whole
+shelf        items that wait on disk
 errors       what is raised
 
 wire/        what is said, as bytes               gossip/     getting items around

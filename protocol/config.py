@@ -83,8 +83,9 @@ class Limits:
     inbox_items: int = 4096  # received and not yet fetched by the node
     inbox_bytes: int = 64 * MIB
     # Items kept for peers that still lack them, and as much again of items on their way. 16 nodes that publish 5 MB
-    # each are 80 MB.
+    # each are 80 MB. What is beyond that waits on disk, where there is one.
     held_bytes: int = 256 * MIB
+    shelf_bytes: int = 4096 * MIB
     # 32 completions of 16 thousand tokens are some 2 MiB of text; eight times that is in nobody's way, as chunks.
     max_item_bytes: int = 16 * MIB
 
@@ -286,6 +287,36 @@ class OpenGate:
         """See `Gate.lost`."""
 
 
+class Shelf(Protocol):
+    """Where items are kept that the memory has no room for. No method waits."""
+
+    def put(self, item: bytes, frame: bytes) -> bool:
+        """Keep a frame under the id of its item; False if there is no room for it just now."""
+        ...
+
+    def fetch(self, item: bytes) -> None:
+        """Bring a frame: a `Fetched` follows."""
+        ...
+
+    def drop(self, item: bytes) -> None:
+        """Keep it no longer."""
+        ...
+
+
+class NoShelf:
+    """The shelf of a node without a disk: there is no room."""
+
+    def put(self, item: bytes, frame: bytes) -> bool:
+        """See `Shelf.put`."""
+        return False
+
+    def fetch(self, item: bytes) -> None:
+        """See `Shelf.fetch`: nothing is there."""
+
+    def drop(self, item: bytes) -> None:
+        """See `Shelf.drop`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """A node of `swarm` (16 bytes).
@@ -304,4 +335,5 @@ class Setup:
     grant: bytes = b""
     manifest: bytes | None = None
     gate: Gate = field(default_factory=OpenGate)
+    shelf: Shelf = field(default_factory=NoShelf)
     reader: RecordReader = field(default_factory=RecordReader)

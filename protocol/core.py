@@ -30,6 +30,7 @@ from protocol.events import (
     Dial,
     Discard,
     Expel,
+    Fetched,
     GossipAction,
     Got,
     HangUp,
@@ -209,7 +210,7 @@ class Core:
                 return self._arrived(link, frame, now)
             case Offer(body, hashes):
                 return self._offer(body, hashes, now)
-            case Subscribe():
+            case Subscribe() | Fetched():
                 return self._items(self.gossip.handle(event, now), now)
             case Opened(link) | Accepted(link):
                 self._ended.pop(link)

@@ -317,6 +317,14 @@ class Heard:
 
 
 @value
+class Fetched:
+    """The frame of an item came from the shelf; an empty one: it is lost there."""
+
+    id: ItemId
+    frame: bytes
+
+
+@value
 class Discard:
     """The node found the item worthless: do not pass it on any more."""
 
@@ -425,7 +433,7 @@ class Blame:
 NetworkEvent = Opened | Accepted | TurnedAway | Closed | Arrived | Refused | NetworkRefused
 MembershipEvent = Opened | Accepted | TurnedAway | Closed | Message | Expel | Misfit | Moved | Revoked | Stored | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
-GossipEvent = PeerUp | PeerDown | Publish | Got | Heard | Outlined | ChunkArrived | Subscribe | Discard | Tick
+GossipEvent = PeerUp | PeerDown | Publish | Got | Heard | Outlined | ChunkArrived | Subscribe | Fetched | Discard | Tick
 GossipAction = Deliver | Send | Serve | Blame
-CoreEvent = NetworkEvent | Moved | Revoked | Stored | Offer | Subscribe | Report | Tick
+CoreEvent = NetworkEvent | Fetched | Moved | Revoked | Stored | Offer | Subscribe | Report | Tick
 CoreAction = Dial | HangUp | SendFrame | QueuePlace | Deliver | ChargePrefix | OtherVersion

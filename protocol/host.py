@@ -25,7 +25,6 @@ from protocol.credentials.records import (
     Address,
     Endpoint,
     PeerRecord,
-    RecordReader,
     Service,
     expired_records,
     usable_records,
@@ -38,6 +37,7 @@ from protocol.identity import Identity, NodeId
 from protocol.membership.address_book import Book
 from protocol.membership.reachability import Standing
 from protocol.notices import Notices
+from protocol.shelf import DiskShelf
 from protocol.storage import exchange_bytes, load_peers, save_peers
 from protocol.transport.addresses import advertised_host
 from protocol.transport.zeromq import ZmqTransport
@@ -175,6 +175,7 @@ class Host:
         uses: UseLog | None = None,
         revocations: Path | None = None,
         advertise: Sequence[str] = (),
+        shelf: Path | None = None,
     ) -> None:
         """Prepare a host; nothing is opened yet.
 
@@ -182,6 +183,7 @@ class Host:
         "tcp://HOST:PORT" (port 0: any), or None for a node that nobody can dial; `advertise` are the
         endpoints to tell peers instead, for a node behind a port that is forwarded. `agent` says
         in a few words what runs here. `grant`, `manifest` and `gate` are those of a `Setup`;
+        `shelf` is the folder for items that the memory has no room for;
         `uses` is where the gate's uses of invites are kept, if they are, and
         `revocations` the file of the list that it obeys: what a person puts there is told to the swarm.
 
@@ -191,9 +193,9 @@ class Host:
         """
         if len(swarm) != SWARM_BYTES:
             raise ValueError(f"a swarm id has {SWARM_BYTES} bytes, got {len(swarm)}")
-        self._setup = Setup(
-            identity, swarm, (), limits or Limits(), timing, agent, grant, manifest, gate or OpenGate(), RecordReader()
-        )
+        self._setup = Setup(identity, swarm, (), limits or Limits(), timing, agent, grant, manifest, gate or OpenGate())
+        self._shelf_folder = shelf
+        self._shelf: DiskShelf | None = None
         self._listen = None if listen is None else Endpoint.parse(listen, bind=True)
         self._advertise = tuple(Endpoint.parse(text) for text in advertise)
         self._seeds = tuple(seeds)
@@ -242,6 +244,9 @@ class Host:
         expired = expired_records(saved, setup.swarm, now.unix)
         endpoints = self._endpoints(transport)
         rng = random.Random()  # spreads load in time; no secret depends on it
+        if self._shelf_folder is not None:
+            self._shelf = DiskShelf(self._shelf_folder, self._disk, transport.wake)
+            setup = replace(setup, shelf=self._shelf)
         core = Core(replace(setup, endpoints=endpoints), book, rng, now)
         core.membership.restore(expired)
         self._transport, self._core = transport, core
@@ -430,6 +435,7 @@ class Host:
                     # One wake-up for all that comes meanwhile: each takes the interpreter from whoever trains.
                     self._stopping.wait(transport.until_review)
                     wait = driver.wait()
+                self._take_fetched(driver)
                 self._keep_uses(driver, now)
                 self._keep_list(driver, now)
                 if now.steady >= next_description:
@@ -460,6 +466,11 @@ class Host:
             self._failure = error
         finally:
             transport.close()
+
+    def _take_fetched(self, driver: Driver) -> None:
+        """Tell the core what came from the shelf."""
+        for fetched in self._shelf.take() if self._shelf is not None else ():
+            driver.feed(fetched)
 
     def _keep_uses(self, driver: Driver, now: Instant) -> None:
         """Have uses of invites written on the disk's thread, one batch at a time, and tell the core when they are."""

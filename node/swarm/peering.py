@@ -32,6 +32,7 @@ from protocol.transport.addresses import check_bindable
 HOW_TO_BE_DIALLED = "start it with --listen tcp://0.0.0.0:4001, or another port"
 DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]
 
+ITEMS_FOLDER = "items"  # what other nodes may still ask for; of this run only
 # Nodes that nobody can dial, at one that only relays. To measure as many connections takes a twelfth of a core.
 RELAY_CALLERS = 2048
 
@@ -121,7 +122,12 @@ def _start(
 ) -> tuple[Host, Address | None]:
     network = config.network
     seeds = [Address.parse(text) for text in network.seeds]
-    limits = Limits(max_peers=network.max_peers, upload_bytes_per_second=float(network.upload_limit))
+    limits = Limits(
+        max_peers=network.max_peers,
+        held_bytes=network.store_memory,
+        shelf_bytes=network.store_disk,
+        upload_bytes_per_second=float(network.upload_limit),
+    )
     if relays:
         callers = RELAY_CALLERS
         limits = replace(limits, max_callers=callers, max_connections=limits.max_connections + callers)
@@ -151,6 +157,7 @@ def _start(
             grant=load_grant(folder),
             manifest=manifest.encoded if manifest else None,
             advertise=network.advertise,
+            shelf=folder / ITEMS_FOLDER if network.store_disk else None,
             gate=gate,
             uses=uses,
             revocations=folder / REVOCATIONS_FILE if manifest else None,

@@ -50,6 +50,7 @@ from protocol.events import (
     ChunkArrived,
     Deliver,
     Discard,
+    Fetched,
     GossipAction,
     GossipEvent,
     Got,
@@ -72,7 +73,7 @@ from protocol.gossip.subscriptions import Appetite, Filter
 from protocol.gossip.wants import Asks, Took, Wants
 from protocol.identity import NodeId
 from protocol.lru import Expiring, Recent
-from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, PLACE_BYTES, ItemId
+from protocol.wire.envelope import CHUNK_BYTES, HASH_BYTES, HEAD_BYTES, PLACE_BYTES, ItemId, chunk_count
 from protocol.wire.messages import (
     ITEM_OVERHEAD_BYTES,
     MAX_IDS,
@@ -141,7 +142,8 @@ class Gossip:
         self._neighbours: Counter[bytes] = Counter()  # hints of the live peers
         # Nobody's stamp is further ahead, so whatever is forgotten is refused as stale.
         self._seen: Expiring[ItemId, NodeId] = Expiring(SEEN_ITEMS, limits.max_item_age_s + limits.max_clock_ahead_s)
-        self._store = Store(own, limits.held_bytes, limits.max_item_age_s)
+        self._store = Store(own, limits.held_bytes, limits.shelf_bytes, limits.max_item_age_s, setup.shelf)
+        self._fetching: dict[ItemId, list[tuple[NodeId, int]]] = {}  # what waits for the shelf, and for whom
         self._ledger = Ledger(lambda item_id: item_id in self._wants)
         self._wants = Wants(self._ledger, setup.timing, limits.held_bytes, limits.max_item_age_s, rng)
         self._accounts: Recent[NodeId, Account] = Recent(MAX_ACCOUNTS)
@@ -160,7 +162,7 @@ class Gossip:
     @property
     def held_bytes(self) -> int:
         """How many bytes of items it holds for others."""
-        return self._store.size
+        return self._store.in_memory
 
     @property
     def wanted(self) -> int:
@@ -239,6 +241,8 @@ class Gossip:
                 self._down(node)
             case Subscribe(topics, demand):
                 return self._tell_interest(self._peers, now) if self._appetite.subscribe(topics, demand, now) else []
+            case Fetched(item_id, frame):
+                return self._fetched(item_id, frame, now)
             case Discard(item_id):
                 self._store.withdraw(item_id)
             case Tick():
@@ -255,10 +259,13 @@ class Gossip:
             return None
         if len(place) == PLACE_BYTES:
             place = self._least_given(peer) or place
-        if not self._forget_served(peer, place):
-            return None
         item_id, part = read_place(place)
         found = self._find(item_id, part)
+        if found is None and place in peer.served and self._store.fetch(item_id):
+            self._fetching.setdefault(item_id, []).append((node, part))
+            return None
+        if not self._forget_served(peer, place):
+            return None
         row = self._ledger.row(node, item_id)
         if found is None:
             peer.lacking[item_id] = None
@@ -271,6 +278,16 @@ class Gossip:
         row.given |= 1 << (part + 1)
         self._given.set(place, 1 + (self._given.get(place) or 0))
         return found
+
+    def _fetched(self, item_id: ItemId, frame: bytes, now: Instant) -> list[GossipAction]:
+        """Let what waited for the shelf wait for its line again."""
+        self._store.fetched(item_id, frame)
+        return [
+            Serve(node, place, peer.served[place])
+            for node, part in self._fetching.pop(item_id, ())
+            for place in (place_of(item_id, part),)
+            if (peer := self._peers.get(node)) is not None and place in peer.served
+        ]
 
     def _least_given(self, peer: _Peer) -> bytes | None:
         """Return which of the chunks that a peer waits for was given to fewest others, whoever's turn it is.
@@ -471,11 +488,11 @@ class Gossip:
         for item_id, chunks in want.parts:
             row = self._ledger.row(node, item_id)
             was_offered = row.ours is not Ours.NONE or self._store.offered(item_id, now) is not None
-            item = self._store.get(item_id)
+            is_held = item_id in self._store
             for part in chunks or (WHOLE,):
                 if place_of(item_id, part) in peer.served:
                     continue  # it waits for its line already
-                size = self._size_of(item_id, part) if item is None or was_offered else 0
+                size = self._size_of(item_id, part) if was_offered or not is_held else 0
                 if not size:
                     lacking[item_id] = None
                 elif len(peer.served) >= MAX_SERVED or not peer.account.take(size, now.steady, again=row.had(part)):
@@ -492,11 +509,12 @@ class Gossip:
 
     def _size_of(self, item_id: ItemId, part: int) -> int:
         """Return how many bytes a WANT is answered with, 0 if it is not here."""
-        item, partial = self._store.get(item_id), self._wants.partial(item_id)
-        if item is not None:
+        entry, partial = self._store.entry(item_id), self._wants.partial(item_id)
+        if entry is not None:
+            body = entry.size - HEAD_BYTES
             if part == WHOLE:
-                return HEAD_BYTES + len(item.hashes) if item.is_large else len(item.frame)
-            return min(CHUNK_BYTES, max(0, len(item.frame) - HEAD_BYTES - part * CHUNK_BYTES)) if item.is_large else 0
+                return HEAD_BYTES + HASH_BYTES * chunk_count(body) if body > CHUNK_BYTES else entry.size
+            return min(CHUNK_BYTES, max(0, body - part * CHUNK_BYTES)) if body > CHUNK_BYTES else 0
         if partial is None:
             return 0
         return HEAD_BYTES + len(partial.outline.hashes) if part == WHOLE else len(partial.chunks.get(part, b""))

@@ -1,14 +1,16 @@
-"""The items that a node holds for others: bounded in bytes, in number and in age.
+"""The items that a node holds for others: bounded in bytes in memory and on disk, in number and in age.
 
-Beyond a bound the oldest goes first, but none that we signed, nor one that is being given to somebody: these stay
-until they are stale, as nobody else may have them yet.
+Where the memory's bound is reached, the item that was not used for longest moves to the `Shelf`, the disk. Where there
+is no room for it there, the oldest goes for good, but none that we signed, nor one that is being given to somebody:
+these stay until they are stale, as nobody else may have them yet. What is on the shelf is fetched before it is given.
 """
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 
-from protocol.config import Instant
+from protocol.config import Instant, Shelf
 from protocol.events import Item
 from protocol.identity import NodeId
 from protocol.wire.envelope import ItemId
@@ -21,50 +23,100 @@ OFFER_AGE = 0.8
 MAX_HELD = 1 << 15
 
 
+class Place(Enum):
+    """Where an item's frame is."""
+
+    MEMORY = auto()
+    BOTH = auto()  # in memory, and on the shelf
+    SHELF = auto()
+    FETCHING = auto()  # on its way from the shelf
+
+
 @dataclass(slots=True)
 class _Held:
-    item: Item
+    item: Item  # without its frame while that is on the shelf only
+    entry: Entry
     since: float
     withdrawn: bool = False
-    entry: Entry | None = None  # made when it is first announced
+    place: Place = Place.MEMORY
+
+    @property
+    def size(self) -> int:
+        return self.entry.size
+
+    @property
+    def is_in_memory(self) -> bool:
+        return self.place in (Place.MEMORY, Place.BOTH)
 
 
 class Store:
-    """Items in the order they were added, of at most `capacity` bytes; see the module's comment."""
+    """Items in the order they were added, of at most so many bytes in memory and on the shelf; see above."""
 
-    def __init__(self, own: NodeId, capacity: int, max_age: float) -> None:
+    def __init__(self, own: NodeId, in_memory: int, on_shelf: int, max_age: float, shelf: Shelf) -> None:
         self._own = own
-        self._capacity = capacity
+        self._bounds = in_memory, on_shelf
         self._max_age = max_age * OFFER_AGE
+        self._shelf = shelf
         self._held: OrderedDict[ItemId, _Held] = OrderedDict()
-        self._evictable: OrderedDict[ItemId, None] = OrderedDict()  # those that we did not sign
+        self._used: OrderedDict[ItemId, None] = OrderedDict()  # those in memory, the one last used last
         self._in_service: Counter[ItemId] = Counter()
-        self.size = 0  # bytes
+        self.in_memory = 0  # bytes
+        self.on_shelf = 0
 
     def __len__(self) -> int:
         return len(self._held)
 
+    def __contains__(self, item_id: ItemId) -> bool:
+        return item_id in self._held
+
     def add(self, item: Item, now: Instant) -> None:
         """Hold an item."""
         self.pop(item.id)  # it was forgotten that it came: a clock that was set back holds it for longer
-        self._held[item.id] = _Held(item, now.steady)
-        if item.signer != self._own:
-            self._evictable[item.id] = None
-        self.size += len(item.frame)
-        while self.size > self._capacity or len(self._held) > MAX_HELD:
-            self.pop(self._oldest_to_spare())
+        self._held[item.id] = _Held(item, item.entry, now.steady)
+        self._used[item.id] = None
+        self.in_memory += len(item.frame)
+        self._make_room()
 
     def get(self, item_id: ItemId) -> Item | None:
-        """Return the item if it is held."""
+        """Return the item if it is in memory."""
         held = self._held.get(item_id)
-        return held.item if held else None
+        if held is None or not held.is_in_memory:
+            return None
+        self._used.move_to_end(item_id)
+        return held.item
+
+    def fetch(self, item_id: ItemId) -> bool:
+        """Have an item that is on the shelf brought; False if it is not held. `fetched` is to follow."""
+        held = self._held.get(item_id)
+        if held is not None and held.place is Place.SHELF:
+            held.place = Place.FETCHING
+            self._shelf.fetch(item_id)
+        return held is not None
+
+    def fetched(self, item_id: ItemId, frame: bytes) -> None:
+        """A frame came from the shelf; an empty one: it is lost there."""
+        held = self._held.get(item_id)
+        if held is None or held.is_in_memory:
+            return
+        if len(frame) != held.size:
+            self.pop(item_id)
+            return
+        held.item = _with_frame(held.item, frame)
+        held.place = Place.BOTH
+        self._used[item_id] = None
+        self.in_memory += held.size
+        self._make_room()
+
+    def entry(self, item_id: ItemId) -> Entry | None:
+        """Return what can be announced of an item that is held."""
+        held = self._held.get(item_id)
+        return held.entry if held is not None else None
 
     def offered(self, item_id: ItemId, now: Instant) -> Entry | None:
         """Return what is announced of an item if it is held, was not withdrawn, and is not stale soon."""
         held = self._held.get(item_id)
         if held is None or held.withdrawn or held.item.time + self._max_age <= now.unix:
             return None
-        held.entry = held.entry or held.item.entry
         return held.entry
 
     def serve(self, item_id: ItemId) -> None:
@@ -90,9 +142,14 @@ class Store:
     def pop(self, item_id: ItemId) -> None:
         """Let go of an item, if it is held."""
         held = self._held.pop(item_id, None)
-        self._evictable.pop(item_id, None)
-        if held is not None:
-            self.size -= len(held.item.frame)
+        if held is None:
+            return
+        if held.is_in_memory:
+            del self._used[item_id]
+            self.in_memory -= held.size
+        if held.place is not Place.MEMORY:
+            self.on_shelf -= held.size
+            self._shelf.drop(item_id)
 
     def expire(self, now: Instant) -> None:
         """Let go of what is too old. Items came roughly in the order of their stamps: stop at the first good one."""
@@ -111,10 +168,39 @@ class Store:
             ids.append(item_id)
         return ids[::-1]
 
+    def _make_room(self) -> None:
+        in_memory, on_shelf = self._bounds
+        while len(self._held) > MAX_HELD:
+            self.pop(self._oldest_to_spare())
+        while self.in_memory > in_memory:
+            item_id = next(iter(self._used))
+            held = self._held[item_id]
+            if held.place is Place.MEMORY and not self._shelve(item_id, held, on_shelf):
+                self.pop(self._oldest_to_spare())
+                continue
+            held.item = _with_frame(held.item, b"")
+            held.place = Place.SHELF
+            del self._used[item_id]
+            self.in_memory -= held.size
+
+    def _shelve(self, item_id: ItemId, held: _Held, room: int) -> bool:
+        """Put an item on the shelf, in place of what can be spared there if need be."""
+        while self.on_shelf + held.size > room:
+            spared = next((one for one in self._held if self._may_go(one) and not self._held[one].is_in_memory), None)
+            if spared is None:
+                return False
+            self.pop(spared)
+        if not self._shelf.put(item_id, held.item.frame):
+            return False
+        self.on_shelf += held.size
+        return True
+
+    def _may_go(self, item_id: ItemId) -> bool:
+        return item_id not in self._in_service and self._held[item_id].item.signer != self._own
+
     def _oldest_to_spare(self) -> ItemId:
-        for _ in range(len(self._evictable)):
-            item_id = next(iter(self._evictable))
-            if item_id not in self._in_service:
-                return item_id
-            self._evictable.move_to_end(item_id)
-        return next(iter(self._held))
+        return next((item_id for item_id in self._held if self._may_go(item_id)), next(iter(self._held)))
+
+
+def _with_frame(item: Item, frame: bytes) -> Item:
+    return Item(item.id, item.signer, item.time, item.topic, frame, item.hashes)

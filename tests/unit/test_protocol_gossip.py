@@ -15,6 +15,7 @@ from protocol.events import (
     ChunkArrived,
     Deliver,
     Discard,
+    Fetched,
     Got,
     Heard,
     Item,
@@ -440,34 +441,111 @@ def test_a_large_item_of_a_topic_that_we_do_not_want_is_nobodys_fault_who_gave_i
 # The store
 
 
+class Shelf:
+    """A shelf in memory that brings what it is asked for when it is told to."""
+
+    def __init__(self, room: int = 1 << 30) -> None:
+        self.room = room
+        self.frames: dict[bytes, bytes] = {}
+        self.asked: list[bytes] = []
+
+    def put(self, item: bytes, frame: bytes) -> bool:
+        if sum(map(len, self.frames.values())) + len(frame) > self.room:
+            return False
+        self.frames[item] = frame
+        return True
+
+    def fetch(self, item: bytes) -> None:
+        self.asked.append(item)
+
+    def drop(self, item: bytes) -> None:
+        del self.frames[item]
+
+
+def store(in_memory: int, on_shelf: int = 0, shelf: Shelf | None = None) -> Store:
+    return Store(ME, in_memory, on_shelf, 3600.0, shelf or Shelf(0))
+
+
 def test_held_items_are_bounded_in_bytes_and_number_and_one_that_comes_again_counts_once() -> None:
-    store = Store(ME, 1000, 3600.0)
+    held = store(1000)
     for number in range(20):
-        store.add(item(number), at(0))
-    assert store.size == 1000 and store.get(name(9)) is None and store.get(name(10)) is not None
-    store.add(item(19), at(1))
-    assert store.size == 1000 and len(store) == 10
-    tiny = Store(ME, 1 << 30, 3600.0)
+        held.add(item(number), at(0))
+    assert held.in_memory == 1000 and name(9) not in held and name(10) in held
+    held.add(item(19), at(1))
+    assert held.in_memory == 1000 and len(held) == 10
+    tiny = store(1 << 30)
     for number in range(MAX_HELD + 5):
         tiny.add(item(number, 1), at(0))
     assert len(tiny) == MAX_HELD
 
 
 def test_what_we_signed_and_what_is_being_given_stays_while_other_items_come() -> None:
-    store = Store(ME, 1000, 3600.0)
-    store.add(item(0, signer=ME), at(0))
-    store.add(item(1), at(0))
-    store.serve(name(1))
+    held = store(1000)
+    held.add(item(0, signer=ME), at(0))
+    held.add(item(1), at(0))
+    held.serve(name(1))
     for number in range(2, 40):
-        store.add(item(number), at(0))
-    assert store.get(name(0)) and store.get(name(1)) and store.size == 1000
-    store.served(name(1))
+        held.add(item(number), at(0))
+    assert name(0) in held and name(1) in held and held.in_memory == 1000
+    held.served(name(1))
     for number in range(40, 60):
-        store.add(item(number), at(0))
-    assert store.get(name(0)) and not store.get(name(1))
+        held.add(item(number), at(0))
+    assert name(0) in held and name(1) not in held
     for number in range(100, 120):
-        store.add(item(number, signer=ME), at(0))
-    assert store.size == 1000 and store.get(name(0)) is None
+        held.add(item(number, signer=ME), at(0))
+    assert held.in_memory == 1000 and name(0) not in held
+
+
+def test_what_was_not_used_for_longest_moves_to_the_shelf_and_the_oldest_there_goes_for_good() -> None:
+    shelf = Shelf()
+    held = store(1000, 500, shelf)
+    for number in range(10):
+        held.add(item(number), at(0))
+    held.get(name(0))
+    for number in range(10, 15):
+        held.add(item(number), at(0))
+    assert set(shelf.frames) == {name(number) for number in range(1, 6)}
+    assert (held.in_memory, held.on_shelf, len(held)) == (1000, 500, 15)
+    held.add(item(15), at(0))
+    assert name(1) not in held and name(6) in shelf.frames and held.on_shelf == 500
+    assert held.get(name(6)) is None and held.fetch(name(6)) and held.fetch(name(6)) and shelf.asked == [name(6)]
+    held.fetched(name(6), bytes(100))
+    assert held.get(name(6)) == item(6) and held.in_memory == 1000
+    held.expire(at(4000))
+    assert (len(held), held.in_memory, held.on_shelf) == (0, 0, 0) and shelf.frames == {}
+
+
+def test_an_item_that_the_shelf_lost_is_held_no_more_and_a_full_shelf_is_none() -> None:
+    held = store(100, 1000, Shelf())
+    held.add(item(1), at(0))
+    held.add(item(2), at(0))
+    held.fetch(name(1))
+    held.fetched(name(1), b"")
+    assert name(1) not in held and held.on_shelf == 0
+    full = store(100, 1000, Shelf(0))
+    full.add(item(1), at(0))
+    full.add(item(2), at(0))
+    assert name(1) not in full and name(2) in full
+
+
+def test_what_a_peer_wants_that_is_on_the_shelf_is_brought_and_waits_for_its_line_again() -> None:
+    shelf, limits = Shelf(), Limits(held_bytes=9000)
+    core = Gossip(ME, Setup(OWNER, b"a swarm of tests", limits=limits, shelf=shelf), random.Random(1), at(0))
+    core.handle(PeerUp(A), at(0))
+    for number in (1, 2):
+        core.handle(Publish(item(number, 8000, ME)), at(0))
+        core.serve(A, name(number), at(0))
+    assert name(1) in shelf.frames
+    assert queued(core.handle(want(A, name(1)), at(1))) == [(A, name(1))]
+    assert core.serve(A, name(1), at(1)) is None and shelf.asked == [name(1)]
+    assert said(Busy, core.handle(Tick(), at(4))) == [(A, Busy(()))]
+    assert queued(core.handle(Fetched(name(1), shelf.frames[name(1)]), at(5))) == [(A, name(1))]
+    assert core.serve(A, name(1), at(5)) == item(1, 8000, ME)
+    core.handle(want(A, name(2)), at(600))
+    assert core.serve(A, name(2), at(600)) is None
+    (again,) = core.handle(Fetched(name(2), b""), at(601))  # the disk is broken
+    assert core.serve(A, again.place, at(601)) is None
+    assert said(DontHave, core.handle(Tick(), at(602))) == [(A, DontHave((name(2),)))]
 
 
 # Peers that come, and what was lost

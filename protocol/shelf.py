@@ -1,0 +1,90 @@
+"""The shelf on disk: items that the memory has no room for, a file each, written and read on the disk's thread.
+
+The folder is of this run only: what an earlier one left is removed. A frame stays in memory until it is written, up to
+`MAX_WRITING_BYTES` in all; beyond that there is no room. What cannot be written or read is lost, which its item's
+store is told when it asks for it; a full disk ends nothing.
+"""
+
+import shutil
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from protocol.events import Fetched
+from protocol.wire.envelope import ItemId
+
+MAX_WRITING_BYTES = 64 << 20
+
+log = structlog.get_logger()
+
+
+class DiskShelf:
+    """Implements `Shelf`; see the module's comment. For the network thread; `wake` is called by the disk's."""
+
+    def __init__(self, folder: Path, disk: Executor, wake: Callable[[], None]) -> None:
+        self._folder = folder
+        self._disk = disk
+        self._wake = wake
+        self._writing: dict[bytes, bytes] = {}
+        self._written: deque[bytes] = deque()
+        self._read: deque[Fetched] = deque()
+        self._has_failed = False
+        disk.submit(self._begin)
+
+    def put(self, item: bytes, frame: bytes) -> bool:
+        """See `Shelf.put`."""
+        if self._has_failed or sum(map(len, self._writing.values())) + len(frame) > MAX_WRITING_BYTES:
+            return False
+        self._writing[item] = frame
+        self._disk.submit(self._write, item, frame)
+        return True
+
+    def fetch(self, item: bytes) -> None:
+        """See `Shelf.fetch`."""
+        self._disk.submit(self._bring, item)
+
+    def drop(self, item: bytes) -> None:
+        """See `Shelf.drop`."""
+        self._writing.pop(item, None)
+        self._disk.submit(self._remove, item)
+
+    def take(self) -> list[Fetched]:
+        """Return what was brought since the last call."""
+        while self._written:
+            self._writing.pop(self._written.popleft(), None)
+        return [self._read.popleft() for _ in range(len(self._read))]
+
+    # On the disk's thread
+
+    def _begin(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with suppress(OSError):  # the first write says so
+            self._folder.mkdir(parents=True)
+
+    def _write(self, item: bytes, frame: bytes) -> None:
+        try:
+            self._path(item).write_bytes(frame)
+        except OSError as error:
+            if not self._has_failed:
+                log.warning("cannot keep items on disk", path=str(self._folder), error=str(error))
+            self._has_failed = True
+        self._written.append(item)
+
+    def _bring(self, item: bytes) -> None:
+        try:
+            frame = self._path(item).read_bytes()
+        except OSError:
+            frame = b""
+        self._read.append(Fetched(ItemId(item), frame))
+        self._wake()
+
+    def _remove(self, item: bytes) -> None:
+        with suppress(OSError):
+            self._path(item).unlink()
+
+    def _path(self, item: bytes) -> Path:
+        return self._folder / item.hex()
