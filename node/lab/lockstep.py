@@ -110,6 +110,7 @@ def run_in_memory(
 def _check(config: NodeConfig) -> None:
     for key, wrong in {
         "engine.kind": not engine_kind(config.engine.kind).SHARES_WEIGHTS,
+        "engine.ahead": config.engine.ahead > 0,
         "weights.mode": config.weights.mode != "off",
         "policy.lora.r": config.policy.lora.r > 0,
     }.items():
