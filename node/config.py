@@ -28,6 +28,7 @@ REMOVED_SETTINGS: Mapping[str, str] = {
     "sampling.external_negatives": "leave it out; the rule 'positive' pushes no peer's answer down",
     "trainer.beta": "it could only be 0, as no reference model is kept: leave it out",
     "network.share": "groups whose rewards are all equal teach nothing and are not sent: leave it out",
+    "weights.encrypt": "what members send each other is always encrypted: leave it out",
     "engine.vllm.tensor_parallel_size": "vLLM takes all GPUs of engine.placement.devices for one model: leave it out",
     "engine.vllm.kv_cache_gib": "on a processor vLLM has 1 GiB for it: leave it out",
     "engine.vllm.max_model_len": "it is the longest prompt and the longest completion together: leave it out",
@@ -429,7 +430,6 @@ class WeightsConfig(Section):
     )
     codec: Literal["none", "float16", "bfloat16", "int8", "uint8-minmax", "uint8-zero-point"] = "none"
     streams: int = Field(1, ge=1, le=128, description="data connections to each member")
-    encrypt: bool = Field(True, description="false: readable on the way; the same at all members")
 
 
 class ObserveConfig(Section):

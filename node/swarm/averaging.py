@@ -152,7 +152,7 @@ def exchange_weights(
             may_join=directory.admits if directory is not None else None,
             closed=_keeps_strangers_out(config.network, folder),
             timing=LAN if _is_on_loopback(config.network) else INTERNET,
-            protection=Protection.ENCRYPTED if weights.encrypt else Protection.AUTHENTICATED,
+            protection=Protection.ENCRYPTED,
             streams=weights.streams,
             timeout=JOIN_TIMEOUT,
         )

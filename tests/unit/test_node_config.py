@@ -17,6 +17,7 @@ VALUES = {
     "sampling.external_negatives": "drop",
     "trainer.beta": 0.0,
     "network.share": "all",
+    "weights.encrypt": False,
     "engine.vllm.tensor_parallel_size": 2,
     "engine.vllm.kv_cache_gib": 1,
     "engine.vllm.max_model_len": 1024,
