@@ -46,6 +46,8 @@ from node.telemetry.status_server import describe, observe
 from node.training.budget import Spent, is_done, spent_in
 from node.training.checkpoint import Checkpoint, is_better, whole_checkpoint, write_score
 from node.training.evaluation import Evaluations, doubts
+from node.training.processes import several
+from node.training.ranks import Ranks
 from node.training.trainer import SwarmTrainer, make_trainer
 from protocol.credentials.manifest import ManifestLimits
 from protocol.host import Host
@@ -56,10 +58,17 @@ MAX_EVALUATIONS_BYTES = 8 << 20  # likewise; some thousands
 log = structlog.get_logger()
 
 
-def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], None] = lambda network: None) -> None:
+def run_node(
+    config: NodeConfig,
+    folder: Path,
+    listening: Callable[[Network], None] = lambda network: None,
+    processes: int | None = None,
+    accelerate: Path | None = None,
+) -> None:
     """Run one node until a signal or its last round, if it has one; start again from the newest checkpoint.
 
-    `listening` is called once, when the node can be dialled; training begins after it.
+    `listening` is called once, when the node can be dialled; training begins after it. `processes` train it, as
+    accelerate's file of settings has it, if there is one (`node.training.processes`).
 
     Raises:
         UserError: the configuration, the folder or the machine needs a person.
@@ -69,14 +78,21 @@ def run_node(config: NodeConfig, folder: Path, listening: Callable[[Network], No
         stack.enter_context(exclusive(folder))
         stopping = stack.enter_context(graceful_stop(config.trainer.stop_grace))
         try:
-            train_node(_start(config, folder, listening, stack), stopping)
+            join = stack.enter_context(several(config, folder, processes, accelerate))
+            train_node(_start(config, folder, listening, join, stack), stopping)
         except GiveUp:  # before the first round: nothing is lost
             stopping.finish()
             log.info("stopped while starting")
 
 
-def _start(config: NodeConfig, folder: Path, listening: Callable[[Network], None], stack: ExitStack) -> "Parts":
-    """Make the parts of the node in `folder`; `stack` ends them."""
+def _start(
+    config: NodeConfig,
+    folder: Path,
+    listening: Callable[[Network], None],
+    join: Callable[[], Ranks],
+    stack: ExitStack,
+) -> "Parts":
+    """Make the parts of the node in `folder`; `stack` ends them. `join` waits for the others that train it."""
     seed = resolve_seed(config, folder)
     split = split_of(load_manifest(folder))
     tasks = load_tasks(config.tasks, split)
@@ -93,11 +109,33 @@ def _start(config: NodeConfig, folder: Path, listening: Callable[[Network], None
         torch.set_num_threads(config.threads)
     log.info("loading", model=config.policy.model)
     checkpoint = whole_checkpoint(folder / "checkpoints")
+    ranks = join()
+    ranks.tell(
+        {
+            "config": config.model_dump_json(),
+            "folder": str(folder.absolute()),
+            "checkpoint": str(checkpoint.path.absolute()) if checkpoint else None,
+        }
+    )
     policy = load_policy(config.policy, config.trainer.bf16, checkpoint=checkpoint.path if checkpoint else None)
     check_rate(config.trainer, sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad))
     engine = make_engine(config.engine, policy, folder)
     stack.callback(engine.close)
-    return Parts(config, folder, seed, policy, engine, tasks, exchange, metrics, directory, journal, limits, checkpoint)
+    return Parts(
+        config,
+        folder,
+        seed,
+        policy,
+        engine,
+        tasks,
+        exchange,
+        metrics,
+        directory,
+        journal,
+        limits,
+        checkpoint,
+        ranks,
+    )
 
 
 class Parts(NamedTuple):
@@ -115,6 +153,7 @@ class Parts(NamedTuple):
     journal: Journal | None = None
     limits: Limits = Limits(0, 0)  # of a peer's group, as the exchange has them
     checkpoint: Checkpoint | None = None  # the one that training goes on from
+    ranks: Ranks = Ranks()  # of which this process is number 0
 
 
 def train_node(node: Parts, stopping: Stopping | None = None) -> None:
@@ -186,7 +225,7 @@ def train_node(node: Parts, stopping: Stopping | None = None) -> None:
         def improved() -> bool:
             return "eval/accuracy" in loop.row and is_better(scores.last, folder / "checkpoints")
 
-        trainer = make_trainer(policy, config, folder, rounds, finish, also_save, after_update)
+        trainer = make_trainer(policy, config, folder, rounds, finish, also_save, after_update, node.ranks)
         trainer.add_callback(
             _EndsAndSaves(stopping, loop.is_last, improved, 60 * (config.trainer.save_minutes or math.inf))
         )
@@ -195,11 +234,14 @@ def train_node(node: Parts, stopping: Stopping | None = None) -> None:
             kept.rewind(done)
         loop.spent = spent_in(iter_with_older(folder / "metrics.jsonl"))
         if _has_ended(config, done, loop.spent):
+            node.ranks.dismiss()
             return
         if node.journal is not None:
             settings = config.model_dump(mode="json")
-            split = node.tasks.split
-            node.journal.begin(done, lambda at: Start(at, settings, node.seed, node.limits, split, pool.snapshot()))
+            node.journal.begin(
+                done,
+                lambda at: Start(at, settings, node.seed, node.limits, node.tasks.split, pool.snapshot()),
+            )
         said = RoundLog(time.monotonic())
         log.info("training", round=done, rounds=config.rounds, policy=policy.name, pool=len(pool))
         with _ending_in_order(stopping, trainer, config.trainer, loop):

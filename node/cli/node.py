@@ -1,7 +1,8 @@
 """`gossamer node`: one node."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +26,7 @@ from node.cli.options import (
 from node.cli.running import run
 from node.cli.settling import settle, warn
 from node.config import NodeConfig
+from node.errors import UserError
 from node.operations.preflight import check_first
 from node.state_folder import check_free
 
@@ -46,6 +48,23 @@ Join = Annotated[
         show_default=False,
     ),
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Train in N processes of this machine, each on a GPU of its own where there are GPUs.  [default: 1]",
+        show_default=False,
+    ),
+]
+AccelerateConfig = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="How they do it, as `accelerate config` writes it: FSDP2, or data parallel; it may say how many.",
+        show_default=False,
+    ),
+]
 
 
 def node(  # noqa: PLR0913  # one parameter for each option of the command
@@ -61,6 +80,8 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     settings: Settings = None,
     seed: Seed = None,
     forget: Forget = None,
+    processes: Processes = None,
+    accelerate_config: AccelerateConfig = None,
     dry_run: DryRun = False,
     debug: Debug = False,
 ) -> int:
@@ -75,10 +96,18 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
       gossamer node --state n0 --listen tcp://0.0.0.0:4001
       gossamer node --state n0 --task ./riddles.py
       gossamer node --state n1 --seed-peer "$(cat n0/address)" --model runs/models/smollm2-135m-instruct
+      gossamer node --state n2 --model Qwen/Qwen3-8B --processes 4 --accelerate-config fsdp2.yaml
       gossamer node --state relay --join "$INVITE" --seed-only --listen tcp://0.0.0.0:4002
     """
+    if processes or accelerate_config or "RANK" in os.environ:
+        # torch, not imported yet, would warn in each process of how thoroughly it looks for weights without gradients
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if int(os.environ.get("RANK", "0")):
+        return _follow()
     if not dry_run:
         check_free(folder)
+    training: dict[str, Any] = {"processes": processes, "accelerate": accelerate_config}
+    training = {key: value for key, value in training.items() if value is not None}
     named = {
         "role": "relay" if seed_only else None,
         "rounds": rounds,
@@ -99,6 +128,9 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         warn(settled.config)
         return 0
 
+    if training and settled.config.role == "relay":
+        raise UserError("a relay trains nothing: leave out --processes and --accelerate-config")
+
     from node.swarm.peering import check_endpoint
     from node.telemetry.logs import setup_logs
 
@@ -111,4 +143,13 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         joined = founding.join(read_invite(join), settled.config, folder)
     setup_logs(folder, debug=debug)
     settled.say(config)
-    return run(joined, folder)
+    return run(joined, folder, **training)
+
+
+def _follow() -> int:
+    """Train with the process that a launcher has started as number 0, with the same command."""
+    from node.telemetry.logs import setup_logs
+    from node.training.follower import follow_launched
+
+    setup_logs(None, stderr=False)  # number 0 logs
+    return follow_launched()

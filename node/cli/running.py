@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -24,8 +24,11 @@ def run(
     config: NodeConfig,
     folder: Path,
     listening: Callable[["Network"], None] = lambda network: None,
+    **training: Any,
 ) -> int:
     """Run the node in `folder` until a signal to stop or its last round; return the exit status.
+
+    `training` is what else `run_node` takes, for a node that trains.
 
     The caller has set the logs up: the libraries of a node that trains log while they load.
     """
@@ -41,7 +44,7 @@ def run(
                     from node.relay import run_relay as run_it
                 else:
                     from node.run import run_node as run_it
-            run_it(config, folder, listening)  # which holds the folder itself
+            run_it(config, folder, listening, **training)  # which holds the folder itself
     except KeyboardInterrupt:
         log.info("stopped while starting")
     return 0

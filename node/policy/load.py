@@ -137,7 +137,7 @@ def load_policy(
             or there is no such device.
     """
     disable_progress_bar()  # a bar a load and a checkpoint would drown a node's own output
-    device = _device(config.device)
+    device = device_of(config.device)
     source = config.model
     if source == "builtin":
         began = checkpoint is not None and (checkpoint / "config.json").exists()
@@ -211,7 +211,8 @@ def _tokens(tokenizer: Any, text: str, special: bool) -> list[int]:
     return list(backend.encode(text, add_special_tokens=special).ids)
 
 
-def _device(choice: str) -> str:
+def device_of(choice: str) -> str:
+    """Return where a policy goes whose `policy.device` is `choice`; `UserError` where there is no such device."""
     available = torch.cuda.is_available()
     if choice == "cuda" and not available:
         raise UserError("policy.device is 'cuda' but torch sees no GPU: use 'auto' or 'cpu', or install a CUDA build")

@@ -31,6 +31,9 @@ HEADER = struct.Struct(">I")
 MAX_FRAME = 1 << 28  # bytes; a thousand completions of 8,192 tokens with their log-probabilities nearly fill it
 PR_SET_PDEATHSIG = 1
 END_S = 10.0  # seconds from SIGKILL to the end; more takes a process that the kernel waits in for a broken device
+LAUNCHED = frozenset(  # a launcher's of several processes that compute together
+    {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
+)
 LAST_LINES = 3  # of the log, quoted in an error
 LAST_CHARACTERS = 400
 
@@ -84,13 +87,18 @@ def connect(channel: int, life: int) -> socket.socket:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     ours = socket.socket(fileno=channel)
-    if sys.platform == "linux":  # elsewhere the guard does it alone
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()  # elsewhere than on Linux the guard does it alone
     if os.fork() == 0:
         ours.close()  # the node must see the channel end when this process's parent ends
         os.read(life, 1)
         os.killpg(0, signal.SIGKILL)
     return ours
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when the thread that started it ends; on Linux alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class WorkerError(Exception):
@@ -129,7 +137,7 @@ class WorkerProcess:
                 self._process = subprocess.Popen(
                     [*command, str(channel.fileno()), str(life)],
                     pass_fds=[channel.fileno(), life],
-                    env={**os.environ, **environment},
+                    env={**_outside_any_group(), **environment},
                     stdin=subprocess.DEVNULL,
                     stdout=self._log,
                     stderr=subprocess.STDOUT,
@@ -167,6 +175,16 @@ class WorkerProcess:
             status = self._status()
             raise self._failed(_describe(status), status) from None
 
+    def wait(self) -> str:
+        """Wait until the child ends by itself, and return how, with the end of its log; nothing where it ended well.
+
+        For a thread of its own. After `kill`, what is returned has no meaning.
+        """
+        status = self._process.wait()
+        if status == 0 or self._log.closed:
+            return ""
+        return f"{_describe(status)}; {self._shown} ends in: {_last_lines(self._log)}"
+
     def kill(self) -> None:
         """End the child and all that it started, at once; harmless when that is done.
 
@@ -193,6 +211,11 @@ class WorkerProcess:
             return self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             return None
+
+
+def _outside_any_group() -> dict[str, str]:
+    """Return this process's variables without those by which it found others to train with."""
+    return {name: value for name, value in os.environ.items() if name not in LAUNCHED}
 
 
 def _describe(status: int | None) -> str:

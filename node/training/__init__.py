@@ -4,6 +4,9 @@ trainer         TRL's GRPOTrainer on rounds of our own
 batch           from samples to tensors
 checkpoint      folders that are whole or absent
 snapshot        a copy in main memory, to write a checkpoint from
+ranks           several processes that train one node: who says what to whom
+processes       how they are started, and what happens when one of them dies
+follower        what each of them but the first does
 budget          what a node has spent, and when that ends it
 evaluation      scoring a policy on questions that training never asks
 likelihood      how likely completions are, without a gradient

@@ -30,6 +30,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -49,8 +50,9 @@ def make_batches(
     loss_type: LossType,
     pad_token_id: int,
     shared_prefixes: bool = False,
+    ranks: int = 1,
 ) -> list[Batch]:
-    """Return a round's micro-batches for `GRPOTrainer.compute_loss`.
+    """Return a round's micro-batches for `GRPOTrainer.compute_loss`, those of rank r at r, r + ranks, r + 2 ranks, ...
 
     However the rows are split, and whether or not zero-advantage rows are left out, the
     gradients of the parts add up to that of the round's loss. For `dapo`, `cispo` and
@@ -65,6 +67,8 @@ def make_batches(
         loss_type: decides the scaling above.
         pad_token_id: fills unused, masked places.
         shared_prefixes: a prompt is computed once for all its rows in a micro-batch (`shared_prefix`).
+        ranks: that compute at once. Their gradients are averaged, so each part counts `ranks` times, as TRL has it for
+            the losses over tokens. Each rank has as many micro-batches, and those of one step have as many rows.
 
     Returns:
         Dicts of `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, C),
@@ -78,17 +82,18 @@ def make_batches(
     factor = _factors(rows, weight, loss_type)
     scaled = ((row, row.advantage * factor(row)) for row in rows if row.completion)
     worth_training = [replace(row, advantage=advantage) for row, advantage in scaled if advantage != 0]
+    cost = _laid_out_tokens if shared_prefixes else _padded_tokens
     ordered = _by_prompts(worth_training) if shared_prefixes else sorted(worth_training, key=_length, reverse=True)
-    for part in _split(ordered, budget, _laid_out_tokens if shared_prefixes else _padded_tokens):
+    for part in _deal(_split(ordered, budget, cost), ranks, cost):
         share = {
             "dapo": 1.0,
             "cispo": 1.0,
             "vespo": 1.0,
-            "grpo": len(part) / len(rows),
-            "dr_grpo": len(part) / len(rows),
-            "sapo": len(part) / len(rows),
-            "luspo": len(part) / len(rows),
-            "bnpo": sum(len(row.completion) for row in part) / tokens,
+            "grpo": ranks * len(part) / len(rows),
+            "dr_grpo": ranks * len(part) / len(rows),
+            "sapo": ranks * len(part) / len(rows),
+            "luspo": ranks * len(part) / len(rows),
+            "bnpo": ranks * sum(len(row.completion) for row in part) / tokens,
         }[loss_type]
         batches.append(_tensors(part, share, tokens, pad_token_id))
     return batches
@@ -136,6 +141,43 @@ def _split(rows: Sequence[Sample], budget: int, cost: Callable[[Sequence[Sample]
         else:
             parts.append([row])
     return parts
+
+
+def _deal(parts: list[list[Sample]], ranks: int, cost: Callable[[Sequence[Sample]], int]) -> list[list[Sample]]:
+    """Make the parts a multiple of `ranks`, so that those of one step cost about the same and have as many rows.
+
+    The costliest are halved. Rows without a token, which train nothing, fill up the rest.
+    """
+    if ranks == 1:
+        return parts
+    while len(parts) % ranks and any(len(part) > 1 for part in parts):
+        at = max((at for at, part in enumerate(parts) if len(part) > 1), key=lambda at: cost(parts[at]))
+        parts[at : at + 1] = _halves(parts[at])
+    parts = sorted(parts, key=cost, reverse=True)
+    dealt: list[list[Sample]] = []
+    for start in range(0, len(parts), ranks):
+        step = parts[start : start + ranks]
+        step = _with_as_many_rows([*step, *[[]] * (ranks - len(step))])
+        dealt += step if start // ranks % 2 == 0 else step[::-1]  # who has the costliest now has the cheapest next
+    return dealt
+
+
+def _halves(part: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Cut a part of several rows where both sides have nearly as many tokens."""
+    ends = list(accumulate(len(row.prompt) + len(row.completion) for row in part))
+    cut = min(range(1, len(part)), key=lambda cut: abs(2 * ends[cut - 1] - ends[-1]))
+    return part[:cut], part[cut:]
+
+
+def _with_as_many_rows(step: Sequence[Sequence[Sample]]) -> list[list[Sample]]:
+    """Fill up the parts of a step, of which the first has a row, so that the ranks' tensors are alike."""
+    model, *_ = step[0]
+    filler = replace(model, prompt=model.prompt[-1:], completion=(), advantage=0.0, external=False)
+    most = max(map(len, step))
+    filled = [[*part, *[filler] * (most - len(part))] for part in step]
+    if any(row.logprobs is not None for part in step for row in part):
+        return [[replace(row, logprobs=row.logprobs or ()) for row in part] for part in filled]
+    return filled
 
 
 def _padded_tokens(rows: Sequence[Sample]) -> int:
@@ -190,7 +232,7 @@ def _some_rows(batch: Batch, rows: slice, loss_type: LossType) -> Batch:
 
 def _tensors(rows: Sequence[Sample], scale: float, tokens: int, pad: int) -> Batch:
     prompt_width = max(len(row.prompt) for row in rows)
-    completion_width = max(len(row.completion) for row in rows)
+    completion_width = max(1, *(len(row.completion) for row in rows))
     prompts = [(prompt_width - len(row.prompt), row.prompt) for row in rows]
     completions = [(completion_width - len(row.completion), row.completion) for row in rows]
     batch = {

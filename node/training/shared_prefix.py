@@ -148,8 +148,8 @@ def lay_out(
     return Layout(
         ids=torch.tensor(ids, device=device),
         visible=visible[:, None],
-        sources=torch.tensor(sources, device=device),
-        targets=torch.tensor(targets, device=device),
+        sources=torch.tensor(sources, dtype=torch.int64, device=device),  # a micro-batch may have no token to train
+        targets=torch.tensor(targets, dtype=torch.int64, device=device),
         positions=torch.tensor(positions, device=device),
     )
 

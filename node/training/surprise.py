@@ -7,6 +7,8 @@ older or the stranger its maker. The bound `sampling.max_surprise` goes by a com
 a mean: see `likelihood.surprise`.
 """
 
+from collections.abc import Callable
+
 import torch
 
 
@@ -23,9 +25,12 @@ class Surprise:
         self._nats.append(-(logps * theirs).sum())
         self._tokens.append(theirs.sum())
 
-    def take(self) -> dict[str, float]:
-        """Return the round's mean under its metric's name, if there is one, and begin anew."""
-        nats, tokens = (float(sum(parts)) for parts in (self._nats, self._tokens))
+    def take(self, total: Callable[[list[float]], list[float]] = list) -> dict[str, float]:
+        """Return the round's mean under its metric's name, if there is one, and begin anew.
+
+        `total` sums over the ranks that train the node.
+        """
+        nats, tokens = total([float(sum(parts)) for parts in (self._nats, self._tokens)])
         self._nats.clear()
         self._tokens.clear()
         return {"swarm/surprise": nats / tokens} if tokens else {}

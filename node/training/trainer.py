@@ -17,13 +17,17 @@ optimiser are copied, and written on a thread while training goes on; one checkp
 The data loader is not prepared by accelerate, which would fetch one batch ahead: the loop
 is resumed only when the update of its last round, its log and the copy for its checkpoint are done.
 One round is `num_iterations` optimiser steps.
+
+Several processes may train one node (`ranks`): each runs this trainer, and all but number 0 do as that one says. Only
+number 0 draws rounds, logs and saves.
 """
 
+import copy
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +35,7 @@ from typing import Any
 
 import structlog
 import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
 from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -56,6 +61,7 @@ from node.training.checkpoint import (
     remove_leftovers,
 )
 from node.training.head import logps_and_entropies, positions_at_once
+from node.training.ranks import Ranks, is_broken, own_part, sharded_state, whole_state
 from node.training.shared_prefix import (
     Pass,
     alone,
@@ -86,19 +92,23 @@ class SwarmTrainer(GRPOTrainer):
     a step whose loss or gradients are not finite; after `MOST_NONFINITE` in a row the run has diverged.
     """
 
+    is_fsdp_enabled: bool  # transformers': the weights are in parts
+
     def __init__(
         self,
         policy: Policy,
         args: GRPOConfig,
-        checkpoints: Path,
         config: NodeConfig,
         rounds: Rounds,
         on_update: OnUpdate,
         also_save: Callable[[Path], None],
         also_log: Callable[[int], Mapping[str, float]],
+        ranks: Ranks,
     ) -> None:
+        self._ranks = ranks
+        keeps_a_copy = ranks.sharded and ranks.number == 0  # whole, beside its parts
         super().__init__(
-            model=policy.model,
+            model=copy.deepcopy(policy.model) if keeps_a_copy else policy.model,
             reward_funcs=_unused_reward,
             args=args,
             train_dataset=Dataset.from_dict({"prompt": [""]}),  # TRL wants one; nothing reads it
@@ -106,8 +116,10 @@ class SwarmTrainer(GRPOTrainer):
             callbacks=[_RoundCallback(self, on_update)],
         )
         self.remove_callback(PrinterCallback)
-        self._checkpoints = checkpoints
+        self._checkpoints = Path(args.output_dir) / "checkpoints"
         self._config = config.trainer
+        self._whole_model = policy.model
+        self._changed_elsewhere = config.weights.mode != "off"  # by peers' weights, on number 0
         self._full_weight = configured_weight(config.sampling)
         self._eos_token_ids = policy.eos_token_ids
         self._budget = self._told = config.trainer.tokens_per_batch  # halved where that many do not fit the memory
@@ -123,8 +135,22 @@ class SwarmTrainer(GRPOTrainer):
         self._window = attention_window(policy.model.config)
         # TRL reports the time of each pass; before training begins trackio has nobody to report to, and fails.
         args.report_to, trackers = [], args.report_to
-        self._chunk, self._shares_prefixes = self._choose_pass()
+        found = ranks.tell({"pass": self._choose_pass()} if ranks.number == 0 else None)
+        self._chunk, self._shares_prefixes = found["pass"]
+        if ranks.sharded:  # each further chunk would fetch the head's weights, and ranks have unlike numbers of chunks
+            self._chunk = None
         args.report_to = trackers
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make accelerate's object; by itself that shares weights out among GPUs only, and here among CPUs too."""
+        super().create_accelerator_and_postprocess()
+        if self._ranks.sharded and not self.is_fsdp_enabled:
+            PartialState().distributed_type = DistributedType.FSDP  # from which accelerate's other objects take it
+            state = self.accelerator.state
+            state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+            if self.args.bf16:
+                state.fsdp_plugin.set_mixed_precision("bf16")
+            self.is_fsdp_enabled = True
 
     @property
     def rounds_done(self) -> int:
@@ -155,7 +181,7 @@ class SwarmTrainer(GRPOTrainer):
 
         Raises:
             DivergedError: loss or gradients were not finite in too many steps in a row.
-            UserError: the memory does not suffice for a single row.
+            UserError: the memory does not suffice for a single row, or for one of several processes' micro-batches.
         """
         metrics = self._metrics["train"]
         known = {name: len(values) for name, values in metrics.items()}
@@ -163,8 +189,12 @@ class SwarmTrainer(GRPOTrainer):
             loss = torch.zeros((), device=self.args.device)
             batch = None
             try:
-                for batch in self._within_budget(inputs):
-                    loss += super().training_step(model, batch, num_items_in_batch)
+                batches = self._within_budget(inputs)
+                for at, batch in enumerate(batches, 1):
+                    # Gradients are exchanged once a step; where each rank has parts of them, they are whole nowhere.
+                    alone = at < len(batches) and not self._ranks.sharded
+                    with self.accelerator.no_sync(model) if alone else nullcontext():
+                        loss += super().training_step(model, batch, num_items_in_batch)
                 break
             except (RuntimeError, MemoryError) as error:
                 self._take_fewer(batch, error)
@@ -191,7 +221,7 @@ class SwarmTrainer(GRPOTrainer):
         """Halve the budget where `error` says that there is no memory for a micro-batch; to be called in its `except`.
 
         Raises:
-            UserError: it has a single row.
+            UserError: it has a single row, or is one of several processes'.
         """
         if batch is None or not is_out_of_memory(error):
             raise error
@@ -202,14 +232,21 @@ class SwarmTrainer(GRPOTrainer):
                 "trainer.gradient_checkpointing=true, train adapters (policy.lora.r=16), or bound texts by "
                 "engine.max_prompt_length and engine.max_completion_length"
             ) from error
+        if self._ranks.count > 1:  # each has as many exchanges: none can take more micro-batches alone
+            raise UserError(
+                f"out of memory in the update, with {tokens} tokens at once in one of several processes: set "
+                f"trainer.tokens_per_batch={min(self._budget, tokens) // 2}"
+            ) from error
         self._budget = min(self._budget, tokens) // 2
 
     def train(self, *args: Any, **named: Any) -> Any:
         """Train to the last round, and return when the last checkpoint is written.
 
         Raises:
+            Dismissed: number 0 of several ranks has found that nothing is left to do.
             UserError: there is no memory for a single row, or for the optimiser's step, half of which cannot be undone.
         """
+        self._ranks.wait()
         try:
             return super().train(*args, **named)
         except (RuntimeError, MemoryError) as error:
@@ -228,9 +265,9 @@ class SwarmTrainer(GRPOTrainer):
 
         transformers adds losses up and subtracts the sum from itself at each log: one NaN would stay for good.
         """
-        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        gradients = [own_part(weight.grad) for weight in model.parameters() if weight.grad is not None]
         norm = torch.stack([gradient.norm() for gradient in gradients]).sum() if gradients else loss
-        if torch.isfinite(loss + norm):
+        if torch.isfinite(self.accelerator.reduce(loss + norm)):
             self._nonfinite = 0
             return loss
         model.zero_grad(set_to_none=True)
@@ -345,23 +382,30 @@ class SwarmTrainer(GRPOTrainer):
         )
         return logps
 
-    def micro_batches(self) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of each optimiser step from the next round on."""
-        args = self.args
-        self._whole = self.rounds_done
+    def _drawn(self) -> Iterator[list[Batch]]:
+        """Draw rounds from the loop, and yield the micro-batches of each for all ranks."""
         for rows in self._rounds(self.rounds_done):
             if self._written is not None and self._written.done():
                 self.wait_for_checkpoint()  # a failure ends the run now
             if self._config.mask_truncated_completions:
                 rows = [row if self._ended(row) else replace(row, completion=()) for row in rows]
-            batches = make_batches(
+            yield make_batches(
                 rows,
                 self._full_weight,
                 self._budget,
-                args.loss_type,
+                self.args.loss_type,
                 self._tokenizer.pad_token_id,
                 self._shares_prefixes,
+                self._ranks.count,
             )
+
+    def micro_batches(self) -> Iterator[list[Batch]]:
+        """Yield this rank's micro-batches of each optimiser step from the next round on."""
+        args = self.args
+        self._whole = self.rounds_done
+        for batches in self._ranks.hand_out(self._drawn()):
+            if self._changed_elsewhere and self._ranks.count > 1:
+                self._ranks.scatter(_trained(self.model), _trained(self._whole_model))
             batches = self._with_ratios(batches)
             for _ in range(args.num_iterations):
                 yield batches
@@ -431,17 +475,31 @@ class SwarmTrainer(GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a round with what the loop knows of it, for whoever `report_to` names; other logs as they are."""
         if "loss" in logs:
-            logs = logs | dict(self._also_log(self.rounds_done)) | self._surprise.take()
+            surprise = self._surprise.take(lambda values: self._ranks.total(values, self.args.device))
+            logs = logs | dict(self._also_log(self.rounds_done)) | surprise
         super().log(logs, start_time)
+        if "loss" in logs:  # number 0 may have evaluated meanwhile, and knows what the round was worth
+            self._ranks.agree_on(self.control)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **named: Any) -> None:
+        """Log and save as number 0 decides, and wait until it has done so."""
+        if self._ranks.sharded and self.control.should_log:  # once a round, before anybody looks at the weights
+            self._ranks.gather(_trained(self.model), _trained(self._whole_model))
+        super()._maybe_log_save_evaluate(*args, **named)
+        self._ranks.wait()
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
         if self.state.global_step % self.args.num_iterations:
             return  # between two iterations of a round; it is done again from its beginning
+        full = self._ranks.sharded and self._config.save_full > 0
+        moments = whole_state(self.optimizer) if full else None  # all ranks take part
+        if self._ranks.number:
+            return
         self.wait_for_checkpoint()
         number = self.rounds_done
         keep = Keep(self._config.save_total_limit, self._config.save_full)
         aside = begin_checkpoint(self._checkpoints, number, self._write_small)
-        large = self._large_state()
+        large = self._large_state(moments)
         copy = copied(large)
         if copy is None:
             log.info("training waits for its checkpoint", reason="a copy would take over half of the free memory")
@@ -470,8 +528,11 @@ class SwarmTrainer(GRPOTrainer):
 
         Gradients are no part of a checkpoint, so a round that has made no optimiser step has changed nothing. After a
         step the weights are of no round: then the newest checkpoint stays, as it does if it is of this round already.
+        It stays, too, where each rank has a part of the optimiser's state: the others may be amid an exchange.
         """
         self.wait_for_checkpoint()
+        if self._ranks.sharded:
+            return
         newest = latest_checkpoint(self._checkpoints)
         if self._whole and (newest is None or newest.round != self._whole):
             self._save_checkpoint(self.model, None)
@@ -480,7 +541,14 @@ class SwarmTrainer(GRPOTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         with _must_fit(resume_from_checkpoint):
             self._check_iterations(Path(resume_from_checkpoint))
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if not self._ranks.sharded:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+                return
+            if self._ranks.number == 0:
+                self.is_fsdp_enabled = False  # the file is of whole weights, and so is what it is loaded into
+                super()._load_from_checkpoint(resume_from_checkpoint, self._whole_model)
+                self.is_fsdp_enabled = True
+            self._ranks.scatter(_trained(self.model), _trained(self._whole_model))
 
     def _check_iterations(self, checkpoint: Path) -> None:
         """Raise `UserError` where rounds had other numbers of steps: rounds done could not be told from steps done."""
@@ -498,8 +566,12 @@ class SwarmTrainer(GRPOTrainer):
         groups, scheduler = self.optimizer.param_groups, self.lr_scheduler
         settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         with _must_fit(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            if not has_optimiser(Path(checkpoint)):  # then transformers loads neither
+            if self._ranks.sharded and has_optimiser(Path(checkpoint)):
+                state = torch.load(Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
+                self.optimizer.load_state_dict(sharded_state(state, self.optimizer))
+            elif not self._ranks.sharded:
+                super()._load_optimizer_and_scheduler(checkpoint)
+            if self._ranks.sharded or not has_optimiser(Path(checkpoint)):  # then transformers loads neither
                 scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
         # torch keeps rate, decay and betas with the state, and would go on with those: what is set now is to hold.
         scheduler.base_lrs = [setting["initial_lr"] for setting in settings]
@@ -531,13 +603,19 @@ class SwarmTrainer(GRPOTrainer):
         self._also_save(folder)
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
-    def _large_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-        """Return the weights, of which only adapters are saved where there are some, and the optimiser's state."""
-        weights = self.model.state_dict()
-        if hasattr(self.model, "peft_config"):
-            trained = {name for name, weight in self.model.named_parameters() if weight.requires_grad}
+    def _large_state(self, moments: dict[str, Any] | None) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+        """Return the weights, of which only adapters are saved where there are some, and the optimiser's state.
+
+        `moments` is that state where its parts were put together.
+        """
+        model = self._whole_model
+        weights = model.state_dict()
+        if hasattr(model, "peft_config"):
+            trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
             weights = {name: weight for name, weight in weights.items() if name in trained}
-        return weights, self.optimizer.state_dict() if self._config.save_full else None
+        if moments is None and self._config.save_full:
+            moments = self.optimizer.state_dict()
+        return weights, moments
 
     def _write_large(
         self, number: int, state: tuple[dict[str, torch.Tensor], dict[str, Any] | None], folder: Path
@@ -545,7 +623,7 @@ class SwarmTrainer(GRPOTrainer):
         weights, optimiser = state
         if not all(map(is_finite, weights.values())):
             raise DivergedError(number, "a weight is not finite", self._config.learning_rate)
-        self.model.save_pretrained(str(folder), state_dict=weights)
+        self._whole_model.save_pretrained(str(folder), state_dict=weights)
         if optimiser is not None:
             torch.save(optimiser, folder / OPTIMIZER_NAME)
 
@@ -563,12 +641,18 @@ def importance_weights(differences: torch.Tensor, mode: str, most: float) -> tor
     return ratios.clamp(max=most) if mode.endswith("truncate") else ratios.masked_fill(ratios > most, 0.0)
 
 
+def _trained(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [weight for weight in model.parameters() if weight.requires_grad]
+
+
 @contextmanager
 def _must_fit(checkpoint: str | None) -> Iterator[None]:
     """Say in one line that a checkpoint, though whole, cannot be loaded."""
     try:
         yield
     except (RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and is_broken(error):
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"cannot go on from {checkpoint} ({reason}): it is damaged or of another model; "
@@ -641,6 +725,7 @@ def make_trainer(
     on_update: OnUpdate,
     also_save: Callable[[Path], None] = lambda folder: None,
     also_log: Callable[[int], Mapping[str, float]] = lambda done: {},
+    ranks: Ranks | None = None,
 ) -> SwarmTrainer:
     """Make the trainer of a node whose state is in `folder`; its `train()` drives the node's loop.
 
@@ -654,15 +739,17 @@ def make_trainer(
         also_save: adds what else belongs to a checkpoint to its folder.
         also_log: called once a round, before `on_update`, with the rounds done so far; returns what
             to log of the round beside TRL's metrics.
+        ranks: this process's place among those that train the node; without it, it is the only one.
 
     Raises:
         UserError: `report_to` names a package that is not installed, or `target_modules` the output matrix.
     """
-    checkpoints = folder / "checkpoints"
-    remove_leftovers(checkpoints)
+    ranks = ranks or Ranks()
+    if ranks.number == 0:
+        remove_leftovers(folder / "checkpoints")
     args = _trl_config(config, policy, folder)
     try:
-        return SwarmTrainer(policy, args, checkpoints, config, rounds, on_update, also_save, also_log)
+        return SwarmTrainer(policy, args, config, rounds, on_update, also_save, also_log, ranks)
     except (ImportError, RuntimeError) as error:
         if "requires" in str(error) and config.trainer.report_to:
             extras = ",".join(config.trainer.report_to)

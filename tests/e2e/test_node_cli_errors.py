@@ -68,3 +68,14 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
     (line,) = errors("node", "--state", str(state), "--rounds", "2", "--model", str(tmp_path / "other"))
     assert "checkpoint-1" in line and "another model" in line
     assert [(state / name).read_bytes() for name in ("config.json", "settings.json")] == before
+
+
+def test_several_processes_that_cannot_train_together(tmp_path: Path) -> None:
+    state, missing, other = tmp_path / "state", tmp_path / "none.yaml", tmp_path / "deepspeed.yaml"
+    other.write_text("distributed_type: DEEPSPEED\nnum_processes: 2\n")
+    (line,) = errors("node", "--state", str(state), "--seed-only", "--processes", "2")
+    assert "a relay trains nothing: leave out --processes" in line
+    (line,) = errors("node", "--state", str(state), *ALONE, "--accelerate-config", str(missing))
+    assert f"there is no file {missing}" in line
+    (line,) = errors("node", "--state", str(state), *ALONE, "--accelerate-config", str(other))
+    assert f"{other} is of no use: this node trains on one machine, data parallel or by FSDP2" in line

@@ -23,9 +23,6 @@ PACKAGES = ("node", "collectives", "protocol", "benchmarks")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MAX_BUILTIN_BYTES = 5_000_000
 
-# Declared for what they do through another package, not imported by name.
-INDIRECT = {"accelerate": "device placement and mixed precision, through TRL"}
-
 # Files of `node/cli/` whose name says what they are: a verb's.
 VERBS = {"evaluate" if group.name == "eval" else group.name for group in typer.main.get_command(app).commands.values()}
 
@@ -114,8 +111,7 @@ def test_what_is_imported_is_declared() -> None:
 
 
 def test_what_is_declared_is_used() -> None:
-    unused = distribution_names(PROJECT["dependencies"]) - imported_distributions(*PACKAGES)
-    assert unused == set(INDIRECT)
+    assert not distribution_names(PROJECT["dependencies"]) - imported_distributions(*PACKAGES)
 
 
 def test_torch_is_a_range_and_no_local_build_is_named() -> None:
