@@ -88,7 +88,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     from rich.console import Console
 
     from node.fleet.live_table import live_table, progress_lines
-    from node.fleet.local_swarm import make_folders, make_plan, node_folders, run_swarm
+    from node.fleet.local_swarm import gpus_of, make_folders, make_plan, node_folders, run_swarm
     from node.fleet.swarm_page import swarm_page
 
     check_size(settled)
@@ -96,6 +96,8 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     plan = make_plan(out or _new_folder(), nodes, settled)
     make_folders(plan)
     console = Console()
+    if line := gpus_of(plan):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     display = live_table if console.is_terminal and not no_table else progress_lines
     with ExitStack() as stack:
         watchers: list[Show] = []

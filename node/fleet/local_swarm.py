@@ -184,6 +184,21 @@ def gpu_of(plan: Plan, index: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if len(gpus) > 1 else {}
 
 
+def gpus_of(plan: Plan) -> str:
+    """Return a line that says which node trains on which GPU, and how one is shared; empty where none is used."""
+    nodes: dict[str, list[str]] = {}
+    for index, name in enumerate(node_folders(plan)):
+        if gpus := visible_gpus(plan.config_of(index).policy):
+            nodes.setdefault(gpus[index % len(gpus)], []).append(name)
+    if not nodes:
+        return ""
+    line = "GPUs: " + "; ".join(f"{gpu} for {', '.join(names)}" for gpu, names in nodes.items())
+    most = max(map(len, nodes.values()))
+    if most == 1:
+        return line
+    return f"{line} (nodes on one GPU take turns at it; presets give each 1/{most} of its memory)"
+
+
 def run_swarm(
     plan: Plan,
     show: Show,

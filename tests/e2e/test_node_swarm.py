@@ -16,9 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from node.cli.app import run as command
 from node.config import NodeConfig
 from node.errors import UserError
-from node.fleet.local_swarm import NO_PARTS, Outcome, PlanPart, gpu_of, make_plan, run_swarm
+from node.fleet.local_swarm import NO_PARTS, Outcome, PlanPart, gpu_of, gpus_of, make_plan, run_swarm
 from node.fleet.supervisor import NodeProcess, State, nobody
 from node.telemetry.metrics import read_metrics
 from tests.fakes import nodes
@@ -79,8 +80,38 @@ def test_nodes_take_the_gpus_in_turns(
     run_swarm(plan, lambda children: None, started=time.time(), target=nodes.quick, preload=())
     assert [(tmp_path / "run" / "nodes" / f"n{index}" / "gpu").read_text() for index in range(3)] == seen
     assert gpu_of(make_plan(tmp_path / "cpu", 1, NodeConfig(policy={"model": "a/model", "device": "cpu"})), 0) == {}
+    assert gpus_of(make_plan(tmp_path / "cpu", 1, NodeConfig(policy={"model": "a/model", "device": "cpu"}))) == ""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert gpu_of(plan, 0) == {}
+
+
+@pytest.mark.parametrize(
+    ("count", "line"),
+    [
+        (3, "GPUs: 0 for n0; 1 for n1; 2 for n2"),
+        (2, "GPUs: 0 for n0, n2; 1 for n1 (nodes on one GPU take turns at it; presets give each 1/2 of its memory)"),
+        (1, "GPUs: 0 for n0, n1, n2 (nodes on one GPU take turns at it; presets give each 1/3 of its memory)"),
+    ],
+)
+def test_a_swarm_says_which_node_has_which_gpu_and_how_one_is_shared(
+    count: int, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    plan = make_plan(tmp_path / "run", 3, NodeConfig(policy={"model": "a/model"}))
+    assert gpus_of(plan) == line
+
+
+def test_the_line_of_gpus_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(*_: object, **__: object) -> Outcome:
+        raise UserError("enough")
+
+    monkeypatch.setattr("node.fleet.local_swarm.visible_gpus", lambda policy: ["0", "1"])
+    monkeypatch.setattr("node.fleet.local_swarm.run_swarm", end)
+    assert command(["swarm", "-n", "2", "--out", str(tmp_path / "run"), "--no-table"], debug=False) == 2
+    assert "GPUs: 0 for n0; 1 for n1\n" in capsys.readouterr().out
 
 
 def test_the_first_node_starts_alone_and_is_the_others_seed(tmp_path: Path) -> None:
