@@ -26,7 +26,7 @@ from node.policy.load import device_of
 from node.processes.machine import usable_cores
 from node.processes.worker_process import LAUNCHED, WorkerProcess, die_with_parent
 from node.telemetry.logs import flush_logs
-from node.training.ranks import Ranks, is_broken, on_cpu
+from node.training.ranks import Ranks, is_broken, is_sharded, on_cpu
 
 EXIT_DIED = 1
 AGAIN = "start the node again, and it goes on from its last checkpoint"
@@ -63,6 +63,7 @@ def several(
             yield partial(_join, config)
         return
     os.environ.update(_environment(config, processes, accelerate))
+    is_sharded()  # raises, sooner than in each of them
     others = {number: _start(number, folder) for number in range(1, int(os.environ["WORLD_SIZE"]))}
     over, lost = threading.Event(), threading.Event()
     reasons: list[str] = []

@@ -78,10 +78,7 @@ class Ranks:
             return cls()
         state = PartialState(cpu=on_cpu())
         group = torch.distributed.new_group(backend="gloo", timeout=NO_LIMIT)
-        sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-        if sharded and os.environ.get("FSDP_VERSION") != "2":
-            raise UserError("the file for accelerate asks for FSDP of version 1: set fsdp_version: 2 in it")
-        return cls(state.process_index, state.num_processes, sharded, group)
+        return cls(state.process_index, state.num_processes, is_sharded(), group)
 
     def share(self, said: bytes = b"") -> bytes:
         """Return what number 0 says, on every rank; of the others `said` is nothing.
@@ -160,6 +157,18 @@ class Ranks:
                     torch.distributed.broadcast(mine, 0)
 
 
+def is_sharded() -> bool:
+    """Tell whether each rank is to have a part of the weights.
+
+    Raises:
+        UserError: by FSDP of version 1.
+    """
+    wanted = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if wanted and os.environ.get("FSDP_VERSION") != "2":
+        raise UserError("accelerate's settings ask for FSDP of version 1: set fsdp_version: 2 in their fsdp_config")
+    return wanted
+
+
 def on_cpu() -> bool:
     """Tell whether the ranks train on the CPU."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1") or not torch.cuda.is_available()
@@ -178,7 +187,7 @@ def own_part(tensor: torch.Tensor) -> torch.Tensor:
 def whole_state(optimizer: Any) -> dict[str, Any]:
     """Return the state of an optimiser of parts as that of whole weights, on the CPU. All ranks take part."""
     state = optimizer.state_dict()
-    moments = {at: {name: _whole(value) for name, value in of.items()} for at, of in state["state"].items()}
+    moments = {at: {name: _whole(value).cpu() for name, value in of.items()} for at, of in state["state"].items()}
     return state | {"state": moments}
 
 
@@ -193,7 +202,7 @@ def sharded_state(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
 
 
 def _whole(part: torch.Tensor) -> torch.Tensor:
-    return part.full_tensor().cpu() if isinstance(part, DTensor) else part
+    return part.full_tensor() if isinstance(part, DTensor) else part
 
 
 def _part_of(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -71,11 +71,14 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
 
 
 def test_several_processes_that_cannot_train_together(tmp_path: Path) -> None:
-    state, missing, other = tmp_path / "state", tmp_path / "none.yaml", tmp_path / "deepspeed.yaml"
+    state, missing, other, old = (tmp_path / name for name in ("state", "none.yaml", "deepspeed.yaml", "fsdp.yaml"))
     other.write_text("distributed_type: DEEPSPEED\nnum_processes: 2\n")
+    old.write_text("distributed_type: FSDP\nnum_machines: 1\nnum_processes: 2\n")
     (line,) = errors("node", "--state", str(state), "--seed-only", "--processes", "2")
     assert "a relay trains nothing: leave out --processes" in line
     (line,) = errors("node", "--state", str(state), *ALONE, "--accelerate-config", str(missing))
     assert f"there is no file {missing}" in line
     (line,) = errors("node", "--state", str(state), *ALONE, "--accelerate-config", str(other))
     assert f"{other} is of no use: this node trains on one machine, data parallel or by FSDP2" in line
+    (line,) = errors("node", "--state", str(state), *ALONE, "--accelerate-config", str(old))
+    assert "set fsdp_version: 2" in line
