@@ -215,3 +215,26 @@ def test_a_process_without_memory_for_a_micro_batch_ends_with_a_line(tmp_path):
 
     write_tiny_policy(tmp_path / "policy")
     in_ranks(2, run_out_of_memory)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variables", [{}, FSDP2], ids=["data parallel", "FSDP2"])
+def test_a_loss_that_is_infinite_on_one_rank_alone_is_no_step_on_any(tmp_path, variables):
+    def train_one_round() -> None:
+        ranks = Ranks.join()
+        policy = load_policy(PolicyConfig(model=str(tmp_path / "policy"), device="cpu"))
+        before = [weight.detach().clone() for weight in policy.model.parameters()]
+        logged = []
+        rounds = fixed_rounds(mixed_samples(policy))
+        trainer = make_trainer(
+            policy, node_config(rounds=1), tmp_path, rounds, lambda _, logs: logged.append(logs), ranks=ranks
+        )
+        compute_loss = trainer.compute_loss
+        trainer.compute_loss = lambda *args, **named: compute_loss(*args, **named) + (math.inf if ranks.number else 0.0)
+        trainer.train()
+        assert logged[0]["nonfinite"] == 1
+        if ranks.number == 0:
+            assert all(map(torch.equal, policy.model.parameters(), before))
+
+    write_tiny_policy(tmp_path / "policy")
+    in_ranks(2, train_one_round, **variables)
