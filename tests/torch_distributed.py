@@ -15,7 +15,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
-TIMEOUT_S = 40
+TIMEOUT_S = 20
 
 
 def run_one(rank, world, backend, folder, names, results):

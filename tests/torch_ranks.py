@@ -88,7 +88,7 @@ def train(rank, size):
 
 
 def lose(rank, size, how):
-    """Train while rank 1 is killed, stopped or hangs; return what DDP and the next call raise, and the seconds."""
+    """Train while rank 1 is killed, stopped or hangs; return the errors of DDP and the next call, and the seconds."""
     import torch
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel

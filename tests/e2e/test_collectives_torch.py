@@ -229,13 +229,29 @@ def test_under_ddp_a_lost_rank_makes_the_others_calls_raise_in_time_and_is_named
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_example_trains_while_one_is_killed_one_hangs_and_one_joins_to_the_loss_of_an_undisturbed_run():
+    def run(*arguments):
+        command = [sys.executable, "-W", "ignore", "examples/ddp.py", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (loss,) = re.findall(r"same parameters; loss (\S+)", done.stdout)
+        return float(loss), done.stdout
+
+    disturbed, said = run()
+    assert "from step 1 on 4 members; from step 31 on 3 members; from step 76 on 2 members; from step 101 on 3" in said
+    undisturbed = [run("--undisturbed", "--seed", str(seed))[0] for seed in (0, 1)]
+    assert disturbed < 1.3 * max(undisturbed)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_of_torchs_own_tests_none_fails_that_gloo_passes(tmp_path):
-    pytest.importorskip("expecttest")
     wanted = re.compile(
         r"test_(all_reduce|all_gather|all_to_all|broadcast|reduce|gather|scatter|send_recv|isend|irecv|barrier|coalescing)"
     )
-    left_out = re.compile(r"cuda|nccl|gpu|sparse|profiler|prof|timeout|twice")
+    # Beside what is not of the CPU: gloo takes no uneven lists, and objects are of a class that each process makes anew.
+    left_out = re.compile(r"cuda|nccl|gpu|sparse|prof|timeout|twice|object|all_to_all(_complex|_group|_full_group)?$")
     source = Path(distributed.__path__[0], "distributed_test.py").read_text()
     names = [name for name in re.findall(r"^        def (test_\w+)", source, re.MULTILINE) if wanted.match(name)]
     names = [name for name in dict.fromkeys(names) if not left_out.search(name)]
