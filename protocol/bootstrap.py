@@ -40,7 +40,7 @@ from typing import NamedTuple
 from protocol.config import Instant
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import SwarmManifest, open_manifest
-from protocol.credentials.records import RECORD_LIFE_S, REFUTATION_BITS, Address, make_record, open_record
+from protocol.credentials.records import RECORD_LIFE_S, RENEWAL_BITS, Address, make_record, open_record
 from protocol.credentials.revocations import open_revocations
 from protocol.errors import PeerError
 from protocol.events import Arrived, Closed, Dial, HangUp, Link, NetworkEvent, Opened, SendFrame, Tick, TurnedAway
@@ -146,7 +146,7 @@ class Bootstrap:
         self._rng = rng
         self._current = 0  # of the grants
         self._sequence = int(now.unix * 1e6)
-        self._incarnation = int(now.unix * 1000) << REFUTATION_BITS
+        self._incarnation = int(now.unix * 1000) << RENEWAL_BITS
         self._members: dict[bytes, Member] = {}
         for seed in invite.seeds:
             self._members.setdefault(seed.key, Member({})).names[Name(seed)] = seed.key

@@ -136,17 +136,14 @@ class Limits:
 class Timing:
     """How patient a node is, in seconds.
 
-    The probe and suspicion constants follow SWIM (Das, Gupta, Motivala 2002) and Lifeguard
-    (Dadgar, Phillips, Currey 2018), on live links only. A live peer that was heard within
-    `probe_interval` is not probed at all. One that is silent longer costs a ping; when no answer
-    comes within `probe_timeout`, it is pinged again and has as long again; then it is suspected
-    for `suspicion_max`, or less with each independent confirmation, down to `suspicion_min`.
+    A live peer that was heard within `probe_interval` is not probed at all (the constants follow SWIM: Das, Gupta,
+    Motivala 2002). One that is silent longer costs a ping; when no answer comes within `probe_timeout`, it is pinged
+    again and has as long again; then it is suspected for `suspicion`.
 
-        a dead peer is dropped within   probe_interval + 2 x probe_timeout + suspicion_max
+        a dead peer is dropped within   probe_interval + 2 x probe_timeout + suspicion
 
     A smaller sum finds the dead sooner. A larger one spares the living: a process that loads a
-    model holds its interpreter for up to about 20 s, and with three confirming neighbours
-    `suspicion_min` is all the time it gets. Being dropped costs it a handshake and nothing else.
+    model holds its interpreter for up to about 20 s. Being dropped costs it a handshake and nothing else.
 
     Each silent link costs a ping and a pong a `probe_interval`: 12 links at 5 s are 2.4 messages
     a second each way.
@@ -154,8 +151,7 @@ class Timing:
 
     probe_interval: float
     probe_timeout: float  # a round trip, and the other end's busy moments
-    suspicion_min: float
-    suspicion_max: float
+    suspicion: float
     exchange_interval: float  # between two exchanges of records with a random peer
     rotate_interval: float  # between two replacements of one link by a random other: what keeps the overlay random
     announce_interval: float  # ids wait this long for company; it bounds a node's announcements a second
@@ -166,14 +162,13 @@ class Timing:
     @property
     def death_bound(self) -> float:
         """Seconds in which a dead peer is dropped by a node that is well itself."""
-        return self.probe_interval + 2 * self.probe_timeout + self.suspicion_max
+        return self.probe_interval + 2 * self.probe_timeout + self.suspicion
 
 
 LOCAL = Timing(
     probe_interval=2.0,
     probe_timeout=1.0,
-    suspicion_min=8.0,
-    suspicion_max=24.0,
+    suspicion=24.0,
     exchange_interval=10.0,
     rotate_interval=120.0,
     announce_interval=0.01,
@@ -184,8 +179,7 @@ LOCAL = Timing(
 LAN = Timing(
     probe_interval=3.0,
     probe_timeout=1.0,
-    suspicion_min=9.0,
-    suspicion_max=30.0,
+    suspicion=30.0,
     exchange_interval=20.0,
     rotate_interval=240.0,
     announce_interval=0.05,
@@ -196,8 +190,7 @@ LAN = Timing(
 WAN = Timing(
     probe_interval=5.0,
     probe_timeout=3.0,
-    suspicion_min=15.0,
-    suspicion_max=45.0,
+    suspicion=45.0,
     exchange_interval=30.0,
     rotate_interval=300.0,
     announce_interval=0.1,

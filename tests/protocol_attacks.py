@@ -19,7 +19,7 @@ from contextlib import suppress
 
 import zmq
 
-from protocol.credentials.records import REFUTATION_BITS, Address, make_record
+from protocol.credentials.records import RENEWAL_BITS, Address, make_record
 from protocol.identity import Identity
 from protocol.wire.envelope import Envelope, ItemId, Kind, seal
 from protocol.wire.messages import MAX_IDS, Entry, Have, Part, Peers, Ping, Want
@@ -218,7 +218,7 @@ def talk_without_hello(target: Target) -> Steps:
 
 def restarted(peer: RawPeer) -> list[bytes]:
     """Say hello as a process that has just started, whom everything is told again."""
-    return [peer.hello(incarnation=time.time_ns() // 10**6 << REFUTATION_BITS)]
+    return [peer.hello(incarnation=time.time_ns() // 10**6 << RENEWAL_BITS)]
 
 
 def glutton(target: Target) -> Steps:

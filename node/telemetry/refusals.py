@@ -55,7 +55,6 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "too_many_hellos": "a peer says hello too often; now and then is nothing",
         "too_many_lists": "a peer sends lists of revocations too often",
         "too_many_records": "a peer tells of more nodes than it may",
-        "too_many_rumours": "a peer tells more news than it may",
         "unasked_answer": "a peer answers what it was not asked",
         "false_manifest": "a seed gives another manifest than the invite names",
         # Connections.

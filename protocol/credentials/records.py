@@ -5,7 +5,7 @@
                            [[service's name, endpoint], ...]]
 
 The incarnation is the time of the node's start in ms, times 2^16, plus the number of times
-that it had to refute its death since (SWIM, section 4.2): a larger start is a restart.
+that it signed another since, as it moved: a larger start is a restart.
 
 An endpoint becomes a ZeroMQ connect string, so its grammar is checked here and is
 narrower than ZeroMQ's: TCP only, one host, one port, no source address, no wildcard.
@@ -34,7 +34,7 @@ MAX_AGENT_BYTES = 128
 MAX_GRANT_BYTES = 512
 MAX_SERVICES = 2
 MAX_SERVICE_BYTES = 48  # of a name
-REFUTATION_BITS = 16
+RENEWAL_BITS = 16
 # Long enough that a node which was away for a night still finds somebody in its peers file.
 RECORD_LIFE_S = 24 * 3600.0
 MAX_RECORD_LIFE_S = 7 * 24 * 3600.0
@@ -138,7 +138,7 @@ class Service:
 class PeerRecord:
     """What a node says of itself, signed; `encoded` holds the exact bytes to pass on.
 
-    `incarnation` grows with every start of the node and every refutation, `expiry_ms` with
+    `incarnation` grows with every start of the node and every move, `expiry_ms` with
     every renewal. No endpoint means that nobody can dial the node. `grant` is what admits it
     to a swarm that is not open. `services` are what else it runs.
     """
@@ -188,7 +188,7 @@ class PeerRecord:
     @property
     def started(self) -> int:
         """When the node started (Unix ms): two records of one process have the same."""
-        return self.incarnation >> REFUTATION_BITS
+        return self.incarnation >> RENEWAL_BITS
 
     def replaces(self, other: "PeerRecord") -> bool:
         """Tell whether this record is newer than `other`, of the same node."""

@@ -4,7 +4,7 @@ Rules
  1. A want lives until its item comes or is stale, whoever fails. A small item, and the outline of a large one, is
     asked of one holder at a time; the chunks of a large one of all that have them, the rarest first (see `chunks`).
  2. A holder has a window of bytes on their way. It grows with what comes within `QUICK_S`, halves with what takes
-    longer, down to two chunks, and further when the holder is silent. So a line that many use is asked for little,
+    longer, down to three chunks, and further when the holder is silent. So a line that many use is asked for little,
     and what they ask for may come from each other meanwhile; a liar is asked for next to nothing.
  3. Every WANT has an answer: the item, DONT_HAVE or BUSY. Who answers nothing for `patience`, or does not answer this
     one in `OTHERS` times that while it answers others, is silent: another is asked, and it is asked last, after a pause
@@ -33,7 +33,7 @@ from protocol.identity import NodeId
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId
 from protocol.wire.messages import MAX_CHUNKS, MAX_IDS, Cancel, Entry, ItemChunk, Part, Want
 
-FIRST_WINDOW, MAX_WINDOW = 256 << 10, 1 << 20  # bytes: 20 MB/s of one holder at a round trip of 50 ms
+FIRST_WINDOW, MAX_WINDOW = 384 << 10, 1 << 20  # bytes: 20 MB/s of one holder at a round trip of 50 ms
 QUICK_S = 1.0  # ten round trips of 100 ms
 LEAST_COST = 1 << 10  # what a small item counts for in a window: as many as it holds are asked for at once
 SLOW_BYTES_PER_SECOND = 64 << 10  # a chunk takes two seconds more on half a line of 1 Mbit/s

@@ -44,7 +44,6 @@ PENALTIES = {
     "too_many_hellos": 0.02,
     "too_many_lists": 0.02,
     "too_many_records": 0.02,
-    "too_many_rumours": 0.02,
     "unasked_answer": 0.02,
     # It was asked for what it had announced, and talked on without an answer for seconds. A node whose line is full
     # says that it is busy; one that is blocked says nothing at all.

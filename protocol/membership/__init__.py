@@ -8,7 +8,6 @@ feelers              seeds and old acquaintances, tried for good
 pairing              who is near whom for the time being
 hellos               what a hello is worth
 failure_detector     which live peers still answer
-rumours              what is said about members' health
 dissemination        how records travel
 directory            records: our own, and the good ones
 reachability         whether we can be dialled, as others see us

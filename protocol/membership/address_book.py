@@ -9,13 +9,13 @@ table of Bitcoin's addrman, where a candidate is passed on).
 A contact is tried at once when it is new, then after 0.5, 1, 2, ... up to 60 s, each drawn from
 the upper half of its interval so that nodes do not dial in step.
 
-When the book is full, what failed and what is said to be dead goes first, then entries of the
+When the book is full, what failed and what fell silent goes first, then entries of the
 source that has the most: no peer can push out what others told us, and what we found out by
 meeting a node ourselves goes last. Keys cost nothing and addresses do: one network (see
 `netgroup`) has a bounded number of places, and a node takes one where it was seen, and one in each
 network in which it says that it can be dialled: else callers from a few networks make us, and all
-whom we tell, dial into another. There, who was seen elsewhere goes first. A rumour that a node is
-dead never removes it: it is dialled and passed on only after the others.
+whom we tell, dial into another. There, who was seen elsewhere goes first. A peer that
+fell silent stays: it is dialled and passed on only after the others, until it shows a newer record.
 
 Endpoints count from whom they mean something to: a private or a loopback one only if the node, or
 whoever told of it, was itself seen at such an address. So nobody out there can make us connect
@@ -106,7 +106,7 @@ class _Entry:
     claimed: frozenset[str] = frozenset()  # the networks in which it says that it can be dialled
     addresses: tuple[Address, ...] = ()  # those that do
     contact: Contact | None = None  # made when it is first asked for: most entries are never dialled
-    dead: bool = False  # said to be, in this incarnation
+    dead: bool = False  # it fell silent, in this incarnation
 
     @property
     def networks(self) -> frozenset[str]:

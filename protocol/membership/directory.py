@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Iterator
 
 from protocol.config import Instant, Setup
-from protocol.credentials.records import RECORD_LIFE_S, REFUTATION_BITS, Endpoint, PeerRecord, Service, make_record
+from protocol.credentials.records import RECORD_LIFE_S, RENEWAL_BITS, Endpoint, PeerRecord, Service, make_record
 from protocol.events import MembershipAction, Send
 from protocol.identity import KEY_BYTES, NodeId, node_id
 from protocol.limits.networks import Scope, netgroup, scope_of
@@ -30,7 +30,7 @@ class Directory:
         self._next_expiry = now.steady
         self._raised = False
         self.twin: PeerRecord | None = None  # of another process that runs with our key
-        self.renew(now, int(now.unix * 1000) << REFUTATION_BITS)
+        self.renew(now, int(now.unix * 1000) << RENEWAL_BITS)
 
     def renew(self, now: Instant, incarnation: int) -> None:
         """Sign a new record of ourselves."""
@@ -104,7 +104,7 @@ class Directory:
         if self._raised and record.started == self.record.started + 1:
             self.twin = record
         self._raised = True
-        self.renew(now, record.started + 1 << REFUTATION_BITS)
+        self.renew(now, record.started + 1 << RENEWAL_BITS)
 
     def tick(self, now: Instant) -> None:
         """Renew our record in good time, and let go of expired ones."""

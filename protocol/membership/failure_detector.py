@@ -4,30 +4,26 @@
       | silent for probe_interval: ping it                                    any frame from it --> WELL
     PINGED
       | silent for probe_timeout: ping it again, `PINGS` times in all
-    SUSPECT  the others are told; pinged on
+    SUSPECT  pinged on
       | silent for the suspicion time
     (dead)   dropped by us
 
 Rules
- 1. The suspicion time is Lifeguard's: from suspicion_max down to suspicion_min as peers confirm
-    that they do not hear the subject either, logarithmically in their number.
- 2. A newer record of the subject, which only it can have signed, clears it. When only others hear it,
-    `MAX_VOUCHED` times in a row, the link is at fault: it is cut, and the subject is not called dead.
- 3. When nobody else was heard either since the subject was first pinged, the fault is probably ours:
+ 1. When nobody else was heard either since the subject was first pinged, the fault is probably ours:
     our health score rises, and with it every probe's time, up to `MAX_HEALTH` + 1 times. It falls
-    with each probe that is answered in time, and rises when somebody suspects us.
- 4. The time during which we were not run ourselves is nobody's silence: `now` stands still in it
+    with each probe that is answered in time.
+ 2. The time during which we were not run ourselves is nobody's silence: `now` stands still in it
     (see `protocol.config.AwakeClock`).
 
-Left out: SWIM's ping-req, which asks others to probe the subject. A node has a link to 12 of its swarm, so beyond some
-tens of nodes hardly anybody who could be asked has one to the subject (docs/results/protocol.md has the figures); and
-a link's own connection and heartbeats tell more than a stranger can. What would reopen it: links that are chosen so
-that neighbours share neighbours.
+Left out: SWIM's ping-req, which asks others to probe the subject, and its rumours, which tell them. A node has a link
+to 12 of its swarm, so beyond some tens of nodes hardly anybody who could be asked or told has one to the subject
+(docs/results/protocol.md has the figures); a link's own connection and heartbeats tell more than a stranger can, and
+who has no link finds out when it dials. What would reopen it: links that are chosen so that neighbours share
+neighbours.
 """
 
-import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from protocol.config import Timing
@@ -36,16 +32,7 @@ from protocol.identity import NodeId
 from protocol.wire.messages import Ping
 
 PINGS = 2  # before a suspicion: with one message in ten lost, both go unanswered once in 28 times
-CONFIRMATIONS = 3  # K of Lifeguard: more confirmations than these shorten a suspicion no further
 MAX_HEALTH = 4  # S of Lifeguard: a probe may take 5 times its usual time
-MAX_VOUCHED = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Suspect:
-    """The peer is suspected from now on."""
-
-    node: NodeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +42,7 @@ class Dead:
     node: NodeId
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """The peer lives, but the link to it does not."""
-
-    node: NodeId
-
-
-DetectorAction = Send | Suspect | Dead | Cut
+DetectorAction = Send | Dead
 
 
 class State(Enum):
@@ -81,9 +61,7 @@ class _Subject:
     pinged: float = 0.0
     token: int = 0
     pings: int = 0
-    vouched: int = 0
     rtt: float | None = None
-    confirmers: dict[NodeId, None] = field(default_factory=dict)
 
     def enter(self, state: State, now: float) -> None:
         self.state, self.since = state, now
@@ -125,37 +103,16 @@ class Detector:
         if subject is None:
             return
         subject.heard = now
-        subject.vouched = 0
         if subject.state is not State.WELL:
             if subject.state is State.PINGED and subject.pings == 1:
                 self.health = max(0, self.health - 1)
-            self._clear(subject)
+            subject.state = State.WELL
 
     def pong(self, node: NodeId, token: int, now: float) -> None:
         """The peer answered a ping."""
         subject = self._subjects.get(node)
         if subject is not None and subject.token == token:
             subject.rtt = now - subject.pinged
-
-    def vouched(self, node: NodeId, now: float) -> list[DetectorAction]:
-        """Somebody else showed that the peer is alive."""
-        subject = self._subjects.get(node)
-        if subject is None or subject.state is State.WELL:
-            return []
-        subject.heard = now
-        subject.vouched += 1
-        self._clear(subject)
-        return [Cut(node)] if subject.vouched >= MAX_VOUCHED else []
-
-    def confirmed(self, node: NodeId, by: NodeId) -> None:
-        """A peer says that it does not hear the subject either; of no weight while we do."""
-        subject = self._subjects.get(node)
-        if subject is not None and subject.state is not State.WELL and len(subject.confirmers) < CONFIRMATIONS:
-            subject.confirmers[by] = None
-
-    def suspected_ourselves(self) -> None:
-        """Somebody suspects us: we are slow, or our messages are lost."""
-        self.health = min(MAX_HEALTH, self.health + 1)
 
     def tick(self, now: float) -> list[DetectorAction]:
         """Time has passed."""
@@ -178,19 +135,14 @@ class Detector:
             case State.PINGED if waited >= PINGS * patience:
                 subject.enter(State.SUSPECT, now)
                 self._doubt_ourselves(node, now - waited)
-                return [Suspect(node)]
+                return []
             case State.PINGED if waited >= subject.pings * patience:
                 return [self._ping(node, subject, now)]
-            case State.SUSPECT if waited >= self._suspicion(subject):
+            case State.SUSPECT if waited >= timing.suspicion:
                 return [Dead(node)]
             case State.SUSPECT if now - subject.pinged >= timing.probe_interval:
                 return [self._ping(node, subject, now)]
         return []
-
-    def _suspicion(self, subject: _Subject) -> float:
-        least, most = self._timing.suspicion_min, self._timing.suspicion_max
-        shorter = math.log(len(subject.confirmers) + 1) / math.log(CONFIRMATIONS + 1)
-        return max(least, most - (most - least) * shorter)
 
     def _ping(self, node: NodeId, subject: _Subject, now: float) -> Send:
         subject.pinged = now
@@ -202,7 +154,3 @@ class Detector:
         others = [subject for other, subject in self._subjects.items() if other != node]
         if others and all(subject.heard < since for subject in others):
             self.health = min(MAX_HEALTH, self.health + 1)
-
-    def _clear(self, subject: _Subject) -> None:
-        subject.state = State.WELL
-        subject.confirmers.clear()

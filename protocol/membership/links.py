@@ -49,9 +49,6 @@ MAX_PARTING = 256
 # everybody renews its record once in 12 hours, many times over.
 RECORDS_PER_SECOND = 16.0
 RECORDS_BURST = 512.0
-# And rumours: a third of a swarm of 1,000 that dies at once is 300 of them.
-RUMOURS_PER_SECOND = 2.0
-RUMOURS_BURST = 300.0
 
 
 @dataclass(slots=True)
@@ -73,7 +70,6 @@ class Peer:
     record: PeerRecord
     link: Link
     told: TokenBucket  # records that it may tell us
-    rumours: TokenBucket  # and rumours
     host: str = ""  # the IP address at the other end of its last hello's link, if it is known
     group: str = ""  # the public network that it is in, if it is in any
     port: int = 0  # where we dialled it, if we did
@@ -81,7 +77,6 @@ class Peer:
     spare_until: float = 0.0
     met: float = 0.0  # when its last hello came
     digested: float = float("-inf")  # when we last answered its digest
-    warned: float = float("-inf")  # when we last told it what is said of it
     needy: bool = False  # whether it lacked links when it called
 
     @property
@@ -326,8 +321,7 @@ class Links:
         known = self.peers.get(node)
         if known is None:
             told = TokenBucket(RECORDS_PER_SECOND, RECORDS_BURST, now)
-            rumours = TokenBucket(RUMOURS_PER_SECOND, RUMOURS_BURST, now)
-            self.peers[node] = Peer(record, link, told, rumours, host, group, port, met=now, needy=needy)
+            self.peers[node] = Peer(record, link, told, host, group, port, met=now, needy=needy)
             return True
         known.record, known.host, known.group, known.met = record, host, group, now
         known.port = port or known.port

@@ -2,7 +2,7 @@
 
 A node has few links, whatever the size of the swarm: HyParView's active view (Leitao 2007), with the
 address book as the passive view. What a hello is worth is in `hellos`, the life of a link in `links`, whether its
-other end still answers in `failure_detector`, how records and rumours travel in `dissemination` and `rumours`,
+other end still answers in `failure_detector`, how records travel in `dissemination`,
 whom we dial in `dialing`, how the revocation list travels in `revocation_exchange`, whether we can be dialled in
 `reachability`; each states its rules.
 
@@ -61,19 +61,16 @@ from protocol.membership.dialing import Dialing
 from protocol.membership.directory import Directory
 from protocol.membership.dissemination import Dissemination
 from protocol.membership.failure_detector import (
-    Cut,
     Dead,
     Detector,
     DetectorAction,
     State,
-    Suspect,
 )
 from protocol.membership.hellos import Refuses, Worth, judge
 from protocol.membership.links import HELLO_RETRY_S, Links, voice_of
 from protocol.membership.pairing import name_of
 from protocol.membership.reachability import Reachability
 from protocol.membership.revocation_exchange import MAX_WAITING, RevocationExchange
-from protocol.membership.rumours import Rumours
 from protocol.notices import GRAYLISTED, Refusals
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import (
@@ -82,13 +79,10 @@ from protocol.wire.messages import (
     Digest,
     Goodbye,
     Hello,
-    News,
     Peers,
     Ping,
     Pong,
     Revocations,
-    Rumour,
-    Status,
 )
 
 EVICT_INTERVAL_S = 1.0
@@ -128,7 +122,6 @@ class Membership:
         self.book = book
         self.directory = Directory(setup, book, rng, now)
         self._dissemination = Dissemination(setup, book, self.directory, self._links, rng, now)
-        self._rumours = Rumours(setup, book, self.directory, self._links, self._detector, now)
         self._dialing = Dialing(setup, book, self.directory, self._links, refuses, rng, now)
         self._lists = RevocationExchange(setup.gate)
         self._next_review = now.steady
@@ -260,8 +253,6 @@ class Membership:
                 return [Send(link, Pong(Ping.decode(body).token))]
             case Kind.PONG:
                 self._detector.pong(sender, Ping.decode(body).token, now.steady)
-            case Kind.NEWS:
-                return self._rumours.take(sender, News.decode(body), now)
             case Kind.DIAL_BACK:
                 return self.reachability.asked(sender, DialBack.decode(body), now)
             case Kind.DIALLED_BACK:
@@ -474,7 +465,7 @@ class Membership:
         self._detector.down(node)
         return [*self.reachability.gone(node), *(HangUp(link) for link in self._links.drop(node)), PeerDown(node)]
 
-    # Records and rumours
+    # Records
 
     def _hear_of(self, link: Link, sender: NodeId, peers: Peers, now: Instant) -> list[MembershipAction]:
         if sender not in self._links.peers:
@@ -491,13 +482,11 @@ class Membership:
 
     def _learn(self, sender: NodeId, voice: str, scope: Scope, peers: Peers, now: Instant) -> list[MembershipAction]:
         fresh = self._dissemination.learn(sender, voice, scope, peers, now)
-        actions: list[MembershipAction] = []
         for record in fresh:
             live = self._links.peers.get(record.node_id)
             if live is not None and record.replaces(live.record):
                 live.record = record
-                actions += self._carry_out(self._detector.vouched(record.node_id, now.steady), now)
-        return [*actions, *self._dissemination.pass_on(fresh, sender, now), *self._dialing.fill(now)]
+        return [*self._dissemination.pass_on(fresh, sender, now), *self._dialing.fill(now)]
 
     def _carry_out(self, wanted: list[DetectorAction], now: Instant) -> list[MembershipAction]:
         actions: list[MembershipAction] = []
@@ -506,16 +495,9 @@ class Membership:
                 case Send(node, message):
                     assert isinstance(node, str)
                     actions.append(Send(self._links.peers[node].link, message))
-                case Suspect(node):
-                    rumour = Rumour(node, self._links.peers[node].record.incarnation, Status.SUSPECT)
-                    actions += self._links.tell_all(News((rumour,)))
                 case Dead(node):
                     self.deaths += 1
-                    incarnation = self._links.peers[node].record.incarnation
-                    self.book.mark_dead(node, incarnation)
-                    actions += self._lose(node, now)
-                    actions += self._links.tell_all(News((Rumour(node, incarnation, Status.DEAD),)))
-                case Cut(node):
+                    self.book.mark_dead(node, self._links.peers[node].record.incarnation)
                     actions += self._lose(node, now)
         return actions
 

@@ -20,11 +20,8 @@ from protocol.wire.messages import (
     Entry,
     Have,
     Hello,
-    News,
     Peers,
     Ping,
-    Rumour,
-    Status,
 )
 
 LIE_INTERVAL_S = 1.0
@@ -117,16 +114,6 @@ class Forger(_Speaker):
         frame = self._seal(Kind.ITEM, NO_TOPIC + self._wiles.randbytes(100), now)
         victim = self._wiles.choice(self.membership.book.records() or [self.membership.record])
         return [victim.public_key + frame[len(victim.public_key) :]]
-
-
-class Gravedigger(_Speaker):
-    """Says of living nodes that they are dead."""
-
-    def _say(self, now: Instant) -> list[bytes]:
-        records = self.membership.book.records()
-        chosen = self._wiles.sample(records, min(8, len(records)))
-        rumours = tuple(Rumour(record.node_id, record.incarnation, Status.DEAD) for record in chosen)
-        return [control_frame(Kind.NEWS, News(rumours).encode())]
 
 
 class Flooder(_Speaker):

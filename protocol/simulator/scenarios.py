@@ -143,7 +143,7 @@ SCENARIOS = {
         undisturbed=True,
     ),
     "hostile": Scenario(
-        "20 % are hostile, seeds too: drop, announce what is not, forge, bury the living, flood, and eclipse newcomers",
+        "20 % are hostile, seeds too: drop, announce what is not, forge, flood, and eclipse newcomers",
         _hostile,
         lambda plan: replace(plan, hostile=0.2),
     ),

@@ -30,7 +30,7 @@ SWARM = b"simulated swarm!"
 EPOCH = 1_700_000_000.0  # the unix time at which every simulation begins
 MIN_WAIT_S = 0.001  # a driver that asks for less would stop the clock
 # One reader serves all nodes, so that a record exists once however many know it. Enough for
-# ten thousand nodes with some refutations, renewals and restarts each.
+# ten thousand nodes with some renewals and restarts each.
 SHARED_RECORDS = 1 << 16
 TRACED_BYTES = 4 * HEADER_BYTES  # of each frame
 

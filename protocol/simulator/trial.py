@@ -23,7 +23,6 @@ from protocol.simulator.adversaries import (
     FalseAnnouncer,
     Flooder,
     Forger,
-    Gravedigger,
     SimulatedIdentity,
 )
 from protocol.simulator.overlay import Graph, mutual
@@ -110,7 +109,7 @@ class Trial:
         plan = self.plan
         names = self.rng.sample(range(plan.nodes), int(plan.hostile * plan.nodes))
         eclipser = partial(Eclipser, self.attack)
-        kinds: list[MakeCore] = [Dropper, FalseAnnouncer, Forger, Gravedigger, Flooder, *(3 * [eclipser])]
+        kinds: list[MakeCore] = [Dropper, FalseAnnouncer, Forger, Flooder, *(3 * [eclipser])]
         self.hostile |= {name: kinds[place % len(kinds)] for place, name in enumerate(names)}
         if not names:
             return

@@ -80,7 +80,6 @@ class Kind(IntEnum):
     IDONTWANT = 20
     DIAL_BACK = 21
     DIALLED_BACK = 22
-    NEWS = 23
 
 
 @value

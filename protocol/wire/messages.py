@@ -6,13 +6,12 @@ appended are skipped.
 """
 
 import hashlib
-from enum import IntEnum
 from functools import lru_cache
 from typing import ClassVar, NamedTuple, Protocol, Self
 
 from protocol.credentials.records import MAX_RECORD_BYTES
 from protocol.errors import MessageError
-from protocol.identity import NODE_ID_BYTES, NodeId, id_bytes, id_of_bytes
+from protocol.identity import NodeId, id_bytes
 from protocol.value import value
 from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
 from protocol.wire.envelope import (
@@ -28,7 +27,6 @@ from protocol.wire.envelope import (
 
 MAX_RECORDS = 64  # about 20 kB: all of a swarm of tens at once
 MAX_IDS = 512
-MAX_NEWS = 64
 MAX_TOPICS = 64
 MAX_DIGEST = 512  # entries: the largest full directory
 MAX_MANIFEST_BYTES = 32 << 10
@@ -171,48 +169,6 @@ class DialledBack:
         host, port, reached = unpack(body, 3, error=MessageError, max_text=MAX_HOST_BYTES)
         _check(isinstance(host, str) and is_uint(port, 0xFFFF) and is_uint(reached, 1))
         return cls(host, port, reached > 0)
-
-
-class Status(IntEnum):
-    """What is said of a member."""
-
-    SUSPECT = 1
-    DEAD = 2
-
-
-class Rumour(NamedTuple):
-    """A member's status as of one of its incarnations; void once it shows a larger one."""
-
-    node: NodeId
-    incarnation: int
-    status: Status
-
-
-@value
-class News:
-    """Rumours about members."""
-
-    kind: ClassVar[Kind] = Kind.NEWS
-    rumours: tuple[Rumour, ...]
-
-    def encode(self) -> bytes:
-        """Return the body's bytes."""
-        return pack([[[id_bytes(node), incarnation, int(status)] for node, incarnation, status in self.rumours]])
-
-    @classmethod
-    def decode(cls, body: bytes) -> "News":
-        """Read a body."""
-        (rumours,) = unpack(body, 1, error=MessageError, max_bytes=NODE_ID_BYTES, max_array=MAX_NEWS)
-        _check(isinstance(rumours, list))
-        return cls(tuple(map(_rumour, rumours)))
-
-
-def _rumour(fields: object) -> Rumour:
-    _check(isinstance(fields, list) and len(fields) >= 3)
-    assert isinstance(fields, list)
-    node, incarnation, status = fields[:3]
-    _check(is_bytes(node, NODE_ID_BYTES) and is_uint(incarnation) and status in (Status.SUSPECT, Status.DEAD))
-    return Rumour(id_of_bytes(node), incarnation, Status(status))
 
 
 @value

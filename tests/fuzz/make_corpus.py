@@ -25,13 +25,10 @@ from protocol.wire.messages import (
     ItemChunk,
     ItemOutline,
     Manifest,
-    News,
     Part,
     Peers,
     Ping,
     Revocations,
-    Rumour,
-    Status,
     Want,
 )
 from tests.fuzz.targets import CLUB, SWARM, TARGETS, UNIX
@@ -59,7 +56,6 @@ def inputs() -> list[bytes]:
         Hello(record.encoded, needy=True).encode(),
         Peers((record.encoded,)).encode(),
         Ping(7).encode(),
-        News((Rumour(OTHER.node_id, 1 << 16, Status.DEAD),)).encode(),
         Goodbye("full").encode(),
         Digest((record.summary,)).encode(),
         Have((Entry(item, 1000), Entry(item, 1 << 20, parts=b"\x05"))).encode(),
@@ -76,7 +72,7 @@ def inputs() -> list[bytes]:
         str(Invite(manifest.name, manifest.hash, (seed,))).encode(),
         str(seed).encode(),
         encode(Group(TaskKey("builtin/sums", 1, "00"), 1, "3+4=", completions, "llama", 1)),
-        bytes([Kind.NEWS]) + News((Rumour(OTHER.node_id, 1 << 16, Status.SUSPECT),)).encode(),
+        bytes([Kind.HAVE]) + Have((Entry(item, 1000),)).encode(),
         AskRevocations(7).encode(),
         Revocations(revocations.encoded).encode(),
         revocations.encoded,
@@ -92,7 +88,7 @@ def main() -> None:
     folder = Path(__file__).parent / "corpus"
     folder.mkdir(exist_ok=True)
     for number, data in enumerate(inputs()):
-        target = number if number < len(TARGETS) else 16
+        target = number if number < len(TARGETS) else 15
         (folder / f"{number:02}").write_bytes(bytes([target]) + data)
 
 

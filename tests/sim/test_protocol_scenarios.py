@@ -14,12 +14,10 @@ import structlog
 
 from protocol.config import LOCAL, WAN, Limits
 from protocol.simulator.__main__ import main
-from protocol.simulator.adversaries import Gravedigger
 from protocol.simulator.matrices import MATRICES, Crowd, Row, admittance, arrival
 from protocol.simulator.scenarios import MAX_HOSTILE_LINKS, SCENARIOS, Check, hostile_share, judge, suffer
 from protocol.simulator.trial import LIMITS, Plan, Trial
 from protocol.transport.memory import Conditions
-from protocol.wire.envelope import Kind
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {"steady", "kill", "partition", "rolling-restarts"}  # the rest, and a second seed, are slow tests
@@ -148,17 +146,6 @@ def test_the_same_seed_prints_the_same_in_other_processes_with_other_hash_seeds(
     first, second, other = run("1", "7"), run("2", "7"), run("1", "8")
     assert re.search(r"^trace [0-9a-f]{64}", first, re.MULTILINE)
     assert first == second != other
-
-
-def test_a_liar_about_deaths_cannot_make_a_swarm_talk_of_nothing_else() -> None:
-    trial = Trial(Plan(nodes=60, seed=1, faults_s=0.0), print)
-    trial.hostile = {5: Gravedigger}
-    trial.settle(20.0)
-    sent = trial.simulation.frames_sent
-    before = sent[Kind.NEWS]
-    trial.pass_time(30.0)
-    assert sent[Kind.NEWS] - before < 5 * 60 * 30
-    assert trial.declared_dead() == 0
 
 
 def test_the_command_fails_and_says_how_to_do_it_again_when_an_invariant_does_not_hold(

@@ -1,4 +1,4 @@
-"""The address book: what it keeps when it is full, whom it offers for dialling, and what rumours change."""
+"""The address book: what it keeps when it is full, whom it offers for dialling, and what a silence changes."""
 
 import random
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import Instant
-from protocol.credentials.records import REFUTATION_BITS, Address, Endpoint, PeerRecord, Service, make_record
+from protocol.credentials.records import RENEWAL_BITS, Address, Endpoint, PeerRecord, Service, make_record
 from protocol.identity import Identity
 from protocol.limits.networks import Scope
 from protocol.membership.address_book import BUSY_S, Book
@@ -22,10 +22,10 @@ def at(seconds: float) -> Instant:
 
 
 def record(
-    number: int, start: int = 1, *, refutations: int = 0, dialable: bool = True, life: float = 3600, host: str = ""
+    number: int, start: int = 1, *, renewals: int = 0, dialable: bool = True, life: float = 3600, host: str = ""
 ) -> PeerRecord:
     endpoints = (Endpoint(host or f"n{number}", start),) if dialable else ()
-    incarnation = (start << REFUTATION_BITS) + refutations
+    incarnation = (start << RENEWAL_BITS) + renewals
     return make_record(PEOPLE[number], SWARM, endpoints, incarnation, "", int((UNIX + life) * 1000))
 
 
@@ -126,7 +126,7 @@ def test_the_dead_and_the_unreachable_go_before_the_loud() -> None:
     told_by_two(book, 0, 1, 2)
     book.add(record(3))
     book.add(record(4))
-    assert book.mark_dead(PEOPLE[3].node_id, 1 << REFUTATION_BITS)
+    assert book.mark_dead(PEOPLE[3].node_id, 1 << RENEWAL_BITS)
     contact = book.contact(PEOPLE[4].node_id)
     assert contact is not None
     contact.failed(at(0), random.Random(1))
@@ -200,14 +200,14 @@ def test_a_laboratory_is_not_bounded_by_its_addresses() -> None:
 def test_a_rumour_holds_for_the_incarnation_it_names_and_until_we_meet_the_node() -> None:
     book = Book((), 9)
     node = PEOPLE[0].node_id
-    book.add(record(0, refutations=2))
-    assert not book.mark_dead(node, 1 << REFUTATION_BITS)  # it has refuted that one
-    assert book.mark_dead(node, (1 << REFUTATION_BITS) + 2) and book.is_dead(node)
-    assert not book.mark_dead(node, (1 << REFUTATION_BITS) + 2)  # no news
-    book.add(record(0, refutations=2))
+    book.add(record(0, renewals=2))
+    assert not book.mark_dead(node, 1 << RENEWAL_BITS)  # it has shown a newer one
+    assert book.mark_dead(node, (1 << RENEWAL_BITS) + 2) and book.is_dead(node)
+    assert not book.mark_dead(node, (1 << RENEWAL_BITS) + 2)  # no news
+    book.add(record(0, renewals=2))
     assert not book.is_dead(node)
-    book.mark_dead(node, (1 << REFUTATION_BITS) + 2)
-    book.hear(record(0, refutations=3), "a")
+    book.mark_dead(node, (1 << RENEWAL_BITS) + 2)
+    book.hear(record(0, renewals=3), "a")
     assert not book.is_dead(node)
 
 
@@ -215,7 +215,7 @@ def test_the_dead_are_dialled_last_and_not_spoken_of() -> None:
     book = Book((), 9)
     told_by_two(book, *range(8))
     for number in range(4):
-        book.mark_dead(PEOPLE[number].node_id, 1 << REFUTATION_BITS)
+        book.mark_dead(PEOPLE[number].node_id, 1 << RENEWAL_BITS)
     keys = [contact.key for contact in book.contacts_due(at(0), random.Random(1))]
     assert set(keys[4:]) == {PEOPLE[number].curve_key for number in range(4)}
     assert {one.node_id for one in book.good_records()} == ids(4, 5, 6, 7)
@@ -262,7 +262,7 @@ def test_expired_records_are_forgotten() -> None:
 def at_hosts(number: int, *hosts: str, services: tuple[Service, ...] = ()) -> PeerRecord:
     endpoints = tuple(Endpoint(host, 4001) for host in hosts)
     expiry_ms = int((UNIX + 3600) * 1000)
-    return make_record(PEOPLE[number], SWARM, endpoints, 1 << REFUTATION_BITS, "", expiry_ms, b"", services)
+    return make_record(PEOPLE[number], SWARM, endpoints, 1 << RENEWAL_BITS, "", expiry_ms, b"", services)
 
 
 def targets(book: Book) -> list[str]:

@@ -55,7 +55,6 @@ from protocol.wire.envelope import (
 from protocol.wire.messages import (
     MAX_CHUNKS,
     MAX_IDS,
-    MAX_NEWS,
     MAX_RECORDS,
     MAX_TOPICS,
     AskRevocations,
@@ -74,13 +73,10 @@ from protocol.wire.messages import (
     ItemChunk,
     ItemOutline,
     Manifest,
-    News,
     Part,
     Peers,
     Ping,
     Revocations,
-    Rumour,
-    Status,
     Want,
 )
 from protocol.wire.version import EARLIER, MAJOR, said, spoken_version
@@ -225,8 +221,6 @@ def test_signed_nonsense_raises_only_the_typed_error(payload: bytes) -> None:
 @example(msgpack.packb([b"x" * 32, [1], b"t" * 7, b"s" * 4, []]), Have)
 @example(msgpack.packb([b"x" * 32, [-1], b"t" * 8, b"s" * 4, []]), Have)
 @example(msgpack.packb([b"x" * 32, [MAX_FRAME_BYTES + 1], b"t" * 8, b"s" * 4, []]), Have)
-@example(msgpack.packb([[[b"x" * 20, 1, 9]]]), News)
-@example(msgpack.packb([[[b"x" * 20, 1]]]), News)
 @example(msgpack.packb(["no such name!"]), Goodbye)
 @example(msgpack.packb([b"x" * 17]), Digest)
 @example(msgpack.packb([b"x" * 32, [1], b"t" * 8, b"s" * 3, []]), Have)
@@ -250,7 +244,6 @@ def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
     | st.builds(Peers, st.lists(st.binary(max_size=300), max_size=MAX_RECORDS).map(tuple))
     | st.builds(Ping, uint64)
     | st.builds(Have, st.lists(entries, max_size=20).map(tuple))
-    | st.builds(News, st.lists(st.builds(Rumour, nodes, uint64, st.sampled_from(Status)), max_size=MAX_NEWS).map(tuple))
     | st.builds(DialBack, st.integers(0, 0xFFFF))
     | st.builds(DialledBack, st.sampled_from(["", "198.41.0.4", "fe80::1%eth0"]), st.integers(0, 0xFFFF), st.booleans())
     | st.builds(Goodbye, st.sampled_from(["full", "not_admitted"]))
@@ -320,7 +313,7 @@ def test_a_newer_minor_version_is_understood_and_another_major_one_told_apart_fr
         assert caught.value.reason == "other_version"
 
 
-@pytest.mark.parametrize(("decode", "width"), [(Hello.decode, 11), (Peers.decode, 57), (News.decode, 57)])
+@pytest.mark.parametrize(("decode", "width"), [(Hello.decode, 11), (Peers.decode, 57)])
 def test_a_body_of_nothing_but_arrays_is_refused_before_it_takes_memory(
     decode: Callable[[bytes], object], width: int
 ) -> None:

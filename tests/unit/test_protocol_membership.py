@@ -13,7 +13,7 @@ from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.invite import make_shared_invite
 from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
 from protocol.credentials.records import (
-    REFUTATION_BITS,
+    RENEWAL_BITS,
     Address,
     Endpoint,
     PeerRecord,
@@ -48,7 +48,7 @@ from protocol.membership.membership import EVICT_INTERVAL_S, REFERRALS, TICK_S, 
 from protocol.membership.pairing import distance
 from protocol.notices import Case
 from protocol.wire.envelope import Kind
-from protocol.wire.messages import Digest, Goodbye, Hello, News, Peers, Ping, Pong, Rumour, Status
+from protocol.wire.messages import Digest, Goodbye, Hello, Peers, Ping, Pong
 
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0
@@ -68,16 +68,16 @@ def at(seconds: float) -> Instant:
 
 
 def record(
-    identity: Identity, start: int = 1, *, refutations: int = 0, dialable: bool = True, swarm: bytes = SWARM
+    identity: Identity, start: int = 1, *, renewals: int = 0, dialable: bool = True, swarm: bytes = SWARM
 ) -> PeerRecord:
     endpoints = (Endpoint(identity.node_id, 1000 + start),) if dialable else ()
-    incarnation = (start << REFUTATION_BITS) + refutations
+    incarnation = (start << RENEWAL_BITS) + renewals
     return make_record(identity, swarm, endpoints, incarnation, "test", int((UNIX + 3600) * 1000))
 
 
 def at_host(identity: Identity, host: str) -> PeerRecord:
     expiry_ms = int((UNIX + 3600) * 1000)
-    return make_record(identity, SWARM, (Endpoint(host, 1000),), 1 << REFUTATION_BITS, "test", expiry_ms)
+    return make_record(identity, SWARM, (Endpoint(host, 1000),), 1 << RENEWAL_BITS, "test", expiry_ms)
 
 
 def address(identity: Identity) -> Address:
@@ -278,85 +278,13 @@ def test_an_endpoint_that_is_our_own_is_not_dialled_but_the_next_one_of_its_reco
     core = machine()
     join(core, LOW)
     endpoints = (Endpoint("me", 1), Endpoint("elsewhere", 1))
-    twin = make_record(HIGH, SWARM, endpoints, 1 << REFUTATION_BITS, "test", int((UNIX + 3600) * 1000))
+    twin = make_record(HIGH, SWARM, endpoints, 1 << RENEWAL_BITS, "test", int((UNIX + 3600) * 1000))
     actions = core.handle(peers(LOW, twin), at(0)) + run(core, TICK_S, 5)
     assert [action.address.endpoint.host for action in actions if isinstance(action, Dial)] == ["elsewhere"]
 
 
-def news(sender: Identity, subject: Identity, status: Status, incarnation: int = 1 << REFUTATION_BITS) -> Message:
-    body = News((Rumour(subject.node_id, incarnation, status),)).encode()
-    return Message(Link(sender.curve_key, False), sender.node_id, Kind.NEWS, body)
-
-
 def bodies(actions, kind: Kind) -> list[bytes]:
     return [action.message.encode() for action in actions if isinstance(action, Send) and action.message.kind == kind]
-
-
-def test_a_suspicion_is_told_to_the_others_and_a_newer_record_of_the_suspect_ends_it() -> None:
-    core = machine()
-    join(core, HIGH)
-    join(core, LOW)
-    now, actions = 0.0, []
-    while HIGH.node_id not in core.suspects:
-        now += TICK_S
-        core.heard(LOW.node_id, at(now))
-        actions += core.handle(Tick(), at(now))
-    assert [link.key for link in told(actions, Kind.PING)] == [HIGH.curve_key] * 2
-    assert (
-        Rumour(HIGH.node_id, 1 << REFUTATION_BITS, Status.SUSPECT) in News.decode(bodies(actions, Kind.NEWS)[0]).rumours
-    )
-    core.handle(peers(LOW, record(HIGH, refutations=1)), at(now))
-    assert core.suspects == []
-
-
-def test_a_rumour_about_ourselves_is_refuted_once_by_a_larger_incarnation() -> None:
-    core = machine()
-    join(core, HIGH)
-    before = core.record.incarnation
-    actions = core.handle(news(HIGH, ME, Status.SUSPECT, before), at(1))
-    assert core.record.incarnation == before + 1 and core.record.started == before >> REFUTATION_BITS
-    assert bodies(actions, Kind.PEERS) == [Peers((core.record.encoded,)).encode()]
-    assert core.handle(news(HIGH, ME, Status.DEAD, before), at(60)) == []  # stale
-    assert core.handle(news(HIGH, ME, Status.DEAD, 2**64 - 1), at(60)) == []  # invented
-
-
-def test_a_rumour_about_a_peer_that_we_hear_is_told_to_that_peer_only() -> None:
-    core = machine()
-    for identity in (HIGH, LOW, OTHERS[0]):
-        join(core, identity)
-    actions = core.handle(news(HIGH, LOW, Status.DEAD), at(1))
-    assert [link.key for link in told(actions, Kind.NEWS)] == [LOW.curve_key]
-    assert LOW.node_id in core.peers
-
-
-def test_a_death_is_told_on_by_those_to_whom_it_is_news_and_does_not_remove_the_record() -> None:
-    core = machine()
-    join(core, HIGH)
-    join(core, LOW)
-    core.handle(peers(HIGH, record(OTHERS[0])), at(0))
-    assert core.handle(news(HIGH, OTHERS[0], Status.DEAD), at(0)) == []  # nobody else told us of it
-    core.handle(peers(LOW, record(OTHERS[0])), at(0))
-    core.handle(peers(LOW, record(OTHERS[0], refutations=1)), at(0))
-    actions = core.handle(news(HIGH, OTHERS[0], Status.DEAD, (1 << REFUTATION_BITS) + 1), at(1))
-    assert [link.key for link in told(actions, Kind.NEWS)] == [LOW.curve_key]
-    assert core.handle(news(LOW, OTHERS[0], Status.DEAD, (1 << REFUTATION_BITS) + 1), at(1)) == []
-    assert core.handle(news(LOW, OTHERS[1], Status.DEAD), at(1)) == []  # never heard of it
-    assert OTHERS[0].node_id in core.book and core.book.is_dead(OTHERS[0].node_id)
-    core.handle(peers(LOW, record(OTHERS[0], refutations=2)), at(2))
-    assert not core.book.is_dead(OTHERS[0].node_id)
-
-
-def test_a_newer_record_of_a_suspect_clears_it() -> None:
-    core = machine()
-    join(core, HIGH)
-    join(core, LOW)
-    now = 0.0
-    while HIGH.node_id not in core.suspects:
-        now += TICK_S
-        core.heard(LOW.node_id, at(now))
-        core.handle(Tick(), at(now))
-    core.handle(peers(LOW, record(HIGH, refutations=1)), at(now))
-    assert core.suspects == [] and core.live_record(HIGH.node_id).incarnation == (1 << REFUTATION_BITS) + 1
 
 
 def by_distance(*identities: Identity) -> list[Identity]:
@@ -674,7 +602,7 @@ def test_of_a_swarm_that_outgrows_its_links_the_last_callers_go_one_after_the_ot
     assert told(core.handle(hello(strangers[0], dialled=False), at(now)), Kind.GOODBYE)
 
 
-def test_neither_rumours_of_deaths_nor_nodes_that_cannot_be_dialled_make_a_swarm_small_or_large() -> None:
+def test_neither_deaths_nor_nodes_that_cannot_be_dialled_make_a_swarm_small_or_large() -> None:
     core = machine()
     for identity in OTHERS[:4]:
         join(core, identity)
@@ -839,8 +767,8 @@ def test_a_neighbours_record_with_private_endpoints_beside_public_ones_is_told_t
     """It signs another for those out there, and whoever hears of it there has that one."""
     core = machine()
     expiry_ms = int((UNIX + 3600) * 1000)
-    both = make_record(OTHERS[0], SWARM, (HOME, OUTSIDE), 1 << REFUTATION_BITS, "test", expiry_ms + 2)
-    outside = make_record(OTHERS[1], SWARM, (OUTSIDE,), 1 << REFUTATION_BITS, "test", expiry_ms + 1)
+    both = make_record(OTHERS[0], SWARM, (HOME, OUTSIDE), 1 << RENEWAL_BITS, "test", expiry_ms + 2)
+    outside = make_record(OTHERS[1], SWARM, (OUTSIDE,), 1 << RENEWAL_BITS, "test", expiry_ms + 1)
     for identity, host, shown in ((OTHERS[0], "192.168.0.9", both), (OTHERS[1], "198.41.0.4", outside)):
         link = Link(identity.curve_key, False)
         core.handle(Accepted(link, host), at(0))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import Instant, Limits, Setup
-from protocol.credentials.records import REFUTATION_BITS, Address, Endpoint, make_record
+from protocol.credentials.records import RENEWAL_BITS, Address, Endpoint, make_record
 from protocol.errors import PeerError
 from protocol.events import Accepted, Closed, Dial, HangUp, Link, Message, Opened, PeerUp, Send, Tick
 from protocol.identity import Identity
@@ -82,7 +82,7 @@ class Node:
 
 
 def record_of(identity: Identity):
-    return make_record(identity, SWARM, (), 1 << REFUTATION_BITS, "", int((UNIX + 36000) * 1000))
+    return make_record(identity, SWARM, (), 1 << RENEWAL_BITS, "", int((UNIX + 36000) * 1000))
 
 
 def shown(actions: list) -> set[Link]:
