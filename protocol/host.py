@@ -57,7 +57,7 @@ ADDRESS_INTERVAL_S = 10.0  # a laptop that changed networks says so this soon; l
 LIST_INTERVAL_S, LIST_RETRY_S = 2.0, 60.0  # a person who takes something back waits; reading a small file does not
 COMMANDS_PER_STEP = 256
 
-Command = Offer | Subscribe | Report
+Command = Offer | Report
 
 T = TypeVar("T")
 
@@ -212,6 +212,8 @@ class Host:
         self._inbox: Mailbox[Item] = Mailbox(
             self._limits.inbox_items, self._limits.inbox_bytes, lambda item: len(item.frame)
         )
+        self._wish: Subscribe | None = None  # the last one, set by any thread
+        self._told: Subscribe | None = None  # the last one that the core knows, set by the network thread
         self._commands: Mailbox[Command] = Mailbox(self._limits.inbox_items, self._limits.inbox_bytes, _command_size)
         self._stopping = threading.Event()
         self._failure: Exception | None = None
@@ -281,7 +283,8 @@ class Host:
 
     def subscribe(self, topics: frozenset[bytes] | None, demand: float) -> None:
         """Ask for items of these topics only (8 bytes each; None: all), `demand` of them a second at most."""
-        self._command(Subscribe(topics, demand))
+        self._wish = Subscribe(topics, demand)  # the last one counts, and no flood of items pushes it out
+        self._wake()
 
     def receive(self, limit: int, timeout: float = 0.0, least: int = 1) -> list[Received]:
         """Return up to `limit` items that came since the last call, oldest first. Raises as `check`.
@@ -436,6 +439,7 @@ class Host:
                     self._stopping.wait(transport.until_review)
                     wait = driver.wait()
                 self._take_fetched(driver)
+                self._take_wish(driver)
                 self._keep_uses(driver, now)
                 self._keep_list(driver, now)
                 if now.steady >= next_description:
@@ -466,6 +470,12 @@ class Host:
             self._failure = error
         finally:
             transport.close()
+
+    def _take_wish(self, driver: Driver) -> None:
+        """Tell the core what the node wants, if that is news."""
+        if (wish := self._wish) is not None and wish is not self._told:
+            self._told = wish
+            driver.feed(wish)
 
     def _take_fetched(self, driver: Driver) -> None:
         """Tell the core what came from the shelf."""

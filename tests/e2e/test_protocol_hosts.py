@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from structlog.testing import capture_logs
 from node.telemetry.logs import setup_logs
 from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint, make_record
+from protocol.driver import Driver
 from protocol.errors import BadAddress, NetworkFailed, PortInUse
 from protocol.host import Host, Verdict
 from protocol.identity import Identity
@@ -123,6 +125,28 @@ def test_an_inbox_that_nobody_empties_is_bounded_and_counts_what_it_drops() -> N
             one.publish(b"%d" % number)
         wait_until(lambda: two.counters().rejected.get("inbox_full") == 7, 20)
         assert [item.body for item in two.receive(100)] == [b"7", b"8", b"9", b"10", b"11"]
+
+
+def test_a_wish_is_not_pushed_out_by_what_a_node_publishes_before_the_network_thread_looks(monkeypatch) -> None:
+    topic, other = b"a topic!", b"another!"
+    looks = threading.Event()
+    feed = Driver.feed
+
+    def slow(driver: Driver, event) -> None:
+        looks.wait(20)
+        feed(driver, event)
+
+    monkeypatch.setattr(Driver, "feed", slow)
+    with running() as (one, address), running(address, limits=Limits(inbox_items=5)) as (two, _):
+        wait_until(lambda: one.counters().peers == two.counters().peers == 1, 20, "the pair")
+        two.subscribe(frozenset([topic]), float("inf"))
+        for number in range(50):
+            two.publish(b"%d" % number)
+        looks.set()
+        wait_until(lambda: two.counters().rejected.get("outbox_full"), 20, "items that were dropped")
+        one.publish(b"unwanted", other)
+        one.publish(b"wanted", topic)
+        assert [item.body for item in collect(two, 1)] == [b"wanted"]
 
 
 def test_a_port_in_use_and_a_bad_address_are_told_apart() -> None:
