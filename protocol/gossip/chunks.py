@@ -86,21 +86,17 @@ class Partials:
         return item_id in self._partials
 
     def has_room(self, size: int, now: float) -> bool:
-        """Tell whether an item of that size can be begun, in place of one that stalls if need be."""
-        if size > self._capacity:
-            return False
-        if self._size + size <= self._capacity and len(self._partials) < MAX_PARTIALS:
-            return True
-        return self._partials[self._stalest].touched + STALL_S <= now
+        """Tell whether an item of that size can be begun, in place of some that stall if need be."""
+        return self._giving_way(size, now) is not None
 
     def begin(self, outline: Outline, now: float) -> list[ItemId] | None:
-        """Begin an item; return those that gave way, or None if there is no room."""
-        size, gone = outline.header.size, []
-        while self._size + size > self._capacity or len(self._partials) >= MAX_PARTIALS:
-            if not self.has_room(size, now):
-                return None
-            gone.append(self._stalest)
-            self.pop(gone[-1])
+        """Begin an item; return those that gave way, or None if there is no room, and nothing gave way."""
+        size = outline.header.size
+        gone = self._giving_way(size, now)
+        if gone is None:
+            return None
+        for item_id in gone:
+            self.pop(item_id)
         self._partials[outline.id] = Partial.begin(outline, now)
         self._size += size
         return gone
@@ -109,9 +105,19 @@ class Partials:
         """Return them in the order of their beginnings."""
         return iter(self._partials.items())
 
-    @property
-    def _stalest(self) -> ItemId:
-        return min(self._partials, key=lambda item_id: self._partials[item_id].touched)
+    def _giving_way(self, size: int, now: float) -> list[ItemId] | None:
+        """Return those that stall, which give way to an item of that size; None if there is no room even so."""
+        room, places, gone = self._capacity - self._size, MAX_PARTIALS - len(self._partials), list[ItemId]()
+        if room >= size and places > 0:
+            return gone
+        for item_id, partial in sorted(self._partials.items(), key=lambda one: one[1].touched):
+            if partial.touched + STALL_S > now:
+                return None
+            gone.append(item_id)
+            room, places = room + partial.outline.header.size, places + 1
+            if room >= size and places > 0:
+                return gone
+        return None
 
     def pop(self, item_id: ItemId) -> Partial | None:
         """Forget an item."""

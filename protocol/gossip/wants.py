@@ -211,7 +211,7 @@ class Wants:
             self._wait(want)
             return False
         for item_id in gone:
-            self._wait(self._wants[item_id])
+            self._give_way(self._wants[item_id])
         partial = self._partials.get(outline.id)
         assert partial is not None
         for one in want.holders:
@@ -523,6 +523,15 @@ class Wants:
         self._fresh.pop(want.entry.id, None)
         for node in want.holders:
             self._holders[node].unlist(want.entry)
+
+    def _give_way(self, want: _Wanted) -> None:
+        """A partial item is gone: its chunks are asked of nobody, and it waits as if nothing had come."""
+        for node in want.holders:
+            row = self._ledger.row(node, want.entry.id)
+            if row.asked:
+                self._cancels[node].setdefault(want.entry.id, []).extend(row.asked)
+                self._release(want, node, late=True)
+        self._wait(want)
 
     def _withdraw(self, node: NodeId, item_id: ItemId, *, late: bool = True) -> None:
         """One holder less; without any, the item is forgotten unless some of it is there."""

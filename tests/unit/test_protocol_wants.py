@@ -24,7 +24,7 @@ from protocol.gossip.wants import (
 )
 from protocol.identity import Identity, NodeId
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_count, chunk_hashes, header_of, seal
-from protocol.wire.messages import NO_TOPIC, Cancel, Entry, ItemChunk, Want
+from protocol.wire.messages import NO_TOPIC, Cancel, Entry, ItemChunk, Part, Want
 
 A, B, C, D = (NodeId(letter) for letter in "abcd")
 EVERYTHING = float("inf")
@@ -437,6 +437,36 @@ def test_what_is_begun_has_a_bounded_room_and_what_got_nothing_for_longest_gives
         wants.chunk_arrived(B, two.chunk(index), STALL_S + 2.0)
     assert wants.finish(two.id, B) == two
     assert wants.ask(STALL_S + 20.0) == {A: [one.id]}
+
+
+def test_what_gave_way_is_asked_of_nobody_any_more_and_fetched_again_as_if_nothing_had_come() -> None:
+    one, of_one = large(4, seed=1)
+    two, of_two = large(4, seed=2)
+    wants = machine(A, B, capacity=6 * CHUNK_BYTES)
+    wants.begin(one, of_one, A)
+    asked, now = wants.chunks(0.0)[A], STALL_S + 1.0
+    for second in range(int(now)):
+        wants.busy(A, (), second)
+        assert wants.check(second, bounded=False) == []
+    wants.have(B, two.entry, now)
+    assert wants.ask(now) == {B: [two.id]}
+    assert wants.outlined(B, of_two, now)
+    assert wants.take_cancels() == [(A, Cancel((Part(one.id, tuple(asked)),)))]
+    wants.lost(B)
+    assert wants.ask(now) == {A: [one.id]}
+    assert wants.outlined(A, of_one, now)
+    wants.lost(A)
+    assert len(wants) == 0
+
+
+def test_nothing_gives_way_where_that_would_not_be_enough() -> None:
+    (_, old), (_, new), (_, huge) = large(2, seed=1), large(3, seed=2), large(6, seed=3)
+    partials = Partials(6 * CHUNK_BYTES)
+    partials.begin(old, 0.0)
+    partials.begin(new, 1.0)
+    assert not partials.has_room(huge.header.size, STALL_S)
+    assert partials.begin(huge, STALL_S) is None and len(partials) == 2
+    assert partials.begin(huge, STALL_S + 1.0) == [old.id, new.id] and len(partials) == 1
 
 
 def test_partial_items_are_bounded_in_number() -> None:
