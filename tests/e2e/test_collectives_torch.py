@@ -250,7 +250,7 @@ def test_of_torchs_own_tests_none_fails_that_gloo_passes(tmp_path):
     wanted = re.compile(
         r"test_(all_reduce|all_gather|all_to_all|broadcast|reduce|gather|scatter|send_recv|isend|irecv|barrier|coalescing)"
     )
-    # Beside what is not of the CPU: gloo takes no uneven lists, and objects are of a class that each process makes anew.
+    # Beside what is not of the CPU: gloo takes no uneven lists; objects are of a class that each process makes anew.
     left_out = re.compile(r"cuda|nccl|gpu|sparse|prof|timeout|twice|object|all_to_all(_complex|_group|_full_group)?$")
     source = Path(distributed.__path__[0], "distributed_test.py").read_text()
     names = [name for name in re.findall(r"^        def (test_\w+)", source, re.MULTILINE) if wanted.match(name)]
