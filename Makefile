@@ -24,7 +24,7 @@ FIND_PYTHON = for python in "$${PYTHON:-}" python3 python3.13 python3.12 python3
 PIP_PROGRESS = awk '/Downloading .*[0-9] [MG]B/ { print "  downloading " $$2 " " $$3 " " $$4 } \
 	/^Installing collected/ { print "  unpacking " NF - 3 " packages" } { fflush() }'
 
-.PHONY: help install demo real test slow long browser pictures docs sbom fuzz soak experiment lint format types contracts ci clean
+.PHONY: help install demo real test slow long gpu browser pictures docs sbom fuzz soak experiment lint format types contracts ci clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
