@@ -18,9 +18,9 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from node.config import FILE_OPTIONS, HUB_OPTIONS, NodeConfig, TaskConfig, is_file_task
+from node.config import FILE_OPTIONS, HUB_OPTIONS, NodeConfig, TaskConfig, is_file_task, parse_config
 from node.errors import UserError, for_shell
-from node.state_folder import exclusive, gone_if_new, keep_config, resolve_seed
+from node.state_folder import exclusive, gone_if_new, keep_config, recall, resolve_seed
 from node.tasks import Task, TaskKey, load_tasks
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.tasks.task_set import TaskSet
@@ -37,7 +37,7 @@ from protocol.credentials.manifest import (
     make_manifest,
     open_manifest,
 )
-from protocol.credentials.records import MAX_GRANT_BYTES, Address, usable_records
+from protocol.credentials.records import MAX_GRANT_BYTES, Address, Endpoint, usable_records
 from protocol.credentials.revocations import (
     MAX_HANDOVERS,
     MAX_REVOKED,
@@ -271,10 +271,12 @@ def _sign_list(
 
 
 def _own_address(folder: Path) -> list[Address]:
+    """Return where the node in `folder` was dialled last; before its first start, what it is to advertise."""
     try:
         return [Address.parse((folder / "address").read_text())]
     except FileNotFoundError:
-        return []
+        advertised = parse_config(recall(folder).last).network.advertise
+        return [Address(Endpoint.parse(text), Identity.load(folder / "identity.key").curve_key) for text in advertised]
 
 
 def _peers(folder: Path, manifest: SwarmManifest) -> list[Address]:

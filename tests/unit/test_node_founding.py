@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from node.config import NodeConfig, TaskConfig
+from node.config import NodeConfig, TaskConfig, parse_config
 from node.errors import UserError
 from node.swarm import founding
 from node.swarm.founding import (
@@ -211,6 +211,15 @@ def test_an_invite_names_peers_in_the_order_of_the_nodes_links_and_one_of_each_n
     save_revocations(tmp_path, make_revocations(FOUNDER, manifest, [keys[0].node_id, keys[2].node_id], 1).encoded)
     seeds = make_invite(tmp_path, [Address(Endpoint("203.0.113.1", 4001), FOUNDER.curve_key)]).seeds
     assert [seed.endpoint.host for seed in seeds] == ["203.0.113.1", "93.184.216.35", "10.0.0.2", "198.41.0.4"]
+
+
+def test_an_invite_names_what_its_node_is_to_advertise_before_the_node_first_starts(tmp_path: Path) -> None:
+    config = parse_config({"network": {"advertise": ["tcp://relay:4001"]}})
+    found(config, tmp_path / "club", "club", Policy.OPEN, [])
+    key = Identity.load(tmp_path / "club" / "identity.key").curve_key
+    assert make_invite(tmp_path / "club", []).seeds == (Address(Endpoint("relay", 4001), key),)
+    (tmp_path / "club" / "address").write_text(f"tcp://192.0.2.7:4001?key={key.hex()}\n")
+    assert [seed.endpoint.host for seed in make_invite(tmp_path / "club", []).seeds] == ["192.0.2.7"]
 
 
 def test_which_questions_are_kept_apart_is_the_founders_to_say_and_every_nodes_to_find(tmp_path: Path) -> None:
