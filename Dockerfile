@@ -25,7 +25,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home gossamer \
-    && install -d -o gossamer -g gossamer /state
+    && install -d -o gossamer -g gossamer /state /shared
 ENTRYPOINT ["tini", "--", "gossamer"]
 
 FROM base AS cpu

@@ -81,10 +81,11 @@ soak: $(STAMP) ## eight nodes and a relay under churn and heavy traffic for MINU
 experiment: $(STAMP) ## does sharing pay at equal compute? alone, the paper's rule, self-replay, the default; hours (ARGS=... is passed on)
 	@$(BIN)/gossamer lab run examples/rules.toml --results docs/results $(ARGS)
 
-lint: $(STAMP) ## ruff, its formatter in check mode, and hadolint on the Dockerfile
+lint: $(STAMP) ## ruff, its formatter in check mode, hadolint on the Dockerfile, and the compose file by Compose's schema
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec examples/compose.yaml
 
 format: $(STAMP) ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .

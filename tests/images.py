@@ -1,10 +1,13 @@
-"""The image without Docker: what the Dockerfile says of a variant, and its words with places of this machine."""
+"""The image and the compose file without Docker: what they say, and their words with places of this machine."""
 
 import json
 import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
 
 from tests.swarms import ROOT
 
@@ -49,3 +52,20 @@ def placed(words: list[str], places: Mapping[str, str]) -> list[str]:
     """Return `words` with each of `places`, the longest first, put in place of what the image calls it."""
     pattern = re.compile("|".join(map(re.escape, sorted(places, key=len, reverse=True))))
     return [pattern.sub(lambda match: places[match[0]], word) for word in words]
+
+
+def read_compose(**variables: str) -> dict[str, Any]:
+    """Return the compose file's tree as Compose reads it where the environment has `variables`."""
+    text = (ROOT / "examples" / "compose.yaml").read_text()
+    return yaml.safe_load(re.sub(r"\$\{(\w+):-(\w*)\}", lambda match: variables.get(match[1]) or match[2], text))
+
+
+def command_of(service: Mapping[str, Any], image: Image) -> list[str]:
+    """Return what a service of the compose file runs, without tini."""
+    command = service["command"]
+    words = [
+        *service.get("entrypoint", image.entrypoint),
+        *(shlex.split(command) if isinstance(command, str) else command),
+    ]
+    assert words[:2] == ["tini", "--"]
+    return words[2:]

@@ -1,21 +1,21 @@
-"""The container image as far as it goes without Docker: its steps, its commands and its health check, as they stand."""
+"""The image and the compose file without Docker: their steps, commands and health checks, as they stand."""
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
-from tests.images import Image, placed, read_image
+from node.telemetry.status_server import ask
+from tests.images import Image, command_of, placed, read_compose, read_image
 from tests.swarms import ROOT, rows_of
 from tests.waiting import wait_until
 
@@ -78,14 +78,23 @@ def build(image: Image, venv: Path, work: Path) -> None:
 
 
 @contextmanager
-def running(command: list[str | Path], environment: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[str]]:
-    pipe = subprocess.PIPE
-    node = subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+def running(command: list[str | Path], environment: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command while the block lasts; what it prints goes into the file `printed` in its folder."""
+    with (folder / "printed").open("ab") as printed:
+        node = subprocess.Popen(command, cwd=folder, env=environment, stdout=printed, stderr=subprocess.STDOUT)
     try:
         yield node
     finally:
         node.kill()
-        node.communicate()
+        node.wait()
+
+
+def stop(nodes: Mapping[Path, subprocess.Popen[bytes]]) -> None:
+    """Ask the nodes in these folders to stop, once each, and wait until all have."""
+    for node in nodes.values():
+        node.terminate()
+    for folder, node in nodes.items():
+        assert node.wait(100) == 0, (folder / "printed").read_text()
 
 
 class Made(NamedTuple):
@@ -116,13 +125,12 @@ def test_the_image_without_a_gpu_is_made_trains_the_builtin_policy_and_is_health
     assert tini == ["tini", "--"]
     with running([made.programs / program, *placed(image.command, places)], environment, tmp_path) as node:
         wait_until(lambda: len(rows_of(tmp_path)) > 2 or node.poll() is not None, 100, "rounds")
-        assert node.poll() is None, node.communicate()[0]
+        assert node.poll() is None, (tmp_path / "printed").read_text()
         python, *words = image.health
         looked = run([made.programs / python, *placed(words, places)], environment, tmp_path)
         assert looked.stdout.startswith("healthy")
-        node.send_signal(signal.SIGTERM)
-        said = node.communicate(timeout=60)[0]
-    assert node.returncode == 0 and "model=builtin" in said, said
+        stop({tmp_path: node})
+    assert "model=builtin" in (tmp_path / "printed").read_text()
 
 
 @pytest.mark.slow
@@ -140,3 +148,76 @@ def test_the_image_for_a_gpu_trains_qwen3_from_the_hubs_cache_in_its_volume(made
     assert config["trainer"]["learning_rate"] == 3e-6, "the preset of a model of its size"
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(image.environment["EXTRAS"].split(",")) <= set(extras)
+
+
+class Service(NamedTuple):
+    """A service of the compose file as processes of this machine."""
+
+    command: list[str]
+    health: list[str]
+    state: Path
+    environment: dict[str, str]
+
+    def is_healthy(self) -> bool:
+        looked = subprocess.run(self.health, cwd=self.state, env=self.environment, capture_output=True, timeout=20)
+        return looked.returncode == 0
+
+
+def services_of(compose: dict[str, Any], image: Image, volumes: Path) -> dict[str, Service]:
+    """Return what the services run, their volumes in folders here, each at a loopback address of its own."""
+    hosts = {name: f"127.77.{os.getpid() % 256}.{number}" for number, name in enumerate(compose["services"], 1)}
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    found = {}
+    for name, service in compose["services"].items():
+        mounted = dict(reversed(mount.split(":")[:2]) for mount in service["volumes"])
+        assert set(mounted.values()) <= compose["volumes"].keys()
+        made = next(rest for word, rest in image.steps if word == "RUN" and "install -d" in rest)
+        assert set(mounted) <= set(made.split()), "a volume of Docker's belongs to root where the image has no folder"
+        places = {path: str(volumes / volume) for path, volume in mounted.items()} | {"0.0.0.0": hosts[name]}
+        places |= {f"//{other}:": f"//{host}:" for other, host in hosts.items()}
+        for volume in mounted.values():
+            (volumes / volume).mkdir(exist_ok=True)
+        environment = environment_of(image, places) | {"PATH": programs, "PYTHONPATH": str(ROOT)}
+        command, health = placed(command_of(service, image), places), placed(image.health, places)
+        found[name] = Service(command, health, Path(places["/state"]), environment)
+    return found
+
+
+@contextmanager
+def up(compose: dict[str, Any], services: dict[str, Service]) -> Iterator[None]:
+    """Start the services in the order that they depend on one another; they have to end in order when asked to."""
+    with ExitStack() as stack:
+        started: dict[Path, subprocess.Popen[bytes]] = {}
+        for name in sorted(services, key=lambda name: len(compose["services"][name].get("depends_on", ()))):
+            for other, wish in compose["services"][name].get("depends_on", {}).items():
+                assert wish == {"condition": "service_healthy"}
+                wait_until(services[other].is_healthy, 100, f"{other} to be healthy")
+            one = services[name]
+            started[one.state] = stack.enter_context(running(one.command, one.environment, one.state))
+        yield
+        stop(started)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_compose_files_nodes_train_on_one_anothers_groups_and_again_after_a_restart(tmp_path: Path) -> None:
+    compose = read_compose()
+    services = services_of(compose, read_image(compose["services"]["node1"]["build"]["args"]["VARIANT"]), tmp_path)
+    relay, *nodes = (service.state for service in services.values())
+    assert len(nodes) == 3
+    invite = tmp_path / "shared" / "invite"
+
+    def external(folder: Path) -> int:
+        return sum(row["groups_external"] for row in rows_of(folder))
+
+    with up(compose, services):
+        wait_until(lambda: all(external(node) > 0 for node in nodes), 300, "each node to train on others' groups")
+        wait_until(lambda: all(len(ask(node)["peers"]) == 3 for node in nodes), 100, "each node to know the others")
+    first, before = invite.read_text(), [external(node) for node in nodes]
+    assert "@127.77." in first
+    with up(compose, services):
+        wait_until(
+            lambda: all(external(node) > n for node, n in zip(nodes, before, strict=True)), 300, "the nodes to go on"
+        )
+    assert invite.read_text().startswith(first.strip())
+    assert not (relay / "checkpoints").exists()
