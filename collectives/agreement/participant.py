@@ -160,6 +160,7 @@ class Operations:
         """Everybody carried it out."""
         if op.tag == RENDEZVOUS_TAG and op.n < self._next.get(op.tag, 0):  # one that this member called
             self._floor = max(self._floor, first_after(op.n))
+            self._next = {tag: n for tag, n in self._next.items() if tag >= RENDEZVOUS_TAG or n > self._floor}
         call = self._of(op)
         if call is not None:
             self._end(call, Stage.COMMITTED, Verdict.COMMIT)
@@ -233,7 +234,7 @@ class Operations:
         if self.view is None:
             return OpId(b"", 0, tag, 0)
         n = max(self._next.get(tag, 0), self._floor if tag < RENDEZVOUS_TAG else 0)
-        self._next[tag] = n + 1  # kept for as long as the view lasts: 100 bytes a tag
+        self._next[tag] = n + 1  # kept until the next rendezvous or view: 100 bytes a tag
         return OpId(self.view.mark, self.view.epoch, tag, n)
 
     def _of(self, op: OpId) -> OpenCall | None:

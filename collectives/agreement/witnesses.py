@@ -7,8 +7,8 @@ who speaks; nobody can show a view on behalf of somebody else. What it proves:
 1. *One that this node was in a view with* is believed: members let it in, and members do not lie.
 2. *A node that was in no view with anybody* believes whoever speaks: it has no group to lose, and if the
    group is open it lets in whoever comes, too.
-3. *In a closed group* (a predicate or a secret settles in the handshake who may join) a view is believed
-   when more than half of its members, each over its own link, have shown the very same one.
+3. *In a closed group* (its caller says that no stranger can have a key that may join, or it has a secret) a view is
+   believed when more than half of its members, each over its own link, have shown the very same one.
 4. Everybody else is a stranger, and its word moves nobody.
 
 Why that is enough: a view that a group of s >= 2 members goes out for has s members or more, so by rule 3

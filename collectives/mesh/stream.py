@@ -17,7 +17,7 @@ from typing import Protocol
 
 import structlog
 
-from collectives.mesh.framing import HEADER_BYTES, PIECE_BYTES, RECORD_BYTES, Piece, PieceKind, header, read_header
+from collectives.mesh.framing import HEADER_BYTES, RECORD_BYTES, Piece, PieceKind, header, read_header
 from collectives.mesh.handshake import Peer
 from collectives.mesh.sealing import TAG_BYTES
 from protocol.errors import PeerError
@@ -186,18 +186,20 @@ class Stream:
     def _read(self) -> None:
         opener = self._peer.opener
         head = memoryview(bytearray(HEADER_BYTES + TAG_BYTES))
-        spare = memoryview(bytearray(PIECE_BYTES))
         record = memoryview(bytearray(RECORD_BYTES + TAG_BYTES))
         while self._fill(head):
             key, kind, piece = read_header(opener.open(head))
             if kind is not PieceKind.DATA:
-                self._receive(spare[: piece.length], record)
-                self._arrivals.told(self.member, key, kind, piece.slot, bytes(spare[: piece.length]))
+                text = bytearray(piece.length)
+                self._receive(memoryview(text), record)
+                self._arrivals.told(self.member, key, kind, piece.slot, bytes(text))
                 continue
             where = self._arrivals.place(self.member, key, piece)
-            self._receive(spare[: piece.length] if where is None else where, record)
             if where is not None:
+                self._receive(where, record)
                 self._arrivals.arrived(self.member, key, piece, where)
+            else:
+                self._receive(memoryview(bytearray(piece.length)), record)
 
     def _receive(self, into: memoryview, record: memoryview) -> None:
         """Receive a piece to `into`; `record` has room for one record."""
