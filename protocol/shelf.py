@@ -2,10 +2,11 @@
 
 The folder is of this run only: what an earlier one left is removed. A frame stays in memory until it is written, up to
 `MAX_WRITING_BYTES` in all; beyond that there is no room. What cannot be written or read is lost, which its item's
-store is told when it asks for it; a full disk ends nothing.
+store is told when it asks for it; a full disk ends nothing, and is tried again after `RETRY_S`.
 """
 
 import shutil
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -18,6 +19,7 @@ from protocol.events import Fetched
 from protocol.wire.envelope import ItemId
 
 MAX_WRITING_BYTES = 64 << 20
+RETRY_S = 60.0
 
 log = structlog.get_logger()
 
@@ -32,12 +34,14 @@ class DiskShelf:
         self._writing: dict[bytes, bytes] = {}
         self._written: deque[bytes] = deque()
         self._read: deque[Fetched] = deque()
-        self._has_failed = False
+        self._failed_at = float("-inf")
         disk.submit(self._begin)
 
     def put(self, item: bytes, frame: bytes) -> bool:
         """See `Shelf.put`."""
-        if self._has_failed or sum(map(len, self._writing.values())) + len(frame) > MAX_WRITING_BYTES:
+        if time.monotonic() < self._failed_at + RETRY_S:
+            return False
+        if sum(map(len, self._writing.values())) + len(frame) > MAX_WRITING_BYTES:
             return False
         self._writing[item] = frame
         self._disk.submit(self._write, item, frame)
@@ -69,9 +73,9 @@ class DiskShelf:
         try:
             self._path(item).write_bytes(frame)
         except OSError as error:
-            if not self._has_failed:
+            if time.monotonic() >= self._failed_at + RETRY_S:
                 log.warning("cannot keep items on disk", path=str(self._folder), error=str(error))
-            self._has_failed = True
+            self._failed_at = time.monotonic()
         self._written.append(item)
 
     def _bring(self, item: bytes) -> None:

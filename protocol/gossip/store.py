@@ -1,12 +1,13 @@
 """The items that a node holds for others: bounded in bytes in memory and on disk, in number and in age.
 
-Where the memory's bound is reached, the item that was not used for longest moves to the `Shelf`, the disk. Where there
-is no room for it there, the oldest goes for good, but none that we signed, nor one that is being given to somebody:
-these stay until they are stale, as nobody else may have them yet. What is on the shelf is fetched before it is given.
+Where the memory's bound is reached, the item that was not used for longest moves to the `Shelf`, the disk, and the
+oldest there goes for good where that is full. What the disk does not take goes for good instead. None goes that we
+signed, nor one that is being given to somebody: these stay until they are stale, while there is another, as nobody else
+may have them yet. What is on the shelf is fetched before it is given.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -171,12 +172,12 @@ class Store:
     def _make_room(self) -> None:
         in_memory, on_shelf = self._bounds
         while len(self._held) > MAX_HELD:
-            self.pop(self._oldest_to_spare())
+            self.pop(self._first_to_spare(self._held))
         while self.in_memory > in_memory:
             item_id = next(iter(self._used))
             held = self._held[item_id]
             if held.place is Place.MEMORY and not self._shelve(item_id, held, on_shelf):
-                self.pop(self._oldest_to_spare())
+                self.pop(self._first_to_spare(self._used))
                 continue
             held.item = _with_frame(held.item, b"")
             held.place = Place.SHELF
@@ -185,21 +186,25 @@ class Store:
 
     def _shelve(self, item_id: ItemId, held: _Held, room: int) -> bool:
         """Put an item on the shelf, in place of what can be spared there if need be."""
-        while self.on_shelf + held.size > room:
-            spared = next((one for one in self._held if self._may_go(one) and not self._held[one].is_in_memory), None)
-            if spared is None:
-                return False
-            self.pop(spared)
-        if not self._shelf.put(item_id, held.item.frame):
+        spared, excess = list[ItemId](), self.on_shelf + held.size - room
+        for one, other in self._held.items() if excess > 0 else ():
+            if self._may_go(one) and not other.is_in_memory:
+                spared.append(one)
+                excess -= other.size
+                if excess <= 0:
+                    break
+        if excess > 0 or not self._shelf.put(item_id, held.item.frame):
             return False
+        for one in spared:
+            self.pop(one)
         self.on_shelf += held.size
         return True
 
     def _may_go(self, item_id: ItemId) -> bool:
         return item_id not in self._in_service and self._held[item_id].item.signer != self._own
 
-    def _oldest_to_spare(self) -> ItemId:
-        return next((item_id for item_id in self._held if self._may_go(item_id)), next(iter(self._held)))
+    def _first_to_spare(self, ids: Iterable[ItemId]) -> ItemId:
+        return next(filter(self._may_go, ids), next(iter(ids)))
 
 
 def _with_frame(item: Item, frame: bytes) -> Item:

@@ -3,7 +3,9 @@
 import hashlib
 import math
 import random
+from concurrent.futures import Executor, Future
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -47,6 +49,7 @@ from protocol.gossip.store import MAX_HELD, Store
 from protocol.gossip.subscriptions import MIN_BURST
 from protocol.gossip.wants import MAX_WANTS
 from protocol.identity import Identity, NodeId, id_of_bytes
+from protocol.shelf import DiskShelf
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_hashes, header_of, seal
 from protocol.wire.messages import (
     MAX_IDS,
@@ -526,6 +529,41 @@ def test_an_item_that_the_shelf_lost_is_held_no_more_and_a_full_shelf_is_none() 
     full.add(item(1), at(0))
     full.add(item(2), at(0))
     assert name(1) not in full and name(2) in full
+
+
+@pytest.mark.parametrize("signer", [A, ME])
+def test_a_shelf_that_takes_nothing_for_a_while_keeps_what_it_has(signer: NodeId) -> None:
+    shelf = Shelf(room=5000)
+    held = store(1000, 5000, shelf)
+    for number in range(70):
+        held.add(item(number, signer=signer), at(0))
+    assert set(shelf.frames) == {name(number) for number in range(50)}
+    assert (held.in_memory, held.on_shelf, len(held)) == (1000, 5000, 60)
+    small = store(1000, 50, shelf)
+    for number in range(100, 120):
+        small.add(item(number, signer=signer), at(0))
+    assert len(small) == 10 and name(119) in small
+
+
+class AtOnce(Executor):
+    """Does a job when it is given."""
+
+    def submit(self, job, /, *words, **_):
+        job(*words)
+        return Future()
+
+
+def test_a_disk_that_was_full_is_tried_again_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = DiskShelf(tmp_path / "items", AtOnce(), lambda: None)
+    (tmp_path / "items").rmdir()
+    assert shelf.put(name(1), b"frame")
+    assert not shelf.put(name(2), b"frame") and shelf.take() == []
+    (tmp_path / "items").mkdir()
+    monkeypatch.setattr("protocol.shelf.RETRY_S", 0.0)
+    assert shelf.put(name(2), b"frame")
+    shelf.fetch(name(1))
+    shelf.fetch(name(2))
+    assert shelf.take() == [Fetched(name(1), b""), Fetched(name(2), b"frame")]
 
 
 def test_what_a_peer_wants_that_is_on_the_shelf_is_brought_and_waits_for_its_line_again() -> None:
