@@ -117,6 +117,7 @@ class _Peer:
     pending: dict[ItemId, None] = field(default_factory=dict)
     quiet_until: float = 0.0
     served: OrderedDict[bytes, int] = field(default_factory=OrderedDict)  # places of what waits for its line, by size
+    turns: int = 0  # that are to come in its line: also those of what it cancelled, which keep their places
     gave_at: float = float("-inf")  # when something last left for it
     waiting_since: float = 0.0  # for its line, or when it was last told so
     pushes: set[ItemId] = field(default_factory=set)  # of those, what it did not ask for
@@ -257,6 +258,7 @@ class Gossip:
         peer = self._peers.get(node)
         if peer is None:
             return None
+        peer.turns -= 1
         if len(place) == PLACE_BYTES:
             place = self._least_given(peer) or place
         item_id, part = read_place(place)
@@ -282,12 +284,13 @@ class Gossip:
     def _fetched(self, item_id: ItemId, frame: bytes, now: Instant) -> list[GossipAction]:
         """Let what waited for the shelf wait for its line again."""
         self._store.fetched(item_id, frame)
-        return [
-            Serve(node, place, peer.served[place])
-            for node, part in self._fetching.pop(item_id, ())
-            for place in (place_of(item_id, part),)
-            if (peer := self._peers.get(node)) is not None and place in peer.served
-        ]
+        turns: list[GossipAction] = []
+        for node, part in self._fetching.pop(item_id, ()):
+            peer, place = self._peers.get(node), place_of(item_id, part)
+            if peer is not None and place in peer.served:
+                peer.turns += 1
+                turns.append(Serve(node, place, peer.served[place]))
+        return turns
 
     def _least_given(self, peer: _Peer) -> bytes | None:
         """Return which of the chunks that a peer waits for was given to fewest others, whoever's turn it is.
@@ -459,7 +462,7 @@ class Gossip:
                 if not peer.wants.announce_only and peer.wants.covers(item.topic)
             ]
             for node in eager if len(eager) <= MAX_PUSHES else self._rng.sample(eager, MAX_PUSHES):
-                if len(self._peers[node].served) < MAX_SERVED:
+                if self._peers[node].turns < MAX_SERVED:
                     actions.append(self._queue(node, item.id, WHOLE, len(item.frame), now))
                     self._peers[node].pushes.add(item.id)
                     self._ledger.row(node, item.id).told = True
@@ -495,7 +498,7 @@ class Gossip:
                 size = self._size_of(item_id, part) if was_offered or not is_held else 0
                 if not size:
                     lacking[item_id] = None
-                elif len(peer.served) >= MAX_SERVED or not peer.account.take(size, now.steady, again=row.had(part)):
+                elif peer.turns >= MAX_SERVED or not peer.account.take(size, now.steady, again=row.had(part)):
                     busy[item_id] = None
                 else:
                     actions.append(self._queue(node, item_id, part, size, now))
@@ -525,6 +528,7 @@ class Gossip:
         if not peer.served:
             peer.waiting_since = now.steady
         peer.served[place] = size
+        peer.turns += 1
         self._serving += 1
         self._store.serve(item_id)
         self._ledger.row(node, item_id).note(Said.THEY_WANT)

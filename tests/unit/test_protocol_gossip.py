@@ -330,6 +330,19 @@ def test_what_one_peer_may_wait_for_is_bounded_and_beyond_that_we_are_busy() -> 
     assert len(queued(actions)) == MAX_SERVED and said(Busy, actions) == [(A, Busy((ids[-1],)))]
 
 
+def test_to_cancel_and_ask_again_and_again_lengthens_no_line_beyond_its_bound() -> None:
+    core = machine(A)
+    core.handle(Publish(item(1, PUSH_BYTES + 1, ME)), at(0))
+    turns = 0
+    for _ in range(MAX_SERVED + 1):
+        actions = core.handle(want(A, name(1)), at(0))
+        turns += len(queued(actions))
+        core.handle(Heard(A, Cancel((Part(name(1)),))), at(0))
+    assert turns == MAX_SERVED and said(Busy, actions) == [(A, Busy((name(1),)))]
+    assert core.serve(A, name(1), at(0)) is None
+    assert len(queued(core.handle(want(A, name(1)), at(0)))) == 1
+
+
 def test_an_item_is_given_again_only_out_of_an_allowance_that_outlives_the_link() -> None:
     core = machine(A, B, limits=Limits(held_bytes=10 * AGAIN_BYTES))
     core.handle(Got(B, item(1)), at(0))
