@@ -346,8 +346,7 @@ class Gossip:
             case Want():
                 return self._wanted(node, message, now)
             case Busy(ids):
-                self._wants.busy(node, ids, now.steady)
-                return self._ask_all(now)
+                return self._ask_all(now) if self._wants.busy(node, ids, now.steady) else []
             case IDontWant(ids):
                 for item_id in ids:
                     self._forget_served(peer, item_id)
@@ -355,7 +354,7 @@ class Gossip:
                     peer.pending.pop(item_id, None)
             case DontHave(ids):
                 lies = self._wants.lack(node, ids, now.steady)
-                return [Blame(node, "false_have")] * lies + self._ask_all(now)
+                return [Blame(node, "false_have")] * lies + self._ask_all(now) if lies else []
             case Interest():
                 peer.wants = Filter.of(message)
                 if peer.wants.announce_only:

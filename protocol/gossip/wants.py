@@ -35,6 +35,7 @@ from protocol.wire.messages import MAX_CHUNKS, MAX_IDS, Cancel, Entry, ItemChunk
 
 FIRST_WINDOW, MAX_WINDOW = 384 << 10, 1 << 20  # bytes: 20 MB/s of one holder at a round trip of 50 ms
 QUICK_S = 1.0  # ten round trips of 100 ms
+BUSY_S = 0.25  # between two BUSY without ids that are heard of one peer, which says it once in half a patience
 LEAST_COST = 1 << 10  # what a small item counts for in a window: as many as it holds are asked for at once
 SLOW_BYTES_PER_SECOND = 64 << 10  # a chunk takes two seconds more on half a line of 1 Mbit/s
 OTHERS = 5  # times the patience: an answer that others overtake, as small items overtake large ones
@@ -89,6 +90,7 @@ class _Holder:
     in_flight: int = 0  # bytes
     answered: float = 0.0  # when it last gave or said something of what it was asked, or was asked after a pause
     spoke: float = float("-inf")  # when it last announced something
+    busy_at: float = float("-inf")  # when it last said that all waits for its line
 
     def has_room(self, size: int = LEAST_COST) -> bool:
         """Tell whether it may be asked for so many bytes more."""
@@ -295,9 +297,15 @@ class Wants:
             row.note(Said.THEY_LACK)
         return lies
 
-    def busy(self, node: NodeId, ids: Sequence[ItemId], now: float) -> None:
-        """A peer gives nothing of these for now, or without any: all that it was asked for waits for its line."""
-        holder = self._holders[node]
+    def busy(self, node: NodeId, ids: Sequence[ItemId], now: float) -> bool:
+        """A peer gives nothing of these for now, or without any: all that it was asked for waits for its line.
+
+        True if something is to be asked of another.
+        """
+        holder, is_free = self._holders[node], False
+        if not ids and now < holder.busy_at + BUSY_S:
+            return False
+        holder.busy_at = holder.busy_at if ids else now
         holder.answered = now
         for item_id in list(ids or holder.asked):
             want, row = self._wants.get(item_id), self._ledger.find(node, item_id)
@@ -310,10 +318,13 @@ class Wants:
                 row.note(Said.THEY_ARE_BUSY)
                 self._failed += WHOLE in row.asked
                 self._release(want, node, late=False)
+                is_free = True
             elif any(self._is_idle(one, item_id) for one in want.holders if one != node):
                 self._cancels[node].setdefault(item_id, []).extend(row.asked)
                 row.note(Said.THEY_ARE_BUSY)
                 self._release(want, node, late=True)
+                is_free = True
+        return is_free
 
     def lost(self, node: NodeId) -> None:
         """A peer is gone, and with it what it was asked for."""

@@ -289,6 +289,20 @@ def test_who_announces_never_delivers_and_talks_on_is_blamed() -> None:
 # Giving
 
 
+def test_who_says_busy_or_that_it_lacks_what_it_was_not_asked_for_makes_nobody_look_for_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core = machine(A, B)
+    core.handle(have(A, entry(1)), at(0))
+    looks: list[float] = []
+    monkeypatch.setattr(core, "_ask_all", lambda now: looks.append(now.steady) or [])
+    for second, message in enumerate((Busy(()), Busy((name(2),)), DontHave((name(2),)), DontHave((name(1),)))):
+        core.handle(Heard(B, message), at(second))
+    assert looks == []
+    core.handle(Heard(A, Busy((name(1),))), at(4))
+    assert looks == [4]
+
+
 def test_what_is_not_here_is_said_at_once() -> None:
     core = machine(A)
     core.handle(Got(A, item(1)), at(0))

@@ -12,6 +12,7 @@ from protocol.events import Item, Outline
 from protocol.gossip.chunks import MAX_PARTIALS, STALL_S, Partials
 from protocol.gossip.ledger import ALL, MAX_PEER_ROWS, OURS, THEIRS, WHOLE, Ledger, Ours, Row, Said, Theirs
 from protocol.gossip.wants import (
+    BUSY_S,
     FIRST_WINDOW,
     MAX_HOLDERS,
     MAX_OFFERS,
@@ -467,6 +468,16 @@ def test_nothing_gives_way_where_that_would_not_be_enough() -> None:
     assert not partials.has_room(huge.header.size, STALL_S)
     assert partials.begin(huge, STALL_S) is None and len(partials) == 2
     assert partials.begin(huge, STALL_S + 1.0) == [old.id, new.id] and len(partials) == 1
+
+
+def test_of_those_who_say_again_and_again_that_all_waits_for_their_line_it_is_heard_now_and_then() -> None:
+    wants = machine(A, B)
+    wants.have(A, entry(1), 0.0)
+    assert wants.ask(0.0) == {A: [name(1)]}
+    assert not wants.busy(A, (), 1.0)
+    wants.have(B, entry(1), 1.0)
+    assert not wants.busy(A, (), 1.0 + BUSY_S / 2)
+    assert wants.busy(A, (), 1.0 + BUSY_S)
 
 
 def test_partial_items_are_bounded_in_number() -> None:
