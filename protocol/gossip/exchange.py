@@ -472,10 +472,12 @@ class Gossip:
 
     def _find(self, item_id: ItemId, part: int) -> Item | ItemOutline | ItemChunk | None:
         """Return what a WANT is answered with, if it is here."""
+        if part == WHOLE and (outline := self._store.outline(item_id)) is not None:
+            return outline
         item, partial = self._store.get(item_id), self._wants.partial(item_id)
         if item is not None:
             if part == WHOLE:
-                return item.outline if item.is_large else item
+                return item
             chunk = item.chunk(part) if item.is_large else None
             return chunk if chunk is not None and chunk.data else None
         if partial is not None:

@@ -3,7 +3,7 @@
 Where the memory's bound is reached, the item that was not used for longest moves to the `Shelf`, the disk, and the
 oldest there goes for good where that is full. What the disk does not take goes for good instead. None goes that we
 signed, nor one that is being given to somebody: these stay until they are stale, while there is another, as nobody else
-may have them yet. What is on the shelf is fetched before it is given.
+may have them yet. What is on the shelf is fetched before it is given, but for an outline.
 """
 
 from collections import Counter, OrderedDict
@@ -14,8 +14,8 @@ from enum import Enum, auto
 from protocol.config import Instant, Shelf
 from protocol.events import Item
 from protocol.identity import NodeId
-from protocol.wire.envelope import ItemId
-from protocol.wire.messages import Entry
+from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId
+from protocol.wire.messages import Entry, ItemOutline
 
 # A holder stops offering an item before it is stale for a receiver whose clock is ahead.
 OFFER_AGE = 0.8
@@ -35,7 +35,7 @@ class Place(Enum):
 
 @dataclass(slots=True)
 class _Held:
-    item: Item  # without its frame while that is on the shelf only
+    item: Item  # of its frame only the head while that is on the shelf only
     entry: Entry
     since: float
     withdrawn: bool = False
@@ -85,6 +85,11 @@ class Store:
             return None
         self._used.move_to_end(item_id)
         return held.item
+
+    def outline(self, item_id: ItemId) -> ItemOutline | None:
+        """Return the outline of a large item, wherever its frame is."""
+        held = self._held.get(item_id)
+        return held.item.outline if held is not None and held.size > HEAD_BYTES + CHUNK_BYTES else None
 
     def fetch(self, item_id: ItemId) -> bool:
         """Have an item that is on the shelf brought; False if it is not held. `fetched` is to follow."""
@@ -179,7 +184,7 @@ class Store:
             if held.place is Place.MEMORY and not self._shelve(item_id, held, on_shelf):
                 self.pop(self._first_to_spare(self._used))
                 continue
-            held.item = _with_frame(held.item, b"")
+            held.item = _with_frame(held.item, held.item.frame[:HEAD_BYTES])
             held.place = Place.SHELF
             del self._used[item_id]
             self.in_memory -= held.size

@@ -613,6 +613,18 @@ def test_what_a_peer_wants_that_is_on_the_shelf_is_brought_and_waits_for_its_lin
     assert said(DontHave, core.handle(Tick(), at(602))) == [(A, DontHave((name(2),)))]
 
 
+def test_an_outline_is_given_without_its_item_and_a_chunk_once_that_is_brought() -> None:
+    shelf, limits, (large, outline) = Shelf(), Limits(held_bytes=CHUNK_BYTES), large_item()
+    core = Gossip(ME, Setup(OWNER, b"a swarm of tests", limits=limits, shelf=shelf), random.Random(1), at(0))
+    core.handle(PeerUp(A), at(0))
+    core.handle(Publish(large), at(0))
+    assert list(shelf.frames) == [large.id]
+    core.handle(want(A, large.id), at(1))
+    assert core.serve(A, large.id, at(1)) == ItemOutline(outline.head, outline.hashes) and shelf.asked == []
+    core.handle(want(A, large.id, chunks=(1,)), at(2))
+    assert core.serve(A, place_of(large.id, 1), at(2)) is None and shelf.asked == [large.id]
+
+
 # Peers that come, and what was lost
 
 
