@@ -10,6 +10,7 @@ device, so that a GPU and a processor are served alike: 2 bytes a weight go thro
 what was missed exceeds the rounding noise. An engine that fails it generates nothing more.
 """
 
+import hashlib
 import math
 import mmap
 import os
@@ -89,19 +90,29 @@ class SharedWeights:
 
 
 class AdapterFolder:
-    """The folder in which a policy's adapters of the moment lie, in memory where there is room."""
+    """The folder in which a policy's adapters of the moment lie.
 
-    def __init__(self, beside: Path) -> None:
-        self._parent = beside
+    What an earlier process of the node left, as one that is killed does, is removed.
+
+    Args:
+        node: the node's folder, in which it is made.
+        in_memory: it is made in a file system of memory instead, where there is room in one.
+    """
+
+    def __init__(self, node: Path, *, in_memory: bool) -> None:
+        self._parent = node
+        self._in_memory = in_memory
         self._folder: Path | None = None
+        self._prefix = f"gossamer-adapters-{hashlib.sha256(os.fsencode(node.resolve())).hexdigest()[:16]}-"
+        for parent in (node, MEMORY_FOLDER):
+            remove_leftovers(parent, self._prefix)
 
     def write(self, policy: Policy) -> Path:
         """Write the adapters of today to a new folder, and remove the one before."""
         model: Any = policy.model
         size = sum(weight.nbytes for name, weight in model.named_parameters() if ".lora_" in name)
-        roomy = MEMORY_FOLDER.is_dir() and shutil.disk_usage(MEMORY_FOLDER).free > 4 * size
-        parent = MEMORY_FOLDER if roomy and os.access(MEMORY_FOLDER, os.W_OK) else self._parent
-        before, self._folder = self._folder, Path(tempfile.mkdtemp(dir=parent, prefix="gossamer-adapters-"))
+        parent = MEMORY_FOLDER if self._in_memory and _has_room(MEMORY_FOLDER, 4 * size) else self._parent
+        before, self._folder = self._folder, Path(tempfile.mkdtemp(dir=parent, prefix=self._prefix))
         model.save_pretrained(str(self._folder))
         if before is not None:
             shutil.rmtree(before, ignore_errors=True)
@@ -112,6 +123,16 @@ class AdapterFolder:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+
+
+def remove_leftovers(parent: Path, prefix: str) -> None:
+    """Delete the folders in `parent` whose names begin with `prefix`."""
+    for folder in parent.glob(f"{prefix}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_room(folder: Path, size: int) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > size
 
 
 def probe_tokens(policy: Policy, longest: int) -> list[int]:

@@ -5,19 +5,21 @@
 
 A round's questions are divided among the servers that answer. New weights are written to the node's folder, which a
 server has to see under the same path, and loaded by its `/collective_rpc`; adapters by `/v1/load_lora_adapter`. Each
-hand-over is probed (`hand_over`). A server that fails, or lacks the weights, is left out until the next round. Its
-questions go to the others.
+batch is preceded by a probe (`hand_over`): a server that was started again has lost the weights, and does not say so.
+A server that fails, or lacks the weights, is left out until the next round. Its questions go to the others.
 """
 
 import json
 import shutil
 import tempfile
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -34,13 +36,22 @@ from node.engines.hand_over import (
     digest,
     expected_probe,
     probe_tokens,
+    remove_leftovers,
 )
 from node.policy.export import export_weights
 from node.policy.footprint import Machine, ModelSize, Part
 from node.policy.load import Policy
 
 SHARES_WEIGHTS = False
+WEIGHTS = "weights-"  # how the folders begin in which weights are handed over
 ADAPTERS = "gossamer"  # what a server calls them
+NO_DEFAULTS = {  # a server takes what a request leaves out from the model's generation_config.json
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
 QUICK_S = 10.0  # for a question that takes a server no time
 
 log = structlog.get_logger()
@@ -136,15 +147,20 @@ class ServerEngine:
         self._policy = policy
         self._config = config
         self._folder = folder
+        remove_leftovers(folder, WEIGHTS)  # of a process that was killed
         self._servers = [Server(url) for url in config.placement.url]
-        self._adapters = AdapterFolder(folder) if adapters_of(policy) else None
+        self._adapters = AdapterFolder(folder, in_memory=False) if adapters_of(policy) else None
         self._probe_ids = probe_tokens(policy, config.longest)
+        self._expected: list[float] = []  # what a server with the weights should say of the probe
         self._version = 0
         self._wanted: tuple[float, ...] = ()
 
     def load(self, version: int) -> None:
-        """Give every server the trainer's weights, those too that failed before, and check that they arrived."""
-        self._version, self._wanted = version, digest(self._policy)
+        """Give every server the trainer's weights, those too that failed before."""
+        self._version, now = version, digest(self._policy)
+        if now != self._wanted:
+            self._expected = expected_probe(self._policy, self._probe_ids)
+            self._wanted = now
         behind = [server for server in self._servers if server.given != self._wanted or server.failed]
         if not behind:
             return
@@ -165,14 +181,13 @@ class ServerEngine:
 
             def ask(server: Server, part: list[int]) -> None:
                 def use(server: Server) -> None:
+                    self._probe(server)
                     answers = self._ask(server, [prompts[at] for at in part], n, sampling, seed)
                     made.update(zip(part, answers, strict=True))
 
-                if part:
-                    self._try(server, use)
+                self._try(server, use)
 
-            with ThreadPoolExecutor(len(servers)) as threads:
-                list(threads.map(ask, servers, parts))
+            _at_once([partial(ask, server, part) for server, part in zip(servers, parts, strict=True) if part])
         return [made[at] for at in range(len(prompts))]
 
     def rest(self) -> None:
@@ -190,7 +205,7 @@ class ServerEngine:
         except (ServerError, WeightMismatchError) as error:
             if not server.failed:
                 log.warning("a server is left out", url=server.url, reason=str(error))
-            server.failed = str(error)
+            server.failed, server.model = str(error), ""  # it is asked for its model first, which takes it no time
         else:
             if server.failed:
                 log.info("a server is back", url=server.url)
@@ -202,7 +217,7 @@ class ServerEngine:
         if self._adapters is not None:
             yield self._adapters.write(self._policy)
             return
-        folder = Path(tempfile.mkdtemp(dir=self._folder, prefix=f"weights-{self._version}-"))
+        folder = Path(tempfile.mkdtemp(dir=self._folder, prefix=WEIGHTS))
         try:
             export_weights(self._policy.model, folder, self._config.vllm.dtype)
             yield folder
@@ -224,7 +239,6 @@ class ServerEngine:
             body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}, "timeout": timeout}
             server.call("/collective_rpc", body, timeout)
         server.call("/reset_prefix_cache", {}, QUICK_S)
-        self._probe(server)
         server.given = self._wanted
 
     def _probe(self, server: Server) -> None:
@@ -237,8 +251,7 @@ class ServerEngine:
             ]
         except (TypeError, LookupError, ValueError) as error:
             raise ServerError(f"{server.url} gives no log-probabilities of a prompt ({error!r})") from error
-        ours = expected_probe(self._policy, self._probe_ids)
-        check_probe(ours, theirs, self._version, self._config.vllm.logprob_tolerance)
+        check_probe(self._expected, theirs, self._version, self._config.vllm.logprob_tolerance)
 
     def _named(self, server: Server, body: dict[str, Any]) -> dict[str, Any]:
         return {"model": server.model if self._adapters is None else ADAPTERS, **body}
@@ -253,6 +266,7 @@ class ServerEngine:
             "seed": seed % 2**31,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            **NO_DEFAULTS,
             "max_tokens": sampling.max_completion_length,
             "stop_token_ids": list(self._policy.eos_token_ids),
             "ignore_eos": True,
@@ -276,3 +290,22 @@ class ServerEngine:
             raise ValueError(f"{len(logprobs)} log-probabilities of {len(tokens)} tokens")
         finished = bool(tokens) and tokens[-1] in self._policy.eos_token_ids
         return Generated(tokens, self._policy.decode(tokens), finished, logprobs)
+
+
+def _at_once(calls: Sequence[Callable[[], None]]) -> None:
+    """Make the calls, each on a thread; raise what the first of them raised that failed."""
+
+    def make(call: Callable[[], None], done: "Future[None]") -> None:
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001  # it is raised below
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    futures: list[Future[None]] = [Future() for _ in calls]
+    for call, done in zip(calls, futures, strict=True):
+        # A daemon: the end of a process that has given up a round does not wait for a server.
+        threading.Thread(target=make, args=(call, done), name="server", daemon=True).start()
+    for done in futures:
+        done.result()

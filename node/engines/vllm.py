@@ -139,7 +139,7 @@ class VllmEngine:
         self._model = folder / "vllm-model"
         self._share = config.vllm.gpu_memory_utilization
         self._probe_ids = probe_tokens(policy, self._max_model_len)
-        self._adapters = AdapterFolder(folder) if adapters_of(policy) else None
+        self._adapters = AdapterFolder(folder, in_memory=True) if adapters_of(policy) else None
         self._weights = None if self._adapters else SharedWeights(config.vllm.dtype)
         self._hand_overs = 0
         self._version = 0

@@ -1,7 +1,9 @@
 """The engine over vLLM's servers, against stand-ins that speak its interface over real sockets."""
 
 import json
+import socket
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -63,6 +65,7 @@ class Handler(BaseHTTPRequestHandler):
             ]
             return {"choices": [{"index": 0, "prompt_logprobs": [None, *entries]}]}
         assert body["ignore_eos"] and body["return_token_ids"] and body["max_tokens"] == 6
+        assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (0, 0, 1), "not the model's own defaults"
         choices = []
         for at, prompt in enumerate(body["prompt"]):
             for index in range(at * body["n"], (at + 1) * body["n"]):
@@ -124,7 +127,7 @@ def test_a_round_is_divided_and_comes_back_in_order_with_todays_weights(engine, 
                 row = engine.policy.model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
             assert [one.token_ids for one in group] == [(int(row.argmax()),)] * 2
             assert group[0].logprobs[0] == pytest.approx(float(row.max()), abs=1e-4)
-    assert all(server.calls.count("/v1/completions") == 3 + 2 for server in servers), "each probed, each asked"
+    assert all(server.calls.count("/v1/completions") == 2 + 2 for server in servers), "each probed, each asked"
     assert not list(engine._folder.glob("weights-*"))
 
 
@@ -161,13 +164,60 @@ def test_weights_that_did_not_arrive_are_noticed(engine, servers):
     servers[1].fault = "stale"
     with torch.no_grad():
         engine.policy.model.lm_head.weight.mul_(-1)
+    engine.load(1)
     with capture_logs() as said:
-        engine.load(1)
+        made = engine.generate(PROMPTS, 2, SAMPLING, seed=3)
     [line] = said
     assert line["event"] == "a server is left out" and "does not have policy version 1" in line["reason"]
     before = servers[1].calls.count("/v1/completions")
-    engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+    assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == made
     assert servers[1].calls.count("/v1/completions") == before
+
+
+def test_a_server_that_was_started_again_is_given_the_weights_again(engine, servers):
+    start = {name: weight.clone() for name, weight in servers[1].model.model.state_dict().items()}
+    with torch.no_grad():
+        engine.policy.model.lm_head.weight.mul_(-1)
+    engine.load(1)
+    whole = engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+    servers[1].model.model.load_state_dict(start)
+    assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == whole
+    assert engine._servers[1].failed
+    engine.load(2)
+    assert not engine._servers[1].failed
+    assert servers[1].calls.count("/collective_rpc") == 2
+    assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == whole
+
+
+def test_adapters_lie_in_the_nodes_folder_and_what_a_killed_node_left_there_goes(servers, tmp_path):
+    policy, node = tiny_policy(tmp_path / "policy", lora=2), tmp_path / "node"
+    (node / "weights-3-abc").mkdir(parents=True)
+    config = EngineConfig(kind="server", placement={"url": servers[0].url}, timeout=20, max_completion_length=6)
+    for _ in range(2):  # the first one is killed, as far as the second one can tell
+        engine = make_engine(config, policy, node)
+        assert not list(node.iterdir())
+        engine.load(0)
+        [folder] = node.iterdir()
+        assert (folder / "adapter_config.json").exists()
+
+
+def test_the_end_of_a_process_does_not_wait_for_a_server(engine):
+    engine.load(0)
+
+    def ask_in_vain():
+        with suppress(EngineError):
+            engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for server in engine._servers:
+            server.url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        asking = threading.Thread(target=ask_in_vain, daemon=True)
+        asking.start()
+        held = [silent.accept()[0] for _ in engine._servers]
+        assert [one.daemon for one in threading.enumerate() if one.name == "server"] == [True, True]
+        for connection in held:
+            connection.close()
+    asking.join(20)
 
 
 def test_a_server_that_is_not_there_is_told_before_anything_is_loaded():
