@@ -164,6 +164,16 @@ class Loop:
         if isinstance(self.engine, Ahead):
             self.engine.save(checkpoint)
 
+    def settle(self) -> None:
+        """Wait for what `save` adds."""
+        if isinstance(self.engine, Ahead):
+            self.engine.wait()
+
+    def give_up(self) -> None:
+        """Have `save` wait for nothing: what is not made yet is made again."""
+        if isinstance(self.engine, Ahead):
+            self.engine.give_up()
+
     def resume(self, checkpoint: Path | None) -> None:
         """Take up what `save` added."""
         if checkpoint is not None and isinstance(self.engine, Ahead):

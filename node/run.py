@@ -226,9 +226,7 @@ def train_node(node: Parts, stopping: Stopping | None = None) -> None:
             return "eval/accuracy" in loop.row and is_better(scores.last, folder / "checkpoints")
 
         trainer = make_trainer(policy, config, folder, rounds, finish, also_save, after_update, node.ranks)
-        trainer.add_callback(
-            _EndsAndSaves(stopping, loop.is_last, improved, 60 * (config.trainer.save_minutes or math.inf))
-        )
+        trainer.add_callback(_EndsAndSaves(stopping, loop, improved, 60 * (config.trainer.save_minutes or math.inf)))
         done = checkpoint.round if checkpoint else 0
         for kept in (pool, metrics, scores, rollouts):
             kept.rewind(done)
@@ -261,6 +259,7 @@ def _ending_in_order(stopping: Stopping, trainer: SwarmTrainer, config: TrainerC
         ) from None
     except GiveUp:
         stopping.finish()
+        loop.give_up()
         trainer.save_whole_round()
         log.warning("a round was abandoned", seconds=config.stop_grace, more="the next start does it again")
     stopping.finish()
@@ -328,11 +327,9 @@ class _EndsAndSaves(TrainerCallback):  # type: ignore[misc]  # transformers is u
     `seconds` old.
     """
 
-    def __init__(
-        self, stopping: Stopping, is_last: Callable[[], bool], improved: Callable[[], bool], seconds: float
-    ) -> None:
+    def __init__(self, stopping: Stopping, loop: Loop, improved: Callable[[], bool], seconds: float) -> None:
         self._stopping = stopping
-        self._is_last = is_last
+        self._loop = loop
         self._improved = improved
         self._seconds = seconds
         self._saved = time.monotonic()
@@ -342,7 +339,8 @@ class _EndsAndSaves(TrainerCallback):  # type: ignore[misc]  # transformers is u
     ) -> TrainerControl:
         if "loss" not in logs:  # once a round: `finish` has its row
             return control
-        if self._stopping or self._is_last():
+        if self._stopping or self._loop.is_last():
+            self._loop.settle()  # for the grace period at most; the checkpoint itself is written to its end
             self._stopping.finish()
             control.should_training_stop = True
             control.should_save = True

@@ -1,7 +1,7 @@
 """The next round is generated while this one trains: an engine on a thread of its own.
 
 Each call to the engine below is made on that thread, one after another, so that new weights wait for the batch that the
-old ones generate. What was begun is asked for like any other batch, by the same prompts and seed.
+old ones generate. What was begun is asked for like any other batch, by the same prompts, sampling and seed.
 """
 
 import json
@@ -31,20 +31,34 @@ class Ahead:
     def __init__(self, engine: RolloutEngine) -> None:
         self._engine = engine
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
-        self._begun: tuple[int, Future[Groups]] | None = None
+        self._begun: tuple[list[Any], Future[Groups]] | None = None  # what was asked for, and what comes of it
         # A daemon: a node that gives up a round does not wait for it.
         threading.Thread(target=self._work, name="generation", daemon=True).start()
 
     def begin(self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int) -> None:
         """Begin to generate with the weights of now; a batch that was begun before and not asked for is forgotten."""
-        self._begun = seed, self._submit(lambda: self._engine.generate(prompts, n, sampling, seed))
+        future = self._submit(lambda: self._engine.generate(prompts, n, sampling, seed))
+        self._begun = _request(prompts, n, sampling, seed), future
+
+    def wait(self) -> None:
+        """Return when the batch that was begun, if any, is done or has failed."""
+        if self._begun is not None:
+            self._begun[1].exception()
+
+    def give_up(self) -> None:
+        """Forget the batch that was begun, unless it is done: nobody waits for it any more."""
+        if self._begun is not None and not self._begun[1].done():
+            self._begun = None
 
     def save(self, checkpoint: Path) -> None:
-        """Write the batch that was begun, once it is done, into a checkpoint: the weights that made it are in none."""
-        if self._begun is not None:
-            seed, future = self._begun
+        """Write the batch that was begun, once it is done, into a checkpoint: the weights that made it are in none.
+
+        Nothing where it failed: that is raised where it is asked for.
+        """
+        if self._begun is not None and self._begun[1].exception() is None:
+            request, future = self._begun
             groups = [[astuple(one) for one in group] for group in future.result()]
-            (checkpoint / FILE).write_text(json.dumps({"seed": seed, "groups": groups}))
+            (checkpoint / FILE).write_text(json.dumps({"request": request, "groups": groups}))
 
     def resume(self, checkpoint: Path) -> None:
         """Take the batch in a checkpoint as begun and done; nothing where there is none."""
@@ -54,15 +68,16 @@ class Ahead:
             return
         done: Future[Groups] = Future()
         done.set_result([[_generated(*one) for one in group] for group in saved["groups"]])
-        self._begun = saved["seed"], done
+        self._begun = saved["request"], done
 
     def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int) -> Groups:
-        """Return the batch that was begun with this seed, or generate it; see `RolloutEngine.generate`."""
-        if self._begun is not None and self._begun[0] == seed:
-            groups = self._begun[1].result()
-            self._begun = None
-            if [len(group) for group in groups] == [n] * len(prompts):  # it may be of settings that have changed
-                return groups
+        """Return the batch that was begun by these very words, or generate it; see `RolloutEngine.generate`.
+
+        A batch in a checkpoint may be of tasks or settings that have changed since.
+        """
+        if self._begun is not None and self._begun[0] == _request(prompts, n, sampling, seed):
+            (_, future), self._begun = self._begun, None
+            return future.result()
         return self._submit(lambda: self._engine.generate(prompts, n, sampling, seed)).result()
 
     def load(self, version: int) -> None:
@@ -88,6 +103,11 @@ class Ahead:
                 future.set_result(call())
             except BaseException as error:  # noqa: BLE001  # it is raised where the result is asked for
                 future.set_exception(error)
+
+
+def _request(prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int) -> list[Any]:
+    """Return what is asked for as JSON gives it back."""
+    return [list(map(list, prompts)), n, list(astuple(sampling)), seed]
 
 
 def _generated(token_ids: Sequence[int], text: str, finished: bool, logprobs: Sequence[float] | None) -> Generated:

@@ -10,7 +10,8 @@ brought up to date before each round.
 import copy
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.utils import is_flash_attn_2_available
 
 from node.config import EngineConfig, NodeConfig
-from node.engines import Beside, Generated, SamplingParams
+from node.engines import Beside, EngineError, Generated, SamplingParams
 from node.errors import NonFiniteError, UserError
 from node.policy.detection import shape_of
 from node.policy.footprint import Machine, ModelSize, Part
@@ -32,6 +33,7 @@ from node.processes.machine import free_memory, is_out_of_memory
 
 SHARES_WEIGHTS = True
 PAGE = 32  # tokens of a page of keys and values
+CLOSE_S = 10.0  # seconds that a batch in work may take to end; it looks once a token
 CACHE_PART = 0.15  # of a GPU, for keys and values; more rows than fit take turns
 BATCH_TOKENS = 4096  # tokens of prompts and completions that go through the model at once
 _REPEATABLE = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -100,6 +102,8 @@ class HfEngine:
         self._paged = paged
         self._ahead = ahead
         self._most = sys.maxsize  # rows at once
+        self._working = threading.Lock()  # held by a batch in work
+        self._closed = False
         self._model: Any = policy.model
         narrow = paged and policy.bf16 and policy.model.dtype == torch.float32
         if narrow or ahead:
@@ -119,7 +123,10 @@ class HfEngine:
             torch.cuda.empty_cache()
 
     def close(self) -> None:
-        """Do nothing: the model belongs to the trainer."""
+        """End a batch in work on another thread: a process whose thread is in torch's code when it ends is aborted."""
+        self._closed = True
+        if self._working.acquire(timeout=CLOSE_S):
+            self._working.release()
 
     def generate(
         self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
@@ -127,7 +134,7 @@ class HfEngine:
         """Return `n` completions for each prompt; see `RolloutEngine.generate`."""
         if not prompts:
             return []
-        with _random_stream(self._model.device, seed), _evaluating(self._model):
+        with self._working, _random_stream(self._model.device, seed), _evaluating(self._model):
             if self._paged and (made := self._by_pages([row for row in prompts for _ in range(n)], sampling, seed)):
                 return [made[at : at + n] for at in range(0, len(made), n)]
             self._most = min(self._most, self._rows_that_fit(prompts, sampling))
@@ -212,7 +219,7 @@ class HfEngine:
         pad = policy.pad_token_id
         ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-        watch = _Watch(sampling.temperature, logprobs=self._ahead and sampling.temperature > 0)
+        watch = _Watch(sampling.temperature, lambda: self._closed, logprobs=self._ahead and sampling.temperature > 0)
         output = self._model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -269,16 +276,20 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
     """Sees the logits (B, V) of each step before they are sampled from.
 
     It refuses logits of which a row makes no distribution: the likeliest token of such a row is a wrong one. With
-    `logprobs` it notes how likely each sampled token was, one step later, when the token is known.
+    `logprobs` it notes how likely each sampled token was, one step later, when the token is known. It ends the batch of
+    an engine that is closed.
     """
 
-    def __init__(self, temperature: float, *, logprobs: bool) -> None:
+    def __init__(self, temperature: float, closed: Callable[[], bool], *, logprobs: bool) -> None:
         self._temperature = temperature
+        self._closed = closed
         self._notes = logprobs
         self._before: torch.Tensor | None = None  # the last step's distribution
         self._found: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self._closed():
+            raise EngineError("the engine was closed")
         if not scores.amax(-1).isfinite().all():
             raise NonFiniteError
         self._note(input_ids)

@@ -1,13 +1,16 @@
 """The next round is generated while this one trains: whose weights make it, and what a resume takes up."""
 
+import os
 import shutil
+import signal
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 from node.config import parse_config
-from node.engines import Generated, SamplingParams, make_engine
+from node.engines import EngineError, Generated, SamplingParams, make_engine
 from node.engines.ahead import Ahead
 from node.engines.hf import HfEngine
 from node.run import run_node
@@ -52,6 +55,74 @@ def test_a_batch_that_was_begun_is_of_the_weights_before_and_new_weights_wait_fo
     assert engine.generate(PROMPTS, 2, SAMPLING, seed=2)[0][0].text == "4", "another batch comes between"
     assert engine.generate(PROMPTS, 2, SAMPLING, seed=1)[0][0].text == "3"
     assert engine.generate(PROMPTS, 2, SAMPLING, seed=1)[0][0].text == "4", "it is answered once"
+
+
+def test_a_batch_in_a_checkpoint_answers_for_nothing_else_than_what_it_was_asked_for(tmp_path):
+    slow = Slow()
+    slow.goes.set()
+    engine = Ahead(slow)
+    engine.begin(PROMPTS, 2, SAMPLING, seed=1)
+    made = engine.generate(PROMPTS, 2, SAMPLING, seed=1)
+    engine.begin(PROMPTS, 2, SAMPLING, seed=1)
+    engine.save(tmp_path)
+    for prompts, n, sampling in (
+        ([[1, 5, 6, 7], [1, 9]], 2, SAMPLING),  # other tasks, say
+        (PROMPTS, 2, replace(SAMPLING, temperature=1.0)),
+        (PROMPTS, 3, SAMPLING),
+        (PROMPTS, 2, SAMPLING),
+    ):
+        resumed = Ahead(Slow())
+        resumed._engine.goes.set()
+        resumed._engine.version = 7
+        resumed.resume(tmp_path)
+        found = resumed.generate(prompts, n, sampling, seed=1)
+        assert found[0][0].text == ("-1" if (prompts, n, sampling) == (PROMPTS, 2, SAMPLING) else "7")
+    assert found == made
+
+
+def test_a_batch_that_failed_keeps_no_checkpoint_from_being_written(tmp_path):
+    class Fails(Slow):
+        def generate(self, *_):
+            raise RuntimeError("out of luck")
+
+    engine = Ahead(Fails())
+    engine.begin(PROMPTS, 2, SAMPLING, seed=1)
+    engine.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(RuntimeError, match="out of luck"):
+        engine.generate(PROMPTS, 2, SAMPLING, seed=1)
+
+
+def test_a_node_that_is_asked_to_stop_waits_for_a_batch_in_work_no_longer_than_its_grace_period(tmp_path, monkeypatch):
+    config = small_config(9, **ALONE, engine={"ahead": 1}, tasks=GRADED, trainer={"stop_grace": 0.2, "save_steps": 50})
+    hangs, waited, generate = threading.Event(), [], HfEngine.generate
+
+    def hang_ahead(self, *asked):
+        if threading.current_thread() is not threading.main_thread() and (tmp_path / "begun").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+            waited.append(hangs.wait(20))
+        (tmp_path / "begun").touch()
+        return generate(self, *asked)
+
+    monkeypatch.setattr(HfEngine, "generate", hang_ahead)
+    run_node(config, tmp_path / "node")
+    assert not waited
+    hangs.set()
+    monkeypatch.undo()
+    [checkpoint] = (tmp_path / "node" / "checkpoints").glob("checkpoint-*")
+    assert checkpoint.name == "checkpoint-1" and not (checkpoint / "ahead.json").exists()
+    run_node(config.model_copy(update={"rounds": 3}), tmp_path / "node")
+    assert [row["round"] for row in rows_of(tmp_path / "node")] == [1, 2, 3]
+
+
+def test_closing_ends_a_batch_that_transformers_generate(tmp_path):
+    policy = tiny_policy(tmp_path)
+    engine = Ahead(HfEngine(replace(policy, eos_token_ids=(10**6,)), ahead=True))
+    endless = replace(SAMPLING, max_completion_length=10**6)
+    engine.begin(PROMPTS, 2, endless, seed=1)
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.generate(PROMPTS, 2, endless, seed=1)
 
 
 def test_a_failure_is_raised_where_the_batch_is_asked_for_and_closing_waits_for_nothing():
