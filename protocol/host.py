@@ -400,6 +400,9 @@ class Host:
             self._transport.wake()
         if self._thread is not None:
             self._thread.join()
+        if self._shelf is not None:
+            self._shelf.end()
+            self._shelf = None
         self._disk.shutdown()
 
     def _endpoints(self, transport: ZmqTransport) -> tuple[Endpoint, ...]:

@@ -1,11 +1,11 @@
 """The shelf on disk: items that the memory has no room for, a file each, written and read on the disk's thread.
 
-The folder is of this run only: what an earlier one left is removed. A frame stays in memory until it is written, up to
-`MAX_WRITING_BYTES` in all; beyond that there is no room. What cannot be written or read is lost, which its item's
-store is told when it asks for it; a full disk ends nothing, and is tried again after `RETRY_S`.
+The files are of this run only: they are removed at its end, and what one that was killed left at the next start. Nothing
+else in the folder is touched. A frame stays in memory until it is written, up to `MAX_WRITING_BYTES` in all; beyond that
+there is no room. What cannot be written or read is lost, which its item's store is told when it asks for it; a full disk
+ends nothing, and is tried again after `RETRY_S`.
 """
 
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from protocol.events import Fetched
-from protocol.wire.envelope import ItemId
+from protocol.wire.envelope import HASH_BYTES, ItemId
 
 MAX_WRITING_BYTES = 64 << 20
 RETRY_S = 60.0
@@ -35,7 +35,11 @@ class DiskShelf:
         self._written: deque[bytes] = deque()
         self._read: deque[Fetched] = deque()
         self._failed_at = float("-inf")
-        disk.submit(self._begin)
+        disk.submit(self._clear)
+
+    def end(self) -> None:
+        """Keep nothing any more. It is not used after that."""
+        self._disk.submit(self._clear)
 
     def put(self, item: bytes, frame: bytes) -> bool:
         """See `Shelf.put`."""
@@ -64,10 +68,12 @@ class DiskShelf:
 
     # On the disk's thread
 
-    def _begin(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def _clear(self) -> None:
         with suppress(OSError):  # the first write says so
-            self._folder.mkdir(parents=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for path in self._folder.iterdir():
+                if len(path.name) == 2 * HASH_BYTES:
+                    path.unlink()
 
     def _write(self, item: bytes, frame: bytes) -> None:
         try:
