@@ -377,8 +377,11 @@ class Gossip:
         if self._seen.get(item.id) is not None:
             return []
         if not self._appetite.filter.covers(item.topic):
-            # Who gave the last chunk of a large item is not who lied about its topic.
-            return [] if item.is_large else [Blame(node, "unwanted")]
+            if not item.is_large:
+                return [Blame(node, "unwanted")]
+            # Who gave the last chunk of a large item is not who lied about its topic. It is not fetched once more.
+            self._seen.set(item.id, item.signer)
+            return []
         self._appetite.came(now)
         if not asked:
             if peer is not None and peer.account.should_know(now.steady):

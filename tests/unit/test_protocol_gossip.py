@@ -468,6 +468,19 @@ def test_a_large_item_of_a_topic_that_we_do_not_want_is_nobodys_fault_who_gave_i
     assert delivered(found) == [large.id] or blamed(found) == []
 
 
+def test_a_large_item_of_another_topic_than_was_announced_is_not_fetched_again() -> None:
+    body = OTHER + bytes(CHUNK_BYTES)
+    frame, hashes = seal(OWNER, b"a swarm of tests", Kind.ITEM, 1, int(UNIX * 1000), body), chunk_hashes(body)
+    outline = Outline(header_of(frame), frame[:HEAD_BYTES], hashes)
+    large, core = Item(outline.id, OWNER.node_id, UNIX, OTHER, frame, hashes), machine(A)
+    core.handle(Subscribe(frozenset([TOPIC]), math.inf), at(0))
+    offer = have(A, large.entry._replace(topic=TOPIC))
+    assert asked(core.handle(offer, at(0))) == {A: [large.id]}
+    core.handle(Outlined(A, outline), at(0))
+    assert [action for index in (0, 1) for action in core.handle(ChunkArrived(A, large.chunk(index)), at(0))] == []
+    assert asked(core.handle(offer, at(1))) == {} and core.wanted == 0
+
+
 # The store
 
 
@@ -591,6 +604,18 @@ def test_a_disk_that_was_full_is_tried_again_after_a_while(tmp_path: Path, monke
     shelf.fetch(name(1))
     shelf.fetch(name(2))
     assert shelf.take() == [Fetched(name(1), b""), Fetched(name(2), b"frame")]
+
+
+def test_what_is_on_the_shelf_is_of_one_run_and_nothing_else_in_its_folder_is_touched(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "items").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / name(1).hex()).write_bytes(b"of a run that was killed")
+    (tmp_path / "disk" / "notes").write_bytes(b"a person's")
+    shelf = DiskShelf(tmp_path / "items", AtOnce(), lambda: None)
+    assert shelf.put(name(2), b"frame")
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {"notes", name(2).hex()}
+    shelf.end()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["notes"]
 
 
 def test_what_a_peer_wants_that_is_on_the_shelf_is_brought_and_waits_for_its_line_again() -> None:
