@@ -206,6 +206,7 @@ class Wants:
             want.asked_of = None
         else:
             self._unwait(want)
+        self._delayed.pop(outline.id, None)
         row.note(Said.THEY_GAVE)
         gone = self._partials.begin(outline, now)
         if gone is None:
@@ -251,7 +252,8 @@ class Wants:
         if want is None or partial is None or index >= partial.count:
             return Took.LATE
         if not partial.outline.proves(chunk):
-            self._withdraw(node, chunk.id)
+            if node in want.holders:
+                self._withdraw(node, chunk.id)
             row.note(Said.THEY_LIED)
             return Took.FALSE
         if len(chunk.data) != partial.outline.size_of(index):

@@ -400,6 +400,31 @@ def test_a_chunk_that_is_not_what_its_hash_says_ends_its_sender_for_the_item_onl
     assert wants.ask(0.3) == {A: [name(1)]}
 
 
+def test_a_false_chunk_that_comes_late_of_who_said_that_it_has_none_is_found_false() -> None:
+    item, outline = large(2)
+    wants = machine(A, B)
+    wants.begin(item, outline, A)
+    index, *_ = wants.chunks(0.0)[A]
+    wants.check(wants.patience, bounded=False)
+    wants.have(B, item.entry, wants.patience)
+    wants.lack(A, [item.id], wants.patience)
+    false = ItemChunk(item.id, index, b"false", hashlib.sha256(b"false").digest())
+    assert wants.chunk_arrived(A, false, wants.patience) is Took.FALSE
+
+
+def test_an_outline_that_comes_late_ends_the_wait_for_a_push() -> None:
+    item, outline = large(2)
+    wants = machine(A, B)
+    wants.have(A, item.entry, 0.0)
+    assert wants.ask(0.0) == {A: [item.id]}
+    now = wants.patience
+    wants.check(now, bounded=False)
+    wants.lack(A, [item.id], now)
+    wants.have(B, item.entry._replace(size=100), now, delay=1.0)
+    assert wants.was_asked(item.id, A) and wants.outlined(A, outline, now)
+    assert wants.ask(now + 1.0) == {} and sorted(wants.chunks(now + 1.0)[B]) == [0, 1]
+
+
 def test_a_chunk_of_another_size_than_the_signer_states_ends_the_want() -> None:
     item, outline = large(2)
     size = len(item.frame) - HEAD_BYTES - 1
