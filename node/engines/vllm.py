@@ -33,6 +33,7 @@ from node.engines.vllm_worker import CPU_CACHE_BYTES, EXIT_NO_VLLM
 from node.errors import UserError
 from node.policy.footprint import MARGIN, Machine, ModelSize, Part
 from node.policy.load import Policy
+from node.processes.machine import free_memory
 from node.processes.worker_process import Message, WorkerError, WorkerProcess
 
 SHARES_WEIGHTS = False
@@ -225,6 +226,8 @@ class VllmEngine:
 
     def _ready(self) -> WorkerProcess:
         """Return a child that has the current weights."""
+        if self._child is None or self._asleep:
+            free_memory()  # torch keeps what the update took of the GPU, and now vLLM is to have it
         if self._child is None:
             self._child, self._given, self._asleep = self._start(), (), False
         if self._given != self._wanted or self._asleep:

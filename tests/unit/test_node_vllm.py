@@ -182,6 +182,23 @@ def test_on_the_trainers_gpu_vllm_sleeps_during_the_update_and_wakes_to_its_weig
     assert told(tmp_path) == [*awake, "wake_up ['weights']", "take_weights", "wake_up ['kv_cache']", *awake[1:]]
 
 
+def test_the_trainer_gives_back_what_it_keeps_of_the_gpu_before_vllm_starts_or_wakes(engine_of, tmp_path, monkeypatch):
+    before = []
+
+    def note():
+        log = tmp_path / "vllm.log"
+        before.append(log.read_text().count("told wake_up") if log.exists() else "start")
+
+    monkeypatch.setattr("node.engines.vllm.free_memory", note)
+    engine = engine_of("gpu")
+    for version in range(3):
+        engine.load(version)
+        engine.load(version)
+        engine.generate([[1, 5]], 2, SAMPLING, seed=version)
+        engine.rest()
+    assert before == ["start", 0, 2]
+
+
 def test_on_gpus_of_its_own_vllm_stays_awake(engine_of, tmp_path):
     engine = engine_of("gpu", placement={"devices": [1]})
     engine.load(0)
