@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from node.config import EngineConfig
 from node.engines import EngineError, SamplingParams, vllm_worker
-from node.engines.hand_over import SharedWeights, WeightMismatchError, digest, policy_logprobs
+from node.engines.hand_over import AdapterFolder, SharedWeights, WeightMismatchError, digest, policy_logprobs
 from node.engines.vllm import VllmEngine, _environment
 from node.errors import NonFiniteError, UserError
 from node.processes import worker_process
@@ -151,6 +151,18 @@ def test_weights_that_are_tied_are_handed_over_once(tmp_path):
     names = [name for name, _, _ in given["tensors"]]
     assert "lm_head.weight" not in names
     assert len(names) == len(list(policy.model.parameters()))
+
+
+def test_adapters_that_a_killed_node_left_in_memory_go_at_its_next_start_and_no_other_nodes(tmp_path, monkeypatch):
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    monkeypatch.setattr("node.engines.hand_over.MEMORY_FOLDER", memory)
+    policy = tiny_policy(tmp_path / "tied", lora=2)
+    other = AdapterFolder(tmp_path / "other", in_memory=True).write(policy)
+    for _ in range(2):  # the first one is killed, as far as the second one can tell
+        mine = AdapterFolder(tmp_path / "mine", in_memory=True)
+        assert list(memory.iterdir()) == [other]
+        assert mine.write(policy).parent == memory
 
 
 def test_the_digest_changes_with_any_trained_weight(tmp_path):
