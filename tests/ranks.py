@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 
 from tests.commands import FORK
 
@@ -46,5 +47,6 @@ def in_ranks(count: int, target: Callable[..., Any], *args: Any, **variables: st
 
 def _run(variables: dict[str, str], target: Callable[..., Any], args: tuple[Any, ...]) -> None:
     os.environ.update(variables)
+    AcceleratorState._reset_state(reset_partial_state=True)  # what an earlier test has left is of one process alone
     torch.set_num_threads(1)
     target(*args)
