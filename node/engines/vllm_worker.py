@@ -178,7 +178,7 @@ def take_weights(worker: Any, path: str, dtype: str, tensors: list[Any]) -> None
         for name, shape, start in tensors:
             yield name, whole[start : start + math.prod(shape) * number.itemsize].view(number).view(shape)
 
-    worker.model_runner.reload_weights(weights_iterator=weights())
+    worker.reload_weights(weights_iterator=weights())  # with vLLM's configuration set, which some layers ask for
     model = worker.model_runner.get_model()
     if (head := getattr(model, "lm_head", None)) is not None and getattr(model.config, "tie_word_embeddings", False):
         head.quant_method.process_weights_after_loading(head)  # a CPU packs the matrix, which a reload leaves as it was
