@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 
 from node.errors import NonFiniteError
@@ -31,6 +32,9 @@ PROBE = (
 )
 MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108  # in a container it may be small, so its room is asked
 ALIGNMENT = 64  # bytes at whose multiples tensors begin
+
+
+log = structlog.get_logger()
 
 
 class WeightMismatchError(RuntimeError):
@@ -159,6 +163,7 @@ def check_probe(ours: Sequence[float], theirs: Sequence[float], version: int, to
         WeightMismatchError: they differ by more than `tolerance` nats a token, in the mean.
     """
     error = sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
+    log.debug("weights probed", version=version, error=error)
     if not error <= tolerance:  # NaN is no agreement either
         raise WeightMismatchError(
             f"the engine does not have policy version {version}: its log-probabilities are off by {error:.3g} "
