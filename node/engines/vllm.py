@@ -147,7 +147,7 @@ class VllmEngine:
         self._wanted: tuple[float, ...] = ()  # digest of the weights that are to generate, and that lie ready
         self._ready_message: Message = {}  # which tells a child where they lie
         self._expected: list[float] = []  # what it should say of the probe
-        self._given: tuple[float, ...] = ()  # and of those that the child has
+        self._given: tuple[float, ...] = ()  # digest of the weights that the child has
         self._sleeps = False  # the child shares the trainer's GPU
         self._asleep = False
         self._child: WorkerProcess | None = None
