@@ -6,8 +6,8 @@ device, so that a GPU and a processor are served alike: 2 bytes a weight go thro
 
 **Adapters** are a folder as `peft` writes it, in a file system of memory where there is room in one.
 
-**The probe**: the engine scores a fixed text, and so does the trainer. Rounding makes a small difference. Weights that did
-not arrive make a larger one. An engine that fails the probe generates nothing more.
+**The probe**: the engine scores a fixed text, and so does the trainer. Rounding makes a small difference. Weights that
+did not arrive make a larger one. An engine that fails the probe generates nothing more.
 """
 
 import hashlib

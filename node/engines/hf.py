@@ -3,8 +3,8 @@
 By `generate`, with the very model that is being trained. On a GPU with FlashAttention by continuous batching
 (`generate_batch`): keys and values in pages, CUDA graphs, and the next row begins as soon as one ends. Without
 FlashAttention each row would look at the pages of all others. Continuous batching computes in the precision of the
-weights. Where the policy's weights are float32 and its products bfloat16, a copy of the weights in bfloat16 generates. It
-takes 2 bytes a weight and is brought up to date before each round.
+weights. Where the policy's weights are float32 and its products bfloat16, a copy of the weights in bfloat16 generates.
+It takes 2 bytes a weight and is brought up to date before each round.
 """
 
 import copy

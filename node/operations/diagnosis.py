@@ -242,6 +242,7 @@ def examine_model(model: str, folder: Path, settings: Sequence[str] = (), gpu: i
     yield Check(
         "model", True, f"{size.parameters / 1e6:.4g} M parameters in {size.layers} layers, {size.vocabulary} words"
     )
+    yield from _engine(asked)
     vllm = not kind_of("vllm").missing(asked.engine)
     here = detect_machine(vllm=vllm)
     machines = [here, detect_machine("cpu", vllm=vllm)] if here.gpu else [here]

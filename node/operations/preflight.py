@@ -9,6 +9,9 @@ import socket
 import struct
 import subprocess
 import sys
+import urllib.request
+from collections.abc import Sequence
+from http.client import HTTPException
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
@@ -27,7 +30,7 @@ def check_first(config: NodeConfig, folder: Path) -> None:
     """Look for what would end a node in `folder` anyway, in well under a second.
 
     Raises:
-        UserError: a full disk, a busy port, no such GPU, no vLLM, or a model without weights.
+        UserError: a full disk, a busy port, no such GPU, no vLLM, no server that answers, or a model without weights.
     """
     _check_disk(folder)
     _check_page(config.observe)
@@ -36,6 +39,7 @@ def check_first(config: NodeConfig, folder: Path) -> None:
     check_policy(config.policy)
     if config.engine.kind == "vllm":
         _check_vllm(config.engine.vllm)
+    _check_servers(config.engine.placement.url)
 
 
 def _check_disk(folder: Path) -> None:
@@ -58,6 +62,20 @@ def _check_page(config: ObserveConfig) -> None:
         raise UserError(
             f"cannot listen on {config.host}:{config.port} ({error.strerror}): set observe.port=0, or another"
         ) from None
+
+
+def _check_servers(urls: Sequence[str]) -> None:
+    reasons = [reason for url in urls if (reason := _no_answer(url))]
+    if urls and len(reasons) == len(urls):
+        raise UserError(f"no server of engine.placement.url answers: {'; '.join(reasons)}")
+
+
+def _no_answer(url: str) -> str:
+    try:
+        urllib.request.urlopen(f"{url}/v1/models", timeout=LOOK_S).close()  # http and https alone
+    except (OSError, HTTPException) as error:  # an answer that says no is an HTTPError, and so an OSError
+        return f"{url} ({getattr(error, 'reason', None) or error})"
+    return ""
 
 
 def _check_vllm(config: VllmConfig) -> None:

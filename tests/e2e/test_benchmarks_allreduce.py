@@ -9,6 +9,7 @@ from tests.namespaces import why_impossible
 OBSTACLE = why_impossible()
 
 
+@pytest.mark.slow
 def test_both_sides_add_up_and_the_last_row_has_the_ratios():
     *rows, last = run(ranks=[3], mib=[1], runs=2)
 
@@ -18,6 +19,7 @@ def test_both_sides_add_up_and_the_last_row_has_the_ratios():
     assert last["ratio"]["gloo, tcp"]["ranks=3 mib=1"] == rows[1]["median_s"] / rows[2]["median_s"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE)
 def test_outer_steps_on_a_slow_link_are_measured_against_none(monkeypatch):
     monkeypatch.setattr(allreduce, "LINK_MBIT", 1000.0)

@@ -11,6 +11,7 @@ from node.cli.bench import app
 from node.errors import UserError
 
 
+@pytest.mark.slow
 def test_everybody_holds_everything_at_little_more_than_its_own_bytes() -> None:
     small, large, *ingest, noise, text, last = run(nodes=(4,), kib=(10, 100), runs=1, ingest_groups=200)
     for row in (small, large):

@@ -15,6 +15,7 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_both_sides_make_the_same_completions_and_the_last_row_has_the_ratios(threads):
     *rows, last = run(rounds=3, warm_rounds=3, blocks=1)
 

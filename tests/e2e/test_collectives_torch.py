@@ -229,7 +229,7 @@ def test_under_ddp_a_lost_rank_makes_the_others_calls_raise_in_time_and_is_named
         assert seconds < 15  # the time-out is 10 s
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_example_trains_while_one_is_killed_one_hangs_and_one_joins_to_the_loss_of_an_undisturbed_run():
     def run(*arguments):
@@ -245,7 +245,7 @@ def test_the_example_trains_while_one_is_killed_one_hangs_and_one_joins_to_the_l
     assert disturbed < 1.3 * max(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_of_torchs_own_tests_none_fails_that_gloo_passes(tmp_path):
     wanted = re.compile(

@@ -198,7 +198,7 @@ def up(compose: dict[str, Any], services: dict[str, Service]) -> Iterator[None]:
         stop(started)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_compose_files_nodes_train_on_one_anothers_groups_and_again_after_a_restart(tmp_path: Path) -> None:
     compose = read_compose()

@@ -33,6 +33,7 @@ def run_for_a_while(folder: Path, event: str, *arguments: str) -> None:
         child.join()
 
 
+@pytest.mark.slow
 def test_a_node_goes_on_as_it_was_started(folder: Path) -> None:
     run_for_a_while(folder, "training", "--seed-peer", SEED, "--set", "sampling.local=3", "--rounds", "1000")
     first = json.loads((folder / "config.json").read_text())

@@ -68,6 +68,7 @@ def test_a_node_contacts_nobody_but_its_peers(arguments: list[str], tmp_path: Pa
     assert watched.contacts() == []
 
 
+@pytest.mark.slow
 def test_an_owner_may_let_libraries_report_and_the_watch_sees_it(tmp_path: Path) -> None:
     watched = start(tmp_path, "node", "--state", "state", HF_HUB_DISABLE_TELEMETRY="0")
     try:  # it reports from a thread of its own, which the last round of a short run would not wait for

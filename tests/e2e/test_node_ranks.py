@@ -53,7 +53,7 @@ def assert_same(folder: Path, undisturbed: Path) -> None:
             assert row.get(key) == pytest.approx(other.get(key), rel=1e-3, abs=1e-6), key
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_node_whose_processes_are_killed_goes_on_with_the_weights_of_one_process(
     undisturbed: Path, tmp_path: Path

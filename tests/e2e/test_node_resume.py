@@ -72,6 +72,7 @@ def test_a_node_restored_from_a_backup_that_was_made_while_it_ran_goes_on_with_t
     assert numbers(rows_of(tmp_path / "again")) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_node_that_evaluates_has_the_same_numbers_and_evaluates_each_round_once(
     undisturbed: list[tuple], tmp_path: Path
 ) -> None:

@@ -123,6 +123,7 @@ def test_the_first_node_starts_alone_and_is_the_others_seed(tmp_path: Path) -> N
         assert (folder / "seeds").read_text().splitlines()[0] == first
 
 
+@pytest.mark.slow
 def test_a_killed_node_comes_back_with_a_living_seed_and_nobody_waits(tmp_path: Path) -> None:
     out = tmp_path / "run"
     killed: list[int] = []
@@ -371,6 +372,7 @@ def test_a_terminal_that_goes_away_stops_a_run_as_a_person_does(tmp_path: Path) 
     assert all((out / "nodes" / name / "stopped").exists() for name in ("n0", "n1"))
 
 
+@pytest.mark.slow
 def test_the_fork_server_has_the_libraries_no_thread_beside_its_own_and_no_cuda(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "tests.fakes.count_threads", str(tmp_path)], check=True, timeout=100)
     assert (tmp_path / "threads").read_text() == "1 True True"

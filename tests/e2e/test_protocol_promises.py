@@ -5,6 +5,8 @@ import os
 import time
 from dataclasses import replace
 
+import pytest
+
 from protocol.config import LOCAL
 from protocol.host import Host
 from protocol.identity import Identity
@@ -53,6 +55,7 @@ def test_a_peer_that_pushes_what_nobody_asked_for_does_not_keep_others_items_awa
         host.stop()
 
 
+@pytest.mark.slow
 def test_promises_that_are_broken_get_a_peer_refused_while_an_honest_one_is_heard() -> None:
     host = Host(Identity.generate(), SWARM, "tcp://127.0.0.1:0", [], timing=HASTY)
     address = host.start()

@@ -70,6 +70,7 @@ def received(network: Network, body: bytes) -> Callable[[], bool]:
     return lambda: any(item.body == body for item in network.host.receive(100))
 
 
+@pytest.mark.slow
 def test_an_allowlist_admits_the_listed_the_invited_and_nobody_else(tmp_path: Path) -> None:
     listed = key_of(tmp_path / "listed")
     club = found(tmp_path / "club", Policy.ALLOWLIST, allowed=(listed,))

@@ -10,7 +10,8 @@ from tests.waiting import wait_until
 
 
 @pytest.mark.timeout(300)  # 15 to 40 s, each with a core of two
-@pytest.mark.parametrize("mode", ["average", pytest.param("async-diloco", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["average", "async-diloco"])
 def test_nodes_of_one_swarm_find_each_other_and_average_weights(tmp_path: Path, mode: str) -> None:
     settings = [f"weights.mode={mode}", "weights.every=5", "sampling.questions=2", "sampling.completions=2"]
     words = [word for setting in settings for word in ("--set", setting)]

@@ -155,6 +155,7 @@ def steady(size: int, demand: float, seconds: int) -> Model:
     return model
 
 
+@pytest.mark.slow
 def test_with_a_fixed_demand_the_cost_of_a_node_does_not_grow_with_the_swarm() -> None:
     demand, seconds = 4.0, 40
     small, large = steady(24, demand, seconds), steady(72, demand, seconds)

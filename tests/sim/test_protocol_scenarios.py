@@ -130,6 +130,7 @@ def test_who_eclipses_newcomers_may_call_all_others_too() -> None:
     assert callers["hostile"] < len(spared) < callers["hostile-callers"], callers
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # three runs of five seconds each on a core of its own
 def test_the_same_seed_prints_the_same_in_other_processes_with_other_hash_seeds() -> None:
     def run(hash_seed: str, seed: str) -> str:

@@ -62,6 +62,7 @@ def test_a_swarm_that_fits_into_its_links_is_linked_wholly_and_has_everything_fr
     assert simulation.frames_sent[Kind.WANT] == asked
 
 
+@pytest.mark.slow
 def test_links_last_in_a_small_swarm_some_of_whose_nodes_cannot_be_dialled() -> None:
     simulation = Simulation(seed=1, identity=SimulatedIdentity)
     for name in range(22):

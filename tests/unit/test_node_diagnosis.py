@@ -131,7 +131,7 @@ def test_the_swarms_tasks_and_protocol_are_held_against_what_is_here(
     save_manifest(tmp_path, make_manifest(Identity(bytes(32)), "club", 1, Policy.OPEN, [described]))
     (tmp_path / "config.json").write_text('{"tasks": [{"name": "builtin/sums"}]}')
     checks = list(examine_node(tmp_path))
-    assert found("swarm", checks).ok and "'club', founded on protocol 2.0" in found("swarm", checks).text
+    assert found("swarm", checks).ok and "'club', founded on protocol 3.0" in found("swarm", checks).text
     assert found("swarm's tasks", checks).ok == ok and says in found("swarm's tasks", checks).text
     assert "no node is running" in found("node", checks).text
 

@@ -11,7 +11,7 @@ from node.config import parse_config
 from node.engines import hf
 from node.errors import UserError
 from node.policy.detection import computes_in_bf16, detect_machine
-from node.policy.load import _device
+from node.policy.load import device_of
 from node.processes.machine import return_freed_memory, undefended, usable_cores
 
 
@@ -39,9 +39,9 @@ def test_an_apple_gpu_is_used_where_it_is_asked_for_and_there(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match="sees no Apple GPU"):
-        _device("mps")
+        device_of("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert [_device(choice) for choice in ("mps", "auto", "cpu")] == ["mps", "cpu", "cpu"]
+    assert [device_of(choice) for choice in ("mps", "auto", "cpu")] == ["mps", "cpu", "cpu"]
     assert not computes_in_bf16("mps")
     assert not detect_machine("mps").gpu
 

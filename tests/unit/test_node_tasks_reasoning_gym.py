@@ -112,6 +112,7 @@ def test_right_answers_earn_one_and_wrong_ones_nothing(tasks: Mapping[str, GymTa
             assert task.verify(item, untagged) == 0.0, (untagged, item)
 
 
+@pytest.mark.slow
 def test_another_process_with_another_hash_seed_makes_the_same(tasks: Mapping[str, GymTask]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PRINT_DIGESTS],
