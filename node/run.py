@@ -250,6 +250,8 @@ def train_node(node: Parts, stopping: Stopping | None = None) -> None:
 @contextmanager
 def _ending_in_order(stopping: Stopping, trainer: SwarmTrainer, config: TrainerConfig, loop: Loop) -> Iterator[None]:
     """Abandon a round that outlasts the grace period; name the round whose numbers are not finite."""
+    if stopping:  # before the first round, which the caller reports
+        raise GiveUp
     try:
         with stopping.patient():
             yield
