@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import structlog
 import torch
 
 from node.errors import NonFiniteError
@@ -32,9 +31,6 @@ PROBE = (
 )
 MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108  # in a container it may be small, so its room is asked
 ALIGNMENT = 64  # bytes at whose multiples tensors begin
-
-
-log = structlog.get_logger()
 
 
 class WeightMismatchError(RuntimeError):
@@ -156,19 +152,19 @@ def expected_probe(policy: Policy, tokens: Sequence[int]) -> list[float]:
     return ours
 
 
-def check_probe(ours: Sequence[float], theirs: Sequence[float], version: int, tolerance: float) -> None:
-    """Compare an engine's log-probabilities of the probe, in nats, with those expected.
+def check_probe(ours: Sequence[float], theirs: Sequence[float], version: int, tolerance: float) -> float:
+    """Return how far an engine's log-probabilities of the probe are from those expected, in nats a token, in the mean.
 
     Raises:
-        WeightMismatchError: they differ by more than `tolerance` nats a token, in the mean.
+        WeightMismatchError: that is more than `tolerance`.
     """
     error = sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
-    log.debug("weights probed", version=version, error=error)
     if not error <= tolerance:  # NaN is no agreement either
         raise WeightMismatchError(
             f"the engine does not have policy version {version}: its log-probabilities are off by {error:.3g} "
             f"nats a token, engine.vllm.logprob_tolerance is {tolerance:g}"
         )
+    return error
 
 
 def policy_logprobs(policy: Policy, tokens: Sequence[int]) -> list[float]:

@@ -251,10 +251,11 @@ class VllmEngine:
         child.call(self._ready_message, self._config.timeout)
         theirs = child.call({"call": "score", "tokens": self._probe_ids}, self._config.timeout)["logprobs"]
         try:
-            check_probe(self._expected, theirs, self._version, self._settings.logprob_tolerance)
+            error = check_probe(self._expected, theirs, self._version, self._settings.logprob_tolerance)
         except BaseException:
             self._end_child()
             raise
+        log.debug("vllm probed", version=self._version, error=error)
         self._given, self._asleep = self._wanted, False
 
     def _start(self) -> WorkerProcess:

@@ -32,7 +32,9 @@ def test_two_nodes_train_a_real_model_with_vllm(tmp_path: Path) -> None:
         assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1))
         assert rows[-1]["swarm/pool"] > 0, "it has the other node's groups"
         assert rows[-1]["swarm/rejected"] == {}
-        probes = {event["version"]: event["error"] for event in events_of(folder, "weights probed")}
-        assert probes, "a round without signal hands nothing over, but not all are so"
+        probes = {event["version"]: event["error"] for event in events_of(folder, "vllm probed")}
+        assert set(probes) == {0, *(row["round"] for row in rows[:-1] if row["trained"])}, (
+            "each update, and nothing else"
+        )
         assert max(probes.values()) < NOISE
     assert vllm_workers(psutil.process_iter()) <= before
