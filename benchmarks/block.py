@@ -13,7 +13,6 @@ import torch
 
 from node.config import NodeConfig
 from node.engines import Generated, RolloutEngine, SamplingParams, make_engine
-from node.engines.ahead import Ahead
 from node.engines.hf import HfEngine
 from node.loop import Loop
 from node.policy.load import Policy, load_policy
@@ -68,8 +67,7 @@ def time_gossamer(
 def _engine(config: NodeConfig, policy: Policy, folder: Path, name: Engine) -> RolloutEngine:
     if name == "vllm":
         return make_engine(config.engine, policy, folder)
-    engine = HfEngine(policy, paged=name == "paged", ahead=config.engine.ahead > 0)
-    return Ahead(engine) if config.engine.ahead else engine
+    return HfEngine(policy, paged=name == "paged")
 
 
 def forget_peak() -> None:

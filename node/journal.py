@@ -294,7 +294,7 @@ def _decode(body: bytes) -> Start | Round | None:
         number, generated, seen, refused, times, measured, unscorable, revoked, own, rows, admitted, drawn = fields
     except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
         raise ValueError(f"a frame is damaged ({error})") from None
-    made = [[_generated(*one) for one in group] for group in generated]
+    made = [[Generated.from_list(one) for one in group] for group in generated]
     judged = [Seen(*one) for one in seen], [Refused(*one) for one in refused]
     outside = (*judged, times, measured, unscorable, revoked)
     return Round(number, made, *outside, own, [Row(*one) for one in rows], admitted, drawn)
@@ -305,14 +305,10 @@ def _kind(entry: type) -> str:
 
 
 def _plain(value: object) -> object:
-    """Return a completion as the list that `_generated` takes."""
+    """Return a completion as the list that `Generated.from_list` takes."""
     if isinstance(value, Generated):
-        return [value.token_ids, value.text, value.finished, value.logprobs]
+        return value.as_list()
     raise TypeError(type(value).__name__)
-
-
-def _generated(token_ids: Sequence[int], text: str, finished: bool, logprobs: Sequence[float] | None) -> Generated:
-    return Generated(tuple(token_ids), text, finished, None if logprobs is None else tuple(logprobs))
 
 
 def _cut_torn_frame(path: Path) -> tuple[int, int]:

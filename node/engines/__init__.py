@@ -6,10 +6,13 @@
     ahead           one of these on a thread of its own, so that a round is generated while another trains
     hand_over       how weights and adapters get into another process, and the probe that tells whether they arrived
 
-To add one: write a module that is a `Kind`, and name it in `kind_of` and in `EngineConfig.kind`. Presets, doctor,
-evaluations and the laboratory ask nothing else of an engine.
+    missing         what has to be installed, set or started before one of them can start
+
+To add one: write a module with a `Kind` and a `RolloutEngine`, and name it in `kind_of` and in `EngineConfig.kind`.
+Presets, doctor, evaluations and the laboratory ask nothing else of an engine.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +60,16 @@ class Generated:
     finished: bool
     logprobs: tuple[float, ...] | None = None
 
+    def as_list(self) -> list[Any]:
+        """Return it as the list that `from_list` takes, for a file."""
+        return [self.token_ids, self.text, self.finished, self.logprobs]
+
+    @classmethod
+    def from_list(cls, values: Sequence[Any]) -> "Generated":
+        """Return the completion of which `as_list` was written and read again."""
+        token_ids, text, finished, logprobs = values
+        return cls(tuple(token_ids), text, finished, None if logprobs is None else tuple(logprobs))
+
 
 class EngineError(PassingError):
     """An engine cannot be started, or failed twice in a row."""
@@ -98,22 +111,15 @@ class Beside(NamedTuple):
     resting: int  # while the policy is trained
 
 
-class Kind(Protocol):
-    """An engine before it runs; each engine's module is one."""
+class Kind(ABC):
+    """An engine before it runs: what presets, doctor and the laboratory ask of it. Each engine's module has one."""
 
-    SHARES_WEIGHTS: bool
-    """Whether it generates with the trainer's own tensors, in its process."""
-
+    @abstractmethod
     def make(self, config: EngineConfig, policy: "Policy", folder: Path) -> RolloutEngine:
         """Return the engine, for a node whose state is in `folder`."""
-        ...
-
-    def missing(self, config: EngineConfig) -> str:
-        """Return what is to be installed or set before it can start; empty where nothing is. Takes no time."""
-        ...
 
     def memory(self, size: "ModelSize", config: NodeConfig, width: int, gpu_memory: int) -> "list[Part]":
-        """Return what it takes of the memory of the device that trains.
+        """Return what it takes of the memory of the device that trains: here nothing.
 
         Args:
             size: of the policy's model.
@@ -121,32 +127,29 @@ class Kind(Protocol):
             width: bytes of a number in the key-value cache.
             gpu_memory: of the GPU that trains, in bytes; 0 for a processor.
         """
-        ...
+        return []
 
     def beside(self, size: "ModelSize", machine: "Machine", config: EngineConfig) -> Beside | None:
-        """Return what it takes beside the trainer on this machine; None where it is of no use there."""
-        ...
+        """Return what it takes beside the trainer on this machine: here nothing. None where it is of no use there."""
+        return Beside(0, 0)
 
-    def settings(
-        self, size: "ModelSize", machine: "Machine", config: EngineConfig, resident: int
-    ) -> dict[str, tuple[Any, str]]:
-        """Return the settings, by dotted key, that it wants there, each with its reason.
+    def settings(self, machine: "Machine", config: EngineConfig, resident: int) -> dict[str, tuple[Any, str]]:
+        """Return the settings, by dotted key, that it wants there, each with its reason: here none.
 
         Args:
-            size: of the policy's model.
             machine: one node's part of it.
             config: of the engine, as far as a person set it.
             resident: bytes that the trainer holds while the engine generates.
         """
-        ...
+        return {}
 
 
 def kind_of(name: str) -> Kind:
     """Return the engine of this name."""
     from node.engines import hf, server, vllm
 
-    kinds: dict[str, Kind] = {"hf": hf, "vllm": vllm, "server": server}
-    return kinds[name]
+    kinds: dict[str, type[Kind]] = {"hf": hf.HfKind, "vllm": vllm.VllmKind, "server": server.ServerKind}
+    return kinds[name]()
 
 
 def in_process(policy: "Policy") -> RolloutEngine:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from node.engines import Generated, RolloutEngine, SamplingParams
+from node.processes.threads import settle
 
 FILE = "ahead.json"  # in a checkpoint: the batch that was begun before it
 
@@ -57,7 +58,7 @@ class Ahead:
         """
         if self._begun is not None and self._begun[1].exception() is None:
             request, future = self._begun
-            groups = [[astuple(one) for one in group] for group in future.result()]
+            groups = [[one.as_list() for one in group] for group in future.result()]
             (checkpoint / FILE).write_text(json.dumps({"request": request, "groups": groups}))
 
     def resume(self, checkpoint: Path) -> None:
@@ -67,7 +68,7 @@ class Ahead:
         except FileNotFoundError:
             return
         done: Future[Groups] = Future()
-        done.set_result([[_generated(*one) for one in group] for group in saved["groups"]])
+        done.set_result([[Generated.from_list(one) for one in group] for group in saved["groups"]])
         self._begun = saved["request"], done
 
     def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int) -> Groups:
@@ -99,16 +100,9 @@ class Ahead:
     def _work(self) -> None:
         while True:
             future, call = self._calls.get()
-            try:
-                future.set_result(call())
-            except BaseException as error:  # noqa: BLE001  # it is raised where the result is asked for
-                future.set_exception(error)
+            settle(future, call)
 
 
 def _request(prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int) -> list[Any]:
     """Return what is asked for as JSON gives it back."""
     return [list(map(list, prompts)), n, list(astuple(sampling)), seed]
-
-
-def _generated(token_ids: Sequence[int], text: str, finished: bool, logprobs: Sequence[float] | None) -> Generated:
-    return Generated(tuple(token_ids), text, finished, None if logprobs is None else tuple(logprobs))

@@ -24,14 +24,13 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.utils import is_flash_attn_2_available
 
 from node.config import EngineConfig, NodeConfig
-from node.engines import Beside, EngineError, Generated, SamplingParams
+from node.engines import EngineError, Generated, Kind, SamplingParams
 from node.errors import NonFiniteError, UserError
 from node.policy.detection import shape_of
-from node.policy.footprint import Machine, ModelSize, Part
+from node.policy.footprint import ModelSize, Part, cache_bytes
 from node.policy.load import LARGE, Policy
 from node.processes.machine import free_memory, is_out_of_memory
 
-SHARES_WEIGHTS = True
 PAGE = 32  # tokens of a page of keys and values
 CLOSE_S = 10.0  # seconds that a batch in work may take to end; it looks once a token
 CACHE_PART = 0.15  # of a GPU, for keys and values; more rows than fit take turns
@@ -41,46 +40,29 @@ _REPEATABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 log = structlog.get_logger()
 
 
-def make(config: EngineConfig, policy: Policy, folder: Path) -> "HfEngine":
-    """Return the engine; see `node.engines.Kind`."""
-    paged = policy.model.device.type == "cuda" and is_flash_attn_2_available()
-    return HfEngine(policy, paged=paged, ahead=config.ahead > 0)
+class HfKind(Kind):
+    """transformers, before it generates; it does so with what the trainer has."""
 
+    def make(self, config: EngineConfig, policy: Policy, folder: Path) -> "HfEngine":
+        """Return the engine."""
+        paged = policy.model.device.type == "cuda" and is_flash_attn_2_available()
+        return HfEngine(policy, paged=paged, ahead=config.ahead > 0)
 
-def missing(config: EngineConfig) -> str:
-    """Return nothing: transformers is there."""
-    return ""
-
-
-def memory(size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> list[Part]:
-    """Return the keys and values of a round's completions, and the copy that generates; see `node.engines.Kind`."""
-    rows, longest = config.sampling.questions_per_round * config.sampling.completions, config.engine.longest
-    row = longest * size.layers * 2 * size.kv_width * width
-    if gpu_memory:
-        rows = max(1, min(rows, int(CACHE_PART * gpu_memory) // row))
-    why = f"{rows} completions of up to {longest} tokens at once"
-    parts = [Part("key-value cache", rows * row, why, when="generation")]
-    if config.engine.ahead:
-        own = 4 if config.policy.dtype == "float32" else 2
-        parts.append(Part("weights to generate", own * size.parameters, "a copy, as the policy is trained meanwhile"))
-    elif width == 2 and config.policy.dtype == "float32":
-        parts.append(Part("weights to generate", 2 * size.parameters, "in bfloat16", when="generation"))
-    return parts
-
-
-def beside(size: ModelSize, machine: Machine, config: EngineConfig) -> Beside:
-    """Return nothing: it generates with what the trainer has; see `node.engines.Kind`."""
-    return Beside(0, 0)
-
-
-def settings(
-    size: ModelSize,
-    machine: Machine,
-    config: EngineConfig,
-    resident: int,
-) -> dict[str, tuple[Any, str]]:
-    """Return nothing: it wants no settings."""
-    return {}
+    def memory(self, size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> list[Part]:
+        """Return the keys and values of a round's completions, and the copy that generates."""
+        rows, longest = config.sampling.questions_per_round * config.sampling.completions, config.engine.longest
+        row = longest * cache_bytes(size.layers, size.kv_width, width)
+        if gpu_memory:
+            rows = max(1, min(rows, int(CACHE_PART * gpu_memory) // row))
+        why = f"{rows} completions of up to {longest} tokens at once"
+        parts = [Part("key-value cache", rows * row, why, when="generation")]
+        if config.engine.ahead:
+            own = 4 if config.policy.dtype == "float32" else 2
+            why = "a copy, as the policy is trained meanwhile"
+            parts.append(Part("weights to generate", own * size.parameters, why))
+        elif width == 2 and config.policy.dtype == "float32":
+            parts.append(Part("weights to generate", 2 * size.parameters, "in bfloat16", when="generation"))
+        return parts
 
 
 class HfEngine:
@@ -269,7 +251,7 @@ def _pages_that_fit(model: Any) -> int:
 def _token_bytes(model: Any, width: int) -> int:
     """Return what the keys and values of a token take, in numbers of `width` bytes."""
     layers, *_, kv_width = shape_of(model.config.get_text_config())
-    return layers * 2 * kv_width * width
+    return cache_bytes(layers, kv_width, width)
 
 
 class _Watch(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped

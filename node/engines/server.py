@@ -12,11 +12,9 @@ A server that fails, or lacks the weights, is left out until the next round. Its
 import json
 import shutil
 import tempfile
-import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +24,8 @@ from typing import Any
 
 import structlog
 
-from node.config import EngineConfig, NodeConfig
-from node.engines import Beside, EngineError, Generated, SamplingParams
+from node.config import EngineConfig
+from node.engines import EngineError, Generated, Kind, SamplingParams
 from node.engines.hand_over import (
     AdapterFolder,
     WeightMismatchError,
@@ -39,10 +37,9 @@ from node.engines.hand_over import (
     remove_leftovers,
 )
 from node.policy.export import export_weights
-from node.policy.footprint import Machine, ModelSize, Part
 from node.policy.load import Policy
+from node.processes.threads import on_daemon
 
-SHARES_WEIGHTS = False
 WEIGHTS = "weights-"  # how the folders begin in which weights are handed over
 ADAPTERS = "gossamer"  # what a server calls them
 NO_DEFAULTS = {  # a server takes what a request leaves out from the model's generation_config.json
@@ -57,43 +54,12 @@ QUICK_S = 10.0  # for a question that takes a server no time
 log = structlog.get_logger()
 
 
-def make(config: EngineConfig, policy: Policy, folder: Path) -> "ServerEngine":
-    """Return the engine; see `node.engines.Kind`."""
-    return ServerEngine(policy, config, folder)
+class ServerKind(Kind):
+    """vLLM's servers, before they are asked; they take nothing of the device that trains."""
 
-
-def missing(config: EngineConfig) -> str:
-    """Say which server does not answer, if all of them do not; see `node.engines.Kind`."""
-    reasons = [reason for url in config.placement.url if (reason := _no_answer(url, 2.0))]
-    return "; ".join(reasons) if len(reasons) == len(config.placement.url) else ""
-
-
-def _no_answer(url: str, timeout: float) -> str:
-    try:
-        Server(url).call("/v1/models", None, timeout)
-    except ServerError as error:
-        return str(error)
-    return ""
-
-
-def memory(size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> list[Part]:
-    """Return nothing: it runs elsewhere."""
-    return []
-
-
-def beside(size: ModelSize, machine: Machine, config: EngineConfig) -> Beside | None:
-    """Return nothing: it runs elsewhere, where a person has placed it."""
-    return Beside(0, 0) if config.placement.url else None
-
-
-def settings(
-    size: ModelSize,
-    machine: Machine,
-    config: EngineConfig,
-    resident: int,
-) -> dict[str, tuple[Any, str]]:
-    """Return nothing: it wants no settings."""
-    return {}
+    def make(self, config: EngineConfig, policy: Policy, folder: Path) -> "ServerEngine":
+        """Return the engine."""
+        return ServerEngine(policy, config, folder)
 
 
 class ServerError(Exception):
@@ -187,7 +153,9 @@ class ServerEngine:
 
                 self._try(server, use)
 
-            _at_once([partial(ask, server, part) for server, part in zip(servers, parts, strict=True) if part])
+            asked = [(server, part) for server, part in zip(servers, parts, strict=True) if part]
+            for done in [on_daemon(partial(ask, server, part), "server") for server, part in asked]:
+                done.result()  # on a daemon: the end of a process that has given up a round waits for no server
         return [made[at] for at in range(len(prompts))]
 
     def rest(self) -> None:
@@ -290,22 +258,3 @@ class ServerEngine:
             raise ValueError(f"{len(logprobs)} log-probabilities of {len(tokens)} tokens")
         finished = bool(tokens) and tokens[-1] in self._policy.eos_token_ids
         return Generated(tokens, self._policy.decode(tokens), finished, logprobs)
-
-
-def _at_once(calls: Sequence[Callable[[], None]]) -> None:
-    """Make the calls, each on a thread; raise what the first of them raised that failed."""
-
-    def make(call: Callable[[], None], done: "Future[None]") -> None:
-        try:
-            call()
-        except BaseException as error:  # noqa: BLE001  # it is raised below
-            done.set_exception(error)
-        else:
-            done.set_result(None)
-
-    futures: list[Future[None]] = [Future() for _ in calls]
-    for call, done in zip(calls, futures, strict=True):
-        # A daemon: the end of a process that has given up a round does not wait for a server.
-        threading.Thread(target=make, args=(call, done), name="server", daemon=True).start()
-    for done in futures:
-        done.result()

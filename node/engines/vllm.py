@@ -8,10 +8,8 @@ On the trainer's own GPU the two take turns: vLLM sleeps while the policy is tra
 """
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +17,7 @@ import structlog
 import torch
 
 from node.config import EngineConfig, NodeConfig
-from node.engines import Beside, EngineError, Generated, SamplingParams
+from node.engines import Beside, EngineError, Generated, Kind, SamplingParams
 from node.engines.hand_over import (
     AdapterFolder,
     SharedWeights,
@@ -29,6 +27,7 @@ from node.engines.hand_over import (
     expected_probe,
     probe_tokens,
 )
+from node.engines.missing import CANNOT_RUN, NO_VLLM
 from node.engines.vllm_worker import CPU_CACHE_BYTES, EXIT_NO_VLLM
 from node.errors import UserError
 from node.policy.footprint import MARGIN, Machine, ModelSize, Part
@@ -36,7 +35,6 @@ from node.policy.load import Policy
 from node.processes.machine import free_memory
 from node.processes.worker_process import Message, WorkerError, WorkerProcess
 
-SHARES_WEIGHTS = False
 WORKER = Path(__file__).with_name("vllm_worker.py")
 WORTHWHILE = 50_000_000  # parameters: a smaller model is done before vLLM has begun
 WEIGHT_BYTES = 2.2  # that it needs for each weight: bfloat16, and a tenth for what it packs anew
@@ -51,65 +49,41 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 
-def make(config: EngineConfig, policy: Policy, folder: Path) -> "VllmEngine":
-    """Return the engine; see `node.engines.Kind`."""
-    return VllmEngine(policy, config, folder)
+class VllmKind(Kind):
+    """vLLM, before it starts."""
 
+    def make(self, config: EngineConfig, policy: Policy, folder: Path) -> "VllmEngine":
+        """Return the engine."""
+        return VllmEngine(policy, config, folder)
 
-def missing(config: EngineConfig) -> str:
-    """Say that vLLM is not there, if so; see `node.engines.Kind`."""
-    python = config.vllm.python
-    if python:
-        there = shutil.which(python) is not None
-        return "" if there else f"engine.vllm.python={python!r} is not there: name a Python that has vLLM"
-    return "" if find_spec("vllm") else NO_VLLM.format(python="this Python")
+    def memory(self, size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> list[Part]:
+        """Return its part of the trainer's device."""
+        if config.engine.placement.devices:
+            return []
+        if not gpu_memory:
+            why = "two copies of the weights, of which one is handed over, and 1 GiB of cache"
+            return [Part("vllm", CPU_CACHE_BYTES + 4 * size.parameters, why)]
+        share = config.engine.vllm.gpu_memory_utilization
+        why = f"engine.vllm.gpu_memory_utilization={share:g} of the GPU, while it generates"
+        why_asleep = "CUDA itself and its graphs, while the policy is trained"
+        asleep = Part("vllm asleep", ASLEEP, why_asleep, when="update", bound=True)
+        return [Part("vllm", int(share * gpu_memory), why, when="generation", bound=True), asleep]
 
+    def beside(self, size: ModelSize, machine: Machine, config: EngineConfig) -> Beside | None:
+        """Return what it takes beside the trainer; None where it is not installed, or a model is too small for it."""
+        if not (machine.gpu and machine.vllm and size.parameters > WORTHWHILE):
+            return None
+        if config.placement.devices:
+            return Beside(0, 0)
+        return Beside(int(WEIGHT_BYTES * size.parameters) + LEAST_CACHE, ASLEEP)
 
-NO_VLLM = (
-    "{python} has no vLLM: pip install 'gossamer[vllm]', or, without a GPU, run examples/install_vllm_cpu.sh and set "
-    "engine.vllm.python as it says"
-)
-
-
-def memory(size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> list[Part]:
-    """Return its part of the trainer's device; see `node.engines.Kind`."""
-    if config.engine.placement.devices:
-        return []
-    if not gpu_memory:
-        why = "two copies of the weights, of which one is handed over, and 1 GiB of cache"
-        return [Part("vllm", CPU_CACHE_BYTES + 4 * size.parameters, why)]
-    share = config.engine.vllm.gpu_memory_utilization
-    why = f"engine.vllm.gpu_memory_utilization={share:g} of the GPU, while it generates"
-    why_asleep = "CUDA itself and its graphs, while the policy is trained"
-    asleep = Part("vllm asleep", ASLEEP, why_asleep, when="update", bound=True)
-    return [Part("vllm", int(share * gpu_memory), why, when="generation", bound=True), asleep]
-
-
-def beside(size: ModelSize, machine: Machine, config: EngineConfig) -> Beside | None:
-    """Return what it takes beside the trainer; see `node.engines.Kind`."""
-    if not (machine.gpu and machine.vllm and size.parameters > WORTHWHILE):
-        return None
-    if config.placement.devices:
-        return Beside(0, 0)
-    return Beside(int(WEIGHT_BYTES * size.parameters) + LEAST_CACHE, ASLEEP)
-
-
-def settings(
-    size: ModelSize,
-    machine: Machine,
-    config: EngineConfig,
-    resident: int,
-) -> dict[str, tuple[Any, str]]:
-    """Return how much of the GPU it has; see `node.engines.Kind`."""
-    if config.placement.devices:
-        return {"engine.vllm.gpu_memory_utilization": (MOST, "it has the GPUs for itself")}
-    share = min(MOST, 1 - SPARE - MARGIN * resident / machine.memory) * machine.share
-    return {
-        "engine.vllm.gpu_memory_utilization": (
-            float(f"{0.995 * share:.3g}"),  # rounded down
-            f"what the trainer leaves of {machine.memory / 1e9:.1f} GB while vLLM generates",
-        )
-    }
+    def settings(self, machine: Machine, config: EngineConfig, resident: int) -> dict[str, tuple[Any, str]]:
+        """Return how much of the GPU it has."""
+        if config.placement.devices:
+            return {"engine.vllm.gpu_memory_utilization": (MOST, "it has the GPUs for itself")}
+        share = min(MOST, 1 - SPARE - MARGIN * resident / machine.memory) * machine.share
+        reason = f"what the trainer leaves of {machine.memory / 1e9:.1f} GB while vLLM generates"
+        return {"engine.vllm.gpu_memory_utilization": (float(f"{0.995 * share:.3g}"), reason)}  # rounded down
 
 
 class VllmEngine:
@@ -281,9 +255,7 @@ class VllmEngine:
         try:
             child = WorkerProcess([python, "-P", str(self._worker)], _environment(devices), self._log)
         except (FileNotFoundError, PermissionError) as error:
-            raise UserError(
-                f"cannot run engine.vllm.python={python!r} ({error.strerror}): name a Python that has vLLM"
-            ) from None
+            raise UserError(CANNOT_RUN.format(python=python, reason=error.strerror)) from None
         try:
             request = {
                 "call": "start",

@@ -27,7 +27,6 @@ import torch
 
 from node.config import NodeConfig
 from node.engines import Generated, SamplingParams, in_process
-from node.engines import kind_of as engine_kind
 from node.errors import UserError
 from node.fleet.local_swarm import Plan, make_folders, node_config, node_folders, record_plan, write_run_summary
 from node.fleet.summary import Summary
@@ -109,8 +108,7 @@ def run_in_memory(
 
 def _check(config: NodeConfig) -> None:
     for key, wrong in {
-        "engine.kind": not engine_kind(config.engine.kind).SHARES_WEIGHTS,
-        "engine.ahead": config.engine.ahead > 0,
+        "engine beside the trainer (engine.kind, engine.ahead)": not config.engine.own_weights,
         "weights.mode": config.weights.mode != "off",
         "policy.lora.r": config.policy.lora.r > 0,
     }.items():

@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 
 from node.config import NodeConfig, fill, is_set, load_config
 from node.engines import kind_of
+from node.engines.missing import missing
 from node.errors import UserError, for_shell
 from node.operations.presets import Overrides, preset
 from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, cache_width, footprint, peak
@@ -243,7 +244,7 @@ def examine_model(model: str, folder: Path, settings: Sequence[str] = (), gpu: i
         "model", True, f"{size.parameters / 1e6:.4g} M parameters in {size.layers} layers, {size.vocabulary} words"
     )
     yield from _engine(asked)
-    vllm = not kind_of("vllm").missing(asked.engine)
+    vllm = not missing("vllm", asked.engine)
     here = detect_machine(vllm=vllm)
     machines = [here, detect_machine("cpu", vllm=vllm)] if here.gpu else [here]
     if gpu:
@@ -331,8 +332,8 @@ def examine_node(folder: Path) -> Iterator[Check]:
 def _engine(config: NodeConfig) -> Iterator[Check]:
     if config.role == "train" and not config.engine.own_weights:
         kind = config.engine.kind
-        missing = kind_of(kind).missing(config.engine)
-        yield Check(f"engine {kind}", not missing, missing or "can start", do=missing)
+        lacks = missing(kind, config.engine)
+        yield Check(f"engine {kind}", not lacks, lacks or "can start", do=lacks)
 
 
 def _swarm(config: NodeConfig, folder: Path) -> Iterator[Check]:

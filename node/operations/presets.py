@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 from node.config import EngineConfig, NodeConfig, PolicyConfig, SamplingConfig, TrainerConfig, fill, is_set
 from node.engines import BY_PREFERENCE, Beside, kind_of
+from node.engines.missing import missing
 from node.errors import UserError
 from node.policy.detection import can_be_asked_not_to_think, detect_machine, main_memory, measure_model
-from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, activation_bytes, logits_bytes
+from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, activation_bytes, cache_bytes, logits_bytes
 
 SMALL = 10_000_000  # parameters: up to here one core multiplies a layer's matrices faster than several hand it around
 SPEAKING = 50_000_000  # parameters: from here on models answer in sentences
@@ -68,7 +69,7 @@ def preset_for(policy: PolicyConfig, engine: EngineConfig, nodes: int = 1) -> Ov
     if policy.model == "builtin":
         return preset(BUILTIN_SIZE, Machine(main_memory()), lora)  # without importing torch
     size = measure_model(policy.model)
-    machine = detect_machine(policy.device, vllm=not kind_of("vllm").missing(engine))
+    machine = detect_machine(policy.device, vllm=not missing("vllm", engine))
     beside = math.ceil(nodes / machine.devices)  # on one device
     machine = machine._replace(memory=machine.memory // beside, share=1 / beside)
     thinks = can_be_asked_not_to_think(policy.model) and not policy.template
@@ -127,7 +128,7 @@ def preset(
     trained = 0 if adapters else parameters
     if parameters > SPEAKING:
         overrides |= _speaking(size, machine)
-        overrides |= _engine(size, whole, name, _resident(size, trained), engine)
+        overrides |= _engine(whole, name, _resident(size, trained), engine)
     if thinks:
         overrides |= _thinking(size, machine, trained, by_itself=name != "hf")
     return overrides | _tokens(size, machine, trained)
@@ -154,14 +155,14 @@ def _choose_engine(size: ModelSize, machine: Machine, lora: int | None, config: 
     return "hf", Beside(0, 0)
 
 
-def _engine(size: ModelSize, machine: Machine, name: str, resident: int, config: EngineConfig) -> Overrides:
+def _engine(machine: Machine, name: str, resident: int, config: EngineConfig) -> Overrides:
     """Return which engine generates, and its own settings."""
     if not (machine.gpu and machine.vllm):
         return {}
     if name == "hf":
         return {"engine.kind": Choice("hf", "another engine's copy of the weights has no room beside training")}
     chosen = {"engine.kind": Choice(name, "installed here, and several times as fast as transformers")}
-    own = kind_of(name).settings(size, machine, config, resident)
+    own = kind_of(name).settings(machine, config, resident)
     return chosen | {key: Choice(value, reason) for key, (value, reason) in own.items()}
 
 
@@ -189,7 +190,7 @@ def _holds_a_round(size: ModelSize, machine: Machine, trained: int, tokens: int)
     transformers generates them all at once; vLLM has as many in work as fit its own part.
     """
     completions = GPU_QUESTIONS * SamplingConfig().completions
-    cache = completions * tokens * size.layers * 2 * size.kv_width * (2 if machine.bf16 else 4)
+    cache = completions * tokens * cache_bytes(size.layers, size.kv_width, 2 if machine.bf16 else 4)
     return cache <= machine.memory - _weights(size, trained)
 
 

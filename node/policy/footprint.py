@@ -69,6 +69,11 @@ def cache_width(config: NodeConfig, *, bf16: bool) -> int:
     return 2 if bf16 or config.policy.dtype != "float32" else 4
 
 
+def cache_bytes(layers: int, kv_width: int, width: int) -> int:
+    """Return what the keys and values of one token take, in numbers of `width` bytes."""
+    return layers * 2 * kv_width * width
+
+
 def footprint(
     size: ModelSize, config: NodeConfig, engine_parts: Sequence[Part], *, bf16: bool, gpu_memory: int = 0
 ) -> list[Part]:

@@ -20,9 +20,10 @@ import pytest
 import torch
 
 from node.config import EngineConfig, PlacementConfig, PolicyConfig
-from node.engines import EngineError, SamplingParams, kind_of, make_engine, vllm_worker
+from node.engines import EngineError, SamplingParams, make_engine, vllm_worker
 from node.engines import vllm as engine_module
 from node.engines.hand_over import SharedWeights, WeightMismatchError, policy_logprobs
+from node.engines.missing import missing
 from node.engines.vllm import VllmEngine
 from node.policy.export import export_model, export_weights
 from node.policy.load import load_policy
@@ -230,9 +231,7 @@ def test_a_real_server_is_given_weights_and_answers_with_them(policy, tmp_path):
             command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        wait_until(
-            lambda: server.poll() is not None or not kind_of("server").missing(config), 300, "the server to answer"
-        )
+        wait_until(lambda: server.poll() is not None or not missing("server", config), 300, "the server to answer")
         assert server.poll() is None, (tmp_path / "log").read_text()[-2000:]
         engine = make_engine(config, policy, tmp_path)
         prompts = [policy.encode_prompt(Item(question, "")) for question in ("What is 2 + 2?", "Say yes.")]

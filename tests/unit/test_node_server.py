@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from structlog.testing import capture_logs
 
 from node.config import EngineConfig, parse_config
-from node.engines import EngineError, SamplingParams, kind_of, make_engine
+from node.engines import EngineError, SamplingParams, make_engine
+from node.engines.missing import missing
 from node.errors import UserError
 from node.policy.load import load_policy
 from tests.policies import tiny_policy
@@ -222,7 +223,7 @@ def test_the_end_of_a_process_does_not_wait_for_a_server(engine):
 
 def test_a_server_that_is_not_there_is_told_before_anything_is_loaded():
     config = EngineConfig(kind="server", placement={"url": "http://127.0.0.1:9"})
-    assert "127.0.0.1:9" in kind_of("server").missing(config)
+    assert "127.0.0.1:9" in missing("server", config)
 
 
 @pytest.mark.parametrize(

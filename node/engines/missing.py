@@ -1,0 +1,54 @@
+"""What has to be there before an engine can start. It looks without torch, and within seconds."""
+
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Sequence
+from http.client import HTTPException
+from importlib.util import find_spec
+
+from node.config import EngineConfig
+
+LOOK_S = 2.0  # for an answer of another program
+CANNOT_RUN = "cannot run engine.vllm.python={python!r} ({reason}): name a Python that has vLLM"
+NO_VLLM = (
+    "{python} has no vLLM: pip install 'gossamer[vllm]', or set engine.kind to 'hf', or, without a GPU, run "
+    "examples/install_vllm_cpu.sh and set engine.vllm.python as it says"
+)
+
+
+def missing(kind: str, config: EngineConfig) -> str:
+    """Return what is to be installed, set or started before the engine of this `kind` can start; empty if nothing is.
+
+    What does not answer in time counts as there.
+    """
+    if kind == "vllm":
+        return _no_vllm(config.vllm.python)
+    return _no_server(config.placement.url)
+
+
+def _no_vllm(python: str) -> str:
+    if not python:
+        return "" if find_spec("vllm") else NO_VLLM.format(python=sys.executable)
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    try:
+        done = subprocess.run([python, "-P", "-c", code], timeout=LOOK_S, capture_output=True, check=False)
+    except subprocess.TimeoutExpired:
+        return ""
+    except OSError as error:
+        return CANNOT_RUN.format(python=python, reason=error.strerror)
+    return "" if done.returncode == 0 else NO_VLLM.format(python=python)
+
+
+def _no_server(urls: Sequence[str]) -> str:
+    reasons = [reason for url in urls if (reason := _no_answer(url))]
+    all_fail = bool(urls) and len(reasons) == len(urls)
+    return f"no server of engine.placement.url answers: {'; '.join(reasons)}" if all_fail else ""
+
+
+def _no_answer(url: str) -> str:
+    try:
+        urllib.request.urlopen(f"{url}/v1/models", timeout=LOOK_S).close()  # http and https alone
+    except (OSError, HTTPException) as error:  # an answer that says no is an HTTPError, and so an OSError
+        return f"{url} ({getattr(error, 'reason', None) or error})"
+    return ""

@@ -1,0 +1,23 @@
+"""A call on a thread of its own that the end of the process does not wait for."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def settle(future: "Future[T]", call: Callable[[], T]) -> None:
+    """Make the call, and let `future` have what comes of it: its result, or what it raised."""
+    try:
+        future.set_result(call())
+    except BaseException as error:  # noqa: BLE001  # it is raised where the result is asked for
+        future.set_exception(error)
+
+
+def on_daemon(call: Callable[[], T], name: str) -> "Future[T]":
+    """Make the call on a daemon thread of this name; return what will hold its result."""
+    future: Future[T] = Future()
+    threading.Thread(target=settle, args=(future, call), name=name, daemon=True).start()
+    return future
