@@ -93,11 +93,11 @@ from protocol.wire.messages import (
 # Below this a push costs less than the announcement and the pull that it saves cost in time: at
 # 64 KiB a transfer takes about one round trip on a line of 10 Mbit/s and 50 ms.
 PUSH_BYTES = 64 << 10
-MAX_PUSHES = 32  # of one item: twice the links of a node, of the hundreds that a node may have which many dial
+MAX_PUSHES = 32  # of one item: twice a node's own links; it may have hundreds of callers beside them
 SEEN_ITEMS = 1 << 17  # at 32 items a second, the hour after which items are stale anyway
 FIRST_IDS = 64  # announced at once to a peer that comes up: about 3 kB, whatever it turns out to want
-CATCH_UP_S = 2.0  # between its further batches of `MAX_IDS`: 12 kB a second, and what it pulls strikes out the next
-DRAWS = 4  # in the patience for an answer: how often it is looked for who is silent, and drawn what is asked for
+CATCH_UP_S = 2.0  # seconds between its further batches of `MAX_IDS`, some 12 kB/s; what it pulls leaves the next ones
+DRAWS = 4  # a patience: how often silent peers are looked for, and items to ask for are drawn
 MAX_ACCOUNTS = 256  # that outlive their links
 MAX_PENDING = 8192  # ids that wait to be announced to one peer
 MAX_GIVEN = 1 << 14  # chunks of 2 GiB

@@ -35,10 +35,10 @@ from protocol.wire.messages import MAX_CHUNKS, MAX_IDS, Cancel, Entry, ItemChunk
 
 FIRST_WINDOW, MAX_WINDOW = 384 << 10, 1 << 20  # bytes: 20 MB/s of one holder at a round trip of 50 ms
 QUICK_S = 1.0  # ten round trips of 100 ms
-BUSY_S = 0.25  # between two BUSY without ids that are heard of one peer, which says it once in half a patience
+BUSY_S = 0.25  # seconds between two BUSY without ids that count of one peer; an honest one says it twice a patience
 LEAST_COST = 1 << 10  # what a small item counts for in a window: as many as it holds are asked for at once
 SLOW_BYTES_PER_SECOND = 64 << 10  # a chunk takes two seconds more on half a line of 1 Mbit/s
-OTHERS = 5  # times the patience: an answer that others overtake, as small items overtake large ones
+OTHERS = 5  # patiences that an answer may take which others overtake, as small items overtake large ones
 MAX_WANTS = 8192
 MAX_OFFERS = 2048  # wanted items of one holder: four can fill the table, one cannot
 MAX_HOLDERS = 32  # remembered of one item: more are not needed to try
