@@ -44,6 +44,13 @@ def test_a_thousand_schedules(batch: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("members", [3, 5, 6])
+def test_a_hundred_schedules_of_other_sizes(members: int) -> None:
+    first = 2_000_000 * members
+    check_that_much_happened(run(range(first, first + 100), members))
+
+
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("members", [3, 4, 5, 6])
 def test_five_thousand_schedules(members: int) -> None:
