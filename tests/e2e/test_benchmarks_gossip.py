@@ -5,10 +5,14 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import spread
 from benchmarks.crowd import Crowd
 from benchmarks.gossip import run
 from node.cli.bench import app
 from node.errors import UserError
+from tests.namespaces import why_impossible
+
+OBSTACLE = why_impossible()
 
 
 @pytest.mark.slow
@@ -55,3 +59,11 @@ def test_bad_options_are_one_clear_line(options: list[str], hint: str) -> None:
     result = CliRunner().invoke(app, ["gossip", *options])
     assert isinstance(result.exception, UserError)
     assert hint in str(result.exception)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE)
+def test_a_large_item_reaches_all_on_slow_lines_in_more_than_the_bound() -> None:
+    row, last = spread.run(receivers=2, mb=[1], mbit=[20.0], runs=1, libtorrent_python="")
+    assert row["median_s"] >= row["bound_s"] == 0.4
+    assert last == {"bench": "spread", "ratio": {}}

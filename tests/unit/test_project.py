@@ -149,6 +149,7 @@ def test_no_file_names_a_registry_or_a_folder_of_some_machine() -> None:
 MAY_SKIP = {
     "test_node_machine.py": "glibc",
     "test_benchmarks_allreduce.py": "network namespaces",
+    "test_benchmarks_gossip.py": "network namespaces",
     "test_protocol_nat.py": "network namespaces",
     "test_tutorials.py": "network namespaces",
     "test_collectives_links.py": "network namespaces",
