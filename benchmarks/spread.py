@@ -3,8 +3,8 @@
     python3 -m venv .venv-libtorrent && .venv-libtorrent/bin/pip install libtorrent
     python -m benchmarks.spread --libtorrent-python .venv-libtorrent/bin/python
 
-Each peer is a process in a network namespace whose line sends at most so many megabits a second (Linux, root). One has the
-item, and the time is that until the last of the others has it. The bound is the time that the item takes over
+Each peer is a process in a network namespace whose line sends at most so many megabits a second (Linux, root). One has
+the item, and the time is that until the last of the others has it. The bound is the time that the item takes over
 one line. Rounds of both sides alternate. What favours whom: ours is linked with its peers before a round begins, while
 libtorrent's peers are told all addresses and connect within the round (some milliseconds). Ours encrypts, signs and
 checks who may send. libtorrent is told the item's hashes beforehand.

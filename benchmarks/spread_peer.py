@@ -4,8 +4,8 @@
     {"meet": {"rank", "addresses"}}                        -> {"peers": links that there are}
     {"round": {"rank", "seed", "bytes", "at", "timeout"}}  -> {"seconds": from `at` until all is here, or null}
 
-Rank 0 makes the item known at the Unix time `at`. libtorrent may live in an environment of its own, so only the standard
-library and the package of one side are imported:
+Rank 0 makes the item known at the Unix time `at`. libtorrent may live in an environment of its own. So only the
+standard library and the package of one side are imported:
 
     VENV/bin/python -m benchmarks.spread_peer libtorrent FOLDER
 """
