@@ -62,6 +62,15 @@ def check_free(folder: Path) -> None:
         _lock(lock, folder)
 
 
+def is_held(folder: Path) -> bool:
+    """Tell whether a node is running in `folder`."""
+    try:
+        check_free(folder)
+    except UserError:
+        return True
+    return False
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Make `folder` and hold it for this process; `UserError` when another node holds it."""

@@ -31,6 +31,9 @@ AGAIN_S = 1800.0
 MAX_CLOCKS = 64
 CLOCK_OFF_S = 300.0  # half of what an item's stamp may be ahead
 SOON_S = 24 * 3600.0  # before a grant's end: time to ask for another
+SOON_PART = (
+    0.25  # of what was left at the start, where that is less: a grant for a day is not about to end when it begins
+)
 REMEDIES = {
     "not_admitted": "ask the swarm's owner for an invite and `gossamer join` with it",
     "invite_used": "ask the swarm's owner for another invite and `gossamer join` with it",
@@ -134,6 +137,8 @@ class Notices:
     def __init__(self, seeds: Sequence[Address], grant: bytes, now: Instant) -> None:
         self._seeds = [str(seed.endpoint) for seed in seeds]
         self._expires = grant_expiry(grant)
+        left = 0.0 if self._expires is None else self._expires - now.unix
+        self._soon = min(SOON_S, SOON_PART * left)
         self._warned_of_end = self._warned_of_expiry = False
         self._alone_since = now.steady
         self._next_alone = now.steady + ALONE_S
@@ -165,7 +170,7 @@ class Notices:
         if left <= 0 and not self._warned_of_expiry:
             self._warned_of_expiry = True
             return [Notice("this node's grant has expired", True, {"remedy": REMEDIES["invite_expired"]})]
-        if 0 < left < SOON_S and not self._warned_of_end:
+        if 0 < left < self._soon and not self._warned_of_end:
             self._warned_of_end = True
             remedy = REMEDIES["invite_expired"]
             return [Notice("this node's grant expires soon", True, {"hours": round(left / 3600, 1), "remedy": remedy})]

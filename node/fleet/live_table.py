@@ -1,10 +1,12 @@
 """What a running swarm looks like: a live table in a terminal, a line now and then elsewhere."""
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console, Group
@@ -24,6 +26,7 @@ LEFT = ("node", "trend", "state")  # columns of words
 LEAST = ("trend", "got", "sent", "peers", "external", "own", "rejects", "state")  # what is left out first, if need be
 REFRESH = 0.5  # seconds
 LINE_EVERY = 10.0  # seconds
+MOST_READ = 4096  # bytes of a log: its last line
 
 STYLES = {State.RUNNING: "green", State.DONE: "bold green", State.FAILED: "bold red", State.RESTARTING: "yellow"}
 
@@ -116,12 +119,24 @@ def line(children: Sequence[NodeProcess], elapsed: float) -> str:
     last = children[0].progress.rounds
     end = f" of {last}" if last else ""
     counts = [refused(child.progress) for child in children]
+    young = next((child for child in children if child.alive and not child.progress.points), None)
+    starts = f", {young.name}: {doing(young.folder)}" if young else ""
     return (
-        f"{clock(elapsed)}  {sum(child.alive for child in children)} of {len(children)} nodes up, "
+        f"{clock(elapsed)}  {sum(child.alive for child in children)} of {len(children)} nodes up{starts}, "
         f"round {min(rounds)} to {max(rounds)}{end}, reward {reward}, "
         f"groups {local} own {external} external, {sum(one.unfit for one in counts)} not fit to teach, "
         f"{sum(one.rejected for one in counts)} rejected"
     )
+
+
+def doing(folder: Path) -> str:
+    """Return what a node that has no round yet said last in its log, such as "loading the model"."""
+    try:
+        *_, last = (folder / "log.jsonl").read_bytes()[-MOST_READ:].splitlines()
+        event = json.loads(last)["event"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "starting"
+    return "loading the model" if event == "loading" else str(event)
 
 
 def describe(child: NodeProcess) -> str:

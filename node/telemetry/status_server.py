@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from node.config import ObserveConfig
 from node.errors import UserError, for_shell
+from node.state_folder import is_held
 from node.swarm.peering import Network, agent
 from node.telemetry.dashboard.app import Site
 from node.telemetry.dashboard.server import serve
@@ -202,8 +203,13 @@ def ask(folder: Path, timeout: float = TIMEOUT_S) -> Tree:
     try:
         connection.request("GET", "/status", headers={"Authorization": f"Bearer {token}"} if token else {})
         tree = json.loads(connection.getresponse().read(MAX_ANSWER))
-    except ConnectionError:  # the file was left behind by a node that was killed
-        raise down from None
+    except ConnectionError:
+        if is_held(folder):
+            raise UserError(
+                f"a node runs in {folder}, but {host}:{port} cannot be reached from here: ask in its own "
+                "container or network namespace"
+            ) from None
+        raise down from None  # the file was left behind by a node that was killed
     except (OSError, HTTPException, ValueError) as error:
         raise UserError(f"the node in {folder} does not answer ({error}): is it stopped, or very busy?") from None
     finally:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from node.cli.app import run
 from node.config import NodeConfig
+from node.fleet.child_process import Started
 from node.fleet.live_table import clock, line, render, size, trend
 from node.fleet.progress import Progress
 from node.fleet.report import NodeFiles, pick_samples, read_nodes, render_report, write_report
@@ -262,6 +263,14 @@ def test_line_tells_the_swarm() -> None:
     assert "groups 120 own" in text
     assert "reward 0." in text and " (last 20 rounds), " in text
     assert text.endswith(", 6 not fit to teach, 0 rejected")
+
+
+def test_the_line_says_what_a_node_does_that_has_no_round_yet(tmp_path: Path) -> None:
+    one = child("n0", 0)
+    one.folder, one.started = tmp_path, Started(None, None)  # type: ignore[arg-type]
+    assert " 1 of 1 nodes up, n0: starting, round 0 to 0" in line([one], 1.0)
+    (tmp_path / "log.jsonl").write_text('{"event": "listening"}\n{"model": "a-model", "event": "loading"}\n')
+    assert ", n0: loading the model, round" in line([one], 1.0)
 
 
 def test_what_honest_peers_may_send_and_does_not_help_here_is_not_told_as_rejected() -> None:

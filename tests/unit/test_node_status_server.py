@@ -19,6 +19,7 @@ from node.cli.status import render
 from node.config import ObserveConfig
 from node.errors import UserError
 from node.operations.diagnosis import examine_node
+from node.state_folder import exclusive
 from node.swarm.peering import Network, agent
 from node.telemetry.status_server import ask, describe, observe
 from protocol.credentials.records import Address
@@ -164,6 +165,8 @@ def test_a_node_that_was_killed_is_not_running(folder: Path, tmp_path: Path) -> 
         free = server.getsockname()[1]
     (folder / "observe.json").write_text(json.dumps(place | {"port": free}))
     with pytest.raises(UserError, match="no node is running"):
+        ask(folder)
+    with exclusive(folder), pytest.raises(UserError, match=r"a node runs in .* cannot be reached from here"):
         ask(folder)
     (folder / "observe.json").write_text("[]")
     with pytest.raises(UserError, match="cannot be read"):

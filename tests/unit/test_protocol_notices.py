@@ -83,12 +83,15 @@ def test_a_notice_of_a_refusal_says_what_to_do_to_whom_it_concerns() -> None:
 
 
 def test_a_grant_that_ends_is_warned_of_a_day_before_and_when_it_does() -> None:
-    notices = Notices((), grant(2 * SOON_S), at(0))
-    assert events(notices, 0) == events(notices, SOON_S - 1) == []
-    assert events(notices, SOON_S + 1) == ["this node's grant expires soon"]
-    assert events(notices, SOON_S + 2) == []
-    assert events(notices, 2 * SOON_S) == ["this node's grant has expired"]
-    assert events(notices, 3 * SOON_S) == []
+    notices = Notices((), grant(5 * SOON_S), at(0))
+    assert events(notices, 0) == events(notices, 4 * SOON_S - 1) == []
+    assert events(notices, 4 * SOON_S + 1) == ["this node's grant expires soon"]
+    assert events(notices, 4 * SOON_S + 2) == []
+    assert events(notices, 5 * SOON_S) == ["this node's grant has expired"]
+    assert events(notices, 6 * SOON_S) == []
+    short = Notices((), grant(SOON_S), at(0))
+    assert events(short, 0) == events(short, 0.7 * SOON_S) == []
+    assert events(short, 0.8 * SOON_S) == ["this node's grant expires soon"]
     assert events(Notices((), grant(-1.0), at(0)), 0) == ["this node's grant has expired"]
 
 
