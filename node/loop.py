@@ -262,7 +262,10 @@ class Loop:
 
     def _own_shared(self, own: Sequence[EncodedGroup], now: float) -> list[Shared]:
         """Return the groups that peers would get, as if they had come from a peer."""
-        return [own_shared(one.group, now) for one in own if is_informative(one.group.rewards)]
+        return [own_shared(one.group, now) for one in own if self._is_shared(one.group)]
+
+    def _is_shared(self, group: Group) -> bool:
+        return is_informative(group.rewards) and self.tasks.shared(group.task) is not None
 
     def _screening(self, version: int) -> Screening:
         sampling = self.config.sampling

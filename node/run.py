@@ -37,7 +37,7 @@ from node.swarm.founding import check_rules, load_manifest, split_of
 from node.swarm.peering import Network, item_life, open_network
 from node.swarm.sharing import Exchange, NetworkExchange, NoExchange
 from node.tasks import load_tasks
-from node.tasks.task_set import TaskSet
+from node.tasks.task_set import TaskSet, unshared
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import MetricsLog, iter_with_older
 from node.telemetry.rollout_log import ROLLOUTS_FILE
@@ -98,6 +98,9 @@ def _start(
     tasks = load_tasks(config.tasks, split)
     for line in tasks.small_tasks():
         log.info(line)
+    for task in tasks.tasks:
+        if unshared(task):
+            log.warning("groups of this task are not shared", task=task.key.name, reason=unshared(task))
     for line in doubts(folder, config.policy.model, split):
         log.warning(line)
     metrics = MetricsLog(folder / "metrics.jsonl", None if config.ends else MAX_METRICS_BYTES)

@@ -107,10 +107,10 @@ def read(body: bytes, tasks: TaskSet, max_completions: int, max_bytes: int = MAX
 
     Raises:
         GroupError: it is malformed or too large, has too few or too many completions, its task is not ours, or its
-            question is held out.
+            question is held out. A task whose groups are not shared counts as not ours.
     """
     group = decode(body, max_bytes)
-    task = tasks.get(group.task)
+    task = tasks.shared(group.task)
     if task is None:
         raise GroupError("unknown_task", group.task.name)
     if not 2 <= len(group.completions) <= max_completions:
@@ -126,7 +126,7 @@ def rebuild(group: Group, tasks: TaskSet, encode_prompt: EncodePrompt) -> Questi
     Raises:
         GroupError: its question is not the one that it claims, or is of no use here.
     """
-    task = tasks.get(group.task)
+    task = tasks.shared(group.task)
     if task is None:
         raise GroupError("unknown_task", group.task.name)
     try:

@@ -23,7 +23,7 @@ from node.rollouts.replay_buffer import Shared
 from node.rollouts.sampling import is_informative
 from node.rollouts.screening import BLAMELESS, Limits, ReadResult, Seen, read
 from node.tasks import TaskKey
-from node.tasks.task_set import TaskSet
+from node.tasks.task_set import TaskSet, unshared
 from protocol.host import Counters, Host, Verdict
 from protocol.identity import NodeId
 from protocol.wire.envelope import ItemId
@@ -94,7 +94,7 @@ class Admission:
     def __init__(self, tasks: TaskSet, limits: Limits) -> None:
         self._tasks = tasks
         self._limits = limits
-        self.topics = frozenset(topic_of(task.key) for task in tasks.tasks)
+        self.topics = frozenset(topic_of(task.key) for task in tasks.tasks if not unshared(task))
 
     def read(self, body: bytes, topic: bytes) -> ReadResult:
         """Return the group in `body`, which came under `topic`, or why it is refused; nothing in it is verified.
@@ -129,6 +129,7 @@ class NetworkExchange:
         `saw` is told of every item that is read.
         """
         self._host = host
+        self._tasks = tasks
         self._admission = Admission(tasks, Limits(max_completions, max_bytes))
         self._max_bytes = max_bytes
         self._saw = saw
@@ -138,11 +139,14 @@ class NetworkExchange:
         host.subscribe(self._topics, self._demand.told)
 
     def publish(self, groups: Sequence[Group]) -> None:
-        """Hand the round's groups to the network thread; one that is too large is counted, not sent."""
+        """Hand the round's groups to the network thread, but for those of tasks that are not shared.
+
+        One that is too large is counted, not sent.
+        """
         if self._demand.next_round(time.monotonic()):
             self._host.subscribe(self._topics, self._demand.told)
         for group in groups:
-            if not is_informative(group.rewards):
+            if not is_informative(group.rewards) or self._tasks.shared(group.task) is None:
                 continue
             body = encode(group)
             if len(body) > self._max_bytes:

@@ -87,6 +87,8 @@ class Task(Protocol):
                       epochs
         test_ids      ids (`node.tasks.questions`) of its own test questions: these are held out, in place of those
                       that the hash chooses
+        unshared      why its groups stay at home: they train their maker, are not published, and no peer's is taken;
+                      without it, or where it is empty, they are shared
         submit        queues a text for a worker process (`node.tasks.verdicts.Submit`); other people's tasks get
                       theirs when they are loaded
     """
@@ -134,6 +136,11 @@ class Wrapper:
     def test_ids(self) -> frozenset[bytes] | None:
         """The ids of the task's own test questions; None if it has none of its own."""
         return getattr(self.base, "test_ids", None)
+
+    @property
+    def unshared(self) -> str:
+        """Why the task's groups are not shared with peers; empty if they are."""
+        return getattr(self.base, "unshared", "")
 
 
 def config_hash(config: Mapping[str, object]) -> str:

@@ -64,6 +64,11 @@ def test_ids_of(task: Task) -> frozenset[bytes] | None:
     return getattr(task, "test_ids", None)
 
 
+def unshared(task: Task) -> str:
+    """Return why a task's groups are not shared with peers; nothing if they are."""
+    return getattr(task, "unshared", "")
+
+
 def bare_of(task: Task) -> Task:
     """Return the task that makes the same questions without this node's examples (`node.tasks.prompting`)."""
     return getattr(task, "bare", task)
@@ -141,6 +146,11 @@ class TaskSet:
     def get(self, key: TaskKey) -> Task | None:
         """Return the task of exactly this name, version and configuration."""
         return self._by_key.get(key)
+
+    def shared(self, key: TaskKey) -> Task | None:
+        """Return the task of exactly this key, if its groups are shared with peers."""
+        task = self.get(key)
+        return None if task is None or unshared(task) else task
 
     def is_held_out(self, task: Task, question: str) -> bool:
         """Tell whether a question of `task` is held out for evaluation."""

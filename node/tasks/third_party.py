@@ -144,6 +144,8 @@ def checked(name: str, task: object) -> ThirdPartyTask:
         raise TaskError(
             f"task {name!r}: its test_ids are {_kind(test_ids)}: return a frozenset of node.tasks.questions' ids"
         )
+    if not isinstance(getattr(task, "unshared", ""), str):
+        raise TaskError(f"task {name!r}: its unshared is {_kind(task.unshared)}: say in a text why it is not shared")  # type: ignore[attr-defined]
     wrapped = ThirdPartyTask(task, key)  # type: ignore[arg-type]
     item = wrapped.make(derive_seed("trial", *key))
     if wrapped.verify(item, "") is None and wrapped.verify(item, item.solution or item.answer) is None:

@@ -1,10 +1,12 @@
 """What a node asks for: its topics, and as much as its sampler uses; and what it makes of a false label."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 
-from node.rollouts.group import Completion, Group, encode
+from node.rollouts.group import Completion, Group, GroupError, encode
+from node.rollouts.screening import rebuild
 from node.swarm.sharing import (
     FIRST_ROUNDS,
     LESS,
@@ -16,7 +18,7 @@ from node.swarm.sharing import (
     NetworkExchange,
     topic_of,
 )
-from node.tasks import TaskKey
+from node.tasks import TaskKey, Wrapper
 from node.tasks.builtin import FAMILIES
 from node.tasks.questions import Split
 from node.tasks.task_set import TaskSet
@@ -153,6 +155,29 @@ def test_an_unknown_task_under_one_of_our_topics_is_a_lie_and_under_another_is_n
     ]
     assert exchange.receive(lambda _: False) == []
     assert host.reports == [(Verdict.REJECT, "false_topic"), (Verdict.IGNORE, "unknown_task")]
+
+
+@dataclass(frozen=True, slots=True)
+class AtHome(Wrapper):
+    unshared = "its rewards differ from one time to the next"
+
+    @property
+    def key(self) -> TaskKey:
+        return self.base.key
+
+
+def test_groups_of_a_task_that_is_not_shared_are_neither_sent_nor_taken_and_cost_nobody() -> None:
+    host = _Host()
+    tasks = TaskSet([(AtHome(ONE), 1.0), (OTHER, 1.0)], WHOLE)
+    exchange = NetworkExchange(host, tasks, max_completions=8, external=4)
+    assert host.subscribed == [(frozenset([topic_of(OTHER.key)]), math.inf)]
+    exchange.publish([group(ONE), group(OTHER)])
+    assert host.published == [(topic_of(OTHER.key), encode(group(OTHER)))]
+    host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(group(ONE)), 0.0, topic_of(ONE.key))]
+    assert exchange.receive(lambda _: False) == []
+    assert host.reports == [(Verdict.IGNORE, "unknown_task")]
+    with pytest.raises(GroupError, match="unknown_task"):  # one that the buffer held already
+        rebuild(group(ONE), tasks, lambda item: ())
 
 
 def test_the_swarms_limit_on_a_groups_size_holds_both_ways() -> None:
