@@ -6,15 +6,19 @@
 A round's questions are divided among the servers that answer. New weights are written to the node's folder, which a
 server has to see under the same path, and loaded by its `/collective_rpc`; adapters by `/v1/load_lora_adapter`. Each
 batch is preceded by a probe (`hand_over`): a server that was started again has lost the weights, and does not say so.
-A server that fails, or lacks the weights, is left out until the next round. Its questions go to the others.
+A server that fails, or lacks the weights, is left out until the next round. Its questions go to the others. If it fails
+again it is left out for longer each time, in proportion to what the failure took, so that one that hangs costs little.
+Before it is used again it has to complete a short text within `QUICK_S`: a server whose engine hangs still says what it
+serves. If all are left out, all are tried.
 """
 
 import json
 import shutil
 import tempfile
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +54,7 @@ NO_DEFAULTS = {  # a server takes what a request leaves out from the model's gen
     "frequency_penalty": 0.0,
 }
 QUICK_S = 10.0  # for a question that takes a server no time
+LONGEST_PAUSE = 30  # times what a failure took: a server that always fails costs at most a thirtieth of the time
 
 log = structlog.get_logger()
 
@@ -74,6 +79,8 @@ class Server:
     given: tuple[float, ...] = ()  # digest of the weights that it was given
     model: str = ""  # what it calls its model
     failed: str = ""  # why it is left out
+    failures: int = 0  # since it last answered for a part of a round
+    due: float = 0.0  # when it is tried again, on the engine's clock
 
     def call(self, path: str, body: Any, timeout: float) -> Any:
         """Ask for `path`, with `body` as JSON if there is one; return what it answers, None if that is no JSON.
@@ -107,32 +114,40 @@ class ServerEngine:
         policy: whose weights are taken, and whose tokenizer reads the completions.
         config: the engine's part of the configuration.
         folder: the node's, in which weights lie while they are handed over.
+        clock: seconds.
     """
 
-    def __init__(self, policy: Policy, config: EngineConfig, folder: Path) -> None:
+    def __init__(
+        self, policy: Policy, config: EngineConfig, folder: Path, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._policy = policy
         self._config = config
         self._folder = folder
+        self._clock = clock
         remove_leftovers(folder, WEIGHTS)  # of a process that was killed
         self._servers = [Server(url) for url in config.placement.url]
         self._adapters = AdapterFolder(folder, in_memory=False) if adapters_of(policy) else None
         self._probe_ids = probe_tokens(policy, config.longest)
+        self._probe_body = {"prompt": self._probe_ids, "max_tokens": 1, "prompt_logprobs": 0}
         self._expected: list[float] = []  # what a server with the weights should say of the probe
         self._version = 0
         self._wanted: tuple[float, ...] = ()
 
     def load(self, version: int) -> None:
-        """Give every server the trainer's weights, those too that failed before."""
+        """Give every server the trainer's weights, those too that failed before and are due again."""
         self._version, now = version, digest(self._policy)
         if now != self._wanted:
             self._expected = expected_probe(self._policy, self._probe_ids)
             self._wanted = now
         behind = [server for server in self._servers if server.given != self._wanted or server.failed]
-        if not behind:
+        due = [server for server in behind if not server.failed or self._clock() >= server.due]
+        if len(behind) < len(self._servers) and not due:
             return
         with self._written() as folder:
-            for server in behind:
-                self._try(server, lambda server: self._hand_over(server, folder))
+            hand_over = partial(self._hand_over, folder=folder)
+            self._try_each([(server, hand_over) for server in due])
+            if all(server.failed for server in self._servers):
+                self._try_each([(server, hand_over) for server in behind if server not in due])
 
     def generate(
         self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
@@ -146,16 +161,12 @@ class ServerEngine:
             parts = [open_prompts[at :: len(servers)] for at in range(len(servers))]
 
             def ask(server: Server, part: list[int]) -> None:
-                def use(server: Server) -> None:
-                    self._probe(server)
-                    answers = self._ask(server, [prompts[at] for at in part], n, sampling, seed)
-                    made.update(zip(part, answers, strict=True))
+                self._probe(server)
+                answers = self._ask(server, [prompts[at] for at in part], n, sampling, seed)
+                made.update(zip(part, answers, strict=True))
+                server.failures = 0
 
-                self._try(server, use)
-
-            asked = [(server, part) for server, part in zip(servers, parts, strict=True) if part]
-            for done in [on_daemon(partial(ask, server, part), "server") for server, part in asked]:
-                done.result()  # on a daemon: the end of a process that has given up a round waits for no server
+            self._try_each([(one, partial(ask, part=part)) for one, part in zip(servers, parts, strict=True) if part])
         return [made[at] for at in range(len(prompts))]
 
     def rest(self) -> None:
@@ -166,14 +177,23 @@ class ServerEngine:
         if self._adapters is not None:
             self._adapters.close()
 
-    def _try(self, server: Server, use: Any) -> None:
-        """Use a server; leave it out where it fails."""
+    def _try_each(self, uses: Sequence[tuple[Server, Callable[[Server], None]]]) -> None:
+        """Use each of these servers at the same time; leave those out that fail."""
+        for done in [on_daemon(partial(self._try, server, use), "server") for server, use in uses]:
+            done.result()  # on a daemon: the end of a process that has given up a round waits for no server
+
+    def _try(self, server: Server, use: Callable[[Server], None]) -> None:
+        began = self._clock()
         try:
             use(server)
         except (ServerError, WeightMismatchError) as error:
             if not server.failed:
                 log.warning("a server is left out", url=server.url, reason=str(error))
             server.failed, server.model = str(error), ""  # it is asked for its model first, which takes it no time
+            server.failures += 1
+            now = self._clock()
+            # At once after a first failure: a server that was started again wants its weights.
+            server.due = now + max(now - began, QUICK_S) * min(2**server.failures - 2, LONGEST_PAUSE)
         else:
             if server.failed:
                 log.info("a server is back", url=server.url)
@@ -200,6 +220,8 @@ class ServerEngine:
                 server.model = str(models["data"][0]["id"])
             except (TypeError, LookupError):
                 raise ServerError(f"{server.url} names no model: is it vLLM's server?") from None
+        if server.failed:
+            server.call("/v1/completions", {"model": server.model, **self._probe_body}, QUICK_S)
         if self._adapters is not None:
             body = {"lora_name": ADAPTERS, "lora_path": str(folder), "load_inplace": True}
             server.call("/v1/load_lora_adapter", body, timeout)
@@ -210,8 +232,7 @@ class ServerEngine:
         server.given = self._wanted
 
     def _probe(self, server: Server) -> None:
-        body = {"prompt": self._probe_ids, "max_tokens": 1, "prompt_logprobs": 0}
-        answer = server.call("/v1/completions", self._named(server, body), self._config.timeout)
+        answer = server.call("/v1/completions", self._named(server, self._probe_body), self._config.timeout)
         try:
             entries = answer["choices"][0]["prompt_logprobs"][1:]
             theirs = [

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from node.config import EngineConfig, parse_config
 from node.engines import EngineError, SamplingParams, make_engine
 from node.engines.missing import missing
+from node.engines.server import ServerEngine
 from node.errors import UserError
 from node.policy.load import load_policy
 from tests.policies import tiny_policy
@@ -29,6 +30,7 @@ class StandIn(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.calls, self.fault, self.model = [], "", None
+        self.ended = threading.Event()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def logprobs(self, tokens):
@@ -47,6 +49,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.calls.append(self.path)
         if self.server.fault == "fails":
             self.send_error(500, "out of luck")
+            return
+        if self.server.fault == "hangs" and self.path == "/v1/completions":
+            self.server.ended.wait()
             return
         if self.server.fault == "odd" and "prompt" in body:
             self.reply({"choices": [{"index": 0}]})
@@ -97,6 +102,7 @@ def servers(tmp_path):
         server.model.model.eval()
     yield started
     for server in started:
+        server.ended.set()
         server.shutdown()
         server.server_close()
 
@@ -158,6 +164,46 @@ def test_where_no_server_answers_the_reasons_are_told(engine, servers):
         server.fault = "fails"
     with pytest.raises(EngineError, match=r"no server answers: .*answers 500.*out of luck"):
         engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+
+
+def test_a_server_whose_engine_hangs_is_left_out_for_longer_each_time(servers, tmp_path, monkeypatch):
+    monkeypatch.setattr("node.engines.server.QUICK_S", 0.2)
+    policy, now = tiny_policy(tmp_path / "policy"), 0.0
+    urls = [server.url for server in servers]
+    config = EngineConfig(
+        kind="server", placement={"url": urls}, timeout=3, max_completion_length=6, vllm={"dtype": "float32"}
+    )
+    engine = ServerEngine(policy, config, tmp_path, clock=lambda: now)
+    engine.load(0)
+    whole = engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+    servers[0].fault = "hangs"
+    assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == whole, "the other one answers for both"
+    tried, seen = [], 2 + 1  # its completions so far, with those in vain
+    for tenths in range(30):
+        now = tenths / 10
+        engine.load(1 + tenths)
+        if len(asked := [call for call in servers[0].calls if call == "/v1/completions"]) > seen:
+            tried, seen = [*tried, tenths], len(asked)
+    assert tried == [0, 4, 16]
+    servers[0].fault, now = "", 10.0
+    with capture_logs() as said:
+        engine.load(100)
+    assert [line["event"] for line in said] == ["a server is back"]
+    assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == whole
+
+
+def test_where_all_servers_are_left_out_all_are_tried(servers, engine):
+    engine.load(0)
+    whole = engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+    for server in servers:
+        server.fault = "fails"
+    with pytest.raises(EngineError):
+        engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+    engine.load(1)
+    for server in servers:
+        server.fault = ""
+    engine.load(2)
+    assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == whole
 
 
 def test_weights_that_did_not_arrive_are_noticed(engine, servers):
