@@ -235,13 +235,13 @@ class VllmEngine:
     def _start(self) -> WorkerProcess:
         """Return a child with vLLM in it; on a GPU that is too full, with less and less of it."""
         while True:
+            before = self._log.stat().st_size if self._log.exists() else 0
             try:
                 return self._start_once()
             except WorkerError as error:
-                said = self._log.read_text(errors="replace").lower()
+                said = self._log.read_bytes()[before:].decode(errors="replace").lower()
                 if not any(words in said for words in OUT_OF_MEMORY) or self._share * LESS < 0.1:
                     raise EngineError(f"vLLM did not start: {error}") from error
-                self._log.unlink()
                 self._share = round(self._share * LESS, 3)
                 log.warning(
                     "vllm starts again with less memory",

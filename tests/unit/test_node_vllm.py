@@ -183,6 +183,18 @@ def test_on_a_gpu_that_is_too_full_vllm_starts_with_less(engine_of):
     assert lines == ["engine.vllm.gpu_memory_utilization=0.32", "engine.vllm.gpu_memory_utilization=0.256"]
 
 
+def test_memory_that_was_short_before_is_no_reason_to_start_with_less(engine_of, tmp_path, monkeypatch):
+    engine = engine_of()
+    engine.load(0)
+    with (tmp_path / "vllm.log").open("a") as log:
+        log.write("CUDA out of memory\n")
+    monkeypatch.setenv("VLLM_FAKE", "broken-start")
+    os.kill(worker_pid(), signal.SIGKILL)
+    with capture_logs() as said, pytest.raises(EngineError, match="no room for the cache"):
+        engine.generate([[1, 5]], 2, SAMPLING, seed=0)
+    assert [line["event"] for line in said] == ["vllm restarts"]
+
+
 def test_on_the_trainers_gpu_vllm_sleeps_during_the_update_and_wakes_to_its_weights(engine_of, policy, tmp_path):
     engine = engine_of("gpu")
     for version in range(2):
