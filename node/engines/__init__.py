@@ -133,6 +133,18 @@ class Kind(ABC):
         """Return what it takes beside the trainer on this machine: here nothing. None where it is of no use there."""
         return Beside(0, 0)
 
+    def holds(self, size: "ModelSize", machine: "Machine", left: int, rows: int, tokens: int) -> bool:
+        """Tell whether it gets through `rows` completions of so many `tokens` each, prompts included: here yes.
+
+        Args:
+            size: of the policy's model.
+            machine: one node's part of it.
+            left: bytes of the device that the weights leave.
+            rows: completions of a round.
+            tokens: of each of them, prompt and all.
+        """
+        return True
+
     def settings(self, machine: "Machine", config: EngineConfig, resident: int) -> dict[str, tuple[Any, str]]:
         """Return the settings, by dotted key, that it wants there, each with its reason: here none.
 

@@ -27,13 +27,14 @@ from node.config import EngineConfig, NodeConfig
 from node.engines import EngineError, Generated, Kind, SamplingParams
 from node.errors import NonFiniteError, UserError
 from node.policy.detection import shape_of
-from node.policy.footprint import ModelSize, Part, cache_bytes
+from node.policy.footprint import Machine, ModelSize, Part, cache_bytes
 from node.policy.load import LARGE, Policy
 from node.processes.machine import free_memory, is_out_of_memory
 
 PAGE = 32  # tokens of a page of keys and values
 CLOSE_S = 10.0  # seconds that a batch in work may take to end; it looks once a token
 CACHE_PART = 0.15  # of a GPU, for keys and values; more rows than fit take turns
+MOST_TURNS = 4  # that a preset asks for: with 2,048 tokens each they take minutes
 BATCH_TOKENS = 4096  # tokens of prompts and completions that go through the model at once
 _REPEATABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -53,7 +54,7 @@ class HfKind(Kind):
         rows, longest = config.sampling.questions_per_round * config.sampling.completions, config.engine.longest
         row = longest * cache_bytes(size.layers, size.kv_width, width)
         if gpu_memory:
-            rows = max(1, min(rows, int(CACHE_PART * gpu_memory) // row))
+            rows = min(rows, _rows_at_once(row, gpu_memory))
         why = f"{rows} completions of up to {longest} tokens at once"
         parts = [Part("key-value cache", rows * row, why, when="generation")]
         if config.engine.ahead:
@@ -63,6 +64,12 @@ class HfKind(Kind):
         elif width == 2 and config.policy.dtype == "float32":
             parts.append(Part("weights to generate", 2 * size.parameters, "in bfloat16", when="generation"))
         return parts
+
+    def holds(self, size: ModelSize, machine: Machine, left: int, rows: int, tokens: int) -> bool:
+        """Tell whether the keys and values of so many completions fit the memory in a few turns."""
+        row = tokens * cache_bytes(size.layers, size.kv_width, 2 if machine.bf16 else 4)
+        at_once = min(rows, _rows_at_once(row, machine.memory))
+        return at_once * row <= left and MOST_TURNS * at_once >= rows
 
 
 class HfEngine:
@@ -130,7 +137,7 @@ class HfEngine:
         longest = max(map(len, prompts)) + sampling.max_completion_length
         total = torch.cuda.get_device_properties(self._model.device).total_memory
         narrow = 2 if self._policy.bf16 else self._model.dtype.itemsize
-        return max(1, int(CACHE_PART * total) // (longest * _token_bytes(self._model, narrow)))
+        return _rows_at_once(longest * _token_bytes(self._model, narrow), total)
 
     def _in_parts(self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams) -> list[list[Generated]]:
         """Generate for all prompts at once, or in halves where the memory does not suffice for that.
@@ -238,6 +245,11 @@ class HfEngine:
             return {}
         cache.batch_repeat_interleave(n)
         return {"cache": cache}
+
+
+def _rows_at_once(row: int, gpu_memory: int) -> int:
+    """Return for how many rows the keys and values, `row` bytes each, fit their part of a GPU."""
+    return max(1, int(CACHE_PART * gpu_memory) // row)
 
 
 def _pages_that_fit(model: Any) -> int:

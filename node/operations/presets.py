@@ -17,11 +17,11 @@ import math
 from typing import Any, NamedTuple
 
 from node.config import EngineConfig, NodeConfig, PolicyConfig, SamplingConfig, TrainerConfig, fill, is_set
-from node.engines import BY_PREFERENCE, Beside, kind_of
+from node.engines import BY_PREFERENCE, Beside, Kind, kind_of
 from node.engines.missing import missing
 from node.errors import UserError
 from node.policy.detection import can_be_asked_not_to_think, detect_machine, main_memory, measure_model
-from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, activation_bytes, cache_bytes, logits_bytes
+from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, activation_bytes, logits_bytes
 
 SMALL = 10_000_000  # parameters: up to here one core multiplies a layer's matrices faster than several hand it around
 SPEAKING = 50_000_000  # parameters: from here on models answer in sentences
@@ -130,7 +130,7 @@ def preset(
         overrides |= _speaking(size, machine)
         overrides |= _engine(whole, name, _resident(size, trained), engine)
     if thinks:
-        overrides |= _thinking(size, machine, trained, by_itself=name != "hf")
+        overrides |= _thinking(size, machine, trained, kind_of(name))
     return overrides | _tokens(size, machine, trained)
 
 
@@ -171,27 +171,18 @@ def _resident(size: ModelSize, trained: int) -> int:
     return trained * (TRAINING_BYTES - 4) if trained else size.parameters * FROZEN_BYTES
 
 
-def _thinking(size: ModelSize, machine: Machine, trained: int, *, by_itself: bool) -> Overrides:
+def _thinking(size: ModelSize, machine: Machine, trained: int, engine: Kind) -> Overrides:
     """Return how long a reasoning model may think; without room in the update or the engine it is asked not to."""
     positions = size.positions or 2048
     prompt = min(1024, positions // 2)
     answer = min(THOUGHTS, positions - prompt)
     trains = _fitting_tokens(size, machine, trained) >= prompt + answer
-    if not (machine.gpu and trains and (by_itself or _holds_a_round(size, machine, trained, prompt + answer))):
+    left, rows = machine.memory - _weights(size, trained), GPU_QUESTIONS * SamplingConfig().completions
+    if not (machine.gpu and trains and engine.holds(size, machine, left, rows, prompt + answer)):
         return {"policy.template": Choice({"enable_thinking": False}, "its thoughts would be cut off")}
     return {
         "engine.max_completion_length": Choice(answer, "it thinks before it answers"),
     }
-
-
-def _holds_a_round(size: ModelSize, machine: Machine, trained: int, tokens: int) -> bool:
-    """Tell whether the keys and values of a round's completions, of `tokens` each, fit beside the weights.
-
-    transformers generates them all at once; vLLM has as many in work as fit its own part.
-    """
-    completions = GPU_QUESTIONS * SamplingConfig().completions
-    cache = completions * tokens * cache_bytes(size.layers, size.kv_width, 2 if machine.bf16 else 4)
-    return cache <= machine.memory - _weights(size, trained)
 
 
 def _rate(parameters: int, *, adapters: bool) -> Overrides:

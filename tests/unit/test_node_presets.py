@@ -218,6 +218,7 @@ def test_a_part_of_a_gpu_is_a_part_of_the_whole_of_it() -> None:
         (model(1.7e9), GPU._replace(vllm=False), 2048),
         (QWEN, GPU, 2048),
         (model(1.7e9)._replace(kv_width=4096), GPU, 2048),  # 97 GB of cache at once, but vLLM takes turns
+        (model(20e9)._replace(kv_width=2048), GPU._replace(vllm=False), 2048),  # and so does transformers: 4 of 12 GB
     ],
 )
 def test_a_reasoning_model_has_room_for_its_thoughts_where_the_memory_has(
@@ -235,7 +236,7 @@ def test_a_reasoning_model_has_room_for_its_thoughts_where_the_memory_has(
         (model(135e6), LAPTOP),
         (model(600e6), SERVER),
         (QWEN, GPU._replace(memory=24 << 30)),  # the update has no room for such a row
-        (model(1.7e9)._replace(kv_width=2048), GPU._replace(memory=24 << 30, vllm=False)),  # 64 at once: 48 GB of cache
+        (model(1.7e9)._replace(kv_width=768), GPU._replace(memory=24 << 30, vllm=False)),  # 13 of 64 at once
     ],
 )
 def test_elsewhere_it_is_asked_not_to_think(size: ModelSize, machine: Machine) -> None:
