@@ -143,7 +143,10 @@ class PeerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Cumulative counts since the start; how many peers are live (`peers`) and known (`known`) now."""
+    """Cumulative counts since the start; how many peers are live (`peers`) and known (`known`) now.
+
+    `dialable` is how many members others can dial, as far as is known here, with this one.
+    """
 
     bytes_sent: int
     bytes_received: int
@@ -153,6 +156,7 @@ class Counters:
     peers: int
     known: int
     rejected: Mapping[str, int]
+    dialable: int = 0
 
 
 class Host:
@@ -222,6 +226,7 @@ class Host:
         self._driver: Driver | None = None
         self._peers: list[PeerInfo] = []
         self._standing = Standing()
+        self._dialable = 0
         self._services: tuple[Service, ...] = ()
         self._offers: list[tuple[NodeId, Service]] = []
         self._admitted: dict[NodeId, PeerRecord] = {}  # replaced whole
@@ -346,6 +351,7 @@ class Host:
             peers=len(core.membership.peers),
             known=len(core.membership.book),
             rejected={reason: count for reason, count in rejected.items() if count},
+            dialable=self._dialable,
         )
 
     @property
@@ -447,7 +453,9 @@ class Host:
                 self._keep_list(driver, now)
                 if now.steady >= next_description:
                     self._peers = describe_peers(core, now)
-                    for notice in notices.due(core.membership.refusals, core.clocks, len(self._peers), now):
+                    self._dialable = core.membership.book.dialable + bool(core.membership.record.endpoints)
+                    live = len(self._peers)
+                    for notice in notices.due(core.membership.refusals, core.clocks, live, self._dialable, now):
                         (log.warning if notice.is_warning else log.info)(notice.event, **notice.fields)
                     self._standing = core.membership.reachability.standing
                     self._offers = core.membership.book.services()

@@ -1,7 +1,7 @@
 """Operator notices: what a person would want to know of the network and would not see in any count.
 
-Who was refused by whom and why, that this node's own right to be here has ended, that nobody answers, and that this
-machine's clock is off.
+Who was refused by whom and why, that this node's own right to be here has ended, that nobody answers, that the swarm
+hangs on one node, and that this machine's clock is off.
 Decided here without I/O, in a bounded number of lines; the host writes them into its log.
 
 Keys cost nothing, so whoever wants to be refused can be, again and again: the same words about the same
@@ -30,6 +30,7 @@ ALONE_S = 60.0  # a seed that is there answers within seconds; a machine that lo
 AGAIN_S = 1800.0
 MAX_CLOCKS = 64
 CLOCK_OFF_S = 300.0  # half of what an item's stamp may be ahead
+FEW_AGAIN_S = 24 * 3600.0  # it may be as its people want it
 SOON_S = 24 * 3600.0  # before a grant's end: time to ask for another
 SOON_PART = (
     0.25  # of what was left at the start, where that is less: a grant for a day is not about to end when it begins
@@ -143,13 +144,15 @@ class Notices:
         self._alone_since = now.steady
         self._next_alone = now.steady + ALONE_S
         self._next_clock = now.steady
+        self._next_few = now.steady + ALONE_S
 
-    def due(self, refusals: Refusals, clocks: PeerClocks, peers: int, now: Instant) -> list[Notice]:
-        """Return what is to be said now, with `peers` live."""
+    def due(self, refusals: Refusals, clocks: PeerClocks, peers: int, dialable: int, now: Instant) -> list[Notice]:
+        """Return what is to be said now, with `peers` live and `dialable` members that others can dial, us included."""
         return [
             *map(_of_refusal, refusals.take()),
             *self._of_grant(now),
             *self._of_solitude(refusals, peers, now),
+            *self._of_few(peers, dialable, now),
             *self._of_clock(clocks.off(now), now),
         ]
 
@@ -188,6 +191,16 @@ class Notices:
             why = f"{refusals.full} is full: one more node that can be dialled has to join, or this one has to listen"
         fields = {"seconds": round(now.steady - self._alone_since), "seeds": self._seeds, "why": why}
         return [Notice("no peer: this node is alone", True, fields)]
+
+    def _of_few(self, peers: int, dialable: int, now: Instant) -> list[Notice]:
+        if not peers or dialable > 1:
+            self._next_few = max(self._next_few, now.steady + ALONE_S)
+            return []
+        if now.steady < self._next_few:
+            return []
+        self._next_few = now.steady + FEW_AGAIN_S
+        remedy = "start one more with --listen tcp://0.0.0.0:4001: when the one stops, the others lose each other"
+        return [Notice("only one member of this swarm can be dialled", True, {"remedy": remedy})]
 
 
 def _of_refusal(refusal: Refusal) -> Notice:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from node.cli.options import Debug, of_a_node
-from node.operations.diagnosis import printable, reachability
+from node.operations.diagnosis import members, printable, reachability
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -67,11 +67,12 @@ def render(tree: Tree, width: int) -> "list[RenderableType]":
         ("node", f"{tree['node']} ({tree['short_name']})"),
         ("address", (tree["address"] or "none: it dials, nobody dials it").partition("?")[0]),
         ("admitted", _admitted(tree)),
-        ("seen", reachability(tree)),
+        ("reached", reachability(tree)),
         ("round", progress),
         ("reward", "-" if tree["reward"] is None else f"{tree['reward']:.3f}, the mean of the last rounds"),
         ("a round", "-" if tree["round_s"] is None else f"{tree['round_s']:.2f} s"),
         ("peers", f"{counters['live_peers']} live, {counters['known_peers']} known{_alone(tree)}"),
+        ("members", members(tree)),
         ("sent", f"{size(counters['bytes_sent'])}, {counters['items_sent']} groups"),
         ("got", f"{size(counters['bytes_received'])}, {counters['items_received']} groups"),
         ("got twice", f"{counters['duplicates']} groups"),

@@ -385,10 +385,12 @@ def _running(folder: Path) -> Iterator[Check]:
         yield Check(
             "identity", False, f"another process runs with this key, at {printable(tree['twin'])}", do="stop one"
         )
-    remedy = (
-        "forward the port, set network.advertise to where it is seen, open the firewall; it works without, by dialling"
+    remedy = "start it with --listen tcp://0.0.0.0:4001, forward that port, open the firewall; it works without"
+    yield Check("reached", bool(tree["dialable"]), reachability(tree), needed=False, do=remedy)
+    remedy = "start one more with --listen tcp://0.0.0.0:4001: when the one stops, the others lose each other"
+    yield Check(
+        "members", not peers or tree["counters"]["dialable_members"] > 1, members(tree), needed=False, do=remedy
     )
-    yield Check("seen by peers", bool(tree["dialable"]), reachability(tree), needed=False, do=remedy)
     versions = Counter(peer["agent"] for peer in peers)
     if versions:
         text = ", ".join(f"{printable(name)} at {count}" for name, count in versions.most_common(4))
@@ -397,14 +399,31 @@ def _running(folder: Path) -> Iterator[Check]:
 
 
 def reachability(tree: Tree) -> str:
-    """Say how peers see the node of this /status, and whether they could dial it."""
-    if not tree["seen_at"]:
-        return "no peer on another machine has said where it sees this node"
-    asked = tree["dialable_asked"]
-    peers = "the one peer" if asked == 1 else f"the {asked} peers"
-    able = "can be dialled there, says one peer" if asked == 1 else "can be dialled there"
-    said = able if tree["dialable"] else f"cannot be dialled there, by {peers} asked: it dials"
-    return f"at {tree['seen_at']}, {said}"
+    """Say in one line by whom the node of this /status can be dialled, or why nobody can and what it does then."""
+    from protocol.credentials.records import Address
+    from protocol.limits.networks import Scope, scope_of
+
+    seen_at, asked, relays = tree["seen_at"], tree["dialable_asked"], len(tree["peers"])
+    if seen_at and tree["dialable"]:
+        whom = "everybody" if scope_of(seen_at) is Scope.PUBLIC else "nodes of its own network"
+        return f"by {whom}, at {seen_at}" + (", says one peer" if asked == 1 else "")
+    why = "you do not listen"
+    if tree["address"]:
+        endpoint = Address.parse(tree["address"]).endpoint
+        if not seen_at:
+            return "by nodes of this machine" if endpoint.is_loopback else "nobody on another machine has tried yet"
+        whom = "the one network asked" if asked == 1 else f"the {asked} networks asked"
+        why = f"{whom} cannot dial port {endpoint.port} at {seen_at}: a router or firewall is between"
+    through = "one relay" if relays == 1 else f"{relays} relays"
+    return f"you cannot be reached because {why}; you learn and teach through {through}"
+
+
+def members(tree: Tree) -> str:
+    """Say in one line how many members of the swarm others can dial: when the only one stops, the rest is apart."""
+    count = tree["counters"]["dialable_members"]
+    return f"{count} can be dialled" + (
+        ": the swarm needs a second that listens, to outlive the first" if count < 2 else ""
+    )
 
 
 def printable(text: str) -> str:

@@ -52,6 +52,7 @@ from protocol.credentials.manifest import Policy as SwarmPolicy
 from protocol.credentials.records import Endpoint, Service
 from protocol.errors import ProtocolError
 from protocol.identity import Identity, NodeId
+from protocol.membership.reachability import Standing
 from protocol.storage import write_atomically
 
 ADDRESS_FILE = "weights_address"
@@ -69,6 +70,10 @@ class Directory(Protocol):
 
     def admits(self, node: NodeId) -> bool:
         """Tell whether the swarm admits a node."""
+
+    @property
+    def standing(self) -> Standing:
+        """Tell how others see this node, and whether they can dial it."""
 
 
 class Weights(Protocol):
@@ -142,6 +147,7 @@ def exchange_weights(
     group = group_name(weights, swarm_id(config, folder), policy)
 
     service = group.removeprefix("gossamer/")
+    told: list[Endpoint] = []  # where the swarm was told to dial this member
 
     def connect() -> Communicator:
         member = Communicator.connect(
@@ -159,7 +165,11 @@ def exchange_weights(
         endpoint = Endpoint.parse(member.address)
         if directory is not None and (not endpoint.is_loopback or _is_on_loopback(config.network)):
             directory.serve(Service(service, endpoint))
+            told.append(endpoint)
         return member
+
+    def is_out_of_reach() -> bool:
+        return directory is not None and (not told or directory.standing.dialable is False)
 
     def find() -> list[str]:
         found = directory.offers(service) if directory is not None else []
@@ -167,7 +177,7 @@ def exchange_weights(
 
     address = folder / ADDRESS_FILE
     address.unlink(missing_ok=True)  # of an earlier process
-    exchange = WeightExchange(weights, policy, connect, address, find)
+    exchange = WeightExchange(weights, policy, connect, address, find, is_out_of_reach)
     if checkpoint is not None:
         exchange.resume(checkpoint)
     try:
@@ -199,6 +209,9 @@ FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between attempts to reach the gro
 # Members come to an exchange as fast as their machines are: who is an hour late is taken to hang.
 INTERNET = replace(WAN, misses=60)
 CLOSE_TIMEOUT = 10.0  # seconds
+NOBODY_LISTENS = "nobody can dial it, and no member of its group is known that it could dial"
+LISTEN = "start it, or another node with the same model, with --listen tcp://0.0.0.0:4001 and weights.listen at a port \
+that others reach"
 
 log = structlog.get_logger()
 
@@ -239,6 +252,7 @@ class WeightExchange:
         connect: reaches the group, or raises `CollectiveError`; called on the exchange's own thread.
         address: the file to write the member's address to.
         find: tells where else members of the group may be; asked before each exchange.
+        is_out_of_reach: tells whether nobody can dial this node, as far as is known; asked likewise.
     """
 
     def __init__(
@@ -248,12 +262,14 @@ class WeightExchange:
         connect: Connect,
         address: Path,
         find: Callable[[], Iterable[str]] = tuple,
+        is_out_of_reach: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
         self._parameters = TrainedParameters(policy.model)
         self._connect = connect
         self._address = address
         self._find = find
+        self._is_out_of_reach = is_out_of_reach
         self._base = self._parameters.flat_copy()
         self._momentum = torch.zeros_like(self._base)
         self._revision = 0
@@ -386,8 +402,13 @@ class WeightExchange:
         rounds = OuterRounds(member, self._base, outer_of(self._config), self._stopping)
         rounds.load_state_dict({"outer": self._base, "momentum": self._momentum, "revision": self._revision})
         joining = True  # the first round is to be brought up to date: it contributes nothing
+        is_told = False
         while (given := self._jobs.get()) is not None and not self._stopping.is_set():
-            member.meet(self._find())
+            others = [*self._find()]
+            if not others and not self._config.seeds and not is_told and self._is_out_of_reach():
+                is_told = True
+                log.warning("this node averages weights with nobody", reason=NOBODY_LISTENS, remedy=LISTEN)
+            member.meet(others)
             start = rounds.outer.clone()
             try:
                 step = rounds.run(None if joining else start - given)

@@ -95,6 +95,7 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
         "counters": {
             "live_peers": counters.peers,
             "known_peers": counters.known,
+            "dialable_members": counters.dialable,
             "bytes_sent": counters.bytes_sent,
             "bytes_received": counters.bytes_received,
             "items_sent": counters.items_sent,

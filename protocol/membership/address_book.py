@@ -372,6 +372,11 @@ class Book:
         """Return every record, those of candidates too."""
         return [entry.record for entry in chain(self._entries.values(), self._candidates.values())]
 
+    @property
+    def dialable(self) -> int:
+        """How many nodes can be dialled from here, as far as is known: they say where, and none failed to answer."""
+        return sum(bool(entry.addresses) and entry.is_good for entry in self._entries.values())
+
     def dialable_records(self) -> list[PeerRecord]:
         """Return the records of nodes that we may dial: what is worth saving."""
         return [entry.record for entry in self._entries.values() if entry.addresses]

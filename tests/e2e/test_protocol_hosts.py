@@ -54,6 +54,7 @@ def test_a_host_without_a_listening_port_gives_and_gets() -> None:
     with running() as (hub, address), running(address) as (other, _), running(address, listen=None) as (hidden, none):
         assert none is None
         wait_until(lambda: [h.counters().peers for h in (hub, other, hidden)] == [2, 2, 2], 20, "the mesh")
+        wait_until(lambda: [h.counters().dialable for h in (hub, other, hidden)] == [2, 2, 2], 20, "those that listen")
         hidden.publish(b"from behind the wall")
         hub.publish(b"to everybody")
         assert {item.body for item in collect(other, 2)} == {b"from behind the wall", b"to everybody"}

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from structlog.testing import capture_logs
 
 from collectives import Communicator
 from collectives.errors import Aborted, DeadlineExceeded, Mismatch
@@ -15,6 +16,7 @@ from node.swarm.averaging import ADDRESS_FILE, STATE_FILE, OwnWeights, WeightExc
 from node.swarm.peering import swarm_id
 from protocol.credentials.records import Endpoint, Service
 from protocol.identity import Identity
+from protocol.membership.reachability import Standing
 from tests.fakes.groups import FakeCommunicator, Hall
 from tests.policies import tiny_policy
 from tests.waiting import wait_until
@@ -357,6 +359,8 @@ class Board:
     def admits(self, node: str) -> bool:
         return node in self.nodes
 
+    standing = Standing()
+
 
 @pytest.mark.parametrize(
     ("network", "listen", "told"),
@@ -389,6 +393,29 @@ def test_members_that_the_swarm_tells_of_are_dialled_before_each_exchange(make):
     a.round(1.0)
     a.idle_round()
     assert a.member.met == ["tcp://10.0.0.2:7"]
+
+
+@pytest.mark.parametrize(
+    ("listen", "dialable", "found", "warned"),
+    [
+        ("", None, [], True),
+        ("tcp://127.0.0.1:0", False, [], True),
+        ("tcp://127.0.0.1:0", None, [], False),
+        ("", None, [Identity(bytes(32)).node_id], False),
+    ],
+)
+def test_a_node_that_nobody_can_dial_is_told_once_that_it_knows_of_no_member_to_dial_either(
+    policy, tmp_path, listen, dialable, found, warned
+):
+    config = parse_config({"weights": {"mode": "average", "every": 1}, "network": {"listen": listen}})
+    board = Board(*found)
+    board.standing = Standing("198.41.0.4", dialable, 2)
+    with capture_logs() as said, exchange_weights(config, tmp_path, policy, None, board) as weights:
+        weights.begin()
+        for _ in range(2):
+            wait_until(lambda: weights.after_round(1), LIMIT)
+    warnings = [line["reason"] for line in said if line["event"] == "this node averages weights with nobody"]
+    assert warnings == ["nobody can dial it, and no member of its group is known that it could dial"] * warned
 
 
 def test_only_nodes_that_the_swarm_admits_can_be_in_the_group(policy, tmp_path):

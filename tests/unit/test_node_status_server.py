@@ -31,7 +31,7 @@ IDENTITY = Identity(bytes(32))
 HOSTILE = PeerInfo(
     NodeId("a" * 32), "tcp://192.0.2.1:4001", "[red]\x1b[2J\r\nagent", "alive", 0.0123, 754.0, 1_240_000, 310_000, -4.2
 )
-COUNTERS = Counters(1000, 2000, 3, 4, 5, 1, 9, {"forged": 2, "stale": 1})
+COUNTERS = Counters(1000, 2000, 3, 4, 5, 1, 9, {"forged": 2, "stale": 1}, 1)
 SEEN = Standing("198.41.0.4", False, 2)
 HOST = SimpleNamespace(
     counters=lambda: COUNTERS, peers=lambda: [HOSTILE], refusal="", twin="", standing=SEEN, check=lambda: None
@@ -70,6 +70,7 @@ def test_status_holds_progress_peers_and_every_counter(folder: Path) -> None:
     assert tree["counters"] == {
         "live_peers": 1,
         "known_peers": 9,
+        "dialable_members": 1,
         "bytes_sent": 1000,
         "bytes_received": 2000,
         "items_sent": 3,
@@ -237,25 +238,50 @@ def test_until_when_a_grant_admits_is_shown_and_that_it_does_no_longer() -> None
 @pytest.mark.parametrize(
     ("known", "says"),
     [
-        ({}, "at 198.41.0.4, cannot be dialled there, by the 2 peers asked: it dials"),
-        ({"dialable": True}, "at 198.41.0.4, can be dialled there"),
-        ({"dialable_asked": 1}, "at 198.41.0.4, cannot be dialled there, by the one peer asked: it dials"),
-        ({"dialable_asked": 1, "dialable": True}, "at 198.41.0.4, can be dialled there, says one peer"),
-        ({"seen_at": None, "dialable": None}, "no peer on another machine has said where it sees this node"),
+        (
+            {},
+            "you cannot be reached because the 2 networks asked cannot dial port 4001 at 198.41.0.4: a router or "
+            "firewall is between; you learn and teach through one relay",
+        ),
+        ({"dialable": True}, "by everybody, at 198.41.0.4"),
+        ({"dialable_asked": 1, "dialable": True}, "by everybody, at 198.41.0.4, says one peer"),
+        ({"seen_at": "192.168.0.7", "dialable": True}, "by nodes of its own network, at 192.168.0.7"),
+        ({"seen_at": None, "dialable": None}, "by nodes of this machine"),
+        (
+            {"seen_at": None, "dialable": None, "address": f"tcp://192.168.0.7:4001?key={'ab' * 32}"},
+            "nobody on another machine has tried yet",
+        ),
+        (
+            {"address": None, "peers": []},
+            "you cannot be reached because you do not listen; you learn and teach through 0 relays",
+        ),
     ],
 )
-def test_how_peers_see_a_node_and_whether_they_can_dial_it_is_shown(known: dict, says: str) -> None:
+def test_by_whom_a_node_can_be_dialled_or_why_by_nobody_is_shown_in_one_line(known: dict, says: str) -> None:
+    assert shown(state() | known, "reached") == says
+
+
+def test_status_and_doctor_say_how_many_members_can_be_dialled_and_that_one_is_not_enough(folder: Path) -> None:
+    assert shown(state(), "members") == "1 can be dialled: the swarm needs a second that listens, to outlive the first"
+    enough = state() | {"counters": state()["counters"] | {"dialable_members": 2}}
+    assert shown(enough, "members") == "2 can be dialled"
+    (folder / "config.json").write_text("{}")
+    checks = {check.name: check for check in examine_node(folder)}
+    assert not checks["members"].ok and not checks["members"].needed and "--listen" in checks["members"].do
+
+
+def shown(tree: dict, name: str) -> str:
     console = Console(record=True, width=200, file=StringIO())
-    console.print(*render(state() | known, 200), sep="\n")
-    (line,) = [line for line in console.export_text().splitlines() if line.startswith("seen ")]
-    assert line.removeprefix("seen").strip() == says
+    console.print(*render(tree, 200), sep="\n")
+    (line,) = [line for line in console.export_text().splitlines() if line.startswith(f"{name} ")]
+    return line.removeprefix(name).strip()
 
 
 def test_the_doctor_asks_the_node_that_runs_there(folder: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     checks = {check.name: check for check in examine_node(folder)}
-    seen = checks["seen by peers"]
-    assert not seen.ok and not seen.needed and "cannot be dialled there" in seen.text and "forward the port" in seen.do
+    seen = checks["reached"]
+    assert not seen.ok and not seen.needed and "cannot be reached" in seen.text and "forward that port" in seen.do
     assert checks["peers"].ok
     assert checks["versions"].text == f"peers run [red]?[2J??agent at 1; this is {agent()}"  # nothing that acts
     assert list(examine_node(tmp_path / "elsewhere")) == []

@@ -65,6 +65,19 @@ def test_a_trimmed_book_holds_its_capacity_and_every_live_node(history, capacity
     assert before & ids(*live) <= kept(book)
 
 
+def test_those_who_say_where_and_did_not_fail_can_be_dialled() -> None:
+    book = Book((), 20)
+    for number in range(4):
+        book.add(record(number, dialable=number > 0))
+    book.hear(record(5), "a")
+    assert book.dialable == 3
+    contact = book.contact(PEOPLE[1].node_id)
+    assert contact is not None
+    contact.failed(at(0), random.Random(1))
+    book.mark_dead(PEOPLE[2].node_id, 2 << RENEWAL_BITS)
+    assert book.dialable == 1  # the third
+
+
 def test_who_was_told_of_once_is_dialled_and_passed_on_to_nobody_until_another_network_tells_of_it() -> None:
     book = Book((), 20)
     for teller in ("a", "a"):

@@ -8,6 +8,7 @@ from protocol.notices import (
     AGAIN_S,
     ALONE_S,
     CLOCK_OFF_S,
+    FEW_AGAIN_S,
     LINES_BURST,
     LINES_PER_SECOND,
     MAX_WAITING,
@@ -33,8 +34,10 @@ def grant(lifetime_s: float) -> bytes:
     return make_pass(OWNER, b"a swarm of tests", OWNER.node_id, int((UNIX + lifetime_s) * 1000)).encode()
 
 
-def events(notices: Notices, seconds: float, *, peers: int = 1, refusals: Refusals | None = None) -> list[str]:
-    due = notices.due(refusals or Refusals(at(seconds)), PeerClocks(), peers, at(seconds))
+def events(
+    notices: Notices, seconds: float, *, peers: int = 1, dialable: int = 2, refusals: Refusals | None = None
+) -> list[str]:
+    due = notices.due(refusals or Refusals(at(seconds)), PeerClocks(), peers, dialable, at(seconds))
     return [notice.event for notice in due]
 
 
@@ -72,12 +75,12 @@ def test_a_notice_of_a_refusal_says_what_to_do_to_whom_it_concerns() -> None:
     refusals, notices = Refusals(at(0)), Notices((), b"", at(0))
     refusals.by("tcp://192.0.2.7:4001", "invite_expired", at(0))
     refusals.of("a node", "not_admitted", at(0))
-    ours, theirs = notices.due(refusals, PeerClocks(), 0, at(0))
+    ours, theirs = notices.due(refusals, PeerClocks(), 0, 2, at(0))
     assert ours.is_warning and "newer invite" in ours.fields["remedy"] and ours.fields["by"] == "tcp://192.0.2.7:4001"
     assert not theirs.is_warning and theirs.fields == {"node": "a node", "reason": "not_admitted"}
     refusals.offender("another", "forged", at(0))
     refusals.by("tcp://192.0.2.7:4001", "graylisted", at(0))
-    theirs, ours = notices.due(refusals, PeerClocks(), 0, at(0))
+    theirs, ours = notices.due(refusals, PeerClocks(), 0, 2, at(0))
     assert theirs.is_warning and theirs.fields == {"who": "another", "most_of_all": "forged"}
     assert ours.fields["reason"] == "graylisted" and "clock" in ours.fields["remedy"]
 
@@ -98,7 +101,7 @@ def test_a_grant_that_ends_is_warned_of_a_day_before_and_when_it_does() -> None:
 def test_a_node_whose_seeds_do_not_answer_says_that_it_is_alone_and_why_if_it_knows() -> None:
     notices, refusals = Notices((SEED,), b"", at(0)), Refusals(at(0))
     assert events(notices, ALONE_S - 1, peers=0) == []
-    (notice,) = notices.due(refusals, PeerClocks(), 0, at(ALONE_S))
+    (notice,) = notices.due(refusals, PeerClocks(), 0, 2, at(ALONE_S))
     assert notice.fields == {
         "seconds": ALONE_S,
         "seeds": ["tcp://192.0.2.7:4001"],
@@ -107,11 +110,11 @@ def test_a_node_whose_seeds_do_not_answer_says_that_it_is_alone_and_why_if_it_kn
     assert events(notices, 2 * ALONE_S, peers=0) == []  # said
     assert events(notices, 1000, peers=1) == events(notices, 1000 + ALONE_S - 1, peers=0) == []
     refusals.full = "tcp://192.0.2.7:4001"
-    (notice,) = notices.due(refusals, PeerClocks(), 0, at(1000 + ALONE_S))
+    (notice,) = notices.due(refusals, PeerClocks(), 0, 2, at(1000 + ALONE_S))
     assert notice.fields["why"].startswith("tcp://192.0.2.7:4001 is full: ")
     refusals.by("tcp://192.0.2.7:4001", "not_admitted", at(1000))
     refusals.take()
-    (notice,) = notices.due(refusals, PeerClocks(), 0, at(4000 + ALONE_S))
+    (notice,) = notices.due(refusals, PeerClocks(), 0, 2, at(4000 + ALONE_S))
     assert notice.fields["why"] == "they do not admit this node"
 
 
@@ -122,15 +125,15 @@ def test_the_first_node_of_a_swarm_is_not_told_that_it_is_alone() -> None:
 def test_a_clock_that_is_off_is_told_by_the_median_of_two_networks_or_more_now_and_then() -> None:
     notices, refusals, clocks = Notices((), b"", at(0)), Refusals(at(0)), PeerClocks()
     clocks.said("198.51.100.0/24", at(0).unix + 1200, at(0))
-    assert notices.due(refusals, clocks, 1, at(1)) == []  # one may be wrong, or lie
+    assert notices.due(refusals, clocks, 1, 2, at(1)) == []  # one may be wrong, or lie
     clocks.said("203.0.113.0/24", at(1).unix + 1190, at(1))
     clocks.said("203.0.113.0/24", at(1).unix + 1210, at(1))
-    (notice,) = notices.due(refusals, clocks, 2, at(1))
+    (notice,) = notices.due(refusals, clocks, 2, 2, at(1))
     assert notice.event == "this machine's clock is off" and notice.fields["by"] == "1205 s behind its peers' clocks"
-    assert notices.due(refusals, clocks, 2, at(2)) == []
-    (notice,) = notices.due(refusals, clocks, 2, at(1 + AGAIN_S))
+    assert notices.due(refusals, clocks, 2, 2, at(2)) == []
+    (notice,) = notices.due(refusals, clocks, 2, 2, at(1 + AGAIN_S))
     mended = Instant(2 * AGAIN_S + 2, at(2 * AGAIN_S + 2).unix + 1205)
-    assert notices.due(refusals, clocks, 2, mended) == []  # a person set it
+    assert notices.due(refusals, clocks, 2, 2, mended) == []  # a person set it
 
 
 def test_a_liar_among_networks_that_agree_moves_nobodys_clock() -> None:
@@ -138,3 +141,13 @@ def test_a_liar_among_networks_that_agree_moves_nobodys_clock() -> None:
     for number, ahead in enumerate((0.0, 0.4, 10 * CLOCK_OFF_S)):
         clocks.said(f"network {number}", at(0).unix + ahead, at(0))
     assert clocks.off(at(60)) < 1.0
+
+
+def test_that_one_member_alone_can_be_dialled_is_said_once_a_day_while_it_is_so() -> None:
+    notices = Notices((), b"", at(0))
+    assert events(notices, ALONE_S - 1, dialable=1) == []  # others may yet be heard of
+    assert events(notices, ALONE_S, dialable=1) == ["only one member of this swarm can be dialled"]
+    assert events(notices, FEW_AGAIN_S, dialable=1) == []
+    assert events(notices, ALONE_S + FEW_AGAIN_S, dialable=2) == []
+    assert events(notices, 2 * FEW_AGAIN_S, dialable=1, peers=0) == []  # that it is alone says enough
+    assert events(notices, 3 * FEW_AGAIN_S, dialable=1) == ["only one member of this swarm can be dialled"]
