@@ -34,12 +34,13 @@ from protocol.driver import Driver
 from protocol.errors import MessageError, NetworkFailed, UnpackError
 from protocol.events import Item, Moved, Offer, Report, Revoked, Stored, Subscribe, Verdict
 from protocol.identity import Identity, NodeId
+from protocol.limits.networks import scope_of
 from protocol.membership.address_book import Book
 from protocol.membership.reachability import Standing
 from protocol.notices import Notices
 from protocol.shelf import DiskShelf
 from protocol.storage import exchange_bytes, load_peers, save_peers
-from protocol.transport.addresses import advertised_host
+from protocol.transport.addresses import own_hosts
 from protocol.transport.zeromq import ZmqTransport
 from protocol.value import value
 from protocol.wire.compression import pack_content, unpack_content
@@ -370,6 +371,13 @@ class Host:
         return list(self._peers)
 
     @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where this node can be dialled as of now, as far as is known here: what its record says, farthest first."""
+        endpoints = self._core.membership.record.endpoints if self._core is not None else ()
+        farthest_first = sorted(endpoints, key=lambda endpoint: -scope_of(endpoint.host))
+        return tuple(Address(endpoint, self._setup.identity.curve_key) for endpoint in farthest_first)
+
+    @property
     def standing(self) -> Standing:
         """How others see this node, and whether they can dial it; see `Standing`."""
         return self._standing
@@ -415,7 +423,9 @@ class Host:
         """Return where we can be dialled as of now: a wildcard means whatever address this machine has."""
         if self._listen is None or transport.endpoint is None:
             return ()
-        return self._advertise or (Endpoint(advertised_host(self._listen.host), transport.endpoint.port),)
+        return self._advertise or tuple(
+            Endpoint(host, transport.endpoint.port) for host in own_hosts(self._listen.host)
+        )
 
     def _refuses(self, key: bytes) -> bool:
         """Tell whether the holder of a CURVE key may not even connect. Called by the network thread."""

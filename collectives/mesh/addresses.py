@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 from collectives.errors import CollectiveError
 from protocol.credentials.records import Endpoint
 from protocol.identity import NodeId
+from protocol.transport.addresses import own_hosts
 
 MAX_ADDRESS_BYTES = 300  # a host name has at most 253
 _WILDCARDS = {"0.0.0.0", "::", "*", ""}
-_ANYWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # documentation only: RFC 5737, RFC 3849
 _ID_CHARACTERS = set("abcdefghijklmnopqrstuvwxyz234567")
 
 
@@ -70,7 +70,7 @@ class Address:
 def listen(address: Address) -> tuple[socket.socket, Address]:
     """Bind and listen; return the socket and the address that others can dial.
 
-    A wildcard host is advertised as this machine's own address on the way out.
+    A wildcard host is advertised as this machine's own address (see `own_hosts`).
 
     Raises:
         BadAddress: the host is not this machine's, or the port is taken.
@@ -92,15 +92,7 @@ def listen(address: Address) -> tuple[socket.socket, Address]:
         sock.close()
         raise BadAddress(f"cannot listen at {address}: {error.strerror}") from None
     sock.setblocking(False)
-    return sock, Address(_own_host(family) if wildcard else address.host, int(sock.getsockname()[1]))
-
-
-def _own_host(family: socket.AddressFamily) -> str:
-    """Return the source address of packets that leave this machine; none is sent to learn it."""
-    with suppress(OSError, KeyError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((_ANYWHERE[family], 9))
-        return str(probe.getsockname()[0])
-    return "::1" if family == socket.AF_INET6 else "127.0.0.1"
+    return sock, Address(own_hosts(str(where[0]))[0] if wildcard else address.host, int(sock.getsockname()[1]))
 
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: process, user, group; all of them empty before it is connected

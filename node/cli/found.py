@@ -101,7 +101,7 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
 
     def listening(network: "Network") -> None:
         is_known.append(True)
-        print_invite(founding.make_invite(folder, []))
+        print_invite(founding.make_invite(folder, [], own=network.host.addresses))
         if policy is Policy.ALLOWLIST:
             who = "only the listed nodes" if allowed else "nobody"
             more = f"gossamer invite {for_shell(folder)} --uses N"

@@ -14,6 +14,7 @@ from node.errors import UserError, for_shell
 if TYPE_CHECKING:
     from protocol.credentials.grants import Pass
     from protocol.credentials.invite import SharedInvite
+    from protocol.credentials.records import Address
 
 Folder = Annotated[
     Path, typer.Argument(metavar="FOLDER", callback=of_a_node, help="The state folder of a node in the swarm.")
@@ -80,10 +81,21 @@ def invite(
         grant = founding.pass_for(folder, founding.parse_node_id(node_id), lifetime)
     elif uses is not None:
         grant = founding.shared_invite(folder, uses, lifetime)
-    made = founding.make_invite(folder, seeds, grant)
+    made = founding.make_invite(folder, seeds, grant, _own(folder))
     print_invite(made)
     if (revocable := founding.revocable(made)) is not None:
         print(f"note: `gossamer revoke {for_shell(folder)} {revocable}` takes it back", file=sys.stderr)
+
+
+def _own(folder: Path) -> list["Address"]:
+    """Return where the node in `folder` can be dialled now, if it runs: its network may see it elsewhere by now."""
+    from node.telemetry.status_server import ask
+    from protocol.credentials.records import Address
+
+    try:
+        return [Address.parse(text) for text in ask(folder).get("addresses", [])]
+    except UserError:
+        return []
 
 
 def _lifetime(text: str) -> float:

@@ -52,10 +52,14 @@ def run(
 
 def print_invite(invite: "Invite") -> None:
     """Print the line, alone on stdout, and on stderr what should be known about it."""
-    from node.swarm.founding import works_elsewhere
+    from node.swarm.founding import reach
+    from protocol.limits.networks import Scope
 
     print(invite, flush=True)
-    if not works_elsewhere(invite):
-        print(
-            "note: only this machine can use it; a node with --listen tcp://0.0.0.0:PORT serves others", file=sys.stderr
-        )
+    notes = {
+        Scope.LOOPBACK: "only this machine can use it; a node with --listen tcp://0.0.0.0:PORT serves others",
+        Scope.PRIVATE: "only machines of this network can use it; ask `gossamer invite` again once `gossamer status` "
+        "says that everybody reaches this node",
+    }
+    if (note := notes.get(reach(invite))) is not None:
+        print(f"note: {note}", file=sys.stderr)

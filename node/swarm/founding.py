@@ -25,7 +25,7 @@ from node.tasks import Task, TaskKey, load_tasks
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.tasks.task_set import TaskSet
 from protocol.credentials.grants import REFUSALS, Gatekeeper, Pass, Ticket, Use, make_pass, open_grant, revocable_id
-from protocol.credentials.invite import Invite, SharedInvite, make_shared_invite
+from protocol.credentials.invite import MAX_SEEDS, Invite, SharedInvite, make_shared_invite
 from protocol.credentials.manifest import (
     MAX_NAME_BYTES,
     NAME,
@@ -50,14 +50,14 @@ from protocol.credentials.revocations import (
 from protocol.errors import GrantError, JoinError, ManifestError, RevocationError
 from protocol.identity import Identity, NodeId, id_bytes, node_id
 from protocol.joiner import Fetched, fetch_manifest
-from protocol.limits.networks import netgroup, scope_of
+from protocol.limits.networks import Scope, netgroup, scope_of
 from protocol.notices import GRAYLISTED, REMEDIES
 from protocol.storage import load_peers, read_bounded, write_atomically
 from protocol.wire.messages import MAX_MANIFEST_BYTES, MAX_REVOCATIONS_BYTES
 
 FETCH_TIMEOUT_S = 30.0  # a retried handshake or two over a slow line
 MAX_TICKETS = 32  # numbers of an invite that are tried: even where nine in ten are used, one of 32 is free (97 %)
-MAX_INVITE_SEEDS = 4  # an invite's own node, and three others in case it is gone
+MAX_INVITE_PEERS = 3  # beside an invite's own node, in case it is gone
 
 log = structlog.get_logger()
 
@@ -122,20 +122,22 @@ def parse_node_id(text: str) -> NodeId:
     raise UserError(f"{text!r} is no node id: it has 32 characters, as `gossamer identity show` prints it")
 
 
-def make_invite(folder: Path, seeds: Sequence[Address], grant: Pass | SharedInvite | None = None) -> Invite:
+def make_invite(
+    folder: Path, seeds: Sequence[Address], grant: Pass | SharedInvite | None = None, own: Sequence[Address] = ()
+) -> Invite:
     """Return an invite to the swarm of `folder`.
 
-    `seeds` come first; without any the node's own address does. Up to three of the peers
-    that it knows follow. Raises `UserError` when nobody can be dialled.
+    `seeds` come first; without any the node's own addresses do: `own`, where it runs and says them, else where it was
+    dialled last. Up to three of the peers that it knows follow. Raises `UserError` when nobody can be dialled.
     """
     manifest = _manifest_of(folder)
-    known = dict.fromkeys([*(seeds or _own_address(folder)), *_peers(folder, manifest)])
+    known = dict.fromkeys([*(seeds or own or _own_address(folder)), *_peers(folder, manifest)[:MAX_INVITE_PEERS]])
     if not known:
         raise UserError(
             f"no address of this node is known: start it (`gossamer node --state {for_shell(folder)} --listen ...`), "
             "and ask again when it says `listening`; or name a seed with --seed"
         )
-    return Invite(manifest.name, manifest.hash, tuple(known)[: max(MAX_INVITE_SEEDS, len(seeds))], grant)
+    return Invite(manifest.name, manifest.hash, tuple(known)[:MAX_SEEDS], grant)
 
 
 def check_open(folder: Path) -> None:
@@ -148,9 +150,9 @@ def check_open(folder: Path) -> None:
         )
 
 
-def works_elsewhere(invite: Invite) -> bool:
-    """Tell whether another machine could reach a seed: not all are on loopback."""
-    return not all(seed.endpoint.is_loopback for seed in invite.seeds)
+def reach(invite: Invite) -> Scope:
+    """Return from how far a seed of the invite can be dialled, by its address."""
+    return max(scope_of(seed.endpoint.host) for seed in invite.seeds)
 
 
 def pass_for(folder: Path, node: NodeId, lifetime_s: float) -> Pass:

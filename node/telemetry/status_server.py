@@ -60,6 +60,7 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
         "failure": _failure(network),
         "agent": agent(),
         "address": str(network.address) if network.address else None,
+        "addresses": [str(address) for address in network.host.addresses],
         "seen_at": network.host.standing.seen_at or None,
         "dialable": network.host.standing.dialable,
         "dialable_asked": network.host.standing.answers,

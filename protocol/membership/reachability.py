@@ -6,9 +6,9 @@ Asking
  2. What one network says counts once: of a public address all that are seen at private ones count as one, of a
     private address each address as one (see `voice_of`). The address that most say is ours.
  3. The record changes only when `DOUBT` networks say the same address. If it is public, one of them could dial us
-    there and we have told only private endpoints, we tell it, too: on the word of one peer, all others would dial
-    whomever it names. If none could, we take the endpoint there back: peers then tell us of every newcomer, which we
-    dial (see `dissemination`).
+    there and we have told no public endpoint of its family (IPv4 or IPv6), we tell it, too: on the word of one peer,
+    all others would dial whomever it names. If none could, we take the endpoint there back: peers then tell us of every
+    newcomer, which we dial (see `dissemination`).
 
 Answering
  4. A fresh connection is dialled to the address from which the asker's link comes, under the key that it
@@ -73,6 +73,10 @@ class _Check:
     deadline: float
 
 
+def _is_ipv6(host: str) -> bool:
+    return ":" in host
+
+
 class Reachability:
     """See the module's comment."""
 
@@ -108,7 +112,8 @@ class Reachability:
             return told
         if not standing.dialable:
             return tuple(one for one in told if read_address(one.host) != read_address(standing.seen_at))
-        is_new = not any(scope_of(endpoint.host) is Scope.PUBLIC for endpoint in told)
+        family = _is_ipv6(standing.seen_at)
+        is_new = not any(scope_of(one.host) is Scope.PUBLIC and _is_ipv6(one.host) == family for one in told)
         if is_new and scope_of(standing.seen_at) is Scope.PUBLIC and self._port:
             return (*told, Endpoint(standing.seen_at, self._port))[:MAX_ENDPOINTS]
         return told

@@ -9,13 +9,17 @@ import ipaddress
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
+
+import psutil
 
 from protocol.credentials.records import Endpoint
 from protocol.errors import BadAddress, PortInUse
 
 MAX_LOOKUPS = 16  # in flight; each is a thread that waits
 MAX_ADDRESSES = 4  # tried of one name
+MAX_OWN = 2  # addresses of a family that we tell: a record has room for four
 
 Found = tuple[object, list[Endpoint]]
 
@@ -66,17 +70,46 @@ def check_bindable(listen: Endpoint) -> None:
             raise cannot_listen(listen, error.errno, error.strerror or str(error)) from None
 
 
-def advertised_host(host: str) -> str:
-    """Return the host to tell peers: for a wildcard, this machine's own address on its default route."""
+def own_hosts(host: str) -> tuple[str, ...]:
+    """Return the hosts to tell peers who listens at `host`: for a wildcard, addresses of this machine.
+
+    That for IPv6, which listens for both families, is one of each, IPv6 first. Of a family it is the address on the
+    default route; on a network without such a route those of the interfaces, `MAX_OWN` at most; else loopback's.
+    """
     if host not in {"*", "0.0.0.0", "::"}:
-        return host
-    family, target = (socket.AF_INET6, "2001:db8::1") if host == "::" else (socket.AF_INET, "192.0.2.1")
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        return (host,)
+    families = (socket.AF_INET6, socket.AF_INET) if host == "::" else (socket.AF_INET,)
+    return tuple(chain.from_iterable(map(_addresses_of, families))) or (("127.0.0.1", "::1")[host == "::"],)
+
+
+def _addresses_of(family: socket.AddressFamily) -> Iterable[str]:
+    target = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"  # of documentation (RFC 3849, RFC 5737)
+    if (source := source_towards(target)) is not None:
+        return [source]
+    up = {name for name, state in psutil.net_if_stats().items() if state.isup}
+    found = [
+        one.address
+        for name, addresses in psutil.net_if_addrs().items()
+        for one in addresses
+        if name in up and one.family == family and not _is_for_neighbours_only(one.address)
+    ]
+    return found[:MAX_OWN]
+
+
+def _is_for_neighbours_only(address: str) -> bool:
+    """Tell whether an address means nothing without the name of an interface, or nothing to others at all."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    return parsed.is_loopback or (parsed.version == 6 and parsed.is_link_local)
+
+
+def source_towards(address: str) -> str | None:
+    """Return this machine's address on its route to another, None without a route. Nothing is sent to learn it."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((target, 9))  # chooses a route; a UDP connect sends nothing
+            probe.connect((address, 9))
             return str(probe.getsockname()[0])
         except OSError:
-            return "::1" if family == socket.AF_INET6 else "127.0.0.1"
+            return None
 
 
 def is_address(host: str) -> bool:

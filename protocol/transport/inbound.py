@@ -16,7 +16,7 @@ import zmq
 from protocol.credentials.records import Endpoint
 from protocol.events import Arrived, Link, NetworkEvent, Refused
 from protocol.lru import Recent
-from protocol.transport.addresses import advertised_host, bindable_host, cannot_listen
+from protocol.transport.addresses import bindable_host, cannot_listen, own_hosts
 from protocol.transport.sockets import (
     HANDSHAKE_FAILED,
     POLL_BUDGET,
@@ -132,7 +132,7 @@ class Inbound:
             self.close()
             raise cannot_listen(listen, error.errno, error.strerror) from None
         port = Endpoint.parse(self._router.getsockopt_string(zmq.LAST_ENDPOINT)).port
-        self.endpoint = Endpoint(advertised_host(listen.host), port)
+        self.endpoint = Endpoint(own_hosts(listen.host)[0], port)
         sources.add(self._monitor.socket, self.take_changes)
         sources.add(self._router, self._ready)
 

@@ -17,7 +17,7 @@ from zmq.utils import z85
 from protocol.credentials.records import Address, Endpoint
 from protocol.events import Arrived, Closed, Link, NetworkEvent, Opened, Refused, TurnedAway
 from protocol.limits.networks import Scope, scope_of
-from protocol.transport.addresses import Resolver, is_address
+from protocol.transport.addresses import Resolver, is_address, source_towards
 from protocol.transport.sockets import (
     HANDSHAKE_FAILED,
     POLL_BUDGET,
@@ -112,9 +112,11 @@ class DialledLinks:
             self._close(dialled)
 
     def _connect(self, dialled: _Dialled, endpoints: list[Endpoint]) -> None:
-        dialled.addresses.extend(endpoints)
         try:
+            # Without a route, as for IPv6 where there is none, libzmq would try again and again.
+            endpoints = [one for one in endpoints if source_towards(one.host) is not None]
             if endpoints:
+                dialled.addresses.extend(endpoints)
                 dialled.socket.connect(str(endpoints[0]))
         except zmq.ZMQError:  # libzmq refuses the endpoint; to its caller that is one more peer that is not there
             endpoints = []

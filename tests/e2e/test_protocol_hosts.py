@@ -186,7 +186,7 @@ def test_a_machine_that_changes_its_address_tells_its_peers(monkeypatch) -> None
     monkeypatch.setattr("protocol.host.ADDRESS_INTERVAL_S", 0.1)
     with running() as (one, address), running(address) as (two, _):
         wait_until(lambda: one.counters().peers == two.counters().peers == 1, 20, "both to meet")
-        monkeypatch.setattr("protocol.host.advertised_host", lambda _: "moved.example.org")
+        monkeypatch.setattr("protocol.host.own_hosts", lambda _: ("moved.example.org",))
         wait_until(lambda: any("moved" in peer.endpoint for peer in two.peers()), 20, "the new address at the other")
 
 

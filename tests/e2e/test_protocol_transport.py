@@ -125,6 +125,13 @@ def test_a_listener_on_every_address_of_both_families() -> None:
         meet(server, six, "::1")
 
 
+def test_an_address_to_which_there_is_no_route_is_given_up_at_once() -> None:
+    with nodes(Node(None)) as (client,):
+        link = Link(bytes(32), dialled=True)
+        client.transport.dial(Address(Endpoint("255.255.255.255", 5), link.key))
+        client.wait_for(Closed, link=link)
+
+
 def test_a_name_that_is_none_closes_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
     resolve_to(monkeypatch, "nowhere.example")
     with nodes(Node(None)) as (client,):

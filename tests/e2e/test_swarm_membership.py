@@ -25,6 +25,7 @@ from protocol.credentials.manifest import Policy
 from protocol.credentials.records import Address, Endpoint
 from protocol.errors import JoinError
 from protocol.identity import Identity
+from protocol.limits.networks import Scope
 from protocol.transport.zeromq import ZmqTransport
 from tests.swarms import events_of, gossamer, small_config
 from tests.waiting import wait_until
@@ -207,7 +208,7 @@ def test_a_relay_alone_bridges_two_nodes_that_nobody_can_dial(tmp_path: Path) ->
     club = found(tmp_path / "club")
     with relay(club), ExitStack() as stack:
         invite = founding.make_invite(club, [])
-        assert not founding.works_elsewhere(invite)
+        assert founding.reach(invite) is Scope.LOOPBACK
         with pytest.raises(UserError, match="another node is running"):
             join(club, invite)  # two hosts with one key would push each other out
         left, right = (

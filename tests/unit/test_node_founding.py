@@ -19,6 +19,7 @@ from node.swarm.founding import (
     load_grant,
     load_manifest,
     make_invite,
+    reach,
     save_grant,
     save_manifest,
     save_revocations,
@@ -33,6 +34,7 @@ from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.credentials.revocations import make_revocations
 from protocol.identity import Identity
 from protocol.joiner import Fetched
+from protocol.limits.networks import Scope
 from protocol.storage import save_peers
 
 FOUNDER = Identity(bytes(32))
@@ -220,6 +222,10 @@ def test_an_invite_names_what_its_node_is_to_advertise_before_the_node_first_sta
     assert make_invite(tmp_path / "club", []).seeds == (Address(Endpoint("relay", 4001), key),)
     (tmp_path / "club" / "address").write_text(f"tcp://192.0.2.7:4001?key={key.hex()}\n")
     assert [seed.endpoint.host for seed in make_invite(tmp_path / "club", []).seeds] == ["192.0.2.7"]
+    own = [Address(Endpoint(host, 4001), key) for host in ("198.41.0.4", "192.168.0.7")]
+    assert make_invite(tmp_path / "club", [], own=own).seeds == tuple(own)  # what it says while it runs
+    assert reach(make_invite(tmp_path / "club", [], own=own)) is Scope.PUBLIC
+    assert reach(make_invite(tmp_path / "club", [], own=own[1:])) is Scope.PRIVATE
 
 
 def test_which_questions_are_kept_apart_is_the_founders_to_say_and_every_nodes_to_find(tmp_path: Path) -> None:

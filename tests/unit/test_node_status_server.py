@@ -34,7 +34,13 @@ HOSTILE = PeerInfo(
 COUNTERS = Counters(1000, 2000, 3, 4, 5, 1, 9, {"forged": 2, "stale": 1}, 1)
 SEEN = Standing("198.41.0.4", False, 2)
 HOST = SimpleNamespace(
-    counters=lambda: COUNTERS, peers=lambda: [HOSTILE], refusal="", twin="", standing=SEEN, check=lambda: None
+    counters=lambda: COUNTERS,
+    peers=lambda: [HOSTILE],
+    refusal="",
+    twin="",
+    standing=SEEN,
+    addresses=(),
+    check=lambda: None,
 )
 ADDRESS = Address.parse(f"tcp://127.0.0.1:4001?key={'ab' * 32}")
 NETWORK = Network(HOST, IDENTITY, bytes(16), None, ADDRESS)  # type: ignore[arg-type]

@@ -157,6 +157,14 @@ def test_a_node_that_two_networks_see_where_one_could_dial_it_tells_that_address
     assert node.core.record.incarnation == before
 
 
+def test_a_node_with_a_public_ipv6_address_tells_the_ipv4_one_that_its_router_forwards_too() -> None:
+    outside = Endpoint("2a00:1450::7", PORT)
+    node = Node(outside, INSIDE)
+    node.learn(True)
+    node.learn(False)
+    assert node.core.record.endpoints == (outside, INSIDE, Endpoint(OUTSIDE, PORT))
+
+
 def test_a_node_that_two_networks_could_not_dial_takes_its_endpoint_back() -> None:
     told = Endpoint(OUTSIDE, PORT)
     node = Node(told)
