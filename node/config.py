@@ -41,6 +41,42 @@ REMOVED_RULES: Mapping[str, str] = {"paper": "sapo", "uniform": "sapo", "correct
 """What `sampling.rule` could be in earlier releases, and what comes nearest today."""
 
 
+COMMON_KEYS = frozenset(
+    (
+        "seed",
+        "rounds",
+        "threads",
+        "tasks",
+        "policy.model",
+        "policy.device",
+        "policy.lora.r",
+        "engine.kind",
+        "engine.placement.devices",
+        "engine.placement.url",
+        "engine.temperature",
+        "engine.max_prompt_length",
+        "engine.max_completion_length",
+        "sampling.local",
+        "sampling.external",
+        "sampling.completions",
+        "sampling.rule",
+        "trainer.learning_rate",
+        "trainer.num_iterations",
+        "trainer.save_steps",
+        "network.listen",
+        "network.advertise",
+        "network.seeds",
+        "network.upload_limit",
+        "weights.mode",
+        "observe.host",
+        "observe.port",
+        "budget.compute",
+        "eval.every",
+    )
+)
+"""The settings that people set. `init`, `--dry-run` and the reference show these first, and all others on request."""
+
+
 class Section(BaseModel):
     """A table of the configuration; unknown keys are refused."""
 
@@ -482,7 +518,9 @@ class BudgetConfig(Section):
         None, ge=1, description="the node ends with the round in which it has generated so many; default: no bound"
     )
     compute: int | None = Field(
-        None, ge=1, description="likewise, tokens generated plus three times those trained on; default: no bound"
+        None,
+        ge=1,
+        description="likewise, tokens generated plus three times those trained on; default: no bound",
     )
 
 
@@ -695,7 +733,7 @@ def unknown_key(key: str) -> str:
     last = key.rpartition(".")[2]
     close = close or [one for one in all_keys() if one.rpartition(".")[2] == last]
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown configuration key {key!r}: {hint}see `gossamer node --dry-run` for all keys"
+    return f"unknown configuration key {key!r}: {hint}see `gossamer node --dry-run --all` for all keys"
 
 
 def parse_config(tree: Mapping[str, Any]) -> NodeConfig:

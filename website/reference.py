@@ -11,7 +11,7 @@ import typer.main
 from pydantic import BaseModel
 
 from node.cli.app import app
-from node.config import NodeConfig, Section
+from node.config import COMMON_KEYS, NodeConfig, Section
 from node.telemetry.refusals import MEANINGS
 from node.telemetry.status_server import NodeCollector
 
@@ -67,7 +67,11 @@ def settings() -> str:
         "# Settings",
         "",
         "In a TOML file, by `--set KEY=VALUE`, and as comments in what `gossamer init` writes. What would run, and",
-        "where each value comes from, `gossamer node --dry-run` prints.",
+        "where each value comes from, `gossamer node --dry-run` prints; with `--all` it shows every key.",
+        "",
+        "Most people set only these:",
+        "",
+        *(f"- `{key}`" for key in sorted(COMMON_KEYS)),
         "",
     ]
     for path, section in _sections(NodeConfig, ""):

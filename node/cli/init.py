@@ -71,7 +71,7 @@ def init(
     """Ask four questions, and write a node's settings to a file.
 
     What is answered by an option is not asked; where nobody answers (no terminal), the defaults hold. The file holds
-    every other setting, too, as a comment with what it means and what it is for this model on this machine.
+    the other settings that people set, too, as comments: what each means, and its value for this model on this machine.
 
     \b
     Example:
@@ -93,7 +93,7 @@ def init(
         _answer(question, given, tree)
     config, notes = with_preset(parse_config(tree))
     head = f"# A node's settings. What is commented out holds as it stands.\n#\n#   gossamer node {for_shell(file)}\n\n"
-    write_atomically(file, (head + to_toml(config, notes, only_what_is_set=True)).encode())
+    write_atomically(file, (head + to_toml(config, notes, only_what_is_set=True, every_key=False)).encode())
     name = for_shell(file)
     print(f"wrote {file}: start a node on it with gossamer node {name}, or several with gossamer swarm {name}")
 

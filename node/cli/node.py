@@ -10,6 +10,7 @@ from node.cli.options import (
     Config,
     Debug,
     DryRun,
+    EveryKey,
     Folder,
     Forget,
     Listen,
@@ -83,6 +84,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     processes: Processes = None,
     accelerate_config: AccelerateConfig = None,
     dry_run: DryRun = False,
+    every_key: EveryKey = False,
     debug: Debug = False,
 ) -> int:
     """Run one node, or start one again from its folder.
@@ -124,7 +126,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     settled = settle(config, settings, named, folder=folder, seeds=seed_peer or [], forget=forget or [], look=look)
     if dry_run:
         check_tasks(settled.config)
-        print(to_toml(settled.config, settled.notes), end="")
+        print(to_toml(settled.config, settled.notes, every_key=every_key), end="")
         warn(settled.config)
         return 0
 

@@ -16,7 +16,7 @@ import psutil
 import typer
 from pydantic import BaseModel
 
-from node.config import NodeConfig, apply_override, load_config
+from node.config import COMMON_KEYS, NodeConfig, apply_override, is_key, load_config
 from node.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ Tasks = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Log more, and show tracebacks.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resulting configuration as TOML, and stop.")]
+EveryKey = Annotated[bool, typer.Option("--all", help="With --dry-run: also the settings that few people set.")]
 
 
 def read_config(path: Path | None, settings: Sequence[str] | None) -> NodeConfig:
@@ -136,36 +137,52 @@ def command_began() -> float:
 
 
 def to_toml(
-    config: BaseModel, notes: Mapping[str, str] = MappingProxyType({}), *, only_what_is_set: bool = False
+    config: BaseModel,
+    notes: Mapping[str, str] = MappingProxyType({}),
+    *,
+    only_what_is_set: bool = False,
+    every_key: bool = True,
 ) -> str:
     """Return `config` as a TOML document; reading it gives an equal configuration.
 
-    `notes` say, by dotted key, where a value comes from, in place of what the key means. With `only_what_is_set` the
-    other keys are comments that show what holds.
+    Args:
+        config: of a node.
+        notes: say, by dotted key, where a value comes from, in place of what the key means.
+        only_what_is_set: the other keys are comments that show what holds.
+        every_key: otherwise, keys that few people set are there only where they have another value than the default.
     """
-    return "\n".join(_table(config, "", notes, only_what_is_set)).lstrip("\n") + "\n"
+    lines = list(_table(config, "", notes, only_what_is_set, every_key))
+    if not every_key:
+        lines += ["", "# All other settings have their defaults. `gossamer node --dry-run --all` shows them."]
+    return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def _table(section: BaseModel, name: str, notes: Mapping[str, str], only_what_is_set: bool) -> Iterator[str]:
+def _table(
+    section: BaseModel, name: str, notes: Mapping[str, str], only_what_is_set: bool, every_key: bool
+) -> Iterator[str]:
     """Yield the lines of a section: its values first, as TOML wants, then its tables."""
     tables: list[tuple[str, BaseModel, bool]] = []
     for key, field in type(section).model_fields.items():
         value = getattr(section, key)
-        meaning = notes.get(f"{name}{key}", field.description)
+        dotted = f"{name}{key}"
+        meaning = notes.get(dotted, field.description)
         comment = f"  # {meaning}" if meaning else ""
         unset = "# " if only_what_is_set and key not in section.model_fields_set else ""
         if isinstance(value, BaseModel):
-            tables.append((f"{name}{key}", value, False))
+            tables.append((dotted, value, False))
         elif _is_tables(value):
-            tables += [(f"{name}{key}", item, True) for item in value]
+            tables += [(dotted, item, True) for item in value]
+        elif not every_key and is_key(dotted) and dotted not in COMMON_KEYS and value == field.default:
+            continue
         elif value is None:
             yield f"# {key} ={comment}"
         else:
             yield f"{unset}{key} = {toml_value(value)}{comment}"
     for path, child, repeated in tables:
-        yield ""
-        yield f"[[{path}]]" if repeated else f"[{path}]"
-        yield from _table(child, f"{path}.", notes, only_what_is_set)
+        lines = list(_table(child, f"{path}.", notes, only_what_is_set, every_key))
+        if repeated or (lines and lines[0]):  # else it has no values of its own
+            yield from ("", f"[[{path}]]" if repeated else f"[{path}]")
+        yield from lines
 
 
 def _is_tables(value: Any) -> bool:

@@ -11,6 +11,7 @@ from node.cli.options import (
     Config,
     Debug,
     DryRun,
+    EveryKey,
     Model,
     Seed,
     Settings,
@@ -58,6 +59,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     seed: Seed = None,
     no_table: NoTable = False,
     dry_run: DryRun = False,
+    every_key: EveryKey = False,
     debug: Debug = False,
 ) -> int:
     """Run N nodes on this machine, and leave a report.
@@ -82,7 +84,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     settled, reasons = with_preset(given, nodes)
     warn(settled)
     if dry_run:
-        print(to_toml(settled, reasons), end="")
+        print(to_toml(settled, reasons, every_key=every_key), end="")
         return 0
 
     from rich.console import Console

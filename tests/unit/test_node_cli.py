@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from node.cli.app import app, explain, run
 from node.cli.options import to_toml
 from node.cli.trained import find_trained
-from node.config import NodeConfig, TaskConfig, load_config
+from node.config import COMMON_KEYS, NodeConfig, TaskConfig, is_key, load_config
 from node.engines import EngineError
 from node.errors import UserError
 from node.policy.footprint import Machine, ModelSize
@@ -117,7 +117,10 @@ def test_help_imports_nothing_heavy() -> None:
             "key 'sampling.locl': did you mean 'sampling.local'?",
         ),
         (["node", "--set", "learning_rate=1e-5"], "did you mean 'trainer.learning_rate'?"),
-        (["node", "--set", "frobnicate=1"], "unknown configuration key 'frobnicate': see `gossamer node --dry-run`"),
+        (
+            ["node", "--set", "frobnicate=1"],
+            "key 'frobnicate': see `gossamer node --dry-run --all`",
+        ),
         (["swarm", "--set", "sampling.local=many"], "configuration key 'sampling.local'"),
         (["node", "--dry-run", "--set", "pool.max_age=inf"], "'pool.max_age': Input should be a finite number"),
         (["node", "--set", "sampling.local"], "--set wants KEY=VALUE"),
@@ -615,6 +618,28 @@ def test_dry_run_prints_what_would_run(capfd: pytest.CaptureFixture[str], tmp_pa
     config = load_config(tmp_path / "printed.toml")
     assert (config.sampling.local, config.seed, config.network.seeds) == (2, 7, [SEED, OTHER])
     assert config.network.listen == "tcp://0.0.0.0:4001"
+
+
+def test_a_dry_run_shows_what_people_set_and_what_differs_and_all_of_it_on_request(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    printed = []
+    for more in ([], ["--all"]):
+        assert run(["node", "--set", "trainer.adam_beta1=0.8", "--dry-run", *more], debug=False) == 0
+        printed.append(capfd.readouterr().out)
+    short, full = (
+        {line.split(" = ")[0].lstrip("# ") for line in text.splitlines() if " = " in line} for text in printed
+    )
+    assert {"learning_rate", "external", "adam_beta1"} <= short
+    assert "adam_beta2" in full - short and len(short) < len(full) / 2
+    (tmp_path / "short.toml").write_text(printed[0])
+    (tmp_path / "full.toml").write_text(printed[1])
+    assert load_config(tmp_path / "short.toml") == load_config(tmp_path / "full.toml")
+    assert "[trainer]" in printed[0] and "[journal]" not in printed[0] and "[journal]" in printed[1]
+
+
+def test_the_keys_that_are_shown_first_exist() -> None:
+    assert all(map(is_key, COMMON_KEYS)) and len(COMMON_KEYS) <= 32
 
 
 @pytest.mark.parametrize(

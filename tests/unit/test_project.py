@@ -27,7 +27,11 @@ MAX_BUILTIN_BYTES = 5_000_000
 VERBS = {"evaluate" if group.name == "eval" else group.name for group in typer.main.get_command(app).commands.values()}
 
 # Run by another interpreter, in an environment that has what they compare us with.
-FOREIGN = {"benchmarks/hivemind_peers.py": "hivemind", "benchmarks/pccl_rank.py": "pccl"}
+FOREIGN = {
+    "benchmarks/hivemind_peers.py": "hivemind",
+    "benchmarks/pccl_rank.py": "pccl",
+    "benchmarks/spread_peer.py": "libtorrent",
+}
 
 
 def sources(*folders: str) -> list[Path]:
