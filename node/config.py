@@ -77,6 +77,20 @@ COMMON_KEYS = frozenset(
 """The settings that people set. `init`, `--dry-run` and the reference show these first, and all others on request."""
 
 
+NAMED_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {
+        "sampling.rule": "sapo",
+        "sampling.local": 4,
+        "sampling.external": 4,
+        "sampling.max_surprise": 0.0,
+        "sampling.max_length_ratio": 0.0,
+        "sampling.max_signer_share": 0.0,
+    }
+}
+"""Settings that go together, by the name that `--preset` takes. "paper" is Algorithm 1 of arXiv 2509.08721, without the
+bounds on what a peer may teach, which the paper does not have."""
+
+
 class Section(BaseModel):
     """A table of the configuration; unknown keys are refused."""
 

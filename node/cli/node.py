@@ -15,6 +15,7 @@ from node.cli.options import (
     Forget,
     Listen,
     Model,
+    Preset,
     Rounds,
     Seed,
     Settings,
@@ -79,6 +80,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     task: Tasks = None,
     rounds: Rounds = None,
     settings: Settings = None,
+    preset: Preset = None,
     seed: Seed = None,
     forget: Forget = None,
     processes: Processes = None,
@@ -123,7 +125,9 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         if not dry_run:
             check_first(given, folder)
 
-    settled = settle(config, settings, named, folder=folder, seeds=seed_peer or [], forget=forget or [], look=look)
+    settled = settle(
+        config, settings, named, folder=folder, seeds=seed_peer or [], forget=forget or [], preset=preset, look=look
+    )
     if dry_run:
         check_tasks(settled.config)
         print(to_toml(settled.config, settled.notes, every_key=every_key), end="")

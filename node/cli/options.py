@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import psutil
 import typer
@@ -77,6 +77,10 @@ Tasks = Annotated[
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Log more, and show tracebacks.")]
+Preset = Annotated[
+    Literal["paper"] | None,
+    typer.Option(help="Settings that go together; 'paper': SAPO as published, 4 own and 4 external groups, no bounds."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resulting configuration as TOML, and stop.")]
 EveryKey = Annotated[bool, typer.Option("--all", help="With --dry-run: also the settings that few people set.")]
 

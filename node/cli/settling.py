@@ -2,6 +2,7 @@
 
 options     --model, --listen, --rounds, ..., and --set in order
 CONFIG      the file
+--preset    settings that go together
 the folder  what was set at its last start, which its settings.json remembers
 the preset  of the model's size; where the model is that of the last start, what ran then
 defaults    of `node.config`
@@ -18,6 +19,7 @@ import structlog
 
 from node.cli.options import toml_value
 from node.config import (
+    NAMED_PRESETS,
     NetworkConfig,
     NodeConfig,
     fill,
@@ -68,6 +70,7 @@ def settle(
     folder: Path,
     seeds: Sequence[str] = (),
     forget: Sequence[str] = (),
+    preset: str | None = None,
     look: Callable[[NodeConfig], object] = lambda given: None,
 ) -> Settled:
     """Settle what the node in `folder` is to run.
@@ -79,6 +82,7 @@ def settle(
         folder: the node's; it need not exist.
         seeds: further addresses to meet the swarm by.
         forget: keys that the folder shall not remember, or "all".
+        preset: a name among `NAMED_PRESETS`; what is set otherwise goes before.
         look: called with what was said, before a preset is made, for which torch may be imported.
 
     Raises:
@@ -90,7 +94,7 @@ def settle(
         parse_config(memory.settings)
     except UserError as error:
         raise UserError(f"{folder} remembers what is of no use now ({error}): leave it out with --forget KEY") from None
-    tree = asked(path, settings, {**named, "rounds": named.get("rounds") or None})
+    tree = asked(path, settings, {**named, "rounds": named.get("rounds") or None}, preset)
     given = parse_config(merge(memory.settings, tree))
     if seeds:
         put(tree, "network.seeds", list(dict.fromkeys([*given.network.seeds, *seeds])))
@@ -112,11 +116,17 @@ def settle(
     )
 
 
-def asked(path: Path | None, settings: Sequence[str] | None, named: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tree of what CONFIG says, with the options over it."""
+def asked(
+    path: Path | None, settings: Sequence[str] | None, named: Mapping[str, Any], preset: str | None = None
+) -> dict[str, Any]:
+    """Return the tree of what CONFIG says, with the options over it, and the preset of that name below both."""
     tree = read_tree(path, settings or [])
     for key, value in named.items():
         if value is not None:
+            put(tree, key, value)
+    said = flatten(tree)
+    for key, value in NAMED_PRESETS[preset].items() if preset else ():
+        if key not in said:
             put(tree, key, value)
     return tree
 

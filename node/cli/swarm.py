@@ -13,6 +13,7 @@ from node.cli.options import (
     DryRun,
     EveryKey,
     Model,
+    Preset,
     Seed,
     Settings,
     Tasks,
@@ -56,6 +57,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     out: Out = None,
     task: Tasks = None,
     settings: Settings = None,
+    preset: Preset = None,
     seed: Seed = None,
     no_table: NoTable = False,
     dry_run: DryRun = False,
@@ -74,7 +76,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     """
     tasks = [task_config(one) for one in task or []] or None
     named = {"rounds": rounds, "seed": seed, "policy.model": model, "tasks": tasks}
-    tree = asked(config, settings, named)
+    tree = asked(config, settings, named, preset)
     given = parse_config(tree if tree.get("budget") else {"rounds": DEFAULT_ROUNDS, **tree})
     check_tasks(given)  # a wrong name shows here at once, not in N processes
     if given.role == "relay":

@@ -638,6 +638,17 @@ def test_a_dry_run_shows_what_people_set_and_what_differs_and_all_of_it_on_reque
     assert "[trainer]" in printed[0] and "[journal]" not in printed[0] and "[journal]" in printed[1]
 
 
+@pytest.mark.parametrize("verb", ["node", "swarm"])
+def test_a_named_preset_holds_where_nothing_else_is_said(
+    verb: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run([verb, "--preset", "paper", "--set", "sampling.local=3", "--dry-run"], debug=False) == 0
+    (tmp_path / "printed.toml").write_text(capfd.readouterr().out)
+    sampling = load_config(tmp_path / "printed.toml").sampling
+    assert (sampling.rule, sampling.local, sampling.external) == ("sapo", 3, 4)
+    assert sampling.max_surprise == sampling.max_length_ratio == sampling.max_signer_share == 0
+
+
 def test_the_keys_that_are_shown_first_exist() -> None:
     assert all(map(is_key, COMMON_KEYS)) and len(COMMON_KEYS) <= 32
 
