@@ -101,7 +101,8 @@ def option_complaint(error: ValidationError, section: type[Section]) -> str:
     """Return one line on the first bad option of a table that another part reads by `section`."""
     first = error.errors()[0]
     option = ".".join(str(part) for part in first["loc"])
-    return f"option {option!r}: {first['msg']}; its options are {', '.join(section.model_fields)}"
+    where = f"option {option!r}: " if option else ""  # else it is of several options together
+    return f"{where}{first['msg'].removeprefix('Value error, ')}; its options are {', '.join(section.model_fields)}"
 
 
 class LoraConfig(Section):
@@ -231,13 +232,19 @@ class TaskConfig(Section):
         return self.model_dump(include={"examples", "answer", "instruction"}, exclude_defaults=True)
 
 
-FILE_OPTIONS = ("path", "test")  # of a task, which name a file on this machine
+FILE_OPTIONS = ("path", "test", "tokenizer")  # of a task, which name a file on this machine
+FUNCTION_FILE = re.compile(r"(.+?\.py)(:)(.*)", re.DOTALL)  # a reward function that is named by a file on this machine
 HUB_OPTIONS = ("hub", "subset", "split", "test_split")  # of a task, which name a data set elsewhere
 
 
 def is_file_task(name: str) -> bool:
     """Tell whether a task of this name may have one of `FILE_OPTIONS`."""
-    return name.partition("/")[0] in ("dataset", "file")
+    return name.partition("/")[0] in ("dataset", "file", "rewards")
+
+
+def is_rewards_task(name: str) -> bool:
+    """Tell whether a task of this name has reward functions, which are code of whoever runs it."""
+    return name.partition("/")[0] == "rewards"
 
 
 class SamplingConfig(Section):
@@ -682,9 +689,17 @@ def anchor_files(tree: Mapping[str, Any], folder: Path) -> None:
             for name in FILE_OPTIONS:
                 if isinstance(options.get(name), str):
                     options[name] = str((folder / options[name]).absolute())
+            functions = options.get("functions")
+            if isinstance(functions, list):
+                options["functions"] = [_anchored(one, folder) for one in functions]
     for table in tree.values():
         if isinstance(table, Mapping):
             anchor_files(table, folder)
+
+
+def _anchored(function: object, folder: Path) -> object:
+    found = FUNCTION_FILE.fullmatch(function) if isinstance(function, str) else None
+    return function if found is None else f"{(folder / found[1]).absolute()}:{found[3]}"
 
 
 def fill(config: NodeConfig, values: Mapping[str, Any]) -> NodeConfig:

@@ -48,7 +48,7 @@ from node.rollouts.screening import Row as ScoredRow
 from node.swarm.sharing import Exchange, traffic_row
 from node.tasks import Item, derive_seed
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import PATIENCE_S, Answer, Scoring, Verdict, late_as_none
+from node.tasks.verdicts import PATIENCE_S, Answer, Scored, Scoring, Verdict, late_as_none
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.rollout_log import Drawn, external_rows, own_rows
 from node.training.budget import Spent, is_done
@@ -360,7 +360,7 @@ class Loop:
             self.row.setdefault(count, 0)
         self.row |= {
             **({"reward": statistics.fmean(rewards), "reward_std": statistics.pstdev(rewards)} if rewards else {}),
-            **_rewards_by_task(own),
+            **_rewards_by_name(own),
             "groups_local": min(len(own), self.config.sampling.local),
             "groups_informative": sum(is_informative(one.group.rewards) for one in own),
             "generated": len(made),
@@ -397,12 +397,18 @@ def _own_result(own: EncodedGroup) -> OwnResult:
     return own_result(own.group.task.name, lengths, own.group.rewards)
 
 
-def _rewards_by_task(own: Sequence[EncodedGroup]) -> Row:
-    """Return the mean reward of each task that was asked, by a name as TRL's for a reward function."""
+def _rewards_by_name(own: Sequence[EncodedGroup]) -> Row:
+    """Return the mean reward of each task that was asked, and of each reward function of a task that has several.
+
+    The names are as TRL's for a reward function.
+    """
     rewards: dict[str, list[float]] = {}
     for one in own:
         rewards.setdefault(one.group.task.name, []).extend(one.group.rewards)
-    return {f"rewards/{task}/mean": statistics.fmean(values) for task, values in rewards.items()}
+        for reward in one.group.rewards:
+            for function, part in reward.parts.items() if isinstance(reward, Scored) else ():
+                rewards.setdefault(function, []).append(part)
+    return {f"rewards/{name}/mean": statistics.fmean(values) for name, values in rewards.items()}
 
 
 def _staleness(

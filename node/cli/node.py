@@ -16,13 +16,15 @@ from node.cli.options import (
     Listen,
     Model,
     Preset,
+    Rewards,
     Rounds,
+    Rows,
     Seed,
     Settings,
     Tasks,
     check_tasks,
     read_invite,
-    task_config,
+    tasks_given,
     to_toml,
 )
 from node.cli.running import run
@@ -78,6 +80,8 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     join: Join = None,
     seed_only: SeedOnly = False,
     task: Tasks = None,
+    reward: Rewards = None,
+    data: Rows = None,
     rounds: Rounds = None,
     settings: Settings = None,
     preset: Preset = None,
@@ -99,6 +103,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     Example:
       gossamer node --state n0 --listen tcp://0.0.0.0:4001
       gossamer node --state n0 --task ./riddles.py
+      gossamer node --state n0 --reward ./rewards.py:accuracy --reward trl:think_format_reward --data rows.jsonl
       gossamer node --state n1 --seed-peer "$(cat n0/address)" --model runs/models/smollm2-135m-instruct
       gossamer node --state n2 --model Qwen/Qwen3-8B --processes 4 --accelerate-config fsdp2.yaml
       gossamer node --state relay --join "$INVITE" --seed-only --listen tcp://0.0.0.0:4002
@@ -118,7 +123,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         "seed": seed,
         "policy.model": model,
         "network.listen": listen or None,
-        "tasks": [task_config(one) for one in task or []] or None,
+        "tasks": tasks_given(task, reward, data) or None,
     }
 
     def look(given: NodeConfig) -> None:

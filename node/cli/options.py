@@ -16,7 +16,7 @@ import psutil
 import typer
 from pydantic import BaseModel
 
-from node.config import COMMON_KEYS, NodeConfig, apply_override, is_key, load_config
+from node.config import COMMON_KEYS, NodeConfig, anchor_files, apply_override, is_key, load_config
 from node.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,6 +76,23 @@ Tasks = Annotated[
         "--task", metavar="TASK", help="A task by name, or a .py, .jsonl, .csv or .parquet file; may be repeated."
     ),
 ]
+Rewards = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reward",
+        metavar="FUNCTION",
+        help="A reward function in TRL's form, for the rows of --data: FILE.py:NAME, trl:NAME; may be repeated.",
+    ),
+]
+Rows = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="ROWS",
+        help="Rows for --reward: a .jsonl, .csv or .parquet file, or OWNER/NAME on the hub.",
+        show_default=False,
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Log more, and show tracebacks.")]
 Preset = Annotated[
     Literal["paper"] | None,
@@ -101,6 +118,30 @@ def task_config(task: str, options: Sequence[str] = ()) -> dict[str, Any]:
     for option in options:
         apply_override(table["options"], option, "--option")
     return table
+
+
+def tasks_given(
+    tasks: Sequence[str] | None, rewards: Sequence[str] | None, rows: str | None, options: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Return the `[[tasks]]` tables of --task, --reward and --data; `options` are for each of them.
+
+    Raises:
+        UserError: --reward without --data, or --data without --reward.
+    """
+    made = [task_config(one, options) for one in tasks or []]
+    if bool(rewards) != bool(rows):
+        hint = f"--task {rows} asks what it holds" if rows else "name the rows that it pays"
+        raise UserError(f"--reward and --data go together: {hint}")
+    if rewards and rows:
+        path = Path(rows)
+        source, label = ("path", path.stem) if path.suffix else ("hub", rows)
+        name = f"rewards/{re.sub('[^A-Za-z0-9_.-]', '_', label)}"
+        table: dict[str, Any] = {"name": name, "options": {source: rows, "functions": list(rewards)}}
+        for option in options:
+            apply_override(table["options"], option, "--option")
+        anchor_files({"tasks": [table]}, Path.cwd())
+        made.append(table)
+    return made
 
 
 def read_invite(given: str) -> "Invite":

@@ -14,12 +14,14 @@ from node.cli.options import (
     EveryKey,
     Model,
     Preset,
+    Rewards,
+    Rows,
     Seed,
     Settings,
     Tasks,
     check_tasks,
     command_began,
-    task_config,
+    tasks_given,
     to_toml,
 )
 from node.cli.settling import asked, warn
@@ -56,6 +58,8 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     rounds: Rounds = None,
     out: Out = None,
     task: Tasks = None,
+    reward: Rewards = None,
+    data: Rows = None,
     settings: Settings = None,
     preset: Preset = None,
     seed: Seed = None,
@@ -74,7 +78,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     Example:
       gossamer swarm examples/demo.toml -n 8 --rounds 300 --out runs/a --set sampling.external=2 --seed 1
     """
-    tasks = [task_config(one) for one in task or []] or None
+    tasks = tasks_given(task, reward, data) or None
     named = {"rounds": rounds, "seed": seed, "policy.model": model, "tasks": tasks}
     tree = asked(config, settings, named, preset)
     given = parse_config(tree if tree.get("budget") else {"rounds": DEFAULT_ROUNDS, **tree})

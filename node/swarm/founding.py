@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from node.config import FILE_OPTIONS, HUB_OPTIONS, NodeConfig, TaskConfig, is_file_task, parse_config
+from node.config import FILE_OPTIONS, HUB_OPTIONS, NodeConfig, TaskConfig, is_file_task, is_rewards_task, parse_config
 from node.errors import UserError, for_shell
 from node.state_folder import exclusive, gone_if_new, keep_config, recall, resolve_seed
 from node.tasks import Task, TaskKey, load_tasks
@@ -464,7 +464,7 @@ def describe_tasks(configs: Sequence[TaskConfig]) -> list[ManifestTask]:
     for config in configs:
         for task in load_tasks([config]).tasks:
             name = _name_to_build_by(config, task)
-            options = dict(config.options)
+            options = {} if is_rewards_task(name) else dict(config.options)
             if is_file_task(name):
                 for option in FILE_OPTIONS:
                     options.pop(option, None)  # where a file is on this machine concerns nobody else
@@ -509,9 +509,14 @@ def _adopt(task: ManifestTask, own: Sequence[TaskConfig]) -> TaskConfig:
             f"the swarm's task {task.name!r} runs code of a package: if you trust it, list the task under [[tasks]] of "
             "your CONFIG"
         )
+    if is_rewards_task(task.name) and not named:
+        raise UserError(
+            f"the swarm's task {task.name!r} needs rows and reward functions of yours: list the task under [[tasks]] "
+            "of your CONFIG with the options path and functions, the same as its founder's"
+        )
     if is_file_task(task.name) and (files := [config for config in named if "path" in config.options]):
         named = files
-    elif is_file_task(task.name) and "hub" not in _options(task):
+    elif is_file_task(task.name) and not is_rewards_task(task.name) and "hub" not in _options(task):
         raise UserError(
             f"the swarm's task {task.name!r} needs a file of yours: list the task under [[tasks]] of your CONFIG "
             "with the option path"
@@ -527,7 +532,9 @@ def _adopt(task: ManifestTask, own: Sequence[TaskConfig]) -> TaskConfig:
 def _merged(task: ManifestTask, mine: TaskConfig) -> TaskConfig:
     options = _options(task)
     prompting = options.pop(PROMPTING, {})
-    if is_file_task(task.name):
+    if is_rewards_task(task.name):  # no founder chooses what runs here
+        options = dict(mine.options)
+    elif is_file_task(task.name):
         ours = "path" in mine.options
         for option in (*FILE_OPTIONS, *(HUB_OPTIONS if ours else ())):
             options.pop(option, None)  # no founder chooses our files

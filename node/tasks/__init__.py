@@ -11,6 +11,9 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     prompting        around any task: solved examples, an instruction, where its answer is read
     builtin          small families and natural arithmetic, in the standard library only
     dataset          questions and answers from a file, or from a set on the hub
+    rewards          rows and reward functions in TRL's form
+    reward_functions calls them as TRL does, in a process of their own
+    judge            another model as a reward function
     reasoning_gym    data sets of reasoning-gym, with scorers of our own
     propositional_logic  does a statement follow from premises
     verifiers        task sets of verifiers, scored in a process of their own
@@ -25,6 +28,7 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     builtin/arithmetic      `What is 3 + 4?`, for models that know words
     dataset, dataset/LABEL  questions and answers from a file, or from a set on the hub
     file, file/LABEL        a Python file of yours
+    rewards, rewards/LABEL  rows and reward functions in TRL's form
     reasoning-gym/NAME      a data set of reasoning-gym (an extra)
     verifiers/NAME          an installed task set (an extra)
     anything else           an entry point in the group `gossamer.tasks`, called with the options
@@ -205,7 +209,7 @@ def _load(config: TaskConfig) -> Iterator[tuple[Task, float]]:
 
 
 def _load_one(config: TaskConfig, group: str, name: str) -> Task:
-    from node.tasks import builtin, dataset, reasoning_gym, third_party, verifiers
+    from node.tasks import builtin, dataset, reasoning_gym, rewards, third_party, verifiers
 
     if config.name == "builtin/arithmetic":
         return builtin.load_arithmetic(config.options)
@@ -215,6 +219,8 @@ def _load_one(config: TaskConfig, group: str, name: str) -> Task:
         return verifiers.load_verifiers(name, config.options)
     if group == dataset.KIND:
         return dataset.load_dataset(config.name, config.options)
+    if group == rewards.KIND:
+        return rewards.load_rewards(config.name, config.options)
     if group == third_party.KIND:
         return third_party.load_file(config.name, config.options)
     return third_party.load_entry_point(config)
@@ -228,4 +234,4 @@ def task_names() -> list[str]:
 
     builtin = ["builtin", *(f"builtin/{name}" for name in BY_NAME), "builtin/arithmetic"]
     gym = [f"reasoning-gym/{name}" for name in sorted(SCORERS)] if find_spec("reasoning_gym") else []
-    return [*builtin, "dataset", "file", *gym, *sorted(installed())]
+    return [*builtin, "dataset", "file", "rewards", *gym, *sorted(installed())]

@@ -45,8 +45,8 @@ _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 log = structlog.get_logger()
 
 
-class DatasetOptions(Section):
-    """The options of the task."""
+class Source(Section):
+    """Where rows come from: options of every kind of task that has rows."""
 
     path: Path | None = None
     hub: str = ""
@@ -54,6 +54,11 @@ class DatasetOptions(Section):
     split: str = ""
     test: Path | None = None
     test_split: str = ""
+
+
+class DatasetOptions(Source):
+    """The options of the task."""
+
     question: str = Field("question", min_length=1)
     answer: str = Field("answer", min_length=1)
     answer_after: str = ""
@@ -93,7 +98,7 @@ def load_dataset(name: str, options: Mapping[str, object]) -> Dataset:
         parsed = DatasetOptions.model_validate(dict(options))
     except ValidationError as error:
         raise UserError(f"task {name!r}: {option_complaint(error, DatasetOptions)}") from None
-    _check_source(name, parsed)
+    check_source(name, parsed)
     items, digest = _read(name, parsed, parsed.path, parsed.split or "train")
     config = {"rows": digest, "system": parsed.system}
     if parsed.test is None and not parsed.test_split:
@@ -109,7 +114,7 @@ def load_dataset(name: str, options: Mapping[str, object]) -> Dataset:
     return Dataset(key, (*items, *tests), ids)
 
 
-def _check_source(name: str, options: DatasetOptions) -> None:
+def check_source(name: str, options: Source) -> None:
     """Raise `UserError` unless the options name one source, and none of them is for the other source."""
     if (options.path is None) == (not options.hub):
         raise UserError(f"task {name!r}: set either the option 'path' or the option 'hub'")
@@ -126,7 +131,7 @@ def _read(name: str, options: DatasetOptions, path: Path | None, split: str) -> 
     """Return the items of a file, or of a part of a set on the hub, and a hash of their questions and answers."""
     items: list[Item] = []
     digest, size = hashlib.sha256(), 0
-    for row, where in _rows(name, options, path, split):
+    for row, where in read_rows(name, options, path, split):
         item = _item(name, row, options, where)
         line = json.dumps([item.question, item.answer]).encode()
         digest.update(line + b"\n")
@@ -139,8 +144,12 @@ def _read(name: str, options: DatasetOptions, path: Path | None, split: str) -> 
     return items, digest.hexdigest()
 
 
-def _rows(name: str, options: DatasetOptions, path: Path | None, split: str) -> Iterator[tuple[object, str]]:
-    """Yield each row, with a name for it that helps to find it."""
+def read_rows(name: str, options: Source, path: Path | None, split: str) -> Iterator[tuple[object, str]]:
+    """Yield each row of a file, or without one of a part of a set on the hub, with a name that helps to find it.
+
+    Raises:
+        UserError: task `name` cannot read it.
+    """
     if path is None:
         yield from _hub_rows(name, options, split)
     elif path.suffix not in FORMATS:
@@ -172,7 +181,7 @@ def _parse(name: str, line: bytes, where: str) -> object:
         raise UserError(f"task {name!r}: {where} is not a JSON object") from None
 
 
-def _hub_rows(name: str, options: DatasetOptions, split: str) -> Iterator[tuple[object, str]]:
+def _hub_rows(name: str, options: Source, split: str) -> Iterator[tuple[object, str]]:
     # `datasets` takes a folder of that name, where there is one, for the set: no founder chooses our files.
     if not _HUB.fullmatch(options.hub) or Path(options.hub).exists():
         raise UserError(f"task {name!r}: hub={options.hub!r} is no OWNER/NAME on the hub: use path for what is here")

@@ -111,7 +111,7 @@ class ThirdPartyTask(Wrapper):
         return number
 
     def _failed(self, doing: str, error: Exception) -> NoReturn:
-        raise TaskError(f"task {self.key.name!r}: {doing} {_raised(error)}") from error
+        raise TaskError(f"task {self.key.name!r}: {doing} {described(error)}") from error
 
     def _complain(self, what: str) -> NoReturn:
         raise TaskError(f"task {self.key.name!r}: {what}")
@@ -183,15 +183,7 @@ def load_file(name: str, options: Mapping[str, object]) -> ThirdPartyTask:
         path = FileOptions.model_validate(dict(options)).path
     except ValidationError as error:
         raise UserError(f"task {name!r}: {option_complaint(error, FileOptions)}") from None
-    try:
-        with path.open("rb") as file:
-            source = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"task {name!r}: cannot read {path}: {error.strerror}") from None
-    if len(source) > MAX_FILE_BYTES:
-        raise UserError(f"task {name!r}: {path} is larger than {MAX_FILE_BYTES >> 20} MiB")
-    digest = hashlib.sha256(source).hexdigest()
-    module = _run(name, path, source, digest)
+    module, digest = run_file(name, path)
     if not callable(getattr(module, "make", None)):
         raise TaskError(f"task {name!r}: {path} has no function make(seed): see `gossamer tasks template`")
     verifier = getattr(module, "verify", _exact)
@@ -217,18 +209,32 @@ class _Source(InspectLoader):
         return self.source_to_code(self._source, str(self._path))
 
 
-def _run(name: str, path: Path, source: bytes, digest: str) -> ModuleType:
+def run_file(name: str, path: Path) -> tuple[ModuleType, str]:
+    """Run a Python file of task `name`; return it as a module, and the hash of its bytes.
+
+    Raises:
+        UserError: the file cannot be read, is too large, or raises.
+    """
+    try:
+        with path.open("rb") as file:
+            source = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"task {name!r}: cannot read {path}: {error.strerror}") from None
+    if len(source) > MAX_FILE_BYTES:
+        raise UserError(f"task {name!r}: {path} is larger than {MAX_FILE_BYTES >> 20} MiB")
+    digest = hashlib.sha256(source).hexdigest()
     module_name = f"gossamer_task_{digest[:16]}"
     spec = importlib.util.spec_from_loader(module_name, _Source(source, path), origin=str(path))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    module.__file__ = str(path)
     sys.modules[module_name] = module  # data classes and pickles look for the module of their class there
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # it may raise anything
         del sys.modules[module_name]
-        raise TaskError(f"task {name!r}: {path} {_raised(error)}") from error
-    return module
+        raise TaskError(f"task {name!r}: {path} {described(error)}") from error
+    return module, digest
 
 
 def load_entry_point(config: TaskConfig) -> ThirdPartyTask:
@@ -250,7 +256,7 @@ def load_entry_point(config: TaskConfig) -> ThirdPartyTask:
     except UserError:
         raise
     except Exception as error:  # it may raise anything
-        raise TaskError(f"task {config.name!r}: {point.value} {_raised(error)}") from error
+        raise TaskError(f"task {config.name!r}: {point.value} {described(error)}") from error
     return checked(config.name, task)
 
 
@@ -259,7 +265,8 @@ def installed() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
 
 
-def _raised(error: Exception) -> str:
+def described(error: Exception) -> str:
+    """Return what an exception of somebody's code says, and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     if isinstance(error, SyntaxError):

@@ -9,7 +9,8 @@ before its peers': what delays them is at most one text of a peer for each worke
 worker in the place of one that such a text ended.
 
 A worker is a program that takes a channel (`node.processes.worker_process`). It replies to its first message once it is
-ready, or with {"error": why not}. It replies to each later message with {"reward": ...}, in [0, 1], or {"error": ...}.
+ready, or with {"error": why not}. It replies to each later message with {"reward": ...}, in [0, 1], or {"error": ...};
+"parts" beside a reward are those of several functions, by name.
 `python -m node.tasks.verdicts CHANNEL LIFE` is the worker for tasks of a file or a package.
 """
 
@@ -21,7 +22,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
@@ -51,6 +52,18 @@ PATIENCE_S = 120.0  # seconds that scoring a node's own answers may take in a ro
 QUOTED = 200  # characters of a reason in the log
 
 log = structlog.get_logger()
+
+
+class Scored(float):
+    """A reward that several functions made together; `parts` are their own rewards, by their names."""
+
+    __slots__ = ("parts",)
+    parts: Mapping[str, float]
+
+    def __new__(cls, reward: float, parts: Mapping[str, float]) -> "Scored":
+        made = super().__new__(cls, reward)
+        made.parts = parts
+        return made
 
 
 class Answer(NamedTuple):
@@ -180,6 +193,10 @@ class Workers:
         self._lanes.put(_OWN, lambda lane: lane.first_reply(), future)
         return future.result()
 
+    def restart_with(self, first: Message) -> None:
+        """Let workers that are started from now on get this first message."""
+        self._lanes.first = first
+
     def submit(self, request: Message, is_own: bool) -> "Future[Verdict]":
         """Queue a request; the verdict on it is None if anything goes wrong."""
         future: Future[Verdict] = Future()
@@ -281,7 +298,7 @@ class _Lane:
         said = self._asked(request)
         reward = said.get("reward")
         if isinstance(reward, int | float) and 0 <= reward <= 1:
-            return float(reward)
+            return Scored(reward, said["parts"]) if "parts" in said else float(reward)
         unknown = "its task cannot tell" if reward is None else f"a reward of {reward!r}"
         warn_unscorable(self._lanes.task, " ".join(str(said.get("error", unknown)).split()))
         return None

@@ -24,7 +24,7 @@ from node.engines.hf import HfEngine
 from node.errors import UserError
 from node.loop import Loop, longest_prompt
 from node.policy.load import Policy
-from node.rollouts.group import Completion, Group, encode
+from node.rollouts.group import Completion, Group, decode, encode
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, texts_id
 from node.rollouts.rules import configured_weight
 from node.rollouts.sampling import Sample
@@ -33,7 +33,7 @@ from node.swarm.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import Verdict, already
+from node.tasks.verdicts import Scored, Verdict, already
 from node.telemetry.metrics import MetricsLog
 from node.training import likelihood
 from node.training.batch import make_batches
@@ -732,6 +732,29 @@ def test_own_completions_that_cannot_be_scored_are_neither_trained_on_nor_publis
     (group,) = swarm.published
     assert [(one.text, one.reward) for one in group.completions] == [("11", 1.0), ("1", 0.0)]
     assert (loop.row["generated"], loop.row["unscorable"], loop.row["reward"]) == (4, 2, 0.5)
+
+
+class InParts(Guess):
+    """The same, paid by two functions, of which one cannot tell of some texts."""
+
+    def verify(self, item: Item, text: str) -> Verdict:
+        return Scored(
+            super().verify(item, text) or 0.0, {"brevity": 0.5} if text == "1" else {"brevity": 1.0, "unsure": 2.0}
+        )
+
+
+def test_each_functions_mean_is_in_the_metrics_under_its_name_and_groups_carry_the_reward_alone(
+    node_of: Callable[..., Loop],
+) -> None:
+    swarm = Swarm()
+    loop = node_of(swarm, alone(InParts()), ("11", "1"))
+    next(loop.rounds(0))
+    assert {key: value for key, value in loop.row.items() if key.startswith("rewards/")} == {
+        "rewards/guess/mean": 0.5,
+        "rewards/brevity/mean": 0.75,
+        "rewards/unsure/mean": 2.0,
+    }
+    assert decode(encode(swarm.published[0])).rewards == (1.0, 0.0)
 
 
 def test_of_a_question_with_one_answer_that_can_be_scored_nothing_is_trained_on_or_published(

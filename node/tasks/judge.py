@@ -1,0 +1,75 @@
+"""A judge: another model, behind an OpenAI-compatible URL, that pays a completion from 0 to 1 by a rubric.
+
+It is one more reward function (`node.tasks.reward_functions`). No peer can check what it says, so a task with a judge
+trains its maker alone. A text is unscorable if the judge does not answer in time, or with no number from 0 to 1.
+
+The variable OPENAI_API_KEY is sent along if it is set, as other clients do.
+"""
+
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+
+RUBRIC = "You grade answers. 1 is right and complete, 0 is wrong."
+ASK = "Reply with one number from 0 to 1 and nothing else."
+MAX_TOKENS = 1024  # of a reply: some models think first
+MAX_REPLY_BYTES = 1 << 20
+_NUMBER = re.compile(r"(?<![\d.-])(?:0(?:\.\d*)?|1(?:\.0*)?|\.\d+)(?![\d.]*\d)")
+
+
+class JudgeError(Exception):
+    """The judge did not answer, or with no number; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A judge at `url`, to which `/chat/completions` is added; a question to it takes `seconds` at most."""
+
+    url: str
+    model: str
+    rubric: str
+    seconds: float
+
+    def __call__(self, prompts: list[Any], completions: list[Any], **_: object) -> list[float]:
+        """Return what the judge pays for each completion; raise `JudgeError` if it cannot be known."""
+        return [self._paid(_text(asked), _text(made)) for asked, made in zip(prompts, completions, strict=True)]
+
+    def _paid(self, asked: str, made: str) -> float:
+        question = f"Question:\n{asked}\n\nAnswer:\n{made}\n\n{ASK}"
+        body = {
+            "model": self.model,
+            "messages": [{"role": "system", "content": self.rubric}, {"role": "user", "content": question}],
+            "temperature": 0,
+            "max_tokens": MAX_TOKENS,
+        }
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        address = f"{self.url.rstrip('/')}/chat/completions"
+        request = urllib.request.Request(address, json.dumps(body).encode(), headers)  # http by the options
+        try:
+            with urllib.request.urlopen(request, timeout=self.seconds) as reply:
+                said: Any = json.loads(reply.read(MAX_REPLY_BYTES))
+            text = said["choices"][0]["message"]["content"]
+        except (OSError, ValueError, LookupError, TypeError) as error:  # OSError: of urllib, too
+            raise JudgeError(f"the judge at {self.url} does not answer: {type(error).__name__}: {error}") from None
+        return paid_by(text)
+
+
+def paid_by(reply: str) -> float:
+    """Return the number from 0 to 1 that a judge's reply begins with, after its thoughts; raise `JudgeError`."""
+    found = _NUMBER.search(reply.rpartition("</think>")[2])
+    if found is None:
+        raise JudgeError(f"the judge replied with no number from 0 to 1: {reply[:60]!r}")
+    return float(found[0])
+
+
+def _text(messages: Any) -> str:
+    """Return a prompt or a completion as text."""
+    if isinstance(messages, str):
+        return messages
+    return "\n\n".join(str(one["content"]) for one in messages)

@@ -1,0 +1,357 @@
+"""Reward functions in TRL's form, called as TRL calls them, in a process of their own.
+
+    def accuracy(prompts, completions, answer, **kwargs) -> list[float | None]: ...
+
+A function is named by where it is:
+
+    ./rewards.py:accuracy                            a Python file, of which the bytes count
+    trl:think_format_reward                          one of `trl.rewards`
+    package.module:function                          an installed package
+    trl:get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=20)
+                                                     what a call returns, with plain values by name
+    judge:http://127.0.0.1:8000/v1                   another model (`node.tasks.judge`)
+
+It gets what TRL 1.16 hands over (`GRPOTrainer._calculate_rewards`): prompts, completions, completion_ids and the other
+columns of the rows, each a list; `log_extra` and `log_metric`, which do nothing here; and `trainer_state`, which raises
+when it is used, since the receiver of a group cannot know how far its maker was. A completion is a text, or one message
+of an assistant where the row's prompt is a list of messages. Functions may be async. Each text is paid alone, in a list
+of one. Token ids are those of the task's tokenizer, without an end of text; without one, a token is a character.
+
+TRL's sum: each reward times its weight, None and NaN left out. It is brought into [0, 1] by (sum - low) / (high - low),
+clipped. If no function can tell, the text is unscorable.
+
+`python -m node.tasks.reward_functions CHANNEL LIFE` is the process (`node.processes.worker_process`). It confines
+itself before it loads anything of somebody's (`node.processes.confinement`).
+"""
+
+import ast
+import asyncio
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import json
+import math
+import resource
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from node.config import FUNCTION_FILE
+from node.errors import UserError, one_line
+from node.processes.confinement import ConfinementError, confine
+from node.processes.machine import available_memory
+from node.processes.worker_process import Message, connect, receive, send
+from node.tasks.judge import Judge
+from node.tasks.third_party import described, run_file
+from node.tasks.verdicts import MAX_BYTES
+
+Prompt = str | list[dict[str, str]]
+Reward = float | None
+TOLERANCE = 1e-6  # as between a peer's reward and ours (`node.rollouts.screening`)
+JUDGE = "judge"
+LEAST_BYTES = 2 << 30  # of a worker's data, however little memory is free
+# Their versions decide what a formula is worth, and a function that uses one uses all.
+MATH_PACKAGES = ("math-verify", "latex2sympy2_extended", "sympy")
+
+
+class Spec(NamedTuple):
+    """Where a function is: a file, a module or a judge's URL; its name there, and what it is made with, if it is."""
+
+    where: str
+    name: str
+    arguments: dict[str, object] | None = None
+
+
+class Answered(NamedTuple):
+    """A text to be paid, with its row: the prompt, and what the row has beside it."""
+
+    prompt: Prompt
+    columns: Mapping[str, object]
+    text: str
+
+
+def parse_spec(text: str) -> Spec:
+    """Read how a function is named; `UserError` if it is not."""
+    if text.startswith(f"{JUDGE}:"):
+        return Spec(JUDGE, text.removeprefix(f"{JUDGE}:"))
+    file = FUNCTION_FILE.fullmatch(text)
+    where, colon, call = file.groups() if file else text.partition(":")
+    name, opened, rest = call.partition("(")
+    if not (where and colon and name.isidentifier()):
+        hint = f"{text}:NAME" if text.endswith(".py") else "FILE.py:NAME, trl:NAME, MODULE:NAME or judge:URL"
+        raise UserError(f"a reward function is named as {hint}, not {text!r}")
+    return Spec("trl.rewards" if where == "trl" else where, name, _arguments(text, rest) if opened else None)
+
+
+def _arguments(text: str, rest: str) -> dict[str, object]:
+    try:
+        parsed: Any = ast.parse(f"f({rest}", mode="eval").body
+        if parsed.args or not all(one.arg for one in parsed.keywords):
+            raise ValueError("without names")
+        return {one.arg: ast.literal_eval(one.value) for one in parsed.keywords}
+    except (SyntaxError, ValueError, AttributeError):
+        raise UserError(f"{text!r}: the arguments of a reward function are plain values by name: (limit=3)") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function that was loaded; `digest` names its code."""
+
+    name: str
+    call: Callable[..., Any]
+    digest: str
+
+    def pay(self, answers: Sequence[Answered], tokens: Callable[[str], list[int]]) -> list[Reward]:
+        """Return its rewards of `answers`, none of them NaN; raise `RewardError` for what is no list of them."""
+        columns = {name: [one.columns[name] for one in answers] for name in answers[0].columns}
+        try:
+            paid = self.call(
+                prompts=[one.prompt for one in answers],
+                completions=[completion(one) for one in answers],
+                completion_ids=[tokens(one.text) for one in answers],
+                **columns,
+                trainer_state=_NoState(),
+                log_extra=_log_nothing,
+                log_metric=_log_nothing,
+            )
+            if inspect.isawaitable(paid):
+                paid = asyncio.run(_awaited(paid))
+            rewards = [None if one is None or math.isnan(one) else float(one) for one in paid]
+        except Exception as error:  # it may raise anything
+            raise RewardError(f"{self.name} {described(error)}") from error
+        if len(rewards) != len(answers):
+            raise RewardError(f"{self.name} returned {len(rewards)} rewards for {len(answers)} completions")
+        if not all(one is None or math.isfinite(one) for one in rewards):
+            raise RewardError(f"{self.name} returned {rewards}: a reward is a finite number or None")
+        return rewards
+
+
+class RewardError(Exception):
+    """A reward function raised, or returned what is no reward; the text names it."""
+
+
+class _NoState:
+    """Stands for the trainer's state, which no receiver of a group can know."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"rewards here know no trainer_state.{name}: whoever checks a reward has another state")
+
+
+def _log_nothing(*_: object) -> None: ...
+
+
+async def _awaited(paid: Any) -> Any:
+    return await paid
+
+
+def completion(answered: Answered) -> str | list[dict[str, str]]:
+    """Return a completion as TRL has it: a text, or a message in answer to messages."""
+    if isinstance(answered.prompt, str):
+        return answered.text
+    return [{"role": "assistant", "content": answered.text}]
+
+
+def load_function(task: str, spec: Spec, judge: Mapping[str, Any]) -> Function:
+    """Return the function that `spec` names, of `task`.
+
+    Raises:
+        UserError: it is not there, or raises when it is made.
+    """
+    if spec.where == JUDGE:
+        made = Judge(spec.name, **judge)
+        return Function(JUDGE, made, "")
+    try:
+        if spec.where.endswith(".py"):
+            module, digest = run_file(task, Path(spec.where))
+        else:
+            module = importlib.import_module(spec.where)
+            digest = hashlib.sha256(Path(inspect.getfile(getattr(module, spec.name))).read_bytes()).hexdigest()
+        function = getattr(module, spec.name)
+    except UserError:
+        raise
+    except AttributeError:
+        raise UserError(f"task {task!r}: {spec.where} has no reward function {spec.name!r}") from None
+    except TypeError:  # `inspect.getfile` of an object whose class is not in a file
+        raise UserError(f"task {task!r}: {spec.where}:{spec.name} is no function of a Python file") from None
+    except Exception as error:  # importing a package may raise anything
+        raise UserError(f"task {task!r}: {spec.where} {described(error)}") from error
+    try:
+        call = function if spec.arguments is None else function(**spec.arguments)
+    except Exception as error:  # it may raise anything
+        raise UserError(f"task {task!r}: {spec.name} {described(error)}") from error
+    if not callable(call):
+        raise UserError(f"task {task!r}: {spec.where} has no reward function {spec.name!r}")
+    return Function(getattr(call, "__name__", spec.name), call, digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Functions:
+    """The functions of a task, and how their rewards become one.
+
+    Args:
+        functions: in order.
+        weights: one for each.
+        low, high: the weighted sums that earn 0 and 1.
+        tokens: returns the token ids of a text.
+    """
+
+    functions: Sequence[Function]
+    weights: Sequence[float]
+    low: float
+    high: float
+    tokens: Callable[[str], list[int]]
+
+    @property
+    def names(self) -> list[str]:
+        """The functions' names, as TRL has them; a second one of a name is numbered."""
+        names: list[str] = []
+        for one in self.functions:
+            before = sum(name == one.name or name.startswith(f"{one.name}_") for name in names)
+            names.append(f"{one.name}_{before + 1}" if one.name in names else one.name)
+        return names
+
+    def score(self, answered: Answered) -> Message:
+        """Return the reward of a text in [0, 1], None where no function can tell, and what each function gave."""
+        paid = [one.pay([answered], self.tokens)[0] for one in self.functions]
+        parts = {name: reward for name, reward in zip(self.names, paid, strict=True) if reward is not None}
+        if not parts:
+            return {"reward": None}
+        total = sum(weight * reward for weight, reward in zip(self.weights, paid, strict=True) if reward is not None)
+        return {"reward": min(max((total - self.low) / (self.high - self.low), 0.0), 1.0), "parts": parts}
+
+    def trial(self, answers: Sequence[Answered]) -> tuple[list[list[Reward]], str]:
+        """Pay some texts twice: return each function's rewards, and the first function that pays otherwise again.
+
+        A judge is asked about one text, to see that it answers.
+
+        Raises:
+            RewardError: one raises, or pays a text by what stands beside it.
+        """
+        rewards: list[list[Reward]] = []
+        unlike = ""
+        for one, name in zip(self.functions, self.names, strict=True):
+            if isinstance(one.call, Judge):
+                one.pay(answers[:1], self.tokens)
+                rewards.append([])
+                continue
+            alone, again = ([one.pay([answer], self.tokens)[0] for answer in answers] for _ in range(2))
+            together = one.pay(answers, self.tokens)
+            if not same(alone, again):
+                unlike = unlike or name
+            elif not same(alone, together):
+                raise RewardError(f"{name} pays a completion by those beside it: here each is paid alone")
+            rewards.append(alone)
+        return rewards, unlike
+
+
+def same(some: Sequence[Reward], others: Sequence[Reward]) -> bool:
+    """Tell whether rewards are equal, as a receiver of a group compares them."""
+    return len(some) == len(others) and all(
+        one is other if one is None or other is None else abs(one - other) <= TOLERANCE
+        for one, other in zip(some, others, strict=True)
+    )
+
+
+def trial_texts(prompt: Prompt, columns: Mapping[str, object]) -> list[str]:
+    """Return some completions to try functions on: empty, the question, and the row's answer as models give it."""
+    asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    answer = columns.get("solution") or columns.get("answer") or "7"
+    shown = answer if isinstance(answer, str) else json.dumps(answer)
+    return ["", asked, shown, f"<think>\nSo it is.\n</think>\n\\boxed{{{shown}}}"]
+
+
+def tokens_of(tokenizer: str) -> Callable[[str], list[int]]:
+    """Return what turns a text into token ids: a tokenizer's file, or none, for which a token is a character."""
+    if not tokenizer:
+        return lambda text: list(map(ord, text))
+    from tokenizers import Tokenizer
+
+    loaded = Tokenizer.from_file(tokenizer)
+    return lambda text: loaded.encode(text, add_special_tokens=False).ids
+
+
+def load_functions(request: Message) -> Functions:
+    """Return the functions that a first message names; raise `UserError`."""
+    functions = [
+        load_function(request["task"], parse_spec(spec), request.get("judge", {})) for spec in request["functions"]
+    ]
+    low, high = request["range"]
+    return Functions(functions, request["weights"], low, high, tokens_of(request["tokenizer"]))
+
+
+def code_of(functions: Functions) -> Message:
+    """Return what names the functions' code: the hash of each one's file, and versions of packages for formulas."""
+    packages = MATH_PACKAGES if "math_verify" in sys.modules else ()
+    return {
+        "digests": [one.digest for one in functions.functions],
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def main() -> None:
+    """Load a task's functions, then score for the node at the other end of a channel."""
+    channel = connect(*map(int, sys.argv[1:3]))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    bound = min(MAX_BYTES, max(LEAST_BYTES, available_memory() // 2))
+    resource.setrlimit(resource.RLIMIT_DATA, (bound if most == resource.RLIM_INFINITY else min(bound, most), most))
+    request = receive(channel)
+    try:
+        functions, said = begin(request)
+    except (UserError, RewardError) as error:
+        send(channel, {"error": one_line(error)})
+        return
+    send(channel, said)
+    while True:
+        asked = receive(channel)
+        send(channel, _scored(functions, Answered(asked["prompt"], asked["columns"], asked["text"])))
+
+
+def begin(request: Message) -> tuple[Functions, Message]:
+    """Confine this process if the first message says so, load its functions and try them; return what to reply.
+
+    Raises:
+        UserError: a function is not there, its code has changed, or this machine does not confine as it did.
+        RewardError: a function raises, or pays no numbers.
+    """
+    unconfined = _confined() if request["confine"] else ""
+    if unconfined and not request.get("trial"):
+        raise UserError(unconfined)  # it was confined when the node began
+    functions = load_functions(request)
+    code = code_of(functions)
+    if request.get("code", code) != code:  # peers would take its rewards for lies
+        raise UserError("its code has changed since this node began: start the node again")
+    answers = [
+        Answered(prompt, columns, text)
+        for prompt, columns in request.get("trial", ())
+        for text in trial_texts(prompt, columns)
+    ]
+    rewards, unlike = functions.trial(answers) if answers else ([], "")
+    return functions, {
+        "code": code,
+        "names": functions.names,
+        "unconfined": unconfined,
+        "trial": rewards,
+        "unlike": unlike,
+    }
+
+
+def _confined() -> str:
+    try:
+        confine()
+    except ConfinementError as error:
+        return str(error)
+    return ""
+
+
+def _scored(functions: Functions, answered: Answered) -> Message:
+    try:
+        return functions.score(answered)
+    except RewardError as error:
+        return {"error": one_line(error)}
+
+
+if __name__ == "__main__":
+    main()

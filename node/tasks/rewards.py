@@ -1,0 +1,328 @@
+"""Rows and reward functions in TRL's form: what `GRPOTrainer` trains on, as a task.
+
+    [[tasks]]
+    name = "rewards/maths"           # or "rewards": what follows the stroke is a name of yours
+    [tasks.options]
+    path = "rows.jsonl"              # rows as `node.tasks.dataset` reads them, from a file or with hub = "OWNER/NAME"
+    functions = ["./rewards.py:accuracy", "trl:think_format_reward"]    # see `node.tasks.reward_functions`
+    weights = [1.0, 0.2]             # as TRL's reward_weights; without it, 1 for each
+    range = [0.0, 1.2]               # the weighted sums that earn 0 and 1; without it, 0 and the sum of the weights
+    prompt = "prompt"                # the column that is asked: a text, or messages that end with the user's
+    tokenizer = "tokenizer.json"     # for functions that count tokens; without it they count characters
+    seconds = 4                      # for a text; a longer one is unscorable
+    confine = true                   # whether functions run without network and change no file
+    # share = true                   # share though this machine cannot confine; false: never
+    model = ""                       # a judge's, and its rubric
+    rubric = ""
+
+The configuration hash covers the rows, the bytes of each function's file and what it is made with, weights, range and
+tokenizer. It covers neither paths nor formats, nor modules that a file imports.
+
+Groups of a task stay at home (`Task.unshared`) if a function pays the same text otherwise in another process or another
+time, if one is a judge, or if its workers are not confined: a stranger's text might do harm where a function runs it.
+What is paid otherwise is found when the task is loaded, by paying a few texts twice in each of two processes.
+
+Messages become the node's own form: an instruction, earlier turns of user and assistant as examples, the question.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from node.config import option_complaint
+from node.errors import UserError, one_line
+from node.processes.worker_process import Message, WorkerError
+from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash, is_text
+from node.tasks.answers import MAX_TEXT
+from node.tasks.dataset import MAX_BYTES, MAX_ROWS, Source, check_source, read_rows
+from node.tasks.judge import RUBRIC
+from node.tasks.questions import question_id
+from node.tasks.reward_functions import JUDGE, Prompt, Reward, Spec, parse_spec, same
+from node.tasks.verdicts import LOAD_S, Answer, Verdict, Workers, already, score
+
+KIND = "rewards"
+VERSION = 1
+TRIAL_ROWS = 2
+NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # of a row, which TRL hands over otherwise
+WORKER = "node.tasks.reward_functions"
+
+log = structlog.get_logger()
+
+
+class RewardsOptions(Source):
+    """The options of the task."""
+
+    functions: list[str] = Field(min_length=1)
+    weights: list[float] | None = None
+    range: tuple[float, float] | None = None
+    prompt: str = Field("prompt", min_length=1)
+    tokenizer: Path | None = None
+    # Below the 5 and 10 s after which math-verify gives up and pays 0, which would be a matter of the machine's speed.
+    seconds: float = Field(4.0, gt=0, le=600)
+    confine: bool = True
+    share: bool | None = None
+    model: str = ""
+    rubric: str = RUBRIC
+
+    @field_validator("functions")
+    @classmethod
+    def _are_named(cls, functions: list[str]) -> list[str]:
+        for one in functions:
+            spec = parse_spec(one)
+            if spec.where == JUDGE and not spec.name.startswith(("http://", "https://")):
+                raise ValueError(f"a judge is named as judge:http://..., not {one!r}")
+        return functions
+
+    @model_validator(mode="after")
+    def _fit(self) -> "RewardsOptions":
+        if self.weights is not None and len(self.weights) != len(self.functions):
+            raise ValueError(f"weights has {len(self.weights)} numbers for {len(self.functions)} functions")
+        low, high = self.bounds
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"range goes from {low:g} to {high:g}: set two numbers, the lower one first")
+        if self.judged and self.share:
+            raise ValueError("share: what a judge pays can be checked by nobody: leave it out")
+        if self.judged and not self.model:
+            raise ValueError("model: name the judge's model")
+        return self
+
+    @property
+    def judged(self) -> bool:
+        """Whether one of the functions is a judge."""
+        return any(one.where == JUDGE for one in self.specs)
+
+    @property
+    def specs(self) -> list[Spec]:
+        """The functions, as they are named."""
+        return list(map(parse_spec, self.functions))
+
+    @property
+    def weighted(self) -> list[float]:
+        """A weight for each function."""
+        return self.weights or [1.0] * len(self.functions)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The weighted sums that earn 0 and 1."""
+        return self.range or (0.0, sum(self.weighted))
+
+
+class Row(NamedTuple):
+    """A row: how it asks, and its columns."""
+
+    prompt: Prompt
+    columns: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardsTask:
+    """Rows with reward functions: `items` by row, `rows` by an item's content, and the processes that score."""
+
+    key: TaskKey
+    items: tuple[Item, ...]
+    rows: Mapping[str, Row]
+    workers: Workers
+    names: tuple[str, ...]  # of the functions
+    unshared: str
+    test_ids: frozenset[bytes] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many rows it has."""
+        return len(self.items)
+
+    def make(self, seed: int) -> Item:
+        return self.items[seed % len(self.items)]
+
+    def verify(self, item: Item, text: str) -> Verdict:
+        return score([Answer(self, item, text)], LOAD_S)[0]
+
+    def submit(self, item: Item, text: str, is_own: bool) -> "Future[Verdict]":
+        """Queue a text for a worker process; one that is too long earns nothing."""
+        if len(text) > MAX_TEXT:
+            return already(0.0)
+        prompt, columns = self.rows[item.content]
+        return self.workers.submit({"call": "score", "prompt": prompt, "columns": columns, "text": text}, is_own)
+
+
+def load_rewards(name: str, options: Mapping[str, object]) -> RewardsTask:
+    """Return the task `name` under `options`.
+
+    Raises:
+        UserError: a bad option, file or row, or a function that is not there, raises, or pays no numbers.
+    """
+    try:
+        parsed = RewardsOptions.model_validate(dict(options))
+    except ValidationError as error:
+        raise UserError(f"task {name!r}: {option_complaint(error, RewardsOptions)}") from None
+    except UserError as error:
+        raise UserError(f"task {name!r}: {error}") from None
+    check_source(name, parsed)
+    tokenizer = _digest_of(name, parsed.tokenizer)
+    rows = _read(name, parsed, parsed.path, parsed.split or "train")
+    tests = _read(name, parsed, parsed.test, parsed.test_split) if parsed.test or parsed.test_split else []
+    columns = sorted({column for row in rows + tests for column in row.columns})
+    rows, tests = ([_whole(row, columns) for row in part] for part in (rows, tests))
+    workers, said = _begin(name, parsed, rows)
+    items = [_item(row) for row in rows]
+    config = {
+        "functions": [[spec.name, spec.arguments] for spec in parsed.specs],
+        "code": said["code"],
+        "weights": parsed.weighted,
+        "range": list(parsed.bounds),
+        "rows": _digest(rows),
+        "tests": _digest(tests),
+        "tokenizer": tokenizer,
+    }
+    held = [_item(row) for row in tests]
+    ids = frozenset(question_id(name, item.question) for item in held)
+    both = sum(question_id(name, item.question) in ids for item in items)
+    if both == len(items):
+        raise UserError(f"task {name!r}: every row is a test question, too: nothing is left to train on")
+    if both:
+        log.warning("rows that are test questions are not trained on", task=name, rows=both)
+    return RewardsTask(
+        TaskKey(name, VERSION, config_hash(config)),
+        (*items, *held),
+        {item.content: row for item, row in zip((*items, *held), (*rows, *tests), strict=True)},
+        workers,
+        tuple(said["names"]),
+        _unshared(parsed, said),
+        ids if tests else None,
+    )
+
+
+def _begin(name: str, options: RewardsOptions, rows: Sequence[Row]) -> tuple[Workers, Message]:
+    """Start workers with the functions; return them and what they say: `names`, `code`, `unconfined`, `unlike`.
+
+    The functions pay some texts in two processes, of which one stays.
+    """
+    first: Message = {
+        "call": "load",
+        "task": name,
+        "functions": options.functions,
+        "weights": options.weighted,
+        "range": options.bounds,
+        "tokenizer": str(options.tokenizer or ""),
+        "confine": options.confine and not options.judged,
+    }
+    if options.judged:
+        first["judge"] = {"model": options.model, "rubric": options.rubric, "seconds": options.seconds}
+    tried = {**first, "trial": rows[:TRIAL_ROWS]}
+    seconds = options.seconds + 1.0 if options.judged else options.seconds  # a judge's own wait ends first
+    both = [Workers(name, WORKER, tried, seconds) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            said, other = pool.map(Workers.begin, both)
+        except (WorkerError, TypeError) as error:
+            raise UserError(f"task {name!r} cannot be loaded: {one_line(error)}") from None
+    if "error" in said:
+        raise UserError(f"task {name!r}: {str(said['error']).removeprefix(f'task {name!r}: ')}")
+    if not said["unlike"] and "error" not in other:
+        pairs: Iterator[tuple[str, list[Reward], list[Reward]]] = zip(
+            said["names"], said["trial"], other["trial"], strict=True
+        )
+        said["unlike"] = next((function for function, here, there in pairs if not same(here, there)), "")
+    both[0].restart_with({**first, "confine": first["confine"] and not said["unconfined"], "code": said["code"]})
+    return both[0], said
+
+
+def _unshared(options: RewardsOptions, said: Message) -> str:
+    """Return why groups of the task stay at home; empty if they need not."""
+    if options.judged:
+        return "nobody else can check what a judge pays"
+    if said["unlike"]:
+        return f"the function {said['unlike']} does not pay the same text the same again"
+    if options.share:
+        return ""
+    if options.share is False:
+        return "its option share says so"
+    if not options.confine:
+        return "its functions are not confined, and might run a stranger's text: share = true shares all the same"
+    if said["unconfined"]:
+        return f"its functions cannot be confined here ({said['unconfined']}): share = true shares all the same"
+    return ""
+
+
+def _read(name: str, options: RewardsOptions, path: Path | None, split: str) -> list[Row]:
+    rows: list[Row] = []
+    size = 0
+    for row, where in read_rows(name, options, path, split):
+        rows.append(_row(name, row, options.prompt, where))
+        size += len(json.dumps(rows[-1]))
+        if size > MAX_BYTES or len(rows) > MAX_ROWS:
+            raise UserError(f"task {name!r}: more than {MAX_BYTES >> 20} MiB or {MAX_ROWS} rows: take a part of it")
+    if not rows:
+        raise UserError(f"task {name!r}: {path or options.hub} holds no rows")
+    return rows
+
+
+def _row(name: str, row: object, column: str, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise UserError(f"task {name!r}: {where} is not a JSON object")
+    prompt: Any = row.get(column)
+    if not _is_prompt(prompt):
+        named = ", ".join(list(map(str, row))[:8])
+        raise UserError(
+            f"task {name!r}: {where} has in {column!r} neither a text nor messages (system, then user and assistant in "
+            f"turn, the last one the user's); its columns are {named}: the option prompt names another"
+        )
+    columns = {str(key): value for key, value in row.items() if key not in NOT_COLUMNS and key != column}
+    made = Row(prompt if isinstance(prompt, str) else [dict(turn) for turn in prompt], columns)
+    try:
+        json.dumps(made)
+    except (TypeError, ValueError):
+        raise UserError(f"task {name!r}: {where} has a column that is no text, number, list or table") from None
+    asked = _item(made)
+    if not asked.question.strip() or len(asked.question.encode()) > MAX_QUESTION_BYTES:
+        raise UserError(f"task {name!r}: {where}: a question has 1 to {MAX_QUESTION_BYTES >> 10} KiB")
+    return made
+
+
+def _is_prompt(prompt: Any) -> bool:
+    if isinstance(prompt, str):
+        return is_text(prompt)
+    if not isinstance(prompt, list) or not all(
+        isinstance(turn, dict) and is_text(turn.get("content")) for turn in prompt
+    ):
+        return False
+    roles = [turn.get("role") for turn in prompt]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    return len(turns) % 2 == 1 and turns == (["user", "assistant"] * len(turns))[: len(turns)]
+
+
+def _item(row: Row) -> Item:
+    """Return a row as a question, with earlier turns as solved examples."""
+    content = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
+    if isinstance(row.prompt, str):
+        return Item(row.prompt, "", content=content)
+    system = row.prompt[0]["content"] if row.prompt[0]["role"] == "system" else ""
+    *before, question = [turn["content"] for turn in row.prompt if turn["role"] != "system"]
+    return Item(question, "", system, tuple(zip(before[::2], before[1::2], strict=True)), content=content)
+
+
+def _whole(row: Row, columns: Sequence[str]) -> Row:
+    """Return a row with all of `columns`, None where it has nothing, as `datasets` does."""
+    return Row(row.prompt, {column: row.columns.get(column) for column in columns})
+
+
+def _digest_of(name: str, file: Path | None) -> str:
+    try:
+        return "" if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"task {name!r}: cannot read {file}: {error.strerror}") from None
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,442 @@
+"""Reward functions in TRL's form: called as TRL calls them, tried when they are loaded, and kept from doing harm."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from node.cli.app import run
+from node.config import TaskConfig, load_config
+from node.errors import UserError
+from node.processes.confinement import ConfinementError
+from node.rollouts.group import Completion, Group, encode
+from node.rollouts.screening import check
+from node.swarm.founding import adopt_tasks, describe_tasks
+from node.tasks import load_tasks, reward_functions
+from node.tasks.judge import JudgeError, paid_by
+from node.tasks.questions import Split
+from node.tasks.reward_functions import (
+    Answered,
+    Function,
+    Functions,
+    RewardError,
+    Spec,
+    load_function,
+    parse_spec,
+    tokens_of,
+    trial_texts,
+)
+from node.tasks.rewards import RewardsTask, load_rewards
+from node.tasks.verdicts import Scored
+from protocol.credentials.manifest import Policy, make_manifest
+from protocol.identity import Identity
+
+WHOLE = Split(0.0)  # nothing is held out
+FUNCTIONS = '''
+import os, random, socket, time
+from pathlib import Path
+
+def accuracy(completions, answer, **kwargs):
+    return [float(text.strip() == str(one)) for text, one in zip(completions, answer)]
+
+async def brevity(completions, **kwargs):
+    return [1 / (1 + len(text)) for text in completions]
+
+def unsure(completions, **kwargs):
+    return [None if "?" in text else 1.0 for text in completions]
+
+def lucky(completions, **kwargs):
+    return [random.random() for _ in completions]
+
+def hashed(completions, **kwargs):
+    return [hash(text + "x") % 2**60 / 2**60 for text in completions]
+
+def harmful(completions, answer, **kwargs):
+    """Pays for each thing that it should not be able to do."""
+    done = 0.0
+    for harm in (
+        lambda: socket.create_connection(("127.0.0.1", 9)),
+        lambda: socket.socket(socket.AF_UNIX),
+        lambda: Path(answer[0]).write_text("harm"),
+        lambda: os.truncate(__file__, 0),
+        lambda: os.chmod(__file__, 0o777),
+        lambda: os.unlink(__file__),
+        lambda: os.mkdir(answer[0]),
+        lambda: os.kill(os.getppid(), 0),
+    ):
+        try:
+            harm()
+        except ConnectionRefusedError:
+            done += 1
+        except PermissionError:
+            pass
+        else:
+            done += 1
+    return [done / 8 if text == "harm" else 0.0 for text in completions]
+
+def slow(completions, **kwargs):
+    if "slow" in completions:
+        time.sleep(600)
+    return [0.5 for _ in completions]
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rewards")
+    (folder / "rewards.py").write_text(FUNCTIONS)
+    write(folder / "rows.jsonl", [{"prompt": f"{n}+{n}=", "answer": 2 * n} for n in range(20)])
+    return folder
+
+
+def write(path: Path, rows: list[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def options(folder: Path, *functions: str, **more: object) -> dict[str, object]:
+    named = [f"{folder / 'rewards.py'}:{one}" if ":" not in one else one for one in functions]
+    return {"path": folder / "rows.jsonl", "functions": named, **more}
+
+
+def function(call: Any, name: str = "one") -> Function:
+    return Function(name, call, "")
+
+
+def pay(call: Any, *answers: Answered) -> list[float | None]:
+    return function(call).pay(answers, tokens_of(""))
+
+
+ONE = Answered("1+1=", {"answer": 2, "source": None}, "2")
+CHAT = Answered([{"role": "user", "content": "1+1="}], {"answer": 2}, "2")
+
+
+def test_a_function_gets_what_trl_hands_over() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def take(**given: Any) -> list[float]:
+        seen.append(given)
+        given["log_extra"]("column", ["a"])
+        given["log_metric"]("metric", 1.0)
+        return [0.0]
+
+    pay(take, ONE)
+    pay(take, CHAT)
+    plain, chat = ({key: value for key, value in one.items() if "log" not in key} for one in seen)
+    with pytest.raises(AttributeError, match=r"trainer_state\.global_step"):
+        _ = plain.pop("trainer_state").global_step
+    assert plain == {
+        "prompts": ["1+1="],
+        "completions": ["2"],
+        "completion_ids": [[ord("2")]],
+        "answer": [2],
+        "source": [None],
+    }
+    assert (chat["prompts"], chat["completions"]) == ([CHAT.prompt], [[{"role": "assistant", "content": "2"}]])
+
+
+@pytest.mark.parametrize(
+    ("paid", "complaint"),
+    [
+        ([], "returned 0 rewards for 1 completions"),
+        ([float("inf")], "a reward is a finite number or None"),
+        (["good"], "raised TypeError"),
+        (None, "raised TypeError"),
+    ],
+)
+def test_what_is_no_list_of_rewards_names_the_function(paid: object, complaint: str) -> None:
+    with pytest.raises(RewardError, match=f"^one .*{complaint}"):
+        pay(lambda **_: paid, ONE)
+
+
+def test_none_and_nan_are_left_out_of_the_weighted_sum_as_trl_leaves_them_out() -> None:
+    made = [
+        function(lambda *, it=reward, **_: [it], f"f{at}") for at, reward in enumerate((0.5, None, float("nan"), -1))
+    ]
+    functions = Functions(made, [2.0, 1.0, 1.0, 0.5], -1.0, 3.0, tokens_of(""))
+    assert functions.score(ONE) == {"reward": (1.0 - 0.5 + 1.0) / 4.0, "parts": {"f0": 0.5, "f3": -1.0}}
+    assert Functions(made[1:3], [1.0, 1.0], 0.0, 2.0, tokens_of("")).score(ONE) == {"reward": None}
+
+
+@pytest.mark.parametrize(("paid", "reward"), [(-5.0, 0.0), (-1.0, 0.0), (0.0, 0.25), (3.0, 1.0), (9.0, 1.0)])
+def test_a_sum_is_brought_into_0_to_1_by_the_range(paid: float, reward: float) -> None:
+    assert Functions([function(lambda **_: [paid])], [1.0], -1.0, 3.0, tokens_of("")).score(ONE)["reward"] == reward
+
+
+def test_functions_of_one_name_are_numbered() -> None:
+    made = [function(print, name) for name in ("a", "b", "a", "a")]
+    assert Functions(made, [], 0, 1, tokens_of("")).names == ["a", "b", "a_2", "a_3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("./a b/rewards.py:accuracy", Spec("./a b/rewards.py", "accuracy")),
+        ("trl:think_format_reward", Spec("trl.rewards", "think_format_reward")),
+        ("some.package:make(limit=3, name='a:b')", Spec("some.package", "make", {"limit": 3, "name": "a:b"})),
+        ("judge:http://127.0.0.1:1/v1", Spec("judge", "http://127.0.0.1:1/v1")),
+    ],
+)
+def test_a_function_is_named_by_where_it_is(text: str, spec: Spec) -> None:
+    assert parse_spec(text) == spec
+
+
+@pytest.mark.parametrize(
+    "text", ["./rewards.py", "rewards", "trl:", ":a", "a:b(1)", "a:b(c=print())", "a:b(c=1", "a:b-c"]
+)
+def test_what_names_no_function_is_one_clear_line(text: str) -> None:
+    with pytest.raises(UserError, match="reward function"):
+        parse_spec(text)
+
+
+def test_a_function_that_pays_a_text_by_those_beside_it_is_refused_and_one_that_pays_otherwise_again_is_found() -> None:
+    best = function(lambda completions, **_: [float(text == max(completions)) for text in completions], "best")
+    counts = iter(range(100))
+    counting = function(lambda completions, **_: [next(counts) for _ in completions], "counting")
+    steady = function(lambda completions, **_: [len(text) for text in completions], "steady")
+    answers = [ONE, ONE._replace(text="333")]
+    with pytest.raises(RewardError, match="best pays a completion by those beside it"):
+        Functions([steady, best], [1, 1], 0, 1, tokens_of("")).trial(answers)
+    rewards, unlike = Functions([steady, counting], [1, 1], 0, 1, tokens_of("")).trial(answers)
+    assert (rewards[0], unlike) == ([1.0, 3.0], "counting")
+
+
+def test_three_functions_of_trl_run_as_they_are() -> None:
+    specs = (
+        "trl:accuracy_reward",
+        "trl:think_format_reward",
+        "trl:get_soft_overlong_punishment(max_completion_len=60, soft_punish_cache=20)",
+    )
+    made = [load_function("rewards", parse_spec(one), {}) for one in specs]
+    functions = Functions(made, [1.0, 1.0, 1.0], -1.0, 2.0, tokens_of(""))
+    row = CHAT._replace(columns={"solution": r"$\frac{1}{3}$"})
+    *wrong, right = (functions.score(row._replace(text=text)) for text in trial_texts(*row[:2]))
+    assert right["parts"] == {
+        "accuracy_reward": 1.0,
+        "think_format_reward": 1.0,
+        "soft_overlong_punishment_reward": pytest.approx(-0.4),  # of 48 characters
+    }
+    assert {one["parts"]["accuracy_reward"] for one in wrong} == {0.0}
+    assert functions.score(row._replace(columns={"solution": "no formula"}))["parts"].keys() == {
+        "think_format_reward",
+        "soft_overlong_punishment_reward",
+    }
+
+
+def test_rows_become_questions_scored_in_a_worker_and_their_functions_code_is_in_the_key(folder: Path) -> None:
+    given = options(folder, "accuracy", "brevity", weights=[1.0, 0.5])
+    task = load_rewards("rewards/sums", given)
+    assert (task.size, task.names, task.unshared) == (20, ("accuracy", "brevity"), "")
+    item = task.make(4)
+    assert item.question == "4+4="
+    right, wrong = (task.verify(item, text) for text in ("8", "7"))
+    assert isinstance(right, Scored) and isinstance(wrong, Scored)
+    assert (right, wrong) == (1.25 / 1.5, 0.25 / 1.5)
+    assert right.parts == {"accuracy": 1.0, "brevity": 0.5}
+    same = load_rewards("rewards/sums", {**given, "confine": False})
+    assert same.key == task.key
+    assert same.unshared.startswith("its functions are not confined")
+    assert load_rewards("rewards/sums", {**given, "confine": False, "share": True}).unshared == ""
+    others = [{**given, "range": [0.0, 1.0]}]
+    (folder / "copy").mkdir()
+    (folder / "copy" / "rewards.py").write_text(FUNCTIONS + "\n")
+    others.append({**options(folder / "copy", "accuracy", "brevity", weights=[1.0, 0.5]), "path": given["path"]})
+    keys = [load_rewards("rewards/sums", one).key for one in others]
+    assert len({task.key, *keys}) == 3
+
+
+def test_a_function_that_does_harm_finds_no_network_and_changes_no_file(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "harm"
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": "a?", "answer": str(target)}])
+    (tmp_path / "rewards.py").write_text(FUNCTIONS)
+    task = load_rewards("rewards", {**options(tmp_path, "harmful"), "path": rows})
+    assert (task.unshared, task.verify(task.make(0), "harm")) == ("", 0.0)
+    assert not target.exists()
+    assert (tmp_path / "rewards.py").read_text() == FUNCTIONS
+
+
+def test_where_a_machine_cannot_confine_the_functions_run_and_nothing_is_shared(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot() -> None:
+        raise ConfinementError("no Landlock")
+
+    monkeypatch.setattr(reward_functions, "confine", cannot)
+    request = {
+        "task": "rewards",
+        "functions": [f"{folder / 'rewards.py'}:accuracy"],
+        "weights": [1.0],
+        "range": [0.0, 1.0],
+        "tokenizer": "",
+        "confine": True,
+    }
+    _, said = reward_functions.begin({**request, "trial": [["1+1=", {"answer": 2}]]})
+    assert said["unconfined"] == "no Landlock"
+    with pytest.raises(UserError, match="no Landlock"):  # one that was confined when the node began
+        reward_functions.begin(request)
+
+
+@pytest.mark.parametrize("name", ["lucky", "hashed"])
+def test_what_pays_otherwise_again_or_in_another_process_trains_its_maker_alone(folder: Path, name: str) -> None:
+    config = TaskConfig(name="rewards/luck", options=options(folder, "accuracy", name))
+    tasks = load_tasks([config], WHOLE)
+    (task,) = tasks.tasks
+    assert task.unshared == f"the function {name} does not pay the same text the same again"
+    assert tasks.shared(task.key) is None
+    assert task.verify(task.make(1), "2") is not None
+    item = task.make(1)
+    group = Group(task.key, 1, item.question, (Completion("2", True, 1.0), Completion("3", True, 0.0)), "peer", 0)
+    assert check(encode(group), tasks, 8).reason == "unknown_task"
+
+
+def test_a_text_that_takes_too_long_or_that_no_function_can_tell_is_unscorable(folder: Path) -> None:
+    task = load_rewards("rewards", options(folder, "slow", "unsure", seconds=0.3))
+    item = task.make(1)
+    assert [task.verify(item, text) for text in ("2", "?", "slow", "2")] == [0.75, 0.25, None, 0.75]
+    alone = load_rewards("rewards", options(folder, "unsure"))
+    assert [alone.verify(item, text) for text in ("2", "?")] == [1.0, None]
+
+
+@pytest.mark.slow
+def test_hostile_formulas_end_with_their_process_and_cost_nobody(folder: Path, tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": [{"role": "user", "content": "1/3?"}], "solution": "$1/3$"}])
+    task = load_rewards("rewards", {"path": rows, "functions": ["trl:accuracy_reward"], "seconds": 1.0})
+    item = task.make(0)
+    before = {one.pid for one in psutil.Process().children()}
+    assert task.verify(item, r"\boxed{9^{9^{9^{9}}}}") is None
+    assert task.verify(item, r"\boxed{\frac{1}{3}}") == 1.0
+    assert before - {one.pid for one in psutil.Process().children()}
+
+
+def test_messages_become_an_instruction_examples_and_a_question(folder: Path, tmp_path: Path) -> None:
+    roles = ("system", "user", "assistant", "user")
+    prompt = [{"role": role, "content": text} for role, text in zip(roles, ("Add.", "1+1=", "2", "2+2="), strict=True)]
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": prompt, "level": 3}, {"prompt": prompt[1:2], "source": "b"}])
+    task = load_rewards("rewards", {"path": rows, "functions": ["trl:think_format_reward"]})
+    item, other = task.make(0), task.make(1)
+    assert (item.system, item.examples, item.question) == ("Add.", (("1+1=", "2"),), "2+2=")
+    assert (other.system, other.examples, other.question) == ("", (), "1+1=")
+    assert task.rows[item.content].columns == {"level": 3, "source": None}
+    assert task.rows[item.content].prompt == prompt
+    assert task.verify(item, "<think>a</think>4") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "complaint"),
+    [
+        ([{"question": "a?"}], {}, "its columns are question: the option prompt names another"),
+        ([{"prompt": [{"role": "assistant", "content": "a"}]}], {}, "neither a text nor messages"),
+        ([{"prompt": " "}], {}, "a question has 1 to 64 KiB"),
+        ([], {}, "holds no rows"),
+        ([{"prompt": "a?"}], {"weights": [1, 2]}, "weights has 2 numbers for 1 functions"),
+        ([{"prompt": "a?"}], {"range": [1, 1]}, "range goes from 1 to 1"),
+        ([{"prompt": "a?"}], {"functions": []}, "at least 1 item"),
+        ([{"prompt": "a?"}], {"functions": ["judge:ftp://a"], "model": "m"}, "judge:http://"),
+        ([{"prompt": "a?"}], {"functions": ["judge:http://a"]}, "name the judge's model"),
+        ([{"prompt": "a?"}], {"functions": ["judge:http://a"], "model": "m", "share": True}, "checked by nobody"),
+        ([{"prompt": "a?"}], {"functions": ["./rewards.py"]}, "named as ./rewards.py:NAME"),
+        ([{"prompt": "a?"}], {"tokenizer": "none.json"}, "cannot read none.json"),
+    ],
+)
+def test_a_bad_row_or_option_is_one_clear_line(
+    tmp_path: Path, rows: list[object], more: dict[str, object], complaint: str
+) -> None:
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match=complaint):
+        load_rewards("rewards", {"path": path, "functions": ["trl:think_format_reward"], **more})
+
+
+@pytest.mark.parametrize("name", ["nothing", "os"])
+def test_a_function_that_is_not_there_is_one_clear_line(folder: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"has no reward function '{name}'"):
+        load_function("rewards", parse_spec(f"{folder / 'rewards.py'}:{name}"), {})
+
+
+def test_paths_of_functions_begin_at_the_file_that_says_them_and_stay_at_home(folder: Path) -> None:
+    config = folder / "swarm.toml"
+    config.write_text(
+        '[[tasks]]\nname = "rewards/sums"\noptions = { path = "rows.jsonl", functions = ["rewards.py:accuracy"] }\n'
+    )
+    (listed,) = load_config(config).tasks
+    assert listed.options["functions"] == [f"{folder / 'rewards.py'}:accuracy"]
+    (described,) = describe_tasks([listed])
+    assert described.options == "{}"
+    manifest = make_manifest(Identity(bytes(32)), "s", 1, Policy.OPEN, [described])
+    assert adopt_tasks(manifest, [listed]) == [listed]
+    with pytest.raises(UserError, match="needs rows and reward functions of yours"):
+        adopt_tasks(manifest, [])
+
+
+class Judging(BaseHTTPRequestHandler):
+    """Pays by the answer that stands in what it is asked."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(asked)  # type: ignore[attr-defined]
+        answer = asked["messages"][1]["content"].partition("Answer:\n")[2].partition("\n")[0]
+        replies = {"8": "<think>8 is 0.1?</think> 0.75", "?": "I cannot say"}
+        body = json.dumps({"choices": [{"message": {"content": replies.get(answer, "0")}}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def judge() -> Iterator[HTTPServer]:
+    with HTTPServer(("127.0.0.1", 0), Judging) as server:
+        server.asked = []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_judge_pays_own_groups_and_is_never_shared(folder: Path, judge: HTTPServer) -> None:
+    url = f"judge:http://127.0.0.1:{judge.server_port}/v1"
+    task = load_rewards("rewards", options(folder, "accuracy", url, model="m", rubric="Be strict."))
+    assert isinstance(task, RewardsTask)
+    assert task.unshared == "nobody else can check what a judge pays"
+    item = task.make(4)
+    assert [task.verify(item, text) for text in ("8", "7", "?")] == [1.75 / 2, 0.0, None]
+    asked = judge.asked[-3]  # type: ignore[attr-defined]
+    assert (asked["model"], asked["messages"][0]["content"]) == ("m", "Be strict.")
+    assert asked["messages"][1]["content"].startswith("Question:\n4+4=\n\nAnswer:\n8\n")
+
+
+@pytest.mark.parametrize(
+    ("reply", "paid"), [("0.7", 0.7), ("Grade: 1.", 1.0), ("1.0", 1.0), ("<think>0.2</think>\n0", 0.0), (".5", 0.5)]
+)
+def test_a_judges_number_is_read(reply: str, paid: float) -> None:
+    assert paid_by(reply) == paid
+
+
+@pytest.mark.parametrize("reply", ["", "good", "7", "-1", "10", "1.5"])
+def test_a_judge_that_says_no_number_from_0_to_1_pays_nothing(reply: str) -> None:
+    with pytest.raises(JudgeError):
+        paid_by(reply)
+
+
+def test_a_judge_that_does_not_answer_is_one_clear_line_at_the_start(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"the judge at http://127.0.0.1:9/v1 does not answer"):
+        load_rewards("rewards", options(folder, "judge:http://127.0.0.1:9/v1", model="m"))
+
+
+@pytest.mark.parametrize("verb", ["node", "swarm"])
+def test_functions_and_rows_are_given_on_the_command_line(folder: Path, verb: str, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    asked = [verb, "--reward", "./rewards.py:accuracy", "--reward", "rewards.py:brevity", "--data", "rows.jsonl"]
+    assert run([*asked, "--dry-run"], debug=False) == 0
+    shown = capsys.readouterr().out
+    assert 'name = "rewards/rows"' in shown and f'path = "{folder / "rows.jsonl"}"' in shown
+    assert f'functions = ["{folder}/rewards.py:accuracy", "{folder}/rewards.py:brevity"]' in shown
+    assert run([*asked[:3], "--dry-run"], debug=False) == 2
+    assert "--reward and --data go together" in capsys.readouterr().err
