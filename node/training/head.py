@@ -13,6 +13,7 @@ Not taken: TRL's fused head. Without Triton its tiles are of 4,096 positions by 
 are in them too; and it keeps a list of what models do after the head.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -56,7 +57,7 @@ def logps_and_entropies(
         return given[0]
 
     def of_chunk(output: Any, some: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        with _layers_left_out(bare, output):
+        with _layers_left_out(bare, output), _without_hooks(_causal(bare)):
             return _of_logits(_causal(bare)(**inputs, use_cache=False).logits, some, temperature)
 
     with _layers_give(bare, split):
@@ -125,3 +126,20 @@ def _layers_left_out(model: Any, output: Any) -> Iterator[None]:
             del layers.forward
         else:
             layers.forward = own
+
+
+@contextmanager
+def _without_hooks(model: Any) -> Iterator[None]:
+    """Run, within, neither the hooks of the model nor those of its output matrix.
+
+    FSDP2's would exchange weights once a chunk, and ranks have unlike numbers of chunks. What the first chunk of a
+    micro-batch has fetched stays until the backward pass.
+    """
+    held = [(one, one._forward_pre_hooks, one._forward_hooks) for one in (model, model.get_output_embeddings())]
+    for one, _, _ in held:
+        one._forward_pre_hooks, one._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for one, before, after in held:
+            one._forward_pre_hooks, one._forward_hooks = before, after

@@ -137,8 +137,6 @@ class SwarmTrainer(GRPOTrainer):
         args.report_to, trackers = [], args.report_to
         found = ranks.tell({"pass": self._choose_pass()} if ranks.number == 0 else None)
         self._chunk, self._shares_prefixes = found["pass"]
-        if ranks.sharded:  # each further chunk would fetch the head's weights, and ranks have unlike numbers of chunks
-            self._chunk = None
         args.report_to = trackers
 
     def create_accelerator_and_postprocess(self) -> None:
