@@ -1,4 +1,4 @@
-"""What peers say to each other: identity, envelopes, transport, membership and gossip.
+"""The messages between peers: identity, envelopes, transport, membership and gossip.
 
 The cores (`membership`, `gossip`, `limits`, joined in `core`, and `bootstrap`) are pure state machines:
 `handle(event, now) -> actions`, without sockets, clocks or threads. `host` drives them

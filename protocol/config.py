@@ -1,4 +1,4 @@
-"""What a node is made of: the clock that it is told, its limits, its patience, and who it is."""
+"""The parts of a node's set-up: its clock, its limits, its patience and its identity."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -31,8 +31,8 @@ def read_clock() -> Instant:
     return Instant(time.clock_gettime(_STEADY), time.time())
 
 
-# A node that runs reads its clock at least every half second, at its tick. Whatever is beyond this was no time in
-# which it could hear or answer anybody.
+# A node that runs reads its clock at least every half second, at its tick. In any time beyond this it could neither
+# hear nor answer anybody.
 MAX_STEP_S = 1.0
 
 
@@ -125,8 +125,8 @@ class Limits:
     graylist_score: float = -20.0
     score_half_life_s: float = 600.0
     max_subjects: int = 4096
-    # What peers do counts for the network prefix that they dial from, too: five refused keys from one prefix,
-    # and its new connections wait, 10 s at first and 10 minutes at last, since others may live there.
+    # A peer's offences count for its network prefix, too. After five refused keys from one prefix its new connections
+    # wait, for 10 s at first and 10 minutes at last, since others may live there.
     prefix_graylist_score: float = -100.0
     prefix_first_wait_s: float = 10.0
     prefix_last_wait_s: float = 600.0
@@ -204,7 +204,7 @@ NOT_KEPT = "use_not_kept"  # what a gate answers for now: it waits for a disk
 
 
 class Gate(Protocol):
-    """Who may be in the swarm; `protocol.credentials.grants` has the one of swarms with a manifest."""
+    """Decides who may be in the swarm; swarms with a manifest use the one in `protocol.credentials.grants`."""
 
     def admits(self, record: PeerRecord, now: Instant) -> str:
         """Return "", the reason for which the node of a verified record is kept out, or `NOT_KEPT`."""
@@ -281,7 +281,7 @@ class OpenGate:
 
 
 class Shelf(Protocol):
-    """Where items are kept that the memory has no room for. No method waits."""
+    """Keeps the items that the memory has no room for. No method waits."""
 
     def put(self, item: bytes, frame: bytes) -> bool:
         """Keep a frame under the id of its item; False if there is no room for it just now."""

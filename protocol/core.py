@@ -112,7 +112,7 @@ from protocol.wire.messages import (
 from protocol.wire.version import OTHER_VERSION, goodbye_reason, said, spoken_version
 
 MAX_LINKS = 1024  # of which something is remembered
-# A manifest has up to 64 KiB. Whoever lacks it asks once each time that a peer comes up.
+# A manifest has up to 64 KiB. A node that lacks it asks once whenever a peer comes up.
 MANIFEST_ASK_S, MANIFEST_ASKS = 10.0, 4
 NOTICE_S, NOTICES = 60.0, 16  # lines in our log about peers of other versions: keys, and so such peers, are free
 
@@ -340,7 +340,7 @@ class Core:
         return "graylisted" if signer != node and self.admission.is_refused(signer, now) else ""
 
     def _refuse_item(self, refusal: str, node: NodeId, signer: NodeId, item: ItemId, now: Instant) -> list[CoreAction]:
-        # The stamp is its signer's. Whoever passed it on kept a promise, and its clock may differ from ours.
+        # The stamp is its signer's. The peer that passed it on kept a promise, and its clock may differ from ours.
         self.gossip.duplicate(node, item, now)
         blamed = node if node == signer and refusal == "stale" else None
         return self._offence(refusal, self.membership.link_of(node), blamed, now)

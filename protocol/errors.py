@@ -1,4 +1,4 @@
-"""What can go wrong in the protocol, as types.
+"""The errors of the protocol, as types.
 
 Errors that a person can act on carry one clear line. Errors about a peer's bytes
 carry a `reason`, the short name under which they are counted.

@@ -102,7 +102,7 @@ class Tick:
 
 
 class Verdict(Enum):
-    """What the node makes of an item. Only a rejected one costs its signer."""
+    """The node's verdict on an item. Only a rejected one costs its signer."""
 
     ACCEPT = "accept"
     IGNORE = "ignore"
@@ -154,7 +154,7 @@ class Revoked:
 
 @value
 class Stored:
-    """What the gate had to be written down, invites' uses, is on disk, or could not be written."""
+    """The uses of invites that the gate wanted written are on disk, or could not be written."""
 
     uses: tuple[Any, ...]
     ok: bool
@@ -179,7 +179,7 @@ class Expel:
 
 @value
 class Misfit:
-    """Whoever is at the other end speaks version `theirs`, another major one; `reason` is what to part with."""
+    """The other end speaks version `theirs`, another major one; `reason` is for the goodbye."""
 
     link: Link
     theirs: str
@@ -221,7 +221,7 @@ class Item:
 
     @property
     def outline(self) -> ItemOutline:
-        """What a large item's pull is answered with."""
+        """The answer to a pull of a large item."""
         return ItemOutline(self.frame[:HEAD_BYTES], self.hashes)
 
     def chunk(self, index: int) -> ItemChunk:
@@ -255,7 +255,7 @@ class Outline:
 
     @property
     def signer(self) -> NodeId:
-        """Who signed the header."""
+        """The signer of the header."""
         return node_id(self.header.public_key)
 
     def proves(self, chunk: ItemChunk) -> bool:

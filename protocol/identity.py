@@ -1,4 +1,4 @@
-"""Who a node is: one Ed25519 key (RFC 8032), and what follows from it.
+"""A node's identity: one Ed25519 key (RFC 8032), and what follows from it.
 
     seed (32 bytes) -> Ed25519 key pair -> node id: base32 of SHA-256(public key)[:20]
                     -> HKDF-SHA256 (RFC 5869) -> X25519 key pair for CURVE

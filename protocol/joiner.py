@@ -54,7 +54,7 @@ def fetch_manifest(identity: Identity, invite: Invite, grants: Sequence[bytes], 
 def drive(bootstrap: Bootstrap, transport: Transport, clock: Callable[[], Instant], timeout: float) -> None:
     """Let `bootstrap` talk over `transport` until it is over, or for `timeout` seconds of `clock` in which we ran.
 
-    Who refuses is named in the log while others are still waited for.
+    The log names a member that refuses while others are still waited for.
     """
     awake = AwakeClock(clock)
     deadline = awake().steady + timeout

@@ -1,11 +1,11 @@
 """Operator notices: what a person would want to know of the network and would not see in any count.
 
-Who was refused by whom and why, that this node's own right to be here has ended, that nobody answers, that the swarm
-hangs on one node, and that this machine's clock is off.
-Decided here without I/O, in a bounded number of lines; the host writes them into its log.
+They say who was refused by whom and why, that this node's own right to be here has ended, that nobody answers, that the
+swarm hangs on one node, and that this machine's clock is off. Decided here without I/O, in a bounded number of lines;
+the host writes them into its log.
 
-Keys cost nothing, so whoever wants to be refused can be, again and again: the same words about the same
-node come once in `SAME_S`, and lines in all at the pace of a token bucket. What that leaves out is counted.
+Keys cost nothing, so whoever wants to be refused can be, again and again: the same words about the same node come once
+in `SAME_S`, and lines in all at the pace of a token bucket. Lines left out are counted.
 """
 
 import statistics
@@ -54,7 +54,7 @@ class Case(Enum):
 
 
 class Refusal(NamedTuple):
-    """Who was refused, or refused us, and why; `unsaid` others came before it without a line."""
+    """A refusal by us or of us, and why; `unsaid` others came before it without a line."""
 
     case: Case
     who: str
@@ -106,7 +106,7 @@ class Refusals:
 
 
 class PeerClocks:
-    """What time it is by the hellos of others; what one network says counts once."""
+    """The time by the hellos of others; each network counts once."""
 
     def __init__(self) -> None:
         self._ahead: Recent[str, float] = Recent(MAX_CLOCKS)  # of our steady clock, in seconds, by network

@@ -2,8 +2,8 @@
 
 The files are of this run only: they are removed at its end, and what one that was killed left at the next start.
 Nothing else in the folder is touched. A frame stays in memory until it is written, up to `MAX_WRITING_BYTES` in all;
-beyond that there is no room. What cannot be written or read is lost, which its item's store is told when it asks for
-it; a full disk ends nothing, and is tried again after `RETRY_S`.
+beyond that there is no room. A frame that cannot be written or read is lost, and the store is told so when it asks for
+it. A full disk ends nothing, and is tried again after `RETRY_S`.
 """
 
 import time

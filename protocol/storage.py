@@ -1,4 +1,4 @@
-"""What a node keeps on disk: whole after a crash, and bounded when it is read.
+"""A node's files: whole after a crash, and bounded when they are read.
 
 A file is written aside, fsynced and renamed, so that it holds its old content or the new, never half of it.
 A disk may take seconds for that: whoever must not wait has a thread for it (`protocol.host`).
@@ -40,7 +40,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
 def replacing(path: Path, aside: Path, mode: int) -> Iterator[IO[bytes]]:
     """Write `aside`, which becomes `path` at the end of the block if nothing was raised, and is gone if something was.
 
-    What a killed process left at `aside` goes first.
+    First, a file that a killed process left at `aside` is removed.
     """
     try:
         aside.unlink(missing_ok=True)
@@ -63,7 +63,7 @@ def replacing(path: Path, aside: Path, mode: int) -> Iterator[IO[bytes]]:
 def append_durably(path: Path, size: int, data: bytes, mode: int) -> None:
     """Write `data` behind the first `size` bytes of `path`, which is made with `mode` if it is not there, and fsync.
 
-    What an append that failed left behind those bytes is overwritten or cut off.
+    Bytes that a failed append left behind those are overwritten or cut off.
 
     Raises:
         OSError: the disk is full, the folder is missing or read-only.

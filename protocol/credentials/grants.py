@@ -1,4 +1,4 @@
-"""Who may be in a swarm with an allowlist: grants that the founder signed, and their check.
+"""Membership of a swarm with an allowlist: grants that the founder signed, and their check.
 
 A grant is part of its holder's record, so every node can check it without asking anybody.
 
@@ -39,7 +39,7 @@ from protocol.lru import Recent
 from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
 from protocol.wire.envelope import SWARM_BYTES
 
-# What a `Gatekeeper` answers; the last one where more uses are in force than it remembers.
+# The answers of a `Gatekeeper`; the last one means that more uses are in force than it remembers.
 REFUSALS = frozenset({"not_admitted", "invite_used", "invite_expired", "too_many_uses", "revoked", "invite_revoked"})
 MAX_USES = 4096
 MAX_CHECKED = 4096  # grants whose signatures were found good, about 300 bytes each

@@ -72,7 +72,7 @@ def make_shared_invite(founder: Identity, manifest: SwarmManifest, uses: int, ex
 
 @dataclass(frozen=True, slots=True)
 class Invite:
-    """What the line says: whom to ask (`seeds`), for what (`manifest`, a hash), and with what right (`grant`)."""
+    """The content of the line: whom to ask (`seeds`), for what (`manifest`, a hash), and with what right (`grant`)."""
 
     name: str
     manifest: bytes

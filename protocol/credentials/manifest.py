@@ -61,7 +61,7 @@ class ManifestTask(NamedTuple):
 
 
 class ManifestLimits(NamedTuple):
-    """What a shared group may be: its size, its number of completions, and how old it may get."""
+    """The bounds of a shared group: its size, its number of completions, and its age."""
 
     max_group_bytes: int = 16 << 20  # as `Limits.max_item_bytes`
     max_completions: int = 128

@@ -136,7 +136,7 @@ class Service:
 
 @dataclass(frozen=True)
 class PeerRecord:
-    """What a node says of itself, signed; `encoded` holds the exact bytes to pass on.
+    """A node's signed statement about itself; `encoded` holds the exact bytes to pass on.
 
     `incarnation` grows with every start of the node and every move, `expiry_ms` with
     every renewal. No endpoint means that nobody can dial the node. `grant` is what admits it
@@ -161,7 +161,7 @@ class PeerRecord:
 
     @cached_property
     def summary(self) -> tuple[bytes, bytes]:
-        """What stands for the record in a digest: 8 bytes of the node id, 8 that change with the record."""
+        """The record's entry in a digest: 8 bytes of the node id, 8 that change with the record."""
         return hashlib.sha256(self.public_key).digest()[:8], hashlib.sha256(self.encoded).digest()[:8]
 
     @cached_property

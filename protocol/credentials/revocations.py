@@ -65,7 +65,7 @@ class RevocationList:
 
     @property
     def revision(self) -> int:
-        """What grows with every list and every handover; 0 is before the first."""
+        """A number that grows with every list and every handover; 0 is before the first."""
         return len(self.handovers) << SEQUENCE_BITS | self.sequence
 
     def replaces(self, other: "RevocationList | None") -> bool:

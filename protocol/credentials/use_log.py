@@ -3,10 +3,10 @@
     file = entry (68 bytes), ...
     entry = invite key (32) | number (4) | node id (20) | expiry in ms (8) | CRC-32 of these (4)
 
-Entries are appended and synced. A process that dies in between leaves a part of an entry, or one whose
-sum is wrong: reading stops there, and the next start writes the file anew without it. What has expired goes
-only where there is no room for it: a clock that is ahead for once makes no used invite good again.
-So the file holds what the machine in `grants` may hold, and what one process appended.
+Entries are appended and synced. A process that dies in between leaves a part of an entry, or one whose sum is wrong:
+reading stops there, and the next start writes the file anew without it. An expired use is dropped only to make room, so
+a clock that is ahead for once makes no used invite good again. So the file holds what the machine in `grants` may hold,
+and what one process appended.
 """
 
 import zlib

@@ -1,4 +1,6 @@
-"""What a peer may have of us, and push to us; it outlives the link, so that hanging up and dialling renews nothing."""
+"""A peer's allowance: how much it may get from us, and push to us. It outlives the link, so dialling again renews
+nothing.
+"""
 
 from protocol.config import Limits
 from protocol.limits.rate_limits import TokenBucket

@@ -4,9 +4,9 @@ Such an item is never sent whole. A WANT of it is answered with its **outline**:
 the hashes of its chunks, which the header's digest proves (see `protocol.wire.envelope`). Its chunks come from all who
 have them, the rarest first, and who has a chunk gives it.
 
-Partial items have `capacity` bytes, by what their signers say of their sizes, and `MAX_PARTIALS` places. Where there
-is no room, the one that got nothing for longest gives way to another, if that is more than `STALL_S`; its chunks are
-dropped, and it is wanted as if nothing of it had come.
+Partial items have `capacity` bytes, by what their signers say of their sizes, and `MAX_PARTIALS` places. Without room,
+the item that got nothing for longest gives way, if that is more than `STALL_S`. Its chunks are dropped, and it is
+wanted as if nothing of it had come.
 """
 
 from collections.abc import Callable, Iterator

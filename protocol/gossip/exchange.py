@@ -1,7 +1,7 @@
 """Getting items around: what is announced, asked for, served and passed on. A pure state machine.
 
-An item is a signed envelope that is passed on as the bytes its signer made. Its id is a
-hash of the signer's key and the body. What each peer was told, asked and given of each item stands in the ledger.
+An item is a signed envelope that is passed on as the bytes its signer made. Its id is a hash of the signer's key and
+the body. The ledger holds what each peer was told, asked and given of each item.
 
     message     says                                              is answered by
     HAVE        I hold these items, or these chunks of them       WANT, or nothing
@@ -13,12 +13,12 @@ hash of the signer's key and the body. What each peer was told, asked and given 
     INTEREST    I want these topics; nothing that I did not ask for
 
 Rules
- 1. Whoever publishes an item of at most `PUSH_BYTES` sends it to the live peers that are interested and did not ask
-    for announcements only, `MAX_PUSHES` of them by lot. A larger one, and to all others, is announced.
- 2. Whoever gets an item for the first time delivers it, holds it, and announces it to the interested live peers that
-    are not known to have it: once nothing new has come for `announce_interval`, or `MAX_HOLD` times that after the
-    first, so that a burst is announced once. Whoever gets a chunk announces that it has it in the same way. A peer
-    that asked for announcements only, and draws from them, is told no more often than it draws.
+ 1. A publisher sends an item of at most `PUSH_BYTES` to `MAX_PUSHES` live peers, drawn by lot from those that are
+    interested and did not ask for announcements only. A larger one, and to all others, is announced.
+ 2. A node that gets a new item delivers it, holds it, and announces it to the interested live peers that are not known
+    to have it. It announces once nothing new has come for `announce_interval`, and at the latest `MAX_HOLD` times that
+    after the first, so that a burst is announced once. A node announces chunks in the same way. A peer that asked for
+    announcements only, and draws from them, is told no more often than it draws.
  3. An announced item that we want and lack is asked for (see `wants`), as far as our demand goes (see
     `subscriptions`): at once, unless it is small and its signer is a live peer of ours, whose push is probably on its
     way: then after `pull_delay`. A node that asked for announcements only draws by lot what it asks for, at its ticks.
@@ -26,7 +26,7 @@ Rules
     away catches up: the newest at once, the rest in batches that leave out what it has got
     meanwhile. Now and then a random peer is announced what is newest, in case something was lost: one that did not ask
     for announcements only, as that has more on offer than it takes, and for whom nothing waits.
- 5. What a peer wants is queued by its id, and becomes a frame when its line is free for it. It is told every half
+ 5. A peer's want is queued by its id, and becomes a frame when the line is free for it. It is told every half
     `pull_patience` that what it wants still waits, that it is BUSY beyond `MAX_SERVED` at a time or its allowance, and
     what is not here. So no peer can make us wait or grow, and whoever waits knows for what.
  6. Bytes that a peer sends twice, and was not asked for again, are a replay; an item that two peers send is an
@@ -157,7 +157,7 @@ class Gossip:
         self._serving = 0  # how much waits for peers' lines
         self._catching_up = False  # whether a peer is yet to be announced what we held when it came
         self._timer = AnnounceTimer(setup.timing.announce_interval)
-        # Who signed an item that was accepted, None if that is not remembered: asked for each that comes.
+        # Return the signer of an accepted item, None if that is not remembered; asked for each that comes.
         self.signer: Callable[[ItemId], NodeId | None] = self._seen.get
 
     @property
@@ -379,7 +379,8 @@ class Gossip:
         if not self._appetite.filter.covers(item.topic):
             if not item.is_large:
                 return [Blame(node, "unwanted")]
-            # Who gave the last chunk of a large item is not who lied about its topic. It is not fetched once more.
+            # The peer that gave the last chunk of a large item did not lie about its topic. It is not fetched once
+            # more.
             self._seen.set(item.id, item.signer)
             return []
         self._appetite.came(now)
@@ -568,8 +569,8 @@ class Gossip:
                 is_pushed = entry.signer != holder and entry.size <= PUSH_BYTES and entry.signer in self._neighbours
                 delay = self._timing.pull_delay if is_pushed and not wants.announce_only else 0.0
                 self._wants.have(node, entry, now.steady, delay)
-        # Where there is more than we take, it is drawn at the next tick from what all have announced, and not from what
-        # the quickest has; in one message to each holder.
+        # If there is more than we take, the next tick draws from all that was announced, and not from what the quickest
+        # holder has. Each holder gets one message.
         if self._appetite.has_room(now) and not wants.announce_only:
             return [*self._ask(now), *self._sent(self._wants.fill(node, now.steady))]
         return self._sent(self._wants.fill(node, now.steady))

@@ -46,7 +46,7 @@ def read_place(place: bytes) -> tuple[ItemId, int]:
 
 
 class Theirs(IntEnum):
-    """What a peer is to us, who may lack an item."""
+    """The peer's part in an item that we may lack."""
 
     NONE = auto()
     HAS = auto()
@@ -59,7 +59,7 @@ class Theirs(IntEnum):
 
 
 class Ours(IntEnum):
-    """What we are to a peer that may lack an item."""
+    """Our part in an item that the peer may lack."""
 
     NONE = auto()
     TOLD = auto()
@@ -69,7 +69,7 @@ class Ours(IntEnum):
 
 
 class Said(IntEnum):
-    """What was said of an item, by the peer (they) or by us."""
+    """A statement about an item, by the peer (they) or by us."""
 
     THEY_HAVE = auto()
     THEY_GAVE = auto()  # the item, or the last chunk that we asked it for

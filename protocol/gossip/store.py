@@ -1,7 +1,7 @@
 """The items that a node holds for others: bounded in bytes in memory and on disk, in number and in age.
 
 Where the memory's bound is reached, the item that was not used for longest moves to the `Shelf`, the disk, and the
-oldest there goes for good where that is full. What the disk does not take goes for good instead. None goes that we
+oldest there goes for good where that is full. An item that the disk does not take is gone for good. None goes that we
 signed, nor one that is being given to somebody: these stay until they are stale, while there is another, as nobody else
 may have them yet. What is on the shelf is fetched before it is given, but for an outline.
 """

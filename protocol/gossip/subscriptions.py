@@ -46,7 +46,7 @@ class Filter:
 
     @property
     def interest(self) -> Interest:
-        """What peers are told."""
+        """Announced to peers."""
         return Interest(None if self.topics is None else tuple(sorted(self.topics)), self.announce_only)
 
     def covers(self, topic: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Which items to ask for, of whom, and when to ask somebody else. What the rows say is in `ledger`.
+"""Which items to ask for, of whom, and when to ask somebody else. `ledger` defines the rows.
 
 Rules
  1. A want lives until its item comes or is stale, whoever fails. A small item, and the outline of a large one, is
@@ -6,11 +6,11 @@ Rules
  2. A holder has a window of bytes on their way. It grows with what comes within `QUICK_S`, halves with what takes
     longer, down to three chunks, and further when the holder is silent. So a line that many use is asked for little,
     and what they ask for may come from each other meanwhile; a liar is asked for next to nothing.
- 3. Every WANT has an answer: the item, DONT_HAVE or BUSY. Who answers nothing for `patience`, or does not answer this
-    one in `OTHERS` times that while it answers others, is silent: another is asked, and it is asked last, after a pause
-    that doubles. It pays if it went on announcing meanwhile; a process that is blocked says nothing at all. Who
-    announces what it does not have pays, too.
- 4. Who is busy is waited for, unless another holder has nothing to do.
+ 3. Every WANT has an answer: the item, DONT_HAVE or BUSY. A holder is silent if it answers nothing for `patience`, or
+    not this want in `OTHERS` times that while it answers others. Then another is asked, and the silent one last, after
+    a pause that doubles. It pays if it went on announcing meanwhile; a process that is blocked says nothing at all. A
+    holder that announced what it does not have pays, too.
+ 4. A busy holder is waited for, unless another has nothing to do.
  5. Which items are asked for first is drawn by lot among the holders, then among the signers that one announced, and
     then among the signer's items: nobody is starved by whoever publishes most or by a link that brings the items of
     many keys, as keys are free and links are not, and two nodes that cannot take everything take different things. It
@@ -53,7 +53,7 @@ Asks = list[tuple[NodeId, Want]]
 
 
 class Took(Enum):
-    """What became of a chunk that came."""
+    """The outcome of a chunk that came."""
 
     TAKEN = "taken"
     LATE = "late"  # it was asked for, and is of no use any more

@@ -1,4 +1,4 @@
-"""What others may cost us.
+"""Limits: what others may cost us.
 
 networks       prefixes, network groups, and from how far an address can be reached
 rate_limits    token buckets: of a peer, and of the network prefix that it speaks from

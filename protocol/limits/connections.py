@@ -230,7 +230,7 @@ class Connections:
         connection = self._table[number]
         connection.growth = received - connection.received
         connection.received, connection.unread = received, unread
-        # Whatever was delivered had been received; more means that frames of a predecessor were counted here.
+        # All that was delivered had been received; a larger count means that frames of a predecessor were counted here.
         connection.delivered = min(connection.delivered, received)
 
     def drained(self, link: Link | None) -> None:
@@ -287,7 +287,7 @@ class Connections:
         for (prefix, answered), crowd in crowds.items():
             messages, size = sum(c.messages for c in crowd), sum(c.growth for c in crowd)
             if not self._prefixes.may_send(prefix, messages, size, now, answered=answered):
-                # Of what they all sent, the larger share of either.
+                # The larger of its two shares of what they all sent.
                 heaviest = max(crowd, key=lambda c: max(c.messages / max(1, messages), c.growth / max(1, size)))
                 cuts.append(self._cut(heaviest, "prefix_flood"))
             for connection in crowd:

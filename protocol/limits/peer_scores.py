@@ -1,4 +1,4 @@
-"""Who may still speak: a score for each peer's behaviour, its allowance, and the counts of what was refused."""
+"""Peer scores: a score for each peer's behaviour, its allowance, and the counts of what was refused."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ PENALTIES = {
     "no_hello": 0.02,
     "stale": 0.1,
     "false_chunk": 2.0,
-    # As large as a message gets. What was asked for and comes too late to be of use is none.
+    # As large as a message gets. An answer that comes too late to be of use is no offence.
     "unasked_chunk": 0.01,
     # Items of topics that it was told we do not want, or pushed long after we asked for announcements: some
     # may be on the way when we say so.
@@ -153,7 +153,7 @@ class ScoreBoard:
 
 
 class Charge(NamedTuple):
-    """What an offence cost, and if the offender is refused from now on, for what most of all."""
+    """The price of an offence and, if the offender is refused from now on, the main reason."""
 
     points: float
     refused_for: str | None = None

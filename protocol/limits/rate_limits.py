@@ -36,7 +36,7 @@ class TokenBucket:
 
 
 class Allowance:
-    """What one subject may send: messages and bytes."""
+    """The rate of one subject: messages and bytes."""
 
     __slots__ = ("_bytes", "_messages")
 
@@ -68,7 +68,7 @@ class Prefixes:
     def may_send(self, prefix: str, messages: int, size: int, now: float, *, answered: bool) -> bool:
         """Account for `messages` messages and `size` bytes from the prefix; False: that is too much.
 
-        What came over connections that we `answered` is counted apart from what came over the others.
+        Connections that we `answered` are counted apart from the others.
         """
         limits, whose = self._limits, (prefix, answered)
         few = self._take(

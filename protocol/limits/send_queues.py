@@ -1,4 +1,4 @@
-"""What waits to be sent: queues bounded in bytes, fair queueing among peers (SFQ), and the upload limit. Pure.
+"""Send queues: bounded in bytes, with fair queueing among peers (SFQ), and the upload limit. Pure.
 
 libzmq's high-water mark counts messages, and 128 of 1 MiB are 128 MiB for each peer that asks and does not
 read. So its sockets are handed little at a time, and everything else waits here.
@@ -7,16 +7,16 @@ Rules
  1. Of one link's frames, what we say goes first, in its order; then small items; then
     large ones. Nothing large holds up anything small.
  2. Items and chunks wait by their names, and become frames when it is their turn: so they take no memory, and what is
-    not wanted any more is left out. Whoever queues them bounds their number. What we say has `CONTROL_BYTES`
-    a link, so that a peer that takes our items slowly still hears that we live, and `MAX_CONTROL_BYTES`
-    in all. Where these are full, the link that has most of it loses its newest to one that would have less (as SFQ
-    drops from the longest queue, McKenney 1990): links that do not read, however many, silence no other.
+    not wanted any more is left out. The caller bounds their number. Control messages have `CONTROL_BYTES` a link and
+    `MAX_CONTROL_BYTES` in all, so that a peer that takes our items slowly still hears that we live. If these are full,
+    the link that has most loses its newest message to one that would have less (as SFQ drops from the longest queue,
+    McKenney 1990). So links that do not read, however many, silence no other.
  3. Whose turn it is: start-time fair queueing (Goyal, Vin, Cheng 1996). Each link has a virtual time, which
     rises by the bytes that it is sent; the link with the smallest goes next. One that was idle begins at the
     present virtual time: it is owed nothing for its silence.
- 4. Under an upload limit, items wait for tokens. What we signed ourselves does not wait, but is paid for, up to
-    `MAX_DEBT_S` ahead: else whoever makes us talk more than the line carries stops our items for long after it has
-    gone. An item may leave the bucket in debt by a frame, which is how one larger than its burst gets out.
+ 4. Under an upload limit, items wait for tokens. Our own items do not wait, but are paid for, up to `MAX_DEBT_S` ahead.
+    Otherwise a peer that makes us talk more than the line carries would stop our items for long after it has gone. An
+    item may leave the bucket in debt by a frame, which is how one larger than its burst gets out.
  5. While nothing waits for anybody, and there is no upload limit, frames pass by the queues: there is no turn to take.
  6. A link whose socket takes no more is tried again after `RETRY_S`, twice that the next time, and so on up to
     `MAX_RETRY_S`: a ROUTER cannot be polled for one of its peers.
@@ -40,7 +40,7 @@ MAX_IDLE = 256  # links without frames whose virtual time is remembered
 
 @dataclass(slots=True)
 class Waiting:
-    """What waits: a frame, or the name of what becomes one, of about `size` bytes."""
+    """A waiting entry: a frame, or the name of what becomes one, of about `size` bytes."""
 
     frame: bytes
     place: bytes
@@ -144,7 +144,7 @@ class SendQueues:
             del self._busy[link]
 
     def skip(self, link: Link) -> None:
-        """What was next is not wanted any more."""
+        """The next entry is not wanted any more."""
         queue = self._busy[link]
         lane = queue.head
         assert lane is not None

@@ -1,4 +1,4 @@
-"""Who is here: the links that a node keeps, the addresses that it knows, and who has failed.
+"""Membership: the links that a node keeps, the addresses that it knows, and the nodes that have failed.
 
 membership           the machine and its rules
 links                the life of a link, and one link a pair

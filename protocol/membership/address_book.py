@@ -1,10 +1,9 @@
 """The address book: everybody we know of, which is the passive view of HyParView (Leitao 2007).
 
-Three ways into it: the seeds a person gave, which are never forgotten; to have been admitted, by
-dialling us or by being dialled; and to be told of by two voices (see `voice_of`). Who was told
-of once is a *candidate*: it is dialled as others are, and passed on to nobody. So no peer alone, and
-no caller that was turned away, makes us speak of whom it invented (compare the new and the tried
-table of Bitcoin's addrman, where a candidate is passed on).
+Three ways into it: the seeds a person gave, which are never forgotten; to have been admitted, by dialling us or by
+being dialled; and to be told of by two voices (see `voice_of`). A node that one peer told of is a *candidate*: it is
+dialled as others are, and passed on to nobody. So no peer alone, and no caller that was turned away, makes us speak of
+whom it invented (compare the new and the tried table of Bitcoin's addrman, where a candidate is passed on).
 
 A contact is tried at once when it is new, then after 0.5, 1, 2, ... up to 60 s, each drawn from
 the upper half of its interval so that nodes do not dial in step.
@@ -441,7 +440,7 @@ def _worst(
 
 
 class RandomTable(Generic[K, V]):
-    """What a dict does, as far as a book needs it, and a walk in random order at the cost of what is taken.
+    """A dict, as far as a book needs one, with a walk in random order at the cost of the entries taken.
 
     A book is asked for a few entries at every hello.
     """

@@ -7,8 +7,8 @@ Rules
  2. Nobody at an endpoint of our own, as private ones occur twice; nobody who is graylisted, or whose key has a link
     already; of one public network no more than may have links. Seeds, a person's choice, are not bounded by network.
  3. Now and then (`rotate_interval`) a link that we chose is due to be replaced by a random other, if there is one:
-    so the overlay stays random, and whoever was surrounded by hostile peers finds others. Where there are more links
-    than there is room for, that of the last caller ends, or a random one where nobody called: one in `SHED_INTERVAL_S`.
+    so the overlay stays random, and whoever was surrounded by hostile peers finds others. If there are more links than
+    room, one ends each `SHED_INTERVAL_S`: that of the last caller, or a random one if nobody called.
  4. Seeds, and nodes that we once met and have forgotten, are tried for good (see `feelers`).
 """
 

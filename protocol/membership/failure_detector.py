@@ -18,7 +18,7 @@ Rules
 Left out: SWIM's ping-req, which asks others to probe the subject, and its rumours, which tell them. A node has a link
 to 12 of its swarm, so beyond some tens of nodes hardly anybody who could be asked or told has one to the subject
 (docs/results/protocol.md has the figures); a link's own connection and heartbeats tell more than a stranger can, and
-who has no link finds out when it dials. What would reopen it: links that are chosen so that neighbours share
+who has no link finds out when it dials. The question would be open again if links were chosen so that neighbours share
 neighbours.
 """
 

@@ -10,8 +10,8 @@ Rules
  1. One feeler in about `FEELER_INTERVAL_S`, to somebody who is due and not known to be in the swarm that
     we see. A contact's interval grows from `FIRST_S` to `LAST_S`: a seed that ten thousand nodes have is
     called three times a second.
- 2. Whoever answers tells records of its side. Where there is room it becomes a peer; where there is
-    none, a link that we chose gives way to it.
+ 2. A node that answers tells records of its side. With room it becomes a peer; without, a link that we chose gives way
+    to it.
  3. `MAX_LAPSED` are remembered, a fair sample of all that lapsed (Vitter 1985, algorithm R): whoever lets
     many invented nodes lapse gets its share of the places, and never those of the seeds.
  4. An expired record proves nothing and is told to nobody. It says where to call, and which key has to

@@ -1,4 +1,4 @@
-"""What a hello is worth: who says it, and whether we admit it. Decides, and changes nothing.
+"""Judges a hello: who says it, and whether we admit it. Decides, and changes nothing.
 
 FORGED      its record is not its signer's, or not that of the link's key            -> an error, and a penalty
 UNEXPECTED  ours, or over a link that is none any more                               -> hang up

@@ -1,4 +1,4 @@
-"""Who is linked with us: dialling, greeting, and one link a pair. Data and rules.
+"""Links: dialling, greeting, and one link a pair. Data and rules.
 
 Links, by the CURVE key that the other end proved
     DIALLED   we dialled and wait for the transport     -- Opened -->      GREETED, we send our hello
@@ -17,8 +17,8 @@ Rules
     room is kept for links that we chose ourselves: whoever dials us can take the rest only, so nobody can surround a
     node by dialling it. Links that we dialled are never given up for somebody who asks for room.
  3. Nodes that nobody can dial, home nodes, have `max_callers` places of their own at whom they dial, which count for
-    nothing else. Where all are taken, the network that has most gives one to a network that has two fewer, and a node
-    that had a peer when it called gives its place to one that has none: so each has one place before others have two.
+    nothing else. If all are taken, the network that has most gives one to a network that has two fewer. A node that had
+    a peer when it called gives its place to one that has none. So each has one place before others have two.
  4. In a larger swarm we dial while there are fewer than three quarters of what there is room for: a quarter is what
     whoever dials us finds free. Links that it has no room for as it grows end one after the other (see `dialing`).
 """
@@ -105,7 +105,7 @@ def voice_of(group: str, host: str, node: NodeId) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """What the end of a link ended: an attempt, a peer, or only one of a peer's two links."""
+    """The effect of a link's end: an attempt is over, a peer is gone, or only one of a peer's two links."""
 
     attempt: Attempt | None = None
     peer: NodeId | None = None

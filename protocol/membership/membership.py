@@ -1,21 +1,20 @@
 """Who is here. A pure state machine: `handle(event, now) -> actions`.
 
-A node has few links, whatever the size of the swarm: HyParView's active view (Leitao 2007), with the
-address book as the passive view. What a hello is worth is in `hellos`, the life of a link in `links`, whether its
-other end still answers in `failure_detector`, how records travel in `dissemination`,
-whom we dial in `dialing`, how the revocation list travels in `revocation_exchange`, whether we can be dialled in
-`reachability`; each states its rules.
+A node has few links, whatever the size of the swarm: HyParView's active view (Leitao 2007), with the address book as
+the passive view. Each part states its rules: `hellos` judges a hello, `links` has the life of a link,
+`failure_detector` whether its other end still answers. `dissemination` spreads records, `dialing` chooses whom to dial,
+`revocation_exchange` spreads the revocation list, and `reachability` finds out whether we can be dialled.
 
 Rules
  1. A hello counts only if its record is signed by the hello's signer, names the very key that
     the link proved, and is admitted to the swarm. Anything else gets no answer but a goodbye.
  2. Who answers: a hello is answered if and only if it came over a link that the peer dialled.
     An unanswered hello is repeated every `HELLO_RETRY_S`.
- 3. Who is graylisted is refused at the hello by its node id, whatever key it brings, and not dialled.
- 4. Where there is no room, the caller gets records of a few others, a goodbye, and the manifest if it asks at once.
-    If it says that it lacks links of its own choice, a peer that dialled us and is farther from us (see `pairing`)
-    makes room for it, once in `EVICT_INTERVAL_S`. Whoever lies about that gets no more than who calls and is near. A
-    node that nobody can dial says it while it has no peer, and has places of its own (see `links`, rule 3).
+ 3. A graylisted node is refused at the hello by its node id, whatever key it brings, and not dialled.
+ 4. Without room, the caller gets records of a few others, a goodbye, and the manifest if it asks at once. If it says
+    that it lacks links of its own choice, a peer that dialled us and is farther from us (see `pairing`) makes room for
+    it, once in `EVICT_INTERVAL_S`. A caller that lies about that gets no more than a near one. A node that nobody can
+    dial says it while it has no peer, and has places of its own (see `links`, rule 3).
  5. A hello of a process that started at another time is a restarted peer: it goes down and
     comes up again. One that shows an older record of itself than we have is told the newer one. A
     record of ourselves that is newer than our own (our clock was set back, or another process has
@@ -90,7 +89,7 @@ REFERRALS = 8  # records that a caller without room here may try next: it hears 
 # A hello makes us tell a peer all over again whom we know and what we hold: twice as often as it has to be repeated.
 LEAST_HELLO_PAUSE_S = HELLO_RETRY_S / 2
 TICK_S = 0.5
-# What a peer may say that does not take us in.
+# The messages of a peer that does not take us in.
 BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE, Kind.ASK_REVOCATIONS})
 NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
 
@@ -142,7 +141,7 @@ class Membership:
 
     @property
     def saved_records(self) -> list[PeerRecord]:
-        """What to keep on disk: every record of the book, and the expired ones of whom we would look for.
+        """The records to keep on disk: all of the book, and the expired ones of nodes that we would look for.
 
         First are the peers that we dialled, and then those who dialled us: a person may be told of these.
         """

@@ -2,13 +2,14 @@
 
 Every two networks are at a distance that anybody can compute and that neither of them sets. Whom a node dials are
 mostly those that are near, of some that it draws (`Dialing`), and where there is no room a near caller takes the place
-of a far one (`Links`). So honest nodes find places where they look first. Whoever calls everybody is near to few, as
-all are: a network gets about as many places in all as an honest node's, however often and under however many keys it
-calls, and with time some more, as nobody replaces who has stayed longest. In an order that each node keeps secret, the
-attacker who calls all has those places of each where it comes first, while an honest node cannot know where to call.
+of a far one (`Links`). So honest nodes find places where they look first. A node that calls everybody is near to few,
+as all are. So its network gets about as many places in all as an honest node's, however often and under however many
+keys it calls. With time it gets some more, as nobody replaces the callers that have stayed longest. In an order that
+each node keeps secret, the attacker who calls all has those places of each where it comes first, while an honest node
+cannot know where to call.
 
-What a network is near to can be known before it is rented, so whoever has many to choose from is near to whom it
-wants. Therefore not all places go by distance, nor all dials. And a pair's distance is another after `PERIOD_S`, each
+An attacker can compute what a network is near to before renting it, so one with many to choose from is near to its
+victim. Therefore not all places go by distance, nor all dials. And a pair's distance is another after `PERIOD_S`, each
 pair's at a time of its own, so that nobody is near to another for good.
 
 A caller counts as of the network in which it is seen, and knows that of its own first public endpoint only. Where the

@@ -3,8 +3,8 @@
 Asking
  1. A node asks live peers on other machines, one after the other and then now and then again: at which
     address do you see me, and can you dial me there, at the port where I listen?
- 2. What one network says counts once: of a public address all that are seen at private ones count as one, of a
-    private address each address as one (see `voice_of`). The address that most say is ours.
+ 2. Each network counts once. For a public address, all nodes seen at private addresses count as one; for a private
+    address, each address counts as one (see `voice_of`). The address that most say is ours.
  3. The record changes only when `DOUBT` networks say the same address. If it is public, one of them could dial us
     there and we have told no public endpoint of its family (IPv4 or IPv6), we tell it, too: on the word of one peer,
     all others would dial whomever it names. If none could, we take the endpoint there back: peers then tell us of every
@@ -148,7 +148,8 @@ class Reachability:
         able = next(filter(None, self._able(now)), None)
         if able is None:
             return []
-        # Who was dialled by us sees the address that our router gives us; who dialled us, the one that it knew.
+        # A node that we dialled sees the address that our router gives us; one that dialled us, the address that it
+        # knew.
         node = self._rng.choice([node for node in able if self._links.peers[node].link.dialled] or able)
         self._asked[node] = now.steady + PATIENCE_S
         self._last_asked.set(node, now.steady)

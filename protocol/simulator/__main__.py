@@ -1,7 +1,7 @@
 """`python -m protocol.simulator`: a swarm through a scenario, checked.
 
-What goes to standard output is the same to the byte for the same arguments; how far it is
-and what it costs goes to standard error. Exit status 1: an invariant does not hold.
+Standard output is the same to the byte for the same arguments. Progress and cost go to standard error. Exit status 1:
+an invariant does not hold.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from protocol.simulator.trial import LIMITS, Plan, Trial
 from protocol.transport.memory import Conditions
 from protocol.wire.envelope import Kind
 
-# What the presets are meant for. `wan` has four regions that are 100 ms apart.
+# The networks that the presets are meant for. `wan` has four regions that are 100 ms apart.
 CONDITIONS = {
     "local": Conditions(min_delay=0.001, max_delay=0.01),
     "lan": Conditions(min_delay=0.002, max_delay=0.02),

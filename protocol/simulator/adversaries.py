@@ -127,11 +127,11 @@ class Flooder(_Speaker):
 
 @dataclass(eq=False)
 class Attack:
-    """What the eclipsers share: whom they surround, and the records that they fill these nodes' books with.
+    """The eclipsers' common plan: whom they surround, and the records with which they fill these nodes' books.
 
     They rent such networks as are near to those of the victims, `networks` (see `pairing`).
 
-    Where there are `bystanders`, they call these, too: whoever has all their places leaves the victims none.
+    They call the `bystanders`, too, if there are any: with all their places taken, none is left for the victims.
     """
 
     networks: tuple[str, ...] = ()

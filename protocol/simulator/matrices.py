@@ -28,7 +28,7 @@ ADMITTED_S = 60.0
 
 
 class Row(NamedTuple):
-    """Of the first matrix: so many nodes, bytes an item, and Mbit/s a line."""
+    """A row of the first matrix: nodes, bytes an item, and Mbit/s a line."""
 
     nodes: int
     size: int
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 class Crowd(NamedTuple):
-    """Of the second: public nodes, nodes behind NAT, and whether the latter share one public address."""
+    """A row of the second: public nodes, nodes behind NAT, and whether the latter share one public address."""
 
     public: int
     nat: int

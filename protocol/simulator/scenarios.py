@@ -71,7 +71,7 @@ def _loss(trial: Trial, seconds: float) -> None:
 
 
 def _partition(trial: Trial, seconds: float) -> None:
-    """What a third of the nodes send to the others vanishes; the other way it arrives."""
+    """Frames from a third of the nodes to the others vanish; the other way they arrive."""
     simulation = trial.simulation
     sides = {simulation.nodes[name].transport.key: 1 for name in trial.choose(1 / 3)}
     simulation.network.split(Cut(sides, frozenset({(1, 0)})))
@@ -114,7 +114,7 @@ def _as_it_is(plan: Plan) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What happens, in a line; how the plan differs; whether a living node may be thought dead; whether some die."""
+    """A line on what happens; how the plan differs; whether a living node may be thought dead; whether some die."""
 
     what: str
     faults: Callable[[Trial, float], None]

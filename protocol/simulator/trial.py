@@ -43,7 +43,7 @@ STEP_S = 0.25  # the precision to which most times are measured
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to simulate: sizes, and how the network is; `faults_s` is the scenario's part in virtual seconds."""
+    """The plan of a simulation: sizes, and how the network is; `faults_s` is the scenario's part in virtual seconds."""
 
     nodes: int
     seed: int
@@ -71,7 +71,7 @@ class Extremes:
 
 @dataclass(slots=True)
 class Usage:
-    """What had been sent, by kind, when the count began, and how many seconds nodes have lived since."""
+    """The bytes sent by kind when the count began, and how many seconds nodes have lived since."""
 
     frames: Counter[int] = field(default_factory=Counter)
     bytes: Counter[int] = field(default_factory=Counter)

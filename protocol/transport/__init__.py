@@ -1,4 +1,4 @@
-"""What the host needs of a network: links to other keys, frames over them, and events.
+"""The host's view of a network: links to other keys, frames over them, and events.
 
 A link is one direction of dialling between us and one CURVE key that was proven in the
 handshake. Frames on a link arrive in order or the link closes.

@@ -1,9 +1,9 @@
 """The ROUTER that peers dial: who may connect, who is on a connection, what came over it, and how to answer.
 
-A routing id is chosen by nobody we trust: an inbound link is the `User-Id` that ZAP (ZeroMQ RFC 27)
-attached to the frame, which is the CURVE key that the other end proved. Without a ZAP handler CURVE
-encrypts but lets anybody in, silently. Ours answers on our own thread: CURVE only, any key that is
-not graylisted. Who the key belongs to is settled one step later, by the signed record in its hello.
+A routing id is chosen by nobody we trust: an inbound link is the `User-Id` that ZAP (ZeroMQ RFC 27) attached to the
+frame, which is the CURVE key that the other end proved. Without a ZAP handler CURVE encrypts but lets anybody in,
+silently. Ours answers on our own thread: CURVE only, any key that is not graylisted. The signed record in its hello
+settles one step later to whom the key belongs.
 """
 
 import time

@@ -1,16 +1,16 @@
 """A network in memory under a virtual clock, with every fault that a scenario needs, from one random source.
 
 What is true of TCP and ZeroMQ is true here, as far as a core can tell:
-- Frames on a connection arrive in order or not at all. Both ends learn that it closed, also
-  when a process is killed. Whoever redials replaces the older connection at the other end.
+- Frames on a connection arrive in order or not at all. Both ends learn that it closed, also when a process is killed. A
+  node that redials replaces the older connection at the other end.
 - Across a cut, and to a machine that vanished, nothing passes and nothing says so. The
   kernel finds out: a connection with one dead direction closes at both ends after `KEEPALIVE_S`.
 - A node has one line, of `Conditions.line` bytes a second each way, for all its connections. What is to leave waits in
   the queues of the ZeroMQ transport (`protocol.limits.send_queues`); what comes is received first come, first served,
   and waits at its receiver, where TCP would leave it with those who send.
-- A paused process takes nothing. Its queues fill up to `QUEUE_BYTES` a connection, then
-  `send` returns False. Of a stopped one (SIGSTOP) the kernel, too, takes no more once its buffers are full, and
-  peers' kernels give the connections up; of one whose interpreter is blocked, ZeroMQ's own thread reads on for a while.
+- A paused process takes nothing. Its queues fill up to `QUEUE_BYTES` a connection, then `send` returns False. The
+  kernel of a stopped one (SIGSTOP) takes no more once its buffers are full, and peers' kernels give the connections up.
+  If only the interpreter is blocked, ZeroMQ's own thread reads on for a while.
 """
 
 import heapq
@@ -33,7 +33,7 @@ QUEUE_BYTES = 4 << 20  # as kernels and libzmq keep for a process that reads not
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What the network does to frames: one-way delay bounds in seconds, and the share that is lost.
+    """The network's effect on frames: one-way delay bounds in seconds, and the share that is lost.
 
     TCP loses nothing on a live connection. Loss stands for everything that makes a frame
     vanish without the link closing: full queues, stalled processes, overloaded hosts.

@@ -92,7 +92,7 @@ def allow_many_descriptors() -> None:
 
 
 class Taken(Enum):
-    """What became of a frame that a socket was handed."""
+    """The fate of a frame that a socket was handed."""
 
     YES = auto()
     FULL = auto()  # try again later
@@ -176,7 +176,7 @@ class Change(NamedTuple):
 
 
 class Monitor:
-    """What happens to the connections of a socket, in the order in which it does."""
+    """The events of a socket's connections, in their order."""
 
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
@@ -218,7 +218,7 @@ class Monitor:
 
 
 class Sources:
-    """What a poll waits for, ZeroMQ sockets and file descriptors, each with what to call when it is ready."""
+    """The sockets and file descriptors that a poll waits for, each with the function to call when it is ready."""
 
     def __init__(self, failed: Callable[[], None]) -> None:
         """Have none yet; `failed` is called when a handler runs into a defect."""

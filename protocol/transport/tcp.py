@@ -126,9 +126,9 @@ class TcpView:
 class TcpWatch:
     """Every TCP connection that we accepted or dialled; what is refused goes to `events`.
 
-    libzmq names them by file descriptor, and descriptors are given again. We know them by a number
-    that is not. What libzmq says of inbound connections comes in order, so for these the last one with
-    a descriptor is meant (`inbound`); of a dialled one it says so elsewhere, so its number is kept there.
+    libzmq names them by file descriptor, and descriptors are given again. We know them by a number that is not.
+    libzmq's events of inbound connections come in order, so they mean the last one with a descriptor (`inbound`). Those
+    of a dialled one come elsewhere, so its number is kept there.
     """
 
     def __init__(self, limits: Limits, events: deque[NetworkEvent]) -> None:

@@ -81,7 +81,7 @@ class ZmqTransport:
         self._dialled.dial(address, scope)
 
     def hang_up(self, link: Link) -> None:
-        """See `Transport.hang_up`. What could be sent at once was: a goodbye is on its way."""
+        """See `Transport.hang_up`. All that could be sent at once was sent: a goodbye is on its way."""
         self._queues.drop(link)
         if link.dialled:
             self._dialled.hang_up(link)

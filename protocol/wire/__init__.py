@@ -1,4 +1,4 @@
-"""What peers say, as bytes.
+"""Messages as bytes.
 
 encoding     MessagePack under limits              envelope     the one form of a message: its size, signature, digest
 messages     the bodies of all messages            compression  how an item's content is packed, and how far it unpacks

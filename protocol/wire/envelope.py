@@ -56,7 +56,7 @@ _DOMAIN = b"gossamer/envelope/3\x00"
 
 
 class Kind(IntEnum):
-    """What a body is. A number that is not listed is ignored, so that newer nodes may say more."""
+    """The type of a body. A number that is not listed is ignored, so that newer nodes may say more."""
 
     HELLO = 1
     PEERS = 2
@@ -84,7 +84,7 @@ class Kind(IntEnum):
 
 @value
 class Header:
-    """What was signed of an envelope, and by whom; the signature was found good.
+    """The signed part of an envelope and its signer; the signature was found good.
 
     `kind` may be a number that this version does not know. `time_ms` is the signer's clock, in milliseconds of Unix
     time; `size` the body's bytes.
@@ -153,7 +153,7 @@ def open_frame(frame: bytes, check: Verify = verify) -> Envelope:
 
 @value
 class Control:
-    """What a peer says to us only: which message, and its body."""
+    """A message to us only: its kind, and its body."""
 
     kind: int
     body: bytes

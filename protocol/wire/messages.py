@@ -46,7 +46,7 @@ NO_HINT = bytes(HINT_BYTES)
 
 
 class Body(Protocol):
-    """What every message below is: the kind of its envelope, and the body's bytes."""
+    """The base of every message below: the kind of its envelope, and the body's bytes."""
 
     kind: ClassVar[Kind]
 
@@ -287,7 +287,7 @@ class Want:
 
 @value
 class Cancel(Want):
-    """The sender no longer asks for these: somebody else gives them. What has left comes nevertheless."""
+    """The sender no longer asks for these: somebody else gives them. Data that has left comes nevertheless."""
 
     kind: ClassVar[Kind] = Kind.CANCEL
 
@@ -312,7 +312,7 @@ class DontHave:
 
 @value
 class Busy(DontHave):
-    """Of these items the sender gives nothing for now, and may be asked again.
+    """The sender gives nothing of these items for now, and may be asked again.
 
     Without any: all that it was asked for waits for its line, and comes.
     """
@@ -384,7 +384,7 @@ class ItemChunk:
 
 @value
 class Interest:
-    """What the sender wants to be offered.
+    """The topics that the sender wants to be offered.
 
     `topics` is None for every topic. With `announce_only` nothing is to be sent that it did not ask for.
     """

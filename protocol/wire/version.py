@@ -2,10 +2,10 @@
 
 A version is major x 256 + minor. The first frame that either end of a connection sends, a hello, says its version in
 the same place in every major version since 2: the two bytes after the key and the signature. A node of version 2 that
-meets us logs ours, and a node of ours logs theirs. Whoever speaks another major version is told so with a goodbye that
-is sealed as a hello is, so that it says our version in that place, too, and hung up on. Version 1 had a MessagePack
-array in that place; version 2 answered those that it could not read in the form of version 1, so what begins like that
-is of either.
+meets us logs ours, and a node of ours logs theirs. A peer of another major version gets a goodbye and is hung up on.
+The goodbye is sealed as a hello is, so that it says our version in that place, too. Version 1 had a MessagePack array
+in that place; version 2 answered those that it could not read in the form of version 1, so what begins like that is of
+either.
 """
 
 import re
