@@ -24,8 +24,8 @@ errors          what a person can act on
 processes/      processes and the operating system
 
 Libraries beneath it report their use unless they are told not to, and they look when they are imported. This is
-imported before them in every process of a node, and what it says its child processes inherit. Who set a variable
-keeps it.
+imported before them in every process of a node, and what it says its child processes inherit. A variable that was set
+keeps its value.
 """
 
 import os

@@ -170,7 +170,7 @@ class PlacementConfig(Section):
 
 
 class EngineConfig(Section):
-    """Who generates the rollouts, where, and how it samples."""
+    """The engine that generates the rollouts, its place, and how it samples."""
 
     kind: Literal["hf", "vllm", "server"] = Field(
         "hf", description="'hf': transformers, in the trainer; 'vllm': a child process; 'server': vLLM at placement.url"
@@ -248,7 +248,7 @@ def is_rewards_task(name: str) -> bool:
 
 
 class SamplingConfig(Section):
-    """What a round generates and what it trains on (I and J of the paper)."""
+    """The groups that a round generates, and those that it trains on (I and J of the paper)."""
 
     local: int = Field(2, ge=0, description="own groups a round, I")
     external: int = Field(16, ge=0, description="peers' groups a round, J, or fewer where there are not as many")
@@ -533,7 +533,9 @@ class EvalConfig(Section):
 
 
 class BudgetConfig(Section):
-    """What a node may spend before it ends, beside `rounds`; `node.training.budget` says how it is counted."""
+    """The tokens that a node may spend before it ends, beside `rounds`; `node.training.budget` says how they are
+    counted.
+    """
 
     generated_tokens: int | None = Field(
         None, ge=1, description="the node ends with the round in which it has generated so many; default: no bound"
@@ -705,7 +707,7 @@ def _anchored(function: object, folder: Path) -> object:
 def fill(config: NodeConfig, values: Mapping[str, Any]) -> NodeConfig:
     """Return `config` with `values`, by dotted key, for what is not set in it; they do not count as set.
 
-    What counts as set is what `model_dump(exclude_unset=True)` gives.
+    A setting counts as set if `model_dump(exclude_unset=True)` gives it.
     """
     tree = config.model_dump(exclude_unset=True)
     missing = [key for key in values if not is_set(config, key)]

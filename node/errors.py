@@ -14,7 +14,7 @@ class UserError(Exception):
 
 
 class PassingError(UserError):
-    """What may go well at another try, once others hold less memory: who keeps a node running starts it again.
+    """An error that another try may not meet, once others hold less memory: a supervisor starts the node again.
 
     The command line exits with 1.
     """

@@ -42,7 +42,7 @@ _MAX_FRAME = 1 << 30  # bytes: the file is our own, but may be damaged
 
 
 class Start(NamedTuple):
-    """What a node went on from.
+    """The state that a node went on from.
 
     Rounds done before, its settings, its seed, the bounds on a peer's group, which questions are held out, and what was
     in its replay buffer.
@@ -84,7 +84,7 @@ class Round(NamedTuple):
 
 
 class RoundJournal(Protocol):
-    """What a loop tells of its rounds, and through which it reads what comes from outside."""
+    """Takes a loop's record of its rounds, and hands it everything that comes from outside."""
 
     def now(self) -> float:
         """Return the time, Unix seconds, that this round goes by from here on."""

@@ -416,8 +416,7 @@ def _staleness(
 ) -> dict[str, float]:
     """Return how long the drawn groups have waited here, and how far behind us their makers say that they were.
 
-    What a peer says of its version is its own count of rounds and may be anything: it is shown, by its median, and
-    decides nothing.
+    A peer's version is its own count of rounds and may be anything: the median is shown, and decides nothing.
     """
     if not drawn:
         return {}

@@ -121,7 +121,7 @@ class _Again:
 
     @property
     def difference(self) -> str:
-        """What the round that is over did otherwise than recorded."""
+        """The ways in which the last round differed from its record."""
         recorded, (admitted, drawn) = self.recorded, self.digests
         if admitted != recorded.admitted:
             was, now = dict(verdicts(recorded.seen, recorded.refused)), dict(verdicts(self.seen, self.refused))

@@ -35,7 +35,7 @@ SETTINGS_FILE = "settings.json"
 
 
 class Memory(NamedTuple):
-    """What a folder remembers: the tree of what was set, and all of what it last ran; both empty in a new folder."""
+    """A folder's memory: the tree of what was set, and all of what it last ran; both empty in a new folder."""
 
     settings: Mapping[str, Any]
     last: Mapping[str, Any]

@@ -49,7 +49,7 @@ def doctor(
     With a model: what a node takes with it and with the settings given, by part, whether that fits here, or a GPU that
     is not here, and what to set.
 
-    What has to be mended (✗) makes it exit with 1; what may be as it is (!) does not. Each says what to do.
+    A finding that has to be mended (✗) makes it exit with 1; a warning (!) does not. Each says what to do.
 
     \b
     Example:

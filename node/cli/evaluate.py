@@ -119,7 +119,7 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
 def shown(answers: "dict[str, dict[str, list[Outcome]]]", count: int) -> Iterator[str]:
     """Yield lines about `count` questions, as many of each task as of another, with each kind of answers.
 
-    Of a kind whose answers to a question could not be scored, nothing is shown.
+    Nothing is shown of a kind whose answers to a question could not be scored.
     """
     turns = zip_longest(*([(task, one.item) for one in found] for task, found in answers["greedy"].items()))
     for task, item in islice(filter(None, chain.from_iterable(turns)), count):

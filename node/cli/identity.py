@@ -39,7 +39,7 @@ def show(folder: Folder = STATE, debug: Debug = False) -> None:
 def export(folder: Folder = STATE, debug: Debug = False) -> None:
     """Print the private key as PEM.
 
-    Whoever holds it is this node: keep it as you keep a password.
+    Its holder is this node: keep it as you keep a password.
 
     \b
     Example:
@@ -82,8 +82,8 @@ def hand_over(
 ) -> None:
     """Hand the swarm over to another key, for good.
 
-    It has to be this key's swarm; invites and revocations are the other key's to sign then. What was granted before
-    goes on to count. The node in the folder tells the swarm while it runs.
+    It has to be this key's swarm; invites and revocations are the other key's to sign then. Earlier grants go on to
+    count. The node in the folder tells the swarm while it runs.
 
     \b
     Example:

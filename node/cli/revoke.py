@@ -24,9 +24,9 @@ Undo = Annotated[bool, typer.Option("--undo", help="Let it count again.")]
 def revoke(folder: Folder, what: What = None, undo: Undo = False, debug: Debug = False) -> None:
     """Take back a node, an invite or a pass for good.
 
-    Nothing that they sign or admit counts any more. The list is signed here; the node that runs in FOLDER, or
-    its next start, tells the swarm. Whoever hears of it parts from the node, and takes nothing that it
-    signed. Without WHAT, print what is on the list.
+    Nothing that they sign or admit counts any more. The list is signed here; the node that runs in FOLDER, or its next
+    start, tells the swarm. Nodes that hear of it part from the node, and take nothing that it signed. Without WHAT,
+    print what is on the list.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""What a node is to run, settled from all who have a say; each goes before the ones below it.
+"""Settles a node's configuration from all its sources; each source goes before the ones below it.
 
 options     --model, --listen, --rounds, ..., and --set in order
 CONFIG      the file

@@ -1,4 +1,4 @@
-"""What a person names to evaluate or to export: a checkpoint, a node's folder (its newest one), or a model."""
+"""The trained things that a person can name: a checkpoint, a node's folder (its newest one), or a model."""
 
 import json
 import sys

@@ -105,7 +105,7 @@ class RolloutEngine(Protocol):
 
 
 class Beside(NamedTuple):
-    """What an engine takes of the device that trains, in bytes."""
+    """An engine's share of the device that trains, in bytes."""
 
     generating: int  # while it generates
     resting: int  # while the policy is trained

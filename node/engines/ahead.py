@@ -1,7 +1,7 @@
 """The next round is generated while this one trains: an engine on a thread of its own.
 
 Each call to the engine below is made on that thread, one after another, so that new weights wait for the batch that the
-old ones generate. What was begun is asked for like any other batch, by the same prompts, sampling and seed.
+old ones generate. A batch that was begun is asked for like any other, by the same prompts, sampling and seed.
 """
 
 import json

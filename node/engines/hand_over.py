@@ -92,7 +92,7 @@ class SharedWeights:
 class AdapterFolder:
     """The folder in which a policy's adapters of the moment lie.
 
-    What an earlier process of the node left, as one that is killed does, is removed.
+    Files that an earlier process of the node left, as a killed one does, are removed.
 
     Args:
         node: the node's folder, in which it is made.

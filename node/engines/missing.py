@@ -1,4 +1,4 @@
-"""What has to be there before an engine can start. It looks without torch, and within seconds."""
+"""Looks for what an engine needs before it can start. It looks without torch, and within seconds."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ NO_VLLM = (
 def missing(kind: str, config: EngineConfig) -> str:
     """Return what is to be installed, set or started before the engine of this `kind` can start; empty if nothing is.
 
-    What does not answer in time counts as there.
+    A server that does not answer in time counts as there.
     """
     if kind == "vllm":
         return _no_vllm(config.vllm.python)

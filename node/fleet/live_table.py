@@ -1,4 +1,4 @@
-"""What a running swarm looks like: a live table in a terminal, a line now and then elsewhere."""
+"""Shows a running swarm: a live table in a terminal, a line now and then elsewhere."""
 
 import json
 import statistics

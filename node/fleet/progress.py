@@ -8,7 +8,7 @@ from node.training.budget import Spent
 
 
 class Point(NamedTuple):
-    """What a display needs of one round, with running totals of the groups trained on and of tokens."""
+    """One round as a display needs it, with running totals of the groups trained on and of tokens."""
 
     round: int
     reward: float
@@ -33,7 +33,7 @@ class Progress:
 
     @property
     def spent(self) -> Spent:
-        """What the finished rounds have spent."""
+        """The tokens that the finished rounds have spent."""
         return self.points[-1].spent if self.points else Spent()
 
     def update(self, rows: Iterable[Row]) -> None:

@@ -28,7 +28,7 @@ SOLVED = 1.0 - 1e-6
 
 
 class NodeFiles(NamedTuple):
-    """What a node left: its rows of metrics, evaluations and rollouts."""
+    """A node's records: its rows of metrics, evaluations and rollouts."""
 
     metrics: Sequence[Row]
     evaluations: Sequence[Row] = ()
@@ -36,7 +36,7 @@ class NodeFiles(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What a node's model said to one question: the best and the worst of its completions."""
+    """A model's answers to one question: the best and the worst of its completions."""
 
     node: str
     round: int

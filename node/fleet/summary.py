@@ -1,4 +1,4 @@
-"""What came of a run: `summary.json`, computed from the nodes' metrics alone.
+"""The outcome of a run: `summary.json`, computed from the nodes' metrics alone.
 
     {"nodes": {"n0": {"rounds": ..., "reward_cumulative": ..., "accuracy_first": ..., ...}, ...},
      "swarm": {"reward_first": ..., "reward_last": ..., "reward_cumulative": ..., "ratio": ...,

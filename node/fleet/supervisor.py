@@ -105,7 +105,7 @@ def nobody(children: Sequence[NodeProcess]) -> Collection[str]:
 
 @dataclass(frozen=True, slots=True)
 class Supervisor:
-    """What `supervise` needs to start a node, and who is to be away: asked at every look, for names."""
+    """The means to start a node, and the names of nodes to be away, which are asked for at every look."""
 
     context: ForkServerContext
     target: Target

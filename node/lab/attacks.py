@@ -38,7 +38,7 @@ LOOK_BACK = 256  # of the others' newest groups, that a copier chooses from
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What an attacker has at the end of a round.
+    """An attacker's view at the end of a round.
 
     `done` is the part of the run that is over, `own` what it made, `seen` what others have published of
     late, `count` the groups that it signs a round, with `completions` each of at most `longest` characters.

@@ -69,10 +69,10 @@ class Departures:
 
 
 class Attendance:
-    """Who is away of a swarm whose nodes go each at its own speed.
+    """Says which nodes are away in a swarm whose nodes each go at their own speed.
 
     Time is counted in rounds that the fastest node present has done, without those that it does again from a
-    checkpoint. Where nobody is there to do one, the first to come back does so at once.
+    checkpoint. If nobody is there to do one, the first node to come back does so at once.
     """
 
     def __init__(self, departures: Sequence[Departures]) -> None:

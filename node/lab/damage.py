@@ -1,4 +1,4 @@
-"""What an attack did: how often honest nodes came to do what it wanted, and what they lost by it.
+"""The damage of an attack: how often honest nodes came to do what it wanted, and what they lost by it.
 
 While a run goes on, `Witness` looks at every completion that an honest node makes, and counts which attack's marks it
 shows; a run without an attack has these counts too. An attack is held against its control: the same honest nodes,
@@ -56,7 +56,7 @@ class Witness:
 
 
 class Seen(NamedTuple):
-    """What a run's witness left: how many nodes were honest, completions by round, and of these those with marks."""
+    """The record of a run's witness: the number of honest nodes, completions by round, and those of them with marks."""
 
     honest: int
     made: Sequence[int]

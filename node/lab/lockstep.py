@@ -246,7 +246,7 @@ class _Engine:
 
 @dataclass(slots=True)
 class Mail:
-    """What takes the place of a network: groups of each round, checked once, for all others."""
+    """Takes the place of a network: groups of each round, checked once, for all others."""
 
     tasks: TaskSet
     max_completions: int

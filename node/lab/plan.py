@@ -56,14 +56,14 @@ Model = TypeVar("Model", bound=Section)
 
 
 class BaseConfig(Section):
-    """What all arms begin with."""
+    """The start of all arms."""
 
     note: str = ""
     settings: dict[str, Any] = Field({})
 
 
 class AttackConfig(Section):
-    """What the last nodes of a run do to the others; one of `node.lab.attacks`."""
+    """The attack of a run's last nodes on the others; one of `node.lab.attacks`."""
 
     kind: str
     nodes: int = Field(ge=1, le=1024, description="hostile ones, of all")

@@ -1,4 +1,4 @@
-"""What came of an experiment: from run folders to figures with intervals. No run is started here.
+"""The results of an experiment: from run folders to figures with intervals. No run is started here.
 
 The figures of a run, each a mean over its nodes:
 

@@ -35,7 +35,7 @@ from node.lab.plan import ArmConfig, AttackConfig, BaseConfig, Lab, LabConfig, R
 
 
 class DefenceConfig(Section):
-    """What the honest nodes set against attacks; their settings are over a base's."""
+    """The honest nodes' defence against attacks; its settings are over a base's."""
 
     note: str = ""
     settings: dict[str, Any] = Field({})

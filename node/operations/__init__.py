@@ -1,4 +1,4 @@
-"""What keeps a node in good order.
+"""Operations that keep a node in good order.
 
 presets     settings that fit a model's size and the machine
 diagnosis   is this machine, and this configuration, fit to run a node (`gossamer doctor`)

@@ -12,8 +12,8 @@ behind a checkpoint; rows beyond it are forgotten when a node goes on from there
 twice. The pool is copied by SQLite itself. The uses of invites come last: what was granted later the restored node does
 not know, though the peers do that admitted it.
 
-**After kill -9.** The archive is written aside and renamed; a folder is filled aside and renamed, too. What a killed
-backup or restore leaves behind begins with a dot, and the next one removes it.
+**After kill -9.** The archive is written aside and renamed; a folder is filled aside and renamed, too. The leftovers of
+a killed backup or restore begin with a dot, and the next one removes them.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What `gossamer doctor` finds: can this machine run a node, and does the node in a folder work?
+"""The checks of `gossamer doctor`: can this machine run a node, and does the node in a folder work?
 
 To add a finding, yield a `Check` from one of the functions here: what is so, whether that will do, and what to do.
 """

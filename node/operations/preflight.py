@@ -1,4 +1,4 @@
-"""What can be told before torch is imported, which alone takes seconds, and before a model is loaded.
+"""Checks that need neither torch, whose import takes seconds, nor a loaded model.
 
 Each check is as cheap as it can be. One that passes promises nothing: what needs the thing says so later.
 """

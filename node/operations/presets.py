@@ -60,7 +60,7 @@ Overrides = dict[str, Choice]
 def preset_for(policy: PolicyConfig, engine: EngineConfig, nodes: int = 1) -> Overrides:
     """Return the preset of the policy's model on this machine, of which each of `nodes` nodes has an equal part.
 
-    Where there are several GPUs, as many nodes as come on one share it.
+    With several GPUs, as many nodes as come on one share it.
 
     Raises:
         UserError: there is no such model.

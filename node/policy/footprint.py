@@ -26,7 +26,7 @@ LIBRARIES = 500_000_000  # torch and transformers, as measured
 
 
 class ModelSize(NamedTuple):
-    """What a causal language model's configuration says of its size."""
+    """The size of a causal language model, by its configuration."""
 
     parameters: int
     layers: int
@@ -44,7 +44,7 @@ BUILTIN_SIZE = ModelSize(
 
 
 class Machine(NamedTuple):
-    """What a node has for itself: memory of the device that trains, in bytes, and what the device can do."""
+    """A node's own part of a machine: memory of the device that trains, in bytes, and what the device can do."""
 
     memory: int
     gpu: bool = False
@@ -55,7 +55,7 @@ class Machine(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one thing takes, in bytes, and how it comes about."""
+    """One entry of the sum: its bytes, and how they come about."""
 
     name: str
     bytes: int
@@ -140,8 +140,9 @@ def adapter_parameters(size: ModelSize, rank: int) -> int:
 def activation_bytes(size: ModelSize, product: int, *, checkpointing: bool = False) -> int:
     """Return what a token's backward pass needs of the forward one.
 
-    Of a gated layer (Llama, Qwen, Gemma, ...): the inputs of its matrices and of what is between them, in `product`
-    bytes each; the norms and the residual stream in float32. With checkpointing, one layer at a time and the stream.
+    A gated layer (Llama, Qwen, Gemma, ...) keeps the inputs of its matrices and of what is between them, in `product`
+    bytes each, and the norms and the residual stream in float32. With checkpointing, one layer at a time and the
+    stream.
     """
     stream = 4 * 4 * size.hidden
     inner = product * (6 * size.hidden + 4 * size.kv_width + 4 * size.intermediate)

@@ -66,7 +66,7 @@ class Policy:
 
     @property
     def pad_token_id(self) -> int:
-        """What fills the unused places of a batch; always masked."""
+        """The token in the unused places of a batch; always masked."""
         return self.tokenizer.pad_token_id
 
     def encode_prompt(self, item: Item) -> list[int]:

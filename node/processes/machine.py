@@ -1,4 +1,4 @@
-"""What depends on the operating system: processors to use, memory, and what is defended on Linux alone."""
+"""The parts that depend on the operating system: processors to use, memory, and the defences that Linux alone has."""
 
 import ctypes
 import gc
@@ -57,7 +57,7 @@ def is_out_of_memory(error: Exception) -> bool:
 def free_memory() -> None:
     """Give back what this process holds and does not use, torch's cache of a GPU included.
 
-    What a caught error still refers to is in use: call this outside of its `except`.
+    A caught error keeps alive all that it refers to: call this outside of its `except`.
     """
     gc.collect()
     torch = sys.modules.get("torch")  # imported or not: where nobody has, it caches nothing

@@ -88,7 +88,7 @@ class Refused(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What a peer's group may have at most."""
+    """The bounds of a peer's group."""
 
     completions: int
     bytes: int

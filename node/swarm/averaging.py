@@ -12,10 +12,10 @@ to `weights_address` in its folder.
 
 Averaging weights with peers of the same architecture, in the background of a node.
 
-Once in `weights.every` rounds the trainer's thread leaves a copy of the weights for this module's
-thread, which takes part in one round of the group (`collectives.outer_optimizer`) and leaves the result.
-The trainer never waits: it takes a result up at the end of a round in which there is one, and
-skips an exchange while the one before is not over. What the node has learnt meanwhile stays:
+Once in `weights.every` rounds the trainer's thread leaves a copy of the weights for this module's thread, which takes
+part in one round of the group (`collectives.outer_optimizer`) and leaves the result. The trainer never waits: it takes
+a result up at the end of a round in which there is one, and skips an exchange while the one before is not over. The
+node keeps what it has learnt meanwhile:
 
     weights = result + (weights now - weights in the copy)
 
@@ -60,7 +60,7 @@ JOIN_TIMEOUT = 120.0  # seconds to wait to be let in, before asking anew: member
 
 
 class Directory(Protocol):
-    """What members of a swarm know of each other: a `protocol.host.Host`."""
+    """The members' knowledge of each other: a `protocol.host.Host`."""
 
     def serve(self, *services: Service) -> None:
         """Say what runs here."""
@@ -77,7 +77,7 @@ class Directory(Protocol):
 
 
 class Weights(Protocol):
-    """What a node does with its weights besides training them; nothing here waits for the network."""
+    """A node's use of its weights besides training them; nothing here waits for the network."""
 
     def begin(self) -> None:
         """Training begins, from the weights as they are now."""
@@ -235,7 +235,7 @@ Connect = Callable[[], Member]
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """What a round of the group left, and the weights since which learning does not yet count in it."""
+    """The result of a round of the group, and the weights since which learning does not yet count in it."""
 
     since: torch.Tensor
     outer: torch.Tensor
@@ -416,7 +416,7 @@ class WeightExchange:
                 self._jobs.put(given)
                 raise
             log.info("weights exchanged", revision=step.revision, members=len(step.contributors), seconds=step.seconds)
-            # What was learnt since `start` counts the next time, unless the group's state replaced it.
+            # Learning since `start` counts the next time, unless the group's state replaced it.
             since = start if joining and not step.joined else given
             joining = False
             self._results.put(_Result(since, rounds.outer.clone(), rounds.momentum.clone(), step))

@@ -1,6 +1,6 @@
 """Founding a swarm, inviting to it, joining it: what changes in a node's folder before the node runs.
 
-What a node's folder says of the swarm that it founded or joined.
+A node's folder holds the swarm that it founded or joined.
 
 manifest.bin   the swarm's signed manifest
 grant.bin      what admits this node to it; missing in open swarms and for nodes that are listed
@@ -299,8 +299,8 @@ def _peers(folder: Path, manifest: SwarmManifest) -> list[Address]:
 def join(invite: Invite, config: NodeConfig, folder: Path) -> NodeConfig:
     """Make `folder` a node of the invite's swarm and return the configuration to run.
 
-    The manifest is fetched once; when it is there already, nothing is asked. The tasks are the
-    manifest's, unless the node only relays. What else the node does is up to `config`.
+    The manifest is fetched once; when it is there already, nothing is asked. The tasks are the manifest's, unless the
+    node only relays. `config` decides all else.
 
     Raises:
         UserError: the folder belongs to another swarm, its node has trained under another split, or a task cannot be
@@ -493,10 +493,9 @@ def _canonical(name: str, options: Mapping[str, Any]) -> str:
 def adopt_tasks(manifest: SwarmManifest, own: Sequence[TaskConfig]) -> list[TaskConfig]:
     """Return the configuration of the manifest's tasks on this machine.
 
-    What `own` says of a task by the same name counts for its weight, for how this node asks its
-    own model (examples, instruction) and for where its files are; all else comes from the manifest.
-    `UserError` names the task that this machine cannot build, or builds differently, and the
-    version that differs.
+    A task of the same name in `own` decides its weight, how this node asks its own model (examples, instruction) and
+    where its files are. All else comes from the manifest. `UserError` names the task that this machine cannot build, or
+    builds differently, and the version that differs.
     """
     return [_adopt(task, own) for task in manifest.tasks]
 

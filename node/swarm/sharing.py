@@ -3,7 +3,7 @@
 `Exchange` is all that the loop knows of its peers. `NetworkExchange` speaks through
 the protocol's host; `NoExchange` is a node alone, for which the loop is plain GRPO.
 
-What a node asks the swarm for: its tasks' topics, and as many groups a second as it can use.
+Demand: a node asks the swarm for its tasks' topics, and for as many groups a second as it can use.
 
 The demand is what the sampler draws, times `OVERSAMPLING`, over the measured seconds of a round. The factor goes down
 to `SPARE` while rounds find what they want, and to `LESS` while they leave enough for the next ones. A node that trains

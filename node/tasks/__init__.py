@@ -122,7 +122,7 @@ def is_text(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Wrapper:
-    """What a task around another one says of itself unless it says otherwise: what the inner one does."""
+    """A task around another one; unless it says otherwise, it says of itself what the inner one does."""
 
     base: Task
 

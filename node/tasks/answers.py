@@ -1,9 +1,8 @@
 """Reading and comparing answers that a model wrote, ours or a peer's.
 
-The text is hostile. Nothing here evaluates, formats or looks anything up by it; every
-text is cut to a bound before it is parsed, every pattern runs in linear time, and no
-number is built from more than `MAX_DIGITS` digits on either side of its point. What
-cannot be read is `None` or unequal, never an exception.
+The text is hostile. Nothing here evaluates, formats or looks anything up by it; every text is cut to a bound before it
+is parsed, every pattern runs in linear time, and no number is built from more than `MAX_DIGITS` digits on either side
+of its point. An unreadable answer is `None` or unequal, never an exception.
 
 An answer mode says where in a completion the answer is; `READERS` has a function for each, `show` is its opposite:
 

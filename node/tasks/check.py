@@ -1,4 +1,4 @@
-"""What `gossamer tasks check` tries on a task before anybody trains on it.
+"""The trials of `gossamer tasks check`, before anybody trains on a task.
 
 `python -m node.tasks.check` is its other process: it reads a task's configuration as JSON from its standard
 input and prints what the task makes of some seeds, as a digest.

@@ -41,7 +41,7 @@ class Prompted(Wrapper):
 
     @property
     def submit(self) -> Submit | None:
-        """What queues a text for a worker process; None if the task scores in this process."""
+        """Queues a text for a worker process; None if the task scores in this process."""
         submit = submit_of(self.base)
         if submit is None or self.mode is None:
             return submit

@@ -116,7 +116,7 @@ def load_verifiers(name: str, options: Mapping[str, object]) -> VerifiersTask:
 
 
 class RefusedError(Exception):
-    """What a task set needs and does not get here."""
+    """The needs of a task set that are not met here."""
 
 
 def main() -> None:

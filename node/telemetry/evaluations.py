@@ -1,4 +1,4 @@
-"""What a policy scored on held-out questions: the rows of `evaluations.jsonl`, and what a run makes of them.
+"""Scores on held-out questions: the rows of `evaluations.jsonl`, and what a run makes of them.
 
     {"round": rounds done, "time": ..., "seconds": ..., "questions": ..., "completions": ...,
      "accuracy": ..., "accuracy_low": ..., "accuracy_high": ...,    greedy, temperature 0

@@ -3,8 +3,8 @@
 One event a line, with fields rather than prose. Events of libraries that use the
 standard `logging` take the same way, from WARNING up.
 
-Who logs makes the line and waits for nothing, for the network thread logs too, and a disk or a terminal may hang: each
-place has a thread that writes to it. What waits is written when Python ends. `multiprocessing` ends its processes
+The caller makes the line and waits for nothing: the network thread logs too, and a disk or a terminal may hang. Each
+place has a thread that writes to it. Waiting lines are written when Python ends. `multiprocessing` ends its processes
 otherwise, so these call `flush_logs`; what kills a process at once takes the last lines with it.
 """
 

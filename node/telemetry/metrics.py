@@ -65,7 +65,7 @@ class MetricsLog:
     def rewind(self, round_number: int) -> None:
         """Drop the rows after `round_number`, as a node does that resumes from its checkpoint.
 
-        What was moved out of the way is older, and looked at only where nothing is left here.
+        The file that was moved out of the way is older, and read only if nothing is left here.
         """
         recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
         for path in (self._path, older(self._path)):
@@ -86,9 +86,9 @@ class MetricsLog:
 class MetricsTail:
     """The reading end of a live file: each `poll` reads only what is new.
 
-    After a rewind the file is another one and is read again from its start; a consumer
-    therefore takes a row of round r to replace everything it has from r on. Of a row it
-    returns `keys`, or all, by which a file takes seven times its size.
+    After a rewind the file is another one and is read again from its start; a consumer therefore takes a row of round r
+    to replace everything it has from r on. It returns `keys` of each row, or all, with which a file takes seven times
+    its size.
     """
 
     def __init__(self, path: Path, keys: Collection[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a node refuses, by reason: the names under which it is counted, and what each tells a person.
+"""Refusals by reason: the names under which they are counted, and what each tells a person.
 
 `gossamer status`, the dashboard and the reference show these words; `/metrics` and a node's rows have the names.
 """
@@ -67,7 +67,7 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "superseded": "a newer connection of the same node took its place",
         "endless_message": "a connection with a message that never ends",
         "backlog": "a connection that held more than may wait",
-        # Who is let in.
+        # Admission.
         "not_admitted": "a node that is neither listed nor invited",
         "invite_used": "an invite that was used as often as it may be",
         "invite_expired": "an invite whose time is over",

@@ -1,12 +1,12 @@
-"""What the model says: a few rollouts of each round, in `rollouts.jsonl`, one object a completion.
+"""The rollout log: a few rollouts of each round, in `rollouts.jsonl`, one object a completion.
 
     {"round": ..., "whose": "own" or the peer that sent it, "age": seconds since it came,
      "policy": ..., "policy_version": ..., "task": ..., "seed": ...,
      "question": ..., "text": ..., "reward": ..., "finished": ...}
 
-Of a group the best and the worst completion are kept, or one where all are alike. Texts may be
-a peer's and mean anything: they are cut to a length, the file holds nothing outside ASCII, and
-who shows them quotes them (`quoted`) or escapes them for the page that they go into.
+The best and the worst completion of a group are kept, or one if all are alike. Texts may be a peer's and mean anything:
+they are cut to a length, the file holds nothing outside ASCII, and who shows them quotes them (`quoted`) or escapes
+them for the page that they go into.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""What a running node says of itself over HTTP: a page, /status (JSON), /metrics for Prometheus, /healthz.
+"""The status server of a running node: a page, /status (JSON), /metrics for Prometheus, /healthz.
 
 `observe.json` in the node's folder says where: host, port, token, the process's id. `ask` reads it and asks.
 """

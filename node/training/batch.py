@@ -22,8 +22,8 @@ A row whose advantage is zero adds nothing to the gradient (there is no KL term)
 is counted in the loss's denominator but not sent through the model. The entropy and
 clipping that TRL logs are therefore means over the rows that do train.
 
-Rows of like length are in one micro-batch, so that little is padding, and the longest come first: a round that does
-not fit the memory fails at its beginning. Where prompts are shared, the rows of a prompt come one after another.
+Rows of like length are in one micro-batch, so that little is padding, and the longest come first: a round that does not
+fit the memory fails at its beginning. If prompts are shared, the rows of a prompt come one after another.
 """
 
 import math

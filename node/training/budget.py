@@ -1,4 +1,4 @@
-"""What a node has spent, and whether that is all it may: `rounds`, or a `[budget]` in tokens, ends its run.
+"""Counts what a node has spent: `rounds`, or a `[budget]` in tokens, ends its run.
 
     generated    tokens of its own completions
     trained      tokens of completions, own and peers', that an update was computed on, once for each iteration

@@ -12,8 +12,8 @@ the rename is the commit, so a folder of the first kind is complete by construct
 one is renamed before it is deleted, so that half of it is never taken for the whole. The mark of weights alone is
 committed before the first file goes, so that what is missing is known to be missing on purpose.
 
-What a disk, a copy or a person did to a folder afterwards is looked for before a node goes on
-from it: a damaged one is passed over for the newest that is whole.
+A disk, a copy or a person may damage a folder later. So it is checked before a node goes on from it, and a damaged one
+is passed over for the newest that is whole.
 """
 
 import errno

@@ -41,7 +41,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a policy did on `questions` different questions of one task, or of all.
+    """A policy's scores on `questions` different questions of one task, or of all.
 
     `accuracy` is the share of completions with full reward, within [`low`, `high`]: a Wilson
     interval at 95 % that counts questions, not completions, since completions of one

@@ -132,8 +132,8 @@ def _layers_left_out(model: Any, output: Any) -> Iterator[None]:
 def _without_hooks(model: Any) -> Iterator[None]:
     """Run, within, neither the hooks of the model nor those of its output matrix.
 
-    FSDP2's would exchange weights once a chunk, and ranks have unlike numbers of chunks. What the first chunk of a
-    micro-batch has fetched stays until the backward pass.
+    FSDP2's would exchange weights once a chunk, and ranks have unlike numbers of chunks. The weights that the first
+    chunk of a micro-batch has fetched stay until the backward pass.
     """
     held = [(one, one._forward_pre_hooks, one._forward_hooks) for one in (model, model.get_output_embeddings())]
     for one, _, _ in held:

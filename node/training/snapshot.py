@@ -14,7 +14,7 @@ MOST = 0.5  # of the free memory; the next round may want the rest
 def copied(state: T) -> T | None:
     """Return a copy of a tree of dictionaries, lists, tensors and plain values; None where it would be too large.
 
-    What shares its numbers goes on to share them: safetensors writes tied weights once.
+    Tensors that share their numbers go on to share them: safetensors writes tied weights once.
     """
     tensors = {_place(one): one for one in _tensors(state)}
     if sum(one.nbytes for one in tensors.values()) > MOST * available_memory():

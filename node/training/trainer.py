@@ -663,7 +663,7 @@ def _unused_reward(**_: object) -> list[float]:
 
 
 class _MicroBatches:
-    """What transformers iterates over, a step's micro-batches at a time.
+    """The iterable that transformers consumes, a step's micro-batches at a time.
 
     The start is looked up late: it resumes after asking for this object.
     """

@@ -4,11 +4,10 @@
     /status      the state, JSON   /metrics  the same for Prometheus         /healthz   200 while all is well
     /refusals    what each reason for a refusal means, and whether it is nobody's fault, JSON
 
-Nothing is taken in: GET and HEAD alone. A page of another site must not read this one through the visitor's browser:
-a request that names a host which is not ours (DNS rebinding) or comes from another origin is refused. Beyond
-loopback a token is asked for, as a bearer token or once as `?token=`, which is then kept in a cookie. What peers
-wrote is data to the page, never markup: it makes text nodes of it, and the content security policy has no inline
-script to offer.
+Nothing is taken in: GET and HEAD alone. A page of another site must not read this one through the visitor's browser: a
+request that names a host which is not ours (DNS rebinding) or comes from another origin is refused. Beyond loopback a
+token is asked for, as a bearer token or once as `?token=`, which is then kept in a cookie. Peers' text is data to the
+page, never markup: the page makes text nodes of it, and the content security policy allows no inline script.
 """
 
 import asyncio
@@ -59,7 +58,7 @@ State = Callable[[], Mapping[str, Any]]
 
 
 class Site(NamedTuple):
-    """What a page is of.
+    """The subject of a page.
 
     `state` returns what /status says, `page_state` what the page shows of it each second; both are called from
     threads, and an exception is a defect. `metrics` returns Prometheus' text, `well` whether all is well. `folders`

@@ -1,4 +1,4 @@
-"""What the page shows, read from the folders of one node or of many: a stream of small JSON events.
+"""The page's data, read from the folders of one node or of many: a stream of small JSON events.
 
     rows      {"node": ..., "reset": bool, "rows": [...]}      finished rounds; `reset`: forget what came before
     scores    {"node": ..., "rows": [...]}                     evaluations on held-out questions
