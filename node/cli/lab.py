@@ -29,6 +29,14 @@ Settings = Annotated[
 Jobs = Annotated[
     int | None, typer.Option(min=1, help="Runs at once.  [default: as many as the cores allow]", show_default=False)
 ]
+On = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ray[=ADDRESS]",
+        help="Do the runs on a Ray cluster: the one that this machine belongs to, or the one at ADDRESS.",
+        show_default=False,
+    ),
+]
 Known = Annotated[
     Path | None,
     typer.Option(
@@ -50,6 +58,7 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     settings: Settings = None,
     known: Known = None,
     jobs: Jobs = None,
+    on: On = None,
     debug: Debug = False,
 ) -> None:
     """Do the missing runs of an experiment, and sum all up.
@@ -61,6 +70,7 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
       gossamer lab run examples/rules.toml
       gossamer lab run examples/rules.toml --base dense --arm 8/0 --arm 2/16 --set seeds=1 --out runs/a
       gossamer lab run examples/rules.toml --known docs/results/rules.json --arm 8/0 --set seeds=6
+      gossamer lab run examples/rules.toml --on ray=head.example:6379
     """
     from node.lab.plan import read_lab
     from node.lab.plots import plot
@@ -73,7 +83,7 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     if known is not None:
         before, found = read_known(known)
         lab = with_known(lab, before, found)
-    do_missing(lab, jobs or 0, lambda line: print(line, flush=True))
+    do_missing(lab, jobs or 0, lambda line: print(line, flush=True), on or "")
     found = in_order([*found, *read_runs(lab.runs)], lab)
     lines = tabulate(found, lab.baseline)
     table = to_markdown(lines, lab)
@@ -90,6 +100,7 @@ def attack(
     results: Results = None,
     settings: Settings = None,
     jobs: Jobs = None,
+    on: On = None,
     debug: Debug = False,
 ) -> None:
     """Set hostile nodes on honest ones, under each defence.
@@ -107,7 +118,7 @@ def attack(
 
     folder = out or Path("runs") / file.stem
     trials = read_trials(file, folder, settings or [])
-    do_missing(trials.lab, jobs or 0, lambda line: print(line, flush=True))
+    do_missing(trials.lab, jobs or 0, lambda line: print(line, flush=True), on or "")
     lines = tabulate(trials)
     table = to_markdown(lines, trials)
     target = results or folder

@@ -2,6 +2,7 @@
 
     plan        the file: which runs there are, and what each is given
     runs        do what is missing, as many at once as the cores allow
+    on_ray      the same as tasks of a Ray cluster
     lockstep    the runner "memory": all nodes of a swarm in one process, round by round
     ensemble    their generation, one batch for all of them
     churn       when nodes leave and come back

@@ -35,43 +35,50 @@ class _Started(NamedTuple):
     process: "subprocess.Popen[bytes]"
 
 
-def do_missing(lab: Lab, jobs: int, say: Say) -> None:
+def do_missing(lab: Lab, jobs: int, say: Say, on: str = "") -> None:
     """Do what is missing of `lab`.
 
     Args:
         lab: the experiment.
         jobs: runs at once; 0: as many as there are cores for their nodes.
         say: called with a line when a run ends, and each `PROGRESS` seconds for each that is under way.
+        on: "ray" or "ray=ADDRESS" to do them as tasks of a cluster (`node.lab.on_ray`).
 
     Raises:
         UserError: a run failed; the others that had begun are ended.
     """
     waiting = [run for run in lab.runs if not is_complete(run)]
     say(f"{len(lab.runs)} runs, {len(lab.runs) - len(waiting)} of them done")
+    if on:
+        from node.lab.on_ray import do_on_ray
+
+        do_on_ray(lab.config.runner, waiting, on, jobs, say)
+        return
     most = jobs or _at_once(lab)
     began = spoke = time.monotonic()
     running: list[_Started] = []
     try:
         while waiting or running:
             while waiting and len(running) < most:
-                running.append(_start(lab, waiting.pop(0)))
+                run = waiting.pop(0)
+                running.append(_Started(run, start(lab.config.runner, run)))
             time.sleep(POLL)
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
-                _raise_failure(one)
-                say(f"{_name(one.run)}: done; {len(waiting) + len(running)} to go, {time.monotonic() - began:.0f} s")
+                raise_failure(one.run, one.process.returncode)
+                say(f"{name_of(one.run)}: done; {len(waiting) + len(running)} to go, {time.monotonic() - began:.0f} s")
             if time.monotonic() - spoke >= PROGRESS:
                 spoke = time.monotonic()
                 for one in running:
-                    say(f"{_name(one.run)}: {progress(one.run)}, {spoke - began:.0f} s")
+                    say(f"{name_of(one.run)}: {progress(one.run)}, {spoke - began:.0f} s")
     finally:
         for one in running:
             one.process.terminate()
         for one in running:
-            _wait_or_kill(one.process)
+            wait_or_kill(one.process)
 
 
-def _wait_or_kill(process: "subprocess.Popen[bytes]") -> None:
+def wait_or_kill(process: "subprocess.Popen[bytes]") -> None:
     """Wait for a run that was asked to stop, longer than that waits for its own nodes, and kill it."""
     try:
         process.wait(PATIENCE_S)
@@ -140,22 +147,28 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(settings)))
 
 
-def _start(lab: Lab, run: Run) -> _Started:
+def write_settings(run: Run) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Write the settings of a run beside its folder; return where and which, by the name of its part."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     files = _settings_files(run)
     for path, settings in files.values():
         write_atomically(path, (json.dumps(settings, indent=1) + "\n").encode())
-    command = [sys.executable, "-m", "node.lab", lab.config.runner, str(files[""][0]), "-n", str(run.nodes)]
+    return files
+
+
+def start(runner: str, run: Run) -> "subprocess.Popen[bytes]":
+    """Start the process of a run; it ends when its standard input is closed."""
+    files = write_settings(run)
+    command = [sys.executable, "-m", "node.lab", runner, str(files[""][0]), "-n", str(run.nodes)]
     for part in run.parts:
         command += ["--part", part.name, str(part.nodes), str(files[part.name][0])]
     command += ["--seed", str(run.seed), "--out", str(run.folder), "--delay", str(run.delay), "--slow", str(run.slow)]
     command += ["--attack", run.attack.model_dump_json()] if run.attack else []
     command += ["--churn", run.churn.model_dump_json()] if run.churn else []
     with run.folder.with_suffix(".log").open("wb") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=os.environ | THREADS
         )
-    return _Started(run, process)
 
 
 def _at_once(lab: Lab) -> int:
@@ -165,13 +178,15 @@ def _at_once(lab: Lab) -> int:
     return cores if lab.config.runner == "memory" else max(1, cores // largest)
 
 
-def _raise_failure(one: _Started) -> None:
-    if one.process.returncode:
-        log = one.run.folder.with_suffix(".log")
+def raise_failure(run: Run, status: int) -> None:
+    """Raise a `UserError` with the last line that a run said, if it failed."""
+    if status:
+        log = run.folder.with_suffix(".log")
         said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         reason = said[-1] if said else "it said nothing"
-        raise UserError(f"{_name(one.run)} ended with status {one.process.returncode} ({reason}): see {log}")
+        raise UserError(f"{name_of(run)} ended with status {status} ({reason}): see {log}")
 
 
-def _name(run: Run) -> str:
+def name_of(run: Run) -> str:
+    """Return a run's base, arm and seed in words."""
     return ", ".join([*([run.base] if run.base else []), run.arm, f"seed {run.seed}"])

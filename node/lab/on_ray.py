@@ -1,0 +1,302 @@
+"""The runs of an experiment as tasks of a Ray cluster: `gossamer lab run FILE --on ray[=ADDRESS]`.
+
+Each missing run is one task. It asks for the processors, GPUs and memory that its nodes need, so Ray places as many at
+once as the cluster holds. Gossamer has to be installed on each machine.
+
+No shared disk is assumed. The local files and folders that a run's settings name travel with the task, and its records
+(JSON, logs, reports; no checkpoints) travel back into the folder where the laboratory looks for them. A run on Ray is
+the same process as one without: the runner "memory" gives the same numbers to the last digit.
+
+A task whose machine dies is done again elsewhere, from its beginning. A run that fails by itself is not: it would fail
+again. When the driver ends, its tasks end too, for a run ends with its standard input.
+"""
+
+import io
+import logging
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from node.config import parse_config
+from node.engines import kind_of
+from node.errors import UserError
+from node.lab.plan import Run
+from node.lab.runs import POLL, PROGRESS, Say, name_of, progress, raise_failure, start, wait_or_kill, write_settings
+from node.operations.presets import with_preset
+from node.policy.detection import measure_model
+from node.policy.footprint import BUILTIN_SIZE, cache_width, footprint, peak
+
+RETRIES = 3  # of a task whose machine died
+MOST_SHIPPED = 256 << 20  # bytes of a run's files: larger models are better named by their id on the hub
+MOST_RECORDS = 256 << 20  # bytes that a run's records may unpack to
+RECORDS = frozenset({".json", ".jsonl", ".html", ".log", ".svg", ".md"})
+START_S = 60.0  # for the cluster to answer
+
+
+class Needs(NamedTuple):
+    """The resources of a run, as Ray counts them: processors, GPUs, and bytes of memory."""
+
+    num_cpus: int
+    num_gpus: int
+    memory: int
+
+
+def do_on_ray(runner: str, runs: Sequence[Run], on: str, jobs: int, say: Say) -> None:
+    """Do all `runs` on the cluster that `on` names.
+
+    Args:
+        runner: "memory" or "processes".
+        runs: those that are missing.
+        on: "ray", for the cluster that this machine belongs to, or a new one on it alone; or "ray=ADDRESS".
+        jobs: runs at once; 0: as many as the cluster holds.
+        say: called with a line when a run ends, and each `PROGRESS` seconds.
+
+    Raises:
+        UserError: Ray is not installed, no cluster answers, no machine of it is large enough, or a run failed; the
+            others are ended.
+    """
+    ray = _connected(on)
+    waiting, needs = list(runs), {}
+    running: dict[Any, Run] = {}
+    try:
+        machines = [one["Resources"] for one in ray.nodes() if one["Alive"]]
+        for run in runs:
+            needs[run.folder] = _fitted(needs_of(runner, run), machines, name_of(run))
+        news = ray.remote(num_cpus=0)(_News).remote()
+        do = ray.remote(max_retries=RETRIES)(_do_here)
+        began = spoke = time.monotonic()
+        while waiting or running:
+            while waiting and len(running) < (jobs or len(runs)):
+                run = waiting.pop(0)
+                options = do.options(name=name_of(run), **needs[run.folder]._asdict())
+                running[options.remote(runner, run, packed_files(run), news)] = run
+            for done in ray.wait(list(running), timeout=POLL)[0]:
+                run = running.pop(done)
+                _take(ray, done, run)
+                say(f"{name_of(run)}: done; {len(waiting) + len(running)} to go, {time.monotonic() - began:.0f} s")
+            if time.monotonic() - spoke >= PROGRESS:
+                spoke = time.monotonic()
+                for line in _told(ray, news):
+                    say(f"{line}, {spoke - began:.0f} s")
+    finally:
+        for task in running:
+            ray.cancel(task, force=True)
+        ray.shutdown()
+
+
+def needs_of(runner: str, run: Run) -> Needs:
+    """Return the resources that a run asks for: under "memory" all its nodes share one process."""
+    settings = [run.settings] if runner == "memory" and not run.parts else run.by_node
+    configs = [with_preset(parse_config(one), run.nodes)[0] for one in settings]
+    gpus = sum(config.policy.device == "cuda" for config in configs)
+    memory = sum(_memory_of(config) for config in configs)
+    return Needs(1 if runner == "memory" else run.nodes, min(gpus, 1) if runner == "memory" else gpus, memory)
+
+
+def _memory_of(config: Any) -> int:
+    size = BUILTIN_SIZE if config.policy.model == "builtin" else measure_model(config.policy.model)
+    width = cache_width(config, bf16=False)
+    parts = kind_of(config.engine.kind).memory(size, config, width, 0)
+    return peak(footprint(size, config, parts, bf16=False))
+
+
+def _fitted(needs: Needs, machines: Sequence[Mapping[str, float]], name: str) -> Needs:
+    """Return what a run may ask for: real nodes share the cores, and the GPUs, of the largest machine if they must.
+
+    Raises:
+        UserError: no machine has enough memory, or a GPU; Ray would wait for one for ever.
+    """
+    most = {key: max((one.get(key, 0.0) for one in machines), default=0.0) for key in ("CPU", "GPU", "memory")}
+    if needs.num_gpus and not most["GPU"]:
+        raise UserError(f"{name} wants a GPU, and no machine of the cluster has one: set settings.policy.device")
+    if needs.memory > most["memory"]:
+        raise UserError(
+            f"{name} takes some {needs.memory / 1e9:.1f} GB, and the largest machine of the cluster has "
+            f"{most['memory'] / 1e9:.1f}: use a smaller model, or fewer nodes"
+        )
+    return Needs(min(needs.num_cpus, int(most["CPU"])), min(needs.num_gpus, int(most["GPU"])), needs.memory)
+
+
+def _connected(on: str) -> Any:
+    """Return Ray, connected. Raises `UserError`."""
+    kind, _, address = on.partition("=")
+    if kind != "ray":
+        raise UserError(f"--on {on}: write ray, or ray=ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--on ray wants Ray: pip install 'gossamer[ray]'") from None
+    try:
+        ray.init(address=address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"no Ray cluster answers at {address or 'this machine'} ({error}): see `ray status`") from None
+    return ray
+
+
+def _take(ray: Any, done: Any, run: Run) -> None:
+    """Put what a task brought where the laboratory looks for it. Raises `UserError` if the run failed."""
+    try:
+        status, records = ray.get(done)
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"{name_of(run)} could not be done on the cluster: {reason}") from None
+    keep_records(run, records)
+    raise_failure(run, status)
+
+
+def keep_records(run: Run, records: bytes) -> None:
+    """Put a run's packed records into its folder, whole or not at all."""
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=run.folder.parent, prefix=".coming-") as temporary:
+        aside = unpack(records, Path(temporary))
+        write_settings(run)  # as they are here: those that came name files of the other machine
+        (aside / f"{run.folder.name}.log").replace(run.folder.with_suffix(".log"))
+        shutil.rmtree(run.folder, ignore_errors=True)
+        if (aside / run.folder.name).exists():
+            (aside / run.folder.name).replace(run.folder)
+
+
+def _told(ray: Any, news: Any) -> list[str]:
+    try:
+        lines: list[str] = ray.get(news.all.remote(), timeout=START_S)
+    except ray.exceptions.RayError:  # its machine died: the runs go on
+        return []
+    return lines
+
+
+class _News:
+    """How far each run has come that is under way; an actor."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, str] = {}
+
+    def tell(self, name: str, line: str) -> None:
+        """Note a run's progress; an empty line: it has ended."""
+        self._lines[name] = line
+        if not line:
+            del self._lines[name]
+
+    def all(self) -> list[str]:
+        """Return a line for each run that is under way."""
+        return [f"{name}: {line}" for name, line in self._lines.items()]
+
+
+# --- at the machine that does a run -----------------------------------------------------------------
+
+
+def _do_here(runner: str, run: Run, files: Mapping[str, bytes], news: Any) -> tuple[int, bytes]:
+    """Do a run in a temporary folder; return its exit status, and its packed records."""
+    with tempfile.TemporaryDirectory(prefix="gossamer-lab-") as temporary:
+        folder = Path(temporary)
+        places = {}
+        for number, (path, data) in enumerate(files.items()):
+            places[path] = unpack(data, folder / f"files{number}") / Path(path).name
+        here = run._replace(
+            folder=folder / "out" / run.folder.name,
+            settings=relocated(run.settings, places),
+            parts=tuple(part._replace(settings=relocated(part.settings, places)) for part in run.parts),
+        )
+        process = start(runner, here)
+        try:
+            status = _watched(process, here, news)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                wait_or_kill(process)
+        return status, packed(folder / "out", RECORDS)
+
+
+def _watched(process: "subprocess.Popen[bytes]", run: Run, news: Any) -> int:
+    """Wait for a run's end, and tell how far it has come; return its exit status."""
+    told = 0.0
+    while process.poll() is None:
+        if time.monotonic() - told >= PROGRESS / 2:
+            told = time.monotonic()
+            news.tell.remote(name_of(run), progress(run))
+        time.sleep(POLL)
+    news.tell.remote(name_of(run), "")
+    return process.returncode
+
+
+# --- files that travel --------------------------------------------------------------------------------
+
+
+def packed_files(run: Run) -> dict[str, bytes]:
+    """Return the local files and folders that a run's settings name, packed, by their path as the settings have it.
+
+    Raises:
+        UserError: they are too large to travel.
+    """
+    settings: list[Mapping[str, Any]] = [run.settings, *(part.settings for part in run.parts)]
+    paths = sorted({text for one in settings for text in _texts(one) if _is_local(text)})
+    size = sum(file.stat().st_size for path in paths for file in _files(Path(path)))
+    if size > MOST_SHIPPED:
+        raise UserError(
+            f"{name_of(run)}: its files ({', '.join(paths)}) have {size / 1e6:.0f} MB, and {MOST_SHIPPED >> 20} MiB "
+            "travel at most: name the model by its id on the hub"
+        )
+    return {path: packed(Path(path)) for path in paths}
+
+
+def relocated(settings: Any, places: Mapping[str, Path]) -> Any:
+    """Return settings in which each path of `places` is replaced by where it is now."""
+    if isinstance(settings, Mapping):
+        return {key: relocated(value, places) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [relocated(value, places) for value in settings]
+    return str(places[settings]) if isinstance(settings, str) and settings in places else settings
+
+
+def packed(path: Path, suffixes: frozenset[str] | None = None) -> bytes:
+    """Return a file or a folder as a compressed archive, with only the files of these suffixes if any are named."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz", compresslevel=1) as archive:
+        for file in _files(path):
+            if suffixes is None:
+                archive.add(file, arcname=str(file.relative_to(path.parent)))
+            elif file.suffix in suffixes:
+                archive.add(file, arcname=str(file.relative_to(path)))
+    return data.getvalue()
+
+
+def unpack(data: bytes, folder: Path) -> Path:
+    """Unpack an archive into `folder`, which is made, and return it. Nothing gets outside of it.
+
+    Raises:
+        UserError: it is larger than `MOST_RECORDS`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+        members = archive.getmembers()
+        if sum(one.size for one in members) > MOST_RECORDS:
+            raise UserError(f"a run brought more than {MOST_RECORDS >> 20} MiB of records")
+        archive.extractall(folder, members=members, filter="data")
+    return folder
+
+
+def _texts(settings: Any) -> Iterator[str]:
+    if isinstance(settings, Mapping):
+        settings = list(settings.values())
+    if isinstance(settings, list):
+        for value in settings:
+            yield from _texts(value)
+    elif isinstance(settings, str):
+        yield settings
+
+
+def _is_local(text: str) -> bool:
+    with suppress(OSError, ValueError):  # a text too long for a path, or with a zero byte
+        return os.sep in text and Path(text).exists()
+    return False
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
