@@ -1,23 +1,31 @@
 """`gossamer tasks`: what can be asked, a try of one, and a file to begin with."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Debug, task_config
+from node.cli.options import Debug, Rewards, Rows, tasks_given
 from node.errors import UserError, for_shell
 from node.state_folder import check_parent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from node.tasks import Item
 
 app = typer.Typer(help="List tasks, try one, or begin one of your own.", rich_markup_mode=None)
 
 SHOWN = 3
+ASKED = 10  # of a policy
 WIDTH = 200  # characters of a question that are shown
 
 Target = Annotated[
-    str,
+    str | None,
     typer.Argument(
-        metavar="TASK", help="A name such as builtin/sums, a .py, .jsonl, .csv or .parquet file, or a CONFIG."
+        metavar="[TASK]",
+        help="A name such as builtin/sums, a .py, .jsonl, .csv or .parquet file, or a CONFIG.",
+        show_default=False,
     ),
 ]
 Options = Annotated[
@@ -26,6 +34,16 @@ Options = Annotated[
 ]
 Examples = Annotated[int, typer.Option(min=0, max=16, help="Solved examples before each question.")]
 Answer = Annotated[str | None, typer.Option(help="Where the answer is read: tags, boxed, ...", show_default=False)]
+
+Policy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Let this model answer ten questions: 'builtin', a folder, a checkpoint.",
+        show_default=False,
+    ),
+]
+Fuzz = Annotated[bool, typer.Option("--fuzz", help="Try to fool the verifier with texts that answer nothing.")]
 
 
 @app.command("list")
@@ -43,8 +61,16 @@ def list_(debug: Debug = False) -> None:
 
 
 @app.command()
-def check(
-    task: Target, option: Options = None, examples: Examples = 0, answer: Answer = None, debug: Debug = False
+def check(  # noqa: PLR0913  # one parameter for each option of the command
+    task: Target = None,
+    reward: Rewards = None,
+    data: Rows = None,
+    option: Options = None,
+    examples: Examples = 0,
+    answer: Answer = None,
+    policy: Policy = None,
+    fuzz: Fuzz = False,
+    debug: Debug = False,
 ) -> int:
     """Try a task, and what a swarm relies on.
 
@@ -54,24 +80,35 @@ def check(
     Example:
       gossamer tasks check ./riddles.py
       gossamer tasks check builtin/arithmetic -o digits=2 --examples 3 --answer first_line
+      gossamer tasks check --reward ./rewards.py:accuracy --data rows.jsonl --policy builtin --fuzz
     """
     from node.config import load_config, parse_config
     from node.tasks import load_tasks
     from node.tasks.check import check as findings
+    from node.tasks.fuzz import fuzz as fooled
+    from node.tasks.task_set import unshared
 
-    if task.endswith(".toml"):
+    if (task is None) == (not reward and not data):
+        raise UserError("give either TASK, or --reward with --data")
+    if task is not None and task.endswith(".toml"):
         configs = load_config(Path(task)).tasks
     else:
-        one = task_config(task, option or [])
-        configs = parse_config({"tasks": [{**one, "examples": examples, "answer": answer}]}).tasks
+        tables = tasks_given([task] if task else [], reward, data, option or [])
+        configs = parse_config({"tasks": [{**one, "examples": examples, "answer": answer} for one in tables]}).tasks
+    ask = _asking(policy) if policy else None
     holds = True
     for config in configs:
         for loaded in load_tasks([config]).tasks:
             print(f"{loaded.key.name}  version {loaded.key.version}, configuration {loaded.key.config}")
-            for seed in range(SHOWN):
+            if reason := unshared(loaded):
+                print(f"  not shared with peers: {reason}")
+            for seed in range(SHOWN if ask is None else ASKED):
                 item = loaded.make(seed)
                 print(f"  asked   {_short(item.question)}\n  answer  {_short(item.solution or item.answer) or '-'}")
-            for finding in findings(config, loaded):
+                if ask is not None:
+                    text = ask(item, seed)
+                    print(f"  said    {_short(text) or '-'}\n  earns   {_paid(loaded.verify(item, text))}")
+            for finding in (*findings(config, loaded), *(fooled(loaded) if fuzz else ())):
                 holds = holds and finding.holds
                 print(f"  {'ok' if finding.holds else 'FAILS'}  {finding.line}")
     return 0 if holds else 1
@@ -101,6 +138,33 @@ def template(
     print(f"wrote {file}: try it with gossamer tasks check {for_shell(file)}")
 
 
+def _asking(model: str) -> "Callable[[Item, int], str]":
+    """Return what lets a policy answer an item, with a seed."""
+    from node.cli.trained import find_trained, say_loading
+    from node.engines import SamplingParams, in_process
+    from node.policy.load import load_policy
+
+    trained = find_trained(model, None)
+    say_loading(trained)
+    policy = load_policy(trained.config.policy, trained.config.trainer.bf16, trained.adapters)
+    engine, sampling = in_process(policy), SamplingParams.from_config(trained.config.engine)
+
+    def ask(item: "Item", seed: int) -> str:
+        ((made,),) = engine.generate([policy.encode_prompt(item)], 1, sampling, seed)
+        return made.text
+
+    return ask
+
+
+def _paid(verdict: float | None) -> str:
+    from node.tasks.verdicts import Scored
+
+    if verdict is None:
+        return "nothing: it cannot be scored"
+    parts = verdict.parts.items() if isinstance(verdict, Scored) else ()
+    return f"{verdict:.3g}" + "".join(f"  {name} {part:.3g}" for name, part in parts)
+
+
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(text.split()))
     return line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..."

@@ -19,6 +19,7 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     verifiers        task sets of verifiers, scored in a process of their own
     third_party      a Python file of yours, and entry points of installed packages
     check            what `gossamer tasks check` tries
+    fuzz             what it tries to fool a verifier with
 
 `load_tasks` goes from the `tasks` table of a configuration to the tasks themselves:
 

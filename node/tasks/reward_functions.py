@@ -258,9 +258,14 @@ def same(some: Sequence[Reward], others: Sequence[Reward]) -> bool:
 def trial_texts(prompt: Prompt, columns: Mapping[str, object]) -> list[str]:
     """Return some completions to try functions on: empty, the question, and the row's answer as models give it."""
     asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    answer = columns.get("solution") or columns.get("answer") or "7"
-    shown = answer if isinstance(answer, str) else json.dumps(answer)
+    shown = answer_of(columns) or "7"
     return ["", asked, shown, f"<think>\nSo it is.\n</think>\n\\boxed{{{shown}}}"]
+
+
+def answer_of(columns: Mapping[str, object]) -> str:
+    """Return the answer that a row comes with, in its `solution` or `answer`; nothing if it has neither."""
+    answer = columns.get("solution", columns.get("answer"))
+    return answer if isinstance(answer, str) else "" if answer is None else json.dumps(answer)
 
 
 def tokens_of(tokenizer: str) -> Callable[[str], list[int]]:

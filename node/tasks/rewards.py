@@ -45,7 +45,7 @@ from node.tasks.answers import MAX_TEXT
 from node.tasks.dataset import MAX_BYTES, MAX_ROWS, Source, check_source, read_rows
 from node.tasks.judge import RUBRIC
 from node.tasks.questions import question_id
-from node.tasks.reward_functions import JUDGE, Prompt, Reward, Spec, parse_spec, same
+from node.tasks.reward_functions import JUDGE, Prompt, Reward, Spec, answer_of, parse_spec, same
 from node.tasks.verdicts import LOAD_S, Answer, Verdict, Workers, already, score
 
 KIND = "rewards"
@@ -300,13 +300,14 @@ def _is_prompt(prompt: Any) -> bool:
 
 
 def _item(row: Row) -> Item:
-    """Return a row as a question, with earlier turns as solved examples."""
+    """Return a row as a question, with its answer to be shown, and earlier turns as solved examples."""
     content = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
+    answer = answer_of(row.columns)
     if isinstance(row.prompt, str):
-        return Item(row.prompt, "", content=content)
+        return Item(row.prompt, answer, content=content)
     system = row.prompt[0]["content"] if row.prompt[0]["role"] == "system" else ""
     *before, question = [turn["content"] for turn in row.prompt if turn["role"] != "system"]
-    return Item(question, "", system, tuple(zip(before[::2], before[1::2], strict=True)), content=content)
+    return Item(question, answer, system, tuple(zip(before[::2], before[1::2], strict=True)), content=content)
 
 
 def _whole(row: Row, columns: Sequence[str]) -> Row:

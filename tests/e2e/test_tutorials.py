@@ -1,5 +1,6 @@
 """docs/tutorials: each page is followed to its end, from its own text."""
 
+import json
 import os
 import re
 import shlex
@@ -102,6 +103,19 @@ def in_process(page: str) -> list[str]:
             assert run(words, debug=False) == 0, line
             lines.append(line)
     return lines
+
+
+@pytest.mark.slow
+def test_a_reward_function_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = follow("my-rewards.md", {}, [])
+    (checked,) = (text for line, text in said.items() if line.startswith("gossamer tasks check"))
+    assert checked.count("  accuracy ") == 10 and "FAILS" not in checked and "not shared" not in checked
+    rows = [json.loads(line) for line in (tmp_path / "runs/sums/nodes/n0/metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    for row in rows:
+        parts = row["rewards/accuracy/mean"] + row["rewards/digits/mean"]
+        assert row["reward"] == pytest.approx(parts / 2) == row["rewards/rewards/sums/mean"]
 
 
 @pytest.mark.slow

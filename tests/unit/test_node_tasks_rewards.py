@@ -440,3 +440,17 @@ def test_functions_and_rows_are_given_on_the_command_line(folder: Path, verb: st
     assert f'functions = ["{folder}/rewards.py:accuracy", "{folder}/rewards.py:brevity"]' in shown
     assert run([*asked[:3], "--dry-run"], debug=False) == 2
     assert "--reward and --data go together" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_check_shows_what_a_policy_says_and_earns_and_what_fools_the_functions(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    functions = ["--reward", "rewards.py:accuracy", "--reward", "rewards.py:brevity", "--data", "rows.jsonl"]
+    assert run(["tasks", "check", *functions, "--policy", "builtin", "--fuzz"], debug=False) == 1
+    said = capsys.readouterr().out
+    assert said.count("  said  ") == said.count("  earns  ") == 10
+    assert said.count("  accuracy ") == said.count("  brevity ") == 10
+    assert "FAILS  fuzz, an empty text: earns 0.5 at most, where a wrong answer earns 0.1" in said
+    assert said.count("FAILS") == 1 and said.count("  ok  fuzz, ") == 5
