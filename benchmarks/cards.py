@@ -26,7 +26,7 @@ MODELS = {
 
 def choice(size: ModelSize, gigabytes: int, *, vllm: bool) -> tuple[NodeConfig, int]:
     """Return the configuration that the preset makes for a card, and the bytes that it sums up to."""
-    machine = Machine(gigabytes * GB, gpu=True, bf16=True, vllm=vllm)
+    machine = Machine(gigabytes * GB, gpu=True, bf16=True, vllm=vllm, nf4=True)
     config = fill(NodeConfig(), {key: one.value for key, one in preset(size, machine).items()})
     engine = kind_of(config.engine.kind).memory(size, config, cache_width(config, bf16=True), machine.memory)
     return config, peak(footprint(size, config, engine, bf16=True, gpu_memory=machine.memory))
@@ -37,7 +37,8 @@ def cell(size: ModelSize, gigabytes: int, *, vllm: bool) -> str:
     config, needed = choice(size, gigabytes, vllm=vllm)
     if needed > gigabytes * GB:
         return "-"
-    return f"{'LoRA' if config.policy.lora.r else 'all'}, {config.engine.kind}, {needed / GB:.0f}"
+    trained = "4-bit LoRA" if config.policy.dtype == "nf4" else "LoRA" if config.policy.lora.r else "all"
+    return f"{trained}, {config.engine.kind}, {needed / GB:.0f}"
 
 
 def table(*, vllm: bool) -> Iterator[str]:

@@ -308,7 +308,7 @@ def _trl_config(config: NodeConfig, folder: str, bf16: bool, engine: Engine) -> 
         gradient_checkpointing=None,
         learning_rate=trainer.learning_rate,
         lr_scheduler_type=trainer.lr_scheduler_type,
-        adam_beta1=trainer.adam_beta1,
+        optim=trainer.optim,
         adam_beta2=trainer.adam_beta2,
         weight_decay=trainer.weight_decay,
         max_grad_norm=trainer.max_grad_norm,

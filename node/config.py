@@ -27,6 +27,7 @@ REMOVED_SETTINGS: Mapping[str, str] = {
     "sampling.probe": "peers' groups are drawn alike, whoever signed them: leave it out",
     "sampling.external_negatives": "leave it out; the rule 'positive' pushes no peer's answer down",
     "trainer.beta": "it could only be 0, as no reference model is kept: leave it out",
+    "trainer.adam_beta1": "it is 0.9: leave it out",
     "network.share": "groups whose rewards are all equal teach nothing and are not sent: leave it out",
     "weights.encrypt": "what members send each other is always encrypted: leave it out",
     "engine.vllm.tensor_parallel_size": "vLLM takes all GPUs of engine.placement.devices for one model: leave it out",
@@ -120,7 +121,9 @@ class PolicyConfig(Section):
     prompt: Literal["auto", "chat", "plain"] = Field(
         "auto", description="by the model's chat template, or plain text; 'auto': the template where there is one"
     )
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "nf4"] = Field(
+        "float32", description="of the weights; 'nf4': 4 bits each beneath adapters (QLoRA), by bitsandbytes"
+    )
     template: dict[str, Any] = Field(
         {}, description="variables for the model's chat template, such as { enable_thinking = false }"
     )
@@ -324,7 +327,9 @@ class TrainerConfig(Section):
     force_learning_rate: bool = Field(False, description="take a rate over 1e-4 on more than 10 M trained weights")
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0, description="rounds")
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    optim: Literal["adamw_torch_fused", "adamw_8bit"] = Field(
+        "adamw_torch_fused", description="'adamw_8bit': Adam's moments take 2 bytes a weight and not 8, by bitsandbytes"
+    )
     adam_beta2: float = Field(0.99, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -596,11 +601,22 @@ class NodeConfig(Section):
 
     @model_validator(mode="after")
     def _steps_reach_the_weights(self) -> "NodeConfig":
+        if self.policy.dtype == "nf4" and self.policy.lora.r == 0:
+            raise ValueError("policy.dtype='nf4' is for weights beneath adapters: set policy.lora.r=16")
         if self.policy.dtype == "bfloat16" and self.policy.lora.r == 0:
             raise ValueError(
                 "policy.dtype='bfloat16' rounds away what a small learning rate adds to a weight: leave it at "
                 "'float32' (trainer.bf16 computes in bfloat16 all the same), or set policy.lora.r, whose adapters "
                 "are float32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_has_these_weights(self) -> "NodeConfig":
+        if self.policy.dtype == "nf4" and self.engine.kind != "hf":
+            raise ValueError(
+                f"engine.kind={self.engine.kind!r} would generate with other weights than the 4-bit ones that adapters "
+                "are trained on: set engine.kind='hf', or policy.dtype='bfloat16'"
             )
         return self
 

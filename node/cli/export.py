@@ -44,7 +44,8 @@ def export(model: Target, out: Out, dtype: Dtype = None, settings: Settings = No
     policy = load_policy(trained.config.policy, adapters=trained.adapters)
     today = datetime.datetime.now().astimezone().date()
     card = model_card(trained.base, trained.config, policy.name, _history(trained), today)
-    export_model(policy, out, dtype or trained.config.policy.dtype, card)
+    of_training = trained.config.policy.dtype
+    export_model(policy, out, dtype or ("bfloat16" if of_training == "nf4" else of_training), card)
     print(f"model: {out}")
 
 

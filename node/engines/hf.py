@@ -27,7 +27,7 @@ from node.config import EngineConfig, NodeConfig
 from node.engines import EngineError, Generated, Kind, SamplingParams
 from node.errors import NonFiniteError, UserError
 from node.policy.detection import shape_of
-from node.policy.footprint import Machine, ModelSize, Part, cache_bytes
+from node.policy.footprint import Machine, ModelSize, Part, cache_bytes, weight_bytes
 from node.policy.load import LARGE, Policy
 from node.processes.machine import free_memory, is_out_of_memory
 
@@ -58,9 +58,8 @@ class HfKind(Kind):
         why = f"{rows} completions of up to {longest} tokens at once"
         parts = [Part("key-value cache", rows * row, why, when="generation")]
         if config.engine.ahead:
-            own = 4 if config.policy.dtype == "float32" else 2
             why = "a copy, as the policy is trained meanwhile"
-            parts.append(Part("weights to generate", own * size.parameters, why))
+            parts.append(Part("weights to generate", weight_bytes(size, config.policy.dtype), why))
         elif width == 2 and config.policy.dtype == "float32":
             parts.append(Part("weights to generate", 2 * size.parameters, "in bfloat16", when="generation"))
         return parts

@@ -33,7 +33,7 @@ MIN_PYTHON = (3, 11)
 MIN_MEMORY = 1.5e9  # bytes available: one node on the built-in policy, with room to start
 MIN_DISK = 2e9
 OWN_PACKAGES = ("node", "collectives", "protocol")
-EXTRAS = ("vllm", "reasoning-gym", "verifiers", "tensorboard", "wandb", "trackio")
+EXTRAS = ("vllm", "bitsandbytes", "reasoning-gym", "verifiers", "tensorboard", "wandb", "trackio")
 HUB_TIMEOUT_S = 5.0
 MAX_CLOCK_ERROR_S = 60.0  # peers drop what is dated ten minutes ahead, and records that have expired
 TIME_ERROR = 5  # what adjtimex(2) returns where nobody keeps the clock
@@ -236,7 +236,7 @@ def examine_model(model: str, folder: Path, settings: Sequence[str] = (), gpu: i
     Raises:
         UserError: there is no such model, or no such setting.
     """
-    from node.policy.detection import detect_machine, measure_model
+    from node.policy.detection import detect_machine, has_bitsandbytes, measure_model
 
     asked = load_config(None, [*settings, f"policy.model={json.dumps(model)}"])
     size = BUILTIN_SIZE if model == "builtin" else measure_model(model)
@@ -248,7 +248,7 @@ def examine_model(model: str, folder: Path, settings: Sequence[str] = (), gpu: i
     here = detect_machine(vllm=vllm)
     machines = [here, detect_machine("cpu", vllm=vllm)] if here.gpu else [here]
     if gpu:
-        machines = [Machine(gpu, gpu=True, bf16=True, vllm=here.vllm)]
+        machines = [Machine(gpu, gpu=True, bf16=True, vllm=here.vllm, nf4=has_bitsandbytes())]
     for machine in machines:
         yield from _fit(asked, size, machine)
     yield _checkpoints(size, _with_preset(asked, size, machines[0]), folder)
@@ -256,7 +256,8 @@ def examine_model(model: str, folder: Path, settings: Sequence[str] = (), gpu: i
 
 def _preset(asked: NodeConfig, size: ModelSize, machine: Machine) -> Overrides:
     rank = asked.policy.lora.r if is_set(asked, "policy.lora.r") else None
-    return preset(size, machine, rank, engine=asked.engine)
+    dtype = asked.policy.dtype if is_set(asked, "policy.dtype") else None
+    return preset(size, machine, rank, engine=asked.engine, dtype=dtype)
 
 
 def _with_preset(asked: NodeConfig, size: ModelSize, machine: Machine) -> NodeConfig:
@@ -284,6 +285,8 @@ def _fit(asked: NodeConfig, size: ModelSize, machine: Machine) -> Iterator[Check
 def _advice(config: NodeConfig) -> str:
     """Return what to try first where a node with `config`, a preset, does not fit."""
     trainer = config.trainer
+    if trainer.gradient_checkpointing and config.policy.lora.r and config.policy.dtype != "nf4":
+        return "pip install 'gossamer[bitsandbytes]' and set policy.dtype=nf4, or choose a smaller model"
     if trainer.gradient_checkpointing:
         return "choose a smaller model"
     return (

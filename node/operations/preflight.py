@@ -14,8 +14,9 @@ from pathlib import Path
 from node.config import NodeConfig, ObserveConfig
 from node.engines.missing import LOOK_S, missing
 from node.errors import UserError
-from node.operations.presets import FROZEN_BYTES, TRAINING_BYTES
-from node.policy.detection import check_policy, has_gpu, main_memory
+from node.operations.presets import TRAINING_BYTES
+from node.policy.detection import check_bits, check_policy, has_gpu, main_memory
+from node.policy.footprint import NF4_BYTES
 
 LEAST_DISK = 16 << 20  # bytes: the built-in policy's checkpoints and some metrics
 MAX_HEADER = 100_000_000  # bytes, as safetensors has it
@@ -25,13 +26,15 @@ def check_first(config: NodeConfig, folder: Path) -> None:
     """Look for what would end a node in `folder` anyway, in well under a second.
 
     Raises:
-        UserError: a full disk, a busy port, no such GPU, no vLLM, no server that answers, or a model without weights.
+        UserError: a full disk, a busy port, no such GPU, no vLLM, no bitsandbytes, no server that answers, or a model
+            without weights.
     """
     _check_disk(folder)
     _check_page(config.observe)
     if config.role == "relay":
         return
     check_policy(config.policy)
+    check_bits(config.policy.dtype, config.trainer.optim)
     if lacks := missing(config.engine.kind, config.engine):
         raise UserError(lacks)
 
@@ -64,7 +67,7 @@ def check_size(config: NodeConfig) -> None:
     if config.role == "relay" or not Path(policy.model).is_dir():
         return
     adapters = policy.lora.r > 0
-    width = FROZEN_BYTES if policy.dtype == "bfloat16" else 2 * FROZEN_BYTES
+    width = {"nf4": NF4_BYTES, "bfloat16": 2}.get(policy.dtype, 4)
     weights = weights_in(Path(policy.model))
     need = weights * (width if adapters else TRAINING_BYTES)
     on_gpu = policy.device in ("auto", "cuda") and has_gpu()

@@ -7,7 +7,8 @@ model wants otherwise, each difference with its reason; `gossamer node --model I
     up to 50 M      a rate for its size; the optimiser's state in the newest checkpoint alone
     above           longer questions and answers; on a GPU longer ones still, and vLLM where it fits
     reasoning       room to finish where the memory has it; else the model is asked not to think
-    LoRA            where all weights, their gradients and Adam's two moments would fill half of the memory
+    LoRA            where all weights, their gradients and Adam's two moments would fill half of the memory; over
+                    weights of 4 bits where those of 16 would not fit
     micro-batches   of fewer tokens where the activations would not fit
 
 `preset` is pure; `preset_for` has `node.policy.detection` look at the model and the machine first.
@@ -21,13 +22,19 @@ from node.engines import BY_PREFERENCE, Beside, Kind, kind_of
 from node.engines.missing import missing
 from node.errors import UserError
 from node.policy.detection import can_be_asked_not_to_think, detect_machine, main_memory, measure_model
-from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, activation_bytes, logits_bytes
+from node.policy.footprint import (
+    BUILTIN_SIZE,
+    Machine,
+    ModelSize,
+    activation_bytes,
+    logits_bytes,
+    weight_bytes,
+)
 
 SMALL = 10_000_000  # parameters: up to here one core multiplies a layer's matrices faster than several hand it around
 SPEAKING = 50_000_000  # parameters: from here on models answer in sentences
 HUGE = 2_000_000_000  # parameters: activations of a round are worth computing twice
 TRAINING_BYTES = 16  # a trained weight in fp32: itself 4, its gradient 4, Adam's two moments 8
-FROZEN_BYTES = 2  # a weight beneath adapters, in bfloat16
 MOST_GENERATING = 0.95  # of a GPU that trainer and engine may fill together while it generates
 GPU_QUESTIONS = 8  # a round: a GPU answers eight in hardly more time than two
 THOUGHTS = 2048  # tokens that a reasoning model's answer may have: a short chain of thought is some hundreds
@@ -57,6 +64,14 @@ Overrides = dict[str, Choice]
 """By dotted key of the configuration."""
 
 
+class Held(NamedTuple):
+    """What the trainer holds of a model: weights, and where they are trained, their gradients and Adam's moments."""
+
+    training: int  # bytes
+    generating: int  # bytes, without gradients
+    adapters: bool  # alone are trained
+
+
 def preset_for(policy: PolicyConfig, engine: EngineConfig, nodes: int = 1) -> Overrides:
     """Return the preset of the policy's model on this machine, of which each of `nodes` nodes has an equal part.
 
@@ -68,12 +83,13 @@ def preset_for(policy: PolicyConfig, engine: EngineConfig, nodes: int = 1) -> Ov
     lora = policy.lora.r if "r" in policy.lora.model_fields_set else None
     if policy.model == "builtin":
         return preset(BUILTIN_SIZE, Machine(main_memory()), lora)  # without importing torch
+    dtype = policy.dtype if "dtype" in policy.model_fields_set else None
     size = measure_model(policy.model)
     machine = detect_machine(policy.device, vllm=not missing("vllm", engine))
     beside = math.ceil(nodes / machine.devices)  # on one device
     machine = machine._replace(memory=machine.memory // beside, share=1 / beside)
     thinks = can_be_asked_not_to_think(policy.model) and not policy.template
-    return preset(size, machine, lora, thinks=thinks, engine=engine)
+    return preset(size, machine, lora, thinks=thinks, engine=engine, dtype=dtype)
 
 
 def with_preset(config: NodeConfig, nodes: int = 1) -> tuple[NodeConfig, dict[str, str]]:
@@ -105,6 +121,7 @@ def preset(
     *,
     thinks: bool = False,
     engine: EngineConfig | None = None,
+    dtype: str | None = None,
 ) -> Overrides:
     """Return the settings in which a model should differ from the defaults of `node.config`.
 
@@ -114,24 +131,28 @@ def preset(
         lora: rank of the adapters that a person asked for, 0 for none; None leaves it to the preset.
         thinks: its chat template can be asked to leave out a chain of thought.
         engine: what a person set of it, above all its placement.
+        dtype: of the weights, as a person set it; None leaves it to the preset.
     """
     parameters, whole, engine = size.parameters, machine, engine or EngineConfig()
-    name, beside = _choose_engine(size, machine, lora, engine) if parameters > SPEAKING else ("hf", Beside(0, 0))
+    chooses = parameters > SPEAKING and dtype != "nf4"  # which transformers alone generates with
+    name, beside = _choose_engine(size, machine, lora, engine) if chooses else ("hf", Beside(0, 0))
     machine = machine._replace(memory=machine.memory - beside.resting)  # what it keeps is not there for training
     adapters = _wants_adapters(parameters, machine.memory, lora)
     overrides = _rate(parameters, adapters=adapters)
     if parameters <= SMALL:
         return overrides | {"threads": Choice(1, "small matrices: more threads only wait for each other")}
     overrides["trainer.save_full"] = Choice(1, "an optimiser's state is twice the weights: only the newest needs it")
+    held = _held(size, adapters=adapters, dtype=dtype)
     if adapters and lora is None:
-        overrides |= _adapters(parameters, machine)
-    trained = 0 if adapters else parameters
+        packs = dtype is None and machine.nf4 and engine.kind == "hf" and not _trains(size, machine, held)
+        overrides |= _adapters(parameters, machine, packs=packs)
+        held = _held(size, adapters=True, dtype="nf4") if packs else held
     if parameters > SPEAKING:
         overrides |= _speaking(size, machine)
-        overrides |= _engine(whole, name, _resident(size, trained), engine)
+        overrides |= _engine(whole, name, held.generating, engine) if chooses else {}
     if thinks:
-        overrides |= _thinking(size, machine, trained, kind_of(name))
-    return overrides | _tokens(size, machine, trained)
+        overrides |= _thinking(size, machine, held, kind_of(name))
+    return overrides | _tokens(size, machine, held)
 
 
 def _wants_adapters(parameters: int, memory: int, lora: int | None) -> bool:
@@ -144,15 +165,26 @@ def _choose_engine(size: ModelSize, machine: Machine, lora: int | None, config: 
         beside = kind_of(name).beside(size, machine, config)
         if beside is None:
             continue
-        left = machine.memory - beside.resting
-        adapters = _wants_adapters(size.parameters, left, lora)
-        trained = 0 if adapters else size.parameters
-        tokens = FEWEST_TOKENS * activation_bytes(size, 2, checkpointing=size.parameters > HUGE)
-        tokens += logits_bytes(size, FEWEST_TOKENS, adapters=adapters)
-        generates = _resident(size, trained) + beside.generating <= MOST_GENERATING * machine.memory
-        if generates and _weights(size, trained) + tokens <= left:
+        left = machine._replace(memory=machine.memory - beside.resting)
+        held = _held(size, adapters=_wants_adapters(size.parameters, left.memory, lora))
+        generates = held.generating + beside.generating <= MOST_GENERATING * machine.memory
+        if generates and _trains(size, left, held):
             return name, beside
     return "hf", Beside(0, 0)
+
+
+def _held(size: ModelSize, *, adapters: bool, dtype: str | None = None) -> Held:
+    if adapters:
+        frozen = weight_bytes(size, dtype or "bfloat16")
+        return Held(frozen, frozen, adapters=True)
+    return Held(TRAINING_BYTES * size.parameters, (TRAINING_BYTES - 4) * size.parameters, adapters=False)
+
+
+def _trains(size: ModelSize, machine: Machine, held: Held) -> bool:
+    """Tell whether the smallest micro-batch fits beside what is held."""
+    tokens = FEWEST_TOKENS * activation_bytes(size, 2, checkpointing=size.parameters > HUGE)
+    tokens += logits_bytes(size, FEWEST_TOKENS, adapters=held.adapters)
+    return held.training + tokens <= machine.memory
 
 
 def _engine(machine: Machine, name: str, resident: int, config: EngineConfig) -> Overrides:
@@ -166,18 +198,13 @@ def _engine(machine: Machine, name: str, resident: int, config: EngineConfig) ->
     return chosen | {key: Choice(value, reason) for key, (value, reason) in own.items()}
 
 
-def _resident(size: ModelSize, trained: int) -> int:
-    """Return what the trainer holds while an engine generates: weights, and Adam's moments of trained ones."""
-    return trained * (TRAINING_BYTES - 4) if trained else size.parameters * FROZEN_BYTES
-
-
-def _thinking(size: ModelSize, machine: Machine, trained: int, engine: Kind) -> Overrides:
+def _thinking(size: ModelSize, machine: Machine, held: Held, engine: Kind) -> Overrides:
     """Return how long a reasoning model may think; without room in the update or the engine it is asked not to."""
     positions = size.positions or 2048
     prompt = min(1024, positions // 2)
     answer = min(THOUGHTS, positions - prompt)
-    trains = _fitting_tokens(size, machine, trained) >= prompt + answer
-    left, rows = machine.memory - _weights(size, trained), GPU_QUESTIONS * SamplingConfig().completions
+    trains = _fitting_tokens(size, machine, held) >= prompt + answer
+    left, rows = machine.memory - held.training, GPU_QUESTIONS * SamplingConfig().completions
     if not (machine.gpu and trains and engine.holds(size, machine, left, rows, prompt + answer)):
         return {"policy.template": Choice({"enable_thinking": False}, "its thoughts would be cut off")}
     return {
@@ -197,14 +224,16 @@ def _rate(parameters: int, *, adapters: bool) -> Overrides:
     }
 
 
-def _adapters(parameters: int, machine: Machine) -> Overrides:
+def _adapters(parameters: int, machine: Machine, *, packs: bool) -> Overrides:
     need = TRAINING_BYTES * parameters / 1e9
     reason = f"training all weights takes {need:.1f} GB before any activation, of {machine.memory / 1e9:.1f} GB"
     rank = 32 if parameters <= HUGE else 16
     return {
         "policy.lora.r": Choice(rank, reason),
         "policy.lora.alpha": Choice(2 * rank, "twice the rank, as is usual"),
-        "policy.dtype": Choice("bfloat16", "frozen weights need no more; the adapters stay fp32"),
+        "policy.dtype": Choice("nf4", f"frozen weights of 16 bits would not fit {machine.memory / 1e9:.1f} GB")
+        if packs
+        else Choice("bfloat16", "frozen weights need no more; the adapters stay fp32"),
     }
 
 
@@ -231,23 +260,19 @@ def _speaking(size: ModelSize, machine: Machine) -> Overrides:
     return overrides
 
 
-def _weights(size: ModelSize, trained: int) -> int:
-    return trained * TRAINING_BYTES if trained else size.parameters * FROZEN_BYTES
-
-
-def _fitting_tokens(size: ModelSize, machine: Machine, trained: int) -> int:
+def _fitting_tokens(size: ModelSize, machine: Machine, held: Held) -> int:
     """Return the tokens of a micro-batch whose activations take half of what weights and logits leave."""
-    logits = logits_bytes(size, TrainerConfig().tokens_per_batch, adapters=not trained)
-    budget = max(0, machine.memory - _weights(size, trained) - logits) // 2
+    logits = logits_bytes(size, TrainerConfig().tokens_per_batch, adapters=held.adapters)
+    budget = max(0, machine.memory - held.training - logits) // 2
     fitting = budget // activation_bytes(
         size, 2 if machine.bf16 else 4, checkpointing=size.parameters > HUGE and machine.gpu
     )
     return max(FEWEST_TOKENS, 1 << max(0, fitting.bit_length() - 1))
 
 
-def _tokens(size: ModelSize, machine: Machine, trained: int) -> Overrides:
+def _tokens(size: ModelSize, machine: Machine, held: Held) -> Overrides:
     """Return the micro-batch that fits, if the default one does not."""
-    tokens = _fitting_tokens(size, machine, trained)
+    tokens = _fitting_tokens(size, machine, held)
     if tokens >= TrainerConfig().tokens_per_batch:
         return {}
     return {

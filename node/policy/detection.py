@@ -6,6 +6,7 @@ not answer is asked once.
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,21 @@ def check_policy(policy: PolicyConfig) -> None:
         raise UserError("policy.device is 'cuda' but this machine has no GPU, or hides it: use 'auto' or 'cpu'")
     if policy.model != "builtin" and (Path(policy.model).is_dir() or looks_like_path(policy.model)):
         find_model(policy.model)  # asks nobody
+
+
+def check_bits(dtype: str = "", optim: str = "") -> None:
+    """Raise `UserError` where `policy.dtype` or `trainer.optim` wants bitsandbytes, which is not installed."""
+    asked = [f"policy.dtype={dtype!r}"] if dtype == "nf4" else []
+    asked += [f"trainer.optim={optim!r}"] if optim == "adamw_8bit" else []
+    if asked and not has_bitsandbytes():
+        raise UserError(
+            f"bitsandbytes is not installed, for {' and '.join(asked)}: pip install 'gossamer[bitsandbytes]'"
+        )
+
+
+def has_bitsandbytes() -> bool:
+    """Tell whether bitsandbytes is installed."""
+    return find_spec("bitsandbytes") is not None
 
 
 def has_gpu() -> bool:
@@ -145,7 +161,8 @@ def detect_machine(device: str = "auto", *, vllm: bool = False) -> Machine:
     if device in ("auto", "cuda") and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         count = torch.cuda.device_count()
-        return Machine(memory, gpu=True, bf16=computes_in_bf16("cuda"), vllm=vllm, devices=count)
+        bf16 = computes_in_bf16("cuda")
+        return Machine(memory, gpu=True, bf16=bf16, vllm=vllm, nf4=has_bitsandbytes(), devices=count)
     return Machine(main_memory(), bf16=computes_in_bf16("cpu"), vllm=vllm)
 
 

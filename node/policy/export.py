@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -74,6 +75,7 @@ def _merged_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel
     weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in merged_weights(model)}
     config = copy.deepcopy(base.config)
     config.dtype = dtype
+    vars(config).pop("quantization_config", None)
     config.use_cache = True  # a trainer turns it off
     embedding, output = _embedding_names(base)
     if config.tie_word_embeddings and output in weights and not torch.equal(weights[embedding], weights[output]):
@@ -110,15 +112,26 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]
     place and back would move the base by a rounding error each time.
     """
     base = model.get_base_model() if hasattr(model, "peft_config") else model
+    packed = {name: weight for name, weight in base.named_parameters() if hasattr(weight, "quant_state")}
     for name, tensor in base.state_dict().items():
-        if ".lora_" in name:
+        of_packed = any(name.startswith(f"{one}.") for one in packed)  # its scales
+        if ".lora_" in name or of_packed:
             continue
+        if name in packed:
+            tensor = _unpacked(packed[name])
         if name.endswith(".base_layer.weight"):
             layer = base.get_submodule(name.removesuffix(".base_layer.weight"))
             with torch.no_grad():
                 for adapter in layer.active_adapters:
                     tensor = tensor + layer.get_delta_weight(adapter).to(tensor.dtype)
         yield name.replace(".base_layer.", "."), tensor
+
+
+def _unpacked(weight: Any) -> torch.Tensor:
+    """Return a matrix of 4 bits a weight (bitsandbytes) as one of float32."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, weight.quant_state).float()
 
 
 def _shards(weights: Iterator[tuple[str, torch.Tensor]], dtype: torch.dtype) -> Iterator[dict[str, torch.Tensor]]:

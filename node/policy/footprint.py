@@ -1,7 +1,7 @@
 """Memory that a node takes with a model, in bytes, estimated from the model's shape: for `gossamer doctor --model`.
 
     weights           as `policy.dtype` says
-    gradients, Adam   of the trained weights, in float32: 4 and 8 bytes each
+    gradients, Adam   of the trained weights, in float32: 4 and 8 bytes each; 2 for Adam with `trainer.optim=adamw_8bit`
     activations       what the backward pass needs again, of the micro-batch in work
     logits            of `CHUNK` numbers of its completions: themselves, their logarithms, their gradients, and copies;
                       and a gradient of the output matrix that is added to the others
@@ -22,6 +22,8 @@ from node.config import NodeConfig
 CHUNK = 1 << 24  # logits at a time (`node.training.head`): 64 MiB in float32
 LOGIT = 24  # bytes of each: six tensors in float32, as measured
 MARGIN = 1.1  # what the allocator holds between two passes
+NF4_BYTES = 0.516  # of a weight: 4 bits, and a scale of 8 bits for 64 of them, which have scales themselves
+ADAM_BYTES = {"adamw_torch_fused": 8.0, "adamw_8bit": 2.03}  # two moments of a trained weight
 LIBRARIES = 500_000_000  # torch and transformers, as measured
 
 
@@ -52,6 +54,7 @@ class Machine(NamedTuple):
     vllm: bool = False  # installed beside the node
     share: float = 1.0  # of the device: `memory` is as large a part of its whole
     devices: int = 1  # that are alike, of which a node has one
+    nf4: bool = False  # bitsandbytes is installed
 
 
 class Part(NamedTuple):
@@ -91,13 +94,14 @@ def footprint(
     answers = sampling.completions * completion
     group = prompt + answers  # tokens of a group, whose prompt is computed once
     tokens = min(config.trainer.tokens_per_batch, (sampling.local + sampling.external) * group)
-    width = 4 if config.policy.dtype == "float32" else 2
+    dtype = config.policy.dtype
+    weights = weight_bytes(size, dtype)
     trained = adapter_parameters(size, lora.r) if lora.r else size.parameters
     checkpointing = config.trainer.gradient_checkpointing
     parts = [
-        Part("weights", size.parameters * width, f"{size.parameters / 1e6:.3g} M of {width} bytes"),
+        Part("weights", weights, f"{size.parameters / 1e6:.3g} M of {weights / size.parameters:.3g} bytes"),
         Part("gradients", 4 * trained, f"{trained / 1e6:.3g} M trained weights", when="update"),
-        Part("Adam", 8 * trained, "two moments of each trained weight"),
+        Part("Adam", int(ADAM_BYTES[config.trainer.optim] * trained), "two moments of each trained weight"),
         Part(
             "activations",
             tokens * activation_bytes(size, cache_width(config, bf16=bf16), checkpointing=checkpointing),
@@ -111,7 +115,7 @@ def footprint(
             when="update",
         ),
     ]
-    if bf16 and width == 4:
+    if bf16 and dtype == "float32":
         parts.append(Part("bf16 weights", 2 * size.parameters, "cast once a pass", when="update"))
     parts += engine_parts
     if not gpu_memory:
@@ -128,6 +132,15 @@ def peak(parts: list[Part]) -> int:
         for when in ("always", "generation", "update")
     }
     return int(of["always"] + max(of["generation"], of["update"]))
+
+
+def weight_bytes(size: ModelSize, dtype: str) -> int:
+    """Return what a model's weights take by `policy.dtype`; with "nf4" the matrices of its layers alone have 4 bits."""
+    if dtype == "nf4":
+        attention = 2 * size.hidden * (size.hidden + size.kv_width)
+        matrices = min(size.parameters, size.layers * (attention + 3 * size.hidden * size.intermediate))
+        return int(NF4_BYTES * matrices) + 2 * (size.parameters - matrices)
+    return size.parameters * (4 if dtype == "float32" else 2)
 
 
 def adapter_parameters(size: ModelSize, rank: int) -> int:

@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from node.config import LoraConfig, PolicyConfig
 from node.errors import UserError
 from node.policy.completion_text import INCOMPLETE, CompletionText
-from node.policy.detection import computes_in_bf16, find_model
+from node.policy.detection import check_bits, computes_in_bf16, find_model
 from node.policy.prompt import chat_turns, plain_text
 from node.tasks import Item
 
@@ -144,14 +145,17 @@ def load_policy(
         source = str(checkpoint if began else BUILTIN)
     if config.model != "builtin":
         find_model(config.model)
+    check_bits(config.dtype)
     here = Path(source).is_dir()  # then nobody is asked for anything
+    packed = config.dtype == "nf4"
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=here)
         architecture = _without_dropout(AutoConfig.from_pretrained(source, local_files_only=here))
         model, loading = AutoModelForCausalLM.from_pretrained(
             source,
             config=architecture,
-            dtype=getattr(torch, config.dtype),
+            dtype=torch.bfloat16 if packed else getattr(torch, config.dtype),
+            **(_in_four_bits(device) if packed else {}),
             output_loading_info=True,
             local_files_only=here,
         )
@@ -184,9 +188,28 @@ def load_policy(
         model = _with_saved_adapters(model, adapters)
     elif config.lora.r > 0:
         model = _with_adapters(model, config.lora)
-    model = model.to(device)
+    model = _as_packed(model) if packed else model.to(device)
     gains = gains_by_bf16(model) if bf16 == "auto" else bf16
     return Policy(model, tokenizer, name, eos, config.prompt, config.template, gains, source)
+
+
+def _in_four_bits(device: str) -> dict[str, Any]:
+    """Return what loads the matrices of a model's layers with 4 bits a weight, as QLoRA has it (arXiv 2305.14314)."""
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": quantization, "device_map": {"": device}}
+
+
+def _as_packed(model: Any) -> Any:
+    """Keep bitsandbytes from laying weights out anew, with rounded scales, when a CPU first generates with them."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def gains_by_bf16(model: Any) -> bool:

@@ -44,7 +44,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from node.config import NodeConfig
 from node.errors import DivergedError, UserError
-from node.policy.detection import first_line
+from node.policy.detection import check_bits, first_line
 from node.policy.load import LARGE, Policy
 from node.processes.machine import free_memory, is_out_of_memory
 from node.rollouts.rules import configured_weight
@@ -107,6 +107,7 @@ class SwarmTrainer(GRPOTrainer):
     ) -> None:
         self._ranks = ranks
         keeps_a_copy = ranks.sharded and ranks.number == 0  # whole, beside its parts
+        held = [(weight, weight.data) for weight in _trained(policy.model)]
         super().__init__(
             model=copy.deepcopy(policy.model) if keeps_a_copy else policy.model,
             reward_funcs=_unused_reward,
@@ -115,6 +116,9 @@ class SwarmTrainer(GRPOTrainer):
             processing_class=policy.tokenizer,
             callbacks=[_RoundCallback(self, on_update)],
         )
+        for weight, values in held:  # TRL rounds adapters over 4 bits to bfloat16, in which small steps are lost
+            if weight.dtype != values.dtype:
+                weight.data = values
         self.remove_callback(PrinterCallback)
         self._checkpoints = Path(args.output_dir) / "checkpoints"
         self._config = config.trainer
@@ -569,6 +573,7 @@ class SwarmTrainer(GRPOTrainer):
                 self.optimizer.load_state_dict(sharded_state(state, self.optimizer))
             elif not self._ranks.sharded:
                 super()._load_optimizer_and_scheduler(checkpoint)
+                self._check_moments(checkpoint)
             if self._ranks.sharded or not has_optimiser(Path(checkpoint)):  # then transformers loads neither
                 scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
         # torch keeps rate, decay and betas with the state, and would go on with those: what is set now is to hold.
@@ -580,6 +585,15 @@ class SwarmTrainer(GRPOTrainer):
         for group, setting, rate in zip(self.optimizer.param_groups, settings, rates, strict=True):
             group.update(setting | {"lr": rate})
         scheduler._last_lr = rates
+
+    def _check_moments(self, checkpoint: str) -> None:
+        """Raise `UserError` where the optimiser's state is of another `trainer.optim` than is set now."""
+        of_8_bits = self._config.optim == "adamw_8bit"
+        if any(("exp_avg" in moments) == of_8_bits for moments in self.optimizer.state.values()):
+            raise UserError(
+                f"{checkpoint} was not trained with trainer.optim={self._config.optim!r}: set it as it was, or use "
+                "another --state"
+            )
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A weight that is tied to another is not in the file, and not missing either."""
@@ -743,6 +757,9 @@ def make_trainer(
         UserError: `report_to` names a package that is not installed, or `target_modules` the output matrix.
     """
     ranks = ranks or Ranks()
+    check_bits(optim=config.trainer.optim)
+    if ranks.sharded and (config.policy.dtype == "nf4" or config.trainer.optim == "adamw_8bit"):
+        raise UserError("FSDP2 shares out neither policy.dtype='nf4' nor trainer.optim='adamw_8bit': leave them out")
     if ranks.number == 0:
         remove_leftovers(folder / "checkpoints")
     args = _trl_config(config, policy, folder)
@@ -770,7 +787,7 @@ def _trl_config(config: NodeConfig, policy: Policy, folder: Path) -> GRPOConfig:
         learning_rate=trainer.learning_rate,
         lr_scheduler_type=trainer.lr_scheduler_type,
         warmup_steps=trainer.warmup_steps * trainer.num_iterations,
-        adam_beta1=trainer.adam_beta1,
+        optim=trainer.optim,
         adam_beta2=trainer.adam_beta2,
         weight_decay=trainer.weight_decay,
         max_grad_norm=trainer.max_grad_norm,

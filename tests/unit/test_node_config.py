@@ -16,6 +16,7 @@ VALUES = {
     "sampling.probe": 8,
     "sampling.external_negatives": "drop",
     "trainer.beta": 0.0,
+    "trainer.adam_beta1": 0.95,
     "network.share": "all",
     "weights.encrypt": False,
     "engine.vllm.tensor_parallel_size": 2,

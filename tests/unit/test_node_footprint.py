@@ -52,6 +52,10 @@ def test_what_each_setting_saves() -> None:
     assert full["Adam"] == 8 * SMOLLM2.parameters == 2 * full["gradients"]
     assert adapters["Adam"] < full["Adam"] / 20 and adapters["weights"] == full["weights"]
     assert 2 * of({"policy": {"dtype": "bfloat16", "lora": {"r": 16}}})["weights"] == full["weights"]
+    packed = of({"policy": {"dtype": "nf4", "lora": {"r": 16}}})
+    assert 2 * SMOLLM2.vocabulary * SMOLLM2.hidden < packed["weights"] < 0.42 * adapters["weights"] / 2
+    small = of({"trainer": {"optim": "adamw_8bit"}})
+    assert small["Adam"] < 0.26 * full["Adam"] and small["gradients"] == full["gradients"]
     half = of({"trainer": {"tokens_per_batch": 512}})
     assert of({"trainer": {"tokens_per_batch": 1024}})["activations"] == 2 * half["activations"]
     assert of({"trainer": {"gradient_checkpointing": True}})["activations"] < full["activations"] / 5

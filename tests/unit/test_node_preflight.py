@@ -80,6 +80,15 @@ def test_missing_parts_of_a_model_are_named(tmp_path: Path) -> None:
         check_first(config_of(policy={"model": str(folder)}), tmp_path)
 
 
+def test_without_bitsandbytes_what_needs_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(policy={"dtype": "nf4", "lora": {"r": 4}}, trainer={"optim": "adamw_8bit"})
+    monkeypatch.setattr("node.policy.detection.has_bitsandbytes", lambda: True)
+    check_first(config, tmp_path)
+    monkeypatch.setattr("node.policy.detection.has_bitsandbytes", lambda: False)
+    with pytest.raises(UserError, match=r"for policy\.dtype='nf4' and trainer\.optim='adamw_8bit': pip install"):
+        check_first(config, tmp_path)
+
+
 def test_a_model_that_is_far_too_large_is_told_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.operations.preflight.has_gpu", lambda: True)
     monkeypatch.setattr("node.operations.preflight.gpu_memory", lambda: 80_000_000_000)

@@ -99,6 +99,7 @@ machines = st.builds(
     st.booleans(),
     st.booleans(),
     st.integers(1, 1024).map(lambda nodes: 1 / nodes),
+    nf4=st.booleans(),
 )
 
 
@@ -140,7 +141,7 @@ def test_what_vllm_keeps_while_it_sleeps_is_not_there_for_training() -> None:
     assert "policy.lora.r" in preset(size, machine)
 
 
-def values(size: ModelSize, machine: Machine, lora: int | None = None, **says: bool) -> dict[str, object]:
+def values(size: ModelSize, machine: Machine, lora: int | None = None, **says: object) -> dict[str, object]:
     return {key: choice.value for key, choice in preset(size, machine, lora, **says).items()}
 
 
@@ -185,6 +186,21 @@ def test_what_is_chosen_fits_while_it_generates_and_while_it_trains(size: ModelS
     vllm = config.engine.vllm.gpu_memory_utilization * whole
     assert held + vllm <= machine.memory
     assert vllm > 2 * size.parameters, "its weights, and a cache"
+
+
+def test_weights_of_16_bits_that_do_not_fit_have_4_where_bitsandbytes_is_installed() -> None:
+    machine = GPU._replace(memory=12_000_000_000, vllm=False)
+    assert values(QWEN, machine)["policy.dtype"] == "bfloat16"
+    found = values(QWEN, machine._replace(nf4=True))
+    assert (found["policy.dtype"], found["policy.lora.r"]) == ("nf4", 16)
+    assert values(QWEN, machine._replace(nf4=True, memory=24 << 30))["policy.dtype"] == "bfloat16"
+    for own in ({"dtype": "bfloat16"}, {"engine": EngineConfig(kind="vllm")}):
+        assert values(QWEN, machine._replace(nf4=True), **own)["policy.dtype"] == "bfloat16"
+
+
+def test_weights_of_4_bits_that_a_person_asks_for_are_no_reason_for_vllm() -> None:
+    assert values(model(7e9), GPU)[KIND] == "vllm"
+    assert KIND not in values(model(7e9), GPU, 16, dtype="nf4")
 
 
 def test_on_gpus_of_its_own_vllm_takes_nothing_of_the_trainers() -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from node.config import LoraConfig, PolicyConfig
+from node.config import LoraConfig, PolicyConfig, parse_config
 from node.errors import UserError
 from node.policy.load import Policy, load_policy
 from node.processes.signals import GiveUp
@@ -107,6 +107,12 @@ def test_two_processes_give_the_weights_of_one(tmp_path, losses):
         in_ranks(count, train_each, count)
     for loss_type, _ in losses:
         compare(tmp_path / f"2-{loss_type}.safetensors", tmp_path / f"1-{loss_type}.safetensors")
+
+
+def test_weights_of_4_bits_are_not_shared_out(tmp_path):
+    config = parse_config({"policy": {"dtype": "nf4", "lora": {"r": 4}}})
+    with pytest.raises(UserError, match=r"FSDP2 shares out neither policy\.dtype='nf4' nor"):
+        make_trainer(None, config, tmp_path, rounds_of, lambda *_: None, ranks=Ranks(sharded=True))
 
 
 @pytest.mark.slow

@@ -414,7 +414,7 @@ def test_without_a_last_round_it_trains_until_it_is_stopped_and_goes_on_from_the
 def test_what_is_set_now_holds_and_not_what_a_checkpoint_was_trained_with(policy, tmp_path, schedule):
     rounds = fixed_rounds(*[mixed_samples(policy, seed=number) for number in range(4)])
     trainer_of(policy, node_config(rounds=2, save_steps=1, learning_rate=1e-3), tmp_path, rounds).train()
-    now = {"learning_rate": 1e-5, "weight_decay": 0.5, "adam_beta1": 0.1, "adam_beta2": 0.5}
+    now = {"learning_rate": 1e-5, "weight_decay": 0.5, "adam_beta2": 0.5}
     trainer = trainer_of(policy, node_config(rounds=4, lr_scheduler_type=schedule, **now), tmp_path, rounds)
     steps = []
 
@@ -429,7 +429,7 @@ def test_what_is_set_now_holds_and_not_what_a_checkpoint_was_trained_with(policy
     expected = [1e-5, 1e-5] if schedule == "constant" else [1e-5 * 2 / 4, 1e-5 * 1 / 4]
     for groups, rate in zip(steps, expected, strict=True):
         assert [group["lr"] for group in groups] == pytest.approx([rate] * len(groups))
-        assert {group["betas"] for group in groups} == {(0.1, 0.5)}
+        assert {group["betas"] for group in groups} == {(0.9, 0.5)}
         assert {group["weight_decay"] for group in groups} == {0.5, 0.0}  # none of norms and biases
 
 
@@ -574,6 +574,10 @@ def test_a_small_rate_moves_every_weight_by_what_adam_intends(tmp_path, lora, dt
 
 
 def test_weights_that_such_a_step_would_not_reach_are_refused():
+    with pytest.raises(UserError, match=r"is for weights beneath adapters: set policy\.lora\.r=16"):
+        parse_config({"policy": {"dtype": "nf4"}})
+    with pytest.raises(UserError, match=r"set engine\.kind='hf', or policy\.dtype='bfloat16'"):
+        parse_config({"policy": {"dtype": "nf4", "lora": {"r": 4}}, "engine": {"kind": "vllm"}})
     with pytest.raises(UserError, match=r"policy\.dtype='bfloat16' rounds away"):
         parse_config({"policy": {"dtype": "bfloat16"}})
     parse_config({"policy": {"dtype": "bfloat16", "lora": {"r": 4}}})

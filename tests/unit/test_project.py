@@ -107,7 +107,8 @@ def test_a_folders_door_names_all_that_is_in_it(door: str) -> None:
 
 def test_what_is_imported_is_declared() -> None:
     optional = PROJECT["optional-dependencies"]
-    extras = [item for name in ("vllm", "reasoning-gym", "verifiers", "ray") for item in optional[name]]
+    named = ("vllm", "bitsandbytes", "reasoning-gym", "verifiers", "ray")
+    extras = [item for name in named for item in optional[name]]
     declared = distribution_names(PROJECT["dependencies"] + extras)
     assert imported_distributions(*PACKAGES) <= declared
     assert imported_distributions("examples") <= declared | distribution_names(PROJECT["optional-dependencies"]["dev"])
