@@ -29,6 +29,7 @@ REMOVED_SETTINGS: Mapping[str, str] = {
     "trainer.beta": "it could only be 0, as no reference model is kept: leave it out",
     "trainer.adam_beta1": "it is 0.9: leave it out",
     "network.share": "groups whose rewards are all equal teach nothing and are not sent: leave it out",
+    "network.timing": "it follows from network.listen: leave it out",
     "weights.encrypt": "what members send each other is always encrypted: leave it out",
     "engine.vllm.tensor_parallel_size": "vLLM takes all GPUs of engine.placement.devices for one model: leave it out",
     "engine.vllm.kv_cache_gib": "on a processor vLLM has 1 GiB for it: leave it out",
@@ -464,9 +465,10 @@ class NetworkConfig(Section):
     store_disk: int = Field(
         4096 << 20, ge=0, description="bytes of items that wait on disk where the memory has no room; 0: none"
     )
-    timing: Literal["auto", "local", "lan", "wan"] = Field(
-        "auto",
-        description="how patient with peers; 'auto': 'local' for a node that listens on loopback only, else 'wan'",
+    local: Literal["all", "port", "peers", "off"] = Field(
+        "all",
+        description="what a node that listens, and not on loopback only, says in its own network; 'port': it asks the "
+        "router to forward its port (UPnP); 'peers': it looks for nodes of its swarm (mDNS)",
     )
 
 

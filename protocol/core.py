@@ -41,6 +41,7 @@ from protocol.events import (
     Message,
     Misfit,
     Moved,
+    Neighbour,
     NetworkRefused,
     Offer,
     Opened,
@@ -49,6 +50,7 @@ from protocol.events import (
     Outlined,
     PeerDown,
     PeerUp,
+    PortMapped,
     Publish,
     QueuePlace,
     Refused,
@@ -218,7 +220,7 @@ class Core:
             case Closed(link):
                 self._ended.set(link, None)
                 return self._members(self.membership.handle(event, now), now)
-            case Moved() | Stored() | TurnedAway():
+            case Moved() | PortMapped() | Neighbour() | Stored() | TurnedAway():
                 return self._members(self.membership.handle(event, now), now)
             case Revoked():
                 return self._revoked(event, now)

@@ -142,6 +142,20 @@ class Moved:
     services: tuple[Service, ...] = ()
 
 
+@value
+class PortMapped:
+    """Our router says that it forwards our port from this outer IP address of its own; "": no longer."""
+
+    external: str
+
+
+@value
+class Neighbour:
+    """Somebody in our own network says there, where everybody can say anything, that a node of our swarm is here."""
+
+    address: Address
+
+
 # What membership and gossip are told
 
 
@@ -431,9 +445,10 @@ class Blame:
 
 
 NetworkEvent = Opened | Accepted | TurnedAway | Closed | Arrived | Refused | NetworkRefused
-MembershipEvent = Opened | Accepted | TurnedAway | Closed | Message | Expel | Misfit | Moved | Revoked | Stored | Tick
+News = Moved | PortMapped | Neighbour  # of where we are
+MembershipEvent = Opened | Accepted | TurnedAway | Closed | Message | Expel | Misfit | News | Revoked | Stored | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
 GossipEvent = PeerUp | PeerDown | Publish | Got | Heard | Outlined | ChunkArrived | Subscribe | Fetched | Discard | Tick
 GossipAction = Deliver | Send | Serve | Blame
-CoreEvent = NetworkEvent | Fetched | Moved | Revoked | Stored | Offer | Subscribe | Report | Tick
+CoreEvent = NetworkEvent | Fetched | News | Revoked | Stored | Offer | Subscribe | Report | Tick
 CoreAction = Dial | HangUp | SendFrame | QueuePlace | Deliver | ChargePrefix | OtherVersion

@@ -32,7 +32,18 @@ from protocol.credentials.records import (
 from protocol.credentials.use_log import UseLog
 from protocol.driver import Driver
 from protocol.errors import MessageError, NetworkFailed, UnpackError
-from protocol.events import Item, Moved, Offer, Report, Revoked, Stored, Subscribe, Verdict
+from protocol.events import (
+    Item,
+    Moved,
+    Neighbour,
+    Offer,
+    PortMapped,
+    Report,
+    Revoked,
+    Stored,
+    Subscribe,
+    Verdict,
+)
 from protocol.identity import Identity, NodeId
 from protocol.limits.networks import scope_of
 from protocol.membership.address_book import Book
@@ -58,7 +69,7 @@ ADDRESS_INTERVAL_S = 10.0  # a laptop that changed networks says so this soon; l
 LIST_INTERVAL_S, LIST_RETRY_S = 2.0, 60.0  # a person who takes something back waits; reading a small file does not
 COMMANDS_PER_STEP = 256
 
-Command = Offer | Report
+Command = Offer | Report | PortMapped | Neighbour
 
 T = TypeVar("T")
 
@@ -378,6 +389,12 @@ class Host:
         return tuple(Address(endpoint, self._setup.identity.curve_key) for endpoint in farthest_first)
 
     @property
+    def port(self) -> int:
+        """At which port of this machine it listens, 0 where it does not; another may be advertised."""
+        endpoint = self._transport.endpoint if self._transport is not None else None
+        return endpoint.port if endpoint is not None else 0
+
+    @property
     def standing(self) -> Standing:
         """How others see this node, and whether they can dial it; see `Standing`."""
         return self._standing
@@ -402,6 +419,14 @@ class Host:
         the book, still counts, as one of the last `MAX_ADMITTED`; one that is admitted no more does not.
         """
         return node in self._admitted
+
+    def mapped(self, external: str) -> None:
+        """Hear from our router that it forwards our port from that IP address, or, if it is empty, does no longer."""
+        self._command(PortMapped(external))
+
+    def neighbour(self, address: Address) -> None:
+        """Hear, from whoever is in our own network, that a node of our swarm is there."""
+        self._command(Neighbour(address))
 
     def is_revoked(self, node: NodeId) -> bool:
         """Tell whether the swarm's owner has revoked `node`, as far as is known here."""

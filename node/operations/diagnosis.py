@@ -416,7 +416,8 @@ def reachability(tree: Tree) -> str:
         if not seen_at:
             return "by nodes of this machine" if endpoint.is_loopback else "nobody on another machine has tried yet"
         whom = "the one network asked" if asked == 1 else f"the {asked} networks asked"
-        why = f"{whom} cannot dial port {endpoint.port} at {seen_at}: a router or firewall is between"
+        router = tree.get("router") or "a router or firewall is between"
+        why = f"{whom} cannot dial port {endpoint.port} at {seen_at}: {router}"
     through = "one relay" if relays == 1 else f"{relays} relays"
     return f"you cannot be reached because {why}; you learn and teach through {through}"
 

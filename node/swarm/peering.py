@@ -18,7 +18,7 @@ from node.config import NetworkConfig, NodeConfig
 from node.errors import UserError
 from node.state_folder import KEY_FILE, sole_process_of
 from node.swarm.founding import REVOCATIONS_FILE, USES_FILE, load_gate, load_grant, load_manifest
-from protocol.config import PRESETS, Limits, Timing, read_clock
+from protocol.config import LOCAL, WAN, Limits, Timing, read_clock
 from protocol.credentials.grants import grant_expiry
 from protocol.credentials.manifest import SwarmManifest
 from protocol.credentials.records import Address, Endpoint
@@ -26,8 +26,11 @@ from protocol.credentials.use_log import UseLog
 from protocol.errors import PortInUse, ProtocolError
 from protocol.host import Host
 from protocol.identity import Identity
+from protocol.limits.networks import Scope, scope_of
 from protocol.storage import write_atomically
 from protocol.transport.addresses import check_bindable
+from protocol.transport.local_discovery import LocalDiscovery
+from protocol.transport.port_mapping import Mapping, PortMapping
 
 HOW_TO_BE_DIALLED = "start it with --listen tcp://0.0.0.0:4001, or another port"
 DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]
@@ -40,8 +43,8 @@ log = structlog.get_logger()
 
 
 class Network(NamedTuple):
-    """A running host, who it is, the manifest of its swarm if that has one, where it is dialled, if it can be, and
-    when its grant ends (Unix seconds), if it has one.
+    """A running host, who it is, the manifest of its swarm if that has one, where it is dialled, if it can be,
+    when its grant ends (Unix seconds), if it has one, and what its router is asked, if it is.
     """
 
     host: Host
@@ -50,6 +53,7 @@ class Network(NamedTuple):
     manifest: SwarmManifest | None
     address: Address | None
     grant_expires: float | None = None
+    mapping: PortMapping | None = None
 
 
 @contextmanager
@@ -77,7 +81,8 @@ def open_network(config: NodeConfig, folder: Path, *, relays: bool = False) -> I
         else:
             (folder / "address").unlink(missing_ok=True)  # of an earlier start
             log.info("dialling only", node=identity.node_id, swarm=swarm.hex(), to_be_dialled=HOW_TO_BE_DIALLED)
-        yield Network(host, identity, swarm, manifest, address, grant_expiry(load_grant(folder)))
+        mapping = stack.enter_context(_look_around(config.network, host, address, swarm))
+        yield Network(host, identity, swarm, manifest, address, grant_expiry(load_grant(folder)), mapping)
 
 
 def check_endpoint(network: NetworkConfig) -> None:
@@ -200,8 +205,45 @@ def listens_at(network: NetworkConfig) -> Endpoint | None:
 
 
 def timing_of(network: NetworkConfig) -> Timing:
-    """Return the configured preset; "auto" takes a node that listens on loopback only to have its peers there."""
-    if network.timing != "auto":
-        return PRESETS[network.timing]
+    """Return how patient a node is with peers: one that listens on loopback only has them there."""
     listen = listens_at(network)
-    return PRESETS["local" if listen is not None and listen.is_loopback and not network.advertise else "wan"]
+    return LOCAL if listen is not None and listen.is_loopback and not network.advertise else WAN
+
+
+@contextmanager
+def _look_around(
+    network: NetworkConfig, host: Host, address: Address | None, swarm: bytes
+) -> Iterator[PortMapping | None]:
+    """Ask the router for the port and look for the swarm in this network, for as long as the block lasts.
+
+    A node that listens nowhere or on loopback only does neither. One whose port a person forwards, or whose own address
+    is public, needs no router's help; one that was given no swarm looks for nobody.
+    """
+    listen = listens_at(network)
+    if listen is None or listen.is_loopback or address is None or network.local == "off":
+        yield None
+        return
+    port = host.port
+    with ExitStack() as stack:
+        mapping: PortMapping | None = None
+        is_private = any(scope_of(one.endpoint.host) is Scope.PRIVATE for one in host.addresses)
+        if network.local in ("all", "port") and is_private and not network.advertise:
+            mapping = PortMapping(port, lambda said: _tell(host, port, said))
+            mapping.start()
+            stack.callback(mapping.stop)
+            log.info("asking the router to forward the port", port=port, without="--set network.local=peers, or off")
+        if network.local in ("all", "peers") and swarm != DEFAULT_SWARM:
+            discovery = LocalDiscovery(swarm, address.key, listen.host, port, host.neighbour)
+            discovery.start()
+            stack.callback(discovery.stop)
+            log.info("looking for the swarm in this network", by="mDNS", without="--set network.local=port, or off")
+        yield mapping
+
+
+def _tell(host: Host, port: int, said: Mapping) -> None:
+    """Tell the host, and the log, what the router said."""
+    host.mapped("" if said.failure else said.external)
+    if said.failure:
+        log.info("the router does not forward the port", port=port, reason=said.failure)
+    else:
+        log.info("the router says that it forwards the port: peers will tell", port=port, at=said.external)

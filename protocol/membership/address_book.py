@@ -1,9 +1,11 @@
 """The address book: everybody we know of, which is the passive view of HyParView (Leitao 2007).
 
 Three ways into it: the seeds a person gave, which are never forgotten; to have been admitted, by dialling us or by
-being dialled; and to be told of by two voices (see `voice_of`). A node that one peer told of is a *candidate*: it is
-dialled as others are, and passed on to nobody. So no peer alone, and no caller that was turned away, makes us speak of
-whom it invented (compare the new and the tried table of Bitcoin's addrman, where a candidate is passed on).
+being dialled; and to be told of by two voices (see `voice_of`). Beside it are the last `MAX_NEIGHBOURS` addresses that
+were called out in our own network: they are dialled, and in the book once they are admitted. A node that one peer told
+of is a *candidate*: it is dialled as others are, and passed on to nobody. So no peer alone, and no caller that was
+turned away, makes us speak of whom it invented (compare the new and the tried table of Bitcoin's addrman, where a
+candidate is passed on).
 
 A contact is tried at once when it is new, then after 0.5, 1, 2, ... up to 60 s, each drawn from
 the upper half of its interval so that nodes do not dial in step.
@@ -33,6 +35,7 @@ from protocol.config import Instant
 from protocol.credentials.records import Address, PeerRecord, Service
 from protocol.identity import NodeId
 from protocol.limits.networks import Scope, netgroup, scope_of
+from protocol.lru import Recent
 
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 60.0  # a dead peer costs one connection attempt a minute until its record expires
@@ -42,6 +45,7 @@ CANDIDATES = 2  # the part of the capacity that candidates may have, beside it
 # more of them, so a node in a swarm of thousands would look at all at every message.
 THINNING = 8
 NETGROUPS = 16  # at least so many networks share a full book
+MAX_NEIGHBOURS = 16  # whoever is in our network can invent them: so many dials a minute, into that network
 NOWHERE = "nowhere"  # the network of nodes that were only told of and that nobody can dial
 
 K = TypeVar("K")
@@ -168,6 +172,7 @@ class Book:
         self._crowded: set[str] = set()
         self.revision = 0  # grows when there is something new to save
         self._lapsed: list[Acquaintance] = []
+        self._neighbours: Recent[bytes, Contact] = Recent(MAX_NEIGHBOURS)  # by key
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -319,6 +324,16 @@ class Book:
     def seeds_due(self, now: Instant) -> list[Contact]:
         """Return the seeds that may be dialled now."""
         return [seed for seed in self._seeds if seed.not_before <= now.steady]
+
+    def meet(self, address: Address) -> None:
+        """Take note of a neighbour: an address in our own network at which a node of our swarm is said to be."""
+        known = self._neighbours.get(address.key)
+        if known is None or known.address != address:
+            self._neighbours.set(address.key, Contact((address,), scope=scope_of(address.endpoint.host)))
+
+    def neighbours_due(self, now: Instant) -> list[Contact]:
+        """Return the neighbours that may be dialled now."""
+        return [one for one in self._neighbours.values() if one.not_before <= now.steady]
 
     def contacts_due(
         self, now: Instant, rng: random.Random, avoid: Callable[[NodeId], bool] = lambda _: False

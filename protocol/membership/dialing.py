@@ -1,9 +1,9 @@
 """Whom a node dials, and when: while it has too few links, in place of a link that it chose, and as a feeler.
 
 Rules
- 1. While there are too few links (`Links.wanted`), random contacts, and by turns the nearest of those drawn (see
-    `pairing`), where there is likelier to be room; the seeds when we have no peer or nobody else to dial. Two ends
-    that hear of each other would both dial, so the larger id waits `DIAL_YIELD_S`.
+ 1. While there are too few links (`Links.wanted`), neighbours, `NEAR_LINKS` at most; random contacts, and by turns
+    the nearest of those drawn (see `pairing`), where there is likelier to be room; the seeds when we have no peer or
+    nobody else to dial. Two ends that hear of each other would both dial, so the larger id waits `DIAL_YIELD_S`.
  2. Nobody at an endpoint of our own, as private ones occur twice; nobody who is graylisted, or whose key has a link
     already; of one public network no more than may have links. Seeds, a person's choice, are not bounded by network.
  3. Now and then (`rotate_interval`) a link that we chose is due to be replaced by a random other, if there is one:
@@ -30,6 +30,7 @@ from protocol.membership.pairing import distance, name_of
 # Contacts that are drawn for each that is dialled: the nearest of eight is on average nearer than eight of nine who
 # call everybody, and to find more that are due a node would look through its whole book.
 DRAWN = 8
+NEAR_LINKS = 4  # as many as with one public network: whoever is in our own can invent neighbours
 SHED_INTERVAL_S = 10.0  # so that who is sent away finds room elsewhere before the next
 
 
@@ -67,7 +68,9 @@ class Dialing:
         due = self._book.contacts_due(now, self._rng, lambda node: self._refuses(node, now))
         contacts = self._near_and_random((one for one in due if one.key not in busy), wanted, now)
         seeds = self._book.seeds_due(now)
-        for contact in chain(contacts, seeds) if self._links.peers else chain(seeds, contacts):
+        near = [one for one in self._book.neighbours_due(now) if one.key not in busy]
+        near = near and near[: max(0, NEAR_LINKS - self._links.near)]
+        for contact in chain(near, *((contacts, seeds) if self._links.peers else (seeds, contacts))):
             if len(dials) == wanted:
                 break
             if contact not in seeds and self._links.is_full_of(netgroup(contact.address.endpoint.host)):

@@ -26,6 +26,7 @@ Rules
 import random
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 
 from protocol.config import Instant, Limits
 from protocol.credentials.records import PeerRecord
@@ -261,6 +262,13 @@ class Links:
         }
         farthest = max(distances, key=distances.__getitem__, default=None)
         return farthest if farthest and distance(here, caller, now.unix) < distances[farthest] else None
+
+    @property
+    def near(self) -> int:
+        """How many links into our own network we dialled, or dial."""
+        linked = (peer.host for peer in self.peers.values() if peer.link.dialled)
+        dialled = (attempt.contact.address.endpoint.host for attempt in self.attempts.values())
+        return sum(scope_of(host) is Scope.PRIVATE for host in chain(linked, dialled))
 
     def busy_keys(self) -> set[bytes]:
         """Return the CURVE keys that need no dialling."""

@@ -43,9 +43,12 @@ from protocol.events import (
     Message,
     Misfit,
     Moved,
+    Neighbour,
+    News,
     Opened,
     PeerDown,
     PeerUp,
+    PortMapped,
     Revoked,
     Send,
     Stored,
@@ -217,15 +220,26 @@ class Membership:
                 return self._leave(node, GRAYLISTED, now) if node in self._links.peers else []
             case Misfit():
                 return self._misfit(event, now)
-            case Moved(endpoints, services):
-                self.directory.move(endpoints, services, now)
-                return self.directory.announce(self._links.peers.values())
+            case Moved() | PortMapped() | Neighbour():
+                return self._news(event, now)
             case Revoked(encoded):
                 return self._obey(encoded, None, now)
             case Stored():
                 return self._stored(event, now)
             case Tick():
                 return self._tick(now)
+
+    def _news(self, event: News, now: Instant) -> list[MembershipAction]:
+        match event:
+            case Moved(endpoints, services):
+                self.directory.move(endpoints, services, now)
+                return self.directory.announce(self._links.peers.values())
+            case PortMapped(external):
+                self.reachability.mapped(external, now)
+                return []
+            case Neighbour(address):
+                self.book.meet(address)
+                return [*self._dialing.fill(now)]
 
     def _message(self, message: Message, now: Instant) -> list[MembershipAction]:
         link, sender, body = message.link, message.sender, message.body

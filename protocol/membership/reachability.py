@@ -5,10 +5,10 @@ Asking
     address do you see me, and can you dial me there, at the port where I listen?
  2. Each network counts once. For a public address, all nodes seen at private addresses count as one; for a private
     address, each address counts as one (see `voice_of`). The address that most say is ours.
- 3. The record changes only when `DOUBT` networks say the same address. If it is public, one of them could dial us
-    there and we have told no public endpoint of its family (IPv4 or IPv6), we tell it, too: on the word of one peer,
-    all others would dial whomever it names. If none could, we take the endpoint there back: peers then tell us of every
-    newcomer, which we dial (see `dissemination`).
+ 3. The record changes only when `DOUBT` networks say the same address, of which our router may be one. If it is
+    public, one of them could dial us there and we have told no public endpoint of its family (IPv4 or IPv6), we tell
+    it, too: on the word of one peer, all others would dial whomever it names. If none could, we take the endpoint there
+    back: peers then tell us of every newcomer, which we dial (see `dissemination`).
 
 Answering
  4. A fresh connection is dialled to the address from which the asker's link comes, under the key that it
@@ -88,6 +88,7 @@ class Reachability:
         self._asked: dict[NodeId, float] = {}  # live peers that did not answer yet, and until when we wait
         self._last_asked: Recent[NodeId, float] = Recent(MAX_ASKERS)
         self._answers: Recent[str, _Answer] = Recent(MAX_ANSWERS)  # the newest, by voice
+        self._router = ""  # the outer address from which our router says that it forwards our port
         self._checks: dict[Link, _Check] = {}
         self._served: Recent[str, float] = Recent(MAX_ASKERS)
         self._budget = TokenBucket(SERVED_PER_SECOND, SERVED_BURST, now.steady)
@@ -108,7 +109,7 @@ class Reachability:
     def reachable(self, told: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
         """Return which endpoints to tell, of those that the node listens on or was given. Rule 3."""
         standing = self.standing
-        if standing.answers < DOUBT:
+        if standing.answers + (standing.seen_at == self._router) < DOUBT:
             return told
         if not standing.dialable:
             return tuple(one for one in told if read_address(one.host) != read_address(standing.seen_at))
@@ -117,6 +118,12 @@ class Reachability:
         if is_new and scope_of(standing.seen_at) is Scope.PUBLIC and self._port:
             return (*told, Endpoint(standing.seen_at, self._port))[:MAX_ENDPOINTS]
         return told
+
+    def mapped(self, external: str, now: Instant) -> None:
+        """Take note that our router forwards our port from that address: what was tried before says nothing now."""
+        if external != self._router:
+            self._router, self._answers = external, Recent(MAX_ANSWERS)
+            self._next_ask = now.steady
 
     # Asking
 

@@ -18,6 +18,7 @@ VALUES = {
     "trainer.beta": 0.0,
     "trainer.adam_beta1": 0.95,
     "network.share": "all",
+    "network.timing": "lan",
     "weights.encrypt": False,
     "engine.vllm.tensor_parallel_size": 2,
     "engine.vllm.kv_cache_gib": 1,

@@ -1,13 +1,14 @@
 """Where a node listens, what it tells its peers of it, and how patient it is with them."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from node.config import NetworkConfig, parse_config
 from node.fleet.local_swarm import LOOPBACK, Plan, node_config
 from node.swarm.peering import item_life, listens_at, open_network, timing_of
-from protocol.config import LAN, LOCAL, WAN, Limits
+from protocol.config import LOCAL, WAN, Limits
 from protocol.credentials.records import Address
 from protocol.identity import Identity
 from protocol.transport.zeromq import ZmqTransport
@@ -17,6 +18,7 @@ HERE = f"tcp://127.0.0.1:4001?key={KEY}"
 NAMED = f"tcp://localhost:4001?key={KEY}"
 AWAY = f"tcp://192.0.2.7:4001?key={KEY}"
 ANY = "tcp://0.0.0.0:4001"
+ANY_PORT = "tcp://0.0.0.0:0"
 FORWARDED = "tcp://198.51.100.1:4001"
 
 
@@ -32,7 +34,6 @@ FORWARDED = "tcp://198.51.100.1:4001"
         ({"seeds": [HERE], "listen": ANY}, ANY, WAN),
         ({"seeds": [AWAY], "advertise": [FORWARDED]}, LOOPBACK, WAN),
         ({"listen": ""}, None, WAN),
-        ({"seeds": [AWAY], "timing": "lan"}, None, LAN),
     ],
 )
 def test_a_node_with_seeds_elsewhere_tells_nobody_of_its_loopback(network: dict, listens: str | None, timing) -> None:
@@ -40,6 +41,47 @@ def test_a_node_with_seeds_elsewhere_tells_nobody_of_its_loopback(network: dict,
     found = listens_at(config)
     assert (None if found is None else str(found)) == listens
     assert timing_of(config) is timing
+
+
+class Beside:
+    """Stands for what asks the router, or looks around."""
+
+    running: ClassVar[list[str]] = []
+    said = None
+
+    def __init__(self, *what: object) -> None:
+        self.name = "port" if len(what) == 2 else "peers"
+
+    def start(self) -> None:
+        self.running.append(self.name)
+
+    def stop(self) -> None:
+        self.running.remove(self.name)
+
+
+@pytest.mark.parametrize(
+    ("network", "host", "asks"),
+    [
+        ({"listen": ANY_PORT}, "192.168.0.7", ["port", "peers"]),
+        ({"listen": ANY_PORT, "local": "port"}, "192.168.0.7", ["port"]),
+        ({"listen": ANY_PORT, "local": "peers"}, "192.168.0.7", ["peers"]),
+        ({"listen": ANY_PORT, "local": "off"}, "192.168.0.7", []),
+        ({"listen": ANY_PORT, "swarm": ""}, "192.168.0.7", ["port"]),  # it was given no swarm to look for
+        ({"listen": ANY_PORT}, "198.41.0.4", ["peers"]),  # no router is between
+        ({"listen": ANY_PORT, "advertise": [FORWARDED]}, "192.168.0.7", ["peers"]),  # a person forwards the port
+        ({"listen": ""}, "192.168.0.7", []),
+        ({}, "192.168.0.7", []),
+    ],
+)
+def test_a_node_that_listens_for_others_asks_its_router_and_looks_around_unless_it_is_told_not_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: dict, host: str, asks: list[str]
+) -> None:
+    monkeypatch.setattr("node.swarm.peering.PortMapping", Beside)
+    monkeypatch.setattr("node.swarm.peering.LocalDiscovery", Beside)
+    monkeypatch.setattr("protocol.host.own_hosts", lambda listen: (host,))
+    with open_network(parse_config({"network": {"swarm": "ab" * 16} | network}), tmp_path):
+        assert Beside.running == asks
+    assert Beside.running == []
 
 
 def opened(folder: Path, *seeds: str) -> list[str]:

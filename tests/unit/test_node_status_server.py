@@ -249,6 +249,11 @@ def test_until_when_a_grant_admits_is_shown_and_that_it_does_no_longer() -> None
             "you cannot be reached because the 2 networks asked cannot dial port 4001 at 198.41.0.4: a router or "
             "firewall is between; you learn and teach through one relay",
         ),
+        (
+            {"dialable_asked": 1, "router": "no router of this network answers UPnP"},
+            "you cannot be reached because the one network asked cannot dial port 4001 at 198.41.0.4: no router of "
+            "this network answers UPnP; you learn and teach through one relay",
+        ),
         ({"dialable": True}, "by everybody, at 198.41.0.4"),
         ({"dialable_asked": 1, "dialable": True}, "by everybody, at 198.41.0.4, says one peer"),
         ({"seen_at": "192.168.0.7", "dialable": True}, "by nodes of its own network, at 192.168.0.7"),

@@ -155,6 +155,7 @@ MAY_SKIP = {
     "test_benchmarks_allreduce.py": "network namespaces",
     "test_benchmarks_gossip.py": "network namespaces",
     "test_protocol_nat.py": "network namespaces",
+    "test_swarm_home.py": "network namespaces, and for one miniupnpd",
     "test_tutorials.py": "network namespaces",
     "test_collectives_links.py": "network namespaces",
     "test_collectives_local.py": "abstract Unix sockets",

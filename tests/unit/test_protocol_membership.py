@@ -31,6 +31,7 @@ from protocol.events import (
     Link,
     Message,
     Moved,
+    Neighbour,
     Opened,
     PeerDown,
     PeerUp,
@@ -125,6 +126,20 @@ def test_a_seed_is_dialled_greeted_and_live_after_its_answer() -> None:
     assert PeerUp(HIGH.node_id) in actions and told(actions, Kind.PEERS) == [link]
     assert told(actions, Kind.HELLO) == []  # rule 2: else two nodes would greet each other for ever
     assert core.peers == [HIGH.node_id] and core.link_of(HIGH.node_id) == link
+
+
+def test_neighbours_are_dialled_four_at_a_time_and_are_in_the_book_once_they_are_admitted() -> None:
+    core = machine(HIGH)
+    calls = [Address(Endpoint(f"192.168.0.{number}", 4001), OTHERS[number].curve_key) for number in range(1, 10)]
+    dials = [action for call in calls for action in core.handle(Neighbour(call), at(0)) if isinstance(action, Dial)]
+    near = [action.address for action in dials if action.address != address(HIGH)]
+    assert near == calls[:4] and len(core.book) == 0
+    link = Link(OTHERS[1].curve_key, True)
+    core.handle(Opened(link, "192.168.0.1"), at(1))
+    assert PeerUp(OTHERS[1].node_id) in core.handle(hello(OTHERS[1], dialled=True), at(1))
+    assert OTHERS[1].node_id in core.book
+    core.handle(Closed(Link(OTHERS[2].curve_key, True)), at(1))  # nobody there: the next
+    assert [action.address for action in core.handle(Tick(), at(1)) if isinstance(action, Dial)] == calls[4:5]
 
 
 def test_a_hello_from_somebody_who_dialled_is_answered() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from protocol.config import Instant, Limits, Setup
 from protocol.credentials.records import RENEWAL_BITS, Address, Endpoint, make_record
 from protocol.errors import PeerError
-from protocol.events import Accepted, Closed, Dial, HangUp, Link, Message, Opened, PeerUp, Send, Tick
+from protocol.events import Accepted, Closed, Dial, HangUp, Link, Message, Opened, PeerUp, PortMapped, Send, Tick
 from protocol.identity import Identity
 from protocol.membership.address_book import Book
 from protocol.membership.links import DIAL_TIMEOUT_S
@@ -155,6 +155,26 @@ def test_a_node_that_two_networks_see_where_one_could_dial_it_tells_that_address
     before = node.core.record.incarnation
     node.learn(True)
     assert node.core.record.incarnation == before
+
+
+def test_a_routers_word_counts_beside_that_of_one_network_and_alone_for_nothing() -> None:
+    node = Node(INSIDE)
+    node.learn(False)  # before there was a mapping
+    node.core.handle(PortMapped(OUTSIDE), at(node.now))
+    assert node.core.reachability.standing == Standing() and node.core.record.endpoints == (INSIDE,)
+    node.learn(True)
+    assert node.core.record.endpoints == (INSIDE, Endpoint(OUTSIDE, PORT))
+    node.core.handle(PortMapped(""), at(node.now))
+    node.learn(True)
+    assert node.core.record.endpoints == (INSIDE,)
+
+
+@pytest.mark.parametrize(("seen_at", "reached"), [(VICTIM, True), (OUTSIDE, False)])
+def test_what_a_router_says_and_no_peer_bears_out_is_told_to_nobody(seen_at: str, reached: bool) -> None:
+    node = Node(INSIDE)
+    node.core.handle(PortMapped(OUTSIDE), at(0))
+    node.learn(reached, host=seen_at)
+    assert node.core.record.endpoints == (INSIDE,)
 
 
 def test_a_node_with_a_public_ipv6_address_tells_the_ipv4_one_that_its_router_forwards_too() -> None:

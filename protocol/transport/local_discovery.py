@@ -1,0 +1,166 @@
+"""Discovery in one's own network: nodes of one swarm behind one router find each other by multicast DNS (RFC 6762).
+
+A node that can be dialled at a private address announces one service:
+
+    HASH-KEY._gossamer._tcp.local.    HASH 16 hex digits of a hash of the swarm's id, KEY the first 12 of the CURVE key
+    its private IPv4 addresses and its port;  key=HEX, the CURVE key in full
+
+So whoever listens there learns that a node is here and, only if he knows the swarm's id, of which swarm. What is heard
+is hostile input: an address counts if it is on the network of one of our interfaces, and whoever answers there has to
+prove the key and show a record that the swarm admits, as everybody has to.
+
+All is done on threads of its own: zeroconf's, and one that starts and ends it and begins anew when this machine's
+addresses change.
+"""
+
+import hashlib
+import ipaddress
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import psutil
+import structlog
+
+from protocol.credentials.records import Address, Endpoint
+from protocol.limits.networks import Scope, scope_of
+from protocol.lru import Recent
+
+if TYPE_CHECKING:
+    from zeroconf import ServiceInfo, ServiceStateChange, Zeroconf
+
+TYPE = "_gossamer._tcp.local."
+LOOK_S = 30.0  # between two looks at this machine's addresses
+STOP_S = 5.0  # to say goodbye to the network takes less than one
+ANSWER_MS = 1000  # which a node that is announced may take to say where
+MAX_HEARD = 64  # names that are followed up between two looks at this machine's addresses
+NO_LIBRARY = "no look for nodes of this network: pip install zeroconf"
+_KEY = re.compile(rb"[0-9a-f]{64}")
+
+log = structlog.get_logger()
+
+
+def private_interfaces() -> list[ipaddress.IPv4Interface]:
+    """Return this machine's private IPv4 addresses, each with its network."""
+    up = {name for name, state in psutil.net_if_stats().items() if state.isup}
+    return [
+        ipaddress.IPv4Interface(f"{one.address}/{one.netmask}")
+        for name, addresses in psutil.net_if_addrs().items()
+        for one in addresses
+        if name in up and one.family == socket.AF_INET and one.netmask and scope_of(one.address) is Scope.PRIVATE
+    ]
+
+
+def swarm_label(swarm: bytes) -> str:
+    """Return as what a swarm is announced: the swarm's id cannot be computed from it."""
+    return hashlib.sha256(b"gossamer: a swarm in this network" + swarm).hexdigest()[:16]
+
+
+def told_address(
+    port: int | None, hosts: Iterable[str], key: bytes | None, own: Iterable[ipaddress.IPv4Interface]
+) -> Address | None:
+    """Return where a node that was announced so can be dialled; None if nowhere on a network of ours."""
+    if port is None or not 0 < port < 1 << 16 or key is None or not _KEY.fullmatch(key):
+        return None
+    networks = [interface.network for interface in own]
+    for host in hosts:
+        try:
+            address = ipaddress.IPv4Address(host)
+        except ValueError:
+            continue
+        if scope_of(host) is Scope.PRIVATE and any(address in network for network in networks):
+            return Address(Endpoint(str(address), port), bytes.fromhex(key.decode()))
+    return None
+
+
+class LocalDiscovery:
+    """Announces a node and looks for others of its swarm, from `start` to `stop`.
+
+    `found` is called from a thread of zeroconf's, at most `MAX_HEARD` times in `LOOK_S` seconds. `listen` is the host
+    that the node listens on: what it does not listen on is not announced.
+    """
+
+    def __init__(self, swarm: bytes, key: bytes, listen: str, port: int, found: Callable[[Address], None]) -> None:
+        self._label = swarm_label(swarm)
+        self._key = key
+        self._listen = listen
+        self._port = port
+        self._found = found
+        self._heard: Recent[str, None] = Recent(MAX_HEARD)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gossamer-neighbours", daemon=True)
+
+    def start(self) -> None:
+        """Begin, without waiting."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take the announcement back; waits up to `STOP_S` seconds for that."""
+        self._stopping.set()
+        self._thread.join(STOP_S)
+
+    @property
+    def _here(self) -> list[ipaddress.IPv4Interface]:
+        everywhere = self._listen in {"*", "0.0.0.0", "::"}
+        return [one for one in private_interfaces() if everywhere or str(one.ip) == self._listen]
+
+    def _run(self) -> None:
+        if find_spec("zeroconf") is None:
+            log.warning(NO_LIBRARY)
+            return
+        import zeroconf
+
+        while not self._stopping.is_set():
+            here = self._here
+            try:
+                if here:
+                    self._take_part(here)
+                else:
+                    self._stopping.wait(LOOK_S)
+            except (OSError, RuntimeError, zeroconf.Error) as error:  # another has our name; no room for sockets
+                log.warning("cannot look for nodes of this network", reason=repr(error)[:200], again_in_s=LOOK_S)
+                self._stopping.wait(LOOK_S)
+
+    def _take_part(self, here: list[ipaddress.IPv4Interface]) -> None:
+        """Announce and look until the node stops or its addresses change."""
+        from zeroconf import IPVersion, ServiceBrowser, Zeroconf
+
+        zeroconf = Zeroconf(interfaces=[str(one.ip) for one in here], ip_version=IPVersion.V4Only)
+        try:
+            browser = ServiceBrowser(zeroconf, TYPE, handlers=[self._changed])
+            zeroconf.register_service(self._announcement(here))
+            while not self._stopping.wait(LOOK_S) and self._here == here:
+                self._heard.take_all()
+            browser.cancel()
+        finally:
+            zeroconf.close()
+
+    def _announcement(self, here: list[ipaddress.IPv4Interface]) -> "ServiceInfo":
+        from zeroconf import ServiceInfo
+
+        name = f"{self._label}-{self._key.hex()[:12]}"
+        return ServiceInfo(
+            TYPE,
+            f"{name}.{TYPE}",
+            port=self._port,
+            addresses=[one.ip.packed for one in here],
+            properties={"key": self._key.hex()},
+            server=f"{name}.local.",
+        )
+
+    def _changed(self, zeroconf: "Zeroconf", service_type: str, name: str, state_change: "ServiceStateChange") -> None:
+        """Follow a name up, if it may be one of our swarm; called by zeroconf."""
+        if state_change.name == "Removed" or not name.startswith(f"{self._label}-"):
+            return
+        if name in self._heard or len(self._heard) >= MAX_HEARD:
+            return
+        self._heard.set(name, None)
+        info = zeroconf.get_service_info(service_type, name, timeout=ANSWER_MS)
+        if info is None:
+            return
+        address = told_address(info.port, info.parsed_addresses(), info.properties.get(b"key"), self._here)
+        if address is not None and address.key != self._key:
+            self._found(address)
