@@ -81,7 +81,7 @@ class Limits:
     max_prefix_records: int = 32
 
     inbox_items: int = 4096  # received and not yet fetched by the node
-    inbox_bytes: int = 64 * MIB
+    inbox_bytes: int = 64 * MIB  # beyond them an item waits in the store
     # Items kept for peers that still lack them, and as much again of items on their way. 16 nodes that publish 5 MB
     # each are 80 MB. What is beyond that waits on disk, where there is one.
     held_bytes: int = 256 * MIB

@@ -21,6 +21,7 @@ from protocol.events import (
     Accepted,
     Arrived,
     Blame,
+    Bring,
     ChargePrefix,
     ChunkArrived,
     Closed,
@@ -212,7 +213,7 @@ class Core:
                 return self._arrived(link, frame, now)
             case Offer(body, hashes):
                 return self._offer(body, hashes, now)
-            case Subscribe() | Fetched():
+            case Subscribe() | Fetched() | Bring():
                 return self._items(self.gossip.handle(event, now), now)
             case Opened(link) | Accepted(link):
                 self._ended.pop(link)
@@ -478,7 +479,7 @@ class Core:
         actions: list[CoreAction] = []
         for action in wanted:
             if isinstance(action, Deliver):
-                self.items_received += 1
+                self.items_received += not action.again
                 actions.append(action)
                 continue
             if isinstance(action, Blame):

@@ -339,6 +339,13 @@ class Fetched:
 
 
 @value
+class Bring:
+    """The node has room for an item that came when it had none: it follows, unless it is not held any more."""
+
+    id: ItemId
+
+
+@value
 class Discard:
     """The node found the item worthless: do not pass it on any more."""
 
@@ -415,9 +422,10 @@ class QueuePlace:
 
 @value
 class Deliver:
-    """A new item for the node."""
+    """An item for the node: a new one, or one that it asked for `again` (`Bring`)."""
 
     item: Item
+    again: bool = False
 
 
 @value
@@ -448,7 +456,9 @@ NetworkEvent = Opened | Accepted | TurnedAway | Closed | Arrived | Refused | Net
 News = Moved | PortMapped | Neighbour  # of where we are
 MembershipEvent = Opened | Accepted | TurnedAway | Closed | Message | Expel | Misfit | News | Revoked | Stored | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
-GossipEvent = PeerUp | PeerDown | Publish | Got | Heard | Outlined | ChunkArrived | Subscribe | Fetched | Discard | Tick
+GossipEvent = (
+    PeerUp | PeerDown | Publish | Got | Heard | Outlined | ChunkArrived | Subscribe | Fetched | Bring | Discard | Tick
+)
 GossipAction = Deliver | Send | Serve | Blame
-CoreEvent = NetworkEvent | Fetched | News | Revoked | Stored | Offer | Subscribe | Report | Tick
+CoreEvent = NetworkEvent | Fetched | Bring | News | Revoked | Stored | Offer | Subscribe | Report | Tick
 CoreAction = Dial | HangUp | SendFrame | QueuePlace | Deliver | ChargePrefix | OtherVersion

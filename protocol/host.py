@@ -8,7 +8,7 @@ network.
 import random
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -33,6 +33,7 @@ from protocol.credentials.use_log import UseLog
 from protocol.driver import Driver
 from protocol.errors import MessageError, NetworkFailed, UnpackError
 from protocol.events import (
+    Bring,
     Item,
     Moved,
     Neighbour,
@@ -106,6 +107,18 @@ class Mailbox(Generic[T]):
             if len(self._items) >= self._awaited:
                 self._filled.notify()
             return is_first
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether one more of so many bytes, or any where there is none, makes no other go for its bytes."""
+        with self._lock:
+            return not self._items or self._bytes + size <= self._max_bytes
+
+    def drop_oldest(self) -> None:
+        """Let the oldest go, counted, or count one that is not in it."""
+        with self._lock:
+            self.dropped += 1
+            if self._items:
+                self._bytes -= self._size_of(self._items.popleft())
 
     def take(self, limit: int, timeout: float = 0.0, least: int = 1) -> list[T]:
         """Remove and return up to `limit` items, oldest first. For one thread.
@@ -228,6 +241,8 @@ class Host:
         self._inbox: Mailbox[Item] = Mailbox(
             self._limits.inbox_items, self._limits.inbox_bytes, lambda item: len(item.frame)
         )
+        # What came while the inbox was full: the store keeps it. Whether it was asked for again, for the first of them.
+        self._later: OrderedDict[ItemId, bool] = OrderedDict()
         self._wish: Subscribe | None = None  # the last one, set by any thread
         self._told: Subscribe | None = None  # the last one that the core knows, set by the network thread
         self._commands: Mailbox[Command] = Mailbox(self._limits.inbox_items, self._limits.inbox_bytes, _command_size)
@@ -269,7 +284,7 @@ class Host:
         core = Core(replace(setup, endpoints=endpoints), book, rng, now)
         core.membership.restore(expired)
         self._transport, self._core = transport, core
-        driver = self._driver = Driver(core, transport, read_clock, self._inbox.put)
+        driver = self._driver = Driver(core, transport, read_clock, self._receive)
         self._thread = threading.Thread(
             target=self._run, args=(core, transport, driver), name="gossamer-network", daemon=True
         )
@@ -318,6 +333,8 @@ class Host:
             fit = 1 + room // (largest + 1)  # whatever they unpack to, before the last there is room
             wait = 0.0 if items else deadline - time.monotonic()
             taken = self._inbox.take(min(limit - len(items), fit), wait, min(least, limit))
+            if self._later:
+                self._wake()  # there is room now
             if not taken:
                 break
             for item in taken:
@@ -483,6 +500,7 @@ class Host:
                     self._stopping.wait(transport.until_review)
                     wait = driver.wait()
                 self._take_fetched(driver)
+                self._take_later(core, driver)
                 self._take_wish(driver)
                 self._keep_uses(driver, now)
                 self._keep_list(driver, now)
@@ -516,6 +534,30 @@ class Host:
             self._failure = error
         finally:
             transport.close()
+
+    def _receive(self, item: Item) -> None:
+        """Put an item into the inbox; where it has no room, or others wait for it, the store is asked for it later."""
+        is_awaited = self._later.pop(item.id, False)
+        if is_awaited or (not self._later and self._inbox.has_room(len(item.frame))):
+            self._inbox.put(item)
+        else:
+            self._later[item.id] = False
+            if len(self._later) + len(self._inbox) > self._limits.inbox_items:
+                self._inbox.drop_oldest()
+
+    def _take_later(self, core: Core, driver: Driver) -> None:
+        """Ask the store for what waits for the inbox, one after the other, while that has room."""
+        while self._later:
+            first, is_asked = next(iter(self._later.items()))
+            size = core.gossip.size(first)
+            if not size:
+                del self._later[first]  # the store had no room either
+                self._inbox.drop_oldest()
+            elif is_asked or not self._inbox.has_room(size):
+                return
+            else:
+                self._later[first] = True
+                driver.feed(Bring(first))
 
     def _take_wish(self, driver: Driver) -> None:
         """Tell the core what the node wants, if that is news."""

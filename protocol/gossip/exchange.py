@@ -47,6 +47,7 @@ from itertools import islice
 from protocol.config import Instant, Setup
 from protocol.events import (
     Blame,
+    Bring,
     ChunkArrived,
     Deliver,
     Discard,
@@ -145,6 +146,7 @@ class Gossip:
         self._seen: Expiring[ItemId, NodeId] = Expiring(SEEN_ITEMS, limits.max_item_age_s + limits.max_clock_ahead_s)
         self._store = Store(own, limits.held_bytes, limits.shelf_bytes, limits.max_item_age_s, setup.shelf)
         self._fetching: dict[ItemId, list[tuple[NodeId, int]]] = {}  # what waits for the shelf, and for whom
+        self._to_bring: set[ItemId] = set()  # what waits for the shelf, and for our own node: one at a time
         self._ledger = Ledger(lambda item_id: item_id in self._wants)
         self._wants = Wants(self._ledger, setup.timing, limits.held_bytes, limits.max_item_age_s, rng)
         self._accounts: Recent[NodeId, Account] = Recent(MAX_ACCOUNTS)
@@ -221,7 +223,7 @@ class Gossip:
         self._appetite.came(now)
         return True
 
-    def handle(self, event: GossipEvent, now: Instant) -> list[GossipAction]:  # one arm for each event
+    def handle(self, event: GossipEvent, now: Instant) -> list[GossipAction]:  # noqa: C901  # an arm an event
         """Advance by one event."""
         match event:
             case Got(node, item):
@@ -244,6 +246,8 @@ class Gossip:
                 return self._tell_interest(self._peers, now) if self._appetite.subscribe(topics, demand, now) else []
             case Fetched(item_id, frame):
                 return self._fetched(item_id, frame, now)
+            case Bring(item_id):
+                return self._bring(item_id)
             case Discard(item_id):
                 self._store.withdraw(item_id)
             case Tick():
@@ -282,15 +286,28 @@ class Gossip:
         return found
 
     def _fetched(self, item_id: ItemId, frame: bytes, now: Instant) -> list[GossipAction]:
-        """Let what waited for the shelf wait for its line again."""
+        """Let what waited for the shelf wait for its line again, and bring our own node what waits for that."""
         self._store.fetched(item_id, frame)
-        turns: list[GossipAction] = []
+        turns = self._bring(item_id) if item_id in self._to_bring else list[GossipAction]()
         for node, part in self._fetching.pop(item_id, ()):
             peer, place = self._peers.get(node), place_of(item_id, part)
             if peer is not None and place in peer.served:
                 peer.turns += 1
                 turns.append(Serve(node, place, peer.served[place]))
         return turns
+
+    def _bring(self, item_id: ItemId) -> list[GossipAction]:
+        self._to_bring.discard(item_id)
+        if (item := self._store.get(item_id)) is not None:
+            return [Deliver(item, again=True)]
+        if self._store.fetch(item_id):
+            self._to_bring.add(item_id)
+        return []
+
+    def size(self, item_id: ItemId) -> int:
+        """Return how many bytes the frame of an item has that is here, be it on the shelf; 0 if it is not."""
+        entry = self._store.entry(item_id)
+        return entry.size if entry is not None else 0
 
     def _least_given(self, peer: _Peer) -> bytes | None:
         """Return which of the chunks that a peer waits for was given to fewest others, whoever's turn it is.

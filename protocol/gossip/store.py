@@ -3,10 +3,11 @@
 Where the memory's bound is reached, the item that was not used for longest moves to the `Shelf`, the disk, and the
 oldest there goes for good where that is full. An item that the disk does not take is gone for good. None goes that we
 signed, nor one that is being given to somebody: these stay until they are stale, while there is another, as nobody else
-may have them yet. What is on the shelf is fetched before it is given, but for an outline.
+may have them yet. What is on the shelf is fetched before it is given, but for an outline: so much at a time that
+`MAX_COMING_BYTES` are on their way, whoever asks for how much.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -22,6 +23,7 @@ OFFER_AGE = 0.8
 # One takes some 700 bytes beside its frame, so bytes alone would let a peer with the smallest items have five times as
 # many. It is also below the number of items that gossip knows again: what is held does not come twice.
 MAX_HELD = 1 << 15
+MAX_COMING_BYTES = 32 << 20  # two of the largest items; a disk that reads 100 MB/s keeps a line of 1 Gbit/s busy
 
 
 class Place(Enum):
@@ -61,6 +63,8 @@ class Store:
         self._held: OrderedDict[ItemId, _Held] = OrderedDict()
         self._used: OrderedDict[ItemId, None] = OrderedDict()  # those in memory, the one last used last
         self._in_service: Counter[ItemId] = Counter()
+        self._to_fetch: deque[ItemId] = deque()
+        self._coming: dict[ItemId, int] = {}  # bytes on their way from the shelf
         self.in_memory = 0  # bytes
         self.on_shelf = 0
 
@@ -96,11 +100,25 @@ class Store:
         held = self._held.get(item_id)
         if held is not None and held.place is Place.SHELF:
             held.place = Place.FETCHING
-            self._shelf.fetch(item_id)
+            self._to_fetch.append(item_id)
+            self._fetch_more()
         return held is not None
+
+    def _fetch_more(self) -> None:
+        while self._to_fetch and sum(self._coming.values()) < MAX_COMING_BYTES:
+            item_id = self._to_fetch.popleft()
+            held = self._held.get(item_id)
+            if held is not None and held.place is Place.FETCHING and item_id not in self._coming:
+                self._coming[item_id] = held.size
+                self._shelf.fetch(item_id)
 
     def fetched(self, item_id: ItemId, frame: bytes) -> None:
         """A frame came from the shelf; an empty one: it is lost there."""
+        self._coming.pop(item_id, None)
+        self._keep(item_id, frame)
+        self._fetch_more()
+
+    def _keep(self, item_id: ItemId, frame: bytes) -> None:
         held = self._held.get(item_id)
         if held is None or held.is_in_memory:
             return

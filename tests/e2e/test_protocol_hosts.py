@@ -128,6 +128,22 @@ def test_an_inbox_that_nobody_empties_is_bounded_and_counts_what_it_drops() -> N
         assert [item.body for item in two.receive(100)] == [b"7", b"8", b"9", b"10", b"11"]
 
 
+@pytest.mark.parametrize("held_bytes", [64 << 20, 1 << 20], ids=["in memory", "on disk"])
+def test_what_the_inbox_has_no_room_for_is_taken_from_the_store_as_the_node_reads(
+    tmp_path: Path, held_bytes: int
+) -> None:
+    limits = Limits(inbox_bytes=1 << 20, held_bytes=held_bytes)
+    with running() as (one, address), running(address, limits=limits, shelf=tmp_path) as (two, _):
+        wait_until(lambda: two.counters().peers == 1, 20)
+        bodies = [os.urandom(300_000) for _ in range(12)]
+        for body in bodies:
+            one.publish(body)
+        wait_until(lambda: two.counters().items_received == 12, 40, "all to come while nobody reads")
+        assert len(two._inbox) == 3
+        assert {item.body for item in collect(two, 12)} == set(bodies)
+        assert "inbox_full" not in two.counters().rejected and two.counters().items_received == 12
+
+
 def test_a_wish_is_not_pushed_out_by_what_a_node_publishes_before_the_network_thread_looks(monkeypatch) -> None:
     topic, other = b"a topic!", b"another!"
     looks = threading.Event()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from protocol.config import LAN, Instant, Limits, Setup
 from protocol.events import (
     Blame,
+    Bring,
     ChunkArrived,
     Deliver,
     Discard,
@@ -556,6 +557,36 @@ def test_what_was_not_used_for_longest_moves_to_the_shelf_and_the_oldest_there_g
     assert held.get(name(6)) == item(6) and held.in_memory == 1000
     held.expire(at(4000))
     assert (len(held), held.in_memory, held.on_shelf) == (0, 0, 0) and shelf.frames == {}
+
+
+def test_the_shelf_brings_a_bounded_number_of_bytes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocol.gossip.store.MAX_COMING_BYTES", 250)
+    shelf = Shelf()
+    held = store(100, 10_000, shelf)
+    for number in range(10):
+        held.add(item(number), at(0))
+    for number in range(9):
+        assert held.fetch(name(number)) and held.fetch(name(number))
+    assert shelf.asked == [name(0), name(1), name(2)]
+    held.pop(name(0))
+    held.pop(name(3))
+    held.fetched(name(0), b"")
+    assert shelf.asked[3:] == [name(4)]
+    held.fetched(name(1), bytes(100))
+    held.fetched(name(2), b"")  # lost there
+    assert shelf.asked[4:] == [name(5), name(6)]
+
+
+def test_the_node_is_brought_what_came_before_it_had_room_from_memory_or_from_the_shelf() -> None:
+    shelf, limits = Shelf(), Limits(held_bytes=9000)
+    core = Gossip(ME, Setup(OWNER, b"a swarm of tests", limits=limits, shelf=shelf), random.Random(1), at(0))
+    for number in (1, 2):
+        core.handle(Publish(item(number, 5000)), at(0))
+    assert core.handle(Bring(name(2)), at(0)) == [Deliver(item(2, 5000), again=True)]
+    assert core.size(name(1)) == 5000 and core.handle(Bring(name(1)), at(0)) == []
+    assert core.handle(Fetched(name(1), item(1, 5000).frame), at(1)) == [Deliver(item(1, 5000), again=True)]
+    assert core.handle(Fetched(name(1), item(1, 5000).frame), at(1)) == []  # for somebody else
+    assert core.size(name(3)) == 0 and core.handle(Bring(name(3)), at(1)) == []
 
 
 def test_an_item_that_the_shelf_lost_is_held_no_more_and_a_full_shelf_is_none() -> None:
