@@ -114,6 +114,7 @@ from protocol.wire.messages import (
 )
 from protocol.wire.version import OTHER_VERSION, goodbye_reason, said, spoken_version
 
+QUEUE_FULL = "queue_full"  # as which a transport tells that something said had no room
 MAX_LINKS = 1024  # of which something is remembered
 # A manifest has up to 64 KiB. A node that lacks it asks once whenever a peer comes up.
 MANIFEST_ASK_S, MANIFEST_ASKS = 10.0, 4
@@ -220,7 +221,8 @@ class Core:
                 return self._members(self.membership.handle(event, now), now)
             case Closed(link):
                 self._ended.set(link, None)
-                return self._members(self.membership.handle(event, now), now)
+                actions = self._members(self.membership.handle(event, now), now)
+                return [*actions, *self._requeue(link, now)]
             case Moved() | PortMapped() | Neighbour() | Stored() | TurnedAway():
                 return self._members(self.membership.handle(event, now), now)
             case Revoked():
@@ -230,10 +232,23 @@ class Core:
             case NetworkRefused(network):
                 self.membership.refusals.offender(network, "offences of its nodes", now)
                 return []
-            case Refused(reason, offender):
-                return self._offence(reason, offender, self._subject(offender) if offender else None, now)
+            case Refused():
+                return self._refused(event, now)
             case Tick():
                 return self._tick(now)
+
+    def _refused(self, event: Refused, now: Instant) -> list[CoreAction]:
+        link = event.link
+        node = self.membership.live_node(link) if link is not None else None
+        if node is not None and event.reason == QUEUE_FULL:
+            self.gossip.unheard(node, now)
+        return self._offence(event.reason, link, self._subject(link) if link is not None else None, now)
+
+    def _requeue(self, link: Link, now: Instant) -> list[CoreAction]:
+        """Where a peer's second link ends, let what waited for that wait for the other."""
+        node = self.membership.live_node(link)
+        other = self.membership.link_of(node) if node is not None else None
+        return self._items(self.gossip.requeue(node), now) if node is not None and other not in (None, link) else []
 
     def _revoked(self, event: Revoked, now: Instant) -> list[CoreAction]:
         try:
@@ -464,7 +479,7 @@ class Core:
                     actions.append(action)
                 case HangUp(link):
                     self._ended.set(link, None)
-                    actions.append(action)
+                    actions += [action, *self._requeue(link, now)]
                 case PeerUp(node) | PeerDown(node):
                     if isinstance(action, PeerDown):
                         self.traffic.pop(node, None)

@@ -262,7 +262,7 @@ class Gossip:
         peer = self._peers.get(node)
         if peer is None:
             return None
-        peer.turns -= 1
+        peer.turns = max(0, peer.turns - 1)
         if len(place) == PLACE_BYTES:
             place = self._least_given(peer) or place
         item_id, part = read_place(place)
@@ -308,6 +308,21 @@ class Gossip:
         """Return how many bytes the frame of an item has that is here, be it on the shelf; 0 if it is not."""
         entry = self._store.entry(item_id)
         return entry.size if entry is not None else 0
+
+    def unheard(self, node: NodeId, now: Instant) -> None:
+        """Note that something said to a live peer had no room in its queue; what is to be asked is at the next tick."""
+        self._wants.unheard(node, now.steady)
+
+    def requeue(self, node: NodeId) -> list[GossipAction]:
+        """Let all that waits for a live peer wait for the link that it has: another is gone, and what waited for that.
+
+        What waited for this one already waits twice, and is given once.
+        """
+        peer = self._peers.get(node)
+        if peer is None:
+            return []
+        peer.turns = len(peer.served)
+        return [Serve(node, place, size) for place, size in peer.served.items()]
 
     def _least_given(self, peer: _Peer) -> bytes | None:
         """Return which of the chunks that a peer waits for was given to fewest others, whoever's turn it is.

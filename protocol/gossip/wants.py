@@ -328,6 +328,18 @@ class Wants:
                 is_free = True
         return is_free
 
+    def unheard(self, node: NodeId, now: float) -> None:
+        """What is said to a peer has no room: what it was asked for it may not hear of, and is not to blame.
+
+        It is asked of another, or later again; an answer may come yet.
+        """
+        for item_id in list(self._holders[node].asked):
+            row = self._ledger.row(node, item_id)
+            row.until = now + self._patience
+            row.note(Said.THEY_ARE_BUSY)
+            self._failed += WHOLE in row.asked
+            self._release(self._wants[item_id], node, late=True)
+
     def lost(self, node: NodeId) -> None:
         """A peer is gone, and with it what it was asked for."""
         holder = self._holders.get(node)

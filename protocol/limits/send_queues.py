@@ -74,6 +74,7 @@ class SendQueues:
         self._tokens = self._rate * BURST_S
         self._filled = now
         self.control_bytes = 0  # of all links
+        self._silenced: dict[Link, None] = {}  # those that lost something for another
 
     def __len__(self) -> int:
         return sum(len(lane) for queue in self._busy.values() for lane in queue.lanes)
@@ -91,6 +92,12 @@ class SendQueues:
             return False
         self._append(link, Lane.CONTROL, Waiting(frame, b"", size))
         return True
+
+    def take_silenced(self) -> list[Link]:
+        """Return the links that lost something said to them, for another link, since the last call."""
+        silenced = list(self._silenced)
+        self._silenced.clear()
+        return silenced
 
     def queue(self, link: Link, place: bytes, lane: Lane, size: int, frame: bytes = b"") -> None:
         """Queue what becomes a frame of about `size` bytes when its turn comes, or did already."""
@@ -198,6 +205,7 @@ class SendQueues:
             if most.control <= total:
                 return False
             lost = most.lanes[Lane.CONTROL].pop()
+            self._silenced[link] = None
             self._count(most, Lane.CONTROL, -lost.size)
             if most.head is None:
                 del self._busy[link]

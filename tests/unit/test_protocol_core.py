@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import Instant, Limits, Setup
-from protocol.core import MANIFEST_ASK_S, MANIFEST_ASKS, NOTICES, Core, Traffic
+from protocol.core import MANIFEST_ASK_S, MANIFEST_ASKS, NOTICES, QUEUE_FULL, Core, Traffic
 from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.driver import Driver
 from protocol.events import (
@@ -36,6 +36,7 @@ from protocol.host import describe_peers
 from protocol.identity import Identity, Verify
 from protocol.limits.peer_scores import FIRST_REFUSAL_S, PENALTIES
 from protocol.membership.address_book import CANDIDATES, Book
+from protocol.membership.links import GRACE_S
 from protocol.notices import Case
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
 from protocol.wire.envelope import (
@@ -679,3 +680,38 @@ def test_what_waits_for_a_link_is_made_a_frame_of_and_counted_when_it_leaves() -
     assert (
         talk.core.make_frame(LINK, action.place, at(1)) == talk.core.make_frame(OTHER_LINK, action.place, at(1)) == b""
     )
+
+
+def test_what_waits_for_a_peers_second_link_when_that_ends_waits_for_the_other() -> None:
+    us, them = sorted((ME, PEER), key=lambda identity: identity.node_id)  # the link that we dial is kept
+    called, dialled = (Link(them.curve_key, dialled=one) for one in (False, True))
+    address = Address(Endpoint("192.0.2.1", 4001), them.curve_key)
+    core = Core(Setup(us, SWARM), Book((address,), 16), random.Random(1), at(0))
+    record = make_record(them, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
+    greeting = frame_of(them, SWARM, Kind.HELLO, 1, int(UNIX * 1000), Hello(record.encoded).encode())
+    assert Dial(address) in core.handle(Tick(), at(0))
+    core.handle(Arrived(called, greeting), at(0))
+    (turn,) = [one for one in core.handle(Offer(NO_TOPIC + b"body"), at(0)) if isinstance(one, QueuePlace)]
+    core.handle(Opened(dialled, "192.0.2.1"), at(0))
+    core.handle(Arrived(dialled, greeting), at(0))
+    assert turn.link == called and core.membership.link_of(them.node_id) == dialled
+    ended = core.handle(Tick(), at(GRACE_S))
+    assert [one for one in ended if isinstance(one, HangUp | QueuePlace)] == [
+        HangUp(called),
+        QueuePlace(dialled, turn.place, turn.size),
+    ]
+    again = core.handle(Closed(called), at(GRACE_S))
+    assert [one.link for one in again if isinstance(one, QueuePlace)] == [dialled]
+    assert core.make_frame(dialled, turn.place, at(3)) and not core.make_frame(dialled, turn.place, at(3))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_holder_whose_queue_is_full_is_not_blamed_for_what_it_was_not_told(full: bool) -> None:
+    talk, asked = Talk(), 0
+    for second in range(20):  # it goes on announcing
+        entry = Entry(ItemId(bytes([second]) * 32), HEAD_BYTES + 100, NO_TOPIC, hint(OTHER.node_id))
+        said = talk.hear(talk.frame(Kind.HAVE, Have((entry,)).encode()), now=float(second))
+        asked += len(pulls([*said, *talk.core.handle(Tick(), at(second + 0.5))]))
+        if full:
+            talk.core.handle(Refused(QUEUE_FULL, LINK), at(second + 0.5))
+    assert asked and ("unanswered" in talk.rejected) == (not full)

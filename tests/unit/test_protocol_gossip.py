@@ -332,6 +332,15 @@ def test_what_is_asked_for_again_while_it_waits_waits_once_and_what_is_cancelled
     assert len(queued(core.handle(want(A, name(1)), at(0)))) == 1
 
 
+def test_what_waits_for_a_link_that_is_gone_waits_for_the_other_and_is_given_once() -> None:
+    core = machine(A)
+    core.handle(Publish(item(1, 100, ME)), at(0))
+    (turn,) = core.requeue(A)
+    assert queued([turn]) == [(A, name(1))]
+    assert core.serve(A, name(1), at(0)) == item(1, 100, ME) and core.serve(A, name(1), at(0)) is None
+    assert core.requeue(A) == core.requeue(B) == []
+
+
 def test_what_one_peer_may_wait_for_is_bounded_and_beyond_that_we_are_busy() -> None:
     core = machine(A)
     for number in range(MAX_SERVED + 1):

@@ -82,6 +82,8 @@ def test_a_link_whose_last_frame_made_room_waits_for_nothing() -> None:
     for link in full:
         assert put(queues, link, bytes(CONTROL_BYTES), Lane.CONTROL)
     assert put(queues, A, b"ping", Lane.CONTROL) and len(queues) == 16
+    (silenced,) = queues.take_silenced()
+    assert silenced in full and queues.take_silenced() == []
     assert len(drain(queues, 0.0)) == 16 and queues.wait(0.0) == math.inf
     assert put(queues, full[0], b"ping", Lane.CONTROL) and drain(queues, 0.0) == [(full[0], b"ping")]
 

@@ -263,6 +263,21 @@ def test_a_process_that_is_blocked_and_says_nothing_does_not_pay() -> None:
     assert wants.check(30.0, bounded=False) == [] and wants.take_failed() == 20
 
 
+def test_a_holder_that_could_not_be_told_what_is_asked_of_it_is_asked_later_and_not_blamed() -> None:
+    wants = machine()
+    wants.have(A, entry(1), 0.0)
+    assert wants.ask(0.0) == {A: [name(1)]}
+    wants.unheard(A, 0.0)
+    wants.have(A, entry(2), 1.0)  # it speaks all the time
+    wants.have(B, entry(1), 1.0)
+    assert name(1) in wants.ask(1.0)[B]
+    assert wants.lack(B, [name(1)], 1.5) == 1
+    assert name(1) in wants.ask(wants.patience)[A]
+    wants.unheard(A, wants.patience)
+    assert wants.check(1.9 * wants.patience, bounded=False) == []
+    assert wants.arrived(name(1), A, 2 * wants.patience)  # it had heard of it after all
+
+
 def test_who_says_that_it_is_busy_is_waited_for_and_not_blamed() -> None:
     wants = machine()
     wants.have(A, entry(1), 0.0)
