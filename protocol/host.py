@@ -506,7 +506,7 @@ class Host:
                 self._keep_list(driver, now)
                 if now.steady >= next_description:
                     self._peers = describe_peers(core, now)
-                    self._dialable = core.membership.book.dialable + bool(core.membership.record.endpoints)
+                    self._dialable = dialable_members(core)
                     live = len(self._peers)
                     for notice in notices.due(core.membership.refusals, core.clocks, live, self._dialable, now):
                         (log.warning if notice.is_warning else log.info)(notice.event, **notice.fields)
@@ -628,6 +628,13 @@ def still_admitted(
     late = now.unix * 1000
     good = [record for record in newest.values() if record.expiry_ms > late and not setup.gate.admits(record, now)]
     return {record.node_id: record for record in good[-MAX_ADMITTED:]}
+
+
+def dialable_members(core: Core) -> int:
+    """Return how many members others can dial, this one included, as far as is known here."""
+    membership = core.membership
+    is_dialable = bool(membership.record.endpoints) and membership.reachability.standing.dialable is not False
+    return membership.book.dialable + is_dialable
 
 
 def describe_peers(core: Core, now: Instant) -> list[PeerInfo]:

@@ -37,6 +37,7 @@ LOOK_S = 30.0  # between two looks at this machine's addresses
 STOP_S = 5.0  # to say goodbye to the network takes less than one
 ANSWER_MS = 1000  # which a node that is announced may take to say where
 MAX_HEARD = 64  # names that are followed up between two looks at this machine's addresses
+MAX_REASON = 200
 NO_LIBRARY = "no look for nodes of this network: pip install zeroconf"
 _KEY = re.compile(rb"[0-9a-f]{64}")
 
@@ -113,6 +114,7 @@ class LocalDiscovery:
             return
         import zeroconf
 
+        said = ""
         while not self._stopping.is_set():
             here = self._here
             try:
@@ -121,7 +123,10 @@ class LocalDiscovery:
                 else:
                     self._stopping.wait(LOOK_S)
             except (OSError, RuntimeError, zeroconf.Error) as error:  # another has our name; no room for sockets
-                log.warning("cannot look for nodes of this network", reason=repr(error)[:200], again_in_s=LOOK_S)
+                reason = repr(error)[:MAX_REASON]
+                if reason != said:
+                    said = reason
+                    log.warning("cannot look for nodes of this network", reason=reason, again_in_s=LOOK_S)
                 self._stopping.wait(LOOK_S)
 
     def _take_part(self, here: list[ipaddress.IPv4Interface]) -> None:

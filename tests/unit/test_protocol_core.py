@@ -32,7 +32,7 @@ from protocol.events import (
     Tick,
     Verdict,
 )
-from protocol.host import describe_peers
+from protocol.host import describe_peers, dialable_members
 from protocol.identity import Identity, Verify
 from protocol.limits.peer_scores import FIRST_REFUSAL_S, PENALTIES
 from protocol.membership.address_book import CANDIDATES, Book
@@ -58,6 +58,7 @@ from protocol.wire.envelope import (
 )
 from protocol.wire.messages import (
     NO_TOPIC,
+    DialledBack,
     Entry,
     Goodbye,
     Have,
@@ -715,3 +716,16 @@ def test_a_holder_whose_queue_is_full_is_not_blamed_for_what_it_was_not_told(ful
         if full:
             talk.core.handle(Refused(QUEUE_FULL, LINK), at(second + 0.5))
     assert asked and ("unanswered" in talk.rejected) == (not full)
+
+
+def test_a_node_counts_itself_among_those_that_can_be_dialled_until_others_say_that_it_cannot() -> None:
+    endpoints = (Endpoint("192.168.0.7", 4001),)
+    core = Core(Setup(ME, SWARM, endpoints), Book((), 16), random.Random(1), at(0))
+    assert dialable_members(core) == 1
+    record = make_record(PEER, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
+    greeting = frame_of(PEER, SWARM, Kind.HELLO, 1, int(UNIX * 1000), Hello(record.encoded).encode())
+    core.handle(Accepted(LINK, "93.184.1.1"), at(0))
+    core.handle(Arrived(LINK, greeting), at(0))
+    core.handle(Tick(), at(2))
+    core.handle(Arrived(LINK, control_frame(Kind.DIALLED_BACK, DialledBack("198.41.0.4", 4001, False).encode())), at(3))
+    assert core.membership.reachability.standing.dialable is False and dialable_members(core) == 0

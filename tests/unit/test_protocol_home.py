@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from protocol.credentials.records import Address, Endpoint
 from protocol.transport import local_discovery, port_mapping, upnp
@@ -224,6 +225,24 @@ def test_names_of_our_swarm_alone_are_followed_up_each_once_and_a_bounded_number
     for number in range(1000):
         discovery._changed(network, local_discovery.TYPE, f"{ours}-x{number}", added)  # type: ignore[arg-type]
     assert len(asked) == MAX_HEARD
+
+
+def test_a_network_without_room_for_it_is_told_once_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+
+    def refuse(**_: object) -> None:
+        tries.append(1)
+        raise OSError("no buffers")
+
+    monkeypatch.setattr(local_discovery, "private_interfaces", lambda: HERE)
+    monkeypatch.setattr(local_discovery, "LOOK_S", 0.0)
+    monkeypatch.setattr("zeroconf.Zeroconf", refuse)
+    discovery = LocalDiscovery(b"a swarm of tests", KEY, "0.0.0.0", 4001, lambda address: None)
+    with capture_logs() as said:
+        discovery.start()
+        wait_until(lambda: len(tries) > 3, 10, "it to be tried again")
+        discovery.stop()
+    assert [line["reason"] for line in said] == ["OSError('no buffers')"]
 
 
 def test_what_is_announced_is_the_hash_of_the_swarm_the_key_and_where_it_listens() -> None:
