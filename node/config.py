@@ -499,7 +499,9 @@ class WeightsConfig(Section):
 class ObserveConfig(Section):
     """The node's own HTTP server: its page for a browser, /status, /metrics for Prometheus, /healthz."""
 
-    enabled: bool = True
+    enabled: bool | Literal["private"] = Field(
+        True, description="false: neither a page nor reports to a swarm that asks for them; 'private': no reports"
+    )
     host: str = Field("127.0.0.1", description="on any other than loopback, who asks has to know the token")
     token: str = Field("", max_length=128, description="default: drawn at the start; observe.json holds it")
     port: int = Field(0, ge=0, le=65535, description="0: any free one; observe.json in the node's folder names it")

@@ -194,6 +194,7 @@ class Loop:
         self.row["time/round"] = self.row["time"] - self.row["began"]
         self.row |= {"swarm/pool": len(self.pool), **traffic_row(self.exchange.traffic())}
         self.metrics.append(self.row | {key: value for key, value in logs.items() if key not in self.row})
+        self.exchange.finished(self.row, self.policy.name)
 
     def _encode_prompt(self, item: Item) -> list[int] | None:
         prompt = self.policy.encode_prompt(item)

@@ -34,7 +34,8 @@ from node.rollouts.screening import Limits
 from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
 from node.swarm.averaging import exchange_weights
 from node.swarm.founding import check_rules, load_manifest, split_of
-from node.swarm.peering import Network, item_life, open_network
+from node.swarm.peering import Network, agent, item_life, open_network
+from node.swarm.reports import Reporter
 from node.swarm.sharing import Exchange, NetworkExchange, NoExchange
 from node.tasks import load_tasks
 from node.tasks.task_set import TaskSet, unshared
@@ -304,6 +305,8 @@ def _exchange(
                 max_completions=limits.max_completions,
                 max_bytes=limits.max_group_bytes,
                 external=config.sampling.external if config.sampling.source == "peers" else 0,
+                reports_s=limits.reports_s,
+                reporter=Reporter(limits.reports_s, agent()) if config.observe.enabled is True else None,
                 saw=journal.saw,
             )
             life = item_life(limits.max_item_age_s)

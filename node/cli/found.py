@@ -27,6 +27,8 @@ from node.state_folder import check_free, gone_if_new
 if TYPE_CHECKING:
     from node.swarm.peering import Network
 
+REPORTS_S = 300
+
 
 class Policy(StrEnum):
     """The manifest's policies, by their names; spelt out here to keep the protocol out of --help."""
@@ -53,6 +55,13 @@ HeldOut = Annotated[
     typer.Option(min=1e-6, max=0.5, metavar="SHARE", help="The share of all questions held out for evaluation."),
 ]
 Salt = Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Decides which questions these are.")]
+Reports = Annotated[
+    bool,
+    typer.Option(
+        "--reports/--no-reports",
+        help="Have each node report its rewards, and whom it learned from, every five minutes: for `gossamer board`.",
+    ),
+]
 NoStart = Annotated[bool, typer.Option("--no-start", help="Only write the manifest and the configuration.")]
 
 
@@ -70,6 +79,7 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
     seed: Seed = None,
     held_out: HeldOut = 0.125,
     salt: Salt = 0,
+    reports: Reports = False,
     no_start: NoStart = False,
     debug: Debug = False,
 ) -> int:
@@ -108,7 +118,8 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
             print(f"note: this line admits {who}: `{more}` admits others", file=sys.stderr)
 
     with gone_if_new(folder, keep=lambda _: bool(is_known)):  # nobody can have heard of a swarm that never listened
-        founding.found(settled, folder, name, manifest.Policy(policy), allowed, Split(held_out, salt))
+        split, reports_s = Split(held_out, salt), REPORTS_S if reports else 0
+        founding.found(settled, folder, name, manifest.Policy(policy), allowed, split, reports_s=reports_s)
         if no_start:
             print(
                 f"swarm {name} is founded: start it with `gossamer node --state {for_shell(folder)}`, "

@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -341,6 +342,9 @@ class MailExchange:
 
     def report(self, group_id: bytes, reason: str) -> None:
         """Tell nobody: what was posted was checked, but for the room that a question has here."""
+
+    def finished(self, row: Mapping[str, Any], model: str) -> None:
+        """Tell nobody."""
 
     def traffic(self) -> Counters:
         """Return what went through the mail: bytes of groups alone, a group sent once."""

@@ -55,6 +55,7 @@ BLAMELESS = frozenset(
         "too_long",
         "over_long",
         "too_surprising",
+        "early_report",
     }
 )
 

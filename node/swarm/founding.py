@@ -63,11 +63,18 @@ log = structlog.get_logger()
 
 
 def found(
-    config: NodeConfig, folder: Path, name: str, policy: Policy, allowed: Sequence[NodeId], split: Split = DEFAULT_SPLIT
+    config: NodeConfig,
+    folder: Path,
+    name: str,
+    policy: Policy,
+    allowed: Sequence[NodeId],
+    split: Split = DEFAULT_SPLIT,
+    *,
+    reports_s: int = 0,
 ) -> SwarmManifest:
     """Make `folder` the first node of a new swarm with the configuration's tasks; it runs `config` from now on.
 
-    `split` says which questions every node holds out for evaluation.
+    `split` says which questions every node holds out for evaluation. With `reports_s` each node reports so often.
 
     Raises:
         UserError: the folder belongs to a swarm already, its node has trained under another split, or what was asked
@@ -82,7 +89,9 @@ def found(
     if allowed and policy is Policy.OPEN:
         raise UserError("an open swarm admits everybody: leave out --allow, or use --policy allowlist")
     limits = ManifestLimits(
-        max_completions=4 * config.sampling.completions, max_item_age_s=max(1, int(config.pool.max_age))
+        max_completions=4 * config.sampling.completions,
+        max_item_age_s=max(1, int(config.pool.max_age)),
+        reports_s=reports_s,
     )
     tasks = describe_tasks(config.tasks)
     with gone_if_new(folder), exclusive(folder):

@@ -14,17 +14,18 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from node.rollouts.group import MAX_GROUP_BYTES, Group, GroupError, encode
 from node.rollouts.replay_buffer import Shared
 from node.rollouts.sampling import is_informative
 from node.rollouts.screening import BLAMELESS, Limits, ReadResult, Seen, read
+from node.swarm.reports import REPORTS_TOPIC, Desk, Reporter, ReportError
 from node.tasks import TaskKey
 from node.tasks.task_set import TaskSet, unshared
-from protocol.host import Counters, Host, Verdict
+from protocol.host import Counters, Host, Received, Verdict
 from protocol.identity import NodeId
 from protocol.wire.envelope import ItemId
 from protocol.wire.messages import TOPIC_BYTES
@@ -55,6 +56,10 @@ class Exchange(Protocol):
         """Say that a group that was drawn is of no use, and why: one of the reasons of `node.rollouts.screening`."""
         ...
 
+    def finished(self, row: Mapping[str, Any], model: str) -> None:
+        """Note that a round of `model` is done, by its row of metrics: the swarm may want reports."""
+        ...
+
     def traffic(self) -> Counters: ...
 
 
@@ -76,6 +81,9 @@ class NoExchange:
         """Ask nobody."""
 
     def report(self, group_id: bytes, reason: str) -> None:
+        """Tell nobody."""
+
+    def finished(self, row: Mapping[str, Any], model: str) -> None:
         """Tell nobody."""
 
     def traffic(self) -> Counters:
@@ -122,11 +130,14 @@ class NetworkExchange:
         max_completions: int,
         external: int,
         max_bytes: int = MAX_GROUP_BYTES,
+        reports_s: int = 0,
+        reporter: Reporter | None = None,
         saw: Callable[[Seen], None] = lambda seen: None,
     ) -> None:
         """Share over `host`; ask it for the tasks' groups, as many as a node needs that draws `external` a round.
 
-        `saw` is told of every item that is read.
+        In a swarm whose nodes report every `reports_s` seconds, it passes on their reports; `reporter` makes this
+        node's. `saw` is told of every item that is read as a group.
         """
         self._host = host
         self._tasks = tasks
@@ -135,7 +146,9 @@ class NetworkExchange:
         self._saw = saw
         self._unsent: Counter[str] = Counter()  # by reasons of ours, not the host's
         self._demand = Demand(external)
-        self._topics = self._admission.topics
+        self._reports = Desk(reports_s) if reports_s else None
+        self._reporter = reporter if reports_s else None
+        self._topics = self._admission.topics | ({REPORTS_TOPIC} if reports_s else frozenset())
         host.subscribe(self._topics, self._demand.told)
 
     def publish(self, groups: Sequence[Group]) -> None:
@@ -158,6 +171,9 @@ class NetworkExchange:
         """Read what the host has collected; a bad item costs its signer and nobody else."""
         shared = []
         for item in self._host.receive(RECEIVE_LIMIT):
+            if self._reports is not None and item.topic == REPORTS_TOPIC:
+                self._pass_on(self._reports, item)
+                continue
             if known(item.id):
                 continue
             now = time.time()
@@ -168,6 +184,13 @@ class NetworkExchange:
             else:
                 self.report(item.id, reason)
         return shared
+
+    def _pass_on(self, reports: Desk, item: Received) -> None:
+        """Leave a report to the host, which offers it to peers, unless it is bad."""
+        try:
+            reports.take(item.body, item.sender, item.time)
+        except ReportError as error:
+            self.report(item.id, error.reason)
 
     def revoked(self, signers: Collection[str]) -> list[str]:
         """See `Exchange.revoked`."""
@@ -180,6 +203,11 @@ class NetworkExchange:
     def report(self, group_id: bytes, reason: str) -> None:
         """Tell the host, which counts it by its reason; unless that is nobody's fault it costs the group's signer."""
         self._host.report(ItemId(group_id), Verdict.IGNORE if reason in BLAMELESS else Verdict.REJECT, reason)
+
+    def finished(self, row: Mapping[str, Any], model: str) -> None:
+        """See `Exchange.finished`."""
+        if self._reporter is not None and (report := self._reporter.after_round(row, model, time.time())) is not None:
+            self._host.publish(report, REPORTS_TOPIC)
 
     def traffic(self) -> Counters:
         """Return the host's counts."""

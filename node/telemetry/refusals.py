@@ -25,6 +25,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "nobody's fault",
         "group_size": "a group of one completion, or of more than the swarm allows",
         "own_oversized": "a group of this node's own that is too large to be sent",
+        "self_praise": "a report by which a node learned from itself",
+        "early_report": "a node's report too soon after its last, as after a restart; nobody's fault",
         # Items on their way.
         "over_demand": "items pushed beyond what this node can use; it takes the rest by asking",
         "unwanted": "items of topics that this node does not want; some may be on their way when it says so",

@@ -3,10 +3,11 @@
     manifest = public key (32) | signature (64) | payload
     payload  = MessagePack [1, name, protocol version, created in ms, policy, node ids (20 each, joined),
                             [[task, its version, its config hash, its options as JSON], ...],
-                            [group bytes, completions, item age in s],
+                            [group bytes, completions, item age in s, seconds between two reports of a node],
                             [millionths of all questions that are held out for evaluation, salt of that choice]]
 
-A manifest of an earlier release lacks the last element, which means the default.
+A manifest of an earlier release lacks the last element, which means the default. One of a swarm without reports lacks
+their seconds, which means 0.
 
 A swarm's id is a hash of the whole, so a manifest certifies itself: whoever knows the id, or
 the hash in an invite, can take it from anybody. Nothing in it can change afterwards.
@@ -36,6 +37,7 @@ MAX_OPTIONS_BYTES = 2048
 MAX_GROUP_BYTES = MAX_ITEM_BYTES
 MAX_COMPLETIONS = 1024
 MAX_ITEM_AGE_S = 24 * 3600
+MIN_REPORTS_S, MAX_REPORTS_S = 60, 24 * 3600  # of a swarm that has any
 MAX_MILLIONTHS = 500_000  # half of all questions
 _DOMAIN = b"gossamer/manifest/1\x00"
 # A name is shown, written into invites and used for nothing else.
@@ -61,11 +63,15 @@ class ManifestTask(NamedTuple):
 
 
 class ManifestLimits(NamedTuple):
-    """The bounds of a shared group: its size, its number of completions, and its age."""
+    """The bounds of a shared group: its size, its number of completions, and its age.
+
+    Each node reports what it does once in `reports_s` seconds, if that is not 0.
+    """
 
     max_group_bytes: int = 16 << 20  # as `Limits.max_item_bytes`
     max_completions: int = 128
     max_item_age_s: int = 3600
+    reports_s: int = 0
 
 
 DEFAULT_LIMITS = ManifestLimits()
@@ -138,7 +144,8 @@ def make_manifest(
     """
     ids = b"".join(id_bytes(node) for node in dict.fromkeys(allowed))
     listed = [list(task) for task in tasks]
-    payload = pack([FORMAT, name, VERSION, created_ms, str(policy), ids, listed, list(limits), list(split)])
+    bounds = list(limits if limits.reports_s else limits[:3])
+    payload = pack([FORMAT, name, VERSION, created_ms, str(policy), ids, listed, bounds, list(split)])
     return open_manifest(founder.public_key + founder.sign(_DOMAIN + payload) + payload)
 
 
@@ -205,7 +212,9 @@ def _limits(fields: object) -> ManifestLimits:
     bounds = (MAX_GROUP_BYTES, MAX_COMPLETIONS, MAX_ITEM_AGE_S)
     limits = fields[: len(bounds)]
     _check(all(is_uint(value, bound) and value > 0 for value, bound in zip(limits, bounds, strict=True)), "limits")
-    return ManifestLimits(*limits)
+    reports_s = fields[len(bounds)] if len(fields) > len(bounds) else 0
+    _check(is_uint(reports_s, MAX_REPORTS_S) and (reports_s == 0 or reports_s >= MIN_REPORTS_S), "reports")
+    return ManifestLimits(*limits)._replace(reports_s=reports_s)
 
 
 def _split(fields: object) -> ManifestSplit:

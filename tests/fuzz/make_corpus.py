@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from node.rollouts.group import Completion, Group, encode
+from node.swarm.reports import Report
+from node.swarm.reports import encode as encode_report
 from node.tasks import TaskKey
 from protocol.credentials.grants import make_certificate, make_pass, make_ticket
 from protocol.credentials.invite import Invite
@@ -78,6 +80,7 @@ def inputs() -> list[bytes]:
         revocations.encoded,
         DialBack(4001).encode(),
         DialledBack("198.41.0.4", 4001, reached=True).encode(),
+        encode_report(Report(int(UNIX), "fuzz", "llama", 7, 0.5, None, {"builtin/sums": 0.5}, {ME.node_id: 3})),
         # Further ones: another form of the same, which the first does not lead to.
         make_ticket(certificate, OTHER, SWARM, 3, ME.public_key).encode(),
     ]

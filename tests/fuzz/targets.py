@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from node.rollouts.group import GroupError
 from node.rollouts.group import decode as decode_group
+from node.swarm.reports import decode as decode_report
 from protocol.config import Instant, Setup
 from protocol.core import Core
 from protocol.credentials.grants import open_grant
@@ -102,6 +103,7 @@ TARGETS: list[Callable[[bytes], object]] = [
     lambda data: open_revocations(data, CLUB, believe),
     DialBack.decode,
     DialledBack.decode,
+    lambda data: decode_report(data, PEER.node_id),
 ]
 
 

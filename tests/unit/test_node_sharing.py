@@ -7,6 +7,7 @@ import pytest
 
 from node.rollouts.group import Completion, Group, GroupError, encode
 from node.rollouts.screening import rebuild
+from node.swarm.reports import REPORTS_TOPIC, Reporter
 from node.swarm.sharing import (
     FIRST_ROUNDS,
     LESS,
@@ -188,6 +189,29 @@ def test_the_swarms_limit_on_a_groups_size_holds_both_ways() -> None:
     host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(group()), 0.0, topic_of(ONE.key))]
     assert exchange.receive(lambda _: False) == []
     assert host.reports == [(Verdict.REJECT, "oversized")]
+
+
+def test_a_report_is_passed_on_and_no_group_and_a_false_one_costs_its_signer() -> None:
+    host = _Host()
+    exchange = NetworkExchange(host, TASKS, max_completions=8, external=4, reports_s=300, reporter=Reporter(300, "a/1"))
+    assert host.subscribed[0][0] == {topic_of(ONE.key), topic_of(OTHER.key), REPORTS_TOPIC}
+    teacher = id_of_bytes(b"t" * 20)
+    exchange.finished({"round": 1, "reward": 0.5, "swarm/taught_by": {teacher: 2}}, "tests")
+    ((topic, body),) = host.published
+    assert topic == REPORTS_TOPIC
+    for sender, time in ((b"s" * 20, 0.0), (b"s" * 20, 1.0), (b"t" * 20, 0.0)):
+        host.inbox.append(Received(b"i" * 32, id_of_bytes(sender), body, time, REPORTS_TOPIC))
+    assert exchange.receive(lambda _: False) == []
+    assert host.reports == [(Verdict.IGNORE, "early_report"), (Verdict.REJECT, "self_praise")]
+
+
+def test_nothing_is_reported_where_the_swarm_or_the_node_does_not_want_it() -> None:
+    for reports_s, reporter in ((0, Reporter(0, "a/1")), (300, None)):
+        host = _Host()
+        exchange = NetworkExchange(host, TASKS, max_completions=8, external=4, reports_s=reports_s, reporter=reporter)
+        exchange.finished({"round": 1, "reward": 0.5}, "tests")
+        assert host.published == []
+        assert (REPORTS_TOPIC in host.subscribed[0][0]) == (reports_s > 0)
 
 
 def test_what_is_nobodys_fault_is_counted_and_a_lie_costs_its_signer() -> None:

@@ -54,7 +54,13 @@ def reason(data: bytes) -> str:
     st.sampled_from(Policy),
     st.lists(st.sampled_from(NODES), max_size=9),
     st.lists(tasks, min_size=1, max_size=5, unique_by=lambda task: task[:3]),
-    st.builds(ManifestLimits, st.integers(1, 1 << 20), st.integers(1, 1024), st.integers(1, 86400)),
+    st.builds(
+        ManifestLimits,
+        st.integers(1, 1 << 20),
+        st.integers(1, 1024),
+        st.integers(1, 86400),
+        st.just(0) | st.integers(60, 86400),
+    ),
     st.builds(ManifestSplit, st.integers(1, 500_000), st.integers(0, 2**32 - 1)),
 )
 def test_a_manifest_comes_back_as_it_was_signed(name, created, policy, allowed, listed, limits, split) -> None:
@@ -103,9 +109,9 @@ def fields(**changes) -> bytes:
 
 def test_fields_of_a_newer_minor_version_are_skipped() -> None:
     newer = [*TASK, "something new"]
-    opened = open_manifest(fields(tasks=[newer], limits=[1000, 8, 60, 7], split=[1000, 7, "salted"], more="more"))
+    opened = open_manifest(fields(tasks=[newer], limits=[1000, 8, 60, 300, 7], split=[1000, 7, "salted"], more="more"))
     assert opened.tasks == (TASK,)
-    assert opened.limits == ManifestLimits(1000, 8, 60)
+    assert opened.limits == ManifestLimits(1000, 8, 60, 300)
     assert opened.split == ManifestSplit(1000, 7)
 
 
@@ -140,6 +146,8 @@ def test_a_manifest_of_an_earlier_release_keeps_the_default_part_of_all_question
         {"limits": [0, 8, 60]},
         {"limits": [1000, 8]},
         {"limits": [1000, 8, 1e3]},
+        {"limits": [1000, 8, 60, 59]},
+        {"limits": [1000, 8, 60, 86401]},
         {"limits": [MAX_GROUP_BYTES + 1, 8, 60]},
         {"split": []},
         {"split": [1000]},
