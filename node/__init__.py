@@ -4,6 +4,7 @@ Top layer first: a folder imports only what stands below it. A `layers` contract
 
 cli/            a verb a file
 lab/            experiments: arms x seeds, attacks, churn
+board/          a swarm's public page
 fleet/          several nodes on this machine
 run             a node put together and run to its end
 relay           a node that trains nothing
