@@ -5,8 +5,8 @@ does, but not what is in a group: that is for those who train on it.
 """
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import structlog
@@ -19,18 +19,33 @@ from node.swarm.peering import Network, open_network
 from node.swarm.sharing import SEED_DEMAND, traffic_row
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.status_server import describe, observe
-from protocol.host import Host
+from protocol.host import Host, Received
 
 METRICS_INTERVAL_S = 10.0
-DRAIN_INTERVAL_S = 0.5  # the host's inbox, which nobody here reads, holds 4096 groups
+DRAIN_INTERVAL_S = 0.5  # the host's inbox holds 4096 groups
 DRAIN = 4096
 MAX_METRICS_BYTES = 16 << 20  # a month or two; one older file of the same size is kept beside it
 
 log = structlog.get_logger()
 
 
-def run_relay(config: NodeConfig, folder: Path, listening: Callable[[Network], None] = lambda network: None) -> None:
+Take = Callable[[Sequence[Received]], None]
+
+
+@contextmanager
+def _drop(_: Network) -> Iterator[Take]:
+    yield lambda items: None
+
+
+def run_relay(
+    config: NodeConfig,
+    folder: Path,
+    listening: Callable[[Network], None] = lambda network: None,
+    looking: Callable[[Network], AbstractContextManager[Take]] = _drop,
+) -> None:
     """Relay until a signal to stop; `listening` is called once, when the node can be dialled.
+
+    `looking` opens what else there is to do: it is given what came, twice a second, be it nothing.
 
     Raises:
         UserError: the configuration, the folder or the machine needs a person.
@@ -47,12 +62,13 @@ def run_relay(config: NodeConfig, folder: Path, listening: Callable[[Network], N
         keep_config(config, seed, folder)
         network.host.subscribe(None, SEED_DEMAND)
         listening(network)
+        take = stack.enter_context(looking(network))
         metrics = MetricsLog(folder / "metrics.jsonl", MAX_METRICS_BYTES)
         due = time.monotonic() + METRICS_INTERVAL_S
         said = network.host.counters()
         while not stopping:
             time.sleep(DRAIN_INTERVAL_S)
-            network.host.receive(DRAIN)
+            take(network.host.receive(DRAIN))
             if time.monotonic() >= due:
                 due += METRICS_INTERVAL_S
                 metrics.append(_row(network.host))

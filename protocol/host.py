@@ -445,6 +445,10 @@ class Host:
         """Hear, from whoever is in our own network, that a node of our swarm is there."""
         self._command(Neighbour(address))
 
+    def node_at(self, address: Address) -> NodeId | None:
+        """Return the node that is dialled by the address's key, if the swarm admits it as far as `admits` knows."""
+        return next((node for node, record in self._admitted.items() if record.curve_key == address.key), None)
+
     def is_revoked(self, node: NodeId) -> bool:
         """Tell whether the swarm's owner has revoked `node`, as far as is known here."""
         return self._setup.gate.is_revoked(node)

@@ -1,5 +1,10 @@
 """A swarm's public page, served by a node that trains nothing.
 
+run        a relay that reads what it passes on, and serves pages of it
+site       the paths, and who may keep an answer for how long
+view       what is shown at one moment; svg draws it, the templates beside them lay it out
 history    what it remembers, on disk
 standing   what others report to have learned from a node, by a rule that made-up identities cannot raise
+
+To show something more: add it to `View` and to a template, and to `View.tree` for those who read JSON.
 """

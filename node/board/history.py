@@ -2,6 +2,7 @@
 
 nodes    a row a node: its last report, when the board first and last heard one, whom it learned from, its standing
 points   a node's curve, or the swarm's under the name "": points a minute, an hour and a day apart
+seeds    nodes that a person named
 
 Bounds
  1. `MAX_NODES` nodes. Beyond them those go that were silent for longest, first of those without standing: whoever makes
@@ -13,13 +14,12 @@ Bounds
 The swarm's reward and accuracy are medians over nodes that reported lately, weighted by standing, so that liars whom
 nobody learns from do not move them. While no one has standing, all count alike.
 
-WAL with NORMAL synchronisation keeps the file through kill -9. Times are the board's own, Unix seconds. Any thread may
-call a method.
+WAL with NORMAL synchronisation keeps the file through kill -9. Times are Unix seconds. Any thread may call a method.
 """
 
 import json
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, Self
@@ -48,6 +48,7 @@ CREATE TABLE IF NOT EXISTS points (
     node TEXT NOT NULL, step INTEGER NOT NULL, at INTEGER NOT NULL,
     seen INTEGER NOT NULL, nodes REAL NOT NULL, reward REAL, accuracy REAL, PRIMARY KEY (node, step, at)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seeds (id TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 _ADD_POINT = """
 INSERT INTO points VALUES (?, ?, ?, 1, ?, ?, ?) ON CONFLICT DO UPDATE SET
@@ -115,7 +116,7 @@ class History:
         self._db.close()
 
     def add(self, node: str, report: Report, now: float) -> None:
-        """Take a node's report, which came at `now`."""
+        """Take a node's report, which is of `now`."""
         with self._lock, self._db:
             self._db.execute("BEGIN")
             before = self._db.execute("SELECT first, last, taught_by, standing FROM nodes WHERE id = ?", (node,))
@@ -144,6 +145,16 @@ class History:
             self._add_point(SWARM, now, len(here), reward, accuracy)
             old = [(step, _begin_of(now - kept, COARSER[step])) for step, kept in KEPT_S.items()]
             self._db.executemany("DELETE FROM points WHERE step = ? AND at < ?", old)
+
+    def name_seeds(self, nodes: Iterable[str]) -> None:
+        """Remember further nodes whose reports count from the start."""
+        with self._lock, self._db:
+            self._db.executemany("INSERT OR IGNORE INTO seeds VALUES (?)", [(node,) for node in nodes])
+
+    def seeds(self) -> set[str]:
+        """Return the nodes that `name_seeds` named, ever."""
+        with self._lock:
+            return {node for (node,) in self._db.execute("SELECT id FROM seeds").fetchall()}
 
     def nodes(self) -> list[Remembered]:
         """Return all nodes, those of the best standing first, then those that reported last."""

@@ -15,6 +15,7 @@ import typer
 from node.cli import (
     backup,
     bench,
+    board,
     chat,
     demo,
     doctor,
@@ -77,6 +78,7 @@ app.command("node")(node.node)
 app.command("found")(found.found)
 app.command("invite")(invite.invite)
 app.command("join")(join.join)
+app.command("board")(board.board)
 app.command("revoke")(revoke.revoke)
 app.command("status")(status.status)
 app.command("report")(report.report)

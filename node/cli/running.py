@@ -24,11 +24,11 @@ def run(
     config: NodeConfig,
     folder: Path,
     listening: Callable[["Network"], None] = lambda network: None,
-    **training: Any,
+    **more: Any,
 ) -> int:
     """Run the node in `folder` until a signal to stop or its last round; return the exit status.
 
-    `training` is what else `run_node` takes, for a node that trains.
+    `more` is what else `run_node` takes, or `run_relay`.
 
     The caller has set the logs up: the libraries of a node that trains log while they load.
     """
@@ -40,11 +40,16 @@ def run(
     try:
         with interrupting_signals():  # while it still starts; later the node ends its round first
             with exclusive(folder):  # who starts another one here while it loads is told at once
+                run_it: Callable[..., None]
                 if config.role == "relay":
-                    from node.relay import run_relay as run_it
+                    from node.relay import run_relay
+
+                    run_it = run_relay
                 else:
-                    from node.run import run_node as run_it
-            run_it(config, folder, listening, **training)  # which holds the folder itself
+                    from node.run import run_node
+
+                    run_it = run_node
+            run_it(config, folder, listening, **more)  # which holds the folder itself
     except KeyboardInterrupt:
         log.info("stopped while starting")
     return 0

@@ -16,6 +16,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from protocol.errors import PeerError
@@ -31,6 +32,7 @@ MAX_TEXT_BYTES = 128  # of a task's name, as in a manifest, and of a model's
 MAX_TASKS = 16
 MAX_TEACHERS = 48  # three times a node's links; with the tasks and all texts some 3.9 kB
 MAX_GROUPS = 2**32 - 1
+MAX_COUNT = 2**48  # rounds, or Unix seconds
 SCALE = 1_000_000
 MAX_VALUE = 1000 * SCALE
 MAX_SIGNERS = 1 << 16  # whose last report is remembered, some 200 bytes each
@@ -84,7 +86,7 @@ def decode(body: bytes, signer: NodeId) -> Report:
     )
     form, since, agent, model, rounds, reward, accuracy, rewards, teachers = fields
     _check(form == FORMAT, "format")
-    _check(is_uint(since) and is_uint(rounds), "integers")
+    _check(is_uint(since, MAX_COUNT) and is_uint(rounds, MAX_COUNT), "integers")
     _check(_is_text(agent) and _is_text(model), "texts")
     _check(_is_list(rewards, MAX_TASKS) and _is_list(teachers, MAX_TEACHERS), "lists")
     by_task = dict(map(_task, rewards))
@@ -98,9 +100,12 @@ def decode(body: bytes, signer: NodeId) -> Report:
 class Desk:
     """Takes reports as they come: one of each signer in half of `every` seconds, by the time that it signed."""
 
-    def __init__(self, every: float) -> None:
+    def __init__(self, every: float, last: Mapping[NodeId, float] = MappingProxyType({})) -> None:
+        """Begin after reports that each signer signed `last`, Unix s, as far as is known."""
         self._gap = every / 2
         self._last: Recent[NodeId, float] = Recent(MAX_SIGNERS)
+        for signer, time in last.items():
+            self._last.set(signer, time)
 
     def take(self, body: bytes, signer: NodeId, time: float) -> Report:
         """Return the report that `signer` signed at `time`, Unix s.

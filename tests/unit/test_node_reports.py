@@ -74,6 +74,8 @@ def test_noise_is_no_report(noise: bytes) -> None:
         fields(at2="a\nb"),
         fields(at3="m" * (MAX_TEXT_BYTES + 1)),
         fields(at3=7),
+        fields(at1=2**63),
+        fields(at4=2**63),
         fields(at4=True),
         fields(at5=0.5),
         fields(at6=10**10),

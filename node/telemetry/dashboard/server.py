@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import structlog
 import uvicorn
+from starlette.types import ASGIApp
 
 from node.config import ObserveConfig
 from node.errors import UserError
@@ -37,18 +38,30 @@ def serve(config: ObserveConfig, site: Site) -> Iterator[Served]:
     Raises:
         UserError: the host or the port cannot be listened on.
     """
-    try:
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        listening = socket.create_server((config.host, config.port), family=family)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {config.host}:{config.port} ({error.strerror}): set observe.port=0, or another"
-        ) from None
-    port = listening.getsockname()[1]
     alone = _is_loopback(config.host)
     token = config.token or ("" if alone else secrets.token_urlsafe(24))
     closing = Event()
     app = make_app(site, closing, LOOPBACK_NAMES | {config.host} if alone else frozenset(), token)
+    with serve_app(app, config.host, config.port, "set observe.port=0, or another") as (port, link):
+        try:
+            yield Served(port, token, link + (f"?token={token}" if token else ""))
+        finally:
+            closing.set()
+
+
+@contextmanager
+def serve_app(app: ASGIApp, host: str, port: int, remedy: str) -> Iterator[tuple[int, str]]:
+    """Serve an application while the block lasts; yield the port, and the link to it.
+
+    Raises:
+        UserError: the host or the port cannot be listened on; `remedy` says what to do.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}:{port} ({error.strerror}): {remedy}") from None
+    port = listening.getsockname()[1]
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -63,11 +76,10 @@ def serve(config: ObserveConfig, site: Site) -> Iterator[Served]:
     )
     server_thread = Thread(target=server.run, args=([listening],), name="gossamer-observe", daemon=True)
     server_thread.start()
-    shown = f"[{config.host}]" if ":" in config.host else config.host
+    shown = f"[{host}]" if ":" in host else host
     try:
-        yield Served(port, token, f"http://{shown}:{port}/" + (f"?token={token}" if token else ""))
+        yield port, f"http://{shown}:{port}/"
     finally:
-        closing.set()
         server.should_exit = True
         server_thread.join(2 * STOP_S)
         if server_thread.is_alive():

@@ -1,0 +1,160 @@
+"""A board as it runs: a relay that reads what it passes on, remembers it, and serves pages of it."""
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from node.board.history import History
+from node.board.site import make_site
+from node.board.view import Rollouts, Swarm, View, lessons_of
+from node.errors import UserError
+from node.relay import Take
+from node.rollouts.group import GroupError, decode
+from node.rollouts.screening import BLAMELESS
+from node.swarm.founding import make_invite
+from node.swarm.peering import Network
+from node.swarm.reports import REPORTS_TOPIC, Desk, ReportError
+from node.telemetry.dashboard.server import serve_app
+from protocol.credentials.manifest import Policy, SwarmManifest
+from protocol.credentials.records import Address
+from protocol.errors import NetworkFailed
+from protocol.host import Host, Received, Verdict
+from protocol.identity import NodeId
+
+HISTORY_FILE = "board.sqlite"
+TICK_S = 60.0  # between two points of the swarm's curve
+LOOK_S = 10.0  # between two views
+HERE = 4  # a node is here that has reported within so many times the seconds between two reports
+NO_REPORTS_S = 300  # of a swarm whose nodes do not report
+
+log = structlog.get_logger()
+
+
+@contextmanager
+def open_board(
+    network: Network,
+    folder: Path,
+    place: tuple[str, int],
+    seeds: Sequence[Address] = (),
+    trusted: Sequence[NodeId] = (),
+    serving: Callable[[str], None] = lambda link: None,
+) -> Iterator[Take]:
+    """Serve the pages of the network's swarm while the block lasts; yield what takes the items that come.
+
+    Args:
+        network: the board's own, which relays.
+        folder: where it remembers.
+        place: host and port of the pages.
+        seeds: whose reports count from the start, beside the founder's and those that `trusted` ever named.
+        trusted: further ones.
+        serving: is told the link to the page.
+
+    Raises:
+        UserError: there is no manifest, the place cannot be listened on, or the file cannot be used.
+    """
+    if network.manifest is None:
+        raise UserError("a board shows the swarm that it has joined: give it an invite")
+    path = folder / HISTORY_FILE
+    try:
+        with History(path, HERE * (network.manifest.limits.reports_s or NO_REPORTS_S)) as history:
+            history.name_seeds(trusted)
+            swarm = Swarm.of(network.manifest, _invite(network.manifest, folder))
+            board = Board(network.host, network.manifest, swarm, history, seeds)
+            app = make_site(board.look, history.curve, lambda: _is_well(network.host))
+            with serve_app(app, *place, "choose another --port, or another --host") as (_, link):
+                log.info("board", link=link)
+                serving(link)
+                yield board.take
+    except sqlite3.OperationalError as error:
+        raise UserError(f"cannot write {path}: {error}; free disk space or fix its permissions") from error
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"{path} is damaged ({error}): delete it; only what it showed of the past is lost") from error
+
+
+class Board:
+    """Takes what comes, and makes a `View` of it now and then. `take` is for one thread, `look` for any."""
+
+    def __init__(
+        self, host: Host, manifest: SwarmManifest, swarm: Swarm, history: History, seeds: Sequence[Address]
+    ) -> None:
+        self._host = host
+        self._manifest = manifest
+        self._swarm = swarm
+        self._history = history
+        self._seeds = seeds
+        self._desk = Desk(
+            manifest.limits.reports_s or NO_REPORTS_S, {NodeId(one.id): one.last for one in history.nodes()}
+        )
+        self._rollouts = Rollouts()
+        now = time.time()
+        self._next_tick = now + LOOK_S  # the first reports are in it
+        self._next_look = now + LOOK_S
+        self._view = self._make_view(now)
+
+    def look(self) -> View:
+        """Return what is shown now."""
+        return self._view
+
+    def take(self, items: Sequence[Received]) -> None:
+        """Take the items that came; called a few times a second, also without any."""
+        now = time.time()
+        for item in items:
+            if item.topic == REPORTS_TOPIC:
+                self._take_report(item, now)
+            else:
+                self._take_group(item, now)
+        if now >= self._next_tick:
+            self._history.tick(now, self._all_seeds())
+            self._next_tick = now + TICK_S
+        if now >= self._next_look:
+            self._view = self._make_view(now)
+            self._next_look = now + LOOK_S
+
+    def _take_report(self, item: Received, now: float) -> None:
+        try:
+            report = self._desk.take(item.body, item.sender, item.time)
+        except ReportError as error:
+            verdict = Verdict.IGNORE if error.reason in BLAMELESS else Verdict.REJECT
+            self._host.report(item.id, verdict, error.reason)
+        else:
+            self._history.add(item.sender, report, min(now, item.time))
+
+    def _take_group(self, item: Received, now: float) -> None:
+        try:
+            group = decode(item.body, self._manifest.limits.max_group_bytes)
+        except GroupError:  # a relay passes on what it cannot judge
+            return
+        self._rollouts.add(item.sender, group, now)
+
+    def _make_view(self, now: float) -> View:
+        nodes = [one for one in self._history.nodes() if not self._host.is_revoked(NodeId(one.id))]
+        linked = {peer.node_id for peer in self._host.peers()}
+        here = frozenset(one.id for one in nodes if one.id in linked or one.last > now - self._history.lately)
+        seeds, curve, rollouts = self._all_seeds(), self._history.curve(), self._rollouts.newest(now)
+        return View(self._swarm, now, nodes, here, seeds, lessons_of(nodes, seeds), curve, rollouts)
+
+    def _all_seeds(self) -> frozenset[str]:
+        named = {node for seed in self._seeds if (node := self._host.node_at(seed)) is not None}
+        return frozenset({self._manifest.founder, *named, *self._history.seeds()})
+
+
+def _invite(manifest: SwarmManifest, folder: Path) -> str:
+    """Return the line by which anyone may join; "" where that takes more, or nobody could be dialled."""
+    if manifest.policy is not Policy.OPEN:
+        return ""
+    try:
+        return str(make_invite(folder, []))
+    except (UserError, OSError):
+        return ""
+
+
+def _is_well(host: Host) -> bool:
+    try:
+        host.check()
+    except NetworkFailed:
+        return False
+    return True

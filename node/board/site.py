@@ -1,0 +1,261 @@
+"""A board's paths. All are public, read without JavaScript, and the same for everybody.
+
+    /                       the page                    /swarm.json     everything, JSON
+    /nodes/ID               one node's page             /nodes.csv      a line a node
+    /nodes/ID.json          the same, JSON              /history.csv    the swarm's curve
+    /nodes/ID/history.csv   its curve                   /taught.csv     who taught whom
+    /nodes/ID/badge.svg     to be shown elsewhere       /rollouts.csv   a line an answer
+    /healthz                200 while all is well       /board.css
+
+What peers wrote is data: the templates escape all of it, in CSV a cell that a spreadsheet would take for a formula gets
+a quote in front, and the content security policy allows no script at all, nor anything from elsewhere. An answer is
+made once for each `View` and path, and kept; readers may keep it for `FRESH_S`.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.resources import files
+from threading import Lock
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from node.board import svg
+from node.board.history import Point, Remembered
+from node.board.standing import weighted_median
+from node.board.view import View, ago, day, moment, rewards_by_task
+from node.telemetry.names import short_name
+from protocol.lru import Recent
+
+FRESH_S = 30
+MAX_KEPT = 256  # answers, some tens of kB each
+SHOWN = 100  # nodes in a table; JSON and CSV have all
+LESSONS_SHOWN = 40
+DRAWN = 24  # nodes in the graph
+HTML, SVG, CSV, JSON = "text/html", "image/svg+xml", "text/csv", "application/json"
+HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self'; frame-ancestors 'none'; "
+    "base-uri 'none'; form-action 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": f"public, max-age={FRESH_S}",
+}
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
+
+Look = Callable[[], View]
+CurveOf = Callable[[str], Sequence[Point]]
+
+
+def make_site(look: Look, curve_of: CurveOf, well: Callable[[], bool]) -> Starlette:
+    """Return the ASGI application.
+
+    Args:
+        look: returns what is shown now.
+        curve_of: returns a node's curve by its id.
+        well: tells whether all is well.
+    """
+    pages = _Pages(look, curve_of)
+    css = (files("node.board") / "board.css").read_bytes()
+
+    def style(_: Request) -> Response:
+        return Response(css, media_type="text/css", headers=HEADERS)
+
+    def healthz(_: Request) -> Response:
+        is_well = well()
+        text = "ok\n" if is_well else "the network failed\n"
+        return PlainTextResponse(text, 200 if is_well else 503, {"cache-control": "no-store"})
+
+    def of_swarm(make: Callable[[View], str], kind: str) -> Callable[[Request], Response]:
+        return lambda request: pages.answer(request.url.path, kind, make)
+
+    def of_node(make: Callable[[View, Remembered], str], kind: str) -> Callable[[Request], Response]:
+        def answer(request: Request) -> Response:
+            node = request.path_params["node"]
+            return pages.answer(request.url.path, kind, lambda view: make(view, _find(view, node)))
+
+        return answer
+
+    routes = [
+        Route("/", of_swarm(pages.swarm, HTML)),
+        Route("/board.css", style),
+        Route("/healthz", healthz),
+        Route("/swarm.json", of_swarm(lambda view: _json(view.tree()), JSON)),
+        Route("/nodes.csv", of_swarm(_nodes_csv, CSV)),
+        Route("/history.csv", of_swarm(lambda view: _curve_csv(view.curve), CSV)),
+        Route("/taught.csv", of_swarm(_taught_csv, CSV)),
+        Route("/rollouts.csv", of_swarm(_rollouts_csv, CSV)),
+        Route("/nodes/{node}.json", of_node(lambda view, one: _json(view.node_tree(one)), JSON)),
+        Route("/nodes/{node}/history.csv", of_node(lambda _, one: _curve_csv(curve_of(one.id)), CSV)),
+        Route("/nodes/{node}/badge.svg", of_node(_badge, SVG)),
+        Route("/nodes/{node}", of_node(pages.node, HTML)),
+    ]
+    return Starlette(routes=routes)
+
+
+class _Pages:
+    """Makes each answer once for a view."""
+
+    def __init__(self, look: Look, curve_of: CurveOf) -> None:
+        self._look = look
+        self._curve_of = curve_of
+        self._kept: Recent[str, tuple[float, bytes]] = Recent(MAX_KEPT)
+        self._lock = Lock()
+        environment = Environment(
+            loader=PackageLoader("node.board", ""),
+            autoescape=select_autoescape(["html", "j2"]),
+            undefined=StrictUndefined,
+        )
+        environment.filters |= {"moment": moment, "day": day, "share": _share, "value": _value}
+        environment.globals |= {"short_name": short_name}
+        self._swarm_page = environment.get_template("swarm.html.j2")
+        self._node_page = environment.get_template("node.html.j2")
+
+    def answer(self, path: str, kind: str, make: Callable[[View], str]) -> Response:
+        """Return what `make` makes of the view of now, or made of it before."""
+        view = self._look()
+        with self._lock:
+            kept = self._kept.get(path)
+            if kept is None or kept[0] != view.at:
+                try:
+                    kept = view.at, make(view).encode(errors="replace")
+                except _NoSuchNodeError:
+                    return PlainTextResponse("no such node has reported here\n", 404, HEADERS)
+                self._kept.set(path, kept)
+        return Response(kept[1], media_type=kind, headers=HEADERS)
+
+    def swarm(self, view: View) -> str:
+        """Return the swarm's page."""
+        here = [one for one in view.nodes if one.id in view.here]
+        gone = [one for one in view.nodes if one.id not in view.here]
+        by_task = rewards_by_task(here)
+        tasks = [(task, version, weighted_median(by_task.get(task, []))) for task, version in view.swarm.tasks]
+        lessons = view.lessons
+        drawn = here[:DRAWN]
+        ids = {one.id for one in drawn}
+        edges = [
+            (one.teacher, one.learner, one.weight)
+            for one in lessons
+            if one.weight > 0 and one.teacher in ids and one.learner in ids
+        ]
+        return self._swarm_page.render(
+            view=view,
+            here=here[:SHOWN],
+            gone=gone[:SHOWN],
+            counts=(len(here), len(gone)),
+            tasks=tasks,
+            curves=_plots(view.curve),
+            reward=_last(view.curve, "reward"),
+            accuracy=_last(view.curve, "accuracy"),
+            rounds=sum(one.rounds for one in view.nodes if one.standing > 0 or one.id in view.seeds),
+            lessons=lessons[:LESSONS_SHOWN],
+            lesson_count=len(lessons),
+            graph=svg.graph([(one.id, short_name(one.id), one.standing) for one in drawn], edges) if edges else "",
+            ago={one.id: ago(view.at - one.last) for one in view.nodes},
+            standing={one.id: one.standing for one in view.nodes},
+        )
+
+    def node(self, view: View, one: Remembered) -> str:
+        """Return one node's page."""
+        learned = sorted(one.taught_by.items(), key=lambda pair: -pair[1])
+        taught = [(each.learner, each.groups) for each in view.lessons if each.teacher == one.id]
+        return self._node_page.render(
+            view=view,
+            one=one,
+            is_here=one.id in view.here,
+            learned=learned,
+            taught=taught[:SHOWN],
+            known={each.id for each in view.nodes},
+            curves=_plots(self._curve_of(one.id)),
+            ago=ago(view.at - one.last),
+        )
+
+
+class _NoSuchNodeError(Exception):
+    pass
+
+
+def _find(view: View, node: str) -> Remembered:
+    for one in view.nodes:
+        if one.id == node:
+            return one
+    raise _NoSuchNodeError
+
+
+def _plots(curve: Sequence[Point]) -> Mapping[str, str]:
+    """Return a plot of each figure of a curve that has any."""
+    figures = {
+        "Reward": [(float(point.at), point.reward) for point in curve if point.reward is not None],
+        "Held-out accuracy": [(float(point.at), point.accuracy) for point in curve if point.accuracy is not None],
+    }
+    return {label: svg.plot(points, label) for label, points in figures.items() if points}
+
+
+def _last(curve: Sequence[Point], key: str) -> float | None:
+    return getattr(curve[-1], key) if curve else None
+
+
+def _badge(view: View, one: Remembered) -> str:
+    return str(svg.badge(short_name(one.id), f"standing {_share(one.standing)} in {view.swarm.name}"))
+
+
+def _json(tree: Mapping[str, Any]) -> str:
+    return json.dumps(tree, separators=(",", ":"), allow_nan=False)
+
+
+def _nodes_csv(view: View) -> str:
+    head = "id,name,here,standing,first_report,last_report,says_model,says_agent,says_rounds,says_reward,says_accuracy"
+    return _csv(
+        head,
+        (
+            (
+                *(one.id, short_name(one.id), int(one.id in view.here), one.standing, one.first, one.last),
+                *(one.model, one.agent, one.rounds, one.reward, one.accuracy),
+            )
+            for one in view.nodes
+        ),
+    )
+
+
+def _curve_csv(curve: Sequence[Point]) -> str:
+    return _csv("time,seconds,nodes,reward,accuracy", curve)
+
+
+def _taught_csv(view: View) -> str:
+    return _csv("teacher,learner,groups,weight", view.lessons)
+
+
+def _rollouts_csv(view: View) -> str:
+    return _csv(
+        "time,node,model,task,question,answer,reward,finished",
+        (
+            (one.at, one.node, one.model, one.task, one.question, answer.text, answer.reward, int(answer.finished))
+            for one in view.rollouts
+            for answer in one.answers
+        ),
+    )
+
+
+def _csv(head: str, rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head.split(","))
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _value(number: float | None) -> str:
+    return "–" if number is None else f"{number:.3f}"

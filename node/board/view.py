@@ -1,0 +1,209 @@
+"""What a board shows at one moment, as plain values: the pages, the JSON and the CSV are all made from a `View`.
+
+Rollouts are kept in memory, those of the last minutes: of each signer the newest few. A board loads no task, so right
+and wrong are what their maker says.
+"""
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from node.board.history import Point, Remembered
+from node.rollouts.group import Group
+from node.telemetry.names import short_name
+from protocol.credentials.manifest import SwarmManifest
+
+ROLLOUTS_S = 15 * 60  # how long a rollout is shown
+MAX_ROLLOUTS = 40
+MAX_SIGNERS_SHOWN = 256  # whose rollouts are kept
+ROLLOUTS_EACH = 3
+MAX_TEXT = 600  # characters of a question or an answer
+SOLVED = 1.0 - 1e-6
+
+
+class Answer(NamedTuple):
+    """What a model said to a question; its maker says what it earned."""
+
+    text: str
+    reward: float
+    finished: bool
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it earned all there is."""
+        return self.reward >= SOLVED
+
+
+class Rollout(NamedTuple):
+    """A shared group, cut to what a person looks at: its best and its worst answer."""
+
+    at: float
+    node: str
+    model: str
+    task: str
+    question: str
+    answers: Sequence[Answer]
+
+    @property
+    def name(self) -> str:
+        """The short name of who made it."""
+        return short_name(self.node)
+
+
+class Lesson(NamedTuple):
+    """How many groups of `teacher` a node reports to have trained on; older ones count less.
+
+    `weight` is their share of all that the learner reports, times its standing, or 1 where it is a seed: 0 of a node
+    whose word counts for nothing.
+    """
+
+    teacher: str
+    learner: str
+    groups: float
+    weight: float
+
+
+class Swarm(NamedTuple):
+    """What does not change of a swarm: its manifest, and the line by which others join it ("" if that is no secret)."""
+
+    name: str
+    id: str
+    founder: str
+    policy: str
+    created: float
+    tasks: Sequence[tuple[str, int]]
+    reports_s: int
+    invite: str
+
+    @classmethod
+    def of(cls, manifest: SwarmManifest, invite: str = "") -> "Swarm":
+        """Return what a manifest says."""
+        return cls(
+            manifest.name,
+            manifest.swarm.hex(),
+            manifest.founder,
+            str(manifest.policy),
+            manifest.created_ms / 1000,
+            [(task.name, task.version) for task in manifest.tasks],
+            manifest.limits.reports_s,
+            invite,
+        )
+
+
+class View(NamedTuple):
+    """All that is shown: at Unix time `at`, `here` are the ids of nodes that reported lately or are linked with us."""
+
+    swarm: Swarm
+    at: float
+    nodes: Sequence[Remembered]
+    here: frozenset[str]
+    seeds: frozenset[str]
+    lessons: Sequence[Lesson]
+    curve: Sequence[Point]
+    rollouts: Sequence[Rollout]
+
+    def tree(self) -> dict[str, Any]:
+        """Return everything as JSON has it."""
+        return {
+            "swarm": self.swarm._asdict(),
+            "time": self.at,
+            "nodes": [self.node_tree(one) for one in self.nodes],
+            "history": [point._asdict() for point in self.curve],
+            "taught": [lesson._asdict() for lesson in self.lessons],
+            "rollouts": [
+                one._asdict() | {"answers": [answer._asdict() for answer in one.answers]} for one in self.rollouts
+            ],
+        }
+
+    def node_tree(self, one: Remembered) -> dict[str, Any]:
+        """Return one node as JSON has it: what it says of itself stands apart."""
+        return {
+            "id": one.id,
+            "name": short_name(one.id),
+            "here": one.id in self.here,
+            "seed": one.id in self.seeds,
+            "standing": one.standing,
+            "first_report": one.first,
+            "last_report": one.last,
+            "taught_by": dict(one.taught_by),
+            "says_of_itself": {
+                "model": one.model,
+                "agent": one.agent,
+                "rounds": one.rounds,
+                "reward": one.reward,
+                "accuracy": one.accuracy,
+                "rewards": dict(one.rewards),
+            },
+        }
+
+
+class Rollouts:
+    """The newest groups of each signer, in memory. For one thread."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[str, deque[Rollout]] = OrderedDict()
+
+    def add(self, node: str, group: Group, now: float) -> None:
+        """Keep a group that `node` signed and that came at `now`, Unix s."""
+        ranked = sorted(group.completions, key=lambda one: -one.reward)
+        kept = ranked[:1] if ranked[0].reward == ranked[-1].reward else [ranked[0], ranked[-1]]
+        answers = [Answer(_cut(one.text), one.reward, one.finished) for one in kept]
+        made = Rollout(now, node, _cut(group.policy), _cut(group.task.name), _cut(group.question), answers)
+        self._of.setdefault(node, deque(maxlen=ROLLOUTS_EACH)).append(made)
+        self._of.move_to_end(node)
+        if len(self._of) > MAX_SIGNERS_SHOWN:
+            self._of.popitem(last=False)
+
+    def newest(self, now: float) -> list[Rollout]:
+        """Return rollouts of the last minutes: first the newest of each signer, then their second, and so on."""
+        fresh = [
+            (place, -one.at, one)
+            for kept in self._of.values()
+            for place, one in enumerate(reversed(kept))
+            if one.at > now - ROLLOUTS_S
+        ]
+        return [one for _, _, one in sorted(fresh, key=lambda found: found[:2])[:MAX_ROLLOUTS]]
+
+
+def lessons_of(nodes: Sequence[Remembered], seeds: Collection[str]) -> list[Lesson]:
+    """Return who taught whom: first what counts most, then what most is said of."""
+    lessons = [
+        Lesson(teacher, one.id, groups, groups / whole * (1.0 if one.id in seeds else one.standing))
+        for one in nodes
+        if (whole := sum(one.taught_by.values())) > 0
+        for teacher, groups in one.taught_by.items()
+    ]
+    return sorted(lessons, key=lambda one: (-one.weight, -one.groups, one.teacher, one.learner))
+
+
+def rewards_by_task(nodes: Sequence[Remembered]) -> Mapping[str, list[tuple[float, float]]]:
+    """Return (reward, standing) of each node that has reported one, by task."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for one in nodes:
+        for task, reward in one.rewards.items():
+            found.setdefault(task, []).append((reward, one.standing))
+    return found
+
+
+def moment(at: float) -> str:
+    """Return Unix seconds as a person reads them, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))
+
+
+def day(at: float) -> str:
+    """Return the day of Unix seconds, in UTC."""
+    return time.strftime("%Y-%m-%d", time.gmtime(at))
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago something was, in its largest unit."""
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {unit}{'' if count == 1 else 's'} ago"
+    return "just now"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"

@@ -1,0 +1,85 @@
+"""`gossamer board`: a swarm's public page."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from node.cli.options import Debug, Folder, Forget, Listen, Settings, read_invite
+from node.cli.running import run
+from node.cli.settling import settle
+from node.errors import UserError, for_shell
+from node.state_folder import check_free
+
+Uri = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[INVITE]",
+        help="What `gossamer invite` printed; - reads standard input, @FILE a file. The folder remembers it.",
+        show_default=False,
+    ),
+]
+Host = Annotated[str, typer.Option("--host", help="Where the page is served; 0.0.0.0 for everybody.")]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Its port; 0: any free one.")]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        metavar="NODE_ID",
+        help="A node whose word on who taught it counts from the start, beside the founder's; repeatable, remembered.",
+    ),
+]
+
+
+def board(  # noqa: PLR0913  # one parameter for each option of the command
+    invite: Uri = None,
+    folder: Folder = Path("board-state"),
+    listen: Listen = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8080,
+    trust: Trust = None,
+    settings: Settings = None,
+    forget: Forget = None,
+    debug: Debug = False,
+) -> int:
+    """Join a swarm as a relay, and serve a public page of it: what it has learned, who is in it, who taught whom.
+
+    It trains nothing. The swarm should be founded with --reports. Started again, it goes on from its folder.
+
+    \b
+    Example:
+      gossamer board @invite.txt --state b0 --listen tcp://0.0.0.0:4002 --host 0.0.0.0 --port 80
+    """
+    parsed = None if invite is None else read_invite(invite)
+    named = {"role": "relay", "network.listen": listen or None}
+    check_free(folder)
+    settled = settle(None, settings, named, folder=folder, forget=forget or [])
+
+    from node.board.run import open_board
+    from node.swarm import founding
+    from node.swarm.peering import check_endpoint
+    from node.telemetry.logs import setup_logs
+    from protocol.credentials.records import Address
+
+    trusted = [founding.parse_node_id(text) for text in trust or []]
+    check_endpoint(settled.config.network)
+    joined = settled.config
+    if parsed is not None:
+        setup_logs(None, debug=debug)  # the folder is not there before the swarm has admitted this node
+        joined = founding.join(parsed, settled.config, folder)
+    elif founding.load_manifest(folder) is None:
+        raise UserError(f"{folder} belongs to no swarm: `gossamer board INVITE --state {for_shell(folder)}` joins one")
+    setup_logs(folder, debug=debug)
+    settled.say(None)
+    # The first seed is chosen by whoever made the invite; the others are peers that it happened to know.
+    seeds = [Address.parse(text) for text in joined.network.seeds[:1]]
+    opened = partial(
+        open_board,
+        folder=folder,
+        place=(host, port),
+        seeds=seeds,
+        trusted=trusted,
+        serving=lambda link: print(f"board: {link}", flush=True),
+    )
+    return run(joined, folder, looking=opened)

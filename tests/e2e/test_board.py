@@ -1,0 +1,112 @@
+"""A board as a person starts it: two nodes of real processes report to it, and a kill costs none of its history."""
+
+import http.client
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.identity import Identity
+from tests import commands
+from tests.waiting import wait_until
+
+SMALL = ["--set", "threads=1", "--set", "sampling.local=8", "--set", "trainer.save_steps=50"]
+
+
+class Printing:
+    """A command that runs, and what it has printed."""
+
+    def __init__(self, output: Path, *arguments: str | Path) -> None:
+        output.mkdir(exist_ok=True)
+        self._output = output
+        self.process: BaseProcess = commands.start(output, *arguments)
+
+    def line(self, start: str) -> str:
+        """Return the first line that begins with `start`, once it is there."""
+
+        def found() -> str:
+            path = self._output / "stdout"
+            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+            return next((line.strip() for line in lines if line.startswith(start) and line.endswith("\n")), "")
+
+        wait_until(lambda: found() or not self.process.is_alive(), 90, start)
+        assert found(), (self._output / "stderr").read_text()
+        return found()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def get(link: str, path: str) -> str:
+    connection = http.client.HTTPConnection(link.removeprefix("board: http://").rstrip("/"), timeout=30)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        assert answer.status == 200
+        return answer.read().decode()
+    finally:
+        connection.close()
+
+
+def reported(link: str, *nodes: str) -> dict[str, Any] | None:
+    """What the page says, once it has the rewards of `nodes` and the swarm's."""
+    tree = json.loads(get(link, "/swarm.json"))
+    rewards = {one["id"]: one["says_of_itself"]["reward"] for one in tree["nodes"]}
+    is_there = all(rewards.get(node) is not None for node in nodes) and tree["history"]
+    return tree if is_there and any(point["reward"] is not None for point in tree["history"]) else None
+
+
+@contextmanager
+def swarm(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Two nodes of a swarm that was founded with reports; its invite, and their ids."""
+    nodes = [
+        Printing(
+            folder / "printed0",
+            "found",
+            "riddles",
+            "--reports",
+            "--tasks",
+            "builtin/sums",
+            *SMALL,
+            "--state",
+            folder / "n0",
+        )
+    ]
+    try:
+        invite = nodes[0].line("gossamer://")
+        nodes.append(Printing(folder / "printed1", "join", invite, *SMALL, "--state", folder / "n1"))
+        wait_until((folder / "n1" / "address").exists, 90, "the second node")
+        yield invite, [Identity.load(folder / name / "identity.key").node_id for name in ("n0", "n1")]
+    finally:
+        for one in nodes:
+            one.kill()
+
+
+@pytest.mark.slow
+def test_a_board_shows_both_nodes_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+    start = ("board", "--state", tmp_path / "b", "--port", "0")
+    with swarm(tmp_path) as (invite, nodes):
+        first = Printing(tmp_path / "printed-b1", *start[:1], invite, *start[1:])
+        try:
+            link = first.line("board: ")
+            before = wait_until(lambda: reported(link, *nodes), 120, "both nodes' rewards")
+            page = get(link, "/")
+            assert page.count('href="/nodes/') >= 2
+            assert "<h1>riddles</h1>" in page
+        finally:
+            first.kill()
+        again = Printing(tmp_path / "printed-b2", *start)
+        try:
+            after = reported(again.line("board: "), *nodes)
+        finally:
+            again.kill()
+    assert after is not None
+    assert {one["id"]: one["first_report"] for one in after["nodes"]} == {
+        one["id"]: one["first_report"] for one in before["nodes"]
+    }
+    assert after["history"][0]["at"] == before["history"][0]["at"]

@@ -1,0 +1,235 @@
+"""A board's pages: what they say, that no peer's text becomes markup, and how they may be kept."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from starlette.testclient import TestClient
+
+from node.board import svg
+from node.board.site import FRESH_S, make_site
+from node.board.view import Answer, Rollout, Rollouts, View, ago
+from node.rollouts.group import Completion, Group
+from node.tasks import TaskKey
+from node.telemetry.names import short_name
+from tests.fakes.board import NOW, node_of, view
+
+HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>'\"&{{ 7 * 7 }}"
+PAGES = ("/", f"/nodes/{node_of(0)}")
+DATA = ("/swarm.json", "/nodes.csv", "/history.csv", "/taught.csv", "/rollouts.csv")
+OF_NODE = (f"/nodes/{node_of(0)}.json", f"/nodes/{node_of(0)}/history.csv", f"/nodes/{node_of(0)}/badge.svg")
+
+
+def client(shown: View) -> TestClient:
+    return TestClient(make_site(lambda: shown, lambda _: shown.curve, lambda: True))
+
+
+def hostile() -> View:
+    """A swarm in which every text that a peer chooses is hostile."""
+    shown = view()
+    nodes = [one._replace(model=HOSTILE, agent=HOSTILE, rewards={HOSTILE: 0.5}) for one in shown.nodes]
+    answers = [Answer(HOSTILE, 1.0, True), Answer("=1+1\x00\x1b[31m\u202e", 0.0, False)]
+    rollouts = [Rollout(NOW, node_of(0), HOSTILE, HOSTILE, HOSTILE, answers)]
+    return shown._replace(nodes=nodes, rollouts=rollouts)
+
+
+class Tags(HTMLParser):
+    """The tags and the attributes of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self.attributes: set[str] = set()
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+        if tag not in ("meta", "link", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_shows_the_swarm_its_nodes_who_taught_whom_and_rollouts() -> None:
+    text = client(view()).get("/").text
+    shown = view()
+    assert "<h1>riddles</h1>" in text
+    for one in shown.nodes:
+        assert short_name(one.id) in text
+    assert text.count('class="curve"') == 2
+    assert "What is 3 + 7?" in text
+    assert 'class="answer right"' in text
+    assert 'class="answer wrong"' in text
+    assert "gossamer join gossamer://riddles/example" in text
+    assert text.index("Nodes now") < text.index(short_name(shown.nodes[0].id)) < text.index("Nodes of the past")
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_is_whole_without_scripts_and_styles_of_its_own(path: str) -> None:
+    answer = client(view()).get(path)
+    tags = Tags(answer.text)
+    assert tags.open == []
+    assert not tags.found & {"script", "style", "iframe", "form", "object"}
+    assert not {name for name in tags.attributes if name.startswith("on") or name == "style"}
+    assert set(re.findall(r'(?:src|href)="([^"]*)"', answer.text)) <= {
+        *("/", "/board.css", "#main", *DATA, *OF_NODE, *PAGES),
+        *(f"/nodes/{one.id}" for one in view().nodes),
+    }
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_no_text_of_a_peer_becomes_markup(path: str) -> None:
+    plain, text = client(view()).get(path).text, client(hostile()).get(path).text
+    assert Tags(text).found <= Tags(plain).found
+    assert Tags(text).attributes <= Tags(plain).attributes
+    assert "&lt;script&gt;" in text
+    assert "{{ 7 * 7 }}" in text
+
+
+def test_what_a_node_says_of_itself_is_marked_as_its_claim() -> None:
+    shown = view()
+    text = client(hostile()).get("/").text
+    cells = re.findall(r"<td([^>]*)>[^<]*&lt;script", text)
+    assert len(cells) == 2 * len(shown.nodes)
+    assert all("claim" in one for one in cells)
+    tree = client(shown).get("/swarm.json").json()
+    assert {"model", "reward", "rounds"} <= tree["nodes"][0]["says_of_itself"].keys()
+    assert not {"model", "reward", "rounds"} & tree["nodes"][0].keys()
+
+
+@pytest.mark.parametrize("path", [*PAGES, *DATA, *OF_NODE, "/board.css"])
+def test_everything_may_be_kept_for_a_while_and_runs_no_script(path: str) -> None:
+    answer = client(hostile()).get(path)
+    assert answer.status_code == 200
+    assert answer.headers["cache-control"] == f"public, max-age={FRESH_S}"
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'; style-src 'self'; img-src 'self';")
+    assert "unsafe" not in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_all_of_it_is_there_as_data() -> None:
+    shown = view()
+    site = client(shown)
+    tree = json.loads(site.get("/swarm.json").text)
+    assert [one["id"] for one in tree["nodes"]] == [one.id for one in shown.nodes]
+    assert len(tree["taught"]) == len(shown.lessons)
+    tables = {path: list(csv.DictReader(io.StringIO(site.get(path).text))) for path in DATA[1:]}
+    assert [len(table) for table in tables.values()] == [20, 72, len(shown.lessons), 16]
+    assert float(tables["/nodes.csv"][0]["standing"]) == shown.nodes[0].standing
+    assert site.get(OF_NODE[0]).json()["id"] == node_of(0)
+
+
+def test_no_cell_of_a_table_is_a_formula() -> None:
+    rows = list(csv.DictReader(io.StringIO(client(hostile()).get("/rollouts.csv").text)))
+    assert rows[1]["answer"].startswith("'=1+1")
+    assert rows[0]["answer"] == HOSTILE
+
+
+def test_lines_of_liars_are_not_drawn_and_come_last() -> None:
+    shown = view()
+    no_standing = {one.id for one in shown.nodes if one.standing == 0 and one.id not in shown.seeds}
+    assert len(no_standing) >= 5
+    weights = [lesson.weight for lesson in shown.lessons]
+    assert weights == sorted(weights, reverse=True)
+    assert {lesson.weight for lesson in shown.lessons if lesson.learner in no_standing} == {0.0}
+    text = client(shown).get("/").text
+    ids = {one.id for one in shown.nodes if one.id in shown.here}
+    drawn = [one for one in shown.lessons if one.weight > 0 and {one.teacher, one.learner} <= ids]
+    assert text.count('class="edge"') == len(drawn)
+
+
+def test_a_badge_tells_a_nodes_standing() -> None:
+    one = view().nodes[0]
+    answer = client(view()).get(f"/nodes/{one.id}/badge.svg")
+    assert answer.headers["content-type"] == "image/svg+xml"
+    assert f"standing {100 * one.standing:.1f} % in riddles" in answer.text
+
+
+@pytest.mark.parametrize("path", ["/nodes/nobody", "/nodes/%3Cscript%3E/badge.svg", "/elsewhere"])
+def test_there_is_no_other_page(path: str) -> None:
+    assert client(view()).get(path).status_code == 404
+
+
+def test_nothing_is_taken_in() -> None:
+    assert client(view()).post("/").status_code == 405
+
+
+def test_an_answer_is_made_once_for_a_view() -> None:
+    shown, asked = view(), []
+    site = TestClient(make_site(lambda: shown, lambda node: asked.append(node) or shown.curve, lambda: True))
+    first = site.get(PAGES[1]).content
+    assert site.get(PAGES[1]).content == first
+    assert len(asked) == 1
+    shown = view(now=NOW + 3600)
+    assert site.get(PAGES[1]).content != first
+    assert len(asked) == 2
+
+
+def test_health_is_the_networks() -> None:
+    for well, code in ((True, 200), (False, 503)):
+        shown = view()
+        site = TestClient(make_site(lambda: shown, lambda _: (), lambda: well))  # noqa: B023
+        assert site.get("/healthz").status_code == code
+
+
+def test_a_swarm_without_nodes_or_reports_has_a_page() -> None:
+    empty = view()._replace(nodes=[], here=frozenset(), lessons=[], curve=[], rollouts=[])
+    text = client(empty).get("/").text
+    assert "No node has reported yet. Each reports once in 5 minutes." in text
+    silent = empty._replace(swarm=empty.swarm._replace(reports_s=0, invite=""))
+    assert "founded without <code>--reports</code>" in client(silent).get("/").text
+
+
+def test_the_newest_rollouts_of_each_signer_are_kept_for_some_minutes() -> None:
+    kept = Rollouts()
+    task = TaskKey("sums", 1, "aa")
+    for number in range(10):
+        made = tuple(Completion(f"{number}" * 700, True, reward) for reward in (0.5, 0.0, 1.0))
+        kept.add("a", Group(task, number, "1+1=", made, "model", 0), NOW + number)
+    kept.add("b", Group(task, 1, "1+2=", made[:2], "model", 0), NOW - 10)
+    found = kept.newest(NOW + 20)
+    assert [(one.node, one.at) for one in found] == [
+        ("a", NOW + 9),
+        ("b", NOW - 10),
+        ("a", NOW + 8),
+        ("a", NOW + 7),
+    ]
+    assert [answer.reward for answer in found[0].answers] == [1.0, 0.0]
+    assert len(found[0].answers[0].text) == 601
+    assert kept.newest(NOW + 3600) == []
+
+
+@pytest.mark.parametrize(("value", "top"), [(0.03, 0.04), (1.0, 1.0), (1.01, 2.0), (0.62, 0.8), (900.0, 1000.0)])
+def test_an_axis_ends_at_a_round_number(value: float, top: float) -> None:
+    assert svg.nice(value) == pytest.approx(top)
+
+
+def test_a_curve_of_one_point_or_of_nothing_but_zeros_is_drawn() -> None:
+    for points in ([(NOW, 0.5)], [(NOW, 0.0), (NOW + 60, 0.0)], [(NOW, -5.0), (NOW + 1e6, -4.0)]):
+        assert "nan" not in svg.plot(points, "Reward")
+
+
+def test_what_is_drawn_is_escaped() -> None:
+    for drawing in (
+        svg.plot([(NOW, 1.0)], HOSTILE),
+        svg.graph([("a", HOSTILE, 0.5), ("b", "b", 0.0)], [("a", "b", 1.0)]),
+        svg.badge(HOSTILE, HOSTILE),
+    ):
+        assert "<script" not in drawing
+        assert "<img" not in drawing
+
+
+def test_how_long_ago() -> None:
+    assert [ago(seconds) for seconds in (5, 60, 7300, 90000, 5e5)] == [
+        "just now",
+        "1 minute ago",
+        "2 hours ago",
+        "1 day ago",
+        "5 days ago",
+    ]
