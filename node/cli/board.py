@@ -43,9 +43,10 @@ def board(  # noqa: PLR0913  # one parameter for each option of the command
     forget: Forget = None,
     debug: Debug = False,
 ) -> int:
-    """Join a swarm as a relay, and serve a public page of it: what it has learned, who is in it, who taught whom.
+    """Serve a public page of a swarm, as a relay in it.
 
-    It trains nothing. The swarm should be founded with --reports. Started again, it goes on from its folder.
+    The page shows what the swarm has learned, who is in it, and who taught whom, if it was founded with --reports.
+    Started again, the board goes on from its folder.
 
     \b
     Example:
