@@ -98,7 +98,7 @@ class Communicator:
         self._driver = driver
         self._address = address
         self._node_id = identity.node_id
-        self._known = Known()
+        self._known = Known(plane=driver.exchange)
         self._estimates = Estimates()
         self._in_flight = InFlight()
         self._agreed_pending = AgreedPending()
@@ -558,8 +558,20 @@ class Communicator:
         feedback: Feedback | None,
         step: int | None,
     ) -> Callable[[], ReduceResult]:
-        job = AllReduce(self._known, self.world_size, x, op=op, out=out, weight=weight, codec=codec, feedback=feedback)
-        return self._run(tag, job, timeout, step)
+        job = AllReduce(self._known, self.members, x, op=op, out=out, weight=weight, codec=codec, feedback=feedback)
+        try:
+            carry_out = self._run(tag, job, timeout, step)
+        except BaseException:
+            job.end()
+            raise
+
+        def reduce() -> ReduceResult:
+            try:
+                return carry_out()
+            finally:
+                job.end()
+
+        return reduce
 
     def _run(self, tag: int, job: Job[Any], timeout: float, step: int | None = None) -> Callable[[], ReduceResult]:
         """Begin an operation here and now; what is returned carries it out, on any thread."""

@@ -12,7 +12,7 @@ import hashlib
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -23,13 +23,16 @@ from collectives.agreement.events import Perform
 from collectives.agreement.messages import Digest
 from collectives.agreement.views import OpId
 from collectives.errors import Aborted, BadArgument, CollectiveError
+from collectives.mesh.data_plane import DataPlane
 from collectives.mesh.port import Port
+from collectives.mesh.shared_memory import OFFER_BYTES, Bay, Offer
 from collectives.reduce import all_reduce as allreduce
-from collectives.reduce import gather
+from collectives.reduce import gather, shared
 from collectives.reduce.all_reduce import pack_values, reduce_inline
 from collectives.reduce.codecs import Feedback, coder_for
-from collectives.reduce.kernels import Scratch, check_weight, describe
-from collectives.reduce.tensors import TensorLike, check_target, dtype_name, flatten, fresh, publish
+from collectives.reduce.kernels import Reduction, Scratch, check_weight, describe
+from collectives.reduce.shared import Pieces
+from collectives.reduce.tensors import TensorLike, check_target, dtype_name, flatten, fresh, publish, publish_pieces
 from collectives.reduce.topology import PROBE_BYTES, Estimates, Topology, goes_inline, matrix, tour
 from collectives.shared_state.state import SharedState, share_of
 from collectives.shared_state.transfer import SyncOutcome, sync
@@ -61,7 +64,7 @@ class Job(Protocol[T]):
 
     @property
     def inline(self) -> tuple[int, int]:
-        """Payload bytes that this member sent and received as shares, when it has been performed."""
+        """Payload bytes that this member sent and received as shares or in memory, when it has been performed."""
 
     def perform(self, start: Perform, port: Port) -> T:
         """Do the work, on scratch."""
@@ -77,6 +80,7 @@ class Known:
     topology: Topology = field(default_factory=Topology)
     mark: bytes = bytes(8)  # tells one agreed topology from another
     scratch: Scratch = field(default_factory=Scratch)
+    plane: DataPlane | None = None  # whose members may share memory
 
 
 class AllReduce:
@@ -87,7 +91,7 @@ class AllReduce:
     def __init__(
         self,
         known: Known,
-        members: int,
+        members: Collection[NodeId],
         x: TensorLike,
         *,
         op: Op,
@@ -96,7 +100,7 @@ class AllReduce:
         codec: Codec,
         feedback: Feedback | None = None,
     ) -> None:
-        """`members` is how many there are now, as far as is known. Raises `BadArgument`."""
+        """`members` are those there are now, as far as is known. Call `end` when it is over. Raises `BadArgument`."""
         self._known = known
         self._op, self._codec, self._feedback = op, codec, feedback
         self._target = check_target(x, out)
@@ -113,12 +117,20 @@ class AllReduce:
         )
         head = _HEAD.pack(check_weight(weight), known.mark)
         inline = feedback is None and goes_inline(
-            1 + len(head) + self._flat.nbytes, members
+            1 + len(head) + self._flat.nbytes, len(members)
         )  # 1: a flag of the communicator's
+        may_share = (
+            known.plane is not None
+            and coder_for(codec, self._flat.dtype) is None
+            and self._flat.nbytes >= shared.LEAST_BYTES
+        )
+        self._lease = known.plane.lease_memory(frozenset(members)) if may_share and known.plane is not None else None
+        if self._lease is not None:
+            head += self._lease.offer.encode()
         self.share = head + pack_values(self._flat) if inline else head
 
-    def perform(self, start: Perform, port: Port) -> torch.Tensor:
-        """Reduce, by way of the shares if everybody put its values there."""
+    def perform(self, start: Perform, port: Port) -> torch.Tensor | Pieces:
+        """Reduce: by way of the shares if all put their values there, in memory if all can, else by the port."""
         shares = start.shares
         if self._feedback is not None:
             self._feedback.abort()  # what it collected for a call that was called off
@@ -129,19 +141,42 @@ class AllReduce:
             values = {member: share[_HEAD.size :] for member, share in shares.items()}
             self.inline = self._flat.nbytes, self._flat.nbytes * (len(values) - 1)
             return reduce_inline(job, self._flat.numel(), values)
+        bays = self._bays(start, job)
+        if bays is not None:
+            pieces = shared.all_reduce(port, job, self._flat, bays)
+            self.inline = pieces.sent, pieces.received
+            return pieces
         self._pooled = True
         agreed = {mark for _, mark in heads.values()} == {self._known.mark}
         topology = self._known.topology if agreed else None
         return allreduce.reduce(port, job, self._flat, self._known.scratch, topology=topology, feedback=self._feedback)
 
-    def publish(self, outcome: torch.Tensor) -> TensorLike:
+    def _bays(self, start: Perform, job: Reduction) -> Mapping[NodeId, Bay] | None:
+        """Return where all have room for this operation; None, at all members, if it cannot go by shared memory."""
+        offered = {member: share[_HEAD.size :] for member, share in start.shares.items()}
+        if self._lease is None or any(len(offer) != OFFER_BYTES for offer in offered.values()):
+            return None
+        bays = self._lease.bays({member: Offer.decode(offered[member]) for member in job.order})
+        if bays is None and self._known.plane is not None:
+            self._known.plane.hand_over_memory(frozenset(job.order))
+        return bays if shared.fits(job, self._flat.numel()) else None
+
+    def publish(self, outcome: torch.Tensor | Pieces) -> TensorLike:
         """Fill the caller's buffer."""
-        publish(outcome, self._target)
+        if isinstance(outcome, Pieces):
+            publish_pieces(outcome.parts, self._target)
+        else:
+            publish(outcome, self._target)
         if self._feedback is not None:
             self._feedback.commit()
-        if self._pooled:
+        if self._pooled and isinstance(outcome, torch.Tensor):
             self._known.scratch.give(outcome)
         return self._target
+
+    def end(self) -> None:
+        """It is over here, whatever came of it: others may use this member's memory for another operation."""
+        if self._lease is not None:
+            self._lease.end()
 
 
 def _read_head(member: NodeId, share: bytes) -> tuple[float, bytes]:

@@ -106,6 +106,10 @@ class MemoryPort:
     def cancel(self, reason: str) -> None:
         self._network.lost = reason
 
+    def check(self, member: NodeId) -> None:
+        if self._network.lost:
+            raise Aborted(self._network.lost)
+
     def serve(self, handler: object) -> None:
         raise NotImplementedError
 

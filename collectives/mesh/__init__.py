@@ -8,6 +8,7 @@
     mesh           all of them: who is linked, who is dialled; one thread's
     framing        the header of a piece on a data stream
     stream         one data stream: a thread that reads, one that writes, and the queue that it sends from
+    shared_memory  memory of one machine, which each member writes for itself and the others read
     data_plane     the streams to every member, and the operations that they carry pieces of
     port           what an operation's algorithm sees of all this
     socket_port    that, over streams: what came, what is expected, what is sent

@@ -12,18 +12,24 @@ from collections import OrderedDict
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 
+import structlog
+
 from collectives.agreement.views import OpId
 from collectives.errors import Aborted
-from collectives.mesh.framing import PIECE_BYTES, SPREAD_BYTES, Piece, PieceKind, cut, operation_key
+from collectives.mesh.framing import KEY_BYTES, PIECE_BYTES, SPREAD_BYTES, Piece, PieceKind, cut, operation_key
 from collectives.mesh.handshake import Peer
 from collectives.mesh.port import MAX_REQUEST_BYTES
+from collectives.mesh.shared_memory import Arena, Lease, SharedMemory, is_possible
 from collectives.mesh.socket_port import CALL_OFF, Budget, Inbox, SocketPort
 from collectives.mesh.stream import Outgoing, SendQueue, Stream
 from protocol.identity import NodeId
 
+log = structlog.get_logger()
+
 MAX_UNKNOWN = 1024  # operations that a member started and we did not yet: 1 KB each
 MAX_ENDED = 4096  # operations whose late pieces are told from those of unknown ones
 MAX_STREAMS = 256  # of one link, both ends' together
+MAX_HAND_OVERS = 8  # of an arena to one member, which may refuse it
 # How long a stream whose member's room is used up waits for an operation to start here: as long as torch's own backends
 # wait for a rank that is late. One that is not in the group any more is not waited for.
 PATIENCE_S = 1800.0
@@ -40,6 +46,7 @@ class _Lane:
     streams: dict[Stream, bool] = field(default_factory=dict)  # -> did we dial it?
     budget: Budget = field(default_factory=Budget)
     early: OrderedDict[bytes, None] = field(default_factory=OrderedDict)  # operations that have yet to start here
+    hand_overs: int = 0  # of this member's arena, since the last stream was made
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,18 @@ class _Last:
     """Whose piece it is when an operation is called off: it is sent though its port has ended."""
 
     key: bytes
+    wanted: bool = True
+
+    def left(self) -> None:
+        """Nobody waits for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Handing:
+    """Whose piece an arena's descriptor is, which stays open until the piece has left."""
+
+    arena: Arena
+    key: bytes = bytes(KEY_BYTES)
     wanted: bool = True
 
     def left(self) -> None:
@@ -65,6 +84,50 @@ class DataPlane:
         self._loose: set[bytes] = set()  # of the ports, those of operations without an agreement
         self._ended: OrderedDict[bytes, str] = OrderedDict()  # and why
         self._closed = False
+        self._memory = SharedMemory(own)
+
+    # --- memory of one machine -----------------------------------------------------------------
+
+    def lease_memory(self, members: Set[NodeId]) -> Lease | None:
+        """Return what an operation of these has of shared memory; None: they could not share any. End it afterwards."""
+        return self._memory.lease(members) if self._are_here(members) else None
+
+    def hand_over_memory(self, members: Set[NodeId]) -> None:
+        """Let these, who all could share memory, have this member's arena."""
+        arena = self._memory.own_arena() if self._are_here(members) else None
+        if arena is None:
+            return
+        text = memoryview(arena.serial)
+        piece = Piece(0, 0, len(text), len(text))
+        with self._lock:
+            lanes = [self._lanes[member] for member in members if member in self._lanes]
+            lanes = [lane for lane in lanes if lane.hand_overs < MAX_HAND_OVERS]
+            for lane in lanes:
+                lane.hand_overs += 1
+        for lane in lanes:
+            lane.outbox.put([Outgoing(_Handing(arena), PieceKind.MEMORY, piece, text, arena.descriptor)])
+
+    def _are_here(self, members: Set[NodeId]) -> bool:
+        """Tell whether these are processes of this user on this machine, with streams that say so."""
+        with self._lock:
+            return is_possible() and all(
+                member == self._own
+                or (member in self._lanes and any(stream.hands_over for stream in self._lanes[member].streams))
+                for member in members
+            )
+
+    def handed(self, source: NodeId, serial: bytes, descriptor: int) -> None:
+        """See `stream.Arrivals`."""
+        if self._memory.holds(source, serial):
+            return
+        try:
+            arena = Arena.of(descriptor, serial)
+        except (OSError, ValueError) as error:  # ValueError: mmap's, of a size that is none
+            log.warning("shared memory refused", member=source, reason=str(error))
+            return
+        with self._lock:
+            if source in self._lanes:
+                self._memory.hold(source, arena)
 
     # --- attempts ------------------------------------------------------------------------------
 
@@ -124,6 +187,7 @@ class DataPlane:
             _, members = self._ports.pop(port.key, (None, frozenset[NodeId]()))
             self._loose.discard(port.key)
             self._remember(port.key)
+            late = late and port.uses_streams
             lanes = [self._lanes[member] for member in members if member in self._lanes] if late else []
             silent = [stream for lane in lanes for stream in lane.streams if stream.moved < port.opened]
         for stream in silent:
@@ -238,6 +302,7 @@ class DataPlane:
                 return
             stream = Stream(peer, sock, lane.outbox, self, self._on_end)
             lane.streams[stream] = dialled
+            lane.hand_overs = 0
         stream.start()
 
     def open_streams(self, member: NodeId) -> Set[int]:
@@ -250,7 +315,8 @@ class DataPlane:
         """Return when bytes last came from a member, on the monotonic clock; None: never on the streams there are."""
         with self._lock:
             lane = self._lanes.get(member)
-            return max((stream.moved for stream in lane.streams if stream.moved), default=None) if lane else None
+            signs = [stream.moved for stream in lane.streams] if lane else []
+        return max((at for at in (*signs, self._memory.moved(member)) if at), default=None)
 
     def drop(self, member: NodeId, reason: str) -> None:
         """Close all streams to a member, until it is linked again; attempts that wait for it are told.
@@ -261,6 +327,11 @@ class DataPlane:
         with self._lock:
             lane = self._lanes.pop(member, None)
             keys = list(lane.early) if lane is not None else []
+            self._memory.let_go(member)
+            if lane is not None:
+                self._memory.give_up()
+                for other in self._lanes.values():
+                    other.hand_overs = 0
             early = [self._no_longer_early(key) for key in keys]
             for key in keys:
                 self._remember(key, reason)

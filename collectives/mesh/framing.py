@@ -37,6 +37,7 @@ class PieceKind(IntEnum):
     DATA = 1
     REQUEST = 2  # `slot` is where the answer goes
     REFUSAL = 3  # the answer: no; or, of an operation without an agreement, that it is off, and why
+    MEMORY = 4  # the name of the sender's arena, and beside it the arena's descriptor: see `shared_memory`
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,9 @@ def header(key: bytes, kind: PieceKind, piece: Piece) -> bytes:
 def read_header(data: bytes | memoryview) -> tuple[bytes, PieceKind, Piece]:
     """Return what a header says. Raises `WireError`."""
     key, kind, slot, offset, total, length = _LAYOUT.unpack(data)
-    if kind not in (PieceKind.DATA, PieceKind.REQUEST, PieceKind.REFUSAL):
+    if kind not in list(PieceKind):
         raise WireError("kind")
-    longest = {PieceKind.DATA: PIECE_BYTES, PieceKind.REQUEST: MAX_REQUEST_BYTES, PieceKind.REFUSAL: MAX_REQUEST_BYTES}[
-        kind
-    ]
+    longest = PIECE_BYTES if kind == PieceKind.DATA else MAX_REQUEST_BYTES
     if length > longest or total > MAX_PAYLOAD_BYTES or offset + length > total:
         raise WireError("piece")
     return key, PieceKind(kind), Piece(slot, offset, total, length)

@@ -80,6 +80,13 @@ class Port(Protocol):
     def flush(self) -> None:
         """Block until everything sent so far has left. Raises as `send`."""
 
+    def check(self, member: NodeId) -> None:
+        """Return while it makes sense to wait for something else of `member`, such as a change of its memory.
+
+        Raises:
+            Aborted, DeadlineExceeded: the port was cancelled, its time is up, or the connection with `member` is lost.
+        """
+
     def serve(self, handler: Callable[[NodeId, bytes], memoryview | bytes | None]) -> None:
         """Answer others' requests with `handler`, on a thread of the port, until the verdict.
 

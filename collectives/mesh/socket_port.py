@@ -280,6 +280,7 @@ class SocketPort:
         self._sent_to: set[NodeId] = set()
         self._left = threading.Condition()
         self._answers = 0
+        self.uses_streams = False
         self._servers: deque[threading.Thread] = deque()
 
     @property
@@ -292,11 +293,13 @@ class SocketPort:
         if not 0 <= slot <= MAX_SLOT:
             raise ValueError(f"slot {slot} is not in [0, {MAX_SLOT}]")
         self._sent_to.add(to)
+        self.uses_streams = True
         self._check()
         self._queue(to, PieceKind.DATA, self._first + slot, payload)
 
     def expect(self, source: NodeId, slot: int, into: memoryview) -> SocketReceive:
         """See `Port.expect`."""
+        self.uses_streams = True
         return self.inbox.expect(source, self._first + slot, into)
 
     def wait(self, ticket: PendingReceive) -> None:
@@ -313,6 +316,15 @@ class SocketPort:
                     raise DeadlineExceeded("not everything could be sent in time: allow more, or call it again")
         self._check()
 
+    def check(self, member: NodeId) -> None:
+        """See `Port.check`."""
+        if self.inbox.ended is not None:
+            raise self.inbox.ended
+        if member in self.inbox.lost_members:
+            raise Aborted(self.inbox.lost_members[member])
+        if time.monotonic() >= self._deadline:
+            raise DeadlineExceeded(f"member {member} wrote too little in time: allow more, or call it again")
+
     def serve(self, handler: Handler) -> None:
         """See `Port.serve`."""
         thread = threading.Thread(target=self._answer, args=(handler,), name="gossamer-serve", daemon=True)
@@ -323,6 +335,7 @@ class SocketPort:
         """See `Port.request`."""
         if len(question) > MAX_REQUEST_BYTES:
             raise ValueError(f"a question has at most {MAX_REQUEST_BYTES} bytes, not {len(question)}")
+        self.uses_streams = True
         self._check()
         with self._left:
             self._answers += 1

@@ -4,8 +4,11 @@ The socket blocks: the kernel's buffers are the pipeline, and both directions mo
 are received straight into the buffer that they are expected in, and sent straight from theirs.
 
 What waits to be sent to one member is one queue (`SendQueue`), and all of its streams take from it, the free one first.
+
+Between processes of one user on one machine a stream also hands over descriptors (SCM_RIGHTS): see `shared_memory`.
 """
 
+import os
 import socket
 import threading
 import time
@@ -17,7 +20,8 @@ from typing import Protocol
 
 import structlog
 
-from collectives.mesh.framing import HEADER_BYTES, RECORD_BYTES, Piece, PieceKind, header, read_header
+from collectives.mesh.addresses import is_vouched
+from collectives.mesh.framing import HEADER_BYTES, RECORD_BYTES, Piece, PieceKind, WireError, header, read_header
 from collectives.mesh.handshake import Peer
 from collectives.mesh.sealing import TAG_BYTES
 from protocol.errors import PeerError
@@ -49,6 +53,7 @@ class Outgoing:
     kind: PieceKind
     piece: Piece
     payload: memoryview
+    descriptor: int | None = None  # goes with the payload, of a stream that `hands_over`; others drop the piece
 
 
 class SendQueue:
@@ -111,6 +116,9 @@ class Arrivals(Protocol):
     def told(self, source: NodeId, key: bytes, kind: PieceKind, slot: int, text: bytes) -> None:
         """A request (`text` is the question) or a refusal came."""
 
+    def handed(self, source: NodeId, serial: bytes, descriptor: int) -> None:
+        """A member's arena came. The descriptor is closed afterwards."""
+
 
 class Stream:
     """Runs until either end closes, then calls `on_end` once, from one of its threads."""
@@ -126,6 +134,7 @@ class Stream:
         """Take over the socket of a connection whose handshake is over; `outbox` may have other readers too."""
         self.member = peer.member
         self.number = peer.stream
+        self.hands_over = peer.bare and is_vouched(sock)  # descriptors, as one process of this user to another
         self._peer = peer
         self._socket = sock
         self._outbox = outbox
@@ -189,6 +198,9 @@ class Stream:
         record = memoryview(bytearray(RECORD_BYTES + TAG_BYTES))
         while self._fill(head):
             key, kind, piece = read_header(opener.open(head))
+            if kind is PieceKind.MEMORY:
+                self._take_descriptors(piece.length)
+                continue
             if kind is not PieceKind.DATA:
                 text = bytearray(piece.length)
                 self._receive(memoryview(text), record)
@@ -218,6 +230,19 @@ class Stream:
                 self._must_fill(plain)
                 self._must_fill(tag)
                 opener.check(plain, tag)
+
+    def _take_descriptors(self, length: int) -> None:
+        if not self.hands_over or self._early:
+            raise WireError("memory")
+        text, descriptors, _, _ = socket.recv_fds(self._socket, length, 1, socket.MSG_CMSG_CLOEXEC)
+        try:
+            if len(text) < length:
+                raise WireError("memory")
+            for descriptor in descriptors:
+                self._arrivals.handed(self.member, text, descriptor)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     def _must_fill(self, buffer: memoryview) -> None:
         if buffer and not self._fill(buffer):
@@ -250,8 +275,14 @@ class Stream:
 
     def _put(self, outgoing: Outgoing, record: memoryview) -> None:
         sealer = self._peer.sealer
+        if outgoing.descriptor is not None and not self.hands_over:
+            return
         parts: list[bytes | memoryview] = [sealer.seal(header(outgoing.sender.key, outgoing.kind, outgoing.piece))]
         payload = outgoing.payload
+        if outgoing.descriptor is not None:
+            self._put_all(parts)
+            socket.send_fds(self._socket, [payload], [outgoing.descriptor])
+            return
         if self._peer.bare:
             self._put_all([*parts, payload])
             return

@@ -22,7 +22,7 @@ import torch
 
 from collectives.mesh.port import PendingReceive, Port
 from collectives.reduce.codecs import Feedback
-from collectives.reduce.kernels import Reduction, Scratch, Span, chunks, combine, cut, finish, pair, start
+from collectives.reduce.kernels import Reduction, Scratch, Span, add_up, chunks, cut, finish
 from collectives.reduce.tensors import memory
 from protocol.identity import NodeId
 
@@ -186,18 +186,7 @@ class _Exchange:
         counted = [member for member in job.order if job.weights[member]]
         if work.data_ptr() == own.data_ptr() and self._port.own in counted[2:]:
             own = own.clone()  # the first two are added up where it is
-        first = self._contribution(counted[0], k, own)
-        rest = counted[1:]
-        if rest and job.weights[counted[0]] == job.weights[rest[0]] == 1:
-            second = self._contribution(rest[0], k, own)
-            if pair(job.op, first, second, work):
-                rest = rest[1:]
-            else:
-                start(first, 1.0, work)
-        else:
-            start(first, job.weights[counted[0]], work)
-        for member in rest:
-            combine(job.op, work, self._contribution(member, k, own), job.weights[member])
+        add_up(job, lambda member: self._contribution(member, k, own), work)
 
     def _contribution(self, member: NodeId, k: int, own: torch.Tensor) -> torch.Tensor:
         if member == self._port.own:

@@ -126,6 +126,22 @@ def pair(op: Op, first: torch.Tensor, second: torch.Tensor, into: torch.Tensor) 
     return True
 
 
+def add_up(job: "Reduction", values_of: Callable[[NodeId], torch.Tensor], work: torch.Tensor) -> None:
+    """Fill the accumulator with the members' values, in their order; `values_of` returns those of one member."""
+    counted = [member for member in job.order if job.weights[member]]
+    first, rest = values_of(counted[0]), counted[1:]
+    if rest and job.weights[counted[0]] == job.weights[rest[0]] == 1:
+        second = values_of(rest[0])
+        if pair(job.op, first, second, work):
+            rest = rest[1:]
+        else:
+            start(first, 1.0, work)
+    else:
+        start(first, job.weights[counted[0]], work)
+    for member in rest:
+        combine(job.op, work, values_of(member), job.weights[member])
+
+
 def finish(op: Op, work: torch.Tensor, total: float, into: torch.Tensor) -> None:
     """Turn the accumulator, which may be `into` itself, into the result; `total` is the sum of the weights."""
     if op is Op.AVG and total != 1:

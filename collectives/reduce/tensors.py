@@ -118,6 +118,17 @@ def publish(result: torch.Tensor, target: TensorLike) -> None:
         np.copyto(target, result.numpy().reshape(target.shape))
 
 
+def publish_pieces(parts: Sequence[tuple[tuple[int, int], torch.Tensor]], target: TensorLike) -> None:
+    """Copy flat results, each with its place (first and end), into `target`, of any layout and device."""
+    if not (target.is_contiguous() if isinstance(target, torch.Tensor) else target.flags.c_contiguous):
+        publish(torch.cat([values for _, values in parts]), target)
+        return
+    flat = target if isinstance(target, torch.Tensor) else torch.from_numpy(target)
+    with torch.inference_mode(flat.is_inference()), torch.no_grad():
+        for (first, end), values in parts:
+            flat.view(-1)[first:end].copy_(values)
+
+
 def fresh(like: TensorLike, shape: Sequence[int]) -> TensorLike:
     """Return a new buffer of the kind, type and device of `like`, of `shape`, not filled."""
     if isinstance(like, torch.Tensor):

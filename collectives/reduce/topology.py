@@ -11,6 +11,7 @@ threshold accepting from a fixed seed, so that equal measurements give the same 
 **The algorithm** is a pure function of what all members know alike:
 
     inline    the values travel with the agreement: see `all_reduce.reduce_inline`
+    shared    all members share memory and there is no codec: see `shared`, chosen by what they offer with their calls
     direct    every member owns a slice: see `direct`
     ring      two neighbours each: see `ring`
 

@@ -24,6 +24,7 @@ class Answering:
 
     def __init__(self, verdict: Verdict) -> None:
         self.timing = QUICK
+        self.exchange = None
         self.status = Status()
         self.changed = threading.Condition()
         self.verdict = verdict

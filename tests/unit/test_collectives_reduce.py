@@ -4,14 +4,15 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from collectives.agreement.events import Perform
 from collectives.agreement.views import Member, OpId, View
 from collectives.errors import Aborted, BadArgument
+from collectives.mesh.shared_memory import Arena, is_possible
 from collectives.operations import AllReduce, Known
-from collectives.reduce import all_reduce, direct, kernels, ring
+from collectives.reduce import all_reduce, direct, kernels, ring, shared
 from collectives.reduce.all_reduce import pack_values, reduce, reduce_inline
 from collectives.reduce.codecs import Feedback
 from collectives.reduce.kernels import Scratch, cut, describe
@@ -31,6 +32,13 @@ EPSILON = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0*
 def small_chunks(monkeypatch):
     """Several chunks in little data."""
     monkeypatch.setattr(kernels, "CHUNK_BYTES", SMALL_CHUNK)
+    monkeypatch.setattr(shared, "LEAST_CHUNK_BYTES", SMALL_CHUNK)
+    monkeypatch.setattr(shared, "WINDOW_BYTES", 0)
+    monkeypatch.setattr(shared, "LEAST_WINDOW", 2)
+
+
+ALGORITHMS = [direct, ring, all_reduce, *([shared] if is_possible() else [])]
+needs_shared_memory = pytest.mark.skipif(not is_possible(), reason="Linux on x86-64")
 
 
 def given_values(count: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -61,7 +69,20 @@ def run(algorithm, given, op, codec=Codec.NONE, weights=None, seed=0, queue=0):
     if algorithm is all_reduce:
         shares = {member: pack_values(values) for member, values in zip(order, given, strict=True)}
         return [reduce_inline(job, given[0].numel(), shares) for _ in order]
+    if algorithm is shared:
+        return in_shared_memory(job, given)
     return together(order, lambda port, i: algorithm.all_reduce(port, job, given[i], Scratch()), seed=seed, queue=queue)
+
+
+def in_shared_memory(job, given):
+    bays = {member: Arena.make().bays[0] for member in job.order}
+
+    def work(port, i):
+        result = torch.empty_like(given[i])
+        shared.all_reduce(port, job, given[i], bays).copy_to(result)
+        return result
+
+    return together(job.order, work)
 
 
 def assert_alike(results: list[torch.Tensor]) -> None:
@@ -71,7 +92,7 @@ def assert_alike(results: list[torch.Tensor]) -> None:
 
 @settings(max_examples=250, deadline=None)
 @given(
-    algorithm=st.sampled_from((direct, ring, all_reduce)),
+    algorithm=st.sampled_from(ALGORITHMS),
     world=st.integers(1, 5),
     count=st.sampled_from((0, 1, 2, 255, 256, 257, 1023, 3001)),
     dtype=st.sampled_from(list(DTYPES.values())),
@@ -84,6 +105,7 @@ def assert_alike(results: list[torch.Tensor]) -> None:
 def test_any_reduction_is_that_of_float64_and_the_same_everywhere(
     algorithm, world, count, dtype, op, codec, seed, queue, data
 ):
+    assume(algorithm is not shared or (codec is Codec.NONE and world > 1))
     given = [given_values(count, dtype, seed + i) for i in range(world)]
     weights = data.draw(st.lists(st.sampled_from((0.0, 0.5, 1.0, 3.0)), min_size=world, max_size=world).filter(any))
     results = run(algorithm, given, op, codec, weights, seed, queue)
@@ -103,7 +125,7 @@ def test_any_reduction_is_that_of_float64_and_the_same_everywhere(
         assert [value % 2**bits for value in results[0].tolist()] == wrapped
 
 
-@pytest.mark.parametrize("algorithm", [direct, ring, all_reduce])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_integers_wrap_around_and_64_bits_stay_exact(algorithm):
     given = [torch.tensor([2**63 - 1, -(2**63), 5, 2**53 + 1], dtype=torch.int64)] * 3
     assert run(algorithm, given, Op.MAX)[0].tolist() == given[0].tolist()
@@ -111,8 +133,10 @@ def test_integers_wrap_around_and_64_bits_stay_exact(algorithm):
     assert run(algorithm, given, Op.AVG)[0].tolist()[0] > 2**63 - 2**11, "must not go past the end"
 
 
-@pytest.mark.parametrize("algorithm", [direct, ring, all_reduce])
-@pytest.mark.parametrize("codec", Codec)
+@pytest.mark.parametrize(
+    ("algorithm", "codec"),
+    [(one, codec) for one in ALGORITHMS for codec in Codec if one is not shared or codec is Codec.NONE],
+)
 def test_nan_and_infinity_pass(algorithm, codec):
     given = [torch.ones(600) * (i + 1) for i in range(3)]
     given[1][5], given[2][300], given[0][599] = torch.nan, torch.inf, -torch.inf
@@ -125,7 +149,7 @@ def test_nan_and_infinity_pass(algorithm, codec):
             assert result[599] == -torch.inf
 
 
-@pytest.mark.parametrize("algorithm", [direct, ring, all_reduce])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_member_of_weight_zero_does_not_count_even_with_nan(algorithm):
     given = [torch.full((300,), value) for value in (1.0, torch.nan, 3.0)]
     for weights, mean in (([1.0, 0.0, 1.0], 2.0), ([1.0, 0.0, 3.0], 2.5), ([0.0, 0.0, 7.0], 3.0)):
@@ -150,13 +174,13 @@ def test_no_weight_at_all_is_an_error_that_says_so():
 def test_sixteen_bit_floats_are_rounded_once():
     # 2048 + 1 is 2048 in float16, whichever way it is rounded: a sum that rounds at each step stays there.
     given = [torch.tensor([2048.0], dtype=torch.float16)] + [torch.tensor([1.0], dtype=torch.float16)] * 4
-    for algorithm in (direct, ring, all_reduce):
+    for algorithm in ALGORITHMS:
         assert run(algorithm, given, Op.SUM)[0].tolist() == [2052.0]
 
 
 def test_large_values_of_sixteen_bits_have_a_mean():
     given = [torch.tensor([60000.0], dtype=torch.float16)] * 4
-    for algorithm in (direct, ring, all_reduce):
+    for algorithm in ALGORITHMS:
         assert run(algorithm, given, Op.AVG)[0].tolist() == [60000.0]
 
 
@@ -166,6 +190,39 @@ def test_the_values_given_are_not_written_to():
     for algorithm in (direct, ring):
         run(algorithm, given, Op.AVG, Codec.INT8, [1.0, 2.0, 0.5])
     assert all(torch.equal(one, other) for one, other in zip(given, copies, strict=True))
+
+
+@needs_shared_memory
+@settings(max_examples=60, deadline=None)
+@given(
+    world=st.integers(2, 5),
+    count=st.sampled_from((1, 257, 3001, 40_000)),
+    dtype=st.sampled_from(list(DTYPES.values())),
+    op=st.sampled_from(Op),
+    seed=st.integers(0, 2**16),
+    data=st.data(),
+)
+def test_shared_memory_gives_the_bits_of_the_direct_exchange(world, count, dtype, op, seed, data):
+    given = [given_values(count, dtype, seed + i) for i in range(world)]
+    weights = data.draw(st.lists(st.sampled_from((0.0, 0.5, 1.0)), min_size=world, max_size=world).filter(any))
+    results = [*run(shared, given, op, weights=weights), *run(direct, given, op, weights=weights)]
+    assert_alike(results)
+
+
+@needs_shared_memory
+def test_a_call_that_is_off_ends_a_wait_for_anothers_memory():
+    order = members(2)
+    job = describe(order, torch.float32, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
+    bays = {member: Arena.make().bays[0] for member in order}
+
+    def work(port, i):
+        if i == 1:
+            port.cancel("member1 is gone")
+        else:
+            shared.all_reduce(port, job, torch.ones(5000), bays)
+
+    with pytest.raises(Aborted, match="member1 is gone"):
+        together(order, work)
 
 
 def test_a_cancelled_port_ends_everybody():
@@ -277,7 +334,8 @@ def test_feedback_of_an_aborted_call_stays_as_it_was():
 
 
 def all_reduce_of(feedback, *, weight=1.0, op=Op.AVG):
-    return AllReduce(Known(), 2, torch.ones(300), op=op, out=None, weight=weight, codec=Codec.INT8, feedback=feedback)
+    options = {"op": op, "out": None, "weight": weight, "codec": Codec.INT8, "feedback": feedback}
+    return AllReduce(Known(), members(2), torch.ones(300), **options)
 
 
 def test_what_a_call_that_was_called_off_collected_is_not_kept_by_the_next():

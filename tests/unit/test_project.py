@@ -158,7 +158,9 @@ MAY_SKIP = {
     "test_swarm_home.py": "network namespaces, and for one miniupnpd",
     "test_tutorials.py": "network namespaces",
     "test_collectives_links.py": "network namespaces",
-    "test_collectives_local.py": "abstract Unix sockets",
+    "test_collectives_local.py": "abstract Unix sockets, shared memory",
+    "test_collectives_memory.py": "shared memory",
+    "test_collectives_reduce.py": "shared memory",
 }
 
 

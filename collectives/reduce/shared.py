@@ -1,0 +1,202 @@
+"""All-reduce in shared memory: the direct exchange, without sending anything.
+
+    member i                                          owner j of slice j
+      copies chunk k of slice j into its bay    ->      adds it up where it lies, in the members' order
+      reads the result, slice j, in j's bay     <-      in its own bay
+
+On commit each member copies the results from the owners' bays into its caller's buffer. Of S bytes between two members
+each reads and writes 4.5 S in all: S for the contribution, 1.5 S for the sum, 2 S for the copy. gloo moves 5.5 S,
+and the direct exchange over sockets 7.5 S.
+
+**Bounded memory without deadlock.** A bay has room for `window` chunks of each slice's contributions, and for all
+results. A member gives chunk k of all slices when their owners have reduced chunk k - window. It reduces chunk r of
+its own slice after it has given chunk r. Let m be a member whose r is least. A member that owes it chunk r has not
+reduced its own chunk r, so it is about to give a chunk k <= r. There is room for that, since all owners have reduced
+r - 1 chunks or more. So m's chunk comes, and some r grows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from collectives.mesh.port import Port
+from collectives.mesh.shared_memory import BAY_BYTES, HEAD_BYTES, Bay, Counter, saw
+from collectives.reduce.codecs import BLOCK
+from collectives.reduce.kernels import Reduction, Span, add_up, chunks, cut, finish
+from protocol.identity import NodeId
+
+LEAST_BYTES = 256 << 10  # below, waiting for each other costs what sending does
+CHUNK_BYTES = 256 << 10  # stays in the cache of a core until it is added up
+PARTS = 8  # of a slice, at least: members then give and reduce at the same time
+LEAST_CHUNK_BYTES = 32 << 10
+LEAST_WINDOW = 4
+WINDOW_BYTES = 8 << 20
+LOOK_S = 0.05  # between looks whether the operation was called off
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where everything lies in the bays, the same at all members; lengths are in values, but for `results`."""
+
+    slices: tuple[Span, ...]
+    chunk: int
+    window: int  # chunks of a slice's contributions that a bay has room for
+    results: int  # where in a bay its member's results begin, in bytes
+    size: int  # of what is used of a bay, in bytes
+
+
+def plan(job: Reduction, count: int) -> Plan:
+    """Return how `count` values are reduced."""
+    members, item = len(job.order), job.dtype.itemsize
+    slices = tuple(cut(count, [1.0] * members))
+    longest = max(end - first for first, end in slices)
+    part = max(LEAST_CHUNK_BYTES // item, min(CHUNK_BYTES // item, -(-longest // PARTS)))
+    chunk = -(-part // BLOCK) * BLOCK
+    window = min(-(-longest // chunk), max(LEAST_WINDOW, WINDOW_BYTES // (max(1, members - 1) * chunk * item)))
+    results = (members - 1) * window * chunk * item
+    return Plan(slices, chunk, window, results, results + longest * item)
+
+
+def fits(job: Reduction, count: int) -> bool:
+    """Tell whether a reduction of `count` values can go by shared memory, as far as that depends on what it is."""
+    item = job.dtype.itemsize
+    return (
+        job.coder is None
+        and len(job.order) > 1
+        and count * item >= LEAST_BYTES
+        and plan(job, count).size <= BAY_BYTES - HEAD_BYTES
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A result that lies where its owners made it, until the operation's bays are given back."""
+
+    parts: tuple[tuple[Span, torch.Tensor], ...]
+    sent: int  # bytes that others read of this member's
+    received: int
+
+    def copy_to(self, flat: torch.Tensor) -> None:
+        """Fill a 1-D tensor of the same type."""
+        for span, values in self.parts:
+            flat[slice(*span)].copy_(values)
+
+
+def all_reduce(port: Port, job: Reduction, values: torch.Tensor, bays: Mapping[NodeId, Bay]) -> Pieces:
+    """Return the reduced values, with the same bits at every member as `direct` gives.
+
+    Args:
+        port: says when the operation was called off; nothing is sent.
+        job: the same at every member, without a codec.
+        values: this member's own, 1-D, of the tensor's type.
+        bays: everybody's, that this operation has.
+
+    Raises:
+        Aborted, DeadlineExceeded: the port was cancelled or is out of time.
+    """
+    return _Exchange(port, job, values, bays).run()
+
+
+class _Exchange:
+    def __init__(self, port: Port, job: Reduction, values: torch.Tensor, bays: Mapping[NodeId, Bay]) -> None:
+        self._port, self._job, self._values, self._bays = port, job, values, bays
+        self._plan = plan(job, values.numel())
+        self._data = {member: torch.from_numpy(bay.data) for member, bay in bays.items()}
+        self._own = bays[port.own]
+        slices = dict(zip(job.order, self._plan.slices, strict=True))
+        self._spans = {member: list(chunks(span, self._plan.chunk)) for member, span in slices.items()}
+        self._others = [member for member in job.order if member != port.own]
+        self._first = {member: span[0] for member, span in slices.items()}
+        self._seen: dict[tuple[NodeId, str], int] = {}
+
+    def run(self) -> Pieces:
+        own, others = self._spans[self._port.own], [self._spans[member] for member in self._others]
+        gives = max(map(len, others)) if self._job.weights[self._port.own] else 0
+        given = reduced = 0
+        while given < gives or reduced < len(own):
+            ahead = given > reduced and reduced < len(own)
+            if given < gives and (not ahead or (self._has_room(given) and not self._is_here(reduced))):
+                self._give(given)
+                given += 1
+            else:
+                self._reduce(reduced)
+                reduced += 1
+        for member in self._others:
+            self._wait(member, "reduced", len(self._spans[member]))
+        return self._pieces()
+
+    def _is_here(self, k: int) -> bool:
+        """Tell whether all have given their values of the own chunk k."""
+        return all(self._has(member, "given", k + 1) for member in self._others if self._job.weights[member])
+
+    def _has_room(self, k: int) -> bool:
+        """Tell whether chunk k of all slices can be given without waiting."""
+        return all(self._has(member, "reduced", self._before(member, k)) for member in self._others)
+
+    def _before(self, owner: NodeId, k: int) -> int:
+        """Return how many chunks an owner must have reduced before chunk k can be given to it."""
+        return k - self._plan.window + 1 if k < len(self._spans[owner]) else 0
+
+    def _give(self, k: int) -> None:
+        for member in self._others:
+            spans = self._spans[member]
+            if k < len(spans):
+                self._wait(member, "reduced", self._before(member, k))
+                self._contribution(self._port.own, member, k).copy_(self._values[slice(*spans[k])])
+        self._own.given.write(k + 1)
+
+    def _reduce(self, k: int) -> None:
+        job, span = self._job, self._spans[self._port.own][k]
+        into = self._result(self._port.own, span)
+        work = into if job.work is job.dtype else torch.empty(into.numel(), dtype=job.work)
+        add_up(job, lambda member: self._read(member, k), work)
+        finish(job.op, work, job.total, into)
+        self._own.reduced.write(k + 1)
+
+    def _read(self, giver: NodeId, k: int) -> torch.Tensor:
+        """Return a member's values of the own chunk k."""
+        own = self._port.own
+        if giver == own:
+            return self._values[slice(*self._spans[own][k])]
+        self._wait(giver, "given", k + 1)
+        return self._contribution(giver, own, k)
+
+    def _contribution(self, giver: NodeId, owner: NodeId, k: int) -> torch.Tensor:
+        """Return where in the giver's bay its values of the owner's chunk k lie."""
+        order, item = self._job.order, self._job.dtype.itemsize
+        place = order.index(owner) - (order.index(owner) > order.index(giver))
+        first = (place * self._plan.window + k % self._plan.window) * self._plan.chunk * item
+        span = self._spans[owner][k]
+        return self._data[giver][first : first + (span[1] - span[0]) * item].view(self._job.dtype)
+
+    def _result(self, owner: NodeId, span: Span) -> torch.Tensor:
+        """Return where in the owner's bay the result of a span of its slice lies."""
+        item = self._job.dtype.itemsize
+        first = self._plan.results + (span[0] - self._first[owner]) * item
+        return self._data[owner][first : first + (span[1] - span[0]) * item].view(self._job.dtype)
+
+    def _has(self, member: NodeId, name: str, least: int) -> bool:
+        """Tell whether a counter of another member has reached `least`."""
+        if self._seen.get((member, name), 0) < least:
+            counter: Counter = getattr(self._bays[member], name)
+            self._seen[member, name] = counter.read()
+        return self._seen.get((member, name), 0) >= least
+
+    def _wait(self, member: NodeId, name: str, least: int) -> None:
+        """Wait until it has."""
+        while not self._has(member, name, least):
+            self._port.check(member)
+            counter: Counter = getattr(self._bays[member], name)
+            counter.wait(self._seen[member, name], LOOK_S)
+        saw(self._bays[member])
+
+    def _pieces(self) -> Pieces:
+        own, item = self._port.own, self._job.dtype.itemsize
+        spans = dict(zip(self._job.order, self._plan.slices, strict=True))
+        parts = tuple((span, self._result(owner, span)) for owner, span in spans.items() if span[0] < span[1])
+        length = {member: (end - first) * item for member, (first, end) in spans.items()}
+        given = {member: sum(length.values()) if self._job.weights[member] else 0 for member in self._job.order}
+        sent = (given[own] - length[own] if given[own] else 0) + len(self._others) * length[own]
+        received = sum(length[own] for member in self._others if given[member]) + sum(length[m] for m in self._others)
+        return Pieces(parts, sent, received)
