@@ -27,6 +27,7 @@ from collectives import CollectiveError, Communicator, Op, SharedState
 from collectives import operations as jobs_of
 from collectives.agreement.events import Begin, Heard, Send
 from collectives.agreement.messages import Commit
+from collectives.mesh import shared_memory
 from node.processes.machine import return_freed_memory
 
 CLONE_NEWNET = 0x40000000
@@ -116,6 +117,14 @@ def _wrap(holder):
         return result
 
     jobs_of.AllReduce.perform = hold_reduce
+    write = shared_memory.Counter.write
+
+    def hold_write(counter, value):  # in shared memory no port is waited for: the third chunk is where it stops
+        if value == 3:
+            holder.stop("reduce")
+        write(counter, value)
+
+    shared_memory.Counter.write = hold_write
     jobs_of.Sync.perform = lambda self, start, port: sync(self, start, _HoldingPort(port, holder, "transfer"))
 
 
@@ -220,6 +229,15 @@ def _memory(comm):
     return psutil.Process().memory_info().rss
 
 
+def _shares_memory(comm):
+    """Tell whether the next reduction here can be one in shared memory."""
+    lease = comm.data_plane.lease_memory(frozenset(comm.members))
+    if lease is None or lease.bay is None:
+        return False
+    lease.end()
+    return True
+
+
 def _admit(comm, timeout):
     try:
         comm.admit(timeout=timeout)
@@ -233,6 +251,7 @@ _ACTIONS = {
     "sync": _sync,
     "admit": _admit,
     "memory": _memory,
+    "shares_memory": _shares_memory,
     "wait_for": lambda comm, members, timeout: comm.wait_for(members, timeout),
     "members": lambda comm: comm.members,
     "pending": lambda comm: comm.pending(),

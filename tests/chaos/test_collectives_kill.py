@@ -11,6 +11,7 @@ from itertools import product
 
 import pytest
 
+from collectives.mesh.shared_memory import is_possible
 from tests.collectives_member import STATES, Member, digest, vector
 from tests.waiting import wait_until
 
@@ -32,12 +33,12 @@ def check(step, answers, members):
 
 
 @pytest.fixture
-def four():
+def four(protection):
     members = [Member() for _ in range(4)]
     try:
-        members[0].connect()
+        members[0].connect(protection=protection)
         for number, member in enumerate(members[1:], 1):
-            member.tell("connect", [members[0].address], {})
+            member.tell("connect", [members[0].address], {"protection": protection})
             if number > 1:
                 there = members[:number]
                 wait_until(lambda there=there: all(m.ask("pending") for m in there), 20, "the newcomer to be seen")
@@ -58,20 +59,33 @@ def reduce_all(members, step, timeout=15.0):
 
 
 # Some of each run always, the others with the slow ones: a case takes some 4 s, most of it to get going.
+SOCKETS, MEMORY = "encrypted", "authenticated"
 ALWAYS = {
-    ("reduce", "member", signal.SIGSTOP),
-    ("commit", "coordinator", signal.SIGKILL),
-    ("transfer", "member", signal.SIGKILL),
+    ("reduce", "member", signal.SIGSTOP, MEMORY),
+    ("commit", "coordinator", signal.SIGKILL, MEMORY),
+    ("transfer", "member", signal.SIGKILL, SOCKETS),
 }
 CASES = [
-    pytest.param(*case, id=f"{case[0]}-{case[1]}-{case[2].name}", marks=[] if case in ALWAYS else pytest.mark.slow)
-    for case in product(STATES, ("member", "coordinator"), (signal.SIGKILL, signal.SIGSTOP))
+    pytest.param(
+        *case,
+        id=f"{case[0]}-{case[1]}-{case[2].name}{'-memory' * (case[3] == MEMORY)}",
+        marks=[] if case in ALWAYS else pytest.mark.slow,
+    )
+    for case in product(STATES, ("member", "coordinator"), (signal.SIGKILL, signal.SIGSTOP), (SOCKETS, MEMORY))
+    if case[3] == SOCKETS or (case[0] in ("reduce", "reduced", "commit") and is_possible())
 ]
 
 
-@pytest.mark.parametrize(("state", "who", "number"), CASES)
-def test_the_others_go_on(four, state, who, number):
+@pytest.mark.parametrize(("state", "who", "number", "protection"), CASES)
+def test_the_others_go_on(four, state, who, number, protection):
     ids = sorted(member.node_id for member in four)
+    if protection == MEMORY:
+        for step in range(-20, 0):
+            check(step, reduce_all(four, step), ids)
+            if all([member.ask("shares_memory") for member in four]):
+                break
+        else:
+            raise AssertionError("20 reductions by sockets")
     victim = next(m for m in four if m.node_id == (ids[0] if who == "coordinator" else ids[2]))
     others = [member for member in four if member is not victim]
     assert check(0, reduce_all(four, 0), ids) == {"commit"}

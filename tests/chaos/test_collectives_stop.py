@@ -5,15 +5,22 @@ import signal
 import psutil
 import pytest
 
+from collectives import Protection
+from collectives.mesh.shared_memory import is_possible
 from tests.collectives_group import COUNTS, PATIENCE_S, commit, let_in, members_in
 from tests.collectives_member import digest, state_at
 from tests.waiting import wait_until
 
 
-@pytest.mark.parametrize("who", ["coordinator", "member"])
-def test_a_member_that_was_stopped_finds_itself_left_out_comes_back_and_has_what_the_others_have(who):
-    with members_in([None] * 3) as members:
+@pytest.mark.parametrize(
+    ("who", "protection"), [("coordinator", Protection.ENCRYPTED), ("member", Protection.AUTHENTICATED)]
+)
+def test_a_member_that_was_stopped_finds_itself_left_out_comes_back_and_has_what_the_others_have(who, protection):
+    in_memory = protection is Protection.AUTHENTICATED and is_possible()
+    with members_in([None] * 3, protection=protection) as members:
         commit(members, "together")
+        while in_memory and not all([member.ask("shares_memory") for member in members]):
+            commit(members, "by sockets")
         ids = sorted(member.node_id for member in members)
         victim = next(member for member in members if member.node_id == ids[0 if who == "coordinator" else 1])
         others = [member for member in members if member is not victim]
