@@ -143,10 +143,18 @@ def test_a_member_that_comes_or_goes_costs_the_others_a_few_sums_by_sockets(in_m
         comms.append(join(comms, protection=Protection.AUTHENTICATED))
         in_memory.clear()
         sum_until(comms, lambda: len(in_memory) == 3)
+        before = {arena_of(comm) for comm in comms[:2]}
         comms.pop().leave()
         wait_until(lambda: {comm.world_size for comm in comms} == {2}, 10, "the view without it")
         in_memory.clear()
         sum_until(comms, lambda: len(in_memory) == 2)
+        assert not before & {arena_of(comm) for comm in comms}, "one that was stopped might read what is written now"
+
+
+def arena_of(comm):
+    lease = comm.data_plane.lease_memory(frozenset(comm.members))
+    lease.end()
+    return lease.offer.serial
 
 
 @shares_memory
