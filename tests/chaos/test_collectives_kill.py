@@ -82,7 +82,7 @@ def test_the_others_go_on(four, state, who, number, protection):
     if protection == MEMORY:
         for step in range(-20, 0):
             check(step, reduce_all(four, step), ids)
-            if all([member.ask("shares_memory") for member in four]):
+            if all(member.ask("shares_memory") for member in four):
                 break
         else:
             raise AssertionError("20 reductions by sockets")

@@ -19,7 +19,7 @@ def test_a_member_that_was_stopped_finds_itself_left_out_comes_back_and_has_what
     in_memory = protection is Protection.AUTHENTICATED and is_possible()
     with members_in([None] * 3, protection=protection) as members:
         commit(members, "together")
-        while in_memory and not all([member.ask("shares_memory") for member in members]):
+        while in_memory and not all(member.ask("shares_memory") for member in members):
             commit(members, "by sockets")
         ids = sorted(member.node_id for member in members)
         victim = next(member for member in members if member.node_id == ids[0 if who == "coordinator" else 1])

@@ -183,10 +183,10 @@ def test_beyond_loopback_nobody_reads_without_the_token(tmp_path: Path) -> None:
             "/events",
             "/refusals",
             "/static/page.js",
-            "/healthz",
             "/?token=wrong",
         ):
             assert get(served.port, path)[0] == 401
+        assert get(served.port, "/healthz")[::2] == (200, "ok\n")
         assert get(served.port, "/status", Authorization=f"Bearer {served.token}")[0] == 200
         status, answer, _ = get(served.port, f"/?token={served.token}")
         assert (status, answer.getheader("location")) == (303, "/")

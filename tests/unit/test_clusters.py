@@ -1,0 +1,95 @@
+"""The files for clusters: each passes its own tool, and starts what there is, with options that there are."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from node.cli.app import app
+from node.config import is_key
+
+ROOT = Path(__file__).parents[2]
+JOBS = sorted((ROOT / "examples").glob("slurm*.sh"))
+FLAGS = {  # of sbatch(1)
+    "job-name", "nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "mem", "time", "signal",
+    "requeue", "open-mode",
+}  # fmt: skip
+
+
+def check_command(words: list[str]) -> None:
+    """Fail unless `gossamer` has this verb with these options, and each setting is one."""
+    verb, *rest = words
+    known = {option for one in typer.main.get_command(app).commands[verb].params for option in one.opts}
+    assert {word for word in rest if word.startswith("--")} <= known
+    settings = [rest[at + 1].partition("=")[0] for at, word in enumerate(rest) if word == "--set"]
+    assert all(map(is_key, settings)), settings
+
+
+def objects() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((ROOT / "examples" / "kubernetes.yaml").read_text()))
+
+
+def test_the_manifest_is_what_kubernetes_takes() -> None:
+    tool = Path(sys.executable).with_name("kubernetes-validate")
+    done = subprocess.run(
+        [tool, "--strict", ROOT / "examples" / "kubernetes.yaml"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_pod_of_the_manifest_starts_what_there_is_keeps_its_folder_and_has_time_to_stop() -> None:
+    relay, node = (one["spec"] for one in objects() if one["kind"] == "StatefulSet")
+    (container,) = node["template"]["spec"]["containers"]
+    check_command(container["args"])
+    assert node["template"]["spec"]["terminationGracePeriodSeconds"] > 60
+    for spec in (relay, node):
+        (one,) = spec["template"]["spec"]["containers"]
+        assert {"name": "state", "mountPath": "/state"} in one["volumeMounts"]
+        assert spec["volumeClaimTemplates"][0]["metadata"]["name"] == "state"
+        assert spec["serviceName"] in {service["metadata"]["name"] for service in objects()}
+    for line in re.findall(r"gossamer (.+)", relay["template"]["spec"]["containers"][0]["args"][0]):
+        check_command(shlex.split(line))
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+def test_a_job_passes_shellcheck_and_asks_slurm_for_what_there_is(job: Path) -> None:
+    tool = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([tool, job], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+    asked = re.findall(r"^#SBATCH --([a-z-]+)", job.read_text(), re.MULTILINE)
+    assert set(asked) <= FLAGS and "time" in asked
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_job_starts_a_node_and_goes_on_with_the_one_that_is_there(fresh: bool, tmp_path: Path) -> None:
+    said = run_job(tmp_path, "slurm.sh", fresh=fresh)
+    assert said[:2] == ["srun", "--kill-on-bad-exit=1"] and said[2] == "gossamer"
+    check_command(said[3:])
+    assert ("--join" in said) == ("--model" in said) == fresh
+    assert said[said.index("--processes") + 1] == "4"
+
+
+def run_job(tmp_path: Path, name: str, *, fresh: bool) -> list[str]:
+    """Return the words of the last command of a job, with a stand-in for Slurm's."""
+    stand_in = tmp_path / "bin" / "srun"
+    stand_in.parent.mkdir()
+    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" srun "$@"\n')
+    stand_in.chmod(0o755)
+    state = tmp_path / "state"
+    if not fresh:
+        state.mkdir()
+        (state / "identity.key").touch()
+    given = {"STATE": str(state), "INVITE": "gossamer://a", "SLURM_GPUS_ON_NODE": "4"}
+    environment = os.environ | given | {"PATH": f"{stand_in.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", ROOT / "examples" / name], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout.splitlines()
