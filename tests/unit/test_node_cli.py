@@ -625,12 +625,12 @@ def test_a_dry_run_shows_what_people_set_and_what_differs_and_all_of_it_on_reque
 ) -> None:
     printed = []
     for more in ([], ["--all"]):
-        assert run(["node", "--set", "trainer.adam_beta1=0.8", "--dry-run", *more], debug=False) == 0
+        assert run(["node", "--set", "trainer.weight_decay=0.1", "--dry-run", *more], debug=False) == 0
         printed.append(capfd.readouterr().out)
     short, full = (
         {line.split(" = ")[0].lstrip("# ") for line in text.splitlines() if " = " in line} for text in printed
     )
-    assert {"learning_rate", "external", "adam_beta1"} <= short
+    assert {"learning_rate", "external", "weight_decay"} <= short
     assert "adam_beta2" in full - short and len(short) < len(full) / 2
     (tmp_path / "short.toml").write_text(printed[0])
     (tmp_path / "full.toml").write_text(printed[1])
