@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import structlog
@@ -37,7 +38,7 @@ from node.swarm.founding import check_rules, load_manifest, split_of
 from node.swarm.peering import Network, agent, item_life, open_network
 from node.swarm.reports import Reporter
 from node.swarm.sharing import Exchange, NetworkExchange, NoExchange
-from node.tasks import load_tasks
+from node.tasks import Task, load_tasks
 from node.tasks.task_set import TaskSet, unshared
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import MetricsLog, iter_with_older
@@ -59,17 +60,29 @@ MAX_EVALUATIONS_BYTES = 8 << 20  # likewise; some thousands
 log = structlog.get_logger()
 
 
+class Given(NamedTuple):
+    """What a Python program gives a node beside its configuration: tasks by name, and callbacks of transformers."""
+
+    tasks: Mapping[str, Task] = MappingProxyType({})
+    callbacks: Sequence[TrainerCallback] = ()
+
+
+NOTHING_GIVEN = Given()
+
+
 def run_node(
     config: NodeConfig,
     folder: Path,
     listening: Callable[[Network], None] = lambda network: None,
     processes: int | None = None,
     accelerate: Path | None = None,
+    given: Given = NOTHING_GIVEN,
 ) -> None:
     """Run one node until a signal or its last round, if it has one; start again from the newest checkpoint.
 
     `listening` is called once, when the node can be dialled; training begins after it. `processes` train it, as
-    accelerate's file of settings has it, if there is one (`node.training.processes`).
+    accelerate's file of settings has it, if there is one (`node.training.processes`). `given` comes from a program that
+    has this process (`node.api`).
 
     Raises:
         UserError: the configuration, the folder or the machine needs a person.
@@ -80,7 +93,7 @@ def run_node(
         stopping = stack.enter_context(graceful_stop(config.trainer.stop_grace))
         try:
             join = stack.enter_context(several(config, folder, processes, accelerate))
-            train_node(_start(config, folder, listening, join, stack), stopping)
+            train_node(_start(config, folder, listening, join, stack, given.tasks), stopping, given)
         except GiveUp:  # before the first round: nothing is lost
             stopping.finish()
             log.info("stopped while starting")
@@ -92,11 +105,12 @@ def _start(
     listening: Callable[[Network], None],
     join: Callable[[], Ranks],
     stack: ExitStack,
+    given: Mapping[str, Task],
 ) -> "Parts":
     """Make the parts of the node in `folder`; `stack` ends them. `join` waits for the others that train it."""
     seed = resolve_seed(config, folder)
     split = split_of(load_manifest(folder))
-    tasks = load_tasks(config.tasks, split)
+    tasks = load_tasks(config.tasks, split, given=given)
     for line in tasks.small_tasks():
         log.info(line)
     for task in tasks.tasks:
@@ -160,7 +174,7 @@ class Parts(NamedTuple):
     ranks: Ranks = Ranks()  # of which this process is number 0
 
 
-def train_node(node: Parts, stopping: Stopping | None = None) -> None:
+def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOTHING_GIVEN) -> None:
     """Train from the node's checkpoint to the last round, or until `stopping` is true.
 
     Raises:
@@ -195,7 +209,7 @@ def train_node(node: Parts, stopping: Stopping | None = None) -> None:
             SamplingParams.from_config(config.engine),
             policy,
             engine,
-            load_tasks(config.eval.tasks, node.tasks.split, node.tasks) if config.eval.tasks else node.tasks,
+            _evaluated(config, node.tasks, given.tasks),
             longest_prompt(config.engine, policy),
             scores,
         )
@@ -230,7 +244,11 @@ def train_node(node: Parts, stopping: Stopping | None = None) -> None:
             return "eval/accuracy" in loop.row and is_better(scores.last, folder / "checkpoints")
 
         trainer = make_trainer(policy, config, folder, rounds, finish, also_save, after_update, node.ranks)
-        trainer.add_callback(_EndsAndSaves(stopping, loop, improved, 60 * (config.trainer.save_minutes or math.inf)))
+        _add_callbacks(
+            trainer,
+            _EndsAndSaves(stopping, loop, improved, 60 * (config.trainer.save_minutes or math.inf)),
+            *given.callbacks,
+        )
         done = checkpoint.round if checkpoint else 0
         for kept in (pool, metrics, scores, rollouts):
             kept.rewind(done)
@@ -249,6 +267,16 @@ def train_node(node: Parts, stopping: Stopping | None = None) -> None:
         with _ending_in_order(stopping, trainer, config.trainer, loop):
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         log.info("finished", round=metrics.last.get("round", done))
+
+
+def _add_callbacks(trainer: SwarmTrainer, *callbacks: TrainerCallback) -> None:
+    for callback in callbacks:
+        trainer.add_callback(callback)
+
+
+def _evaluated(config: NodeConfig, tasks: TaskSet, given: Mapping[str, Task]) -> TaskSet:
+    """Return the tasks that evaluations ask: those of `eval.tasks`, or else those that are trained on."""
+    return load_tasks(config.eval.tasks, tasks.split, tasks, given) if config.eval.tasks else tasks
 
 
 @contextmanager

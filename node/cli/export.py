@@ -1,6 +1,7 @@
 """`gossamer export`: a trained policy as an ordinary model folder."""
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -31,6 +32,14 @@ def export(model: Target, out: Out, dtype: Dtype = None, settings: Settings = No
       gossamer export runs/a/nodes/n0/checkpoints/best my-model   # by evaluation: eval.every
       gossamer export runs/a/nodes/n0/checkpoints/checkpoint-200 my-model --dtype bfloat16
     """
+    write_model(model, out, dtype, settings, debug=debug)
+    print(f"model: {out}")
+
+
+def write_model(
+    model: str, out: Path, dtype: str | None = None, settings: Sequence[str] | None = None, *, debug: bool = False
+) -> None:
+    """Write the policy that `model` names as the new folder `out`; `UserError` if it is there already."""
     if out.exists():
         raise UserError(f"{out} exists already: choose another folder, or delete it")
     trained = find_trained(model, settings)
@@ -46,7 +55,6 @@ def export(model: Target, out: Out, dtype: Dtype = None, settings: Settings = No
     card = model_card(trained.base, trained.config, policy.name, _history(trained), today)
     of_training = trained.config.policy.dtype
     export_model(policy, out, dtype or ("bfloat16" if of_training == "nf4" else of_training), card)
-    print(f"model: {out}")
 
 
 def _history(trained: Trained) -> "History | None":

@@ -139,9 +139,14 @@ def tasks_given(
         table: dict[str, Any] = {"name": name, "options": {source: rows, "functions": list(rewards)}}
         for option in options:
             apply_override(table["options"], option, "--option")
-        anchor_files({"tasks": [table]}, Path.cwd())
-        made.append(table)
+        made.append(anchored_tasks(table))
     return made
+
+
+def anchored_tasks(table: dict[str, Any]) -> dict[str, Any]:
+    """Return the `[[tasks]]` table of a task with absolute paths; relative ones begin at the current folder."""
+    anchor_files({"tasks": [table]}, Path.cwd())
+    return table
 
 
 def read_invite(given: str) -> "Invite":

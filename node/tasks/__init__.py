@@ -42,6 +42,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from node.config import AnswerMode, TaskConfig
@@ -161,7 +162,10 @@ def derive_seed(*parts: object) -> int:
 
 
 def load_tasks(
-    configs: Sequence[TaskConfig], split: Split = DEFAULT_SPLIT, trained: "TaskSet | None" = None
+    configs: Sequence[TaskConfig],
+    split: Split = DEFAULT_SPLIT,
+    trained: "TaskSet | None" = None,
+    given: Mapping[str, Task] = MappingProxyType({}),
 ) -> "TaskSet":
     """Build the tasks that `configs` name; other people's tasks score in worker processes.
 
@@ -169,6 +173,7 @@ def load_tasks(
         configs: of the tasks.
         split: which questions are held out for evaluation.
         trained: the tasks that are trained on, if they are others: an evaluation leaves their questions out.
+        given: tasks of this process by their names: they are not loaded, whatever their options say.
 
     Raises:
         UserError: an unknown name, a bad option, a missing file or a missing extra.
@@ -178,7 +183,11 @@ def load_tasks(
     from node.tasks.third_party import ThirdPartyTask
     from node.tasks.verdicts import isolated
 
-    loaded = [(config, task, weight) for config in configs for task, weight in _load(config)]
+    loaded = [
+        (config, task, weight)
+        for config in configs
+        for task, weight in ([(given[config.name], config.weight)] if config.name in given else _load(config))
+    ]
     held_out = HeldOut([task for _, task, _ in loaded], split)
     tasks = []
     for config, task, weight in loaded:

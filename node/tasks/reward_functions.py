@@ -52,6 +52,7 @@ Prompt = str | list[dict[str, str]]
 Reward = float | None
 TOLERANCE = 1e-6  # as between a peer's reward and ours (`node.rollouts.screening`)
 JUDGE = "judge"
+HERE = "here"  # in place of a module: a function that a Python program gave (`node.api`)
 LEAST_BYTES = 2 << 30  # of a worker's data, however little memory is free
 # Their versions decide what a formula is worth, and a function that uses one uses all.
 MATH_PACKAGES = ("math-verify", "latex2sympy2_extended", "sympy")
@@ -160,6 +161,8 @@ def load_function(task: str, spec: Spec, judge: Mapping[str, Any]) -> Function:
     Raises:
         UserError: it is not there, or raises when it is made.
     """
+    if spec.where == HERE:
+        raise UserError(f"task {task!r}: its function {spec.name} was given in Python: start the node there")
     if spec.where == JUDGE:
         made = Judge(spec.name, **judge)
         return Function(JUDGE, made, "")

@@ -28,7 +28,7 @@ Messages become the node's own form: an instruction, earlier turns of user and a
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,14 +45,32 @@ from node.tasks.answers import MAX_TEXT
 from node.tasks.dataset import MAX_BYTES, MAX_ROWS, Source, check_source, read_rows
 from node.tasks.judge import RUBRIC
 from node.tasks.questions import question_id
-from node.tasks.reward_functions import JUDGE, Prompt, Reward, Spec, answer_of, parse_spec, same
-from node.tasks.verdicts import LOAD_S, Answer, Verdict, Workers, already, score
+from node.tasks.reward_functions import (
+    JUDGE,
+    Answered,
+    Function,
+    Functions,
+    Prompt,
+    Reward,
+    RewardError,
+    Spec,
+    answer_of,
+    load_function,
+    parse_spec,
+    same,
+    tokens_of,
+    trial_texts,
+)
+from node.tasks.verdicts import LOAD_S, Answer, Scored, Verdict, Workers, already, score
 
 KIND = "rewards"
 VERSION = 1
 TRIAL_ROWS = 2
 NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # of a row, which TRL hands over otherwise
 WORKER = "node.tasks.reward_functions"
+
+UNSHARED_HERE = "its functions are of this process alone: functions of a file, FILE.py:NAME, can be shared"
+NONE_HERE: Mapping[str, Callable[..., Any]] = {}
 
 log = structlog.get_logger()
 
@@ -100,6 +118,11 @@ class RewardsOptions(Source):
         return any(one.where == JUDGE for one in self.specs)
 
     @property
+    def judging(self) -> dict[str, Any]:
+        """What a judge is made with, beside its URL."""
+        return {"model": self.model, "rubric": self.rubric, "seconds": self.seconds}
+
+    @property
     def specs(self) -> list[Spec]:
         """The functions, as they are named."""
         return list(map(parse_spec, self.functions))
@@ -123,16 +146,15 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class RewardsTask:
-    """Rows with reward functions: `items` by row, `rows` by an item's content, and the processes that score."""
+class _Rows:
+    """Rows to be asked: `items` by row, `rows` by an item's content, and the `names` of the functions that pay."""
 
     key: TaskKey
     items: tuple[Item, ...]
     rows: Mapping[str, Row]
-    workers: Workers
-    names: tuple[str, ...]  # of the functions
+    names: tuple[str, ...]
     unshared: str
-    test_ids: frozenset[bytes] | None = None
+    test_ids: frozenset[bytes] | None
 
     @property
     def size(self) -> int:
@@ -141,6 +163,24 @@ class RewardsTask:
 
     def make(self, seed: int) -> Item:
         return self.items[seed % len(self.items)]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRewards(_Rows):
+    """Rows with functions of this process, such as a notebook's: they are paid here, without a limit on time."""
+
+    functions: Functions
+
+    def verify(self, item: Item, text: str) -> Verdict:
+        said = self.functions.score(Answered(*self.rows[item.content], text))
+        return None if said["reward"] is None else Scored(said["reward"], said["parts"])
+
+
+@dataclass(frozen=True, slots=True)
+class RewardsTask(_Rows):
+    """Rows with functions that are named: they are paid in worker processes."""
+
+    workers: Workers
 
     def verify(self, item: Item, text: str) -> Verdict:
         return score([Answer(self, item, text)], LOAD_S)[0]
@@ -153,8 +193,16 @@ class RewardsTask:
         return self.workers.submit({"call": "score", "prompt": prompt, "columns": columns, "text": text}, is_own)
 
 
-def load_rewards(name: str, options: Mapping[str, object]) -> RewardsTask:
+def load_rewards(
+    name: str, options: Mapping[str, object], here: Mapping[str, Callable[..., Any]] = NONE_HERE
+) -> RewardsTask | LocalRewards:
     """Return the task `name` under `options`.
+
+    Args:
+        name: the task's.
+        options: its options.
+        here: functions of this process by what `options` names them by. If there are any, all functions run here, and
+            the task is not shared.
 
     Raises:
         UserError: a bad option, file or row, or a function that is not there, raises, or pays no numbers.
@@ -171,7 +219,8 @@ def load_rewards(name: str, options: Mapping[str, object]) -> RewardsTask:
     tests = _read(name, parsed, parsed.test, parsed.test_split) if parsed.test or parsed.test_split else []
     columns = sorted({column for row in rows + tests for column in row.columns})
     rows, tests = ([_whole(row, columns) for row in part] for part in (rows, tests))
-    workers, said = _begin(name, parsed, rows)
+    functions = _load_here(name, parsed, rows, here) if here else None
+    workers, said = _begin(name, parsed, rows) if functions is None else (None, {"code": "", "names": functions.names})
     items = [_item(row) for row in rows]
     config = {
         "functions": [[spec.name, spec.arguments] for spec in parsed.specs],
@@ -189,15 +238,34 @@ def load_rewards(name: str, options: Mapping[str, object]) -> RewardsTask:
         raise UserError(f"task {name!r}: every row is a test question, too: nothing is left to train on")
     if both:
         log.warning("rows that are test questions are not trained on", task=name, rows=both)
-    return RewardsTask(
-        TaskKey(name, VERSION, config_hash(config)),
-        (*items, *held),
-        {item.content: row for item, row in zip((*items, *held), (*rows, *tests), strict=True)},
-        workers,
-        tuple(said["names"]),
-        _unshared(parsed, said),
-        ids if tests else None,
-    )
+    found: dict[str, Any] = {
+        "key": TaskKey(name, VERSION, config_hash(config)),
+        "items": (*items, *held),
+        "rows": {item.content: row for item, row in zip((*items, *held), (*rows, *tests), strict=True)},
+        "names": tuple(said["names"]),
+        "test_ids": ids if tests else None,
+    }
+    if functions is not None:
+        return LocalRewards(**found, unshared=UNSHARED_HERE, functions=functions)
+    assert workers is not None
+    return RewardsTask(**found, unshared=_unshared(parsed, said), workers=workers)
+
+
+def _load_here(
+    name: str, options: RewardsOptions, rows: Sequence[Row], here: Mapping[str, Callable[..., Any]]
+) -> Functions:
+    judge = options.judging
+    made = [
+        Function(spec.name, here[text], "") if text in here else load_function(name, spec, judge)
+        for text, spec in zip(options.functions, options.specs, strict=True)
+    ]
+    functions = Functions(made, options.weighted, *options.bounds, tokens_of(str(options.tokenizer or "")))
+    answers = [Answered(*row, text) for row in rows[:TRIAL_ROWS] for text in trial_texts(*row)]
+    try:
+        functions.trial(answers)
+    except RewardError as error:
+        raise UserError(f"task {name!r}: {one_line(error)}") from error
+    return functions
 
 
 def _begin(name: str, options: RewardsOptions, rows: Sequence[Row]) -> tuple[Workers, Message]:
@@ -215,7 +283,7 @@ def _begin(name: str, options: RewardsOptions, rows: Sequence[Row]) -> tuple[Wor
         "confine": options.confine and not options.judged,
     }
     if options.judged:
-        first["judge"] = {"model": options.model, "rubric": options.rubric, "seconds": options.seconds}
+        first["judge"] = options.judging
     tried = {**first, "trial": rows[:TRIAL_ROWS]}
     seconds = options.seconds + 1.0 if options.judged else options.seconds  # a judge's own wait ends first
     both = [Workers(name, WORKER, tried, seconds) for _ in range(2)]

@@ -119,6 +119,18 @@ def test_a_reward_function_of_your_own(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "node/public", tmp_path)))
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", path)
+    said = follow("my-notebook.md", {}, [])
+    assert said["python notebook.py"].splitlines()[0].startswith("1 ")
+    assert said["python swarm.py"].splitlines()[-1] == "[3, 3]"
+    assert (tmp_path / "my-model/model.safetensors").exists()
+
+
+@pytest.mark.slow
 def test_the_all_reduce_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = "all-reduce.md"

@@ -1,0 +1,423 @@
+"""The Python interface: `from gossamer import Node, Swarm`.
+
+    from gossamer import Node
+
+    def accuracy(completions, answer, **kwargs):
+        return [float(text.strip() == right) for text, right in zip(completions, answer)]
+
+    node = Node("builtin", rewards=[accuracy], data=[{"prompt": "1+1=", "answer": "2"}, ...], folder="n0")
+    node.train(rounds=20, callbacks=[lambda row: print(row["round"], row["reward"])])
+    node.metrics                     # a list of dicts, one a round: pandas.DataFrame(node.metrics)
+    node.generate(["1+2=", "2+2="], n=4)
+    node.evaluate(count=50)
+    node.export("my-model")
+
+A node is its folder, as on the command line: `gossamer node --state n0` goes on with it, and `Node(folder="n0")` does.
+Settings are those of the command line, by table: `Node(sampling={"local": 4}, trainer={"learning_rate": 1e-5})`.
+
+Reward functions are given as they are, or by name (`node.tasks.reward_functions`). One that can be imported again, from
+a file or a package, is paid in worker processes and shared with peers. One of a notebook, of the script itself or
+inside another function is paid in this process, and its groups are not shared: no peer can have it.
+
+`Swarm` runs nodes in processes of their own.
+"""
+
+import importlib.metadata
+import inspect
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from node.cli.options import anchored_tasks, of_a_node, read_invite, task_config, to_toml
+from node.cli.settling import settle
+from node.config import NodeConfig, flatten, parse_config
+from node.errors import UserError
+from node.state_folder import make_folder
+from node.tasks.reward_functions import HERE
+from node.telemetry.metrics import MetricsTail, Row, read_with_older
+
+if TYPE_CHECKING:
+    from node.policy.load import Policy
+    from node.tasks import Task
+
+__all__ = ["Node", "Swarm", "UserError"]
+
+Reward = str | Callable[..., Any]
+Rows = str | Path | Iterable[Mapping[str, Any]]
+AfterRound = Callable[[Row], object]
+ROWS_FILE, TEST_FILE = "rows.jsonl", "test.jsonl"  # in a node's folder, of rows that a program gave
+POLL_S = 0.5
+
+
+class Node:
+    """One node, in this process.
+
+    Args:
+        model: "builtin", a folder, or a model id; without it, the folder's own or "builtin".
+        tasks: by name, by file, or as the table of a configuration.
+        rewards: functions in TRL's form, for the rows of `data`.
+        data: rows for `rewards`: a file, OWNER/NAME on the hub, or dicts with a `prompt`.
+        test: rows of `data`'s kind that training never asks; without them, one in eight of `data`.
+        options: further options of that task, such as weights and range (`node.tasks.rewards`).
+        folder: the node's; made when it trains.
+        swarm: an invite to the swarm that it joins; without one, it meets the peers that `network` says, if any.
+        settings: tables of the configuration.
+
+    Raises:
+        UserError: something that is given is of no use.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        tasks: Sequence[str | Mapping[str, Any]] = (),
+        rewards: Sequence[Reward] = (),
+        data: Rows | None = None,
+        *,
+        test: Rows | None = None,
+        options: Mapping[str, Any] | None = None,
+        folder: str | Path = "node-state",
+        swarm: str | None = None,
+        **settings: Any,
+    ) -> None:
+        self.folder = of_a_node(Path(folder))
+        self._swarm = swarm
+        self._functions: dict[str, Callable[..., Any]] = {}
+        self._kept: dict[str, Iterable[Mapping[str, Any]]] = {}  # rows to be written into the folder, by file
+        tables = [task_config(one) if isinstance(one, str) else dict(one) for one in tasks]
+        if (data is None) != (not rewards):
+            raise UserError("rewards and data go together: give both, or tasks alone")
+        if data is not None:
+            tables.append(self._rewards_table(rewards, data, test, options or {}))
+        self._named = {"policy.model": model, "tasks": tables or None, **flatten(settings)}
+        self._settled(None)
+
+    def _rewards_table(
+        self, rewards: Sequence[Reward], data: Rows, test: Rows | None, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        named = []
+        for one in rewards:
+            spec = one if isinstance(one, str) else spec_of(one)
+            if spec is None:
+                spec = f"{HERE}:{getattr(one, '__name__', type(one).__name__)}"
+                if spec in self._functions:
+                    raise UserError(f"two functions are called {spec.removeprefix(f'{HERE}:')!r}: rename one")
+                assert not isinstance(one, str)
+                self._functions[spec] = one
+            named.append(spec)
+        sources = {key: self._source(key, rows) for key, rows in (("path", data), ("test", test)) if rows is not None}
+        return anchored_tasks(
+            {"name": f"rewards/{_label(data)}", "options": {"functions": named, **sources, **options}}
+        )
+
+    def _source(self, key: str, rows: Rows) -> str:
+        """Return where rows are; those that a program gave will be in a file of the folder."""
+        if isinstance(rows, str | Path):
+            return str(rows)
+        path = (self.folder / (ROWS_FILE if key == "path" else TEST_FILE)).absolute()
+        self._kept[str(path)] = rows
+        return str(path)
+
+    def _settled(self, rounds: int | None) -> NodeConfig:
+        return settle(None, None, {**self._named, "rounds": rounds}, folder=self.folder, look=lambda given: None).config
+
+    def train(self, rounds: int, callbacks: Sequence[Any] = ()) -> list[Row]:
+        """Train for `rounds` rounds more, from the newest checkpoint; return their metrics.
+
+        A signal, as of Ctrl-C, ends it after the round in progress, with a checkpoint.
+
+        Args:
+            rounds: at least 1.
+            callbacks: called with the metrics of each round once it is done; one that returns True ends the training.
+                Those of transformers (`TrainerCallback`) are told what it tells them.
+
+        Raises:
+            UserError: the configuration, the folder or the machine needs a person.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise UserError("a node trains in the main thread: signals end it there")
+        from node.operations.preflight import check_first, check_size
+        from node.run import Given, run_node
+        from node.telemetry.logs import setup_logs
+
+        done = self.round
+        config = self._settled(done + rounds)
+        check_first(config, self.folder)
+        check_size(config)
+        make_folder(self.folder)
+        if self._swarm is not None:
+            from node.swarm import founding
+
+            config = founding.join(read_invite(self._swarm), config, self.folder)
+        setup_logs(self.folder, stderr=False)
+        run_node(config, self.folder, given=Given(self._given(config), _as_callbacks(callbacks, self.folder)))
+        return [row for row in self.metrics if row["round"] > done]
+
+    def _given(self, config: NodeConfig) -> "dict[str, Task]":
+        """Write the rows that a program gave, and return the task with functions of this process, if there is one."""
+        from node.tasks.rewards import load_rewards
+
+        for path, rows in self._kept.items():
+            Path(path).write_text("".join(f"{json.dumps(dict(row))}\n" for row in rows))
+        if not self._functions:
+            return {}
+        table = next(one for one in config.tasks if set(one.options.get("functions", ())) & set(self._functions))
+        return {table.name: load_rewards(table.name, table.options, self._functions)}
+
+    @property
+    def round(self) -> int:
+        """How many rounds are done, as far as the metrics say."""
+        return max((row["round"] for row in self.metrics), default=0)
+
+    @property
+    def metrics(self) -> list[Row]:
+        """One dict a round, by the names of metrics.jsonl."""
+        return read_with_older(self.folder / "metrics.jsonl")
+
+    def generate(
+        self,
+        questions: Sequence[str],
+        n: int = 1,
+        *,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        seed: int = 0,
+    ) -> list[list[str]]:
+        """Return `n` answers to each question, by the newest checkpoint.
+
+        Args:
+            questions: bare, without an instruction or examples.
+            n: answers to each.
+            temperature: 0 for the likeliest words; without it, the node's.
+            max_tokens: of an answer; without it, the node's limit.
+            seed: of what is drawn.
+        """
+        from node.engines import SamplingParams, in_process
+        from node.tasks import Item
+
+        policy, config = self._policy()
+        sampling = SamplingParams.from_config(config.engine)
+        if temperature is not None:
+            sampling = replace(sampling, temperature=temperature)
+        if max_tokens is not None:
+            sampling = replace(sampling, max_completion_length=max_tokens)
+        prompts = [policy.encode_prompt(Item(one, "")) for one in questions]
+        return [[made.text for made in group] for group in in_process(policy).generate(prompts, n, sampling, seed)]
+
+    def evaluate(self, count: int = 100, completions: int = 0, seed: int | None = None) -> dict[str, Any]:
+        """Score the policy on `count` held-out questions of each task, as `gossamer eval --json` does.
+
+        Args:
+            count: questions of each task, at most.
+            completions: sampled for each question, for pass@k; 0: only the likeliest answer.
+            seed: of the questions; without it, `eval.seed`.
+
+        Returns:
+            "greedy", and "sampled" if there are `completions`: each with scores by task, and of all.
+        """
+        from node.engines import SamplingParams, in_process
+        from node.loop import longest_prompt
+        from node.swarm.founding import load_manifest, split_of
+        from node.tasks import load_tasks
+        from node.training.evaluation import answer, score
+
+        policy, config = self._policy()
+        tasks = load_tasks(config.tasks, split_of(load_manifest(self.folder)), given=self._given(config))
+        sampling = SamplingParams.from_config(config.engine)
+        kinds = {"greedy": (replace(sampling, temperature=0.0, top_p=1.0), 1)}
+        if completions:
+            kinds["sampled"] = (sampling, completions)
+        chosen = config.eval.seed if seed is None else seed
+        engine, longest = in_process(policy), longest_prompt(config.engine, policy)
+        return {
+            kind: score(
+                chosen,
+                answer(
+                    policy,
+                    engine,
+                    tasks,
+                    count=count,
+                    seed=chosen,
+                    sampling=params,
+                    completions=each,
+                    longest=longest,
+                ),
+            ).as_dict()
+            for kind, (params, each) in kinds.items()
+        }
+
+    def export(self, folder: str | Path, dtype: str | None = None) -> Path:
+        """Write the policy of the newest checkpoint as an ordinary model folder, which must not exist; return it.
+
+        `dtype` is float32, bfloat16 or float16; without it, what it was trained as.
+        """
+        from node.cli.export import write_model
+
+        write_model(str(self.folder), Path(folder), dtype)
+        return Path(folder)
+
+    def _policy(self) -> "tuple[Policy, NodeConfig]":
+        """Return the policy of the newest checkpoint, or the one that training would begin from."""
+        from node.cli.trained import find_trained
+        from node.policy.load import load_policy
+
+        if not (self.folder / "checkpoints").is_dir():
+            config = self._settled(None)
+            return load_policy(config.policy, config.trainer.bf16), config
+        trained = find_trained(str(self.folder), None)
+        return load_policy(trained.config.policy, trained.config.trainer.bf16, trained.adapters), trained.config
+
+
+class Swarm:
+    """Nodes on this machine, each in a process of its own: what `gossamer swarm` runs, in the run folder `out`.
+
+    Args:
+        nodes: how many.
+        model, tasks, rewards, data, test, options, settings: as of a `Node`; functions are given by name, or can be
+            imported from a file or a package.
+        out: the run's folder; one that holds the same run goes on.
+
+    Raises:
+        UserError: something that is given is of no use.
+    """
+
+    def __init__(
+        self,
+        nodes: int = 4,
+        model: str | None = None,
+        tasks: Sequence[str | Mapping[str, Any]] = (),
+        rewards: Sequence[Reward] = (),
+        data: Rows | None = None,
+        *,
+        out: str | Path = "swarm-run",
+        test: Rows | None = None,
+        options: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.out = Path(out)
+        self._count = nodes
+        self._rows = self.out.with_name(f"{self.out.name}-rows")  # the run's own folder must be new
+        self._like = Node(model, tasks, rewards, data, test=test, options=options, folder=self._rows, **settings)
+        if self._like._functions:
+            name = next(iter(self._like._functions)).removeprefix(f"{HERE}:")
+            raise UserError(
+                f"the function {name} is of this process alone: put it into a file, and import it from there"
+            )
+
+    def train(self, rounds: int, callbacks: Sequence[Callable[[str, Row], object]] = ()) -> "list[Node]":
+        """Run the nodes to `rounds` rounds in all; return them, with their metrics.
+
+        Args:
+            rounds: of each node.
+            callbacks: called with a node's name and the metrics of each of its rounds, soon after it.
+
+        Raises:
+            UserError: the run failed; the text is its last line.
+        """
+        like = self._like
+        if like._kept:
+            make_folder(self._rows)
+        like._given(like._settled(None))
+        tree: dict[str, Any] = {}
+        for key, value in like._named.items():
+            if value is not None:
+                _put(tree, key, value)
+        with tempfile.TemporaryDirectory() as folder:
+            config = Path(folder) / "swarm.toml"
+            config.write_text(to_toml(parse_config(tree), only_what_is_set=True))
+            words = ["swarm", config, "-n", self._count, "--rounds", rounds, "--out", self.out, "--no-table"]
+            main = "import sys; from node.cli import main; sys.exit(main())"
+            command = [sys.executable, "-c", main, *map(str, words)]
+            path = os.pathsep.join(filter(None, sys.path))
+            with (Path(folder) / "said").open("w+") as said:
+                child = subprocess.Popen(
+                    command, stdout=said, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": path}
+                )
+                self._follow(child, callbacks)
+                said.seek(0)
+                lines = said.read().splitlines()
+        if child.returncode:
+            raise UserError(lines[-1].removeprefix("error: ") if lines else f"the run ended with {child.returncode}")
+        return self.nodes
+
+    def _follow(self, child: "subprocess.Popen[bytes]", callbacks: Sequence[Callable[[str, Row], object]]) -> None:
+        """Wait for the run's end, and tell of rounds meanwhile; Ctrl-C reaches the run, which ends in order."""
+        tails = {
+            f"n{index}": MetricsTail(self.out / "nodes" / f"n{index}" / "metrics.jsonl") for index in range(self._count)
+        }
+        is_over = False
+        while not is_over:
+            try:
+                is_over = child.poll() is not None
+                for name, tail in tails.items():
+                    for row in tail.poll():
+                        for callback in callbacks:
+                            callback(name, row)
+                if not is_over:
+                    time.sleep(POLL_S)
+            except KeyboardInterrupt:
+                continue
+        for tail in tails.values():
+            tail.close()
+
+    @property
+    def nodes(self) -> "list[Node]":
+        """The nodes of the run, by their folders."""
+        return [Node(folder=self.out / "nodes" / f"n{index}") for index in range(self._count)]
+
+
+def spec_of(function: Callable[..., Any]) -> str | None:
+    """Return how a function is named that another process can import; None if none can."""
+    name, module = getattr(function, "__qualname__", ""), getattr(function, "__module__", "")
+    if not name.isidentifier() or module == "__main__" or getattr(sys.modules.get(module), name, None) is not function:
+        return None
+    if module.partition(".")[0] in importlib.metadata.packages_distributions():
+        return f"{module}:{name}"
+    try:
+        file = inspect.getsourcefile(function)
+    except TypeError:
+        file = None
+    return f"{Path(file).absolute()}:{name}" if file and file.endswith(".py") else None
+
+
+def _label(data: Rows) -> str:
+    """Return the name of rows, by which nodes know them: of a file its stem."""
+    if isinstance(data, str | Path):
+        return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in Path(data).stem)
+    return "rows"
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *tables, last = key.split(".")
+    for table in tables:
+        tree = tree.setdefault(table, {})
+    tree[last] = value
+
+
+def _as_callbacks(callbacks: Sequence[Any], folder: Path) -> list[Any]:
+    """Return callbacks of transformers for all, those included that want a round's metrics."""
+    from transformers import TrainerCallback
+
+    class Telling(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+        """Tells a function of each round."""
+
+        def __init__(self, function: AfterRound) -> None:
+            self._function = function
+            self._tail = MetricsTail(folder / "metrics.jsonl")
+            self._tail.poll()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_: object) -> Any:
+            for row in self._tail.poll():
+                if self._function(row) is True:
+                    control.should_training_stop = control.should_save = True
+            return control
+
+    return [one if isinstance(one, TrainerCallback) else Telling(one) for one in callbacks]

@@ -1,0 +1,123 @@
+"""The Python interface: `from gossamer import Node`, which is `node.api` and nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gossamer
+import pytest
+from trl.rewards import think_format_reward
+
+import node.api
+from node.api import Node, Swarm, UserError, spec_of
+from node.errors import for_shell
+from node.tasks.rewards import LocalRewards, load_rewards
+from node.tasks.verdicts import Scored
+
+ROOT = Path(__file__).parents[2]
+ROWS = [{"prompt": f"{n}+{n}=", "answer": str(2 * n)} for n in range(20)]
+
+
+def accuracy(completions, answer, **kwargs):
+    return [float(text.strip() == right) for text, right in zip(completions, answer, strict=True)]
+
+
+def test_gossamer_is_another_name_of_the_interface_and_loads_nothing_twice() -> None:
+    assert gossamer.Node is node.api.Node and gossamer.Swarm is node.api.Swarm
+    program = (
+        "import sys, gossamer, node.api, node.config\n"
+        "files = [m.__file__ for m in list(sys.modules.values()) if getattr(m, '__file__', None)]\n"
+        "ours = [f for f in files if f.startswith(sys.argv[1])]\n"
+        "assert len(ours) == len(set(ours)) > 10, ours\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert gossamer.UserError is node.config.UserError"
+    )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "node" / "public")])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    subprocess.run([sys.executable, "-c", program, str(ROOT)], env=environment, check=True, timeout=60)
+
+
+def test_a_function_of_a_package_or_a_file_is_named_and_one_of_this_process_is_not() -> None:
+    assert spec_of(think_format_reward) == "trl.rewards.format_rewards:think_format_reward"
+    assert spec_of(lambda **_: [1.0]) is None
+    assert spec_of(for_shell) in (f"{ROOT / 'node' / 'errors.py'}:for_shell", "node.errors:for_shell")
+
+    def inside(**_: object) -> list[float]:
+        return [1.0]
+
+    assert spec_of(inside) is None
+
+
+def test_functions_of_this_process_are_paid_here_and_never_shared(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    given = {"here:accuracy": accuracy}
+    task = load_rewards("rewards/rows", {"path": rows, "functions": list(given)}, given)
+    assert isinstance(task, LocalRewards)
+    right, wrong = (task.verify(task.make(3), text) for text in ("6", "7"))
+    assert isinstance(right, Scored)
+    assert (right, right.parts, wrong) == (1.0, {"accuracy": 1.0}, 0.0)
+    assert "of this process alone" in task.unshared
+    with pytest.raises(UserError, match="given in Python: start the node there"):
+        load_rewards("rewards/rows", {"path": rows, "functions": list(given)})
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"rewards": [accuracy]}, "rewards and data go together"),
+        ({"data": ROWS}, "rewards and data go together"),
+        ({"sampling": {"locale": 4}}, "unknown configuration key 'sampling.locale'"),
+        ({"rewards": [lambda **_: [1.0], lambda **_: [0.0]], "data": ROWS}, "two functions are called '<lambda>'"),
+    ],
+)
+def test_what_is_of_no_use_is_one_clear_line(tmp_path: Path, given: dict[str, object], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        Node("builtin", folder=tmp_path / "n", **given)
+    assert not (tmp_path / "n").exists()
+
+
+def test_a_swarm_takes_functions_that_its_processes_can_import_alone(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the function <lambda> is of this process alone"):
+        Swarm(2, "builtin", rewards=[lambda **_: [1.0]], data=ROWS, out=tmp_path / "s")
+
+
+@pytest.mark.slow
+def test_a_node_trains_in_a_notebook_answers_is_scored_and_exported(tmp_path: Path) -> None:
+    def inside(completions, answer, **kwargs):
+        return accuracy(completions, answer)
+
+    alone = {"network": {"enabled": False}, "sampling": {"completions": 2}}
+    rows: list[dict] = []
+    one = Node("builtin", rewards=[inside], data=ROWS, folder=tmp_path / "n", **alone)
+    assert one.metrics == [] and one.round == 0
+    assert len(one.train(rounds=2, callbacks=[rows.append])) == 2
+    assert [row["round"] for row in rows] == [1, 2] and "rewards/inside/mean" in rows[0]
+    assert [row["round"] for row in one.train(rounds=9, callbacks=[lambda row: row["round"] == 3])] == [3]
+    assert one.metrics[:2] == rows
+    answers = one.generate(["1+2=", "2+2="], n=2)
+    assert [len(group) for group in answers] == [2, 2]
+    assert one.generate(["1+2=", "2+2="], n=2) == answers
+    assert one.evaluate(count=5)["greedy"]["overall"]["questions"] <= 5
+    assert (one.export(tmp_path / "out") / "model.safetensors").exists()
+    assert Node(folder=tmp_path / "n").round == 3
+
+
+@pytest.mark.slow
+def test_a_swarm_of_processes_shares_what_can_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "digit_rewards.py").write_text(
+        "def digits(completions, **kwargs):\n    return [float(len(text.strip()) == 2) for text in completions]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from digit_rewards import digits  # type: ignore[import-not-found]
+
+    seen: list[tuple[str, int]] = []
+    swarm = Swarm(2, "builtin", rewards=[digits], data=ROWS, out=tmp_path / "s")
+    nodes = swarm.train(rounds=3, callbacks=[lambda name, row: seen.append((name, row["round"]))])
+    assert sorted(seen) == [(f"n{at}", number) for at in range(2) for number in (1, 2, 3)]
+    assert [len(one.metrics) for one in nodes] == [3, 3]
+    assert "rewards/digits/mean" in nodes[0].metrics[0]
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        Swarm(3, "builtin", rewards=[digits], data=ROWS, out=tmp_path / "s").train(rounds=3)
