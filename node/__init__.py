@@ -2,6 +2,7 @@
 
 Top layer first: a folder imports only what stands below it. A `layers` contract in pyproject.toml checks that.
 
+grpo_trainer    a node that takes the arguments of TRL's trainer
 api             the same for a notebook: `from gossamer import Node` (the package in public/)
 cli/            a verb a file
 lab/            experiments: arms x seeds, attacks, churn

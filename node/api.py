@@ -127,7 +127,8 @@ class Node:
         return str(path)
 
     def _settled(self, rounds: int | None) -> NodeConfig:
-        return settle(None, None, {**self._named, "rounds": rounds}, folder=self.folder, look=lambda given: None).config
+        named = self._named if rounds is None else {**self._named, "rounds": rounds}
+        return settle(None, None, named, folder=self.folder).config
 
     def train(self, rounds: int, callbacks: Sequence[Any] = ()) -> list[Row]:
         """Train for `rounds` rounds more, from the newest checkpoint; return their metrics.

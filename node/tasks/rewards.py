@@ -262,10 +262,27 @@ def _load_here(
     functions = Functions(made, options.weighted, *options.bounds, tokens_of(str(options.tokenizer or "")))
     answers = [Answered(*row, text) for row in rows[:TRIAL_ROWS] for text in trial_texts(*row)]
     try:
-        functions.trial(answers)
+        rewards, _ = functions.trial(answers)
     except RewardError as error:
         raise UserError(f"task {name!r}: {one_line(error)}") from error
+    _warn_of_range(name, options, rewards)
     return functions
+
+
+def _warn_of_range(name: str, options: RewardsOptions, rewards: Sequence[Sequence[Reward]]) -> None:
+    """Tell the log if texts that were tried, each function's in turn, earn what the range cuts off."""
+    low, high = options.bounds
+    tried = [(weight, found) for weight, found in zip(options.weighted, rewards, strict=True) if found]
+    weighted = ([weight * (reward or 0.0) for reward in found] for weight, found in tried)
+    sums = [sum(of_text) for of_text in zip(*weighted, strict=True)]
+    if sums and (min(sums) < low or max(sums) > high):
+        log.warning(
+            "rewards are cut at the ends of the range: set the option range",
+            task=name,
+            range=[low, high],
+            lowest=min(sums),
+            highest=max(sums),
+        )
 
 
 def _begin(name: str, options: RewardsOptions, rows: Sequence[Row]) -> tuple[Workers, Message]:
@@ -299,6 +316,7 @@ def _begin(name: str, options: RewardsOptions, rows: Sequence[Row]) -> tuple[Wor
             said["names"], said["trial"], other["trial"], strict=True
         )
         said["unlike"] = next((function for function, here, there in pairs if not same(here, there)), "")
+    _warn_of_range(name, options, said["trial"])
     both[0].restart_with({**first, "confine": first["confine"] and not said["unconfined"], "code": said["code"]})
     return both[0], said
 

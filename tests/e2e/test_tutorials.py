@@ -127,6 +127,7 @@ def test_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = follow("my-notebook.md", {}, [])
     assert said["python notebook.py"].splitlines()[0].startswith("1 ")
     assert said["python swarm.py"].splitlines()[-1] == "[3, 3]"
+    assert 0 <= float(said["python trl_script.py"].splitlines()[-1]) <= 1
     assert (tmp_path / "my-model/model.safetensors").exists()
 
 

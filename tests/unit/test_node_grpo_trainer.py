@@ -1,0 +1,181 @@
+"""TRL's arguments for a node: each field of `GRPOConfig` is mapped, has no effect, or is refused in one line."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gossamer import GRPOTrainer
+from peft import LoraConfig
+from trl import GRPOConfig
+from trl.rewards import get_soft_overlong_punishment
+
+from node.config import is_key
+from node.errors import UserError
+from node.grpo_trainer import COUNTED, MAPPED, WITHOUT_EFFECT, check_config, rounds_of, settings_of
+
+ROOT = Path(__file__).parents[2]
+ROWS = [{"prompt": f"{n}+{n}=", "solution": str(2 * n)} for n in range(20)]
+
+
+def accuracy(completions, solution, **kwargs):
+    return [float(text.strip() == right) for text, right in zip(completions, solution, strict=True)]
+
+
+def config(**fields: Any) -> GRPOConfig:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return GRPOConfig(output_dir="out", bf16=False, **fields)
+
+
+def test_every_field_that_is_named_is_one_of_trls_and_every_setting_one_of_ours() -> None:
+    fields = {field.name for field in dataclasses.fields(GRPOConfig)}
+    named = [*MAPPED, *COUNTED, *WITHOUT_EFFECT]
+    assert set(named) <= fields and len(named) == len(set(named))
+    assert all(map(is_key, MAPPED.values()))
+
+
+def test_a_default_config_is_taken_and_what_it_says_becomes_settings() -> None:
+    check_config(config())
+    given = config(
+        learning_rate=1e-4,
+        num_generations=4,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        max_completion_length=16,
+        epsilon=0.1,
+        scale_rewards=False,
+        report_to="none",
+        chat_template_kwargs={"enable_thinking": False},
+        max_steps=7,
+    )
+    check_config(given)
+    settings = settings_of(given, None)
+    assert settings["sampling"] == {"completions": 4, "local": 4, "external": 0, "rule": "sapo"}
+    assert settings["engine"] == {"max_completion_length": 16, "temperature": 1.0, "top_p": 1.0}
+    trainer = settings["trainer"]
+    assert (trainer["learning_rate"], trainer["epsilon"], trainer["epsilon_high"]) == (1e-4, 0.1, 0.1)
+    assert (trainer["scale_rewards"], trainer["lr_scheduler_type"], trainer["report_to"]) == ("none", "linear", [])
+    assert (settings["network"], settings["seed"]) == ({"enabled": False}, 42)
+    assert settings["policy"] == {"template": {"enable_thinking": False}}
+    joined = settings_of(given, "swarm:invite")
+    assert joined["sampling"] == {"completions": 4, "local": 4} and "network" not in joined
+    assert rounds_of(given, ROWS) == 7
+    assert rounds_of(config(num_train_epochs=2, num_generations=4, per_device_train_batch_size=8), ROWS) == 20
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"beta": 0.04}, "GRPOConfig: beta=0.04 has no counterpart in a node: leave it at 0.0"),
+        ({"top_k": 50}, "top_k=50 has no counterpart"),
+        ({"delta": 1.5}, "delta=1.5 has no counterpart"),
+        ({"optim": "adafactor"}, "a node has AdamW"),
+        ({"scale_rewards": "batch"}, "set 'group' or 'none'"),
+        ({"use_vllm": True, "vllm_mode": "server"}, "vllm_mode='server' has no counterpart"),
+        ({"gradient_accumulation_steps": 4, "steps_per_generation": 8}, "a node generates for each step"),
+        ({"entropy_coef": 0.1}, "entropy_coef=0.1 has no counterpart"),
+    ],
+)
+def test_what_has_no_counterpart_is_refused_in_one_line(fields: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        check_config(config(**fields))
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        ({"reward_funcs": "some/reward-model"}, "a reward model, which is not taken"),
+        ({"reward_funcs": None}, "reward_funcs: give functions"),
+        ({"model": object()}, "give its folder or its id"),
+        ({"train_dataset": None}, "give rows with a prompt"),
+        ({"tools": [print]}, "tools of TRL's GRPOTrainer is not taken"),
+        ({"eval_dataset": {"a": ROWS}}, "give one set of rows"),
+        ({"peft_config": LoraConfig(r=4, use_dora=True)}, "use_dora=True has no counterpart"),
+        ({"peft_config": LoraConfig(r=4, target_modules=["q_proj"])}, "target_modules: give one text"),
+    ],
+)
+def test_an_argument_that_cannot_be_mapped_is_one_clear_line(
+    tmp_path: Path, more: dict[str, Any], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"model": "builtin", "reward_funcs": accuracy, "train_dataset": ROWS, **more}
+    with pytest.raises(UserError, match=complaint):
+        GRPOTrainer(**given)
+    assert list(tmp_path.iterdir()) == []
+
+
+# The form of TRL's documentation (quickstart and the page of GRPOTrainer), but for the import, the model and the rows.
+SCRIPT = """
+from datasets import load_dataset
+from gossamer import GRPOTrainer
+from trl import GRPOConfig
+from trl.rewards import accuracy_reward, think_format_reward, get_soft_overlong_punishment
+
+dataset = load_dataset("json", data_files="rows.jsonl", split="train")
+
+def brevity(completions, **kwargs):
+    return [1 / (1 + len(completion[0]["content"])) for completion in completions]
+
+training_args = GRPOConfig(
+    output_dir="builtin-GRPO",
+    bf16=False,
+    learning_rate=5e-4,
+    max_steps=3,
+    num_generations=4,
+    per_device_train_batch_size=8,
+    max_completion_length=12,
+    logging_steps=1,
+    reward_weights=[1.0, 1.0, 1.0, 0.5],
+)
+trainer = GRPOTrainer(
+    model="builtin",
+    reward_funcs=[accuracy_reward, think_format_reward, get_soft_overlong_punishment(12, 4), brevity],
+    args=training_args,
+    train_dataset=dataset,
+)
+trainer.train()
+trainer.save_model("out")
+"""
+
+
+@pytest.mark.slow
+def test_a_script_of_trls_form_trains_a_node_with_its_import_changed(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    rows = "".join(
+        f'{{"prompt": [{{"role": "user", "content": "{n}+1="}}], "solution": "${n + 1}$"}}\n' for n in range(20)
+    )
+    (tmp_path / "rows.jsonl").write_text(rows)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "node" / "public")])
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    from node.telemetry.metrics import read_metrics
+
+    found = read_metrics(tmp_path / "builtin-GRPO" / "metrics.jsonl")
+    assert [row["round"] for row in found] == [1, 2, 3]
+    names = ("accuracy_reward", "think_format_reward", "soft_overlong_punishment_reward", "brevity")
+    assert all(f"rewards/{name}/mean" in found[0] for name in names)
+    assert found[0]["rewards/brevity/mean"] > 0 and found[0]["trained"] == 8 == found[0]["generated"]
+    assert found[0]["learning_rate"] > found[2]["learning_rate"] > 0
+
+
+def test_a_function_that_pays_below_the_range_is_told_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from structlog.testing import capture_logs
+
+    from node.tasks.rewards import load_rewards
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    given = {"here:long": get_soft_overlong_punishment(8, 4)}
+    with capture_logs() as logs:
+        load_rewards("rewards", {"path": rows, "functions": list(given)}, given)
+        load_rewards("rewards", {"path": rows, "functions": list(given), "range": [-1.0, 0.0]}, given)
+    assert [(one["event"][:16], one["lowest"]) for one in logs] == [("rewards are cut ", -1.0)]
