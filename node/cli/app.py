@@ -33,6 +33,7 @@ from node.cli import (
     report,
     restore,
     revoke,
+    serve,
     status,
     swarm,
     tasks,
@@ -85,6 +86,7 @@ app.command("report")(report.report)
 app.command("eval")(evaluate.evaluate)
 app.command("chat")(chat.chat)
 app.command("export")(export.export)
+app.command("serve")(serve.serve)
 app.command("backup")(backup.backup)
 app.command("restore")(restore.restore)
 app.add_typer(identity.app, name="identity")

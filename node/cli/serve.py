@@ -1,0 +1,85 @@
+"""`gossamer serve`: OpenAI-style requests, answered by a trained policy through somebody else's server."""
+
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from node.cli.options import Debug, Settings
+from node.cli.trained import Target, find_trained
+from node.errors import UserError
+from node.processes.signals import interrupting_signals
+
+NAME = "policy"  # by which requests ask for what a node has trained
+TRANSFORMERS = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
+
+Host = Annotated[str, typer.Option(metavar="ADDRESS", help="Where it listens; anybody who reaches it may ask.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Of TCP.")]
+Server = Annotated[
+    Literal["transformers", "vllm"] | None,
+    typer.Option(help="Whose server.  [default: vllm where it is installed]", show_default=False),
+]
+
+
+def serve(
+    model: Target,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    server: Server = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> int:
+    """Answer OpenAI-style requests by a policy.
+
+    The server is vLLM's, or that of transformers. A checkpoint is exported first, to a temporary folder.
+    Ctrl-C ends it.
+
+    \b
+    Example:
+      gossamer serve runs/a/nodes/n0
+      curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
+        -d '{"model": "policy", "prompt": "12+7=", "max_tokens": 8}'
+    """
+    chosen = server or ("vllm" if find_spec("vllm") else "transformers")
+    if find_spec("vllm" if chosen == "vllm" else "fastapi") is None:
+        raise UserError(f"the server of {chosen} is not here: pip install 'gossamer[{_EXTRAS[chosen]}]'")
+    with tempfile.TemporaryDirectory(prefix="gossamer-serve-") as made:
+        folder = _folder(model, Path(made), settings)
+        print(f"serving {model} as {folder.name!r} at http://{host}:{port}/v1", file=sys.stderr, flush=True)
+        # A server calls a model by the path that it is given: so this is one word, from the folder above.
+        words = command(chosen, folder.name, host, port)
+        with interrupting_signals(), subprocess.Popen(words, cwd=folder.parent) as child:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:  # asked to end: so is the server
+                child.terminate()
+                child.wait()
+                return 0
+
+
+_EXTRAS = {"vllm": "vllm", "transformers": "serve"}
+
+
+def command(server: str, name: str, host: str, port: int) -> list[str]:
+    """Return the command line of a server for the model in the folder `name` of its current one."""
+    at = ["--host", host, "--port", str(port)]
+    if server == "vllm":
+        module = "vllm.entrypoints.openai.api_server"
+        return [sys.executable, "-P", "-m", module, "--model", name, "--served-model-name", name, *at]
+    return [sys.executable, "-P", "-c", TRANSFORMERS, "serve", name, *at]
+
+
+def _folder(model: str, made: Path, settings: list[str] | None) -> Path:
+    """Return the folder of a model that a server can load: `model` itself if it is one, or its export in `made`."""
+    folder = Path(model).resolve()
+    trained = find_trained(model, settings)
+    if (folder / "config.json").is_file() and trained.node is None and trained.adapters is None:
+        return folder
+    from node.cli.export import write_model
+
+    write_model(model, made / NAME, None, settings)
+    return made / NAME
