@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from node.config import LoraConfig, PolicyConfig
 from node.policy.load import Policy, load_policy
@@ -35,6 +35,33 @@ def write_tiny_policy(folder: Path, seed: int = 0, width: int = 16) -> None:
                 tie_word_embeddings=True,
                 initializer_range=0.3,
                 attention_dropout=0.1,
+                pad_token_id=tokenizer.pad_token_id,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_mixture(folder: Path) -> None:
+    """Save a random mixture of experts, a small Qwen3-MoE, and its tokenizer."""
+    tokenizer = character_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen3MoeForCausalLM(
+            Qwen3MoeConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=128,
+                moe_intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=64,
+                num_experts=4,
+                num_experts_per_tok=2,
+                max_position_embeddings=256,
+                initializer_range=0.2,
                 pad_token_id=tokenizer.pad_token_id,
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,

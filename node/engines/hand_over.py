@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from node.errors import NonFiniteError
+from node.policy.export import published
 from node.policy.load import Policy
 
 PROBE = (
@@ -65,7 +66,7 @@ class SharedWeights:
         for name, tensor in policy.model.state_dict().items():
             weights.setdefault(tensor.data_ptr(), (name, tensor))
         places, end = [], 0
-        for name, tensor in weights.values():
+        for name, tensor in published(policy.model, [(name, tensor.to("meta")) for name, tensor in weights.values()]):
             places.append((name, tuple(tensor.shape), end))
             size = tensor.numel() * self._dtype.itemsize
             end += -(-size // ALIGNMENT) * ALIGNMENT
@@ -74,7 +75,8 @@ class SharedWeights:
             self._memory = mmap.mmap(self._file, end)
         whole = torch.frombuffer(self._memory, dtype=torch.uint8)
         with torch.no_grad():
-            for (_, tensor), (_, shape, start) in zip(weights.values(), places, strict=True):
+            ready = published(policy.model, weights.values())  # one after another: some are copies
+            for (_, tensor), (_, shape, start) in zip(ready, places, strict=True):
                 part = whole[start : start + tensor.numel() * self._dtype.itemsize].view(self._dtype).view(shape)
                 part.copy_(tensor)
         return {

@@ -182,6 +182,11 @@ def take_weights(worker: Any, path: str, dtype: str, tensors: list[Any]) -> None
     model = worker.model_runner.get_model()
     if (head := getattr(model, "lm_head", None)) is not None and getattr(model.config, "tie_word_embeddings", False):
         head.quant_method.process_weights_after_loading(head)  # a CPU packs the matrix, which a reload leaves as it was
+    if worker.device.type == "cpu":  # which packs experts too, and a reload (0.31) leaves them unpacked
+        for layer in model.modules():
+            kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
+            if kernel is not None:
+                kernel.fused_experts.process_weights_after_loading(layer)
 
 
 def _completion(one: Any) -> list[Any]:

@@ -8,13 +8,14 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
 
 from node.policy.load import Policy
 from protocol.storage import sync_folder, sync_tree
@@ -38,7 +39,8 @@ def export_weights(model: PreTrainedModel, folder: Path, dtype: str) -> None:
     config.dtype = dtype
     config.save_pretrained(folder)
     files: dict[str, str] = {}
-    for number, shard in enumerate(_shards(merged_weights(model), getattr(torch, dtype))):
+    weights = published(base, merged_weights(model))
+    for number, shard in enumerate(_shards(weights, getattr(torch, dtype))):
         file = f"model-{number:05}.safetensors"
         (folder / file).write_bytes(save(shard, {"format": "pt"}))
         files |= dict.fromkeys(shard, file)
@@ -125,6 +127,17 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]
                 for adapter in layer.active_adapters:
                     tensor = tensor + layer.get_delta_weight(adapter).to(tensor.dtype)
         yield name.replace(".base_layer.", "."), tensor
+
+
+def published(
+    model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a model's weights by the names and in the shapes of its published files, by which other programs load them.
+
+    In memory transformers has the experts of a layer (Qwen3-MoE) in one tensor; in a file each has its own.
+    """
+    for name, tensor in weights:
+        yield from revert_weight_conversion(model, {name: tensor}).items()
 
 
 def _unpacked(weight: Any) -> torch.Tensor:

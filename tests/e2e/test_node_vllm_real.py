@@ -28,6 +28,7 @@ from node.engines.vllm import VllmEngine
 from node.policy.export import export_model, export_weights
 from node.policy.load import load_policy
 from node.tasks import Item
+from tests.policies import write_mixture
 from tests.swarms import vllm_workers
 from tests.waiting import wait_until
 
@@ -109,6 +110,21 @@ def test_vllm_generates_with_the_trainers_weights_of_the_moment(policy, tmp_path
     finally:
         engine.close()
     assert vllm_workers(psutil.Process().children()) == set()
+
+
+def test_a_mixture_of_experts_generates_with_the_trainers_weights_of_the_moment(installed, tmp_path):
+    write_mixture(tmp_path / "mixture")
+    policy = load_policy(PolicyConfig(model=str(tmp_path / "mixture"), device="cpu"))
+    config = CONFIG.model_copy(update={"vllm": CONFIG.vllm.model_copy(update={"dtype": "float32"})})
+    engine = VllmEngine(policy, config, tmp_path)
+    try:
+        for version in range(2):
+            engine.load(version)
+            groups = engine.generate([[1, 5, 6]], 2, SAMPLING, seed=1)
+            assert disagreement(policy, [[1, 5, 6]], groups) < 1e-3
+            disturb(policy, 0.3)
+    finally:
+        engine.close()
 
 
 def test_temperature_0_takes_the_likeliest_token(policy, tmp_path):

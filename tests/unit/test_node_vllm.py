@@ -1,6 +1,7 @@
 """The vLLM engine against a stand-in for vLLM (tests/fakes/vllm) in a real worker process."""
 
 import dataclasses
+import math
 import os
 import re
 import signal
@@ -14,16 +15,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from structlog.testing import capture_logs
 
-from node.config import EngineConfig
+from node.config import EngineConfig, PolicyConfig
 from node.engines import EngineError, SamplingParams, vllm_worker
 from node.engines.hand_over import AdapterFolder, SharedWeights, WeightMismatchError, digest, policy_logprobs
 from node.engines.vllm import VllmEngine, _environment
 from node.errors import NonFiniteError, UserError
+from node.policy.export import export_weights
+from node.policy.load import load_policy
 from node.processes import worker_process
 from node.processes.worker_process import WorkerError, WorkerProcess
-from tests.policies import tiny_policy
+from tests.policies import tiny_policy, write_mixture
 from tests.processes import alive
 from tests.swarms import vllm_workers
 from tests.waiting import wait_until
@@ -141,6 +145,24 @@ def test_nothing_is_handed_over_when_nothing_changed(engine_of, policy, tmp_path
         policy.model.lm_head.weight[3, 4] += 1e-6
     engine.load(3)
     assert told(tmp_path).count("take_weights") == 2
+
+
+def test_experts_are_handed_over_by_the_names_of_their_files(tmp_path):
+    write_mixture(tmp_path / "mixture")
+    published = load_file(tmp_path / "mixture" / "model.safetensors")
+    policy = load_policy(PolicyConfig(model=str(tmp_path / "mixture"), device="cpu"))
+    shared = SharedWeights("float32")
+    given = shared.write(policy)
+    memory = torch.from_file(given["path"], size=Path(given["path"]).stat().st_size, dtype=torch.uint8)
+    for name, shape, start in given["tensors"]:
+        found = memory[start : start + 4 * math.prod(shape)].view(torch.float32).view(shape)
+        assert torch.equal(found, published[name])
+    assert {name for name, _, _ in given["tensors"]} == published.keys()
+    shared.close()
+    (tmp_path / "out").mkdir()
+    export_weights(policy.model, tmp_path / "out", "float32")
+    files = [load_file(path) for path in (tmp_path / "out").glob("*.safetensors")]
+    assert {name for file in files for name in file} == published.keys()
 
 
 def test_weights_that_are_tied_are_handed_over_once(tmp_path):
