@@ -31,7 +31,11 @@ imported before them in every process of a node, and what it says its child proc
 keeps its value.
 """
 
+import logging
 import os
 
 for _variable in ("HF_HUB_DISABLE_TELEMETRY", "VLLM_NO_USAGE_STATS"):
     os.environ.setdefault(_variable, "1")
+
+# It warns at each import on a processor that a faster kernel, which it would fetch, is not there.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
