@@ -201,7 +201,8 @@ def _in_four_bits(device: str) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    return {"quantization_config": quantization, "device_map": {"": device}}
+    place = torch.cuda.current_device() if device == "cuda" else device  # accelerate compares numbers of GPUs
+    return {"quantization_config": quantization, "device_map": {"": place}}
 
 
 def _as_packed(model: Any) -> Any:

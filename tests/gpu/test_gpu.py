@@ -67,9 +67,14 @@ def test_each_way_to_generate_gives_the_policys_own_log_probabilities(policy: Po
     print(f"paged={paged} bf16={bf16}: {'by pages' if engine._paged else 'padded'}")
 
 
-@pytest.mark.parametrize("lora", [0, 8])
-def test_a_node_trains_a_model_on_the_gpu_and_goes_on(model: Path, tmp_path: Path, lora: int) -> None:
+@pytest.mark.parametrize(
+    ("lora", "more"), [(0, ()), (8, ()), (8, ("policy.dtype=nf4",)), (0, ("trainer.optim=adamw_8bit",))]
+)
+def test_a_node_trains_a_model_on_the_gpu_and_goes_on(
+    model: Path, tmp_path: Path, lora: int, more: tuple[str, ...]
+) -> None:
     settings = [
+        *more,
         f"policy.model={model}",
         f"policy.device={DEVICE}",
         f"policy.lora.r={lora}",
