@@ -17,6 +17,7 @@ from protocol.driver import Driver
 from protocol.errors import BadAddress, NetworkFailed, PortInUse
 from protocol.host import Host, Verdict
 from protocol.identity import Identity
+from protocol.membership.links import DIAL_TIMEOUT_S
 from protocol.transport.addresses import check_bindable
 from protocol.transport.zeromq import REVIEW_INTERVAL_S
 from protocol.wire.envelope import HEADER_BYTES, Kind
@@ -210,6 +211,23 @@ def test_hosts_meet_over_ipv6() -> None:
     with running(listen="tcp://[::1]:0") as (host, address), running(address, listen="tcp://[::1]:0") as (other, _):
         assert str(address).startswith("tcp://[::1]:")
         wait_until(lambda: other.counters().peers == host.counters().peers == 1, 20)
+
+
+@pytest.mark.parametrize(
+    ("told", "at"),
+    [(("::1", "127.0.0.1"), "::1"), (("255.255.255.255", "127.0.0.1"), "127.0.0.1")],
+    ids=["IPv6 first", "what there is a route to"],
+)
+def test_of_a_nodes_addresses_the_first_is_dialled_to_which_there_is_a_route(monkeypatch, told, at: str) -> None:
+    monkeypatch.setattr("protocol.host.own_hosts", lambda host: told if host == "::" else (host,))
+    with (
+        running() as (_, address),
+        running(address, listen="tcp://[::]:0") as (both, first),
+        running(address, listen=None) as (other, _),
+    ):
+        wait_until(lambda: both.counters().peers == other.counters().peers == 2, DIAL_TIMEOUT_S, "them to meet")
+        links = other._core.membership._links
+        assert [peer.host for peer in links.peers.values() if peer.link.key == first.key] == [at]
 
 
 def test_stopping_is_prompt_and_may_be_repeated() -> None:
