@@ -52,6 +52,7 @@ from protocol.credentials.manifest import Policy as SwarmPolicy
 from protocol.credentials.records import Endpoint, Service
 from protocol.errors import ProtocolError
 from protocol.identity import Identity, NodeId
+from protocol.limits.networks import Scope, scope_of
 from protocol.membership.reachability import Standing
 from protocol.storage import write_atomically
 
@@ -169,7 +170,12 @@ def exchange_weights(
         return member
 
     def is_out_of_reach() -> bool:
-        return directory is not None and (not told or directory.standing.dialable is False)
+        if directory is None:
+            return False
+        standing = directory.standing
+        # A router that forwards the port of the network forwards none of the group's.
+        is_behind = scope_of(standing.seen_at) is Scope.PUBLIC and all(scope_of(at.host) < Scope.PUBLIC for at in told)
+        return not told or standing.dialable is False or (bool(standing.seen_at) and is_behind)
 
     def find() -> list[str]:
         found = directory.offers(service) if directory is not None else []
@@ -210,8 +216,10 @@ FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between attempts to reach the gro
 INTERNET = replace(WAN, misses=60)
 CLOSE_TIMEOUT = 10.0  # seconds
 NOBODY_LISTENS = "nobody can dial it, and no member of its group is known that it could dial"
-LISTEN = "start it, or another node with the same model, with --listen tcp://0.0.0.0:4001 and weights.listen at a port \
-that others reach"
+LISTEN = (
+    "let one node with the same model run with --listen tcp://0.0.0.0:4001 on a machine with a public address, or in \
+the network of the others"
+)
 
 log = structlog.get_logger()
 

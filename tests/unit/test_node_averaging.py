@@ -396,20 +396,22 @@ def test_members_that_the_swarm_tells_of_are_dialled_before_each_exchange(make):
 
 
 @pytest.mark.parametrize(
-    ("listen", "dialable", "found", "warned"),
+    ("listen", "standing", "found", "warned"),
     [
-        ("", None, [], True),
-        ("tcp://127.0.0.1:0", False, [], True),
-        ("tcp://127.0.0.1:0", None, [], False),
-        ("", None, [Identity(bytes(32)).node_id], False),
+        ("", Standing(), [], True),
+        ("tcp://127.0.0.1:0", Standing("192.168.0.7", False, 2), [], True),
+        ("tcp://127.0.0.1:0", Standing("198.41.0.4", True, 2), [], True),  # its router forwards another port
+        ("tcp://127.0.0.1:0", Standing("192.168.0.7", True, 2), [], False),
+        ("tcp://127.0.0.1:0", Standing(), [], False),
+        ("", Standing(), [Identity(bytes(32)).node_id], False),
     ],
 )
 def test_a_node_that_nobody_can_dial_is_told_once_that_it_knows_of_no_member_to_dial_either(
-    policy, tmp_path, listen, dialable, found, warned
+    policy, tmp_path, listen, standing, found, warned
 ):
     config = parse_config({"weights": {"mode": "average", "every": 1}, "network": {"listen": listen}})
     board = Board(*found)
-    board.standing = Standing("198.41.0.4", dialable, 2)
+    board.standing = standing
     with capture_logs() as said, exchange_weights(config, tmp_path, policy, None, board) as weights:
         weights.begin()
         for _ in range(2):
