@@ -28,6 +28,7 @@ MAX_WAITING = 32  # lines that nobody took yet
 
 ALONE_S = 60.0  # a seed that is there answers within seconds; a machine that loads models may take tens of them
 AGAIN_S = 1800.0
+DOWN = "are they up, and in this swarm? Where one member alone listens (--listen), the others need it to be up"
 MAX_CLOCKS = 64
 CLOCK_OFF_S = 300.0  # half of what an item's stamp may be ahead
 FEW_AGAIN_S = 24 * 3600.0  # it may be as its people want it
@@ -186,7 +187,7 @@ class Notices:
         if not self._seeds or now.steady < self._next_alone:
             return []
         self._next_alone = now.steady + AGAIN_S
-        why = "they do not admit this node" if refusals.latest else "are they up, and in this swarm?"
+        why = "they do not admit this node" if refusals.latest else DOWN
         if refusals.full and not refusals.latest:
             why = f"{refusals.full} is full: one more node that can be dialled has to join, or this one has to listen"
         fields = {"seconds": round(now.steady - self._alone_since), "seeds": self._seeds, "why": why}

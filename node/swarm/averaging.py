@@ -217,8 +217,8 @@ INTERNET = replace(WAN, misses=60)
 CLOSE_TIMEOUT = 10.0  # seconds
 NOBODY_LISTENS = "nobody can dial it, and no member of its group is known that it could dial"
 LISTEN = (
-    "let one node with the same model run with --listen tcp://0.0.0.0:4001 on a machine with a public address, or in \
-the network of the others"
+    "let one node with the same model run with --listen tcp://0.0.0.0:4001 on a machine with a public address, "
+    "or in the network of the others"
 )
 
 log = structlog.get_logger()

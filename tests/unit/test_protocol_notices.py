@@ -8,6 +8,7 @@ from protocol.notices import (
     AGAIN_S,
     ALONE_S,
     CLOCK_OFF_S,
+    DOWN,
     FEW_AGAIN_S,
     LINES_BURST,
     LINES_PER_SECOND,
@@ -105,7 +106,7 @@ def test_a_node_whose_seeds_do_not_answer_says_that_it_is_alone_and_why_if_it_kn
     assert notice.fields == {
         "seconds": ALONE_S,
         "seeds": ["tcp://192.0.2.7:4001"],
-        "why": "are they up, and in this swarm?",
+        "why": DOWN,
     }
     assert events(notices, 2 * ALONE_S, peers=0) == []  # said
     assert events(notices, 1000, peers=1) == events(notices, 1000 + ALONE_S - 1, peers=0) == []
