@@ -117,22 +117,36 @@ def cut_off(*spaces: Namespace) -> Iterator[None]:
 
 
 @contextmanager
-def behind(router: Namespace) -> Iterator[Namespace]:
-    """A namespace with a private IPv4 address, connected to nothing but `router`, which does NAT for it."""
-    home = Namespace(f"{router.name}-home", "192.168.7.2", "")
-    _ip(f"netns add {home.name}")
-    try:
-        _ip(f"-n {router.name} link add inside type veth peer name wire netns {home.name}")
+def all_behind(router: Namespace, *names: str) -> Iterator[list[Namespace]]:
+    """Namespaces with private IPv4 addresses on one wire; its only way out is `router`, which does NAT for them."""
+    with ExitStack() as stack:
+        _ip(f"-n {router.name} link add inside type bridge")
         _ip(f"-n {router.name} address add 192.168.7.1/24 dev inside")
         _ip(f"-n {router.name} link set inside up")
-        _ip(f"-n {home.name} address add {home.ipv4}/24 dev wire")
-        _ip(f"-n {home.name} link set lo up")
-        _ip(f"-n {home.name} link set wire up")
-        _ip(f"-n {home.name} route add default via 192.168.7.1")
+        # Else the router does NAT for what its boxes say to each other, too.
+        bridged = "f=/proc/sys/net/bridge/bridge-nf-call-iptables; [ ! -e $f ] || echo 0 > $f"
+        subprocess.run(router.command("sh", "-c", bridged), check=True, timeout=30)
+        made = []
+        for number, name in enumerate(names, 2):
+            home = Namespace(f"{router.name}-{name}", f"192.168.7.{number}", "")
+            _ip(f"netns add {home.name}")
+            stack.callback(_ip, f"netns delete {home.name}")
+            _ip(f"-n {router.name} link add box{number} type veth peer name wire netns {home.name}")
+            _ip(f"-n {router.name} link set box{number} master inside up")
+            _ip(f"-n {home.name} address add {home.ipv4}/24 dev wire")
+            _ip(f"-n {home.name} link set lo up")
+            _ip(f"-n {home.name} link set wire up")
+            _ip(f"-n {home.name} route add default via 192.168.7.1")
+            made.append(home)
         router.masquerade()
+        yield made
+
+
+@contextmanager
+def behind(router: Namespace) -> Iterator[Namespace]:
+    """One namespace behind a router, as `all_behind` has them."""
+    with all_behind(router, "home") as (home,):
         yield home
-    finally:
-        _ip(f"netns delete {home.name}")
 
 
 def _ip(words: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.namespaces import ROOT, Namespace, behind, why_impossible, wired
+from tests.namespaces import ROOT, Namespace, all_behind, behind, why_impossible, wired
 from tests.waiting import wait_until
 
 SWARM = "ab" * 16
@@ -132,6 +132,29 @@ def test_a_node_at_home_whose_router_forwards_its_port_is_dialled_by_another_hom
             assert "192.168.7.2" in forwarded(router)
             one.stop()
             assert "192.168.7.2" not in forwarded(router)
+
+
+@pytest.mark.long
+@needs_namespaces
+@needs_miniupnpd
+def test_two_boxes_behind_one_router_with_a_seed_far_away_find_each_other_and_one_has_the_port(tmp_path: Path) -> None:
+    with wired("public", "router") as (public, router):
+        for number, space in enumerate((public, router), 1):
+            space.move(f"93.184.1.{number}")
+        with (
+            all_behind(router, "left", "right") as boxes,
+            forwarding(router, tmp_path),
+            relay(public, tmp_path / "public") as seed,
+            relay(boxes[0], tmp_path / "left", "--seed-peer", seed.address) as left,
+        ):
+            wait_until(lambda: f"{boxes[0].ipv4}:4001" in forwarded(router), 40, "the router to forward the port")
+            with relay(boxes[1], tmp_path / "right", "--seed-peer", seed.address) as right:
+                wait_until(lambda: right.status()["router"], 40, "what the router says to the second")
+                assert "forwards port 4001 to another machine" in right.status()["router"]
+                for here, there in ((left, right), (right, left)):
+                    wait_until(lambda h=here, t=there: t.status()["node"] in h.peers(), 40, "the two to meet")
+                assert any(peer["endpoint"] == "tcp://192.168.7.3:4001" for peer in left.status()["peers"])
+            assert boxes[0].ipv4 in forwarded(router)  # who could not have it gave nothing back
 
 
 @pytest.mark.long
