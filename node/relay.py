@@ -16,6 +16,7 @@ from node.errors import UserError
 from node.processes.signals import stop_signals
 from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
 from node.swarm.peering import Network, open_network
+from node.swarm.reports import REPORTS_TOPIC
 from node.swarm.sharing import SEED_DEMAND, traffic_row
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.status_server import describe, observe
@@ -60,7 +61,8 @@ def run_relay(
         network = stack.enter_context(open_network(config, folder, relays=True))
         stack.enter_context(observe(config.observe, folder, lambda: describe(network, (), None, trains=False)))
         keep_config(config, seed, folder)
-        network.host.subscribe(None, SEED_DEMAND)
+        has_reports = network.manifest is not None and network.manifest.limits.reports_s > 0
+        network.host.subscribe(None, SEED_DEMAND, frozenset({REPORTS_TOPIC} if has_reports else ()))
         listening(network)
         take = stack.enter_context(looking(network))
         metrics = MetricsLog(folder / "metrics.jsonl", MAX_METRICS_BYTES)

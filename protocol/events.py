@@ -128,10 +128,14 @@ class Report:
 
 @value
 class Subscribe:
-    """The node wants items of these topics (8 bytes each; None: all), `demand` of them a second at most."""
+    """The node wants items of these topics (8 bytes each; None: all), `demand` of them a second at most.
+
+    Small items of the topics in `beside` do not wait for their lot: they have an allowance of their own beside it.
+    """
 
     topics: frozenset[bytes] | None
     demand: float
+    beside: frozenset[bytes] = frozenset()
 
 
 @value

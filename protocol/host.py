@@ -313,9 +313,12 @@ class Host:
         self._command(Offer(packed, hashes))
         return item_id(self._setup.identity.public_key, digest_of_hashes(hashes))
 
-    def subscribe(self, topics: frozenset[bytes] | None, demand: float) -> None:
-        """Ask for items of these topics only (8 bytes each; None: all), `demand` of them a second at most."""
-        self._wish = Subscribe(topics, demand)  # the last one counts, and no flood of items pushes it out
+    def subscribe(self, topics: frozenset[bytes] | None, demand: float, beside: frozenset[bytes] = frozenset()) -> None:
+        """Ask for items of these topics only (8 bytes each; None: all), `demand` of them a second at most.
+
+        For small items of the topics in `beside` there is an allowance of their own, an eighth of that.
+        """
+        self._wish = Subscribe(topics, demand, beside)  # the last one counts, and no flood of items pushes it out
         self._wake()
 
     def receive(self, limit: int, timeout: float = 0.0, least: int = 1) -> list[Received]:

@@ -148,8 +148,9 @@ class NetworkExchange:
         self._demand = Demand(external)
         self._reports = Desk(reports_s) if reports_s else None
         self._reporter = reporter if reports_s else None
-        self._topics = self._admission.topics | ({REPORTS_TOPIC} if reports_s else frozenset())
-        host.subscribe(self._topics, self._demand.told)
+        self._beside = frozenset({REPORTS_TOPIC} if reports_s else ())
+        self._topics = self._admission.topics | self._beside
+        host.subscribe(self._topics, self._demand.told, self._beside)
 
     def publish(self, groups: Sequence[Group]) -> None:
         """Hand the round's groups to the network thread, but for those of tasks that are not shared.
@@ -157,7 +158,7 @@ class NetworkExchange:
         One that is too large is counted, not sent.
         """
         if self._demand.next_round(time.monotonic()):
-            self._host.subscribe(self._topics, self._demand.told)
+            self._host.subscribe(self._topics, self._demand.told, self._beside)
         for group in groups:
             if not is_informative(group.rewards) or self._tasks.shared(group.task) is None:
                 continue

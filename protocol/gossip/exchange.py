@@ -95,6 +95,7 @@ from protocol.wire.messages import (
 # 64 KiB a transfer takes about one round trip on a line of 10 Mbit/s and 50 ms.
 PUSH_BYTES = 64 << 10
 MAX_PUSHES = 32  # of one item: twice a node's own links; it may have hundreds of callers beside them
+BESIDE_BYTES = 8 << 10  # of an item that does not wait for its lot
 SEEN_ITEMS = 1 << 17  # at 32 items a second, the hour after which items are stale anyway
 FIRST_IDS = 64  # announced at once to a peer that comes up: about 3 kB, whatever it turns out to want
 CATCH_UP_S = 2.0  # seconds between its further batches of `MAX_IDS`, some 12 kB/s; what it pulls leaves the next ones
@@ -242,8 +243,9 @@ class Gossip:
                 return self._up(node, now)
             case PeerDown(node):
                 self._down(node)
-            case Subscribe(topics, demand):
-                return self._tell_interest(self._peers, now) if self._appetite.subscribe(topics, demand, now) else []
+            case Subscribe(topics, demand, beside):
+                is_news = self._appetite.subscribe(topics, demand, now, beside)
+                return self._tell_interest(self._peers, now) if is_news else []
             case Fetched(item_id, frame):
                 return self._fetched(item_id, frame, now)
             case Bring(item_id):
@@ -601,6 +603,8 @@ class Gossip:
                 is_pushed = entry.signer != holder and entry.size <= PUSH_BYTES and entry.signer in self._neighbours
                 delay = self._timing.pull_delay if is_pushed and not wants.announce_only else 0.0
                 self._wants.have(node, entry, now.steady, delay)
+                if entry.topic in self._appetite.beside and entry.size <= BESIDE_BYTES:
+                    self._wants.have_beside(entry.id)
         # If there is more than we take, the next tick draws from all that was announced, and not from what the quickest
         # holder has. Each holder gets one message.
         if self._appetite.has_room(now) and not wants.announce_only:
@@ -609,7 +613,10 @@ class Gossip:
 
     def _ask(self, now: Instant) -> list[GossipAction]:
         self._appetite.refund(self._wants.take_failed())
-        return self._sent(self._wants.due(now.steady, self._appetite.level(now)))
+        beside = self._wants.due_beside(now.steady, self._appetite.level_beside(now)) if self._appetite.beside else []
+        self._appetite.spend_beside(sum(len(want.parts) for _, want in beside))
+        asked: list[GossipAction] = [Send(node, want) for node, want in beside]
+        return asked + self._sent(self._wants.due(now.steady, self._appetite.level(now)))
 
     def _ask_all(self, now: Instant) -> list[GossipAction]:
         return [*self._ask(now), *self._sent(self._wants.fill_all(now.steady))]

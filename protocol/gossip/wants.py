@@ -15,7 +15,8 @@ Rules
     then among the signer's items: nobody is starved by whoever publishes most or by a link that brings the items of
     many keys, as keys are free and links are not, and two nodes that cannot take everything take different things. It
     is drawn from all that waits once in `announce_interval`, and between from what is new: announcements are free.
- 6. Where the demand has a bound, what it did not reach in `UNASKED_S` is forgotten: fresher items replace it.
+ 6. Of the items that the node wants beside the others the newest are asked for in the same way, apart from these.
+ 7. Where the demand has a bound, what it did not reach in `UNASKED_S` is forgotten: fresher items replace it.
 """
 
 import random
@@ -46,6 +47,7 @@ MAX_PAUSE = 5  # doublings of the pause after a silence
 UNASKED_S = 60.0  # a round of most nodes
 MAX_LOOKS = 256  # wants looked at each time: bounds the work where all holders are busy
 LOOKS_EACH = 4  # for each item that may be asked for, some of whose holders are busy
+MAX_BESIDE = 256  # of those that are wanted beside the others; the rest may come by lot
 SLACK = 2  # times its even share is looked at of each holder, as some offer less, or the same
 
 _BySigner = dict[bytes, dict[ItemId, None]]
@@ -122,6 +124,7 @@ class Wants:
         self._delayed: dict[ItemId, float] = {}  # all by the same delay: the first is due first
         self._fresh: dict[ItemId, None] = {}  # that wait, or have one holder more, since the last look
         self._next_look = float("-inf")  # at all that waits
+        self._beside: dict[ItemId, None] = {}
         self._holders: dict[NodeId, _Holder] = {}
         self._cancels: defaultdict[NodeId, dict[ItemId, list[int]]] = defaultdict(dict)
         self._failed = 0  # items that were asked for and did not come, since the last check
@@ -340,6 +343,13 @@ class Wants:
             self._failed += WHOLE in row.asked
             self._release(self._wants[item_id], node, late=True)
 
+    def have_beside(self, item_id: ItemId) -> None:
+        """A wanted item is one of those that the node wants beside the others."""
+        if item_id in self._wants:
+            self._beside[item_id] = None
+            if len(self._beside) > MAX_BESIDE:
+                del self._beside[next(iter(self._beside))]
+
     def lost(self, node: NodeId) -> None:
         """A peer is gone, and with it what it was asked for."""
         holder = self._holders.get(node)
@@ -399,6 +409,15 @@ class Wants:
         else:
             waiting = self._by_holder(self._fresh)
         self._fresh.clear()
+        return self._ask_some(waiting, now, allowance) + self.take_cancels()
+
+    def due_beside(self, now: float, allowance: float) -> Asks:
+        """Return whom to ask for what now of the items that are wanted beside the others, `allowance` at most."""
+        ids = [one for one in self._beside if self._wants[one].asked_of is None and one not in self._delayed]
+        return self._ask_some(self._by_holder(ids), now, allowance) if ids else []
+
+    def _ask_some(self, waiting: Sequence[_BySigner], now: float, allowance: float) -> Asks:
+        """Ask for some of what holders offer, by lot."""
         asks: defaultdict[NodeId, dict[ItemId, list[int]]] = defaultdict(dict)
         for item_id in self._draw(waiting, allowance) if allowance >= 1 else ():
             want = self._wants[item_id]
@@ -409,8 +428,7 @@ class Wants:
                 allowance -= 1
                 if allowance < 1:
                     break
-        messages = [message for node, items in asks.items() for message in _messages(Want, node, items)]
-        return messages + self.take_cancels()
+        return [message for node, items in asks.items() for message in _messages(Want, node, items)]
 
     def fill_all(self, now: float) -> Asks:
         """Ask all holders for as many chunks as they have room for."""
@@ -585,6 +603,7 @@ class Wants:
         self._partials.pop(item_id)
         self._unwait(want)
         self._delayed.pop(item_id, None)
+        self._beside.pop(item_id, None)
         del self._wants[item_id]
 
 

@@ -182,15 +182,21 @@ class Simulation:
         node.transport.resume()
         self._schedule(node, self.network.now)
 
-    def publish(self, name: int, body: bytes) -> ItemId:
+    def publish(self, name: int, body: bytes, topic: bytes = NO_TOPIC) -> ItemId:
         """Let a node publish."""
         node = self.nodes[name]
-        self._feed(node, Offer(NO_TOPIC + body))
-        return item_id(node.identity.public_key, digest(NO_TOPIC + body))
+        self._feed(node, Offer(topic + body))
+        return item_id(node.identity.public_key, digest(topic + body))
 
-    def subscribe(self, name: int, demand: float) -> None:
-        """Let a node want `demand` items a second."""
-        self._feed(self.nodes[name], Subscribe(None, demand))
+    def subscribe(
+        self,
+        name: int,
+        demand: float,
+        topics: frozenset[bytes] | None = None,
+        beside: frozenset[bytes] = frozenset(),
+    ) -> None:
+        """Let a node want `demand` items a second, of these topics only if they are given."""
+        self._feed(self.nodes[name], Subscribe(topics, demand, beside))
 
     def report(self, name: int, item: ItemId, verdict: Verdict, reason: str) -> None:
         """Let a node judge an item."""

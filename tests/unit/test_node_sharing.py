@@ -95,7 +95,8 @@ class _Host:
         self.inbox: list[Received] = []
         self.revoked: set[str] = set()
 
-    def subscribe(self, topics, demand) -> None:
+    def subscribe(self, topics, demand, beside) -> None:
+        assert beside <= topics
         self.subscribed.append((topics, demand))
 
     def publish(self, body, topic) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import random
+from collections import Counter
 from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +48,7 @@ from protocol.gossip.exchange import (
 )
 from protocol.gossip.ledger import MAX_PEER_ROWS, place_of
 from protocol.gossip.store import MAX_HELD, Store
-from protocol.gossip.subscriptions import MIN_BURST
+from protocol.gossip.subscriptions import BESIDE, BESIDE_BURST, MIN_BURST
 from protocol.gossip.wants import MAX_WANTS
 from protocol.identity import Identity, NodeId, id_of_bytes
 from protocol.shelf import DiskShelf
@@ -782,6 +783,29 @@ def test_a_node_asks_for_what_it_demands_and_no_more_and_what_failed_does_not_co
     for number in range(100):
         assert asked(core.handle(have(A, entry(number)), at(0))) == {A: [name(number)]}
         core.handle(Heard(A, DontHave((name(number),))), at(0))
+
+
+def test_small_items_of_a_topic_beside_the_others_do_not_wait_for_their_lot_and_have_a_bound() -> None:
+    core = machine(A)
+    core.handle(Subscribe(None, 2.0, frozenset([TOPIC])), at(0))
+    came, topics, now = Counter[bytes](), dict[ItemId, bytes](), 0.0
+    for number in range(0, 6000, 10):
+        offered = [entry(number + more, topic=OTHER) for more in range(9)]
+        offered.append(entry(number + 9, 100 if number % 20 else 9000, topic=TOPIC))
+        topics |= {one.id: one.topic if one.size < 9000 else b"large" for one in offered}
+        actions = core.handle(have(A, *offered), at(now))
+        now += 0.5
+        actions += core.handle(Tick(), at(now))
+        while ids := [part.id for _, message in said(Want, actions) for part in message.parts]:
+            came.update(topics[one] for one in ids)
+            actions = [
+                more for one in ids for more in core.handle(Got(A, Item(one, FAR, UNIX, NO_TOPIC, b"")), at(now))
+            ]
+    by_lot = (2.0 * now + MIN_BURST) / len(topics)  # the part of everything that comes by it
+    assert came[OTHER] == pytest.approx(5400 * by_lot, rel=0.2)
+    assert came[b"large"] < 300 * 2 * by_lot
+    assert came[TOPIC] == pytest.approx(300 * by_lot + 2.0 * BESIDE * now + BESIDE_BURST, rel=0.25)
+    assert sum(came.values()) <= (1 + BESIDE) * 2.0 * now + MIN_BURST + BESIDE_BURST
 
 
 def test_pushes_count_against_the_demand_and_are_declined_above_it() -> None:
