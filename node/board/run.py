@@ -15,10 +15,10 @@ from node.errors import UserError
 from node.relay import Take
 from node.rollouts.group import GroupError, decode
 from node.rollouts.screening import BLAMELESS
-from node.swarm.founding import make_invite
 from node.swarm.peering import Network
 from node.swarm.reports import REPORTS_TOPIC, Desk, ReportError
 from node.telemetry.dashboard.server import serve_app
+from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import Policy, SwarmManifest
 from protocol.credentials.records import Address
 from protocol.errors import NetworkFailed
@@ -62,7 +62,7 @@ def open_board(
     try:
         with History(path, HERE * (network.manifest.limits.reports_s or NO_REPORTS_S)) as history:
             history.name_seeds(trusted)
-            swarm = Swarm.of(network.manifest, _invite(network.manifest, folder))
+            swarm = Swarm.of(network.manifest, _invite(network.manifest, network.address))
             board = Board(network.host, network.manifest, swarm, history, seeds)
             app = make_site(board.look, history.curve, lambda: _is_well(network.host))
             with serve_app(app, *place, "choose another --port, or another --host") as (_, link):
@@ -142,14 +142,14 @@ class Board:
         return frozenset({self._manifest.founder, *named, *self._history.seeds()})
 
 
-def _invite(manifest: SwarmManifest, folder: Path) -> str:
-    """Return the line by which anyone may join; "" where that takes more, or nobody could be dialled."""
-    if manifest.policy is not Policy.OPEN:
+def _invite(manifest: SwarmManifest, address: Address | None) -> str:
+    """Return the line by which anyone may join, at the board itself: others did not ask to be named on a page.
+
+    "" where joining takes more, or another machine cannot dial it.
+    """
+    if manifest.policy is not Policy.OPEN or address is None or address.endpoint.is_loopback:
         return ""
-    try:
-        return str(make_invite(folder, []))
-    except (UserError, OSError):
-        return ""
+    return str(Invite(manifest.name, manifest.hash, (address,)))
 
 
 def _is_well(host: Host) -> bool:
