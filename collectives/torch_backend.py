@@ -42,8 +42,9 @@ from torch.futures import Future
 from collectives.agreement.views import NOWHERE, OpId
 from collectives.communicator import Communicator
 from collectives.errors import Aborted, BadArgument, CollectiveError, DeadlineExceeded
-from collectives.mesh.socket_port import MAX_SALT, SocketPort
-from collectives.reduce import direct, gather
+from collectives.mesh.shared_memory import OFFER_BYTES, Lease, Offer
+from collectives.mesh.socket_port import MAX_SALT, SALT_SHIFT, SocketPort
+from collectives.reduce import direct, gather, shared
 from collectives.reduce.kernels import Scratch, combine, describe, finish, start, work_dtype
 from collectives.reduce.tensors import memory
 from collectives.types import WAN, Codec, Op, Protection
@@ -53,6 +54,9 @@ NAME = "gossamer"
 DEFAULT_TIMEOUT_S = 1800.0  # torch's own
 FIRST_TAG = 2**63  # above all of a communicator's tags
 MEETING = OpId(NOWHERE, 0, 0, 0)  # the turn of a world that never changes
+LEAST_SHARED_BYTES = 16 << 10  # of a tensor; below, a message is as fast
+SHARING_TRIES = 16  # operations that ask whether all ranks can share memory
+OFFER_SLOT = (1 << SALT_SHIFT) - 1
 LOOK_S = 0.001  # between looks for a message from any source
 
 _TorchGroup: Any = dist.ProcessGroup  # whose stubs have every signature that torch ever had
@@ -106,6 +110,10 @@ class Group(_TorchGroup):
         self._thread: threading.Thread | None = None
         self._coalesced: list[Work] | None = None
         self._scratch = Scratch()
+        self._lease: Lease | None = None
+        self._room: shared.Room | None = None
+        self._tries = 0
+        self._is_shut = False
         # What calls off all that follows: whoever finds the group broken ends this one.
         self._all = comm.data_plane.open(self._op("all"), self._ids, math.inf, self._called_off)
 
@@ -386,6 +394,7 @@ class Group(_TorchGroup):
         finally:
             with self._lock:
                 self._under_way -= 1
+            self._release()
             over.end(error)
 
     def _op(self, channel: str, n: int = 0) -> OpId:
@@ -400,7 +409,7 @@ class Group(_TorchGroup):
         with self._lock:
             n = self._counts[channel]
             self._counts[channel] += 1
-        salt = int.from_bytes(hashlib.sha256(repr(arguments).encode()).digest()[:4], "big") % (MAX_SALT + 1)
+        salt = _hash(arguments) % (MAX_SALT + 1)
         deadline = time.monotonic() + getattr(self, "_time_left", self._timeout)
         members = with_whom | {self.comm.node_id}
         port = self.comm.data_plane.open(self._op(channel, n), members, deadline, self._called_off, salt)
@@ -458,6 +467,8 @@ class Group(_TorchGroup):
 
     def shutdown(self) -> None:
         """End the group's thread; torch calls it in `destroy_process_group`."""
+        self._is_shut = True
+        self._release()
         self._waiting.put(None)
         self.comm.data_plane.close_port(self._all)
         if _worlds.get(self._name) is self.comm:
@@ -466,6 +477,14 @@ class Group(_TorchGroup):
 
     abort = shutdown
 
+    def _release(self) -> None:
+        """Give the shared memory back once nothing here reads it any more."""
+        with self._lock:
+            if self._is_shut and self._under_way == 0:
+                lease, self._lease, self._room = self._lease, None, None
+                if lease is not None:
+                    lease.end()
+
     # --- what they are made of -----------------------------------------------------------------
 
     def _all_reduce(self, tensor: torch.Tensor, op: Op, factor: float) -> None:
@@ -473,10 +492,44 @@ class Group(_TorchGroup):
         values, op = _as_numbers(flat, op)
         if factor != 1.0:
             values.mul_(factor)
-        with self._port("allreduce", op.value, str(values.dtype), values.numel()) as port:
+        arguments = "allreduce", op.value, str(values.dtype), values.numel()
+        with self._port(*arguments) as port:
             job = describe(self.members, values.dtype, op, dict.fromkeys(self.members, 1.0), Codec.NONE)
-            direct.all_reduce(port, job, values, self._scratch, into=values)
+            large = values.nbytes >= LEAST_SHARED_BYTES
+            room = self._room_of(port) if large and shared.fits(job, values.numel()) else None
+            if room is None:
+                direct.all_reduce(port, job, values, self._scratch, into=values)
+            else:
+                room.all_reduce(port, job, values, _hash(arguments)).copy_to(values)
         _land(flat, tensor)
+
+    def _room_of(self, port: SocketPort) -> shared.Room | None:
+        """Return the memory that the ranks share. The first calls ask all of them whether they can."""
+        if self._room is not None or self._tries >= SHARING_TRIES or self.size() == 1:
+            return self._room
+        self._tries += 1
+        if self._lease is not None:
+            self._lease.end()
+        plane = self.comm.data_plane
+        self._lease = plane.lease_memory(self._ids)
+        own = b"" if self._lease is None else self._lease.offer.encode()
+        buffers = {member: bytearray(1 + OFFER_BYTES) for member in self.members if member != self.comm.node_id}
+        tickets = [port.expect(member, OFFER_SLOT, memoryview(into)) for member, into in buffers.items()]
+        for member in buffers:
+            port.send(member, OFFER_SLOT, memoryview(bytes([len(own) > 0]) + own.ljust(OFFER_BYTES, b"\0")))
+        for ticket in tickets:
+            port.wait(ticket)
+        port.flush()
+        if self._lease is None or not all(into[0] for into in buffers.values()):
+            self._tries = SHARING_TRIES  # all ranks know it, and do the same
+            return None
+        offers = {member: Offer.decode(bytes(into[1:])) for member, into in buffers.items()}
+        bays = self._lease.bays({**offers, self.comm.node_id: self._lease.offer})
+        if bays is None:
+            plane.hand_over_memory(self._ids)
+        else:
+            self._room = shared.Room(bays)
+        return self._room
 
     def _broadcast(self, tensor: torch.Tensor, root: NodeId) -> None:
         flat = _flat(tensor)
@@ -636,6 +689,11 @@ class Work(_TorchWork):
         if self._error is not None:
             raise RuntimeError(str(self._error))
         return self._tensors
+
+
+def _hash(arguments: tuple[Any, ...]) -> int:
+    """Return 32 bits that stand for what an operation was asked for."""
+    return int.from_bytes(hashlib.sha256(repr(arguments).encode()).digest()[:4], "big")
 
 
 # --- tensors ---

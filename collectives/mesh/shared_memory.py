@@ -40,7 +40,7 @@ import numpy as np
 
 from protocol.identity import NodeId
 
-BAYS = 4  # operations in flight; others use sockets
+BAYS = 8  # operations in flight, and process groups; others use sockets
 BAY_BYTES = 256 << 20  # addresses only: memory is taken where it is written. Larger results use sockets
 ARENA_BYTES = BAYS * BAY_BYTES
 HEAD_BYTES = 4096  # of a bay: its counters, a cache line each
@@ -96,6 +96,7 @@ class Bay:
 
     def __init__(self, memory: "np.ndarray[Any, Any]") -> None:
         self.given, self.reduced, self.finished = (Counter(memory, line) for line in range(3))
+        self.calls = memory[3 * _LINE :][:8].view(np.uint32)  # what the last two operations were asked for: see `Room`
         self.data = memory[HEAD_BYTES:]
         self.moved = 0.0  # when its member was last seen to write, on the monotonic clock
 

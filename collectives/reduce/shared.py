@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from collectives.errors import Aborted
 from collectives.mesh.port import Port
 from collectives.mesh.shared_memory import BAY_BYTES, HEAD_BYTES, Bay, Counter, saw
 from collectives.reduce.codecs import BLOCK
@@ -54,19 +55,13 @@ def plan(job: Reduction, count: int) -> Plan:
     part = max(LEAST_CHUNK_BYTES // item, min(CHUNK_BYTES // item, -(-longest // PARTS)))
     chunk = -(-part // BLOCK) * BLOCK
     window = min(-(-longest // chunk), max(LEAST_WINDOW, WINDOW_BYTES // (max(1, members - 1) * chunk * item)))
-    results = (members - 1) * window * chunk * item
+    results = max(WINDOW_BYTES, (members - 1) * LEAST_WINDOW * CHUNK_BYTES)  # the same for all: see `Room`
     return Plan(slices, chunk, window, results, results + longest * item)
 
 
 def fits(job: Reduction, count: int) -> bool:
-    """Tell whether a reduction of `count` values can go by shared memory, as far as that depends on what it is."""
-    item = job.dtype.itemsize
-    return (
-        job.coder is None
-        and len(job.order) > 1
-        and count * item >= LEAST_BYTES
-        and plan(job, count).size <= BAY_BYTES - HEAD_BYTES
-    )
+    """Tell whether a bay has room for the reduction of `count` values, and whether it needs no codec."""
+    return job.coder is None and len(job.order) > 1 and plan(job, count).size <= BAY_BYTES - HEAD_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +93,50 @@ def all_reduce(port: Port, job: Reduction, values: torch.Tensor, bays: Mapping[N
     return _Exchange(port, job, values, bays).run()
 
 
+class Room:
+    """Bays that the members of a group have for one reduction after the other, without an agreement.
+
+    Counters go on from where the reduction before left them. A member writes no result before all have given values,
+    and a member gives values when it has copied the results before: so nobody loses what it still reads. A hash of the
+    arguments lies beside the counters, for this reduction and the one before: no member is further ahead of another.
+    """
+
+    def __init__(self, bays: Mapping[NodeId, Bay]) -> None:
+        """Take everybody's bays, which nothing else uses."""
+        self._bays = bays
+        self._bases: dict[tuple[NodeId, str], int] = {}
+        self._number = 0
+
+    def all_reduce(self, port: Port, job: Reduction, values: torch.Tensor, asked: int) -> Pieces:
+        """Do as `all_reduce`; weights are not 0. `asked` is a hash of 32 bits of what the caller asked for.
+
+        Copy the result before the next call. After an error there is no next one.
+
+        Raises:
+            Aborted, DeadlineExceeded: as `all_reduce`; Aborted if a member asked for something else.
+        """
+        self._number += 1
+        self._bays[port.own].calls[self._number % 2] = asked
+        exchange = _Exchange(port, job, values, self._bays, self._bases, (self._number % 2, asked))
+        pieces = exchange.run()
+        self._bases = exchange.reached()
+        return pieces
+
+
 class _Exchange:
-    def __init__(self, port: Port, job: Reduction, values: torch.Tensor, bays: Mapping[NodeId, Bay]) -> None:
+    def __init__(
+        self,
+        port: Port,
+        job: Reduction,
+        values: torch.Tensor,
+        bays: Mapping[NodeId, Bay],
+        bases: Mapping[tuple[NodeId, str], int] | None = None,
+        asked: tuple[int, int] | None = None,
+    ) -> None:
         self._port, self._job, self._values, self._bays = port, job, values, bays
+        self._bases, self._asked = bases or {}, asked
         self._plan = plan(job, values.numel())
         self._data = {member: torch.from_numpy(bay.data) for member, bay in bays.items()}
-        self._own = bays[port.own]
         slices = dict(zip(job.order, self._plan.slices, strict=True))
         self._spans = {member: list(chunks(span, self._plan.chunk)) for member, span in slices.items()}
         self._others = [member for member in job.order if member != port.own]
@@ -111,8 +144,7 @@ class _Exchange:
         self._seen: dict[tuple[NodeId, str], int] = {}
 
     def run(self) -> Pieces:
-        own, others = self._spans[self._port.own], [self._spans[member] for member in self._others]
-        gives = max(map(len, others)) if self._job.weights[self._port.own] else 0
+        own, gives = self._spans[self._port.own], self._gives(self._port.own)
         given = reduced = 0
         while given < gives or reduced < len(own):
             ahead = given > reduced and reduced < len(own)
@@ -125,6 +157,21 @@ class _Exchange:
         for member in self._others:
             self._wait(member, "reduced", len(self._spans[member]))
         return self._pieces()
+
+    def reached(self) -> dict[tuple[NodeId, str], int]:
+        """Return where all counters are when all have carried it out."""
+        ends = {(member, "given"): self._gives(member) for member in self._job.order}
+        ends |= {(member, "reduced"): len(self._spans[member]) for member in self._job.order}
+        return {name: self._bases.get(name, 0) + end for name, end in ends.items()}
+
+    def _gives(self, giver: NodeId) -> int:
+        """Return how many chunks a member gives to each of the others, at most."""
+        others = [len(spans) for member, spans in self._spans.items() if member != giver]
+        return max(others) if self._job.weights[giver] else 0
+
+    def _count(self, name: str, chunks_done: int) -> None:
+        counter: Counter = getattr(self._bays[self._port.own], name)
+        counter.write(self._bases.get((self._port.own, name), 0) + chunks_done)
 
     def _is_here(self, k: int) -> bool:
         """Tell whether all have given their values of the own chunk k."""
@@ -144,22 +191,24 @@ class _Exchange:
             if k < len(spans):
                 self._wait(member, "reduced", self._before(member, k))
                 self._contribution(self._port.own, member, k).copy_(self._values[slice(*spans[k])])
-        self._own.given.write(k + 1)
+        self._count("given", k + 1)
 
     def _reduce(self, k: int) -> None:
         job, span = self._job, self._spans[self._port.own][k]
+        for member in self._others:  # all, before anything is written: see `Room`
+            if job.weights[member]:
+                self._wait(member, "given", k + 1)
         into = self._result(self._port.own, span)
         work = into if job.work is job.dtype else torch.empty(into.numel(), dtype=job.work)
         add_up(job, lambda member: self._read(member, k), work)
         finish(job.op, work, job.total, into)
-        self._own.reduced.write(k + 1)
+        self._count("reduced", k + 1)
 
     def _read(self, giver: NodeId, k: int) -> torch.Tensor:
         """Return a member's values of the own chunk k."""
         own = self._port.own
         if giver == own:
             return self._values[slice(*self._spans[own][k])]
-        self._wait(giver, "given", k + 1)
         return self._contribution(giver, own, k)
 
     def _contribution(self, giver: NodeId, owner: NodeId, k: int) -> torch.Tensor:
@@ -180,16 +229,20 @@ class _Exchange:
         """Tell whether a counter of another member has reached `least`."""
         if self._seen.get((member, name), 0) < least:
             counter: Counter = getattr(self._bays[member], name)
-            self._seen[member, name] = counter.read()
+            self._seen[member, name] = counter.read() - self._bases.get((member, name), 0)
         return self._seen.get((member, name), 0) >= least
 
     def _wait(self, member: NodeId, name: str, least: int) -> None:
         """Wait until it has."""
+        if least <= 0:
+            return  # the member may not have begun
         while not self._has(member, name, least):
             self._port.check(member)
             counter: Counter = getattr(self._bays[member], name)
-            counter.wait(self._seen[member, name], LOOK_S)
+            counter.wait(self._seen[member, name] + self._bases.get((member, name), 0), LOOK_S)
         saw(self._bays[member])
+        if self._asked is not None and int(self._bays[member].calls[self._asked[0]]) != self._asked[1]:
+            raise Aborted(f"member {member} has called another operation, or with other arguments", member)
 
     def _pieces(self) -> Pieces:
         own, item = self._port.own, self._job.dtype.itemsize

@@ -16,7 +16,9 @@ from torch.testing._internal import distributed
 
 from collectives.agreement.views import OpId
 from collectives.errors import BadArgument
-from collectives.torch_backend import MEETING, BackendError, Group, _read_op
+from collectives.mesh.shared_memory import BAYS, is_possible
+from collectives.reduce import shared
+from collectives.torch_backend import MEETING, BackendError, Group, Options, _read_op
 from tests.groups import group, together
 from tests.torch_ranks import lose, spawn, train
 from tests.waiting import wait_until
@@ -27,7 +29,7 @@ TIMEOUT_S = 20.0
 
 @pytest.fixture(scope="module")
 def comms():
-    with group(SIZE) as members:
+    with group(SIZE, protection=Options().protection) as members:
         yield sorted(members, key=lambda comm: comm.node_id, reverse=True)  # ranks are in no order of ids
 
 
@@ -63,6 +65,24 @@ def test_all_reduce_of_every_size_in_place(ranks, count, dtype):
     assert together(*works) == [True] * SIZE
     assert all(torch.equal(x, given[0]) for x in given)
     assert torch.equal(given[0], expected)
+
+
+@pytest.mark.skipif(not is_possible(), reason="Linux on x86-64")
+def test_ranks_of_one_user_reduce_in_shared_memory_and_give_it_back(comms, ranks, monkeypatch):
+    rooms = []
+    reduce = shared.Room.all_reduce
+    monkeypatch.setattr(shared.Room, "all_reduce", lambda *a: rooms.append(a[0]) or reduce(*a))
+    for _ in range(10):
+        given = [torch.full((100_000,), 1.0 + rank) for rank in range(SIZE)]
+        together(*(lambda r=r, x=x: r.allreduce([x], options()).wait() for r, x in zip(ranks, given, strict=True)))
+        assert all(torch.equal(x, torch.full((100_000,), 6.0)) for x in given)
+    assert len(set(rooms)) == SIZE
+    for one in ranks:
+        one.shutdown()
+    leases = [comm.data_plane.lease_memory(frozenset(comm.members)) for comm in comms for _ in range(BAYS)]
+    assert all(lease.bay is not None for lease in leases), "a group keeps a bay"
+    for lease in leases:
+        lease.end()
 
 
 @pytest.mark.parametrize(

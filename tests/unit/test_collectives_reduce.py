@@ -193,7 +193,7 @@ def test_the_values_given_are_not_written_to():
 
 
 @needs_shared_memory
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     world=st.integers(2, 5),
     count=st.sampled_from((1, 257, 3001, 40_000)),
@@ -207,6 +207,44 @@ def test_shared_memory_gives_the_bits_of_the_direct_exchange(world, count, dtype
     weights = data.draw(st.lists(st.sampled_from((0.0, 0.5, 1.0)), min_size=world, max_size=world).filter(any))
     results = [*run(shared, given, op, weights=weights), *run(direct, given, op, weights=weights)]
     assert_alike(results)
+
+
+@needs_shared_memory
+@pytest.mark.parametrize("world", [2, 4])
+def test_one_reduction_after_the_other_in_the_same_memory(world):
+    """Nobody waits between them, and members are not equally fast: what is overwritten too soon would show."""
+    order = members(world)
+    bays = {member: Arena.make().bays[0] for member in order}
+    sizes = [1, 257, 40_000, 3001, 90_000, 90_000, 256, 12_345] * 4
+
+    def work(port, i):
+        room = shared.Room(bays)
+        sums = []
+        for number, count in enumerate(sizes):
+            values = torch.arange(count, dtype=torch.float64) + i * number
+            job = describe(order, values.dtype, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
+            room.all_reduce(port, job, values, number).copy_to(values)
+            sums.append(values)
+        return sums
+
+    for sums in together(order, work):
+        for number, (count, found) in enumerate(zip(sizes, sums, strict=True)):
+            expected_sum = torch.arange(count, dtype=torch.float64) * world + number * sum(range(world))
+            assert torch.equal(found, expected_sum)
+
+
+@needs_shared_memory
+def test_a_member_that_asks_for_something_else_in_the_same_memory_is_found_out():
+    order = members(2)
+    bays = {member: Arena.make().bays[0] for member in order}
+
+    def work(port, i):
+        job = describe(order, torch.float32, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
+        with pytest.raises(Aborted, match=r"called another operation|it is off"):
+            shared.Room(bays).all_reduce(port, job, torch.ones(3001), asked=i)
+        port.cancel("it is off")
+
+    together(order, work)
 
 
 @needs_shared_memory
